@@ -1,0 +1,49 @@
+# `make help` lists what there is to do.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
+DEMO_FLAGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint format bench
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "advect needs Python 3.11 or newer; run: make PYTHON=python3.11 setup")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch setuptools
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@
+
+setup: $(VENV)/.ready  ## make .venv with everything in it
+
+demo: setup  ## train on real digits, sample, and write a report: minutes on two CPU cores
+	$(BIN)/advect train digits --run-dir $(RUN) $(DEMO_FLAGS)
+	$(BIN)/advect sample $(RUN) --num-samples 100 --cond label=cycle --output-dir $(RUN)/generated
+	$(BIN)/advect report $(RUN)
+	@echo
+	@echo "sample grid: $(RUN)/generated/samples.png"
+	@echo "report:      $(RUN)/report.html"
+
+test: setup  ## the test suite
+	$(BIN)/python -m pytest
+
+test-all: setup  ## the test suite with its slow tests
+	$(BIN)/python -m pytest -m ''
+
+lint: setup  ## style, format, types and import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: setup  ## rewrite the code in the house's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup  ## measure, and print the tables of bench/RESULTS.md
+	$(BIN)/python bench/toy_loop.py
+	$(BIN)/python bench/import_time.py

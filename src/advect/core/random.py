@@ -1,0 +1,173 @@
+"""Counter-based random numbers: each is a pure function of (seed, step, draw, position, element).
+
+A training step draws noise, times and dropout through a :class:`CounterRng`. Nothing is stored between
+steps, so a resumed run continues with the numbers it would have drawn, and a batch that is split over
+processes draws for each of its rows what one process would have drawn (Salmon et al. 2011, "Parallel random
+numbers: as easy as 1, 2, 3"). The hash is the finaliser of SplitMix64 (Steele, Lea & Flood 2014), keyed
+before and inside, in 64-bit integer tensor operations: the same bits on every device.
+
+Components take ``generator``: a CounterRng, a ``torch.Generator``, or None for PyTorch's global state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advect.core.errors import UserError
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_M1, _M2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+def _signed(x: int) -> int:
+    """The int64 with the bits of the unsigned 64-bit x."""
+    x &= _MASK
+    return x - (1 << 64) if x >> 63 else x
+
+
+def mix(*words: int) -> int:
+    """Hash whole numbers to one unsigned 64-bit number, order mattering."""
+    h = 0
+    for word in words:
+        h = (h + word + _GOLDEN) & _MASK
+        h = ((h ^ (h >> 30)) * _M1) & _MASK
+        h = ((h ^ (h >> 27)) * _M2) & _MASK
+        h ^= h >> 31
+    return h
+
+
+Bits = np.ndarray | Tensor
+"""int64: NumPy's on the CPU, where its small operations cost a third of PyTorch's, and PyTorch's elsewhere."""
+
+
+def _arange(start: int, stop: int, device: torch.device | None) -> Bits:
+    if device is None or device.type == "cpu":
+        return np.arange(start, stop, dtype=np.int64)
+    return torch.arange(start, stop, device=device)
+
+
+def _hash(counter: Bits, key: int) -> Bits:
+    """64 random bits for each number of ``counter``, in place; the masks make the shifts logical ones."""
+    counter *= _signed(_GOLDEN)
+    counter += _signed(mix(key, 1))
+    counter ^= (counter >> 30) & ((1 << 34) - 1)
+    counter *= _signed(_M1)
+    counter += _signed(mix(key, 2))
+    counter ^= (counter >> 27) & ((1 << 37) - 1)
+    counter *= _signed(_M2)
+    counter ^= (counter >> 31) & ((1 << 33) - 1)
+    return counter
+
+
+def _real(bits: Bits, dtype: torch.dtype) -> Bits:
+    """The same numbers as float64 where dtype is, else as float32."""
+    double = dtype == torch.float64
+    if isinstance(bits, np.ndarray):
+        return bits.astype(np.float64 if double else np.float32)
+    return bits.to(torch.float64 if double else torch.float32)
+
+
+def _tensor(values: Bits) -> Tensor:
+    return torch.from_numpy(values) if isinstance(values, np.ndarray) else values
+
+
+class CounterRng:
+    """Random numbers for rows ``start .. start + count`` of a global batch of ``total`` rows at one step.
+
+    Draws are numbered in the order in which they are asked for, so a step that asks for the same things in
+    the same order gets the same numbers. The first axis of every draw is the ``count`` rows.
+    """
+
+    def __init__(self, seed: int, step: int, count: int, *, start: int = 0, total: int | None = None) -> None:
+        self.count, self.start, self.total = count, start, start + count if total is None else total
+        if not 0 <= start <= start + count <= self.total:
+            raise UserError(f"rows {start} to {start + count} do not lie in a batch of {self.total}")
+        self._key, self._draw = mix(seed, step), 0
+
+    def _bits(self, first: int, last: int, device: torch.device | None) -> Bits:
+        """Random bits of the elements first .. last of the next draw."""
+        self._draw += 1
+        return _hash(_arange(first, last, device), mix(self._key, self._draw))
+
+    def _width(self, shape: Sequence[int]) -> int:
+        if not shape or shape[0] != self.count:
+            raise UserError(f"a draw of shape {tuple(shape)} does not fit a CounterRng of {self.count} rows")
+        return math.prod(shape[1:])
+
+    def uniform(
+        self, shape: Sequence[int], *, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Uniform numbers in [0, 1): multiples of 2^-53 for float64, else of 2^-24."""
+        width, n = self._width(shape), 53 if dtype == torch.float64 else 24
+        bits = self._bits(self.start * width, (self.start + self.count) * width, device)
+        bits >>= 64 - n
+        bits &= (1 << n) - 1
+        u = _real(bits, dtype)
+        u *= 2.0**-n
+        return _tensor(u).to(dtype).view(*shape)
+
+    def normal(
+        self, shape: Sequence[int], *, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Standard normal numbers (Box & Muller 1958), two from each 64 bits, within 6.8 deviations."""
+        width = self._width(shape)
+        half = (width + 1) // 2
+        bits = self._bits(self.start * half, (self.start + self.count) * half, device)
+        u, angle = _real((bits >> 32) & ((1 << 32) - 1), dtype), _real(bits & ((1 << 32) - 1), dtype)
+        u += 0.5
+        u *= 2.0**-32
+        angle *= 2 * math.pi * 2.0**-32
+        xp = np if isinstance(u, np.ndarray) else torch
+        radius = xp.log(u)
+        radius *= -2.0
+        radius = xp.sqrt(radius).reshape(self.count, half)
+        angle = angle.reshape(self.count, half)
+        z = xp.concatenate([xp.cos(angle) * radius, xp.sin(angle) * radius], 1)
+        return _tensor(z)[:, :width].to(dtype).reshape(*shape)
+
+    def permutation(self, *, device: torch.device | None = None) -> Tensor:
+        """This rows' part (count,) of a random permutation of the ``total`` rows."""
+        return _tensor(self._bits(0, self.total, device).argsort())[self.start : self.start + self.count]
+
+
+Generator = CounterRng | torch.Generator | None
+
+
+def normal(
+    shape: Sequence[int], generator: Generator = None, *, device: torch.device | None = None, dtype: torch.dtype
+) -> Tensor:
+    """Standard normal tensor of ``shape`` from any kind of generator."""
+    if isinstance(generator, CounterRng):
+        return generator.normal(shape, device=device, dtype=dtype)
+    return torch.randn(tuple(shape), generator=generator, device=device, dtype=dtype)
+
+
+def uniform(
+    shape: Sequence[int],
+    generator: Generator = None,
+    *,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Uniform tensor on [0, 1) of ``shape`` from any kind of generator."""
+    if isinstance(generator, CounterRng):
+        return generator.uniform(shape, device=device, dtype=dtype)
+    return torch.rand(tuple(shape), generator=generator, device=device, dtype=dtype)
+
+
+def permutation(
+    n: int, generator: Generator = None, *, device: torch.device | None = None
+) -> tuple[Tensor, int]:
+    """The n rows' places (n,) in a random permutation, and how many places that permutation has.
+
+    The second number is n, but for a CounterRng of a batch that is shared between processes.
+    """
+    if isinstance(generator, CounterRng):
+        return generator.permutation(device=device), generator.total
+    return torch.randperm(n, generator=generator, device=device), n

@@ -1,0 +1,82 @@
+"""The convention, stated once, and the few types that every layer shares.
+
+Time runs from the source (noise) at ``t = 0`` to the data at ``t = 1``. For an affine path::
+
+    x_t = alpha_t x_1 + sigma_t x_0        alpha_0 = 0, sigma_0 = 1, alpha_1 = 1, sigma_1 = 0
+    u_t = alpha_t' x_1 + sigma_t' x_0      the conditional velocity, the regression target
+    dX_t = u_t(X_t) dt                     sampling, from t = 0 to t = 1
+
+Names in code are these symbols: ``x0, x1, t, x_t, u_t, alpha, sigma, d_alpha, d_sigma``. The batch axis
+comes first: ``x (B, *S)``, ``t (B,)``, and a condition is a dict of tensors ``(B, ...)`` or None.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Conditions = dict[str, Tensor]
+
+NULL = -1
+"""The value of a categorical condition that says "not given": networks embed it as a learned null token."""
+
+
+class Network(Protocol):
+    """What objectives and samplers ask of a network: ``net(x_t (B, *S), t (B,), cond) -> (B, *S)``."""
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Data in model units: ``x1 (B, *S)`` and, for each condition, a tensor ``(B, ...)``."""
+
+    x1: Tensor
+    cond: Conditions | None = None
+
+    def __len__(self) -> int:
+        return len(self.x1)
+
+    def to(self, device: torch.device) -> Batch:
+        """Return this batch on ``device``."""
+        if self.x1.device == device:
+            return self
+        cond = None if self.cond is None else {k: v.to(device, non_blocking=True) for k, v in self.cond.items()}
+        return Batch(self.x1.to(device, non_blocking=True), cond)
+
+
+@dataclass(frozen=True)
+class PathPoint:
+    """A point of a conditional path: ``x_t, u_t, x0, x1 (B, *S)`` and ``t (B,)``."""
+
+    x_t: Tensor
+    t: Tensor
+    u_t: Tensor
+    x0: Tensor
+    x1: Tensor
+
+
+@dataclass(frozen=True)
+class Category:
+    """A categorical condition: its values are ``0 .. len(names) - 1``, or ``NULL`` where it is not given.
+
+    ``frequencies`` are the shares of the values in the training data; they sum to one.
+    """
+
+    names: tuple[str, ...]
+    frequencies: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a network and a sampler need to know about the data: shape of one sample, kind and conditions.
+
+    ``kind`` is ``"image"`` for ``(C, H, W)`` and ``"vector"`` for ``(D,)``.
+    """
+
+    shape: tuple[int, ...]
+    kind: str
+    conditions: dict[str, Category]
