@@ -1,0 +1,18 @@
+"""What every training objective is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from advect.core.random import Generator
+from advect.core.types import Batch, Network
+
+
+class Objective(ABC):
+    """A loss a sample, for a network and a batch."""
+
+    @abstractmethod
+    def __call__(self, net: Network, batch: Batch, generator: Generator = None) -> Tensor:
+        """Return the loss (B,) of ``net`` on ``batch``; all its randomness comes from ``generator``."""
