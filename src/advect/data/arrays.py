@@ -1,0 +1,147 @@
+"""One's own arrays: a table (N, D) or images (N, C, H, W), with labels or without."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from advect.core.errors import UserError
+from advect.data.source import ArraySource, Rows, random_split
+from advect.data.transforms import PixelScale, Standardize, Transform
+
+
+class Arrays(ArraySource):
+    """Samples from arrays that the user has: vectors are standardised, images scaled from their range to [-1, 1].
+
+    Args:
+        x: (N, D) vectors or (N, C, H, W) images; NumPy, PyTorch, or whatever ``np.asarray`` takes; real and finite.
+        conditions: for each name, labels (N,), whole numbers >= 0.
+        names: for each condition, the names of its values 0, 1, ...; by default "0" to the largest label.
+        held_out: the share of the rows, drawn at random, that is kept for measuring, in [0, 1).
+        value_range: for images only, the lowest and the highest value a pixel can take; 8-bit images need none.
+        seed: of the split.
+        name: what reports call the data.
+
+    Raises:
+        UserError: x, the labels, their names, the share or the range cannot be used; it says why.
+    """
+
+    def __init__(
+        self,
+        x: Any,
+        *,
+        conditions: Mapping[str, Any] | None = None,
+        names: Mapping[str, Sequence[str]] | None = None,
+        held_out: float = 0.1,
+        value_range: tuple[float, float] | None = None,
+        seed: int = 0,
+        name: str = "arrays",
+    ) -> None:
+        samples, whole_numbers = _samples(x)
+        labels = {key: _labels(key, values, len(samples)) for key, values in (conditions or {}).items()}
+        rows = Rows(samples, labels)
+        train, rest = random_split(len(samples), held_out, seed=seed)
+        super().__init__(
+            name=name,
+            train=rows[train],
+            held_out=rows[rest],
+            transform=_transform(samples, train, value_range, whole_numbers),
+            names=_names(labels, names or {}),
+        )
+
+
+def _samples(x: Any) -> tuple[np.ndarray, bool]:
+    """x as uint8, float32 or float64, and whether it came as whole numbers."""
+    if isinstance(x, Tensor):
+        x = x.detach().cpu()
+        x = (x.float() if x.is_floating_point() and x.itemsize < 4 else x).numpy()
+    try:
+        x = np.asarray(x)
+    except ValueError as error:
+        raise UserError(f"x is not an array ({error}); give (N, D) vectors or (N, C, H, W) images") from error
+    if x.dtype.kind not in "buif":
+        raise UserError(f"x must hold real numbers, got dtype {x.dtype}; convert it, e.g. x.astype('float32')")
+    if x.ndim not in (2, 4):
+        fix = "; for one feature give x.reshape(-1, 1)" if x.ndim == 1 else ""
+        raise UserError(f"x must be (N, D) vectors or (N, C, H, W) images, got shape {x.shape}{fix}")
+    if not x.size:
+        raise UserError(f"x is empty, its shape is {x.shape}; give at least one row and one column")
+    _check_finite(x)
+    if x.dtype == np.uint8:
+        return x, True
+    narrow = x.dtype.kind == "f" and x.dtype.itemsize <= 4
+    return x.astype(np.float32 if narrow else np.float64, copy=False), x.dtype.kind != "f"
+
+
+def _check_finite(x: np.ndarray) -> None:
+    bad = ~np.isfinite(x)
+    if not bad.any():
+        return
+    row, *rest = (int(i) for i in np.unravel_index(bad.argmax(), x.shape))
+    where = f"column {rest[0]}" if len(rest) == 1 else f"channel {rest[0]}, pixel ({rest[1]}, {rest[2]})"
+    raise UserError(
+        f"x holds {int(bad.sum())} NaN or infinite values in {int(bad.any(tuple(range(1, x.ndim))).sum())} of"
+        f" {len(x)} rows, the first ({x[row, *rest]}) in row {row}, {where}; remove those rows or fill them in"
+    )
+
+
+def _labels(key: str, values: Any, count: int) -> np.ndarray:
+    """The labels of one condition, (N,) int64."""
+    labels = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
+    if labels.dtype.kind not in "bui":
+        raise UserError(
+            f"conditions[{key!r}] must hold whole numbers, got dtype {labels.dtype};"
+            " np.unique(labels, return_inverse=True) gives names and numbers"
+        )
+    if labels.shape != (count,):
+        raise UserError(f"conditions[{key!r}] must have shape ({count},), a label a row of x, got {labels.shape}")
+    labels = labels.astype(np.int64)
+    if labels.min() < 0:
+        row = int(labels.argmin())
+        raise UserError(
+            f"conditions[{key!r}] must be >= 0, got {labels[row]} in row {row}; number the values 0, 1, ..."
+        )
+    return labels
+
+
+def _names(labels: Mapping[str, np.ndarray], names: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """The names of each condition's values, as given or "0", "1", ..."""
+    unknown = sorted(set(names) - set(labels))
+    if unknown:
+        raise UserError(f"names has {unknown[0]!r}, which conditions has not; give conditions={{{unknown[0]!r}: ...}}")
+    result = {}
+    for key, values in labels.items():
+        highest = int(values.max())
+        result[key] = tuple(names[key]) if key in names else tuple(str(i) for i in range(highest + 1))
+        if highest >= len(result[key]):
+            raise UserError(
+                f"conditions[{key!r}] has label {highest} but names[{key!r}] only {len(result[key])} names;"
+                f" give at least {highest + 1}"
+            )
+    return result
+
+
+def _transform(
+    x: np.ndarray, train: np.ndarray, value_range: tuple[float, float] | None, whole_numbers: bool
+) -> Transform:
+    if x.ndim == 2:
+        if value_range is not None:
+            raise UserError(
+                f"value_range is for images, but x {x.shape} are vectors, which are standardised; leave it out"
+            )
+        return Standardize.fit(x[train])
+    low, high = x.min(), x.max()
+    if value_range is None:
+        if x.dtype != np.uint8:
+            raise UserError(
+                f"value_range must be given for images of {x.dtype}, e.g. (0, 1) or (0, 255);"
+                f" x lies in [{low}, {high}]"
+            )
+        value_range = (0, 255)
+    scale = PixelScale(*value_range, integer=whole_numbers)
+    if low < scale.low or high > scale.high:
+        raise UserError(f"x lies in [{low}, {high}], outside value_range {value_range}; widen it or clip x")
+    return scale

@@ -1,0 +1,110 @@
+"""The IDX format, in which MNIST and its successors come, and Fashion-MNIST in it."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from advect.core.errors import UserError
+from advect.data.folders import require_folder
+from advect.data.source import ArraySource, Rows
+from advect.data.transforms import PixelScale
+
+_AGAIN = "download it again"
+
+
+def read_idx(path: Path, *, ndim: int) -> np.ndarray:
+    """The unsigned bytes of an IDX file, plain or gzipped (its content decides, not its name), with ``ndim`` axes.
+
+    The format: the bytes 0, 0, 8 (unsigned bytes) and the number of axes; each axis as a big-endian uint32; the data.
+
+    Raises:
+        UserError: the file cannot be read or unpacked, is not such a file, or has too few or too many bytes.
+    """
+    content = _read(path)
+    magic, header = bytes([0, 0, 8, ndim]), 4 + 4 * ndim
+    if content[:4] != magic:
+        raise UserError(
+            f"{path} starts with the bytes {content[:4].hex(' ') or '(none)'}, not with {magic.hex(' ')}, so it is not"
+            f" an IDX file of {ndim}-dimensional unsigned bytes; check that it is the right file or {_AGAIN}"
+        )
+    if len(content) < header:
+        raise UserError(f"{path} is truncated: it has {len(content)} bytes, its header alone {header}; {_AGAIN}")
+    shape = tuple(int(size) for size in np.frombuffer(content, ">u4", ndim, 4))
+    found, expected = len(content) - header, math.prod(shape)
+    if found < expected:
+        raise UserError(f"{path} is truncated: {found} of the {expected} bytes of its shape {shape}; {_AGAIN}")
+    if found > expected:
+        raise UserError(f"{path} has {found - expected} bytes after the {expected} of its shape {shape}; {_AGAIN}")
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check its name and permissions") from error
+    if content[:2] != b"\x1f\x8b":
+        return content
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is a damaged gzip file ({error}); {_AGAIN}") from error
+
+
+class FashionMnist(ArraySource):
+    """70,000 grey pictures of clothes (1, 28, 28), values 0 to 255, condition ``label`` (Xiao, Rasul & Vollgraf 2017).
+
+    Args:
+        data_dir: the folder with the four upstream files, ``train-images-idx3-ubyte`` and so on, plain or with
+            ``.gz``. The train files are for training, the t10k files are held out.
+
+    Raises:
+        UserError: a file is missing, damaged, or not what its name says.
+    """
+
+    NAMES = (
+        "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+    )  # fmt: skip
+
+    def __init__(self, data_dir: str | os.PathLike[str]) -> None:
+        folder = require_folder(data_dir, holding="train-images-idx3-ubyte.gz and its three companions")
+        super().__init__(
+            name="fashion-mnist",
+            train=_labelled(folder, "train", len(self.NAMES)),
+            held_out=_labelled(folder, "t10k", len(self.NAMES)),
+            transform=PixelScale(0, 255, integer=True),
+            names={"label": self.NAMES},
+        )
+
+
+def _labelled(folder: Path, part: str, classes: int) -> Rows:
+    """The images (N, 1, 28, 28) and labels (N,) of one part."""
+    image_file = _find(folder, f"{part}-images-idx3-ubyte")
+    label_file = _find(folder, f"{part}-labels-idx1-ubyte")
+    images, labels = read_idx(image_file, ndim=3), read_idx(label_file, ndim=1)
+    if images.shape[1:] != (28, 28) or not len(images):
+        raise UserError(
+            f"{image_file} has shape {images.shape}, not (N, 28, 28) with N > 0; check that it is the right file"
+        )
+    if len(images) != len(labels):
+        raise UserError(
+            f"{image_file} has {len(images)} images but {label_file} {len(labels)} labels; take both from one download"
+        )
+    if labels.max() >= classes:
+        raise UserError(
+            f"{label_file} has the label {labels.max()}, not 0 to {classes - 1}; check that it is the right file"
+        )
+    return Rows(images[:, None], {"label": labels.astype(np.int64)})
+
+
+def _find(folder: Path, name: str) -> Path:
+    for candidate in (folder / name, folder / f"{name}.gz"):
+        if candidate.is_file():
+            return candidate
+    raise UserError(f"{folder} has neither {name} nor {name}.gz; download it there")

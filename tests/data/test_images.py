@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from advect.core.errors import UserError
+from advect.core.random import CounterRng
+from advect.data import ImageFolder
+from advect.data.images import decode_image, find_images, split_by_name
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+TURNED = 6  # the EXIF orientation of a camera held upright: shown turned a quarter clockwise
+
+
+def picture(path: Path, size=(20, 20), colour=RED, **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path, **options)
+    return path
+
+
+def noise(path: Path, seed: int, size: int = 16) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for i in range(8):
+        noise(tmp_path / f"{i}.png", i)
+    return tmp_path
+
+
+def fetch(split, indices, rng=None) -> torch.Tensor:
+    return split.fetch(np.asarray(indices), rng).x1
+
+
+# --- which files ---
+
+
+def test_files_are_found_below_the_folder_in_sorted_order(tmp_path):
+    for name in ("b/2.PNG", "b/ünï/日本.jpg", "a.jpeg", "c.webp", "d.bmp", "b.png"):
+        picture(tmp_path / name, format={"PNG": "PNG", "jpg": "JPEG"}.get(name.split(".")[-1]))
+    for name in ("notes.txt", ".hidden.png", "._a.jpeg", ".cache/e.png", "png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"not an image")
+    assert find_images(tmp_path) == ["a.jpeg", "b.png", "b/2.PNG", "b/ünï/日本.jpg", "c.webp", "d.bmp"]
+    source = ImageFolder(tmp_path, image_size=8, held_out=0)
+    assert fetch(source.train, range(6)).shape == (6, 3, 8, 8)
+    assert source.spec.shape == (3, 8, 8)
+    assert (source.spec.kind, source.spec.conditions, len(source.held_out)) == ("image", {}, 0)
+
+
+def test_links_to_folders_are_followed_but_not_round_in_circles(tmp_path):
+    picture(tmp_path / "data" / "a.png")
+    picture(tmp_path / "elsewhere" / "b.png")
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "self").symlink_to(tmp_path / "data")
+    assert find_images(tmp_path / "data") == ["a.png", "link/b.png"]
+
+
+def test_the_split_shares_out_the_names_and_new_files_move_no_old_one():
+    names = [f"folder/{i}.png" for i in range(2000)]
+    train, rest = split_by_name(names, 0.2)
+    assert sorted(train + rest) == sorted(names)
+    assert 330 <= len(rest) <= 470  # 400 expected, 18 the deviation
+    more, more_rest = split_by_name([*names, *(f"new/{i}.png" for i in range(500))], 0.2)
+    assert set(train) <= set(more) and set(rest) <= set(more_rest)
+
+
+@pytest.mark.parametrize("share", [1e-9, 0.05, 0.5, 0.999999])
+@pytest.mark.parametrize("count", [2, 3, 10])
+def test_tiny_folders_have_an_image_in_each_split(share, count):
+    train, rest = split_by_name([f"{i}.png" for i in range(count)], share)
+    assert train and rest
+
+
+def test_one_image_is_for_training(tmp_path):
+    picture(tmp_path / "a.png")
+    source = ImageFolder(tmp_path)
+    assert (len(source.train), len(source.held_out)) == (1, 0)
+
+
+def test_a_name_with_taken_apart_accents_falls_into_the_same_split():
+    composed, apart = [f"\u00e9{i}" for i in range(50)], [f"e\u0301{i}" for i in range(50)]
+    assert [n[1:] for n in split_by_name(composed, 0.5)[1]] == [n[2:] for n in split_by_name(apart, 0.5)[1]]
+
+
+def test_the_fingerprint_follows_names_and_sizes_and_not_the_place(folder, tmp_path_factory):
+    before = ImageFolder(folder).fingerprint
+    moved = tmp_path_factory.mktemp("other") / "moved"
+    os.rename(folder, moved)
+    assert ImageFolder(moved, image_size=8).fingerprint == before
+    with (moved / "3.png").open("ab") as file:
+        file.write(b"x")
+    grown = ImageFolder(moved).fingerprint
+    (moved / "3.png").rename(moved / "x.png")
+    assert len({before, grown, ImageFolder(moved).fingerprint}) == 3
+
+
+# --- what becomes of an image ---
+
+
+def test_a_colour_survives_scaling_and_the_crop_takes_the_centre(tmp_path):
+    pixels = np.empty((40, 120, 3), np.uint8)
+    pixels[:, :40], pixels[:, 40:80], pixels[:, 80:] = RED, GREEN, BLUE
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    Image.fromarray(pixels.transpose(1, 0, 2)).save(tmp_path / "tall.png")
+    for name in ("wide.png", "tall.png"):
+        for size in (10, 40, 64):
+            decoded = decode_image(tmp_path / name, size=size, channels=3)
+            assert decoded.shape == (3, size, size)
+            inside = decoded[:, 2:-2, 2:-2]  # the filter mixes the neighbours' colours into the outermost pixels
+            assert (inside == np.array(GREEN, np.uint8)[:, None, None]).all()
+
+
+def test_an_image_of_the_right_size_is_left_as_it_is(tmp_path):
+    path = noise(tmp_path / "a.png", 0, size=16)
+    expected = np.asarray(Image.open(path)).transpose(2, 0, 1)
+    assert (decode_image(path, size=16, channels=3) == expected).all()
+    source = ImageFolder(tmp_path, image_size=16)
+    assert torch.equal(
+        source.transform.inverse(fetch(source.train, [0]))[0], torch.from_numpy(expected.copy()).float()
+    )
+
+
+def test_scaling_down_averages_and_does_not_pick(tmp_path):
+    stripes = np.zeros((64, 64), np.uint8)
+    stripes[:, ::2] = 255
+    Image.fromarray(stripes).save(tmp_path / "a.png")
+    decoded = decode_image(tmp_path / "a.png", size=8, channels=1)[0, 1:-1, 1:-1].astype(int)
+    assert abs(decoded - 127).max() <= 6
+
+
+def test_exif_rotation_is_applied(tmp_path):
+    pixels = np.empty((40, 40, 3), np.uint8)
+    pixels[:20], pixels[20:] = RED, BLUE
+    exif = Image.Exif()
+    exif[0x0112] = TURNED
+    for name, options in (("a.png", {}), ("a.jpg", {"quality": 95})):
+        Image.fromarray(pixels).save(tmp_path / name, exif=exif, **options)
+        left, right = np.split(decode_image(tmp_path / name, size=10, channels=3).astype(int), 2, axis=2)
+        for half, colour in ((left[..., :4], BLUE), (right[..., 1:], RED)):  # what was above is to the right
+            assert abs(half - np.array(colour)[:, None, None]).max() < 12
+
+
+def test_every_mode_becomes_colour_or_grey(tmp_path):
+    cases = {
+        "grey.png": (Image.new("L", (9, 9), 90), (90, 90, 90)),
+        "opaque.png": (Image.new("RGBA", (9, 9), (*BLUE, 255)), BLUE),
+        "clear.png": (Image.new("RGBA", (9, 9), (0, 0, 0, 0)), (255, 255, 255)),
+        "half.webp": (Image.new("RGBA", (9, 9), (0, 0, 0, 128)), (127, 127, 127)),
+        "grey_alpha.png": (Image.new("LA", (9, 9), (0, 0)), (255, 255, 255)),
+        "palette.png": (Image.new("RGB", (9, 9), GREEN).quantize(4), GREEN),
+        "bits.png": (Image.new("1", (9, 9), 1), (255, 255, 255)),
+        "deep.png": (Image.fromarray(np.full((9, 9), 257 * 100 + 50, np.uint16)), (100, 100, 100)),
+        "print.jpg": (Image.new("CMYK", (9, 9), (0, 0, 0, 0)), (255, 255, 255)),
+    }
+    for name, (image, colour) in cases.items():
+        image.save(tmp_path / name, **({"lossless": True} if name.endswith("webp") else {}))
+        decoded = decode_image(tmp_path / name, size=6, channels=3)
+        assert decoded.shape == (3, 6, 6), name
+        assert abs(decoded[:, 3, 3].astype(int) - colour).max() <= 1, (name, decoded[:, 3, 3])
+        assert decode_image(tmp_path / name, size=6, channels=1).shape == (1, 6, 6)
+    assert abs(int(decode_image(tmp_path / "palette.png", size=6, channels=1)[0, 3, 3]) - 150) <= 1  # green's luma
+
+
+def test_a_large_jpeg_is_decoded_to_what_it_shows(tmp_path):
+    ramp = np.broadcast_to(np.linspace(0, 255, 1024, dtype=np.uint8), (700, 1024))
+    Image.fromarray(np.ascontiguousarray(ramp)).save(tmp_path / "a.jpg", quality=95)
+    row = decode_image(tmp_path / "a.jpg", size=32, channels=1)[0, 16].astype(float)
+    centre = (162 + (np.arange(32) + 0.5) * 700 / 32) * 255 / 1024
+    assert abs(row - centre).max() < 3
+
+
+# --- augmentation ---
+
+
+def test_no_generator_and_no_held_out_image_is_ever_flipped(folder):
+    source = ImageFolder(folder, image_size=16, held_out=0.5)
+    for split in (source.train, source.held_out):
+        plain = [decode_image(folder / name, size=16, channels=3) for name in split.names]
+        assert torch.equal(source.transform.inverse(fetch(split, range(len(split)))), torch.tensor(np.stack(plain)))
+    n = len(source.held_out)
+    for seed in range(5):
+        assert torch.equal(fetch(source.held_out, range(n), CounterRng(seed, 0, n)), fetch(source.held_out, range(n)))
+    still = ImageFolder(folder, image_size=16, flip=False).train
+    assert torch.equal(fetch(still, [0, 1], CounterRng(3, 1, 2)), fetch(still, [0, 1]))
+
+
+def test_half_of_the_images_are_mirrored_and_the_seed_and_step_decide_which(folder):
+    split = ImageFolder(folder, image_size=16).train
+    indices = np.arange(200) % len(split)
+    plain, flipped = fetch(split, indices), fetch(split, indices, CounterRng(0, 5, 200))
+    same = (plain == flipped).flatten(1).all(1)
+    assert 65 <= same.sum() <= 135  # 100 expected, 7 the deviation
+    assert torch.equal(flipped[~same], plain[~same].flip(3))
+    assert torch.equal(flipped, fetch(split, indices, CounterRng(0, 5, 200)))
+    assert not torch.equal(flipped, fetch(split, indices, CounterRng(0, 6, 200)))
+
+
+def test_a_row_depends_on_its_place_in_the_whole_batch_only(folder):
+    split = ImageFolder(folder, image_size=16).train
+    indices = np.arange(60) % len(split)
+    whole = fetch(split, indices, CounterRng(1, 2, 60))
+    parts = [
+        fetch(split, indices[start:stop], CounterRng(1, 2, stop - start, start=start, total=60))
+        for start, stop in ((0, 7), (7, 40), (40, 60))
+    ]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_threads_fetch_what_one_thread_fetches(folder):
+    split = ImageFolder(folder, image_size=16).train
+    batches = [np.roll(np.arange(len(split)), shift) for shift in range(16)]
+    with ThreadPoolExecutor(4) as pool:
+        threaded = list(pool.map(lambda batch: fetch(split, batch), batches))
+    assert all(torch.equal(a, fetch(split, b)) for a, b in zip(threaded, batches, strict=True))
+
+
+# --- bad input ---
+
+
+def test_a_damaged_image_is_named(folder):
+    source = ImageFolder(folder, held_out=0)
+    content = (folder / "3.png").read_bytes()
+    for damaged in (content[: len(content) // 2], b"", b"hello", content[:40] + b"\xff" * 40 + content[80:]):
+        (folder / "3.png").write_bytes(damaged)
+        with pytest.raises(UserError) as error:
+            fetch(source.train, range(8))
+        assert f"{folder / '3.png'} cannot be read as an image (" in str(error.value)
+        assert "\n" not in str(error.value)
+    fetch(source.train, [0, 1, 2, 4])
+
+
+def test_a_jpeg_cut_short_is_an_error_and_not_half_grey(tmp_path):
+    noise(tmp_path / "a.jpg", 0, size=64)
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-500])
+    with pytest.raises(UserError, match="truncated"):
+        fetch(ImageFolder(tmp_path).train, [0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"image_size": 0}, "image_size must be at least 1 pixel, got 0"),
+        ({"channels": 4}, "channels must be 1 (grey) or 3 (colour), got 4"),
+        ({"held_out": 1}, "held_out must be a share in [0, 1), got 1"),
+        ({"held_out": -0.1}, "got -0.1"),
+        ({"data_dir": "nowhere"}, "data_dir 'nowhere' does not exist; name the folder that holds the images"),
+        ({"data_dir": None}, "data_dir is not given"),
+    ],
+)
+def test_bad_arguments(folder, arguments, words):
+    with pytest.raises(UserError) as error:
+        ImageFolder(arguments.pop("data_dir", folder), **arguments)
+    assert words in str(error.value)
+
+
+def test_a_folder_without_images_and_a_file_in_its_place(tmp_path):
+    (tmp_path / "notes.txt").write_text("none")
+    with pytest.raises(UserError, match=r"holds no image; put \.png, \.jpg"):
+        ImageFolder(tmp_path)
+    with pytest.raises(UserError, match="is a file, not a folder"):
+        ImageFolder(tmp_path / "notes.txt")
+
+
+def test_a_link_to_nothing_is_named(folder):
+    (folder / "gone.png").symlink_to(folder / "nothing.png")
+    with pytest.raises(UserError, match=r"gone\.png cannot be read \(No such file"):
+        ImageFolder(folder)

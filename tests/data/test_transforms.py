@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from advect.core.errors import UserError
+from advect.data import Identity, PixelScale, Standardize, transform_from_config
+
+AWKWARD = Standardize([0.1, -1e-300, 1 / 3, 1e17], [1e-8, 2**-52, 0.3, 7.0])
+
+
+@pytest.mark.parametrize("transform", [Identity(), PixelScale(0.1, 0.7), PixelScale(0, 255, integer=True), AWKWARD])
+def test_config_survives_json_to_the_last_bit(transform):
+    config = transform.to_config()
+    text = json.dumps(config)
+    assert json.loads(text) == config
+    assert transform_from_config(json.loads(text)) == transform
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 255), (0, 16), (-5, 250), (0, 65535)])
+def test_every_whole_number_of_the_range_comes_back_exactly(low, high):
+    values = torch.arange(low, high + 1)
+    scale = PixelScale(low, high, integer=True)
+    model = scale.forward(values)
+    assert model.dtype == torch.float32
+    assert (model.min(), model.max()) == (-1, 1)
+    assert torch.equal(scale.inverse(model), values.float())
+
+
+def test_eight_bits_go_the_same_way_as_floats():
+    bits = torch.arange(256, dtype=torch.uint8)
+    scale = PixelScale(0, 255)
+    assert torch.equal(scale.forward(bits), scale.forward(bits.double()))
+    assert bits.tolist() == list(range(256))
+
+
+def test_the_way_back_ends_inside_the_range():
+    model = torch.tensor([-1e9, -1.0001, 0.0, 1.0001, 1e9])
+    assert PixelScale(0, 255, integer=True).inverse(model).tolist() == [0, 0, 128, 255, 255]
+    assert PixelScale(-2, 4).inverse(model).tolist() == [-2, -2, 1, 4, 4]
+
+
+def test_forward_leaves_its_argument_alone():
+    for transform in (Identity(), PixelScale(0, 4), Standardize([1.0], [2.0])):
+        x = torch.tensor([[1.0], [3.0]])
+        transform.forward(x)
+        transform.inverse(x)
+        assert x.tolist() == [[1.0], [3.0]]
+
+
+def test_standardised_columns_have_mean_0_and_deviation_1():
+    x = np.random.default_rng(0).normal([5, -3, 1e6], [0.1, 100, 1], (9000, 3))  # more rows than one block
+    transform = Standardize.fit(x)
+    model = transform.forward(torch.from_numpy(x)).double()
+    assert torch.allclose(model.mean(0), torch.zeros(3, dtype=torch.double), atol=1e-6)
+    assert torch.allclose(model.std(0, unbiased=False), torch.ones(3, dtype=torch.double), atol=1e-6)
+    np.testing.assert_allclose(transform.inverse(model), x, rtol=1e-6, atol=1e-5)
+
+
+def test_a_constant_column_stays_finite_where_the_held_out_rows_differ():
+    transform = Standardize.fit(np.full((10, 1), 0.1))
+    assert transform.forward(torch.tensor([[0.1], [1.1]])).flatten().tolist() == pytest.approx([0, 1])
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: PixelScale(1, 1), "low < high, got [1.0, 1.0]"),
+        (lambda: PixelScale(0, float("inf")), "finite low < high"),
+        (lambda: Standardize([0.0, 1.0], [1.0]), "got 2 and 1 numbers"),
+        (lambda: Standardize([], []), "got 0 and 0 numbers"),
+        (lambda: Standardize([0.0, 1.0], [1.0, 0.0]), "feature 1 has mean 1.0 and std 0.0"),
+        (lambda: Standardize([float("nan")], [1.0]), "feature 0 has mean nan"),
+        (lambda: transform_from_config({"kind": "pixelscale"}), "did you mean 'pixel_scale'?"),
+        (lambda: transform_from_config({}), "unknown transform kind None; choose from identity"),
+        (lambda: transform_from_config({"kind": "pixel_scale", "low": 0}), "high"),
+        (lambda: transform_from_config({"kind": "identity", "low": 0}), "low"),
+    ],
+)
+def test_bad_input(build, words):
+    with pytest.raises(UserError) as error:
+        build()
+    assert words in str(error.value)
