@@ -1,0 +1,164 @@
+"""Checkpoint folders: whole or absent, verified when read, never able to run code.
+
+A checkpoint is written into a hidden folder beside its place, synced to the disk, and renamed. Its
+``manifest.json`` lists the size and SHA-256 of every file, and its own. ``latest`` names the newest one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from advect.core.errors import UserError
+from advect.core.files import sync_file, sync_folder, write_text_whole
+
+FORMAT = 1
+_MANIFEST = "manifest.json"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _seal(manifest: dict) -> str:
+    body = {k: v for k, v in manifest.items() if k != "sha256"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file())
+
+
+def checkpoint_name(step: int) -> str:
+    """``step-00001000`` for step 1000."""
+    return f"step-{step:08d}"
+
+
+def write_checkpoint(folder: Path, step: int, fill: Callable[[Path], None]) -> Path:
+    """Let ``fill`` write files into a new folder and make it the checkpoint of ``step`` in ``folder``.
+
+    An older checkpoint of the same step is replaced; ``latest`` names the new one. Whatever fails or is killed
+    before the end leaves the earlier checkpoints as they were.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+    final = folder / checkpoint_name(step)
+    partial = folder / f".{final.name}.{os.getpid()}.partial"
+    try:
+        partial.mkdir()
+        fill(partial)
+        files = {
+            p.relative_to(partial).as_posix(): {"size": p.stat().st_size, "sha256": _digest(p)} for p in _files(partial)
+        }
+        manifest = {"format": FORMAT, "step": step, "files": files}
+        manifest["sha256"] = _seal(manifest)
+        (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        for path in _files(partial):
+            sync_file(path)
+        for inner in {p.parent for p in _files(partial)}:
+            sync_folder(inner)
+        _replace(partial, final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    write_text_whole(folder / "latest", final.name + "\n")
+    return final
+
+
+def _replace(partial: Path, final: Path) -> None:
+    old = final.with_name(f".{final.name}.{os.getpid()}.old")
+    if final.exists():
+        final.rename(old)
+    partial.rename(final)
+    sync_folder(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed write left behind; put back a checkpoint that was being replaced."""
+    for old in folder.glob(".step-*.old"):
+        final = folder / old.name.split(".")[1]
+        if final.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(final)
+    for partial in folder.glob(".step-*.partial"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in ``folder``, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if (p / _MANIFEST).is_file())
+
+
+def keep_last(folder: Path, count: int) -> None:
+    """Remove all but the newest ``count`` checkpoints; 0 keeps all."""
+    for path in list_checkpoints(folder)[:-count] if count else []:
+        doomed = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        path.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Return the checkpoint folder that ``path`` means: itself, or the newest of a run folder.
+
+    Raises UserError when there is none.
+    """
+    if (path / _MANIFEST).is_file() or path.name.startswith("step-"):
+        if not path.is_dir():
+            raise UserError(f"checkpoint {path} does not exist{_siblings(path)}")
+        return path
+    folder = path / "checkpoints"
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist; give a run folder such as runs/digits, or a checkpoint inside one")
+    found = list_checkpoints(folder)
+    if not found:
+        raise UserError(f"{path} holds no checkpoint; train first: advect train --run-dir {path}")
+    latest = folder / "latest"
+    if latest.is_file():
+        named = folder / latest.read_text(encoding="utf-8", errors="replace").strip()
+        if named in found:
+            return named
+    return found[-1]
+
+
+def _siblings(path: Path) -> str:
+    others = [p.name for p in list_checkpoints(path.parent) if p != path] if path.parent.is_dir() else []
+    return f"; whole checkpoints beside it: {', '.join(others[-3:])}" if others else "; no other is beside it"
+
+
+def verify_checkpoint(path: Path) -> dict:
+    """Compare every file with the manifest and return the manifest.
+
+    Raises UserError when the checkpoint is damaged, incomplete, or of a newer format than this version reads.
+    """
+    try:
+        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        version, sealed, files = int(manifest["format"]), manifest["sha256"], dict(manifest["files"])
+    except FileNotFoundError:
+        raise UserError(f"checkpoint {path} is incomplete: it has no {_MANIFEST}{_siblings(path)}") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"checkpoint {path} is damaged: {_MANIFEST} cannot be read{_siblings(path)}") from None
+    if version > FORMAT:
+        raise UserError(
+            f"checkpoint {path} has format {version}, and this advect reads up to {FORMAT}; "
+            "install the newer advect that wrote it"
+        )
+    if sealed != _seal(manifest):
+        raise UserError(f"checkpoint {path} is damaged: {_MANIFEST} does not match its own sum{_siblings(path)}")
+    for name, facts in files.items():
+        file = path / name
+        if not file.is_file():
+            raise UserError(f"checkpoint {path} is damaged: {name} is missing{_siblings(path)}")
+        if file.stat().st_size != facts["size"]:
+            raise UserError(
+                f"checkpoint {path} is damaged: {name} has {file.stat().st_size} bytes "
+                f"instead of {facts['size']}{_siblings(path)}"
+            )
+        if _digest(file) != facts["sha256"]:
+            raise UserError(f"checkpoint {path} is damaged: the content of {name} has changed{_siblings(path)}")
+    return manifest

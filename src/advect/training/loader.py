@@ -1,0 +1,95 @@
+"""Batches as a pure function of the step."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+
+from advect.core.errors import UserError
+from advect.core.random import CounterRng, mix
+from advect.core.types import Batch
+
+
+class Examples(Protocol):
+    """What a loader draws from; the splits of ``advect.data`` are such."""
+
+    def __len__(self) -> int: ...
+
+    def fetch(self, indices: np.ndarray, rng: CounterRng | None = None) -> Batch: ...
+
+
+class EpochOrder:
+    """An endless order of ``n`` examples: each epoch a new permutation, a pure function of (seed, epoch)."""
+
+    def __init__(self, n: int, seed: int) -> None:
+        self.n = n
+        self._permutation = lru_cache(maxsize=2)(
+            lambda epoch: np.random.Generator(np.random.Philox(key=mix(seed, epoch))).permutation(n)
+        )
+
+    def indices(self, first: int, count: int) -> np.ndarray:
+        """The examples (count,) at places first, first + 1, ... of the order; a batch may span epochs."""
+        epoch, place = divmod(first, self.n)
+        if place + count <= self.n:
+            return self._permutation(epoch)[place : place + count]
+        parts = []
+        while count:
+            epoch, place = divmod(first, self.n)
+            parts.append(self._permutation(epoch)[place : place + count])
+            first, count = first + len(parts[-1]), count - len(parts[-1])
+        return np.concatenate(parts)
+
+
+class Loader:
+    """Batches of ``batch_size`` consecutive places of the epoch order; step 0 begins at place 0.
+
+    With ``workers`` > 0 that many threads prepare the following steps' batches ahead; what they prepare does not
+    depend on their number.
+    """
+
+    def __init__(self, examples: Examples, batch_size: int, *, seed: int = 0, workers: int = 0) -> None:
+        if len(examples) == 0:
+            raise UserError("the training split has no example; see that the data folder is the right one")
+        if batch_size < 1:
+            raise UserError(f"batch_size must be at least 1, got {batch_size}; 128 is usual for images")
+        if workers < 0:
+            raise UserError(f"num_workers must be >= 0, got {workers}; 0 loads in the training thread")
+        self.examples, self.batch_size = examples, batch_size
+        self._order = EpochOrder(len(examples), mix(seed, 1))
+        self._seed = mix(seed, 2)
+        self._workers = workers
+        self._origin = (0, 0)
+        self._pool: ThreadPoolExecutor | None = None
+        self._ahead: dict[int, Future[Batch]] = {}
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def start_at(self, step: int, seen: int) -> None:
+        """Let ``step`` begin at place ``seen`` of the order, as a run does that continues after so many samples."""
+        self._origin = (step, seen)
+
+    def _make(self, step: int) -> Batch:
+        first_step, first = self._origin
+        indices = self._order.indices(first + (step - first_step) * self.batch_size, self.batch_size)
+        return self.examples.fetch(indices, CounterRng(self._seed, step, len(indices)))
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of ``step``."""
+        if self._workers == 0:
+            return self._make(step)
+        pool = self._pool = self._pool or ThreadPoolExecutor(self._workers, thread_name_prefix="advect-loader")
+        for s in range(step, step + 2 * self._workers + 1):
+            if s not in self._ahead:
+                self._ahead[s] = pool.submit(self._make, s)
+        return self._ahead.pop(step).result()
+
+    def close(self) -> None:
+        """Stop the threads."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+        self._ahead.clear()

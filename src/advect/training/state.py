@@ -1,0 +1,130 @@
+"""Everything that a training run changes, and its way to the disk and back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from advect.core.errors import UserError
+from advect.training.adamw import AdamW
+from advect.training.ema import Ema
+
+MODEL, EMA, OPTIMIZER, PROGRESS = "model.safetensors", "ema.safetensors", "state/optimizer.safetensors", "state/run.json"
+
+
+@dataclass
+class Mean:
+    """A running mean of numbers; sums in float64, so that its parts can be stored and continued exactly."""
+
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, value: float) -> None:
+        self.total += value
+        self.count += 1
+
+    def take(self) -> float:
+        """Return the mean and start anew."""
+        mean = self.total / max(1, self.count)
+        self.total, self.count = 0.0, 0
+        return mean
+
+
+@dataclass
+class Progress:
+    """How far a run is: finished steps, samples seen, seconds of training, and means that span checkpoints."""
+
+    step: int = 0
+    seen: int = 0
+    seconds: float = 0.0
+    loss: Mean = field(default_factory=Mean)
+    grad_norm: Mean = field(default_factory=Mean)
+    epoch_loss: Mean = field(default_factory=Mean)
+
+    @staticmethod
+    def from_dict(values: dict) -> Progress:
+        means = {name: Mean(**values[name]) for name in ("loss", "grad_norm", "epoch_loss")}
+        return Progress(values["step"], values["seen"], values["seconds"], **means)
+
+
+class TrainState:
+    """Network, optimiser, average and progress; ``card`` is the text that says how to rebuild the network.
+
+    ``card`` travels in the header of both weight files, so that each of them alone can be sampled from.
+    """
+
+    def __init__(self, net: nn.Module, optimizer: AdamW, ema: Ema | None, card: str = "{}") -> None:
+        self.net, self.optimizer, self.ema, self.card = net, optimizer, ema, card
+        self.progress = Progress()
+
+    def save(self, folder: Path) -> None:
+        """Write the files of a checkpoint into ``folder``."""
+        (folder / "state").mkdir()
+        weights = self.net.state_dict()
+        note = {"advect": self.card}
+        save_file(_plain(weights), folder / MODEL, metadata=note)
+        if self.ema is not None:
+            save_file(_plain({**weights, **self.ema.shadow}), folder / EMA, metadata=note)
+        moments = {f"exp_avg.{k}": v for k, v in self.optimizer.exp_avg.items()}
+        moments |= {f"exp_avg_sq.{k}": v for k, v in self.optimizer.exp_avg_sq.items()}
+        save_file(_plain(moments), folder / OPTIMIZER)
+        progress = {**asdict(self.progress), "ema_updates": self.ema.updates if self.ema else 0}
+        (folder / PROGRESS).write_text(json.dumps(progress) + "\n", encoding="utf-8")
+
+    def load(self, folder: Path) -> None:
+        """Continue from a verified checkpoint; UserError says what differs where it is of another network."""
+        weights = load_weights(folder / MODEL)
+        check_same_shapes(weights, self.net.state_dict(), folder)
+        self.net.load_state_dict(weights)
+        moments = load_weights(folder / OPTIMIZER)
+        values = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+        updates = values.pop("ema_updates")
+        self.progress = Progress.from_dict(values)
+        self.optimizer.load(
+            {k: moments[f"exp_avg.{k}"] for k in self.optimizer.exp_avg},
+            {k: moments[f"exp_avg_sq.{k}"] for k in self.optimizer.exp_avg_sq},
+            self.progress.step,
+        )
+        if self.ema is not None:
+            if not (folder / EMA).is_file():
+                raise UserError(f"checkpoint {folder} was written without an EMA; resume it with --no-use-ema")
+            self.ema.load(load_weights(folder / EMA), updates)
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file; UserError when it is none."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error}); take another checkpoint") from error
+
+
+def check_same_shapes(found: dict[str, Tensor], wanted: dict[str, Tensor], source: Path) -> None:
+    """Raise a UserError that names the first differences between a file's tensors and a network's."""
+    differs = [
+        f"{name} is {tuple(found[name].shape)} there and {tuple(wanted[name].shape)} here"
+        for name in wanted
+        if name in found and found[name].shape != wanted[name].shape
+    ]
+    differs += [f"{name} is only here" for name in wanted if name not in found]
+    differs += [f"{name} is only there" for name in found if name not in wanted]
+    if differs:
+        more = f" and {len(differs) - 3} more" if len(differs) > 3 else ""
+        raise UserError(
+            f"{source} belongs to another network: {'; '.join(differs[:3])}{more}; "
+            "use the flags that the run was started with (its config.yaml)"
+        )
+
+
+def named_params(net: nn.Module) -> dict[str, Tensor]:
+    """The trainable parameters by name."""
+    return {name: p for name, p in net.named_parameters() if p.requires_grad}

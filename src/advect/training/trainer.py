@@ -1,0 +1,209 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from advect.core.errors import UserError
+from advect.core.random import CounterRng, mix
+from advect.core.types import Batch, Network
+from advect.training.adamw import clip_gradients
+from advect.training.loader import Loader
+from advect.training.schedule import LearningRate
+from advect.training.signals import StopSignals
+from advect.training.state import TrainState
+
+Objective = Callable[[Network, Batch, CounterRng], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """When a run ends: after ``steps``; earlier after ``max_steps`` finished steps or ``max_minutes`` of this start.
+
+    The two maxima do not enter the schedule of the learning rate, so a run that they end and that is resumed
+    equals one that was never stopped.
+    """
+
+    steps: int
+    max_steps: int | None = None
+    max_minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"num_epochs leaves {self.steps} steps to train; raise --num-epochs or lower --batch-size")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise UserError(f"max_steps must be at least 1, got {self.max_steps}; leave it out for no limit")
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise UserError(f"max_minutes must be > 0, got {self.max_minutes}; leave it out for no limit")
+
+    @property
+    def last_step(self) -> int:
+        """The number of finished steps at which the run ends, if its minutes suffice."""
+        return self.steps if self.max_steps is None else min(self.steps, self.max_steps)
+
+
+class Hook:
+    """What happens around the steps: logging, pictures, checkpoints. Every method may be left out."""
+
+    def on_start(self, trainer: Trainer) -> None: ...
+    def on_log(self, trainer: Trainer, row: dict) -> None: ...
+    def on_epoch(self, trainer: Trainer, loss: float) -> None: ...
+    def on_step(self, trainer: Trainer) -> None: ...
+    def on_end(self, trainer: Trainer, reason: str) -> None: ...
+    def close(self) -> None: ...
+
+
+class Trainer:
+    """Trains ``state.net`` on ``objective`` over the loader's batches, and tells its hooks.
+
+    ``run`` returns why it ended: "finished", "max-steps", "max-minutes" or the name of a signal. Every random
+    number of a step comes from (seed, step), so the state alone, at any step, determines what follows.
+    """
+
+    def __init__(
+        self,
+        state: TrainState,
+        objective: Objective,
+        loader: Loader,
+        *,
+        rate: LearningRate,
+        limits: Limits,
+        grad_clip: float = 1.0,
+        autocast: torch.dtype | None = None,
+        compile_model: bool = False,
+        seed: int = 0,
+        log_every: int = 50,
+        device: torch.device | None = None,
+        hooks: Sequence[Hook] = (),
+    ) -> None:
+        if log_every < 1:
+            raise UserError(f"log_every must be at least 1 step, got {log_every}")
+        if not grad_clip >= 0:
+            raise UserError(f"grad_clip must be >= 0, got {grad_clip}; 1.0 is usual, 0 turns clipping off")
+        self.state, self.objective, self.loader, self.rate, self.limits = state, objective, loader, rate, limits
+        self.grad_clip, self.autocast, self.seed, self.log_every = grad_clip, autocast, seed, log_every
+        self.device = device or torch.device("cpu")
+        self.hooks = hooks
+        self.net = torch.compile(state.net) if compile_model else state.net
+        self._params = [p for p in state.net.parameters() if p.requires_grad]
+        self._draws_globally = any(isinstance(m, nn.Dropout) and m.p > 0 for m in state.net.modules())
+        self._pending: list[tuple[Tensor, Tensor]] = []
+        self._wait = 0.0
+
+    @property
+    def epoch(self) -> int:
+        """The number of finished passes over the data."""
+        return self.state.progress.seen // len(self.loader)
+
+    def run(self) -> str:
+        """Train until a limit or a signal; see the class. Raises UserError when the loss stops being finite."""
+        with StopSignals() as signals, torch.random.fork_rng(enabled=self._draws_globally):
+            try:
+                self._started = self._log_time = time.monotonic()
+                self._seconds_before, self._log_step = self.state.progress.seconds, self.state.progress.step
+                self.loader.start_at(self.state.progress.step, self.state.progress.seen)
+                self.state.net.train()
+                self._tell("on_start")
+                while (reason := self._reason_to_stop(signals)) is None:
+                    self._step()
+                    self._after_step()
+                self.flush()
+                self._tell("on_end", reason)
+                return reason
+            finally:
+                self.loader.close()
+                for hook in self.hooks:
+                    hook.close()
+
+    def _step(self) -> None:
+        progress = self.state.progress
+        began = time.monotonic()
+        batch = self.loader.batch(progress.step).to(self.device)
+        self._wait += time.monotonic() - began
+        if self._draws_globally:
+            torch.manual_seed(mix(self.seed, 3, progress.step))
+        rng = CounterRng(mix(self.seed, 4), progress.step, len(batch))
+        with self._precision():
+            loss = self.objective(self.net, batch, rng).mean()
+        loss.backward()
+        norm = clip_gradients([p.grad for p in self._params if p.grad is not None], self.grad_clip)
+        self.state.optimizer.step(self.rate(progress.step))
+        if self.state.ema is not None:
+            self.state.ema.update()
+        self._pending.append((loss.detach(), norm))
+        progress.step += 1
+        progress.seen += len(batch)
+
+    def _precision(self) -> AbstractContextManager:
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.autocast)
+
+    def _after_step(self) -> None:
+        progress, size = self.state.progress, len(self.loader)
+        if progress.step % self.log_every == 0:
+            self._log()
+        if progress.seen // size > (progress.seen - self.loader.batch_size) // size:
+            self.flush()
+            self._tell("on_epoch", progress.epoch_loss.take())
+        self._tell("on_step")
+
+    def flush(self) -> None:
+        """Read the losses and norms of the last steps, which waits for the device, and see that they are finite."""
+        progress = self.state.progress
+        progress.seconds = self._seconds_before + time.monotonic() - self._started
+        pending, self._pending = self._pending, []
+        if not pending:
+            return
+        losses, norms = (torch.stack(values).tolist() for values in zip(*pending, strict=True))
+        for i, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise UserError(
+                    f"the loss or its gradient is not finite (loss {loss}, gradient norm {norm}) at step "
+                    f"{progress.step - len(losses) + i + 1}; lower --learning-rate, keep --grad-clip at 1, or train "
+                    "with --no-mixed-precision; the last checkpoint is whole"
+                )
+            progress.loss.add(loss)
+            progress.grad_norm.add(norm)
+            progress.epoch_loss.add(loss)
+
+    def _log(self) -> None:
+        self.flush()
+        progress, now = self.state.progress, time.monotonic()
+        steps, elapsed = progress.step - self._log_step, max(now - self._log_time, 1e-9)
+        row = {
+            "step": progress.step,
+            "seen": progress.seen,
+            "epoch": self.epoch,
+            "loss": progress.loss.take(),
+            "grad_norm": progress.grad_norm.take(),
+            "lr": self.rate(progress.step - 1),
+            "samples_per_s": steps * self.loader.batch_size / elapsed,
+            "data_wait": self._wait / elapsed,
+            "seconds": progress.seconds,
+        }
+        self._log_time, self._log_step, self._wait = now, progress.step, 0.0
+        self._tell("on_log", row)
+
+    def _reason_to_stop(self, signals: StopSignals) -> str | None:
+        step, limits = self.state.progress.step, self.limits
+        if signals.received is not None:
+            return signals.received
+        if step >= limits.steps:
+            return "finished"
+        if limits.max_steps is not None and step >= limits.max_steps:
+            return "max-steps"
+        if limits.max_minutes is not None and time.monotonic() - self._started >= 60 * limits.max_minutes:
+            return "max-minutes"
+        return None
+
+    def _tell(self, event: str, *args: object) -> None:
+        for hook in self.hooks:
+            getattr(hook, event)(self, *args)
