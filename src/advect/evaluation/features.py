@@ -1,0 +1,49 @@
+"""The space in which sets of samples are compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from advect.evaluation.drawing import rows
+
+DIRECT_LIMIT, COMPONENTS, FIT_ROWS = 512, 128, 10_000
+
+
+@dataclass(frozen=True)
+class Features:
+    """Maps x (N, *S) to (N, d): the values themselves up to 512 dimensions, else 128 principal components.
+
+    Attributes:
+        name: the space in words.
+        dimensions: d.
+        variance_kept: the share of the training data's variance that lies in them, in (0, 1].
+    """
+
+    name: str
+    dimensions: int
+    variance_kept: float
+    projection: Any = None
+
+    @classmethod
+    def fit(cls, train: Tensor, *, kind: str, seed: int = 0) -> Features:
+        """Choose the space for train (N, *S); components are fitted to at most 10,000 of its rows."""
+        values, space = ("pixels", "pixel space") if kind == "image" else ("values", "data space")
+        dimension = train[0].numel()
+        if dimension <= DIRECT_LIMIT:
+            return cls(space, dimension, 1.0)
+        from sklearn.decomposition import PCA  # takes a second to import
+
+        chosen = train[rows(len(train), FIT_ROWS, seed).sort().values].flatten(1).float().numpy()
+        pca = PCA(min(COMPONENTS, len(chosen) - 1), random_state=seed % 2**32).fit(chosen)
+        count = int(pca.n_components_)
+        name = f"the first {count} principal components of the training data's {dimension:,} {values}"
+        return cls(name, count, float(pca.explained_variance_ratio_.sum()), pca)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map x (N, *S) to (N, d), float32."""
+        flat = x.flatten(1).float()
+        return flat if self.projection is None else torch.from_numpy(self.projection.transform(flat.numpy()))

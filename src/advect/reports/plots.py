@@ -1,0 +1,141 @@
+"""The charts of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from advect.reports.svg import FIRST, INK, LINE, MUTED, SECOND, THIRD, add_legend, new_chart, to_svg
+from advect.reports.words import number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+POINTS = 800
+Series = tuple[Sequence[float], Sequence[float]]
+"""Steps and values, of one length."""
+
+
+def smooth(values: Sequence[float]) -> np.ndarray:
+    """Mean over a moving window of a fortieth of the values (n,), narrower at both ends."""
+    y = np.asarray(values, dtype=float)
+    reach = len(y) // 80
+    total = np.concatenate([[0.0], np.cumsum(y)])
+    i = np.arange(len(y))
+    half = np.minimum(reach, np.minimum(i, len(y) - 1 - i))
+    return (total[i + half + 1] - total[i - half]) / (2 * half + 1)
+
+
+def _thin(*columns: Any) -> list[np.ndarray]:
+    """The same, evenly chosen rows of each column, at most 800, first and last included."""
+    places = np.unique(np.linspace(0, len(columns[0]) - 1, POINTS).round().astype(int))
+    return [np.asarray(c, dtype=float)[places] for c in columns]
+
+
+def _scale_y(axes: Axes, values: Sequence[float] | np.ndarray) -> None:
+    """A logarithmic axis with plain numbers where positive values span a factor of 4 or more."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    low, high = float(np.min(values)), float(np.max(values))
+    if low <= 0 or high < 4 * low:
+        return
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 500 * low else (1,)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: number(v)))
+
+
+def _step_axis(axes: Axes, ticks: int) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(ticks, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{int(v):,}"))
+    axes.margins(x=0.01)
+
+
+def loss_chart(train: Series, held_out: Series) -> str:
+    """Training loss at each logged step, faint, its moving mean, and the held-out loss; the latter may be empty."""
+    figure, axes = new_chart(9, 3.2, x="step", y="loss")
+    steps, raw, mean = _thin(train[0], train[1], smooth(train[1]))
+    axes.plot(steps, raw, color=FIRST, linewidth=0.8, alpha=0.28)
+    axes.plot(steps, mean, color=FIRST, linewidth=1.8, label="training (moving mean)")
+    if len(held_out[0]):
+        h_steps, h = _thin(*held_out)
+        marker = "o" if len(h) <= 60 else None
+        axes.plot(h_steps, h, color=SECOND, linewidth=1.5, marker=marker, markersize=3.5, label="held-out")
+    _scale_y(axes, np.concatenate([mean, held_out[1]]))
+    _step_axis(axes, 6)
+    add_legend(axes)
+    return to_svg(figure, "loss")
+
+
+def step_chart(series: Series, name: str, label: str, *, mean: bool = True) -> str:
+    """A small chart of one quantity against the step; ``name`` is the id of its SVG."""
+    figure, axes = new_chart(3.3, 2.1, x="step", y=label)
+    steps, raw, smoothed = _thin(series[0], series[1], smooth(series[1]))
+    axes.plot(steps, raw, color=FIRST, linewidth=0.8 if mean else 1.8, alpha=0.28 if mean else 1)
+    if mean:
+        axes.plot(steps, smoothed, color=FIRST, linewidth=1.6)
+        _scale_y(axes, smoothed)
+    else:
+        axes.set_ylim(bottom=0)
+    _step_axis(axes, 4)
+    return to_svg(figure, name)
+
+
+def quality_chart(curves: dict[str, dict[str, list[float]]], floor: float) -> str:
+    """Distance to held-out data against network evaluations, one line a solver, the floor dashed."""
+    from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+
+    figure, axes = new_chart(9, 3.4, x="network evaluations a sample", y="Frechet distance to held-out data")
+    style = {"euler": (SECOND, "s"), "midpoint": (FIRST, "o")}
+    ticks: set[float] = set()
+    for name, curve in curves.items():
+        colour, marker = style.get(name, (THIRD, "D"))
+        axes.plot(
+            curve["nfe"], curve["distance"], color=colour, linewidth=1.8, marker=marker, markersize=4.5, label=name
+        )
+        ticks |= set(curve["nfe"])
+    axes.axhline(floor, color=INK, linewidth=1.2, linestyle=(0, (5, 3)), label="floor: real training data")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(sorted(ticks)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    _scale_y(axes, [floor, *(d for c in curves.values() for d in c["distance"])])
+    add_legend(axes)
+    return to_svg(figure, "quality")
+
+
+def neighbour_chart(samples: np.ndarray, held_out: np.ndarray, threshold: float) -> str:
+    """Histograms of the distances of samples (n,) and held-out rows (m,) to the nearest training row."""
+    figure, axes = new_chart(9, 2.8, x="distance to the nearest training row", y="share a bin, %")
+    bins = np.histogram_bin_edges(np.concatenate([samples, held_out]), 50).tolist()
+    for values, colour, label in ((held_out, SECOND, "held-out data"), (samples, FIRST, "samples")):
+        weights = np.full(len(values), 100 / len(values))
+        axes.hist(values, weights=weights, color=colour, bins=bins, histtype="stepfilled", alpha=0.3)
+        axes.hist(values, weights=weights, color=colour, bins=bins, histtype="step", linewidth=1.5, label=label)
+    axes.axvline(threshold, color=MUTED, linewidth=1, linestyle=(0, (2, 2)), label="1st percentile of held-out")
+    add_legend(axes)
+    return to_svg(figure, "neighbours")
+
+
+def trajectory_chart(x: np.ndarray) -> str:
+    """Ways (T, N, D) from noise to data of vectors, in their first two dimensions (D = 1: value against time)."""
+    flat = x.shape[2] == 1
+    labels = ("time", "value") if flat else ("first dimension", "second dimension")
+    figure, axes = new_chart(6.2, 4.6, x=labels[0], y=labels[1])
+    ways = (
+        np.stack([np.broadcast_to(np.linspace(0, 1, len(x))[:, None], x.shape[:2]), x[..., 0]], -1)
+        if flat
+        else x[..., :2]
+    )
+    axes.plot(ways[..., 0], ways[..., 1], color=FIRST, linewidth=0.5, alpha=0.3)
+    axes.scatter(*ways[0].T, s=5, color=SECOND, linewidths=0, label="noise, t = 0", zorder=2)
+    axes.scatter(*ways[-1].T, s=9, color=FIRST, linewidths=0, label="sample, t = 1", zorder=3)
+    axes.grid(axis="x", color=LINE, linewidth=0.6)
+    if not flat:
+        axes.set_aspect("equal", adjustable="datalim")
+    add_legend(axes)
+    return to_svg(figure, "trajectories")

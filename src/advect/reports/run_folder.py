@@ -1,0 +1,139 @@
+"""Reading a run folder, any part of which may be absent or damaged."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from advect.core.errors import UserError
+
+QUALITY_FORMAT = 1
+_NUMBER = re.compile(r"(\d+)\D*$")
+
+
+@dataclass
+class RunFolder:
+    """What a run folder holds; an absent part is empty or None.
+
+    Attributes:
+        path: the folder, as it was given.
+        config_text, config: config.yaml as text and as sections.
+        environment: environment.json.
+        steps, held_out: rows of metrics.jsonl with a training loss, and with a held-out loss, by rising step.
+        epochs: how many epochs have ended.
+        grids: sample pictures with their step, in order.
+        quality: evaluation/quality.json.
+        trajectories, neighbours: the arrays of those files.
+        notes: what could not be read, in words.
+    """
+
+    path: Path
+    config_text: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    held_out: list[dict[str, Any]] = field(default_factory=list)
+    epochs: int = 0
+    grids: list[tuple[int, Path]] = field(default_factory=list)
+    quality: dict[str, Any] | None = None
+    trajectories: dict[str, np.ndarray] | None = None
+    neighbours: dict[str, np.ndarray] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def read_run(path: Path) -> RunFolder:
+    """Read all parts of a run folder; UserError when it is none of a run's."""
+    if not any((path / name).exists() for name in ("config.yaml", "environment.json", "metrics.jsonl")):
+        raise UserError(f"{path} is not a run folder: it has no config.yaml; give a folder that advect train wrote")
+    run = RunFolder(path)
+    run.config_text = _text(run, "config.yaml")
+    try:
+        values = yaml.safe_load(run.config_text) if run.config_text else {}
+        run.config = values if isinstance(values, dict) else {}
+    except yaml.YAMLError:
+        run.notes.append("config.yaml is not YAML, and is shown as it is.")
+    run.environment = _json(run, "environment.json") or {}
+    _read_metrics(run)
+    run.grids = sorted((_step(file), file) for file in (path / "samples").glob("*.png") if _step(file) >= 0)
+    run.quality = _json(run, "evaluation/quality.json")
+    if run.quality is not None and run.quality.get("format") != QUALITY_FORMAT:
+        run.notes.append("evaluation/quality.json is of another version of advect; run advect eval again.")
+        run.quality = None
+    run.trajectories = _arrays(run, "evaluation/trajectories.npz", {"t", "x"})
+    wanted = {"samples", "neighbours", "distances", "sample_distances", "held_out_distances"}
+    run.neighbours = _arrays(run, "evaluation/neighbours.npz", wanted)
+    return run
+
+
+def _step(file: Path) -> int:
+    found = _NUMBER.search(file.stem)
+    return int(found.group(1)) if found else -1
+
+
+def _text(run: RunFolder, name: str) -> str:
+    file = run.path / name
+    try:
+        return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+    except OSError as error:
+        run.notes.append(f"{name} cannot be read ({error.strerror}).")
+        return ""
+
+
+def _json(run: RunFolder, name: str) -> dict[str, Any] | None:
+    text = _text(run, name)
+    if not text:
+        return None
+    try:
+        values = json.loads(text)
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        run.notes.append(f"{name} is damaged and left out.")
+        return None
+    return values
+
+
+def _arrays(run: RunFolder, name: str, wanted: set[str]) -> dict[str, np.ndarray] | None:
+    file = run.path / name
+    if not file.exists():
+        return None
+    try:
+        with np.load(file, allow_pickle=False) as saved:
+            return {key: saved[key] for key in wanted}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        run.notes.append(f"{name} is damaged and left out; run advect eval again.")
+        return None
+
+
+def _read_metrics(run: RunFolder) -> None:
+    """Sort the rows of metrics.jsonl by kind. A run that was cut short may end in half a line."""
+    broken: list[int] = []
+    rows: dict[str, dict[int, dict[str, Any]]] = {"loss": {}, "held_out_loss": {}}
+    lines = _text(run, "metrics.jsonl").splitlines()
+    for i, line in enumerate(lines):
+        try:
+            row = json.loads(line)
+            step = int(row["step"])
+        except (ValueError, KeyError, TypeError):
+            broken.append(i)
+            continue
+        for kind, found in rows.items():
+            if _is_number(row.get(kind)):
+                found[step] = row  # a resumed run may write a step again; the later row holds
+        if "epoch_loss" in row and _is_number(row.get("epoch")):
+            run.epochs = max(run.epochs, int(row["epoch"]))
+    if broken and broken != [len(lines) - 1]:
+        run.notes.append(f"{len(broken)} of {len(lines)} lines of metrics.jsonl could not be read and are left out.")
+    run.steps, run.held_out = ([found[s] for s in sorted(found)] for found in rows.values())
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

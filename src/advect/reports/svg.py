@@ -1,0 +1,61 @@
+"""Charts as SVG that takes its colours and font from the page around it."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Matplotlib knows fixed colours only. These stand for the page's, and are replaced in the finished SVG.
+INK, MUTED, LINE = "#010101", "#010102", "#010103"
+FIRST, SECOND, THIRD = "#010104", "#010105", "#010106"
+_NAMES = {INK: "ink", MUTED: "muted", LINE: "line", FIRST: "first", SECOND: "second", THIRD: "third"}
+
+_PLACES, _DIGITS = re.compile(r'\b(?:d|x|y|width|height)="[^"]*"'), re.compile(r"(\.\d\d)\d+")
+"""Coordinates, and the digits of them that nobody sees."""
+
+
+def new_chart(width: float, height: float, *, x: str, y: str) -> tuple[Figure, Axes]:
+    """A figure of that many inches with one pair of axes, labelled ``x`` and ``y``."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(LINE)
+    axes.grid(axis="y", color=LINE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8.5, color=LINE, labelcolor=MUTED, length=0, pad=5, which="both")
+    axes.set_xlabel(x, fontsize=8.5, color=MUTED)
+    axes.set_ylabel(y, fontsize=8.5, color=MUTED)
+    return figure, axes
+
+
+def add_legend(axes: Axes) -> None:
+    """A plain legend in the page's colours."""
+    axes.legend(fontsize=8.5, frameon=False, labelcolor=INK, loc="best")
+
+
+def to_svg(figure: Figure, name: str) -> str:
+    """The figure as inline SVG, the same for the same figure; ``name`` makes its ids its own on the page."""
+    import matplotlib as mpl
+
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    text = buffer.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    head, body = svg.split(">", 1)
+    box = re.search(r'viewBox="[^"]*"', head)
+    head = f'<svg class="chart" role="img" aria-label="{name}" {box.group() if box else ""}'
+    body = _PLACES.sub(lambda found: _DIGITS.sub(r"\1", found.group()), body)
+    body = re.sub(r'\bid="', f'id="{name}-', body)
+    body = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", body)
+    for colour, variable in _NAMES.items():
+        body = body.replace(colour, f"var(--{variable})")
+    return f"{head}>{body}"
