@@ -6,7 +6,7 @@ RUN ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 DEMO_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format bench
+.PHONY: help setup demo test test-all lint format bench bench-peers
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,14 @@ format: setup  ## rewrite the code in the house's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup  ## measure, and print the tables of bench/RESULTS.md
+.venv-peers/.ready: bench/peers/requirements.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet -c constraints.txt torch numpy scipy scikit-learn POT
+	.venv-peers/bin/python -m pip install --quiet --no-deps -r bench/peers/requirements.txt
+	@touch $@
+
+bench-peers: .venv-peers/.ready  ## make .venv-peers with the libraries that benchmarks compare with
+
+bench: setup bench-peers  ## measure, and print the tables of bench/RESULTS.md
 	$(BIN)/python bench/toy_loop.py
 	$(BIN)/python bench/import_time.py

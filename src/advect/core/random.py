@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -123,7 +124,7 @@ class CounterRng:
         u += 0.5
         u *= 2.0**-32
         angle *= 2 * math.pi * 2.0**-32
-        xp = np if isinstance(u, np.ndarray) else torch
+        xp: Any = np if isinstance(u, np.ndarray) else torch
         radius = xp.log(u)
         radius *= -2.0
         radius = xp.sqrt(radius).reshape(self.count, half)
@@ -161,9 +162,7 @@ def uniform(
     return torch.rand(tuple(shape), generator=generator, device=device, dtype=dtype)
 
 
-def permutation(
-    n: int, generator: Generator = None, *, device: torch.device | None = None
-) -> tuple[Tensor, int]:
+def permutation(n: int, generator: Generator = None, *, device: torch.device | None = None) -> tuple[Tensor, int]:
     """The n rows' places (n,) in a random permutation, and how many places that permutation has.
 
     The second number is n, but for a CounterRng of a batch that is shared between processes.

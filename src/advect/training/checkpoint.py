@@ -53,7 +53,8 @@ def write_checkpoint(folder: Path, step: int, fill: Callable[[Path], None]) -> P
         partial.mkdir()
         fill(partial)
         files = {
-            p.relative_to(partial).as_posix(): {"size": p.stat().st_size, "sha256": _digest(p)} for p in _files(partial)
+            p.relative_to(partial).as_posix(): {"size": p.stat().st_size, "sha256": _digest(p)}
+            for p in _files(partial)
         }
         manifest = {"format": FORMAT, "step": step, "files": files}
         manifest["sha256"] = _seal(manifest)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from advect.core.errors import optional_import
 from advect.training.checkpoint import keep_last, write_checkpoint
 from advect.training.trainer import Hook, Trainer
 
@@ -22,7 +21,9 @@ class MetricsFile(Hook):
 
     def on_start(self, trainer: Trainer) -> None:
         if self.path.exists():
-            keep = [line for line in self.path.read_text(encoding="utf-8").splitlines() if self._is_past(line, trainer)]
+            keep = [
+                line for line in self.path.read_text(encoding="utf-8").splitlines() if self._is_past(line, trainer)
+            ]
             partial = self.path.with_suffix(".partial")
             partial.write_text("".join(line + "\n" for line in keep), encoding="utf-8")
             partial.replace(self.path)
@@ -58,8 +59,9 @@ class TensorBoard(Hook):
         self.folder = folder
 
     def on_start(self, trainer: Trainer) -> None:
-        writer = optional_import("torch.utils.tensorboard", "dev").SummaryWriter
-        self.writer = writer(str(self.folder), purge_step=trainer.state.progress.step + 1)
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+        self.writer = SummaryWriter(str(self.folder), purge_step=trainer.state.progress.step + 1)
 
     def on_log(self, trainer: Trainer, row: dict) -> None:
         for name in ("loss", "lr", "grad_norm", "samples_per_s", "data_wait", "epoch"):
@@ -180,5 +182,3 @@ class EverySteps(Hook):
                     self.action(trainer.state.progress.step)
         finally:
             net.train()
-
-

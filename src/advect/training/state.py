@@ -14,7 +14,12 @@ from advect.core.errors import UserError
 from advect.training.adamw import AdamW
 from advect.training.ema import Ema
 
-MODEL, EMA, OPTIMIZER, PROGRESS = "model.safetensors", "ema.safetensors", "state/optimizer.safetensors", "state/run.json"
+MODEL, EMA, OPTIMIZER, PROGRESS = (
+    "model.safetensors",
+    "ema.safetensors",
+    "state/optimizer.safetensors",
+    "state/run.json",
+)
 
 
 @dataclass

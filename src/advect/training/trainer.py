@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, mix
@@ -93,7 +93,6 @@ class Trainer:
         self.hooks = hooks
         self.net = torch.compile(state.net) if compile_model else state.net
         self._params = [p for p in state.net.parameters() if p.requires_grad]
-        self._draws_globally = any(isinstance(m, nn.Dropout) and m.p > 0 for m in state.net.modules())
         self._pending: list[tuple[Tensor, Tensor]] = []
         self._wait = 0.0
 
@@ -104,7 +103,7 @@ class Trainer:
 
     def run(self) -> str:
         """Train until a limit or a signal; see the class. Raises UserError when the loss stops being finite."""
-        with StopSignals() as signals, torch.random.fork_rng(enabled=self._draws_globally):
+        with StopSignals() as signals, torch.random.fork_rng():
             try:
                 self._started = self._log_time = time.monotonic()
                 self._seconds_before, self._log_step = self.state.progress.seconds, self.state.progress.step
@@ -127,8 +126,7 @@ class Trainer:
         began = time.monotonic()
         batch = self.loader.batch(progress.step).to(self.device)
         self._wait += time.monotonic() - began
-        if self._draws_globally:
-            torch.manual_seed(mix(self.seed, 3, progress.step))
+        self._seed_layers(mix(self.seed, 3, progress.step))
         rng = CounterRng(mix(self.seed, 4), progress.step, len(batch))
         with self._precision():
             loss = self.objective(self.net, batch, rng).mean()
@@ -140,6 +138,12 @@ class Trainer:
         self._pending.append((loss.detach(), norm))
         progress.step += 1
         progress.seen += len(batch)
+
+    def _seed_layers(self, seed: int) -> None:
+        """Seed PyTorch's own generator, which layers such as dropout draw from."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
 
     def _precision(self) -> AbstractContextManager:
         if self.autocast is None:

@@ -1,0 +1,71 @@
+"""Steps a second of the toy loop: moons, a 4 x 256 MLP, batch 256, float32, one thread.
+
+advect's contestant is the whole engine as `advect train moons` runs it: warm-up and cosine, gradient clipping,
+fused AdamW, EMA, counter-based noise, a row of metrics every 100 steps. The peer is torchcfm's matcher and MLP
+in the loop of its own examples, with Adam and nothing else. Both networks have four linear layers, width 256.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from interleave import Contestant, machine, race, serve, table
+
+HERE = Path(__file__).resolve().parent
+
+
+def contestant() -> None:
+    """Run advect's engine and answer the protocol."""
+    import torch
+
+    from advect.core.platform import tune_process
+    from advect.data import Moons
+    from advect.networks import MLP
+    from advect.objectives import FlowMatching
+    from advect.training import AdamW, Ema, LearningRate, Limits, Loader, Trainer, TrainState, named_params
+
+    torch.set_num_threads(1)
+    tune_process()
+    torch.manual_seed(0)
+    source = Moons()
+    net = MLP(2, width=256, depth=4)
+    print(sum(p.numel() for p in net.parameters()), "parameters", file=sys.stderr)
+    params = named_params(net)
+    state = TrainState(net, AdamW(params), Ema(params, 0.999))
+    rate = LearningRate(peak=1e-3, warmup=100, total=100_000, shape="cosine")
+    loader = Loader(source.train, 256)
+
+    def work(n: int) -> None:
+        limits = Limits(steps=10**9, max_steps=state.progress.step + n)
+        Trainer(state, FlowMatching(), loader, rate=rate, limits=limits, log_every=100).run()
+
+    serve(work)
+
+
+def main() -> None:
+    """Race the two and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--contestant", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--peers", default=".venv-peers/bin/python", help="Python with torchcfm: make bench-peers")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--steps", type=int, default=200)
+    args = parser.parse_args()
+    if args.contestant:
+        contestant()
+        return
+    peers = Path(args.peers)
+    if not peers.exists():
+        sys.exit(f"{peers} does not exist; run: make bench-peers")
+    runners = [
+        Contestant("advect, whole engine", sys.executable, Path(__file__), "--contestant", threads=1),
+        Contestant("torchcfm 1.0.7, its MLP, Adam", peers, HERE / "peers" / "torchcfm_toy.py", threads=1),
+    ]
+    race(runners, rounds=args.rounds, units=args.steps, warmup=args.steps)
+    print(machine())
+    print(table(runners, units=args.steps, unit="steps"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Train, sample and measure flow-matching and score-based generative models on one's own data.
+
+Time runs from noise at t = 0 to data at t = 1; see ``advect.core.types``. Names are loaded when first used,
+so ``import advect`` does not wait for PyTorch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_ROOMS = (
+    "couplings", "data", "evaluation", "metrics", "networks", "objectives", "paths", "reports", "sampling", "sources",
+    "times", "training",
+)  # fmt: skip
+_NAMES = {"Flow": "advect.runs.flow", "load": "advect.runs.flow", "UserError": "advect.core.errors"}
+
+if TYPE_CHECKING:
+    from advect import (
+        couplings,
+        data,
+        evaluation,
+        metrics,
+        networks,
+        objectives,
+        paths,
+        reports,
+        sampling,
+        sources,
+        times,
+        training,
+    )
+    from advect.core.errors import UserError
+    from advect.runs.flow import Flow, load
+
+__all__ = [
+    "Flow", "UserError", "couplings", "data", "evaluation", "load", "metrics", "networks", "objectives", "paths",
+    "reports", "sampling", "sources", "times", "training",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    if name in _ROOMS:
+        return importlib.import_module(f"advect.{name}")
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
+    raise AttributeError(f"module 'advect' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

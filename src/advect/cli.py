@@ -1,0 +1,225 @@
+"""The command line: a thin face over the jobs in ``advect.runs``.
+
+A user's mistake prints one sentence and exits with 2; a bug shows its traceback and exits with 1. Heavy
+imports wait until a command needs them.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from advect.core.errors import UserError, did_you_mean
+
+USAGE = """\
+advect: train, sample and measure flow-matching models on your own data
+
+  advect train [PRESET] [flags]     train; no preset means digits, real data that needs no download
+  advect sample RUN [flags]         draw samples from a run folder, a checkpoint or a weight file
+  advect report RUN [flags]         measure a run and write its report.html
+  advect presets                    list the presets
+
+Start here:
+
+  advect train moons                seconds; then look at runs/moons/samples
+  advect train digits               about two minutes on two CPU cores
+  advect sample runs/digits --cond label=7 --guidance 2
+  advect report runs/digits
+
+`advect COMMAND --help` explains every flag.
+"""
+
+
+def main() -> None:
+    """Run the command line on ``sys.argv`` and exit."""
+    try:
+        run(sys.argv[1:])
+    except UserError as error:
+        print(f"advect: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("advect: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+
+
+def run(words: list[str]) -> None:
+    """Run one command; ``words`` are those after ``advect``. Raises UserError for a mistake."""
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return
+    if words[0] == "--version":
+        from advect import __version__
+
+        print(f"advect {__version__}")
+        return
+    if words[0] not in COMMANDS:
+        raise UserError(f"command {words[0]!r} is not known{did_you_mean(words[0], COMMANDS)}")
+    COMMANDS[words[0]](words[1:])
+
+
+def _train(words: list[str]) -> None:
+    from advect.runs.arguments import parse_train
+    from advect.runs.configfile import to_yaml
+
+    preset, arguments = parse_train(words)
+    if arguments.dry_run:
+        print(to_yaml(arguments.settings, preset), end="")
+        return
+    from advect.runs.training import train
+
+    folder, reason = train(
+        arguments.settings, preset, run_dir=arguments.run_dir, resume_from=arguments.resume_from, say=_say
+    )
+    if reason != "finished":
+        _say(f"stopped by {reason}; to go on, type: advect train --resume-from {folder}{_without_limit(reason)}")
+    else:
+        _say(f"finished: {folder}")
+    _say(f"next: advect sample {folder}   advect report {folder}")
+    if reason.startswith("SIG"):
+        sys.exit(128 + signal.Signals[reason])
+
+
+def _without_limit(reason: str) -> str:
+    return {"max-steps": " --max-steps None", "max-minutes": " --max-minutes None"}.get(reason, "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleArguments:
+    """What one call of ``advect sample`` asks for."""
+
+    num_samples: int = 64
+    """How many samples."""
+    num_steps: int | None = None
+    """Solver steps; by default as many as the run's own sample grids."""
+    solver: Literal["euler", "midpoint"] | None = None
+    """Solver; by default that of the run's own sample grids."""
+    seed: int = 0
+    """The same seed gives the same samples."""
+    cond: tuple[str, ...] = ()
+    """Conditions as NAME=VALUE, such as label=7. NAME=cycle takes each value in turn, NAME=none samples without;
+    conditions that are not named are drawn as often as in the data."""
+    guidance: float = 1.0
+    """Scale of classifier-free guidance: 1 is none, 2 or 3 follows the condition more closely."""
+    use_ema: bool = True
+    """Use the averaged weights."""
+    save_individual: bool = False
+    """Write each image to a file of its own, too."""
+    output_dir: Path | None = None
+    """Folder for samples.npz, samples.png and samples.json; by default RUN/generated/seed-SEED."""
+    overwrite: bool = False
+    """Replace samples that are there already."""
+    batch_size: int = 256
+    """Samples drawn at once."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
+
+
+def _sample(words: list[str]) -> None:
+    from advect.runs.arguments import parse_words
+
+    place, flags = _place(words, "advect sample")
+    a = parse_words(SampleArguments, flags, prog="advect sample RUN", description="Draw samples from a trained flow.")
+    cond = _conditions(a.cond)
+    from advect.runs.sampling import write_samples
+
+    written = write_samples(
+        place,
+        n=a.num_samples,
+        steps=a.num_steps,
+        solver=a.solver,
+        seed=a.seed,
+        cond=cond,
+        guidance=a.guidance,
+        ema=a.use_ema,
+        save_individual=a.save_individual,
+        output_dir=a.output_dir,
+        overwrite=a.overwrite,
+        batch_size=a.batch_size,
+        device=a.device,
+        progress=sys.stderr.isatty(),
+    )
+    _say(f"picture: {written.picture}")
+    _say(f"arrays:  {written.arrays}")
+
+
+def _conditions(words: tuple[str, ...]) -> dict[str, str]:
+    cond: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (name and equals and value):
+            raise UserError(f"--cond {word} should be NAME=VALUE, such as label=7")
+        cond[name] = value
+    return cond
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportArguments:
+    """What one call of ``advect report`` asks for."""
+
+    num_samples: int = 1000
+    """Samples for each point of the quality curve, at most as many as the training data."""
+    nfes: tuple[int, ...] | None = None
+    """Numbers of network evaluations at which quality is measured."""
+    seed: int = 0
+    """Seed of the samples."""
+    measure: bool = True
+    """Measure anew; --no-measure makes the page of what is in the run folder."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
+
+
+def _report(words: list[str]) -> None:
+    from advect.runs.arguments import parse_words
+
+    place, flags = _place(words, "advect report")
+    a = parse_words(ReportArguments, flags, prog="advect report RUN", description="Measure a run and write a report.")
+    from advect.runs.reporting import report
+
+    page, _ = report(
+        place,
+        samples=a.num_samples,
+        nfes=a.nfes,
+        seed=a.seed,
+        measure=a.measure,
+        device=a.device,
+        progress=sys.stderr.isatty(),
+    )
+    _say(f"report: {page}")
+
+
+def _presets(words: list[str]) -> None:
+    if words and words[0] not in ("-h", "--help"):
+        raise UserError(f"advect presets takes no arguments, got {words[0]!r}")
+    from advect.runs.presets import PRESETS
+
+    for preset in PRESETS.values():
+        print(f"{preset.name:<15} {preset.about}")
+    print("\nadvect train PRESET --dry-run   prints its whole configuration")
+
+
+def _place(words: list[str], command: str) -> tuple[Path, list[str]]:
+    """Split the RUN argument from the flags; --help needs none."""
+    if words and not words[0].startswith("-"):
+        return Path(words[0]), words[1:]
+    if any(word in ("-h", "--help") for word in words):
+        return Path(), words
+    raise UserError(f"{command} needs a run first, such as: {command} runs/digits")
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": _train,
+    "sample": _sample,
+    "report": _report,
+    "presets": _presets,
+}

@@ -1,0 +1,99 @@
+"""From a configuration to the parts that it names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from advect.core.errors import UserError
+from advect.core.types import DataSpec
+from advect.data import Digits, FashionMnist, ImageFolder, Moons, Source
+from advect.networks import MLP, UNet
+from advect.objectives import FlowMatching
+from advect.paths import AffinePath
+from advect.runs.config import (
+    DataConfig,
+    DigitsData,
+    FashionMnistData,
+    ImageFolderData,
+    MethodConfig,
+    MLPConfig,
+    MoonsData,
+    NetworkConfig,
+    UNetConfig,
+)
+from advect.times import Stratified, Uniform
+
+NETWORKS: dict[str, type] = {"unet": UNetConfig, "mlp": MLPConfig}
+TIMES = {"stratified": Stratified, "uniform": Uniform}
+
+
+def build_source(config: DataConfig) -> Source:
+    """Open the data. Raises UserError for a folder that is missing, empty or damaged."""
+    match config:
+        case DigitsData():
+            return Digits()
+        case MoonsData():
+            return Moons(noise=config.noise)
+        case FashionMnistData():
+            return FashionMnist(_needed(config.data_dir, "the four IDX files of Fashion-MNIST"))
+        case ImageFolderData():
+            folder = _needed(config.data_dir, "images")
+            return ImageFolder(folder, image_size=config.image_size, flip=config.horizontal_flip)
+
+
+def _needed(data_dir: Any, what: str) -> Any:
+    if data_dir is None:
+        raise UserError(f"--data-dir is not given; name the folder with {what}")
+    return data_dir
+
+
+def build_network(config: NetworkConfig, spec: DataSpec) -> nn.Module:
+    """Make the network for data of this shape and these conditions. Raises UserError where they do not fit."""
+    conditions = {name: len(category.names) for name, category in spec.conditions.items()}
+    match config:
+        case UNetConfig():
+            net = UNet(
+                spec.shape,
+                model_channels=config.model_channels,
+                channel_mult=config.channel_mult,
+                num_res_blocks=config.num_res_blocks,
+                attention_resolutions=config.attention_resolutions,
+                dropout=config.dropout,
+                conditions=conditions,
+            )
+            return net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        case MLPConfig():
+            return MLP(spec.shape[0], width=config.width, depth=config.depth, conditions=conditions)
+
+
+def build_objective(config: MethodConfig, spec: DataSpec) -> FlowMatching:
+    """Make the objective. Raises UserError for label dropout on data without labels."""
+    if config.label_dropout > 0 and not spec.conditions:
+        raise UserError(f"--label-dropout is {config.label_dropout}, but the data have no labels; set it to 0")
+    return FlowMatching(
+        path=AffinePath(sigma_min=config.sigma_min), times=TIMES[config.times](), cond_dropout=config.label_dropout
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called ``name``; "auto" is the first GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name} cannot be used here; cpu always can") from error
+    return device
+
+
+def pick_precision(mixed: bool, device: torch.device) -> torch.dtype | None:
+    """bfloat16 for mixed precision, None for float32 throughout."""
+    if not mixed:
+        return None
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise UserError(f"--mixed-precision needs bfloat16, which {device} does not have; use --no-mixed-precision")
+    return torch.bfloat16

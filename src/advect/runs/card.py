@@ -1,0 +1,71 @@
+"""The card in the header of a weight file: all that is needed to rebuild the network and to sample."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from advect.core.errors import UserError
+from advect.core.types import Category, DataSpec
+from advect.data import Source, Transform, transform_from_config
+from advect.runs.build import NETWORKS
+from advect.runs.config import Config, NetworkConfig
+from advect.runs.configfile import to_dict
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Card:
+    """Preset and configuration of a run, its network, the data's shape, conditions and transform."""
+
+    preset: str
+    config: dict[str, dict]
+    network: NetworkConfig
+    spec: DataSpec
+    transform: Transform
+    fingerprint: str
+
+    @staticmethod
+    def of(config: Config, preset: str, source: Source) -> Card:
+        """The card of a run on ``source``."""
+        return Card(preset, to_dict(config), config.network, source.spec, source.transform, source.fingerprint)
+
+    def to_text(self) -> str:
+        """The card as JSON."""
+        kind = next(name for name, cls in NETWORKS.items() if isinstance(self.network, cls))
+        values = {
+            "format": FORMAT,
+            "preset": self.preset,
+            "config": self.config,
+            "network": {"kind": kind, **self.config["network"]},
+            "spec": asdict(self.spec),
+            "transform": self.transform.to_config(),
+            "fingerprint": self.fingerprint,
+        }
+        return json.dumps(values)
+
+    @staticmethod
+    def from_text(text: str | None, where: object) -> Card:
+        """Read a card; UserError when the file has none or one of a newer format."""
+        if text is None:
+            raise UserError(f"{where} was not written by advect: its header has no card")
+        values = json.loads(text)
+        if values["format"] > FORMAT:
+            raise UserError(
+                f"{where} has card format {values['format']}, this advect reads up to {FORMAT}; install a newer one"
+            )
+        network: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["network"].items()}
+        conditions = {
+            name: Category(tuple(c["names"]), tuple(c["frequencies"]))
+            for name, c in values["spec"]["conditions"].items()
+        }
+        return Card(
+            preset=values["preset"],
+            config=values["config"],
+            network=NETWORKS[network.pop("kind")](**network),
+            spec=DataSpec(tuple(values["spec"]["shape"]), values["spec"]["kind"], conditions),
+            transform=transform_from_config(values["transform"]),
+            fingerprint=values["fingerprint"],
+        )

@@ -1,0 +1,229 @@
+"""The configuration of a run: sections of plain values, each a flag of the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic, Literal, TypeVar
+
+from advect.core.errors import UserError
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+class _Checked:
+    """Checks a section's values as it is made, so that a bad one is refused before anything is written."""
+
+    _at_least: tuple[tuple[str, float], ...] = ()
+    _above: tuple[tuple[str, float], ...] = ()
+    _below_one: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, low in self._at_least:
+            value = getattr(self, name)
+            if value is not None and not all(v >= low for v in (value if isinstance(value, tuple) else (value,))):
+                raise UserError(f"{_flag(name)} must be at least {low}, got {value}")
+        for name, low in self._above:
+            value = getattr(self, name)
+            if value is not None and not value > low:
+                raise UserError(f"{_flag(name)} must be greater than {low}, got {value}")
+        for name in self._below_one:
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{_flag(name)} must be at least 0 and below 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DigitsData:
+    """The 8x8 handwritten digits inside scikit-learn. It has no options."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoonsData(_Checked):
+    """Two interleaving half circles in the plane."""
+
+    noise: float = 0.05
+    """Standard deviation of the noise around the half circles."""
+
+    _at_least = (("noise", 0),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FashionMnistData:
+    """Fashion-MNIST, or any set in the same four IDX files."""
+
+    data_dir: Path | None = None
+    """Folder with the upstream IDX files (train-images-idx3-ubyte and so on), gzipped or not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFolderData(_Checked):
+    """A folder of images, sub-folders included."""
+
+    data_dir: Path | None = None
+    """Folder of PNG, JPEG or WebP images; sub-folders are searched."""
+    image_size: int = 64
+    """Height and width in pixels: the shorter side is resized to it and the centre cropped."""
+    horizontal_flip: bool = True
+    """Mirror half of the images, at random, while training."""
+
+    _at_least = (("image_size", 1),)
+
+
+DataConfig = DigitsData | MoonsData | FashionMnistData | ImageFolderData
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig(_Checked):
+    """A U-Net for images."""
+
+    model_channels: int = 128
+    """Channels at the highest resolution."""
+    channel_mult: tuple[int, ...] = (1, 2, 2, 4)
+    """Multiples of the channels, one for each resolution; each further one halves height and width."""
+    num_res_blocks: int = 2
+    """Residual blocks at each resolution."""
+    attention_resolutions: tuple[int, ...] = (16, 8)
+    """Heights of the feature maps that have self-attention."""
+    dropout: float = 0.1
+    """Share of activations dropped inside the residual blocks while training."""
+
+    _at_least = (("model_channels", 1), ("channel_mult", 1), ("num_res_blocks", 1))
+    _below_one = ("dropout",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLPConfig(_Checked):
+    """A multi-layer perceptron for vectors."""
+
+    width: int = 256
+    """Units in each hidden layer."""
+    depth: int = 4
+    """Linear layers, the output included."""
+
+    _at_least = (("width", 1), ("depth", 2))
+
+
+NetworkConfig = UNetConfig | MLPConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig(_Checked):
+    """Path, times and conditions of flow matching."""
+
+    sigma_min: float = 0.0
+    """Standard deviation of the extra noise on the straight path."""
+    times: Literal["stratified", "uniform"] = "stratified"
+    """How training times are drawn."""
+    label_dropout: float = 0.1
+    """Share of samples trained without their label, for classifier-free guidance (data with labels only)."""
+
+    _at_least = (("sigma_min", 0),)
+    _below_one = ("label_dropout",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(_Checked):
+    """Optimisation."""
+
+    batch_size: int = 128
+    """Samples a step."""
+    num_epochs: int = 100
+    """Passes over the data: the length of the run, and of a cosine schedule."""
+    max_steps: int | None = None
+    """Stop after this many steps in all, if the epochs have not ended; the schedule stays that of the epochs."""
+    max_minutes: float | None = None
+    """Stop this start of the run after so many minutes; the schedule stays that of the epochs."""
+    learning_rate: float = 2e-4
+    """Peak learning rate of AdamW."""
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    """What follows the warm-up."""
+    lr_warmup_steps: int = 1000
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of AdamW."""
+    grad_clip: float = 1.0
+    """Largest norm of the gradient; 0 turns clipping off."""
+    use_ema: bool = True
+    """Keep an exponential moving average of the weights and sample with it."""
+    ema_decay: float = 0.9999
+    """Decay of that average; it is warmed up."""
+    mixed_precision: bool = False
+    """Compute in bfloat16 where that is safe; weights and optimiser stay in float32."""
+    compile_model: bool = False
+    """Compile the network with torch.compile."""
+    num_workers: int = 0
+    """Threads that prepare batches ahead."""
+    seed: int = 0
+    """Seed of the network's start, the data's order, the noise, the times and the dropout."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
+
+    _at_least = (
+        ("batch_size", 1),
+        ("num_epochs", 1),
+        ("max_steps", 1),
+        ("lr_warmup_steps", 0),
+        ("weight_decay", 0),
+        ("grad_clip", 0),
+        ("num_workers", 0),
+    )
+    _above = (("learning_rate", 0), ("max_minutes", 0))
+    _below_one = ("ema_decay",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputConfig(_Checked):
+    """What the run writes, and when."""
+
+    log_every: int = 50
+    """Steps between two rows of metrics.jsonl."""
+    sample_every: int = 1000
+    """Steps between two sample grids, with the held-out loss; 0 for none."""
+    save_every: int = 1000
+    """Steps between two checkpoints; 0 for none but those at epochs and at the end."""
+    save_epochs: int = 1
+    """A checkpoint after every so many epochs; 0 for none."""
+    keep_last: int = 3
+    """How many of the newest checkpoints are kept; 0 keeps all."""
+    num_samples: int = 64
+    """Samples in a grid."""
+    sample_steps: int = 50
+    """Solver steps for a grid."""
+    solver: Literal["euler", "midpoint"] = "midpoint"
+    """Solver for a grid, and the default of advect sample."""
+
+    _at_least = (
+        ("log_every", 1),
+        ("sample_every", 0),
+        ("save_every", 0),
+        ("save_epochs", 0),
+        ("keep_last", 0),
+        ("num_samples", 1),
+        ("sample_steps", 1),
+    )
+
+
+D = TypeVar("D", bound=DataConfig)
+N = TypeVar("N", bound=NetworkConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Generic[D, N]):
+    """All that determines a run, but the place where it is written."""
+
+    data: D
+    network: N
+    method: MethodConfig = field(default_factory=MethodConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named starting point: what it trains on and with, and one line about it."""
+
+    name: str
+    about: str
+    config: Config

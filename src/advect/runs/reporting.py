@@ -1,0 +1,74 @@
+"""The job behind ``advect report``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advect.core.errors import UserError
+from advect.core.platform import tune_process
+from advect.core.types import Conditions
+from advect.data import Split, Transform
+from advect.evaluation import study
+from advect.evaluation.quality import NFES
+from advect.reports import write_report
+from advect.runs.arguments import parse_config
+from advect.runs.build import build_source
+from advect.runs.flow import load
+
+DATA_LIMIT = 20_000
+"""Training samples at most that neighbours and Frechet distances look at, spread evenly over the data."""
+
+
+def report(
+    run: Path,
+    *,
+    samples: int = 1000,
+    nfes: tuple[int, ...] | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    measure: bool = True,
+    progress: bool = True,
+) -> tuple[Path, dict]:
+    """Measure a run and write its ``report.html``; return the file and the measurements.
+
+    With ``measure`` False the page is made of what the folder already holds. Raises UserError where ``run`` is
+    not a run folder with a checkpoint, or the data have moved.
+    """
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run} is not a run folder: it has no config.yaml; give one such as runs/digits")
+    tune_process()
+    results = run / "evaluation" / "quality.json"
+    if measure:
+        flow = load(run, device=device)
+        _, config = parse_config(run / "config.yaml")
+        source = build_source(config.data)
+        train, train_cond = _in_data_units(source.train, source.transform)
+        held_out, held_out_cond = _in_data_units(source.held_out, source.transform)
+        study(
+            flow,
+            train,
+            held_out,
+            run / "evaluation",
+            train_cond=train_cond,
+            held_out_cond=held_out_cond,
+            samples=samples,
+            seed=seed,
+            progress=progress,
+            nfes=nfes or NFES,
+        )
+    page = write_report(run)
+    return page, json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
+
+
+def _in_data_units(split: Split, transform: Transform) -> tuple[Tensor, Conditions | None]:
+    """Samples (N, *S) and conditions (N,) of a split, evenly thinned to DATA_LIMIT."""
+    places = np.linspace(0, len(split) - 1, min(len(split), DATA_LIMIT)).round().astype(np.int64)
+    batches = [split.fetch(places[i : i + 512]) for i in range(0, len(places), 512)]
+    x = torch.cat([transform.inverse(b.x1) for b in batches])
+    names = batches[0].cond or {}
+    return x, {name: torch.cat([(b.cond or {})[name] for b in batches]) for name in names} or None

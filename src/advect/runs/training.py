@@ -1,0 +1,208 @@
+"""The job behind ``advect train``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from advect.core.errors import UserError
+from advect.core.files import make_folder, write_text_whole
+from advect.core.platform import tune_process
+from advect.core.random import mix
+from advect.data import Source
+from advect.objectives import Objective
+from advect.runs.build import build_network, build_objective, build_source, pick_device, pick_precision
+from advect.runs.card import Card
+from advect.runs.config import Config
+from advect.runs.configfile import to_yaml
+from advect.runs.environment import write_environment
+from advect.runs.flow import Flow, read_card
+from advect.runs.watch import Watch
+from advect.training import (
+    AdamW,
+    Ema,
+    Hook,
+    LearningRate,
+    Limits,
+    Loader,
+    Trainer,
+    TrainState,
+    find_checkpoint,
+    named_params,
+    verify_checkpoint,
+)
+from advect.training.checkpoint import remove_leftovers
+from advect.training.hooks import Checkpoints, MetricsFile, ProgressBar, TensorBoard
+from advect.training.state import MODEL
+
+Say = Callable[[str], None]
+
+
+def train(
+    config: Config,
+    preset: str,
+    *,
+    run_dir: Path | None = None,
+    resume_from: Path | None = None,
+    say: Say = print,
+) -> tuple[Path, str]:
+    """Train as ``config`` says, into ``run_dir`` (runs/PRESET); return the folder and why the run ended.
+
+    With ``resume_from``, a run folder or checkpoint, the run continues bit for bit, in its own folder unless
+    ``run_dir`` names another. Everything is checked before the first file is written. Raises UserError for
+    settings that do not fit the data, a run folder in use, and a checkpoint of another network or data.
+    """
+    tune_process()
+    checkpoint = find_checkpoint(resume_from) if resume_from else None
+    if checkpoint:
+        verify_checkpoint(checkpoint)
+        run_dir = run_dir or checkpoint.parent.parent
+    run_dir = run_dir or Path("runs") / preset
+    _check_folder(run_dir, checkpoint)
+    source = build_source(config.data)
+    card = Card.of(config, preset, source)
+    if checkpoint:
+        _check_same_run(read_card(checkpoint / MODEL), card, checkpoint, say)
+    trainer = _new_trainer(config, source, card, run_dir)
+    if checkpoint:
+        trainer.state.load(checkpoint)
+    make_folder(run_dir, "--run-dir")
+    remove_leftovers(run_dir / "checkpoints")
+    write_text_whole(run_dir / "config.yaml", to_yaml(config, preset))
+    step = trainer.state.progress.step
+    write_environment(run_dir, device=trainer.device, fingerprint=source.fingerprint, step=step)
+    _announce(config, preset, source, trainer, run_dir, say)
+    return run_dir, trainer.run()
+
+
+def _check_folder(run_dir: Path, checkpoint: Path | None) -> None:
+    if run_dir.is_file():
+        raise UserError(f"--run-dir {run_dir} is a file; name a folder")
+    own = checkpoint is not None and checkpoint.parent.parent.resolve() == run_dir.resolve()
+    if not own and run_dir.is_dir() and any(run_dir.iterdir()):
+        resume = f", or continue it with --resume-from {run_dir}" if (run_dir / "checkpoints").is_dir() else ""
+        raise UserError(f"--run-dir {run_dir} is not empty; name a new folder with --run-dir{resume}")
+
+
+def _check_same_run(there: Card, here: Card, checkpoint: Path, say: Say) -> None:
+    """Refuse another network or data shape; tell what else differs, for the run is then not the same bit for bit."""
+    if there.spec.shape != here.spec.shape or there.spec.conditions.keys() != here.spec.conditions.keys():
+        raise UserError(
+            f"checkpoint {checkpoint} was trained on data of shape {there.spec.shape} with conditions "
+            f"{sorted(there.spec.conditions)}, and these have shape {here.spec.shape} with conditions "
+            f"{sorted(here.spec.conditions)}; resume with the data it was trained on"
+        )
+    differs = _differences(there.config, here.config)
+    of_network = [text for section, text in differs if section == "network"]
+    if there.preset != here.preset and type(there.network) is not type(here.network):
+        of_network = [f"its preset is {there.preset}, this one {here.preset}"]
+    if of_network:
+        raise UserError(
+            f"checkpoint {checkpoint} has another network: {'; '.join(of_network)}; "
+            f"leave out those flags, or train anew with --run-dir"
+        )
+    for section, text in differs:
+        if section in ("data", "method", "training") and not text.startswith(("max_", "num_epochs", "num_workers")):
+            say(f"note: {text}; the run will not equal one with the old value")
+    if there.fingerprint != here.fingerprint:
+        say("note: the data have changed since the checkpoint; the run will not equal one on the old data")
+
+
+def _differences(there: dict, here: dict) -> list[tuple[str, str]]:
+    return [
+        (section, f"{name} was {there[section].get(name)} there and is {value} here")
+        for section, values in here.items()
+        for name, value in values.items()
+        if section in there and there[section].get(name) != value
+    ]
+
+
+def _new_trainer(config: Config, source: Source, card: Card, run_dir: Path) -> Trainer:
+    """Wire network, objective, data and hooks together; nothing is written until the trainer runs."""
+    t = config.training
+    device = pick_device(t.device)
+    precision = pick_precision(t.mixed_precision, device)
+    objective = build_objective(config.method, source.spec)
+    state = _new_state(config, source, card, device)
+    limits, rate = _plan(config, source)
+    out = config.output
+    flow = Flow(
+        state.net,
+        source.spec,
+        source.transform,
+        device=device,
+        autocast=precision,
+        steps=out.sample_steps,
+        solver=out.solver,
+    )
+    return Trainer(
+        state,
+        objective,
+        Loader(source.train, t.batch_size, seed=t.seed, workers=t.num_workers),
+        rate=rate,
+        limits=limits,
+        grad_clip=t.grad_clip,
+        autocast=precision,
+        compile_model=t.compile_model,
+        seed=t.seed,
+        log_every=out.log_every,
+        device=device,
+        hooks=_hooks(config, run_dir, flow, objective, source),
+    )
+
+
+def _new_state(config: Config, source: Source, card: Card, device: torch.device) -> TrainState:
+    with torch.random.fork_rng():
+        torch.manual_seed(mix(config.training.seed, 0))
+        net = build_network(config.network, source.spec).to(device)
+    params = named_params(net)
+    optimizer = AdamW(params, weight_decay=config.training.weight_decay)
+    ema = Ema(params, config.training.ema_decay) if config.training.use_ema else None
+    return TrainState(net, optimizer, ema, card.to_text())
+
+
+def _hooks(config: Config, run_dir: Path, flow: Flow, objective: Objective, source: Source) -> tuple[Hook, ...]:
+    out = config.output
+    metrics, board = MetricsFile(run_dir / "metrics.jsonl"), TensorBoard(run_dir / "tensorboard")
+    watch = Watch(
+        flow,
+        objective,
+        source.held_out,
+        run_dir / "samples",
+        every=out.sample_every,
+        samples=out.num_samples,
+        seed=config.training.seed,
+        metrics=metrics,
+        board=board,
+    )
+    checkpoints = Checkpoints(
+        run_dir / "checkpoints", every=out.save_every, every_epochs=out.save_epochs, keep=out.keep_last
+    )
+    return metrics, board, ProgressBar(), watch, checkpoints
+
+
+def _plan(config: Config, source: Source) -> tuple[Limits, LearningRate]:
+    t = config.training
+    steps = math.ceil(t.num_epochs * len(source.train) / t.batch_size)
+    limits = Limits(steps=steps, max_steps=t.max_steps, max_minutes=t.max_minutes)
+    return limits, LearningRate(peak=t.learning_rate, warmup=t.lr_warmup_steps, total=steps, shape=t.lr_schedule)
+
+
+def _announce(config: Config, preset: str, source: Source, trainer: Trainer, run_dir: Path, say: Say) -> None:
+    limits, step, net = trainer.limits, trainer.state.progress.step, trainer.state.net
+    params = sum(p.numel() for p in net.parameters())
+    say(
+        f"{preset}: {len(source.train):,} training and {len(source.held_out):,} held-out samples of shape "
+        f"{tuple(source.spec.shape)}; {type(net).__name__} with {params:,} parameters on {trainer.device}"
+    )
+    say(f"{'resuming at step ' + format(step, ',') if step else 'training'} to step {limits.last_step:,} in {run_dir}")
+    if limits.max_steps is not None and limits.max_steps > limits.steps:
+        say(
+            f"note: --max-steps {limits.max_steps:,} lies beyond the {limits.steps:,} steps of --num-epochs "
+            f"{config.training.num_epochs}, which end the run"
+        )
+    if config.training.batch_size < 32:
+        say(f"note: a batch of {config.training.batch_size} gives noisy gradients; 32 or more is usual")

@@ -1,0 +1,83 @@
+"""Pictures and the held-out loss while a run trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advect.core.random import CounterRng, mix
+from advect.data import Split
+from advect.objectives import Objective
+from advect.reports.grid import picture, save_png
+from advect.runs.flow import Flow
+from advect.training.hooks import EverySteps, MetricsFile, TensorBoard
+from advect.training.trainer import Hook, Trainer
+
+
+@torch.no_grad()
+def held_out_loss(flow: Flow, objective: Objective, split: Split, seed: int, limit: int = 2048) -> float:
+    """The objective's mean over the first ``limit`` held-out examples, with the same noise and times each time."""
+    total, count = 0.0, 0
+    for first in range(0, min(limit, len(split)), 256):
+        indices = np.arange(first, min(first + 256, limit, len(split)))
+        batch = split.fetch(indices).to(flow.device)
+        rng = CounterRng(mix(seed, 5), first, len(batch))
+        total += objective(flow.net, batch, rng).sum().item()
+        count += len(batch)
+    return total / count
+
+
+class Watch(Hook):
+    """Every ``every`` steps, with EMA weights: a sample grid, and the held-out loss beside the training loss."""
+
+    def __init__(
+        self,
+        flow: Flow,
+        objective: Objective,
+        held_out: Split,
+        folder: Path,
+        *,
+        every: int,
+        samples: int,
+        seed: int,
+        metrics: MetricsFile,
+        board: TensorBoard,
+    ) -> None:
+        self.flow, self.objective, self.held_out, self.folder = flow, objective, held_out, folder
+        self.samples, self.seed, self.metrics, self.board = samples, seed, metrics, board
+        self._timer = EverySteps(every, self._look)
+        self._reference: Tensor | None = None
+        self._cond = dict.fromkeys(list(flow.spec.conditions)[:1], "cycle")
+
+    def on_start(self, trainer: Trainer) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def on_step(self, trainer: Trainer) -> None:
+        self._timer.on_step(trainer)
+
+    def on_end(self, trainer: Trainer, reason: str) -> None:
+        if self._timer.every and trainer.state.progress.step % self._timer.every:
+            self._timer.run(trainer)
+
+    def _look(self, step: int) -> None:
+        samples = self.flow.sample(self.samples, seed=self.seed, cond=self._cond)
+        image = picture(samples, self.flow.spec, self.flow.transform, self._data_behind())
+        save_png(image, self.folder / f"step-{step:08d}.png")
+        self.board.writer.add_image("samples", np.asarray(image.convert("RGB")), step, dataformats="HWC")
+        if len(self.held_out) == 0:
+            return
+        loss = held_out_loss(self.flow, self.objective, self.held_out, self.seed)
+        self.metrics.write({"step": step, "held_out_loss": loss})
+        self.board.writer.add_scalar("held_out/loss", loss, step)
+
+    def _data_behind(self) -> Tensor | None:
+        """Held-out vectors to draw samples over; images need none."""
+        if self.flow.spec.kind != "vector" or len(self.held_out) == 0:
+            return None
+        if self._reference is None:
+            x1 = self.held_out.fetch(np.arange(min(2000, len(self.held_out)))).x1
+            self._reference = self.flow.transform.inverse(x1)
+        return self._reference

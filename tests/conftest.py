@@ -1,0 +1,49 @@
+"""What several rooms' tests share: small runs, and the command line called in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from advect.cli import run
+
+MOONS = ["--width", "16", "--batch-size", "64", "--log-every", "5", "--sample-every", "20", "--num-samples", "50"]
+DIGITS = ["--model-channels", "8", "--batch-size", "32", "--log-every", "5", "--sample-every", "0"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Tests run in parallel processes on few cores."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def advect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``advect("train moons --seed", 3)`` runs the command in an empty folder; mistakes raise UserError."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: object) -> None:
+        run([part for word in words for part in str(word).split()])
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def moons_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on moons."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("runs") / "moons"
+    run(["train", "moons", "--max-steps", "40", "--run-dir", str(folder), "--save-every", "20", *MOONS])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run on digits, by class."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    run(["train", "digits", "--max-steps", "12", "--run-dir", str(folder), "--save-every", "6", *DIGITS])
+    return folder

@@ -1,0 +1,226 @@
+"""The command line as a person meets it: one sentence and exit code 2 for every mistake, nothing half-written."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from advect import cli
+from advect.core.errors import UserError
+
+FLAGS = (
+    "--data-dir faces --image-size 64 --model-channels 128 --channel-mult 1 2 2 4 --num-res-blocks 2 "
+    "--attention-resolutions 16 8 --dropout 0.1 --sigma-min 1e-4 --batch-size 32 --num-epochs 100 "
+    "--learning-rate 2e-4 --weight-decay 0 --grad-clip 1.0 --lr-warmup-steps 1000 --use-ema --ema-decay 0.9999 "
+    "--mixed-precision --compile-model --sample-every 1000 --save-every 5000 --log-every 50 --num-samples 64 "
+    "--sample-steps 50 --num-workers 4 --seed 42 --max-steps 10 --max-minutes 5 --run-dir out"
+)
+
+
+def exit_code(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["advect", *words])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return int(stop.value.code or 0)
+
+
+MISTAKES = [
+    ("trian", "command 'trian' is not known; did you mean 'train'?"),
+    ("train digitz", "preset 'digitz' is not known; did you mean 'digits'?"),
+    ("train digits --learnin-rate 1", "not a flag of advect train digits; did you mean '--learning-rate'"),
+    ("train moons --channel-mult 1 2", "--channel-mult is not a flag of advect train moons"),
+    ("train digits extra", "'extra' is one word too many"),
+    ("train digits --batch-size 0", "--batch-size must be at least 1, got 0"),
+    ("train digits --learning-rate -1", "--learning-rate must be greater than 0, got -1.0"),
+    ("train digits --dropout 1.5", "--dropout must be at least 0 and below 1, got 1.5"),
+    ("train digits --ema-decay 1", "--ema-decay must be at least 0 and below 1, got 1.0"),
+    ("train digits --batch-size many", "'many'"),
+    ("train digits --times sometimes", "'stratified'"),
+    ("train digits --attention-resolutions 5", "5"),
+    ("train digits --channel-mult 1 2 2 2 2", "8"),
+    ("train moons --label-dropout 0.1", "--label-dropout is 0.1, but the data have no labels"),
+    ("train digits --device abacus", "--device abacus cannot be used here"),
+    ("train digits --config x.yaml", "contradict"),
+    ("train --config missing.yaml", "--config missing.yaml cannot be read"),
+    ("train --resume-from nowhere", "nowhere does not exist"),
+    ("train fashion-mnist", "--data-dir is not given"),
+    ("train fashion-mnist --data-dir missing", "missing"),
+    ("train celeba64 --data-dir empty", "empty"),
+    ("train celeba64 --data-dir faces --image-size 50", "50"),
+    ("sample", "advect sample needs a run first"),
+    ("sample nowhere", "nowhere does not exist"),
+    ("report nowhere", "nowhere is not a run folder"),
+    ("presets now", "takes no arguments"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES)
+def test_a_mistake_is_one_sentence_and_exit_code_2(
+    words: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "faces").mkdir()
+    for i in range(2):
+        Image.new("RGB", (80, 80), (i, 0, 0)).save(tmp_path / f"faces/{i}.png")
+    before = sorted(tmp_path.rglob("*"))
+    assert exit_code(words.split(), monkeypatch) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.err.startswith("advect: ")
+    assert printed.err.count("\n") == 1 and "Traceback" not in printed.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def write_idx(folder: Path, *, images: bytes | None = None) -> None:
+    folder.mkdir()
+    for part, n in (("train", 6), ("t10k", 4)):
+        pixels = bytes([0, 0, 8, 3, 0, 0, 0, n, 0, 0, 0, 28, 0, 0, 0, 28]) + bytes(n * 784)
+        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(pixels))
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, n]) + bytes(range(n)))
+    if images is not None:
+        (folder / "train-images-idx3-ubyte.gz").write_bytes(images)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (bytes([0, 0, 8, 3, 0, 0, 0, 6, 0, 0, 0, 28, 0, 0, 0, 28]) + bytes(6 * 784 - 1), "train-images"),
+        (bytes([9, 9, 9, 9]) + bytes(100), "train-images"),
+        (gzip.compress(bytes(5000))[:-9], "train-images"),
+    ],
+)
+def test_damaged_idx_files_are_named(
+    images: bytes, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_idx(tmp_path / "idx", images=images)
+    assert exit_code(["train", "fashion-mnist", "--data-dir", "idx"], monkeypatch) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_idx_files_train(advect: Callable[..., None], tmp_path: Path) -> None:
+    write_idx(tmp_path / "idx")
+    advect(
+        "train fashion-mnist --data-dir idx --model-channels 8 --channel-mult 1 2 --attention-resolutions 14",
+        "--max-steps 2 --batch-size 4 --sample-every 0 --num-res-blocks 1 --log-every 1 --run-dir run",
+    )
+    assert (tmp_path / "run/checkpoints/step-00000002").is_dir()
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "newer", "manifest"])
+def test_a_damaged_checkpoint_is_refused(
+    damage: str, digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(digits_run, tmp_path / "run")
+    checkpoint = tmp_path / "run/checkpoints/step-00000012"
+    weights, manifest = checkpoint / "model.safetensors", checkpoint / "manifest.json"
+    content = bytearray(weights.read_bytes())
+    if damage == "truncate":
+        weights.write_bytes(content[:-10])
+    elif damage == "flip":
+        content[-100] ^= 1
+        weights.write_bytes(content)
+    elif damage == "newer":
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 99}))
+    else:
+        manifest.write_text(manifest.read_text().replace('"step": 12', '"step": 13'))
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    for words in ("train --resume-from run", "sample run"):
+        assert exit_code(words.split(), monkeypatch) == 2
+        err = capsys.readouterr().err
+        assert ("format 99" if damage == "newer" else "is damaged") in err and err.count("\n") == 1
+        assert damage == "newer" or "step-00000006" in err  # the whole one beside it
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+
+def test_every_listed_flag_is_parsed_and_dry_run_prints_the_configuration(
+    advect: Callable[..., None], capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    advect("train celeba64", FLAGS, "--dry-run")
+    text = capsys.readouterr().out
+    (tmp_path / "config.yaml").write_text(text)
+    for line in ("mixed_precision: true", "compile_model: true", "seed: 42", "data_dir: faces", "sigma_min: 0.0001"):
+        assert line in text
+    advect("train --config config.yaml --dry-run")
+    assert capsys.readouterr().out == text
+    assert not (tmp_path / "out").exists() and not (tmp_path / "runs").exists()
+
+
+def test_no_preset_means_digits(advect: Callable[..., None], capsys: pytest.CaptureFixture) -> None:
+    advect("train --dry-run")
+    assert capsys.readouterr().out.startswith("preset: digits\n")
+
+
+def test_sample_writes_arrays_pictures_and_facts(
+    advect: Callable[..., None], digits_run: Path, tmp_path: Path
+) -> None:
+    advect("sample", digits_run, "--num-samples 6 --num-steps 2 --cond label=7 --guidance 2 --seed 3 --output-dir out")
+    arrays = np.load("out/samples.npz")
+    assert arrays["x"].shape == (6, 1, 8, 8) and arrays["label"].tolist() == [7] * 6
+    facts = json.loads(Path("out/samples.json").read_text())
+    assert facts["nfe"] == 4 and facts["seed"] == 3 and facts["guidance"] == 2.0
+    Image.open("out/samples.png").verify()
+    with pytest.raises(UserError, match="already holds samples"):
+        advect("sample", digits_run, "--output-dir out")
+    advect("sample", digits_run, "--num-samples 2 --num-steps 2 --output-dir out --overwrite --save-individual")
+    assert len(list(Path("out").glob("sample-*.png"))) == 2
+
+
+def test_the_same_seed_gives_the_same_bytes(advect: Callable[..., None], moons_run: Path) -> None:
+    for folder in ("a", "b"):
+        advect("sample", moons_run, "--num-samples 20 --num-steps 3 --seed 5 --output-dir", folder)
+    assert np.array_equal(np.load("a/samples.npz")["x"], np.load("b/samples.npz")["x"])
+    assert Path("a/samples.png").read_bytes() == Path("b/samples.png").read_bytes()
+
+
+def test_report_of_images_and_of_vectors(advect: Callable[..., None], digits_run: Path, moons_run: Path) -> None:
+    for run in (digits_run, moons_run):
+        copy = Path(run.name)
+        shutil.copytree(run, copy)
+        advect("report", copy, "--num-samples 40 --nfes 2 4")
+        page = (copy / "report.html").read_text()
+        assert page.count("<svg") >= 3 and "data:image/png;base64," in page
+        quality = json.loads((copy / "evaluation/quality.json").read_text())
+        assert quality
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["presets"], ["train", "--help"], ["sample", "--help"]])
+def test_help_teaches(words: list[str], capsys: pytest.CaptureFixture) -> None:
+    try:
+        cli.run(words)
+    except SystemExit as stop:
+        assert not stop.code
+    text = capsys.readouterr().out
+    assert "digits" in text or "--num-samples" in text
+
+
+def test_importing_advect_and_help_load_nothing_heavy() -> None:
+    heavy = {"torch", "numpy", "matplotlib", "sklearn", "tyro", "tensorboard", "PIL"}
+    for code in ("import advect", "import advect.cli; advect.cli.run(['--help'])"):
+        program = f"{code}; import sys; print('LOADED', *sorted(sys.modules))"
+        out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+        assert not heavy & set(out.split("LOADED")[1].split())
+
+
+def test_every_lazy_name_is_there() -> None:
+    import advect
+
+    for name in advect.__all__:
+        assert getattr(advect, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = advect.nothing  # type: ignore[attr-defined]
