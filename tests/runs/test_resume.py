@@ -1,0 +1,150 @@
+"""A run that was stopped or killed, and resumed, equals one that never was: bytes on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from advect.core.errors import UserError
+from advect.training.checkpoint import list_checkpoints
+from advect.training.state import EMA, MODEL, OPTIMIZER, load_weights
+
+SMALL = (
+    "--model-channels 8 --batch-size 32 --num-epochs 3 --log-every 4 "
+    "--sample-every 10 --num-samples 4 --sample-steps 2"
+)
+
+
+def assert_same_end(one: Path, other: Path, step: int, *, since: int = 0) -> None:
+    """Weights, averages and moments are equal bit for bit, and so are the losses logged after step ``since``."""
+    for name in (MODEL, EMA, OPTIMIZER):
+        a, b = (load_weights(run / "checkpoints" / f"step-{step:08d}" / name) for run in (one, other))
+        assert a.keys() == b.keys()
+        for key in a:
+            assert (a[key] == b[key]).all(), f"{name}: {key}"
+    assert [r for r in losses(one) if r[0] > since] == losses(other)
+    states = [
+        json.loads((r / "checkpoints" / f"step-{step:08d}" / "state/run.json").read_text()) for r in (one, other)
+    ]
+    for state in states:
+        state.pop("seconds")
+    assert states[0] == states[1]
+
+
+def losses(run: Path) -> list[tuple[int, float, float]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(r["step"], r["loss"], r["lr"]) for r in rows if "loss" in r]
+
+
+@pytest.mark.parametrize("stop", [1, 7, 29, 43])  # 28.1 steps are an epoch: also just before and after its end
+def test_stopped_anywhere_and_resumed_equals_never_stopped(advect: Callable[..., None], stop: int) -> None:
+    advect("train digits --run-dir whole --max-steps 45", SMALL)
+    advect("train digits --run-dir parts --max-steps", stop, SMALL)
+    advect("train --resume-from parts --max-steps 45")
+    assert_same_end(Path("whole"), Path("parts"), 45)
+
+
+def test_resuming_reaches_the_same_end_from_an_older_checkpoint_and_in_another_folder(
+    advect: Callable[..., None],
+) -> None:
+    advect("train digits --run-dir whole --max-steps 30 --save-every 10 --keep-last 0", SMALL)
+    advect("train --resume-from whole/checkpoints/step-00000010 --run-dir fork")
+    assert not (Path("fork") / "checkpoints/step-00000010").exists()
+    assert_same_end(Path("whole"), Path("fork"), 30, since=10)
+
+
+def test_config_yaml_repeats_the_run(advect: Callable[..., None]) -> None:
+    advect("train digits --run-dir one --max-steps 9 --seed 5 --dropout 0.2", SMALL)
+    advect("train --config one/config.yaml --run-dir two")
+    assert (Path("one") / "config.yaml").read_text() == (Path("two") / "config.yaml").read_text()
+    assert_same_end(Path("one"), Path("two"), 9)
+
+
+def test_threads_that_load_ahead_change_nothing(advect: Callable[..., None]) -> None:
+    advect("train digits --run-dir one --max-steps 9 --num-workers 0", SMALL)
+    advect("train digits --run-dir two --max-steps 9 --num-workers 3", SMALL)
+    assert_same_end(Path("one"), Path("two"), 9)
+
+
+def test_another_seed_gives_another_run(advect: Callable[..., None]) -> None:
+    advect("train digits --run-dir one --max-steps 4 --seed 0", SMALL)
+    advect("train digits --run-dir two --max-steps 4 --seed 1", SMALL)
+    assert losses(Path("one"))[0][1] != losses(Path("two"))[0][1]
+
+
+def start(folder: Path, *flags: str) -> subprocess.Popen:
+    words = [sys.executable, "-m", "advect", "train", *flags]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(words, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_checkpoints(process: subprocess.Popen, run: Path, count: int) -> None:
+    """Poll until the run holds so many checkpoints, or has ended."""
+    while process.poll() is None and len(list_checkpoints(run / "checkpoints")) < count:
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_again_and_again_and_resumed_equals_never_stopped(
+    advect: Callable[..., None], tmp_path: Path, kills: int
+) -> None:
+    steps = 12 * kills
+    flags = [*SMALL.split(), "--num-epochs", "100", "--max-steps", str(steps), "--save-every", "3"]
+    advect("train digits --run-dir whole", *flags)
+    resume: list[str] = ["digits", "--run-dir", "killed", *flags]
+    for i in range(kills):
+        process = start(tmp_path, *resume)
+        before = len(list_checkpoints(tmp_path / "killed/checkpoints")) if i else 0
+        wait_for_checkpoints(process, tmp_path / "killed", min(before + 1 + i % 2, 3))
+        time.sleep(0.037 * (i % 5))  # a different moment of the step or of a checkpoint's writing each time
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        resume = ["--resume-from", "killed"]
+    advect("train --resume-from killed")
+    assert_same_end(tmp_path / "whole", tmp_path / "killed", steps)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_with_a_checkpoint_and_the_line_to_resume(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    process = start(
+        tmp_path, "digits", "--run-dir", "run", *SMALL.split(), "--num-epochs", "1000", "--save-every", "5"
+    )
+    wait_for_checkpoints(process, tmp_path / "run", 1)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "advect train --resume-from run" in output
+    assert "Traceback" not in output
+    newest = list_checkpoints(tmp_path / "run/checkpoints")[-1]
+    last = json.loads((newest / "state/run.json").read_text())
+    assert (tmp_path / "run/checkpoints/latest").read_text().strip() == newest.name
+    assert last["step"] == int(newest.name.split("-")[1])
+
+
+def test_resuming_with_another_network_says_what_differs(advect: Callable[..., None], digits_run: Path) -> None:
+    with pytest.raises(UserError, match="model_channels was 8 there and is 16 here"):
+        advect("train --resume-from", digits_run, "--model-channels 16 --run-dir new")
+    assert not Path("new").exists()
+
+
+def test_resuming_with_another_data_shape_says_what_differs(advect: Callable[..., None], digits_run: Path) -> None:
+    with pytest.raises(UserError, match=r"data of shape \(1, 8, 8\) .* these have shape \(2,\)"):
+        advect("train moons --resume-from", digits_run, "--run-dir new")
+    assert not Path("new").exists()
+
+
+def test_a_finished_run_resumes_to_its_own_end(advect: Callable[..., None]) -> None:
+    advect("train moons --width 16 --batch-size 5000 --num-epochs 2 --run-dir run --sample-every 0")
+    before = sorted(p.name for p in Path("run/checkpoints").iterdir())
+    advect("train --resume-from run")
+    assert sorted(p.name for p in Path("run/checkpoints").iterdir()) == before
