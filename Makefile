@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 DEMO_FLAGS ?=
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all lint format bench bench-peers
@@ -29,10 +30,10 @@ demo: setup  ## train on real digits, sample, and write a report: minutes on two
 	@echo "report:      $(RUN)/report.html"
 
 test: setup  ## the test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS)
 
 test-all: setup  ## the test suite with its slow tests
-	$(BIN)/python -m pytest -m ''
+	$(BIN)/python -m pytest -n $(JOBS) -m ''
 
 lint: setup  ## style, format, types and import contracts
 	$(BIN)/ruff check .

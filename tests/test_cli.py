@@ -99,8 +99,9 @@ def write_idx(folder: Path, *, images: bytes | None = None) -> None:
     [
         (bytes([0, 0, 8, 3, 0, 0, 0, 6, 0, 0, 0, 28, 0, 0, 0, 28]) + bytes(6 * 784 - 1), "train-images"),
         (bytes([9, 9, 9, 9]) + bytes(100), "train-images"),
-        (gzip.compress(bytes(5000))[:-9], "train-images"),
+        (gzip.compress(bytes(5000), mtime=0)[:-9], "train-images"),
     ],
+    ids=["truncated", "magic number", "cut gzip"],
 )
 def test_damaged_idx_files_are_named(
     images: bytes, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture

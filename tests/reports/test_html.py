@@ -95,7 +95,7 @@ def test_absent_parts_name_the_command_that_makes_them(tmp_path):
     (run / "config.yaml").write_text("preset: digits\n")
     text = read(run).text
     assert "advect train --sample-every" in text
-    assert f"advect eval '{run}'" in text
+    assert f"advect report '{run}'" in text
     assert "No training metrics yet" in text
     assert f"--config '{run}/config.yaml'" in text
 
@@ -104,7 +104,7 @@ def test_absent_parts_name_the_command_that_makes_them(tmp_path):
 def test_an_absent_part_of_the_evaluation_is_named(run, name):
     (run / f"evaluation/{name}.npz").unlink()
     text = read(run).text
-    assert "not there" in text and "advect eval" in text and "Quality against cost" in text
+    assert "not there" in text and "advect report" in text and "Quality against cost" in text
 
 
 @pytest.mark.parametrize(

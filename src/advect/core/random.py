@@ -104,7 +104,7 @@ class CounterRng:
     def uniform(
         self, shape: Sequence[int], *, device: torch.device | None = None, dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """Uniform numbers in [0, 1): multiples of 2^-53 for float64, else of 2^-24."""
+        """Uniform numbers in [0, 1): multiples of 2^-53 for float64, of 2^-24 for float32, rounded for the others."""
         width, n = self._width(shape), 53 if dtype == torch.float64 else 24
         bits = self._bits(self.start * width, (self.start + self.count) * width, device)
         bits >>= 64 - n

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -28,8 +29,10 @@ class AffinePath:
     sigma_min: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.sigma_min >= 0:
-            raise UserError(f"AffinePath.sigma_min must be >= 0, got {self.sigma_min}; 0 turns the jitter off")
+        if not 0 <= self.sigma_min < math.inf:
+            raise UserError(
+                f"AffinePath.sigma_min must be finite and >= 0, got {self.sigma_min}; 0 turns the jitter off"
+            )
 
     def sample(self, x0: Tensor, x1: Tensor, t: Tensor, generator: Generator = None) -> PathPoint:
         """Draw the point x_t (B, *S) of the path from x0 to x1 (B, *S) at t (B,).

@@ -65,7 +65,7 @@ def read_run(path: Path) -> RunFolder:
     run.grids = sorted((_step(file), file) for file in (path / "samples").glob("*.png") if _step(file) >= 0)
     run.quality = _json(run, "evaluation/quality.json")
     if run.quality is not None and run.quality.get("format") != QUALITY_FORMAT:
-        run.notes.append("evaluation/quality.json is of another version of advect; run advect eval again.")
+        run.notes.append("evaluation/quality.json is of another version of advect; run advect report again.")
         run.quality = None
     run.trajectories = _arrays(run, "evaluation/trajectories.npz", {"t", "x"})
     wanted = {"samples", "neighbours", "distances", "sample_distances", "held_out_distances"}
@@ -109,7 +109,7 @@ def _arrays(run: RunFolder, name: str, wanted: set[str]) -> dict[str, np.ndarray
         with np.load(file, allow_pickle=False) as saved:
             return {key: saved[key] for key in wanted}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        run.notes.append(f"{name} is damaged and left out; run advect eval again.")
+        run.notes.append(f"{name} is damaged and left out; run advect report again.")
         return None
 
 

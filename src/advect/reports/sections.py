@@ -224,7 +224,6 @@ def _commands(run: RunFolder) -> dict[str, str]:
     return {
         "original": str(run.environment.get("command", "")),
         "repeat": f"advect train {again}" if run.config_text else "",
-        "eval": f"advect eval {folder}",
         "report": f"advect report {folder}",
         "sample": f"advect sample {folder}",
     }

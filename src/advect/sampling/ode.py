@@ -39,7 +39,7 @@ def integrate(
     if not (0 <= t0 <= 1 and 0 <= t1 <= 1):
         raise UserError(f"t0 and t1 must lie in [0, 1] (0 is noise, 1 is data), got {t0} and {t1}")
     grid = [t0 + (t1 - t0) * i / steps for i in range(steps + 1)]
-    times = torch.tensor(grid, dtype=x0.dtype if x0.dtype.is_floating_point else torch.float32, device=x0.device)
+    times = torch.tensor(grid, dtype=torch.promote_types(x0.dtype, torch.float32), device=x0.device)
     x, states = x0, [x0]
     for i in range(steps):
         x = method.step(velocity, x, times[i].expand(len(x0)), grid[i + 1] - grid[i])

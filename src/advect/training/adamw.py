@@ -37,10 +37,10 @@ class AdamW:
     @torch.no_grad()
     def step(self, lr: float) -> None:
         """Move the parameters along their gradients, and let go of these."""
-        grads = [p.grad for p in self._params]
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._params]
         adamw(
             self._params,
-            grads,  # pyright: ignore[reportArgumentType]
+            grads,
             *self._moments,
             [],
             self._steps,

@@ -74,7 +74,12 @@ def _replace(partial: Path, final: Path) -> None:
     old = final.with_name(f".{final.name}.{os.getpid()}.old")
     if final.exists():
         final.rename(old)
-    partial.rename(final)
+    try:
+        partial.rename(final)
+    except OSError:
+        if old.exists():
+            old.rename(final)
+        raise
     sync_folder(final.parent)
     shutil.rmtree(old, ignore_errors=True)
 
@@ -89,6 +94,8 @@ def remove_leftovers(folder: Path) -> None:
             old.rename(final)
     for partial in folder.glob(".step-*.partial"):
         shutil.rmtree(partial, ignore_errors=True)
+    for partial in folder.glob(".latest.*.partial"):
+        partial.unlink(missing_ok=True)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -96,9 +103,16 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if (p / _MANIFEST).is_file())
 
 
+def _latest(folder: Path) -> str:
+    """The name in ``latest``, or nothing."""
+    file = folder / "latest"
+    return file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
+
+
 def keep_last(folder: Path, count: int) -> None:
     """Remove all but the newest ``count`` checkpoints; 0 keeps all."""
-    for path in list_checkpoints(folder)[:-count] if count else []:
+    newest = _latest(folder)  # a run that went on from an older checkpoint has written an earlier step last
+    for path in sorted(list_checkpoints(folder), key=lambda p: p.name == newest)[:-count] if count else []:
         doomed = path.with_name(f".{path.name}.{os.getpid()}.partial")
         path.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
@@ -113,18 +127,16 @@ def find_checkpoint(path: Path) -> Path:
         if not path.is_dir():
             raise UserError(f"checkpoint {path} does not exist{_siblings(path)}")
         return path
-    folder = path / "checkpoints"
+    folder = path if path.name == "checkpoints" else path / "checkpoints"
     if not path.is_dir():
-        raise UserError(f"{path} does not exist; give a run folder such as runs/digits, or a checkpoint inside one")
-    found = list_checkpoints(folder)
+        trouble = "is a file" if path.exists() else "does not exist"
+        raise UserError(f"{path} {trouble}; give a run folder such as runs/digits, or a checkpoint inside one")
+    found = {p.name: p for p in list_checkpoints(folder)}
+    for old in folder.glob(".step-*.old"):  # a killed write was replacing it
+        found.setdefault(old.name.split(".")[1], old)
     if not found:
         raise UserError(f"{path} holds no checkpoint; train first: advect train --run-dir {path}")
-    latest = folder / "latest"
-    if latest.is_file():
-        named = folder / latest.read_text(encoding="utf-8", errors="replace").strip()
-        if named in found:
-            return named
-    return found[-1]
+    return found.get(_latest(folder)) or found[max(found)]
 
 
 def _siblings(path: Path) -> str:
@@ -142,7 +154,7 @@ def verify_checkpoint(path: Path) -> dict:
         version, sealed, files = int(manifest["format"]), manifest["sha256"], dict(manifest["files"])
     except FileNotFoundError:
         raise UserError(f"checkpoint {path} is incomplete: it has no {_MANIFEST}{_siblings(path)}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, OSError):
         raise UserError(f"checkpoint {path} is damaged: {_MANIFEST} cannot be read{_siblings(path)}") from None
     if version > FORMAT:
         raise UserError(
@@ -151,6 +163,9 @@ def verify_checkpoint(path: Path) -> dict:
         )
     if sealed != _seal(manifest):
         raise UserError(f"checkpoint {path} is damaged: {_MANIFEST} does not match its own sum{_siblings(path)}")
+    extra = {p.relative_to(path).as_posix() for p in _files(path)} - files.keys() - {_MANIFEST}
+    if extra:
+        raise UserError(f"checkpoint {path} holds a file that its {_MANIFEST} does not list: {min(extra)}; remove it")
     for name, facts in files.items():
         file = path / name
         if not file.is_file():

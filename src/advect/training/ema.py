@@ -42,7 +42,7 @@ class Ema:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within the block the network has the averaged weights."""
+        """Within the block, which records no gradients, the network has the averaged weights."""
         with torch.no_grad():
             kept = [p.clone() for p in self._params]
             torch._foreach_copy_(self._params, self._shadow)

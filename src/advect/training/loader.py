@@ -26,9 +26,7 @@ class EpochOrder:
 
     def __init__(self, n: int, seed: int) -> None:
         self.n = n
-        self._permutation = lru_cache(maxsize=2)(
-            lambda epoch: np.random.Generator(np.random.Philox(key=mix(seed, epoch))).permutation(n)
-        )
+        self._permutation = lru_cache(maxsize=2)(lambda epoch: CounterRng(seed, epoch, n).permutation().numpy())
 
     def indices(self, first: int, count: int) -> np.ndarray:
         """The examples (count,) at places first, first + 1, ... of the order; a batch may span epochs."""
@@ -71,6 +69,7 @@ class Loader:
     def start_at(self, step: int, seen: int) -> None:
         """Let ``step`` begin at place ``seen`` of the order, as a run does that continues after so many samples."""
         self._origin = (step, seen)
+        self._ahead.clear()
 
     def _make(self, step: int) -> Batch:
         first_step, first = self._origin

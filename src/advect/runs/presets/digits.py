@@ -8,12 +8,12 @@ PRESET = Preset(
     Config(
         data=DigitsData(),
         network=UNetConfig(
-            model_channels=32, channel_mult=(1, 2), num_res_blocks=2, attention_resolutions=(4,), dropout=0.1
+            model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(4,), dropout=0.1
         ),
         method=MethodConfig(label_dropout=0.1),
         training=TrainingConfig(
             batch_size=128,
-            num_epochs=300,
+            num_epochs=250,
             learning_rate=1e-3,
             lr_schedule="cosine",
             lr_warmup_steps=100,

@@ -1,0 +1,244 @@
+"""What every data source, its splits and its transform promise."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from implementations import implementations
+from PIL import Image
+
+from advect.core.random import CounterRng
+from advect.core.types import Batch
+from advect.data import (
+    Arrays,
+    ArraySource,
+    Digits,
+    FashionMnist,
+    Identity,
+    ImageFolder,
+    Moons,
+    PixelScale,
+    Source,
+    Standardize,
+    Transform,
+    transform_from_config,
+)
+
+# --- Transforms ---
+
+TRANSFORMS = [
+    (Identity(), torch.linspace(-50, 50, 60).reshape(10, 6)),
+    (PixelScale(0, 255, integer=True), torch.arange(256).reshape(4, 1, 8, 8)),
+    (PixelScale(-0.25, 1.5), torch.linspace(-0.25, 1.5, 24).reshape(2, 3, 2, 2)),
+    (Standardize([0.1, -3, 1e5], [1e-3, 7, 250.0]), torch.tensor([[0.1, -3, 1e5], [0.0, 4, 1e5 - 700]])),
+]
+
+
+def test_no_transform_is_left_out():
+    assert {type(transform) for transform, _ in TRANSFORMS} == implementations(Transform, "advect.data")
+
+
+@pytest.mark.parametrize(("transform", "x"), TRANSFORMS, ids=[repr(t)[:24] for t, _ in TRANSFORMS])
+class TestTransform:
+    def test_there_and_back(self, transform, x):
+        model = transform.forward(x)
+        assert model.dtype == torch.float32 and model.shape == x.shape
+        back = transform.inverse(model)
+        assert back.dtype == torch.float32 and back.shape == x.shape
+        torch.testing.assert_close(back, x.float(), rtol=1e-5, atol=1e-4)
+
+    def test_arguments_stay_as_they_are(self, transform, x):
+        x, before = x.float(), x.float().clone()
+        transform.forward(x)
+        transform.inverse(x)
+        assert torch.equal(x, before)
+
+    def test_its_config_is_json_and_builds_its_equal(self, transform, x):
+        again = transform_from_config(json.loads(json.dumps(transform.to_config())))
+        assert again == transform and type(again) is type(transform)
+        assert torch.equal(again.forward(x), transform.forward(x))
+
+
+# --- Sources ---
+
+
+def _idx(path: Path, array: np.ndarray) -> None:
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+    path.write_bytes(header + array.astype(np.uint8).tobytes())
+
+
+def fashion_mnist(folder: Path) -> FashionMnist:
+    rng = np.random.default_rng(0)
+    for part, n in (("train", 12), ("t10k", 5)):
+        _idx(folder / f"{part}-images-idx3-ubyte", rng.integers(0, 256, (n, 28, 28)))
+        _idx(folder / f"{part}-labels-idx1-ubyte", rng.integers(0, 10, n))
+    return FashionMnist(folder)
+
+
+def image_folder(folder: Path) -> ImageFolder:
+    rng = np.random.default_rng(0)
+    for i in range(16):
+        Image.fromarray(rng.integers(0, 256, (8, 11, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return ImageFolder(folder, image_size=8, held_out=0.25)
+
+
+def table(folder: Path) -> Arrays:
+    rng = np.random.default_rng(0)
+    return Arrays(rng.normal(5, [0.1, 30, 1], (40, 3)), conditions={"cell.line": np.arange(40) % 3}, held_out=0.2)
+
+
+def pictures(folder: Path) -> Arrays:
+    return Arrays(np.random.default_rng(0).integers(0, 256, (9, 3, 4, 5), dtype=np.uint8), held_out=0)
+
+
+SOURCES: dict[str, Callable[[Path], Source]] = {
+    "Digits": lambda folder: Digits(),
+    "Moons": lambda folder: Moons(n=60),
+    "FashionMnist": fashion_mnist,
+    "ImageFolder": image_folder,
+    "Arrays, a table": table,
+    "Arrays, pictures": pictures,
+}
+
+
+@pytest.fixture(params=SOURCES)
+def build(request, tmp_path) -> Callable[[], Source]:
+    folder = tmp_path / "data"
+
+    def make() -> Source:
+        folder.mkdir(exist_ok=True)
+        return SOURCES[request.param](folder)
+
+    return make
+
+
+@pytest.fixture
+def source(build) -> Source:
+    return build()
+
+
+def everything(split) -> Batch:
+    return split.fetch(np.arange(len(split)))
+
+
+def same(a: Batch, b: Batch) -> bool:
+    cond_a, cond_b = a.cond or {}, b.cond or {}
+    return (
+        torch.equal(a.x1, b.x1)
+        and cond_a.keys() == cond_b.keys()
+        and all(torch.equal(cond_a[k], cond_b[k]) for k in cond_a)
+    )
+
+
+def test_no_source_is_left_out(tmp_path):
+    concrete = implementations(Source, "advect.data") - {ArraySource}
+    assert {cls.__name__ for cls in concrete} == {name.split(",")[0] for name in SOURCES}
+
+
+def test_splits_hold_what_the_spec_says(source):
+    for split in (source.train, source.held_out):
+        batch = everything(split)
+        assert batch.x1.shape == (len(split), *source.spec.shape)
+        assert batch.x1.dtype == torch.float32 and batch.x1.isfinite().all()
+        assert (batch.cond or {}).keys() == source.spec.conditions.keys()
+        for name, labels in (batch.cond or {}).items():
+            assert labels.shape == (len(split),) and labels.dtype == torch.int64
+            assert ((labels >= 0) & (labels < len(source.spec.conditions[name].names))).all()
+    assert len(source.train) > 0
+    assert (source.spec.kind, len(source.spec.shape)) in {("image", 3), ("vector", 1)}
+
+
+def test_frequencies_are_those_of_the_training_labels(source):
+    labels = everything(source.train).cond or {}
+    for name, category in source.spec.conditions.items():
+        assert len(category.frequencies) == len(category.names) == len(set(category.names))
+        shares = torch.bincount(labels[name], minlength=len(category.names)) / len(source.train)
+        assert category.frequencies == pytest.approx(shares.tolist(), abs=1e-6)
+
+
+def test_model_units_are_of_the_size_of_the_noise(source):
+    x = everything(source.train).x1
+    if source.spec.kind == "image":
+        assert x.min() >= -1 and x.max() <= 1 and x.std() > 0.1
+    else:
+        assert x.mean(0).abs().max() < 0.3 and (x.std(0) - 1).abs().max() < 0.3
+
+
+def test_the_way_back_to_data_units_and_forth_again(source):
+    x = everything(source.train).x1
+    torch.testing.assert_close(source.transform.forward(source.transform.inverse(x)), x, rtol=1e-4, atol=1e-4)
+    config = json.loads(json.dumps(source.transform.to_config()))
+    assert torch.equal(transform_from_config(config).inverse(x), source.transform.inverse(x))
+
+
+def test_no_held_out_sample_is_trained_on(source):
+    train = {row.numpy().tobytes() for row in everything(source.train).x1}
+    assert not [row for row in everything(source.held_out).x1 if row.numpy().tobytes() in train]
+
+
+def test_fetch_follows_the_indices(source):
+    whole = everything(source.train)
+    last = len(source.train) - 1
+    indices = np.array([last, 0, 3, 0, last])
+    batch = source.train.fetch(indices)
+    assert torch.equal(batch.x1, whole.x1[indices])
+    for name, labels in (batch.cond or {}).items():
+        assert torch.equal(labels, whole.cond[name][indices])
+    none = source.train.fetch(np.array([], dtype=np.int64))
+    assert none.x1.shape == (0, *source.spec.shape)
+
+
+def test_a_batch_can_be_written_into(source):
+    before = everything(source.train)
+    batch = everything(source.train)
+    batch.x1.zero_()
+    for labels in (batch.cond or {}).values():
+        labels.fill_(-1)
+    assert same(everything(source.train), before)
+
+
+def test_augmentation_comes_from_the_rng_row_by_row(source):
+    indices = np.arange(min(8, len(source.train)))
+    n = len(indices)
+    first, again = (source.train.fetch(indices, CounterRng(3, 4, n)) for _ in range(2))
+    assert same(first, again)
+    assert first.x1.shape == (n, *source.spec.shape)
+    parts = [
+        source.train.fetch(indices[a:b], CounterRng(3, 4, b - a, start=a, total=n)).x1 for a, b in ((0, 3), (3, n))
+    ]
+    assert torch.equal(torch.cat(parts), first.x1)
+    held = np.arange(min(4, len(source.held_out)))
+    assert same(source.held_out.fetch(held, CounterRng(3, 4, len(held))), source.held_out.fetch(held))
+
+
+def test_threads_may_fetch_at_once(source):
+    wanted = [np.arange(i, i + 5) % len(source.train) for i in range(24)]
+    with ThreadPoolExecutor(4) as pool:
+        for indices, batch in zip(wanted, pool.map(source.train.fetch, wanted), strict=True):
+            assert same(batch, source.train.fetch(indices))
+
+
+def test_built_again_it_is_the_same(build):
+    first, again = build(), build()
+    assert re.fullmatch("[0-9a-f]{64}", first.fingerprint)
+    assert first.fingerprint == again.fingerprint
+    assert first.spec == again.spec and first.transform == again.transform
+    assert same(everything(first.train), everything(again.train))
+    assert same(everything(first.held_out), everything(again.held_out))
+
+
+def test_fingerprints_tell_data_apart(tmp_path):
+    prints = {
+        name: make((tmp_path / str(i)).resolve())
+        for i, (name, make) in enumerate(SOURCES.items())
+        if not (tmp_path / str(i)).mkdir()
+    }
+    assert len({source.fingerprint for source in prints.values()}) == len(SOURCES)
+    assert Moons(n=60, seed=1).fingerprint != Moons(n=60).fingerprint
