@@ -1,8 +1,9 @@
 """Steps a second of the toy loop: moons, a 4 x 256 MLP, batch 256, float32, one thread.
 
 advect's contestant is the whole engine as `advect train moons` runs it: warm-up and cosine, gradient clipping,
-fused AdamW, EMA, counter-based noise, a row of metrics every 100 steps. The peer is torchcfm's matcher and MLP
-in the loop of its own examples, with Adam and nothing else. Both networks have four linear layers, width 256.
+AdamW, EMA, counter-based noise, losses read every 100 steps. The peer is torchcfm's matcher and MLP, once in
+the loop of its two-dimensional examples, Adam and nothing else, and once with the same steps as advect, on
+PyTorch's own tools. All networks have four linear layers of width 256.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def main() -> None:
         sys.exit(f"{peers} does not exist; run: make bench-peers")
     runners = [
         Contestant("advect, whole engine", sys.executable, Path(__file__), "--contestant", threads=1),
-        Contestant("torchcfm 1.0.7, its MLP, Adam", peers, HERE / "peers" / "torchcfm_toy.py", threads=1),
+        Contestant("torchcfm 1.0.7, Adam alone", peers, HERE / "peers" / "torchcfm_toy.py", "plain", threads=1),
+        Contestant("torchcfm 1.0.7, the same steps", peers, HERE / "peers" / "torchcfm_toy.py", "same", threads=1),
     ]
     race(runners, rounds=args.rounds, units=args.steps, warmup=args.steps)
     print(machine())

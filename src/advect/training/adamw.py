@@ -72,6 +72,6 @@ def clip_gradients(grads: list[Tensor], max_norm: float) -> Tensor:
     ``max_norm`` 0 only measures (Pascanu et al. 2013, algorithm 1).
     """
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-    if max_norm > 0:
+    if max_norm > 0 and not (norm.device.type == "cpu" and norm <= max_norm):  # reading a GPU's norm would wait
         torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
