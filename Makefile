@@ -26,7 +26,7 @@ demo: setup  ## train on real digits, sample, and write a report: minutes on two
 	$(BIN)/advect sample $(RUN) --num-samples 100 --cond label=cycle --output-dir $(RUN)/generated
 	$(BIN)/advect report $(RUN)
 	@echo
-	@echo "sample grid: $(RUN)/generated/samples.png"
+	@echo "new digits:  $(RUN)/generated/samples.png"
 	@echo "report:      $(RUN)/report.html"
 
 test: setup  ## the test suite

@@ -180,9 +180,9 @@ def _report(words: list[str]) -> None:
 
     place, flags = _place(words, "advect report")
     a = parse_words(ReportArguments, flags, prog="advect report RUN", description="Measure a run and write a report.")
-    from advect.runs.reporting import report
+    from advect.runs.reporting import report, summary
 
-    page, _ = report(
+    page, results = report(
         place,
         samples=a.num_samples,
         nfes=a.nfes,
@@ -191,6 +191,8 @@ def _report(words: list[str]) -> None:
         device=a.device,
         progress=sys.stderr.isatty(),
     )
+    for line in summary(results) if results else []:
+        _say(line)
     _say(f"report: {page}")
 
 

@@ -65,6 +65,27 @@ def report(
     return page, json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
 
 
+def summary(results: dict) -> list[str]:
+    """The measurements' main figures, a line each."""
+    frechet = results["frechet"]
+    best = frechet["best"]
+    lines = [
+        f"Frechet distance to held-out data ({frechet['features']}): {best['distance']:.4g} with {best['solver']} at "
+        f"{best['nfe']} evaluations; the floor, real training data, is {frechet['floor']:.4g}"
+    ]
+    for name, facts in (results.get("fidelity") or {}).items():
+        lines.append(
+            f"{name} as asked for, by a classifier trained on held-out data: {facts['share']:.1%} of samples; "
+            f"it is right on {facts['classifier_accuracy']:.1%} of real training data"
+        )
+    memory = results["memorisation"]
+    lines.append(
+        f"closer to a training sample than {1 - memory['percentile']:.0%} of held-out data are: "
+        f"{memory['share_closer']:.1%} of samples"
+    )
+    return lines
+
+
 def _in_data_units(split: Split, transform: Transform) -> tuple[Tensor, Conditions | None]:
     """Samples (N, *S) and conditions (N,) of a split, evenly thinned to DATA_LIMIT."""
     places = np.linspace(0, len(split) - 1, min(len(split), DATA_LIMIT)).round().astype(np.int64)

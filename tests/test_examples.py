@@ -1,0 +1,29 @@
+"""The examples and the README's Python run as they stand."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_from_the_parts_learns() -> None:
+    command = [sys.executable, ROOT / "examples/from_the_parts.py", "--steps", "150"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    distance = float(re.search(r"held-out points ([0-9.]+)", out)[1])  # type: ignore[index]
+    assert distance < 0.2  # noise itself is at about 0.5 from the moons
+
+
+def test_the_python_of_the_readme_runs(digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
+    assert blocks
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/digits").symlink_to(digits_run)
+    monkeypatch.chdir(tmp_path)
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
