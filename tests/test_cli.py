@@ -59,6 +59,9 @@ MISTAKES = [
     ("sample", "advect sample needs a run first"),
     ("sample nowhere", "nowhere does not exist"),
     ("report nowhere", "nowhere is not a run folder"),
+    ("train digits --lr 1", "did you mean --lr-schedule or --lr-warmup-steps?"),
+    ("train moons --solver rk9", "invalid choice 'rk9' for argument '--solver'"),
+    ("report nowhere --no-measure --nfes 4", "--nfes and --num-samples would be ignored"),
     ("presets now", "takes no arguments"),
 ]  # fmt: skip
 

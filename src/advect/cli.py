@@ -180,6 +180,8 @@ def _report(words: list[str]) -> None:
 
     place, flags = _place(words, "advect report")
     a = parse_words(ReportArguments, flags, prog="advect report RUN", description="Measure a run and write a report.")
+    if not a.measure and (a.nfes or a.num_samples != ReportArguments.num_samples):
+        raise UserError("--no-measure measures nothing, so --nfes and --num-samples would be ignored; leave them out")
     from advect.runs.reporting import report, summary
 
     page, results = report(

@@ -100,10 +100,10 @@ def _run_tyro(kind: type[A], words: list[str], *, prog: str, description: str, d
 
 
 def _one_sentence(box: str) -> str:
-    """The words inside the frame that tyro draws around an error."""
-    lines = [re.sub(r"[│╭╮╰╯─]+", " ", line) for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
-    words = " ".join(" ".join(lines).split()).split(" Argument helptext")[0].split(" For full helptext")[0]
-    words = re.sub(r"^(Value error|Parsing error|Missing argument)\s+", "", words)
+    """The words inside the frame that tyro draws around an error, without its title."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()
+    inside = [re.sub(r"[│─]+", " ", line) for line in lines if not line.startswith(("╭", "╰"))]
+    words = " ".join(" ".join(inside).split()).split(" Argument helptext")[0].split(" For full helptext")[0]
     return re.sub(r"^Error parsing settings\.\w+: ", "", words).replace("Error parsing ", "").strip(" .")
 
 
@@ -114,7 +114,9 @@ def _unknown(word: str, kind: type, prog: str, description: str, extra: dict) ->
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
         tyro.cli(kind, args=["--help"], prog=prog, description=description, config=_STYLE, **extra)
     flags = sorted(set(re.findall(r"--[a-z][a-z0-9-]*", re.sub(r"\x1b\[[0-9;]*m", "", text.getvalue()))))
-    near = did_you_mean(word.split("=")[0], flags)
+    name = word.split("=")[0]
+    begun = [flag for flag in flags if flag.startswith(f"{name}-")]
+    near = f"; did you mean {' or '.join(begun)}?" if begun else did_you_mean(name, flags)
     return f"{word} is not a flag of {prog}" + (near if "did you mean" in near else f"; see {prog} --help")
 
 
