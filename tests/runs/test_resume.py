@@ -86,10 +86,14 @@ def start(folder: Path, *flags: str) -> subprocess.Popen:
     return subprocess.Popen(words, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def wait_for_checkpoints(process: subprocess.Popen, run: Path, count: int) -> None:
-    """Poll until the run holds so many checkpoints, or has ended."""
-    while process.poll() is None and len(list_checkpoints(run / "checkpoints")) < count:
-        time.sleep(0.01)
+def newest_step(run: Path) -> int:
+    return max((int(p.name.split("-")[1]) for p in list_checkpoints(run / "checkpoints")), default=0)
+
+
+def wait_for_step(process: subprocess.Popen, run: Path, step: int) -> None:
+    """Poll until the run has a checkpoint of ``step`` or later, or has ended."""
+    while process.poll() is None and newest_step(run) < step:
+        time.sleep(0.002)
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
@@ -102,12 +106,13 @@ def test_killed_again_and_again_and_resumed_equals_never_stopped(
     resume: list[str] = ["digits", "--run-dir", "killed", *flags]
     for i in range(kills):
         process = start(tmp_path, *resume)
-        before = len(list_checkpoints(tmp_path / "killed/checkpoints")) if i else 0
-        wait_for_checkpoints(process, tmp_path / "killed", min(before + 1 + i % 2, 3))
-        time.sleep(0.037 * (i % 5))  # a different moment of the step or of a checkpoint's writing each time
+        wait_for_step(process, tmp_path / "killed", newest_step(tmp_path / "killed") + 3)
+        time.sleep(0.009 * (i % 7))  # a different moment of a step or of a checkpoint's writing each time
         process.send_signal(signal.SIGKILL)
         process.communicate()
         resume = ["--resume-from", "killed"]
+        assert process.returncode == -signal.SIGKILL
+    assert newest_step(tmp_path / "killed") >= 3 * kills
     advect("train --resume-from killed")
     assert_same_end(tmp_path / "whole", tmp_path / "killed", steps)
 
@@ -119,7 +124,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_the_line_to_resume(
     process = start(
         tmp_path, "digits", "--run-dir", "run", *SMALL.split(), "--num-epochs", "1000", "--save-every", "5"
     )
-    wait_for_checkpoints(process, tmp_path / "run", 1)
+    wait_for_step(process, tmp_path / "run", 5)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == code
