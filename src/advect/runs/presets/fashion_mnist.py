@@ -8,7 +8,7 @@ PRESET = Preset(
     Config(
         data=FashionMnistData(),
         network=UNetConfig(
-            model_channels=64, channel_mult=(1, 2, 2), num_res_blocks=2, attention_resolutions=(7,), dropout=0.1
+            model_channels=32, channel_mult=(1, 2, 2), num_res_blocks=1, attention_resolutions=(7,), dropout=0.1
         ),
         training=TrainingConfig(
             batch_size=128,
