@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
-from advect.paths import AffinePath, Coefficients, Schedule
+from advect.paths import AffinePath, BetaLinear, Coefficients, CondOT, LipmanOT, Schedule
 
 
 class Quarter(Schedule):
@@ -112,5 +112,82 @@ def test_shapes_that_would_broadcast_are_refused(x0, x1, t, message):
 
 @pytest.mark.parametrize("sigma_min", [-1e-9, float("nan"), float("-inf")])
 def test_sigma_min_is_validated(sigma_min):
-    with pytest.raises(UserError, match=r"sigma_min must be finite and >= 0, got .*; 0 turns the jitter off"):
+    with pytest.raises(
+        UserError, match=r"AffinePath\.sigma_min must be finite and >= 0, got .*; 0 turns the jitter off"
+    ):
         AffinePath(sigma_min=sigma_min)
+
+
+T = torch.tensor([0.1, 0.4, 0.6, 0.95], dtype=torch.float64)
+
+
+def test_given_both_ends_the_jitter_has_its_score():
+    x0, x1 = pair(4, 3)
+    path = AffinePath(sigma_min=0.2, gaussian_source=False)
+    x = path.sample(x0, x1, T).x_t
+    law = torch.distributions.Normal((1 - T[:, None]) * x0 + T[:, None] * x1, 0.2)
+    x.requires_grad_()
+    (score,) = torch.autograd.grad(law.log_prob(x).sum(), x)
+    torch.testing.assert_close(path.conditional_score(x, T, x1=x1, x0=x0), score, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("sigma_min", [0.0, 0.3])
+@pytest.mark.parametrize(
+    "schedule", [CondOT(), Quarter(), BetaLinear(), LipmanOT(0.1)], ids=lambda s: type(s).__name__
+)
+def test_given_the_datum_the_law_is_gaussian_and_flows(schedule, sigma_min):
+    # p_t(x | x1) = N(alpha x1, sigma^2 + jitter^2): its score by autograd, its flow by moving along a quantile.
+    path = AffinePath(schedule, sigma_min)
+    z, x1 = pair(4, 3)
+
+    def at(t):
+        c = schedule.coefficients(t)
+        return c.alpha[:, None] * x1, (c.sigma**2 + sigma_min**2).sqrt()[:, None]
+
+    mean, std = at(T)
+    x, h = (mean + std * z).requires_grad_(), 1e-6
+    (score,) = torch.autograd.grad(torch.distributions.Normal(mean, std).log_prob(x).sum(), x)
+    torch.testing.assert_close(path.conditional_score(x, T, x1=x1), score, rtol=1e-9, atol=1e-9)
+    (ahead, behind) = (m + s * z for m, s in (at(T + h), at(T - h)))
+    velocity = path.conditional_velocity(x, T, x1=x1)
+    torch.testing.assert_close(velocity, (ahead - behind) / (2 * h), rtol=1e-6, atol=1e-6)
+
+
+def test_lipmans_conditional_velocity():
+    # Lipman et al. 2023, eq. 21.
+    x, x1 = pair(4, 3)
+    s = 0.1
+    truth = (x1 - (1 - s) * x) / (1 - (1 - s) * T[:, None])
+    velocity = AffinePath(LipmanOT(s)).conditional_velocity(x, T, x1=x1)
+    torch.testing.assert_close(velocity, truth, rtol=1e-12, atol=1e-12)
+
+
+def test_a_path_between_two_data_sets_moves_but_has_no_score():
+    path = AffinePath(gaussian_source=False)
+    x0, x1 = pair(4, 3)
+    x = path.sample(x0, x1, T).x_t
+    assert torch.equal(path.conditional_velocity(x, T, x1=x1, x0=x0), x1 - x0)
+    # What is linear holds for any source; what needs a Gaussian is refused.
+    torch.testing.assert_close(path.convert(x1 - x0, x, T, "velocity", "data"), x1, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(path.convert(x1, x, T, "data", "noise"), x0, rtol=1e-10, atol=1e-10)
+    for source, target in (("velocity", "score"), ("score", "data")):
+        with pytest.raises(UserError, match=f"a {source} does not give the {target} where the source is not Gaussian"):
+            path.convert(x, x, T, source, target)
+    with pytest.raises(UserError, match=r"train a network that predicts the data"):
+        AffinePath(sigma_min=0.1, gaussian_source=False).convert(x, x, T, "velocity", "data")
+    with pytest.raises(UserError, match="the conditional score given x1 alone needs a Gaussian source; pass x0"):
+        path.conditional_score(x, T, x1=x1)
+    with pytest.raises(UserError, match="the conditional velocity given x1 alone needs a Gaussian source; pass x0"):
+        path.conditional_velocity(x, T, x1=x1)
+    with pytest.raises(UserError, match=r"one point and has no score; set AffinePath\.sigma_min > 0, or use Bridge"):
+        path.conditional_score(x, T, x1=x1, x0=x0)
+    assert path.convert(x, x, T, "score", "score") is x
+
+
+def test_the_ends_without_noise_are_refused():
+    x, t = torch.zeros(2, 3), torch.tensor([0.5, 1.0])
+    with pytest.raises(UserError, match="the score is not defined where sigma = 0"):
+        AffinePath().conditional_score(x, t, x1=x)
+    with pytest.raises(UserError, match="is not defined where sigma = 0"):
+        AffinePath().conditional_velocity(x, t, x1=x)
+    assert AffinePath(sigma_min=0.1).conditional_score(x, t, x1=x).isfinite().all()

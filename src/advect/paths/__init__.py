@@ -1,6 +1,23 @@
 """Probability paths from noise (t = 0) to data (t = 1)."""
 
+from advect.paths import convert as convert
 from advect.paths.affine import AffinePath as AffinePath
+from advect.paths.base import Path as Path
+from advect.paths.bridge import Bridge as Bridge
+from advect.paths.conditional import ConditionalPath as ConditionalPath
+from advect.paths.exact import ExactMarginals as ExactMarginals
+from advect.paths.exact import FiniteData as FiniteData
+from advect.paths.exact import GaussianMixture as GaussianMixture
+from advect.paths.preserving import BetaLinear as BetaLinear
+from advect.paths.preserving import Cosine as Cosine
+from advect.paths.preserving import Trigonometric as Trigonometric
+from advect.paths.preserving import VariancePreserving as VariancePreserving
+from advect.paths.preserving import linear as linear
+from advect.paths.rescheduling import ScheduleMap as ScheduleMap
+from advect.paths.rescheduling import change_schedule as change_schedule
+from advect.paths.rescheduling import schedule_map as schedule_map
 from advect.paths.schedules import Coefficients as Coefficients
 from advect.paths.schedules import CondOT as CondOT
+from advect.paths.schedules import LipmanOT as LipmanOT
+from advect.paths.schedules import Polynomial as Polynomial
 from advect.paths.schedules import Schedule as Schedule

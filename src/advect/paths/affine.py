@@ -11,22 +11,28 @@ from torch import Tensor
 from advect.core import random
 from advect.core.errors import UserError
 from advect.core.random import Generator
-from advect.core.shapes import check_pair, expand_right
 from advect.core.types import PathPoint
-from advect.paths.schedules import CondOT, Schedule
+from advect.paths.base import Path, align, check_ends, check_point
+from advect.paths.convert import convert
+from advect.paths.schedules import Coefficients, CondOT, Schedule
 
 
 @dataclass(frozen=True)
-class AffinePath:
+class AffinePath(Path):
     """``x_t = alpha_t x_1 + sigma_t x_0 + sigma_min eps`` with the velocity ``u_t = alpha_t' x_1 + sigma_t' x_0``.
 
     ``sigma_min >= 0`` is the standard deviation of an independent Gaussian jitter; its width does not change
     in time, so it leaves u_t as it is (Tong et al. 2024, "Improving and generalizing flow-based generative
     models", eq. 14 and 15, for the straight line).
+
+    ``gaussian_source`` says that x0 ~ N(0, I), drawn apart from x1. Set it False for a path between two data sets
+    or a source of another law: the path then has a law given both ends, but no score without the jitter, and none
+    can be had from the velocity.
     """
 
     schedule: Schedule = field(default_factory=CondOT)
     sigma_min: float = 0.0
+    gaussian_source: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.sigma_min < math.inf:
@@ -35,14 +41,69 @@ class AffinePath:
             )
 
     def sample(self, x0: Tensor, x1: Tensor, t: Tensor, generator: Generator = None) -> PathPoint:
-        """Draw the point x_t (B, *S) of the path from x0 to x1 (B, *S) at t (B,).
-
-        Raises UserError where the shapes or devices of x0, x1 and t do not match.
-        """
-        check_pair(x0, x1, t)
-        alpha, sigma, d_alpha, d_sigma = (expand_right(c, x1) for c in self.schedule.coefficients(t))
+        check_ends(x0, x1, t)
+        alpha, sigma, d_alpha, d_sigma = (align(c, x1) for c in self.schedule.coefficients(t))
         x_t = torch.addcmul(alpha * x1, sigma, x0)
         u_t = torch.addcmul(d_alpha * x1, d_sigma, x0)
         if self.sigma_min > 0:
             x_t = x_t + self.sigma_min * random.normal(x1.shape, generator, device=x1.device, dtype=x1.dtype)
         return PathPoint(x_t=x_t, t=t, u_t=u_t, x0=x0, x1=x1)
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        """The schedule's coefficients with the jitter in sigma: ``x_t ~ N(alpha x_1, sigma^2 I)`` given x1.
+
+        With Gaussian x0 the jitter makes ``sigma = sqrt(sigma_t^2 + sigma_min^2)``, and "noise" then means
+        ``(x_t - alpha x_1) / sigma``, the source and the jitter together.
+        """
+        c = self.schedule.coefficients(t)
+        if self.sigma_min == 0:
+            return c
+        sigma = torch.hypot(c.sigma, torch.full_like(c.sigma, self.sigma_min))
+        return Coefficients(c.alpha, sigma, c.d_alpha, c.sigma * c.d_sigma / sigma)
+
+    def convert(self, value: Tensor, x: Tensor, t: Tensor, source: str, target: str) -> Tensor:
+        """Turn ``value`` (B, *S), a ``source`` ("velocity", "data", "noise" or "score") at x, t (B,), into ``target``.
+
+        Raises UserError as ``paths.convert.convert`` does, and where the source is not Gaussian and the
+        conversion needs it: to or from a score, and any conversion on a path with jitter.
+        """
+        if source == target:
+            return value
+        if not self.gaussian_source and ("score" in (source, target) or self.sigma_min > 0):
+            raise UserError(
+                f"a {source} does not give the {target} where the source is not Gaussian; "
+                f"train a network that predicts the {target}"
+            )
+        return convert(value, x, self.coefficients(t), source, target)
+
+    def conditional_velocity(self, x: Tensor, t: Tensor, *, x1: Tensor, x0: Tensor | None = None) -> Tensor:
+        """u_t(x | x1) = alpha' x1 + sigma' (x - alpha x1) / sigma, or alpha' x1 + sigma' x0 given both ends.
+
+        The first is eq. 15 of Lipman et al. 2023; it asks for a Gaussian source and sigma > 0. All (B, *S).
+        """
+        check_point(x, t, x1, x0)
+        if x0 is not None:
+            c = self.schedule.coefficients(t)
+            return align(c.d_alpha, x) * x1 + align(c.d_sigma, x) * x0
+        self._check_gaussian("conditional velocity")
+        return convert(x1, x, self.coefficients(t), "data", "velocity")
+
+    def conditional_score(self, x: Tensor, t: Tensor, *, x1: Tensor, x0: Tensor | None = None) -> Tensor:
+        """-(x - alpha x1) / sigma^2 given x1, or -(x - alpha x1 - sigma x0) / sigma_min^2 given both ends.
+
+        The first asks for a Gaussian source and sigma > 0, the second for jitter; else UserError. All (B, *S).
+        """
+        check_point(x, t, x1, x0)
+        if x0 is None:
+            self._check_gaussian("conditional score")
+            return convert(x1, x, self.coefficients(t), "data", "score")
+        if self.sigma_min == 0:
+            raise UserError(
+                "given both ends x_t is one point and has no score; set AffinePath.sigma_min > 0, or use Bridge"
+            )
+        c = self.schedule.coefficients(t)
+        return (align(c.alpha, x) * x1 + align(c.sigma, x) * x0 - x) / self.sigma_min**2
+
+    def _check_gaussian(self, what: str) -> None:
+        if not self.gaussian_source:
+            raise UserError(f"the {what} given x1 alone needs a Gaussian source; pass x0, the other end, as well")

@@ -9,6 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from advect.core.errors import UserError
+
+_HALVINGS = 60
+
 
 class Coefficients(NamedTuple):
     """``alpha, sigma`` and their derivatives ``d_alpha, d_sigma`` at t, each shaped like t."""
@@ -20,16 +24,48 @@ class Coefficients(NamedTuple):
 
 
 class Schedule(ABC):
-    """Coefficients of ``x_t = alpha_t x_1 + sigma_t x_0``, from noise at t = 0 to data at t = 1."""
+    """Coefficients of ``x_t = alpha_t x_1 + sigma_t x_0``, from noise at t = 0 to data at t = 1.
+
+    alpha rises and sigma falls, so that alpha / sigma rises strictly: the times of a schedule are its noise levels.
+    """
 
     @abstractmethod
     def coefficients(self, t: Tensor) -> Coefficients:
         """Values and derivatives at t, each shaped like t, which lies in [0, 1]."""
 
+    def snr(self, t: Tensor) -> Tensor:
+        """``alpha^2 / sigma^2`` at t, infinite where sigma = 0; Kingma et al. 2021, "Variational diffusion models"."""
+        c = self.coefficients(t)
+        return (c.alpha / c.sigma).square()
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """``2 (log alpha - log sigma)`` at t, infinite where alpha = 0 (downwards) or sigma = 0 (upwards)."""
+        c = self.coefficients(t)
+        return 2 * (c.alpha.log() - c.sigma.log())
+
+    def time_of(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The t in [0, 1] at which ``alpha_t / sigma_t`` equals ``alpha / sigma``, shaped like both.
+
+        Only the ratio counts, and both ends have one: (0, 1) is pure noise and (1, 0) pure data. A ratio that the
+        schedule does not reach gives its nearest end. Bisection in float64 where there is no closed form.
+        """
+        a, s = alpha.double(), sigma.double()
+        low, high = torch.zeros_like(a), torch.ones_like(a)
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            alpha_t, sigma_t = self._values(middle)
+            early = alpha_t * s < sigma_t * a
+            low, high = torch.where(early, middle, low), torch.where(early, high, middle)
+        return ((low + high) / 2).to(alpha.dtype)
+
+    def _values(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma at t, for schedules whose derivatives are dear."""
+        return self.coefficients(t)[:2]
+
 
 @dataclass(frozen=True)
 class CondOT(Schedule):
-    """The straight line, alpha_t = t and sigma_t = 1 - t.
+    """The straight line, alpha_t = t and sigma_t = 1 - t, finite everywhere.
 
     Lipman et al. 2023, "Flow matching for generative modeling", eq. 20 with sigma_min = 0; Liu et al. 2023,
     "Flow straight and fast" (rectified flow), eq. 1.
@@ -38,3 +74,51 @@ class CondOT(Schedule):
     def coefficients(self, t: Tensor) -> Coefficients:
         one = torch.ones_like(t)
         return Coefficients(t, 1 - t, one, -one)
+
+    def time_of(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return alpha / (alpha + sigma)
+
+
+@dataclass(frozen=True)
+class LipmanOT(Schedule):
+    """alpha_t = t and sigma_t = 1 - (1 - sigma_min) t, finite everywhere; sigma_1 = sigma_min in [0, 1).
+
+    Lipman et al. 2023, "Flow matching for generative modeling", eq. 20. With sigma_min > 0 a score exists up to t = 1,
+    where it is that of the data blurred by sigma_min.
+    """
+
+    sigma_min: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sigma_min < 1:
+            raise UserError(f"LipmanOT.sigma_min must lie in [0, 1), got {self.sigma_min}; 1e-4 is usual")
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        one = torch.ones_like(t)
+        return Coefficients(t, (1 - t) + self.sigma_min * t, one, (self.sigma_min - 1) * one)
+
+    def time_of(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (alpha / (sigma + (1 - self.sigma_min) * alpha)).clamp(max=1)
+
+
+@dataclass(frozen=True)
+class Polynomial(Schedule):
+    """alpha_t = t^n and sigma_t = 1 - t^n with n >= 1, finite everywhere.
+
+    The straight line walked at another pace: it dwells at the noise. For n > 1 both derivatives are 0 at t = 0, so a
+    velocity says nothing about the data there.
+    Lipman et al. 2024, "Flow matching guide and code", the polynomial schedules of affine paths.
+    """
+
+    n: float
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.n < float("inf"):
+            raise UserError(f"Polynomial.n must be finite and >= 1, got {self.n}; 1 is the straight line")
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        alpha, slope = t**self.n, self.n * t ** (self.n - 1)
+        return Coefficients(alpha, 1 - alpha, slope, -slope)
+
+    def time_of(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (alpha / (alpha + sigma)) ** (1 / self.n)

@@ -1,0 +1,69 @@
+"""What every conditional path is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from advect.core.errors import UserError
+from advect.core.random import Generator
+from advect.core.shapes import check_pair, expand_right
+from advect.core.types import PathPoint
+
+
+class Path(ABC):
+    """A law of x_t given its ends, p_t(x | z), whose velocity carries the source at t = 0 to the data at t = 1.
+
+    The condition z is the pair (x0, x1) or, on a path whose source is known to be Gaussian, the datum x1 alone.
+    """
+
+    @abstractmethod
+    def sample(self, x0: Tensor, x1: Tensor, t: Tensor, generator: Generator = None) -> PathPoint:
+        """Draw the point x_t (B, *S) of the path from x0 to x1 (B, *S) at t (B,), with its velocity u_t.
+
+        Raises UserError where shapes, devices or dtypes do not match, and for t outside [0, 1]; on a GPU the range
+        of t is not looked at, since that would make every step wait.
+        """
+
+    @abstractmethod
+    def conditional_velocity(self, x: Tensor, t: Tensor, *, x1: Tensor, x0: Tensor | None = None) -> Tensor:
+        """u_t(x | z) (B, *S) at any x (B, *S), with z = (x0, x1), or z = x1 where x0 is not given."""
+
+    @abstractmethod
+    def conditional_score(self, x: Tensor, t: Tensor, *, x1: Tensor, x0: Tensor | None = None) -> Tensor:
+        """The gradient of log p_t(x | z) (B, *S) at any x (B, *S); UserError where p_t(. | z) has no density."""
+
+
+def check_ends(x0: Tensor, x1: Tensor, t: Tensor) -> None:
+    """Raise UserError unless x0 and x1 are alike, real, and t holds one time in [0, 1] a sample."""
+    check_pair(x0, x1, t)
+    if x0.dtype != x1.dtype or not x1.is_floating_point():
+        raise UserError(
+            f"x0 and x1 must have one floating dtype, got {x0.dtype} and {x1.dtype}; cast both with .float()"
+        )
+    if t.device != x1.device:
+        raise UserError(f"t must be on the device of x1, {x1.device}, got {t.device}; move it with .to()")
+    if t.device.type == "cpu" and len(t):
+        low, high = (float(end) for end in t.aminmax())
+        if not 0 <= low <= high <= 1:
+            raise UserError(f"t must lie in [0, 1] (0 is noise, 1 is data), got values from {low:.4g} to {high:.4g}")
+
+
+def check_point(x: Tensor, t: Tensor, x1: Tensor, x0: Tensor | None) -> None:
+    """Raise UserError unless x is like x1, and the ends and t are as ``check_ends`` wants them."""
+    if x.shape != x1.shape or x.dtype != x1.dtype or x.device != x1.device:
+        raise UserError(f"x must be like x1, {tuple(x1.shape)} {x1.dtype}, got {tuple(x.shape)} {x.dtype}")
+    check_ends(x1 if x0 is None else x0, x1, t)
+
+
+def given_x0(x0: Tensor | None, path: str) -> Tensor:
+    """x0, or the UserError that this path has no law given x1 alone."""
+    if x0 is None:
+        raise UserError(f"{path} has a law given both ends only; pass x0 as well as x1")
+    return x0
+
+
+def align(coefficient: Tensor, x: Tensor) -> Tensor:
+    """A coefficient (B,) as (B, 1, ..., 1) in the dtype of x (B, *S)."""
+    return expand_right(coefficient, x).to(x.dtype)

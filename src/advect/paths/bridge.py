@@ -1,0 +1,72 @@
+"""The Brownian bridge between pairs: the conditional path of a Schroedinger bridge."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from advect.core import random
+from advect.core.errors import UserError
+from advect.core.random import Generator
+from advect.core.types import PathPoint
+from advect.paths.base import Path, align, check_ends, check_point, given_x0
+from advect.paths.convert import refuse
+
+
+@dataclass(frozen=True)
+class Bridge(Path):
+    """``x_t ~ N(m_t, w_t^2)`` with ``m_t = (1 - t) x0 + t x1`` and ``w_t = sigma sqrt(t (1 - t))``, sigma > 0.
+
+    ``u_t(x | x0, x1) = x1 - x0 + (1 - 2 t) / (2 t (1 - t)) (x - m_t)`` and ``score = (m_t - x) / w_t^2``. The source
+    may be any data. With pairs from entropic optimal transport of regularisation 2 sigma^2 the marginals are those of
+    the Schroedinger bridge, ``dX = (u_t + sigma^2 / 2 score) dt + sigma dW``.
+
+    End points: w = 0 at t = 0 and t = 1, where x = m_t. There the draws' own velocities are infinite, plus or minus,
+    and the velocity takes its mean over them, x1 - x0; near the ends they grow like 1 / sqrt(t), and the mean of
+    their square over t diverges (logarithmically), so times should stay away from both ends. The score has no value
+    at the ends: UserError.
+    Tong et al. 2024, "Improving and generalizing flow-based generative models", on SB-CFM; Tong et al. 2024,
+    "Simulation-free Schroedinger bridges via score and flow matching", eq. 8.
+    """
+
+    sigma: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma < math.inf:
+            raise UserError(f"Bridge.sigma must be finite and > 0, got {self.sigma}; for 0 use AffinePath()")
+
+    def sample(self, x0: Tensor, x1: Tensor, t: Tensor, generator: Generator = None) -> PathPoint:
+        check_ends(x0, x1, t)
+        eps = random.normal(x1.shape, generator, device=x1.device, dtype=x1.dtype)
+        width = self.sigma * (t * (1 - t)).sqrt()
+        deviation = align(width, x1) * eps
+        return PathPoint(
+            x_t=torch.lerp(x0, x1, align(t, x1)) + deviation,
+            t=t,
+            u_t=x1 - x0 + align(_growth(t), x1) * deviation,
+            x0=x0,
+            x1=x1,
+        )
+
+    def conditional_velocity(self, x: Tensor, t: Tensor, *, x1: Tensor, x0: Tensor | None = None) -> Tensor:
+        """x1 - x0 + (1 - 2 t) / (2 t (1 - t)) (x - m_t), and x1 - x0 at both ends; x, x0, x1 (B, *S), t (B,)."""
+        x0 = given_x0(x0, "Bridge")
+        check_point(x, t, x1, x0)
+        return x1 - x0 + align(_growth(t), x) * (x - torch.lerp(x0, x1, align(t, x)))
+
+    def conditional_score(self, x: Tensor, t: Tensor, *, x1: Tensor, x0: Tensor | None = None) -> Tensor:
+        """(m_t - x) / (sigma^2 t (1 - t)); UserError at t = 0 and t = 1. x, x0, x1 (B, *S), t (B,)."""
+        x0 = given_x0(x0, "Bridge")
+        check_point(x, t, x1, x0)
+        room = t * (1 - t)
+        refuse(room == 0, "a Bridge has no score at t = 0 and t = 1, where its width is 0; stay 0.001, say, inside")
+        return (torch.lerp(x0, x1, align(t, x)) - x) / align(self.sigma**2 * room, x)
+
+
+def _growth(t: Tensor) -> Tensor:
+    """w' / w = (1 - 2 t) / (2 t (1 - t)), and 0 where w = 0."""
+    room = t * (1 - t)
+    return torch.where(room > 0, (1 - 2 * t) / (2 * room), 0)

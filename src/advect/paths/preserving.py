@@ -1,0 +1,157 @@
+"""Variance-preserving schedules: alpha_t^2 + sigma_t^2 = 1, so data of unit variance keeps it all the way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import jvp
+
+from advect.core.errors import UserError
+from advect.paths.schedules import Coefficients, Schedule
+
+_ROUNDING = 1e-15
+
+
+def linear(t: Tensor) -> Tensor:
+    """The noise level 1 - t."""
+    return 1 - t
+
+
+def _slope(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The derivative of a function that works element by element, by forward-mode differentiation."""
+    return lambda t: jvp(f, (t.contiguous(),), (torch.ones(t.shape, dtype=t.dtype, device=t.device),))[1]
+
+
+@dataclass(frozen=True, repr=False)
+class VariancePreserving(Schedule):
+    """sigma_t = s(t), alpha_t = sqrt(1 - s(t)^2), for any s that falls from at most 1 to 0.
+
+    ``sigma`` is s, a function of t of any shape, element by element; its derivative is found by forward-mode
+    differentiation, so s must be made of PyTorch operations. All is computed in float64.
+
+    End points: where sigma = 1 (t = 0), ``d_alpha = -s s' / alpha`` is infinite unless s' = 0 there, as it is not
+    for the default, linear s. Then no velocity exists at t = 0, the mean of its square over t diverges
+    (logarithmically), and times have to stay away from 0. Where s' = 0, d_alpha takes its limit sqrt(-s'').
+    t = 1 is finite wherever s' is.
+    Lipman et al. 2023, "Flow matching for generative modeling", eq. 18 and 19.
+    """
+
+    sigma: Callable[[Tensor], Tensor] = linear
+
+    def __post_init__(self) -> None:
+        t = torch.linspace(0, 1, 101, dtype=torch.float64)
+        s = self.sigma(t)
+        if not isinstance(s, Tensor) or s.shape != t.shape:
+            raise UserError("VariancePreserving.sigma must return one noise level a time, a tensor shaped like t")
+        if not ((s > -_ROUNDING) & (s < 1 + _ROUNDING)).all() or not (s.diff() < 0).all() or s[-1] > _ROUNDING:
+            raise UserError(
+                f"VariancePreserving.sigma must fall from at most 1 at t = 0 to 0 at t = 1, got {s[0]:.4g} at 0, "
+                f"{s[50]:.4g} at 0.5 and {s[100]:.4g} at 1; the linear one is 1 - t"
+            )
+
+    def __repr__(self) -> str:
+        return f"VariancePreserving(sigma={getattr(self.sigma, '__name__', type(self.sigma).__name__)})"
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        u = t.double()  # 1 - s keeps its digits where s is near 1
+        (alpha, s), ds = self._values(u), _slope(self.sigma)(u)
+        d_alpha = -s * ds / alpha
+        flat = (alpha == 0) & (ds.abs() < 1e-6)
+        if flat.any():
+            d_alpha = torch.where(flat, (-_slope(_slope(self.sigma))(u)).sqrt(), d_alpha)
+        return Coefficients(*(c.to(t.dtype) for c in (alpha, s, d_alpha, ds)))
+
+    def time_of(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        if self.sigma is not linear:
+            return super().time_of(alpha, sigma)
+        norm = torch.hypot(alpha, sigma)
+        return alpha.square() / (norm * (norm + sigma))
+
+    def _values(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        s = self.sigma(t).clamp(max=1)
+        s = torch.where((t == 1) & (s < _ROUNDING), 0, s)  # cos(pi / 2) comes out as 6e-17
+        return ((1 - s) * (1 + s)).sqrt(), s
+
+
+@dataclass(frozen=True)
+class Trigonometric(Schedule):
+    """alpha_t = sin(pi t / 2) and sigma_t = cos(pi t / 2), finite everywhere: a quarter circle at constant speed.
+
+    Albergo & Vanden-Eijnden 2023, "Building normalizing flows with stochastic interpolants"; "GVP" in Ma et al. 2024,
+    "SiT".
+    """
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        w = math.pi / 2
+        alpha, sigma = torch.sin(w * t), torch.sin(w * (1 - t))  # the sine is exactly 0 at t = 1, the cosine is not
+        return Coefficients(alpha, sigma, w * sigma, -w * alpha)
+
+    def time_of(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return torch.atan2(alpha, sigma) * (2 / math.pi)
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """The cosine schedule: ``alpha_t^2 = f(1 - t) / f(0)`` with ``f(u) = cos^2((u + offset) / (1 + offset) pi / 2)``.
+
+    Which is ``alpha_t = sin(w t) / sin(w)`` with ``w = pi / (2 (1 + offset))``; as offset goes to 0 it becomes
+    Trigonometric. t = 0 is finite and exact (alpha = 0: the paper's cap on beta is for discrete steps and is not
+    needed). At t = 1, where sigma = 0, d_sigma is minus infinity: the offset lets the last noise leave abruptly.
+    Nichol & Dhariwal 2021, "Improved denoising diffusion probabilistic models", eq. 17, with its offset of 0.008.
+    """
+
+    offset: float = 0.008
+
+    def __post_init__(self) -> None:
+        if not 0 < self.offset < math.inf:
+            raise UserError(f"Cosine.offset must be finite and > 0, got {self.offset}; for 0 use Trigonometric()")
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        w = math.pi / (2 * (1 + self.offset))
+        alpha = torch.sin(w * t) / math.sin(w)
+        sigma = (torch.sin(w * (1 - t)) * torch.sin(w * (1 + t))).sqrt() / math.sin(w)  # sin^2 w - sin^2 wt
+        d_alpha = w * torch.cos(w * t) / math.sin(w)
+        return Coefficients(alpha, sigma, d_alpha, -alpha * d_alpha / sigma)
+
+    def time_of(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        w = math.pi / (2 * (1 + self.offset))
+        return torch.atan2(math.sin(w) * alpha, torch.hypot(sigma, math.cos(w) * alpha)).clamp(max=w) / w
+
+
+@dataclass(frozen=True)
+class BetaLinear(Schedule):
+    """DDPM's schedule in continuous time: noise added at rate ``beta(u) = beta_min + u (beta_max - beta_min)``.
+
+    With ``u = 1 - t`` and ``B = beta_min u + (beta_max - beta_min) u^2 / 2``, ``alpha_t = exp(-B / 2)`` and
+    ``sigma_t = sqrt(1 - exp(-B))``.
+
+    End points: the noise at t = 0 is not quite pure, ``alpha_0 = exp(-(beta_min + beta_max) / 4)`` and sigma_0 < 1
+    (0.0066 and 0.99998 by default). At t = 1, where sigma = 0, d_sigma is minus infinity.
+    Ho et al. 2020, "Denoising diffusion probabilistic models", section 4; Song et al. 2021, "Score-based generative
+    modeling through stochastic differential equations", eq. 33.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta_min <= self.beta_max < math.inf:
+            raise UserError(
+                f"BetaLinear needs 0 < beta_min <= beta_max, got {self.beta_min} and {self.beta_max}; "
+                "0.1 and 20 are usual"
+            )
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        u, rise = 1 - t, self.beta_max - self.beta_min
+        beta, area = self.beta_min + rise * u, (self.beta_min + rise / 2 * u) * u
+        alpha, sigma = torch.exp(-area / 2), torch.sqrt(-torch.expm1(-area))
+        return Coefficients(alpha, sigma, beta * alpha / 2, -beta * alpha.square() / (2 * sigma))
+
+    def time_of(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        rise = self.beta_max - self.beta_min
+        area = torch.log1p((sigma / alpha).square()).clamp(max=self.beta_min + rise / 2)  # no further than t = 0
+        return 1 - 2 * area / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * rise * area))

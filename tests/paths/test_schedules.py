@@ -1,0 +1,103 @@
+"""Facts about single schedules; tests/contracts/test_schedule_contract.py holds what all promise."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from advect.core.errors import UserError
+from advect.paths import (
+    BetaLinear,
+    CondOT,
+    Cosine,
+    LipmanOT,
+    Polynomial,
+    Schedule,
+    Trigonometric,
+    VariancePreserving,
+)
+
+T = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+
+
+def close(a: Schedule, b: Schedule, tolerance: float) -> None:
+    for x, y in zip(a.coefficients(T), b.coefficients(T), strict=True):
+        torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    "schedule", [VariancePreserving(), Trigonometric(), Cosine(), Cosine(0.1), BetaLinear()], ids=repr
+)
+def test_the_variance_is_preserved(schedule):
+    c = schedule.coefficients(torch.linspace(0, 1, 101, dtype=torch.float64))
+    torch.testing.assert_close(c.alpha**2 + c.sigma**2, torch.ones(101, dtype=torch.float64), rtol=0, atol=1e-15)
+
+
+def test_the_same_schedule_by_another_way():
+    close(LipmanOT(sigma_min=0), CondOT(), 1e-15)
+    close(Polynomial(1), CondOT(), 1e-15)
+    close(VariancePreserving(lambda t: torch.cos(math.pi / 2 * t)), Trigonometric(), 1e-12)
+    close(Cosine(1e-9), Trigonometric(), 1e-5)
+    close(VariancePreserving(lambda t: BetaLinear().coefficients(t).sigma), BetaLinear(), 1e-9)
+
+
+def test_cosine_is_the_papers_alpha_bar():
+    # Nichol & Dhariwal 2021, eq. 17, with their time 1 - t.
+    f = lambda u: torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+    torch.testing.assert_close(Cosine().coefficients(T).alpha ** 2, f(1 - T) / f(torch.zeros(())), rtol=1e-6, atol=0)
+
+
+def test_beta_linear_is_the_limit_of_ddpms_products():
+    # Ho et al. 2020: alpha-bar is the product of 1 - beta_i, beta_i from 1e-4 to 0.02 in 1000 steps.
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    steps = torch.arange(1, 1001, dtype=torch.float64)
+    alpha = BetaLinear().coefficients(1 - steps / 1000).alpha
+    assert ((1 - betas).cumprod(0).sqrt() / alpha - 1).abs().max() < 0.06
+    fine = torch.linspace(1e-7, 2e-5, 1_000_000, dtype=torch.float64)
+    assert float((-fine).log1p().sum().exp().sqrt() / alpha[-1]) == pytest.approx(1, rel=1e-4)
+
+
+def test_beta_linear_solves_its_equation():
+    # d alpha / du = -beta / 2 alpha in reversed time u, and the variance grows as (1 - sigma^2) beta.
+    c = BetaLinear(0.2, 7).coefficients(T)
+    beta = 0.2 + 6.8 * (1 - T)
+    torch.testing.assert_close(c.d_alpha / c.alpha, beta / 2, rtol=1e-12, atol=0)
+    torch.testing.assert_close(2 * c.sigma * c.d_sigma, -beta * (1 - c.sigma**2), rtol=1e-12, atol=1e-14)
+
+
+def test_a_noise_level_of_ones_own_is_differentiated_below_rounding():
+    # s'(0) = 0: the derivative of alpha stays at its limit sqrt(-s'') where s rounds to 1.
+    schedule = VariancePreserving(lambda t: torch.cos(math.pi / 2 * t))
+    t = torch.tensor([0, 1e-12, 1e-9], dtype=torch.float64)
+    torch.testing.assert_close(schedule.coefficients(t).d_alpha, torch.full_like(t, math.pi / 2), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("schedule", [CondOT(), BetaLinear(), Cosine(), VariancePreserving()], ids=repr)
+def test_coefficients_carry_a_gradient(schedule):
+    t = T.clone().requires_grad_()
+    c = schedule.coefficients(t)
+    (slope,) = torch.autograd.grad(c.alpha.sum(), t)
+    torch.testing.assert_close(slope, c.d_alpha, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LipmanOT(sigma_min=1), r"LipmanOT\.sigma_min must lie in \[0, 1\), got 1; 1e-4 is usual"),
+        (lambda: LipmanOT(sigma_min=float("nan")), r"LipmanOT\.sigma_min must lie in \[0, 1\)"),
+        (lambda: Polynomial(0.5), r"Polynomial\.n must be finite and >= 1, got 0\.5; 1 is the straight line"),
+        (lambda: Cosine(0), r"Cosine\.offset must be finite and > 0, got 0; for 0 use Trigonometric\(\)"),
+        (lambda: BetaLinear(beta_min=3, beta_max=2), "BetaLinear needs 0 < beta_min <= beta_max, got 3 and 2"),
+        (lambda: BetaLinear(beta_min=0), "BetaLinear needs 0 < beta_min"),
+        (lambda: VariancePreserving(lambda t: t), r"sigma must fall from at most 1 at t = 0 to 0.*got 0 at 0"),
+        (lambda: VariancePreserving(lambda t: 2 - 2 * t), "sigma must fall from at most 1 at t = 0"),
+        (lambda: VariancePreserving(lambda t: 1 - t / 2), "sigma must fall .* 0.5 at 1; the linear one is 1 - t"),
+        (lambda: VariancePreserving(lambda t: (1 - t).mean()), "must return one noise level a time"),
+        (lambda: VariancePreserving(lambda t: 0.5), "must return one noise level a time"),
+    ],
+)
+def test_mistakes_are_named(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
