@@ -1,12 +1,20 @@
-"""Couplings: which source sample is paired with which data sample of a batch."""
+"""Couplings: which source sample is paired with which data sample of a batch.
+
+Every coupling leaves x1 and its conditions in their order and moves x0. See docs/couplings.md for when it helps.
+"""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from advect.core import random
+from advect.core.errors import UserError
 from advect.core.random import Generator
 from advect.core.shapes import check_pair
 from advect.core.types import Conditions
@@ -31,3 +39,174 @@ class Independent(Coupling):
     ) -> tuple[Tensor, Tensor, Conditions | None]:
         check_pair(x0, x1)
         return x0, x1, cond
+
+
+@dataclass(frozen=True)
+class GivenPairs(Coupling):
+    """The partner of each datum is known: x0 = ``partner(x1, cond)`` (B, *S), such as its blurred or control version.
+
+    What the source drew is not used. Raises UserError where the partners have another shape.
+    """
+
+    partner: Callable[[Tensor, Conditions | None], Tensor]
+
+    def pair(
+        self, x0: Tensor, x1: Tensor, cond: Conditions | None = None, generator: Generator = None
+    ) -> tuple[Tensor, Tensor, Conditions | None]:
+        x0 = self.partner(x1, cond)
+        check_pair(x0, x1)
+        return x0, x1, cond
+
+
+def squared_distances(x1: Tensor, x0: Tensor) -> Tensor:
+    """``|x1_i - x0_j|^2`` (B, B), in float32 at least, by one matrix product after centring."""
+    a, b = x1.flatten(1), x0.flatten(1)
+    dtype = torch.promote_types(a.dtype, torch.float32)
+    centre = a.to(dtype).mean(0)
+    a, b = a.to(dtype) - centre, b.to(dtype) - centre
+    return torch.addmm(a.square().sum(1)[:, None] + b.square().sum(1), a, b.T, alpha=-2)
+
+
+def assign(cost: Tensor) -> Tensor:
+    """The permutation p (B,) with the least ``sum_i cost[i, p_i]``, exactly, by the CPU.
+
+    Shortest augmenting paths (Crouse 2016), in SciPy, on the flattened cost of a batch that is not small: at all sizes
+    and dimensions of bench/coupling.py this is faster than the network simplex. Raises UserError for a cost that is
+    not finite.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    cost = cost.detach()
+    if not bool(torch.isfinite(cost).all()):
+        raise UserError("x0 and x1 must be finite to be paired by transport, and a distance between them is not")
+    if len(cost) > 64:
+        cost = flatten_cost(cost)
+    return torch.from_numpy(linear_sum_assignment(cost.double().cpu().numpy())[1])
+
+
+def flatten_cost(cost: Tensor) -> Tensor:
+    """The cost (B, B) less a price for each row and each column, in float64.
+
+    That adds the same to every permutation, so the best one stays the best. The prices are those of entropic transport
+    (Cuturi 2013) at three falling temperatures, near those of exact transport, with which the solver has little left
+    to do.
+    """
+    cost = cost.double()
+    cost = cost - cost.mean(0)
+    cost -= cost.amin(1, keepdim=True)
+    flat = cost.float()
+    scale = cost.std(correction=0).clamp(min=1e-30).float()
+    prices = torch.zeros(2, len(cost), dtype=torch.float64, device=cost.device)
+    for temperature in (0.1, 0.02, 0.005):
+        # Limits far from float32's keep the products from subnormal numbers, which are slow.
+        kernel = flat.div(-temperature * scale).clamp_(-50, 20).exp_()
+        u, v = torch.ones(2, len(cost), device=cost.device)
+        for _ in range(20):
+            u = 1 / (kernel @ v)
+            v = 1 / (kernel.T @ u)
+        row, column = temperature * scale * torch.stack([u, v]).log()
+        flat = flat - row[:, None] - column
+        prices += torch.stack([row, column])
+    return cost.sub_(prices[0][:, None]).sub_(prices[1])
+
+
+@dataclass(frozen=True)
+class ExactOT(Coupling):
+    """The permutation of x0 with the least total squared distance to x1: each sample is used once.
+
+    Minibatch optimal transport (Tong et al. 2024, "Improving and generalizing flow-based generative models", section
+    3.2.4; Pooladian et al. 2023), without the replacement that drawing from a transport plan brings. With
+    conditions it biases the source given a condition: see :class:`ConditionalOT`.
+    """
+
+    def pair(
+        self, x0: Tensor, x1: Tensor, cond: Conditions | None = None, generator: Generator = None
+    ) -> tuple[Tensor, Tensor, Conditions | None]:
+        check_pair(x0, x1)
+        return x0[transport(x0, x1).to(x0.device)], x1, cond
+
+
+def transport(x0: Tensor, x1: Tensor) -> Tensor:
+    """The rows of x0 (B,) that exact transport pairs with the rows of x1; in one dimension by sorting."""
+    if len(x1) < 2:
+        return torch.arange(len(x1))
+    if math.prod(x1.shape[1:]) == 1:
+        rows = torch.empty(len(x1), dtype=torch.long)
+        rows[x1.flatten().argsort().cpu()] = x0.flatten().argsort().cpu()
+        return rows
+    return assign(squared_distances(x1, x0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionalOT(Coupling):
+    """Exact transport whose cost counts the conditions, so that the source stays independent of them.
+
+    Before the pairing row i of the noise belongs to the condition of row i. Pairing it with a datum of another
+    condition costs ``penalty``, relative to the mean distance, for each condition that differs (Cheng & Schwing 2025,
+    "The curse of conditions", eq. 9). With the default, infinite penalty transport stays within the groups of equal
+    conditions: the source given a condition is then unbiased, which plain transport does not keep. Raises UserError
+    for a negative penalty, and where there are no conditions.
+    """
+
+    penalty: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not self.penalty >= 0:
+            raise UserError(f"ConditionalOT.penalty must be >= 0, got {self.penalty}; 0 is plain transport")
+
+    def pair(
+        self, x0: Tensor, x1: Tensor, cond: Conditions | None = None, generator: Generator = None
+    ) -> tuple[Tensor, Tensor, Conditions | None]:
+        check_pair(x0, x1)
+        if not cond:
+            raise UserError("ConditionalOT needs conditions, and the batch has none; take ExactOT")
+        values = [value.reshape(len(x1), -1).double().cpu() for value in cond.values()]
+        if math.isinf(self.penalty):
+            keys = torch.cat(values, 1)
+            rows = torch.arange(len(x1))
+            groups = keys.unique(dim=0, return_inverse=True)[1]
+            for group in groups.unique():
+                members = (groups == group).nonzero()[:, 0]
+                there = members.to(x0.device)
+                rows[members] = members[transport(x0[there], x1[there])]
+        else:
+            cost = squared_distances(x1, x0).cpu()
+            mismatch = sum((v[:, None] != v[None]).any(2).double() for v in values)
+            rows = assign(cost + self.penalty * cost.mean() * mismatch)
+        return x0[rows.to(x0.device)], x1, cond
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sinkhorn(Coupling):
+    """Entropic transport (Cuturi 2013) in the log domain on the batch's device; partners are drawn from its plan.
+
+    ``epsilon`` > 0 is the regularisation relative to the mean squared distance: small is close to exact and needs more
+    ``iterations``. For each datum a row of x0 is drawn from the plan, with replacement: in expectation each is
+    used once. It needs no transfer to the CPU; in many dimensions it gains little over a random pairing.
+    """
+
+    epsilon: float = 0.05
+    iterations: int = 100
+
+    def __post_init__(self) -> None:
+        if not 0 < self.epsilon < math.inf:
+            raise UserError(f"Sinkhorn.epsilon must be finite and > 0, got {self.epsilon}; 0.05 is usual")
+        if self.iterations < 1:
+            raise UserError(f"Sinkhorn.iterations must be at least 1, got {self.iterations}; 100 is usual")
+
+    def log_plan(self, x0: Tensor, x1: Tensor) -> Tensor:
+        """The logarithm of the plan (B, B), rows for x1; each row sums to one, each column nearly so."""
+        cost = squared_distances(x1, x0)
+        kernel = -cost / (self.epsilon * cost.mean()).clamp(min=1e-30)
+        for _ in range(self.iterations):
+            kernel = kernel - kernel.logsumexp(0, keepdim=True)
+            kernel = kernel - kernel.logsumexp(1, keepdim=True)
+        return kernel
+
+    def pair(
+        self, x0: Tensor, x1: Tensor, cond: Conditions | None = None, generator: Generator = None
+    ) -> tuple[Tensor, Tensor, Conditions | None]:
+        check_pair(x0, x1)
+        plan = self.log_plan(x0, x1)
+        u = random.uniform(plan.shape, generator, device=plan.device).clamp(min=2.0**-25)
+        return x0[(plan - (-u.log()).log()).argmax(1)], x1, cond

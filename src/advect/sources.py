@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from advect.core import random
+from advect.core.errors import UserError
 from advect.core.random import Generator
 
 
@@ -45,3 +46,124 @@ class Gaussian(SourceDistribution):
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         return random.normal(shape, generator, device=device, dtype=dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class MatchedGaussian(SourceDistribution):
+    """``N(mean, std^2)``, with the mean and deviation of the data: one number, or one for each element (*S).
+
+    Starting at the data's own scale leaves the flow less to do. :meth:`from_data` measures both. Raises UserError
+    unless std > 0 and both are finite, and for samples of another shape than theirs.
+    """
+
+    std: float | Tensor
+    mean: float | Tensor = 0.0
+
+    def __post_init__(self) -> None:
+        std = torch.as_tensor(self.std)
+        if not bool(((std > 0) & torch.isfinite(std)).all()):
+            raise UserError(f"MatchedGaussian.std must be finite and > 0, got {self.std}; constant features have none")
+        if not bool(torch.isfinite(torch.as_tensor(self.mean)).all()):
+            raise UserError(f"MatchedGaussian.mean must be finite, got {self.mean}; 0 is usual")
+
+    @staticmethod
+    def from_data(x: Tensor, *, per_feature: bool = False, centre: bool = False) -> MatchedGaussian:
+        """Match x (N, *S): its overall deviation or, ``per_feature``, that of each element; with its mean if asked."""
+        axes = (0,) if per_feature else tuple(range(x.ndim))
+        std, mean = torch.std_mean(x.double(), axes, correction=0)
+        if not per_feature:
+            return MatchedGaussian(float(std), float(mean) if centre else 0.0)
+        return MatchedGaussian(std.to(x.dtype), mean.to(x.dtype) if centre else 0.0)
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        generator: Generator = None,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        z = random.normal(shape, generator, device=device, dtype=dtype)
+        std, mean = (torch.as_tensor(v, device=device, dtype=dtype) for v in (self.std, self.mean))
+        for name, value in (("std", std), ("mean", mean)):
+            if value.ndim and value.shape != z.shape[1:]:
+                raise UserError(
+                    f"MatchedGaussian.{name} has shape {tuple(value.shape)}, and a sample {tuple(z.shape[1:])}; "
+                    "give one number, or one for each element of a sample"
+                )
+        return z * std + mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseGaussian(SourceDistribution):
+    """A Gaussian times a Bernoulli mask: each element is 0 with probability ``dropout``, in [0, 1), else N(0, 1).
+
+    For data in which many values are exactly zero, such as gene expression.
+    """
+
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"SparseGaussian.dropout must lie in [0, 1), got {self.dropout}; 0.1 is usual")
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        generator: Generator = None,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        z = random.normal(shape, generator, device=device, dtype=dtype)
+        return z * (random.uniform(shape, generator, device=device) >= self.dropout)
+
+
+@dataclass(frozen=True)
+class Custom(SourceDistribution):
+    """Whatever ``draw(shape, generator, device, dtype)`` returns, a tensor of that shape.
+
+    Draw through ``advect.core.random``, so that training resumes bit for bit. Raises UserError for another shape.
+    """
+
+    draw: Callable[[Sequence[int], Generator, torch.device | None, torch.dtype], Tensor]
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        generator: Generator = None,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        x0 = self.draw(shape, generator, device, dtype)
+        if tuple(x0.shape) != tuple(shape):
+            raise UserError(f"Custom.draw was asked for shape {tuple(shape)} and returned {tuple(x0.shape)}")
+        return x0
+
+
+@dataclass(frozen=True, eq=False)
+class Empirical(SourceDistribution):
+    """Rows of a data set x (N, *S), drawn evenly with replacement: a flow from one data set to another."""
+
+    x: Tensor = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if self.x.ndim < 2 or len(self.x) == 0:
+            raise UserError(f"Empirical.x must have shape (N, *S) with N >= 1, got {tuple(self.x.shape)}")
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        generator: Generator = None,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        if tuple(shape[1:]) != tuple(self.x.shape[1:]):
+            raise UserError(
+                f"Empirical.x has samples of shape {tuple(self.x.shape[1:])}, asked for {tuple(shape[1:])}"
+            )
+        u = random.uniform((shape[0],), generator, device=self.x.device, dtype=torch.float64)
+        rows = (u * len(self.x)).long().clamp(max=len(self.x) - 1)
+        return self.x[rows].to(device=device, dtype=dtype)

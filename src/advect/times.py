@@ -1,43 +1,256 @@
-"""Distributions of the training time t in [0, 1]."""
+"""Distributions of the training time t in [0, 1].
+
+Each is given by its quantile function, the inverse of its distribution function, so that any of them can be
+stratified: ``Stratified(LogitNormal())``.
+"""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from advect.core import random
+from advect.core.errors import UserError
 from advect.core.random import Generator
+
+_TOP = 1 - 2**-24
 
 
 class TimeDistribution(ABC):
     """A distribution of t on [0, 1]."""
 
     @abstractmethod
+    def quantile(self, u: Tensor) -> Tensor:
+        """The time t (n,) below which the share u (n,) in [0, 1) of the distribution lies."""
+
+    @abstractmethod
+    def density(self, t: Tensor) -> Tensor:
+        """p(t) (n,) at t (n,) in [0, 1]."""
+
     def sample(self, n: int, generator: Generator = None, device: torch.device | None = None) -> Tensor:
         """Draw t (n,) in float32."""
+        return self.quantile(random.uniform((n,), generator, device=device))
+
+    def unbias(self, t: Tensor, loss: Tensor) -> Tensor:
+        """The losses (B,) at t (B,) times what makes their expectation that of the times meant; here once.
+
+        Distributions are chosen for what they emphasise, so only importance sampling changes anything.
+        """
+        return loss
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """What a checkpoint must keep, as plain numbers; most distributions have nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, list[float]]) -> None:
+        """Take what ``state_dict`` gave."""
+        assert not state, "a distribution with a state takes it itself"
 
 
 @dataclass(frozen=True)
 class Uniform(TimeDistribution):
     """t uniform on [0, 1), independently for each sample."""
 
-    def sample(self, n: int, generator: Generator = None, device: torch.device | None = None) -> Tensor:
-        return random.uniform((n,), generator, device=device)
+    def quantile(self, u: Tensor) -> Tensor:
+        return u
+
+    def density(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
 
 
 @dataclass(frozen=True)
 class Stratified(TimeDistribution):
-    """One uniform t in each of B equal bins of [0, 1), in random order.
+    """One draw of ``base`` in each of B bins of equal probability, in random order.
 
-    Each t alone is uniform, so the loss keeps its expectation, with less variance: the batch covers all times.
-    The order is random so that t does not depend on the place in the batch. With a CounterRng the B bins are
+    Each t alone has the law of ``base``, so the loss keeps its expectation, with less variance: the batch covers all
+    times. The order is random so that t does not depend on the place in the batch. With a CounterRng the B bins are
     those of the global batch, also when processes share it.
     """
 
+    base: TimeDistribution = field(default_factory=Uniform)
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return self.base.quantile(u)
+
+    def density(self, t: Tensor) -> Tensor:
+        return self.base.density(t)
+
     def sample(self, n: int, generator: Generator = None, device: torch.device | None = None) -> Tensor:
         places, bins = random.permutation(n, generator, device=device)
-        t = places.add(random.uniform((n,), generator, device=device)).div_(bins)
-        return t.clamp_(max=1 - 2**-24)
+        u = places.add(random.uniform((n,), generator, device=device)).div_(bins)
+        return self.base.quantile(u.clamp_(max=_TOP))
+
+    def unbias(self, t: Tensor, loss: Tensor) -> Tensor:
+        return self.base.unbias(t, loss)
+
+    def state_dict(self) -> dict[str, list[float]]:
+        return self.base.state_dict()
+
+    def load_state_dict(self, state: dict[str, list[float]]) -> None:
+        self.base.load_state_dict(state)
+
+
+@dataclass(frozen=True)
+class Constant(TimeDistribution):
+    """Always the same t in [0, 1]; it has no density."""
+
+    t: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.t <= 1:
+            raise UserError(f"Constant.t must lie in [0, 1], got {self.t}")
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return torch.full_like(u, self.t)
+
+    def density(self, t: Tensor) -> Tensor:
+        return torch.where(t == self.t, math.inf, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitNormal(TimeDistribution):
+    """``logit(t) ~ N(mean, std^2)``: more of the middle; mean > 0 favours the data (Esser et al. 2024, eq. 19).
+
+    In their time, with data at 0, the sign of the mean is the other one.
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.std < math.inf:
+            raise UserError(f"LogitNormal.std must be > 0, got {self.std}; for a fixed time use times.Constant(t)")
+
+    def quantile(self, u: Tensor) -> Tensor:
+        normal = torch.special.ndtri(u.double().clamp(min=2.0**-54))
+        return torch.sigmoid(self.mean + self.std * normal).to(u.dtype)
+
+    def density(self, t: Tensor) -> Tensor:
+        z = (torch.logit(t) - self.mean) / self.std
+        p = torch.exp(-z.square() / 2) / (self.std * math.sqrt(2 * math.pi) * t * (1 - t))
+        return torch.where((t > 0) & (t < 1), p, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UShaped(TimeDistribution):
+    """``p(t) = a cosh(a (t - 1/2)) / (2 sinh(a / 2))``: more of both ends.
+
+    The mixture of exp(a t) and its mirror image with which Lee et al. 2024, "Improving the training of rectified
+    flows", section 4.1, train on reflowed pairs; they take a = 4.
+    """
+
+    a: float = 4.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.a <= 80:
+            raise UserError(f"UShaped.a must be in (0, 80], got {self.a}; 4 is usual, and towards 0 it is uniform")
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return (0.5 + torch.asinh((2 * u - 1) * math.sinh(self.a / 2)) / self.a).clamp(0, 1)
+
+    def density(self, t: Tensor) -> Tensor:
+        return self.a * torch.cosh(self.a * (t - 0.5)) / (2 * math.sinh(self.a / 2))
+
+
+@dataclass(frozen=True)
+class Shifted(TimeDistribution):
+    """``t = s / (s + shift (1 - s))`` for s from ``base``: with shift > 1 more of the times are near the noise.
+
+    The shift for resolution of Esser et al. 2024, eq. 23: sqrt(m / n) for m pixels where n needed none.
+    """
+
+    base: TimeDistribution = field(default_factory=Uniform)
+    shift: float = 3.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.shift < math.inf:
+            raise UserError(f"Shifted.shift must be finite and > 0, got {self.shift}; 1 changes nothing, 3 is usual")
+
+    def quantile(self, u: Tensor) -> Tensor:
+        s = self.base.quantile(u)
+        return s / (s + self.shift * (1 - s))
+
+    def density(self, t: Tensor) -> Tensor:
+        rest = 1 + (self.shift - 1) * t
+        return self.base.density(self.shift * t / rest) * self.shift / rest.square()
+
+    def unbias(self, t: Tensor, loss: Tensor) -> Tensor:
+        return self.base.unbias(self.shift * t / (1 + (self.shift - 1) * t), loss)
+
+    def state_dict(self) -> dict[str, list[float]]:
+        return self.base.state_dict()
+
+    def load_state_dict(self, state: dict[str, list[float]]) -> None:
+        self.base.load_state_dict(state)
+
+
+class Importance(TimeDistribution):
+    """More of the times at which the loss is large, with exact weights, so that its expectation stays the uniform one.
+
+    [0, 1] is cut into ``bins`` equal ones, each drawn with a probability that mixes its running mean loss with
+    ``floor`` of uniform times; within a bin t is uniform. A loss at t is divided by the density there (Kahn & Marshall
+    1953). The means are moving averages with ``momentum``, taken from losses that are being trained on; they are this
+    object's state, which ``state_dict`` gives and ``load_state_dict`` takes. Raises UserError for bins < 2, momentum
+    outside [0, 1) and floor outside (0, 1].
+    """
+
+    def __init__(self, *, bins: int = 32, momentum: float = 0.99, floor: float = 0.2) -> None:
+        if bins < 2:
+            raise UserError(f"Importance.bins must be at least 2, got {bins}; 32 is usual")
+        if not 0 <= momentum < 1:
+            raise UserError(f"Importance.momentum must lie in [0, 1), got {momentum}; 0.99 is usual")
+        if not 0 < floor <= 1:
+            raise UserError(f"Importance.floor must lie in (0, 1], got {floor}; 0.2 is usual, and 1 is uniform")
+        self.bins, self.momentum, self.floor = bins, momentum, floor
+        self._loss = torch.ones(bins, dtype=torch.float64)
+
+    def __repr__(self) -> str:
+        return f"Importance(bins={self.bins}, momentum={self.momentum}, floor={self.floor})"
+
+    def probabilities(self) -> Tensor:
+        """The probability of each bin, (bins,) float64."""
+        share = self._loss / self._loss.sum().clamp(min=1e-300)
+        return (1 - self.floor) * share + (1 - (1 - self.floor) * share.sum()) / self.bins
+
+    def _bin(self, t: Tensor) -> Tensor:
+        return (t * self.bins).long().clamp(0, self.bins - 1)
+
+    def quantile(self, u: Tensor) -> Tensor:
+        p = self.probabilities().to(u.device)
+        edges = torch.cat([p.new_zeros(1), p.cumsum(0)])
+        edges = edges / edges[-1]
+        k = (torch.searchsorted(edges, u.double(), right=True) - 1).clamp(0, self.bins - 1)
+        t = (k + (u.double() - edges[k]) / (edges[k + 1] - edges[k])) / self.bins
+        return t.to(u.dtype).clamp(0, _TOP)
+
+    def density(self, t: Tensor) -> Tensor:
+        return (self.probabilities().to(t.device)[self._bin(t)] * self.bins).to(t.dtype)
+
+    def unbias(self, t: Tensor, loss: Tensor) -> Tensor:
+        weighted = loss / self.density(t).to(loss.dtype)
+        if torch.is_grad_enabled():  # a held-out loss, measured without gradients, is not trained on
+            self.update(t, loss.detach())
+        return weighted
+
+    def update(self, t: Tensor, loss: Tensor) -> None:
+        """Move the mean of each bin that t (B,) visits towards its losses (B,); those not finite do not count."""
+        finite = torch.isfinite(loss)
+        here = (self._bin(t)[None] == torch.arange(self.bins, device=t.device)[:, None]) & finite
+        count = here.sum(1)
+        mean = (here * loss.double().where(finite, 0.0)).sum(1) / count.clamp(min=1)
+        self._loss = self._loss.to(t.device)
+        self._loss = torch.where(count > 0, torch.lerp(mean, self._loss, self.momentum), self._loss)
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """The running mean losses."""
+        return {"loss": self._loss.tolist()}
+
+    def load_state_dict(self, state: dict[str, list[float]]) -> None:
+        """Take them. Raises UserError for another number of bins."""
+        if len(state["loss"]) != self.bins:
+            raise UserError(f"these importance times have {len(state['loss'])} bins, and this object {self.bins}")
+        self._loss = torch.tensor(state["loss"], dtype=torch.float64)

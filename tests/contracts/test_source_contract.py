@@ -6,18 +6,42 @@ import pytest
 import torch
 from implementations import implementations
 
+from advect.core import random
 from advect.core.random import CounterRng
-from advect.sources import Gaussian, SourceDistribution
+from advect.sources import Custom, Empirical, Gaussian, MatchedGaussian, SourceDistribution, SparseGaussian
 
-SOURCES = [Gaussian()]
+
+def exponential(shape, generator, device, dtype):
+    return -random.uniform(shape, generator, device=device, dtype=dtype).log1p()
+
+
+class AnyShape(Empirical):
+    """An Empirical made for the shape it is asked for: contracts ask for several."""
+
+    def __init__(self):
+        super().__init__(torch.zeros(1, 1))
+
+    def sample(self, shape, generator=None, *, device=None, dtype=torch.float32):
+        x = torch.randn(10_000, *shape[1:], generator=torch.Generator().manual_seed(0))
+        return Empirical(x).sample(shape, generator, device=device, dtype=dtype)
+
+
+SOURCES = [
+    Gaussian(),
+    MatchedGaussian(0.5, 3.0),
+    SparseGaussian(dropout=0.2),
+    Custom(exponential),
+    AnyShape(),
+]
 SHAPES = [(1, 1), (6, 3), (6, 1, 4, 4), (6, 2, 3, 5)]
 
 
 def test_none_is_left_out():
-    assert {type(source) for source in SOURCES} == implementations(SourceDistribution, "advect.sources")
+    covered = {Empirical if isinstance(source, Empirical) else type(source) for source in SOURCES}
+    assert covered == implementations(SourceDistribution, "advect.sources")
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=repr)
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: type(source).__name__)
 class TestSource:
     @pytest.mark.parametrize("shape", SHAPES)
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -7,9 +7,43 @@ import torch
 from implementations import implementations
 
 from advect.core.random import CounterRng
-from advect.times import Stratified, TimeDistribution, Uniform
+from advect.times import (
+    Constant,
+    Importance,
+    LogitNormal,
+    Shifted,
+    Stratified,
+    TimeDistribution,
+    Uniform,
+    UShaped,
+)
 
-TIMES = [Uniform(), Stratified()]
+
+def trained() -> Importance:
+    """Importance sampling whose losses are three at the noise and near zero at the data."""
+    times = Importance(bins=8, momentum=0.5)
+    t = torch.linspace(0, 1, 801)
+    times.update(t, 3 * (1 - t).square())
+    return times
+
+
+TIMES = [
+    Uniform(),
+    Stratified(),
+    Constant(0.25),
+    LogitNormal(),
+    LogitNormal(mean=-2, std=3),
+    UShaped(),
+    UShaped(a=80),
+    Shifted(),
+    Shifted(LogitNormal(), 0.2),
+    Stratified(Shifted(UShaped())),
+    Importance(),
+    trained(),
+    Stratified(trained()),
+    Shifted(trained(), 2.0),
+]
+SPREAD = [times for times in TIMES if not isinstance(times, Constant)]
 
 
 def test_none_is_left_out():
@@ -30,7 +64,7 @@ class TestTimes:
         for make in (lambda seed: CounterRng(seed, 0, 9), lambda seed: torch.Generator().manual_seed(seed)):
             first, again, other = (times.sample(9, make(seed)) for seed in (1, 1, 2))
             assert torch.equal(first, again)
-            assert not torch.equal(first, other)
+            assert torch.equal(first, other) == isinstance(times, Constant)
         assert torch.equal(before, torch.random.get_rng_state())
 
     @pytest.mark.parametrize("cut", [0, 1, 6, 17])
@@ -43,3 +77,51 @@ class TestTimes:
     def test_the_device_is_the_one_asked_for(self, times):
         assert times.sample(3, None, torch.device("meta")).device.type == "meta"
         assert times.sample(3, CounterRng(0, 0, 3), torch.device("cpu")).device.type == "cpu"
+
+    def test_times_are_drawn_by_the_quantiles(self, times):
+        u = torch.linspace(0, 1 - 2**-24, 1001)
+        t = times.quantile(u)
+        assert t.shape == u.shape and t.dtype == u.dtype
+        assert (t.diff() >= 0).all() and t[0] >= 0 and t[-1] <= 1
+
+    def test_the_mean_loss_is_that_of_the_times_meant(self, times):
+        # Only importance sampling weights its losses, and on average by one.
+        t = times.sample(40_000, CounterRng(0, 0, 40_000))
+        with torch.no_grad():
+            weighted = times.unbias(t, torch.ones_like(t))
+        assert float(weighted.double().mean()) == pytest.approx(1, abs=0.02)
+
+    def test_the_state_comes_back(self, times):
+        state = times.state_dict()
+        times.load_state_dict(state)
+        assert times.state_dict() == state
+        assert all(isinstance(number, float) for numbers in state.values() for number in numbers)
+
+
+@pytest.mark.parametrize("times", SPREAD, ids=repr)
+class TestDensity:
+    def test_quantile_is_the_inverse_of_the_integrated_density(self, times):
+        edges = times.quantile(torch.linspace(0.02, 0.98, 25, dtype=torch.float64))
+        nodes = torch.linspace(0, 1, 4001, dtype=torch.float64)
+        for a, b in zip(edges[:-1], edges[1:], strict=True):
+            middle = a + (b - a) * (nodes[:-1] + nodes[1:]) / 2
+            share = times.density(middle).mean() * (b - a)
+            assert float(share) == pytest.approx(0.04, rel=2e-3)
+
+    def test_it_integrates_to_one(self, times):
+        n = 400_000
+        t = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+        assert float(times.density(t).mean()) == pytest.approx(1, abs=1e-3)
+
+    def test_samples_follow_it(self, times):
+        n, m = 20_000, 200_000
+        t = times.sample(n, CounterRng(1, 0, n))
+        cdf = times.density((torch.arange(m, dtype=torch.float64) + 0.5) / m).cumsum(0) / m
+        u = cdf[(t.double() * m).long().clamp(max=m - 1)].sort().values
+        distance = (u - torch.arange(n) / n).abs().max()
+        assert distance < 1.95 / n**0.5 + 1e-3  # Kolmogorov's 0.1 percent, and the sum's error
+
+    def test_dtype_and_ends(self, times):
+        for dtype in (torch.float32, torch.float64):
+            p = times.density(torch.tensor([0.0, 0.3, 1.0], dtype=dtype))
+            assert p.dtype == dtype and p.isfinite().all() and (p >= 0).all()
