@@ -47,7 +47,7 @@ format: setup  ## rewrite the code in the house's format
 
 .venv-peers/.ready: bench/peers/requirements.txt
 	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --quiet -c constraints.txt torch numpy scipy scikit-learn POT
+	.venv-peers/bin/python -m pip install --quiet -c constraints.txt torch numpy scipy scikit-learn POT absl-py
 	.venv-peers/bin/python -m pip install --quiet --no-deps -r bench/peers/requirements.txt
 	@touch $@
 
@@ -56,3 +56,6 @@ bench-peers: .venv-peers/.ready  ## make .venv-peers with the libraries that ben
 bench: setup bench-peers  ## measure, and print the tables of bench/RESULTS.md
 	$(BIN)/python bench/toy_loop.py
 	$(BIN)/python bench/import_time.py
+	$(BIN)/python bench/solver_overhead.py
+	$(BIN)/python bench/coupling.py
+	$(BIN)/python bench/compare_numbers.py

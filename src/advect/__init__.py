@@ -13,9 +13,9 @@ __version__ = "0.1.0"
 
 _ROOMS = (
     "couplings", "data", "evaluation", "metrics", "networks", "objectives", "paths", "reports", "sampling", "sources",
-    "times", "training",
+    "times", "training", "weights",
 )  # fmt: skip
-_NAMES = {"Flow": "advect.runs.flow", "load": "advect.runs.flow", "UserError": "advect.core.errors"}
+_NAMES = {"Flow": "advect.runs.flow", "load": "advect.runs.loading", "UserError": "advect.core.errors"}
 
 if TYPE_CHECKING:
     from advect import (
@@ -31,13 +31,15 @@ if TYPE_CHECKING:
         sources,
         times,
         training,
+        weights,
     )
     from advect.core.errors import UserError
-    from advect.runs.flow import Flow, load
+    from advect.runs.flow import Flow
+    from advect.runs.loading import load
 
 __all__ = [
     "Flow", "UserError", "couplings", "data", "evaluation", "load", "metrics", "networks", "objectives", "paths",
-    "reports", "sampling", "sources", "times", "training",
+    "reports", "sampling", "sources", "times", "training", "weights",
 ]  # fmt: skip
 
 

@@ -98,8 +98,15 @@ class SampleArguments:
     """How many samples."""
     num_steps: int | None = None
     """Solver steps; by default as many as the run's own sample grids."""
-    solver: Literal["euler", "midpoint"] | None = None
-    """Solver; by default that of the run's own sample grids."""
+    solver: Literal["euler", "midpoint", "heun", "rk4", "ab2", "dpmpp2m", "dopri5", "euler-maruyama"] | None = None
+    """Solver; by default that of the run's own sample grids. euler: order 1. midpoint, heun: order 2, two
+    evaluations a step. ab2, dpmpp2m: order 2, one evaluation; dpmpp2m is exact where the data's prediction stands
+    still. rk4: order 4, four evaluations. dopri5: adaptive. euler-maruyama, heun: with --diffusion."""
+    grid: Literal["uniform", "cosine", "edm", "shifted"] | None = None
+    """Where the steps lie: evenly; dense at both ends; as EDM's noise levels; more near the noise."""
+    diffusion: str | None = None
+    """Sample the stochastic equation with this g(t): a number such as 0.5, or a name such as sigma; more of it forgets
+    errors and needs more steps."""
     seed: int = 0
     """The same seed gives the same samples."""
     cond: tuple[str, ...] = ()
@@ -107,6 +114,8 @@ class SampleArguments:
     conditions that are not named are drawn as often as in the data."""
     guidance: float = 1.0
     """Scale of classifier-free guidance: 1 is none, 2 or 3 follows the condition more closely."""
+    guidance_interval: tuple[float, float] | None = None
+    """Times LO HI between which guidance acts; by default all."""
     use_ema: bool = True
     """Use the averaged weights."""
     save_individual: bool = False
@@ -127,26 +136,39 @@ def _sample(words: list[str]) -> None:
     place, flags = _place(words, "advect sample")
     a = parse_words(SampleArguments, flags, prog="advect sample RUN", description="Draw samples from a trained flow.")
     cond = _conditions(a.cond)
-    from advect.runs.sampling import write_samples
+    from advect.runs.sampling import Draw, write_samples
 
-    written = write_samples(
-        place,
+    draw = Draw(
         n=a.num_samples,
         steps=a.num_steps,
         solver=a.solver,
-        seed=a.seed,
-        cond=cond,
+        grid=a.grid,
+        diffusion=_number_or_name(a.diffusion),
         guidance=a.guidance,
+        guidance_interval=a.guidance_interval,
+        seed=a.seed,
+        batch_size=a.batch_size,
+    )
+    folder = write_samples(
+        place,
+        draw,
+        cond=cond,
         ema=a.use_ema,
         save_individual=a.save_individual,
         output_dir=a.output_dir,
         overwrite=a.overwrite,
-        batch_size=a.batch_size,
         device=a.device,
         progress=sys.stderr.isatty(),
     )
-    _say(f"picture: {written.picture}")
-    _say(f"arrays:  {written.arrays}")
+    _say(f"picture: {folder / 'samples.png'}")
+    _say(f"arrays:  {folder / 'samples.npz'}")
+
+
+def _number_or_name(word: str | None) -> float | str | None:
+    try:
+        return None if word is None else float(word)
+    except ValueError:
+        return word
 
 
 def _conditions(words: tuple[str, ...]) -> dict[str, str]:

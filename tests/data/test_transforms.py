@@ -84,3 +84,12 @@ def test_bad_input(build, words):
     with pytest.raises(UserError) as error:
         build()
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "transform", [Identity(), PixelScale(0, 255), Standardize([1.0, -2.0, 0.5], [0.5, 3.0, 2.0])], ids=lambda t: t.kind
+)
+def test_log_det_is_that_of_the_jacobian_by_differentiation(transform):
+    x = torch.tensor([1.0, 2.0, 3.0])
+    jacobian = torch.autograd.functional.jacobian(lambda x: transform.forward(x[None])[0], x)
+    assert transform.log_det(3) == pytest.approx(torch.linalg.slogdet(jacobian).logabsdet.item(), rel=1e-5, abs=1e-6)

@@ -11,23 +11,18 @@ from advect.core.errors import UserError
 from advect.core.types import DataSpec
 from advect.data import Digits, FashionMnist, ImageFolder, Moons, Source
 from advect.networks import MLP, UNet
-from advect.objectives import FlowMatching
-from advect.paths import AffinePath
 from advect.runs.config import (
     DataConfig,
     DigitsData,
     FashionMnistData,
     ImageFolderData,
-    MethodConfig,
     MLPConfig,
     MoonsData,
     NetworkConfig,
     UNetConfig,
 )
-from advect.times import Stratified, Uniform
 
 NETWORKS: dict[str, type] = {"unet": UNetConfig, "mlp": MLPConfig}
-TIMES = {"stratified": Stratified, "uniform": Uniform}
 
 
 def build_source(config: DataConfig) -> Source:
@@ -67,15 +62,6 @@ def build_network(config: NetworkConfig, spec: DataSpec) -> nn.Module:
             return net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         case MLPConfig():
             return MLP(spec.shape[0], width=config.width, depth=config.depth, conditions=conditions)
-
-
-def build_objective(config: MethodConfig, spec: DataSpec) -> FlowMatching:
-    """Make the objective. Raises UserError for label dropout on data without labels."""
-    if config.label_dropout > 0 and not spec.conditions:
-        raise UserError(f"--label-dropout is {config.label_dropout}, but the data have no labels; set it to 0")
-    return FlowMatching(
-        path=AffinePath(sigma_min=config.sigma_min), times=TIMES[config.times](), cond_dropout=config.label_dropout
-    )
 
 
 def pick_device(name: str) -> torch.device:

@@ -10,7 +10,7 @@ from advect.core.errors import UserError
 from advect.core.types import Category, DataSpec
 from advect.data import Source, Transform, transform_from_config
 from advect.runs.build import NETWORKS
-from advect.runs.config import Config, NetworkConfig
+from advect.runs.config import Config, MethodConfig, NetworkConfig
 from advect.runs.configfile import to_dict
 
 FORMAT = 1
@@ -25,12 +25,19 @@ class Card:
     network: NetworkConfig
     spec: DataSpec
     transform: Transform
+    noise: dict[str, Any]
     fingerprint: str
 
     @staticmethod
-    def of(config: Config, preset: str, source: Source) -> Card:
-        """The card of a run on ``source``."""
-        return Card(preset, to_dict(config), config.network, source.spec, source.transform, source.fingerprint)
+    def of(config: Config, preset: str, source: Source, noise: dict[str, Any]) -> Card:
+        """The card of a run on ``source`` from ``noise``, the facts that ``build_noise`` takes."""
+        spec, transform = source.spec, source.transform
+        return Card(preset, to_dict(config), config.network, spec, transform, noise, source.fingerprint)
+
+    @property
+    def method(self) -> MethodConfig:
+        """The method's section of the configuration."""
+        return MethodConfig(**self.config["method"])
 
     def to_text(self) -> str:
         """The card as JSON."""
@@ -42,6 +49,7 @@ class Card:
             "network": {"kind": kind, **self.config["network"]},
             "spec": asdict(self.spec),
             "transform": self.transform.to_config(),
+            "noise": self.noise,
             "fingerprint": self.fingerprint,
         }
         return json.dumps(values)
@@ -67,5 +75,6 @@ class Card:
             network=NETWORKS[network.pop("kind")](**network),
             spec=DataSpec(tuple(values["spec"]["shape"]), values["spec"]["kind"], conditions),
             transform=transform_from_config(values["transform"]),
+            noise=values["noise"],
             fingerprint=values["fingerprint"],
         )

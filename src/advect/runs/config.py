@@ -110,16 +110,37 @@ NetworkConfig = UNetConfig | MLPConfig
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig(_Checked):
-    """Path, times and conditions of flow matching."""
+    """What is learned: objective, path, source, coupling, times, weights and conditions."""
 
+    objective: Literal["flow-matching", "score-matching"] = "flow-matching"
+    """flow-matching regresses the velocity, or what --prediction says; score-matching the score of the noised data."""
+    path: Literal["cond-ot", "lipman-ot", "vp", "trigonometric", "cosine", "ddpm", "polynomial", "bridge"] = "cond-ot"
+    """cond-ot: straight lines, the fewest steps. vp, trigonometric, cosine, ddpm: variance-preserving diffusions,
+    with noise schedules linear, quarter wave, Nichol & Dhariwal's and DDPM's. polynomial: powers of time. bridge:
+    noisy lines between source and data, the Schroedinger bridge."""
     sigma_min: float = 0.0
-    """Standard deviation of the extra noise on the straight path."""
-    times: Literal["stratified", "uniform"] = "stratified"
-    """How training times are drawn."""
+    """Standard deviation of extra noise on the path; with lipman-ot and bridge their own sigma."""
+    source: Literal["gaussian", "matched", "sparse"] = "gaussian"
+    """gaussian: N(0, I). matched: a Gaussian with the data's variance. sparse: Gaussian, a tenth of entries zero."""
+    coupling: Literal["independent", "ot", "sinkhorn", "conditional-ot"] = "independent"
+    """ot: pair noise and data of a batch by optimal transport, for straighter paths in few dimensions. sinkhorn: the
+    same, approximately, on the device. conditional-ot: ot that keeps to the conditions; use it with labels."""
+    times: Literal["stratified", "uniform", "logit-normal", "u-shaped", "importance"] = "stratified"
+    """stratified: one in each of B bins. logit-normal: more in the middle. u-shaped: more at both ends. importance:
+    where the loss is large, with weights that keep its expectation."""
+    weight: Literal["uniform", "inverse-snr", "t2", "one-minus-t2", "min-snr"] = "uniform"
+    """Weight of time in the loss: t2 favours the data's end, one-minus-t2 the noise's; min-snr is min(SNR, 5)."""
+    prediction: Literal["velocity", "data", "noise", "score"] = "velocity"
+    """What the network's output means; sampling converts it."""
+    loss: Literal["same", "velocity", "data", "noise", "score"] = "same"
+    """The space of the loss; same is that of the prediction."""
+    margin: float = 1e-3
+    """How far t stays from 0 and 1 where a conversion or the path itself is infinite there; 0.05 steadies --prediction
+    data with --loss velocity."""
     label_dropout: float = 0.1
     """Share of samples trained without their label, for classifier-free guidance (data with labels only)."""
 
-    _at_least = (("sigma_min", 0),)
+    _at_least = (("sigma_min", 0), ("margin", 0))
     _below_one = ("label_dropout",)
 
 
@@ -153,6 +174,8 @@ class TrainingConfig(_Checked):
     """Compute in bfloat16 where that is safe; weights and optimiser stay in float32."""
     compile_model: bool = False
     """Compile the network with torch.compile."""
+    pair_ahead: bool = False
+    """Draw and pair the next step's noise in a thread while this one computes; for --coupling ot and its kin."""
     num_workers: int = 0
     """Threads that prepare batches ahead."""
     seed: int = 0
@@ -191,8 +214,10 @@ class OutputConfig(_Checked):
     """Samples in a grid."""
     sample_steps: int = 50
     """Solver steps for a grid."""
-    solver: Literal["euler", "midpoint"] = "midpoint"
+    solver: Literal["euler", "midpoint", "heun", "rk4", "ab2", "dpmpp2m"] = "midpoint"
     """Solver for a grid, and the default of advect sample."""
+    grid: Literal["uniform", "cosine", "edm", "shifted"] = "uniform"
+    """Where the solver's steps lie: evenly; dense at both ends; as EDM's noise levels; more near the noise."""
 
     _at_least = (
         ("log_every", 1),

@@ -1,36 +1,44 @@
-"""A trained flow: load it, sample from it."""
+"""A trained flow: sample from it, encode data, and ask for densities."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from pathlib import Path
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from advect.core.errors import UserError, did_you_mean
+from advect.core.errors import UserError
 from advect.core.random import CounterRng, mix
-from advect.core.types import NULL, Category, Conditions, DataSpec
+from advect.core.types import Conditions, DataSpec
 from advect.data import Transform
-from advect.runs.build import build_network, pick_device, pick_precision
-from advect.runs.card import Card
-from advect.sampling import guided_velocity, integrate
-from advect.sources import Gaussian
-from advect.training.checkpoint import find_checkpoint, verify_checkpoint
-from advect.training.state import EMA, MODEL, check_same_shapes, load_weights
+from advect.objectives.flow_matching import Kind
+from advect.paths import AffinePath, Bridge, Path, Schedule
+from advect.runs.conditions import ConditionValue, resolve_conditions
+from advect.sampling import Velocity, bits_per_dim, get_solver, guided_velocity, integrate, integrate_sde, log_prob
+from advect.sources import Gaussian, SourceDistribution
 
-ConditionValue = int | str | None | Tensor
-"""One value for all samples (its number or its name; "none" or None: not given), "cycle" for each value in turn,
-or a tensor (n,) of numbers."""
+MARGIN = 1e-3
+"""Conversions of a prediction keep t so far from 0 and 1, as training does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """How a flow is followed when a caller says nothing else: solver, its steps and where they lie."""
+
+    solver: str = "midpoint"
+    steps: int = 50
+    grid: str = "uniform"
 
 
 class Flow:
-    """A network with the data's shape, conditions and transform: everything that sampling needs.
+    """A network with what sampling needs: the data's shape, conditions and transform, the path and its source.
 
-    ``net(x_t (B, *S), t (B,), cond)`` predicts the velocity in model units.
+    ``net(x_t (B, *S), t (B,), cond)`` gives the ``prediction`` in model units.
     """
 
     def __init__(
@@ -39,13 +47,16 @@ class Flow:
         spec: DataSpec,
         transform: Transform,
         *,
+        path: Path | None = None,
+        source: SourceDistribution | None = None,
+        prediction: Kind = "velocity",
+        sampler: Sampler | None = None,
         device: torch.device | None = None,
         autocast: torch.dtype | None = None,
-        steps: int = 50,
-        solver: str = "midpoint",
     ) -> None:
         self.net, self.spec, self.transform = net, spec, transform
-        self.device, self.autocast, self.steps, self.solver = device or torch.device("cpu"), autocast, steps, solver
+        self.path, self.source, self.prediction = path or AffinePath(), source or Gaussian(), prediction
+        self.sampler, self.device, self.autocast = sampler or Sampler(), device or torch.device("cpu"), autocast
 
     @torch.no_grad()
     def sample(
@@ -54,20 +65,25 @@ class Flow:
         *,
         steps: int | None = None,
         solver: str | None = None,
+        grid: str | None = None,
+        diffusion: float | str | None = None,
         seed: int = 0,
         cond: Mapping[str, ConditionValue] | None = None,
         guidance: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
         trajectory: bool = False,
         batch_size: int = 256,
         progress: bool = False,
     ) -> Tensor:
         """Draw n samples (n, *S) in data units, float32, on the CPU.
 
-        ``steps`` and ``solver`` are by default those of the run's own sample grids. Sample i depends on the seed
-        and i alone, not on n or ``batch_size``. ``cond`` gives a value for each condition it names; conditions that
-        it does not name are drawn as often as they occur in the training data. ``guidance`` other than 1 needs a
-        flow with conditions (classifier-free guidance). With ``trajectory`` the states at all grid times come back,
-        (steps + 1, n, *S). Raises UserError for a bad argument.
+        ``steps``, ``solver`` and ``grid`` are by default those of the run's own sample grids; "dopri5" chooses its
+        own steps. ``diffusion``, a number or a name, samples by the stochastic equation with that g(t), by
+        "euler-maruyama" or "heun". Sample i depends on the seed and i alone, not on n or ``batch_size``. ``cond``
+        gives a value for each condition it names; the others are drawn as often as they occur in the training data.
+        ``guidance`` other than 1, within ``guidance_interval`` of t if given, needs a flow with conditions
+        (classifier-free guidance). With ``trajectory`` the states at all grid times come back, (steps + 1, n, *S).
+        Raises UserError for a bad argument.
         """
         if n < 1:
             raise UserError(f"the number of samples must be at least 1, got {n}")
@@ -75,115 +91,165 @@ class Flow:
             raise UserError(f"batch_size must be at least 1, got {batch_size}; 256 is usual")
         if guidance != 1 and not self.spec.conditions:
             raise UserError(f"guidance is {guidance}, but this flow has no conditions to guide by; leave it at 1")
+        if guidance == 1 and guidance_interval is not None:
+            raise UserError("guidance_interval is given, but guidance is 1, which is none; give a guidance such as 2")
+        walk = self._walk(steps, solver, grid, diffusion, trajectory)
         conditions = self.conditions(n, cond, seed)
-        self.net.eval()
         parts = []
         with tqdm(total=n, unit="sample", desc="sample", disable=not progress) as bar:
-            for first, last in _chunks(n, batch_size):
+            for first in range(0, n, batch_size):
+                last = min(first + batch_size, n)
                 rows = CounterRng(mix(seed, 1), 0, last - first, start=first, total=n)
-                x0 = Gaussian().sample((last - first, *self.spec.shape), rows, device=self.device)
+                x0 = self.source.sample((last - first, *self.spec.shape), rows, device=self.device)
                 part = {name: value[first:last].to(self.device) for name, value in conditions.items()}
-                with torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext():
-                    x = integrate(
-                        guided_velocity(self.net, part, guidance),
-                        x0,
-                        solver=solver or self.solver,
-                        steps=self.steps if steps is None else steps,
-                        trajectory=trajectory,
-                    )
+                x = walk(self.velocity(part, guidance=guidance, interval=guidance_interval), x0, rows)
                 parts.append(x.float().cpu())
                 bar.update(last - first)
         x = torch.cat(parts, dim=1 if trajectory else 0)
-        if trajectory:
-            return torch.stack([self.transform.inverse(state) for state in x])
-        return self.transform.inverse(x)
+        return torch.stack([self.transform.inverse(state) for state in x]) if trajectory else self.transform.inverse(x)
+
+    def _walk(
+        self, steps: int | None, solver: str | None, grid: str | None, diffusion: float | str | None, trajectory: bool
+    ) -> Callable[[Velocity, Tensor, CounterRng], Tensor]:
+        """How a batch goes from noise to data."""
+        t0, t1 = self._span
+        if diffusion is not None:
+            schedule = self._schedule("--diffusion", score=True)
+            return lambda u, x0, rng: integrate_sde(
+                u,
+                None,
+                x0,
+                diffusion=diffusion,
+                steps=steps,
+                solver=solver or "euler-maruyama",
+                grid=grid or self.sampler.grid,
+                t0=t0,
+                t1=t1,
+                schedule=schedule,
+                generator=rng,
+                trajectory=trajectory,
+            )
+        method = get_solver(solver or self.sampler.solver)
+        if method.name == "dpmpp2m":
+            method = get_solver(method, schedule=self._schedule("dpmpp2m", score=False))
+        if not (method.adaptive and not trajectory):
+            steps, grid = self.sampler.steps if steps is None else steps, grid or self.sampler.grid
+        return lambda u, x0, _: integrate(
+            u, x0, solver=method, steps=steps, grid=grid, t0=t0, t1=t1, trajectory=trajectory
+        )
+
+    @cached_property
+    def _span(self) -> tuple[float, float]:
+        """0 and 1, but a little inside where the path is infinitely fast, which training leaves out as well."""
+        ends = torch.tensor([0.0, 1.0])
+        if isinstance(self.path, Bridge):
+            return MARGIN, 1 - MARGIN
+        if not isinstance(self.path, AffinePath):
+            return 0.0, 1.0
+        start, end = torch.isfinite(torch.stack(self.path.schedule.coefficients(ends))).all(0).tolist()
+        return 0.0 if start else MARGIN, 1.0 if end else 1 - MARGIN
+
+    def _schedule(self, what: str, *, score: bool) -> Schedule:
+        """The schedule of an affine path; with ``score``, of one whose velocity gives the score."""
+        if not isinstance(self.path, AffinePath):
+            raise UserError(
+                f"{what} needs an affine path, and this flow has {self.path}; take a solver such as midpoint"
+            )
+        if score and not (self.path.gaussian_source and isinstance(self.source, Gaussian)):
+            raise UserError(
+                f"{what} needs the score, which follows from the velocity only where noise is Gaussian and drawn apart"
+                " from the data; this flow was trained with another source or coupling: take a solver such as midpoint"
+            )
+        return self.path.schedule
+
+    def velocity(
+        self,
+        cond: Conditions | None = None,
+        *,
+        guidance: float = 1.0,
+        interval: tuple[float, float] | None = None,
+    ) -> Velocity:
+        """The velocity ``u(x (B, *S), t (B,)) -> (B, *S)`` in model units, under conditions (B,), guided if asked."""
+        self.net.eval()
+        return guided_velocity(self._velocity, cond, guidance, interval=interval)
+
+    def _velocity(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
+        with torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext():
+            output = self.net(x_t, t, cond)
+        if self.prediction == "velocity":
+            return output
+        assert isinstance(self.path, AffinePath)
+        inside = t.clamp(MARGIN, 1 - MARGIN)
+        return self.path.convert(output.to(x_t.dtype), x_t, inside, self.prediction, "velocity")
 
     def conditions(self, n: int, cond: Mapping[str, ConditionValue] | None = None, seed: int = 0) -> Conditions:
         """The conditions that :meth:`sample` uses: for each a tensor (n,) of numbers, NULL for not given."""
-        cond = dict(cond or {})
-        for name in cond:
-            if name not in self.spec.conditions:
-                where = did_you_mean(name, self.spec.conditions) if self.spec.conditions else "; this flow has none"
-                raise UserError(f"condition {name!r} is not known{where}")
-        values = {}
-        for i, (name, category) in enumerate(self.spec.conditions.items()):
-            if name in cond:
-                values[name] = _numbers(name, cond[name], category, n)
-            else:
-                u = CounterRng(mix(seed, 2), i, n).uniform((n,), dtype=torch.float64)
-                shares = torch.tensor(category.frequencies, dtype=torch.float64).cumsum(0)
-                values[name] = torch.searchsorted(shares, u, right=True).clamp_(max=len(shares) - 1)
-        return values
+        return resolve_conditions(self.spec, n, cond, seed)
 
+    @torch.no_grad()
+    def encode(
+        self, x: Tensor, *, cond: Mapping[str, ConditionValue] | None = None, steps: int = 50, solver: str = "rk4"
+    ) -> Tensor:
+        """Carry data x (n, *S) back to the noise z (n, *S) that it comes from, at t = 0; :meth:`decode` undoes it."""
+        z = self.transform.forward(self._checked(x))
+        return self._along(z, cond, solver=solver, steps=steps, t0=self._span[1], t1=self._span[0])
 
-def _chunks(n: int, size: int) -> Iterator[tuple[int, int]]:
-    for first in range(0, n, size):
-        yield first, min(first + size, n)
+    @torch.no_grad()
+    def decode(
+        self, z: Tensor, *, cond: Mapping[str, ConditionValue] | None = None, steps: int = 50, solver: str = "rk4"
+    ) -> Tensor:
+        """Carry noise z (n, *S) to data in data units (n, *S)."""
+        return self.transform.inverse(
+            self._along(self._checked(z), cond, solver=solver, steps=steps, t0=self._span[0], t1=self._span[1])
+        )
 
+    def log_prob(
+        self,
+        x: Tensor,
+        *,
+        cond: Mapping[str, ConditionValue] | None = None,
+        steps: int = 50,
+        solver: str = "rk4",
+        trace: Literal["exact", "hutchinson"] = "exact",
+        seed: int = 0,
+    ) -> Tensor:
+        """The log-density (n,) of data x (n, *S) per data unit, in nats: change of variables along the flow.
 
-def _numbers(name: str, value: ConditionValue, category: Category, n: int) -> Tensor:
-    if isinstance(value, Tensor):
-        if value.shape != (n,):
+        ``trace`` "exact" takes as many derivatives as a sample has elements, "hutchinson" one, with an unbiased error.
+        Conditions that ``cond`` does not name are not given (the null). Raises UserError for a flow whose source is
+        not the standard Gaussian.
+        """
+        if not isinstance(self.source, Gaussian):
             raise UserError(
-                f"condition {name!r} must have shape ({n},), one number a sample, got {tuple(value.shape)}"
+                f"log_prob needs a source with a density, and this flow starts from {type(self.source).__name__}"
             )
-        numbers = value.long().cpu()
-    elif value == "cycle":
-        numbers = torch.arange(n) % len(category.names)
-    else:
-        numbers = torch.full((n,), _number(name, value, category))
-    if ((numbers < NULL) | (numbers >= len(category.names))).any():
-        raise UserError(f"condition {name!r} must lie in 0 to {len(category.names) - 1}, got {value}")
-    return numbers
+        model = self.transform.forward(self._checked(x)).to(self.device)
+        u = self.velocity(self._given(len(x), cond))
+        rng = CounterRng(mix(seed, 6), 0, len(x))
+        value = log_prob(
+            u,
+            model,
+            solver=solver,
+            steps=steps,
+            trace=trace,
+            generator=None if trace == "exact" else rng,
+            log_det=self.transform.log_det(x[0].numel()),
+        )
+        return value.float().cpu()
 
+    def bits_per_dim(self, x: Tensor, **options) -> Tensor:
+        """``-log2 p(x) / D`` (n,), with the options of :meth:`log_prob`."""
+        return bits_per_dim(self.log_prob(x, **options), x[0].numel())
 
-def _number(name: str, value: int | str | None, category: Category) -> int:
-    if value is None or value == "none":
-        return NULL
-    if isinstance(value, int):
-        return value
-    if value in category.names:
-        return category.names.index(value)
-    if value.isdecimal():
-        return int(value)
-    raise UserError(f"condition {name!r} has no value {value!r}{did_you_mean(value, category.names)}")
+    def _along(self, x: Tensor, cond: Mapping[str, ConditionValue] | None, **way) -> Tensor:
+        u = self.velocity(self._given(len(x), cond))
+        return integrate(u, x.to(self.device), **way).float().cpu()
 
+    def _given(self, n: int, cond: Mapping[str, ConditionValue] | None) -> Conditions:
+        named = {**dict.fromkeys(self.spec.conditions), **(cond or {})}
+        return {name: value.to(self.device) for name, value in self.conditions(n, named).items()}
 
-def load(path: str | Path, *, ema: bool = True, device: str = "auto") -> Flow:
-    """Load a trained flow from a run folder, a checkpoint or a weight file, with EMA weights by default.
-
-    A run folder means its newest checkpoint, which is verified first. Raises UserError when nothing is there, the
-    checkpoint is damaged or of a newer format, or EMA weights are asked of a run without.
-    """
-    path = Path(path)
-    if path.is_file():
-        file = path
-    else:
-        checkpoint = find_checkpoint(path)
-        verify_checkpoint(checkpoint)
-        file = checkpoint / (EMA if ema and (checkpoint / EMA).is_file() else MODEL)
-    card = read_card(file)
-    place = pick_device(device)
-    net = build_network(card.network, card.spec)
-    weights = load_weights(file)
-    check_same_shapes(weights, net.state_dict(), file)
-    net.load_state_dict(weights)
-    return Flow(
-        net.to(place).eval(),
-        card.spec,
-        card.transform,
-        device=place,
-        autocast=pick_precision(card.config["training"]["mixed_precision"], place),
-        steps=card.config["output"]["sample_steps"],
-        solver=card.config["output"]["solver"],
-    )
-
-
-def read_card(file: Path) -> Card:
-    """The card of a weight file."""
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            text = (tensors.metadata() or {}).get("advect")
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is not a whole safetensors file ({error}); take another checkpoint") from error
-    return Card.from_text(text, file)
+    def _checked(self, x: Tensor) -> Tensor:
+        if x.shape[1:] != self.spec.shape or len(x) == 0:
+            raise UserError(f"x must have shape (n, {', '.join(map(str, self.spec.shape))}), got {tuple(x.shape)}")
+        return x

@@ -18,7 +18,7 @@ from advect.evaluation.quality import NFES
 from advect.reports import write_report
 from advect.runs.arguments import parse_config
 from advect.runs.build import build_source
-from advect.runs.flow import load
+from advect.runs.loading import load
 
 DATA_LIMIT = 20_000
 """Training samples at most that neighbours and Frechet distances look at, spread evenly over the data."""

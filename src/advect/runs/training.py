@@ -14,12 +14,14 @@ from advect.core.platform import tune_process
 from advect.core.random import mix
 from advect.data import Source
 from advect.objectives import Objective
-from advect.runs.build import build_network, build_objective, build_source, pick_device, pick_precision
+from advect.runs.build import build_network, build_source, pick_device, pick_precision
 from advect.runs.card import Card
 from advect.runs.config import Config
 from advect.runs.configfile import to_yaml
 from advect.runs.environment import write_environment
-from advect.runs.flow import Flow, read_card
+from advect.runs.flow import Flow, Sampler
+from advect.runs.loading import read_card
+from advect.runs.method import build_noise, build_objective, build_path, noise_facts
 from advect.runs.watch import Watch
 from advect.training import (
     AdamW,
@@ -63,7 +65,7 @@ def train(
     run_dir = run_dir or Path("runs") / preset
     _check_folder(run_dir, checkpoint)
     source = build_source(config.data)
-    card = Card.of(config, preset, source)
+    card = Card.of(config, preset, source, noise_facts(config.method, source))
     if checkpoint:
         _check_same_run(read_card(checkpoint / MODEL), card, checkpoint, say)
     trainer = _new_trainer(config, source, card, run_dir)
@@ -125,18 +127,22 @@ def _new_trainer(config: Config, source: Source, card: Card, run_dir: Path) -> T
     t = config.training
     device = pick_device(t.device)
     precision = pick_precision(t.mixed_precision, device)
-    objective = build_objective(config.method, source.spec)
-    state = _new_state(config, source, card, device)
+    objective = build_objective(config.method, source.spec, card.noise)
+    if t.pair_ahead and config.method.times == "importance":
+        raise UserError("--pair-ahead and --times importance contradict each other: times are learned from each step")
+    state = _new_state(config, source, card, objective, device)
     limits, rate = _plan(config, source)
     out = config.output
     flow = Flow(
         state.net,
         source.spec,
         source.transform,
+        path=build_path(config.method),
+        source=build_noise(card.noise),
+        prediction=config.method.prediction,
+        sampler=Sampler(solver=out.solver, steps=out.sample_steps, grid=out.grid),
         device=device,
         autocast=precision,
-        steps=out.sample_steps,
-        solver=out.solver,
     )
     return Trainer(
         state,
@@ -147,6 +153,7 @@ def _new_trainer(config: Config, source: Source, card: Card, run_dir: Path) -> T
         grad_clip=t.grad_clip,
         autocast=precision,
         compile_model=t.compile_model,
+        pair_ahead=t.pair_ahead,
         seed=t.seed,
         log_every=out.log_every,
         device=device,
@@ -154,14 +161,14 @@ def _new_trainer(config: Config, source: Source, card: Card, run_dir: Path) -> T
     )
 
 
-def _new_state(config: Config, source: Source, card: Card, device: torch.device) -> TrainState:
+def _new_state(config: Config, source: Source, card: Card, objective: Objective, device: torch.device) -> TrainState:
     with torch.random.fork_rng():
         torch.manual_seed(mix(config.training.seed, 0))
         net = build_network(config.network, source.spec).to(device)
     params = named_params(net)
     optimizer = AdamW(params, weight_decay=config.training.weight_decay)
     ema = Ema(params, config.training.ema_decay) if config.training.use_ema else None
-    return TrainState(net, optimizer, ema, card.to_text())
+    return TrainState(net, optimizer, ema, card.to_text(), objective)
 
 
 def _hooks(config: Config, run_dir: Path, flow: Flow, objective: Objective, source: Source) -> tuple[Hook, ...]:

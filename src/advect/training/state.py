@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -57,14 +58,23 @@ class Progress:
         return Progress(values["step"], values["seen"], values["seconds"], **means)
 
 
+class Stateful(Protocol):
+    """Something else that a run changes, such as an objective that learns its times, as plain numbers."""
+
+    def state_dict(self) -> dict[str, list[float]]: ...
+    def load_state_dict(self, state: dict[str, list[float]]) -> None: ...
+
+
 class TrainState:
-    """Network, optimiser, average and progress; ``card`` is the text that says how to rebuild the network.
+    """Network, optimiser, average, ``extra`` and progress; ``card`` says how to rebuild the network.
 
     ``card`` travels in the header of both weight files, so that each of them alone can be sampled from.
     """
 
-    def __init__(self, net: nn.Module, optimizer: AdamW, ema: Ema | None, card: str = "{}") -> None:
-        self.net, self.optimizer, self.ema, self.card = net, optimizer, ema, card
+    def __init__(
+        self, net: nn.Module, optimizer: AdamW, ema: Ema | None, card: str = "{}", extra: Stateful | None = None
+    ) -> None:
+        self.net, self.optimizer, self.ema, self.card, self.extra = net, optimizer, ema, card, extra
         self.progress = Progress()
 
     def save(self, folder: Path) -> None:
@@ -79,6 +89,7 @@ class TrainState:
         moments |= {f"exp_avg_sq.{k}": v for k, v in self.optimizer.exp_avg_sq.items()}
         save_file(_plain(moments), folder / OPTIMIZER)
         progress = {**asdict(self.progress), "ema_updates": self.ema.updates if self.ema else 0}
+        progress["extra"] = self.extra.state_dict() if self.extra else {}
         (folder / PROGRESS).write_text(json.dumps(progress) + "\n", encoding="utf-8")
 
     def load(self, folder: Path) -> None:
@@ -88,7 +99,9 @@ class TrainState:
         self.net.load_state_dict(weights)
         moments = load_weights(folder / OPTIMIZER)
         values = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
-        updates = values.pop("ema_updates")
+        updates, extra = values.pop("ema_updates"), values.pop("extra", {})
+        if self.extra is not None and extra:
+            self.extra.load_state_dict(extra)
         self.progress = Progress.from_dict(values)
         self.optimizer.load(
             {k: moments[f"exp_avg.{k}"] for k in self.optimizer.exp_avg},

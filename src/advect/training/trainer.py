@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, mix
-from advect.core.types import Batch, Network
+from advect.core.types import Batch, Conditions, Network, PathPoint
 from advect.training.adamw import clip_gradients
+from advect.training.ahead import Ahead
 from advect.training.loader import Loader
 from advect.training.schedule import LearningRate
 from advect.training.signals import StopSignals
 from advect.training.state import TrainState
 
-Objective = Callable[[Network, Batch, CounterRng], Tensor]
+
+class Objective(Protocol):
+    """``objective(net, batch, rng)`` is the loss (B,)."""
+
+    def __call__(self, net: Network, batch: Batch, generator: CounterRng, /) -> Tensor: ...
+
+
+@runtime_checkable
+class TwoPart(Objective, Protocol):
+    """An objective in two halves, the first of which does not need the network."""
+
+    def draw(self, batch: Batch, generator: CounterRng, /) -> tuple[PathPoint, Conditions | None]: ...
+    def compare(self, output: Tensor, point: PathPoint, /) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +92,7 @@ class Trainer:
         grad_clip: float = 1.0,
         autocast: torch.dtype | None = None,
         compile_model: bool = False,
+        pair_ahead: bool = False,
         seed: int = 0,
         log_every: int = 50,
         device: torch.device | None = None,
@@ -95,6 +110,9 @@ class Trainer:
         self._params = [p for p in state.net.parameters() if p.requires_grad]
         self._pending: list[tuple[Tensor, Tensor]] = []
         self._wait = 0.0
+        self._ahead = Ahead(self._draw) if pair_ahead else None
+        if pair_ahead and not isinstance(objective, TwoPart):
+            raise UserError(f"pair_ahead needs an objective with draw and compare, got {type(objective).__name__}")
 
     @property
     def epoch(self) -> int:
@@ -117,19 +135,16 @@ class Trainer:
                 self._tell("on_end", reason)
                 return reason
             finally:
+                if self._ahead is not None:
+                    self._ahead.close()
                 self.loader.close()
                 for hook in self.hooks:
                     hook.close()
 
     def _step(self) -> None:
         progress = self.state.progress
-        began = time.monotonic()
-        batch = self.loader.batch(progress.step).to(self.device)
-        self._wait += time.monotonic() - began
         self._seed_layers(mix(self.seed, 3, progress.step))
-        rng = CounterRng(mix(self.seed, 4), progress.step, len(batch))
-        with self._precision():
-            loss = self.objective(self.net, batch, rng).mean()
+        loss = self._loss(progress.step).mean()
         loss.backward()
         norm = clip_gradients([p.grad for p in self._params if p.grad is not None], self.grad_clip)
         self.state.optimizer.step(self.rate(progress.step))
@@ -137,7 +152,28 @@ class Trainer:
             self.state.ema.update()
         self._pending.append((loss.detach(), norm))
         progress.step += 1
-        progress.seen += len(batch)
+        progress.seen += self.loader.batch_size
+
+    def _loss(self, step: int) -> Tensor:
+        """The loss (B,) of a step; ``pair_ahead`` takes its first half from the thread."""
+        began = time.monotonic()
+        if self._ahead is not None:
+            assert isinstance(self.objective, TwoPart)
+            point, cond = self._ahead(step)
+            self._wait += time.monotonic() - began
+            with self._precision():
+                return self.objective.compare(self.net(point.x_t, point.t, cond), point)
+        batch = self.loader.batch(step).to(self.device)
+        self._wait += time.monotonic() - began
+        with self._precision():
+            return self.objective(self.net, batch, self._rng(step))
+
+    def _draw(self, step: int) -> tuple[PathPoint, Conditions | None]:
+        assert isinstance(self.objective, TwoPart)
+        return self.objective.draw(self.loader.batch(step).to(self.device), self._rng(step))
+
+    def _rng(self, step: int) -> CounterRng:
+        return CounterRng(mix(self.seed, 4), step, self.loader.batch_size)
 
     def _seed_layers(self, seed: int) -> None:
         """Seed PyTorch's own generator, which layers such as dropout draw from."""

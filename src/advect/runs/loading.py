@@ -1,0 +1,58 @@
+"""From files to a flow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from advect.core.errors import UserError
+from advect.runs.build import build_network, pick_device, pick_precision
+from advect.runs.card import Card
+from advect.runs.flow import Flow, Sampler
+from advect.runs.method import build_noise, build_path
+from advect.training.checkpoint import find_checkpoint, verify_checkpoint
+from advect.training.state import EMA, MODEL, check_same_shapes, load_weights
+
+
+def load(path: str | Path, *, ema: bool = True, device: str = "auto") -> Flow:
+    """Load a trained flow from a run folder, a checkpoint or a weight file, with EMA weights by default.
+
+    A run folder means its newest checkpoint, which is verified first. Raises UserError when nothing is there, or the
+    checkpoint is damaged or of a newer format.
+    """
+    path = Path(path)
+    if path.is_file():
+        file = path
+    else:
+        checkpoint = find_checkpoint(path)
+        verify_checkpoint(checkpoint)
+        file = checkpoint / (EMA if ema and (checkpoint / EMA).is_file() else MODEL)
+    card = read_card(file)
+    place = pick_device(device)
+    net = build_network(card.network, card.spec)
+    weights = load_weights(file)
+    check_same_shapes(weights, net.state_dict(), file)
+    net.load_state_dict(weights)
+    output = card.config["output"]
+    return Flow(
+        net.to(place).eval(),
+        card.spec,
+        card.transform,
+        path=build_path(card.method),
+        source=build_noise(card.noise),
+        prediction=card.method.prediction,
+        sampler=Sampler(solver=output["solver"], steps=output["sample_steps"], grid=output["grid"]),
+        device=place,
+        autocast=pick_precision(card.config["training"]["mixed_precision"], place),
+    )
+
+
+def read_card(file: Path) -> Card:
+    """The card of a weight file."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            text = (tensors.metadata() or {}).get("advect")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} is not a whole safetensors file ({error}); take another checkpoint") from error
+    return Card.from_text(text, file)

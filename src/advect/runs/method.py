@@ -1,0 +1,139 @@
+"""From the method's section of a configuration to path, source, coupling, times, weight and objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from advect.core.errors import UserError
+from advect.core.types import DataSpec
+from advect.couplings import ConditionalOT, Coupling, ExactOT, Independent, Sinkhorn
+from advect.data import Source
+from advect.objectives import FlowMatching, Objective, ScoreMatching
+from advect.paths import (
+    AffinePath,
+    BetaLinear,
+    Bridge,
+    CondOT,
+    Cosine,
+    LipmanOT,
+    Path,
+    Polynomial,
+    Schedule,
+    Trigonometric,
+    VariancePreserving,
+)
+from advect.runs.config import MethodConfig
+from advect.sources import Gaussian, MatchedGaussian, SourceDistribution, SparseGaussian
+from advect.times import Importance, LogitNormal, Stratified, TimeDistribution, Uniform, UShaped
+from advect.weights import InverseSNR, MinSNR, OneMinusTSquared, TSquared, Weight
+
+_SCHEDULES: dict[str, Callable[[], Schedule]] = {
+    "cond-ot": CondOT,
+    "vp": VariancePreserving,
+    "trigonometric": Trigonometric,
+    "cosine": Cosine,
+    "ddpm": BetaLinear,
+    "polynomial": lambda: Polynomial(2),
+}
+COUPLINGS: dict[str, type[Coupling]] = {
+    "independent": Independent,
+    "ot": ExactOT,
+    "sinkhorn": Sinkhorn,
+    "conditional-ot": ConditionalOT,
+}
+
+
+def build_path(method: MethodConfig) -> Path:
+    """The path from noise to data. Raises UserError for a bridge without width."""
+    gaussian = method.source == "gaussian" and method.coupling == "independent"
+    if method.path == "bridge":
+        if method.sigma_min == 0:
+            raise UserError("--path bridge needs its width: give --sigma-min, 0.5 say, in model units")
+        return Bridge(method.sigma_min)
+    if method.path == "lipman-ot":
+        return AffinePath(LipmanOT(method.sigma_min or 1e-4), gaussian_source=gaussian)
+    return AffinePath(_SCHEDULES[method.path](), sigma_min=method.sigma_min, gaussian_source=gaussian)
+
+
+def noise_facts(method: MethodConfig, source: Source) -> dict[str, Any]:
+    """What :func:`build_noise` needs, as plain values: the kind, and what was measured on the training data."""
+    if method.source != "matched":
+        return {"kind": method.source}
+    x1 = source.train.fetch(np.arange(min(len(source.train), 10_000))).x1
+    return {"kind": "matched", "std": float(x1.std())}
+
+
+def build_noise(facts: dict[str, Any]) -> SourceDistribution:
+    """The source distribution of :func:`noise_facts`."""
+    match facts["kind"]:
+        case "gaussian":
+            return Gaussian()
+        case "matched":
+            return MatchedGaussian(std=facts["std"])
+        case _:
+            return SparseGaussian()
+
+
+def _build_times(name: str) -> TimeDistribution:
+    match name:
+        case "uniform":
+            return Uniform()
+        case "logit-normal":
+            return Stratified(LogitNormal())
+        case "u-shaped":
+            return Stratified(UShaped())
+        case "importance":
+            return Stratified(Importance())
+        case _:
+            return Stratified()
+
+
+def _build_weight(name: str, path: Path) -> Weight | None:
+    if name == "uniform":
+        return None
+    if name in ("t2", "one-minus-t2"):
+        return TSquared() if name == "t2" else OneMinusTSquared()
+    if not isinstance(path, AffinePath):
+        raise UserError(f"--weight {name} needs the signal-to-noise ratio of an affine path; take another --path")
+    return InverseSNR(path.schedule) if name == "inverse-snr" else MinSNR(path.schedule)
+
+
+def build_objective(method: MethodConfig, spec: DataSpec, noise: dict[str, Any]) -> Objective:
+    """Make the objective. Raises UserError for settings that contradict each other or the data."""
+    if method.label_dropout > 0 and not spec.conditions:
+        raise UserError(f"--label-dropout is {method.label_dropout}, but the data have no labels; set it to 0")
+    if method.coupling == "conditional-ot" and not spec.conditions:
+        raise UserError("--coupling conditional-ot needs labels, and the data have none; take --coupling ot")
+    path, times = build_path(method), _build_times(method.times)
+    if method.objective == "score-matching":
+        return _score_matching(method, path, times)
+    return FlowMatching(
+        path=path,
+        source=build_noise(noise),
+        coupling=COUPLINGS[method.coupling](),
+        times=times,
+        weight=_build_weight(method.weight, path),
+        prediction=method.prediction,
+        loss=None if method.loss == "same" else method.loss,
+        margin=method.margin,
+        cond_dropout=method.label_dropout,
+    )
+
+
+def _score_matching(method: MethodConfig, path: Path, times: TimeDistribution) -> ScoreMatching:
+    if method.prediction not in ("score", "noise"):
+        raise UserError(f"--objective score-matching needs --prediction score or noise, got {method.prediction}")
+    if not isinstance(path, AffinePath) or not path.gaussian_source:
+        raise UserError("--objective score-matching needs an affine --path, --source gaussian, --coupling independent")
+    if method.loss != "same" or method.weight != "uniform":
+        raise UserError("--objective score-matching weights its loss by sigma^2 itself; leave --loss and --weight out")
+    return ScoreMatching(
+        path=path,
+        times=times,
+        prediction=method.prediction,
+        margin=method.margin,
+        cond_dropout=method.label_dropout,
+    )
