@@ -37,6 +37,7 @@ CHOICES = [
     "--times uniform",
     "--times logit-normal",
     "--times u-shaped",
+    "--times shifted",
     "--times importance",
     "--weight t2",
     "--weight one-minus-t2",

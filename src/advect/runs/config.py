@@ -125,9 +125,9 @@ class MethodConfig(_Checked):
     coupling: Literal["independent", "ot", "sinkhorn", "conditional-ot"] = "independent"
     """ot: pair noise and data of a batch by optimal transport, for straighter paths in few dimensions. sinkhorn: the
     same, approximately, on the device. conditional-ot: ot that keeps to the conditions; use it with labels."""
-    times: Literal["stratified", "uniform", "logit-normal", "u-shaped", "importance"] = "stratified"
-    """stratified: one in each of B bins. logit-normal: more in the middle. u-shaped: more at both ends. importance:
-    where the loss is large, with weights that keep its expectation."""
+    times: Literal["stratified", "uniform", "logit-normal", "u-shaped", "shifted", "importance"] = "stratified"
+    """stratified: one in each of B bins. logit-normal: more in the middle. u-shaped: more at both ends. shifted: more
+    near the noise, for high resolution. importance: where the loss is large, with weights that keep its expectation."""
     weight: Literal["uniform", "inverse-snr", "t2", "one-minus-t2", "min-snr"] = "uniform"
     """Weight of time in the loss: t2 favours the data's end, one-minus-t2 the noise's; min-snr is min(SNR, 5)."""
     prediction: Literal["velocity", "data", "noise", "score"] = "velocity"

@@ -27,7 +27,7 @@ from advect.paths import (
 )
 from advect.runs.config import MethodConfig
 from advect.sources import Gaussian, MatchedGaussian, SourceDistribution, SparseGaussian
-from advect.times import Importance, LogitNormal, Stratified, TimeDistribution, Uniform, UShaped
+from advect.times import Importance, LogitNormal, Shifted, Stratified, TimeDistribution, Uniform, UShaped
 from advect.weights import InverseSNR, MinSNR, OneMinusTSquared, TSquared, Weight
 
 _SCHEDULES: dict[str, Callable[[], Schedule]] = {
@@ -85,6 +85,8 @@ def _build_times(name: str) -> TimeDistribution:
             return Stratified(LogitNormal())
         case "u-shaped":
             return Stratified(UShaped())
+        case "shifted":
+            return Stratified(Shifted())
         case "importance":
             return Stratified(Importance())
         case _:
