@@ -127,7 +127,7 @@ class MethodConfig(_Checked):
     same, approximately, on the device. conditional-ot: ot that keeps to the conditions; use it with labels."""
     times: Literal["stratified", "uniform", "logit-normal", "u-shaped", "shifted", "importance"] = "stratified"
     """stratified: one in each of B bins. logit-normal: more in the middle. u-shaped: more at both ends. shifted: more
-    near the noise, for high resolution. importance: where the loss is large, with weights that keep its expectation."""
+    near the noise, for high resolution. importance: where the loss is large, weighted to keep its expectation."""
     weight: Literal["uniform", "inverse-snr", "t2", "one-minus-t2", "min-snr"] = "uniform"
     """Weight of time in the loss: t2 favours the data's end, one-minus-t2 the noise's; min-snr is min(SNR, 5)."""
     prediction: Literal["velocity", "data", "noise", "score"] = "velocity"
