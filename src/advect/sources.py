@@ -13,11 +13,12 @@ from advect.core import random
 from advect.core.errors import UserError
 from advect.core.random import Generator
 
+Shape = tuple[int, ...]
+
 
 class SourceDistribution(ABC):
     """A distribution that samples x0 of any shape (B, *S)."""
 
-    @abstractmethod
     def sample(
         self,
         shape: Sequence[int],
@@ -27,24 +28,22 @@ class SourceDistribution(ABC):
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """Draw x0 of ``shape`` (B, *S)."""
+        return self._draw(tuple(shape), generator, device, dtype)
 
     def sample_like(self, x1: Tensor, generator: Generator = None) -> Tensor:
         """Draw x0 with the shape, device and dtype of x1 (B, *S)."""
         return self.sample(x1.shape, generator, device=x1.device, dtype=x1.dtype)
+
+    @abstractmethod
+    def _draw(self, shape: Shape, generator: Generator, device: torch.device | None, dtype: torch.dtype) -> Tensor:
+        """Draw x0 of ``shape``."""
 
 
 @dataclass(frozen=True)
 class Gaussian(SourceDistribution):
     """The standard Gaussian N(0, I)."""
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        generator: Generator = None,
-        *,
-        device: torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> Tensor:
+    def _draw(self, shape: Shape, generator: Generator, device: torch.device | None, dtype: torch.dtype) -> Tensor:
         return random.normal(shape, generator, device=device, dtype=dtype)
 
 
@@ -75,14 +74,7 @@ class MatchedGaussian(SourceDistribution):
             return MatchedGaussian(float(std), float(mean) if centre else 0.0)
         return MatchedGaussian(std.to(x.dtype), mean.to(x.dtype) if centre else 0.0)
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        generator: Generator = None,
-        *,
-        device: torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> Tensor:
+    def _draw(self, shape: Shape, generator: Generator, device: torch.device | None, dtype: torch.dtype) -> Tensor:
         z = random.normal(shape, generator, device=device, dtype=dtype)
         std, mean = (torch.as_tensor(v, device=device, dtype=dtype) for v in (self.std, self.mean))
         for name, value in (("std", std), ("mean", mean)):
@@ -107,14 +99,7 @@ class SparseGaussian(SourceDistribution):
         if not 0 <= self.dropout < 1:
             raise UserError(f"SparseGaussian.dropout must lie in [0, 1), got {self.dropout}; 0.1 is usual")
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        generator: Generator = None,
-        *,
-        device: torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> Tensor:
+    def _draw(self, shape: Shape, generator: Generator, device: torch.device | None, dtype: torch.dtype) -> Tensor:
         z = random.normal(shape, generator, device=device, dtype=dtype)
         return z * (random.uniform(shape, generator, device=device) >= self.dropout)
 
@@ -128,14 +113,7 @@ class Custom(SourceDistribution):
 
     draw: Callable[[Sequence[int], Generator, torch.device | None, torch.dtype], Tensor]
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        generator: Generator = None,
-        *,
-        device: torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> Tensor:
+    def _draw(self, shape: Shape, generator: Generator, device: torch.device | None, dtype: torch.dtype) -> Tensor:
         x0 = self.draw(shape, generator, device, dtype)
         if tuple(x0.shape) != tuple(shape):
             raise UserError(f"Custom.draw was asked for shape {tuple(shape)} and returned {tuple(x0.shape)}")
@@ -152,14 +130,7 @@ class Empirical(SourceDistribution):
         if self.x.ndim < 2 or len(self.x) == 0:
             raise UserError(f"Empirical.x must have shape (N, *S) with N >= 1, got {tuple(self.x.shape)}")
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        generator: Generator = None,
-        *,
-        device: torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> Tensor:
+    def _draw(self, shape: Shape, generator: Generator, device: torch.device | None, dtype: torch.dtype) -> Tensor:
         if tuple(shape[1:]) != tuple(self.x.shape[1:]):
             raise UserError(
                 f"Empirical.x has samples of shape {tuple(self.x.shape[1:])}, asked for {tuple(shape[1:])}"
