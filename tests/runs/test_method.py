@@ -18,7 +18,7 @@ from advect.core.types import DataSpec
 from advect.data import Identity
 from advect.paths import GaussianMixture
 from advect.runs.config import MethodConfig
-from advect.runs.method import build_path
+from advect.runs.method import build_objective, build_path
 from advect.sampling import integrate
 
 SMALL = "--width 16 --batch-size 64 --log-every 5 --sample-every 0 --max-steps 10"
@@ -99,6 +99,7 @@ def test_pairing_ahead_changes_nothing(advect: Callable[..., None]) -> None:
         ("moons --objective score-matching --prediction score --coupling ot", "--coupling independent"),
         ("moons --objective score-matching --prediction score --weight t2", "leave --loss and --weight out"),
         ("moons --prediction score --source sparse", "Gaussian noise drawn apart from x1"),
+        ("moons --prediction score --weight min-snr", "is not defined for a loss of the score"),
         ("moons --path bridge --sigma-min 1 --weight min-snr", "needs the signal-to-noise ratio"),
         ("moons --path bridge --sigma-min 1 --prediction data", "needs an AffinePath, got Bridge"),
     ],
@@ -190,3 +191,14 @@ def test_the_density_in_data_units_integrates_to_one(moons_run: Path) -> None:
 def test_bad_samplers_are_told(moons_run: Path, arguments: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         package.load(moons_run).sample(2, **arguments)
+
+
+def test_min_snr_is_told_the_space_of_the_loss() -> None:
+    spec = DataSpec((2,), "vector", {})
+    for prediction, loss, space in (
+        ("velocity", "same", "velocity"),
+        ("data", "same", "data"),
+        ("data", "noise", "noise"),
+    ):
+        method = MethodConfig(weight="min-snr", prediction=prediction, loss=loss, label_dropout=0)  # type: ignore[arg-type]
+        assert build_objective(method, spec, {"kind": "gaussian"}).weight.prediction == space  # type: ignore[attr-defined]

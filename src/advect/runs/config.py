@@ -114,29 +114,37 @@ class MethodConfig(_Checked):
 
     objective: Literal["flow-matching", "score-matching"] = "flow-matching"
     """flow-matching regresses the velocity, or what --prediction says; score-matching the score of the noised data."""
+
+    # cond-ot: straight lines, the fewest steps. vp, trigonometric, cosine, ddpm: variance-preserving diffusions,
+    # with noise schedules linear, quarter wave, Nichol & Dhariwal's and DDPM's. polynomial: powers of time. bridge:
+    # noisy lines between source and data, the Schroedinger bridge.
     path: Literal["cond-ot", "lipman-ot", "vp", "trigonometric", "cosine", "ddpm", "polynomial", "bridge"] = "cond-ot"
-    """cond-ot: straight lines, the fewest steps. vp, trigonometric, cosine, ddpm: variance-preserving diffusions,
-    with noise schedules linear, quarter wave, Nichol & Dhariwal's and DDPM's. polynomial: powers of time. bridge:
-    noisy lines between source and data, the Schroedinger bridge."""
+
     sigma_min: float = 0.0
     """Standard deviation of extra noise on the path; with lipman-ot and bridge their own sigma."""
     source: Literal["gaussian", "matched", "sparse"] = "gaussian"
     """gaussian: N(0, I). matched: a Gaussian with the data's variance. sparse: Gaussian, a tenth of entries zero."""
+
+    # ot: pair noise and data of a batch by optimal transport, for straighter paths in few dimensions. sinkhorn: the
+    # same, approximately, on the device. conditional-ot: ot that keeps to the conditions; use it with labels.
     coupling: Literal["independent", "ot", "sinkhorn", "conditional-ot"] = "independent"
-    """ot: pair noise and data of a batch by optimal transport, for straighter paths in few dimensions. sinkhorn: the
-    same, approximately, on the device. conditional-ot: ot that keeps to the conditions; use it with labels."""
+
+    # stratified: one in each of B bins. logit-normal: more in the middle. u-shaped: more at both ends. shifted:
+    # more near the noise, for high resolution. importance: where the loss is large, weighted to keep its
+    # expectation.
     times: Literal["stratified", "uniform", "logit-normal", "u-shaped", "shifted", "importance"] = "stratified"
-    """stratified: one in each of B bins. logit-normal: more in the middle. u-shaped: more at both ends. shifted: more
-    near the noise, for high resolution. importance: where the loss is large, weighted to keep its expectation."""
+
     weight: Literal["uniform", "inverse-snr", "t2", "one-minus-t2", "min-snr"] = "uniform"
     """Weight of time in the loss: t2 favours the data's end, one-minus-t2 the noise's; min-snr is min(SNR, 5)."""
     prediction: Literal["velocity", "data", "noise", "score"] = "velocity"
     """What the network's output means; sampling converts it."""
     loss: Literal["same", "velocity", "data", "noise", "score"] = "same"
     """The space of the loss; same is that of the prediction."""
+
+    # How far t stays from 0 and 1 where a conversion or the path itself is infinite there; 0.05 steadies
+    # --prediction data with --loss velocity.
     margin: float = 1e-3
-    """How far t stays from 0 and 1 where a conversion or the path itself is infinite there; 0.05 steadies --prediction
-    data with --loss velocity."""
+
     label_dropout: float = 0.1
     """Share of samples trained without their label, for classifier-free guidance (data with labels only)."""
 

@@ -93,14 +93,18 @@ def _build_times(name: str) -> TimeDistribution:
             return Stratified()
 
 
-def _build_weight(name: str, path: Path) -> Weight | None:
+def _build_weight(name: str, path: Path, space: str) -> Weight | None:
     if name == "uniform":
         return None
     if name in ("t2", "one-minus-t2"):
         return TSquared() if name == "t2" else OneMinusTSquared()
     if not isinstance(path, AffinePath):
         raise UserError(f"--weight {name} needs the signal-to-noise ratio of an affine path; take another --path")
-    return InverseSNR(path.schedule) if name == "inverse-snr" else MinSNR(path.schedule)
+    if name == "inverse-snr":
+        return InverseSNR(path.schedule)
+    if space == "score":
+        raise UserError("--weight min-snr is not defined for a loss of the score; give --loss noise, data or velocity")
+    return MinSNR(path.schedule, prediction=space)  # pyright: ignore[reportArgumentType]
 
 
 def build_objective(method: MethodConfig, spec: DataSpec, noise: dict[str, Any]) -> Objective:
@@ -112,14 +116,15 @@ def build_objective(method: MethodConfig, spec: DataSpec, noise: dict[str, Any])
     path, times = build_path(method), _build_times(method.times)
     if method.objective == "score-matching":
         return _score_matching(method, path, times)
+    space = method.prediction if method.loss == "same" else method.loss
     return FlowMatching(
         path=path,
         source=build_noise(noise),
         coupling=COUPLINGS[method.coupling](),
         times=times,
-        weight=_build_weight(method.weight, path),
+        weight=_build_weight(method.weight, path, space),
         prediction=method.prediction,
-        loss=None if method.loss == "same" else method.loss,
+        loss=space,
         margin=method.margin,
         cond_dropout=method.label_dropout,
     )
