@@ -259,3 +259,13 @@ def test_given_pairs_are_those_given():
     y0, y1, y_cond = GivenPairs(lambda x, c: x * c["dose"].view(-1, 1, 1, 1)).pair(x0, x1, cond)
     assert torch.equal(y0, x1 * torch.arange(4).view(-1, 1, 1, 1))
     assert y1 is x1 and y_cond is cond
+
+
+@pytest.mark.parametrize("dims", [2, 300])
+def test_mixed_precision_changes_no_pair(dims):
+    x0, x1 = torch.randn(2, 200, dims, generator=torch.Generator().manual_seed(0))
+    for coupling in (ExactOT(), Sinkhorn()):
+        plain = coupling.pair(x0, x1, None, torch.Generator().manual_seed(1))[0]
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = coupling.pair(x0, x1, None, torch.Generator().manual_seed(1))[0]
+        assert torch.equal(plain, mixed)

@@ -21,7 +21,7 @@ from advect.core.types import Conditions
 
 
 class Coupling(ABC):
-    """Pairs a batch x0 (B, *S) with x1 (B, *S) and its conditions; both marginals stay what they were."""
+    """Pairs a batch x0 (B, *S) with x1 (B, *S) and its conditions; both marginals stay, in expectation."""
 
     @abstractmethod
     def pair(
@@ -64,7 +64,8 @@ def squared_distances(x1: Tensor, x0: Tensor) -> Tensor:
     dtype = torch.promote_types(a.dtype, torch.float32)
     centre = a.to(dtype).mean(0)
     a, b = a.to(dtype) - centre, b.to(dtype) - centre
-    return torch.addmm(a.square().sum(1)[:, None] + b.square().sum(1), a, b.T, alpha=-2)
+    with torch.autocast(a.device.type, enabled=False):  # mixed precision would round the cost, and pair otherwise
+        return torch.addmm(a.square().sum(1)[:, None] + b.square().sum(1), a, b.T, alpha=-2)
 
 
 def assign(cost: Tensor) -> Tensor:
@@ -101,9 +102,10 @@ def flatten_cost(cost: Tensor) -> Tensor:
         # Limits far from float32's keep the products from subnormal numbers, which are slow.
         kernel = flat.div(-temperature * scale).clamp_(-50, 20).exp_()
         u, v = torch.ones(2, len(cost), device=cost.device)
-        for _ in range(20):
-            u = 1 / (kernel @ v)
-            v = 1 / (kernel.T @ u)
+        with torch.autocast(cost.device.type, enabled=False):
+            for _ in range(20):
+                u = 1 / (kernel @ v)
+                v = 1 / (kernel.T @ u)
         row, column = temperature * scale * torch.stack([u, v]).log()
         flat = flat - row[:, None] - column
         prices += torch.stack([row, column])

@@ -87,6 +87,11 @@ def test_pairing_ahead_changes_nothing(advect: Callable[..., None]) -> None:
     advect("train moons --coupling ot --run-dir two --pair-ahead --num-workers 1", SMALL)
     one, two = (package.load(run, ema=False).net.state_dict() for run in ("one", "two"))
     assert all(torch.equal(one[name], two[name]) for name in one)
+    for name, ahead in (("three", "--no-pair-ahead"), ("four", "--pair-ahead")):
+        advect("train moons --coupling ot --mixed-precision", SMALL, "--run-dir", name, ahead)
+    three, four = (package.load(run, ema=False).net.state_dict() for run in ("three", "four"))
+    assert all(torch.equal(three[name], four[name]) for name in three)
+    assert not all(torch.equal(one[name], three[name]) for name in one)
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from advect.training.loader import Loader
 from advect.training.schedule import LearningRate
 from advect.training.signals import StopSignals
 from advect.training.state import TrainState
+
+T = TypeVar("T")
 
 
 class Objective(Protocol):
@@ -110,8 +112,9 @@ class Trainer:
         self._params = [p for p in state.net.parameters() if p.requires_grad]
         self._pending: list[tuple[Tensor, Tensor]] = []
         self._wait = 0.0
+        self._halves = objective if isinstance(objective, TwoPart) else None
         self._ahead = Ahead(self._draw) if pair_ahead else None
-        if pair_ahead and not isinstance(objective, TwoPart):
+        if pair_ahead and self._halves is None:
             raise UserError(f"pair_ahead needs an objective with draw and compare, got {type(objective).__name__}")
 
     @property
@@ -155,22 +158,30 @@ class Trainer:
         progress.seen += self.loader.batch_size
 
     def _loss(self, step: int) -> Tensor:
-        """The loss (B,) of a step; ``pair_ahead`` takes its first half from the thread."""
-        began = time.monotonic()
-        if self._ahead is not None:
-            assert isinstance(self.objective, TwoPart)
-            point, cond = self._ahead(step)
-            self._wait += time.monotonic() - began
+        """The loss (B,) of a step. Of an objective in two halves the network alone runs in reduced precision."""
+        if self._halves is None:
+            batch = self._batch(step)
             with self._precision():
-                return self.objective.compare(self.net(point.x_t, point.t, cond), point)
-        batch = self.loader.batch(step).to(self.device)
-        self._wait += time.monotonic() - began
+                return self.objective(self.net, batch, self._rng(step))
+        point, cond = self._draw(step) if self._ahead is None else self._waiting(self._ahead, step)
         with self._precision():
-            return self.objective(self.net, batch, self._rng(step))
+            output = self.net(point.x_t, point.t, cond)
+        return self._halves.compare(output, point)
 
     def _draw(self, step: int) -> tuple[PathPoint, Conditions | None]:
-        assert isinstance(self.objective, TwoPart)
-        return self.objective.draw(self.loader.batch(step).to(self.device), self._rng(step))
+        assert self._halves is not None
+        return self._halves.draw(self._batch(step), self._rng(step))
+
+    def _batch(self, step: int) -> Batch:
+        batch = self.loader.batch(step) if self._ahead else self._waiting(self.loader.batch, step)
+        return batch.to(self.device)
+
+    def _waiting(self, get: Callable[[int], T], step: int) -> T:
+        """``get(step)``, its time counted as waiting for data."""
+        began = time.monotonic()
+        value = get(step)
+        self._wait += time.monotonic() - began
+        return value
 
     def _rng(self, step: int) -> CounterRng:
         return CounterRng(mix(self.seed, 4), step, self.loader.batch_size)
