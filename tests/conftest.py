@@ -16,8 +16,9 @@ DIGITS = ["--model-channels", "8", "--batch-size", "32", "--log-every", "5", "--
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """Tests run in parallel processes on few cores."""
+    """Tests run in parallel processes on few cores, and none inherits what a job set for its process."""
     torch.set_num_threads(1)
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture

@@ -158,7 +158,13 @@ def test_every_listed_flag_is_parsed_and_dry_run_prints_the_configuration(
     advect("train celeba64", FLAGS, "--dry-run")
     text = capsys.readouterr().out
     (tmp_path / "config.yaml").write_text(text)
-    for line in ("mixed_precision: true", "compile_model: true", "seed: 42", "data_dir: faces", "sigma_min: 0.0001"):
+    for line in (
+        "mixed_precision: true",
+        "compile_model: true",
+        "seed: 42",
+        f"data_dir: {tmp_path}/faces",
+        "sigma_min: 0.0001",
+    ):
         assert line in text
     advect("train --config config.yaml --dry-run")
     assert capsys.readouterr().out == text

@@ -6,6 +6,7 @@ imports wait until a command needs them.
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -77,11 +78,12 @@ def _train(words: list[str]) -> None:
     folder, reason = train(
         arguments.settings, preset, run_dir=arguments.run_dir, resume_from=arguments.resume_from, say=_say
     )
+    typed = shlex.quote(str(folder))
     if reason != "finished":
-        _say(f"stopped by {reason}; to go on, type: advect train --resume-from {folder}{_without_limit(reason)}")
+        _say(f"stopped by {reason}; to go on, type: advect train --resume-from {typed}{_without_limit(reason)}")
     else:
         _say(f"finished: {folder}")
-    _say(f"next: advect sample {folder}   advect report {folder}")
+    _say(f"next: advect sample {typed}   advect report {typed}")
     if reason.startswith("SIG"):
         sys.exit(128 + signal.Signals[reason])
 

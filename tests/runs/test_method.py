@@ -16,7 +16,7 @@ from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.core.types import DataSpec
 from advect.data import Identity
-from advect.paths import GaussianMixture
+from advect.paths import AffinePath, GaussianMixture
 from advect.runs.config import MethodConfig
 from advect.runs.method import build_objective, build_path
 from advect.sampling import integrate
@@ -104,9 +104,11 @@ def test_pairing_ahead_changes_nothing(advect: Callable[..., None]) -> None:
         ("moons --objective score-matching --prediction score --coupling ot", "--coupling independent"),
         ("moons --objective score-matching --prediction score --weight t2", "leave --loss and --weight out"),
         ("moons --prediction score --source sparse", "Gaussian noise drawn apart from x1"),
+        ("moons --path bridge --sigma-min 0.5 --prediction score", "gives no velocity to sample with"),
+        ("moons --coupling ot --sigma-min 0.1 --prediction data", "gives no velocity to sample with"),
         ("moons --prediction score --weight min-snr", "is not defined for a loss of the score"),
         ("moons --path bridge --sigma-min 1 --weight min-snr", "needs the signal-to-noise ratio"),
-        ("moons --path bridge --sigma-min 1 --prediction data", "needs an AffinePath, got Bridge"),
+        ("moons --path bridge --sigma-min 1 --prediction data", "gives no velocity to sample with"),
     ],
 )
 def test_contradictions_are_refused_before_anything_is_written(
@@ -145,22 +147,46 @@ def test_every_solver_reaches_the_same_samples(advect: Callable[..., None], moon
     assert np.abs(fine - found).max() < 5e-3
 
 
-def test_stochastic_samples_have_the_law_of_the_data() -> None:
-    """With an exact velocity, ODE and SDE both end in the mixture that it belongs to."""
-    law = GaussianMixture(torch.tensor([[2.0, 0.0], [-1.0, 1.0]]), stds=torch.tensor([0.3, 0.5]))
+@pytest.mark.parametrize("sigma_min", [0.0, 0.3])
+def test_ode_and_sde_end_in_the_law_of_the_path_with_an_exact_velocity(sigma_min: float) -> None:
+    path = AffinePath(sigma_min=sigma_min)
+    law = GaussianMixture(torch.tensor([[2.0, 0.0], [-1.0, 1.0]]), stds=torch.tensor([0.3, 0.5]), path=path)
 
     class Exact(torch.nn.Module):
         def forward(self, x_t, t, cond=None):
             return law.velocity(x_t, t)
 
-    flow = package.Flow(Exact(), DataSpec((2,), "vector", {}), Identity())
+    flow = package.Flow(Exact(), DataSpec((2,), "vector", {}), Identity(), path=path)
     n = 6000
-    data = law.draw(n, CounterRng(0, 0, n)).float()
-    for way in ({"solver": "midpoint", "steps": 40}, {"diffusion": 0.7, "steps": 120}, {"diffusion": "sigma"}):
+    data = law.sample(n, 1.0, CounterRng(0, 0, n)).float()
+    for way in ({"solver": "midpoint", "steps": 40}, {"diffusion": 0.7, "steps": 150}, {"diffusion": 1.0}):
         x = flow.sample(n, **way)
         torch.testing.assert_close(x.mean(0), data.mean(0), atol=0.08, rtol=0)
         torch.testing.assert_close(x.T.cov(), data.T.cov(), atol=0.12, rtol=0)
         torch.testing.assert_close(flow.sample(3, **way), x[:3], atol=1e-4, rtol=1e-4)
+    density = law.log_prob(data[:50], torch.ones(50))
+    torch.testing.assert_close(flow.log_prob(data[:50], steps=60), density.float(), atol=2e-3, rtol=1e-3)
+
+
+def test_another_law_of_times_can_take_over_from_importance(advect: Callable[..., None]) -> None:
+    advect("train moons --times importance --run-dir run", SMALL)
+    advect("train --resume-from run --times uniform --max-steps 12")
+    assert Path("run/checkpoints/step-00000012").is_dir()
+
+
+def test_a_run_continued_elsewhere_has_its_own_checkpoint_even_without_a_step(advect: Callable[..., None]) -> None:
+    advect("train moons --run-dir one", SMALL)
+    advect("train --resume-from one --run-dir two")
+    assert package.load("two").sample(2).shape == (2, 2)
+
+
+def test_a_flow_without_label_dropout_refuses_what_needs_the_null(advect: Callable[..., None]) -> None:
+    advect("train digits --label-dropout 0 --model-channels 8 --batch-size 32 --max-steps 2 --sample-every 2")
+    flow = package.load("runs/digits")
+    assert flow.sample(2, steps=2).shape == (2, 1, 8, 8)
+    for arguments in ({"guidance": 2.0}, {"cond": {"label": None}}):
+        with pytest.raises(UserError, match="trained with --label-dropout 0"):
+            flow.sample(2, steps=2, **arguments)
 
 
 def test_decoding_an_encoding_gives_the_data_back(moons_run: Path) -> None:

@@ -148,6 +148,13 @@ def test_resuming_with_another_data_shape_says_what_differs(advect: Callable[...
     assert not Path("new").exists()
 
 
+def test_an_underscore_in_a_flag_means_a_dash(advect: Callable[..., None]) -> None:
+    advect("train digits --run-dir run --max-steps 2 --seed 7", SMALL)
+    advect("train --resume_from run --max_steps=3")
+    assert "seed: 7" in Path("run/config.yaml").read_text()
+    assert Path("run/checkpoints/step-00000003").is_dir()
+
+
 def test_a_finished_run_resumes_to_its_own_end(advect: Callable[..., None]) -> None:
     advect("train moons --width 16 --batch-size 5000 --num-epochs 2 --run-dir run --sample-every 0")
     before = sorted(p.name for p in Path("run/checkpoints").iterdir())

@@ -120,3 +120,18 @@ def test_an_image_folder_trains_with_every_listed_flag(advect: Callable[..., Non
     assert [r["step"] for r in rows(Path("run")) if "loss" in r] == [1, 2, 3]
     image = Image.open("run/samples/step-00000002.png")
     assert image.mode == "RGB"
+
+
+def test_a_run_without_held_out_data_trains_and_says_what_a_report_needs(
+    advect: Callable[..., None], tmp_path: Path
+) -> None:
+    (tmp_path / "one").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "one/a.png")
+    advect(
+        "train celeba64 --data-dir one --image-size 8 --model-channels 8 --channel-mult 1 2 --attention-resolutions 4",
+        "--batch-size 2 --max-steps 2 --sample-every 2 --num-samples 2 --sample-steps 1 --run-dir run --num-workers 0",
+    )
+    with pytest.raises(UserError, match="has 1 training and 0 held-out samples, too few to measure with"):
+        advect("report run")
+    advect("report run --no-measure")
+    assert (tmp_path / "run/report.html").is_file()

@@ -61,6 +61,11 @@ class AffinePath(Path):
         sigma = torch.hypot(c.sigma, torch.full_like(c.sigma, self.sigma_min))
         return Coefficients(c.alpha, sigma, c.d_alpha, c.sigma * c.d_sigma / sigma)
 
+    @property
+    def effective_schedule(self) -> Schedule:
+        """The schedule whose plain path has this path's marginals, with the jitter in sigma."""
+        return self.schedule if self.sigma_min == 0 else Jittered(self)
+
     def convert(self, value: Tensor, x: Tensor, t: Tensor, source: str, target: str) -> Tensor:
         """Turn ``value`` (B, *S), a ``source`` ("velocity", "data", "noise" or "score") at x, t (B,), into ``target``.
 
@@ -107,3 +112,13 @@ class AffinePath(Path):
     def _check_gaussian(self, what: str) -> None:
         if not self.gaussian_source:
             raise UserError(f"the {what} given x1 alone needs a Gaussian source; pass x0, the other end, as well")
+
+
+@dataclass(frozen=True)
+class Jittered(Schedule):
+    """The coefficients of a path with its jitter in sigma, which is then not 0 at t = 1."""
+
+    path: AffinePath
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        return self.path.coefficients(t)

@@ -39,6 +39,7 @@ class TrainArguments(Generic[D, N]):
 
 def parse_train(words: list[str]) -> tuple[str, TrainArguments]:
     """Parse the words after ``advect train``: the preset's name and the arguments. Raises UserError."""
+    words = [_dashed(word) for word in words]
     name = words[0] if words and not words[0].startswith("-") else None
     flags = words[1:] if name else words
     config, resume = _value_of("--config", flags), _value_of("--resume-from", flags)
@@ -118,6 +119,12 @@ def _unknown(word: str, kind: type, prog: str, description: str, extra: dict) ->
     begun = [flag for flag in flags if flag.startswith(f"{name}-")]
     near = f"; did you mean {' or '.join(begun)}?" if begun else did_you_mean(name, flags)
     return f"{word} is not a flag of {prog}" + (near if "did you mean" in near else f"; see {prog} --help")
+
+
+def _dashed(word: str) -> str:
+    """``--resume_from=x`` as ``--resume-from=x``."""
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if word.startswith("--") else word
 
 
 def _value_of(flag: str, words: list[str]) -> str | None:

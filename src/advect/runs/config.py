@@ -49,8 +49,19 @@ class MoonsData(_Checked):
     _at_least = (("noise", 0),)
 
 
+class _InFolder(_Checked):
+    """A section with a ``data_dir``, which is kept as an absolute path, so that a run works from any folder."""
+
+    data_dir: Path | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data_dir is not None:
+            object.__setattr__(self, "data_dir", self.data_dir.expanduser().absolute())
+
+
 @dataclass(frozen=True, kw_only=True)
-class FashionMnistData:
+class FashionMnistData(_InFolder):
     """Fashion-MNIST, or any set in the same four IDX files."""
 
     data_dir: Path | None = None
@@ -58,7 +69,7 @@ class FashionMnistData:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFolderData(_Checked):
+class ImageFolderData(_InFolder):
     """A folder of images, sub-folders included."""
 
     data_dir: Path | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,18 +13,25 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from advect.core import random
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, mix
-from advect.core.types import Conditions, DataSpec
+from advect.core.types import NULL, Conditions, DataSpec
 from advect.data import Transform
 from advect.objectives.flow_matching import Kind
 from advect.paths import AffinePath, Bridge, Path, Schedule
 from advect.runs.conditions import ConditionValue, resolve_conditions
-from advect.sampling import Velocity, bits_per_dim, get_solver, guided_velocity, integrate, integrate_sde, log_prob
+from advect.sampling import (
+    Velocity,
+    bits_per_dim,
+    get_solver,
+    guided_velocity,
+    integrate,
+    integrate_sde,
+    log_prob,
+    standard_normal_log_prob,
+)
 from advect.sources import Gaussian, SourceDistribution
-
-MARGIN = 1e-3
-"""Conversions of a prediction keep t so far from 0 and 1, as training does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +46,9 @@ class Sampler:
 class Flow:
     """A network with what sampling needs: the data's shape, conditions and transform, the path and its source.
 
-    ``net(x_t (B, *S), t (B,), cond)`` gives the ``prediction`` in model units.
+    ``net(x_t (B, *S), t (B,), cond)`` gives the ``prediction`` in model units. ``margin`` is the objective's: how far
+    t stays from 0 and 1 where a conversion or the path is infinite. ``null`` says that the network was trained without
+    its conditions, too, which guidance and unconditional samples need.
     """
 
     def __init__(
@@ -50,12 +60,15 @@ class Flow:
         path: Path | None = None,
         source: SourceDistribution | None = None,
         prediction: Kind = "velocity",
+        margin: float = 1e-3,
+        null: bool = True,
         sampler: Sampler | None = None,
         device: torch.device | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
         self.net, self.spec, self.transform = net, spec, transform
         self.path, self.source, self.prediction = path or AffinePath(), source or Gaussian(), prediction
+        self.margin, self.null = margin, null
         self.sampler, self.device, self.autocast = sampler or Sampler(), device or torch.device("cpu"), autocast
 
     @torch.no_grad()
@@ -91,6 +104,8 @@ class Flow:
             raise UserError(f"batch_size must be at least 1, got {batch_size}; 256 is usual")
         if guidance != 1 and not self.spec.conditions:
             raise UserError(f"guidance is {guidance}, but this flow has no conditions to guide by; leave it at 1")
+        if guidance != 1 and not self.null:
+            raise UserError(f"guidance is {guidance}, but the flow was trained with --label-dropout 0; leave it at 1")
         if guidance == 1 and guidance_interval is not None:
             raise UserError("guidance_interval is given, but guidance is 1, which is none; give a guidance such as 2")
         walk = self._walk(steps, solver, grid, diffusion, trajectory)
@@ -100,7 +115,7 @@ class Flow:
             for first in range(0, n, batch_size):
                 last = min(first + batch_size, n)
                 rows = CounterRng(mix(seed, 1), 0, last - first, start=first, total=n)
-                x0 = self.source.sample((last - first, *self.spec.shape), rows, device=self.device)
+                x0 = self._start(last - first, rows)
                 part = {name: value[first:last].to(self.device) for name, value in conditions.items()}
                 x = walk(self.velocity(part, guidance=guidance, interval=guidance_interval), x0, rows)
                 parts.append(x.float().cpu())
@@ -143,11 +158,11 @@ class Flow:
         """0 and 1, but a little inside where the path is infinitely fast, which training leaves out as well."""
         ends = torch.tensor([0.0, 1.0])
         if isinstance(self.path, Bridge):
-            return MARGIN, 1 - MARGIN
+            return self.margin, 1 - self.margin
         if not isinstance(self.path, AffinePath):
             return 0.0, 1.0
         start, end = torch.isfinite(torch.stack(self.path.schedule.coefficients(ends))).all(0).tolist()
-        return 0.0 if start else MARGIN, 1.0 if end else 1 - MARGIN
+        return 0.0 if start else self.margin, 1.0 if end else 1 - self.margin
 
     def _schedule(self, what: str, *, score: bool) -> Schedule:
         """The schedule of an affine path; with ``score``, of one whose velocity gives the score."""
@@ -160,7 +175,14 @@ class Flow:
                 f"{what} needs the score, which follows from the velocity only where noise is Gaussian and drawn apart"
                 " from the data; this flow was trained with another source or coupling: take a solver such as midpoint"
             )
-        return self.path.schedule
+        return self.path.effective_schedule
+
+    def _start(self, n: int, rows: CounterRng) -> Tensor:
+        """Draw from p_0 (n, *S): the source and, on a path with jitter, the jitter."""
+        x0 = self.source.sample((n, *self.spec.shape), rows, device=self.device)
+        if isinstance(self.path, AffinePath) and self.path.sigma_min > 0:
+            x0 = x0 + self.path.sigma_min * random.normal(x0.shape, rows, device=x0.device, dtype=x0.dtype)
+        return x0
 
     def velocity(
         self,
@@ -174,17 +196,20 @@ class Flow:
         return guided_velocity(self._velocity, cond, guidance, interval=interval)
 
     def _velocity(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
+        inside = t if self.prediction == "velocity" else t.clamp(self.margin, 1 - self.margin)
         with torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext():
-            output = self.net(x_t, t, cond)
+            output = self.net(x_t, inside, cond)
         if self.prediction == "velocity":
             return output
         assert isinstance(self.path, AffinePath)
-        inside = t.clamp(MARGIN, 1 - MARGIN)
         return self.path.convert(output.to(x_t.dtype), x_t, inside, self.prediction, "velocity")
 
     def conditions(self, n: int, cond: Mapping[str, ConditionValue] | None = None, seed: int = 0) -> Conditions:
         """The conditions that :meth:`sample` uses: for each a tensor (n,) of numbers, NULL for not given."""
-        return resolve_conditions(self.spec, n, cond, seed)
+        values = resolve_conditions(self.spec, n, cond, seed)
+        if not self.null and any((value == NULL).any() for value in values.values()):
+            raise UserError("the flow was trained with --label-dropout 0, so it knows no missing condition; give all")
+        return values
 
     @torch.no_grad()
     def encode(
@@ -229,6 +254,7 @@ class Flow:
         value = log_prob(
             u,
             model,
+            source=self._log_start,
             solver=solver,
             steps=steps,
             trace=trace,
@@ -236,6 +262,11 @@ class Flow:
             log_det=self.transform.log_det(x[0].numel()),
         )
         return value.float().cpu()
+
+    def _log_start(self, z: Tensor) -> Tensor:
+        """log p_0 (n,) at z (n, *S)."""
+        scale = math.hypot(1.0, self.path.sigma_min) if isinstance(self.path, AffinePath) else 1.0
+        return standard_normal_log_prob(z / scale) - z[0].numel() * math.log(scale)
 
     def bits_per_dim(self, x: Tensor, **options) -> Tensor:
         """``-log2 p(x) / D`` (n,), with the options of :meth:`log_prob`."""

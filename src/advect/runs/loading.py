@@ -23,6 +23,10 @@ def load(path: str | Path, *, ema: bool = True, device: str = "auto") -> Flow:
     """
     path = Path(path)
     if path.is_file():
+        if not ema and path.name == EMA:
+            raise UserError(
+                f"{path} holds the averaged weights, and the others are asked for; give the {MODEL} beside it"
+            )
         file = path
     else:
         checkpoint = find_checkpoint(path)
@@ -42,6 +46,8 @@ def load(path: str | Path, *, ema: bool = True, device: str = "auto") -> Flow:
         path=build_path(card.method),
         source=build_noise(card.noise),
         prediction=card.method.prediction,
+        margin=card.method.margin,
+        null=card.method.label_dropout > 0,
         sampler=Sampler(solver=output["solver"], steps=output["sample_steps"], grid=output["grid"]),
         device=place,
         autocast=pick_precision(card.config["training"]["mixed_precision"], place),

@@ -116,6 +116,13 @@ def build_objective(method: MethodConfig, spec: DataSpec, noise: dict[str, Any])
     path, times = build_path(method), _build_times(method.times)
     if method.objective == "score-matching":
         return _score_matching(method, path, times)
+    if method.prediction != "velocity" and not (
+        isinstance(path, AffinePath) and (path.gaussian_source or path.sigma_min == 0)
+    ):
+        raise UserError(
+            f"--prediction {method.prediction} gives no velocity to sample with on --path {method.path} --sigma-min "
+            f"{method.sigma_min} with this source and coupling; predict the velocity"
+        )
     space = method.prediction if method.loss == "same" else method.loss
     return FlowMatching(
         path=path,

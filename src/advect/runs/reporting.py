@@ -47,6 +47,11 @@ def report(
         flow = load(run, device=device)
         _, config = parse_config(run / "config.yaml")
         source = build_source(config.data)
+        if len(source.held_out) < 2 or len(source.train) < 2:
+            raise UserError(
+                f"{run} has {len(source.train)} training and {len(source.held_out)} held-out samples, too few to "
+                "measure with; give more data, or --no-measure"
+            )
         train, train_cond = _in_data_units(source.train, source.transform)
         held_out, held_out_cond = _in_data_units(source.held_out, source.transform)
         study(

@@ -17,7 +17,8 @@ from advect.reports.grid import picture, save_png
 from advect.runs.conditions import ConditionValue
 from advect.runs.flow import Flow
 from advect.runs.loading import load
-from advect.sampling import get_solver
+from advect.sampling import SDE_SOLVERS, get_solver
+from advect.sampling.sde import STEPS as SDE_STEPS
 
 GRID = 100
 """At most so many samples are drawn in samples.png."""
@@ -80,7 +81,10 @@ def write_samples(
 def _resolved(draw: Draw, flow: Flow) -> dict[str, object]:
     """The draw's fields with the run's own choices filled in."""
     facts = asdict(draw)
-    if draw.diffusion is None:
+    if draw.diffusion is not None:
+        facts["solver"], facts["steps"] = draw.solver or SDE_SOLVERS[0], draw.steps or SDE_STEPS
+        facts["grid"] = draw.grid or flow.sampler.grid
+    else:
         facts["solver"] = draw.solver or flow.sampler.solver
         if facts["solver"] != "dopri5":
             facts["steps"] = draw.steps or flow.sampler.steps

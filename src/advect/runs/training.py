@@ -106,8 +106,11 @@ def _check_same_run(there: Card, here: Card, checkpoint: Path, say: Say) -> None
             f"checkpoint {checkpoint} has another network: {'; '.join(of_network)}; "
             f"leave out those flags, or train anew with --run-dir"
         )
+    free = {"max_steps", "max_minutes", "num_workers", "pair_ahead", "device"}
+    if here.config["training"]["lr_schedule"] == "constant":
+        free.add("num_epochs")
     for section, text in differs:
-        if section in ("data", "method", "training") and not text.startswith(("max_", "num_epochs", "num_workers")):
+        if section in ("data", "method", "training") and text.split()[0] not in free:
             say(f"note: {text}; the run will not equal one with the old value")
     if there.fingerprint != here.fingerprint:
         say("note: the data have changed since the checkpoint; the run will not equal one on the old data")
@@ -140,6 +143,8 @@ def _new_trainer(config: Config, source: Source, card: Card, run_dir: Path) -> T
         path=build_path(config.method),
         source=build_noise(card.noise),
         prediction=config.method.prediction,
+        margin=config.method.margin,
+        null=config.method.label_dropout > 0,
         sampler=Sampler(solver=out.solver, steps=out.sample_steps, grid=out.grid),
         device=device,
         autocast=precision,
@@ -188,7 +193,7 @@ def _hooks(config: Config, run_dir: Path, flow: Flow, objective: Objective, sour
     checkpoints = Checkpoints(
         run_dir / "checkpoints", every=out.save_every, every_epochs=out.save_epochs, keep=out.keep_last
     )
-    return metrics, board, ProgressBar(), watch, checkpoints
+    return metrics, board, ProgressBar(), checkpoints, watch
 
 
 def _plan(config: Config, source: Source) -> tuple[Limits, LearningRate]:

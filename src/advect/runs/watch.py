@@ -59,7 +59,7 @@ class Watch(Hook):
         self._timer.on_step(trainer)
 
     def on_end(self, trainer: Trainer, reason: str) -> None:
-        if self._timer.every and trainer.state.progress.step % self._timer.every:
+        if self._timer.every and not reason.startswith("SIG") and trainer.state.progress.step % self._timer.every:
             self._timer.run(trainer)
 
     def _look(self, step: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from advect.training.checkpoint import keep_last, write_checkpoint
+from advect.training.checkpoint import checkpoint_name, keep_last, write_checkpoint
 from advect.training.trainer import Hook, Trainer
 
 
@@ -137,7 +137,8 @@ class Checkpoints(Hook):
         self._epoch_due = False
 
     def on_start(self, trainer: Trainer) -> None:
-        self._saved_step = trainer.state.progress.step
+        step = trainer.state.progress.step
+        self._saved_step = step if (self.folder / checkpoint_name(step)).exists() else -1
 
     def on_epoch(self, trainer: Trainer, loss: float) -> None:
         self._epoch_due = bool(self.every_epochs) and trainer.epoch % self.every_epochs == 0
@@ -171,7 +172,8 @@ class EverySteps(Hook):
             self.run(trainer)
 
     def run(self, trainer: Trainer) -> None:
-        """Call the action now."""
+        """Call the action now, unless the loss has stopped being finite."""
+        trainer.flush()
         net, ema = trainer.state.net, trainer.state.ema
         net.eval()
         try:

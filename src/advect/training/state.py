@@ -100,7 +100,7 @@ class TrainState:
         moments = load_weights(folder / OPTIMIZER)
         values = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
         updates, extra = values.pop("ema_updates"), values.pop("extra", {})
-        if self.extra is not None and extra:
+        if self.extra is not None and self.extra.state_dict().keys() == extra.keys():
             self.extra.load_state_dict(extra)
         self.progress = Progress.from_dict(values)
         self.optimizer.load(
