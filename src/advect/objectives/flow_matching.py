@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
 from advect.core.conditions import drop_conditions
@@ -82,8 +81,8 @@ class FlowMatching(Objective):
     def _keeps_inside(self) -> bool:
         """Whether an end of [0, 1] can make a loss that is not finite."""
         if isinstance(self.path, AffinePath):
-            ends = torch.stack(self.path.coefficients(torch.tensor([0.0, 1.0])))
-            return self.space != self.prediction or self.space == "score" or not bool(torch.isfinite(ends).all())
+            finite = all(self.path.schedule.finite_ends())
+            return self.space != self.prediction or self.space == "score" or not finite
         return isinstance(self.path, Bridge)
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -44,8 +44,8 @@ class ScoreMatching(Objective):
     cond_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.weighting, str) and self.weighting not in _WEIGHTINGS:
-            fix = did_you_mean(self.weighting, _WEIGHTINGS)
+        if isinstance(self.weighting, str) and self.weighting not in get_args(Weighting):
+            fix = did_you_mean(self.weighting, get_args(Weighting))
             raise UserError(f"ScoreMatching.weighting {self.weighting!r} is not known{fix}")
         if self.prediction not in ("score", "noise"):
             raise UserError(f"ScoreMatching.prediction must be 'score' or 'noise', got {self.prediction!r}")
@@ -89,6 +89,3 @@ class ScoreMatching(Objective):
 
     def load_state_dict(self, state: dict[str, list[float]]) -> None:
         self.times.load_state_dict(state)
-
-
-_WEIGHTINGS = ("sigma2", "uniform", "likelihood")

@@ -33,6 +33,11 @@ class Schedule(ABC):
     def coefficients(self, t: Tensor) -> Coefficients:
         """Values and derivatives at t, each shaped like t, which lies in [0, 1]."""
 
+    def finite_ends(self) -> tuple[bool, bool]:
+        """Whether all coefficients are finite at t = 0, and at t = 1."""
+        start, end = torch.isfinite(torch.stack(self.coefficients(torch.tensor([0.0, 1.0])))).all(0).tolist()
+        return start, end
+
     def snr(self, t: Tensor) -> Tensor:
         """``alpha^2 / sigma^2`` at t, infinite where sigma = 0; Kingma et al. 2021, "Variational diffusion models"."""
         c = self.coefficients(t)

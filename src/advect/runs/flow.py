@@ -156,12 +156,11 @@ class Flow:
     @cached_property
     def _span(self) -> tuple[float, float]:
         """0 and 1, but a little inside where the path is infinitely fast, which training leaves out as well."""
-        ends = torch.tensor([0.0, 1.0])
         if isinstance(self.path, Bridge):
             return self.margin, 1 - self.margin
         if not isinstance(self.path, AffinePath):
             return 0.0, 1.0
-        start, end = torch.isfinite(torch.stack(self.path.schedule.coefficients(ends))).all(0).tolist()
+        start, end = self.path.schedule.finite_ends()
         return 0.0 if start else self.margin, 1.0 if end else 1 - self.margin
 
     def _schedule(self, what: str, *, score: bool) -> Schedule:

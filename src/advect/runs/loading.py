@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from advect.core.errors import UserError
 from advect.runs.build import build_network, pick_device, pick_precision
@@ -38,9 +40,14 @@ def load(path: str | Path, *, ema: bool = True, device: str = "auto") -> Flow:
     weights = load_weights(file)
     check_same_shapes(weights, net.state_dict(), file)
     net.load_state_dict(weights)
+    return flow_of(card, net.to(place).eval(), place)
+
+
+def flow_of(card: Card, net: nn.Module, place: torch.device) -> Flow:
+    """The flow of a network on the device ``place``, with all else as the card says."""
     output = card.config["output"]
     return Flow(
-        net.to(place).eval(),
+        net,
         card.spec,
         card.transform,
         path=build_path(card.method),

@@ -19,9 +19,9 @@ from advect.runs.card import Card
 from advect.runs.config import Config
 from advect.runs.configfile import to_yaml
 from advect.runs.environment import write_environment
-from advect.runs.flow import Flow, Sampler
-from advect.runs.loading import read_card
-from advect.runs.method import build_noise, build_objective, build_path, noise_facts
+from advect.runs.flow import Flow
+from advect.runs.loading import flow_of, read_card
+from advect.runs.method import build_objective, noise_facts
 from advect.runs.watch import Watch
 from advect.training import (
     AdamW,
@@ -135,20 +135,6 @@ def _new_trainer(config: Config, source: Source, card: Card, run_dir: Path) -> T
         raise UserError("--pair-ahead and --times importance contradict each other: times are learned from each step")
     state = _new_state(config, source, card, objective, device)
     limits, rate = _plan(config, source)
-    out = config.output
-    flow = Flow(
-        state.net,
-        source.spec,
-        source.transform,
-        path=build_path(config.method),
-        source=build_noise(card.noise),
-        prediction=config.method.prediction,
-        margin=config.method.margin,
-        null=config.method.label_dropout > 0,
-        sampler=Sampler(solver=out.solver, steps=out.sample_steps, grid=out.grid),
-        device=device,
-        autocast=precision,
-    )
     return Trainer(
         state,
         objective,
@@ -160,9 +146,9 @@ def _new_trainer(config: Config, source: Source, card: Card, run_dir: Path) -> T
         compile_model=t.compile_model,
         pair_ahead=t.pair_ahead,
         seed=t.seed,
-        log_every=out.log_every,
+        log_every=config.output.log_every,
         device=device,
-        hooks=_hooks(config, run_dir, flow, objective, source),
+        hooks=_hooks(config, run_dir, flow_of(card, state.net, device), objective, source),
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from advect.core.files import write_text_whole
 from advect.training.checkpoint import checkpoint_name, keep_last, write_checkpoint
 from advect.training.trainer import Hook, Trainer
 
@@ -24,9 +25,7 @@ class MetricsFile(Hook):
             keep = [
                 line for line in self.path.read_text(encoding="utf-8").splitlines() if self._is_past(line, trainer)
             ]
-            partial = self.path.with_suffix(".partial")
-            partial.write_text("".join(line + "\n" for line in keep), encoding="utf-8")
-            partial.replace(self.path)
+            write_text_whole(self.path, "".join(line + "\n" for line in keep))
         self._file = self.path.open("a", encoding="utf-8")
 
     @staticmethod
