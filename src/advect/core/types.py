@@ -21,7 +21,13 @@ from torch import Tensor
 Conditions = dict[str, Tensor]
 
 NULL = -1
-"""The value of a categorical condition that says "not given": networks embed it as a learned null token."""
+"""The value of a categorical condition that says "not given": networks embed it as a learned null token.
+
+A continuous condition says so with a row of NaN.
+"""
+
+LENGTH = "length"
+"""The name of the condition (B,) that tells how many steps of a sequence (L, C) are real; it is never dropped."""
 
 
 class Network(Protocol):
@@ -32,10 +38,14 @@ class Network(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """Data in model units: ``x1 (B, *S)`` and, for each condition, a tensor ``(B, ...)``."""
+    """Data in model units: ``x1 (B, *S)`` and, for each condition, a tensor ``(B, ...)``.
+
+    ``x0 (B, *S)``, where the data bring it, is where the flow starts instead of noise, such as control cells.
+    """
 
     x1: Tensor
     cond: Conditions | None = None
+    x0: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x1)
@@ -45,7 +55,8 @@ class Batch:
         if self.x1.device == device:
             return self
         cond = None if self.cond is None else {k: v.to(device, non_blocking=True) for k, v in self.cond.items()}
-        return Batch(self.x1.to(device, non_blocking=True), cond)
+        x0 = None if self.x0 is None else self.x0.to(device, non_blocking=True)
+        return Batch(self.x1.to(device, non_blocking=True), cond, x0)
 
 
 @dataclass(frozen=True)
@@ -71,12 +82,37 @@ class Category:
 
 
 @dataclass(frozen=True)
+class Quantity:
+    """A continuous condition, a vector of d standardised numbers, or a row of NaN where it is not given.
+
+    ``names`` (d) are those of its entries, ``mean`` and ``std`` (d) their moments in the training data, in its own
+    units, and ``examples`` some rows (d) of the data in those units, from which values are drawn when none are named.
+    """
+
+    names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    examples: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Length:
+    """The condition called ``LENGTH``: 1 .. len(frequencies) real steps, with their shares in the training data."""
+
+    frequencies: tuple[float, ...]
+
+
+Condition = Category | Quantity | Length
+
+
+@dataclass(frozen=True)
 class DataSpec:
     """What a network and a sampler need to know about the data: shape of one sample, kind and conditions.
 
-    ``kind`` is ``"image"`` for ``(C, H, W)`` and ``"vector"`` for ``(D,)``.
+    ``kind`` is ``"image"`` for ``(C, H, W)``, ``"vector"`` for ``(D,)`` and ``"sequence"`` for ``(L, C)``, whose
+    samples are zero after their last real step where the data have the condition ``LENGTH``.
     """
 
     shape: tuple[int, ...]
     kind: str
-    conditions: dict[str, Category]
+    conditions: dict[str, Condition]

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from advect.core.conditions import drop_conditions
+from advect.core.conditions import drop_conditions, real_steps
 from advect.core.errors import UserError, did_you_mean
 from advect.core.random import Generator
 from advect.core.shapes import expand_right
@@ -96,8 +96,11 @@ class FlowMatching(Objective):
 
     def draw(self, batch: Batch, generator: Generator = None) -> tuple[PathPoint, Conditions | None]:
         """Draw a point of the path for each sample of the batch, and its conditions, some of them dropped."""
-        x0 = self.source.sample_like(batch.x1, generator)
+        x0 = self.source.sample_like(batch.x1, generator) if batch.x0 is None else batch.x0
         x0, x1, cond = self.coupling.pair(x0, batch.x1, batch.cond, generator)
+        real = real_steps(cond, x1)
+        if real is not None:  # padding is zero in noise, data and velocity, so that it adds nothing to the loss
+            x0 = x0 * real[:, :, None]
         t = self.times.sample(len(x1), generator, x1.device)
         if self._keeps_inside:
             t = t.clamp(self.margin, 1 - self.margin)
