@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -14,6 +14,7 @@ import tyro
 from advect.core.errors import UserError, did_you_mean
 from advect.runs.config import Config, D, N, Preset
 from advect.runs.configfile import read_flags
+from advect.runs.network_config import NETWORKS, NetworkName, name_of
 from advect.runs.presets import DEFAULT, PRESETS, get_preset
 from advect.training.checkpoint import find_checkpoint
 
@@ -33,6 +34,8 @@ class TrainArguments(Generic[D, N]):
     """Run folder or checkpoint to continue, bit for bit; its configuration is taken unless a PRESET is named."""
     config: Path | None = None
     """A run's config.yaml to repeat; flags given beside it win."""
+    network: NetworkName = "unet"
+    """Kind of network; one that is not the preset's own comes with its own defaults, and its own flags."""
     dry_run: bool = False
     """Print the resolved configuration and stop."""
 
@@ -53,6 +56,9 @@ def parse_train(words: list[str]) -> tuple[str, TrainArguments]:
         preset = get_preset(found)
     else:
         preset, given = get_preset(DEFAULT), []
+    own, typed = _value_of("--network", given), _value_of("--network", flags)
+    if own and typed and own != typed:
+        raise UserError(f"--network {typed} and the run's config.yaml, which has {own}, contradict; name a PRESET")
     return preset.name, _parse(preset, given + flags)
 
 
@@ -69,12 +75,17 @@ def parse_words(kind: type[A], words: list[str], *, prog: str, description: str)
 
 def _parse(preset: Preset, flags: list[str]) -> TrainArguments:
     config = preset.config
+    kind = _value_of("--network", flags) or name_of(config.network)
+    if kind not in NETWORKS:
+        raise UserError(f"--network {kind} is not known{did_you_mean(kind, NETWORKS)}")
+    if kind != name_of(config.network):
+        config = replace(config, network=NETWORKS[kind]())
     return _run_tyro(
         TrainArguments[type(config.data), type(config.network)],  # pyright: ignore[reportArgumentType]
         flags,
         prog=f"advect train {preset.name}",
         description=_about(preset),
-        default=TrainArguments(settings=config),
+        default=TrainArguments(settings=config, network=kind),  # pyright: ignore[reportArgumentType]
     )
 
 
@@ -128,14 +139,16 @@ def _dashed(word: str) -> str:
 
 
 def _value_of(flag: str, words: list[str]) -> str | None:
+    """The value that a flag has in the words, the last one where it comes twice."""
+    found = None
     for i, word in enumerate(words):
         if word == flag:
             if i + 1 == len(words):
                 raise UserError(f"{flag} needs a value")
-            return words[i + 1]
+            found = words[i + 1]
         if word.startswith(flag + "="):
-            return word.partition("=")[2]
-    return None
+            found = word.partition("=")[2]
+    return found
 
 
 def _run_folder(path: Path) -> Path:

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import nn
 
 from advect.core.errors import UserError
-from advect.core.types import Category, DataSpec
+from advect.core.types import DataSpec, Length, Quantity
 from advect.data import Digits, FashionMnist, ImageFolder, Moons, Source
-from advect.networks import MLP, UNet
+from advect.networks import MLP, DiT, ResidualMLP, SequenceTransformer, UNet, Vector
 from advect.runs.config import (
     DataConfig,
     DigitsData,
     FashionMnistData,
     ImageFolderData,
-    MLPConfig,
     MoonsData,
-    NetworkConfig,
-    UNetConfig,
 )
-
-NETWORKS: dict[str, type] = {"unet": UNetConfig, "mlp": MLPConfig}
+from advect.runs.network_config import (
+    DiTConfig,
+    MLPConfig,
+    NetworkConfig,
+    ResidualMLPConfig,
+    SequenceTransformerConfig,
+    UNetConfig,
+    name_of,
+)
 
 
 def build_source(config: DataConfig) -> Source:
@@ -45,23 +50,42 @@ def _needed(data_dir: Any, what: str) -> Any:
     return data_dir
 
 
-def build_network(config: NetworkConfig, spec: DataSpec) -> nn.Module:
+FITS = {"image": ("unet", "dit"), "vector": ("mlp", "resmlp"), "sequence": ("transformer",)}
+"""The networks that take each kind of data."""
+
+
+def build_network(config: NetworkConfig, spec: DataSpec, *, grad_checkpointing: bool = False) -> nn.Module:
     """Make the network for data of this shape and these conditions. Raises UserError where they do not fit."""
-    conditions = {name: len(c.names) for name, c in spec.conditions.items() if isinstance(c, Category)}
+    name = name_of(config)
+    if name not in FITS[spec.kind]:
+        usual = " or ".join(f"--network {fitting}" for fitting in FITS[spec.kind])
+        raise UserError(f"--network {name} does not take {spec.kind} data {spec.shape}; use {usual}")
+    options: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(config)}
+    options["conditions"] = _sizes(spec)
+    if isinstance(config, MLPConfig):
+        if grad_checkpointing:
+            raise UserError("--grad-checkpointing does nothing for an mlp; leave it out, or use --network resmlp")
+        return MLP(spec.shape[0], **options)
+    options["grad_checkpointing"] = grad_checkpointing
     match config:
         case UNetConfig():
-            net = UNet(
-                spec.shape,
-                model_channels=config.model_channels,
-                channel_mult=config.channel_mult,
-                num_res_blocks=config.num_res_blocks,
-                attention_resolutions=config.attention_resolutions,
-                dropout=config.dropout,
-                conditions=conditions,
-            )
+            net = UNet(spec.shape, **options)
             return net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        case MLPConfig():
-            return MLP(spec.shape[0], width=config.width, depth=config.depth, conditions=conditions)
+        case DiTConfig():
+            return DiT(spec.shape, **options)
+        case SequenceTransformerConfig():
+            return SequenceTransformer(spec.shape, **options)
+        case ResidualMLPConfig():
+            return ResidualMLP(spec.shape[0], **options)
+
+
+def _sizes(spec: DataSpec) -> dict[str, int | Vector]:
+    """The conditions as networks count them; a length is not embedded, but read from the condition itself."""
+    return {
+        name: Vector(len(condition.mean)) if isinstance(condition, Quantity) else len(condition.names)
+        for name, condition in spec.conditions.items()
+        if not isinstance(condition, Length)
+    }
 
 
 def pick_device(name: str) -> torch.device:

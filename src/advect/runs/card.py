@@ -9,9 +9,9 @@ from typing import Any
 from advect.core.errors import UserError
 from advect.core.types import Category, Condition, DataSpec, Length, Quantity
 from advect.data import Source, Transform, transform_from_config
-from advect.runs.build import NETWORKS
-from advect.runs.config import Config, MethodConfig, NetworkConfig
-from advect.runs.configfile import to_dict
+from advect.runs.config import Config, MethodConfig
+from advect.runs.configfile import section_to_dict, to_dict
+from advect.runs.network_config import NETWORKS, NetworkConfig, name_of
 
 FORMAT = 2
 """2 names the kind of each condition; in files of format 1 all are categories."""
@@ -44,12 +44,11 @@ class Card:
 
     def to_text(self) -> str:
         """The card as JSON."""
-        kind = next(name for name, cls in NETWORKS.items() if isinstance(self.network, cls))
         values = {
             "format": FORMAT,
             "preset": self.preset,
             "config": self.config,
-            "network": {"kind": kind, **self.config["network"]},
+            "network": {"kind": name_of(self.network), **self.config["network"]},
             "spec": {
                 "shape": self.spec.shape,
                 "kind": self.spec.kind,
@@ -71,12 +70,13 @@ class Card:
             raise UserError(
                 f"{where} has card format {values['format']}, this advect reads up to {FORMAT}; install a newer one"
             )
-        network: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["network"].items()}
+        options = {name: _tuples(value) for name, value in values["network"].items()}
+        network = NETWORKS[options.pop("kind")](**options)
         conditions = {name: _read(facts) for name, facts in values["spec"]["conditions"].items()}
         return Card(
             preset=values["preset"],
-            config=values["config"],
-            network=NETWORKS[network.pop("kind")](**network),
+            config={**values["config"], "network": section_to_dict(network)},  # older files lack newer options
+            network=network,
             spec=DataSpec(tuple(values["spec"]["shape"]), values["spec"]["kind"], conditions),
             transform=transform_from_config(values["transform"]),
             noise=values["noise"],

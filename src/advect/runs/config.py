@@ -6,32 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
-from advect.core.errors import UserError
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-class _Checked:
-    """Checks a section's values as it is made, so that a bad one is refused before anything is written."""
-
-    _at_least: tuple[tuple[str, float], ...] = ()
-    _above: tuple[tuple[str, float], ...] = ()
-    _below_one: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name, low in self._at_least:
-            value = getattr(self, name)
-            if value is not None and not all(v >= low for v in (value if isinstance(value, tuple) else (value,))):
-                raise UserError(f"{_flag(name)} must be at least {low}, got {value}")
-        for name, low in self._above:
-            value = getattr(self, name)
-            if value is not None and not value > low:
-                raise UserError(f"{_flag(name)} must be greater than {low}, got {value}")
-        for name in self._below_one:
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{_flag(name)} must be at least 0 and below 1, got {getattr(self, name)}")
+from advect.runs.checked import Checked as _Checked
+from advect.runs.network_config import MLPConfig as MLPConfig
+from advect.runs.network_config import NetworkConfig
+from advect.runs.network_config import UNetConfig as UNetConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,40 +61,6 @@ class ImageFolderData(_InFolder):
 
 
 DataConfig = DigitsData | MoonsData | FashionMnistData | ImageFolderData
-
-
-@dataclass(frozen=True, kw_only=True)
-class UNetConfig(_Checked):
-    """A U-Net for images."""
-
-    model_channels: int = 128
-    """Channels at the highest resolution."""
-    channel_mult: tuple[int, ...] = (1, 2, 2, 4)
-    """Multiples of the channels, one for each resolution; each further one halves height and width."""
-    num_res_blocks: int = 2
-    """Residual blocks at each resolution."""
-    attention_resolutions: tuple[int, ...] = (16, 8)
-    """Heights of the feature maps that have self-attention."""
-    dropout: float = 0.1
-    """Share of activations dropped inside the residual blocks while training."""
-
-    _at_least = (("model_channels", 1), ("channel_mult", 1), ("num_res_blocks", 1))
-    _below_one = ("dropout",)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MLPConfig(_Checked):
-    """A multi-layer perceptron for vectors."""
-
-    width: int = 256
-    """Units in each hidden layer."""
-    depth: int = 4
-    """Linear layers, the output included."""
-
-    _at_least = (("width", 1), ("depth", 2))
-
-
-NetworkConfig = UNetConfig | MLPConfig
 
 
 @dataclass(frozen=True, kw_only=True)

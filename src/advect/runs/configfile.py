@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from advect.core.errors import UserError
 from advect.runs.config import Config
+from advect.runs.network_config import name_of
 
 
 def _plain(value: object) -> object:
@@ -21,17 +23,21 @@ def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 
+def section_to_dict(section: Any) -> dict[str, object]:
+    """A section of the configuration as plain values."""
+    return {f.name: _plain(getattr(section, f.name)) for f in fields(section)}
+
+
 def to_dict(config: Config) -> dict[str, dict[str, object]]:
     """The configuration as sections of plain values."""
-    sections = {f.name: getattr(config, f.name) for f in fields(config)}
-    return {
-        name: {f.name: _plain(getattr(section, f.name)) for f in fields(section)} for name, section in sections.items()
-    }
+    return {f.name: section_to_dict(getattr(config, f.name)) for f in fields(config)}
 
 
 def to_yaml(config: Config, preset: str) -> str:
     """The text of ``config.yaml``: the preset that it started from, and every value."""
-    return yaml.safe_dump({"preset": preset, **to_dict(config)}, sort_keys=False)
+    sections = to_dict(config)
+    sections["network"] = {"network": name_of(config.network), **sections["network"]}
+    return yaml.safe_dump({"preset": preset, **sections}, sort_keys=False)
 
 
 def read_flags(path: Path) -> tuple[str, list[str]]:

@@ -22,6 +22,7 @@ from advect.runs.environment import write_environment
 from advect.runs.flow import Flow
 from advect.runs.loading import flow_of, read_card
 from advect.runs.method import build_objective, noise_facts
+from advect.runs.network_config import name_of
 from advect.runs.watch import Watch
 from advect.training import (
     AdamW,
@@ -99,8 +100,8 @@ def _check_same_run(there: Card, here: Card, checkpoint: Path, say: Say) -> None
         )
     differs = _differences(there.config, here.config)
     of_network = [text for section, text in differs if section == "network"]
-    if there.preset != here.preset and type(there.network) is not type(here.network):
-        of_network = [f"its preset is {there.preset}, this one {here.preset}"]
+    if type(there.network) is not type(here.network):
+        of_network = [f"it has --network {name_of(there.network)}, this one {name_of(here.network)}"]
     if of_network:
         raise UserError(
             f"checkpoint {checkpoint} has another network: {'; '.join(of_network)}; "
