@@ -19,6 +19,8 @@ from advect.core.types import Batch
 from advect.data import (
     Arrays,
     ArraySource,
+    CelebA,
+    Cifar,
     Digits,
     FashionMnist,
     Identity,
@@ -89,6 +91,27 @@ def image_folder(folder: Path) -> ImageFolder:
     return ImageFolder(folder, image_size=8, held_out=0.25)
 
 
+def celeba(folder: Path) -> CelebA:
+    rng, names = np.random.default_rng(0), [f"{i:06}.jpg" for i in range(1, 21)]
+    (folder / "img_align_celeba").mkdir(exist_ok=True)
+    for name in names:
+        pixels = rng.integers(0, 256, (14, 12, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
+        Image.fromarray(pixels).save(folder / "img_align_celeba" / name)
+    (folder / "list_eval_partition.txt").write_text("".join(f"{name} {i % 3}\n" for i, name in enumerate(names)))
+    rows = "".join(f"{name} {1 - i // 2 % 2 * 2} -1\n" for i, name in enumerate(names))
+    (folder / "list_attr_celeba.txt").write_text(f"20\nSmiling Male\n{rows}")
+    return CelebA(folder, image_size=8, attributes=("Male", "Smiling"))
+
+
+def cifar(folder: Path) -> Cifar:
+    rng = np.random.default_rng(0)
+    for name, n in (*((f"data_batch_{i}", 2) for i in range(1, 6)), ("test_batch", 4)):
+        table = rng.integers(0, 256, (n, 3073), dtype=np.uint8)
+        table[:, 0] %= 10
+        (folder / f"{name}.bin").write_bytes(table.tobytes())
+    return Cifar(folder)
+
+
 def table(folder: Path) -> Arrays:
     rng = np.random.default_rng(0)
     return Arrays(rng.normal(5, [0.1, 30, 1], (40, 3)), conditions={"cell.line": np.arange(40) % 3}, held_out=0.2)
@@ -103,6 +126,8 @@ SOURCES: dict[str, Callable[[Path], Source]] = {
     "Moons": lambda folder: Moons(n=60),
     "FashionMnist": fashion_mnist,
     "ImageFolder": image_folder,
+    "CelebA": celeba,
+    "Cifar": cifar,
     "Arrays, a table": table,
     "Arrays, pictures": pictures,
 }

@@ -1,6 +1,8 @@
 """Data: sources with a training and a held-out split, and the transforms to model units and back."""
 
 from advect.data.arrays import Arrays
+from advect.data.celeba import CelebA
+from advect.data.cifar import Cifar
 from advect.data.digits import Digits
 from advect.data.idx import FashionMnist, read_idx
 from advect.data.images import ImageFolder
@@ -12,6 +14,8 @@ __all__ = [
     "ArraySource",
     "ArraySplit",
     "Arrays",
+    "CelebA",
+    "Cifar",
     "Digits",
     "FashionMnist",
     "Identity",
