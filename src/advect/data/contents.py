@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -45,3 +45,13 @@ def split_by_content(digests: Sequence[bytes], held_out: float) -> tuple[np.ndar
         return np.arange(len(places)), np.arange(0)
     rest = (places == low) | ((places.astype(np.float64) < held_out * 2.0**64) & (places != high))
     return np.flatnonzero(~rest), np.flatnonzero(rest)
+
+
+def fingerprint_of(digests: Sequence[bytes], about: str, labels: Mapping[str, np.ndarray]) -> str:
+    """sha256, in hexadecimal, of the samples' digests, of their labels (N,) and of what else there is to say."""
+    whole = hashlib.sha256(about.encode())
+    for digest in digests:
+        whole.update(digest)
+    for name in sorted(labels):
+        whole.update(name.encode() + np.ascontiguousarray(labels[name], np.int64).tobytes())
+    return whole.hexdigest()

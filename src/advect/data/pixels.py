@@ -44,6 +44,8 @@ class PixelSplit(Split):
         if self._flip and rng is not None:
             mirrored = uniform((len(indices),), rng).numpy() < 0.5
             x[mirrored] = x[mirrored, ..., ::-1]
+        if x.dtype != np.uint8:  # PyTorch takes neither every width of whole numbers nor every order of bytes
+            x = x.astype(np.result_type(x.dtype, np.float32), copy=False)
         x1 = self._transform.forward(torch.from_numpy(x))
         if not self._labels:
             return Batch(x1)
