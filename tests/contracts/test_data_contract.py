@@ -17,14 +17,17 @@ from PIL import Image
 from advect.core.random import CounterRng
 from advect.core.types import Batch
 from advect.data import (
+    ArrayFile,
     Arrays,
     ArraySource,
     CelebA,
     Cifar,
     Digits,
     FashionMnist,
+    HubImages,
     Identity,
     ImageFolder,
+    Mnist,
     Moons,
     PixelScale,
     Source,
@@ -84,6 +87,25 @@ def fashion_mnist(folder: Path) -> FashionMnist:
     return FashionMnist(folder)
 
 
+def mnist(folder: Path) -> Mnist:
+    rng = np.random.default_rng(1)
+    for part, n in (("train", 12), ("test", 5)):
+        _idx(folder / f"emnist-letters-{part}-images-idx3-ubyte", rng.integers(0, 256, (n, 6, 9)))
+        _idx(folder / f"emnist-letters-{part}-labels-idx1-ubyte", rng.integers(0, 4, n))
+    return Mnist(folder)
+
+
+def array_file(folder: Path) -> ArrayFile:
+    np.save(folder / "images.npy", np.random.default_rng(2).integers(0, 256, (20, 5, 4, 3), dtype=np.uint8))
+    return ArrayFile(folder / "images.npy", held_out=0.3, flip=True)
+
+
+def vector_file(folder: Path) -> ArrayFile:
+    rng = np.random.default_rng(3)
+    np.savez(folder / "vectors.npz", x=rng.normal(3, [1, 20], (60, 2)), y=np.arange(60) % 3)
+    return ArrayFile(folder / "vectors.npz", held_out=0.2)
+
+
 def image_folder(folder: Path) -> ImageFolder:
     rng = np.random.default_rng(0)
     for i in range(16):
@@ -112,6 +134,16 @@ def cifar(folder: Path) -> Cifar:
     return Cifar(folder)
 
 
+def hub_images(folder: Path) -> HubImages:
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    rng = np.random.default_rng(5)
+    columns = {"image": [Image.fromarray(rng.integers(0, 256, (8, 9, 3), dtype=np.uint8)) for _ in range(12)]}
+    if not (folder / "set").exists():
+        datasets.Dataset.from_dict({**columns, "kind": ["a", "b", "c"] * 4}).save_to_disk(str(folder / "set"))
+    return HubImages(folder / "set", image_size=8, conditions=["kind"], held_out=0.25)
+
+
 def table(folder: Path) -> Arrays:
     rng = np.random.default_rng(0)
     return Arrays(rng.normal(5, [0.1, 30, 1], (40, 3)), conditions={"cell.line": np.arange(40) % 3}, held_out=0.2)
@@ -126,6 +158,10 @@ SOURCES: dict[str, Callable[[Path], Source]] = {
     "Moons": lambda folder: Moons(n=60),
     "FashionMnist": fashion_mnist,
     "ImageFolder": image_folder,
+    "HubImages": hub_images,
+    "Mnist": mnist,
+    "ArrayFile, images": array_file,
+    "ArrayFile, vectors": vector_file,
     "CelebA": celeba,
     "Cifar": cifar,
     "Arrays, a table": table,
