@@ -152,7 +152,7 @@ class ImageSplit(Split):
     @property
     def names(self) -> list[str]:
         """The names of the images inside the store."""
-        return [self.store.names[row] for row in self.rows]
+        return [self.store.names[int(row)] for row in self.rows]
 
     def fetch(self, indices: np.ndarray, rng: Generator = None) -> Batch:
         pixels = np.empty((len(indices), *self.decoder.shape), np.uint8)

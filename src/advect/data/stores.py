@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from advect.data.contents import MIDDLE, file_digest, middle_of
@@ -18,7 +17,7 @@ class Store(ABC):
         names: their paths with "/" inside the store, sorted.
     """
 
-    names: Sequence[str]
+    names: list[str]
 
     def __len__(self) -> int:
         return len(self.names)
