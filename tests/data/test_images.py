@@ -255,7 +255,7 @@ def test_random_crops_come_from_the_generator_alone(tmp_path):
         ramp = np.broadcast_to(np.arange(40, dtype=np.uint8) + 40 * i, (8, 40)).copy()
         Image.fromarray(ramp).save(tmp_path / f"{i}.png")
     options = {"image_size": 8, "channels": 1, "flip": False, "held_out": 0.4}
-    source, centred = ImageFolder(tmp_path, crop="random", **options), ImageFolder(tmp_path, **options)
+    source, centred = ImageFolder(tmp_path, random_crop=True, **options), ImageFolder(tmp_path, **options)
     indices = np.arange(100) % len(source.train)
     plain = fetch(source.train, indices)
     assert torch.equal(plain, fetch(centred.train, indices, CounterRng(0, 1, 100)))
@@ -319,6 +319,14 @@ def test_the_label_is_that_of_the_image_that_was_taken(tmp_path):
     assert source.train.fetch(np.array([0, 1, 2])).cond["label"].tolist() == [0, 1, 1]
 
 
+def test_a_file_that_cannot_be_opened_is_skipped_too(folder):
+    (folder / "9.png").symlink_to(folder / "nothing.png")
+    source = ImageFolder(folder, image_size=16, held_out=0, skip_unreadable=True)
+    assert list(source.unreadable) == [str(folder / "9.png")]
+    x = fetch(source.train, range(9))
+    assert torch.equal(x[8], x[0]) and len(source.unreadable) == 1
+
+
 def test_a_decompression_bomb_is_named(tmp_path):
     Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
     assert (tmp_path / "bomb.png").stat().st_size < 100_000
@@ -354,7 +362,7 @@ def test_a_jpeg_cut_short_is_an_error_and_not_half_grey(tmp_path):
         ({"image_size": 0}, "image_size must be at least 1 pixel, got 0"),
         ({"channels": 2}, "channels must be 1 (grey), 3 (colour) or 4 (with alpha), got 2"),
         ({"image_size": (8, 0)}, "image_size must be at least 1 pixel, got (8, 0)"),
-        ({"crop": "random "}, "crop 'random ' is unknown; did you mean 'random'?"),
+        ({"crop": 0}, "the crop must be at least 1 pixel, got 0"),
         ({"background": "whyte"}, "background 'whyte' is no colour; did you mean 'white'?"),
         ({"background": (0, 0, 256)}, "background must be three numbers from 0 to 255, got (0, 0, 256)"),
         ({"labels": True}, "labels=True needs a sub-folder for each class, but 0.png lies in none"),

@@ -74,11 +74,16 @@ class CelebA(Source):
             transform=PIXELS,
             train=ImageSplit(store, train, labels, decoder, flip=flip, unreadable=self.unreadable),
             held_out=ImageSplit(store, rest, labels, decoder, unreadable=self.unreadable),
-            # By size and not by content: reading 1.4 GB at every start would tell little more.
-            fingerprint=files_fingerprint(
-                store, [b"%d %d" % (store.size(i), part) for i, part in enumerate(parts.tolist())]
-            ),
+            fingerprint=files_fingerprint(store, _sizes_and_parts(store, parts)),
         )
+
+
+def _sizes_and_parts(store: Store, parts: np.ndarray) -> list[bytes]:
+    """What tells each image apart: not its content, for reading 1.4 GB at every start would tell little more."""
+    try:
+        return [b"%d %d" % (store.size(i), part) for i, part in enumerate(parts.tolist())]
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}); mend or remove it") from error
 
 
 def find_celeba(folder: Path) -> bool:

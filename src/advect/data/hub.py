@@ -72,7 +72,8 @@ class HubImages(Source):
         image = _image_column(title, tables[0].features, image_column)
         columns = _condition_columns(title, tables[0].features, conditions)
         store = HubStore(title, dict(zip(parts, tables, strict=True)), image)
-        digests, count = content_digests(store), len(tables[0])
+        self.unreadable = Unreadable(len(store)) if skip_unreadable else None
+        digests, count = content_digests(store, self.unreadable), len(tables[0])
         if own is None:
             train, rest = split_by_content(digests, 0.05 if held_out is None else held_out)
         else:
@@ -80,7 +81,6 @@ class HubImages(Source):
         found = {name: _classes(title, column, tables) for name, column in columns.items()}
         labels = {name: numbers for name, (numbers, _) in found.items()}
         names = {name: values for name, (_, values) in found.items()}
-        self.unreadable = Unreadable(len(store)) if skip_unreadable else None
         specs = {name: _category(numbers[train], names[name]) for name, numbers in labels.items()}
         super().__init__(
             name=Path(title).name,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import UnidentifiedImageError
 
-from advect.core.errors import UserError, did_you_mean
+from advect.core.errors import UserError
 from advect.core.random import Generator, uniform
 from advect.core.types import Batch, DataSpec
 from advect.data.archives import open_store
@@ -41,7 +41,8 @@ class ImageFolder(Source):
         data_dir: the folder or archive; files count by their suffix, in any case: png, jpg, jpeg, webp, bmp.
         image_size: height and width in pixels, >= 1; one number is both.
         channels: 3 for colour, 1 for grey, 4 for colour with its alpha.
-        crop: where the longer side is cropped: "centre", or "random" in training and the centre otherwise.
+        crop: the side in pixels of a square to cut from the centre before scaling; None takes all.
+        random_crop: crop the longer side of training images anywhere, at random, instead of in the centre.
         flip: mirror half of the training images left to right, at random.
         background: what shows through transparent images: a colour's name, "#rrggbb", or three numbers 0 to 255.
         labels: whether the sub-folders are classes, the condition ``label``. "auto" says yes where every image lies
@@ -65,7 +66,8 @@ class ImageFolder(Source):
         *,
         image_size: int | tuple[int, int] = 64,
         channels: int = 3,
-        crop: Literal["centre", "random"] = "centre",
+        crop: int | None = None,
+        random_crop: bool = False,
         flip: bool = True,
         background: str | tuple[int, int, int] = "white",
         labels: bool | Literal["auto"] = "auto",
@@ -73,18 +75,18 @@ class ImageFolder(Source):
         skip_unreadable: bool = False,
     ) -> None:
         check_share(held_out or 0)
-        decoder = Decoder(image_size=image_size, channels=channels, background=background)
+        decoder = Decoder(image_size=image_size, channels=channels, background=background, window=crop)
         store = open_store(data_dir)
         if not len(store):
             raise UserError(
                 f"data_dir {str(data_dir)!r} holds no image; put {', '.join(SUFFIXES)} files in it or below it"
             )
-        digests = content_digests(store)
+        self.unreadable = Unreadable(len(store)) if skip_unreadable else None
+        digests = content_digests(store, self.unreadable)
         own = official_split(store.names) if held_out is None else None
         train, rest = own or split_by_content(digests, 0.05 if held_out is None else held_out)
         classes = sub_folder_classes(store.names, labels)
         values = {} if classes is None else {"label": classes.labels}
-        self.unreadable = Unreadable(len(store)) if skip_unreadable else None
         super().__init__(
             name="image-folder",
             spec=DataSpec(
@@ -93,7 +95,9 @@ class ImageFolder(Source):
                 conditions={} if classes is None else {"label": category(classes.labels[train], classes.names)},
             ),
             transform=PIXELS,
-            train=ImageSplit(store, train, values, decoder, flip=flip, crop=crop, unreadable=self.unreadable),
+            train=ImageSplit(
+                store, train, values, decoder, flip=flip, random_crop=random_crop, unreadable=self.unreadable
+            ),
             held_out=ImageSplit(store, rest, values, decoder, unreadable=self.unreadable),
             fingerprint=files_fingerprint(store, digests),
         )
@@ -125,7 +129,7 @@ class ImageSplit(Split):
         labels: for each condition, a whole number (len(store),) for every image of the store.
         decoder: what makes pixels of them.
         flip: mirror half of the images that are fetched with an rng.
-        crop: "random" crops those at random.
+        random_crop: crop those at random.
         unreadable: where to note images that cannot be read, and take the next one; None raises at the first.
     """
 
@@ -137,14 +141,12 @@ class ImageSplit(Split):
         decoder: Decoder,
         *,
         flip: bool = False,
-        crop: str = "centre",
+        random_crop: bool = False,
         unreadable: Unreadable | None = None,
     ) -> None:
-        if crop not in ("centre", "random"):
-            raise UserError(f"crop {crop!r} is unknown{did_you_mean(crop, ('centre', 'random'))}")
         self.store, self.rows, self.decoder = store, rows, decoder
         self._labels = {name: np.ascontiguousarray(values[rows], np.int64) for name, values in labels.items()}
-        self._flip, self._random_crop, self._unreadable = flip, crop == "random", unreadable
+        self._flip, self._random_crop, self._unreadable = flip, random_crop, unreadable
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -206,15 +208,22 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def content_digests(store: Store) -> list[bytes]:
-    """The digest of every image. Raises UserError where one cannot be read."""
+def content_digests(store: Store, unreadable: Unreadable | None = None) -> list[bytes]:
+    """The digest of every image, or of its name where its bytes cannot be read, which is then noted.
+
+    Raises:
+        UserError: one cannot be read and there is nowhere to note it, or too many cannot.
+    """
 
     def digest(index: int) -> bytes:
         try:
             return store.digest(index)
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else one_line(error)
-            raise UserError(f"{store.title(index)} cannot be read ({why}); mend or remove it") from error
+            if unreadable is None:
+                raise UserError(f"{store.title(index)} cannot be read ({why}); mend or remove it") from error
+            unreadable.add(store.title(index), str(why))
+            return hashlib.sha256(store.names[index].encode("utf-8", "surrogateescape")).digest()
 
     with ThreadPoolExecutor(_READERS) as pool:
         return list(pool.map(digest, range(len(store))))
