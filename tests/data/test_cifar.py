@@ -185,7 +185,7 @@ def test_damaged_files_are_named(tmp_path):
         Cifar(python, superclasses=True)
 
 
-REAL = Path.home() / ".cache" / "advect-data" / "cifar10"
+REAL = Path(os.environ.get("ADVECT_DATA", "data"), "cifar10")
 
 
 @pytest.mark.slow
