@@ -17,12 +17,17 @@ from PIL import Image
 from advect.core.random import CounterRng
 from advect.core.types import Batch
 from advect.data import (
+    ArrayFile,
     Arrays,
     ArraySource,
+    CelebA,
+    Cifar,
     Digits,
     FashionMnist,
+    HubImages,
     Identity,
     ImageFolder,
+    Mnist,
     Moons,
     PixelScale,
     Source,
@@ -82,11 +87,61 @@ def fashion_mnist(folder: Path) -> FashionMnist:
     return FashionMnist(folder)
 
 
+def mnist(folder: Path) -> Mnist:
+    rng = np.random.default_rng(1)
+    for part, n in (("train", 12), ("test", 5)):
+        _idx(folder / f"emnist-letters-{part}-images-idx3-ubyte", rng.integers(0, 256, (n, 6, 9)))
+        _idx(folder / f"emnist-letters-{part}-labels-idx1-ubyte", rng.integers(0, 4, n))
+    return Mnist(folder)
+
+
+def array_file(folder: Path) -> ArrayFile:
+    np.save(folder / "images.npy", np.random.default_rng(2).integers(0, 256, (20, 5, 4, 3), dtype=np.uint8))
+    return ArrayFile(folder / "images.npy", held_out=0.3, flip=True)
+
+
+def vector_file(folder: Path) -> ArrayFile:
+    rng = np.random.default_rng(3)
+    np.savez(folder / "vectors.npz", x=rng.normal(3, [1, 20], (60, 2)), y=np.arange(60) % 3)
+    return ArrayFile(folder / "vectors.npz", held_out=0.2)
+
+
 def image_folder(folder: Path) -> ImageFolder:
     rng = np.random.default_rng(0)
     for i in range(16):
         Image.fromarray(rng.integers(0, 256, (8, 11, 3), dtype=np.uint8)).save(folder / f"{i}.png")
     return ImageFolder(folder, image_size=8, held_out=0.25)
+
+
+def celeba(folder: Path) -> CelebA:
+    rng, names = np.random.default_rng(0), [f"{i:06}.jpg" for i in range(1, 21)]
+    (folder / "img_align_celeba").mkdir(exist_ok=True)
+    for name in names:
+        pixels = rng.integers(0, 256, (14, 12, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
+        Image.fromarray(pixels).save(folder / "img_align_celeba" / name)
+    (folder / "list_eval_partition.txt").write_text("".join(f"{name} {i % 3}\n" for i, name in enumerate(names)))
+    rows = "".join(f"{name} {1 - i // 2 % 2 * 2} -1\n" for i, name in enumerate(names))
+    (folder / "list_attr_celeba.txt").write_text(f"20\nSmiling Male\n{rows}")
+    return CelebA(folder, image_size=8, attributes=("Male", "Smiling"))
+
+
+def cifar(folder: Path) -> Cifar:
+    rng = np.random.default_rng(0)
+    for name, n in (*((f"data_batch_{i}", 2) for i in range(1, 6)), ("test_batch", 4)):
+        table = rng.integers(0, 256, (n, 3073), dtype=np.uint8)
+        table[:, 0] %= 10
+        (folder / f"{name}.bin").write_bytes(table.tobytes())
+    return Cifar(folder)
+
+
+def hub_images(folder: Path) -> HubImages:
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    rng = np.random.default_rng(5)
+    columns = {"image": [Image.fromarray(rng.integers(0, 256, (8, 9, 3), dtype=np.uint8)) for _ in range(12)]}
+    if not (folder / "set").exists():
+        datasets.Dataset.from_dict({**columns, "kind": ["a", "b", "c"] * 4}).save_to_disk(str(folder / "set"))
+    return HubImages(folder / "set", image_size=8, conditions=["kind"], held_out=0.25)
 
 
 def table(folder: Path) -> Arrays:
@@ -103,6 +158,12 @@ SOURCES: dict[str, Callable[[Path], Source]] = {
     "Moons": lambda folder: Moons(n=60),
     "FashionMnist": fashion_mnist,
     "ImageFolder": image_folder,
+    "HubImages": hub_images,
+    "Mnist": mnist,
+    "ArrayFile, images": array_file,
+    "ArrayFile, vectors": vector_file,
+    "CelebA": celeba,
+    "Cifar": cifar,
     "Arrays, a table": table,
     "Arrays, pictures": pictures,
 }

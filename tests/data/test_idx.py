@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from advect.core.errors import UserError
-from advect.data import FashionMnist, read_idx
+from advect.data import FashionMnist, Mnist, read_idx
 
 RNG = np.random.default_rng(0)
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
@@ -125,3 +125,38 @@ def test_a_folder_that_is_none(folder):
 def test_a_file_that_cannot_be_opened(tmp_path):
     with pytest.raises(UserError, match=r"nothing cannot be read \(No such file or directory\)"):
         read_idx(tmp_path / "nothing", ndim=1)
+
+
+# --- the other sets in these files ---
+
+
+def four(folder: Path, prefix: str = "", held_out: str = "t10k") -> Path:
+    for part, name in (("train", "train"), ("t10k", held_out)):
+        (folder / f"{prefix}{name}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(IMAGES[part][:, :20])))
+        (folder / f"{prefix}{name}-labels-idx1-ubyte").write_bytes(idx(LABELS[part]))
+    return folder
+
+
+def test_mnist_has_any_size_and_its_own_names(tmp_path):
+    source = Mnist(four(tmp_path))
+    assert (source.name, source.spec.shape) == ("mnist", (1, 20, 28))
+    assert source.spec.conditions["label"].names == tuple("0123456789")
+    assert Mnist(tmp_path, labels=False).spec.conditions == {}
+    assert Mnist(tmp_path, names="abcdefghij").spec.conditions["label"].names[9] == "j"
+    with pytest.raises(UserError, match="has the label 9 but names only 2 classes"):
+        Mnist(tmp_path, names=["a", "b"])
+
+
+def test_emnist_is_turned_upright(tmp_path):
+    source = Mnist(four(tmp_path, "emnist-digits-", "test"))
+    assert (source.name, source.spec.shape, len(source.held_out)) == ("emnist-digits", (1, 28, 20), 5)
+    first = source.transform.inverse(source.train.fetch(np.array([0])).x1)[0, 0]
+    assert torch.equal(first, torch.from_numpy(IMAGES["train"][0, :20].T.copy()).float())
+
+
+def test_one_set_a_folder(tmp_path):
+    with pytest.raises(UserError, match=r"has neither train-images-idx3-ubyte nor .*; put the four files of one set"):
+        Mnist(tmp_path)
+    four(four(tmp_path, "emnist-digits-", "test"), "emnist-letters-", "test")
+    with pytest.raises(UserError, match="has the sets emnist-digits-, emnist-letters-; put"):
+        Mnist(tmp_path)

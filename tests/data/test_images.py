@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +13,9 @@ from PIL import Image
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.data import ImageFolder
-from advect.data.images import decode_image, find_images, split_by_name
+from advect.data.contents import split_by_content
+from advect.data.decoding import Decoder
+from advect.data.folders import find_images
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 TURNED = 6  # the EXIF orientation of a camera held upright: shown turned a quarter clockwise
@@ -35,6 +38,10 @@ def folder(tmp_path: Path) -> Path:
     for i in range(8):
         noise(tmp_path / f"{i}.png", i)
     return tmp_path
+
+
+def decode_image(path: Path, *, size: int, channels: int) -> np.ndarray:
+    return Decoder(image_size=size, channels=channels)(path.read_bytes())
 
 
 def fetch(split, indices, rng=None) -> torch.Tensor:
@@ -65,20 +72,38 @@ def test_links_to_folders_are_followed_but_not_round_in_circles(tmp_path):
     assert find_images(tmp_path / "data") == ["a.png", "link/b.png"]
 
 
-def test_the_split_shares_out_the_names_and_new_files_move_no_old_one():
-    names = [f"folder/{i}.png" for i in range(2000)]
-    train, rest = split_by_name(names, 0.2)
-    assert sorted(train + rest) == sorted(names)
+def digests(*values: object) -> list[bytes]:
+    return [hashlib.sha256(str(value).encode()).digest() for value in values]
+
+
+def test_the_split_shares_out_the_contents_and_new_files_move_no_old_one():
+    old = digests(*range(2000))
+    train, rest = split_by_content(old, 0.2)
+    assert sorted([*train, *rest]) == list(range(2000))
     assert 330 <= len(rest) <= 470  # 400 expected, 18 the deviation
-    more, more_rest = split_by_name([*names, *(f"new/{i}.png" for i in range(500))], 0.2)
+    more, more_rest = split_by_content([*old, *digests(*range(2000, 2500))], 0.2)
     assert set(train) <= set(more) and set(rest) <= set(more_rest)
 
 
 @pytest.mark.parametrize("share", [1e-9, 0.05, 0.5, 0.999999])
 @pytest.mark.parametrize("count", [2, 3, 10])
 def test_tiny_folders_have_an_image_in_each_split(share, count):
-    train, rest = split_by_name([f"{i}.png" for i in range(count)], share)
-    assert train and rest
+    train, rest = split_by_content(digests(*range(count)), share)
+    assert len(train) and len(rest)
+
+
+def test_copies_share_a_side_whatever_they_are_called(tmp_path):
+    for i in range(40):
+        noise(tmp_path / "a" / f"{i}.png", i)
+        noise(tmp_path / f"copy of {39 - i}.png", i)
+    source = ImageFolder(tmp_path, held_out=0.3)
+    contents = [{(tmp_path / name).read_bytes() for name in split.names} for split in (source.train, source.held_out)]
+    assert len(source.train) == 2 * len(contents[0]) and len(source.held_out) == 2 * len(contents[1])
+    assert not contents[0] & contents[1] and len(contents[0] | contents[1]) == 40
+    (tmp_path / "only").mkdir()
+    for i in range(3):
+        noise(tmp_path / "only" / f"{i}.png", 0)
+    assert len(ImageFolder(tmp_path / "only", held_out=0.5).held_out) == 0
 
 
 def test_one_image_is_for_training(tmp_path):
@@ -87,9 +112,10 @@ def test_one_image_is_for_training(tmp_path):
     assert (len(source.train), len(source.held_out)) == (1, 0)
 
 
-def test_a_name_with_taken_apart_accents_falls_into_the_same_split():
-    composed, apart = [f"\u00e9{i}" for i in range(50)], [f"e\u0301{i}" for i in range(50)]
-    assert [n[1:] for n in split_by_name(composed, 0.5)[1]] == [n[2:] for n in split_by_name(apart, 0.5)[1]]
+def test_a_name_with_taken_apart_accents_has_the_same_fingerprint(tmp_path):
+    noise(tmp_path / "a" / "\u00e9.png", 0)
+    noise(tmp_path / "b" / "e\u0301.png", 0)
+    assert ImageFolder(tmp_path / "a").fingerprint == ImageFolder(tmp_path / "b").fingerprint
 
 
 def test_the_fingerprint_follows_names_and_sizes_and_not_the_place(folder, tmp_path_factory):
@@ -224,6 +250,90 @@ def test_threads_fetch_what_one_thread_fetches(folder):
     assert all(torch.equal(a, fetch(split, b)) for a, b in zip(threaded, batches, strict=True))
 
 
+def test_random_crops_come_from_the_generator_alone(tmp_path):
+    for i in range(4):
+        ramp = np.broadcast_to(np.arange(40, dtype=np.uint8) + 40 * i, (8, 40)).copy()
+        Image.fromarray(ramp).save(tmp_path / f"{i}.png")
+    options = {"image_size": 8, "channels": 1, "flip": False, "held_out": 0.4}
+    source, centred = ImageFolder(tmp_path, random_crop=True, **options), ImageFolder(tmp_path, **options)
+    indices = np.arange(100) % len(source.train)
+    plain = fetch(source.train, indices)
+    assert torch.equal(plain, fetch(centred.train, indices, CounterRng(0, 1, 100)))
+    one, same, other = (fetch(source.train, indices, CounterRng(0, step, 100)) for step in (1, 1, 2))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    starts = (one - plain)[:, 0, 0, 0] * 127.5  # how far each crop moved, in pixels
+    assert len(set(starts.round().tolist())) > 20 and starts.round().abs().max() <= 16
+    held = np.arange(len(source.held_out))
+    assert torch.equal(fetch(source.held_out, held, CounterRng(0, 1, len(held))), fetch(source.held_out, held))
+
+
+# --- classes and splits that folders name ---
+
+
+def test_sub_folders_are_classes_where_all_images_lie_in_them(tmp_path):
+    for i, name in enumerate(("b/1.png", "a/deep/2.png", "b/3.png", "c d/4.png")):
+        noise(tmp_path / name, i)
+    source = ImageFolder(tmp_path, held_out=0)
+    assert source.spec.conditions["label"].names == ("a", "b", "c d")
+    assert source.spec.conditions["label"].frequencies == (0.25, 0.5, 0.25)
+    batch = source.train.fetch(np.array([3, 0, 1]))
+    assert batch.cond["label"].tolist() == [2, 0, 1]
+    assert not ImageFolder(tmp_path, labels=False).spec.conditions
+    noise(tmp_path / "loose.png", 9)
+    assert not ImageFolder(tmp_path).spec.conditions
+    with pytest.raises(UserError, match=r"but loose\.png lies in none"):
+        ImageFolder(tmp_path, labels=True)
+
+
+def test_folders_called_train_and_test_are_the_split_and_no_classes(tmp_path):
+    for i, name in enumerate(("train/x/1.png", "train/y/2.png", "test/x/3.png", "train/y/4.png")):
+        noise(tmp_path / "set" / name, i)
+    source = ImageFolder(tmp_path)
+    assert source.held_out.names == ["set/test/x/3.png"]
+    assert source.spec.conditions["label"].names == ("x", "y")
+    assert len(ImageFolder(tmp_path, held_out=0).train) == 4
+
+
+# --- images that cannot be read ---
+
+
+def test_an_unreadable_image_is_replaced_counted_and_named(folder):
+    (folder / "3.png").write_text("this is text")
+    source = ImageFolder(folder, image_size=16, held_out=0, skip_unreadable=True)
+    assert source.unreadable == {}
+    x = fetch(source.train, range(8))
+    assert torch.equal(x[3], x[4]) and not torch.equal(x[2], x[3])
+    assert list(source.unreadable) == [str(folder / "3.png")]
+    assert "it is in no image format" in source.unreadable[str(folder / "3.png")]
+    assert source.train.find_unreadable() == source.unreadable
+    (folder / "7.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"2 images cannot be read, more than 1%, among them .*7\.png"):
+        fetch(source.train, range(8))
+
+
+def test_the_label_is_that_of_the_image_that_was_taken(tmp_path):
+    for i in range(4):
+        noise(tmp_path / "ab"[i // 2] / f"{i}.png", i)
+    (tmp_path / "a" / "1.png").write_bytes(b"broken")
+    source = ImageFolder(tmp_path, held_out=0, skip_unreadable=True)
+    assert source.train.fetch(np.array([0, 1, 2])).cond["label"].tolist() == [0, 1, 1]
+
+
+def test_a_file_that_cannot_be_opened_is_skipped_too(folder):
+    (folder / "9.png").symlink_to(folder / "nothing.png")
+    source = ImageFolder(folder, image_size=16, held_out=0, skip_unreadable=True)
+    assert list(source.unreadable) == [str(folder / "9.png")]
+    x = fetch(source.train, range(9))
+    assert torch.equal(x[8], x[0]) and len(source.unreadable) == 1
+
+
+def test_a_decompression_bomb_is_named(tmp_path):
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
+    assert (tmp_path / "bomb.png").stat().st_size < 100_000
+    with pytest.raises(UserError, match=r"bomb\.png cannot be read as an image \(Image size \(400000000 pixels\)"):
+        fetch(ImageFolder(tmp_path).train, [0])
+
+
 # --- bad input ---
 
 
@@ -250,7 +360,13 @@ def test_a_jpeg_cut_short_is_an_error_and_not_half_grey(tmp_path):
     ("arguments", "words"),
     [
         ({"image_size": 0}, "image_size must be at least 1 pixel, got 0"),
-        ({"channels": 4}, "channels must be 1 (grey) or 3 (colour), got 4"),
+        ({"channels": 2}, "channels must be 1 (grey), 3 (colour) or 4 (with alpha), got 2"),
+        ({"image_size": (8, 0)}, "image_size must be at least 1 pixel, got (8, 0)"),
+        ({"crop": 0}, "the crop must be at least 1 pixel, got 0"),
+        ({"background": "whyte"}, "background 'whyte' is no colour; did you mean 'white'?"),
+        ({"background": (0, 0, 256)}, "background must be three numbers from 0 to 255, got (0, 0, 256)"),
+        ({"labels": True}, "labels=True needs a sub-folder for each class, but 0.png lies in none"),
+        ({"labels": "yes"}, "labels must be True, False or 'auto', got 'yes'"),
         ({"held_out": 1}, "held_out must be a share in [0, 1), got 1"),
         ({"held_out": -0.1}, "got -0.1"),
         ({"data_dir": "nowhere"}, "data_dir 'nowhere' does not exist; name the folder that holds the images"),

@@ -1,175 +1,237 @@
-"""A folder of pictures, of any sizes and in any subfolders, as square images of one size."""
+"""A folder or an archive of pictures, of any sizes and in any sub-folders, as images of one size."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import unicodedata
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import UnidentifiedImageError
 
 from advect.core.errors import UserError
 from advect.core.random import Generator, uniform
 from advect.core.types import Batch, DataSpec
-from advect.data.folders import require_folder
-from advect.data.source import Source, Split, check_share
-from advect.data.transforms import PixelScale, Transform
+from advect.data.archives import open_store
+from advect.data.classes import official_split, sub_folder_classes
+from advect.data.contents import split_by_content
+from advect.data.decoding import Decoder
+from advect.data.source import Source, Split, category, check_share
+from advect.data.stores import SUFFIXES, Store
+from advect.data.transforms import PixelScale
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+PIXELS = PixelScale(0, 255, integer=True)
+"""How decoded images become model units."""
+
+_MOST_UNREADABLE = 0.01
+_READERS = 16  # on a network disk a file takes milliseconds to open, and many at once take no longer
 
 
 class ImageFolder(Source):
-    """The images of a folder and its subfolders, scaled and cropped to (channels, image_size, image_size), 0 to 255.
+    """The images of a folder, a zip or a tar (compressed or not), as (channels, H, W), 0 to 255, see :class:`Decoder`.
 
-    An image is turned as its EXIF data says, laid on white where it is transparent, scaled so that its shorter side
-    fits (antialiased) and cropped to the centre. Files and folders whose names start with a dot are passed over.
+    The archives are read in place. Files and folders whose names start with a dot are passed over. The same files
+    give the same splits, pixels and fingerprint, wherever they lie.
 
     Args:
-        data_dir: the folder; files count by their suffix, in any case: png, jpg, jpeg, webp, bmp.
-        image_size: height and width in pixels, >= 1.
-        channels: 3 for colour, 1 for grey.
+        data_dir: the folder or archive; files count by their suffix, in any case: png, jpg, jpeg, webp, bmp.
+        image_size: height and width in pixels, >= 1; one number is both.
+        channels: 3 for colour, 1 for grey, 4 for colour with its alpha.
+        crop: the side in pixels of a square to cut from the centre before scaling; None takes all.
+        random_crop: crop the longer side of training images anywhere, at random, instead of in the centre.
         flip: mirror half of the training images left to right, at random.
-        held_out: the share kept for measuring, in [0, 1). A hash of the relative path decides for each file, so new
-            files move no old one; where the share is not 0, each split of two images or more has at least one.
+        background: what shows through transparent images: a colour's name, "#rrggbb", or three numbers 0 to 255.
+        labels: whether the sub-folders are classes, the condition ``label``. "auto" says yes where every image lies
+            in a sub-folder and there are at least two of them.
+        held_out: the share kept for measuring, in [0, 1), decided for each file by a hash of its size and of the 8 KiB
+            in its middle, so that exact copies share a side and new files move no old one. None is the split of
+            the folders "train" and "test" (or "val") where the images lie in such, else 0.05.
+        skip_unreadable: put the next readable image in the place of one that cannot be read, see ``unreadable``.
+
+    Attributes:
+        unreadable: the images that could not be read so far, each with the reason.
 
     Raises:
         UserError: the folder is missing, unreadable or without images, or an argument is out of its range; a
-            fetch raises it for a file that is not a readable image.
+            fetch raises it for a file that is not a readable image, or when more than 1% are not.
     """
 
     def __init__(
         self,
         data_dir: str | os.PathLike[str],
         *,
-        image_size: int = 64,
+        image_size: int | tuple[int, int] = 64,
         channels: int = 3,
+        crop: int | None = None,
+        random_crop: bool = False,
         flip: bool = True,
-        held_out: float = 0.05,
+        background: str | tuple[int, int, int] = "white",
+        labels: bool | Literal["auto"] = "auto",
+        held_out: float | None = None,
+        skip_unreadable: bool = False,
     ) -> None:
-        if image_size < 1:
-            raise UserError(f"image_size must be at least 1 pixel, got {image_size}; 64 is usual")
-        if channels not in (1, 3):
-            raise UserError(f"channels must be 1 (grey) or 3 (colour), got {channels}")
-        check_share(held_out)
-        root = require_folder(data_dir, holding="the images")
-        names = find_images(root)
-        if not names:
+        check_share(held_out or 0)
+        decoder = Decoder(image_size=image_size, channels=channels, background=background, window=crop)
+        store = open_store(data_dir)
+        if not len(store):
             raise UserError(
-                f"data_dir {str(root)!r} holds no image; put {', '.join(SUFFIXES)} files in it or below it"
+                f"data_dir {str(data_dir)!r} holds no image; put {', '.join(SUFFIXES)} files in it or below it"
             )
-        transform = PixelScale(0, 255, integer=True)
-        train, rest = split_by_name(names, held_out)
-        shape = (channels, image_size, image_size)
+        self.unreadable = Unreadable(len(store)) if skip_unreadable else None
+        digests = content_digests(store, self.unreadable)
+        own = official_split(store.names) if held_out is None else None
+        train, rest = own or split_by_content(digests, 0.05 if held_out is None else held_out)
+        classes = sub_folder_classes(store.names, labels)
+        values = {} if classes is None else {"label": classes.labels}
         super().__init__(
             name="image-folder",
-            spec=DataSpec(shape=shape, kind="image", conditions={}),
-            transform=transform,
-            train=ImageSplit(root, train, shape=shape, transform=transform, flip=flip),
-            held_out=ImageSplit(root, rest, shape=shape, transform=transform, flip=False),
-            fingerprint=_fingerprint(root, names),
+            spec=DataSpec(
+                shape=decoder.shape,
+                kind="image",
+                conditions={} if classes is None else {"label": category(classes.labels[train], classes.names)},
+            ),
+            transform=PIXELS,
+            train=ImageSplit(
+                store, train, values, decoder, flip=flip, random_crop=random_crop, unreadable=self.unreadable
+            ),
+            held_out=ImageSplit(store, rest, values, decoder, unreadable=self.unreadable),
+            fingerprint=files_fingerprint(store, digests),
         )
 
 
+class Unreadable(dict[str, str]):
+    """The images that could not be read, each with the reason, of ``total``; more than 1% of them are an error."""
+
+    def __init__(self, total: int) -> None:
+        super().__init__()
+        self._most = max(1, int(_MOST_UNREADABLE * total))
+
+    def add(self, title: str, reason: str) -> None:
+        """Note one. Raises UserError where it is one too many."""
+        self[title] = reason
+        if len(self) > self._most:
+            raise UserError(
+                f"{len(self)} images cannot be read, more than 1%, among them {title} ({reason});"
+                " repair them or take them out"
+            )
+
+
 class ImageSplit(Split):
-    """Image files, decoded at each fetch; ``names`` are their paths relative to ``root``."""
+    """Some images of a store, decoded at each fetch.
+
+    Args:
+        store: where they lie.
+        rows: (N,) their numbers in it.
+        labels: for each condition, a whole number (len(store),) for every image of the store.
+        decoder: what makes pixels of them.
+        flip: mirror half of the images that are fetched with an rng.
+        random_crop: crop those at random.
+        unreadable: where to note images that cannot be read, and take the next one; None raises at the first.
+    """
 
     def __init__(
-        self, root: Path, names: Sequence[str], *, shape: tuple[int, int, int], transform: Transform, flip: bool
+        self,
+        store: Store,
+        rows: np.ndarray,
+        labels: Mapping[str, np.ndarray],
+        decoder: Decoder,
+        *,
+        flip: bool = False,
+        random_crop: bool = False,
+        unreadable: Unreadable | None = None,
     ) -> None:
-        self.root, self.names, self.flip = root, tuple(names), flip
-        self._shape, self._transform = shape, transform
-        Image.init()  # Pillow loads its decoders at the first use, which several threads should not do at once
+        self.store, self.rows, self.decoder = store, rows, decoder
+        self._labels = {name: np.ascontiguousarray(values[rows], np.int64) for name, values in labels.items()}
+        self._flip, self._random_crop, self._unreadable = flip, random_crop, unreadable
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.rows)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the images inside the store."""
+        return [self.store.names[int(row)] for row in self.rows]
 
     def fetch(self, indices: np.ndarray, rng: Generator = None) -> Batch:
-        pixels = np.empty((len(indices), *self._shape), np.uint8)
+        pixels = np.empty((len(indices), *self.decoder.shape), np.uint8)
+        places = [None] * len(indices)
+        if self._random_crop and rng is not None:
+            places = uniform((len(indices), 2), rng).tolist()
+        taken = np.empty(len(indices), np.int64)
         for row, index in enumerate(indices):
-            pixels[row] = decode_image(self.root / self.names[index], size=self._shape[1], channels=self._shape[0])
-        if self.flip and rng is not None:
+            pixels[row], taken[row] = self._decode(int(index), places[row])
+        if self._flip and rng is not None:
             mirrored = uniform((len(indices),), rng).numpy() < 0.5
             pixels[mirrored] = pixels[mirrored, ..., ::-1]
-        return Batch(self._transform.forward(torch.from_numpy(pixels)))
+        x = PIXELS.forward(torch.from_numpy(pixels))
+        if not self._labels:
+            return Batch(x)
+        return Batch(x, {name: torch.from_numpy(values[taken]) for name, values in self._labels.items()})
+
+    def find_unreadable(self, *, workers: int = 4) -> dict[str, str]:
+        """Decode every image once, and tell which cannot be read, and why."""
+
+        def reason(row: int) -> str | None:
+            try:
+                self.decoder(self.store.read(row))
+            except Exception as error:  # as in _decode
+                return one_line(error)
+
+        with ThreadPoolExecutor(workers) as pool:
+            reasons = pool.map(reason, self.rows.tolist())
+            return {self.store.title(row): why for row, why in zip(self.rows, reasons, strict=True) if why}
+
+    def _decode(self, index: int, place: tuple[float, float] | None) -> tuple[np.ndarray, int]:
+        """The image at ``index`` and that index, or the next readable one and its."""
+        for candidate in (*range(index, len(self)), *range(index)):
+            row = self.rows[candidate]
+            try:
+                return self.decoder(self.store.read(row), place), candidate
+            except Exception as error:  # a decoder raises whatever a damaged file leads it to
+                title, reason = self.store.title(row), one_line(error)
+                if self._unreadable is None:
+                    raise UserError(
+                        f"{title} cannot be read as an image ({reason}); repair it or take it out"
+                    ) from error
+                self._unreadable.add(title, reason)
+        raise UserError(f"none of the {len(self)} images of a split can be read; repair them")
 
 
-def decode_image(path: Path, *, size: int, channels: int) -> np.ndarray:
-    """The image of a file as (channels, size, size) uint8: turned upright, scaled, cropped to the centre.
+def one_line(error: Exception) -> str:
+    """What an exception says, on one line."""
+    if isinstance(error, UnidentifiedImageError):  # it tells where in memory the bytes lie
+        return "it is in no image format that is known here"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def content_digests(store: Store, unreadable: Unreadable | None = None) -> list[bytes]:
+    """The digest of every image, or of its name where its bytes cannot be read, which is then noted.
 
     Raises:
-        UserError: the file is not a readable image.
+        UserError: one cannot be read and there is nowhere to note it, or too many cannot.
     """
-    try:
-        with Image.open(path) as image:
-            # A JPEG decoder that halves while it decodes is several times faster; twice the size keeps the quality.
-            image.draft(None, (2 * size, 2 * size))
-            image = _flatten(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB")
-    except Exception as error:  # a decoder raises whatever a damaged file leads it to
-        raise UserError(
-            f"{path} cannot be read as an image ({error}); repair it or take it out of the folder"
-        ) from error
-    side = min(image.size)
-    left, top = ((length - side) // 2 for length in image.size)  # whole pixels: half ones would blur
-    image = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
-    return np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1)
+
+    def digest(index: int) -> bytes:
+        try:
+            return store.digest(index)
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else one_line(error)
+            if unreadable is None:
+                raise UserError(f"{store.title(index)} cannot be read ({why}); mend or remove it") from error
+            unreadable.add(store.title(index), str(why))
+            return hashlib.sha256(store.names[index].encode("utf-8", "surrogateescape")).digest()
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(digest, range(len(store))))
 
 
-def _flatten(image: Image.Image, mode: str) -> Image.Image:
-    """The image in 8 bits a channel, laid on white where it is transparent."""
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would cut off at 255
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert(mode)
-
-
-def find_images(root: Path) -> list[str]:
-    """Sorted paths, relative to ``root`` and with "/", of the images below it. Links to folders are followed, once.
-
-    Raises:
-        UserError: a folder cannot be read.
-    """
-    names, seen = [], set()
-
-    def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename} cannot be read ({error.strerror}); check its permissions") from error
-
-    for folder, folders, files in os.walk(root, onerror=refuse, followlinks=True):
-        place = os.path.realpath(folder)
-        if place in seen:
-            folders.clear()
-            continue
-        seen.add(place)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        images = (name for name in files if name.lower().endswith(SUFFIXES) and not name.startswith("."))
-        names += [Path(folder, name).relative_to(root).as_posix() for name in images]
-    return sorted(names)
-
-
-def split_by_name(names: Sequence[str], held_out: float) -> tuple[list[str], list[str]]:
-    """The names to train on and those held out: the ones whose hash, as a number in [0, 1), is below the share."""
-    if not held_out or len(names) < 2:
-        return list(names), []
-    places = {name: int.from_bytes(hashlib.sha256(_key(name)).digest()[:8], "big") / 2**64 for name in names}
-    lowest, highest = min(places, key=places.__getitem__), max(places, key=places.__getitem__)
-    rest = {name for name in names if name == lowest or (places[name] < held_out and name != highest)}
-    return [name for name in names if name not in rest], [name for name in names if name in rest]
-
-
-def _key(name: str) -> bytes:
-    """The bytes of a name: the same on file systems that compose accents and on those that take them apart."""
-    return unicodedata.normalize("NFC", name).encode("utf-8", "surrogateescape")
-
-
-def _fingerprint(root: Path, names: Sequence[str]) -> str:
-    """sha256 of the names and sizes of the files."""
-    try:
-        lines = [b"%b\0%d\n" % (_key(name), (root / name).stat().st_size) for name in names]
-    except OSError as error:
-        raise UserError(f"{error.filename} cannot be read ({error.strerror}); mend or remove it") from error
+def files_fingerprint(store: Store, digests: Sequence[bytes]) -> str:
+    """sha256 of the names of the files and of something of each (its digest, or its size)."""
+    # A name is the same on file systems that compose accents and on those that take them apart.
+    keys = (unicodedata.normalize("NFC", name).encode("utf-8", "surrogateescape") for name in store.names)
+    lines = [b"%b\0%b\n" % (key, digest) for key, digest in zip(keys, digests, strict=True)]
     return hashlib.sha256(b"".join(sorted(lines))).hexdigest()

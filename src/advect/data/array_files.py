@@ -1,0 +1,195 @@
+"""Images or vectors in a NumPy file: ``.npy``, mapped and not loaded, or ``.npz``."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from advect.core.errors import UserError, did_you_mean
+from advect.core.types import DataSpec
+from advect.data.contents import fingerprint_of, row_digests, split_by_content
+from advect.data.folders import require_path
+from advect.data.pixels import PixelSplit
+from advect.data.source import Source, category, check_share
+from advect.data.transforms import PixelScale, Standardize, Transform
+
+SAMPLES = ("x", "images", "data", "samples", "X", "arr_0")
+LABELS = ("y", "labels", "label", "targets", "Y", "arr_1")
+_TRAIN, _TEST = ("x_train", "y_train"), ("x_test", "y_test")
+_CHANNELS = (1, 3, 4)
+_RANGES = {"u": ((0, 255),), "f": ((0, 1), (-1, 1))}
+
+
+class _Parts(NamedTuple):
+    """Samples x (N, ...), their labels (N,) or None, and how many come first to be trained on, or None."""
+
+    x: np.ndarray
+    labels: np.ndarray | None
+    train: int | None
+
+
+class ArrayFile(Source):
+    """Images (N, H, W), (N, H, W, C) or (N, C, H, W), or vectors (N, D), from a file that NumPy wrote.
+
+    A ``.npy`` is memory-mapped: it is read once from end to end to tell copies apart and to find its range, and then
+    only where a batch lies. A ``.npz`` is loaded. Nothing pickled is ever read.
+
+    Args:
+        path: the ``.npy`` or ``.npz`` file. In an ``.npz`` the samples are called x, images, data, samples or arr_0,
+            and the labels y, labels, label, targets or arr_1; or x_train, y_train, x_test, y_test, which is the split.
+        value_range: of images, the lowest and highest value a pixel can take. None is (0, 255) for 8-bit ones and for
+            other whole numbers within it, and (0, 1) or (-1, 1), the first that holds them, for real numbers.
+        layout: where images have their channels: "channels_first", "channels_last", or "auto", which takes the axis of
+            1, 3 or 4.
+        labels: whether the labels of an ``.npz`` are the condition ``label``; "auto" says yes where there are some.
+        held_out: the share kept for measuring, in [0, 1), decided for each row by a hash of its bytes, so that
+            exact copies share a side. None is the file's own split, else 0.1.
+        flip: mirror half of the training images left to right, at random.
+
+    Raises:
+        UserError: the file cannot be read, holds something else, or its range is not known.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        value_range: tuple[float, float] | None = None,
+        layout: Literal["auto", "channels_first", "channels_last"] = "auto",
+        labels: bool | Literal["auto"] = "auto",
+        held_out: float | None = None,
+        flip: bool = False,
+    ) -> None:
+        check_share(held_out or 0)
+        file = require_path(path, holding="the arrays")
+        found = _load(file)
+        x = _arranged(file, found.x, layout)
+        vectors = x.ndim == 2
+        if vectors and (flip or value_range is not None):
+            raise UserError(f"{file} holds vectors {x.shape}, which have no {'flip' if flip else 'value_range'}")
+        if found.x.dtype == bool and not vectors:
+            value_range = value_range or (0, 1)
+        digests = row_digests(x)
+        if found.train is not None and held_out is None:
+            train, rest = np.arange(found.train), np.arange(found.train, len(x))
+        else:
+            train, rest = split_by_content(digests, 0.1 if held_out is None else held_out)
+        low, high = (0, 255) if x.dtype == np.uint8 and value_range is None else _extent(file, x)
+        transform = Standardize.fit(x[train]) if vectors else _scale(file, x.dtype, low, high, value_range)
+        numbers, names = _classes(file, found.labels, len(x), labels)
+        conditions = {name: category(numbers[name][train], names[name]) for name in names}
+        super().__init__(
+            name=file.stem,
+            spec=DataSpec(shape=x.shape[1:], kind="vector" if vectors else "image", conditions=dict(conditions)),
+            transform=transform,
+            train=PixelSplit(x, train, numbers, transform, flip=flip),
+            held_out=PixelSplit(x, rest, numbers, transform),
+            fingerprint=fingerprint_of(digests, repr((x.dtype.str, x.shape, found.train, names)), numbers),
+        )
+
+
+def _load(file: Path) -> _Parts:
+    """The arrays of a file, none of them unpickled."""
+    try:
+        content = np.load(file, mmap_mode="r", allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            return _Parts(content, None, None)
+        with content:
+            return _members(file, content)
+    except UserError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        objects = "allow_pickle" in str(error) or "Python objects" in str(error)
+        why = "it holds Python objects, not numbers" if objects else str(error)
+        raise UserError(f"{file} cannot be read as NumPy's .npy or .npz ({why}); save it again, as numbers") from error
+
+
+def _members(file: Path, content: Mapping[str, np.ndarray]) -> _Parts:
+    names = list(content)
+    if _TRAIN[0] in names and _TEST[0] in names:
+        train, test = content[_TRAIN[0]], content[_TEST[0]]
+        if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
+            what = f"x_train {train.shape} {train.dtype} but x_test {test.shape} {test.dtype}"
+            raise UserError(f"{file} has {what}; save both alike")
+        both = _TRAIN[1] in names and _TEST[1] in names
+        labels = np.concatenate([content[_TRAIN[1]].ravel(), content[_TEST[1]].ravel()]) if both else None
+        return _Parts(np.concatenate([train, test]), labels, len(train))
+    key = next((key for key in (*SAMPLES, _TRAIN[0]) if key in names), names[0] if len(names) == 1 else None)
+    if key is None:
+        raise UserError(f"{file} has {', '.join(names) or 'no arrays'}; call the samples x and their labels y")
+    label = next((key for key in (*LABELS, _TRAIN[1]) if key in names), None)
+    return _Parts(content[key], None if label is None else content[label], None)
+
+
+def _arranged(file: Path, x: np.ndarray, layout: str) -> np.ndarray:
+    """x as vectors (N, D) or images (N, C, H, W), without a copy."""
+    options = ("auto", "channels_first", "channels_last")
+    if layout not in options:
+        raise UserError(f"layout {layout!r} is unknown{did_you_mean(layout, options)}")
+    if x.dtype.kind not in "buif":
+        raise UserError(f"{file} holds {x.dtype}, not real numbers; save it as uint8 or float32")
+    if x.ndim not in (2, 3, 4) or not x.size:
+        raise UserError(
+            f"{file} has shape {x.shape}; give vectors (N, D) or images (N, H, W), (N, H, W, C) or (N, C, H, W)"
+        )
+    if x.dtype == bool:
+        x = x.view(np.uint8)
+    if x.ndim == 3:
+        return x[:, None]
+    first, last = x.shape[1] in _CHANNELS, x.shape[-1] in _CHANNELS
+    if x.ndim == 2 or layout == "channels_first" or (layout == "auto" and first and not last):
+        return x
+    if layout == "channels_last" or (last and not first):
+        return np.moveaxis(x, 3, 1)
+    why = "either axis may be the channels" if first else "no axis of 1, 3 or 4 can be the channels"
+    raise UserError(f"{file} has shape {x.shape}, where {why}; say layout='channels_first' or 'channels_last'")
+
+
+def _extent(file: Path, x: np.ndarray) -> tuple[float, float]:
+    """The lowest and the highest value, all of them finite."""
+    lows, highs = [], []
+    for row, sample in enumerate(x):
+        lows.append(sample.min())
+        highs.append(sample.max())
+        if not (np.isfinite(lows[-1]) and np.isfinite(highs[-1])):
+            raise UserError(f"{file} has NaN or an infinite value in row {row}; remove such rows or fill them in")
+    return float(min(lows)), float(max(highs))
+
+
+def _scale(file: Path, dtype: np.dtype, low: float, high: float, value_range: tuple[float, float] | None) -> Transform:
+    """How pixels of this type, which lie in [low, high], become model units."""
+    whole = dtype.kind in "bui"
+    options = _RANGES["u" if whole else "f"] if value_range is None else (value_range,)
+    for least, most in options:
+        scale = PixelScale(least, most, integer=whole)
+        if scale.low <= low and high <= scale.high:
+            return scale
+    raise UserError(
+        f"{file} has {dtype} pixels from {low:g} to {high:g}, outside {' and '.join(map(str, options))};"
+        " give their value_range"
+    )
+
+
+def _classes(
+    file: Path, labels: np.ndarray | None, count: int, wanted: bool | Literal["auto"]
+) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, ...]]]:
+    """The numbers (N,) of the classes and the classes' names: those in the file, or whole numbers themselves."""
+    if labels is None or wanted is False:
+        if wanted is True:
+            raise UserError(f"{file} has no labels; save them as y, or give labels=False")
+        return {}, {}
+    labels = labels.squeeze()
+    if labels.shape != (count,) or labels.dtype.kind not in "buiUS":
+        raise UserError(
+            f"{file} has labels {labels.shape} {labels.dtype}, not a whole number or a word for each of {count}"
+            " samples; give labels=False"
+        )
+    values, numbers = np.unique(labels, return_inverse=True)
+    names = tuple(v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist())
+    return {"label": numbers.reshape(-1).astype(np.int64)}, {"label": names}

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from advect.core.errors import UserError
+from advect.data import IMAGE_FORMATS, Format, recognise
+
+
+def png(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (4, 4)).save(path)
+    return path
+
+
+def name(path: Path) -> str:
+    return recognise(path, IMAGE_FORMATS).name
+
+
+def test_folders(tmp_path):
+    png(tmp_path / "pictures" / "deep" / "a.PNG")
+    assert name(tmp_path / "pictures") == "image-folder"
+    png(tmp_path / "celeba" / "img_align_celeba" / "000001.png")
+    (tmp_path / "celeba" / "list_eval_partition.txt").write_text("")
+    assert name(tmp_path / "celeba") == "celeba"
+    for files in (("data_batch_1.bin", "test_batch.bin"), ("train", "test", "meta"), ("data_batch_1", "test_batch")):
+        folder = tmp_path / "around" / files[0]
+        folder.mkdir(parents=True)
+        for file in files:
+            (folder / file).write_bytes(b"")
+        assert name(folder) == "cifar"
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist" / "train-images-idx3-ubyte.gz").write_bytes(b"")
+    assert name(tmp_path / "mnist") == "mnist"
+
+
+def test_folders_called_train_and_test_are_no_cifar(tmp_path):
+    for part in ("train", "test", "meta"):
+        png(tmp_path / part / "a.png")
+    assert name(tmp_path) == "image-folder"
+
+
+def test_archives_by_their_content(tmp_path):
+    image = png(tmp_path / "a.png")
+    with zipfile.ZipFile(tmp_path / "pictures", "w") as archive:
+        archive.write(image, "x/a.png")
+    with tarfile.open(tmp_path / "pictures.tar.gz", "w:gz") as archive:
+        archive.add(image, "./a.png")
+    assert name(tmp_path / "pictures") == name(tmp_path / "pictures.tar.gz") == "image-folder"
+    with zipfile.ZipFile(tmp_path / "book.xlsx", "w") as archive:
+        archive.writestr("xl/workbook.xml", "")
+    with pytest.raises(UserError, match=r"book\.xlsx' holds no data that is known here; give a folder with CelebA"):
+        name(tmp_path / "book.xlsx")
+
+
+def test_arrays(tmp_path):
+    for i, shape in enumerate([(3, 2), (3, 4, 4, 3)]):
+        np.save(tmp_path / f"{i}.npy", np.zeros(shape))
+        assert name(tmp_path / f"{i}.npy") == "array-file"
+    np.save(tmp_path / "bytes.npy", np.zeros((3, 4, 4), np.uint8))
+    assert name(tmp_path / "bytes.npy") == "array-file"
+    np.savez(tmp_path / "a.npz", x=np.zeros((3, 2)))
+    assert name(tmp_path / "a.npz") == "array-file"
+    np.save(tmp_path / "sequences.npy", np.zeros((3, 4, 4)))
+    with pytest.raises(UserError, match="holds no data that is known"):
+        name(tmp_path / "sequences.npy")
+
+
+def test_datasets_and_parquet_with_images(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    file = io.BytesIO()
+    Image.new("L", (4, 4)).save(file, "PNG")
+    images = datasets.Dataset.from_dict({"a": [1], "image": [{"bytes": file.getvalue(), "path": None}]})
+    images.save_to_disk(str(tmp_path / "saved"))
+    (tmp_path / "parquet").mkdir()
+    images.to_parquet(tmp_path / "parquet" / "train.parquet")
+    for path in ("saved", "parquet", "parquet/train.parquet"):
+        assert name(tmp_path / path) == "hub-images"
+    datasets.Dataset.from_dict({"a": [1]}).to_parquet(tmp_path / "table.parquet")
+    with pytest.raises(UserError, match="holds no data that is known"):
+        name(tmp_path / "table.parquet")
+
+
+def test_others_may_add_formats_before_and_after(tmp_path):
+    (tmp_path / "a.csv").write_text("a\n1\n")
+    table = Format("table", lambda path: path.suffix == ".csv", "a CSV table")
+    assert recognise(tmp_path / "a.csv", (*IMAGE_FORMATS, table)).name == "table"
+    with pytest.raises(UserError, match="'nowhere' does not exist"):
+        recognise("nowhere", IMAGE_FORMATS)
