@@ -190,7 +190,13 @@ class TrainingConfig(_Checked):
     ema_decay: float = 0.9999
     """Decay of that average; it is warmed up."""
     mixed_precision: bool = False
-    """Compute in bfloat16 where that is safe; weights and optimiser stay in float32."""
+    """Run the network in a 16-bit type where the device is faster in one; weights and optimiser stay in float32."""
+    half: Literal["auto", "bf16", "fp16"] = "auto"
+    """That type: bf16, fp16 with a loss scale, or what suits the device; on a CPU without bf16, auto stays in fp32."""
+    tf32: bool = True
+    """Let a GPU multiply float32 with 10 bits of mantissa."""
+    accumulate: int = 1
+    """Compute each batch in so many parts, one after the other: the same step in less memory."""
     compile_model: bool = False
     """Compile the network with torch.compile."""
     pair_ahead: bool = False
@@ -209,6 +215,7 @@ class TrainingConfig(_Checked):
         ("lr_warmup_steps", 0),
         ("weight_decay", 0),
         ("grad_clip", 0),
+        ("accumulate", 1),
         ("num_workers", 0),
     )
     _above = (("learning_rate", 0), ("max_minutes", 0))

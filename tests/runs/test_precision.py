@@ -1,0 +1,49 @@
+"""Which type a device computes in, and runs that use it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from advect.core.errors import UserError
+from advect.runs import build
+from advect.runs.build import pick_precision
+
+CPU = torch.device("cpu")
+TINY = "--width 16 --batch-size 64 --log-every 5 --sample-every 20 --num-samples 8 --num-epochs 5"
+
+
+@pytest.mark.parametrize(
+    ("half", "fast", "expected"),
+    [
+        ("auto", True, torch.bfloat16),
+        ("auto", False, None),
+        ("bf16", False, torch.bfloat16),
+        ("fp16", True, torch.float16),
+    ],
+)
+def test_a_cpu_computes_in_what_suits_it(half: str, fast: bool, expected: object, monkeypatch) -> None:
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: fast, raising=False)
+    assert pick_precision(True, CPU, half) is expected
+    assert pick_precision(False, CPU, half) is None
+
+
+def test_bfloat16_asked_of_a_gpu_without_it_is_refused(monkeypatch) -> None:
+    monkeypatch.setattr(build, "has_fast_bfloat16", lambda device: False)
+    with pytest.raises(UserError, match="--half bf16 needs bfloat16, which cuda:0 does not have; use --half fp16"):
+        pick_precision(True, torch.device("cuda:0"), "bf16")
+
+
+def test_float32_for_want_of_bfloat16_is_said_once(advect: Callable[..., None], monkeypatch, capsys) -> None:
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
+    advect("train moons --run-dir run --max-steps 2 --mixed-precision", TINY)
+    assert capsys.readouterr().out.count("--mixed-precision does nothing here, as cpu is fastest in float32") == 1
+
+
+def test_accumulation_does_not_go_with_learned_times(advect: Callable[..., None]) -> None:
+    with pytest.raises(UserError, match="--accumulate and --times importance contradict each other"):
+        advect("train moons --run-dir run --accumulate 2 --times importance", TINY)
