@@ -41,7 +41,7 @@ def test_float32_for_want_of_bfloat16_is_said_once(advect: Callable[..., None], 
     for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
     advect("train moons --run-dir run --max-steps 2 --mixed-precision", TINY)
-    assert capsys.readouterr().out.count("--mixed-precision does nothing here, as cpu is fastest in float32") == 1
+    assert capsys.readouterr().out.count("--mixed-precision does nothing here: cpu is fastest in float32") == 1
 
 
 def test_accumulation_does_not_go_with_learned_times(advect: Callable[..., None]) -> None:

@@ -96,6 +96,15 @@ def test_accumulation_resumes_bit_for_bit_and_is_close_to_the_plain_run(advect: 
     assert losses(Path("plain"))[-1][1] == pytest.approx(losses(Path("whole"))[-1][1], rel=1e-4)
 
 
+def test_muon_resumes_bit_for_bit_and_only_as_muon(advect: Callable[..., None]) -> None:
+    advect("train digits --run-dir whole --max-steps 14 --optimizer muon", SMALL)
+    advect("train digits --run-dir parts --max-steps 7 --optimizer muon", SMALL)
+    advect("train --resume-from parts --max-steps 14")
+    assert_same_end(Path("whole"), Path("parts"), 14)
+    with pytest.raises(UserError, match="was written by another optimiser"):
+        advect("train --resume-from parts --optimizer adamw")
+
+
 def test_another_seed_gives_another_run(advect: Callable[..., None]) -> None:
     advect("train digits --run-dir one --max-steps 4 --seed 0", SMALL)
     advect("train digits --run-dir two --max-steps 4 --seed 1", SMALL)

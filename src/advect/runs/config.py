@@ -175,14 +175,16 @@ class TrainingConfig(_Checked):
     """Stop after this many steps in all, if the epochs have not ended; the schedule stays that of the epochs."""
     max_minutes: float | None = None
     """Stop this start of the run after so many minutes; the schedule stays that of the epochs."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw, or muon: orthogonal steps for the matrices of hidden layers, and AdamW for all else."""
     learning_rate: float = 2e-4
-    """Peak learning rate of AdamW."""
+    """Peak learning rate; that of AdamW suits muon too."""
     lr_schedule: Literal["constant", "cosine"] = "constant"
     """What follows the warm-up."""
     lr_warmup_steps: int = 1000
     """Steps of linear warm-up."""
     weight_decay: float = 0.0
-    """Decoupled weight decay of AdamW."""
+    """Decoupled weight decay."""
     grad_clip: float = 1.0
     """Largest norm of the gradient; 0 turns clipping off."""
     use_ema: bool = True

@@ -30,9 +30,11 @@ from advect.training import (
     LearningRate,
     Limits,
     Loader,
+    Muon,
     Trainer,
     TrainState,
     find_checkpoint,
+    hidden_matrices,
     named_params,
     verify_checkpoint,
 )
@@ -160,7 +162,11 @@ def _new_state(config: Config, source: Source, card: Card, objective: Objective,
         torch.manual_seed(mix(config.training.seed, 0))
         net = build_network(config.network, source.spec).to(device)
     params = named_params(net)
-    optimizer = AdamW(params, weight_decay=config.training.weight_decay)
+    decay = config.training.weight_decay
+    if config.training.optimizer == "muon":
+        optimizer = Muon(params, hidden_matrices(net), weight_decay=decay)
+    else:
+        optimizer = AdamW(params, weight_decay=decay)
     ema = Ema(params, config.training.ema_decay) if config.training.use_ema else None
     return TrainState(net, optimizer, ema, card.to_text(), objective)
 
@@ -206,8 +212,6 @@ def _announce(config: Config, preset: str, source: Source, trainer: Trainer, run
             f"{t.num_epochs}, which end the run"
         )
     if t.mixed_precision and pick_precision(True, trainer.device, t.half) is None:
-        say(
-            f"note: --mixed-precision does nothing here, as {trainer.device} is fastest in float32; --half forces a type"
-        )
+        say(f"note: --mixed-precision does nothing here: {trainer.device} is fastest in float32; --half forces a type")
     if t.batch_size < 32:
         say(f"note: a batch of {t.batch_size} gives noisy gradients; 32 or more is usual")
