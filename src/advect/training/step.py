@@ -14,6 +14,7 @@ from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.core.types import Batch, Conditions, Network, PathPoint
 from advect.training.adamw import clip_gradients
+from advect.training.flops import step_flops
 from advect.training.scale import LossScale
 from advect.training.state import TrainState
 
@@ -39,7 +40,8 @@ class Step:
 
     ``net`` is the state's network or its compiled twin. With ``accumulate`` N a drawn batch is computed in N parts,
     one after the other, whose gradients sum to that of the batch: the same step in less memory. In float16 the loss
-    is scaled, and a step whose gradients overflow changes nothing but the scale.
+    is scaled, and a step whose gradients overflow changes nothing but the scale. ``flops`` is a step's arithmetic in
+    the network, known after the first step on a drawn batch.
     """
 
     def __init__(
@@ -58,6 +60,8 @@ class Step:
             raise UserError(f"accumulate must be at least 1 part, got {accumulate}")
         self.state, self.net, self.device = state, net, device
         self.grad_clip, self.autocast, self.accumulate = grad_clip, autocast, accumulate
+        self.flops: int | None = None
+        self._counted = False
         self._params = [p for p in state.net.parameters() if p.requires_grad]
         if autocast is torch.float16 and state.scale is None:
             state.scale = LossScale()
@@ -65,6 +69,9 @@ class Step:
     def on_drawn(self, objective: TwoPart, drawn: Drawn, lr: float) -> tuple[Tensor, Tensor]:
         """Step on a drawn batch; return the mean loss and the norm of its gradient, scalars on the device."""
         rows = len(drawn[0].t)
+        if not self._counted:
+            self._counted = True
+            self.flops = step_flops(self.state.net, drawn[0].x_t, drawn[0].t, drawn[1])
         total: Tensor | None = None
         for point, cond in split_rows(drawn, self.accumulate):
             with self._precision():

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.core.random import CounterRng, mix
+from advect.core.hardware import device_peak
 from advect.core.platform import check_compiler
+from advect.core.random import CounterRng, mix
 from advect.core.types import Batch
 from advect.training.ahead import Ahead
 from advect.training.loader import Loader
@@ -103,6 +104,7 @@ class Trainer:
             autocast=autocast,
             accumulate=accumulate,
         )
+        self._peak = device_peak(self.device, autocast)
         self._pending: list[tuple[Tensor, Tensor]] = []
         self._wait = 0.0
         self._halves = objective if isinstance(objective, TwoPart) else None
@@ -224,6 +226,10 @@ class Trainer:
             "data_wait": self._wait / elapsed,
             "seconds": progress.seconds,
         }
+        if self._take.flops is not None:
+            row["flops_per_s"] = steps * self._take.flops / elapsed
+            if self._peak is not None:
+                row["mfu"] = row["flops_per_s"] / self._peak
         if self.state.scale is not None:
             row |= {"loss_scale": self.state.scale.scale, "skipped_steps": self.state.scale.skipped}
         self._log_time, self._log_step, self._wait = now, progress.step, 0.0
