@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-# Dense TFLOP/s, without sparsity, of 16-bit matrix products accumulated in float32. NVIDIA's data sheets and architecture papers: H200 (2024), H100 (2023), A100 (2021), Ada (2023),
-# Ampere GA102 (2021), L4 (2023), L40S (2023), V100 (2020), T4 (2019). The first name found in the device's counts.
+# Dense TFLOP/s, without sparsity, of 16-bit matrix products accumulated in float32. NVIDIA's data sheets and
+# architecture papers: H200 (2024), H100 (2023), A100 (2021), Ada (2023), Ampere GA102 (2021), L4 (2023), L40S (2023),
+# V100 (2020), T4 (2019). The first name found in the device's counts.
 _DENSE_16_BIT = (
     ("H200", 989.5),
     ("H100 PCIe", 756.0),
