@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
 from advect.core.errors import UserError
+from advect.core.platform import use_tf32
+from advect.reports.run_folder import read_run
+from advect.reports.sections import describe
 from advect.runs import build
 from advect.runs.build import pick_precision
 
@@ -47,3 +52,29 @@ def test_float32_for_want_of_bfloat16_is_said_once(advect: Callable[..., None], 
 def test_accumulation_does_not_go_with_learned_times(advect: Callable[..., None]) -> None:
     with pytest.raises(UserError, match="--accumulate and --times importance contradict each other"):
         advect("train moons --run-dir run --accumulate 2 --times importance", TINY)
+
+
+def test_tf32_is_set_for_a_gpu_alone_and_can_be_turned_off() -> None:
+    matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        use_tf32(CPU, True)
+        assert torch.get_float32_matmul_precision() == matmul
+        for on, expected in ((True, "high"), (False, "highest")):
+            use_tf32(torch.device("cuda"), on)
+            assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == (expected, on)
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = cudnn
+
+
+def test_metrics_tell_the_arithmetic_a_second_and_the_report_shows_it(advect: Callable[..., None]) -> None:
+    advect("train moons --run-dir run --max-steps 10", TINY)
+    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    logged = [row for row in rows if "loss" in row]
+    layers = [(5, 16), (16, 16), (16, 16), (16, 2)]  # x, t and the sine and cosine of t
+    a_sample = 6 * sum(n_in * n_out for n_in, n_out in layers) - 2 * 5 * 16
+    for row in logged:
+        assert row["flops_per_s"] == pytest.approx(a_sample * row["samples_per_s"], rel=1e-9)
+        assert "mfu" not in row
+    cards = {card["label"]: card for card in describe(read_run(Path("run")))["cards"]}
+    assert cards["GFLOP a second"]["note"] == "in the network"

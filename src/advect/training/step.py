@@ -86,7 +86,7 @@ class Step:
     def on_batch(self, loss: Callable[[Network], Tensor], lr: float) -> tuple[Tensor, Tensor]:
         """Step on ``loss(net)`` (B,), all of which runs in reduced precision; return as :meth:`on_drawn` does."""
         with self._precision():
-            mean = loss(self.net).mean()
+            mean = loss(self.net).float().mean()
         self._backward(mean)
         return mean.detach(), self._update(lr)
 
