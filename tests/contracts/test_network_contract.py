@@ -9,14 +9,16 @@ import torch
 from implementations import implementations
 from torch import Tensor, nn
 
+from advect.core.conditions import null_conditions
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.core.types import NULL, Batch
-from advect.networks import MLP, UNet
+from advect.networks import MLP, DiT, ResidualMLP, SequenceTransformer, UNet, Vector
 from advect.objectives import FlowMatching
 from advect.sampling import guided_velocity, integrate
 
-CONDITIONS = {"label": 4, "cell.line": 3}
+CONDITIONS = {"label": 4, "cell.line": 3, "dose": Vector(2)}
+TRANSFORMER = {"width": 16, "depth": 2, "heads": 2}
 NETWORKS = {
     "MLP": (lambda **kw: MLP(3, width=16, **kw), (3,)),
     "MLP of one feature": (lambda **kw: MLP(1, width=8, depth=2, time_features=0, **kw), (1,)),
@@ -28,7 +30,37 @@ NETWORKS = {
         lambda **kw: UNet((3, 4, 8), model_channels=8, channel_mult=(1, 1), attention_resolutions=(), **kw),
         (3, 4, 8),
     ),
+    "UNet of patches": (
+        lambda **kw: UNet(
+            (2, 8, 4),
+            model_channels=8,
+            channel_mult=(1, 1),
+            attention_resolutions=(2,),
+            patch_size=2,
+            time_embedding="fourier",
+            **kw,
+        ),
+        (2, 8, 4),
+    ),
+    "DiT": (lambda **kw: DiT((3, 4, 8), **TRANSFORMER, **kw), (3, 4, 8)),
+    "DiT, all options": (
+        lambda **kw: DiT(
+            (5, 8, 4),
+            **TRANSFORMER,
+            norm="rms",
+            mlp="swiglu",
+            positions="rotary",
+            qk_norm=True,
+            registers=3,
+            time_embedding="fourier",
+            **kw,
+        ),
+        (5, 8, 4),
+    ),
+    "SequenceTransformer": (lambda **kw: SequenceTransformer((7, 3), **TRANSFORMER, **kw), (7, 3)),
+    "ResidualMLP": (lambda **kw: ResidualMLP(3, width=16, depth=2, **kw), (3,)),
 }
+ZERO_AT_FIRST = [name for name in NETWORKS if not name.startswith("MLP")]
 
 
 def alive(net: nn.Module) -> nn.Module:
@@ -50,7 +82,9 @@ def made(request) -> tuple[nn.Module, tuple[int, ...]]:
 def inputs(shape: tuple[int, ...], n: int = 5) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(1)
     x, t = torch.randn(n, *shape, generator=generator), torch.rand(n, generator=generator)
-    return x, t, {"label": torch.arange(n) % 4, "cell.line": torch.tensor([0, NULL, 2, 1, NULL])[:n]}
+    dose = torch.randn(n, 2, generator=generator)
+    dose[1:3, 1] = torch.nan
+    return x, t, {"label": torch.arange(n) % 4, "cell.line": torch.tensor([0, NULL, 2, 1, NULL])[:n], "dose": dose}
 
 
 def close(a: Tensor, b: Tensor) -> None:
@@ -60,7 +94,7 @@ def close(a: Tensor, b: Tensor) -> None:
 def test_none_is_left_out():
     modules = implementations(nn.Module, "advect.networks")
     networks = {cls for cls in modules if {"x_t", "t", "cond"} <= inspect.signature(cls.forward).parameters.keys()}
-    assert networks == {MLP, UNet}
+    assert networks == {MLP, UNet, DiT, SequenceTransformer, ResidualMLP}
 
 
 def test_output_is_a_velocity_of_the_input(made):
@@ -75,9 +109,21 @@ def test_output_is_a_velocity_of_the_input(made):
 def test_null_is_the_same_as_not_given(made):
     net, shape = made
     x, t, cond = inputs(shape)
-    null = {name: torch.full_like(value, NULL) for name, value in cond.items()}
+    null = null_conditions(cond)
     close(net(x, t, null), net(x, t, None))
-    close(net(x, t, {**cond, "label": null["label"]}), net(x, t, {"cell.line": cond["cell.line"]}))
+    for name in cond:
+        others = {other: value for other, value in cond.items() if other != name}
+        close(net(x, t, {**cond, name: null[name]}), net(x, t, others))
+
+
+def test_a_missing_quantity_is_missing_for_its_sample_alone_and_reaches_no_gradient(made):
+    net, shape = made
+    x, t, cond = inputs(shape)
+    net(x, t, cond).square().sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
+    given = {**cond, "dose": torch.where(cond["dose"].isnan().any(1, keepdim=True), 0.5, cond["dose"])}
+    changed = (net(x, t, given) - net(x, t, cond)).flatten(1).abs().amax(1) > 1e-5
+    assert changed.tolist() == [False, True, True, False, False]
 
 
 def test_each_sample_has_its_own_answer(made):
@@ -101,6 +147,7 @@ def test_time_state_and_each_condition_matter(made):
         net(x, 1 - t, cond),
         net(x, t, label),
         net(x, t, {**cond, "cell.line": label["label"] % 3}),
+        net(x, t, {**cond, "dose": 1 - cond["dose"].nan_to_num(3)}),
     ):
         assert ((other - whole).flatten(1).abs().amax(1) > 1e-4).sum() >= 4
 
@@ -110,7 +157,9 @@ def test_arguments_are_not_changed(made):
     given, again = inputs(shape), inputs(shape)
     net(*given)
     assert torch.equal(given[0], again[0]) and torch.equal(given[1], again[1])
-    assert given[2].keys() == again[2].keys() and all(torch.equal(given[2][k], again[2][k]) for k in again[2])
+    assert given[2].keys() == again[2].keys()
+    for name, value in again[2].items():
+        torch.testing.assert_close(given[2][name], value, rtol=0, atol=0, equal_nan=True)
 
 
 def test_weights_travel_by_state_dict(made, request):
@@ -144,8 +193,43 @@ def test_mistakes_are_named(made):
     with pytest.raises(UserError, match=r"t must have shape \(5,\)"):
         net(x, t[:1])
     with pytest.raises(UserError, match="takes x_t of shape"):
-        net(torch.cat([x, x], 1), t)
+        net(torch.cat([x, x], -1 if x.ndim == 3 else 1), t)
     with pytest.raises(UserError, match=r"no condition 'lable'; did you mean 'label'\?"):
         net(x, t, {"lable": torch.zeros(5, dtype=torch.long)})
     with pytest.raises(UserError, match=r"'label' must have shape \(5,\)"):
         net(x, t, {"label": torch.zeros(5, 1, dtype=torch.long)})
+    with pytest.raises(UserError, match=r"'dose' must have shape \(5, 2\)"):
+        net(x, t, {"dose": torch.zeros(5)})
+
+
+@pytest.mark.parametrize("name", ZERO_AT_FIRST)
+def test_a_new_net_predicts_zero(name):
+    make, shape = NETWORKS[name]
+    assert not make(conditions=CONDITIONS)(*inputs(shape)).any()
+
+
+@pytest.mark.parametrize("name", ZERO_AT_FIRST)
+def test_checkpointed_gradients_are_the_plain_ones_bit_for_bit_with_dropout(name):
+    make, shape = NETWORKS[name]
+    x, t, cond = inputs(shape)
+
+    def gradients(**kw) -> list[Tensor]:
+        net = alive(make(conditions=CONDITIONS, dropout=0.2, **kw)).train()
+        torch.manual_seed(2)
+        out = net(x, t, cond)
+        (out * torch.arange(out.numel()).view_as(out)).sum().backward()
+        return [out, *(p.grad for p in net.parameters() if p.grad is not None), torch.rand(3)]
+
+    torch.manual_seed(0)
+    plain = gradients()
+    torch.manual_seed(0)
+    again = gradients(grad_checkpointing=True)
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+
+
+def test_bfloat16_autocast_is_close(made):
+    net, shape = made
+    exact = net(*inputs(shape))
+    with torch.autocast("cpu", torch.bfloat16):
+        low = net(*inputs(shape))
+    assert low.dtype == torch.float32 and (low - exact).norm() < 0.05 * exact.norm()

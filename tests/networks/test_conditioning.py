@@ -7,7 +7,7 @@ import torch
 
 from advect.core.errors import UserError
 from advect.core.types import NULL
-from advect.networks.conditioning import ConditionEmbedding, TimeEmbedding, sinusoids
+from advect.networks.conditioning import ConditionEmbedding, FourierFeatures, TimeEmbedding, Vector, sinusoids
 
 
 def test_sinusoids_are_cosines_and_sines_of_a_thousand_t() -> None:
@@ -67,3 +67,38 @@ def test_mistakes_are_named() -> None:
         ConditionEmbedding({"label": 0}, 8)
     with pytest.raises(IndexError):
         embed(h, {"label": torch.tensor([0, 3])})
+
+
+def test_fourier_features_are_kept_with_the_weights_and_differ_from_net_to_net() -> None:
+    a, b = TimeEmbedding(12, kind="fourier"), TimeEmbedding(12, kind="fourier")
+    t = torch.rand(5)
+    assert a(t).shape == (5, 48) and not torch.equal(a(t), b(t))
+    b.load_state_dict(a.state_dict())
+    assert torch.equal(a(t), b(t))
+    assert "fourier.frequencies" in a.state_dict() and "fourier.frequencies" not in dict(a.named_parameters())
+
+
+def test_fourier_frequencies_are_normal_with_deviation_16() -> None:
+    frequencies = FourierFeatures(20_000).frequencies
+    assert frequencies.std().item() == pytest.approx(16, rel=0.05)
+    whole = FourierFeatures(4)
+    whole.frequencies.copy_(torch.tensor([1.0, 2.0]))
+    torch.testing.assert_close(whole(torch.tensor([0.25])), torch.tensor([[0.0, -1.0, 1.0, 0.0]]), atol=1e-6, rtol=0)
+
+
+def test_a_vector_with_a_nan_is_null_and_no_nan_reaches_a_gradient() -> None:
+    embed = ConditionEmbedding({"dose": Vector(2)}, 8)
+    value = torch.tensor([[0.5, 1.0], [math.nan, 1.0], [math.nan, math.nan]], requires_grad=True)
+    rows = embed(torch.zeros(3, 8), {"dose": value})
+    assert torch.equal(rows[1], rows[2]) and torch.equal(rows[1:2], embed(torch.zeros(1, 8)))
+    assert not torch.equal(rows[0], rows[1])
+    rows.square().sum().backward()
+    assert value.grad is not None and value.grad.isfinite().all() and not value.grad[1:].any()
+    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in embed.parameters())
+
+
+def test_mistakes_with_vectors_are_named() -> None:
+    with pytest.raises(UserError, match="'dose' must have at least 1 number, got 0"):
+        ConditionEmbedding({"dose": Vector(0)}, 8)
+    with pytest.raises(UserError, match=r"shape \(2, 3\), one row a sample, got \(2,\)"):
+        ConditionEmbedding({"dose": Vector(3)}, 8)(torch.zeros(2, 8), {"dose": torch.zeros(2)})

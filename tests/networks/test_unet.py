@@ -154,3 +154,14 @@ def test_inputs_of_another_shape() -> None:
         net(torch.zeros(2, 3, 8, 8), torch.zeros(2))
     with pytest.raises(UserError, match=r"t must have shape \(2,\)"):
         net(torch.zeros(2, 1, 8, 8), torch.zeros(()))
+
+
+def test_patches_become_channels_and_come_back() -> None:
+    net = awake(UNet((3, 16, 8), **SMALL, patch_size=2)).eval()
+    assert net.stem.in_channels == 12
+    x = torch.randn(2, 3, 16, 8)
+    assert net(x, torch.rand(2)).shape == x.shape
+    with pytest.raises(UserError, match="height divisible by 4, since channel_mult has 2 levels and patch_size is 2"):
+        UNet((1, 6, 8), **SMALL, patch_size=2)
+    with pytest.raises(UserError, match="names 8, but the feature maps have sizes 4, 2"):
+        UNet((1, 8, 8), **{**SMALL, "attention_resolutions": (8,)}, patch_size=2)

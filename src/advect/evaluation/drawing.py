@@ -47,7 +47,7 @@ def rows(n: int, limit: int, seed: int) -> Tensor:
 
 
 def conditions_like(cond: Conditions | None, n: int, seed: int) -> Conditions | None:
-    """Conditions (n,) of n samples, taken from rows of the training data's (N,) so that their joint law stays.
+    """Conditions (n, ...) of n samples, taken from rows of the training data's (N, ...) so that their joint law stays.
 
     No row comes twice before all have come once.
     """

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.files import make_folder, write_text_whole
-from advect.core.types import Conditions, DataSpec
+from advect.core.types import Category, Conditions, DataSpec, Quantity
 from advect.evaluation import record
 from advect.evaluation.drawing import Flow, conditions_like, rows
 from advect.evaluation.features import Features
@@ -100,8 +100,10 @@ def _check(spec: DataSpec, x: Tensor, cond: Conditions | None, argument: str) ->
             f"{argument}_cond must hold the flow's conditions {sorted(spec.conditions)}, got {sorted(given)}"
         )
     for name, value in given.items():
-        if value.shape != x.shape[:1]:
-            raise UserError(f"{argument}_cond[{name!r}] must have shape ({len(x)},), got {tuple(value.shape)}")
+        kind = spec.conditions[name]
+        shape = (len(x), len(kind.mean)) if isinstance(kind, Quantity) else (len(x),)
+        if value.shape != shape:
+            raise UserError(f"{argument}_cond[{name!r}] must have shape {shape}, got {tuple(value.shape)}")
     return x.detach().cpu(), {name: value.cpu() for name, value in given.items()}
 
 
@@ -116,7 +118,7 @@ def _fidelity(
     *,
     seed: int,
 ) -> dict[str, Any]:
-    """The fidelity to each condition for which it can be measured, by its name."""
+    """The fidelity to each categorical condition for which it can be measured, by its name."""
     asked = conditions_like(train_cond, len(samples), seed) or {}
     found = {
         name: measure_fidelity(
@@ -130,6 +132,7 @@ def _fidelity(
             seed=seed,
         )
         for name, category in spec.conditions.items()
+        if isinstance(category, Category)
     }
     return {name: record.describe_fidelity(f) for name, f in found.items() if f is not None}
 

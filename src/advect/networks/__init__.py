@@ -1,7 +1,19 @@
 """Networks: ``net(x_t (B, *S), t (B,), cond) -> (B, *S)``."""
 
-from advect.networks.conditioning import ConditionEmbedding, TimeEmbedding
+from advect.networks.conditioning import ConditionEmbedding, TimeEmbedding, Vector
+from advect.networks.dit import DiT
 from advect.networks.mlp import MLP
+from advect.networks.resmlp import ResidualMLP
+from advect.networks.sequence import SequenceTransformer
 from advect.networks.unet import UNet
 
-__all__ = ["MLP", "ConditionEmbedding", "TimeEmbedding", "UNet"]
+__all__ = [
+    "MLP",
+    "ConditionEmbedding",
+    "DiT",
+    "ResidualMLP",
+    "SequenceTransformer",
+    "TimeEmbedding",
+    "UNet",
+    "Vector",
+]

@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from advect.core.conditions import is_null
 from advect.core.errors import UserError, did_you_mean
 from advect.core.types import Conditions
+from advect.networks.checks import check_choice
+
+TimeKind = Literal["sinusoidal", "fourier"]
+
+
+@dataclass(frozen=True)
+class Vector:
+    """A continuous condition: ``size`` standardised numbers a sample, or a row of NaN where it is not given."""
+
+    size: int
+
+
+ConditionSizes = Mapping[str, int | Vector]
+"""For each condition its number of values, where it is categorical, or a :class:`Vector`."""
 
 
 def sinusoids(t: Tensor, features: int) -> Tensor:
@@ -25,53 +43,101 @@ def sinusoids(t: Tensor, features: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], 1)[:, :features]
 
 
-class TimeEmbedding(nn.Module):
-    """Embed t (B,) in [0, 1] as (B, 4 width): sinusoids, then two linear layers with SiLU between them."""
+class FourierFeatures(nn.Module):
+    """Sines and cosines (B, features) of 2 pi w t, t (B,), at fixed random frequencies w of N(0, scale^2).
 
-    def __init__(self, width: int) -> None:
+    (Tancik et al. 2020, "Fourier features let networks learn high frequency functions"; Song et al. 2021, whose
+    scale is 16.) The frequencies are a buffer, so that weights travel with them.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, features: int, *, scale: float = 16.0) -> None:
         super().__init__()
-        self.width = width
-        self.widen = nn.Linear(width, 4 * width)
-        self.mix = nn.Linear(4 * width, 4 * width)
+        self.features = features
+        self.register_buffer("frequencies", scale * torch.randn((features + 1) // 2))
 
     def forward(self, t: Tensor) -> Tensor:
-        features = sinusoids(t, self.width).to(self.widen.weight.dtype)
-        return self.mix(nn.functional.silu(self.widen(features)))
+        dtype = torch.promote_types(t.dtype, torch.float32)
+        angles = 2 * math.pi * t.to(dtype)[:, None] * self.frequencies.to(dtype)
+        return torch.cat([angles.cos(), angles.sin()], 1)[:, : self.features]
+
+
+class TimeEmbedding(nn.Module):
+    """Embed t (B,) in [0, 1] as (B, dim): ``width`` features, then two linear layers with SiLU between them.
+
+    ``dim`` is 4 width by default. Features are the :func:`sinusoids` of 1000 t, or :class:`FourierFeatures`.
+    """
+
+    def __init__(self, width: int, dim: int | None = None, *, kind: TimeKind = "sinusoidal") -> None:
+        super().__init__()
+        check_choice("TimeEmbedding", "kind", kind, get_args(TimeKind))
+        dim = dim or 4 * width
+        self.width = width
+        self.fourier = FourierFeatures(width) if kind == "fourier" else None
+        self.widen = nn.Linear(width, dim)
+        self.mix = nn.Linear(dim, dim)
+
+    def forward(self, t: Tensor) -> Tensor:
+        features = sinusoids(t, self.width) if self.fourier is None else self.fourier(t)
+        return self.mix(F.silu(self.widen(features.to(self.widen.weight.dtype))))
 
 
 class ConditionEmbedding(nn.Module):
     """Add to h (B, dim) an embedding of each sample's conditions.
 
-    ``sizes`` maps a condition's name to its number of values. Row 0 of each table is the learned "not given" and
-    row v + 1 the value v, so ``NULL = -1`` selects row 0; a condition that is missing is NULL for all samples.
+    ``sizes`` maps a condition's name to its number of values, or to a :class:`Vector`. Row 0 of each table is the
+    learned "not given", and row v + 1 the value v of a category, so that ``NULL = -1`` selects row 0; a vector goes
+    through two linear layers, and a row with a NaN is "not given". A condition that is missing is so for all samples.
     Values are not checked against ``sizes``, since reading them would stall a GPU: PyTorch's embedding raises
     IndexError on the CPU and a device-side assertion on CUDA.
 
-    Raises UserError for a size below 1, an unknown name, or a condition whose shape is not (B,).
+    Raises UserError for a size below 1, an unknown name, or a condition whose shape is not (B,), or (B, size).
     """
 
-    def __init__(self, sizes: Mapping[str, int], dim: int) -> None:
+    def __init__(self, sizes: ConditionSizes, dim: int) -> None:
         super().__init__()
         for name, size in sizes.items():
-            if size < 1:
-                raise UserError(f"the condition {name!r} must have at least 1 value, got {size}")
-        self.names = tuple(sizes)
-        # A list, as a ParameterDict would refuse names such as "cell.line".
-        self.tables = nn.ParameterList(torch.randn(size + 1, dim) for size in sizes.values())
+            count, what = (size.size, "number") if isinstance(size, Vector) else (size, "value")
+            if count < 1:
+                raise UserError(f"the condition {name!r} must have at least 1 {what}, got {count}")
+        self.sizes = dict(sizes)
+        # Lists, as a ParameterDict would refuse names such as "cell.line".
+        rows = (1 if isinstance(size, Vector) else size + 1 for size in sizes.values())
+        self.tables = nn.ParameterList(torch.randn(n, dim) for n in rows)
+        vectors = (size for size in sizes.values() if isinstance(size, Vector))
+        self.maps = nn.ModuleList(
+            nn.Sequential(nn.Linear(vector.size, dim), nn.SiLU(), nn.Linear(dim, dim)) for vector in vectors
+        )
 
     def forward(self, h: Tensor, cond: Conditions | None = None) -> Tensor:
         cond = cond or {}
         for name, value in cond.items():
             self._check(name, value, len(h))
-        for name, table in zip(self.names, self.tables, strict=True):
-            h = h + (nn.functional.embedding(cond[name] + 1, table) if name in cond else table[0])
+        maps = iter(self.maps)
+        for (name, size), table in zip(self.sizes.items(), self.tables, strict=True):
+            embed = next(maps) if isinstance(size, Vector) else None
+            if name not in cond:
+                h = h + table[0]
+            elif embed is None:
+                h = h + F.embedding(cond[name] + 1, table)
+            else:
+                h = h + _embed_vectors(cond[name].to(table.dtype), embed, table[0])
         return h
 
     def _check(self, name: str, value: Tensor, batch: int) -> None:
-        if name not in self.names:
-            fix = did_you_mean(name, self.names) if self.names else "; it has none, so pass cond=None"
+        if name not in self.sizes:
+            fix = did_you_mean(name, self.sizes) if self.sizes else "; it has none, so pass cond=None"
             raise UserError(f"the network has no condition {name!r}{fix}")
-        if value.shape != (batch,):
+        size = self.sizes[name]
+        shape, what = ((batch, size.size), "row") if isinstance(size, Vector) else ((batch,), "value")
+        if value.shape != shape:
             raise UserError(
-                f"the condition {name!r} must have shape ({batch},), one value a sample, got {tuple(value.shape)}"
+                f"the condition {name!r} must have shape {shape}, one {what} a sample, got {tuple(value.shape)}"
             )
+
+
+def _embed_vectors(value: Tensor, embed: nn.Module, null: Tensor) -> Tensor:
+    """The embedding (B, dim) of rows (B, d), which is ``null`` for those with a NaN; none reaches a product."""
+    missing = is_null(value)[:, None]
+    return torch.where(missing, null, embed(torch.where(missing, 0.0, value)))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from advect.core.errors import UserError, did_you_mean
 from advect.core.types import Conditions
-from advect.networks.conditioning import ConditionEmbedding
+from advect.networks.checks import check_at_least, check_choice, check_inputs
+from advect.networks.conditioning import ConditionEmbedding, ConditionSizes
 
 Activation = Literal["silu", "gelu", "tanh", "selu"]
 
@@ -34,8 +34,8 @@ def _he_linear(n_in: int, n_out: int) -> nn.Linear:
 class MLP(nn.Module):
     """net(x_t (B, dim), t (B,), cond) -> (B, dim), through ``depth`` linear layers of ``width`` units.
 
-    The input is x_t, t and, for k = 1 .. ``time_features``, cos(2 pi k t) and sin(2 pi k t). Conditions, a mapping
-    from name to number of values, are embedded and added before the first activation.
+    The input is x_t, t and, for k = 1 .. ``time_features``, cos(2 pi k t) and sin(2 pi k t). Conditions,
+    ``ConditionSizes``, are embedded and added before the first activation.
 
     Measured forward and backward on one CPU core at 256 x 256, against SiLU: tanh took 5% less time and reached the
     same held-out loss on two moons, GELU took 10% more and reached a slightly lower one, SELU took 8% more. SiLU is
@@ -54,16 +54,13 @@ class MLP(nn.Module):
         depth: int = 4,
         activation: Activation = "silu",
         time_features: int = 1,
-        conditions: Mapping[str, int] | None = None,
+        conditions: ConditionSizes | None = None,
     ) -> None:
         super().__init__()
-        least = {"dim": (dim, 1), "width": (width, 1), "depth": (depth, 2), "time_features": (time_features, 0)}
-        for name, (value, bound) in least.items():
-            if value < bound:
-                raise UserError(f"MLP.{name} must be at least {bound}, got {value}")
-        if activation not in _ACTIVATIONS:
-            fix = did_you_mean(str(activation), get_args(Activation))
-            raise UserError(f"MLP.activation has no choice {activation!r}{fix}")
+        check_at_least("MLP", 1, dim=dim, width=width)
+        check_at_least("MLP", 2, depth=depth)
+        check_at_least("MLP", 0, time_features=time_features)
+        check_choice("MLP", "activation", activation, get_args(Activation))
         self.dim, self.time_features, self.activation = dim, time_features, activation
         self.first = _he_linear(dim + 1 + 2 * time_features, width)
         self.conditions = ConditionEmbedding(conditions or {}, width)
@@ -71,10 +68,7 @@ class MLP(nn.Module):
         self.last = nn.Linear(width, dim)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
-        if x_t.ndim != 2 or x_t.shape[1] != self.dim:
-            raise UserError(f"this MLP takes x_t of shape (B, {self.dim}), got {tuple(x_t.shape)}")
-        if t.shape != x_t.shape[:1]:
-            raise UserError(f"t must have shape ({len(x_t)},), one time a sample, got {tuple(t.shape)}")
+        check_inputs("MLP", x_t, t, (self.dim,))
         activation = _ACTIVATIONS[self.activation]
         h = self.conditions(self.first(self._features(x_t, t)), cond)
         for layer in self.hidden:

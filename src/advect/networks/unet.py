@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,9 @@ from torch.nn import functional as F
 from advect.core.errors import UserError
 from advect.core.types import Conditions
 from advect.networks.blocks import ResidualBlock, SelfAttention, Upsample, group_norm, zeroed
-from advect.networks.conditioning import ConditionEmbedding, TimeEmbedding
+from advect.networks.checkpointing import run_block
+from advect.networks.checks import check_at_least, check_divisible, check_inputs, check_share
+from advect.networks.conditioning import ConditionEmbedding, ConditionSizes, TimeEmbedding, TimeKind
 
 
 class Stage(nn.Module):
@@ -36,8 +38,12 @@ class UNet(nn.Module):
     ``shape`` is that of one image, (C, H, W). Level i of the net has ``num_res_blocks`` residual blocks of
     ``model_channels * channel_mult[i]`` channels on the way down, and as many on the way up, each of which also
     takes what its mirror image put out; between levels, height and width halve. The middle has attention, and so
-    has every level whose longer side is one of ``attention_resolutions``. Time and conditions, a mapping from name
-    to number of values, modulate each block (FiLM). A new net returns zeros.
+    has every level whose longer side is one of ``attention_resolutions``. Time and conditions, ``ConditionSizes``,
+    modulate each block (FiLM). A new net returns zeros.
+
+    With ``patch_size`` p the net sees (C p^2, H / p, W / p), the pixels of each patch as channels, which costs p^2
+    times less; attention resolutions are those of the feature maps. ``grad_checkpointing`` computes each stage a
+    second time in the backward pass, for memory.
 
     Raises UserError for an argument out of range, for a height or width that cannot be halved so often, for an
     attention resolution that no level has, and for x_t or t of another shape.
@@ -53,24 +59,37 @@ class UNet(nn.Module):
         attention_resolutions: Sequence[int] = (16, 8),
         dropout: float = 0.1,
         head_width: int = 64,
-        conditions: Mapping[str, int] | None = None,
+        patch_size: int = 1,
+        time_embedding: TimeKind = "sinusoidal",
+        conditions: ConditionSizes | None = None,
+        grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        _check_sizes(model_channels, channel_mult, num_res_blocks, head_width, dropout)
-        self.shape = _check_shape(shape, len(channel_mult))
-        _check_attention(attention_resolutions, max(self.shape[1:]), len(channel_mult))
+        check_at_least(
+            "UNet",
+            1,
+            model_channels=model_channels,
+            num_res_blocks=num_res_blocks,
+            head_width=head_width,
+            patch_size=patch_size,
+        )
+        check_share("UNet", dropout=dropout)
+        self.shape = _check_shape(shape, channel_mult, patch_size)
+        self.patch, self.grad_checkpointing = patch_size, grad_checkpointing
+        side, channels = max(self.shape[1:]) // patch_size, self.shape[0] * patch_size**2
+        _check_attention(attention_resolutions, side, len(channel_mult))
 
         emb = 4 * model_channels
-        self.time = TimeEmbedding(model_channels)
+        self.time = TimeEmbedding(model_channels, kind=time_embedding)
         self.conditions = ConditionEmbedding(conditions or {}, emb)
         widths = [model_channels * mult for mult in channel_mult]
-        attends = [max(self.shape[1:]) >> level in attention_resolutions for level in range(len(widths))]
+        attends = [side >> level in attention_resolutions for level in range(len(widths))]
 
         def stage(c_in: int, c_out: int, attention: bool, resample: nn.Module | None = None) -> Stage:
             block = ResidualBlock(c_in, c_out, emb, dropout)
             return Stage(resample, block, SelfAttention(c_out, head_width) if attention else None)
 
-        self.stem = nn.Conv2d(self.shape[0], widths[0], 3, padding=1)
+        self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         last = widths[0]
         for level, (width, attention) in enumerate(zip(widths, attends, strict=True)):
@@ -84,53 +103,33 @@ class UNet(nn.Module):
                 double = Upsample(last, width) if self.up and not i else None
                 self.up.append(stage(2 * width, width, attention, double))
                 last = width
-        self.head = nn.Sequential(group_norm(last), nn.SiLU(), zeroed(nn.Conv2d(last, self.shape[0], 3, padding=1)))
+        self.head = nn.Sequential(group_norm(last), nn.SiLU(), zeroed(nn.Conv2d(last, channels, 3, padding=1)))
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
-        if x_t.shape[1:] != self.shape:
-            raise UserError(
-                f"this UNet takes x_t of shape (B, {', '.join(map(str, self.shape))}), got {tuple(x_t.shape)}"
-            )
-        if t.shape != x_t.shape[:1]:
-            raise UserError(f"t must have shape ({len(x_t)},), one time a sample, got {tuple(t.shape)}")
+        check_inputs("UNet", x_t, t, self.shape)
         emb = F.silu(self.conditions(self.time(t), cond))
-        h = self.stem(x_t)
+        again = self.grad_checkpointing
+        h = self.stem(F.pixel_unshuffle(x_t, self.patch) if self.patch > 1 else x_t)
         skips = []
         for stage in self.down:
-            h = stage(h, emb)
+            h = run_block(stage, h, emb, again=again)
             skips.append(h)
         for stage in self.middle:
-            h = stage(h, emb)
+            h = run_block(stage, h, emb, again=again)
         for stage in self.up:
-            h = stage(h, emb, skips.pop())
-        return self.head(h).to(x_t.dtype)
+            h = run_block(stage, h, emb, skips.pop(), again=again)
+        out = self.head(h)
+        return (F.pixel_shuffle(out, self.patch) if self.patch > 1 else out).to(x_t.dtype)
 
 
-def _check_sizes(
-    model_channels: int, channel_mult: Sequence[int], num_res_blocks: int, head_width: int, dropout: float
-) -> None:
-    counts = {"model_channels": model_channels, "num_res_blocks": num_res_blocks, "head_width": head_width}
-    for name, value in counts.items():
-        if value < 1:
-            raise UserError(f"UNet.{name} must be at least 1, got {value}")
+def _check_shape(shape: Sequence[int], channel_mult: Sequence[int], patch: int) -> tuple[int, int, int]:
     if not channel_mult or min(channel_mult) < 1:
         raise UserError(f"UNet.channel_mult must name a multiple >= 1 for each level, got {tuple(channel_mult)}")
-    if not 0 <= dropout < 1:
-        raise UserError(f"UNet.dropout must be in [0, 1), got {dropout}")
-
-
-def _check_shape(shape: Sequence[int], levels: int) -> tuple[int, int, int]:
     if len(shape) != 3 or min(shape) < 1:
         raise UserError(f"UNet.shape must be (channels, height, width), got {tuple(shape)}; for vectors use MLP")
-    factor = 2 ** (levels - 1)
-    for name, size in (("height", shape[1]), ("width", shape[2])):
-        if size % factor:
-            below, above = size - size % factor, size - size % factor + factor
-            nearest = f"{below} and {above}" if below else f"{above}"
-            raise UserError(
-                f"UNet.shape {tuple(shape)} must have a {name} divisible by {factor}, since channel_mult has {levels} "
-                f"levels, got {size}; use {nearest}, or fewer levels"
-            )
+    levels = len(channel_mult)
+    why = f"channel_mult has {levels} levels" + (f" and patch_size is {patch}" if patch > 1 else "")
+    check_divisible("UNet", shape, patch * 2 ** (levels - 1), why, other="fewer levels")
     channels, height, width = shape
     return channels, height, width
 

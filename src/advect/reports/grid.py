@@ -12,7 +12,7 @@ from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.files import write_whole
-from advect.core.types import DataSpec
+from advect.core.types import Category, DataSpec
 
 GAP, BACKGROUND = 2, 255
 
@@ -65,14 +65,14 @@ def image_grid(
 def picture(x: Tensor, spec: DataSpec, transform: Inverse, reference: Tensor | None = None) -> Image.Image:
     """Show samples x (N, *S) in data units: images as a grid, vectors as a scatter plot over ``reference`` (M, D).
 
-    The grid has a column for each value of the first condition when there are 2 to 16, else 8 columns. Black and
+    The grid has a column for each value of the first category when there are 2 to 16, else 8 columns. Black and
     white are the transform's ``low`` and ``high``; where it has none, the smallest and largest value of x.
     """
     if spec.kind != "image":
         from advect.reports.scatter import scatter_plot  # draws with matplotlib
 
         return scatter_plot(x, reference)
-    values = len(next(iter(spec.conditions.values())).names) if spec.conditions else 0
+    values = next((len(c.names) for c in spec.conditions.values() if isinstance(c, Category)), 0)
     low, high = getattr(transform, "low", None), getattr(transform, "high", None)
     if low is None or high is None:
         finite = x[torch.isfinite(x)]

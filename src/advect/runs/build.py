@@ -9,7 +9,7 @@ from torch import nn
 
 from advect.core.errors import UserError
 from advect.core.platform import best_half, has_fast_bfloat16
-from advect.core.types import DataSpec
+from advect.core.types import Category, DataSpec
 from advect.data import Digits, FashionMnist, ImageFolder, Moons, Source
 from advect.networks import MLP, UNet
 from advect.runs.config import (
@@ -48,7 +48,7 @@ def _needed(data_dir: Any, what: str) -> Any:
 
 def build_network(config: NetworkConfig, spec: DataSpec) -> nn.Module:
     """Make the network for data of this shape and these conditions. Raises UserError where they do not fit."""
-    conditions = {name: len(category.names) for name, category in spec.conditions.items()}
+    conditions = {name: len(c.names) for name, c in spec.conditions.items() if isinstance(c, Category)}
     match config:
         case UNetConfig():
             net = UNet(

@@ -7,13 +7,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from advect.core.errors import UserError
-from advect.core.types import Category, DataSpec
+from advect.core.types import Category, Condition, DataSpec, Length, Quantity
 from advect.data import Source, Transform, transform_from_config
 from advect.runs.build import NETWORKS
 from advect.runs.config import Config, MethodConfig, NetworkConfig
 from advect.runs.configfile import to_dict
 
-FORMAT = 1
+FORMAT = 2
+"""2 names the kind of each condition; in files of format 1 all are categories."""
+
+_CONDITIONS: dict[str, type[Condition]] = {"category": Category, "quantity": Quantity, "length": Length}
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,11 @@ class Card:
             "preset": self.preset,
             "config": self.config,
             "network": {"kind": kind, **self.config["network"]},
-            "spec": asdict(self.spec),
+            "spec": {
+                "shape": self.spec.shape,
+                "kind": self.spec.kind,
+                "conditions": {name: _written(condition) for name, condition in self.spec.conditions.items()},
+            },
             "transform": self.transform.to_config(),
             "noise": self.noise,
             "fingerprint": self.fingerprint,
@@ -65,10 +72,7 @@ class Card:
                 f"{where} has card format {values['format']}, this advect reads up to {FORMAT}; install a newer one"
             )
         network: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["network"].items()}
-        conditions = {
-            name: Category(tuple(c["names"]), tuple(c["frequencies"]))
-            for name, c in values["spec"]["conditions"].items()
-        }
+        conditions = {name: _read(facts) for name, facts in values["spec"]["conditions"].items()}
         return Card(
             preset=values["preset"],
             config=values["config"],
@@ -78,3 +82,17 @@ class Card:
             noise=values["noise"],
             fingerprint=values["fingerprint"],
         )
+
+
+def _written(condition: Condition) -> dict[str, Any]:
+    kind = next(name for name, cls in _CONDITIONS.items() if isinstance(condition, cls))
+    return {"kind": kind, **asdict(condition)}
+
+
+def _read(facts: dict[str, Any]) -> Condition:
+    cls = _CONDITIONS[facts.get("kind", "category")]
+    return cls(**{name: _tuples(value) for name, value in facts.items() if name != "kind"})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

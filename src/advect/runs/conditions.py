@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from advect.core.errors import UserError, did_you_mean
 from advect.core.random import CounterRng, mix
-from advect.core.types import NULL, Category, Conditions, DataSpec
+from advect.core.types import NULL, Category, Condition, Conditions, DataSpec, Length, Quantity
 
-ConditionValue = int | str | None | Tensor
-"""One value for all samples (its number or its name; "none" or None: not given), "cycle" for each value in turn,
-or a tensor (n,) of numbers."""
+ConditionValue = float | str | None | Sequence[float] | Tensor
+"""One value for all samples, "cycle" for each value in turn, or a tensor that holds what the network takes.
+
+One value is the number or name of a category; the number, the d numbers or their text "a,b,c" of a quantity, in the
+units of the data; or a number of real steps. "none" or None says that a category or quantity is not given. A tensor
+is (n,) whole numbers, or (n, d) standardised numbers for a quantity.
+"""
 
 
 def resolve_conditions(spec: DataSpec, n: int, cond: Mapping[str, ConditionValue] | None, seed: int) -> Conditions:
-    """For each condition of ``spec`` a tensor (n,) of numbers, NULL for not given.
+    """For each condition of ``spec`` what a network takes: whole numbers (n,), or standardised ones (n, d).
 
-    Conditions that ``cond`` does not name are drawn as often as they occur in the training data; draw i depends on
-    the seed and i alone. Raises UserError for an unknown condition or value.
+    Conditions that ``cond`` does not name are drawn as often as they occur in the training data, a quantity from its
+    examples; draw i depends on the seed and i alone. Raises UserError for an unknown condition or value.
     """
     cond = dict(cond or {})
     for name in cond:
@@ -28,37 +33,92 @@ def resolve_conditions(spec: DataSpec, n: int, cond: Mapping[str, ConditionValue
             where = did_you_mean(name, spec.conditions) if spec.conditions else "; this flow has none"
             raise UserError(f"condition {name!r} is not known{where}")
     values = {}
-    for i, (name, category) in enumerate(spec.conditions.items()):
-        if name in cond:
-            values[name] = _numbers(name, cond[name], category, n)
-        else:
+    for i, (name, condition) in enumerate(spec.conditions.items()):
+        if name not in cond:
             u = CounterRng(mix(seed, 2), i, n).uniform((n,), dtype=torch.float64)
-            shares = torch.tensor(category.frequencies, dtype=torch.float64).cumsum(0)
-            values[name] = torch.searchsorted(shares, u, right=True).clamp_(max=len(shares) - 1)
+            values[name] = _drawn(condition, u)
+        elif isinstance(condition, Quantity):
+            values[name] = _vectors(name, cond[name], condition, n)
+        else:
+            values[name] = _numbers(name, cond[name], condition, n)
     return values
 
 
-def _numbers(name: str, value: ConditionValue, category: Category, n: int) -> Tensor:
+def _drawn(condition: Condition, u: Tensor) -> Tensor:
+    """The values at places u (n,) in [0, 1) of the training data."""
+    if isinstance(condition, Quantity):
+        examples = _standardised(condition, condition.examples)
+        return examples[(u * len(examples)).long()]
+    shares = torch.tensor(condition.frequencies, dtype=torch.float64).cumsum(0)
+    places = torch.searchsorted(shares, u, right=True).clamp_(max=len(shares) - 1)
+    return places + 1 if isinstance(condition, Length) else places
+
+
+def _numbers(name: str, value: ConditionValue, condition: Category | Length, n: int) -> Tensor:
+    low, high, null = _range(condition)
     if isinstance(value, Tensor):
         if value.shape != (n,):
             raise UserError(f"condition {name!r} must have shape ({n},), one a sample, got {tuple(value.shape)}")
         numbers = value.long().cpu()
     elif value == "cycle":
-        numbers = torch.arange(n) % len(category.names)
+        numbers = low + torch.arange(n) % (high - low + 1)
     else:
-        numbers = torch.full((n,), _number(name, value, category))
-    if ((numbers < NULL) | (numbers >= len(category.names))).any():
-        raise UserError(f"condition {name!r} must lie in 0 to {len(category.names) - 1}, got {value}")
+        numbers = torch.full((n,), _number(name, value, condition))
+    if (((numbers < low) | (numbers > high)) & (numbers != null)).any():
+        raise UserError(f"condition {name!r} must lie in {low} to {high}, got {value}")
     return numbers
 
 
-def _number(name: str, value: int | str | None, category: Category) -> int:
+def _range(condition: Category | Length) -> tuple[int, int, int]:
+    """The least and the greatest value, and the one beside them that says "not given"; a length has none."""
+    if isinstance(condition, Length):
+        return 1, len(condition.frequencies), 1
+    return 0, len(condition.names) - 1, NULL
+
+
+def _number(name: str, value: ConditionValue, condition: Category | Length) -> int:
+    names = condition.names if isinstance(condition, Category) else ()
     if value is None or value == "none":
+        if isinstance(condition, Length):
+            raise UserError(f"condition {name!r} is always given; name one of 1 to {len(condition.frequencies)}")
         return NULL
-    if isinstance(value, int):
-        return value
-    if value in category.names:
-        return category.names.index(value)
-    if value.isdecimal():
+    if isinstance(value, int | float) and float(value).is_integer():
         return int(value)
-    raise UserError(f"condition {name!r} has no value {value!r}{did_you_mean(value, category.names)}")
+    if isinstance(value, str) and value in names:
+        return names.index(value)
+    if isinstance(value, str) and value.isdecimal():
+        return int(value)
+    fix = did_you_mean(str(value), names) if names else f"; it is a whole number of 1 to {_range(condition)[1]}"
+    raise UserError(f"condition {name!r} has no value {value!r}{fix}")
+
+
+def _vectors(name: str, value: ConditionValue, quantity: Quantity, n: int) -> Tensor:
+    d = len(quantity.mean)
+    if isinstance(value, Tensor):
+        if value.shape != (n, d):
+            raise UserError(f"condition {name!r} must have shape ({n}, {d}), a row a sample, got {tuple(value.shape)}")
+        return value.float().cpu()
+    if value is None or value == "none":
+        return torch.full((n, d), math.nan)
+    if value == "cycle":
+        return _standardised(quantity, quantity.examples)[torch.arange(n) % len(quantity.examples)]
+    row = _row(name, value)
+    if len(row) != d or not all(map(math.isfinite, row)):
+        raise UserError(f"condition {name!r} needs {d} finite numbers ({', '.join(quantity.names)}), got {value!r}")
+    return _standardised(quantity, [row]).expand(n, d).clone()
+
+
+def _row(name: str, value: float | str | Sequence[float]) -> list[float]:
+    """The numbers in 3.5, (1, 2) or "1,2"."""
+    words = value.split(",") if isinstance(value, str) else [value] if isinstance(value, int | float) else value
+    try:
+        return [float(word) for word in words]
+    except (TypeError, ValueError):
+        raise UserError(f"condition {name!r} needs numbers such as 1.5 or 1.5,2; got {value!r}") from None
+
+
+def _standardised(quantity: Quantity, rows: Sequence[Sequence[float]]) -> Tensor:
+    """Rows (n, d) in the data's units as the network takes them."""
+    x = torch.tensor(rows, dtype=torch.float64).reshape(-1, len(quantity.mean))
+    mean, std = (torch.tensor(moments, dtype=torch.float64) for moments in (quantity.mean, quantity.std))
+    return ((x - mean) / std).float()

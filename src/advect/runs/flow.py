@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from advect.core import random
+from advect.core.conditions import is_null, real_steps
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, mix
-from advect.core.types import NULL, Conditions, DataSpec
+from advect.core.types import LENGTH, Conditions, DataSpec
 from advect.data import Transform
 from advect.objectives.flow_matching import Kind
 from advect.paths import AffinePath, Bridge, Path, Schedule
@@ -115,13 +116,14 @@ class Flow:
             for first in range(0, n, batch_size):
                 last = min(first + batch_size, n)
                 rows = CounterRng(mix(seed, 1), 0, last - first, start=first, total=n)
-                x0 = self._start(last - first, rows)
-                part = {name: value[first:last].to(self.device) for name, value in conditions.items()}
+                part = self._on_device({name: value[first:last] for name, value in conditions.items()})
+                x0 = self._start(last - first, rows, part)
                 x = walk(self.velocity(part, guidance=guidance, interval=guidance_interval), x0, rows)
                 parts.append(x.float().cpu())
                 bar.update(last - first)
         x = torch.cat(parts, dim=1 if trajectory else 0)
-        return torch.stack([self.transform.inverse(state) for state in x]) if trajectory else self.transform.inverse(x)
+        inverse = lambda state: _without_padding(self.transform.inverse(state), conditions)
+        return torch.stack([inverse(state) for state in x]) if trajectory else inverse(x)
 
     def _walk(
         self, steps: int | None, solver: str | None, grid: str | None, diffusion: float | str | None, trajectory: bool
@@ -176,12 +178,12 @@ class Flow:
             )
         return self.path.effective_schedule
 
-    def _start(self, n: int, rows: CounterRng) -> Tensor:
-        """Draw from p_0 (n, *S): the source and, on a path with jitter, the jitter."""
+    def _start(self, n: int, rows: CounterRng, cond: Conditions) -> Tensor:
+        """Draw from p_0 (n, *S): the source and, on a path with jitter, the jitter; zero in padding."""
         x0 = self.source.sample((n, *self.spec.shape), rows, device=self.device)
         if isinstance(self.path, AffinePath) and self.path.sigma_min > 0:
             x0 = x0 + self.path.sigma_min * random.normal(x0.shape, rows, device=x0.device, dtype=x0.dtype)
-        return x0
+        return _without_padding(x0, cond)
 
     def velocity(
         self,
@@ -204,9 +206,9 @@ class Flow:
         return self.path.convert(output.to(x_t.dtype), x_t, inside, self.prediction, "velocity")
 
     def conditions(self, n: int, cond: Mapping[str, ConditionValue] | None = None, seed: int = 0) -> Conditions:
-        """The conditions that :meth:`sample` uses: for each a tensor (n,) of numbers, NULL for not given."""
+        """The conditions that :meth:`sample` uses: for each whole numbers (n,) or, standardised, (n, d)."""
         values = resolve_conditions(self.spec, n, cond, seed)
-        if not self.null and any((value == NULL).any() for value in values.values()):
+        if not self.null and any(is_null(value).any() for value in values.values()):
             raise UserError("the flow was trained with --label-dropout 0, so it knows no missing condition; give all")
         return values
 
@@ -215,17 +217,18 @@ class Flow:
         self, x: Tensor, *, cond: Mapping[str, ConditionValue] | None = None, steps: int = 50, solver: str = "rk4"
     ) -> Tensor:
         """Carry data x (n, *S) back to the noise z (n, *S) that it comes from, at t = 0; :meth:`decode` undoes it."""
+        given = self._given(len(x), cond)
         z = self.transform.forward(self._checked(x))
-        return self._along(z, cond, solver=solver, steps=steps, t0=self._span[1], t1=self._span[0])
+        return self._along(z, given, solver=solver, steps=steps, t0=self._span[1], t1=self._span[0])
 
     @torch.no_grad()
     def decode(
         self, z: Tensor, *, cond: Mapping[str, ConditionValue] | None = None, steps: int = 50, solver: str = "rk4"
     ) -> Tensor:
         """Carry noise z (n, *S) to data in data units (n, *S)."""
-        return self.transform.inverse(
-            self._along(self._checked(z), cond, solver=solver, steps=steps, t0=self._span[0], t1=self._span[1])
-        )
+        given = self._given(len(z), cond)
+        x = self._along(self._checked(z), given, solver=solver, steps=steps, t0=self._span[0], t1=self._span[1])
+        return _without_padding(self.transform.inverse(x), given)
 
     def log_prob(
         self,
@@ -241,14 +244,16 @@ class Flow:
 
         ``trace`` "exact" takes as many derivatives as a sample has elements, "hutchinson" one, with an unbiased error.
         Conditions that ``cond`` does not name are not given (the null). Raises UserError for a flow whose source is
-        not the standard Gaussian.
+        not the standard Gaussian, or whose sequences differ in length.
         """
         if not isinstance(self.source, Gaussian):
             raise UserError(
                 f"log_prob needs a source with a density, and this flow starts from {type(self.source).__name__}"
             )
+        if LENGTH in self.spec.conditions:
+            raise UserError("log_prob needs samples of one size, and this flow makes sequences of several lengths")
         model = self.transform.forward(self._checked(x)).to(self.device)
-        u = self.velocity(self._given(len(x), cond))
+        u = self.velocity(self._on_device(self._given(len(x), cond)))
         rng = CounterRng(mix(seed, 6), 0, len(x))
         value = log_prob(
             u,
@@ -271,15 +276,25 @@ class Flow:
         """``-log2 p(x) / D`` (n,), with the options of :meth:`log_prob`."""
         return bits_per_dim(self.log_prob(x, **options), x[0].numel())
 
-    def _along(self, x: Tensor, cond: Mapping[str, ConditionValue] | None, **way) -> Tensor:
-        u = self.velocity(self._given(len(x), cond))
-        return integrate(u, x.to(self.device), **way).float().cpu()
+    def _along(self, x: Tensor, cond: Conditions, **way) -> Tensor:
+        u = self.velocity(self._on_device(cond))
+        end = integrate(u, _without_padding(x, cond).to(self.device), **way)
+        return _without_padding(end.float().cpu(), cond)
 
     def _given(self, n: int, cond: Mapping[str, ConditionValue] | None) -> Conditions:
         named = {**dict.fromkeys(self.spec.conditions), **(cond or {})}
-        return {name: value.to(self.device) for name, value in self.conditions(n, named).items()}
+        return self.conditions(n, named)
+
+    def _on_device(self, cond: Conditions) -> Conditions:
+        return {name: value.to(self.device) for name, value in cond.items()}
 
     def _checked(self, x: Tensor) -> Tensor:
         if x.shape[1:] != self.spec.shape or len(x) == 0:
             raise UserError(f"x must have shape (n, {', '.join(map(str, self.spec.shape))}), got {tuple(x.shape)}")
         return x
+
+
+def _without_padding(x: Tensor, cond: Conditions) -> Tensor:
+    """x with zeros after the last real step of each sample, where it is a sequence (n, L, C) with lengths."""
+    real = real_steps(cond, x)
+    return x if real is None else x * real[:, :, None]

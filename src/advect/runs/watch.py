@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from advect.core.random import CounterRng, mix
+from advect.core.types import Category
 from advect.data import Split
 from advect.objectives import Objective
 from advect.reports.grid import picture, save_png
@@ -50,7 +51,8 @@ class Watch(Hook):
         self.samples, self.seed, self.metrics, self.board = samples, seed, metrics, board
         self._timer = EverySteps(every, self._look)
         self._reference: Tensor | None = None
-        self._cond = dict.fromkeys(list(flow.spec.conditions)[:1], "cycle")
+        categories = [name for name, kind in flow.spec.conditions.items() if isinstance(kind, Category)]
+        self._cond = dict.fromkeys(categories[:1], "cycle")
 
     def on_start(self, trainer: Trainer) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

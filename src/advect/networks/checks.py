@@ -1,0 +1,55 @@
+"""What all networks ask of their arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from advect.core.errors import UserError, did_you_mean
+
+
+def check_inputs(net: str, x_t: Tensor, t: Tensor, shape: Sequence[int | str]) -> None:
+    """Raise UserError unless x_t is (B, *shape) and t (B,); a letter in ``shape`` stands for any size."""
+    right = x_t.ndim == len(shape) + 1 and all(
+        isinstance(wanted, str) or wanted == got for wanted, got in zip(shape, x_t.shape[1:], strict=True)
+    )
+    if not right:
+        raise UserError(f"this {net} takes x_t of shape (B, {', '.join(map(str, shape))}), got {tuple(x_t.shape)}")
+    if t.shape != x_t.shape[:1]:
+        raise UserError(f"t must have shape ({len(x_t)},), one time a sample, got {tuple(t.shape)}")
+
+
+def check_at_least(net: str, bound: int, **values: int) -> None:
+    """Raise UserError for the first value below ``bound``."""
+    for name, value in values.items():
+        if value < bound:
+            raise UserError(f"{net}.{name} must be at least {bound}, got {value}")
+
+
+def check_share(net: str, **values: float) -> None:
+    """Raise UserError for the first value outside [0, 1)."""
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise UserError(f"{net}.{name} must be in [0, 1), got {value}")
+
+
+def check_choice(net: str, name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise UserError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise UserError(f"{net}.{name} has no choice {value!r}{did_you_mean(str(value), choices)}")
+
+
+def check_divisible(net: str, sizes: Sequence[int], factor: int, why: str, *, other: str) -> None:
+    """Raise UserError, with the nearest sizes, unless height and width (the last two) are multiples of ``factor``.
+
+    ``why`` they must be, and what ``other`` change would mend it, are part of the message.
+    """
+    for name, size in zip(("height", "width"), sizes[-2:], strict=True):
+        if size % factor:
+            below, above = size - size % factor, size - size % factor + factor
+            nearest = f"{below} and {above}" if below else f"{above}"
+            raise UserError(
+                f"{net}.shape {tuple(sizes)} must have a {name} divisible by {factor}, since {why}, got {size}; "
+                f"use {nearest}, or {other}"
+            )

@@ -1,0 +1,155 @@
+"""A diffusion transformer for images and latents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from advect.core.errors import UserError
+from advect.core.types import Conditions
+from advect.networks.checkpointing import run_block
+from advect.networks.checks import check_at_least, check_choice, check_divisible, check_inputs
+from advect.networks.conditioning import ConditionEmbedding, ConditionSizes, TimeEmbedding, TimeKind
+from advect.networks.positions import (
+    Positions,
+    Resize,
+    Rotation,
+    coordinates,
+    grid_rotation,
+    grid_sincos,
+    stay,
+)
+from advect.networks.transformer import BlockOptions, Head, MlpKind, Norm, TransformerBlock, start_adaln_zero
+
+Size = Literal["S", "B", "L", "XL"]
+
+SIZES: dict[str, tuple[int, int, int]] = {
+    "S": (12, 384, 6),
+    "B": (12, 768, 12),
+    "L": (24, 1024, 16),
+    "XL": (28, 1152, 16),
+}
+"""Depth, width and heads of table 1 of Peebles & Xie (2023)."""
+
+
+class DiT(nn.Module):
+    """net(x_t (B, C, H, W), t (B,), cond) -> (B, C, H, W) (Peebles & Xie 2023, "Scalable diffusion models").
+
+    ``shape`` is that of one image or latent, (C, H, W), of any channel count. Patches of ``patch_size`` pixels a side
+    become tokens, ``depth`` blocks of ``width`` channels and ``heads`` heads change them under adaLN-zero, and a
+    linear layer makes patches of them. ``size`` sets depth, width and heads; those that are given win, and with None
+    all have to be. A new net returns zeros.
+
+    Places are told by fixed sines and cosines ("sincos"), or by turning queries and keys ("rotary"). Images of other
+    heights and widths than ``shape`` are welcome; ``resize`` says how their places lie: stretched to the trained range
+    ("interpolate", the default with sincos) or running on beyond it ("extrapolate", the default with rotary).
+    ``registers`` are learned tokens beside those of the image (Darcet et al. 2024). ``grad_checkpointing`` computes
+    each block a second time in the backward pass, for memory.
+
+    The net of the paper has twice the output channels, for a learned variance, which a flow has not.
+
+    Raises UserError for an argument out of range, for a height or width that the patch does not divide, and for x_t or
+    t of another shape.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        *,
+        size: Size | None = "S",
+        depth: int | None = None,
+        width: int | None = None,
+        heads: int | None = None,
+        patch_size: int = 2,
+        norm: Norm = "layer",
+        mlp: MlpKind = "gelu",
+        positions: Positions = "sincos",
+        resize: Resize | None = None,
+        qk_norm: bool = False,
+        registers: int = 0,
+        dropout: float = 0.0,
+        time_embedding: TimeKind = "sinusoidal",
+        conditions: ConditionSizes | None = None,
+        grad_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        depth, width, heads = _resolve(size, depth, width, heads)
+        check_at_least("DiT", 1, depth=depth, patch_size=patch_size)
+        check_at_least("DiT", 0, registers=registers)
+        check_choice("DiT", "positions", positions, get_args(Positions))
+        self.resize: Resize = resize or ("interpolate" if positions == "sincos" else "extrapolate")
+        check_choice("DiT", "resize", self.resize, get_args(Resize))
+        options = BlockOptions(width=width, heads=heads, norm=norm, mlp=mlp, qk_norm=qk_norm, dropout=dropout)
+        options.check("DiT", pairs=4)
+        self.shape, self.patch = _check_shape(shape, patch_size), patch_size
+        self.rotary, self.head_width, self.grad_checkpointing = (
+            positions == "rotary",
+            width // heads,
+            grad_checkpointing,
+        )
+
+        self.time = TimeEmbedding(256, width, kind=time_embedding)
+        self.conditions = ConditionEmbedding(conditions or {}, width)
+        self.stem = nn.Linear(self.shape[0] * patch_size**2, width)
+        self.blocks = nn.ModuleList(TransformerBlock(options, width) for _ in range(depth))
+        self.head = Head(norm, width, width, self.shape[0] * patch_size**2)
+        start_adaln_zero(self)
+        self.registers = nn.Parameter(0.02 * torch.randn(registers, width)) if registers else None
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
+        check_inputs("DiT", x_t, t, (self.shape[0], "H", "W"))
+        if x_t.shape[1:] != self.shape:
+            _check_shape(x_t.shape[1:], self.patch)
+        emb = F.silu(self.conditions(self.time(t), cond))
+        patches = F.pixel_unshuffle(x_t, self.patch)
+        h = self.stem(patches.flatten(2).transpose(1, 2))  # (B, tokens, width)
+        rotation = None
+        if self.rotary:
+            rotation = self._rotation(patches)
+        else:
+            h = h + grid_sincos(*self._places(patches), h.shape[2]).to(h.dtype)
+        if self.registers is not None:
+            h = torch.cat([self.registers.to(h.dtype).expand(len(h), -1, -1), h], 1)
+        for block in self.blocks:
+            h = run_block(block, h, emb, rotation, again=self.grad_checkpointing)
+        if self.registers is not None:
+            h = h[:, len(self.registers) :]
+        out = self.head(h, emb).transpose(1, 2).unflatten(2, patches.shape[2:])
+        return F.pixel_shuffle(out, self.patch).to(x_t.dtype)
+
+    def _places(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """The coordinates of the rows (H,) and of the columns (W,) of patches (B, ., H, W)."""
+        rows, columns = (
+            coordinates(size, side // self.patch, self.resize, patches.device)
+            for size, side in zip(patches.shape[2:], self.shape[1:], strict=True)
+        )
+        return rows, columns
+
+    def _rotation(self, patches: Tensor) -> Rotation:
+        rotation = grid_rotation(*self._places(patches), self.head_width)
+        return rotation if self.registers is None else stay(rotation, len(self.registers))
+
+
+def _resolve(size: str | None, depth: int | None, width: int | None, heads: int | None) -> tuple[int, int, int]:
+    if size is not None:
+        check_choice("DiT", "size", size, get_args(Size))
+    given = {"depth": depth, "width": width, "heads": heads}
+    named = SIZES[size] if size else (None, None, None)
+    values = [own if own is not None else usual for own, usual in zip(given.values(), named, strict=True)]
+    if None in values:
+        missing = ", ".join(name for name, value in zip(given, values, strict=True) if value is None)
+        raise UserError(f"DiT.size is None, so depth, width and heads are needed, and {missing} is missing; give it")
+    depth, width, heads = (int(value or 0) for value in values)
+    return depth, width, heads
+
+
+def _check_shape(shape: Sequence[int], patch: int) -> tuple[int, int, int]:
+    if len(shape) != 3 or min(shape) < 1:
+        raise UserError(f"DiT.shape must be (channels, height, width), got {tuple(shape)}; for vectors take MLP")
+    check_divisible("DiT", shape, patch, f"patch_size is {patch}", other="another patch_size")
+    channels, height, width = shape
+    return channels, height, width

@@ -1,0 +1,167 @@
+"""The parts of a transformer on tokens (B, N, width) that time and conditions (B, emb) modulate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from advect.core.errors import UserError
+from advect.networks.attention import attend
+from advect.networks.blocks import zeroed
+from advect.networks.checks import check_at_least, check_choice, check_share
+from advect.networks.positions import Rotation, rotate
+
+Norm = Literal["layer", "rms"]
+MlpKind = Literal["gelu", "swiglu"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockOptions:
+    """What all blocks of a transformer have in common. Raises UserError for a value out of range."""
+
+    width: int
+    heads: int
+    norm: Norm = "layer"
+    mlp: MlpKind = "gelu"
+    qk_norm: bool = False
+    dropout: float = 0.0
+
+    def check(self, net: str, *, pairs: int) -> None:
+        """Raise UserError unless the heads get a multiple of ``pairs`` channels each, and all else fits."""
+        check_at_least(net, 1, width=self.width, heads=self.heads)
+        check_share(net, dropout=self.dropout)
+        check_choice(net, "norm", self.norm, get_args(Norm))
+        check_choice(net, "mlp", self.mlp, get_args(MlpKind))
+        if self.width % (pairs * self.heads):
+            step = pairs * self.heads
+            near = max(step, self.width - self.width % step)
+            raise UserError(f"{net}.width must be a multiple of {pairs} heads = {step}, got {self.width}; use {near}")
+
+
+def plain_norm(kind: Norm, width: int) -> nn.Module:
+    """Normalisation of each token without weights, which the modulation brings."""
+    cls = nn.LayerNorm if kind == "layer" else nn.RMSNorm
+    return cls(width, eps=1e-6, elementwise_affine=False)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x (1 + scale) + shift."""
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (Vaswani et al. 2017) of x (B, N, width).
+
+    With ``qk_norm`` queries and keys are normalised, which keeps scores bounded (Dehghani et al. 2023, "Scaling vision
+    transformers to 22 billion parameters"), by RMSNorm as in Esser et al. (2024).
+    """
+
+    def __init__(self, o: BlockOptions) -> None:
+        super().__init__()
+        self.heads = o.heads
+        self.qkv = nn.Linear(o.width, 3 * o.width)
+        self.qk_scale = nn.Parameter(torch.ones(2, o.width // o.heads)) if o.qk_norm else None
+        self.out = nn.Linear(o.width, o.width)
+
+    def forward(self, x: Tensor, rotation: Rotation | None, real: Tensor | None) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, N, .)
+        if self.qk_scale is not None:
+            scales = self.qk_scale.to(v.dtype)
+            q, k = (F.rms_norm(part, part.shape[-1:], eps=1e-6) * s for part, s in zip((q, k), scales, strict=True))
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        return self.out(attend(q, k, v, real).transpose(1, 2).flatten(2))
+
+
+class Gelu(nn.Module):
+    """Two linear layers, 4 times as wide between, with GELU (tanh form)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.widen, self.out = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.gelu(self.widen(x), approximate="tanh"))
+
+
+class SwiGlu(nn.Module):
+    """out(silu(a) b) with a, b linear in x (Shazeer 2020), 8/3 times as wide between: as many weights as GELU's."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        hidden = -(-8 * width // 3)
+        hidden += -hidden % 8
+        self.widen, self.out = nn.Linear(width, 2 * hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.widen(x).chunk(2, -1)
+        return self.out(F.silu(a) * b)
+
+
+class TransformerBlock(nn.Module):
+    """x (B, N, width) and emb (B, emb) -> (B, N, width): attention and MLP under adaLN-zero (Peebles & Xie 2023).
+
+    emb, after its SiLU, gives shift, scale and gate of both branches by a linear layer that starts at zero, so that
+    a new block changes nothing. Keys that are not ``real`` (B, N) are not attended to.
+    """
+
+    def __init__(self, o: BlockOptions, emb: int) -> None:
+        super().__init__()
+        self.dropout = o.dropout
+        self.modulation = nn.Linear(emb, 6 * o.width)
+        self.norm1, self.norm2 = plain_norm(o.norm, o.width), plain_norm(o.norm, o.width)
+        self.attention = Attention(o)
+        self.mlp = SwiGlu(o.width) if o.mlp == "swiglu" else Gelu(o.width)
+
+    def forward(self, x: Tensor, emb: Tensor, rotation: Rotation | None = None, real: Tensor | None = None) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(emb)[:, None].chunk(6, -1)
+        mixed = self.attention(modulate(self.norm1(x), shift1, scale1), rotation, real)
+        x = torch.addcmul(x, gate1, self._drop(mixed))
+        return torch.addcmul(x, gate2, self._drop(self.mlp(modulate(self.norm2(x), shift2, scale2))))
+
+    def _drop(self, branch: Tensor) -> Tensor:
+        return F.dropout(branch, self.dropout) if self.dropout and self.training else branch
+
+
+class Head(nn.Module):
+    """The last layer: normalise and modulate x (B, N, width) by emb (B, emb), then a linear layer that starts at zero.
+
+    x (B, width) is taken as well.
+    """
+
+    def __init__(self, norm: Norm, width: int, emb: int, out: int) -> None:
+        super().__init__()
+        self.norm, self.modulation, self.out = (
+            plain_norm(norm, width),
+            nn.Linear(emb, 2 * width),
+            nn.Linear(width, out),
+        )
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        modulation = self.modulation(emb)
+        shift, scale = (modulation[:, None] if x.ndim == 3 else modulation).chunk(2, -1)
+        return self.out(modulate(self.norm(x), shift, scale))
+
+
+def start_adaln_zero(net: nn.Module) -> None:
+    """Start a net as Peebles & Xie (2023) do: modulations and last layer at zero, so that it predicts zero.
+
+    Other linear layers start with Glorot's uniform weights, and what embeds time and conditions with N(0, 0.02^2).
+    """
+    for name, module in net.named_modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        nn.init.zeros_(module.bias)
+        if name.split(".")[0] in ("time", "conditions"):
+            nn.init.normal_(module.weight, std=0.02)
+        elif name.endswith("modulation") or name == "head.out":
+            zeroed(module)
+        else:
+            nn.init.xavier_uniform_(module.weight)
+    for name, table in net.named_parameters():
+        if name.startswith("conditions.tables"):
+            nn.init.normal_(table, std=0.02)
