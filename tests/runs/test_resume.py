@@ -96,6 +96,14 @@ def test_accumulation_resumes_bit_for_bit_and_is_close_to_the_plain_run(advect: 
     assert losses(Path("plain"))[-1][1] == pytest.approx(losses(Path("whole"))[-1][1], rel=1e-4)
 
 
+def test_activations_computed_again_change_no_bit(advect: Callable[..., None]) -> None:
+    advect("train digits --run-dir plain --max-steps 6 --dropout 0.2", SMALL)
+    advect("train digits --run-dir again --max-steps 6 --dropout 0.2 --grad-checkpointing", SMALL)
+    assert_same_end(Path("plain"), Path("again"), 6)
+    with pytest.raises(UserError, match="--grad-checkpointing is of no use to the MLP"):
+        advect("train moons --run-dir moons --grad-checkpointing", TINY)
+
+
 def test_muon_resumes_bit_for_bit_and_only_as_muon(advect: Callable[..., None]) -> None:
     advect("train digits --run-dir whole --max-steps 14 --optimizer muon", SMALL)
     advect("train digits --run-dir parts --max-steps 7 --optimizer muon", SMALL)

@@ -10,7 +10,7 @@ from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.core.types import Batch
 from advect.couplings import ExactOT
-from advect.networks import MLP
+from advect.networks import MLP, UNet
 from advect.objectives import FlowMatching
 from advect.training import AdamW, Ema, LossScale, TrainState, named_params
 from advect.training.step import Step, split_rows
@@ -57,6 +57,31 @@ def test_parts_have_the_gradient_and_loss_of_the_whole_batch(rows: int, parts: i
         loss, norm = step.on_drawn(objective, drawn, 0.1)
         found.append((loss, norm, optimizer.grads))
     torch.testing.assert_close(found[1], found[0], rtol=2e-5, atol=1e-6)
+
+
+def test_activations_computed_again_give_the_same_gradient_dropout_included() -> None:
+    objective = FlowMatching()
+    x1 = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    drawn = objective.draw(Batch(x1), CounterRng(7, 0, 6))
+    found = []
+    for again in (False, True):
+        torch.manual_seed(0)
+        net = UNet(
+            (1, 8, 8),
+            model_channels=8,
+            channel_mult=(1, 2),
+            attention_resolutions=(),
+            dropout=0.3,
+            grad_checkpointing=again,
+        )
+        for p in net.parameters():
+            nn.init.normal_(p, std=0.1)
+        optimizer = Recorder(net)
+        step = Step(TrainState(net, optimizer, None), net, device=CPU, grad_clip=0.0)
+        torch.manual_seed(1)
+        loss, _ = step.on_drawn(objective, drawn, 0.1)
+        found.append((loss, optimizer.grads, step.flops))
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_rows_are_split_once_each_and_in_order() -> None:

@@ -46,8 +46,12 @@ def _needed(data_dir: Any, what: str) -> Any:
     return data_dir
 
 
-def build_network(config: NetworkConfig, spec: DataSpec) -> nn.Module:
-    """Make the network for data of this shape and these conditions. Raises UserError where they do not fit."""
+def build_network(config: NetworkConfig, spec: DataSpec, *, grad_checkpointing: bool = False) -> nn.Module:
+    """Make the network for data of this shape and these conditions.
+
+    With ``grad_checkpointing`` its blocks compute their activations again in the backward pass and keep none.
+    Raises UserError where the data do not fit, and for a network that has no blocks.
+    """
     conditions = {name: len(c.names) for name, c in spec.conditions.items() if isinstance(c, Category)}
     match config:
         case UNetConfig():
@@ -59,9 +63,12 @@ def build_network(config: NetworkConfig, spec: DataSpec) -> nn.Module:
                 attention_resolutions=config.attention_resolutions,
                 dropout=config.dropout,
                 conditions=conditions,
+                grad_checkpointing=grad_checkpointing,
             )
             return net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         case MLPConfig():
+            if grad_checkpointing:
+                raise UserError("--grad-checkpointing is of no use to the MLP, which is small; leave it out")
             return MLP(spec.shape[0], width=config.width, depth=config.depth, conditions=conditions)
 
 

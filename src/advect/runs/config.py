@@ -199,6 +199,8 @@ class TrainingConfig(_Checked):
     """Let a GPU multiply float32 with 10 bits of mantissa."""
     accumulate: int = 1
     """Compute each batch in so many parts, one after the other: the same step in less memory."""
+    grad_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, a third more arithmetic."""
     compile_model: bool = False
     """Compile the network with torch.compile."""
     pair_ahead: bool = False

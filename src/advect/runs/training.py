@@ -160,7 +160,9 @@ def _new_trainer(config: Config, source: Source, card: Card, run_dir: Path) -> T
 def _new_state(config: Config, source: Source, card: Card, objective: Objective, device: torch.device) -> TrainState:
     with torch.random.fork_rng():
         torch.manual_seed(mix(config.training.seed, 0))
-        net = build_network(config.network, source.spec).to(device)
+        net = build_network(config.network, source.spec, grad_checkpointing=config.training.grad_checkpointing).to(
+            device
+        )
     params = named_params(net)
     decay = config.training.weight_decay
     if config.training.optimizer == "muon":
