@@ -35,7 +35,7 @@ def awake(net: nn.Module) -> nn.Module:
     ],
 )
 def test_sizes_have_the_parameters_of_the_paper(size: Any, patch: int, width: int, millions: int) -> None:
-    """The paper's net has a second output for each pixel, the learned variance; fixed positions are not in its table."""
+    """The paper's net has a second output for each pixel, the learned variance; its table leaves positions out."""
     with torch.device("meta"):
         net = DiT((4, 32, 32), size=size, patch_size=patch, conditions={"label": 1000})
     ours = sum(p.numel() for p in net.parameters())

@@ -78,3 +78,13 @@ def test_metrics_tell_the_arithmetic_a_second_and_the_report_shows_it(advect: Ca
         assert "mfu" not in row
     cards = {card["label"]: card for card in describe(read_run(Path("run")))["cards"]}
     assert cards["GFLOP a second"]["note"] == "in the network"
+
+
+def test_where_the_peak_is_known_its_share_is_logged(advect: Callable[..., None], monkeypatch, capsys) -> None:
+    monkeypatch.setattr("advect.training.trainer.device_peak", lambda device, dtype: 1e13)
+    advect("train moons --run-dir run --max-steps 5", TINY)
+    row = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[0])
+    assert row["mfu"] == pytest.approx(row["flops_per_s"] / 1e13)
+    assert "GFLOP/s (0% of peak)" in capsys.readouterr().err
+    cards = {card["label"]: card for card in describe(read_run(Path("run")))["cards"]}
+    assert cards["GFLOP a second"]["note"].endswith("% of the device's peak")

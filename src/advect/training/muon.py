@@ -12,14 +12,14 @@ from advect.core.errors import UserError
 from advect.core.platform import has_fast_bfloat16
 from advect.training.adamw import AdamW
 
-_OUTER = ("first", "stem", "head", "last", "through")
-"""What the networks call their first and last layers."""
+_OUTER = ("first", "stem", "conditions", "head", "last", "through")
+"""What the networks call the layers that data and conditions enter and leave by."""
 
 
 def hidden_matrices(net: nn.Module) -> set[str]:
     """The names of the weights that Muon moves: of linear layers and convolutions but the first and last ones.
 
-    Outer layers are known by their names: {first, stem, head, last, through}. Embedding tables, normalisation and
+    These are known by their names: first, stem, conditions, head, last, through. Embedding tables, normalisation and
     biases are no matrices that map features to features (Jordan et al. 2024).
     """
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
