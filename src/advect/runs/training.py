@@ -108,7 +108,7 @@ def _check_same_run(there: Card, here: Card, checkpoint: Path, say: Say) -> None
             f"checkpoint {checkpoint} has another network: {'; '.join(of_network)}; "
             f"leave out those flags, or train anew with --run-dir"
         )
-    free = {"max_steps", "max_minutes", "num_workers", "pair_ahead", "device"}
+    free = {"max_steps", "max_minutes", "num_workers", "pair_ahead", "grad_checkpointing", "device"}
     if here.config["training"]["lr_schedule"] == "constant":
         free.add("num_epochs")
     for section, text in differs:
