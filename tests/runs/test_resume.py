@@ -21,6 +21,7 @@ SMALL = (
     "--model-channels 8 --batch-size 32 --num-epochs 3 --log-every 4 "
     "--sample-every 10 --num-samples 4 --sample-steps 2"
 )
+TINY = "--width 16 --batch-size 64 --log-every 5 --sample-every 20 --num-samples 8 --num-epochs 5"
 
 
 def assert_same_end(one: Path, other: Path, step: int, *, since: int = 0) -> None:
@@ -72,6 +73,44 @@ def test_threads_that_load_ahead_change_nothing(advect: Callable[..., None]) -> 
     advect("train digits --run-dir one --max-steps 9 --num-workers 0", SMALL)
     advect("train digits --run-dir two --max-steps 9 --num-workers 3", SMALL)
     assert_same_end(Path("one"), Path("two"), 9)
+
+
+def test_float16_resumes_bit_for_bit_and_logs_its_scale(advect: Callable[..., None]) -> None:
+    flags = (TINY, "--mixed-precision --half fp16")
+    advect("train moons --run-dir whole --max-steps 25", *flags)
+    advect("train moons --run-dir parts --max-steps 12", *flags)
+    advect("train --resume-from parts --max-steps 25")
+    assert_same_end(Path("whole"), Path("parts"), 25)
+    rows = [json.loads(line) for line in (Path("whole") / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["loss_scale"], r["skipped_steps"]) for r in rows if "loss" in r] == [(65536.0, 0)] * 5
+    kept = json.loads((Path("parts") / "checkpoints/step-00000025/state/run.json").read_text())["loss_scale"]
+    assert kept == {"scale": 65536.0, "good": 25, "skipped": 0}
+
+
+def test_accumulation_resumes_bit_for_bit_and_is_close_to_the_plain_run(advect: Callable[..., None]) -> None:
+    advect("train moons --run-dir plain --max-steps 10", TINY)
+    advect("train moons --run-dir whole --max-steps 10 --accumulate 3", TINY)
+    advect("train moons --run-dir parts --max-steps 5 --accumulate 3", TINY)
+    advect("train --resume-from parts --max-steps 10")
+    assert_same_end(Path("whole"), Path("parts"), 10)
+    assert losses(Path("plain"))[-1][1] == pytest.approx(losses(Path("whole"))[-1][1], rel=1e-4)
+
+
+def test_activations_computed_again_change_no_bit(advect: Callable[..., None]) -> None:
+    advect("train digits --run-dir plain --max-steps 6 --dropout 0.2", SMALL)
+    advect("train digits --run-dir again --max-steps 6 --dropout 0.2 --grad-checkpointing", SMALL)
+    assert_same_end(Path("plain"), Path("again"), 6)
+    with pytest.raises(UserError, match="--grad-checkpointing does nothing for an mlp"):
+        advect("train moons --run-dir moons --grad-checkpointing", TINY)
+
+
+def test_muon_resumes_bit_for_bit_and_only_as_muon(advect: Callable[..., None]) -> None:
+    advect("train digits --run-dir whole --max-steps 14 --optimizer muon", SMALL)
+    advect("train digits --run-dir parts --max-steps 7 --optimizer muon", SMALL)
+    advect("train --resume-from parts --max-steps 14")
+    assert_same_end(Path("whole"), Path("parts"), 14)
+    with pytest.raises(UserError, match="was written by another optimiser"):
+        advect("train --resume-from parts --optimizer adamw")
 
 
 def test_another_seed_gives_another_run(advect: Callable[..., None]) -> None:

@@ -50,9 +50,9 @@ def test_continued_from_stored_moments_it_is_the_same_to_the_last_bit():
     first, second = AdamW(whole, weight_decay=0.1), AdamW(halves, weight_decay=0.1)
     for step in range(20):
         if step == 9:
-            stored = [{k: v.clone() for k, v in moment.items()} for moment in (second.exp_avg, second.exp_avg_sq)]
+            stored = {k: v.clone() for k, v in second.tensors().items()}
             second = AdamW(halves, weight_decay=0.1)
-            second.load(*stored, step)
+            second.load(stored, 0)
         for params, optimizer in ((whole, first), (halves, second)):
             give_gradients(params, step)
             optimizer.step(RATE(step))
@@ -61,11 +61,17 @@ def test_continued_from_stored_moments_it_is_the_same_to_the_last_bit():
 
 def test_loaded_moments_are_copies():
     optimizer = AdamW(parameters())
-    moments = {name: torch.ones_like(value) for name, value in optimizer.exp_avg.items()}
-    optimizer.load(moments, moments, 3)
+    stored = {name: torch.ones_like(value) for name, value in optimizer.tensors().items()}
+    optimizer.load(stored, 3)
     give = parameters()
-    assert all(optimizer.exp_avg[name] is not moments[name] for name in give)
+    assert all(optimizer.tensors()[name] is not value for name, value in stored.items())
     assert all((optimizer.exp_avg[name] == 1).all() and (optimizer.exp_avg_sq[name] == 1).all() for name in give)
+
+
+def test_a_checkpoint_that_does_not_count_updates_has_one_a_step():
+    optimizer = AdamW(parameters())
+    optimizer.load({k: v for k, v in optimizer.tensors().items() if k != "updates"}, 7)
+    assert optimizer.tensors()["updates"] == 7
 
 
 def test_gradients_are_let_go_of():

@@ -1,4 +1,4 @@
-"""Settings of the process that make training faster, for programs that own their process."""
+"""Settings of the process that make training faster, for programs that own their process, and what a device can do."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import ctypes
 import sys
 
 import torch
+
+from advect.core.errors import UserError
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
@@ -25,3 +27,50 @@ def tune_process() -> None:
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(_M_TOP_PAD, 64 << 20)
+
+
+def use_tf32(device: torch.device, on: bool) -> None:
+    """Let a CUDA device multiply float32 with 10 bits of mantissa (TF32), or not, in this process.
+
+    Devices without TF32 ignore it, and a CPU is left as it is.
+    """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if on else "highest")
+        torch.backends.cudnn.allow_tf32 = on
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware: CUDA from Ampere on, a CPU with AMX or AVX512-BF16."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":  # names with an underscore, which another PyTorch may not have
+        probes = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+        return any(probe() for probe in probes if probe is not None)
+    return False
+
+
+def best_half(device: torch.device) -> torch.dtype | None:
+    """The 16-bit type in which the device computes faster than in float32, or None where there is none.
+
+    bfloat16 where the hardware has it, since it needs no loss scale; else float16 on a GPU.
+    """
+    if has_fast_bfloat16(device):
+        return torch.bfloat16
+    return None if device.type == "cpu" else torch.float16
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise UserError where torch.compile would find no C++ compiler for code of the CPU."""
+    if device.type != "cpu":
+        return
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise UserError(
+            "--compile-model needs a C++ compiler, and none is found; install g++, name one in the environment "
+            "variable CXX, or train with --no-compile-model"
+        ) from error

@@ -77,7 +77,17 @@ def _cards(run: RunFolder) -> Iterator[dict[str, str]]:
         rates = [row["samples_per_s"] for row in run.steps if row.get("samples_per_s")]
         speed = f"{number(float(np.median(rates)))} a second" if rates else ""
         yield _card("samples seen", f"{last.get('seen', 0):,}", speed)
+        yield from _work_card(run)
         yield _card("training time", duration(last.get("seconds", 0.0)), str(run.environment.get("device", "")))
+
+
+def _work_card(run: RunFolder) -> Iterator[dict[str, str]]:
+    """The network's arithmetic a second, beside the device's peak where that is known."""
+    rates = [row["flops_per_s"] for row in run.steps if row.get("flops_per_s")]
+    shares = [row["mfu"] for row in run.steps if row.get("mfu")]
+    if rates:
+        share = f"{percent(float(np.median(shares)))} of the device's peak" if shares else "in the network"
+        yield _card("GFLOP a second", number(float(np.median(rates)) / 1e9), share)
 
 
 def _card(label: str, value: str, note: str) -> dict[str, str]:

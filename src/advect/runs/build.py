@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from advect.core.errors import UserError
+from advect.core.platform import best_half, has_fast_bfloat16
 from advect.core.types import DataSpec, Length, Quantity
 from advect.data import Digits, FashionMnist, ImageFolder, Moons, Source
 from advect.networks import MLP, DiT, ResidualMLP, SequenceTransformer, UNet, Vector
@@ -100,10 +101,16 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def pick_precision(mixed: bool, device: torch.device) -> torch.dtype | None:
-    """bfloat16 for mixed precision, None for float32 throughout."""
+def pick_precision(mixed: bool, device: torch.device, half: str = "auto") -> torch.dtype | None:
+    """The 16-bit type for mixed precision, None for float32 throughout.
+
+    "auto" takes what the device computes fastest, which is None on a CPU without bfloat16 in hardware; "bf16" and
+    "fp16" are taken as they are. Raises UserError for bf16 on a GPU that has none.
+    """
     if not mixed:
         return None
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise UserError(f"--mixed-precision needs bfloat16, which {device} does not have; use --no-mixed-precision")
-    return torch.bfloat16
+    if half == "auto":
+        return best_half(device)
+    if half == "bf16" and device.type == "cuda" and not has_fast_bfloat16(device):
+        raise UserError(f"--half bf16 needs bfloat16, which {device} does not have; use --half fp16")
+    return torch.bfloat16 if half == "bf16" else torch.float16

@@ -119,14 +119,16 @@ class TrainingConfig(_Checked):
     """Stop after this many steps in all, if the epochs have not ended; the schedule stays that of the epochs."""
     max_minutes: float | None = None
     """Stop this start of the run after so many minutes; the schedule stays that of the epochs."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw, or muon: orthogonal steps for the matrices of hidden layers, and AdamW for all else."""
     learning_rate: float = 2e-4
-    """Peak learning rate of AdamW."""
+    """Peak learning rate; that of AdamW suits muon too."""
     lr_schedule: Literal["constant", "cosine"] = "constant"
     """What follows the warm-up."""
     lr_warmup_steps: int = 1000
     """Steps of linear warm-up."""
     weight_decay: float = 0.0
-    """Decoupled weight decay of AdamW."""
+    """Decoupled weight decay."""
     grad_clip: float = 1.0
     """Largest norm of the gradient; 0 turns clipping off."""
     use_ema: bool = True
@@ -134,7 +136,15 @@ class TrainingConfig(_Checked):
     ema_decay: float = 0.9999
     """Decay of that average; it is warmed up."""
     mixed_precision: bool = False
-    """Compute in bfloat16 where that is safe; weights and optimiser stay in float32."""
+    """Run the network in a 16-bit type where the device is faster in one; weights and optimiser stay in float32."""
+    half: Literal["auto", "bf16", "fp16"] = "auto"
+    """That type: bf16, fp16 with a loss scale, or what suits the device; on a CPU without bf16, auto stays in fp32."""
+    tf32: bool = True
+    """Let a GPU multiply float32 with 10 bits of mantissa."""
+    accumulate: int = 1
+    """Compute each batch in so many parts, one after the other: the same step in less memory."""
+    grad_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, a third more arithmetic."""
     compile_model: bool = False
     """Compile the network with torch.compile."""
     pair_ahead: bool = False
@@ -153,6 +163,7 @@ class TrainingConfig(_Checked):
         ("lr_warmup_steps", 0),
         ("weight_decay", 0),
         ("grad_clip", 0),
+        ("accumulate", 1),
         ("num_workers", 0),
     )
     _above = (("learning_rate", 0), ("max_minutes", 0))

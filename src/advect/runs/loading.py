@@ -45,7 +45,7 @@ def load(path: str | Path, *, ema: bool = True, device: str = "auto") -> Flow:
 
 def flow_of(card: Card, net: nn.Module, place: torch.device) -> Flow:
     """The flow of a network on the device ``place``, with all else as the card says."""
-    output = card.config["output"]
+    output, training = card.config["output"], card.config["training"]
     return Flow(
         net,
         card.spec,
@@ -57,7 +57,7 @@ def flow_of(card: Card, net: nn.Module, place: torch.device) -> Flow:
         null=card.method.label_dropout > 0,
         sampler=Sampler(solver=output["solver"], steps=output["sample_steps"], grid=output["grid"]),
         device=place,
-        autocast=pick_precision(card.config["training"]["mixed_precision"], place),
+        autocast=pick_precision(training["mixed_precision"], place, training.get("half", "auto")),
     )
 
 

@@ -10,7 +10,7 @@ import torch
 
 from advect.core.errors import UserError
 from advect.core.files import make_folder, write_text_whole
-from advect.core.platform import tune_process
+from advect.core.platform import tune_process, use_tf32
 from advect.core.random import mix
 from advect.data import Source
 from advect.objectives import Objective
@@ -31,9 +31,11 @@ from advect.training import (
     LearningRate,
     Limits,
     Loader,
+    Muon,
     Trainer,
     TrainState,
     find_checkpoint,
+    hidden_matrices,
     named_params,
     verify_checkpoint,
 )
@@ -107,7 +109,7 @@ def _check_same_run(there: Card, here: Card, checkpoint: Path, say: Say) -> None
             f"checkpoint {checkpoint} has another network: {'; '.join(of_network)}; "
             f"leave out those flags, or train anew with --run-dir"
         )
-    free = {"max_steps", "max_minutes", "num_workers", "pair_ahead", "device"}
+    free = {"max_steps", "max_minutes", "num_workers", "pair_ahead", "grad_checkpointing", "device"}
     if here.config["training"]["lr_schedule"] == "constant":
         free.add("num_epochs")
     for section, text in differs:
@@ -122,7 +124,8 @@ def _differences(there: dict, here: dict) -> list[tuple[str, str]]:
         (section, f"{name} was {there[section].get(name)} there and is {value} here")
         for section, values in here.items()
         for name, value in values.items()
-        if section in there and there[section].get(name) != value
+        if name in there.get(section, {})
+        and there[section][name] != value  # a flag newer than the run changes nothing
     ]
 
 
@@ -130,10 +133,11 @@ def _new_trainer(config: Config, source: Source, card: Card, run_dir: Path) -> T
     """Wire network, objective, data and hooks together; nothing is written until the trainer runs."""
     t = config.training
     device = pick_device(t.device)
-    precision = pick_precision(t.mixed_precision, device)
+    use_tf32(device, t.tf32)
     objective = build_objective(config.method, source.spec, card.noise)
-    if t.pair_ahead and config.method.times == "importance":
-        raise UserError("--pair-ahead and --times importance contradict each other: times are learned from each step")
+    for flag, asked in (("--pair-ahead", t.pair_ahead), ("--accumulate", t.accumulate > 1)):
+        if asked and config.method.times == "importance":
+            raise UserError(f"{flag} and --times importance contradict each other: times are learned from whole steps")
     state = _new_state(config, source, card, objective, device)
     limits, rate = _plan(config, source)
     return Trainer(
@@ -143,7 +147,8 @@ def _new_trainer(config: Config, source: Source, card: Card, run_dir: Path) -> T
         rate=rate,
         limits=limits,
         grad_clip=t.grad_clip,
-        autocast=precision,
+        autocast=pick_precision(t.mixed_precision, device, t.half),
+        accumulate=t.accumulate,
         compile_model=t.compile_model,
         pair_ahead=t.pair_ahead,
         seed=t.seed,
@@ -156,9 +161,15 @@ def _new_trainer(config: Config, source: Source, card: Card, run_dir: Path) -> T
 def _new_state(config: Config, source: Source, card: Card, objective: Objective, device: torch.device) -> TrainState:
     with torch.random.fork_rng():
         torch.manual_seed(mix(config.training.seed, 0))
-        net = build_network(config.network, source.spec).to(device)
+        net = build_network(config.network, source.spec, grad_checkpointing=config.training.grad_checkpointing).to(
+            device
+        )
     params = named_params(net)
-    optimizer = AdamW(params, weight_decay=config.training.weight_decay)
+    decay = config.training.weight_decay
+    if config.training.optimizer == "muon":
+        optimizer = Muon(params, hidden_matrices(net), weight_decay=decay)
+    else:
+        optimizer = AdamW(params, weight_decay=decay)
     ema = Ema(params, config.training.ema_decay) if config.training.use_ema else None
     return TrainState(net, optimizer, ema, card.to_text(), objective)
 
@@ -191,7 +202,7 @@ def _plan(config: Config, source: Source) -> tuple[Limits, LearningRate]:
 
 
 def _announce(config: Config, preset: str, source: Source, trainer: Trainer, run_dir: Path, say: Say) -> None:
-    limits, step, net = trainer.limits, trainer.state.progress.step, trainer.state.net
+    t, limits, step, net = config.training, trainer.limits, trainer.state.progress.step, trainer.state.net
     params = sum(p.numel() for p in net.parameters())
     say(
         f"{preset}: {len(source.train):,} training and {len(source.held_out):,} held-out samples of shape "
@@ -201,7 +212,9 @@ def _announce(config: Config, preset: str, source: Source, trainer: Trainer, run
     if limits.max_steps is not None and limits.max_steps > limits.steps:
         say(
             f"note: --max-steps {limits.max_steps:,} lies beyond the {limits.steps:,} steps of --num-epochs "
-            f"{config.training.num_epochs}, which end the run"
+            f"{t.num_epochs}, which end the run"
         )
-    if config.training.batch_size < 32:
-        say(f"note: a batch of {config.training.batch_size} gives noisy gradients; 32 or more is usual")
+    if t.mixed_precision and pick_precision(True, trainer.device, t.half) is None:
+        say(f"note: --mixed-precision does nothing here: {trainer.device} is fastest in float32; --half forces a type")
+    if t.batch_size < 32:
+        say(f"note: a batch of {t.batch_size} gives noisy gradients; 32 or more is usual")

@@ -6,6 +6,9 @@ from advect.training.checkpoint import verify_checkpoint as verify_checkpoint
 from advect.training.checkpoint import write_checkpoint as write_checkpoint
 from advect.training.ema import Ema as Ema
 from advect.training.loader import Loader as Loader
+from advect.training.muon import Muon as Muon
+from advect.training.muon import hidden_matrices as hidden_matrices
+from advect.training.scale import LossScale as LossScale
 from advect.training.schedule import LearningRate as LearningRate
 from advect.training.state import TrainState as TrainState
 from advect.training.state import named_params as named_params

@@ -56,13 +56,19 @@ class AdamW:
         for p in self._params:
             p.grad = None
 
-    def load(self, exp_avg: dict[str, Tensor], exp_avg_sq: dict[str, Tensor], step: int) -> None:
-        """Take the moments and the number of updates from a checkpoint."""
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps, by name."""
+        moments = {f"exp_avg.{name}": value for name, value in self.exp_avg.items()}
+        moments |= {f"exp_avg_sq.{name}": value for name, value in self.exp_avg_sq.items()}
+        return moments | ({"updates": self._steps[0]} if self._steps else {})
+
+    def load(self, tensors: dict[str, Tensor], step: int) -> None:
+        """Take what ``tensors`` gave; ``step`` is the number of updates where an older checkpoint does not tell it."""
         for name in self.exp_avg:
-            self.exp_avg[name].copy_(exp_avg[name])
-            self.exp_avg_sq[name].copy_(exp_avg_sq[name])
+            self.exp_avg[name].copy_(tensors[f"exp_avg.{name}"])
+            self.exp_avg_sq[name].copy_(tensors[f"exp_avg_sq.{name}"])
         for count in self._steps:
-            count.fill_(step)
+            count.fill_(float(tensors.get("updates", step)))
 
 
 @torch.no_grad()

@@ -63,8 +63,9 @@ class TensorBoard(Hook):
         self.writer = SummaryWriter(str(self.folder), purge_step=trainer.state.progress.step + 1)
 
     def on_log(self, trainer: Trainer, row: dict) -> None:
-        for name in ("loss", "lr", "grad_norm", "samples_per_s", "data_wait", "epoch"):
-            self.writer.add_scalar(f"train/{name}", row[name], row["step"])
+        for name, value in row.items():
+            if name not in ("step", "seen", "seconds"):
+                self.writer.add_scalar(f"train/{name}", value, row["step"])
 
     def on_epoch(self, trainer: Trainer, loss: float) -> None:
         self.writer.add_scalar("train/epoch_loss", loss, trainer.state.progress.step)
@@ -95,15 +96,15 @@ class ProgressBar(Hook):
         self._bar.update()
 
     def on_log(self, trainer: Trainer, row: dict) -> None:
-        speed = row["samples_per_s"]
+        speed, work = row["samples_per_s"], _work(row)
         if self._terminal:
-            self._bar.set_postfix_str(f"loss {row['loss']:.4f}, {speed:,.0f} samples/s, epoch {row['epoch']}")
+            self._bar.set_postfix_str(f"loss {row['loss']:.4f}, {speed:,.0f} samples/s{work}, epoch {row['epoch']}")
         elif row["seconds"] - self._printed >= 15 or row["step"] == trainer.limits.last_step:
             self._printed = row["seconds"]
             left = (trainer.limits.last_step - row["step"]) * trainer.loader.batch_size / speed
             print(
                 f"step {row['step']:,}/{trainer.limits.last_step:,}  epoch {row['epoch']}  loss {row['loss']:.4f}  "
-                f"{speed:,.0f} samples/s  {_clock(left)} left",
+                f"{speed:,.0f} samples/s{work}  {_clock(left)} left",
                 file=sys.stderr,
                 flush=True,
             )
@@ -115,6 +116,15 @@ class ProgressBar(Hook):
     def close(self) -> None:
         if hasattr(self, "_bar"):
             self._bar.close()
+
+
+def _work(row: dict) -> str:
+    """The network's arithmetic a second, and its share of the device's peak where that is known."""
+    if "flops_per_s" not in row:
+        return ""
+    rate = row["flops_per_s"]
+    text = f", {rate / 1e12:.1f} TFLOP/s" if rate >= 1e12 else f", {rate / 1e9:.3g} GFLOP/s"
+    return text + (f" ({row['mfu']:.0%} of peak)" if "mfu" in row else "")
 
 
 def _clock(seconds: float) -> str:

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from advect.core.errors import UserError
-from advect.training.adamw import AdamW
 from advect.training.ema import Ema
+from advect.training.scale import LossScale
 
 MODEL, EMA, OPTIMIZER, PROGRESS = (
     "model.safetensors",
@@ -65,16 +65,25 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict[str, list[float]]) -> None: ...
 
 
+class Optimizer(Protocol):
+    """What moves the weights. ``tensors`` are what a checkpoint keeps of it, by name, and ``load`` takes them back."""
+
+    def step(self, lr: float) -> None: ...
+    def tensors(self) -> dict[str, Tensor]: ...
+    def load(self, tensors: dict[str, Tensor], step: int) -> None: ...
+
+
 class TrainState:
-    """Network, optimiser, average, ``extra`` and progress; ``card`` says how to rebuild the network.
+    """Network, optimiser, average, ``extra``, loss scale and progress; ``card`` says how to rebuild the network.
 
     ``card`` travels in the header of both weight files, so that each of them alone can be sampled from.
     """
 
     def __init__(
-        self, net: nn.Module, optimizer: AdamW, ema: Ema | None, card: str = "{}", extra: Stateful | None = None
+        self, net: nn.Module, optimizer: Optimizer, ema: Ema | None, card: str = "{}", extra: Stateful | None = None
     ) -> None:
         self.net, self.optimizer, self.ema, self.card, self.extra = net, optimizer, ema, card, extra
+        self.scale: LossScale | None = None
         self.progress = Progress()
 
     def save(self, folder: Path) -> None:
@@ -85,11 +94,11 @@ class TrainState:
         save_file(_plain(weights), folder / MODEL, metadata=note)
         if self.ema is not None:
             save_file(_plain({**weights, **self.ema.shadow}), folder / EMA, metadata=note)
-        moments = {f"exp_avg.{k}": v for k, v in self.optimizer.exp_avg.items()}
-        moments |= {f"exp_avg_sq.{k}": v for k, v in self.optimizer.exp_avg_sq.items()}
-        save_file(_plain(moments), folder / OPTIMIZER)
+        save_file(_plain(self.optimizer.tensors()), folder / OPTIMIZER)
         progress = {**asdict(self.progress), "ema_updates": self.ema.updates if self.ema else 0}
         progress["extra"] = self.extra.state_dict() if self.extra else {}
+        if self.scale is not None:
+            progress["loss_scale"] = self.scale.state_dict()
         (folder / PROGRESS).write_text(json.dumps(progress) + "\n", encoding="utf-8")
 
     def load(self, folder: Path) -> None:
@@ -97,21 +106,28 @@ class TrainState:
         weights = load_weights(folder / MODEL)
         check_same_shapes(weights, self.net.state_dict(), folder)
         self.net.load_state_dict(weights)
-        moments = load_weights(folder / OPTIMIZER)
         values = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
-        updates, extra = values.pop("ema_updates"), values.pop("extra", {})
+        updates, extra, scale = values.pop("ema_updates"), values.pop("extra", {}), values.pop("loss_scale", None)
         if self.extra is not None and self.extra.state_dict().keys() == extra.keys():
             self.extra.load_state_dict(extra)
         self.progress = Progress.from_dict(values)
-        self.optimizer.load(
-            {k: moments[f"exp_avg.{k}"] for k in self.optimizer.exp_avg},
-            {k: moments[f"exp_avg_sq.{k}"] for k in self.optimizer.exp_avg_sq},
-            self.progress.step,
-        )
+        if self.scale is not None and scale is not None:
+            self.scale.load_state_dict(scale)
+        self._load_optimizer(folder)
         if self.ema is not None:
             if not (folder / EMA).is_file():
                 raise UserError(f"checkpoint {folder} was written without an EMA; resume it with --no-use-ema")
             self.ema.load(load_weights(folder / EMA), updates)
+
+    def _load_optimizer(self, folder: Path) -> None:
+        found = load_weights(folder / OPTIMIZER)
+        missing = self.optimizer.tensors().keys() - found.keys() - {"updates"}
+        if missing:
+            raise UserError(
+                f"checkpoint {folder} was written by another optimiser, without {min(missing)}; resume it with the "
+                "--optimizer in its config.yaml"
+            )
+        self.optimizer.load(found, self.progress.step)
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -5,38 +5,25 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
+from advect.core.hardware import device_peak
+from advect.core.platform import check_compiler
 from advect.core.random import CounterRng, mix
-from advect.core.types import Batch, Conditions, Network, PathPoint
-from advect.training.adamw import clip_gradients
+from advect.core.types import Batch
 from advect.training.ahead import Ahead
 from advect.training.loader import Loader
 from advect.training.schedule import LearningRate
 from advect.training.signals import StopSignals
 from advect.training.state import TrainState
+from advect.training.step import Drawn, Objective, Step, TwoPart
 
 T = TypeVar("T")
-
-
-class Objective(Protocol):
-    """``objective(net, batch, rng)`` is the loss (B,)."""
-
-    def __call__(self, net: Network, batch: Batch, generator: CounterRng, /) -> Tensor: ...
-
-
-@runtime_checkable
-class TwoPart(Objective, Protocol):
-    """An objective in two halves, the first of which does not need the network."""
-
-    def draw(self, batch: Batch, generator: CounterRng, /) -> tuple[PathPoint, Conditions | None]: ...
-    def compare(self, output: Tensor, point: PathPoint, /) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +80,7 @@ class Trainer:
         limits: Limits,
         grad_clip: float = 1.0,
         autocast: torch.dtype | None = None,
+        accumulate: int = 1,
         compile_model: bool = False,
         pair_ahead: bool = False,
         seed: int = 0,
@@ -102,20 +90,28 @@ class Trainer:
     ) -> None:
         if log_every < 1:
             raise UserError(f"log_every must be at least 1 step, got {log_every}")
-        if not grad_clip >= 0:
-            raise UserError(f"grad_clip must be >= 0, got {grad_clip}; 1.0 is usual, 0 turns clipping off")
         self.state, self.objective, self.loader, self.rate, self.limits = state, objective, loader, rate, limits
-        self.grad_clip, self.autocast, self.seed, self.log_every = grad_clip, autocast, seed, log_every
+        self.seed, self.log_every = seed, log_every
         self.device = device or torch.device("cpu")
         self.hooks = hooks
-        self.net = torch.compile(state.net) if compile_model else state.net
-        self._params = [p for p in state.net.parameters() if p.requires_grad]
+        if compile_model:
+            check_compiler(self.device)
+        self._take = Step(
+            state,
+            torch.compile(state.net) if compile_model else state.net,
+            device=self.device,
+            grad_clip=grad_clip,
+            autocast=autocast,
+            accumulate=accumulate,
+        )
+        self._peak = device_peak(self.device, autocast)
         self._pending: list[tuple[Tensor, Tensor]] = []
         self._wait = 0.0
         self._halves = objective if isinstance(objective, TwoPart) else None
         self._ahead = Ahead(self._draw) if pair_ahead else None
-        if pair_ahead and self._halves is None:
-            raise UserError(f"pair_ahead needs an objective with draw and compare, got {type(objective).__name__}")
+        for name, asked in (("pair_ahead", pair_ahead), ("accumulate", accumulate > 1)):
+            if asked and self._halves is None:
+                raise UserError(f"{name} needs an objective with draw and compare, got {type(objective).__name__}")
 
     @property
     def epoch(self) -> int:
@@ -147,28 +143,19 @@ class Trainer:
     def _step(self) -> None:
         progress = self.state.progress
         self._seed_layers(mix(self.seed, 3, progress.step))
-        loss = self._loss(progress.step).mean()
-        loss.backward()
-        norm = clip_gradients([p.grad for p in self._params if p.grad is not None], self.grad_clip)
-        self.state.optimizer.step(self.rate(progress.step))
-        if self.state.ema is not None:
-            self.state.ema.update()
-        self._pending.append((loss.detach(), norm))
+        self._pending.append(self._descend(progress.step, self.rate(progress.step)))
         progress.step += 1
         progress.seen += self.loader.batch_size
 
-    def _loss(self, step: int) -> Tensor:
-        """The loss (B,) of a step. Of an objective in two halves the network alone runs in reduced precision."""
+    def _descend(self, step: int, lr: float) -> tuple[Tensor, Tensor]:
+        """Take the step; return its loss and the norm of the gradient."""
         if self._halves is None:
             batch = self._batch(step)
-            with self._precision():
-                return self.objective(self.net, batch, self._rng(step))
-        point, cond = self._draw(step) if self._ahead is None else self._waiting(self._ahead, step)
-        with self._precision():
-            output = self.net(point.x_t, point.t, cond)
-        return self._halves.compare(output, point)
+            return self._take.on_batch(lambda net: self.objective(net, batch, self._rng(step)), lr)
+        drawn = self._draw(step) if self._ahead is None else self._waiting(self._ahead, step)
+        return self._take.on_drawn(self._halves, drawn, lr)
 
-    def _draw(self, step: int) -> tuple[PathPoint, Conditions | None]:
+    def _draw(self, step: int) -> Drawn:
         assert self._halves is not None
         return self._halves.draw(self._batch(step), self._rng(step))
 
@@ -192,11 +179,6 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
 
-    def _precision(self) -> AbstractContextManager:
-        if self.autocast is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, self.autocast)
-
     def _after_step(self) -> None:
         progress, size = self.state.progress, len(self.loader)
         if progress.step % self.log_every == 0:
@@ -216,6 +198,8 @@ class Trainer:
         losses, norms = (torch.stack(values).tolist() for values in zip(*pending, strict=True))
         for i, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
             if not (math.isfinite(loss) and math.isfinite(norm)):
+                if self.state.scale is not None:  # it has skipped the step
+                    continue
                 raise UserError(
                     f"the loss or its gradient is not finite (loss {loss}, gradient norm {norm}) at step "
                     f"{progress.step - len(losses) + i + 1}; lower --learning-rate, keep --grad-clip at 1, or train "
@@ -228,6 +212,8 @@ class Trainer:
     def _log(self) -> None:
         self.flush()
         progress, now = self.state.progress, time.monotonic()
+        if progress.loss.count == 0:  # float16 skipped all steps since the last row
+            return
         steps, elapsed = progress.step - self._log_step, max(now - self._log_time, 1e-9)
         row = {
             "step": progress.step,
@@ -240,6 +226,12 @@ class Trainer:
             "data_wait": self._wait / elapsed,
             "seconds": progress.seconds,
         }
+        if self._take.flops is not None:
+            row["flops_per_s"] = steps * self._take.flops / elapsed
+            if self._peak is not None:
+                row["mfu"] = row["flops_per_s"] / self._peak
+        if self.state.scale is not None:
+            row |= {"loss_scale": self.state.scale.scale, "skipped_steps": self.state.scale.skipped}
         self._log_time, self._log_step, self._wait = now, progress.step, 0.0
         self._tell("on_log", row)
 

@@ -1,0 +1,60 @@
+"""A loss scale that finds its own size, for gradients in float16."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from advect.core.errors import UserError
+
+_LEAST = 2.0**-14
+
+
+class LossScale:
+    """Dynamic loss scaling (Micikevicius et al. 2018, "Mixed precision training", section 3.2).
+
+    The loss is multiplied by ``scale``, so that small gradients do not vanish in float16. A step whose gradients
+    overflow is skipped and the scale halved; after ``interval`` steps in a row without one it is doubled.
+    ``skipped`` counts the skipped steps. All is plain numbers, which a checkpoint keeps.
+    """
+
+    def __init__(self, start: float = 2.0**16, *, interval: int = 2000) -> None:
+        if not start > 0:
+            raise UserError(f"LossScale.start must be > 0, got {start}; 65536 is usual")
+        if interval < 1:
+            raise UserError(f"LossScale.interval must be at least 1 step, got {interval}; 2000 is usual")
+        self.scale, self.interval = float(start), interval
+        self.skipped = self._good = 0
+
+    @torch.no_grad()
+    def unscale(self, grads: list[Tensor]) -> bool:
+        """Divide the gradients by the scale, adapt it, and return whether they are finite, which waits for a GPU.
+
+        Raises UserError where they stay infinite however small the scale.
+        """
+        if not grads:
+            return True
+        device = grads[0].device
+        infinite = torch.zeros((), device=device)
+        torch._amp_foreach_non_finite_check_and_unscale_(grads, infinite, torch.tensor(1 / self.scale, device=device))
+        if infinite.item():
+            self.scale, self._good = self.scale / 2, 0
+            self.skipped += 1
+            if self.scale < _LEAST:
+                raise UserError(
+                    f"the gradient in float16 is not finite even with the loss scaled by {2 * self.scale:g}; lower "
+                    "--learning-rate, or train with --no-mixed-precision; the last checkpoint is whole"
+                )
+            return False
+        self._good += 1
+        if self._good == self.interval:
+            self.scale, self._good = 2 * self.scale, 0
+        return True
+
+    def state_dict(self) -> dict[str, float]:
+        """What a checkpoint keeps."""
+        return {"scale": self.scale, "good": self._good, "skipped": self.skipped}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Take what ``state_dict`` gave."""
+        self.scale, self._good, self.skipped = state["scale"], int(state["good"]), int(state["skipped"])

@@ -1,0 +1,62 @@
+"""Facts about --compile-model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from advect.core.errors import UserError
+from advect.core.platform import check_compiler
+from advect.networks import MLP
+from advect.training.state import EMA, MODEL, OPTIMIZER, load_weights
+
+TINY = "--width 8 --depth 2 --batch-size 32 --num-samples 4 --sample-every 4 --num-epochs 5"
+
+
+@pytest.mark.slow
+def test_compiled_gradients_are_those_of_the_plain_network() -> None:
+    net = MLP(3, width=16, depth=3)
+    x, t = torch.randn(8, 3), torch.rand(8)
+    grads = []
+    for run in (net, torch.compile(net)):
+        net.zero_grad()
+        run(x, t).square().mean().backward()
+        grads.append([p.grad.clone() for p in net.parameters() if p.grad is not None])
+    assert len(grads[0]) == len(list(net.parameters()))
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_checkpoints_of_a_compiled_run_are_those_of_a_plain_one(advect: Callable[..., None]) -> None:
+    advect("train moons --run-dir plain --max-steps 6", TINY)
+    advect("train moons --run-dir compiled --max-steps 6 --compile-model", TINY)
+    for name in (MODEL, EMA, OPTIMIZER):
+        one, other = (load_weights(Path(r) / "checkpoints/step-00000006" / name) for r in ("plain", "compiled"))
+        assert one.keys() == other.keys()
+        for key in one:
+            torch.testing.assert_close(other[key], one[key], rtol=1e-3, atol=1e-5)
+    assert len(list((Path("compiled") / "samples").glob("*.png"))) == 2
+    advect("train --resume-from compiled --max-steps 8 --no-compile-model")
+
+
+def test_without_a_compiler_one_sentence_is_said_and_nothing_written(
+    advect: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch._inductor.cpp_builder as builder
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    def none_found() -> str:
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(builder, "get_cpp_compiler", none_found)
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler, and none is found; .* --no-compile-model"):
+        advect("train moons --run-dir run --compile-model", TINY)
+    assert not Path("run").exists()
+
+
+def test_a_gpu_needs_no_cpp_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    check_compiler(torch.device("cuda"))

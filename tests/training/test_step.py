@@ -1,0 +1,161 @@
+"""Facts about one step: parts of a batch, float16 and its loss scale."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from advect.core.errors import UserError
+from advect.core.random import CounterRng
+from advect.core.types import Batch
+from advect.couplings import ExactOT
+from advect.networks import MLP, UNet
+from advect.objectives import FlowMatching
+from advect.training import AdamW, Ema, LossScale, TrainState, named_params
+from advect.training.step import Step, split_rows
+
+CPU = torch.device("cpu")
+
+
+class Recorder:
+    """An optimiser that keeps the gradients and moves nothing."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net, self.grads = net, []
+
+    def step(self, lr: float) -> None:
+        self.grads = [None if p.grad is None else p.grad.clone() for p in self.net.parameters()]
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {}
+
+    def load(self, tensors: dict[str, Tensor], step: int) -> None: ...
+
+
+def drawn_batch(objective: FlowMatching, rows: int):
+    generator = torch.Generator().manual_seed(0)
+    x1 = torch.randn(rows, 2, generator=generator)
+    cond = {"class": torch.randint(0, 3, (rows,), generator=generator)}
+    return objective.draw(Batch(x1, cond), CounterRng(7, 0, rows))
+
+
+def small_net() -> MLP:
+    torch.manual_seed(0)
+    return MLP(2, width=16, depth=3, conditions={"class": 3})
+
+
+@pytest.mark.parametrize(("rows", "parts"), [(32, 2), (32, 5), (7, 3), (3, 8)])
+def test_parts_have_the_gradient_and_loss_of_the_whole_batch(rows: int, parts: int) -> None:
+    objective = FlowMatching(coupling=ExactOT(), cond_dropout=0.3)
+    drawn = drawn_batch(objective, rows)
+    found = []
+    for accumulate in (1, parts):
+        net = small_net()
+        optimizer = Recorder(net)
+        step = Step(TrainState(net, optimizer, None), net, device=CPU, grad_clip=0.0, accumulate=accumulate)
+        loss, norm = step.on_drawn(objective, drawn, 0.1)
+        found.append((loss, norm, optimizer.grads))
+    torch.testing.assert_close(found[1], found[0], rtol=2e-5, atol=1e-6)
+
+
+def test_activations_computed_again_give_the_same_gradient_dropout_included() -> None:
+    objective = FlowMatching()
+    x1 = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    drawn = objective.draw(Batch(x1), CounterRng(7, 0, 6))
+    found = []
+    for again in (False, True):
+        torch.manual_seed(0)
+        net = UNet(
+            (1, 8, 8),
+            model_channels=8,
+            channel_mult=(1, 2),
+            attention_resolutions=(),
+            dropout=0.3,
+            grad_checkpointing=again,
+        )
+        for p in net.parameters():
+            nn.init.normal_(p, std=0.1)
+        optimizer = Recorder(net)
+        step = Step(TrainState(net, optimizer, None), net, device=CPU, grad_clip=0.0)
+        torch.manual_seed(1)
+        loss, _ = step.on_drawn(objective, drawn, 0.1)
+        found.append((loss, optimizer.grads, step.flops))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_rows_are_split_once_each_and_in_order() -> None:
+    point, cond = drawn_batch(FlowMatching(), 10)
+    parts = split_rows((point, cond), 4)
+    assert [len(p.t) for p, _ in parts] == [3, 3, 2, 2]
+    assert torch.equal(torch.cat([p.x_t for p, _ in parts]), point.x_t)
+    assert cond is not None
+    assert torch.equal(torch.cat([c["class"] for _, c in parts if c]), cond["class"])
+
+
+def test_the_gradient_in_float16_is_that_of_float32_unscaled() -> None:
+    objective = FlowMatching()
+    drawn = drawn_batch(objective, 64)
+    grads = {}
+    for dtype in (None, torch.float16):
+        net = small_net()
+        optimizer = Recorder(net)
+        state = TrainState(net, optimizer, None)
+        state.scale = None if dtype is None else LossScale(256.0)
+        Step(state, net, device=CPU, grad_clip=0.0, autocast=dtype).on_drawn(objective, drawn, 0.1)
+        grads[dtype] = torch.cat([g.flatten() for g in optimizer.grads])
+        assert state.scale is None or state.scale.skipped == 0
+    error = (grads[torch.float16] - grads[None]).norm() / grads[None].norm()
+    assert 0 < error < 5e-3
+
+
+def test_an_overflow_changes_nothing_but_the_scale() -> None:
+    net, objective = small_net(), FlowMatching()
+    params = named_params(net)
+    state = TrainState(net, AdamW(params), Ema(params, 0.9))
+    assert state.ema is not None
+    step = Step(state, net, device=CPU, autocast=torch.float16)
+    assert state.scale is not None
+    state.scale.scale = 256.0
+    drawn = drawn_batch(objective, 64)
+    step.on_drawn(objective, drawn, 0.1)
+    kept = [t.clone() for t in (*params.values(), *state.optimizer.tensors().values(), *state.ema.shadow.values())]
+    state.scale.scale = 2.0**60
+    _, norm = step.on_drawn(objective, drawn, 0.1)
+    now = [*params.values(), *state.optimizer.tensors().values(), *state.ema.shadow.values()]
+    assert all(torch.equal(a, b) for a, b in zip(kept, now, strict=True))
+    assert not norm.isfinite()
+    assert all(p.grad is None for p in params.values())
+    assert state.ema.updates == 1
+    assert (state.scale.scale, state.scale.skipped) == (2.0**59, 1)
+
+
+def test_the_scale_doubles_after_a_calm_interval_and_goes_on_from_what_was_kept() -> None:
+    calm, burst = [torch.ones(2)], [torch.tensor([1.0, float("inf")])]
+    one, other = LossScale(8.0, interval=3), LossScale(2.0, interval=3)
+    assert not one.unscale(burst)
+    assert one.scale == 4.0
+    for _ in range(2):
+        assert one.unscale([g.clone() for g in calm])
+    other.load_state_dict(one.state_dict())
+    for scale in (one, other):
+        grads = [g.clone() for g in calm]
+        assert scale.unscale(grads)
+        assert grads[0].tolist() == [0.25, 0.25]
+        assert (scale.scale, scale.skipped) == (8.0, 1)
+
+
+def test_a_loss_that_is_never_finite_ends_the_run() -> None:
+    scale = LossScale(2.0**-14)
+    with pytest.raises(UserError, match=r"not finite even with the loss scaled by .*; lower --learning-rate"):
+        scale.unscale([torch.tensor([float("nan")])])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"accumulate": 0}, "accumulate must be at least 1 part, got 0"), ({"grad_clip": -1.0}, "grad_clip must be")],
+)
+def test_mistakes_are_told(wrong: dict, message: str) -> None:
+    net = small_net()
+    with pytest.raises(UserError, match=message):
+        Step(TrainState(net, Recorder(net), None), net, device=CPU, **wrong)
