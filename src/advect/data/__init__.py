@@ -6,6 +6,9 @@ from advect.data.idx import FashionMnist, read_idx
 from advect.data.images import ImageFolder
 from advect.data.moons import Moons
 from advect.data.source import ArraySource, ArraySplit, Rows, Source, Split
+from advect.data.table import Table, frame_of
+from advect.data.table_files import read_table, write_table
+from advect.data.table_transform import TableTransform
 from advect.data.transforms import Identity, PixelScale, Standardize, Transform, transform_from_config
 
 __all__ = [
@@ -22,7 +25,12 @@ __all__ = [
     "Source",
     "Split",
     "Standardize",
+    "Table",
+    "TableTransform",
     "Transform",
+    "frame_of",
     "read_idx",
+    "read_table",
     "transform_from_config",
+    "write_table",
 ]
