@@ -5,6 +5,8 @@ from advect.data.digits import Digits
 from advect.data.idx import FashionMnist, read_idx
 from advect.data.images import ImageFolder
 from advect.data.moons import Moons
+from advect.data.sequence_transform import SequenceScale
+from advect.data.sequences import Sequences, sequences_of, steps_of
 from advect.data.source import ArraySource, ArraySplit, Rows, Source, Split
 from advect.data.table import Table, frame_of
 from advect.data.table_files import read_table, write_table
@@ -22,6 +24,8 @@ __all__ = [
     "Moons",
     "PixelScale",
     "Rows",
+    "SequenceScale",
+    "Sequences",
     "Source",
     "Split",
     "Standardize",
@@ -31,6 +35,8 @@ __all__ = [
     "frame_of",
     "read_idx",
     "read_table",
+    "sequences_of",
+    "steps_of",
     "transform_from_config",
     "write_table",
 ]

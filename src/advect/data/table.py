@@ -18,15 +18,12 @@ from advect.core.types import Conditions, DataSpec
 from advect.data.memory import MemorySplit, equal_rows, split_groups
 from advect.data.source import Source
 from advect.data.table_columns import Column, column_from_config
-from advect.data.table_conditions import column_values, condition_of
+from advect.data.table_conditions import column_values, condition_of, read_condition
 from advect.data.table_files import read_table
 from advect.data.table_kinds import read_column
 from advect.data.table_scaling import require_scaling
 from advect.data.table_transform import TableTransform
 from advect.data.transforms import transform_from_config
-
-FEW = 20
-"""The most different whole numbers of a condition that is a category."""
 
 
 class Table(Source):
@@ -73,7 +70,7 @@ class Table(Source):
 
         def read(train: np.ndarray | None) -> dict[str, tuple[Column, np.ndarray]]:
             return {
-                c: _read_condition(frame[c], train, c in categorical, c in continuous_conditions)
+                c: read_condition(frame[c], train, categorical=c in categorical, continuous=c in continuous_conditions)
                 if c in told
                 else read_column(frame[c], train, scaling=scaling, categorical=c in categorical)
                 for c in frame.columns
@@ -162,17 +159,6 @@ def _require_columns(frame: Any, names: Sequence[str], argument: str) -> None:
             raise UserError(
                 f"{argument} has {name!r}, which is no column{did_you_mean(name, map(str, frame.columns))}"
             )
-
-
-def _read_condition(
-    series: Any, train: np.ndarray | None, categorical: bool, continuous: bool
-) -> tuple[Column, np.ndarray]:
-    pd = optional_import("pandas", "tables")
-    numeric = pd.api.types.is_numeric_dtype(series.dtype) and not pd.api.types.is_bool_dtype(series.dtype)
-    if continuous and not numeric:
-        raise UserError(f"continuous_conditions has {series.name!r}, whose values are {series.dtype}; use conditions")
-    few = pd.api.types.is_integer_dtype(series.dtype) and series.nunique() <= FEW
-    return read_column(series, train, scaling="standard", categorical=categorical or (few and not continuous))
 
 
 def _fingerprint(values: np.ndarray, train: np.ndarray, transform: TableTransform, told: list[Column]) -> str:

@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from advect.core.errors import UserError
+from advect.core.errors import UserError, optional_import
 from advect.core.types import LENGTH, NULL, Category, Quantity
 from advect.data.source import category
 from advect.data.table_columns import Categories, Column, Number
+from advect.data.table_kinds import read_column
 from advect.data.table_scaling import StandardScaling
+
+FEW = 20
+"""The most different whole numbers of a condition that is a category."""
 
 EXAMPLES = 64
 """The rows of a quantity that are kept as examples."""
+
+
+def read_condition(
+    series: Any, train: np.ndarray | None, *, categorical: bool = False, continuous: bool = False
+) -> tuple[Column, np.ndarray]:
+    """A pandas Series as a column fit for :func:`condition_of`, and its values (N,) in table units, NaN where missing.
+
+    Args:
+        series: the values.
+        train: (N,) bool, the rows to which the scaling is fitted; None for all.
+        categorical: take numbers for categories, as whole numbers of at most ``FEW`` values are anyway.
+        continuous: take numbers for numbers, however few there are.
+
+    Raises:
+        UserError: as :func:`read_column`; or ``continuous`` is asked of what is no number.
+    """
+    types = optional_import("pandas", "tables").api.types
+    if continuous and (not types.is_numeric_dtype(series.dtype) or types.is_bool_dtype(series.dtype)):
+        raise UserError(f"continuous_conditions has {series.name!r}, whose values are {series.dtype}; use conditions")
+    few = types.is_integer_dtype(series.dtype) and series.nunique() <= FEW
+    return read_column(series, train, scaling="standard", categorical=categorical or (few and not continuous))
 
 
 def condition_of(column: Column, values: np.ndarray, train: np.ndarray) -> tuple[Category | Quantity, np.ndarray]:

@@ -96,7 +96,11 @@ def _read_categories(series: Any, dtype: str) -> tuple[Column, np.ndarray]:
 
 
 def _read_numbers(series: Any, train: np.ndarray | None, scaling: str) -> tuple[Column, np.ndarray]:
-    values = series.to_numpy(np.float64, na_value=np.nan)
+    narrow = {"float16": np.float16, "float32": np.float32}.get(str(series.dtype).lower())
+    values = series.to_numpy(narrow or np.float64, na_value=np.nan)
+    if narrow:
+        # 0.1 of 32 bits stands for 0.1, which is what CSV says, not for 0.10000000149.
+        values = values.astype(str).astype(np.float64)
     infinite = np.isinf(values)
     if infinite.any():
         raise UserError(
