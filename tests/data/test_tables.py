@@ -68,6 +68,29 @@ def test_a_mixed_table_comes_back_as_it_was(scaling, told):
     pd.testing.assert_frame_equal(found, frame, check_exact=False, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("told", [False, True])
+def test_every_type_comes_back(told):
+    frame = pd.DataFrame(
+        {
+            "text": pd.array(["x", "y", "y", None] * 9, dtype="string"),
+            "maybe": pd.array([True, None, False, True] * 9, dtype="boolean"),
+            "object": pd.Series([True, False, None, True] * 9, dtype=object),
+            "gaps": pd.Categorical([None, "u", "u", "v"] * 9, categories=["w", "v", "u"]),
+            "short": pd.array([1, 2, None, 300] * 9, dtype="Int16"),
+            "nullable": pd.array([1.5, None, 2.5, 90.0] * 9, dtype="Float64"),
+            "byte": np.arange(36, dtype=np.uint8) + 200,
+            "second": pd.Series(pd.date_range("1969-12-31 23:59:50", periods=36, freq="s")).astype("datetime64[s]"),
+            "absent": [5.0, None, 5.0, 5.0] * 9,
+            "tiny": np.linspace(-1, 1, 36) * 1e-9,
+        }
+    )
+    source = Table(frame, conditions=tuple(frame)[:-1] if told else (), held_out=0)
+    found = both_ways(source)
+    pd.testing.assert_frame_equal(found, frame, check_exact=False, rtol=1e-5, atol=1e-13)
+    unconditional = frame_of(source.transform.inverse(torch.zeros(3, *source.spec.shape)), None, source.facts())
+    assert unconditional["byte"].isna().all() == told
+
+
 @pytest.mark.parametrize("scaling", ["quantile", "standard"])
 @pytest.mark.parametrize("load", [load_iris, load_wine, load_diabetes])
 def test_real_tables_come_back(load, scaling):

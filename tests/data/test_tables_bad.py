@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -83,3 +86,8 @@ def test_an_empty_line_is_no_row_and_a_constant_column_is_no_dimension(tmp_path)
     (tmp_path / "t.csv").write_text('a,b,k\n1,"x\ny",5\n\n2,z,5\n1,z,5\n')
     source = Table(tmp_path / "t.csv", held_out=0)
     assert (len(source.train), source.spec.shape) == (3, (2,))
+
+
+def test_nothing_of_this_needs_pandas_before_it_is_used():
+    code = "import sys, advect.data; sys.exit('pandas' in sys.modules or 'pyarrow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

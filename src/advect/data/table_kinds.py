@@ -58,7 +58,7 @@ def _read_objects(
     present = series.dropna()
     kinds = sorted({type(value).__name__ for value in present})
     if kinds == ["bool"]:
-        return _read_categories(series.astype("boolean"), "boolean")
+        return _read_categories(series, str(series.dtype))
     if kinds != ["str"]:
         raise UserError(f"column {series.name!r} holds {' and '.join(kinds)} among its values; make them one type")
     if not categorical:
