@@ -10,7 +10,12 @@ from advect.data.idx import FashionMnist, Mnist, read_idx
 from advect.data.images import ImageFolder
 from advect.data.moons import Moons
 from advect.data.recognise import IMAGE_FORMATS, Format, recognise
+from advect.data.sequence_transform import SequenceScale
+from advect.data.sequences import Sequences, sequences_of, steps_of
 from advect.data.source import ArraySource, ArraySplit, Rows, Source, Split
+from advect.data.table import Table, frame_of
+from advect.data.table_files import read_table, write_table
+from advect.data.table_transform import TableTransform
 from advect.data.transforms import Identity, PixelScale, Standardize, Transform, transform_from_config
 
 __all__ = [
@@ -31,11 +36,20 @@ __all__ = [
     "Moons",
     "PixelScale",
     "Rows",
+    "SequenceScale",
+    "Sequences",
     "Source",
     "Split",
     "Standardize",
+    "Table",
+    "TableTransform",
     "Transform",
+    "frame_of",
     "read_idx",
     "recognise",
+    "read_table",
+    "sequences_of",
+    "steps_of",
     "transform_from_config",
+    "write_table",
 ]

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -170,6 +170,15 @@ class Standardize(Transform):
 
 
 _KINDS: dict[str, type[Transform]] = {cls.kind: cls for cls in (Identity, PixelScale, Standardize)}
+
+
+T = TypeVar("T", bound=Transform)
+
+
+def register_transform(cls: type[T]) -> type[T]:
+    """Let :func:`transform_from_config` know the transform of another file; a class decorator."""
+    _KINDS[cls.kind] = cls
+    return cls
 
 
 def transform_from_config(config: dict[str, Any]) -> Transform:

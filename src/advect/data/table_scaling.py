@@ -1,0 +1,155 @@
+"""How the numbers of one column become nearly Gaussian ones, and back."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advect.core.errors import UserError, did_you_mean
+
+KNOTS = 1000
+"""The most quantiles that are stored of a column."""
+
+
+class Scaling(ABC):
+    """A rising map of real numbers, float64 in both directions, on the device of its argument."""
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Numbers (B,) of the column to model units (B,)."""
+
+    @abstractmethod
+    def inverse(self, z: Tensor) -> Tensor:
+        """Model units (B,) to numbers (B,) of the column."""
+
+    @abstractmethod
+    def to_config(self) -> dict[str, Any]:
+        """A JSON object from which :func:`scaling_from_config` builds an equal scaling, to the last bit."""
+
+
+@dataclass(frozen=True)
+class StandardScaling(Scaling):
+    """Subtract the mean and divide by the standard deviation, which is > 0."""
+
+    mean: float
+    std: float
+    kind: ClassVar[str] = "standard"
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
+            raise UserError(f"standard scaling has mean {self.mean} and std {self.std}; give finite numbers, std > 0")
+
+    @classmethod
+    def fit(cls, x: np.ndarray) -> StandardScaling:
+        """The scaling that standardises x (N,), N >= 1; of a constant it only subtracts the mean."""
+        constant = x.min() == x.max()
+        return cls(float(x[0]), 1.0) if constant else cls(float(x.mean()), float(x.std()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.double() - self.mean) / self.std
+
+    def inverse(self, z: Tensor) -> Tensor:
+        return z.double() * self.std + self.mean
+
+    def to_config(self) -> dict[str, Any]:
+        return {"kind": self.kind, "mean": self.mean, "std": self.std}
+
+
+@dataclass(frozen=True)
+class QuantileScaling(Scaling):
+    """Map the i-th smallest of n numbers to the normal quantile of (i + 1/2) / n, and lines between them.
+
+    A number that occurs often owns an interval of model units: it goes to the interval's normal median, and all of
+    the interval comes back as that number. Beyond the ends the map goes on as a line of the mean slope.
+
+    Args:
+        count: n, the numbers that it was fitted to.
+        values: at most ``KNOTS`` of them, evenly spaced in rank from the smallest to the largest.
+
+    Raises:
+        UserError: there are no values, or more than ``count``, or they are not finite and sorted.
+    """
+
+    count: int
+    values: Sequence[float]
+    kind: ClassVar[str] = "quantile"
+
+    def __post_init__(self) -> None:
+        values = tuple(float(v) for v in self.values)
+        object.__setattr__(self, "values", values)
+        if not 1 <= len(values) <= self.count:
+            raise UserError(f"quantile scaling needs 1 to {self.count} values, got {len(values)}")
+        if not np.isfinite(values).all() or (np.diff(values) < 0).any():
+            raise UserError("quantile scaling needs finite values that rise; sort them")
+
+    @classmethod
+    def fit(cls, x: np.ndarray) -> QuantileScaling:
+        """The scaling that makes x (N,), N >= 1, standard normal."""
+        return cls(len(x), np.sort(x)[_ranks(len(x), min(len(x), KNOTS))].tolist())
+
+    @cached_property
+    def _knots(self) -> Tensor:
+        """The stored values, their levels in (0, 1) and the normal quantiles of those, (3, K) float64."""
+        levels = torch.from_numpy((_ranks(self.count, len(self.values)) + 0.5) / self.count)
+        return torch.stack([torch.tensor(self.values, dtype=torch.float64), levels, torch.special.ndtri(levels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.double().contiguous()
+        values, levels, normal = (row.contiguous() for row in self._knots.to(x.device))
+        first, after = torch.searchsorted(values, x), torch.searchsorted(values, x, right=True)
+        last = len(values) - 1
+        middle = (levels[first.clamp(max=last)] + levels[(after - 1).clamp(min=0)]) / 2
+        return torch.where(after > first, torch.special.ndtri(middle), _lines(x, values, normal))
+
+    def inverse(self, z: Tensor) -> Tensor:
+        z = z.double().contiguous()
+        values, _, normal = (row.contiguous() for row in self._knots.to(z.device))
+        return _lines(z, normal, values)
+
+    def to_config(self) -> dict[str, Any]:
+        return {"kind": self.kind, "count": self.count, "values": list(self.values)}
+
+
+def _ranks(count: int, knots: int) -> np.ndarray:
+    return np.rint(np.linspace(0, count - 1, knots)).astype(np.int64)
+
+
+def _lines(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
+    """Piecewise linear interpolation at x (B,) of the rising points (xs, ys), each (K,)."""
+    if len(xs) == 1 or xs[0] == xs[-1] or ys[0] == ys[-1]:
+        return x - xs.mean() + ys.mean()
+    right = torch.searchsorted(xs, x).clamp(1, len(xs) - 1)
+    x0, x1, y0, y1 = xs[right - 1], xs[right], ys[right - 1], ys[right]
+    # A point among equal xs is the caller's to place; here it must only not divide by zero.
+    inside = y0 + (x - x0) / torch.where(x1 > x0, x1 - x0, 1.0) * (y1 - y0)
+    slope = (ys[-1] - ys[0]) / (xs[-1] - xs[0])
+    below, above = ys[0] + (x - xs[0]) * slope, ys[-1] + (x - xs[-1]) * slope
+    return torch.where(x < xs[0], below, torch.where(x > xs[-1], above, inside))
+
+
+SCALINGS: Mapping[str, type[StandardScaling] | type[QuantileScaling]] = {
+    cls.kind: cls for cls in (QuantileScaling, StandardScaling)
+}
+
+
+def require_scaling(kind: str) -> type[StandardScaling] | type[QuantileScaling]:
+    """The scaling of that name, or a UserError."""
+    if kind not in SCALINGS:
+        raise UserError(f"unknown scaling {kind!r}{did_you_mean(kind, SCALINGS)}")
+    return SCALINGS[kind]
+
+
+def scaling_from_config(config: Mapping[str, Any]) -> Scaling:
+    """Build the scaling that ``to_config`` described, or raise UserError."""
+    entries = dict(config)
+    return require_scaling(str(entries.pop("kind", None)))(**entries)

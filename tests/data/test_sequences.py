@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from advect.core.errors import UserError
+from advect.core.types import LENGTH, Category, Length, Quantity
+from advect.data import Sequences, SequenceScale, sequences_of, steps_of, transform_from_config
+
+RNG = np.random.default_rng(0)
+LENGTHS = RNG.integers(2, 8, 60)
+LENGTHS[0] = 8
+RAGGED = [RNG.normal([5, -100], [0.1, 30], (length, 2)) for length in LENGTHS]
+
+
+def everything(source):
+    return source.train.fetch(np.arange(len(source.train)))
+
+
+def test_a_ragged_list_comes_back_as_it_was():
+    source = Sequences(RAGGED, held_out=0)
+    batch = everything(source)
+    assert (source.spec.shape, source.spec.kind) == ((8, 2), "sequence")
+    assert batch.cond[LENGTH].dtype == torch.int64
+    assert batch.cond[LENGTH].tolist() == LENGTHS.tolist()
+    transform = transform_from_config(json.loads(json.dumps(source.transform.to_config())))
+    assert transform == source.transform
+    for found, expected in zip(sequences_of(transform.inverse(batch.x1), batch.cond), RAGGED, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_padding_is_zero_both_ways_and_real_steps_alone_are_standardised():
+    source = Sequences(RAGGED, held_out=0)
+    batch = everything(source)
+    real = torch.arange(8) < batch.cond[LENGTH][:, None]
+    assert (batch.x1[~real] == 0).all()
+    steps = batch.x1[real].double()
+    assert torch.allclose(steps.mean(0), torch.zeros(2, dtype=torch.double), atol=1e-5)
+    assert torch.allclose(steps.std(0, unbiased=False), torch.ones(2, dtype=torch.double), atol=1e-5)
+    data = source.transform.inverse(batch.x1, batch.cond[LENGTH])
+    assert (data[~real] == 0).all()
+    assert data[real][:, 1].mean().item() == pytest.approx(np.concatenate(RAGGED)[:, 1].mean(), rel=1e-4)
+
+
+def test_the_frequencies_of_lengths_are_those_of_the_training_part():
+    source = Sequences(RAGGED, held_out=0.25)
+    spec = source.spec.conditions[LENGTH]
+    assert isinstance(spec, Length)
+    assert (len(source.train), len(source.held_out), len(spec.frequencies)) == (45, 15, 8)
+    counts = torch.bincount(everything(source).cond[LENGTH], minlength=9)[1:]
+    np.testing.assert_allclose(spec.frequencies, counts / 45, rtol=1e-6)
+    assert sum(spec.frequencies) == pytest.approx(1)
+
+
+def test_sequences_of_one_length_have_no_length(tmp_path):
+    x = RNG.normal(size=(20, 5, 3))
+    np.save(tmp_path / "x.npy", x)
+    np.savez(tmp_path / "x.npz", values=x, kind=np.arange(20) % 3, age=np.arange(20) / 7)
+    source = Sequences(tmp_path / "x.npy")
+    assert source.spec.conditions == {}
+    assert everything(source).cond is None
+    assert source.fingerprint == Sequences(x).fingerprint != Sequences(x, seed=1).fingerprint
+    told = Sequences(tmp_path / "x.npz", conditions=("kind", "age"))
+    kind, age = told.spec.conditions["kind"], told.spec.conditions["age"]
+    assert isinstance(kind, Category)
+    assert isinstance(age, Quantity)
+    assert kind.names == ("0", "1", "2")
+    assert everything(told).cond["age"].shape == (18, 1)
+
+
+def test_archives_say_the_lengths_in_either_way(tmp_path):
+    padded = np.full((60, 8, 2), 99.0)
+    for row, x in zip(padded, RAGGED, strict=True):
+        row[: len(x)] = x
+    np.savez(tmp_path / "padded.npz", values=padded, lengths=LENGTHS)
+    np.savez(tmp_path / "flat.npz", values=np.concatenate(RAGGED), lengths=LENGTHS)
+    prints = {Sequences(data).fingerprint for data in (tmp_path / "padded.npz", tmp_path / "flat.npz", RAGGED)}
+    prints.add(Sequences(padded, lengths=LENGTHS).fingerprint)
+    assert len(prints) == 1
+
+
+def test_long_sequences_are_cut():
+    x = [np.arange(float(n))[:, None] for n in (7, 3, 4)]
+    truncated = Sequences(x, max_length=4, held_out=0)
+    windows = Sequences(x, max_length=3, long="window", conditions={"c": np.array(["a", "b", "c"])}, held_out=0)
+
+    def values(source):
+        batch = everything(source)
+        found = sequences_of(source.transform.inverse(batch.x1), batch.cond)
+        return [[round(float(v), 3) for v in row[:, 0]] for row in found]
+
+    assert values(truncated) == [[0, 1, 2, 3], [0, 1, 2], [0, 1, 2, 3]]
+    assert values(windows) == [[0, 1, 2], [3, 4, 5], [6], [0, 1, 2], [0, 1, 2], [3]]
+    assert everything(windows).cond["c"].tolist() == [0, 0, 0, 1, 2, 2]
+
+
+def test_equal_sequences_and_windows_of_one_stay_on_one_side():
+    x = RNG.normal(size=(10, 6, 1))
+    source = Sequences(np.concatenate([x, x]), held_out=0.3)
+    sides = [set(s.fetch(np.arange(len(s))).x1[:, 0, 0].tolist()) for s in (source.train, source.held_out)]
+    assert not sides[0] & sides[1]
+    assert len(source.held_out) == 6
+    owners = np.repeat(np.arange(10), 6).reshape(10, 6, 1)
+    windows = Sequences(owners, max_length=2, long="window", held_out=0.3)
+    sides = [
+        set(windows.transform.inverse(s.fetch(np.arange(len(s))).x1)[:, 0, 0].round().tolist())
+        for s in (windows.train, windows.held_out)
+    ]
+    assert not sides[0] & sides[1]
+    assert len(windows.held_out) == 9
+
+
+def test_log_det_is_that_of_the_jacobian():
+    scale = SequenceScale([1.0, 2.0], [0.5, 3.0])
+    x = torch.randn(4, 2, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(lambda x: scale.forward(x[None])[0], x).reshape(8, 8)
+    assert scale.log_det(8) == pytest.approx(torch.linalg.slogdet(jacobian).logabsdet.item(), rel=1e-5)
+    with pytest.raises(UserError, match="no common log_det"):
+        Sequences(RAGGED).transform.log_det(16)
+
+
+def long_table(pd):
+    rows = [
+        {"who": f"p{i}", "t": step, "u": u, "group": "ab"[i % 2], "v": v, "age": 20.5 + i}
+        for i, x in enumerate(RAGGED)
+        for step, (u, v) in enumerate(x)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_a_table_of_steps_comes_back(tmp_path):
+    pd = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    frame = long_table(pd)
+    shuffled = frame.sample(frac=1, random_state=0)
+    starts = frame.drop_duplicates("who").index
+    mixed = pd.concat([frame.loc[starts], shuffled.drop(starts)])  # sequences begin in the same order
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    mixed.to_parquet(tmp_path / "t.parquet", index=False)
+    arguments = {"id": "who", "order": "t", "conditions": ("group", "age"), "held_out": 0}
+    source = Sequences(tmp_path / "t.csv", **arguments)
+    assert source.fingerprint == Sequences(tmp_path / "t.parquet", **arguments).fingerprint
+    assert source.fingerprint == Sequences(mixed, **arguments).fingerprint
+    batch = everything(source)
+    assert torch.equal(batch.x1, everything(Sequences(RAGGED, held_out=0)).x1)
+    facts = json.loads(json.dumps(source.facts()))
+    found = steps_of(source.transform.inverse(batch.x1), batch.cond, facts)
+    assert list(found) == ["who", "t", "group", "age", "u", "v"]
+    assert found["who"].tolist() == [int(who[1:]) for who in frame["who"]]
+    assert found["group"].tolist() == frame["group"].tolist()
+    rest = ["t", "age", "u", "v"]
+    pd.testing.assert_frame_equal(found[rest], frame[rest], check_dtype=False, check_exact=False, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "words"),
+    [
+        (lambda f: f, {"order": "t"}, "needs id="),
+        (lambda f: f, {"id": "whom", "order": "t"}, "no column 'whom'; did you mean 'who'?"),
+        (lambda f: f, {"id": "who", "order": "t"}, "column 'group' has values of"),
+        (lambda f: f, {"id": "who", "values": ("u",), "conditions": ("v",)}, "column 'v' changes within a sequence"),
+        (lambda f: f.assign(u=np.nan), {"id": "who", "values": ("u",)}, "column 'u' misses a value in row 0"),
+        (lambda f: f.assign(u=np.inf), {"id": "who", "values": ("u",)}, "column 'u' is infinite in row 0"),
+        (lambda f: f.assign(who=None), {"id": "who", "values": ("u",)}, "column 'who' misses a value in row 0"),
+        (lambda f: f, {"id": "who", "values": "u"}, "got one text"),
+    ],
+)
+def test_bad_tables_of_steps(change, arguments, words):
+    frame = change(long_table(pytest.importorskip("pandas")))
+    with pytest.raises(UserError) as error:
+        Sequences(frame, **arguments)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "arguments", "words"),
+    [
+        ([], {}, "there are no sequences"),
+        (np.zeros((3, 4)), {}, "got shape (3, 4); for one channel give x[..., None]"),
+        ([np.zeros((3, 2)), np.zeros((3, 1))], {}, "sequence 1 has shape (3, 1), the first (3, 2)"),
+        ([np.zeros((3, 2)), np.zeros((0, 2))], {}, "sequence 1 has shape (0, 2)"),
+        ([np.zeros((2, 2)), np.full((2, 2), np.nan)], {}, "sequence 1 holds nan at step 0, channel 0"),
+        (np.zeros((2, 3, 1)), {"lengths": [1, 4]}, "lengths must be 2 numbers of at most 3, got 2 up to 4"),
+        (np.zeros((2, 3, 1)), {"lengths": [1, 0]}, "lengths must be >= 1, got 0 for sequence 1"),
+        (np.zeros((6, 1)), {"lengths": [1, 4]}, "lengths sum to 5, but values has 6 steps"),
+        (np.zeros((2, 3, 1)), {"conditions": {"a": [1, 2, 3]}}, "conditions['a'] must be (2,)"),
+        (np.zeros((2, 3, 1)), {"conditions": ("a",)}, "conditions must map names to arrays"),
+        (np.zeros((2, 3, 1)), {"conditions": {"length": [1, 2]}}, "cannot be called 'length'"),
+        (np.zeros((2, 3, 1)), {"max_length": 0}, "max_length must be at least 1 step, got 0"),
+        (np.zeros((2, 3, 1)), {"long": "cut"}, "long must be 'truncate' or 'window', got 'cut'"),
+        (np.zeros((2, 3, 1)), {"id": "a"}, "id, order and values are for tables"),
+        (np.array([["a"]]), {}, "must hold real numbers"),
+        ("missing.npz", {}, "not a readable .npy or .npz file"),
+    ],
+)
+def test_bad_arrays(data, arguments, words):
+    with pytest.raises(UserError) as error:
+        Sequences(data, **arguments)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)

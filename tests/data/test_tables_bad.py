@@ -1,0 +1,93 @@
+"""Tables that cannot be used, and what is said of them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+pd = pytest.importorskip("pandas")
+pytest.importorskip("pyarrow")
+
+from advect.core.errors import UserError  # noqa: E402
+from advect.data import Table, write_table  # noqa: E402
+
+GOOD = pd.DataFrame({"a": np.arange(6.0), "b": [1, 2, 3, 1, 2, 3], "c": list("xyxyxy")})
+
+
+def refused(data, **arguments) -> str:
+    with pytest.raises(UserError) as error:
+        Table(data, **arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("frame", "arguments", "words"),
+    [
+        (GOOD.assign(d=np.nan), {}, "column 'd' has no values; leave it out with drop=('d',)"),
+        (GOOD.assign(d=[0, 1, np.inf, 2, -np.inf, 3]), {}, "column 'd' has 2 infinite values, the first in row 2"),
+        (GOOD.assign(d=[f"id{i}" for i in range(6)]), {}, "column 'd' has another text in each of its 6 rows"),
+        (GOOD.assign(d=[1, "x", 2, "y", 3, "z"]), {}, "column 'd' holds int and str"),
+        (GOOD.assign(d=[[1]] * 6), {}, "column 'd' holds list"),
+        (GOOD.assign(d=1j), {}, "column 'd' has the type complex128"),
+        (GOOD.assign(d=2**60), {}, "column 'd' has whole numbers beyond 2^53"),
+        (GOOD.set_axis(["a", "a", "c"], axis=1), {}, "column 'a' twice"),
+        (GOOD.rename(columns={"a": 0}), {}, "column 0 has a name that is not text"),
+        (GOOD.iloc[:0], {}, "the table is empty, its shape is (0, 3)"),
+        (GOOD[["b"]], {"conditions": ("b",)}, "no column that varies"),
+        (pd.DataFrame({"a": [1, 1]}), {}, "no column that varies, besides conditions (columns: 'a')"),
+        (GOOD, {"conditions": ("cc",)}, "conditions has 'cc', which is no column"),
+        (GOOD, {"conditions": "c"}, "conditions must be several names, got the text 'c'; give ('c',)"),
+        (GOOD, {"drop": ("d",)}, "drop has 'd', which is no column"),
+        (GOOD, {"categorical": ("aa",)}, "categorical has 'aa', which is no column"),
+        (GOOD, {"continuous_conditions": ("c",)}, "continuous_conditions has 'c'"),
+        (GOOD, {"scaling": "quantiles"}, "did you mean 'quantile'?"),
+        (GOOD, {"held_out": 1.0}, "held_out must be a share in [0, 1), got 1.0"),
+        (GOOD.rename(columns={"c": "length"}), {"conditions": ("length",)}, "cannot be called 'length'"),
+        ([[1, 2]], {}, "got list"),
+    ],
+)
+def test_bad_frames(frame, arguments, words):
+    assert words in refused(frame, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("t.csv", b"", "is empty"),
+        ("t.csv", b"a,b\n", "the table is empty"),
+        ("t.csv", b"a,b\n1,2\n3\n", "line 3 has 1 fields, the header 2"),
+        ("t.csv", b"a;b\n1;2\n3;4;5\n", "line 3 has 3 fields, the header 2 (separator ';')"),
+        ("t.csv", b"a,b,a\n1,2,3\n", "names the column 'a' twice"),
+        ("t.csv", b"a\n\xff\xfe\n", "not a readable CSV file in UTF-8"),
+        ("t.csv.gz", b"a,b\n1,2\n", "not a readable CSV file"),
+        ("t.parquet", b"PAR1 no", "not a readable Parquet file"),
+        ("t.xlsx", b"PK", "neither CSV nor Parquet"),
+        ("t.csv", b"a,b\n1,\n2,\n", "column 'b' has no values"),
+    ],
+)
+def test_bad_files(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    assert words in refused(tmp_path / name)
+
+
+def test_a_missing_file_and_a_place_that_cannot_be_written(tmp_path):
+    assert "does not exist" in refused(tmp_path / "no.csv")
+    with pytest.raises(UserError, match=r"end the name in \.csv or \.parquet"):
+        write_table(tmp_path / "t.json", GOOD)
+    with pytest.raises(UserError, match="folder"):
+        write_table(tmp_path / "no" / "t.csv", GOOD)
+
+
+def test_an_empty_line_is_no_row_and_a_constant_column_is_no_dimension(tmp_path):
+    (tmp_path / "t.csv").write_text('a,b,k\n1,"x\ny",5\n\n2,z,5\n1,z,5\n')
+    source = Table(tmp_path / "t.csv", held_out=0)
+    assert (len(source.train), source.spec.shape) == (3, (2,))
+
+
+def test_nothing_of_this_needs_pandas_before_it_is_used():
+    code = "import sys, advect.data; sys.exit('pandas' in sys.modules or 'pyarrow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
