@@ -1,6 +1,7 @@
 """Data: sources with a training and a held-out split, and the transforms to model units and back."""
 
 from advect.data.arrays import Arrays
+from advect.data.cell_transforms import Chain, Components, Expression
 from advect.data.digits import Digits
 from advect.data.idx import FashionMnist, read_idx
 from advect.data.images import ImageFolder
@@ -12,7 +13,10 @@ __all__ = [
     "ArraySource",
     "ArraySplit",
     "Arrays",
+    "Chain",
+    "Components",
     "Digits",
+    "Expression",
     "FashionMnist",
     "Identity",
     "ImageFolder",
