@@ -2,6 +2,8 @@
 
 from advect.data.arrays import Arrays
 from advect.data.cell_transforms import Chain, Components, Expression
+from advect.data.cells import Cells
+from advect.data.cells_writing import to_counts, write_h5ad
 from advect.data.digits import Digits
 from advect.data.idx import FashionMnist, read_idx
 from advect.data.images import ImageFolder
@@ -13,6 +15,7 @@ __all__ = [
     "ArraySource",
     "ArraySplit",
     "Arrays",
+    "Cells",
     "Chain",
     "Components",
     "Digits",
@@ -28,5 +31,7 @@ __all__ = [
     "Standardize",
     "Transform",
     "read_idx",
+    "to_counts",
     "transform_from_config",
+    "write_h5ad",
 ]

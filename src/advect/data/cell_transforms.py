@@ -123,7 +123,9 @@ class Components(Transform):
 
     def log_det(self, elements: int) -> float:
         k, features = self.components.shape
-        raise UserError(f"{k} components of {features} genes have no density per gene; leave pca out for log-densities")
+        raise UserError(
+            f"{k} components of {features} genes have no density per gene; leave pca out for log-densities"
+        )
 
     def to_config(self) -> dict[str, Any]:
         return {"kind": self.kind}
