@@ -19,6 +19,7 @@ from advect.core.types import Batch
 from advect.data import (
     Arrays,
     ArraySource,
+    Cells,
     Chain,
     Components,
     Digits,
@@ -105,11 +106,21 @@ def pictures(folder: Path) -> Arrays:
     return Arrays(np.random.default_rng(0).integers(0, 256, (9, 3, 4, 5), dtype=np.uint8), held_out=0)
 
 
+def cells(folder: Path) -> Cells:
+    anndata, pd = pytest.importorskip("anndata"), pytest.importorskip("pandas")
+    x = np.random.default_rng(0).poisson(5, (90, 6)).astype(np.float32)
+    obs = pd.DataFrame({"cell.type": np.array(["a", "b", "c"])[np.arange(90) % 3]}, index=[str(i) for i in range(90)])
+    if not (folder / "cells.h5ad").exists():
+        anndata.AnnData(X=x, obs=obs).write_h5ad(folder / "cells.h5ad")
+    return Cells(folder / "cells.h5ad", conditions=["cell.type"], held_out=0.2)
+
+
 SOURCES: dict[str, Callable[[Path], Source]] = {
     "Digits": lambda folder: Digits(),
     "Moons": lambda folder: Moons(n=60),
     "FashionMnist": fashion_mnist,
     "ImageFolder": image_folder,
+    "Cells": cells,
     "Arrays, a table": table,
     "Arrays, pictures": pictures,
 }

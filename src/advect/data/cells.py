@@ -134,7 +134,7 @@ class Cells(Source):
         return CellSplit(self._values, cells, self._to_model, columns, starts)
 
     def controls(self, limit: int = 5000) -> tuple[Tensor, Conditions]:
-        """Training controls in model units (n, D), at most ``limit`` of them, evenly spaced, and their categories (n,).
+        """Training controls in model units (n, D), ``limit`` at most, evenly spaced, and their categories (n,).
 
         They are what has to be stored to sample without the data: ``sources.Empirical(x, cond=cond)``.
 

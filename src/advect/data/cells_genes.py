@@ -79,8 +79,8 @@ def most_variable(mean: np.ndarray, variance: np.ndarray, count: int) -> np.ndar
     """The ``count`` genes, rising, whose dispersion stands out most among genes of like mean.
 
     The dispersion variance / mean of normalised counts, less the median of its bin and over its median absolute
-    deviation, in 20 bins of equally many expressed genes (Zheng et al. 2017, "Massively parallel digital
-    transcriptional profiling of single cells").
+    deviation, in 20 bins of equally many expressed genes, or fewer that hold 50 genes each (Zheng et al. 2017,
+    "Massively parallel digital transcriptional profiling of single cells").
 
     Raises:
         UserError: fewer genes than asked for are expressed.
@@ -88,11 +88,12 @@ def most_variable(mean: np.ndarray, variance: np.ndarray, count: int) -> np.ndar
     expressed = np.flatnonzero((mean > 0) & (variance > 0))
     if not 1 <= count <= len(expressed):
         raise UserError(
-            f"highly_variable must lie in 1 to {len(expressed)}, the genes that vary in the training cells, got {count}"
+            f"highly_variable must lie in 1 to {len(expressed)}, as many genes as vary in the training cells,"
+            f" got {count}; 2000 is usual"
         )
     dispersion = variance[expressed] / mean[expressed]
     score = np.empty(len(expressed))
-    for part in np.array_split(np.argsort(mean[expressed], kind="stable"), min(20, len(expressed))):
+    for part in np.array_split(np.argsort(mean[expressed], kind="stable"), min(20, max(1, len(expressed) // 50))):
         middle = np.median(dispersion[part])
         spread = np.median(np.abs(dispersion[part] - middle))
         score[part] = (dispersion[part] - middle) / (spread or 1.0)

@@ -151,7 +151,7 @@ def stored_matrix(file: Any, layer: str | None, *, backed: bool, where: str) -> 
 
 def held_matrix(data: Any, layer: str | None) -> CellMatrix:
     """X, or a layer, of an AnnData object. Raises UserError where it is not there."""
-    matrix = data.X if layer is None else data.layers[layer] if layer in data.layers else None
+    matrix = data.X if layer is None else data.layers.get(layer)
     if matrix is None:
         raise UserError(_no_matrix("the AnnData object", layer, list(data.layers)))
     return as_rows(matrix)

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from advect.core.errors import UserError, did_you_mean
 
-
 _KINDS: dict[str, type[Transform]] = {}
 """Each transform by the name that its configuration has."""
 
