@@ -120,3 +120,41 @@ def test_empirical_refuses_what_it_has_not():
     for x in (torch.ones(5), torch.ones(0, 3)):
         with pytest.raises(UserError, match=r"Empirical\.x must have shape \(N, \*S\) with N >= 1, got"):
             Empirical(x)
+
+
+def test_empirical_draws_rows_of_the_same_kind_where_there_are_any():
+    x = torch.arange(6.0)[:, None]
+    source = Empirical(x, cond={"type": torch.tensor([0, 0, 1, 1, 1, 2]), "batch": torch.tensor([0, 1, 0, 0, 1, 1])})
+    cond = {
+        "type": torch.tensor([0, 1, 1, 2, -1]).repeat_interleave(400),
+        "batch": torch.tensor([-1, 0, 1, 0, 0]).repeat_interleave(400),  # there is no row (2, 0)
+        "dose": torch.zeros(2000, 1),
+    }
+    drawn = source.sample_matching(cond, (2000, 1), CounterRng(0, 0, 2000)).long().view(5, 400)
+    seen = [sorted(set(row.tolist())) for row in drawn]
+    assert seen == [[0, 1], [2, 3], [4], [0, 1, 2, 3, 4, 5], [0, 2, 3]]
+    assert stats.chisquare(torch.bincount(drawn[3]).numpy()).pvalue > 1e-3
+    first = source.sample_matching({k: v[:7] for k, v in cond.items()}, (7, 1), CounterRng(0, 0, 7, total=2000))
+    assert torch.equal(first.long().flatten(), drawn[0, :7])
+
+
+def test_empirical_matches_nothing_where_no_condition_is_shared():
+    source = Empirical(torch.arange(4.0)[:, None], cond={"a": torch.arange(4)})
+    plain = source.sample((9, 1), CounterRng(0, 0, 9))
+    for cond in (None, {}, {"b": torch.zeros(9, dtype=torch.long)}):
+        assert torch.equal(source.sample_matching(cond, (9, 1), CounterRng(0, 0, 9)), plain)
+
+
+def test_empirical_noise_and_storage():
+    source = Empirical(torch.zeros(3, 2), cond={"a": torch.arange(3)}, noise=0.5)
+    drawn = source.sample((20_000, 2), CounterRng(0, 0, 20_000))
+    assert stats.kstest(drawn.flatten().numpy() / 0.5, "norm").pvalue > 1e-3
+    assert source.tensors().keys() == {"x", "cond.a"}
+    again = Empirical.from_tensors(source.tensors(), noise=0.5)
+    assert torch.equal(again.sample((5, 2), CounterRng(0, 0, 5)), source.sample((5, 2), CounterRng(0, 0, 5)))
+    for arguments, words in (
+        ({"noise": -1}, r"Empirical\.noise must be finite and >= 0, got -1"),
+        ({"cond": {"a": torch.zeros(2, dtype=torch.long)}}, r"Empirical\.cond\['a'\] must hold 3 whole numbers"),
+    ):
+        with pytest.raises(UserError, match=words):
+            Empirical(torch.zeros(3, 2), **arguments)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from advect.core import random
 from advect.core.errors import UserError
 from advect.core.random import Generator
+from advect.core.types import NULL, Conditions
 
 Shape = tuple[int, ...]
 
@@ -122,19 +124,92 @@ class Custom(SourceDistribution):
 
 @dataclass(frozen=True, eq=False)
 class Empirical(SourceDistribution):
-    """Rows of a data set x (N, *S), drawn evenly with replacement: a flow from one data set to another."""
+    """Rows of a data set, drawn evenly with replacement: a flow from one data set to another.
+
+    Args:
+        x: the rows (N, *S), N >= 1.
+        cond: for each condition, the rows' whole numbers (N,); :meth:`sample_matching` draws among equals.
+        noise: deviation of Gaussian noise on each drawn row, >= 0.
+
+    Raises:
+        UserError: the shapes do not fit, or noise is negative.
+    """
 
     x: Tensor = field(repr=False)
+    _: KW_ONLY
+    cond: Conditions = field(default_factory=dict, repr=False)
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         if self.x.ndim < 2 or len(self.x) == 0:
             raise UserError(f"Empirical.x must have shape (N, *S) with N >= 1, got {tuple(self.x.shape)}")
+        for name, value in self.cond.items():
+            if value.is_floating_point() or value.shape != self.x.shape[:1]:
+                raise UserError(
+                    f"Empirical.cond[{name!r}] must hold {len(self.x)} whole numbers, one a row of x, "
+                    f"got {value.dtype} {tuple(value.shape)}"
+                )
+        if not (math.isfinite(self.noise) and self.noise >= 0):
+            raise UserError(f"Empirical.noise must be finite and >= 0, got {self.noise}; 0 draws the rows themselves")
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What has to be stored to build this again: the rows as "x", each condition as "cond." and its name."""
+        return {"x": self.x, **{f"cond.{name}": value for name, value in self.cond.items()}}
+
+    @staticmethod
+    def from_tensors(tensors: Mapping[str, Tensor], *, noise: float = 0.0) -> Empirical:
+        """The distribution of :meth:`tensors`."""
+        cond = {name.removeprefix("cond."): value for name, value in tensors.items() if name.startswith("cond.")}
+        return Empirical(tensors["x"], cond=cond, noise=noise)
+
+    def sample_matching(
+        self,
+        cond: Conditions | None,
+        shape: Sequence[int],
+        generator: Generator = None,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Draw x0 of ``shape`` (B, *S), for each b among the rows that agree with ``cond`` (B,), or all if none does.
+
+        Conditions that are not given, or that the rows have not, match any row.
+        """
+        shared = [name for name in self.cond if name in (cond or {})]
+        if not cond or not shared:
+            return self.sample(shape, generator, device=device, dtype=dtype)
+        wanted = torch.stack([cond[name].to(self.x.device) for name in shared], 1)
+        kinds, which = wanted.unique(dim=0, return_inverse=True)
+        have = torch.stack([self.cond[name] for name in shared], 1)
+        fits = ((have[None] == kinds[:, None]) | (kinds[:, None] == NULL)).all(2)
+        fits |= ~fits.any(1, keepdim=True)
+        return self._rows(shape, generator, device, dtype, fits, which)
 
     def _draw(self, shape: Shape, generator: Generator, device: torch.device | None, dtype: torch.dtype) -> Tensor:
+        whole = torch.ones(1, len(self.x), dtype=torch.bool, device=self.x.device)
+        return self._rows(shape, generator, device, dtype, whole, torch.zeros(shape[0], dtype=torch.long))
+
+    def _rows(
+        self,
+        shape: Sequence[int],
+        generator: Generator,
+        device: torch.device | None,
+        dtype: torch.dtype,
+        fits: Tensor,
+        which: Tensor,
+    ) -> Tensor:
+        """Draw row b evenly among the rows that ``fits[which[b]]`` (K, N) marks, each K marking one at least."""
         if tuple(shape[1:]) != tuple(self.x.shape[1:]):
             raise UserError(
                 f"Empirical.x has samples of shape {tuple(self.x.shape[1:])}, asked for {tuple(shape[1:])}"
             )
         u = random.uniform((shape[0],), generator, device=self.x.device, dtype=torch.float64)
-        rows = (u * len(self.x)).long().clamp(max=len(self.x) - 1)
-        return self.x[rows].to(device=device, dtype=dtype)
+        sizes = fits.sum(1)
+        first = sizes.cumsum(0) - sizes
+        which = which.to(u.device)
+        place = torch.minimum((u * sizes[which]).long(), sizes[which] - 1)
+        rows = fits.nonzero()[first[which] + place, 1]
+        x0 = self.x[rows].to(device=device, dtype=dtype)
+        if self.noise:
+            x0 = x0 + self.noise * random.normal(x0.shape, generator, device=x0.device, dtype=dtype)
+        return x0

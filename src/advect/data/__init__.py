@@ -3,6 +3,9 @@
 from advect.data.array_files import ArrayFile
 from advect.data.arrays import Arrays
 from advect.data.celeba import CelebA
+from advect.data.cell_transforms import Chain, Components, Expression
+from advect.data.cells import Cells
+from advect.data.cells_writing import to_counts, write_h5ad
 from advect.data.cifar import Cifar
 from advect.data.digits import Digits
 from advect.data.hub import HubImages
@@ -25,8 +28,12 @@ __all__ = [
     "ArraySplit",
     "Arrays",
     "CelebA",
+    "Cells",
+    "Chain",
     "Cifar",
+    "Components",
     "Digits",
+    "Expression",
     "FashionMnist",
     "Format",
     "HubImages",
@@ -46,10 +53,12 @@ __all__ = [
     "Transform",
     "frame_of",
     "read_idx",
-    "recognise",
     "read_table",
+    "recognise",
     "sequences_of",
     "steps_of",
+    "to_counts",
     "transform_from_config",
+    "write_h5ad",
     "write_table",
 ]

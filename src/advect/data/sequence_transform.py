@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.data.transforms import Standardize, Transform, register_transform
+from advect.data.transforms import Standardize, Transform
 
 
-@register_transform
 @dataclass(frozen=True)
 class SequenceScale(Transform):
     """Standardise each channel of sequences (B, L, C), whose steps after the last real one are NaN in data units.

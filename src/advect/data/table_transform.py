@@ -13,10 +13,9 @@ from torch import Tensor
 from advect.core.errors import UserError, optional_import
 from advect.data.table_columns import Column, Number, column_from_config
 from advect.data.table_scaling import StandardScaling
-from advect.data.transforms import Transform, register_transform
+from advect.data.transforms import Transform
 
 
-@register_transform
 @dataclass(frozen=True)
 class TableTransform(Transform):
     """Columns (B, K) in table units to a vector (B, D): see :class:`Number` and :class:`Categories`.

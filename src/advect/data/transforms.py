@@ -1,17 +1,17 @@
 """Between data units, which a user reads, and model units, which a network sees; both ways.
 
-A transform is fixed once the data is known and is stored as a small JSON object, so that samples of a trained
-model come back in the data's own units.
+A transform is fixed once the data is known and is stored as a small JSON object, with tensors beside it where it has
+large ones, so that samples of a trained model come back in the data's own units.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,11 +19,17 @@ from torch import Tensor
 
 from advect.core.errors import UserError, did_you_mean
 
+_KINDS: dict[str, type[Transform]] = {}
+"""Each transform by the name that its configuration has."""
+
 
 class Transform(ABC):
     """A map between data units and model units, float32 in both directions, on the device of its argument."""
 
     kind: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        _KINDS[cls.kind] = cls
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -42,6 +48,15 @@ class Transform(ABC):
     @abstractmethod
     def to_config(self) -> dict[str, Any]:
         """A JSON object from which :func:`transform_from_config` builds an equal transform, to the last bit."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is too large for JSON, by name; :func:`transform_from_config` takes it beside the configuration."""
+        return {}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> Transform:
+        """Build the transform of :meth:`to_config`, less its kind, and :meth:`tensors`. Raises TypeError if unfit."""
+        return cls(**config, **tensors)
 
 
 @dataclass(frozen=True)
@@ -169,29 +184,18 @@ class Standardize(Transform):
         return {"kind": self.kind, "mean": list(self.mean), "std": list(self.std)}
 
 
-_KINDS: dict[str, type[Transform]] = {cls.kind: cls for cls in (Identity, PixelScale, Standardize)}
-
-
-T = TypeVar("T", bound=Transform)
-
-
-def register_transform(cls: type[T]) -> type[T]:
-    """Let :func:`transform_from_config` know the transform of another file; a class decorator."""
-    _KINDS[cls.kind] = cls
-    return cls
-
-
-def transform_from_config(config: dict[str, Any]) -> Transform:
-    """Build the transform that ``to_config`` described.
+def transform_from_config(config: dict[str, Any], tensors: Mapping[str, Tensor] | None = None) -> Transform:
+    """Build the transform that ``to_config`` and ``tensors`` described.
 
     Raises:
-        UserError: the kind is unknown, or an entry is missing or does not belong there.
+        UserError: the kind is unknown, or an entry or a tensor is missing or does not belong there.
     """
     entries = dict(config)
     kind = entries.pop("kind", None)
     if kind not in _KINDS:
         raise UserError(f"unknown transform kind {kind!r}{did_you_mean(str(kind), _KINDS)}")
     try:
-        return _KINDS[kind](**entries)
-    except TypeError as error:
-        raise UserError(f"the entries of a {kind!r} transform do not fit: {error}; got {sorted(entries)}") from error
+        return _KINDS[kind].from_config(entries, tensors or {})
+    except (TypeError, KeyError) as error:
+        given = sorted([*entries, *(tensors or {})])
+        raise UserError(f"the entries of a {kind!r} transform do not fit: {error}; got {given}") from error

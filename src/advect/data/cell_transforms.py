@@ -1,0 +1,178 @@
+"""From the expression of cells to model units and back: library sizes and logarithms, principal components, chains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from advect.core.errors import UserError
+from advect.data.transforms import Transform, transform_from_config
+
+Space = Literal["expression", "counts"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expression(Transform):
+    """The expression that a cell's counts give, ``log(1 + counts * target_sum / library)``, for each gene.
+
+    In the space "expression" these values are themselves the data units, and the way back only ends at zero or above.
+    In the space "counts" the data units are counts of a cell with the given library size, rounded if asked.
+
+    Args:
+        space: the data units, "expression" or "counts".
+        target_sum: what the counts of a cell are scaled to sum to, > 0; None for no scaling.
+        log1p: whether the logarithm is taken.
+        library: the library size, the sum of a cell's counts over all its genes, that counts are given for, > 0.
+        non_negative: whether the way back ends at zero or above; counts always do.
+        integer: whether counts are rounded to whole numbers.
+
+    Raises:
+        UserError: target_sum or library is not positive, or the space is unknown.
+    """
+
+    space: Space = "expression"
+    target_sum: float | None = 1e4
+    log1p: bool = True
+    library: float = 1e4
+    non_negative: bool = True
+    integer: bool = True
+    kind: ClassVar[str] = "expression"
+
+    def __post_init__(self) -> None:
+        if self.space not in ("expression", "counts"):
+            raise UserError(f"space must be 'expression' or 'counts', got {self.space!r}")
+        for name, value in (("target_sum", self.target_sum), ("library", self.library)):
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise UserError(f"{name} must be a finite number > 0, got {value}; 10000 is usual")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(torch.float32)
+        if self.space == "expression":
+            return x
+        x = x if self.target_sum is None else x * (self.target_sum / self.library)
+        return x.log1p() if self.log1p else x
+
+    def inverse(self, x: Tensor) -> Tensor:
+        if self.space == "counts":
+            return self.counts(x)
+        return x.to(torch.float32).clamp(min=0) if self.non_negative else x.to(torch.float32)
+
+    def counts(self, x: Tensor, library: Tensor | None = None) -> Tensor:
+        """The counts (B, D) of expression x (B, D), for cells of library sizes (B,), by default all ``library``."""
+        x = x.to(torch.float32)
+        x = (x.expm1() if self.log1p else x).clamp(min=0)
+        if self.target_sum is not None:
+            sizes = torch.full_like(x[:, 0], self.library) if library is None else library.to(x)
+            x = x * (sizes / self.target_sum)[:, None]
+        return x.round() if self.integer else x
+
+    def log_det(self, elements: int) -> float:
+        if self.space == "counts":
+            raise UserError("counts have no density; build the data with space='expression' for log-densities")
+        return 0.0
+
+    def to_config(self) -> dict[str, Any]:
+        names = ("space", "target_sum", "log1p", "library", "non_negative", "integer")
+        return {"kind": self.kind} | {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, eq=False)
+class Components(Transform):
+    """Scores on k principal components, ``V (x - mean)``, and back to all D features, ``mean + V^T z``.
+
+    The way forth and back is the projection on the components; :meth:`forward` after :meth:`inverse` is the identity.
+
+    Args:
+        components: V (k, D), orthonormal rows.
+        mean: (D,).
+
+    Raises:
+        UserError: the shapes do not fit.
+    """
+
+    components: Tensor = field(repr=False)
+    mean: Tensor = field(repr=False)
+    kind: ClassVar[str] = "components"
+
+    def __post_init__(self) -> None:
+        if self.components.ndim != 2 or self.mean.shape != self.components.shape[1:]:
+            raise UserError(
+                f"components must be (k, D) and mean (D,), got {tuple(self.components.shape)} and"
+                f" {tuple(self.mean.shape)}"
+            )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Components) and all(
+            torch.equal(value, other.tensors()[name]) for name, value in self.tensors().items()
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.kind, tuple(self.components.shape)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        v, mean = self.components.to(x.device), self.mean.to(x.device)
+        return (x.to(torch.float32) - mean) @ v.T
+
+    def inverse(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.mean.to(x.device), x.to(torch.float32), self.components.to(x.device))
+
+    def log_det(self, elements: int) -> float:
+        k, features = self.components.shape
+        raise UserError(
+            f"{k} components of {features} genes have no density per gene; leave pca out for log-densities"
+        )
+
+    def to_config(self) -> dict[str, Any]:
+        return {"kind": self.kind}
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"components": self.components, "mean": self.mean}
+
+
+@dataclass(frozen=True)
+class Chain(Transform):
+    """One transform after another: forward takes the parts in their order, inverse in the opposite one."""
+
+    parts: Sequence[Transform]
+    kind: ClassVar[str] = "chain"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", tuple(self.parts))
+        if not self.parts:
+            raise UserError("a chain needs at least one transform, got none; Identity() changes nothing")
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = part.forward(x)
+        return x
+
+    def inverse(self, x: Tensor) -> Tensor:
+        for part in reversed(self.parts):
+            x = part.inverse(x)
+        return x
+
+    def log_det(self, elements: int) -> float:
+        return sum(part.log_det(elements) for part in self.parts)
+
+    def to_config(self) -> dict[str, Any]:
+        return {"kind": self.kind, "parts": [part.to_config() for part in self.parts]}
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {f"{i}.{name}": t for i, part in enumerate(self.parts) for name, t in part.tensors().items()}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> Chain:
+        """Build the parts, each with those of ``tensors`` whose names begin with its number."""
+        return cls(
+            [
+                transform_from_config(
+                    part, {k.removeprefix(f"{i}."): t for k, t in tensors.items() if k.startswith(f"{i}.")}
+                )
+                for i, part in enumerate(config["parts"])
+            ]
+        )

@@ -1,0 +1,143 @@
+"""Generated cells as an .h5ad file, written from stored facts alone: no training data is at hand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from advect.core import random
+from advect.core.errors import UserError, optional_import
+from advect.core.files import write_whole
+from advect.core.random import Generator
+from advect.core.types import NULL, Category, Conditions, Quantity
+from advect.data.cell_transforms import Expression, Space
+from advect.data.cells_obs import Column
+
+
+def var_facts(var: Any) -> dict[str, Any]:
+    """The genes and all columns of a ``var`` table as JSON, from which :func:`var_table` builds an equal one."""
+    columns = {}
+    for name, values in var.items():
+        entry: dict[str, Any] = {"dtype": str(values.dtype), "values": _plain(values)}
+        if hasattr(values, "cat"):
+            entry |= {"categories": _plain(values.cat.categories), "ordered": bool(values.cat.ordered)}
+        columns[str(name)] = entry
+    return {"genes": [str(gene) for gene in var.index], "index_name": var.index.name, "columns": columns}
+
+
+def _plain(values: Any) -> list[Any]:
+    """As values of JSON; what is missing as None."""
+    return [None if v != v or str(v) in ("<NA>", "NaT") else getattr(v, "item", lambda v=v: v)() for v in values]
+
+
+def var_table(facts: Mapping[str, Any]) -> Any:
+    """The ``var`` table of :func:`var_facts`."""
+    import pandas as pd
+
+    columns = {}
+    for name, entry in facts["columns"].items():
+        dtype = entry["dtype"]
+        if dtype == "category":
+            dtype = pd.CategoricalDtype(entry["categories"], ordered=entry["ordered"])
+        columns[name] = pd.Series(entry["values"], facts["genes"], dtype=dtype)
+    return pd.DataFrame(columns, index=pd.Index(facts["genes"], name=facts["index_name"]))
+
+
+def obs_facts(columns: Mapping[str, Column]) -> dict[str, Any]:
+    """What turns conditions back into columns of ``obs``: the names of categories, mean and deviation of numbers."""
+    return {
+        name: {"names": list(c.condition.names)}
+        if isinstance(c.condition, Category)
+        else {"mean": c.condition.mean[0], "std": c.condition.std[0]}
+        for name, c in columns.items()
+        if isinstance(c.condition, Category | Quantity)
+    }
+
+
+def obs_table(facts: Mapping[str, Any], conditions: Conditions, count: int) -> Any:
+    """The ``obs`` table of ``count`` cells: each condition by its names or in its own units, empty where not given."""
+    import pandas as pd
+
+    columns = {}
+    for name, values in conditions.items():
+        if name not in facts:
+            raise UserError(f"conditions has {name!r}, which the cells were not trained on; leave it out")
+        if len(values) != count:
+            raise UserError(f"conditions[{name!r}] must have a value for each of {count} cells, got {len(values)}")
+        array, entry = values.detach().cpu().numpy(), facts[name]
+        if "names" in entry:
+            codes = np.where(array == NULL, -1, array)
+            columns[name] = pd.Categorical.from_codes(codes.tolist(), categories=entry["names"])
+        else:
+            columns[name] = array.astype(np.float64).reshape(count) * entry["std"] + entry["mean"]
+    return pd.DataFrame(columns, index=pd.Index([f"generated-{i}" for i in range(count)]))
+
+
+def to_counts(x: Tensor, facts: Mapping[str, Any], generator: Generator = None) -> Tensor:
+    """Counts (B, D) of expression x (B, D), non-negative, and whole where the training counts were.
+
+    The library size of each cell is drawn from the 101 stored quantiles of the training cells; without a generator
+    it is their median. ``facts`` are those of ``Cells.facts()``.
+    """
+    scale = Expression(**facts["expression"])
+    if generator is None or scale.target_sum is None:
+        return scale.counts(x)
+    u = random.uniform((len(x),), generator, device=x.device).cpu().numpy()
+    sizes = np.interp(u, np.linspace(0, 1, len(facts["library_quantiles"])), facts["library_quantiles"])
+    return scale.counts(x, x.new_tensor(sizes))
+
+
+def write_h5ad(
+    path: str | os.PathLike[str],
+    x: Tensor,
+    facts: Mapping[str, Any],
+    *,
+    conditions: Conditions | None = None,
+    space: Space | None = None,
+    generator: Generator = None,
+    notes: Mapping[str, Any] | None = None,
+) -> None:
+    """Write cells x (n, D), in the data units of training, as an .h5ad file with the training data's ``var``.
+
+    Args:
+        path: the file, replaced whole if it is there.
+        x: as ``transform.inverse`` gives them, in the space ``facts["space"]``.
+        facts: of ``Cells.facts()``.
+        conditions: as the network takes them; they become columns of ``obs`` by name and in their own units.
+        space: "expression" or "counts"; by default as x is. From expression to counts, see :func:`to_counts`.
+        generator: draws library sizes; without it cells have the median size.
+        notes: plain values for ``uns["advect"]``, beside space, target_sum and log1p.
+
+    Raises:
+        UserError: x, its conditions or the space do not fit the facts.
+    """
+    anndata = optional_import("anndata", "cells")
+    from scipy.sparse import csr_matrix
+
+    genes = facts["var"]["genes"]
+    if x.ndim != 2 or x.shape[1] != len(genes):
+        raise UserError(f"x must have shape (n, {len(genes)}), a column for each gene, got {tuple(x.shape)}")
+    space = space or facts["space"]
+    if space not in ("expression", "counts"):
+        raise UserError(f"space must be 'expression' or 'counts', got {space!r}")
+    if space != facts["space"]:
+        if space == "expression":
+            raise UserError("space is 'expression', but the flow was trained to give counts; leave space out")
+        x = to_counts(x, facts, generator)
+    values: Any = x.detach().float().cpu().numpy()
+    if np.count_nonzero(values) < values.size / 2:
+        values = csr_matrix(values)
+    scale = facts["expression"]
+    uns = {"space": space, "log1p": scale["log1p"], "target_sum": scale["target_sum"] or 0.0, **(notes or {})}
+    cells = anndata.AnnData(
+        X=values,
+        obs=obs_table(facts["obs"], conditions or {}, len(x)),
+        var=var_table(facts["var"]),
+        uns={"advect": uns},
+    )
+    write_whole(Path(path), cells.write_h5ad)
