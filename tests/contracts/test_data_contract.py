@@ -26,10 +26,12 @@ from advect.data import (
     Identity,
     ImageFolder,
     Moons,
+    Packed,
     PixelScale,
     Source,
     Standardize,
     Transform,
+    pack,
     transform_from_config,
 )
 
@@ -91,6 +93,14 @@ def image_folder(folder: Path) -> ImageFolder:
     return ImageFolder(folder, image_size=8, held_out=0.25)
 
 
+def packed(folder: Path) -> Packed:
+    rng, originals = np.random.default_rng(5), folder / "originals"
+    originals.mkdir(exist_ok=True)
+    for i in range(16):
+        Image.fromarray(rng.integers(0, 256, (8, 11, 3), dtype=np.uint8)).save(originals / f"{i}.png")
+    return Packed(pack(originals, folder / "packed", image_size=8, progress=False), held_out=0.25)
+
+
 def celeba(folder: Path) -> CelebA:
     rng, names = np.random.default_rng(0), [f"{i:06}.jpg" for i in range(1, 21)]
     (folder / "img_align_celeba").mkdir(exist_ok=True)
@@ -126,6 +136,7 @@ SOURCES: dict[str, Callable[[Path], Source]] = {
     "Moons": lambda folder: Moons(n=60),
     "FashionMnist": fashion_mnist,
     "ImageFolder": image_folder,
+    "Packed": packed,
     "CelebA": celeba,
     "Cifar": cifar,
     "Arrays, a table": table,

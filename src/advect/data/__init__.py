@@ -7,6 +7,8 @@ from advect.data.digits import Digits
 from advect.data.idx import FashionMnist, read_idx
 from advect.data.images import ImageFolder
 from advect.data.moons import Moons
+from advect.data.packed import Packed, matching_pack, packed_path
+from advect.data.packing import pack
 from advect.data.source import ArraySource, ArraySplit, Rows, Source, Split
 from advect.data.transforms import Identity, PixelScale, Standardize, Transform, transform_from_config
 
@@ -21,12 +23,16 @@ __all__ = [
     "Identity",
     "ImageFolder",
     "Moons",
+    "Packed",
     "PixelScale",
     "Rows",
     "Source",
     "Split",
     "Standardize",
     "Transform",
+    "matching_pack",
+    "pack",
+    "packed_path",
     "read_idx",
     "transform_from_config",
 ]
