@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +30,7 @@ from advect.data import (
     Moons,
     Packed,
     PixelScale,
+    Shards,
     Source,
     Standardize,
     Transform,
@@ -101,6 +104,20 @@ def packed(folder: Path) -> Packed:
     return Packed(pack(originals, folder / "packed", image_size=8, progress=False), held_out=0.25)
 
 
+def shards(folder: Path) -> Shards:
+    rng = np.random.default_rng(6)
+    for s in range(0 if any(folder.iterdir()) else 3):
+        with tarfile.open(folder / f"{s}.tar", "w") as archive:
+            for i in range(8):
+                image = io.BytesIO()
+                Image.fromarray(rng.integers(0, 256, (8, 11, 3), dtype=np.uint8)).save(image, "PNG")
+                for name, content in ((f"{i}.png", image.getvalue()), (f"{i}.cls", b"%d" % (i % 2))):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+    return Shards(folder, image_size=8, held_out=0.25)
+
+
 def celeba(folder: Path) -> CelebA:
     rng, names = np.random.default_rng(0), [f"{i:06}.jpg" for i in range(1, 21)]
     (folder / "img_align_celeba").mkdir(exist_ok=True)
@@ -137,6 +154,7 @@ SOURCES: dict[str, Callable[[Path], Source]] = {
     "FashionMnist": fashion_mnist,
     "ImageFolder": image_folder,
     "Packed": packed,
+    "Shards": shards,
     "CelebA": celeba,
     "Cifar": cifar,
     "Arrays, a table": table,
