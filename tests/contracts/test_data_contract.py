@@ -29,6 +29,7 @@ from advect.data import (
     ImageFolder,
     Moons,
     Packed,
+    ParquetImages,
     PixelScale,
     Shards,
     Source,
@@ -118,6 +119,17 @@ def shards(folder: Path) -> Shards:
     return Shards(folder, image_size=8, held_out=0.25)
 
 
+def parquet(folder: Path) -> ParquetImages:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rng, rows = np.random.default_rng(7), []
+    for _ in range(24):
+        image = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (8, 11, 3), dtype=np.uint8)).save(image, "PNG")
+        rows.append(image.getvalue())
+    pq.write_table(pa.table({"image": rows, "kind": [i % 3 for i in range(24)]}), folder / "0.parquet", 5)
+    return ParquetImages(folder, label="kind", image_size=8, held_out=0.25)
+
+
 def celeba(folder: Path) -> CelebA:
     rng, names = np.random.default_rng(0), [f"{i:06}.jpg" for i in range(1, 21)]
     (folder / "img_align_celeba").mkdir(exist_ok=True)
@@ -155,6 +167,7 @@ SOURCES: dict[str, Callable[[Path], Source]] = {
     "ImageFolder": image_folder,
     "Packed": packed,
     "Shards": shards,
+    "ParquetImages": parquet,
     "CelebA": celeba,
     "Cifar": cifar,
     "Arrays, a table": table,

@@ -9,6 +9,7 @@ from advect.data.images import ImageFolder
 from advect.data.moons import Moons
 from advect.data.packed import Packed, matching_pack, packed_path
 from advect.data.packing import pack
+from advect.data.parquet import ParquetImages, ParquetStore
 from advect.data.shards import Shards, ShardStore
 from advect.data.source import ArraySource, ArraySplit, Rows, Source, Split
 from advect.data.transforms import Identity, PixelScale, Standardize, Transform, transform_from_config
@@ -25,6 +26,8 @@ __all__ = [
     "ImageFolder",
     "Moons",
     "Packed",
+    "ParquetImages",
+    "ParquetStore",
     "PixelScale",
     "Rows",
     "ShardStore",

@@ -37,9 +37,7 @@ class Packed(Source):
         UserError: the folder is no whole pack, or an argument is out of its range.
     """
 
-    def __init__(
-        self, data_dir: str | os.PathLike[str], *, flip: bool = True, held_out: float | None = None
-    ) -> None:
+    def __init__(self, data_dir: str | os.PathLike[str], *, flip: bool = True, held_out: float | None = None) -> None:
         check_share(held_out or 0)
         self.folder = require_path(data_dir, holding="the packed images")
         manifest = self._manifest = _whole_manifest(self.folder)
@@ -116,7 +114,9 @@ def _whole_manifest(folder: Path) -> dict:
     """The manifest, after a look at the sizes of the files."""
     manifest = read_manifest(folder)
     if manifest is None:
-        raise UserError(f"data_dir {folder} is no whole pack, it has no {MANIFEST}; pack the images again to finish it")
+        raise UserError(
+            f"data_dir {folder} is no whole pack, it has no {MANIFEST}; pack the images again to finish it"
+        )
     sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
     for name, size in {**sizes, PIXEL_FILE: int(np.prod(manifest["shape"]))}.items():
         path = folder / name
