@@ -82,6 +82,14 @@ def test_killed_anywhere_it_ends_in_the_same_bytes(images, tmp_path, blocks_of_f
     assert contents(pack(images, broken, **SETTINGS, progress=False)) == unbroken
 
 
+def test_what_a_kill_behind_the_manifest_leaves_is_tidied_away(images, tmp_path):
+    folder = pack(images, tmp_path / "p", **SETTINGS)
+    before = contents(folder)
+    (folder / "plan.json").write_text("{}")
+    (folder / "blocks.sha256").write_text("")
+    assert contents(pack(images, folder, **SETTINGS)) == before
+
+
 def test_a_verified_block_is_not_decoded_again_and_a_damaged_one_is(images, tmp_path, blocks_of_four, monkeypatch):
     unbroken = contents(pack(images, tmp_path / "unbroken", **SETTINGS))
     decode, rows = packing._decode, []

@@ -67,7 +67,9 @@ class Packed(Source):
         """Read every byte. Raises UserError that names the file and the images whose bytes have changed."""
         for name, entry in self._manifest["files"].items():
             if hashlib.sha256((self.folder / name).read_bytes()).hexdigest() != entry["sha256"]:
-                raise UserError(f"{self.folder / name} has changed since it was packed; pack the images anew")
+                raise UserError(
+                    f"{self.folder / name} has changed since it was packed; remove the folder and pack again"
+                )
         total, *shape = self._manifest["shape"]
         block, size = self._manifest["block"], int(np.prod(shape))
         with (self.folder / PIXEL_FILE).open("rb") as file:
@@ -76,7 +78,7 @@ class Packed(Source):
                     last = min((number + 1) * block, total) - 1
                     raise UserError(
                         f"{self.folder / PIXEL_FILE} has changed since it was packed, within images {number * block}"
-                        f" to {last}; pack the images anew"
+                        f" to {last}; remove the folder and pack again"
                     )
 
 
@@ -122,5 +124,7 @@ def _whole_manifest(folder: Path) -> dict:
         path = folder / name
         there = path.stat().st_size if path.exists() else 0
         if there != size:
-            raise UserError(f"{path} has {there} bytes and not {size} as when it was packed; pack the images anew")
+            raise UserError(
+                f"{path} has {there} bytes and not {size} as when it was packed; remove the folder and pack again"
+            )
     return manifest

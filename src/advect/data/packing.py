@@ -76,6 +76,7 @@ def pack(
         "conditions": {name: list(c.names) for name, c in classes.items()},
     }
     if _is_whole(folder, plan):
+        _tidy(folder)
         return folder
     try:
         _begin(folder, plan)
@@ -83,8 +84,7 @@ def pack(
         blocks = _write_blocks(folder, plan, store, decoder, workers=workers, progress=progress)
         manifest = {**plan, "files": side, "blocks": blocks}
         write_text_whole(folder / MANIFEST, json.dumps(manifest, indent=1))
-        for name in (_PLAN, _JOURNAL):
-            (folder / name).unlink(missing_ok=True)
+        _tidy(folder)
     except OSError as error:
         raise UserError(
             f"{error.filename or folder} cannot be written ({error.strerror}); make room and pack again, it will go on"
@@ -106,7 +106,9 @@ def read_manifest(folder: Path) -> dict | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / MANIFEST} cannot be read ({one_line(error)}); pack the images anew") from error
+        raise UserError(
+            f"{folder / MANIFEST} cannot be read ({one_line(error)}); remove the folder and pack again"
+        ) from error
     return None
 
 
@@ -122,6 +124,12 @@ def _is_whole(folder: Path, plan: dict) -> bool:
     if all(manifest.get(key) == value for key, value in plan.items()):
         return True
     raise UserError(f"out_folder {folder} holds a pack of other images or sizes; name a new folder, or remove it")
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what only a pack under way needs; a kill may have come in between."""
+    for name in (_PLAN, _JOURNAL):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _begin(folder: Path, plan: dict) -> None:

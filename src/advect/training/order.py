@@ -83,5 +83,6 @@ class ShardOrder:
 
     def _mixed_group(self, epoch: int, group: int) -> np.ndarray:
         shards = self._shards(epoch)[0][group * self._together : (group + 1) * self._together]
-        examples = np.concatenate([np.arange(self._starts[s], self._starts[s] + self._sizes[s]) for s in shards])
+        starts, sizes = self._starts[shards].tolist(), self._sizes[shards].tolist()
+        examples = np.concatenate([np.arange(a, a + n) for a, n in zip(starts, sizes, strict=True)])
         return examples[CounterRng(mix(self._seed, 2, group), epoch, len(examples)).permutation().numpy()]
