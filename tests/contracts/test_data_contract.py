@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,10 +35,14 @@ from advect.data import (
     ImageFolder,
     Mnist,
     Moons,
+    Packed,
+    ParquetImages,
     PixelScale,
+    Shards,
     Source,
     Standardize,
     Transform,
+    pack,
     transform_from_config,
 )
 
@@ -121,6 +127,39 @@ def image_folder(folder: Path) -> ImageFolder:
     return ImageFolder(folder, image_size=8, held_out=0.25)
 
 
+def packed(folder: Path) -> Packed:
+    rng, originals = np.random.default_rng(5), folder / "originals"
+    originals.mkdir(exist_ok=True)
+    for i in range(16):
+        Image.fromarray(rng.integers(0, 256, (8, 11, 3), dtype=np.uint8)).save(originals / f"{i}.png")
+    return Packed(pack(originals, folder / "packed", image_size=8, progress=False), held_out=0.25)
+
+
+def shards(folder: Path) -> Shards:
+    rng = np.random.default_rng(6)
+    for s in range(0 if any(folder.iterdir()) else 3):
+        with tarfile.open(folder / f"{s}.tar", "w") as archive:
+            for i in range(8):
+                image = io.BytesIO()
+                Image.fromarray(rng.integers(0, 256, (8, 11, 3), dtype=np.uint8)).save(image, "PNG")
+                for name, content in ((f"{i}.png", image.getvalue()), (f"{i}.cls", b"%d" % (i % 2))):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+    return Shards(folder, image_size=8, held_out=0.25)
+
+
+def parquet(folder: Path) -> ParquetImages:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rng, rows = np.random.default_rng(7), []
+    for _ in range(24):
+        image = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (8, 11, 3), dtype=np.uint8)).save(image, "PNG")
+        rows.append(image.getvalue())
+    pq.write_table(pa.table({"image": rows, "kind": [i % 3 for i in range(24)]}), folder / "0.parquet", 5)
+    return ParquetImages(folder, label="kind", image_size=8, held_out=0.25)
+
+
 def celeba(folder: Path) -> CelebA:
     rng, names = np.random.default_rng(0), [f"{i:06}.jpg" for i in range(1, 21)]
     (folder / "img_align_celeba").mkdir(exist_ok=True)
@@ -179,6 +218,9 @@ SOURCES: dict[str, Callable[[Path], Source]] = {
     "Mnist": mnist,
     "ArrayFile, images": array_file,
     "ArrayFile, vectors": vector_file,
+    "Packed": packed,
+    "Shards": shards,
+    "ParquetImages": parquet,
     "CelebA": celeba,
     "Cifar": cifar,
     "Cells": cells,

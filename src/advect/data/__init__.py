@@ -12,9 +12,13 @@ from advect.data.hub import HubImages
 from advect.data.idx import FashionMnist, Mnist, read_idx
 from advect.data.images import ImageFolder
 from advect.data.moons import Moons
+from advect.data.packed import Packed, matching_pack, packed_path
+from advect.data.packing import pack
+from advect.data.parquet import ParquetImages, ParquetStore
 from advect.data.recognise import IMAGE_FORMATS, Format, recognise
 from advect.data.sequence_transform import SequenceScale
 from advect.data.sequences import Sequences, sequences_of, steps_of
+from advect.data.shards import Shards, ShardStore
 from advect.data.source import ArraySource, ArraySplit, Rows, Source, Split
 from advect.data.table import Table, frame_of
 from advect.data.table_files import read_table, write_table
@@ -41,10 +45,15 @@ __all__ = [
     "ImageFolder",
     "Mnist",
     "Moons",
+    "Packed",
+    "ParquetImages",
+    "ParquetStore",
     "PixelScale",
     "Rows",
     "SequenceScale",
     "Sequences",
+    "ShardStore",
+    "Shards",
     "Source",
     "Split",
     "Standardize",
@@ -52,6 +61,9 @@ __all__ = [
     "TableTransform",
     "Transform",
     "frame_of",
+    "matching_pack",
+    "pack",
+    "packed_path",
     "read_idx",
     "read_table",
     "recognise",

@@ -17,7 +17,14 @@ from advect.data.transforms import Transform
 
 
 class Split(ABC):
-    """The samples 0 .. len - 1 of a part of the data. Several threads may fetch at once."""
+    """The samples 0 .. len - 1 of a part of the data. Several threads may fetch at once.
+
+    Attributes:
+        shards: the sizes of the runs of samples that are near to one another, where far ones are slow to reach; else
+            None. They sum to len, and training then visits a few shards at a time.
+    """
+
+    shards: Sequence[int] | None = None
 
     @abstractmethod
     def __len__(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, mix
 from advect.core.types import Batch
+from advect.training.order import EpochOrder, ShardOrder
 
 
 class Examples(Protocol):
@@ -21,28 +21,11 @@ class Examples(Protocol):
     def fetch(self, indices: np.ndarray, rng: CounterRng | None = None) -> Batch: ...
 
 
-class EpochOrder:
-    """An endless order of ``n`` examples: each epoch a new permutation, a pure function of (seed, epoch)."""
-
-    def __init__(self, n: int, seed: int) -> None:
-        self.n = n
-        self._permutation = lru_cache(maxsize=2)(lambda epoch: CounterRng(seed, epoch, n).permutation().numpy())
-
-    def indices(self, first: int, count: int) -> np.ndarray:
-        """The examples (count,) at places first, first + 1, ... of the order; a batch may span epochs."""
-        epoch, place = divmod(first, self.n)
-        if place + count <= self.n:
-            return self._permutation(epoch)[place : place + count]
-        parts = []
-        while count:
-            epoch, place = divmod(first, self.n)
-            parts.append(self._permutation(epoch)[place : place + count])
-            first, count = first + len(parts[-1]), count - len(parts[-1])
-        return np.concatenate(parts)
-
-
 class Loader:
     """Batches of ``batch_size`` consecutive places of the epoch order; step 0 begins at place 0.
+
+    Examples with an attribute ``shards``, the sizes of the runs that are near to one another on a disk, are taken in a
+    :class:`ShardOrder`, others in an :class:`EpochOrder`.
 
     With ``workers`` > 0 that many threads prepare the following steps' batches ahead; what they prepare does not
     depend on their number.
@@ -56,7 +39,9 @@ class Loader:
         if workers < 0:
             raise UserError(f"num_workers must be >= 0, got {workers}; 0 loads in the training thread")
         self.examples, self.batch_size = examples, batch_size
-        self._order = EpochOrder(len(examples), mix(seed, 1))
+        shards = getattr(examples, "shards", None)
+        order_seed = mix(seed, 1)
+        self._order = EpochOrder(len(examples), order_seed) if shards is None else ShardOrder(shards, order_seed)
         self._seed = mix(seed, 2)
         self._workers = workers
         self._origin = (0, 0)

@@ -1,0 +1,119 @@
+"""Files by their address: local ones, and through fsspec those of ``s3://``, ``gs://``, ``memory://`` and the like."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from advect.core.errors import UserError, optional_import
+from advect.core.files import make_folder, write_whole
+
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """``a-{008..010}.tar`` as ``a-008.tar``, ``a-009.tar``, ``a-010.tar``; a pattern without braces as itself.
+
+    Raises:
+        UserError: a range runs backwards.
+    """
+    found = _RANGE.search(pattern)
+    if found is None:
+        return [pattern]
+    first, last = found.groups()
+    if int(first) > int(last):
+        raise UserError(f"{pattern!r} counts backwards from {first} to {last}; write {{{last}..{first}}}")
+    names = (f"{pattern[: found.start()]}{i:0{len(first)}}" for i in range(int(first), int(last) + 1))
+    return [done for name in names for done in expand_braces(name + pattern[found.end() :])]
+
+
+def is_remote(address: str) -> bool:
+    """Whether an address needs fsspec."""
+    return "://" in address or "::" in address
+
+
+def list_files(address: str | os.PathLike[str] | Sequence[str], suffix: str) -> list[str]:
+    """The files that addresses name, sorted within each: a file, a folder (its files with ``suffix``), braces, globs.
+
+    Raises:
+        UserError: there is none.
+    """
+    addresses = [os.fspath(address)] if isinstance(address, str | os.PathLike) else list(address)
+    files = []
+    for pattern in (name for given in addresses for name in expand_braces(given)):
+        found = _list_remote(pattern, suffix) if is_remote(pattern) else _list_local(pattern, suffix)
+        if not found:
+            raise UserError(f"there is no {suffix} file at {pattern!r}; name a file, a folder, or a pattern")
+        files += found
+    return files
+
+
+def _list_local(pattern: str, suffix: str) -> list[str]:
+    if Path(pattern).is_dir():
+        return sorted(str(path) for path in Path(pattern).iterdir() if path.name.endswith(suffix) and path.is_file())
+    return sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern] * Path(pattern).is_file()
+
+
+def _list_remote(pattern: str, suffix: str) -> list[str]:
+    system, path = optional_import("fsspec", "remote").core.url_to_fs(pattern)
+    if system.isdir(path):
+        found = [name for name in system.ls(path, detail=False) if name.endswith(suffix)]
+    else:
+        found = system.glob(path) if glob.has_magic(path) else [path] * system.isfile(path)
+    return sorted(system.unstrip_protocol(name) for name in found)
+
+
+class File:
+    """A file at an address, read in any order by any thread.
+
+    Args:
+        address: a path, or a URL for fsspec.
+        cache_dir: keep a whole copy of a remote file in this folder, and read that; None reads ranges from afar.
+
+    Raises:
+        UserError: it cannot be opened.
+    """
+
+    def __init__(self, address: str, *, cache_dir: str | os.PathLike[str] | None = None) -> None:
+        self.address, self._system, self._path = address, None, address
+        try:
+            if is_remote(address):
+                self._system, self._path = optional_import("fsspec", "remote").core.url_to_fs(address)
+                if cache_dir is not None:
+                    self._copy(Path(cache_dir))
+            self._local = None if self._system is not None else Path(self._path).open("rb")  # noqa: SIM115
+            self.size = int(self._system.size(self._path) if self._system else os.fstat(self._fileno()).st_size)
+        except OSError as error:
+            raise UserError(f"{address} cannot be opened ({error.strerror or error}); see that it is there") from error
+
+    def _fileno(self) -> int:
+        assert self._local is not None
+        return self._local.fileno()
+
+    def _copy(self, folder: Path) -> None:
+        system, path = self._system, self._path
+        assert system is not None
+        key = hashlib.sha256(f"{self.address}\0{system.size(path)}".encode()).hexdigest()[:24]
+        copy = make_folder(folder, "cache_dir") / f"{key}-{path.rsplit('/', 1)[-1]}"
+        if not copy.exists():
+            write_whole(copy, lambda partial: system.get_file(path, str(partial)))
+        self._system, self._path = None, str(copy)
+
+    def read(self, start: int, count: int) -> bytes:
+        """``count`` bytes from ``start``. Raises OSError or ValueError where there are fewer."""
+        if self._system is not None:
+            content = self._system.cat_file(self._path, start=start, end=start + count)
+        else:
+            content = os.pread(self._fileno(), count, start)
+        if len(content) < count:
+            raise ValueError(f"the file ends {count - len(content)} bytes too early")
+        return content
+
+    def open(self) -> BinaryIO:
+        """The file as a stream with a position of its own."""
+        return cast(BinaryIO, self._system.open(self._path, "rb") if self._system else Path(self._path).open("rb"))

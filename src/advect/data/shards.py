@@ -1,0 +1,139 @@
+"""Images in tar shards with WebDataset's naming, on a local disk or anything that fsspec opens."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from advect.core.errors import UserError
+from advect.core.types import DataSpec
+from advect.data.classes import Classes
+from advect.data.contents import split_by_content
+from advect.data.decoding import Decoder
+from advect.data.images import PIXELS, ImageSplit, files_fingerprint
+from advect.data.remote import File, list_files
+from advect.data.shards_index import Member, read_index
+from advect.data.source import Source, category, check_share
+from advect.data.stores import Store
+
+
+class ShardStore(Store):
+    """The images of tar shards, found by an index that is made once for each shard.
+
+    Args:
+        address: a tar, a folder of tars, ``shard-{000..099}.tar``, a glob, or a list of these; paths or URLs.
+        cache_dir: for indices that cannot lie beside their shard, and for whole copies of remote shards; None reads
+            remote shards range by range.
+        progress: show a bar while indices are made.
+
+    Attributes:
+        names: ``shard/key.suffix``, in the order of the shards.
+        sizes: the number of images in each shard.
+        classes: from the members ``.cls`` (a whole number or a name) or ``.json`` ({"label": ...}), or None.
+
+    Raises:
+        UserError: there is no shard, one is damaged, or some samples have a label and others have none.
+    """
+
+    def __init__(
+        self,
+        address: str | os.PathLike[str] | Sequence[str],
+        *,
+        cache_dir: str | os.PathLike[str] | None = None,
+        progress: bool = True,
+    ) -> None:
+        addresses = list_files(address, ".tar")
+        self._files = [File(name, cache_dir=cache_dir) for name in addresses]
+        indices = read_index(self._files, cache_dir=cache_dir, progress=progress)
+        self.sizes = [len(index) for index in indices]
+        self._shard = np.repeat(np.arange(len(indices)), self.sizes)
+        members = [member for index in indices for member in index]
+        self._places = np.array([(m.offset, m.size) for m in members], np.int64).reshape(-1, 2)
+        stems = [name.rsplit("/", 1)[-1] for name in addresses]
+        self.names = [f"{stems[s]}/{m.name}" for s, m in zip(self._shard, members, strict=True)]
+        self.digests = [bytes.fromhex(m.digest) for m in members]
+        self.classes = _classes(members, self.names)
+
+    def title(self, index: int) -> str:
+        return f"{self._files[self._shard[index]].address}: {self.names[index].split('/', 1)[1]}"
+
+    def size(self, index: int) -> int:
+        return int(self._places[index, 1])
+
+    def read(self, index: int) -> bytes:
+        start, count = self._places[index].tolist()
+        return self._files[self._shard[index]].read(start, count)
+
+    def digest(self, index: int) -> bytes:
+        return self.digests[index]
+
+
+class Shards(Source):
+    """The images of tar shards as (channels, H, W), 0 to 255; only what is fetched is read.
+
+    Training visits a few shards at a time, so that a pass reads each shard nearly in order.
+
+    Args:
+        data_dir: the shards, see :class:`ShardStore`.
+        image_size: height and width in pixels, as for ``ImageFolder``; so are the next four.
+        channels: 3 for colour, 1 for grey, 4 for colour with its alpha.
+        crop: "centre", or "random" in training.
+        flip: mirror half of the training images left to right, at random.
+        background: what shows through transparent images.
+        held_out: the share kept for measuring, in [0, 1), decided by each image's content.
+        cache_dir: see :class:`ShardStore`.
+
+    Raises:
+        UserError: see :class:`ShardStore`; or an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        data_dir: str | os.PathLike[str] | Sequence[str],
+        *,
+        image_size: int | tuple[int, int] = 64,
+        channels: int = 3,
+        crop: Literal["centre", "random"] = "centre",
+        flip: bool = True,
+        background: str | tuple[int, int, int] = "white",
+        held_out: float = 0.05,
+        cache_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        check_share(held_out)
+        decoder = Decoder(image_size=image_size, channels=channels, background=background)
+        store = ShardStore(data_dir, cache_dir=cache_dir)
+        train, rest = split_by_content(store.digests, held_out)
+        classes = store.classes
+        values = {} if classes is None else {"label": classes.labels}
+        split = ImageSplit(store, train, values, decoder, flip=flip, crop=crop)
+        ends = np.cumsum(store.sizes)
+        split.shards = np.diff(np.searchsorted(train, ends), prepend=0).tolist()
+        super().__init__(
+            name="image-shards",
+            spec=DataSpec(
+                shape=decoder.shape,
+                kind="image",
+                conditions={} if classes is None else {"label": category(classes.labels[train], classes.names)},
+            ),
+            transform=PIXELS,
+            train=split,
+            held_out=ImageSplit(store, rest, values, decoder),
+            fingerprint=files_fingerprint(store, store.digests),
+        )
+
+
+def _classes(members: Sequence[Member], names: Sequence[str]) -> Classes | None:
+    """The classes, named by their labels: numbers in their order, other names sorted."""
+    labels = [m.label for m in members]
+    if all(label is None for label in labels):
+        return None
+    if None in labels:
+        raise UserError(f"{names[labels.index(None)]} has no .cls and no label in a .json, but others have; add it")
+    found = {label for label in labels if label is not None}
+    numeric = all(label.isdigit() for label in found)
+    order = sorted(found, key=int) if numeric else sorted(found)
+    number = {label: i for i, label in enumerate(order)}
+    return Classes(np.array([number[str(label)] for label in labels], np.int64), tuple(order))

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from advect.core.errors import UserError
+from advect.data.parquet import ParquetImages, ParquetStore
+from advect.training import Loader
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+
+def png(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for part in range(3):
+        rows = range(part * 30, part * 30 + 30)
+        images = [{"bytes": png(i), "path": f"{i}.png"} for i in rows]
+        table = pa.table({"image": images, "plain": [png(i) for i in rows], "kind": ["ab"[i % 2] for i in rows]})
+        pq.write_table(table, tmp_path / f"part-{part:03}.parquet", row_group_size=5)
+    return tmp_path
+
+
+@pytest.mark.parametrize("column", ["image", "plain"])
+def test_rows_come_in_any_order_with_few_groups_in_memory(folder, column):
+    store = ParquetStore(folder, image=column, label="kind")
+    assert store.sizes == [5] * 18 and store.names[31] == "part-001.parquet:1"
+    for index in np.random.default_rng(0).permutation(90):
+        assert store.read(int(index)) == png(int(index))
+        assert len(store._kept) <= 10
+    assert store.classes.names == ("a", "b") and store.classes.labels.tolist() == [0, 1] * 45
+
+
+def test_an_epoch_decodes_each_row_group_once(folder, monkeypatch):
+    split = ParquetImages(folder, image_size=8, held_out=0, flip=False).train
+    decoded, decode = [], ParquetStore._decode
+    monkeypatch.setattr(ParquetStore, "_decode", lambda self, group: decoded.append(group) or decode(self, group))
+    loader = Loader(split, 10, seed=0)
+    seen = torch.cat([loader.batch(step).x1 for step in range(9)])
+    assert {x.numpy().tobytes() for x in seen} == {x.numpy().tobytes() for x in split.fetch(np.arange(90)).x1}
+    assert sorted(decoded[:18]) == list(range(18))
+
+
+def test_bad_files_and_columns_are_named(folder):
+    with pytest.raises(UserError, match=r"part-000\.parquet has no column 'imag'; did you mean 'image'\?"):
+        ParquetStore(folder, image="imag")
+    with pytest.raises(UserError, match=r"column 'kind' of .* holds no image bytes"):
+        ParquetStore(folder, image="kind")
+    (folder / "part-001.parquet").write_bytes(b"PAR1 hello")
+    with pytest.raises(UserError, match=r"part-001\.parquet is a damaged Parquet file"):
+        ParquetStore(folder)
