@@ -181,7 +181,8 @@ def _open(data: Any, layer: str | None, *, backed: bool) -> tuple[str, CellMatri
     if "obs" not in file or "var" not in file:
         raise UserError(f"{path} has no obs or no var, so it is not an .h5ad file; write it with AnnData.write_h5ad")
     matrix = stored_matrix(file, layer, backed=backed, where=where)
-    return where, matrix, read_elem(file["obs"]), read_elem(file["var"])
+    obs, var = (read_elem(file[name]) for name in ("obs", "var"))  # pyright: ignore[reportArgumentType]
+    return where, matrix, obs, var
 
 
 def _check_names(genes: Any, where: str) -> None:

@@ -7,7 +7,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from threading import Lock
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -114,7 +114,7 @@ class ParquetImages(Source):
         label: the column of the classes; None for none.
         image_size: height and width in pixels, as for ``ImageFolder``; so are the next four.
         channels: 3 for colour, 1 for grey, 4 for colour with its alpha.
-        crop: "centre", or "random" in training.
+        random_crop: crop the longer side of training images anywhere, at random, instead of in the centre.
         flip: mirror half of the training images left to right, at random.
         background: what shows through transparent images.
         held_out: the share kept for measuring, in [0, 1), decided by each image's content.
@@ -132,7 +132,7 @@ class ParquetImages(Source):
         label: str | None = None,
         image_size: int | tuple[int, int] = 64,
         channels: int = 3,
-        crop: Literal["centre", "random"] = "centre",
+        random_crop: bool = False,
         flip: bool = True,
         background: str | tuple[int, int, int] = "white",
         held_out: float = 0.05,
@@ -144,7 +144,7 @@ class ParquetImages(Source):
         train, rest = split_by_content(store.digests, held_out)
         classes = store.classes
         values = {} if classes is None else {"label": classes.labels}
-        split = ImageSplit(store, train, values, decoder, flip=flip, crop=crop)
+        split = ImageSplit(store, train, values, decoder, flip=flip, random_crop=random_crop)
         split.shards = np.diff(np.searchsorted(train, np.cumsum(store.sizes)), prepend=0).tolist()
         super().__init__(
             name="image-parquet",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
@@ -80,7 +79,7 @@ class Shards(Source):
         data_dir: the shards, see :class:`ShardStore`.
         image_size: height and width in pixels, as for ``ImageFolder``; so are the next four.
         channels: 3 for colour, 1 for grey, 4 for colour with its alpha.
-        crop: "centre", or "random" in training.
+        random_crop: crop the longer side of training images anywhere, at random, instead of in the centre.
         flip: mirror half of the training images left to right, at random.
         background: what shows through transparent images.
         held_out: the share kept for measuring, in [0, 1), decided by each image's content.
@@ -96,7 +95,7 @@ class Shards(Source):
         *,
         image_size: int | tuple[int, int] = 64,
         channels: int = 3,
-        crop: Literal["centre", "random"] = "centre",
+        random_crop: bool = False,
         flip: bool = True,
         background: str | tuple[int, int, int] = "white",
         held_out: float = 0.05,
@@ -108,7 +107,7 @@ class Shards(Source):
         train, rest = split_by_content(store.digests, held_out)
         classes = store.classes
         values = {} if classes is None else {"label": classes.labels}
-        split = ImageSplit(store, train, values, decoder, flip=flip, crop=crop)
+        split = ImageSplit(store, train, values, decoder, flip=flip, random_crop=random_crop)
         ends = np.cumsum(store.sizes)
         split.shards = np.diff(np.searchsorted(train, ends), prepend=0).tolist()
         super().__init__(
