@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advect.networks.attention import attend
+from advect.networks.dropout import dropout
 
 M = TypeVar("M", nn.Conv2d, nn.Linear)
 
@@ -71,7 +72,7 @@ class ResidualBlock(nn.Module):
         h = self.conv1(F.silu(self.norm(x)))
         h = F.silu(self.film(h, emb))
         if self.dropout and self.training:
-            h = F.dropout(h, self.dropout)
+            h = dropout(h, self.dropout)
         return self.skip(x) + self.conv2(h)
 
 

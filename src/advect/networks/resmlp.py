@@ -11,6 +11,7 @@ from advect.networks.blocks import zeroed
 from advect.networks.checkpointing import run_block
 from advect.networks.checks import check_at_least, check_inputs, check_share
 from advect.networks.conditioning import ConditionEmbedding, ConditionSizes, TimeEmbedding, TimeKind
+from advect.networks.dropout import dropout
 from advect.networks.transformer import Head, modulate, plain_norm, start_adaln_zero
 
 
@@ -27,7 +28,7 @@ class ResidualBlock(nn.Module):
         shift, scale, gate = self.modulation(emb).chunk(3, -1)
         branch = F.silu(self.widen(modulate(self.norm(h), shift, scale)))
         if self.dropout and self.training:
-            branch = F.dropout(branch, self.dropout)
+            branch = dropout(branch, self.dropout)
         return torch.addcmul(h, gate, self.out(branch))
 
 

@@ -13,6 +13,7 @@ from advect.core.errors import UserError
 from advect.networks.attention import attend
 from advect.networks.blocks import zeroed
 from advect.networks.checks import check_at_least, check_choice, check_share
+from advect.networks.dropout import dropout
 from advect.networks.positions import Rotation, rotate
 
 Norm = Literal["layer", "rms"]
@@ -124,7 +125,7 @@ class TransformerBlock(nn.Module):
         return torch.addcmul(x, gate2, self._drop(self.mlp(modulate(self.norm2(x), shift2, scale2))))
 
     def _drop(self, branch: Tensor) -> Tensor:
-        return F.dropout(branch, self.dropout) if self.dropout and self.training else branch
+        return dropout(branch, self.dropout) if self.dropout and self.training else branch
 
 
 class Head(nn.Module):
