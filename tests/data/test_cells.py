@@ -320,3 +320,17 @@ def test_an_empty_cell_stays_empty():
     x[10] = 0
     source = Cells(table(x), standardise=False, held_out=0)
     assert (source.train.fetch(np.array([10])).x1 == 0).all()
+
+
+def test_a_file_of_something_else(tmp_path):
+    import h5py
+
+    with h5py.File(tmp_path / "x.h5ad", "w") as file:
+        file["X"] = counts()
+    with pytest.raises(UserError, match="has no tables obs and var"):
+        Cells(tmp_path / "x.h5ad")
+
+
+def test_numbers_as_categories_are_in_their_own_order():
+    source = Cells(table(plate=np.array([10, 2, 9])[np.arange(N) % 3]), conditions=["plate"])
+    assert source.spec.conditions["plate"].names == ("2", "9", "10")

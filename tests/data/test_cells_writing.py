@@ -113,3 +113,5 @@ def test_bad_input(tmp_path, source, x, options, words):
 def test_counts_do_not_become_expression(tmp_path, data):
     with pytest.raises(UserError, match="trained to give counts"):
         write_h5ad(tmp_path / "x.h5ad", torch.rand(3, D), Cells(data, space="counts").facts(), space="expression")
+    with pytest.raises(UserError, match="x is counts already"):
+        to_counts(torch.rand(3, D), Cells(data, space="counts").facts())

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from advect.data.cells_split import CellSplit, Starts, check_controls, split_by_
 from advect.data.cells_writing import obs_facts, var_facts
 from advect.data.source import Source, check_share
 from advect.data.transforms import Identity, Standardize, Transform
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LARGEST_LOG = 20.0
 """No logarithm of a count comes near: log(1 + 1e8) is 18.4."""
@@ -87,10 +90,7 @@ class Cells(Source):
         check_share(held_out)
         target = target_sum if normalise else None
         scale = Expression(space=space, target_sum=target, log1p=log1p)  # refuses arguments before the file is read
-        where, matrix, obs, var = _open(path, layer, backed=backed)
-        _check_names(var.index, where)
-        found = survey(matrix, where)
-        _check_values(found, where, scale)
+        found, matrix, obs, var = _read(path, layer, scale, backed=backed)
         controls = control_cells(obs, control)
         train, rest = split_by_digest(found.digests, held_out, seed=seed)
         cells, self._starts = train[~controls[train]], train[controls[train]]
@@ -102,12 +102,8 @@ class Cells(Source):
         self._values = Normalised(matrix.columns(chosen), found.libraries, target_sum=target, log1p=log1p)
         model = _fit(self._values, train, standardise=standardise, pca=pca, seed=seed)
         self._quantiles = _quantiles(found.libraries[cells]) if normalise else [1.0]
-        self._expression = replace(
-            scale,
-            library=self._quantiles[len(self._quantiles) // 2],
-            non_negative=found.lowest >= 0,
-            integer=found.whole,
-        )
+        middle = self._quantiles[len(self._quantiles) // 2]
+        self._expression = replace(scale, library=middle, non_negative=found.lowest >= 0, integer=found.whole)
         self._var, self._to_model = var_facts(var.iloc[chosen]), Chain(model)
         options = [normalise, target_sum, log1p, standardise, pca, control, held_out, seed, space]
         held_starts = rest[controls[rest]]
@@ -160,29 +156,44 @@ class Cells(Source):
         }
 
 
-def _open(data: Any, layer: str | None, *, backed: bool) -> tuple[str, CellMatrix, Any, Any]:
-    """What to call the values, the matrix, and the tables obs and var."""
+def _read(
+    path: Any, layer: str | None, scale: Expression, *, backed: bool
+) -> tuple[Survey, CellMatrix, pd.DataFrame, pd.DataFrame]:
+    """What is found in the values, the values, and the tables obs and var, all checked."""
     optional_import("anndata", "cells")
-    if not isinstance(data, str | os.PathLike):
-        if not all(hasattr(data, name) for name in ("X", "obs", "var", "layers")):
-            raise UserError(f"path must be an .h5ad file or an AnnData object, got {type(data).__name__}")
-        return "the AnnData object", held_matrix(data, layer), data.obs, data.var
+    if isinstance(path, str | os.PathLike):
+        where, matrix, obs, var = _open(Path(path), layer, backed=backed)
+    elif all(hasattr(path, name) for name in ("X", "obs", "var", "layers")):
+        where, matrix, obs, var = "the AnnData object", held_matrix(path, layer), path.obs, path.var
+    else:
+        raise UserError(f"path must be an .h5ad file or an AnnData object, got {type(path).__name__}")
+    _check_names(var.index, where)
+    found = survey(matrix, where)
+    _check_values(found, where, scale)
+    return found, matrix, obs, var
+
+
+def _open(path: Path, layer: str | None, *, backed: bool) -> tuple[str, CellMatrix, pd.DataFrame, pd.DataFrame]:
+    """What to call the values of a file, the values, and the tables obs and var."""
     import h5py
+    import pandas as pd
     from anndata.io import read_elem
 
-    path = Path(data)
     if not path.is_file():
         raise UserError(f"path {str(path)!r} is not a file; give the .h5ad file")
-    where = f"{path.name}" + (f", layer {layer!r}" if layer else "")
+    where = path.name + (f", layer {layer!r}" if layer else "")
     try:
         file = h5py.File(path)
     except OSError as error:
         raise UserError(f"{path} is not an .h5ad file, or a damaged one ({error}); write it again") from error
-    if "obs" not in file or "var" not in file:
-        raise UserError(f"{path} has no obs or no var, so it is not an .h5ad file; write it with AnnData.write_h5ad")
-    matrix = stored_matrix(file, layer, backed=backed, where=where)
-    obs, var = (read_elem(file[name]) for name in ("obs", "var"))  # pyright: ignore[reportArgumentType]
-    return where, matrix, obs, var
+    try:
+        tables: list[Any] = [read_elem(cast(Any, file[name])) if name in file else None for name in ("obs", "var")]
+        if not all(isinstance(table, pd.DataFrame) for table in tables):
+            raise UserError(f"{path} has no tables obs and var; write it with a recent AnnData.write_h5ad")
+        return where, stored_matrix(file, layer, backed=backed, where=where), tables[0], tables[1]
+    finally:
+        if not backed:
+            file.close()
 
 
 def _check_names(genes: Any, where: str) -> None:

@@ -21,7 +21,7 @@ class CellMatrix(ABC):
 
     @abstractmethod
     def rows(self, indices: np.ndarray) -> Any:
-        """The rows at ``indices`` (B,) int64, in that order, as a CSR matrix (B, D). Several threads may ask."""
+        """The rows at ``indices`` (B,) int64, in that order, as a CSR matrix (B, D) of its own. Threads may ask."""
 
     @abstractmethod
     def columns(self, indices: np.ndarray) -> CellMatrix:
@@ -44,6 +44,8 @@ class InMemory(CellMatrix):
         return self._matrix[indices]
 
     def columns(self, indices: np.ndarray) -> InMemory:
+        if np.array_equal(indices, np.arange(self.shape[1])):
+            return self  # a copy would double the memory
         return InMemory(_canonical(self._matrix[:, indices]))
 
 
@@ -62,7 +64,7 @@ class Normalised(CellMatrix):
         self.shape = matrix.shape
 
     def rows(self, indices: np.ndarray) -> Any:
-        rows = self._matrix.rows(indices).copy()
+        rows = self._matrix.rows(indices)
         if self._target_sum is not None:
             sizes = np.where(self._libraries[indices] > 0, self._libraries[indices], 1)
             rows.data *= np.repeat(self._target_sum / sizes, np.diff(rows.indptr)).astype(np.float32)

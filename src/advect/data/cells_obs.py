@@ -48,7 +48,7 @@ def read_columns(
 
 
 def _category(values: Any, used: np.ndarray, train: np.ndarray) -> Column:
-    """Names are sorted, or in the order that a pandas categorical has; NaN and "" are not given."""
+    """Names are in the order that a pandas categorical has, or sorted, numbers as such; NaN and "" are not given."""
     given = values.notna().to_numpy() & (values.astype(str) != "").to_numpy()
     text = values.astype(str).to_numpy(dtype=object)
     present = set(text[used][given[used]])
@@ -59,7 +59,11 @@ def _category(values: Any, used: np.ndarray, train: np.ndarray) -> Column:
             f"conditions: column {values.name!r} has {len(present)} different numbers in {len(used)} cells;"
             " give it to continuous instead"
         )
-    order = values.cat.categories.astype(str) if hasattr(values, "cat") else sorted(present)
+    order = (
+        values.cat.categories.astype(str)
+        if hasattr(values, "cat")
+        else sorted(present, key=float if values.dtype.kind in "iuf" else None)
+    )
     names = [name for name in order if name in present]
     number = {name: i for i, name in enumerate(names)}
     codes = np.array([number.get(t, NULL) if ok else NULL for t, ok in zip(text, given, strict=True)], np.int64)

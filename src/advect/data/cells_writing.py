@@ -82,8 +82,10 @@ def to_counts(x: Tensor, facts: Mapping[str, Any], generator: Generator = None) 
     """Counts (B, D) of expression x (B, D), non-negative, and whole where the training counts were.
 
     The library size of each cell is drawn from the 101 stored quantiles of the training cells; without a generator
-    it is their median. ``facts`` are those of ``Cells.facts()``.
+    it is their median. ``facts`` are those of ``Cells.facts()``. Raises UserError where x is counts by them already.
     """
+    if facts["space"] == "counts":
+        raise UserError("the flow was trained to give counts, so x is counts already; take x as it is")
     scale = Expression(**facts["expression"])
     if generator is None or scale.target_sum is None:
         return scale.counts(x)
