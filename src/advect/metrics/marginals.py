@@ -47,7 +47,7 @@ def correlation_error(x: Tensor, y: Tensor) -> float:
 
 
 def kolmogorov_smirnov(x: Tensor, y: Tensor) -> Tensor:
-    """The largest gap (D,) between the distribution functions of each feature of x (N, *S) and y (M, *S), in [0, 1]."""
+    """The largest gap (D,) between distribution functions of each feature of x (N, *S) and y (M, *S), in [0, 1]."""
     a, b = check_pair(x, y)
     return torch.stack([_gap(p, q) for p, q in zip(a.T.contiguous(), b.T.contiguous(), strict=True)])
 
