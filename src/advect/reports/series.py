@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 ROWS, COLUMNS, CHANNELS = 4, 4, 4
-WIDTH, HEIGHT = 1024, 720
+WIDTH, ROW, MARGIN = 1024, 165, 60
 LINES = ((SAMPLES, "-"), (OTHERS[0], "--"), (OTHERS[1], "-."), (OTHERS[2], ":"))
 
 
@@ -41,9 +41,10 @@ def series_plot(
     data = [] if reference is None else _cut(reference, reference_lengths, ROWS * COLUMNS // 2)
     if data:
         samples = samples[: ROWS * COLUMNS // 2]
-    figure = new_figure(WIDTH, HEIGHT)
-    grid = figure.subplots(ROWS, COLUMNS, sharex=True, sharey=True)
     half = COLUMNS // 2
+    rows = max(-(-len(samples) // (half if data else COLUMNS)), -(-len(data) // half))
+    figure = new_figure(WIDTH, ROW * rows + MARGIN)
+    grid = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False)
     own, real = (grid[:, :half], grid[:, half:]) if data else (grid, grid[:, :0])
     for places, lines in ((own, samples), (real, data)):
         for i, axes in enumerate(places.flat):

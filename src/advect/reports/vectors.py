@@ -23,6 +23,7 @@ def vector_plot(
     reference: Tensor | None = None,
     *,
     names: Sequence[str] = (),
+    features: Sequence[int] | None = None,
     embed: Callable[[Tensor], Tensor] | None = None,
 ) -> Image.Image:
     """Draw x (N, D) over ``reference`` (M, D): principal components, and beside them quantiles of each feature.
@@ -35,6 +36,7 @@ def vector_plot(
     Args:
         x, reference: at most 2,000 rows of each are drawn.
         names: of the features (D); by default x1 to xD.
+        features: those of which quantiles are drawn, such as numbers but not codes; by default all.
         embed: what the components are of, (n, D) -> (n, K); by default the values themselves.
 
     Raises:
@@ -42,12 +44,16 @@ def vector_plot(
     """
     behind = reference_rows(x, reference)
     places = embed or (lambda rows: rows)
-    if reference is None or not len(behind):
+    chosen = list(range(x.shape[1])) if features is None else list(features)
+    if reference is None:
         return scatter_plot(places(x))
+    if not chosen:
+        return scatter_plot(places(x), places(reference))
     figure = new_figure(2 * SIZE, SIZE)
     left, right = figure.subplots(1, 2)
     draw_scatter(left, rows(places(x), "x"), rows(places(reference), "reference"))
-    draw_quantiles(right, rows(x, "x"), behind, names or [f"x{i + 1}" for i in range(x.shape[1])])
+    titles = [names[i] if names else f"x{i + 1}" for i in chosen]
+    draw_quantiles(right, rows(x, "x")[:, chosen], behind[:, chosen], titles)
     return to_image(figure)
 
 

@@ -39,17 +39,14 @@ def draw(flow: Field, x: Tensor, conditions: Conditions, reference: Batch | None
         real = (reference.cond or {}).get(LENGTH)
         return series_plot(x, conditions.get(LENGTH), reference.x1, real, names=names)
     behind = None if reference is None else reference.x1
-    if flow.spec.kind == "vector" and max(flow.data_shape[0], flow.spec.shape[0]) > 2:
-        table = flow.facts.get("kind") == "table"
-        return vector_plot(x, behind, names=_names(flow), embed=flow.transform.forward if table else None)
-    return picture(x, flow.spec, flow.transform, behind)
-
-
-def _names(flow: Field) -> tuple[str, ...]:
-    """What the features are called, where the facts say."""
+    if flow.spec.kind == "image" or max(flow.data_shape[0], flow.spec.shape[0]) <= 2:
+        return picture(x, flow.spec, flow.transform, behind)
     match flow.facts.get("kind"):
+        case "table":  # a column has a unit of its own, or codes
+            columns = flow.facts["transform"]["columns"]
+            numbers = [i for i, column in enumerate(columns) if column["kind"] == "number"]
+            names = [column["name"] for column in columns]
+            return vector_plot(x, behind, names=names, features=numbers, embed=flow.transform.forward)
         case "cells":
-            return tuple(flow.facts["var"]["genes"])
-        case "table":
-            return tuple(column["name"] for column in flow.facts["transform"]["columns"])
-    return ()
+            return vector_plot(x, behind, names=flow.facts["var"]["genes"])
+    return vector_plot(x, behind)
