@@ -184,8 +184,6 @@ def test_data_of_another_shape_than_the_network_sees_is_encoded_and_decoded() ->
 def test_each_kind_is_drawn_over_its_data_and_measured(tmp_path: Path, kind: str) -> None:
     kinds = {"sequences": ragged, "table": lambda: Table(frame(), held_out=0.4), "cells": lambda: cells(pca=3)}
     source = kinds[kind]()
-        kind
-    ]()
     flow = flow_on(source)
     conditions = flow.conditions(20)
     x = flow.sample(20, steps=1, cond=conditions)
