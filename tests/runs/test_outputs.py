@@ -30,7 +30,7 @@ class Still(nn.Module):
         return torch.zeros_like(x_t)
 
 
-def flow_on(source: Source, **options) -> Flow:
+def flow_on(source: Source, /, **options) -> Flow:
     return Flow(Still(), source.spec, source.transform, facts=source.facts(), **options)
 
 
