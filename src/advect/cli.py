@@ -129,7 +129,7 @@ class SampleArguments:
     save_individual: bool = False
     """Write each image to a file of its own, too."""
     output_dir: Path | None = None
-    """Folder for samples.npz, samples.png and samples.json; by default RUN/generated/seed-SEED."""
+    """Folder for the samples, a picture and their facts; by default RUN/generated/seed-SEED."""
     overwrite: bool = False
     """Replace samples that are there already."""
     batch_size: int = 256
@@ -144,7 +144,7 @@ def _sample(words: list[str]) -> None:
     place, flags = _place(words, "advect sample")
     a = parse_words(SampleArguments, flags, prog="advect sample RUN", description="Draw samples from a trained flow.")
     cond = _conditions(a.cond)
-    from advect.runs.sampling import Draw, write_samples
+    from advect.runs.sampling import Draw, sample_run
 
     draw = Draw(
         n=a.num_samples,
@@ -157,7 +157,7 @@ def _sample(words: list[str]) -> None:
         seed=a.seed,
         batch_size=a.batch_size,
     )
-    folder = write_samples(
+    files = sample_run(
         place,
         draw,
         cond=cond,
@@ -168,8 +168,22 @@ def _sample(words: list[str]) -> None:
         device=a.device,
         progress=sys.stderr.isatty(),
     )
-    _say(f"picture: {folder / 'samples.png'}")
-    _say(f"arrays:  {folder / 'samples.npz'}")
+    for file in files:
+        if not file.stem.startswith("sample-"):
+            _say(f"{_KINDS[file.suffix]:8} {file}")
+    if a.save_individual:
+        _say(f"images:  {files[0].parent / 'sample-*.png'}")
+
+
+_KINDS = {
+    ".h5ad": "cells:",
+    ".parquet": "table:",
+    ".csv": "table:",
+    ".npz": "arrays:",
+    ".png": "picture:",
+    ".json": "facts:",
+}
+"""What a file of samples holds."""
 
 
 def _number_or_name(word: str | None) -> float | str | None:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from advect.core.errors import UserError
 from advect.core.types import Category, DataSpec
-from advect.reports import image_grid, picture, save_png, scatter_plot
+from advect.reports import image_grid, picture, save_png, scatter_plot, series_plot, vector_plot
 
 
 def blue_pixels(image: Image.Image) -> int:
@@ -126,3 +126,27 @@ def test_scatter_refuses_other_shapes():
         scatter_plot(torch.zeros(3, 2, 2))
     with pytest.raises(UserError, match="reference must have the dimension of x, got 3 and 2"):
         scatter_plot(torch.zeros(3, 2), torch.zeros(3, 3))
+
+
+def test_many_dimensions_are_components_beside_quantiles():
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(300, 5, generator=generator)
+    data[:50, 1] = torch.nan  # a missing value
+    match, off = vector_plot(data, data), vector_plot(data * 3, data)
+    assert match.size == off.size == (1024, 512)
+    assert (np.asarray(match)[:, 512:] != np.asarray(off)[:, 512:]).any()
+    assert vector_plot(data).size == vector_plot(data, data, features=[]).size == (512, 512)
+    constant = torch.zeros(4, 3)
+    assert vector_plot(constant, constant).size == (1024, 512)
+    with pytest.raises(UserError, match="reference must have the dimension of x, got 4 and 5"):
+        vector_plot(data, data[:, :4])
+
+
+def test_sequences_are_drawn_to_their_length_beside_data():
+    x = torch.ones(20, 30, 1)
+    short, long = (series_plot(x, torch.full((20,), n), x) for n in (3, 30))
+    assert short.size == long.size and blue_pixels(long) > blue_pixels(short) + 1000
+    assert series_plot(x[:2], None, x[:2]).height < long.height
+    assert series_plot(torch.full((2, 1, 6), torch.nan)).width == 1024
+    with pytest.raises(UserError, match=r"x must be sequences \(N, L, C\), got shape \(2, 3\)"):
+        series_plot(torch.zeros(2, 3))

@@ -19,7 +19,7 @@ from advect.data.memory import MemorySplit, equal_rows, split_groups
 from advect.data.source import Source
 from advect.data.table_columns import Column, column_from_config
 from advect.data.table_conditions import column_values, condition_of, read_condition
-from advect.data.table_files import read_table
+from advect.data.table_files import PARQUET, read_table
 from advect.data.table_kinds import read_column
 from advect.data.table_scaling import require_scaling
 from advect.data.table_transform import TableTransform
@@ -83,6 +83,8 @@ class Table(Source):
         is_train[train] = True
         columns = read(is_train)
 
+        path = os.fspath(data) if isinstance(data, str | os.PathLike) else ""
+        self._suffix = ".parquet" if str(path).lower().endswith(PARQUET) else ".csv"
         self._order = list(columns)
         self._told = [columns[c][0] for c in told]
         transform = TableTransform([column for c, (column, _) in columns.items() if c not in told])
@@ -103,6 +105,7 @@ class Table(Source):
         """A JSON object from which :func:`frame_of` makes data frames without the data."""
         return {
             "kind": "table",
+            "suffix": self._suffix,
             "order": self._order,
             "transform": self.transform.to_config(),
             "conditions": [column.to_config() for column in self._told],

@@ -5,6 +5,7 @@ from advect.evaluation.drawing import conditions_like as conditions_like
 from advect.evaluation.features import Features as Features
 from advect.evaluation.fidelity import Fidelity as Fidelity
 from advect.evaluation.fidelity import measure_fidelity as measure_fidelity
+from advect.evaluation.marginals import measure_marginals as measure_marginals
 from advect.evaluation.memorisation import Memorisation as Memorisation
 from advect.evaluation.memorisation import measure_memorisation as measure_memorisation
 from advect.evaluation.quality import Quality as Quality

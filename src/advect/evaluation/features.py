@@ -29,12 +29,15 @@ class Features:
     projection: Any = None
 
     @classmethod
-    def fit(cls, train: Tensor, *, kind: str, seed: int = 0) -> Features:
-        """Choose the space for train (N, *S); components are fitted to at most 10,000 of its rows."""
-        values, space = ("pixels", "pixel space") if kind == "image" else ("values", "data space")
+    def fit(cls, train: Tensor, *, kind: str, seed: int = 0, space: str | None = None) -> Features:
+        """Choose the space for train (N, *S); components are fitted to at most 10,000 of its rows.
+
+        ``space`` is what the units of train are called, where they are not those of the data.
+        """
+        values, usual = ("pixels", "pixel space") if kind == "image" else ("values", "data space")
         dimension = train[0].numel()
         if dimension <= DIRECT_LIMIT:
-            return cls(space, dimension, 1.0)
+            return cls(space or usual, dimension, 1.0)
         from sklearn.decomposition import PCA  # takes a second to import
 
         chosen = train[rows(len(train), FIT_ROWS, seed).sort().values].flatten(1).float().numpy()

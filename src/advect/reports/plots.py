@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from advect.reports.svg import FIRST, INK, LINE, MUTED, SECOND, THIRD, add_legend, new_chart, to_svg
+from advect.reports.svg import FIRST, INK, LINE, MUTED, SECOND, THIRD, add_legend, new_chart, new_charts, to_svg
 from advect.reports.words import number
 
 if TYPE_CHECKING:
@@ -121,10 +121,14 @@ def neighbour_chart(samples: np.ndarray, held_out: np.ndarray, threshold: float)
     return to_svg(figure, "neighbours")
 
 
-def trajectory_chart(x: np.ndarray) -> str:
-    """Ways (T, N, D) from noise to data of vectors, in their first two dimensions (D = 1: value against time)."""
+def trajectory_chart(x: np.ndarray, *, components: bool = False) -> str:
+    """Ways (T, N, D) from noise to data of vectors, in their first two dimensions (D = 1: value against time).
+
+    With ``components`` those are principal components.
+    """
     flat = x.shape[2] == 1
-    labels = ("time", "value") if flat else ("first dimension", "second dimension")
+    what = "principal component" if components else "dimension"
+    labels = ("time", "value") if flat else (f"first {what}", f"second {what}")
     figure, axes = new_chart(6.2, 4.6, x=labels[0], y=labels[1])
     ways = (
         np.stack([np.broadcast_to(np.linspace(0, 1, len(x))[:, None], x.shape[:2]), x[..., 0]], -1)
@@ -138,4 +142,24 @@ def trajectory_chart(x: np.ndarray) -> str:
     if not flat:
         axes.set_aspect("equal", adjustable="datalim")
     add_legend(axes)
+    return to_svg(figure, "trajectories")
+
+
+def series_chart(t: np.ndarray, x: np.ndarray) -> str:
+    """Ways (T, N, L, C) of sequences: a row a sample, at most three, and a column a time, at most five.
+
+    Steps that are zero to the end in all channels of the last state are padding. Four channels at most are drawn.
+    """
+    places = np.unique(np.linspace(0, len(t) - 1, min(5, len(t))).round().astype(int))
+    count = min(3, x.shape[1])
+    figure, grid = new_charts(9, 1.3 * count + 0.5, rows=count, columns=len(places))
+    figure.supxlabel("step", fontsize=8.5, color=MUTED)
+    for i in range(count):
+        real = np.flatnonzero((x[-1, i] != 0).any(1))
+        end = int(real[-1]) + 1 if len(real) else 1
+        for j, place in enumerate(places):
+            for channel, colour in zip(x[place, i, :end].T, (FIRST, SECOND, THIRD, INK), strict=False):
+                grid[i, j].plot(channel, color=colour, linewidth=1.2, marker="." if end == 1 else None)
+            if i == 0:
+                grid[i, j].set_title(f"t = {t[place]:.2f}", fontsize=8.5, color=MUTED)
     return to_svg(figure, "trajectories")

@@ -40,7 +40,13 @@ def describe(run: RunFolder) -> dict[str, Any]:
 def _subtitle(run: RunFolder) -> str:
     data = (run.quality or {}).get("data", {})
     shape = data.get("shape", [])
-    kind = f"{shape[0]}-dimensional vectors" if len(shape) == 1 else f"{' x '.join(map(str, shape))} images"
+    match shape:
+        case [dimension]:
+            kind = f"{dimension}-dimensional vectors"
+        case [steps, channels]:
+            kind = f"sequences of up to {plural(steps, 'step')} in {plural(channels, 'channel')}"
+        case _:
+            kind = f"{' x '.join(map(str, shape))} images"
     parts = [
         f"preset {run.config['preset']}" if run.config.get("preset") else "",
         f"{kind}, {plural(data['train'], 'training example')}" if data else "",
@@ -118,7 +124,10 @@ def _trajectories(run: RunFolder) -> dict[str, Any] | None:
     t, x = run.trajectories["t"], run.trajectories["x"]
     if x.ndim == 5:
         return {"uri": strip_uri(x, *_range(run, x[-1])), "times": [f"{v:.2f}" for v in t]}
-    return {"svg": Markup(plots.trajectory_chart(x))}
+    if x.ndim == 4:
+        return {"svg": Markup(plots.series_chart(t, x)), "rows": True}
+    wide = (run.quality or {}).get("data", {}).get("shape", [0])[0] > 2
+    return {"svg": Markup(plots.trajectory_chart(x, components=wide and x.shape[2] == 2))}
 
 
 def _quality(run: RunFolder) -> dict[str, Any] | None:
@@ -136,8 +145,28 @@ def _quality(run: RunFolder) -> dict[str, Any] | None:
         "protocol": f"{frechet['samples']:,} samples a point against {frechet['held_out']:,} held-out rows, "
         f"in {space}; the same noise for all points; seed {run.quality['seed']}.",
         "samples": f"{frechet['samples']:,}",
-        "two_moments": run.quality["data"]["kind"] == "vector",
+        "two_moments": run.quality["data"]["kind"] != "image",
+        "marginals": list(_marginals(run.quality.get("marginals", {}))),
     }
+
+
+_MEASURES = {
+    "kolmogorov_smirnov": ("largest gap between distribution functions, mean over features", "0"),
+    "correlation_error": ("error of a correlation, mean over pairs of features", "0"),
+    "mean_r2": ("R² of the features' means", "1"),
+    "variance_r2": ("R² of the features' variances", "1"),
+}
+
+
+def _marginals(found: dict[str, dict[str, float]]) -> Iterator[dict[str, str]]:
+    """Rows of a table: what is measured, of samples, of training data, and at best."""
+    for name, values in found.items():
+        if name == "zero_share":
+            label, best = "share of zeros", percent(values["held_out"])
+            own, real = percent(values["samples"]), percent(values["floor"])
+        else:
+            (label, best), own, real = _MEASURES[name], number(values["samples"]), number(values["floor"])
+        yield {"label": label, "own": own, "real": real, "best": best}
 
 
 def _fidelity(run: RunFolder) -> list[dict[str, Any]]:

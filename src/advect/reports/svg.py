@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,18 +21,26 @@ _PLACES, _DIGITS = re.compile(r'\b(?:d|x|y|width|height)="[^"]*"'), re.compile(r
 
 def new_chart(width: float, height: float, *, x: str, y: str) -> tuple[Figure, Axes]:
     """A figure of that many inches with one pair of axes, labelled ``x`` and ``y``."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(LINE)
-    axes.grid(axis="y", color=LINE, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8.5, color=LINE, labelcolor=MUTED, length=0, pad=5, which="both")
+    figure, grid = new_charts(width, height)
+    axes = grid[0, 0]
     axes.set_xlabel(x, fontsize=8.5, color=MUTED)
     axes.set_ylabel(y, fontsize=8.5, color=MUTED)
     return figure, axes
+
+
+def new_charts(width: float, height: float, *, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
+    """A figure of that many inches with so many pairs of axes, (rows, columns), of one scale."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axes in grid.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(LINE)
+        axes.grid(axis="y", color=LINE, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.tick_params(labelsize=8.5, color=LINE, labelcolor=MUTED, length=0, pad=5, which="both")
+    return figure, grid
 
 
 def add_legend(axes: Axes) -> None:

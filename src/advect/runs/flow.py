@@ -4,73 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from advect.core import random
-from advect.core.conditions import is_null, real_steps
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, mix
-from advect.core.types import LENGTH, Conditions, DataSpec
-from advect.data import Transform
-from advect.objectives.flow_matching import Kind
-from advect.paths import AffinePath, Bridge, Path, Schedule
-from advect.runs.conditions import ConditionValue, resolve_conditions
+from advect.core.types import LENGTH, Conditions
+from advect.paths import AffinePath
+from advect.runs.conditions import ConditionValue
+from advect.runs.field import Field, without_padding
+from advect.runs.field import Sampler as Sampler
 from advect.sampling import (
     Velocity,
     bits_per_dim,
     get_solver,
-    guided_velocity,
     integrate,
     integrate_sde,
     log_prob,
     standard_normal_log_prob,
 )
-from advect.sources import Gaussian, SourceDistribution
+from advect.sources import Empirical, Gaussian
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sampler:
-    """How a flow is followed when a caller says nothing else: solver, its steps and where they lie."""
-
-    solver: str = "midpoint"
-    steps: int = 50
-    grid: str = "uniform"
-
-
-class Flow:
-    """A network with what sampling needs: the data's shape, conditions and transform, the path and its source.
-
-    ``net(x_t (B, *S), t (B,), cond)`` gives the ``prediction`` in model units. ``margin`` is the objective's: how far
-    t stays from 0 and 1 where a conversion or the path is infinite. ``null`` says that the network was trained without
-    its conditions, too, which guidance and unconditional samples need.
-    """
-
-    def __init__(
-        self,
-        net: nn.Module,
-        spec: DataSpec,
-        transform: Transform,
-        *,
-        path: Path | None = None,
-        source: SourceDistribution | None = None,
-        prediction: Kind = "velocity",
-        margin: float = 1e-3,
-        null: bool = True,
-        sampler: Sampler | None = None,
-        device: torch.device | None = None,
-        autocast: torch.dtype | None = None,
-    ) -> None:
-        self.net, self.spec, self.transform = net, spec, transform
-        self.path, self.source, self.prediction = path or AffinePath(), source or Gaussian(), prediction
-        self.margin, self.null = margin, null
-        self.sampler, self.device, self.autocast = sampler or Sampler(), device or torch.device("cpu"), autocast
+class Flow(Field):
+    """A :class:`Field` to sample from, to encode data with, and to ask for densities."""
 
     @torch.no_grad()
     def sample(
@@ -89,12 +50,14 @@ class Flow:
         batch_size: int = 256,
         progress: bool = False,
     ) -> Tensor:
-        """Draw n samples (n, *S) in data units, float32, on the CPU.
+        """Draw n samples (n, *S) in data units, on the CPU: float32, or float64 for tables.
 
         ``steps``, ``solver`` and ``grid`` are by default those of the run's own sample grids; "dopri5" chooses its
         own steps. ``diffusion``, a number or a name, samples by the stochastic equation with that g(t), by
         "euler-maruyama" or "heun". Sample i depends on the seed and i alone, not on n or ``batch_size``. ``cond``
-        gives a value for each condition it names; the others are drawn as often as they occur in the training data.
+        gives a value for each condition it names; the others are drawn as often as they occur in the training data,
+        the lengths of sequences among them, which are zero after their last step. A flow that starts from data, such
+        as control cells, starts each sample from a row that agrees with its categories, or from any if none does.
         ``guidance`` other than 1, within ``guidance_interval`` of t if given, needs a flow with conditions
         (classifier-free guidance). With ``trajectory`` the states at all grid times come back, (steps + 1, n, *S).
         Raises UserError for a bad argument.
@@ -122,7 +85,7 @@ class Flow:
                 parts.append(x.float().cpu())
                 bar.update(last - first)
         x = torch.cat(parts, dim=1 if trajectory else 0)
-        inverse = lambda state: _without_padding(self.transform.inverse(state), conditions)
+        inverse = lambda state: without_padding(self.transform.inverse(state), conditions)
         return torch.stack([inverse(state) for state in x]) if trajectory else inverse(x)
 
     def _walk(
@@ -155,62 +118,16 @@ class Flow:
             u, x0, solver=method, steps=steps, grid=grid, t0=t0, t1=t1, trajectory=trajectory
         )
 
-    @cached_property
-    def _span(self) -> tuple[float, float]:
-        """0 and 1, but a little inside where the path is infinitely fast, which training leaves out as well."""
-        if isinstance(self.path, Bridge):
-            return self.margin, 1 - self.margin
-        if not isinstance(self.path, AffinePath):
-            return 0.0, 1.0
-        start, end = self.path.schedule.finite_ends()
-        return 0.0 if start else self.margin, 1.0 if end else 1 - self.margin
-
-    def _schedule(self, what: str, *, score: bool) -> Schedule:
-        """The schedule of an affine path; with ``score``, of one whose velocity gives the score."""
-        if not isinstance(self.path, AffinePath):
-            raise UserError(
-                f"{what} needs an affine path, and this flow has {self.path}; take a solver such as midpoint"
-            )
-        if score and not (self.path.gaussian_source and isinstance(self.source, Gaussian)):
-            raise UserError(
-                f"{what} needs the score, which follows from the velocity only where noise is Gaussian and drawn apart"
-                " from the data; this flow was trained with another source or coupling: take a solver such as midpoint"
-            )
-        return self.path.effective_schedule
-
     def _start(self, n: int, rows: CounterRng, cond: Conditions) -> Tensor:
-        """Draw from p_0 (n, *S): the source and, on a path with jitter, the jitter; zero in padding."""
-        x0 = self.source.sample((n, *self.spec.shape), rows, device=self.device)
+        """Draw from p_0 (n, *S), given conditions (n,): the source and, on a path with jitter, it; 0 in padding."""
+        shape = (n, *self.spec.shape)
+        if isinstance(self.source, Empirical):
+            x0 = self.source.sample_matching(cond, shape, rows, device=self.device)
+        else:
+            x0 = self.source.sample(shape, rows, device=self.device)
         if isinstance(self.path, AffinePath) and self.path.sigma_min > 0:
             x0 = x0 + self.path.sigma_min * random.normal(x0.shape, rows, device=x0.device, dtype=x0.dtype)
-        return _without_padding(x0, cond)
-
-    def velocity(
-        self,
-        cond: Conditions | None = None,
-        *,
-        guidance: float = 1.0,
-        interval: tuple[float, float] | None = None,
-    ) -> Velocity:
-        """The velocity ``u(x (B, *S), t (B,)) -> (B, *S)`` in model units, under conditions (B,), guided if asked."""
-        self.net.eval()
-        return guided_velocity(self._velocity, cond, guidance, interval=interval)
-
-    def _velocity(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
-        inside = t if self.prediction == "velocity" else t.clamp(self.margin, 1 - self.margin)
-        with torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext():
-            output = self.net(x_t, inside, cond)
-        if self.prediction == "velocity":
-            return output
-        assert isinstance(self.path, AffinePath)
-        return self.path.convert(output.to(x_t.dtype), x_t, inside, self.prediction, "velocity")
-
-    def conditions(self, n: int, cond: Mapping[str, ConditionValue] | None = None, seed: int = 0) -> Conditions:
-        """The conditions that :meth:`sample` uses: for each whole numbers (n,) or, standardised, (n, d)."""
-        values = resolve_conditions(self.spec, n, cond, seed)
-        if not self.null and any(is_null(value).any() for value in values.values()):
-            raise UserError("the flow was trained with --label-dropout 0, so it knows no missing condition; give all")
-        return values
+        return without_padding(x0, cond)
 
     @torch.no_grad()
     def encode(
@@ -218,7 +135,7 @@ class Flow:
     ) -> Tensor:
         """Carry data x (n, *S) back to the noise z (n, *S) that it comes from, at t = 0; :meth:`decode` undoes it."""
         given = self._given(len(x), cond)
-        z = self.transform.forward(self._checked(x))
+        z = self.transform.forward(self._checked(x, self.data_shape))
         return self._along(z, given, solver=solver, steps=steps, t0=self._span[1], t1=self._span[0])
 
     @torch.no_grad()
@@ -227,8 +144,10 @@ class Flow:
     ) -> Tensor:
         """Carry noise z (n, *S) to data in data units (n, *S)."""
         given = self._given(len(z), cond)
-        x = self._along(self._checked(z), given, solver=solver, steps=steps, t0=self._span[0], t1=self._span[1])
-        return _without_padding(self.transform.inverse(x), given)
+        x = self._along(
+            self._checked(z, self.spec.shape), given, solver=solver, steps=steps, t0=self._span[0], t1=self._span[1]
+        )
+        return without_padding(self.transform.inverse(x), given)
 
     def log_prob(
         self,
@@ -244,15 +163,17 @@ class Flow:
 
         ``trace`` "exact" takes as many derivatives as a sample has elements, "hutchinson" one, with an unbiased error.
         Conditions that ``cond`` does not name are not given (the null). Raises UserError for a flow whose source is
-        not the standard Gaussian, or whose sequences differ in length.
+        not the standard Gaussian, whose sequences differ in length, or whose data have no density, and says why.
         """
+        x = self._checked(x, self.data_shape)
+        log_det = self.transform.log_det(x[0].numel())
         if not isinstance(self.source, Gaussian):
             raise UserError(
                 f"log_prob needs a source with a density, and this flow starts from {type(self.source).__name__}"
             )
         if LENGTH in self.spec.conditions:
             raise UserError("log_prob needs samples of one size, and this flow makes sequences of several lengths")
-        model = self.transform.forward(self._checked(x)).to(self.device)
+        model = self.transform.forward(x).to(self.device)
         u = self.velocity(self._on_device(self._given(len(x), cond)))
         rng = CounterRng(mix(seed, 6), 0, len(x))
         value = log_prob(
@@ -263,7 +184,7 @@ class Flow:
             steps=steps,
             trace=trace,
             generator=None if trace == "exact" else rng,
-            log_det=self.transform.log_det(x[0].numel()),
+            log_det=log_det,
         )
         return value.float().cpu()
 
@@ -278,23 +199,11 @@ class Flow:
 
     def _along(self, x: Tensor, cond: Conditions, **way) -> Tensor:
         u = self.velocity(self._on_device(cond))
-        end = integrate(u, _without_padding(x, cond).to(self.device), **way)
-        return _without_padding(end.float().cpu(), cond)
+        end = integrate(u, without_padding(x, cond).to(self.device), **way)
+        return without_padding(end.float().cpu(), cond)
 
-    def _given(self, n: int, cond: Mapping[str, ConditionValue] | None) -> Conditions:
-        named = {**dict.fromkeys(self.spec.conditions), **(cond or {})}
-        return self.conditions(n, named)
-
-    def _on_device(self, cond: Conditions) -> Conditions:
-        return {name: value.to(self.device) for name, value in cond.items()}
-
-    def _checked(self, x: Tensor) -> Tensor:
-        if x.shape[1:] != self.spec.shape or len(x) == 0:
-            raise UserError(f"x must have shape (n, {', '.join(map(str, self.spec.shape))}), got {tuple(x.shape)}")
+    @staticmethod
+    def _checked(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        if x.shape[1:] != shape or len(x) == 0:
+            raise UserError(f"x must have shape (n, {', '.join(map(str, shape))}), got {tuple(x.shape)}")
         return x
-
-
-def _without_padding(x: Tensor, cond: Conditions) -> Tensor:
-    """x with zeros after the last real step of each sample, where it is a sequence (n, L, C) with lengths."""
-    real = real_steps(cond, x)
-    return x if real is None else x * real[:, :, None]

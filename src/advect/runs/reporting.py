@@ -5,23 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from advect.core.errors import UserError
 from advect.core.platform import tune_process
-from advect.core.types import Conditions
-from advect.data import Split, Transform
 from advect.evaluation import study
 from advect.evaluation.quality import NFES
 from advect.reports import write_report
 from advect.runs.arguments import parse_config
 from advect.runs.build import build_source
 from advect.runs.loading import load
-
-DATA_LIMIT = 20_000
-"""Training samples at most that neighbours and Frechet distances look at, spread evenly over the data."""
+from advect.runs.measured import Measured
 
 
 def report(
@@ -52,10 +44,11 @@ def report(
                 f"{run} has {len(source.train)} training and {len(source.held_out)} held-out samples, too few to "
                 "measure with; give more data, or --no-measure"
             )
-        train, train_cond = _in_data_units(source.train, source.transform)
-        held_out, held_out_cond = _in_data_units(source.held_out, source.transform)
+        measured = Measured(flow)
+        train, train_cond = measured.data(source.train)
+        held_out, held_out_cond = measured.data(source.held_out)
         study(
-            flow,
+            measured,
             train,
             held_out,
             run / "evaluation",
@@ -65,6 +58,7 @@ def report(
             seed=seed,
             progress=progress,
             nfes=nfes or NFES,
+            space=measured.space,
         )
     page = write_report(run)
     return page, json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
@@ -89,12 +83,3 @@ def summary(results: dict) -> list[str]:
         f"{memory['share_closer']:.1%} of samples"
     )
     return lines
-
-
-def _in_data_units(split: Split, transform: Transform) -> tuple[Tensor, Conditions | None]:
-    """Samples (N, *S) and conditions (N,) of a split, evenly thinned to DATA_LIMIT."""
-    places = np.linspace(0, len(split) - 1, min(len(split), DATA_LIMIT)).round().astype(np.int64)
-    batches = [split.fetch(places[i : i + 512]) for i in range(0, len(places), 512)]
-    x = torch.cat([transform.inverse(b.x1) for b in batches])
-    names = batches[0].cond or {}
-    return x, {name: torch.cat([(b.cond or {})[name] for b in batches]) for name in names} or None

@@ -7,21 +7,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.core.files import make_folder, write_text_whole, write_whole
+from advect.core.files import make_folder, write_text_whole
 from advect.core.platform import tune_process
-from advect.reports.grid import picture, save_png
 from advect.runs.conditions import ConditionValue
 from advect.runs.flow import Flow
 from advect.runs.loading import load
+from advect.runs.outputs import check_output, write_samples
 from advect.sampling import SDE_SOLVERS, get_solver
 from advect.sampling.sde import STEPS as SDE_STEPS
-
-GRID = 100
-"""At most so many samples are drawn in samples.png."""
+from advect.training.checkpoint import find_checkpoint
+from advect.training.state import EMA, MODEL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +37,7 @@ class Draw:
     batch_size: int = 256
 
 
-def write_samples(
+def sample_run(
     run: Path,
     draw: Draw,
     *,
@@ -50,32 +48,40 @@ def write_samples(
     overwrite: bool = False,
     device: str = "auto",
     progress: bool = True,
-) -> Path:
-    """Sample from a run into a folder, and return it: ``samples.npz`` (data units), ``samples.png``, ``samples.json``.
+) -> list[Path]:
+    """Sample from a run into a folder, and return the files: those of :func:`write_samples`, and samples.json.
 
-    Single images are written beside them with ``save_individual``. Raises UserError for a bad argument, before
-    anything is written, and where ``output_dir`` already holds samples, unless ``overwrite``.
+    Raises UserError for a bad argument, before anything is written, and where ``output_dir`` cannot be written to, or
+    already holds samples, unless ``overwrite``.
     """
     tune_process()
     folder = output_dir or _default_folder(run, draw.seed)
-    if (folder / "samples.npz").exists() and not overwrite:
+    if any(folder.glob("samples.*")) and not overwrite:
         raise UserError(f"--output-dir {folder} already holds samples; name another folder, or give --overwrite")
     flow = load(run, ema=ema, device=device)
-    if save_individual and flow.spec.kind != "image":
-        raise UserError("--save-individual writes images, and this flow makes vectors; they are in samples.npz")
+    check_output(flow, individual=save_individual)
     conditions = flow.conditions(draw.n, cond, draw.seed)
-    x = flow.sample(**asdict(draw), cond=conditions, progress=progress)
-    make_folder(folder, "--output-dir")
-    arrays = {"x": x.numpy(), **{name: value.numpy() for name, value in conditions.items()}}
-    write_whole(folder / "samples.npz", lambda path: _save_npz(path, arrays))
-    shown = x[:GRID] if flow.spec.kind == "image" else x
-    save_png(picture(shown, flow.spec, flow.transform), folder / "samples.png")
-    if save_individual:
-        _save_individual(x, flow, folder)
+    new = not folder.exists()
+    make_folder(folder, "--output-dir")  # now, as sampling may take an hour
+    try:
+        x = flow.sample(**asdict(draw), cond=conditions, progress=progress)
+    except BaseException:
+        if new:
+            folder.rmdir()
+        raise
+    files = write_samples(flow, x, conditions, folder, individual=save_individual)
     asked = {name: "as listed" if isinstance(value, Tensor) else value for name, value in (cond or {}).items()}
-    facts = {"run": str(run), "ema": ema, **_resolved(draw, flow), "conditions": asked}
+    facts = {"run": str(run), "ema": _averaged(run, ema), **_resolved(draw, flow), "conditions": asked}
+    facts |= {"files": [file.name for file in files]}
     write_text_whole(folder / "samples.json", json.dumps(facts, indent=1) + "\n")
-    return folder
+    return [*files, folder / "samples.json"]
+
+
+def _averaged(run: Path, ema: bool) -> bool | None:
+    """Whether the weights are the averaged ones; None for a weight file whose name does not tell."""
+    if run.is_file():
+        return {EMA: True, MODEL: False}.get(run.name)
+    return ema and (find_checkpoint(run) / EMA).is_file()
 
 
 def _resolved(draw: Draw, flow: Flow) -> dict[str, object]:
@@ -99,13 +105,3 @@ def _default_folder(run: Path, seed: int) -> Path:
         if (folder / "config.yaml").is_file():
             return folder / "generated" / f"seed-{seed}"
     return Path("generated") / f"seed-{seed}"
-
-
-def _save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    with path.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-
-
-def _save_individual(x: Tensor, flow: Flow, folder: Path) -> None:
-    for i in range(len(x)):
-        save_png(picture(x[i : i + 1], flow.spec, flow.transform), folder / f"sample-{i:06d}.png")

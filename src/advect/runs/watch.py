@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from advect.core.random import CounterRng, mix
-from advect.core.types import Category
+from advect.core.types import Batch, Category
 from advect.data import Split
 from advect.objectives import Objective
-from advect.reports.grid import picture, save_png
+from advect.reports.grid import save_png
 from advect.runs.flow import Flow
+from advect.runs.pictures import draw, held_out_batch
 from advect.training.hooks import EverySteps, MetricsFile, TensorBoard
 from advect.training.trainer import Hook, Trainer
 
@@ -50,7 +50,7 @@ class Watch(Hook):
         self.flow, self.objective, self.held_out, self.folder = flow, objective, held_out, folder
         self.samples, self.seed, self.metrics, self.board = samples, seed, metrics, board
         self._timer = EverySteps(every, self._look)
-        self._reference: Tensor | None = None
+        self._reference: Batch | None = None
         categories = [name for name, kind in flow.spec.conditions.items() if isinstance(kind, Category)]
         self._cond = dict.fromkeys(categories[:1], "cycle")
 
@@ -65,8 +65,11 @@ class Watch(Hook):
             self._timer.run(trainer)
 
     def _look(self, step: int) -> None:
-        samples = self.flow.sample(self.samples, seed=self.seed, cond=self._cond)
-        image = picture(samples, self.flow.spec, self.flow.transform, self._data_behind())
+        if self._reference is None:
+            self._reference = held_out_batch(self.flow, self.held_out)
+        conditions = self.flow.conditions(self.samples, self._cond, self.seed)
+        samples = self.flow.sample(self.samples, seed=self.seed, cond=conditions)
+        image = draw(self.flow, samples, conditions, self._reference)
         save_png(image, self.folder / f"step-{step:08d}.png")
         self.board.writer.add_image("samples", np.asarray(image.convert("RGB")), step, dataformats="HWC")
         if len(self.held_out) == 0:
@@ -74,12 +77,3 @@ class Watch(Hook):
         loss = held_out_loss(self.flow, self.objective, self.held_out, self.seed)
         self.metrics.write({"step": step, "held_out_loss": loss})
         self.board.writer.add_scalar("held_out/loss", loss, step)
-
-    def _data_behind(self) -> Tensor | None:
-        """Held-out vectors to draw samples over; images need none."""
-        if self.flow.spec.kind != "vector" or len(self.held_out) == 0:
-            return None
-        if self._reference is None:
-            x1 = self.held_out.fetch(np.arange(min(2000, len(self.held_out)))).x1
-            self._reference = self.flow.transform.inverse(x1)
-        return self._reference

@@ -1,0 +1,72 @@
+"""Samples against data feature by feature: means, variances, zeros, whole distributions and correlations."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from advect.core.errors import UserError
+from advect.metrics.samples import check_pair, check_samples
+
+
+def mean_r2(x: Tensor, y: Tensor) -> float:
+    """R^2 of the features' means: how far those of samples x (N, *S) explain those of data y (M, *S), at most 1.
+
+    ``1 - sum (m_x - m_y)^2 / sum (m_y - mean m_y)^2``, which also counts a shift and is not the square of a
+    correlation. Raises UserError for different dimensions, values that are not finite, and features whose means in y
+    are all equal.
+    """
+    a, b = check_pair(x, y)
+    return _r2(a.mean(0), b.mean(0), "means")
+
+
+def variance_r2(x: Tensor, y: Tensor) -> float:
+    """R^2 of the features' unbiased variances, as :func:`mean_r2` of the means; N and M >= 2."""
+    a, b = check_pair(x, y, at_least=2)
+    return _r2(a.var(0), b.var(0), "variances")
+
+
+def zero_share(x: Tensor) -> float:
+    """The share in [0, 1] of the values of x (N, *S) that are exactly zero."""
+    return float((check_samples(x, "x") == 0).double().mean())
+
+
+def correlation_error(x: Tensor, y: Tensor) -> float:
+    """Mean of |r_x - r_y| over all pairs of features of x (N, *S) and y (M, *S), in [0, 2]; r is Pearson's.
+
+    Features that are constant in either set are left out. Raises UserError unless two features vary in both.
+    """
+    a, b = check_pair(x, y, at_least=2)
+    varying = (a != a[:1]).any(0) & (b != b[:1]).any(0)
+    count = int(varying.sum())
+    if count < 2:
+        raise UserError(f"correlation_error needs two features that vary in both sets, got {count}")
+    off = torch.triu_indices(count, count, 1)
+    difference = (_correlations(a[:, varying]) - _correlations(b[:, varying])).abs()
+    return float(difference[off[0], off[1]].mean())
+
+
+def kolmogorov_smirnov(x: Tensor, y: Tensor) -> Tensor:
+    """The largest gap (D,) between distribution functions of each feature of x (N, *S) and y (M, *S), in [0, 1]."""
+    a, b = check_pair(x, y)
+    return torch.stack([_gap(p, q) for p, q in zip(a.T.contiguous(), b.T.contiguous(), strict=True)])
+
+
+def _gap(p: Tensor, q: Tensor) -> Tensor:
+    p, q = p.sort().values, q.sort().values
+    places = torch.cat([p, q])
+    below = [torch.searchsorted(s, places, right=True) / len(s) for s in (p, q)]
+    return (below[0].double() - below[1].double()).abs().max()
+
+
+def _r2(found: Tensor, wanted: Tensor, what: str) -> float:
+    total = (wanted - wanted.mean()).square().sum()
+    if total == 0:
+        raise UserError(f"the features' {what} in y are all equal, so that R^2 is not defined; compare them directly")
+    return float(1 - (found - wanted).square().sum() / total)
+
+
+def _correlations(x: Tensor) -> Tensor:
+    z = x - x.mean(0)
+    z = z / z.norm(dim=0)
+    return z.T @ z

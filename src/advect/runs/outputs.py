@@ -1,0 +1,135 @@
+"""Samples as files that other programs read, in the format of the data they were trained on."""
+
+from __future__ import annotations
+
+import csv
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from advect.core.errors import UserError, optional_import
+from advect.core.files import write_whole
+from advect.core.types import LENGTH, NULL, Category, Conditions, DataSpec, Quantity
+from advect.data.cells_writing import write_h5ad
+from advect.data.sequences import steps_of
+from advect.data.table import frame_of
+from advect.data.table_files import write_table
+from advect.reports.grid import save_png
+from advect.runs.flow import Flow
+from advect.runs.pictures import draw
+
+GRID = 100
+"""At most so many images are drawn in samples.png."""
+
+
+def check_output(flow: Flow, *, individual: bool) -> None:
+    """See, before anything is drawn, that samples of this flow can be written. Raises UserError where they cannot."""
+    if individual and flow.spec.kind != "image":
+        raise UserError(
+            f"--save-individual writes images, and this flow makes {flow.facts.get('kind', flow.spec.kind)} data;"
+            " leave it out"
+        )
+    if flow.facts.get("kind") == "cells":
+        optional_import("anndata", "cells")
+    if flow.facts.get("kind") == "table":
+        optional_import("pandas", "tables")
+        if _table_name(flow).endswith(".parquet"):
+            optional_import("pyarrow", "tables")
+
+
+def write_samples(flow: Flow, x: Tensor, conditions: Conditions, folder: Path, *, individual: bool) -> list[Path]:
+    """Write samples x (n, *S), in data units, with their conditions (n, ...) into a folder, and return the files.
+
+    First comes what is in the data's own format: samples.h5ad for cells, in counts or expression as trained;
+    samples.csv for tables, or .parquet where that was read, with the columns, types and names of the data; samples.npz
+    for all else, and samples.csv for sequences, of one row a step, and for vectors. The archive of sequences holds
+    ``values`` and ``lengths``, as ``data.Sequences`` reads them, any other ``x``, and each holds the conditions as the
+    network takes them. samples.png is a picture, and with ``individual`` each image has a file of its own as well.
+    Steps as CSV need pandas and are left out without it.
+
+    Raises UserError where x does not fit the flow's facts, or a library is missing.
+    """
+    check_output(flow, individual=individual)
+    kind = flow.facts.get("kind", flow.spec.kind)
+    match kind:
+        case "cells":
+            files = [folder / "samples.h5ad"]
+            write_h5ad(files[0], x, flow.facts, conditions=conditions)
+        case "table":
+            files = [folder / _table_name(flow)]
+            write_table(files[0], frame_of(x, conditions, flow.facts))
+        case "sequences" | "sequence":
+            files = _write_sequences(flow, x, conditions, folder)
+        case _:
+            files = [_write_npz(folder, {"x": x}, conditions)]
+            if flow.spec.kind == "vector":
+                files.append(folder / "samples.csv")
+                write_whole(files[-1], lambda path: _write_csv(path, x, _columns(conditions, flow.spec)))
+    return files + _write_pictures(flow, x, conditions, folder, individual=individual)
+
+
+def _table_name(flow: Flow) -> str:
+    return "samples" + flow.facts.get("suffix", ".csv")
+
+
+def _write_sequences(flow: Flow, x: Tensor, conditions: Conditions, folder: Path) -> list[Path]:
+    named = {name: value for name, value in conditions.items() if name != LENGTH}
+    arrays = {"values": x, **({"lengths": conditions[LENGTH]} if LENGTH in conditions else {})}
+    files = [_write_npz(folder, arrays, named)]
+    if find_spec("pandas") is not None:
+        channels = [f"value_{i}" for i in range(x.shape[2])]
+        plain = {"channels": channels, "id": "id", "order": "step", "conditions": []}
+        files.append(folder / "samples.csv")
+        write_table(files[-1], steps_of(x, conditions, flow.facts or plain))
+    return files
+
+
+def _write_npz(folder: Path, arrays: dict[str, Tensor], conditions: Conditions) -> Path:
+    """samples.npz, without pickle."""
+    plain = {name: value.numpy() for name, value in {**arrays, **conditions}.items()}
+
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **plain)
+
+    write_whole(folder / "samples.npz", write)
+    return folder / "samples.npz"
+
+
+def _write_csv(path: Path, x: Tensor, columns: dict[str, list[Any]]) -> None:
+    """A row for each of x (n, D): x1 to xD, then the columns."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow([*(f"x{i + 1}" for i in range(x.shape[1])), *columns])
+        # A float32 has its shortest digits as numpy's own scalar only.
+        rows.writerows([*map(str, row), *told] for row, *told in zip(x.numpy(), *columns.values(), strict=True))
+
+
+def _columns(conditions: Conditions, spec: DataSpec) -> dict[str, list[Any]]:
+    """Conditions as a person reads them: names, and numbers in their own units; empty where not given."""
+    columns: dict[str, list[Any]] = {}
+    for name, value in conditions.items():
+        kind = spec.conditions[name]
+        if isinstance(kind, Category):
+            columns[name] = ["" if i == NULL else kind.names[i] for i in value.tolist()]
+        elif isinstance(kind, Quantity):
+            own = value.double() * value.new_tensor(kind.std).double() + value.new_tensor(kind.mean).double()
+            for i, entry in enumerate(kind.names):
+                title = name if len(kind.names) == 1 else f"{name}.{entry}"
+                columns[title] = ["" if v != v else v for v in own[:, i].tolist()]
+        else:
+            columns[name] = value.tolist()
+    return columns
+
+
+def _write_pictures(flow: Flow, x: Tensor, conditions: Conditions, folder: Path, *, individual: bool) -> list[Path]:
+    shown = GRID if flow.spec.kind == "image" else len(x)
+    files = [folder / "samples.png"]
+    save_png(draw(flow, x[:shown], {name: value[:shown] for name, value in conditions.items()}), files[0])
+    for i in range(len(x) if individual else 0):
+        files.append(folder / f"sample-{i:06d}.png")
+        save_png(draw(flow, x[i : i + 1], {}), files[-1])
+    return files
