@@ -92,7 +92,9 @@ class TestForms:
             {
                 "age": [31, 45, 22, 60, 38, 51] * 5,
                 "city": pd.Categorical(["Oslo", "Rome", "Oslo", "Bern", "Rome", "Rome"] * 5),
-                "when": pd.to_datetime(["2020-01-01", "2021-06-01", None, "2022-03-01", "2020-05-05", "2023-01-09"] * 5),
+                "when": pd.to_datetime(
+                    ["2020-01-01", "2021-06-01", None, "2022-03-01", "2020-05-05", "2023-01-09"] * 5
+                ),
             }
         )
         model = small().fit(frame)

@@ -167,9 +167,7 @@ def learn(
     if kept is not None:
         kept.restore(state)
     start = state.progress.step
-    rate = _Later(
-        peak=t.learning_rate, warmup=t.lr_warmup_steps, total=steps, shape=t.lr_schedule, start=start
-    )
+    rate = _Later(peak=t.learning_rate, warmup=t.lr_warmup_steps, total=steps, shape=t.lr_schedule, start=start)
     every = max(1, steps // 40)
     curve, hooks = Curve(), list[Hook]()
     watch = None

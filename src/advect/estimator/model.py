@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -161,9 +161,10 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
             kept=self._kept,
             verbose=self.verbose,
         )
-        if learned.reason.startswith("SIG"):
-            warnings.warn(f"training was interrupted by {learned.reason} at step {learned.step}", stacklevel=3)
-        return self._take(learned, source.spec)
+        self._take(learned, source.spec)
+        if learned.reason.startswith("SIG"):  # the engine ends at the end of a step; the model is usable
+            signal.raise_signal(getattr(signal, learned.reason))
+        return self
 
     def _source(self, x: Any, labels: np.ndarray | None) -> Source:
         rows = self._form.transform.forward(self._form.tensor(x)).numpy()
@@ -187,14 +188,13 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
             fingerprint="",
         )
 
-    def _take(self, learned: Learned, spec: DataSpec) -> FlowModel:
+    def _take(self, learned: Learned, spec: DataSpec) -> None:
         self._kept, self._weights, self._spec = learned.kept, learned.weights, spec
         self.n_iter_, self.loss_curve_ = learned.step, learned.losses
         self.validation_curve_ = learned.held_out_losses
         self.validation_loss_ = min(learned.held_out_losses, default=None)
         self._n_features_out = int(np.prod(spec.shape))
         self.flow_ = self._flow()
-        return self
 
     def _flow(self) -> Flow:
         """The flow of the weights that were kept, on the device."""
@@ -303,7 +303,9 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         """X of a form that is known, its features those of the fit unless ``reset``."""
         form = form_class(X)
         if not reset and form is not self._form_class:
-            raise UserError(f"X is another form of data than the one fitted, {self._form_class.__name__[:-4].lower()}s")
+            raise UserError(
+                f"X is another form of data than the one fitted, {self._form_class.__name__[:-4].lower()}s"
+            )
         if form is not ArrayForm:
             named = X.var_names.to_frame().T if hasattr(X, "var_names") else X
             validate_data(self, X=named, reset=reset, skip_check_array=True)
