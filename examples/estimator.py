@@ -18,7 +18,9 @@ def main(steps: int) -> None:
     print(f"held-out log-density {model.score(x_test):.3f}, given the label {model.score(x_test, y_test):.3f}")
     for label in model.classes_:
         centre = model.sample(500, label).mean(0)
-        print(f"moon {label}: samples around {centre.round(2)}, data around {x_test[y_test == label].mean(0).round(2)}")
+        print(
+            f"moon {label}: samples around {centre.round(2)}, data around {x_test[y_test == label].mean(0).round(2)}"
+        )
 
 
 if __name__ == "__main__":

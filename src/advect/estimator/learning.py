@@ -157,8 +157,8 @@ def learn(
 ) -> Learned:
     """Train ``steps`` more steps from ``kept`` or from the start.
 
-    Where the source holds rows out, the run ends early after ``patience`` looks at its loss without a better one, and the weights
-    are those of the best look.
+    Where the source holds rows out, the run ends early after ``patience`` looks at their loss without a better one,
+    and the weights are those of the best look.
     """
     t, device = settings.training, pick_device(settings.training.device)
     use_tf32(device, t.tf32)
