@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin
 from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
 
@@ -106,6 +107,8 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         x = self._checked(X, reset=True)
         self._form_class = form_class(X)
         labels = None if y is None else self._label_values(y, len(x))
+        if labels is not None and type_of_target(labels) == "continuous":
+            raise UserError("y holds real numbers, which are no labels; leave it out, or make it a column of X")
         self.classes_ = None if labels is None else np.unique(labels)
         self._settings = self._resolve("image" if getattr(x, "ndim", 2) == 4 else "vector")
         self._form = self._form_class(x, self._settings.data)
