@@ -30,7 +30,6 @@ from sklearn.datasets import load_digits, make_moons
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KernelDensity
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 COPIES = 5
@@ -53,7 +52,7 @@ class Rows:
 
 def moons(seed: int) -> Rows:
     """Two interleaving half circles."""
-    x, _ = make_moons(4000, noise=0.07, random_state=seed)
+    x = np.asarray(make_moons(4000, noise=0.07, random_state=seed)[0])
     return Rows(x[:1600], x[1600:2000], x[2000:])
 
 
@@ -76,7 +75,7 @@ def mixture(seed: int) -> Rows:
 
 def digits(seed: int) -> Rows:
     """Pictures of 64 pixels, dequantised; all draws of a picture's noise lie in one part."""
-    x = load_digits().data
+    x = np.asarray(load_digits(return_X_y=True)[0])
     rng = np.random.default_rng(seed)
     x = x[rng.permutation(len(x))]
     n, kept = round(0.8 * len(x)), round(0.64 * len(x))
@@ -110,14 +109,15 @@ class _Scaled:
     """A density of standardised rows, its score in the units of the data."""
 
     def __init__(self, model: KernelDensity) -> None:
-        self.model = make_pipeline(StandardScaler(), model)
+        self.scaler, self.model = StandardScaler(), model
 
     def fit(self, x: np.ndarray) -> _Scaled:
-        self.model.fit(x)
+        self.model.fit(self.scaler.fit_transform(x))
         return self
 
     def score(self, x: np.ndarray) -> float:
-        return self.model.score(x) - len(x) * float(np.log(self.model[0].scale_).sum())
+        scale = np.asarray(self.scaler.scale_)
+        return self.model.score(np.asarray(self.scaler.transform(x))) - len(x) * float(np.log(scale).sum())
 
 
 class _Mixture(GaussianMixture):

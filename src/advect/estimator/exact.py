@@ -8,17 +8,18 @@ from typing import cast
 from torch import Tensor
 
 from advect.data import Transform
+from advect.objectives.flow_matching import Kind
 from advect.runs.flow import Flow
 
 
 class _Wide:
-    """What a flow asks of a transform, with model units in float64."""
+    """What a flow asks of a transform: its data come in model units, and go on in float64."""
 
     def __init__(self, inner: Transform) -> None:
         self.inner = inner
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inner.forward(x).double()
+        return x.double()
 
     def inverse(self, x: Tensor) -> Tensor:
         return self.inner.inverse(x)
@@ -28,7 +29,7 @@ class _Wide:
 
 
 def exact(flow: Flow) -> Flow:
-    """``flow`` with weights and model units in float64.
+    """``flow`` with weights in float64, whose data are given in model units; densities stay those of data units.
 
     In float32 the sums of a matrix product depend on the number of its rows, by more than scikit-learn allows the
     score of a row to depend on its neighbours.
@@ -39,7 +40,7 @@ def exact(flow: Flow) -> Flow:
         cast(Transform, _Wide(flow.transform)),
         path=flow.path,
         source=flow.source,
-        prediction=flow.prediction,
+        prediction=cast(Kind, flow.prediction),
         margin=flow.margin,
         null=flow.null,
         device=flow.device,

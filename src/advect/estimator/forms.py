@@ -27,6 +27,10 @@ class Form(ABC):
     options: tuple[str, ...] = ()
 
     @abstractmethod
+    def __init__(self, data: Any, options: Mapping[str, Any]) -> None:
+        """Fit the transform. Raises UserError for data or options that cannot be used."""
+
+    @abstractmethod
     def tensor(self, data: Any) -> Tensor:
         """Data of this form in data units, (N, *S). Raises UserError for values that the transform does not know."""
 
@@ -40,8 +44,8 @@ class ArrayForm(Form):
 
     options = ("value_range",)
 
-    def __init__(self, x: np.ndarray, options: Mapping[str, Any]) -> None:
-        options = dict(options)
+    def __init__(self, data: np.ndarray, options: Mapping[str, Any]) -> None:
+        options, x = dict(options), data
         if x.ndim == 4 and x.dtype != np.uint8 and "value_range" not in options:
             low, high = float(x.min()), float(x.max())
             options["value_range"] = (low, high if high > low else low + 1)
@@ -65,8 +69,8 @@ class FrameForm(Form):
 
     options = ("scaling", "categorical")
 
-    def __init__(self, frame: Any, options: Mapping[str, Any]) -> None:
-        self.names = list(frame.columns)
+    def __init__(self, data: Any, options: Mapping[str, Any]) -> None:
+        frame, self.names = data, list(data.columns)
         plain = all(k.kind in "iuf" for k in map(np.dtype, map(_numpy_kind, frame.dtypes))) and not frame.isna().any(
             axis=None
         )
@@ -123,9 +127,9 @@ class CellsForm(Form):
 
     options = ("pca",)
 
-    def __init__(self, cells: Any, options: Mapping[str, Any]) -> None:
-        source = Cells(cells, normalise=False, log1p=False, held_out=0.0, **options)
-        self.transform, self.var = source.transform, cells.var.copy()
+    def __init__(self, data: Any, options: Mapping[str, Any]) -> None:
+        source = Cells(data, normalise=False, log1p=False, held_out=0.0, **options)
+        self.transform, self.var = source.transform, data.var.copy()
 
     def tensor(self, data: Any) -> Tensor:
         x = data.X.toarray() if hasattr(data.X, "toarray") else np.asarray(data.X)

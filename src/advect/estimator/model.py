@@ -109,7 +109,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         labels = None if y is None else self._label_values(y, len(x))
         if labels is not None and type_of_target(labels) == "continuous":
             raise UserError("y holds real numbers, which are no labels; leave it out, or make it a column of X")
-        self.classes_ = None if labels is None else np.unique(labels)
+        self.classes_: Any = None if labels is None else np.unique(labels)
         self._settings = self._resolve("image" if getattr(x, "ndim", 2) == 4 else "vector")
         self._form = self._form_class(x, self._settings.data)
         self._seed = int(check_random_state(self.random_state).randint(_DRAWS))
@@ -269,9 +269,9 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         return torch.cat(parts).numpy().astype(np.float64)
 
     def _units(self, X: Any) -> Tensor:
-        """X in data units, (N, *S)."""
+        """X in model units, (N, *S)."""
         check_is_fitted(self)
-        return self._form.tensor(self._checked(X, reset=False))
+        return self._form.transform.forward(self._form.tensor(self._checked(X, reset=False)))
 
     def _given(self, y: Any, n: int) -> dict[str, Tensor]:
         """The condition of labels y, one or (n,)."""
@@ -314,15 +314,14 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
             validate_data(self, X=named, reset=reset, skip_check_array=True)
             return X
         images = getattr(X, "ndim", 2) == 4
-        x = validate_data(self, X=X, reset=reset, dtype="numeric", allow_nd=images)
-        if not reset and x.shape[1:] != self._spec.shape:
+        x: Any = validate_data(self, X=X, reset=reset, dtype="numeric", allow_nd=images)
+        if images and not reset and x.shape[1:] != self._spec.shape:
             raise UserError(f"X must have shape (n, {', '.join(map(str, self._spec.shape))}), got {x.shape}")
         return x
 
     def __getstate__(self) -> dict[str, Any]:
-        state = dict(super().__getstate__())
-        state.pop("flow_", None)  # it may lie on a device that the reader has not
-        return state
+        state: Any = super().__getstate__()  # the flow may lie on a device that the reader has not
+        return {name: value for name, value in state.items() if name != "flow_"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
