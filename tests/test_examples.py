@@ -19,6 +19,13 @@ def test_from_the_parts_learns() -> None:
     assert distance < 0.2  # noise itself is at about 0.5 from the moons
 
 
+def test_the_estimator_tells_the_moons_apart() -> None:
+    command = [sys.executable, ROOT / "examples/estimator.py", "--steps", "150"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    plain, given = map(float, re.search(r"log-density (\S+), given the label (\S+)", out).groups())  # type: ignore[union-attr]
+    assert given > plain > -3  # a Gaussian of the data's moments is at about -2.1
+
+
 def test_the_python_of_the_readme_runs(digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
     assert blocks

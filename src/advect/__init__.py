@@ -15,7 +15,12 @@ _ROOMS = (
     "couplings", "data", "evaluation", "metrics", "networks", "objectives", "paths", "reports", "sampling", "sources",
     "times", "training", "weights",
 )  # fmt: skip
-_NAMES = {"Flow": "advect.runs.flow", "load": "advect.runs.loading", "UserError": "advect.core.errors"}
+_NAMES = {
+    "Flow": "advect.runs.flow",
+    "FlowModel": "advect.estimator",
+    "UserError": "advect.core.errors",
+    "load": "advect.runs.loading",
+}
 
 if TYPE_CHECKING:
     from advect import (
@@ -34,12 +39,13 @@ if TYPE_CHECKING:
         weights,
     )
     from advect.core.errors import UserError
+    from advect.estimator import FlowModel
     from advect.runs.flow import Flow
     from advect.runs.loading import load
 
 __all__ = [
-    "Flow", "UserError", "couplings", "data", "evaluation", "load", "metrics", "networks", "objectives", "paths",
-    "reports", "sampling", "sources", "times", "training", "weights",
+    "Flow", "FlowModel", "UserError", "couplings", "data", "evaluation", "load", "metrics", "networks", "objectives",
+    "paths", "reports", "sampling", "sources", "times", "training", "weights",
 ]  # fmt: skip
 
 

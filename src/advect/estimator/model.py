@@ -1,0 +1,334 @@
+"""A flow as a scikit-learn estimator."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import type_of_target
+from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+from torch import Tensor
+
+from advect.core.errors import UserError
+from advect.core.types import DataSpec
+from advect.data import Source
+from advect.data.memory import MemorySplit
+from advect.data.source import category, random_split
+from advect.estimator.exact import exact
+from advect.estimator.forms import ArrayForm, form_class
+from advect.estimator.learning import Kept, Learned, learn
+from advect.estimator.settings import resolve
+from advect.runs.build import build_network, pick_device
+from advect.runs.flow import Flow
+from advect.runs.method import build_noise, build_path, noise_facts
+
+LABEL = "label"
+"""The name of the condition that y is."""
+
+_DRAWS = 2**31 - 1
+
+
+class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, BaseEstimator):
+    """A flow that learns the distribution of X, or of X given labels y, as a scikit-learn estimator.
+
+    X is an array (N, D), a pandas data frame with columns of any types, an AnnData object (its X as it stands), or an
+    array of images (N, C, H, W). Samples come back as what X was. Densities are those of the data's own units.
+
+    Args:
+        hidden: widths of the hidden layers, all equal, or one number for three of them; for images the channels at
+            each resolution of a U-Net. None is (256, 256, 256), and (32, 64) for images.
+        steps: training steps of a fit, and of each call of :meth:`partial_fit`.
+        batch_size: rows a step.
+        learning_rate: its peak, after a short warm-up and before a cosine.
+        coupling: how noise and data are paired: "independent", "ot", "sinkhorn" or "conditional-ot" (with y).
+        label_dropout: share of rows trained without their label, in [0, 1), without which nothing is known of X when
+            no label is given.
+        early_stopping: keep ``validation_fraction`` of the rows apart, end when their loss has not improved for
+            ``n_iter_no_change`` looks, of which there are 40 in ``steps``, and take the weights of the best.
+        validation_fraction: in (0, 1).
+        n_iter_no_change: at least 1.
+        solver: "euler", "midpoint", "heun", "rk4", "ab2", "dpmpp2m" or "dopri5", to draw samples with.
+        sample_steps: its steps. Densities and latents have their own, see ``density_steps``.
+        density_steps: Runge-Kutta steps of order 4 for densities and latents.
+        device: "auto", which is a GPU where there is one, "cpu", "cuda", "cuda:1" ...
+        options: everything else that ``advect train`` has flags for, by their names with underscores, such as
+            ``{"times": "logit-normal", "ema_decay": 0.99, "network": "resmlp"}``; and of the data: "value_range" of
+            images, "scaling" and "categorical" of frames, "pca" of AnnData.
+        random_state: seed of training and of samples, as everywhere in scikit-learn.
+        verbose: 1 for a progress bar.
+
+    Attributes:
+        flow_: the :class:`advect.Flow`, float32, on the device.
+        classes_: the values of y; None without.
+        n_iter_: training steps that the weights have seen.
+        loss_curve_: mean training losses of the last call, 40 of them or fewer.
+        validation_loss_: the lowest held-out loss of the last call with early stopping, else None.
+        validation_curve_: all of them.
+        n_features_in_, feature_names_in_: as everywhere in scikit-learn.
+
+    Raises:
+        UserError: a ValueError; an argument, the data or a label cannot be used, and the message says why.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden: int | Sequence[int] | None = None,
+        steps: int = 2000,
+        batch_size: int = 256,
+        learning_rate: float = 1e-3,
+        coupling: str = "independent",
+        label_dropout: float = 0.1,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 10,
+        solver: str = "midpoint",
+        sample_steps: int = 50,
+        density_steps: int = 50,
+        device: str = "auto",
+        options: Mapping[str, Any] | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+    ) -> None:
+        self.hidden, self.steps, self.batch_size, self.learning_rate = hidden, steps, batch_size, learning_rate
+        self.coupling, self.label_dropout, self.early_stopping = coupling, label_dropout, early_stopping
+        self.validation_fraction, self.n_iter_no_change = validation_fraction, n_iter_no_change
+        self.solver, self.sample_steps, self.density_steps = solver, sample_steps, density_steps
+        self.device, self.options, self.random_state, self.verbose = device, options, random_state, verbose
+
+    def fit(self, X: Any, y: Any = None) -> FlowModel:
+        """Learn the distribution of X, given y where there are labels (N,): numbers or text."""
+        self._check_arguments()
+        x = self._checked(X, reset=True)
+        self._form_class = form_class(X)
+        labels = None if y is None else self._label_values(y, len(x))
+        if labels is not None and type_of_target(labels) == "continuous":
+            raise UserError("y holds real numbers, which are no labels; leave it out, or make it a column of X")
+        self.classes_: Any = None if labels is None else np.unique(labels)
+        self._settings = self._resolve("image" if getattr(x, "ndim", 2) == 4 else "vector")
+        self._form = self._form_class(x, self._settings.data)
+        self._seed = int(check_random_state(self.random_state).randint(_DRAWS))
+        self._kept: Kept | None = None
+        return self._learn(x, labels)
+
+    def partial_fit(self, X: Any, y: Any = None) -> FlowModel:
+        """Train ``steps`` more steps on X, with the optimiser as it was left; the first call is :meth:`fit`.
+
+        Scalings and categories stay those of the first call, and labels must be among ``classes_``.
+        """
+        if not hasattr(self, "flow_"):
+            return self.fit(X, y)
+        self._check_arguments()
+        x = self._checked(X, reset=False)
+        if (y is None) != (self.classes_ is None):
+            raise UserError("partial_fit needs y where fit had labels, and none where it had none")
+        self._settings = self._resolve(self.flow_.spec.kind)
+        return self._learn(x, None if y is None else self._label_values(y, len(x)))
+
+    def _check_arguments(self) -> None:
+        for name in ("steps", "n_iter_no_change", "sample_steps", "density_steps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+                raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if self.early_stopping and not 0 < self.validation_fraction < 1:
+            raise UserError(f"validation_fraction must lie in (0, 1), got {self.validation_fraction}; 0.1 is usual")
+
+    def _resolve(self, kind: str):
+        names = ("batch_size", "learning_rate", "coupling", "label_dropout", "device")
+        return resolve(
+            self.options,
+            kind=kind,
+            hidden=self.hidden,
+            labelled=self.classes_ is not None,
+            steps=self.steps,
+            data_options=self._form_class.options,
+            arguments={name: getattr(self, name) for name in names},
+        )
+
+    def _learn(self, x: Any, labels: np.ndarray | None) -> FlowModel:
+        source = self._source(x, labels)
+        if self._kept is None:
+            self._noise = noise_facts(self._settings.method, source)
+        learned = learn(
+            self._settings,
+            source,
+            self._noise,
+            steps=int(self.steps),
+            patience=int(self.n_iter_no_change),
+            seed=self._seed,
+            kept=self._kept,
+            verbose=self.verbose,
+        )
+        self._take(learned, source.spec)
+        if learned.reason.startswith("SIG"):  # the engine ends at the end of a step; the model is usable
+            signal.raise_signal(getattr(signal, learned.reason))
+        return self
+
+    def _source(self, x: Any, labels: np.ndarray | None) -> Source:
+        rows = self._form.transform.forward(self._form.tensor(x)).numpy()
+        cond, conditions = {}, {}
+        if labels is not None:
+            cond[LABEL] = self._codes(labels)
+            conditions[LABEL] = category(cond[LABEL], [str(name) for name in self.classes_])
+        if self._kept is not None:
+            conditions = self.flow_.spec.conditions
+        share = self.validation_fraction if self.early_stopping else 0.0
+        train, rest = random_split(len(rows), share, seed=self._seed)
+        if self.early_stopping and not len(rest):
+            raise UserError(f"early_stopping needs at least 2 rows, n_samples = {len(rows)}; leave it out")
+        part = lambda indices: MemorySplit(rows[indices], {k: v[indices] for k, v in cond.items()})
+        return Source(
+            name="the data",
+            spec=DataSpec(rows.shape[1:], "image" if rows.ndim == 4 else "vector", conditions),
+            transform=self._form.transform,
+            train=part(train),
+            held_out=part(rest),
+            fingerprint="",
+        )
+
+    def _take(self, learned: Learned, spec: DataSpec) -> None:
+        self._kept, self._weights, self._spec = learned.kept, learned.weights, spec
+        self.n_iter_, self.loss_curve_ = learned.step, learned.losses
+        self.validation_curve_ = learned.held_out_losses
+        self.validation_loss_ = min(learned.held_out_losses, default=None)
+        self._n_features_out = int(np.prod(spec.shape))
+        self.flow_ = self._flow()
+
+    def _flow(self) -> Flow:
+        """The flow of the weights that were kept, on the device."""
+        place, method = pick_device(self.device), self._settings.method
+        with torch.random.fork_rng():
+            net = build_network(self._settings.network, self._spec)
+        net.load_state_dict(self._weights)
+        return Flow(
+            net.to(place).eval(),
+            self._spec,
+            self._form.transform,
+            path=build_path(method),
+            source=build_noise(self._noise),
+            prediction=method.prediction,
+            margin=method.margin,
+            null=method.label_dropout > 0,
+            device=place,
+        )
+
+    def sample(self, n: int = 1, y: Any = None) -> Any:
+        """Draw n samples, in the form that X had.
+
+        y is one label for all, or one for each (n,); without it, labels are drawn as often as they were in training.
+        """
+        check_is_fitted(self)
+        steps = None if self.solver == "dopri5" else int(self.sample_steps)
+        seed = int(check_random_state(self.random_state).randint(_DRAWS))
+        if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
+            raise UserError(f"n must be a whole number of at least 1, got {n!r}")
+        x = self.flow_.sample(int(n), steps=steps, solver=self.solver, seed=seed, cond=self._given(y, int(n)) or None)
+        return self._form.back(x)
+
+    def score_samples(self, X: Any, y: Any = None) -> np.ndarray:
+        """The exact log-density (N,) of each row in the data's units, in nats; of X alone where no y is given."""
+        return self._by_blocks("log_prob", self._units(X), y)
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """The mean of :meth:`score_samples`; larger is better.
+
+        y is used where the model was fitted with labels, and ignored elsewhere, as pipelines give it to all steps.
+        """
+        check_is_fitted(self)
+        return float(self.score_samples(X, y if self.classes_ is not None else None).mean())
+
+    def transform(self, X: Any, y: Any = None) -> np.ndarray:
+        """The latents, float64, of the shape that X has in model units: standard normal where the fit is good."""
+        return self._by_blocks("encode", self._units(X), y)
+
+    def inverse_transform(self, X: Any, y: Any = None) -> Any:
+        """Data from latents, in the form that the data had: :meth:`transform` undone."""
+        check_is_fitted(self)
+        z = torch.from_numpy(np.array(check_array(X, allow_nd=True), np.float64))
+        if z.shape[1:] != self._spec.shape:
+            raise UserError(f"X must have shape (n, {', '.join(map(str, self._spec.shape))}), got {tuple(z.shape)}")
+        return self._form.back(torch.from_numpy(self._by_blocks("decode", z, y)))
+
+    def _by_blocks(self, what: str, x: Tensor, y: Any) -> np.ndarray:
+        """A method of the exact flow over blocks of rows, as its memory grows with them."""
+        flow, cond = exact(self.flow_), self._given(y, len(x))
+        if LABEL in self._spec.conditions and not cond and not self.flow_.null:
+            raise UserError("the model was fitted with label_dropout=0, so it knows nothing without labels; give y")
+        rows = 1024
+        parts = []
+        for first in range(0, len(x), rows):
+            block = slice(first, first + rows)
+            given = {name: value[block] for name, value in cond.items()}
+            options: dict[str, Any] = {"cond": given or None, "steps": int(self.density_steps), "solver": "rk4"}
+            parts.append(getattr(flow, what)(x[block], **options))
+        return torch.cat(parts).numpy().astype(np.float64)
+
+    def _units(self, X: Any) -> Tensor:
+        """X in model units, (N, *S)."""
+        check_is_fitted(self)
+        return self._form.transform.forward(self._form.tensor(self._checked(X, reset=False)))
+
+    def _given(self, y: Any, n: int) -> dict[str, Tensor]:
+        """The condition of labels y, one or (n,)."""
+        if y is None:
+            return {}
+        if self.classes_ is None:
+            raise UserError("y is given, but the model was fitted without labels; leave it out, or fit with y")
+        labels = np.full(n, y) if np.ndim(y) == 0 else self._label_values(y, n)
+        return {LABEL: torch.from_numpy(self._codes(labels))}
+
+    def _label_values(self, y: Any, n: int) -> np.ndarray:
+        labels = np.asarray(y)
+        if labels.shape == (n, 1):
+            labels = labels[:, 0]
+        if labels.shape != (n,):
+            raise UserError(f"y must have shape ({n},), a label a row, got {labels.shape}")
+        if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+            raise UserError("y holds NaN or infinite values; remove those rows")
+        if labels.dtype.kind == "O":
+            labels = np.array([str(label) for label in labels])
+        return labels
+
+    def _codes(self, labels: np.ndarray) -> np.ndarray:
+        """Places (N,) of the labels among ``classes_``, int64."""
+        codes = np.searchsorted(self.classes_, labels).clip(max=len(self.classes_) - 1)
+        unknown = self.classes_[codes] != labels
+        if unknown.any():
+            raise UserError(f"y has {labels[unknown][0]!r}, which is not among the labels fitted: {self.classes_}")
+        return codes.astype(np.int64)
+
+    def _checked(self, X: Any, *, reset: bool) -> Any:
+        """X of a form that is known, its features those of the fit unless ``reset``."""
+        form = form_class(X)
+        if not reset and form is not self._form_class:
+            raise UserError(
+                f"X is another form of data than the one fitted, {self._form_class.__name__[:-4].lower()}s"
+            )
+        if form is not ArrayForm:
+            named = X.var_names.to_frame().T if hasattr(X, "var_names") else X
+            validate_data(self, X=named, reset=reset, skip_check_array=True)
+            return X
+        images = getattr(X, "ndim", 2) == 4
+        x: Any = validate_data(self, X=X, reset=reset, dtype="numeric", allow_nd=images)
+        if images and not reset and x.shape[1:] != self._spec.shape:
+            raise UserError(f"X must have shape (n, {', '.join(map(str, self._spec.shape))}), got {x.shape}")
+        return x
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: Any = super().__getstate__()  # the flow may lie on a device that the reader has not
+        return {name: value for name, value in state.items() if name != "flow_"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "_weights" in state:
+            self.flow_ = self._flow()
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64"]
+        return tags
