@@ -97,7 +97,7 @@ def check_shares(facts: SampleFacts) -> Finding | None:
             "problem",
             "Mode collapse: the samples nearly leave out groups of the data",
             figures,
-            "train longer, a larger network or --batch-size; rare classes: more of their data, or ask for them by --cond",
+            "train longer, a larger network or --batch-size; for rare classes more data, or ask for them with --cond",
         )
     if away > 0.1 + 2 * chance:
         return Finding(

@@ -48,7 +48,7 @@ def compare(
     *,
     seed: int = 0,
 ) -> SampleFacts:
-    """Measure samples x (n, *S), drawn for the conditions ``asked``, beside data and their conditions, in data units."""
+    """Measure samples x (n, *S), drawn for the conditions ``asked``, beside data with theirs, all in data units."""
     fine = torch.isfinite(x.flatten(1)).all(1)
     count, data = int(fine.sum()), train[0]
     if count < 2 or len(data) < 2:
