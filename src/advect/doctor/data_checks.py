@@ -130,10 +130,10 @@ def check_range(v: Values) -> Finding:
             "problem",
             "The images use a small part of the range of pixels: they are nearly uniform",
             figures,
-            "pixels from 0 to 255, or from 0 to 1 as real numbers; or the right value_range",
+            "pixels from 0 to 255, or from 0 to 1 as real numbers; or the right --value-range",
         )
     if v.kind == "image" and not -1.01 <= v.mean <= 1.01:
-        return Finding("problem", "The pixels lie outside their range", figures, "the right value_range")
+        return Finding("problem", "The pixels lie outside their range", figures, "the right --value-range")
     if v.kind != "image" and v.extreme > 20:
         return Finding(
             "note",
@@ -235,7 +235,7 @@ def check_grey(p: Pictures) -> Finding | None:
         return None
     figures: dict[str, Figure] = {"without colour": p.grey, "looked at": p.looked, "channels": p.channels}
     title = "Most images are grey, and are trained on in colour"
-    return Finding("note", title, figures, "channels=1 costs less and cannot give coloured samples")
+    return Finding("note", title, figures, "--channels 1 costs less and cannot give coloured samples")
 
 
 def check_lengths(n: Lengths) -> Finding:
@@ -243,5 +243,5 @@ def check_lengths(n: Lengths) -> Finding:
     figures: dict[str, Figure] = {"shortest": n.shortest, "median": n.median, "longest": n.longest}
     if n.longest > 4 * n.median:
         title = "A few sequences are far longer than the rest: most of the arithmetic goes into padding"
-        return Finding("note", title, figures, f"max_length={2 * n.median}, cut or in windows")
+        return Finding("note", title, figures, f"--max-length {2 * n.median}, with --long truncate or window")
     return Finding("ok", "The sequences have lengths near one another", figures)

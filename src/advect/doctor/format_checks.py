@@ -86,14 +86,14 @@ def check_units(c: CellFigures) -> Finding:
         return Finding("problem", "Cells have NaN or infinite values", figures, "remove those cells or fill them in")
     if c.lowest < 0:
         title = "There are negative values: the genes are scaled already, and are no counts"
-        return Finding("note", title, figures, "normalise=False, log1p=False; or the layer that has the counts")
+        return Finding("note", title, figures, "--no-normalise --no-log1p; or --layer with the counts")
     if c.whole:
         return Finding("ok", "The values are raw counts", figures)
     if c.highest <= 20:
         title = "The values are logarithms already, it seems: they are not whole and none is above 20"
-        return Finding("note", title, figures, "normalise=False, log1p=False; or the layer that has the counts")
+        return Finding("note", title, figures, "--no-normalise --no-log1p; or --layer with the counts")
     title = "The values are not whole, yet too large for logarithms: counts that were normalised, it seems"
-    return Finding("note", title, figures, "normalise=False, log1p=True; or the layer that has the counts")
+    return Finding("note", title, figures, "--no-normalise; or --layer with the counts")
 
 
 def check_genes(c: CellFigures) -> Finding:
@@ -101,9 +101,9 @@ def check_genes(c: CellFigures) -> Finding:
     figures: dict[str, Figure] = {"genes": c.genes, "never found": c.silent, "cells looked at": c.looked}
     if c.genes > 5000:
         title = "There are many genes, most of which vary little"
-        return Finding("note", title, figures, "highly_variable=2000, or pca=50")
+        return Finding("note", title, figures, "--highly-variable 2000, or --pca 50")
     if c.silent > 0.01 * c.genes:
-        return Finding("note", "Some genes are found in no cell", figures, "highly_variable leaves them out")
+        return Finding("note", "Some genes are found in no cell", figures, "--highly-variable leaves them out")
     return Finding("ok", "Nearly all genes are found in some cell", figures)
 
 
@@ -117,7 +117,7 @@ def check_libraries(c: CellFigures) -> Finding | None:
         return Finding("note", "Some cells have no counts at all", figures, "filter them out")
     if high > 20 * max(low, 1e-12):
         title = "The cells' sums differ more than twentyfold"
-        return Finding("note", title, figures, "filter cells of few counts; keep normalise on")
+        return Finding("note", title, figures, "filter cells of few counts, and keep --normalise")
     return Finding("ok", "The cells' sums are of one order", figures)
 
 
@@ -148,9 +148,9 @@ def check_missing(columns: list[ColumnFigures]) -> Finding | None:
     }
     if gone:
         words = ", ".join(gone[:5])
-        return Finding("problem", "A column has no values at all", {**figures, "empty": words}, f"drop {words}")
+        return Finding("problem", "A column has no values at all", {**figures, "empty": words}, f"--drop {words}")
     if worst.missing > 0.5:
-        return Finding("note", "A column misses most of its values", figures, f"drop {worst.name}")
+        return Finding("note", "A column misses most of its values", figures, f"--drop {worst.name}")
     return Finding("ok", "Values are missing; missingness is learned with the rest", figures)
 
 
@@ -161,7 +161,7 @@ def check_ids(columns: list[ColumnFigures]) -> Finding | None:
         return None
     figures: dict[str, Figure] = {"columns": ", ".join(ids[:5]), "rows": columns[0].rows}
     title = "A column has another value in each row, as a name or a number of rows has"
-    return Finding("note", title, figures, f"drop {', '.join(ids[:5])}")
+    return Finding("note", title, figures, f"--drop {' '.join(ids[:5])}")
 
 
 def looks_like_id(columns: list[ColumnFigures]) -> list[str]:
