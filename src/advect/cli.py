@@ -256,7 +256,7 @@ def _doctor(words: list[str]) -> None:
     what = words[0] if words and not words[0].startswith("-") else None
     flags, training = (words[1:] if what else words), []
     if what in PRESETS:
-        flags, training = _split_flags(flags, {"--look": 1, "--json": 0, "--device": 1})
+        flags, training = _split_flags(flags, {"--look": 1, "--json": 0, "--device": 1, "--samples": 1, "--data": 1})
     prog = "advect doctor [PRESET | RUN]"
     a = parse_words(DoctorArguments, flags, prog=prog, description="Say what is wrong, and what to try.")
     if what and a.data:
