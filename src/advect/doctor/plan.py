@@ -80,7 +80,9 @@ def check_plan(p: Plan) -> Finding:
             "problem",
             "Training would take more memory than there is",
             figures,
-            f"--batch-size {_power(p.most)} with --accumulate" if p.most else "a smaller network",
+            f"--batch-size {_power(p.most)}, or --accumulate {math.ceil(p.batch / p.most)}, or --grad-checkpointing"
+            if p.most
+            else "a smaller network",
         )
     if p.fixed:
         return Finding("ok", "The configuration fits the memory", figures)

@@ -81,7 +81,7 @@ class RunFacts:
 def gather_run(path: Path) -> RunFacts:
     """Read a run folder, or a checkpoint inside one. Raises UserError where there is none."""
     if not path.exists():
-        raise UserError(f"{path} does not exist; name a run folder such as runs/digits")
+        raise UserError(f"{path} does not exist; name a run folder such as runs/digits, or a preset")
     folder = path if (path / "config.yaml").is_file() else path.absolute().parent.parent
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{path} is not a run folder; for data, type: advect doctor --data {path}")
