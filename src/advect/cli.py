@@ -229,71 +229,13 @@ def _report(words: list[str]) -> None:
     _say(f"report: {page}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class DoctorArguments:
-    """What one call of ``advect doctor`` asks for."""
-
-    data: Path | None = None
-    """A file or folder of data to look at."""
-    samples: int = 0
-    """Of a run: draw so many samples and compare them with the data; 500 is usual, 0 is none."""
-    look: int = 2000
-    """Of data: look at so many samples at most, evenly spaced."""
-    seed: int = 0
-    """Of a run: seed of the samples."""
-    run_dir: Path = Path("runs")
-    """Of the machine: where runs are to go."""
-    json: bool = False
-    """Print the findings as JSON."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
-
-
 def _doctor(words: list[str]) -> None:
-    from advect.runs.arguments import parse_words
-    from advect.runs.presets import PRESETS
+    from advect.doctor.command import doctor
 
-    what = words[0] if words and not words[0].startswith("-") else None
-    flags, training = (words[1:] if what else words), []
-    if what in PRESETS:
-        flags, training = _split_flags(flags, {"--look": 1, "--json": 0, "--device": 1, "--samples": 1, "--data": 1})
-    prog = "advect doctor [PRESET | RUN]"
-    a = parse_words(DoctorArguments, flags, prog=prog, description="Say what is wrong, and what to try.")
-    if what and a.data:
-        raise UserError(f"{what} and --data {a.data} contradict each other; give one of them")
-    if a.samples and (what is None or what in PRESETS):
-        raise UserError(
-            f"--samples {a.samples} is for a run; name one, such as: advect doctor runs/digits --samples 500"
-        )
-    from advect.core.platform import tune_process
-    from advect.doctor import examine_data, examine_machine, examine_preset, examine_run
-    from advect.doctor.finding import is_healthy, show, to_json
-
-    tune_process()
-    if a.data:
-        findings = examine_data(a.data, look=a.look, device=a.device)
-    elif what in PRESETS:
-        findings = examine_preset([what or "", *training], look=a.look, device=a.device)
-    elif what:
-        findings = examine_run(Path(what), samples=a.samples, seed=a.seed, device=a.device)
-    else:
-        findings = examine_machine(a.run_dir, device=a.device)
-    _say(to_json(findings) if a.json else show(findings))
-    if not is_healthy(findings):
+    text, healthy = doctor(words)
+    _say(text)
+    if not healthy:
         sys.exit(1)
-
-
-def _split_flags(words: list[str], own: dict[str, int]) -> tuple[list[str], list[str]]:
-    """The flags in ``own``, each with so many values, and all other words."""
-    mine, others, taken = [], [], 0
-    for word in words:
-        name = word.partition("=")[0]
-        if taken or name in own:
-            taken = taken - 1 if taken else own[name] * ("=" not in word)
-            mine.append(word)
-        else:
-            others.append(word)
-    return mine, others
 
 
 def _presets(words: list[str]) -> None:
