@@ -22,6 +22,7 @@ advect: train, sample and measure flow-matching models on your own data
   advect train [PRESET] [flags]     train; no preset means digits, real data that needs no download
   advect sample RUN [flags]         draw samples from a run folder, a checkpoint or a weight file
   advect report RUN [flags]         measure a run and write its report.html
+  advect doctor [PRESET | RUN | --data PATH]   say what is wrong with the machine, with data or with a run
   advect presets                    list the presets
 
 Start here:
@@ -242,6 +243,15 @@ def _report(words: list[str]) -> None:
     _say(f"report: {page}")
 
 
+def _doctor(words: list[str]) -> None:
+    from advect.doctor.command import doctor
+
+    text, healthy = doctor(words)
+    _say(text)
+    if not healthy:
+        sys.exit(1)
+
+
 def _presets(words: list[str]) -> None:
     if words and words[0] not in ("-h", "--help"):
         raise UserError(f"advect presets takes no arguments, got {words[0]!r}")
@@ -269,5 +279,6 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "sample": _sample,
     "report": _report,
+    "doctor": _doctor,
     "presets": _presets,
 }

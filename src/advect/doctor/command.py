@@ -1,0 +1,79 @@
+"""What ``advect doctor`` was asked, and the text of its answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from advect.core.errors import UserError
+from advect.core.platform import tune_process
+from advect.doctor.examine import examine_machine, examine_run
+from advect.doctor.examine_data import examine_data, examine_preset
+from advect.doctor.finding import Finding, is_healthy, show, to_json
+from advect.runs.arguments import parse_words
+from advect.runs.presets import PRESETS
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorArguments:
+    """What one call of ``advect doctor`` asks for."""
+
+    data: Path | None = None
+    """A file or folder of data to look at."""
+    samples: int = 0
+    """Of a run: draw so many samples and compare them with the data; 500 is usual, 0 is none."""
+    look: int = 2000
+    """Of data: look at so many samples at most, evenly spaced."""
+    seed: int = 0
+    """Of a run: seed of the samples."""
+    run_dir: Path = Path("runs")
+    """Of the machine: where runs are to go."""
+    json: bool = False
+    """Print the findings as JSON."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
+
+
+_BESIDE_PRESET = {"--look": 1, "--json": 0, "--device": 1, "--samples": 1, "--data": 1}
+"""The flags of its own, with their numbers of values, among those of ``advect train``."""
+
+
+def doctor(words: list[str]) -> tuple[str, bool]:
+    """Answer ``advect doctor`` with these words: the text, and whether nothing is a problem. Raises UserError."""
+    what = words[0] if words and not words[0].startswith("-") else None
+    flags, training = (words[1:] if what else words), []
+    if what in PRESETS:
+        flags, training = _split_flags(flags, _BESIDE_PRESET)
+    prog = "advect doctor [PRESET | RUN]"
+    a = parse_words(DoctorArguments, flags, prog=prog, description="Say what is wrong, and what to try.")
+    tune_process()
+    findings = _findings(what, training, a)
+    return to_json(findings) if a.json else show(findings), is_healthy(findings)
+
+
+def _findings(what: str | None, training: list[str], a: DoctorArguments) -> list[Finding]:
+    if what and a.data:
+        raise UserError(f"{what} and --data {a.data} contradict each other; give one of them")
+    if a.samples and (what is None or what in PRESETS):
+        raise UserError(f"--samples {a.samples} is for a run; name one: advect doctor runs/digits --samples 500")
+    if a.data:
+        return examine_data(a.data, look=a.look, device=a.device)
+    if what in PRESETS:
+        return examine_preset([what or "", *training], look=a.look, device=a.device)
+    if what:
+        return examine_run(Path(what), samples=a.samples, seed=a.seed, device=a.device)
+    return examine_machine(a.run_dir, device=a.device)
+
+
+def _split_flags(words: list[str], own: dict[str, int]) -> tuple[list[str], list[str]]:
+    """The flags in ``own`` with their values, and all other words."""
+    mine, others, left = [], [], 0
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if left:
+            mine, left = [*mine, word], left - 1
+        elif name in own:
+            mine, left = [*mine, word], 0 if equals else own[name]
+        else:
+            others.append(word)
+    return mine, others

@@ -1,0 +1,79 @@
+"""``advect doctor`` on runs that were trained to be sick, and on one that is not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from advect.core.errors import UserError
+
+SMALL = "--width 64 --batch-size 64 --log-every 10 --sample-every 50 --num-samples 20 --sample-steps 10"
+
+
+@pytest.fixture
+def doctor(advect: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, dict]]:
+    """``doctor("runs/x")`` is the exit status and the findings of ``advect doctor runs/x --json``."""
+
+    def call(*words: object) -> tuple[int, dict]:
+        capsys.readouterr()
+        code = 0
+        try:
+            advect("doctor", *words, "--json")
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, json.loads(capsys.readouterr().out)
+
+    return call
+
+
+def titles(found: dict, level: str) -> str:
+    return " ".join(f["title"] for f in found["findings"] if f["level"] == level)
+
+
+def test_a_healthy_run_is_found_healthy(advect: Callable[..., None], doctor: Callable) -> None:
+    advect("train moons --max-steps 800 --run-dir well --width 128 --log-every 20 --sample-every 200 --num-samples 20")
+    code, found = doctor("well", "--samples", 200)
+    assert code == 0 and found["healthy"], titles(found, "problem")
+    said = titles(found, "ok")
+    assert "The loss has fallen" in said and "did all the steps" in said and "no copies" in said
+    assert "as varied as the data" in said
+
+
+def test_a_run_without_a_useful_learning_rate_is_found_flat(advect: Callable[..., None], doctor: Callable) -> None:
+    advect(f"train moons --max-steps 300 --run-dir flat --learning-rate 1e-12 {SMALL}")
+    code, found = doctor("flat")
+    assert code == 1 and not found["healthy"]
+    flat = next(f for f in found["findings"] if "has not fallen" in f["title"])
+    assert flat["figures"]["learning_rate"] == 1e-12
+    assert "raise --learning-rate" in flat["advice"]
+
+
+def test_a_run_that_blows_up_is_found_out(advect: Callable[..., None], doctor: Callable) -> None:
+    with pytest.raises(UserError, match="not finite"):
+        advect(f"train moons --max-steps 200 --run-dir wild --learning-rate 1e6 --lr-warmup-steps 0 {SMALL}")
+    code, found = doctor("wild")
+    assert code == 1
+    assert "learning rate is far too high" in titles(found, "problem")
+
+
+def test_mistakes_exit_with_a_sentence(advect: Callable[..., None], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        advect("doctor nowhere")
+    with pytest.raises(UserError, match="does not exist"):
+        advect("doctor --data nowhere")
+    with pytest.raises(UserError, match="is not a run folder; for data, type: advect doctor --data"):
+        advect("doctor", tmp_path)
+    with pytest.raises(UserError, match="contradict"):
+        advect("doctor digits --data x")
+    with pytest.raises(UserError, match="--samples 9 is for a run"):
+        advect("doctor moons --samples 9")
+
+
+def test_people_read_the_same_findings(advect: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    advect("doctor moons --look 100 --batch-size 32")
+    said = capsys.readouterr().out
+    assert "ok       The configuration fits the memory" in said
+    assert "batch size 32" in said and said.rstrip().splitlines()[-1].startswith("nothing is wrong: 0 problems")

@@ -1,0 +1,137 @@
+"""Each verdict on a machine and on a choice of batch size, by figures made by hand; and one machine that is there."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from advect.core.types import Category, DataSpec
+from advect.doctor import machine as m
+from advect.doctor.examine import judge
+from advect.doctor.machine_facts import device_memory, measure_products
+from advect.doctor.plan import Plan, check_plan, measure_network
+from advect.doctor.probes import read_answer, run_probe
+from advect.runs.network_config import MLPConfig, UNetConfig
+
+FINE = m.Machine(
+    python="3.12.1",
+    torch="2.13.0+cu130",
+    device="NVIDIA H200",
+    device_memory=140 * m.GIB,
+    device_free=138 * m.GIB,
+    gpus=1,
+    built_for_gpu=True,
+    gpu_driver=True,
+    cores=8,
+    threads=8,
+    omp=None,
+    chosen_half="bfloat16",
+    products=m.Products("bfloat16", 1e12, 4e12, 0.003),
+    compiler=m.Probe(3.0),
+    backend="nccl",
+    distributed=m.Probe(0.5),
+    folder="runs",
+    disk_free=100 * m.GIB,
+    shm=m.GIB,
+    libraries={"pandas": ("2.2", "tables")},
+)
+CPU = {"gpus": 0, "device": "cpu"}
+TROUBLE = {
+    "old": (m.check_versions, {"torch": "2.5.1"}, "problem", "torch>=2.8"),
+    "full GPU": (m.check_device, {"device_free": 10 * m.GIB}, "note", "--device"),
+    "unseen GPU": (m.check_device, {**CPU, "built_for_gpu": False}, "problem", "pytorch.org"),
+    "slow half": (m.check_precision, {"products": m.Products("bfloat16", 4e9, 1e9, 0.003)}, "note", "--no-mixed"),
+    "wrong half": (m.check_precision, {"products": m.Products("bfloat16", 1e9, 4e9, 0.4)}, "problem", "--no-mixed"),
+    "NaN half": (m.check_precision, {"products": m.Products("float16", 1e9, 4e9, float("nan"))}, "problem", "--no"),
+    "no compiler": (m.check_compiler, {"compiler": m.Probe(None, "no g++")}, "note", "--no-compile-model"),
+    "no group": (m.check_distributed, {"distributed": m.Probe(None, "timeout")}, "note", "GLOO_SOCKET_IFNAME"),
+    "full disk": (m.check_disk, {"disk_free": m.GIB // 2}, "problem", "--run-dir"),
+    "filling disk": (m.check_disk, {"disk_free": 5 * m.GIB}, "note", "--keep-last 1"),
+    "small shm": (m.check_shared_memory, {"shm": 64 * 2**20}, "note", "--shm-size"),
+    "threads": (m.check_threads, {"threads": 64}, "problem", "OMP_NUM_THREADS=8"),
+    "idle cores": (m.check_threads, {**CPU, "threads": 1}, "note", "OMP_NUM_THREADS=8"),
+    "missing": (m.check_libraries, {"libraries": {"anndata": (None, "cells")}}, "ok", "advect[cells]"),
+}
+
+
+@pytest.mark.parametrize("name", TROUBLE)
+def test_trouble_is_told(name: str) -> None:
+    check, change, level, words = TROUBLE[name]
+    found = check(replace(FINE, **change))
+    assert found.level == level
+    assert words in found.advice
+    assert found.figures
+
+
+def test_a_fine_machine_is_found_fine() -> None:
+    assert {f.level for f in judge(FINE, m.MACHINE_CHECKS)} == {"ok"}
+    assert m.check_shared_memory(replace(FINE, shm=None)) is None
+    assert m.check_precision(replace(FINE, chosen_half=None)).level == "ok"
+
+
+def test_this_machine_is_measured() -> None:
+    cpu = torch.device("cpu")
+    products = measure_products(cpu, torch.bfloat16)
+    assert products.single_rate > 1e6 and products.half_rate > 1e6
+    assert 1e-4 < products.half_error < 0.02  # bfloat16 rounds to 8 bits
+    total, free = device_memory(cpu)
+    assert 0 < free <= total
+
+
+def test_a_group_of_one_process_starts_with_gloo() -> None:
+    assert run_probe("group", "gloo", timeout=300).seconds is not None
+
+
+def test_a_trial_that_fails_tells_why_and_one_that_hangs_is_ended() -> None:
+    assert "nonsense" in run_probe("group", "nonsense", timeout=300).error.lower()
+    assert "more than 0.01 seconds" in run_probe("group", "gloo", timeout=0.01).error
+    assert read_answer(0, 'warning\n{"seconds": 2.5}\n', "") == m.Probe(2.5)
+    assert read_answer(1, "", "  File x\nRuntimeError: no compiler\n").error == "RuntimeError: no compiler"
+    assert "code -9" in read_answer(-9, "", "").error
+
+
+PLAN = Plan(
+    network="unet", preset="digits", parameters=10**6, kept=1e6, free=10**9, device="cpu", train=10_000, usual=128
+)
+
+
+def test_the_batch_is_the_usual_one_unless_memory_or_data_are_short() -> None:
+    assert PLAN.batch == 128
+    assert replace(PLAN, train=900).batch == 32  # 28 or more steps an epoch
+    assert replace(PLAN, free=5 * 10**7).batch == 8  # 30 MB less 20 MB for the state, at 1 MB a sample
+    assert "because of the memory" in check_plan(replace(PLAN, free=5 * 10**7)).title
+    assert "because of the steps" in check_plan(replace(PLAN, train=900)).title
+
+
+def test_what_does_not_fit_is_a_problem() -> None:
+    assert check_plan(replace(PLAN, free=10**7)).level == "problem"
+    assert check_plan(replace(PLAN, fixed=True)).level == "ok"
+    too_large = check_plan(replace(PLAN, fixed=True, usual=4096))
+    assert too_large.level == "problem" and "--batch-size 512" in too_large.advice
+
+
+def test_a_network_is_measured_without_computing_it() -> None:
+    count, kept = measure_network(MLPConfig(width=16, depth=2), DataSpec((2,), "vector", {}))
+    wide, kept_wide = measure_network(MLPConfig(width=64, depth=2), DataSpec((2,), "vector", {}))
+    assert wide > 2 * count and kept_wide > 1.5 * kept
+    unet = UNetConfig(model_channels=8, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=())
+    spec = DataSpec((1, 16, 16), "image", {"label": Category(("a", "b"), (0.5, 0.5))})
+    small = measure_network(unet, spec)[1]
+    large = measure_network(unet, replace(spec, shape=(1, 32, 32)))[1]
+    assert 3.5 < large / small < 4.1  # four times the pixels, and what depends on none of them
+
+
+@pytest.mark.slow
+def test_the_command_looks_at_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    from advect.cli import run
+
+    try:
+        run(["doctor"])
+    except SystemExit as stop:
+        assert stop.code == 1
+    said = capsys.readouterr().out
+    assert torch.__version__ in said and sys.version.split()[0] in said
+    assert "A process group starts with" in said
