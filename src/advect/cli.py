@@ -69,7 +69,7 @@ def _train(words: list[str]) -> None:
     from advect.runs.arguments import parse_train
     from advect.runs.configfile import to_yaml
 
-    preset, arguments = parse_train(words)
+    preset, arguments = parse_train(words, say=_say if "--dry-run" not in words else None)
     if arguments.dry_run:
         print(to_yaml(arguments.settings, preset), end="")
         return

@@ -66,8 +66,10 @@ class Flow:
         sampler: Sampler | None = None,
         device: torch.device | None = None,
         autocast: torch.dtype | None = None,
+        facts: dict | None = None,
     ) -> None:
         self.net, self.spec, self.transform = net, spec, transform
+        self.facts = facts or {}
         self.path, self.source, self.prediction = path or AffinePath(), source or Gaussian(), prediction
         self.margin, self.null = margin, null
         self.sampler, self.device, self.autocast = sampler or Sampler(), device or torch.device("cpu"), autocast
