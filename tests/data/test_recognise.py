@@ -56,7 +56,7 @@ def test_archives_by_their_content(tmp_path):
     assert name(tmp_path / "pictures") == name(tmp_path / "pictures.tar.gz") == "image-folder"
     with zipfile.ZipFile(tmp_path / "book.xlsx", "w") as archive:
         archive.writestr("xl/workbook.xml", "")
-    with pytest.raises(UserError, match=r"book\.xlsx' holds no data that is known here; give a folder with CelebA"):
+    with pytest.raises(UserError, match=r"book\.xlsx' holds no data that is known here; give a folder that advect"):
         name(tmp_path / "book.xlsx")
 
 

@@ -112,7 +112,7 @@ def vectors(place: Path) -> Path:
 
 
 def series(place: Path) -> Path:
-    np.savez(place / "s.npz", values=RNG.normal(3, 2, (75, 2)), lengths=1 + np.arange(30) % 4)
+    np.savez(place / "s.npz", values=RNG.normal(3, 2, (73, 2)), lengths=1 + np.arange(30) % 4)
     return place / "s.npz"
 
 

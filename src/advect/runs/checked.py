@@ -53,5 +53,5 @@ class AtAddress(Checked):
         super().__post_init__()
         if self.data_dir is not None and "://" not in self.data_dir and "::" not in self.data_dir:
             path = Path(self.data_dir).expanduser().absolute()
-            if path.parent.is_dir():
+            if path.exists() or path.suffix in (".tar", ".parquet", ".pq"):
                 object.__setattr__(self, "data_dir", str(path))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from advect.core.errors import UserError
@@ -74,6 +75,7 @@ def train(
     trainer = _new_trainer(config, source, card, run_dir)
     if checkpoint:
         trainer.state.load(checkpoint)
+    source.train.fetch(np.zeros(1, np.int64))  # whoever cannot be read says so before there is a run folder
     make_folder(run_dir, "--run-dir")
     remove_leftovers(run_dir / "checkpoints")
     write_text_whole(run_dir / "config.yaml", to_yaml(config, preset))
@@ -116,6 +118,7 @@ def _check_same_run(there: Card, here: Card, checkpoint: Path, say: Say) -> None
             f"leave out those flags, or train anew with --run-dir"
         )
     free = {"max_steps", "max_minutes", "num_workers", "pair_ahead", "grad_checkpointing", "device"}
+    free |= {"data_dir", "cache_dir", "backed", "skip_unreadable"}  # the fingerprint tells whether data differ
     if here.config["training"]["lr_schedule"] == "constant":
         free.add("num_epochs")
     for section, text in differs:
