@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from advect.core.errors import UserError
-from advect.data import FORMATS, Format, recognise
+from advect.data import FORMATS, Format, recognise, recognise_all
 from advect.data.step_columns import step_columns
 
 
@@ -21,7 +21,7 @@ def png(path: Path) -> Path:
 
 
 def name(path: Path) -> str:
-    return recognise(path, FORMATS)[0].name
+    return recognise(path, FORMATS).name
 
 
 def test_folders(tmp_path):
@@ -69,7 +69,7 @@ def test_arrays(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.zeros((3, 2)))
     assert name(tmp_path / "a.npz") == "array-file"
     np.save(tmp_path / "steps.npy", np.zeros((3, 4, 4)))
-    assert [(f.name, f.kind) for f in recognise(tmp_path / "steps.npy", FORMATS)] == [
+    assert [(f.name, f.kind) for f in recognise_all(tmp_path / "steps.npy", FORMATS)] == [
         ("sequences", "sequence"),
         ("array-file", "image"),
     ]
@@ -84,7 +84,7 @@ def test_tables_and_steps(tmp_path):
     (tmp_path / "a.csv").write_text("id,time,x\n" + "".join(f"{i},{i},0\n" for i in range(9)))
     assert name(tmp_path / "a.csv") == "table"
     (tmp_path / "b.tsv").write_text("Series_ID\ttime\tx\n" + "".join(f"{i // 3}\t{i}\t0\n" for i in range(9)))
-    assert [f.name for f in recognise(tmp_path / "b.tsv", FORMATS)] == ["sequences", "table"]
+    assert [f.name for f in recognise_all(tmp_path / "b.tsv", FORMATS)] == ["sequences", "table"]
     assert step_columns(tmp_path / "b.tsv") == ("Series_ID", "time")
     (tmp_path / "c.h5ad").write_bytes(b"")
     assert name(tmp_path / "c.h5ad") == "cells"
@@ -98,7 +98,7 @@ def test_a_tar_is_a_shard_where_images_have_companions(tmp_path):
             for member in members:
                 archive.add(image if member == "0.png" else tmp_path / member, member)
     assert name(tmp_path / "plain.tar") == "image-folder"
-    assert [f.name for f in recognise(tmp_path / "shard.tar", FORMATS)] == ["shards", "image-folder"]
+    assert [f.name for f in recognise_all(tmp_path / "shard.tar", FORMATS)] == ["shards", "image-folder"]
     (tmp_path / "shards").mkdir()
     (tmp_path / "shard.tar").rename(tmp_path / "shards" / "000.tar")
     assert name(tmp_path / "shards") == "shards"
@@ -122,6 +122,6 @@ def test_datasets_and_parquet_with_images(tmp_path):
 def test_others_may_add_formats_before_and_after(tmp_path):
     (tmp_path / "a.csv").write_text("a\n1\n")
     table = Format("table", lambda path: path.suffix == ".csv", "a CSV table")
-    assert recognise(tmp_path / "a.csv", (table, *FORMATS))[0] is table
+    assert recognise(tmp_path / "a.csv", (table, *FORMATS)) is table
     with pytest.raises(UserError, match="'nowhere' does not exist"):
         recognise("nowhere", FORMATS)

@@ -36,7 +36,12 @@ class Format(NamedTuple):
     kind: str = "image"
 
 
-def recognise(path: str | os.PathLike[str], formats: Sequence[Format]) -> list[Format]:
+def recognise(path: str | os.PathLike[str], formats: Sequence[Format]) -> Format:
+    """The first of the formats that a path holds, see :func:`recognise_all`; the narrow ones come first."""
+    return recognise_all(path, formats)[0]
+
+
+def recognise_all(path: str | os.PathLike[str], formats: Sequence[Format]) -> list[Format]:
     """The formats that a path can be read as, the likeliest first.
 
     Raises:
@@ -227,3 +232,7 @@ FORMATS: tuple[Format, ...] = (
     Format("image-folder", _is_folder_of_images, "a folder of images"),
 )
 """All formats, the narrow ones first. A path that more than one matches can be read as each of them."""
+
+_OTHERS = ("packed", "fashion-mnist", "cells", "sequences", "table", "parquet-images", "shards")
+IMAGE_FORMATS: tuple[Format, ...] = tuple(format for format in FORMATS if format.name not in _OTHERS)
+"""Those of images, and of vectors in arrays, that a source reads from a path alone."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from advect.core.errors import UserError
-from advect.data import FORMATS, Format, recognise
+from advect.data import FORMATS, Format, recognise_all
 from advect.data.archives import open_store
 from advect.data.classes import sub_folder_classes
 from advect.data.idx import find_parts
@@ -109,7 +109,7 @@ def image_size(data_format: str, path: Path) -> tuple[int, int] | None:
 def _formats(path: str) -> list[Format]:
     """The formats that a path, a pattern or a URL can be read as."""
     if Path(path).expanduser().exists() or not (is_remote(path) or set(path) & set("{*?[")):
-        return recognise(path, FORMATS)
+        return recognise_all(path, FORMATS)
     name = "parquet-images" if path.rstrip("/").endswith((".parquet", ".pq")) else "shards"
     return [next(f for f in FORMATS if f.name == name)]
 
