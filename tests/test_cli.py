@@ -63,7 +63,44 @@ MISTAKES = [
     ("train moons --solver rk9", "invalid choice 'rk9' for argument '--solver'"),
     ("report nowhere --no-measure --nfes 4", "--nfes and --num-samples would be ignored"),
     ("presets now", "takes no arguments"),
+    ("train --data nowhere", "'nowhere' does not exist; name a file or folder of data"),
+    ("train --data empty", "'empty' holds no data that is known here; give a folder that advect data pack wrote, or"),
+    ("train --data faces --data-dir faces", "--data faces and --data-dir contradict each other"),
+    ("train digits --data faces", "preset digits brings its own data, so --data faces does not go with it"),
+    ("train table --data faces", "preset table does not train on a folder of images, so --data faces"),
+    ("train --data faces --data-format cells", "--data faces cannot be read as --data-format cells"),
+    ("train cells --data-format table --data-dir x", "--data-format table is none that preset cells takes"),
+    ("train --data notes", "none of the 1 images of a split can be read"),
+    ("train --data ragged.csv", "ragged.csv line 3 has 1 fields, the header 2"),
+    ("train --data hollow.csv", "column"),
+    ("train --data steps.csv --conditions knd", "no column 'knd'; did you mean 'kind'?"),
+    ("train sequences --data-dir steps.csv", "--id-column is not given; name the column of"),
+    ("train --data twice.csv --id-column a", "--id-column is not a flag of advect train table"),
+    ("train --data bad.h5ad", "bad.h5ad is not an .h5ad file, or a damaged one"),
+    ("train --data bad.zip", "bad.zip"),
+    ("train images --data-dir faces --crop 0", "--crop must be at least 1, got 0"),
+    ("train arrays --data-dir nan.npy", "nan.npy has NaN or an infinite value in row 1"),
+    ("train cells", "--data-dir is not given; name the .h5ad file"),
+    ("data", "advect data needs one of pack, verify"),
+    ("data pakc faces", "advect data pakc is not known; did you mean 'pack'?"),
+    ("data pack", "advect data pack needs a PATH first"),
+    ("data pack empty", "empty holds no image to pack"),
+    ("data verify faces", "faces is no whole pack"),
+    ("data verify faces --deep", "advect data verify takes a PATH alone"),
+    ("data pack faces --image-size 0", "image_size must be at least 1 pixel"),
 ]  # fmt: skip
+
+
+def write_odd_data(folder: Path) -> None:
+    (folder / "notes").mkdir()
+    (folder / "notes" / "a.png").write_text("no image")
+    (folder / "ragged.csv").write_text("a,b\n1,2\n3\n")
+    (folder / "hollow.csv").write_text("a,b\n,\n,\n")
+    (folder / "twice.csv").write_text("a,b\n1,2\n3,4\n")
+    (folder / "steps.csv").write_text("id,t,x,kind\n" + "".join(f"{i // 3},{i},0.5,1\n" for i in range(9)))
+    (folder / "bad.h5ad").write_bytes(b"no")
+    (folder / "bad.zip").write_bytes(b"PK\3\4" + bytes(30))
+    np.save(folder / "nan.npy", np.array([[1.0, 2], [np.nan, 3]]))
 
 
 @pytest.mark.parametrize(("words", "message"), MISTAKES)
@@ -79,6 +116,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     (tmp_path / "faces").mkdir()
     for i in range(2):
         Image.new("RGB", (80, 80), (i, 0, 0)).save(tmp_path / f"faces/{i}.png")
+    write_odd_data(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     assert exit_code(words.split(), monkeypatch) == 2
     printed = capsys.readouterr()

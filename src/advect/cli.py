@@ -24,11 +24,14 @@ advect: train, sample and measure flow-matching models on your own data
   advect report RUN [flags]         measure a run and write its report.html
   advect doctor [PRESET | RUN | --data PATH]   say what is wrong with the machine, with data or with a run
   advect presets                    list the presets
+  advect data pack PATH [flags]     decode and resize images once, for training at the speed of memory
+  advect data verify PATH           read every byte of a pack
 
 Start here:
 
   advect train moons                seconds; then look at runs/moons/samples
   advect train digits               about two minutes on two CPU cores
+  advect train --data PATH          images, tables, cells, sequences or arrays of your own
   advect sample runs/digits --cond label=7 --guidance 2
   advect report runs/digits
 
@@ -70,7 +73,7 @@ def _train(words: list[str]) -> None:
     from advect.runs.arguments import parse_train
     from advect.runs.configfile import to_yaml
 
-    preset, arguments = parse_train(words)
+    preset, arguments = parse_train(words, say=_say if "--dry-run" not in words else None)
     if arguments.dry_run:
         print(to_yaml(arguments.settings, preset), end="")
         return
@@ -262,13 +265,35 @@ def _presets(words: list[str]) -> None:
     print("\nadvect train PRESET --dry-run   prints its whole configuration")
 
 
-def _place(words: list[str], command: str) -> tuple[Path, list[str]]:
+def _data(words: list[str]) -> None:
+    from advect.runs.arguments import parse_words
+
+    jobs = ("pack", "verify")
+    if not words or words[0] in ("-h", "--help"):
+        raise UserError(f"advect data needs one of {', '.join(jobs)}, such as: advect data pack faces")
+    if words[0] not in jobs:
+        raise UserError(f"advect data {words[0]} is not known{did_you_mean(words[0], jobs)}")
+    command = f"advect data {words[0]}"
+    place, flags = _place(words[1:], command, "PATH", "faces")
+    from advect.runs.packing import PackArguments, pack_images, verify_pack
+
+    if words[0] == "verify":
+        if flags:
+            raise UserError(f"{command} takes a PATH alone, got {flags[0]!r}")
+        _say(verify_pack(place))
+        return
+    about = "Decode and resize images once. Ended by anything, it goes on where it was."
+    a = parse_words(PackArguments, flags, prog=f"{command} PATH", description=about)
+    _say(f"packed: {pack_images(place, a, progress=sys.stderr.isatty())}")
+
+
+def _place(words: list[str], command: str, what: str = "run", example: str = "runs/digits") -> tuple[Path, list[str]]:
     """Split the RUN argument from the flags; --help needs none."""
     if words and not words[0].startswith("-"):
         return Path(words[0]), words[1:]
     if any(word in ("-h", "--help") for word in words):
         return Path(), words
-    raise UserError(f"{command} needs a run first, such as: {command} runs/digits")
+    raise UserError(f"{command} needs a {what} first, such as: {command} {example}")
 
 
 def _say(text: str) -> None:
@@ -281,4 +306,5 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "report": _report,
     "doctor": _doctor,
     "presets": _presets,
+    "data": _data,
 }

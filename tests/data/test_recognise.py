@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from advect.core.errors import UserError
-from advect.data import IMAGE_FORMATS, Format, recognise
+from advect.data import FORMATS, Format, recognise, recognise_all
+from advect.data.step_columns import step_columns
 
 
 def png(path: Path) -> Path:
@@ -20,7 +21,7 @@ def png(path: Path) -> Path:
 
 
 def name(path: Path) -> str:
-    return recognise(path, IMAGE_FORMATS).name
+    return recognise(path, FORMATS).name
 
 
 def test_folders(tmp_path):
@@ -55,7 +56,7 @@ def test_archives_by_their_content(tmp_path):
     assert name(tmp_path / "pictures") == name(tmp_path / "pictures.tar.gz") == "image-folder"
     with zipfile.ZipFile(tmp_path / "book.xlsx", "w") as archive:
         archive.writestr("xl/workbook.xml", "")
-    with pytest.raises(UserError, match=r"book\.xlsx' holds no data that is known here; give a folder with CelebA"):
+    with pytest.raises(UserError, match=r"book\.xlsx' holds no data that is known here; give a folder that advect"):
         name(tmp_path / "book.xlsx")
 
 
@@ -67,9 +68,40 @@ def test_arrays(tmp_path):
     assert name(tmp_path / "bytes.npy") == "array-file"
     np.savez(tmp_path / "a.npz", x=np.zeros((3, 2)))
     assert name(tmp_path / "a.npz") == "array-file"
-    np.save(tmp_path / "sequences.npy", np.zeros((3, 4, 4)))
+    np.save(tmp_path / "steps.npy", np.zeros((3, 4, 4)))
+    assert [(f.name, f.kind) for f in recognise_all(tmp_path / "steps.npy", FORMATS)] == [
+        ("sequences", "sequence"),
+        ("array-file", "image"),
+    ]
+    np.savez(tmp_path / "ragged.npz", values=np.zeros((9, 2)), lengths=[4, 5])
+    assert name(tmp_path / "ragged.npz") == "sequences"
+    (tmp_path / "empty.npz").write_bytes(b"")
     with pytest.raises(UserError, match="holds no data that is known"):
-        name(tmp_path / "sequences.npy")
+        name(tmp_path / "empty.npz")
+
+
+def test_tables_and_steps(tmp_path):
+    (tmp_path / "a.csv").write_text("id,time,x\n" + "".join(f"{i},{i},0\n" for i in range(9)))
+    assert name(tmp_path / "a.csv") == "table"
+    (tmp_path / "b.tsv").write_text("Series_ID\ttime\tx\n" + "".join(f"{i // 3}\t{i}\t0\n" for i in range(9)))
+    assert [f.name for f in recognise_all(tmp_path / "b.tsv", FORMATS)] == ["sequences", "table"]
+    assert step_columns(tmp_path / "b.tsv") == ("Series_ID", "time")
+    (tmp_path / "c.h5ad").write_bytes(b"")
+    assert name(tmp_path / "c.h5ad") == "cells"
+
+
+def test_a_tar_is_a_shard_where_images_have_companions(tmp_path):
+    image = png(tmp_path / "a" / "0.png")
+    (tmp_path / "0.cls").write_text("1")
+    for tar, members in (("plain.tar", ["0.png"]), ("shard.tar", ["0.png", "0.cls"])):
+        with tarfile.open(tmp_path / tar, "w") as archive:
+            for member in members:
+                archive.add(image if member == "0.png" else tmp_path / member, member)
+    assert name(tmp_path / "plain.tar") == "image-folder"
+    assert [f.name for f in recognise_all(tmp_path / "shard.tar", FORMATS)] == ["shards", "image-folder"]
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shard.tar").rename(tmp_path / "shards" / "000.tar")
+    assert name(tmp_path / "shards") == "shards"
 
 
 def test_datasets_and_parquet_with_images(tmp_path):
@@ -84,13 +116,12 @@ def test_datasets_and_parquet_with_images(tmp_path):
     for path in ("saved", "parquet", "parquet/train.parquet"):
         assert name(tmp_path / path) == "hub-images"
     datasets.Dataset.from_dict({"a": [1]}).to_parquet(tmp_path / "table.parquet")
-    with pytest.raises(UserError, match="holds no data that is known"):
-        name(tmp_path / "table.parquet")
+    assert name(tmp_path / "table.parquet") == "table"
 
 
 def test_others_may_add_formats_before_and_after(tmp_path):
     (tmp_path / "a.csv").write_text("a\n1\n")
     table = Format("table", lambda path: path.suffix == ".csv", "a CSV table")
-    assert recognise(tmp_path / "a.csv", (*IMAGE_FORMATS, table)).name == "table"
+    assert recognise(tmp_path / "a.csv", (table, *FORMATS)) is table
     with pytest.raises(UserError, match="'nowhere' does not exist"):
-        recognise("nowhere", IMAGE_FORMATS)
+        recognise("nowhere", FORMATS)

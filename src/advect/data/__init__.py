@@ -15,7 +15,7 @@ from advect.data.moons import Moons
 from advect.data.packed import Packed, matching_pack, packed_path
 from advect.data.packing import pack
 from advect.data.parquet import ParquetImages, ParquetStore
-from advect.data.recognise import IMAGE_FORMATS, Format, recognise
+from advect.data.recognise import FORMATS, IMAGE_FORMATS, Format, recognise, recognise_all
 from advect.data.sequence_transform import SequenceScale
 from advect.data.sequences import Sequences, sequences_of, steps_of
 from advect.data.shards import Shards, ShardStore
@@ -26,6 +26,7 @@ from advect.data.table_transform import TableTransform
 from advect.data.transforms import Identity, PixelScale, Standardize, Transform, transform_from_config
 
 __all__ = [
+    "FORMATS",
     "IMAGE_FORMATS",
     "ArrayFile",
     "ArraySource",
@@ -67,6 +68,7 @@ __all__ = [
     "read_idx",
     "read_table",
     "recognise",
+    "recognise_all",
     "sequences_of",
     "steps_of",
     "to_counts",

@@ -144,6 +144,10 @@ class Cells(Source):
         x = CellSplit(self._values, cells, self._to_model, {}).rows(cells)
         return x, {name: torch.from_numpy(self._columns[name].values[cells]) for name in self._matched}
 
+    def starts(self) -> tuple[Tensor, Conditions] | None:
+        """The training controls, see :meth:`controls`; None without ``control``."""
+        return self.controls() if self._control else None
+
     def facts(self) -> dict[str, Any]:
         """What :func:`~advect.data.cells_writing.write_h5ad` needs beside samples, as JSON: genes, units, names."""
         return {

@@ -6,13 +6,15 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, Generator
-from advect.core.types import Batch, Category, DataSpec
+from advect.core.types import Batch, Category, Conditions, DataSpec
 from advect.data.transforms import Transform
 
 
@@ -60,6 +62,14 @@ class Source:
             raise UserError(f"{name} has no samples to train on; give at least one")
         self.name, self.spec, self.transform = name, spec, transform
         self.train, self.held_out, self.fingerprint = train, held_out, fingerprint
+
+    def facts(self) -> dict[str, Any]:
+        """A JSON object with what writing samples in the data's own format needs; empty where arrays say all."""
+        return {}
+
+    def starts(self) -> tuple[Tensor, Conditions] | None:
+        """Where flows to these data start, samples (n, *S) in model units and their categories (n,); None is noise."""
+        return None
 
     def __repr__(self) -> str:
         parts = f"train={len(self.train)}, held_out={len(self.held_out)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -14,8 +15,10 @@ import tyro
 from advect.core.errors import UserError, did_you_mean
 from advect.runs.config import Config, D, N, Preset
 from advect.runs.configfile import read_flags
+from advect.runs.data_formats import FORMATS, format_of
 from advect.runs.network_config import NETWORKS, NetworkName, name_of
 from advect.runs.presets import DEFAULT, PRESETS, get_preset
+from advect.runs.recognise import describe, format_for, image_size
 from advect.training.checkpoint import find_checkpoint
 
 A = TypeVar("A")
@@ -28,6 +31,14 @@ class TrainArguments(Generic[D, N]):
     """What one call of ``advect train`` asks for."""
 
     settings: Config[D, N]
+
+    # Data of your own, a file or folder: what it holds is recognised, and a preset chosen where none is named. It is
+    # --data-dir with all that follows from it.
+    data: str | None = None
+
+    # How --data or --data-dir is read, where it could be read in more than one way; sequences, say, of a CSV file.
+    data_format: str | None = None
+
     run_dir: Path | None = None
     """Folder to write the run to; by default runs/PRESET."""
     resume_from: Path | None = None
@@ -40,25 +51,37 @@ class TrainArguments(Generic[D, N]):
     """Print the resolved configuration and stop."""
 
 
-def parse_train(words: list[str]) -> tuple[str, TrainArguments]:
-    """Parse the words after ``advect train``: the preset's name and the arguments. Raises UserError."""
+def parse_train(words: list[str], say: Callable[[str], None] | None = None) -> tuple[str, TrainArguments]:
+    """Parse the words after ``advect train``: the preset's name and the arguments. Raises UserError.
+
+    ``say`` is told what the data of ``--data`` were recognised as.
+    """
     words = [_dashed(word) for word in words]
     name = words[0] if words and not words[0].startswith("-") else None
-    flags = words[1:] if name else words
+    flags, data = _taken("--data", words[1:] if name else words)
     config, resume = _value_of("--config", flags), _value_of("--resume-from", flags)
     if name and config:
         raise UserError(f"PRESET {name!r} and --config {config} contradict each other; give one of them")
+    if data and _value_of("--data-dir", flags):
+        raise UserError(f"--data {data} and --data-dir contradict each other; give one of them")
     if name:
-        preset, given = get_preset(name), []
+        found, given = name, []
     elif config or resume:
         file = Path(config) if config else _run_folder(Path(resume or "")) / "config.yaml"
         found, given = read_flags(file)
-        preset = get_preset(found)
     else:
-        preset, given = get_preset(DEFAULT), []
-    own, typed = _value_of("--network", given), _value_of("--network", flags)
-    if own and typed and own != typed:
-        raise UserError(f"--network {typed} and the run's config.yaml, which has {own}, contradict; name a PRESET")
+        found, given = None, []
+    for flag in ("--network", "--data-format"):
+        own, typed = _value_of(flag, given), _value_of(flag, flags)
+        if own and typed and own != typed:
+            raise UserError(f"{flag} {typed} and the run's config.yaml, which has {own}, contradict; name a PRESET")
+    if data:
+        seen = describe(data, found, _value_of("--data-format", given + flags))
+        if say is not None:
+            say(f"{data} is {seen.words}: preset {seen.preset}")
+        found = seen.preset
+        given += seen.flags[:2] if given else seen.flags  # a config.yaml has all the others
+    preset = get_preset(found or DEFAULT)
     return preset.name, _parse(preset, given + flags)
 
 
@@ -74,7 +97,7 @@ def parse_words(kind: type[A], words: list[str], *, prog: str, description: str)
 
 
 def _parse(preset: Preset, flags: list[str]) -> TrainArguments:
-    config = preset.config
+    config, data_format = _with_data(preset, flags)
     kind = _value_of("--network", flags) or name_of(config.network)
     if kind not in NETWORKS:
         raise UserError(f"--network {kind} is not known{did_you_mean(kind, NETWORKS)}")
@@ -85,8 +108,28 @@ def _parse(preset: Preset, flags: list[str]) -> TrainArguments:
         flags,
         prog=f"advect train {preset.name}",
         description=_about(preset),
-        default=TrainArguments(settings=config, network=kind),  # pyright: ignore[reportArgumentType]
+        default=TrainArguments(settings=config, network=kind, data_format=data_format),  # pyright: ignore[reportArgumentType]
     )
+
+
+def _with_data(preset: Preset, flags: list[str]) -> tuple[Config, str | None]:
+    """The preset's configuration for the data that the flags name, and their format."""
+    config, place = preset.config, _value_of("--data-dir", flags)
+    data_format = _value_of("--data-format", flags)
+    if data_format is None:
+        data_format = (format_for(preset, place) if place else None) or format_of(config.data)
+    elif data_format not in preset.takes:
+        fix = did_you_mean(data_format, preset.takes) if preset.takes else "; its data are its own"
+        raise UserError(f"--data-format {data_format} is none that preset {preset.name} takes{fix}")
+    if data_format is not None and data_format != format_of(config.data):
+        config = replace(config, data=FORMATS[data_format]())
+    if preset.network_for is not None and data_format is not None:
+        side = _value_of("--image-size", flags)
+        size = image_size(data_format, Path(place).expanduser()) if place else None
+        if side and side.isdecimal() and int(side) > 0:
+            size = (int(side), int(side))
+        config = config if size is None else replace(config, network=preset.network_for(*size))
+    return config, data_format
 
 
 def _about(preset: Preset) -> str:
@@ -136,6 +179,18 @@ def _dashed(word: str) -> str:
     """``--resume_from=x`` as ``--resume-from=x``."""
     name, equals, value = word.partition("=")
     return name.replace("_", "-") + equals + value if word.startswith("--") else word
+
+
+def _taken(flag: str, words: list[str]) -> tuple[list[str], str | None]:
+    """The words without a flag, and the value that it had."""
+    value, rest = _value_of(flag, words), []
+    places = iter(words)
+    for word in places:
+        if word == flag:
+            next(places)
+        elif not word.startswith(flag + "="):
+            rest.append(word)
+    return rest, value
 
 
 def _value_of(flag: str, words: list[str]) -> str | None:

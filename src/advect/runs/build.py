@@ -11,15 +11,8 @@ from torch import nn
 from advect.core.errors import UserError
 from advect.core.platform import best_half, has_fast_bfloat16
 from advect.core.types import DataSpec, Length, Quantity
-from advect.data import Digits, FashionMnist, ImageFolder, Moons, Source
 from advect.networks import MLP, DiT, ResidualMLP, SequenceTransformer, UNet, Vector
-from advect.runs.config import (
-    DataConfig,
-    DigitsData,
-    FashionMnistData,
-    ImageFolderData,
-    MoonsData,
-)
+from advect.runs.data_formats import build_source as build_source
 from advect.runs.network_config import (
     DiTConfig,
     MLPConfig,
@@ -29,27 +22,6 @@ from advect.runs.network_config import (
     UNetConfig,
     name_of,
 )
-
-
-def build_source(config: DataConfig) -> Source:
-    """Open the data. Raises UserError for a folder that is missing, empty or damaged."""
-    match config:
-        case DigitsData():
-            return Digits()
-        case MoonsData():
-            return Moons(noise=config.noise)
-        case FashionMnistData():
-            return FashionMnist(_needed(config.data_dir, "the four IDX files of Fashion-MNIST"))
-        case ImageFolderData():
-            folder = _needed(config.data_dir, "images")
-            return ImageFolder(folder, image_size=config.image_size, flip=config.horizontal_flip)
-
-
-def _needed(data_dir: Any, what: str) -> Any:
-    if data_dir is None:
-        raise UserError(f"--data-dir is not given; name the folder with {what}")
-    return data_dir
-
 
 FITS = {"image": ("unet", "dit"), "vector": ("mlp", "resmlp"), "sequence": ("transformer",)}
 """The networks that take each kind of data."""

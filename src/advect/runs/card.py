@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.types import Category, Condition, DataSpec, Length, Quantity
 from advect.data import Source, Transform, transform_from_config
 from advect.runs.config import Config, MethodConfig
 from advect.runs.configfile import section_to_dict, to_dict
+from advect.runs.method import noise_tensors
 from advect.runs.network_config import NETWORKS, NetworkConfig, name_of
 
-FORMAT = 2
-"""2 names the kind of each condition; in files of format 1 all are categories."""
+FORMAT = 3
+"""2 names the kind of each condition; in files of format 1 all are categories. 3 has facts and tensors of the data."""
 
 _CONDITIONS: dict[str, type[Condition]] = {"category": Category, "quantity": Quantity, "length": Length}
 
 
 @dataclass(frozen=True)
 class Card:
-    """Preset and configuration of a run, its network, the data's shape, conditions and transform."""
+    """Preset and configuration of a run, its network, the data's shape, conditions, transform and facts.
+
+    ``tensors`` are what is too large for JSON of the transform ("transform." and its name) and noise ("noise.").
+    They are no part of the text; a checkpoint keeps them in a file of its own.
+    """
 
     preset: str
     config: dict[str, dict]
@@ -30,17 +39,34 @@ class Card:
     transform: Transform
     noise: dict[str, Any]
     fingerprint: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
     def of(config: Config, preset: str, source: Source, noise: dict[str, Any]) -> Card:
         """The card of a run on ``source`` from ``noise``, the facts that ``build_noise`` takes."""
-        spec, transform = source.spec, source.transform
-        return Card(preset, to_dict(config), config.network, spec, transform, noise, source.fingerprint)
+        facts = source.facts()
+        return Card(
+            preset=preset,
+            config=to_dict(config),
+            network=config.network,
+            spec=source.spec,
+            transform=source.transform,
+            noise=noise,
+            fingerprint=source.fingerprint,
+            facts={"format": facts["kind"], **facts} if facts else {},
+            tensors=_prefixed("transform.", source.transform.tensors()) | _prefixed("noise.", noise_tensors(source)),
+        )
 
     @property
     def method(self) -> MethodConfig:
         """The method's section of the configuration."""
         return MethodConfig(**self.config["method"])
+
+    @property
+    def noise_tensors(self) -> dict[str, Tensor]:
+        """The tensors that ``build_noise`` takes."""
+        return _without("noise.", self.tensors)
 
     def to_text(self) -> str:
         """The card as JSON."""
@@ -57,18 +83,26 @@ class Card:
             "transform": self.transform.to_config(),
             "noise": self.noise,
             "fingerprint": self.fingerprint,
+            "facts": self.facts,
+            "tensors": sorted(self.tensors),
         }
         return json.dumps(values)
 
     @staticmethod
-    def from_text(text: str | None, where: object) -> Card:
-        """Read a card; UserError when the file has none or one of a newer format."""
+    def from_text(text: str | None, where: Path | str, tensors: Mapping[str, Tensor] | None = None) -> Card:
+        """Read a card; UserError when the file has none, one of a newer format, or one whose tensors are not there."""
         if text is None:
             raise UserError(f"{where} was not written by advect: its header has no card")
         values = json.loads(text)
         if values["format"] > FORMAT:
             raise UserError(
                 f"{where} has card format {values['format']}, this advect reads up to {FORMAT}; install a newer one"
+            )
+        tensors = dict(tensors or {})
+        if missing := set(values.get("tensors", ())) - tensors.keys():
+            raise UserError(
+                f"{where} cannot be used apart from its checkpoint, which holds {min(missing)!r} for it; give the "
+                "checkpoint's folder, such as runs/cells/checkpoints/step-00001000"
             )
         options = {name: _tuples(value) for name, value in values["network"].items()}
         network = NETWORKS[options.pop("kind")](**options)
@@ -78,10 +112,20 @@ class Card:
             config={**values["config"], "network": section_to_dict(network)},  # older files lack newer options
             network=network,
             spec=DataSpec(tuple(values["spec"]["shape"]), values["spec"]["kind"], conditions),
-            transform=transform_from_config(values["transform"]),
+            transform=transform_from_config(values["transform"], _without("transform.", tensors)),
             noise=values["noise"],
             fingerprint=values["fingerprint"],
+            facts=values.get("facts", {}),
+            tensors=tensors,
         )
+
+
+def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def _without(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _written(condition: Condition) -> dict[str, Any]:

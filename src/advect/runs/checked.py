@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from advect.core.errors import UserError
 
 
@@ -26,5 +28,30 @@ class Checked:
             if value is not None and not value > low:
                 raise UserError(f"{_flag(name)} must be greater than {low}, got {value}")
         for name in self._below_one:
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{_flag(name)} must be at least 0 and below 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise UserError(f"{_flag(name)} must be at least 0 and below 1, got {value}")
+
+
+class InFolder(Checked):
+    """A section with a ``data_dir``, which is kept as an absolute path, so that a run works from any folder."""
+
+    data_dir: Path | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data_dir is not None:
+            object.__setattr__(self, "data_dir", self.data_dir.expanduser().absolute())
+
+
+class AtAddress(Checked):
+    """A section whose ``data_dir`` may be a URL, a pattern or a name as well: a path is kept as an absolute one."""
+
+    data_dir: str | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data_dir is not None and "://" not in self.data_dir and "::" not in self.data_dir:
+            path = Path(self.data_dir).expanduser().absolute()
+            if path.exists() or path.suffix in (".tar", ".parquet", ".pq"):
+                object.__setattr__(self, "data_dir", str(path))

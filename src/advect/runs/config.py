@@ -2,65 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
 from advect.runs.checked import Checked as _Checked
+from advect.runs.data_config import DataConfig as DataConfig
 from advect.runs.network_config import MLPConfig as MLPConfig
 from advect.runs.network_config import NetworkConfig
 from advect.runs.network_config import UNetConfig as UNetConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class DigitsData:
-    """The 8x8 handwritten digits inside scikit-learn. It has no options."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MoonsData(_Checked):
-    """Two interleaving half circles in the plane."""
-
-    noise: float = 0.05
-    """Standard deviation of the noise around the half circles."""
-
-    _at_least = (("noise", 0),)
-
-
-class _InFolder(_Checked):
-    """A section with a ``data_dir``, which is kept as an absolute path, so that a run works from any folder."""
-
-    data_dir: Path | None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.data_dir is not None:
-            object.__setattr__(self, "data_dir", self.data_dir.expanduser().absolute())
-
-
-@dataclass(frozen=True, kw_only=True)
-class FashionMnistData(_InFolder):
-    """Fashion-MNIST, or any set in the same four IDX files."""
-
-    data_dir: Path | None = None
-    """Folder with the upstream IDX files (train-images-idx3-ubyte and so on), gzipped or not."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageFolderData(_InFolder):
-    """A folder of images, sub-folders included."""
-
-    data_dir: Path | None = None
-    """Folder of PNG, JPEG or WebP images; sub-folders are searched."""
-    image_size: int = 64
-    """Height and width in pixels: the shorter side is resized to it and the centre cropped."""
-    horizontal_flip: bool = True
-    """Mirror half of the images, at random, while training."""
-
-    _at_least = (("image_size", 1),)
-
-
-DataConfig = DigitsData | MoonsData | FashionMnistData | ImageFolderData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +50,8 @@ class MethodConfig(_Checked):
     # --prediction data with --loss velocity.
     margin: float = 1e-3
 
-    label_dropout: float = 0.1
-    """Share of samples trained without their label, for classifier-free guidance (data with labels only)."""
+    label_dropout: float | None = None
+    """Share of samples trained without their conditions, for guidance; by default 0.1 where the data have some."""
 
     _at_least = (("sigma_min", 0), ("margin", 0))
     _below_one = ("label_dropout",)
@@ -221,8 +171,14 @@ class Config(Generic[D, N]):
 
 @dataclass(frozen=True)
 class Preset:
-    """A named starting point: what it trains on and with, and one line about it."""
+    """A named starting point: what it trains on and with, and one line about it.
+
+    ``takes`` names the formats of ``runs.data_formats`` that it trains on, none where it brings its own data;
+    ``network_for`` makes its network for images of a height and a width, where that depends on them.
+    """
 
     name: str
     about: str
     config: Config
+    takes: tuple[str, ...] = ()
+    network_for: Callable[[int, int], NetworkConfig] | None = None

@@ -14,6 +14,7 @@ import yaml
 
 from advect.core.errors import UserError
 from advect.runs.config import Config
+from advect.runs.data_formats import format_of
 from advect.runs.network_config import name_of
 
 
@@ -36,6 +37,8 @@ def to_dict(config: Config) -> dict[str, dict[str, object]]:
 def to_yaml(config: Config, preset: str) -> str:
     """The text of ``config.yaml``: the preset that it started from, and every value."""
     sections = to_dict(config)
+    if (data_format := format_of(config.data)) is not None:
+        sections["data"] = {"data_format": data_format, **sections["data"]}
     sections["network"] = {"network": name_of(config.network), **sections["network"]}
     return yaml.safe_dump({"preset": preset, **sections}, sort_keys=False)
 

@@ -12,9 +12,9 @@ from advect.core.errors import UserError
 from advect.runs.build import build_network, pick_device, pick_precision
 from advect.runs.card import Card
 from advect.runs.flow import Flow, Sampler
-from advect.runs.method import build_noise, build_path
+from advect.runs.method import build_noise, build_path, label_dropout
 from advect.training.checkpoint import find_checkpoint, verify_checkpoint
-from advect.training.state import EMA, MODEL, check_same_shapes, load_weights
+from advect.training.state import DATA, EMA, MODEL, check_same_shapes, load_weights
 
 
 def load(path: str | Path, *, ema: bool = True, device: str = "auto") -> Flow:
@@ -50,11 +50,12 @@ def flow_of(card: Card, net: nn.Module, place: torch.device) -> Flow:
         net,
         card.spec,
         card.transform,
-        path=build_path(card.method),
-        source=build_noise(card.noise),
+        path=build_path(card.method, card.noise),
+        source=build_noise(card.noise, card.noise_tensors),
         prediction=card.method.prediction,
         margin=card.method.margin,
-        null=card.method.label_dropout > 0,
+        null=label_dropout(card.method, card.spec) > 0,
+        facts=card.facts,
         sampler=Sampler(solver=output["solver"], steps=output["sample_steps"], grid=output["grid"]),
         device=place,
         autocast=pick_precision(training["mixed_precision"], place, training.get("half", "auto")),
@@ -62,10 +63,11 @@ def flow_of(card: Card, net: nn.Module, place: torch.device) -> Flow:
 
 
 def read_card(file: Path) -> Card:
-    """The card of a weight file."""
+    """The card of a weight file, with the tensors that lie beside it in its checkpoint."""
     try:
         with safe_open(file, framework="pt") as tensors:
             text = (tensors.metadata() or {}).get("advect")
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is not a whole safetensors file ({error}); take another checkpoint") from error
-    return Card.from_text(text, file)
+    beside = file.parent / DATA
+    return Card.from_text(text, file, load_weights(beside) if beside.is_file() else None)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.core.types import DataSpec
+from advect.core.types import DataSpec, Length
 from advect.couplings import ConditionalOT, Coupling, ExactOT, Independent, Sinkhorn
 from advect.data import Source
 from advect.objectives import FlowMatching, Objective, ScoreMatching
@@ -26,7 +27,7 @@ from advect.paths import (
     VariancePreserving,
 )
 from advect.runs.config import MethodConfig
-from advect.sources import Gaussian, MatchedGaussian, SourceDistribution, SparseGaussian
+from advect.sources import Empirical, Gaussian, MatchedGaussian, SourceDistribution, SparseGaussian
 from advect.times import Importance, LogitNormal, Shifted, Stratified, TimeDistribution, Uniform, UShaped
 from advect.weights import InverseSNR, MinSNR, OneMinusTSquared, TSquared, Weight
 
@@ -46,9 +47,10 @@ COUPLINGS: dict[str, type[Coupling]] = {
 }
 
 
-def build_path(method: MethodConfig) -> Path:
-    """The path from noise to data. Raises UserError for a bridge without width."""
-    gaussian = method.source == "gaussian" and method.coupling == "independent"
+def build_path(method: MethodConfig, noise: Mapping[str, Any] | None = None) -> Path:
+    """The path from ``noise``, the facts of its start, to data. Raises UserError for a bridge without width."""
+    start = method.source if noise is None else noise["kind"]
+    gaussian = start == "gaussian" and method.coupling == "independent"
     if method.path == "bridge":
         if method.sigma_min == 0:
             raise UserError("--path bridge needs its width: give --sigma-min, 0.5 say, in model units")
@@ -59,16 +61,31 @@ def build_path(method: MethodConfig) -> Path:
 
 
 def noise_facts(method: MethodConfig, source: Source) -> dict[str, Any]:
-    """What :func:`build_noise` needs, as plain values: the kind, and what was measured on the training data."""
+    """What :func:`build_noise` needs, as plain values: the kind, and what was measured on the training data.
+
+    Data that bring their own starts, such as control cells, are "empirical". Raises UserError for a --source beside.
+    """
+    if source.starts() is not None:
+        if method.source != "gaussian":
+            raise UserError(f"--source {method.source} and data that bring their own starts contradict; leave it out")
+        return {"kind": "empirical"}
     if method.source != "matched":
         return {"kind": method.source}
     x1 = source.train.fetch(np.arange(min(len(source.train), 10_000))).x1
     return {"kind": "matched", "std": float(x1.std())}
 
 
-def build_noise(facts: dict[str, Any]) -> SourceDistribution:
-    """The source distribution of :func:`noise_facts`."""
+def noise_tensors(source: Source) -> dict[str, Tensor]:
+    """What :func:`build_noise` needs besides, too large for plain values: the starts that the data bring, if any."""
+    starts = source.starts()
+    return {} if starts is None else Empirical(starts[0], cond=starts[1]).tensors()
+
+
+def build_noise(facts: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> SourceDistribution:
+    """The source distribution of :func:`noise_facts` and :func:`noise_tensors`."""
     match facts["kind"]:
+        case "empirical":
+            return Empirical.from_tensors(tensors or {})
         case "gaussian":
             return Gaussian()
         case "matched":
@@ -107,15 +124,29 @@ def _build_weight(name: str, path: Path, space: str) -> Weight | None:
     return MinSNR(path.schedule, prediction=space)  # pyright: ignore[reportArgumentType]
 
 
-def build_objective(method: MethodConfig, spec: DataSpec, noise: dict[str, Any]) -> Objective:
-    """Make the objective. Raises UserError for settings that contradict each other or the data."""
-    if method.label_dropout > 0 and not spec.conditions:
+def label_dropout(method: MethodConfig, spec: DataSpec) -> float:
+    """The share of samples trained without their conditions; a length is always given.
+
+    Raises UserError where one is asked for and the data have no conditions.
+    """
+    droppable = any(not isinstance(condition, Length) for condition in spec.conditions.values())
+    if method.label_dropout is None:
+        return 0.1 if droppable else 0.0
+    if method.label_dropout > 0 and not droppable:
         raise UserError(f"--label-dropout is {method.label_dropout}, but the data have no labels; set it to 0")
+    return method.label_dropout
+
+
+def build_objective(
+    method: MethodConfig, spec: DataSpec, noise: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
+) -> Objective:
+    """Make the objective. Raises UserError for settings that contradict each other or the data."""
+    dropout = label_dropout(method, spec)
     if method.coupling == "conditional-ot" and not spec.conditions:
         raise UserError("--coupling conditional-ot needs labels, and the data have none; take --coupling ot")
-    path, times = build_path(method), _build_times(method.times)
+    path, times = build_path(method, noise), _build_times(method.times)
     if method.objective == "score-matching":
-        return _score_matching(method, path, times)
+        return _score_matching(method, path, times, dropout)
     if method.prediction != "velocity" and not (
         isinstance(path, AffinePath) and (path.gaussian_source or path.sigma_min == 0)
     ):
@@ -126,18 +157,18 @@ def build_objective(method: MethodConfig, spec: DataSpec, noise: dict[str, Any])
     space = method.prediction if method.loss == "same" else method.loss
     return FlowMatching(
         path=path,
-        source=build_noise(noise),
+        source=build_noise(noise, tensors),
         coupling=COUPLINGS[method.coupling](),
         times=times,
         weight=_build_weight(method.weight, path, space),
         prediction=method.prediction,
         loss=space,
         margin=method.margin,
-        cond_dropout=method.label_dropout,
+        cond_dropout=dropout,
     )
 
 
-def _score_matching(method: MethodConfig, path: Path, times: TimeDistribution) -> ScoreMatching:
+def _score_matching(method: MethodConfig, path: Path, times: TimeDistribution, dropout: float) -> ScoreMatching:
     if method.prediction not in ("score", "noise"):
         raise UserError(f"--objective score-matching needs --prediction score or noise, got {method.prediction}")
     if not isinstance(path, AffinePath) or not path.gaussian_source:
@@ -149,5 +180,5 @@ def _score_matching(method: MethodConfig, path: Path, times: TimeDistribution) -
         times=times,
         prediction=method.prediction,
         margin=method.margin,
-        cond_dropout=method.label_dropout,
+        cond_dropout=dropout,
     )

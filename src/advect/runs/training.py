@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from advect.core.errors import UserError
@@ -67,20 +68,27 @@ def train(
         run_dir = run_dir or checkpoint.parent.parent
     run_dir = run_dir or Path("runs") / preset
     _check_folder(run_dir, checkpoint)
-    source = build_source(config.data)
+    source = build_source(config.data, say)
     card = Card.of(config, preset, source, noise_facts(config.method, source))
     if checkpoint:
         _check_same_run(read_card(checkpoint / MODEL), card, checkpoint, say)
     trainer = _new_trainer(config, source, card, run_dir)
     if checkpoint:
         trainer.state.load(checkpoint)
+    source.train.fetch(np.zeros(1, np.int64))  # whoever cannot be read says so before there is a run folder
     make_folder(run_dir, "--run-dir")
     remove_leftovers(run_dir / "checkpoints")
     write_text_whole(run_dir / "config.yaml", to_yaml(config, preset))
     step = trainer.state.progress.step
     write_environment(run_dir, device=trainer.device, fingerprint=source.fingerprint, step=step)
     _announce(config, preset, source, trainer, run_dir, say)
-    return run_dir, trainer.run()
+    reason = trainer.run()
+    if unreadable := getattr(source, "unreadable", None):
+        first, why = next(iter(unreadable.items()))
+        say(
+            f"note: {len(unreadable)} images could not be read and others took their places, the first {first} ({why})"
+        )
+    return run_dir, reason
 
 
 def _check_folder(run_dir: Path, checkpoint: Path | None) -> None:
@@ -110,6 +118,7 @@ def _check_same_run(there: Card, here: Card, checkpoint: Path, say: Say) -> None
             f"leave out those flags, or train anew with --run-dir"
         )
     free = {"max_steps", "max_minutes", "num_workers", "pair_ahead", "grad_checkpointing", "device"}
+    free |= {"data_dir", "cache_dir", "backed", "skip_unreadable"}  # the fingerprint tells whether data differ
     if here.config["training"]["lr_schedule"] == "constant":
         free.add("num_epochs")
     for section, text in differs:
@@ -134,7 +143,7 @@ def _new_trainer(config: Config, source: Source, card: Card, run_dir: Path) -> T
     t = config.training
     device = pick_device(t.device)
     use_tf32(device, t.tf32)
-    objective = build_objective(config.method, source.spec, card.noise)
+    objective = build_objective(config.method, source.spec, card.noise, card.noise_tensors)
     for flag, asked in (("--pair-ahead", t.pair_ahead), ("--accumulate", t.accumulate > 1)):
         if asked and config.method.times == "importance":
             raise UserError(f"{flag} and --times importance contradict each other: times are learned from whole steps")
@@ -171,7 +180,7 @@ def _new_state(config: Config, source: Source, card: Card, objective: Objective,
     else:
         optimizer = AdamW(params, weight_decay=decay)
     ema = Ema(params, config.training.ema_decay) if config.training.use_ema else None
-    return TrainState(net, optimizer, ema, card.to_text(), objective)
+    return TrainState(net, optimizer, ema, card.to_text(), objective, card.tensors)
 
 
 def _hooks(config: Config, run_dir: Path, flow: Flow, objective: Objective, source: Source) -> tuple[Hook, ...]:

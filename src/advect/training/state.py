@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -15,10 +16,11 @@ from advect.core.errors import UserError
 from advect.training.ema import Ema
 from advect.training.scale import LossScale
 
-MODEL, EMA, OPTIMIZER, PROGRESS = (
+MODEL, EMA, OPTIMIZER, DATA, PROGRESS = (
     "model.safetensors",
     "ema.safetensors",
     "state/optimizer.safetensors",
+    "state/data.safetensors",
     "state/run.json",
 )
 
@@ -76,12 +78,20 @@ class Optimizer(Protocol):
 class TrainState:
     """Network, optimiser, average, ``extra``, loss scale and progress; ``card`` says how to rebuild the network.
 
-    ``card`` travels in the header of both weight files, so that each of them alone can be sampled from.
+    ``card`` travels in the header of both weight files, so that each of them alone can be sampled from; ``data`` are
+    tensors too large for it, in a file beside them where there are any.
     """
 
     def __init__(
-        self, net: nn.Module, optimizer: Optimizer, ema: Ema | None, card: str = "{}", extra: Stateful | None = None
+        self,
+        net: nn.Module,
+        optimizer: Optimizer,
+        ema: Ema | None,
+        card: str = "{}",
+        extra: Stateful | None = None,
+        data: Mapping[str, Tensor] | None = None,
     ) -> None:
+        self.data = dict(data or {})
         self.net, self.optimizer, self.ema, self.card, self.extra = net, optimizer, ema, card, extra
         self.scale: LossScale | None = None
         self.progress = Progress()
@@ -95,6 +105,8 @@ class TrainState:
         if self.ema is not None:
             save_file(_plain({**weights, **self.ema.shadow}), folder / EMA, metadata=note)
         save_file(_plain(self.optimizer.tensors()), folder / OPTIMIZER)
+        if self.data:
+            save_file(_plain(self.data), folder / DATA)
         progress = {**asdict(self.progress), "ema_updates": self.ema.updates if self.ema else 0}
         progress["extra"] = self.extra.state_dict() if self.extra else {}
         if self.scale is not None:

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from advect.core.errors import UserError, did_you_mean
 from advect.runs.config import Preset
-from advect.runs.presets import celeba64, digits, fashion_mnist, moons
+from advect.runs.presets import (
+    arrays,
+    celeba64,
+    cells,
+    cifar10,
+    digits,
+    fashion_mnist,
+    images,
+    moons,
+    sequences,
+    table,
+)
 
-PRESETS: dict[str, Preset] = {p.PRESET.name: p.PRESET for p in (digits, moons, fashion_mnist, celeba64)}
+_FILES = (digits, moons, fashion_mnist, cifar10, celeba64, images, cells, table, sequences, arrays)
+PRESETS: dict[str, Preset] = {file.PRESET.name: file.PRESET for file in _FILES}
 DEFAULT = "digits"
 
 

@@ -1,14 +1,15 @@
-"""Faces at 64 pixels, or any other folder of images."""
+"""Faces at 64 pixels, or any other images."""
 
-from advect.runs.config import Config, ImageFolderData, MethodConfig, OutputConfig, Preset, TrainingConfig, UNetConfig
+from advect.runs.config import Config, MethodConfig, OutputConfig, Preset, TrainingConfig, UNetConfig
+from advect.runs.image_config import ImageFolderData
 
 PRESET = Preset(
     "celeba64",
-    "64x64 colour images from a folder (--data-dir), such as CelebA: for a GPU",
+    "64x64 colour images: CelebA in its official layout, or any folder (--data-dir): for a GPU",
     Config(
         data=ImageFolderData(),
         network=UNetConfig(),
-        method=MethodConfig(sigma_min=1e-4, label_dropout=0.0),
+        method=MethodConfig(sigma_min=1e-4),
         training=TrainingConfig(
             batch_size=32,
             num_epochs=100,
@@ -20,4 +21,5 @@ PRESET = Preset(
         ),
         output=OutputConfig(log_every=50, sample_every=1000, save_every=5000),
     ),
+    takes=("image-folder", "celeba", "packed", "shards", "parquet-images", "hub-images"),
 )

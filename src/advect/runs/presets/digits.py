@@ -1,6 +1,7 @@
 """Real 8x8 digits that ship inside scikit-learn: minutes on a laptop."""
 
-from advect.runs.config import Config, DigitsData, MethodConfig, OutputConfig, Preset, TrainingConfig, UNetConfig
+from advect.runs.config import Config, OutputConfig, Preset, TrainingConfig, UNetConfig
+from advect.runs.data_config import DigitsData
 
 PRESET = Preset(
     "digits",
@@ -10,7 +11,6 @@ PRESET = Preset(
         network=UNetConfig(
             model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(4,), dropout=0.1
         ),
-        method=MethodConfig(label_dropout=0.1),
         training=TrainingConfig(
             batch_size=128,
             num_epochs=250,

@@ -1,6 +1,7 @@
 """Fashion-MNIST from its upstream IDX files."""
 
-from advect.runs.config import Config, FashionMnistData, OutputConfig, Preset, TrainingConfig, UNetConfig
+from advect.runs.config import Config, OutputConfig, Preset, TrainingConfig, UNetConfig
+from advect.runs.image_config import FashionMnistData
 
 PRESET = Preset(
     "fashion-mnist",
@@ -20,4 +21,5 @@ PRESET = Preset(
         ),
         output=OutputConfig(log_every=20, sample_every=500, save_every=500),
     ),
+    takes=("fashion-mnist",),
 )

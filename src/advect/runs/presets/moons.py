@@ -1,6 +1,7 @@
 """Two half moons in the plane: the quickest look at a flow."""
 
-from advect.runs.config import Config, MethodConfig, MLPConfig, MoonsData, OutputConfig, Preset, TrainingConfig
+from advect.runs.config import Config, MLPConfig, OutputConfig, Preset, TrainingConfig
+from advect.runs.data_config import MoonsData
 
 PRESET = Preset(
     "moons",
@@ -8,7 +9,6 @@ PRESET = Preset(
     Config(
         data=MoonsData(),
         network=MLPConfig(width=256, depth=4),
-        method=MethodConfig(label_dropout=0.0),
         training=TrainingConfig(
             batch_size=256,
             num_epochs=100,
