@@ -88,7 +88,7 @@ def contestant(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
     net = network(args.contestant, args.dropout).to(device)
     if not args.fp32:
-        net = net.to(memory_format=torch.channels_last)
+        net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     params = named_params(net)
     state = TrainState(net, AdamW(params), Ema(params, 0.9999))
     trainer = Trainer(

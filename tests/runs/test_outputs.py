@@ -162,7 +162,7 @@ def test_single_images_are_written_on_demand_and_refused_for_other_data(tmp_path
 
 def test_what_has_no_density_says_so_in_its_own_words() -> None:
     table = flow_on(Table(frame()))
-    with pytest.raises(UserError, match="column .age. is scaled by quantiles, whose log_det depends on the value"):
+    with pytest.raises(UserError, match=r"column .age. is scaled by quantiles, whose log_det depends on the value"):
         table.log_prob(table.sample(2, steps=1))
     with pytest.raises(UserError, match="sequences of different lengths have no common log_det"):
         flow_on(ragged()).log_prob(torch.zeros(2, 5, 2), cond={LENGTH: 5})

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from advect.doctor.finding import Finding
+from advect.doctor.finding import Figure, Finding
 from advect.doctor.run_facts import RunFacts
 
 CERTAIN = 3.0
@@ -104,7 +104,11 @@ def check_gradients(run: RunFacts) -> Finding | None:
     n = len(norm)
     before, last = float(np.median(norm[n // 4 : n // 2])), float(np.median(norm[-max(n // 4, 2) :]))
     clip = run.option("training", "grad_clip", 0.0)
-    figures = {"norm in the second quarter": before, "in the last": last, "highest": float(norm.max())}
+    figures: dict[str, Figure] = {
+        "norm in the second quarter": before,
+        "in the last": last,
+        "highest": float(norm.max()),
+    }
     figures |= {"grad_clip": clip}
     if last > 5 * before:
         level = "problem" if last > 20 * before else "note"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from advect.doctor.finding import Finding
+from advect.doctor.finding import Figure, Finding
 from advect.doctor.loss_checks import (
     FEW_ROWS,
     check_divergence,
@@ -98,7 +98,7 @@ def check_speed(run: RunFacts) -> Finding | None:
         return None
     n = len(speed)
     before, last = float(np.median(speed[: n // 2])), float(np.median(speed[-max(n // 4, 2) :]))
-    figures = {"samples a second at first": before, "in the last quarter": last}
+    figures: dict[str, Figure] = {"samples a second at first": before, "in the last quarter": last}
     if last > 0.6 * before:
         return Finding("ok", "The speed is steady", figures)
     return Finding(

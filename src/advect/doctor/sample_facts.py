@@ -129,6 +129,6 @@ def _clusters(own: Tensor, real: Tensor, seed: int) -> dict[str, tuple[float, fl
     count = min(CLUSTERS, len(real) // 20)
     if count < 2:
         return {}
-    means = KMeans(count, n_init=1, random_state=seed % 2**32).fit(real.numpy())
+    means = KMeans(count, n_init=1, random_state=seed % 2**32).fit(real.numpy())  # pyright: ignore[reportArgumentType]
     data, samples = torch.from_numpy(means.labels_).long(), torch.from_numpy(means.predict(own.numpy())).long()
     return _shares(data, samples, [f"cluster {i}" for i in range(count)])

@@ -25,7 +25,7 @@ from advect.estimator.learning import Kept, Learned, learn
 from advect.estimator.settings import resolve
 from advect.runs.build import build_network, pick_device
 from advect.runs.flow import Flow
-from advect.runs.method import build_noise, build_path, noise_facts
+from advect.runs.method import build_noise, build_path, label_dropout, noise_facts
 
 LABEL = "label"
 """The name of the condition that y is."""
@@ -213,7 +213,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
             source=build_noise(self._noise),
             prediction=method.prediction,
             margin=method.margin,
-            null=method.label_dropout > 0,
+            null=label_dropout(method, self._spec) > 0,
             device=place,
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ROWS, COLUMNS, CHANNELS = 4, 4, 4
 WIDTH, ROW, MARGIN = 1024, 165, 60
-LINES = ((SAMPLES, "-"), (OTHERS[0], "--"), (OTHERS[1], "-."), (OTHERS[2], ":"))
+LINES: tuple[tuple[str, Any], ...] = ((SAMPLES, "-"), (OTHERS[0], "--"), (OTHERS[1], "-."), (OTHERS[2], ":"))
 
 
 def series_plot(

@@ -57,7 +57,7 @@ def vector_plot(
     return to_image(figure)
 
 
-def draw_quantiles(axes: Axes, points: np.ndarray, behind: np.ndarray, names: Sequence[str]) -> None:
+def draw_quantiles(axes: Axes, points: np.ndarray, behind: np.ndarray, names: list[str]) -> None:
     """The quantile plot of :func:`vector_plot` in a pair of axes."""
     style(axes)
     chosen = np.unique(np.linspace(0, points.shape[1] - 1, min(FEATURES, points.shape[1])).round().astype(int))
