@@ -103,7 +103,7 @@ class TestForms:
         assert set(samples["city"]) <= {"Oslo", "Rome", "Bern"} and samples["age"].between(22, 60).all()
         latent = model.set_params(density_steps=60).transform(frame)
         pd.testing.assert_frame_equal(model.inverse_transform(latent), frame)
-        with pytest.raises(UserError, match="no density"):
+        with pytest.raises(UserError, match="for a density"):
             model.score(frame)
         with pytest.raises(UserError, match="'Paris', which the data fitted had not"):
             model.transform(frame.assign(city="Paris"))

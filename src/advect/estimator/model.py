@@ -44,7 +44,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
             each resolution of a U-Net. None is (256, 256, 256), and (32, 64) for images.
         steps: training steps of a fit, and of each call of :meth:`partial_fit`.
         batch_size: rows a step.
-        learning_rate: its peak, after a short warm-up and before a cosine.
+        learning_rate: its peak, after a short warm-up and before a cosine. None is 4e-3, and 1e-3 for images.
         coupling: how noise and data are paired: "independent", "ot", "sinkhorn" or "conditional-ot" (with y).
         label_dropout: share of rows trained without their label, in [0, 1), without which nothing is known of X when
             no label is given.
@@ -81,7 +81,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         hidden: int | Sequence[int] | None = None,
         steps: int = 2000,
         batch_size: int = 256,
-        learning_rate: float = 1e-3,
+        learning_rate: float | None = None,
         coupling: str = "independent",
         label_dropout: float = 0.1,
         early_stopping: bool = False,
@@ -139,7 +139,9 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
             raise UserError(f"validation_fraction must lie in (0, 1), got {self.validation_fraction}; 0.1 is usual")
 
     def _resolve(self, kind: str):
-        names = ("batch_size", "learning_rate", "coupling", "label_dropout", "device")
+        names = ("batch_size", "coupling", "label_dropout", "device")
+        usual = 1e-3 if kind == "image" else 4e-3
+        rate = usual if self.learning_rate is None else self.learning_rate
         return resolve(
             self.options,
             kind=kind,
@@ -147,7 +149,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
             labelled=self.classes_ is not None,
             steps=self.steps,
             data_options=self._form_class.options,
-            arguments={name: getattr(self, name) for name in names},
+            arguments={"learning_rate": rate, **{name: getattr(self, name) for name in names}},
         )
 
     def _learn(self, x: Any, labels: np.ndarray | None) -> FlowModel:
