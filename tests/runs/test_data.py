@@ -18,6 +18,7 @@ from advect.core.errors import UserError
 from advect.core.types import LENGTH
 from advect.data import pack
 from advect.runs.arguments import parse_train
+from advect.runs.configfile import to_yaml
 from advect.runs.recognise import describe
 from advect.sources import Empirical
 
@@ -168,7 +169,6 @@ def test_data_are_recognised_trained_on_and_sampled_without(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from advect.cli import run
-    from advect.runs.configfile import to_yaml
 
     monkeypatch.chdir(tmp_path)
     Path("data").mkdir()
@@ -253,3 +253,24 @@ def test_the_unet_follows_the_size_and_flags_win(tmp_path: Path) -> None:
     assert a.settings.network.width == 32
     _, a = parse_train(["celeba64", "--data-dir", str(celeba(tmp_path)), "--attributes", "Male"])
     assert a.settings.data.attributes == ("Male",) and a.data_format == "celeba"
+
+
+def test_a_configuration_keeps_its_format_and_its_data_may_move(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    place, told = celeba(tmp_path), []
+    name, a = parse_train(["images", "--data-dir", str(place), "--data-format", "image-folder"])
+    text = to_yaml(a.settings, name)
+    Path("config.yaml").write_text(text)
+    moved = place.rename(tmp_path / "moved")
+    _, again = parse_train(["--config", "config.yaml", "--data", "moved"], told.append)
+    assert again.data_format == "image-folder" and again.settings.data.data_dir == moved
+    assert told == ["moved is a folder of 12 images: preset images"]
+    with pytest.raises(UserError, match=r"--data-format celeba and the run's config.yaml, which has image-folder"):
+        parse_train(["--config", "config.yaml", "--data-format", "celeba"])
+    with pytest.raises(UserError, match="cannot be read as --data-format image-folder"):
+        parse_train(["--config", "config.yaml", "--data", str(table(tmp_path))])
+    old = text.replace("  data_format: image-folder\n", "").replace("celeba", "moved")
+    Path("config.yaml").write_text(old)
+    assert parse_train(["--config", "config.yaml"])[1].data_format == "image-folder"

@@ -68,7 +68,7 @@ def parse_train(words: list[str], say: Callable[[str], None] | None = None) -> t
         found, given = name, []
     elif config or resume:
         file = Path(config) if config else _run_folder(Path(resume or "")) / "config.yaml"
-        found, given = read_flags(file)
+        found, given = _recorded(file)
     else:
         found, given = None, []
     for flag in ("--network", "--data-format"):
@@ -87,8 +87,17 @@ def parse_train(words: list[str], say: Callable[[str], None] | None = None) -> t
 
 def parse_config(path: Path) -> tuple[str, Config]:
     """Read a ``config.yaml``: the preset's name and the configuration. Raises UserError."""
-    name, flags = read_flags(path)
+    name, flags = _recorded(path)
     return name, _parse(get_preset(name), flags).settings
+
+
+def _recorded(path: Path) -> tuple[str, list[str]]:
+    """The preset and the flags of a ``config.yaml``; one from before there were formats has the preset's own."""
+    name, flags = read_flags(path)
+    own = format_of(get_preset(name).config.data)
+    if own is not None and _value_of("--data-format", flags) is None:
+        flags += ["--data-format", own]
+    return name, flags
 
 
 def parse_words(kind: type[A], words: list[str], *, prog: str, description: str) -> A:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import io
 import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from advect.core.errors import UserError
 from advect.data import FORMATS, Format, recognise_all
@@ -130,10 +132,6 @@ def _flags(data_format: str, path: str | Path, preset: Preset) -> list[str]:
 
 def _usual_size(path: Path) -> int:
     """A side in pixels: that of the median image, a multiple of 4 and at most 64."""
-    import io
-
-    from PIL import Image
-
     store, sides = open_store(path), []
     for index in np.linspace(0, len(store) - 1, min(_LOOKED_AT, len(store))).astype(int).tolist():
         try:
@@ -149,7 +147,7 @@ def _words(data: Format, path: str | Path) -> str:
     place = Path(path).expanduser()
     try:
         return _COUNTED[data.name](place) if data.name in _COUNTED and place.exists() else data.words
-    except (OSError, KeyError, ValueError):
+    except (ImportError, OSError, KeyError, ValueError):  # whoever opens the data says what is wrong
         return data.words
 
 
