@@ -119,6 +119,7 @@ class FashionMnist(ArraySource):
     Args:
         data_dir: the folder with the four upstream files, ``train-images-idx3-ubyte`` and so on, plain or with
             ``.gz``. The train files are for training, the t10k files are held out.
+        labels: whether there is the condition ``label``.
 
     Raises:
         UserError: a file is missing, damaged, or not what its name says.
@@ -128,14 +129,15 @@ class FashionMnist(ArraySource):
         "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
     )  # fmt: skip
 
-    def __init__(self, data_dir: str | os.PathLike[str]) -> None:
+    def __init__(self, data_dir: str | os.PathLike[str], *, labels: bool = True) -> None:
         folder = require_folder(data_dir, holding="train-images-idx3-ubyte.gz and its three companions")
+        train, rest = (_labelled(folder, part, len(self.NAMES)) for part in ("train", "t10k"))
         super().__init__(
             name="fashion-mnist",
-            train=_labelled(folder, "train", len(self.NAMES)),
-            held_out=_labelled(folder, "t10k", len(self.NAMES)),
+            train=train if labels else Rows(train.x),
+            held_out=rest if labels else Rows(rest.x),
             transform=PixelScale(0, 255, integer=True),
-            names={"label": self.NAMES},
+            names={"label": self.NAMES} if labels else None,
         )
 
 

@@ -15,6 +15,8 @@ class FashionMnistData(InFolder):
 
     data_dir: Path | None = None
     """Folder with the upstream IDX files (train-images-idx3-ubyte and so on), gzipped or not."""
+    labels: bool = False
+    """Learn the classes, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
