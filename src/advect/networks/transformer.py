@@ -14,6 +14,7 @@ from advect.networks.attention import attend
 from advect.networks.blocks import zeroed
 from advect.networks.checks import check_at_least, check_choice, check_share
 from advect.networks.dropout import dropout
+from advect.networks.gelu import tanh_gelu
 from advect.networks.positions import Rotation, rotate
 
 Norm = Literal["layer", "rms"]
@@ -86,7 +87,8 @@ class Gelu(nn.Module):
         self.widen, self.out = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(F.gelu(self.widen(x), approximate="tanh"))
+        h = self.widen(x)
+        return self.out(tanh_gelu(h) if self.training else F.gelu(h, approximate="tanh"))
 
 
 class SwiGlu(nn.Module):
