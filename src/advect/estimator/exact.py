@@ -13,13 +13,13 @@ from advect.runs.flow import Flow
 
 
 class _Wide:
-    """What a flow asks of a transform: its data come in model units, and go on in float64."""
+    """A transform whose model units are float64."""
 
     def __init__(self, inner: Transform) -> None:
         self.inner = inner
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.double()
+        return self.inner.forward(x).double()
 
     def inverse(self, x: Tensor) -> Tensor:
         return self.inner.inverse(x)
@@ -29,7 +29,7 @@ class _Wide:
 
 
 def exact(flow: Flow) -> Flow:
-    """``flow`` with weights in float64, whose data are given in model units; densities stay those of data units.
+    """``flow`` with weights in float64.
 
     In float32 the sums of a matrix product depend on the number of its rows, by more than scikit-learn allows the
     score of a row to depend on its neighbours.

@@ -271,9 +271,9 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         return torch.cat(parts).numpy().astype(np.float64)
 
     def _units(self, X: Any) -> Tensor:
-        """X in model units, (N, *S)."""
+        """X in data units, (N, *S)."""
         check_is_fitted(self)
-        return self._form.transform.forward(self._form.tensor(self._checked(X, reset=False)))
+        return self._form.tensor(self._checked(X, reset=False))
 
     def _given(self, y: Any, n: int) -> dict[str, Tensor]:
         """The condition of labels y, one or (n,)."""

@@ -12,10 +12,12 @@ PRESET = Preset(
         training=TrainingConfig(
             batch_size=128,
             num_epochs=400,
-            learning_rate=2e-4,
+            optimizer="muon",
+            learning_rate=1e-3,
             lr_schedule="cosine",
             lr_warmup_steps=1000,
             ema_decay=0.9999,
+            mixed_precision=True,
             num_workers=2,
         ),
         output=OutputConfig(log_every=50, sample_every=2000, save_every=5000, save_epochs=20),

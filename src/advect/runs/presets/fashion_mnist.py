@@ -27,7 +27,7 @@ PRESET = Preset(
             ema_decay=0.9995,
             mixed_precision=True,
         ),
-        output=OutputConfig(log_every=50, sample_every=1000, save_every=1000, sample_steps=12),
+        output=OutputConfig(log_every=50, sample_every=1000, save_every=1000, solver="dpmpp2m", sample_steps=20),
     ),
     takes=("fashion-mnist",),
 )

@@ -29,10 +29,12 @@ PRESET = Preset(
         training=TrainingConfig(
             batch_size=64,
             num_epochs=200,
-            learning_rate=4e-4,
+            optimizer="muon",
+            learning_rate=1e-3,
             lr_schedule="cosine",
             lr_warmup_steps=500,
             ema_decay=0.9995,
+            mixed_precision=True,
             num_workers=2,
         ),
         output=OutputConfig(log_every=50, sample_every=1000, save_every=1000, save_epochs=50),
