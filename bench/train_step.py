@@ -38,12 +38,12 @@ def network(name: str, dropout: float):
     from advect.networks import DiT, UNet
 
     if name == "unet":
-        # Wider or narrower in places than the peers' 64, 128, 128, 128, so that the operations come out the same.
+        # The peers' four resolutions; one wider block where they have two, so that the operations come out the same.
         return UNet(
             (3, 32, 32),
-            model_channels=64,
-            channel_mult=(1, 2, 1, 2),
-            num_res_blocks=3,
+            model_channels=100,
+            channel_mult=(1, 2, 2, 2),
+            num_res_blocks=1,
             attention_resolutions=(16,),
             dropout=dropout,
         )

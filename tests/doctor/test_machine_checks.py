@@ -121,7 +121,7 @@ def test_a_network_is_measured_without_computing_it() -> None:
     spec = DataSpec((1, 16, 16), "image", {"label": Category(("a", "b"), (0.5, 0.5))})
     small = measure_network(unet, spec)[1]
     large = measure_network(unet, replace(spec, shape=(1, 32, 32)))[1]
-    assert 3.0 < large / small < 4.1  # four times the pixels, and what depends on none of them
+    assert 3.5 < large / small < 5.0  # four times the pixels; the scores of the attention grow more, the time less
 
 
 @pytest.mark.slow
