@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from advect.core.platform import use_tf32
 from advect.core.random import CounterRng, mix
-from advect.core.types import Batch, DataSpec
+from advect.core.types import Batch
 from advect.data import Source
 from advect.estimator.settings import Settings
 from advect.objectives import Objective
-from advect.runs.build import build_network, pick_device, pick_precision
+from advect.runs.engine import check_method, new_state, new_trainer
 from advect.runs.method import build_objective
-from advect.training import (
-    AdamW,
-    Ema,
-    Hook,
-    LearningRate,
-    Limits,
-    Loader,
-    Muon,
-    Trainer,
-    TrainState,
-    hidden_matrices,
-    named_params,
-)
+from advect.training import Hook, LearningRate, Limits, Trainer, TrainState
 from advect.training.hooks import EverySteps, ProgressBar
 from advect.training.state import Progress
 
@@ -51,10 +39,9 @@ class Kept:
     @classmethod
     def of(cls, state: TrainState) -> Kept:
         """A copy of what ``state`` is now."""
-        copied = lambda tensors: {name: t.detach().cpu().clone() for name, t in tensors.items()}
-        ema = None if state.ema is None else (copied(state.ema.shadow), state.ema.updates)
+        ema = None if state.ema is None else (_copied(state.ema.shadow), state.ema.updates)
         extra = state.extra.state_dict() if state.extra else {}
-        net, moments = copied(state.net.state_dict()), copied(state.optimizer.tensors())
+        net, moments = _copied(state.net.state_dict()), _copied(state.optimizer.tensors())
         return cls(net, moments, ema, copy.deepcopy(state.progress), extra)
 
     def restore(self, state: TrainState) -> None:
@@ -122,14 +109,15 @@ class Patience(Hook):
         rng = CounterRng(mix(self.seed, 5), 0, len(self.batch))
         loss = self.objective(net, self.batch, rng).mean().item()
         if not self.losses or loss < min(self.losses):
-            self.best, self.step = _weights(net), trainer.state.progress.step
+            self.best, self.step = _copied(net.state_dict()), trainer.state.progress.step
         self.losses.append(loss)
         if len(self.losses) - 1 - int(np.argmin(self.losses)) >= self.patience:
             trainer.limits = replace(trainer.limits, max_steps=trainer.state.progress.step)
 
 
-def _weights(net: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().clone() for name, value in net.state_dict().items()}
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU."""
+    return {name: value.detach().cpu().clone() for name, value in tensors.items()}
 
 
 @dataclass(frozen=True)
@@ -160,10 +148,10 @@ def learn(
     Where the source holds rows out, the run ends early after ``patience`` looks at their loss without a better one,
     and the weights are those of the best look.
     """
-    t, device = settings.training, pick_device(settings.training.device)
-    use_tf32(device, t.tf32)
+    t = replace(settings.training, seed=seed)
+    check_method(settings.method, t)
     objective = build_objective(settings.method, source.spec, noise)
-    state = _new_state(settings, source.spec, objective, device, seed)
+    state = new_state(settings.network, t, source.spec, objective)
     if kept is not None:
         kept.restore(state)
     start = state.progress.step
@@ -175,41 +163,18 @@ def learn(
         held_out = source.held_out.fetch(np.arange(len(source.held_out)))
         watch = Patience(held_out, objective, every=every, patience=patience, seed=seed)
         hooks.append(watch)
-    trainer = Trainer(
+    trainer = new_trainer(
+        t,
         state,
         objective,
-        Loader(source.train, t.batch_size, seed=seed, workers=t.num_workers),
+        source.train,
         rate=rate,
         limits=Limits(steps=start + steps, max_steps=t.max_steps, max_minutes=t.max_minutes),
-        grad_clip=t.grad_clip,
-        autocast=pick_precision(t.mixed_precision, device, t.half),
-        accumulate=t.accumulate,
-        compile_model=t.compile_model,
-        pair_ahead=t.pair_ahead,
-        seed=seed,
         log_every=every,
-        device=device,
         hooks=[curve, *hooks, *([ProgressBar()] if verbose else [])],
     )
     reason = trainer.run()
     if watch is not None:
         return Learned(watch.best, Kept.of(state), curve.losses, watch.losses, watch.step, reason)
-    weights = _weights(state.net)
-    if state.ema is not None:
-        weights |= {name: value.detach().cpu().clone() for name, value in state.ema.shadow.items()}
+    weights = _copied({**state.net.state_dict(), **(state.ema.shadow if state.ema else {})})
     return Learned(weights, Kept.of(state), curve.losses, [], state.progress.step, reason)
-
-
-def _new_state(
-    settings: Settings, spec: DataSpec, objective: Objective, device: torch.device, seed: int
-) -> TrainState:
-    t = settings.training
-    with torch.random.fork_rng():
-        torch.manual_seed(mix(seed, 0))
-        net = build_network(settings.network, spec, grad_checkpointing=t.grad_checkpointing).to(device)
-    params = named_params(net)
-    if t.optimizer == "muon":
-        optimizer = Muon(params, hidden_matrices(net), weight_decay=t.weight_decay)
-    else:
-        optimizer = AdamW(params, weight_decay=t.weight_decay)
-    return TrainState(net, optimizer, Ema(params, t.ema_decay) if t.use_ema else None, extra=objective)

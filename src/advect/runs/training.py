@@ -7,39 +7,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from advect.core.errors import UserError
 from advect.core.files import make_folder, write_text_whole
-from advect.core.platform import tune_process, use_tf32
-from advect.core.random import mix
+from advect.core.platform import tune_process
 from advect.data import Source
 from advect.objectives import Objective
-from advect.runs.build import build_network, build_source, pick_device, pick_precision
+from advect.runs.build import build_source, pick_device, pick_precision
 from advect.runs.card import Card
 from advect.runs.config import Config
 from advect.runs.configfile import to_yaml
+from advect.runs.engine import check_method, new_state, new_trainer
 from advect.runs.environment import write_environment
 from advect.runs.flow import Flow
 from advect.runs.loading import flow_of, read_card
 from advect.runs.method import build_objective, noise_facts
 from advect.runs.network_config import name_of
 from advect.runs.watch import Watch
-from advect.training import (
-    AdamW,
-    Ema,
-    Hook,
-    LearningRate,
-    Limits,
-    Loader,
-    Muon,
-    Trainer,
-    TrainState,
-    find_checkpoint,
-    hidden_matrices,
-    named_params,
-    verify_checkpoint,
-)
+from advect.training import Hook, LearningRate, Limits, Trainer, find_checkpoint, verify_checkpoint
 from advect.training.checkpoint import remove_leftovers
 from advect.training.hooks import Checkpoints, MetricsFile, ProgressBar, TensorBoard
 from advect.training.state import MODEL
@@ -140,47 +125,15 @@ def _differences(there: dict, here: dict) -> list[tuple[str, str]]:
 
 def _new_trainer(config: Config, source: Source, card: Card, run_dir: Path) -> Trainer:
     """Wire network, objective, data and hooks together; nothing is written until the trainer runs."""
-    t = config.training
-    device = pick_device(t.device)
-    use_tf32(device, t.tf32)
+    t, device = config.training, pick_device(config.training.device)
+    check_method(config.method, t)
     objective = build_objective(config.method, source.spec, card.noise, card.noise_tensors)
-    for flag, asked in (("--pair-ahead", t.pair_ahead), ("--accumulate", t.accumulate > 1)):
-        if asked and config.method.times == "importance":
-            raise UserError(f"{flag} and --times importance contradict each other: times are learned from whole steps")
-    state = _new_state(config, source, card, objective, device)
+    state = new_state(config.network, t, source.spec, objective, card=card.to_text(), data=card.tensors)
     limits, rate = _plan(config, source)
-    return Trainer(
-        state,
-        objective,
-        Loader(source.train, t.batch_size, seed=t.seed, workers=t.num_workers),
-        rate=rate,
-        limits=limits,
-        grad_clip=t.grad_clip,
-        autocast=pick_precision(t.mixed_precision, device, t.half),
-        accumulate=t.accumulate,
-        compile_model=t.compile_model,
-        pair_ahead=t.pair_ahead,
-        seed=t.seed,
-        log_every=config.output.log_every,
-        device=device,
-        hooks=_hooks(config, run_dir, flow_of(card, state.net, device), objective, source),
+    hooks = _hooks(config, run_dir, flow_of(card, state.net, device), objective, source)
+    return new_trainer(
+        t, state, objective, source.train, rate=rate, limits=limits, log_every=config.output.log_every, hooks=hooks
     )
-
-
-def _new_state(config: Config, source: Source, card: Card, objective: Objective, device: torch.device) -> TrainState:
-    with torch.random.fork_rng():
-        torch.manual_seed(mix(config.training.seed, 0))
-        net = build_network(config.network, source.spec, grad_checkpointing=config.training.grad_checkpointing).to(
-            device
-        )
-    params = named_params(net)
-    decay = config.training.weight_decay
-    if config.training.optimizer == "muon":
-        optimizer = Muon(params, hidden_matrices(net), weight_decay=decay)
-    else:
-        optimizer = AdamW(params, weight_decay=decay)
-    ema = Ema(params, config.training.ema_decay) if config.training.use_ema else None
-    return TrainState(net, optimizer, ema, card.to_text(), objective, card.tensors)
 
 
 def _hooks(config: Config, run_dir: Path, flow: Flow, objective: Objective, source: Source) -> tuple[Hook, ...]:
