@@ -11,6 +11,9 @@ from types import ModuleType
 class UserError(ValueError):
     """A mistake that the user can mend. The command line prints its message alone and exits with 2."""
 
+    agreed = False
+    """Whether every process of the run raises it, with the same words; see ``core.group.agree``."""
+
 
 def did_you_mean(value: str, options: Iterable[str]) -> str:
     """Return "; did you mean 'x'?" for the nearest option, else the list of options."""

@@ -1,0 +1,232 @@
+"""A run's processes together: joining them, and what they tell each other.
+
+All but :func:`joined` costs nothing in a process on its own. Every other function is called by all processes, in the
+same order, from the main thread. PyTorch's distributed package is imported where there are several processes only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from advect.core.errors import UserError
+from advect.core.processes import Processes
+
+if TYPE_CHECKING:
+    import torch
+    from torch.distributed import ProcessGroup
+
+T = TypeVar("T")
+N = TypeVar("N", int, float)
+
+TIMEOUT = timedelta(minutes=10)
+"""How long a process waits for the others: to come, and in each exchange."""
+
+
+class PeerFailed(RuntimeError):
+    """Another process has failed in a way that is no user's mistake; its own traceback says how."""
+
+
+@dataclass(frozen=True)
+class _Joined:
+    processes: Processes
+    control: ProcessGroup
+    background: ProcessGroup
+
+
+_joined: _Joined | None = None
+
+
+def current() -> Processes:
+    """The processes that have joined; this one alone outside of :func:`joined`."""
+    return Processes() if _joined is None else _joined.processes
+
+
+def control_group() -> ProcessGroup | None:
+    """The Gloo group for what the main threads exchange on the CPU; None for a process on its own."""
+    return None if _joined is None else _joined.control
+
+
+def background_group() -> ProcessGroup | None:
+    """The Gloo group for what one background thread of each process exchanges, such as the writer of checkpoints.
+
+    Exchanges of two threads in one group would be taken for each other. None for a process on its own.
+    """
+    return None if _joined is None else _joined.background
+
+
+@contextmanager
+def joined(
+    device: torch.device | None = None, *, processes: Processes | None = None, timeout: timedelta = TIMEOUT
+) -> Iterator[Processes]:
+    """Within the block the processes of the environment, or ``processes``, form PyTorch's default group.
+
+    It is Gloo for CPU tensors and NCCL for those of a GPU; a CPU as ``device`` leaves NCCL out, and a GPU becomes
+    PyTorch's current one, each process its own. Without ``device`` NCCL is there wherever CUDA is. Inside a joined
+    block, and for a process on its own, nothing happens. Raises UserError where the others do not come in time, or
+    the port is taken.
+    """
+    me = processes or (Processes.of_environment() if _joined is None else _joined.processes)
+    if _joined is not None or me.world == 1:
+        yield me
+        return
+    _join(me, device, timeout)
+    clean = False
+    try:
+        yield me
+        barrier()  # whoever ends first must not close what another still reads
+        clean = True
+    except UserError as error:
+        clean = error.agreed
+        raise
+    finally:
+        _leave(clean)
+
+
+def _join(me: Processes, device: torch.device | None, timeout: timedelta) -> None:
+    global _joined
+    import torch
+    import torch.distributed as dist
+
+    cuda = torch.cuda.is_available() if device is None else device.type == "cuda"
+    if device is not None and cuda:
+        torch.cuda.set_device(me.device(device))
+    address = f"[{me.address}]" if ":" in me.address else me.address
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            init_method=f"tcp://{address}:{me.port}",
+            rank=me.rank,
+            world_size=me.world,
+            timeout=timeout,
+        )
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        raise UserError(
+            f"{me.name} could not join the {me.world} processes at MASTER_ADDR {me.address} and MASTER_PORT {me.port}"
+            f" ({str(error).splitlines()[0].rstrip('. ')}); see that all are started, and that the port is free"
+        ) from error
+    groups = [dist.new_group(backend="gloo", timeout=timeout) for _ in range(2)]
+    _joined = _Joined(me, *groups)  # pyright: ignore[reportArgumentType]
+
+
+def _leave(clean: bool) -> None:
+    """Forget the group. NCCL is closed after a clean end only, as it would wait for processes that failed."""
+    global _joined
+    import torch.distributed as dist
+
+    _joined = None
+    if clean or "nccl" not in dist.get_backend_config():
+        dist.destroy_process_group()
+
+
+def all_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Add up each process's ``tensor`` (*S) in place, on the tensor's own device, and return it."""
+    if _joined is not None:
+        import torch.distributed as dist
+
+        dist.all_reduce(tensor, group=None if tensor.is_cuda else _joined.control)
+    return tensor
+
+
+def all_max(values: Sequence[N]) -> list[N]:
+    """The largest of each value over the processes, as the types here; exact for integers up to 2^53, not for NaN."""
+    if _joined is None:
+        return list(values)
+    import torch
+    import torch.distributed as dist
+
+    largest = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(largest, dist.ReduceOp.MAX, group=_joined.control)
+    return [type(own)(value) for own, value in zip(values, largest.tolist(), strict=True)]
+
+
+def all_objects(value: T) -> list[T]:
+    """Each process's ``value``, by rank, on all of them."""
+    if _joined is None:
+        return [value]
+    import torch.distributed as dist
+
+    values: list[Any] = [None] * _joined.processes.world
+    dist.all_gather_object(values, value, group=_joined.control)
+    return values
+
+
+def gather_objects(value: T) -> list[T] | None:
+    """Each process's ``value``, by rank, on the first one; None on the others."""
+    if _joined is None:
+        return [value]
+    import torch.distributed as dist
+
+    values: list[Any] | None = [None] * _joined.processes.world if _joined.processes.is_first else None
+    dist.gather_object(value, values, dst=0, group=_joined.control)
+    return values
+
+
+def broadcast_object(value: T) -> T:
+    """The first process's ``value``, on all of them."""
+    if _joined is None:
+        return value
+    import torch.distributed as dist
+
+    values = [value]
+    dist.broadcast_object_list(values, src=0, group=_joined.control)
+    return values[0]
+
+
+def barrier() -> None:
+    """Wait until all processes are here."""
+    if _joined is not None:
+        import torch.distributed as dist
+
+        dist.barrier(group=_joined.control)
+
+
+@contextmanager
+def agree() -> Iterator[None]:
+    """Within the block each process does its own set-up, without exchanges; it is over when all are through.
+
+    A UserError of one becomes the same UserError, that of the first such rank, on all of them; so nobody waits for a
+    process that has given up. Where one fails in another way, its error goes on there, and the others raise
+    PeerFailed.
+    """
+    if _joined is None:
+        yield
+        return
+    me, failure = _joined.processes, None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    mistake = isinstance(failure, UserError)
+    told = all_objects(None if failure is None else (mistake, _text(failure, me)))
+    bad = [said for said in told if said is not None]
+    if not bad:
+        return
+    if failure is not None and not mistake:
+        raise failure
+    bugs = [text for is_mistake, text in bad if not is_mistake]
+    if bugs:
+        raise PeerFailed(f"another process failed: {bugs[0]}") from failure
+    error = UserError(bad[0][1])
+    error.agreed = True
+    raise error from failure
+
+
+def _text(failure: Exception, me: Processes) -> str:
+    if not isinstance(failure, UserError):
+        return f"{me.name}: {type(failure).__name__}: {failure}"
+    return str(failure) if me.is_first or failure.agreed else f"{me.name}: {failure}"
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether an error says that another process has gone or failed, and nothing of this one."""
+    if isinstance(error, PeerFailed):
+        return True
+    if current().world == 1 or not isinstance(error, RuntimeError):
+        return False
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
