@@ -9,7 +9,7 @@ import pytest
 
 from advect.core.errors import UserError
 from advect.training import find_checkpoint, verify_checkpoint, write_checkpoint
-from advect.training.checkpoint import FORMAT, checkpoint_name, keep_last, list_checkpoints, remove_leftovers
+from advect.training.checkpoint import FORMAT, checkpoint_name, list_checkpoints, remove_leftovers, retain
 
 FILES = {
     "model.safetensors": b"weights" * 99,
@@ -161,7 +161,7 @@ def test_other_files_beside_the_checkpoints_stay(run):
     (checkpoints / "notes.txt").touch()
     (checkpoints / "step-by-step").mkdir()
     remove_leftovers(checkpoints)
-    keep_last(checkpoints, 1)
+    retain(checkpoints, 1)
     assert sorted(os.listdir(checkpoints)) == ["latest", "notes.txt", "step-00000010", "step-by-step"]
 
 
@@ -174,7 +174,7 @@ def test_other_files_beside_the_checkpoints_stay(run):
 def test_keep_last_keeps_the_newest(tmp_path, count, kept):
     for step in (1, 2, 10, 30):
         write_checkpoint(tmp_path, step, fill)
-    keep_last(tmp_path, count)
+    retain(tmp_path, count)
     assert [p.name for p in list_checkpoints(tmp_path)] == [checkpoint_name(step) for step in kept]
     assert len(os.listdir(tmp_path)) == len(kept) + 1
     for path in list_checkpoints(tmp_path):
@@ -185,7 +185,7 @@ def test_keep_last_keeps_the_one_that_latest_names(tmp_path):
     # A run that went on from an older checkpoint than its last.
     for step in (10, 20, 30, 15):
         write_checkpoint(tmp_path / "checkpoints", step, fill)
-    keep_last(tmp_path / "checkpoints", 1)
+    retain(tmp_path / "checkpoints", 1)
     assert find_checkpoint(tmp_path).name == "step-00000015"
 
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 PROGRAM = """
 import json, os, shutil, signal, sys
 from pathlib import Path
-from advect.training.checkpoint import keep_last, write_checkpoint
+from advect.training.checkpoint import retain, write_checkpoint
 
 WATCHED = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
 
@@ -46,7 +46,7 @@ def killed(base, copy, action, n):
     pid = os.fork()
     if pid == 0:
         kill_before(n)
-        exec(action, {"folder": copy / "checkpoints", "fill": fill, "write": write_checkpoint, "keep": keep_last})
+        exec(action, {"folder": copy / "checkpoints", "fill": fill, "write": write_checkpoint, "keep": retain})
         os._exit(0)
     status = os.waitpid(pid, 0)[1]
     if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:

@@ -8,7 +8,7 @@ from torch import nn
 
 from advect.core.hardware import device_peak, peak_flops
 from advect.networks import MLP
-from advect.training.flops import step_flops
+from advect.training.flops import on_meta, step_flops
 
 
 def test_of_an_mlp() -> None:
@@ -16,7 +16,7 @@ def test_of_an_mlp() -> None:
     layers = [(3 + 1 + 2, 16), (16, 16), (16, 16), (16, 3)]
     products = [2 * batch * n_in * n_out for n_in, n_out in layers]
     expected = 3 * sum(products) - products[0]  # no gradient for the data
-    assert step_flops(net, torch.zeros(batch, 3), torch.zeros(batch)) == expected
+    assert step_flops(on_meta(net), torch.zeros(batch, 3), torch.zeros(batch)) == expected
     assert all(p.device.type == "cpu" and p.grad is None for p in net.parameters())
 
 
@@ -39,7 +39,7 @@ def test_of_convolutions_with_and_without_computing_them_again(again: bool) -> N
     batch = 5
     first, second = 2 * batch * 12 * 12 * 9 * 3 * 8, 2 * batch * 6 * 6 * 9 * 8 * 4
     net = Convolutions(again)
-    assert step_flops(net, torch.zeros(batch, 3, 12, 12), torch.zeros(batch)) == 2 * first + 3 * second
+    assert step_flops(on_meta(net), torch.zeros(batch, 3, 12, 12), torch.zeros(batch)) == 2 * first + 3 * second
     assert net.grad_checkpointing == again
 
 
@@ -49,7 +49,7 @@ class Looks(nn.Module):
 
 
 def test_a_network_that_looks_at_values_has_no_count() -> None:
-    assert step_flops(Looks(), torch.zeros(2, 3), torch.zeros(2)) is None
+    assert step_flops(on_meta(Looks()), torch.zeros(2, 3), torch.zeros(2)) is None
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from advect.core.types import Batch
 from advect.couplings import ExactOT
 from advect.networks import MLP, UNet
 from advect.objectives import FlowMatching
-from advect.training import AdamW, Ema, LossScale, TrainState, named_params
+from advect.training import AdamW, Ema, LossScale, Muon, TrainState, named_params
 from advect.training.step import Step, split_rows
 
 CPU = torch.device("cpu")
@@ -24,7 +24,7 @@ class Recorder:
     def __init__(self, net: nn.Module) -> None:
         self.net, self.grads = net, []
 
-    def step(self, lr: float) -> None:
+    def step(self, lr: float, bad: Tensor | None = None) -> None:
         self.grads = [None if p.grad is None else p.grad.clone() for p in self.net.parameters()]
 
     def tensors(self) -> dict[str, Tensor]:
@@ -53,7 +53,7 @@ def test_parts_have_the_gradient_and_loss_of_the_whole_batch(rows: int, parts: i
     for accumulate in (1, parts):
         net = small_net()
         optimizer = Recorder(net)
-        step = Step(TrainState(net, optimizer, None), net, device=CPU, grad_clip=0.0, accumulate=accumulate)
+        step = Step(TrainState(net, optimizer, None), device=CPU, grad_clip=0.0, accumulate=accumulate)
         loss, norm = step.on_drawn(objective, drawn, 0.1)
         found.append((loss, norm, optimizer.grads))
     torch.testing.assert_close(found[1], found[0], rtol=2e-5, atol=1e-6)
@@ -77,7 +77,7 @@ def test_activations_computed_again_give_the_same_gradient_dropout_included() ->
         for p in net.parameters():
             nn.init.normal_(p, std=0.1)
         optimizer = Recorder(net)
-        step = Step(TrainState(net, optimizer, None), net, device=CPU, grad_clip=0.0)
+        step = Step(TrainState(net, optimizer, None), device=CPU, grad_clip=0.0)
         torch.manual_seed(1)
         loss, _ = step.on_drawn(objective, drawn, 0.1)
         found.append((loss, optimizer.grads, step.flops))
@@ -102,7 +102,7 @@ def test_the_gradient_in_float16_is_that_of_float32_unscaled() -> None:
         optimizer = Recorder(net)
         state = TrainState(net, optimizer, None)
         state.scale = None if dtype is None else LossScale(256.0)
-        Step(state, net, device=CPU, grad_clip=0.0, autocast=dtype).on_drawn(objective, drawn, 0.1)
+        Step(state, device=CPU, grad_clip=0.0, autocast=dtype).on_drawn(objective, drawn, 0.1)
         grads[dtype] = torch.cat([g.flatten() for g in optimizer.grads])
         assert state.scale is None or state.scale.skipped == 0
     error = (grads[torch.float16] - grads[None]).norm() / grads[None].norm()
@@ -114,7 +114,7 @@ def test_an_overflow_changes_nothing_but_the_scale() -> None:
     params = named_params(net)
     state = TrainState(net, AdamW(params), Ema(params, 0.9))
     assert state.ema is not None
-    step = Step(state, net, device=CPU, autocast=torch.float16)
+    step = Step(state, device=CPU, autocast=torch.float16)
     assert state.scale is not None
     state.scale.scale = 256.0
     drawn = drawn_batch(objective, 64)
@@ -131,16 +131,16 @@ def test_an_overflow_changes_nothing_but_the_scale() -> None:
 
 
 def test_the_scale_doubles_after_a_calm_interval_and_goes_on_from_what_was_kept() -> None:
-    calm, burst = [torch.ones(2)], [torch.tensor([1.0, float("inf")])]
     one, other = LossScale(8.0, interval=3), LossScale(2.0, interval=3)
-    assert not one.unscale(burst)
+    one.adapt(finite=False)
     assert one.scale == 4.0
     for _ in range(2):
-        assert one.unscale([g.clone() for g in calm])
+        one.adapt(finite=True)
     other.load_state_dict(one.state_dict())
     for scale in (one, other):
-        grads = [g.clone() for g in calm]
-        assert scale.unscale(grads)
+        grads = [torch.ones(2)]
+        scale.unscale(grads)
+        scale.adapt(finite=True)
         assert grads[0].tolist() == [0.25, 0.25]
         assert (scale.scale, scale.skipped) == (8.0, 1)
 
@@ -148,7 +148,45 @@ def test_the_scale_doubles_after_a_calm_interval_and_goes_on_from_what_was_kept(
 def test_a_loss_that_is_never_finite_ends_the_run() -> None:
     scale = LossScale(2.0**-14)
     with pytest.raises(UserError, match=r"not finite even with the loss scaled by .*; lower --learning-rate"):
-        scale.unscale([torch.tensor([float("nan")])])
+        scale.adapt(finite=False)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_step_whose_loss_is_not_finite_changes_nothing_even_where_the_gradient_would_be(value: float) -> None:
+    net, objective = small_net(), FlowMatching()
+    params = named_params(net)
+    state = TrainState(net, AdamW(params), Ema(params, 0.9))
+    assert state.ema is not None
+    step, drawn = Step(state, device=CPU), drawn_batch(objective, 16)
+    step.on_drawn(objective, drawn, 0.1)
+    kept = [t.clone() for t in (*params.values(), *state.optimizer.tensors().values(), *state.ema.shadow.values())]
+
+    class Shifted(FlowMatching):
+        def compare(self, output: Tensor, point) -> Tensor:
+            return super().compare(output, point) + value  # a constant has no gradient
+
+    _, norm = step.on_drawn(Shifted(), drawn, 0.1)
+    now = [*params.values(), *state.optimizer.tensors().values(), *state.ema.shadow.values()]
+    assert not norm.isfinite()
+    assert all(torch.equal(a, b) for a, b in zip(kept, now, strict=True))
+    step.on_drawn(objective, drawn, 0.1)
+    assert not torch.equal(kept[0], next(iter(params.values())))
+
+
+@pytest.mark.parametrize("make", [lambda params: AdamW(params), lambda params: Muon(params, {"w"})])
+def test_an_optimiser_told_on_the_device_that_a_step_is_bad_moves_nothing(make) -> None:
+    params = {"w": nn.Parameter(torch.ones(3, 3)), "b": nn.Parameter(torch.ones(3))}
+    optimizer = make(params)
+    for value, bad in ((1.0, torch.zeros(())), (float("nan"), torch.ones(()))):
+        before = [t.clone() for t in (*params.values(), *optimizer.tensors().values())]
+        for p in params.values():
+            p.grad = torch.full_like(p, value)
+        optimizer.step(0.1, bad)
+        same = [
+            torch.equal(a, b) for a, b in zip(before, (*params.values(), *optimizer.tensors().values()), strict=True)
+        ]
+        assert not any(same) if not bad else all(same)
+        assert all(p.grad is None for p in params.values())
 
 
 @pytest.mark.parametrize(
@@ -158,4 +196,4 @@ def test_a_loss_that_is_never_finite_ends_the_run() -> None:
 def test_mistakes_are_told(wrong: dict, message: str) -> None:
     net = small_net()
     with pytest.raises(UserError, match=message):
-        Step(TrainState(net, Recorder(net), None), net, device=CPU, **wrong)
+        Step(TrainState(net, Recorder(net), None), device=CPU, **wrong)

@@ -154,6 +154,17 @@ def all_objects(value: T) -> list[T]:
     return values
 
 
+def background_objects(value: T) -> list[T]:
+    """As :func:`all_objects`, between one background thread of each process."""
+    if _joined is None:
+        return [value]
+    import torch.distributed as dist
+
+    values: list[Any] = [None] * _joined.processes.world
+    dist.all_gather_object(values, value, group=_joined.background)
+    return values
+
+
 def gather_objects(value: T) -> list[T] | None:
     """Each process's ``value``, by rank, on the first one; None on the others."""
     if _joined is None:

@@ -62,7 +62,12 @@ class TrainingConfig(_Checked):
     """Optimisation."""
 
     batch_size: int = 128
-    """Samples a step."""
+    """Samples a step, on each process."""
+
+    # How several processes share the network. ddp: each has all of it. fsdp: each keeps a part of weights, moments and
+    # averages, for networks too large for one device. auto: none for one process; ddp, or fsdp where ddp would fill
+    # half of a GPU's memory.
+    parallel: Literal["auto", "none", "ddp", "fsdp"] = "auto"
     num_epochs: int = 100
     """Passes over the data: the length of the run, and of a cosine schedule."""
     max_steps: int | None = None
@@ -91,6 +96,8 @@ class TrainingConfig(_Checked):
     """That type: bf16, fp16 with a loss scale, or what suits the device; on a CPU without bf16, auto stays in fp32."""
     tf32: bool = True
     """Let a GPU multiply float32 with 10 bits of mantissa."""
+    max_bad_steps: int = 10
+    """After so many steps in a row that are not finite, go back to a checkpoint with a lower rate, once; then stop."""
     accumulate: int = 1
     """Compute each batch in so many parts, one after the other: the same step in less memory."""
     grad_checkpointing: bool = False
@@ -113,6 +120,7 @@ class TrainingConfig(_Checked):
         ("lr_warmup_steps", 0),
         ("weight_decay", 0),
         ("grad_clip", 0),
+        ("max_bad_steps", 1),
         ("accumulate", 1),
         ("num_workers", 0),
     )
@@ -134,6 +142,8 @@ class OutputConfig(_Checked):
     """A checkpoint after every so many epochs; 0 for none."""
     keep_last: int = 3
     """How many of the newest checkpoints are kept; 0 keeps all."""
+    keep_every: int = 0
+    """Keep those of each so many steps, too; 0 for none."""
     num_samples: int = 64
     """Samples in a grid."""
     sample_steps: int = 50
@@ -149,6 +159,7 @@ class OutputConfig(_Checked):
         ("save_every", 0),
         ("save_epochs", 0),
         ("keep_last", 0),
+        ("keep_every", 0),
         ("num_samples", 1),
         ("sample_steps", 1),
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from advect.core.errors import UserError
+from advect.core.group import current
 from advect.core.platform import use_tf32
 from advect.core.random import mix
 from advect.core.types import DataSpec
@@ -28,6 +29,8 @@ from advect.training import (
     hidden_matrices,
     named_params,
 )
+from advect.training.flops import on_meta
+from advect.training.parallel import Parallel, local
 
 
 def check_method(method: MethodConfig, t: TrainingConfig) -> None:
@@ -38,16 +41,23 @@ def check_method(method: MethodConfig, t: TrainingConfig) -> None:
 
 
 def new_state(network: NetworkConfig, t: TrainingConfig, spec: DataSpec, objective: Objective, **kept) -> TrainState:
-    """A state at its first step, on the device of ``t`` and from its seed; ``kept`` goes into it as it is."""
+    """A state at its first step, on the device of ``t`` and from its seed; ``kept`` goes into it as it is.
+
+    The processes that have joined share its network as ``t`` says.
+    """
+    device = pick_device(t.device)
     with torch.random.fork_rng():
         torch.manual_seed(mix(t.seed, 0))
-        net = build_network(network, spec, grad_checkpointing=t.grad_checkpointing).to(pick_device(t.device))
+        net = build_network(network, spec, grad_checkpointing=t.grad_checkpointing)
+    parallel, twin = Parallel.choose(t.parallel, net, device), on_meta(net)
+    net = parallel.place(net, device, pick_precision(t.mixed_precision, device, t.half))
     params = named_params(net)
     if t.optimizer == "muon":
         optimizer = Muon(params, hidden_matrices(net), weight_decay=t.weight_decay)
     else:
         optimizer = AdamW(params, weight_decay=t.weight_decay)
-    return TrainState(net, optimizer, Ema(params, t.ema_decay) if t.use_ema else None, extra=objective, **kept)
+    ema = Ema({name: local(p) for name, p in params.items()}, t.ema_decay) if t.use_ema else None
+    return TrainState(net, optimizer, ema, extra=objective, parallel=parallel, twin=twin, **kept)
 
 
 def new_trainer(
@@ -67,7 +77,7 @@ def new_trainer(
     return Trainer(
         state,
         objective,
-        Loader(split, t.batch_size, seed=t.seed, workers=t.num_workers),
+        Loader(split, t.batch_size, seed=t.seed, workers=t.num_workers, rank=current().rank, world=current().world),
         rate=rate,
         limits=limits,
         grad_clip=t.grad_clip,
@@ -75,6 +85,7 @@ def new_trainer(
         accumulate=t.accumulate,
         compile_model=t.compile_model,
         pair_ahead=t.pair_ahead,
+        max_bad_steps=t.max_bad_steps,
         seed=t.seed,
         log_every=log_every,
         device=device,

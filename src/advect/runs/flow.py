@@ -48,6 +48,7 @@ class Flow(Field):
         guidance_interval: tuple[float, float] | None = None,
         trajectory: bool = False,
         batch_size: int = 256,
+        rows: range | None = None,
         progress: bool = False,
     ) -> Tensor:
         """Draw n samples (n, *S) in data units, on the CPU: float32, or float64 for tables.
@@ -60,6 +61,7 @@ class Flow(Field):
         as control cells, starts each sample from a row that agrees with its categories, or from any if none does.
         ``guidance`` other than 1, within ``guidance_interval`` of t if given, needs a flow with conditions
         (classifier-free guidance). With ``trajectory`` the states at all grid times come back, (steps + 1, n, *S).
+        ``rows``, a range within 0 .. n, draws these of the n samples alone, such as one process's share.
         Raises UserError for a bad argument.
         """
         if n < 1:
@@ -73,19 +75,23 @@ class Flow(Field):
         if guidance == 1 and guidance_interval is not None:
             raise UserError("guidance_interval is given, but guidance is 1, which is none; give a guidance such as 2")
         walk = self._walk(steps, solver, grid, diffusion, trajectory)
+        if rows is not None and not (0 <= rows.start < rows.stop <= n and rows.step == 1):
+            raise UserError(f"rows must be a range within 0 .. {n}, not empty, of step 1, got {rows}")
+        begin, end = (0, n) if rows is None else (rows.start, rows.stop)
         conditions = self.conditions(n, cond, seed)
         parts = []
-        with tqdm(total=n, unit="sample", desc="sample", disable=not progress) as bar:
-            for first in range(0, n, batch_size):
-                last = min(first + batch_size, n)
-                rows = CounterRng(mix(seed, 1), 0, last - first, start=first, total=n)
+        with tqdm(total=end - begin, unit="sample", desc="sample", disable=not progress) as bar:
+            for first in range(begin, end, batch_size):
+                last = min(first + batch_size, end)
+                rng = CounterRng(mix(seed, 1), 0, last - first, start=first, total=n)
                 part = self._on_device({name: value[first:last] for name, value in conditions.items()})
-                x0 = self._start(last - first, rows, part)
-                x = walk(self.velocity(part, guidance=guidance, interval=guidance_interval), x0, rows)
+                x0 = self._start(last - first, rng, part)
+                x = walk(self.velocity(part, guidance=guidance, interval=guidance_interval), x0, rng)
                 parts.append(x.float().cpu())
                 bar.update(last - first)
         x = torch.cat(parts, dim=1 if trajectory else 0)
-        inverse = lambda state: without_padding(self.transform.inverse(state), conditions)
+        drawn = {name: value[begin:end] for name, value in conditions.items()}
+        inverse = lambda state: without_padding(self.transform.inverse(state), drawn)
         return torch.stack([inverse(state) for state in x]) if trajectory else inverse(x)
 
     def _walk(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 
 from advect.core.errors import UserError
 from advect.core.files import make_folder, write_text_whole
+from advect.core.group import agree, current, joined
 from advect.core.platform import tune_process
 from advect.data import Source
 from advect.objectives import Objective
@@ -27,7 +29,8 @@ from advect.runs.watch import Watch
 from advect.training import Hook, LearningRate, Limits, Trainer, find_checkpoint, verify_checkpoint
 from advect.training.checkpoint import remove_leftovers
 from advect.training.hooks import Checkpoints, MetricsFile, ProgressBar, TensorBoard
-from advect.training.state import MODEL
+from advect.training.state import MODEL, PROGRESS
+from advect.training.writer import CheckpointWriter
 
 Say = Callable[[str], None]
 
@@ -47,25 +50,36 @@ def train(
     settings that do not fit the data, a run folder in use, and a checkpoint of another network or data.
     """
     tune_process()
-    checkpoint = find_checkpoint(resume_from) if resume_from else None
-    if checkpoint:
-        verify_checkpoint(checkpoint)
-        run_dir = run_dir or checkpoint.parent.parent
-    run_dir = run_dir or Path("runs") / preset
-    _check_folder(run_dir, checkpoint)
-    source = build_source(config.data, say)
-    card = Card.of(config, preset, source, noise_facts(config.method, source))
-    if checkpoint:
-        _check_same_run(read_card(checkpoint / MODEL), card, checkpoint, say)
+    with joined(pick_device(config.training.device)) as me:
+        say = say if me.is_first else lambda text: None
+        return _train(config, preset, run_dir, resume_from, say)
+
+
+def _train(config: Config, preset: str, run_dir: Path | None, resume_from: Path | None, say: Say) -> tuple[Path, str]:
+    first = current().is_first
+    with agree():
+        checkpoint = find_checkpoint(resume_from) if resume_from else None
+        if checkpoint:
+            if first:
+                verify_checkpoint(checkpoint)
+            run_dir = run_dir or checkpoint.parent.parent
+        run_dir = run_dir or Path("runs") / preset
+        _check_folder(run_dir, checkpoint)
+        source = build_source(config.data, say)
+        card = Card.of(config, preset, source, noise_facts(config.method, source))
+        if checkpoint:
+            _check_same_run(read_card(checkpoint / MODEL), card, checkpoint, say)
+        source.train.fetch(np.zeros(1, np.int64))  # whoever cannot be read says so before there is a run folder
     trainer = _new_trainer(config, source, card, run_dir)
     if checkpoint:
         trainer.state.load(checkpoint)
-    source.train.fetch(np.zeros(1, np.int64))  # whoever cannot be read says so before there is a run folder
-    make_folder(run_dir, "--run-dir")
-    remove_leftovers(run_dir / "checkpoints")
-    write_text_whole(run_dir / "config.yaml", to_yaml(config, preset))
-    step = trainer.state.progress.step
-    write_environment(run_dir, device=trainer.device, fingerprint=source.fingerprint, step=step)
+    with agree():
+        if first:
+            make_folder(run_dir, "--run-dir")
+            remove_leftovers(run_dir / "checkpoints")
+            write_text_whole(run_dir / "config.yaml", to_yaml(config, preset))
+            step = trainer.state.progress.step
+            write_environment(run_dir, device=trainer.device, fingerprint=source.fingerprint, step=step)
     _announce(config, preset, source, trainer, run_dir, say)
     reason = trainer.run()
     if unreadable := getattr(source, "unreadable", None):
@@ -102,7 +116,10 @@ def _check_same_run(there: Card, here: Card, checkpoint: Path, say: Say) -> None
             f"checkpoint {checkpoint} has another network: {'; '.join(of_network)}; "
             f"leave out those flags, or train anew with --run-dir"
         )
-    free = {"max_steps", "max_minutes", "num_workers", "pair_ahead", "grad_checkpointing", "device"}
+    free = {"max_steps", "max_minutes", "num_workers", "pair_ahead", "grad_checkpointing", "device", "parallel"}
+    world = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8")).get("world", 1)
+    if world * there.config["training"]["batch_size"] == current().world * here.config["training"]["batch_size"]:
+        free.add("batch_size")
     free |= {"data_dir", "cache_dir", "backed", "skip_unreadable"}  # the fingerprint tells whether data differ
     if here.config["training"]["lr_schedule"] == "constant":
         free.add("num_epochs")
@@ -137,7 +154,7 @@ def _new_trainer(config: Config, source: Source, card: Card, run_dir: Path) -> T
 
 
 def _hooks(config: Config, run_dir: Path, flow: Flow, objective: Objective, source: Source) -> tuple[Hook, ...]:
-    out = config.output
+    out, first = config.output, current().is_first
     metrics, board = MetricsFile(run_dir / "metrics.jsonl"), TensorBoard(run_dir / "tensorboard")
     watch = Watch(
         flow,
@@ -147,24 +164,23 @@ def _hooks(config: Config, run_dir: Path, flow: Flow, objective: Objective, sour
         every=out.sample_every,
         samples=out.num_samples,
         seed=config.training.seed,
-        metrics=metrics,
-        board=board,
+        metrics=metrics if first else None,
+        board=board if first else None,
     )
-    checkpoints = Checkpoints(
-        run_dir / "checkpoints", every=out.save_every, every_epochs=out.save_epochs, keep=out.keep_last
-    )
-    return metrics, board, ProgressBar(), checkpoints, watch
+    writer = CheckpointWriter(run_dir / "checkpoints", keep_last=out.keep_last, keep_every=out.keep_every)
+    checkpoints = Checkpoints(writer, every=out.save_every, every_epochs=out.save_epochs)
+    return (metrics, board, ProgressBar(), checkpoints, watch) if first else (checkpoints, watch)
 
 
 def _plan(config: Config, source: Source) -> tuple[Limits, LearningRate]:
     t = config.training
-    steps = math.ceil(t.num_epochs * len(source.train) / t.batch_size)
+    steps = math.ceil(t.num_epochs * len(source.train) / (t.batch_size * current().world))
     limits = Limits(steps=steps, max_steps=t.max_steps, max_minutes=t.max_minutes)
     return limits, LearningRate(peak=t.learning_rate, warmup=t.lr_warmup_steps, total=steps, shape=t.lr_schedule)
 
 
 def _announce(config: Config, preset: str, source: Source, trainer: Trainer, run_dir: Path, say: Say) -> None:
-    t, limits, step, net = config.training, trainer.limits, trainer.state.progress.step, trainer.state.net
+    t, limits, step, net = config.training, trainer.limits, trainer.state.progress.step, trainer.state.twin
     params = sum(p.numel() for p in net.parameters())
     say(
         f"{preset}: {len(source.train):,} training and {len(source.held_out):,} held-out samples of shape "
@@ -178,5 +194,10 @@ def _announce(config: Config, preset: str, source: Source, trainer: Trainer, run
         )
     if t.mixed_precision and pick_precision(True, trainer.device, t.half) is None:
         say(f"note: --mixed-precision does nothing here: {trainer.device} is fastest in float32; --half forces a type")
-    if t.batch_size < 32:
-        say(f"note: a batch of {t.batch_size} gives noisy gradients; 32 or more is usual")
+    if (world := current().world) > 1:
+        say(
+            f"{world} processes ({trainer.state.parallel.kind}): batches of {t.batch_size} on each, "
+            f"{trainer.loader.global_batch:,} together"
+        )
+    if trainer.loader.global_batch < 32:
+        say(f"note: a batch of {trainer.loader.global_batch} gives noisy gradients; 32 or more is usual")

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from advect.core.group import all_sum, current, gather_objects
 from advect.core.random import CounterRng, mix
 from advect.core.types import Batch, Category
 from advect.data import Split
@@ -20,19 +22,26 @@ from advect.training.trainer import Hook, Trainer
 
 @torch.no_grad()
 def held_out_loss(flow: Flow, objective: Objective, split: Split, seed: int, limit: int = 2048) -> float:
-    """The objective's mean over the first ``limit`` held-out examples, with the same noise and times each time."""
-    total, count = 0.0, 0
-    for first in range(0, min(limit, len(split)), 256):
-        indices = np.arange(first, min(first + 256, limit, len(split)))
-        batch = split.fetch(indices).to(flow.device)
-        rng = CounterRng(mix(seed, 5), first, len(batch))
-        total += objective(flow.net, batch, rng).sum().item()
-        count += len(batch)
-    return total / count
+    """The objective's mean over the first ``limit`` held-out examples, with the same noise and times each time.
+
+    Processes share each batch, and evaluate the network equally often.
+    """
+    me, total, count = current(), torch.zeros((), dtype=torch.float64), min(limit, len(split))
+    for first in range(0, count, 256):
+        rows = min(256, count - first)
+        mine = me.share(rows)
+        own = mine or range(1)  # a process without a row computes one, and does not count it
+        batch = split.fetch(np.arange(first + own.start, first + own.stop)).to(flow.device)
+        rng = CounterRng(mix(seed, 5), first, len(own), start=own.start, total=rows)
+        total += objective(flow.net, batch, rng).double().sum().cpu() * bool(mine)
+    return all_sum(total).item() / count
 
 
 class Watch(Hook):
-    """Every ``every`` steps, with EMA weights: a sample grid, and the held-out loss beside the training loss."""
+    """Every ``every`` steps, with EMA weights: a sample grid, and the held-out loss beside the training loss.
+
+    Processes draw equal shares of the samples; the first one, which has ``metrics`` and ``board``, shows them.
+    """
 
     def __init__(
         self,
@@ -44,8 +53,8 @@ class Watch(Hook):
         every: int,
         samples: int,
         seed: int,
-        metrics: MetricsFile,
-        board: TensorBoard,
+        metrics: MetricsFile | None,
+        board: TensorBoard | None,
     ) -> None:
         self.flow, self.objective, self.held_out, self.folder = flow, objective, held_out, folder
         self.samples, self.seed, self.metrics, self.board = samples, seed, metrics, board
@@ -55,7 +64,8 @@ class Watch(Hook):
         self._cond = dict.fromkeys(categories[:1], "cycle")
 
     def on_start(self, trainer: Trainer) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.board is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     def on_step(self, trainer: Trainer) -> None:
         self._timer.on_step(trainer)
@@ -65,15 +75,24 @@ class Watch(Hook):
             self._timer.run(trainer)
 
     def _look(self, step: int) -> None:
+        samples = self._draw()
+        loss = held_out_loss(self.flow, self.objective, self.held_out, self.seed) if len(self.held_out) else None
+        if self.metrics is None or self.board is None or samples is None:
+            return
         if self._reference is None:
             self._reference = held_out_batch(self.flow, self.held_out)
-        conditions = self.flow.conditions(self.samples, self._cond, self.seed)
-        samples = self.flow.sample(self.samples, seed=self.seed, cond=conditions)
-        image = draw(self.flow, samples, conditions, self._reference)
+        image = draw(self.flow, samples, self.flow.conditions(len(samples), self._cond, self.seed), self._reference)
         save_png(image, self.folder / f"step-{step:08d}.png")
         self.board.writer.add_image("samples", np.asarray(image.convert("RGB")), step, dataformats="HWC")
-        if len(self.held_out) == 0:
-            return
-        loss = held_out_loss(self.flow, self.objective, self.held_out, self.seed)
-        self.metrics.write({"step": step, "held_out_loss": loss})
-        self.board.writer.add_scalar("held_out/loss", loss, step)
+        if loss is not None:
+            self.metrics.write({"step": step, "held_out_loss": loss})
+            self.board.writer.add_scalar("held_out/loss", loss, step)
+
+    def _draw(self) -> Tensor | None:
+        """The samples of all processes on the first one, None on the others."""
+        me = current()
+        share = -(-self.samples // me.world)  # of a sharded network all must ask equally often
+        conditions = self.flow.conditions(share * me.world, self._cond, self.seed)
+        rows = range(share * me.rank, share * (me.rank + 1))
+        drawn = gather_objects(self.flow.sample(share * me.world, seed=self.seed, cond=conditions, rows=rows))
+        return None if drawn is None else torch.cat(drawn)[: self.samples]

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from advect.core.errors import UserError
+from advect.training.parallel import local
 
 
 class AdamW:
@@ -27,24 +28,26 @@ class AdamW:
         if weight_decay < 0:
             raise UserError(f"weight_decay must be >= 0, got {weight_decay}; 0.01 is usual, 0 turns it off")
         self.weight_decay, self.betas, self.eps = weight_decay, betas, eps
-        self._params = list(params.values())
-        self.exp_avg = {name: torch.zeros_like(p) for name, p in params.items()}
-        self.exp_avg_sq = {name: torch.zeros_like(p) for name, p in params.items()}
+        self._params, self._local = list(params.values()), [local(p) for p in params.values()]
+        self.exp_avg = {name: torch.zeros_like(p) for name, p in zip(params, self._local, strict=True)}
+        self.exp_avg_sq = {name: torch.zeros_like(p) for name, p in zip(params, self._local, strict=True)}
         self._moments = list(self.exp_avg.values()), list(self.exp_avg_sq.values())
-        self._steps = [torch.zeros((), device=p.device) for p in self._params]
-        self._fused = all(p.device.type in ("cpu", "cuda") for p in self._params)
+        self._steps = [torch.zeros((), device=p.device) for p in self._local]
+        self._fused = all(p.device.type in ("cpu", "cuda") for p in self._local)
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
-        """Move the parameters along their gradients, and let go of these."""
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._params]
+    def step(self, lr: float, bad: Tensor | None = None) -> None:
+        """Move the parameters along their gradients, and let go of these; nothing moves where ``bad`` () is 1."""
+        pairs = zip(self._params, self._local, strict=True)
+        grads = [torch.zeros_like(here) if p.grad is None else local(p.grad) for p, here in pairs]
         adamw(
-            self._params,
+            self._local,
             grads,
             *self._moments,
             [],
             self._steps,
             fused=self._fused,
+            found_inf=bad,
             amsgrad=False,
             beta1=self.betas[0],
             beta2=self.betas[1],
@@ -72,12 +75,13 @@ class AdamW:
 
 
 @torch.no_grad()
-def clip_gradients(grads: list[Tensor], max_norm: float) -> Tensor:
-    """Scale the gradients so that their joint norm is at most ``max_norm``; return the norm before, a scalar.
+def gradient_norm(grads: list[Tensor]) -> Tensor:
+    """The joint norm of the gradients, a scalar."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
 
-    ``max_norm`` 0 only measures (Pascanu et al. 2013, algorithm 1).
-    """
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-    if max_norm > 0 and not (norm.device.type == "cpu" and norm <= max_norm):  # reading a GPU's norm would wait
+
+@torch.no_grad()
+def clip_gradients(grads: list[Tensor], max_norm: float, norm: Tensor) -> None:
+    """Scale the gradients, of joint norm ``norm``, so that it is at most ``max_norm`` (Pascanu et al. 2013)."""
+    if not (norm.device.type == "cpu" and norm <= max_norm):  # reading a GPU's norm would wait
         torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
-    return norm

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from advect.core.files import sync_file, sync_folder, write_text_whole
 
 FORMAT = 1
 _MANIFEST = "manifest.json"
+_NAME = re.compile(r"step-\d{8,}")
 
 
 def _digest(path: Path) -> str:
@@ -39,33 +41,58 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
+Sums = dict[str, dict[str, int | str]]
+"""The size and SHA-256 of files, by their names within a checkpoint."""
+
+
+def sum_files(folder: Path, files: list[Path]) -> Sums:
+    """What a manifest says of ``files`` in ``folder``."""
+    return {p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "sha256": _digest(p)} for p in files}
+
+
+def checkpoint_step(path: Path) -> int:
+    """1000 for ``step-00001000``."""
+    return int(path.name.removeprefix("step-"))
+
+
 def write_checkpoint(folder: Path, step: int, fill: Callable[[Path], None]) -> Path:
     """Let ``fill`` write files into a new folder and make it the checkpoint of ``step`` in ``folder``.
 
     An older checkpoint of the same step is replaced; ``latest`` names the new one. Whatever fails or is killed
     before the end leaves the earlier checkpoints as they were.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder)
-    final = folder / checkpoint_name(step)
-    partial = folder / f".{final.name}.{os.getpid()}.partial"
+    partial = open_checkpoint(folder, step)
     try:
-        partial.mkdir()
         fill(partial)
-        files = {
-            p.relative_to(partial).as_posix(): {"size": p.stat().st_size, "sha256": _digest(p)}
-            for p in _files(partial)
-        }
-        manifest = {"format": FORMAT, "step": step, "files": files}
-        manifest["sha256"] = _seal(manifest)
-        (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        for path in _files(partial):
-            sync_file(path)
-        for inner in {p.parent for p in _files(partial)}:
-            sync_folder(inner)
-        _replace(partial, final)
+        return close_checkpoint(partial, folder, step)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def open_checkpoint(folder: Path, step: int) -> Path:
+    """Make the hidden folder in which the checkpoint of ``step`` is written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+    partial = folder / f".{checkpoint_name(step)}.{os.getpid()}.partial"
+    partial.mkdir()
+    return partial
+
+
+def close_checkpoint(partial: Path, folder: Path, step: int, known: Sums | None = None) -> Path:
+    """Make the hidden folder the checkpoint of ``step``: manifest, sync, rename, ``latest``.
+
+    ``known`` are sums of files that are on the disk already.
+    """
+    known, final = known or {}, folder / checkpoint_name(step)
+    new = [p for p in _files(partial) if p.relative_to(partial).as_posix() not in known]
+    manifest = {"format": FORMAT, "step": step, "files": {**known, **sum_files(partial, new)}}
+    manifest["sha256"] = _seal(manifest)
+    (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    for path in [*new, partial / _MANIFEST]:
+        sync_file(path)
+    for inner in {p.parent for p in _files(partial)}:
+        sync_folder(inner)
+    _replace(partial, final)
     write_text_whole(folder / "latest", final.name + "\n")
     return final
 
@@ -100,7 +127,7 @@ def remove_leftovers(folder: Path) -> None:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in ``folder``, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if (p / _MANIFEST).is_file())
+    return sorted(p for p in folder.glob("step-*") if _NAME.fullmatch(p.name) and (p / _MANIFEST).is_file())
 
 
 def _latest(folder: Path) -> str:
@@ -109,10 +136,12 @@ def _latest(folder: Path) -> str:
     return file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
 
 
-def keep_last(folder: Path, count: int) -> None:
-    """Remove all but the newest ``count`` checkpoints; 0 keeps all."""
+def retain(folder: Path, last: int, every: int = 0) -> None:
+    """Remove all but the newest ``last`` checkpoints (0: all) and those of each ``every``-th step (0: none)."""
     newest = _latest(folder)  # a run that went on from an older checkpoint has written an earlier step last
-    for path in sorted(list_checkpoints(folder), key=lambda p: p.name == newest)[:-count] if count else []:
+    for path in sorted(list_checkpoints(folder), key=lambda p: p.name == newest)[:-last] if last else []:
+        if every and checkpoint_step(path) % every == 0:
+            continue
         doomed = path.with_name(f".{path.name}.{os.getpid()}.partial")
         path.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
@@ -142,6 +171,30 @@ def find_checkpoint(path: Path) -> Path:
 def _siblings(path: Path) -> str:
     others = [p.name for p in list_checkpoints(path.parent) if p != path] if path.parent.is_dir() else []
     return f"; whole checkpoints beside it: {', '.join(others[-3:])}" if others else "; no other is beside it"
+
+
+def newest_whole(run: Path, say: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint of a run folder that passes :func:`verify_checkpoint`; None where there is none at all.
+
+    ``say`` is told of damaged ones that are passed over. Raises UserError where all are damaged.
+    """
+    folder = run / "checkpoints"
+    whole = list_checkpoints(folder) if folder.is_dir() else []
+    if not whole:
+        return None
+    newest = find_checkpoint(run)
+    trouble = ""
+    for path in [newest, *(p for p in reversed(whole) if p != newest)]:
+        try:
+            verify_checkpoint(path)
+        except UserError as error:
+            trouble = trouble or str(error)
+            say(f"warning: {error}")
+            continue
+        if trouble:
+            say(f"warning: going on from {path} instead")
+        return path
+    raise UserError(f"{run} holds no whole checkpoint: {trouble}; move the folder away to train anew")
 
 
 def verify_checkpoint(path: Path) -> dict:

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from advect.core.types import Conditions
 
 
-def step_flops(net: nn.Module, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> int | None:
-    """The floating-point operations of one forward and backward of ``net(x_t, t, cond)``, nothing being computed.
+def step_flops(twin: nn.Module, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> int | None:
+    """The floating-point operations of one forward and backward of ``twin(x_t, t, cond)``, nothing being computed.
+
+    ``twin`` is the network's :func:`on_meta`.
 
     Counted as PyTorch's counter does: matrix products, convolutions and attention, two for each multiplication with
     its addition. Activations that checkpointing computes again are not counted twice, so that the number is the
@@ -20,7 +22,6 @@ def step_flops(net: nn.Module, x_t: Tensor, t: Tensor, cond: Conditions | None =
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    twin = _on_meta(net).train(net.training)
     x, times = torch.empty_like(x_t, device="meta"), torch.empty_like(t, device="meta")
     given = cond and {name: torch.empty_like(value, device="meta") for name, value in cond.items()}
     try:
@@ -31,14 +32,14 @@ def step_flops(net: nn.Module, x_t: Tensor, t: Tensor, cond: Conditions | None =
     return counter.get_total_flops()
 
 
-def _on_meta(net: nn.Module) -> nn.Module:
+def on_meta(net: nn.Module) -> nn.Module:
     """A copy of the network whose tensors have shapes alone, without checkpointing; no weight is copied on the way."""
     memo: dict[int, Any] = {}
     for p in net.parameters():
         memo[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
     for b in net.buffers():
         memo[id(b)] = torch.empty_like(b, device="meta")
-    twin = copy.deepcopy(net, memo)
+    twin = copy.deepcopy(net, memo).train()
     for module in twin.modules():
         if hasattr(module, "grad_checkpointing"):
             module.grad_checkpointing = False  # pyright: ignore[reportArgumentType]

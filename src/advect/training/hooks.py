@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from tqdm import tqdm
 
+from advect.core.errors import UserError
 from advect.core.files import write_text_whole
-from advect.training.checkpoint import checkpoint_name, keep_last, write_checkpoint
+from advect.core.group import agree
+from advect.training.checkpoint import checkpoint_name, checkpoint_step, list_checkpoints
 from advect.training.trainer import Hook, Trainer
+from advect.training.writer import CheckpointWriter
 
 
 class MetricsFile(Hook):
@@ -21,6 +25,9 @@ class MetricsFile(Hook):
         self.path = path
 
     def on_start(self, trainer: Trainer) -> None:
+        self._open(trainer)
+
+    def _open(self, trainer: Trainer) -> None:
         if self.path.exists():
             keep = [
                 line for line in self.path.read_text(encoding="utf-8").splitlines() if self._is_past(line, trainer)
@@ -43,6 +50,14 @@ class MetricsFile(Hook):
     def on_log(self, trainer: Trainer, row: dict) -> None:
         self.write(row)
 
+    def on_bad_step(self, trainer: Trainer, row: dict) -> None:
+        self.write(row)
+
+    def on_rollback(self, trainer: Trainer, row: dict) -> None:
+        self._file.close()
+        self._open(trainer)
+        self.write(row)
+
     def on_epoch(self, trainer: Trainer, loss: float) -> None:
         self.write({"step": trainer.state.progress.step, "epoch": trainer.epoch, "epoch_loss": loss})
 
@@ -61,6 +76,10 @@ class TensorBoard(Hook):
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
         self.writer = SummaryWriter(str(self.folder), purge_step=trainer.state.progress.step + 1)
+
+    def on_rollback(self, trainer: Trainer, row: dict) -> None:
+        self.writer.close()
+        self.on_start(trainer)
 
     def on_log(self, trainer: Trainer, row: dict) -> None:
         for name, value in row.items():
@@ -101,7 +120,7 @@ class ProgressBar(Hook):
             self._bar.set_postfix_str(f"loss {row['loss']:.4f}, {speed:,.0f} samples/s{work}, epoch {row['epoch']}")
         elif row["seconds"] - self._printed >= 15 or row["step"] == trainer.limits.last_step:
             self._printed = row["seconds"]
-            left = (trainer.limits.last_step - row["step"]) * trainer.loader.batch_size / speed
+            left = (trainer.limits.last_step - row["step"]) * trainer.loader.global_batch / speed
             print(
                 f"step {row['step']:,}/{trainer.limits.last_step:,}  epoch {row['epoch']}  loss {row['loss']:.4f}  "
                 f"{speed:,.0f} samples/s{work}  {_clock(left)} left",
@@ -109,8 +128,24 @@ class ProgressBar(Hook):
                 flush=True,
             )
 
+    def on_bad_step(self, trainer: Trainer, row: dict) -> None:
+        bad = row["bad_step"]
+        self._bar.write(
+            f"warning: step {row['step']:,} was skipped: loss {bad['loss']}, gradient norm {bad['grad_norm']}; "
+            "metrics.jsonl names its rows",
+            file=sys.stderr,
+        )
+
+    def on_rollback(self, trainer: Trainer, row: dict) -> None:
+        self._bar.write(
+            f"warning: too many steps were not finite up to step {row['rolled_back_from']:,}; going on from the "
+            f"checkpoint of step {row['step']:,} with {row['rate']} times the learning rate",
+            file=sys.stderr,
+        )
+        self._bar.n = row["step"]
+
     def on_epoch(self, trainer: Trainer, loss: float) -> None:
-        if self._terminal and trainer.limits.last_step * trainer.loader.batch_size < 200 * len(trainer.loader):
+        if self._terminal and trainer.limits.last_step * trainer.loader.global_batch < 200 * len(trainer.loader):
             self._bar.write(f"epoch {trainer.epoch}: mean loss {loss:.4f}", file=sys.stderr)
 
     def close(self) -> None:
@@ -136,18 +171,23 @@ def _clock(seconds: float) -> str:
 class Checkpoints(Hook):
     """Writes a checkpoint every ``every`` steps, after every ``every_epochs``-th epoch, and at the end of the run.
 
-    0 turns the first two off; ``keep`` 0 keeps all, else the newest ones.
+    0 turns the first two off. A ``writer`` writes them beside the training, on every process. When the run ends, the
+    last one is whole.
     """
 
-    def __init__(self, folder: Path, *, every: int, every_epochs: int, keep: int) -> None:
-        self.folder, self.every, self.every_epochs, self.keep = folder, every, every_epochs, keep
-        self.newest: Path | None = None
+    def __init__(self, writer: CheckpointWriter, *, every: int, every_epochs: int) -> None:
+        self.writer, self.every, self.every_epochs = writer, every, every_epochs
         self._saved_step = -1
         self._epoch_due = False
 
+    @property
+    def trouble(self) -> UserError | None:  # type: ignore[override]
+        """Why a checkpoint could not be written."""
+        return self.writer.trouble
+
     def on_start(self, trainer: Trainer) -> None:
         step = trainer.state.progress.step
-        self._saved_step = step if (self.folder / checkpoint_name(step)).exists() else -1
+        self._saved_step = step if (self.writer.folder / checkpoint_name(step)).exists() else -1
 
     def on_epoch(self, trainer: Trainer, loss: float) -> None:
         self._epoch_due = bool(self.every_epochs) and trainer.epoch % self.every_epochs == 0
@@ -159,15 +199,31 @@ class Checkpoints(Hook):
 
     def on_end(self, trainer: Trainer, reason: str) -> None:
         self.save(trainer)
+        with agree():
+            self.writer.wait()
+
+    def checkpoint_before(self, step: int) -> Path | None:
+        with agree():
+            self.writer.wait()
+        older = [path for path in list_checkpoints(self.writer.folder) if checkpoint_step(path) < step]
+        return older[-1] if older else None
+
+    def on_rollback(self, trainer: Trainer, row: dict) -> None:
+        self._saved_step = row["step"]
 
     def save(self, trainer: Trainer) -> None:
-        """Write a checkpoint of the step just finished, unless there is one."""
-        step = trainer.state.progress.step
-        if step != self._saved_step:
-            trainer.flush()
-            self.newest = write_checkpoint(self.folder, step, trainer.state.save)
-            self._saved_step = step
-            keep_last(self.folder, self.keep)
+        """Have a checkpoint written of the step just finished, unless there is one."""
+        if trainer.state.progress.step == self._saved_step or not trainer.flush():
+            return
+        began = time.monotonic()
+        with agree():
+            self.writer.wait()  # whose snapshot the next one may overwrite
+        self.writer.write(trainer.state.progress.step, trainer.state.snapshot())
+        trainer.log.blocked += time.monotonic() - began
+        self._saved_step = trainer.state.progress.step
+
+    def close(self) -> None:
+        self.writer.close()
 
 
 class EverySteps(Hook):
@@ -181,8 +237,9 @@ class EverySteps(Hook):
             self.run(trainer)
 
     def run(self, trainer: Trainer) -> None:
-        """Call the action now, unless the loss has stopped being finite."""
-        trainer.flush()
+        """Call the action now."""
+        if not trainer.flush():
+            return
         net, ema = trainer.state.net, trainer.state.ema
         net.eval()
         try:

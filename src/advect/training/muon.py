@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from advect.core.errors import UserError
 from advect.core.platform import has_fast_bfloat16
 from advect.training.adamw import AdamW
+from advect.training.parallel import gathered, local, own_rows
 
 _OUTER = ("first", "stem", "conditions", "head", "last", "through")
 """What the networks call the layers that data and conditions enter and leave by."""
@@ -55,10 +56,11 @@ def _matrix(x: Tensor, like: Tensor) -> Tensor:
 class Muon:
     """Momentum, orthogonalised, for the matrices named in ``hidden``; AdamW for the other parameters.
 
-    A convolution's weight is the matrix (out, in * kernel). The update of an A x B matrix is scaled by
-    0.2 sqrt(max(A, B)), which gives it the size of AdamW's, whose learning rate and decay hold for both (Liu et al.
-    2025, "Muon is scalable for LLM training", eq. 4). Matrices of one shape are orthogonalised together, in bfloat16
-    where the device has it. Raises UserError for a name that is no parameter, or a vector's.
+    A convolution's weight is the matrix (out, in * kernel). The update of an A x B matrix is scaled by 0.2 sqrt(max(A,
+    B)), which gives it the size of AdamW's, whose learning rate and decay hold for both (Liu et al. 2025, "Muon is
+    scalable for LLM training", eq. 4). Matrices of one shape are orthogonalised together, in bfloat16 where the device
+    has it; sharded ones are gathered for it, on every process. Raises UserError for a name that is no parameter, or a
+    vector's.
     """
 
     def __init__(
@@ -77,28 +79,35 @@ class Muon:
         self.weight_decay, self.momentum = weight_decay, momentum
         self.rest = AdamW({k: p for k, p in params.items() if k not in hidden}, weight_decay=weight_decay)
         self._params = {name: p for name, p in params.items() if name in hidden}
-        self.buffers = {name: torch.zeros_like(p) for name, p in self._params.items()}
+        self.buffers = {name: torch.zeros_like(local(p)) for name, p in self._params.items()}
         self._bfloat16 = all(has_fast_bfloat16(p.device) for p in self._params.values())
         self._groups: dict[tuple[int, int], list[str]] = defaultdict(list)
         for name, p in self._params.items():
             self._groups[p.shape[0], p[0].numel()].append(name)
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
-        """Move the parameters along their gradients, and let go of these."""
+    def step(self, lr: float, bad: Tensor | None = None) -> None:
+        """Move the parameters along their gradients, and let go of these; nothing moves where ``bad`` () is 1."""
+        skip = bad is not None and bool(bad)  # waits for a GPU
         for (rows, columns), names in self._groups.items():
             params = [self._params[name] for name in names]
-            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
-            buffers = [self.buffers[name] for name in names]
-            torch._foreach_lerp_(buffers, grads, 1 - self.momentum)
-            ahead = torch._foreach_lerp(grads, buffers, self.momentum)  # Nesterov
-            stack = torch.stack([_matrix(u, p) for u, p in zip(ahead, params, strict=True)])
-            updates = orthogonalise(stack.bfloat16() if self._bfloat16 else stack).to(params[0].dtype).unbind()
-            torch._foreach_mul_(params, 1 - lr * self.weight_decay)
-            torch._foreach_add_([_matrix(p, p) for p in params], updates, alpha=-lr * 0.2 * max(rows, columns) ** 0.5)
+            if not skip:
+                self._move(params, [self.buffers[name] for name in names], lr, 0.2 * max(rows, columns) ** 0.5)
             for p in params:
                 p.grad = None
-        self.rest.step(lr)
+        self.rest.step(lr, bad)
+
+    def _move(self, params: list[Tensor], buffers: list[Tensor], lr: float, size: float) -> None:
+        here = [local(p) for p in params]
+        grads = [torch.zeros_like(x) if p.grad is None else local(p.grad) for p, x in zip(params, here, strict=True)]
+        torch._foreach_lerp_(buffers, grads, 1 - self.momentum)
+        ahead = torch._foreach_lerp(grads, buffers, self.momentum)  # Nesterov
+        whole = [gathered(u, p) for u, p in zip(ahead, params, strict=True)]
+        stack = torch.stack([_matrix(u, p) for u, p in zip(whole, params, strict=True)])
+        updates = orthogonalise(stack.bfloat16() if self._bfloat16 else stack).to(here[0].dtype).unbind()
+        updates = [own_rows(u, p) for u, p in zip(updates, params, strict=True)]
+        torch._foreach_mul_(here, 1 - lr * self.weight_decay)
+        torch._foreach_add_([_matrix(x, x) for x in here], updates, alpha=-lr * size)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps, by name."""

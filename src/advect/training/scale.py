@@ -27,17 +27,17 @@ class LossScale:
         self.skipped = self._good = 0
 
     @torch.no_grad()
-    def unscale(self, grads: list[Tensor]) -> bool:
-        """Divide the gradients by the scale, adapt it, and return whether they are finite, which waits for a GPU.
+    def unscale(self, grads: list[Tensor]) -> None:
+        """Divide the gradients by the scale."""
+        if grads:
+            torch._foreach_mul_(grads, 1 / self.scale)
+
+    def adapt(self, finite: bool) -> None:
+        """Move the scale after a step whose gradients were finite, or were not and so changed nothing.
 
         Raises UserError where they stay infinite however small the scale.
         """
-        if not grads:
-            return True
-        device = grads[0].device
-        infinite = torch.zeros((), device=device)
-        torch._amp_foreach_non_finite_check_and_unscale_(grads, infinite, torch.tensor(1 / self.scale, device=device))
-        if infinite.item():
+        if not finite:
             self.scale, self._good = self.scale / 2, 0
             self.skipped += 1
             if self.scale < _LEAST:
@@ -45,11 +45,10 @@ class LossScale:
                     f"the gradient in float16 is not finite even with the loss scaled by {2 * self.scale:g}; lower "
                     "--learning-rate, or train with --no-mixed-precision; the last checkpoint is whole"
                 )
-            return False
+            return
         self._good += 1
         if self._good == self.interval:
             self.scale, self._good = 2 * self.scale, 0
-        return True
 
     def state_dict(self) -> dict[str, float]:
         """What a checkpoint keeps."""

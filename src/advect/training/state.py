@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Protocol
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from advect.core.errors import UserError
+from advect.core.group import current
 from advect.training.ema import Ema
+from advect.training.flops import on_meta
+from advect.training.parallel import Parallel, local, own_rows, whole_like
 from advect.training.scale import LossScale
+from advect.training.shards import SHARDS, load_shards
+from advect.training.snapshot import Snapshot, Stage
 
 MODEL, EMA, OPTIMIZER, DATA, PROGRESS = (
     "model.safetensors",
@@ -45,7 +50,11 @@ class Mean:
 
 @dataclass
 class Progress:
-    """How far a run is: finished steps, samples seen, seconds of training, and means that span checkpoints."""
+    """How far a run is: finished steps, samples seen, seconds of training, and means that span checkpoints.
+
+    ``bad`` counts the steps that were skipped as not finite, ``bad_row`` those in a row up to now; ``rate`` is what
+    the learning rate is multiplied with, below 1 once the run has been rolled back.
+    """
 
     step: int = 0
     seen: int = 0
@@ -53,11 +62,16 @@ class Progress:
     loss: Mean = field(default_factory=Mean)
     grad_norm: Mean = field(default_factory=Mean)
     epoch_loss: Mean = field(default_factory=Mean)
+    bad: int = 0
+    bad_row: int = 0
+    rate: float = 1.0
 
     @staticmethod
     def from_dict(values: dict) -> Progress:
-        means = {name: Mean(**values[name]) for name in ("loss", "grad_norm", "epoch_loss")}
-        return Progress(values["step"], values["seen"], values["seconds"], **means)
+        progress = Progress(**{f.name: values[f.name] for f in fields(Progress) if f.name in values})
+        for name in ("loss", "grad_norm", "epoch_loss"):
+            setattr(progress, name, Mean(**values[name]))
+        return progress
 
 
 class Stateful(Protocol):
@@ -70,7 +84,7 @@ class Stateful(Protocol):
 class Optimizer(Protocol):
     """What moves the weights. ``tensors`` are what a checkpoint keeps of it, by name, and ``load`` takes them back."""
 
-    def step(self, lr: float) -> None: ...
+    def step(self, lr: float, bad: Tensor | None = None, /) -> None: ...
     def tensors(self) -> dict[str, Tensor]: ...
     def load(self, tensors: dict[str, Tensor], step: int) -> None: ...
 
@@ -79,7 +93,8 @@ class TrainState:
     """Network, optimiser, average, ``extra``, loss scale and progress; ``card`` says how to rebuild the network.
 
     ``card`` travels in the header of both weight files, so that each of them alone can be sampled from; ``data`` are
-    tensors too large for it, in a file beside them where there are any.
+    tensors too large for it, in a file beside them where there are any. ``parallel`` says how the processes share the
+    network, and ``twin`` is a copy of it without values, for those that cannot be copied once they are shared.
     """
 
     def __init__(
@@ -90,60 +105,113 @@ class TrainState:
         card: str = "{}",
         extra: Stateful | None = None,
         data: Mapping[str, Tensor] | None = None,
+        parallel: Parallel | None = None,
+        twin: nn.Module | None = None,
     ) -> None:
         self.data = dict(data or {})
+        self.parallel, self.twin = parallel or Parallel(), on_meta(net) if twin is None else twin
         self.net, self.optimizer, self.ema, self.card, self.extra = net, optimizer, ema, card, extra
         self.scale: LossScale | None = None
         self.progress = Progress()
+        self._stage = Stage()
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process keeps a part of every tensor."""
+        return self.parallel.kind == "fsdp"
 
     def save(self, folder: Path) -> None:
-        """Write the files of a checkpoint into ``folder``."""
-        (folder / "state").mkdir()
-        weights = self.net.state_dict()
-        note = {"advect": self.card}
-        save_file(_plain(weights), folder / MODEL, metadata=note)
-        if self.ema is not None:
-            save_file(_plain({**weights, **self.ema.shadow}), folder / EMA, metadata=note)
-        save_file(_plain(self.optimizer.tensors()), folder / OPTIMIZER)
+        """Write the files of a checkpoint into ``folder``, from one process."""
+        self.snapshot().write(folder)
+
+    def snapshot(self) -> Snapshot:
+        """A copy on the CPU of all that a checkpoint holds, of a sharded run this process's part of it.
+
+        The memory of the last one may be used again.
+        """
+        weights = self._stage.copy(self.net.state_dict(), "model")
+        averages = self._stage.copy(self._as_params(self.ema.shadow), "ema") if self.ema else None
+        moments = self._stage.copy(self._as_params(self.optimizer.tensors()), "optimizer")
+        self._stage.finish()
+        snapshot = Snapshot(texts={PROGRESS: json.dumps(self._facts()) + "\n"})
+        snapshot.headers = {MODEL: {"advect": self.card}, EMA: {"advect": self.card}}
         if self.data:
-            save_file(_plain(self.data), folder / DATA)
-        progress = {**asdict(self.progress), "ema_updates": self.ema.updates if self.ema else 0}
-        progress["extra"] = self.extra.state_dict() if self.extra else {}
+            snapshot.tensors[DATA] = self._stage.copy(self.data, "data")
+        if self.sharded:
+            groups = {"model": weights, "ema": averages or {}, "optimizer": moments}
+            snapshot.shards = {f"{group}.{name}": x for group, named in groups.items() for name, x in named.items()}
+            snapshot.gathered = {MODEL: ("model",)} | ({EMA: ("model", "ema")} if averages else {})
+        else:
+            snapshot.tensors |= {MODEL: weights, OPTIMIZER: moments}
+            if averages is not None:
+                snapshot.tensors[EMA] = {**weights, **averages}
+        return snapshot
+
+    def _facts(self) -> dict:
+        facts = {**asdict(self.progress), "ema_updates": self.ema.updates if self.ema else 0}
+        facts["world"] = current().world
+        facts["extra"] = self.extra.state_dict() if self.extra else {}
         if self.scale is not None:
-            progress["loss_scale"] = self.scale.state_dict()
-        (folder / PROGRESS).write_text(json.dumps(progress) + "\n", encoding="utf-8")
+            facts["loss_scale"] = self.scale.state_dict()
+        return facts
+
+    def _as_params(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of this process's, each named after a parameter but for a first word, as shards of whole ones."""
+        if not self.sharded:
+            return dict(tensors)
+        params = named_params(self.net)
+        owners = {name: params.get(name, params.get(name.partition(".")[2])) for name in tensors}
+        return {name: x if (p := owners[name]) is None else whole_like(x, p) for name, x in tensors.items()}
 
     def load(self, folder: Path) -> None:
-        """Continue from a verified checkpoint; UserError says what differs where it is of another network."""
-        weights = load_weights(folder / MODEL)
-        check_same_shapes(weights, self.net.state_dict(), folder)
-        self.net.load_state_dict(weights)
+        """Continue from a verified checkpoint; UserError says what differs where it is of another network.
+
+        It may have been written by another number of processes, sharded or not.
+        """
         values = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
         updates, extra, scale = values.pop("ema_updates"), values.pop("extra", {}), values.pop("loss_scale", None)
+        if self.ema is not None and not (folder / EMA).is_file():
+            raise UserError(f"checkpoint {folder} was written without an EMA; resume it with --no-use-ema")
+        self._load_weights(folder)
+        self._load_optimizer(folder, values["step"])
+        if self.ema is not None:
+            self.ema.load(self._own(load_weights(folder / EMA)), updates)
         if self.extra is not None and self.extra.state_dict().keys() == extra.keys():
             self.extra.load_state_dict(extra)
         self.progress = Progress.from_dict(values)
         if self.scale is not None and scale is not None:
             self.scale.load_state_dict(scale)
-        self._load_optimizer(folder)
-        if self.ema is not None:
-            if not (folder / EMA).is_file():
-                raise UserError(f"checkpoint {folder} was written without an EMA; resume it with --no-use-ema")
-            self.ema.load(load_weights(folder / EMA), updates)
 
-    def _load_optimizer(self, folder: Path) -> None:
-        found = load_weights(folder / OPTIMIZER)
-        missing = self.optimizer.tensors().keys() - found.keys() - {"updates"}
+    def _load_weights(self, folder: Path) -> None:
+        found, here = load_weights(folder / MODEL), self.net.state_dict()
+        check_same_shapes(found, here, folder)
+        if not self.sharded:
+            self.net.load_state_dict(found)
+            return
+        for name, value in self._own(found).items():
+            local(here[name]).copy_(value)
+
+    def _own(self, whole: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors named after a parameter, or after one but for a first word, cut to what this process keeps."""
+        if not self.sharded:
+            return whole
+        cut = self.net.state_dict()
+        owners = {name: cut.get(name, cut.get(name.partition(".")[2])) for name in whole}
+        return {name: x if (p := owners[name]) is None else own_rows(x, p) for name, x in whole.items()}
+
+    def _load_optimizer(self, folder: Path, step: int) -> None:
+        mine = self._as_params(self.optimizer.tensors())
+        if (folder / SHARDS).is_dir():
+            found, missing = load_shards(folder / SHARDS, mine, "optimizer")
+        else:
+            found = self._own(load_weights(folder / OPTIMIZER))
+            missing = mine.keys() - found.keys() - {"updates"}
         if missing:
             raise UserError(
                 f"checkpoint {folder} was written by another optimiser, without {min(missing)}; resume it with the "
                 "--optimizer in its config.yaml"
             )
-        self.optimizer.load(found, self.progress.step)
-
-
-def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+        self.optimizer.load(found, step)
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

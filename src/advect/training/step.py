@@ -13,8 +13,9 @@ from torch import Tensor
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.core.types import Batch, Conditions, Network, PathPoint
-from advect.training.adamw import clip_gradients
+from advect.training.adamw import clip_gradients, gradient_norm
 from advect.training.flops import step_flops
+from advect.training.parallel import local
 from advect.training.scale import LossScale
 from advect.training.state import TrainState
 
@@ -38,27 +39,30 @@ class TwoPart(Objective, Protocol):
 class Step:
     """``take`` moves ``state`` along the gradient of a loss; the network alone runs in reduced precision.
 
-    ``net`` is the state's network or its compiled twin. With ``accumulate`` N a drawn batch is computed in N parts,
-    one after the other, whose gradients sum to that of the batch: the same step in less memory. In float16 the loss
-    is scaled, and a step whose gradients overflow changes nothing but the scale. ``flops`` is a step's arithmetic in
-    the network, known after the first step on a drawn batch.
+    With ``accumulate`` N a drawn batch is computed in N parts, one after the other, whose gradients sum to that of the
+    batch: the same step in less memory. A step whose loss or gradient is not finite, on any process, changes neither
+    weights nor moments on any. Its norm, which is then not finite either, tells so; a GPU is not waited for, but in
+    float16, where the loss is scaled and the scale follows, so that there the average takes the weights in once more.
+    ``flops`` is a step's arithmetic in the network, known after the first step on a drawn batch.
     """
 
     def __init__(
         self,
         state: TrainState,
-        net: Network,
         *,
         device: torch.device,
         grad_clip: float = 1.0,
         autocast: torch.dtype | None = None,
         accumulate: int = 1,
+        compile_model: bool = False,
     ) -> None:
         if not grad_clip >= 0:
             raise UserError(f"grad_clip must be >= 0, got {grad_clip}; 1.0 is usual, 0 turns clipping off")
         if accumulate < 1:
             raise UserError(f"accumulate must be at least 1 part, got {accumulate}")
-        self.state, self.net, self.device = state, net, device
+        self.state, self.device, self.parallel = state, device, state.parallel
+        self._wrapped = self.parallel.wrap(state.net)
+        self.net: Network = torch.compile(self._wrapped) if compile_model else self._wrapped
         self.grad_clip, self.autocast, self.accumulate = grad_clip, autocast, accumulate
         self.flops: int | None = None
         self._counted = False
@@ -71,14 +75,16 @@ class Step:
         rows = len(drawn[0].t)
         if not self._counted:
             self._counted = True
-            self.flops = step_flops(self.state.net, drawn[0].x_t, drawn[0].t, drawn[1])
+            self.flops = step_flops(self.state.twin, drawn[0].x_t, drawn[0].t, drawn[1])
         total: Tensor | None = None
-        for point, cond in split_rows(drawn, self.accumulate):
-            with self._precision():
-                output = self.net(point.x_t, point.t, cond)
-            loss = objective.compare(output, point)
-            loss = loss.mean() if self.accumulate == 1 else loss.sum() / rows
-            self._backward(loss)
+        parts = split_rows(drawn, self.accumulate)
+        for point, cond in parts:
+            with self.parallel.meeting(self._wrapped, point is parts[-1][0]):
+                with self._precision():
+                    output = self.net(point.x_t, point.t, cond)
+                loss = objective.compare(output, point)
+                loss = loss.mean() if self.accumulate == 1 else loss.sum() / rows
+                self._backward(loss)
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None
         return total, self._update(lr)
@@ -94,21 +100,32 @@ class Step:
         return nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast)
 
     def _backward(self, loss: Tensor) -> None:
-        scale = self.state.scale
-        (loss if scale is None else loss * scale.scale).backward()
+        scale = 1.0 if self.state.scale is None else self.state.scale.scale
+        loss.backward(loss.detach() * 0 + scale)  # NaN from a loss that is not finite, so that no gradient hides it
 
     def _update(self, lr: float) -> Tensor:
-        """Clip, move the weights and their average; return the norm, NaN or infinite where the step is skipped."""
-        grads = [p.grad for p in self._params if p.grad is not None]
-        finite = self.state.scale is None or self.state.scale.unscale(grads)
-        norm = clip_gradients(grads, self.grad_clip if finite else 0.0)
-        if not finite:
-            for p in self._params:
-                p.grad = None
-            return norm
-        self.state.optimizer.step(lr)
-        if self.state.ema is not None:
-            self.state.ema.update()
+        """Clip, move the weights and their averages; return the norm, NaN or infinite where the step is skipped."""
+        state = self.state
+        grads = [local(p.grad) for p in self._params if p.grad is not None]
+        if state.scale is not None:
+            state.scale.unscale(grads)
+        norm = self.parallel.joint_norm(gradient_norm(grads))
+        bad: Tensor | None = None
+        if state.scale is not None or norm.device.type == "cpu":
+            finite = bool(norm.isfinite())
+            if state.scale is not None:
+                state.scale.adapt(finite)
+            if not finite:
+                for p in self._params:
+                    p.grad = None
+                return norm
+        else:
+            bad = (~norm.isfinite()).float()
+        if self.grad_clip > 0:
+            clip_gradients(grads, self.grad_clip, norm)
+        state.optimizer.step(lr, bad)
+        if state.ema is not None:
+            state.ema.update()
         return norm
 
 

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
+from advect.core.group import agree, current
 from advect.core.hardware import device_peak
 from advect.core.platform import check_compiler
 from advect.core.random import CounterRng, mix
 from advect.core.types import Batch
 from advect.training.ahead import Ahead
+from advect.training.boundary import MINUTES, Boundary, code_of, reason_of
+from advect.training.faults import LOWER_RATE, Watchdog, memory_explained, not_finite
 from advect.training.loader import Loader
 from advect.training.schedule import LearningRate
 from advect.training.signals import StopSignals
 from advect.training.state import TrainState
 from advect.training.step import Drawn, Objective, Step, TwoPart
+from advect.training.steplog import BadStep, StepLog
 
 T = TypeVar("T")
 
@@ -53,21 +58,33 @@ class Limits:
 
 
 class Hook:
-    """What happens around the steps: logging, pictures, checkpoints. Every method may be left out."""
+    """What happens around the steps: logging, pictures, checkpoints. Every method may be left out.
+
+    All processes call ``on_step``, ``on_epoch``, ``on_log`` and ``on_end`` at the same steps.
+    """
+
+    trouble: UserError | None = None
+    """Why the run cannot go on, found by something that works beside it."""
 
     def on_start(self, trainer: Trainer) -> None: ...
     def on_log(self, trainer: Trainer, row: dict) -> None: ...
     def on_epoch(self, trainer: Trainer, loss: float) -> None: ...
     def on_step(self, trainer: Trainer) -> None: ...
+    def on_bad_step(self, trainer: Trainer, row: dict) -> None: ...
+    def on_rollback(self, trainer: Trainer, row: dict) -> None: ...
     def on_end(self, trainer: Trainer, reason: str) -> None: ...
     def close(self) -> None: ...
+
+    def checkpoint_before(self, step: int) -> Path | None:
+        """The newest checkpoint of fewer than ``step`` finished steps, once it is whole."""
 
 
 class Trainer:
     """Trains ``state.net`` on ``objective`` over the loader's batches, and tells its hooks.
 
     ``run`` returns why it ended: "finished", "max-steps", "max-minutes" or the name of a signal. Every random
-    number of a step comes from (seed, step), so the state alone, at any step, determines what follows.
+    number of a step comes from (seed, step, row of the global batch), so the state alone, at any step, determines what
+    follows. Only what layers such as dropout draw for themselves depends on the number of processes too.
     """
 
     def __init__(
@@ -83,6 +100,7 @@ class Trainer:
         accumulate: int = 1,
         compile_model: bool = False,
         pair_ahead: bool = False,
+        max_bad_steps: int = 10,
         seed: int = 0,
         log_every: int = 50,
         device: torch.device | None = None,
@@ -90,23 +108,23 @@ class Trainer:
     ) -> None:
         if log_every < 1:
             raise UserError(f"log_every must be at least 1 step, got {log_every}")
+        if max_bad_steps < 1:
+            raise UserError(f"max_bad_steps must be at least 1 step, got {max_bad_steps}; 10 is usual")
         self.state, self.objective, self.loader, self.rate, self.limits = state, objective, loader, rate, limits
-        self.seed, self.log_every = seed, log_every
+        self.seed, self.log_every, self.max_bad_steps = seed, log_every, max_bad_steps
         self.device = device or torch.device("cpu")
         self.hooks = hooks
         if compile_model:
             check_compiler(self.device)
         self._take = Step(
             state,
-            torch.compile(state.net) if compile_model else state.net,
             device=self.device,
             grad_clip=grad_clip,
             autocast=autocast,
             accumulate=accumulate,
+            compile_model=compile_model,
         )
         self._peak = device_peak(self.device, autocast)
-        self._pending: list[tuple[Tensor, Tensor]] = []
-        self._wait = 0.0
         self._halves = objective if isinstance(objective, TwoPart) else None
         self._ahead = Ahead(self._draw) if pair_ahead else None
         for name, asked in (("pair_ahead", pair_ahead), ("accumulate", accumulate > 1)):
@@ -118,22 +136,33 @@ class Trainer:
         """The number of finished passes over the data."""
         return self.state.progress.seen // len(self.loader)
 
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the step that follows."""
+        return self.rate(self.state.progress.step) * self.state.progress.rate
+
     def run(self) -> str:
-        """Train until a limit or a signal; see the class. Raises UserError when the loss stops being finite."""
-        with StopSignals() as signals, torch.random.fork_rng():
+        """Train until a limit or a signal; see the class.
+
+        Raises UserError when the loss stays not finite, memory runs out, or a hook has trouble; on all processes.
+        """
+        with StopSignals() as signals, torch.random.fork_rng(), memory_explained():
+            self._boundary, self._watchdog = Boundary(), Watchdog(self._report_stall)
             try:
-                self._started = self._log_time = time.monotonic()
-                self._seconds_before, self._log_step = self.state.progress.seconds, self.state.progress.step
+                self._began = time.monotonic()
+                self.log = StepLog(self.state.progress, scaled=self.state.scale is not None)
                 self.loader.start_at(self.state.progress.step, self.state.progress.seen)
                 self.state.net.train()
                 self._tell("on_start")
-                while (reason := self._reason_to_stop(signals)) is None:
-                    self._step()
-                    self._after_step()
-                self.flush()
+                while (reason := self._reason_to_stop(signals)) is None or not self.flush():
+                    if reason is None:
+                        self._step()
+                        self._after_step()
+                self._boundary.close()
                 self._tell("on_end", reason)
                 return reason
             finally:
+                self._watchdog.close()
                 if self._ahead is not None:
                     self._ahead.close()
                 self.loader.close()
@@ -142,10 +171,10 @@ class Trainer:
 
     def _step(self) -> None:
         progress = self.state.progress
-        self._seed_layers(mix(self.seed, 3, progress.step))
-        self._pending.append(self._descend(progress.step, self.rate(progress.step)))
+        self._seed_layers(mix(self.seed, 3, progress.step, *([rank] if (rank := current().rank) else [])))
+        self.log.add(*self._descend(progress.step, self.learning_rate))
         progress.step += 1
-        progress.seen += self.loader.batch_size
+        progress.seen += self.loader.global_batch
 
     def _descend(self, step: int, lr: float) -> tuple[Tensor, Tensor]:
         """Take the step; return its loss and the norm of the gradient."""
@@ -166,12 +195,22 @@ class Trainer:
     def _waiting(self, get: Callable[[int], T], step: int) -> T:
         """``get(step)``, its time counted as waiting for data."""
         began = time.monotonic()
+        self._watchdog.begin("data")
         value = get(step)
-        self._wait += time.monotonic() - began
+        self._watchdog.end()
+        self.log.waited += time.monotonic() - began
         return value
 
+    def _report_stall(self, name: str, seconds: float) -> None:
+        print(
+            f"warning: step {self.state.progress.step + 1:,} has waited for {name} for {seconds:.0f} s; if that is "
+            "not the disk's usual speed, see that the data can still be read, or raise --num-workers",
+            file=sys.stderr,
+            flush=True,
+        )
+
     def _rng(self, step: int) -> CounterRng:
-        return CounterRng(mix(self.seed, 4), step, self.loader.batch_size)
+        return self.loader.rng(mix(self.seed, 4), step)
 
     def _seed_layers(self, seed: int) -> None:
         """Seed PyTorch's own generator, which layers such as dropout draw from."""
@@ -181,71 +220,86 @@ class Trainer:
 
     def _after_step(self) -> None:
         progress, size = self.state.progress, len(self.loader)
-        if progress.step % self.log_every == 0:
+        if progress.step % self.log_every == 0 and self.flush():
             self._log()
-        if progress.seen // size > (progress.seen - self.loader.batch_size) // size:
-            self.flush()
+        if progress.seen // size > (progress.seen - self.loader.global_batch) // size and self.flush():
             self._tell("on_epoch", progress.epoch_loss.take())
         self._tell("on_step")
 
-    def flush(self) -> None:
-        """Read the losses and norms of the last steps, which waits for the device, and see that they are finite."""
+    def flush(self) -> bool:
+        """Read the losses and norms of the last steps, which waits for the device; False where that rolled back.
+
+        Raises UserError where too many steps in a row were not finite and going back has not helped, or cannot be
+        done.
+        """
         progress = self.state.progress
-        progress.seconds = self._seconds_before + time.monotonic() - self._started
-        pending, self._pending = self._pending, []
-        if not pending:
-            return
-        losses, norms = (torch.stack(values).tolist() for values in zip(*pending, strict=True))
-        for i, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                if self.state.scale is not None:  # it has skipped the step
-                    continue
-                raise UserError(
-                    f"the loss or its gradient is not finite (loss {loss}, gradient norm {norm}) at step "
-                    f"{progress.step - len(losses) + i + 1}; lower --learning-rate, keep --grad-clip at 1, or train "
-                    "with --no-mixed-precision; the last checkpoint is whole"
-                )
-            progress.loss.add(loss)
-            progress.grad_norm.add(norm)
-            progress.epoch_loss.add(loss)
+        for bad in self.log.read():
+            rows = self.loader.indices(bad.step - 1).tolist()
+            row = {"step": bad.step, "bad_step": {"loss": repr(bad.loss), "grad_norm": repr(bad.norm), "rows": rows}}
+            self._tell("on_bad_step", row)
+            if progress.bad_row >= self.max_bad_steps and bad.step == progress.step:
+                self._roll_back(bad)
+                return False
+        return True
+
+    def _roll_back(self, bad: BadStep) -> None:
+        """Go on from before the bad steps, once, with a lower rate."""
+        progress = self.state.progress
+        first = bad.step - progress.bad_row + 1
+        found = [path for hook in self.hooks if (path := hook.checkpoint_before(first))]
+        if progress.rate < 1 or not found:
+            raise not_finite(progress.bad_row, bad.loss, bad.norm, bad.step, rolled_back=progress.rate < 1)
+        count = progress.bad
+        self.state.load(found[0])
+        progress = self.state.progress
+        progress.rate, progress.bad, progress.bad_row = LOWER_RATE, count, 0
+        self.log = StepLog(progress, scaled=self.state.scale is not None)
+        self.loader.start_at(progress.step, progress.seen)
+        self._tell("on_rollback", {"step": progress.step, "rolled_back_from": bad.step, "rate": progress.rate})
 
     def _log(self) -> None:
-        self.flush()
-        progress, now = self.state.progress, time.monotonic()
-        if progress.loss.count == 0:  # float16 skipped all steps since the last row
+        progress = self.state.progress
+        if progress.loss.count == 0:  # all steps since the last row were skipped
             return
-        steps, elapsed = progress.step - self._log_step, max(now - self._log_time, 1e-9)
+        speed = self.log.speed(self.loader.global_batch)
+        steps_per_s = speed.pop("steps_per_s")
         row = {
             "step": progress.step,
             "seen": progress.seen,
             "epoch": self.epoch,
             "loss": progress.loss.take(),
             "grad_norm": progress.grad_norm.take(),
-            "lr": self.rate(progress.step - 1),
-            "samples_per_s": steps * self.loader.batch_size / elapsed,
-            "data_wait": self._wait / elapsed,
-            "seconds": progress.seconds,
+            "lr": self.rate(progress.step - 1) * progress.rate,
+            **speed,
         }
         if self._take.flops is not None:
-            row["flops_per_s"] = steps * self._take.flops / elapsed
+            row["flops_per_s"] = steps_per_s * self._take.flops * current().world
             if self._peak is not None:
-                row["mfu"] = row["flops_per_s"] / self._peak
+                row["mfu"] = row["flops_per_s"] / (self._peak * current().world)
         if self.state.scale is not None:
             row |= {"loss_scale": self.state.scale.scale, "skipped_steps": self.state.scale.skipped}
-        self._log_time, self._log_step, self._wait = now, progress.step, 0.0
+        if progress.bad:
+            row["bad_steps"] = progress.bad
         self._tell("on_log", row)
 
     def _reason_to_stop(self, signals: StopSignals) -> str | None:
         step, limits = self.state.progress.step, self.limits
-        if signals.received is not None:
-            return signals.received
-        if step >= limits.steps:
-            return "finished"
-        if limits.max_steps is not None and step >= limits.max_steps:
-            return "max-steps"
-        if limits.max_minutes is not None and time.monotonic() - self._started >= 60 * limits.max_minutes:
-            return "max-minutes"
-        return None
+        own, minutes = signals.received, (time.monotonic() - self._began) / 60
+        if own is None and limits.max_minutes is not None and minutes >= limits.max_minutes:
+            own = MINUTES
+        trouble = next((hook.trouble for hook in self.hooks if hook.trouble is not None), None)
+        code, stuck = self._boundary.meet([code_of(own), int(trouble is not None)])
+        if stuck:
+            self._boundary.close()
+            with agree():
+                if trouble is not None:
+                    raise trouble
+        reason = reason_of(code)
+        if reason is None and step >= limits.steps:
+            reason = "finished"
+        if reason is None and limits.max_steps is not None and step >= limits.max_steps:
+            reason = "max-steps"
+        return reason
 
     def _tell(self, event: str, *args: object) -> None:
         for hook in self.hooks:

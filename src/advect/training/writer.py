@@ -1,0 +1,135 @@
+"""Checkpoints written by a thread while training goes on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from safetensors import SafetensorError
+
+from advect.core.errors import UserError
+from advect.core.files import sync_file
+from advect.core.group import background_objects, current
+from advect.training.checkpoint import (
+    Sums,
+    close_checkpoint,
+    list_checkpoints,
+    open_checkpoint,
+    retain,
+    sum_files,
+    write_checkpoint,
+)
+from advect.training.shards import SHARDS, assemble, save_shards
+from advect.training.snapshot import Snapshot
+
+T = TypeVar("T")
+
+
+class CheckpointWriter:
+    """Writes snapshots into ``folder``, one at a time, and removes old checkpoints.
+
+    The first process writes those of whole states; all write their own part of sharded ones. ``keep_last`` and
+    ``keep_every`` are those of :func:`retain`. With ``background`` a thread writes, and training waits only for the
+    write before. What fails is kept in ``trouble``, and raised by :meth:`wait`; the checkpoints before stay as they
+    were.
+    """
+
+    def __init__(self, folder: Path, *, keep_last: int, keep_every: int = 0, background: bool = True) -> None:
+        self.folder, self.keep_last, self.keep_every = folder, keep_last, keep_every
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="advect-checkpoint") if background else None
+        self._pending: Future[None] | None = None
+        self.trouble: UserError | None = None
+
+    def write(self, step: int, snapshot: Snapshot) -> None:
+        """Write the checkpoint of ``step``. Raises UserError where the one before it could not be written."""
+        self.wait()
+        if self._pool is None:
+            self._write(step, snapshot)
+            self.wait()
+        else:
+            self._pending = self._pool.submit(self._write, step, snapshot)
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is on the disk. Raises UserError where it could not be written."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+        if self.trouble is not None:
+            raise self.trouble
+
+    def close(self) -> None:
+        """Let the thread end its work."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+
+    def _write(self, step: int, snapshot: Snapshot) -> None:
+        try:
+            if snapshot.shards:
+                _write_sharded(self.folder, step, snapshot)
+            elif current().is_first:
+                write_checkpoint(self.folder, step, snapshot.write)
+            if current().is_first:
+                retain(self.folder, self.keep_last, self.keep_every)
+        except (OSError, SafetensorError) as error:
+            self.trouble = self._explained(step, error)
+
+    def _explained(self, step: int, error: OSError | SafetensorError) -> UserError:
+        whole = list_checkpoints(self.folder)
+        last = f"the last whole one is {whole[-1]}" if whole else "there is none before it"
+        full = getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error).lower()
+        why = "the disk is full" if full else str(error)
+        fix = "free some space, or lower --keep-last" if full else "see that the folder can be written to"
+        return UserError(
+            f"the checkpoint of step {step:,} could not be written to {self.folder}: {why}; {last}; {fix}, and go on "
+            f"with --resume-from {self.folder.parent}"
+        )
+
+
+def _write_sharded(folder: Path, step: int, snapshot: Snapshot) -> None:
+    """Write a checkpoint to which every process adds its part; all processes call it together."""
+    first = current().is_first
+    partial = Path(_together(lambda: str(open_checkpoint(folder, step)) if first else "")[0])
+    shards = partial / SHARDS
+    try:
+        _together(lambda: shards.mkdir(parents=True) if first else None)
+        sums = _together(lambda: _summed(partial, save_shards(shards, snapshot.shards)))
+        _together(lambda: _finish(partial, folder, step, snapshot, sums) if first else None)
+    finally:
+        if first:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _summed(partial: Path, files: list[Path]) -> Sums:
+    for file in files:
+        sync_file(file)
+    return sum_files(partial, files)
+
+
+def _finish(partial: Path, folder: Path, step: int, snapshot: Snapshot, sums: list[Sums]) -> None:
+    """Write what is not sharded, and make the folder the checkpoint."""
+    known = {name: facts for part in sums for name, facts in part.items()}
+    for name, groups in snapshot.gathered.items():
+        snapshot.write_tensors(partial / name, name, assemble(partial / SHARDS, groups))
+    snapshot.write(partial)
+    close_checkpoint(partial, folder, step, known)
+
+
+def _together(work: Callable[[], T]) -> list[T]:
+    """Do each process's work and return all results; where one fails, all raise its error."""
+    result: T | None = None
+    failure: tuple[int | None, str] | None = None
+    try:
+        result = work()
+    except (OSError, SafetensorError, RuntimeError) as error:
+        full = "os error 28" in str(error).lower() or "No space left" in str(error)
+        failure = errno.ENOSPC if full else getattr(error, "errno", None), str(error)
+    told = background_objects((result, failure))
+    for _, trouble in told:
+        if trouble is not None:
+            raise OSError(trouble[0] or errno.EIO, os.strerror(trouble[0]) if trouble[0] else trouble[1])
+    return [value for value, _ in told]  # type: ignore[misc]
