@@ -80,7 +80,12 @@ def _train(words: list[str]) -> None:
     from advect.runs.training import train
 
     folder, reason = train(
-        arguments.settings, preset, run_dir=arguments.run_dir, resume_from=arguments.resume_from, say=_say
+        arguments.settings,
+        preset,
+        run_dir=arguments.run_dir,
+        resume_from=arguments.resume_from,
+        resume=arguments.resume,
+        say=_say,
     )
     typed = shlex.quote(str(folder))
     if reason != "finished":

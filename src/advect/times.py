@@ -15,6 +15,7 @@ from torch import Tensor
 
 from advect.core import random
 from advect.core.errors import UserError
+from advect.core.group import all_rows
 from advect.core.random import Generator
 
 _TOP = 1 - 2**-24
@@ -233,7 +234,7 @@ class Importance(TimeDistribution):
     def unbias(self, t: Tensor, loss: Tensor) -> Tensor:
         weighted = loss / self.density(t).to(loss.dtype)
         if torch.is_grad_enabled():  # a held-out loss, measured without gradients, is not trained on
-            self.update(t, loss.detach())
+            self.update(all_rows(t), all_rows(loss.detach()))  # every process learns from the whole batch
         return weighted
 
     def update(self, t: Tensor, loss: Tensor) -> None:

@@ -154,6 +154,18 @@ def all_objects(value: T) -> list[T]:
     return values
 
 
+def all_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """Every process's rows (n, *S), by rank, as one tensor (world * n, *S); each must have as many."""
+    if _joined is None:
+        return tensor
+    import torch
+    import torch.distributed as dist
+
+    parts = [torch.empty_like(tensor) for _ in range(_joined.processes.world)]
+    dist.all_gather(parts, tensor.contiguous(), group=None if tensor.is_cuda else _joined.control)
+    return torch.cat(parts)
+
+
 def background_objects(value: T) -> list[T]:
     """As :func:`all_objects`, between one background thread of each process."""
     if _joined is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 import torch
@@ -37,6 +38,18 @@ def use_tf32(device: torch.device, on: bool) -> None:
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if on else "highest")
         torch.backends.cudnn.allow_tf32 = on
+
+
+def be_deterministic(device: torch.device) -> None:
+    """Let a CUDA device take kernels that give the same bits each time, and refuse the others, in this process.
+
+    Before the first product on the device. It costs workspace memory, and time wherever the fastest kernel sums in no
+    fixed order. A CPU gives the same bits on the same number of threads as it is.
+    """
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import tyro
 
@@ -43,6 +43,8 @@ class TrainArguments(Generic[D, N]):
     """Folder to write the run to; by default runs/PRESET."""
     resume_from: Path | None = None
     """Run folder or checkpoint to continue, bit for bit; its configuration is taken unless a PRESET is named."""
+    resume: Literal["no", "auto"] = "no"
+    """auto: go on from the newest whole checkpoint in the run folder, or begin where there is none."""
     config: Path | None = None
     """A run's config.yaml to repeat; flags given beside it win."""
     network: NetworkName = "unet"
@@ -60,6 +62,8 @@ def parse_train(words: list[str], say: Callable[[str], None] | None = None) -> t
     name = words[0] if words and not words[0].startswith("-") else None
     flags, data = _taken("--data", words[1:] if name else words)
     config, resume = _value_of("--config", flags), _value_of("--resume-from", flags)
+    if resume and _value_of("--resume", flags) == "auto":
+        raise UserError(f"--resume auto and --resume-from {resume} contradict each other; give one of them")
     if name and config:
         raise UserError(f"PRESET {name!r} and --config {config} contradict each other; give one of them")
     if data and _value_of("--data-dir", flags):

@@ -94,6 +94,8 @@ class TrainingConfig(_Checked):
     """Run the network in a 16-bit type where the device is faster in one; weights and optimiser stay in float32."""
     half: Literal["auto", "bf16", "fp16"] = "auto"
     """That type: bf16, fp16 with a loss scale, or what suits the device; on a CPU without bf16, auto stays in fp32."""
+    deterministic: bool = False
+    """Same bits each time on a GPU too, from slower kernels; a CPU's are so already."""
     tf32: bool = True
     """Let a GPU multiply float32 with 10 bits of mantissa."""
     max_bad_steps: int = 10

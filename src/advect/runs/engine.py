@@ -8,7 +8,7 @@ import torch
 
 from advect.core.errors import UserError
 from advect.core.group import current
-from advect.core.platform import use_tf32
+from advect.core.platform import be_deterministic, use_tf32
 from advect.core.random import mix
 from advect.core.types import DataSpec
 from advect.data import Split
@@ -46,6 +46,8 @@ def new_state(network: NetworkConfig, t: TrainingConfig, spec: DataSpec, objecti
     The processes that have joined share its network as ``t`` says.
     """
     device = pick_device(t.device)
+    if t.deterministic:
+        be_deterministic(device)
     with torch.random.fork_rng():
         torch.manual_seed(mix(t.seed, 0))
         net = build_network(network, spec, grad_checkpointing=t.grad_checkpointing)

@@ -11,7 +11,7 @@ import numpy as np
 
 from advect.core.errors import UserError
 from advect.core.files import make_folder, write_text_whole
-from advect.core.group import agree, current, joined
+from advect.core.group import agree, broadcast_object, current, joined
 from advect.core.platform import tune_process
 from advect.data import Source
 from advect.objectives import Objective
@@ -27,7 +27,7 @@ from advect.runs.method import build_objective, noise_facts
 from advect.runs.network_config import name_of
 from advect.runs.watch import Watch
 from advect.training import Hook, LearningRate, Limits, Trainer, find_checkpoint, verify_checkpoint
-from advect.training.checkpoint import remove_leftovers
+from advect.training.checkpoint import newest_whole, remove_leftovers
 from advect.training.hooks import Checkpoints, MetricsFile, ProgressBar, TensorBoard
 from advect.training.state import MODEL, PROGRESS
 from advect.training.writer import CheckpointWriter
@@ -41,30 +41,41 @@ def train(
     *,
     run_dir: Path | None = None,
     resume_from: Path | None = None,
+    resume: str = "no",
     say: Say = print,
 ) -> tuple[Path, str]:
     """Train as ``config`` says, into ``run_dir`` (runs/PRESET); return the folder and why the run ended.
 
     With ``resume_from``, a run folder or checkpoint, the run continues bit for bit, in its own folder unless
-    ``run_dir`` names another. Everything is checked before the first file is written. Raises UserError for
-    settings that do not fit the data, a run folder in use, and a checkpoint of another network or data.
+    ``run_dir`` names another. With ``resume`` "auto" it continues from the newest whole checkpoint in ``run_dir``,
+    past damaged ones, and begins where there is none. Everything is checked before the first file is written. Raises
+    UserError for settings that do not fit the data, a run folder in use, and a checkpoint of another network or data.
     """
     tune_process()
     with joined(pick_device(config.training.device)) as me:
         say = say if me.is_first else lambda text: None
-        return _train(config, preset, run_dir, resume_from, say)
+        with agree():
+            begin = _beginning(run_dir or Path("runs") / preset, resume_from, resume, say) if me.is_first else None
+        return _train(config, preset, run_dir, broadcast_object(begin), resume == "auto", say)
 
 
-def _train(config: Config, preset: str, run_dir: Path | None, resume_from: Path | None, say: Say) -> tuple[Path, str]:
+def _beginning(run_dir: Path, resume_from: Path | None, resume: str, say: Say) -> Path | None:
+    """The whole checkpoint to go on from; None to begin."""
+    if resume == "auto":
+        return newest_whole(run_dir, say)
+    checkpoint = find_checkpoint(resume_from) if resume_from else None
+    if checkpoint:
+        verify_checkpoint(checkpoint)
+    return checkpoint
+
+
+def _train(
+    config: Config, preset: str, run_dir: Path | None, checkpoint: Path | None, again: bool, say: Say
+) -> tuple[Path, str]:
     first = current().is_first
     with agree():
-        checkpoint = find_checkpoint(resume_from) if resume_from else None
-        if checkpoint:
-            if first:
-                verify_checkpoint(checkpoint)
-            run_dir = run_dir or checkpoint.parent.parent
-        run_dir = run_dir or Path("runs") / preset
-        _check_folder(run_dir, checkpoint)
+        run_dir = run_dir or (checkpoint.parent.parent if checkpoint else Path("runs") / preset)
+        _check_folder(run_dir, checkpoint, again)
         source = build_source(config.data, say)
         card = Card.of(config, preset, source, noise_facts(config.method, source))
         if checkpoint:
@@ -90,10 +101,12 @@ def _train(config: Config, preset: str, run_dir: Path | None, resume_from: Path 
     return run_dir, reason
 
 
-def _check_folder(run_dir: Path, checkpoint: Path | None) -> None:
+def _check_folder(run_dir: Path, checkpoint: Path | None, again: bool) -> None:
+    """See that the run may be written there; ``again``, also where one was killed before its first checkpoint."""
     if run_dir.is_file():
         raise UserError(f"--run-dir {run_dir} is a file; name a folder")
     own = checkpoint is not None and checkpoint.parent.parent.resolve() == run_dir.resolve()
+    own = own or (again and (run_dir / "config.yaml").is_file())
     if not own and run_dir.is_dir() and any(run_dir.iterdir()):
         resume = f", or continue it with --resume-from {run_dir}" if (run_dir / "checkpoints").is_dir() else ""
         raise UserError(f"--run-dir {run_dir} is not empty; name a new folder with --run-dir{resume}")
