@@ -101,6 +101,11 @@ class Processes:
         )
 
 
+def count_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _word(env: Mapping[str, str], name: str) -> str:
     if not env.get(name):
         raise UserError(
