@@ -17,14 +17,13 @@ from dataclasses import dataclass
 from typing import IO
 
 from advect.core.errors import UserError
-from advect.core.processes import Processes, count_cores
+from advect.core.processes import STOPPING, Processes, count_cores
 
 LOST_PEER = 75
 """Exit code of a process that has failed only as another one did."""
 GRACE = 3.0
 """Seconds that processes have, once one has failed, to end by themselves; then again after SIGTERM, before SIGKILL."""
 _LIFELINE = "ADVECT_LIFELINE"
-_FORWARDED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
 def check_nproc(nproc: int, device: str) -> None:
@@ -129,7 +128,7 @@ def _passing_on(children: Sequence[_Child]) -> Iterator[list[int]]:
         for child in children:
             child.send(number)
 
-    before = {number: signal.signal(number, pass_on) for number in _FORWARDED}
+    before = {number: signal.signal(number, pass_on) for number in STOPPING}
     try:
         yield passed
     finally:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from advect.core.errors import UserError
 from advect.core.files import make_folder, write_text_whole
+from advect.core.group import current
+from advect.core.lock import LOCK, held
 from advect.core.platform import tune_process
 from advect.data import Source
 from advect.objectives import Objective
@@ -53,6 +56,9 @@ def train(
         run_dir = run_dir or checkpoint.parent.parent
     run_dir = run_dir or Path("runs") / preset
     _check_folder(run_dir, checkpoint)
+    if checkpoint and run_dir.is_dir():
+        with _claimed(run_dir, checkpoint):  # a folder in use is refused before the data are read
+            pass
     source = build_source(config.data, say)
     card = Card.of(config, preset, source, noise_facts(config.method, source))
     if checkpoint:
@@ -62,12 +68,13 @@ def train(
         trainer.state.load(checkpoint)
     source.train.fetch(np.zeros(1, np.int64))  # whoever cannot be read says so before there is a run folder
     make_folder(run_dir, "--run-dir")
-    remove_leftovers(run_dir / "checkpoints")
-    write_text_whole(run_dir / "config.yaml", to_yaml(config, preset))
-    step = trainer.state.progress.step
-    write_environment(run_dir, device=trainer.device, fingerprint=source.fingerprint, step=step)
-    _announce(config, preset, source, trainer, run_dir, say)
-    reason = trainer.run()
+    with _claimed(run_dir, checkpoint, say):
+        remove_leftovers(run_dir / "checkpoints")
+        write_text_whole(run_dir / "config.yaml", to_yaml(config, preset))
+        step = trainer.state.progress.step
+        write_environment(run_dir, device=trainer.device, fingerprint=source.fingerprint, step=step)
+        _announce(config, preset, source, trainer, run_dir, say)
+        reason = trainer.run()
     if unreadable := getattr(source, "unreadable", None):
         first, why = next(iter(unreadable.items()))
         say(
@@ -80,9 +87,20 @@ def _check_folder(run_dir: Path, checkpoint: Path | None) -> None:
     if run_dir.is_file():
         raise UserError(f"--run-dir {run_dir} is a file; name a folder")
     own = checkpoint is not None and checkpoint.parent.parent.resolve() == run_dir.resolve()
-    if not own and run_dir.is_dir() and any(run_dir.iterdir()):
+    if not own and run_dir.is_dir() and any(path.name != LOCK for path in run_dir.iterdir()):
         resume = f", or continue it with --resume-from {run_dir}" if (run_dir / "checkpoints").is_dir() else ""
         raise UserError(f"--run-dir {run_dir} is not empty; name a new folder with --run-dir{resume}")
+
+
+@contextmanager
+def _claimed(run_dir: Path, checkpoint: Path | None, say: Say = lambda text: None) -> Iterator[None]:
+    """Keep the folder from other runs, which the first process does for all; and see that none has just begun there."""
+    if not current().is_first:
+        yield
+        return
+    with held(run_dir, "--run-dir", say=say):
+        _check_folder(run_dir, checkpoint)
+        yield
 
 
 def _check_same_run(there: Card, here: Card, checkpoint: Path, say: Say) -> None:
