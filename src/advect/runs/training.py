@@ -19,7 +19,7 @@ from advect.objectives import Objective
 from advect.runs.build import build_source, pick_device, pick_precision
 from advect.runs.card import Card
 from advect.runs.config import Config
-from advect.runs.configfile import to_yaml
+from advect.runs.configfile import to_dict, to_yaml
 from advect.runs.engine import check_method, new_state, new_trainer
 from advect.runs.environment import write_environment
 from advect.runs.flow import Flow
@@ -28,8 +28,9 @@ from advect.runs.method import build_objective, noise_facts
 from advect.runs.network_config import name_of
 from advect.runs.watch import Watch
 from advect.training import Hook, LearningRate, Limits, Trainer, find_checkpoint, verify_checkpoint
+from advect.training.boards import Board, TensorBoard, WeightsAndBiases
 from advect.training.checkpoint import remove_leftovers
-from advect.training.hooks import Checkpoints, MetricsFile, ProgressBar, TensorBoard
+from advect.training.hooks import Checkpoints, MetricsFile, ProgressBar
 from advect.training.state import MODEL
 
 Say = Callable[[str], None]
@@ -94,7 +95,7 @@ def _check_folder(run_dir: Path, checkpoint: Path | None) -> None:
 
 @contextmanager
 def _claimed(run_dir: Path, checkpoint: Path | None, say: Say = lambda text: None) -> Iterator[None]:
-    """Keep the folder from other runs, which the first process does for all; and see that none has just begun there."""
+    """Keep the folder from other runs, and see that none has just begun there; the first process does so for all."""
     if not current().is_first:
         yield
         return
@@ -156,7 +157,7 @@ def _new_trainer(config: Config, source: Source, card: Card, run_dir: Path) -> T
 
 def _hooks(config: Config, run_dir: Path, flow: Flow, objective: Objective, source: Source) -> tuple[Hook, ...]:
     out = config.output
-    metrics, board = MetricsFile(run_dir / "metrics.jsonl"), TensorBoard(run_dir / "tensorboard")
+    metrics, boards = MetricsFile(run_dir / "metrics.jsonl"), _boards(config, run_dir)
     watch = Watch(
         flow,
         objective,
@@ -166,12 +167,21 @@ def _hooks(config: Config, run_dir: Path, flow: Flow, objective: Objective, sour
         samples=out.num_samples,
         seed=config.training.seed,
         metrics=metrics,
-        board=board,
+        boards=boards,
     )
     checkpoints = Checkpoints(
         run_dir / "checkpoints", every=out.save_every, every_epochs=out.save_epochs, keep=out.keep_last
     )
-    return metrics, board, ProgressBar(), checkpoints, watch
+    return metrics, *boards, ProgressBar(), checkpoints, watch
+
+
+def _boards(config: Config, run_dir: Path) -> tuple[Board, ...]:
+    out, board = config.output, TensorBoard(run_dir / "tensorboard")
+    if out.wandb == "none":
+        return (board,)
+    project, name = out.wandb_project or "advect", run_dir.resolve().name
+    shared = WeightsAndBiases(run_dir / "wandb", mode=out.wandb, project=project, name=name, config=to_dict(config))
+    return board, shared
 
 
 def _plan(config: Config, source: Source) -> tuple[Limits, LearningRate]:

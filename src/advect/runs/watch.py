@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from advect.objectives import Objective
 from advect.reports.grid import save_png
 from advect.runs.flow import Flow
 from advect.runs.pictures import draw, held_out_batch
-from advect.training.hooks import EverySteps, MetricsFile, TensorBoard
+from advect.training.boards import Board
+from advect.training.hooks import EverySteps, MetricsFile
 from advect.training.trainer import Hook, Trainer
 
 
@@ -45,10 +47,10 @@ class Watch(Hook):
         samples: int,
         seed: int,
         metrics: MetricsFile,
-        board: TensorBoard,
+        boards: Sequence[Board],
     ) -> None:
         self.flow, self.objective, self.held_out, self.folder = flow, objective, held_out, folder
-        self.samples, self.seed, self.metrics, self.board = samples, seed, metrics, board
+        self.samples, self.seed, self.metrics, self.boards = samples, seed, metrics, boards
         self._timer = EverySteps(every, self._look)
         self._reference: Batch | None = None
         categories = [name for name, kind in flow.spec.conditions.items() if isinstance(kind, Category)]
@@ -71,9 +73,11 @@ class Watch(Hook):
         samples = self.flow.sample(self.samples, seed=self.seed, cond=conditions)
         image = draw(self.flow, samples, conditions, self._reference)
         save_png(image, self.folder / f"step-{step:08d}.png")
-        self.board.writer.add_image("samples", np.asarray(image.convert("RGB")), step, dataformats="HWC")
+        for board in self.boards:
+            board.picture("samples", image, step)
         if len(self.held_out) == 0:
             return
         loss = held_out_loss(self.flow, self.objective, self.held_out, self.seed)
         self.metrics.write({"step": step, "held_out_loss": loss})
-        self.board.writer.add_scalar("held_out/loss", loss, step)
+        for board in self.boards:
+            board.scalars({"held_out/loss": loss}, step)
