@@ -6,15 +6,18 @@ imports wait until a command needs them.
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import NoReturn
 
 from advect.core.errors import UserError, did_you_mean
+from advect.core.group import agree, current
+from advect.core.processes import Processes
 
 USAGE = """\
 advect: train, sample and measure flow-matching models on your own data
@@ -55,7 +58,11 @@ def main() -> None:
 
 
 def run(words: list[str]) -> None:
-    """Run one command; ``words`` are those after ``advect``. Raises UserError for a mistake."""
+    """Run one command; ``words`` are those after ``advect``. Raises UserError for a mistake.
+
+    Among several processes, training and sampling are shared, and all else is left to the first one.
+    """
+    words = _without_local_rank(words)
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return
@@ -66,19 +73,40 @@ def run(words: list[str]) -> None:
         return
     if words[0] not in COMMANDS:
         raise UserError(f"command {words[0]!r} is not known{did_you_mean(words[0], COMMANDS)}")
-    COMMANDS[words[0]](words[1:])
+    me, command = Processes.of_environment(), COMMANDS[words[0]]
+    if me.world > 1 and words[0] in SHARED:
+        from advect.runs.together import run_together
+
+        run_together(lambda: command(words[1:]))
+    elif me.is_first:
+        command(words[1:])
+
+
+def _without_local_rank(words: list[str]) -> list[str]:
+    """Take the word away that ``python -m torch.distributed.launch`` puts before all others."""
+    for name in ("--local-rank=", "--local_rank="):
+        if words and words[0].startswith(name):
+            os.environ.setdefault("LOCAL_RANK", words[0].removeprefix(name))
+            return words[1:]
+    return words
 
 
 def _train(words: list[str]) -> None:
     from advect.runs.arguments import parse_train
     from advect.runs.configfile import to_yaml
 
-    preset, arguments = parse_train(words, say=_say if "--dry-run" not in words else None)
+    recognised: list[str] = []
+    with agree():
+        preset, arguments = parse_train(words, say=recognised.append)
     if arguments.dry_run:
-        print(to_yaml(arguments.settings, preset), end="")
+        _say(to_yaml(arguments.settings, preset), end="")
         return
+    if arguments.nproc != 1:
+        _launch("train", words, arguments.nproc, arguments.settings.training.device)
     from advect.runs.training import train
 
+    for line in recognised:
+        _say(line)
     folder, reason = train(
         arguments.settings,
         preset,
@@ -97,79 +125,34 @@ def _train(words: list[str]) -> None:
         sys.exit(128 + signal.Signals[reason])
 
 
+def _launch(command: str, words: list[str], nproc: int, device: str) -> NoReturn:
+    """Run the command in ``nproc`` processes, and exit as they do."""
+    from advect.runs.arguments import without_flag
+    from advect.runs.launch import check_nproc, launch
+
+    with agree():
+        check_nproc(nproc, device)
+    sys.exit(launch([sys.executable, "-m", "advect", command, *without_flag("--nproc", words)], nproc))
+
+
 def _without_limit(reason: str) -> str:
     return {"max-steps": " --max-steps None", "max-minutes": " --max-minutes None"}.get(reason, "")
 
 
-@dataclass(frozen=True, kw_only=True)
-class SampleArguments:
-    """What one call of ``advect sample`` asks for."""
-
-    num_samples: int = 64
-    """How many samples."""
-    num_steps: int | None = None
-    """Solver steps; by default as many as the run's own sample grids."""
-
-    # Solver; by default that of the run's own sample grids. euler: order 1. midpoint, heun: order 2, two
-    # evaluations a step. ab2, dpmpp2m: order 2, one evaluation; dpmpp2m is exact where the data's prediction stands
-    # still. rk4: order 4, four evaluations. dopri5: adaptive. euler-maruyama, heun: with --diffusion.
-    solver: Literal["euler", "midpoint", "heun", "rk4", "ab2", "dpmpp2m", "dopri5", "euler-maruyama"] | None = None
-
-    grid: Literal["uniform", "cosine", "edm", "shifted"] | None = None
-    """Where the steps lie: evenly; dense at both ends; as EDM's noise levels; more near the noise."""
-
-    # Sample the stochastic equation with this g(t): a number such as 0.5, or a name such as sigma; more of it
-    # forgets errors and needs more steps.
-    diffusion: str | None = None
-
-    seed: int = 0
-    """The same seed gives the same samples."""
-
-    # Conditions as NAME=VALUE, such as label=7. NAME=cycle takes each value in turn, NAME=none samples without;
-    # conditions that are not named are drawn as often as in the data.
-    cond: tuple[str, ...] = ()
-
-    guidance: float = 1.0
-    """Scale of classifier-free guidance: 1 is none, 2 or 3 follows the condition more closely."""
-    guidance_interval: tuple[float, float] | None = None
-    """Times LO HI between which guidance acts; by default all."""
-    use_ema: bool = True
-    """Use the averaged weights."""
-    save_individual: bool = False
-    """Write each image to a file of its own, too."""
-    output_dir: Path | None = None
-    """Folder for the samples, a picture and their facts; by default RUN/generated/seed-SEED."""
-    overwrite: bool = False
-    """Replace samples that are there already."""
-    batch_size: int = 256
-    """Samples drawn at once."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
-
-
 def _sample(words: list[str]) -> None:
-    from advect.runs.arguments import parse_words
+    from advect.runs.sample_arguments import parse_sample
 
     place, flags = _place(words, "advect sample")
-    a = parse_words(SampleArguments, flags, prog="advect sample RUN", description="Draw samples from a trained flow.")
-    cond = _conditions(a.cond)
-    from advect.runs.sampling import Draw, sample_run
+    with agree():
+        a = parse_sample(flags)
+    if a.nproc != 1:
+        _launch("sample", words, a.nproc, a.device)
+    from advect.runs.sampling import sample_run
 
-    draw = Draw(
-        n=a.num_samples,
-        steps=a.num_steps,
-        solver=a.solver,
-        grid=a.grid,
-        diffusion=_number_or_name(a.diffusion),
-        guidance=a.guidance,
-        guidance_interval=a.guidance_interval,
-        seed=a.seed,
-        batch_size=a.batch_size,
-    )
     files = sample_run(
         place,
-        draw,
-        cond=cond,
+        a.draw,
+        cond=a.conditions,
         ema=a.use_ema,
         save_individual=a.save_individual,
         output_dir=a.output_dir,
@@ -193,23 +176,6 @@ _KINDS = {
     ".json": "facts:",
 }
 """What a file of samples holds."""
-
-
-def _number_or_name(word: str | None) -> float | str | None:
-    try:
-        return None if word is None else float(word)
-    except ValueError:
-        return word
-
-
-def _conditions(words: tuple[str, ...]) -> dict[str, str]:
-    cond: dict[str, str] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not (name and equals and value):
-            raise UserError(f"--cond {word} should be NAME=VALUE, such as label=7")
-        cond[name] = value
-    return cond
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,8 +267,9 @@ def _place(words: list[str], command: str, what: str = "run", example: str = "ru
     raise UserError(f"{command} needs a {what} first, such as: {command} {example}")
 
 
-def _say(text: str) -> None:
-    print(text, flush=True)
+def _say(text: str, end: str = "\n") -> None:
+    if current().is_first:
+        print(text, end=end, flush=True)
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
@@ -313,3 +280,6 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "presets": _presets,
     "data": _data,
 }
+
+SHARED = ("train", "sample")
+"""Commands that several processes do together."""

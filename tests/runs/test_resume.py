@@ -156,7 +156,7 @@ def test_killed_again_and_again_and_resumed_equals_never_stopped(
     assert_same_end(tmp_path / "whole", tmp_path / "killed", steps)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
 def test_a_signal_ends_the_run_with_a_checkpoint_and_the_line_to_resume(
     tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
@@ -173,6 +173,25 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_the_line_to_resume(
     last = json.loads((newest / "state/run.json").read_text())
     assert (tmp_path / "run/checkpoints/latest").read_text().strip() == newest.name
     assert last["step"] == int(newest.name.split("-")[1])
+
+
+def test_a_run_folder_in_use_is_refused_before_anything_changes(advect: Callable[..., None], tmp_path: Path) -> None:
+    process = start(
+        tmp_path, "digits", "--run-dir", "run", *SMALL.split(), "--num-epochs", "1000", "--save-every", "5"
+    )
+    wait_for_step(process, tmp_path / "run", 5)
+    process.send_signal(signal.SIGSTOP)
+    before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "run").rglob("*"))
+    with pytest.raises(
+        UserError, match=f"--run-dir run is in use by process {process.pid} on .*; wait for it, end it"
+    ):
+        advect("train --resume-from run")
+    assert sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "run").rglob("*")) == before
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    steps = newest_step(tmp_path / "run") + 1
+    advect("train --resume-from run --max-steps", steps)
+    assert newest_step(tmp_path / "run") == steps
 
 
 def test_resuming_with_another_network_says_what_differs(advect: Callable[..., None], digits_run: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from advect.core.slurm import slurm_variables
 
 if TYPE_CHECKING:
     import torch
+
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""Ctrl+C; what ends a job; and what a scheduler can be told to send before it takes a machine away, not on Windows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +103,11 @@ class Processes:
             address=_word(env, "MASTER_ADDR"),
             port=_number(env, "MASTER_PORT"),
         )
+
+
+def count_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _word(env: Mapping[str, str], name: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from advect.core.platform import best_half
+from advect.core.processes import count_cores
 from advect.doctor.machine import Machine, Products
 from advect.doctor.probes import run_probe
 from advect.runs.build import pick_device
@@ -23,6 +24,7 @@ LIBRARIES = {
     "fsspec": "remote",
     "pandas": "tables",
     "pyarrow": "tables",
+    "wandb": "wandb",
 }
 _COMPILE_SECONDS, _GROUP_SECONDS = 180.0, 60.0
 
@@ -50,7 +52,7 @@ def gather_machine(folder: Path = Path("runs"), device: str = "auto") -> Machine
         gpus=torch.cuda.device_count(),
         built_for_gpu=bool(torch.version.cuda or torch.version.hip),
         gpu_driver=shutil.which("nvidia-smi") is not None or Path("/dev/nvidiactl").exists(),
-        cores=_cores(),
+        cores=count_cores(),
         threads=torch.get_num_threads(),
         omp=os.environ.get("OMP_NUM_THREADS"),
         chosen_half=None if half is None else str(half).removeprefix("torch."),
@@ -103,10 +105,6 @@ def _timed(a: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, float]:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _existing(folder: Path) -> Path:

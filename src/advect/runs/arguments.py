@@ -49,6 +49,8 @@ class TrainArguments(Generic[D, N]):
     """A run's config.yaml to repeat; flags given beside it win."""
     network: NetworkName = "unet"
     """Kind of network; one that is not the preset's own comes with its own defaults, and its own flags."""
+    nproc: int = 1
+    """Processes on this machine, on a GPU each where there are any; as torchrun --nproc_per_node starts them."""
     dry_run: bool = False
     """Print the resolved configuration and stop."""
 
@@ -192,6 +194,11 @@ def _dashed(word: str) -> str:
     """``--resume_from=x`` as ``--resume-from=x``."""
     name, equals, value = word.partition("=")
     return name.replace("_", "-") + equals + value if word.startswith("--") else word
+
+
+def without_flag(flag: str, words: list[str]) -> list[str]:
+    """The words without a flag and its value."""
+    return _taken(flag, [_dashed(word) for word in words])[0]
 
 
 def _taken(flag: str, words: list[str]) -> tuple[list[str], str | None]:

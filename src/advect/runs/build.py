@@ -63,14 +63,20 @@ def _sizes(spec: DataSpec) -> dict[str, int | Vector]:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called ``name``; "auto" is the GPU of this process where there is one."""
+    """The device called ``name``; "auto" is the first GPU where there is one.
+
+    Among several processes each has a GPU of its own, which becomes PyTorch's current one. Raises UserError where
+    there is no such device, or none for each process.
+    """
     if name == "auto":
-        return current().device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = current().device(torch.device(name))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name} cannot be used here; cpu always can") from error
+    if device.type == "cuda" and current().world > 1:
+        torch.cuda.set_device(device)
     return device
 
 

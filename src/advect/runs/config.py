@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
+from advect.core.errors import UserError
 from advect.runs.checked import Checked as _Checked
 from advect.runs.data_config import DataConfig as DataConfig
 from advect.runs.network_config import MLPConfig as MLPConfig
@@ -154,6 +155,18 @@ class OutputConfig(_Checked):
     """Solver for a grid, and the default of advect sample."""
     grid: Literal["uniform", "cosine", "edm", "shifted"] = "uniform"
     """Where the solver's steps lie: evenly; dense at both ends; as EDM's noise levels; more near the noise."""
+    wandb: Literal["none", "online", "offline"] = "none"
+    """Curves and sample grids on Weights & Biases; offline writes them to RUN/wandb for a later wandb sync."""
+    wandb_project: str | None = None
+    """Project on Weights & Biases; by default advect."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.wandb == "none" and self.wandb_project is not None:
+            raise UserError(
+                f"--wandb-project {self.wandb_project} does nothing with --wandb none; give --wandb online or offline,"
+                " or --wandb-project None"
+            )
 
     _at_least = (
         ("log_every", 1),

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from advect.core.files import write_text_whole
+from advect.core.group import current
 
 _LIBRARIES = ("advect", "torch", "numpy", "safetensors", "scikit-learn", "pillow", "tyro")
 
@@ -26,6 +27,7 @@ def write_environment(folder: Path, *, device: torch.device, fingerprint: str, s
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "step": step,
         "device": _device_name(device),
+        "processes": current().world,
         "threads": torch.get_num_threads(),
         "versions": _versions(),
         "git_commit": _git_commit(),

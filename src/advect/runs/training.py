@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
-from advect.core.errors import UserError
 from advect.core.files import make_folder, write_text_whole
 from advect.core.group import agree, broadcast_object, current, joined
 from advect.core.platform import tune_process
 from advect.data import Source
 from advect.objectives import Objective
+from advect.runs.beginning import Say, check_folder, check_same_run, claimed, find_beginning
 from advect.runs.build import build_source, pick_device, pick_precision
 from advect.runs.card import Card
 from advect.runs.config import Config
-from advect.runs.configfile import to_yaml
+from advect.runs.configfile import to_dict, to_yaml
 from advect.runs.engine import check_method, new_state, new_trainer
 from advect.runs.environment import write_environment
 from advect.runs.flow import Flow
 from advect.runs.loading import flow_of, read_card
 from advect.runs.method import build_objective, noise_facts
-from advect.runs.network_config import name_of
 from advect.runs.watch import Watch
-from advect.training import Hook, LearningRate, Limits, Trainer, find_checkpoint, verify_checkpoint
-from advect.training.checkpoint import newest_whole, remove_leftovers
-from advect.training.hooks import Checkpoints, MetricsFile, ProgressBar, TensorBoard
-from advect.training.state import MODEL, PROGRESS
+from advect.training import Hook, LearningRate, Limits, Trainer
+from advect.training.boards import Board, TensorBoard, WeightsAndBiases
+from advect.training.checkpoint import remove_leftovers
+from advect.training.hooks import Checkpoints, MetricsFile, ProgressBar
+from advect.training.state import MODEL
 from advect.training.writer import CheckpointWriter
-
-Say = Callable[[str], None]
 
 
 def train(
@@ -55,102 +52,44 @@ def train(
     with joined(pick_device(config.training.device)) as me:
         say = say if me.is_first else lambda text: None
         with agree():
-            begin = _beginning(run_dir or Path("runs") / preset, resume_from, resume, say) if me.is_first else None
+            begin = find_beginning(run_dir or Path("runs") / preset, resume_from, resume, say) if me.is_first else None
         return _train(config, preset, run_dir, broadcast_object(begin), resume == "auto", say)
-
-
-def _beginning(run_dir: Path, resume_from: Path | None, resume: str, say: Say) -> Path | None:
-    """The whole checkpoint to go on from; None to begin."""
-    if resume == "auto":
-        return newest_whole(run_dir, say)
-    checkpoint = find_checkpoint(resume_from) if resume_from else None
-    if checkpoint:
-        verify_checkpoint(checkpoint)
-    return checkpoint
 
 
 def _train(
     config: Config, preset: str, run_dir: Path | None, checkpoint: Path | None, again: bool, say: Say
 ) -> tuple[Path, str]:
-    first = current().is_first
-    with agree():
-        run_dir = run_dir or (checkpoint.parent.parent if checkpoint else Path("runs") / preset)
-        _check_folder(run_dir, checkpoint, again)
-        source = build_source(config.data, say)
-        card = Card.of(config, preset, source, noise_facts(config.method, source))
+    with ExitStack() as claims:
+        with agree():
+            run_dir = run_dir or (checkpoint.parent.parent if checkpoint else Path("runs") / preset)
+            check_folder(run_dir, checkpoint, again)
+            if run_dir.is_dir():  # a folder in use is refused before the data are read
+                claims.enter_context(claimed(run_dir, checkpoint, again, say))
+            source = build_source(config.data, say)
+            card = Card.of(config, preset, source, noise_facts(config.method, source))
+            if checkpoint:
+                check_same_run(read_card(checkpoint / MODEL), card, checkpoint, say)
+            source.train.fetch(np.zeros(1, np.int64))  # whoever cannot be read says so before there is a run folder
+        trainer = _new_trainer(config, source, card, run_dir)
         if checkpoint:
-            _check_same_run(read_card(checkpoint / MODEL), card, checkpoint, say)
-        source.train.fetch(np.zeros(1, np.int64))  # whoever cannot be read says so before there is a run folder
-    trainer = _new_trainer(config, source, card, run_dir)
-    if checkpoint:
-        trainer.state.load(checkpoint)
-    with agree():
-        if first:
-            make_folder(run_dir, "--run-dir")
-            remove_leftovers(run_dir / "checkpoints")
-            write_text_whole(run_dir / "config.yaml", to_yaml(config, preset))
-            step = trainer.state.progress.step
-            write_environment(run_dir, device=trainer.device, fingerprint=source.fingerprint, step=step)
-    _announce(config, preset, source, trainer, run_dir, say)
-    reason = trainer.run()
+            trainer.state.load(checkpoint)
+        with agree():
+            if current().is_first:
+                make_folder(run_dir, "--run-dir")
+                claims.close()
+                claims.enter_context(claimed(run_dir, checkpoint, again, say))
+                remove_leftovers(run_dir / "checkpoints")
+                write_text_whole(run_dir / "config.yaml", to_yaml(config, preset))
+                step = trainer.state.progress.step
+                write_environment(run_dir, device=trainer.device, fingerprint=source.fingerprint, step=step)
+        _announce(config, preset, source, trainer, run_dir, say)
+        reason = trainer.run()
     if unreadable := getattr(source, "unreadable", None):
         first, why = next(iter(unreadable.items()))
         say(
             f"note: {len(unreadable)} images could not be read and others took their places, the first {first} ({why})"
         )
     return run_dir, reason
-
-
-def _check_folder(run_dir: Path, checkpoint: Path | None, again: bool) -> None:
-    """See that the run may be written there; ``again``, also where one was killed before its first checkpoint."""
-    if run_dir.is_file():
-        raise UserError(f"--run-dir {run_dir} is a file; name a folder")
-    own = checkpoint is not None and checkpoint.parent.parent.resolve() == run_dir.resolve()
-    own = own or (again and (run_dir / "config.yaml").is_file())
-    if not own and run_dir.is_dir() and any(run_dir.iterdir()):
-        resume = f", or continue it with --resume-from {run_dir}" if (run_dir / "checkpoints").is_dir() else ""
-        raise UserError(f"--run-dir {run_dir} is not empty; name a new folder with --run-dir{resume}")
-
-
-def _check_same_run(there: Card, here: Card, checkpoint: Path, say: Say) -> None:
-    """Refuse another network or data shape; tell what else differs, for the run is then not the same bit for bit."""
-    if there.spec.shape != here.spec.shape or there.spec.conditions.keys() != here.spec.conditions.keys():
-        raise UserError(
-            f"checkpoint {checkpoint} was trained on data of shape {there.spec.shape} with conditions "
-            f"{sorted(there.spec.conditions)}, and these have shape {here.spec.shape} with conditions "
-            f"{sorted(here.spec.conditions)}; resume with the data it was trained on"
-        )
-    differs = _differences(there.config, here.config)
-    of_network = [text for section, text in differs if section == "network"]
-    if type(there.network) is not type(here.network):
-        of_network = [f"it has --network {name_of(there.network)}, this one {name_of(here.network)}"]
-    if of_network:
-        raise UserError(
-            f"checkpoint {checkpoint} has another network: {'; '.join(of_network)}; "
-            f"leave out those flags, or train anew with --run-dir"
-        )
-    free = {"max_steps", "max_minutes", "num_workers", "pair_ahead", "grad_checkpointing", "device", "parallel"}
-    world = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8")).get("world", 1)
-    if world * there.config["training"]["batch_size"] == current().world * here.config["training"]["batch_size"]:
-        free.add("batch_size")
-    free |= {"data_dir", "cache_dir", "backed", "skip_unreadable"}  # the fingerprint tells whether data differ
-    if here.config["training"]["lr_schedule"] == "constant":
-        free.add("num_epochs")
-    for section, text in differs:
-        if section in ("data", "method", "training") and text.split()[0] not in free:
-            say(f"note: {text}; the run will not equal one with the old value")
-    if there.fingerprint != here.fingerprint:
-        say("note: the data have changed since the checkpoint; the run will not equal one on the old data")
-
-
-def _differences(there: dict, here: dict) -> list[tuple[str, str]]:
-    return [
-        (section, f"{name} was {there[section].get(name)} there and is {value} here")
-        for section, values in here.items()
-        for name, value in values.items()
-        if name in there.get(section, {})
-        and there[section][name] != value  # a flag newer than the run changes nothing
-    ]
 
 
 def _new_trainer(config: Config, source: Source, card: Card, run_dir: Path) -> Trainer:
@@ -168,7 +107,7 @@ def _new_trainer(config: Config, source: Source, card: Card, run_dir: Path) -> T
 
 def _hooks(config: Config, run_dir: Path, flow: Flow, objective: Objective, source: Source) -> tuple[Hook, ...]:
     out, first = config.output, current().is_first
-    metrics, board = MetricsFile(run_dir / "metrics.jsonl"), TensorBoard(run_dir / "tensorboard")
+    metrics, boards = MetricsFile(run_dir / "metrics.jsonl"), _boards(config, run_dir) if first else ()
     watch = Watch(
         flow,
         objective,
@@ -178,11 +117,20 @@ def _hooks(config: Config, run_dir: Path, flow: Flow, objective: Objective, sour
         samples=out.num_samples,
         seed=config.training.seed,
         metrics=metrics if first else None,
-        board=board if first else None,
+        boards=boards,
     )
     writer = CheckpointWriter(run_dir / "checkpoints", keep_last=out.keep_last, keep_every=out.keep_every)
     checkpoints = Checkpoints(writer, every=out.save_every, every_epochs=out.save_epochs)
-    return (metrics, board, ProgressBar(), checkpoints, watch) if first else (checkpoints, watch)
+    return (metrics, *boards, ProgressBar(), checkpoints, watch) if first else (checkpoints, watch)
+
+
+def _boards(config: Config, run_dir: Path) -> tuple[Board, ...]:
+    out, board = config.output, TensorBoard(run_dir / "tensorboard")
+    if out.wandb == "none":
+        return (board,)
+    project, name = out.wandb_project or "advect", run_dir.resolve().name
+    shared = WeightsAndBiases(run_dir / "wandb", mode=out.wandb, project=project, name=name, config=to_dict(config))
+    return board, shared
 
 
 def _plan(config: Config, source: Source) -> tuple[Limits, LearningRate]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from advect.objectives import Objective
 from advect.reports.grid import save_png
 from advect.runs.flow import Flow
 from advect.runs.pictures import draw, held_out_batch
-from advect.training.hooks import EverySteps, MetricsFile, TensorBoard
+from advect.training.boards import Board
+from advect.training.hooks import EverySteps, MetricsFile
 from advect.training.trainer import Hook, Trainer
 
 
@@ -40,7 +42,7 @@ def held_out_loss(flow: Flow, objective: Objective, split: Split, seed: int, lim
 class Watch(Hook):
     """Every ``every`` steps, with EMA weights: a sample grid, and the held-out loss beside the training loss.
 
-    Processes draw equal shares of the samples; the first one, which has ``metrics`` and ``board``, shows them.
+    Processes draw equal shares of the samples; the first one, which has ``metrics``, shows them on the ``boards``.
     """
 
     def __init__(
@@ -54,17 +56,17 @@ class Watch(Hook):
         samples: int,
         seed: int,
         metrics: MetricsFile | None,
-        board: TensorBoard | None,
+        boards: Sequence[Board],
     ) -> None:
         self.flow, self.objective, self.held_out, self.folder = flow, objective, held_out, folder
-        self.samples, self.seed, self.metrics, self.board = samples, seed, metrics, board
+        self.samples, self.seed, self.metrics, self.boards = samples, seed, metrics, boards
         self._timer = EverySteps(every, self._look)
         self._reference: Batch | None = None
         categories = [name for name, kind in flow.spec.conditions.items() if isinstance(kind, Category)]
         self._cond = dict.fromkeys(categories[:1], "cycle")
 
     def on_start(self, trainer: Trainer) -> None:
-        if self.board is not None:
+        if self.metrics is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def on_step(self, trainer: Trainer) -> None:
@@ -77,16 +79,18 @@ class Watch(Hook):
     def _look(self, step: int) -> None:
         samples = self._draw()
         loss = held_out_loss(self.flow, self.objective, self.held_out, self.seed) if len(self.held_out) else None
-        if self.metrics is None or self.board is None or samples is None:
+        if self.metrics is None or samples is None:
             return
         if self._reference is None:
             self._reference = held_out_batch(self.flow, self.held_out)
         image = draw(self.flow, samples, self.flow.conditions(len(samples), self._cond, self.seed), self._reference)
         save_png(image, self.folder / f"step-{step:08d}.png")
-        self.board.writer.add_image("samples", np.asarray(image.convert("RGB")), step, dataformats="HWC")
+        for board in self.boards:
+            board.picture("samples", image, step)
         if loss is not None:
             self.metrics.write({"step": step, "held_out_loss": loss})
-            self.board.writer.add_scalar("held_out/loss", loss, step)
+            for board in self.boards:
+                board.scalars({"held_out/loss": loss}, step)
 
     def _draw(self) -> Tensor | None:
         """The samples of all processes on the first one, None on the others."""

@@ -1,4 +1,4 @@
-"""What a run leaves behind while it trains: the metrics, TensorBoard, a progress bar, checkpoints."""
+"""What a run leaves behind while it trains: the metrics, a progress bar, checkpoints."""
 
 from __future__ import annotations
 
@@ -64,34 +64,6 @@ class MetricsFile(Hook):
     def close(self) -> None:
         if hasattr(self, "_file"):
             self._file.close()
-
-
-class TensorBoard(Hook):
-    """The logged rows as TensorBoard scalars under ``train/``."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def on_start(self, trainer: Trainer) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
-
-        self.writer = SummaryWriter(str(self.folder), purge_step=trainer.state.progress.step + 1)
-
-    def on_rollback(self, trainer: Trainer, row: dict) -> None:
-        self.writer.close()
-        self.on_start(trainer)
-
-    def on_log(self, trainer: Trainer, row: dict) -> None:
-        for name, value in row.items():
-            if name not in ("step", "seen", "seconds"):
-                self.writer.add_scalar(f"train/{name}", value, row["step"])
-
-    def on_epoch(self, trainer: Trainer, loss: float) -> None:
-        self.writer.add_scalar("train/epoch_loss", loss, trainer.state.progress.step)
-
-    def close(self) -> None:
-        if hasattr(self, "writer"):
-            self.writer.close()
 
 
 class ProgressBar(Hook):

@@ -1,4 +1,4 @@
-"""Ctrl+C and SIGTERM end a run at the end of its step."""
+"""Ctrl+C, SIGTERM and SIGUSR1 end a run at the end of its step."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
+from advect.core.processes import STOPPING
+
 
 class StopSignals:
-    """Within the block the first SIGINT or SIGTERM sets :attr:`received`; a second one interrupts at once.
+    """Within the block the first of STOPPING sets :attr:`received`; a second one interrupts at once.
 
     Outside the main thread, where Python allows no handlers, the block changes nothing.
     """
@@ -24,7 +26,7 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in STOPPING:
                 self._before[number] = signal.signal(number, self._receive)
         return self
 

@@ -1,0 +1,111 @@
+"""What TensorBoard and Weights & Biases are given, read back from their files."""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from advect.core.errors import UserError
+
+FLAGS = "--width 16 --batch-size 64 --log-every 5 --sample-every 20 --num-samples 50"
+
+
+def rows(run: Path) -> dict[int, dict]:
+    """The rows of metrics.jsonl by step, those of one step together."""
+    found: dict[int, dict] = {}
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        found.setdefault(row["step"], {}).update(row)
+    return found
+
+
+def records(file: Path) -> Iterator:
+    """The records of a .wandb file: LevelDB's log format of 32 KiB blocks, after a header of seven bytes."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, place, whole = file.read_bytes(), 7, b""
+    assert data.startswith(b":W&B")
+    while place + 7 <= len(data):
+        left = 32768 - place % 32768
+        if left < 7:
+            place += left
+            continue
+        _, size, kind = struct.unpack_from("<IHB", data, place)
+        whole += data[place + 7 : place + 7 + size]
+        place += 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(whole)
+            whole = b""
+            yield record
+
+
+def history(file: Path) -> dict[int, dict]:
+    """What was logged, by step."""
+    found = (record.history for record in records(file) if record.HasField("history"))
+    return {
+        row.step.num: {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in row.item}
+        for row in found
+    }
+
+
+def test_tensorboard_has_the_rows_and_the_pictures(moons_run: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(moons_run / "tensorboard"))
+    events.Reload()
+    losses = {event.step: event.value for event in events.Scalars("train/loss")}
+    assert losses == pytest.approx({step: row["loss"] for step, row in rows(moons_run).items() if "loss" in row})
+    held_out = {event.step: event.value for event in events.Scalars("held_out/loss")}
+    assert held_out.keys() == {20, 40} and held_out[40] == pytest.approx(rows(moons_run)[40]["held_out_loss"])
+    assert [image.step for image in events.Images("samples")] == [20, 40]
+
+
+def test_weights_and_biases_offline_and_resumed(advect: Callable[..., None], tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    advect("train moons --run-dir run --max-steps 20 --wandb offline --wandb-project toys", FLAGS)
+    advect("train --resume-from run --max-steps 40")
+    first, second = sorted(tmp_path.glob("run/wandb/offline-run-*/*.wandb"))
+    name = (tmp_path / "run/wandb/id").read_text().strip()
+    for file, steps in ((first, {5, 10, 15, 20}), (second, {25, 30, 35, 40})):
+        (run,) = (record.run for record in records(file) if record.HasField("run"))
+        assert (run.run_id, run.project, run.display_name) == (name, "toys", "run")
+        config = {item.key: json.loads(item.value_json) for item in run.config.update}
+        assert config["network"]["width"] == 16 and config["output"]["wandb_project"] == "toys"
+        logged = history(file)
+        assert logged.keys() == steps
+        for step, values in logged.items():
+            row = rows(tmp_path / "run")[step]
+            assert all(values[f"train/{name}"] == row[name] for name in ("loss", "grad_norm", "lr", "epoch"))
+    last = history(second)[40]
+    assert last["held_out/loss"] == rows(tmp_path / "run")[40]["held_out_loss"]
+    picture = second.parent / "files" / last["samples/path"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert [record.exit.exit_code for record in records(second) if record.HasField("exit")] == [0]
+
+
+def test_weights_and_biases_that_is_not_there_is_named(advect: Callable[..., None], monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"wandb is not installed; run: pip install 'advect\[wandb\]'"):
+        advect("train moons --run-dir run --wandb offline", FLAGS)
+    assert not Path("run").exists()
+
+
+def test_online_without_a_login_is_told_before_anything_is_written(advect: Callable[..., None], monkeypatch) -> None:
+    pytest.importorskip("wandb")
+    for name, value in {"WANDB_API_KEY": "", "NETRC": "none", "HOME": str(Path.cwd())}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UserError, match="--wandb online cannot log in"):
+        advect("train moons --run-dir run --wandb online", FLAGS)
+    assert not Path("run").exists()
+
+
+def test_a_project_without_weights_and_biases_is_a_mistake(advect: Callable[..., None]) -> None:
+    with pytest.raises(UserError, match="--wandb-project toys does nothing with --wandb none"):
+        advect("train moons --wandb-project toys")
