@@ -47,7 +47,9 @@ def new_state(network: NetworkConfig, t: TrainingConfig, spec: DataSpec, objecti
         optimizer = Muon(params, hidden_matrices(net), weight_decay=t.weight_decay)
     else:
         optimizer = AdamW(params, weight_decay=t.weight_decay)
-    return TrainState(net, optimizer, Ema(params, t.ema_decay) if t.use_ema else None, extra=objective, **kept)
+    lengths = t.posthoc_lengths if t.posthoc_ema else ()
+    ema = Ema(params, t.ema_decay, also=t.ema_also, lengths=lengths) if t.use_ema else None
+    return TrainState(net, optimizer, ema, extra=objective, **kept)
 
 
 def new_trainer(

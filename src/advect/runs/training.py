@@ -27,6 +27,7 @@ from advect.runs.watch import Watch
 from advect.training import Hook, LearningRate, Limits, Trainer, find_checkpoint, verify_checkpoint
 from advect.training.checkpoint import remove_leftovers
 from advect.training.hooks import Checkpoints, MetricsFile, ProgressBar, TensorBoard
+from advect.training.snapshots import SNAPSHOTS, Snapshots, bring
 from advect.training.state import MODEL
 
 Say = Callable[[str], None]
@@ -63,6 +64,8 @@ def train(
     source.train.fetch(np.zeros(1, np.int64))  # whoever cannot be read says so before there is a run folder
     make_folder(run_dir, "--run-dir")
     remove_leftovers(run_dir / "checkpoints")
+    if checkpoint and config.training.posthoc_ema:
+        bring(checkpoint.parent.parent / SNAPSHOTS, run_dir / SNAPSHOTS)
     write_text_whole(run_dir / "config.yaml", to_yaml(config, preset))
     step = trainer.state.progress.step
     write_environment(run_dir, device=trainer.device, fingerprint=source.fingerprint, step=step)
@@ -103,7 +106,13 @@ def _check_same_run(there: Card, here: Card, checkpoint: Path, say: Say) -> None
             f"leave out those flags, or train anew with --run-dir"
         )
     free = {"max_steps", "max_minutes", "num_workers", "pair_ahead", "grad_checkpointing", "device"}
-    free |= {"data_dir", "cache_dir", "backed", "skip_unreadable"}  # the fingerprint tells whether data differ
+    free |= {
+        "posthoc_every",
+        "data_dir",
+        "cache_dir",
+        "backed",
+        "skip_unreadable",
+    }  # the fingerprint tells whether data differ
     if here.config["training"]["lr_schedule"] == "constant":
         free.add("num_epochs")
     for section, text in differs:
@@ -153,7 +162,9 @@ def _hooks(config: Config, run_dir: Path, flow: Flow, objective: Objective, sour
     checkpoints = Checkpoints(
         run_dir / "checkpoints", every=out.save_every, every_epochs=out.save_epochs, keep=out.keep_last
     )
-    return metrics, board, ProgressBar(), checkpoints, watch
+    t = config.training
+    snapshots = [Snapshots(run_dir / SNAPSHOTS, every=t.posthoc_every)] if t.posthoc_ema else []
+    return metrics, board, ProgressBar(), *snapshots, checkpoints, watch  # a checkpoint's snapshot is there before it
 
 
 def _plan(config: Config, source: Source) -> tuple[Limits, LearningRate]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -13,12 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from advect.core.errors import UserError
-from advect.training.ema import Ema
+from advect.training.ema import EMA, Ema
 from advect.training.scale import LossScale
 
-MODEL, EMA, OPTIMIZER, DATA, PROGRESS = (
+MODEL, OPTIMIZER, DATA, PROGRESS = (
     "model.safetensors",
-    "ema.safetensors",
     "state/optimizer.safetensors",
     "state/data.safetensors",
     "state/run.json",
@@ -78,7 +77,7 @@ class Optimizer(Protocol):
 class TrainState:
     """Network, optimiser, average, ``extra``, loss scale and progress; ``card`` says how to rebuild the network.
 
-    ``card`` travels in the header of both weight files, so that each of them alone can be sampled from; ``data`` are
+    ``card`` travels in the header of all weight files, so that each of them alone can be sampled from; ``data`` are
     tensors too large for it, in a file beside them where there are any.
     """
 
@@ -99,11 +98,8 @@ class TrainState:
     def save(self, folder: Path) -> None:
         """Write the files of a checkpoint into ``folder``."""
         (folder / "state").mkdir()
-        weights = self.net.state_dict()
-        note = {"advect": self.card}
-        save_file(_plain(weights), folder / MODEL, metadata=note)
-        if self.ema is not None:
-            save_file(_plain({**weights, **self.ema.shadow}), folder / EMA, metadata=note)
+        save_file(_plain(self.net.state_dict()), folder / MODEL, metadata={"advect": self.card})
+        self.save_averages(folder, self.ema.shadows if self.ema else ())
         save_file(_plain(self.optimizer.tensors()), folder / OPTIMIZER)
         if self.data:
             save_file(_plain(self.data), folder / DATA)
@@ -112,6 +108,13 @@ class TrainState:
         if self.scale is not None:
             progress["loss_scale"] = self.scale.state_dict()
         (folder / PROGRESS).write_text(json.dumps(progress) + "\n", encoding="utf-8")
+
+    def save_averages(self, folder: Path, files: Iterable[str]) -> None:
+        """Write the averages of these names, each as a weight file with the tensors that are not averaged."""
+        for file in files:
+            assert self.ema is not None
+            weights = {**self.net.state_dict(), **self.ema.shadows[file]}
+            save_file(_plain(weights), folder / file, metadata={"advect": self.card})
 
     def load(self, folder: Path) -> None:
         """Continue from a verified checkpoint; UserError says what differs where it is of another network."""
@@ -127,9 +130,8 @@ class TrainState:
             self.scale.load_state_dict(scale)
         self._load_optimizer(folder)
         if self.ema is not None:
-            if not (folder / EMA).is_file():
-                raise UserError(f"checkpoint {folder} was written without an EMA; resume it with --no-use-ema")
-            self.ema.load(load_weights(folder / EMA), updates)
+            self.ema.check_files(folder)
+            self.ema.load({file: load_weights(folder / file) for file in self.ema.shadows}, updates)
 
     def _load_optimizer(self, folder: Path) -> None:
         found = load_weights(folder / OPTIMIZER)
