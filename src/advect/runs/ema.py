@@ -17,7 +17,7 @@ from advect.runs.loading import AVERAGE, CARD, read_card
 from advect.training import find_checkpoint
 from advect.training.power_ema import LONGEST, Fit, Profiles
 from advect.training.snapshots import SNAPSHOTS, Snapshot, combine, read_snapshots
-from advect.training.state import DATA, MODEL, load_weights
+from advect.training.state import DATA, MODEL
 
 FARTHEST = 0.1
 """An average whose profile would be farther off than this is refused."""

@@ -17,7 +17,6 @@ from advect.runs.method import build_noise, build_path, label_dropout
 from advect.training.checkpoint import find_checkpoint, verify_checkpoint
 from advect.training.state import DATA, EMA, MODEL, check_same_shapes, load_weights
 
-
 CARD, AVERAGE = "advect", "average"
 """What the header of a weight file holds: its card, and of an average that ``advect ema`` made, which it is."""
 

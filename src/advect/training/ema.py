@@ -64,13 +64,11 @@ class Ema:
         """Raise a UserError where a checkpoint lacks one of the averages, as none can be begun in the middle."""
         if not (folder / EMA).is_file():
             raise UserError(f"checkpoint {folder} was written without an EMA; resume it with --no-use-ema")
-        for file in self.shadows:
-            if not (folder / file).is_file():
-                flag = "--posthoc-lengths (or --posthoc-ema)" if file in self.lengths else "--ema-also"
-                raise UserError(
-                    f"checkpoint {folder} has no {file}, and an average cannot begin in the middle of a run; resume it "
-                    f"with the {flag} of its config.yaml"
-                )
+        if absent := [file for file in self.shadows if not (folder / file).is_file()]:
+            raise UserError(
+                f"checkpoint {folder} has no {absent[0]}, and no average can begin in the middle of a run; resume it "
+                "with the --ema-also, --posthoc-ema and --posthoc-lengths of its config.yaml"
+            )
 
     def load(self, shadows: Mapping[str, Mapping[str, Tensor]], updates: int) -> None:
         """Take the averages, by the names of their files, and their count from a checkpoint."""

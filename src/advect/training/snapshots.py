@@ -17,7 +17,13 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.training.checkpoint import checkpoint_name, list_checkpoints, verify_checkpoint, write_checkpoint
+from advect.training.checkpoint import (
+    checkpoint_name,
+    list_checkpoints,
+    remove_leftovers,
+    verify_checkpoint,
+    write_checkpoint,
+)
 from advect.training.ema import length_file
 from advect.training.state import TrainState, load_weights
 from advect.training.trainer import Hook, Trainer
@@ -51,6 +57,7 @@ class Snapshots(Hook):
 
     def start_at(self, step: int) -> None:
         """Remove what was stored beyond ``step``, from which the run goes on, and by an end that was not due."""
+        remove_leftovers(self.folder)
         for path in list_checkpoints(self.folder):
             if _step(path) > step or not _read_facts(path).get("due", True):
                 _remove(path)
@@ -95,7 +102,7 @@ def _remove(path: Path) -> None:
 
 
 def bring(folder: Path, to: Path) -> None:
-    """Copy the snapshots of another run, where there are any, for a run that goes on from it in a folder of its own."""
+    """Copy the snapshots of another run, where there are any, to one that goes on from it in its own folder."""
     if folder.is_dir() and not to.exists():
         shutil.copytree(folder, to)
 

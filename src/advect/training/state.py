@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from advect.core.errors import UserError
-from advect.training.ema import EMA, Ema
+from advect.training.ema import EMA as EMA
+from advect.training.ema import Ema
 from advect.training.scale import LossScale
 
 MODEL, OPTIMIZER, DATA, PROGRESS = (
