@@ -138,6 +138,19 @@ def test_several_decays_at_once_are_each_what_it_is_alone():
         assert torch.equal(p, ema.shadow["w"]) and ema.shadow is ema.shadows[EMA]
 
 
+def test_averages_of_the_parts_of_a_tensor_are_the_parts_of_its_average():
+    # As each process of a sharded run keeps them.
+    whole = torch.zeros(7)
+    parts = [whole[:3], whole[3:]]
+    averages = [Ema({"w": part}, 0.9, also=(0.5,), lengths=(0.05, 0.1)) for part in (whole, *parts)]
+    for n in range(20):
+        whole.copy_(torch.randn(7, generator=torch.Generator().manual_seed(n)))
+        for ema in averages:
+            ema.update()
+    for file, shadow in averages[0].shadows.items():
+        assert torch.equal(shadow["w"], torch.cat([ema.shadows[file]["w"] for ema in averages[1:]]))
+
+
 @pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])
 def test_decay_is_validated(decay):
     with pytest.raises(UserError, match=r"ema_decay must lie in \[0, 1\), got .*use_ema=False turns it off"):
