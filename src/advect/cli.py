@@ -25,6 +25,7 @@ advect: train, sample and measure flow-matching models on your own data
   advect train [PRESET] [flags]     train; no preset means digits, real data that needs no download
   advect sample RUN [flags]         draw samples from a run folder, a checkpoint or a weight file
   advect report RUN [flags]         measure a run and write its report.html
+  advect ema RUN --length 0.05      make an average of the weights of any length, after advect train --posthoc-ema
   advect doctor [PRESET | RUN | --data PATH]   say what is wrong with the machine, with data or with a run
   advect presets                    list the presets
   advect data pack PATH [flags]     decode and resize images once, for training at the speed of memory
@@ -153,7 +154,7 @@ def _sample(words: list[str]) -> None:
         place,
         a.draw,
         cond=a.conditions,
-        ema=a.use_ema,
+        ema=a.use_ema if a.ema_decay is None else a.ema_decay,
         save_individual=a.save_individual,
         output_dir=a.output_dir,
         overwrite=a.overwrite,
@@ -217,6 +218,19 @@ def _report(words: list[str]) -> None:
     _say(f"report: {page}")
 
 
+def _ema(words: list[str]) -> None:
+    from advect.runs.arguments import parse_words
+
+    place, flags = _place(words, "advect ema")
+    from advect.runs.ema import EmaArguments, rebuild
+
+    about = "Average the weights of a run that was trained with --posthoc-ema, over any length of it."
+    for made in rebuild(place, parse_words(EmaArguments, flags, prog="advect ema RUN", description=about)):
+        _say(f"length {made.length} at step {made.step:,}: {made.file} (profile within {made.error:.2%})")
+        typed = shlex.quote(str(made.file))
+    _say(f"next: advect sample {typed}")
+
+
 def _doctor(words: list[str]) -> None:
     from advect.doctor.command import doctor
 
@@ -276,6 +290,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "sample": _sample,
     "report": _report,
+    "ema": _ema,
     "doctor": _doctor,
     "presets": _presets,
     "data": _data,

@@ -8,6 +8,7 @@ from torch import nn
 
 from advect.core.errors import UserError
 from advect.training import Ema, named_params
+from advect.training.ema import EMA
 
 
 def follow(decay: float, weights: list[float]) -> Ema:
@@ -115,12 +116,39 @@ def test_continued_from_stored_averages_it_is_the_same():
     whole, first = follow(0.8, weights), follow(0.8, weights[:11])
     p = nn.Parameter(torch.tensor([weights[10]]))
     second = Ema({"w": p}, 0.8)
-    second.load({"w": first.shadow["w"].clone()}, first.updates)
+    second.load({EMA: {"w": first.shadow["w"].clone()}}, first.updates)
     for value in weights[11:]:
         with torch.no_grad():
             p.fill_(value)
         second.update()
     assert torch.equal(second.shadow["w"], whole.shadow["w"]) and second.updates == whole.updates == 19
+
+
+def test_several_decays_at_once_are_each_what_it_is_alone():
+    weights = torch.randn(40, generator=torch.Generator().manual_seed(2)).tolist()
+    p = nn.Parameter(torch.tensor([weights[0]]))
+    ema = Ema({"w": p}, 0.9, also=(0.5, 0.99))
+    for value in weights[1:]:
+        with torch.no_grad():
+            p.fill_(value)
+        ema.update()
+    for file, decay in ((EMA, 0.9), ("ema-0.5.safetensors", 0.5), ("ema-0.99.safetensors", 0.99)):
+        assert torch.equal(ema.shadows[file]["w"], follow(decay, weights).shadow["w"])
+    with ema.applied():
+        assert torch.equal(p, ema.shadow["w"]) and ema.shadow is ema.shadows[EMA]
+
+
+def test_averages_of_the_parts_of_a_tensor_are_the_parts_of_its_average():
+    # As each process of a sharded run keeps them.
+    whole = torch.zeros(7)
+    parts = [whole[:3], whole[3:]]
+    averages = [Ema({"w": part}, 0.9, also=(0.5,), lengths=(0.05, 0.1)) for part in (whole, *parts)]
+    for n in range(20):
+        whole.copy_(torch.randn(7, generator=torch.Generator().manual_seed(n)))
+        for ema in averages:
+            ema.update()
+    for file, shadow in averages[0].shadows.items():
+        assert torch.equal(shadow["w"], torch.cat([ema.shadows[file]["w"] for ema in averages[1:]]))
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])

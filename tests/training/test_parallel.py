@@ -115,7 +115,7 @@ def leg(folder: str, net: str, kind: str, optimizer: str, first: int, last: int)
         state.load(place / f"step-{first:08d}")
     losses = take_steps(state, net, range(first, last))
     writer = CheckpointWriter(place, keep_last=0)
-    writer.write(last, state.snapshot())
+    writer.write(last, state.contents())
     writer.wait()
     writer.close()
     if current().is_first:

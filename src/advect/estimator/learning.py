@@ -20,7 +20,7 @@ from advect.runs.engine import check_method, new_state, new_trainer
 from advect.runs.method import build_objective
 from advect.training import Hook, LearningRate, Limits, Trainer, TrainState
 from advect.training.hooks import EverySteps, ProgressBar
-from advect.training.state import Progress
+from advect.training.state import EMA, Progress
 
 _LOOKS = 2048
 """Draws of noise and time of which a held-out loss is the mean, at least."""
@@ -50,7 +50,8 @@ class Kept:
         state.progress = copy.deepcopy(self.progress)
         state.optimizer.load(self.optimizer, self.progress.step)
         if state.ema is not None and self.ema is not None:
-            state.ema.load(*self.ema)
+            shadow, updates = self.ema
+            state.ema.load({EMA: shadow}, updates)
         if state.extra is not None:
             state.extra.load_state_dict(self.extra)
 

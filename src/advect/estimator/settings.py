@@ -19,6 +19,9 @@ _ARGUMENTS = {"batch_size", "learning_rate", "device", "coupling", "label_dropou
 _ELSEWHERE = {"num_epochs": "steps", "max_steps": "steps", "seed": "random_state", "width": "hidden"}
 _ELSEWHERE |= {"depth": "hidden", "model_channels": "hidden", "channel_mult": "hidden"}
 
+_OF_RUNS = {"ema_also", "posthoc_ema", "posthoc_lengths", "posthoc_every"}
+"""Options whose outcome lies in a run folder."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -55,6 +58,8 @@ def resolve(
     for key, value in {**defaults, **options, **arguments}.items():
         if key in options and (key in _ARGUMENTS or key in _ELSEWHERE):
             raise UserError(f"options has {key!r}, which is an argument; give {_ELSEWHERE.get(key, key)}=...")
+        if key in _OF_RUNS:
+            raise UserError(f"options has {key!r}, which writes to a run folder; train with advect train for it")
         sections[_section(key, sections, data_options)][key] = value
     if not labelled:
         sections[MethodConfig]["label_dropout"] = 0.0

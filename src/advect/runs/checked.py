@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from advect.core.errors import UserError
 
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def _each(value: Any) -> tuple:
+    return value if isinstance(value, tuple) else (value,)
 
 
 class Checked:
@@ -21,15 +26,15 @@ class Checked:
     def __post_init__(self) -> None:
         for name, low in self._at_least:
             value = getattr(self, name)
-            if value is not None and not all(v >= low for v in (value if isinstance(value, tuple) else (value,))):
+            if value is not None and not all(v >= low for v in _each(value)):
                 raise UserError(f"{_flag(name)} must be at least {low}, got {value}")
         for name, low in self._above:
             value = getattr(self, name)
-            if value is not None and not value > low:
+            if value is not None and not all(v > low for v in _each(value)):
                 raise UserError(f"{_flag(name)} must be greater than {low}, got {value}")
         for name in self._below_one:
             value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
+            if value is not None and not all(0 <= v < 1 for v in _each(value)):
                 raise UserError(f"{_flag(name)} must be at least 0 and below 1, got {value}")
 
 

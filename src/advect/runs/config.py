@@ -91,6 +91,17 @@ class TrainingConfig(_Checked):
     """Keep an exponential moving average of the weights and sample with it."""
     ema_decay: float = 0.9999
     """Decay of that average; it is warmed up."""
+    ema_also: tuple[float, ...] = ()
+    """Decays of further averages, kept beside it; `advect sample RUN --ema-decay` takes one of them."""
+
+    # Store averages by a power of time (Karras et al. 2024), from which `advect ema RUN` rebuilds one of any length
+    # after the run: 16 to 31 snapshots in RUN/ema, each of 4 bytes a parameter for each of --posthoc-lengths.
+    posthoc_ema: bool = False
+    posthoc_lengths: tuple[float, ...] = (0.05, 0.1)
+    """Their lengths, standard deviations in time as shares of the run; each is kept in memory as well."""
+    posthoc_every: int | None = None
+    """Steps between two snapshots, all of which are kept; by default they are thinned out as the run grows."""
+
     mixed_precision: bool = False
     """Run the network in a 16-bit type where the device is faster in one; weights and optimiser stay in float32."""
     half: Literal["auto", "bf16", "fp16"] = "auto"
@@ -126,9 +137,28 @@ class TrainingConfig(_Checked):
         ("max_bad_steps", 1),
         ("accumulate", 1),
         ("num_workers", 0),
+        ("posthoc_every", 1),
     )
-    _above = (("learning_rate", 0), ("max_minutes", 0))
-    _below_one = ("ema_decay",)
+    _above = (("learning_rate", 0), ("max_minutes", 0), ("posthoc_lengths", 0))
+    _below_one = ("ema_decay", "ema_also", "posthoc_lengths")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        lengths = type(self).posthoc_lengths
+        if not self.posthoc_ema and (self.posthoc_every is not None or self.posthoc_lengths != lengths):
+            raise UserError("--posthoc-every and --posthoc-lengths do nothing without --posthoc-ema; give it, too")
+        if not self.use_ema and (self.ema_also or self.posthoc_ema):
+            raise UserError("--no-use-ema contradicts --ema-also and --posthoc-ema; leave it out")
+        if len({self.ema_decay, *self.ema_also}) <= len(self.ema_also):
+            raise UserError(f"--ema-also {_words(self.ema_also)} names a decay twice, or --ema-decay {self.ema_decay}")
+        if not self.posthoc_lengths or len(set(self.posthoc_lengths)) < len(self.posthoc_lengths):
+            raise UserError(
+                f"--posthoc-lengths needs different lengths, such as 0.05 0.1, got {_words(self.posthoc_lengths)}"
+            )
+
+
+def _words(values: tuple[float, ...]) -> str:
+    return " ".join(map(str, values))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,7 +58,8 @@ def new_state(network: NetworkConfig, t: TrainingConfig, spec: DataSpec, objecti
         optimizer = Muon(params, hidden_matrices(net), weight_decay=t.weight_decay)
     else:
         optimizer = AdamW(params, weight_decay=t.weight_decay)
-    ema = Ema({name: local(p) for name, p in params.items()}, t.ema_decay) if t.use_ema else None
+    lengths, parts = t.posthoc_lengths if t.posthoc_ema else (), {name: local(p) for name, p in params.items()}
+    ema = Ema(parts, t.ema_decay, also=t.ema_also, lengths=lengths) if t.use_ema else None
     return TrainState(net, optimizer, ema, extra=objective, parallel=parallel, twin=twin, **kept)
 
 

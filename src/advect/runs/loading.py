@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -16,24 +17,25 @@ from advect.runs.method import build_noise, build_path, label_dropout
 from advect.training.checkpoint import find_checkpoint, verify_checkpoint
 from advect.training.state import DATA, EMA, MODEL, check_same_shapes, load_weights
 
+CARD, AVERAGE = "advect", "average"
+"""What the header of a weight file holds: its card, and of an average that ``advect ema`` made, which it is."""
 
-def load(path: str | Path, *, ema: bool = True, device: str = "auto") -> Flow:
-    """Load a trained flow from a run folder, a checkpoint or a weight file, with EMA weights by default.
 
-    A run folder means its newest checkpoint, which is verified first. Raises UserError when nothing is there, or the
-    checkpoint is damaged or of a newer format.
+def load(path: str | Path, *, ema: bool | float = True, device: str = "auto") -> Flow:
+    """Load a trained flow from a run folder, a checkpoint or a weight file.
+
+    ``ema`` True takes the averaged weights, where there are any, False the others, and a number the average of that
+    decay, one of the run's ``--ema-decay`` and ``--ema-also``. A run folder means its newest checkpoint, which is
+    verified first. Raises UserError when nothing is there, or the checkpoint is damaged or of a newer format.
     """
     path = Path(path)
     if path.is_file():
-        if not ema and path.name == EMA:
-            raise UserError(
-                f"{path} holds the averaged weights, and the others are asked for; give the {MODEL} beside it"
-            )
+        _check_file(path, ema)
         file = path
     else:
         checkpoint = find_checkpoint(path)
         verify_checkpoint(checkpoint)
-        file = checkpoint / (EMA if ema and (checkpoint / EMA).is_file() else MODEL)
+        file = _weights(checkpoint, ema)
     card = read_card(file)
     place = pick_device(device)
     net = build_network(card.network, card.spec)
@@ -41,6 +43,34 @@ def load(path: str | Path, *, ema: bool = True, device: str = "auto") -> Flow:
     check_same_shapes(weights, net.state_dict(), file)
     net.load_state_dict(weights)
     return flow_of(card, net.to(place).eval(), place)
+
+
+def _check_file(file: Path, ema: bool | float) -> None:
+    if not isinstance(ema, bool):
+        raise UserError(f"ema is {ema}, and {file} is one file of weights; give the folder that it is in")
+    if not ema and (file.name.startswith("ema") or AVERAGE in _header(file)):
+        raise UserError(
+            f"{file} holds averaged weights, and the others are asked for; give the {MODEL} of a checkpoint"
+        )
+
+
+def _weights(checkpoint: Path, ema: bool | float) -> Path:
+    """The weight file of a checkpoint that ``ema`` means; see :func:`load`."""
+    if not (checkpoint / MODEL).is_file() and list(checkpoint.glob("ema-length-*.safetensors")):
+        raise UserError(f"{checkpoint} is a snapshot for advect ema; give the file that it writes, or the run folder")
+    main = checkpoint / EMA
+    if isinstance(ema, bool):
+        return main if ema and main.is_file() else checkpoint / MODEL
+    decay = read_card(checkpoint / MODEL).config["training"]["ema_decay"]
+    files = {decay: main} if main.is_file() else {}
+    for file in sorted(checkpoint.glob("ema-[0-9]*.safetensors")):
+        files[float(file.stem.removeprefix("ema-"))] = file
+    if ema not in files:
+        raise UserError(
+            f"{checkpoint} has no average of decay {ema}"
+            + (f"; it has {', '.join(map(str, files))}" if files else ": it was trained with --no-use-ema")
+        )
+    return files[ema]
 
 
 def flow_of(card: Card, net: nn.Module, place: torch.device) -> Flow:
@@ -64,10 +94,19 @@ def flow_of(card: Card, net: nn.Module, place: torch.device) -> Flow:
 
 def read_card(file: Path) -> Card:
     """The card of a weight file, with the tensors that lie beside it in its checkpoint."""
+    beside = file.parent / DATA
+    return Card.from_text(_header(file).get(CARD), file, load_weights(beside) if beside.is_file() else None)
+
+
+def read_average(file: Path) -> dict[str, float] | None:
+    """Length, step and error of an average that ``advect ema`` made; None for any other weight file."""
+    text = _header(file).get(AVERAGE)
+    return None if text is None else json.loads(text)
+
+
+def _header(file: Path) -> dict[str, str]:
     try:
         with safe_open(file, framework="pt") as tensors:
-            text = (tensors.metadata() or {}).get("advect")
+            return tensors.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is not a whole safetensors file ({error}); take another checkpoint") from error
-    beside = file.parent / DATA
-    return Card.from_text(text, file, load_weights(beside) if beside.is_file() else None)

@@ -45,6 +45,8 @@ class SampleArguments:
     """Times LO HI between which guidance acts; by default all."""
     use_ema: bool = True
     """Use the averaged weights."""
+    ema_decay: float | None = None
+    """Use the average of this decay, one of those that the run was trained with."""
     save_individual: bool = False
     """Write each image to a file of its own, too."""
     output_dir: Path | None = None
@@ -83,6 +85,8 @@ def parse_sample(flags: list[str]) -> SampleArguments:
     """Parse the words after ``advect sample RUN``. Raises UserError."""
     a = parse_words(SampleArguments, flags, prog="advect sample RUN", description="Draw samples from a trained flow.")
     _conditions(a.cond)
+    if a.ema_decay is not None and not a.use_ema:
+        raise UserError("--no-use-ema and --ema-decay contradict each other; give one of them")
     return a
 
 

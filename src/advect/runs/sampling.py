@@ -14,7 +14,7 @@ from advect.core.files import make_folder, write_text_whole
 from advect.core.platform import tune_process
 from advect.runs.conditions import ConditionValue
 from advect.runs.flow import Flow
-from advect.runs.loading import load
+from advect.runs.loading import load, read_average
 from advect.runs.outputs import check_output, write_samples
 from advect.sampling import SDE_SOLVERS, get_solver
 from advect.sampling.sde import STEPS as SDE_STEPS
@@ -42,7 +42,7 @@ def sample_run(
     draw: Draw,
     *,
     cond: Mapping[str, ConditionValue] | None = None,
-    ema: bool = True,
+    ema: bool | float = True,
     save_individual: bool = False,
     output_dir: Path | None = None,
     overwrite: bool = False,
@@ -77,11 +77,11 @@ def sample_run(
     return [*files, folder / "samples.json"]
 
 
-def _averaged(run: Path, ema: bool) -> bool | None:
-    """Whether the weights are the averaged ones; None for a weight file whose name does not tell."""
+def _averaged(run: Path, ema: bool | float) -> bool | float | dict[str, float] | None:
+    """Whether the weights are the averaged ones, or which of several; None for a weight file that does not tell."""
     if run.is_file():
-        return {EMA: True, MODEL: False}.get(run.name)
-    return ema and (find_checkpoint(run) / EMA).is_file()
+        return {EMA: True, MODEL: False}.get(run.name, read_average(run))
+    return ema and (find_checkpoint(run) / EMA).is_file() if isinstance(ema, bool) else ema
 
 
 def _resolved(draw: Draw, flow: Flow) -> dict[str, object]:

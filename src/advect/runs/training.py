@@ -28,6 +28,7 @@ from advect.training import Hook, LearningRate, Limits, Trainer
 from advect.training.boards import Board, TensorBoard, WeightsAndBiases
 from advect.training.checkpoint import remove_leftovers
 from advect.training.hooks import Checkpoints, MetricsFile, ProgressBar
+from advect.training.snapshots import SNAPSHOTS, Snapshots, bring
 from advect.training.state import MODEL
 from advect.training.writer import CheckpointWriter
 
@@ -79,6 +80,8 @@ def _train(
                 claims.close()
                 claims.enter_context(claimed(run_dir, checkpoint, again, say))
                 remove_leftovers(run_dir / "checkpoints")
+                if checkpoint and config.training.posthoc_ema:
+                    bring(checkpoint.parent.parent / SNAPSHOTS, run_dir / SNAPSHOTS)
                 write_text_whole(run_dir / "config.yaml", to_yaml(config, preset))
                 step = trainer.state.progress.step
                 write_environment(run_dir, device=trainer.device, fingerprint=source.fingerprint, step=step)
@@ -121,7 +124,10 @@ def _hooks(config: Config, run_dir: Path, flow: Flow, objective: Objective, sour
     )
     writer = CheckpointWriter(run_dir / "checkpoints", keep_last=out.keep_last, keep_every=out.keep_every)
     checkpoints = Checkpoints(writer, every=out.save_every, every_epochs=out.save_epochs)
-    return (metrics, *boards, ProgressBar(), checkpoints, watch) if first else (checkpoints, watch)
+    t = config.training
+    snapshots = [Snapshots(run_dir / SNAPSHOTS, every=t.posthoc_every)] if t.posthoc_ema else []
+    shared = *snapshots, checkpoints, watch  # a checkpoint's snapshot is there before it
+    return (metrics, *boards, ProgressBar(), *shared) if first else shared
 
 
 def _boards(config: Config, run_dir: Path) -> tuple[Board, ...]:

@@ -1,43 +1,80 @@
-"""Exponential moving average of the weights."""
+"""Exponential and power-function moving averages of the weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
+from advect.training.power_ema import exponent, share
+
+EMA = "ema.safetensors"
+"""The weight file of the average that sampling uses."""
 
 
 class Ema:
-    """``shadow <- decay_n shadow + (1 - decay_n) weights`` with ``decay_n = min(decay, (1 + n) / (10 + n))``.
+    """``shadow <- shadow + share_n (weights - shadow)`` at the n-th update, for one or several averages.
 
-    The warm-up of the decay over the updates n lets the average forget the random start. Averages are kept in
-    float32 for the named parameters; :meth:`applied` lends them to the network and gives its weights back.
+    A fixed decay has ``1 - share_n = min(decay, (1 + n) / (10 + n))``; that warm-up lets it forget the random start.
+    The first, ``decay``, is ``shadow``, which :meth:`applied` lends to the network; ``also`` are further decays, and
+    ``lengths`` those of power-function averages (see ``power_ema``). All are kept in float32, elementwise, for the
+    named tensors as they lie here: of sharded parameters, this process's part.
+
+    Attributes:
+        shadows: the averages by the name of their weight file, ``shadow`` first.
+        lengths: of the files of power-function averages, their lengths.
     """
 
-    def __init__(self, params: dict[str, Tensor], decay: float = 0.9999) -> None:
-        if not 0 <= decay < 1:
-            raise UserError(f"ema_decay must lie in [0, 1), got {decay}; 0.9999 is usual, use_ema=False turns it off")
-        self.decay = decay
-        self.updates = 0
-        self._params = list(params.values())
-        self.shadow = {name: p.detach().float().clone() for name, p in params.items()}
-        self._shadow = list(self.shadow.values())
+    def __init__(
+        self,
+        params: Mapping[str, Tensor],
+        decay: float = 0.9999,
+        *,
+        also: Sequence[float] = (),
+        lengths: Sequence[float] = (),
+    ) -> None:
+        for value in (decay, *also):
+            if not 0 <= value < 1:
+                raise UserError(
+                    f"ema_decay must lie in [0, 1), got {value}; 0.9999 is usual, use_ema=False turns it off"
+                )
+        rules: dict[str, Callable[[int], float]] = {EMA: partial(_fixed_share, decay)}
+        rules |= {decay_file(value): partial(_fixed_share, value) for value in also}
+        rules |= {length_file(value): partial(share, exponent(value)) for value in lengths}
+        self.decay, self.updates = decay, 0
+        self.lengths = {length_file(value): value for value in lengths}
+        self._params, self._rules = list(params.values()), list(rules.values())
+        self.shadows = {file: {name: p.detach().float().clone() for name, p in params.items()} for file in rules}
+        self.shadow = self.shadows[EMA]
+        self._lists = [list(shadow.values()) for shadow in self.shadows.values()]
 
     @torch.no_grad()
     def update(self) -> None:
         """Take in the weights as they are now."""
         self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(self._shadow, self._params, 1 - decay)
+        for shadow, rule in zip(self._lists, self._rules, strict=True):
+            torch._foreach_lerp_(shadow, self._params, rule(self.updates))
 
-    def load(self, shadow: dict[str, Tensor], updates: int) -> None:
-        """Take averages and their count from a checkpoint."""
-        for name, value in self.shadow.items():
-            value.copy_(shadow[name])
+    def check_files(self, folder: Path) -> None:
+        """Raise a UserError where a checkpoint lacks one of the averages, as none can be begun in the middle."""
+        if not (folder / EMA).is_file():
+            raise UserError(f"checkpoint {folder} was written without an EMA; resume it with --no-use-ema")
+        if absent := [file for file in self.shadows if not (folder / file).is_file()]:
+            raise UserError(
+                f"checkpoint {folder} has no {absent[0]}, and no average can begin in the middle of a run; resume it "
+                "with the --ema-also, --posthoc-ema and --posthoc-lengths of its config.yaml"
+            )
+
+    def load(self, shadows: Mapping[str, Mapping[str, Tensor]], updates: int) -> None:
+        """Take the averages, by the names of their files, and their count from a checkpoint."""
+        for file, shadow in self.shadows.items():
+            for name, value in shadow.items():
+                value.copy_(shadows[file][name])
         self.updates = updates
 
     @contextmanager
@@ -45,8 +82,22 @@ class Ema:
         """Within the block, which records no gradients, the network has the averaged weights."""
         with torch.no_grad():
             kept = [p.clone() for p in self._params]
-            torch._foreach_copy_(self._params, self._shadow)
+            torch._foreach_copy_(self._params, self._lists[0])
             try:
                 yield
             finally:
                 torch._foreach_copy_(self._params, kept)
+
+
+def decay_file(decay: float) -> str:
+    """The weight file of a further average: ``ema-0.999.safetensors``."""
+    return f"ema-{decay}.safetensors"
+
+
+def length_file(length: float) -> str:
+    """The weight file of a power-function average: ``ema-length-0.05.safetensors``."""
+    return f"ema-length-{length}.safetensors"
+
+
+def _fixed_share(decay: float, updates: int) -> float:
+    return 1 - min(decay, (1 + updates) / (10 + updates))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from advect.core.errors import UserError
+from advect.training.checkpoint import list_checkpoints
 
 LOWER_RATE = 0.3
 """What the learning rate is multiplied with when a run is rolled back."""
@@ -32,6 +36,28 @@ def memory_explained() -> Iterator[None]:
             "--accumulate 2 or more (the same step in parts), --grad-checkpointing, a smaller --batch-size, fewer "
             "channels, --parallel fsdp where there are several GPUs, and fewer --num-samples if it drew samples"
         ) from error
+
+
+@contextmanager
+def disk_explained(folder: Path, step: int) -> Iterator[None]:
+    """Turn a failed write of a checkpoint of ``step`` to ``folder`` into a UserError that names the last whole one."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        whole = list_checkpoints(folder)
+        last = f"the last whole one is {whole[-1]}" if whole else "there is none before it"
+        full = is_full(error)
+        why = "the disk is full" if full else str(error)
+        fix = "free some space, or lower --keep-last" if full else "see that the folder can be written to"
+        raise UserError(
+            f"the checkpoint of step {step:,} could not be written to {folder}: {why}; {last}; {fix}, and go on "
+            f"with --resume-from {folder.parent}"
+        ) from error
+
+
+def is_full(error: Exception) -> bool:
+    """Whether an error, also one of safetensors, says that no space is left."""
+    return getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error).lower()
 
 
 def not_finite(bad: int, loss: float, norm: float, step: int, *, rolled_back: bool) -> UserError:

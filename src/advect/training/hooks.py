@@ -189,8 +189,8 @@ class Checkpoints(Hook):
             return
         began = time.monotonic()
         with agree():
-            self.writer.wait()  # whose snapshot the next one may overwrite
-        self.writer.write(trainer.state.progress.step, trainer.state.snapshot())
+            self.writer.wait()  # whose contents the next one may overwrite
+        self.writer.write(trainer.state.progress.step, trainer.state.contents())
         trainer.log.blocked += time.monotonic() - began
         self._saved_step = trainer.state.progress.step
 

@@ -14,16 +14,16 @@ from torch import Tensor, nn
 
 from advect.core.errors import UserError
 from advect.core.group import current
+from advect.training.contents import Contents, Stage
+from advect.training.ema import EMA as EMA
 from advect.training.ema import Ema
 from advect.training.flops import on_meta
-from advect.training.parallel import Parallel, local, own_rows, whole_like
+from advect.training.parallel import Parallel, gathered, local, own_rows, whole_like
 from advect.training.scale import LossScale
 from advect.training.shards import SHARDS, load_shards
-from advect.training.snapshot import Snapshot, Stage
 
-MODEL, EMA, OPTIMIZER, DATA, PROGRESS = (
+MODEL, OPTIMIZER, DATA, PROGRESS = (
     "model.safetensors",
-    "ema.safetensors",
     "state/optimizer.safetensors",
     "state/data.safetensors",
     "state/run.json",
@@ -92,7 +92,7 @@ class Optimizer(Protocol):
 class TrainState:
     """Network, optimiser, average, ``extra``, loss scale and progress; ``card`` says how to rebuild the network.
 
-    ``card`` travels in the header of both weight files, so that each of them alone can be sampled from; ``data`` are
+    ``card`` travels in the header of all weight files, so that each of them alone can be sampled from; ``data`` are
     tensors too large for it, in a file beside them where there are any. ``parallel`` says how the processes share the
     network, and ``twin`` is a copy of it without values, for those that cannot be copied once they are shared.
     """
@@ -122,30 +122,38 @@ class TrainState:
 
     def save(self, folder: Path) -> None:
         """Write the files of a checkpoint into ``folder``, from one process."""
-        self.snapshot().write(folder)
+        self.contents().write(folder)
 
-    def snapshot(self) -> Snapshot:
+    def contents(self) -> Contents:
         """A copy on the CPU of all that a checkpoint holds, of a sharded run this process's part of it.
 
         The memory of the last one may be used again.
         """
-        weights = self._stage.copy(self.net.state_dict(), "model")
-        averages = self._stage.copy(self._as_params(self.ema.shadow), "ema") if self.ema else None
-        moments = self._stage.copy(self._as_params(self.optimizer.tensors()), "optimizer")
+        copy, files = self._stage.copy, self.ema.shadows if self.ema else {}
+        weights = copy(self.net.state_dict(), "model")
+        averages = {file: copy(self._as_params(shadow), file) for file, shadow in files.items()}
+        moments = copy(self._as_params(self.optimizer.tensors()), "optimizer")
         self._stage.finish()
-        snapshot = Snapshot(texts={PROGRESS: json.dumps(self._facts()) + "\n"})
-        snapshot.headers = {MODEL: {"advect": self.card}, EMA: {"advect": self.card}}
+        contents = Contents(texts={PROGRESS: json.dumps(self._facts()) + "\n"})
+        contents.headers = {file: {"advect": self.card} for file in (MODEL, *files)}
         if self.data:
-            snapshot.tensors[DATA] = self._stage.copy(self.data, "data")
-        if self.sharded:
-            groups = {"model": weights, "ema": averages or {}, "optimizer": moments}
-            snapshot.shards = {f"{group}.{name}": x for group, named in groups.items() for name, x in named.items()}
-            snapshot.gathered = {MODEL: ("model",)} | ({EMA: ("model", "ema")} if averages else {})
-        else:
-            snapshot.tensors |= {MODEL: weights, OPTIMIZER: moments}
-            if averages is not None:
-                snapshot.tensors[EMA] = {**weights, **averages}
-        return snapshot
+            contents.tensors[DATA] = copy(self.data, "data")
+        if not self.sharded:
+            contents.tensors |= {MODEL: weights, OPTIMIZER: moments}
+            contents.tensors |= {file: {**weights, **averaged} for file, averaged in averages.items()}
+            return contents
+        groups = {"model": weights, "optimizer": moments}
+        groups |= {f"ema{i}": averaged for i, averaged in enumerate(averages.values())}
+        contents.shards = {f"{group}.{name}": x for group, named in groups.items() for name, x in named.items()}
+        contents.gathered = {MODEL: ("model",)} | {file: ("model", f"ema{i}") for i, file in enumerate(averages)}
+        return contents
+
+    def whole_average(self, file: str) -> dict[str, Tensor]:
+        """The content of one average's weight file, on the CPU; of a sharded run all processes must ask."""
+        assert self.ema is not None
+        weights = self.net.state_dict()
+        shadow = self.ema.shadows[file]
+        return {name: gathered(shadow.get(name, local(x)), x).detach().cpu() for name, x in weights.items()}
 
     def _facts(self) -> dict:
         facts = {**asdict(self.progress), "ema_updates": self.ema.updates if self.ema else 0}
@@ -170,12 +178,12 @@ class TrainState:
         """
         values = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
         updates, extra, scale = values.pop("ema_updates"), values.pop("extra", {}), values.pop("loss_scale", None)
-        if self.ema is not None and not (folder / EMA).is_file():
-            raise UserError(f"checkpoint {folder} was written without an EMA; resume it with --no-use-ema")
+        if self.ema is not None:
+            self.ema.check_files(folder)
         self._load_weights(folder)
         self._load_optimizer(folder, values["step"])
         if self.ema is not None:
-            self.ema.load(self._own(load_weights(folder / EMA)), updates)
+            self.ema.load({file: self._own(load_weights(folder / file)) for file in self.ema.shadows}, updates)
         if self.extra is not None and self.extra.state_dict().keys() == extra.keys():
             self.extra.load_state_dict(extra)
         self.progress = Progress.from_dict(values)

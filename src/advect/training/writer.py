@@ -18,20 +18,20 @@ from advect.core.group import background_objects, current
 from advect.training.checkpoint import (
     Sums,
     close_checkpoint,
-    list_checkpoints,
     open_checkpoint,
     retain,
     sum_files,
     write_checkpoint,
 )
+from advect.training.contents import Contents
+from advect.training.faults import disk_explained, is_full
 from advect.training.shards import SHARDS, assemble, save_shards
-from advect.training.snapshot import Snapshot
 
 T = TypeVar("T")
 
 
 class CheckpointWriter:
-    """Writes snapshots into ``folder``, one at a time, and removes old checkpoints.
+    """Writes checkpoints into ``folder``, one at a time, and removes old checkpoints.
 
     The first process writes those of whole states; all write their own part of sharded ones. ``keep_last`` and
     ``keep_every`` are those of :func:`retain`. With ``background`` a thread writes, and training waits only for the
@@ -45,14 +45,14 @@ class CheckpointWriter:
         self._pending: Future[None] | None = None
         self.trouble: UserError | None = None
 
-    def write(self, step: int, snapshot: Snapshot) -> None:
+    def write(self, step: int, contents: Contents) -> None:
         """Write the checkpoint of ``step``. Raises UserError where the one before it could not be written."""
         self.wait()
         if self._pool is None:
-            self._write(step, snapshot)
+            self._write(step, contents)
             self.wait()
         else:
-            self._pending = self._pool.submit(self._write, step, snapshot)
+            self._pending = self._pool.submit(self._write, step, contents)
 
     def wait(self) -> None:
         """Wait until the last checkpoint is on the disk. Raises UserError where it could not be written."""
@@ -67,38 +67,28 @@ class CheckpointWriter:
         if self._pool is not None:
             self._pool.shutdown(wait=True)
 
-    def _write(self, step: int, snapshot: Snapshot) -> None:
+    def _write(self, step: int, contents: Contents) -> None:
         try:
-            if snapshot.shards:
-                _write_sharded(self.folder, step, snapshot)
-            elif current().is_first:
-                write_checkpoint(self.folder, step, snapshot.write)
-            if current().is_first:
-                retain(self.folder, self.keep_last, self.keep_every)
-        except (OSError, SafetensorError) as error:
-            self.trouble = self._explained(step, error)
-
-    def _explained(self, step: int, error: OSError | SafetensorError) -> UserError:
-        whole = list_checkpoints(self.folder)
-        last = f"the last whole one is {whole[-1]}" if whole else "there is none before it"
-        full = getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error).lower()
-        why = "the disk is full" if full else str(error)
-        fix = "free some space, or lower --keep-last" if full else "see that the folder can be written to"
-        return UserError(
-            f"the checkpoint of step {step:,} could not be written to {self.folder}: {why}; {last}; {fix}, and go on "
-            f"with --resume-from {self.folder.parent}"
-        )
+            with disk_explained(self.folder, step):
+                if contents.shards:
+                    _write_sharded(self.folder, step, contents)
+                elif current().is_first:
+                    write_checkpoint(self.folder, step, contents.write)
+                if current().is_first:
+                    retain(self.folder, self.keep_last, self.keep_every)
+        except UserError as error:
+            self.trouble = error
 
 
-def _write_sharded(folder: Path, step: int, snapshot: Snapshot) -> None:
+def _write_sharded(folder: Path, step: int, contents: Contents) -> None:
     """Write a checkpoint to which every process adds its part; all processes call it together."""
     first = current().is_first
     partial = Path(_together(lambda: str(open_checkpoint(folder, step)) if first else "")[0])
     shards = partial / SHARDS
     try:
         _together(lambda: shards.mkdir(parents=True) if first else None)
-        sums = _together(lambda: _summed(partial, save_shards(shards, snapshot.shards)))
-        _together(lambda: _finish(partial, folder, step, snapshot, sums) if first else None)
+        sums = _together(lambda: _summed(partial, save_shards(shards, contents.shards)))
+        _together(lambda: _finish(partial, folder, step, contents, sums) if first else None)
     finally:
         if first:
             shutil.rmtree(partial, ignore_errors=True)
@@ -110,12 +100,12 @@ def _summed(partial: Path, files: list[Path]) -> Sums:
     return sum_files(partial, files)
 
 
-def _finish(partial: Path, folder: Path, step: int, snapshot: Snapshot, sums: list[Sums]) -> None:
+def _finish(partial: Path, folder: Path, step: int, contents: Contents, sums: list[Sums]) -> None:
     """Write what is not sharded, and make the folder the checkpoint."""
     known = {name: facts for part in sums for name, facts in part.items()}
-    for name, groups in snapshot.gathered.items():
-        snapshot.write_tensors(partial / name, name, assemble(partial / SHARDS, groups))
-    snapshot.write(partial)
+    for name, groups in contents.gathered.items():
+        contents.write_tensors(partial / name, name, assemble(partial / SHARDS, groups))
+    contents.write(partial)
     close_checkpoint(partial, folder, step, known)
 
 
@@ -126,7 +116,7 @@ def _together(work: Callable[[], T]) -> list[T]:
     try:
         result = work()
     except (OSError, SafetensorError, RuntimeError) as error:
-        full = "os error 28" in str(error).lower() or "No space left" in str(error)
+        full = is_full(error) or "No space left" in str(error)  # as PyTorch's checkpoints tell it
         failure = errno.ENOSPC if full else getattr(error, "errno", None), str(error)
     told = background_objects((result, failure))
     for _, trouble in told:

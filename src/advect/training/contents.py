@@ -14,7 +14,7 @@ from advect.training.parallel import local, whole_like
 
 
 @dataclass
-class Snapshot:
+class Contents:
     """The files of a checkpoint: tensors by file and name with the file's header, and texts by file.
 
     Of a sharded run ``shards`` are this process's parts, as sharded tensors, under names that begin with a group such
