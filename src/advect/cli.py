@@ -135,9 +135,14 @@ class SampleArguments:
     output_dir: Path | None = None
     """Folder for the samples, a picture and their facts; by default RUN/generated/seed-SEED."""
     overwrite: bool = False
-    """Replace samples that are there already."""
+    """Replace other samples that are there already."""
     batch_size: int = 256
     """Samples drawn at once."""
+
+    # More samples than this, 10,000 by default, are written in parts of at most this many, which several processes
+    # (torchrun) share. A call that has been ended goes on after its whole parts when it is repeated.
+    part_size: int | None = None
+
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
 
@@ -169,14 +174,21 @@ def _sample(words: list[str]) -> None:
         save_individual=a.save_individual,
         output_dir=a.output_dir,
         overwrite=a.overwrite,
+        part_size=a.part_size,
         device=a.device,
         progress=sys.stderr.isatty(),
+        say=_say,
     )
     for file in files:
-        if not file.stem.startswith("sample-"):
+        if file.suffix and not file.stem.startswith("sample-"):
             _say(f"{_KINDS[file.suffix]:8} {file}")
+    if not files:  # of the processes the first one tells
+        return
+    parts = [file for file in files if not file.suffix]
+    if parts:
+        _say(f"parts:   {parts[0].parent / 'part-*'} ({len(parts)})")
     if a.save_individual:
-        _say(f"images:  {files[0].parent / 'sample-*.png'}")
+        _say(f"images:  {(parts[0].parent / 'part-*' if parts else files[0].parent) / 'sample-*.png'}")
 
 
 _KINDS = {

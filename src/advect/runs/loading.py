@@ -33,7 +33,7 @@ def load(path: str | Path, *, ema: bool = True, device: str = "auto") -> Flow:
     else:
         checkpoint = find_checkpoint(path)
         verify_checkpoint(checkpoint)
-        file = checkpoint / (EMA if ema and (checkpoint / EMA).is_file() else MODEL)
+        file = weight_file(checkpoint, ema=ema)
     card = read_card(file)
     place = pick_device(device)
     net = build_network(card.network, card.spec)
@@ -41,6 +41,11 @@ def load(path: str | Path, *, ema: bool = True, device: str = "auto") -> Flow:
     check_same_shapes(weights, net.state_dict(), file)
     net.load_state_dict(weights)
     return flow_of(card, net.to(place).eval(), place)
+
+
+def weight_file(checkpoint: Path, *, ema: bool) -> Path:
+    """The file in a checkpoint that :func:`load` takes: the averaged weights where they are asked for and there."""
+    return checkpoint / (EMA if ema and (checkpoint / EMA).is_file() else MODEL)
 
 
 def flow_of(card: Card, net: nn.Module, place: torch.device) -> Flow:
