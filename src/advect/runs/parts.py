@@ -29,8 +29,8 @@ PART_SIZE = 10_000
 
 PLAN, PART = "plan.json", "part.json"
 
-_PARTS = re.compile(r"\.?part-\d{5,}-of-\d{5,}(\.\d+\.partial)?")
-_FILES = re.compile(r"samples\.(npz|csv|parquet|h5ad|png|json)|sample-\d{6,}\.png")
+_OURS = re.compile(r"part-\d{5,}-of-\d{5,}|samples\.(npz|csv|parquet|h5ad|png|json)|sample-\d{6,}\.png")
+_LEFT = re.compile(rf"\.({_OURS.pattern}|plan\.json)\.\d+\.partial")
 
 
 def count_parts(n: int, size: int | None, world: int) -> int:
@@ -51,14 +51,11 @@ def holds_samples(folder: Path) -> bool:
     return any(folder.glob("samples.*")) or any(folder.glob("part-*-of-*"))
 
 
-def remove_samples(folder: Path) -> None:
-    """Remove what calls before have written into a folder, and nothing else."""
+def _remove(folder: Path, names: re.Pattern[str]) -> None:
+    """Remove what has one of these names in a folder, and nothing else."""
     for path in sorted(folder.iterdir()):
-        if _PARTS.fullmatch(path.name):
-            shutil.rmtree(path)
-        elif _FILES.fullmatch(path.name):
-            path.unlink()
-    (folder / PLAN).unlink(missing_ok=True)  # last, so that what a kill leaves still belongs to a plan
+        if names.fullmatch(path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def open_plan(folder: Path, plan: Mapping[str, Any], *, fixed: bool, overwrite: bool) -> int:
@@ -73,7 +70,7 @@ def open_plan(folder: Path, plan: Mapping[str, Any], *, fixed: bool, overwrite: 
         there = plan["parts"] if fixed else old.get("parts", plan["parts"])
         difference = _difference(old, {**plan, "parts": there})
         if difference is None:
-            _remove_leftovers(folder)
+            _remove(folder, _LEFT)
             return there
         if not overwrite:
             raise UserError(
@@ -82,8 +79,10 @@ def open_plan(folder: Path, plan: Mapping[str, Any], *, fixed: bool, overwrite: 
             )
     elif holds_samples(folder) and not overwrite:
         raise UserError(f"--output-dir {folder} already holds samples; name another folder, or give --overwrite")
+    _remove(folder, _LEFT)
     if overwrite:
-        remove_samples(folder)
+        _remove(folder, _OURS)
+        (folder / PLAN).unlink(missing_ok=True)  # last, so that what a kill leaves still belongs to a plan
     if plan["parts"] > 1:
         write_text_whole(folder / PLAN, json.dumps(plan, indent=1) + "\n")
     return plan["parts"]
@@ -105,12 +104,6 @@ def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None
             name = "weights" if name == "sha256" else name  # by which a person knows them
             return f"{name} was {there.get(name)} there and is {here[name]} here"
     return None
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process left of the parts that it was writing."""
-    for path in folder.glob(".part-*.partial"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 @dataclass(frozen=True, kw_only=True)

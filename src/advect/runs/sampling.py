@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from advect.core.errors import UserError
 from advect.core.files import make_folder, write_text_whole
 from advect.core.group import agree, broadcast_object, joined
 from advect.core.platform import tune_process
