@@ -58,7 +58,10 @@ def test_parts_hold_the_samples_of_one_draw_and_the_manifest_their_bytes(moons_r
     x = advect.load(moons_run).sample(50, steps=2, seed=4)
     np.testing.assert_allclose(np.concatenate(arrays), x.numpy(), rtol=1e-5, atol=1e-6)
     assert facts["n"] == 50 and facts["nfe"] == 4 and facts["ema"] is True and facts["run"] == str(moons_run)
-    assert facts["sha256"] == hashlib.sha256((moons_run / "checkpoints/step-00000040/ema.safetensors").read_bytes()).hexdigest()
+    assert (
+        facts["sha256"]
+        == hashlib.sha256((moons_run / "checkpoints/step-00000040/ema.safetensors").read_bytes()).hexdigest()
+    )
 
 
 def shared(run: str, folder: str) -> list:
