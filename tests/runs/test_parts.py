@@ -25,8 +25,8 @@ from processes import environment, run_ranks, started, wait
 DRAW = Draw(n=50, steps=2, seed=4, batch_size=8)
 
 
-def parted(run: Path, folder: Path, draw: Draw = DRAW, **options) -> list[Path]:
-    return sample_run(run, draw, output_dir=folder, progress=False, **({"part_size": 20} | options))
+def parted(run: Path, folder: Path, draw: Draw = DRAW, *, part_size: int | None = 20, **options) -> list[Path]:
+    return sample_run(run, draw, output_dir=folder, progress=False, part_size=part_size, **options)
 
 
 def content(folder: Path) -> dict[str, bytes]:
