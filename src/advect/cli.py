@@ -158,14 +158,21 @@ def _sample(words: list[str]) -> None:
         save_individual=a.save_individual,
         output_dir=a.output_dir,
         overwrite=a.overwrite,
+        part_size=a.part_size,
         device=a.device,
         progress=sys.stderr.isatty(),
+        say=_say,
     )
     for file in files:
-        if not file.stem.startswith("sample-"):
+        if file.suffix and not file.stem.startswith("sample-"):
             _say(f"{_KINDS[file.suffix]:8} {file}")
+    if not files:  # of the processes the first one tells
+        return
+    parts = [file for file in files if not file.suffix]
+    if parts:
+        _say(f"parts:   {parts[0].parent / 'part-*'} ({len(parts)})")
     if a.save_individual:
-        _say(f"images:  {files[0].parent / 'sample-*.png'}")
+        _say(f"images:  {(parts[0].parent / 'part-*' if parts else files[0].parent) / 'sample-*.png'}")
 
 
 _KINDS = {

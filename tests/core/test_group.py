@@ -131,6 +131,31 @@ def test_a_process_that_dies_is_noticed_by_the_others():
         assert [rank.code for rank in wait(ranks)] == [5, 3]
 
 
+APART = """
+import sys, time
+from datetime import timedelta
+from torch.distributed.distributed_c10d import _set_pg_timeout
+from advect.core.group import apart, barrier, control_group, is_lost_peer, joined
+with joined() as me:
+    _set_pg_timeout(timedelta(milliseconds=200), control_group())
+    with apart():
+        time.sleep(me.rank)
+    try:
+        with apart():
+            if me.rank == 1:
+                raise KeyError("mine")
+    except KeyError:
+        sys.exit(3)
+    except RuntimeError as error:
+        sys.exit(5 if is_lost_peer(error) else 6)
+"""
+
+
+def test_processes_apart_outwait_the_time_of_an_exchange_but_no_failure():
+    with started(2, [sys.executable, "-c", APART]) as ranks:
+        assert [rank.code for rank in wait(ranks)] == [5, 3]
+
+
 def test_others_that_do_not_come_are_told():
     me = Processes(rank=0, world=2, local_world=2, address="127.0.0.1", port=free_port())
     with (

@@ -31,6 +31,22 @@ def resolve(n: int = 3, **cond) -> Conditions:
     return resolve_conditions(SPEC, n, cond, seed=0)
 
 
+@pytest.mark.parametrize(
+    "cond",
+    [
+        {},
+        {"type": "cycle", "dose": "cycle", LENGTH: "cycle"},
+        {"type": "none", "dose": None, LENGTH: 2},
+        {"type": "b", "dose": (1.0, 2.0)},
+        {"type": torch.arange(9) % 2, "dose": torch.arange(18.0).view(9, 2), LENGTH: torch.arange(9) % 6 + 1},
+    ],
+)
+def test_some_rows_are_those_of_all(cond: dict) -> None:
+    whole, some = (resolve_conditions(SPEC, 9, cond, 5, rows) for rows in (None, range(4, 8)))
+    for name, value in whole.items():
+        torch.testing.assert_close(some[name], value[4:8], rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("value", [(20, 1.5), [20.0, 1.5], "20,1.5", "2e1, 1.5"])
 def test_a_quantity_is_named_in_the_units_of_the_data(value) -> None:
     torch.testing.assert_close(resolve(dose=value)["dose"], torch.tensor([[2.0, -1.0]]).expand(3, 2))

@@ -41,6 +41,16 @@ def test_a_sample_depends_on_the_seed_and_its_place_alone(moons_run: Path) -> No
     assert not torch.allclose(flow.sample(10, seed=4, steps=4), ten)
 
 
+def test_rows_of_a_draw_cost_as_much_as_they_are(digits_run: Path) -> None:
+    flow = advect.load(digits_run)
+    ten = flow.sample(10, seed=3, steps=4, batch_size=5)
+    torch.testing.assert_close(flow.sample(10, seed=3, steps=4, rows=range(5, 10)), ten[5:], rtol=0, atol=0)
+    last = range(10**12 - 3, 10**12)  # whatever is made of all n would not fit
+    assert flow.conditions(10**12, seed=3, rows=last)["label"].shape == (3,)
+    assert flow.conditions(10**12, {"label": "cycle"}, rows=last)["label"].tolist() == [7, 8, 9]
+    assert flow.sample(10**12, seed=3, steps=1, rows=last).isfinite().all()
+
+
 def test_a_trajectory_starts_at_noise_and_ends_at_the_samples(moons_run: Path) -> None:
     flow = advect.load(moons_run)
     states = flow.sample(500, steps=5, seed=1, trajectory=True)

@@ -160,6 +160,30 @@ def test_single_images_are_written_on_demand_and_refused_for_other_data(tmp_path
         write_samples(flow_on(ragged()), torch.zeros(1, 5, 2), {}, tmp_path, individual=True)
 
 
+def test_samples_that_have_numbers_count_on_from_the_first_ones(tmp_path: Path) -> None:
+    anndata = pytest.importorskip("anndata")
+    flow = Flow(Still(), DataSpec((1, 4, 4), "image", {}), Identity())
+    for source, shape in ((ragged(), (5, 2)), (cells(), (7,))):
+        conditions = flow_on(source).conditions(2)
+        write_samples(flow_on(source), torch.rand(2, *shape), conditions, tmp_path, individual=False, first=40)
+    write_samples(flow, torch.ones(2, 1, 4, 4), {}, tmp_path, individual=True, first=40)
+    assert set(read_table(tmp_path / "samples.csv")["id"]) == {40, 41}
+    assert list(anndata.read_h5ad(tmp_path / "samples.h5ad").obs_names) == ["generated-40", "generated-41"]
+    assert [f.name for f in sorted(tmp_path.glob("sample-*"))] == ["sample-000040.png", "sample-000041.png"]
+
+
+@pytest.mark.parametrize("kind", ["sequences", "table", "cells"])
+def test_the_same_samples_are_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    source = {"sequences": ragged, "table": lambda: Table(frame()), "cells": cells}[kind]()
+    written_twice = []
+    for now in (1e9, 1.7e9):
+        monkeypatch.setattr("time.time", lambda now=now: now)
+        (tmp_path / str(now)).mkdir()
+        files = written(flow_on(source), tmp_path / str(now))[2]
+        written_twice.append({file.name: file.read_bytes() for file in files})
+    assert written_twice[0] == written_twice[1]
+
+
 def test_what_has_no_density_says_so_in_its_own_words() -> None:
     table = flow_on(Table(frame()))
     with pytest.raises(UserError, match=r"column .age. is scaled by quantiles, whose log_det depends on the value"):

@@ -25,6 +25,9 @@ N = TypeVar("N", int, float)
 TIMEOUT = timedelta(minutes=10)
 """How long a process waits for the others: to come, and in each exchange."""
 
+PATIENCE = timedelta(days=30)
+"""How long it waits for those that work by themselves; a process that ends is noticed at once."""
+
 
 class PeerFailed(RuntimeError):
     """Another process has failed in a way that is no user's mistake; its own traceback says how."""
@@ -205,6 +208,26 @@ def barrier() -> None:
         import torch.distributed as dist
 
         dist.barrier(group=_joined.control)
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Within the block each process works by itself, for hours if need be; it is over when all are through.
+
+    Unlike :func:`agree` nobody waits with a failure: it is raised at once, and the others, once they are through, find
+    a process missing, as :func:`is_lost_peer` tells.
+    """
+    if _joined is None:
+        yield
+        return
+    import torch.distributed as dist
+
+    group: Any = dist.new_group(backend="gloo", timeout=PATIENCE)  # an exchange in the others ends after TIMEOUT
+    try:
+        yield
+        dist.barrier(group=group)
+    finally:
+        dist.destroy_process_group(group)
 
 
 @contextmanager

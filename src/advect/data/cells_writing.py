@@ -59,8 +59,11 @@ def obs_facts(columns: Mapping[str, Column]) -> dict[str, Any]:
     }
 
 
-def obs_table(facts: Mapping[str, Any], conditions: Conditions, count: int) -> Any:
-    """The ``obs`` table of ``count`` cells: each condition by its names or in its own units, empty where not given."""
+def obs_table(facts: Mapping[str, Any], conditions: Conditions, count: int, *, first: int = 0) -> Any:
+    """The ``obs`` table of ``count`` cells: each condition by its names or in its own units, empty where not given.
+
+    Cells are called by their numbers, from ``first``.
+    """
     import pandas as pd
 
     columns = {}
@@ -75,7 +78,7 @@ def obs_table(facts: Mapping[str, Any], conditions: Conditions, count: int) -> A
             columns[name] = pd.Categorical.from_codes(codes.tolist(), categories=entry["names"])
         else:
             columns[name] = array.astype(np.float64).reshape(count) * entry["std"] + entry["mean"]
-    return pd.DataFrame(columns, index=pd.Index([f"generated-{i}" for i in range(count)]))
+    return pd.DataFrame(columns, index=pd.Index([f"generated-{first + i}" for i in range(count)]))
 
 
 def to_counts(x: Tensor, facts: Mapping[str, Any], generator: Generator = None) -> Tensor:
@@ -103,6 +106,7 @@ def write_h5ad(
     space: Space | None = None,
     generator: Generator = None,
     notes: Mapping[str, Any] | None = None,
+    first: int = 0,
 ) -> None:
     """Write cells x (n, D), in the data units of training, as an .h5ad file with the training data's ``var``.
 
@@ -114,6 +118,7 @@ def write_h5ad(
         space: "expression" or "counts"; by default as x is. From expression to counts, see :func:`to_counts`.
         generator: draws library sizes; without it cells have the median size.
         notes: plain values for ``uns["advect"]``, beside space, target_sum and log1p.
+        first: the number by which the first cell is called.
 
     Raises:
         UserError: x, its conditions or the space do not fit the facts.
@@ -138,7 +143,7 @@ def write_h5ad(
     uns = {"space": space, "log1p": scale["log1p"], "target_sum": scale["target_sum"] or 0.0, **(notes or {})}
     cells = anndata.AnnData(
         X=values,
-        obs=obs_table(facts["obs"], conditions or {}, len(x)),
+        obs=obs_table(facts["obs"], conditions or {}, len(x), first=first),
         var=var_table(facts["var"]),
         uns={"advect": uns},
     )

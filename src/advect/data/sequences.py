@@ -117,8 +117,8 @@ def sequences_of(x: Tensor, cond: Conditions | None) -> list[np.ndarray]:
     return [row[:length] for row, length in zip(whole, cond[LENGTH].tolist(), strict=True)]
 
 
-def steps_of(x: Tensor, cond: Conditions | None, facts: Mapping[str, Any]) -> Any:
-    """Samples as a pandas DataFrame of one row a step: id and step from 0, the conditions, the channels.
+def steps_of(x: Tensor, cond: Conditions | None, facts: Mapping[str, Any], *, first: int = 0) -> Any:
+    """Samples as a pandas DataFrame of one row a step: id from ``first``, step from 0, the conditions, the channels.
 
     Args:
         x: (B, L, C) in data units, what the transform's ``inverse`` gives.
@@ -136,7 +136,7 @@ def steps_of(x: Tensor, cond: Conditions | None, facts: Mapping[str, Any]) -> An
     sizes = [len(row) for row in rows]
     place = np.repeat(np.arange(len(rows)), sizes)
     step = np.concatenate([np.arange(size) for size in sizes]) if sizes else place
-    parts: list[Any] = [pd.DataFrame({facts["id"]: place, facts["order"]: step})]
+    parts: list[Any] = [pd.DataFrame({facts["id"]: first + place, facts["order"]: step})]
     for column in map(column_from_config, facts["conditions"]):
         given = (cond or {}).get(column.name)
         told = torch.full((len(x),), torch.nan) if given is None else column_values(column, given.detach().cpu())

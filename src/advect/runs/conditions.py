@@ -21,26 +21,31 @@ is (n,) whole numbers, or (n, d) standardised numbers for a quantity.
 """
 
 
-def resolve_conditions(spec: DataSpec, n: int, cond: Mapping[str, ConditionValue] | None, seed: int) -> Conditions:
+def resolve_conditions(
+    spec: DataSpec, n: int, cond: Mapping[str, ConditionValue] | None, seed: int, rows: range | None = None
+) -> Conditions:
     """For each condition of ``spec`` what a network takes: whole numbers (n,), or standardised ones (n, d).
 
     Conditions that ``cond`` does not name are drawn as often as they occur in the training data, a quantity from its
-    examples; draw i depends on the seed and i alone. Raises UserError for an unknown condition or value.
+    examples; draw i depends on the seed and i alone. With ``rows``, a range within 0 .. n, only these of the n come
+    back, and cost as much as they are. Raises UserError for an unknown condition or value.
     """
     cond = dict(cond or {})
     for name in cond:
         if name not in spec.conditions:
             where = did_you_mean(name, spec.conditions) if spec.conditions else "; this flow has none"
             raise UserError(f"condition {name!r} is not known{where}")
+    rows = range(n) if rows is None else rows
     values = {}
     for i, (name, condition) in enumerate(spec.conditions.items()):
         if name not in cond:
-            u = CounterRng(mix(seed, 2), i, n).uniform((n,), dtype=torch.float64)
+            rng = CounterRng(mix(seed, 2), i, len(rows), start=rows.start, total=n)
+            u = rng.uniform((len(rows),), dtype=torch.float64)
             values[name] = _drawn(condition, u)
         elif isinstance(condition, Quantity):
-            values[name] = _vectors(name, cond[name], condition, n)
+            values[name] = _vectors(name, cond[name], condition, n, rows)
         else:
-            values[name] = _numbers(name, cond[name], condition, n)
+            values[name] = _numbers(name, cond[name], condition, n, rows)
     return values
 
 
@@ -54,16 +59,16 @@ def _drawn(condition: Condition, u: Tensor) -> Tensor:
     return places + 1 if isinstance(condition, Length) else places
 
 
-def _numbers(name: str, value: ConditionValue, condition: Category | Length, n: int) -> Tensor:
+def _numbers(name: str, value: ConditionValue, condition: Category | Length, n: int, rows: range) -> Tensor:
     low, high, null = _range(condition)
     if isinstance(value, Tensor):
         if value.shape != (n,):
             raise UserError(f"condition {name!r} must have shape ({n},), one a sample, got {tuple(value.shape)}")
-        numbers = value.long().cpu()
+        numbers = value[rows.start : rows.stop].long().cpu()
     elif value == "cycle":
-        numbers = low + torch.arange(n) % (high - low + 1)
+        numbers = low + torch.arange(rows.start, rows.stop) % (high - low + 1)
     else:
-        numbers = torch.full((n,), _number(name, value, condition))
+        numbers = torch.full((len(rows),), _number(name, value, condition))
     if (((numbers < low) | (numbers > high)) & (numbers != null)).any():
         raise UserError(f"condition {name!r} must lie in {low} to {high}, got {value}")
     return numbers
@@ -92,20 +97,20 @@ def _number(name: str, value: ConditionValue, condition: Category | Length) -> i
     raise UserError(f"condition {name!r} has no value {value!r}{fix}")
 
 
-def _vectors(name: str, value: ConditionValue, quantity: Quantity, n: int) -> Tensor:
+def _vectors(name: str, value: ConditionValue, quantity: Quantity, n: int, rows: range) -> Tensor:
     d = len(quantity.mean)
     if isinstance(value, Tensor):
         if value.shape != (n, d):
             raise UserError(f"condition {name!r} must have shape ({n}, {d}), a row a sample, got {tuple(value.shape)}")
-        return value.float().cpu()
+        return value[rows.start : rows.stop].float().cpu()
     if value is None or value == "none":
-        return torch.full((n, d), math.nan)
+        return torch.full((len(rows), d), math.nan)
     if value == "cycle":
-        return _standardised(quantity, quantity.examples)[torch.arange(n) % len(quantity.examples)]
+        return _standardised(quantity, quantity.examples)[torch.arange(rows.start, rows.stop) % len(quantity.examples)]
     row = _row(name, value)
     if len(row) != d or not all(map(math.isfinite, row)):
         raise UserError(f"condition {name!r} needs {d} finite numbers ({', '.join(quantity.names)}), got {value!r}")
-    return _standardised(quantity, [row]).expand(n, d).clone()
+    return _standardised(quantity, [row]).expand(len(rows), d).clone()
 
 
 def _row(name: str, value: float | str | Sequence[float]) -> list[float]:

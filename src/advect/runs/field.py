@@ -86,9 +86,19 @@ class Field:
         assert isinstance(self.path, AffinePath)
         return self.path.convert(output.to(x_t.dtype), x_t, inside, self.prediction, "velocity")
 
-    def conditions(self, n: int, cond: Mapping[str, ConditionValue] | None = None, seed: int = 0) -> Conditions:
-        """The conditions that :meth:`sample` uses: for each whole numbers (n,) or, standardised, (n, d)."""
-        values = resolve_conditions(self.spec, n, cond, seed)
+    def conditions(
+        self,
+        n: int,
+        cond: Mapping[str, ConditionValue] | None = None,
+        seed: int = 0,
+        *,
+        rows: range | None = None,
+    ) -> Conditions:
+        """The conditions that :meth:`sample` uses: for each whole numbers (n,) or, standardised, (n, d).
+
+        With ``rows``, a range within 0 .. n, those of these samples alone.
+        """
+        values = resolve_conditions(self.spec, n, cond, seed, rows)
         if not self.null and any(is_null(value).any() for value in values.values()):
             raise UserError("the flow was trained with --label-dropout 0, so it knows no missing condition; give all")
         return values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -49,7 +50,7 @@ class Flow(Field):
         trajectory: bool = False,
         batch_size: int = 256,
         rows: range | None = None,
-        progress: bool = False,
+        progress: bool | tqdm = False,
     ) -> Tensor:
         """Draw n samples (n, *S) in data units, on the CPU: float32, or float64 for tables.
 
@@ -61,7 +62,8 @@ class Flow(Field):
         as control cells, starts each sample from a row that agrees with its categories, or from any if none does.
         ``guidance`` other than 1, within ``guidance_interval`` of t if given, needs a flow with conditions
         (classifier-free guidance). With ``trajectory`` the states at all grid times come back, (steps + 1, n, *S).
-        ``rows``, a range within 0 .. n, draws these of the n samples alone, such as one process's share.
+        ``rows``, a range within 0 .. n, draws these of the n samples alone, such as one process's share. ``progress``
+        shows a bar, or moves one on that is there.
         Raises UserError for a bad argument.
         """
         if n < 1:
@@ -78,20 +80,22 @@ class Flow(Field):
         if rows is not None and not (0 <= rows.start < rows.stop <= n and rows.step == 1):
             raise UserError(f"rows must be a range within 0 .. {n}, not empty, of step 1, got {rows}")
         begin, end = (0, n) if rows is None else (rows.start, rows.stop)
-        conditions = self.conditions(n, cond, seed)
+        conditions = self.conditions(n, cond, seed, rows=range(begin, end))
+        shown = nullcontext(progress) if isinstance(progress, tqdm) else sample_bar(end - begin, progress)
         parts = []
-        with tqdm(total=end - begin, unit="sample", desc="sample", disable=not progress) as bar:
+        with shown as bar:
             for first in range(begin, end, batch_size):
                 last = min(first + batch_size, end)
                 rng = CounterRng(mix(seed, 1), 0, last - first, start=first, total=n)
-                part = self._on_device({name: value[first:last] for name, value in conditions.items()})
+                part = self._on_device(
+                    {name: value[first - begin : last - begin] for name, value in conditions.items()}
+                )
                 x0 = self._start(last - first, rng, part)
                 x = walk(self.velocity(part, guidance=guidance, interval=guidance_interval), x0, rng)
                 parts.append(x.float().cpu())
                 bar.update(last - first)
         x = torch.cat(parts, dim=1 if trajectory else 0)
-        drawn = {name: value[begin:end] for name, value in conditions.items()}
-        inverse = lambda state: without_padding(self.transform.inverse(state), drawn)
+        inverse = lambda state: without_padding(self.transform.inverse(state), conditions)
         return torch.stack([inverse(state) for state in x]) if trajectory else inverse(x)
 
     def _walk(
@@ -213,3 +217,8 @@ class Flow(Field):
         if x.shape[1:] != shape or len(x) == 0:
             raise UserError(f"x must have shape (n, {', '.join(map(str, shape))}), got {tuple(x.shape)}")
         return x
+
+
+def sample_bar(total: int, show: bool) -> tqdm:
+    """A bar of samples; hidden unless ``show``."""
+    return tqdm(total=total, unit="sample", desc="sample", disable=not show)

@@ -35,7 +35,7 @@ def load(path: str | Path, *, ema: bool | float = True, device: str = "auto") ->
     else:
         checkpoint = find_checkpoint(path)
         verify_checkpoint(checkpoint)
-        file = _weights(checkpoint, ema)
+        file = weight_file(checkpoint, ema=ema)
     card = read_card(file)
     place = pick_device(device)
     net = build_network(card.network, card.spec)
@@ -54,7 +54,7 @@ def _check_file(file: Path, ema: bool | float) -> None:
         )
 
 
-def _weights(checkpoint: Path, ema: bool | float) -> Path:
+def weight_file(checkpoint: Path, *, ema: bool | float) -> Path:
     """The weight file of a checkpoint that ``ema`` means; see :func:`load`."""
     if not (checkpoint / MODEL).is_file() and list(checkpoint.glob("ema-length-*.safetensors")):
         raise UserError(f"{checkpoint} is a snapshot for advect ema; give the file that it writes, or the run folder")

@@ -40,7 +40,9 @@ def check_output(flow: Flow, *, individual: bool) -> None:
             optional_import("pyarrow", "tables")
 
 
-def write_samples(flow: Flow, x: Tensor, conditions: Conditions, folder: Path, *, individual: bool) -> list[Path]:
+def write_samples(
+    flow: Flow, x: Tensor, conditions: Conditions, folder: Path, *, individual: bool, first: int = 0
+) -> list[Path]:
     """Write samples x (n, *S), in data units, with their conditions (n, ...) into a folder, and return the files.
 
     First comes what is in the data's own format: samples.h5ad for cells, in counts or expression as trained;
@@ -48,7 +50,8 @@ def write_samples(flow: Flow, x: Tensor, conditions: Conditions, folder: Path, *
     for all else, and samples.csv for sequences, of one row a step, and for vectors. The archive of sequences holds
     ``values`` and ``lengths``, as ``data.Sequences`` reads them, any other ``x``, and each holds the conditions as the
     network takes them. samples.png is a picture, and with ``individual`` each image has a file of its own as well.
-    Steps as CSV need pandas and are left out without it.
+    Steps as CSV need pandas and are left out without it. Where samples have numbers, as cells, sequences and single
+    images do, ``first`` is that of the first one.
 
     Raises UserError where x does not fit the flow's facts, or a library is missing.
     """
@@ -57,25 +60,25 @@ def write_samples(flow: Flow, x: Tensor, conditions: Conditions, folder: Path, *
     match kind:
         case "cells":
             files = [folder / "samples.h5ad"]
-            write_h5ad(files[0], x, flow.facts, conditions=conditions)
+            write_h5ad(files[0], x, flow.facts, conditions=conditions, first=first)
         case "table":
             files = [folder / _table_name(flow)]
             write_table(files[0], frame_of(x, conditions, flow.facts))
         case "sequences" | "sequence":
-            files = _write_sequences(flow, x, conditions, folder)
+            files = _write_sequences(flow, x, conditions, folder, first)
         case _:
             files = [_write_npz(folder, {"x": x}, conditions)]
             if flow.spec.kind == "vector":
                 files.append(folder / "samples.csv")
                 write_whole(files[-1], lambda path: _write_csv(path, x, _columns(conditions, flow.spec)))
-    return files + _write_pictures(flow, x, conditions, folder, individual=individual)
+    return files + _write_pictures(flow, x, conditions, folder, individual=individual, first=first)
 
 
 def _table_name(flow: Flow) -> str:
     return "samples" + flow.facts.get("suffix", ".csv")
 
 
-def _write_sequences(flow: Flow, x: Tensor, conditions: Conditions, folder: Path) -> list[Path]:
+def _write_sequences(flow: Flow, x: Tensor, conditions: Conditions, folder: Path, first: int) -> list[Path]:
     named = {name: value for name, value in conditions.items() if name != LENGTH}
     arrays = {"values": x, **({"lengths": conditions[LENGTH]} if LENGTH in conditions else {})}
     files = [_write_npz(folder, arrays, named)]
@@ -83,7 +86,7 @@ def _write_sequences(flow: Flow, x: Tensor, conditions: Conditions, folder: Path
         channels = [f"value_{i}" for i in range(x.shape[2])]
         plain = {"channels": channels, "id": "id", "order": "step", "conditions": []}
         files.append(folder / "samples.csv")
-        write_table(files[-1], steps_of(x, conditions, flow.facts or plain))
+        write_table(files[-1], steps_of(x, conditions, flow.facts or plain, first=first))
     return files
 
 
@@ -125,11 +128,13 @@ def _columns(conditions: Conditions, spec: DataSpec) -> dict[str, list[Any]]:
     return columns
 
 
-def _write_pictures(flow: Flow, x: Tensor, conditions: Conditions, folder: Path, *, individual: bool) -> list[Path]:
+def _write_pictures(
+    flow: Flow, x: Tensor, conditions: Conditions, folder: Path, *, individual: bool, first: int
+) -> list[Path]:
     shown = GRID if flow.spec.kind == "image" else len(x)
     files = [folder / "samples.png"]
     save_png(draw(flow, x[:shown], {name: value[:shown] for name, value in conditions.items()}), files[0])
     for i in range(len(x) if individual else 0):
-        files.append(folder / f"sample-{i:06d}.png")
+        files.append(folder / f"sample-{first + i:06d}.png")
         save_png(draw(flow, x[i : i + 1], {}), files[-1])
     return files

@@ -52,9 +52,14 @@ class SampleArguments:
     output_dir: Path | None = None
     """Folder for the samples, a picture and their facts; by default RUN/generated/seed-SEED."""
     overwrite: bool = False
-    """Replace samples that are there already."""
+    """Replace other samples that are there already."""
     batch_size: int = 256
     """Samples drawn at once."""
+
+    # More samples than this, 10,000 by default, are written in parts of at most this many, which several processes
+    # share. A call that has been ended goes on after its whole parts when it is repeated.
+    part_size: int | None = None
+
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
     nproc: int = 1

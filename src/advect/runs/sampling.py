@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
 
-from advect.core.errors import UserError
 from advect.core.files import make_folder, write_text_whole
+from advect.core.group import agree, broadcast_object, joined
 from advect.core.platform import tune_process
+from advect.core.types import Conditions
+from advect.runs.build import pick_device
 from advect.runs.conditions import ConditionValue
-from advect.runs.flow import Flow
-from advect.runs.loading import load, read_average
+from advect.runs.flow import Flow, sample_bar
+from advect.runs.loading import load, read_average, weight_file
 from advect.runs.outputs import check_output, write_samples
+from advect.runs.parts import Parts, count_parts, draw_parts, open_plan
 from advect.sampling import SDE_SOLVERS, get_solver
 from advect.sampling.sde import STEPS as SDE_STEPS
-from advect.training.checkpoint import find_checkpoint
+from advect.training.checkpoint import find_checkpoint, sum_files
 from advect.training.state import EMA, MODEL
 
 
@@ -46,35 +54,99 @@ def sample_run(
     save_individual: bool = False,
     output_dir: Path | None = None,
     overwrite: bool = False,
+    part_size: int | None = None,
     device: str = "auto",
     progress: bool = True,
+    say: Callable[[str], None] = print,
 ) -> list[Path]:
     """Sample from a run into a folder, and return the files: those of :func:`write_samples`, and samples.json.
 
+    More than ``part_size`` (10,000) samples, and what several processes draw, become parts, as ``runs.parts`` tells:
+    each process writes its own, and the first one returns their folders, samples.png and samples.json, the others
+    nothing. The same call again goes on after the parts that are whole.
+
     Raises UserError for a bad argument, before anything is written, and where ``output_dir`` cannot be written to, or
-    already holds samples, unless ``overwrite``.
+    already holds other samples, unless ``overwrite``.
     """
     tune_process()
     folder = output_dir or _default_folder(run, draw.seed)
-    if any(folder.glob("samples.*")) and not overwrite:
-        raise UserError(f"--output-dir {folder} already holds samples; name another folder, or give --overwrite")
-    flow = load(run, ema=ema, device=device)
-    check_output(flow, individual=save_individual)
-    conditions = flow.conditions(draw.n, cond, draw.seed)
+    with joined(pick_device(device)) as me, ExitStack() as stack:
+        with agree():
+            place = find_checkpoint(run) if me.is_first and not run.is_file() else run
+        place = broadcast_object(place)  # a run that still trains has newer ones by and by
+        facts: dict[str, object] = {}
+        with agree():
+            flow = load(place, ema=ema, device=device)
+            check_output(flow, individual=save_individual)
+            count = count_parts(draw.n, part_size, me.world)
+            if me.is_first:
+                stack.enter_context(_made(folder))  # now, as sampling may take an hour
+            _check_draw(flow, draw, cond)
+            if me.is_first:
+                facts = {"ema": _averaged(place, ema), **_resolved(draw, flow), "conditions": _told(cond)}
+                plan = {**_identity(place, ema), **facts, "individual": save_individual, "parts": count}
+                count = open_plan(folder, plan, fixed=part_size is not None, overwrite=overwrite)
+                facts = {"run": str(run), **(plan if count > 1 else facts)}
+
+        def fill(rows: range, folder: Path, bar: tqdm) -> list[Path]:
+            conditions = flow.conditions(draw.n, cond, draw.seed, rows=rows)
+            x = flow.sample(**asdict(draw), cond=cond, rows=rows, progress=bar)
+            return write_samples(flow, x, conditions, folder, individual=save_individual, first=rows.start)
+
+        parts = Parts(folder=folder, n=draw.n, count=broadcast_object(count))
+        if parts.count > 1:
+            written = draw_parts(parts, fill, show=progress and me.is_first, say=say)
+            return [] if written is None else parts.finish(facts, written)
+        if not me.is_first:
+            return []
+        with sample_bar(draw.n, progress) as bar:
+            files = fill(range(draw.n), folder, bar)
+        facts |= {"files": [file.name for file in files]}
+        write_text_whole(folder / "samples.json", json.dumps(facts, indent=1) + "\n")
+        return [*files, folder / "samples.json"]
+
+
+class _Still(nn.Module):
+    """Nothing moves: a network that costs nothing."""
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
+        return torch.zeros_like(x_t)
+
+
+def _check_draw(flow: Flow, draw: Draw, cond: Mapping[str, ConditionValue] | None) -> None:
+    """Raise UserError where a draw cannot be made, by making one sample of it without the network."""
+    trial = copy(flow)
+    trial.net = _Still()
+    trial.sample(**asdict(draw), cond=cond, rows=range(1))
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder; what fails in the block removes it, if it is new and still empty."""
     new = not folder.exists()
-    make_folder(folder, "--output-dir")  # now, as sampling may take an hour
+    make_folder(folder, "--output-dir")
     try:
-        x = flow.sample(**asdict(draw), cond=conditions, progress=progress)
+        yield
     except BaseException:
-        if new:
+        if new and not any(folder.iterdir()):
             folder.rmdir()
         raise
-    files = write_samples(flow, x, conditions, folder, individual=save_individual)
-    asked = {name: "as listed" if isinstance(value, Tensor) else value for name, value in (cond or {}).items()}
-    facts = {"run": str(run), "ema": _averaged(run, ema), **_resolved(draw, flow), "conditions": asked}
-    facts |= {"files": [file.name for file in files]}
-    write_text_whole(folder / "samples.json", json.dumps(facts, indent=1) + "\n")
-    return [*files, folder / "samples.json"]
+
+
+def _identity(place: Path, ema: bool | float) -> dict[str, object]:
+    """Which weights are drawn from: their sum, and the name by which a person knows them."""
+    file = place if place.is_file() else weight_file(place, ema=ema)
+    digest = str(sum_files(file.parent, [file])[file.name]["sha256"])
+    return {"format": 1, "sha256": digest, "weights": f"{file.absolute().parent.name}/{file.name} ({digest[:8]})"}
+
+
+def _told(cond: Mapping[str, ConditionValue] | None) -> dict[str, object]:
+    """The conditions asked for, as JSON can tell them."""
+    return {name: _listed(value) if isinstance(value, Tensor) else value for name, value in (cond or {}).items()}
+
+
+def _listed(value: Tensor) -> str:
+    return f"as listed, sha256 {hashlib.sha256(value.cpu().contiguous().numpy().tobytes()).hexdigest()}"
 
 
 def _averaged(run: Path, ema: bool | float) -> bool | float | dict[str, float] | None:
