@@ -232,7 +232,3 @@ FORMATS: tuple[Format, ...] = (
     Format("image-folder", _is_folder_of_images, "a folder of images"),
 )
 """All formats, the narrow ones first. A path that more than one matches can be read as each of them."""
-
-_OTHERS = ("packed", "fashion-mnist", "cells", "sequences", "table", "parquet-images", "shards")
-IMAGE_FORMATS: tuple[Format, ...] = tuple(format for format in FORMATS if format.name not in _OTHERS)
-"""Those of images, and of vectors in arrays, that a source reads from a path alone."""

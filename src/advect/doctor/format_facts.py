@@ -29,8 +29,8 @@ def gather_array(path: Path, look: int) -> ArrayFigures | None:
     return ArrayFigures(shape=x.shape, dtype=str(x.dtype), looked=len(chosen), infinite=int(bad))
 
 
-def gather_cells(path: Path, look: int) -> CellFigures:
-    """Look at ``look`` cells of an ``.h5ad`` file at most. Raises UserError where it cannot be read."""
+def gather_cells(path: Path, look: int, layer: str | None = None) -> CellFigures:
+    """Look at ``look`` cells of an ``.h5ad`` file at most, in X or a layer. Raises UserError where it cannot be read."""
     h5py = optional_import("h5py", "cells")
     optional_import("anndata", "cells")
     try:
@@ -39,9 +39,9 @@ def gather_cells(path: Path, look: int) -> CellFigures:
         raise UserError(f"{path} is not an .h5ad file, or a damaged one ({error}); write it again") from error
     with file:
         try:
-            matrix = stored_matrix(file, None, backed=True, where=path.name)
+            matrix = stored_matrix(file, layer, backed=True, where=path.name)
         except UserError:  # stored by columns
-            matrix = stored_matrix(file, None, backed=False, where=path.name)
+            matrix = stored_matrix(file, layer, backed=False, where=path.name)
         return measure_cells(matrix, look)
 
 
