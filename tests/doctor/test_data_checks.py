@@ -186,7 +186,7 @@ def test_a_preset_is_judged_with_its_flags() -> None:
 def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         examine_data(tmp_path / "nothing")
-    with pytest.raises(UserError, match="holds no data that is known"):
+    with pytest.raises(UserError, match="is a folder without data that is known here; it may hold png"):
         examine_data(tmp_path)
     with pytest.raises(UserError, match="add --data-dir"):
         examine_words(["celeba64"])

@@ -60,6 +60,7 @@ def test_a_run_that_blows_up_is_found_out(advect: Callable[..., None], doctor: C
     assert "learning rate is far too high" in titles(found, "problem")
 
 
+@pytest.mark.slow
 def test_a_run_that_learns_few_rows_by_heart_is_found_out(advect: Callable[..., None], doctor: Callable) -> None:
     np.save("few.npy", np.random.default_rng(0).normal(size=(64, 8)))
     advect(

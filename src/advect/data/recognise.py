@@ -27,6 +27,16 @@ from advect.data.stores import is_image
 from advect.data.table_files import CSV, PARQUET
 
 
+_FOLDER = (
+    "is a folder without data that is known here; it may hold png, jpg, webp or bmp images, tar shards, Parquet files "
+    "with images, or what CelebA, CIFAR, MNIST or a saved Hugging Face dataset come as"
+)
+_FILE = (
+    "is a file of no kind that is known here; give .h5ad, .csv, .parquet, .npy or .npz of numbers with 2 to 4 axes, or a "
+    "zip or tar of images"
+)
+
+
 class Format(NamedTuple):
     """A format of data: its name, whether a path that exists holds it, a line of words for people, and the kind."""
 
@@ -53,8 +63,7 @@ def recognise_all(path: str | os.PathLike[str], formats: Sequence[Format]) -> li
     found = [format for format in formats if format.matches(place)]
     if found:
         return found
-    known = ", or ".join(dict.fromkeys(format.words for format in formats))
-    raise UserError(f"{str(path)!r} holds no data that is known here; give {known}")
+    raise UserError(f"{str(path)!r} {_FOLDER if place.is_dir() else _FILE}")
 
 
 def _is_idx(path: Path) -> bool:

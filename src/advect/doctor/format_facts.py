@@ -59,7 +59,7 @@ def measure_cells(matrix: CellMatrix, look: int) -> CellFigures:
         if len(values):
             low, high = min(low, float(values.min())), max(high, float(values.max()))
             whole = whole and bool((values == np.round(values)).all())
-    totals = np.nan_to_num(np.concatenate(sums)) if sums else np.zeros(1)
+    totals = np.concatenate(sums) if sums else np.zeros(1)
     return CellFigures(
         cells=matrix.shape[0],
         genes=matrix.shape[1],
@@ -70,7 +70,7 @@ def measure_cells(matrix: CellMatrix, look: int) -> CellFigures:
         infinite=infinite,
         silent=int((~found).sum()),
         empty=int((totals == 0).sum()),
-        libraries=tuple(np.percentile(totals, (5, 50, 95)).tolist()),  # pyright: ignore[reportArgumentType]
+        libraries=tuple(np.percentile(np.nan_to_num(totals), (5, 50, 95)).tolist()),  # pyright: ignore[reportArgumentType]
     )
 
 

@@ -155,7 +155,7 @@ def _images(path: Path) -> str:
     store = open_store(path)
     classes = sub_folder_classes(store.names, "auto")
     within = "" if classes is None else f" in {len(classes.names)} classes"
-    return f"{'a folder' if path.is_dir() else 'an archive'} of {len(store):,} images{within}"
+    return f"{'a folder' if path.is_dir() else 'an archive'} of {len(store):,} image{'s' * (len(store) != 1)}{within}"
 
 
 def _packed(path: Path) -> str:
