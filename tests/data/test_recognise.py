@@ -76,7 +76,7 @@ def test_arrays(tmp_path):
     np.savez(tmp_path / "ragged.npz", values=np.zeros((9, 2)), lengths=[4, 5])
     assert name(tmp_path / "ragged.npz") == "sequences"
     (tmp_path / "empty.npz").write_bytes(b"")
-    with pytest.raises(UserError, match="without data that is known|no kind that is known"):
+    with pytest.raises(UserError, match=r"without data that is known|no kind that is known"):
         name(tmp_path / "empty.npz")
 
 

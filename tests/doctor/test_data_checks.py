@@ -11,8 +11,8 @@ from PIL import Image
 
 from advect.core.errors import UserError
 from advect.doctor import Finding
-from advect.doctor import examine_data as examine_words
 from advect.doctor import data_checks as d
+from advect.doctor import examine_data as examine_words
 from advect.doctor import format_checks as f
 
 VALUES = d.Values(

@@ -26,14 +26,13 @@ from advect.data.step_columns import step_columns
 from advect.data.stores import is_image
 from advect.data.table_files import CSV, PARQUET
 
-
 _FOLDER = (
     "is a folder without data that is known here; it may hold png, jpg, webp or bmp images, tar shards, Parquet files "
     "with images, or what CelebA, CIFAR, MNIST or a saved Hugging Face dataset come as"
 )
 _FILE = (
-    "is a file of no kind that is known here; give .h5ad, .csv, .parquet, .npy or .npz of numbers with 2 to 4 axes, or a "
-    "zip or tar of images"
+    "is a file of no kind that is known here; give .h5ad, .csv, .parquet, .npy or .npz of numbers with 2 to 4 axes, "
+    "or a zip or tar of images"
 )
 
 

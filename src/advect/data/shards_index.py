@@ -82,7 +82,7 @@ def scan(file: File) -> list[Member]:
                 folder, _, base = member.name.rpartition("/")
                 stem, _, suffix = base.partition(".")
                 if ".." in member.name.split("/") or member.name.startswith("/"):
-                    raise UserError(f"{file.address} has the member {member.name!r}, which leads out of it; pack it anew")
+                    raise UserError(f"{file.address} has the member {member.name!r}, which leads out; pack it anew")
                 if not member.isfile() or not stem:
                     continue
                 key = f"{folder}/{stem}"

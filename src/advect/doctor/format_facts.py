@@ -30,7 +30,7 @@ def gather_array(path: Path, look: int) -> ArrayFigures | None:
 
 
 def gather_cells(path: Path, look: int, layer: str | None = None) -> CellFigures:
-    """Look at ``look`` cells of an ``.h5ad`` file at most, in X or a layer. Raises UserError where it cannot be read."""
+    """Look at ``look`` cells at most, in X or a layer of an ``.h5ad``. Raises UserError where it cannot be read."""
     h5py = optional_import("h5py", "cells")
     optional_import("anndata", "cells")
     try:
