@@ -84,8 +84,11 @@ def test_tables_and_steps(tmp_path):
     (tmp_path / "a.csv").write_text("id,time,x\n" + "".join(f"{i},{i},0\n" for i in range(9)))
     assert name(tmp_path / "a.csv") == "table"
     (tmp_path / "b.tsv").write_text("Series_ID\ttime\tx\n" + "".join(f"{i // 3}\t{i}\t0\n" for i in range(9)))
-    assert [f.name for f in recognise_all(tmp_path / "b.tsv", FORMATS)] == ["sequences", "table"]
+    assert [f.name for f in recognise_all(tmp_path / "b.tsv", FORMATS)] == ["sequences", "table", "sequences"]
+    assert [f.name for f in recognise_all(tmp_path / "a.csv", FORMATS)] == ["table", "sequences"]
     assert step_columns(tmp_path / "b.tsv") == ("Series_ID", "time")
+    (tmp_path / "d.csv").write_text("Patient,date,x\n" + "".join(f"{i // 3},{i},0\n" for i in range(9)))
+    assert step_columns(tmp_path / "d.csv") == ("Patient", "date")
     (tmp_path / "c.h5ad").write_bytes(b"")
     assert name(tmp_path / "c.h5ad") == "cells"
 

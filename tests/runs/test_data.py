@@ -219,7 +219,9 @@ def test_a_matching_pack_is_used_and_said(
         shutil.rmtree("run")
     next(place.rglob("*.png")).write_bytes(png())
     advect("train --data faces --image-size 8", UNET, QUICK)
-    assert "reading the images packed" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "reading the images packed" not in said
+    assert "note: the images have changed since" in said and "faces.packed-3x8x8 was packed" in said
     pixels_file = tmp_path / "faces.packed-3x8x8" / "data.u8"
     content = bytearray(pixels_file.read_bytes())
     content[7] ^= 1

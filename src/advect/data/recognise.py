@@ -229,6 +229,7 @@ FORMATS: tuple[Format, ...] = (
     Format("cells", _is_cells, "an .h5ad file of single cells", "vector"),
     Format("sequences", _is_steps, "a CSV or Parquet table of one row a step", "sequence"),
     Format("table", _is_table, "a CSV or Parquet table", "vector"),
+    Format("sequences", _is_table, "a CSV or Parquet table of one row a step", "sequence"),
     Format("array-file", _is_bytes, _ARRAY),
     Format("sequences", _is_sequences, "a .npy or .npz file of sequences (N, L, C)", "sequence"),
     Format("array-file", _is_array_of(2), _ARRAY, "vector"),

@@ -125,7 +125,7 @@ def _flags(data_format: str, path: str | Path, preset: Preset) -> list[str]:
         case "parquet-images" if place.exists():
             return ["--image-column", image_columns(place)[0]]
         case "sequences":
-            columns = step_columns(place) if array_shape(place) is None else None
+            columns = step_columns(place) if array_shape(place) is None else None  # else the person names them
             return [] if columns is None else ["--id-column", columns[0], "--order-column", columns[1]]
     return []
 
