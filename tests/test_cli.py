@@ -75,7 +75,7 @@ MISTAKES = [
     ("train --data hollow.csv", "column"),
     ("train --data steps.csv --conditions knd", "no column 'knd'; did you mean 'kind'?"),
     ("train sequences --data-dir steps.csv", "--id-column is not given; name the column of"),
-    ("train --data twice.csv --id-column a", "--id-column is not a flag of advect train table"),
+    ("train --data twice.csv --id-column a", "not a flag of advect train table; it goes with --data-format sequences"),
     ("train --data bad.h5ad", "bad.h5ad is not an .h5ad file, or a damaged one"),
     ("train --data bad.zip", "bad.zip"),
     ("train images --data-dir faces --crop 0", "--crop must be at least 1, got 0"),

@@ -27,7 +27,7 @@ class Packed(Source):
     """The images of a folder that :func:`~advect.data.packing.pack` wrote, (channels, H, W), 0 to 255.
 
     Splits, classes and fingerprint are those of the ``ImageFolder`` of the originals, so a run may change from one to
-    the other; of images that cannot be read there are none here. Opening it compares sizes only; :meth:`verify` reads everything.
+    the other; unreadable images are left out. Opening it compares sizes only; :meth:`verify` reads everything.
 
     Args:
         data_dir: the packed folder.
@@ -120,9 +120,7 @@ def matching_pack(
     fingerprint = files_fingerprint(store, content_digests(store, Unreadable(len(store))))
     pack = next((folder for folder, manifest in found if manifest["fingerprint"] == fingerprint), None)
     if pack is None and say is not None:
-        say(
-            f"note: the images have changed since {found[0][0]} was packed, so that is not used; remove and pack again"
-        )
+        say(f"note: the images have changed since {found[0][0]} was packed, so it is not used; pack them again")
     return pack
 
 

@@ -43,8 +43,8 @@ def pack(
 
     Pixels, labels, digests and names lie in files of their own; ``manifest.json`` comes last, and a folder without it
     is not taken for whole. The same call after a kill goes on behind the last block whose sha256 is right, and ends
-    in the same bytes as if nothing had happened. A folder that is whole already is left as it is. Images that cannot be
-    read are noted in the manifest and left out, as training passes over them.
+    in the same bytes as if nothing had happened. A folder that is whole already is left as it is. Images that
+    cannot be read are noted in the manifest and left out, as training passes over them.
 
     Args:
         images: a folder or archive, see :func:`~advect.data.archives.open_store`, or any store.
@@ -131,7 +131,10 @@ def _is_whole(folder: Path, plan: dict) -> bool:
         return False
     if all(manifest.get(key) == value for key, value in plan.items()):
         return True
-    raise UserError(f"out_folder {folder} holds a pack of other images or sizes; name a new folder, or remove it")
+    raise UserError(
+        f"out_folder {folder} holds a pack of other images or sizes, or of these before they changed; "
+        "remove it, or name a new folder"
+    )
 
 
 def _tidy(folder: Path) -> None:
