@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,18 @@ def test_the_python_of_the_readme_runs(digits_run: Path, tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {})
+
+
+@pytest.mark.slow
+def test_the_guide_to_data_runs(advect: Callable[..., None]) -> None:
+    pytest.importorskip("anndata")
+    text = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    text = text[text.index("## One of each") : text.index("The official files of")]
+    names: dict[str, object] = {}
+    for code in re.findall(r"```python\n(.*?)```", text, flags=re.S):
+        exec(compile(code, "docs/data.md", "exec"), names)
+    commands = re.findall(r"^    advect (train --data .*)$", text, flags=re.M)
+    assert len(commands) == 11
+    for i, command in enumerate(commands):
+        advect(command, "--max-steps 1 --batch-size 4 --sample-every 0 --num-workers 0 --run-dir", f"run{i}")
+        assert Path(f"run{i}/checkpoints/latest").is_file()

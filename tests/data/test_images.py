@@ -300,15 +300,18 @@ def test_folders_called_train_and_test_are_the_split_and_no_classes(tmp_path):
 def test_an_unreadable_image_is_replaced_counted_and_named(folder):
     (folder / "3.png").write_text("this is text")
     source = ImageFolder(folder, image_size=16, held_out=0, skip_unreadable=True)
-    assert source.unreadable == {}
+    assert list(source.unreadable) == [str(folder / "3.png")]  # by its first bytes
     x = fetch(source.train, range(8))
     assert torch.equal(x[3], x[4]) and not torch.equal(x[2], x[3])
     assert list(source.unreadable) == [str(folder / "3.png")]
     assert "it is in no image format" in source.unreadable[str(folder / "3.png")]
     assert source.train.find_unreadable() == source.unreadable
-    (folder / "7.png").write_bytes(b"")
+    (folder / "7.png").write_bytes((folder / "7.png").read_bytes()[:60])
     with pytest.raises(UserError, match=r"2 images cannot be read, more than 1%, among them .*7\.png"):
         fetch(source.train, range(8))
+    (folder / "7.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"2 images cannot be read, more than 1%, among them"):
+        ImageFolder(folder, skip_unreadable=True)  # before anything is trained
 
 
 def test_the_label_is_that_of_the_image_that_was_taken(tmp_path):

@@ -94,11 +94,11 @@ def test_a_verified_block_is_not_decoded_again_and_a_damaged_one_is(images, tmp_
     unbroken = contents(pack(images, tmp_path / "unbroken", **SETTINGS))
     decode, rows = packing._decode, []
 
-    def noting(store, decoder, row):
+    def noting(store, decoder, row, reasons):
         rows.append(row)
         if row == 30 and fails:
             raise UserError("enough")
-        return decode(store, decoder, row)
+        return decode(store, decoder, row, reasons)
 
     monkeypatch.setattr(packing, "_decode", noting)
     fails = True
@@ -139,18 +139,44 @@ def test_a_pack_beside_the_images_is_found_while_they_are_the_same(images):
     assert matching_pack(images, decoder) is None
 
 
-def test_an_unreadable_image_and_a_full_disk_are_named(images, tmp_path, blocks_of_four, monkeypatch):
-    flush = packing._flush
+@pytest.mark.parametrize("killed", [False, True])
+def test_an_unreadable_image_is_left_out_and_named(images, tmp_path, blocks_of_four, monkeypatch, killed):
+    whole = Packed(pack(images, tmp_path / "whole", **SETTINGS), held_out=0)
+    (images / "a" / "20.png").write_bytes((images / "a" / "20.png").read_bytes()[:80])
+    if killed:  # the block with it is written, and the call ends in the next
+        flush, calls = packing._flush, iter(range(99))
+        there = sorted(images.rglob("*.png")).index(images / "a" / "20.png") // 4
 
+        def stop(file, content):
+            if next(calls) > there:
+                raise OSError(28, "No space left on device")
+            flush(file, content)
+
+        monkeypatch.setattr(packing, "_flush", stop)
+        with pytest.raises(UserError, match="make room"):
+            pack(images, tmp_path / "p", **SETTINGS)
+        monkeypatch.setattr(packing, "_flush", flush)
+    source = Packed(pack(images, tmp_path / "p", **SETTINGS), held_out=0)
+    assert source.left_out == ["a/20.png"] and len(source.train) == len(whole.train) - 1
+    source.verify()
+    gone = [i for i, name in enumerate(sorted(p.relative_to(images).as_posix() for p in images.rglob("*.png")))
+            if name == "a/20.png"]  # fmt: skip
+    others = np.delete(np.arange(len(whole.train)), gone)
+    a, b = source.train.fetch(np.arange(len(source.train))), whole.train.fetch(others)
+    assert torch.equal(a.x1, b.x1) and torch.equal(a.cond["label"], b.cond["label"])
+    (images / "a" / "00.png").write_bytes(b"text")
+    with pytest.raises(UserError, match=r"2 images cannot be read, more than 1%, among them .*\.png"):
+        pack(images, tmp_path / "q", **SETTINGS)
+    with pytest.raises(UserError, match="is no whole pack"):
+        Packed(tmp_path / "q")
+
+
+def test_a_full_disk_is_named(images, tmp_path, blocks_of_four, monkeypatch):
     def full(file, content):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(packing, "_flush", full)
     with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); make room"):
-        pack(images, tmp_path / "p", **SETTINGS)
-    monkeypatch.setattr(packing, "_flush", flush)
-    (images / "a" / "20.png").write_bytes(b"text")
-    with pytest.raises(UserError, match=r"20\.png cannot be read as an image"):
         pack(images, tmp_path / "p", **SETTINGS)
     with pytest.raises(UserError, match="is no whole pack"):
         Packed(tmp_path / "p")

@@ -56,7 +56,7 @@ def test_archives_by_their_content(tmp_path):
     assert name(tmp_path / "pictures") == name(tmp_path / "pictures.tar.gz") == "image-folder"
     with zipfile.ZipFile(tmp_path / "book.xlsx", "w") as archive:
         archive.writestr("xl/workbook.xml", "")
-    with pytest.raises(UserError, match=r"book\.xlsx' holds no data that is known here; give a folder that advect"):
+    with pytest.raises(UserError, match=r"book\.xlsx' is a file of no kind that is known here; give \.h5ad, \.csv"):
         name(tmp_path / "book.xlsx")
 
 
@@ -76,7 +76,7 @@ def test_arrays(tmp_path):
     np.savez(tmp_path / "ragged.npz", values=np.zeros((9, 2)), lengths=[4, 5])
     assert name(tmp_path / "ragged.npz") == "sequences"
     (tmp_path / "empty.npz").write_bytes(b"")
-    with pytest.raises(UserError, match="holds no data that is known"):
+    with pytest.raises(UserError, match=r"without data that is known|no kind that is known"):
         name(tmp_path / "empty.npz")
 
 
@@ -84,8 +84,11 @@ def test_tables_and_steps(tmp_path):
     (tmp_path / "a.csv").write_text("id,time,x\n" + "".join(f"{i},{i},0\n" for i in range(9)))
     assert name(tmp_path / "a.csv") == "table"
     (tmp_path / "b.tsv").write_text("Series_ID\ttime\tx\n" + "".join(f"{i // 3}\t{i}\t0\n" for i in range(9)))
-    assert [f.name for f in recognise_all(tmp_path / "b.tsv", FORMATS)] == ["sequences", "table"]
+    assert [f.name for f in recognise_all(tmp_path / "b.tsv", FORMATS)] == ["sequences", "table", "sequences"]
+    assert [f.name for f in recognise_all(tmp_path / "a.csv", FORMATS)] == ["table", "sequences"]
     assert step_columns(tmp_path / "b.tsv") == ("Series_ID", "time")
+    (tmp_path / "d.csv").write_text("Patient,date,x\n" + "".join(f"{i // 3},{i},0\n" for i in range(9)))
+    assert step_columns(tmp_path / "d.csv") == ("Patient", "date")
     (tmp_path / "c.h5ad").write_bytes(b"")
     assert name(tmp_path / "c.h5ad") == "cells"
 

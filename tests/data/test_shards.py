@@ -135,6 +135,7 @@ def _bmp(noise) -> bytes:
         ({"1.png": b"x", "1.jpg": b"x"}, "has two images for sample '1'"),
         ({"1.png": b"x", "1.cls": b"1", "2.png": b"y"}, "2.png has no .cls"),
         ({"1.png": b"x", "1.json": b"{"}, "is a damaged shard ("),
+        ({"1.png": b"x", "../2.png": b"y"}, "has the member '../2.png', which leads out"),
         ({}, "holds no image"),
     ],
 )

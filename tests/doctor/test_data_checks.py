@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from advect.core.errors import UserError
-from advect.doctor import Finding, examine_data, examine_preset
+from advect.doctor import Finding
 from advect.doctor import data_checks as d
+from advect.doctor import examine_data as examine_words
 from advect.doctor import format_checks as f
 
 VALUES = d.Values(
@@ -99,6 +100,10 @@ def test_good_data_are_found_good() -> None:
     assert {finding.level for finding in found if finding} == {"ok"}
 
 
+def examine_data(path: Path, *words: str, look: int = 2000) -> list[Finding]:
+    return examine_words(["--data", str(path), *words], look=look)
+
+
 def titled(findings: list[Finding], words: str) -> Finding:
     found = [finding for finding in findings if words in finding.title]
     assert len(found) == 1, [finding.title for finding in findings]
@@ -111,12 +116,15 @@ def test_a_folder_of_pictures_with_every_trouble(tmp_path: Path) -> None:
         grey = rng.integers(0, 256, (40, 32, 1), dtype=np.uint8)
         Image.fromarray(grey.repeat(3, 2)).save(tmp_path / f"{i} picture.png")
     (tmp_path / "broken.png").write_text("no image")
-    found = examine_data(tmp_path, look=100)
+    found = examine_data(tmp_path, "--image-size", "64", look=100)
     unreadable = titled(found, "cannot be read")
     assert unreadable.figures["unreadable"] == 1 and "broken.png" in str(unreadable.figures["the first"])
     small = titled(found, "smaller than asked")
     assert small.level == "problem" and small.figures["shortest side"] == 32 and small.figures["asked"] == "64x64"
     assert titled(found, "grey").figures["without colour"] == unreadable.figures["looked at"] - 1  # type: ignore[operator]
+    usual = examine_data(tmp_path)
+    assert titled(usual, "as large as asked").figures["asked"] == "32x32"  # what advect train would take
+    assert "preset images with" in titled(usual, "It suggests").title
 
 
 def test_an_array_with_nan_and_copies(tmp_path: Path) -> None:
@@ -170,7 +178,7 @@ def test_sequences_of_very_different_lengths(tmp_path: Path) -> None:
 
 
 def test_a_preset_is_judged_with_its_flags() -> None:
-    found = examine_preset(["moons", "--batch-size", "64"], look=50)
+    found = examine_words(["moons", "--batch-size", "64"], look=50)
     assert titled(found, "samples enough").figures["looked at"] == 50
     assert titled(found, "fits the memory").figures["batch size"] == 64
 
@@ -178,9 +186,9 @@ def test_a_preset_is_judged_with_its_flags() -> None:
 def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         examine_data(tmp_path / "nothing")
-    with pytest.raises(UserError, match="holds no data that is known"):
+    with pytest.raises(UserError, match="is a folder without data that is known here; it may hold png"):
         examine_data(tmp_path)
     with pytest.raises(UserError, match="add --data-dir"):
-        examine_preset(["celeba64"])
+        examine_words(["celeba64"])
     with pytest.raises(UserError, match="--look must be at least 2"):
-        examine_preset(["moons"], look=1)
+        examine_words(["moons"], look=1)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from advect.core.errors import UserError
@@ -59,15 +60,42 @@ def test_a_run_that_blows_up_is_found_out(advect: Callable[..., None], doctor: C
     assert "learning rate is far too high" in titles(found, "problem")
 
 
+@pytest.mark.slow
+def test_a_run_that_learns_few_rows_by_heart_is_found_out(advect: Callable[..., None], doctor: Callable) -> None:
+    np.save("few.npy", np.random.default_rng(0).normal(size=(64, 8)))
+    advect(
+        "train --data few.npy --held-out 0.5 --run-dir knows --num-epochs 700 --batch-size 32 --learning-rate 5e-3",
+        "--lr-warmup-steps 50 --width 128 --depth 2 --ema-decay 0.98 --log-every 50 --sample-every 100",
+        "--save-epochs 1000 --num-samples 4 --sample-steps 10",
+    )
+    code, found = doctor("knows", "--samples", 200)
+    assert code == 1
+    fits = next(f for f in found["findings"] if f["title"].startswith("The run over-fits"))
+    figures = fits["figures"]
+    rows = [json.loads(line) for line in Path("knows/metrics.jsonl").read_text().splitlines()]
+    held = {row["step"]: row["held_out_loss"] for row in rows if "held_out_loss" in row}
+    assert held[figures["at step"]] == figures["lowest held-out loss"] == min(held.values())
+    assert figures["held-out loss at the end"] > 1.1 * figures["lowest held-out loss"]
+    assert figures["training loss at the end"] < figures["training loss then"]
+    copies = next(f for f in found["findings"] if f["title"].startswith("The run memorises"))
+    assert copies["figures"]["closer to a training row than 99% of held-out rows"] > 0.1
+    assert not any("train longer" in f["advice"] for f in found["findings"])
+
+
 def test_mistakes_exit_with_a_sentence(advect: Callable[..., None], tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((9, 2)))
     with pytest.raises(UserError, match="nowhere does not exist"):
         advect("doctor nowhere")
     with pytest.raises(UserError, match="does not exist"):
         advect("doctor --data nowhere")
     with pytest.raises(UserError, match="is not a run folder; for data, type: advect doctor --data"):
         advect("doctor", tmp_path)
+    with pytest.raises(UserError, match="preset digits brings its own data"):
+        advect("doctor digits --data", tmp_path / "x.npy")
     with pytest.raises(UserError, match="contradict"):
-        advect("doctor digits --data x")
+        advect("doctor runs/x --data x")
+    with pytest.raises(UserError, match="--colour is not a flag of advect train arrays"):
+        advect("doctor --colour red --data", tmp_path / "x.npy")
     with pytest.raises(UserError, match="--samples 9 is for a run"):
         advect("doctor moons --samples 9")
 

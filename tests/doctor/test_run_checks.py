@@ -175,6 +175,17 @@ def test_a_held_out_loss_that_only_wavers_is_no_over_fitting() -> None:
     assert found is not None and found.level == "ok"
 
 
+def test_both_losses_rising_are_no_over_fitting_and_an_over_fitting_run_is_not_told_to_go_on() -> None:
+    rising = np.array([1.4, 1.2, 1.15, 1.2, 1.3, 1.4, 1.5, 1.6])
+    assert checks.check_over_fitting(replace(HEALTHY, held_loss=rising, loss=1 + STEPS / 4000)) is None
+    falling = replace(HEALTHY, loss=2 - STEPS / 4000 + 0.01 * NOISE)
+    short = {"step": STEPS // 10, "held_step": HEALTHY.held_step // 10, "epoch_step": 0, "checkpoint": 400}
+    assert checks.check_still_falling(falling) is not None
+    assert checks.check_still_falling(replace(falling, held_loss=rising)) is None
+    assert checks.check_length(replace(falling, **short)) is not None
+    assert checks.check_length(replace(falling, **short, held_loss=rising)) is None
+
+
 def test_a_few_skips_by_which_the_loss_scale_is_found_are_no_matter() -> None:
     assert checks.check_skipped(replace(HEALTHY, skipped=12)) is None
 

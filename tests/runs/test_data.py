@@ -102,6 +102,10 @@ def mnist(place: Path) -> Path:
     return place
 
 
+def tarball(place: Path) -> Path:
+    return Path(shutil.make_archive(str(place / "images"), "gztar", folder(place)))
+
+
 def pixels(place: Path) -> Path:
     np.savez(place / "x.npz", x=RNG.integers(0, 256, (20, 8, 12, 3), dtype=np.uint8), y=np.arange(20) % 2)
     return place / "x.npz"
@@ -115,6 +119,26 @@ def vectors(place: Path) -> Path:
 def series(place: Path) -> Path:
     np.savez(place / "s.npz", values=RNG.normal(3, 2, (73, 2)), lengths=1 + np.arange(30) % 4)
     return place / "s.npz"
+
+
+def equal_lengths(place: Path) -> Path:
+    np.save(place / "s.npy", RNG.normal(3, 2, (30, 5, 2)))
+    return place / "s.npy"
+
+
+def visits(place: Path) -> Path:
+    pd = pytest.importorskip("pandas")
+    visits = pd.DataFrame({"patient": np.arange(80) // 4, "date": np.arange(80) % 4, "x": RNG.normal(size=80)})
+    visits.to_parquet(place / "visits.parquet")
+    return place / "visits.parquet"
+
+
+def people(place: Path) -> Path:
+    pd = pytest.importorskip("pandas")
+    town = pd.Categorical(RNG.choice(["Rome", "Köln"], 60))
+    people = pd.DataFrame({"age": RNG.integers(9, 90, 60), "x": RNG.normal(size=60), "town": town})
+    people.to_parquet(place / "people.parquet")
+    return place / "people.parquet"
 
 
 def steps(place: Path) -> Path:
@@ -140,6 +164,7 @@ def cells(place: Path) -> Path:
 CASES = [
     (folder, "images", "a folder of 12 images in 2 classes", "--image-size 8", UNET, (3, 8, 8), ["label"]),
     (archive, "images", "an archive of 12 images", "--image-size 8 --channels 1 --labels no", UNET, (1, 8, 8), []),
+    (tarball, "images", "an archive of 12 images in 2 classes", "--image-size 8", UNET, (3, 8, 8), ["label"]),
     (packed, "images", "a pack of 12 images (3, 8, 8)", "", UNET, (3, 8, 8), ["label"]),
     (shards, "images", "tar shards", "--image-size 8 --held-out 0.2", UNET, (3, 8, 8), ["label"]),
     (parquet, "images", "Parquet", "--image-size 8 --label-column kind", UNET, (3, 8, 8), ["label"]),
@@ -150,8 +175,13 @@ CASES = [
     (pixels, "images", "20 images (8, 12, 3)", "", UNET, (3, 8, 12), ["label"]),
     (vectors, "arrays", "40 vectors (3,)", "", VECTORS, (3,), []),
     (series, "sequences", "sequences", "--max-length 3", STEPS, (3, 2), [LENGTH]),
+    (equal_lengths, "sequences", "30 sequences", "", STEPS, (5, 2), []),
+    (visits, "sequences", "one row a step", "", STEPS, (4, 1), []),
+    (people, "table", "one row a sample", "", VECTORS, (3,), []),
     (steps, "sequences", "one row a step", "--conditions kind", STEPS, (4, 1), ["kind"]),
     (table, "table", "one row a sample", "--conditions kind --scaling standard", VECTORS, (3,), ["kind"]),
+    (cells, "cells", "90 cells", "--conditions type --space counts", VECTORS, (8,), ["type"]),
+    (cells, "cells", "90 cells", "--no-normalise --no-log1p --highly-variable 5", VECTORS, (5,), []),
     (cells, "cells", "90 cells and 8 genes", "--conditions type drug --pca 4", VECTORS, (4,), ["type", "drug"]),
 ]  # fmt: skip
 
@@ -219,7 +249,9 @@ def test_a_matching_pack_is_used_and_said(
         shutil.rmtree("run")
     next(place.rglob("*.png")).write_bytes(png())
     advect("train --data faces --image-size 8", UNET, QUICK)
-    assert "reading the images packed" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "reading the images packed" not in said
+    assert "note: the images have changed since" in said and "faces.packed-3x8x8 was packed" in said
     pixels_file = tmp_path / "faces.packed-3x8x8" / "data.u8"
     content = bytearray(pixels_file.read_bytes())
     content[7] ^= 1

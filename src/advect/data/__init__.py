@@ -15,7 +15,7 @@ from advect.data.moons import Moons
 from advect.data.packed import Packed, matching_pack, packed_path
 from advect.data.packing import pack
 from advect.data.parquet import ParquetImages, ParquetStore
-from advect.data.recognise import FORMATS, IMAGE_FORMATS, Format, recognise, recognise_all
+from advect.data.recognise import FORMATS, Format, recognise, recognise_all
 from advect.data.sequence_transform import SequenceScale
 from advect.data.sequences import Sequences, sequences_of, steps_of
 from advect.data.shards import Shards, ShardStore
@@ -27,7 +27,6 @@ from advect.data.transforms import Identity, PixelScale, Standardize, Transform,
 
 __all__ = [
     "FORMATS",
-    "IMAGE_FORMATS",
     "ArrayFile",
     "ArraySource",
     "ArraySplit",

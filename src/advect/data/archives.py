@@ -19,7 +19,7 @@ from typing import IO, Any
 from advect.core.errors import UserError
 from advect.data.contents import MIDDLE, file_digest, middle_of
 from advect.data.folders import FolderStore, require_path
-from advect.data.stores import Store, is_image
+from advect.data.stores import START, Store, is_image
 
 _COMPRESSED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
 _HEADER = 30  # bytes of a zip member's own header, before its name and its extra fields
@@ -124,6 +124,10 @@ class TarStore(Store):
 
     def read(self, index: int) -> bytes:
         return _read_at(self._file, *self._places[index])
+
+    def start(self, index: int) -> bytes:
+        offset, size = self._places[index]
+        return _read_at(self._file, offset, min(START, size))
 
     def digest(self, index: int) -> bytes:
         offset, size = self._places[index]

@@ -141,7 +141,7 @@ def stored_matrix(file: Any, layer: str | None, *, backed: bool, where: str) -> 
     layers = list(file["layers"]) if "layers" in file else []
     stored = file.get("X") if layer is None else file["layers"][layer] if layer in layers else None
     if stored is None or stored.attrs.get("encoding-type") == "null":
-        raise UserError(_no_matrix(where, layer, layers))
+        raise UserError(_no_matrix(where.split(", layer ")[0], layer, layers))
     if not backed:
         return as_rows(stored if isinstance(stored, h5py.Dataset) else read_elem(stored), copy=False)
     if stored.attrs.get("encoding-type") == "csc_matrix":

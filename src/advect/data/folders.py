@@ -7,7 +7,7 @@ from pathlib import Path
 
 from advect.core.errors import UserError
 from advect.data.contents import MIDDLE, file_digest, middle_of
-from advect.data.stores import Store, is_image
+from advect.data.stores import START, Store, is_image
 
 
 def require_folder(data_dir: str | os.PathLike[str] | None, *, holding: str) -> Path:
@@ -50,6 +50,10 @@ class FolderStore(Store):
 
     def read(self, index: int) -> bytes:
         return (self.root / self.names[index]).read_bytes()
+
+    def start(self, index: int) -> bytes:
+        with (self.root / self.names[index]).open("rb", buffering=0) as file:
+            return file.read(START)
 
     def digest(self, index: int) -> bytes:
         with (self.root / self.names[index]).open("rb", buffering=0) as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from advect.core.errors import UserError
 from advect.core.random import Generator, uniform
@@ -21,7 +22,7 @@ from advect.data.classes import official_split, sub_folder_classes
 from advect.data.contents import split_by_content
 from advect.data.decoding import Decoder
 from advect.data.source import Source, Split, category, check_share
-from advect.data.stores import SUFFIXES, Store
+from advect.data.stores import SUFFIXES, Store, starts_like_image
 from advect.data.transforms import PixelScale
 
 PIXELS = PixelScale(0, 255, integer=True)
@@ -187,6 +188,7 @@ class ImageSplit(Split):
 
     def _decode(self, index: int, place: tuple[float, float] | None) -> tuple[np.ndarray, int]:
         """The image at ``index`` and that index, or the next readable one and its."""
+        title = reason = ""
         for candidate in (*range(index, len(self)), *range(index)):
             row = self.rows[candidate]
             try:
@@ -198,7 +200,7 @@ class ImageSplit(Split):
                         f"{title} cannot be read as an image ({reason}); repair it or take it out"
                     ) from error
                 self._unreadable.add(title, reason)
-        raise UserError(f"none of the {len(self)} images of a split can be read; repair them")
+        raise UserError(f"no image can be read, {title} among them ({reason}); repair them or name others")
 
 
 def one_line(error: Exception) -> str:
@@ -211,13 +213,19 @@ def one_line(error: Exception) -> str:
 def content_digests(store: Store, unreadable: Unreadable | None = None) -> list[bytes]:
     """The digest of every image, or of its name where its bytes cannot be read, which is then noted.
 
+    A file that is no image by its first bytes is noted, too, so that a folder of many such is refused at once.
+
     Raises:
         UserError: one cannot be read and there is nowhere to note it, or too many cannot.
     """
 
     def digest(index: int) -> bytes:
         try:
+            if unreadable is not None and not starts_like_image(store.start(index)):
+                _note_unknown(store, index, unreadable)
             return store.digest(index)
+        except UserError:
+            raise
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else one_line(error)
             if unreadable is None:
@@ -227,6 +235,16 @@ def content_digests(store: Store, unreadable: Unreadable | None = None) -> list[
 
     with ThreadPoolExecutor(_READERS) as pool:
         return list(pool.map(digest, range(len(store))))
+
+
+def _note_unknown(store: Store, index: int, unreadable: Unreadable) -> None:
+    """Note an image that is in no format that Pillow knows either."""
+    try:
+        with Image.open(io.BytesIO(store.read(index))):
+            return
+    except Exception as error:  # as in ImageSplit._decode
+        reason = one_line(error)
+    unreadable.add(store.title(index), reason)
 
 
 def files_fingerprint(store: Store, digests: Sequence[bytes]) -> str:

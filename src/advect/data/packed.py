@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from advect.data.classes import official_split
 from advect.data.contents import split_by_content
 from advect.data.decoding import Decoder
 from advect.data.folders import require_path
-from advect.data.images import PIXELS, content_digests, files_fingerprint
+from advect.data.images import PIXELS, Unreadable, content_digests, files_fingerprint
 from advect.data.packing import MANIFEST, PIXEL_FILE, read_manifest, settings_of
 from advect.data.pixels import PixelSplit
 from advect.data.source import Source, category, check_share
@@ -26,7 +27,7 @@ class Packed(Source):
     """The images of a folder that :func:`~advect.data.packing.pack` wrote, (channels, H, W), 0 to 255.
 
     Splits, classes and fingerprint are those of the ``ImageFolder`` of the originals, so a run may change from one to
-    the other. Opening it compares sizes only; :meth:`verify` reads everything.
+    the other; unreadable images are left out. Opening it compares sizes only; :meth:`verify` reads everything.
 
     Args:
         data_dir: the packed folder.
@@ -35,6 +36,9 @@ class Packed(Source):
 
     Raises:
         UserError: the folder is no whole pack, or an argument is out of its range.
+
+    Attributes:
+        left_out: the names of images that could not be read.
     """
 
     def __init__(self, data_dir: str | os.PathLike[str], *, flip: bool = True, held_out: float | None = None) -> None:
@@ -43,12 +47,15 @@ class Packed(Source):
         manifest = self._manifest = _whole_manifest(self.folder)
         names = json.loads((self.folder / "names.json").read_text(encoding="utf-8"))
         table = np.fromfile(self.folder / "labels.i64", "<i8").reshape(len(names), -1)
+        self.left_out = [names[row] for row in manifest.get("unreadable", [])]
         conditions = manifest["conditions"]
         labels = {name: table[:, i].astype(np.int64) for i, name in enumerate(conditions)}
         content = (self.folder / "digests.u8").read_bytes()
         digests = [content[i : i + 32] for i in range(0, len(content), 32)]
         own = official_split(names) if held_out is None else None
         train, rest = own or split_by_content(digests, 0.05 if held_out is None else held_out)
+        lost = manifest.get("unreadable", [])
+        train, rest = train[~np.isin(train, lost)], rest[~np.isin(rest, lost)]
         pixels = np.memmap(self.folder / PIXEL_FILE, np.uint8, "r", shape=tuple(manifest["shape"]))
         super().__init__(
             name="image-folder",
@@ -88,10 +95,12 @@ def packed_path(data_dir: str | os.PathLike[str], decoder: Decoder) -> Path:
     return path.with_name(f"{path.name}.packed-{'x'.join(map(str, decoder.shape))}")
 
 
-def matching_pack(data_dir: str | os.PathLike[str], decoder: Decoder) -> Path | None:
+def matching_pack(
+    data_dir: str | os.PathLike[str], decoder: Decoder, say: Callable[[str], None] | None = None
+) -> Path | None:
     """The whole pack of exactly these images with these settings: ``data_dir`` itself, or one beside it; else None.
 
-    It reads a little of every original, to see whether any has changed since.
+    It reads a little of every original, to see whether any has changed since; ``say`` is told where one has.
     """
     path = Path(data_dir).absolute()
     wanted = settings_of(decoder)
@@ -108,8 +117,11 @@ def matching_pack(data_dir: str | os.PathLike[str], decoder: Decoder) -> Path | 
     if not found:
         return None
     store = open_store(data_dir)
-    fingerprint = files_fingerprint(store, content_digests(store))
-    return next((folder for folder, manifest in found if manifest["fingerprint"] == fingerprint), None)
+    fingerprint = files_fingerprint(store, content_digests(store, Unreadable(len(store))))
+    pack = next((folder for folder, manifest in found if manifest["fingerprint"] == fingerprint), None)
+    if pack is None and say is not None:
+        say(f"note: the images have changed since {found[0][0]} was packed, so it is not used; pack them again")
+    return pack
 
 
 def _whole_manifest(folder: Path) -> dict:

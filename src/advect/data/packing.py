@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -19,7 +19,7 @@ from advect.core.files import make_folder, sync_folder, write_text_whole, write_
 from advect.data.archives import open_store
 from advect.data.classes import Classes, sub_folder_classes
 from advect.data.decoding import Decoder
-from advect.data.images import content_digests, files_fingerprint, one_line
+from advect.data.images import Unreadable, content_digests, files_fingerprint, one_line
 from advect.data.stores import Store
 
 PIXEL_FILE, MANIFEST = "data.u8", "manifest.json"
@@ -43,7 +43,8 @@ def pack(
 
     Pixels, labels, digests and names lie in files of their own; ``manifest.json`` comes last, and a folder without it
     is not taken for whole. The same call after a kill goes on behind the last block whose sha256 is right, and ends
-    in the same bytes as if nothing had happened. A folder that is whole already is left as it is.
+    in the same bytes as if nothing had happened. A folder that is whole already is left as it is. Images that
+    cannot be read are noted in the manifest and left out, as training passes over them.
 
     Args:
         images: a folder or archive, see :func:`~advect.data.archives.open_store`, or any store.
@@ -56,7 +57,8 @@ def pack(
         progress: show a bar.
 
     Raises:
-        UserError: an image cannot be read, the disk is full, the folder holds another pack, or a bad argument.
+        UserError: more than 1% of the images cannot be read, or none can, the disk is full, the folder holds another
+            pack, or a bad argument.
     """
     if workers < 1:
         raise UserError(f"workers must be at least 1, got {workers}; the number of processor cores is usual")
@@ -64,7 +66,8 @@ def pack(
     store = images if isinstance(images, Store) else open_store(images)
     if not len(store):
         raise UserError(f"{images} holds no image to pack; name a folder or an archive with images")
-    digests = content_digests(store)
+    unreadable = Unreadable(len(store))
+    digests = content_digests(store, unreadable)
     classes = labels if isinstance(labels, Mapping) else _folder_classes(store, labels)
     folder = make_folder(Path(out_folder), "out_folder")
     plan = {
@@ -81,8 +84,13 @@ def pack(
     try:
         _begin(folder, plan)
         side = _write_sides(folder, store, digests, classes)
-        blocks = _write_blocks(folder, plan, store, decoder, workers=workers, progress=progress)
-        manifest = {**plan, "files": side, "blocks": blocks}
+        blocks = _write_blocks(folder, plan, store, decoder, unreadable, workers=workers, progress=progress)
+        lost = [row for block in blocks for row in block.lost]
+        if len(lost) == len(store):
+            raise UserError(
+                f"no image of {images} can be read, {store.title(0)} among them; repair them or name others"
+            )
+        manifest = {**plan, "files": side, "blocks": [block.digest for block in blocks], "unreadable": lost}
         write_text_whole(folder / MANIFEST, json.dumps(manifest, indent=1))
         _tidy(folder)
     except OSError as error:
@@ -123,7 +131,10 @@ def _is_whole(folder: Path, plan: dict) -> bool:
         return False
     if all(manifest.get(key) == value for key, value in plan.items()):
         return True
-    raise UserError(f"out_folder {folder} holds a pack of other images or sizes; name a new folder, or remove it")
+    raise UserError(
+        f"out_folder {folder} holds a pack of other images or sizes, or of these before they changed; "
+        "remove it, or name a new folder"
+    )
 
 
 def _tidy(folder: Path) -> None:
@@ -158,16 +169,40 @@ def _write_sides(folder: Path, store: Store, digests: list[bytes], classes: Mapp
     return {n: {"bytes": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in contents.items()}
 
 
+class _Block(NamedTuple):
+    """Images that were written: the sha256 of their pixels, and the rows of those that cannot be read, which are 0."""
+
+    digest: str
+    lost: list[int]
+
+    @classmethod
+    def parse(cls, line: str) -> _Block:
+        digest, *lost = line.split()
+        return cls(digest, [int(row) for row in lost])
+
+    def __str__(self) -> str:
+        return " ".join([self.digest, *map(str, self.lost)])
+
+
 def _write_blocks(
-    folder: Path, plan: dict, store: Store, decoder: Decoder, *, workers: int, progress: bool
-) -> list[str]:
+    folder: Path,
+    plan: dict,
+    store: Store,
+    decoder: Decoder,
+    unreadable: Unreadable,
+    *,
+    workers: int,
+    progress: bool,
+) -> list[_Block]:
     """Write the pixels that are missing, block by block; each is on the disk before its sha256 is noted."""
     (total, *shape), block = plan["shape"], plan["block"]
     size = int(np.prod(shape))
     path, journal = folder / PIXEL_FILE, folder / _JOURNAL
     path.touch()
     done = list(_verified(path, journal, block=block * size, total=total * size))
-    write_text_whole(journal, "".join(f"{digest}\n" for digest in done))
+    write_text_whole(journal, "".join(f"{written}\n" for written in done))
+    for row in (row for written in done for row in written.lost):
+        unreadable.add(store.title(row), "as before")
     first = min(len(done) * block, total)
     with (
         path.open("r+b") as pixels,
@@ -179,9 +214,12 @@ def _write_blocks(
         pixels.seek(first * size)
         for start in range(first, total, block):
             rows = range(start, min(start + block, total))
-            content = b"".join(pool.map(lambda row: _decode(store, decoder, row), rows))
+            reasons: dict[int, str] = {}
+            content = b"".join(pool.map(lambda row, why=reasons: _decode(store, decoder, row, why), rows))
+            for row in sorted(reasons):
+                unreadable.add(store.title(row), reasons[row])
             _flush(pixels, content)
-            done.append(hashlib.sha256(content).hexdigest())
+            done.append(_Block(hashlib.sha256(content).hexdigest(), sorted(reasons)))
             notes.write(f"{done[-1]}\n")
             notes.flush()
             os.fsync(notes.fileno())
@@ -196,22 +234,21 @@ def _flush(file: BinaryIO, content: bytes) -> None:
     os.fsync(file.fileno())
 
 
-def _verified(path: Path, journal: Path, *, block: int, total: int) -> Iterator[str]:
-    """The sha256 of the blocks from the start on that are as the journal says."""
+def _verified(path: Path, journal: Path, *, block: int, total: int) -> Iterator[_Block]:
+    """The blocks from the start on that are as the journal says."""
     noted = journal.read_text(encoding="ascii", errors="replace").split("\n")[:-1] if journal.exists() else []
     with path.open("rb") as file:
-        for number, digest in enumerate(noted):
+        for number, written in enumerate(map(_Block.parse, filter(str.strip, noted))):
             content = file.read(min(block, total - number * block))
-            if not content or hashlib.sha256(content).hexdigest() != digest:
+            if not content or hashlib.sha256(content).hexdigest() != written.digest:
                 return
-            yield digest
+            yield written
 
 
-def _decode(store: Store, decoder: Decoder, row: int) -> bytes:
+def _decode(store: Store, decoder: Decoder, row: int, reasons: dict[int, str]) -> bytes:
+    """The pixels of an image; zeros, and the reason, of one that cannot be read."""
     try:
         return np.ascontiguousarray(decoder(store.read(row))).tobytes()
     except Exception as error:  # a decoder raises whatever a damaged file leads it to
-        reason = one_line(error)
-        raise UserError(
-            f"{store.title(row)} cannot be read as an image ({reason}); repair it or take it out, and pack again"
-        ) from error
+        reasons[row] = one_line(error)
+        return bytes(int(np.prod(decoder.shape)))

@@ -26,6 +26,15 @@ from advect.data.step_columns import step_columns
 from advect.data.stores import is_image
 from advect.data.table_files import CSV, PARQUET
 
+_FOLDER = (
+    "is a folder without data that is known here; it may hold png, jpg, webp or bmp images, tar shards, Parquet files "
+    "with images, or what CelebA, CIFAR, MNIST or a saved Hugging Face dataset come as"
+)
+_FILE = (
+    "is a file of no kind that is known here; give .h5ad, .csv, .parquet, .npy or .npz of numbers with 2 to 4 axes, "
+    "or a zip or tar of images"
+)
+
 
 class Format(NamedTuple):
     """A format of data: its name, whether a path that exists holds it, a line of words for people, and the kind."""
@@ -53,8 +62,7 @@ def recognise_all(path: str | os.PathLike[str], formats: Sequence[Format]) -> li
     found = [format for format in formats if format.matches(place)]
     if found:
         return found
-    known = ", or ".join(dict.fromkeys(format.words for format in formats))
-    raise UserError(f"{str(path)!r} holds no data that is known here; give {known}")
+    raise UserError(f"{str(path)!r} {_FOLDER if place.is_dir() else _FILE}")
 
 
 def _is_idx(path: Path) -> bool:
@@ -221,6 +229,7 @@ FORMATS: tuple[Format, ...] = (
     Format("cells", _is_cells, "an .h5ad file of single cells", "vector"),
     Format("sequences", _is_steps, "a CSV or Parquet table of one row a step", "sequence"),
     Format("table", _is_table, "a CSV or Parquet table", "vector"),
+    Format("sequences", _is_table, "a CSV or Parquet table of one row a step", "sequence"),
     Format("array-file", _is_bytes, _ARRAY),
     Format("sequences", _is_sequences, "a .npy or .npz file of sequences (N, L, C)", "sequence"),
     Format("array-file", _is_array_of(2), _ARRAY, "vector"),
@@ -232,7 +241,3 @@ FORMATS: tuple[Format, ...] = (
     Format("image-folder", _is_folder_of_images, "a folder of images"),
 )
 """All formats, the narrow ones first. A path that more than one matches can be read as each of them."""
-
-_OTHERS = ("packed", "fashion-mnist", "cells", "sequences", "table", "parquet-images", "shards")
-IMAGE_FORMATS: tuple[Format, ...] = tuple(format for format in FORMATS if format.name not in _OTHERS)
-"""Those of images, and of vectors in arrays, that a source reads from a path alone."""

@@ -71,7 +71,7 @@ def _numbers(series: Any) -> np.ndarray:
     if not types.is_numeric_dtype(series.dtype) or types.is_complex_dtype(series.dtype):
         raise UserError(
             f"column {series.name!r} has values of {series.dtype}, which no channel can be;"
-            " name the channels with values=, or make it a condition"
+            " name the channels with --value-columns, or give it to --conditions"
         )
     values = series.to_numpy(np.float64, na_value=np.nan)
     _require_all(np.isnan(values), series.name)

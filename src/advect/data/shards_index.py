@@ -81,6 +81,8 @@ def scan(file: File) -> list[Member]:
             for member in archive:
                 folder, _, base = member.name.rpartition("/")
                 stem, _, suffix = base.partition(".")
+                if ".." in member.name.split("/") or member.name.startswith("/"):
+                    raise UserError(f"{file.address} has the member {member.name!r}, which leads out; pack it anew")
                 if not member.isfile() or not stem:
                     continue
                 key = f"{folder}/{stem}"

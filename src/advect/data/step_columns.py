@@ -10,6 +10,7 @@ from pathlib import Path
 from advect.data.table_files import PARQUET
 
 _IDS = ("sequence_id", "series_id", "trajectory_id", "unique_id", "seq_id", "sequence", "series", "trajectory", "id")
+_MORE_IDS = ("patient", "subject", "animal", "track", "individual", "unit")
 _ORDERS = ("step", "time", "t", "timestamp", "datetime", "date", "order", "frame")
 _ROWS = 1000
 
@@ -24,7 +25,8 @@ def step_columns(path: Path) -> tuple[str, str] | None:
     except (ImportError, OSError, EOFError, ValueError, csv.Error):
         return None  # whoever reads the table says what is wrong with it
     lower = [name.lower() for name in names]
-    key = next((lower.index(name) for name in _IDS if name in lower), None)
+    more = [name for name in lower if name.endswith("_id") or name in _MORE_IDS]
+    key = next((lower.index(name) for name in (*_IDS, *more) if name in lower), None)
     order = next((lower.index(name) for name in _ORDERS if name in lower), None)
     if key is None or order is None:
         return None

@@ -39,7 +39,7 @@ def read_column(
     if not isinstance(series.dtype, pd.CategoricalDtype):
         series = series.infer_objects()
     if not series.notna().any():
-        raise UserError(f"column {name!r} has no values; leave it out with drop=({name!r},)")
+        raise UserError(f"column {name!r} has no values; leave it out with drop=({name!r},), --drop {name}")
     types = pd.api.types
     if types.is_datetime64_any_dtype(series.dtype):
         return _read_times(series, train, scaling)
@@ -72,7 +72,8 @@ def _read_objects(
         if len(present) > 2 and present.nunique() == len(present):
             raise UserError(
                 f"column {series.name!r} has another text in each of its {len(present)} rows, as a name or an id has;"
-                f" leave it out with drop=({series.name!r},) or keep it with categorical=({series.name!r},)"
+                f" leave it out with drop=({series.name!r},), --drop {series.name},"
+                f" or keep it with categorical=({series.name!r},), --categorical {series.name}"
             )
     return _read_categories(series, str(series.dtype))
 
@@ -111,7 +112,7 @@ def _read_numbers(series: Any, train: np.ndarray | None, scaling: str) -> tuple[
     if whole and np.nanmax(np.abs(values)) >= EXACT:
         raise UserError(
             f"column {series.name!r} has whole numbers beyond 2^53, which no float64 holds;"
-            f" leave it out with drop=({series.name!r},) or make it text"
+            f" leave it out with drop=({series.name!r},), --drop {series.name}, or make it text"
         )
     return _number(series.name, str(series.dtype), values, train, scaling, 0 if whole else _decimals(values)), values
 

@@ -3,5 +3,4 @@
 from advect.doctor.examine import examine_machine as examine_machine
 from advect.doctor.examine import examine_run as examine_run
 from advect.doctor.examine_data import examine_data as examine_data
-from advect.doctor.examine_data import examine_preset as examine_preset
 from advect.doctor.finding import Finding as Finding

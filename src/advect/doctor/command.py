@@ -8,8 +8,8 @@ from pathlib import Path
 from advect.core.errors import UserError
 from advect.core.platform import tune_process
 from advect.doctor.examine import examine_machine, examine_run
-from advect.doctor.examine_data import examine_data, examine_preset
-from advect.doctor.finding import Finding, is_healthy, show, to_json
+from advect.doctor.examine_data import examine_data
+from advect.doctor.finding import is_healthy, show, to_json
 from advect.runs.arguments import parse_words
 from advect.runs.presets import PRESETS
 
@@ -18,8 +18,10 @@ from advect.runs.presets import PRESETS
 class DoctorArguments:
     """What one call of ``advect doctor`` asks for."""
 
-    data: Path | None = None
-    """A file or folder of data to look at."""
+    # A file or folder of data of your own to look at, as advect train --data would read it. Flags of advect train may
+    # follow, such as --image-size 64 or --conditions cell_type; they may follow a PRESET, too.
+    data: str | None = None
+
     samples: int = 0
     """Of a run: draw so many samples and compare them with the data; 500 is usual, 0 is none."""
     look: int = 2000
@@ -34,35 +36,31 @@ class DoctorArguments:
     """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
 
 
-_BESIDE_PRESET = {"--look": 1, "--json": 0, "--device": 1, "--samples": 1, "--data": 1}
+_BESIDE_DATA = {"--look": 1, "--json": 0, "--device": 1, "--samples": 1, "--help": 0, "-h": 0}
 """The flags of its own, with their numbers of values, among those of ``advect train``."""
 
 
 def doctor(words: list[str]) -> tuple[str, bool]:
     """Answer ``advect doctor`` with these words: the text, and whether nothing is a problem. Raises UserError."""
     what = words[0] if words and not words[0].startswith("-") else None
-    flags, training = (words[1:] if what else words), []
-    if what in PRESETS:
-        flags, training = _split_flags(flags, _BESIDE_PRESET)
+    own, training = (words[1:] if what else words), []
+    of_data = what in PRESETS or (what is None and any(word.partition("=")[0] == "--data" for word in words))
+    if of_data:
+        own, training = _split_flags(words, _BESIDE_DATA)
     prog = "advect doctor [PRESET | RUN]"
-    a = parse_words(DoctorArguments, flags, prog=prog, description="Say what is wrong, and what to try.")
-    tune_process()
-    findings = _findings(what, training, a)
-    return to_json(findings) if a.json else show(findings), is_healthy(findings)
-
-
-def _findings(what: str | None, training: list[str], a: DoctorArguments) -> list[Finding]:
+    a = parse_words(DoctorArguments, own, prog=prog, description="Say what is wrong, and what to try.")
+    if a.samples and (what is None or of_data):
+        raise UserError(f"--samples {a.samples} is for a run; name one: advect doctor runs/digits --samples 500")
     if what and a.data:
         raise UserError(f"{what} and --data {a.data} contradict each other; give one of them")
-    if a.samples and (what is None or what in PRESETS):
-        raise UserError(f"--samples {a.samples} is for a run; name one: advect doctor runs/digits --samples 500")
-    if a.data:
-        return examine_data(a.data, look=a.look, device=a.device)
-    if what in PRESETS:
-        return examine_preset([what or "", *training], look=a.look, device=a.device)
-    if what:
-        return examine_run(Path(what), samples=a.samples, seed=a.seed, device=a.device)
-    return examine_machine(a.run_dir, device=a.device)
+    tune_process()
+    if of_data:
+        findings = examine_data(training, look=a.look, device=a.device)
+    elif what:
+        findings = examine_run(Path(what), samples=a.samples, seed=a.seed, device=a.device)
+    else:
+        findings = examine_machine(a.run_dir, device=a.device)
+    return to_json(findings) if a.json else show(findings), is_healthy(findings)
 
 
 def _split_flags(words: list[str], own: dict[str, int]) -> tuple[list[str], list[str]]:

@@ -205,7 +205,7 @@ def check_unreadable(p: Pictures) -> Finding:
     name, why = next(iter(p.unreadable.items()))
     share = len(p.unreadable) / p.looked
     return Finding(
-        "problem" if share > 0.01 else "note",
+        "problem" if share == 1 or len(p.unreadable) > max(1, 0.01 * p.looked) else "note",  # as training has it
         "Some images cannot be read",
         {**figures, "share": share, "the first": name, "why": why},
         "repair them or take them out; more than 1% end a run",

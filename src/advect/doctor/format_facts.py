@@ -29,8 +29,8 @@ def gather_array(path: Path, look: int) -> ArrayFigures | None:
     return ArrayFigures(shape=x.shape, dtype=str(x.dtype), looked=len(chosen), infinite=int(bad))
 
 
-def gather_cells(path: Path, look: int) -> CellFigures:
-    """Look at ``look`` cells of an ``.h5ad`` file at most. Raises UserError where it cannot be read."""
+def gather_cells(path: Path, look: int, layer: str | None = None) -> CellFigures:
+    """Look at ``look`` cells at most, in X or a layer of an ``.h5ad``. Raises UserError where it cannot be read."""
     h5py = optional_import("h5py", "cells")
     optional_import("anndata", "cells")
     try:
@@ -39,9 +39,9 @@ def gather_cells(path: Path, look: int) -> CellFigures:
         raise UserError(f"{path} is not an .h5ad file, or a damaged one ({error}); write it again") from error
     with file:
         try:
-            matrix = stored_matrix(file, None, backed=True, where=path.name)
+            matrix = stored_matrix(file, layer, backed=True, where=path.name)
         except UserError:  # stored by columns
-            matrix = stored_matrix(file, None, backed=False, where=path.name)
+            matrix = stored_matrix(file, layer, backed=False, where=path.name)
         return measure_cells(matrix, look)
 
 
@@ -59,7 +59,7 @@ def measure_cells(matrix: CellMatrix, look: int) -> CellFigures:
         if len(values):
             low, high = min(low, float(values.min())), max(high, float(values.max()))
             whole = whole and bool((values == np.round(values)).all())
-    totals = np.nan_to_num(np.concatenate(sums)) if sums else np.zeros(1)
+    totals = np.concatenate(sums) if sums else np.zeros(1)
     return CellFigures(
         cells=matrix.shape[0],
         genes=matrix.shape[1],
@@ -70,7 +70,7 @@ def measure_cells(matrix: CellMatrix, look: int) -> CellFigures:
         infinite=infinite,
         silent=int((~found).sum()),
         empty=int((totals == 0).sum()),
-        libraries=tuple(np.percentile(totals, (5, 50, 95)).tolist()),  # pyright: ignore[reportArgumentType]
+        libraries=tuple(np.percentile(np.nan_to_num(totals), (5, 50, 95)).tolist()),  # pyright: ignore[reportArgumentType]
     )
 
 

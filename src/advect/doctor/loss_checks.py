@@ -81,9 +81,9 @@ def _flat_advice(rate: float, warmup: int, steps: int) -> str:
 
 
 def check_still_falling(run: RunFacts) -> Finding | None:
-    """A loss that was still falling at the end: the run was too short."""
+    """A loss that was still falling at the end, and not by learning rows by heart: the run was too short."""
     n = len(run.loss)
-    if n < 4 * FEW_ROWS or run.planned is None or run.last_step < run.planned:
+    if n < 4 * FEW_ROWS or run.planned is None or run.last_step < run.planned or over_fits(run):
         return None
     (before, e1), (last, e2) = mean_and_error(run.loss[n // 2 : 3 * n // 4]), mean_and_error(run.loss[3 * n // 4 :])
     if before - last < max(CERTAIN * math.hypot(e1, e2), 0.03 * abs(before)):
@@ -144,24 +144,31 @@ def check_over_fitting(run: RunFacts) -> Finding | None:
     if len(held) < 3 or len(run.loss) < FEW_ROWS:
         return None
     best = int(held.argmin())
-    last = float(np.median(held[-2:]))
-    rise = last - float(held[best])
+    lowest, last = float(held[best]), float(np.median(held[-2:]))
     noise = float(np.median(np.abs(np.diff(held, n=2)))) / math.sqrt(6)
-    near = run.loss[np.abs(run.step - steps[best]).argsort()[:3]].mean()
+    near = float(run.loss[np.abs(run.step - steps[best]).argsort()[:3]].mean())
     train = float(run.loss[-3:].mean())
     figures = {
-        "lowest held-out loss": float(held[best]),
+        "lowest held-out loss": lowest,
         "at step": int(steps[best]),
         "held-out loss at the end": last,
-        "training loss then": float(near),
+        "training loss then": near,
         "training loss at the end": train,
     }
-    if rise <= max(0.03 * abs(float(held[best])), CERTAIN * noise) or train > near or best > len(held) - 2:
+    if last - lowest <= max(0.03 * abs(lowest), CERTAIN * noise):
         return Finding("ok", "No over-fitting: the held-out loss has not risen", figures)
+    if train > near:  # both have risen, which is no over-fitting
+        return None
     return Finding(
-        "problem" if rise > 0.1 * abs(float(held[best])) else "note",
+        "problem" if last - lowest > 0.1 * abs(lowest) else "note",
         "The run over-fits: the held-out loss rises while the training loss falls",
         figures,
         f"more data; fewer steps (a checkpoint near step {int(steps[best]):,}, kept with --keep-last 0); a smaller "
         "network; more --dropout or --weight-decay; --horizontal-flip for images",
     )
+
+
+def over_fits(run: RunFacts) -> bool:
+    """Whether it is found to over-fit, so that no other check may advise to train longer."""
+    found = check_over_fitting(run)
+    return found is not None and found.level != "ok"

@@ -27,7 +27,7 @@ class Plan:
     """Figures for choosing a batch size.
 
     Attributes:
-        network, preset: the kind of network, and the preset that has it, or nothing.
+        network, preset: the kind of network, and the preset that has it.
         parameters: of the network.
         kept: bytes that a training step keeps for each sample, in float32.
         free: bytes of memory that are free on ``device``.
@@ -86,10 +86,9 @@ def check_plan(p: Plan) -> Finding:
         )
     if p.fixed:
         return Finding("ok", "The configuration fits the memory", figures)
-    what = f"preset {p.preset}" if p.preset else f"--network {p.network}"
     why = "memory" if p.most < min(p.usual, p.train // STEPS_AN_EPOCH) else "steps an epoch"
     reason = "as usual" if p.batch >= _power(p.usual) else f"less than the usual {p.usual}, because of the {why}"
-    return Finding("ok", f"It suggests {what} with --batch-size {p.batch}, {reason}", figures)
+    return Finding("ok", f"It suggests preset {p.preset} with --batch-size {p.batch}, {reason}", figures)
 
 
 def measure_network(config: NetworkConfig, spec: DataSpec) -> tuple[int, float]:

@@ -15,6 +15,7 @@ from advect.doctor.loss_checks import (
     check_over_fitting,
     check_skipped,
     check_still_falling,
+    over_fits,
 )
 from advect.doctor.run_facts import RunFacts
 
@@ -134,7 +135,7 @@ def check_average(run: RunFacts) -> Finding | None:
 def check_length(run: RunFacts) -> Finding | None:
     """A run of so few steps that poor samples are to be expected."""
     least = 500 if run.option("network", "network") == "mlp" else 2000
-    if not run.last_step or run.last_step >= least:
+    if not run.last_step or run.last_step >= least or over_fits(run):
         return None
     return Finding(
         "note",

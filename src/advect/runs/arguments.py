@@ -6,7 +6,7 @@ import contextlib
 import io
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -185,6 +185,9 @@ def _unknown(word: str, kind: type, prog: str, description: str, extra: dict) ->
         tyro.cli(kind, args=["--help"], prog=prog, description=description, config=_STYLE, **extra)
     flags = sorted(set(re.findall(r"--[a-z][a-z0-9-]*", re.sub(r"\x1b\[[0-9;]*m", "", text.getvalue()))))
     name = word.split("=")[0]
+    others = [key for key, data in FORMATS.items() if name[2:].replace("-", "_") in {f.name for f in fields(data)}]
+    if extra and others:
+        return f"{word} is not a flag of {prog}; it goes with --data-format {' or '.join(others)}"
     begun = [flag for flag in flags if flag.startswith(f"{name}-")]
     near = f"; did you mean {' or '.join(begun)}?" if begun else did_you_mean(name, flags)
     return f"{word} is not a flag of {prog}" + (near if "did you mean" in near else f"; see {prog} --help")

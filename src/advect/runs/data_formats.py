@@ -98,7 +98,7 @@ def build_source(config: DataConfig, say: Callable[[str], None] | None = None) -
         raise UserError(f"--data-dir is not given; name {names}")
     match config:
         case ImageFolderData():
-            pack = _pack_of(config)
+            pack = _pack_of(config, say)
             if pack is not None:
                 if say is not None:
                     say(f"reading the images packed in {pack}")
@@ -110,7 +110,7 @@ def build_source(config: DataConfig, say: Callable[[str], None] | None = None) -
     return source(place, **options)
 
 
-def _pack_of(config: ImageFolderData) -> Path | None:
+def _pack_of(config: ImageFolderData, say: Callable[[str], None] | None) -> Path | None:
     """The pack that holds exactly what this section asks for."""
     place = config.data_dir
     if place is None or not place.exists() or config.random_crop or config.labels != "auto":
@@ -118,7 +118,7 @@ def _pack_of(config: ImageFolderData) -> Path | None:
     decoder = Decoder(
         image_size=config.image_size, channels=config.channels, background=config.background, window=config.crop
     )
-    return matching_pack(place, decoder)
+    return matching_pack(place, decoder, say)
 
 
 FORMATS: dict[str, type[DataConfig]] = {

@@ -26,10 +26,10 @@ class PackArguments:
     """Threads that decode."""
 
 
-def pack_images(place: Path, a: PackArguments, *, progress: bool = True) -> Path:
-    """Pack the images of a folder or archive, or go on where a call before was ended; return the packed folder."""
+def pack_images(place: Path, a: PackArguments, *, progress: bool = True) -> str:
+    """Pack the images of a folder or archive, or go on where a call before was ended; say where they are now."""
     decoder = Decoder(image_size=a.image_size, channels=a.channels, background=a.background)
-    return pack(
+    folder = pack(
         place,
         a.output or packed_path(place, decoder),
         image_size=a.image_size,
@@ -38,6 +38,14 @@ def pack_images(place: Path, a: PackArguments, *, progress: bool = True) -> Path
         workers=a.workers,
         progress=progress,
     )
+    return f"{folder}{_left_out(Packed(folder))}"
+
+
+def _left_out(source: Packed) -> str:
+    if not source.left_out:
+        return ""
+    images = "1 image" if len(source.left_out) == 1 else f"{len(source.left_out):,} images"
+    return f"; {images} could not be read and left out, the first {source.left_out[0]}"
 
 
 def verify_pack(folder: Path) -> str:
@@ -45,4 +53,4 @@ def verify_pack(folder: Path) -> str:
     source = Packed(folder)
     source.verify()
     count = len(source.train) + len(source.held_out)
-    return f"{folder} is whole: {count:,} images {source.spec.shape}"
+    return f"{folder} is whole: {count:,} images {source.spec.shape}{_left_out(source)}"

@@ -125,7 +125,7 @@ def _flags(data_format: str, path: str | Path, preset: Preset) -> list[str]:
         case "parquet-images" if place.exists():
             return ["--image-column", image_columns(place)[0]]
         case "sequences":
-            columns = step_columns(place) if array_shape(place) is None else None
+            columns = step_columns(place) if array_shape(place) is None else None  # else the person names them
             return [] if columns is None else ["--id-column", columns[0], "--order-column", columns[1]]
     return []
 
@@ -155,7 +155,7 @@ def _images(path: Path) -> str:
     store = open_store(path)
     classes = sub_folder_classes(store.names, "auto")
     within = "" if classes is None else f" in {len(classes.names)} classes"
-    return f"{'a folder' if path.is_dir() else 'an archive'} of {len(store):,} images{within}"
+    return f"{'a folder' if path.is_dir() else 'an archive'} of {len(store):,} image{'s' * (len(store) != 1)}{within}"
 
 
 def _packed(path: Path) -> str:

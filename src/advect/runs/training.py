@@ -89,9 +89,8 @@ def _train(
         reason = trainer.run()
     if unreadable := getattr(source, "unreadable", None):
         first, why = next(iter(unreadable.items()))
-        say(
-            f"note: {len(unreadable)} images could not be read and others took their places, the first {first} ({why})"
-        )
+        images = "1 image" if len(unreadable) == 1 else f"{len(unreadable):,} images"
+        say(f"note: {images} could not be read and others took their places, the first {first} ({why})")
     return run_dir, reason
 
 
