@@ -22,8 +22,8 @@ def energy_distance(x: Tensor, y: Tensor, *, unbiased: bool = False) -> float:
 
     Pairs of a sample with itself count (the V-statistic), so that it is >= 0, and 0 for equal sets; with ``unbiased``
     they do not (the U-statistic, N and M >= 2), so that its mean is 0 for equal laws at any N. In the data's units. In
-    one dimension it is twice the square of Cramer's distance. Raises UserError for different dimensions and values that
-    are not finite.
+    one dimension it is twice the square of Cramer's distance. Raises UserError for different dimensions and for values
+    that are not finite.
     """
     a, b = check_pair(x, y, at_least=2 if unbiased else 1)
     across, own, other = (_mean(lambda d: d, p, q) for p, q in ((a, b), (a, a), (b, b)))

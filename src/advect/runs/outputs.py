@@ -12,7 +12,9 @@ from torch import Tensor
 
 from advect.core.errors import UserError, optional_import
 from advect.core.files import write_whole
+from advect.core.random import CounterRng, mix
 from advect.core.types import LENGTH, NULL, Category, Conditions, DataSpec, Quantity
+from advect.data.cells_counting import count_cells
 from advect.data.cells_writing import write_h5ad
 from advect.data.sequences import steps_of
 from advect.data.table import frame_of
@@ -20,6 +22,9 @@ from advect.data.table_files import write_table
 from advect.reports.grid import save_png
 from advect.runs.flow import Flow
 from advect.runs.pictures import draw
+
+COUNTING = 8
+"""Keeps the randomness of counting apart from that of sampling."""
 
 GRID = 100
 """At most so many images are drawn in samples.png."""
@@ -40,7 +45,9 @@ def check_output(flow: Flow, *, individual: bool) -> None:
             optional_import("pyarrow", "tables")
 
 
-def write_samples(flow: Flow, x: Tensor, conditions: Conditions, folder: Path, *, individual: bool) -> list[Path]:
+def write_samples(
+    flow: Flow, x: Tensor, conditions: Conditions, folder: Path, *, individual: bool, seed: int = 0
+) -> list[Path]:
     """Write samples x (n, *S), in data units, with their conditions (n, ...) into a folder, and return the files.
 
     First comes what is in the data's own format: samples.h5ad for cells, in counts or expression as trained;
@@ -48,7 +55,8 @@ def write_samples(flow: Flow, x: Tensor, conditions: Conditions, folder: Path, *
     for all else, and samples.csv for sequences, of one row a step, and for vectors. The archive of sequences holds
     ``values`` and ``lengths``, as ``data.Sequences`` reads them, any other ``x``, and each holds the conditions as the
     network takes them. samples.png is a picture, and with ``individual`` each image has a file of its own as well.
-    Steps as CSV need pandas and are left out without it.
+    Steps as CSV need pandas and are left out without it. Where x is what components say is expected of cells, the
+    file and the picture have cells counted around it, by ``seed`` (:func:`~advect.data.count_cells`).
 
     Raises UserError where x does not fit the flow's facts, or a library is missing.
     """
@@ -57,6 +65,8 @@ def write_samples(flow: Flow, x: Tensor, conditions: Conditions, folder: Path, *
     match kind:
         case "cells":
             files = [folder / "samples.h5ad"]
+            if flow.facts.get("counted"):
+                x = count_cells(x, flow.facts, CounterRng(mix(seed, COUNTING), 0, len(x)))
             write_h5ad(files[0], x, flow.facts, conditions=conditions)
         case "table":
             files = [folder / _table_name(flow)]

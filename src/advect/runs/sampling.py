@@ -69,7 +69,7 @@ def sample_run(
         if new:
             folder.rmdir()
         raise
-    files = write_samples(flow, x, conditions, folder, individual=save_individual)
+    files = write_samples(flow, x, conditions, folder, individual=save_individual, seed=draw.seed)
     asked = {name: "as listed" if isinstance(value, Tensor) else value for name, value in (cond or {}).items()}
     facts = {"run": str(run), "ema": _averaged(run, ema), **_resolved(draw, flow), "conditions": asked}
     facts |= {"files": [file.name for file in files]}
