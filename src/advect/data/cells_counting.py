@@ -47,7 +47,7 @@ def count_cells(x: Tensor, facts: Mapping[str, Any], generator: Generator = None
     counts = np.empty_like(expected)
     for i in np.unique(which):
         cells = which == i
-        means = _rates(expected[cells], steps[i]) if scale.log1p else expected[cells] / steps[i]
+        means = _rates(expected[cells], float(steps[i])) if scale.log1p else expected[cells] / steps[i]
         counts[cells] = poisson_quantile(chance[cells], means)
     if scale.space == "expression":
         counts = counts * steps[which][:, None]
