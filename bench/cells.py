@@ -195,7 +195,8 @@ def draw_picture(real: Real, rows: dict[str, Draw], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    names = real.facts["obs"][next(iter(real.facts["obs"]))]["names"]
+    (column,) = real.facts["obs"].values()
+    names = column["names"]
     sets = {"held out": real.held_out, **{name: draw(0) for name, draw in rows.items()}}
     pca = PCA(2, random_state=0).fit(real.train.numpy())
     figure, axes = plt.subplots(1, len(sets), figsize=(3.2 * len(sets), 3.4), sharex=True, sharey=True)
@@ -211,12 +212,12 @@ def draw_picture(real: Real, rows: dict[str, Draw], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def train(args: argparse.Namespace) -> Path:
-    """Train the preset on the file; the run folder."""
+def train(args: argparse.Namespace, flags: list[str]) -> Path:
+    """Train the preset on the file, with more flags of ``advect train``; the run folder."""
     command = [sys.executable, "-m", "advect", "train", "cells", "--data-dir", str(args.cells)]
     command += ["--conditions", args.condition, "--highly-variable", str(args.genes)]
     command += ["--held-out", str(args.held_out), "--pca", str(args.components), "--run-dir", str(args.run_dir)]
-    subprocess.run([*command, *args.flags], check=True)
+    subprocess.run([*command, *flags], check=True)
     return args.run_dir
 
 
@@ -233,15 +234,17 @@ def main() -> None:
     parser.add_argument("--run", type=Path, action="append", default=[], help="a trained run; may be given again")
     parser.add_argument("--run-dir", type=Path, help="where to train, if no run is given")
     parser.add_argument("--picture", type=Path, help="a PNG of two components")
-    parser.add_argument("flags", nargs="*", help="after --: flags for advect train")
-    args = parser.parse_args()
+    at = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    args = parser.parse_args(sys.argv[1:at])
     if not args.run and args.run_dir is None:
         parser.error("give --run, or --run-dir to train")
-    runs = args.run or [train(args)]
+    runs = args.run or [train(args, sys.argv[at + 1 :])]
     real = Real.read(args.cells, args.condition, args.genes, args.held_out)
     rows = contestants(real, runs, args.condition, args.components)
-    counts = {int(k): int((real.wanted == k).sum()) for k in real.wanted.unique()}
-    print(f"{len(real.train)} training and {len(real.held_out)} held-out cells {real.train.shape[1]} genes; {counts}")
+    names = real.facts["obs"][args.condition]["names"]
+    counts = {names[k]: int((real.wanted == k).sum()) for k in real.wanted.unique().tolist()}
+    genes = real.train.shape[1]
+    print(f"{len(real.train)} training and {len(real.held_out)} held-out cells of {genes} genes; held out: {counts}")
     print(f"zeros: training {zero_share(real.train):.3f}, held out {zero_share(real.held_out):.3f}")
     if args.picture:
         draw_picture(real, {k: d for k, d in rows.items() if "counted" in k or k == "Gaussian per type"}, args.picture)

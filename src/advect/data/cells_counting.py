@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import pdtr, pdtrik
 from torch import Tensor
 
 from advect.core import random
@@ -80,6 +79,8 @@ def _rates(expected: np.ndarray, step: float) -> np.ndarray:
 
 def poisson_quantile(chance: np.ndarray, means: np.ndarray) -> np.ndarray:
     """The smallest k with ``P(K <= k) >= chance``, of Poisson counts of ``means`` >= 0; the same shapes, float64."""
+    from scipy.special import pdtr, pdtrik  # a tenth of a second to import
+
     counts = np.zeros_like(means)
     some = chance > np.exp(-means)  # most are none
     found = np.ceil(pdtrik(chance[some], means[some]))
