@@ -76,6 +76,16 @@ def test_energy_distance_agrees_with_scipy_and_by_hand() -> None:
     assert energy_distance(y, y.flip(0)) == pytest.approx(0, abs=1e-12)
 
 
+def test_unbiased_energy_distance_leaves_a_sample_with_itself_out() -> None:
+    generator = torch.Generator().manual_seed(0)
+    sets = [(torch.randn(12, 3, generator=generator), torch.randn(20, 3, generator=generator)) for _ in range(300)]
+    values = torch.tensor([energy_distance(x, y, unbiased=True) for x, y in sets])
+    assert abs(values.mean()) < 4 * values.std() / math.sqrt(300) and (values < 0).any()
+    # 2 |X - Y| is 2 (1 + 3 + 0 + 2) / 4 = 3, |X - X'| of different ones 1 and |Y - Y'| 2.
+    x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[1.0], [3.0]])
+    assert energy_distance(x, y, unbiased=True) == pytest.approx(3 - 1 - 2)
+
+
 def test_mmd_agrees_with_scikit_learn_kernels() -> None:
     x, y = two_sets()
     a, b = x.double().numpy(), y.double().numpy()

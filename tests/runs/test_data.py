@@ -217,6 +217,17 @@ def test_data_are_recognised_trained_on_and_sampled_without(
     assert flow.facts.get("format") == (preset if preset in ("cells", "table", "sequences") else None)
 
 
+def test_many_cells_of_many_genes_are_cut_down_unless_asked(tmp_path: Path) -> None:
+    anndata = pytest.importorskip("anndata")
+    x = RNG.poisson(0.3, (500, 2001)).astype(np.float32)
+    anndata.AnnData(x).write_h5ad(tmp_path / "many.h5ad")
+    anndata.AnnData(x[:499, :600]).write_h5ad(tmp_path / "few.h5ad")
+    assert describe(tmp_path / "many.h5ad").flags[4:] == ["--highly-variable", "2000", "--pca", "50"]
+    assert describe(tmp_path / "few.h5ad").flags[4:] == []
+    _, asked = parse_train(["--data", str(tmp_path / "many.h5ad"), "--pca", "None", "--highly-variable", "9"])
+    assert asked.settings.data.pca is None and asked.settings.data.highly_variable == 9
+
+
 def test_cells_start_from_controls(advect: Callable[..., None], tmp_path: Path) -> None:
     place = cells(tmp_path)
     advect("train cells --data", place, VECTORS, QUICK, "--control drug=none --conditions type drug --no-standardise")

@@ -125,6 +125,19 @@ def test_cells_are_h5ad_with_their_genes_and_conditions(tmp_path: Path) -> None:
         assert new.var["chromosome"].tolist() == list(range(7))
 
 
+def test_components_are_written_as_counted_cells_by_the_seed(tmp_path: Path) -> None:
+    anndata = pytest.importorskip("anndata")
+    flow, x = flow_on(cells(pca=3, space="counts")), torch.rand(5, 7) * 3
+    found = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        (tmp_path / name).mkdir()
+        files = write_samples(flow, x, flow.conditions(5), tmp_path / name, individual=False, seed=seed)
+        values = anndata.read_h5ad(files[0]).X
+        found.append(values if isinstance(values, np.ndarray) else values.toarray())
+    assert np.array_equal(found[0], found[1]) and not np.array_equal(found[0], found[2])
+    assert all((v == v.round()).all() and (v == 0).any() for v in found)
+
+
 def test_a_flow_from_controls_starts_at_those_of_its_own_type() -> None:
     source = cells(control="drug=none")
     x, cond = source.controls()

@@ -5,6 +5,7 @@ from advect.data.arrays import Arrays
 from advect.data.celeba import CelebA
 from advect.data.cell_transforms import Chain, Components, Expression
 from advect.data.cells import Cells
+from advect.data.cells_counting import count_cells
 from advect.data.cells_writing import to_counts, write_h5ad
 from advect.data.cifar import Cifar
 from advect.data.digits import Digits
@@ -60,6 +61,7 @@ __all__ = [
     "Table",
     "TableTransform",
     "Transform",
+    "count_cells",
     "frame_of",
     "matching_pack",
     "pack",

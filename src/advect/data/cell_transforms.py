@@ -20,7 +20,8 @@ Space = Literal["expression", "counts"]
 class Expression(Transform):
     """The expression that a cell's counts give, ``log(1 + counts * target_sum / library)``, for each gene.
 
-    In the space "expression" these values are themselves the data units, and the way back only ends at zero or above.
+    In the space "expression" these values are themselves the data units, and the way back ends at what there is in the
+    data, 0 or at least ``smallest``: what lies nearer to 0 becomes exactly 0, and what is negative.
     In the space "counts" the data units are counts of a cell with the given library size, rounded if asked.
 
     Args:
@@ -30,6 +31,7 @@ class Expression(Transform):
         library: the library size, the sum of a cell's counts over all its genes, that counts are given for, > 0.
         non_negative: whether the way back ends at zero or above; counts always do.
         integer: whether counts are rounded to whole numbers.
+        smallest: the smallest expression above 0 in the data, >= 0; with 0 nothing positive becomes 0.
 
     Raises:
         UserError: target_sum or library is not positive, or the space is unknown.
@@ -41,6 +43,7 @@ class Expression(Transform):
     library: float = 1e4
     non_negative: bool = True
     integer: bool = True
+    smallest: float = 0.0
     kind: ClassVar[str] = "expression"
 
     def __post_init__(self) -> None:
@@ -60,7 +63,8 @@ class Expression(Transform):
     def inverse(self, x: Tensor) -> Tensor:
         if self.space == "counts":
             return self.counts(x)
-        return x.to(torch.float32).clamp(min=0) if self.non_negative else x.to(torch.float32)
+        x = x.to(torch.float32)
+        return torch.where(x < self.smallest / 2, 0.0, x.clamp(min=0)) if self.non_negative else x
 
     def counts(self, x: Tensor, library: Tensor | None = None) -> Tensor:
         """The counts (B, D) of expression x (B, D), for cells of library sizes (B,), by default all ``library``."""
@@ -77,7 +81,7 @@ class Expression(Transform):
         return 0.0
 
     def to_config(self) -> dict[str, Any]:
-        names = ("space", "target_sum", "log1p", "library", "non_negative", "integer")
+        names = ("space", "target_sum", "log1p", "library", "non_negative", "integer", "smallest")
         return {"kind": self.kind} | {name: getattr(self, name) for name in names}
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from advect.core.errors import UserError, optional_import
 from advect.core.types import Category, Conditions, DataSpec
 from advect.data.cell_transforms import Chain, Components, Expression, Space
-from advect.data.cells_genes import Survey, moments, most_variable, principal_components, survey
+from advect.data.cells_genes import Survey, least, moments, most_variable, principal_components, survey
 from advect.data.cells_matrix import CellMatrix, Normalised, held_matrix, stored_matrix
 from advect.data.cells_obs import Column, control_cells, read_columns
 from advect.data.cells_split import CellSplit, Starts, check_controls, split_by_digest
@@ -55,7 +55,8 @@ class Cells(Source):
         standardise: (x - mean) / (std + 1e-8) over the training cells; 1 instead of a deviation of 0.
         highly_variable: how many genes to keep, by dispersion (Zheng et al. 2017) over the training cells.
         genes: the names of the genes to keep, in this order; with ``highly_variable`` the choice is among them.
-        pca: how many principal components to train on; the way back gives all genes.
+        pca: how many principal components to train on; the way back gives all genes, as smooth expectations, from
+            which :func:`~advect.data.cells_counting.count_cells` draws cells as they are counted.
         control: "column=value" of the cells that the flow starts at.
         held_out: the share of the cells kept for measuring, in [0, 1).
         seed: of the split and of the components' search.
@@ -103,7 +104,12 @@ class Cells(Source):
         model = _fit(self._values, train, standardise=standardise, pca=pca, seed=seed)
         self._quantiles = _quantiles(found.libraries[cells]) if normalise else [1.0]
         middle = self._quantiles[len(self._quantiles) // 2]
-        self._expression = replace(scale, library=middle, non_negative=found.lowest >= 0, integer=found.whole)
+        self._counted = pca is not None and found.whole and found.lowest >= 0
+        whole = found.whole and not (self._counted and space == "counts")  # what is expected lies between counts
+        smallest = least(self._values, train) if pca is None else 0.0
+        self._expression = replace(
+            scale, library=middle, non_negative=found.lowest >= 0, integer=whole, smallest=smallest
+        )
         self._var, self._to_model = var_facts(var.iloc[chosen]), Chain(model)
         options = [normalise, target_sum, log1p, standardise, pca, control, held_out, seed, space]
         held_starts = rest[controls[rest]]
@@ -153,6 +159,7 @@ class Cells(Source):
         return {
             "kind": "cells",
             "space": self._expression.space,
+            "counted": self._counted,
             "expression": {k: v for k, v in self._expression.to_config().items() if k != "kind"},
             "library_quantiles": self._quantiles,
             "var": self._var,

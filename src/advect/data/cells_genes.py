@@ -75,6 +75,12 @@ def moments(matrix: CellMatrix, rows: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return mean, np.where(variance <= (1e-9 * mean) ** 2, 0, variance)
 
 
+def least(matrix: CellMatrix, rows: np.ndarray) -> float:
+    """The smallest value > 0 in ``rows`` (n,) of a matrix; 0 where there is none, or some are negative."""
+    values = [float(block.data.min()) for _, block in matrix.blocks(rows) if block.nnz]
+    return max(0.0, min(values, default=0.0))
+
+
 def most_variable(mean: np.ndarray, variance: np.ndarray, count: int) -> np.ndarray:
     """The ``count`` genes, rising, whose dispersion stands out most among genes of like mean.
 

@@ -13,3 +13,6 @@ from advect.metrics.marginals import zero_share as zero_share
 from advect.metrics.neighbours import Neighbours as Neighbours
 from advect.metrics.neighbours import nearest_neighbours as nearest_neighbours
 from advect.metrics.samples import check_samples as check_samples
+from advect.metrics.wasserstein import sliced_wasserstein as sliced_wasserstein
+from advect.metrics.wasserstein import wasserstein as wasserstein
+from advect.metrics.within import within as within

@@ -17,15 +17,19 @@ WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """The usual kernel widths, in units of the median distance."""
 
 
-def energy_distance(x: Tensor, y: Tensor) -> float:
+def energy_distance(x: Tensor, y: Tensor, *, unbiased: bool = False) -> float:
     """``2 E|X - Y| - E|X - X'| - E|Y - Y'|`` (Szekely & Rizzo 2013) of x (N, *S) and y (M, *S), Euclidean.
 
-    Pairs of a sample with itself count (the V-statistic), so that it is >= 0, and 0 for equal sets. In the data's
-    units. In one dimension it is twice the square of Cramer's distance. Raises UserError for different dimensions and
-    values that are not finite.
+    Pairs of a sample with itself count (the V-statistic), so that it is >= 0, and 0 for equal sets; with ``unbiased``
+    they do not (the U-statistic, N and M >= 2), so that its mean is 0 for equal laws at any N. In the data's units. In
+    one dimension it is twice the square of Cramer's distance. Raises UserError for different dimensions and for values
+    that are not finite.
     """
-    a, b = check_pair(x, y)
+    a, b = check_pair(x, y, at_least=2 if unbiased else 1)
     across, own, other = (_mean(lambda d: d, p, q) for p, q in ((a, b), (a, a), (b, b)))
+    if unbiased:
+        own, other = (mean * n / (n - 1) for n, mean in ((len(a), own), (len(b), other)))
+        return 2 * across - own - other
     return max(0.0, 2 * across - own - other)
 
 

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from advect.core.errors import UserError, optional_import
 from advect.core.files import write_whole
+from advect.core.random import CounterRng, mix
 from advect.core.types import LENGTH, NULL, Category, Conditions, DataSpec, Quantity
+from advect.data.cells_counting import count_cells
 from advect.data.cells_writing import write_h5ad
 from advect.data.sequences import steps_of
 from advect.data.table import frame_of
@@ -20,6 +22,9 @@ from advect.data.table_files import write_table
 from advect.reports.grid import save_png
 from advect.runs.flow import Flow
 from advect.runs.pictures import draw
+
+COUNTING = 8
+"""Keeps the randomness of counting apart from that of sampling."""
 
 GRID = 100
 """At most so many images are drawn in samples.png."""
@@ -41,7 +46,14 @@ def check_output(flow: Flow, *, individual: bool) -> None:
 
 
 def write_samples(
-    flow: Flow, x: Tensor, conditions: Conditions, folder: Path, *, individual: bool, first: int = 0
+    flow: Flow,
+    x: Tensor,
+    conditions: Conditions,
+    folder: Path,
+    *,
+    individual: bool,
+    first: int = 0,
+    seed: int = 0,
 ) -> list[Path]:
     """Write samples x (n, *S), in data units, with their conditions (n, ...) into a folder, and return the files.
 
@@ -51,7 +63,8 @@ def write_samples(
     ``values`` and ``lengths``, as ``data.Sequences`` reads them, any other ``x``, and each holds the conditions as the
     network takes them. samples.png is a picture, and with ``individual`` each image has a file of its own as well.
     Steps as CSV need pandas and are left out without it. Where samples have numbers, as cells, sequences and single
-    images do, ``first`` is that of the first one.
+    images do, ``first`` is that of the first one. Where x is what components say is expected of cells, the file and
+    the picture have cells counted around it, by ``seed`` (:func:`~advect.data.count_cells`).
 
     Raises UserError where x does not fit the flow's facts, or a library is missing.
     """
@@ -60,6 +73,8 @@ def write_samples(
     match kind:
         case "cells":
             files = [folder / "samples.h5ad"]
+            if flow.facts.get("counted"):
+                x = count_cells(x, flow.facts, CounterRng(mix(seed, COUNTING), 0, len(x), start=first))
             write_h5ad(files[0], x, flow.facts, conditions=conditions, first=first)
         case "table":
             files = [folder / _table_name(flow)]

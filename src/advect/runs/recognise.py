@@ -29,6 +29,9 @@ from advect.runs.presets import get_preset
 _LOOKED_AT = 64
 _LARGEST = 64
 
+_GENES, _COMPONENTS = 2000, 50
+"""What cells are usually cut down to, see docs/experiments/cells.md; ``--pca None`` takes the genes themselves."""
+
 _USUAL = {"celeba": "celeba64", "cifar": "cifar10", "cells": "cells", "table": "table", "sequences": "sequences"}
 
 
@@ -127,7 +130,19 @@ def _flags(data_format: str, path: str | Path, preset: Preset) -> list[str]:
         case "sequences":
             columns = step_columns(place) if array_shape(place) is None else None  # else the person names them
             return [] if columns is None else ["--id-column", columns[0], "--order-column", columns[1]]
+        case "cells":
+            return _cells_flags(place)
     return []
+
+
+def _cells_flags(place: Path) -> list[str]:
+    """Variable genes, and components of them, where there are many cells and genes."""
+    try:
+        cells, genes = _cell_counts(place)
+    except (ImportError, OSError, KeyError, ValueError):  # whoever opens the data says what is wrong
+        return []
+    chosen = ["--highly-variable", str(_GENES)] if genes > _GENES else []
+    return chosen + (["--pca", str(_COMPONENTS)] if min(cells, genes) >= 10 * _COMPONENTS else [])
 
 
 def _usual_size(path: Path) -> int:
@@ -176,7 +191,8 @@ def _sequences(path: Path) -> str:
     return f"an array of {found[1][0]:,} sequences" if len(found[1]) == 3 else "an archive of sequences"
 
 
-def _cells(path: Path) -> str:
+def _cell_counts(path: Path) -> tuple[int, int]:
+    """How many cells and genes an .h5ad file holds."""
     import h5py
 
     with h5py.File(path) as file:
@@ -184,7 +200,12 @@ def _cells(path: Path) -> str:
         for name in ("obs", "var"):
             group: Any = file[name]
             counts.append(len(group[group.attrs["_index"]]))
-    return f"an .h5ad file of {counts[0]:,} cells and {counts[1]:,} genes"
+    return counts[0], counts[1]
+
+
+def _cells(path: Path) -> str:
+    cells, genes = _cell_counts(path)
+    return f"an .h5ad file of {cells:,} cells and {genes:,} genes"
 
 
 _COUNTED: dict[str, Callable[[Path], str]] = {

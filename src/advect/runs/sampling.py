@@ -91,7 +91,8 @@ def sample_run(
         def fill(rows: range, folder: Path, bar: tqdm) -> list[Path]:
             conditions = flow.conditions(draw.n, cond, draw.seed, rows=rows)
             x = flow.sample(**asdict(draw), cond=cond, rows=rows, progress=bar)
-            return write_samples(flow, x, conditions, folder, individual=save_individual, first=rows.start)
+            options = {"individual": save_individual, "first": rows.start, "seed": draw.seed}
+            return write_samples(flow, x, conditions, folder, **options)
 
         parts = Parts(folder=folder, n=draw.n, count=broadcast_object(count))
         if parts.count > 1:
