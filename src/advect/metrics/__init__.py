@@ -13,3 +13,6 @@ from advect.metrics.marginals import zero_share as zero_share
 from advect.metrics.neighbours import Neighbours as Neighbours
 from advect.metrics.neighbours import nearest_neighbours as nearest_neighbours
 from advect.metrics.samples import check_samples as check_samples
+from advect.metrics.tables import association_error as association_error
+from advect.metrics.tables import associations as associations
+from advect.metrics.tables import column_gaps as column_gaps
