@@ -117,6 +117,13 @@ def series(place: Path) -> Path:
     return place / "s.npz"
 
 
+def embeddings(place: Path) -> Path:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = {"text": ["a"] * 40, "embedding": RNG.normal(size=(40, 3)).tolist(), "label": ["x", "y"] * 20}
+    parquet.write_table(arrow.table(table), place / "embeddings.parquet")
+    return place / "embeddings.parquet"
+
+
 def steps(place: Path) -> Path:
     rows = "".join(f"{i // 4},{i % 4},{RNG.normal()},{i // 4 % 2}\n" for i in range(80))
     (place / "steps.csv").write_text(f"id,step,x,kind\n{rows}")
@@ -149,6 +156,7 @@ CASES = [
     (mnist, "images", "MNIST", "", UNET, (1, 12, 12), ["label"]),
     (pixels, "images", "20 images (8, 12, 3)", "", UNET, (3, 8, 12), ["label"]),
     (vectors, "arrays", "40 vectors (3,)", "", VECTORS, (3,), []),
+    (embeddings, "arrays", "vectors in its column 'embedding'", "", VECTORS, (3,), ["label"]),
     (series, "sequences", "sequences", "--max-length 3", STEPS, (3, 2), [LENGTH]),
     (steps, "sequences", "one row a step", "--conditions kind", STEPS, (4, 1), ["kind"]),
     (table, "table", "one row a sample", "--conditions kind --scaling standard", VECTORS, (3,), ["kind"]),
@@ -184,7 +192,8 @@ def test_data_are_recognised_trained_on_and_sampled_without(
     assert flow.null == bool(set(names) - {LENGTH})
     x = flow.sample(3, steps=2)
     assert len(x) == 3 and x.ndim == len(shape) + 1
-    assert flow.facts.get("format") == (preset if preset in ("cells", "table", "sequences") else None)
+    own = {"cells": "cells", "table": "table", "sequences": "sequences"}
+    assert flow.facts.get("format") == ("vectors" if make is embeddings else own.get(preset))
 
 
 def test_cells_start_from_controls(advect: Callable[..., None], tmp_path: Path) -> None:

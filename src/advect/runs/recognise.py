@@ -18,7 +18,7 @@ from advect.data.archives import open_store
 from advect.data.classes import sub_folder_classes
 from advect.data.idx import find_parts
 from advect.data.packing import read_manifest
-from advect.data.recognise import array_shape, image_columns
+from advect.data.recognise import array_shape, image_columns, vector_columns
 from advect.data.remote import is_remote
 from advect.data.step_columns import step_columns
 from advect.runs.build import FITS
@@ -164,6 +164,8 @@ def _packed(path: Path) -> str:
 
 
 def _array(path: Path) -> str:
+    if columns := vector_columns(path):
+        return f"a Parquet file with vectors in its column {' or '.join(map(repr, columns))}"
     _, shape, _ = array_shape(path) or ("", (0,), None)
     kind = {2: "vectors", 3: "images", 4: "images"}.get(len(shape), "samples")
     return f"an array of {shape[0]:,} {kind} {tuple(shape[1:])}"
