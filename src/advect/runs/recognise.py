@@ -21,12 +21,14 @@ from advect.data.packing import read_manifest
 from advect.data.recognise import array_shape, image_columns, vector_columns
 from advect.data.remote import is_remote
 from advect.data.step_columns import step_columns
+from advect.data.table_files import row_count
 from advect.runs.build import FITS
 from advect.runs.config import Preset
 from advect.runs.network_config import name_of
 from advect.runs.presets import get_preset
 
 _LOOKED_AT = 64
+_STEPS = 5000
 _LARGEST = 64
 
 _USUAL = {"celeba": "celeba64", "cifar": "cifar10", "cells": "cells", "table": "table", "sequences": "sequences"}
@@ -124,10 +126,23 @@ def _flags(data_format: str, path: str | Path, preset: Preset) -> list[str]:
             return ["--image-size", str(_usual_size(place))]
         case "parquet-images" if place.exists():
             return ["--image-column", image_columns(place)[0]]
+        case "table" if epochs := _fewer_epochs(place, preset):
+            return ["--num-epochs", str(epochs)]
         case "sequences":
             columns = step_columns(place) if array_shape(place) is None else None
             return [] if columns is None else ["--id-column", columns[0], "--order-column", columns[1]]
     return []
+
+
+def _fewer_epochs(path: Path, preset: Preset) -> int:
+    """As many epochs of a table as make about ``_STEPS`` steps, where the preset's make more; else 0."""
+    try:
+        rows = row_count(path)
+    except (ImportError, OSError, EOFError, ValueError):  # whoever opens the table says what is wrong
+        return 0
+    training = preset.config.training
+    epochs = max(1, round(_STEPS * training.batch_size / max(rows, 1)))
+    return epochs if epochs < training.num_epochs else 0
 
 
 def _usual_size(path: Path) -> int:

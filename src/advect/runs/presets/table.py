@@ -18,7 +18,9 @@ PRESET = Preset(
             lr_warmup_steps=100,
             ema_decay=0.999,
         ),
-        output=OutputConfig(log_every=50, sample_every=1000, save_every=1000, save_epochs=50, num_samples=1000),
+        output=OutputConfig(
+            log_every=50, sample_every=1000, save_every=1000, save_epochs=50, num_samples=1000, sample_steps=25
+        ),
     ),
     takes=("table",),
 )
