@@ -31,6 +31,7 @@ import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -57,7 +58,8 @@ def adult() -> tuple[pd.DataFrame, str]:
 
 def diabetes() -> tuple[pd.DataFrame, str]:
     """442 patients; the class, whether the disease's progress is above its median, is taken of the number learned."""
-    frame = load_diabetes(as_frame=True, scaled=False).frame
+    bunch: Any = load_diabetes(as_frame=True, scaled=False)
+    frame = bunch.frame
     frame["sex"] = frame["sex"].map({1.0: "one", 2.0: "two"})
     return _whole(frame), "target"
 
@@ -72,7 +74,7 @@ def breast_cancer() -> tuple[pd.DataFrame, str]:
     return _named(load_breast_cancer(as_frame=True)), "target"
 
 
-def _named(bunch) -> pd.DataFrame:
+def _named(bunch: Any) -> pd.DataFrame:
     frame = bunch.frame.copy()
     frame["target"] = bunch.target_names[bunch.target].astype(object)
     return _whole(frame)
@@ -80,7 +82,7 @@ def _named(bunch) -> pd.DataFrame:
 
 def _whole(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with the type of whole numbers where all of a column are such."""
-    whole = [c for c in frame.select_dtypes("number") if (frame[c] % 1 == 0).all()]
+    whole = [c for c in frame.select_dtypes("number") if np.array_equal(frame[c], frame[c].round())]
     return frame.astype(dict.fromkeys(whole, "int64"))
 
 
@@ -109,7 +111,8 @@ def copula(train: pd.DataFrame, seed: int, flags: list[str]) -> pd.DataFrame:
     n, orders, scores = len(train), {}, []
     for name in train:
         column = train[name]
-        keys = column if pd.api.types.is_numeric_dtype(column.dtype) else column.map(column.value_counts())
+        counts = column.groupby(column).transform("size")
+        keys = column if pd.api.types.is_numeric_dtype(column.dtype) else counts
         orders[name] = column.iloc[np.lexsort([column.astype(str), keys.fillna(np.inf)])].reset_index(drop=True)
         ranks = pd.Series(range(n)).groupby(orders[name], dropna=False).transform("mean")
         places = dict(zip(orders[name].where(orders[name].notna(), None), ranks, strict=True))
@@ -127,18 +130,7 @@ def advect(train: pd.DataFrame, seed: int, flags: list[str]) -> pd.DataFrame:
         train.to_csv(file, index=False)
         for words in (
             ["train", "--data", file, "--run-dir", run, "--seed", seed, "--held-out", 0, *flags],
-            [
-                "sample",
-                run,
-                "--num-samples",
-                len(train),
-                "--seed",
-                seed,
-                "--batch-size",
-                1024,
-                "--output-dir",
-                run / "new",
-            ],
+            ["sample", run, "--num-samples", len(train), "--seed", seed, "--output-dir", run / "new"],
         ):
             done = subprocess.run([sys.executable, "-m", "advect", *map(str, words)], capture_output=True, text=True)
             if done.returncode:
@@ -172,15 +164,14 @@ def measure(found: pd.DataFrame, train: pd.DataFrame, test: pd.DataFrame, target
     model.fit(inputs(found), label(found))
     chances = model.predict_proba(inputs(test))
     chances = chances[:, 1] if chances.shape[1] == 2 else chances
-    known = set(train.astype(str).agg("|".join, axis=1))
-    fresh = test if found is train else found
+    text = lambda frame: frame.astype(object).where(frame.notna(), "").astype(str).agg("|".join, axis=1)
     return {
         "gap": float(gaps.mean()),
         "largest gap": float(gaps.max()),
         "association": association_error(few, rows, categorical=categorical),
         "accuracy": float(accuracy_score(label(test), model.predict(inputs(test)))),
         "AUC": float(roc_auc_score(label(test), chances, multi_class="ovr")),
-        "copies": float(fresh.astype(str).agg("|".join, axis=1).isin(known).mean()),
+        "copies": float(text(test if found is train else found).isin(text(train)).mean()),
     }
 
 
@@ -198,7 +189,7 @@ def main() -> None:
         for contestant in args.contestants:
             scores = []
             for seed in range(args.seeds):
-                mixed = frame.sample(frac=1, random_state=seed, ignore_index=True)
+                mixed: Any = frame.sample(frac=1, random_state=seed, ignore_index=True)
                 train, test = mixed[: 2 * len(mixed) // 3], mixed[2 * len(mixed) // 3 :]
                 began = time.monotonic()
                 found = CONTESTANTS[contestant](train, seed, args.flags.split())

@@ -257,7 +257,7 @@ def test_a_long_table_is_not_passed_over_a_thousand_times(tmp_path: Path, kind: 
     write_table(place, frame)
     _, a = parse_train(["--data", str(place)])
     training = a.settings.training
-    assert abs(training.num_epochs * len(frame) / training.batch_size - 5000) < 50
+    assert abs(training.num_epochs * len(frame) / training.batch_size - 3000) < 50
     _, a = parse_train(["--data", str(place), "--num-epochs", "3"])
     assert a.settings.training.num_epochs == 3
     write_table(place, frame[:100])

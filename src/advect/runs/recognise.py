@@ -28,7 +28,7 @@ from advect.runs.network_config import name_of
 from advect.runs.presets import get_preset
 
 _LOOKED_AT = 64
-_STEPS = 5000
+_STEPS = 3000
 _LARGEST = 64
 
 _USUAL = {"celeba": "celeba64", "cifar": "cifar10", "cells": "cells", "table": "table", "sequences": "sequences"}

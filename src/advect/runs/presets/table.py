@@ -11,7 +11,7 @@ PRESET = Preset(
         data=TableData(),
         network=ResidualMLPConfig(width=256),
         training=TrainingConfig(
-            batch_size=128,
+            batch_size=256,
             num_epochs=1000,
             learning_rate=1e-3,
             lr_schedule="cosine",
