@@ -1,5 +1,8 @@
 """Numbers that compare sets of samples; nothing here knows of flows or runs."""
 
+from advect.metrics.columns import association_error as association_error
+from advect.metrics.columns import associations as associations
+from advect.metrics.columns import column_gaps as column_gaps
 from advect.metrics.frechet import GaussianFit as GaussianFit
 from advect.metrics.frechet import frechet_distance as frechet_distance
 from advect.metrics.kernels import energy_distance as energy_distance
@@ -13,6 +16,3 @@ from advect.metrics.marginals import zero_share as zero_share
 from advect.metrics.neighbours import Neighbours as Neighbours
 from advect.metrics.neighbours import nearest_neighbours as nearest_neighbours
 from advect.metrics.samples import check_samples as check_samples
-from advect.metrics.tables import association_error as association_error
-from advect.metrics.tables import associations as associations
-from advect.metrics.tables import column_gaps as column_gaps
