@@ -16,7 +16,7 @@ from PIL import Image
 from advect import load
 from advect.core.errors import UserError
 from advect.core.types import LENGTH
-from advect.data import pack
+from advect.data import pack, write_table
 from advect.runs.arguments import parse_train
 from advect.runs.configfile import to_yaml
 from advect.runs.recognise import describe
@@ -141,6 +141,13 @@ def people(place: Path) -> Path:
     return place / "people.parquet"
 
 
+def embeddings(place: Path) -> Path:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = {"text": ["a"] * 40, "embedding": RNG.normal(size=(40, 3)).tolist(), "label": ["x", "y"] * 20}
+    parquet.write_table(arrow.table(table), place / "embeddings.parquet")
+    return place / "embeddings.parquet"
+
+
 def steps(place: Path) -> Path:
     rows = "".join(f"{i // 4},{i % 4},{RNG.normal()},{i // 4 % 2}\n" for i in range(80))
     (place / "steps.csv").write_text(f"id,step,x,kind\n{rows}")
@@ -174,6 +181,7 @@ CASES = [
     (mnist, "images", "MNIST", "", UNET, (1, 12, 12), ["label"]),
     (pixels, "images", "20 images (8, 12, 3)", "", UNET, (3, 8, 12), ["label"]),
     (vectors, "arrays", "40 vectors (3,)", "", VECTORS, (3,), []),
+    (embeddings, "arrays", "vectors in its column 'embedding'", "", VECTORS, (3,), ["label"]),
     (series, "sequences", "sequences", "--max-length 3", STEPS, (3, 2), [LENGTH]),
     (equal_lengths, "sequences", "30 sequences", "", STEPS, (5, 2), []),
     (visits, "sequences", "one row a step", "", STEPS, (4, 1), []),
@@ -214,7 +222,8 @@ def test_data_are_recognised_trained_on_and_sampled_without(
     assert flow.null == bool(set(names) - {LENGTH})
     x = flow.sample(3, steps=2)
     assert len(x) == 3 and x.ndim == len(shape) + 1
-    assert flow.facts.get("format") == (preset if preset in ("cells", "table", "sequences") else None)
+    own = {"cells": "cells", "table": "table", "sequences": "sequences"}
+    assert flow.facts.get("format") == ("vectors" if make is embeddings else own.get(preset))
 
 
 def test_many_cells_of_many_genes_are_cut_down_unless_asked(tmp_path: Path) -> None:
@@ -282,6 +291,20 @@ def test_a_named_preset_wins_where_it_fits(tmp_path: Path) -> None:
         "images",
     )
     assert describe("s3://bucket/{000..009}.tar").flags[3] == "shards"
+
+
+@pytest.mark.parametrize("kind", ["csv", "csv.gz", "parquet"])
+def test_a_long_table_is_not_passed_over_a_thousand_times(tmp_path: Path, kind: str) -> None:
+    pd = pytest.importorskip("pandas")
+    frame, place = pd.DataFrame({"x": np.arange(10_000), "y": 0.5}), tmp_path / f"long.{kind}"
+    write_table(place, frame)
+    _, a = parse_train(["--data", str(place)])
+    training = a.settings.training
+    assert abs(training.num_epochs * len(frame) / training.batch_size - 3000) < 50
+    _, a = parse_train(["--data", str(place), "--num-epochs", "3"])
+    assert a.settings.training.num_epochs == 3
+    write_table(place, frame[:100])
+    assert describe(place).flags == ["--data-dir", str(place), "--data-format", "table"]
 
 
 def test_the_unet_follows_the_size_and_flags_win(tmp_path: Path) -> None:

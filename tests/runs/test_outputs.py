@@ -235,3 +235,14 @@ def test_each_kind_is_drawn_over_its_data_and_measured(tmp_path: Path, kind: str
     assert set(found["marginals"]) >= (set() if kind == "sequences" else {"kolmogorov_smirnov", "correlation_error"})
     with np.load(tmp_path / "trajectories.npz") as saved:
         assert saved["x"].shape == ((10, 4, 5, 2) if kind == "sequences" else (10, 200, 2))
+
+
+def test_vectors_of_parquet_come_back_as_such_a_file(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    spec = DataSpec((2,), "vector", {"label": Category(("x", "y"), (0.5, 0.5))})
+    flow = Flow(Still(), spec, Identity(), facts={"kind": "vectors", "column": "embedding", "label": "y"})
+    x, _, files = written(flow, tmp_path, n=3, label=torch.tensor([1, 0, 0]))
+    assert [f.name for f in files] == ["samples.parquet", "samples.png"]
+    table = parquet.read_table(files[0])
+    assert table.column_names == ["embedding", "y"] and str(table.schema[0].type).startswith("fixed_size_list<")
+    assert table["embedding"].to_pylist() == x.tolist() and table["y"].to_pylist() == ["y", "x", "x"]

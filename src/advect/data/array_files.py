@@ -1,13 +1,13 @@
-"""Images or vectors in a NumPy file: ``.npy``, mapped and not loaded, or ``.npz``."""
+"""Images or vectors in a NumPy file, ``.npy``, mapped and not loaded, or ``.npz``; vectors in a Parquet file."""
 
 from __future__ import annotations
 
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -17,7 +17,9 @@ from advect.data.contents import fingerprint_of, row_digests, split_by_content
 from advect.data.folders import require_path
 from advect.data.pixels import PixelSplit
 from advect.data.source import Source, category, check_share
+from advect.data.table_files import PARQUET
 from advect.data.transforms import PixelScale, Standardize, Transform
+from advect.data.vector_columns import read_vectors
 
 SAMPLES = ("x", "images", "data", "samples", "X", "arr_0")
 LABELS = ("y", "labels", "label", "targets", "Y", "arr_1")
@@ -27,27 +29,36 @@ _RANGES = {"u": ((0, 255),), "f": ((0, 1), (-1, 1))}
 
 
 class _Parts(NamedTuple):
-    """Samples x (N, ...), their labels (N,) or None, and how many come first to be trained on, or None."""
+    """Samples x (N, ...), their labels (N,) or None, and how many come first to be trained on, or None.
+
+    ``columns`` are the names that x and labels have in a Parquet file.
+    """
 
     x: np.ndarray
     labels: np.ndarray | None
     train: int | None
+    columns: tuple[str, str | None] | None = None
 
 
 class ArrayFile(Source):
     """Images (N, H, W), (N, H, W, C) or (N, C, H, W), or vectors (N, D), from a file that NumPy wrote.
 
+    Vectors can also be a column of a Parquet file whose rows are lists of numbers, all of one length.
+
     A ``.npy`` is memory-mapped: it is read once from end to end to tell copies apart and to find its range, and then
-    only where a batch lies. A ``.npz`` is loaded. Nothing pickled is ever read.
+    only where a batch lies. Other files are loaded. Nothing pickled is ever read.
 
     Args:
-        path: the ``.npy`` or ``.npz`` file. In an ``.npz`` the samples are called x, images, data, samples or arr_0,
-            and the labels y, labels, label, targets or arr_1; or x_train, y_train, x_test, y_test, which is the split.
+        path: the ``.npy``, ``.npz``, ``.parquet`` or ``.pq`` file. In an ``.npz`` the samples are called x, images,
+            data, samples or arr_0, and the labels, as a column of them in Parquet, y, labels, label, targets or arr_1;
+            or x_train, y_train, x_test, y_test, which is the split.
         value_range: of images, the lowest and highest value a pixel can take. None is (0, 255) for 8-bit ones and for
             other whole numbers within it, and (0, 1) or (-1, 1), the first that holds them, for real numbers.
         layout: where images have their channels: "channels_first", "channels_last", or "auto", which takes the axis of
             1, 3 or 4.
-        labels: whether the labels of an ``.npz`` are the condition ``label``; "auto" says yes where there are some.
+        column: of Parquet, the column of vectors; None takes the only one.
+        labels: whether the labels of an ``.npz`` or Parquet file are the condition ``label``; "auto" says yes where
+            there are some.
         held_out: the share kept for measuring, in [0, 1), decided for each row by a hash of its bytes, so that
             exact copies share a side. None is the file's own split, else 0.1.
         flip: mirror half of the training images left to right, at random.
@@ -62,13 +73,14 @@ class ArrayFile(Source):
         *,
         value_range: tuple[float, float] | None = None,
         layout: Literal["auto", "channels_first", "channels_last"] = "auto",
+        column: str | None = None,
         labels: bool | Literal["auto"] = "auto",
         held_out: float | None = None,
         flip: bool = False,
     ) -> None:
         check_share(held_out or 0)
         file = require_path(path, holding="the arrays")
-        found = _load(file)
+        found = _load(file, column, () if labels is False else LABELS)
         x = _arranged(file, found.x, layout)
         vectors = x.ndim == 2
         if vectors and (flip or value_range is not None):
@@ -84,6 +96,7 @@ class ArrayFile(Source):
         transform = Standardize.fit(x[train]) if vectors else _scale(file, x.dtype, low, high, value_range)
         numbers, names = _classes(file, found.labels, len(x), labels)
         conditions = {name: category(numbers[name][train], names[name]) for name in names}
+        self._columns = found.columns
         super().__init__(
             name=file.stem,
             spec=DataSpec(shape=x.shape[1:], kind="vector" if vectors else "image", conditions=dict(conditions)),
@@ -93,9 +106,20 @@ class ArrayFile(Source):
             fingerprint=fingerprint_of(digests, repr((x.dtype.str, x.shape, found.train, names)), numbers),
         )
 
+    def facts(self) -> dict[str, Any]:
+        """Of Parquet, the names of the columns, with which samples are written as such a file."""
+        if self._columns is None:
+            return {}
+        return {"kind": "vectors", "column": self._columns[0], "label": self._columns[1]}
 
-def _load(file: Path) -> _Parts:
-    """The arrays of a file, none of them unpickled."""
+
+def _load(file: Path, column: str | None, labels: Sequence[str]) -> _Parts:
+    """The arrays of a file, none of them unpickled; of Parquet the labels, too, in the first of such columns."""
+    if file.name.lower().endswith(PARQUET):
+        found = read_vectors(file, column=column, labels=labels)
+        return _Parts(found.x, found.labels, None, (found.name, found.label))
+    if column is not None:
+        raise UserError(f"column is {column!r}, and {file} is no Parquet file; leave it out")
     try:
         content = np.load(file, mmap_mode="r", allow_pickle=False)
         if isinstance(content, np.ndarray):

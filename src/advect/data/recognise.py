@@ -25,6 +25,7 @@ from advect.data.packing import MANIFEST, PIXEL_FILE
 from advect.data.step_columns import step_columns
 from advect.data.stores import is_image
 from advect.data.table_files import CSV, PARQUET
+from advect.data.vector_columns import is_vector_type
 
 _FOLDER = (
     "is a folder without data that is known here; it may hold png, jpg, webp or bmp images, tar shards, Parquet files "
@@ -160,6 +161,11 @@ def image_columns(path: Path) -> list[str]:
     ]
 
 
+def vector_columns(path: Path) -> list[str]:
+    """The columns of a Parquet file that are lists of numbers."""
+    return [field.name for field in parquet_fields(path) if is_vector_type(field.type)] if path.is_file() else []
+
+
 def _is_shards(path: Path) -> bool:
     """A folder of tars, or a tar whose first image has a companion of the same name, as WebDataset has it."""
     if path.is_dir():
@@ -218,6 +224,7 @@ def _is_folder_of_images(path: Path) -> bool:
 
 
 _ARRAY = "a .npy or .npz file of images or vectors"
+_VECTORS = "a Parquet file with a column of vectors"
 _PARQUET_IMAGES = "Parquet files with a column of images"
 
 FORMATS: tuple[Format, ...] = (
@@ -228,6 +235,7 @@ FORMATS: tuple[Format, ...] = (
     Format("fashion-mnist", _is_idx, "one with Fashion-MNIST's"),
     Format("cells", _is_cells, "an .h5ad file of single cells", "vector"),
     Format("sequences", _is_steps, "a CSV or Parquet table of one row a step", "sequence"),
+    Format("array-file", lambda path: bool(vector_columns(path)), _VECTORS, "vector"),
     Format("table", _is_table, "a CSV or Parquet table", "vector"),
     Format("sequences", _is_table, "a CSV or Parquet table of one row a step", "sequence"),
     Format("array-file", _is_bytes, _ARRAY),

@@ -95,6 +95,21 @@ def _check_csv(file: Path) -> str:
     return separator
 
 
+def row_count(path: Path) -> int:
+    """About how many rows a table has, told without reading their values: line breaks in quotes count, too.
+
+    Raises:
+        ImportError, OSError, EOFError, ValueError: the file cannot be read, or pyarrow is not installed for Parquet.
+    """
+    if path.name.lower().endswith(PARQUET):
+        import pyarrow.parquet
+
+        return pyarrow.parquet.read_metadata(path).num_rows
+    with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as file:
+        lines = sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+    return max(lines - 1, 0)
+
+
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())
 

@@ -1,5 +1,8 @@
 """Numbers that compare sets of samples; nothing here knows of flows or runs."""
 
+from advect.metrics.columns import association_error as association_error
+from advect.metrics.columns import associations as associations
+from advect.metrics.columns import column_gaps as column_gaps
 from advect.metrics.frechet import GaussianFit as GaussianFit
 from advect.metrics.frechet import frechet_distance as frechet_distance
 from advect.metrics.kernels import energy_distance as energy_distance

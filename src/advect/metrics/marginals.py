@@ -49,10 +49,11 @@ def correlation_error(x: Tensor, y: Tensor) -> float:
 def kolmogorov_smirnov(x: Tensor, y: Tensor) -> Tensor:
     """The largest gap (D,) between distribution functions of each feature of x (N, *S) and y (M, *S), in [0, 1]."""
     a, b = check_pair(x, y)
-    return torch.stack([_gap(p, q) for p, q in zip(a.T.contiguous(), b.T.contiguous(), strict=True)])
+    return torch.stack([distribution_gap(p, q) for p, q in zip(a.T.contiguous(), b.T.contiguous(), strict=True)])
 
 
-def _gap(p: Tensor, q: Tensor) -> Tensor:
+def distribution_gap(p: Tensor, q: Tensor) -> Tensor:
+    """The largest gap, a scalar in [0, 1], between the distribution functions of p (N,) and q (M,)."""
     p, q = p.sort().values, q.sort().values
     places = torch.cat([p, q])
     below = [torch.searchsorted(s, places, right=True) / len(s) for s in (p, q)]

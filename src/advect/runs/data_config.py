@@ -37,16 +37,18 @@ class MoonsData(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayFileData(InFolder):
-    """Images or vectors that NumPy wrote."""
+    """Images or vectors that NumPy wrote, or vectors in Parquet."""
 
     data_dir: Path | None = None
-    """A .npy or .npz file of images (N, H, W), (N, H, W, C) or (N, C, H, W), or of vectors (N, D)."""
+    """A .npy or .npz file of images (N, H, W), (N, H, W, C) or (N, C, H, W), or of vectors (N, D); or Parquet."""
+    vector_column: str | None = None
+    """Of Parquet: the column whose rows are lists of numbers; by default the only one."""
     value_range: tuple[float, float] | None = None
     """Lowest and highest value that a pixel can take; by default found out."""
     layout: Literal["auto", "channels_first", "channels_last"] = "auto"
     """Where images have their channels; auto takes the axis of 1, 3 or 4."""
     labels: Literal["auto", "yes", "no"] = "auto"
-    """Whether the labels of an .npz are learned, too; auto says yes where there are some."""
+    """Whether the labels of an .npz or Parquet file are learned, too; auto says yes where there are some."""
     held_out: float | None = None
     """Share kept for measuring; by default the file's own split, else 0.1."""
     horizontal_flip: bool = False

@@ -19,6 +19,7 @@ from advect.data.cells_writing import write_h5ad
 from advect.data.sequences import steps_of
 from advect.data.table import frame_of
 from advect.data.table_files import write_table
+from advect.data.vector_columns import write_vectors
 from advect.reports.grid import save_png
 from advect.runs.flow import Flow
 from advect.runs.pictures import draw
@@ -41,8 +42,8 @@ def check_output(flow: Flow, *, individual: bool) -> None:
         optional_import("anndata", "cells")
     if flow.facts.get("kind") == "table":
         optional_import("pandas", "tables")
-        if _table_name(flow).endswith(".parquet"):
-            optional_import("pyarrow", "tables")
+    if flow.facts.get("kind") == "vectors" or flow.facts.get("suffix") == ".parquet":
+        optional_import("pyarrow", "tables")
 
 
 def write_samples(
@@ -58,13 +59,14 @@ def write_samples(
     """Write samples x (n, *S), in data units, with their conditions (n, ...) into a folder, and return the files.
 
     First comes what is in the data's own format: samples.h5ad for cells, in counts or expression as trained;
-    samples.csv for tables, or .parquet where that was read, with the columns, types and names of the data; samples.npz
-    for all else, and samples.csv for sequences, of one row a step, and for vectors. The archive of sequences holds
-    ``values`` and ``lengths``, as ``data.Sequences`` reads them, any other ``x``, and each holds the conditions as the
-    network takes them. samples.png is a picture, and with ``individual`` each image has a file of its own as well.
-    Steps as CSV need pandas and are left out without it. Where samples have numbers, as cells, sequences and single
-    images do, ``first`` is that of the first one. Where x is what components say is expected of cells, the file and
-    the picture have cells counted around it, by ``seed`` (:func:`~advect.data.count_cells`).
+    samples.csv for tables, or .parquet where that was read, with the columns, types and names of the data;
+    samples.parquet for vectors of such a file, with the names of their columns; samples.npz for all else, and
+    samples.csv for sequences, of one row a step, and for vectors. The archive of sequences holds ``values`` and
+    ``lengths``, as ``data.Sequences`` reads them, any other ``x``, and each holds the conditions as the network takes
+    them. samples.png is a picture, and with ``individual`` each image has a file of its own as well. Steps as CSV need
+    pandas and are left out without it. Where samples have numbers, as cells, sequences and single images do, ``first``
+    is that of the first one. Where x is what components say is expected of cells, the file and the picture have cells
+    counted around it, by ``seed`` (:func:`~advect.data.count_cells`).
 
     Raises UserError where x does not fit the flow's facts, or a library is missing.
     """
@@ -81,6 +83,11 @@ def write_samples(
             write_table(files[0], frame_of(x, conditions, flow.facts))
         case "sequences" | "sequence":
             files = _write_sequences(flow, x, conditions, folder, first)
+        case "vectors":
+            files = [folder / "samples.parquet"]
+            told = _columns(conditions, flow.spec).values()  # of one condition or none, which has its own name there
+            others = dict(zip([flow.facts["label"]], told, strict=False))
+            write_vectors(files[0], x.numpy(), column=flow.facts["column"], others=others)
         case _:
             files = [_write_npz(folder, {"x": x}, conditions)]
             if flow.spec.kind == "vector":

@@ -18,15 +18,17 @@ from advect.data.archives import open_store
 from advect.data.classes import sub_folder_classes
 from advect.data.idx import find_parts
 from advect.data.packing import read_manifest
-from advect.data.recognise import array_shape, image_columns
+from advect.data.recognise import array_shape, image_columns, vector_columns
 from advect.data.remote import is_remote
 from advect.data.step_columns import step_columns
+from advect.data.table_files import row_count
 from advect.runs.build import FITS
 from advect.runs.config import Preset
 from advect.runs.network_config import name_of
 from advect.runs.presets import get_preset
 
 _LOOKED_AT = 64
+_STEPS = 3000
 _LARGEST = 64
 
 _GENES, _COMPONENTS = 2000, 50
@@ -127,6 +129,8 @@ def _flags(data_format: str, path: str | Path, preset: Preset) -> list[str]:
             return ["--image-size", str(_usual_size(place))]
         case "parquet-images" if place.exists():
             return ["--image-column", image_columns(place)[0]]
+        case "table" if epochs := _fewer_epochs(place, preset):
+            return ["--num-epochs", str(epochs)]
         case "sequences":
             columns = step_columns(place) if array_shape(place) is None else None  # else the person names them
             return [] if columns is None else ["--id-column", columns[0], "--order-column", columns[1]]
@@ -143,6 +147,17 @@ def _cells_flags(place: Path) -> list[str]:
         return []
     chosen = ["--highly-variable", str(_GENES)] if genes > _GENES else []
     return chosen + (["--pca", str(_COMPONENTS)] if min(cells, genes) >= 10 * _COMPONENTS else [])
+
+
+def _fewer_epochs(path: Path, preset: Preset) -> int:
+    """As many epochs of a table as make about ``_STEPS`` steps, where the preset's make more; else 0."""
+    try:
+        rows = row_count(path)
+    except (ImportError, OSError, EOFError, ValueError):  # whoever opens the table says what is wrong
+        return 0
+    training = preset.config.training
+    epochs = max(1, round(_STEPS * training.batch_size / max(rows, 1)))
+    return epochs if epochs < training.num_epochs else 0
 
 
 def _usual_size(path: Path) -> int:
@@ -179,6 +194,8 @@ def _packed(path: Path) -> str:
 
 
 def _array(path: Path) -> str:
+    if columns := vector_columns(path):
+        return f"a Parquet file with vectors in its column {' or '.join(map(repr, columns))}"
     _, shape, _ = array_shape(path) or ("", (0,), None)
     kind = {2: "vectors", 3: "images", 4: "images"}.get(len(shape), "samples")
     return f"an array of {shape[0]:,} {kind} {tuple(shape[1:])}"

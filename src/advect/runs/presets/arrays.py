@@ -6,7 +6,7 @@ from advect.runs.network_config import ResidualMLPConfig
 
 PRESET = Preset(
     "arrays",
-    "vectors of your own from a .npy or .npz file (--data-dir), a residual MLP",
+    "vectors of your own from a .npy, .npz or Parquet file (--data-dir), a residual MLP",
     Config(
         data=ArrayFileData(),
         network=ResidualMLPConfig(width=256),

@@ -11,14 +11,16 @@ PRESET = Preset(
         data=TableData(),
         network=ResidualMLPConfig(width=256),
         training=TrainingConfig(
-            batch_size=128,
+            batch_size=256,
             num_epochs=1000,
             learning_rate=1e-3,
             lr_schedule="cosine",
             lr_warmup_steps=100,
             ema_decay=0.999,
         ),
-        output=OutputConfig(log_every=50, sample_every=1000, save_every=1000, save_epochs=50, num_samples=1000),
+        output=OutputConfig(
+            log_every=50, sample_every=1000, save_every=1000, save_epochs=50, num_samples=1000, sample_steps=25
+        ),
     ),
     takes=("table",),
 )

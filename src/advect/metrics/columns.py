@@ -1,0 +1,126 @@
+"""Tables with columns of any types: each column by itself, and the association of each pair.
+
+Tables are float64 (N, K): numbers are themselves, categories are codes that only tell them apart, and NaN is a missing
+value, as in :class:`advect.data.Table`. All measures stay what they are when numbers are transformed by a rising
+function, so that no column of long tails or large units outweighs others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from advect.core.errors import UserError
+from advect.metrics.marginals import distribution_gap
+
+
+def column_gaps(x: Tensor, y: Tensor, *, categorical: Sequence[bool]) -> Tensor:
+    """How far each column's distribution in x (N, K) is from that in y (M, K): (K,) in [0, 1], float64.
+
+    Of numbers the largest gap between distribution functions (Kolmogorov-Smirnov), missing values being larger than
+    all others; of categories the total variation, ``sum |p - q| / 2``, a missing one being a category more.
+
+    Raises UserError for shapes that do not fit and infinite values.
+    """
+    x, y = _checked(x, "x", categorical), _checked(y, "y", categorical)
+    pairs = zip(x.T, y.T, categorical, strict=True)
+    return torch.stack([_total_variation(p, q) if kind else _gap(p, q) for p, q, kind in pairs])
+
+
+def associations(x: Tensor, *, categorical: Sequence[bool]) -> Tensor:
+    """How strongly each pair of columns of x (N, K) hangs together: (K, K) float64, symmetric, with 1 on its diagonal.
+
+    Of two numbers Spearman's correlation in [-1, 1]; of two categories Cramer's V; of a category and a number the
+    correlation ratio of the number's ranks, ``sqrt(SS between categories / SS in all)``, both in [0, 1]. A pair with a
+    number is looked at in the rows that have it; a missing category is one more. Where either column does not vary
+    the association is 0. Cramer's V and the ratio are biased upwards in few rows: compare tables of equal length.
+
+    Raises UserError for shapes that do not fit and infinite values.
+    """
+    x = _checked(x, "x", categorical)
+    found = torch.eye(x.shape[1], dtype=torch.float64)
+    for i in range(x.shape[1]):
+        for j in range(i):
+            found[i, j] = found[j, i] = _association(x[:, i], x[:, j], categorical[i], categorical[j])
+    return found
+
+
+def association_error(x: Tensor, y: Tensor, *, categorical: Sequence[bool]) -> float:
+    """Mean of ``|a_x - a_y|`` over all pairs of columns, a being the :func:`associations` of x (N, K) and y (M, K).
+
+    Raises UserError as they do, and for tables of one column.
+    """
+    if len(categorical) < 2:
+        raise UserError(f"association_error needs two columns or more, got {len(categorical)}")
+    gap = (associations(x, categorical=categorical) - associations(y, categorical=categorical)).abs()
+    i, j = torch.triu_indices(len(gap), len(gap), 1)
+    return float(gap[i, j].mean())
+
+
+def _checked(x: Tensor, argument: str, categorical: Sequence[bool]) -> Tensor:
+    if x.ndim != 2 or not len(x) or x.shape[1] != len(categorical):
+        raise UserError(
+            f"{argument} must be (N, {len(categorical)}), a column for each entry of categorical, got {tuple(x.shape)}"
+        )
+    infinite = x.isinf().any(0)
+    if infinite.any():
+        raise UserError(f"{argument} has infinite values in column {int(infinite.int().argmax())}; leave those out")
+    return x.detach().cpu().double()
+
+
+def _gap(p: Tensor, q: Tensor) -> Tensor:
+    last = lambda v: torch.where(v.isnan(), torch.inf, v)
+    return distribution_gap(last(p), last(q))
+
+
+def _total_variation(p: Tensor, q: Tensor) -> Tensor:
+    codes = _codes(torch.cat([p, q]))
+    count = int(codes.max()) + 1
+    shares = [part.bincount(minlength=count).double() / len(part) for part in (codes[: len(p)], codes[len(p) :])]
+    return (shares[0] - shares[1]).abs().sum() / 2
+
+
+def _association(p: Tensor, q: Tensor, p_categorical: bool, q_categorical: bool) -> Tensor:
+    if p_categorical and q_categorical:
+        return _cramers_v(_codes(p), _codes(q))
+    given = (p_categorical | ~p.isnan()) & (q_categorical | ~q.isnan())
+    p, q = p[given], q[given]
+    if len(p) < 2:
+        return torch.zeros((), dtype=torch.float64)
+    if p_categorical or q_categorical:
+        return _correlation_ratio(*((_codes(p), _ranks(q)) if p_categorical else (_codes(q), _ranks(p))))
+    a, b = _ranks(p), _ranks(q)
+    return _share((a * b).sum(), a.norm() * b.norm())
+
+
+def _codes(x: Tensor) -> Tensor:
+    """The places 0, 1, ... (N,) of categories among those that occur, missing ones last."""
+    return torch.where(x.isnan(), torch.inf, x).unique(return_inverse=True)[1]
+
+
+def _ranks(x: Tensor) -> Tensor:
+    """Ranks (N,) less their mean; equal values share the mean of theirs."""
+    _, place, counts = x.unique(return_inverse=True, return_counts=True)
+    ranks = (counts.cumsum(0) - (counts - 1) / 2).double()[place]
+    return ranks - ranks.mean()
+
+
+def _cramers_v(p: Tensor, q: Tensor) -> Tensor:
+    """``sqrt(chi^2 / (n (min(r, c) - 1)))`` of the r x c table of codes (n,) (Cramer 1946)."""
+    r, c = int(p.max()) + 1, int(q.max()) + 1
+    counts = (p * c + q).bincount(minlength=r * c).reshape(r, c).double()
+    expected = counts.sum(1, keepdim=True) * counts.sum(0) / len(p)
+    chi2 = ((counts - expected).square() / expected).sum()
+    return _share(chi2, chi2.new_tensor(len(p) * (min(r, c) - 1))).sqrt()
+
+
+def _correlation_ratio(codes: Tensor, values: Tensor) -> Tensor:
+    """``sqrt(SS between / SS in all)`` of values (n,) of mean 0 in the groups of codes (n,)."""
+    sums = values.new_zeros(int(codes.max()) + 1).index_add(0, codes, values)
+    return _share((sums.square() / codes.bincount()).sum(), values.square().sum()).sqrt()
+
+
+def _share(part: Tensor, whole: Tensor) -> Tensor:
+    return part / whole if whole > 0 else torch.zeros_like(part)
