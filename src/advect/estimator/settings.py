@@ -15,6 +15,9 @@ from advect.runs.network_config import NETWORKS, NetworkConfig
 DEFAULTS: dict[str, Any] = {"lr_schedule": "cosine", "ema_decay": 0.999, "lr_warmup_steps": 100}
 """What the estimator takes where the command line's default suits long runs."""
 
+RATES = {"vector": 4e-3, "image": 1e-3}
+"""The learning rate where None is given."""
+
 _ARGUMENTS = {"batch_size", "learning_rate", "device", "coupling", "label_dropout"}
 _ELSEWHERE = {"num_epochs": "steps", "max_steps": "steps", "seed": "random_state", "width": "hidden"}
 _ELSEWHERE |= {"depth": "hidden", "model_channels": "hidden", "channel_mult": "hidden"}
@@ -52,6 +55,8 @@ def resolve(
     data = {key: options.pop(key) for key in data_options if key in options}
     sections: dict[type, dict[str, Any]] = {MethodConfig: {}, TrainingConfig: {}, NETWORKS[name]: {}}
     defaults = {**DEFAULTS, "lr_warmup_steps": min(DEFAULTS["lr_warmup_steps"], steps // 10)}
+    if arguments["learning_rate"] is None:
+        arguments = {**arguments, "learning_rate": RATES[kind]}
     for key, value in {**defaults, **options, **arguments}.items():
         if key in options and (key in _ARGUMENTS or key in _ELSEWHERE):
             raise UserError(f"options has {key!r}, which is an argument; give {_ELSEWHERE.get(key, key)}=...")
