@@ -44,12 +44,11 @@ class Fitted:
         x: Tensor,
         y: np.ndarray | None,
         *,
-        steps: int,
         share: float,
         patience: int,
         verbose: int,
     ) -> None:
-        """Train ``steps`` more steps on x (N, *S) in data units, with labels y (N,) where there are some.
+        """Train the steps of ``settings`` on x (N, *S) in data units, with labels y (N,) where there are some.
 
         A ``share`` > 0 of the rows is kept apart to stop early by, with ``patience``, see :func:`learn`.
         """
@@ -61,7 +60,7 @@ class Fitted:
             settings,
             source,
             self._noise,
-            steps=steps,
+            steps=settings.steps,
             patience=patience,
             seed=self.seed,
             kept=None if first else self.learned.kept,

@@ -32,7 +32,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
     Args:
         hidden: widths of the hidden layers, all equal, or one number for three of them; for images the channels at
             each resolution of a U-Net. None is (256, 256, 256), and (32, 64) for images.
-        steps: training steps of a fit, and of each call of :meth:`partial_fit`.
+        steps: training steps of a fit, and of each call of :meth:`partial_fit`. None is 8,000, and 2,000 for images.
         batch_size: rows a step.
         learning_rate: its peak, after a short warm-up and before a cosine. None is 4e-3, and 1e-3 for images.
         coupling: how noise and data are paired: "independent", "ot", "sinkhorn" or "conditional-ot" (with y).
@@ -69,7 +69,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         self,
         *,
         hidden: int | Sequence[int] | None = None,
-        steps: int = 2000,
+        steps: int | None = None,
         batch_size: int = 256,
         learning_rate: float | None = None,
         coupling: str = "independent",
@@ -118,7 +118,8 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         return self._train(self._fitted, settings, x, None if y is None else values_of(y, len(x)))
 
     def _check_arguments(self) -> None:
-        for name in ("steps", "n_iter_no_change", "sample_steps", "density_steps"):
+        counts = ("n_iter_no_change", "sample_steps", "density_steps")
+        for name in counts if self.steps is None else ("steps", *counts):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
                 raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
@@ -142,7 +143,6 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
             settings,
             fitted.form.tensor(x),
             y,
-            steps=int(self.steps),
             share=self.validation_fraction if self.early_stopping else 0.0,
             patience=int(self.n_iter_no_change),
             verbose=self.verbose,

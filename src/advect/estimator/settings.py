@@ -18,6 +18,9 @@ DEFAULTS: dict[str, Any] = {"lr_schedule": "cosine", "ema_decay": 0.999, "lr_war
 RATES = {"vector": 4e-3, "image": 1e-3}
 """The learning rate where None is given."""
 
+STEPS = {"vector": 8000, "image": 2000}
+"""The training steps where None is given: on two moons the held-out density gains until about there, half a minute."""
+
 _ARGUMENTS = {"batch_size", "learning_rate", "device", "coupling", "label_dropout"}
 _ELSEWHERE = {"num_epochs": "steps", "max_steps": "steps", "seed": "random_state", "width": "hidden"}
 _ELSEWHERE |= {"depth": "hidden", "model_channels": "hidden", "channel_mult": "hidden"}
@@ -25,12 +28,13 @@ _ELSEWHERE |= {"depth": "hidden", "model_channels": "hidden", "channel_mult": "h
 
 @dataclass(frozen=True)
 class Settings:
-    """The sections of a run's configuration, as one fit takes them, and the options of the data."""
+    """The sections of a run's configuration, as one fit takes them, the options of the data, and the steps."""
 
     method: MethodConfig
     training: TrainingConfig
     network: NetworkConfig
     data: dict[str, Any]
+    steps: int
 
 
 def resolve(
@@ -39,7 +43,7 @@ def resolve(
     kind: str,
     hidden: int | Sequence[int] | None,
     labelled: bool,
-    steps: int,
+    steps: int | None,
     data_options: Sequence[str],
     arguments: Mapping[str, Any],
 ) -> Settings:
@@ -54,6 +58,7 @@ def resolve(
         raise UserError(f"options['network'] is {name!r}, and the data are {kind}s; take {' or '.join(FITS[kind])}")
     data = {key: options.pop(key) for key in data_options if key in options}
     sections: dict[type, dict[str, Any]] = {MethodConfig: {}, TrainingConfig: {}, NETWORKS[name]: {}}
+    steps = STEPS[kind] if steps is None else int(steps)
     defaults = {**DEFAULTS, "lr_warmup_steps": min(DEFAULTS["lr_warmup_steps"], steps // 10)}
     if arguments["learning_rate"] is None:
         arguments = {**arguments, "learning_rate": RATES[kind]}
@@ -65,7 +70,7 @@ def resolve(
         sections[MethodConfig]["label_dropout"] = 0.0
     sections[NETWORKS[name]] |= _sizes(name, hidden)
     made = {section: section(**_checked(section, values)) for section, values in sections.items()}
-    return Settings(made[MethodConfig], made[TrainingConfig], made[NETWORKS[name]], data)
+    return Settings(made[MethodConfig], made[TrainingConfig], made[NETWORKS[name]], data, steps)
 
 
 def _section(key: str, sections: Mapping[type, Any], data_options: Sequence[str]) -> type:
