@@ -5,7 +5,7 @@ Four data sets, each split into training and test rows anew for every seed; all 
 - moons: ``make_moons`` with noise 0.07, 2,000 training and 2,000 test rows.
 - mixture: eight Gaussians in five dimensions, of random means, covariances and shares, 2,000 and 2,000 rows, a family
   that GaussianMixture holds.
-- crowd: the same with a hundred Gaussians, nearer to one another, in the same number of rows: twenty for each on average,
+- crowd: the same with a hundred Gaussians, nearer to one another: it holds them too, but has twenty rows for each,
   as many as one has parameters.
 - digits: ``load_digits``, 64 pixels of 0..16, made continuous by uniform noise on [0, 1). Four fifths of the pictures
   train, each with ``COPIES`` draws of that noise; the others test, with one draw. What is reported is the mean
