@@ -19,6 +19,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import advect
 from advect import FlowModel, UserError
+from advect.estimator.settings import resolve
 
 
 def small(**arguments: Any) -> FlowModel:
@@ -194,6 +195,12 @@ class TestTraining:
         assert type(model.flow_.net).__name__ == "ResidualMLP" and model.flow_.net.blocks[0].dropout == 0.5
         assert "Trigonometric" in repr(model.flow_.path)
         assert clone(model).options == model.options
+
+    def test_vectors_have_another_usual_rate_and_length_than_images(self) -> None:
+        unset: Any = {"hidden": None, "steps": None, "arguments": {"learning_rate": None}}
+        vectors, images = (resolve({}, kind=k, labelled=False, data_options=(), **unset) for k in ("vector", "image"))
+        assert (vectors.steps, vectors.training.learning_rate) == (8000, 4e-3)
+        assert (images.steps, images.training.learning_rate) == (2000, 1e-3)
 
     @pytest.mark.parametrize(
         ("arguments", "words"),

@@ -10,25 +10,15 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.core.types import DataSpec
-from advect.data import Source
-from advect.data.memory import MemorySplit
-from advect.data.source import category, random_split
 from advect.estimator.exact import exact
-from advect.estimator.forms import ArrayForm, form_class
-from advect.estimator.learning import Kept, Learned, learn
-from advect.estimator.settings import resolve
-from advect.runs.build import build_network, pick_device
-from advect.runs.flow import Flow
-from advect.runs.method import build_noise, build_path, label_dropout, noise_facts
-
-LABEL = "label"
-"""The name of the condition that y is."""
+from advect.estimator.fitted import Fitted
+from advect.estimator.forms import ArrayForm, Form, form_class
+from advect.estimator.labels import LABEL, Labels, given, values_of
+from advect.estimator.settings import Settings, resolve
 
 _DRAWS = 2**31 - 1
 
@@ -42,7 +32,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
     Args:
         hidden: widths of the hidden layers, all equal, or one number for three of them; for images the channels at
             each resolution of a U-Net. None is (256, 256, 256), and (32, 64) for images.
-        steps: training steps of a fit, and of each call of :meth:`partial_fit`.
+        steps: training steps of a fit, and of each call of :meth:`partial_fit`. None is 8,000, and 2,000 for images.
         batch_size: rows a step.
         learning_rate: its peak, after a short warm-up and before a cosine. None is 4e-3, and 1e-3 for images.
         coupling: how noise and data are paired: "independent", "ot", "sinkhorn" or "conditional-ot" (with y).
@@ -79,7 +69,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         self,
         *,
         hidden: int | Sequence[int] | None = None,
-        steps: int = 2000,
+        steps: int | None = None,
         batch_size: int = 256,
         learning_rate: float | None = None,
         coupling: str = "independent",
@@ -105,16 +95,13 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         """Learn the distribution of X, given y where there are labels (N,): numbers or text."""
         self._check_arguments()
         x = self._checked(X, reset=True)
-        self._form_class = form_class(X)
-        labels = None if y is None else self._label_values(y, len(x))
-        if labels is not None and type_of_target(labels) == "continuous":
-            raise UserError("y holds real numbers, which are no labels; leave it out, or make it a column of X")
-        self.classes_: Any = None if labels is None else np.unique(labels)
-        self._settings = self._resolve("image" if getattr(x, "ndim", 2) == 4 else "vector")
-        self._form = self._form_class(x, self._settings.data)
-        self._seed = int(check_random_state(self.random_state).randint(_DRAWS))
-        self._kept: Kept | None = None
-        return self._learn(x, labels)
+        kind = form_class(X)
+        values = None if y is None else values_of(y, len(x))
+        labels = None if values is None else Labels.of(values)
+        self.classes_: Any = None if labels is None else labels.classes
+        settings = self._settings("image" if getattr(x, "ndim", 2) == 4 else "vector", kind)
+        seed = int(check_random_state(self.random_state).randint(_DRAWS))
+        return self._train(Fitted(kind(x, settings.data), labels, seed=seed), settings, x, values)
 
     def partial_fit(self, X: Any, y: Any = None) -> FlowModel:
         """Train ``steps`` more steps on X, with the optimiser as it was left; the first call is :meth:`fit`.
@@ -127,97 +114,48 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         x = self._checked(X, reset=False)
         if (y is None) != (self.classes_ is None):
             raise UserError("partial_fit needs y where fit had labels, and none where it had none")
-        self._settings = self._resolve(self.flow_.spec.kind)
-        return self._learn(x, None if y is None else self._label_values(y, len(x)))
+        settings = self._settings(self.flow_.spec.kind, type(self._fitted.form))
+        return self._train(self._fitted, settings, x, None if y is None else values_of(y, len(x)))
 
     def _check_arguments(self) -> None:
-        for name in ("steps", "n_iter_no_change", "sample_steps", "density_steps"):
+        counts = ("n_iter_no_change", "sample_steps", "density_steps")
+        for name in counts if self.steps is None else ("steps", *counts):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
                 raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
         if self.early_stopping and not 0 < self.validation_fraction < 1:
             raise UserError(f"validation_fraction must lie in (0, 1), got {self.validation_fraction}; 0.1 is usual")
 
-    def _resolve(self, kind: str):
-        names = ("batch_size", "coupling", "label_dropout", "device")
-        usual = 1e-3 if kind == "image" else 4e-3
-        rate = usual if self.learning_rate is None else self.learning_rate
+    def _settings(self, kind: str, form: type[Form]) -> Settings:
+        names = ("learning_rate", "batch_size", "coupling", "label_dropout", "device")
         return resolve(
             self.options,
             kind=kind,
             hidden=self.hidden,
             labelled=self.classes_ is not None,
             steps=self.steps,
-            data_options=self._form_class.options,
-            arguments={"learning_rate": rate, **{name: getattr(self, name) for name in names}},
+            data_options=form.options,
+            arguments={name: getattr(self, name) for name in names},
         )
 
-    def _learn(self, x: Any, labels: np.ndarray | None) -> FlowModel:
-        source = self._source(x, labels)
-        if self._kept is None:
-            self._noise = noise_facts(self._settings.method, source)
-        learned = learn(
-            self._settings,
-            source,
-            self._noise,
-            steps=int(self.steps),
+    def _train(self, fitted: Fitted, settings: Settings, x: Any, y: np.ndarray | None) -> FlowModel:
+        fitted.train(
+            settings,
+            fitted.form.tensor(x),
+            y,
+            share=self.validation_fraction if self.early_stopping else 0.0,
             patience=int(self.n_iter_no_change),
-            seed=self._seed,
-            kept=self._kept,
             verbose=self.verbose,
         )
-        self._take(learned, source.spec)
-        if learned.reason.startswith("SIG"):  # the engine ends at the end of a step; the model is usable
-            signal.raise_signal(getattr(signal, learned.reason))
-        return self
-
-    def _source(self, x: Any, labels: np.ndarray | None) -> Source:
-        rows = self._form.transform.forward(self._form.tensor(x)).numpy()
-        cond, conditions = {}, {}
-        if labels is not None:
-            cond[LABEL] = self._codes(labels)
-            conditions[LABEL] = category(cond[LABEL], [str(name) for name in self.classes_])
-        if self._kept is not None:
-            conditions = self.flow_.spec.conditions
-        share = self.validation_fraction if self.early_stopping else 0.0
-        train, rest = random_split(len(rows), share, seed=self._seed)
-        if self.early_stopping and not len(rest):
-            raise UserError(f"early_stopping needs at least 2 rows, n_samples = {len(rows)}; leave it out")
-        part = lambda indices: MemorySplit(rows[indices], {k: v[indices] for k, v in cond.items()})
-        return Source(
-            name="the data",
-            spec=DataSpec(rows.shape[1:], "image" if rows.ndim == 4 else "vector", conditions),
-            transform=self._form.transform,
-            train=part(train),
-            held_out=part(rest),
-            fingerprint="",
-        )
-
-    def _take(self, learned: Learned, spec: DataSpec) -> None:
-        self._kept, self._weights, self._spec = learned.kept, learned.weights, spec
+        self._fitted, learned = fitted, fitted.learned
         self.n_iter_, self.loss_curve_ = learned.step, learned.losses
         self.validation_curve_ = learned.held_out_losses
         self.validation_loss_ = min(learned.held_out_losses, default=None)
-        self._n_features_out = int(np.prod(spec.shape))
-        self.flow_ = self._flow()
-
-    def _flow(self) -> Flow:
-        """The flow of the weights that were kept, on the device."""
-        place, method = pick_device(self.device), self._settings.method
-        with torch.random.fork_rng():
-            net = build_network(self._settings.network, self._spec)
-        net.load_state_dict(self._weights)
-        return Flow(
-            net.to(place).eval(),
-            self._spec,
-            self._form.transform,
-            path=build_path(method),
-            source=build_noise(self._noise),
-            prediction=method.prediction,
-            margin=method.margin,
-            null=label_dropout(method, self._spec) > 0,
-            device=place,
-        )
+        self._n_features_out = fitted.latents
+        self.flow_ = fitted.flow(self.device)
+        if learned.reason.startswith("SIG"):  # the engine ends at the end of a step; the model is usable
+            signal.raise_signal(getattr(signal, learned.reason))
+        return self
 
     def sample(self, n: int = 1, y: Any = None) -> Any:
         """Draw n samples, in the form that X had.
@@ -229,8 +167,9 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         seed = int(check_random_state(self.random_state).randint(_DRAWS))
         if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
             raise UserError(f"n must be a whole number of at least 1, got {n!r}")
-        x = self.flow_.sample(int(n), steps=steps, solver=self.solver, seed=seed, cond=self._given(y, int(n)) or None)
-        return self._form.back(x)
+        cond = given(self._fitted.labels, y, int(n)) or None
+        x = self.flow_.sample(int(n), steps=steps, solver=self.solver, seed=seed, cond=cond)
+        return self._fitted.form.back(x)
 
     def score_samples(self, X: Any, y: Any = None) -> np.ndarray:
         """The exact log-density (N,) of each row in the data's units, in nats; of X alone where no y is given."""
@@ -252,73 +191,47 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         """Data from latents, in the form that the data had: :meth:`transform` undone."""
         check_is_fitted(self)
         z = torch.from_numpy(np.array(check_array(X, allow_nd=True), np.float64))
-        if z.shape[1:] != self._spec.shape:
-            raise UserError(f"X must have shape (n, {', '.join(map(str, self._spec.shape))}), got {tuple(z.shape)}")
-        return self._form.back(torch.from_numpy(self._by_blocks("decode", z, y)))
+        self._check_shape(z.shape)
+        return self._fitted.form.back(torch.from_numpy(self._by_blocks("decode", z, y)))
+
+    def _check_shape(self, shape: Sequence[int]) -> None:
+        own = self.flow_.spec.shape
+        if tuple(shape[1:]) != own:
+            raise UserError(f"X must have shape (n, {', '.join(map(str, own))}), got {tuple(shape)}")
 
     def _by_blocks(self, what: str, x: Tensor, y: Any) -> np.ndarray:
         """A method of the exact flow over blocks of rows, as its memory grows with them."""
-        flow, cond = exact(self.flow_), self._given(y, len(x))
-        if LABEL in self._spec.conditions and not cond and not self.flow_.null:
+        flow, cond = exact(self.flow_), given(self._fitted.labels, y, len(x))
+        if LABEL in self.flow_.spec.conditions and not cond and not self.flow_.null:
             raise UserError("the model was fitted with label_dropout=0, so it knows nothing without labels; give y")
         rows = 1024
         parts = []
         for first in range(0, len(x), rows):
             block = slice(first, first + rows)
-            given = {name: value[block] for name, value in cond.items()}
-            options: dict[str, Any] = {"cond": given or None, "steps": int(self.density_steps), "solver": "rk4"}
+            part = {name: value[block] for name, value in cond.items()}
+            options: dict[str, Any] = {"cond": part or None, "steps": int(self.density_steps), "solver": "rk4"}
             parts.append(getattr(flow, what)(x[block], **options))
         return torch.cat(parts).numpy().astype(np.float64)
 
     def _units(self, X: Any) -> Tensor:
         """X in data units, (N, *S)."""
         check_is_fitted(self)
-        return self._form.tensor(self._checked(X, reset=False))
-
-    def _given(self, y: Any, n: int) -> dict[str, Tensor]:
-        """The condition of labels y, one or (n,)."""
-        if y is None:
-            return {}
-        if self.classes_ is None:
-            raise UserError("y is given, but the model was fitted without labels; leave it out, or fit with y")
-        labels = np.full(n, y) if np.ndim(y) == 0 else self._label_values(y, n)
-        return {LABEL: torch.from_numpy(self._codes(labels))}
-
-    def _label_values(self, y: Any, n: int) -> np.ndarray:
-        labels = np.asarray(y)
-        if labels.shape == (n, 1):
-            labels = labels[:, 0]
-        if labels.shape != (n,):
-            raise UserError(f"y must have shape ({n},), a label a row, got {labels.shape}")
-        if labels.dtype.kind == "f" and not np.isfinite(labels).all():
-            raise UserError("y holds NaN or infinite values; remove those rows")
-        if labels.dtype.kind == "O":
-            labels = np.array([str(label) for label in labels])
-        return labels
-
-    def _codes(self, labels: np.ndarray) -> np.ndarray:
-        """Places (N,) of the labels among ``classes_``, int64."""
-        codes = np.searchsorted(self.classes_, labels).clip(max=len(self.classes_) - 1)
-        unknown = self.classes_[codes] != labels
-        if unknown.any():
-            raise UserError(f"y has {labels[unknown][0]!r}, which is not among the labels fitted: {self.classes_}")
-        return codes.astype(np.int64)
+        return self._fitted.form.tensor(self._checked(X, reset=False))
 
     def _checked(self, X: Any, *, reset: bool) -> Any:
         """X of a form that is known, its features those of the fit unless ``reset``."""
         form = form_class(X)
-        if not reset and form is not self._form_class:
-            raise UserError(
-                f"X is another form of data than the one fitted, {self._form_class.__name__[:-4].lower()}s"
-            )
+        if not reset and form is not type(self._fitted.form):
+            fitted = type(self._fitted.form).__name__[:-4].lower()
+            raise UserError(f"X is another form of data than the one fitted, {fitted}s")
         if form is not ArrayForm:
             named = X.var_names.to_frame().T if hasattr(X, "var_names") else X
             validate_data(self, X=named, reset=reset, skip_check_array=True)
             return X
         images = getattr(X, "ndim", 2) == 4
         x: Any = validate_data(self, X=X, reset=reset, dtype="numeric", allow_nd=images)
-        if images and not reset and x.shape[1:] != self._spec.shape:
-            raise UserError(f"X must have shape (n, {', '.join(map(str, self._spec.shape))}), got {x.shape}")
+        if images and not reset:
+            self._check_shape(x.shape)
         return x
 
     def __getstate__(self) -> dict[str, Any]:
@@ -327,8 +240,8 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if "_weights" in state:
-            self.flow_ = self._flow()
+        if "_fitted" in state:
+            self.flow_ = self._fitted.flow(self.device)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
