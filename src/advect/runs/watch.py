@@ -18,8 +18,9 @@ from advect.reports.grid import save_png
 from advect.runs.flow import Flow
 from advect.runs.pictures import draw, held_out_batch
 from advect.training.boards import Board
+from advect.training.hook import Hook
 from advect.training.hooks import EverySteps, MetricsFile
-from advect.training.trainer import Hook, Trainer
+from advect.training.trainer import Trainer
 
 
 @torch.no_grad()

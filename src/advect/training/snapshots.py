@@ -29,8 +29,9 @@ from advect.training.checkpoint import (
 )
 from advect.training.ema import length_file
 from advect.training.faults import disk_explained
+from advect.training.hook import Hook
 from advect.training.state import TrainState, load_weights
-from advect.training.trainer import Hook, Trainer
+from advect.training.trainer import Trainer
 
 SNAPSHOTS = "ema"
 """The folder of a run's snapshots."""
