@@ -17,8 +17,9 @@ from advect.times import Importance
 from advect.training import AdamW, Ema, Muon, TrainState, hidden_matrices, named_params, verify_checkpoint
 from advect.training.flops import on_meta
 from advect.training.parallel import Parallel, local, whole_like
-from advect.training.state import EMA, MODEL, load_weights
+from advect.training.state import EMA, MODEL
 from advect.training.step import Step
+from advect.training.weight_files import load_weights
 from advect.training.writer import CheckpointWriter
 from processes import run_ranks
 
