@@ -1,7 +1,7 @@
 """Resident memory during one pass over small images in shards: tar and Parquet, 32 x 32 JPEGs, all different.
 
-A process for each store opens it and draws one epoch in batches of 128 with two workers; it prints what it holds (VmRSS,
-Linux) before it opens the store, once it is open, and at every tenth of the pass.
+A process for each store opens it and draws one epoch in batches of 128 with two workers; it prints what it holds
+(VmRSS of Linux, MB) before it opens the store, once it is open, and at every tenth of the pass.
 """
 
 from __future__ import annotations

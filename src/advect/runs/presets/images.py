@@ -1,10 +1,37 @@
 """Images of one's own, of any size."""
 
+import torch
+
 from advect.runs.config import Config, OutputConfig, Preset, TrainingConfig, UNetConfig
 from advect.runs.image_config import ImageFolderData
 
 
 def unet_for(height: int, width: int) -> UNetConfig:
+    """A U-Net for images of a size: the full one where there is a GPU, else one that a CPU trains in minutes."""
+    return full_unet(height, width) if torch.cuda.is_available() else folded_unet(height, width)
+
+
+def folded_unet(height: int, width: int) -> UNetConfig:
+    """A small U-Net on pixels folded into channels, so that maps have some 16 pixels; attention in the middle only."""
+    small, fold = min(height, width), 1
+    while fold < 4 and small >= 24 * fold and height % (4 * fold) == width % (4 * fold) == 0:
+        fold *= 2
+    halvings = 0
+    while halvings < 3 and height % (fold << halvings + 1) == width % (fold << halvings + 1) == 0:
+        if halvings and small // fold >> halvings < 16:
+            break
+        halvings += 1
+    return UNetConfig(
+        model_channels=32 if small <= 16 else 64,
+        channel_mult=(1, 2, 2, 4)[: halvings + 1],
+        num_res_blocks=1,
+        attention_resolutions=(),
+        dropout=0.0,
+        patch_size=fold,
+    )
+
+
+def full_unet(height: int, width: int) -> UNetConfig:
     """A U-Net that halves images as often as they allow, down to 4 pixels, with attention from 16 pixels on."""
     small = min(height, width)
     halvings = 0
@@ -22,7 +49,8 @@ def unet_for(height: int, width: int) -> UNetConfig:
 
 PRESET = Preset(
     "images",
-    "images of your own: a folder or archive, shards, Parquet, arrays; the U-Net follows their size",
+    "images of your own: a folder or archive, shards, Parquet, arrays; the U-Net follows their size and the device",
+    # Rate, warm-up and solver as found for fashion-mnist; runs of minutes on a CPU are in docs/experiments/images.md.
     Config(
         data=ImageFolderData(),
         network=unet_for(64, 64),
@@ -30,14 +58,16 @@ PRESET = Preset(
             batch_size=64,
             num_epochs=200,
             optimizer="muon",
-            learning_rate=1e-3,
+            learning_rate=2e-3,
             lr_schedule="cosine",
-            lr_warmup_steps=500,
+            lr_warmup_steps=100,
             ema_decay=0.9995,
             mixed_precision=True,
             num_workers=2,
         ),
-        output=OutputConfig(log_every=50, sample_every=1000, save_every=1000, save_epochs=50),
+        output=OutputConfig(
+            log_every=50, sample_every=1000, save_every=1000, save_epochs=50, solver="dpmpp2m", sample_steps=20
+        ),
     ),
     takes=(
         "image-folder",
