@@ -1,10 +1,8 @@
 """CIFAR-10 by class, from upstream's files."""
 
-import torch
-
 from advect.runs.config import Config, OutputConfig, Preset, TrainingConfig, UNetConfig
 from advect.runs.image_config import CifarData
-from advect.runs.presets.images import folded_unet
+from advect.runs.presets.images import folded_unet, has_gpu
 
 _FULL = UNetConfig(channel_mult=(1, 2, 2, 2), attention_resolutions=(16,))
 
@@ -30,5 +28,5 @@ PRESET = Preset(
         ),
     ),
     takes=("cifar",),
-    network_for=lambda height, width: _FULL if torch.cuda.is_available() else folded_unet(height, width),
+    network_for=lambda height, width: _FULL if has_gpu() else folded_unet(height, width),
 )

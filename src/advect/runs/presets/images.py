@@ -1,14 +1,19 @@
 """Images of one's own, of any size."""
 
-import torch
-
 from advect.runs.config import Config, OutputConfig, Preset, TrainingConfig, UNetConfig
 from advect.runs.image_config import ImageFolderData
 
 
 def unet_for(height: int, width: int) -> UNetConfig:
     """A U-Net for images of a size: the full one where there is a GPU, else one that a CPU trains in minutes."""
-    return full_unet(height, width) if torch.cuda.is_available() else folded_unet(height, width)
+    return full_unet(height, width) if has_gpu() else folded_unet(height, width)
+
+
+def has_gpu() -> bool:
+    """Whether a run on --device auto takes a GPU."""
+    import torch  # takes a second to import
+
+    return torch.cuda.is_available()
 
 
 def folded_unet(height: int, width: int) -> UNetConfig:
