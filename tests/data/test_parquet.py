@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import io
 import tracemalloc
 from pathlib import Path
@@ -74,6 +75,31 @@ def test_opening_and_a_pass_hold_a_few_row_groups(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < total / 4 and most < total / 10  # ten row groups of the eighty are kept
+
+
+class _Mallinfo(ctypes.Structure):
+    """What glibc's mallinfo2 tells; pyarrow's C++ takes memory that no counter of Python or of Arrow's pool sees."""
+
+    _fields_ = tuple((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "mapped", "usmblks"))
+    _fields_ += tuple((name, ctypes.c_size_t) for name in ("fsmblks", "used", "free", "keepcost"))
+
+
+def test_no_file_keeps_what_was_read_of_it(tmp_path):
+    mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo is None:
+        pytest.skip("needs glibc 2.33 or later")
+    mallinfo.restype = _Mallinfo
+    noise = np.random.default_rng(0)
+    for part in range(60):
+        table = pa.table({"image": [noise.bytes(2000) for _ in range(100)], "kind": [0] * 100})
+        pq.write_table(table, tmp_path / f"{part:02}.parquet")
+    store = ParquetStore(tmp_path, label="kind")
+    held = mallinfo()
+    before = held.used + held.mapped
+    for first in range(0, len(store), 100):
+        store.read(first)
+    held = mallinfo()
+    assert held.used + held.mapped - before < 5e6  # of 12 MB; ten files of the sixty are kept
 
 
 def test_bad_files_and_columns_are_named(folder):
