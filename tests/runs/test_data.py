@@ -273,6 +273,8 @@ def test_a_gpu_gets_the_full_unet_and_a_cpu_maps_of_some_sixteen_pixels(
         assert parse_train(["--data", place])[1].settings.network.model_channels == channels
     _, a = parse_train(["images", "--data-dir", str(folder(tmp_path)), "--image-size", "48"])
     assert a.settings.network.channel_mult == (1, 2, 2, 4)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert parse_train(["images", "--data-dir", str(shards(tmp_path))])[1].settings.network == folded_unet(64, 64)
 
 
 def test_a_configuration_keeps_its_format_and_its_data_may_move(

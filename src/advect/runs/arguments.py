@@ -137,6 +137,8 @@ def _with_data(preset: Preset, flags: list[str]) -> tuple[Config, str | None]:
         size = image_size(data_format, Path(place).expanduser()) if place else None
         if side and side.isdecimal() and int(side) > 0:
             size = (int(side), int(side))
+        usual = getattr(config.data, "image_size", None)
+        size = size or (usual and (usual, usual))
         config = config if size is None else replace(config, network=preset.network_for(*size))
     return config, data_format
 

@@ -1,6 +1,6 @@
 """Images of one's own, of any size."""
 
-from advect.runs.config import Config, OutputConfig, Preset, TrainingConfig, UNetConfig
+from advect.runs.config import Config, MethodConfig, OutputConfig, Preset, TrainingConfig, UNetConfig
 from advect.runs.image_config import ImageFolderData
 
 
@@ -58,7 +58,9 @@ PRESET = Preset(
     # Rate, warm-up and solver as found for fashion-mnist; runs of minutes on a CPU are in docs/experiments/images.md.
     Config(
         data=ImageFolderData(),
-        network=unet_for(64, 64),
+        network=full_unet(64, 64),
+        # A patch of 4 x 4 pixels has 48 numbers of noise, too many for 64 channels to carry to a velocity.
+        method=MethodConfig(prediction="data", loss="velocity", margin=0.05),
         training=TrainingConfig(
             batch_size=64,
             num_epochs=200,
