@@ -58,9 +58,13 @@ def test_labels_are_read_beside_them_and_all_comes_back(tmp_path):
 
 def test_a_file_with_vectors_is_recognised_before_it_is_a_table(tmp_path):
     formats = recognise_all(saved(tmp_path, X.tolist(), n=np.arange(30)), FORMATS)
-    assert [(f.name, f.kind) for f in formats] == [("array-file", "vector"), ("table", "vector")]
+    assert [(f.name, f.kind) for f in formats] == [
+        ("array-file", "vector"),
+        ("table", "vector"),
+        ("sequences", "sequence"),
+    ]
     pq.write_table(pa.table({"words": [["a"], ["b"]]}), tmp_path / "b.parquet")
-    assert [f.name for f in recognise_all(tmp_path / "b.parquet", FORMATS)] == ["table"]
+    assert [f.name for f in recognise_all(tmp_path / "b.parquet", FORMATS)] == ["table", "sequences"]
 
 
 def ragged() -> list:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -45,6 +46,13 @@ def records(file: Path) -> Iterator:
             yield record
 
 
+def await_end(file: Path) -> None:
+    """Wait for the last record, which the library's own process may write after the run's has gone on."""
+    until = time.monotonic() + 30
+    while time.monotonic() < until and not any(record.HasField("exit") for record in records(file)):
+        time.sleep(0.05)
+
+
 def history(file: Path) -> dict[int, dict]:
     """What was logged, by step."""
     found = (record.history for record in records(file) if record.HasField("history"))
@@ -71,6 +79,8 @@ def test_weights_and_biases_offline_and_resumed(advect: Callable[..., None], tmp
     advect("train moons --run-dir run --max-steps 20 --wandb offline --wandb-project toys", FLAGS)
     advect("train --resume-from run --max-steps 40")
     first, second = sorted(tmp_path.glob("run/wandb/offline-run-*/*.wandb"))
+    await_end(first)
+    await_end(second)
     name = (tmp_path / "run/wandb/id").read_text().strip()
     for file, steps in ((first, {5, 10, 15, 20}), (second, {25, 30, 35, 40})):
         (run,) = (record.run for record in records(file) if record.HasField("run"))

@@ -182,6 +182,7 @@ def test_a_run_folder_in_use_is_refused_before_anything_changes(advect: Callable
     )
     wait_for_step(process, tmp_path / "run", 5)
     process.send_signal(signal.SIGSTOP)
+    os.waitpid(process.pid, os.WUNTRACED)  # until all of its threads stand still
     before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "run").rglob("*"))
     with pytest.raises(
         UserError, match=f"--run-dir run is in use by process {process.pid} on .*; wait for it, end it"
