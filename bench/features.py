@@ -19,7 +19,6 @@ from torch import Tensor
 from advect.core.random import CounterRng
 from advect.data import Cifar
 from advect.evaluation.feature_network import FeatureNetwork
-from advect.evaluation.features import Features
 from advect.evaluation.reference_cache import ReferenceCache
 
 REFERENCE = "test"
@@ -38,7 +37,9 @@ def image_sets(source: Cifar, n: int, noise: list[float]) -> dict[str, Tensor]:
     return sets
 
 
-def network_features(path: Path, sets: dict[str, Tensor], cache: ReferenceCache, fingerprint: str) -> dict[str, Tensor]:
+def network_features(
+    path: Path, sets: dict[str, Tensor], cache: ReferenceCache, fingerprint: str
+) -> dict[str, Tensor]:
     """Features (n, d) of each set, from the cache where they are there."""
     network = FeatureNetwork(path)
     found = {}
@@ -60,7 +61,9 @@ def main() -> None:
     args = parser.parse_args()
     source = Cifar(args.data, flip=False)
     sets = image_sets(source, args.n, args.noise)
-    spaces = {args.features.name: network_features(args.features, sets, ReferenceCache(args.cache), source.fingerprint)}
+    spaces = {
+        args.features.name: network_features(args.features, sets, ReferenceCache(args.cache), source.fingerprint)
+    }
 
 
 if __name__ == "__main__":

@@ -103,7 +103,9 @@ class FeatureNetwork:
             found = self._net(x.to(self._device, memory_format=torch.channels_last))
         except RuntimeError as error:
             last = str(error).strip().splitlines()[-1]
-            raise UserError(f"features {self.name} cannot read images of {self._size} x {self._size} ({last})") from error
+            raise UserError(
+                f"features {self.name} cannot read images of {self._size} x {self._size} ({last})"
+            ) from error
         if not isinstance(found, Tensor) or found.shape[0] != len(x) or found.flatten(1).shape[1] != found.shape[1]:
             got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise UserError(f"features {self.name} must return (N, d) for images (N, 3, H, W), got {got}; wrap it")
@@ -125,7 +127,9 @@ def _load(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
             net = torch.jit.load(str(path), map_location=device)
             # One well-known file gives class probabilities unless it is asked otherwise.
             if "return_features" in str(net.forward.schema):
-                raise UserError(f"features {path} resizes images by its own rule; give a network that takes them as is")
+                raise UserError(
+                    f"features {path} resizes images by its own rule; give a network that takes them as is"
+                )
             return net.eval()
         if path.suffix == ".safetensors":
             weights = load_file(path)

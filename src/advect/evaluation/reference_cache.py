@@ -20,9 +20,10 @@ Key = Mapping[str, str | int]
 class ReferenceCache:
     """Tensors by what they were computed of, one .safetensors file a key in one folder.
 
-    A key says all that the tensors depend on: the data's fingerprint, the split, how many rows and which, the features'
-    identity, and what was computed. A file appears whole or not at all and carries its key; one that is damaged or of
-    another key counts as missing and is replaced, so that a cache never changes a number and may be deleted any time.
+    A key says all that the tensors depend on: the data's fingerprint, the split, how many rows and which, the
+    features' identity, and what was computed. A file appears whole or not at all and carries its key; one that is
+    damaged or of another key counts as missing and is replaced. So a cache never changes a number, and may be deleted
+    any time.
 
     Args:
         folder: made where it is missing.
