@@ -42,8 +42,8 @@ def kernel_distance(
 
     With features of an Inception network and the usual kernel this is the KID of Binkowski et al. (2018, sec. 4),
     whose expectation depends on neither N nor M nor the size. Both sets are shuffled and cut into subsets without
-    common rows, in each of which it is eq. 4 of that paper (Gretton et al. 2012, eq. 3). Overlapping subsets, as others
-    draw them, have the same expectation, but their spread says little about the error of their mean.
+    common rows, in each of which it is eq. 4 of that paper (Gretton et al. 2012, eq. 3). Overlapping subsets, as
+    others draw them, have the same expectation, but their spread says little about the error of their mean.
 
     Args:
         x, y: N, M >= 4.
