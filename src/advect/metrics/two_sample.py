@@ -60,7 +60,7 @@ def two_sample_test(
     if not 1 <= held <= n - 2:
         raise UserError(f"test_share must leave rows to fit and to ask about, got {test_share}; 0.5 is usual")
     a, b = (v[CounterRng(seed, step, len(v)).permutation()[:n].to(v.device)] for step, v in enumerate((a, b)))
-    judge = HistGradientBoostingClassifier(random_state=seed % 2**32) if classifier is None else clone(classifier)
+    judge: Any = HistGradientBoostingClassifier(random_state=seed % 2**32) if classifier is None else clone(classifier)
     kind = lambda count: torch.arange(2).repeat_interleave(count).numpy()
     judge.fit(torch.cat([a[held:], b[held:]]).cpu().numpy(), kind(n - held))
     right = int((judge.predict(torch.cat([a[:held], b[:held]]).cpu().numpy()) == kind(held)).sum())
