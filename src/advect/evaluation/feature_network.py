@@ -145,7 +145,7 @@ def _load(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
     if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
         raise UserError(f"features {path} holds no state dict, which maps names to tensors; save net.state_dict()")
     try:
-        return Inception.of_weights(weights).eval().to(device).to(memory_format=torch.channels_last)
+        return Inception.of_weights(weights).eval().to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - not in the stub
     except UserError as error:
         raise UserError(f"features {path}: {error}") from error
 
