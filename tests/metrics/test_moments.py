@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from advect.core.errors import UserError
+from advect.core.group import all_objects, current
 from advect.metrics import GaussianFit, Moments, extrapolate, frechet_at_infinity, frechet_distance
+from processes import run_ranks
 
 
 def draw(n: int, d: int, seed: int) -> torch.Tensor:
@@ -41,6 +43,19 @@ def test_ranks_and_batches_agree_to_rounding_and_survive_a_file(tmp_path) -> Non
     distances = [GaussianFit.from_running(m).distance(target) for m in (whole, again)]
     assert distances[1] == pytest.approx(distances[0], rel=1e-12)
     assert distances[0] == pytest.approx(frechet_distance(x, draw(300, 20, 2)), rel=1e-10)
+
+
+def distance_together(n: int, d: int) -> float:
+    """Each rank has every second sample, in batches of its own."""
+    own = draw(n, d, 1)[current().rank :: current().world]
+    whole = Moments.merged(all_objects(of_batches(own, 10 + current().rank)))
+    assert whole.count == n
+    return GaussianFit.from_running(whole).distance(GaussianFit.from_samples(draw(300, d, 2)))
+
+
+def test_two_processes_give_the_number_of_one() -> None:
+    first, second = run_ranks(2, distance_together, 401, 20)
+    assert first == second == pytest.approx(distance_together(401, 20), rel=1e-12)
 
 
 @pytest.mark.parametrize(("n", "m", "d"), [(500, 400, 40), (30, 400, 60), (40, 25, 96)])
