@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,16 @@ class Features:
         count = int(pca.n_components_)
         name = f"the first {count} principal components of the training data's {dimension:,} {values}"
         return cls(name, count, float(pca.explained_variance_ratio_.sum()), pca)
+
+    @property
+    def identity(self) -> str:
+        """What equal features need to have in common, as of a network its hash."""
+        if self.projection is None:
+            return f"values of {self.dimensions} dimensions"
+        digest = hashlib.sha256()
+        for array in (self.projection.mean_, self.projection.components_):
+            digest.update(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
+        return f"principal components {digest.hexdigest()}"
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map x (N, *S) to (N, d), float32."""

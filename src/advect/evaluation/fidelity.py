@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.types import Category
-from advect.evaluation.drawing import rows
 from advect.evaluation.features import Features
+from advect.evaluation.judge import Judge, labelled_rows
 
 
 @dataclass(frozen=True)
@@ -44,36 +43,22 @@ def measure_fidelity(
     limit: int = 5000,
     seed: int = 0,
 ) -> Fidelity | None:
-    """Ask a support vector classifier (RBF kernel), fitted to held-out data, which class each sample shows.
+    """Ask a :class:`Judge`, fitted to held-out data, which class each sample shows.
 
     ``samples (n, *S)`` were drawn for the classes ``asked (n,)``; ``train`` and ``held_out`` are pairs of data
     (N, *S) and labels (N,), of which at most ``limit`` rows are used and rows without a label left out.
     ``standardise`` scales each feature by itself, for vectors whose columns have units of their own. Returns
     None when the held-out labels, or those asked for, do not allow it (fewer than two classes, none asked for).
     """
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    from sklearn.svm import SVC  # takes a second to import
-
     if len(samples) != len(asked):
         raise UserError(f"asked must hold one class a sample, got {len(asked)} for {len(samples)} samples")
-    (x_fit, y_fit), (x_check, y_check) = (_labelled(*pair, limit, seed) for pair in (held_out, train))
-    x, y = _labelled(samples, asked, len(samples), seed)
-    if len(np.unique(y_fit)) < 2 or not len(y) or not len(y_check):
+    x_check, y_check = labelled_rows(*train, limit, seed)
+    x, y = labelled_rows(samples, asked, len(samples), seed)
+    judge = Judge.fit(held_out, features=features, standardise=standardise, limit=limit, seed=seed)
+    if judge is None or not len(y) or not len(y_check):
         return None
-    scale = StandardScaler(with_mean=standardise, with_std=standardise)
-    # gamma="scale" divides by the variance over all features, so that the unit of pixels does not matter.
-    classifier = make_pipeline(scale, SVC(kernel="rbf", gamma="scale", C=10.0))
-    classifier.fit(features(x_fit).numpy(), y_fit)
-    right = classifier.predict(features(x).numpy()) == y
-    accuracy = float(np.mean(classifier.predict(features(x_check).numpy()) == y_check))
-    present = [int(c) for c in np.unique(y)]
-    by_class = [(category.names[c], int((y == c).sum()), float(right[y == c].mean())) for c in present]
-    return Fidelity(float(right.mean()), accuracy, by_class, len(y), len(y_fit), len(y_check))
-
-
-def _labelled(x: Tensor, labels: Tensor, limit: int, seed: int) -> tuple[Tensor, np.ndarray]:
-    """At most ``limit`` rows that have a label, and those labels."""
-    known = (labels >= 0).nonzero().flatten().cpu()
-    chosen = known[rows(len(known), limit, seed)]
-    return x[chosen], labels.cpu()[chosen].numpy()
+    right = judge(x) == y
+    accuracy = float((judge(x_check) == y_check).double().mean())
+    present = [int(c) for c in y.unique()]
+    by_class = [(category.names[c], int((y == c).sum()), float(right[y == c].double().mean())) for c in present]
+    return Fidelity(float(right.double().mean()), accuracy, by_class, len(y), judge.fitted_on, len(y_check))

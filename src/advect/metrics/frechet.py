@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
+from advect.metrics.moments import Moments
 from advect.metrics.samples import check_samples
 
 
@@ -52,6 +53,11 @@ class GaussianFit:
             )
         keep = values > rounding
         return cls(mean, vectors[:, keep] * values[keep].sqrt())
+
+    @classmethod
+    def from_running(cls, moments: Moments) -> GaussianFit:
+        """The Gaussian of samples that came in batches. Raises UserError for fewer than 2."""
+        return cls.from_moments(moments.mean, moments.covariance)
 
     def distance(self, other: GaussianFit) -> float:
         """``|m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2))``, the square of Dowson & Landau's (1982) distance.

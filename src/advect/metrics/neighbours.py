@@ -36,12 +36,12 @@ def nearest_neighbours(queries: Tensor, references: Tensor, *, k: int = 1, memor
         raise UserError(f"k must be in 1 .. {len(references)} (the number of references), got {k}")
     if memory_mb < 1:
         raise UserError(f"memory_mb must be at least 1, got {memory_mb}; 256 is usual")
-    rows = _block_rows(queries.shape[1], memory_mb)
+    rows = block_rows(queries.shape[1], memory_mb)
     blocks = [_search(block, references, k, rows) for block in queries.split(rows)]
     return Neighbours(torch.cat([b.distances for b in blocks]), torch.cat([b.indices for b in blocks]))
 
 
-def _block_rows(dimension: int, memory_mb: int) -> int:
+def block_rows(dimension: int, memory_mb: int) -> int:
     """The largest n for which two blocks (n, D) and two products (n, n) of float64 take ``memory_mb`` MB."""
     budget = memory_mb * 2**20 / 16
     return max(1, int((dimension**2 / 4 + budget) ** 0.5 - dimension / 2))
