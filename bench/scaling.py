@@ -1,8 +1,8 @@
 """A MODEL, not a measurement: what a step costs on 1 to 1,024 GPUs, by formulas whose sources stand beside them.
 
-Every number that is not a formula is a flag, whose default is an assumption: NVIDIA H100s, eight a host, one 400 Gbit/s
-network card for each. Activations are not in the memory; a global batch this large need not learn as well by the sample
-(McCandlish et al. 2018, "An Empirical Model of Large-Batch Training").
+Every number that is not a formula is a flag, whose default is an assumption: NVIDIA H100s, eight a host, a network
+card of 400 Gbit/s for each. Activations are not in the memory; a global batch this large need not learn as well by the
+sample (McCandlish et al. 2018, "An Empirical Model of Large-Batch Training").
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Size:
     blocks: int
 
 
-# celeba64: as PyTorch's counter has it for the preset. Transformers: 6 a parameter and token (Kaplan et al. 2020), 256.
+# celeba64: as PyTorch's counter has it for the preset. Transformers: 6 a parameter and token (Kaplan 2020) of 256.
 SIZES = (
     Size("celeba64, U-Net of 62.5 M parameters", 62.5e6, 115.7e9, 128, 31),
     Size("transformer of 500 M parameters", 500e6, 6 * 500e6 * 256, 64, 28),

@@ -6,6 +6,7 @@ same order, from the main thread. PyTorch's distributed package is imported wher
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,9 +97,11 @@ def _join(me: Processes, device: torch.device | None, timeout: timedelta) -> Non
         torch.cuda.set_device(me.device(device))
     address = f"[{me.address}]" if ":" in me.address else me.address
     try:
+        url = f"tcp://{address}:{me.port}"
+        store, _, _ = next(dist.rendezvous(url, me.rank, me.world, timeout=timeout))  # type: ignore[attr-defined]
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
-            init_method=f"tcp://{address}:{me.port}",
+            store=dist.PrefixStore(_attempt(), store),
             rank=me.rank,
             world_size=me.world,
             timeout=timeout,
@@ -119,6 +122,11 @@ def _join(me: Processes, device: torch.device | None, timeout: timedelta) -> Non
             f" ({str(error).splitlines()[0].rstrip('. ')}); {fix}"
         ) from error
     _joined = _Joined(me, *groups)  # pyright: ignore[reportArgumentType]
+
+
+def _attempt() -> str:
+    """A name for this start of the processes: torchrun restarts them on a store that remembers the last ones."""
+    return f"advect-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
 
 
 def _leave(clean: bool) -> None:
