@@ -100,7 +100,7 @@ def plain(name: str) -> Work:
     """The same steps as PyTorch's manual has them."""
     state, loader = new(name)
     net, done = state.net, 0
-    params = list(net.parameters())
+    params: list[torch.Tensor] = list(net.parameters())
     shadow = [p.detach().clone() for p in params]
     optimizer = torch.optim.AdamW(params, weight_decay=0.0, fused=True)
 
