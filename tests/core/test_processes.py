@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 import torch
 
 from advect.core.errors import UserError
-from advect.core.processes import Processes
+from advect.core.processes import Processes, timeout_of
 from advect.core.slurm import hosts
 
 TORCHRUN = {
@@ -139,3 +141,13 @@ def test_a_slurm_task_that_sees_one_gpu_takes_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     last = Processes(rank=3, world=4, local_rank=3, local_world=4, port=1)
     assert last.device(torch.device("cuda")) == torch.device("cuda:0")
+
+
+@pytest.mark.parametrize("word", ["", "0", "-3", "2.5", "soon", "99999999"])
+def test_how_long_to_wait_for_the_others_is_checked(word):
+    assert timeout_of({}) == timedelta(minutes=10)
+    assert timeout_of({"ADVECT_TIMEOUT": "90"}) == timedelta(seconds=90)
+    with pytest.raises(
+        UserError, match=f"ADVECT_TIMEOUT must be a whole number of seconds up to a month, got '{word}'"
+    ):
+        timeout_of({"ADVECT_TIMEOUT": word})

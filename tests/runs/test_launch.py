@@ -209,6 +209,30 @@ def test_the_launchers_of_pytorch_start_the_command_line(tmp_path, module):
     assert done.stdout.count("batch_size:") == 1
 
 
+RESTARTED = """
+import os, sys
+from advect.core.group import all_objects, joined
+with joined() as me:
+    told = all_objects(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    if told == ["0", "0"] and me.rank == 1:
+        os._exit(3)
+    all_objects(None)
+    if me.is_first:
+        print("together at", *told)
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_torchrun_starts_anew_meet_again(tmp_path):
+    (tmp_path / "program.py").write_text(RESTARTED)
+    words = ["--standalone", "--nproc_per_node=2", "--max-restarts=1", "program.py"]
+    words = [sys.executable, "-m", "torch.distributed.run", *words]
+    done = subprocess.run(
+        words, cwd=tmp_path, env=environment(ADVECT_TIMEOUT=20), capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (0, "together at 1 1\n"), done.stderr
+
+
 def test_the_place_that_a_launcher_puts_before_all_words_is_taken(advect, monkeypatch, capsys):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     monkeypatch.setattr(os, "environ", dict(os.environ))

@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from advect.core.errors import UserError
-from advect.core.processes import Processes
+from advect.core.processes import Processes, timeout_of
 
 if TYPE_CHECKING:
     import torch
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
-
-TIMEOUT = timedelta(minutes=10)
-"""How long a process waits for the others: to come, and in each exchange."""
 
 PATIENCE = timedelta(days=30)
 """How long it waits for those that work by themselves; a process that ends is noticed at once."""
@@ -64,20 +61,20 @@ def background_group() -> ProcessGroup | None:
 
 @contextmanager
 def joined(
-    device: torch.device | None = None, *, processes: Processes | None = None, timeout: timedelta = TIMEOUT
+    device: torch.device | None = None, *, processes: Processes | None = None, timeout: timedelta | None = None
 ) -> Iterator[Processes]:
     """Within the block the processes of the environment, or ``processes``, form PyTorch's default group.
 
     It is Gloo for CPU tensors and NCCL for those of a GPU; a CPU as ``device`` leaves NCCL out, and a GPU becomes
     PyTorch's current one, each process its own. Without ``device`` NCCL is there wherever CUDA is. Inside a joined
-    block, and for a process on its own, nothing happens. Raises UserError where the others do not come in time, or
-    the port is taken.
+    block, and for a process on its own, nothing happens. Without ``timeout`` it is that of :func:`timeout_of`. Raises
+    UserError where the others do not come in time or cannot be reached, or the port is taken.
     """
     me = processes or (Processes.of_environment() if _joined is None else _joined.processes)
     if _joined is not None or me.world == 1:
         yield me
         return
-    _join(me, device, timeout)
+    _join(me, device, timeout or timeout_of())
     clean = False
     try:
         yield me
@@ -100,23 +97,36 @@ def _join(me: Processes, device: torch.device | None, timeout: timedelta) -> Non
         torch.cuda.set_device(me.device(device))
     address = f"[{me.address}]" if ":" in me.address else me.address
     try:
-        store, _, _ = next(dist.rendezvous(f"tcp://{address}:{me.port}", me.rank, me.world, timeout=timeout))
-        # torchrun's store outlives a restart of the processes, and so would the addresses of those that died.
-        store = dist.PrefixStore(f"advect/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        url = f"tcp://{address}:{me.port}"
+        store, _, _ = next(dist.rendezvous(url, me.rank, me.world, timeout=timeout))  # type: ignore[attr-defined]
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
-            store=store,
+            store=dist.PrefixStore(_attempt(), store),
             rank=me.rank,
             world_size=me.world,
             timeout=timeout,
         )
-    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        groups = [dist.new_group(backend="gloo", timeout=timeout) for _ in range(2)]
+    except RuntimeError as error:
+        met = not isinstance(error, (dist.DistNetworkError, dist.DistStoreError))
+        if met and "gloo" not in str(error).lower():
+            raise
+        fix = (
+            "they met, but do not reach one another; set GLOO_SOCKET_IFNAME, and for GPUs NCCL_SOCKET_IFNAME, on each"
+            " host to the network interface that leads to the others, such as eth0"
+            if met
+            else "see that all are started, and that the port is free"
+        )
         raise UserError(
             f"{me.name} could not join the {me.world} processes at MASTER_ADDR {me.address} and MASTER_PORT {me.port}"
-            f" ({str(error).splitlines()[0].rstrip('. ')}); see that all are started, and that the port is free"
+            f" ({str(error).splitlines()[0].rstrip('. ')}); {fix}"
         ) from error
-    groups = [dist.new_group(backend="gloo", timeout=timeout) for _ in range(2)]
     _joined = _Joined(me, *groups)  # pyright: ignore[reportArgumentType]
+
+
+def _attempt() -> str:
+    """A name for this start of the processes: torchrun restarts them on a store that remembers the last ones."""
+    return f"advect-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
 
 
 def _leave(clean: bool) -> None:
@@ -226,7 +236,7 @@ def apart() -> Iterator[None]:
         return
     import torch.distributed as dist
 
-    group: Any = dist.new_group(backend="gloo", timeout=PATIENCE)  # an exchange in the others ends after TIMEOUT
+    group: Any = dist.new_group(backend="gloo", timeout=PATIENCE)  # an exchange in the others ends after timeout_of()
     try:
         yield
         dist.barrier(group=group)

@@ -7,6 +7,7 @@ import signal
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from advect.core.errors import UserError
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 """Ctrl+C; what ends a job; and what a scheduler can be told to send before it takes a machine away, not on Windows."""
+
+
+TIMEOUT = timedelta(minutes=10)
+"""How long a process waits for the others, to come and in each exchange, where ADVECT_TIMEOUT does not say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +113,18 @@ class Processes:
 def count_cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def timeout_of(env: Mapping[str, str] | None = None) -> timedelta:
+    """The seconds in the environment variable ADVECT_TIMEOUT, else TIMEOUT. Raises UserError for what is no time."""
+    word = (os.environ if env is None else env).get("ADVECT_TIMEOUT")
+    if word is None:
+        return TIMEOUT
+    if not word.isdecimal() or not 0 < int(word) <= 30 * 24 * 3600:
+        raise UserError(
+            f"the environment variable ADVECT_TIMEOUT must be a whole number of seconds up to a month, got {word!r}"
+        )
+    return timedelta(seconds=int(word))
 
 
 def _word(env: Mapping[str, str], name: str) -> str:

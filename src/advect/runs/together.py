@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from advect.core.errors import UserError
 from advect.core.group import is_lost_peer, joined
+from advect.core.processes import Processes
 from advect.runs.launch import LOST_PEER, hold_lifeline
 
 
@@ -33,7 +34,8 @@ def run_together(command: Callable[[], None]) -> None:
         if not is_lost_peer(error):
             raise
         if not launched:
-            print(f"advect: {me.name} lost the others, as one has failed: {error}".splitlines()[0], file=sys.stderr)
+            name, why = Processes.of_environment().name, str(error).splitlines()[0]
+            print(f"advect: {name} lost the others, as one has failed or is out of reach: {why}", file=sys.stderr)
         code = LOST_PEER
     if code:
         sys.exit(code)
