@@ -134,7 +134,7 @@ def test_killed_at_each_place_and_resumed_equals_never_killed(
     assert died >= min(3, len(kills))
     advect_ranks(n, words, cwd=tmp_path)
     assert state(tmp_path / "run") == whole(n, kind)
-    assert not list((tmp_path / "run").rglob("*.partial"))
+    assert not [*(tmp_path / "run").rglob("*.partial"), *(tmp_path / "run").rglob("*.old")]
 
 
 @slow

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from advect.core.files import make_folder, write_text_whole
+from advect.core.files import make_folder, remove_partial, write_text_whole
 from advect.core.group import agree, broadcast_object, current, joined
 from advect.core.platform import tune_process
 from advect.data import Source
@@ -80,6 +80,8 @@ def _train(
                 claims.close()
                 claims.enter_context(claimed(run_dir, checkpoint, again, say))
                 remove_leftovers(run_dir / "checkpoints")
+                for folder in (run_dir, run_dir / "samples"):
+                    remove_partial(folder)
                 if checkpoint and config.training.posthoc_ema:
                     bring(checkpoint.parent.parent / SNAPSHOTS, run_dir / SNAPSHOTS)
                 write_text_whole(run_dir / "config.yaml", to_yaml(config, preset))

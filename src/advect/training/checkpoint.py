@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from advect.core.errors import UserError
-from advect.core.files import sync_file, sync_folder, write_text_whole
+from advect.core.files import remove_partial, sync_file, sync_folder, write_text_whole
 
 FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -121,8 +121,7 @@ def remove_leftovers(folder: Path) -> None:
             old.rename(final)
     for partial in folder.glob(".step-*.partial"):
         shutil.rmtree(partial, ignore_errors=True)
-    for partial in folder.glob(".latest.*.partial"):
-        partial.unlink(missing_ok=True)
+    remove_partial(folder)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -63,11 +63,13 @@ def is_full(error: Exception) -> bool:
 def not_finite(bad: int, loss: float, norm: float, step: int, *, rolled_back: bool) -> UserError:
     """The end of a run of which ``bad`` steps in a row, the last of them ``step``, were not finite."""
     tried = "also after going back to a checkpoint with a lower rate" if rolled_back else "and there is no checkpoint"
-    return UserError(
+    error = UserError(
         f"the loss or its gradient was not finite in {bad} steps in a row, the last of them step {step:,} (loss "
         f"{loss:g}, gradient norm {norm:g}), {tried}; lower --learning-rate, keep --grad-clip at 1, train with "
         "--no-mixed-precision, and look at the rows that metrics.jsonl names with advect doctor; checkpoints are whole"
     )
+    error.agreed = True  # as loss and norm are those of all processes
+    return error
 
 
 class Watchdog:
