@@ -55,9 +55,25 @@ def disk_explained(folder: Path, step: int) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def full_disk_explained(run: Path) -> Iterator[None]:
+    """Turn a disk that is full for anything else in the folder ``run`` into a UserError, as :func:`disk_explained`."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        whole = list_checkpoints(run / "checkpoints")
+        last = f"the last whole checkpoint is {whole[-1]}" if whole else "there is no checkpoint"
+        raise UserError(
+            f"the disk of {run} is full; {last}; free some space, and go on with --run-dir {run} --resume auto"
+        ) from error
+
+
 def is_full(error: Exception) -> bool:
-    """Whether an error, also one of safetensors, says that no space is left."""
-    return getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error).lower()
+    """Whether an error, also one of safetensors, says that no space, or no more of a quota, is left."""
+    full = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+    return getattr(error, "errno", None) in full or any(f"os error {n})" in str(error).lower() for n in full)
 
 
 def not_finite(bad: int, loss: float, norm: float, step: int, *, rolled_back: bool) -> UserError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -166,8 +167,9 @@ class Trainer:
                 if self._ahead is not None:
                     self._ahead.close()
                 self.loader.close()
-                for hook in self.hooks:
-                    hook.close()
+                with ExitStack() as closing:  # all of them, though one may fail
+                    for hook in reversed(self.hooks):
+                        closing.callback(hook.close)
 
     def _step(self) -> None:
         progress = self.state.progress
