@@ -204,8 +204,9 @@ class Trainer:
         return value
 
     def _report_stall(self, name: str, seconds: float) -> None:
+        who = f"{current().name}: " if current().world > 1 else ""
         print(
-            f"warning: step {self.state.progress.step + 1:,} has waited for {name} for {seconds:.0f} s; if that is "
+            f"warning: {who}step {self.state.progress.step + 1:,} has waited for {name} for {seconds:.0f} s; if that is "
             "not the disk's usual speed, see that the data can still be read, or raise --num-workers",
             file=sys.stderr,
             flush=True,
