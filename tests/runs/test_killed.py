@@ -9,6 +9,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -23,6 +24,7 @@ from advect.training.parallel import Kind
 from advect.training.shards import SHARDS, assemble
 from advect.training.state import EMA, MODEL, OPTIMIZER, PROGRESS, load_weights
 from forked import advect_ranks, ranks
+from processes import advect_command, environment
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs forked processes")
 
@@ -167,3 +169,20 @@ def test_a_rank_killed_ends_the_other_with_one_line_and_no_time_out(tmp_path: Pa
     assert (ended[victim].code, ended[1 - victim].code) == (-signal.SIGKILL, 75)
     told = [line for line in ended[1 - victim].err.splitlines() if "step" not in line]
     assert len(told) == 1 and "lost the others, as one has failed" in told[0]
+
+
+@slow
+def test_under_nproc_a_rank_killed_ends_the_run_and_is_named(tmp_path: Path) -> None:
+    words = advect_command(f"{SMALL} --run-dir run --nproc 2 --max-steps 100000".replace("--sample-every 10", ""))
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, cwd=tmp_path, env=environment(), stdout=pipe, stderr=pipe, text=True) as launcher:
+        while launcher.poll() is None and newest_step(tmp_path / "run") < 3:
+            time.sleep(0.01)
+        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+        (victim,) = (pid for pid in children if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
+        os.kill(int(victim), signal.SIGKILL)
+        _, err = launcher.communicate(timeout=60)
+    assert launcher.returncode == 128 + signal.SIGKILL
+    assert err.endswith("advect: rank 1 was ended by SIGKILL; this is often a lack of memory\n")
+    assert "Traceback" not in err
+    advect_ranks(2, f"{SMALL} --run-dir run --max-steps {newest_step(tmp_path / 'run') + 1}", cwd=tmp_path)
