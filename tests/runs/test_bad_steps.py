@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from forked import advect_ranks, ranks
 from test_killed import kill_at
 from test_killed import state as end_of
+
+from forked import advect_ranks, ranks
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs forked processes")
 
@@ -150,7 +150,7 @@ def test_a_run_that_was_rolled_back_and_killed_ends_as_one_not_killed(
     ends = []
     for name, kills in (("whole", []), ("killed", places)):
         call = f"{ROLLED} {words}".replace("--run-dir run", f"--run-dir {name}")
-        fault: Callable[..., dict] = lambda *kill: {"before": plant, "arguments": (n - 1, NAN, STEPS, LOW, *kill)}  # noqa: B023
+        fault: Callable[..., dict] = lambda *kill: {"before": plant, "arguments": (n - 1, NAN, STEPS, LOW, *kill)}
         for place in kills:
             with ranks(n, call, cwd=tmp_path, **fault((0, *place))) as run:
                 assert run.wait()[0].code == -9, place

@@ -30,7 +30,11 @@ def curve(run: Path) -> tuple[list[int], list[float]]:
 
 @pytest.mark.parametrize(
     ("data", "way"),
-    [("moons", "1-ddp-1"), ("moons", "ddp-fsdp-ddp"), *(pytest.param("digits", w, marks=pytest.mark.slow) for w in WAYS)],
+    [
+        ("moons", "1-ddp-1"),
+        ("moons", "ddp-fsdp-ddp"),
+        *(pytest.param("digits", w, marks=pytest.mark.slow) for w in WAYS),
+    ],
 )
 def test_the_logged_curve_is_that_of_one_process(tmp_path: Path, data: str, way: str) -> None:
     call = f"train {DATA[data]} --lr-warmup-steps 4 --learning-rate 1e-3 --sample-every 0 --log-every 1 --num-epochs 9"

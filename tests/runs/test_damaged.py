@@ -76,7 +76,9 @@ def test_what_is_damaged_is_told_and_auto_goes_on_from_the_one_before(
     checkpoints = copied(runs[kind], tmp_path)
     DAMAGES[damage](checkpoints / "step-00000008" / name)
     words = SMALL.removesuffix("--run-dir run").replace("--max-steps 8", "--max-steps 9")
-    with pytest.raises(UserError, match=r"checkpoint run/checkpoints/step-00000008 is (damaged|incomplete): .*") as error:
+    with pytest.raises(
+        UserError, match=r"checkpoint run/checkpoints/step-00000008 is (damaged|incomplete): .*"
+    ) as error:
         advect(words, "--resume-from run")
     assert name in str(error.value) and str(error.value).endswith("whole checkpoints beside it: step-00000004")
     capsys.readouterr()
@@ -98,7 +100,7 @@ def test_where_all_are_damaged_one_sentence_says_so_and_nothing_is_trained(
     for path in list_checkpoints(checkpoints):
         DAMAGES[damage](path / name)
     before = sorted((p, p.stat().st_mtime_ns) for p in checkpoints.rglob("*"))
-    with pytest.raises(UserError, match="run holds no whole checkpoint: .*; move the folder away to train anew"):
+    with pytest.raises(UserError, match=r"run holds no whole checkpoint: .*; move the folder away to train anew"):
         advect(SMALL, "--resume auto")
     assert sorted((p, p.stat().st_mtime_ns) for p in checkpoints.rglob("*")) == before
 

@@ -206,8 +206,8 @@ class Trainer:
     def _report_stall(self, name: str, seconds: float) -> None:
         who = f"{current().name}: " if current().world > 1 else ""
         print(
-            f"warning: {who}step {self.state.progress.step + 1:,} has waited for {name} for {seconds:.0f} s; if that is "
-            "not the disk's usual speed, see that the data can still be read, or raise --num-workers",
+            f"warning: {who}step {self.state.progress.step + 1:,} has waited for {name} for {seconds:.0f} s; if that "
+            "is not the disk's usual speed, see that the data can still be read, or raise --num-workers",
             file=sys.stderr,
             flush=True,
         )
