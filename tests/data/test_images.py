@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from advect.data import ImageFolder
 from advect.data.contents import split_by_content
 from advect.data.decoding import Decoder
 from advect.data.folders import find_images
+from advect.data.images import ImageSplit
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 TURNED = 6  # the EXIF orientation of a camera held upright: shown turned a quarter clockwise
@@ -328,6 +330,17 @@ def test_a_file_that_cannot_be_opened_is_skipped_too(folder):
     assert list(source.unreadable) == [str(folder / "9.png")]
     x = fetch(source.train, range(9))
     assert torch.equal(x[8], x[0]) and len(source.unreadable) == 1
+
+
+def test_what_fetching_an_image_takes_does_not_grow_with_their_number(folder):
+    whole = ImageFolder(folder, image_size=8).train
+    many = ImageSplit(whole.store, np.zeros(1_000_000, np.int64), {}, whole.decoder)
+    many.fetch(np.array([0]))
+    tracemalloc.start()
+    many.fetch(np.array([5, 600_000]))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1e6  # a list of the other images would be 8 MB
 
 
 def test_a_decompression_bomb_is_named(tmp_path):

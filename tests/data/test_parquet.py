@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import ctypes
 import io
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +53,53 @@ def test_an_epoch_decodes_each_row_group_once(folder, monkeypatch):
     seen = torch.cat([loader.batch(step).x1 for step in range(9)])
     assert {x.numpy().tobytes() for x in seen} == {x.numpy().tobytes() for x in split.fetch(np.arange(90)).x1}
     assert sorted(decoded[:18]) == list(range(18))
+
+
+def test_opening_and_a_pass_hold_a_few_row_groups(tmp_path):
+    content = np.random.default_rng(0).integers(0, 256, (320, 64, 64, 3), dtype=np.uint8)
+    images = []
+    for pixels in content:
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "BMP")
+        images.append(buffer.getvalue())
+    pq.write_table(pa.table({"image": images}), tmp_path / "a.parquet", row_group_size=4, use_dictionary=False)
+    del images, content
+    total, before = (tmp_path / "a.parquet").stat().st_size, pa.total_allocated_bytes()
+    assert total > 3.9e6
+    tracemalloc.start()
+    loader = Loader(ParquetImages(tmp_path, image_size=8, held_out=0).train, 4, seed=0)
+    most = 0
+    for step in range(80):
+        loader.batch(step)
+        most = max(most, pa.total_allocated_bytes() - before)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < total / 4 and most < total / 10  # ten row groups of the eighty are kept
+
+
+class _Mallinfo(ctypes.Structure):
+    """What glibc's mallinfo2 tells; pyarrow's C++ takes memory that no counter of Python or of Arrow's pool sees."""
+
+    _fields_ = tuple((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "mapped", "usmblks"))
+    _fields_ += tuple((name, ctypes.c_size_t) for name in ("fsmblks", "used", "free", "keepcost"))
+
+
+def test_no_file_keeps_what_was_read_of_it(tmp_path):
+    mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo is None:
+        pytest.skip("needs glibc 2.33 or later")
+    mallinfo.restype = _Mallinfo
+    noise = np.random.default_rng(0)
+    for part in range(60):
+        table = pa.table({"image": [noise.bytes(2000) for _ in range(100)], "kind": [0] * 100})
+        pq.write_table(table, tmp_path / f"{part:02}.parquet")
+    store = ParquetStore(tmp_path, label="kind")
+    held = mallinfo()
+    before = held.used + held.mapped
+    for first in range(0, len(store), 100):
+        store.read(first)
+    held = mallinfo()
+    assert held.used + held.mapped - before < 5e6  # of 12 MB; ten files of the sixty are kept
 
 
 def test_bad_files_and_columns_are_named(folder):

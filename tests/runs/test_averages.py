@@ -22,7 +22,8 @@ from advect.runs import ema
 from advect.runs.ema import EmaArguments, rebuild
 from advect.runs.loading import read_average
 from advect.training import write_checkpoint
-from advect.training.state import EMA, MODEL, load_weights
+from advect.training.state import EMA, MODEL
+from advect.training.weight_files import load_weights
 
 FLAGS = "--width 16 --batch-size 64 --log-every 50 --sample-every 0 --ema-also 0.9 0.99 --posthoc-ema"
 ALSO = ("ema-0.9.safetensors", "ema-0.99.safetensors")

@@ -6,6 +6,7 @@ import io
 import shutil
 import tarfile
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,10 @@ from advect import load
 from advect.core.errors import UserError
 from advect.core.types import LENGTH
 from advect.data import pack, write_table
+from advect.networks import UNet
 from advect.runs.arguments import parse_train
 from advect.runs.configfile import to_yaml
+from advect.runs.presets.images import folded_unet
 from advect.runs.recognise import describe
 from advect.sources import Empirical
 
@@ -312,13 +315,32 @@ def test_the_unet_follows_the_size_and_flags_win(tmp_path: Path) -> None:
     _, a = parse_train(["--data", str(place)])
     assert a.settings.data.image_size == 8 and a.settings.network.channel_mult == (1, 2)
     _, a = parse_train(["images", "--data-dir", str(place), "--image-size", "48"])
-    assert a.settings.network.channel_mult == (1, 2, 2, 4)
+    assert a.settings.network.channel_mult == (1, 2) and a.settings.network.patch_size == 4
     _, a = parse_train(["--data", str(place), "--channel-mult", "1", "1"])
     assert a.settings.network.channel_mult == (1, 1)
     _, a = parse_train(["--data", str(place), "--network", "dit", "--width", "32"])
     assert a.settings.network.width == 32
     _, a = parse_train(["celeba64", "--data-dir", str(celeba(tmp_path)), "--attributes", "Male"])
     assert a.settings.data.attributes == ("Male",) and a.data_format == "celeba"
+
+
+def test_a_gpu_gets_the_full_unet_and_a_cpu_maps_of_some_sixteen_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = {8: (1, (1, 2)), 28: (2, (1, 2)), 32: (2, (1, 2)), 48: (4, (1, 2)), 64: (4, (1, 2)), 128: (4, (1, 2, 2))}
+    for size, (fold, mult) in lengths.items():
+        network = folded_unet(size, size)
+        assert (network.patch_size, network.channel_mult) == (fold, mult)
+        UNet((3, size, size), **{f.name: getattr(network, f.name) for f in fields(network)})
+    assert folded_unet(28, 30).patch_size == 1 and folded_unet(25, 25).channel_mult == (1,)
+    place = str(cifar(tmp_path))
+    for gpu, channels in ((False, 64), (True, 128)):
+        monkeypatch.setattr("torch.cuda.is_available", lambda gpu=gpu: gpu)
+        assert parse_train(["--data", place])[1].settings.network.model_channels == channels
+    _, a = parse_train(["images", "--data-dir", str(folder(tmp_path)), "--image-size", "48"])
+    assert a.settings.network.channel_mult == (1, 2, 2, 4)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert parse_train(["images", "--data-dir", str(shards(tmp_path))])[1].settings.network == folded_unet(64, 64)
 
 
 def test_a_configuration_keeps_its_format_and_its_data_may_move(

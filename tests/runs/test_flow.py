@@ -11,7 +11,8 @@ import torch
 
 import advect
 from advect.core.errors import UserError
-from advect.training.state import EMA, MODEL, load_weights
+from advect.training.state import EMA, MODEL
+from advect.training.weight_files import load_weights
 
 
 def test_samples_come_in_data_units(digits_run: Path, moons_run: Path) -> None:

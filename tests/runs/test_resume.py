@@ -15,7 +15,8 @@ import pytest
 
 from advect.core.errors import UserError
 from advect.training.checkpoint import list_checkpoints
-from advect.training.state import EMA, MODEL, OPTIMIZER, load_weights
+from advect.training.state import EMA, MODEL, OPTIMIZER
+from advect.training.weight_files import load_weights
 
 SMALL = (
     "--model-channels 8 --batch-size 32 --num-epochs 3 --log-every 4 "

@@ -11,7 +11,8 @@ import torch
 from advect.core.errors import UserError
 from advect.core.platform import check_compiler
 from advect.networks import MLP
-from advect.training.state import EMA, MODEL, OPTIMIZER, load_weights
+from advect.training.state import EMA, MODEL, OPTIMIZER
+from advect.training.weight_files import load_weights
 
 TINY = "--width 8 --depth 2 --batch-size 32 --num-samples 4 --sample-every 4 --num-epochs 5"
 

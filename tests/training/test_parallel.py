@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,9 @@ from advect.times import Importance
 from advect.training import AdamW, Ema, Muon, TrainState, hidden_matrices, named_params, verify_checkpoint
 from advect.training.flops import on_meta
 from advect.training.parallel import Parallel, local, whole_like
+from advect.training.state import EMA, MODEL
 from advect.training.step import Step
+from advect.training.weight_files import load_weights
 from advect.training.writer import CheckpointWriter
 from processes import run_ranks
 
@@ -86,13 +87,18 @@ def gradients(net: str, kind: str, accumulate: int) -> tuple[list, float]:
     return whole(params, kept), norm.item()
 
 
-@pytest.mark.parametrize("net", NETS)
+def all_gradients(accumulate: int) -> list:
+    """Of every network and both ways to share it, in one start of the processes."""
+    return [[net, gradients(net, kind, accumulate)] for net in NETS for kind in ("ddp", "fsdp")]
+
+
 @pytest.mark.parametrize(("n", "accumulate"), [(2, 1), (3, 2)])
-def test_gradients_of_ddp_and_fsdp_are_those_of_one_process(net: str, n: int, accumulate: int) -> None:
-    expected, norm = gradients(net, "none", 1)
-    for kind in ("ddp", "fsdp"):
-        for grads, norm_there in run_ranks(n, gradients, net, kind, accumulate):
-            assert norm_there == pytest.approx(norm, rel=1e-5)
+def test_gradients_of_ddp_and_fsdp_are_those_of_one_process(n: int, accumulate: int) -> None:
+    alone = {net: gradients(net, "none", 1) for net in NETS}
+    for found in run_ranks(n, all_gradients, accumulate):
+        for net, (grads, norm) in found:
+            expected, norm_alone = alone[net]
+            assert norm == pytest.approx(norm_alone, rel=1e-5)
             for a, b in zip(grads, expected, strict=True):
                 torch.testing.assert_close(torch.tensor(a), torch.tensor(b), rtol=1e-4, atol=1e-6 * norm)
 
@@ -129,19 +135,23 @@ WAYS = {
     "ddp2-fsdp3-ddp2": [(2, "ddp"), (3, "fsdp"), (2, "ddp")],
     "fsdp2-1-fsdp3": [(2, "fsdp"), (1, "none"), (3, "fsdp")],
 }
+LEARNERS = [("mlp", "adamw"), ("unet", "muon")]
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(("net", "optimizer"), [("mlp", "adamw"), ("unet", "muon")])
-def test_the_curve_stays_that_of_one_process_whoever_takes_the_run_up(
-    tmp_path: Path, way: str, net: str, optimizer: str
-) -> None:
-    alone = take_steps(make(net, "none", optimizer), net, range(12))
-    losses: list[float] = []
+def legs(folder: str, kind: str, first: int, last: int) -> list[list[float]]:
+    """The leg of every learner, in one start of the processes."""
+    return [leg(f"{folder}/{net}", net, kind, optimizer, first, last) for net, optimizer in LEARNERS]
+
+
+@pytest.mark.parametrize("way", ["1-ddp2-1", "ddp2-fsdp3-ddp2", pytest.param("fsdp2-1-fsdp3", marks=pytest.mark.slow)])
+def test_the_curve_stays_that_of_one_process_whoever_takes_the_run_up(tmp_path: Path, way: str) -> None:
+    losses: list[list[float]] = [[] for _ in LEARNERS]
     for i, (n, kind) in enumerate(WAYS[way]):
-        asked = (str(tmp_path), net, kind, optimizer, 4 * i, 4 * i + 4)
-        losses += leg(*asked) if n == 1 else run_ranks(n, leg, *asked)[0]
-    assert losses == pytest.approx(alone, rel=1e-5)
+        asked = (str(tmp_path), kind, 4 * i, 4 * i + 4)
+        for curve, part in zip(losses, legs(*asked) if n == 1 else run_ranks(n, legs, *asked)[0], strict=True):
+            curve += part
+    for (net, optimizer), curve in zip(LEARNERS, losses, strict=True):
+        assert curve == pytest.approx(take_steps(make(net, "none", optimizer), net, range(12)), rel=1e-5)
 
 
 def importance_after_a_batch() -> list[float]:
@@ -181,19 +191,20 @@ def test_what_is_not_finite_on_one_process_moves_nothing_on_any() -> None:
         assert told == [[1.0, 0.0, 0.0]] * 2 + [[1.0, 0.0, 2.0**15]] * 2
 
 
-def test_a_sharded_checkpoint_holds_no_pickle_and_plain_weights(tmp_path: Path) -> None:
-    run_ranks(2, leg, str(tmp_path), "mlp", "fsdp", "adamw", 0, 1)
-    files = [p for p in (tmp_path / "step-00000001").rglob("*") if p.is_file()]
-    assert {p.suffix for p in files} == {".json", ".safetensors"}
-    from advect.training.state import EMA, MODEL, load_weights
+def both_kinds(folder: str) -> None:
+    for kind in ("ddp", "fsdp"):
+        leg(f"{folder}/{kind}", "mlp", kind, "adamw", 0, 1)
 
+
+def test_a_sharded_checkpoint_holds_no_pickle_and_the_same_plain_weights(tmp_path: Path) -> None:
+    run_ranks(2, both_kinds, str(tmp_path))
+    plain, sharded = (tmp_path / kind / "step-00000001" for kind in ("ddp", "fsdp"))
+    files = [p for p in sharded.rglob("*") if p.is_file()]
+    assert {p.suffix for p in files} == {".json", ".safetensors"}
     net = NETS["mlp"]()
     for name in (MODEL, EMA):
-        net.load_state_dict(load_weights(tmp_path / "step-00000001" / name))
-    with tempfile.TemporaryDirectory() as plain:
-        run_ranks(2, leg, plain, "mlp", "ddp", "adamw", 0, 1)
-        for name in (MODEL, EMA):
-            one, other = (load_weights(Path(f) / "step-00000001" / name) for f in (plain, str(tmp_path)))
-            assert one.keys() == other.keys()
-            for key in one:
-                torch.testing.assert_close(one[key], other[key], rtol=1e-5, atol=1e-6)
+        one, other = load_weights(plain / name), load_weights(sharded / name)
+        net.load_state_dict(other)
+        assert one.keys() == other.keys()
+        for key in one:
+            torch.testing.assert_close(one[key], other[key], rtol=1e-5, atol=1e-6)

@@ -15,7 +15,7 @@ from advect.core.errors import UserError
 from advect.training import AdamW, Ema, Trainer, TrainState, named_params
 from advect.training.ema import length_file
 from advect.training.snapshots import Snapshots, bring, combine, read_snapshots, spacing
-from advect.training.state import load_weights
+from advect.training.weight_files import load_weights
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ same order, from the main thread. PyTorch's distributed package is imported wher
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -99,9 +100,12 @@ def _join(me: Processes, device: torch.device | None, timeout: timedelta) -> Non
         torch.cuda.set_device(me.device(device))
     address = f"[{me.address}]" if ":" in me.address else me.address
     try:
+        store, _, _ = next(dist.rendezvous(f"tcp://{address}:{me.port}", me.rank, me.world, timeout=timeout))
+        # torchrun's store outlives a restart of the processes, and so would the addresses of those that died.
+        store = dist.PrefixStore(f"advect/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
-            init_method=f"tcp://{address}:{me.port}",
+            store=store,
             rank=me.rank,
             world_size=me.world,
             timeout=timeout,

@@ -8,6 +8,7 @@ import os
 import unicodedata
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -189,7 +190,7 @@ class ImageSplit(Split):
     def _decode(self, index: int, place: tuple[float, float] | None) -> tuple[np.ndarray, int]:
         """The image at ``index`` and that index, or the next readable one and its."""
         title = reason = ""
-        for candidate in (*range(index, len(self)), *range(index)):
+        for candidate in chain(range(index, len(self)), range(index)):
             row = self.rows[candidate]
             try:
                 return self.decoder(self.store.read(row), place), candidate

@@ -163,7 +163,8 @@ class ParquetImages(Source):
 def _open(name: str, columns: Sequence[str], cache_dir: str | os.PathLike[str] | None) -> Any:
     parquet = optional_import("pyarrow.parquet", "tables")
     try:
-        table = parquet.ParquetFile(File(name, cache_dir=cache_dir).open())
+        # What it reads ahead it would keep: the last row group of every file, so in the end the whole store.
+        table = parquet.ParquetFile(File(name, cache_dir=cache_dir).open(), pre_buffer=False)
     except UserError:
         raise
     except Exception as error:  # as in _decode

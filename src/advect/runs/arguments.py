@@ -138,12 +138,14 @@ def _with_data(preset: Preset, flags: list[str]) -> tuple[Config, str | None]:
         raise UserError(f"--data-format {data_format} is none that preset {preset.name} takes{fix}")
     if data_format is not None and data_format != format_of(config.data):
         config = replace(config, data=FORMATS[data_format]())
-    if preset.network_for is not None and data_format is not None:
+    if preset.fit is not None and data_format is not None:
         side = _value_of("--image-size", flags)
         size = image_size(data_format, Path(place).expanduser()) if place else None
         if side and side.isdecimal() and int(side) > 0:
             size = (int(side), int(side))
-        config = config if size is None else replace(config, network=preset.network_for(*size))
+        usual = getattr(config.data, "image_size", None)
+        size = size or (usual and (usual, usual))
+        config = config if size is None else preset.fit(config, *size)
     return config, data_format
 
 

@@ -230,11 +230,11 @@ class Preset:
     """A named starting point: what it trains on and with, and one line about it.
 
     ``takes`` names the formats of ``runs.data_formats`` that it trains on, none where it brings its own data;
-    ``network_for`` makes its network for images of a height and a width, where that depends on them.
+    ``fit`` is the configuration for images of a height and a width, where that depends on them.
     """
 
     name: str
     about: str
     config: Config
     takes: tuple[str, ...] = ()
-    network_for: Callable[[int, int], NetworkConfig] | None = None
+    fit: Callable[[Config, int, int], Config] | None = None

@@ -77,10 +77,14 @@ class Field:
         self.net.eval()
         return guided_velocity(self._velocity, cond, guidance, interval=interval)
 
+    def output(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
+        """What the network says, (B, *S), in the precision that it was trained in."""
+        with torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext():
+            return self.net(x_t, t, cond)
+
     def _velocity(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
         inside = t if self.prediction == "velocity" else t.clamp(self.margin, 1 - self.margin)
-        with torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext():
-            output = self.net(x_t, inside, cond)
+        output = self.output(x_t, inside, cond)
         if self.prediction == "velocity":
             return output
         assert isinstance(self.path, AffinePath)

@@ -15,7 +15,8 @@ from advect.runs.card import Card
 from advect.runs.flow import Flow, Sampler
 from advect.runs.method import build_noise, build_path, label_dropout
 from advect.training.checkpoint import find_checkpoint, verify_checkpoint
-from advect.training.state import DATA, EMA, MODEL, check_same_shapes, load_weights
+from advect.training.state import DATA, EMA, MODEL
+from advect.training.weight_files import check_same_shapes, load_weights, read_shapes
 
 CARD, AVERAGE = "advect", "average"
 """What the header of a weight file holds: its card, and of an average that ``advect ema`` made, which it is."""
@@ -40,7 +41,7 @@ def load(path: str | Path, *, ema: bool | float = True, device: str = "auto") ->
     place = pick_device(device)
     net = build_network(card.network, card.spec)
     weights = load_weights(file)
-    check_same_shapes(weights, net.state_dict(), file)
+    check_same_shapes(read_shapes(file), net.state_dict(), file)
     net.load_state_dict(weights)
     return flow_of(card, net.to(place).eval(), place)
 

@@ -125,7 +125,7 @@ def _flags(data_format: str, path: str | Path, preset: Preset) -> list[str]:
     """What the data need besides, so far as their first look tells."""
     place = Path(path).expanduser()
     match data_format:
-        case "image-folder" if preset.network_for is not None:
+        case "image-folder" if preset.fit is not None:
             return ["--image-size", str(_usual_size(place))]
         case "parquet-images" if place.exists():
             return ["--image-column", image_columns(place)[0]]

@@ -18,8 +18,9 @@ from advect.reports.grid import save_png
 from advect.runs.flow import Flow
 from advect.runs.pictures import draw, held_out_batch
 from advect.training.boards import Board
+from advect.training.hook import Hook
 from advect.training.hooks import EverySteps, MetricsFile
-from advect.training.trainer import Hook, Trainer
+from advect.training.trainer import Trainer
 
 
 @torch.no_grad()
@@ -35,7 +36,7 @@ def held_out_loss(flow: Flow, objective: Objective, split: Split, seed: int, lim
         own = mine or range(1)  # a process without a row computes one, and does not count it
         batch = split.fetch(np.arange(first + own.start, first + own.stop)).to(flow.device)
         rng = CounterRng(mix(seed, 5), first, len(own), start=own.start, total=rows)
-        total += objective(flow.net, batch, rng).double().sum().cpu() * bool(mine)
+        total += objective(flow.output, batch, rng).double().sum().cpu() * bool(mine)
     return all_sum(total).item() / count
 
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 from advect.core.errors import UserError, optional_import
 from advect.core.files import write_text_whole
-from advect.training.trainer import Hook, Trainer
+from advect.training.hook import Hook
+from advect.training.trainer import Trainer
 
 _NO_CURVES = ("step", "seen", "seconds")
 

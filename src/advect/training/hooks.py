@@ -15,8 +15,9 @@ from advect.core.errors import UserError
 from advect.core.files import write_text_whole
 from advect.core.group import agree
 from advect.training.checkpoint import checkpoint_name, checkpoint_step, list_checkpoints
+from advect.training.hook import Hook
 from advect.training.state import Progress
-from advect.training.trainer import Hook, Trainer
+from advect.training.trainer import Trainer
 from advect.training.writer import CheckpointWriter
 
 

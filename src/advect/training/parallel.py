@@ -48,13 +48,19 @@ def gathered(part: Tensor, param: Tensor) -> Tensor:
     return whole.full_tensor() if whole is not part else part  # type: ignore[attr-defined]
 
 
+def own_range(param: Tensor) -> range | None:
+    """The rows that this process keeps of a sharded tensor; None for a plain one."""
+    if not hasattr(param, "to_local"):
+        return None
+    size = -(-len(param) // param.device_mesh.size())  # type: ignore[attr-defined]  # as torch.chunk cuts
+    first = min(current().rank * size, len(param))  # the last parts may be short, or empty
+    return range(first, min(first + size, len(param)))
+
+
 def own_rows(whole: Tensor, param: Tensor) -> Tensor:
     """The rows of ``whole`` that this process keeps of a tensor cut as ``param`` is; plain ones whole."""
-    if not hasattr(param, "to_local"):
-        return whole
-    parts = param.device_mesh.size()  # type: ignore[attr-defined]
-    size = -(-len(whole) // parts)  # as torch.chunk cuts: the last parts may be short, or empty
-    return whole[current().rank * size :][:size]
+    rows = own_range(param)
+    return whole if rows is None else whole[rows.start : rows.stop]
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,10 @@ from advect.training.checkpoint import (
 )
 from advect.training.ema import length_file
 from advect.training.faults import disk_explained
-from advect.training.state import TrainState, load_weights
-from advect.training.trainer import Hook, Trainer
+from advect.training.hook import Hook
+from advect.training.state import TrainState
+from advect.training.trainer import Trainer
+from advect.training.weight_files import load_weights
 
 SNAPSHOTS = "ema"
 """The folder of a run's snapshots."""

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Protocol
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from advect.core.errors import UserError
@@ -18,9 +16,10 @@ from advect.training.contents import Contents, Stage
 from advect.training.ema import EMA as EMA
 from advect.training.ema import Ema
 from advect.training.flops import on_meta
-from advect.training.parallel import Parallel, gathered, local, own_rows, whole_like
+from advect.training.parallel import Parallel, gathered, local, whole_like
 from advect.training.scale import LossScale
 from advect.training.shards import SHARDS, load_shards
+from advect.training.weight_files import check_same_shapes, load_part, load_weights, read_shapes
 
 MODEL, OPTIMIZER, DATA, PROGRESS = (
     "model.safetensors",
@@ -183,7 +182,7 @@ class TrainState:
         self._load_weights(folder)
         self._load_optimizer(folder, values["step"])
         if self.ema is not None:
-            self.ema.load({file: self._own(load_weights(folder / file)) for file in self.ema.shadows}, updates)
+            self.ema.load({file: self._read(folder / file) for file in self.ema.shadows}, updates)
         if self.extra is not None and self.extra.state_dict().keys() == extra.keys():
             self.extra.load_state_dict(extra)
         self.progress = Progress.from_dict(values)
@@ -191,28 +190,21 @@ class TrainState:
             self.scale.load_state_dict(scale)
 
     def _load_weights(self, folder: Path) -> None:
-        found, here = load_weights(folder / MODEL), self.net.state_dict()
-        check_same_shapes(found, here, folder)
-        if not self.sharded:
-            self.net.load_state_dict(found)
-            return
-        for name, value in self._own(found).items():
+        here = self.net.state_dict()
+        check_same_shapes(read_shapes(folder / MODEL), here, folder)
+        for name, value in self._read(folder / MODEL).items():
             local(here[name]).copy_(value)
 
-    def _own(self, whole: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Whole tensors named after a parameter, or after one but for a first word, cut to what this process keeps."""
-        if not self.sharded:
-            return whole
-        cut = self.net.state_dict()
-        owners = {name: cut.get(name, cut.get(name.partition(".")[2])) for name in whole}
-        return {name: x if (p := owners[name]) is None else own_rows(x, p) for name, x in whole.items()}
+    def _read(self, path: Path) -> dict[str, Tensor]:
+        """The tensors of a file, named after the network's but for a first word, as far as this process keeps them."""
+        return load_part(path, self.net.state_dict()) if self.sharded else load_weights(path)
 
     def _load_optimizer(self, folder: Path, step: int) -> None:
         mine = self._as_params(self.optimizer.tensors())
         if (folder / SHARDS).is_dir():
             found, missing = load_shards(folder / SHARDS, mine, "optimizer")
         else:
-            found = self._own(load_weights(folder / OPTIMIZER))
+            found = self._read(folder / OPTIMIZER)
             missing = mine.keys() - found.keys() - {"updates"}
         if missing:
             raise UserError(
@@ -220,31 +212,6 @@ class TrainState:
                 "--optimizer in its config.yaml"
             )
         self.optimizer.load(found, step)
-
-
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file; UserError when it is none."""
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error}); take another checkpoint") from error
-
-
-def check_same_shapes(found: dict[str, Tensor], wanted: dict[str, Tensor], source: Path) -> None:
-    """Raise a UserError that names the first differences between a file's tensors and a network's."""
-    differs = [
-        f"{name} is {tuple(found[name].shape)} there and {tuple(wanted[name].shape)} here"
-        for name in wanted
-        if name in found and found[name].shape != wanted[name].shape
-    ]
-    differs += [f"{name} is only here" for name in wanted if name not in found]
-    differs += [f"{name} is only there" for name in found if name not in wanted]
-    if differs:
-        more = f" and {len(differs) - 3} more" if len(differs) > 3 else ""
-        raise UserError(
-            f"{source} belongs to another network: {'; '.join(differs[:3])}{more}; "
-            "use the flags that the run was started with (its config.yaml)"
-        )
 
 
 def named_params(net: nn.Module) -> dict[str, Tensor]:

@@ -6,8 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -22,6 +20,8 @@ from advect.core.types import Batch
 from advect.training.ahead import Ahead
 from advect.training.boundary import MINUTES, Boundary, code_of, reason_of
 from advect.training.faults import LOWER_RATE, Watchdog, memory_explained, not_finite
+from advect.training.hook import Hook
+from advect.training.limits import Limits
 from advect.training.loader import Loader
 from advect.training.schedule import LearningRate
 from advect.training.signals import StopSignals
@@ -30,54 +30,6 @@ from advect.training.step import Drawn, Objective, Step, TwoPart
 from advect.training.steplog import BadStep, StepLog
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """When a run ends: after ``steps``; earlier after ``max_steps`` finished steps or ``max_minutes`` of this start.
-
-    The two maxima do not enter the schedule of the learning rate, so a run that they end and that is resumed
-    equals one that was never stopped.
-    """
-
-    steps: int
-    max_steps: int | None = None
-    max_minutes: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise UserError(f"num_epochs leaves {self.steps} steps to train; raise --num-epochs or lower --batch-size")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise UserError(f"max_steps must be at least 1, got {self.max_steps}; leave it out for no limit")
-        if self.max_minutes is not None and not self.max_minutes > 0:
-            raise UserError(f"max_minutes must be > 0, got {self.max_minutes}; leave it out for no limit")
-
-    @property
-    def last_step(self) -> int:
-        """The number of finished steps at which the run ends, if its minutes suffice."""
-        return self.steps if self.max_steps is None else min(self.steps, self.max_steps)
-
-
-class Hook:
-    """What happens around the steps: logging, pictures, checkpoints. Every method may be left out.
-
-    All processes call ``on_step``, ``on_epoch``, ``on_log`` and ``on_end`` at the same steps.
-    """
-
-    trouble: UserError | None = None
-    """Why the run cannot go on, found by something that works beside it."""
-
-    def on_start(self, trainer: Trainer) -> None: ...
-    def on_log(self, trainer: Trainer, row: dict) -> None: ...
-    def on_epoch(self, trainer: Trainer, loss: float) -> None: ...
-    def on_step(self, trainer: Trainer) -> None: ...
-    def on_bad_step(self, trainer: Trainer, row: dict) -> None: ...
-    def on_rollback(self, trainer: Trainer, row: dict) -> None: ...
-    def on_end(self, trainer: Trainer, reason: str) -> None: ...
-    def close(self) -> None: ...
-
-    def checkpoint_before(self, step: int) -> Path | None:
-        """The newest checkpoint of fewer than ``step`` finished steps, once it is whole."""
 
 
 class Trainer:
