@@ -136,6 +136,26 @@ sys.exit(2)
     assert run(tmp_path, case) == (2, "", "the cause\n")
 
 
+def test_warnings_of_all_are_passed_on_while_they_run(tmp_path):
+    case = """
+for i in range(2):
+    print("note: unheard", file=sys.stderr)
+    print("warning: rank", rank, "waits", i, file=sys.stderr, flush=True)
+wait_for("heard")
+if rank:
+    print("the cause", file=sys.stderr)
+    sys.exit(2)
+time.sleep(600)
+"""
+    with launcher(tmp_path, case) as process:
+        assert process.stderr is not None
+        lines = [process.stderr.readline() for _ in range(6)]
+        (tmp_path / "heard").touch()
+        rest = process.communicate(timeout=60)[1]
+    assert [line for line in lines if "rank 1" in line] == [f"warning: rank 1 waits {i}\n" for i in range(2)]
+    assert rest == "note: unheard\nnote: unheard\nthe cause\n" and process.returncode == 2
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_reaches_each_process_once(tmp_path, number):
     with launcher(tmp_path, STOPPED_BY_SIGNAL) as process:

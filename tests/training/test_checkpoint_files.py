@@ -209,10 +209,10 @@ def test_a_latest_that_leads_nowhere_means_the_furthest(run, pointer):
     assert find_checkpoint(run) == run / "checkpoints" / "step-00000010"
 
 
-def test_a_folder_without_manifest_is_no_checkpoint(run):
+def test_a_folder_without_manifest_is_told_of_and_not_passed_over_in_silence(run):
     (run / "checkpoints" / "step-00000010" / "manifest.json").unlink()
-    assert find_checkpoint(run) == run / "checkpoints" / "step-00000005"
-    damaged = find_checkpoint(run / "checkpoints" / "step-00000010")
+    damaged = find_checkpoint(run)
+    assert damaged == find_checkpoint(damaged) == run / "checkpoints" / "step-00000010"
     with pytest.raises(UserError, match=r"is incomplete: it has no manifest\.json; .*beside it: step-00000005"):
         verify_checkpoint(damaged)
 

@@ -41,6 +41,13 @@ def write_text_whole(path: Path, text: str) -> None:
     write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
+def remove_partial(folder: Path) -> None:
+    """Remove what :func:`write_whole` leaves in a folder where it is killed."""
+    for partial in folder.glob(".*.partial"):
+        if partial.is_file():
+            partial.unlink(missing_ok=True)
+
+
 def make_folder(path: Path, argument: str) -> Path:
     """Make a folder and see that it can be written to; else a UserError that names the argument."""
     try:

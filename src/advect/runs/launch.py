@@ -24,6 +24,7 @@ LOST_PEER = 75
 GRACE = 3.0
 """Seconds that processes have, once one has failed, to end by themselves; then again after SIGTERM, before SIGKILL."""
 _LIFELINE = "ADVECT_LIFELINE"
+_WARNING = "warning: "
 
 
 def check_nproc(nproc: int, device: str) -> None:
@@ -51,7 +52,8 @@ def check_nproc(nproc: int, device: str) -> None:
 def launch(command: Sequence[str], nproc: int) -> int:
     """Run a command in ``nproc`` processes; return the exit code of the first that failed, 128 + its signal, else 0.
 
-    The first process has this one's terminal. Of the others nothing is heard but the error of the first that fails.
+    The first process has this one's terminal. Of the others nothing is heard but warnings, and the error of the first
+    that fails.
     Signals are passed on, one for one. Where this process is killed, the others end as by SIGTERM.
     """
     with _started(command, nproc) as children, _passing_on(children) as passed:
@@ -71,6 +73,19 @@ class _Child:
     process: subprocess.Popen
     said: IO[bytes] | None
     """What it has written to its standard error; None for the first, which writes to the terminal."""
+    heard: int = 0
+    """How many bytes of it have been looked at for warnings."""
+
+    def pass_on_warnings(self) -> None:
+        """Print the lines that it has written since the last time and that begin with "warning: "."""
+        if self.said is None:
+            return
+        text = os.pread(self.said.fileno(), 1 << 16, self.heard)  # a seek would move the place where it writes
+        lines = text[: text.rfind(b"\n") + 1]
+        self.heard += len(lines)
+        for line in lines.decode(errors="replace").splitlines():
+            if line.startswith(_WARNING):
+                print(line, file=sys.stderr, flush=True)
 
     def send(self, number: int) -> None:
         """Signal the process, or with SIGKILL its own children too, unless it has ended."""
@@ -155,6 +170,8 @@ def _wait(children: Sequence[_Child], passed: Sequence[int]) -> list[_Child]:
                 until, number = time.monotonic() + GRACE, steps.pop(0)
                 for other in children:
                     other.send(number)
+            for other in children:
+                other.pass_on_warnings()
             with suppress(queue.Empty):
                 child = ended.get(timeout=0.1)
                 break
@@ -171,8 +188,10 @@ def _tell(first: _Child, *, heard: bool) -> None:
         hint = "; this is often a lack of memory" if -code == signal.SIGKILL else ""
         print(f"advect: rank {first.rank} was ended by {signal.Signals(-code).name}{hint}", file=sys.stderr)
     if first.said is not None and not heard:
+        first.pass_on_warnings()
         first.said.seek(0)
-        sys.stderr.write(first.said.read().decode(errors="replace"))
+        lines = first.said.read().decode(errors="replace").splitlines(keepends=True)
+        sys.stderr.writelines(line for line in lines if not line.startswith(_WARNING))
         sys.stderr.flush()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from advect.core.files import make_folder, write_text_whole
+from advect.core.files import make_folder, remove_partial, write_text_whole
 from advect.core.group import agree, broadcast_object, current, joined
 from advect.core.platform import tune_process
 from advect.data import Source
@@ -27,6 +27,7 @@ from advect.runs.watch import Watch
 from advect.training import Hook, LearningRate, Limits, Trainer
 from advect.training.boards import Board, TensorBoard, WeightsAndBiases
 from advect.training.checkpoint import remove_leftovers
+from advect.training.faults import full_disk_explained
 from advect.training.hooks import Checkpoints, MetricsFile, ProgressBar
 from advect.training.snapshots import SNAPSHOTS, Snapshots, bring
 from advect.training.state import MODEL
@@ -54,15 +55,15 @@ def train(
         say = say if me.is_first else lambda text: None
         with agree():
             begin = find_beginning(run_dir or Path("runs") / preset, resume_from, resume, say) if me.is_first else None
-        return _train(config, preset, run_dir, broadcast_object(begin), resume == "auto", say)
+        begin = broadcast_object(begin)
+        run_dir = run_dir or (begin.parent.parent if begin else Path("runs") / preset)
+        with full_disk_explained(run_dir):
+            return run_dir, _train(config, preset, run_dir, begin, resume == "auto", say)
 
 
-def _train(
-    config: Config, preset: str, run_dir: Path | None, checkpoint: Path | None, again: bool, say: Say
-) -> tuple[Path, str]:
+def _train(config: Config, preset: str, run_dir: Path, checkpoint: Path | None, again: bool, say: Say) -> str:
     with ExitStack() as claims:
         with agree():
-            run_dir = run_dir or (checkpoint.parent.parent if checkpoint else Path("runs") / preset)
             check_folder(run_dir, checkpoint, again)
             if run_dir.is_dir():  # a folder in use is refused before the data are read
                 claims.enter_context(claimed(run_dir, checkpoint, again, say))
@@ -80,6 +81,8 @@ def _train(
                 claims.close()
                 claims.enter_context(claimed(run_dir, checkpoint, again, say))
                 remove_leftovers(run_dir / "checkpoints")
+                for folder in (run_dir, run_dir / "samples"):
+                    remove_partial(folder)
                 if checkpoint and config.training.posthoc_ema:
                     bring(checkpoint.parent.parent / SNAPSHOTS, run_dir / SNAPSHOTS)
                 write_text_whole(run_dir / "config.yaml", to_yaml(config, preset))
@@ -91,7 +94,7 @@ def _train(
         first, why = next(iter(unreadable.items()))
         images = "1 image" if len(unreadable) == 1 else f"{len(unreadable):,} images"
         say(f"note: {images} could not be read and others took their places, the first {first} ({why})")
-    return run_dir, reason
+    return reason
 
 
 def _new_trainer(config: Config, source: Source, card: Card, run_dir: Path) -> Trainer:

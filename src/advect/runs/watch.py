@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advect.core.group import all_sum, current, gather_objects
+from advect.core.group import all_sum, broadcast_object, current, gather_objects
 from advect.core.random import CounterRng, mix
 from advect.core.types import Batch, Category
 from advect.data import Split
@@ -63,21 +63,35 @@ class Watch(Hook):
         self.samples, self.seed, self.metrics, self.boards = samples, seed, metrics, boards
         self._timer = EverySteps(every, self._look)
         self._reference: Batch | None = None
+        self._seen = -1
         categories = [name for name, kind in flow.spec.conditions.items() if isinstance(kind, Category)]
         self._cond = dict.fromkeys(categories[:1], "cycle")
 
     def on_start(self, trainer: Trainer) -> None:
+        """Look now where the look at the checkpoint's step was cut short, and was due."""
+        step, every = trainer.state.progress.step, self._timer.every
         if self.metrics is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
+        self._seen = broadcast_object(step if self._picture(step).exists() else -1)
+        if step != self._seen and every and step and step % every == 0:
+            self._timer.run(trainer)
 
     def on_step(self, trainer: Trainer) -> None:
         self._timer.on_step(trainer)
 
     def on_end(self, trainer: Trainer, reason: str) -> None:
-        if self._timer.every and not reason.startswith("SIG") and trainer.state.progress.step % self._timer.every:
+        if self._timer.every and not reason.startswith("SIG") and trainer.state.progress.step != self._seen:
             self._timer.run(trainer)
 
+    def on_rollback(self, trainer: Trainer, row: dict) -> None:
+        self._seen = row["step"]
+
+    def _picture(self, step: int) -> Path:
+        """The last that a look at a step writes."""
+        return self.folder / f"step-{step:08d}.png"
+
     def _look(self, step: int) -> None:
+        self._seen = step
         samples = self._draw()
         loss = held_out_loss(self.flow, self.objective, self.held_out, self.seed) if len(self.held_out) else None
         if self.metrics is None or samples is None:
@@ -85,13 +99,13 @@ class Watch(Hook):
         if self._reference is None:
             self._reference = held_out_batch(self.flow, self.held_out)
         image = draw(self.flow, samples, self.flow.conditions(len(samples), self._cond, self.seed), self._reference)
-        save_png(image, self.folder / f"step-{step:08d}.png")
         for board in self.boards:
             board.picture("samples", image, step)
         if loss is not None:
             self.metrics.write({"step": step, "held_out_loss": loss})
             for board in self.boards:
                 board.scalars({"held_out/loss": loss}, step)
+        save_png(image, self._picture(step))
 
     def _draw(self) -> Tensor | None:
         """The samples of all processes on the first one, None on the others."""

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from advect.core.errors import UserError
-from advect.core.files import sync_file, sync_folder, write_text_whole
+from advect.core.files import remove_partial, sync_file, sync_folder, write_text_whole
 
 FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -121,8 +121,7 @@ def remove_leftovers(folder: Path) -> None:
             old.rename(final)
     for partial in folder.glob(".step-*.partial"):
         shutil.rmtree(partial, ignore_errors=True)
-    for partial in folder.glob(".latest.*.partial"):
-        partial.unlink(missing_ok=True)
+    remove_partial(folder)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -150,7 +149,7 @@ def retain(folder: Path, last: int, every: int = 0) -> None:
 def find_checkpoint(path: Path) -> Path:
     """Return the checkpoint folder that ``path`` means: itself, or the newest of a run folder.
 
-    Raises UserError when there is none.
+    A damaged or incomplete one too, for :func:`verify_checkpoint` to tell of. Raises UserError when there is none.
     """
     if (path / _MANIFEST).is_file() or path.name.startswith("step-"):
         if not path.is_dir():
@@ -160,12 +159,15 @@ def find_checkpoint(path: Path) -> Path:
     if not path.is_dir():
         trouble = "is a file" if path.exists() else "does not exist"
         raise UserError(f"{path} {trouble}; give a run folder such as runs/digits, or a checkpoint inside one")
+    latest = _latest(folder)
+    if _NAME.fullmatch(latest) and (folder / latest).is_dir():
+        return folder / latest
     found = {p.name: p for p in list_checkpoints(folder)}
     for old in folder.glob(".step-*.old"):  # a killed write was replacing it
         found.setdefault(old.name.split(".")[1], old)
     if not found:
         raise UserError(f"{path} holds no checkpoint; train first: advect train --run-dir {path}")
-    return found.get(_latest(folder)) or found[max(found)]
+    return found.get(latest) or found[max(found)]
 
 
 def _siblings(path: Path) -> str:
@@ -179,12 +181,11 @@ def newest_whole(run: Path, say: Callable[[str], None]) -> Path | None:
     ``say`` is told of damaged ones that are passed over. Raises UserError where all are damaged.
     """
     folder = run / "checkpoints"
-    whole = list_checkpoints(folder) if folder.is_dir() else []
-    if not whole:
+    if not any((*folder.glob("step-*"), *folder.glob(".step-*.old"))):
         return None
     newest = find_checkpoint(run)
     trouble = ""
-    for path in [newest, *(p for p in reversed(whole) if p != newest)]:
+    for path in [newest, *(p for p in reversed(list_checkpoints(folder)) if p != newest)]:
         try:
             verify_checkpoint(path)
         except UserError as error:

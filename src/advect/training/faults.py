@@ -55,19 +55,37 @@ def disk_explained(folder: Path, step: int) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def full_disk_explained(run: Path) -> Iterator[None]:
+    """Turn a disk that is full for anything else in the folder ``run`` into a UserError, as :func:`disk_explained`."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        whole = list_checkpoints(run / "checkpoints")
+        last = f"the last whole checkpoint is {whole[-1]}" if whole else "there is no checkpoint"
+        raise UserError(
+            f"the disk of {run} is full; {last}; free some space, and go on with --run-dir {run} --resume auto"
+        ) from error
+
+
 def is_full(error: Exception) -> bool:
-    """Whether an error, also one of safetensors, says that no space is left."""
-    return getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error).lower()
+    """Whether an error, also one of safetensors, says that no space, or no more of a quota, is left."""
+    full = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+    return getattr(error, "errno", None) in full or any(f"os error {n})" in str(error).lower() for n in full)
 
 
 def not_finite(bad: int, loss: float, norm: float, step: int, *, rolled_back: bool) -> UserError:
     """The end of a run of which ``bad`` steps in a row, the last of them ``step``, were not finite."""
     tried = "also after going back to a checkpoint with a lower rate" if rolled_back else "and there is no checkpoint"
-    return UserError(
+    error = UserError(
         f"the loss or its gradient was not finite in {bad} steps in a row, the last of them step {step:,} (loss "
         f"{loss:g}, gradient norm {norm:g}), {tried}; lower --learning-rate, keep --grad-clip at 1, train with "
         "--no-mixed-precision, and look at the rows that metrics.jsonl names with advect doctor; checkpoints are whole"
     )
+    error.agreed = True  # as loss and norm are those of all processes
+    return error
 
 
 class Watchdog:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -15,12 +16,16 @@ from advect.core.files import write_text_whole
 from advect.core.group import agree
 from advect.training.checkpoint import checkpoint_name, checkpoint_step, list_checkpoints
 from advect.training.hook import Hook
+from advect.training.state import Progress
 from advect.training.trainer import Trainer
 from advect.training.writer import CheckpointWriter
 
 
 class MetricsFile(Hook):
-    """``metrics.jsonl``: one JSON object a logged step. On resumption rows beyond the checkpoint are dropped."""
+    """``metrics.jsonl``: one JSON object a logged step. On resumption rows beyond the checkpoint are dropped.
+
+    Those of the bad steps that a run is rolled back for stay.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -28,20 +33,12 @@ class MetricsFile(Hook):
     def on_start(self, trainer: Trainer) -> None:
         self._open(trainer)
 
-    def _open(self, trainer: Trainer) -> None:
+    def _open(self, trainer: Trainer, *, keep: str = "") -> None:
         if self.path.exists():
-            keep = [
-                line for line in self.path.read_text(encoding="utf-8").splitlines() if self._is_past(line, trainer)
-            ]
-            write_text_whole(self.path, "".join(line + "\n" for line in keep))
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            kept = _kept(lines, trainer.state.progress, keep)
+            write_text_whole(self.path, "".join(line + "\n" for line in kept))
         self._file = self.path.open("a", encoding="utf-8")
-
-    @staticmethod
-    def _is_past(line: str, trainer: Trainer) -> bool:
-        try:
-            return json.loads(line)["step"] <= trainer.state.progress.step
-        except (ValueError, KeyError, TypeError):
-            return False
 
     def write(self, row: dict) -> None:
         """Append a row and hand it to the operating system at once."""
@@ -56,7 +53,7 @@ class MetricsFile(Hook):
 
     def on_rollback(self, trainer: Trainer, row: dict) -> None:
         self._file.close()
-        self._open(trainer)
+        self._open(trainer, keep="bad_step")
         self.write(row)
 
     def on_epoch(self, trainer: Trainer, loss: float) -> None:
@@ -65,6 +62,26 @@ class MetricsFile(Hook):
     def close(self) -> None:
         if hasattr(self, "_file"):
             self._file.close()
+
+
+def _kept(lines: list[str], progress: Progress, keep: str) -> list[str]:
+    """The rows up to a run's step, and those with a field called ``keep``.
+
+    What a rolling back has left is not looked at again by a run that goes on from after it.
+    """
+    rows = [(line, _row(line)) for line in lines]
+    left = [i for i, (_, row) in enumerate(rows) if "rolled_back_from" in row] if progress.rate < 1 else []
+    first = left[-1] + 1 if left else 0
+    past = [(line, row) for line, row in rows[first:] if row.get("step", math.inf) <= progress.step or keep in row]
+    return lines[:first] + [line for line, row in past if "rolled_back_from" not in row]
+
+
+def _row(line: str) -> dict:
+    try:
+        row = json.loads(line)
+    except ValueError:  # cut off by a kill
+        return {}
+    return row if isinstance(row, dict) else {}
 
 
 class ProgressBar(Hook):
@@ -144,8 +161,8 @@ def _clock(seconds: float) -> str:
 class Checkpoints(Hook):
     """Writes a checkpoint every ``every`` steps, after every ``every_epochs``-th epoch, and at the end of the run.
 
-    0 turns the first two off. A ``writer`` writes them beside the training, on every process. When the run ends, the
-    last one is whole.
+    0 turns the first two off, and within a row of bad steps they are left out. A ``writer`` writes them beside the
+    training, on every process. When the run ends, the last one is whole.
     """
 
     def __init__(self, writer: CheckpointWriter, *, every: int, every_epochs: int) -> None:
@@ -166,7 +183,8 @@ class Checkpoints(Hook):
         self._epoch_due = bool(self.every_epochs) and trainer.epoch % self.every_epochs == 0
 
     def on_step(self, trainer: Trainer) -> None:
-        if self._epoch_due or (self.every and trainer.state.progress.step % self.every == 0):
+        due = self._epoch_due or (self.every and trainer.state.progress.step % self.every == 0)
+        if due and trainer.flush() and trainer.state.progress.bad_row == 0:  # or they would drive out the good ones
             self.save(trainer)
         self._epoch_due = False
 

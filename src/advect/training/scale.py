@@ -41,10 +41,12 @@ class LossScale:
             self.scale, self._good = self.scale / 2, 0
             self.skipped += 1
             if self.scale < _LEAST:
-                raise UserError(
+                error = UserError(
                     f"the gradient in float16 is not finite even with the loss scaled by {2 * self.scale:g}; lower "
                     "--learning-rate, or train with --no-mixed-precision; the last checkpoint is whole"
                 )
+                error.agreed = True  # as the norm is that of all processes
+                raise error
             return
         self._good += 1
         if self._good == self.interval:

@@ -23,18 +23,27 @@ SHARDS = "state/shards"
 
 
 @contextmanager
-def _without_notes() -> Iterator[None]:
-    """PyTorch warns of what is meant here: plain tensors are written once, and one process may read alone."""
+def _exchange() -> Iterator[None]:
+    """Raise the error of the first process that fails, as PyTorch wraps them up in a BaseException.
+
+    It also warns of what is meant here: plain tensors are written once, and one process may read alone.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        try:
+            yield
+        except CheckpointException as failed:
+            error, _ = next(iter(failed.failures.values()))
+            raise error from failed
 
 
 def save_shards(folder: Path, tensors: dict[str, Tensor]) -> list[Path]:
     """Write this process's parts of ``tensors`` into ``folder``; return its files. All processes call it together."""
     from torch.distributed.checkpoint import HuggingFaceStorageWriter, save
 
-    with _without_notes():
+    with _exchange():
         writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
         save(tensors, storage_writer=writer, process_group=background_group())
     return sorted(folder.glob(f"shard-{current().rank + 1:05d}-*"))
@@ -52,7 +61,7 @@ def load_shards(folder: Path, like: Mapping[str, Tensor], group: str) -> tuple[d
     if missing:
         return {}, missing
     wanted = {f"{group}.{name}": torch.empty_like(tensor) for name, tensor in like.items() if name in there}
-    with _without_notes():
+    with _exchange():
         alone = not any(hasattr(x, "to_local") for x in wanted.values())
         reader = HuggingFaceStorageReader(str(folder))
         load(wanted, storage_reader=reader, process_group=control_group(), no_dist=alone)
@@ -72,7 +81,7 @@ def assemble(folder: Path, groups: Collection[str]) -> dict[str, Tensor]:
     """The whole tensors of some groups under their own names, those of later groups winning; one process's work."""
     from torch.distributed.checkpoint import HuggingFaceStorageReader, load
 
-    with _without_notes():
+    with _exchange():
         metadata = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
         wanted: dict[str, Tensor] = {}
         for group in groups:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import TypeVar
 
 import torch
@@ -118,8 +119,9 @@ class Trainer:
                 if self._ahead is not None:
                     self._ahead.close()
                 self.loader.close()
-                for hook in self.hooks:
-                    hook.close()
+                with ExitStack() as closing:  # all of them, though one may fail
+                    for hook in reversed(self.hooks):
+                        closing.callback(hook.close)
 
     def _step(self) -> None:
         progress = self.state.progress
@@ -154,9 +156,10 @@ class Trainer:
         return value
 
     def _report_stall(self, name: str, seconds: float) -> None:
+        who = f"{current().name}: " if current().world > 1 else ""
         print(
-            f"warning: step {self.state.progress.step + 1:,} has waited for {name} for {seconds:.0f} s; if that is "
-            "not the disk's usual speed, see that the data can still be read, or raise --num-workers",
+            f"warning: {who}step {self.state.progress.step + 1:,} has waited for {name} for {seconds:.0f} s; if that "
+            "is not the disk's usual speed, see that the data can still be read, or raise --num-workers",
             file=sys.stderr,
             flush=True,
         )
