@@ -33,7 +33,7 @@ from advect.training.hooks import Checkpoints
 from advect.training.writer import CheckpointWriter
 
 RATE = LearningRate(peak=1e-4, warmup=100, total=10**6, shape="cosine")
-SHAPES = {"mlp": ((2,), 256), "unet": ((3, 32, 32), 8)}
+SHAPES = {"mlp": ((2,), 256), "unet": ((3, 32, 32), 4)}
 Work = Callable[[int], None]
 
 
