@@ -56,6 +56,7 @@ bench-peers: .venv-peers/.ready  ## make .venv-peers with the libraries that ben
 bench: setup bench-peers  ## measure, and print the tables of bench/RESULTS.md
 	$(BIN)/python bench/toy_loop.py
 	$(BIN)/python bench/train_step.py
+	$(BIN)/python bench/engine.py
 	$(BIN)/python bench/import_time.py
 	$(BIN)/python bench/solver_overhead.py
 	$(BIN)/python bench/coupling.py
