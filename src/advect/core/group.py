@@ -162,13 +162,7 @@ def all_max(values: Sequence[N]) -> list[N]:
 
 def all_objects(value: T) -> list[T]:
     """Each process's ``value``, by rank, on all of them."""
-    if _joined is None:
-        return [value]
-    import torch.distributed as dist
-
-    values: list[Any] = [None] * _joined.processes.world
-    dist.all_gather_object(values, value, group=_joined.control)
-    return values
+    return _all_objects(value, control_group())
 
 
 def all_rows(tensor: torch.Tensor) -> torch.Tensor:
@@ -185,12 +179,16 @@ def all_rows(tensor: torch.Tensor) -> torch.Tensor:
 
 def background_objects(value: T) -> list[T]:
     """As :func:`all_objects`, between one background thread of each process."""
-    if _joined is None:
+    return _all_objects(value, background_group())
+
+
+def _all_objects(value: T, group: ProcessGroup | None) -> list[T]:
+    if group is None:
         return [value]
     import torch.distributed as dist
 
-    values: list[Any] = [None] * _joined.processes.world
-    dist.all_gather_object(values, value, group=_joined.background)
+    values: list[Any] = [None] * current().world
+    dist.all_gather_object(values, value, group=group)
     return values
 
 

@@ -113,13 +113,15 @@ def _together(work: Callable[[], T]) -> list[T]:
     """Do each process's work and return all results; where one fails, all raise its error."""
     result: T | None = None
     failure: tuple[int | None, str] | None = None
+    own: Exception | None = None
     try:
         result = work()
     except (OSError, SafetensorError, RuntimeError) as error:
+        own = error
         full = is_full(error) or "No space left" in str(error)  # as PyTorch's checkpoints tell it
         failure = errno.ENOSPC if full else getattr(error, "errno", None), str(error)
     told = background_objects((result, failure))
     for _, trouble in told:
         if trouble is not None:
-            raise OSError(trouble[0] or errno.EIO, os.strerror(trouble[0]) if trouble[0] else trouble[1])
+            raise OSError(trouble[0] or errno.EIO, os.strerror(trouble[0]) if trouble[0] else trouble[1]) from own
     return [value for value, _ in told]  # type: ignore[misc]
