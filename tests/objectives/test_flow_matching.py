@@ -152,3 +152,54 @@ def test_all_randomness_comes_from_the_generator():
 def test_cond_dropout_is_validated(share):
     with pytest.raises(UserError, match=r"FlowMatching\.cond_dropout must lie in \[0, 1\], got .*; 0\.1 is usual"):
         FlowMatching(cond_dropout=share)
+
+
+def with_offsets(offset: Tensor, **options) -> tuple[Tensor, Tensor]:
+    """The loss (n,) and its gradient (n, d) of a network that misses each target by its row of offset (n, d)."""
+    objective = FlowMatching(**options)
+    point, _ = objective.draw(Batch(torch.ones_like(offset)), CounterRng(3, 0, len(offset)))
+    output = (point.u_t + offset).requires_grad_()
+    loss = objective.compare(output, point)
+    return loss.detach(), torch.autograd.grad(loss.sum(), output)[0]
+
+
+@pytest.mark.parametrize("d", [1, 4, 3072])
+def test_pseudo_huber_is_the_published_loss_over_the_root_of_the_dimension(d: int) -> None:
+    size = torch.logspace(-6, 2, 9, dtype=torch.float64)
+    offset = size[:, None] * torch.randn(9, d, generator=torch.Generator().manual_seed(d), dtype=torch.float64)
+    loss, gradient = with_offsets(offset, penalty="pseudo-huber")
+    c, norm = 0.00054 * d**0.5, offset.norm(dim=1)  # Song & Dhariwal 2023: sqrt(|r|^2 + c^2) - c
+    torch.testing.assert_close(loss, (torch.sqrt(norm**2 + c**2) - c) / d**0.5, rtol=1e-7, atol=1e-13)
+    expected = offset / torch.sqrt(norm**2 + c**2)[:, None] / d**0.5
+    torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-12)
+
+
+def test_pseudo_huber_is_square_where_the_residual_is_small_and_its_norm_where_large() -> None:
+    offset = torch.tensor([[0.0], [1e-6], [1e-5], [10.0], [1e4]]).expand(-1, 6)
+    loss, gradient = with_offsets(offset, penalty="pseudo-huber")
+    assert loss[0] == 0 and torch.equal(gradient[0], torch.zeros(6))
+    torch.testing.assert_close(loss[1:3], offset[1:3, 0].square() / (2 * 0.00054), rtol=2e-2, atol=0)
+    torch.testing.assert_close(loss[3:], offset[3:, 0], rtol=1e-3, atol=0)
+
+
+def test_pseudo_huber_is_weighted_after_the_penalty() -> None:
+    offset = torch.full((4, 2), 5.0)
+    plain, _ = with_offsets(offset, penalty="pseudo-huber")
+    weighted, _ = with_offsets(offset, penalty="pseudo-huber", weight=lambda t: 3 * torch.ones_like(t))
+    torch.testing.assert_close(weighted, 3 * plain)
+
+
+def test_squared_residuals_are_the_default_to_the_bit() -> None:
+    offset = torch.randn(64, 3, 5, generator=torch.Generator().manual_seed(0))
+    objective = FlowMatching()
+    point, _ = objective.draw(Batch(torch.ones(64, 3, 5)), CounterRng(3, 0, 64))
+    expected = ((point.u_t + offset) - point.u_t).square().flatten(1).mean(1)
+    assert torch.equal(objective.compare(point.u_t + offset, point), expected)
+    assert torch.equal(FlowMatching(penalty="squared").compare(point.u_t + offset, point), expected)
+
+
+def test_a_penalty_that_is_not_known_is_told() -> None:
+    with pytest.raises(
+        UserError, match=r"FlowMatching\.penalty 'pseudo-hubert' is not known; did you mean 'pseudo-huber'"
+    ):
+        FlowMatching(penalty="pseudo-hubert")  # type: ignore[arg-type]

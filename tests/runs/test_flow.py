@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import advect
 from advect.core.errors import UserError
+from advect.core.types import DataSpec
+from advect.data import Identity
+from advect.runs.flow import Flow
 from advect.training.state import EMA, MODEL
 from advect.training.weight_files import load_weights
 
@@ -134,3 +139,48 @@ def test_loading_nothing_is_told(tmp_path: Path, moons_run: Path) -> None:
     other.write_bytes(b"not weights at all")
     with pytest.raises(UserError, match="is not a whole safetensors file"):
         advect.load(other)
+
+
+def gaussian_flow() -> Flow:
+    """The exact flow of the straight path from N(0, I) to N(0, 4 I) in three dimensions."""
+
+    class Net(torch.nn.Module):
+        def forward(self, x: Tensor, t: Tensor, cond: object = None) -> Tensor:
+            t = t[:, None]
+            return (4 * t - (1 - t)) / (4 * t**2 + (1 - t) ** 2) * x
+
+    return Flow(Net(), DataSpec((3,), "vector", {}), Identity())
+
+
+def test_straightness_is_that_of_the_samples_that_would_be_drawn() -> None:
+    flow, n = gaussian_flow(), 500
+    x0 = flow.sample(n, seed=7, steps=1, solver="euler", trajectory=True)[0]
+    found = flow.straightness(n, seed=7, solver="rk4")
+    assert found.value == pytest.approx(2 * (2 - math.pi / 2) * x0.square().mean().item(), rel=1e-4)
+    assert found.distance == pytest.approx(x0.square().mean().item(), rel=1e-4)
+    assert flow.straightness(n, seed=8, solver="rk4").distance != pytest.approx(found.distance, rel=1e-3)
+
+
+def test_straightness_does_not_depend_on_batches_and_is_the_mean_of_its_parts() -> None:
+    flow = gaussian_flow()
+    whole = flow.straightness(100)
+    assert flow.straightness(100, batch_size=7).value == pytest.approx(whole.value, rel=1e-5)
+    parts = [flow.straightness(100, rows=rows) for rows in (range(30), range(30, 100))]
+    assert 0.3 * parts[0].value + 0.7 * parts[1].value == pytest.approx(whole.value, rel=1e-5)
+
+
+def test_straightness_is_that_of_the_conditions_and_the_guidance(digits_run: Path) -> None:
+    flow = advect.load(digits_run)
+    for p in flow.net.parameters():
+        torch.nn.init.normal_(p, std=0.3, generator=torch.Generator().manual_seed(p.numel()))
+    ask = lambda **options: flow.straightness(4, steps=3, **options).value
+    assert ask(cond={"label": 7}, guidance=0.0) == ask(cond={"label": None}) != ask(cond={"label": 7})
+    assert ask(cond={"label": 7}, guidance=2.0) != ask(cond={"label": 7})
+    for arguments, message in (
+        ({"guidance_interval": (0.1, 0.9)}, "guidance is 1"),
+        ({"n": 0}, "number of samples must be at least 1, got 0"),
+        ({"cond": {"lable": 3}}, "condition 'lable' is not known"),
+        ({"solver": "dopri5"}, "cannot integrate a deviation"),
+    ):
+        with pytest.raises(UserError, match=message):
+            flow.straightness(**{"n": 2, **arguments})

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import advect as package
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.core.types import DataSpec
 from advect.data import Identity
+from advect.objectives import FlowMatching
 from advect.paths import AffinePath, GaussianMixture
 from advect.runs.config import MethodConfig
+from advect.runs.loading import read_card
 from advect.runs.method import build_objective, build_path
 from advect.sampling import integrate
+from advect.training.checkpoint import write_checkpoint
+from advect.training.state import EMA, MODEL
+from advect.training.weight_files import load_weights
 
+PLANE = DataSpec((2,), "vector", {})
 SMALL = "--width 16 --batch-size 64 --log-every 5 --sample-every 0 --max-steps 10"
 CHOICES = [
     "--path lipman-ot",
@@ -47,6 +56,8 @@ CHOICES = [
     "--prediction data --loss velocity --margin 0.05",
     "--prediction noise",
     "--prediction score --loss noise",
+    "--penalty pseudo-huber",
+    "--penalty pseudo-huber --prediction data --loss velocity --weight t2 --margin 0.05",
     "--objective score-matching --prediction score",
     "--objective score-matching --prediction noise --path ddpm",
 ]
@@ -64,6 +75,39 @@ def test_a_choice_trains_and_samples(advect: Callable[..., None], flags: str) ->
 def test_conditional_transport_trains_on_labels(advect: Callable[..., None]) -> None:
     advect("train digits --coupling conditional-ot --model-channels 8 --batch-size 32 --max-steps 2 --sample-every 0")
     assert Path("runs/digits/checkpoints/step-00000002").is_dir()
+
+
+def test_the_penalty_reaches_the_objective_and_the_run(advect: Callable[..., None]) -> None:
+    default = build_objective(MethodConfig(), PLANE, {"kind": "gaussian"})
+    assert isinstance(default, FlowMatching) and default.penalty == "squared"
+    advect("train moons --run-dir plain", SMALL)
+    advect("train moons --run-dir robust --penalty pseudo-huber", SMALL)
+    rows = (Path(run, "metrics.jsonl").read_text().splitlines()[0] for run in ("plain", "robust"))
+    plain, robust = (json.loads(row)["loss"] for row in rows)
+    assert 0 < robust < plain**0.5  # a mean of roots is below the root of the mean
+    assert read_card(Path("robust/checkpoints/step-00000010") / MODEL).method.penalty == "pseudo-huber"
+
+
+def test_a_run_from_before_the_penalty_resumes_and_samples(advect: Callable[..., None]) -> None:
+    advect("train moons --run-dir whole", SMALL)
+    advect("train moons --run-dir old", SMALL, "--max-steps 6")
+    file, folder = Path("old/config.yaml"), Path("old/checkpoints/step-00000006")
+    file.write_text("\n".join(line for line in file.read_text().splitlines() if "penalty" not in line))
+
+    def fill(new: Path) -> None:
+        shutil.copytree(folder, new, dirs_exist_ok=True)
+        (new / "manifest.json").unlink()
+        for name in (MODEL, EMA):
+            with safe_open(folder / name, framework="pt") as tensors:
+                card = json.loads(tensors.metadata()["advect"])
+            del card["config"]["method"]["penalty"]
+            save_file(load_weights(folder / name), new / name, {"advect": json.dumps(card)})
+
+    write_checkpoint(folder.parent, 6, fill)
+    assert package.load("old").sample(3, steps=2).shape == (3, 2)
+    advect("train --resume-from old --max-steps 10")
+    whole, old = (package.load(run, ema=False).net.state_dict() for run in ("whole", "old"))
+    assert all(torch.equal(whole[name], old[name]) for name in whole)
 
 
 @pytest.mark.parametrize("times", ["importance", "u-shaped"])
@@ -103,6 +147,10 @@ def test_pairing_ahead_changes_nothing(advect: Callable[..., None]) -> None:
         ("moons --objective score-matching", "needs --prediction score or noise, got velocity"),
         ("moons --objective score-matching --prediction score --coupling ot", "--coupling independent"),
         ("moons --objective score-matching --prediction score --weight t2", "leave --loss and --weight out"),
+        (
+            "moons --objective score-matching --prediction score --penalty pseudo-huber",
+            "contradict.*leave --penalty out",
+        ),
         ("moons --prediction score --source sparse", "Gaussian noise drawn apart from x1"),
         ("moons --path bridge --sigma-min 0.5 --prediction score", "gives no velocity to sample with"),
         ("moons --coupling ot --sigma-min 0.1 --prediction data", "gives no velocity to sample with"),

@@ -50,6 +50,8 @@ class MethodConfig(_Checked):
     """What the network's output means; sampling converts it."""
     loss: Literal["same", "velocity", "data", "noise", "score"] = "same"
     """The space of the loss; same is that of the prediction."""
+    penalty: Literal["squared", "pseudo-huber"] = "squared"
+    """What a sample pays for its residual; pseudo-huber, for reflow's pairs, is its norm where it is not tiny."""
 
     # How far t stays from 0 and 1 where a conversion or the path itself is infinite there; 0.05 steadies
     # --prediction data with --loss velocity.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Literal
 
@@ -20,8 +20,10 @@ from advect.runs.field import Field, without_padding
 from advect.runs.field import Sampler as Sampler
 from advect.runs.start import Start, noise_of
 from advect.sampling import (
+    Straightness,
     Velocity,
     bits_per_dim,
+    deviations,
     get_solver,
     integrate,
     integrate_sde,
@@ -68,39 +70,67 @@ class Flow(Field):
         there.
         Raises UserError for a bad argument.
         """
-        if n < 1:
-            raise UserError(f"the number of samples must be at least 1, got {n}")
-        if batch_size < 1:
-            raise UserError(f"batch_size must be at least 1, got {batch_size}; 256 is usual")
-        if guidance != 1 and not self.spec.conditions:
-            raise UserError(f"guidance is {guidance}, but this flow has no conditions to guide by; leave it at 1")
-        if guidance != 1 and not self.null:
-            raise UserError(f"guidance is {guidance}, but the flow was trained with --label-dropout 0; leave it at 1")
-        if guidance == 1 and guidance_interval is not None:
-            raise UserError("guidance_interval is given, but guidance is 1, which is none; give a guidance such as 2")
-        walk = self._walk(steps, solver, grid, diffusion, trajectory)
-        if rows is not None and not (0 <= rows.start < rows.stop <= n and rows.step == 1):
-            raise UserError(f"rows must be a range within 0 .. {n}, not empty, of step 1, got {rows}")
-        begin, end = (0, n) if rows is None else (rows.start, rows.stop)
-        conditions = self.conditions(n, cond, seed, rows=range(begin, end))
-        shown = nullcontext(progress) if isinstance(progress, tqdm) else sample_bar(end - begin, progress)
+        walk, rows = self._walk(steps, solver, grid, diffusion, trajectory), _rows(n, rows, batch_size)
+        self._check_guidance(guidance, guidance_interval)
+        conditions = self.conditions(n, cond, seed, rows=rows)
         parts = []
-        with shown as bar:
-            for first in range(begin, end, batch_size):
-                last = min(first + batch_size, end)
-                rng = noise_of(seed, range(first, last), n)
-                part = self._on_device(
-                    {name: value[first - begin : last - begin] for name, value in conditions.items()}
-                )
-                x0 = self.start.draw(rng, self.spec.shape, part, device=self.device)
-                x = walk(self.velocity(part, guidance=guidance, interval=guidance_interval), x0, rng)
-                parts.append(x.float().cpu())
-                bar.update(last - first)
+        for x0, part, rng in self._starts(n, rows, conditions, seed, batch_size, progress):
+            x = walk(self.velocity(part, guidance=guidance, interval=guidance_interval), x0, rng)
+            parts.append(x.float().cpu())
         x = torch.cat(parts, dim=1 if trajectory else 0)
         if model_units:
             return x
         inverse = lambda state: without_padding(self.transform.inverse(state), conditions)
         return torch.stack([inverse(state) for state in x]) if trajectory else inverse(x)
+
+    @torch.no_grad()
+    def straightness(
+        self,
+        n: int = 1000,
+        *,
+        steps: int = 100,
+        solver: str = "euler",
+        seed: int = 0,
+        cond: Mapping[str, ConditionValue] | None = None,
+        guidance: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
+        batch_size: int = 256,
+        rows: range | None = None,
+        progress: bool | tqdm = False,
+    ) -> Straightness:
+        """How straight the paths of the n samples are that :meth:`sample` draws with these arguments, in model units.
+
+        See :func:`advect.sampling.straightness`. The padding of sequences stays zero, and counts as elements do.
+        """
+        rows = _rows(n, rows, batch_size)
+        self._check_guidance(guidance, guidance_interval)
+        (t0, t1), conditions, found = self.span, self.conditions(n, cond, seed, rows=rows), []
+        for x0, part, _ in self._starts(n, rows, conditions, seed, batch_size, progress):
+            u = self.velocity(part, guidance=guidance, interval=guidance_interval)
+            inside: Velocity = lambda x, t, u=u, part=part: without_padding(u(x, t), part)
+            found.append(torch.stack(deviations(inside, x0, steps=steps, solver=solver, t0=t0, t1=t1)).cpu())
+        return Straightness.of(*torch.cat(found, 1))
+
+    def _check_guidance(self, guidance: float, interval: tuple[float, float] | None) -> None:
+        if guidance != 1 and not self.spec.conditions:
+            raise UserError(f"guidance is {guidance}, but this flow has no conditions to guide by; leave it at 1")
+        if guidance != 1 and not self.null:
+            raise UserError(f"guidance is {guidance}, but the flow was trained with --label-dropout 0; leave it at 1")
+        if guidance == 1 and interval is not None:
+            raise UserError("guidance_interval is given, but guidance is 1, which is none; give a guidance such as 2")
+
+    def _starts(
+        self, n: int, rows: range, conditions: Conditions, seed: int, batch_size: int, progress: bool | tqdm
+    ) -> Iterator[tuple[Tensor, Conditions, CounterRng]]:
+        """The starts (B, *S) of these rows of n samples, a batch at a time, with conditions (B,) and randomness."""
+        with nullcontext(progress) if isinstance(progress, tqdm) else sample_bar(len(rows), progress) as bar:
+            for first in rows[::batch_size]:
+                last = min(first + batch_size, rows.stop)
+                rng = noise_of(seed, range(first, last), n)
+                here = slice(first - rows.start, last - rows.start)
+                part = self._on_device({name: value[here] for name, value in conditions.items()})
+                yield self.start.draw(rng, self.spec.shape, part, device=self.device), part, rng
+                bar.update(last - first)
 
     def _walk(
         self, steps: int | None, solver: str | None, grid: str | None, diffusion: float | str | None, trajectory: bool
@@ -215,6 +245,17 @@ class Flow(Field):
         if x.shape[1:] != shape or len(x) == 0:
             raise UserError(f"x must have shape (n, {', '.join(map(str, shape))}), got {tuple(x.shape)}")
         return x
+
+
+def _rows(n: int, rows: range | None, batch_size: int) -> range:
+    """The rows of n samples that are asked for, all of them where ``rows`` is None."""
+    if n < 1:
+        raise UserError(f"the number of samples must be at least 1, got {n}")
+    if batch_size < 1:
+        raise UserError(f"batch_size must be at least 1, got {batch_size}; 256 is usual")
+    if rows is not None and not (0 <= rows.start < rows.stop <= n and rows.step == 1):
+        raise UserError(f"rows must be a range within 0 .. {n}, not empty, of step 1, got {rows}")
+    return range(n) if rows is None else rows
 
 
 def sample_bar(total: int, show: bool) -> tqdm:

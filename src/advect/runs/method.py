@@ -166,6 +166,7 @@ def build_objective(
         weight=_build_weight(method.weight, path, space),
         prediction=method.prediction,
         loss=space,
+        penalty=method.penalty,
         margin=method.margin,
         cond_dropout=dropout,
     )
@@ -178,6 +179,11 @@ def _score_matching(method: MethodConfig, path: Path, times: TimeDistribution, d
         raise UserError("--objective score-matching needs an affine --path, --source gaussian, --coupling independent")
     if method.loss != "same" or method.weight != "uniform":
         raise UserError("--objective score-matching weights its loss by sigma^2 itself; leave --loss and --weight out")
+    if method.penalty != "squared":
+        raise UserError(
+            f"--penalty {method.penalty} and --objective score-matching contradict: a score is the mean of what it is "
+            "fitted to, which only squares find; leave --penalty out"
+        )
     return ScoreMatching(
         path=path,
         times=times,

@@ -25,3 +25,6 @@ from advect.sampling.sde import integrate_sde as integrate_sde
 from advect.sampling.solvers import OneStep as OneStep
 from advect.sampling.solvers import Solver as Solver
 from advect.sampling.solvers import Velocity as Velocity
+from advect.sampling.straightness import Straightness as Straightness
+from advect.sampling.straightness import deviations as deviations
+from advect.sampling.straightness import straightness as straightness
