@@ -242,6 +242,8 @@ def _reflow(words: list[str]) -> None:
         _say(f"stopped by {ended.reason}; to go on, type: {typed}")
     for name, folder in ended.flows.items():
         _say(f"{name}: {folder}")
+    if ended.report:
+        _say(f"report: {ended.report}")
     if ended.reason.startswith("SIG"):
         sys.exit(128 + signal.Signals[ended.reason])
 

@@ -22,6 +22,7 @@ from advect.runs.config import Config
 from advect.runs.loading import load, read_card, weight_file
 from advect.runs.pairs import FACTS, Pairing, make_pairs
 from advect.runs.reflow_arguments import ReflowArguments
+from advect.runs.reflow_report import measure_flows
 from advect.runs.sampling import identity
 from advect.runs.training import train
 from advect.training.checkpoint import find_checkpoint
@@ -31,11 +32,11 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Ended:
-    """How a call ended: where, which flows there are, the first one's run included, and why the last one stopped."""
+    """How a call ended: which flows there are, the first one's run included, why the last one stopped, the report."""
 
-    folder: Path
     flows: dict[str, Path]
     reason: str
+    report: Path | None
 
 
 def reflow(run: Path, preset: str, a: ReflowArguments, *, say: Say = print, progress: bool = True) -> Ended:
@@ -59,10 +60,14 @@ def reflow(run: Path, preset: str, a: ReflowArguments, *, say: Say = print, prog
             config = _config(a, pairs, place, guided=a.guidance != 1, distil=name == "distilled")
             say(f"{name}: learning {pairs}")
             flows[name], reason = train(config, preset, run_dir=folder / name, resume="auto", say=say)
-            if reason != "finished":
+            if reason not in ("finished", "max-steps"):
                 break
+            reason = "finished"
             place = broadcast_object(find_checkpoint(folder / name) if me.is_first else place)
-        return Ended(folder, flows, reason)
+        report = None
+        if a.measure and reason == "finished":
+            report = measure_flows(folder, flows, a, say=say, progress=progress)
+        return Ended(flows, reason, report)
 
 
 def _pairing(a: ReflowArguments, k: int, rows: int) -> Pairing:

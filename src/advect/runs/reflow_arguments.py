@@ -96,6 +96,10 @@ def parse_reflow(run: Path | None, words: list[str]) -> tuple[str, ReflowArgumen
     ):
         if there != here:
             raise UserError(f"{flag} {here} contradicts advect reflow, which needs {there}; leave it out")
+    if a.settings.training.max_minutes is not None:
+        raise UserError(
+            "--max-minutes would end each call of advect reflow elsewhere; give --max-steps or --num-epochs"
+        )
     return preset, a
 
 
