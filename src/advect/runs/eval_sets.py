@@ -28,7 +28,7 @@ from advect.sampling import Velocity
 STRAIGHT = 256
 """Samples whose paths tell how straight a flow is."""
 
-FEW = 64
+FEW = 32
 """Up to so many dimensions the divergence is exact."""
 
 _COST = "cost"

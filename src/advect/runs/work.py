@@ -105,17 +105,16 @@ class Work:
         return self.once(name, n, fill, load=load, finish=kept, title=title)
 
     def close(self) -> None:
-        """Remove the folder, on the first process."""
+        """Remove the folder, and that which it lies in where nothing else does, on the first process."""
         if current().is_first:
             shutil.rmtree(self.folder, ignore_errors=True)
+            with suppress(OSError):
+                self.folder.parent.rmdir()
 
     def leave(self) -> None:
         """Keep what a call that goes on needs, on the first process; where that is nothing, remove the folder."""
-        if not current().is_first or any(self.folder.glob("*/part-*")) or any(self.folder.glob("*.json")):
-            return
-        shutil.rmtree(self.folder, ignore_errors=True)
-        with suppress(OSError):
-            self.folder.parent.rmdir()
+        if not any(self.folder.glob("*/part-*")) and not any(self.folder.glob("*.json")):
+            self.close()
 
     def _parts(self, name: str, n: int) -> Parts:
         """The parts of a set, whose folder the first process makes."""
