@@ -150,8 +150,10 @@ def _short_hash(protocol: Mapping[str, Any], subject: Mapping[str, Any]) -> str:
 
 
 def _check_output(output: Path) -> None:
-    """Raise UserError where a file cannot be written."""
+    """Raise UserError where a file cannot be written; remove what a killed call has left of it."""
     if output.is_dir():
         raise UserError(f"--output {output} is a folder; name a file, such as {output / 'eval.json'}")
     there = next(folder for folder in output.absolute().parents if folder.exists())
     make_folder(there, "--output")
+    for partial in output.parent.glob(f".{output.name}.*.partial"):
+        partial.unlink(missing_ok=True)
