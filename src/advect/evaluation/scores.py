@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -273,7 +273,7 @@ def check_enough(names: Sequence[str], sets: Mapping[str, int]) -> None:
                 )
 
 
-def measure_scores(names: Sequence[str], x: Summary, y: Summary, ground: Ground) -> dict[str, float]:
+def measure_scores(names: Iterable[str], x: Summary, y: Summary, ground: Ground) -> dict[str, float]:
     """The numbers of these scores for samples x against the reference y, by name."""
     found: dict[str, float] = {}
     for name in names:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -139,14 +141,13 @@ class Comparable:
         own = next((part for part in parts if isinstance(part, Components)), None)
         if own is not None:
             name, k = f"the flow's {len(own.components)} components of expression", len(own.components)
-            identity = f"components of {source.fingerprint}"
-            return Space(name, identity, identity, k, own.forward)
+            return Space(name, f"components of {source.fingerprint}", self._exact(), k, own.forward)
         fitted = self._fit(source)
-        exact = fitted.identity
+        name, k, exact = fitted.name, fitted.dimensions, f"{fitted.identity}, {self._exact()}"
         if fitted.projection is None:
-            return Space(fitted.name, exact, exact, fitted.dimensions, fitted, units=self.kind != "image")
-        identity = f"{fitted.dimensions} principal components of training data {source.fingerprint}"
-        return Space(fitted.name, identity, exact, fitted.dimensions, fitted)
+            return Space(name, fitted.identity, exact, k, fitted, units=self.kind != "image")
+        identity = f"{k} principal components of training data {source.fingerprint}"
+        return Space(name, identity, exact, k, fitted)
 
     def _network_space(self, network: FeatureNetwork) -> Space:
         if self.kind != "image":
@@ -156,7 +157,16 @@ class Comparable:
         scale = self.flow.transform
         low, high = (scale.low, scale.high) if isinstance(scale, PixelScale) else (0.0, 255.0)
         of = lambda x: network((x - low) * (255 / (high - low)))
-        return Space(network.name, network.identity, network.identity, network.dimensions, of, network.sha256)
+        exact = f"{network.identity}, {self._exact()}"
+        return Space(network.name, network.identity, exact, network.dimensions, of, network.sha256)
+
+    def _exact(self) -> str:
+        """The flow's own way to data units, in which comparable samples are made: equal words mean equal numbers."""
+        transform = self.flow.transform
+        digest = hashlib.sha256(json.dumps(transform.to_config(), sort_keys=True).encode())
+        for name, value in sorted(transform.tensors().items()):
+            digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+        return f"units {digest.hexdigest()}"
 
     def _fit(self, source: Source) -> Features:
         """The values themselves, or principal components of training rows, the same on any number of threads."""
