@@ -8,7 +8,8 @@ from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.types import Category
-from advect.evaluation.scores import KINDS, SCORES, Ground, check_enough, choose_scores, measure_scores
+from advect.evaluation.measures import Ground
+from advect.evaluation.scores import KINDS, SCORES, check_enough, choose_scores, measure_scores
 from advect.evaluation.summary import Summary
 from advect.metrics import energy_distance, wasserstein
 

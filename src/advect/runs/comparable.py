@@ -81,6 +81,8 @@ class Comparable:
         self.kind = own if own in ("cells", "table") else flow.spec.kind
         self.categories = {name: c for name, c in flow.spec.conditions.items() if isinstance(c, Category)}
         self._scale = Expression(**flow.facts["expression"]) if self.kind == "cells" else None
+        plain = {**flow.facts.get("expression", {}), "space": "expression"}
+        self._counting = {**flow.facts, "expression": plain}  # scaled by each cell's own size, as data are
 
     @property
     def categorical(self) -> tuple[bool, ...]:
@@ -95,11 +97,12 @@ class Comparable:
             return self._kept(x, cond, space)
         parts = []
         for i in range(0, len(x), _BATCH):
-            some, told = x[i : i + _BATCH], {name: value[i : i + _BATCH] for name, value in cond.items()}
+            some = self._scale.forward(x[i : i + _BATCH])
+            told = {name: value[i : i + _BATCH] for name, value in cond.items()}
             if self.flow.facts.get("counted"):
                 rng = CounterRng(mix(seed, COUNTING), 0, len(some), start=first + i)
-                some = count_cells(some, self.flow.facts, rng)
-            parts.append(self._kept(self._scale.forward(some), told, space))
+                some = count_cells(some, self._counting, rng)
+            parts.append(self._kept(some, told, space))
         return _joined(parts)
 
     def data(self, split: Split, places: Tensor, space: Space) -> dict[str, Tensor]:

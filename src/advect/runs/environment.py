@@ -60,7 +60,7 @@ def versions() -> dict[str, str]:
 
 def device_name(device: torch.device) -> str:
     """What a person calls it."""
-    return torch.cuda.getdevice_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
 
 
 def _git_commit() -> str | None:

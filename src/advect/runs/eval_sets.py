@@ -18,7 +18,8 @@ from advect.core.random import CounterRng, mix
 from advect.data import Split
 from advect.evaluation import ReferenceCache
 from advect.evaluation.drawing import rows
-from advect.evaluation.scores import SCORES, Ground, measure_scores
+from advect.evaluation.measures import Ground
+from advect.evaluation.scores import SCORES, measure_scores
 from advect.evaluation.summary import ROWS, Summary
 from advect.runs.comparable import Space
 from advect.runs.environment import versions
