@@ -60,6 +60,24 @@ def working(folder: Path, *, stamp: str, show: bool, say: Callable[[str], None])
             _remove(folder)
 
 
+def by_first(job: Callable[[], T]) -> T | None:
+    """What ``job`` gives on the first process, however long it takes, and None on the others.
+
+    All of them wait till then, and raise its UserError.
+    """
+    found, mistake = None, None
+    with apart():
+        if current().is_first:
+            try:
+                found = job()
+            except UserError as error:
+                mistake = error
+    with agree():
+        if mistake is not None:
+            raise mistake
+    return found
+
+
 def _remove(folder: Path) -> None:
     """Remove a folder, and that which it lies in where nothing else does."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -91,8 +109,7 @@ class Work:
         ``finish`` gets the parts in their order, one at a time, once all processes have drawn them, and keeps what it
         makes where ``load`` finds it.
         """
-        me = current()
-        found = load() if me.is_first else None
+        found = load() if current().is_first else None
         if not broadcast_object(found is None):
             return found
         parts = self._parts(name, n)
@@ -104,11 +121,13 @@ class Work:
             return [folder / _FILE]
 
         draw_parts(parts, write, title=title, show=self.show, say=self.say)
-        with apart():
-            if me.is_first:
-                found = finish(load_file(parts.place(k) / _FILE) for k in range(parts.count))
-                shutil.rmtree(parts.folder)
-        return found
+
+        def stream() -> T:
+            value = finish(load_file(parts.place(k) / _FILE) for k in range(parts.count))
+            shutil.rmtree(parts.folder)
+            return value
+
+        return by_first(stream)
 
     def number(self, name: str, n: int, fill: Fill, finish: Callable[[Iterator[dict[str, Tensor]]], Any], title: str):
         """As :meth:`once`, for what JSON can hold, which is kept here."""
