@@ -81,7 +81,7 @@ def sample_run(
             count = count_parts(draw.n, part_size, me.world)
             if me.is_first:
                 stack.enter_context(_made(folder))  # now, as sampling may take an hour
-            _check_draw(flow, draw, cond)
+            check_draw(flow, draw, cond)
             if me.is_first:
                 facts = {"ema": averaged(place, ema), **_resolved(draw, flow), "conditions": told_conditions(cond)}
                 plan = {**weights_identity(place, ema), **facts, "individual": save_individual, "parts": count}
@@ -139,7 +139,7 @@ class _Still(nn.Module):
         return torch.zeros_like(x_t)
 
 
-def _check_draw(flow: Flow, draw: Draw, cond: Mapping[str, ConditionValue] | None) -> None:
+def check_draw(flow: Flow, draw: Draw, cond: Mapping[str, ConditionValue] | None = None) -> None:
     """Raise UserError where a draw cannot be made, by making one sample of it without the network."""
     trial = copy(flow)
     trial.net = _Still()

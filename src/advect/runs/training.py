@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from advect.core.errors import UserError
 from advect.core.files import make_folder, remove_partial, write_text_whole
 from advect.core.group import agree, broadcast_object, current, joined
 from advect.core.platform import tune_process
@@ -21,16 +25,18 @@ from advect.runs.configfile import to_dict, to_yaml
 from advect.runs.engine import check_method, new_state, new_trainer
 from advect.runs.environment import write_environment
 from advect.runs.flow import Flow
-from advect.runs.loading import flow_of, read_card
+from advect.runs.loading import flow_of, read_card, weight_file
 from advect.runs.method import build_objective, noise_facts
+from advect.runs.pairs import open_pairs
 from advect.runs.watch import Watch
 from advect.training import Hook, LearningRate, Limits, Trainer
 from advect.training.boards import Board, TensorBoard, WeightsAndBiases
-from advect.training.checkpoint import remove_leftovers
+from advect.training.checkpoint import find_checkpoint, remove_leftovers
 from advect.training.faults import full_disk_explained
 from advect.training.hooks import Checkpoints, MetricsFile, ProgressBar
 from advect.training.snapshots import SNAPSHOTS, Snapshots, bring
 from advect.training.state import MODEL
+from advect.training.weight_files import load_weights
 from advect.training.writer import CheckpointWriter
 
 
@@ -67,12 +73,13 @@ def _train(config: Config, preset: str, run_dir: Path, checkpoint: Path | None, 
             check_folder(run_dir, checkpoint, again)
             if run_dir.is_dir():  # a folder in use is refused before the data are read
                 claims.enter_context(claimed(run_dir, checkpoint, again, say))
-            source = build_source(config.data, say)
-            card = Card.of(config, preset, source, noise_facts(config.method, source))
+            source, noise = _open(config, say)
+            card = Card.of(config, preset, source, noise)
             if checkpoint:
                 check_same_run(read_card(checkpoint / MODEL), card, checkpoint, say)
             source.train.fetch(np.zeros(1, np.int64))  # whoever cannot be read says so before there is a run folder
-        trainer = _new_trainer(config, source, card, run_dir)
+            weights = None if checkpoint else _first_weights(config)
+        trainer = _new_trainer(config, source, card, run_dir, weights)
         if checkpoint:
             trainer.state.load(checkpoint)
         with agree():
@@ -97,12 +104,37 @@ def _train(config: Config, preset: str, run_dir: Path, checkpoint: Path | None, 
     return reason
 
 
-def _new_trainer(config: Config, source: Source, card: Card, run_dir: Path) -> Trainer:
+def _open(config: Config, say: Say) -> tuple[Source, dict[str, Any]]:
+    """What is trained on, and the facts of the noise it starts from."""
+    source, pairs = build_source(config.data, say), config.training.pairs
+    if (config.method.coupling == "pairs") != (pairs is not None):
+        raise UserError("--coupling pairs and --pairs PATH go together; give both, as advect reflow does, or neither")
+    if pairs is not None:
+        return open_pairs(pairs, source)
+    return source, noise_facts(config.method, source)
+
+
+def _first_weights(config: Config) -> dict[str, Tensor] | None:
+    """The weights that the network begins with; None for random ones."""
+    begin = config.training.init_from
+    if begin is None:
+        return None
+    file = begin if begin.is_file() else weight_file(find_checkpoint(begin), ema=True)
+    if read_card(file).network != config.network:
+        raise UserError(f"--init-from {begin} has another network than this run; train it with --config of that run")
+    return load_weights(file)
+
+
+def _new_trainer(
+    config: Config, source: Source, card: Card, run_dir: Path, weights: Mapping[str, Tensor] | None
+) -> Trainer:
     """Wire network, objective, data and hooks together; nothing is written until the trainer runs."""
     t, device = config.training, pick_device(config.training.device)
     check_method(config.method, t)
     objective = build_objective(config.method, source.spec, card.noise, card.noise_tensors)
-    state = new_state(config.network, t, source.spec, objective, card=card.to_text(), data=card.tensors)
+    state = new_state(
+        config.network, t, source.spec, objective, weights=weights, card=card.to_text(), data=card.tensors
+    )
     limits, rate = _plan(config, source)
     hooks = _hooks(config, run_dir, flow_of(card, state.net, device), objective, source)
     return new_trainer(
