@@ -65,7 +65,8 @@ def evaluate(
             output = request.output or folder / f"{name}.json"
             if me.is_first:
                 _check_output(output)
-        with working(folder / f"{name}.parts", stamp=space.exact, show=progress, say=told) as work:
+            stamp = f"{space.exact}, advect {versions().get('advect')}"
+        with working(folder / f"{name}.parts", stamp=stamp, show=progress, say=told) as work:
             result = _measure(Sets(plan, chosen, space, work, cache), protocol, subject)
             with agree():
                 if me.is_first:

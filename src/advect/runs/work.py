@@ -39,8 +39,8 @@ Fill = Callable[[range, tqdm], dict[str, Tensor]]
 def working(folder: Path, *, stamp: str, show: bool, say: Callable[[str], None]) -> Iterator[Work]:
     """Work in a folder, which is made where it is missing and is gone after the block.
 
-    Where the block fails, what a call that goes on needs stays. ``stamp`` is what the numbers in parts depend on
-    beside the evaluation; parts of another are drawn anew. ``show`` says whether bars are shown, and ``say`` is told
+    Where the block fails, what a call that goes on needs stays. ``stamp`` is what the numbers depend on beside the
+    evaluation; those of another are found anew. ``show`` says whether bars are shown, and ``say`` is told
     of damaged parts, both on the first process. Raises UserError where the folder cannot be written to, or another
     process works there.
     """
@@ -135,13 +135,14 @@ class Work:
 
         def load() -> Any:
             try:
-                return json.loads(file.read_text(encoding="utf-8"))
+                found = json.loads(file.read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 return None
+            return found["value"] if found["stamp"] == self.stamp else None
 
         def kept(parts: Iterator[dict[str, Tensor]]) -> Any:
             value = finish(parts)
-            write_text_whole(file, json.dumps(value, allow_nan=False) + "\n")
+            write_text_whole(file, json.dumps({"stamp": self.stamp, "value": value}, allow_nan=False) + "\n")
             return value
 
         return self.once(name, n, fill, load=load, finish=kept, title=title)
