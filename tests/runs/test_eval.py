@@ -312,7 +312,7 @@ def test_results_are_compared_by_the_command_line(
     measured(moons_run, tmp_path / "c.json", **{**ask, "num_samples": 41})
     advect("eval --compare a.json b.json")
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 5 and lines[1].startswith("a.json") and lines[3].startswith("b.json")
+    assert len(lines) == 4 and lines[1].startswith("a.json") and lines[2].startswith("b.json")
     with pytest.raises(UserError, match="have different protocols: samples was 40 there and is 41 here"):
         advect("eval --compare a.json c.json")
     advect("eval --compare a.json c.json --force")
