@@ -23,7 +23,9 @@ from advect.runs.environment import write_environment
 from advect.runs.flow import Flow
 from advect.runs.loading import flow_of, read_card
 from advect.runs.method import build_objective, noise_facts
-from advect.runs.watch import Watch
+from advect.runs.watch import Watch, held_out_loss
+from advect.runs.watch_quality import WatchQuality
+from advect.runs.yardstick import Yardstick
 from advect.training import Hook, LearningRate, Limits, Trainer
 from advect.training.boards import Board, TensorBoard, WeightsAndBiases
 from advect.training.checkpoint import remove_leftovers
@@ -126,10 +128,18 @@ def _hooks(config: Config, run_dir: Path, flow: Flow, objective: Objective, sour
     )
     writer = CheckpointWriter(run_dir / "checkpoints", keep_last=out.keep_last, keep_every=out.keep_every)
     checkpoints = Checkpoints(writer, every=out.save_every, every_epochs=out.save_epochs)
-    t = config.training
+    t, bar = config.training, ProgressBar()
     snapshots = [Snapshots(run_dir / SNAPSHOTS, every=t.posthoc_every)] if t.posthoc_ema else []
-    shared = *snapshots, checkpoints, watch  # a checkpoint's snapshot is there before it
-    return (metrics, *boards, ProgressBar(), *shared) if first else shared
+    quality = []
+    if out.eval_every:
+        cache = run_dir / "evaluation" / "reference"
+        options = {"samples": out.eval_samples, "features": out.eval_features, "seed": t.seed, "cache": cache}
+        yardstick = Yardstick(flow, source, **options)
+        loss = lambda: held_out_loss(flow, objective, source.held_out, t.seed)
+        options = {"every": out.eval_every, "keep": out.keep_best, "metrics": watch.metrics, "boards": boards}
+        quality = [WatchQuality(yardstick, loss, checkpoints, tell=bar.tell, **options)]
+    shared = *snapshots, checkpoints, watch, *quality  # a checkpoint's snapshot is there before it
+    return (metrics, *boards, bar, *shared) if first else shared
 
 
 def _boards(config: Config, run_dir: Path) -> tuple[Board, ...]:
@@ -168,5 +178,8 @@ def _announce(config: Config, preset: str, source: Source, trainer: Trainer, run
             f"{world} processes ({trainer.state.parallel.kind}): batches of {t.batch_size} on each, "
             f"{trainer.loader.global_batch:,} together"
         )
+    out, rows = config.output, len(source.train)
+    if out.eval_every and out.eval_samples > rows:
+        say(f"note: --eval-samples {out.eval_samples:,} is more than there are training samples; taking {rows:,}")
     if trainer.loader.global_batch < 32:
         say(f"note: a batch of {trainer.loader.global_batch} gives noisy gradients; 32 or more is usual")
