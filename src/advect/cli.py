@@ -25,6 +25,7 @@ advect: train, sample and measure flow-matching models on your own data
   advect train [PRESET] [flags]     train; no preset means digits, real data that needs no download
   advect sample RUN [flags]         draw samples from a run folder, a checkpoint or a weight file
   advect report RUN [flags]         measure a run and write its report.html
+  advect reflow RUN [flags]         straighten a trained flow, so that few steps draw as well as many did
   advect ema RUN --length 0.05      make an average of the weights of any length, after advect train --posthoc-ema
   advect doctor [PRESET | RUN | --data PATH]   say what is wrong with the machine, with data or with a run
   advect presets                    list the presets
@@ -225,6 +226,28 @@ def _report(words: list[str]) -> None:
     _say(f"report: {page}")
 
 
+def _reflow(words: list[str]) -> None:
+    from advect.runs.reflow_arguments import parse_reflow
+
+    place, flags = _place(words, "advect reflow")
+    with agree():
+        preset, a = parse_reflow(place if words[0] == str(place) else None, flags)
+    if a.nproc != 1:
+        _launch("reflow", words, a.nproc, a.settings.training.device)
+    from advect.runs.reflow import reflow
+
+    ended = reflow(place, preset, a, say=_say, progress=sys.stderr.isatty())
+    typed = shlex.join(["advect", "reflow", *words])
+    if ended.reason != "finished":
+        _say(f"stopped by {ended.reason}; to go on, type: {typed}")
+    for name, folder in ended.flows.items():
+        _say(f"{name}: {folder}")
+    if ended.report:
+        _say(f"report: {ended.report}")
+    if ended.reason.startswith("SIG"):
+        sys.exit(128 + signal.Signals[ended.reason])
+
+
 def _ema(words: list[str]) -> None:
     from advect.runs.arguments import parse_words
 
@@ -297,11 +320,12 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "sample": _sample,
     "report": _report,
+    "reflow": _reflow,
     "ema": _ema,
     "doctor": _doctor,
     "presets": _presets,
     "data": _data,
 }
 
-SHARED = ("train", "sample")
+SHARED = ("train", "sample", "reflow")
 """Commands that several processes do together."""

@@ -293,3 +293,14 @@ def test_a_draw_of_other_rows_is_refused(shape):
 def test_rows_outside_the_batch_are_refused(start, count, total):
     with pytest.raises(UserError, match=f"rows {start} to {start + count} do not lie in a batch of {total}"):
         CounterRng(0, 0, count, start=start, total=total)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (5, 2)])
+def test_scattered_rows_have_the_numbers_of_the_whole_batch(shape: tuple[int, ...]) -> None:
+    whole, places = CounterRng(7, 3, 20), np.array([13, 0, 19, 13])
+    some = CounterRng.at(7, 3, places, total=20)
+    for _ in range(2):
+        assert torch.equal(some.normal((4, *shape)), whole.normal((20, *shape))[places])
+        assert torch.equal(some.uniform((4, *shape)), whole.uniform((20, *shape))[places])
+    with pytest.raises(UserError, match="do not lie in a batch of 13"):
+        CounterRng.at(7, 3, places, total=13)

@@ -90,11 +90,30 @@ class CounterRng:
         if not 0 <= start <= start + count <= self.total:
             raise UserError(f"rows {start} to {start + count} do not lie in a batch of {self.total}")
         self._key, self._draw = mix(seed, step), 0
+        self._places: np.ndarray | None = None
 
-    def _bits(self, first: int, last: int, device: torch.device | None) -> Bits:
-        """Random bits of the elements first .. last of the next draw."""
+    @classmethod
+    def at(cls, seed: int, step: int, places: np.ndarray, *, total: int) -> CounterRng:
+        """Random numbers for the rows ``places`` (B,) int64 of the batch, in any order, as that of all rows has them.
+
+        It has no permutations.
+        """
+        rng = cls(seed, step, len(places), total=total)
+        if len(places) and not (places.min() >= 0 and places.max() < total):
+            raise UserError(f"rows {places.min()} to {places.max()} do not lie in a batch of {total}")
+        rng._places = places
+        return rng
+
+    def _bits(self, width: int, device: torch.device | None) -> Bits:
+        """Random bits of the rows of the next draw, ``width`` words each."""
         self._draw += 1
-        return _hash(_arange(first, last, device), mix(self._key, self._draw))
+        if self._places is None:
+            counter = _arange(self.start * width, (self.start + self.count) * width, device)
+        else:
+            counter = (self._places[:, None] * width + np.arange(width)).reshape(-1)
+            if device is not None and device.type != "cpu":
+                counter = torch.from_numpy(counter).to(device)
+        return _hash(counter, mix(self._key, self._draw))
 
     def _width(self, shape: Sequence[int]) -> int:
         if not shape or shape[0] != self.count:
@@ -106,7 +125,7 @@ class CounterRng:
     ) -> Tensor:
         """Uniform numbers in [0, 1): multiples of 2^-53 for float64, of 2^-24 for float32, rounded for the others."""
         width, n = self._width(shape), 53 if dtype == torch.float64 else 24
-        bits = self._bits(self.start * width, (self.start + self.count) * width, device)
+        bits = self._bits(width, device)
         bits >>= 64 - n
         bits &= (1 << n) - 1
         u = _real(bits, dtype)
@@ -119,7 +138,7 @@ class CounterRng:
         """Standard normal numbers (Box & Muller 1958), two from each 64 bits, within 6.8 deviations."""
         width = self._width(shape)
         half = (width + 1) // 2
-        bits = self._bits(self.start * half, (self.start + self.count) * half, device)
+        bits = self._bits(half, device)
         u, angle = _real((bits >> 32) & ((1 << 32) - 1), dtype), _real(bits & ((1 << 32) - 1), dtype)
         u += 0.5
         u *= 2.0**-32
@@ -134,7 +153,10 @@ class CounterRng:
 
     def permutation(self, *, device: torch.device | None = None) -> Tensor:
         """This rows' part (count,) of a random permutation of the ``total`` rows."""
-        return _tensor(self._bits(0, self.total, device).argsort())[self.start : self.start + self.count]
+        assert self._places is None, "a permutation is of whole batches"
+        self._draw += 1
+        bits = _hash(_arange(0, self.total, device), mix(self._key, self._draw))
+        return _tensor(bits.argsort())[self.start : self.start + self.count]
 
 
 Generator = CounterRng | torch.Generator | None

@@ -1,9 +1,10 @@
-"""``report.html``: a run on one page that needs nothing else."""
+"""Pages that need nothing else: ``report.html`` of a run, and of a reflow."""
 
 from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from advect.core.files import write_text_whole
 from advect.reports.run_folder import read_run
@@ -16,13 +17,19 @@ def write_report(run_dir: Path | str) -> Path:
     its pictures, charts and style, and asks nothing of the network. Raises UserError when ``run_dir`` is not
     a run folder.
     """
-    from jinja2 import Environment, StrictUndefined  # a report is rarely wanted; the command line starts faster
-
     from advect.reports.sections import describe
 
     run = read_run(Path(run_dir))
+    return write_page(run.path / "report.html", "template.html", describe(run))
+
+
+def write_page(path: Path, template: str, values: dict[str, Any]) -> Path:
+    """Write a page of one of the templates here, whole or not at all, and return its path."""
+    from jinja2 import Environment, StrictUndefined  # a report is rarely wanted; the command line starts faster
+    from markupsafe import Markup
+
+    here = files("advect.reports")
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = page.from_string(files("advect.reports").joinpath("template.html").read_text(encoding="utf-8"))
-    path = run.path / "report.html"
-    write_text_whole(path, template.render(describe(run)))
+    text = page.from_string(here.joinpath(template).read_text(encoding="utf-8"))
+    write_text_whole(path, text.render(values, style=Markup(here.joinpath("page.css").read_text(encoding="utf-8"))))
     return path

@@ -99,15 +99,17 @@ def step_chart(series: Series, name: str, label: str, *, mean: bool = True) -> s
     return to_svg(figure, name)
 
 
-def quality_chart(curves: dict[str, dict[str, list[float]]], floor: float) -> str:
-    """Distance to held-out data against network evaluations, one line a solver, the floor dashed."""
+def quality_chart(
+    curves: dict[str, dict[str, list[float]]], floor: float, *, label: str = "Frechet distance to held-out data"
+) -> str:
+    """Distance to held-out data against network evaluations, one line a solver or flow, the floor dashed."""
     from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
-    figure, axes = new_chart(9, 3.4, x="network evaluations a sample", y="Frechet distance to held-out data")
-    style = {"euler": (SECOND, "s"), "midpoint": (FIRST, "o")}
+    figure, axes = new_chart(9, 3.4, x="network evaluations a sample", y=label)
+    styles = ((SECOND, "s"), (FIRST, "o"), (THIRD, "D"), (MUTED, "^"), (INK, "v"))
     ticks: set[float] = set()
-    for name, curve in curves.items():
-        colour, marker = style.get(name, (THIRD, "D"))
+    for i, (name, curve) in enumerate(curves.items()):
+        colour, marker = styles[i % len(styles)]
         axes.plot(
             curve["nfe"], curve["distance"], color=colour, linewidth=1.8, marker=marker, markersize=4.5, label=name
         )

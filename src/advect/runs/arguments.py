@@ -108,7 +108,7 @@ def _recorded(path: Path) -> tuple[str, list[str]]:
 
 def parse_words(kind: type[A], words: list[str], *, prog: str, description: str) -> A:
     """Parse words into the dataclass ``kind``, as :func:`parse_train` does."""
-    return _run_tyro(kind, words, prog=prog, description=description, default=None)
+    return run_tyro(kind, words, prog=prog, description=description, default=None)
 
 
 def _parse(preset: Preset, flags: list[str]) -> TrainArguments:
@@ -118,7 +118,7 @@ def _parse(preset: Preset, flags: list[str]) -> TrainArguments:
         raise UserError(f"--network {kind} is not known{did_you_mean(kind, NETWORKS)}")
     if kind != name_of(config.network):
         config = replace(config, network=NETWORKS[kind]())
-    return _run_tyro(
+    return run_tyro(
         TrainArguments[type(config.data), type(config.network)],  # pyright: ignore[reportArgumentType]
         flags,
         prog=f"advect train {preset.name}",
@@ -154,7 +154,7 @@ def _about(preset: Preset) -> str:
     return f"Train a flow. Flags below have the defaults of preset {preset.name}.\n\nPresets:\n{others}"
 
 
-def _run_tyro(kind: type[A], words: list[str], *, prog: str, description: str, default: A | None) -> A:
+def run_tyro(kind: type[A], words: list[str], *, prog: str, description: str, default: A | None) -> A:
     extra: dict[str, Any] = {} if default is None else {"default": default}
     errors = io.StringIO()
     try:

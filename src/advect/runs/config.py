@@ -33,13 +33,16 @@ class MethodConfig(_Checked):
     """gaussian: N(0, I). matched: a Gaussian with the data's variance. sparse: Gaussian, a tenth of entries zero."""
 
     # ot: pair noise and data of a batch by optimal transport, for straighter paths in few dimensions. sinkhorn: the
-    # same, approximately, on the device. conditional-ot: ot that keeps to the conditions; use it with labels.
-    coupling: Literal["independent", "ot", "sinkhorn", "conditional-ot"] = "independent"
+    # same, approximately, on the device. conditional-ot: ot that keeps to the conditions; use it with labels. pairs:
+    # those of --pairs.
+    coupling: Literal["independent", "ot", "sinkhorn", "conditional-ot", "pairs"] = "independent"
 
     # stratified: one in each of B bins. logit-normal: more in the middle. u-shaped: more at both ends. shifted:
     # more near the noise, for high resolution. importance: where the loss is large, weighted to keep its
-    # expectation.
-    times: Literal["stratified", "uniform", "logit-normal", "u-shaped", "shifted", "importance"] = "stratified"
+    # expectation. start: t = 0 alone, which distils --pairs to one step.
+    times: Literal["stratified", "uniform", "logit-normal", "u-shaped", "shifted", "importance", "start"] = (
+        "stratified"
+    )
 
     weight: Literal["uniform", "inverse-snr", "t2", "one-minus-t2", "min-snr"] = "uniform"
     """Weight of time in the loss: t2 favours the data's end, one-minus-t2 the noise's; min-snr is min(SNR, 5)."""
@@ -67,6 +70,10 @@ class TrainingConfig(_Checked):
 
     batch_size: int = 128
     """Samples a step, on each process."""
+    init_from: Path | None = None
+    """Begin with the averaged weights of this run, checkpoint or weight file, whose network is the same."""
+    pairs: Path | None = None
+    """Learn the pairs of noise and samples in this folder, which advect reflow makes, instead of the data."""
 
     # How several processes share the network. ddp: each has all of it. fsdp: each keeps a part of weights, moments and
     # averages, for networks too large for one device. auto: none for one process; ddp, or fsdp where ddp would fill
@@ -147,6 +154,9 @@ class TrainingConfig(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("init_from", "pairs"):
+            if (place := getattr(self, name)) is not None:
+                object.__setattr__(self, name, place.expanduser().absolute())
         lengths = type(self).posthoc_lengths
         if not self.posthoc_ema and (self.posthoc_every is not None or self.posthoc_lengths != lengths):
             raise UserError("--posthoc-every and --posthoc-lengths do nothing without --posthoc-ema; give it, too")

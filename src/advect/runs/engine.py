@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.group import current
@@ -40,10 +41,18 @@ def check_method(method: MethodConfig, t: TrainingConfig) -> None:
             raise UserError(f"{flag} and --times importance contradict each other: times are learned from whole steps")
 
 
-def new_state(network: NetworkConfig, t: TrainingConfig, spec: DataSpec, objective: Objective, **kept) -> TrainState:
-    """A state at its first step, on the device of ``t`` and from its seed; ``kept`` goes into it as it is.
+def new_state(
+    network: NetworkConfig,
+    t: TrainingConfig,
+    spec: DataSpec,
+    objective: Objective,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+    **kept,
+) -> TrainState:
+    """A state at its first step, on the device of ``t``, from ``weights`` or else from its seed.
 
-    The processes that have joined share its network as ``t`` says.
+    ``kept`` goes into it as it is. The processes that have joined share its network as ``t`` says.
     """
     device = pick_device(t.device)
     if t.deterministic:
@@ -51,6 +60,8 @@ def new_state(network: NetworkConfig, t: TrainingConfig, spec: DataSpec, objecti
     with torch.random.fork_rng():
         torch.manual_seed(mix(t.seed, 0))
         net = build_network(network, spec, grad_checkpointing=t.grad_checkpointing)
+    if weights is not None:
+        net.load_state_dict(weights)
     parallel, twin = Parallel.choose(t.parallel, net, device), on_meta(net)
     net = parallel.place(net, device, pick_precision(t.mixed_precision, device, t.half))
     params = named_params(net)

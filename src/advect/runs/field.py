@@ -115,7 +115,7 @@ class Field:
         return {name: value.to(self.device) for name, value in cond.items()}
 
     @cached_property
-    def _span(self) -> tuple[float, float]:
+    def span(self) -> tuple[float, float]:
         """0 and 1, but a little inside where the path is infinitely fast, which training leaves out as well."""
         if isinstance(self.path, Bridge):
             return self.margin, 1 - self.margin

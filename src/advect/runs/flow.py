@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from advect.core import random
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, mix
 from advect.core.types import LENGTH, Conditions
@@ -19,6 +18,7 @@ from advect.paths import AffinePath
 from advect.runs.conditions import ConditionValue
 from advect.runs.field import Field, without_padding
 from advect.runs.field import Sampler as Sampler
+from advect.runs.start import Start, noise_of
 from advect.sampling import (
     Straightness,
     Velocity,
@@ -30,7 +30,7 @@ from advect.sampling import (
     log_prob,
     standard_normal_log_prob,
 )
-from advect.sources import Empirical, Gaussian
+from advect.sources import Gaussian
 
 
 class Flow(Field):
@@ -52,6 +52,7 @@ class Flow(Field):
         trajectory: bool = False,
         batch_size: int = 256,
         rows: range | None = None,
+        model_units: bool = False,
         progress: bool | tqdm = False,
     ) -> Tensor:
         """Draw n samples (n, *S) in data units, on the CPU: float32, or float64 for tables.
@@ -64,8 +65,9 @@ class Flow(Field):
         as control cells, starts each sample from a row that agrees with its categories, or from any if none does.
         ``guidance`` other than 1, within ``guidance_interval`` of t if given, needs a flow with conditions
         (classifier-free guidance). With ``trajectory`` the states at all grid times come back, (steps + 1, n, *S).
-        ``rows``, a range within 0 .. n, draws these of the n samples alone, such as one process's share. ``progress``
-        shows a bar, or moves one on that is there.
+        ``rows``, a range within 0 .. n, draws these of the n samples alone, such as one process's share. With
+        ``model_units`` the samples stay as the network has them. ``progress`` shows a bar, or moves one on that is
+        there.
         Raises UserError for a bad argument.
         """
         walk, rows = self._walk(steps, solver, grid, diffusion, trajectory), _rows(n, rows, batch_size)
@@ -76,6 +78,8 @@ class Flow(Field):
             x = walk(self.velocity(part, guidance=guidance, interval=guidance_interval), x0, rng)
             parts.append(x.float().cpu())
         x = torch.cat(parts, dim=1 if trajectory else 0)
+        if model_units:
+            return x
         inverse = lambda state: without_padding(self.transform.inverse(state), conditions)
         return torch.stack([inverse(state) for state in x]) if trajectory else inverse(x)
 
@@ -100,7 +104,7 @@ class Flow(Field):
         """
         rows = _rows(n, rows, batch_size)
         self._check_guidance(guidance, guidance_interval)
-        (t0, t1), conditions, found = self._span, self.conditions(n, cond, seed, rows=rows), []
+        (t0, t1), conditions, found = self.span, self.conditions(n, cond, seed, rows=rows), []
         for x0, part, _ in self._starts(n, rows, conditions, seed, batch_size, progress):
             u = self.velocity(part, guidance=guidance, interval=guidance_interval)
             inside: Velocity = lambda x, t, u=u, part=part: without_padding(u(x, t), part)
@@ -122,17 +126,17 @@ class Flow(Field):
         with nullcontext(progress) if isinstance(progress, tqdm) else sample_bar(len(rows), progress) as bar:
             for first in rows[::batch_size]:
                 last = min(first + batch_size, rows.stop)
-                rng = CounterRng(mix(seed, 1), 0, last - first, start=first, total=n)
+                rng = noise_of(seed, range(first, last), n)
                 here = slice(first - rows.start, last - rows.start)
                 part = self._on_device({name: value[here] for name, value in conditions.items()})
-                yield self._start(last - first, rng, part), part, rng
+                yield self.start.draw(rng, self.spec.shape, part, device=self.device), part, rng
                 bar.update(last - first)
 
     def _walk(
         self, steps: int | None, solver: str | None, grid: str | None, diffusion: float | str | None, trajectory: bool
     ) -> Callable[[Velocity, Tensor, CounterRng], Tensor]:
         """How a batch goes from noise to data."""
-        t0, t1 = self._span
+        t0, t1 = self.span
         if diffusion is not None:
             schedule = self._schedule("--diffusion", score=True)
             return lambda u, x0, rng: integrate_sde(
@@ -158,16 +162,10 @@ class Flow(Field):
             u, x0, solver=method, steps=steps, grid=grid, t0=t0, t1=t1, trajectory=trajectory
         )
 
-    def _start(self, n: int, rows: CounterRng, cond: Conditions) -> Tensor:
-        """Draw from p_0 (n, *S), given conditions (n,): the source and, on a path with jitter, it; 0 in padding."""
-        shape = (n, *self.spec.shape)
-        if isinstance(self.source, Empirical):
-            x0 = self.source.sample_matching(cond, shape, rows, device=self.device)
-        else:
-            x0 = self.source.sample(shape, rows, device=self.device)
-        if isinstance(self.path, AffinePath) and self.path.sigma_min > 0:
-            x0 = x0 + self.path.sigma_min * random.normal(x0.shape, rows, device=x0.device, dtype=x0.dtype)
-        return without_padding(x0, cond)
+    @property
+    def start(self) -> Start:
+        """Where it starts, at t = 0: the source and, on a path with jitter, that."""
+        return Start(self.source, self.path.sigma_min if isinstance(self.path, AffinePath) else 0.0)
 
     @torch.no_grad()
     def encode(
@@ -176,7 +174,7 @@ class Flow(Field):
         """Carry data x (n, *S) back to the noise z (n, *S) that it comes from, at t = 0; :meth:`decode` undoes it."""
         given = self._given(len(x), cond)
         z = self.transform.forward(self._checked(x, self.data_shape))
-        return self._along(z, given, solver=solver, steps=steps, t0=self._span[1], t1=self._span[0])
+        return self._along(z, given, solver=solver, steps=steps, t0=self.span[1], t1=self.span[0])
 
     @torch.no_grad()
     def decode(
@@ -185,7 +183,7 @@ class Flow(Field):
         """Carry noise z (n, *S) to data in data units (n, *S)."""
         given = self._given(len(z), cond)
         x = self._along(
-            self._checked(z, self.spec.shape), given, solver=solver, steps=steps, t0=self._span[0], t1=self._span[1]
+            self._checked(z, self.spec.shape), given, solver=solver, steps=steps, t0=self.span[0], t1=self.span[1]
         )
         return without_padding(self.transform.inverse(x), given)
 

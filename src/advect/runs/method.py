@@ -28,7 +28,7 @@ from advect.paths import (
 )
 from advect.runs.config import MethodConfig
 from advect.sources import Empirical, Gaussian, MatchedGaussian, SourceDistribution, SparseGaussian
-from advect.times import Importance, LogitNormal, Shifted, Stratified, TimeDistribution, Uniform, UShaped
+from advect.times import Constant, Importance, LogitNormal, Shifted, Stratified, TimeDistribution, Uniform, UShaped
 from advect.weights import InverseSNR, MinSNR, OneMinusTSquared, TSquared, Weight
 
 _SCHEDULES: dict[str, Callable[[], Schedule]] = {
@@ -44,6 +44,7 @@ COUPLINGS: dict[str, type[Coupling]] = {
     "ot": ExactOT,
     "sinkhorn": Sinkhorn,
     "conditional-ot": ConditionalOT,
+    "pairs": Independent,  # they come as pairs
 }
 
 
@@ -85,7 +86,7 @@ def build_noise(facts: Mapping[str, Any], tensors: Mapping[str, Tensor] | None =
     """The source distribution of :func:`noise_facts` and :func:`noise_tensors`."""
     match facts["kind"]:
         case "empirical":
-            return Empirical.from_tensors(tensors or {})
+            return Empirical.from_tensors(tensors or {}, noise=facts.get("noise", 0.0))
         case "gaussian":
             return Gaussian()
         case "matched":
@@ -106,6 +107,8 @@ def _build_times(name: str) -> TimeDistribution:
             return Stratified(Shifted())
         case "importance":
             return Stratified(Importance())
+        case "start":
+            return Constant(0.0)
         case _:
             return Stratified()
 

@@ -51,6 +51,11 @@ def holds_samples(folder: Path) -> bool:
     return any(folder.glob("samples.*")) or any(folder.glob("part-*-of-*"))
 
 
+def remove_partial_parts(folder: Path) -> None:
+    """Remove what a killed call had begun to write."""
+    _remove(folder, _LEFT)
+
+
 def _remove(folder: Path, names: re.Pattern[str]) -> None:
     """Remove what has one of these names in a folder, and nothing else."""
     for path in sorted(folder.iterdir()):
@@ -66,11 +71,11 @@ def open_plan(folder: Path, plan: Mapping[str, Any], *, fixed: bool, overwrite: 
     """
     plan = json.loads(json.dumps(plan))
     if (folder / PLAN).is_file():
-        old = _read(folder / PLAN)
+        old = read_plan(folder)
         there = plan["parts"] if fixed else old.get("parts", plan["parts"])
-        difference = _difference(old, {**plan, "parts": there})
+        difference = plan_difference(old, {**plan, "parts": there})
         if difference is None:
-            _remove(folder, _LEFT)
+            remove_partial_parts(folder)
             return there
         if not overwrite:
             raise UserError(
@@ -79,13 +84,18 @@ def open_plan(folder: Path, plan: Mapping[str, Any], *, fixed: bool, overwrite: 
             )
     elif holds_samples(folder) and not overwrite:
         raise UserError(f"--output-dir {folder} already holds samples; name another folder, or give --overwrite")
-    _remove(folder, _LEFT)
+    remove_partial_parts(folder)
     if overwrite:
         _remove(folder, _OURS)
         (folder / PLAN).unlink(missing_ok=True)  # last, so that what a kill leaves still belongs to a plan
     if plan["parts"] > 1:
         write_text_whole(folder / PLAN, json.dumps(plan, indent=1) + "\n")
     return plan["parts"]
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """The plan of a folder; an empty one where it is damaged."""
+    return _read(folder / PLAN)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -97,7 +107,7 @@ def _read(file: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
+def plan_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
     """The first thing in which two plans differ, in words; the same weights may lie elsewhere."""
     for name, value in here.items():
         if name != "weights" and there.get(name) != value:

@@ -83,10 +83,10 @@ def sample_run(
             count = count_parts(draw.n, part_size, me.world)
             if me.is_first:
                 stack.enter_context(_made(folder))  # now, as sampling may take an hour
-            _check_draw(flow, draw, cond)
+            check_draw(flow, draw, cond)
             if me.is_first:
                 facts = {"ema": _averaged(place, ema), **_resolved(draw, flow), "conditions": _told(cond)}
-                plan = {**_identity(place, ema), **facts, "individual": save_individual, "parts": count}
+                plan = {**identity(place, ema), **facts, "individual": save_individual, "parts": count}
                 count = open_plan(folder, plan, fixed=part_size is not None, overwrite=overwrite)
                 named = {"checkpoint": place.name} if place.is_dir() else {}
                 facts = {"run": str(run), **named, **(plan if count > 1 else facts)}
@@ -117,7 +117,7 @@ class _Still(nn.Module):
         return torch.zeros_like(x_t)
 
 
-def _check_draw(flow: Flow, draw: Draw, cond: Mapping[str, ConditionValue] | None) -> None:
+def check_draw(flow: Flow, draw: Draw, cond: Mapping[str, ConditionValue] | None = None) -> None:
     """Raise UserError where a draw cannot be made, by making one sample of it without the network."""
     trial = copy(flow)
     trial.net = _Still()
@@ -137,7 +137,7 @@ def _made(folder: Path) -> Iterator[None]:
         raise
 
 
-def _identity(place: Path, ema: bool | float) -> dict[str, object]:
+def identity(place: Path, ema: bool | float) -> dict[str, object]:
     """Which weights are drawn from: their sum, and the name by which a person knows them."""
     file = place if place.is_file() else weight_file(place, ema=ema)
     digest = str(sum_files(file.parent, [file])[file.name]["sha256"])

@@ -3,37 +3,36 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from advect.core.errors import UserError
 from advect.core.files import make_folder, remove_partial, write_text_whole
 from advect.core.group import agree, broadcast_object, current, joined
 from advect.core.platform import tune_process
 from advect.data import Source
-from advect.objectives import Objective
 from advect.runs.beginning import Say, check_folder, check_same_run, claimed, find_beginning
 from advect.runs.build import build_source, pick_device, pick_precision
 from advect.runs.card import Card
 from advect.runs.config import Config
-from advect.runs.configfile import to_dict, to_yaml
+from advect.runs.configfile import to_yaml
 from advect.runs.engine import check_method, new_state, new_trainer
 from advect.runs.environment import write_environment
-from advect.runs.flow import Flow
-from advect.runs.loading import flow_of, read_card
+from advect.runs.hooks import build_hooks
+from advect.runs.loading import flow_of, read_card, weight_file
 from advect.runs.method import build_objective, noise_facts
-from advect.runs.watch import Watch, held_out_loss
-from advect.runs.watch_quality import WatchQuality
-from advect.runs.yardstick import Yardstick
-from advect.training import Hook, LearningRate, Limits, Trainer
-from advect.training.boards import Board, TensorBoard, WeightsAndBiases
-from advect.training.checkpoint import remove_leftovers
+from advect.runs.pairs import open_pairs
+from advect.training import LearningRate, Limits, Trainer
+from advect.training.checkpoint import find_checkpoint, names_checkpoint, remove_leftovers
 from advect.training.faults import full_disk_explained
-from advect.training.hooks import Checkpoints, MetricsFile, ProgressBar
-from advect.training.snapshots import SNAPSHOTS, Snapshots, bring
+from advect.training.snapshots import SNAPSHOTS, bring
 from advect.training.state import MODEL
-from advect.training.writer import CheckpointWriter
+from advect.training.weight_files import load_weights
 
 
 def train(
@@ -69,12 +68,13 @@ def _train(config: Config, preset: str, run_dir: Path, checkpoint: Path | None, 
             check_folder(run_dir, checkpoint, again)
             if run_dir.is_dir():  # a folder in use is refused before the data are read
                 claims.enter_context(claimed(run_dir, checkpoint, again, say))
-            source = build_source(config.data, say)
-            card = Card.of(config, preset, source, noise_facts(config.method, source))
+            source, noise = _open(config, say)
+            card = Card.of(config, preset, source, noise)
             if checkpoint:
                 check_same_run(read_card(checkpoint / MODEL), card, checkpoint, say)
             source.train.fetch(np.zeros(1, np.int64))  # whoever cannot be read says so before there is a run folder
-        trainer = _new_trainer(config, source, card, run_dir)
+            weights = None if checkpoint else _first_weights(config)
+        trainer = _new_trainer(config, source, card, run_dir, weights)
         if checkpoint:
             trainer.state.load(checkpoint)
         with agree():
@@ -99,56 +99,42 @@ def _train(config: Config, preset: str, run_dir: Path, checkpoint: Path | None, 
     return reason
 
 
-def _new_trainer(config: Config, source: Source, card: Card, run_dir: Path) -> Trainer:
+def _open(config: Config, say: Say) -> tuple[Source, dict[str, Any]]:
+    """What is trained on, and the facts of the noise it starts from."""
+    source, pairs = build_source(config.data, say), config.training.pairs
+    if (config.method.coupling == "pairs") != (pairs is not None):
+        raise UserError("--coupling pairs and --pairs PATH go together; give both, as advect reflow does, or neither")
+    if pairs is not None:
+        return open_pairs(pairs, source)
+    return source, noise_facts(config.method, source)
+
+
+def _first_weights(config: Config) -> dict[str, Tensor] | None:
+    """The weights that the network begins with; None for random ones."""
+    begin = config.training.init_from
+    if begin is None:
+        return None
+    file = begin if begin.is_file() and not names_checkpoint(begin) else weight_file(find_checkpoint(begin), ema=True)
+    if read_card(file).network != config.network:
+        raise UserError(f"--init-from {begin} has another network than this run; train it with --config of that run")
+    return load_weights(file)
+
+
+def _new_trainer(
+    config: Config, source: Source, card: Card, run_dir: Path, weights: Mapping[str, Tensor] | None
+) -> Trainer:
     """Wire network, objective, data and hooks together; nothing is written until the trainer runs."""
     t, device = config.training, pick_device(config.training.device)
     check_method(config.method, t)
     objective = build_objective(config.method, source.spec, card.noise, card.noise_tensors)
-    state = new_state(config.network, t, source.spec, objective, card=card.to_text(), data=card.tensors)
+    state = new_state(
+        config.network, t, source.spec, objective, weights=weights, card=card.to_text(), data=card.tensors
+    )
     limits, rate = _plan(config, source)
-    hooks = _hooks(config, run_dir, flow_of(card, state.net, device), objective, source)
+    hooks = build_hooks(config, run_dir, flow_of(card, state.net, device), objective, source)
     return new_trainer(
         t, state, objective, source.train, rate=rate, limits=limits, log_every=config.output.log_every, hooks=hooks
     )
-
-
-def _hooks(config: Config, run_dir: Path, flow: Flow, objective: Objective, source: Source) -> tuple[Hook, ...]:
-    out, first = config.output, current().is_first
-    metrics, boards = MetricsFile(run_dir / "metrics.jsonl"), _boards(config, run_dir) if first else ()
-    watch = Watch(
-        flow,
-        objective,
-        source.held_out,
-        run_dir / "samples",
-        every=out.sample_every,
-        samples=out.num_samples,
-        seed=config.training.seed,
-        metrics=metrics if first else None,
-        boards=boards,
-    )
-    writer = CheckpointWriter(run_dir / "checkpoints", keep_last=out.keep_last, keep_every=out.keep_every)
-    checkpoints = Checkpoints(writer, every=out.save_every, every_epochs=out.save_epochs)
-    t, bar = config.training, ProgressBar()
-    snapshots = [Snapshots(run_dir / SNAPSHOTS, every=t.posthoc_every)] if t.posthoc_ema else []
-    quality = []
-    if out.eval_every:
-        cache = run_dir / "evaluation" / "reference"
-        options = {"samples": out.eval_samples, "features": out.eval_features, "seed": t.seed, "cache": cache}
-        yardstick = Yardstick(flow, source, **options)
-        loss = lambda: held_out_loss(flow, objective, source.held_out, t.seed)
-        options = {"every": out.eval_every, "keep": out.keep_best, "metrics": watch.metrics, "boards": boards}
-        quality = [WatchQuality(yardstick, loss, checkpoints, tell=bar.tell, **options)]
-    shared = *snapshots, checkpoints, watch, *quality  # a checkpoint's snapshot is there before it
-    return (metrics, *boards, bar, *shared) if first else shared
-
-
-def _boards(config: Config, run_dir: Path) -> tuple[Board, ...]:
-    out, board = config.output, TensorBoard(run_dir / "tensorboard")
-    if out.wandb == "none":
-        return (board,)
-    project, name = out.wandb_project or "advect", run_dir.resolve().name
-    shared = WeightsAndBiases(run_dir / "wandb", mode=out.wandb, project=project, name=name, config=to_dict(config))
-    return board, shared
 
 
 def _plan(config: Config, source: Source) -> tuple[Limits, LearningRate]:
@@ -178,7 +164,7 @@ def _announce(config: Config, preset: str, source: Source, trainer: Trainer, run
             f"{world} processes ({trainer.state.parallel.kind}): batches of {t.batch_size} on each, "
             f"{trainer.loader.global_batch:,} together"
         )
-    out, rows = config.output, len(source.train)
+    out, rows = config.output, len(source.real.train)
     if out.eval_every and out.eval_samples > rows:
         say(f"note: --eval-samples {out.eval_samples:,} is more than there are training samples; taking {rows:,}")
     if trainer.loader.global_batch < 32:

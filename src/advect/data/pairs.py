@@ -1,0 +1,138 @@
+"""Pairs of a flow's start and end on the disk, and the source that trains on them instead of on data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advect.core.files import sync_file
+from advect.core.random import Generator
+from advect.core.types import Batch, Conditions
+from advect.data.source import Source, Split
+
+Store = Literal["float32", "bf16", "uint8"]
+"""How x1 lies on the disk: as it is; rounded to 8 bits of mantissa, finer than grey levels; as 256 grey levels of
+[-1, 1], to which it is clamped."""
+
+X0, X1, COND = "x0.npy", "x1.npy", "cond."
+
+Starts = Callable[[np.ndarray, Conditions], Tensor]
+"""``starts(places (B,), cond (B,))`` is the x0 (B, *S) that pairs at these places begin with, which no file holds."""
+
+
+def write_pairs(folder: Path, x1: Tensor, cond: Conditions, *, x0: Tensor | None = None, store: Store) -> list[Path]:
+    """Write pairs of model units (n, *S) and their conditions (n, ...) into a folder; return the files."""
+    arrays = {X1: pack(x1, store), **{f"{COND}{name}.npy": value.numpy() for name, value in cond.items()}}
+    if x0 is not None:
+        arrays[X0] = x0.float().numpy()
+    for name, array in arrays.items():
+        np.save(folder / name, array, allow_pickle=False)
+        sync_file(folder / name)
+    return [folder / name for name in arrays]
+
+
+def pack(x: Tensor, store: Store) -> np.ndarray:
+    """x (n, *S) in model units as it lies on the disk; bf16 as the int16 of its bits, for which NumPy has no name."""
+    match store:
+        case "float32":
+            return x.float().numpy()
+        case "bf16":
+            return x.to(torch.bfloat16).view(torch.int16).numpy()
+        case "uint8":
+            return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
+
+
+def unpack(array: np.ndarray, store: Store) -> Tensor:
+    """The float32 tensor (n, *S) of :func:`pack`."""
+    x = torch.from_numpy(array)
+    if store == "bf16":
+        return x.view(torch.bfloat16).float()
+    return x / 127.5 - 1 if store == "uint8" else x
+
+
+class Pairs:
+    """The pairs in ``folders``, one after the other; those from ``generated`` on have their x0 on the disk too."""
+
+    def __init__(self, folders: Sequence[Path], generated: int, starts: Starts, store: Store) -> None:
+        self._generated, self._starts = generated, starts
+        self._store: Store = store
+        self._x1 = [np.load(folder / X1, mmap_mode="r", allow_pickle=False) for folder in folders]
+        self._first = np.cumsum([0, *map(len, self._x1)])
+        names = sorted(path.name for path in folders[0].glob(f"{COND}*.npy"))
+        self._cond = {
+            name[len(COND) : -len(".npy")]: np.concatenate([np.load(f / name, allow_pickle=False) for f in folders])
+            for name in names
+        }
+        self._x0 = {
+            k: np.load(folder / X0, mmap_mode="r", allow_pickle=False)
+            for k, folder in enumerate(folders)
+            if (folder / X0).is_file()
+        }
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    def at(self, places: np.ndarray) -> Batch:
+        """The pairs at ``places`` (B,) int64."""
+        part = np.searchsorted(self._first, places, side="right") - 1
+        x1 = np.empty((len(places), *self._x1[0].shape[1:]), self._x1[0].dtype)
+        stored = np.empty(x1.shape if self._x0 else (0,), np.float32)
+        for k in np.unique(part):
+            here = part == k
+            inside = places[here] - self._first[k]
+            x1[here] = self._x1[k][inside]
+            if k in self._x0:
+                stored[here] = self._x0[k][inside]
+        cond = {name: torch.from_numpy(values[places]) for name, values in self._cond.items()}
+        made = places < self._generated
+        x0 = self._starts(np.where(made, places, 0), cond)
+        if not made.all():
+            x0 = torch.where(torch.from_numpy(made).view(-1, *[1] * (x0.ndim - 1)), x0, torch.from_numpy(stored))
+        return Batch(unpack(x1, self._store), cond or None, x0)
+
+
+class PairSplit(Split):
+    """The pairs first .. last."""
+
+    def __init__(self, pairs: Pairs, first: int, last: int) -> None:
+        self._pairs, self._first, self._last = pairs, first, last
+
+    def __len__(self) -> int:
+        return self._last - self._first
+
+    def fetch(self, indices: np.ndarray, rng: Generator = None) -> Batch:
+        return self._pairs.at(np.asarray(indices) + self._first)
+
+
+class PairedSource(Source):
+    """Pairs for data of which they were made: the data's spec, transform and facts, and pairs to train on.
+
+    The first twentieth of the generated pairs, at most 2,048, is held out.
+    """
+
+    def __init__(self, data: Source, pairs: Pairs, generated: int, fingerprint: str) -> None:
+        kept = min(2048, generated // 20)
+        super().__init__(
+            name=f"pairs for {data.name}",
+            spec=data.spec,
+            transform=data.transform,
+            train=PairSplit(pairs, kept, len(pairs)),
+            held_out=PairSplit(pairs, 0, kept),
+            fingerprint=fingerprint,
+        )
+        self._data = data
+
+    @property
+    def real(self) -> Source:
+        return self._data
+
+    def facts(self) -> dict[str, Any]:
+        return self._data.facts()
+
+    def starts(self) -> tuple[Tensor, Conditions] | None:
+        return self._data.starts()
