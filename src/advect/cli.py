@@ -11,7 +11,6 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,6 +23,7 @@ advect: train, sample and measure flow-matching models on your own data
 
   advect train [PRESET] [flags]     train; no preset means digits, real data that needs no download
   advect sample RUN [flags]         draw samples from a run folder, a checkpoint or a weight file
+  advect eval RUN [flags]           measure a run against held-out data, by a protocol that makes numbers comparable
   advect report RUN [flags]         measure a run and write its report.html
   advect reflow RUN [flags]         straighten a trained flow, so that few steps draw as well as many did
   advect ema RUN --length 0.05      make an average of the weights of any length, after advect train --posthoc-ema
@@ -62,7 +62,7 @@ def main() -> None:
 def run(words: list[str]) -> None:
     """Run one command; ``words`` are those after ``advect``. Raises UserError for a mistake.
 
-    Among several processes, training and sampling are shared, and all else is left to the first one.
+    Among several processes, training, sampling and evaluating are shared, and all else is left to the first one.
     """
     words = _without_local_rank(words)
     if not words or words[0] in ("-h", "--help", "help"):
@@ -149,7 +149,7 @@ def _sample(words: list[str]) -> None:
         a = parse_sample(flags)
     if a.nproc != 1:
         _launch("sample", words, a.nproc, a.device)
-    from advect.runs.sampling import sample_run
+    from advect.runs.sampling import describe_files, sample_run
 
     files = sample_run(
         place,
@@ -164,52 +164,15 @@ def _sample(words: list[str]) -> None:
         progress=sys.stderr.isatty(),
         say=_say,
     )
-    for file in files:
-        if file.suffix and not file.stem.startswith("sample-"):
-            _say(f"{_KINDS[file.suffix]:8} {file}")
-    if not files:  # of the processes the first one tells
-        return
-    parts = [file for file in files if not file.suffix]
-    if parts:
-        _say(f"parts:   {parts[0].parent / 'part-*'} ({len(parts)})")
-    if a.save_individual:
-        _say(f"images:  {(parts[0].parent / 'part-*' if parts else files[0].parent) / 'sample-*.png'}")
-
-
-_KINDS = {
-    ".h5ad": "cells:",
-    ".parquet": "table:",
-    ".csv": "table:",
-    ".npz": "arrays:",
-    ".png": "picture:",
-    ".json": "facts:",
-}
-"""What a file of samples holds."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportArguments:
-    """What one call of ``advect report`` asks for."""
-
-    num_samples: int = 1000
-    """Samples for each point of the quality curve, at most as many as the training data."""
-    nfes: tuple[int, ...] | None = None
-    """Numbers of network evaluations at which quality is measured."""
-    seed: int = 0
-    """Seed of the samples."""
-    measure: bool = True
-    """Measure anew; --no-measure makes the page of what is in the run folder."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
+    for line in describe_files(files, individual=a.save_individual):
+        _say(line)
 
 
 def _report(words: list[str]) -> None:
-    from advect.runs.arguments import parse_words
+    from advect.runs.report_arguments import parse_report
 
     place, flags = _place(words, "advect report")
-    a = parse_words(ReportArguments, flags, prog="advect report RUN", description="Measure a run and write a report.")
-    if not a.measure and (a.nfes or a.num_samples != ReportArguments.num_samples):
-        raise UserError("--no-measure measures nothing, so --nfes and --num-samples would be ignored; leave them out")
+    a = parse_report(flags)
     from advect.runs.reporting import report, summary
 
     page, results = report(
@@ -246,6 +209,27 @@ def _reflow(words: list[str]) -> None:
         _say(f"report: {ended.report}")
     if ended.reason.startswith("SIG"):
         sys.exit(128 + signal.Signals[ended.reason])
+
+
+def _eval(words: list[str]) -> None:
+    from advect.evaluation import results
+    from advect.runs.eval_arguments import parse_compare, parse_eval
+
+    if any(word.partition("=")[0] == "--compare" for word in words):
+        with agree():
+            c = parse_compare(words)
+            lines = results.compare(c.compare, force=c.force)
+        _say("\n".join(lines))
+        return
+    place, flags = _place(words, "advect eval")
+    with agree():
+        a = parse_eval(flags)
+    if a.nproc != 1:
+        _launch("eval", words, a.nproc, a.device)
+    from advect.runs.evaluating import evaluate
+
+    file, result = evaluate(place, a.request, say=_say, progress=sys.stderr.isatty(), device=a.device)
+    _say("\n".join([*results.table(result), *results.flow_lines(result), f"result: {file}"]))
 
 
 def _ema(words: list[str]) -> None:
@@ -319,6 +303,7 @@ def _say(text: str, end: str = "\n") -> None:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "sample": _sample,
+    "eval": _eval,
     "report": _report,
     "reflow": _reflow,
     "ema": _ema,
@@ -327,5 +312,5 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "data": _data,
 }
 
-SHARED = ("train", "sample", "reflow")
+SHARED = ("train", "sample", "eval", "reflow")
 """Commands that several processes do together."""

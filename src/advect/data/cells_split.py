@@ -91,6 +91,10 @@ class CellSplit(Split):
         """Any cells (B,) of the matrix in model units (B, *S)."""
         return self._to_model.forward(torch.from_numpy(self._matrix.rows(cells).toarray()))
 
+    def expression(self, indices: np.ndarray) -> torch.Tensor:
+        """The expression (B, D) of the samples at ``indices`` (B,) as it was measured, with all its zeros."""
+        return torch.from_numpy(self._matrix.rows(self.cells[indices]).toarray())
+
 
 def check_controls(cells: np.ndarray, starts: np.ndarray, control: str | None) -> None:
     """Raise UserError unless there are cells to train on, and controls to start at where asked."""

@@ -110,12 +110,12 @@ class PairSplit(Split):
 
 
 class PairedSource(Source):
-    """Pairs for data of which they were made: the data's spec, transform and facts, and pairs to train on.
+    """Pairs for data of which they were made: all of the data's own, fingerprint included, but what is trained on.
 
     The first twentieth of the generated pairs, at most 2,048, is held out.
     """
 
-    def __init__(self, data: Source, pairs: Pairs, generated: int, fingerprint: str) -> None:
+    def __init__(self, data: Source, pairs: Pairs, generated: int) -> None:
         kept = min(2048, generated // 20)
         super().__init__(
             name=f"pairs for {data.name}",
@@ -123,7 +123,7 @@ class PairedSource(Source):
             transform=data.transform,
             train=PairSplit(pairs, kept, len(pairs)),
             held_out=PairSplit(pairs, 0, kept),
-            fingerprint=fingerprint,
+            fingerprint=data.fingerprint,
         )
         self._data = data
 

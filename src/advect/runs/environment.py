@@ -26,10 +26,10 @@ def write_environment(folder: Path, *, device: torch.device, fingerprint: str, s
         "command": command_line(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "step": step,
-        "device": _device_name(device),
+        "device": device_name(device),
         "processes": current().world,
         "threads": torch.get_num_threads(),
-        "versions": _versions(),
+        "versions": versions(),
         "git_commit": _git_commit(),
         "data_fingerprint": fingerprint,
     }
@@ -47,7 +47,8 @@ def command_line() -> str:
     return shlex.join(words)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Those of Python, the platform and the libraries that matter, by name."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for name in _LIBRARIES:
         try:
@@ -57,7 +58,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """What a person calls it."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
 
 

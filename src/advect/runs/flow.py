@@ -258,6 +258,6 @@ def _rows(n: int, rows: range | None, batch_size: int) -> range:
     return range(n) if rows is None else rows
 
 
-def sample_bar(total: int, show: bool) -> tqdm:
+def sample_bar(total: int, show: bool, title: str = "sample") -> tqdm:
     """A bar of samples; hidden unless ``show``."""
-    return tqdm(total=total, unit="sample", desc="sample", disable=not show)
+    return tqdm(total=total, unit="sample", desc=title, disable=not show)

@@ -7,7 +7,6 @@ PAIRS/pairs.json   written last: how they were made, and the sums of all files
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -138,7 +137,7 @@ def _make(
         if current().is_first:
             count = _claim(folder, {**plan, "parts": count_parts(n, PART, current().world)})
     parts = Parts(folder=folder, n=n, count=broadcast_object(count))
-    written = draw_parts(parts, fill, show=show and current().is_first, say=say)
+    written = draw_parts(parts, fill, title="pairs", show=show and current().is_first, say=say)
     return None if written is None else [written[k] for k in range(parts.count)]
 
 
@@ -185,8 +184,7 @@ def open_pairs(folder: Path, source: Source) -> tuple[PairedSource, dict[str, An
     Raises UserError where the folder has no pairs, or not all of them, or they were made for other data.
     """
     try:
-        text = (folder / FACTS).read_text(encoding="utf-8")
-        facts = json.loads(text)
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
             f"--pairs {folder} holds no complete pairs; make them with advect reflow, and repeat it where it was ended"
@@ -207,8 +205,7 @@ def open_pairs(folder: Path, source: Source) -> tuple[PairedSource, dict[str, An
                 raise UserError(f"{whole.place(k)} is missing or damaged; repeat advect reflow, which makes it anew")
             folders.append(whole.place(k))
     pairs = Pairs(folders, n, starts, facts["store"])
-    fingerprint = hashlib.sha256((source.fingerprint + text).encode()).hexdigest()
-    return PairedSource(source, pairs, n, fingerprint), start_facts(facts["noise"], facts["jitter"])
+    return PairedSource(source, pairs, n), start_facts(facts["noise"], facts["jitter"])
 
 
 def start_facts(noise: Mapping[str, Any], jitter: float) -> dict[str, Any]:

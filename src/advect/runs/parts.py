@@ -177,23 +177,26 @@ class Parts:
 
 
 def draw_parts(
-    parts: Parts, fill: Callable[[range, Path, tqdm], list[Path]], *, show: bool, say: Callable[[str], None]
+    parts: Parts,
+    fill: Callable[[range, Path, tqdm], list[Path]],
+    *,
+    title: str = "sample",
+    show: bool,
+    say: Callable[[str], None],
 ) -> dict[int, dict] | None:
     """Let ``fill(rows, folder, bar)`` draw this process's parts: k, k + world, ..., but those that are whole already.
 
     On the first process come back, when all are through, what part.json says of each part; None on the others. Each
-    works by itself till then. ``show`` shows a bar, ``say`` is told, on the first one, of parts that were damaged.
+    works by itself till then. ``show`` shows a bar called ``title``; ``say`` is told there of damaged parts.
     Raises UserError where a part cannot be written, or the processes do not see one folder.
     """
     me = current()
     mine = range(me.rank, parts.count, me.world)
     with agree():
         if not (parts.folder / PLAN).is_file():
-            raise UserError(f"--output-dir {parts.folder} is not one folder on all hosts; name one that they share")
-    if me.is_first and me.world > parts.count:
-        say(f"note: {parts.count} parts leave {me.world - parts.count} of {me.world} processes idle; see --part-size")
+            raise UserError(f"{parts.folder} is not one folder on all hosts; it has to lie on a disk that they share")
     written, damaged = {}, []
-    with apart(), sample_bar(sum(len(parts.rows(k)) for k in mine), show) as bar:
+    with apart(), sample_bar(sum(len(parts.rows(k)) for k in mine), show, title) as bar:
         for k in mine:
             there, rows = parts.place(k).exists(), parts.rows(k)
             found = parts.read(k)

@@ -23,7 +23,7 @@ from advect.runs.loading import load, read_card, weight_file
 from advect.runs.pairs import FACTS, Pairing, make_pairs
 from advect.runs.reflow_arguments import ReflowArguments
 from advect.runs.reflow_report import measure_flows
-from advect.runs.sampling import identity
+from advect.runs.sampling import weights_identity
 from advect.runs.training import train
 from advect.training.checkpoint import find_checkpoint
 
@@ -90,11 +90,13 @@ def _pairs(place: Path, source: Source, folder: Path, pairing: Pairing, progress
     with agree():
         flow = load(place, device="auto")
         card = read_card(weight_file(place, ema=True))
-        if card.fingerprint != source.fingerprint and card.method.coupling != "pairs":
+        if card.fingerprint != source.fingerprint:
             raise UserError(f"the data of {place} have changed since it was trained; give the data it was trained on")
     if not (folder / FACTS).is_file():
         say(f"making {pairing.num_pairs:,} pairs in {folder}")
-    return make_pairs(flow, card.noise, source, folder, pairing, made_by=identity(place, True), show=progress, say=say)
+    return make_pairs(
+        flow, card.noise, source, folder, pairing, made_by=weights_identity(place, True), show=progress, say=say
+    )
 
 
 def _config(a: ReflowArguments, pairs: Path, place: Path, *, guided: bool, distil: bool) -> Config:

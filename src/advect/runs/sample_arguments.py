@@ -73,7 +73,7 @@ class SampleArguments:
             steps=self.num_steps,
             solver=self.solver,
             grid=self.grid,
-            diffusion=_number_or_name(self.diffusion),
+            diffusion=number_or_name(self.diffusion),
             guidance=self.guidance,
             guidance_interval=self.guidance_interval,
             seed=self.seed,
@@ -83,26 +83,28 @@ class SampleArguments:
     @property
     def conditions(self) -> dict[str, str]:
         """``--cond`` as names and values."""
-        return _conditions(self.cond)
+        return parse_conditions(self.cond)
 
 
 def parse_sample(flags: list[str]) -> SampleArguments:
     """Parse the words after ``advect sample RUN``. Raises UserError."""
     a = parse_words(SampleArguments, flags, prog="advect sample RUN", description="Draw samples from a trained flow.")
-    _conditions(a.cond)
+    parse_conditions(a.cond)
     if a.ema_decay is not None and not a.use_ema:
         raise UserError("--no-use-ema and --ema-decay contradict each other; give one of them")
     return a
 
 
-def _number_or_name(word: str | None) -> float | str | None:
+def number_or_name(word: str | None) -> float | str | None:
+    """What ``--diffusion`` says."""
     try:
         return None if word is None else float(word)
     except ValueError:
         return word
 
 
-def _conditions(words: tuple[str, ...]) -> dict[str, str]:
+def parse_conditions(words: tuple[str, ...]) -> dict[str, str]:
+    """What ``--cond`` says: values by name. Raises UserError."""
     cond: dict[str, str] = {}
     for word in words:
         name, equals, value = word.partition("=")

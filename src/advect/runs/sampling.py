@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass
@@ -85,8 +85,8 @@ def sample_run(
                 stack.enter_context(_made(folder))  # now, as sampling may take an hour
             check_draw(flow, draw, cond)
             if me.is_first:
-                facts = {"ema": _averaged(place, ema), **_resolved(draw, flow), "conditions": _told(cond)}
-                plan = {**identity(place, ema), **facts, "individual": save_individual, "parts": count}
+                facts = {"ema": averaged(place, ema), **_resolved(draw, flow), "conditions": told_conditions(cond)}
+                plan = {**weights_identity(place, ema), **facts, "individual": save_individual, "parts": count}
                 count = open_plan(folder, plan, fixed=part_size is not None, overwrite=overwrite)
                 named = {"checkpoint": place.name} if place.is_dir() else {}
                 facts = {"run": str(run), **named, **(plan if count > 1 else facts)}
@@ -99,6 +99,9 @@ def sample_run(
 
         parts = Parts(folder=folder, n=draw.n, count=broadcast_object(count))
         if parts.count > 1:
+            if me.is_first and me.world > parts.count:
+                idle = me.world - parts.count
+                say(f"note: {parts.count} parts leave {idle} of {me.world} processes idle; see --part-size")
             written = draw_parts(parts, fill, show=progress and me.is_first, say=say)
             return [] if written is None else parts.finish(facts, written)
         if not me.is_first:
@@ -108,6 +111,28 @@ def sample_run(
         facts |= {"files": [file.name for file in files]}
         write_text_whole(folder / "samples.json", json.dumps(facts, indent=1) + "\n")
         return [*files, folder / "samples.json"]
+
+
+_KINDS = {
+    ".h5ad": "cells:",
+    ".parquet": "table:",
+    ".csv": "table:",
+    ".npz": "arrays:",
+    ".png": "picture:",
+    ".json": "facts:",
+}
+"""What a file of samples holds."""
+
+
+def describe_files(files: Sequence[Path], *, individual: bool) -> list[str]:
+    """A line for each file of :func:`sample_run`, but one for all parts and one for all single images."""
+    lines = [f"{_KINDS[f.suffix]:8} {f}" for f in files if f.suffix and not f.stem.startswith("sample-")]
+    parts = [file for file in files if not file.suffix]
+    if parts:
+        lines.append(f"parts:   {parts[0].parent / 'part-*'} ({len(parts)})")
+    if files and individual:
+        lines.append(f"images:  {(parts[0].parent / 'part-*' if parts else files[0].parent) / 'sample-*.png'}")
+    return lines
 
 
 class _Still(nn.Module):
@@ -137,14 +162,14 @@ def _made(folder: Path) -> Iterator[None]:
         raise
 
 
-def identity(place: Path, ema: bool | float) -> dict[str, object]:
+def weights_identity(place: Path, ema: bool | float) -> dict[str, object]:
     """Which weights are drawn from: their sum, and the name by which a person knows them."""
     file = place if place.is_file() else weight_file(place, ema=ema)
     digest = str(sum_files(file.parent, [file])[file.name]["sha256"])
     return {"format": 1, "sha256": digest, "weights": f"{file.absolute().parent.name}/{file.name} ({digest[:8]})"}
 
 
-def _told(cond: Mapping[str, ConditionValue] | None) -> dict[str, object]:
+def told_conditions(cond: Mapping[str, ConditionValue] | None) -> dict[str, object]:
     """The conditions asked for, as JSON can tell them."""
     return {name: _listed(value) if isinstance(value, Tensor) else value for name, value in (cond or {}).items()}
 
@@ -153,7 +178,7 @@ def _listed(value: Tensor) -> str:
     return f"as listed, sha256 {hashlib.sha256(value.cpu().contiguous().numpy().tobytes()).hexdigest()}"
 
 
-def _averaged(run: Path, ema: bool | float) -> bool | float | dict[str, float] | None:
+def averaged(run: Path, ema: bool | float) -> bool | float | dict[str, float] | None:
     """Whether the weights are the averaged ones, or which of several; None for a weight file that does not tell."""
     if run.is_file():
         return {EMA: True, MODEL: False}.get(run.name, read_average(run))

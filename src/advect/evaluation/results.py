@@ -1,0 +1,171 @@
+"""Result files of ``advect eval``: reading them, laying them out, and comparing those of one protocol."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from advect.core.errors import UserError
+
+FORMAT = 1
+
+_PARTS = ("protocol", "subject", "made_with", "floor", "flow", "points")
+_NOT_BINDING = ("seeds",)
+"""What two protocols may differ in."""
+
+_DEVICE = ("device", "processes")
+
+Result = Mapping[str, Any]
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """What a result file holds. Raises UserError for a file that is none, or of a newer format."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); give a file that advect eval wrote") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON; give a file that advect eval wrote") from error
+    if not isinstance(found, dict) or any(part not in found for part in _PARTS):
+        raise UserError(f"{path} is no result of advect eval; give a file such as runs/digits/evaluation/eval-*.json")
+    if found.get("format") != FORMAT:
+        raise UserError(
+            f"{path} has format {found.get('format')}, and this advect reads {FORMAT}; install the one that wrote it"
+        )
+    return found
+
+
+def differences(there: Result, here: Result) -> list[str]:
+    """What differs between the protocols of two results, in words; none where their numbers can be compared."""
+    a, b = _flat(there["protocol"]), _flat(here["protocol"])
+    names = [name for name in dict.fromkeys((*a, *b)) if name not in _NOT_BINDING and a.get(name) != b.get(name)]
+    return [f"{name} was {_word(a.get(name))} there and is {_word(b.get(name))} here" for name in names]
+
+
+def _flat(protocol: Result) -> dict[str, Any]:
+    """The protocol with what is nested under names such as ``features.identity``."""
+    found: dict[str, Any] = {}
+    for name, value in protocol.items():
+        if isinstance(value, dict) and value:
+            found |= {f"{name}.{inner}": v for inner, v in value.items()}
+        else:
+            found[name] = value
+    return found
+
+
+def _word(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def compare(files: Sequence[Path], *, force: bool) -> list[str]:
+    """Lines of a table with the points of several results.
+
+    Raises UserError where the protocol of one differs from that of the first, unless ``force``, which puts what
+    differs above the table.
+    """
+    if len(files) < 2:
+        raise UserError(f"--compare needs two files or more, got {len(files)}")
+    results = [read_result(file) for file in files]
+    lines: list[str] = []
+    for file, result in zip(files[1:], results[1:], strict=True):
+        found = differences(results[0], result)
+        if found and not force:
+            raise UserError(
+                f"{files[0]} and {file} have different protocols: {found[0]}; measure both alike, or give --force"
+            )
+        lines += [f"differs: {files[0]} and {file}: {text}" for text in found]
+        lines += _notes(files[0], results[0], file, result)
+    names = [_name(result) for result in results]
+    if len(set(names)) < len(names):
+        names = [str(file) for file in files]
+    rows = [row for name, result in zip(names, results, strict=True) for row in _rows(name, result)]
+    return lines + _laid_out(rows)
+
+
+def _notes(first: Path, there: Result, file: Path, here: Result) -> list[str]:
+    """Libraries whose versions differ, which may move the last digits."""
+    a, b = there["made_with"], here["made_with"]
+    names = [name for name in dict.fromkeys((*a, *b)) if name not in _DEVICE and a.get(name) != b.get(name)]
+    told = ", ".join(f"{name} {a.get(name)} and {b.get(name)}" for name in names)
+    return [f"note: {first} and {file} were made with {told}"] if names else []
+
+
+def _name(result: Result) -> str:
+    return f"{Path(result['subject']['run']).name} {result['subject']['checkpoint']}"
+
+
+def table(result: Result) -> list[str]:
+    """Lines of a table with the points of one result."""
+    return _laid_out(_rows("", result))
+
+
+Row = dict[str, str]
+"""A line of a table: what stands in each column."""
+
+
+def _rows(name: str, result: Result) -> list[Row]:
+    """The points and the floor."""
+    own = {"run": name} if name else {}
+    found = [
+        own
+        | {"way": way_name(point), "NFE": f"{point['nfe']:.6g}", "seconds": f"{point['seconds']:.3g}"}
+        | {metric: spread(told) for metric, told in point["metrics"].items()}
+        for point in result["points"]
+    ]
+    floor = result["floor"]
+    if floor["metrics"]:
+        words = f"floor, {floor['samples']:,} rows"
+        found.append(own | {"way": words} | {metric: f"{value:.4g}" for metric, value in floor["metrics"].items()})
+    return found
+
+
+def way_name(point: Mapping[str, Any]) -> str:
+    """Solver, steps, grid and diffusion of a point, in few words."""
+    words = [point["solver"]]
+    if point["steps"] is not None:
+        words.append(f"{point['steps']} {point['grid']}")
+    return " ".join(words) + ("" if point["diffusion"] is None else f" g={point['diffusion']}")
+
+
+def spread(told: Mapping[str, Any]) -> str:
+    """Mean and standard deviation over the seeds."""
+    mean = f"{told['mean']:.4g}"
+    return mean if told["std"] is None else f"{mean} ± {told['std']:.2g}"
+
+
+WIDE = 110
+"""A table that would be wider stands on its side."""
+
+
+def _laid_out(rows: Sequence[Row]) -> list[str]:
+    """Columns under their names or, where that is too wide for a terminal and narrower so, a line for each name."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    grid = [names, *([row.get(name, "") for name in names] for row in rows)]
+    upright, turned = _aligned(grid), _aligned([list(column) for column in zip(*grid, strict=True)])
+    return turned if len(upright[0]) > WIDE and len(turned[0]) < len(upright[0]) else upright
+
+
+def _aligned(grid: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
+    return [
+        "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+        for line in grid
+    ]
+
+
+def flow_lines(result: Result) -> list[str]:
+    """What was measured of the flow itself, a line each."""
+    lines, flow = [], result["flow"]
+    if "straightness" in flow:
+        found = flow["straightness"]
+        lines.append(f"straightness: {found['value']:.4g}, {found['relative']:.2%} of the mean square velocity")
+    if "bits_per_dim" in flow:
+        found = flow["bits_per_dim"]
+        lines.append(
+            f"bits per dimension of {found['samples']:,} held-out rows: {found['mean']:.4f} ±"
+            f" {found['standard_error']:.2g} (standard error)"
+        )
+    return lines

@@ -1,0 +1,134 @@
+"""What an evaluation has done so far, in a folder of its own, so that a call that was ended goes on.
+
+WORK/NAME/part-00000-of-00020/    rows that have been drawn, as runs.parts has them
+WORK/NAME.json                    what they came to; the parts are then removed
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from advect.core.errors import UserError
+from advect.core.files import make_folder, sync_file, write_text_whole
+from advect.core.group import agree, apart, broadcast_object, current
+from advect.runs.parts import PLAN, Parts, draw_parts
+
+PART = 500
+"""So many rows at most are one part, on any number of processes."""
+
+_FILE = "rows.safetensors"
+
+T = TypeVar("T")
+
+Fill = Callable[[range, tqdm], dict[str, Tensor]]
+"""From rows of a set, and the bar to move on, to the tensors that are kept of them."""
+
+
+class Work:
+    """The folder of an evaluation. All methods are called by all processes.
+
+    Args:
+        folder: made where it is missing.
+        stamp: what the numbers in parts depend on beside the evaluation; parts of another are drawn anew.
+        show: whether bars are shown, on the first process.
+        say: is told of damaged parts, on the first process.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+
+    def __init__(self, folder: Path, *, stamp: str, show: bool, say: Callable[[str], None]) -> None:
+        self.folder, self._stamp, self._say = folder, stamp, say
+        self._show = show and current().is_first
+        with agree():
+            if current().is_first:
+                make_folder(folder, "the folder")
+
+    def once(
+        self,
+        name: str,
+        n: int,
+        fill: Fill,
+        *,
+        load: Callable[[], T | None],
+        finish: Callable[[Iterator[dict[str, Tensor]]], T],
+        title: str,
+    ) -> T | None:
+        """On the first process what ``load`` finds, or else what ``finish`` makes of n rows; None on the others.
+
+        ``finish`` gets the parts in their order, one at a time, once all processes have drawn them, and keeps what it
+        makes where ``load`` finds it.
+        """
+        me = current()
+        found = load() if me.is_first else None
+        if not broadcast_object(found is None):
+            return found
+        parts = self._parts(name, n)
+
+        def write(rows: range, folder: Path, bar: tqdm) -> list[Path]:
+            tensors = {key: value.contiguous() for key, value in fill(rows, bar).items()}
+            save_file(tensors, folder / _FILE)
+            sync_file(folder / _FILE)
+            return [folder / _FILE]
+
+        draw_parts(parts, write, title=title, show=self._show, say=self._say)
+        with apart():
+            if me.is_first:
+                found = finish(load_file(parts.place(k) / _FILE) for k in range(parts.count))
+                shutil.rmtree(parts.folder)
+        return found
+
+    def number(self, name: str, n: int, fill: Fill, finish: Callable[[Iterator[dict[str, Tensor]]], Any], title: str):
+        """As :meth:`once`, for what JSON can hold, which is kept here."""
+        file = self.folder / f"{name}.json"
+
+        def load() -> Any:
+            try:
+                return json.loads(file.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                return None
+
+        def kept(parts: Iterator[dict[str, Tensor]]) -> Any:
+            value = finish(parts)
+            write_text_whole(file, json.dumps(value, allow_nan=False) + "\n")
+            return value
+
+        return self.once(name, n, fill, load=load, finish=kept, title=title)
+
+    def close(self) -> None:
+        """Remove the folder, on the first process."""
+        if current().is_first:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def leave(self) -> None:
+        """Keep what a call that goes on needs, on the first process; where that is nothing, remove the folder."""
+        if not current().is_first or any(self.folder.glob("*/part-*")) or any(self.folder.glob("*.json")):
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):
+            self.folder.parent.rmdir()
+
+    def _parts(self, name: str, n: int) -> Parts:
+        """The parts of a set, whose folder the first process makes."""
+        parts = Parts(folder=self.folder / name, n=n, count=-(-n // PART))
+        plan = {"rows": n, "parts": parts.count, "stamp": self._stamp}
+        with agree():
+            if current().is_first:
+                file = parts.folder / PLAN
+                try:
+                    if not file.is_file() or json.loads(file.read_text(encoding="utf-8")) != plan:
+                        shutil.rmtree(parts.folder, ignore_errors=True)
+                        parts.folder.mkdir()
+                        write_text_whole(file, json.dumps(plan) + "\n")
+                except (OSError, ValueError) as error:
+                    raise UserError(f"{parts.folder} cannot be written to ({error}); mend that and repeat") from error
+        return parts
