@@ -17,10 +17,8 @@ from test_killed import state as end_of
 
 import advect as package
 from advect.core.errors import UserError
-from advect.metrics import energy_distance, frechet_distance
-from advect.runs.arguments import parse_config
-from advect.runs.build import build_source
-from advect.runs.measured import Measured
+from advect.runs.eval_plan import Request
+from advect.runs.evaluating import evaluate
 from advect.training.checkpoint import list_checkpoints
 from forked import advect_ranks, ranks
 
@@ -63,7 +61,9 @@ def test_a_run_that_gets_worse_again_keeps_its_best_beside_its_last(
     assert kept("run") == [40, 100]
     assert best("run") == {"name": "step-00000040", "metric": "frechet", "value": found[40]}
     assert Path("run/checkpoints/latest").read_text() == "step-00000100\n"
-    told = [line for line in capsys.readouterr().err.splitlines() if "against held-out data" in line]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines.count("every 20 steps 200 samples are held against held-out data in data space") == 1
+    told = [line for line in lines if line.startswith("step") and "against held-out data" in line]
     assert [line.startswith(f"step {step}, ") for line, step in zip(told, found, strict=True)] == [True] * 5
     assert [line.endswith("the best up to now") for line in told] == [True, True, False, False, False]
 
@@ -135,9 +135,9 @@ def series(place: Path) -> Path:
     ("make", "flags", "space"),
     [
         (table, "--scaling standard --width 8", "the table's scaled columns"),
-        (cells, "--conditions type --width 8", "data space"),
-        (cells, "--pca 4 --width 8", "data space"),
-        (cells, "--control drug=none --conditions drug --width 8", "data space"),
+        (cells, "--conditions type --width 8", "expression"),
+        (cells, "--pca 4 --width 8", "the flow's 4 components of expression"),
+        (cells, "--control drug=none --conditions drug --width 8", "expression"),
         (series, "--width 8 --depth 1 --heads 2", "data space"),
     ],
 )
@@ -148,13 +148,29 @@ def test_data_of_each_kind_are_measured_in_units_that_can_be_compared(
     advect("train --data", make(tmp_path), few, flags, "--keep-best held-out-loss --run-dir run")
     (row,) = rows("run").values()
     assert row["eval_features"] == space and 20 <= row["eval_samples"] < 2000
-    assert row["eval_frechet_floor"] > 0 and row["eval_energy_floor"] >= 0
     assert best("run") == {"name": "step-00000002", "metric": "held-out-loss", "value": row["eval_held_out_loss"]}
-    flow = Measured(package.load("run"))
-    x = flow.sample(row["eval_samples"], steps=4, seed=5)
-    held_out, _ = flow.data(build_source(parse_config(Path("run/config.yaml"))[1].data).held_out)
-    assert row["eval_frechet"] == pytest.approx(frechet_distance(x, held_out), rel=1e-4)
-    assert row["eval_energy"] == pytest.approx(energy_distance(x, held_out), rel=1e-4)
+    request = Request(num_samples=row["eval_samples"], metrics=("frechet", "energy"), seed=5)
+    _, result = evaluate(Path("run"), request, say=lambda text: None, progress=False)
+    (point,) = result["points"]
+    for name in ("frechet", "energy"):
+        assert row[f"eval_{name}"] == pytest.approx(point["metrics"][name]["mean"], rel=1e-4)
+        assert row[f"eval_{name}_floor"] == pytest.approx(result["floor"]["metrics"][name], rel=1e-4)
+
+
+def test_a_flow_on_pairs_is_held_against_real_data(advect: Callable[..., None], moons_run: Path) -> None:
+    words = (
+        "--num-pairs 60 --pair-steps 1 --iterations 1 --no-measure --batch-size 32 --sample-every 0 --sample-steps 4"
+    )
+    advect("reflow", moons_run, words, "--output-dir out --max-steps 4 --eval-every 2 --eval-samples 300 --seed 0")
+    run, step = Path("out/2-rectified"), int(best("out/2-rectified")["name"][5:])
+    request = Request(num_samples=300, metrics=("frechet",), seed=0)
+    _, result = evaluate(run / "checkpoints/best", request, say=lambda text: None, progress=False)
+    assert result["subject"]["step"] == step == smallest(run)
+    row = rows(run)[step]
+    assert row["eval_samples"] == 300  # more than the pairs, and no more than the data
+    assert row["eval_frechet_floor"] < 0.05
+    (point,) = result["points"]
+    assert row["eval_frechet"] == pytest.approx(point["metrics"]["frechet"]["mean"], rel=1e-5)
 
 
 def test_the_held_out_loss_may_choose_the_best(advect: Callable[..., None]) -> None:
@@ -297,7 +313,7 @@ def test_two_processes_measure_what_one_does(tmp_path: Path, kind: str) -> None:
         ("moons --eval-every -1", "--eval-every must be at least 0"),
         ("moons --eval-every 5 --eval-samples 19", "--eval-samples must be at least 20"),
         ("digits --eval-every 5 --eval-features net.pt", r"features .*net\.pt is no file"),
-        ("moons --eval-every 5 --eval-features net.pt", "looks at grey or coloured images"),
+        ("moons --eval-every 5 --eval-features net.pt", "is for images, and these are vector data"),
         ("--data few.npy --eval-every 5", "compares with 20 held-out samples or more, and these data have 12"),
     ],
 )

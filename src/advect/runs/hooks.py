@@ -41,8 +41,7 @@ def build_hooks(config: Config, run_dir: Path, flow: Flow, objective: Objective,
     snapshots = [Snapshots(run_dir / SNAPSHOTS, every=t.posthoc_every)] if t.posthoc_ema else []
     quality = []
     if out.eval_every:
-        cache = run_dir / "evaluation" / "reference"
-        options = {"samples": out.eval_samples, "features": out.eval_features, "seed": t.seed, "cache": cache}
+        options = {"samples": out.eval_samples, "features": out.eval_features, "seed": t.seed}
         yardstick = Yardstick(flow, source.real, **options)
         loss = lambda: held_out_loss(flow, objective, source.held_out, t.seed)
         options = {"every": out.eval_every, "keep": out.keep_best, "metrics": watch.metrics, "boards": boards}

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advect.core.types import Batch, Conditions
+from advect.core.types import Conditions
 from advect.data import Split
 from advect.runs.field import without_padding
 from advect.runs.flow import Flow
@@ -42,10 +42,9 @@ class Measured:
         seed: int = 0,
         cond: dict[str, int | Tensor] | None = None,
         trajectory: bool = False,
-        rows: range | None = None,
     ) -> Tensor:
         """Samples (n, *S), or with ``trajectory`` all states (steps + 1, n, *S), as of :meth:`Flow.sample`."""
-        x = self.flow.sample(n, steps=steps, solver=solver, seed=seed, cond=cond, trajectory=trajectory, rows=rows)
+        x = self.flow.sample(n, steps=steps, solver=solver, seed=seed, cond=cond, trajectory=trajectory)
         if not self._table:
             return x
         forward = self.flow.transform.forward
@@ -55,11 +54,10 @@ class Measured:
         """Samples (N, *S) and conditions (N,) of a split, evenly thinned to DATA_LIMIT."""
         places = np.linspace(0, len(split) - 1, min(len(split), DATA_LIMIT)).round().astype(np.int64)
         batches = [split.fetch(places[i : i + 512]) for i in range(0, len(places), 512)]
-        x = torch.cat([self.units(b) for b in batches])
+        x = torch.cat([self._units(b.x1, b.cond or {}) for b in batches])
         names = batches[0].cond or {}
         return x, {name: torch.cat([(b.cond or {})[name] for b in batches]) for name in names} or None
 
-    def units(self, batch: Batch) -> Tensor:
-        """The data (B, *S) of a batch in the units that samples have here."""
-        x = without_padding(self.flow.transform.inverse(batch.x1), batch.cond or {})
+    def _units(self, x1: Tensor, cond: Conditions) -> Tensor:
+        x = without_padding(self.flow.transform.inverse(x1), cond)
         return self.flow.transform.forward(x) if self._table else x

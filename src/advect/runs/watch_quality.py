@@ -51,9 +51,11 @@ class WatchQuality(Look):
         stick = self.yardstick
         self._protocol = {"eval_samples": stick.samples, "eval_features": stick.space}
         if self.metrics is not None:
-            told = f"every {self.every:,} steps {stick.samples:,} samples are held against {stick.held_out:,} held-out"
-            self.tell(f"{told} ones in {stick.space}")
-        _ = stick.reference  # which may take minutes, and fail, before the first step
+            told = (
+                f"every {self.every:,} steps {stick.samples:,} samples are held against held-out data in {stick.space}"
+            )
+            self.tell(told)
+        stick.prepare()  # which may take minutes, and fail, before the first step
         self._recall(trainer)
         super().on_start(trainer)
 

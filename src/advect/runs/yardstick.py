@@ -2,212 +2,157 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.group import agree, broadcast_object, current, gather_objects
 from advect.data import Source, Split
-from advect.evaluation import FeatureNetwork, Features, ReferenceCache
-from advect.metrics import GaussianFit, Moments, energy_distance, kernel_distance
-from advect.reports.grid import to_bytes
+from advect.evaluation import FeatureNetwork, ReferenceCache
+from advect.evaluation.drawing import rows
+from advect.evaluation.scores import Ground, measure_scores
+from advect.evaluation.summary import ROWS, Summary
+from advect.runs.comparable import Comparable, Space
+from advect.runs.eval_plan import cache_folder
 from advect.runs.flow import Flow
-from advect.runs.measured import Measured
 
-HELD_OUT, KEPT, CHUNK, FEWEST = 10_000, 2_000, 256, 20
-"""Held-out rows at most; rows of each set that are compared pair by pair; rows at once; the fewest of a set."""
+CHUNK, FEWEST = 256, 20
+"""Rows that a process looks at, at once; the fewest of a set."""
 
-FIT_BYTES = 1 << 29
-"""Memory for the training data that principal components are fitted to."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What is kept of a set: the moments of its features (N, d), and some of them (n, d), spread over the set."""
-
-    moments: Moments
-    some: Tensor
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The held-out data, and the distances of as many training data as samples are drawn: the floor."""
-
-    law: GaussianFit
-    some: Tensor
-    floor: dict[str, float]
+Kept = Mapping[str, Tensor]
 
 
 class Yardstick:
-    """Compares ``samples`` samples of a flow with held-out data, by the same noise and the same data each time.
+    """Holds ``samples`` samples of a flow against the held-out data, by the same noise and the same data each time.
 
-    The squared Frechet distance, of moments in constant memory, and for images the kernel distance, for all else the
-    energy distance, of at most KEPT rows. Images are seen through the network in the file ``features``; without one,
-    all data as :class:`~advect.evaluation.Features` has them. What was computed of data is kept in the folder
-    ``cache``, which is made when it is needed. Processes take equal shares, and the first one knows the outcome.
+    The squared Frechet distance, and for images the kernel distance, for all else the energy distance, as ``advect
+    eval`` takes them: see :class:`~advect.runs.comparable.Comparable` for the units, and for the features where
+    ``features`` names no file of a network. Memory does not grow with the samples. What was computed of data is kept
+    where ``advect eval`` keeps it. Processes share the work, chunk by chunk, so that their number changes no bit of
+    what is drawn; the first one knows the outcome.
 
     Raises UserError for too few rows, and ``features`` that cannot be read or do not fit the data.
     """
 
-    def __init__(
-        self, flow: Flow, source: Source, *, samples: int, features: Path | None, seed: int, cache: Path
-    ) -> None:
-        for split, rows in (("training", source.train), ("held-out", source.held_out)):
-            if len(rows) < FEWEST:
+    def __init__(self, flow: Flow, source: Source, *, samples: int, features: Path | None, seed: int) -> None:
+        for split, part in (("training", source.train), ("held-out", source.held_out)):
+            if len(part) < FEWEST:
                 raise UserError(
-                    f"--eval-every compares with {FEWEST} {split} samples or more, and these data have {len(rows):,}; "
+                    f"--eval-every compares with {FEWEST} {split} samples or more, and these data have {len(part):,}; "
                     "hold out another share of them (--held-out), or leave --eval-every out"
                 )
-        self.source, self.seed, self.cache = source, seed, cache
-        self.samples, self._measured = min(samples, len(source.train)), Measured(flow)
-        self._pairs = "kernel" if flow.spec.kind == "image" else "energy"
-        self._network: FeatureNetwork | None = None
-        if features is not None:
-            self._network = _network(features, flow)
+        self.flow, self.source, self.seed = flow, source, seed
+        self.samples, self._comparable = min(samples, len(source.train)), Comparable(flow, values=False)
+        self.metrics = ("frechet", "kernel" if self._comparable.kind == "image" else "energy")
+        with agree():
+            self._network = None if features is None else self._open(features)
 
-    @property
-    def metrics(self) -> tuple[str, str]:
-        """The names of what is measured."""
-        return "frechet", self._pairs
+    def _open(self, file: Path) -> FeatureNetwork:
+        kind = self._comparable.kind
+        if kind != "image":
+            raise UserError(f"--eval-features {file} is for images, and these are {kind} data; leave it out")
+        network = FeatureNetwork(file, device=self.flow.device)
+        one, space = torch.zeros(1, dtype=torch.int64), self._comparable.space(self.source, network)
+        self._comparable.data(self.source.held_out, one, space)
+        return network
 
     @property
     def space(self) -> str:
-        """The features in words; all processes ask together."""
-        features = self.features
-        network = isinstance(features, FeatureNetwork)
-        return f"{features.name} ({features.identity[:8]})" if network else features.name
+        """The features in words."""
+        sha256 = self._space.sha256
+        return self._space.name if sha256 is None else f"{self._space.name} ({sha256[:8]})"
 
     @cached_property
-    def features(self) -> FeatureNetwork | Features:
-        """The space of the comparison; all processes ask together."""
-        if self._network is not None:
-            return self._network
-        found, spec, train = None, self._measured.spec, self.source.train
-        with agree():
-            if current().is_first:
-                rows = min(len(train), 10_000, max(FEWEST, FIT_BYTES // (4 * int(np.prod(spec.shape)))))
-                x = torch.cat([self._measured.units(train.fetch(p)) for p in _chunks(_spread(len(train), rows))])
-                found = Features.fit(x, kind=spec.kind, seed=self.seed, space=self._measured.space)
-        found = broadcast_object(found)
-        assert found is not None
-        return found
+    def _space(self) -> Space:
+        return self._comparable.space(self.source, self._network)
+
+    def prepare(self) -> None:
+        """Look at the data, as the first measurement otherwise would; all processes do so together."""
+        _ = self._ground
 
     def measure(self) -> dict[str, float] | None:
         """The distances by name, of samples and, as NAME_floor, of training data; None but on the first process."""
-        reference, seen = self.reference, self._seen(self._drawn(), self.samples)
-        if reference is None or seen is None:
+        ground = self._ground
+        found = self._summed(self._draw, self.samples)
+        if ground is None or found is None:
             return None
-        found = self._compare(seen, reference.law, reference.some)
-        return {**found, **{f"{name}_floor": value for name, value in reference.floor.items()}}
+        names = list(self.metrics)
+        here = measure_scores(names, found, ground.held_out, ground)
+        floor = {f"{name}_floor": value for name, value in self._floor.items() if name in names}
+        return here | floor
 
     @cached_property
-    def reference(self) -> Reference | None:
-        """What samples are held against, on the first process; all processes ask together."""
-        key, cache, kept = self._key, None, None
+    def _ground(self) -> Ground | None:
+        train = self._data(self.source.train, self.samples)
+        held_out = self._data(self.source.held_out, len(self.source.held_out))
+        if train is None or held_out is None:
+            return None
+        here = self._comparable
+        return Ground(here.kind, train, held_out, here.categories, here.categorical, self._space.units)
+
+    @cached_property
+    def _floor(self) -> dict[str, float]:
+        """What as many training samples come to."""
+        assert self._ground is not None
+        return measure_scores(list(self.metrics), self._ground.train, self._ground.held_out, self._ground)
+
+    def _data(self, split: Split, count: int) -> Summary | None:
+        """The summary of ``count`` rows of a split, on the first process; the same rows that ``advect eval`` takes."""
+        places, cache, kept = rows(len(split), count, 0).sort().values, None, None
+        key = {
+            "fingerprint": self.source.fingerprint,
+            "split": "train" if split is self.source.train else "held-out",
+            "rows": f"{count} of {len(split)}",
+            "features": self._space.exact,
+            "values": "False",
+            "what": f"summary of at most {ROWS} rows",
+        }
         with agree():
             if current().is_first:
-                cache = ReferenceCache(self.cache)
+                cache = ReferenceCache(cache_folder())
                 kept = cache.load(key)
-        if not broadcast_object(kept is not None):
-            held_out = self._seen(self._real(self.source.held_out, self.held_out), self.held_out)
-            train = self._seen(self._real(self.source.train, self.samples), self.samples)
-            with agree():
-                if cache is not None and held_out is not None and train is not None:
-                    floor = self._compare(train, GaussianFit.from_running(held_out.moments), held_out.some)
-                    kept = {**held_out.moments.tensors(), "some": held_out.some}
-                    kept |= {
-                        f"floor {name}": torch.tensor(value, dtype=torch.float64) for name, value in floor.items()
-                    }
-                    cache.keep(key, kept)
-        if kept is None:
-            return None
-        floor = {name: kept[f"floor {name}"].item() for name in self.metrics}
-        return Reference(GaussianFit.from_running(Moments.from_tensors(kept)), kept["some"], floor)
+        if broadcast_object(kept is not None):
+            return None if kept is None else Summary.from_tensors(kept)
 
-    @property
-    def held_out(self) -> int:
-        """How many held-out samples it compares with."""
-        return min(len(self.source.held_out), HELD_OUT)
+        def look(part: range) -> Kept:
+            if part.start >= count:
+                return {}
+            return self._comparable.data(split, places[part.start : part.stop], self._space)
 
-    @property
-    def _key(self) -> dict[str, str | int]:
-        """All that the reference depends on; all processes ask together."""
-        return {
-            "what": "held-out moments and the training data's distances",
-            "data": self.source.fingerprint,
-            "held out": self.held_out,
-            "train": self.samples,
-            "features": self.features.identity,
-            "units": f"{self._measured.space} {self._measured.flow.transform.to_config()}",
-            "kept": KEPT,
-        }
+        found = self._summed(look, count)
+        with agree():
+            if cache is not None and found is not None:
+                cache.keep(key, found.tensors())
+        return found
 
-    def _compare(self, seen: Seen, law: GaussianFit, some: Tensor) -> dict[str, float]:
-        pairs: Callable[[Tensor, Tensor], float] = energy_distance
-        if self._pairs == "kernel":
-            pairs = lambda x, y: kernel_distance(x, y, seed=self.seed).value
-        distance = GaussianFit.from_running(seen.moments).distance(law)
-        return dict(zip(self.metrics, (distance, pairs(seen.some, some)), strict=True))
+    def _draw(self, part: range) -> Kept:
+        """What is kept of the samples in this part; of a sharded network all processes must ask equally often."""
+        sampler, seed = self.flow.sampler, self.seed
+        n = max(part.stop, self.samples)
+        x = self.flow.sample(n, seed=seed, rows=part, steps=sampler.steps, solver=sampler.solver)
+        cond = self.flow.conditions(n, None, seed, rows=part)
+        return self._comparable.samples(x, cond, self._space, first=part.start, seed=seed)
 
-    def _seen(self, parts: Iterator[tuple[range, Tensor]], count: int) -> Seen | None:
-        """What is kept of a set of ``count`` rows, of which this process has these parts; None but on the first."""
-        kept = np.zeros(count, bool)
-        kept[_spread(count, min(count, KEPT))] = True
-        moments, some = Moments.none(self.features.dimensions), []
-        for rows, x in parts:
-            moments += Moments.of(x)
-            some.append(x[torch.from_numpy(kept[rows.start : rows.stop])])
-        told = gather_objects((moments, some))
-        if told is None:
-            return None
-        return Seen(Moments.merged(m for m, _ in told), torch.cat([x for _, parts in told for x in parts]))
+    def _summed(self, look: Callable[[range], Kept], count: int) -> Summary | None:
+        """The summary of ``count`` rows, of which each process looks at every world-th part; on the first process."""
+        parts = self._in_turn(look, count)
+        if current().is_first:
+            return Summary.of(parts, count)
+        for _ in parts:
+            pass
+        return None
 
-    def _real(self, split: Split, count: int) -> Iterator[tuple[range, Tensor]]:
-        """The features of this process's share of ``count`` rows that are spread over a split."""
-        mine, places = current().share(count), _spread(len(split), count)
-        for first in mine[::CHUNK]:
-            rows = range(first, min(first + CHUNK, mine.stop))
-            yield rows, self._map(self._measured.units(split.fetch(places[rows.start : rows.stop])))
-
-    def _drawn(self) -> Iterator[tuple[range, Tensor]]:
-        """The features of this process's share of the samples; of a sharded network all must ask equally often."""
-        me, sampler = current(), self._measured.flow.sampler
-        share = -(-self.samples // me.world)
-        for first in range(share * me.rank, share * (me.rank + 1), CHUNK):
-            rows = range(first, min(first + CHUNK, share * (me.rank + 1)))
-            options = {"steps": sampler.steps, "solver": sampler.solver, "seed": self.seed}
-            x = self._measured.sample(share * me.world, rows=rows, **options)[: max(0, self.samples - first)]
-            if len(x):
-                yield range(first, first + len(x)), self._map(x)
-
-    def _map(self, x: Tensor) -> Tensor:
-        """Data or samples (B, *S) to features (B, d)."""
-        if self._network is not None:
-            scale = self._measured.flow.transform
-            x = to_bytes(x, scale.low, scale.high)  # pyright: ignore[reportAttributeAccessIssue]
-        return self.features(x)
-
-
-def _network(file: Path, flow: Flow) -> FeatureNetwork:
-    shape, transform = flow.data_shape, flow.transform
-    if flow.spec.kind != "image" or shape[0] not in (1, 3) or not (hasattr(transform, "low")):
-        what = f"{flow.facts.get('kind', flow.spec.kind)} data of shape {shape}"
-        raise UserError(f"--eval-features {file} looks at grey or coloured images, and these are {what}; leave it out")
-    with agree():
-        return FeatureNetwork(file, device=flow.device)
-
-
-def _spread(total: int, count: int) -> np.ndarray:
-    """``count`` places of 0 .. total - 1, evenly spread."""
-    return np.linspace(0, total - 1, count).round().astype(np.int64)
-
-
-def _chunks(places: np.ndarray) -> Iterator[np.ndarray]:
-    for first in range(0, len(places), CHUNK):
-        yield places[first : first + CHUNK]
+    def _in_turn(self, look: Callable[[range], Kept], count: int) -> Iterator[Kept]:
+        """What all processes keep of the rows, in order; nothing comes of it but on the first process."""
+        me, parts = current(), -(-count // CHUNK)
+        for k in range(0, parts, me.world):
+            mine = k + me.rank
+            kept = look(range(mine * CHUNK, (mine + 1) * CHUNK))
+            for i, part in enumerate(gather_objects(kept) or ()):
+                left = count - (k + i) * CHUNK
+                if left > 0:
+                    yield {name: value[:left] for name, value in part.items()}
