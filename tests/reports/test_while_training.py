@@ -31,7 +31,10 @@ def test_the_report_has_the_curve_its_floor_and_the_checkpoint_that_is_kept(run:
     assert (
         "Smallest at step 100: 1.5, where real training data score 0.5. 2000 samples a point, in pixel space." in page
     )
-    assert f"The checkpoint of step 100, the best by its frechet, is kept: <code>{run}/checkpoints/best</code>" in page
+    assert (
+        f"The checkpoint of step 100, the best by its Frechet distance, is kept: <code>{run}/checkpoints/best</code>"
+        in page
+    )
     assert page.count("stroke-dasharray") >= 1 and 'id="evaluations' in page
 
 

@@ -106,7 +106,7 @@ def test_rows_and_curves_have_the_distances_and_their_floors(advect: Callable[..
     advect("report run --no-measure")
     page = Path("run/report.html").read_text()
     assert 'id="evaluations' in page and "200 samples a point, in data space" in page
-    assert f"The checkpoint of step {smallest('run')}, the best by its frechet, is kept" in page
+    assert f"The checkpoint of step {smallest('run')}, the best by its Frechet distance, is kept" in page
 
 
 def test_evaluating_changes_nothing_of_the_training(advect: Callable[..., None]) -> None:

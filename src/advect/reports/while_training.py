@@ -11,6 +11,8 @@ from advect.reports import plots
 from advect.reports.run_folder import RunFolder
 from advect.reports.words import number
 
+_WORDS = {"frechet": "Frechet distance", "held-out-loss": "held-out loss"}
+
 PROTOCOL = ("eval_samples", "eval_features")
 """What rows need to have in common to be compared."""
 
@@ -41,4 +43,4 @@ def _best(run: RunFolder) -> dict[str, str] | None:
     kind, _, step = name.partition("-")
     if kind != "step" or not step.isdecimal():
         return None
-    return {"place": f"{run.path}/checkpoints/best", "step": f"{int(step):,}", "metric": metric.replace("-", " ")}
+    return {"place": f"{run.path}/checkpoints/best", "step": f"{int(step):,}", "metric": _WORDS.get(metric, metric)}

@@ -99,12 +99,12 @@ class WatchQuality(Look):
 
     def _words(self) -> str:
         """The last row, as a person reads it."""
-        told = [
-            f"{name.removeprefix('eval_').replace('_', ' ')} {value:.4g}"
-            + (f" (training data {self._row[f'{name}_floor']:.4g})" if f"{name}_floor" in self._row else "")
-            for name, value in self._row.items()
-            if isinstance(value, float) and not name.endswith("_floor")
-        ]
+        row, told = self._row, []
+        for name, value in row.items():
+            if isinstance(value, float) and not name.endswith(("_floor", "_se")):
+                error = f" +- {row[f'{name}_se']:.2g}" if f"{name}_se" in row else ""
+                floor = f" (training data {row[f'{name}_floor']:.4g})" if f"{name}_floor" in row else ""
+                told.append(f"{name.removeprefix('eval_').replace('_', ' ')} {value:.4g}{error}{floor}")
         return f"step {self._row['step']:,}, against held-out data: {', '.join(told)}"
 
     def _rows(self) -> list[dict]:
