@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,12 @@ def one_thread() -> None:
     """Tests run in parallel processes on few cores, and none inherits what a job set for its process."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test reads what another call has left in the user's own cache."""
+    os.environ["ADVECT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture

@@ -184,3 +184,15 @@ def test_straightness_is_that_of_the_conditions_and_the_guidance(digits_run: Pat
     ):
         with pytest.raises(UserError, match=message):
             flow.straightness(**{"n": 2, **arguments})
+
+
+def test_a_u_net_has_a_density_whatever_the_layout_of_its_weights(digits_run: Path) -> None:
+    flow = advect.load(digits_run)
+    x = flow.sample(2, steps=2)
+    weights = [p for p in flow.net.parameters() if p.ndim == 4]
+    assert any(not p.is_contiguous() for p in weights)
+    found = flow.log_prob(x, steps=2, solver="euler")
+    layout = [p.stride() for p in weights]
+    flow.net.to(memory_format=torch.contiguous_format)
+    assert [p.stride() for p in weights] != layout
+    torch.testing.assert_close(flow.log_prob(x, steps=2, solver="euler"), found)

@@ -142,6 +142,8 @@ WIDE = 110
 
 def _laid_out(rows: Sequence[Row]) -> list[str]:
     """Columns under their names or, where that is too wide for a terminal and narrower so, a line for each name."""
+    if not rows:
+        return []
     names = list(dict.fromkeys(name for row in rows for name in row))
     grid = [names, *([row.get(name, "") for name in names] for row in rows)]
     upright, turned = _aligned(grid), _aligned([list(column) for column in zip(*grid, strict=True)])

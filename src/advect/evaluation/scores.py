@@ -1,75 +1,34 @@
-"""The numbers of an evaluation by name: what each needs, on which data it is taken, and how."""
+"""The numbers of an evaluation by name: what each needs, and on which data it is taken."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-
-from torch import Tensor
 
 from advect.core.errors import UserError, did_you_mean
-from advect.core.types import Category
-from advect.evaluation.judge import Judge
-from advect.evaluation.marginals import MEASURES, SPARSE
-from advect.evaluation.summary import CONDITION, FEATURES, ROWS, VALUES, Summary
-from advect.metrics import (
-    GaussianFit,
-    association_error,
-    class_shares,
-    column_gaps,
-    energy_distance,
-    frechet_at_infinity,
-    kernel_distance,
-    manifolds,
-    rbf_mmd,
-    sliced_wasserstein,
-    two_sample_test,
-    wasserstein,
-    within,
-    zero_share,
+from advect.evaluation.measures import (
+    DISTANCES,
+    EXACT,
+    Ground,
+    Measure,
+    measure_class_shares,
+    measure_columns,
+    measure_frechet,
+    measure_frechet_infinity,
+    measure_kernel,
+    measure_manifolds,
+    measure_marginals,
+    measure_two_sample,
+    measure_wasserstein,
+    measure_within,
+    of_features,
+    unbiased_energy,
 )
-
-DISTANCES, EXACT, AT_LEAST = 5000, 2000, 20
-"""Rows for distances between all pairs and for exact transport; rows that a group needs to be compared within."""
+from advect.evaluation.summary import ROWS, Summary
+from advect.metrics import rbf_mmd, sliced_wasserstein
 
 KINDS = ("image", "vector", "cells", "table", "sequence")
 _NO_IMAGES = KINDS[1:]
-
-
-@dataclass(frozen=True)
-class Ground:
-    """What all comparisons of one evaluation share.
-
-    Attributes:
-        kind: of the data, one of KINDS.
-        train, held_out: rows of either split; one is the reference, and the floor compares it with the other.
-        categories: the data's categorical conditions.
-        categorical: of a table, whether each column is one.
-        standardise: whether features have units of their own.
-    """
-
-    kind: str
-    train: Summary
-    held_out: Summary
-    categories: Mapping[str, Category]
-    categorical: tuple[bool, ...] = ()
-    standardise: bool = False
-
-    @cached_property
-    def judges(self) -> dict[str, tuple[Judge, Tensor]]:
-        """For each categorical condition a classifier fitted to held-out rows, and what it sees in training rows."""
-        found = {}
-        for name in self.categories:
-            data = self.held_out.take(FEATURES, DISTANCES), self.held_out.take(CONDITION + name, DISTANCES)
-            judge = Judge.fit(data, features=lambda x: x, standardise=self.standardise)
-            if judge is not None:
-                found[name] = judge, judge(self.train.take(FEATURES, DISTANCES))
-        return found
-
-
-Measure = Callable[[Summary, Summary, Ground], dict[str, float]]
-"""From samples, reference and ground to numbers by name."""
 
 
 @dataclass(frozen=True)
@@ -97,143 +56,64 @@ class Score:
     labels: bool = False
 
 
-def _pairs(measure: Callable[[Tensor, Tensor], float], name: str, rows: int) -> Measure:
-    """A measure of features alone, with equally many rows of both sets."""
-
-    def take(x: Summary, y: Summary, _: Ground) -> dict[str, float]:
-        k = min(rows, x.count, y.count)
-        return {name: measure(x.take(FEATURES, k), y.take(FEATURES, k))}
-
-    return take
-
-
-def _frechet(x: Summary, y: Summary, _: Ground) -> dict[str, float]:
-    return {"frechet": GaussianFit.from_running(x.moments).distance(GaussianFit.from_running(y.moments))}
-
-
-def _frechet_infinity(x: Summary, y: Summary, _: Ground) -> dict[str, float]:
-    target = GaussianFit.from_running(y.moments)
-    return {"frechet_infinity": frechet_at_infinity(x.rows[FEATURES], target).value}
-
-
-def _kernel(x: Summary, y: Summary, _: Ground) -> dict[str, float]:
-    found = kernel_distance(x.rows[FEATURES], y.rows[FEATURES])
-    return {"kernel": found.value, "kernel_se": found.standard_error}
-
-
-def _manifolds(x: Summary, y: Summary, _: Ground) -> dict[str, float]:
-    found = manifolds(x.rows[FEATURES], y.rows[FEATURES])
-    return {name: getattr(found, name) for name in ("precision", "recall", "density", "coverage")}
-
-
-def _class_shares(x: Summary, y: Summary, ground: Ground) -> dict[str, float]:
-    """Against training rows, as the classifier was fitted to held-out ones; theirs is what chance alone makes."""
-    shares = {}
-    for name, (judge, real) in ground.judges.items():
-        seen = real if x is ground.train else judge(x.take(FEATURES, DISTANCES))
-        found = class_shares(seen, real, classes=len(ground.categories[name].names))
-        shares[f"class_shares_{name}"] = found.floor if x is ground.train else found.distance
-    return shares
-
-
-def _two_sample(x: Summary, y: Summary, _: Ground) -> dict[str, float]:
-    found = two_sample_test(x.take(FEATURES, DISTANCES), y.take(FEATURES, DISTANCES))
-    return {"two_sample": found.accuracy}
-
-
-def _marginals(x: Summary, y: Summary, ground: Ground) -> dict[str, float]:
-    kept = FEATURES if ground.kind == "table" else VALUES
-    a, b = x.rows[kept], y.rows[kept]
-    found = {}
-    for name, measure in MEASURES.items():
-        try:
-            found[name] = measure(a, b)
-        except UserError:  # such as features that do not vary
-            continue
-    if zero_share(b) >= SPARSE:
-        found["zero_error"] = float(((a == 0).double().mean(0) - (b == 0).double().mean(0)).abs().mean())
-    return found
-
-
-def _columns(x: Summary, y: Summary, ground: Ground) -> dict[str, float]:
-    gaps = column_gaps(x.rows[VALUES], y.rows[VALUES], categorical=ground.categorical)
-    found = {"column_gap": float(gaps.mean()), "largest_column_gap": float(gaps.max())}
-    if len(ground.categorical) > 1:
-        found["association_error"] = association_error(x.rows[VALUES], y.rows[VALUES], categorical=ground.categorical)
-    return found
-
-
-def _energy(a: Tensor, b: Tensor) -> float:
-    return energy_distance(a, b, unbiased=True)
-
-
-def _within(x: Summary, y: Summary, ground: Ground) -> dict[str, float]:
-    found = {}
-    for name in ground.categories:
-        sets = [s.take(kept, DISTANCES) for kept in (FEATURES, CONDITION + name) for s in (x, y)]
-        try:
-            inside = within(_energy, *sets, at_least=AT_LEAST)
-        except UserError:  # no group has so many rows
-            continue
-        found[f"energy_within_{name}"] = sum(inside.values()) / len(inside)
-    return found
-
-
 SCORES: dict[str, Score] = {
-    "frechet": Score("Frechet distance of Gaussians fitted to the features", _frechet, rows=None),
+    "frechet": Score("Frechet distance of Gaussians fitted to the features", measure_frechet, rows=None),
     "frechet_infinity": Score(
-        "the same, extrapolated to infinitely many samples", _frechet_infinity, usual=(), needs=17
+        "the same, extrapolated to infinitely many samples", measure_frechet_infinity, usual=(), needs=17
     ),
-    "kernel": Score("kernel distance, without bias, and its standard error", _kernel, usual=("image",), needs=4),
-    "manifolds": Score("precision, recall, density and coverage", _manifolds, usual=("image",), needs=6),
+    "kernel": Score(
+        "kernel distance, without bias, and its standard error", measure_kernel, usual=("image",), needs=4
+    ),
+    "manifolds": Score("precision, recall, density and coverage", measure_manifolds, usual=("image",), needs=6),
     "class_shares": Score(
         "how far the shares of classes are from those of training data, as a classifier sees both",
-        _class_shares,
+        measure_class_shares,
         usual=("image",),
         rows=DISTANCES,
         labels=True,
     ),
     "sliced_wasserstein": Score(
         "Wasserstein distance over random lines",
-        _pairs(sliced_wasserstein, "sliced_wasserstein", ROWS),
+        of_features(sliced_wasserstein, "sliced_wasserstein", ROWS),
         usual=_NO_IMAGES,
     ),
-    "wasserstein": Score(
-        "exact Wasserstein distance", _pairs(wasserstein, "wasserstein", EXACT), usual=_NO_IMAGES, rows=EXACT
-    ),
+    "wasserstein": Score("exact Wasserstein distance", measure_wasserstein, usual=_NO_IMAGES, rows=EXACT),
     "energy": Score(
-        "energy distance, without bias", _pairs(_energy, "energy", DISTANCES), usual=_NO_IMAGES, rows=DISTANCES
+        "energy distance, without bias",
+        of_features(unbiased_energy, "energy", DISTANCES),
+        usual=_NO_IMAGES,
+        rows=DISTANCES,
     ),
     "mmd": Score(
         "squared maximum mean discrepancy under Gaussian kernels of several widths, without bias",
-        _pairs(lambda a, b: rbf_mmd(a, b, unbiased=True), "mmd", DISTANCES),
+        of_features(lambda a, b: rbf_mmd(a, b, unbiased=True), "mmd", DISTANCES),
         usual=_NO_IMAGES,
         rows=DISTANCES,
     ),
     "two_sample": Score(
         "how often a classifier tells samples from data; 1/2 is best",
-        _two_sample,
+        measure_two_sample,
         usual=_NO_IMAGES,
         needs=20,
         rows=DISTANCES,
     ),
     "marginals": Score(
         "each feature's distribution, mean, variance and zeros, and their correlations",
-        _marginals,
+        measure_marginals,
         kinds=_NO_IMAGES,
         usual=("vector", "cells", "sequence"),
         values=True,
     ),
     "columns": Score(
         "each column's distribution, and the association of each pair",
-        _columns,
+        measure_columns,
         kinds=("table",),
         usual=("table",),
         values=True,
     ),
     "energy_within": Score(
         "energy distance within each condition",
-        _within,
+        measure_within,
         kinds=_NO_IMAGES,
         usual=("cells",),
         rows=DISTANCES,
@@ -275,7 +155,7 @@ def check_enough(names: Sequence[str], sets: Mapping[str, int]) -> None:
                 )
 
 
-def measure_scores(names: Sequence[str], x: Summary, y: Summary, ground: Ground) -> dict[str, float]:
+def measure_scores(names: Iterable[str], x: Summary, y: Summary, ground: Ground) -> dict[str, float]:
     """The numbers of these scores for samples x against the reference y, by name."""
     found: dict[str, float] = {}
     for name in names:

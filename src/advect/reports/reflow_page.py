@@ -99,6 +99,5 @@ def _straightness(flow: dict) -> str:
 
 def _pictures(folder: Path, flows: list[dict], shown: list[int]) -> Iterator[dict[str, Any]]:
     for flow in flows:
-        uris = [file_uri(folder / flow["pictures"][str(nfe)], PICTURE_BYTES) for nfe in shown]
-        if all(uris):
-            yield {"name": flow["name"], "uris": uris}
+        files = [flow["pictures"].get(str(nfe)) for nfe in shown]
+        yield {"name": flow["name"], "uris": [file and file_uri(folder / file, PICTURE_BYTES) for file in files]}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -79,6 +81,8 @@ class Comparable:
         self.kind = own if own in ("cells", "table") else flow.spec.kind
         self.categories = {name: c for name, c in flow.spec.conditions.items() if isinstance(c, Category)}
         self._scale = Expression(**flow.facts["expression"]) if self.kind == "cells" else None
+        plain = {**flow.facts.get("expression", {}), "space": "expression"}
+        self._counting = {**flow.facts, "expression": plain}  # scaled by each cell's own size, as data are
 
     @property
     def categorical(self) -> tuple[bool, ...]:
@@ -93,11 +97,12 @@ class Comparable:
             return self._kept(x, cond, space)
         parts = []
         for i in range(0, len(x), _BATCH):
-            some, told = x[i : i + _BATCH], {name: value[i : i + _BATCH] for name, value in cond.items()}
+            some = self._scale.forward(x[i : i + _BATCH])
+            told = {name: value[i : i + _BATCH] for name, value in cond.items()}
             if self.flow.facts.get("counted"):
                 rng = CounterRng(mix(seed, COUNTING), 0, len(some), start=first + i)
-                some = count_cells(some, self.flow.facts, rng)
-            parts.append(self._kept(self._scale.forward(some), told, space))
+                some = count_cells(some, self._counting, rng)
+            parts.append(self._kept(some, told, space))
         return _joined(parts)
 
     def data(self, split: Split, places: Tensor, space: Space) -> dict[str, Tensor]:
@@ -139,14 +144,13 @@ class Comparable:
         own = next((part for part in parts if isinstance(part, Components)), None)
         if own is not None:
             name, k = f"the flow's {len(own.components)} components of expression", len(own.components)
-            identity = f"components of {source.fingerprint}"
-            return Space(name, identity, identity, k, own.forward)
+            return Space(name, f"components of {source.fingerprint}", self._exact(), k, own.forward)
         fitted = self._fit(source)
-        exact = fitted.identity
+        name, k, exact = fitted.name, fitted.dimensions, f"{fitted.identity}, {self._exact()}"
         if fitted.projection is None:
-            return Space(fitted.name, exact, exact, fitted.dimensions, fitted, units=self.kind != "image")
-        identity = f"{fitted.dimensions} principal components of training data {source.fingerprint}"
-        return Space(fitted.name, identity, exact, fitted.dimensions, fitted)
+            return Space(name, fitted.identity, exact, k, fitted, units=self.kind != "image")
+        identity = f"{k} principal components of training data {source.fingerprint}"
+        return Space(name, identity, exact, k, fitted)
 
     def _network_space(self, network: FeatureNetwork) -> Space:
         if self.kind != "image":
@@ -156,7 +160,16 @@ class Comparable:
         scale = self.flow.transform
         low, high = (scale.low, scale.high) if isinstance(scale, PixelScale) else (0.0, 255.0)
         of = lambda x: network((x - low) * (255 / (high - low)))
-        return Space(network.name, network.identity, network.identity, network.dimensions, of, network.sha256)
+        exact = f"{network.identity}, {self._exact()}"
+        return Space(network.name, network.identity, exact, network.dimensions, of, network.sha256)
+
+    def _exact(self) -> str:
+        """The flow's own way to data units, in which comparable samples are made: equal words mean equal numbers."""
+        transform = self.flow.transform
+        digest = hashlib.sha256(json.dumps(transform.to_config(), sort_keys=True).encode())
+        for name, value in sorted(transform.tensors().items()):
+            digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+        return f"units {digest.hexdigest()}"
 
     def _fit(self, source: Source) -> Features:
         """The values themselves, or principal components of training rows, the same on any number of threads."""

@@ -28,7 +28,7 @@ class EvalArguments:
     reference: Literal["held-out", "train"] = "held-out"
     """What samples are compared with."""
     metrics: tuple[str, ...] = ()
-    """What is measured, of those below; by default what is usual for the kind of data."""
+    """What is measured, of those above; by default what is usual for the kind of data."""
     solver: tuple[str, ...] = ()
     """One solver or several; by default the run's own."""
     grid: tuple[str, ...] = ()

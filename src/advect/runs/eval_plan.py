@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.core.random import mix
 from advect.core.types import Category
 from advect.data import PixelScale, Source, Split
 from advect.evaluation import FeatureNetwork, ReferenceCache
@@ -253,13 +251,3 @@ def _matching(split: Split, asked: Mapping[str, int]) -> Tensor:
         cond = split.fetch(some.numpy()).cond or {}
         kept.append(some[torch.stack([cond[name] == code for name, code in asked.items()]).all(0)])
     return torch.cat(kept)
-
-
-def cache_folder() -> Path:
-    """Where features of reference data are kept: ADVECT_CACHE of the environment, else a folder of the user's own."""
-    return Path(os.environ.get("ADVECT_CACHE") or Path.home() / ".cache" / "advect") / "features"
-
-
-def seed_of(seed: int, what: int) -> int:
-    """A seed of its own for what is drawn beside the samples."""
-    return mix(seed, what) >> 1

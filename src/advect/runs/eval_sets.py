@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from advect.core.errors import UserError
 from advect.core.random import CounterRng, mix
 from advect.data import Split
 from advect.evaluation import ReferenceCache
 from advect.evaluation.drawing import rows
-from advect.evaluation.scores import SCORES, Ground, measure_scores
+from advect.evaluation.measures import Ground
+from advect.evaluation.scores import SCORES, measure_scores
 from advect.evaluation.summary import ROWS, Summary
 from advect.runs.comparable import Space
 from advect.runs.environment import versions
-from advect.runs.eval_plan import Chosen, Plan, seed_of
+from advect.runs.eval_plan import Chosen, Plan
 from advect.runs.flow import Flow
 from advect.runs.ways import Way
 from advect.runs.work import Work
@@ -28,7 +32,7 @@ from advect.sampling import Velocity
 STRAIGHT = 256
 """Samples whose paths tell how straight a flow is."""
 
-FEW = 64
+FEW = 32
 """Up to so many dimensions the divergence is exact."""
 
 _COST = "cost"
@@ -52,6 +56,15 @@ class CountedFlow(Flow):
             return u(x, t)
 
         return counted
+
+
+def open_cache() -> ReferenceCache:
+    """Where features of data are kept: below ADVECT_CACHE of the environment, else below a folder of the user's."""
+    folder = Path(os.environ.get("ADVECT_CACHE") or Path.home() / ".cache" / "advect") / "features"
+    try:
+        return ReferenceCache(folder)
+    except UserError as error:
+        raise UserError(f"{error}, and name it in the environment variable ADVECT_CACHE") from error
 
 
 @dataclass(frozen=True)
@@ -113,7 +126,7 @@ class Sets:
         if not len(self.chosen.other):
             return {"samples": 0, "metrics": {}}
         found: dict[str, float] = {}
-        for name in self._compared:
+        for name in self.compared:
             key = {
                 "fingerprint": self.plan.source.fingerprint,
                 "split": self.plan.request.reference,
@@ -127,13 +140,18 @@ class Sets:
             }
             take = lambda name=name: {
                 what: torch.tensor(value, dtype=torch.float64)
-                for what, value in measure_scores([name], other, reference, ground).items()
+                for what, value in self._measure([name], other, reference, ground).items()
             }
             found |= {what: float(value) for what, value in sorted(self.cache.get(key, take).items())}
         return {"samples": other.count, "metrics": found}
 
+    def _measure(self, names: Sequence[str], x: Summary, y: Summary, ground: Ground) -> dict[str, float]:
+        with tqdm(names, desc="measure", unit="score", disable=not self.work.show, leave=False) as bar:
+            return measure_scores(bar, x, y, ground)
+
     @property
-    def _compared(self) -> list[str]:
+    def compared(self) -> list[str]:
+        """The scores that compare samples with rows of data."""
         return [name for name in self.plan.scores if name in SCORES]
 
     def samples(self, i: int, way: Way, seed: int, ground: tuple[Ground, Summary] | None) -> dict[str, Any] | None:
@@ -158,7 +176,7 @@ class Sets:
                     yield part
 
             summary = Summary.of(kept(), draw.n)
-            found = measure_scores(self._compared, summary, ground[1], ground[0])
+            found = self._measure(self.compared, summary, ground[1], ground[0])
             nfe = float(cost[1]) / draw.n
             return {"metrics": found, "seconds": float(cost[0]), "nfe": int(nfe) if nfe.is_integer() else nfe}
 
@@ -207,7 +225,7 @@ class Sets:
                     rng = CounterRng(mix(seed, _DEQUANTISED), 0, len(x), start=first)
                     x = x + rng.uniform(x.shape) - 0.5
                 trace = "exact" if exact else "hutchinson"
-                found.append(plan.flow.bits_per_dim(x, cond=cond, trace=trace, seed=seed_of(seed, _PROBES + first)))
+                found.append(plan.flow.bits_per_dim(x, cond=cond, trace=trace, seed=mix(seed, _PROBES, first) >> 1))
                 bar.update(last - first)
             return {"bits": torch.cat(found)}
 

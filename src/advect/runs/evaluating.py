@@ -17,11 +17,11 @@ from advect.evaluation import ReferenceCache
 from advect.evaluation.results import FORMAT
 from advect.runs.build import pick_device
 from advect.runs.environment import device_name, versions
-from advect.runs.eval_plan import SAMPLES, Chosen, Plan, cache_folder
+from advect.runs.eval_plan import SAMPLES, Chosen, Plan
 from advect.runs.eval_plan import Request as Request
-from advect.runs.eval_sets import Sets
+from advect.runs.eval_sets import Sets, open_cache
 from advect.runs.ways import Way
-from advect.runs.work import Work
+from advect.runs.work import working
 from advect.training.checkpoint import find_checkpoint, names_checkpoint
 
 LIBRARIES = ("advect", "torch", "numpy", "scikit-learn", "python")
@@ -54,7 +54,7 @@ def evaluate(
         place = broadcast_object(place)  # a run that still trains has newer ones by and by
         with agree():
             plan = Plan.make(run, place, request, device)
-            cache = ReferenceCache(cache_folder())
+            cache = open_cache()
         chosen = _choose_rows(plan, cache, told)
         with agree():
             plan.check_enough(chosen)
@@ -65,17 +65,12 @@ def evaluate(
             output = request.output or folder / f"{name}.json"
             if me.is_first:
                 _check_output(output)
-        work = Work(folder / f"{name}.parts", stamp=space.exact, show=progress, say=told)
-        try:
+        with working(folder / f"{name}.parts", stamp=space.exact, show=progress, say=told) as work:
             result = _measure(Sets(plan, chosen, space, work, cache), protocol, subject)
-        except BaseException:
-            work.leave()
-            raise
-        with agree():
-            if me.is_first:
-                output.parent.mkdir(parents=True, exist_ok=True)
-                write_text_whole(output, json.dumps(result, indent=1, allow_nan=False) + "\n")
-        work.close()
+            with agree():
+                if me.is_first:
+                    output.parent.mkdir(parents=True, exist_ok=True)
+                    write_text_whole(output, json.dumps(result, indent=1, allow_nan=False) + "\n")
         return output, broadcast_object(result)
 
 
@@ -97,12 +92,12 @@ def _choose_rows(plan: Plan, cache: ReferenceCache, say: Callable[[str], None]) 
 def _measure(sets: Sets, protocol: dict[str, Any], subject: dict[str, Any]) -> dict[str, Any]:
     """What the result file holds, on the first process."""
     plan, first = sets.plan, current().is_first
-    ground, floor = sets.ground(), {}
+    floor, points = {}, []
+    ground = sets.ground() if sets.compared else None
     with apart():
-        if ground is not None:
-            floor = sets.floor(*ground)
-    points = []
-    for i, way in enumerate(plan.ways):
+        if first:
+            floor = sets.floor(*ground) if ground is not None else {"samples": 0, "metrics": {}}
+    for i, way in enumerate(plan.ways if sets.compared else ()):
         found = [sets.samples(i, way, seed, ground) for seed in plan.seeds]
         points.append(_point(way, [f for f in found if f is not None], plan.samples) if first else {})
     of_flow: dict[str, Any] = {}
@@ -150,8 +145,10 @@ def _short_hash(protocol: Mapping[str, Any], subject: Mapping[str, Any]) -> str:
 
 
 def _check_output(output: Path) -> None:
-    """Raise UserError where a file cannot be written."""
+    """Raise UserError where a file cannot be written; remove what a killed call has left of it."""
     if output.is_dir():
         raise UserError(f"--output {output} is a folder; name a file, such as {output / 'eval.json'}")
     there = next(folder for folder in output.absolute().parents if folder.exists())
     make_folder(there, "--output")
+    for partial in output.parent.glob(f".{output.name}.*.partial"):
+        partial.unlink(missing_ok=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from advect.core.errors import UserError
@@ -214,16 +214,17 @@ class Flow(Field):
         model = self.transform.forward(x).to(self.device)
         u = self.velocity(self._on_device(self._given(len(x), cond)))
         rng = CounterRng(mix(seed, 6), 0, len(x))
-        value = log_prob(
-            u,
-            model,
-            source=self._log_start,
-            solver=solver,
-            steps=steps,
-            trace=trace,
-            generator=None if trace == "exact" else rng,
-            log_det=log_det,
-        )
+        with _row_by_row(self.net):
+            value = log_prob(
+                u,
+                model,
+                source=self._log_start,
+                solver=solver,
+                steps=steps,
+                trace=trace,
+                generator=None if trace == "exact" else rng,
+                log_det=log_det,
+            )
         return value.float().cpu()
 
     def _log_start(self, z: Tensor) -> Tensor:
@@ -245,6 +246,18 @@ class Flow(Field):
         if x.shape[1:] != shape or len(x) == 0:
             raise UserError(f"x must have shape (n, {', '.join(map(str, shape))}), got {tuple(x.shape)}")
         return x
+
+
+@contextmanager
+def _row_by_row(net: nn.Module) -> Iterator[None]:
+    """Within the block no weight lies channels last, of which group normalisation has no forward derivative."""
+    last = any(p.ndim == 4 and not p.is_contiguous() for p in net.parameters())
+    try:
+        net.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue] - not in the stub
+        yield
+    finally:
+        if last:
+            net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 def _rows(n: int, rows: range | None, batch_size: int) -> range:

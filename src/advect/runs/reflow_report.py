@@ -61,7 +61,8 @@ def measure_flows(
     if current().is_first:
         for i, flow in enumerate(told):
             guided = {"guidance": a.guidance, "guidance_interval": a.guidance_interval} if i == 0 else {}
-            flow["pictures"] = _decode(folder, flow["name"], Path(flow["run"]), shown, device, guided)
+            at = [1] if flow["name"] == "distilled" else shown
+            flow["pictures"] = _decode(folder, flow["name"], Path(flow["run"]), at, device, guided)
         title = next(iter(flows.values())).resolve().name
         values = {"format": FORMAT, "title": title, "metric": metrics[0], "shown": shown, "flows": told}
         write_text_whole(folder / REFLOW, json.dumps(values, indent=1, allow_nan=False) + "\n")

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from advect.core.errors import UserError
 from advect.core.files import make_folder, sync_file, write_text_whole
 from advect.core.group import agree, apart, broadcast_object, current
+from advect.core.lock import held
 from advect.runs.parts import PLAN, Parts, draw_parts
 
 PART = 500
@@ -33,25 +35,46 @@ Fill = Callable[[range, tqdm], dict[str, Tensor]]
 """From rows of a set, and the bar to move on, to the tensors that are kept of them."""
 
 
-class Work:
-    """The folder of an evaluation. All methods are called by all processes.
+@contextmanager
+def working(folder: Path, *, stamp: str, show: bool, say: Callable[[str], None]) -> Iterator[Work]:
+    """Work in a folder, which is made where it is missing and is gone after the block.
 
-    Args:
-        folder: made where it is missing.
-        stamp: what the numbers in parts depend on beside the evaluation; parts of another are drawn anew.
-        show: whether bars are shown, on the first process.
-        say: is told of damaged parts, on the first process.
-
-    Raises:
-        UserError: the folder cannot be written to.
+    Where the block fails, what a call that goes on needs stays. ``stamp`` is what the numbers in parts depend on
+    beside the evaluation; parts of another are drawn anew. ``show`` says whether bars are shown, and ``say`` is told
+    of damaged parts, both on the first process. Raises UserError where the folder cannot be written to, or another
+    process works there.
     """
-
-    def __init__(self, folder: Path, *, stamp: str, show: bool, say: Callable[[str], None]) -> None:
-        self.folder, self._stamp, self._say = folder, stamp, say
-        self._show = show and current().is_first
+    first = current().is_first
+    with ExitStack() as stack:
         with agree():
-            if current().is_first:
-                make_folder(folder, "the folder")
+            if first:
+                stack.enter_context(held(make_folder(folder, "the folder"), "the folder", say=say))
+        work = Work(folder, stamp, show and first, say)
+        try:
+            yield work
+        except BaseException:
+            if first and not any(folder.glob("*/part-*")) and not any(folder.glob("*.json")):
+                _remove(folder)
+            raise
+        if first:
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, and that which it lies in where nothing else does."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        folder.parent.rmdir()
+
+
+@dataclass(frozen=True)
+class Work:
+    """The folder of an evaluation, as :func:`working` gives it. All methods are called by all processes."""
+
+    folder: Path
+    stamp: str
+    show: bool
+    say: Callable[[str], None]
 
     def once(
         self,
@@ -80,7 +103,7 @@ class Work:
             sync_file(folder / _FILE)
             return [folder / _FILE]
 
-        draw_parts(parts, write, title=title, show=self._show, say=self._say)
+        draw_parts(parts, write, title=title, show=self.show, say=self.say)
         with apart():
             if me.is_first:
                 found = finish(load_file(parts.place(k) / _FILE) for k in range(parts.count))
@@ -104,23 +127,10 @@ class Work:
 
         return self.once(name, n, fill, load=load, finish=kept, title=title)
 
-    def close(self) -> None:
-        """Remove the folder, on the first process."""
-        if current().is_first:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-    def leave(self) -> None:
-        """Keep what a call that goes on needs, on the first process; where that is nothing, remove the folder."""
-        if not current().is_first or any(self.folder.glob("*/part-*")) or any(self.folder.glob("*.json")):
-            return
-        shutil.rmtree(self.folder, ignore_errors=True)
-        with suppress(OSError):
-            self.folder.parent.rmdir()
-
     def _parts(self, name: str, n: int) -> Parts:
         """The parts of a set, whose folder the first process makes."""
         parts = Parts(folder=self.folder / name, n=n, count=-(-n // PART))
-        plan = {"rows": n, "parts": parts.count, "stamp": self._stamp}
+        plan = {"rows": n, "parts": parts.count, "stamp": self.stamp}
         with agree():
             if current().is_first:
                 file = parts.folder / PLAN

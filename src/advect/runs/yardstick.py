@@ -12,12 +12,13 @@ from torch import Tensor
 from advect.core.errors import UserError
 from advect.core.group import agree, broadcast_object, current, gather_objects
 from advect.data import Source, Split
-from advect.evaluation import FeatureNetwork, ReferenceCache
+from advect.evaluation import FeatureNetwork
 from advect.evaluation.drawing import rows
-from advect.evaluation.scores import Ground, measure_scores
+from advect.evaluation.measures import Ground
+from advect.evaluation.scores import measure_scores
 from advect.evaluation.summary import ROWS, Summary
 from advect.runs.comparable import Comparable, Space
-from advect.runs.eval_plan import cache_folder
+from advect.runs.eval_sets import open_cache
 from advect.runs.flow import Flow
 
 CHUNK, FEWEST = 256, 20
@@ -113,7 +114,7 @@ class Yardstick:
         }
         with agree():
             if current().is_first:
-                cache = ReferenceCache(cache_folder())
+                cache = open_cache()
                 kept = cache.load(key)
         if broadcast_object(kept is not None):
             return None if kept is None else Summary.from_tensors(kept)

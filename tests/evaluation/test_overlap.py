@@ -1,0 +1,28 @@
+"""Held-out rows that are training rows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from advect.data import Identity, Rows
+from advect.data.source import ArraySplit
+from advect.evaluation import overlap
+from advect.evaluation.overlap import shared_rows
+
+
+def split(x: np.ndarray) -> ArraySplit:
+    return ArraySplit(Rows(x.astype(np.float32)), Identity())
+
+
+def test_equal_rows_are_counted_wherever_they_lie() -> None:
+    x = np.random.default_rng(0).normal(size=(700, 3))
+    train, other = x[:500], x[500:]
+    assert shared_rows(split(train), split(other)) == 0
+    assert shared_rows(split(train), split(np.concatenate([other, train[[7, 499, 7]]]))) == 3
+    assert shared_rows(split(np.array([[0.0, 1.0]])), split(np.array([[-0.0, 1.0], [0.0, 1.0 + 1e-6]]))) == 1
+
+
+def test_of_a_large_training_set_a_share_is_known(monkeypatch) -> None:
+    x = np.random.default_rng(0).normal(size=(1000, 2))
+    monkeypatch.setattr(overlap, "LOOKED_AT", 100)
+    assert shared_rows(split(x), split(x[:100])) in range(8, 13)
