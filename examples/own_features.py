@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advect.data import FashionMnist
@@ -25,15 +24,14 @@ class Features(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        wide = (1, 32, 64, 128)
-        self.layers = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in zip(wide, wide[1:]))
-        self.norms = nn.ModuleList(nn.BatchNorm2d(b) for b in wide[1:])
+        layers: list[nn.Module] = []
+        for a, b in ((1, 32), (32, 64), (64, 128)):
+            conv = nn.Conv2d(a, b, 3, padding=1, bias=False)
+            layers += [conv, nn.BatchNorm2d(b), nn.ReLU(), nn.MaxPool2d(2)]
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x[:, :1]
-        for layer, norm in zip(self.layers, self.norms):
-            x = F.max_pool2d(F.relu(norm(layer(x))), 2)
-        return x.mean((2, 3))
+        return self.layers(x[:, :1]).mean((2, 3))
 
 
 def main(place: Path, file: Path, epochs: int = 3) -> None:
@@ -47,7 +45,7 @@ def main(place: Path, file: Path, epochs: int = 3) -> None:
         for rows in np.array_split(order, len(order) // 256):
             batch = data.train.fetch(rows)
             assert batch.cond is not None
-            loss = F.cross_entropy(head(net((batch.x1 + 1) / 2)), batch.cond["label"])
+            loss = nn.functional.cross_entropy(head(net((batch.x1 + 1) / 2)), batch.cond["label"])
             optimiser.param_groups[0]["lr"] = 2e-3 * (1 - step / steps)
             optimiser.zero_grad()
             loss.backward()

@@ -84,6 +84,7 @@ def test_the_identity_tells_files_and_preparations_apart(tmp_path: Path) -> None
     copy.write_bytes((tmp_path / "net.pt").read_bytes())
     assert FeatureNetwork(copy, batch=7).identity == first.identity
     assert FeatureNetwork(copy, size=224).identity != first.identity
+    assert FeatureNetwork(copy, bf16=True).identity != first.identity
     assert FeatureNetwork(copy, size=224).sha256 == first.sha256
     assert FeatureNetwork(script(tmp_path, Row(), "row.pt"), size=4).sha256 != first.sha256
     x = torch.randn(20, 600)

@@ -59,7 +59,7 @@ def write(folder: Path, *results: Any) -> list[Path]:
 
 def test_results_of_one_protocol_stand_side_by_side(tmp_path: Path) -> None:
     files = write(tmp_path, RESULT, other(protocol_seeds=[5]))
-    head, first, floor, second, _ = compare(files, force=False)
+    head, first, second, floor = compare(files, force=False)
     assert head.split() == ["run", "way", "NFE", "seconds", "frechet"]
     assert first.split() == ["one", "step-00000010", "euler", "4", "uniform", "4", "1.5", "2", "±", "0.25"]
     assert "floor, 90 rows" in floor and floor.endswith("0.5") and second.startswith("two step-00000010")
@@ -86,7 +86,7 @@ def test_another_protocol_is_refused_by_the_first_difference_and_told_when_force
     assert words in str(told.value) and str(told.value).endswith("give --force") and "\n" not in str(told.value)
     lines = compare(files, force=True)
     assert lines[0].startswith(f"differs: {files[0]} and {files[1]}: ") and words in lines[0]
-    assert len(lines) - len(differences(RESULT, other(**changes))) == 5
+    assert len(lines) - len(differences(RESULT, other(**changes))) == 4
 
 
 def test_other_libraries_are_noted_and_another_device_is_not(tmp_path: Path) -> None:
@@ -98,6 +98,9 @@ def test_other_libraries_are_noted_and_another_device_is_not(tmp_path: Path) -> 
 
 def test_one_run_twice_is_told_apart_by_the_files(tmp_path: Path) -> None:
     files = write(tmp_path, RESULT, RESULT)
+    assert compare(files, force=False)[1].startswith("0.json ")
+    (tmp_path / "there").mkdir()
+    files[1] = files[1].rename(tmp_path / "there/0.json")
     assert compare(files, force=False)[1].startswith(str(files[0]))
 
 
@@ -129,3 +132,10 @@ def test_a_file_alone_and_a_file_that_is_not_there_are_told(tmp_path: Path) -> N
         compare([tmp_path], force=False)
     with pytest.raises(UserError, match=r"gone\.json cannot be read"):
         compare([tmp_path / "gone.json"] * 2, force=False)
+
+
+def test_floors_that_differ_are_both_told(tmp_path: Path) -> None:
+    changed = other(protocol_fingerprint="f11")
+    changed["floor"] = {"samples": 80, "metrics": {"frechet": 0.7}}
+    *_, one, two = compare(write(tmp_path, RESULT, changed), force=True)
+    assert one.split() == ["floor,", "90", "rows", "0.5"] and two.split() == ["floor,", "80", "rows", "0.7"]

@@ -23,6 +23,7 @@ from advect.evaluation.drawing import rows
 from advect.evaluation.results import read_result
 from advect.metrics import frechet_distance, sliced_wasserstein
 from advect.runs.evaluating import Request, evaluate
+from advect.runs.feature_arguments import FeatureArguments
 
 QUICK = "--max-steps 2 --batch-size 16 --sample-every 0 --log-every 1 --lr-warmup-steps 0 --width 8 --depth 1"
 
@@ -174,7 +175,7 @@ def test_a_network_of_ones_own_gives_the_features(digits_run: Path, tmp_path: Pa
     file = tmp_path / "net.pt"
     torch.jit.script(Means()).save(str(file))
     ask = {"num_samples": 40, "steps": (1,), "metrics": ("frechet",), "cond": {"label": "3"}}
-    result = measured(digits_run, tmp_path / "a.json", features=file, **ask)
+    result = measured(digits_run, tmp_path / "a.json", features=FeatureArguments(features=file), **ask)
     told = result["protocol"]["features"]
     assert told["name"] == "net.pt" and told["dimensions"] == 5 and len(told["sha256"]) == 64
     net, data = FeatureNetwork(file), Digits()
@@ -200,6 +201,7 @@ MISTAKES = [
     ("--metrics frechett", "--metrics frechett is not known; did you mean 'frechet'?"),
     ("--metrics columns", "--metrics columns is for table data"),
     ("--solver midpont", "solver 'midpont' is not known; did you mean 'midpoint'?"),
+    ("--feature-size 28", "--feature-size does nothing without --features"),
     ("--features nowhere.pt", "features nowhere.pt is no file"),
     ("--features text.pt", "features text.pt is neither a TorchScript file nor a state dict"),
     ("--cond labl=7", "condition 'labl' is not known; did you mean 'label'?"),
@@ -310,7 +312,7 @@ def test_results_are_compared_by_the_command_line(
     measured(moons_run, tmp_path / "c.json", **{**ask, "num_samples": 41})
     advect("eval --compare a.json b.json")
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 5 and lines[1].startswith("a.json") and lines[3].startswith("b.json")
+    assert len(lines) == 4 and lines[1].startswith("a.json") and lines[2].startswith("b.json")
     with pytest.raises(UserError, match="have different protocols: samples was 40 there and is 41 here"):
         advect("eval --compare a.json c.json")
     advect("eval --compare a.json c.json --force")

@@ -14,9 +14,12 @@ from typing import Any
 import pytest
 import torch
 
+from advect.data import Moons
+from advect.evaluation import ReferenceCache
+from advect.evaluation.overlap import LOOKED_AT
 from advect.runs.evaluating import Request, evaluate
 from advect.runs.work import working
-from processes import environment, run_advect
+from processes import advect_command, environment, run_advect, started, wait
 
 METRICS = ("frechet", "kernel", "straightness")
 ASK: dict[str, Any] = {"num_samples": 1300, "steps": (2,), "metrics": METRICS}
@@ -49,10 +52,15 @@ def test_two_processes_find_the_numbers_of_one(moons_run: Path, alone: dict[str,
     assert result["made_with"]["processes"] == 2 and numbers(result) == alone
 
 
-def test_a_mistake_of_two_processes_is_told_once(moons_run: Path, tmp_path: Path) -> None:
-    first, second = run_advect(2, f"eval {moons_run} --metrics frechett", cwd=tmp_path, check=False)
+def test_a_mistake_that_only_the_first_process_finds_is_that_of_both(moons_run: Path, tmp_path: Path) -> None:
+    cache = {"fingerprint": Moons().fingerprint, "what": "held-out rows in training", "rows": LOOKED_AT}
+    ReferenceCache(tmp_path / "cache/features").keep(cache, {"shared": torch.tensor(9999)})
+    command = advect_command(f"eval {moons_run} {WORDS}")
+    with started(2, command, cwd=tmp_path, ADVECT_CACHE=tmp_path / "cache") as ranks:
+        first, second = wait(ranks)
     assert (first.code, second.code) == (2, 2) and second.err == ""
-    assert first.err == "advect: --metrics frechett is not known; did you mean 'frechet'?\n"
+    assert "9,999 are training rows, so that the reference is the training set" in first.err
+    assert first.err.count("\n") == 1
 
 
 # Each try is a forked copy of one process; Python tells its audit hooks of each file operation before it happens.

@@ -34,6 +34,8 @@ class FeatureNetwork:
             dicts run none. There is no default, and nothing is downloaded.
         size: height and width the network wants.
         mean, std: one number, or one a channel, in units of 0 to 255.
+        bf16: let the network compute in bfloat16: two to four times faster where the device has it, and features that
+            agree to two or three digits, so that they count as others.
         batch: how many images the network gets at once.
         device: where it runs.
 
@@ -54,13 +56,14 @@ class FeatureNetwork:
         size: int = SIDE,
         mean: float | Sequence[float] = 128.0,
         std: float | Sequence[float] = 128.0,
+        bf16: bool = False,
         batch: int = 64,
         device: torch.device | str = "cpu",
     ) -> None:
         for argument, value in (("size", size), ("batch", batch)):
             if value < 1:
                 raise UserError(f"{argument} must be at least 1, got {value}")
-        self._size, self._batch, self._device = size, batch, torch.device(device)
+        self._size, self._batch, self._device, self._bf16 = size, batch, torch.device(device), bf16
         self._mean, self._std = _channels(mean, "mean"), _channels(std, "std")
         if not (self._std > 0).all():
             raise UserError(f"std must be > 0, got {std}; 128 is the Inception network's")
@@ -70,6 +73,7 @@ class FeatureNetwork:
         with path.open("rb") as file:
             self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         prepared = f"{self.sha256} {size} {self._mean.flatten().tolist()} {self._std.flatten().tolist()} bilinear"
+        prepared += " bfloat16" if bf16 else ""
         self.identity = hashlib.sha256(prepared.encode()).hexdigest()
         self.name, self._net = path.name, _load(path, self._device)
         self.dimensions = self._forward(torch.zeros(1, 3, size, size)).shape[1]
@@ -100,7 +104,8 @@ class FeatureNetwork:
     def _forward(self, x: Tensor) -> Tensor:
         try:
             # Convolutions on the CPU take four fifths of the time in this order.
-            found = self._net(x.to(self._device, memory_format=torch.channels_last))
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
+                found = self._net(x.to(self._device, memory_format=torch.channels_last))
         except RuntimeError as error:
             last = str(error).strip().splitlines()[-1]
             raise UserError(

@@ -14,7 +14,6 @@ from advect.evaluation.judge import Judge
 from advect.evaluation.marginals import MEASURES, SPARSE
 from advect.evaluation.summary import CONDITION, FEATURES, VALUES, Summary
 from advect.metrics import (
-    GaussianFit,
     association_error,
     class_shares,
     column_gaps,
@@ -78,12 +77,11 @@ def measure_wasserstein(x: Summary, y: Summary, _: Ground) -> dict[str, float]:
 
 
 def measure_frechet(x: Summary, y: Summary, _: Ground) -> dict[str, float]:
-    return {"frechet": GaussianFit.from_running(x.moments).distance(GaussianFit.from_running(y.moments))}
+    return {"frechet": x.gaussian.distance(y.gaussian)}
 
 
 def measure_frechet_infinity(x: Summary, y: Summary, _: Ground) -> dict[str, float]:
-    target = GaussianFit.from_running(y.moments)
-    return {"frechet_infinity": frechet_at_infinity(x.rows[FEATURES], target).value}
+    return {"frechet_infinity": frechet_at_infinity(x.rows[FEATURES], y.gaussian).value}
 
 
 def measure_kernel(x: Summary, y: Summary, _: Ground) -> dict[str, float]:

@@ -80,9 +80,15 @@ def compare(files: Sequence[Path], *, force: bool) -> list[str]:
         lines += _notes(files[0], results[0], file, result)
     names = [_name(result) for result in results]
     if len(set(names)) < len(names):
-        names = [str(file) for file in files]
-    rows = [row for name, result in zip(names, results, strict=True) for row in _rows(name, result)]
-    return lines + _laid_out(rows)
+        names = (
+            [file.name for file in files]
+            if len({file.name for file in files}) == len(files)
+            else list(map(str, files))
+        )
+    told = list(zip(names, results, strict=True))
+    rows = [row for name, result in told for row in _points(name, result)]
+    floors = [row for _, result in told for row in _floor(result)]
+    return lines + _laid_out([*rows, *(row for i, row in enumerate(floors) if row not in floors[:i])])
 
 
 def _notes(first: Path, there: Result, file: Path, here: Result) -> list[str]:
@@ -99,27 +105,28 @@ def _name(result: Result) -> str:
 
 def table(result: Result) -> list[str]:
     """Lines of a table with the points of one result."""
-    return _laid_out(_rows("", result))
+    return _laid_out([*_points("", result), *_floor(result)])
 
 
 Row = dict[str, str]
 """A line of a table: what stands in each column."""
 
 
-def _rows(name: str, result: Result) -> list[Row]:
-    """The points and the floor."""
-    own = {"run": name} if name else {}
-    found = [
-        own
+def _points(name: str, result: Result) -> list[Row]:
+    """A line a point."""
+    return [
+        ({"run": name} if name else {})
         | {"way": way_name(point), "NFE": f"{point['nfe']:.6g}", "seconds": f"{point['seconds']:.3g}"}
         | {metric: spread(told) for metric, told in point["metrics"].items()}
         for point in result["points"]
     ]
+
+
+def _floor(result: Result) -> list[Row]:
+    """The floor's line, where there is one."""
     floor = result["floor"]
-    if floor["metrics"]:
-        words = f"floor, {floor['samples']:,} rows"
-        found.append(own | {"way": words} | {metric: f"{value:.4g}" for metric, value in floor["metrics"].items()})
-    return found
+    numbers = {metric: f"{value:.4g}" for metric, value in floor["metrics"].items()}
+    return [{"way": f"floor, {floor['samples']:,} rows", **numbers}] if numbers else []
 
 
 def way_name(point: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -156,8 +157,8 @@ def check_enough(names: Sequence[str], sets: Mapping[str, int]) -> None:
 
 
 def measure_scores(names: Iterable[str], x: Summary, y: Summary, ground: Ground) -> dict[str, float]:
-    """The numbers of these scores for samples x against the reference y, by name."""
+    """The numbers of these scores for samples x against the reference y, by name, so far as they are finite."""
     found: dict[str, float] = {}
     for name in names:
         found |= SCORES[name].measure(x, y, ground)
-    return found
+    return {what: value for what, value in found.items() if math.isfinite(value)}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from advect.evaluation.drawing import rows
-from advect.metrics import Moments
+from advect.metrics import GaussianFit, Moments
 
 ROWS = 10_000
 """At most so many rows of a set are kept, whatever its size; moments are those of all rows."""
@@ -54,6 +55,11 @@ class Summary:
                 target[here[here >= 0]] = value[here >= 0]
         assert moments is not None and first == count
         return cls(count, moments, kept)
+
+    @cached_property
+    def gaussian(self) -> GaussianFit:
+        """The Gaussian of all features."""
+        return GaussianFit.from_running(self.moments)
 
     def tensors(self) -> dict[str, Tensor]:
         """The same as tensors by name, to be kept in a file."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +10,7 @@ from advect.core.errors import UserError
 from advect.evaluation.scores import SCORES
 from advect.runs.arguments import parse_words
 from advect.runs.eval_plan import OF_FLOW, Request
+from advect.runs.feature_arguments import FeatureArguments
 from advect.runs.sample_arguments import number_or_name, parse_conditions
 
 
@@ -17,9 +18,7 @@ from advect.runs.sample_arguments import number_or_name, parse_conditions
 class EvalArguments:
     """What one call of ``advect eval RUN`` asks for."""
 
-    # File with a network that gives the features of images, such as the Inception of 2015; a TorchScript file runs the
-    # code in it. By default the values themselves up to 512 of them, else 128 principal components.
-    features: Path | None = None
+    features: FeatureArguments = field(default_factory=FeatureArguments)
 
     # How many samples a point has; by default 10,000, or as many as there are training rows where those are fewer, as
     # the floor is of as many of them.

@@ -19,6 +19,7 @@ from advect.evaluation.overlap import LOOKED_AT, shared_rows
 from advect.evaluation.scores import SCORES, check_enough, choose_scores
 from advect.runs.comparable import Comparable
 from advect.runs.conditions import ConditionValue, resolve_conditions
+from advect.runs.feature_arguments import FeatureArguments
 from advect.runs.flow import Flow
 from advect.runs.loading import load
 from advect.runs.sampling import Draw, told_conditions
@@ -40,7 +41,7 @@ class Request:
     The fields are the flags of ``advect eval``, where each is explained.
     """
 
-    features: Path | None = None
+    features: FeatureArguments = field(default_factory=FeatureArguments)
     num_samples: int | None = None
     reference: Literal["held-out", "train"] = "held-out"
     metrics: tuple[str, ...] | None = None
@@ -96,7 +97,7 @@ class Plan:
         scores = choose_scores(request.metrics, kind, labels=labels, others=OF_FLOW)
         scores += ["straightness"] if request.metrics is None else []
         comparable = Comparable(flow, values=any(SCORES[s].values for s in scores if s in SCORES))
-        network = None if request.features is None else FeatureNetwork(request.features, device=flow.device)
+        network = request.features.network(flow.device)
         ways = plan_ways(
             flow.sampler,
             solvers=request.solvers,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -214,7 +215,7 @@ class Sets:
         plan, seed = self.plan, self.plan.request.seed
         places = rows(len(plan.source.held_out), plan.request.likelihood_samples, 0)
         size = min(plan.request.batch_size, 64)
-        exact = plan.flow.spec.shape and torch.zeros(plan.flow.spec.shape).numel() <= FEW
+        exact = math.prod(plan.flow.spec.shape) <= FEW
 
         def fill(some: range, bar: tqdm) -> Tensors:
             found = []

@@ -11,7 +11,7 @@ from typing import Any
 
 from advect.core.errors import UserError
 from advect.core.files import make_folder, write_text_whole
-from advect.core.group import agree, apart, broadcast_object, current, joined
+from advect.core.group import agree, broadcast_object, current, joined
 from advect.core.platform import tune_process
 from advect.evaluation import ReferenceCache
 from advect.evaluation.results import FORMAT
@@ -21,8 +21,8 @@ from advect.runs.eval_plan import SAMPLES, Chosen, Plan
 from advect.runs.eval_plan import Request as Request
 from advect.runs.eval_sets import Sets, open_cache
 from advect.runs.ways import Way
-from advect.runs.work import working
-from advect.training.checkpoint import find_checkpoint, names_checkpoint
+from advect.runs.work import by_first, working
+from advect.training.checkpoint import find_weights
 
 LIBRARIES = ("advect", "torch", "numpy", "scikit-learn", "python")
 
@@ -50,7 +50,7 @@ def evaluate(
     with joined(pick_device(device)) as me:
         told = say if me.is_first else lambda text: None
         with agree():
-            place = find_checkpoint(run) if me.is_first and (names_checkpoint(run) or not run.is_file()) else run
+            place = find_weights(run) if me.is_first else run
         place = broadcast_object(place)  # a run that still trains has newer ones by and by
         with agree():
             plan = Plan.make(run, place, request, device)
@@ -65,7 +65,8 @@ def evaluate(
             output = request.output or folder / f"{name}.json"
             if me.is_first:
                 _check_output(output)
-        with working(folder / f"{name}.parts", stamp=space.exact, show=progress, say=told) as work:
+            stamp = f"{space.exact}, advect {versions().get('advect')}"
+        with working(folder / f"{name}.parts", stamp=stamp, show=progress, say=told) as work:
             result = _measure(Sets(plan, chosen, space, work, cache), protocol, subject)
             with agree():
                 if me.is_first:
@@ -78,11 +79,7 @@ def _choose_rows(plan: Plan, cache: ReferenceCache, say: Callable[[str], None]) 
     """The rows that take part, which the first process finds."""
     if plan.request.num_samples is None and plan.samples < SAMPLES:
         say(f"note: {plan.samples:,} samples, as there are no more training rows for the floor; see --num-samples")
-    chosen = None
-    with apart():
-        if current().is_first:
-            chosen = plan.choose_rows(cache, say)
-    chosen = broadcast_object(chosen)
+    chosen = broadcast_object(by_first(lambda: plan.choose_rows(cache, say)))
     assert chosen is not None
     if len(chosen.other) < plan.samples:
         say(f"note: the floor is of {len(chosen.other):,} rows, as there are no more, beside {plan.samples:,} samples")
@@ -92,11 +89,9 @@ def _choose_rows(plan: Plan, cache: ReferenceCache, say: Callable[[str], None]) 
 def _measure(sets: Sets, protocol: dict[str, Any], subject: dict[str, Any]) -> dict[str, Any]:
     """What the result file holds, on the first process."""
     plan, first = sets.plan, current().is_first
-    floor, points = {}, []
+    points = []
     ground = sets.ground() if sets.compared else None
-    with apart():
-        if first:
-            floor = sets.floor(*ground) if ground is not None else {"samples": 0, "metrics": {}}
+    floor = by_first(lambda: sets.floor(*ground) if ground is not None else {"samples": 0, "metrics": {}})
     for i, way in enumerate(plan.ways if sets.compared else ()):
         found = [sets.samples(i, way, seed, ground) for seed in plan.seeds]
         points.append(_point(way, [f for f in found if f is not None], plan.samples) if first else {})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic, Literal
 
 from advect.core.errors import UserError
 from advect.runs.arguments import parse_config, run_tyro
 from advect.runs.config import Config, D, N
+from advect.runs.feature_arguments import FeatureArguments
 from advect.runs.presets import DEFAULT, get_preset
 
 NFES = (1, 2, 4, 8, 16, 32, 100)
@@ -48,8 +49,7 @@ class ReflowArguments(Generic[D, N]):
 
     measure: bool = True
     """Measure all flows at the end, and write the report."""
-    features: Path | None = None
-    """Network for the distances of images, as for advect eval; by default pixels or principal components."""
+    features: FeatureArguments = field(default_factory=FeatureArguments)
     measure_samples: int = 2000
     """Samples for each point that is measured."""
     nfes: tuple[int, ...] = NFES

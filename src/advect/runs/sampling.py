@@ -26,7 +26,7 @@ from advect.runs.outputs import check_output, write_samples
 from advect.runs.parts import Parts, count_parts, draw_parts, open_plan
 from advect.sampling import SDE_SOLVERS, get_solver
 from advect.sampling.sde import STEPS as SDE_STEPS
-from advect.training.checkpoint import checkpoint_step, find_checkpoint, names_checkpoint, sum_files
+from advect.training.checkpoint import checkpoint_step, find_checkpoint, find_weights, names_checkpoint, sum_files
 from advect.training.state import EMA, MODEL
 
 
@@ -72,7 +72,7 @@ def sample_run(
     folder = output_dir or _default_folder(run, draw.seed)
     with joined(pick_device(device)) as me, ExitStack() as stack:
         with agree():
-            place = find_checkpoint(run) if me.is_first and (names_checkpoint(run) or not run.is_file()) else run
+            place = find_weights(run) if me.is_first else run
         place = broadcast_object(place)  # a run that still trains has newer ones by and by
         if me.is_first and names_checkpoint(run):
             say(f"{run} is the checkpoint of step {checkpoint_step(place):,}")

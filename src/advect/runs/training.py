@@ -28,7 +28,7 @@ from advect.runs.loading import flow_of, read_card, weight_file
 from advect.runs.method import build_objective, noise_facts
 from advect.runs.pairs import open_pairs
 from advect.training import LearningRate, Limits, Trainer
-from advect.training.checkpoint import find_checkpoint, names_checkpoint, remove_leftovers
+from advect.training.checkpoint import find_weights, remove_leftovers
 from advect.training.faults import full_disk_explained
 from advect.training.snapshots import SNAPSHOTS, bring
 from advect.training.state import MODEL
@@ -114,7 +114,8 @@ def _first_weights(config: Config) -> dict[str, Tensor] | None:
     begin = config.training.init_from
     if begin is None:
         return None
-    file = begin if begin.is_file() and not names_checkpoint(begin) else weight_file(find_checkpoint(begin), ema=True)
+    place = find_weights(begin)
+    file = place if place.is_file() else weight_file(place, ema=True)
     if read_card(file).network != config.network:
         raise UserError(f"--init-from {begin} has another network than this run; train it with --config of that run")
     return load_weights(file)

@@ -39,8 +39,8 @@ Fill = Callable[[range, tqdm], dict[str, Tensor]]
 def working(folder: Path, *, stamp: str, show: bool, say: Callable[[str], None]) -> Iterator[Work]:
     """Work in a folder, which is made where it is missing and is gone after the block.
 
-    Where the block fails, what a call that goes on needs stays. ``stamp`` is what the numbers in parts depend on
-    beside the evaluation; parts of another are drawn anew. ``show`` says whether bars are shown, and ``say`` is told
+    Where the block fails, what a call that goes on needs stays. ``stamp`` is what the numbers depend on beside the
+    evaluation; those of another are found anew. ``show`` says whether bars are shown, and ``say`` is told
     of damaged parts, both on the first process. Raises UserError where the folder cannot be written to, or another
     process works there.
     """
@@ -58,6 +58,24 @@ def working(folder: Path, *, stamp: str, show: bool, say: Callable[[str], None])
             raise
         if first:
             _remove(folder)
+
+
+def by_first(job: Callable[[], T]) -> T | None:
+    """What ``job`` gives on the first process, however long it takes, and None on the others.
+
+    All of them wait till then, and raise its UserError.
+    """
+    found, mistake = None, None
+    with apart():
+        if current().is_first:
+            try:
+                found = job()
+            except UserError as error:
+                mistake = error
+    with agree():
+        if mistake is not None:
+            raise mistake
+    return found
 
 
 def _remove(folder: Path) -> None:
@@ -91,8 +109,7 @@ class Work:
         ``finish`` gets the parts in their order, one at a time, once all processes have drawn them, and keeps what it
         makes where ``load`` finds it.
         """
-        me = current()
-        found = load() if me.is_first else None
+        found = load() if current().is_first else None
         if not broadcast_object(found is None):
             return found
         parts = self._parts(name, n)
@@ -104,11 +121,13 @@ class Work:
             return [folder / _FILE]
 
         draw_parts(parts, write, title=title, show=self.show, say=self.say)
-        with apart():
-            if me.is_first:
-                found = finish(load_file(parts.place(k) / _FILE) for k in range(parts.count))
-                shutil.rmtree(parts.folder)
-        return found
+
+        def stream() -> T:
+            value = finish(load_file(parts.place(k) / _FILE) for k in range(parts.count))
+            shutil.rmtree(parts.folder)
+            return value
+
+        return by_first(stream)
 
     def number(self, name: str, n: int, fill: Fill, finish: Callable[[Iterator[dict[str, Tensor]]], Any], title: str):
         """As :meth:`once`, for what JSON can hold, which is kept here."""
@@ -116,13 +135,14 @@ class Work:
 
         def load() -> Any:
             try:
-                return json.loads(file.read_text(encoding="utf-8"))
+                found = json.loads(file.read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 return None
+            return found["value"] if found["stamp"] == self.stamp else None
 
         def kept(parts: Iterator[dict[str, Tensor]]) -> Any:
             value = finish(parts)
-            write_text_whole(file, json.dumps(value, allow_nan=False) + "\n")
+            write_text_whole(file, json.dumps({"stamp": self.stamp, "value": value}, allow_nan=False) + "\n")
             return value
 
         return self.once(name, n, fill, load=load, finish=kept, title=title)

@@ -20,6 +20,7 @@ from advect.evaluation.summary import ROWS, Summary
 from advect.runs.comparable import Comparable, Space
 from advect.runs.eval_sets import open_cache
 from advect.runs.flow import Flow
+from advect.runs.work import by_first
 
 CHUNK, FEWEST = 256, 20
 """Rows that a process looks at, at once; the fewest of a set."""
@@ -77,14 +78,14 @@ class Yardstick:
 
     def measure(self) -> dict[str, float] | None:
         """The distances by name, of samples and, as NAME_floor, of training data; None but on the first process."""
-        ground = self._ground
-        found = self._summed(self._draw, self.samples)
-        if ground is None or found is None:
-            return None
-        names = list(self.metrics)
-        here = measure_scores(names, found, ground.held_out, ground)
-        floor = {f"{name}_floor": value for name, value in self._floor.items() if name in names}
-        return here | floor
+        ground, found = self._ground, self._summed(self._draw, self.samples)
+
+        def compare() -> dict[str, float]:
+            assert ground is not None and found is not None
+            here = measure_scores(self.metrics, found, ground.held_out, ground)
+            return here | {f"{name}_floor": self._floor[name] for name in self.metrics}
+
+        return by_first(compare)
 
     @cached_property
     def _ground(self) -> Ground | None:
@@ -99,7 +100,7 @@ class Yardstick:
     def _floor(self) -> dict[str, float]:
         """What as many training samples come to."""
         assert self._ground is not None
-        return measure_scores(list(self.metrics), self._ground.train, self._ground.held_out, self._ground)
+        return measure_scores(self.metrics, self._ground.train, self._ground.held_out, self._ground)
 
     def _data(self, split: Split, count: int) -> Summary | None:
         """The summary of ``count`` rows of a split, on the first process; the same rows that ``advect eval`` takes."""

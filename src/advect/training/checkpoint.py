@@ -183,6 +183,11 @@ def find_checkpoint(path: Path) -> Path:
     return found.get(latest) or found[max(found)]
 
 
+def find_weights(path: Path) -> Path:
+    """A weight file as it is; of anything else the checkpoint, as :func:`find_checkpoint`."""
+    return path if path.is_file() and not names_checkpoint(path) else find_checkpoint(path)
+
+
 def _siblings(path: Path) -> str:
     others = [p.name for p in list_checkpoints(path.parent) if p != path] if path.parent.is_dir() else []
     return f"; whole checkpoints beside it: {', '.join(others[-3:])}" if others else "; no other is beside it"
