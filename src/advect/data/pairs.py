@@ -127,6 +127,10 @@ class PairedSource(Source):
         )
         self._data = data
 
+    @property
+    def real(self) -> Source:
+        return self._data
+
     def facts(self) -> dict[str, Any]:
         return self._data.facts()
 

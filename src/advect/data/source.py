@@ -67,6 +67,11 @@ class Source:
         """A JSON object with what writing samples in the data's own format needs; empty where arrays say all."""
         return {}
 
+    @property
+    def real(self) -> Source:
+        """The data to hold samples against: these, unless they are pairs that a flow has made for others."""
+        return self
+
     def starts(self) -> tuple[Tensor, Conditions] | None:
         """Where flows to these data start, samples (n, *S) in model units and their categories (n,); None is noise."""
         return None

@@ -71,6 +71,20 @@ def loss_chart(train: Series, held_out: Series) -> str:
     return to_svg(figure, "loss")
 
 
+def eval_chart(distances: Series, floor: float | None) -> str:
+    """Distance of samples to held-out data at each measured step, the floor dashed."""
+    figure, axes = new_chart(9, 2.8, x="step", y="Frechet distance to held-out data")
+    steps, values = _thin(*distances)
+    marker = "o" if len(values) <= 60 else None
+    axes.plot(steps, values, color=FIRST, linewidth=1.8, marker=marker, markersize=4, label="samples")
+    if floor is not None:
+        axes.axhline(floor, color=INK, linewidth=1.2, linestyle=(0, (5, 3)), label="floor: real training data")
+    _scale_y(axes, [*values, *([floor] if floor is not None else [])])
+    _step_axis(axes, 6)
+    add_legend(axes)
+    return to_svg(figure, "evaluations")
+
+
 def step_chart(series: Series, name: str, label: str, *, mean: bool = True) -> str:
     """A small chart of one quantity against the step; ``name`` is the id of its SVG."""
     figure, axes = new_chart(3.3, 2.1, x="step", y=label)

@@ -27,7 +27,9 @@ class RunFolder:
         path: the folder, as it was given.
         config_text, config: config.yaml as text and as sections.
         environment: environment.json.
-        steps, held_out: rows of metrics.jsonl with a training loss, and with a held-out loss, by rising step.
+        steps, held_out, evals: rows of metrics.jsonl with a training loss, with a held-out loss, and with the distance
+            of samples to held-out data, by rising step.
+        best: checkpoints/best, which names the checkpoint that measures best.
         epochs: how many epochs have ended.
         grids: sample pictures with their step, in order.
         quality: evaluation/quality.json.
@@ -41,6 +43,8 @@ class RunFolder:
     environment: dict[str, Any] = field(default_factory=dict)
     steps: list[dict[str, Any]] = field(default_factory=list)
     held_out: list[dict[str, Any]] = field(default_factory=list)
+    evals: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] | None = None
     epochs: int = 0
     grids: list[tuple[int, Path]] = field(default_factory=list)
     quality: dict[str, Any] | None = None
@@ -62,6 +66,7 @@ def read_run(path: Path) -> RunFolder:
         run.notes.append("config.yaml is not YAML, and is shown as it is.")
     run.environment = _json(run, "environment.json") or {}
     _read_metrics(run)
+    run.best = _json(run, "checkpoints/best")
     run.grids = sorted((_step(file), file) for file in (path / "samples").glob("*.png") if _step(file) >= 0)
     run.quality = _json(run, "evaluation/quality.json")
     if run.quality is not None and run.quality.get("format") != QUALITY_FORMAT:
@@ -116,7 +121,7 @@ def _arrays(run: RunFolder, name: str, wanted: set[str]) -> dict[str, np.ndarray
 def _read_metrics(run: RunFolder) -> None:
     """Sort the rows of metrics.jsonl by kind. A run that was cut short may end in half a line."""
     broken: list[int] = []
-    rows: dict[str, dict[int, dict[str, Any]]] = {"loss": {}, "held_out_loss": {}}
+    rows: dict[str, dict[int, dict[str, Any]]] = {"loss": {}, "held_out_loss": {}, "eval_frechet": {}}
     lines = _text(run, "metrics.jsonl").splitlines()
     for i, line in enumerate(lines):
         try:
@@ -132,7 +137,7 @@ def _read_metrics(run: RunFolder) -> None:
             run.epochs = max(run.epochs, int(row["epoch"]))
     if broken and broken != [len(lines) - 1]:
         run.notes.append(f"{len(broken)} of {len(lines)} lines of metrics.jsonl could not be read and are left out.")
-    run.steps, run.held_out = ([found[s] for s in sorted(found)] for found in rows.values())
+    run.steps, run.held_out, run.evals = ([found[s] for s in sorted(found)] for found in rows.values())
 
 
 def _is_number(value: object) -> bool:

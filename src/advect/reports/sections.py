@@ -12,6 +12,7 @@ from markupsafe import Markup
 from advect.reports import plots
 from advect.reports.embed import evenly, file_uri, strip_uri, tile_uri
 from advect.reports.run_folder import RunFolder
+from advect.reports.while_training import measured
 from advect.reports.words import duration, number, percent, plural
 
 GRIDS, GRID_BYTES = 12, 100_000
@@ -226,7 +227,7 @@ def _training(run: RunFolder) -> dict[str, Any] | None:
             series = ([r["step"] for r in rows], [r[key] for r in rows])
             small.append(Markup(plots.step_chart(series, key, label, mean=mean)))
     train = ([r["step"] for r in run.steps], [r["loss"] for r in run.steps])
-    return {"loss": Markup(plots.loss_chart(train, held_out)), "small": small}
+    return {"loss": Markup(plots.loss_chart(train, held_out)), "small": small, "evals": measured(run)}
 
 
 def _config(run: RunFolder) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -198,6 +198,14 @@ class OutputConfig(_Checked):
     """Solver for a grid, and the default of advect sample."""
     grid: Literal["uniform", "cosine", "edm", "shifted"] = "uniform"
     """Where the solver's steps lie: evenly; dense at both ends; as EDM's noise levels; more near the noise."""
+    eval_every: int = 0
+    """Steps between two measurements of samples against held-out data; 0 for none."""
+    eval_samples: int = 2000
+    """Samples of a measurement; as many training samples give the floor."""
+    eval_features: Path | None = None
+    """File of a network in whose features images are compared, such as the FID Inception; by default pixels."""
+    keep_best: Literal["frechet", "held-out-loss"] | None = "frechet"
+    """With --eval-every, keep the checkpoint where this is smallest; checkpoints/best names it. None keeps none."""
     wandb: Literal["none", "online", "offline"] = "none"
     """Curves and sample grids on Weights & Biases; offline writes them to RUN/wandb for a later wandb sync."""
     wandb_project: str | None = None
@@ -210,6 +218,13 @@ class OutputConfig(_Checked):
                 f"--wandb-project {self.wandb_project} does nothing with --wandb none; give --wandb online or offline,"
                 " or --wandb-project None"
             )
+        if self.eval_features is not None:
+            object.__setattr__(self, "eval_features", self.eval_features.expanduser().absolute())
+        for name in ("eval_samples", "eval_features", "keep_best"):
+            value = getattr(self, name)
+            if not self.eval_every and value is not None and value != getattr(type(self), name):
+                flag = "--" + name.replace("_", "-")
+                raise UserError(f"{flag} {value} does nothing without --eval-every; give it, too, such as 1000")
 
     _at_least = (
         ("log_every", 1),
@@ -220,6 +235,8 @@ class OutputConfig(_Checked):
         ("keep_every", 0),
         ("num_samples", 1),
         ("sample_steps", 1),
+        ("eval_every", 0),
+        ("eval_samples", 20),
     )
 
 

@@ -22,7 +22,7 @@ from advect.runs.eval_plan import Request as Request
 from advect.runs.eval_sets import Sets, open_cache
 from advect.runs.ways import Way
 from advect.runs.work import by_first, working
-from advect.training.checkpoint import find_checkpoint
+from advect.training.checkpoint import find_weights
 
 LIBRARIES = ("advect", "torch", "numpy", "scikit-learn", "python")
 
@@ -50,7 +50,7 @@ def evaluate(
     with joined(pick_device(device)) as me:
         told = say if me.is_first else lambda text: None
         with agree():
-            place = find_checkpoint(run) if me.is_first and not run.is_file() else run
+            place = find_weights(run) if me.is_first else run
         place = broadcast_object(place)  # a run that still trains has newer ones by and by
         with agree():
             plan = Plan.make(run, place, request, device)

@@ -14,7 +14,7 @@ from advect.runs.build import build_network, pick_device, pick_precision
 from advect.runs.card import Card
 from advect.runs.flow import Flow, Sampler
 from advect.runs.method import build_noise, build_path, label_dropout
-from advect.training.checkpoint import find_checkpoint, verify_checkpoint
+from advect.training.checkpoint import find_weights, verify_checkpoint
 from advect.training.state import DATA, EMA, MODEL
 from advect.training.weight_files import check_same_shapes, load_weights, read_shapes
 
@@ -27,16 +27,15 @@ def load(path: str | Path, *, ema: bool | float = True, device: str = "auto") ->
 
     ``ema`` True takes the averaged weights, where there are any, False the others, and a number the average of that
     decay, one of the run's ``--ema-decay`` and ``--ema-also``. A run folder means its newest checkpoint, which is
-    verified first. Raises UserError when nothing is there, or the checkpoint is damaged or of a newer format.
+    verified first, and ``RUN/checkpoints/best`` the one that it names. Raises UserError when nothing is there, or the
+    checkpoint is damaged or of a newer format.
     """
-    path = Path(path)
-    if path.is_file():
-        _check_file(path, ema)
-        file = path
+    file = found = find_weights(Path(path))
+    if found.is_file():
+        _check_file(found, ema)
     else:
-        checkpoint = find_checkpoint(path)
-        verify_checkpoint(checkpoint)
-        file = weight_file(checkpoint, ema=ema)
+        verify_checkpoint(found)
+        file = weight_file(found, ema=ema)
     card = read_card(file)
     place = pick_device(device)
     net = build_network(card.network, card.spec)

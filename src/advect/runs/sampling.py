@@ -26,7 +26,7 @@ from advect.runs.outputs import check_output, write_samples
 from advect.runs.parts import Parts, count_parts, draw_parts, open_plan
 from advect.sampling import SDE_SOLVERS, get_solver
 from advect.sampling.sde import STEPS as SDE_STEPS
-from advect.training.checkpoint import find_checkpoint, sum_files
+from advect.training.checkpoint import checkpoint_step, find_checkpoint, find_weights, names_checkpoint, sum_files
 from advect.training.state import EMA, MODEL
 
 
@@ -72,8 +72,10 @@ def sample_run(
     folder = output_dir or _default_folder(run, draw.seed)
     with joined(pick_device(device)) as me, ExitStack() as stack:
         with agree():
-            place = find_checkpoint(run) if me.is_first and not run.is_file() else run
+            place = find_weights(run) if me.is_first else run
         place = broadcast_object(place)  # a run that still trains has newer ones by and by
+        if me.is_first and names_checkpoint(run):
+            say(f"{run} is the checkpoint of step {checkpoint_step(place):,}")
         facts: dict[str, object] = {}
         with agree():
             flow = load(place, ema=ema, device=device)
@@ -86,7 +88,8 @@ def sample_run(
                 facts = {"ema": averaged(place, ema), **_resolved(draw, flow), "conditions": told_conditions(cond)}
                 plan = {**weights_identity(place, ema), **facts, "individual": save_individual, "parts": count}
                 count = open_plan(folder, plan, fixed=part_size is not None, overwrite=overwrite)
-                facts = {"run": str(run), **(plan if count > 1 else facts)}
+                named = {"checkpoint": place.name} if place.is_dir() else {}
+                facts = {"run": str(run), **named, **(plan if count > 1 else facts)}
 
         def fill(rows: range, folder: Path, bar: tqdm) -> list[Path]:
             conditions = flow.conditions(draw.n, cond, draw.seed, rows=rows)

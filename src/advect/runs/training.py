@@ -16,28 +16,23 @@ from advect.core.files import make_folder, remove_partial, write_text_whole
 from advect.core.group import agree, broadcast_object, current, joined
 from advect.core.platform import tune_process
 from advect.data import Source
-from advect.objectives import Objective
 from advect.runs.beginning import Say, check_folder, check_same_run, claimed, find_beginning
 from advect.runs.build import build_source, pick_device, pick_precision
 from advect.runs.card import Card
 from advect.runs.config import Config
-from advect.runs.configfile import to_dict, to_yaml
+from advect.runs.configfile import to_yaml
 from advect.runs.engine import check_method, new_state, new_trainer
 from advect.runs.environment import write_environment
-from advect.runs.flow import Flow
+from advect.runs.hooks import build_hooks
 from advect.runs.loading import flow_of, read_card, weight_file
 from advect.runs.method import build_objective, noise_facts
 from advect.runs.pairs import open_pairs
-from advect.runs.watch import Watch
-from advect.training import Hook, LearningRate, Limits, Trainer
-from advect.training.boards import Board, TensorBoard, WeightsAndBiases
-from advect.training.checkpoint import find_checkpoint, remove_leftovers
+from advect.training import LearningRate, Limits, Trainer
+from advect.training.checkpoint import find_weights, remove_leftovers
 from advect.training.faults import full_disk_explained
-from advect.training.hooks import Checkpoints, MetricsFile, ProgressBar
-from advect.training.snapshots import SNAPSHOTS, Snapshots, bring
+from advect.training.snapshots import SNAPSHOTS, bring
 from advect.training.state import MODEL
 from advect.training.weight_files import load_weights
-from advect.training.writer import CheckpointWriter
 
 
 def train(
@@ -119,7 +114,8 @@ def _first_weights(config: Config) -> dict[str, Tensor] | None:
     begin = config.training.init_from
     if begin is None:
         return None
-    file = begin if begin.is_file() else weight_file(find_checkpoint(begin), ema=True)
+    place = find_weights(begin)
+    file = place if place.is_file() else weight_file(place, ema=True)
     if read_card(file).network != config.network:
         raise UserError(f"--init-from {begin} has another network than this run; train it with --config of that run")
     return load_weights(file)
@@ -136,41 +132,10 @@ def _new_trainer(
         config.network, t, source.spec, objective, weights=weights, card=card.to_text(), data=card.tensors
     )
     limits, rate = _plan(config, source)
-    hooks = _hooks(config, run_dir, flow_of(card, state.net, device), objective, source)
+    hooks = build_hooks(config, run_dir, flow_of(card, state.net, device), objective, source)
     return new_trainer(
         t, state, objective, source.train, rate=rate, limits=limits, log_every=config.output.log_every, hooks=hooks
     )
-
-
-def _hooks(config: Config, run_dir: Path, flow: Flow, objective: Objective, source: Source) -> tuple[Hook, ...]:
-    out, first = config.output, current().is_first
-    metrics, boards = MetricsFile(run_dir / "metrics.jsonl"), _boards(config, run_dir) if first else ()
-    watch = Watch(
-        flow,
-        objective,
-        source.held_out,
-        run_dir / "samples",
-        every=out.sample_every,
-        samples=out.num_samples,
-        seed=config.training.seed,
-        metrics=metrics if first else None,
-        boards=boards,
-    )
-    writer = CheckpointWriter(run_dir / "checkpoints", keep_last=out.keep_last, keep_every=out.keep_every)
-    checkpoints = Checkpoints(writer, every=out.save_every, every_epochs=out.save_epochs)
-    t = config.training
-    snapshots = [Snapshots(run_dir / SNAPSHOTS, every=t.posthoc_every)] if t.posthoc_ema else []
-    shared = *snapshots, checkpoints, watch  # a checkpoint's snapshot is there before it
-    return (metrics, *boards, ProgressBar(), *shared) if first else shared
-
-
-def _boards(config: Config, run_dir: Path) -> tuple[Board, ...]:
-    out, board = config.output, TensorBoard(run_dir / "tensorboard")
-    if out.wandb == "none":
-        return (board,)
-    project, name = out.wandb_project or "advect", run_dir.resolve().name
-    shared = WeightsAndBiases(run_dir / "wandb", mode=out.wandb, project=project, name=name, config=to_dict(config))
-    return board, shared
 
 
 def _plan(config: Config, source: Source) -> tuple[Limits, LearningRate]:
@@ -200,5 +165,8 @@ def _announce(config: Config, preset: str, source: Source, trainer: Trainer, run
             f"{world} processes ({trainer.state.parallel.kind}): batches of {t.batch_size} on each, "
             f"{trainer.loader.global_batch:,} together"
         )
+    out, rows = config.output, len(source.real.train)
+    if out.eval_every and out.eval_samples > rows:
+        say(f"note: --eval-samples {out.eval_samples:,} is more than there are training samples; taking {rows:,}")
     if trainer.loader.global_batch < 32:
         say(f"note: a batch of {trainer.loader.global_batch} gives noisy gradients; 32 or more is usual")

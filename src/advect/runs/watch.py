@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advect.core.group import all_sum, broadcast_object, current, gather_objects
+from advect.core.group import all_sum, current, gather_objects
 from advect.core.random import CounterRng, mix
 from advect.core.types import Batch, Category
 from advect.data import Split
 from advect.objectives import Objective
 from advect.reports.grid import save_png
 from advect.runs.flow import Flow
+from advect.runs.look import Look
 from advect.runs.pictures import draw, held_out_batch
 from advect.training.boards import Board
-from advect.training.hook import Hook
-from advect.training.hooks import EverySteps, MetricsFile
+from advect.training.hooks import MetricsFile
 from advect.training.trainer import Trainer
 
 
@@ -40,7 +40,7 @@ def held_out_loss(flow: Flow, objective: Objective, split: Split, seed: int, lim
     return all_sum(total).item() / count
 
 
-class Watch(Hook):
+class Watch(Look):
     """Every ``every`` steps, with EMA weights: a sample grid, and the held-out loss beside the training loss.
 
     Processes draw equal shares of the samples; the first one, which has ``metrics``, shows them on the ``boards``.
@@ -59,39 +59,26 @@ class Watch(Hook):
         metrics: MetricsFile | None,
         boards: Sequence[Board],
     ) -> None:
+        super().__init__(every)
         self.flow, self.objective, self.held_out, self.folder = flow, objective, held_out, folder
         self.samples, self.seed, self.metrics, self.boards = samples, seed, metrics, boards
-        self._timer = EverySteps(every, self._look)
         self._reference: Batch | None = None
-        self._seen = -1
         categories = [name for name, kind in flow.spec.conditions.items() if isinstance(kind, Category)]
         self._cond = dict.fromkeys(categories[:1], "cycle")
 
     def on_start(self, trainer: Trainer) -> None:
-        """Look now where the look at the checkpoint's step was cut short, and was due."""
-        step, every = trainer.state.progress.step, self._timer.every
         if self.metrics is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-        self._seen = broadcast_object(step if self._picture(step).exists() else -1)
-        if step != self._seen and every and step and step % every == 0:
-            self._timer.run(trainer)
+        super().on_start(trainer)
 
-    def on_step(self, trainer: Trainer) -> None:
-        self._timer.on_step(trainer)
-
-    def on_end(self, trainer: Trainer, reason: str) -> None:
-        if self._timer.every and not reason.startswith("SIG") and trainer.state.progress.step != self._seen:
-            self._timer.run(trainer)
-
-    def on_rollback(self, trainer: Trainer, row: dict) -> None:
-        self._seen = row["step"]
+    def has_looked(self, step: int) -> bool:
+        return self._picture(step).exists()
 
     def _picture(self, step: int) -> Path:
         """The last that a look at a step writes."""
         return self.folder / f"step-{step:08d}.png"
 
-    def _look(self, step: int) -> None:
-        self._seen = step
+    def look(self, step: int) -> None:
         samples = self._draw()
         loss = held_out_loss(self.flow, self.objective, self.held_out, self.seed) if len(self.held_out) else None
         if self.metrics is None or samples is None:

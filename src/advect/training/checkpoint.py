@@ -1,7 +1,8 @@
 """Checkpoint folders: whole or absent, verified when read, never able to run code.
 
 A checkpoint is written into a hidden folder beside its place, synced to the disk, and renamed. Its
-``manifest.json`` lists the size and SHA-256 of every file, and its own. ``latest`` names the newest one.
+``manifest.json`` lists the size and SHA-256 of every file, and its own. ``latest`` names the newest one, and
+``best``, where there is one, the one that measures best.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from pathlib import Path
 
 from advect.core.errors import UserError
 from advect.core.files import remove_partial, sync_file, sync_folder, write_text_whole
+from advect.training.best import BEST, read_best
 
 FORMAT = 1
-_MANIFEST = "manifest.json"
+_MANIFEST, _LATEST = "manifest.json", "latest"
 _NAME = re.compile(r"step-\d{8,}")
 
 
@@ -93,7 +95,7 @@ def close_checkpoint(partial: Path, folder: Path, step: int, known: Sums | None 
     for inner in {p.parent for p in _files(partial)}:
         sync_folder(inner)
     _replace(partial, final)
-    write_text_whole(folder / "latest", final.name + "\n")
+    write_text_whole(folder / _LATEST, final.name + "\n")
     return final
 
 
@@ -131,26 +133,36 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 def _latest(folder: Path) -> str:
     """The name in ``latest``, or nothing."""
-    file = folder / "latest"
+    file = folder / _LATEST
     return file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
 
 
 def retain(folder: Path, last: int, every: int = 0) -> None:
-    """Remove all but the newest ``last`` checkpoints (0: all) and those of each ``every``-th step (0: none)."""
+    """Remove all but the newest ``last`` checkpoints (0: all), each ``every``-th step's (0: none), and the best."""
+    best = read_best(folder)
     newest = _latest(folder)  # a run that went on from an older checkpoint has written an earlier step last
     for path in sorted(list_checkpoints(folder), key=lambda p: p.name == newest)[:-last] if last else []:
-        if every and checkpoint_step(path) % every == 0:
+        if (every and checkpoint_step(path) % every == 0) or (best is not None and path.name == best.name):
             continue
         doomed = path.with_name(f".{path.name}.{os.getpid()}.partial")
         path.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 
 
+def names_checkpoint(path: Path) -> bool:
+    """Whether ``path`` is a file that names a checkpoint beside it: ``best`` or ``latest``."""
+    return path.name in (BEST, _LATEST) and path.is_file()
+
+
 def find_checkpoint(path: Path) -> Path:
-    """Return the checkpoint folder that ``path`` means: itself, or the newest of a run folder.
+    """Return the checkpoint folder that ``path`` means: itself, what ``best`` names, or the newest of a run folder.
 
     A damaged or incomplete one too, for :func:`verify_checkpoint` to tell of. Raises UserError when there is none.
     """
+    if names_checkpoint(path):
+        best = read_best(path.parent) if path.name == BEST else None
+        name = _latest(path.parent) if path.name == _LATEST else best.name if best else ""
+        path = path.parent / name if _NAME.fullmatch(name) else path
     if (path / _MANIFEST).is_file() or path.name.startswith("step-"):
         if not path.is_dir():
             raise UserError(f"checkpoint {path} does not exist{_siblings(path)}")
@@ -158,6 +170,7 @@ def find_checkpoint(path: Path) -> Path:
     folder = path if path.name == "checkpoints" else path / "checkpoints"
     if not path.is_dir():
         trouble = "is a file" if path.exists() else "does not exist"
+        trouble = "is damaged" if names_checkpoint(path) else trouble
         raise UserError(f"{path} {trouble}; give a run folder such as runs/digits, or a checkpoint inside one")
     latest = _latest(folder)
     if _NAME.fullmatch(latest) and (folder / latest).is_dir():
@@ -168,6 +181,11 @@ def find_checkpoint(path: Path) -> Path:
     if not found:
         raise UserError(f"{path} holds no checkpoint; train first: advect train --run-dir {path}")
     return found.get(latest) or found[max(found)]
+
+
+def find_weights(path: Path) -> Path:
+    """A weight file as it is; of anything else the checkpoint, as :func:`find_checkpoint`."""
+    return path if path.is_file() and not names_checkpoint(path) else find_checkpoint(path)
 
 
 def _siblings(path: Path) -> str:

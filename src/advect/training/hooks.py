@@ -101,6 +101,10 @@ class ProgressBar(Hook):
         )
         self._printed = -60.0
 
+    def tell(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._bar.write(text, file=sys.stderr)
+
     def on_step(self, trainer: Trainer) -> None:
         self._bar.update()
 
@@ -120,23 +124,21 @@ class ProgressBar(Hook):
 
     def on_bad_step(self, trainer: Trainer, row: dict) -> None:
         bad = row["bad_step"]
-        self._bar.write(
+        self.tell(
             f"warning: step {row['step']:,} was skipped: loss {bad['loss']}, gradient norm {bad['grad_norm']}; "
-            "metrics.jsonl names its rows",
-            file=sys.stderr,
+            "metrics.jsonl names its rows"
         )
 
     def on_rollback(self, trainer: Trainer, row: dict) -> None:
-        self._bar.write(
+        self.tell(
             f"warning: too many steps were not finite up to step {row['rolled_back_from']:,}; going on from the "
-            f"checkpoint of step {row['step']:,} with {row['rate']} times the learning rate",
-            file=sys.stderr,
+            f"checkpoint of step {row['step']:,} with {row['rate']} times the learning rate"
         )
         self._bar.n = row["step"]
 
     def on_epoch(self, trainer: Trainer, loss: float) -> None:
         if self._terminal and trainer.limits.last_step * trainer.loader.global_batch < 200 * len(trainer.loader):
-            self._bar.write(f"epoch {trainer.epoch}: mean loss {loss:.4f}", file=sys.stderr)
+            self.tell(f"epoch {trainer.epoch}: mean loss {loss:.4f}")
 
     def close(self) -> None:
         if hasattr(self, "_bar"):

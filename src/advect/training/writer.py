@@ -15,8 +15,10 @@ from safetensors import SafetensorError
 from advect.core.errors import UserError
 from advect.core.files import sync_file
 from advect.core.group import background_objects, current
+from advect.training.best import Best, write_best
 from advect.training.checkpoint import (
     Sums,
+    checkpoint_step,
     close_checkpoint,
     open_checkpoint,
     retain,
@@ -42,23 +44,32 @@ class CheckpointWriter:
     def __init__(self, folder: Path, *, keep_last: int, keep_every: int = 0, background: bool = True) -> None:
         self.folder, self.keep_last, self.keep_every = folder, keep_last, keep_every
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="advect-checkpoint") if background else None
-        self._pending: Future[None] | None = None
+        self._pending: list[Future[None]] = []
         self.trouble: UserError | None = None
 
     def write(self, step: int, contents: Contents) -> None:
         """Write the checkpoint of ``step``. Raises UserError where the one before it could not be written."""
         self.wait()
+        self._do(self._write, step, contents)
+
+    def mark(self, best: Best) -> None:
+        """Once what is being written is whole, have ``best`` name this checkpoint; it stays until another is better.
+
+        All processes call it, with the same.
+        """
+        self._do(self._mark, best)
+
+    def _do(self, work: Callable[..., None], *arguments: object) -> None:
         if self._pool is None:
-            self._write(step, contents)
+            work(*arguments)
             self.wait()
         else:
-            self._pending = self._pool.submit(self._write, step, contents)
+            self._pending.append(self._pool.submit(work, *arguments))
 
     def wait(self) -> None:
         """Wait until the last checkpoint is on the disk. Raises UserError where it could not be written."""
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            pending.result()
+        while self._pending:
+            self._pending.pop(0).result()
         if self.trouble is not None:
             raise self.trouble
 
@@ -76,6 +87,16 @@ class CheckpointWriter:
                     write_checkpoint(self.folder, step, contents.write)
                 if current().is_first:
                     retain(self.folder, self.keep_last, self.keep_every)
+        except UserError as error:
+            self.trouble = error
+
+    def _mark(self, best: Best) -> None:
+        if self.trouble is not None or not current().is_first:
+            return
+        try:
+            with disk_explained(self.folder, checkpoint_step(Path(best.name))):
+                write_best(self.folder, best)
+                retain(self.folder, self.keep_last, self.keep_every)
         except UserError as error:
             self.trouble = error
 
