@@ -100,28 +100,40 @@ def step_chart(series: Series, name: str, label: str, *, mean: bool = True) -> s
 
 
 def quality_chart(
-    curves: dict[str, dict[str, list[float]]], floor: float, *, label: str = "Frechet distance to held-out data"
+    curves: dict[str, dict[str, list[float]]],
+    floor: float,
+    *,
+    label: str = "Frechet distance to held-out data",
+    name: str = "quality",
 ) -> str:
-    """Distance to held-out data against network evaluations, one line a solver or flow, the floor dashed."""
+    """Distance to held-out data against network evaluations, one line a solver or flow, the floor dashed.
+
+    ``name`` is the id of its SVG.
+    """
     from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
     figure, axes = new_chart(9, 3.4, x="network evaluations a sample", y=label)
     styles = ((SECOND, "s"), (FIRST, "o"), (THIRD, "D"), (MUTED, "^"), (INK, "v"))
     ticks: set[float] = set()
-    for i, (name, curve) in enumerate(curves.items()):
+    for i, (line, curve) in enumerate(curves.items()):
         colour, marker = styles[i % len(styles)]
         axes.plot(
-            curve["nfe"], curve["distance"], color=colour, linewidth=1.8, marker=marker, markersize=4.5, label=name
+            curve["nfe"], curve["distance"], color=colour, linewidth=1.8, marker=marker, markersize=4.5, label=line
         )
         ticks |= set(curve["nfe"])
-    axes.axhline(floor, color=INK, linewidth=1.2, linestyle=(0, (5, 3)), label="floor: real training data")
+    values = [d for c in curves.values() for d in c["distance"]]
+    if floor > 0 or min(values) <= 0:
+        axes.axhline(floor, color=INK, linewidth=1.2, linestyle=(0, (5, 3)), label="floor: real training data")
+        values.append(floor)
+    else:  # an unbiased distance of real data may be negative, and would take the logarithm from all others
+        axes.plot([], [], color="none", label="floor of real training data: below 0")
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(sorted(ticks)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(ScalarFormatter())
-    _scale_y(axes, [floor, *(d for c in curves.values() for d in c["distance"])])
+    _scale_y(axes, values)
     add_legend(axes)
-    return to_svg(figure, "quality")
+    return to_svg(figure, name)
 
 
 def neighbour_chart(samples: np.ndarray, held_out: np.ndarray, threshold: float) -> str:

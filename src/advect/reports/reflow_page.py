@@ -12,7 +12,7 @@ from advect.core.errors import UserError
 from advect.reports import plots
 from advect.reports.embed import file_uri
 from advect.reports.html import write_page
-from advect.reports.words import number, percent, plural
+from advect.reports.words import number, plural
 
 REFLOW, FORMAT, PICTURE_BYTES = "reflow.json", 1, 60_000
 
@@ -83,7 +83,8 @@ def _verdict(flows: list[dict], curves: dict[str, dict]) -> str:
     for nfe in sorted(after):
         met = [n for n in sorted(before) if before[n] >= after[nfe] and n > nfe]
         if met:
-            return f"{plural(nfe, 'evaluation')} of the last flow are at least as good as {max(met)} of the first."
+            verb = "is" if nfe == 1 else "are"
+            return f"{plural(nfe, 'evaluation')} of the last flow {verb} at least as good as {max(met)} of the first."
     return "The last flow needs as many evaluations as the first."
 
 
@@ -94,7 +95,7 @@ def _row(flow: dict, own: dict[str, list[Any]], nfes: list[int]) -> dict[str, An
 
 
 def _straightness(flow: dict) -> str:
-    return percent(flow["result"]["flow"]["straightness"]["relative"])
+    return number(flow["result"]["flow"]["straightness"]["relative"])
 
 
 def _pictures(folder: Path, flows: list[dict], shown: list[int]) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ import yaml
 
 from advect.core.errors import UserError
 
-QUALITY_FORMAT = 1
+QUALITY_FORMAT = RESULT_FORMAT = 1
 _NUMBER = re.compile(r"(\d+)\D*$")
 
 
@@ -33,6 +33,7 @@ class RunFolder:
         epochs: how many epochs have ended.
         grids: sample pictures with their step, in order.
         quality: evaluation/quality.json.
+        results: what evaluation/eval-*.json hold, the newest last.
         trajectories, neighbours: the arrays of those files.
         notes: what could not be read, in words.
     """
@@ -48,6 +49,7 @@ class RunFolder:
     epochs: int = 0
     grids: list[tuple[int, Path]] = field(default_factory=list)
     quality: dict[str, Any] | None = None
+    results: list[dict[str, Any]] = field(default_factory=list)
     trajectories: dict[str, np.ndarray] | None = None
     neighbours: dict[str, np.ndarray] | None = None
     notes: list[str] = field(default_factory=list)
@@ -72,6 +74,9 @@ def read_run(path: Path) -> RunFolder:
     if run.quality is not None and run.quality.get("format") != QUALITY_FORMAT:
         run.notes.append("evaluation/quality.json is of another version of advect; run advect report again.")
         run.quality = None
+    files = sorted((path / "evaluation").glob("eval-*.json"), key=lambda file: file.stat().st_mtime)
+    found = [_json(run, file.relative_to(path).as_posix()) for file in files]
+    run.results = [result for result in found if result is not None and result.get("format") == RESULT_FORMAT]
     run.trajectories = _arrays(run, "evaluation/trajectories.npz", {"t", "x"})
     wanted = {"samples", "neighbours", "distances", "sample_distances", "held_out_distances"}
     run.neighbours = _arrays(run, "evaluation/neighbours.npz", wanted)

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from advect.reports import plots
 from advect.reports.embed import evenly, file_uri, strip_uri, tile_uri
+from advect.reports.evaluations import evaluated
 from advect.reports.run_folder import RunFolder
 from advect.reports.while_training import measured
 from advect.reports.words import duration, number, percent, plural
@@ -28,6 +29,7 @@ def describe(run: RunFolder) -> dict[str, Any]:
         "grids": _grids(run),
         "trajectories": _trajectories(run),
         "quality": _quality(run),
+        "evaluations": evaluated(run),
         "fidelity": _fidelity(run),
         "memorisation": _memorisation(run),
         "training": _training(run),
