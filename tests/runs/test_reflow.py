@@ -205,7 +205,7 @@ def test_mistakes_are_told_and_nothing_is_written(
         (moons_run, "--path vp", "--path vp contradicts advect reflow"),
         (moons_run, "--max-minutes 1", "give --max-steps or --num-epochs"),
         (moons_run, "--pairs somewhere", "--pairs .* contradicts advect reflow"),
-        (tmp_path, "", "is not a run folder"),
+        (tmp_path, "", "holds no checkpoint"),
     ):
         with pytest.raises(UserError, match=told):
             advect("reflow", run, words, "--output-dir out")

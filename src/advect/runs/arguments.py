@@ -73,7 +73,7 @@ def parse_train(words: list[str], say: Callable[[str], None] | None = None) -> t
     if name:
         found, given = name, []
     elif config or resume:
-        file = Path(config) if config else _run_folder(Path(resume or "")) / "config.yaml"
+        file = Path(config) if config else run_folder(Path(resume or "")) / "config.yaml"
         found, given = _recorded(file)
     else:
         found, given = None, []
@@ -231,6 +231,6 @@ def _value_of(flag: str, words: list[str]) -> str | None:
     return found
 
 
-def _run_folder(path: Path) -> Path:
+def run_folder(path: Path) -> Path:
     """The run folder of a run folder or checkpoint."""
     return find_checkpoint(path).parent.parent

@@ -96,11 +96,11 @@ def make_pairs(
     made_by: Mapping[str, object],
     show: bool,
     say: Say,
-) -> Path:
+) -> None:
     """Make pairs by a flow into a folder, shared by all processes, or go on where an earlier call was ended.
 
-    ``noise`` are the facts of its start, ``made_by`` what identifies its weights. Returns the folder; nothing happens
-    where all is there. Raises UserError for arguments that do not fit the flow, before anything is written, and for a
+    ``noise`` are the facts of its start, ``made_by`` what identifies its weights. Nothing happens where all is
+    there. Raises UserError for arguments that do not fit the flow, before anything is written, and for a
     folder that holds other pairs.
     """
     inverted = round(pairing.real_share * pairing.num_pairs)
@@ -121,11 +121,17 @@ def make_pairs(
     if inverted:
         back = partial(_invert, flow, source, pairing, store, inverted)
         written["inverted"] = _make(folder / "inverted", inverted, plan, back, show, say)
-    if current().is_first and not (folder / FACTS).is_file():
-        start = {"noise": dict(noise), "jitter": flow.start.jitter}
-        facts = {**plan, "generated": pairing.num_pairs - inverted, "inverted": inverted, **start, "parts": written}
-        write_text_whole(folder / FACTS, json.dumps(facts, indent=1) + "\n")
-    return folder
+    with agree():
+        if current().is_first and not (folder / FACTS).is_file():
+            start = {"noise": dict(noise), "jitter": flow.start.jitter}
+            facts = {
+                **plan,
+                "generated": pairing.num_pairs - inverted,
+                "inverted": inverted,
+                **start,
+                "parts": written,
+            }
+            write_text_whole(folder / FACTS, json.dumps(facts, indent=1) + "\n")
 
 
 def _make(

@@ -17,6 +17,7 @@ from advect.core.group import agree, broadcast_object, joined
 from advect.core.platform import tune_process
 from advect.core.random import mix
 from advect.data import Source
+from advect.runs.arguments import run_folder
 from advect.runs.build import build_source, pick_device
 from advect.runs.config import Config
 from advect.runs.loading import load, read_card, weight_file
@@ -47,7 +48,7 @@ def reflow(run: Path, preset: str, a: ReflowArguments, *, say: Say = print, prog
     that holds the work of another call.
     """
     tune_process()
-    folder = (a.output_dir or run / "reflow").absolute()
+    folder = (a.output_dir or run_folder(run) / "reflow").absolute()
     with joined(pick_device(a.settings.training.device)) as me:
         say = say if me.is_first else lambda text: None
         with agree():
@@ -56,7 +57,8 @@ def reflow(run: Path, preset: str, a: ReflowArguments, *, say: Say = print, prog
         place, flows, reason = broadcast_object(place), {"1-rectified": run}, "finished"
         rounds = [f"{k + 2}-rectified" for k in range(a.iterations)] + (["distilled"] if a.distill else [])
         for k, name in enumerate(rounds):
-            pairs = _pairs(place, source, folder / f"pairs-{k + 1}", _pairing(a, k, len(source.train)), progress, say)
+            pairs = folder / f"pairs-{k + 1}"
+            _make(place, source, pairs, _pairing(a, k, len(source.train)), a.settings.training.device, progress, say)
             config = _config(a, pairs, place, guided=a.guidance != 1, distil=name == "distilled")
             say(f"{name}: learning {pairs}")
             flows[name], reason = train(config, preset, run_dir=folder / name, resume="auto", say=say)
@@ -86,17 +88,17 @@ def _pairing(a: ReflowArguments, k: int, rows: int) -> Pairing:
     )
 
 
-def _pairs(place: Path, source: Source, folder: Path, pairing: Pairing, progress: bool, say: Say) -> Path:
+def _make(place: Path, source: Source, folder: Path, pairing: Pairing, device: str, progress: bool, say: Say) -> None:
+    """Have the flow of a checkpoint make pairs, unless they are there."""
     with agree():
-        flow = load(place, device="auto")
+        flow = load(place, device=device)
         card = read_card(weight_file(place, ema=True))
         if card.fingerprint != source.fingerprint:
             raise UserError(f"the data of {place} have changed since it was trained; give the data it was trained on")
     if not (folder / FACTS).is_file():
         say(f"making {pairing.num_pairs:,} pairs in {folder}")
-    return make_pairs(
-        flow, card.noise, source, folder, pairing, made_by=weights_identity(place, True), show=progress, say=say
-    )
+    made_by = weights_identity(place, True)
+    make_pairs(flow, card.noise, source, folder, pairing, made_by=made_by, show=progress, say=say)
 
 
 def _config(a: ReflowArguments, pairs: Path, place: Path, *, guided: bool, distil: bool) -> Config:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Generic, Literal
 
 from advect.core.errors import UserError
-from advect.runs.arguments import parse_config, run_tyro
+from advect.runs.arguments import parse_config, run_folder, run_tyro
 from advect.runs.config import Config, D, N
 from advect.runs.feature_arguments import FeatureArguments
 from advect.runs.presets import DEFAULT, get_preset
@@ -71,10 +71,8 @@ def parse_reflow(run: Path | None, words: list[str]) -> tuple[str, ReflowArgumen
     """
     if run is None:
         preset, config = DEFAULT, get_preset(DEFAULT).config
-    elif not (run / "config.yaml").is_file():
-        raise UserError(f"{run} is not a run folder: it has no config.yaml; give one such as runs/digits")
     else:
-        preset, config = parse_config(run / "config.yaml")
+        preset, config = parse_config(run_folder(run) / "config.yaml")
     config = for_pairs(config)
     a = run_tyro(
         ReflowArguments[type(config.data), type(config.network)],  # pyright: ignore[reportArgumentType]

@@ -9,10 +9,10 @@ from typing import Any
 
 from advect.core.files import make_folder, write_text_whole
 from advect.core.group import current
-from advect.core.types import Category
+from advect.core.types import Batch, Category
 from advect.reports.grid import save_png
 from advect.reports.reflow_page import FORMAT, REFLOW, write_reflow
-from advect.runs.arguments import parse_config
+from advect.runs.arguments import parse_config, run_folder
 from advect.runs.build import build_source
 from advect.runs.evaluating import Request, evaluate
 from advect.runs.flow import Flow
@@ -63,7 +63,7 @@ def measure_flows(
             guided = {"guidance": a.guidance, "guidance_interval": a.guidance_interval} if i == 0 else {}
             at = [1] if flow["name"] == "distilled" else shown
             flow["pictures"] = _decode(folder, flow["name"], Path(flow["run"]), at, device, guided)
-        title = next(iter(flows.values())).resolve().name
+        title = run_folder(next(iter(flows.values()))).resolve().name
         values = {"format": FORMAT, "title": title, "metric": metrics[0], "shown": shown, "flows": told}
         write_text_whole(folder / REFLOW, json.dumps(values, indent=1, allow_nan=False) + "\n")
         write_reflow(folder)
@@ -102,6 +102,6 @@ def _decode(
     return files
 
 
-def _behind(run: Path, flow: Flow):
+def _behind(run: Path, flow: Flow) -> Batch | None:
     """Held-out data for pictures of vectors."""
-    return held_out_batch(flow, build_source(parse_config(run / "config.yaml")[1].data).held_out)
+    return held_out_batch(flow, build_source(parse_config(run_folder(run) / "config.yaml")[1].data).held_out)
