@@ -50,6 +50,7 @@ from advect.data import (
     pack,
     transform_from_config,
 )
+from advect.data.pairs import PairedSource, Pairs, write_pairs
 from advect.data.table_columns import Categories, Number
 from advect.data.table_scaling import StandardScaling
 
@@ -239,6 +240,17 @@ def series(folder: Path) -> Sequences:
     return Sequences(folder / "s.npz", conditions=["kind"], held_out=0.2)
 
 
+def pairs(folder: Path) -> PairedSource:
+    data = Moons(n=160)
+    write_pairs(folder, data.train.fetch(np.arange(len(data.train))).x1, {}, store="float32")
+    n = len(data.train)
+
+    def starts(places, cond):
+        return CounterRng.at(1, 0, places, total=n).normal((len(places), 2))
+
+    return PairedSource(data, Pairs([folder], n, starts, "float32"), n)
+
+
 SOURCES: dict[str, Callable[[Path], Source]] = {
     "Digits": lambda folder: Digits(),
     "Moons": lambda folder: Moons(n=60),
@@ -258,6 +270,7 @@ SOURCES: dict[str, Callable[[Path], Source]] = {
     "Arrays, pictures": pictures,
     "Table": frame,
     "Sequences": series,
+    "PairedSource": pairs,
 }
 
 
