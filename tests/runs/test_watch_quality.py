@@ -23,10 +23,12 @@ from advect.training.checkpoint import list_checkpoints
 from forked import advect_ranks, ranks
 
 SMALL = "train moons --width 16 --batch-size 64 --sample-every 0 --sample-steps 4 --eval-samples 200"
-DIVERGING = f"{SMALL} --no-use-ema --learning-rate 0.3 --lr-warmup-steps 120 --eval-every 20 --max-steps 100"
+MEASURED = "--eval-every 20 --keep-best frechet"
+DIVERGING = f"{SMALL} --no-use-ema --learning-rate 0.3 --lr-warmup-steps 120 --max-steps 100 {MEASURED}"
 SHORT = (
     "train moons --width 16 --batch-size 32 --learning-rate 3e-3 --lr-warmup-steps 4 --ema-decay 0.5 --log-every 4"
-    " --sample-every 0 --sample-steps 2 --eval-every 5 --eval-samples 64 --keep-last 1 --num-epochs 100 --max-steps 24"
+    " --sample-every 0 --sample-steps 2 --eval-every 5 --eval-samples 64 --keep-best frechet --keep-last 1"
+    " --num-epochs 100 --max-steps 24"
 )
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs forked processes")
 
@@ -89,6 +91,7 @@ def test_rows_and_curves_have_the_distances_and_their_floors(advect: Callable[..
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     advect(f"{SMALL} --run-dir run --eval-every 4 --max-steps 10 --log-every 5")
+    assert best("run")["metric"] == "energy"
     found = rows("run")
     assert list(found) == [4, 8, 10]  # and at the end
     names = ["eval_frechet", "eval_energy", "eval_frechet_floor", "eval_energy_floor"]
@@ -106,7 +109,7 @@ def test_rows_and_curves_have_the_distances_and_their_floors(advect: Callable[..
     advect("report run --no-measure")
     page = Path("run/report.html").read_text()
     assert 'id="evaluations' in page and "200 samples a point, in data space" in page
-    assert f"The checkpoint of step {smallest('run')}, the best by its Frechet distance, is kept" in page
+    assert f"The checkpoint of step {smallest('run')}, the best by its energy distance, is kept" in page
 
 
 def test_evaluating_changes_nothing_of_the_training(advect: Callable[..., None]) -> None:
@@ -178,7 +181,9 @@ def test_the_held_out_loss_may_choose_the_best(advect: Callable[..., None]) -> N
     found = {step: row["eval_held_out_loss"] for step, row in rows("run").items()}
     assert best("run")["metric"] == "held-out-loss" and best("run")["value"] == min(found.values())
     assert best("run")["name"] == f"step-{smallest('run', 'eval_held_out_loss'):08d}"
-    watched = DIVERGING.replace("--sample-every 0", "--sample-every 20 --num-samples 8").replace("--eval-every 20", "")
+    watched = DIVERGING.replace("--sample-every 0", "--sample-every 20 --num-samples 8").replace(
+        "--eval-every 20 --keep-best frechet", ""
+    )
     advect(f"{watched.replace('--eval-samples 200', '')} --run-dir watched")
     assert {step: row["held_out_loss"] for step, row in rows("watched", "held_out_loss").items()} == found
 
@@ -310,6 +315,10 @@ def test_two_processes_measure_what_one_does(tmp_path: Path, kind: str) -> None:
         ("moons --eval-samples 500", "--eval-samples 500 does nothing without --eval-every"),
         ("moons --keep-best held-out-loss", "--keep-best held-out-loss does nothing without --eval-every"),
         ("digits --eval-features net.pt", r"--eval-features .*net\.pt does nothing without --eval-every"),
+        (
+            "moons --eval-every 5 --keep-best kernel",
+            "--keep-best kernel is not measured of these data; take frechet or energy",
+        ),
         ("moons --eval-every -1", "--eval-every must be at least 0"),
         ("moons --eval-every 5 --eval-samples 19", "--eval-samples must be at least 20"),
         ("digits --eval-every 5 --eval-features net.pt", r"features .*net\.pt is no file"),

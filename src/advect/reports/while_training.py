@@ -11,7 +11,12 @@ from advect.reports import plots
 from advect.reports.run_folder import RunFolder
 from advect.reports.words import number
 
-_WORDS = {"frechet": "Frechet distance", "held-out-loss": "held-out loss"}
+_WORDS = {
+    "frechet": "Frechet distance",
+    "kernel": "kernel distance",
+    "energy": "energy distance",
+    "held-out-loss": "held-out loss",
+}
 
 PROTOCOL = ("eval_samples", "eval_features")
 """What rows need to have in common to be compared."""

@@ -204,8 +204,11 @@ class OutputConfig(_Checked):
     """Samples of a measurement; as many training samples give the floor."""
     eval_features: Path | None = None
     """File of a network in whose features images are compared, such as the FID Inception; by default pixels."""
-    keep_best: Literal["frechet", "held-out-loss"] | None = "frechet"
-    """With --eval-every, keep the checkpoint where this is smallest; checkpoints/best names it. None keeps none."""
+
+    # With --eval-every, keep the checkpoint where this is smallest; checkpoints/best names it. auto: frechet for
+    # images, which have kernel too, and energy for all else, of which it sees more than means and covariances.
+    keep_best: Literal["auto", "frechet", "kernel", "energy", "held-out-loss"] | None = "auto"
+
     wandb: Literal["none", "online", "offline"] = "none"
     """Curves and sample grids on Weights & Biases; offline writes them to RUN/wandb for a later wandb sync."""
     wandb_project: str | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from advect.core.errors import UserError
 from advect.core.group import current
 from advect.data import Source
 from advect.objectives import Objective
@@ -44,7 +45,8 @@ def build_hooks(config: Config, run_dir: Path, flow: Flow, objective: Objective,
         options = {"samples": out.eval_samples, "features": out.eval_features, "seed": t.seed}
         yardstick = Yardstick(flow, source.real, **options)
         loss = lambda: held_out_loss(flow, objective, source.held_out, t.seed)
-        options = {"every": out.eval_every, "keep": out.keep_best, "metrics": watch.metrics, "boards": boards}
+        keep = kept_measure(out.keep_best, yardstick.metrics)
+        options = {"every": out.eval_every, "keep": keep, "metrics": watch.metrics, "boards": boards}
         quality = [WatchQuality(yardstick, loss, checkpoints, tell=bar.tell, **options)]
     shared = *snapshots, checkpoints, watch, *quality  # a checkpoint's snapshot is there before it
     return (metrics, *boards, bar, *shared) if first else shared
@@ -57,3 +59,12 @@ def _boards(config: Config, run_dir: Path) -> tuple[Board, ...]:
     project, name = out.wandb_project or "advect", run_dir.resolve().name
     shared = WeightsAndBiases(run_dir / "wandb", mode=out.wandb, project=project, name=name, config=to_dict(config))
     return board, shared
+
+
+def kept_measure(asked: str | None, measured: tuple[str, ...]) -> str | None:
+    """The measure of the best checkpoint, of those ``measured``, the first of which does for images."""
+    if asked == "auto":
+        return "energy" if "energy" in measured else measured[0]
+    if asked in ("kernel", "energy") and asked not in measured:
+        raise UserError(f"--keep-best {asked} is not measured of these data; take {' or '.join(measured)}")
+    return asked

@@ -21,10 +21,10 @@ class WatchQuality(Look):
     """Every ``every`` steps, with EMA weights: the distance of samples to held-out data, and the best checkpoint.
 
     A row of ``metrics`` and curves on the ``boards``, called ``eval_`` and ``eval/`` and the measure's name, have the
-    distances and their floors; those who have no ``metrics`` only help. Where ``keep`` names a measure, "frechet" or
-    "held-out-loss", which ``loss`` computes, a checkpoint of the step with its smallest value is written and kept,
-    and the file ``best`` beside it names it. Rows say what has been the best; so it outlives a run that is killed.
-    ``tell`` is told each outcome.
+    distances and their floors; those who have no ``metrics`` only help. Where ``keep`` names one of the yardstick's
+    measures, or "held-out-loss", which ``loss`` computes, a checkpoint of the step with its smallest value is written
+    and kept, and the file ``best`` beside it names it. Rows say what has been the best; so it outlives a run that is
+    killed. ``tell`` is told each outcome.
     """
 
     def __init__(
