@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -30,11 +30,7 @@ class FeatureArguments:
     """Compute in bfloat16: faster where the device has it, and comparable with the same only."""
 
     def __post_init__(self) -> None:
-        usual = {
-            f: type(self).__dataclass_fields__[f].default for f in ("feature_size", "feature_mean", "feature_std")
-        }
-        changed = [name for name, value in usual.items() if getattr(self, name) != value]
-        changed += ["feature_bf16"] if self.feature_bf16 else []
+        changed = [f.name for f in fields(self) if f.name != "features" and getattr(self, f.name) != f.default]
         if self.features is None and changed:
             raise UserError(f"--{changed[0].replace('_', '-')} does nothing without --features; give it, too")
 

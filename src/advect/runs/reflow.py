@@ -23,7 +23,7 @@ from advect.runs.config import Config
 from advect.runs.loading import load, read_card, weight_file
 from advect.runs.pairs import FACTS, Pairing, make_pairs
 from advect.runs.reflow_arguments import ReflowArguments
-from advect.runs.reflow_report import measure_flows
+from advect.runs.reflow_report import check_measure, measure_flows
 from advect.runs.sampling import weights_identity
 from advect.runs.training import train
 from advect.training.checkpoint import find_checkpoint
@@ -54,6 +54,8 @@ def reflow(run: Path, preset: str, a: ReflowArguments, *, say: Say = print, prog
         with agree():
             source = build_source(a.settings.data)
             place = find_checkpoint(run) if me.is_first else run
+            if a.measure:  # what would fail after the training fails before it
+                check_measure(source, a)
         place, flows, reason = broadcast_object(place), {"1-rectified": run}, "finished"
         rounds = [f"{k + 2}-rectified" for k in range(a.iterations)] + (["distilled"] if a.distill else [])
         for k, name in enumerate(rounds):
@@ -68,7 +70,7 @@ def reflow(run: Path, preset: str, a: ReflowArguments, *, say: Say = print, prog
             place = broadcast_object(find_checkpoint(folder / name) if me.is_first else place)
         report = None
         if a.measure and reason == "finished":
-            report = measure_flows(folder, flows, a, say=say, progress=progress)
+            report = measure_flows(folder, flows, source, a, say=say, progress=progress)
         return Ended(flows, reason, report)
 
 

@@ -62,6 +62,13 @@ class ReflowArguments(Generic[D, N]):
             raise UserError(f"--iterations must be at least 1, got {self.iterations}; 1 or 2 is usual")
         if self.pair_solver == "dopri5" and (self.pair_steps or self.pair_grid):
             raise UserError("--pair-solver dopri5 chooses its own steps; leave --pair-steps and --pair-grid out")
+        if not self.nfes or min(self.nfes) < 1:
+            raise UserError(f"--nfes must be whole numbers of at least 1, got {list(self.nfes)}; such as 1 4 20")
+        if self.measure_samples < 20:
+            raise UserError(f"--measure-samples must be at least 20, got {self.measure_samples}; 2000 is usual")
+        asked = self.features.features or self.nfes != NFES or self.measure_samples != type(self).measure_samples
+        if asked and not self.measure:
+            raise UserError("--no-measure measures nothing; leave --features, --nfes and --measure-samples out")
 
 
 def parse_reflow(run: Path | None, words: list[str]) -> tuple[str, ReflowArguments]:
