@@ -26,7 +26,7 @@ from advect.runs.eval_plan import Request
 from advect.runs.evaluating import evaluate
 from advect.runs.flow import Flow
 from advect.runs.yardstick import Yardstick
-from processes import run_ranks
+from forked import run_ranks
 
 SLOW = pytest.mark.slow
 

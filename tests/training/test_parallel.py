@@ -21,7 +21,7 @@ from advect.training.state import EMA, MODEL
 from advect.training.step import Step
 from advect.training.weight_files import load_weights
 from advect.training.writer import CheckpointWriter
-from processes import run_ranks
+from forked import run_ranks
 
 CPU = torch.device("cpu")
 ROWS = 12
