@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from advect.core.shapes import expand_right
+from advect.core.types import expand_right
 from advect.couplings import ExactOT
 from advect.paths import (
     AffinePath,

@@ -22,15 +22,24 @@ import numpy as np
 import torch
 from interleave import machine
 
-from advect.core.platform import tune_process
+from advect.core.device import tune_process
 from advect.core.random import mix
 from advect.core.types import Batch
 from advect.networks import MLP, UNet
-from advect.objectives import FlowMatching
-from advect.training import AdamW, Ema, LearningRate, Limits, Loader, Trainer, TrainState, named_params
-from advect.training.adamw import clip_gradients, gradient_norm
-from advect.training.hooks import Checkpoints
-from advect.training.writer import CheckpointWriter
+from advect.losses import FlowMatching
+from advect.training import (
+    AdamW,
+    Ema,
+    LearningRate,
+    Limits,
+    Loader,
+    Trainer,
+    TrainState,
+    named_params,
+)
+from advect.training.optim import clip_gradients, gradient_norm
+from advect.training.callbacks import Checkpoints
+from advect.checkpoint.async_writer import CheckpointWriter
 
 RATE = LearningRate(peak=1e-4, warmup=100, total=10**6, shape="cosine")
 SHAPES = {"mlp": ((2,), 256), "unet": ((3, 32, 32), 4)}

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from advect import load
 from advect.evaluation import conditions_like
-from advect.evaluation.drawing import conditions_of, rows
+from advect.evaluation.subsampling import conditions_of, rows
 from advect.metrics import frechet_distance
-from advect.runs.arguments import parse_config
-from advect.runs.build import build_source
-from advect.runs.measured import Measured
+from advect.config.arguments import parse_config
+from advect.config.build import build_source
+from advect.evaluation.target import Measured
 
 BATCH = 50
 

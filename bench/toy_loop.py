@@ -21,11 +21,20 @@ def contestant() -> None:
     """Run advect's engine and answer the protocol."""
     import torch
 
-    from advect.core.platform import tune_process
+    from advect.core.device import tune_process
     from advect.data import Moons
     from advect.networks import MLP
-    from advect.objectives import FlowMatching
-    from advect.training import AdamW, Ema, LearningRate, Limits, Loader, Trainer, TrainState, named_params
+    from advect.losses import FlowMatching
+    from advect.training import (
+        AdamW,
+        Ema,
+        LearningRate,
+        Limits,
+        Loader,
+        Trainer,
+        TrainState,
+        named_params,
+    )
 
     torch.set_num_threads(1)
     tune_process()

@@ -67,10 +67,19 @@ def contestant(args: argparse.Namespace) -> None:
     import numpy as np
     import torch
 
-    from advect.core.platform import tune_process
+    from advect.core.device import tune_process
     from advect.core.types import Batch
-    from advect.objectives import FlowMatching
-    from advect.training import AdamW, Ema, LearningRate, Limits, Loader, Trainer, TrainState, named_params
+    from advect.losses import FlowMatching
+    from advect.training import (
+        AdamW,
+        Ema,
+        LearningRate,
+        Limits,
+        Loader,
+        Trainer,
+        TrainState,
+        named_params,
+    )
 
     class Noise:
         """1,024 random images in memory."""

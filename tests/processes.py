@@ -116,7 +116,7 @@ def _one_rank(file: str, name: str, arguments: str, folder: str) -> None:
     """What :func:`run_ranks` has each of its processes do."""
     import torch
 
-    from advect.core.group import joined
+    from advect.distributed.comm import joined
 
     torch.set_num_threads(1)
     sys.path.append(str(Path(file).parent))

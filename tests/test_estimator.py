@@ -19,7 +19,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import advect
 from advect import FlowModel, UserError
-from advect.estimator.settings import resolve
+from advect.sklearn.settings import resolve
 
 
 def small(**arguments: Any) -> FlowModel:

@@ -16,10 +16,10 @@ _ROOMS = (
     "times", "training", "weights",
 )  # fmt: skip
 _NAMES = {
-    "Flow": "advect.runs.flow",
-    "FlowModel": "advect.estimator",
+    "Flow": "advect.model.flow",
+    "FlowModel": "advect.sklearn",
     "UserError": "advect.core.errors",
-    "load": "advect.runs.loading",
+    "load": "advect.model.load",
 }
 
 if TYPE_CHECKING:
@@ -29,19 +29,19 @@ if TYPE_CHECKING:
         evaluation,
         metrics,
         networks,
-        objectives,
+        losses as objectives,
         paths,
-        reports,
-        sampling,
+        reporting as reports,
+        solvers as sampling,
         sources,
         times,
         training,
         weights,
     )
     from advect.core.errors import UserError
-    from advect.estimator import FlowModel
-    from advect.runs.flow import Flow
-    from advect.runs.loading import load
+    from advect.sklearn import FlowModel
+    from advect.model.flow import Flow
+    from advect.model.load import load
 
 __all__ = [
     "Flow", "FlowModel", "UserError", "couplings", "data", "evaluation", "load", "metrics", "networks", "objectives",

@@ -9,9 +9,9 @@ import os
 import sys
 from collections.abc import Callable
 
-from advect import commands
+from advect.commands import base as commands
 from advect.core.errors import UserError, did_you_mean
-from advect.core.processes import Processes
+from advect.distributed.env import Processes
 
 USAGE = """\
 advect: train, sample and measure flow-matching models on your own data
@@ -72,7 +72,7 @@ def run(words: list[str]) -> None:
         raise UserError(f"command {words[0]!r} is not known{did_you_mean(words[0], COMMANDS)}")
     me, command = Processes.of_environment(), COMMANDS[words[0]]
     if me.world > 1 and words[0] in SHARED:
-        from advect.runs.together import run_together
+        from advect.distributed.launch import run_together
 
         run_together(lambda: command(words[1:]))
     elif me.is_first:

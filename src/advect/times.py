@@ -15,7 +15,7 @@ from torch import Tensor
 
 from advect.core import random
 from advect.core.errors import UserError
-from advect.core.group import all_rows
+from advect.distributed.comm import all_rows
 from advect.core.random import Generator
 
 _TOP = 1 - 2**-24

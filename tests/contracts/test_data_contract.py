@@ -16,7 +16,7 @@ import torch
 from implementations import implementations
 from PIL import Image
 
-from advect.core.conditions import real_steps
+from advect.core.types import real_steps
 from advect.core.random import CounterRng
 from advect.core.types import Batch, Category, Length, Quantity
 from advect.data import (
@@ -51,8 +51,8 @@ from advect.data import (
     transform_from_config,
 )
 from advect.data.pairs import PairedSource, Pairs, write_pairs
-from advect.data.table_columns import Categories, Number
-from advect.data.table_scaling import StandardScaling
+from advect.data.tables.columns import Categories, Number
+from advect.data.tables.scaling import StandardScaling
 
 # --- Transforms ---
 

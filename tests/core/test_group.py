@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from advect.core.errors import UserError
-from advect.core.group import (
+from advect.distributed.comm import (
     PeerFailed,
     agree,
     all_max,
@@ -24,7 +24,7 @@ from advect.core.group import (
     gather_objects,
     joined,
 )
-from advect.core.processes import Processes
+from advect.distributed.env import Processes
 from processes import environment, free_port, run_ranks, started, wait
 
 
@@ -167,6 +167,6 @@ def test_others_that_do_not_come_are_told():
 
 
 def test_importing_the_package_leaves_torch_distributed_alone():
-    code = "import sys, advect.core.group, advect.cli; print('torch' in sys.modules)"
+    code = "import sys, advect.distributed.comm, advect.cli; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from advect.core.errors import UserError
-from advect.core.processes import Processes, timeout_of
-from advect.core.slurm import hosts
+from advect.distributed.env import Processes, timeout_of
+from advect.distributed.env import hosts
 
 TORCHRUN = {
     "RANK": "5",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from advect.core.conditions import drop_conditions, null_conditions
+from advect.core.types import drop_conditions, null_conditions
 from advect.core.errors import UserError, did_you_mean, optional_import
 from advect.core.random import CounterRng
-from advect.core.shapes import check_pair, expand_right
+from advect.core.types import check_pair, expand_right
 from advect.core.types import NULL, Batch
 
 

@@ -14,7 +14,7 @@ anndata = pytest.importorskip("anndata")
 from advect.core.errors import UserError  # noqa: E402
 from advect.core.random import CounterRng  # noqa: E402
 from advect.data import Cells, Expression, count_cells  # noqa: E402
-from advect.data.cells_counting import mean_log, poisson_quantile  # noqa: E402
+from advect.data.cells.write import mean_log, poisson_quantile  # noqa: E402
 
 
 @pytest.fixture(scope="module")

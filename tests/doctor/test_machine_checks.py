@@ -11,10 +11,10 @@ import torch
 from advect.core.types import Category, DataSpec
 from advect.doctor import machine as m
 from advect.doctor.examine import judge
-from advect.doctor.machine_facts import device_memory, measure_products
+from advect.doctor.probes import device_memory, measure_products
 from advect.doctor.plan import Plan, check_plan, measure_network
 from advect.doctor.probes import read_answer, run_probe
-from advect.runs.network_config import MLPConfig, UNetConfig
+from advect.config.network_sections import MLPConfig, UNetConfig
 
 FINE = m.Machine(
     python="3.12.1",

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.types import Category
-from advect.evaluation.measures import Ground
+from advect.evaluation.scores import Ground
 from advect.evaluation.scores import KINDS, SCORES, check_enough, choose_scores, measure_scores
-from advect.evaluation.summary import Summary
+from advect.evaluation.sample_statistics import Summary
 from advect.metrics import energy_distance, wasserstein
 
 THREE = Category(("a", "b", "c"), (0.5, 0.3, 0.2))

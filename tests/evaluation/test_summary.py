@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from advect.core.errors import UserError
-from advect.evaluation.summary import ROWS, Summary
+from advect.evaluation.sample_statistics import ROWS, Summary
 
 
 def parts(x: torch.Tensor, size: int, **more: torch.Tensor) -> list[dict[str, torch.Tensor]]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from advect.core.conditions import drop_conditions
+from advect.core.types import drop_conditions
 from advect.core.errors import UserError
 from advect.core.types import LENGTH
 from advect.networks import SequenceTransformer

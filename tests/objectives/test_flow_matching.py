@@ -10,7 +10,7 @@ from torch import Tensor
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.core.types import NULL, Batch
-from advect.objectives import FlowMatching
+from advect.losses import FlowMatching
 from advect.paths import AffinePath
 from advect.times import Uniform
 

@@ -10,8 +10,8 @@ from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.core.types import Batch
 from advect.networks import MLP
-from advect.objectives import FlowMatching, MarginalMatching, ScoreMatching
-from advect.paths.exact import GaussianMixture
+from advect.losses import FlowMatching, MarginalMatching, ScoreMatching
+from advect.paths.analytic import GaussianMixture
 from advect.times import Stratified
 
 N = 60_000

@@ -9,11 +9,11 @@ import torch
 
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
-from advect.core.shapes import expand_right
+from advect.core.types import expand_right
 from advect.core.types import Batch
 from advect.couplings import ExactOT
 from advect.networks import MLP
-from advect.objectives import (
+from advect.losses import (
     FlowMatching,
     ScoreMatching,
     VelocityAndScore,
@@ -22,7 +22,7 @@ from advect.objectives import (
     velocity_head,
 )
 from advect.paths import AffinePath, Bridge, ConditionalPath, CondOT, Trigonometric
-from advect.paths.exact import GaussianMixture
+from advect.paths.analytic import GaussianMixture
 
 KINDS = ("velocity", "data", "noise", "score")
 LAW = GaussianMixture(torch.tensor([[1.5, 0.0], [-1.0, 1.0]]), stds=torch.tensor([0.4, 0.6]))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from advect.reports import image_grid, save_png
+from advect.reporting import image_grid, save_png
 
 CONFIG = """preset: digits
 data: {}

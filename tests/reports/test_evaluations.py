@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from advect.core.errors import UserError
-from advect.reports import write_report
-from advect.reports.plots import quality_chart
-from advect.reports.reflow_page import write_reflow
+from advect.reporting import write_report
+from advect.reporting.plots import quality_chart
+from advect.reporting.reflow_page import write_reflow
 
 
 def result(distances: dict[int, float], *, floor: float = 0.5, std: float | None = None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from advect.core.errors import UserError
 from advect.core.types import Category, DataSpec
-from advect.reports import image_grid, picture, save_png, scatter_plot, series_plot, vector_plot
+from advect.reporting import image_grid, picture, save_png, scatter_plot, series_plot, vector_plot
 
 
 def blue_pixels(image: Image.Image) -> int:

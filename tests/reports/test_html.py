@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from advect.core.errors import UserError
-from advect.reports import write_report
+from advect.reporting import write_report
 
 
 class Page(HTMLParser):

@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from advect.reports import plots
-from advect.reports.words import duration, number, plural
+from advect.reporting import plots
+from advect.reporting.style import duration, number, plural
 
 
 def charts() -> dict[str, str]:

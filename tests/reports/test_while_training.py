@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from advect.reports import write_report
-from advect.reports.plots import eval_chart
-from advect.reports.run_folder import read_run
+from advect.reporting import write_report
+from advect.reporting.plots import eval_chart
+from advect.reporting.run_folder import read_run
 
 
 def add(run: Path, *rows: dict) -> None:

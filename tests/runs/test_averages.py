@@ -17,13 +17,13 @@ from test_resume import assert_same_end, start, wait_for_step
 import advect as package
 from advect import cli
 from advect.core.errors import UserError
-from advect.estimator import FlowModel
-from advect.runs import ema
-from advect.runs.ema import EmaArguments, rebuild
-from advect.runs.loading import read_average
+from advect.sklearn import FlowModel
+from advect.commands import ema
+from advect.commands.ema import EmaArguments, rebuild
+from advect.model.load import read_average
 from advect.training import write_checkpoint
 from advect.training.state import EMA, MODEL
-from advect.training.weight_files import load_weights
+from advect.checkpoint.weights import load_weights
 
 FLAGS = "--width 16 --batch-size 64 --log-every 50 --sample-every 0 --ema-also 0.9 0.99 --posthoc-ema"
 ALSO = ("ema-0.9.safetensors", "ema-0.99.safetensors")
@@ -52,8 +52,8 @@ def averaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     run = tmp_path_factory.mktemp("runs") / "moons"
     with pytest.MonkeyPatch.context() as patch:  # no power is cut here
-        patch.setattr("advect.training.checkpoint.sync_file", lambda path: None)
-        patch.setattr("advect.training.checkpoint.sync_folder", lambda path: None)
+        patch.setattr("advect.checkpoint.manifest.sync_file", lambda path: None)
+        patch.setattr("advect.checkpoint.manifest.sync_folder", lambda path: None)
         cli.run(f"train moons --run-dir {run} --max-steps 300 --posthoc-lengths 0.05 0.1 0.07 {FLAGS}".split())
         for file in list(run.glob("ema/step-*/ema-length-0.07.safetensors")):  # forget the third
             file.unlink()

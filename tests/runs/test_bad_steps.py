@@ -58,7 +58,7 @@ def rows(run: Path) -> list[dict]:
 def indices(run: Path, step: int) -> list[int]:
     """The examples of a step, as the loader has them from the run's own seed."""
     from advect.core.random import mix
-    from advect.training.order import EpochOrder
+    from advect.training.loader import EpochOrder
 
     return EpochOrder(10_000, mix(0, 1)).indices(64 * (step - 1), 64).tolist()
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from advect.core.errors import UserError
 from advect.core.types import LENGTH, NULL, Category, Conditions, DataSpec, Length, Quantity
 from advect.data import Identity, Moons
-from advect.runs.card import Card
-from advect.runs.conditions import resolve_conditions
-from advect.runs.config import Config
-from advect.runs.flow import Flow
-from advect.runs.presets import get_preset
+from advect.model.metadata import Card
+from advect.model.conditions import resolve_conditions
+from advect.config.config import Config
+from advect.model.flow import Flow
+from advect.config.presets import get_preset
 
 DOSE = Quantity(("dose", "hours"), (10.0, 2.0), (5.0, 0.5), ((10.0, 2.0), (20.0, 3.0), (0.0, 1.0)))
 SPEC = DataSpec(

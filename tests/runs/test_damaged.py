@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from advect.core.errors import UserError
-from advect.training.checkpoint import list_checkpoints, verify_checkpoint
+from advect.checkpoint.manifest import list_checkpoints, verify_checkpoint
 from forked import advect_ranks
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs forked processes")

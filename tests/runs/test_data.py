@@ -19,10 +19,10 @@ from advect.core.errors import UserError
 from advect.core.types import LENGTH
 from advect.data import pack, write_table
 from advect.networks import UNet
-from advect.runs.arguments import parse_train
-from advect.runs.configfile import to_yaml
-from advect.runs.presets.images import folded_unet
-from advect.runs.recognise import describe
+from advect.config.arguments import parse_train
+from advect.config.yaml_file import to_yaml
+from advect.config.presets.images import folded_unet
+from advect.config.autodetect import describe
 from advect.sources import Empirical
 
 QUICK = "--max-steps 2 --batch-size 4 --sample-every 0 --log-every 1 --lr-warmup-steps 0 --run-dir run"

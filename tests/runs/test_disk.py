@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from advect.training.checkpoint import list_checkpoints, verify_checkpoint
+from advect.checkpoint.manifest import list_checkpoints, verify_checkpoint
 from forked import advect_ranks, ranks
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mounts tmpfs, forks processes")

@@ -19,11 +19,11 @@ from advect import cli
 from advect.core.errors import UserError
 from advect.data import Digits, Moons
 from advect.evaluation import FeatureNetwork
-from advect.evaluation.drawing import rows
+from advect.evaluation.subsampling import rows
 from advect.evaluation.results import read_result
 from advect.metrics import frechet_distance, sliced_wasserstein
-from advect.runs.evaluating import Request, evaluate
-from advect.runs.feature_arguments import FeatureArguments
+from advect.commands.evaluate import Request, evaluate
+from advect.evaluation.features import FeatureArguments
 
 QUICK = "--max-steps 2 --batch-size 16 --sample-every 0 --log-every 1 --lr-warmup-steps 0 --width 8 --depth 1"
 
@@ -157,7 +157,7 @@ def test_likelihood_is_that_of_the_flow_and_grey_levels_are_spread(
     assert found["mean"] == pytest.approx(float(bits.mean()), rel=1e-4)
     assert found["standard_error"] == pytest.approx(float(bits.std()) / 30**0.5, rel=1e-4)
     seen: list[torch.Tensor] = []
-    monkeypatch.setattr("advect.runs.flow.Flow.bits_per_dim", lambda self, x, **k: seen.append(x) or x.mean((1, 2, 3)))
+    monkeypatch.setattr("advect.model.flow.Flow.bits_per_dim", lambda self, x, **k: seen.append(x) or x.mean((1, 2, 3)))
     result = measured(digits_run, tmp_path / "b.json", **{**ask, "likelihood_samples": 100})
     assert result["flow"]["bits_per_dim"]["dequantised"] is True and result["protocol"]["likelihood_samples"] == 100
     assert result["flow"]["bits_per_dim"]["trace"] == "hutchinson"

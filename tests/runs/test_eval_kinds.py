@@ -13,12 +13,12 @@ import torch
 
 import advect as library
 from advect.data import Cells
-from advect.evaluation.summary import VALUES
+from advect.evaluation.sample_statistics import VALUES
 from advect.metrics import column_gaps, frechet_distance, variance_r2, zero_share
-from advect.runs.comparable import Comparable
-from advect.runs.evaluating import Request, evaluate
-from advect.runs.subject import Subject
-from advect.training.checkpoint import find_checkpoint
+from advect.evaluation.feature_space import Comparable
+from advect.commands.evaluate import Request, evaluate
+from advect.evaluation.target import Subject
+from advect.checkpoint.manifest import find_checkpoint
 
 QUICK = "--width 8 --depth 1 --max-steps 2 --batch-size 16 --sample-every 0 --log-every 1 --held-out 0.3 --run-dir run"
 

@@ -16,9 +16,9 @@ import torch
 
 from advect.data import Moons
 from advect.evaluation import ReferenceCache
-from advect.evaluation.overlap import LOOKED_AT
-from advect.runs.evaluating import Request, evaluate
-from advect.runs.work import working
+from advect.evaluation.memorisation import LOOKED_AT
+from advect.commands.evaluate import Request, evaluate
+from advect.evaluation.workspace import working
 from processes import advect_command, environment, run_advect, started, wait
 
 METRICS = ("frechet", "kernel", "straightness")
@@ -119,7 +119,7 @@ def test_a_call_killed_again_and_again_ends_with_the_same_numbers(
     assert "way-0-seed-0/part-00002" in seen[4] and "way-0-seed-0.json" in seen[5]
     assert "straightness.json" in seen[6] and not list((tmp_path / "run/evaluation").glob("*.json"))
     monkeypatch.setenv("ADVECT_CACHE", str(cache))
-    monkeypatch.setattr("advect.runs.eval_sets.CountedFlow.sample", lambda *a, **k: pytest.fail("it sampled"))
+    monkeypatch.setattr("advect.evaluation.evaluator.CountedFlow.sample", lambda *a, **k: pytest.fail("it sampled"))
     _, result = evaluate(tmp_path / "run", Request(**ASK), progress=False)
     assert numbers(result) == alone
     assert len(list((tmp_path / "run/evaluation").rglob("*"))) == 1

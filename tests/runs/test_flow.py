@@ -15,9 +15,9 @@ import advect
 from advect.core.errors import UserError
 from advect.core.types import DataSpec
 from advect.data import Identity
-from advect.runs.flow import Flow
+from advect.model.flow import Flow
 from advect.training.state import EMA, MODEL
-from advect.training.weight_files import load_weights
+from advect.checkpoint.weights import load_weights
 
 
 def test_samples_come_in_data_units(digits_run: Path, moons_run: Path) -> None:

@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from advect.training.checkpoint import list_checkpoints
-from advect.training.parallel import Kind
-from advect.training.shards import SHARDS, assemble
+from advect.checkpoint.manifest import list_checkpoints
+from advect.distributed.parallel import Kind
+from advect.checkpoint.sharded import SHARDS, assemble
 from advect.training.state import EMA, MODEL, OPTIMIZER, PROGRESS, load_weights
 from forked import advect_ranks, ranks
 from processes import advect_command, environment

@@ -19,15 +19,15 @@ from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.core.types import DataSpec
 from advect.data import Identity
-from advect.objectives import FlowMatching
+from advect.losses import FlowMatching
 from advect.paths import AffinePath, GaussianMixture
-from advect.runs.config import MethodConfig
-from advect.runs.loading import read_card
-from advect.runs.method import build_objective, build_path
-from advect.sampling import integrate
-from advect.training.checkpoint import write_checkpoint
+from advect.config.config import MethodConfig
+from advect.model.load import read_card
+from advect.config.build import build_objective, build_path
+from advect.solvers import integrate
+from advect.checkpoint.manifest import write_checkpoint
 from advect.training.state import EMA, MODEL
-from advect.training.weight_files import load_weights
+from advect.checkpoint.weights import load_weights
 
 PLANE = DataSpec((2,), "vector", {})
 SMALL = "--width 16 --batch-size 64 --log-every 5 --sample-every 0 --max-steps 10"

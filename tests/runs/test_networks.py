@@ -12,11 +12,11 @@ import yaml
 from advect.core.errors import UserError
 from advect.core.types import LENGTH, Category, DataSpec, Length, Quantity
 from advect.networks import MLP, DiT, ResidualMLP, SequenceTransformer, UNet
-from advect.runs.arguments import parse_config, parse_train
-from advect.runs.build import FITS, build_network
-from advect.runs.card import Card
-from advect.runs.configfile import to_yaml
-from advect.runs.network_config import (
+from advect.config.arguments import parse_config, parse_train
+from advect.config.build import FITS, build_network
+from advect.model.metadata import Card
+from advect.config.yaml_file import to_yaml
+from advect.config.network_sections import (
     NETWORKS,
     DiTConfig,
     MLPConfig,

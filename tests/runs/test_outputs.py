@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from advect.core.errors import UserError
 from advect.core.types import LENGTH, Category, DataSpec, Quantity
 from advect.data import Cells, Identity, Sequences, Source, Table
-from advect.data.table_files import read_table
+from advect.data.tables.dataset import read_table
 from advect.evaluation import study
-from advect.runs.flow import Flow
-from advect.runs.measured import Measured
-from advect.runs.outputs import write_samples
-from advect.runs.pictures import draw, held_out_batch
+from advect.model.flow import Flow
+from advect.evaluation.target import Measured
+from advect.reporting.outputs import write_samples
+from advect.reporting.outputs import draw, held_out_batch
 from advect.sources import Empirical
 
 

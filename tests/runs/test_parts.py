@@ -18,8 +18,8 @@ import pytest
 import advect
 from advect.cli import run as command
 from advect.core.errors import UserError
-from advect.runs.parts import Parts, count_parts, open_plan
-from advect.runs.sampling import Draw, sample_run
+from advect.model.sharded_samples import Parts, count_parts, open_plan
+from advect.commands.sample import Draw, sample_run
 from processes import environment, run_ranks, started, wait
 
 DRAW = Draw(n=50, steps=2, seed=4, batch_size=8)

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from advect.core.errors import UserError
-from advect.core.platform import use_tf32
-from advect.reports.run_folder import read_run
-from advect.reports.sections import describe
-from advect.runs import build
-from advect.runs.build import pick_precision
+from advect.core.device import use_tf32
+from advect.reporting.run_folder import read_run
+from advect.reporting.page import describe
+from advect.config import build
+from advect.config.build import pick_precision
 
 CPU = torch.device("cpu")
 TINY = "--width 16 --batch-size 64 --log-every 5 --sample-every 20 --num-samples 8 --num-epochs 5"

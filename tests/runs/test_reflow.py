@@ -20,10 +20,10 @@ import advect as package
 from advect.core.errors import UserError
 from advect.data.pairs import PairedSource
 from advect.metrics import energy_distance
-from advect.runs.arguments import parse_config
-from advect.runs.build import build_source
-from advect.runs.pairs import open_pairs, start_facts
-from advect.sampling import integrate
+from advect.config.arguments import parse_config
+from advect.config.build import build_source
+from advect.model.pairs import open_pairs, start_facts
+from advect.solvers import integrate
 from forked import advect_ranks, ranks
 
 LEAN = "--num-epochs 1 --batch-size 32 --sample-every 0 --no-measure --iterations 1"

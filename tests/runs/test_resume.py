@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from advect.core.errors import UserError
-from advect.training.checkpoint import list_checkpoints
+from advect.checkpoint.manifest import list_checkpoints
 from advect.training.state import EMA, MODEL, OPTIMIZER
-from advect.training.weight_files import load_weights
+from advect.checkpoint.weights import load_weights
 
 SMALL = (
     "--model-channels 8 --batch-size 32 --num-epochs 3 --log-every 4 "

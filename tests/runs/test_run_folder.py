@@ -12,8 +12,8 @@ import yaml
 from PIL import Image
 
 from advect.core.errors import UserError
-from advect.runs.arguments import parse_config
-from advect.runs.presets import PRESETS
+from advect.config.arguments import parse_config
+from advect.config.presets import PRESETS
 
 
 def rows(run: Path) -> list[dict]:

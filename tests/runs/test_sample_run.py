@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from advect.core.errors import UserError
-from advect.runs.sampling import Draw, sample_run
+from advect.commands.sample import Draw, sample_run
 from advect.training.state import EMA, MODEL
 
 
@@ -31,7 +31,7 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_sampling(
     moons_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setattr("advect.runs.flow.Flow.sample", lambda *a, **k: pytest.fail("it sampled"))
+    monkeypatch.setattr("advect.model.flow.Flow.sample", lambda *a, **k: pytest.fail("it sampled"))
     with pytest.raises(UserError, match=r"--output-dir .* cannot be written to"):
         sample_run(moons_run, Draw(n=3), output_dir=tmp_path / "file/out", progress=False)
 

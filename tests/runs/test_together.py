@@ -65,7 +65,7 @@ def test_all_end_with_the_code_that_they_agree_on():
 @pytest.mark.skipif(os.name != "posix", reason="--nproc needs POSIX")
 @pytest.mark.parametrize(("case", "code", "end"), [("bug", 1, "TypeError: a bug\n"), ("mistake", 2, "is missing\n")])
 def test_under_the_launcher_the_error_alone_is_seen(tmp_path: Path, case: str, code: int, end: str):
-    launcher = "import sys; from advect.runs.launch import launch; sys.exit(launch(sys.argv[1:], 2))"
+    launcher = "import sys; from advect.distributed.launch import launch; sys.exit(launch(sys.argv[1:], 2))"
     words = [sys.executable, "-c", launcher, sys.executable, "-c", RANKS, case]
     done = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (code, "")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from advect.training import verify_checkpoint
-from advect.training.checkpoint import list_checkpoints
+from advect.checkpoint.manifest import list_checkpoints
 from processes import environment, run_advect
 
 pytestmark = pytest.mark.slow

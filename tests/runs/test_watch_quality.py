@@ -17,9 +17,9 @@ from test_killed import state as end_of
 
 import advect as package
 from advect.core.errors import UserError
-from advect.runs.eval_plan import Request
-from advect.runs.evaluating import evaluate
-from advect.training.checkpoint import list_checkpoints
+from advect.evaluation.protocol import Request
+from advect.commands.evaluate import evaluate
+from advect.checkpoint.manifest import list_checkpoints
 from forked import advect_ranks, ranks
 
 SMALL = "train moons --width 16 --batch-size 64 --sample-every 0 --sample-steps 4 --eval-samples 200"
@@ -231,8 +231,8 @@ def kill_when(place: str, nth: int) -> None:
     """
     if int(os.environ.get("RANK", 0)) != 0:
         return
-    from advect.training import writer
-    from advect.training.hooks import Checkpoints
+    from advect.checkpoint import async_writer as writer
+    from advect.training.callbacks import Checkpoints
 
     left = [nth]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from advect.core.errors import UserError
-from advect.runs.field import Sampler
-from advect.runs.ways import Way, plan_ways
+from advect.model.velocity_field import Sampler
+from advect.model.sampler_config import Way, plan_ways
 
 OWN = Sampler(solver="heun", steps=7, grid="cosine")
 

@@ -17,15 +17,15 @@ from advect.core.random import Generator
 from advect.core.types import Batch
 from advect.data import Source, Split
 from advect.evaluation import FeatureNetwork
-from advect.evaluation.drawing import rows
+from advect.evaluation.subsampling import rows
 from advect.metrics import energy_distance, frechet_distance, kernel_distance
-from advect.runs.arguments import parse_config
-from advect.runs.build import build_source
-from advect.runs.comparable import Comparable
-from advect.runs.eval_plan import Request
-from advect.runs.evaluating import evaluate
-from advect.runs.flow import Flow
-from advect.runs.yardstick import Yardstick
+from advect.config.arguments import parse_config
+from advect.config.build import build_source
+from advect.evaluation.feature_space import Comparable
+from advect.evaluation.protocol import Request
+from advect.commands.evaluate import evaluate
+from advect.model.flow import Flow
+from advect.evaluation.callback import Yardstick
 from processes import run_ranks
 
 SLOW = pytest.mark.slow

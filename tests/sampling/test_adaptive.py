@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from advect.core.errors import UserError
-from advect.sampling import DormandPrince, integrate, solve
+from advect.solvers import DormandPrince, integrate, solve
 
 
 def start(n: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from advect.core.errors import UserError
-from advect.sampling import GRIDS, t_grid
+from advect.solvers import GRIDS, t_grid
 
 
 @pytest.mark.parametrize("name", GRIDS)

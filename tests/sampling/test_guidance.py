@@ -6,7 +6,7 @@ from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.types import NULL
-from advect.sampling import autoguided_velocity, guided_velocity, integrate
+from advect.solvers import autoguided_velocity, guided_velocity, integrate
 
 LABEL = torch.tensor([3, 1, 4, NULL])
 

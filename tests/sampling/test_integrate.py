@@ -9,7 +9,7 @@ from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.paths import CondOT
-from advect.sampling import SOLVERS, get_solver, integrate, solve, t_grid
+from advect.solvers import SOLVERS, get_solver, integrate, solve, t_grid
 
 MEAN, SPREAD = 2.0, 0.5
 METHODS = sorted(name for name, solver in SOLVERS.items() if not solver.adaptive)

@@ -10,8 +10,13 @@ from torch.nn import functional as F
 
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
-from advect.sampling import bits_per_dim, dequantise, elementwise_log_det, integrate, log_prob
-from advect.sampling.divergence import ExactDivergence, HutchinsonDivergence, QuadraticForms, draw_probes
+from advect.solvers import bits_per_dim, dequantise, elementwise_log_det, integrate, log_prob
+from advect.solvers.likelihood import (
+    ExactDivergence,
+    HutchinsonDivergence,
+    QuadraticForms,
+    draw_probes,
+)
 
 ONE = torch.ones((), dtype=torch.float64)
 
@@ -114,7 +119,7 @@ def test_encoding_changes_volume_by_its_own_jacobian():
 
 
 def integrate_with_graph(net, x, steps):
-    from advect.sampling import SOLVERS
+    from advect.solvers import SOLVERS
 
     *_, end = SOLVERS["rk4"].walk(net, x, torch.linspace(1, 0, steps + 1).tolist())
     return end

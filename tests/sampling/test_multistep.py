@@ -10,7 +10,7 @@ import torch
 
 from advect.core.errors import UserError
 from advect.paths import Coefficients, CondOT, Schedule
-from advect.sampling import DpmPlusPlus2M, integrate, solve, t_grid
+from advect.solvers import DpmPlusPlus2M, integrate, solve, t_grid
 
 
 @dataclass(frozen=True)

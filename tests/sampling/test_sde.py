@@ -11,7 +11,7 @@ from torch import Tensor
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.paths import CondOT
-from advect.sampling import DIFFUSIONS, integrate, integrate_sde
+from advect.solvers import DIFFUSIONS, integrate, integrate_sde
 
 N = 4000
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.paths.exact import GaussianMixture
-from advect.sampling import SOLVERS, deviations, integrate, straightness
+from advect.paths.analytic import GaussianMixture
+from advect.solvers import SOLVERS, deviations, integrate, straightness
 
 MEAN, SPREAD, TURN = 2.0, 0.5, 1.3
 METHODS = sorted(name for name, solver in SOLVERS.items() if not solver.adaptive and name != "dpmpp2m")

@@ -9,10 +9,16 @@ from pathlib import Path
 import pytest
 
 from advect.core.errors import UserError
-from advect.training.best import Best, read_best, write_best
-from advect.training.checkpoint import find_checkpoint, list_checkpoints, names_checkpoint, retain, write_checkpoint
-from advect.training.contents import Contents
-from advect.training.writer import CheckpointWriter
+from advect.checkpoint.manifest import Best, read_best, write_best
+from advect.checkpoint.manifest import (
+    find_checkpoint,
+    list_checkpoints,
+    names_checkpoint,
+    retain,
+    write_checkpoint,
+)
+from advect.checkpoint.async_writer import Contents
+from advect.checkpoint.async_writer import CheckpointWriter
 
 
 def fill(folder: Path) -> None:

@@ -9,7 +9,13 @@ import pytest
 
 from advect.core.errors import UserError
 from advect.training import find_checkpoint, verify_checkpoint, write_checkpoint
-from advect.training.checkpoint import FORMAT, checkpoint_name, list_checkpoints, remove_leftovers, retain
+from advect.checkpoint.manifest import (
+    FORMAT,
+    checkpoint_name,
+    list_checkpoints,
+    remove_leftovers,
+    retain,
+)
 
 FILES = {
     "model.safetensors": b"weights" * 99,

@@ -13,7 +13,7 @@ import pytest
 
 import advect
 from advect.training import find_checkpoint, verify_checkpoint, write_checkpoint
-from advect.training.checkpoint import list_checkpoints
+from advect.checkpoint.manifest import list_checkpoints
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 

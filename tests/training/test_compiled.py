@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from advect.core.errors import UserError
-from advect.core.platform import check_compiler
+from advect.core.device import check_compiler
 from advect.networks import MLP
 from advect.training.state import EMA, MODEL, OPTIMIZER
-from advect.training.weight_files import load_weights
+from advect.checkpoint.weights import load_weights
 
 TINY = "--width 8 --depth 2 --batch-size 32 --num-samples 4 --sample-every 4 --num-epochs 5"
 

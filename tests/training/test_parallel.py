@@ -8,19 +8,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advect.core.group import all_objects, broadcast_object, current
+from advect.distributed.comm import all_objects, broadcast_object, current
 from advect.core.random import CounterRng
 from advect.core.types import Batch
 from advect.networks import MLP, DiT, UNet
-from advect.objectives import FlowMatching
+from advect.losses import FlowMatching
 from advect.times import Importance
-from advect.training import AdamW, Ema, Muon, TrainState, hidden_matrices, named_params, verify_checkpoint
-from advect.training.flops import on_meta
-from advect.training.parallel import Parallel, local, whole_like
+from advect.training import (
+    AdamW,
+    Ema,
+    Muon,
+    TrainState,
+    hidden_matrices,
+    named_params,
+    verify_checkpoint,
+)
+from advect.training.precision import on_meta
+from advect.distributed.parallel import Parallel, local, whole_like
 from advect.training.state import EMA, MODEL
 from advect.training.step import Step
-from advect.training.weight_files import load_weights
-from advect.training.writer import CheckpointWriter
+from advect.checkpoint.weights import load_weights
+from advect.checkpoint.async_writer import CheckpointWriter
 from processes import run_ranks
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from advect.core.errors import UserError
 from advect.core.types import Batch
 from advect.training import Loader
-from advect.training.order import ShardOrder
+from advect.training.loader import ShardOrder
 
 
 class Sharded:

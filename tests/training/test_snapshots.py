@@ -14,15 +14,15 @@ from torch import nn
 from advect.core.errors import UserError
 from advect.training import AdamW, Ema, Trainer, TrainState, named_params
 from advect.training.ema import length_file
-from advect.training.snapshots import Snapshots, bring, combine, read_snapshots, spacing
-from advect.training.weight_files import load_weights
+from advect.training.posthoc_ema import Snapshots, bring, combine, read_snapshots, spacing
+from advect.checkpoint.weights import load_weights
 
 
 @pytest.fixture(autouse=True)
 def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
     """No power is cut here."""
-    monkeypatch.setattr("advect.training.checkpoint.sync_file", lambda path: None)
-    monkeypatch.setattr("advect.training.checkpoint.sync_folder", lambda path: None)
+    monkeypatch.setattr("advect.checkpoint.manifest.sync_file", lambda path: None)
+    monkeypatch.setattr("advect.checkpoint.manifest.sync_folder", lambda path: None)
 
 
 class FakeTrainer:

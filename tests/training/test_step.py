@@ -11,7 +11,7 @@ from advect.core.random import CounterRng
 from advect.core.types import Batch
 from advect.couplings import ExactOT
 from advect.networks import MLP, UNet
-from advect.objectives import FlowMatching
+from advect.losses import FlowMatching
 from advect.training import AdamW, Ema, LossScale, Muon, TrainState, named_params
 from advect.training.step import Step, split_rows
 

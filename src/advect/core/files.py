@@ -1,12 +1,16 @@
-"""Files that appear whole or not at all."""
+"""A folder that one process at a time writes to."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from pathlib import Path
-
 from advect.core.errors import UserError
+import errno
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 
 
 def sync_folder(folder: Path) -> None:
@@ -60,3 +64,57 @@ def make_folder(path: Path, argument: str) -> Path:
             f"{argument} {path} cannot be written to ({error.strerror}); choose a folder of your own"
         ) from error
     return path
+
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+LOCK = ".lock"
+
+
+@contextmanager
+def held(folder: Path, argument: str, *, say: Callable[[str], object] = print) -> Iterator[None]:
+    """Hold ``folder/.lock`` within the block, so that no other process gets it.
+
+    The lock is the operating system's own (flock), which lets go when the process ends, however it does; the file,
+    which stays, says who had it last. Across hosts it holds where the file system says so, as NFS and Lustre
+    usually do. Where there is no flock, ``say`` is told, and nothing is held.
+
+    Raises UserError, which names ``argument``, where another process holds it, or the folder cannot be written to.
+    """
+    handle = _open(folder, argument)
+    try:
+        if _take(handle, folder, argument, say):
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _open(folder: Path, argument: str) -> int:
+    try:
+        return os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+    except OSError as error:
+        raise UserError(
+            f"{argument} {folder} cannot be written to ({error.strerror}); choose a folder of your own"
+        ) from error
+
+
+def _take(handle: int, folder: Path, argument: str, say: Callable[[str], object]) -> bool:
+    """Whether the lock is ours now; False where there is none to have."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            say(f"note: {folder} cannot be locked ({error.strerror}); see that no other process writes to it")
+            return False
+    owner = os.pread(handle, 100, 0).decode(errors="replace").strip() or "on an unknown host"
+    raise UserError(
+        f"{argument} {folder} is in use by process {owner}; wait for it, end it with kill, or name another folder"
+    )

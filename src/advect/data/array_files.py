@@ -13,13 +13,13 @@ import numpy as np
 
 from advect.core.errors import UserError, did_you_mean
 from advect.core.types import DataSpec
-from advect.data.contents import fingerprint_of, row_digests, split_by_content
-from advect.data.folders import require_path
-from advect.data.pixels import PixelSplit
-from advect.data.source import Source, category, check_share
-from advect.data.table_files import PARQUET
+from advect.data.content_hash import fingerprint_of, row_digests, split_by_content
+from advect.data.images.stores import require_path
+from advect.data.splits import PixelSplit
+from advect.data.base import Source, category, check_share
+from advect.data.tables.dataset import PARQUET
 from advect.data.transforms import PixelScale, Standardize, Transform
-from advect.data.vector_columns import read_vectors
+from advect.data.vectors import read_vectors
 
 SAMPLES = ("x", "images", "data", "samples", "X", "arr_0")
 LABELS = ("y", "labels", "label", "targets", "Y", "arr_1")

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.data.source import ArraySource, Rows, random_split
+from advect.data.base import ArraySource, Rows, random_split
 from advect.data.transforms import PixelScale, Standardize, Transform
 
 

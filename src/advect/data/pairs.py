@@ -13,7 +13,7 @@ from torch import Tensor
 from advect.core.files import sync_file
 from advect.core.random import Generator
 from advect.core.types import Batch, Conditions
-from advect.data.source import Source, Split
+from advect.data.base import Source, Split
 
 Store = Literal["float32", "bf16", "uint8"]
 """How x1 lies on the disk: as it is; rounded to 8 bits of mantissa, finer than grey levels; as 256 grey levels of

@@ -2,5 +2,5 @@
 
 from advect.doctor.examine import examine_machine as examine_machine
 from advect.doctor.examine import examine_run as examine_run
-from advect.doctor.examine_data import examine_data as examine_data
-from advect.doctor.finding import Finding as Finding
+from advect.doctor.examine import examine_data as examine_data
+from advect.doctor.report import Finding as Finding

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.random import Generator
-from advect.core.shapes import check_pair, expand_right
+from advect.core.types import check_pair, expand_right
 from advect.core.types import PathPoint
 
 

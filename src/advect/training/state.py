@@ -11,15 +11,15 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from advect.core.errors import UserError
-from advect.core.group import current
-from advect.training.contents import Contents, Stage
+from advect.distributed.comm import current
+from advect.checkpoint.async_writer import Contents, Stage
 from advect.training.ema import EMA as EMA
 from advect.training.ema import Ema
-from advect.training.flops import on_meta
-from advect.training.parallel import Parallel, gathered, local, whole_like
-from advect.training.scale import LossScale
-from advect.training.shards import SHARDS, load_shards
-from advect.training.weight_files import check_same_shapes, load_part, load_weights, read_shapes
+from advect.training.precision import on_meta
+from advect.distributed.parallel import Parallel, gathered, local, whole_like
+from advect.training.precision import LossScale
+from advect.checkpoint.sharded import SHARDS, load_shards
+from advect.checkpoint.weights import check_same_shapes, load_part, load_weights, read_shapes
 
 MODEL, OPTIMIZER, DATA, PROGRESS = (
     "model.safetensors",

@@ -13,10 +13,10 @@ from torch import Tensor
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.core.types import Batch, Conditions, Network, PathPoint
-from advect.training.adamw import clip_gradients, gradient_norm
-from advect.training.flops import step_flops
-from advect.training.parallel import local
-from advect.training.scale import LossScale
+from advect.training.optim import clip_gradients, gradient_norm
+from advect.training.precision import step_flops
+from advect.distributed.parallel import local
+from advect.training.precision import LossScale
 from advect.training.state import TrainState
 
 Drawn = tuple[PathPoint, Conditions | None]

@@ -12,22 +12,22 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.core.group import agree, current
-from advect.core.hardware import device_peak
-from advect.core.platform import check_compiler
+from advect.distributed.comm import agree, current
+from advect.core.device import device_peak
+from advect.core.device import check_compiler
 from advect.core.random import CounterRng, mix
 from advect.core.types import Batch
-from advect.training.ahead import Ahead
-from advect.training.boundary import MINUTES, Boundary, code_of, reason_of
+from advect.training.loader import Ahead
+from advect.training.stopping import MINUTES, Boundary, code_of, reason_of
 from advect.training.faults import LOWER_RATE, Watchdog, memory_explained, not_finite
-from advect.training.hook import Hook
-from advect.training.limits import Limits
+from advect.training.callbacks import Hook
+from advect.training.stopping import Limits
 from advect.training.loader import Loader
-from advect.training.schedule import LearningRate
-from advect.training.signals import StopSignals
+from advect.training.optim import LearningRate
+from advect.training.stopping import StopSignals
 from advect.training.state import TrainState
 from advect.training.step import Drawn, Objective, Step, TwoPart
-from advect.training.steplog import BadStep, StepLog
+from advect.training.step_metrics import BadStep, StepLog
 
 T = TypeVar("T")
 
