@@ -23,14 +23,14 @@ def contestant() -> None:
 
     from advect.core.device import tune_process
     from advect.data import Moons
-    from advect.networks import MLP
     from advect.losses import FlowMatching
+    from advect.networks import MLP
     from advect.training import (
+        EMA,
         AdamW,
-        Ema,
         LearningRate,
-        Limits,
         Loader,
+        StopCriteria,
         Trainer,
         TrainState,
         named_params,
@@ -43,12 +43,12 @@ def contestant() -> None:
     net = MLP(2, width=256, depth=4)
     print(sum(p.numel() for p in net.parameters()), "parameters", file=sys.stderr)
     params = named_params(net)
-    state = TrainState(net, AdamW(params), Ema(params, 0.999))
+    state = TrainState(net, AdamW(params), EMA(params, 0.999))
     rate = LearningRate(peak=1e-3, warmup=100, total=100_000, shape="cosine")
     loader = Loader(source.train, 256)
 
     def work(n: int) -> None:
-        limits = Limits(steps=10**9, max_steps=state.progress.step + n)
+        limits = StopCriteria(steps=10**9, max_steps=state.progress.step + n)
         Trainer(state, FlowMatching(), loader, rate=rate, limits=limits, log_every=100).run()
 
     serve(work)

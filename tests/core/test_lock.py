@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(lock.fcntl is None, reason="needs flock")
 HOLDER = """
 import sys, time
 from pathlib import Path
-from advect.core.lock import held
+from advect.core.files import held
 with held(Path("."), "--run-dir"):
     print("held", flush=True)
     time.sleep(600)

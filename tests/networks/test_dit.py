@@ -8,7 +8,6 @@ from torch import nn
 
 from advect.core.errors import UserError
 from advect.networks import DiT
-from advect.networks.layers import PLAIN_TOKENS, attend
 from advect.networks.embeddings import (
     coordinates,
     grid_rotation,
@@ -16,6 +15,7 @@ from advect.networks.embeddings import (
     line_rotation,
     rotate,
 )
+from advect.networks.layers import PLAIN_TOKENS, attend
 
 SMALL: dict[str, Any] = {"width": 16, "depth": 2, "heads": 2}
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
+from advect.checkpoint.weights import load_weights
 from advect.core.errors import UserError
-from advect.training import AdamW, Ema, Trainer, TrainState, named_params
+from advect.training import EMA, AdamW, Trainer, TrainState, named_params
 from advect.training.ema import length_file
 from advect.training.posthoc_ema import Snapshots, bring, combine, read_snapshots, spacing
-from advect.checkpoint.weights import load_weights
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ class FakeTrainer:
     def __init__(self, hook: Snapshots, lengths: tuple[float, ...] = (0.05, 0.1)) -> None:
         net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
         params = named_params(net)
-        self.state, self.hook = TrainState(net, AdamW(params), Ema(params, 0.9, lengths=lengths)), hook
+        self.state, self.hook = TrainState(net, AdamW(params), EMA(params, 0.9, lengths=lengths)), hook
 
     def flush(self) -> bool:
         return True

@@ -2,40 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
-from advect.distributed.parallel import local, whole_like
 import errno
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
+
+import torch
 from safetensors import SafetensorError
-from advect.core.errors import UserError
-from advect.core.files import sync_file
-from advect.distributed.comm import background_objects, current
-from advect.checkpoint.manifest import Best, write_best
+from safetensors.torch import save_file
+from torch import Tensor
+
 from advect.checkpoint.manifest import (
+    Best,
     Sums,
     checkpoint_step,
     close_checkpoint,
+    explain_disk_error,
+    is_full,
     open_checkpoint,
     retain,
     sum_files,
+    write_best,
     write_checkpoint,
 )
-from advect.checkpoint.manifest import disk_explained, is_full
 from advect.checkpoint.sharded import SHARDS, assemble, save_shards
-
+from advect.core.errors import UserError
+from advect.core.files import sync_file
+from advect.distributed.comm import background_objects, current
+from advect.distributed.parallel import local, whole_like
 
 
 @dataclass
-class Contents:
+class StateSnapshot:
     """The files of a checkpoint: tensors by file and name with the file's header, and texts by file.
 
     Of a sharded run ``shards`` are this process's parts, as sharded tensors, under names that begin with a group such
@@ -106,7 +108,7 @@ class CheckpointWriter:
         self._pending: list[Future[None]] = []
         self.trouble: UserError | None = None
 
-    def write(self, step: int, contents: Contents) -> None:
+    def write(self, step: int, contents: StateSnapshot) -> None:
         """Write the checkpoint of ``step``. Raises UserError where the one before it could not be written."""
         self.wait()
         self._do(self._write, step, contents)
@@ -137,9 +139,9 @@ class CheckpointWriter:
         if self._pool is not None:
             self._pool.shutdown(wait=True)
 
-    def _write(self, step: int, contents: Contents) -> None:
+    def _write(self, step: int, contents: StateSnapshot) -> None:
         try:
-            with disk_explained(self.folder, step):
+            with explain_disk_error(self.folder, step):
                 if contents.shards:
                     _write_sharded(self.folder, step, contents)
                 elif current().is_first:
@@ -153,14 +155,14 @@ class CheckpointWriter:
         if self.trouble is not None or not current().is_first:
             return
         try:
-            with disk_explained(self.folder, checkpoint_step(Path(best.name))):
+            with explain_disk_error(self.folder, checkpoint_step(Path(best.name))):
                 write_best(self.folder, best)
                 retain(self.folder, self.keep_last, self.keep_every)
         except UserError as error:
             self.trouble = error
 
 
-def _write_sharded(folder: Path, step: int, contents: Contents) -> None:
+def _write_sharded(folder: Path, step: int, contents: StateSnapshot) -> None:
     """Write a checkpoint to which every process adds its part; all processes call it together."""
     first = current().is_first
     partial = Path(_together(lambda: str(open_checkpoint(folder, step)) if first else "")[0])
@@ -180,7 +182,7 @@ def _summed(partial: Path, files: list[Path]) -> Sums:
     return sum_files(partial, files)
 
 
-def _finish(partial: Path, folder: Path, step: int, contents: Contents, sums: list[Sums]) -> None:
+def _finish(partial: Path, folder: Path, step: int, contents: StateSnapshot, sums: list[Sums]) -> None:
     """Write what is not sharded, and make the folder the checkpoint."""
     known = {name: facts for part in sums for name, facts in part.items()}
     for name, groups in contents.gathered.items():

@@ -8,23 +8,20 @@ A checkpoint is written into a hidden folder beside its place, synced to the dis
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
-from safetensors import SafetensorError
-
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable
-from pathlib import Path
-from advect.core.errors import UserError
-from advect.core.files import remove_partial, sync_file, sync_folder, write_text_whole
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from advect.core.files import write_text_whole
+from pathlib import Path
 
+from safetensors import SafetensorError
 
+from advect.core.errors import UserError
+from advect.core.files import atomic_write_text, remove_partial, sync_file, sync_folder
 
 FORMAT = 1
 _MANIFEST, _LATEST = "manifest.json", "latest"
@@ -102,7 +99,7 @@ def close_checkpoint(partial: Path, folder: Path, step: int, known: Sums | None 
     for inner in {p.parent for p in _files(partial)}:
         sync_folder(inner)
     _replace(partial, final)
-    write_text_whole(folder / _LATEST, final.name + "\n")
+    atomic_write_text(folder / _LATEST, final.name + "\n")
     return final
 
 
@@ -283,13 +280,13 @@ def read_best(folder: Path) -> Best | None:
 def write_best(folder: Path, best: Best | None) -> None:
     """Make ``best`` in a folder say so, in one step; None removes it."""
     if best is not None:
-        write_text_whole(folder / BEST, json.dumps(asdict(best)) + "\n")
+        atomic_write_text(folder / BEST, json.dumps(asdict(best)) + "\n")
     else:
         (folder / BEST).unlink(missing_ok=True)
 
 
 @contextmanager
-def disk_explained(folder: Path, step: int) -> Iterator[None]:
+def explain_disk_error(folder: Path, step: int) -> Iterator[None]:
     """Turn a failed write of a checkpoint of ``step`` to ``folder`` into a UserError that names the last whole one."""
     try:
         yield
@@ -306,8 +303,8 @@ def disk_explained(folder: Path, step: int) -> Iterator[None]:
 
 
 @contextmanager
-def full_disk_explained(run: Path) -> Iterator[None]:
-    """Turn a disk that is full for anything else in the folder ``run`` into a UserError, as :func:`disk_explained`."""
+def explain_full_disk(run: Path) -> Iterator[None]:
+    """Turn a full disk, met by anything else in the folder ``run``, into a UserError."""
     try:
         yield
     except OSError as error:

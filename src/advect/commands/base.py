@@ -1,4 +1,4 @@
-"""What each command of the command line does: it parses words, calls a job of ``advect.runs`` and tells the result.
+"""What each command of the command line does: it parses words, does its job and tells the result.
 
 Heavy imports wait until a command needs them.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from advect.core.errors import UserError, did_you_mean
-from advect.distributed.comm import agree, current
+from advect.distributed.comm import current, sync_errors
 
 
 def train(words: list[str]) -> None:
@@ -20,7 +20,7 @@ def train(words: list[str]) -> None:
     from advect.config.yaml_file import to_yaml
 
     recognised: list[str] = []
-    with agree():
+    with sync_errors():
         preset, arguments = parse_train(words, say=recognised.append)
     if arguments.dry_run:
         _say(to_yaml(arguments.settings, preset), end="")
@@ -54,7 +54,7 @@ def _launch(command: str, words: list[str], nproc: int, device: str) -> NoReturn
     from advect.config.arguments import without_flag
     from advect.distributed.launch import check_nproc, launch
 
-    with agree():
+    with sync_errors():
         check_nproc(nproc, device)
     sys.exit(launch([sys.executable, "-m", "advect", command, *without_flag("--nproc", words)], nproc))
 
@@ -67,11 +67,11 @@ def sample(words: list[str]) -> None:
     from advect.commands.sample import parse_sample
 
     place, flags = _place(words, "advect sample")
-    with agree():
+    with sync_errors():
         a = parse_sample(flags)
     if a.nproc != 1:
         _launch("sample", words, a.nproc, a.device)
-    from advect.commands.sample import describe_files, sample_run
+    from advect.model.sampling import describe_files, sample_run
 
     files = sample_run(
         place,
@@ -116,7 +116,7 @@ def reflow(words: list[str]) -> None:
     from advect.commands.reflow import parse_reflow
 
     place, flags = _place(words, "advect reflow")
-    with agree():
+    with sync_errors():
         preset, a = parse_reflow(place if words[0] == str(place) else None, flags)
     if a.nproc != 1:
         _launch("reflow", words, a.nproc, a.settings.training.device)
@@ -135,17 +135,17 @@ def reflow(words: list[str]) -> None:
 
 
 def evaluate(words: list[str]) -> None:
-    from advect.evaluation import results
     from advect.commands.evaluate import parse_compare, parse_eval
+    from advect.evaluation import results
 
     if any(word.partition("=")[0] == "--compare" for word in words):
-        with agree():
+        with sync_errors():
             c = parse_compare(words)
             lines = results.compare(c.compare, force=c.force)
         _say("\n".join(lines))
         return
     place, flags = _place(words, "advect eval")
-    with agree():
+    with sync_errors():
         a = parse_eval(flags)
     if a.nproc != 1:
         _launch("eval", words, a.nproc, a.device)

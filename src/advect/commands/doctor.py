@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from advect.core.errors import UserError
-from advect.core.device import tune_process
-from advect.doctor.examine import examine_machine, examine_run
-from advect.doctor.examine import examine_data
-from advect.doctor.report import is_healthy, show, to_json
 from advect.config.arguments import parse_words
 from advect.config.presets import PRESETS
+from advect.core.device import tune_process
+from advect.core.errors import UserError
+from advect.doctor.examine import examine_data, examine_machine, examine_run
+from advect.doctor.report import is_healthy, show, to_json
 
 
 @dataclass(frozen=True, kw_only=True)

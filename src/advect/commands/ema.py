@@ -11,12 +11,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.core.files import make_folder, write_whole
-from advect.model.metadata import Card
-from advect.model.load import AVERAGE, CARD, read_card
+from advect.core.files import atomic_write, make_folder
+from advect.model.load import AVERAGE, CARD, read_model_metadata
+from advect.model.metadata import ModelMetadata
 from advect.training import find_checkpoint
-from advect.training.power_ema import LONGEST, Fit, Profiles
 from advect.training.posthoc_ema import SNAPSHOTS, Snapshot, combine, read_snapshots
+from advect.training.power_ema import LONGEST, Fit, Profiles
 from advect.training.state import DATA, MODEL
 
 FARTHEST = 0.1
@@ -61,7 +61,7 @@ def rebuild(run: Path, a: EmaArguments) -> list[Rebuilt]:
     step = snapshots[-1].step
     fits = _fit(snapshots, a.length)
     checkpoint = find_checkpoint(folder)
-    card = read_card(checkpoint / MODEL)
+    card = read_model_metadata(checkpoint / MODEL)
     places = [a.output or folder / SNAPSHOTS / f"length-{length}-step-{step:08d}.safetensors" for length in a.length]
     make_folder(places[0].parent, "--output")
     _write_beside(card, checkpoint, places[0].parent)
@@ -106,7 +106,7 @@ def _fit(snapshots: Sequence[Snapshot], lengths: Sequence[float]) -> list[Fit]:
     return fits
 
 
-def _write_beside(card: Card, checkpoint: Path, folder: Path) -> None:
+def _write_beside(card: ModelMetadata, checkpoint: Path, folder: Path) -> None:
     """Put what the card needs beside the weights; UserError where another run's is there."""
     if not card.tensors:
         return
@@ -114,9 +114,9 @@ def _write_beside(card: Card, checkpoint: Path, folder: Path) -> None:
     if there.is_file() and there.read_bytes() != content:
         raise UserError(f"{there} belongs to another run; name a file in another folder with --output")
     there.parent.mkdir(exist_ok=True)
-    write_whole(there, lambda path: path.write_bytes(content))
+    atomic_write(there, lambda path: path.write_bytes(content))
 
 
-def _write(file: Path, weights: dict[str, Tensor], card: Card, average: dict[str, float]) -> None:
+def _write(file: Path, weights: dict[str, Tensor], card: ModelMetadata, average: dict[str, float]) -> None:
     note = {CARD: card.to_text(), AVERAGE: json.dumps(average)}
-    write_whole(file, lambda path: save_file(weights, path, metadata=note))
+    atomic_write(file, lambda path: save_file(weights, path, metadata=note))

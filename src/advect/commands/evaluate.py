@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
-from advect.core.errors import UserError
-from advect.evaluation.scores import SCORES
-from advect.config.arguments import parse_words
-from advect.evaluation.protocol import OF_FLOW, Request
-from advect.evaluation.features import FeatureArguments
-from advect.commands.sample import number_or_name, parse_conditions
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
-from advect.core.files import make_folder, write_text_whole
-from advect.distributed.comm import agree, broadcast_object, current, joined
-from advect.core.device import tune_process
-from advect.evaluation import ReferenceCache
-from advect.evaluation.results import FORMAT
+from typing import Any, Literal
+
+from advect.checkpoint.manifest import find_weights
+from advect.commands.sample import number_or_name, parse_conditions
+from advect.config.arguments import parse_words
 from advect.config.build import pick_device
 from advect.config.environment import device_name, versions
-from advect.evaluation.protocol import SAMPLES, Chosen, Plan
-from advect.evaluation.protocol import Request as Request
-from advect.evaluation.evaluator import Sets, open_cache
+from advect.core.device import tune_process
+from advect.core.errors import UserError
+from advect.core.files import atomic_write_text, make_folder
+from advect.distributed.comm import broadcast_object, current, process_group, sync_errors
+from advect.evaluation import ReferenceCache
+from advect.evaluation.evaluator import Evaluator, open_cache
+from advect.evaluation.features import FeatureArguments
+from advect.evaluation.protocol import OF_FLOW, SAMPLES, EvalConfig, EvalRows, Plan
+from advect.evaluation.results import FORMAT
+from advect.evaluation.scores import SCORES
+from advect.evaluation.workspace import on_rank_zero, working
 from advect.model.sampler_config import Way
-from advect.evaluation.workspace import by_first, working
-from advect.checkpoint.manifest import find_weights
-
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +82,9 @@ class EvalArguments:
     """Processes on this machine, on a GPU each where there are any; as torchrun --nproc_per_node starts them."""
 
     @property
-    def request(self) -> Request:
+    def request(self) -> EvalConfig:
         """What to evaluate and how."""
-        return Request(
+        return EvalConfig(
             features=self.features,
             num_samples=self.num_samples,
             reference=self.reference,
@@ -159,7 +156,7 @@ LIBRARIES = ("advect", "torch", "numpy", "scikit-learn", "python")
 
 def evaluate(
     run: Path,
-    request: Request,
+    request: EvalConfig,
     *,
     say: Callable[[str], None] = print,
     progress: bool = True,
@@ -177,16 +174,16 @@ def evaluate(
     files cannot be written.
     """
     tune_process()
-    with joined(pick_device(device)) as me:
+    with process_group(pick_device(device)) as me:
         told = say if me.is_first else lambda text: None
-        with agree():
+        with sync_errors():
             place = find_weights(run) if me.is_first else run
         place = broadcast_object(place)  # a run that still trains has newer ones by and by
-        with agree():
+        with sync_errors():
             plan = Plan.make(run, place, request, device)
             cache = open_cache()
         chosen = _choose_rows(plan, cache, told)
-        with agree():
+        with sync_errors():
             plan.check_enough(chosen)
             space = plan.comparable.space(plan.source, plan.network)
             subject, protocol = plan.subject.told(), plan.protocol(chosen, space.told())
@@ -197,31 +194,31 @@ def evaluate(
                 _check_output(output)
             stamp = f"{space.exact}, advect {versions().get('advect')}"
         with working(folder / f"{name}.parts", stamp=stamp, show=progress, say=told) as work:
-            result = _measure(Sets(plan, chosen, space, work, cache), protocol, subject)
-            with agree():
+            result = _measure(Evaluator(plan, chosen, space, work, cache), protocol, subject)
+            with sync_errors():
                 if me.is_first:
                     output.parent.mkdir(parents=True, exist_ok=True)
-                    write_text_whole(output, json.dumps(result, indent=1, allow_nan=False) + "\n")
+                    atomic_write_text(output, json.dumps(result, indent=1, allow_nan=False) + "\n")
         return output, broadcast_object(result)
 
 
-def _choose_rows(plan: Plan, cache: ReferenceCache, say: Callable[[str], None]) -> Chosen:
+def _choose_rows(plan: Plan, cache: ReferenceCache, say: Callable[[str], None]) -> EvalRows:
     """The rows that take part, which the first process finds."""
     if plan.request.num_samples is None and plan.samples < SAMPLES:
         say(f"note: {plan.samples:,} samples, as there are no more training rows for the floor; see --num-samples")
-    chosen = broadcast_object(by_first(lambda: plan.choose_rows(cache, say)))
+    chosen = broadcast_object(on_rank_zero(lambda: plan.choose_rows(cache, say)))
     assert chosen is not None
     if len(chosen.other) < plan.samples:
         say(f"note: the floor is of {len(chosen.other):,} rows, as there are no more, beside {plan.samples:,} samples")
     return chosen
 
 
-def _measure(sets: Sets, protocol: dict[str, Any], subject: dict[str, Any]) -> dict[str, Any]:
+def _measure(sets: Evaluator, protocol: dict[str, Any], subject: dict[str, Any]) -> dict[str, Any]:
     """What the result file holds, on the first process."""
     plan, first = sets.plan, current().is_first
     points = []
     ground = sets.ground() if sets.compared else None
-    floor = by_first(lambda: sets.floor(*ground) if ground is not None else {"samples": 0, "metrics": {}})
+    floor = on_rank_zero(lambda: sets.floor(*ground) if ground is not None else {"samples": 0, "metrics": {}})
     for i, way in enumerate(plan.ways if sets.compared else ()):
         found = [sets.samples(i, way, seed, ground) for seed in plan.seeds]
         points.append(_point(way, [f for f in found if f is not None], plan.samples) if first else {})

@@ -2,44 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Generic, Literal
-from advect.core.errors import UserError
-from advect.config.arguments import parse_config, run_folder, run_tyro
-from advect.config.config import Config, D, N
-from advect.evaluation.features import FeatureArguments
-from advect.config.presets import DEFAULT, get_preset
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Generic, Literal
+
 import torch
-from advect.core.files import make_folder, write_text_whole
-from advect.distributed.comm import current
-from advect.core.types import Category
-from advect.data import Source
-from advect.reporting.grid import save_png
-from advect.reporting.reflow_page import FORMAT, REFLOW, write_reflow
-from advect.config.arguments import parse_config, run_folder
-from advect.commands.evaluate import Request, evaluate
-from advect.model.load import load
-from advect.model.pairs import FACTS
-from advect.reporting.outputs import draw, held_out_batch
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from advect.distributed.comm import agree, broadcast_object, joined
-from advect.core.device import tune_process
-from advect.core.random import mix
-from advect.config.arguments import run_folder
-from advect.config.build import build_source, pick_device
-from advect.config.config import Config
-from advect.model.load import load, read_card, weight_file
-from advect.model.pairs import FACTS, Pairing, make_pairs
-from advect.commands.sample import weights_identity
-from advect.commands.train import train
+
 from advect.checkpoint.manifest import find_checkpoint
-
-
+from advect.commands.evaluate import EvalConfig, evaluate
+from advect.commands.train import train
+from advect.config.arguments import parse_config, run_folder, run_tyro
+from advect.config.build import build_dataset, pick_device
+from advect.config.config import Config, D, N
+from advect.config.presets import DEFAULT, get_preset
+from advect.core.device import tune_process
+from advect.core.errors import UserError
+from advect.core.files import atomic_write_text, make_folder
+from advect.core.random import mix
+from advect.core.types import Category
+from advect.data import Dataset
+from advect.distributed.comm import broadcast_object, current, process_group, sync_errors
+from advect.evaluation.features import FeatureArguments
+from advect.model.load import load, read_model_metadata, weight_file
+from advect.model.pairs import FACTS, Pairing, make_pairs
+from advect.model.sampling import weights_identity
+from advect.reporting.grid import save_png
+from advect.reporting.outputs import draw, held_out_batch
+from advect.reporting.reflow_page import FORMAT, REFLOW, write_reflow
 
 NFES = (1, 2, 4, 8, 16, 32, 100)
 
@@ -161,7 +152,7 @@ METRICS = {"image": ("frechet", "kernel")}
 OTHER_METRICS = ("energy", "sliced_wasserstein")
 
 
-def check_measure(source: Source, a: ReflowArguments) -> None:
+def check_measure(source: Dataset, a: ReflowArguments) -> None:
     """Raise UserError where :func:`measure_flows` could not measure flows to these data."""
     if not len(source.held_out):
         raise UserError(f"{source.name} has no held-out samples to measure with; hold some out, or give --no-measure")
@@ -171,7 +162,7 @@ def check_measure(source: Source, a: ReflowArguments) -> None:
 
 
 def measure_flows(
-    folder: Path, flows: Mapping[str, Path], source: Source, a: ReflowArguments, *, say: Callable, progress: bool
+    folder: Path, flows: Mapping[str, Path], source: Dataset, a: ReflowArguments, *, say: Callable, progress: bool
 ) -> Path:
     """Measure flows by their names, of which the first is the run's own, and write reflow.json and report.html.
 
@@ -183,7 +174,7 @@ def measure_flows(
     for i, (name, run) in enumerate(flows.items()):
         say(f"measuring {name}")
         distilled = name == "distilled"
-        request = Request(
+        request = EvalConfig(
             features=a.features,
             num_samples=a.measure_samples,
             metrics=(*metrics, "straightness"),
@@ -203,7 +194,7 @@ def measure_flows(
             flow["pictures"] = _decode(folder, flow["name"], Path(flow["run"]), at, source, device, guided)
         title = run_folder(next(iter(flows.values()))).resolve().name
         values = {"format": FORMAT, "title": title, "metric": metrics[0], "shown": shown, "flows": told}
-        write_text_whole(folder / REFLOW, json.dumps(values, indent=1, allow_nan=False) + "\n")
+        atomic_write_text(folder / REFLOW, json.dumps(values, indent=1, allow_nan=False) + "\n")
         write_reflow(folder)
     return folder / "report.html"
 
@@ -223,7 +214,7 @@ def _about(run: Path, i: int, result: dict[str, Any]) -> str:
 
 
 def _decode(
-    folder: Path, name: str, run: Path, shown: list[int], source: Source, device: str, guided: dict[str, Any]
+    folder: Path, name: str, run: Path, shown: list[int], source: Dataset, device: str, guided: dict[str, Any]
 ) -> dict[str, str]:
     """Draw the same samples at each cost, and return their pictures' names in the folder."""
     flow = load(run, device=device)
@@ -261,10 +252,10 @@ def reflow(run: Path, preset: str, a: ReflowArguments, *, say: Say = print, prog
     """
     tune_process()
     folder = (a.output_dir or run_folder(run) / "reflow").absolute()
-    with joined(pick_device(a.settings.training.device)) as me:
+    with process_group(pick_device(a.settings.training.device)) as me:
         say = say if me.is_first else lambda text: None
-        with agree():
-            source = build_source(a.settings.data)
+        with sync_errors():
+            source = build_dataset(a.settings.data)
             place = find_checkpoint(run) if me.is_first else run
             if a.measure:  # what would fail after the training fails before it
                 check_measure(source, a)
@@ -302,11 +293,11 @@ def _pairing(a: ReflowArguments, k: int, rows: int) -> Pairing:
     )
 
 
-def _make(place: Path, source: Source, folder: Path, pairing: Pairing, device: str, progress: bool, say: Say) -> None:
+def _make(place: Path, source: Dataset, folder: Path, pairing: Pairing, device: str, progress: bool, say: Say) -> None:
     """Have the flow of a checkpoint make pairs, unless they are there."""
-    with agree():
+    with sync_errors():
         flow = load(place, device=device)
-        card = read_card(weight_file(place, ema=True))
+        card = read_model_metadata(weight_file(place, ema=True))
         if card.fingerprint != source.fingerprint:
             raise UserError(f"the data of {place} have changed since it was trained; give the data it was trained on")
     if not (folder / FACTS).is_file():

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from advect.core.errors import UserError
-from advect.config.arguments import parse_words
 import json
+from dataclasses import dataclass
 from pathlib import Path
+
+from advect.config.arguments import parse_config, parse_words
+from advect.config.build import build_dataset
 from advect.core.device import tune_process
+from advect.core.errors import UserError
 from advect.evaluation import study
 from advect.evaluation.study import NFES
-from advect.reporting import write_report
-from advect.config.arguments import parse_config
-from advect.config.build import build_source
-from advect.model.load import load
 from advect.evaluation.target import Measured
-
+from advect.model.load import load
+from advect.reporting import write_report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +64,7 @@ def report(
     if measure:
         flow = load(run, device=device)
         _, config = parse_config(run / "config.yaml")
-        source = build_source(config.data)
+        source = build_dataset(config.data)
         if len(source.held_out) < 2 or len(source.train) < 2:
             raise UserError(
                 f"{run} has {len(source.train)} training and {len(source.held_out)} held-out samples, too few to "

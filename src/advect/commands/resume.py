@@ -7,19 +7,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from advect.core.errors import UserError
-from advect.distributed.comm import current
-from advect.core.files import LOCK, held
-from advect.model.metadata import Card
-from advect.config.network_sections import name_of
-from advect.training import find_checkpoint, verify_checkpoint
 from advect.checkpoint.manifest import newest_whole
+from advect.config.network_sections import name_of
+from advect.core.errors import UserError
+from advect.core.files import LOCK, held
+from advect.distributed.comm import current
+from advect.model.metadata import ModelMetadata
+from advect.training import find_checkpoint, verify_checkpoint
 from advect.training.state import PROGRESS
 
 Say = Callable[[str], None]
 
 
-def find_beginning(run_dir: Path, resume_from: Path | None, resume: str, say: Say) -> Path | None:
+def resolve_checkpoint(run_dir: Path, resume_from: Path | None, resume: str, say: Say) -> Path | None:
     """The whole checkpoint to go on from; None to begin."""
     if resume == "auto":
         return newest_whole(run_dir, say)
@@ -41,7 +41,7 @@ def check_folder(run_dir: Path, checkpoint: Path | None, again: bool) -> None:
 
 
 @contextmanager
-def claimed(run_dir: Path, checkpoint: Path | None, again: bool, say: Say) -> Iterator[None]:
+def lock_run_dir(run_dir: Path, checkpoint: Path | None, again: bool, say: Say) -> Iterator[None]:
     """Keep the folder from other runs, and see that none has just begun there; the first process does so for all."""
     if not current().is_first:
         yield
@@ -51,7 +51,7 @@ def claimed(run_dir: Path, checkpoint: Path | None, again: bool, say: Say) -> It
         yield
 
 
-def check_same_run(there: Card, here: Card, checkpoint: Path, say: Say) -> None:
+def check_same_run(there: ModelMetadata, here: ModelMetadata, checkpoint: Path, say: Say) -> None:
     """Refuse another network or data shape; tell what else differs, for the run is then not the same bit for bit."""
     if there.spec.shape != here.spec.shape or there.spec.conditions.keys() != here.spec.conditions.keys():
         raise UserError(

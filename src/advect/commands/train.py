@@ -11,28 +11,25 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from advect.core.errors import UserError
-from advect.core.files import make_folder, remove_partial, write_text_whole
-from advect.distributed.comm import agree, broadcast_object, current, joined
-from advect.core.device import tune_process
-from advect.data import Source
-from advect.commands.resume import Say, check_folder, check_same_run, claimed, find_beginning
-from advect.config.build import build_source, pick_device, pick_precision
-from advect.model.metadata import Card
+from advect.checkpoint.manifest import explain_full_disk, find_weights, remove_leftovers
+from advect.checkpoint.weights import load_weights
+from advect.commands.resume import Say, check_folder, check_same_run, lock_run_dir, resolve_checkpoint
+from advect.config.build import build_dataset, build_loss, fit_source, pick_device, pick_precision
+from advect.config.build_trainer import build_callbacks, check_method, new_state, new_trainer
 from advect.config.config import Config
-from advect.config.yaml_file import to_yaml
-from advect.config.build_trainer import check_method, new_state, new_trainer
 from advect.config.environment import write_environment
-from advect.config.build_trainer import build_hooks
-from advect.model.load import flow_of, read_card, weight_file
-from advect.config.build import build_objective, noise_facts
+from advect.config.yaml_file import to_yaml
+from advect.core.device import tune_process
+from advect.core.errors import UserError
+from advect.core.files import atomic_write_text, make_folder, remove_partial
+from advect.data import Dataset
+from advect.distributed.comm import broadcast_object, current, process_group, sync_errors
+from advect.model.load import flow_of, read_model_metadata, weight_file
+from advect.model.metadata import ModelMetadata
 from advect.model.pairs import open_pairs
-from advect.training import LearningRate, Limits, Trainer
-from advect.checkpoint.manifest import find_weights, remove_leftovers
-from advect.checkpoint.manifest import full_disk_explained
+from advect.training import LearningRate, StopCriteria, Trainer
 from advect.training.posthoc_ema import SNAPSHOTS, bring
 from advect.training.state import MODEL
-from advect.checkpoint.weights import load_weights
 
 
 def train(
@@ -52,42 +49,44 @@ def train(
     UserError for settings that do not fit the data, a run folder in use, and a checkpoint of another network or data.
     """
     tune_process()
-    with joined(pick_device(config.training.device)) as me:
+    with process_group(pick_device(config.training.device)) as me:
         say = say if me.is_first else lambda text: None
-        with agree():
-            begin = find_beginning(run_dir or Path("runs") / preset, resume_from, resume, say) if me.is_first else None
+        with sync_errors():
+            begin = (
+                resolve_checkpoint(run_dir or Path("runs") / preset, resume_from, resume, say) if me.is_first else None
+            )
         begin = broadcast_object(begin)
         run_dir = run_dir or (begin.parent.parent if begin else Path("runs") / preset)
-        with full_disk_explained(run_dir):
+        with explain_full_disk(run_dir):
             return run_dir, _train(config, preset, run_dir, begin, resume == "auto", say)
 
 
 def _train(config: Config, preset: str, run_dir: Path, checkpoint: Path | None, again: bool, say: Say) -> str:
     with ExitStack() as claims:
-        with agree():
+        with sync_errors():
             check_folder(run_dir, checkpoint, again)
             if run_dir.is_dir():  # a folder in use is refused before the data are read
-                claims.enter_context(claimed(run_dir, checkpoint, again, say))
+                claims.enter_context(lock_run_dir(run_dir, checkpoint, again, say))
             source, noise = _open(config, say)
-            card = Card.of(config, preset, source, noise)
+            card = ModelMetadata.of(config, preset, source, noise)
             if checkpoint:
-                check_same_run(read_card(checkpoint / MODEL), card, checkpoint, say)
+                check_same_run(read_model_metadata(checkpoint / MODEL), card, checkpoint, say)
             source.train.fetch(np.zeros(1, np.int64))  # whoever cannot be read says so before there is a run folder
             weights = None if checkpoint else _first_weights(config)
         trainer = _new_trainer(config, source, card, run_dir, weights)
         if checkpoint:
             trainer.state.load(checkpoint)
-        with agree():
+        with sync_errors():
             if current().is_first:
                 make_folder(run_dir, "--run-dir")
                 claims.close()
-                claims.enter_context(claimed(run_dir, checkpoint, again, say))
+                claims.enter_context(lock_run_dir(run_dir, checkpoint, again, say))
                 remove_leftovers(run_dir / "checkpoints")
                 for folder in (run_dir, run_dir / "samples"):
                     remove_partial(folder)
                 if checkpoint and config.training.posthoc_ema:
                     bring(checkpoint.parent.parent / SNAPSHOTS, run_dir / SNAPSHOTS)
-                write_text_whole(run_dir / "config.yaml", to_yaml(config, preset))
+                atomic_write_text(run_dir / "config.yaml", to_yaml(config, preset))
                 step = trainer.state.progress.step
                 write_environment(run_dir, device=trainer.device, fingerprint=source.fingerprint, step=step)
         _announce(config, preset, source, trainer, run_dir, say)
@@ -99,14 +98,14 @@ def _train(config: Config, preset: str, run_dir: Path, checkpoint: Path | None, 
     return reason
 
 
-def _open(config: Config, say: Say) -> tuple[Source, dict[str, Any]]:
+def _open(config: Config, say: Say) -> tuple[Dataset, dict[str, Any]]:
     """What is trained on, and the facts of the noise it starts from."""
-    source, pairs = build_source(config.data, say), config.training.pairs
+    source, pairs = build_dataset(config.data, say), config.training.pairs
     if (config.method.coupling == "pairs") != (pairs is not None):
         raise UserError("--coupling pairs and --pairs PATH go together; give both, as advect reflow does, or neither")
     if pairs is not None:
         return open_pairs(pairs, source)
-    return source, noise_facts(config.method, source)
+    return source, fit_source(config.method, source)
 
 
 def _first_weights(config: Config) -> dict[str, Tensor] | None:
@@ -116,36 +115,36 @@ def _first_weights(config: Config) -> dict[str, Tensor] | None:
         return None
     place = find_weights(begin)
     file = place if place.is_file() else weight_file(place, ema=True)
-    if read_card(file).network != config.network:
+    if read_model_metadata(file).network != config.network:
         raise UserError(f"--init-from {begin} has another network than this run; train it with --config of that run")
     return load_weights(file)
 
 
 def _new_trainer(
-    config: Config, source: Source, card: Card, run_dir: Path, weights: Mapping[str, Tensor] | None
+    config: Config, source: Dataset, card: ModelMetadata, run_dir: Path, weights: Mapping[str, Tensor] | None
 ) -> Trainer:
     """Wire network, objective, data and hooks together; nothing is written until the trainer runs."""
     t, device = config.training, pick_device(config.training.device)
     check_method(config.method, t)
-    objective = build_objective(config.method, source.spec, card.noise, card.noise_tensors)
+    objective = build_loss(config.method, source.spec, card.noise, card.source_tensors)
     state = new_state(
         config.network, t, source.spec, objective, weights=weights, card=card.to_text(), data=card.tensors
     )
     limits, rate = _plan(config, source)
-    hooks = build_hooks(config, run_dir, flow_of(card, state.net, device), objective, source)
+    hooks = build_callbacks(config, run_dir, flow_of(card, state.net, device), objective, source)
     return new_trainer(
         t, state, objective, source.train, rate=rate, limits=limits, log_every=config.output.log_every, hooks=hooks
     )
 
 
-def _plan(config: Config, source: Source) -> tuple[Limits, LearningRate]:
+def _plan(config: Config, source: Dataset) -> tuple[StopCriteria, LearningRate]:
     t = config.training
     steps = math.ceil(t.num_epochs * len(source.train) / (t.batch_size * current().world))
-    limits = Limits(steps=steps, max_steps=t.max_steps, max_minutes=t.max_minutes)
+    limits = StopCriteria(steps=steps, max_steps=t.max_steps, max_minutes=t.max_minutes)
     return limits, LearningRate(peak=t.learning_rate, warmup=t.lr_warmup_steps, total=steps, shape=t.lr_schedule)
 
 
-def _announce(config: Config, preset: str, source: Source, trainer: Trainer, run_dir: Path, say: Say) -> None:
+def _announce(config: Config, preset: str, source: Dataset, trainer: Trainer, run_dir: Path, say: Say) -> None:
     t, limits, step, net = config.training, trainer.limits, trainer.state.progress.step, trainer.state.twin
     params = sum(p.numel() for p in net.parameters())
     say(

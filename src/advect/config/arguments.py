@@ -12,14 +12,14 @@ from typing import Any, Generic, Literal, TypeVar
 
 import tyro
 
-from advect.core.errors import UserError, did_you_mean
+from advect.checkpoint.manifest import find_checkpoint
+from advect.config.autodetect import describe, format_for, image_size
 from advect.config.config import Config, D, N, Preset
-from advect.config.yaml_file import read_flags
 from advect.config.data_formats import FORMATS, format_of
 from advect.config.network_sections import NETWORKS, NetworkName, name_of
 from advect.config.presets import DEFAULT, PRESETS, get_preset
-from advect.config.autodetect import describe, format_for, image_size
-from advect.checkpoint.manifest import find_checkpoint
+from advect.config.yaml_file import read_flags
+from advect.core.errors import UserError, did_you_mean
 
 A = TypeVar("A")
 

@@ -12,20 +12,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from advect.core.errors import UserError
-from advect.data import FORMATS, Format, recognise_all
-from advect.data.images.stores import open_store
-from advect.data.images.folder import sub_folder_classes
-from advect.data.images.idx import find_parts
-from advect.data.images.packing import read_manifest
-from advect.data.autodetect import array_shape, image_columns, vector_columns
-from advect.data.remote import is_remote
-from advect.data.sequences.files import step_columns
-from advect.data.tables.dataset import row_count
 from advect.config.build import FITS
 from advect.config.config import Preset
 from advect.config.network_sections import name_of
 from advect.config.presets import get_preset
+from advect.core.errors import UserError
+from advect.data import FORMATS, Format, recognise_all
+from advect.data.autodetect import array_shape, image_columns, vector_columns
+from advect.data.images.folder import sub_folder_classes
+from advect.data.images.idx import find_parts
+from advect.data.images.packing import read_manifest
+from advect.data.images.stores import open_store
+from advect.data.remote import is_remote
+from advect.data.sequences.files import step_columns
+from advect.data.tables.dataset import row_count
 
 _LOOKED_AT = 64
 _STEPS = 3000
@@ -37,7 +37,7 @@ _GENES, _COMPONENTS = 2000, 50
 _USUAL = {"celeba": "celeba64", "cifar": "cifar10", "cells": "cells", "table": "table", "sequences": "sequences"}
 
 
-class Found(NamedTuple):
+class DetectedData(NamedTuple):
     """The preset for some data, the flags that it needs for them, and one line of words about what they are."""
 
     preset: str
@@ -45,7 +45,7 @@ class Found(NamedTuple):
     words: str
 
 
-def describe(path: str | Path, preset: str | None = None, data_format: str | None = None) -> Found:
+def describe(path: str | Path, preset: str | None = None, data_format: str | None = None) -> DetectedData:
     """What a path holds, read as ``data_format`` and for ``preset`` where those are named.
 
     Raises UserError for a path that is not there or holds nothing known, and a preset or format that does not fit.
@@ -66,7 +66,7 @@ def describe(path: str | Path, preset: str | None = None, data_format: str | Non
             raise UserError(f"preset {preset} {brings}, so --data {path} does not go with it; leave PRESET out")
         chosen = fitting[0]
     flags = ["--data-dir", str(path), "--data-format", chosen.name, *_flags(chosen.name, path, own)]
-    return Found(own.name, flags, _words(chosen, path))
+    return DetectedData(own.name, flags, _words(chosen, path))
 
 
 def fits(preset: Preset, data: Format) -> bool:

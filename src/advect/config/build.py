@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
+
+import numpy as np
 import torch
-from torch import nn
-from advect.core.errors import UserError
-from advect.distributed.comm import current
-from advect.core.device import best_half, has_fast_bfloat16
-from advect.core.types import DataSpec, Length, Quantity
-from advect.networks import MLP, DiT, ResidualMLP, SequenceTransformer, UNet, Vector
-from advect.config.data_formats import build_source as build_source
+from torch import Tensor, nn
+
+from advect.config.config import MethodConfig
+from advect.config.data_formats import build_dataset as build_dataset
 from advect.config.network_sections import (
     DiTConfig,
     MLPConfig,
@@ -21,17 +21,18 @@ from advect.config.network_sections import (
     UNetConfig,
     name_of,
 )
-from collections.abc import Callable, Mapping
-import numpy as np
-from torch import Tensor
-from advect.core.types import DataSpec, Length
+from advect.core.device import best_half, has_fast_bfloat16
+from advect.core.errors import UserError
+from advect.core.types import DataSpec, Length, Quantity
 from advect.couplings import ConditionalOT, Coupling, ExactOT, Independent, Sinkhorn
-from advect.data import Source
-from advect.losses import FlowMatching, Objective, ScoreMatching
+from advect.data import Dataset
+from advect.distributed.comm import current
+from advect.losses import FlowMatching, Loss, ScoreMatching
+from advect.networks import MLP, DiT, ResidualMLP, SequenceTransformer, UNet, Vector
 from advect.paths import (
     AffinePath,
     BetaLinear,
-    Bridge,
+    BrownianBridge,
     CondOT,
     Cosine,
     LipmanOT,
@@ -41,7 +42,6 @@ from advect.paths import (
     Trigonometric,
     VariancePreserving,
 )
-from advect.config.config import MethodConfig
 from advect.sources import Empirical, Gaussian, MatchedGaussian, SourceDistribution, SparseGaussian
 from advect.times import (
     Constant,
@@ -54,8 +54,6 @@ from advect.times import (
     UShaped,
 )
 from advect.weights import InverseSNR, MinSNR, OneMinusTSquared, TSquared, Weight
-
-
 
 FITS = {"image": ("unet", "dit"), "vector": ("mlp", "resmlp"), "sequence": ("transformer",)}
 """The networks that take each kind of data."""
@@ -152,14 +150,14 @@ def build_path(method: MethodConfig, noise: Mapping[str, Any] | None = None) -> 
     if method.path == "bridge":
         if method.sigma_min == 0:
             raise UserError("--path bridge needs its width: give --sigma-min, 0.5 say, in model units")
-        return Bridge(method.sigma_min)
+        return BrownianBridge(method.sigma_min)
     if method.path == "lipman-ot":
         return AffinePath(LipmanOT(method.sigma_min or 1e-4), gaussian_source=gaussian)
     return AffinePath(_SCHEDULES[method.path](), sigma_min=method.sigma_min, gaussian_source=gaussian)
 
 
-def noise_facts(method: MethodConfig, source: Source) -> dict[str, Any]:
-    """What :func:`build_noise` needs, as plain values: the kind, and what was measured on the training data.
+def fit_source(method: MethodConfig, source: Dataset) -> dict[str, Any]:
+    """What :func:`build_source_distribution` needs, as plain values: the kind, and its statistics.
 
     Data that bring their own starts, such as control cells, are "empirical". Raises UserError for a --source beside.
     """
@@ -173,14 +171,16 @@ def noise_facts(method: MethodConfig, source: Source) -> dict[str, Any]:
     return {"kind": "matched", "std": float(x1.std())}
 
 
-def noise_tensors(source: Source) -> dict[str, Tensor]:
-    """What :func:`build_noise` needs besides, too large for plain values: the starts that the data bring, if any."""
+def source_tensors(source: Dataset) -> dict[str, Tensor]:
+    """Tensors that :func:`build_source_distribution` needs besides: the source samples of the data, if any."""
     starts = source.starts()
     return {} if starts is None else Empirical(starts[0], cond=starts[1]).tensors()
 
 
-def build_noise(facts: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> SourceDistribution:
-    """The source distribution of :func:`noise_facts` and :func:`noise_tensors`."""
+def build_source_distribution(
+    facts: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
+) -> SourceDistribution:
+    """The source distribution of :func:`fit_source` and :func:`source_tensors`."""
     match facts["kind"]:
         case "empirical":
             return Empirical.from_tensors(tensors or {}, noise=facts.get("noise", 0.0))
@@ -237,9 +237,9 @@ def label_dropout(method: MethodConfig, spec: DataSpec) -> float:
     return method.label_dropout
 
 
-def build_objective(
+def build_loss(
     method: MethodConfig, spec: DataSpec, noise: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
-) -> Objective:
+) -> Loss:
     """Make the objective. Raises UserError for settings that contradict each other or the data."""
     dropout = label_dropout(method, spec)
     if method.coupling == "conditional-ot" and not spec.conditions:
@@ -257,7 +257,7 @@ def build_objective(
     space = method.prediction if method.loss == "same" else method.loss
     return FlowMatching(
         path=path,
-        source=build_noise(noise, tensors),
+        source=build_source_distribution(noise, tensors),
         coupling=COUPLINGS[method.coupling](),
         times=times,
         weight=_build_weight(method.weight, path, space),

@@ -3,47 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+
 import torch
 from torch import Tensor
-from advect.core.errors import UserError
-from advect.distributed.comm import current
+
+from advect.checkpoint.async_writer import CheckpointWriter
+from advect.config.build import build_network, pick_device, pick_precision
+from advect.config.config import Config, MethodConfig, TrainingConfig
+from advect.config.network_sections import NetworkConfig
+from advect.config.yaml_file import to_dict
 from advect.core.device import be_deterministic, use_tf32
+from advect.core.errors import UserError
 from advect.core.random import mix
 from advect.core.types import DataSpec
-from advect.data import Split
-from advect.losses import Objective
-from advect.config.build import build_network, pick_device, pick_precision
-from advect.config.config import MethodConfig, TrainingConfig
-from advect.config.network_sections import NetworkConfig
+from advect.data import Dataset, Split
+from advect.distributed.comm import current
+from advect.distributed.parallel import Parallel, local
+from advect.evaluation.callback import EvalCallback, Yardstick
+from advect.losses import Loss
+from advect.model.flow import Flow
+from advect.reporting.sample_grids import SampleGridCallback, held_out_loss
 from advect.training import (
+    EMA,
     AdamW,
-    Ema,
-    Hook,
+    Callback,
     LearningRate,
-    Limits,
     Loader,
     Muon,
+    StopCriteria,
     Trainer,
     TrainState,
     hidden_matrices,
     named_params,
 )
-from advect.training.precision import on_meta
-from advect.distributed.parallel import Parallel, local
-from pathlib import Path
-from advect.data import Source
-from advect.config.config import Config
-from advect.config.yaml_file import to_dict
-from advect.model.flow import Flow
-from advect.reporting.sample_grids import Watch, held_out_loss
-from advect.evaluation.callback import WatchQuality
-from advect.evaluation.callback import Yardstick
-from advect.training import Hook
-from advect.training.loggers import Board, TensorBoard, WeightsAndBiases
 from advect.training.callbacks import Checkpoints, MetricsFile, ProgressBar
+from advect.training.loggers import Logger, TensorBoardLogger, WandbLogger
 from advect.training.posthoc_ema import SNAPSHOTS, Snapshots
-from advect.checkpoint.async_writer import CheckpointWriter
-
+from advect.training.precision import on_meta
 
 
 def check_method(method: MethodConfig, t: TrainingConfig) -> None:
@@ -57,7 +54,7 @@ def new_state(
     network: NetworkConfig,
     t: TrainingConfig,
     spec: DataSpec,
-    objective: Objective,
+    objective: Loss,
     *,
     weights: Mapping[str, Tensor] | None = None,
     **kept,
@@ -82,20 +79,20 @@ def new_state(
     else:
         optimizer = AdamW(params, weight_decay=t.weight_decay)
     lengths, parts = t.posthoc_lengths if t.posthoc_ema else (), {name: local(p) for name, p in params.items()}
-    ema = Ema(parts, t.ema_decay, also=t.ema_also, lengths=lengths) if t.use_ema else None
+    ema = EMA(parts, t.ema_decay, also=t.ema_also, lengths=lengths) if t.use_ema else None
     return TrainState(net, optimizer, ema, extra=objective, parallel=parallel, twin=twin, **kept)
 
 
 def new_trainer(
     t: TrainingConfig,
     state: TrainState,
-    objective: Objective,
+    objective: Loss,
     split: Split,
     *,
     rate: LearningRate,
-    limits: Limits,
+    limits: StopCriteria,
     log_every: int,
-    hooks: Sequence[Hook],
+    hooks: Sequence[Callback],
 ) -> Trainer:
     """A trainer of ``state`` on ``split``; nothing is written until it runs."""
     device = pick_device(t.device)
@@ -119,11 +116,13 @@ def new_trainer(
     )
 
 
-def build_hooks(config: Config, run_dir: Path, flow: Flow, objective: Objective, source: Source) -> tuple[Hook, ...]:
+def build_callbacks(
+    config: Config, run_dir: Path, flow: Flow, objective: Loss, source: Dataset
+) -> tuple[Callback, ...]:
     """The hooks of a run, in their order; only the first process writes and shows."""
     out, first = config.output, current().is_first
     metrics, boards = MetricsFile(run_dir / "metrics.jsonl"), _boards(config, run_dir) if first else ()
-    watch = Watch(
+    watch = SampleGridCallback(
         flow,
         objective,
         source.held_out,
@@ -145,17 +144,17 @@ def build_hooks(config: Config, run_dir: Path, flow: Flow, objective: Objective,
         loss = lambda: held_out_loss(flow, objective, source.held_out, t.seed)
         keep = kept_measure(out.keep_best, yardstick.metrics)
         options = {"every": out.eval_every, "keep": keep, "metrics": watch.metrics, "boards": boards}
-        quality = [WatchQuality(yardstick, loss, checkpoints, tell=bar.tell, **options)]
+        quality = [EvalCallback(yardstick, loss, checkpoints, tell=bar.tell, **options)]
     shared = *snapshots, checkpoints, watch, *quality  # a checkpoint's snapshot is there before it
     return (metrics, *boards, bar, *shared) if first else shared
 
 
-def _boards(config: Config, run_dir: Path) -> tuple[Board, ...]:
-    out, board = config.output, TensorBoard(run_dir / "tensorboard")
+def _boards(config: Config, run_dir: Path) -> tuple[Logger, ...]:
+    out, board = config.output, TensorBoardLogger(run_dir / "tensorboard")
     if out.wandb == "none":
         return (board,)
     project, name = out.wandb_project or "advect", run_dir.resolve().name
-    shared = WeightsAndBiases(run_dir / "wandb", mode=out.wandb, project=project, name=name, config=to_dict(config))
+    shared = WandbLogger(run_dir / "wandb", mode=out.wandb, project=project, name=name, config=to_dict(config))
     return board, shared
 
 

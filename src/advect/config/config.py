@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
-from advect.core.errors import UserError
-from advect.config.validated import Checked as _Checked
 from advect.config.data_sections import DataConfig as DataConfig
 from advect.config.network_sections import MLPConfig as MLPConfig
 from advect.config.network_sections import NetworkConfig
 from advect.config.network_sections import UNetConfig as UNetConfig
+from advect.config.validated import ValidatedConfig as _Checked
+from advect.core.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

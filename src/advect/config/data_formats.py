@@ -7,28 +7,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from advect.core.errors import UserError
-from advect.data import (
-    ArrayFile,
-    CelebA,
-    Cells,
-    Cifar,
-    Digits,
-    FashionMnist,
-    HubImages,
-    ImageFolder,
-    Mnist,
-    Moons,
-    Packed,
-    ParquetImages,
-    Sequences,
-    Shards,
-    Source,
-    Table,
-    matching_pack,
-)
-from advect.data.images.decoding import Decoder
-from advect.data.sequences.files import is_table
 from advect.config.data_sections import (
     ArrayFileData,
     CellsData,
@@ -49,8 +27,30 @@ from advect.config.image_sections import (
     ParquetImagesData,
     ShardsData,
 )
+from advect.core.errors import UserError
+from advect.data import (
+    ArrayFile,
+    CelebA,
+    Cells,
+    Cifar,
+    Dataset,
+    Digits,
+    FashionMnist,
+    HubImages,
+    ImageFolder,
+    Mnist,
+    Moons,
+    Packed,
+    ParquetImages,
+    Sequences,
+    Shards,
+    Table,
+    matching_pack,
+)
+from advect.data.images.decoding import Decoder
+from advect.data.sequences.files import is_table
 
-_SOURCES: dict[type[DataConfig], tuple[Callable[..., Source], str]] = {
+_SOURCES: dict[type[DataConfig], tuple[Callable[..., Dataset], str]] = {
     DigitsData: (Digits, ""),
     MoonsData: (Moons, ""),
     FashionMnistData: (FashionMnist, "the folder with the four IDX files of Fashion-MNIST"),
@@ -83,7 +83,7 @@ _ARGUMENTS = {
 _ANSWERS = {"yes": True, "no": False}
 
 
-def build_source(config: DataConfig, say: Callable[[str], None] | None = None) -> Source:
+def build_dataset(config: DataConfig, say: Callable[[str], None] | None = None) -> Dataset:
     """Open the data. Raises UserError for data that are missing, empty or damaged, or do not fit their flags.
 
     Images of a folder or archive come from their pack where ``advect data pack`` made one that matches; ``say`` tells.

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from advect.config.validated import Checked, InFolder
 from advect.config.image_sections import (
     CelebAData,
     CifarData,
@@ -18,6 +17,7 @@ from advect.config.image_sections import (
     ParquetImagesData,
     ShardsData,
 )
+from advect.config.validated import InFolder, ValidatedConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class DigitsData:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MoonsData(Checked):
+class MoonsData(ValidatedConfig):
     """Two interleaving half circles in the plane."""
 
     noise: float = 0.05

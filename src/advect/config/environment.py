@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from advect.core.files import write_text_whole
+from advect.core.files import atomic_write_text
 from advect.distributed.comm import current
 
 _LIBRARIES = ("advect", "torch", "numpy", "safetensors", "scikit-learn", "pillow", "tyro")
@@ -37,7 +37,7 @@ def write_environment(folder: Path, *, device: torch.device, fingerprint: str, s
     if path.exists() and step > 0:
         values = json.loads(path.read_text(encoding="utf-8"))
         values.setdefault("resumed", []).append(start)
-    write_text_whole(path, json.dumps(values, indent=1) + "\n")
+    atomic_write_text(path, json.dumps(values, indent=1) + "\n")
 
 
 def command_line() -> str:

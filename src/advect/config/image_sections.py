@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from advect.config.validated import AtAddress, Checked, InFolder
+from advect.config.validated import AtAddress, InFolder, ValidatedConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class CelebAData(InFolder):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Images(Checked):
+class _Images(ValidatedConfig):
     """What all encoded images of any size share."""
 
     image_size: int = 64

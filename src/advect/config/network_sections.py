@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from advect.config.validated import Checked
+from advect.config.validated import ValidatedConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNetConfig(Checked):
+class UNetConfig(ValidatedConfig):
     """A U-Net for images."""
 
     model_channels: int = 128
@@ -32,7 +32,7 @@ class UNetConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiTConfig(Checked):
+class DiTConfig(ValidatedConfig):
     """A diffusion transformer for images and latents."""
 
     size: Literal["S", "B", "L", "XL"] = "S"
@@ -65,7 +65,7 @@ class DiTConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceTransformerConfig(Checked):
+class SequenceTransformerConfig(ValidatedConfig):
     """A transformer for sequences."""
 
     width: int = 256
@@ -90,7 +90,7 @@ class SequenceTransformerConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MLPConfig(Checked):
+class MLPConfig(ValidatedConfig):
     """A multi-layer perceptron for vectors."""
 
     width: int = 256
@@ -102,7 +102,7 @@ class MLPConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResidualMLPConfig(Checked):
+class ResidualMLPConfig(ValidatedConfig):
     """A residual multi-layer perceptron for vectors, up to many thousands of numbers."""
 
     width: int = 512

@@ -16,7 +16,7 @@ def _each(value: Any) -> tuple:
     return value if isinstance(value, tuple) else (value,)
 
 
-class Checked:
+class ValidatedConfig:
     """Checks a section's values as it is made, so that a bad one is refused before anything is written."""
 
     _at_least: tuple[tuple[str, float], ...] = ()
@@ -38,7 +38,7 @@ class Checked:
                 raise UserError(f"{_flag(name)} must be at least 0 and below 1, got {value}")
 
 
-class InFolder(Checked):
+class InFolder(ValidatedConfig):
     """A section with a ``data_dir``, which is kept as an absolute path, so that a run works from any folder."""
 
     data_dir: Path | None
@@ -49,7 +49,7 @@ class InFolder(Checked):
             object.__setattr__(self, "data_dir", self.data_dir.expanduser().absolute())
 
 
-class AtAddress(Checked):
+class AtAddress(ValidatedConfig):
     """A section whose ``data_dir`` may be a URL, a pattern or a name as well: a path is kept as an absolute one."""
 
     data_dir: str | None

@@ -12,10 +12,10 @@ from typing import Any
 
 import yaml
 
-from advect.core.errors import UserError
 from advect.config.config import Config
 from advect.config.data_formats import format_of
 from advect.config.network_sections import name_of
+from advect.core.errors import UserError
 
 
 def _plain(value: object) -> object:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+
 import torch
+
 from advect.core.errors import UserError
-
-
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from pathlib import Path
-from advect.core.errors import UserError
 import errno
+import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+from advect.core.errors import UserError
 
 
 def sync_folder(folder: Path) -> None:
@@ -28,7 +27,7 @@ def sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a file beside ``path``, then rename it onto ``path`` in one step."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -40,13 +39,13 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     sync_folder(path.parent)
 
 
-def write_text_whole(path: Path, text: str) -> None:
+def atomic_write_text(path: Path, text: str) -> None:
     """Write ``text`` in UTF-8 to ``path`` in one step."""
-    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    atomic_write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove what :func:`write_whole` leaves in a folder where it is killed."""
+    """Remove what :func:`atomic_write` leaves in a folder where it is killed."""
     for partial in folder.glob(".*.partial"):
         if partial.is_file():
             partial.unlink(missing_ok=True)

@@ -12,16 +12,16 @@ comes first: ``x (B, *S)``, ``t (B,)``, and a condition is a dict of tensors ``(
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
+
 import torch
 from torch import Tensor
-from advect.core.errors import UserError
-import math
+
 from advect.core import random
+from advect.core.errors import UserError
 from advect.core.random import Generator
-
-
 
 Conditions = dict[str, Tensor]
 
@@ -65,7 +65,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class PathPoint:
+class PathSample:
     """A point of a conditional path: ``x_t, u_t, x0, x1 (B, *S)`` and ``t (B,)``."""
 
     x_t: Tensor

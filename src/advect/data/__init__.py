@@ -2,28 +2,25 @@
 
 from advect.data.array_files import ArrayFile
 from advect.data.arrays import Arrays
-from advect.data.images.celeba import CelebA
-from advect.data.cells.transform import Chain, Components, Expression
+from advect.data.autodetect import FORMATS, Format, recognise, recognise_all
+from advect.data.base import ArrayDataset, ArraySplit, Dataset, Rows, Split
 from advect.data.cells.dataset import Cells
-from advect.data.cells.write import count_cells
-from advect.data.cells.write import to_counts, write_h5ad
+from advect.data.cells.transform import Chain, Components, Expression
+from advect.data.cells.write import count_noise, to_counts, write_h5ad
+from advect.data.images.celeba import CelebA
 from advect.data.images.cifar import Cifar
-from advect.data.toy import Digits
+from advect.data.images.folder import ImageFolder
 from advect.data.images.hub import HubImages
 from advect.data.images.idx import FashionMnist, Mnist, read_idx
-from advect.data.images.folder import ImageFolder
-from advect.data.toy import Moons
 from advect.data.images.memmap_images import Packed, matching_pack, packed_path
 from advect.data.images.packing import pack
 from advect.data.images.parquet import ParquetImages, ParquetStore
-from advect.data.autodetect import FORMATS, Format, recognise, recognise_all
-from advect.data.sequences.transform import SequenceScale
-from advect.data.sequences.dataset import Sequences, sequences_of, steps_of
 from advect.data.images.shards import Shards, ShardStore
-from advect.data.base import ArraySource, ArraySplit, Rows, Source, Split
-from advect.data.tables.dataset import Table, frame_of
-from advect.data.tables.dataset import read_table, write_table
+from advect.data.sequences.dataset import Sequences, sequences_of, steps_of
+from advect.data.sequences.transform import SequenceScale
+from advect.data.tables.dataset import Table, frame_of, read_table, write_table
 from advect.data.tables.transform import TableTransform
+from advect.data.toy import Digits, Moons
 from advect.data.transforms import (
     Identity,
     PixelScale,
@@ -34,8 +31,8 @@ from advect.data.transforms import (
 
 __all__ = [
     "FORMATS",
+    "ArrayDataset",
     "ArrayFile",
-    "ArraySource",
     "ArraySplit",
     "Arrays",
     "CelebA",
@@ -43,6 +40,7 @@ __all__ = [
     "Chain",
     "Cifar",
     "Components",
+    "Dataset",
     "Digits",
     "Expression",
     "FashionMnist",
@@ -61,13 +59,12 @@ __all__ = [
     "Sequences",
     "ShardStore",
     "Shards",
-    "Source",
     "Split",
     "Standardize",
     "Table",
     "TableTransform",
     "Transform",
-    "count_cells",
+    "count_noise",
     "frame_of",
     "matching_pack",
     "pack",

@@ -15,15 +15,14 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from advect.core.errors import UserError
-from advect.data.images.stores import is_tar
 from advect.data.array_files import SAMPLES
 from advect.data.images.celeba import find_celeba
 from advect.data.images.cifar import find_layout
 from advect.data.images.hub import is_saved_dataset
 from advect.data.images.idx import find_parts
 from advect.data.images.packing import MANIFEST, PIXEL_FILE
+from advect.data.images.stores import is_image, is_tar
 from advect.data.sequences.files import step_columns
-from advect.data.images.stores import is_image
 from advect.data.tables.dataset import CSV, PARQUET
 from advect.data.vectors import is_vector_type
 

@@ -40,7 +40,7 @@ class Split(ABC):
         """
 
 
-class Source:
+class Dataset:
     """Data to train and measure on. A concrete source's constructor ends by calling this one.
 
     Attributes:
@@ -68,7 +68,7 @@ class Source:
         return {}
 
     @property
-    def real(self) -> Source:
+    def real(self) -> Dataset:
         """The data to hold samples against: these, unless they are pairs that a flow has made for others."""
         return self
 
@@ -114,7 +114,7 @@ class ArraySplit(Split):
         return Batch(x, {key: torch.from_numpy(labels.take(indices)) for key, labels in self._labels.items()})
 
 
-class ArraySource(Source):
+class ArrayDataset(Dataset):
     """A source whose samples lie in memory: (D,) are vectors, (C, H, W) images.
 
     ``names`` are the names of each condition's values. The fingerprint covers samples, labels and names.

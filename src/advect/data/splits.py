@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+
 import numpy as np
 import torch
-from advect.core.random import Generator, uniform
-from advect.core.types import Batch
-from advect.data.base import Split
-from advect.data.transforms import Transform
-from advect.core.random import CounterRng, Generator
-from advect.data.base import Split, check_share
 
+from advect.core.random import CounterRng, Generator, uniform
+from advect.core.types import Batch
+from advect.data.base import Split, check_share
+from advect.data.transforms import Transform
 
 
 class PixelSplit(Split):

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
-from advect.core.random import mix
-from advect.data.base import ArraySource, Rows
-from advect.data.transforms import PixelScale
 import math
+
+import numpy as np
+
 from advect.core.errors import UserError
-from advect.data.transforms import Standardize
-
-
+from advect.core.random import mix
+from advect.data.base import ArrayDataset, Rows
+from advect.data.transforms import PixelScale, Standardize
 
 SPLIT_SEED = 0
 
 
-class Digits(ArraySource):
+class Digits(ArrayDataset):
     """8x8 grey digits (1, 8, 8), values 0 to 16, condition ``label`` "0" to "9" (Alpaydin & Kaynak 1998, UCI).
 
     Half is for training (899) and half held out (898), each class halved: sorted by class and, within a class, by
@@ -39,7 +38,7 @@ class Digits(ArraySource):
         )
 
 
-class Moons(ArraySource):
+class Moons(ArrayDataset):
     """Points (2,) on two half circles of radius 1, without conditions, standardised for the model.
 
     Args:

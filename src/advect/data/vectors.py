@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from advect.core.errors import UserError, did_you_mean, optional_import
-from advect.core.files import write_whole
+from advect.core.files import atomic_write
 
 
 class VectorColumn(NamedTuple):
@@ -112,4 +112,4 @@ def write_vectors(file: Path, x: np.ndarray, *, column: str, others: Mapping[str
     flat = arrow.array(np.ascontiguousarray(x).reshape(-1))
     lists = arrow.FixedSizeListArray.from_arrays(flat, x.shape[1])
     table = arrow.table({column: lists, **{name: list(values) for name, values in others.items()}})
-    write_whole(file, lambda partial: parquet.write_table(table, partial))
+    atomic_write(file, lambda partial: parquet.write_table(table, partial))

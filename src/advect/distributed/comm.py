@@ -1,6 +1,6 @@
 """A run's processes together: joining them, and what they tell each other.
 
-All but :func:`joined` costs nothing in a process on its own. Every other function is called by all processes, in the
+All but :func:`process_group` costs nothing in a single process. every other one is called by all processes, in the
 same order, from the main thread. PyTorch's distributed package is imported where there are several processes only.
 """
 
@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from advect.core.errors import UserError
-from advect.distributed.env import Processes, timeout_of
+from advect.distributed.env import DistEnv, timeout_of
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ class PeerFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class _Joined:
-    processes: Processes
+    processes: DistEnv
     control: ProcessGroup
     background: ProcessGroup
 
@@ -41,9 +41,9 @@ class _Joined:
 _joined: _Joined | None = None
 
 
-def current() -> Processes:
-    """The processes that have joined; this one alone outside of :func:`joined`."""
-    return Processes() if _joined is None else _joined.processes
+def current() -> DistEnv:
+    """The processes that have joined; this one alone outside of :func:`process_group`."""
+    return DistEnv() if _joined is None else _joined.processes
 
 
 def control_group() -> ProcessGroup | None:
@@ -60,9 +60,9 @@ def background_group() -> ProcessGroup | None:
 
 
 @contextmanager
-def joined(
-    device: torch.device | None = None, *, processes: Processes | None = None, timeout: timedelta | None = None
-) -> Iterator[Processes]:
+def process_group(
+    device: torch.device | None = None, *, processes: DistEnv | None = None, timeout: timedelta | None = None
+) -> Iterator[DistEnv]:
     """Within the block the processes of the environment, or ``processes``, form PyTorch's default group.
 
     It is Gloo for CPU tensors and NCCL for those of a GPU; a CPU as ``device`` leaves NCCL out, and a GPU becomes
@@ -70,7 +70,7 @@ def joined(
     block, and for a process on its own, nothing happens. Without ``timeout`` it is that of :func:`timeout_of`. Raises
     UserError where the others do not come in time or cannot be reached, or the port is taken.
     """
-    me = processes or (Processes.of_environment() if _joined is None else _joined.processes)
+    me = processes or (DistEnv.of_environment() if _joined is None else _joined.processes)
     if _joined is not None or me.world == 1:
         yield me
         return
@@ -87,7 +87,7 @@ def joined(
         _leave(clean)
 
 
-def _join(me: Processes, device: torch.device | None, timeout: timedelta) -> None:
+def _join(me: DistEnv, device: torch.device | None, timeout: timedelta) -> None:
     global _joined
     import torch
     import torch.distributed as dist
@@ -223,10 +223,10 @@ def barrier() -> None:
 
 
 @contextmanager
-def apart() -> Iterator[None]:
+def without_timeout() -> Iterator[None]:
     """Within the block each process works by itself, for hours if need be; it is over when all are through.
 
-    Unlike :func:`agree` nobody waits with a failure: it is raised at once, and the others, once they are through, find
+    Unlike :func:`sync_errors`, a failure is raised at once, and the others, once they are through, find
     a process missing, as :func:`is_lost_peer` tells.
     """
     if _joined is None:
@@ -243,7 +243,7 @@ def apart() -> Iterator[None]:
 
 
 @contextmanager
-def agree() -> Iterator[None]:
+def sync_errors() -> Iterator[None]:
     """Within the block each process does its own set-up, without exchanges; it is over when all are through.
 
     A UserError of one becomes the same UserError, that of the first such rank, on all of them; so nobody waits for a
@@ -273,7 +273,7 @@ def agree() -> Iterator[None]:
     raise error from failure
 
 
-def _text(failure: Exception, me: Processes) -> str:
+def _text(failure: Exception, me: DistEnv) -> str:
     if not isinstance(failure, UserError):
         return f"{me.name}: {type(failure).__name__}: {failure}"
     return str(failure) if me.is_first or failure.agreed else f"{me.name}: {failure}"

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
+
 from advect.core.errors import UserError
-import re
-from collections.abc import Iterator, Mapping
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,7 @@ TIMEOUT = timedelta(minutes=10)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Processes:
+class DistEnv:
     """This process's number ``rank`` among ``world`` processes, and its number among those on its host.
 
     ``address`` and ``port`` are where the first one waits for the others. As it stands: a process on its own.
@@ -87,7 +87,7 @@ class Processes:
         return torch.device("cuda", self.local_rank)
 
     @classmethod
-    def of_environment(cls, env: Mapping[str, str] | None = None) -> Processes:
+    def of_environment(cls, env: Mapping[str, str] | None = None) -> DistEnv:
         """As the variables of ``torchrun``, or of a SLURM step, say; on its own without them.
 
         Raises UserError where they are incomplete, no numbers, or contradict each other.

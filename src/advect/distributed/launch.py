@@ -11,17 +11,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO
+
 from advect.core.errors import UserError
-from advect.distributed.env import STOPPING, Processes, count_cores
-from collections.abc import Callable
-from advect.distributed.comm import is_lost_peer, joined
-from advect.distributed.env import Processes
-
-
+from advect.distributed.comm import is_lost_peer, process_group
+from advect.distributed.env import STOPPING, DistEnv, count_cores
 
 LOST_PEER = 75
 """Exit code of a process that has failed only as another one did."""
@@ -33,7 +30,7 @@ _WARNING = "warning: "
 
 def check_nproc(nproc: int, device: str) -> None:
     """Raise UserError where ``nproc`` processes cannot be started here, or are already."""
-    world = Processes.of_environment().world
+    world = DistEnv.of_environment().world
     if nproc < 1:
         raise UserError(f"--nproc must be at least 1, got {nproc}")
     if nproc == 1:
@@ -218,7 +215,7 @@ def hold_lifeline() -> bool:
     return True
 
 
-def run_together(command: Callable[[], None]) -> None:
+def run_shared(command: Callable[[], None]) -> None:
     """Run ``command`` with the other processes of the run, and leave when all are through.
 
     A mistake that all of them raise is told by the first one alone. Exits with LOST_PEER, and with one line, where
@@ -226,7 +223,7 @@ def run_together(command: Callable[[], None]) -> None:
     """
     launched, code = hold_lifeline(), 0
     try:
-        with joined() as me:
+        with process_group() as me:
             try:
                 command()
             except SystemExit as stop:
@@ -241,7 +238,7 @@ def run_together(command: Callable[[], None]) -> None:
         if not is_lost_peer(error):
             raise
         if not launched:
-            name, why = Processes.of_environment().name, str(error).splitlines()[0]
+            name, why = DistEnv.of_environment().name, str(error).splitlines()[0]
             print(f"advect: {name} lost the others, as one has failed or is out of reach: {why}", file=sys.stderr)
         code = LOST_PEER
     if code:

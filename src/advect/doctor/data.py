@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass, field
+
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from advect.core.types import LENGTH, NULL, Category, Conditions, Length
-from advect.data import Source, Split
-from advect.data.images.folder import ImageSplit
-from dataclasses import dataclass, field
-from advect.doctor.report import Figure, Finding, Level
 
+from advect.core.types import LENGTH, NULL, Category, Conditions, Length
+from advect.data import Dataset, Split
+from advect.data.images.folder import ImageSplit
+from advect.doctor.report import Figure, Finding, Level
 
 
 def places(n: int, look: int) -> np.ndarray:
@@ -20,7 +21,7 @@ def places(n: int, look: int) -> np.ndarray:
     return np.unique(np.linspace(0, n - 1, min(n, look)).round().astype(np.int64)) if n else np.arange(0)
 
 
-def gather_values(source: Source, look: int) -> Values:
+def gather_values(source: Dataset, look: int) -> Values:
     """Look at ``look`` training samples at most. Raises UserError where one cannot be read."""
     x, cond = _fetch(source.train, places(len(source.train), look))
     real = _real_values(x, cond)
@@ -48,7 +49,7 @@ def gather_values(source: Source, look: int) -> Values:
     )
 
 
-def gather_classes(source: Source) -> list[Classes]:
+def gather_classes(source: Dataset) -> list[Classes]:
     """The categories of a source with their shares."""
     return [
         Classes(name=name, shares=dict(zip(c.names, c.frequencies, strict=True)), train=len(source.train))
@@ -57,7 +58,7 @@ def gather_classes(source: Source) -> list[Classes]:
     ]
 
 
-def gather_lengths(source: Source) -> Lengths | None:
+def gather_lengths(source: Dataset) -> Lengths | None:
     """The lengths of sequences, where they differ."""
     condition = source.spec.conditions.get(LENGTH)
     if not isinstance(condition, Length):
@@ -68,7 +69,7 @@ def gather_lengths(source: Source) -> Lengths | None:
     return Lengths(shortest=int(there[0]), median=middle, longest=int(there[-1]))
 
 
-def gather_pictures(source: Source, look: int) -> Pictures | None:
+def gather_pictures(source: Dataset, look: int) -> Pictures | None:
     """Look at ``look`` image files of both parts at most; None where the samples are no files."""
     split, rest = source.train, source.held_out
     if not isinstance(split, ImageSplit):

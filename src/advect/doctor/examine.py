@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from advect.core.errors import UserError
-from advect.data import Source
+from typing import TypeVar
+
 from advect.config.arguments import parse_train
-from advect.config.build import build_source
+from advect.config.build import build_dataset, pick_device
 from advect.config.config import Config
-from advect.config.data_sections import CellsData, TableData
 from advect.config.data_formats import format_of
-from collections.abc import Iterable, Iterator, Sequence
+from advect.config.data_sections import CellsData, TableData
+from advect.core.errors import UserError
+from advect.data import Dataset
 from advect.doctor.data import (
     check_classes,
     check_constant,
@@ -25,26 +26,31 @@ from advect.doctor.data import (
     check_range,
     check_sizes,
     check_unreadable,
+    gather_classes,
+    gather_lengths,
+    gather_pictures,
+    gather_values,
 )
-from advect.doctor.data import gather_classes, gather_lengths, gather_pictures, gather_values
-from advect.doctor.report import Finding
-from advect.doctor.formats import CELL_CHECKS, COLUMN_CHECKS, check_array, looks_like_id
-from advect.doctor.formats import gather_array, gather_cells, gather_columns
-from advect.doctor.probes import device_memory
-from advect.doctor.plan import Plan, check_plan, kind_of, measure_network
-from advect.config.build import pick_device
-from collections.abc import Callable, Iterable
-from typing import TypeVar
+from advect.doctor.formats import (
+    CELL_CHECKS,
+    COLUMN_CHECKS,
+    check_array,
+    gather_array,
+    gather_cells,
+    gather_columns,
+    looks_like_id,
+)
 from advect.doctor.machine import MACHINE_CHECKS
-from advect.doctor.probes import gather_machine
+from advect.doctor.plan import Plan, check_plan, kind_of, measure_network
+from advect.doctor.probes import device_memory, gather_machine
+from advect.doctor.report import Finding
 from advect.doctor.run import RUN_CHECKS
 from advect.doctor.run_facts import gather_run
 from advect.doctor.samples import QUALITY_CHECKS, SAMPLE_CHECKS
 
 
-
 @dataclass(frozen=True)
-class Opened:
+class ResolvedData:
     """Data that were found.
 
     Attributes:
@@ -66,16 +72,16 @@ class Opened:
         """The layer of an ``.h5ad`` file that is trained on; None for its X."""
         return self.settings.data.layer if isinstance(self.settings.data, CellsData) else None
 
-    def build(self, without: Sequence[str] = ()) -> Source:
+    def build(self, without: Sequence[str] = ()) -> Dataset:
         """Open the data, without some columns where they are a table. Raises UserError where they cannot be used."""
         data = self.settings.data
         if isinstance(data, TableData):
             asked = {*data.drop, *data.conditions, *data.continuous_conditions, *data.categorical}
             data = replace(data, drop=(*data.drop, *(name for name in without if name not in asked)))
-        return build_source(data)
+        return build_dataset(data)
 
 
-def open_data(words: Sequence[str]) -> Opened:
+def open_data(words: Sequence[str]) -> ResolvedData:
     """The data that words after ``advect train`` name: a preset, ``--data PATH``, flags. Raises UserError."""
     name, arguments = parse_train(list(words))
     data = arguments.settings.data
@@ -87,7 +93,7 @@ def open_data(words: Sequence[str]) -> Opened:
         raise UserError(f"--data-dir {place} does not exist; name the folder or file of the data")
     own = not words[0].startswith("-")
     chosen = own or any(word.partition("=")[0].replace("_", "-") == "--batch-size" for word in words)
-    return Opened(format_of(data) or "", path, name, arguments.settings, chosen)
+    return ResolvedData(format_of(data) or "", path, name, arguments.settings, chosen)
 
 
 _VALUES = (check_count, check_held_out, check_infinite, check_range, check_constant, check_copies)
@@ -114,7 +120,7 @@ def examine_data(words: Sequence[str], *, look: int = 2000, device: str = "auto"
     return findings
 
 
-def _look_at_file(data: Opened, look: int, findings: list[Finding]) -> list[str]:
+def _look_at_file(data: ResolvedData, look: int, findings: list[Finding]) -> list[str]:
     """Judge the file by itself where it is of cells, a table or an array; the columns to leave out of a table."""
     if data.path is None or not data.path.is_file():
         return []
@@ -133,7 +139,7 @@ def _look_at_file(data: Opened, look: int, findings: list[Finding]) -> list[str]
     return []
 
 
-def _judge_source(source: Source, look: int) -> Iterator[Finding]:
+def _judge_source(source: Dataset, look: int) -> Iterator[Finding]:
     """The findings in turn: what comes before data that cannot be read is told all the same."""
     pictures = gather_pictures(source, look)
     if pictures is not None:
@@ -148,7 +154,7 @@ def _judge_source(source: Source, look: int) -> Iterator[Finding]:
         yield check_lengths(lengths)
 
 
-def _suggest(data: Opened, source: Source, free: int, device: str) -> Finding:
+def _suggest(data: ResolvedData, source: Dataset, free: int, device: str) -> Finding:
     network = data.settings.network
     try:
         parameters, kept = measure_network(network, source.spec)

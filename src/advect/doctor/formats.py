@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
 import numpy as np
+
 from advect.core.errors import UserError, optional_import
 from advect.data import read_table
 from advect.data.cells.matrix import CellMatrix, stored_matrix
 from advect.doctor.data import places
-from dataclasses import dataclass
 from advect.doctor.report import Figure, Finding
-
 
 
 def gather_array(path: Path, look: int) -> ArrayFigures | None:

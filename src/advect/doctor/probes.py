@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
-import time
-from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-import torch
-from advect.core.device import best_half
-from advect.distributed.env import count_cores
-from advect.doctor.machine import Machine, Products
-from advect.config.build import pick_device
-import json
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from advect.doctor.machine import Probe
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
+import torch
 
+from advect.config.build import pick_device
+from advect.core.device import best_half
+from advect.distributed.env import count_cores
+from advect.doctor.machine import Machine, Probe, Products
 
 LIBRARIES = {
     "anndata": "cells",

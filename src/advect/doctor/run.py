@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from advect.doctor.report import Figure, Finding
 from advect.doctor.losses import (
     FEW_ROWS,
     check_divergence,
@@ -17,6 +16,7 @@ from advect.doctor.losses import (
     check_still_falling,
     over_fits,
 )
+from advect.doctor.report import Figure, Finding
 from advect.doctor.run_facts import RunFacts
 
 
@@ -112,7 +112,7 @@ def check_speed(run: RunFacts) -> Finding | None:
 
 
 def check_average(run: RunFacts) -> Finding | None:
-    """An average of the weights whose horizon is longer than the run; see :class:`advect.training.Ema`."""
+    """An average of the weights whose horizon is longer than the run; see :class:`advect.training.EMA`."""
     if not run.last_step or not run.option("training", "use_ema", False):
         return None
     decay, n = float(run.option("training", "ema_decay", 0.0)), run.last_step

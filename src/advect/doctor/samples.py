@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
+
+from advect.config.arguments import parse_config
+from advect.config.build import build_dataset
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.core.types import NULL, Category, Conditions
-from advect.data import Source, Split
-from advect.evaluation import Features, conditions_like, measure_fidelity, measure_memorisation
-from advect.metrics import nearest_neighbours
-from advect.config.arguments import parse_config
-from advect.config.build import build_source
-from advect.model.load import load
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from advect.data import Dataset, Split
 from advect.doctor.report import Figure, Finding
 from advect.doctor.run_facts import RunFacts
+from advect.evaluation import Features, conditions_like, measure_fidelity, measure_memorisation
+from advect.metrics import nearest_neighbours
+from advect.model.load import load
 from advect.solvers import get_solver
-
-
 
 DATA_LIMIT, CLUSTERS = 5000, 10
 
@@ -36,7 +36,7 @@ def gather_samples(run: Path, samples: int, *, seed: int = 0, device: str = "aut
         raise UserError(f"--samples must be at least 16, got {samples}; 500 is usual")
     flow = load(run, device=device)
     folder = run if (run / "config.yaml").is_file() else run.absolute().parent.parent
-    source = build_source(parse_config(folder / "config.yaml")[1].data)
+    source = build_dataset(parse_config(folder / "config.yaml")[1].data)
     train, cond = rows_of(source, source.train, DATA_LIMIT)
     held_out, held_cond = rows_of(source, source.held_out, DATA_LIMIT)
     asked = conditions_like(cond, samples, seed)
@@ -49,7 +49,7 @@ def compare(
     asked: Conditions | None,
     train: tuple[Tensor, Conditions | None],
     held_out: tuple[Tensor, Conditions | None],
-    source: Source,
+    source: Dataset,
     *,
     seed: int = 0,
 ) -> SampleFacts:
@@ -98,7 +98,7 @@ def compare(
     )
 
 
-def rows_of(source: Source, split: Split, limit: int) -> tuple[Tensor, Conditions | None]:
+def rows_of(source: Dataset, split: Split, limit: int) -> tuple[Tensor, Conditions | None]:
     """At most ``limit`` samples (n, *S) of a split, evenly spaced, in data units, and their conditions (n, ...)."""
     if not len(split):
         return torch.empty(0, *source.spec.shape), None

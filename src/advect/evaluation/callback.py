@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
-from pathlib import Path
-import torch
-from torch import Tensor
-from advect.core.errors import UserError
-from advect.distributed.comm import agree, broadcast_object, current, gather_objects
-from advect.data import Source, Split
-from advect.evaluation import FeatureNetwork
-from advect.evaluation.subsampling import rows
-from advect.evaluation.scores import Ground
-from advect.evaluation.scores import measure_scores
-from advect.evaluation.sample_statistics import ROWS, Summary
-from advect.evaluation.feature_space import Comparable, Space
-from advect.evaluation.evaluator import open_cache
-from advect.model.flow import Flow
-from advect.evaluation.workspace import by_first
 import json
 import math
-from collections.abc import Callable, Sequence
-from advect.distributed.comm import agree, broadcast_object
-from advect.reporting.sample_grids import Look
-from advect.checkpoint.manifest import Best, read_best, write_best
-from advect.training.loggers import Board
-from advect.checkpoint.manifest import checkpoint_name, checkpoint_step
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from advect.checkpoint.manifest import Best, checkpoint_name, checkpoint_step, read_best, write_best
+from advect.core.errors import UserError
+from advect.data import Dataset, Split
+from advect.distributed.comm import broadcast_object, current, gather_objects, sync_errors
+from advect.evaluation import FeatureNetwork
+from advect.evaluation.evaluator import open_cache
+from advect.evaluation.feature_space import Comparable, Space
+from advect.evaluation.sample_statistics import ROWS, SampleStatistics
+from advect.evaluation.scores import EvalContext, measure_scores
+from advect.evaluation.subsampling import rows
+from advect.evaluation.workspace import on_rank_zero
+from advect.model.flow import Flow
+from advect.reporting.sample_grids import PeriodicCallback
 from advect.training.callbacks import Checkpoints, MetricsFile
+from advect.training.loggers import Logger
 from advect.training.trainer import Trainer
-
-
 
 CHUNK, FEWEST = 256, 20
 """Rows that a process looks at, at once; the fewest of a set."""
@@ -42,7 +38,7 @@ class Yardstick:
     """Holds ``samples`` samples of a flow against the held-out data, by the same noise and the same data each time.
 
     The squared Frechet distance, and for images the kernel distance, for all else the energy distance, as ``advect
-    eval`` takes them: see :class:`~advect.evaluation.feature_space.Comparable` for the units, and for the features where
+    eval`` takes them: see :class:`Comparable` for the units, and for the features where
     ``features`` names no file of a network. Memory does not grow with the samples. What was computed of data is kept
     where ``advect eval`` keeps it. Processes share the work, chunk by chunk, so that their number changes no bit of
     what is drawn; the first one knows the outcome.
@@ -50,7 +46,7 @@ class Yardstick:
     Raises UserError for too few rows, and ``features`` that cannot be read or do not fit the data.
     """
 
-    def __init__(self, flow: Flow, source: Source, *, samples: int, features: Path | None, seed: int) -> None:
+    def __init__(self, flow: Flow, source: Dataset, *, samples: int, features: Path | None, seed: int) -> None:
         for split, part in (("training", source.train), ("held-out", source.held_out)):
             if len(part) < FEWEST:
                 raise UserError(
@@ -60,7 +56,7 @@ class Yardstick:
         self.flow, self.source, self.seed = flow, source, seed
         self.samples, self._comparable = min(samples, len(source.train)), Comparable(flow, values=False)
         self.metrics = ("frechet", "kernel" if self._comparable.kind == "image" else "energy")
-        with agree():
+        with sync_errors():
             self._network = None if features is None else self._open(features)
 
     def _open(self, file: Path) -> FeatureNetwork:
@@ -95,16 +91,16 @@ class Yardstick:
             here = measure_scores(self.metrics, found, ground.held_out, ground)
             return here | {f"{name}_floor": self._floor[name] for name in self.metrics}
 
-        return by_first(compare)
+        return on_rank_zero(compare)
 
     @cached_property
-    def _ground(self) -> Ground | None:
+    def _ground(self) -> EvalContext | None:
         train = self._data(self.source.train, self.samples)
         held_out = self._data(self.source.held_out, len(self.source.held_out))
         if train is None or held_out is None:
             return None
         here = self._comparable
-        return Ground(here.kind, train, held_out, here.categories, here.categorical, self._space.units)
+        return EvalContext(here.kind, train, held_out, here.categories, here.categorical, self._space.units)
 
     @cached_property
     def _floor(self) -> dict[str, float]:
@@ -112,7 +108,7 @@ class Yardstick:
         assert self._ground is not None
         return measure_scores(self.metrics, self._ground.train, self._ground.held_out, self._ground)
 
-    def _data(self, split: Split, count: int) -> Summary | None:
+    def _data(self, split: Split, count: int) -> SampleStatistics | None:
         """The summary of ``count`` rows of a split, on the first process; the same rows that ``advect eval`` takes."""
         places, cache, kept = rows(len(split), count, 0).sort().values, None, None
         key = {
@@ -123,12 +119,12 @@ class Yardstick:
             "values": "False",
             "what": f"summary of at most {ROWS} rows",
         }
-        with agree():
+        with sync_errors():
             if current().is_first:
                 cache = open_cache()
                 kept = cache.load(key)
         if broadcast_object(kept is not None):
-            return None if kept is None else Summary.from_tensors(kept)
+            return None if kept is None else SampleStatistics.from_tensors(kept)
 
         def look(part: range) -> Kept:
             if part.start >= count:
@@ -136,7 +132,7 @@ class Yardstick:
             return self._comparable.data(split, places[part.start : part.stop], self._space)
 
         found = self._summed(look, count)
-        with agree():
+        with sync_errors():
             if cache is not None and found is not None:
                 cache.keep(key, found.tensors())
         return found
@@ -149,11 +145,11 @@ class Yardstick:
         cond = self.flow.conditions(n, None, seed, rows=part)
         return self._comparable.samples(x, cond, self._space, first=part.start, seed=seed)
 
-    def _summed(self, look: Callable[[range], Kept], count: int) -> Summary | None:
+    def _summed(self, look: Callable[[range], Kept], count: int) -> SampleStatistics | None:
         """The summary of ``count`` rows, of which each process looks at every world-th part; on the first process."""
         parts = self._in_turn(look, count)
         if current().is_first:
-            return Summary.of(parts, count)
+            return SampleStatistics.of(parts, count)
         for _ in parts:
             pass
         return None
@@ -170,7 +166,7 @@ class Yardstick:
                     yield {name: value[:left] for name, value in part.items()}
 
 
-class WatchQuality(Look):
+class EvalCallback(PeriodicCallback):
     """Every ``every`` steps, with EMA weights: the distance of samples to held-out data, and the best checkpoint.
 
     A row of ``metrics`` and curves on the ``boards``, called ``eval_`` and ``eval/`` and the measure's name, have the
@@ -189,7 +185,7 @@ class WatchQuality(Look):
         every: int,
         keep: str | None,
         metrics: MetricsFile | None,
-        boards: Sequence[Board],
+        boards: Sequence[Logger],
         tell: Callable[[str], None],
     ) -> None:
         super().__init__(every)
@@ -214,7 +210,7 @@ class WatchQuality(Look):
 
     def on_end(self, trainer: Trainer, reason: str) -> None:
         super().on_end(trainer, reason)
-        with agree():
+        with sync_errors():
             self.checkpoints.writer.wait()
 
     def on_rollback(self, trainer: Trainer, row: dict) -> None:

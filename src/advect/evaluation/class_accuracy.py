@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
 import torch
 from torch import Tensor
-from advect.evaluation.subsampling import rows
+
 from advect.core.errors import UserError
 from advect.core.types import Category
 from advect.evaluation.features import Features
+from advect.evaluation.subsampling import rows
 from advect.metrics import ClassShares, class_shares
-
-
 
 Space = Callable[[Tensor], Tensor]
 """Maps samples (N, *S) to features (N, d)."""
 
 
 @dataclass(frozen=True)
-class Judge:
+class ProbeClassifier:
     """A support vector classifier (RBF kernel) of features; ``fitted_on`` says to how many rows."""
 
     classifier: Any
@@ -36,7 +36,7 @@ class Judge:
         standardise: bool = False,
         limit: int = 5000,
         seed: int = 0,
-    ) -> Judge | None:
+    ) -> ProbeClassifier | None:
         """Fit to at most ``limit`` labelled rows of data (N, *S) and labels (N,); None for fewer than two classes.
 
         ``standardise`` scales each feature by itself, for vectors whose columns have units of their own.
@@ -96,7 +96,7 @@ def measure_fidelity(
     limit: int = 5000,
     seed: int = 0,
 ) -> Fidelity | None:
-    """Ask a :class:`Judge`, fitted to held-out data, which class each sample shows.
+    """Ask a :class:`ProbeClassifier`, fitted to held-out data, which class each sample shows.
 
     ``samples (n, *S)`` were drawn for the classes ``asked (n,)``; ``train`` and ``held_out`` are pairs of data
     (N, *S) and labels (N,), of which at most ``limit`` rows are used and rows without a label left out.
@@ -107,7 +107,7 @@ def measure_fidelity(
         raise UserError(f"asked must hold one class a sample, got {len(asked)} for {len(samples)} samples")
     x_check, y_check = labelled_rows(*train, limit, seed)
     x, y = labelled_rows(samples, asked, len(samples), seed)
-    judge = Judge.fit(held_out, features=features, standardise=standardise, limit=limit, seed=seed)
+    judge = ProbeClassifier.fit(held_out, features=features, standardise=standardise, limit=limit, seed=seed)
     if judge is None or not len(y) or not len(y_check):
         return None
     right = judge(x) == y
@@ -147,11 +147,11 @@ def measure_shares(
     """Compare how often each class shows among samples (n, *S), drawn for no class, and among training data.
 
     ``train`` and ``held_out`` are pairs of data (N, *S) and labels (N,); at most ``limit`` rows of each set are used,
-    labelled or not. A :class:`Judge`, fitted to held-out data, tells the classes; None where that has fewer than two
+    labelled or not. A :class:`ProbeClassifier`, fitted to held-out data, tells; None where that has fewer than two
     classes or no training row a label. Where classes were asked for, :func:`advect.metrics.class_shares` compares
     those without a classifier.
     """
-    judge = Judge.fit(held_out, features=features, standardise=standardise, limit=limit, seed=seed)
+    judge = ProbeClassifier.fit(held_out, features=features, standardise=standardise, limit=limit, seed=seed)
     chosen = rows(len(train[0]), limit, seed)
     told = train[1].cpu()[chosen]
     if judge is None or not (told >= 0).any():

@@ -14,20 +14,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from advect.config.environment import versions
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, mix
 from advect.data import Split
 from advect.evaluation import ReferenceCache
-from advect.evaluation.subsampling import rows
-from advect.evaluation.scores import Ground
-from advect.evaluation.scores import SCORES, measure_scores
-from advect.evaluation.sample_statistics import ROWS, Summary
 from advect.evaluation.feature_space import Space
-from advect.config.environment import versions
-from advect.evaluation.protocol import Chosen, Plan
+from advect.evaluation.protocol import EvalRows, Plan
+from advect.evaluation.sample_statistics import ROWS, SampleStatistics
+from advect.evaluation.scores import SCORES, EvalContext, measure_scores
+from advect.evaluation.subsampling import rows
+from advect.evaluation.workspace import EvalWorkspace
 from advect.model.flow import Flow
 from advect.model.sampler_config import Way
-from advect.evaluation.workspace import Work
 from advect.solvers import Velocity
 
 STRAIGHT = 256
@@ -69,16 +68,16 @@ def open_cache() -> ReferenceCache:
 
 
 @dataclass(frozen=True)
-class Sets:
+class Evaluator:
     """All sets of one evaluation. Each method is called by all processes and says its numbers to the first."""
 
     plan: Plan
-    chosen: Chosen
+    chosen: EvalRows
     space: Space
-    work: Work
+    work: EvalWorkspace
     cache: ReferenceCache
 
-    def ground(self) -> tuple[Ground, Summary] | None:
+    def ground(self) -> tuple[EvalContext, SampleStatistics] | None:
         """What all comparisons share, and the reference; on the first process."""
         own, across = self.plan.sides
         reference = self._data("reference", own, self.chosen.reference)
@@ -87,9 +86,9 @@ class Sets:
             return None
         here = self.plan.comparable
         train, held_out = (other, reference) if own is self.plan.source.held_out else (reference, other)
-        return Ground(here.kind, train, held_out, here.categories, here.categorical, self.space.units), reference
+        return EvalContext(here.kind, train, held_out, here.categories, here.categorical, self.space.units), reference
 
-    def _data(self, name: str, split: Split, places: Tensor) -> Summary | None:
+    def _data(self, name: str, split: Split, places: Tensor) -> SampleStatistics | None:
         here = self.plan.comparable
         key = {
             "fingerprint": self.plan.source.fingerprint,
@@ -100,12 +99,12 @@ class Sets:
             "what": f"summary of at most {ROWS} rows",
         }
 
-        def load() -> Summary | None:
+        def load() -> SampleStatistics | None:
             found = self.cache.load(key)
-            return None if found is None else Summary.from_tensors(found)
+            return None if found is None else SampleStatistics.from_tensors(found)
 
-        def finish(parts: Iterator[Tensors]) -> Summary:
-            summary = Summary.of(parts, len(places))
+        def finish(parts: Iterator[Tensors]) -> SampleStatistics:
+            summary = SampleStatistics.of(parts, len(places))
             self.cache.keep(key, summary.tensors())
             return summary
 
@@ -121,7 +120,7 @@ class Sets:
         asked = self.plan.asked()
         return f"{len(places)} of {len(split)}" + (f" where {asked}" if asked else "")
 
-    def floor(self, ground: Ground, reference: Summary) -> dict[str, Any]:
+    def floor(self, ground: EvalContext, reference: SampleStatistics) -> dict[str, Any]:
         """The numbers that real rows of the other split have, on the first process."""
         other = ground.train if reference is ground.held_out else ground.held_out
         if not len(self.chosen.other):
@@ -146,7 +145,9 @@ class Sets:
             found |= {what: float(value) for what, value in sorted(self.cache.get(key, take).items())}
         return {"samples": other.count, "metrics": found}
 
-    def _measure(self, names: Sequence[str], x: Summary, y: Summary, ground: Ground) -> dict[str, float]:
+    def _measure(
+        self, names: Sequence[str], x: SampleStatistics, y: SampleStatistics, ground: EvalContext
+    ) -> dict[str, float]:
         with tqdm(names, desc="measure", unit="score", disable=not self.work.show, leave=False) as bar:
             return measure_scores(bar, x, y, ground)
 
@@ -155,7 +156,9 @@ class Sets:
         """The scores that compare samples with rows of data."""
         return [name for name in self.plan.scores if name in SCORES]
 
-    def samples(self, i: int, way: Way, seed: int, ground: tuple[Ground, Summary] | None) -> dict[str, Any] | None:
+    def samples(
+        self, i: int, way: Way, seed: int, ground: tuple[EvalContext, SampleStatistics] | None
+    ) -> dict[str, Any] | None:
         """Numbers and cost of the samples of one way, the i-th, and one seed; on the first process."""
         plan, draw = self.plan, self.plan.draw(way, seed)
 
@@ -176,7 +179,7 @@ class Sets:
                     cost.add_(part.pop(_COST))
                     yield part
 
-            summary = Summary.of(kept(), draw.n)
+            summary = SampleStatistics.of(kept(), draw.n)
             found = self._measure(self.compared, summary, ground[1], ground[0])
             nfe = float(cost[1]) / draw.n
             return {"metrics": found, "seconds": float(cost[0]), "nfe": int(nfe) if nfe.is_integer() else nfe}

@@ -13,19 +13,18 @@ from torch import Tensor
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, mix
 from advect.core.types import Category, Conditions
-from advect.data import Components, Expression, PixelScale, Source, Split, count_cells
-from advect.data.cells.transform import Chain
+from advect.data import Components, Dataset, Expression, PixelScale, Split, count_noise
 from advect.data.cells.conditions import CellSplit
+from advect.data.cells.transform import Chain
 from advect.data.tables.columns import Categories
 from advect.data.tables.transform import TableTransform
 from advect.evaluation.feature_network import FeatureNetwork
-from advect.evaluation.features import Features
-from advect.evaluation.subsampling import rows
-from advect.evaluation.features import COMPONENTS, DIRECT_LIMIT, FIT_ROWS
-from advect.evaluation.scores import FEATURES as MOST_VALUES
+from advect.evaluation.features import COMPONENTS, DIRECT_LIMIT, FIT_ROWS, Features
 from advect.evaluation.sample_statistics import CONDITION, FEATURES, VALUES
-from advect.model.velocity_field import without_padding
+from advect.evaluation.scores import FEATURES as MOST_VALUES
+from advect.evaluation.subsampling import rows
 from advect.model.flow import Flow
+from advect.model.velocity_field import without_padding
 from advect.reporting.outputs import COUNTING
 
 FIT_VALUES = 30_000_000
@@ -102,7 +101,7 @@ class Comparable:
             told = {name: value[i : i + _BATCH] for name, value in cond.items()}
             if self.flow.facts.get("counted"):
                 rng = CounterRng(mix(seed, COUNTING), 0, len(some), start=first + i)
-                some = count_cells(some, self._counting, rng)
+                some = count_noise(some, self._counting, rng)
             parts.append(self._kept(some, told, space))
         return _joined(parts)
 
@@ -137,7 +136,7 @@ class Comparable:
         """Where distances are taken: tables in model units."""
         return self.flow.transform.forward(x) if self.kind == "table" else x
 
-    def space(self, source: Source, network: FeatureNetwork | None) -> Space:
+    def space(self, source: Dataset, network: FeatureNetwork | None) -> Space:
         """The features: the network's, else a flow's own components, else values, or principal components of them."""
         if network is not None:
             return self._network_space(network)
@@ -172,7 +171,7 @@ class Comparable:
             digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
         return f"units {digest.hexdigest()}"
 
-    def _fit(self, source: Source) -> Features:
+    def _fit(self, source: Dataset) -> Features:
         """The values themselves, or principal components of training rows, the same on any number of threads."""
         from threadpoolctl import threadpool_limits
 

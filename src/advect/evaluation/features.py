@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from typing import Any
-import torch
-from torch import Tensor
-from advect.evaluation.subsampling import rows
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
 from advect.core.errors import UserError
 from advect.evaluation.feature_network import FeatureNetwork
 from advect.evaluation.inception import SIDE
-
-
+from advect.evaluation.subsampling import rows
 
 DIRECT_LIMIT, COMPONENTS, FIT_ROWS = 512, 128, 10_000
 

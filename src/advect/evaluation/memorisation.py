@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-import numpy as np
-from advect.data import Split
 from dataclasses import dataclass
+
+import numpy as np
 import torch
 from torch import Tensor
+
+from advect.data import Split
 from advect.metrics import nearest_neighbours
-
-
 
 LOOKED_AT = 100_000
 """Training rows at most, evenly spread, that held-out ones are compared with."""

@@ -12,19 +12,19 @@ from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.types import Category
-from advect.data import PixelScale, Source, Split
+from advect.data import Dataset, PixelScale, Split
 from advect.evaluation import FeatureNetwork, ReferenceCache
-from advect.evaluation.subsampling import rows
+from advect.evaluation.feature_space import Comparable
+from advect.evaluation.features import FeatureArguments
 from advect.evaluation.memorisation import LOOKED_AT, shared_rows
 from advect.evaluation.scores import SCORES, check_enough, choose_scores
-from advect.evaluation.feature_space import Comparable
+from advect.evaluation.subsampling import rows
+from advect.evaluation.target import EvalTarget
 from advect.model.conditions import ConditionValue, resolve_conditions
-from advect.evaluation.features import FeatureArguments
 from advect.model.flow import Flow
 from advect.model.load import load
-from advect.commands.sample import Draw, told_conditions
-from advect.evaluation.target import Subject
 from advect.model.sampler_config import Way, plan_ways
+from advect.model.sampling import Draw, told_conditions
 
 SAMPLES = 10_000
 OF_FLOW = ("straightness", "likelihood")
@@ -35,7 +35,7 @@ ALL_SHARED = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class EvalConfig:
     """What to evaluate and how; None, and what is empty, is the run's own choice or the usual one.
 
     The fields are the flags of ``advect eval``, where each is explained.
@@ -62,7 +62,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class EvalRows:
     """The rows that take part: ``reference`` of one split and, for the floor, ``other`` of the other one."""
 
     reference: Tensor
@@ -73,10 +73,10 @@ class Chosen:
 class Plan:
     """All that is settled: the flow and its data, the ways, the scores, and how many samples are drawn."""
 
-    request: Request
-    subject: Subject
+    request: EvalConfig
+    subject: EvalTarget
     flow: Flow
-    source: Source
+    source: Dataset
     comparable: Comparable
     network: FeatureNetwork | None
     ways: list[Way]
@@ -84,13 +84,13 @@ class Plan:
     samples: int
 
     @classmethod
-    def make(cls, run: Path, place: Path, request: Request, device: str) -> Plan:
+    def make(cls, run: Path, place: Path, request: EvalConfig, device: str) -> Plan:
         """Settle everything but the rows of data. Raises UserError for all that cannot be done."""
         if request.repeat < 1:
             raise UserError(f"--repeat must be at least 1, got {request.repeat}")
         if request.num_samples is not None and request.num_samples < 1:
             raise UserError(f"--num-samples must be at least 1, got {request.num_samples}")
-        subject = Subject.open(run, place, request.ema)
+        subject = EvalTarget.open(run, place, request.ema)
         flow, source = load(place, ema=request.ema, device=device), subject.data()
         labels = any(isinstance(c, Category) for c in flow.spec.conditions.values()) and len(source.held_out) > 0
         kind = Comparable(flow, values=False).kind
@@ -172,7 +172,7 @@ class Plan:
         batch = self.source.held_out.fetch(places.numpy())
         return self.flow.transform.inverse(batch.x1), {**(batch.cond or {})}
 
-    def choose_rows(self, cache: ReferenceCache, say: Callable[[str], None]) -> Chosen:
+    def choose_rows(self, cache: ReferenceCache, say: Callable[[str], None]) -> EvalRows:
         """The rows that take part: those of the categories that are asked for.
 
         Raises UserError where the reference is the training set and should not be, or no row is left.
@@ -187,7 +187,7 @@ class Plan:
         if asked:
             say(f"note: compared with the {len(reference):,} rows of {words}")
         chosen = rows(len(other), self.samples, 0).sort().values
-        return Chosen(reference, other[chosen])
+        return EvalRows(reference, other[chosen])
 
     def asked(self) -> dict[str, int]:
         """The categories that all samples are asked to have."""
@@ -214,14 +214,14 @@ class Plan:
         if found["shared"]:
             say(f"note: {int(found['shared']):,} of {len(held_out):,} held-out rows equal training rows")
 
-    def check_enough(self, chosen: Chosen) -> None:
+    def check_enough(self, chosen: EvalRows) -> None:
         """Raise UserError where a score needs more rows than there are."""
         sets = {"--num-samples": self.samples, "the number of reference rows": len(chosen.reference)}
         if len(chosen.other):
             sets["the number of rows for the floor"] = len(chosen.other)
         check_enough(self.scores, sets)
 
-    def protocol(self, chosen: Chosen, features: dict[str, Any]) -> dict[str, Any]:
+    def protocol(self, chosen: EvalRows, features: dict[str, Any]) -> dict[str, Any]:
         """All that numbers have to have in common to be compared."""
         r = self.request
         facts: dict[str, Any] = {

@@ -22,7 +22,7 @@ _SEED = 0
 
 
 @dataclass(frozen=True)
-class Summary:
+class SampleStatistics:
     """``count`` samples: the moments of all their features, and for some of them all that is known.
 
     ``rows`` holds tensors (k, ...) by name, of k = min(count, ROWS) samples that are drawn without repetition, in
@@ -34,7 +34,7 @@ class Summary:
     rows: Mapping[str, Tensor]
 
     @classmethod
-    def of(cls, parts: Iterable[Mapping[str, Tensor]], count: int) -> Summary:
+    def of(cls, parts: Iterable[Mapping[str, Tensor]], count: int) -> SampleStatistics:
         """The summary of ``count`` samples that come in parts, each with tensors (n, ...) of the same names.
 
         The same parts in the same order give the same bits. Raises UserError for features that are not finite.
@@ -66,7 +66,7 @@ class Summary:
         return {**self.moments.tensors(), **{f"rows.{name}": value for name, value in self.rows.items()}}
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Summary:
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> SampleStatistics:
         """What :meth:`tensors` gave, to the last bit."""
         moments = Moments.from_tensors(tensors)
         kept = {name.removeprefix("rows."): v for name, v in tensors.items() if name.startswith("rows.")}

@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-import torch
-from torch import Tensor
-from advect.core.errors import UserError
-from advect.evaluation.subsampling import rows
-from advect.metrics import correlation_error, kolmogorov_smirnov, mean_r2, variance_r2, zero_share
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from advect.core.errors import UserError, did_you_mean
 from advect.core.types import Category
-from advect.evaluation.class_accuracy import Judge
-from advect.evaluation.sample_statistics import CONDITION, FEATURES, VALUES, Summary
+from advect.evaluation.class_accuracy import ProbeClassifier
+from advect.evaluation.sample_statistics import CONDITION, FEATURES, ROWS, VALUES, SampleStatistics
+from advect.evaluation.subsampling import rows
 from advect.metrics import (
     association_error,
     class_shares,
     column_gaps,
+    correlation_error,
     energy_distance,
     frechet_at_infinity,
     kernel_distance,
+    kolmogorov_smirnov,
     manifolds,
+    mean_r2,
+    rbf_mmd,
+    sliced_wasserstein,
     two_sample_test,
+    variance_r2,
     wasserstein,
     within,
     zero_share,
 )
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from advect.core.errors import UserError, did_you_mean
-from advect.evaluation.sample_statistics import ROWS, Summary
-from advect.metrics import rbf_mmd, sliced_wasserstein
-
-
 
 MAX_FEATURES = 1000
 """At most so many features, evenly chosen, are looked at; their correlations are as many squared."""
@@ -76,7 +76,7 @@ DISTANCES, EXACT, AT_LEAST = 5000, 2000, 20
 
 
 @dataclass(frozen=True)
-class Ground:
+class EvalContext:
     """What all comparisons of one evaluation share.
 
     Attributes:
@@ -88,25 +88,25 @@ class Ground:
     """
 
     kind: str
-    train: Summary
-    held_out: Summary
+    train: SampleStatistics
+    held_out: SampleStatistics
     categories: Mapping[str, Category]
     categorical: tuple[bool, ...] = ()
     standardise: bool = False
 
     @cached_property
-    def judges(self) -> dict[str, tuple[Judge, Tensor]]:
+    def judges(self) -> dict[str, tuple[ProbeClassifier, Tensor]]:
         """For each categorical condition a classifier fitted to held-out rows, and what it sees in training rows."""
         found = {}
         for name in self.categories:
             data = self.held_out.take(FEATURES, DISTANCES), self.held_out.take(CONDITION + name, DISTANCES)
-            judge = Judge.fit(data, features=lambda x: x, standardise=self.standardise)
+            judge = ProbeClassifier.fit(data, features=lambda x: x, standardise=self.standardise)
             if judge is not None:
                 found[name] = judge, judge(self.train.take(FEATURES, DISTANCES))
         return found
 
 
-Measure = Callable[[Summary, Summary, Ground], dict[str, float]]
+Measure = Callable[[SampleStatistics, SampleStatistics, EvalContext], dict[str, float]]
 """From samples, reference and ground to numbers by name."""
 
 
@@ -115,30 +115,30 @@ def of_features(measure: Callable[[Tensor, Tensor], float], name: str, rows: int
     return lambda x, y, _: {name: measure(x.take(FEATURES, rows), y.take(FEATURES, rows))}
 
 
-def measure_wasserstein(x: Summary, y: Summary, _: Ground) -> dict[str, float]:
+def measure_wasserstein(x: SampleStatistics, y: SampleStatistics, _: EvalContext) -> dict[str, float]:
     k = min(EXACT, x.count, y.count)  # transport pairs each row with one
     return {"wasserstein": wasserstein(x.take(FEATURES, k), y.take(FEATURES, k))}
 
 
-def measure_frechet(x: Summary, y: Summary, _: Ground) -> dict[str, float]:
+def measure_frechet(x: SampleStatistics, y: SampleStatistics, _: EvalContext) -> dict[str, float]:
     return {"frechet": x.gaussian.distance(y.gaussian)}
 
 
-def measure_frechet_infinity(x: Summary, y: Summary, _: Ground) -> dict[str, float]:
+def measure_frechet_infinity(x: SampleStatistics, y: SampleStatistics, _: EvalContext) -> dict[str, float]:
     return {"frechet_infinity": frechet_at_infinity(x.rows[FEATURES], y.gaussian).value}
 
 
-def measure_kernel(x: Summary, y: Summary, _: Ground) -> dict[str, float]:
+def measure_kernel(x: SampleStatistics, y: SampleStatistics, _: EvalContext) -> dict[str, float]:
     found = kernel_distance(x.rows[FEATURES], y.rows[FEATURES])
     return {"kernel": found.value, "kernel_se": found.standard_error}
 
 
-def measure_manifolds(x: Summary, y: Summary, _: Ground) -> dict[str, float]:
+def measure_manifolds(x: SampleStatistics, y: SampleStatistics, _: EvalContext) -> dict[str, float]:
     found = manifolds(x.rows[FEATURES], y.rows[FEATURES])
     return {name: getattr(found, name) for name in ("precision", "recall", "density", "coverage")}
 
 
-def measure_class_shares(x: Summary, y: Summary, ground: Ground) -> dict[str, float]:
+def measure_class_shares(x: SampleStatistics, y: SampleStatistics, ground: EvalContext) -> dict[str, float]:
     """Against training rows, as the classifier was fitted to held-out ones; of data it is what chance alone makes."""
     shares = {}
     for name, (judge, real) in ground.judges.items():
@@ -149,12 +149,12 @@ def measure_class_shares(x: Summary, y: Summary, ground: Ground) -> dict[str, fl
     return shares
 
 
-def measure_two_sample(x: Summary, y: Summary, _: Ground) -> dict[str, float]:
+def measure_two_sample(x: SampleStatistics, y: SampleStatistics, _: EvalContext) -> dict[str, float]:
     found = two_sample_test(x.take(FEATURES, DISTANCES), y.take(FEATURES, DISTANCES))
     return {"two_sample": found.accuracy}
 
 
-def measure_marginals(x: Summary, y: Summary, ground: Ground) -> dict[str, float]:
+def measure_marginals(x: SampleStatistics, y: SampleStatistics, ground: EvalContext) -> dict[str, float]:
     kept = FEATURES if ground.kind == "table" else VALUES
     a, b = x.rows[kept], y.rows[kept]
     found = {}
@@ -168,7 +168,7 @@ def measure_marginals(x: Summary, y: Summary, ground: Ground) -> dict[str, float
     return found
 
 
-def measure_columns(x: Summary, y: Summary, ground: Ground) -> dict[str, float]:
+def measure_columns(x: SampleStatistics, y: SampleStatistics, ground: EvalContext) -> dict[str, float]:
     gaps = column_gaps(x.rows[VALUES], y.rows[VALUES], categorical=ground.categorical)
     found = {"column_gap": float(gaps.mean()), "largest_column_gap": float(gaps.max())}
     if len(ground.categorical) > 1:
@@ -180,7 +180,7 @@ def unbiased_energy(a: Tensor, b: Tensor) -> float:
     return energy_distance(a, b, unbiased=True)
 
 
-def measure_within(x: Summary, y: Summary, ground: Ground) -> dict[str, float]:
+def measure_within(x: SampleStatistics, y: SampleStatistics, ground: EvalContext) -> dict[str, float]:
     found = {}
     for name in ground.categories:
         sets = [s.take(kept, DISTANCES) for kept in (FEATURES, CONDITION + name) for s in (x, y)]
@@ -320,7 +320,9 @@ def check_enough(names: Sequence[str], sets: Mapping[str, int]) -> None:
                 )
 
 
-def measure_scores(names: Iterable[str], x: Summary, y: Summary, ground: Ground) -> dict[str, float]:
+def measure_scores(
+    names: Iterable[str], x: SampleStatistics, y: SampleStatistics, ground: EvalContext
+) -> dict[str, float]:
     """The numbers of these scores for samples x against the reference y, by name, so far as they are finite."""
     found: dict[str, float] = {}
     for name in names:

@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from torch import Tensor
-from advect.core.errors import UserError
-from advect.core.types import Conditions
-from advect.evaluation.subsampling import Flow, conditions_of, rows
-from advect.evaluation.features import Features
-from advect.evaluation.workspace import Tick
-from advect.metrics import GaussianFit
-from advect.solvers import get_solver
-import torch
-from advect.evaluation.subsampling import Flow, conditions_of
 from pathlib import Path
 from typing import Any
+
 import numpy as np
-from advect.core.files import write_whole
-from advect.core.types import DataSpec
-from advect.evaluation.class_accuracy import Fidelity
-from advect.evaluation.memorisation import PERCENTILE, Memorisation
-import json
-from advect.core.files import make_folder, write_text_whole
+import torch
+from torch import Tensor
+
+from advect.core.errors import UserError
+from advect.core.files import atomic_write, atomic_write_text, make_folder
 from advect.core.types import Category, Conditions, DataSpec, Quantity
 from advect.evaluation import study as record
-from advect.evaluation.subsampling import Flow, conditions_like, rows
+from advect.evaluation.class_accuracy import Fidelity, measure_fidelity
 from advect.evaluation.features import FIT_ROWS, Features
-from advect.evaluation.class_accuracy import measure_fidelity
+from advect.evaluation.memorisation import PERCENTILE, Memorisation, measure_memorisation
 from advect.evaluation.scores import measure_feature_marginals
-from advect.evaluation.memorisation import measure_memorisation
+from advect.evaluation.subsampling import Flow, conditions_like, conditions_of, rows
 from advect.evaluation.workspace import Progress, Tick, ticking
-from advect.metrics import check_samples
-
-
+from advect.metrics import GaussianFit, check_samples
+from advect.solvers import get_solver
 
 NFES = (1, 2, 4, 8, 16, 32, 64)
 SOLVERS = ("euler", "midpoint")
@@ -194,7 +184,7 @@ def write_arrays(path: Path, arrays: dict[str, Tensor]) -> None:
         with partial.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **plain)
 
-    write_whole(path, write)
+    atomic_write(path, write)
 
 
 TRAJECTORIES = {"image": 8, "vector": 200, "sequence": 4}
@@ -265,7 +255,7 @@ def study(
         "marginals": measure_feature_marginals(quality.final, train, few, seed=seed) if wide else {},
         "memorisation": record.describe_memorisation(memory),
     }
-    write_text_whole(folder / "quality.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
+    atomic_write_text(folder / "quality.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
     return result
 
 

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from advect.core.errors import UserError
-from advect.data import Source
-from advect.config.arguments import parse_config
-from advect.config.build import build_source
-from advect.model.metadata import Card
-from advect.model.load import read_card, weight_file
-from advect.commands.sample import averaged, weights_identity
-from advect.checkpoint.manifest import checkpoint_step
-from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
-from advect.core.types import Conditions
-from advect.data import Split
-from advect.model.velocity_field import without_padding
-from advect.model.flow import Flow
 
+from advect.checkpoint.manifest import checkpoint_step
+from advect.config.arguments import parse_config
+from advect.config.build import build_dataset
+from advect.core.errors import UserError
+from advect.core.types import Conditions
+from advect.data import Dataset, Split
+from advect.model.flow import Flow
+from advect.model.load import read_model_metadata, weight_file
+from advect.model.metadata import ModelMetadata
+from advect.model.sampling import averaged, weights_identity
+from advect.model.velocity_field import without_padding
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvalTarget:
     """The weights at ``place``, a checkpoint or a weight file of the run in ``folder``, with their ``card``.
 
     ``ema`` says which of a checkpoint's weights, as in :func:`advect.model.load.load`.
@@ -33,11 +32,11 @@ class Subject:
 
     folder: Path
     place: Path
-    card: Card
+    card: ModelMetadata
     ema: bool | float
 
     @classmethod
-    def open(cls, run: Path, place: Path, ema: bool | float) -> Subject:
+    def open(cls, run: Path, place: Path, ema: bool | float) -> EvalTarget:
         """The subject of ``run`` whose weights lie at ``place``. Raises UserError where they lie in no run folder."""
         folders = (run, *place.absolute().parents)
         folder = next((f for f in folders if (f / "config.yaml").is_file()), None)
@@ -46,12 +45,12 @@ class Subject:
                 f"{run} is no run folder and lies in none: it has no config.yaml, which names the data to compare"
                 " with; give one such as runs/digits"
             )
-        return cls(folder, place, read_card(place if place.is_file() else weight_file(place, ema=ema)), ema)
+        return cls(folder, place, read_model_metadata(place if place.is_file() else weight_file(place, ema=ema)), ema)
 
-    def data(self) -> Source:
+    def data(self) -> Dataset:
         """The data of the run. Raises UserError where they are not there or have changed since."""
         _, config = parse_config(self.folder / "config.yaml")
-        source = build_source(config.data)
+        source = build_dataset(config.data)
         if source.fingerprint != self.card.fingerprint:
             raise UserError(
                 f"the data of {self.folder} have changed since {self.place.name} was trained, so that held-out rows"

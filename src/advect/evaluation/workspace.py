@@ -6,29 +6,24 @@ WORK/NAME.json                    what they came to; the parts are then removed
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-from advect.core.errors import UserError
-from advect.core.files import make_folder, write_whole
 import shutil
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
+
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from tqdm import tqdm
-from advect.core.files import make_folder, sync_file, write_text_whole
-from advect.distributed.comm import agree, apart, broadcast_object, current
-from advect.core.files import held
-from advect.model.sharded_samples import PLAN, Parts, draw_parts
 
-
+from advect.core.errors import UserError
+from advect.core.files import atomic_write, atomic_write_text, held, make_folder, sync_file
+from advect.distributed.comm import broadcast_object, current, sync_errors, without_timeout
+from advect.model.sharded_samples import PLAN, SampleShards, draw_parts
 
 Progress = Callable[[str, int, int], None]
 """``progress(what, done, total)``: what has just been done, and how much of all the work is done."""
@@ -103,7 +98,7 @@ class ReferenceCache:
     def keep(self, key: Key, tensors: Mapping[str, Tensor]) -> None:
         """Write the tensors of a key in one step."""
         whole = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
-        write_whole(self.path(key), lambda partial: save_file(whole, partial, metadata={"key": _text(key)}))
+        atomic_write(self.path(key), lambda partial: save_file(whole, partial, metadata={"key": _text(key)}))
 
     def get(self, key: Key, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors of a key, computed by ``make`` and kept where there are none."""
@@ -130,7 +125,7 @@ Fill = Callable[[range, tqdm], dict[str, Tensor]]
 
 
 @contextmanager
-def working(folder: Path, *, stamp: str, show: bool, say: Callable[[str], None]) -> Iterator[Work]:
+def working(folder: Path, *, stamp: str, show: bool, say: Callable[[str], None]) -> Iterator[EvalWorkspace]:
     """Work in a folder, which is made where it is missing and is gone after the block.
 
     Where the block fails, what a call that goes on needs stays. ``stamp`` is what the numbers depend on beside the
@@ -140,10 +135,10 @@ def working(folder: Path, *, stamp: str, show: bool, say: Callable[[str], None])
     """
     first = current().is_first
     with ExitStack() as stack:
-        with agree():
+        with sync_errors():
             if first:
                 stack.enter_context(held(make_folder(folder, "the folder"), "the folder", say=say))
-        work = Work(folder, stamp, show and first, say)
+        work = EvalWorkspace(folder, stamp, show and first, say)
         try:
             yield work
         except BaseException:
@@ -154,19 +149,19 @@ def working(folder: Path, *, stamp: str, show: bool, say: Callable[[str], None])
             _remove(folder)
 
 
-def by_first(job: Callable[[], T]) -> T | None:
+def on_rank_zero(job: Callable[[], T]) -> T | None:
     """What ``job`` gives on the first process, however long it takes, and None on the others.
 
     All of them wait till then, and raise its UserError.
     """
     found, mistake = None, None
-    with apart():
+    with without_timeout():
         if current().is_first:
             try:
                 found = job()
             except UserError as error:
                 mistake = error
-    with agree():
+    with sync_errors():
         if mistake is not None:
             raise mistake
     return found
@@ -180,7 +175,7 @@ def _remove(folder: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Work:
+class EvalWorkspace:
     """The folder of an evaluation, as :func:`working` gives it. All methods are called by all processes."""
 
     folder: Path
@@ -221,7 +216,7 @@ class Work:
             shutil.rmtree(parts.folder)
             return value
 
-        return by_first(stream)
+        return on_rank_zero(stream)
 
     def number(self, name: str, n: int, fill: Fill, finish: Callable[[Iterator[dict[str, Tensor]]], Any], title: str):
         """As :meth:`once`, for what JSON can hold, which is kept here."""
@@ -236,23 +231,23 @@ class Work:
 
         def kept(parts: Iterator[dict[str, Tensor]]) -> Any:
             value = finish(parts)
-            write_text_whole(file, json.dumps({"stamp": self.stamp, "value": value}, allow_nan=False) + "\n")
+            atomic_write_text(file, json.dumps({"stamp": self.stamp, "value": value}, allow_nan=False) + "\n")
             return value
 
         return self.once(name, n, fill, load=load, finish=kept, title=title)
 
-    def _parts(self, name: str, n: int) -> Parts:
+    def _parts(self, name: str, n: int) -> SampleShards:
         """The parts of a set, whose folder the first process makes."""
-        parts = Parts(folder=self.folder / name, n=n, count=-(-n // PART))
+        parts = SampleShards(folder=self.folder / name, n=n, count=-(-n // PART))
         plan = {"rows": n, "parts": parts.count, "stamp": self.stamp}
-        with agree():
+        with sync_errors():
             if current().is_first:
                 file = parts.folder / PLAN
                 try:
                     if not file.is_file() or json.loads(file.read_text(encoding="utf-8")) != plan:
                         shutil.rmtree(parts.folder, ignore_errors=True)
                         parts.folder.mkdir()
-                        write_text_whole(file, json.dumps(plan) + "\n")
+                        atomic_write_text(file, json.dumps(plan) + "\n")
                 except (OSError, ValueError) as error:
                     raise UserError(f"{parts.folder} cannot be written to ({error}); mend that and repeat") from error
         return parts

@@ -1,9 +1,9 @@
 """What is minimised."""
 
-from advect.losses.base import Objective as Objective
+from advect.losses.base import Loss as Loss
 from advect.losses.flow_matching import FlowMatching as FlowMatching
 from advect.losses.flow_matching import rectified_flow as rectified_flow
-from advect.losses.interpolant import VelocityAndScore as VelocityAndScore
+from advect.losses.interpolant import StochasticInterpolantLoss as StochasticInterpolantLoss
 from advect.losses.interpolant import score_head as score_head
 from advect.losses.interpolant import velocity_head as velocity_head
 from advect.losses.marginal import MarginalMatching as MarginalMatching

@@ -10,7 +10,7 @@ from advect.core.random import Generator
 from advect.core.types import Batch, Network
 
 
-class Objective(ABC):
+class Loss(ABC):
     """A loss a sample, for a network and a batch."""
 
     @abstractmethod

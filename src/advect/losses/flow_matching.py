@@ -9,14 +9,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from advect.core.types import drop_conditions, real_steps
 from advect.core.errors import UserError, did_you_mean
 from advect.core.random import Generator
-from advect.core.types import expand_right
-from advect.core.types import Batch, Conditions, Network, PathPoint
+from advect.core.types import Batch, Conditions, Network, PathSample, drop_conditions, expand_right, real_steps
 from advect.couplings import Coupling, Independent
-from advect.losses.base import Objective
-from advect.paths import AffinePath, Bridge, CondOT, Path
+from advect.losses.base import Loss
+from advect.paths import AffinePath, BrownianBridge, CondOT, Path
 from advect.sources import Gaussian, SourceDistribution
 from advect.times import Stratified, TimeDistribution
 from advect.weights import Weight
@@ -29,7 +27,7 @@ C = 0.00054
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowMatching(Objective):
+class FlowMatching(Loss):
     """``E w(t) |f - f*|^2``, the mean over the elements of a sample, for any conditional path.
 
     ``prediction`` is what the network's output means and ``loss`` the space in which it is compared, by default the
@@ -96,7 +94,7 @@ class FlowMatching(Objective):
         if isinstance(self.path, AffinePath):
             finite = all(self.path.schedule.finite_ends())
             return self.space != self.prediction or self.space == "score" or not finite
-        return isinstance(self.path, Bridge)
+        return isinstance(self.path, BrownianBridge)
 
     @property
     def space(self) -> Kind:
@@ -107,7 +105,7 @@ class FlowMatching(Objective):
         point, cond = self.draw(batch, generator)
         return self.compare(net(point.x_t, point.t, cond), point)
 
-    def draw(self, batch: Batch, generator: Generator = None) -> tuple[PathPoint, Conditions | None]:
+    def draw(self, batch: Batch, generator: Generator = None) -> tuple[PathSample, Conditions | None]:
         """Draw a point of the path for each sample of the batch, and its conditions, some of them dropped."""
         x0 = self.source.sample_like(batch.x1, generator) if batch.x0 is None else batch.x0
         x0, x1, cond = self.coupling.pair(x0, batch.x1, batch.cond, generator)
@@ -120,7 +118,7 @@ class FlowMatching(Objective):
         point = self.path.sample(x0, x1, t, generator)
         return point, drop_conditions(cond, self.cond_dropout, generator)
 
-    def compare(self, output: Tensor, point: PathPoint) -> Tensor:
+    def compare(self, output: Tensor, point: PathSample) -> Tensor:
         """The loss (B,) of the network's output (B, *S) at a drawn point."""
         if self.space != self.prediction:
             assert isinstance(self.path, AffinePath)
@@ -130,9 +128,9 @@ class FlowMatching(Objective):
             loss = loss / (torch.sqrt(loss + C**2) + C)  # sqrt(m + c^2) - c, which would cancel
         if self.weight is not None:
             loss = loss * self.weight(point.t).to(loss.dtype)
-        return self.times.unbias(point.t, loss)
+        return self.times.importance_weight(point.t, loss)
 
-    def target(self, point: PathPoint) -> Tensor:
+    def target(self, point: PathSample) -> Tensor:
         """What the loss compares with, (B, *S)."""
         match self.space:
             case "velocity":

@@ -11,7 +11,7 @@ from torch import Tensor
 from advect.core.errors import UserError
 from advect.core.random import Generator
 from advect.core.types import Batch, Conditions, Network
-from advect.losses.base import Objective
+from advect.losses.base import Loss
 from advect.losses.flow_matching import FlowMatching
 from advect.paths import AffinePath
 
@@ -41,7 +41,7 @@ def score_head(net: Heads) -> Network:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VelocityAndScore(Objective):
+class StochasticInterpolantLoss(Loss):
     """``flow + score_weight score``: both heads trained at the same points, from one call of the network.
 
     What an SDE with any diffusion needs when velocity and score cannot be had from each other (Albergo et al. 2023,

@@ -11,14 +11,14 @@ from torch import Tensor
 from advect.core.errors import UserError
 from advect.core.random import Generator
 from advect.core.types import Batch, Network
-from advect.losses.base import Objective
-from advect.paths.analytic import ExactMarginals
+from advect.losses.base import Loss
+from advect.paths.analytic import AnalyticMarginals
 from advect.times import Stratified, TimeDistribution
 from advect.weights import Weight
 
 
 @dataclass(frozen=True, kw_only=True)
-class MarginalMatching(Objective):
+class MarginalMatching(Loss):
     """``E w(t) |net(x_t, t) - f_t(x_t)|^2`` with the exact marginal field f of ``law``, x_t ~ p_t.
 
     ``target`` "velocity" gives the flow-matching loss (Lipman et al. 2023, eq. 5), "score" explicit score matching
@@ -27,7 +27,7 @@ class MarginalMatching(Objective):
     number of samples. t stays within [margin, 1 - margin]. Raises UserError for an unknown target.
     """
 
-    law: ExactMarginals
+    law: AnalyticMarginals
     target: Literal["velocity", "score"] = "velocity"
     times: TimeDistribution = field(default_factory=Stratified)
     weight: Weight | None = None
@@ -46,7 +46,7 @@ class MarginalMatching(Objective):
         loss = (net(x_t, t, batch.cond) - wanted).square().flatten(1).mean(1)
         if self.weight is not None:
             loss = loss * self.weight(t).to(loss.dtype)
-        return self.times.unbias(t, loss)
+        return self.times.importance_weight(t, loss)
 
     def state_dict(self) -> dict[str, list[float]]:
         return self.times.state_dict()

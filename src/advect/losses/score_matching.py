@@ -11,8 +11,8 @@ from torch import Tensor
 
 from advect.core.errors import UserError, did_you_mean
 from advect.core.random import Generator
-from advect.core.types import Batch, Conditions, Network, PathPoint
-from advect.losses.base import Objective
+from advect.core.types import Batch, Conditions, Network, PathSample
+from advect.losses.base import Loss
 from advect.losses.flow_matching import FlowMatching
 from advect.paths import AffinePath
 from advect.times import Stratified, TimeDistribution
@@ -21,7 +21,7 @@ Weighting = Literal["sigma2", "uniform", "likelihood"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreMatching(Objective):
+class ScoreMatching(Loss):
     """``E lambda(t) |s - grad log p_t(x_t | x1)|^2`` on an affine path from Gaussian noise.
 
     Vincent 2011; Song et al. 2021, "Score-based generative modeling through stochastic differential equations",
@@ -76,11 +76,11 @@ class ScoreMatching(Objective):
     def __call__(self, net: Network, batch: Batch, generator: Generator = None) -> Tensor:
         return self.regression(net, batch, generator)
 
-    def draw(self, batch: Batch, generator: Generator = None) -> tuple[PathPoint, Conditions | None]:
+    def draw(self, batch: Batch, generator: Generator = None) -> tuple[PathSample, Conditions | None]:
         """As :meth:`FlowMatching.draw`."""
         return self.regression.draw(batch, generator)
 
-    def compare(self, output: Tensor, point: PathPoint) -> Tensor:
+    def compare(self, output: Tensor, point: PathSample) -> Tensor:
         """As :meth:`FlowMatching.compare`."""
         return self.regression.compare(output, point)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
-from advect.core.errors import UserError
-from collections.abc import Callable
-from advect.core.types import NULL
 
+from advect.core.errors import UserError
+from advect.core.types import NULL
 
 
 def check_samples(x: Tensor, argument: str, *, at_least: int = 1) -> Tensor:

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
-from advect.metrics.frechet import GaussianFit
-from advect.metrics.frechet import Moments
 from advect.metrics.base import check_samples
+from advect.metrics.frechet import GaussianFit, Moments
 
 BLOCK = 4096
 """Rows that are taken to float64 at once."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
 from advect.core.errors import UserError
 from advect.metrics.base import check_samples
-
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
 from advect.core.errors import UserError
 from advect.metrics.base import check_samples
-
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from tqdm import tqdm
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, mix
 from advect.core.types import LENGTH, Conditions
-from advect.paths import AffinePath
 from advect.model.conditions import ConditionValue
-from advect.model.velocity_field import Field, without_padding
+from advect.model.initial_noise import InitialNoise, noise_of
 from advect.model.velocity_field import Sampler as Sampler
-from advect.model.initial_noise import Start, noise_of
+from advect.model.velocity_field import VelocityField, without_padding
+from advect.paths import AffinePath
 from advect.solvers import (
     Straightness,
     Velocity,
@@ -33,8 +33,8 @@ from advect.solvers import (
 from advect.sources import Gaussian
 
 
-class Flow(Field):
-    """A :class:`Field` to sample from, to encode data with, and to ask for densities."""
+class Flow(VelocityField):
+    """A :class:`VelocityField` to sample from, to encode data with, and to ask for densities."""
 
     @torch.no_grad()
     def sample(
@@ -163,9 +163,9 @@ class Flow(Field):
         )
 
     @property
-    def start(self) -> Start:
+    def start(self) -> InitialNoise:
         """Where it starts, at t = 0: the source and, on a path with jitter, that."""
-        return Start(self.source, self.path.sigma_min if isinstance(self.path, AffinePath) else 0.0)
+        return InitialNoise(self.source, self.path.sigma_min if isinstance(self.path, AffinePath) else 0.0)
 
     @torch.no_grad()
     def encode(

@@ -19,7 +19,7 @@ NOISE = 1
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialNoise:
     """The distribution p_0 of a flow: its source and, with ``jitter`` > 0, Gaussian noise of that deviation on it."""
 
     source: SourceDistribution

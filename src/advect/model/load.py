@@ -9,14 +9,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from advect.core.errors import UserError
-from advect.config.build import build_network, pick_device, pick_precision
-from advect.model.metadata import Card
-from advect.model.flow import Flow, Sampler
-from advect.config.build import build_noise, build_path, label_dropout
 from advect.checkpoint.manifest import find_weights, verify_checkpoint
-from advect.training.state import DATA, EMA, MODEL
 from advect.checkpoint.weights import check_same_shapes, load_weights, read_shapes
+from advect.config.build import (
+    build_network,
+    build_path,
+    build_source_distribution,
+    label_dropout,
+    pick_device,
+    pick_precision,
+)
+from advect.core.errors import UserError
+from advect.model.flow import Flow, Sampler
+from advect.model.metadata import ModelMetadata
+from advect.training.state import DATA, EMA_FILE, MODEL
 
 CARD, AVERAGE = "advect", "average"
 """What the header of a weight file holds: its card, and of an average that ``advect ema`` made, which it is."""
@@ -36,7 +42,7 @@ def load(path: str | Path, *, ema: bool | float = True, device: str = "auto") ->
     else:
         verify_checkpoint(found)
         file = weight_file(found, ema=ema)
-    card = read_card(file)
+    card = read_model_metadata(file)
     place = pick_device(device)
     net = build_network(card.network, card.spec)
     weights = load_weights(file)
@@ -58,10 +64,10 @@ def weight_file(checkpoint: Path, *, ema: bool | float) -> Path:
     """The weight file of a checkpoint that ``ema`` means; see :func:`load`."""
     if not (checkpoint / MODEL).is_file() and list(checkpoint.glob("ema-length-*.safetensors")):
         raise UserError(f"{checkpoint} is a snapshot for advect ema; give the file that it writes, or the run folder")
-    main = checkpoint / EMA
+    main = checkpoint / EMA_FILE
     if isinstance(ema, bool):
         return main if ema and main.is_file() else checkpoint / MODEL
-    decay = read_card(checkpoint / MODEL).config["training"]["ema_decay"]
+    decay = read_model_metadata(checkpoint / MODEL).config["training"]["ema_decay"]
     files = {decay: main} if main.is_file() else {}
     for file in sorted(checkpoint.glob("ema-[0-9]*.safetensors")):
         files[float(file.stem.removeprefix("ema-"))] = file
@@ -73,7 +79,7 @@ def weight_file(checkpoint: Path, *, ema: bool | float) -> Path:
     return files[ema]
 
 
-def flow_of(card: Card, net: nn.Module, place: torch.device) -> Flow:
+def flow_of(card: ModelMetadata, net: nn.Module, place: torch.device) -> Flow:
     """The flow of a network on the device ``place``, with all else as the card says."""
     output, training = card.config["output"], card.config["training"]
     return Flow(
@@ -81,7 +87,7 @@ def flow_of(card: Card, net: nn.Module, place: torch.device) -> Flow:
         card.spec,
         card.transform,
         path=build_path(card.method, card.noise),
-        source=build_noise(card.noise, card.noise_tensors),
+        source=build_source_distribution(card.noise, card.source_tensors),
         prediction=card.method.prediction,
         margin=card.method.margin,
         null=label_dropout(card.method, card.spec) > 0,
@@ -92,10 +98,10 @@ def flow_of(card: Card, net: nn.Module, place: torch.device) -> Flow:
     )
 
 
-def read_card(file: Path) -> Card:
+def read_model_metadata(file: Path) -> ModelMetadata:
     """The card of a weight file, with the tensors that lie beside it in its checkpoint."""
     beside = file.parent / DATA
-    return Card.from_text(_header(file).get(CARD), file, load_weights(beside) if beside.is_file() else None)
+    return ModelMetadata.from_text(_header(file).get(CARD), file, load_weights(beside) if beside.is_file() else None)
 
 
 def read_average(file: Path) -> dict[str, float] | None:

@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
+from advect.config.build import source_tensors
+from advect.config.config import Config, MethodConfig
+from advect.config.network_sections import NETWORKS, NetworkConfig, name_of
+from advect.config.yaml_file import section_to_dict, to_dict
 from advect.core.errors import UserError
 from advect.core.types import Category, Condition, DataSpec, Length, Quantity
-from advect.data import Source, Transform, transform_from_config
-from advect.config.config import Config, MethodConfig
-from advect.config.yaml_file import section_to_dict, to_dict
-from advect.config.build import noise_tensors
-from advect.config.network_sections import NETWORKS, NetworkConfig, name_of
+from advect.data import Dataset, Transform, transform_from_config
 
 FORMAT = 3
 """2 names the kind of each condition; in files of format 1 all are categories. 3 has facts and tensors of the data."""
@@ -25,7 +25,7 @@ _CONDITIONS: dict[str, type[Condition]] = {"category": Category, "quantity": Qua
 
 
 @dataclass(frozen=True)
-class Card:
+class ModelMetadata:
     """Preset and configuration of a run, its network, the data's shape, conditions, transform and facts.
 
     ``tensors`` are what is too large for JSON of the transform ("transform." and its name) and noise ("noise.").
@@ -43,10 +43,10 @@ class Card:
     tensors: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
-    def of(config: Config, preset: str, source: Source, noise: dict[str, Any]) -> Card:
-        """The card of a run on ``source`` from ``noise``, the facts that ``build_noise`` takes."""
+    def of(config: Config, preset: str, source: Dataset, noise: dict[str, Any]) -> ModelMetadata:
+        """The card of a run on ``source`` from ``noise``, the facts that ``build_source_distribution`` takes."""
         facts = source.facts()
-        return Card(
+        return ModelMetadata(
             preset=preset,
             config=to_dict(config),
             network=config.network,
@@ -55,7 +55,7 @@ class Card:
             noise=noise,
             fingerprint=source.fingerprint,
             facts={"format": facts["kind"], **facts} if facts else {},
-            tensors=_prefixed("transform.", source.transform.tensors()) | _prefixed("noise.", noise_tensors(source)),
+            tensors=_prefixed("transform.", source.transform.tensors()) | _prefixed("noise.", source_tensors(source)),
         )
 
     @property
@@ -64,8 +64,8 @@ class Card:
         return MethodConfig(**self.config["method"])
 
     @property
-    def noise_tensors(self) -> dict[str, Tensor]:
-        """The tensors that ``build_noise`` takes."""
+    def source_tensors(self) -> dict[str, Tensor]:
+        """The tensors that ``build_source_distribution`` takes."""
         return _without("noise.", self.tensors)
 
     def to_text(self) -> str:
@@ -89,7 +89,7 @@ class Card:
         return json.dumps(values)
 
     @staticmethod
-    def from_text(text: str | None, where: Path | str, tensors: Mapping[str, Tensor] | None = None) -> Card:
+    def from_text(text: str | None, where: Path | str, tensors: Mapping[str, Tensor] | None = None) -> ModelMetadata:
         """Read a card; UserError when the file has none, one of a newer format, or one whose tensors are not there."""
         if text is None:
             raise UserError(f"{where} was not written by advect: its header has no card")
@@ -107,7 +107,7 @@ class Card:
         options = {name: _tuples(value) for name, value in values["network"].items()}
         network = NETWORKS[options.pop("kind")](**options)
         conditions = {name: _read(facts) for name, facts in values["spec"]["conditions"].items()}
-        return Card(
+        return ModelMetadata(
             preset=values["preset"],
             config={**values["config"], "network": section_to_dict(network)},  # older files lack newer options
             network=network,

@@ -18,26 +18,26 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from advect.config.build import build_source_distribution, source_tensors
 from advect.core.errors import UserError
-from advect.core.files import make_folder, write_text_whole
-from advect.distributed.comm import agree, broadcast_object, current
+from advect.core.files import atomic_write_text, make_folder
 from advect.core.random import CounterRng, mix
 from advect.core.types import Conditions
-from advect.data import Source
-from advect.data.pairs import PairedSource, Pairs, Store, write_pairs
+from advect.data import Dataset
+from advect.data.pairs import ImageStore, PairedDataset, Pairs, write_pairs
+from advect.distributed.comm import broadcast_object, current, sync_errors
 from advect.model.flow import Flow
-from advect.config.build import build_noise, noise_tensors
+from advect.model.initial_noise import InitialNoise
+from advect.model.sampling import Draw, check_draw
 from advect.model.sharded_samples import (
     PLAN,
-    Parts,
+    SampleShards,
     count_parts,
     draw_parts,
     plan_difference,
     read_plan,
     remove_partial_parts,
 )
-from advect.commands.sample import Draw, check_draw
-from advect.model.initial_noise import Start
 from advect.solvers import integrate
 
 FORMAT, FACTS, PART = 1, "pairs.json", 2048
@@ -85,7 +85,7 @@ class Pairing:
             "grid": None if self.solver == "dopri5" else self.grid or sampler.grid,
         }
 
-    def stored(self, kind: str) -> Store:
+    def stored(self, kind: str) -> ImageStore:
         """The type on the disk for this kind of data."""
         if self.store == "uint8" and kind != "image":
             raise UserError(f"--store uint8 is for images, and the data are {kind}s; take float32 or bf16")
@@ -97,7 +97,7 @@ class Pairing:
 def make_pairs(
     flow: Flow,
     noise: Mapping[str, Any],
-    source: Source,
+    source: Dataset,
     folder: Path,
     pairing: Pairing,
     *,
@@ -115,7 +115,7 @@ def make_pairs(
     store, way = pairing.stored(flow.spec.kind), pairing.way(flow)
     plan = {"format": FORMAT, **made_by, **asdict(pairing), **way, "store": store, "data": source.fingerprint}
     draw = {"guidance": pairing.guidance, "guidance_interval": pairing.guidance_interval, **way}
-    with agree():
+    with sync_errors():
         check_draw(flow, Draw(**draw))
 
     def generate(rows: range, place: Path, bar: tqdm) -> list[Path]:
@@ -129,7 +129,7 @@ def make_pairs(
     if inverted:
         back = partial(_invert, flow, source, pairing, store, inverted)
         written["inverted"] = _make(folder / "inverted", inverted, plan, back, show, say)
-    with agree():
+    with sync_errors():
         if current().is_first and not (folder / FACTS).is_file():
             start = {"noise": dict(noise), "jitter": flow.start.jitter}
             facts = {
@@ -139,7 +139,7 @@ def make_pairs(
                 **start,
                 "parts": written,
             }
-            write_text_whole(folder / FACTS, json.dumps(facts, indent=1) + "\n")
+            atomic_write_text(folder / FACTS, json.dumps(facts, indent=1) + "\n")
 
 
 def _make(
@@ -147,10 +147,10 @@ def _make(
 ) -> list[dict] | None:
     """Make n pairs in parts; what part.json says of each, on the first process."""
     count = 0
-    with agree():
+    with sync_errors():
         if current().is_first:
             count = _claim(folder, {**plan, "parts": count_parts(n, PART, current().world)})
-    parts = Parts(folder=folder, n=n, count=broadcast_object(count))
+    parts = SampleShards(folder=folder, n=n, count=broadcast_object(count))
     written = draw_parts(parts, fill, title="pairs", show=show and current().is_first, say=say)
     return None if written is None else [written[k] for k in range(parts.count)]
 
@@ -160,7 +160,7 @@ def _claim(folder: Path, plan: dict) -> int:
     plan = json.loads(json.dumps(plan))
     if not (folder / PLAN).is_file():
         remove_partial_parts(make_folder(folder, "--output-dir"))
-        write_text_whole(folder / PLAN, json.dumps(plan, indent=1) + "\n")
+        atomic_write_text(folder / PLAN, json.dumps(plan, indent=1) + "\n")
         return plan["parts"]
     there = read_plan(folder)
     if difference := plan_difference(there, {**plan, "parts": there.get("parts")}):
@@ -173,7 +173,7 @@ def _claim(folder: Path, plan: dict) -> int:
 
 
 def _invert(
-    flow: Flow, source: Source, pairing: Pairing, store: Store, count: int, rows: range, place: Path, bar: tqdm
+    flow: Flow, source: Dataset, pairing: Pairing, store: ImageStore, count: int, rows: range, place: Path, bar: tqdm
 ) -> list[Path]:
     """Carry real data back to t = 0 (Lee, Lin & Fanti 2024), and write these pairs."""
     total, way = len(source.train), pairing.way(flow)
@@ -192,7 +192,7 @@ def _invert(
     return write_pairs(place, batch.x1, batch.cond or {}, x0=torch.cat(ends), store=store)
 
 
-def open_pairs(folder: Path, source: Source) -> tuple[PairedSource, dict[str, Any]]:
+def open_pairs(folder: Path, source: Dataset) -> tuple[PairedDataset, dict[str, Any]]:
     """The source of the pairs in a folder, which were made for ``source``, and the facts of the noise they start from.
 
     Raises UserError where the folder has no pairs, or not all of them, or they were made for other data.
@@ -205,7 +205,7 @@ def open_pairs(folder: Path, source: Source) -> tuple[PairedSource, dict[str, An
         ) from error
     if facts["data"] != source.fingerprint:
         raise UserError(f"--pairs {folder} were made for other data than these; give the data of the run they are of")
-    start = Start(build_noise(facts["noise"], noise_tensors(source)), facts["jitter"])
+    start = InitialNoise(build_source_distribution(facts["noise"], source_tensors(source)), facts["jitter"])
     n, shape = facts["generated"], source.spec.shape
 
     def starts(places: np.ndarray, cond: Conditions) -> Any:
@@ -213,17 +213,17 @@ def open_pairs(folder: Path, source: Source) -> tuple[PairedSource, dict[str, An
 
     folders = []
     for kind, parts in facts["parts"].items():
-        whole = Parts(folder=folder / kind, n=facts[kind], count=len(parts))
+        whole = SampleShards(folder=folder / kind, n=facts[kind], count=len(parts))
         for k, told in enumerate(parts):
             if current().is_first and whole.read(k) != told:  # once for all processes, as it reads every byte
                 raise UserError(f"{whole.place(k)} is missing or damaged; repeat advect reflow, which makes it anew")
             folders.append(whole.place(k))
     pairs = Pairs(folders, n, starts, facts["store"])
-    return PairedSource(source, pairs, n), start_facts(facts["noise"], facts["jitter"])
+    return PairedDataset(source, pairs, n), start_facts(facts["noise"], facts["jitter"])
 
 
 def start_facts(noise: Mapping[str, Any], jitter: float) -> dict[str, Any]:
-    """The facts of a start with ``jitter``, as ``build_noise`` takes them; a flow on pairs has a path without any."""
+    """The facts of a source with ``jitter``, as ``build_source_distribution`` takes them."""
     if jitter == 0:
         return dict(noise)
     match noise["kind"]:

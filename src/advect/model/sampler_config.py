@@ -9,8 +9,8 @@ from typing import Any
 from advect.core.errors import UserError, did_you_mean
 from advect.model.velocity_field import Sampler
 from advect.solvers import SDE_SOLVERS, get_solver
-from advect.solvers.time_grids import GRIDS
 from advect.solvers.sde import STEPS as SDE_STEPS
+from advect.solvers.time_grids import GRIDS
 
 
 @dataclass(frozen=True)

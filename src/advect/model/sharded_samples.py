@@ -18,11 +18,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from advect.core.errors import UserError
-from advect.core.files import sync_folder, write_text_whole, write_whole
-from advect.distributed.comm import agree, apart, current, gather_objects
-from advect.model.flow import sample_bar
 from advect.checkpoint.manifest import sum_files
+from advect.core.errors import UserError
+from advect.core.files import atomic_write, atomic_write_text, sync_folder
+from advect.distributed.comm import current, gather_objects, sync_errors, without_timeout
+from advect.model.flow import sample_bar
 
 PART_SIZE = 10_000
 """So many samples at most are one part, unless a caller says otherwise."""
@@ -89,7 +89,7 @@ def open_plan(folder: Path, plan: Mapping[str, Any], *, fixed: bool, overwrite: 
         _remove(folder, _OURS)
         (folder / PLAN).unlink(missing_ok=True)  # last, so that what a kill leaves still belongs to a plan
     if plan["parts"] > 1:
-        write_text_whole(folder / PLAN, json.dumps(plan, indent=1) + "\n")
+        atomic_write_text(folder / PLAN, json.dumps(plan, indent=1) + "\n")
     return plan["parts"]
 
 
@@ -117,7 +117,7 @@ def plan_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
+class SampleShards:
     """``n`` samples cut into ``count`` folders of neighbouring rows, as many in each as in any other but for one."""
 
     folder: Path
@@ -154,7 +154,7 @@ class Parts:
             partial.mkdir()
             files = fill(partial)
             facts = {"rows": [rows.start, rows.stop], "files": sum_files(partial, files)}
-            write_text_whole(partial / PART, json.dumps(facts, indent=1) + "\n")
+            atomic_write_text(partial / PART, json.dumps(facts, indent=1) + "\n")
             partial.rename(place)
             sync_folder(self.folder)
         except OSError as error:
@@ -169,15 +169,15 @@ class Parts:
     def finish(self, facts: Mapping[str, Any], written: Mapping[int, dict[str, Any]]) -> list[Path]:
         """Write samples.json, of ``facts`` and what is ``written`` in each part, and the first part's picture."""
         picture, listed = self.folder / "samples.png", self.folder / "samples.json"
-        write_whole(picture, lambda partial: shutil.copyfile(self.place(0) / picture.name, partial))
+        atomic_write(picture, lambda partial: shutil.copyfile(self.place(0) / picture.name, partial))
         parts = [{"folder": self.place(k).name, **written[k]} for k in range(self.count)]
         text = json.dumps({**facts, "files": [picture.name], "parts": parts}, indent=1)
-        write_text_whole(listed, text + "\n")
+        atomic_write_text(listed, text + "\n")
         return [*map(self.place, range(self.count)), picture, listed]
 
 
 def draw_parts(
-    parts: Parts,
+    parts: SampleShards,
     fill: Callable[[range, Path, tqdm], list[Path]],
     *,
     title: str = "sample",
@@ -192,11 +192,11 @@ def draw_parts(
     """
     me = current()
     mine = range(me.rank, parts.count, me.world)
-    with agree():
+    with sync_errors():
         if not (parts.folder / PLAN).is_file():
             raise UserError(f"{parts.folder} is not one folder on all hosts; it has to lie on a disk that they share")
     written, damaged = {}, []
-    with apart(), sample_bar(sum(len(parts.rows(k)) for k in mine), show, title) as bar:
+    with without_timeout(), sample_bar(sum(len(parts.rows(k)) for k in mine), show, title) as bar:
         for k in mine:
             there, rows = parts.place(k).exists(), parts.rows(k)
             found = parts.read(k)

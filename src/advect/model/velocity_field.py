@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advect.core.types import is_null, real_steps
 from advect.core.errors import UserError
-from advect.core.types import Conditions, DataSpec
+from advect.core.types import Conditions, DataSpec, is_null, real_steps
 from advect.data import Transform
 from advect.losses.flow_matching import Kind
-from advect.paths import AffinePath, Bridge, Path, Schedule
 from advect.model.conditions import ConditionValue, resolve_conditions
+from advect.paths import AffinePath, BrownianBridge, Path, Schedule
 from advect.solvers import Velocity, guided_velocity
 from advect.sources import Gaussian, SourceDistribution
 
@@ -31,13 +30,13 @@ class Sampler:
     grid: str = "uniform"
 
 
-class Field:
+class VelocityField:
     """A network with what sampling needs: the data's shape, conditions and transform, the path and its source.
 
     ``net(x_t (B, *S), t (B,), cond)`` gives the ``prediction`` in model units. ``margin`` is the objective's: how far
     t stays from 0 and 1 where a conversion or the path is infinite. ``null`` says that the network was trained without
     its conditions, too, which guidance and unconditional samples need. ``facts`` are those of the data's
-    ``Source.facts()``, from which samples are written in the data's own format.
+    ``Dataset.facts()``, from which samples are written in the data's own format.
     """
 
     def __init__(
@@ -117,7 +116,7 @@ class Field:
     @cached_property
     def span(self) -> tuple[float, float]:
         """0 and 1, but a little inside where the path is infinitely fast, which training leaves out as well."""
-        if isinstance(self.path, Bridge):
+        if isinstance(self.path, BrownianBridge):
             return self.margin, 1 - self.margin
         if not isinstance(self.path, AffinePath):
             return 0.0, 1.0

@@ -11,18 +11,20 @@ from torch.nn import functional as F
 
 from advect.core.errors import UserError
 from advect.core.types import Conditions
-from advect.networks.layers import run_block
-from advect.networks.layers import check_at_least, check_choice, check_divisible, check_inputs
-from advect.networks.embeddings import ConditionEmbedding, ConditionSizes, TimeEmbedding, TimeKind
 from advect.networks.embeddings import (
+    ConditionEmbedding,
+    ConditionSizes,
     Positions,
     Resize,
     Rotation,
+    TimeEmbedding,
+    TimeKind,
     coordinates,
     grid_rotation,
     grid_sincos,
     stay,
 )
+from advect.networks.layers import check_at_least, check_choice, check_divisible, check_inputs, run_block
 from advect.networks.transformer import (
     BlockOptions,
     Head,

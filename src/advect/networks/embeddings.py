@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
-import torch
-from torch import Tensor
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from advect.core.types import is_null
+
 from advect.core.errors import UserError, did_you_mean
-from advect.core.types import Conditions
+from advect.core.types import Conditions, is_null
 from advect.networks.layers import check_choice
-
-
 
 Positions = Literal["sincos", "rotary"]
 Resize = Literal["interpolate", "extrapolate"]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from torch import Tensor
-from advect.core.errors import UserError, did_you_mean
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-import torch
-from torch.nn import functional as F
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from advect.core.errors import UserError, did_you_mean
 
 
 def check_inputs(net: str, x_t: Tensor, t: Tensor, shape: Sequence[int | str]) -> None:

@@ -7,12 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advect.core.types import Conditions
-from advect.networks.unet import zeroed
-from advect.networks.layers import run_block
-from advect.networks.layers import check_at_least, check_inputs, check_share
 from advect.networks.embeddings import ConditionEmbedding, ConditionSizes, TimeEmbedding, TimeKind
-from advect.networks.layers import dropout
+from advect.networks.layers import check_at_least, check_inputs, check_share, dropout, run_block
 from advect.networks.transformer import Head, modulate, plain_norm, start_adaln_zero
+from advect.networks.unet import zeroed
 
 
 class ResidualBlock(nn.Module):

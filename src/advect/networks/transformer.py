@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from advect.core.errors import UserError
-from advect.networks.layers import attend
+from advect.core.types import LENGTH, Conditions, real_steps
+from advect.networks.embeddings import (
+    ConditionEmbedding,
+    ConditionSizes,
+    Rotation,
+    TimeEmbedding,
+    TimeKind,
+    line_rotation,
+    rotate,
+)
+from advect.networks.layers import (
+    attend,
+    check_at_least,
+    check_choice,
+    check_inputs,
+    check_share,
+    dropout,
+    run_block,
+    tanh_gelu,
+)
 from advect.networks.unet import zeroed
-from advect.networks.layers import check_at_least, check_choice, check_share
-from advect.networks.layers import dropout
-from advect.networks.layers import tanh_gelu
-from advect.networks.embeddings import Rotation, rotate
-from collections.abc import Sequence
-from advect.core.types import real_steps
-from advect.core.types import LENGTH, Conditions
-from advect.networks.layers import run_block
-from advect.networks.layers import check_at_least, check_inputs
-from advect.networks.embeddings import ConditionEmbedding, ConditionSizes, TimeEmbedding, TimeKind
-from advect.networks.embeddings import line_rotation
-
-
 
 Norm = Literal["layer", "rms"]
 MlpKind = Literal["gelu", "swiglu"]

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from advect.networks.layers import attend
-from advect.networks.layers import dropout
-from collections.abc import Sequence
+
 from advect.core.errors import UserError
 from advect.core.types import Conditions
-from advect.networks.layers import run_block
-from advect.networks.layers import check_at_least, check_divisible, check_inputs, check_share
 from advect.networks.embeddings import ConditionEmbedding, ConditionSizes, TimeEmbedding, TimeKind
-
-
+from advect.networks.layers import (
+    attend,
+    check_at_least,
+    check_divisible,
+    check_inputs,
+    check_share,
+    dropout,
+    run_block,
+)
 
 M = TypeVar("M", nn.Conv2d, nn.Linear)
 

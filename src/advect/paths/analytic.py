@@ -9,12 +9,14 @@ data, which is also what perfect memorisation looks like.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
-import torch
-from torch import Tensor
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
 from advect.core import random
 from advect.core.errors import UserError
 from advect.core.random import Generator
@@ -22,7 +24,6 @@ from advect.core.types import expand_right
 from advect.paths.affine import AffinePath
 from advect.paths.base import align
 from advect.paths.convert import refuse
-
 
 
 class Posterior(NamedTuple):
@@ -84,7 +85,7 @@ def full_posterior(
 _NO_NOISE = "has no density where sigma = 0, at t = 1 of most schedules; stay at t <= 0.999, say"
 
 
-class ExactMarginals(ABC):
+class AnalyticMarginals(ABC):
     """A data law on samples of ``shape`` with all its marginals under ``path``, whose source is N(0, I).
 
     Each field takes x (B, *S) and t (B,) and returns (B, *S) in the dtype of x; inside all is float64. They can be
@@ -176,7 +177,7 @@ class ExactMarginals(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class GaussianMixture(ExactMarginals):
+class GaussianMixture(AnalyticMarginals):
     """``sum_k weights_k N(means_k, stds_k^2 I)``, or with full ``covariances``.
 
     ``means`` (K, *S); ``stds`` > 0, one number or (K,); or ``covariances`` (K, D, D) positive definite, with D the
@@ -254,7 +255,7 @@ class GaussianMixture(ExactMarginals):
 
 
 @dataclass(frozen=True, eq=False)
-class FiniteData(ExactMarginals):
+class FiniteData(AnalyticMarginals):
     """The N rows of ``x`` (N, *S), each with probability 1 / N: what a network that memorises its data learns.
 
     ``chunk`` rows are handled at a time, so memory is O(chunk (B + D)) numbers beside x itself. Where sigma = 0 there

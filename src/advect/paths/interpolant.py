@@ -11,8 +11,7 @@ from torch.func import jvp
 
 from advect.core.errors import UserError
 from advect.core.random import Generator
-from advect.core.types import expand_right
-from advect.core.types import PathPoint
+from advect.core.types import PathSample, expand_right
 from advect.paths.base import Path, check_ends, check_point, given_x0
 
 Psi = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -20,7 +19,7 @@ Psi = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class ConditionalPath(Path):
+class InterpolantPath(Path):
     """``x_t = psi(x0, x1, t)`` for any differentiable psi, with ``u_t = d psi / dt`` by forward-mode differentiation.
 
     psi gets t as (B, 1, ..., 1), so that ``(1 - t) * x0 + t * x1`` is right for every shape. It should start at x0 and
@@ -36,9 +35,9 @@ class ConditionalPath(Path):
         if not callable(self.psi):
             raise UserError(f"ConditionalPath.psi must be a function of (x0, x1, t), got {self.psi!r}")
 
-    def sample(self, x0: Tensor, x1: Tensor, t: Tensor, generator: Generator = None) -> PathPoint:
+    def sample(self, x0: Tensor, x1: Tensor, t: Tensor, generator: Generator = None) -> PathSample:
         x_t, u_t = self._point(x0, x1, t)
-        return PathPoint(x_t=x_t, t=t, u_t=u_t, x0=x0, x1=x1)
+        return PathSample(x_t=x_t, t=t, u_t=u_t, x0=x0, x1=x1)
 
     def conditional_velocity(self, x: Tensor, t: Tensor, *, x1: Tensor, x0: Tensor | None = None) -> Tensor:
         """d psi(x0, x1, t) / dt (B, *S), the same for every x; UserError without x0."""

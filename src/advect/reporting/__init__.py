@@ -5,5 +5,5 @@ from advect.reporting.grid import picture as picture
 from advect.reporting.grid import save_png as save_png
 from advect.reporting.page import write_report as write_report
 from advect.reporting.scatter import scatter_plot as scatter_plot
-from advect.reporting.series import series_plot as series_plot
 from advect.reporting.scatter import vector_plot as vector_plot
+from advect.reporting.series import series_plot as series_plot

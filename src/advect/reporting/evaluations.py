@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 from markupsafe import Markup
+
 from advect.reporting import plots
 from advect.reporting.run_folder import RunFolder
 from advect.reporting.style import number
-import numpy as np
-
-
 
 SHOWN = 6
 """The newest so many results are shown."""

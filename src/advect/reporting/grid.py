@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.core.files import write_whole
+from advect.core.files import atomic_write
 from advect.core.types import Category, DataSpec
 
 GAP, BACKGROUND = 2, 255
@@ -83,4 +83,4 @@ def picture(x: Tensor, spec: DataSpec, transform: Inverse, reference: Tensor | N
 
 def save_png(image: Image.Image, path: Path) -> None:
     """Write ``image`` to ``path`` as PNG, whole or not at all."""
-    write_whole(path, lambda partial: image.save(partial, format="PNG", optimize=True))
+    atomic_write(path, lambda partial: image.save(partial, format="PNG", optimize=True))

@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-import numpy as np
-from PIL import Image
-from torch import Tensor
-from advect.core.types import LENGTH, Batch, Conditions
-from advect.data import Split
-from advect.reporting.grid import picture
-from advect.reporting.series import series_plot
-from advect.reporting.scatter import vector_plot
-from advect.model.velocity_field import Field, without_padding
 import csv
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
 from advect.core.errors import UserError, optional_import
-from advect.core.files import write_whole
+from advect.core.files import atomic_write
 from advect.core.random import CounterRng, mix
-from advect.core.types import LENGTH, NULL, Category, Conditions, DataSpec, Quantity
-from advect.data.cells.write import count_cells
-from advect.data.cells.write import write_h5ad
+from advect.core.types import LENGTH, NULL, Batch, Category, Conditions, DataSpec, Quantity
+from advect.data import Split
+from advect.data.cells.write import count_noise, write_h5ad
 from advect.data.sequences.dataset import steps_of
-from advect.data.tables.dataset import frame_of
-from advect.data.tables.dataset import write_table
+from advect.data.tables.dataset import frame_of, write_table
 from advect.data.vectors import write_vectors
-from advect.reporting.grid import save_png
 from advect.model.flow import Flow
-
-
+from advect.model.velocity_field import VelocityField, without_padding
+from advect.reporting.grid import picture, save_png
+from advect.reporting.scatter import vector_plot
+from advect.reporting.series import series_plot
 
 HELD_OUT = 2000
 """Held-out samples that vectors are drawn over, at most."""
 
 
-def held_out_batch(flow: Field, held_out: Split) -> Batch | None:
+def held_out_batch(flow: VelocityField, held_out: Split) -> Batch | None:
     """The first held-out samples in data units, for :func:`draw`; None for images, or where there are none."""
     if flow.spec.kind == "image" or len(held_out) == 0:
         return None
@@ -43,7 +39,7 @@ def held_out_batch(flow: Field, held_out: Split) -> Batch | None:
     return Batch(without_padding(flow.transform.inverse(batch.x1), cond), cond)
 
 
-def draw(flow: Field, x: Tensor, conditions: Conditions, reference: Batch | None = None) -> Image.Image:
+def draw(flow: VelocityField, x: Tensor, conditions: Conditions, reference: Batch | None = None) -> Image.Image:
     """Draw samples x (n, *S) with their conditions (n, ...) beside held-out data, both in data units.
 
     Images are a grid. Vectors in up to two dimensions are a scatter plot over the data; in more, their first two
@@ -111,7 +107,7 @@ def write_samples(
     them. samples.png is a picture, and with ``individual`` each image has a file of its own as well. Steps as CSV need
     pandas and are left out without it. Where samples have numbers, as cells, sequences and single images do, ``first``
     is that of the first one. Where x is what components say is expected of cells, the file and the picture have cells
-    counted around it, by ``seed`` (:func:`~advect.data.count_cells`).
+    counted around it, by ``seed`` (:func:`~advect.data.count_noise`).
 
     Raises UserError where x does not fit the flow's facts, or a library is missing.
     """
@@ -121,7 +117,7 @@ def write_samples(
         case "cells":
             files = [folder / "samples.h5ad"]
             if flow.facts.get("counted"):
-                x = count_cells(x, flow.facts, CounterRng(mix(seed, COUNTING), 0, len(x), start=first))
+                x = count_noise(x, flow.facts, CounterRng(mix(seed, COUNTING), 0, len(x), start=first))
             write_h5ad(files[0], x, flow.facts, conditions=conditions, first=first)
         case "table":
             files = [folder / _table_name(flow)]
@@ -137,7 +133,7 @@ def write_samples(
             files = [_write_npz(folder, {"x": x}, conditions)]
             if flow.spec.kind == "vector":
                 files.append(folder / "samples.csv")
-                write_whole(files[-1], lambda path: _write_csv(path, x, _columns(conditions, flow.spec)))
+                atomic_write(files[-1], lambda path: _write_csv(path, x, _columns(conditions, flow.spec)))
     return files + _write_pictures(flow, x, conditions, folder, individual=individual, first=first)
 
 
@@ -165,7 +161,7 @@ def _write_npz(folder: Path, arrays: dict[str, Tensor], conditions: Conditions) 
         with path.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **plain)
 
-    write_whole(folder / "samples.npz", write)
+    atomic_write(folder / "samples.npz", write)
     return folder / "samples.npz"
 
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-from advect.core.files import write_text_whole
-from advect.reporting.run_folder import read_run
-import shlex
-from collections.abc import Iterator
+
 import numpy as np
 from markupsafe import Markup
+
+from advect.core.files import atomic_write_text
 from advect.reporting import plots
 from advect.reporting.embed import evenly, file_uri, strip_uri, tile_uri
-from advect.reporting.evaluations import evaluated
-from advect.reporting.run_folder import RunFolder
-from advect.reporting.evaluations import measured
+from advect.reporting.evaluations import evaluated, measured
+from advect.reporting.run_folder import RunFolder, read_run
 from advect.reporting.style import duration, number, percent, plural
-
 
 
 def write_report(run_dir: Path | str) -> Path:
@@ -40,7 +39,7 @@ def write_page(path: Path, template: str, values: dict[str, Any]) -> Path:
     here = files("advect.reporting") / "templates"
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     text = page.from_string(here.joinpath(template).read_text(encoding="utf-8"))
-    write_text_whole(path, text.render(values, style=Markup(here.joinpath("page.css").read_text(encoding="utf-8"))))
+    atomic_write_text(path, text.render(values, style=Markup(here.joinpath("page.css").read_text(encoding="utf-8"))))
     return path
 
 

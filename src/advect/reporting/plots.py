@@ -17,9 +17,9 @@ from advect.reporting.style import (
     add_legend,
     new_chart,
     new_charts,
+    number,
     to_svg,
 )
-from advect.reporting.style import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from advect.distributed.comm import broadcast_object
-from advect.training.callbacks import Hook
-from advect.training.callbacks import EverySteps
-from advect.training.trainer import Trainer
 from collections.abc import Sequence
 from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
-from advect.distributed.comm import all_sum, current, gather_objects
+
 from advect.core.random import CounterRng, mix
 from advect.core.types import Batch, Category
 from advect.data import Split
-from advect.losses import Objective
-from advect.reporting.grid import save_png
+from advect.distributed.comm import all_sum, broadcast_object, current, gather_objects
+from advect.losses import Loss
 from advect.model.flow import Flow
+from advect.reporting.grid import save_png
 from advect.reporting.outputs import draw, held_out_batch
-from advect.training.loggers import Board
-from advect.training.callbacks import MetricsFile
+from advect.training.callbacks import Callback, EverySteps, MetricsFile
+from advect.training.loggers import Logger
+from advect.training.trainer import Trainer
 
 
-
-class Look(Hook):
+class PeriodicCallback(Callback):
     """Looks at the network every ``every`` steps and at the end of a run, with EMA weights where there are any.
 
     0 turns both off. A look that a kill has cut short is taken again when the run goes on.
@@ -70,7 +68,7 @@ class Look(Hook):
 
 
 @torch.no_grad()
-def held_out_loss(flow: Flow, objective: Objective, split: Split, seed: int, limit: int = 2048) -> float:
+def held_out_loss(flow: Flow, objective: Loss, split: Split, seed: int, limit: int = 2048) -> float:
     """The objective's mean over the first ``limit`` held-out examples, with the same noise and times each time.
 
     Processes share each batch, and evaluate the network equally often.
@@ -86,7 +84,7 @@ def held_out_loss(flow: Flow, objective: Objective, split: Split, seed: int, lim
     return all_sum(total).item() / count
 
 
-class Watch(Look):
+class SampleGridCallback(PeriodicCallback):
     """Every ``every`` steps, with EMA weights: a sample grid, and the held-out loss beside the training loss.
 
     Processes draw equal shares of the samples; the first one, which has ``metrics``, shows them on the ``boards``.
@@ -95,7 +93,7 @@ class Watch(Look):
     def __init__(
         self,
         flow: Flow,
-        objective: Objective,
+        objective: Loss,
         held_out: Split,
         folder: Path,
         *,
@@ -103,7 +101,7 @@ class Watch(Look):
         samples: int,
         seed: int,
         metrics: MetricsFile | None,
-        boards: Sequence[Board],
+        boards: Sequence[Logger],
     ) -> None:
         super().__init__(every)
         self.flow, self.objective, self.held_out, self.folder = flow, objective, held_out, folder

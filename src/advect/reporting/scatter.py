@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
+
 import numpy as np
 from PIL import Image
 from torch import Tensor
+
 from advect.core.errors import UserError
-from advect.reporting.style import ALARM, DATA, SAMPLES, TEXT, new_figure, style, to_image
-from collections.abc import Callable, Sequence
-from advect.reporting.style import DATA, OTHERS, SAMPLES, TEXT, new_figure, style, to_image
+from advect.reporting.style import ALARM, DATA, OTHERS, SAMPLES, TEXT, new_figure, style, to_image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

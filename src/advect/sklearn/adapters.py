@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
 import numpy as np
 import torch
 from sklearn.utils.multiclass import type_of_target
 from torch import Tensor
+
 from advect.core.errors import UserError
 from advect.core.types import Category
-from advect.data.base import category
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from advect.data import Arrays, Cells, Table, TableTransform, Transform, frame_of
+from advect.data.base import category
 from advect.data.tables.columns import Categories, Column, Number
-
-
 
 LABEL = "label"
 """The name of the condition that y is."""
@@ -70,7 +70,7 @@ def given(labels: Labels | None, y: Any, n: int) -> dict[str, Tensor]:
     return {LABEL: torch.from_numpy(labels.codes(values))}
 
 
-class Form(ABC):
+class DataAdapter(ABC):
     """One form of data. It is made from the data of the first fit, to which its transform is fitted.
 
     Attributes:
@@ -94,7 +94,7 @@ class Form(ABC):
         """Samples (N, *S) in data units as data of this form."""
 
 
-class ArrayForm(Form):
+class ArrayAdapter(DataAdapter):
     """Arrays (N, D), or images (N, C, H, W), whose range is that of the data unless ``value_range`` is given."""
 
     options = ("value_range",)
@@ -115,7 +115,7 @@ class ArrayForm(Form):
         return values.astype(self.dtype if self.dtype.kind == "f" or values.ndim == 4 else np.float64)
 
 
-class FrameForm(Form):
+class FrameAdapter(DataAdapter):
     """pandas data frames with columns of any types.
 
     Numbers are standardised where all columns are numbers without missing values, so that there is a density; in
@@ -177,7 +177,7 @@ def _values(series: Any, column: Column) -> np.ndarray:
     return series.astype("Float64").to_numpy(np.float64, na_value=np.nan)
 
 
-class CellsForm(Form):
+class CellsAdapter(DataAdapter):
     """AnnData: X as it stands, each gene standardised; with ``pca``, its principal components."""
 
     options = ("pca",)
@@ -198,9 +198,9 @@ class CellsForm(Form):
         return anndata.AnnData(x.numpy(), var=self.var.copy())
 
 
-def form_class(data: Any) -> type[Form]:
+def form_class(data: Any) -> type[DataAdapter]:
     """The form that data have; what is neither a data frame nor AnnData is taken for an array."""
     if all(hasattr(data, name) for name in ("obs", "var", "layers", "X")):
-        return CellsForm
+        return CellsAdapter
     module = type(data).__module__.partition(".")[0]
-    return FrameForm if module == "pandas" and hasattr(data, "columns") else ArrayForm
+    return FrameAdapter if module == "pandas" and hasattr(data, "columns") else ArrayAdapter

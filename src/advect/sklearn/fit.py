@@ -3,35 +3,38 @@
 from __future__ import annotations
 
 import copy
-from typing import cast
-from torch import Tensor
-from advect.data import Transform
-from advect.losses.flow_matching import Kind
-from advect.model.flow import Flow
-from typing import Any
-import numpy as np
-import torch
-from advect.core.errors import UserError
-from advect.core.types import DataSpec
-from advect.data import Source
-from advect.data.splits import MemorySplit
-from advect.data.base import random_split
-from advect.sklearn.adapters import Form
-from advect.sklearn.adapters import LABEL, Labels
-from advect.sklearn.settings import Settings
-from advect.config.build import build_network, pick_device
-from advect.config.build import build_noise, build_path, label_dropout, noise_facts
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from advect.core.random import CounterRng, mix
-from advect.core.types import Batch
-from advect.losses import Objective
-from advect.config.build_trainer import check_method, new_state, new_trainer
-from advect.config.build import build_objective
-from advect.training import Hook, LearningRate, Limits, Trainer, TrainState
-from advect.training.callbacks import EverySteps, ProgressBar
-from advect.training.state import EMA, Progress
+from typing import Any, cast
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from advect.config.build import (
+    build_loss,
+    build_network,
+    build_path,
+    build_source_distribution,
+    fit_source,
+    label_dropout,
+    pick_device,
+)
+from advect.config.build_trainer import check_method, new_state, new_trainer
+from advect.core.errors import UserError
+from advect.core.random import CounterRng, mix
+from advect.core.types import Batch, DataSpec
+from advect.data import Dataset, Transform
+from advect.data.base import random_split
+from advect.data.splits import MemorySplit
+from advect.losses import Loss
+from advect.losses.flow_matching import Kind
+from advect.model.flow import Flow
+from advect.sklearn.adapters import LABEL, DataAdapter, Labels
+from advect.sklearn.settings import Settings
+from advect.training import Callback, LearningRate, StopCriteria, Trainer, TrainState
+from advect.training.callbacks import EverySteps, ProgressBar
+from advect.training.state import EMA_FILE, Progress
 
 
 class _Wide:
@@ -81,7 +84,7 @@ class Fitted:
     settings: Settings
     spec: DataSpec
 
-    def __init__(self, form: Form, labels: Labels | None, *, seed: int) -> None:
+    def __init__(self, form: DataAdapter, labels: Labels | None, *, seed: int) -> None:
         self.form, self.labels, self.seed = form, labels, seed
         self._noise: dict[str, Any] = {}
 
@@ -102,7 +105,7 @@ class Fitted:
         source = self._source(x, y, share)
         first = not hasattr(self, "learned")
         if first:
-            self._noise = noise_facts(settings.method, source)
+            self._noise = fit_source(settings.method, source)
         self.learned = learn(
             settings,
             source,
@@ -115,7 +118,7 @@ class Fitted:
         )
         self.settings, self.spec = settings, source.spec
 
-    def _source(self, x: Tensor, y: np.ndarray | None, share: float) -> Source:
+    def _source(self, x: Tensor, y: np.ndarray | None, share: float) -> Dataset:
         rows = self.form.transform.forward(x).numpy()
         cond, conditions = {}, {}
         if self.labels is not None and y is not None:
@@ -127,7 +130,7 @@ class Fitted:
         if share and not len(rest):
             raise UserError(f"early_stopping needs at least 2 rows, n_samples = {len(rows)}; leave it out")
         part = lambda indices: MemorySplit(rows[indices], {k: v[indices] for k, v in cond.items()})
-        return Source(
+        return Dataset(
             name="the data",
             spec=DataSpec(rows.shape[1:], "image" if rows.ndim == 4 else "vector", conditions),
             transform=self.form.transform,
@@ -152,7 +155,7 @@ class Fitted:
             self.spec,
             self.form.transform,
             path=build_path(method),
-            source=build_noise(self._noise),
+            source=build_source_distribution(self._noise),
             prediction=method.prediction,
             margin=method.margin,
             null=label_dropout(method, self.spec) > 0,
@@ -189,7 +192,7 @@ class Kept:
         state.optimizer.load(self.optimizer, self.progress.step)
         if state.ema is not None and self.ema is not None:
             shadow, updates = self.ema
-            state.ema.load({EMA: shadow}, updates)
+            state.ema.load({EMA_FILE: shadow}, updates)
         if state.extra is not None:
             state.extra.load_state_dict(self.extra)
 
@@ -205,7 +208,7 @@ class _Later(LearningRate):
 
 
 @dataclass
-class Curve(Hook):
+class Curve(Callback):
     """The mean losses of each ``every`` steps."""
 
     losses: list[float] = field(default_factory=list)
@@ -214,7 +217,7 @@ class Curve(Hook):
         self.losses.append(row["loss"])
 
 
-class Patience(Hook):
+class Patience(Callback):
     """Looks at the held-out loss every ``every`` steps, and ends the run after ``patience`` looks without a better.
 
     Attributes:
@@ -222,7 +225,7 @@ class Patience(Hook):
         best: the weights of the best, and its step.
     """
 
-    def __init__(self, held_out: Batch, objective: Objective, *, every: int, patience: int, seed: int) -> None:
+    def __init__(self, held_out: Batch, objective: Loss, *, every: int, patience: int, seed: int) -> None:
         times = -(-_LOOKS // len(held_out))
         repeat = lambda x: x.repeat(times, *(1,) * (x.ndim - 1))
         cond = {name: repeat(value) for name, value in (held_out.cond or {}).items()} or None
@@ -273,7 +276,7 @@ class Learned:
 
 def learn(
     settings: Settings,
-    source: Source,
+    source: Dataset,
     noise: dict[str, Any],
     *,
     steps: int,
@@ -289,14 +292,14 @@ def learn(
     """
     t = replace(settings.training, seed=seed)
     check_method(settings.method, t)
-    objective = build_objective(settings.method, source.spec, noise)
+    objective = build_loss(settings.method, source.spec, noise)
     state = new_state(settings.network, t, source.spec, objective)
     if kept is not None:
         kept.restore(state)
     start = state.progress.step
     rate = _Later(peak=t.learning_rate, warmup=t.lr_warmup_steps, total=steps, shape=t.lr_schedule, start=start)
     every = max(1, steps // 40)
-    curve, hooks = Curve(), list[Hook]()
+    curve, hooks = Curve(), list[Callback]()
     watch = None
     if len(source.held_out):
         held_out = source.held_out.fetch(np.arange(len(source.held_out)))
@@ -308,7 +311,7 @@ def learn(
         objective,
         source.train,
         rate=rate,
-        limits=Limits(steps=start + steps, max_steps=t.max_steps, max_minutes=t.max_minutes),
+        limits=StopCriteria(steps=start + steps, max_steps=t.max_steps, max_minutes=t.max_minutes),
         log_every=every,
         hooks=[curve, *hooks, *([ProgressBar()] if verbose else [])],
     )

@@ -14,10 +14,8 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.sklearn.fit import exact
-from advect.sklearn.fit import Fitted
-from advect.sklearn.adapters import ArrayForm, Form, form_class
-from advect.sklearn.adapters import LABEL, Labels, given, values_of
+from advect.sklearn.adapters import LABEL, ArrayAdapter, DataAdapter, Labels, form_class, given, values_of
+from advect.sklearn.fit import Fitted, exact
 from advect.sklearn.settings import Settings, resolve
 
 _DRAWS = 2**31 - 1
@@ -126,7 +124,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         if self.early_stopping and not 0 < self.validation_fraction < 1:
             raise UserError(f"validation_fraction must lie in (0, 1), got {self.validation_fraction}; 0.1 is usual")
 
-    def _settings(self, kind: str, form: type[Form]) -> Settings:
+    def _settings(self, kind: str, form: type[DataAdapter]) -> Settings:
         names = ("learning_rate", "batch_size", "coupling", "label_dropout", "device")
         return resolve(
             self.options,
@@ -224,7 +222,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         if not reset and form is not type(self._fitted.form):
             fitted = type(self._fitted.form).__name__[:-4].lower()
             raise UserError(f"X is another form of data than the one fitted, {fitted}s")
-        if form is not ArrayForm:
+        if form is not ArrayAdapter:
             named = X.var_names.to_frame().T if hasattr(X, "var_names") else X
             validate_data(self, X=named, reset=reset, skip_check_array=True)
             return X

@@ -7,10 +7,10 @@ from dataclasses import dataclass, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from advect.core.errors import UserError, did_you_mean
 from advect.config.build import FITS
 from advect.config.config import MethodConfig, TrainingConfig
 from advect.config.network_sections import NETWORKS, NetworkConfig
+from advect.core.errors import UserError, did_you_mean
 
 DEFAULTS: dict[str, Any] = {"lr_schedule": "cosine", "ema_decay": 0.999, "lr_warmup_steps": 100}
 """What the estimator takes where the command line's default suits long runs."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from advect.core.errors import UserError, did_you_mean
 from advect.paths import Schedule
 
-Diffusion = float | str | Callable[[Tensor], Tensor]
+DiffusionCoefficient = float | str | Callable[[Tensor], Tensor]
 """g: a number, a name of DIFFUSIONS, or ``g(t (n,)) -> (n,)``."""
 
 
@@ -56,7 +56,7 @@ DIFFUSIONS: dict[str, Callable[[Tensor, Schedule], Tensor]] = {
 }
 
 
-def diffusion_on(diffusion: Diffusion, schedule: Schedule, grid: Sequence[float]) -> list[float]:
+def diffusion_on(diffusion: DiffusionCoefficient, schedule: Schedule, grid: Sequence[float]) -> list[float]:
     """The values of g at the times of ``grid``.
 
     Raises UserError for an unknown name, and where g is negative, not finite, or not one number a time.

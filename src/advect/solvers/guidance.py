@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from advect.core.types import null_conditions
 from advect.core.errors import UserError
-from advect.core.types import expand_right
-from advect.core.types import Conditions, Network
+from advect.core.types import Conditions, Network, expand_right, null_conditions
 from advect.solvers.base import Velocity
 
 Interval = tuple[float, float]

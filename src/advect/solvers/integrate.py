@@ -11,10 +11,10 @@ from torch import Tensor
 
 from advect.core.errors import UserError, did_you_mean
 from advect.paths import Schedule
-from advect.solvers.dormand_prince import DormandPrince
-from advect.solvers.time_grids import check_interval, resolve_grid
-from advect.solvers.multistep import AdamsBashforth2, DpmPlusPlus2M
 from advect.solvers.base import EULER, HEUN, MIDPOINT, RK4, Solver, Velocity, all_finite, not_finite
+from advect.solvers.dormand_prince import DormandPrince
+from advect.solvers.multistep import AdamsBashforth2, DpmPlusPlus2M
+from advect.solvers.time_grids import check_interval, resolve_grid
 
 SOLVERS: dict[str, Solver] = {
     s.name: s for s in (EULER, MIDPOINT, HEUN, RK4, AdamsBashforth2(), DpmPlusPlus2M(), DormandPrince())

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-import torch
-from torch import Tensor
-from torch.func import jvp, vmap
-from advect.core import random
-from advect.core.errors import UserError, did_you_mean
-from advect.core.random import Generator
-from advect.solvers.base import Velocity
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from advect.solvers.dormand_prince import DormandPrince, worst_sample
-from advect.solvers.multistep import DpmPlusPlus2M
-from advect.solvers.integrate import get_solver, solver_times, where_it_broke
+
+from advect.core import random
+from advect.core.errors import UserError, did_you_mean
+from advect.core.random import Generator
 from advect.solvers.base import Solver, Velocity, all_finite
-
-
+from advect.solvers.dormand_prince import DormandPrince, worst_sample
+from advect.solvers.integrate import get_solver, solver_times, where_it_broke
+from advect.solvers.multistep import DpmPlusPlus2M
 
 NOISES = ("rademacher", "gaussian")
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from advect.paths import CondOT, Schedule
-from advect.solvers.time_grids import coefficients_on
 from advect.solvers.base import Solver, Velocity, expanded_times
+from advect.solvers.time_grids import coefficients_on
 
 
 @dataclass(frozen=True)

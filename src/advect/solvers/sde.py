@@ -19,10 +19,9 @@ from advect.core import random
 from advect.core.errors import UserError, did_you_mean
 from advect.core.random import Generator
 from advect.paths import CondOT, Schedule
-from advect.solvers.time_grids import GridCoefficients, coefficients_on
-from advect.solvers.diffusion_coefficients import Diffusion, diffusion_on
-from advect.solvers.time_grids import resolve_grid
 from advect.solvers.base import Velocity, not_finite, stage_times
+from advect.solvers.diffusion_coefficients import DiffusionCoefficient, diffusion_on
+from advect.solvers.time_grids import GridCoefficients, coefficients_on, resolve_grid
 
 SDE_SOLVERS = ("euler-maruyama", "heun")
 LAST_STEPS = ("mean", "euler", "tweedie", "noisy")
@@ -37,7 +36,7 @@ def integrate_sde(
     score: Velocity | None,
     x0: Tensor,
     *,
-    diffusion: Diffusion = 1.0,
+    diffusion: DiffusionCoefficient = 1.0,
     steps: int | None = None,
     solver: str = "euler-maruyama",
     grid: str | Tensor = "uniform",

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.solvers.multistep import DpmPlusPlus2M
-from advect.solvers.integrate import get_solver, solver_times, where_it_broke
 from advect.solvers.base import Solver, Velocity, all_finite, expanded_times
+from advect.solvers.integrate import get_solver, solver_times, where_it_broke
+from advect.solvers.multistep import DpmPlusPlus2M
 
 STEPS = 100
 """Steps where a caller names none."""

@@ -6,16 +6,15 @@ All in this project's time, noise at 0 and data at 1. From data to noise a solve
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
+
 import torch
 from torch import Tensor
-from advect.core.errors import UserError, did_you_mean
-from collections.abc import Sequence
-from dataclasses import dataclass
-from advect.core.errors import UserError
-from advect.paths import Schedule
 
+from advect.core.errors import UserError, did_you_mean
+from advect.paths import Schedule
 
 
 def check_steps(steps: int) -> None:

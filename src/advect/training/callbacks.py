@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
-from advect.core.errors import UserError
 import json
 import math
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from tqdm import tqdm
-from advect.core.files import write_text_whole
-from advect.distributed.comm import agree
-from advect.checkpoint.manifest import checkpoint_name, checkpoint_step, list_checkpoints
-from advect.training.state import Progress
+
 from advect.checkpoint.async_writer import CheckpointWriter
+from advect.checkpoint.manifest import checkpoint_name, checkpoint_step, list_checkpoints
+from advect.core.errors import UserError
+from advect.core.files import atomic_write_text
+from advect.distributed.comm import sync_errors
+from advect.training.state import Progress
 
 if TYPE_CHECKING:
     from advect.training.trainer import Trainer
 
 
-class Hook:
+class Callback:
     """What happens around the steps: logging, pictures, checkpoints. Every method may be left out.
 
     All processes call ``on_step``, ``on_epoch``, ``on_log`` and ``on_end`` at the same steps.
@@ -43,7 +45,7 @@ class Hook:
         """The newest checkpoint of fewer than ``step`` finished steps, once it is whole."""
 
 
-class MetricsFile(Hook):
+class MetricsFile(Callback):
     """``metrics.jsonl``: one JSON object a logged step. On resumption rows beyond the checkpoint are dropped.
 
     Those of the bad steps that a run is rolled back for stay.
@@ -59,7 +61,7 @@ class MetricsFile(Hook):
         if self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines()
             kept = _kept(lines, trainer.state.progress, keep)
-            write_text_whole(self.path, "".join(line + "\n" for line in kept))
+            atomic_write_text(self.path, "".join(line + "\n" for line in kept))
         self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, row: dict) -> None:
@@ -106,7 +108,7 @@ def _row(line: str) -> dict:
     return row if isinstance(row, dict) else {}
 
 
-class ProgressBar(Hook):
+class ProgressBar(Callback):
     """Steps done with loss, samples a second and time left; plain lines where the output is not a terminal."""
 
     def __init__(self) -> None:
@@ -182,7 +184,7 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-class Checkpoints(Hook):
+class Checkpoints(Callback):
     """Writes a checkpoint every ``every`` steps, after every ``every_epochs``-th epoch, and at the end of the run.
 
     0 turns the first two off, and within a row of bad steps they are left out. A ``writer`` writes them beside the
@@ -214,11 +216,11 @@ class Checkpoints(Hook):
 
     def on_end(self, trainer: Trainer, reason: str) -> None:
         self.save(trainer)
-        with agree():
+        with sync_errors():
             self.writer.wait()
 
     def checkpoint_before(self, step: int) -> Path | None:
-        with agree():
+        with sync_errors():
             self.writer.wait()
         older = [path for path in list_checkpoints(self.writer.folder) if checkpoint_step(path) < step]
         return older[-1] if older else None
@@ -231,7 +233,7 @@ class Checkpoints(Hook):
         if trainer.state.progress.step == self._saved_step or not trainer.flush():
             return
         began = time.monotonic()
-        with agree():
+        with sync_errors():
             self.writer.wait()  # whose contents the next one may overwrite
         self.writer.write(trainer.state.progress.step, trainer.state.contents())
         trainer.log.blocked += time.monotonic() - began
@@ -241,7 +243,7 @@ class Checkpoints(Hook):
         self.writer.close()
 
 
-class EverySteps(Hook):
+class EverySteps(Callback):
     """Calls ``action(step)`` every ``every`` steps, with the averaged weights in the network where there are any."""
 
     def __init__(self, every: int, action: Callable[[int], None]) -> None:

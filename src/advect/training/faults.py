@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
 from advect.core.errors import UserError
-from advect.checkpoint.manifest import list_checkpoints
 
 LOWER_RATE = 0.3
 """What the learning rate is multiplied with when a run is rolled back."""
@@ -22,7 +18,7 @@ _MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 @contextmanager
-def memory_explained() -> Iterator[None]:
+def explain_oom() -> Iterator[None]:
     """Turn running out of memory into a UserError that names the flags that help."""
     try:
         yield

@@ -5,20 +5,19 @@ Whoever takes disjoint places, such as the processes that share a batch, takes d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
+from typing import Generic, Protocol, TypeVar
+
 import numpy as np
+
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, mix
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
-from typing import Protocol
 from advect.core.types import Batch
 
 
-
-class EpochOrder:
+class EpochSampler:
     """An endless order of ``n`` examples: each epoch a new permutation, a pure function of (seed, epoch)."""
 
     def __init__(self, n: int, seed: int) -> None:
@@ -38,7 +37,7 @@ class EpochOrder:
         return np.concatenate(parts)
 
 
-class ShardOrder:
+class ShardSampler:
     """An endless order that stays within a few shards at a time, for examples that are slow to reach at random.
 
     Each epoch puts the shards in a new order, takes ``together`` of them at a time, and mixes the examples of these.
@@ -95,8 +94,8 @@ class ShardOrder:
 T = TypeVar("T")
 
 
-class Ahead(Generic[T]):
-    """``Ahead(draw)(step)`` is ``draw(step)``, with step + 1 already under way in a thread.
+class Prefetcher(Generic[T]):
+    """``Prefetcher(draw)(step)`` is ``draw(step)``, with step + 1 already under way in a thread.
 
     ``draw`` must be a function of the step alone, so that doing it early changes nothing.
     """
@@ -128,7 +127,7 @@ class Loader:
     """Batches of ``batch_size`` consecutive places of the epoch order; step 0 begins at place 0.
 
     Examples with an attribute ``shards``, the sizes of the runs that are near to one another on a disk, are taken in a
-    :class:`ShardOrder`, others in an :class:`EpochOrder`.
+    :class:`ShardSampler`, others in an :class:`EpochSampler`.
 
     Of ``world`` processes each takes its ``batch_size`` rows of a global batch, the one of ``rank`` 0 the first ones,
     so that together they see what one process with the global batch would. With ``workers`` > 0 that many threads
@@ -148,7 +147,7 @@ class Loader:
         self.first_row = rank * batch_size
         shards = getattr(examples, "shards", None)
         order_seed = mix(seed, 1)
-        self._order = EpochOrder(len(examples), order_seed) if shards is None else ShardOrder(shards, order_seed)
+        self._order = EpochSampler(len(examples), order_seed) if shards is None else ShardSampler(shards, order_seed)
         self._seed = mix(seed, 2)
         self._workers = workers
         self._origin = (0, 0)

@@ -12,14 +12,14 @@ import numpy as np
 from PIL import Image
 
 from advect.core.errors import UserError, optional_import
-from advect.core.files import write_text_whole
-from advect.training.callbacks import Hook
+from advect.core.files import atomic_write_text
+from advect.training.callbacks import Callback
 from advect.training.trainer import Trainer
 
 _NO_CURVES = ("step", "seen", "seconds")
 
 
-class Board(Hook):
+class Logger(Callback):
     """The logged rows as curves under ``train/``; and what else is written to it."""
 
     @abstractmethod
@@ -37,7 +37,7 @@ class Board(Hook):
         self.scalars({"train/epoch_loss": loss}, trainer.state.progress.step)
 
 
-class TensorBoard(Board):
+class TensorBoardLogger(Logger):
     """Event files in a folder. On resumption those beyond the checkpoint are struck out."""
 
     def __init__(self, folder: Path) -> None:
@@ -64,7 +64,7 @@ class TensorBoard(Board):
             self._writer.close()
 
 
-class WeightsAndBiases(Board):
+class WandbLogger(Logger):
     """A run on Weights & Biases, or with ``mode`` "offline" a folder that ``wandb sync`` sends there later.
 
     ``folder/id`` keeps the run's name on the server, so that a resumed run goes on with the same curves; points that
@@ -111,7 +111,7 @@ class WeightsAndBiases(Board):
         file = self.folder / "id"
         if not file.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_text_whole(file, secrets.token_hex(4) + "\n")
+            atomic_write_text(file, secrets.token_hex(4) + "\n")
         return file.read_text(encoding="utf-8").strip()
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-from torch.optim.adamw import adamw
-from advect.core.errors import UserError
-from advect.distributed.parallel import local
+import math
 from collections import defaultdict
 from collections.abc import Collection
-from torch import Tensor, nn
-from advect.core.device import has_fast_bfloat16
-from advect.distributed.parallel import gathered, local, own_rows
-import math
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from advect.core.device import has_fast_bfloat16
+from advect.core.errors import UserError
+from advect.distributed.parallel import gathered, local, own_rows
 
 
 class AdamW:

@@ -17,22 +17,22 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from advect.core.errors import UserError
-from advect.distributed.comm import agree, broadcast_object, current
 from advect.checkpoint.manifest import (
     checkpoint_name,
     checkpoint_step,
+    explain_disk_error,
     list_checkpoints,
     remove_leftovers,
     verify_checkpoint,
     write_checkpoint,
 )
+from advect.checkpoint.weights import load_weights
+from advect.core.errors import UserError
+from advect.distributed.comm import broadcast_object, current, sync_errors
+from advect.training.callbacks import Callback
 from advect.training.ema import length_file
-from advect.checkpoint.manifest import disk_explained
-from advect.training.callbacks import Hook
 from advect.training.state import TrainState
 from advect.training.trainer import Trainer
-from advect.checkpoint.weights import load_weights
 
 SNAPSHOTS = "ema"
 """The folder of a run's snapshots."""
@@ -45,7 +45,7 @@ def spacing(step: int) -> int:
     return max(8, 1 << max(0, (step // 16).bit_length() - 1))
 
 
-class Snapshots(Hook):
+class Snapshots(Callback):
     """Stores the power-function averages every ``every`` steps, and at the end of the run.
 
     With ``every`` None they are 16 to 31, evenly spread over the run however long it becomes: where :func:`spacing`
@@ -86,9 +86,9 @@ class Snapshots(Hook):
         if not trainer.flush():
             return
         averages = {file: state.whole_average(file) for file in state.ema.lengths}
-        with agree():
+        with sync_errors():
             if current().is_first:
-                with disk_explained(self.folder, step):
+                with explain_disk_error(self.folder, step):
                     write_checkpoint(self.folder, step, lambda folder: _fill(folder, state, averages, due))
                     self._thin(step)
         self._saved_step = step

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-from advect.core.errors import UserError
 import copy
 from typing import Any
+
+import torch
 from torch import Tensor, nn
+
+from advect.core.errors import UserError
 from advect.core.types import Conditions
-
-
 
 _LEAST = 2.0**-14
 
 
-class LossScale:
+class LossScaler:
     """Dynamic loss scaling (Micikevicius et al. 2018, "Mixed precision training", section 3.2).
 
     The loss is multiplied by ``scale``, so that small gradients do not vanish in float16. A step whose gradients

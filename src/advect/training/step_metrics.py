@@ -22,7 +22,7 @@ class BadStep:
     norm: float
 
 
-class StepLog:
+class StepMetrics:
     """Losses and gradient norms of the last steps, and the speed since the last row.
 
     Reading them waits for the device and for the other processes, so they wait for :meth:`read`.

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from advect.core.errors import UserError
 import signal
 import threading
-from types import FrameType, TracebackType
-from advect.distributed.env import STOPPING
 from collections.abc import Sequence
-import torch
-from advect.distributed.comm import control_group
+from dataclasses import dataclass
+from types import FrameType, TracebackType
 
+import torch
+
+from advect.core.errors import UserError
+from advect.distributed.comm import control_group
+from advect.distributed.env import STOPPING
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class StopCriteria:
     """When a run ends: after ``steps``; earlier after ``max_steps`` finished steps or ``max_minutes`` of this start.
 
     The two maxima do not enter the schedule of the learning rate, so a run that they end and that is resumed
@@ -70,7 +71,7 @@ MINUTES = "max-minutes"
 _MINUTES_CODE = 1000
 
 
-class Boundary:
+class StopConsensus:
     """Lets every process stop at the same step, whichever of them was told to.
 
     Each boundary sends what this process knows while the step that follows computes, and answers with the largest of
@@ -79,7 +80,7 @@ class Boundary:
     """
 
     def __init__(self) -> None:
-        self._sent: tuple[torch.Tensor, torch.distributed.Work] | None = None
+        self._sent: tuple[torch.Tensor, torch.distributed.EvalWorkspace] | None = None
 
     def meet(self, words: Sequence[int]) -> list[int]:
         """Send ``words`` and return, for each, the largest that any process sent at the last boundary, at first 0."""

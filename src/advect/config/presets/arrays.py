@@ -1,17 +1,8 @@
 """Single cells of one's own."""
 
-
 from advect.config.config import Config, MLPConfig, OutputConfig, Preset, TrainingConfig
-from advect.config.data_sections import MoonsData
-from advect.config.config import Config, OutputConfig, Preset, TrainingConfig
-from advect.config.data_sections import ArrayFileData
-from advect.config.network_sections import ResidualMLPConfig
-from advect.config.data_sections import TableData
-from advect.config.data_sections import CellsData
-from advect.config.data_sections import SequencesData
-from advect.config.network_sections import SequenceTransformerConfig
-
-
+from advect.config.data_sections import ArrayFileData, CellsData, MoonsData, SequencesData, TableData
+from advect.config.network_sections import ResidualMLPConfig, SequenceTransformerConfig
 
 MOONS = Preset(
     "moons",

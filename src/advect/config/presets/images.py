@@ -1,9 +1,7 @@
 """Images of one's own, of any size."""
 
-
 from dataclasses import replace
-from advect.config.config import Config, OutputConfig, Preset, TrainingConfig, UNetConfig
-from advect.config.image_sections import ImageFolderData
+
 from advect.config.config import (
     Config,
     MethodConfig,
@@ -12,10 +10,8 @@ from advect.config.config import (
     TrainingConfig,
     UNetConfig,
 )
-from advect.config.image_sections import CifarData
-from advect.config.image_sections import FashionMnistData
 from advect.config.data_sections import DigitsData
-
+from advect.config.image_sections import CifarData, FashionMnistData, ImageFolderData
 
 
 def fit_images(config: Config, height: int, width: int) -> Config:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
 import numpy as np
-from advect.core.errors import UserError, did_you_mean
-from advect.core.types import LENGTH, NULL, Category, Quantity
-import hashlib
 import torch
-from advect.core.errors import UserError
+
+from advect.core.errors import UserError, did_you_mean
 from advect.core.random import Generator, mix, uniform
-from advect.core.types import Batch
-from advect.data.cells.matrix import CellMatrix
+from advect.core.types import LENGTH, NULL, Batch, Category, Quantity
 from advect.data.base import Split
+from advect.data.cells.matrix import CellMatrix
 from advect.data.transforms import Transform
-
-
 
 EXAMPLES = 256
 """Rows that a Quantity keeps."""

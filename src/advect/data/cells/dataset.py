@@ -17,20 +17,30 @@ from torch import Tensor
 
 from advect.core.errors import UserError, optional_import
 from advect.core.types import Category, Conditions, DataSpec
-from advect.data.cells.transform import Chain, Components, Expression, Space
+from advect.data.base import Dataset, check_share
+from advect.data.cells.conditions import (
+    CellSplit,
+    Column,
+    Starts,
+    check_controls,
+    control_cells,
+    read_columns,
+    split_by_digest,
+)
 from advect.data.cells.matrix import (
-    Survey,
+    CellMatrix,
+    MatrixStats,
+    Normalised,
+    held_matrix,
     least,
     moments,
     most_variable,
     principal_components,
+    stored_matrix,
     survey,
 )
-from advect.data.cells.matrix import CellMatrix, Normalised, held_matrix, stored_matrix
-from advect.data.cells.conditions import Column, control_cells, read_columns
-from advect.data.cells.conditions import CellSplit, Starts, check_controls, split_by_digest
+from advect.data.cells.transform import Chain, Components, Expression, Space
 from advect.data.cells.write import obs_facts, var_facts
-from advect.data.base import Source, check_share
 from advect.data.transforms import Identity, Standardize, Transform
 
 if TYPE_CHECKING:
@@ -40,7 +50,7 @@ LARGEST_LOG = 20.0
 """No logarithm of a count comes near: log(1 + 1e8) is 18.4."""
 
 
-class Cells(Source):
+class Cells(Dataset):
     """Cells (D,) of an AnnData file: D genes, or components of them, in the units that ``space`` says.
 
     Counts are scaled to ``target_sum`` a cell, with the sum over all genes of the file, and log(1 + x) taken; then
@@ -63,7 +73,7 @@ class Cells(Source):
         highly_variable: how many genes to keep, by dispersion (Zheng et al. 2017) over the training cells.
         genes: the names of the genes to keep, in this order; with ``highly_variable`` the choice is among them.
         pca: how many principal components to train on; the way back gives all genes, as smooth expectations, from
-            which :func:`~advect.data.cells.write.count_cells` draws cells as they are counted.
+            which :func:`~advect.data.cells.write.count_noise` draws cells as they are counted.
         control: "column=value" of the cells that the flow starts at.
         held_out: the share of the cells kept for measuring, in [0, 1).
         seed: of the split and of the components' search.
@@ -176,7 +186,7 @@ class Cells(Source):
 
 def _read(
     path: Any, layer: str | None, scale: Expression, *, backed: bool
-) -> tuple[Survey, CellMatrix, pd.DataFrame, pd.DataFrame]:
+) -> tuple[MatrixStats, CellMatrix, pd.DataFrame, pd.DataFrame]:
     """What is found in the values, the values, and the tables obs and var, all checked."""
     optional_import("anndata", "cells")
     if isinstance(path, str | os.PathLike):
@@ -224,7 +234,7 @@ def _check_names(genes: Any, where: str) -> None:
     )
 
 
-def _check_values(found: Survey, where: str, scale: Expression) -> None:
+def _check_values(found: MatrixStats, where: str, scale: Expression) -> None:
     """Refuse values to which the steps that were asked for do not apply."""
     asked = scale.target_sum is not None or scale.log1p
     off = "normalise=False, log1p=False (--no-normalise --no-log1p)"
@@ -281,7 +291,7 @@ def _quantiles(libraries: np.ndarray) -> list[float]:
     return np.quantile(sizes, np.linspace(0, 1, 101)).tolist()
 
 
-def _fingerprint(found: Survey, columns: dict[str, Column], genes: list[str], options: list[Any]) -> str:
+def _fingerprint(found: MatrixStats, columns: dict[str, Column], genes: list[str], options: list[Any]) -> str:
     """sha256 of all cells, their conditions, the genes kept and the options."""
     digest = hashlib.sha256(json.dumps([options, genes, sorted(columns)]).encode())
     digest.update(found.digests.tobytes())

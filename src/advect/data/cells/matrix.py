@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any
-import numpy as np
-from advect.core.errors import UserError, did_you_mean
-import hashlib
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 import torch
-from advect.core.errors import UserError
+
+from advect.core.errors import UserError, did_you_mean
 from advect.core.random import CounterRng
-
-
 
 BLOCK = 4096
 """Rows that a pass over a matrix takes at a time."""
@@ -172,7 +171,7 @@ def _no_matrix(where: str, layer: str | None, layers: list[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Survey:
+class MatrixStats:
     """One pass over all cells: library sizes (N,), a digest (N,) of each, the range, and whether all are whole."""
 
     libraries: np.ndarray
@@ -182,7 +181,7 @@ class Survey:
     whole: bool
 
 
-def survey(matrix: CellMatrix, where: str) -> Survey:
+def survey(matrix: CellMatrix, where: str) -> MatrixStats:
     """Measure a matrix. Raises UserError where it is empty or holds NaN or infinity."""
     if not all(matrix.shape):
         raise UserError(f"{where} is empty, its shape is {matrix.shape}; give at least one cell and one gene")
@@ -204,7 +203,7 @@ def survey(matrix: CellMatrix, where: str) -> Survey:
             f"{where} holds {bad} NaN or infinite values, the first in cell {first};"
             " remove those cells or fill them in"
         )
-    return Survey(libraries, digests, lowest, highest, whole)
+    return MatrixStats(libraries, digests, lowest, highest, whole)
 
 
 def _digests(rows: Any) -> list[bytes]:

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
+
 from advect.core import random
-from advect.core.errors import UserError
-from advect.core.random import Generator
-from advect.data.cells.transform import Expression
-import os
-from pathlib import Path
 from advect.core.errors import UserError, optional_import
-from advect.core.files import write_whole
+from advect.core.files import atomic_write
+from advect.core.random import Generator
 from advect.core.types import NULL, Category, Conditions, Quantity
-from advect.data.cells.transform import Expression, Space
 from advect.data.cells.conditions import Column
+from advect.data.cells.transform import Expression, Space
 
 
-
-def count_cells(x: Tensor, facts: Mapping[str, Any], generator: Generator = None) -> Tensor:
+def count_noise(x: Tensor, facts: Mapping[str, Any], generator: Generator = None) -> Tensor:
     """Cells (B, D) with counted molecules, whose expected expression is x (B, D), both in the space of the facts.
 
     Components, and what a flow makes of them, are smooth: they say how much of a gene a cell is expected to show. What
@@ -222,4 +221,4 @@ def write_h5ad(
         var=var_table(facts["var"]),
         uns={"advect": uns},
     )
-    write_whole(Path(path), cells.write_h5ad)
+    atomic_write(Path(path), cells.write_h5ad)

@@ -11,12 +11,10 @@ import numpy as np
 
 from advect.core.errors import UserError, did_you_mean
 from advect.core.types import DataSpec
-from advect.data.images.stores import open_store
+from advect.data.base import Dataset, category
 from advect.data.images.decoding import Decoder
-from advect.data.images.stores import require_folder
 from advect.data.images.folder import PIXELS, ImageSplit, Unreadable, files_fingerprint
-from advect.data.base import Source, category
-from advect.data.images.stores import Store
+from advect.data.images.stores import ImageStore, open_store, require_folder
 
 PARTITION, ATTRIBUTES, IMAGES = "list_eval_partition", "list_attr_celeba", "img_align_celeba"
 PLACES = ("", "Eval", "Anno", "Img")
@@ -26,7 +24,7 @@ _PARTS = {"train": 0, "valid": 1, "test": 2}
 _NO_YES = ("no", "yes")
 
 
-class CelebA(Source):
+class CelebA(Dataset):
     """Aligned and cropped faces (Liu, Luo, Wang & Tang 2015, "Deep learning face attributes in the wild").
 
     Args:
@@ -78,7 +76,7 @@ class CelebA(Source):
         )
 
 
-def _sizes_and_parts(store: Store, parts: np.ndarray) -> list[bytes]:
+def _sizes_and_parts(store: ImageStore, parts: np.ndarray) -> list[bytes]:
     """What tells each image apart: not its content, for reading 1.4 GB at every start would tell little more."""
     try:
         return [b"%d %d" % (store.size(i), part) for i, part in enumerate(parts.tolist())]
@@ -98,7 +96,7 @@ def _find(folder: Path, name: str, suffixes: Sequence[str]) -> Path:
     raise UserError(f"{folder} has no {' or '.join(name + suffix for suffix in suffixes)}; put it there")
 
 
-def _parts(path: Path, store: Store) -> np.ndarray:
+def _parts(path: Path, store: ImageStore) -> np.ndarray:
     """The part (0, 1 or 2) of every image of the store."""
     rows = [(line, _words(text)) for line, text in _lines(path)]
     if rows and rows[0][1][0] == "image_id":
@@ -111,7 +109,7 @@ def _parts(path: Path, store: Store) -> np.ndarray:
     return _by_image(path, parts, store)
 
 
-def _attributes(folder: Path, wanted: Sequence[str], store: Store) -> dict[str, np.ndarray]:
+def _attributes(folder: Path, wanted: Sequence[str], store: ImageStore) -> dict[str, np.ndarray]:
     """For each wanted attribute, 0 (no) or 1 (yes) for every image of the store."""
     path = _find(folder, ATTRIBUTES, (".txt", ".csv"))
     lines = _lines(path)
@@ -136,7 +134,7 @@ def _attributes(folder: Path, wanted: Sequence[str], store: Store) -> dict[str, 
     return {name: table[:, i] for i, name in enumerate(wanted)}
 
 
-def _by_image(path: Path, values: dict[str, int] | dict[str, list[bool]], store: Store) -> np.ndarray:
+def _by_image(path: Path, values: dict[str, int] | dict[str, list[bool]], store: ImageStore) -> np.ndarray:
     """The values of the images in the store's order, int64; the names of both must agree."""
     names = [name.rsplit("/", 1)[-1] for name in store.names]
     lost, unlisted = sorted(values.keys() - set(names)), sorted(set(names) - values.keys())

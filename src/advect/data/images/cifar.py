@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 from pathlib import Path
-from typing import Any
-import numpy as np
-from advect.core.errors import UserError
-import os
 from typing import Any, NamedTuple
-from advect.core.types import DataSpec
-from advect.data.images.stores import require_folder
-from advect.data.images.folder import PIXELS
-from advect.data.splits import PixelSplit
-from advect.data.base import Rows, Source, category, fingerprint
 
+import numpy as np
+
+from advect.core.errors import UserError
+from advect.core.types import DataSpec
+from advect.data.base import Dataset, Rows, category, fingerprint
+from advect.data.images.folder import PIXELS
+from advect.data.images.stores import require_folder
+from advect.data.splits import PixelSplit
 
 
 class _RefusedError(Exception):
@@ -101,7 +101,7 @@ _KEYS = {"label": ("labels", "fine_labels"), "superclass": ("coarse_labels",)}
 _NAME_KEYS = {"label": ("label_names", "fine_label_names"), "superclass": ("coarse_label_names",)}
 
 
-class Cifar(Source):
+class Cifar(Dataset):
     """CIFAR-10 or CIFAR-100 (Krizhevsky 2009): 50,000 + 10,000 colour images (3, 32, 32), 0 to 255.
 
     The training batches are for training, the test batch is held out. Pickles are read by

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
-import numpy as np
-from advect.core.errors import UserError
 import hashlib
 import io
 import os
 import unicodedata
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import chain
+from typing import Literal
+
+import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+
+from advect.core.errors import UserError
 from advect.core.random import Generator, uniform
 from advect.core.types import Batch, DataSpec
-from advect.data.images.stores import open_store
+from advect.data.base import Dataset, Split, category, check_share
 from advect.data.content_hash import split_by_content
 from advect.data.images.decoding import Decoder
-from advect.data.base import Source, Split, category, check_share
-from advect.data.images.stores import SUFFIXES, Store, starts_like_image
+from advect.data.images.stores import SUFFIXES, ImageStore, open_store, starts_like_image
 from advect.data.transforms import PixelScale
-
-
 
 TRAIN = frozenset({"train", "training"})
 MEASURE = frozenset({"test", "testing", "val", "valid", "validation"})
@@ -92,7 +90,7 @@ _MOST_UNREADABLE = 0.01
 _READERS = 16  # on a network disk a file takes milliseconds to open, and many at once take no longer
 
 
-class ImageFolder(Source):
+class ImageFolder(Dataset):
     """The images of a folder, a zip or a tar (compressed or not), as (channels, H, W), 0 to 255, see :class:`Decoder`.
 
     The archives are read in place. Files and folders whose names start with a dot are passed over. The same files
@@ -196,7 +194,7 @@ class ImageSplit(Split):
 
     def __init__(
         self,
-        store: Store,
+        store: ImageStore,
         rows: np.ndarray,
         labels: Mapping[str, np.ndarray],
         decoder: Decoder,
@@ -270,7 +268,7 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def content_digests(store: Store, unreadable: Unreadable | None = None) -> list[bytes]:
+def content_digests(store: ImageStore, unreadable: Unreadable | None = None) -> list[bytes]:
     """The digest of every image, or of its name where its bytes cannot be read, which is then noted.
 
     A file that is no image by its first bytes is noted, too, so that a folder of many such is refused at once.
@@ -297,7 +295,7 @@ def content_digests(store: Store, unreadable: Unreadable | None = None) -> list[
         return list(pool.map(digest, range(len(store))))
 
 
-def _note_unknown(store: Store, index: int, unreadable: Unreadable) -> None:
+def _note_unknown(store: ImageStore, index: int, unreadable: Unreadable) -> None:
     """Note an image that is in no format that Pillow knows either."""
     try:
         with Image.open(io.BytesIO(store.read(index))):
@@ -307,7 +305,7 @@ def _note_unknown(store: Store, index: int, unreadable: Unreadable) -> None:
     unreadable.add(store.title(index), reason)
 
 
-def files_fingerprint(store: Store, digests: Sequence[bytes]) -> str:
+def files_fingerprint(store: ImageStore, digests: Sequence[bytes]) -> str:
     """sha256 of the names of the files and of something of each (its digest, or its size)."""
     # A name is the same on file systems that compose accents and on those that take them apart.
     keys = (unicodedata.normalize("NFC", name).encode("utf-8", "surrogateescape") for name in store.names)

@@ -11,16 +11,16 @@ import numpy as np
 
 from advect.core.errors import UserError, did_you_mean, optional_import
 from advect.core.types import NULL, Category, DataSpec
+from advect.data.base import Dataset, category, check_share
 from advect.data.content_hash import fingerprint_of, split_by_content
 from advect.data.images.decoding import Decoder
 from advect.data.images.folder import PIXELS, ImageSplit, Unreadable, content_digests, one_line
-from advect.data.base import Source, category, check_share
-from advect.data.images.stores import Store
+from advect.data.images.stores import ImageStore
 
 _HELD_OUT = ("test", "validation", "valid", "val")
 
 
-class HubImages(Source):
+class HubImages(Dataset):
     """A dataset of the Hugging Face hub, or one like it on disk, as images (channels, H, W), see :class:`Decoder`.
 
     Args:
@@ -92,7 +92,7 @@ class HubImages(Source):
         )
 
 
-class HubStore(Store):
+class HubStore(ImageStore):
     """The images of one column, one split after the other; Arrow maps them, so that they are not in memory."""
 
     def __init__(self, title: str, splits: dict[str, Any], column: str) -> None:

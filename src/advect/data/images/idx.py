@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from advect.core.errors import UserError
+from advect.data.base import ArrayDataset, Rows
 from advect.data.images.stores import require_folder
-from advect.data.base import ArraySource, Rows
 from advect.data.transforms import PixelScale
 
 _AGAIN = "download it again"
@@ -58,7 +58,7 @@ def _read(path: Path) -> bytes:
         raise UserError(f"{path} is a damaged gzip file ({error}); {_AGAIN}") from error
 
 
-class Mnist(ArraySource):
+class Mnist(ArrayDataset):
     """MNIST (LeCun, Cortes & Burges 1998) or any set in its four files, such as KMNIST, or a part of EMNIST.
 
     Grey images (1, H, W), 0 to 255, with the condition ``label``. The train files are for training, the t10k or test
@@ -113,7 +113,7 @@ def find_parts(folder: Path) -> tuple[str, str]:
     return found[0], "test" if test else "t10k"
 
 
-class FashionMnist(ArraySource):
+class FashionMnist(ArrayDataset):
     """70,000 grey pictures of clothes (1, 28, 28), values 0 to 255, condition ``label`` (Xiao, Rasul & Vollgraf 2017).
 
     Args:

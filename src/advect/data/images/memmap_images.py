@@ -12,18 +12,16 @@ import numpy as np
 
 from advect.core.errors import UserError
 from advect.core.types import DataSpec
-from advect.data.images.stores import open_store
-from advect.data.images.folder import official_split
+from advect.data.base import Dataset, category, check_share
 from advect.data.content_hash import split_by_content
 from advect.data.images.decoding import Decoder
-from advect.data.images.stores import require_path
-from advect.data.images.folder import PIXELS, Unreadable, content_digests, files_fingerprint
+from advect.data.images.folder import PIXELS, Unreadable, content_digests, files_fingerprint, official_split
 from advect.data.images.packing import MANIFEST, PIXEL_FILE, read_manifest, settings_of
+from advect.data.images.stores import open_store, require_path
 from advect.data.splits import PixelSplit
-from advect.data.base import Source, category, check_share
 
 
-class Packed(Source):
+class Packed(Dataset):
     """The images of a folder that :func:`~advect.data.images.packing.pack` wrote, (channels, H, W), 0 to 255.
 
     Splits, classes and fingerprint are those of the ``ImageFolder`` of the originals, so a run may change from one to

@@ -15,12 +15,17 @@ import numpy as np
 from tqdm import tqdm
 
 from advect.core.errors import UserError
-from advect.core.files import make_folder, sync_folder, write_text_whole, write_whole
-from advect.data.images.stores import open_store
-from advect.data.images.folder import Classes, sub_folder_classes
+from advect.core.files import atomic_write, atomic_write_text, make_folder, sync_folder
 from advect.data.images.decoding import Decoder
-from advect.data.images.folder import Unreadable, content_digests, files_fingerprint, one_line
-from advect.data.images.stores import Store
+from advect.data.images.folder import (
+    Classes,
+    Unreadable,
+    content_digests,
+    files_fingerprint,
+    one_line,
+    sub_folder_classes,
+)
+from advect.data.images.stores import ImageStore, open_store
 
 PIXEL_FILE, MANIFEST = "data.u8", "manifest.json"
 VERSION = 1
@@ -29,7 +34,7 @@ _PLAN, _JOURNAL = "plan.json", "blocks.sha256"
 
 
 def pack(
-    images: Store | str | os.PathLike[str],
+    images: ImageStore | str | os.PathLike[str],
     out_folder: str | os.PathLike[str],
     *,
     image_size: int | tuple[int, int] = 64,
@@ -39,7 +44,7 @@ def pack(
     workers: int = 2,
     progress: bool = True,
 ) -> Path:
-    """Write the images to ``out_folder`` as uint8 (N, C, H, W), to be opened by :class:`~advect.data.images.memmap_images.Packed`.
+    """Write the images to ``out_folder`` as uint8 (N, C, H, W), to be opened by :class:`Packed`.
 
     Pixels, labels, digests and names lie in files of their own; ``manifest.json`` comes last, and a folder without it
     is not taken for whole. The same call after a kill goes on behind the last block whose sha256 is right, and ends
@@ -63,7 +68,7 @@ def pack(
     if workers < 1:
         raise UserError(f"workers must be at least 1, got {workers}; the number of processor cores is usual")
     decoder = Decoder(image_size=image_size, channels=channels, background=background)
-    store = images if isinstance(images, Store) else open_store(images)
+    store = images if isinstance(images, ImageStore) else open_store(images)
     if not len(store):
         raise UserError(f"{images} holds no image to pack; name a folder or an archive with images")
     unreadable = Unreadable(len(store))
@@ -91,7 +96,7 @@ def pack(
                 f"no image of {images} can be read, {store.title(0)} among them; repair them or name others"
             )
         manifest = {**plan, "files": side, "blocks": [block.digest for block in blocks], "unreadable": lost}
-        write_text_whole(folder / MANIFEST, json.dumps(manifest, indent=1))
+        atomic_write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
         _tidy(folder)
     except OSError as error:
         raise UserError(
@@ -120,7 +125,7 @@ def read_manifest(folder: Path) -> dict | None:
     return None
 
 
-def _folder_classes(store: Store, labels: bool | Literal["auto"]) -> dict[str, Classes]:
+def _folder_classes(store: ImageStore, labels: bool | Literal["auto"]) -> dict[str, Classes]:
     classes = sub_folder_classes(store.names, labels)
     return {} if classes is None else {"label": classes}
 
@@ -153,10 +158,10 @@ def _begin(folder: Path, plan: dict) -> None:
         if (folder / PIXEL_FILE).exists() and before is None:
             raise UserError(f"out_folder {folder} holds a {PIXEL_FILE} that is no begun pack; name a new folder")
         (folder / _JOURNAL).unlink(missing_ok=True)
-        write_text_whole(folder / _PLAN, json.dumps(plan))
+        atomic_write_text(folder / _PLAN, json.dumps(plan))
 
 
-def _write_sides(folder: Path, store: Store, digests: list[bytes], classes: Mapping[str, Classes]) -> dict:
+def _write_sides(folder: Path, store: ImageStore, digests: list[bytes], classes: Mapping[str, Classes]) -> dict:
     """Write what is small: names, digests (N, 32) and labels (N, conditions). Returns size and sha256 of each."""
     table = np.stack([c.labels for c in classes.values()], 1) if classes else np.empty((len(store), 0), np.int64)
     contents = {
@@ -165,7 +170,7 @@ def _write_sides(folder: Path, store: Store, digests: list[bytes], classes: Mapp
         "labels.i64": table.astype("<i8").tobytes(),
     }
     for name, content in contents.items():
-        write_whole(folder / name, lambda path, content=content: path.write_bytes(content))
+        atomic_write(folder / name, lambda path, content=content: path.write_bytes(content))
     return {n: {"bytes": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in contents.items()}
 
 
@@ -187,7 +192,7 @@ class _Block(NamedTuple):
 def _write_blocks(
     folder: Path,
     plan: dict,
-    store: Store,
+    store: ImageStore,
     decoder: Decoder,
     unreadable: Unreadable,
     *,
@@ -200,7 +205,7 @@ def _write_blocks(
     path, journal = folder / PIXEL_FILE, folder / _JOURNAL
     path.touch()
     done = list(_verified(path, journal, block=block * size, total=total * size))
-    write_text_whole(journal, "".join(f"{written}\n" for written in done))
+    atomic_write_text(journal, "".join(f"{written}\n" for written in done))
     for row in (row for written in done for row in written.lost):
         unreadable.add(store.title(row), "as before")
     first = min(len(done) * block, total)
@@ -245,7 +250,7 @@ def _verified(path: Path, journal: Path, *, block: int, total: int) -> Iterator[
             yield written
 
 
-def _decode(store: Store, decoder: Decoder, row: int, reasons: dict[int, str]) -> bytes:
+def _decode(store: ImageStore, decoder: Decoder, row: int, reasons: dict[int, str]) -> bytes:
     """The pixels of an image; zeros, and the reason, of one that cannot be read."""
     try:
         return np.ascontiguousarray(decoder(store.read(row))).tobytes()

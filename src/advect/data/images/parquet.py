@@ -13,18 +13,17 @@ import numpy as np
 
 from advect.core.errors import UserError, did_you_mean, optional_import
 from advect.core.types import DataSpec
-from advect.data.images.folder import Classes
+from advect.data.base import Dataset, category, check_share
 from advect.data.content_hash import split_by_content
 from advect.data.images.decoding import Decoder
-from advect.data.images.folder import PIXELS, ImageSplit, files_fingerprint, one_line
+from advect.data.images.folder import PIXELS, Classes, ImageSplit, files_fingerprint, one_line
+from advect.data.images.stores import ImageStore
 from advect.data.remote import File, list_files
-from advect.data.base import Source, category, check_share
-from advect.data.images.stores import Store
 
 _KEPT = 10  # row groups in memory: those that training mixes, and the next ones
 
 
-class ParquetStore(Store):
+class ParquetStore(ImageStore):
     """The encoded images of a column of Parquet files; the last few row groups are kept in memory.
 
     Args:
@@ -105,7 +104,7 @@ class ParquetStore(Store):
         return [row or b"" for row in rows]
 
 
-class ParquetImages(Source):
+class ParquetImages(Dataset):
     """The images of Parquet files as (channels, H, W), 0 to 255. Training visits a few row groups at a time.
 
     Args:

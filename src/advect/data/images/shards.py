@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tarfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from tqdm import tqdm
-from advect.core.errors import UserError
-from advect.core.files import make_folder, write_text_whole
-from advect.data.content_hash import MIDDLE, file_digest, middle_of
-from advect.data.remote import File, is_remote
-from advect.data.images.stores import is_image
-import os
+
 import numpy as np
+from tqdm import tqdm
+
+from advect.core.errors import UserError
+from advect.core.files import atomic_write_text, make_folder
 from advect.core.types import DataSpec
-from advect.data.images.folder import Classes
-from advect.data.content_hash import split_by_content
+from advect.data.base import Dataset, category, check_share
+from advect.data.content_hash import MIDDLE, file_digest, middle_of, split_by_content
 from advect.data.images.decoding import Decoder
-from advect.data.images.folder import PIXELS, ImageSplit, files_fingerprint
-from advect.data.remote import File, list_files
-from advect.data.base import Source, category, check_share
-from advect.data.images.stores import Store
-
-
+from advect.data.images.folder import PIXELS, Classes, ImageSplit, files_fingerprint
+from advect.data.images.stores import ImageStore, is_image
+from advect.data.remote import File, is_remote, list_files
 
 _VERSION = 1
 
@@ -74,7 +70,7 @@ def _index(file: File, cache_dir: Path | None) -> list[Member]:
     members = scan(file)
     for place in places:
         try:
-            write_text_whole(place, json.dumps({"stamp": stamp, "members": [asdict(m) for m in members]}))
+            atomic_write_text(place, json.dumps({"stamp": stamp, "members": [asdict(m) for m in members]}))
             break
         except OSError:
             continue
@@ -135,7 +131,7 @@ def _label(suffix: str, content: bytes) -> str | None:
     return None if label is None else str(label)
 
 
-class ShardStore(Store):
+class ShardStore(ImageStore):
     """The images of tar shards, found by an index that is made once for each shard.
 
     Args:
@@ -186,7 +182,7 @@ class ShardStore(Store):
         return self.digests[index]
 
 
-class Shards(Source):
+class Shards(Dataset):
     """The images of tar shards as (channels, H, W), 0 to 255; only what is fetched is read.
 
     Training visits a few shards at a time, so that a pass reads each shard nearly in order.

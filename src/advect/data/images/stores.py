@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from pathlib import PurePosixPath
-from advect.data.content_hash import MIDDLE, file_digest, middle_of
-import os
-from pathlib import Path
-from advect.core.errors import UserError
 import bz2
 import gzip
 import lzma
+import os
 import posixpath
 import shutil
 import struct
@@ -18,10 +13,12 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-
+from advect.core.errors import UserError
+from advect.data.content_hash import MIDDLE, file_digest, middle_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -31,7 +28,7 @@ START = 12
 _STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF", b"BM")
 
 
-class Store(ABC):
+class ImageStore(ABC):
     """Encoded images 0 .. len - 1. They are listed and not loaded; several threads may read at once.
 
     Attributes:
@@ -60,7 +57,7 @@ class Store(ABC):
         return self.read(index)[:START]
 
     def digest(self, index: int) -> bytes:
-        """What image ``index`` is known by, see :func:`~advect.data.content_hash.file_digest`. Raises as ``read`` does."""
+        """The content hash of image ``index``. Raises as ``read`` does."""
         content = self.read(index)
         start = middle_of(len(content))
         return file_digest(len(content), content[start : start + MIDDLE])
@@ -102,7 +99,7 @@ def require_path(data_dir: str | os.PathLike[str] | None, *, holding: str) -> Pa
     return path
 
 
-class FolderStore(Store):
+class FolderStore(ImageStore):
     """The image files of a folder and its sub-folders."""
 
     def __init__(self, root: Path) -> None:
@@ -153,7 +150,7 @@ _COMPRESSED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xf
 _HEADER = 30  # bytes of a zip member's own header, before its name and its extra fields
 
 
-def open_store(data_dir: str | os.PathLike[str] | None) -> Store:
+def open_store(data_dir: str | os.PathLike[str] | None) -> ImageStore:
     """The images of a folder, a zip, or a tar, compressed or not; the content of a file decides, not its name.
 
     Raises:
@@ -183,7 +180,7 @@ def is_tar(path: Path) -> bool:
         return False
 
 
-class ZipStore(Store):
+class ZipStore(ImageStore):
     """The images of a zip archive, stored or deflated, each found by its offset."""
 
     def __init__(self, path: Path) -> None:
@@ -219,7 +216,7 @@ class ZipStore(Store):
         return content
 
 
-class TarStore(Store):
+class TarStore(ImageStore):
     """The images of a tar archive, indexed once and then read by offset.
 
     A compressed archive can only be read from its start, so it is decompressed once, into a temporary file without

@@ -16,16 +16,15 @@ from torch import Tensor
 
 from advect.core.errors import UserError, optional_import
 from advect.core.types import LENGTH, Condition, Conditions, DataSpec, Length
-from advect.data.splits import MemorySplit, split_groups
-from advect.data.sequences.files import Ragged, read_arrays
-from advect.data.sequences.files import is_table, read_steps
+from advect.data.base import Dataset
+from advect.data.sequences.files import Ragged, is_table, read_arrays, read_steps
 from advect.data.sequences.transform import SequenceScale
-from advect.data.base import Source
+from advect.data.splits import MemorySplit, split_groups
 from advect.data.tables.columns import column_from_config
 from advect.data.tables.infer_columns import column_values, condition_of
 
 
-class Sequences(Source):
+class Sequences(Dataset):
     """Sequences (L, C), each channel standardised over real steps, zero in model units after the last one.
 
     Where lengths differ, the condition ``LENGTH`` tells them, (B,) int64 from 1 to L. Equal sequences, and the windows

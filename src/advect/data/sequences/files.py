@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import csv
 import gzip
-from itertools import islice
-from pathlib import Path
-from advect.data.tables.dataset import PARQUET
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any
+
 import numpy as np
 from torch import Tensor
-from advect.core.errors import UserError, did_you_mean
-from advect.data.tables.columns import Categories, Column, Number
-from advect.data.tables.scaling import StandardScaling
-from collections.abc import Sequence
+
 from advect.core.errors import UserError, did_you_mean, optional_import
-from advect.data.tables.columns import Column
-from advect.data.tables.infer_columns import read_condition
+from advect.data.tables.columns import Categories, Column, Number
 from advect.data.tables.dataset import CSV, PARQUET, read_table
-
-
+from advect.data.tables.infer_columns import read_condition
+from advect.data.tables.scaling import StandardScaling
 
 _IDS = ("sequence_id", "series_id", "trajectory_id", "unique_id", "seq_id", "sequence", "series", "trajectory", "id")
 _MORE_IDS = ("patient", "subject", "animal", "track", "individual", "unit")

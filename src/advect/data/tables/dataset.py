@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import csv
 import gzip
-import os
-from collections.abc import Collection
-from pathlib import Path
-from typing import Any
-from advect.core.errors import UserError, optional_import
-from advect.core.files import write_whole
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
+
 from advect.core.errors import UserError, did_you_mean, optional_import
+from advect.core.files import atomic_write
 from advect.core.types import Conditions, DataSpec
+from advect.data.base import Dataset
 from advect.data.splits import MemorySplit, equal_rows, split_groups
-from advect.data.base import Source
 from advect.data.tables.columns import Column, column_from_config
-from advect.data.tables.infer_columns import column_values, condition_of, read_condition
-from advect.data.tables.infer_columns import read_column
+from advect.data.tables.infer_columns import column_values, condition_of, read_column, read_condition
 from advect.data.tables.scaling import require_scaling
 from advect.data.tables.transform import TableTransform
 from advect.data.transforms import transform_from_config
-
-
 
 PARQUET = (".parquet", ".pq")
 CSV = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
@@ -145,14 +142,14 @@ def write_table(path: str | os.PathLike[str], frame: Any) -> None:
         raise UserError(f"the folder of {str(path)!r} does not exist; make it first")
     if name.endswith(PARQUET):
         optional_import("pyarrow", "tables")
-        write_whole(file, lambda partial: frame.to_parquet(partial, engine="pyarrow", index=False))
+        atomic_write(file, lambda partial: frame.to_parquet(partial, engine="pyarrow", index=False))
         return
     separator = "\t" if ".tsv" in file.suffixes else ","
     compression = "gzip" if name.endswith(".gz") else None
-    write_whole(file, lambda partial: frame.to_csv(partial, index=False, sep=separator, compression=compression))
+    atomic_write(file, lambda partial: frame.to_csv(partial, index=False, sep=separator, compression=compression))
 
 
-class Table(Source):
+class Table(Dataset):
     """Rows of a table as vectors (D,): numbers scaled, categories as codes of +-1, a dimension more where values miss.
 
     Numbers, whole numbers, booleans, categories, text, times and missing values come back as they were. Times in CSV

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from typing import Any
+
 import numpy as np
-from advect.core.errors import UserError, optional_import
-from advect.data.tables.columns import Categories, Column, Number
-from advect.data.tables.scaling import require_scaling
 import torch
 from torch import Tensor
+
+from advect.core.errors import UserError, optional_import
 from advect.core.types import LENGTH, NULL, Category, Quantity
 from advect.data.base import category
-from advect.data.tables.scaling import StandardScaling
-
-
+from advect.data.tables.columns import Categories, Column, Number
+from advect.data.tables.scaling import StandardScaling, require_scaling
 
 EXACT = 2**53
 """The largest whole number below which float64 has all."""
