@@ -35,11 +35,12 @@ test: setup  ## the test suite
 test-all: setup  ## the test suite with its slow tests
 	$(BIN)/python -m pytest -n $(JOBS) -m ''
 
-lint: setup  ## style, format, types and import contracts
+lint: setup  ## style, format, types and import contracts; then the source's size, as information
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	-@$(BIN)/python bench/structure.py
 
 format: setup  ## rewrite the code in the house's format
 	$(BIN)/ruff check --fix .
