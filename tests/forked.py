@@ -28,9 +28,9 @@ from processes import Ended, environment, free_port
 
 IMPORTS = (
     "advect.cli",
-    "advect.runs.arguments",
-    "advect.runs.training",
-    "advect.runs.together",
+    "advect.config.arguments",
+    "advect.commands.train",
+    "advect.distributed.launch",
     "sklearn.datasets",
     "torch._dynamo",
     "torch._inductor",
@@ -143,9 +143,9 @@ def _joined(function: Callable[..., Any], arguments: tuple[Any, ...], folder: st
     """What :func:`run_ranks` has each of its processes do."""
     import torch
 
-    from advect.core.group import joined
+    from advect.distributed.comm import process_group
 
-    with joined(torch.device("cpu")) as processes:
+    with process_group(torch.device("cpu")) as processes:
         value = function(*arguments)
         Path(folder, str(processes.rank)).write_text(json.dumps(value))
 
