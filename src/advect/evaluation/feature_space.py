@@ -21,7 +21,7 @@ from advect.data.tables.transform import TableTransform
 from advect.evaluation.feature_network import FeatureNetwork
 from advect.evaluation.features import COMPONENTS, DIRECT_LIMIT, FIT_ROWS, Features
 from advect.evaluation.sample_statistics import CONDITION, FEATURES, VALUES
-from advect.evaluation.scores import FEATURES as MOST_VALUES
+from advect.evaluation.scores import MAX_FEATURES as MOST_VALUES
 from advect.evaluation.subsampling import rows
 from advect.model.flow import Flow
 from advect.model.velocity_field import without_padding
