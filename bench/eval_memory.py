@@ -27,7 +27,7 @@ from advect.commands.evaluate import EvalConfig, evaluate
 
 n, metrics = int(sys.argv[1]), tuple(sys.argv[2:])
 request = EvalConfig(num_samples=n, steps=(2,), solvers=("euler",), metrics=metrics, output=Path(f"{n}.json"))
-evaluate(Path("run"), request, say=lambda text: None, progress=False)
+evaluate(Path("run"), request)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

@@ -29,7 +29,7 @@ QUICK = "--max-steps 2 --batch-size 16 --sample-every 0 --log-every 1 --lr-warmu
 
 
 def measured(run: Path, output: Path, **request: Any) -> dict[str, Any]:
-    file, result = evaluate(run, EvalConfig(output=output, **request), say=lambda text: None, progress=False)
+    file, result = evaluate(run, EvalConfig(output=output, **request))
     assert file == output and read_result(file) == result
     return result
 
@@ -120,19 +120,21 @@ def test_a_sweep_costs_what_its_solvers_ask_for(moons_run: Path, tmp_path: Path)
     assert [(p["solver"], p["steps"], p["diffusion"], p["nfe"]) for p in noisy] == [("heun", 3, 0.3, 5)]
 
 
-def test_samples_of_one_class_are_compared_with_the_rows_of_that_class(digits_run: Path, tmp_path: Path) -> None:
-    said: list[str] = []
+def test_samples_of_one_class_are_compared_with_the_rows_of_that_class(
+    digits_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "advect")
     request = EvalConfig(
         output=tmp_path / "a.json", num_samples=80, steps=(1,), metrics=("frechet",), cond={"label": "7"}
     )
-    _, result = evaluate(digits_run, request, say=said.append, progress=False)
+    _, result = evaluate(digits_run, request)
     data = Digits()
     batch = data.held_out.fetch(np.arange(len(data.held_out)))
     y = pixels(data.held_out)[(batch.cond or {})["label"] == 7]
     x = library.load(digits_run).sample(80, steps=1, cond={"label": 7})
     assert result["points"][0]["metrics"]["frechet"]["mean"] == pytest.approx(frechet_distance(x, y), rel=1e-5)
     assert result["protocol"]["reference"] == len(y) and result["protocol"]["conditions"] == {"label": "7"}
-    assert f"note: compared with the {len(y)} rows of label=7" in said
+    assert f"note: compared with the {len(y)} rows of label=7" in caplog.messages
 
 
 def test_with_training_rows_as_reference_held_out_ones_are_the_floor(moons_run: Path, tmp_path: Path) -> None:

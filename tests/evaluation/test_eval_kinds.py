@@ -25,9 +25,7 @@ QUICK = "--width 8 --depth 1 --max-steps 2 --batch-size 16 --sample-every 0 --lo
 
 def measured(**request: Any) -> dict[str, Any]:
     request = {"steps": (1,), **request}
-    _, result = evaluate(
-        Path("run"), EvalConfig(output=Path("a.json"), **request), say=lambda text: None, progress=False
-    )
+    _, result = evaluate(Path("run"), EvalConfig(output=Path("a.json"), **request))
     return result
 
 

@@ -23,7 +23,7 @@ from advect.commands.evaluate import EvalConfig, evaluate
 n = int(sys.argv[1])
 metrics = ("frechet", "marginals")
 request = EvalConfig(num_samples=n, steps=(1,), solvers=("euler",), metrics=metrics, output=Path(f"{n}.json"))
-evaluate(Path("run"), request, progress=False)
+evaluate(Path("run"), request)
 print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 """
 

@@ -116,7 +116,7 @@ def test_images_are_seen_in_0_to_255_by_a_network_of_ones_own(digits_run: Path, 
 def test_advect_eval_finds_the_same_numbers(digits_run: Path, tmp_path: Path) -> None:
     ours = stick(digits_run, samples=300).measure()
     request = EvalConfig(num_samples=300, metrics=("frechet", "kernel"), seed=3, output=tmp_path / "result.json")
-    _, result = evaluate(digits_run, request, say=lambda text: None, progress=False, device="cpu")
+    _, result = evaluate(digits_run, request, device="cpu")
     (way,) = result["points"]
     assert ours is not None
     for name in ("frechet", "kernel"):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
@@ -29,6 +29,8 @@ from advect.evaluation.results import FORMAT
 from advect.evaluation.scores import SCORES
 from advect.evaluation.workspace import on_rank_zero, working
 from advect.model.sampler_config import Way
+
+logger = logging.getLogger(__name__)
 
 SHARED = True
 
@@ -126,15 +128,15 @@ def run(words: list[str]) -> None:
         with sync_errors():
             c = parse_compare(words)
             lines = results.compare(c.compare, force=c.force)
-        base.say("\n".join(lines))
+        logger.info("\n".join(lines))
         return
     place, flags = base.split_place(words, "advect eval")
     with sync_errors():
         a = parse_eval(flags)
     if a.nproc != 1:
         base.launch_processes("eval", words, a.nproc, a.device)
-    file, result = evaluate(place, a.request, say=base.say, progress=sys.stderr.isatty(), device=a.device)
-    base.say("\n".join([*results.table(result), *results.flow_lines(result), f"result: {file}"]))
+    file, result = evaluate(place, a.request, device=a.device)
+    logger.info("\n".join([*results.table(result), *results.flow_lines(result), f"result: {file}"]))
 
 
 def parse_eval(flags: list[str]) -> EvalArguments:
@@ -179,8 +181,6 @@ def evaluate(
     run: Path,
     request: EvalConfig,
     *,
-    say: Callable[[str], None] = print,
-    progress: bool = True,
     device: str = "auto",
 ) -> tuple[Path, dict[str, Any]]:
     """Measure a run as ``request`` asks, and return the result file and what it holds.
@@ -188,22 +188,20 @@ def evaluate(
     The file, ``RUN/evaluation/eval-<hash>.json`` unless the request names another, appears whole or not at all.
     Samples are drawn in parts that do not depend on the number of processes, are looked at part by part, and lie on
     disk meanwhile; a call that was ended goes on from them when it is repeated, and ends with the same numbers. Memory
-    does not grow with the number of samples. Several processes share the work and all return the same. ``say`` is told
-    notes, ``progress`` shows bars.
+    does not grow with the number of samples. Several processes share the work and all return the same.
 
     Raises UserError for a bad request, before anything is written, for data that have moved or changed, and where
     files cannot be written.
     """
     tune_process()
     with process_group(pick_device(device)) as me:
-        told = say if me.is_first else lambda text: None
         with sync_errors():
             place = find_weights(run) if me.is_first else run
         place = broadcast_object(place)  # a run that still trains has newer ones by and by
         with sync_errors():
             plan = Plan.make(run, place, request, device)
             cache = open_cache()
-        chosen = _choose_rows(plan, cache, told)
+        chosen = _choose_rows(plan, cache)
         with sync_errors():
             plan.check_enough(chosen)
             space = plan.comparable.space(plan.source, plan.network)
@@ -214,7 +212,7 @@ def evaluate(
             if me.is_first:
                 _check_output(output)
             stamp = f"{space.exact}, advect {versions().get('advect')}"
-        with working(folder / f"{name}.parts", stamp=stamp, show=progress, say=told) as work:
+        with working(folder / f"{name}.parts", stamp=stamp) as work:
             result = _measure(Evaluator(plan, chosen, space, work, cache), protocol, subject)
             with sync_errors():
                 if me.is_first:
@@ -223,14 +221,18 @@ def evaluate(
         return output, broadcast_object(result)
 
 
-def _choose_rows(plan: Plan, cache: ReferenceCache, say: Callable[[str], None]) -> EvalRows:
+def _choose_rows(plan: Plan, cache: ReferenceCache) -> EvalRows:
     """The rows that take part, which the first process finds."""
     if plan.request.num_samples is None and plan.samples < SAMPLES:
-        say(f"note: {plan.samples:,} samples, as there are no more training rows for the floor; see --num-samples")
-    chosen = broadcast_object(on_rank_zero(lambda: plan.choose_rows(cache, say)))
+        logger.info(
+            f"note: {plan.samples:,} samples, as there are no more training rows for the floor; see --num-samples"
+        )
+    chosen = broadcast_object(on_rank_zero(lambda: plan.choose_rows(cache)))
     assert chosen is not None
     if len(chosen.other) < plan.samples:
-        say(f"note: the floor is of {len(chosen.other):,} rows, as there are no more, beside {plan.samples:,} samples")
+        logger.info(
+            f"note: the floor is of {len(chosen.other):,} rows, as there are no more, beside {plan.samples:,} samples"
+        )
     return chosen
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from advect.commands.base import say, split_place
+from advect.commands.base import split_place
 from advect.config.arguments import parse_config, parse_words
 from advect.config.build import build_dataset
 from advect.core.device import tune_process
@@ -17,6 +18,8 @@ from advect.evaluation.study import NFES
 from advect.evaluation.target import Measured
 from advect.model.load import load
 from advect.reporting import write_report
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +52,8 @@ def run(words: list[str]) -> None:
         progress=sys.stderr.isatty(),
     )
     for line in summary(results) if results else []:
-        say(line)
-    say(f"report: {page}")
+        logger.info(line)
+    logger.info(f"report: {page}")
 
 
 def parse_report(flags: list[str]) -> ReportArguments:

@@ -144,7 +144,7 @@ def build_callbacks(
         loss = lambda: held_out_loss(flow, objective, source.held_out, t.seed)
         keep = kept_measure(out.keep_best, yardstick.metrics)
         options = {"every": out.eval_every, "keep": keep, "metrics": watch.metrics, "boards": boards}
-        quality = [EvalCallback(yardstick, loss, checkpoints, tell=bar.tell, **options)]
+        quality = [EvalCallback(yardstick, loss, checkpoints, **options)]
     shared = *snapshots, checkpoints, watch, *quality  # a checkpoint's snapshot is there before it
     return (metrics, *boards, bar, *shared) if first else shared
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -27,6 +28,8 @@ from advect.reporting.sample_grids import PeriodicCallback
 from advect.training.callbacks import Checkpoints, MetricsFile
 from advect.training.loggers import Logger
 from advect.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 CHUNK, FEWEST = 256, 20
 """Rows that a process looks at, at once; the fewest of a set."""
@@ -173,7 +176,7 @@ class EvalCallback(PeriodicCallback):
     distances and their floors; those who have no ``metrics`` only help. Where ``keep`` names one of the yardstick's
     measures, or "held-out-loss", which ``loss`` computes, a checkpoint of the step with its smallest value is written
     and kept, and the file ``best`` beside it names it. Rows say what has been the best; so it outlives a run that is
-    killed. ``tell`` is told each outcome.
+    killed.
     """
 
     def __init__(
@@ -186,11 +189,10 @@ class EvalCallback(PeriodicCallback):
         keep: str | None,
         metrics: MetricsFile | None,
         boards: Sequence[Logger],
-        tell: Callable[[str], None],
     ) -> None:
         super().__init__(every)
         self.yardstick, self.loss, self.checkpoints, self.keep = yardstick, loss, checkpoints, keep
-        self.metrics, self.boards, self.tell = metrics, boards, tell
+        self.metrics, self.boards = metrics, boards
         self._kept = "eval_" + (keep or "frechet").replace("-", "_")
         self._row: dict = {}
         self._best: float | None = None
@@ -200,10 +202,9 @@ class EvalCallback(PeriodicCallback):
         stick = self.yardstick
         self._protocol = {"eval_samples": stick.samples, "eval_features": stick.space}
         if self.metrics is not None:
-            told = (
+            logger.info(
                 f"every {self.every:,} steps {stick.samples:,} samples are held against held-out data in {stick.space}"
             )
-            self.tell(told)
         stick.prepare()  # which may take minutes, and fail, before the first step
         self._recall(trainer)
         super().on_start(trainer)
@@ -244,7 +245,7 @@ class EvalCallback(PeriodicCallback):
             self.checkpoints.save(trainer)
             self.checkpoints.writer.mark(Best(checkpoint_name(progress.step), self.keep, value))
         if self.metrics is not None:
-            self.tell(self._words() + ("; the best up to now" if better and self.keep is not None else ""))
+            logger.info(self._words() + ("; the best up to now" if better and self.keep is not None else ""))
 
     def _words(self) -> str:
         """The last row, as a person reads it."""

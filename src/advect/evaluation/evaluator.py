@@ -148,7 +148,7 @@ class Evaluator:
     def _measure(
         self, names: Sequence[str], x: SampleStatistics, y: SampleStatistics, ground: EvalContext
     ) -> dict[str, float]:
-        with tqdm(names, desc="measure", unit="score", disable=not self.work.show, leave=False) as bar:
+        with tqdm(names, desc="measure", unit="score", disable=None, leave=False) as bar:
             return measure_scores(bar, x, y, ground)
 
     @property

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,8 @@ from advect.model.flow import Flow
 from advect.model.load import load
 from advect.model.sampler_config import Way, plan_ways
 from advect.model.sampling import Draw, told_conditions
+
+logger = logging.getLogger(__name__)
 
 SAMPLES = 10_000
 OF_FLOW = ("straightness", "likelihood")
@@ -172,20 +175,20 @@ class Plan:
         batch = self.source.held_out.fetch(places.numpy())
         return self.flow.transform.inverse(batch.x1), {**(batch.cond or {})}
 
-    def choose_rows(self, cache: ReferenceCache, say: Callable[[str], None]) -> EvalRows:
+    def choose_rows(self, cache: ReferenceCache) -> EvalRows:
         """The rows that take part: those of the categories that are asked for.
 
         Raises UserError where the reference is the training set and should not be, or no row is left.
         """
         if self.request.reference == "held-out":
-            self._check_apart(cache, say)
+            self._check_apart(cache)
         asked = self.asked()
         reference, other = (_matching(split, asked) for split in self.sides)
         words = ", ".join(f"{name}={self.request.cond[name]}" for name in asked)
         if asked and not len(reference):
             raise UserError(f"no row to compare with has {words}; leave --cond out")
         if asked:
-            say(f"note: compared with the {len(reference):,} rows of {words}")
+            logger.info(f"note: compared with the {len(reference):,} rows of {words}")
         chosen = rows(len(other), self.samples, 0).sort().values
         return EvalRows(reference, other[chosen])
 
@@ -201,7 +204,7 @@ class Plan:
         found = resolve_conditions(self.flow.spec, 1, fixed, 0)
         return {name: int(found[name]) for name in fixed}
 
-    def _check_apart(self, cache: ReferenceCache, say: Callable[[str], None]) -> None:
+    def _check_apart(self, cache: ReferenceCache) -> None:
         train, held_out = self.source.train, self.source.held_out
         key = {"fingerprint": self.source.fingerprint, "what": "held-out rows in training", "rows": LOOKED_AT}
         found = cache.get(key, lambda: {"shared": torch.tensor(shared_rows(train, held_out))})
@@ -212,7 +215,7 @@ class Plan:
                 " reference is the training set; hold other rows out, or give --reference train"
             )
         if found["shared"]:
-            say(f"note: {int(found['shared']):,} of {len(held_out):,} held-out rows equal training rows")
+            logger.info(f"note: {int(found['shared']):,} of {len(held_out):,} held-out rows equal training rows")
 
     def check_enough(self, chosen: EvalRows) -> None:
         """Raise UserError where a score needs more rows than there are."""

@@ -125,20 +125,19 @@ Fill = Callable[[range, tqdm], dict[str, Tensor]]
 
 
 @contextmanager
-def working(folder: Path, *, stamp: str, show: bool, say: Callable[[str], None]) -> Iterator[EvalWorkspace]:
+def working(folder: Path, *, stamp: str) -> Iterator[EvalWorkspace]:
     """Work in a folder, which is made where it is missing and is gone after the block.
 
     Where the block fails, what a call that goes on needs stays. ``stamp`` is what the numbers depend on beside the
-    evaluation; those of another are found anew. ``show`` says whether bars are shown, and ``say`` is told
-    of damaged parts, both on the first process. Raises UserError where the folder cannot be written to, or another
+    evaluation; those of another are found anew. Raises UserError where the folder cannot be written to, or another
     process works there.
     """
     first = current().is_first
     with ExitStack() as stack:
         with sync_errors():
             if first:
-                stack.enter_context(held(make_folder(folder, "the folder"), "the folder", say=say))
-        work = EvalWorkspace(folder, stamp, show and first, say)
+                stack.enter_context(held(make_folder(folder, "the folder"), "the folder"))
+        work = EvalWorkspace(folder, stamp)
         try:
             yield work
         except BaseException:
@@ -180,8 +179,6 @@ class EvalWorkspace:
 
     folder: Path
     stamp: str
-    show: bool
-    say: Callable[[str], None]
 
     def once(
         self,
@@ -209,7 +206,7 @@ class EvalWorkspace:
             sync_file(folder / _FILE)
             return [folder / _FILE]
 
-        draw_parts(parts, write, title=title, show=self.show, say=self.say)
+        draw_parts(parts, write, title=title)
 
         def stream() -> T:
             value = finish(load_file(parts.place(k) / _FILE) for k in range(parts.count))
