@@ -23,7 +23,7 @@ import numpy as np
 PROGRAM = """
 import resource, sys
 from pathlib import Path
-from advect.commands.base.evaluate import EvalConfig, evaluate
+from advect.commands.evaluate import EvalConfig, evaluate
 
 n, metrics = int(sys.argv[1]), tuple(sys.argv[2:])
 request = EvalConfig(num_samples=n, steps=(2,), solvers=("euler",), metrics=metrics, output=Path(f"{n}.json"))

@@ -18,7 +18,7 @@ pytest.importorskip("resource")
 PROGRAM = """
 import json, resource, sys
 from pathlib import Path
-from advect.commands.base.evaluate import EvalConfig, evaluate
+from advect.commands.evaluate import EvalConfig, evaluate
 
 n = int(sys.argv[1])
 metrics = ("frechet", "marginals")

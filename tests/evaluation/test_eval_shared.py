@@ -67,7 +67,7 @@ def test_a_mistake_that_only_the_first_process_finds_is_that_of_both(moons_run: 
 PROGRAM = """
 import json, os, re, signal, sys
 from pathlib import Path
-from advect.commands.base.evaluate import EvalConfig, evaluate
+from advect.commands.evaluate import EvalConfig, evaluate
 from advect.evaluation.target import EvalTarget
 from advect.checkpoint.manifest import find_checkpoint
 
