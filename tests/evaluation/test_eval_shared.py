@@ -19,7 +19,8 @@ from advect.data import Moons
 from advect.evaluation import ReferenceCache
 from advect.evaluation.memorisation import LOOKED_AT
 from advect.evaluation.workspace import working
-from processes import advect_command, environment, run_advect, started, wait
+from forked import advect_ranks
+from processes import environment
 
 METRICS = ("frechet", "kernel", "straightness")
 ASK: dict[str, Any] = {"num_samples": 1300, "steps": (2,), "metrics": METRICS}
@@ -45,7 +46,7 @@ def alone(moons_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 def test_two_processes_find_the_numbers_of_one(moons_run: Path, alone: dict[str, Any], tmp_path: Path) -> None:
     shutil.copytree(moons_run, tmp_path / "run")
-    first, second = run_advect(2, f"eval run {WORDS}", cwd=tmp_path, timeout=120)
+    first, second = advect_ranks(2, f"eval run {WORDS}", cwd=tmp_path, timeout=120)
     assert "frechet" in first.out and second.out == ""
     (file,) = (tmp_path / "run/evaluation").iterdir()
     result = json.loads(file.read_text())
@@ -55,10 +56,8 @@ def test_two_processes_find_the_numbers_of_one(moons_run: Path, alone: dict[str,
 def test_a_mistake_that_only_the_first_process_finds_is_that_of_both(moons_run: Path, tmp_path: Path) -> None:
     cache = {"fingerprint": Moons().fingerprint, "what": "held-out rows in training", "rows": LOOKED_AT}
     ReferenceCache(tmp_path / "cache/features").keep(cache, {"shared": torch.tensor(9999)})
-    command = advect_command(f"eval {moons_run} {WORDS}")
-    with started(2, command, cwd=tmp_path, ADVECT_CACHE=tmp_path / "cache") as ranks:
-        first, second = wait(ranks)
-    assert (first.code, second.code) == (2, 2) and second.err == ""
+    first, second = advect_ranks(2, f"eval {moons_run} {WORDS}", cwd=tmp_path, code=2, ADVECT_CACHE=tmp_path / "cache")
+    assert second.err == ""
     assert "9,999 are training rows, so that the reference is the training set" in first.err
     assert first.err.count("\n") == 1
 

@@ -26,7 +26,7 @@ from advect.evaluation.protocol import EvalConfig
 from advect.evaluation.subsampling import rows
 from advect.metrics import energy_distance, frechet_distance, kernel_distance
 from advect.model.flow import Flow
-from processes import run_ranks
+from forked import run_ranks
 
 SLOW = pytest.mark.slow
 

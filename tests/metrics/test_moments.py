@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from advect.core.errors import UserError
 from advect.distributed.comm import all_objects, current
 from advect.metrics import GaussianFit, Moments, extrapolate, frechet_at_infinity, frechet_distance
-from processes import run_ranks
+from forked import run_ranks
 
 
 def draw(n: int, d: int, seed: int) -> torch.Tensor:

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,8 @@ from advect.cli import run as command
 from advect.core.errors import UserError
 from advect.model.sampling import Draw, sample_run
 from advect.model.sharded_samples import SampleShards, count_parts, open_plan
-from processes import environment, run_ranks, started, wait
+from forked import ranks, run_ranks
+from processes import environment
 
 DRAW = Draw(n=50, steps=2, seed=4, batch_size=8)
 
@@ -105,10 +107,6 @@ def draw():
     sample_run(Path(run), Draw(**fields), output_dir=Path(folder), progress=False, **options)
 
 run, folder, fields, options, kills = json.loads(sys.argv[1])
-if "RANK" in os.environ:
-    kill_before(*kills[int(os.environ["RANK"])])
-    draw()
-    sys.exit()
 for kill in kills:
     pid = os.fork()
     if pid == 0:
@@ -155,12 +153,22 @@ def test_a_call_killed_again_and_again_ends_with_the_bytes_of_one_that_was_not(
     assert content(out) == content(three)
 
 
+def kill_second() -> None:
+    """In the middle of a part of the second process."""
+
+    def hook(name: str, arguments: tuple) -> None:
+        if name == "open" and re.search(r"\.part-00001-.*samples\.csv", str(arguments[0])):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
 def test_one_process_goes_on_where_one_of_two_was_killed(moons_run: Path, tmp_path: Path) -> None:
     out, draw = tmp_path / "out", Draw(n=40, steps=2)
-    kills = [("os.mkdir", "never"), ("open", r"\.part-00001-.*samples\.csv")]
-    with started(2, program(moons_run, out, draw, kills)) as ranks:
-        first, second = wait(ranks)
-    assert second.code == -9 and first.code == 1 and "gloo" in first.err
+    words = f"sample {moons_run} --num-samples 40 --num-steps 2 --output-dir {out}"
+    with ranks(2, words, cwd=tmp_path, before=kill_second) as run:
+        first, second = run.wait()
+    assert second.code == -9 and first.code == 75 and "lost the others" in first.err
     assert [path.name for path in out.glob("part-*")] == ["part-00000-of-00002"]
     files = parted(moons_run, out, draw, part_size=None)  # by itself it would have made no parts
     assert [file.name for file in files][:2] == ["part-00000-of-00002", "part-00001-of-00002"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from test_resume import assert_same_end, start, wait_for_step
+from test_resume import assert_same_end, wait_for_step
 
 import advect as package
 from advect import cli
@@ -24,6 +23,7 @@ from advect.model.load import read_average
 from advect.sklearn import FlowModel
 from advect.training import write_checkpoint
 from advect.training.state import EMA_FILE, MODEL
+from forked import ranks
 
 FLAGS = "--width 16 --batch-size 64 --log-every 50 --sample-every 0 --ema-also 0.9 0.99 --posthoc-ema"
 ALSO = ("ema-0.9.safetensors", "ema-0.99.safetensors")
@@ -202,15 +202,13 @@ def test_stopped_and_resumed_averages_equal_those_of_a_run_never_stopped(advect:
 def test_killed_again_and_again_the_snapshots_are_the_same_bytes(advect: Callable[..., None], tmp_path: Path) -> None:
     kills = 6
     steps = 30 * kills
-    flags = [*FLAGS.split(), "--max-steps", str(steps), "--save-every", "7", "--posthoc-every", "3"]
-    advect("train moons --run-dir whole", *flags)
-    resume = ["moons", "--run-dir", "killed", *flags]
+    flags = f"{FLAGS} --max-steps {steps} --save-every 7 --posthoc-every 3"
+    advect("train moons --run-dir whole", flags)
+    words = f"train moons --run-dir killed {flags}"
     for i in range(kills):
-        process = start(tmp_path, *resume)
-        wait_for_step(process, tmp_path / "killed", 21 * (i + 1))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        resume = ["--resume-from", "killed"]
+        with ranks(1, words, cwd=tmp_path) as process:
+            wait_for_step(process, tmp_path / "killed", 21 * (i + 1))
+        words = "train --resume-from killed"
     advect("train --resume-from killed")
     assert_same_end(tmp_path / "whole", tmp_path / "killed", steps)
     assert snapshots(tmp_path / "whole") == snapshots(tmp_path / "killed")

@@ -1,10 +1,12 @@
-"""What ``advect doctor`` was asked, and the text of its answer."""
+"""advect doctor [PRESET|RUN] [flags]: say what is wrong with the machine, with a run or with --data PATH."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from advect.commands.base import say
 from advect.config.arguments import parse_words
 from advect.config.presets import PRESETS
 from advect.core.device import tune_process
@@ -37,6 +39,14 @@ class DoctorArguments:
 
 _BESIDE_DATA = {"--look": 1, "--json": 0, "--device": 1, "--samples": 1, "--help": 0, "-h": 0}
 """The flags of its own, with their numbers of values, among those of ``advect train``."""
+
+
+def run(words: list[str]) -> None:
+    """Run ``advect doctor`` with the words after it; exit with 1 where something is wrong. Raises UserError."""
+    text, healthy = doctor(words)
+    say(text)
+    if not healthy:
+        sys.exit(1)
 
 
 def doctor(words: list[str]) -> tuple[str, bool]:

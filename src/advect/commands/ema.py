@@ -1,8 +1,9 @@
-"""The job behind ``advect ema``: an average of any length, after the run."""
+"""advect ema RUN --length 0.05: average the weights over any length, after advect train --posthoc-ema."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
+from advect.commands.base import say, split_place
+from advect.config.arguments import parse_words
 from advect.core.errors import UserError
 from advect.core.files import atomic_write, make_folder
 from advect.model.load import AVERAGE, CARD, read_model_metadata
@@ -47,6 +50,17 @@ class Rebuilt:
     length: float
     step: int
     error: float
+
+
+def run(words: list[str]) -> None:
+    """Run ``advect ema`` with the words after it. Raises UserError."""
+    place, flags = split_place(words, "advect ema")
+    about = "Average the weights of a run that was trained with --posthoc-ema, over any length of it."
+    made = rebuild(place, parse_words(EmaArguments, flags, prog="advect ema RUN", description=about))
+    for average in made:
+        error = f"profile within {average.error:.2%}"
+        say(f"length {average.length} at step {average.step:,}: {average.file} ({error})")
+    say(f"next: advect sample {shlex.quote(str(made[-1].file))}")
 
 
 def rebuild(run: Path, a: EmaArguments) -> list[Rebuilt]:

@@ -1,9 +1,10 @@
-"""The job behind ``advect eval``: how good a run is, how sure that is, and at what cost."""
+"""advect eval RUN [flags]: measure a run against held-out data, by a protocol that makes numbers comparable."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from statistics import fmean, stdev
 from typing import Any, Literal
 
 from advect.checkpoint.manifest import find_weights
+from advect.commands import base
 from advect.commands.sample import number_or_name, parse_conditions
 from advect.config.arguments import parse_words
 from advect.config.build import pick_device
@@ -19,7 +21,7 @@ from advect.core.device import tune_process
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, make_folder
 from advect.distributed.comm import broadcast_object, current, process_group, sync_errors
-from advect.evaluation import ReferenceCache
+from advect.evaluation import ReferenceCache, results
 from advect.evaluation.evaluator import Evaluator, open_cache
 from advect.evaluation.features import FeatureArguments
 from advect.evaluation.protocol import OF_FLOW, SAMPLES, EvalConfig, EvalRows, Plan
@@ -27,6 +29,8 @@ from advect.evaluation.results import FORMAT
 from advect.evaluation.scores import SCORES
 from advect.evaluation.workspace import on_rank_zero, working
 from advect.model.sampler_config import Way
+
+SHARED = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +118,23 @@ class CompareArguments:
     """Result files."""
     force: bool = False
     """Compare numbers of different protocols, too."""
+
+
+def run(words: list[str]) -> None:
+    """Run ``advect eval`` with the words after it. Raises UserError."""
+    if any(word.partition("=")[0] == "--compare" for word in words):
+        with sync_errors():
+            c = parse_compare(words)
+            lines = results.compare(c.compare, force=c.force)
+        base.say("\n".join(lines))
+        return
+    place, flags = base.split_place(words, "advect eval")
+    with sync_errors():
+        a = parse_eval(flags)
+    if a.nproc != 1:
+        base.launch_processes("eval", words, a.nproc, a.device)
+    file, result = evaluate(place, a.request, say=base.say, progress=sys.stderr.isatty(), device=a.device)
+    base.say("\n".join([*results.table(result), *results.flow_lines(result), f"result: {file}"]))
 
 
 def parse_eval(flags: list[str]) -> EvalArguments:

@@ -1,8 +1,10 @@
-"""The flags of ``advect reflow``: its own, and those of the training that follows each generation of pairs."""
+"""advect reflow RUN [flags]: straighten a trained flow, so that few steps draw as well as many did."""
 
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,8 +13,9 @@ from typing import Any, Generic, Literal
 import torch
 
 from advect.checkpoint.manifest import find_checkpoint
+from advect.commands import base
 from advect.commands.evaluate import EvalConfig, evaluate
-from advect.commands.train import train
+from advect.commands.train import exit_by_signal, train
 from advect.config.arguments import parse_config, run_folder, run_tyro
 from advect.config.build import build_dataset, pick_device
 from advect.config.config import Config, D, N
@@ -31,6 +34,8 @@ from advect.model.sampling import weights_identity
 from advect.reporting.grid import save_png
 from advect.reporting.outputs import draw, held_out_batch
 from advect.reporting.reflow_page import FORMAT, REFLOW, write_reflow
+
+SHARED = True
 
 NFES = (1, 2, 4, 8, 16, 32, 100)
 
@@ -89,6 +94,23 @@ class ReflowArguments(Generic[D, N]):
         asked = self.features.features or self.nfes != NFES or self.measure_samples != type(self).measure_samples
         if asked and not self.measure:
             raise UserError("--no-measure measures nothing; leave --features, --nfes and --measure-samples out")
+
+
+def run(words: list[str]) -> None:
+    """Run ``advect reflow`` with the words after it. Raises UserError."""
+    place, flags = base.split_place(words, "advect reflow")
+    with sync_errors():
+        preset, a = parse_reflow(place if words[0] == str(place) else None, flags)
+    if a.nproc != 1:
+        base.launch_processes("reflow", words, a.nproc, a.settings.training.device)
+    ended = reflow(place, preset, a, say=base.say, progress=sys.stderr.isatty())
+    if ended.reason != "finished":
+        base.say(f"stopped by {ended.reason}; to go on, type: {shlex.join(['advect', 'reflow', *words])}")
+    for name, folder in ended.flows.items():
+        base.say(f"{name}: {folder}")
+    if ended.report:
+        base.say(f"report: {ended.report}")
+    exit_by_signal(ended.reason)
 
 
 def parse_reflow(run: Path | None, words: list[str]) -> tuple[str, ReflowArguments]:

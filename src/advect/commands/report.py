@@ -1,11 +1,13 @@
-"""The job behind ``advect report``."""
+"""advect report RUN [flags]: measure a run and write its report.html."""
 
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from advect.commands.base import say, split_place
 from advect.config.arguments import parse_config, parse_words
 from advect.config.build import build_dataset
 from advect.core.device import tune_process
@@ -31,6 +33,24 @@ class ReportArguments:
     """Measure anew; --no-measure makes the page of what is in the run folder."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
+
+
+def run(words: list[str]) -> None:
+    """Run ``advect report`` with the words after it. Raises UserError."""
+    place, flags = split_place(words, "advect report")
+    a = parse_report(flags)
+    page, results = report(
+        place,
+        samples=a.num_samples,
+        nfes=a.nfes,
+        seed=a.seed,
+        measure=a.measure,
+        device=a.device,
+        progress=sys.stderr.isatty(),
+    )
+    for line in summary(results) if results else []:
+        say(line)
+    say(f"report: {page}")
 
 
 def parse_report(flags: list[str]) -> ReportArguments:

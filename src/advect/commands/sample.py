@@ -1,14 +1,19 @@
-"""The job behind ``advect sample``."""
+"""advect sample RUN [flags]: draw samples from a run folder, a checkpoint or a weight file."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from advect.commands.base import launch_processes, say, split_place
 from advect.config.arguments import parse_words
 from advect.core.errors import UserError
-from advect.model.sampling import Draw
+from advect.distributed.comm import sync_errors
+from advect.model.sampling import Draw, describe_files, sample_run
+
+SHARED = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +89,30 @@ class SampleArguments:
     def conditions(self) -> dict[str, str]:
         """``--cond`` as names and values."""
         return parse_conditions(self.cond)
+
+
+def run(words: list[str]) -> None:
+    """Run ``advect sample`` with the words after it. Raises UserError."""
+    place, flags = split_place(words, "advect sample")
+    with sync_errors():
+        a = parse_sample(flags)
+    if a.nproc != 1:
+        launch_processes("sample", words, a.nproc, a.device)
+    files = sample_run(
+        place,
+        a.draw,
+        cond=a.conditions,
+        ema=a.use_ema if a.ema_decay is None else a.ema_decay,
+        save_individual=a.save_individual,
+        output_dir=a.output_dir,
+        overwrite=a.overwrite,
+        part_size=a.part_size,
+        device=a.device,
+        progress=sys.stderr.isatty(),
+        say=say,
+    )
+    for line in describe_files(files, individual=a.save_individual):
+        say(line)
 
 
 def parse_sample(flags: list[str]) -> SampleArguments:

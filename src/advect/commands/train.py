@@ -1,8 +1,11 @@
-"""The job behind ``advect train``."""
+"""advect train [PRESET] [flags]: train; no preset means digits, real data that needs no download."""
 
 from __future__ import annotations
 
 import math
+import shlex
+import signal
+import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,11 +16,13 @@ from torch import Tensor
 
 from advect.checkpoint.manifest import explain_full_disk, find_weights, remove_leftovers
 from advect.checkpoint.weights import load_weights
-from advect.commands.resume import Say, check_folder, check_same_run, lock_run_dir, resolve_checkpoint
+from advect.commands import base
+from advect.config.arguments import parse_train
 from advect.config.build import build_dataset, build_loss, fit_source, pick_device, pick_precision
 from advect.config.build_trainer import build_callbacks, check_method, new_state, new_trainer
 from advect.config.config import Config
 from advect.config.environment import write_environment
+from advect.config.run_folder import Say, check_folder, check_same_run, lock_run_dir, resolve_checkpoint
 from advect.config.yaml_file import to_yaml
 from advect.core.device import tune_process
 from advect.core.errors import UserError
@@ -30,6 +35,41 @@ from advect.model.pairs import open_pairs
 from advect.training import LearningRate, StopCriteria, Trainer
 from advect.training.posthoc_ema import SNAPSHOTS, bring
 from advect.training.state import MODEL
+
+SHARED = True
+
+
+def run(words: list[str]) -> None:
+    """Run ``advect train`` with the words after it. Raises UserError."""
+    recognised: list[str] = []
+    with sync_errors():
+        preset, a = parse_train(words, say=recognised.append)
+    if a.dry_run:
+        base.say(to_yaml(a.settings, preset), end="")
+        return
+    if a.nproc != 1:
+        base.launch_processes("train", words, a.nproc, a.settings.training.device)
+    for line in recognised:
+        base.say(line)
+    where = {"run_dir": a.run_dir, "resume_from": a.resume_from, "resume": a.resume}
+    folder, reason = train(a.settings, preset, **where, say=base.say)
+    typed = shlex.quote(str(folder))
+    if reason != "finished":
+        base.say(f"stopped by {reason}; to go on, type: advect train --resume-from {typed}{_without_limit(reason)}")
+    else:
+        base.say(f"finished: {folder}")
+    base.say(f"next: advect sample {typed}   advect report {typed}")
+    exit_by_signal(reason)
+
+
+def _without_limit(reason: str) -> str:
+    return {"max-steps": " --max-steps None", "max-minutes": " --max-minutes None"}.get(reason, "")
+
+
+def exit_by_signal(reason: str) -> None:
+    """Exit as a signal would have it, where one ended the run."""
+    if reason.startswith("SIG"):
+        sys.exit(128 + signal.Signals[reason])
 
 
 def train(

@@ -1,4 +1,4 @@
-"""Where a run begins: from nothing or from a checkpoint, in a folder of its own."""
+"""Where a run begins: from nothing or from a checkpoint, in a folder that it locks."""
 
 from __future__ import annotations
 
