@@ -54,7 +54,7 @@ def test_the_default_sees_what_no_single_column_shows() -> None:
     assert two_sample_test(x, y).p_value < 1e-10
     assert two_sample_test(x, y, classifier=LogisticRegression()).p_value > 1e-4
     apart = two_sample_test(x, y + 100)
-    assert apart.accuracy == 1 and without_timeout.standard_error == 0
+    assert apart.accuracy == 1 and apart.standard_error == 0
 
 
 @pytest.mark.parametrize(
