@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import advect as package
+from advect.checkpoint.weights import load_weights
 from advect.config.arguments import parse_config
 from advect.config.build import build_dataset
 from advect.core.errors import UserError
@@ -156,8 +157,7 @@ def test_a_call_killed_again_and_again_ends_with_the_bytes_of_one_that_was_not(
     last = sorted((tmp_path / "whole/distilled/checkpoints").glob("step-*"))[-1]
     for name in ("model.safetensors", "ema.safetensors"):
         tensors = [
-            package.runs.loading.load_weights(tmp_path / place / "distilled/checkpoints" / last.name / name)
-            for place in ("out", "whole")
+            load_weights(tmp_path / place / "distilled/checkpoints" / last.name / name) for place in ("out", "whole")
         ]
         assert all(torch.equal(tensors[0][key], tensors[1][key]) for key in tensors[0])
 
