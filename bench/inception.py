@@ -66,7 +66,7 @@ def main() -> None:
     held_out, _ = measured.data(source.held_out)
     asked = conditions_of(conditions_like(cond, args.images, 0))
     given = {name: value for name in ("steps", "solver") if (value := getattr(args, name)) is not None}
-    samples = flow.sample(args.images, cond=asked, guidance=args.guidance, **given)
+    samples = flow.sample(args.images, cond=asked, guidance=args.guidance, **given).x
     real = train[rows(len(train), args.images, 0)]
     test = inception_features(network, held_out[rows(len(held_out), args.held_out, 0)])
     for name, images in (("samples", samples), ("training images", real)):

@@ -61,7 +61,7 @@ def test_vectors_have_the_distances_of_the_samples_that_the_flow_draws(moons_run
     flow, source = opened(moons_run)
     found = stick(moons_run).measure()
     assert found is not None and list(found) == ["frechet", "energy", "frechet_floor", "energy_floor"]
-    x, real = flow.sample(300, seed=3), in_data_units(flow, source, "train", 300)
+    x, real = flow.sample(300, seed=3).x, in_data_units(flow, source, "train", 300)
     held_out = in_data_units(flow, source, "held_out", 10_000)
     assert found["frechet"] == pytest.approx(frechet_distance(x, held_out), rel=1e-6)
     assert found["frechet_floor"] == pytest.approx(frechet_distance(real, held_out), rel=1e-6)
@@ -104,7 +104,7 @@ def test_images_are_seen_in_0_to_255_by_a_network_of_ones_own(digits_run: Path, 
     found = Yardstick(flow, source, samples=100, features=network, seed=3).measure()
     assert found is not None and list(found) == ["frechet", "kernel", "kernel_se", "frechet_floor", "kernel_floor"]
     see = lambda x: FeatureNetwork(network)((x * 255 / 16).round())
-    x, real = (see(x) for x in (flow.sample(100, seed=3), in_data_units(flow, source, "train", 100)))
+    x, real = (see(x) for x in (flow.sample(100, seed=3).x, in_data_units(flow, source, "train", 100)))
     held_out = see(in_data_units(flow, source, "held_out", len(source.held_out)))
     assert found["frechet"] == pytest.approx(frechet_distance(x, held_out), rel=1e-5)
     assert found["frechet_floor"] == pytest.approx(frechet_distance(real, held_out), rel=1e-5)

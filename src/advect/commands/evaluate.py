@@ -28,7 +28,7 @@ from advect.evaluation.protocol import OF_FLOW, SAMPLES, EvalConfig, EvalRows, P
 from advect.evaluation.results import FORMAT
 from advect.evaluation.scores import SCORES
 from advect.evaluation.workspace import on_rank_zero, working
-from advect.model.sampler_config import Way
+from advect.model.sampler_config import SamplerConfig
 
 logger = logging.getLogger(__name__)
 
@@ -264,7 +264,7 @@ def _measure(sets: Evaluator, protocol: dict[str, Any], subject: dict[str, Any])
     }
 
 
-def _point(way: Way, found: Sequence[Mapping[str, Any]], n: int) -> dict[str, Any]:
+def _point(way: SamplerConfig, found: Sequence[Mapping[str, Any]], n: int) -> dict[str, Any]:
     """One way's numbers over the seeds; a number that one of them has not is left out."""
     metrics = {}
     for name in found[0]["metrics"]:
@@ -275,7 +275,7 @@ def _point(way: Way, found: Sequence[Mapping[str, Any]], n: int) -> dict[str, An
     seconds = fmean(f["seconds"] for f in found)
     nfe = fmean(f["nfe"] for f in found)
     return {
-        **way.told(),
+        **way.to_dict(),
         "nfe": int(nfe) if nfe.is_integer() else nfe,
         "seconds": seconds,
         "samples_per_s": n / seconds if seconds else None,

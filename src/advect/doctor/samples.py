@@ -40,7 +40,7 @@ def gather_samples(run: Path, samples: int, *, seed: int = 0, device: str = "aut
     train, cond = rows_of(source, source.train, DATA_LIMIT)
     held_out, held_cond = rows_of(source, source.held_out, DATA_LIMIT)
     asked = conditions_like(cond, samples, seed)
-    x = flow.sample(samples, seed=seed, cond={**asked} if asked else None).detach().cpu()
+    x = flow.sample(samples, seed=seed, cond={**asked} if asked else None).x
     return compare(x, asked, (train, cond), (held_out, held_cond), source, seed=seed)
 
 

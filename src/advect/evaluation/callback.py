@@ -142,11 +142,8 @@ class Yardstick:
 
     def _draw(self, part: range) -> Kept:
         """What is kept of the samples in this part; of a sharded network all processes must ask equally often."""
-        sampler, seed = self.flow.sampler, self.seed
-        n = max(part.stop, self.samples)
-        x = self.flow.sample(n, seed=seed, rows=part, steps=sampler.steps, solver=sampler.solver)
-        cond = self.flow.conditions(n, None, seed, rows=part)
-        return self._comparable.samples(x, cond, self._space, first=part.start, seed=seed)
+        made = self.flow.sample(max(part.stop, self.samples), seed=self.seed, rows=part)
+        return self._comparable.samples(made.x, made.cond, self._space, first=part.start, seed=self.seed)
 
     def _summed(self, look: Callable[[range], Kept], count: int) -> SampleStatistics | None:
         """The summary of ``count`` rows, of which each process looks at every world-th part; on the first process."""

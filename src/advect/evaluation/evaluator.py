@@ -25,9 +25,7 @@ from advect.evaluation.sample_statistics import ROWS, SampleStatistics
 from advect.evaluation.scores import SCORES, EvalContext, measure_scores
 from advect.evaluation.subsampling import rows
 from advect.evaluation.workspace import EvalWorkspace
-from advect.model.flow import Flow
-from advect.model.sampler_config import Way
-from advect.solvers import Velocity
+from advect.model.sampler_config import SamplerConfig
 
 STRAIGHT = 256
 """Samples whose paths tell how straight a flow is."""
@@ -39,23 +37,6 @@ _COST = "cost"
 _DEQUANTISED, _PROBES = 9, 10
 
 Tensors = dict[str, Tensor]
-
-
-class CountedFlow(Flow):
-    """A flow that counts how often its velocity is asked for, each sample by itself."""
-
-    def __init__(self, flow: Flow) -> None:
-        self.__dict__.update(flow.__dict__)
-        self.calls = 0
-
-    def velocity(self, *arguments: Any, **options: Any) -> Velocity:
-        u = super().velocity(*arguments, **options)
-
-        def counted(x: Tensor, t: Tensor) -> Tensor:
-            self.calls += len(x)
-            return u(x, t)
-
-        return counted
 
 
 def open_cache() -> ReferenceCache:
@@ -157,18 +138,17 @@ class Evaluator:
         return [name for name in self.plan.scores if name in SCORES]
 
     def samples(
-        self, i: int, way: Way, seed: int, ground: tuple[EvalContext, SampleStatistics] | None
+        self, i: int, way: SamplerConfig, seed: int, ground: tuple[EvalContext, SampleStatistics] | None
     ) -> dict[str, Any] | None:
         """Numbers and cost of the samples of one way, the i-th, and one seed; on the first process."""
-        plan, draw = self.plan, self.plan.draw(way, seed)
+        plan, n = self.plan, self.plan.samples
 
         def fill(rows: range, bar: tqdm) -> Tensors:
-            flow, began = CountedFlow(plan.flow), time.perf_counter()
-            x = flow.sample(**asdict(draw), cond=plan.request.cond, rows=rows, progress=bar)
+            began, options = time.perf_counter(), asdict(plan.guided(way)) | {"batch_size": plan.request.batch_size}
+            made = plan.flow.sample(n, seed=seed, cond=plan.request.cond, rows=rows, progress=bar, **options)
             took = time.perf_counter() - began
-            cond = plan.flow.conditions(draw.n, plan.request.cond, seed, rows=rows)
-            kept = plan.comparable.samples(x, cond, self.space, first=rows.start, seed=seed)
-            return {**kept, _COST: torch.tensor([took, flow.calls], dtype=torch.float64)}
+            kept = plan.comparable.samples(made.x, made.cond, self.space, first=rows.start, seed=seed)
+            return {**kept, _COST: torch.tensor([took, made.nfe * len(rows)], dtype=torch.float64)}
 
         def finish(parts: Iterator[Tensors]) -> dict[str, Any]:
             assert ground is not None
@@ -179,12 +159,12 @@ class Evaluator:
                     cost.add_(part.pop(_COST))
                     yield part
 
-            summary = SampleStatistics.of(kept(), draw.n)
+            summary = SampleStatistics.of(kept(), n)
             found = self._measure(self.compared, summary, ground[1], ground[0])
-            nfe = float(cost[1]) / draw.n
+            nfe = float(cost[1]) / n
             return {"metrics": found, "seconds": float(cost[0]), "nfe": int(nfe) if nfe.is_integer() else nfe}
 
-        return self.work.number(f"way-{i}-seed-{seed}", draw.n, fill, finish, title=f"{way}, seed {seed}")
+        return self.work.number(f"way-{i}-seed-{seed}", n, fill, finish, title=f"{way}, seed {seed}")
 
     def straightness(self) -> dict[str, Any] | None:
         """How straight the paths of the first samples are; on the first process."""

@@ -24,7 +24,7 @@ from advect.evaluation.sample_statistics import CONDITION, FEATURES, VALUES
 from advect.evaluation.scores import MAX_FEATURES as MOST_VALUES
 from advect.evaluation.subsampling import rows
 from advect.model.flow import Flow
-from advect.model.velocity_field import without_padding
+from advect.model.initial_noise import without_padding
 from advect.reporting.outputs import COUNTING
 
 FIT_VALUES = 30_000_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,8 +24,8 @@ from advect.evaluation.target import EvalTarget
 from advect.model.conditions import ConditionValue, resolve_conditions
 from advect.model.flow import Flow
 from advect.model.load import load
-from advect.model.sampler_config import Way, plan_ways
-from advect.model.sampling import Draw, told_conditions
+from advect.model.sampler_config import SamplerConfig, plan_sweep
+from advect.model.sampling import conditions_to_dict
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Plan:
     source: Dataset
     comparable: Comparable
     network: FeatureNetwork | None
-    ways: list[Way]
+    ways: list[SamplerConfig]
     scores: list[str]
     samples: int
 
@@ -101,7 +101,7 @@ class Plan:
         scores += ["straightness"] if request.metrics is None else []
         comparable = Comparable(flow, values=any(SCORES[s].values for s in scores if s in SCORES))
         network = request.features.network(flow.device)
-        ways = plan_ways(
+        ways = plan_sweep(
             flow.sampler,
             solvers=request.solvers,
             grids=request.grids,
@@ -114,17 +114,10 @@ class Plan:
         plan._check()
         return plan
 
-    def draw(self, way: Way, seed: int) -> Draw:
-        """How the samples of one seed are drawn."""
+    def guided(self, sampler: SamplerConfig) -> SamplerConfig:
+        """A sampler of the sweep with the guidance asked for."""
         r = self.request
-        return Draw(
-            n=self.samples,
-            **asdict(way),
-            guidance=r.guidance,
-            guidance_interval=r.guidance_interval,
-            seed=seed,
-            batch_size=r.batch_size,
-        )
+        return replace(sampler, guidance=r.guidance, guidance_interval=r.guidance_interval)
 
     @property
     def seeds(self) -> list[int]:
@@ -153,8 +146,8 @@ class Plan:
         for way in self.ways:
             if way.solver not in tried:
                 tried.add(way.solver)
-                few = {**asdict(self.draw(way, 0)), "steps": way.steps and 1}
-                self.flow.sample(**few, cond=self.request.cond, rows=range(1))
+                few = replace(self.guided(way), steps=way.steps and 1)
+                self.flow.sample(self.samples, **asdict(few), cond=self.request.cond, rows=range(1))
         if self.network is not None:
             self.comparable.data(
                 self.sides[0], torch.zeros(1, dtype=torch.int64), self.comparable.space(self.source, self.network)
@@ -235,10 +228,10 @@ class Plan:
             "features": features,
             "samples": self.samples,
             "metrics": self.scores,
-            "ways": [way.told() for way in self.ways],
+            "ways": [way.to_dict() for way in self.ways],
             "guidance": r.guidance,
             "guidance_interval": r.guidance_interval,
-            "conditions": told_conditions(r.cond),
+            "conditions": conditions_to_dict(r.cond),
             "seeds": self.seeds,
             "rows_for_distances": {s: SCORES[s].rows for s in self.scores if s in SCORES and SCORES[s].rows},
         }

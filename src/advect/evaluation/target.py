@@ -17,10 +17,10 @@ from advect.core.errors import UserError
 from advect.core.types import Conditions
 from advect.data import Dataset, Split
 from advect.model.flow import Flow
+from advect.model.initial_noise import without_padding
 from advect.model.load import read_model_metadata, weight_file
 from advect.model.metadata import ModelMetadata
 from advect.model.sampling import averaged, weights_identity
-from advect.model.velocity_field import without_padding
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Measured:
         trajectory: bool = False,
     ) -> Tensor:
         """Samples (n, *S), or with ``trajectory`` all states (steps + 1, n, *S), as of :meth:`Flow.sample`."""
-        x = self.flow.sample(n, steps=steps, solver=solver, seed=seed, cond=cond, trajectory=trajectory)
+        x = self.flow.sample(n, steps=steps, solver=solver, seed=seed, cond=cond, trajectory=trajectory).x
         if not self._table:
             return x
         forward = self.flow.transform.forward
