@@ -119,8 +119,8 @@ def test_a_call_killed_again_and_again_ends_with_the_same_numbers(
     assert "way-0-seed-0/part-00002" in seen[4] and "way-0-seed-0.json" in seen[5]
     assert "straightness.json" in seen[6] and not list((tmp_path / "run/evaluation").glob("*.json"))
     monkeypatch.setenv("ADVECT_CACHE", str(cache))
-    one = Flow.sample  # a trial of one sample is made each time
-    monkeypatch.setattr(Flow, "sample", lambda *a, **k: one(*a, **k) if len(k["rows"]) == 1 else pytest.fail("sampled"))
+    draw = Flow.sample  # a trial of one sample is made each time
+    monkeypatch.setattr(Flow, "sample", lambda *a, **k: draw(*a, **k) if len(k["rows"]) == 1 else pytest.fail("drew"))
     _, result = evaluate(tmp_path / "run", EvalConfig(**ASK))
     assert numbers(result) == alone
     assert len(list((tmp_path / "run/evaluation").rglob("*"))) == 1
