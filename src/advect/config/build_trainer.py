@@ -20,7 +20,6 @@ from advect.core.types import DataSpec
 from advect.data import Dataset, Split
 from advect.distributed.comm import current
 from advect.distributed.parallel import Parallel, local
-from advect.evaluation.callback import EvalCallback, Yardstick
 from advect.losses import Loss
 from advect.model.flow import Flow
 from advect.reporting.sample_grids import SampleGridCallback, held_out_loss
@@ -139,6 +138,8 @@ def build_callbacks(
     snapshots = [Snapshots(run_dir / SNAPSHOTS, every=t.posthoc_every)] if t.posthoc_ema else []
     quality = []
     if out.eval_every:
+        from advect.evaluation.callback import EvalCallback, Yardstick
+
         options = {"samples": out.eval_samples, "features": out.eval_features, "seed": t.seed}
         yardstick = Yardstick(flow, source.real, **options)
         loss = lambda: held_out_loss(flow, objective, source.held_out, t.seed)
