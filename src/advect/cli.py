@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from advect.core.errors import UserError, did_you_mean
 from advect.distributed.env import DistEnv
+from advect.distributed.log import log_to_console
 
 USAGE = """\
 advect: train, sample and measure flow-matching models on your own data
@@ -72,6 +73,7 @@ def run(words: list[str]) -> None:
 
     Among several processes, commands that are ``SHARED`` run on all of them, the others on the first one alone.
     """
+    log_to_console()
     words, commands = _without_local_rank(words), find_commands()
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE.format(commands="\n".join(f"  {c.usage:<32}  {c.about}" for c in commands.values())), end="")

@@ -28,7 +28,7 @@ DRAW = Draw(n=50, steps=2, seed=4, batch_size=8)
 
 
 def parted(run: Path, folder: Path, draw: Draw = DRAW, *, part_size: int | None = 20, **options) -> list[Path]:
-    return sample_run(run, draw, output_dir=folder, progress=False, part_size=part_size, **options)
+    return sample_run(run, draw, output_dir=folder, part_size=part_size, **options)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -104,7 +104,7 @@ def kill_before(event, pattern):
     sys.addaudithook(hook)
 
 def draw():
-    sample_run(Path(run), Draw(**fields), output_dir=Path(folder), progress=False, **options)
+    sample_run(Path(run), Draw(**fields), output_dir=Path(folder), **options)
 
 run, folder, fields, options, kills = json.loads(sys.argv[1])
 for kill in kills:
@@ -176,15 +176,18 @@ def test_one_process_goes_on_where_one_of_two_was_killed(moons_run: Path, tmp_pa
     assert content(out) == content(tmp_path / "other")
 
 
-def test_a_damaged_part_is_told_and_drawn_anew(moons_run: Path, three: Path, tmp_path: Path) -> None:
-    out, said = tmp_path / "out", []
+def test_a_damaged_part_is_noted_and_drawn_anew(
+    moons_run: Path, three: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
     parted(moons_run, out)
+    caplog.set_level("INFO", "advect")
     for name, change in (("samples.npz", lambda data: data[:-1] + b"x"), ("part.json", lambda data: data[:20])):
         file = out / "part-00001-of-00003" / name
         file.write_bytes(change(file.read_bytes()))
-        parted(moons_run, out, say=said.append)
+        parted(moons_run, out)
         assert content(out) == content(three)
-    assert said == [f"note: {out}/part-00001-of-00003 was damaged, and has been drawn anew"] * 2
+    assert caplog.messages == [f"note: {out}/part-00001-of-00003 was damaged, and has been drawn anew"] * 2
 
 
 def test_another_calls_samples_are_kept_unless_they_may_be_overwritten(moons_run: Path, tmp_path: Path) -> None:
@@ -205,7 +208,7 @@ def test_another_calls_samples_are_kept_unless_they_may_be_overwritten(moons_run
         assert content(out) == whole
     parted(moons_run, out, part_size=25, overwrite=True)
     assert sorted(path.name for path in out.glob("part-*")) == ["part-00000-of-00002", "part-00001-of-00002"]
-    sample_run(moons_run, Draw(n=3, steps=2), output_dir=out, overwrite=True, progress=False)
+    sample_run(moons_run, Draw(n=3, steps=2), output_dir=out, overwrite=True)
     names = {"samples.npz", "samples.csv", "samples.png", "samples.json", "notes.txt"}
     assert content(out).keys() == names and json.loads((out / "samples.json").read_text())["n"] == 3
     with pytest.raises(UserError, match="already holds samples; name another folder, or give --overwrite"):

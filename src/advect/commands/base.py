@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from advect.config.arguments import without_flag
 from advect.core.errors import UserError
-from advect.distributed.comm import current, sync_errors
+from advect.distributed.comm import sync_errors
 from advect.distributed.launch import check_nproc, launch
 
 
@@ -28,9 +28,3 @@ def launch_processes(command: str, words: list[str], nproc: int, device: str) ->
     with sync_errors():
         check_nproc(nproc, device)
     sys.exit(launch([sys.executable, "-m", "advect", command, *without_flag("--nproc", words)], nproc))
-
-
-def say(text: str, end: str = "\n") -> None:
-    """Print on the first process."""
-    if current().is_first:
-        print(text, end=end, flush=True)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from advect.commands.base import say, split_place
+from advect.commands.base import split_place
 from advect.config.arguments import parse_words
 from advect.core.errors import UserError, did_you_mean
 from advect.data import Packed, pack, packed_path
 from advect.data.images.decoding import Decoder
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +47,11 @@ def run(words: list[str]) -> None:
     if words[0] == "verify":
         if flags:
             raise UserError(f"{command} takes a PATH alone, got {flags[0]!r}")
-        say(verify_pack(place))
+        logger.info(verify_pack(place))
         return
     about = "Decode and resize images once. Ended by anything, it goes on where it was."
     a = parse_words(PackArguments, flags, prog=f"{command} PATH", description=about)
-    say(f"packed: {pack_images(place, a, progress=sys.stderr.isatty())}")
+    logger.info(f"packed: {pack_images(place, a, progress=sys.stderr.isatty())}")
 
 
 def pack_images(place: Path, a: PackArguments, *, progress: bool = True) -> str:

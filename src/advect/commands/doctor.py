@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from advect.commands.base import say
 from advect.config.arguments import parse_words
 from advect.config.presets import PRESETS
 from advect.core.device import tune_process
 from advect.core.errors import UserError
+from advect.distributed.log import only_warnings
 from advect.doctor.examine import examine_data, examine_machine, examine_run
 from advect.doctor.report import is_healthy, show, to_json
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +47,7 @@ _BESIDE_DATA = {"--look": 1, "--json": 0, "--device": 1, "--samples": 1, "--help
 def run(words: list[str]) -> None:
     """Run ``advect doctor`` with the words after it; exit with 1 where something is wrong. Raises UserError."""
     text, healthy = doctor(words)
-    say(text)
+    logger.info(text)
     if not healthy:
         sys.exit(1)
 
@@ -63,12 +66,13 @@ def doctor(words: list[str]) -> tuple[str, bool]:
     if what and a.data:
         raise UserError(f"{what} and --data {a.data} contradict each other; give one of them")
     tune_process()
-    if of_data:
-        findings = examine_data(training, look=a.look, device=a.device)
-    elif what:
-        findings = examine_run(Path(what), samples=a.samples, seed=a.seed, device=a.device)
-    else:
-        findings = examine_machine(a.run_dir, device=a.device)
+    with only_warnings():
+        if of_data:
+            findings = examine_data(training, look=a.look, device=a.device)
+        elif what:
+            findings = examine_run(Path(what), samples=a.samples, seed=a.seed, device=a.device)
+        else:
+            findings = examine_machine(a.run_dir, device=a.device)
     return to_json(findings) if a.json else show(findings), is_healthy(findings)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from advect.commands.base import say, split_place
+from advect.commands.base import split_place
 from advect.config.arguments import parse_words
 from advect.core.errors import UserError
 from advect.core.files import atomic_write, make_folder
@@ -21,6 +22,8 @@ from advect.training import find_checkpoint
 from advect.training.posthoc_ema import SNAPSHOTS, Snapshot, combine, read_snapshots
 from advect.training.power_ema import LONGEST, Fit, Profiles
 from advect.training.state import DATA, MODEL
+
+logger = logging.getLogger(__name__)
 
 FARTHEST = 0.1
 """An average whose profile would be farther off than this is refused."""
@@ -59,8 +62,8 @@ def run(words: list[str]) -> None:
     made = rebuild(place, parse_words(EmaArguments, flags, prog="advect ema RUN", description=about))
     for average in made:
         error = f"profile within {average.error:.2%}"
-        say(f"length {average.length} at step {average.step:,}: {average.file} ({error})")
-    say(f"next: advect sample {shlex.quote(str(made[-1].file))}")
+        logger.info(f"length {average.length} at step {average.step:,}: {average.file} ({error})")
+    logger.info(f"next: advect sample {shlex.quote(str(made[-1].file))}")
 
 
 def rebuild(run: Path, a: EmaArguments) -> list[Rebuilt]:

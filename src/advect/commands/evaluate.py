@@ -6,10 +6,10 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, Literal
+from typing import Any
 
 from advect.checkpoint.manifest import find_weights
 from advect.commands import base
@@ -110,7 +110,9 @@ def evaluate(run: Path, config: EvalConfig) -> tuple[Path, dict[str, Any]]:
         with sync_errors():
             plan, cache = Plan.make(run, place, config), open_cache()
         if config.num_samples is None and plan.samples < SAMPLES:
-            logger.info(f"note: {plan.samples:,} samples, as there are no more training rows for the floor; see --num-samples")
+            logger.info(
+                f"note: {plan.samples:,} samples, as there are no more training rows for the floor; see --num-samples"
+            )
         rows = broadcast_object(on_rank_zero(lambda: plan.choose_rows(cache)))
         assert rows is not None
         with sync_errors():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from advect.commands.base import say
+import logging
+
 from advect.config.presets import PRESETS
 from advect.core.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def run(words: list[str]) -> None:
@@ -12,5 +15,5 @@ def run(words: list[str]) -> None:
     if words and words[0] not in ("-h", "--help"):
         raise UserError(f"advect presets takes no arguments, got {words[0]!r}")
     for preset in PRESETS.values():
-        say(f"{preset.name:<15} {preset.about}")
-    say("\nadvect train PRESET --dry-run   prints its whole configuration")
+        logger.info(f"{preset.name:<15} {preset.about}")
+    logger.info("\nadvect train PRESET --dry-run   prints its whole configuration")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Literal
@@ -14,7 +14,7 @@ import torch
 
 from advect.checkpoint.manifest import find_checkpoint
 from advect.commands import base
-from advect.commands.evaluate import EvalConfig, evaluate
+from advect.commands.evaluate import evaluate
 from advect.commands.train import exit_by_signal, train
 from advect.config.arguments import parse_config, run_folder, run_tyro
 from advect.config.build import build_dataset, pick_device
@@ -27,13 +27,16 @@ from advect.core.random import mix
 from advect.core.types import Category
 from advect.data import Dataset
 from advect.distributed.comm import broadcast_object, current, process_group, sync_errors
-from advect.evaluation.features import FeatureArguments
+from advect.evaluation.features import FeatureConfig
+from advect.evaluation.protocol import EvalConfig
 from advect.model.load import load, read_model_metadata, weight_file
 from advect.model.pairs import FACTS, Pairing, make_pairs
 from advect.model.sampling import weights_identity
 from advect.reporting.grid import save_png
 from advect.reporting.outputs import draw, held_out_batch
 from advect.reporting.reflow_page import FORMAT, REFLOW, write_reflow
+
+logger = logging.getLogger(__name__)
 
 SHARED = True
 
@@ -74,7 +77,7 @@ class ReflowArguments(Generic[D, N]):
 
     measure: bool = True
     """Measure all flows at the end, and write the report."""
-    features: FeatureArguments = field(default_factory=FeatureArguments)
+    features: FeatureConfig = field(default_factory=FeatureConfig)
     measure_samples: int = 2000
     """Samples for each point that is measured."""
     nfes: tuple[int, ...] = NFES
@@ -103,13 +106,13 @@ def run(words: list[str]) -> None:
         preset, a = parse_reflow(place if words[0] == str(place) else None, flags)
     if a.nproc != 1:
         base.launch_processes("reflow", words, a.nproc, a.settings.training.device)
-    ended = reflow(place, preset, a, say=base.say, progress=sys.stderr.isatty())
+    ended = reflow(place, preset, a)
     if ended.reason != "finished":
-        base.say(f"stopped by {ended.reason}; to go on, type: {shlex.join(['advect', 'reflow', *words])}")
+        logger.info(f"stopped by {ended.reason}; to go on, type: {shlex.join(['advect', 'reflow', *words])}")
     for name, folder in ended.flows.items():
-        base.say(f"{name}: {folder}")
+        logger.info(f"{name}: {folder}")
     if ended.report:
-        base.say(f"report: {ended.report}")
+        logger.info(f"report: {ended.report}")
     exit_by_signal(ended.reason)
 
 
@@ -183,9 +186,7 @@ def check_measure(source: Dataset, a: ReflowArguments) -> None:
     a.features.network(torch.device("cpu"))
 
 
-def measure_flows(
-    folder: Path, flows: Mapping[str, Path], source: Dataset, a: ReflowArguments, *, say: Callable, progress: bool
-) -> Path:
+def measure_flows(folder: Path, flows: Mapping[str, Path], source: Dataset, a: ReflowArguments) -> Path:
     """Measure flows by their names, of which the first is the run's own, and write reflow.json and report.html.
 
     All processes call it; the report's path comes back. Evaluations are gone on with where an earlier call ended.
@@ -194,19 +195,20 @@ def measure_flows(
     metrics = METRICS.get(source.spec.kind, OTHER_METRICS)
     told = []
     for i, (name, run) in enumerate(flows.items()):
-        say(f"measuring {name}")
+        logger.info(f"measuring {name}")
         distilled = name == "distilled"
-        request = EvalConfig(
+        config = EvalConfig(
             features=a.features,
             num_samples=a.measure_samples,
             metrics=(*metrics, "straightness"),
-            solvers=(SOLVER,),
-            grids=("uniform",),
-            nfes=(1,) if distilled else a.nfes,
+            solver=(SOLVER,),
+            grid=("uniform",),
+            nfe=(1,) if distilled else a.nfes,
+            device=device,
             guidance=a.guidance if i == 0 else 1.0,
             guidance_interval=a.guidance_interval if i == 0 else None,
         )
-        _, result = evaluate(run, request, say=say, progress=progress, device=device)
+        _, result = evaluate(run, config)
         told.append({"name": name, "run": str(run), "about": _about(run, i, result), "result": result})
     shown = [nfe for nfe in SHOWN if nfe in a.nfes] or [min(a.nfes), max(a.nfes)]
     if current().is_first:
@@ -253,9 +255,6 @@ def _decode(
     return files
 
 
-Say = Callable[[str], None]
-
-
 @dataclass(frozen=True)
 class Ended:
     """How a call ended: which flows there are, the first one's run included, why the last one stopped, the report."""
@@ -265,7 +264,7 @@ class Ended:
     report: Path | None
 
 
-def reflow(run: Path, preset: str, a: ReflowArguments, *, say: Say = print, progress: bool = True) -> Ended:
+def reflow(run: Path, preset: str, a: ReflowArguments) -> Ended:
     """Make pairs and train on them as often as asked, shared by all processes; go on where an earlier call ended.
 
     Each flow begins with the averaged weights of the one before, and learns pairs that it has made (Liu, Gong & Liu
@@ -275,7 +274,6 @@ def reflow(run: Path, preset: str, a: ReflowArguments, *, say: Say = print, prog
     tune_process()
     folder = (a.output_dir or run_folder(run) / "reflow").absolute()
     with process_group(pick_device(a.settings.training.device)) as me:
-        say = say if me.is_first else lambda text: None
         with sync_errors():
             source = build_dataset(a.settings.data)
             place = find_checkpoint(run) if me.is_first else run
@@ -285,17 +283,17 @@ def reflow(run: Path, preset: str, a: ReflowArguments, *, say: Say = print, prog
         rounds = [f"{k + 2}-rectified" for k in range(a.iterations)] + (["distilled"] if a.distill else [])
         for k, name in enumerate(rounds):
             pairs = folder / f"pairs-{k + 1}"
-            _make(place, source, pairs, _pairing(a, k, len(source.train)), a.settings.training.device, progress, say)
+            _make(place, source, pairs, _pairing(a, k, len(source.train)), a.settings.training.device)
             config = _config(a, pairs, place, guided=a.guidance != 1, distil=name == "distilled")
-            say(f"{name}: learning {pairs}")
-            flows[name], reason = train(config, preset, run_dir=folder / name, resume="auto", say=say)
+            logger.info(f"{name}: learning {pairs}")
+            flows[name], reason = train(config, preset, run_dir=folder / name, resume="auto")
             if reason not in ("finished", "max-steps"):
                 break
             reason = "finished"
             place = broadcast_object(find_checkpoint(folder / name) if me.is_first else place)
         report = None
         if a.measure and reason == "finished":
-            report = measure_flows(folder, flows, source, a, say=say, progress=progress)
+            report = measure_flows(folder, flows, source, a)
         return Ended(flows, reason, report)
 
 
@@ -315,7 +313,7 @@ def _pairing(a: ReflowArguments, k: int, rows: int) -> Pairing:
     )
 
 
-def _make(place: Path, source: Dataset, folder: Path, pairing: Pairing, device: str, progress: bool, say: Say) -> None:
+def _make(place: Path, source: Dataset, folder: Path, pairing: Pairing, device: str) -> None:
     """Have the flow of a checkpoint make pairs, unless they are there."""
     with sync_errors():
         flow = load(place, device=device)
@@ -323,9 +321,9 @@ def _make(place: Path, source: Dataset, folder: Path, pairing: Pairing, device: 
         if card.fingerprint != source.fingerprint:
             raise UserError(f"the data of {place} have changed since it was trained; give the data it was trained on")
     if not (folder / FACTS).is_file():
-        say(f"making {pairing.num_pairs:,} pairs in {folder}")
+        logger.info(f"making {pairing.num_pairs:,} pairs in {folder}")
     made_by = weights_identity(place, True)
-    make_pairs(flow, card.noise, source, folder, pairing, made_by=made_by, show=progress, say=say)
+    make_pairs(flow, card.noise, source, folder, pairing, made_by=made_by)
 
 
 def _config(a: ReflowArguments, pairs: Path, place: Path, *, guided: bool, distil: bool) -> Config:

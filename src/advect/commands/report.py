@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from advect.commands.base import say, split_place
+from advect.commands.base import split_place
 from advect.config.arguments import parse_config, parse_words
 from advect.config.build import build_dataset
 from advect.core.device import tune_process
@@ -15,6 +15,8 @@ from advect.core.errors import UserError
 from advect.evaluation.quality import NFES, measure_quality
 from advect.model.load import load
 from advect.reporting import write_report
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,18 +39,10 @@ def run(words: list[str]) -> None:
     """Run ``advect report`` with the words after it. Raises UserError."""
     place, flags = split_place(words, "advect report")
     a = parse_report(flags)
-    page, results = report(
-        place,
-        samples=a.num_samples,
-        nfes=a.nfes,
-        seed=a.seed,
-        measure=a.measure,
-        device=a.device,
-        progress=sys.stderr.isatty(),
-    )
+    page, results = report(place, samples=a.num_samples, nfes=a.nfes, seed=a.seed, measure=a.measure, device=a.device)
     for line in summary(results) if results else []:
-        say(line)
-    say(f"report: {page}")
+        logger.info(line)
+    logger.info(f"report: {page}")
 
 
 def parse_report(flags: list[str]) -> ReportArguments:
@@ -68,7 +62,6 @@ def report(
     seed: int = 0,
     device: str = "auto",
     measure: bool = True,
-    progress: bool = True,
 ) -> tuple[Path, dict]:
     """Measure a run and write its ``report.html``; return the file and the measurements.
 
@@ -81,9 +74,8 @@ def report(
     results = run / "evaluation" / "quality.json"
     if measure:
         flow = load(run, device=device)
-        _, config = parse_config(run / "config.yaml")
-        source = build_dataset(config.data)
-        measure_quality(flow, source, run / "evaluation", samples=samples, nfes=nfes or NFES, seed=seed)
+        dataset = build_dataset(parse_config(run / "config.yaml")[1].data)
+        measure_quality(flow, dataset, run / "evaluation", samples=samples, nfes=nfes or NFES, seed=seed)
     page = write_report(run)
     return page, json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
 

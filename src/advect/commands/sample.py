@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from advect.commands.base import launch_processes, say, split_place
+from advect.commands.base import launch_processes, split_place
 from advect.config.arguments import parse_words
 from advect.core.errors import UserError
 from advect.distributed.comm import sync_errors
 from advect.model.conditions import number_or_name, parse_conditions
 from advect.model.sampling import Draw, describe_files, sample_run
+
+logger = logging.getLogger(__name__)
 
 SHARED = True
 
@@ -109,11 +111,9 @@ def run(words: list[str]) -> None:
         overwrite=a.overwrite,
         part_size=a.part_size,
         device=a.device,
-        progress=sys.stderr.isatty(),
-        say=say,
     )
     for line in describe_files(files, individual=a.save_individual):
-        say(line)
+        logger.info(line)
 
 
 def parse_sample(flags: list[str]) -> SampleArguments:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shlex
 import signal
@@ -22,7 +23,7 @@ from advect.config.build import build_dataset, build_loss, fit_source, pick_devi
 from advect.config.build_trainer import build_callbacks, check_method, new_state, new_trainer
 from advect.config.config import Config
 from advect.config.environment import write_environment
-from advect.config.run_folder import Say, check_folder, check_same_run, lock_run_dir, resolve_checkpoint
+from advect.config.run_folder import check_folder, check_same_run, lock_run_dir, resolve_checkpoint
 from advect.config.yaml_file import to_yaml
 from advect.core.device import tune_process
 from advect.core.errors import UserError
@@ -36,6 +37,8 @@ from advect.training import LearningRate, StopCriteria, Trainer
 from advect.training.posthoc_ema import SNAPSHOTS, bring
 from advect.training.state import MODEL
 
+logger = logging.getLogger(__name__)
+
 SHARED = True
 
 
@@ -45,20 +48,20 @@ def run(words: list[str]) -> None:
     with sync_errors():
         preset, a = parse_train(words, say=recognised.append)
     if a.dry_run:
-        base.say(to_yaml(a.settings, preset), end="")
+        logger.info(to_yaml(a.settings, preset).rstrip("\n"))
         return
     if a.nproc != 1:
         base.launch_processes("train", words, a.nproc, a.settings.training.device)
     for line in recognised:
-        base.say(line)
+        logger.info(line)
     where = {"run_dir": a.run_dir, "resume_from": a.resume_from, "resume": a.resume}
-    folder, reason = train(a.settings, preset, **where, say=base.say)
+    folder, reason = train(a.settings, preset, **where)
     typed = shlex.quote(str(folder))
     if reason != "finished":
-        base.say(f"stopped by {reason}; to go on, type: advect train --resume-from {typed}{_without_limit(reason)}")
+        logger.info(f"stopped by {reason}; to go on, type: advect train --resume-from {typed}{_without_limit(reason)}")
     else:
-        base.say(f"finished: {folder}")
-    base.say(f"next: advect sample {typed}   advect report {typed}")
+        logger.info(f"finished: {folder}")
+    logger.info(f"next: advect sample {typed}   advect report {typed}")
     exit_by_signal(reason)
 
 
@@ -79,7 +82,6 @@ def train(
     run_dir: Path | None = None,
     resume_from: Path | None = None,
     resume: str = "no",
-    say: Say = print,
 ) -> tuple[Path, str]:
     """Train as ``config`` says, into ``run_dir`` (runs/PRESET); return the folder and why the run ended.
 
@@ -90,27 +92,24 @@ def train(
     """
     tune_process()
     with process_group(pick_device(config.training.device)) as me:
-        say = say if me.is_first else lambda text: None
         with sync_errors():
-            begin = (
-                resolve_checkpoint(run_dir or Path("runs") / preset, resume_from, resume, say) if me.is_first else None
-            )
+            begin = resolve_checkpoint(run_dir or Path("runs") / preset, resume_from, resume) if me.is_first else None
         begin = broadcast_object(begin)
         run_dir = run_dir or (begin.parent.parent if begin else Path("runs") / preset)
         with explain_full_disk(run_dir):
-            return run_dir, _train(config, preset, run_dir, begin, resume == "auto", say)
+            return run_dir, _train(config, preset, run_dir, begin, resume == "auto")
 
 
-def _train(config: Config, preset: str, run_dir: Path, checkpoint: Path | None, again: bool, say: Say) -> str:
+def _train(config: Config, preset: str, run_dir: Path, checkpoint: Path | None, again: bool) -> str:
     with ExitStack() as claims:
         with sync_errors():
             check_folder(run_dir, checkpoint, again)
             if run_dir.is_dir():  # a folder in use is refused before the data are read
-                claims.enter_context(lock_run_dir(run_dir, checkpoint, again, say))
-            source, noise = _open(config, say)
+                claims.enter_context(lock_run_dir(run_dir, checkpoint, again))
+            source, noise = _open(config)
             card = ModelMetadata.of(config, preset, source, noise)
             if checkpoint:
-                check_same_run(read_model_metadata(checkpoint / MODEL), card, checkpoint, say)
+                check_same_run(read_model_metadata(checkpoint / MODEL), card, checkpoint)
             source.train.fetch(np.zeros(1, np.int64))  # whoever cannot be read says so before there is a run folder
             weights = None if checkpoint else _first_weights(config)
         trainer = _new_trainer(config, source, card, run_dir, weights)
@@ -120,7 +119,7 @@ def _train(config: Config, preset: str, run_dir: Path, checkpoint: Path | None, 
             if current().is_first:
                 make_folder(run_dir, "--run-dir")
                 claims.close()
-                claims.enter_context(lock_run_dir(run_dir, checkpoint, again, say))
+                claims.enter_context(lock_run_dir(run_dir, checkpoint, again))
                 remove_leftovers(run_dir / "checkpoints")
                 for folder in (run_dir, run_dir / "samples"):
                     remove_partial(folder)
@@ -129,18 +128,18 @@ def _train(config: Config, preset: str, run_dir: Path, checkpoint: Path | None, 
                 atomic_write_text(run_dir / "config.yaml", to_yaml(config, preset))
                 step = trainer.state.progress.step
                 write_environment(run_dir, device=trainer.device, fingerprint=source.fingerprint, step=step)
-        _announce(config, preset, source, trainer, run_dir, say)
+        _announce(config, preset, source, trainer, run_dir)
         reason = trainer.run()
     if unreadable := getattr(source, "unreadable", None):
         first, why = next(iter(unreadable.items()))
         images = "1 image" if len(unreadable) == 1 else f"{len(unreadable):,} images"
-        say(f"note: {images} could not be read and others took their places, the first {first} ({why})")
+        logger.info(f"note: {images} could not be read and others took their places, the first {first} ({why})")
     return reason
 
 
-def _open(config: Config, say: Say) -> tuple[Dataset, dict[str, Any]]:
+def _open(config: Config) -> tuple[Dataset, dict[str, Any]]:
     """What is trained on, and the facts of the noise it starts from."""
-    source, pairs = build_dataset(config.data, say), config.training.pairs
+    source, pairs = build_dataset(config.data), config.training.pairs
     if (config.method.coupling == "pairs") != (pairs is not None):
         raise UserError("--coupling pairs and --pairs PATH go together; give both, as advect reflow does, or neither")
     if pairs is not None:
@@ -184,28 +183,33 @@ def _plan(config: Config, source: Dataset) -> tuple[StopCriteria, LearningRate]:
     return limits, LearningRate(peak=t.learning_rate, warmup=t.lr_warmup_steps, total=steps, shape=t.lr_schedule)
 
 
-def _announce(config: Config, preset: str, source: Dataset, trainer: Trainer, run_dir: Path, say: Say) -> None:
+def _announce(config: Config, preset: str, source: Dataset, trainer: Trainer, run_dir: Path) -> None:
     t, limits, step, net = config.training, trainer.limits, trainer.state.progress.step, trainer.state.twin
     params = sum(p.numel() for p in net.parameters())
-    say(
+    logger.info(
         f"{preset}: {len(source.train):,} training and {len(source.held_out):,} held-out samples of shape "
         f"{tuple(source.spec.shape)}; {type(net).__name__} with {params:,} parameters on {trainer.device}"
     )
-    say(f"{'resuming at step ' + format(step, ',') if step else 'training'} to step {limits.last_step:,} in {run_dir}")
+    begin = f"resuming at step {step:,}" if step else "training"
+    logger.info(f"{begin} to step {limits.last_step:,} in {run_dir}")
     if limits.max_steps is not None and limits.max_steps > limits.steps:
-        say(
+        logger.info(
             f"note: --max-steps {limits.max_steps:,} lies beyond the {limits.steps:,} steps of --num-epochs "
             f"{t.num_epochs}, which end the run"
         )
     if t.mixed_precision and pick_precision(True, trainer.device, t.half) is None:
-        say(f"note: --mixed-precision does nothing here: {trainer.device} is fastest in float32; --half forces a type")
+        logger.info(
+            f"note: --mixed-precision does nothing here: {trainer.device} is fastest in float32; --half forces a type"
+        )
     if (world := current().world) > 1:
-        say(
+        logger.info(
             f"{world} processes ({trainer.state.parallel.kind}): batches of {t.batch_size} on each, "
             f"{trainer.loader.global_batch:,} together"
         )
     out, rows = config.output, len(source.real.train)
     if out.eval_every and out.eval_samples > rows:
-        say(f"note: --eval-samples {out.eval_samples:,} is more than there are training samples; taking {rows:,}")
+        logger.info(
+            f"note: --eval-samples {out.eval_samples:,} is more than there are training samples; taking {rows:,}"
+        )
     if trainer.loader.global_batch < 32:
-        say(f"note: a batch of {trainer.loader.global_batch} gives noisy gradients; 32 or more is usual")
+        logger.info(f"note: a batch of {trainer.loader.global_batch} gives noisy gradients; 32 or more is usual")

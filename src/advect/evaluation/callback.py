@@ -106,7 +106,9 @@ class EvalCallback(PeriodicCallback):
         name = features.name if features.sha256 is None else f"{features.name} ({features.sha256[:8]})"
         self._protocol = {"eval_samples": self.samples, "eval_features": name}
         if self.metrics is not None:
-            logger.info(f"every {self.every:,} steps {self.samples:,} samples are held against held-out data in {name}")
+            logger.info(
+                f"every {self.every:,} steps {self.samples:,} samples are held against held-out data in {name}"
+            )
         _ = self.evaluator.floor  # looking at the data may take minutes, and fail, before the first step
         self._recall(trainer)
         super().on_start(trainer)

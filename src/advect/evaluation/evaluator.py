@@ -63,8 +63,8 @@ class EvalRows:
     def choose(cls, dataset: Dataset, samples: int, *, reference: int | None = None) -> EvalRows:
         """Held-out rows, at most ``reference`` of them, and as many training rows as there are samples."""
         n = len(dataset.held_out)
-        chosen = (subsample(k, limit, 0).sort().values for k, limit in ((n, reference or n), (len(dataset.train), samples)))
-        return cls("held-out", *chosen)
+        chosen = lambda count, limit: subsample(count, limit, 0).sort().values
+        return cls("held-out", chosen(n, reference or n), chosen(len(dataset.train), samples))
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Evaluator:
         name: str = "samples",
         title: str = "sample",
     ) -> dict[str, Any] | None:
-        """Metrics, by default all, and cost of the samples of ``draw``; ``name`` is that of the set in the workspace."""
+        """Metrics, by default all, and cost of the samples of ``draw``, the set ``name`` of the workspace."""
         context = self.context
 
         def reduce(parts: Iterator[Tensors]) -> dict[str, Any]:
@@ -229,7 +229,9 @@ class Evaluator:
             return found
 
         fill = lambda rows, bar: self.space.data(split, places[rows.start : rows.stop])
-        return self.work.map_rows(name, len(places), _within(fill, len(places)), reduce, title=f"{name} rows", load=load)
+        return self.work.map_rows(
+            name, len(places), _within(fill, len(places)), reduce, title=f"{name} rows", load=load
+        )
 
     def _whole(self, name: str, split: Split, limit: int) -> Tensor | None:
         """Whole rows of a split, evenly thinned."""

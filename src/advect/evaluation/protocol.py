@@ -227,7 +227,9 @@ class Plan:
         sets = {"--num-samples": self.samples, "the number of reference rows": len(reference)}
         check_rows(self.metrics, sets | ({"the number of rows for the floor": len(floor)} if len(floor) else {}))
         if len(floor) < self.samples:
-            logger.info(f"note: the floor is of {len(floor):,} rows, as there are no more, beside {self.samples:,} samples")
+            logger.info(
+                f"note: the floor is of {len(floor):,} rows, as there are no more, beside {self.samples:,} samples"
+            )
         return EvalRows(self.config.reference, reference, floor, str(asked) if asked else "")
 
     def _asked(self) -> dict[str, int]:
@@ -275,9 +277,7 @@ class Plan:
         return facts | ({"likelihood_samples": c.likelihood_samples} if "likelihood" in self.metrics else {})
 
 
-def open_run(
-    run: Path, place: Path, ema: bool | float, device: str
-) -> tuple[Path, Flow, Dataset, dict[str, Any]]:
+def open_run(run: Path, place: Path, ema: bool | float, device: str) -> tuple[Path, Flow, Dataset, dict[str, Any]]:
     """The run's folder, the flow of the weights at ``place``, its data, and what a result says of the weights.
 
     Raises UserError where the weights lie in no run folder, or the data are not there or have changed since.
@@ -320,6 +320,7 @@ def _matching(split: Split, asked: Mapping[str, int]) -> Tensor:
 
 LOOKED_AT = 100_000
 """Training rows at most, evenly spread, that held-out ones are compared with."""
+
 
 def shared_rows(train: Split, held_out: Split) -> int:
     """How many held-out rows equal one of the training rows to the last bit, in model units.

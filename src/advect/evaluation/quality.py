@@ -45,17 +45,18 @@ def measure_quality(
 ) -> dict[str, Any]:
     """Measure a flow against its data, and write quality.json, neighbours.npz and trajectories.npz to ``out_dir``.
 
-    The Frechet distance is taken for each solver and number of network evaluations (NFE), at most ``samples`` samples a
-    point and no more than training rows, as the floor needs as many; all points start from the same noise. The samples
-    of the last one are looked at for classes, memorisation and, of vectors in three dimensions or more, marginals.
+    The Frechet distance is taken for each solver and number of network evaluations (NFE), of at most ``samples``
+    samples and no more than training rows, as the floor needs as many; all points start from the same noise. The
+    samples of the last one are looked at for classes, memorisation and, of vectors in three dimensions or more,
+    marginals.
 
     Files are written whole or not at all, quality.json last, and are equal for equal arguments; returns what it holds.
     Raises UserError for fewer than two rows of a split and for NFEs that a solver cannot meet.
     """
     if min(len(dataset.held_out), len(dataset.train)) < 2:
         raise UserError(
-            f"{dataset.name} has {len(dataset.train)} training and {len(dataset.held_out)} held-out samples, too few to "
-            "measure with; give more data, or --no-measure"
+            f"{dataset.name} has {len(dataset.train)} training and {len(dataset.held_out)} held-out samples, too few"
+            " to measure with; give more data, or --no-measure"
         )
     ways = plan_ways(flow.sampler, solvers=SOLVERS, nfes=nfes)
     evaluator = _evaluator(flow, dataset, samples)

@@ -123,7 +123,7 @@ class Flow(VelocityField):
         self, n: int, rows: range, conditions: Conditions, seed: int, batch_size: int, progress: bool | tqdm
     ) -> Iterator[tuple[Tensor, Conditions, CounterRng]]:
         """The starts (B, *S) of these rows of n samples, a batch at a time, with conditions (B,) and randomness."""
-        with nullcontext(progress) if isinstance(progress, tqdm) else sample_bar(len(rows), progress) as bar:
+        with nullcontext(progress) if isinstance(progress, tqdm) else _sample_bar(len(rows), progress) as bar:
             for first in rows[::batch_size]:
                 last = min(first + batch_size, rows.stop)
                 rng = noise_of(seed, range(first, last), n)
@@ -271,6 +271,6 @@ def _rows(n: int, rows: range | None, batch_size: int) -> range:
     return range(n) if rows is None else rows
 
 
-def sample_bar(total: int, show: bool, title: str = "sample") -> tqdm:
+def _sample_bar(total: int, show: bool) -> tqdm:
     """A bar of samples; hidden unless ``show``."""
-    return tqdm(total=total, unit="sample", desc=title, disable=not show)
+    return tqdm(total=total, unit="sample", desc="sample", disable=not show)

@@ -42,8 +42,6 @@ from advect.solvers import integrate
 
 FORMAT, FACTS, PART = 1, "pairs.json", 2048
 
-Say = Callable[[str], None]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Pairing:
@@ -102,8 +100,6 @@ def make_pairs(
     pairing: Pairing,
     *,
     made_by: Mapping[str, object],
-    show: bool,
-    say: Say,
 ) -> None:
     """Make pairs by a flow into a folder, shared by all processes, or go on where an earlier call was ended.
 
@@ -125,10 +121,10 @@ def make_pairs(
         )
         return write_pairs(place, x1, flow.conditions(n, None, seed, rows=rows), store=store)
 
-    written = {"generated": _make(folder / "generated", pairing.num_pairs - inverted, plan, generate, show, say)}
+    written = {"generated": _make(folder / "generated", pairing.num_pairs - inverted, plan, generate)}
     if inverted:
         back = partial(_invert, flow, source, pairing, store, inverted)
-        written["inverted"] = _make(folder / "inverted", inverted, plan, back, show, say)
+        written["inverted"] = _make(folder / "inverted", inverted, plan, back)
     with sync_errors():
         if current().is_first and not (folder / FACTS).is_file():
             start = {"noise": dict(noise), "jitter": flow.start.jitter}
@@ -142,16 +138,14 @@ def make_pairs(
             atomic_write_text(folder / FACTS, json.dumps(facts, indent=1) + "\n")
 
 
-def _make(
-    folder: Path, n: int, plan: dict, fill: Callable[[range, Path, tqdm], list[Path]], show: bool, say: Say
-) -> list[dict] | None:
+def _make(folder: Path, n: int, plan: dict, fill: Callable[[range, Path, tqdm], list[Path]]) -> list[dict] | None:
     """Make n pairs in parts; what part.json says of each, on the first process."""
     count = 0
     with sync_errors():
         if current().is_first:
             count = _claim(folder, {**plan, "parts": count_parts(n, PART, current().world)})
     parts = SampleShards(folder=folder, n=n, count=broadcast_object(count))
-    written = draw_parts(parts, fill, title="pairs", show=show and current().is_first, say=say)
+    written = draw_parts(parts, fill, title="pairs")
     return None if written is None else [written[k] for k in range(parts.count)]
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass
@@ -26,14 +27,17 @@ from advect.core.device import tune_process
 from advect.core.files import atomic_write_text, make_folder
 from advect.core.types import Conditions
 from advect.distributed.comm import broadcast_object, process_group, sync_errors
+from advect.distributed.log import progress_bar
 from advect.model.conditions import ConditionValue
-from advect.model.flow import Flow, sample_bar
+from advect.model.flow import Flow
 from advect.model.load import load, read_average, weight_file
 from advect.model.sharded_samples import SampleShards, count_parts, draw_parts, open_plan
 from advect.reporting.outputs import check_output, write_samples
 from advect.solvers import SDE_SOLVERS, get_solver
 from advect.solvers.sde import STEPS as SDE_STEPS
 from advect.training.state import EMA_FILE, MODEL
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +66,6 @@ def sample_run(
     overwrite: bool = False,
     part_size: int | None = None,
     device: str = "auto",
-    progress: bool = True,
-    say: Callable[[str], None] = print,
 ) -> list[Path]:
     """Sample from a run into a folder, and return the files: those of :func:`write_samples`, and samples.json.
 
@@ -81,7 +83,7 @@ def sample_run(
             place = find_weights(run) if me.is_first else run
         place = broadcast_object(place)  # a run that still trains has newer ones by and by
         if me.is_first and names_checkpoint(run):
-            say(f"{run} is the checkpoint of step {checkpoint_step(place):,}")
+            logger.info(f"{run} is the checkpoint of step {checkpoint_step(place):,}")
         facts: dict[str, object] = {}
         with sync_errors():
             flow = load(place, ema=ema, device=device)
@@ -107,12 +109,12 @@ def sample_run(
         if parts.count > 1:
             if me.is_first and me.world > parts.count:
                 idle = me.world - parts.count
-                say(f"note: {parts.count} parts leave {idle} of {me.world} processes idle; see --part-size")
-            written = draw_parts(parts, fill, show=progress and me.is_first, say=say)
+                logger.info(f"note: {parts.count} parts leave {idle} of {me.world} processes idle; see --part-size")
+            written = draw_parts(parts, fill)
             return [] if written is None else parts.finish(facts, written)
         if not me.is_first:
             return []
-        with sample_bar(draw.n, progress) as bar:
+        with progress_bar(draw.n, "sample", "sample") as bar:
             files = fill(range(draw.n), folder, bar)
         facts |= {"files": [file.name for file in files]}
         atomic_write_text(folder / "samples.json", json.dumps(facts, indent=1) + "\n")
