@@ -61,7 +61,7 @@ def main() -> None:
     source = build_dataset(parse_config(args.run / "config.yaml")[1].data)
     space, pick = FeatureSpace(flow, source), lambda split, n: subsample(len(split), n, 0).sort().values
     given = {name: value for name in ("steps", "solver") if (value := getattr(args, name)) is not None}
-    samples = flow.sample(args.images, guidance=args.guidance, **given)
+    samples = flow.sample(args.images, guidance=args.guidance, **given).x
     real = space.whole(source.train, pick(source.train, args.images))
     test = inception_features(network, space.whole(source.held_out, pick(source.held_out, args.held_out)))
     for name, images in (("samples", samples), ("training images", real)):

@@ -46,7 +46,7 @@ def test_digits_have_the_distances_of_their_samples_and_the_floor_of_their_data(
     result = measured(digits_run, tmp_path / "a.json", num_samples=700, num_steps=(3,), metrics=names, seed=5)
     data = Digits()
     y = pixels(data.held_out)
-    x = library.load(digits_run).sample(700, steps=3, seed=5)
+    x = library.load(digits_run).sample(700, steps=3, seed=5).x
     (point,) = result["points"]
     value = lambda name: point["metrics"][name]["mean"]
     assert value("frechet") == pytest.approx(frechet_distance(x, y), rel=1e-5)
@@ -132,7 +132,7 @@ def test_samples_of_one_class_are_compared_with_the_rows_of_that_class(
     data = Digits()
     batch = data.held_out.fetch(np.arange(len(data.held_out)))
     y = pixels(data.held_out)[(batch.cond or {})["label"] == 7]
-    x = library.load(digits_run).sample(80, steps=1, cond={"label": 7})
+    x = library.load(digits_run).sample(80, steps=1, cond={"label": 7}).x
     assert result["points"][0]["metrics"]["frechet"]["mean"] == pytest.approx(frechet_distance(x, y), rel=1e-5)
     assert result["protocol"]["reference"] == len(y) and result["protocol"]["conditions"] == {"label": "7"}
     assert f"note: compared with the {len(y)} rows of label=7" in caplog.messages
@@ -144,7 +144,7 @@ def test_with_training_rows_as_reference_held_out_ones_are_the_floor(moons_run: 
     data, flow = Moons(), library.load(moons_run)
     y = flow.transform.inverse(data.train.fetch(np.arange(len(data.train))).x1)
     found = result["points"][0]["metrics"]["frechet"]["mean"]
-    assert found == pytest.approx(frechet_distance(flow.sample(50, steps=1), y), rel=1e-5)
+    assert found == pytest.approx(frechet_distance(flow.sample(50, steps=1).x, y), rel=1e-5)
     assert result["protocol"]["split"] == "train" and result["floor"]["samples"] == 50
 
 
@@ -185,7 +185,7 @@ def test_a_network_of_ones_own_gives_the_features(digits_run: Path, tmp_path: Pa
     assert told["name"] == "net.pt" and told["dimensions"] == 5 and len(told["sha256"]) == 64
     net, data = FeatureNetwork(file), Digits()
     labels = (data.held_out.fetch(np.arange(len(data.held_out))).cond or {})["label"]
-    x = library.load(digits_run).sample(40, steps=1, cond={"label": 3})
+    x = library.load(digits_run).sample(40, steps=1, cond={"label": 3}).x
     expected = frechet_distance(net(x * 255 / 16), net(pixels(data.held_out)[labels == 3] * 255 / 16))
     assert result["points"][0]["metrics"]["frechet"]["mean"] == pytest.approx(expected, rel=1e-4)
 

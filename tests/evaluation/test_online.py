@@ -21,13 +21,12 @@ from advect.core.types import Batch
 from advect.data import Dataset, Split
 from advect.evaluation import FeatureNetwork
 from advect.evaluation.callback import measure, online_evaluator
-from advect.evaluation.evaluator import Evaluator
+from advect.evaluation.evaluator import Evaluator, SampleRequest
 from advect.evaluation.features import FeatureSpace
 from advect.evaluation.protocol import EvalConfig
 from advect.metrics import energy_distance, frechet_distance, kernel_distance
 from advect.metrics.statistics import subsample
 from advect.model.flow import Flow
-from advect.model.sampling import Draw
 from forked import run_ranks
 
 SLOW = pytest.mark.slow
@@ -38,8 +37,7 @@ def opened(run: Path) -> tuple[Flow, Dataset]:
 
 
 def numbers(evaluator: Evaluator) -> dict[str, float]:
-    sampler = evaluator.flow.sampler
-    return measure(evaluator, Draw(n=len(evaluator.rows.floor), steps=sampler.steps, solver=sampler.solver, seed=3))
+    return measure(evaluator, SampleRequest(n=len(evaluator.rows.floor), seed=3))
 
 
 def online(run: Path, *, samples: int = 300) -> dict[str, float]:
@@ -68,7 +66,7 @@ def test_vectors_have_the_distances_of_the_samples_that_the_flow_draws(moons_run
     flow, source = opened(moons_run)
     found = online(moons_run)
     assert found is not None and list(found) == ["frechet", "energy", "frechet_floor", "energy_floor"]
-    x, real = flow.sample(300, seed=3), in_data_units(flow, source, "train", 300)
+    x, real = flow.sample(300, seed=3).x, in_data_units(flow, source, "train", 300)
     held_out = in_data_units(flow, source, "held_out", 10_000)
     assert found["frechet"] == pytest.approx(frechet_distance(x, held_out), rel=1e-6)
     assert found["frechet_floor"] == pytest.approx(frechet_distance(real, held_out), rel=1e-6)
@@ -111,7 +109,7 @@ def test_images_are_seen_in_0_to_255_by_a_network_of_ones_own(digits_run: Path, 
     found = numbers(online_evaluator(flow, source, samples=100, features=network))
     assert found is not None and list(found) == ["frechet", "kernel", "kernel_se", "frechet_floor", "kernel_floor"]
     see = lambda x: FeatureNetwork(network)((x * 255 / 16).round())
-    x, real = (see(x) for x in (flow.sample(100, seed=3), in_data_units(flow, source, "train", 100)))
+    x, real = (see(x) for x in (flow.sample(100, seed=3).x, in_data_units(flow, source, "train", 100)))
     held_out = see(in_data_units(flow, source, "held_out", len(source.held_out)))
     assert found["frechet"] == pytest.approx(frechet_distance(x, held_out), rel=1e-5)
     assert found["frechet_floor"] == pytest.approx(frechet_distance(real, held_out), rel=1e-5)

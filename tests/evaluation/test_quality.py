@@ -40,7 +40,7 @@ def test_distances_are_those_of_the_samples_and_the_floor_that_of_training_rows(
     }
     for solver, steps in (("euler", (1, 2, 8)), ("midpoint", (1, 4))):
         for n, distance in zip(steps, found["curves"][solver]["distance"], strict=True):
-            x = flow.sample(120, steps=n, solver=solver, seed=3)
+            x = flow.sample(120, steps=n, solver=solver, seed=3).x
             assert distance == pytest.approx(frechet_distance(x, y), rel=1e-6)
     distance = min(d for curve in found["curves"].values() for d in curve["distance"])
     assert found["best"]["distance"] == distance and (found["samples"], found["held_out"]) == (120, len(y))
@@ -59,7 +59,7 @@ def test_files_hold_what_a_report_needs_and_are_the_same_again(digits_run: Path,
     flow = library.load(digits_run)
     with np.load(tmp_path / "a/trajectories.npz") as saved:
         assert saved["x"].shape == (10, 8, 1, 8, 8) and saved["t"] == pytest.approx(np.arange(10) / 9)
-        end = flow.sample(8, steps=36, solver="midpoint").numpy()
+        end = flow.sample(8, steps=36, solver="midpoint").x.numpy()
         assert np.array_equal(saved["x"][-1], end)
     with np.load(tmp_path / "a/neighbours.npz") as saved:
         assert saved["samples"].shape == (12, 1, 8, 8) and saved["neighbours"].shape == (12, 3, 1, 8, 8)

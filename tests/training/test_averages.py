@@ -80,7 +80,7 @@ def test_a_checkpoint_holds_each_average_as_a_weight_file(averaged: Path) -> Non
     for name in (EMA_FILE, *ALSO, *POWERS):
         weights = load_weights(checkpoint / name)
         assert {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in plain.items()}
-        assert package.load(checkpoint / name).sample(3, steps=2, progress=False).shape == (3, 2)
+        assert package.load(checkpoint / name).sample(3, steps=2, progress=False).x.shape == (3, 2)
     spread = [far(checkpoint / MODEL, checkpoint / name) for name in ("ema-0.9.safetensors", ALSO[1])]
     assert 0 < spread[0] < spread[1]  # the longer average lags behind more
 
@@ -88,8 +88,8 @@ def test_a_checkpoint_holds_each_average_as_a_weight_file(averaged: Path) -> Non
 def test_load_takes_an_average_by_its_decay(averaged: Path, tmp_path: Path) -> None:
     checkpoint = averaged / "checkpoints/step-00000300"
     for decay, name in ((0.9, ALSO[0]), (0.99, ALSO[1]), (0.999, EMA_FILE), (True, EMA_FILE), (False, MODEL)):
-        by_decay = package.load(averaged, ema=decay).sample(4, steps=2, progress=False)
-        assert torch.equal(by_decay, package.load(checkpoint / name).sample(4, steps=2, progress=False))
+        by_decay = package.load(averaged, ema=decay).sample(4, steps=2, progress=False).x
+        assert torch.equal(by_decay, package.load(checkpoint / name).sample(4, steps=2, progress=False).x)
     with pytest.raises(UserError, match=r"has no average of decay 0.5; it has 0.999, 0.9, 0.99"):
         package.load(averaged, ema=0.5)
     with pytest.raises(UserError, match=r"ema is 0.9, and .* is one file of weights"):
@@ -101,7 +101,7 @@ def test_load_takes_an_average_by_its_decay(averaged: Path, tmp_path: Path) -> N
 def test_sample_takes_an_average_by_its_decay_and_says_so(advect: Callable[..., None], averaged: Path) -> None:
     advect("sample", averaged, "--ema-decay 0.9 --num-samples 3 --num-steps 2 --output-dir a")
     facts = json.loads(Path("a/samples.json").read_text())
-    wanted = package.load(averaged, ema=0.9).sample(3, steps=2, progress=False)
+    wanted = package.load(averaged, ema=0.9).sample(3, steps=2, progress=False).x
     assert facts["ema"] == 0.9 and np.array_equal(np.load("a/samples.npz")["x"], wanted.numpy())
     with pytest.raises(UserError, match="--no-use-ema and --ema-decay contradict"):
         advect("sample", averaged, "--ema-decay 0.9 --no-use-ema --output-dir b")

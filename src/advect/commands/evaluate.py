@@ -27,7 +27,7 @@ from advect.evaluation.features import USUAL
 from advect.evaluation.protocol import SAMPLES, EvalConfig, Plan
 from advect.evaluation.results import FORMAT
 from advect.evaluation.workspace import on_rank_zero, open_cache, open_workspace
-from advect.model.sampler_config import Way
+from advect.model.sampler_config import SamplerConfig
 
 logger = logging.getLogger(__name__)
 
@@ -137,11 +137,9 @@ def _measure(plan: Plan, evaluator: Evaluator) -> dict[str, Any]:
     points, floor, config = [], {}, plan.config
     if evaluator.compared:
         floor = evaluator.floor
-        for i, way in enumerate(plan.ways):
+        for i, way in enumerate(plan.sweep):
             found = [
-                evaluator.measure(
-                    plan.draw(way, seed), config.conditions, name=f"way-{i}-seed-{seed}", title=f"{way}, seed {seed}"
-                )
+                evaluator.measure(plan.request(way, seed), name=f"way-{i}-seed-{seed}", title=f"{way}, seed {seed}")
                 for seed in config.seeds
             ]
             points.append(_point(way, [f for f in found if f is not None], plan.samples) if current().is_first else {})
@@ -157,7 +155,7 @@ def _measure(plan: Plan, evaluator: Evaluator) -> dict[str, Any]:
     }
 
 
-def _point(way: Way, found: Sequence[Mapping[str, Any]], n: int) -> dict[str, Any]:
+def _point(way: SamplerConfig, found: Sequence[Mapping[str, Any]], n: int) -> dict[str, Any]:
     """One way's numbers over the seeds; a number that one of them has not is left out."""
     metrics = {}
     for name in found[0]["metrics"]:
@@ -168,7 +166,7 @@ def _point(way: Way, found: Sequence[Mapping[str, Any]], n: int) -> dict[str, An
     seconds = fmean(f["seconds"] for f in found)
     nfe = fmean(f["nfe"] for f in found)
     return {
-        **way.told(),
+        **way.to_dict(),
         "nfe": int(nfe) if nfe.is_integer() else nfe,
         "seconds": seconds,
         "samples_per_s": n / seconds if seconds else None,

@@ -31,6 +31,7 @@ from advect.evaluation.features import FeatureConfig
 from advect.evaluation.protocol import EvalConfig
 from advect.model.load import load, read_model_metadata, weight_file
 from advect.model.pairs import FACTS, Pairing, make_pairs
+from advect.model.sampler_config import SamplerConfig
 from advect.model.sampling import weights_identity
 from advect.reporting.grid import save_png
 from advect.reporting.outputs import draw, held_out_batch
@@ -248,9 +249,9 @@ def _decode(
     behind = held_out_batch(flow, source.held_out)
     files = {}
     for nfe in shown:
-        x = flow.sample(n, steps=nfe, solver=SOLVER, grid="uniform", cond=cond, **guided)
+        samples = flow.sample(n, steps=nfe, solver=SOLVER, grid="uniform", cond=cond, **guided)
         files[str(nfe)] = f"pictures/{name}-{nfe:03d}.png"
-        image = draw(flow, x, flow.conditions(n, cond), behind)
+        image = draw(flow, samples.x, samples.cond, behind)
         save_png(image, pictures / Path(files[str(nfe)]).name)
     return files
 
@@ -299,14 +300,10 @@ def reflow(run: Path, preset: str, a: ReflowArguments) -> Ended:
 
 def _pairing(a: ReflowArguments, k: int, rows: int) -> Pairing:
     """How the pairs of round k are made; their noise is none that an evaluation draws."""
-    guided = k == 0
+    sampler = SamplerConfig(a.pair_solver, a.pair_steps, a.pair_grid)
     return Pairing(
         num_pairs=rows if a.num_pairs is None else a.num_pairs,
-        solver=a.pair_solver,
-        steps=a.pair_steps,
-        grid=a.pair_grid,
-        guidance=a.guidance if guided else 1.0,
-        guidance_interval=a.guidance_interval if guided else None,
+        sampler=replace(sampler, guidance=a.guidance, guidance_interval=a.guidance_interval) if k == 0 else sampler,
         real_share=a.real_share,
         store=a.store,
         seed=mix(a.settings.training.seed, 11, k) >> 33,

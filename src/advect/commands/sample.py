@@ -12,7 +12,8 @@ from advect.config.arguments import parse_words
 from advect.core.errors import UserError
 from advect.distributed.comm import sync_errors
 from advect.model.conditions import number_or_name, parse_conditions
-from advect.model.sampling import Draw, describe_files, sample_run
+from advect.model.sampler_config import SamplerConfig
+from advect.model.sampling import describe_files, sample_run
 
 logger = logging.getLogger(__name__)
 
@@ -74,18 +75,15 @@ class SampleArguments:
     """Processes on this machine, on a GPU each where there are any; as torchrun --nproc_per_node starts them."""
 
     @property
-    def draw(self) -> Draw:
-        """What to draw and how."""
-        return Draw(
-            n=self.num_samples,
+    def sampler(self) -> SamplerConfig:
+        """How to sample."""
+        return SamplerConfig(
             steps=self.num_steps,
             solver=self.solver,
             grid=self.grid,
             diffusion=number_or_name(self.diffusion),
             guidance=self.guidance,
             guidance_interval=self.guidance_interval,
-            seed=self.seed,
-            batch_size=self.batch_size,
         )
 
     @property
@@ -103,7 +101,10 @@ def run(words: list[str]) -> None:
         launch_processes("sample", words, a.nproc, a.device)
     files = sample_run(
         place,
-        a.draw,
+        a.num_samples,
+        a.sampler,
+        seed=a.seed,
+        batch_size=a.batch_size,
         cond=a.conditions,
         ema=a.use_ema if a.ema_decay is None else a.ema_decay,
         save_individual=a.save_individual,

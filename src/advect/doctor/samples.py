@@ -38,8 +38,8 @@ def gather_samples(run: Path, samples: int, *, seed: int = 0, device: str = "aut
     folder = run if (run / "config.yaml").is_file() else run.absolute().parent.parent
     source = build_dataset(parse_config(folder / "config.yaml")[1].data)
     train, held_out = rows_of(source, source.train, DATA_LIMIT), rows_of(source, source.held_out, DATA_LIMIT)
-    x = flow.sample(samples, seed=seed)
-    return compare(x, flow.conditions(samples, None, seed), train, held_out, source, seed=seed)
+    made = flow.sample(samples, seed=seed)
+    return compare(made.x, made.cond, train, held_out, source, seed=seed)
 
 
 def compare(

@@ -14,13 +14,12 @@ from advect.checkpoint.manifest import Best, checkpoint_name, checkpoint_step, r
 from advect.core.errors import UserError
 from advect.data import Dataset
 from advect.distributed.comm import broadcast_object, sync_errors
-from advect.evaluation.evaluator import EvalRows, Evaluator
+from advect.evaluation.evaluator import EvalRows, Evaluator, SampleRequest
 from advect.evaluation.feature_network import FeatureNetwork
 from advect.evaluation.features import FeatureSpace
 from advect.evaluation.workspace import MemoryWorkspace, open_cache
 from advect.metrics.base import find_metrics
 from advect.model.flow import Flow
-from advect.model.sampling import Draw
 from advect.reporting.sample_grids import PeriodicCallback
 from advect.training.callbacks import Checkpoints, MetricsFile
 from advect.training.loggers import Logger
@@ -61,9 +60,9 @@ def online_evaluator(flow: Flow, dataset: Dataset, *, samples: int, features: Pa
     return Evaluator(space, metrics, rows, MemoryWorkspace(show=False), cache)
 
 
-def measure(evaluator: Evaluator, draw: Draw) -> dict[str, float]:
+def measure(evaluator: Evaluator, request: SampleRequest) -> dict[str, float]:
     """The numbers of samples by name and, as NAME_floor, each metric's of training data; on the first process."""
-    found, floor = evaluator.measure(draw), evaluator.floor
+    found, floor = evaluator.measure(request), evaluator.floor
     if found is None or floor is None:
         return {}
     return found["metrics"] | {f"{name}_floor": floor[name] for name in evaluator.metrics if name in floor}
@@ -94,8 +93,7 @@ class EvalCallback(PeriodicCallback):
         super().__init__(every)
         self.evaluator, self.loss, self.checkpoints, self.keep = evaluator, loss, checkpoints, keep
         self.metrics, self.boards, self.samples = metrics, boards, len(evaluator.rows.floor)
-        sampler = evaluator.flow.sampler
-        self._draw = Draw(n=self.samples, steps=sampler.steps, solver=sampler.solver, seed=seed)
+        self._request = SampleRequest(n=self.samples, seed=seed)
         self._kept = "eval_" + (keep or "frechet").replace("-", "_")
         self._row: dict = {}
         self._best: float | None = None
@@ -126,7 +124,7 @@ class EvalCallback(PeriodicCallback):
         return any(row["step"] == step for row in self._rows())
 
     def look(self, step: int) -> None:
-        values = {f"eval_{name}": value for name, value in measure(self.evaluator, self._draw).items()}
+        values = {f"eval_{name}": value for name, value in measure(self.evaluator, self._request).items()}
         if self.keep == "held-out-loss":
             values[self._kept] = self.loss()
         self._row = broadcast_object({"step": step, **values, **self._protocol})

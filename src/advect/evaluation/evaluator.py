@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -16,35 +16,17 @@ from tqdm import tqdm
 from advect.config.environment import versions
 from advect.data import Dataset, Split
 from advect.evaluation.features import FeatureSpace
-from advect.evaluation.workspace import ReferenceCache, Tensors, Workspace, on_rank_zero
+from advect.evaluation.workspace import Fill, ReferenceCache, Tensors, Workspace, on_rank_zero
 from advect.metrics.base import EvalContext, FlowMetric, Metric, finite
 from advect.metrics.statistics import ROWS, SAMPLES, SampleStatistics, subsample
 from advect.model.conditions import ConditionValue
 from advect.model.flow import Flow
-from advect.model.sampling import Draw
-from advect.solvers import Velocity
+from advect.model.sampler_config import SamplerConfig
 
 NEIGHBOURS = 20_000
 """Most training rows among which the nearest is looked for, evenly spread over the data."""
 
 _COST = "cost"
-
-
-class CountedFlow(Flow):
-    """A flow that counts how often its velocity is asked for, each sample by itself."""
-
-    def __init__(self, flow: Flow) -> None:
-        self.__dict__.update(flow.__dict__)
-        self.calls = 0
-
-    def velocity(self, *arguments: Any, **options: Any) -> Velocity:
-        u = super().velocity(*arguments, **options)
-
-        def counted(x: Tensor, t: Tensor) -> Tensor:
-            self.calls += len(x)
-            return u(x, t)
-
-        return counted
 
 
 @dataclass(frozen=True)
@@ -65,6 +47,17 @@ class EvalRows:
         n = len(dataset.held_out)
         chosen = lambda count, limit: subsample(count, limit, 0).sort().values
         return cls("held-out", chosen(n, reference or n), chosen(len(dataset.train), samples))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRequest:
+    """``n`` samples: how, with which seed and conditions, and how many at once."""
+
+    n: int
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    seed: int = 0
+    cond: Mapping[str, ConditionValue] | None = None
+    batch_size: int = 256
 
 
 @dataclass(frozen=True)
@@ -128,31 +121,28 @@ class Evaluator:
 
     def measure(
         self,
-        draw: Draw,
-        cond: Mapping[str, ConditionValue] | None = None,
+        request: SampleRequest,
         *,
         names: Sequence[str] | None = None,
         name: str = "samples",
         title: str = "sample",
     ) -> dict[str, Any] | None:
-        """Metrics, by default all, and cost of the samples of ``draw``, the set ``name`` of the workspace."""
+        """Metrics, by default all, and cost of samples, the set ``name`` of the workspace."""
         context = self.context
 
         def reduce(parts: Iterator[Tensors]) -> dict[str, Any]:
             assert context is not None
-            samples, seconds, calls = _with_cost(parts, draw.n)
-            nfe = calls / draw.n
+            samples, seconds, calls = _with_cost(parts, request.n)
+            nfe = calls / request.n
             found = self.compare(samples, context, names)
             return {"metrics": found, "seconds": seconds, "nfe": int(nfe) if nfe.is_integer() else nfe}
 
-        return self.work.cached_json(name, draw.n, self._sampler(draw, cond), reduce, title=title)
+        return self.work.cached_json(name, request.n, self._sampler(request), reduce, title=title)
 
-    def sample(
-        self, draw: Draw, cond: Mapping[str, ConditionValue] | None = None, *, title: str = "sample"
-    ) -> SampleStatistics | None:
-        """What is kept of the samples of ``draw``."""
-        reduce = lambda parts: _with_cost(parts, draw.n)[0]
-        return self.work.map_rows("samples", draw.n, self._sampler(draw, cond), reduce, title=title)
+    def sample(self, request: SampleRequest, *, title: str = "sample") -> SampleStatistics | None:
+        """What is kept of samples."""
+        reduce = lambda parts: _with_cost(parts, request.n)[0]
+        return self.work.map_rows("samples", request.n, self._sampler(request), reduce, title=title)
 
     def compare(
         self, x: SampleStatistics, context: EvalContext, names: Sequence[str] | None = None
@@ -191,19 +181,19 @@ class Evaluator:
     def _reference(self, context: EvalContext) -> SampleStatistics:
         return context.held_out if self.rows.split == "held-out" else context.train
 
-    def _sampler(self, draw: Draw, cond: Mapping[str, ConditionValue] | None) -> Any:
+    def _sampler(self, request: SampleRequest) -> Fill:
         """From rows of the samples to what is kept of them, nothing of those beyond the last, and the cost."""
+        how = {**asdict(request.sampler), "seed": request.seed, "batch_size": request.batch_size}
 
         def fill(rows: range, bar: tqdm) -> Tensors:
-            flow, began = CountedFlow(self.flow), time.perf_counter()
-            n, left = max(rows.stop, draw.n), draw.n - rows.start
-            x = flow.sample(**{**asdict(draw), "n": n}, cond=cond, rows=rows, progress=bar)
+            began, left = time.perf_counter(), request.n - rows.start
+            n = max(rows.stop, request.n)
+            made = self.flow.sample(n, **how, cond=request.cond, rows=rows, progress=bar)
             took = time.perf_counter() - began
-            known = self.flow.conditions(n, cond, draw.seed, rows=rows)
-            kept = self.space.samples(x, known, first=rows.start, seed=draw.seed)
+            kept = self.space.samples(made.x, made.cond, first=rows.start, seed=request.seed)
             if left <= 0:
                 return {}
-            cost = torch.tensor([took, flow.calls * min(left, len(rows)) / len(rows)], dtype=torch.float64)
+            cost = torch.tensor([took, made.nfe * min(left, len(rows))], dtype=torch.float64)
             return {name: value[:left] for name, value in kept.items()} | {_COST: cost}
 
         return fill

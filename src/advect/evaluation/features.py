@@ -25,7 +25,7 @@ from advect.evaluation.feature_network import SIDE, FeatureNetwork
 from advect.metrics.base import COLUMNS, LABELS
 from advect.metrics.statistics import CONDITION, FEATURES, SAMPLES, VALUES, subsample
 from advect.model.flow import Flow
-from advect.model.velocity_field import without_padding
+from advect.model.initial_noise import without_padding
 from advect.reporting.outputs import COUNTING
 
 DIRECT_LIMIT, COMPONENTS, FIT_ROWS = 512, 128, 10_000

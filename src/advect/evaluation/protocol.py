@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from advect.config.arguments import parse_config
 from advect.config.build import build_dataset
 from advect.core.errors import UserError
 from advect.data import Dataset, Split
-from advect.evaluation.evaluator import EvalRows
+from advect.evaluation.evaluator import EvalRows, SampleRequest
 from advect.evaluation.features import USUAL, FeatureConfig, FeatureSpace
 from advect.evaluation.workspace import ReferenceCache
 from advect.metrics.base import FlowMetric, Metric, check_rows, find_metrics
@@ -26,8 +26,8 @@ from advect.metrics.statistics import subsample
 from advect.model.conditions import ConditionValue, number_or_name, parse_conditions, resolve_conditions
 from advect.model.flow import Flow
 from advect.model.load import load, read_model_metadata, weight_file
-from advect.model.sampler_config import Way, plan_ways
-from advect.model.sampling import Draw, averaged, told_conditions, weights_identity
+from advect.model.sampler_config import SamplerConfig, plan_sweep
+from advect.model.sampling import averaged, conditions_to_dict, weights_identity
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ class Plan:
     place: Path
     subject: Mapping[str, Any]
     space: FeatureSpace
-    ways: list[Way]
+    sweep: list[SamplerConfig]
     metrics: Mapping[str, Metric | FlowMetric]
     samples: int
 
@@ -143,7 +143,7 @@ class Plan:
         metrics = find_metrics(config.metrics, USUAL[space.kind], space.offers, space.kind)
         needs = {need for metric in metrics.values() if isinstance(metric, Metric) for need in metric.needs}
         space = FeatureSpace(flow, dataset, network, keep=needs)
-        ways = plan_ways(
+        sweep = plan_sweep(
             flow.sampler,
             solvers=config.solver,
             grids=config.grid,
@@ -152,7 +152,7 @@ class Plan:
             diffusion=number_or_name(config.diffusion),
         )
         samples = config.num_samples or min(SAMPLES, len(dataset.train))
-        plan = cls(config, folder, place, subject, space, ways, metrics, samples)
+        plan = cls(config, folder, place, subject, space, sweep, metrics, samples)
         plan._check()
         return plan
 
@@ -166,17 +166,11 @@ class Plan:
         """Its data."""
         return self.space.dataset
 
-    def draw(self, way: Way, seed: int) -> Draw:
-        """How the samples of one seed are drawn."""
+    def request(self, sampler: SamplerConfig, seed: int) -> SampleRequest:
+        """The samples of one seed."""
         c = self.config
-        return Draw(
-            n=self.samples,
-            **asdict(way),
-            guidance=c.guidance,
-            guidance_interval=c.guidance_interval,
-            seed=seed,
-            batch_size=c.batch_size,
-        )
+        sampler = replace(sampler, guidance=c.guidance, guidance_interval=c.guidance_interval)
+        return SampleRequest(n=self.samples, sampler=sampler, seed=seed, cond=c.conditions, batch_size=c.batch_size)
 
     def _check(self) -> None:
         """Try all at the scale of one sample: each solver, the features, the density."""
@@ -187,11 +181,12 @@ class Plan:
                 " --reference train, which tells a copy of the training data from nothing"
             )
         tried = set()
-        for way in self.ways:
+        for way in self.sweep:
             if way.solver not in tried:
                 tried.add(way.solver)
-                few = {**asdict(self.draw(way, 0)), "steps": way.steps and 1}
-                self.flow.sample(**few, cond=self.config.conditions, rows=range(1))
+                few = replace(self.request(way, 0).sampler, steps=way.steps and 1)
+                cond, size = self.config.conditions, self.config.batch_size
+                self.flow.sample(self.samples, **asdict(few), cond=cond, batch_size=size, rows=range(1))
         if self.space.network is not None:
             self.space.data(reference, torch.zeros(1, dtype=torch.int64))
         if any(isinstance(metric, FlowMetric) and metric.held_out for metric in self.metrics.values()):
@@ -267,10 +262,10 @@ class Plan:
             "features": self.space.features.to_dict(),
             "samples": self.samples,
             "metrics": list(self.metrics),
-            "ways": [way.told() for way in self.ways],
+            "ways": [way.to_dict() for way in self.sweep],
             "guidance": c.guidance,
             "guidance_interval": c.guidance_interval,
-            "conditions": told_conditions(c.conditions),
+            "conditions": conditions_to_dict(c.conditions),
             "seeds": c.seeds,
             "rows_for_distances": {name: limit for name, limit in limits.items() if limit},
         }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 from advect.core.errors import UserError
 from advect.core.files import atomic_write, atomic_write_text, make_folder
 from advect.data import Dataset
-from advect.evaluation.evaluator import EvalRows, Evaluator
+from advect.evaluation.evaluator import EvalRows, Evaluator, SampleRequest
 from advect.evaluation.features import FIT_ROWS, FeatureSpace
 from advect.evaluation.workspace import MemoryWorkspace, open_cache
 from advect.metrics.base import LABELS, EvalContext, find_metrics
@@ -24,9 +23,7 @@ from advect.metrics.marginals import MEASURES
 from advect.metrics.memorisation import PERCENTILE, Memorisation, MemorisationMetric
 from advect.metrics.statistics import SampleStatistics, subsample
 from advect.model.flow import Flow
-from advect.model.sampler_config import plan_ways
-from advect.model.sampling import Draw
-from advect.solvers import get_solver
+from advect.model.sampler_config import plan_sweep
 
 NFES = (1, 2, 4, 8, 16, 32, 64)
 SOLVERS = ("euler", "midpoint")
@@ -58,17 +55,18 @@ def measure_quality(
             f"{dataset.name} has {len(dataset.train)} training and {len(dataset.held_out)} held-out samples, too few"
             " to measure with; give more data, or --no-measure"
         )
-    ways = plan_ways(flow.sampler, solvers=SOLVERS, nfes=nfes)
+    sweep = plan_sweep(flow.sampler, solvers=SOLVERS, nfes=nfes)
     evaluator = _evaluator(flow, dataset, samples)
     n, folder = len(evaluator.rows.floor), make_folder(out_dir, "out_dir")
     context, floor, final = evaluator.context, evaluator.floor, None
     assert context is not None and floor is not None
-    curves: dict[str, dict[str, list[float]]] = {solver: {"nfe": [], "distance": []} for solver in SOLVERS}
-    for way in ways:
-        final = evaluator.sample(Draw(n=n, **asdict(way), seed=seed), title=str(way))
+    curves: dict[str, dict[str, list]] = {solver: {"nfe": [], "distance": []} for solver in SOLVERS}
+    for sampler in sweep:
+        final = evaluator.sample(SampleRequest(n=n, sampler=sampler, seed=seed), title=str(sampler))
         assert final is not None
-        curves[way.solver]["nfe"].append((way.steps or 1) * get_solver(way.solver).evaluations)
-        curves[way.solver]["distance"].append(evaluator.compare(final, context, ("frechet",))["frechet"])
+        curve = curves[str(sampler.solver)]
+        curve["nfe"].append(sampler.nfe)
+        curve["distance"].append(evaluator.compare(final, context, ("frechet",))["frechet"])
     assert final is not None
     numbers = evaluator.compare(final, context)
     memory = MemorisationMetric().details(final, context)
@@ -97,7 +95,7 @@ def trajectories(space: FeatureSpace, context: EvalContext, *, seed: int = 0) ->
     """
     flow = space.flow
     count = TRAJECTORIES.get(flow.spec.kind, 8)
-    states = flow.sample(count, steps=STEPS, solver="midpoint", seed=seed, trajectory=True)
+    states = flow.sample(count, steps=STEPS, solver="midpoint", seed=seed, trajectory=True).x
     places = torch.linspace(0, STEPS, TIMES).round().long()
     x = torch.stack([space.states(state) for state in states[places]])
     if flow.spec.kind == "vector" and x.shape[2] > 2:

@@ -20,8 +20,9 @@ from advect.config.build import (
     pick_precision,
 )
 from advect.core.errors import UserError
-from advect.model.flow import Flow, Sampler
+from advect.model.flow import Flow
 from advect.model.metadata import ModelMetadata
+from advect.model.sampler_config import SamplerConfig
 from advect.training.state import DATA, EMA_FILE, MODEL
 
 CARD, AVERAGE = "advect", "average"
@@ -92,7 +93,7 @@ def flow_of(card: ModelMetadata, net: nn.Module, place: torch.device) -> Flow:
         margin=card.method.margin,
         null=label_dropout(card.method, card.spec) > 0,
         facts=card.facts,
-        sampler=Sampler(solver=output["solver"], steps=output["sample_steps"], grid=output["grid"]),
+        sampler=SamplerConfig(solver=output["solver"], steps=output["sample_steps"], grid=output["grid"]),
         device=place,
         autocast=pick_precision(training["mixed_precision"], place, training.get("half", "auto")),
     )

@@ -166,8 +166,8 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
             raise UserError(f"n must be a whole number of at least 1, got {n!r}")
         cond = given(self._fitted.labels, y, int(n)) or None
-        x = self.flow_.sample(int(n), steps=steps, solver=self.solver, seed=seed, cond=cond)
-        return self._fitted.form.back(x)
+        samples = self.flow_.sample(int(n), steps=steps, solver=self.solver, seed=seed, cond=cond)
+        return self._fitted.form.back(samples.x)
 
     def score_samples(self, X: Any, y: Any = None) -> np.ndarray:
         """The exact log-density (N,) of each row in the data's units, in nats; of X alone where no y is given."""
