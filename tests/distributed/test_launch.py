@@ -263,7 +263,7 @@ def test_the_place_that_a_launcher_puts_before_all_words_is_taken(advect, monkey
 @pytest.mark.parametrize("flag", ["--nproc 2", "--nproc=2"])
 def test_nproc_runs_the_same_words_without_it(advect, monkeypatch, flag):
     told = []
-    monkeypatch.setattr("advect.commands.base.launch", lambda *words: told.append(words) or 7)
+    monkeypatch.setattr("advect.distributed.launch.launch", lambda *words: told.append(words) or 7)
     for words in (f"train moons {flag} --width 16 --device cpu", f"sample runs/moons {flag} --device cpu"):
         with pytest.raises(SystemExit) as stop:
             advect(words)

@@ -12,8 +12,8 @@ from PIL import Image
 from advect.core.errors import UserError
 from advect.doctor import Finding
 from advect.doctor import data as d
-from advect.doctor import examine_data as examine_words
 from advect.doctor import formats as f
+from advect.doctor.examine import examine_data as examine_words
 
 VALUES = d.ValueStats(
     train=5000,

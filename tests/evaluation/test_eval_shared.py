@@ -14,17 +14,17 @@ from typing import Any
 import pytest
 import torch
 
-from advect.commands.evaluate import EvalConfig, evaluate
+from advect.commands.evaluate import evaluate
 from advect.data import Moons
 from advect.evaluation import ReferenceCache
-from advect.evaluation.memorisation import LOOKED_AT
-from advect.evaluation.workspace import working
+from advect.evaluation.protocol import LOOKED_AT, EvalConfig
+from advect.evaluation.workspace import open_workspace
 from advect.model.flow import Flow
 from forked import advect_ranks
 from processes import environment
 
 METRICS = ("frechet", "kernel", "straightness")
-ASK: dict[str, Any] = {"num_samples": 1300, "steps": (2,), "metrics": METRICS}
+ASK: dict[str, Any] = {"num_samples": 1300, "num_steps": (2,), "metrics": METRICS}
 WORDS = f"--num-samples 1300 --num-steps 2 --metrics {' '.join(METRICS)}"
 
 
@@ -67,9 +67,10 @@ def test_a_mistake_that_only_the_first_process_finds_is_that_of_both(moons_run: 
 PROGRAM = """
 import json, os, re, signal, sys
 from pathlib import Path
-from advect.commands.evaluate import EvalConfig, evaluate
-from advect.evaluation.target import EvalTarget
-from advect.checkpoint.manifest import find_checkpoint
+from advect.commands.evaluate import evaluate
+from advect.evaluation.protocol import EvalConfig
+from advect.config.arguments import parse_config
+from advect.config.build import build_dataset
 
 def kill_before(event, pattern):
     def hook(name, args):
@@ -78,7 +79,7 @@ def kill_before(event, pattern):
     sys.addaudithook(hook)
 
 run, asked, kills = json.loads(sys.argv[1])
-EvalTarget.open(Path(run), find_checkpoint(Path(run)), True).data()  # to pay for the imports once
+build_dataset(parse_config(Path(run) / "config.yaml")[1].data)  # to pay for the imports once
 for kill in kills:
     pid = os.fork()
     if pid == 0:
@@ -144,9 +145,9 @@ def test_damaged_parts_and_those_of_other_features_are_drawn_anew(
             return found
 
         caplog.clear()
-        with working(tmp_path / "work", stamp=stamp) as work:
-            found = work.number("set", 1200, fill, finish, "set")
-            assert work.number("set", 1200, fill, finish, "set") == found  # it is known by now
+        with open_workspace(tmp_path / "work", stamp=stamp) as work:
+            found = work.cached_json("set", 1200, fill, finish, title="set")
+            assert work.cached_json("set", 1200, fill, finish, title="set") == found  # it is known by now
             return found
 
     with pytest.raises(KeyboardInterrupt):

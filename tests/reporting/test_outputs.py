@@ -15,8 +15,7 @@ from advect.core.errors import UserError
 from advect.core.types import LENGTH, Category, DataSpec, Quantity
 from advect.data import Cells, Dataset, Identity, Sequences, Table
 from advect.data.tables.dataset import read_table
-from advect.evaluation import study
-from advect.evaluation.target import Measured
+from advect.evaluation.quality import measure_quality
 from advect.model.flow import Flow
 from advect.reporting.outputs import draw, held_out_batch, write_samples
 from advect.sources import Empirical
@@ -225,12 +224,9 @@ def test_each_kind_is_drawn_over_its_data_and_measured(tmp_path: Path, kind: str
     x = flow.sample(20, steps=1, cond=conditions).x
     width, height = draw(flow, x, conditions, held_out_batch(flow, source.held_out)).size
     assert width == 1024 and 300 < height < 800
-    measured = Measured(flow)
-    (train, cond), (held_out, held_cond) = measured.data(source.train), measured.data(source.held_out)
-    assert train.isfinite().all() and train.shape[1:] == measured.spec.shape
-    options = {"train_cond": cond, "held_out_cond": held_cond, "space": measured.space}
-    found = study(measured, train, held_out, tmp_path, nfes=(1, 2), **options)
-    assert found["frechet"]["features"] == ("the table's scaled columns" if kind == "table" else "data space")
+    found = measure_quality(flow, source, tmp_path, nfes=(1, 2))
+    features = {"table": "the table's scaled columns", "cells": "the flow's 3 components of expression"}
+    assert found["frechet"]["features"] == features.get(kind, "data space")
     assert set(found["marginals"]) >= (set() if kind == "sequences" else {"kolmogorov_smirnov", "correlation_error"})
     with np.load(tmp_path / "trajectories.npz") as saved:
         assert saved["x"].shape == ((10, 4, 5, 2) if kind == "sequences" else (10, 200, 2))

@@ -174,7 +174,8 @@ def test_a_run_of_a_data_transform_with_tensors_takes_them_along(
     shutil.copytree(averaged, tmp_path / "run")
     (tmp_path / "run/checkpoints/step-00000300/state/data.safetensors").write_bytes(b"components")
     card = ema.read_model_metadata(averaged / "checkpoints/step-00000300" / MODEL)
-    monkeypatch.setattr(ema, "read_card", lambda file: card.__class__(**{**vars(card), "tensors": {"transform.w": 0}}))
+    whole = card.__class__(**{**vars(card), "tensors": {"transform.w": 0}})
+    monkeypatch.setattr(ema, "read_model_metadata", lambda file: whole)
     rebuild(tmp_path / "run", EmaArguments(length=(0.1,), output=tmp_path / "out/a.safetensors"))
     assert (tmp_path / "out/state/data.safetensors").read_bytes() == b"components"
     (tmp_path / "out/state/data.safetensors").write_bytes(b"others")

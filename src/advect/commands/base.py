@@ -9,7 +9,6 @@ from typing import NoReturn
 from advect.config.arguments import without_flag
 from advect.core.errors import UserError
 from advect.distributed.comm import sync_errors
-from advect.distributed.launch import check_nproc, launch
 
 
 def split_place(
@@ -25,6 +24,8 @@ def split_place(
 
 def launch_processes(command: str, words: list[str], nproc: int, device: str) -> NoReturn:
     """Run the command in ``nproc`` processes, and exit as they do."""
+    from advect.distributed.launch import check_nproc, launch
+
     with sync_errors():
         check_nproc(nproc, device)
     sys.exit(launch([sys.executable, "-m", "advect", command, *without_flag("--nproc", words)], nproc))

@@ -14,7 +14,7 @@ import torch
 
 from advect.checkpoint.manifest import find_checkpoint
 from advect.commands import base
-from advect.commands.evaluate import EvalConfig, evaluate
+from advect.commands.evaluate import evaluate
 from advect.commands.train import exit_by_signal, train
 from advect.config.arguments import parse_config, run_folder, run_tyro
 from advect.config.build import build_dataset, pick_device
@@ -27,7 +27,8 @@ from advect.core.random import mix
 from advect.core.types import Category
 from advect.data import Dataset
 from advect.distributed.comm import broadcast_object, current, process_group, sync_errors
-from advect.evaluation.features import FeatureArguments
+from advect.evaluation.features import FeatureConfig
+from advect.evaluation.protocol import EvalConfig
 from advect.model.load import load, read_model_metadata, weight_file
 from advect.model.pairs import FACTS, Pairing, make_pairs
 from advect.model.sampler_config import SamplerConfig
@@ -77,7 +78,7 @@ class ReflowArguments(Generic[D, N]):
 
     measure: bool = True
     """Measure all flows at the end, and write the report."""
-    features: FeatureArguments = field(default_factory=FeatureArguments)
+    features: FeatureConfig = field(default_factory=FeatureConfig)
     measure_samples: int = 2000
     """Samples for each point that is measured."""
     nfes: tuple[int, ...] = NFES
@@ -197,17 +198,18 @@ def measure_flows(folder: Path, flows: Mapping[str, Path], source: Dataset, a: R
     for i, (name, run) in enumerate(flows.items()):
         logger.info(f"measuring {name}")
         distilled = name == "distilled"
-        request = EvalConfig(
+        config = EvalConfig(
             features=a.features,
             num_samples=a.measure_samples,
             metrics=(*metrics, "straightness"),
-            solvers=(SOLVER,),
-            grids=("uniform",),
-            nfes=(1,) if distilled else a.nfes,
+            solver=(SOLVER,),
+            grid=("uniform",),
+            nfe=(1,) if distilled else a.nfes,
+            device=device,
             guidance=a.guidance if i == 0 else 1.0,
             guidance_interval=a.guidance_interval if i == 0 else None,
         )
-        _, result = evaluate(run, request, device=device)
+        _, result = evaluate(run, config)
         told.append({"name": name, "run": str(run), "about": _about(run, i, result), "result": result})
     shown = [nfe for nfe in SHOWN if nfe in a.nfes] or [min(a.nfes), max(a.nfes)]
     if current().is_first:

@@ -11,6 +11,7 @@ from advect.commands.base import launch_processes, split_place
 from advect.config.arguments import parse_words
 from advect.core.errors import UserError
 from advect.distributed.comm import sync_errors
+from advect.model.conditions import number_or_name, parse_conditions
 from advect.model.sampler_config import SamplerConfig
 from advect.model.sampling import describe_files, sample_run
 
@@ -123,22 +124,3 @@ def parse_sample(flags: list[str]) -> SampleArguments:
     if a.ema_decay is not None and not a.use_ema:
         raise UserError("--no-use-ema and --ema-decay contradict each other; give one of them")
     return a
-
-
-def number_or_name(word: str | None) -> float | str | None:
-    """What ``--diffusion`` says."""
-    try:
-        return None if word is None else float(word)
-    except ValueError:
-        return word
-
-
-def parse_conditions(words: tuple[str, ...]) -> dict[str, str]:
-    """What ``--cond`` says: values by name. Raises UserError."""
-    cond: dict[str, str] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not (name and equals and value):
-            raise UserError(f"--cond {word} should be NAME=VALUE, such as label=7")
-        cond[name] = value
-    return cond

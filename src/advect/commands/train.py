@@ -32,7 +32,6 @@ from advect.data import Dataset
 from advect.distributed.comm import broadcast_object, current, process_group, sync_errors
 from advect.model.load import flow_of, read_model_metadata, weight_file
 from advect.model.metadata import ModelMetadata
-from advect.model.pairs import open_pairs
 from advect.training import LearningRate, StopCriteria, Trainer
 from advect.training.posthoc_ema import SNAPSHOTS, bring
 from advect.training.state import MODEL
@@ -143,6 +142,8 @@ def _open(config: Config) -> tuple[Dataset, dict[str, Any]]:
     if (config.method.coupling == "pairs") != (pairs is not None):
         raise UserError("--coupling pairs and --pairs PATH go together; give both, as advect reflow does, or neither")
     if pairs is not None:
+        from advect.model.pairs import open_pairs
+
         return open_pairs(pairs, source)
     return source, fit_source(config.method, source)
 

@@ -20,7 +20,6 @@ from advect.core.types import DataSpec
 from advect.data import Dataset, Split
 from advect.distributed.comm import current
 from advect.distributed.parallel import Parallel, local
-from advect.evaluation.callback import EvalCallback, Yardstick
 from advect.losses import Loss
 from advect.model.flow import Flow
 from advect.reporting.sample_grids import SampleGridCallback, held_out_loss
@@ -139,12 +138,13 @@ def build_callbacks(
     snapshots = [Snapshots(run_dir / SNAPSHOTS, every=t.posthoc_every)] if t.posthoc_ema else []
     quality = []
     if out.eval_every:
-        options = {"samples": out.eval_samples, "features": out.eval_features, "seed": t.seed}
-        yardstick = Yardstick(flow, source.real, **options)
+        from advect.evaluation.callback import EvalCallback, online_evaluator
+
+        evaluator = online_evaluator(flow, source.real, samples=out.eval_samples, features=out.eval_features)
         loss = lambda: held_out_loss(flow, objective, source.held_out, t.seed)
-        keep = kept_measure(out.keep_best, yardstick.metrics)
-        options = {"every": out.eval_every, "keep": keep, "metrics": watch.metrics, "boards": boards}
-        quality = [EvalCallback(yardstick, loss, checkpoints, **options)]
+        keep = kept_measure(out.keep_best, tuple(evaluator.metrics))
+        options = {"every": out.eval_every, "seed": t.seed, "keep": keep, "metrics": watch.metrics, "boards": boards}
+        quality = [EvalCallback(evaluator, loss, checkpoints, **options)]
     shared = *snapshots, checkpoints, watch, *quality  # a checkpoint's snapshot is there before it
     return (metrics, *boards, bar, *shared) if first else shared
 

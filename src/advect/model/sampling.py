@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -189,7 +190,7 @@ def averaged(run: Path, ema: bool | float) -> bool | float | dict[str, float] | 
     return ema and (find_checkpoint(run) / EMA_FILE).is_file() if isinstance(ema, bool) else ema
 
 
-def _resolved(sampler: SamplerConfig, flow: Flow) -> dict[str, object]:
+def _resolved(sampler: SamplerConfig, flow: Flow) -> dict[str, Any]:
     """The sampler with the run's own choices filled in, and what it costs."""
     config = sampler.resolve(flow.sampler)
     return asdict(config) | ({} if config.nfe is None else {"nfe": config.nfe})

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from advect.core.errors import UserError
-from advect.evaluation.sample_statistics import ROWS, SampleStatistics
+from advect.metrics.statistics import ROWS, SampleStatistics
 
 
 def parts(x: torch.Tensor, size: int, **more: torch.Tensor) -> list[dict[str, torch.Tensor]]:
