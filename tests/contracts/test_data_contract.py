@@ -269,7 +269,7 @@ SOURCES: dict[str, Callable[[Path], Dataset]] = {
     "Arrays, pictures": pictures,
     "Table": frame,
     "Sequences": series,
-    "PairedSource": pairs,
+    "PairedDataset": pairs,
 }
 
 
