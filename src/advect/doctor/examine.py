@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from advect.config.arguments import parse_train
-from advect.config.build import build_dataset, pick_device
+from advect.config.build import build_dataset
 from advect.config.config import Config
 from advect.config.data_formats import format_of
 from advect.config.data_sections import CellsData, TableData
 from advect.core.errors import UserError
 from advect.data import Dataset
+from advect.distributed.context import pick_device
 from advect.doctor.data import (
     check_classes,
     check_constant,

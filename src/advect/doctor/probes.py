@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from advect.config.build import pick_device
 from advect.core.device import best_half
+from advect.distributed.context import pick_device
 from advect.distributed.env import count_cores
 from advect.doctor.machine import Machine, Probe, Products
 

@@ -18,7 +18,6 @@ from advect.config.build import (
     build_source_distribution,
     fit_source,
     label_dropout,
-    pick_device,
 )
 from advect.config.build_trainer import check_method, new_state, new_trainer
 from advect.core.errors import UserError
@@ -27,6 +26,8 @@ from advect.core.types import Batch, DataSpec
 from advect.data import Dataset, Transform
 from advect.data.base import random_split
 from advect.data.splits import MemorySplit
+from advect.distributed.comm import current
+from advect.distributed.context import RunContext, pick_device
 from advect.losses import Loss
 from advect.losses.flow_matching import Kind
 from advect.model.flow import Flow
@@ -293,7 +294,8 @@ def learn(
     t = replace(settings.training, seed=seed)
     check_method(settings.method, t)
     objective = build_loss(settings.method, source.spec, noise)
-    state = new_state(settings.network, t, source.spec, objective)
+    context = RunContext(pick_device(t.device), current(), seed=seed)
+    state = new_state(context, settings.network, t, source.spec, objective)
     if kept is not None:
         kept.restore(state)
     start = state.progress.step
@@ -306,6 +308,7 @@ def learn(
         watch = Patience(held_out, objective, every=every, patience=patience, seed=seed)
         hooks.append(watch)
     trainer = new_trainer(
+        context,
         t,
         state,
         objective,
