@@ -18,7 +18,7 @@ from advect.core.random import CounterRng
 from advect.core.types import NULL, Category, Conditions
 from advect.data import Dataset, Split
 from advect.doctor.report import Figure, Finding
-from advect.doctor.run_facts import RunFacts
+from advect.doctor.run import RunFacts
 from advect.evaluation.features import Projection
 from advect.metrics import ProbeClassifier, class_accuracy, memorisation, nearest_neighbours
 from advect.model.load import load

@@ -66,7 +66,7 @@ class ReferenceCache:
         except (OSError, SafetensorError):
             return None
 
-    def keep(self, key: Key, tensors: Mapping[str, Tensor]) -> None:
+    def save(self, key: Key, tensors: Mapping[str, Tensor]) -> None:
         """Write the tensors of a key in one step."""
         whole = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
         atomic_write(self.path(key), lambda partial: save_file(whole, partial, metadata={"key": _text(key)}))
@@ -76,7 +76,7 @@ class ReferenceCache:
         found = self.load(key)
         if found is None:
             found = dict(make())
-            self.keep(key, found)
+            self.save(key, found)
         return found
 
 
