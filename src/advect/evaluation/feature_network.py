@@ -134,7 +134,7 @@ class Inception(nn.Module):
         return x.mean((2, 3))
 
     @classmethod
-    def of_weights(cls, weights: Mapping[str, Tensor]) -> Inception:
+    def from_weights(cls, weights: Mapping[str, Tensor]) -> Inception:
         """The network with these weights, by name; those of the classifier that follows the features are left out.
 
         Raises UserError where a weight is missing, is of another shape, or is not known.
@@ -287,7 +287,7 @@ def _load(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
     if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
         raise UserError(f"features {path} holds no state dict, which maps names to tensors; save net.state_dict()")
     try:
-        return Inception.of_weights(weights).eval().to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - not in the stub
+        return Inception.from_weights(weights).eval().to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - not in the stub
     except UserError as error:
         raise UserError(f"features {path}: {error}") from error
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from advect.core.errors import UserError
 from advect.core.files import atomic_write, atomic_write_text, held, make_folder, sync_file
 from advect.distributed.comm import broadcast_object, current, gather_objects, sync_errors, without_timeout
-from advect.distributed.log import progress_bar
+from advect.distributed.context import progress_bar
 from advect.model.sharded_samples import PLAN, SampleShards, draw_parts
 
 Key = Mapping[str, str | int]
@@ -66,7 +66,7 @@ class ReferenceCache:
         except (OSError, SafetensorError):
             return None
 
-    def keep(self, key: Key, tensors: Mapping[str, Tensor]) -> None:
+    def save(self, key: Key, tensors: Mapping[str, Tensor]) -> None:
         """Write the tensors of a key in one step."""
         whole = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
         atomic_write(self.path(key), lambda partial: save_file(whole, partial, metadata={"key": _text(key)}))
@@ -76,7 +76,7 @@ class ReferenceCache:
         found = self.load(key)
         if found is None:
             found = dict(make())
-            self.keep(key, found)
+            self.save(key, found)
         return found
 
 

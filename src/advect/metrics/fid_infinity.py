@@ -83,7 +83,7 @@ def frechet_at_infinity(
     distances = []
     for step, size in enumerate(sizes):
         places = CounterRng(seed, step, len(x)).permutation()[:size].to(x.device)
-        blocks = (Moments.of(x[part]) for part in places.split(BLOCK))
+        blocks = (Moments.from_samples(x[part]) for part in places.split(BLOCK))
         distances.append(GaussianFit.from_running(Moments.merged(blocks)).distance(target))
     return extrapolate(sizes, distances)
 

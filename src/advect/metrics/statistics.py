@@ -60,13 +60,13 @@ class Moments:
     scatter: Tensor
 
     @classmethod
-    def none(cls, dimensions: int) -> Moments:
+    def zero(cls, dimensions: int) -> Moments:
         """Those of no samples in D dimensions, the start of a sum."""
         zeros = torch.zeros(dimensions, dtype=torch.float64)
         return cls(0, zeros, zeros[:, None] * zeros)
 
     @classmethod
-    def of(cls, x: Tensor, *, argument: str = "x") -> Moments:
+    def from_samples(cls, x: Tensor, *, argument: str = "x") -> Moments:
         """Those of x (N, *S), N >= 1. Raises UserError for values that are not finite."""
         x = check_samples(x, argument).to("cpu", torch.float64)
         mean = x.mean(0)
@@ -100,13 +100,13 @@ class Moments:
             raise UserError(f"a covariance needs 2 samples or more, got {self.count}; give more samples")
         return self.scatter / (self.count - 1)
 
-    def tensors(self) -> dict[str, Tensor]:
+    def to_tensors(self) -> dict[str, Tensor]:
         """The same as tensors by name, to be kept in a file."""
         return {"count": torch.tensor(self.count), "mean": self.mean, "scatter": self.scatter}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Moments:
-        """What :meth:`tensors` gave, to the last bit."""
+        """What :meth:`to_tensors` gave, to the last bit."""
         return cls(int(tensors["count"]), tensors["mean"], tensors["scatter"])
 
 
@@ -187,7 +187,7 @@ class SampleStatistics:
     rows: Mapping[str, Tensor]
 
     @classmethod
-    def of(cls, parts: Iterable[Mapping[str, Tensor]], count: int) -> SampleStatistics:
+    def from_parts(cls, parts: Iterable[Mapping[str, Tensor]], count: int) -> SampleStatistics:
         """The summary of ``count`` samples that come in parts, each with tensors (n, ...) of the same names.
 
         The same parts in the same order give the same bits. Raises UserError for features that are not finite.
@@ -201,7 +201,7 @@ class SampleStatistics:
             features = part[FEATURES]
             here = slots[first : first + len(features)]
             first += len(features)
-            found = Moments.of(features, argument="samples")
+            found = Moments.from_samples(features, argument="samples")
             moments = found if moments is None else moments + found
             for name, value in part.items():
                 target = kept.setdefault(name, value.new_zeros(len(chosen), *value.shape[1:]))
@@ -214,13 +214,13 @@ class SampleStatistics:
         """The Gaussian of all features."""
         return GaussianFit.from_running(self.moments)
 
-    def tensors(self) -> dict[str, Tensor]:
+    def to_tensors(self) -> dict[str, Tensor]:
         """The same as tensors by name, to be kept in a file."""
-        return {**self.moments.tensors(), **{f"rows.{name}": value for name, value in self.rows.items()}}
+        return {**self.moments.to_tensors(), **{f"rows.{name}": value for name, value in self.rows.items()}}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> SampleStatistics:
-        """What :meth:`tensors` gave, to the last bit."""
+        """What :meth:`to_tensors` gave, to the last bit."""
         moments = Moments.from_tensors(tensors)
         kept = {name.removeprefix("rows."): v for name, v in tensors.items() if name.startswith("rows.")}
         return cls(moments.count, moments, kept)

@@ -18,7 +18,6 @@ from advect.config.build import (
     build_source_distribution,
     fit_source,
     label_dropout,
-    pick_device,
 )
 from advect.config.build_trainer import check_method, new_state, new_trainer
 from advect.core.errors import UserError
@@ -27,6 +26,8 @@ from advect.core.types import Batch, Condition, DataSpec
 from advect.data import Dataset, Transform
 from advect.data.base import random_split
 from advect.data.splits import MemorySplit
+from advect.distributed.comm import current
+from advect.distributed.context import RunContext, pick_device
 from advect.losses import Loss
 from advect.losses.flow_matching import Kind
 from advect.model.flow import Flow
@@ -112,7 +113,8 @@ def fit_flow(
     training = replace(settings.training, seed=seed)
     check_method(settings.method, training)
     loss = build_loss(settings.method, dataset.spec, source)
-    state = new_state(settings.network, training, dataset.spec, loss)
+    context = RunContext(pick_device(training.device), current(), seed=seed)
+    state = new_state(context, settings.network, training, dataset.spec, loss)
     if previous:
         previous.state.restore(state)
     start, every = state.progress.step, max(1, settings.steps // _EVALUATIONS)
@@ -124,6 +126,7 @@ def fit_flow(
     if verbose:
         callbacks.append(ProgressBar())
     trainer = new_trainer(
+        context,
         training,
         state,
         loss,
