@@ -25,7 +25,7 @@ from tqdm import tqdm
 from advect.core.errors import UserError
 from advect.core.files import atomic_write, atomic_write_text, held, make_folder, sync_file
 from advect.distributed.comm import broadcast_object, current, gather_objects, sync_errors, without_timeout
-from advect.distributed.log import progress_bar
+from advect.distributed.context import progress_bar
 from advect.model.sharded_samples import PLAN, SampleShards, draw_parts
 
 Key = Mapping[str, str | int]
