@@ -18,8 +18,8 @@ from interleave import machine
 from torch import Tensor
 
 from advect.core.device import tune_process
-from advect.networks import MLP
 from advect.core.registry import choices
+from advect.networks import MLP
 from advect.solvers import Solution, Solver, get_solver, solve
 
 EVALUATIONS = 100
