@@ -119,10 +119,10 @@ class EvalCallback(PeriodicCallback):
         super().on_rollback(trainer, row)
         self._recall(trainer)
 
-    def has_looked(self, step: int) -> bool:
+    def has_run(self, step: int) -> bool:
         return any(row["step"] == step for row in self._rows())
 
-    def look(self, step: int) -> None:
+    def run(self, step: int) -> None:
         values = {f"eval_{name}": value for name, value in measure(self.evaluator, self._request).items()}
         if self.keep == "held-out-loss":
             values[self._kept] = self.loss()
@@ -132,9 +132,9 @@ class EvalCallback(PeriodicCallback):
         for board in self.boards:
             board.scalars({name.replace("_", "/", 1): value for name, value in values.items()}, step)
 
-    def take(self, trainer: Trainer) -> None:
+    def run_now(self, trainer: Trainer) -> None:
         """Look, and keep the checkpoint if none was better; within a row of bad steps none is kept."""
-        super().take(trainer)
+        super().run_now(trainer)
         progress = trainer.state.progress
         if self._row.get("step") != progress.step:
             return
