@@ -15,11 +15,12 @@ from tqdm import tqdm
 
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, mix
-from advect.core.types import LENGTH, Conditions, DataSpec, is_null
+from advect.core.types import LENGTH, Conditions, DataSpec, is_null, without_padding
 from advect.data import Transform
+from advect.data.modality import Modality, modality_of
 from advect.losses.flow_matching import Kind
 from advect.model.conditions import ConditionValue, resolve_conditions
-from advect.model.initial_noise import InitialNoise, noise_of, without_padding
+from advect.model.initial_noise import InitialNoise, noise_of
 from advect.model.sampler_config import DEFAULT, SamplerConfig
 from advect.paths import AffinePath, BrownianBridge, Path, Schedule
 from advect.solvers import (
@@ -89,6 +90,11 @@ class Flow:
         self.path, self.source, self.prediction = path or AffinePath(), source or Gaussian(), prediction
         self.margin, self.null, self.facts = margin, null, facts or {}
         self.sampler, self.device, self.autocast = sampler or DEFAULT, device or torch.device("cpu"), autocast
+
+    @cached_property
+    def modality(self) -> Modality:
+        """How samples are written, plotted and compared."""
+        return modality_of(self.spec, self.transform, self.facts)
 
     @cached_property
     def data_shape(self) -> tuple[int, ...]:

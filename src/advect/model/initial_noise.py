@@ -10,7 +10,7 @@ from torch import Tensor
 
 from advect.core import random
 from advect.core.random import CounterRng, mix
-from advect.core.types import Conditions, real_steps
+from advect.core.types import Conditions, without_padding
 from advect.sources import Empirical, SourceDistribution
 
 NOISE = 1
@@ -48,9 +48,3 @@ class InitialNoise:
 def noise_of(seed: int, rows: range, total: int) -> CounterRng:
     """The random numbers with which the samples ``rows`` of ``total`` start."""
     return CounterRng(mix(seed, NOISE), 0, len(rows), start=rows.start, total=total)
-
-
-def without_padding(x: Tensor, cond: Conditions) -> Tensor:
-    """x with zeros after the last real step of each sample, where it is a sequence (n, L, C) with lengths."""
-    real = real_steps(cond, x)
-    return x if real is None else torch.where(real[:, :, None], x, 0.0)

@@ -54,7 +54,7 @@ class ModelMetadata:
             transform=source.transform,
             noise=noise,
             fingerprint=source.fingerprint,
-            facts={"format": facts["kind"], **facts} if facts else {},
+            facts=facts,
             tensors=_prefixed("transform.", source.transform.tensors()) | _prefixed("noise.", source_tensors(source)),
         )
 
