@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from advect.core.errors import UserError, did_you_mean
+from advect.distributed.context import log_to_console
 from advect.distributed.env import DistEnv
-from advect.distributed.log import log_to_console
 
 USAGE = """\
 advect: train, sample and measure flow-matching models on your own data

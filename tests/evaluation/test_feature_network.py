@@ -119,7 +119,7 @@ def test_other_weights_are_refused(change, text: str) -> None:
     weights = inception_weights()
     change(weights)
     with pytest.raises(UserError, match=text):
-        Inception.of_weights(weights)
+        Inception.from_weights(weights)
 
 
 class Evil:

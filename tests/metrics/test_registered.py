@@ -18,7 +18,7 @@ THREE = Category(("a", "b", "c"), (0.5, 0.3, 0.2))
 
 
 def summary(x: Tensor, **more: Tensor) -> SampleStatistics:
-    return SampleStatistics.of([{"features": x, "values": x, **more}], len(x))
+    return SampleStatistics.from_parts([{"features": x, "values": x, **more}], len(x))
 
 
 def normal(n: int, seed: int, shift: float = 0.0, scale: float = 1.0) -> Tensor:
@@ -108,7 +108,7 @@ def test_tables_are_measured_by_columns_with_missing_values() -> None:
     x = y.clone()
     x[:30, 0] = torch.nan
     features = normal(100, 1)
-    sets = [SampleStatistics.of([{"features": features, "values": v}], 100) for v in (x, y)]
+    sets = [SampleStatistics.from_parts([{"features": features, "values": v}], 100) for v in (x, y)]
     found = measure(["columns"], *sets, categorical=(False, True))
     assert found["largest_column_gap"] == pytest.approx(0.3, abs=0.1) and found["column_gap"] < 0.2
     assert found["association_error"] < 0.2

@@ -11,7 +11,7 @@ from advect.config.arguments import parse_words
 from advect.config.presets import PRESETS
 from advect.core.device import tune_process
 from advect.core.errors import UserError
-from advect.distributed.log import only_warnings
+from advect.distributed.context import only_warnings
 from advect.doctor.examine import examine_data, examine_machine, examine_run
 from advect.doctor.report import is_healthy, show, to_json
 

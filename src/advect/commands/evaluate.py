@@ -14,13 +14,12 @@ from typing import Any
 from advect.checkpoint.manifest import find_weights
 from advect.commands import base
 from advect.config.arguments import parse_words
-from advect.config.build import pick_device
 from advect.config.environment import device_name, versions
 from advect.core import registry
-from advect.core.device import tune_process
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, make_folder
-from advect.distributed.comm import broadcast_object, current, process_group, sync_errors
+from advect.distributed.comm import broadcast_object, current, sync_errors
+from advect.distributed.context import run_context
 from advect.evaluation import results
 from advect.evaluation.evaluator import Evaluator
 from advect.evaluation.features import USUAL
@@ -102,10 +101,9 @@ def evaluate(run: Path, config: EvalConfig) -> tuple[Path, dict[str, Any]]:
     Raises UserError for a bad request, before anything is written, for data that have moved or changed, and where
     files cannot be written.
     """
-    tune_process()
-    with process_group(pick_device(config.device)) as me:
+    with run_context(config.device) as context:
         with sync_errors():
-            place = find_weights(run) if me.is_first else run
+            place = find_weights(run) if context.env.is_first else run
         place = broadcast_object(place)  # a run that still trains has newer ones by and by
         with sync_errors():
             plan, cache = Plan.make(run, place, config), open_cache()
@@ -119,14 +117,14 @@ def evaluate(run: Path, config: EvalConfig) -> tuple[Path, dict[str, Any]]:
             protocol = json.loads(json.dumps(plan.protocol(rows)))
             folder, name = plan.folder / "evaluation", f"eval-{_short_hash(protocol, plan.subject)}"
             output = config.output or folder / f"{name}.json"
-            if me.is_first:
+            if context.env.is_first:
                 _check_output(output)
             stamp = f"{plan.space.features.exact}, advect {versions().get('advect')}"
         with open_workspace(folder / f"{name}.parts", stamp=stamp) as work:
             found = _measure(plan, Evaluator(plan.space, plan.metrics, rows, work, cache))
             result = {"format": FORMAT, "protocol": protocol, "subject": plan.subject, **found}
             with sync_errors():
-                if me.is_first:
+                if context.env.is_first:
                     output.parent.mkdir(parents=True, exist_ok=True)
                     atomic_write_text(output, json.dumps(result, indent=1, allow_nan=False) + "\n")
         return output, broadcast_object(result)

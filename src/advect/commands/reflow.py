@@ -17,16 +17,16 @@ from advect.commands import base
 from advect.commands.evaluate import evaluate
 from advect.commands.train import exit_by_signal, train
 from advect.config.arguments import parse_config, run_folder, run_tyro
-from advect.config.build import build_dataset, pick_device
+from advect.config.build import build_dataset
 from advect.config.config import Config, D, N
 from advect.config.presets import DEFAULT, get_preset
-from advect.core.device import tune_process
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, make_folder
 from advect.core.random import mix
 from advect.core.types import Category
 from advect.data import Dataset
-from advect.distributed.comm import broadcast_object, current, process_group, sync_errors
+from advect.distributed.comm import broadcast_object, sync_errors
+from advect.distributed.context import RunContext, run_context
 from advect.evaluation.features import FeatureConfig
 from advect.evaluation.protocol import EvalConfig
 from advect.model.load import load, read_model_metadata, weight_file
@@ -187,12 +187,12 @@ def check_measure(source: Dataset, a: ReflowArguments) -> None:
     a.features.network(torch.device("cpu"))
 
 
-def measure_flows(folder: Path, flows: Mapping[str, Path], source: Dataset, a: ReflowArguments) -> Path:
+def measure_flows(context: RunContext, flows: Mapping[str, Path], source: Dataset, a: ReflowArguments) -> Path:
     """Measure flows by their names, of which the first is the run's own, and write reflow.json and report.html.
 
     All processes call it; the report's path comes back. Evaluations are gone on with where an earlier call ended.
     """
-    device = a.settings.training.device
+    folder, device = context.run_dir, a.settings.training.device
     metrics = METRICS.get(source.spec.kind, OTHER_METRICS)
     told = []
     for i, (name, run) in enumerate(flows.items()):
@@ -212,7 +212,7 @@ def measure_flows(folder: Path, flows: Mapping[str, Path], source: Dataset, a: R
         _, result = evaluate(run, config)
         told.append({"name": name, "run": str(run), "about": _about(run, i, result), "result": result})
     shown = [nfe for nfe in SHOWN if nfe in a.nfes] or [min(a.nfes), max(a.nfes)]
-    if current().is_first:
+    if context.env.is_first:
         for i, flow in enumerate(told):
             guided = {"guidance": a.guidance, "guidance_interval": a.guidance_interval} if i == 0 else {}
             at = [1] if flow["name"] == "distilled" else shown
@@ -272,29 +272,28 @@ def reflow(run: Path, preset: str, a: ReflowArguments) -> Ended:
     2023, "Flow straight and fast", alg. 1). Raises UserError for arguments that do not fit the run, and for a folder
     that holds the work of another call.
     """
-    tune_process()
     folder = (a.output_dir or run_folder(run) / "reflow").absolute()
-    with process_group(pick_device(a.settings.training.device)) as me:
+    with run_context(a.settings.training.device, run_dir=folder) as context:
         with sync_errors():
             source = build_dataset(a.settings.data)
-            place = find_checkpoint(run) if me.is_first else run
+            place = find_checkpoint(run) if context.env.is_first else run
             if a.measure:  # what would fail after the training fails before it
                 check_measure(source, a)
         place, flows, reason = broadcast_object(place), {"1-rectified": run}, "finished"
         rounds = [f"{k + 2}-rectified" for k in range(a.iterations)] + (["distilled"] if a.distill else [])
         for k, name in enumerate(rounds):
             pairs = folder / f"pairs-{k + 1}"
-            _make(place, source, pairs, _pairing(a, k, len(source.train)), a.settings.training.device)
+            _make(place, source, pairs, _pairing(a, k, len(source.train)), context)
             config = _config(a, pairs, place, guided=a.guidance != 1, distil=name == "distilled")
             logger.info(f"{name}: learning {pairs}")
             flows[name], reason = train(config, preset, run_dir=folder / name, resume="auto")
             if reason not in ("finished", "max-steps"):
                 break
             reason = "finished"
-            place = broadcast_object(find_checkpoint(folder / name) if me.is_first else place)
+            place = broadcast_object(find_checkpoint(folder / name) if context.env.is_first else place)
         report = None
         if a.measure and reason == "finished":
-            report = measure_flows(folder, flows, source, a)
+            report = measure_flows(context, flows, source, a)
         return Ended(flows, reason, report)
 
 
@@ -310,10 +309,10 @@ def _pairing(a: ReflowArguments, k: int, rows: int) -> Pairing:
     )
 
 
-def _make(place: Path, source: Dataset, folder: Path, pairing: Pairing, device: str) -> None:
+def _make(place: Path, source: Dataset, folder: Path, pairing: Pairing, context: RunContext) -> None:
     """Have the flow of a checkpoint make pairs, unless they are there."""
     with sync_errors():
-        flow = load(place, device=device)
+        flow = load(place, device=context.device)
         card = read_model_metadata(weight_file(place, ema=True))
         if card.fingerprint != source.fingerprint:
             raise UserError(f"the data of {place} have changed since it was trained; give the data it was trained on")

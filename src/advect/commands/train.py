@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,18 @@ from advect.checkpoint.manifest import explain_full_disk, find_weights, remove_l
 from advect.checkpoint.weights import load_weights
 from advect.commands import base
 from advect.config.arguments import parse_train
-from advect.config.build import build_dataset, build_loss, fit_source, pick_device, pick_precision
+from advect.config.build import build_dataset, build_loss, fit_source
 from advect.config.build_trainer import build_callbacks, check_method, new_state, new_trainer
 from advect.config.config import Config
 from advect.config.environment import write_environment
 from advect.config.run_folder import check_folder, check_same_run, lock_run_dir, resolve_checkpoint
 from advect.config.yaml_file import to_yaml
-from advect.core.device import tune_process
+from advect.core.device import pick_precision
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, make_folder, remove_partial
 from advect.data import Dataset
-from advect.distributed.comm import broadcast_object, current, process_group, sync_errors
+from advect.distributed.comm import broadcast_object, sync_errors
+from advect.distributed.context import RunContext, run_context
 from advect.model.load import flow_of, read_model_metadata, weight_file
 from advect.model.metadata import ModelMetadata
 from advect.training import LearningRate, StopCriteria, Trainer
@@ -89,17 +91,19 @@ def train(
     past damaged ones, and begins where there is none. Everything is checked before the first file is written. Raises
     UserError for settings that do not fit the data, a run folder in use, and a checkpoint of another network or data.
     """
-    tune_process()
-    with process_group(pick_device(config.training.device)) as me:
+    usual = run_dir or Path("runs") / preset
+    with run_context(config.training.device, run_dir=usual, seed=config.training.seed) as context:
         with sync_errors():
-            begin = resolve_checkpoint(run_dir or Path("runs") / preset, resume_from, resume) if me.is_first else None
+            begin = resolve_checkpoint(usual, resume_from, resume) if context.env.is_first else None
         begin = broadcast_object(begin)
-        run_dir = run_dir or (begin.parent.parent if begin else Path("runs") / preset)
-        with explain_full_disk(run_dir):
-            return run_dir, _train(config, preset, run_dir, begin, resume == "auto")
+        if run_dir is None and begin is not None:
+            context = replace(context, run_dir=begin.parent.parent)
+        with explain_full_disk(context.run_dir):
+            return context.run_dir, _train(config, preset, context, begin, resume == "auto")
 
 
-def _train(config: Config, preset: str, run_dir: Path, checkpoint: Path | None, again: bool) -> str:
+def _train(config: Config, preset: str, context: RunContext, checkpoint: Path | None, again: bool) -> str:
+    run_dir = context.run_dir
     with ExitStack() as claims:
         with sync_errors():
             check_folder(run_dir, checkpoint, again)
@@ -111,11 +115,11 @@ def _train(config: Config, preset: str, run_dir: Path, checkpoint: Path | None, 
                 check_same_run(read_model_metadata(checkpoint / MODEL), card, checkpoint)
             source.train.fetch(np.zeros(1, np.int64))  # whoever cannot be read says so before there is a run folder
             weights = None if checkpoint else _first_weights(config)
-        trainer = _new_trainer(config, source, card, run_dir, weights)
+        trainer = _new_trainer(config, source, card, context, weights)
         if checkpoint:
             trainer.state.load(checkpoint)
         with sync_errors():
-            if current().is_first:
+            if context.env.is_first:
                 make_folder(run_dir, "--run-dir")
                 claims.close()
                 claims.enter_context(lock_run_dir(run_dir, checkpoint, again))
@@ -126,8 +130,8 @@ def _train(config: Config, preset: str, run_dir: Path, checkpoint: Path | None, 
                     bring(checkpoint.parent.parent / SNAPSHOTS, run_dir / SNAPSHOTS)
                 atomic_write_text(run_dir / "config.yaml", to_yaml(config, preset))
                 step = trainer.state.progress.step
-                write_environment(run_dir, device=trainer.device, fingerprint=source.fingerprint, step=step)
-        _announce(config, preset, source, trainer, run_dir)
+                write_environment(context, fingerprint=source.fingerprint, step=step)
+        _announce(config, preset, source, trainer, context)
         reason = trainer.run()
     if unreadable := getattr(source, "unreadable", None):
         first, why = next(iter(unreadable.items()))
@@ -161,30 +165,38 @@ def _first_weights(config: Config) -> dict[str, Tensor] | None:
 
 
 def _new_trainer(
-    config: Config, source: Dataset, card: ModelMetadata, run_dir: Path, weights: Mapping[str, Tensor] | None
+    config: Config, source: Dataset, card: ModelMetadata, context: RunContext, weights: Mapping[str, Tensor] | None
 ) -> Trainer:
     """Wire network, objective, data and hooks together; nothing is written until the trainer runs."""
-    t, device = config.training, pick_device(config.training.device)
+    t = config.training
     check_method(config.method, t)
     objective = build_loss(config.method, source.spec, card.noise, card.source_tensors)
     state = new_state(
-        config.network, t, source.spec, objective, weights=weights, card=card.to_text(), data=card.tensors
+        context, config.network, t, source.spec, objective, weights=weights, card=card.to_text(), data=card.tensors
     )
-    limits, rate = _plan(config, source)
-    hooks = build_callbacks(config, run_dir, flow_of(card, state.net, device), objective, source)
+    limits, rate = _plan(config, source, context.env.world)
+    hooks = build_callbacks(context, config, flow_of(card, state.net, context.device), objective, source)
     return new_trainer(
-        t, state, objective, source.train, rate=rate, limits=limits, log_every=config.output.log_every, hooks=hooks
+        context,
+        t,
+        state,
+        objective,
+        source.train,
+        rate=rate,
+        limits=limits,
+        log_every=config.output.log_every,
+        hooks=hooks,
     )
 
 
-def _plan(config: Config, source: Dataset) -> tuple[StopCriteria, LearningRate]:
+def _plan(config: Config, source: Dataset, world: int) -> tuple[StopCriteria, LearningRate]:
     t = config.training
-    steps = math.ceil(t.num_epochs * len(source.train) / (t.batch_size * current().world))
+    steps = math.ceil(t.num_epochs * len(source.train) / (t.batch_size * world))
     limits = StopCriteria(steps=steps, max_steps=t.max_steps, max_minutes=t.max_minutes)
     return limits, LearningRate(peak=t.learning_rate, warmup=t.lr_warmup_steps, total=steps, shape=t.lr_schedule)
 
 
-def _announce(config: Config, preset: str, source: Dataset, trainer: Trainer, run_dir: Path) -> None:
+def _announce(config: Config, preset: str, source: Dataset, trainer: Trainer, context: RunContext) -> None:
     t, limits, step, net = config.training, trainer.limits, trainer.state.progress.step, trainer.state.twin
     params = sum(p.numel() for p in net.parameters())
     logger.info(
@@ -192,7 +204,7 @@ def _announce(config: Config, preset: str, source: Dataset, trainer: Trainer, ru
         f"{tuple(source.spec.shape)}; {type(net).__name__} with {params:,} parameters on {trainer.device}"
     )
     begin = f"resuming at step {step:,}" if step else "training"
-    logger.info(f"{begin} to step {limits.last_step:,} in {run_dir}")
+    logger.info(f"{begin} to step {limits.last_step:,} in {context.run_dir}")
     if limits.max_steps is not None and limits.max_steps > limits.steps:
         logger.info(
             f"note: --max-steps {limits.max_steps:,} lies beyond the {limits.steps:,} steps of --num-epochs "
@@ -202,7 +214,7 @@ def _announce(config: Config, preset: str, source: Dataset, trainer: Trainer, ru
         logger.info(
             f"note: --mixed-precision does nothing here: {trainer.device} is fastest in float32; --half forces a type"
         )
-    if (world := current().world) > 1:
+    if (world := context.env.world) > 1:
         logger.info(
             f"{world} processes ({trainer.state.parallel.kind}): batches of {t.batch_size} on each, "
             f"{trainer.loader.global_batch:,} together"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from advect.config.arguments import parse_train
-from advect.config.build import build_dataset, build_network, pick_device
+from advect.config.build import build_dataset, build_network
 from advect.config.config import Config
 from advect.config.data_formats import format_of
 from advect.config.data_sections import CellsData, TableData
@@ -19,6 +19,7 @@ from advect.config.network_sections import NetworkConfig, name_of
 from advect.core.errors import UserError
 from advect.core.types import Category, Conditions, DataSpec, Length, Quantity
 from advect.data import Dataset
+from advect.distributed.context import pick_device
 from advect.doctor.data import (
     IMAGE_CHECKS,
     VALUE_CHECKS,

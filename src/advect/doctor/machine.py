@@ -21,8 +21,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from advect.config.build import pick_device
 from advect.core import device as devices
+from advect.distributed.context import pick_device
 from advect.distributed.env import count_cores
 from advect.doctor.report import Figure, Finding
 

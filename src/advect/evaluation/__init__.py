@@ -1,7 +1,14 @@
 """How good a trained flow is: samples against held-out data, in a space of features."""
 
-from advect.evaluation.evaluator import Evaluator as Evaluator
-from advect.evaluation.feature_network import FeatureNetwork as FeatureNetwork
-from advect.evaluation.features import FeatureSpace as FeatureSpace
-from advect.evaluation.protocol import EvalConfig as EvalConfig
-from advect.evaluation.workspace import ReferenceCache as ReferenceCache
+from typing import TYPE_CHECKING
+
+from advect.core.lazy_imports import lazy_imports
+
+if TYPE_CHECKING:
+    from advect.evaluation.evaluator import Evaluator as Evaluator
+    from advect.evaluation.feature_network import FeatureNetwork as FeatureNetwork
+    from advect.evaluation.features import FeatureSpace as FeatureSpace
+    from advect.evaluation.protocol import EvalConfig as EvalConfig
+    from advect.evaluation.workspace import ReferenceCache as ReferenceCache
+else:
+    __getattr__, __dir__ = lazy_imports(__name__)

@@ -214,8 +214,8 @@ class Evaluator:
             return None if found is None else SampleStatistics.from_tensors(found)
 
         def reduce(parts: Iterator[Tensors]) -> SampleStatistics:
-            found = SampleStatistics.of(parts, len(places))
-            self.cache.keep(key, found.tensors())
+            found = SampleStatistics.from_parts(parts, len(places))
+            self.cache.save(key, found.to_tensors())
             return found
 
         fill = lambda rows, bar: self.space.data(split, places[rows.start : rows.stop])
@@ -280,4 +280,4 @@ def _with_cost(parts: Iterator[Tensors], n: int) -> tuple[SampleStatistics, floa
             cost.add_(part.pop(_COST))
             yield part
 
-    return SampleStatistics.of(kept(), n), float(cost[0]), float(cost[1])
+    return SampleStatistics.from_parts(kept(), n), float(cost[0]), float(cost[1])

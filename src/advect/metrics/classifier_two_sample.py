@@ -37,9 +37,8 @@ def two_sample_test(
 ) -> TwoSampleTest:
     """The classifier two-sample test (Lopez-Paz & Oquab 2017, sec. 3) of x (N, *S) and y (M, *S), N and M >= 20.
 
-    Rows of the larger set are left out at random until both are equal; a share of either set is put aside, the
-    classifier fitted to the rest, and asked about what was put aside. The p-value is a fair coin's, on the safe side
-    as the classes are balanced. An accuracy near 1/2 tells of this classifier and this number of rows alone.
+    The larger set is subsampled to the size of the other; a share of either is put aside, and the classifier fitted
+    to the rest. The p-value is that of a fair coin. An accuracy near 1/2 tells of this classifier alone.
 
     Args:
         x, y: in any units, as trees ask only for the order of values.

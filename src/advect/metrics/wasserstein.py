@@ -1,4 +1,4 @@
-"""Wasserstein distances between two sets of samples: exact, and over lines through the data."""
+"""Wasserstein distances: exact, and sliced."""
 
 from __future__ import annotations
 

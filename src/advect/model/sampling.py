@@ -23,12 +23,10 @@ from advect.checkpoint.manifest import (
     names_checkpoint,
     sum_files,
 )
-from advect.config.build import pick_device
-from advect.core.device import tune_process
 from advect.core.files import atomic_write_text, make_folder
 from advect.core.types import Conditions
-from advect.distributed.comm import broadcast_object, process_group, sync_errors
-from advect.distributed.log import progress_bar
+from advect.distributed.comm import broadcast_object, sync_errors
+from advect.distributed.context import progress_bar, run_context
 from advect.model.conditions import ConditionValue
 from advect.model.flow import Flow
 from advect.model.load import load, read_average, weight_file
@@ -64,10 +62,10 @@ def sample_run(
     Raises UserError for a bad argument, before anything is written, and where ``output_dir`` cannot be written to, or
     already holds other samples, unless ``overwrite``.
     """
-    tune_process()
     sampler = sampler or SamplerConfig()
     folder = output_dir or _default_folder(run, seed)
-    with process_group(pick_device(device)) as me, ExitStack() as stack:
+    with run_context(device, run_dir=folder, seed=seed) as context, ExitStack() as stack:
+        me = context.env
         with sync_errors():
             place = find_weights(run) if me.is_first else run
         place = broadcast_object(place)  # a run that still trains has newer ones by and by
@@ -75,7 +73,7 @@ def sample_run(
             logger.info(f"{run} is the checkpoint of step {checkpoint_step(place):,}")
         facts: dict[str, object] = {}
         with sync_errors():
-            flow = load(place, ema=ema, device=device)
+            flow = load(place, ema=ema, device=context.device)
             check_output(flow, individual=save_individual)
             count = count_parts(n, part_size, me.world)
             if me.is_first:

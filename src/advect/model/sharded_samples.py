@@ -23,7 +23,7 @@ from advect.checkpoint.manifest import sum_files
 from advect.core.errors import UserError
 from advect.core.files import atomic_write, atomic_write_text, sync_folder
 from advect.distributed.comm import current, gather_objects, sync_errors, without_timeout
-from advect.distributed.log import progress_bar
+from advect.distributed.context import progress_bar
 
 logger = logging.getLogger(__name__)
 

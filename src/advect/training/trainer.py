@@ -16,7 +16,7 @@ from advect.core.errors import UserError
 from advect.core.random import CounterRng, mix
 from advect.core.types import Batch
 from advect.distributed.comm import current, sync_errors
-from advect.distributed.log import EVERY_RANK
+from advect.distributed.context import EVERY_RANK
 from advect.training.callbacks import Callback
 from advect.training.faults import LOWER_RATE, Watchdog, explain_oom, not_finite
 from advect.training.loader import Loader, Prefetcher
