@@ -6,11 +6,14 @@ import ast
 import importlib
 import importlib.util
 import itertools
+import json
 import os
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -89,7 +92,7 @@ def commands(page: Path) -> Iterator[str]:
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     lines = re.findall(r"^(?: {4,}|\s.*-m )advect ([a-z].*)$", text, flags=re.M)
     for line in [*lines, *re.findall(r"`advect ([a-z]+ [^`]*)`", text)]:
-        words = re.split(r"\s+#|\s{3,}|\s+`|[;|]", line)[0]
+        words = re.split(r"\s+#|\s{3,}|`|[;|]", line)[0]
         if not re.search(r"\.\.\.|\[|~/|COMMAND|FOLDER|presets|--config$|\$", words):
             yield words
 
@@ -120,12 +123,34 @@ def test_commands_parse(page: Path, workplace: Path) -> None:
         assert str(mistake.value).startswith((BOGUS, f"'{BOGUS}'")), f"advect {command}: {mistake.value}"
 
 
-@pytest.mark.parametrize("block", python_blocks(ROOT / "CONTRIBUTING.md"), ids=lambda block: block.split("\n")[0][:40])
-def test_an_example_of_contributing_adds_a_part(block: str) -> None:
+EXAMPLES = {block.split('@register("')[1].split('"')[0]: block for block in python_blocks(ROOT / "CONTRIBUTING.md")}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_of_contributing_is_a_part(name: str, monkeypatch: pytest.MonkeyPatch, moons_run: Path) -> None:
+    block, module = EXAMPLES[name], ModuleType("advect_example")
     assert block.count("\n") < 40
-    names: dict[str, object] = {"__name__": "advect_docs_example"}
-    module = type(os)("advect_docs_example")
-    exec(compile(block, "CONTRIBUTING.md", "exec"), module.__dict__ | names)
+    monkeypatch.setitem(sys.modules, "advect_example", module)
+    exec(compile(block, "CONTRIBUTING.md", "exec"), module.__dict__)
+    cls = next(v for v in vars(module).values() if isinstance(v, type) and vars(v).get("part_name") == name)
+    try:
+        assert name in registry.choices(cls.part_kind)
+        assert f"| `{name}` | `{cls.__name__}` |" in registry.markdown_table(cls.part_kind)
+        use_part(cls.part_kind, name, moons_run)
+    finally:
+        registry.unregister(cls)
+
+
+def use_part(kind: str, name: str, moons_run: Path) -> None:
+    """Train or measure with the part from the command line."""
+    flags = ["--max-steps", "2", "--batch-size", "32", "--sample-every", "0"]
+    folder = moons_run.parent / f"example-{name}"
+    if kind == "metric":
+        run(["eval", str(moons_run), "--metrics", name, "--num-samples", "50", "--output", f"{folder}.json"])
+        assert name in json.loads(Path(f"{folder}.json").read_text())["points"][0]["metrics"]
+    else:
+        run(["train", "moons", f"--{kind}", name, *flags, "--run-dir", str(folder)])
+        assert f"{kind}: {name}" in (folder / "config.yaml").read_text()
 
 
 def test_the_tables_are_those_of_the_registry() -> None:
