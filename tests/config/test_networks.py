@@ -132,7 +132,7 @@ def test_a_card_of_an_older_network_gets_the_options_that_came_later() -> None:
     from advect.data import Digits
 
     _, arguments = parse_train(["digits"])
-    card = ModelMetadata.of(arguments.settings, "digits", Digits(), {"kind": "gaussian"})
+    card = ModelMetadata.from_run(arguments.settings, "digits", Digits(), {"kind": "gaussian"})
     values = json.loads(card.to_text())
     for section in (values["network"], values["config"]["network"]):
         del section["patch_size"], section["time_embedding"]

@@ -26,7 +26,7 @@ from advect.core.errors import UserError
 from advect.core.files import atomic_write, atomic_write_text, held, make_folder, sync_file
 from advect.distributed.comm import broadcast_object, current, gather_objects, sync_errors, without_timeout
 from advect.distributed.context import progress_bar
-from advect.model.sharded_samples import PLAN, SampleShards, draw_parts
+from advect.model.sharded_samples import PLAN, SampleShards, write_shards
 
 Key = Mapping[str, str | int]
 
@@ -227,7 +227,7 @@ class FolderWorkspace(Workspace):
             sync_file(folder / _FILE)
             return [folder / _FILE]
 
-        draw_parts(parts, write, title=title)
+        write_shards(parts, write, title=title)
 
         def stream() -> T:
             value = reduce(load_file(parts.place(k) / _FILE) for k in range(parts.count))
