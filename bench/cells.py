@@ -9,7 +9,7 @@ with several seeds, and the table shows mean and standard deviation over them:
 
 - training: real training cells, the floor. A row that is better than it has copied.
 - flow: what a run's flow gives. Of a flow of components that is the expected expression; "flow, counted" draws
-  molecules around it (``advect.data.count_cells``), as ``advect sample`` does.
+  molecules around it (``advect.data.count_noise``), as ``advect sample`` does.
 - Gaussian per type: independent genes.
 - PCA and Gaussian per type: as many components as the run has, a covariance shrunk by Ledoit & Wolf's rule, and back.
 - PCA and Gaussian, counted: molecules drawn around those, as around the flow's. What of the flow's lead is the
@@ -39,7 +39,7 @@ from torch import Tensor
 
 import advect
 from advect.core.random import CounterRng
-from advect.data import Cells, Expression, count_cells
+from advect.data import Cells, Expression, count_noise
 from advect.metrics import (
     energy_distance,
     mean_r2,
@@ -126,7 +126,7 @@ def contestants(real: Real, runs: list[Path], condition: str, components: int) -
     """All rows of the table by name."""
     facts = {**real.facts, "counted": True}
     facts["expression"] = {**facts["expression"], "smallest": 0.0}
-    counted = lambda draw: lambda seed: count_cells(draw(seed), facts, CounterRng(seed, 1, len(real.wanted)))
+    counted = lambda draw: lambda seed: count_noise(draw(seed), facts, CounterRng(seed, 1, len(real.wanted)))
     rows: dict[str, Draw] = {"training": training(real)}
     for run in runs:
         draw, smooth = flow_draw(run, condition, real)

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from advect.core.shapes import expand_right
+from advect.core.types import expand_right
 from advect.couplings import ExactOT
 from advect.paths import (
     AffinePath,
     BetaLinear,
-    Bridge,
+    BrownianBridge,
     CondOT,
     LipmanOT,
     Polynomial,
@@ -45,7 +45,7 @@ def ours(x0: torch.Tensor, x1: torch.Tensor, t: torch.Tensor, eps: torch.Tensor)
     affine("flow_matching vp linear", VariancePreserving(lambda t: (1 - t.square()).sqrt()), x0)  # their alpha is t
     affine("flow_matching ddpm", BetaLinear(), x0)
     affine("flow_matching polynomial", Polynomial(2), x0)
-    bridge = Bridge(0.5)
+    bridge = BrownianBridge(0.5)
     x_t = torch.lerp(x0, x1, expand_right(t, x1)) + 0.5 * expand_right((t * (1 - t)).sqrt(), x1) * eps
     out["torchcfm bridge: x_t"] = x_t
     out["torchcfm bridge: u_t"] = bridge.conditional_velocity(x_t, t, x1=x1, x0=x0)

@@ -22,19 +22,28 @@ import numpy as np
 import torch
 from interleave import machine
 
-from advect.core.platform import tune_process
+from advect.checkpoint.async_writer import CheckpointWriter
+from advect.core.device import tune_process
 from advect.core.random import mix
 from advect.core.types import Batch
+from advect.losses import FlowMatching
 from advect.networks import MLP, UNet
-from advect.objectives import FlowMatching
-from advect.training import AdamW, Ema, LearningRate, Limits, Loader, Trainer, TrainState, named_params
-from advect.training.adamw import clip_gradients, gradient_norm
-from advect.training.hooks import Checkpoints
-from advect.training.writer import CheckpointWriter
+from advect.training import (
+    EMA,
+    AdamW,
+    LearningRate,
+    Loader,
+    StopCriteria,
+    Trainer,
+    TrainState,
+    named_params,
+)
+from advect.training.callbacks import Checkpoints
+from advect.training.optim import clip_gradients, gradient_norm
 
 RATE = LearningRate(peak=1e-4, warmup=100, total=10**6, shape="cosine")
 SHAPES = {"mlp": ((2,), 256), "unet": ((3, 32, 32), 4)}
-Work = Callable[[int], None]
+EvalWorkspace = Callable[[int], None]
 
 
 class Noise:
@@ -60,23 +69,23 @@ def new(name: str) -> tuple[TrainState, Loader]:
         net = UNet(shape, model_channels=64, channel_mult=(1, 2, 2), num_res_blocks=1, dropout=0.0)
         net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     params = named_params(net)
-    return TrainState(net, AdamW(params), Ema(params, 0.999)), Loader(Noise(shape), batch)
+    return TrainState(net, AdamW(params), EMA(params, 0.999)), Loader(Noise(shape), batch)
 
 
-def engine(name: str, hooks: tuple = ()) -> tuple[Work, Trainer]:
+def engine(name: str, hooks: tuple = ()) -> tuple[EvalWorkspace, Trainer]:
     """The whole engine, and its work."""
     state, loader = new(name)
-    limits = Limits(steps=10**9)
+    limits = StopCriteria(steps=10**9)
     trainer = Trainer(state, FlowMatching(), loader, rate=RATE, limits=limits, log_every=100, hooks=hooks)
 
     def work(n: int) -> None:
-        trainer.limits = Limits(steps=10**9, max_steps=state.progress.step + n)
+        trainer.limits = StopCriteria(steps=10**9, max_steps=state.progress.step + n)
         trainer.run()
 
     return work, trainer
 
 
-def bare(name: str) -> Work:
+def bare(name: str) -> EvalWorkspace:
     """The same work, and nothing around it."""
     state, loader = new(name)
     objective, params, done = FlowMatching(), list(state.net.parameters()), 0
@@ -96,7 +105,7 @@ def bare(name: str) -> Work:
     return work
 
 
-def plain(name: str) -> Work:
+def plain(name: str) -> EvalWorkspace:
     """The same steps as PyTorch's manual has them."""
     state, loader = new(name)
     net, done = state.net, 0
@@ -123,7 +132,7 @@ def plain(name: str) -> Work:
     return work
 
 
-def turns(works: dict[str, Work], rounds: int, steps: int) -> dict[str, list[float]]:
+def turns(works: dict[str, EvalWorkspace], rounds: int, steps: int) -> dict[str, list[float]]:
     """Seconds a step of each in each round; every other round goes the other way round."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for work in works.values():
@@ -160,10 +169,10 @@ def blocked(rounds: int, steps: int) -> None:
             trainers[name] = engine("unet", (Checkpoints(writer, every=steps, every_epochs=0),))
             waits[name] = []
         trainers["none"] = engine("unet")
-        works: dict[str, Work] = {}
+        works: dict[str, EvalWorkspace] = {}
         for name, (work, trainer) in trainers.items():
 
-            def watched(n: int, work: Work = work, trainer: Trainer = trainer, name: str = name) -> None:
+            def watched(n: int, work: EvalWorkspace = work, trainer: Trainer = trainer, name: str = name) -> None:
                 work(n)
                 waits.get(name, []).append(trainer.log.blocked)
 

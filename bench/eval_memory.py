@@ -23,10 +23,10 @@ import numpy as np
 PROGRAM = """
 import resource, sys
 from pathlib import Path
-from advect.runs.evaluating import Request, evaluate
+from advect.commands.base.evaluate import EvalConfig, evaluate
 
 n, metrics = int(sys.argv[1]), tuple(sys.argv[2:])
-request = Request(num_samples=n, steps=(2,), solvers=("euler",), metrics=metrics, output=Path(f"{n}.json"))
+request = EvalConfig(num_samples=n, steps=(2,), solvers=("euler",), metrics=metrics, output=Path(f"{n}.json"))
 evaluate(Path("run"), request, say=lambda text: None, progress=False)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

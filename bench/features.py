@@ -20,7 +20,7 @@ from advect.core.random import CounterRng
 from advect.data import Cifar
 from advect.evaluation.feature_network import FeatureNetwork
 from advect.evaluation.features import Features
-from advect.evaluation.reference_cache import ReferenceCache
+from advect.evaluation.workspace import ReferenceCache
 from advect.metrics import (
     GaussianFit,
     frechet_at_infinity,

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advect import load
+from advect.config.arguments import parse_config
+from advect.config.build import build_dataset
 from advect.evaluation import conditions_like
-from advect.evaluation.drawing import conditions_of, rows
+from advect.evaluation.subsampling import conditions_of, rows
+from advect.evaluation.target import Measured
 from advect.metrics import frechet_distance
-from advect.runs.arguments import parse_config
-from advect.runs.build import build_source
-from advect.runs.measured import Measured
 
 BATCH = 50
 
@@ -61,7 +61,7 @@ def main() -> None:
     network = torch.jit.load(args.network).eval()
     flow = load(args.run)
     measured = Measured(flow)
-    source = build_source(parse_config(args.run / "config.yaml")[1].data)
+    source = build_dataset(parse_config(args.run / "config.yaml")[1].data)
     train, cond = measured.data(source.train)
     held_out, _ = measured.data(source.held_out)
     asked = conditions_of(conditions_like(cond, args.images, 0))

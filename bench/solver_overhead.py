@@ -17,9 +17,9 @@ import torch
 from interleave import machine
 from torch import Tensor
 
-from advect.core.platform import tune_process
+from advect.core.device import tune_process
 from advect.networks import MLP
-from advect.sampling import SOLVERS, Solution, solve
+from advect.solvers import SOLVERS, Solution, solve
 
 EVALUATIONS = 100
 TARGETS = {False: 1.05, True: 1.20}

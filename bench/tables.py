@@ -16,7 +16,7 @@ A contestant gets the training rows and gives as many new ones:
 - advect: ``advect train --data table.csv`` and ``advect sample``, as the command line has them, and ``--flags``.
 
 What is measured against the test rows, with as many rows as there are of them: the mean and the largest gap of a
-column's distribution and the mean error of pairwise association (``advect.metrics.columns``); and a
+column's distribution and the mean error of pairwise association (``advect.metrics.tabular``); and a
 ``HistGradientBoostingClassifier``, trained on the contestant's rows, on the test rows: accuracy and area under the ROC
 curve. ``copies`` is the share of new rows that equal a training row; for "real" it is that of the test rows.
 """

@@ -21,11 +21,20 @@ def contestant() -> None:
     """Run advect's engine and answer the protocol."""
     import torch
 
-    from advect.core.platform import tune_process
+    from advect.core.device import tune_process
     from advect.data import Moons
+    from advect.losses import FlowMatching
     from advect.networks import MLP
-    from advect.objectives import FlowMatching
-    from advect.training import AdamW, Ema, LearningRate, Limits, Loader, Trainer, TrainState, named_params
+    from advect.training import (
+        EMA,
+        AdamW,
+        LearningRate,
+        Loader,
+        StopCriteria,
+        Trainer,
+        TrainState,
+        named_params,
+    )
 
     torch.set_num_threads(1)
     tune_process()
@@ -34,12 +43,12 @@ def contestant() -> None:
     net = MLP(2, width=256, depth=4)
     print(sum(p.numel() for p in net.parameters()), "parameters", file=sys.stderr)
     params = named_params(net)
-    state = TrainState(net, AdamW(params), Ema(params, 0.999))
+    state = TrainState(net, AdamW(params), EMA(params, 0.999))
     rate = LearningRate(peak=1e-3, warmup=100, total=100_000, shape="cosine")
     loader = Loader(source.train, 256)
 
     def work(n: int) -> None:
-        limits = Limits(steps=10**9, max_steps=state.progress.step + n)
+        limits = StopCriteria(steps=10**9, max_steps=state.progress.step + n)
         Trainer(state, FlowMatching(), loader, rate=rate, limits=limits, log_every=100).run()
 
     serve(work)

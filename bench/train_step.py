@@ -67,10 +67,19 @@ def contestant(args: argparse.Namespace) -> None:
     import numpy as np
     import torch
 
-    from advect.core.platform import tune_process
+    from advect.core.device import tune_process
     from advect.core.types import Batch
-    from advect.objectives import FlowMatching
-    from advect.training import AdamW, Ema, LearningRate, Limits, Loader, Trainer, TrainState, named_params
+    from advect.losses import FlowMatching
+    from advect.training import (
+        EMA,
+        AdamW,
+        LearningRate,
+        Loader,
+        StopCriteria,
+        Trainer,
+        TrainState,
+        named_params,
+    )
 
     class Noise:
         """1,024 random images in memory."""
@@ -90,20 +99,20 @@ def contestant(args: argparse.Namespace) -> None:
     if not args.fp32:
         net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     params = named_params(net)
-    state = TrainState(net, AdamW(params), Ema(params, 0.9999))
+    state = TrainState(net, AdamW(params), EMA(params, 0.9999))
     trainer = Trainer(
         state,
         FlowMatching(),
         Loader(Noise(), BATCH),
         rate=LearningRate(peak=1e-4, warmup=100, total=100_000, shape="cosine"),
-        limits=Limits(steps=10**9),
+        limits=StopCriteria(steps=10**9),
         autocast=None if args.fp32 else torch.bfloat16,
         compile_model=args.compile,
         device=device,
     )
 
     def work(n: int) -> None:
-        trainer.limits = Limits(steps=10**9, max_steps=state.progress.step + n)
+        trainer.limits = StopCriteria(steps=10**9, max_steps=state.progress.step + n)
         trainer.run()  # it ends by reading the losses, so a GPU has finished
 
     serve(work, args.clock)

@@ -16,7 +16,7 @@ def main(steps: int) -> None:
     torch.manual_seed(0)
     data = advect.data.Moons(n=5000)
     net = advect.networks.MLP(2, width=128, depth=4)
-    objective = advect.objectives.FlowMatching(
+    objective = advect.losses.FlowMatching(
         path=advect.paths.AffinePath(advect.paths.CondOT()),
         source=advect.sources.Gaussian(),
         coupling=advect.couplings.Independent(),
@@ -31,7 +31,7 @@ def main(steps: int) -> None:
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        samples = advect.sampling.integrate(lambda x, t: net(x, t), torch.randn(2000, 2), solver="midpoint", steps=20)
+        samples = advect.solvers.integrate(lambda x, t: net(x, t), torch.randn(2000, 2), solver="midpoint", steps=20)
     distance = advect.metrics.frechet_distance(samples, held_out[:2000])
     floor = advect.metrics.frechet_distance(x1[:2000], held_out[:2000])
     print(f"loss {loss.item():.3f}, Frechet distance to held-out points {distance:.4f}, floor {floor:.4f}")

@@ -24,9 +24,9 @@ from processes import Ended, free_port
 
 IMPORTS = (
     "advect.cli",
-    "advect.runs.arguments",
-    "advect.runs.training",
-    "advect.runs.together",
+    "advect.config.arguments",
+    "advect.commands.train",
+    "advect.distributed.launch",
     "sklearn.datasets",
     "torch._dynamo",
     "torch._inductor",

@@ -116,7 +116,7 @@ def _one_rank(file: str, name: str, arguments: str, folder: str) -> None:
     """What :func:`run_ranks` has each of its processes do."""
     import torch
 
-    from advect.core.group import joined
+    from advect.distributed.comm import process_group
 
     torch.set_num_threads(1)
     sys.path.append(str(Path(file).parent))
@@ -125,7 +125,7 @@ def _one_rank(file: str, name: str, arguments: str, folder: str) -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules[Path(file).stem] = module
     spec.loader.exec_module(module)
-    with joined(torch.device("cpu")) as processes:
+    with process_group(torch.device("cpu")) as processes:
         value = getattr(module, name)(*json.loads(arguments))
         Path(folder, str(processes.rank)).write_text(json.dumps(value))
 

@@ -11,7 +11,15 @@ from scipy.optimize import linear_sum_assignment
 
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
-from advect.couplings import ConditionalOT, ExactOT, GivenPairs, Independent, Sinkhorn, assign, squared_distances
+from advect.couplings import (
+    ConditionalOT,
+    ExactOT,
+    GivenPairs,
+    Independent,
+    Sinkhorn,
+    assign,
+    squared_distances,
+)
 
 
 def batch(n: int, *shape: int, seed: int = 0, dtype=torch.float64) -> tuple[torch.Tensor, torch.Tensor]:

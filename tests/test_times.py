@@ -161,7 +161,7 @@ def test_importance_sampling_leaves_the_expected_loss_as_it_was(wrap):
     found = []
     for step in range(400):  # its probabilities move all the while
         t = times.sample(n, CounterRng(0, step, n))
-        found.append(times.unbias(t, loss_at(t)).double().mean())
+        found.append(times.importance_weight(t, loss_at(t)).double().mean())
     mean, error = torch.stack(found).mean(), torch.stack(found).std() / 400**0.5
     assert float(mean) == pytest.approx(0.5, abs=5 * float(error) + 1e-5)
     assert error < 2e-3
@@ -173,7 +173,7 @@ def test_shifted_importance_means_the_shifted_times():
     found = []
     for step in range(400):
         t = times.sample(500, CounterRng(0, step, 500))
-        found.append(times.unbias(t, loss_at(t)).double().mean())
+        found.append(times.importance_weight(t, loss_at(t)).double().mean())
     t = Shifted(shift=3.0).quantile((torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000)
     error = float(torch.stack(found).std()) / 400**0.5
     assert float(torch.stack(found).mean()) == pytest.approx(float(loss_at(t).mean()), abs=5 * error)
@@ -186,7 +186,7 @@ def test_importance_sampling_has_less_variance_than_uniform_times():
     times.update(t, loss_at(t))
     s = times.sample(n, CounterRng(0, 1, n))
     with torch.no_grad():
-        assert times.unbias(s, loss_at(s)).var() < loss_at(t).var() / 20
+        assert times.importance_weight(s, loss_at(s)).var() < loss_at(t).var() / 20
 
 
 def test_bins_are_drawn_as_their_losses_are():
@@ -221,10 +221,10 @@ def test_only_losses_that_are_trained_on_count():
     times, t = Importance(bins=4), torch.rand(10)
     before = times.state_dict()
     with torch.no_grad():
-        times.unbias(t, torch.full((10,), 7.0))
+        times.importance_weight(t, torch.full((10,), 7.0))
     assert times.state_dict() == before
     loss = torch.full((10,), 7.0, requires_grad=True)
-    weighted = times.unbias(t, loss)
+    weighted = times.importance_weight(t, loss)
     assert times.state_dict() != before
     weighted.sum().backward()
     assert loss.grad is not None and torch.equal(loss.grad, torch.ones(10))  # the density before the update
@@ -233,7 +233,7 @@ def test_only_losses_that_are_trained_on_count():
 @pytest.mark.parametrize("wrap", [lambda times: times, Stratified, Shifted], ids=["plain", "stratified", "shifted"])
 def test_importance_state_comes_back(wrap):
     times, again = wrap(Importance(bins=8)), wrap(Importance(bins=8))
-    times.unbias(torch.rand(50), torch.rand(50))
+    times.importance_weight(torch.rand(50), torch.rand(50))
     again.load_state_dict(times.state_dict())
     assert again.state_dict() == times.state_dict()
     assert torch.equal(times.sample(9, CounterRng(0, 0, 9)), again.sample(9, CounterRng(0, 0, 9)))

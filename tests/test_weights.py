@@ -6,8 +6,16 @@ import pytest
 import torch
 
 from advect.core.errors import UserError
-from advect.core.shapes import expand_right
-from advect.paths import CondOT, Cosine, LipmanOT, Polynomial, Trigonometric, VariancePreserving, convert
+from advect.core.types import expand_right
+from advect.paths import (
+    CondOT,
+    Cosine,
+    LipmanOT,
+    Polynomial,
+    Trigonometric,
+    VariancePreserving,
+    convert,
+)
 from advect.weights import InverseSNR, MinSNR, OneMinusTSquared, TSquared
 
 T = torch.tensor([0.0, 0.25, 0.5, 0.8, 1.0], dtype=torch.float64)

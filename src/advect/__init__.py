@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _ROOMS = (
-    "couplings", "data", "evaluation", "metrics", "networks", "objectives", "paths", "reports", "sampling", "sources",
+    "couplings", "data", "evaluation", "losses", "metrics", "networks", "paths", "reporting", "solvers", "sources",
     "times", "training", "weights",
 )  # fmt: skip
 _NAMES = {
-    "Flow": "advect.runs.flow",
-    "FlowModel": "advect.estimator",
+    "Flow": "advect.model.flow",
+    "FlowModel": "advect.sklearn",
     "UserError": "advect.core.errors",
-    "load": "advect.runs.loading",
+    "load": "advect.model.load",
 }
 
 if TYPE_CHECKING:
@@ -27,25 +27,25 @@ if TYPE_CHECKING:
         couplings,
         data,
         evaluation,
+        losses,
         metrics,
         networks,
-        objectives,
         paths,
-        reports,
-        sampling,
+        reporting,
+        solvers,
         sources,
         times,
         training,
         weights,
     )
     from advect.core.errors import UserError
-    from advect.estimator import FlowModel
-    from advect.runs.flow import Flow
-    from advect.runs.loading import load
+    from advect.model.flow import Flow
+    from advect.model.load import load
+    from advect.sklearn import FlowModel
 
 __all__ = [
-    "Flow", "FlowModel", "UserError", "couplings", "data", "evaluation", "load", "metrics", "networks", "objectives",
-    "paths", "reports", "sampling", "sources", "times", "training", "weights",
+    "Flow", "FlowModel", "UserError", "couplings", "data", "evaluation", "load", "losses", "metrics", "networks",
+    "paths", "reporting", "solvers", "sources", "times", "training", "weights",
 ]  # fmt: skip
 
 

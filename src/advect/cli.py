@@ -1,4 +1,4 @@
-"""The command line: a thin face over the jobs in ``advect.runs``.
+"""The command line: a thin face over the commands in ``advect.commands``.
 
 A user's mistake prints one sentence and exits with 2; a bug shows its traceback and exits with 1.
 """
@@ -9,9 +9,9 @@ import os
 import sys
 from collections.abc import Callable
 
-from advect import commands
+from advect.commands import base as commands
 from advect.core.errors import UserError, did_you_mean
-from advect.core.processes import Processes
+from advect.distributed.env import DistEnv
 
 USAGE = """\
 advect: train, sample and measure flow-matching models on your own data
@@ -70,11 +70,11 @@ def run(words: list[str]) -> None:
         return
     if words[0] not in COMMANDS:
         raise UserError(f"command {words[0]!r} is not known{did_you_mean(words[0], COMMANDS)}")
-    me, command = Processes.of_environment(), COMMANDS[words[0]]
+    me, command = DistEnv.of_environment(), COMMANDS[words[0]]
     if me.world > 1 and words[0] in SHARED:
-        from advect.runs.together import run_together
+        from advect.distributed.launch import run_shared
 
-        run_together(lambda: command(words[1:]))
+        run_shared(lambda: command(words[1:]))
     elif me.is_first:
         command(words[1:])
 

@@ -16,8 +16,7 @@ from torch import Tensor
 from advect.core import random
 from advect.core.errors import UserError
 from advect.core.random import Generator
-from advect.core.shapes import check_pair
-from advect.core.types import Conditions
+from advect.core.types import Conditions, check_pair
 
 
 class Coupling(ABC):

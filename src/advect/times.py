@@ -15,8 +15,8 @@ from torch import Tensor
 
 from advect.core import random
 from advect.core.errors import UserError
-from advect.core.group import all_rows
 from advect.core.random import Generator
+from advect.distributed.comm import all_rows
 
 _TOP = 1 - 2**-24
 
@@ -36,7 +36,7 @@ class TimeDistribution(ABC):
         """Draw t (n,) in float32."""
         return self.quantile(random.uniform((n,), generator, device=device))
 
-    def unbias(self, t: Tensor, loss: Tensor) -> Tensor:
+    def importance_weight(self, t: Tensor, loss: Tensor) -> Tensor:
         """The losses (B,) at t (B,) times what makes their expectation that of the times meant; here once.
 
         Distributions are chosen for what they emphasise, so only importance sampling changes anything.
@@ -85,8 +85,8 @@ class Stratified(TimeDistribution):
         u = places.add(random.uniform((n,), generator, device=device)).div_(bins)
         return self.base.quantile(u.clamp_(max=_TOP))
 
-    def unbias(self, t: Tensor, loss: Tensor) -> Tensor:
-        return self.base.unbias(t, loss)
+    def importance_weight(self, t: Tensor, loss: Tensor) -> Tensor:
+        return self.base.importance_weight(t, loss)
 
     def state_dict(self) -> dict[str, list[float]]:
         return self.base.state_dict()
@@ -179,8 +179,8 @@ class Shifted(TimeDistribution):
         rest = 1 + (self.shift - 1) * t
         return self.base.density(self.shift * t / rest) * self.shift / rest.square()
 
-    def unbias(self, t: Tensor, loss: Tensor) -> Tensor:
-        return self.base.unbias(self.shift * t / (1 + (self.shift - 1) * t), loss)
+    def importance_weight(self, t: Tensor, loss: Tensor) -> Tensor:
+        return self.base.importance_weight(self.shift * t / (1 + (self.shift - 1) * t), loss)
 
     def state_dict(self) -> dict[str, list[float]]:
         return self.base.state_dict()
@@ -231,7 +231,7 @@ class Importance(TimeDistribution):
     def density(self, t: Tensor) -> Tensor:
         return (self.probabilities().to(t.device)[self._bin(t)] * self.bins).to(t.dtype)
 
-    def unbias(self, t: Tensor, loss: Tensor) -> Tensor:
+    def importance_weight(self, t: Tensor, loss: Tensor) -> Tensor:
         weighted = loss / self.density(t).to(loss.dtype)
         if torch.is_grad_enabled():  # a held-out loss, measured without gradients, is not trained on
             self.update(all_rows(t), all_rows(loss.detach()))  # every process learns from the whole batch

@@ -16,18 +16,18 @@ import torch
 from implementations import implementations
 from PIL import Image
 
-from advect.core.conditions import real_steps
 from advect.core.random import CounterRng
-from advect.core.types import Batch, Category, Length, Quantity
+from advect.core.types import Batch, Category, Length, Quantity, real_steps
 from advect.data import (
+    ArrayDataset,
     ArrayFile,
     Arrays,
-    ArraySource,
     CelebA,
     Cells,
     Chain,
     Cifar,
     Components,
+    Dataset,
     Digits,
     Expression,
     FashionMnist,
@@ -42,7 +42,6 @@ from advect.data import (
     Sequences,
     SequenceScale,
     Shards,
-    Source,
     Standardize,
     Table,
     TableTransform,
@@ -50,9 +49,9 @@ from advect.data import (
     pack,
     transform_from_config,
 )
-from advect.data.pairs import PairedSource, Pairs, write_pairs
-from advect.data.table_columns import Categories, Number
-from advect.data.table_scaling import StandardScaling
+from advect.data.pairs import PairedDataset, Pairs, write_pairs
+from advect.data.tables.columns import Categories, Number
+from advect.data.tables.scaling import StandardScaling
 
 # --- Transforms ---
 
@@ -240,7 +239,7 @@ def series(folder: Path) -> Sequences:
     return Sequences(folder / "s.npz", conditions=["kind"], held_out=0.2)
 
 
-def pairs(folder: Path) -> PairedSource:
+def pairs(folder: Path) -> PairedDataset:
     data = Moons(n=160)
     write_pairs(folder, data.train.fetch(np.arange(len(data.train))).x1, {}, store="float32")
     n = len(data.train)
@@ -248,10 +247,10 @@ def pairs(folder: Path) -> PairedSource:
     def starts(places, cond):
         return CounterRng.at(1, 0, places, total=n).normal((len(places), 2))
 
-    return PairedSource(data, Pairs([folder], n, starts, "float32"), n)
+    return PairedDataset(data, Pairs([folder], n, starts, "float32"), n)
 
 
-SOURCES: dict[str, Callable[[Path], Source]] = {
+SOURCES: dict[str, Callable[[Path], Dataset]] = {
     "Digits": lambda folder: Digits(),
     "Moons": lambda folder: Moons(n=60),
     "FashionMnist": fashion_mnist,
@@ -275,10 +274,10 @@ SOURCES: dict[str, Callable[[Path], Source]] = {
 
 
 @pytest.fixture(params=SOURCES)
-def build(request, tmp_path) -> Callable[[], Source]:
+def build(request, tmp_path) -> Callable[[], Dataset]:
     folder = tmp_path / "data"
 
-    def make() -> Source:
+    def make() -> Dataset:
         folder.mkdir(exist_ok=True)
         return SOURCES[request.param](folder)
 
@@ -286,7 +285,7 @@ def build(request, tmp_path) -> Callable[[], Source]:
 
 
 @pytest.fixture
-def source(build) -> Source:
+def source(build) -> Dataset:
     return build()
 
 
@@ -304,7 +303,7 @@ def same(a: Batch, b: Batch) -> bool:
 
 
 def test_no_source_is_left_out(tmp_path):
-    concrete = implementations(Source, "advect.data") - {ArraySource}
+    concrete = implementations(Dataset, "advect.data") - {ArrayDataset}
     assert {cls.__name__ for cls in concrete} == {name.split(",")[0] for name in SOURCES}
 
 

@@ -9,13 +9,12 @@ import torch
 from implementations import implementations
 from torch import Tensor, nn
 
-from advect.core.conditions import null_conditions
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
-from advect.core.types import NULL, Batch
+from advect.core.types import NULL, Batch, null_conditions
+from advect.losses import FlowMatching
 from advect.networks import MLP, DiT, ResidualMLP, SequenceTransformer, UNet, Vector
-from advect.objectives import FlowMatching
-from advect.sampling import guided_velocity, integrate
+from advect.solvers import guided_velocity, integrate
 
 CONDITIONS = {"label": 4, "cell.line": 3, "dose": Vector(2)}
 TRANSFORMER = {"width": 16, "depth": 2, "heads": 2}

@@ -11,9 +11,9 @@ from advect.core.random import CounterRng
 from advect.paths import (
     AffinePath,
     BetaLinear,
-    Bridge,
-    ConditionalPath,
+    BrownianBridge,
     Cosine,
+    InterpolantPath,
     LipmanOT,
     Path,
     Trigonometric,
@@ -28,8 +28,8 @@ PATHS = {
     "preserving": AffinePath(VariancePreserving()),
     "cosine": AffinePath(Cosine()),
     "beta": AffinePath(BetaLinear()),
-    "bridge": Bridge(sigma=0.5),
-    "psi": ConditionalPath(lambda x0, x1, t: (1 - t) * x0 + t * x1 + t * (1 - t) * (x0 * x1).sin()),
+    "bridge": BrownianBridge(sigma=0.5),
+    "psi": InterpolantPath(lambda x0, x1, t: (1 - t) * x0 + t * x1 + t * (1 - t) * (x0 * x1).sin()),
 }
 SHAPES = [(1, 1), (6, 3), (6, 1, 4, 4), (6, 2, 3, 5)]
 

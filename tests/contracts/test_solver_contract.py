@@ -10,7 +10,7 @@ import torch
 from implementations import implementations
 
 from advect.core.errors import UserError
-from advect.sampling import SOLVERS, Solver, get_solver, integrate, solve
+from advect.solvers import SOLVERS, Solver, get_solver, integrate, solve
 
 FIXED = {name: solver for name, solver in SOLVERS.items() if not solver.adaptive}
 
@@ -31,7 +31,7 @@ def bent(t: float) -> torch.Tensor:
 def test_the_table_is_by_name_and_complete():
     assert all(name == solver.name and isinstance(solver, Solver) for name, solver in SOLVERS.items())
     assert list(SOLVERS) == ["euler", "midpoint", "heun", "rk4", "ab2", "dpmpp2m", "dopri5"]
-    assert {type(solver) for solver in SOLVERS.values()} == implementations(Solver, "advect.sampling")
+    assert {type(solver) for solver in SOLVERS.values()} == implementations(Solver, "advect.solvers")
 
 
 @pytest.mark.parametrize("solver", FIXED.values(), ids=FIXED.keys())

@@ -8,7 +8,14 @@ from implementations import implementations
 
 from advect.core import random
 from advect.core.random import CounterRng
-from advect.sources import Custom, Empirical, Gaussian, MatchedGaussian, SourceDistribution, SparseGaussian
+from advect.sources import (
+    Custom,
+    Empirical,
+    Gaussian,
+    MatchedGaussian,
+    SourceDistribution,
+    SparseGaussian,
+)
 
 
 def exponential(shape, generator, device, dtype):

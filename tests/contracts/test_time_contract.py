@@ -88,7 +88,7 @@ class TestTimes:
         # Only importance sampling weights its losses, and on average by one.
         t = times.sample(40_000, CounterRng(0, 0, 40_000))
         with torch.no_grad():
-            weighted = times.unbias(t, torch.ones_like(t))
+            weighted = times.importance_weight(t, torch.ones_like(t))
         assert float(weighted.double().mean()) == pytest.approx(1, abs=0.02)
 
     def test_the_state_comes_back(self, times):

@@ -5,13 +5,13 @@ import os
 import pytest
 
 from advect.core.errors import UserError
-from advect.core.files import make_folder, write_text_whole, write_whole
+from advect.core.files import atomic_write, atomic_write_text, make_folder
 
 
 def test_text_arrives_in_utf8_and_alone(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old and longer")
-    write_text_whole(path, "grün\n")
+    atomic_write_text(path, "grün\n")
     assert path.read_bytes() == b"gr\xc3\xbcn\n"
     assert os.listdir(tmp_path) == ["a.txt"]
 
@@ -27,7 +27,7 @@ def test_a_write_that_fails_changes_nothing(tmp_path, old):
         raise RuntimeError("disk full")
 
     with pytest.raises(RuntimeError, match="disk full"):
-        write_whole(path, write)
+        atomic_write(path, write)
     assert [p.read_bytes() for p in tmp_path.iterdir()] == ([] if old is None else [old])
 
 
@@ -36,7 +36,7 @@ def test_until_the_last_moment_readers_see_the_old_file(tmp_path, monkeypatch):
     path.write_text("old")
     fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda handle: (seen.append(path.read_text()), fsync(handle)))
-    write_whole(path, lambda partial: (partial.write_text("new"), seen.append(path.read_text())))
+    atomic_write(path, lambda partial: (partial.write_text("new"), seen.append(path.read_text())))
     # While writing and when the new content is synced it is the old one; when the folder is, the new one.
     assert seen == ["old", "old", "new"]
 
@@ -45,7 +45,7 @@ def test_a_writer_that_writes_nothing_is_an_error(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
     with pytest.raises(FileNotFoundError):
-        write_whole(path, lambda partial: None)
+        atomic_write(path, lambda partial: None)
     assert path.read_text() == "old"
 
 

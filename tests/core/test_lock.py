@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from advect.core import lock
+from advect.core import files as lock
 from advect.core.errors import UserError
-from advect.core.lock import held
+from advect.core.files import held
 from processes import environment
 
 pytestmark = pytest.mark.skipif(lock.fcntl is None, reason="needs flock")
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(lock.fcntl is None, reason="needs flock")
 HOLDER = """
 import sys, time
 from pathlib import Path
-from advect.core.lock import held
+from advect.core.files import held
 with held(Path("."), "--run-dir"):
     print("held", flush=True)
     time.sleep(600)

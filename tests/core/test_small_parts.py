@@ -5,11 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from advect.core.conditions import drop_conditions, null_conditions
 from advect.core.errors import UserError, did_you_mean, optional_import
 from advect.core.random import CounterRng
-from advect.core.shapes import check_pair, expand_right
-from advect.core.types import NULL, Batch
+from advect.core.types import NULL, Batch, check_pair, drop_conditions, expand_right, null_conditions
 
 
 def test_dropping_hits_whole_samples_in_the_asked_share():

@@ -15,7 +15,7 @@ from PIL import Image
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.data import ImageFolder
-from advect.data.archives import TarStore, ZipStore, open_store
+from advect.data.images.stores import TarStore, ZipStore, open_store
 
 KINDS = ["stored.zip", "deflated.zip", "a.tar", "a.tar.gz", "a.tar.bz2", "a.tar.xz"]
 

@@ -11,7 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from advect.core.errors import UserError
-from advect.data import Digits, Moons, Source
+from advect.data import Dataset, Digits, Moons
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_each_class_of_digits_is_halved(digits):
 
 
 def test_digits_are_images_in_model_units(digits):
-    assert isinstance(digits, Source)
+    assert isinstance(digits, Dataset)
     assert (digits.name, digits.spec.shape, digits.spec.kind) == ("digits", (1, 8, 8), "image")
     x1 = everything(digits.train).x1
     assert (x1.dtype, x1.min(), x1.max()) == (torch.float32, -1, 1)

@@ -126,8 +126,7 @@ def test_components_are_those_of_the_dense_matrix(tmp_path, backed):
 def test_components_converge_where_the_matrix_is_wider_than_the_search():
     from sklearn.decomposition import PCA
 
-    from advect.data.cells_genes import moments, principal_components
-    from advect.data.cells_matrix import as_rows
+    from advect.data.cells.matrix import as_rows, moments, principal_components
 
     rng = np.random.default_rng(0)
     x = np.maximum(rng.normal(size=(300, 8)) @ rng.normal(size=(8, 700)) + rng.normal(size=(300, 700)), 0)

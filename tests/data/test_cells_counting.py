@@ -13,8 +13,8 @@ anndata = pytest.importorskip("anndata")
 
 from advect.core.errors import UserError  # noqa: E402
 from advect.core.random import CounterRng  # noqa: E402
-from advect.data import Cells, Expression, count_cells  # noqa: E402
-from advect.data.cells_counting import mean_log, poisson_quantile  # noqa: E402
+from advect.data import Cells, Expression, count_noise  # noqa: E402
+from advect.data.cells.write import mean_log, poisson_quantile  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_quantiles_are_those_of_scipy():
 def test_drawn_cells_have_the_expected_expression_on_average(data):
     facts = facts_of(data)
     x = torch.tensor([0.0, -0.5, 0.05, 0.5, 2.0, 5.0, 7.0, 8.0, 8.5, 0.0, 1.0, 3.0])
-    drawn = count_cells(x.expand(20_000, 12), facts, CounterRng(0, 0, 20_000))
+    drawn = count_noise(x.expand(20_000, 12), facts, CounterRng(0, 0, 20_000))
     error = drawn.std(0) / 20_000**0.5
     assert ((drawn.mean(0) - x.clamp(min=0)).abs() <= 5 * error + 1e-3 * x.clamp(min=0)).all()
     assert (drawn[:, x <= 0] == 0).all() and 0.9 < float((drawn[:, 2] == 0).double().mean()) < 1
@@ -55,7 +55,7 @@ def test_drawn_cells_have_the_expected_expression_on_average(data):
 
 def test_cells_lie_on_the_grid_of_their_size(data):
     facts = facts_of(data)
-    drawn = count_cells(torch.rand(50, 12) * 8, facts, CounterRng(3, 0, 50)).double()
+    drawn = count_noise(torch.rand(50, 12) * 8, facts, CounterRng(3, 0, 50)).double()
     sizes = torch.tensor(facts["library_quantiles"], dtype=torch.float64)
     counts = drawn.expm1()[:, None] * sizes[None, :, None] / 1e4
     assert (counts - counts.round()).abs().amax(2).amin(1).max() < 1e-3
@@ -65,7 +65,7 @@ def test_counts_are_whole_and_expectations_are_not(data):
     source = Cells(data, pca=3, held_out=0, space="counts")
     x = source.transform.inverse(source.train.fetch(np.arange(300)).x1)
     assert (x != x.round()).any()
-    drawn = count_cells(x, source.facts(), CounterRng(0, 0, 300))
+    drawn = count_noise(x, source.facts(), CounterRng(0, 0, 300))
     assert torch.equal(drawn, drawn.round()) and drawn.dtype == x.dtype
     assert drawn.mean() == pytest.approx(float(data.X.mean()), rel=0.15)
 
@@ -74,17 +74,17 @@ def test_counts_are_whole_and_expectations_are_not(data):
 def test_other_scales_keep_their_means_too(data, options):
     facts = facts_of(data, **options)
     x = torch.rand(1, 12, generator=torch.Generator().manual_seed(0)) * 3 + 0.5
-    drawn = count_cells(x.expand(20_000, 12), facts, CounterRng(0, 0, 20_000))
+    drawn = count_noise(x.expand(20_000, 12), facts, CounterRng(0, 0, 20_000))
     error = drawn.std(0) / 20_000**0.5
     assert ((drawn.mean(0) - x[0]).abs() <= 5 * error + 1e-3 * x[0]).all()
 
 
 def test_a_cell_depends_on_the_seed_and_its_place_alone(data):
     facts, x = facts_of(data), torch.rand(10, 12) * 5
-    whole = count_cells(x, facts, CounterRng(4, 0, 10))
-    assert torch.equal(whole, count_cells(x, facts, CounterRng(4, 0, 10)))
-    assert torch.equal(whole[6:], count_cells(x[6:], facts, CounterRng(4, 0, 4, start=6, total=10)))
-    assert not torch.equal(whole, count_cells(x, facts, CounterRng(5, 0, 10)))
+    whole = count_noise(x, facts, CounterRng(4, 0, 10))
+    assert torch.equal(whole, count_noise(x, facts, CounterRng(4, 0, 10)))
+    assert torch.equal(whole[6:], count_noise(x[6:], facts, CounterRng(4, 0, 4, start=6, total=10)))
+    assert not torch.equal(whole, count_noise(x, facts, CounterRng(5, 0, 10)))
 
 
 def test_only_components_of_counts_are_counted(data):
@@ -93,7 +93,7 @@ def test_only_components_of_counts_are_counted(data):
         Cells(anndata.AnnData(data.X / 3), pca=3, held_out=0, normalise=False, log1p=False).facts(),
     ):
         with pytest.raises(UserError, match="needs a flow of components of counts"):
-            count_cells(torch.rand(2, 12), facts)
+            count_noise(torch.rand(2, 12), facts)
 
 
 def test_zeros_come_back_as_zeros_from_genes(data):

@@ -12,7 +12,7 @@ import torch
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.data import Cifar
-from advect.data.pickles import read_plain_pickle
+from advect.data.images.cifar import read_plain_pickle
 
 RNG = np.random.default_rng(0)
 TEN = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from advect.core.errors import UserError
-from advect.data.decoding import Decoder
+from advect.data.images.decoding import Decoder
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:

@@ -13,10 +13,11 @@ from PIL import Image
 
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
-from advect.data import ImageFolder, packing
-from advect.data.decoding import Decoder
-from advect.data.packed import Packed, matching_pack, packed_path
-from advect.data.packing import pack
+from advect.data import ImageFolder
+from advect.data.images import packing
+from advect.data.images.decoding import Decoder
+from advect.data.images.memmap_images import Packed, matching_pack, packed_path
+from advect.data.images.packing import pack
 
 SETTINGS = {"image_size": 8, "channels": 3}
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from advect.core.errors import UserError
-from advect.data.parquet import ParquetImages, ParquetStore
+from advect.data.images.parquet import ParquetImages, ParquetStore
 from advect.training import Loader
 
 pa = pytest.importorskip("pyarrow")

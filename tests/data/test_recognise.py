@@ -11,7 +11,7 @@ from PIL import Image
 
 from advect.core.errors import UserError
 from advect.data import FORMATS, Format, recognise, recognise_all
-from advect.data.step_columns import step_columns
+from advect.data.sequences.files import step_columns
 
 
 def png(path: Path) -> Path:

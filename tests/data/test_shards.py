@@ -14,7 +14,7 @@ from PIL import Image
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.data import remote
-from advect.data.shards import Shards, ShardStore
+from advect.data.images.shards import Shards, ShardStore
 from advect.training import Loader
 
 
@@ -71,7 +71,7 @@ def test_the_index_is_kept_and_made_again_when_the_shard_changes(folder, monkeyp
     before = Shards(folder, image_size=8)
     assert (folder / "shard-000.tar.index.json").exists()
     with monkeypatch.context() as patched:
-        patched.setattr("advect.data.shards_index.scan", lambda file: pytest.fail("scanned again"))
+        patched.setattr("advect.data.images.shards.scan", lambda file: pytest.fail("scanned again"))
         assert Shards(folder, image_size=8).fingerprint == before.fingerprint
     shard(folder / "shard-003.tar", {"000099.png": png(99), "000099.cls": b"3"})
     assert len(ShardStore(folder)) == 31

@@ -14,8 +14,8 @@ from sklearn.datasets import load_diabetes, load_iris, load_wine  # noqa: E402
 
 from advect.core.types import Category, Quantity  # noqa: E402
 from advect.data import Table, frame_of, read_table, transform_from_config, write_table  # noqa: E402
-from advect.data.table_columns import Categories  # noqa: E402
-from advect.data.table_scaling import QuantileScaling  # noqa: E402
+from advect.data.tables.columns import Categories  # noqa: E402
+from advect.data.tables.scaling import QuantileScaling  # noqa: E402
 
 N = 240
 

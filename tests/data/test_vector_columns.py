@@ -10,7 +10,7 @@ import torch
 
 from advect.core.errors import UserError
 from advect.data import FORMATS, ArrayFile, recognise_all
-from advect.data.vector_columns import read_vectors, write_vectors
+from advect.data.vectors import read_vectors, write_vectors
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

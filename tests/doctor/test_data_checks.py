@@ -11,9 +11,9 @@ from PIL import Image
 
 from advect.core.errors import UserError
 from advect.doctor import Finding
-from advect.doctor import data_checks as d
-from advect.doctor import examine_data as examine_words
-from advect.doctor import format_checks as f
+from advect.doctor import data as d
+from advect.doctor import examine as examine_words
+from advect.doctor import formats as f
 
 VALUES = d.Values(
     train=5000,

@@ -8,13 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from advect.config.network_sections import MLPConfig, UNetConfig
 from advect.core.types import Category, DataSpec
 from advect.doctor import machine as m
 from advect.doctor.examine import judge
-from advect.doctor.machine_facts import device_memory, measure_products
 from advect.doctor.plan import Plan, check_plan, measure_network
-from advect.doctor.probes import read_answer, run_probe
-from advect.runs.network_config import MLPConfig, UNetConfig
+from advect.doctor.probes import device_memory, measure_products, read_answer, run_probe
 
 FINE = m.Machine(
     python="3.12.1",

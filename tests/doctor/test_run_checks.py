@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from advect.doctor import run_checks as checks
+from advect.doctor import run as checks
 from advect.doctor.examine import judge
 from advect.doctor.run_facts import RunFacts
-from advect.doctor.sample_checks import (
+from advect.doctor.samples import (
     QUALITY_CHECKS,
     SAMPLE_CHECKS,
     SampleFacts,

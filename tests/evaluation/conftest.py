@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from advect.core.types import Category, DataSpec
-from advect.sampling import integrate
+from advect.solvers import integrate
 
 SPREAD = 0.3
 

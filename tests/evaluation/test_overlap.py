@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from advect.data import Identity, Rows
-from advect.data.source import ArraySplit
-from advect.evaluation import overlap
-from advect.evaluation.overlap import shared_rows
+from advect.data.base import ArraySplit
+from advect.evaluation import memorisation as overlap
+from advect.evaluation.memorisation import shared_rows
 
 
 def split(x: np.ndarray) -> ArraySplit:

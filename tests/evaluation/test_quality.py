@@ -7,7 +7,7 @@ import torch
 
 from advect.core.errors import UserError
 from advect.evaluation import Features, measure_quality
-from advect.evaluation.quality import plan
+from advect.evaluation.study import plan
 
 
 def measure(flow, n=600, **options):

@@ -8,27 +8,28 @@ from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.types import Category
-from advect.evaluation.measures import Ground
-from advect.evaluation.scores import KINDS, SCORES, check_enough, choose_scores, measure_scores
-from advect.evaluation.summary import Summary
+from advect.evaluation.sample_statistics import SampleStatistics
+from advect.evaluation.scores import KINDS, SCORES, EvalContext, check_enough, choose_scores, measure_scores
 from advect.metrics import energy_distance, wasserstein
 
 THREE = Category(("a", "b", "c"), (0.5, 0.3, 0.2))
 
 
-def summary(x: Tensor, **more: Tensor) -> Summary:
-    return Summary.of([{"features": x, "values": x, **more}], len(x))
+def summary(x: Tensor, **more: Tensor) -> SampleStatistics:
+    return SampleStatistics.of([{"features": x, "values": x, **more}], len(x))
 
 
 def normal(n: int, seed: int, shift: float = 0.0, scale: float = 1.0) -> Tensor:
     return torch.randn(n, 4, generator=torch.Generator().manual_seed(seed)) * scale + shift
 
 
-def ground(kind: str, train: Summary, held_out: Summary, **options) -> Ground:
-    return Ground(kind, train, held_out, options.pop("categories", {}), **options)
+def ground(kind: str, train: SampleStatistics, held_out: SampleStatistics, **options) -> EvalContext:
+    return EvalContext(kind, train, held_out, options.pop("categories", {}), **options)
 
 
-def measure(names: list[str], x: Summary, y: Summary, kind: str = "vector", **options) -> dict[str, float]:
+def measure(
+    names: list[str], x: SampleStatistics, y: SampleStatistics, kind: str = "vector", **options
+) -> dict[str, float]:
     return measure_scores(names, x, y, ground(kind, y, y, **options))
 
 
@@ -104,7 +105,7 @@ def test_tables_are_measured_by_columns_with_missing_values() -> None:
     x = y.clone()
     x[:30, 0] = torch.nan
     features = normal(100, 1)
-    sets = [Summary.of([{"features": features, "values": v}], 100) for v in (x, y)]
+    sets = [SampleStatistics.of([{"features": features, "values": v}], 100) for v in (x, y)]
     found = measure(["columns"], *sets, "table", categorical=(False, True))
     assert found["largest_column_gap"] == pytest.approx(0.3, abs=0.1) and found["column_gap"] < 0.2
     assert found["association_error"] < 0.2

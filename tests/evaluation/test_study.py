@@ -10,7 +10,7 @@ import torch
 
 from advect.core.errors import UserError
 from advect.evaluation import conditions_like, study
-from advect.reports import write_report
+from advect.reporting import write_report
 
 
 def run(flow, folder, **options):

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from advect.core.errors import UserError
-from advect.core.group import all_objects, current
+from advect.distributed.comm import all_objects, current
 from advect.metrics import GaussianFit, Moments, extrapolate, frechet_at_infinity, frechet_distance
 from processes import run_ranks
 

@@ -9,13 +9,13 @@ from sklearn.neighbors import NearestNeighbors
 
 from advect.core.errors import UserError
 from advect.metrics import nearest_neighbours
-from advect.metrics.neighbours import block_rows
+from advect.metrics.precision_recall import block_rows
 
 
 @pytest.mark.parametrize("rows", [7, 64, 10_000])
 @pytest.mark.parametrize("k", [1, 5])
 def test_equals_scikit_learn_whatever_the_blocks(rows, k, monkeypatch):
-    monkeypatch.setattr("advect.metrics.neighbours.block_rows", lambda dimension, memory_mb: rows)
+    monkeypatch.setattr("advect.metrics.precision_recall.block_rows", lambda dimension, memory_mb: rows)
     rng = np.random.default_rng(0)
     queries, references = rng.normal(size=(90, 1, 4, 4)), rng.normal(size=(333, 1, 4, 4))
     found = nearest_neighbours(torch.from_numpy(queries), torch.from_numpy(references), k=k)

@@ -28,7 +28,7 @@ def by_scikit_learn(x: np.ndarray, y: np.ndarray, **options: float) -> float:
 @pytest.mark.parametrize("options", [{}, {"degree": 2, "gamma": 0.3, "coef0": 0.5}])
 def test_a_subset_agrees_with_scikit_learn(options: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = gaussians(60, 7, 0), gaussians(83, 7, 1, 0.4)
-    monkeypatch.setattr("advect.metrics.polynomial.CounterRng.permutation", lambda self: torch.arange(self.count))
+    monkeypatch.setattr("advect.metrics.kid.CounterRng.permutation", lambda self: torch.arange(self.count))
     found = kernel_distance(x, y, size=20, **options)  # pyright: ignore[reportArgumentType]
     wanted = [by_scikit_learn(x[i : i + 20].numpy(), y[i : i + 20].numpy(), **options) for i in (0, 20, 40)]
     assert found.value == pytest.approx(np.mean(wanted), rel=1e-10)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from advect.networks.attention import attend
-from advect.networks.blocks import FiLM, ResidualBlock, SelfAttention, group_norm, largest_divisor
+from advect.networks.layers import attend
+from advect.networks.unet import FiLM, ResidualBlock, SelfAttention, group_norm, largest_divisor
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,13 @@ import torch
 
 from advect.core.errors import UserError
 from advect.core.types import NULL
-from advect.networks.conditioning import ConditionEmbedding, FourierFeatures, TimeEmbedding, Vector, sinusoids
+from advect.networks.embeddings import (
+    ConditionEmbedding,
+    FourierFeatures,
+    TimeEmbedding,
+    Vector,
+    sinusoids,
+)
 
 
 def test_sinusoids_are_cosines_and_sines_of_a_thousand_t() -> None:

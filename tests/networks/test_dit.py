@@ -8,8 +8,14 @@ from torch import nn
 
 from advect.core.errors import UserError
 from advect.networks import DiT
-from advect.networks.attention import PLAIN_TOKENS, attend
-from advect.networks.positions import coordinates, grid_rotation, grid_sincos, line_rotation, rotate
+from advect.networks.embeddings import (
+    coordinates,
+    grid_rotation,
+    grid_sincos,
+    line_rotation,
+    rotate,
+)
+from advect.networks.layers import PLAIN_TOKENS, attend
 
 SMALL: dict[str, Any] = {"width": 16, "depth": 2, "heads": 2}
 

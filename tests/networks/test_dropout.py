@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from advect.networks.dropout import dropout
+from advect.networks.layers import dropout
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from advect.networks.gelu import tanh_gelu
+from advect.networks.layers import tanh_gelu
 
 
 def _both(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

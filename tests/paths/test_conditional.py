@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advect.core.errors import UserError
-from advect.paths import AffinePath, ConditionalPath, Trigonometric
+from advect.paths import AffinePath, InterpolantPath, Trigonometric
 
-LINE = ConditionalPath(lambda x0, x1, t: (1 - t) * x0 + t * x1)
+LINE = InterpolantPath(lambda x0, x1, t: (1 - t) * x0 + t * x1)
 
 
 def ends(*shape, dtype=torch.float64):
@@ -30,7 +30,7 @@ def test_the_linear_one_is_the_straight_path(shape):
 def test_the_quarter_circle_is_trigonometric():
     psi = lambda x0, x1, t: torch.cos(math.pi / 2 * t) * x0 + torch.sin(math.pi / 2 * t) * x1
     x0, x1, t = ends(6, 2, 3)
-    mine, affine = ConditionalPath(psi).sample(x0, x1, t), AffinePath(Trigonometric()).sample(x0, x1, t)
+    mine, affine = InterpolantPath(psi).sample(x0, x1, t), AffinePath(Trigonometric()).sample(x0, x1, t)
     torch.testing.assert_close(mine.x_t, affine.x_t, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(mine.u_t, affine.u_t, rtol=1e-12, atol=1e-12)
 
@@ -43,7 +43,7 @@ def test_great_circles_keep_to_the_sphere():
 
     x0, x1, t = ends(8, 3)
     x0, x1 = (torch.nn.functional.normalize(x) for x in (x0, x1))
-    point = ConditionalPath(psi).sample(x0, x1, t)
+    point = InterpolantPath(psi).sample(x0, x1, t)
     torch.testing.assert_close(point.x_t.norm(dim=1), torch.ones(8, dtype=torch.float64), rtol=1e-12, atol=0)
     assert (point.x_t * point.u_t).sum(1).abs().max() < 1e-12
     torch.testing.assert_close(point.u_t.norm(dim=1), torch.acos((x0 * x1).sum(1)), rtol=1e-12, atol=0)
@@ -54,7 +54,7 @@ def test_it_works_without_gradients_and_lets_them_through():
     with torch.no_grad():
         assert torch.equal(LINE.sample(x0, x1, t).u_t, x1 - x0)
     scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
-    bent = ConditionalPath(lambda x0, x1, t: (1 - t) * x0 + t * x1 + scale * t * (1 - t))
+    bent = InterpolantPath(lambda x0, x1, t: (1 - t) * x0 + t * x1 + scale * t * (1 - t))
     bent.sample(x0, x1, t).u_t.sum().backward()
     torch.testing.assert_close(scale.grad, (2 * (1 - 2 * t)).sum(), rtol=1e-12, atol=1e-12)
 
@@ -62,9 +62,9 @@ def test_it_works_without_gradients_and_lets_them_through():
 def test_mistakes_are_named():
     x0, x1, t = ends(4, 2)
     with pytest.raises(UserError, match=r"psi must be a function of \(x0, x1, t\), got 'line'"):
-        ConditionalPath("line")
+        InterpolantPath("line")
     with pytest.raises(UserError, match=r"psi must return the shape of x0 and x1, \(4, 2\), got \(4, 1\)"):
-        ConditionalPath(lambda x0, x1, t: t).sample(x0, x1, t)
+        InterpolantPath(lambda x0, x1, t: t).sample(x0, x1, t)
     with pytest.raises(UserError, match="a ConditionalPath has no score, given both ends x_t is one point"):
         LINE.conditional_score(x0, t, x1=x1, x0=x0)
     with pytest.raises(UserError, match="ConditionalPath has a law given both ends only; pass x0"):

@@ -8,8 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advect.core.errors import UserError
-from advect.core.shapes import expand_right
-from advect.paths import AffinePath, Coefficients, CondOT, GaussianMixture, Polynomial, VariancePreserving, convert
+from advect.core.types import expand_right
+from advect.paths import (
+    AffinePath,
+    Coefficients,
+    CondOT,
+    GaussianMixture,
+    Polynomial,
+    VariancePreserving,
+    convert,
+)
 
 PAIRS = list(itertools.product(convert.KINDS, repeat=2))
 

@@ -7,7 +7,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from advect.core.errors import UserError
 from advect.training import AdamW, LearningRate
-from advect.training.adamw import clip_gradients, gradient_norm
+from advect.training.optim import clip_gradients, gradient_norm
 
 SHAPES = [(5, 3), (3,), (2, 1, 3, 3), (1,)]
 RATE = LearningRate(peak=0.05, warmup=5, total=20, shape="cosine")

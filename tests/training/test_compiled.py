@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from advect.checkpoint.weights import load_weights
+from advect.core.device import check_compiler
 from advect.core.errors import UserError
-from advect.core.platform import check_compiler
 from advect.networks import MLP
-from advect.training.state import EMA, MODEL, OPTIMIZER
-from advect.training.weight_files import load_weights
+from advect.training.state import EMA_FILE, MODEL, OPTIMIZER
 
 TINY = "--width 8 --depth 2 --batch-size 32 --num-samples 4 --sample-every 4 --num-epochs 5"
 
@@ -34,7 +34,7 @@ def test_compiled_gradients_are_those_of_the_plain_network() -> None:
 def test_checkpoints_of_a_compiled_run_are_those_of_a_plain_one(advect: Callable[..., None]) -> None:
     advect("train moons --run-dir plain --max-steps 6", TINY)
     advect("train moons --run-dir compiled --max-steps 6 --compile-model", TINY)
-    for name in (MODEL, EMA, OPTIMIZER):
+    for name in (MODEL, EMA_FILE, OPTIMIZER):
         one, other = (load_weights(Path(r) / "checkpoints/step-00000006" / name) for r in ("plain", "compiled"))
         assert one.keys() == other.keys()
         for key in one:

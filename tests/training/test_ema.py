@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 from advect.core.errors import UserError
-from advect.training import Ema, named_params
-from advect.training.ema import EMA
+from advect.training import EMA, named_params
+from advect.training.ema import EMA_FILE
 
 
-def follow(decay: float, weights: list[float]) -> Ema:
+def follow(decay: float, weights: list[float]) -> EMA:
     """The average after the network had these weights, the first when the average was made."""
     p = nn.Parameter(torch.tensor([weights[0]]))
-    ema = Ema({"w": p}, decay)
+    ema = EMA({"w": p}, decay)
     for value in weights[1:]:
         with torch.no_grad():
             p.fill_(value)
@@ -50,11 +50,11 @@ def test_weights_that_rest_are_their_own_average():
 
 
 @pytest.fixture
-def averaged() -> tuple[nn.Module, Ema]:
+def averaged() -> tuple[nn.Module, EMA]:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     net[0].bias.requires_grad_(False)
-    ema = Ema(named_params(net), 0.9)
+    ema = EMA(named_params(net), 0.9)
     with torch.no_grad():
         for p in net.parameters():
             p.copy_(torch.randn_like(p))
@@ -115,8 +115,8 @@ def test_continued_from_stored_averages_it_is_the_same():
     weights = torch.randn(20, generator=torch.Generator().manual_seed(1)).tolist()
     whole, first = follow(0.8, weights), follow(0.8, weights[:11])
     p = nn.Parameter(torch.tensor([weights[10]]))
-    second = Ema({"w": p}, 0.8)
-    second.load({EMA: {"w": first.shadow["w"].clone()}}, first.updates)
+    second = EMA({"w": p}, 0.8)
+    second.load({EMA_FILE: {"w": first.shadow["w"].clone()}}, first.updates)
     for value in weights[11:]:
         with torch.no_grad():
             p.fill_(value)
@@ -127,22 +127,22 @@ def test_continued_from_stored_averages_it_is_the_same():
 def test_several_decays_at_once_are_each_what_it_is_alone():
     weights = torch.randn(40, generator=torch.Generator().manual_seed(2)).tolist()
     p = nn.Parameter(torch.tensor([weights[0]]))
-    ema = Ema({"w": p}, 0.9, also=(0.5, 0.99))
+    ema = EMA({"w": p}, 0.9, also=(0.5, 0.99))
     for value in weights[1:]:
         with torch.no_grad():
             p.fill_(value)
         ema.update()
-    for file, decay in ((EMA, 0.9), ("ema-0.5.safetensors", 0.5), ("ema-0.99.safetensors", 0.99)):
+    for file, decay in ((EMA_FILE, 0.9), ("ema-0.5.safetensors", 0.5), ("ema-0.99.safetensors", 0.99)):
         assert torch.equal(ema.shadows[file]["w"], follow(decay, weights).shadow["w"])
     with ema.applied():
-        assert torch.equal(p, ema.shadow["w"]) and ema.shadow is ema.shadows[EMA]
+        assert torch.equal(p, ema.shadow["w"]) and ema.shadow is ema.shadows[EMA_FILE]
 
 
 def test_averages_of_the_parts_of_a_tensor_are_the_parts_of_its_average():
     # As each process of a sharded run keeps them.
     whole = torch.zeros(7)
     parts = [whole[:3], whole[3:]]
-    averages = [Ema({"w": part}, 0.9, also=(0.5,), lengths=(0.05, 0.1)) for part in (whole, *parts)]
+    averages = [EMA({"w": part}, 0.9, also=(0.5,), lengths=(0.05, 0.1)) for part in (whole, *parts)]
     for n in range(20):
         whole.copy_(torch.randn(7, generator=torch.Generator().manual_seed(n)))
         for ema in averages:
@@ -154,4 +154,4 @@ def test_averages_of_the_parts_of_a_tensor_are_the_parts_of_its_average():
 @pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])
 def test_decay_is_validated(decay):
     with pytest.raises(UserError, match=r"ema_decay must lie in \[0, 1\), got .*use_ema=False turns it off"):
-        Ema({}, decay)
+        EMA({}, decay)

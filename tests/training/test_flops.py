@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from advect.core.hardware import device_peak, peak_flops
+from advect.core.device import device_peak, peak_flops
 from advect.networks import MLP
-from advect.training.flops import on_meta, step_flops
+from advect.training.precision import on_meta, step_flops
 
 
 def test_of_an_mlp() -> None:

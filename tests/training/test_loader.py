@@ -13,7 +13,7 @@ from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.core.types import Batch
 from advect.training import Loader
-from advect.training.loader import EpochOrder
+from advect.training.loader import EpochSampler
 
 
 class Numbers:
@@ -44,31 +44,31 @@ def batches(loader: Loader, steps) -> torch.Tensor:
 
 def test_order_is_pinned():
     # A resumed run relies on it: a change here changes the data that an old run goes on with.
-    assert EpochOrder(10, 7).indices(0, 10).tolist() == [4, 3, 2, 0, 8, 7, 9, 5, 1, 6]
-    assert EpochOrder(10, 7).indices(10, 10).tolist() == [4, 3, 1, 9, 7, 0, 8, 6, 2, 5]
+    assert EpochSampler(10, 7).indices(0, 10).tolist() == [4, 3, 2, 0, 8, 7, 9, 5, 1, 6]
+    assert EpochSampler(10, 7).indices(10, 10).tolist() == [4, 3, 1, 9, 7, 0, 8, 6, 2, 5]
 
 
 @settings(max_examples=40, deadline=None)
 @given(n=st.integers(1, 40), seed=st.integers(0, 2**64 - 1), cuts=st.lists(st.integers(0, 130), max_size=6))
 def test_each_epoch_is_a_permutation_however_it_is_cut(n, seed, cuts):
-    order = EpochOrder(n, seed)
+    order = EpochSampler(n, seed)
     edges = [0, *sorted(cuts), 3 * n + 130]
-    joined = np.concatenate([order.indices(a, b - a) for a, b in pairwise(edges)])
+    process_group = np.concatenate([order.indices(a, b - a) for a, b in pairwise(edges)])
     for epoch in range(3):
-        assert sorted(joined[epoch * n : (epoch + 1) * n]) == list(range(n))
-    assert (joined == EpochOrder(n, seed).indices(0, len(joined))).all()
+        assert sorted(process_group[epoch * n : (epoch + 1) * n]) == list(range(n))
+    assert (process_group == EpochSampler(n, seed).indices(0, len(process_group))).all()
 
 
 def test_epochs_and_seeds_have_their_own_order():
-    order = EpochOrder(1000, 3)
-    orders = [order.indices(1000 * epoch, 1000) for epoch in range(4)] + [EpochOrder(1000, 4).indices(0, 1000)]
+    order = EpochSampler(1000, 3)
+    orders = [order.indices(1000 * epoch, 1000) for epoch in range(4)] + [EpochSampler(1000, 4).indices(0, 1000)]
     for i, a in enumerate(orders):
         for b in orders[:i]:
             assert (a == b).sum() < 10  # one is expected
 
 
 def test_a_far_epoch_needs_no_walk():
-    assert sorted(EpochOrder(5, 0).indices(5 * 10**12, 5)) == list(range(5))
+    assert sorted(EpochSampler(5, 0).indices(5 * 10**12, 5)) == list(range(5))
 
 
 # --- The batches ---

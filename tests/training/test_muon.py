@@ -9,8 +9,8 @@ from torch import nn
 from advect.core.errors import UserError
 from advect.networks import MLP, UNet
 from advect.training import AdamW, Muon, hidden_matrices, named_params
-from advect.training import muon as module
-from advect.training.muon import orthogonalise
+from advect.training import optim as module
+from advect.training.optim import orthogonalise
 
 
 @pytest.fixture

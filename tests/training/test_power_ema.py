@@ -10,15 +10,15 @@ import torch
 from torch import nn
 
 from advect.core.errors import UserError
-from advect.training import Ema
-from advect.training.ema import EMA, length_file
+from advect.training import EMA
+from advect.training.ema import EMA_FILE, length_file
 from advect.training.power_ema import LONGEST, Profiles, exponent, length_of, share
 
 
-def follow(weights: torch.Tensor, *lengths: float, at: tuple[int, ...] = ()) -> tuple[Ema, list[torch.Tensor]]:
+def follow(weights: torch.Tensor, *lengths: float, at: tuple[int, ...] = ()) -> tuple[EMA, list[torch.Tensor]]:
     """The averages after the network had each row of weights (N, D), and those (lengths, D) after ``at`` updates."""
     p = nn.Parameter(torch.zeros(weights.shape[1]))
-    ema, kept = Ema({"w": p}, 0.9, lengths=lengths), []
+    ema, kept = EMA({"w": p}, 0.9, lengths=lengths), []
     for n, row in enumerate(weights, 1):
         with torch.no_grad():
             p.copy_(row)
@@ -148,8 +148,8 @@ def test_the_same_weights_stored_twice_do_no_harm() -> None:
 
 
 def test_files_are_named_after_decay_and_length() -> None:
-    ema = Ema({"w": torch.zeros(2)}, 0.999, also=(0.9, 0.9999999), lengths=(0.05,))
+    ema = EMA({"w": torch.zeros(2)}, 0.999, also=(0.9, 0.9999999), lengths=(0.05,))
     assert list(ema.shadows) == [
-        EMA, "ema-0.9.safetensors", "ema-0.9999999.safetensors", "ema-length-0.05.safetensors",
+        EMA_FILE, "ema-0.9.safetensors", "ema-0.9999999.safetensors", "ema-length-0.05.safetensors",
     ]  # fmt: skip
     assert ema.lengths == {"ema-length-0.05.safetensors": 0.05}

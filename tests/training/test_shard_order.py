@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from advect.core.errors import UserError
 from advect.core.types import Batch
 from advect.training import Loader
-from advect.training.order import ShardOrder
+from advect.training.loader import ShardSampler
 
 
 class Sharded:
@@ -29,7 +29,7 @@ class Sharded:
 
 def test_order_is_pinned():
     # A resumed run relies on it: a change here changes the data that an old run goes on with.
-    assert ShardOrder([3, 2, 4], 7, together=2).indices(0, 9).tolist() == [4, 0, 3, 2, 1, 5, 6, 7, 8]
+    assert ShardSampler([3, 2, 4], 7, together=2).indices(0, 9).tolist() == [4, 0, 3, 2, 1, 5, 6, 7, 8]
 
 
 @settings(max_examples=40, deadline=None)
@@ -40,27 +40,27 @@ def test_order_is_pinned():
     cuts=st.lists(st.integers(0, 130), max_size=6),
 )
 def test_each_epoch_visits_every_example_once_however_it_is_cut(sizes, together, seed, cuts):
-    order, n = ShardOrder(sizes, seed, together=together), sum(sizes)
+    order, n = ShardSampler(sizes, seed, together=together), sum(sizes)
     edges = [0, *sorted(cuts), 3 * n + 130]
-    joined = np.concatenate([order.indices(a, b - a) for a, b in pairwise(edges)])
+    process_group = np.concatenate([order.indices(a, b - a) for a, b in pairwise(edges)])
     for epoch in range(3):
-        assert sorted(joined[epoch * n : (epoch + 1) * n]) == list(range(n))
-    assert (joined == ShardOrder(sizes, seed, together=together).indices(0, len(joined))).all()
+        assert sorted(process_group[epoch * n : (epoch + 1) * n]) == list(range(n))
+    assert (process_group == ShardSampler(sizes, seed, together=together).indices(0, len(process_group))).all()
 
 
 def test_few_shards_are_touched_at_a_time_and_all_of_these_are_mixed():
-    order = ShardOrder([50] * 20, 3, together=4)
+    order = ShardSampler([50] * 20, 3, together=4)
     groups = order.indices(0, 1000).reshape(5, 200) // 50
     assert [len(set(group)) for group in groups] == [4] * 5
     for group in groups:
         assert len(set(group[:25])) == 4
     assert not np.array_equal(order.indices(0, 1000), order.indices(1000, 1000))
-    assert not np.array_equal(order.indices(0, 1000), ShardOrder([50] * 20, 4, together=4).indices(0, 1000))
+    assert not np.array_equal(order.indices(0, 1000), ShardSampler([50] * 20, 4, together=4).indices(0, 1000))
     assert set(order.indices(0, 200) // 50) != set(order.indices(1000, 200) // 50)
 
 
 def test_ranks_with_places_of_their_own_take_examples_of_their_own():
-    order, size, ranks = ShardOrder([7, 30, 2, 11], 0, together=2), 10, 2
+    order, size, ranks = ShardSampler([7, 30, 2, 11], 0, together=2), 10, 2
     parts = [
         order.indices(step * size + rank * size // ranks, size // ranks) for step in range(5) for rank in range(ranks)
     ]
@@ -87,4 +87,4 @@ def test_a_loader_keeps_to_the_shards_and_resumes_whatever_the_workers(workers):
 @pytest.mark.parametrize(("sizes", "together", "words"), [([3], 0, "together must be"), ([0, 0], 8, "not all 0")])
 def test_bad_arguments(sizes, together, words):
     with pytest.raises(UserError, match=words):
-        ShardOrder(sizes, 0, together=together)
+        ShardSampler(sizes, 0, together=together)

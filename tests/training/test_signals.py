@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from advect.core.processes import STOPPING
-from advect.training.signals import StopSignals
+from advect.distributed.env import STOPPING
+from advect.training.stopping import StopSignals
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 

@@ -11,18 +11,18 @@ import pytest
 import torch
 from torch import nn
 
+from advect.checkpoint.weights import load_weights
 from advect.core.errors import UserError
-from advect.training import AdamW, Ema, Trainer, TrainState, named_params
+from advect.training import EMA, AdamW, Trainer, TrainState, named_params
 from advect.training.ema import length_file
-from advect.training.snapshots import Snapshots, bring, combine, read_snapshots, spacing
-from advect.training.weight_files import load_weights
+from advect.training.posthoc_ema import Snapshots, bring, combine, read_snapshots, spacing
 
 
 @pytest.fixture(autouse=True)
 def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
     """No power is cut here."""
-    monkeypatch.setattr("advect.training.checkpoint.sync_file", lambda path: None)
-    monkeypatch.setattr("advect.training.checkpoint.sync_folder", lambda path: None)
+    monkeypatch.setattr("advect.checkpoint.manifest.sync_file", lambda path: None)
+    monkeypatch.setattr("advect.checkpoint.manifest.sync_folder", lambda path: None)
 
 
 class FakeTrainer:
@@ -31,7 +31,7 @@ class FakeTrainer:
     def __init__(self, hook: Snapshots, lengths: tuple[float, ...] = (0.05, 0.1)) -> None:
         net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
         params = named_params(net)
-        self.state, self.hook = TrainState(net, AdamW(params), Ema(params, 0.9, lengths=lengths)), hook
+        self.state, self.hook = TrainState(net, AdamW(params), EMA(params, 0.9, lengths=lengths)), hook
 
     def flush(self) -> bool:
         return True

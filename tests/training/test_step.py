@@ -10,9 +10,9 @@ from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.core.types import Batch
 from advect.couplings import ExactOT
+from advect.losses import FlowMatching
 from advect.networks import MLP, UNet
-from advect.objectives import FlowMatching
-from advect.training import AdamW, Ema, LossScale, Muon, TrainState, named_params
+from advect.training import EMA, AdamW, LossScaler, Muon, TrainState, named_params
 from advect.training.step import Step, split_rows
 
 CPU = torch.device("cpu")
@@ -101,7 +101,7 @@ def test_the_gradient_in_float16_is_that_of_float32_unscaled() -> None:
         net = small_net()
         optimizer = Recorder(net)
         state = TrainState(net, optimizer, None)
-        state.scale = None if dtype is None else LossScale(256.0)
+        state.scale = None if dtype is None else LossScaler(256.0)
         Step(state, device=CPU, grad_clip=0.0, autocast=dtype).on_drawn(objective, drawn, 0.1)
         grads[dtype] = torch.cat([g.flatten() for g in optimizer.grads])
         assert state.scale is None or state.scale.skipped == 0
@@ -112,7 +112,7 @@ def test_the_gradient_in_float16_is_that_of_float32_unscaled() -> None:
 def test_an_overflow_changes_nothing_but_the_scale() -> None:
     net, objective = small_net(), FlowMatching()
     params = named_params(net)
-    state = TrainState(net, AdamW(params), Ema(params, 0.9))
+    state = TrainState(net, AdamW(params), EMA(params, 0.9))
     assert state.ema is not None
     step = Step(state, device=CPU, autocast=torch.float16)
     assert state.scale is not None
@@ -131,7 +131,7 @@ def test_an_overflow_changes_nothing_but_the_scale() -> None:
 
 
 def test_the_scale_doubles_after_a_calm_interval_and_goes_on_from_what_was_kept() -> None:
-    one, other = LossScale(8.0, interval=3), LossScale(2.0, interval=3)
+    one, other = LossScaler(8.0, interval=3), LossScaler(2.0, interval=3)
     one.adapt(finite=False)
     assert one.scale == 4.0
     for _ in range(2):
@@ -146,7 +146,7 @@ def test_the_scale_doubles_after_a_calm_interval_and_goes_on_from_what_was_kept(
 
 
 def test_a_loss_that_is_never_finite_ends_the_run() -> None:
-    scale = LossScale(2.0**-14)
+    scale = LossScaler(2.0**-14)
     with pytest.raises(UserError, match=r"not finite even with the loss scaled by .*; lower --learning-rate"):
         scale.adapt(finite=False)
 
@@ -155,7 +155,7 @@ def test_a_loss_that_is_never_finite_ends_the_run() -> None:
 def test_a_step_whose_loss_is_not_finite_changes_nothing_even_where_the_gradient_would_be(value: float) -> None:
     net, objective = small_net(), FlowMatching()
     params = named_params(net)
-    state = TrainState(net, AdamW(params), Ema(params, 0.9))
+    state = TrainState(net, AdamW(params), EMA(params, 0.9))
     assert state.ema is not None
     step, drawn = Step(state, device=CPU), drawn_batch(objective, 16)
     step.on_drawn(objective, drawn, 0.1)

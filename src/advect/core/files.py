@@ -1,9 +1,12 @@
-"""Files that appear whole or not at all."""
+"""A folder that one process at a time writes to."""
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from advect.core.errors import UserError
@@ -24,7 +27,7 @@ def sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a file beside ``path``, then rename it onto ``path`` in one step."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -36,13 +39,13 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     sync_folder(path.parent)
 
 
-def write_text_whole(path: Path, text: str) -> None:
+def atomic_write_text(path: Path, text: str) -> None:
     """Write ``text`` in UTF-8 to ``path`` in one step."""
-    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    atomic_write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove what :func:`write_whole` leaves in a folder where it is killed."""
+    """Remove what :func:`atomic_write` leaves in a folder where it is killed."""
     for partial in folder.glob(".*.partial"):
         if partial.is_file():
             partial.unlink(missing_ok=True)
@@ -60,3 +63,57 @@ def make_folder(path: Path, argument: str) -> Path:
             f"{argument} {path} cannot be written to ({error.strerror}); choose a folder of your own"
         ) from error
     return path
+
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+LOCK = ".lock"
+
+
+@contextmanager
+def held(folder: Path, argument: str, *, say: Callable[[str], object] = print) -> Iterator[None]:
+    """Hold ``folder/.lock`` within the block, so that no other process gets it.
+
+    The lock is the operating system's own (flock), which lets go when the process ends, however it does; the file,
+    which stays, says who had it last. Across hosts it holds where the file system says so, as NFS and Lustre
+    usually do. Where there is no flock, ``say`` is told, and nothing is held.
+
+    Raises UserError, which names ``argument``, where another process holds it, or the folder cannot be written to.
+    """
+    handle = _open(folder, argument)
+    try:
+        if _take(handle, folder, argument, say):
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _open(folder: Path, argument: str) -> int:
+    try:
+        return os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+    except OSError as error:
+        raise UserError(
+            f"{argument} {folder} cannot be written to ({error.strerror}); choose a folder of your own"
+        ) from error
+
+
+def _take(handle: int, folder: Path, argument: str, say: Callable[[str], object]) -> bool:
+    """Whether the lock is ours now; False where there is none to have."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            say(f"note: {folder} cannot be locked ({error.strerror}); see that no other process writes to it")
+            return False
+    owner = os.pread(handle, 100, 0).decode(errors="replace").strip() or "on an unknown host"
+    raise UserError(
+        f"{argument} {folder} is in use by process {owner}; wait for it, end it with kill, or name another folder"
+    )

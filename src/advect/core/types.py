@@ -12,11 +12,16 @@ comes first: ``x (B, *S)``, ``t (B,)``, and a condition is a dict of tensors ``(
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from advect.core import random
+from advect.core.errors import UserError
+from advect.core.random import Generator
 
 Conditions = dict[str, Tensor]
 
@@ -60,7 +65,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class PathPoint:
+class PathSample:
     """A point of a conditional path: ``x_t, u_t, x0, x1 (B, *S)`` and ``t (B,)``."""
 
     x_t: Tensor
@@ -116,3 +121,49 @@ class DataSpec:
     shape: tuple[int, ...]
     kind: str
     conditions: dict[str, Condition]
+
+
+def expand_right(t: Tensor, x: Tensor) -> Tensor:
+    """Reshape t (B,) to (B, 1, ..., 1) so that it broadcasts over x (B, *S)."""
+    return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
+
+
+def check_pair(x0: Tensor, x1: Tensor, t: Tensor | None = None) -> None:
+    """Raise UserError unless x0 and x1 are both (B, *S), on one device, and t is (B,)."""
+    if x0.shape != x1.shape:
+        raise UserError(f"x0 and x1 must have the same shape, got {tuple(x0.shape)} and {tuple(x1.shape)}")
+    if x0.device != x1.device:
+        raise UserError(f"x0 and x1 must be on one device, got {x0.device} and {x1.device}; move one with .to()")
+    if t is not None and t.shape != x1.shape[:1]:
+        raise UserError(f"t must have shape ({len(x1)},), one time a sample, got {tuple(t.shape)}")
+
+
+def drop_conditions(cond: Conditions | None, probability: float, generator: Generator = None) -> Conditions | None:
+    """Replace, sample by sample, all conditions (B, ...) by null with ``probability`` (Ho & Salimans 2022, alg. 1)."""
+    if not cond or probability == 0:
+        return cond
+    first = next(iter(cond.values()))
+    drop = random.uniform((len(first),), generator, device=first.device) < probability
+    null = null_conditions(cond)
+    return {name: torch.where(expand_right(drop, value), null[name], value) for name, value in cond.items()}
+
+
+def null_conditions(cond: Conditions) -> Conditions:
+    """The same conditions, none of them given: whole numbers are NULL, others NaN; a length stays."""
+    return {
+        name: value if name == LENGTH else torch.full_like(value, math.nan if value.is_floating_point() else NULL)
+        for name, value in cond.items()
+    }
+
+
+def is_null(value: Tensor) -> Tensor:
+    """Which samples (B,) are without this condition (B, ...)."""
+    missing = value.isnan() if value.is_floating_point() else value == NULL
+    return missing.flatten(1).any(1) if missing.ndim > 1 else missing
+
+
+def real_steps(cond: Conditions | None, x: Tensor) -> Tensor | None:
+    """Which steps of sequences x (B, L, C) are real, (B, L), or None where all are."""
+    if not cond or LENGTH not in cond:
+        return None
+    return torch.arange(x.shape[1], device=x.device) < cond[LENGTH][:, None]

@@ -2,34 +2,37 @@
 
 from advect.data.array_files import ArrayFile
 from advect.data.arrays import Arrays
-from advect.data.celeba import CelebA
-from advect.data.cell_transforms import Chain, Components, Expression
-from advect.data.cells import Cells
-from advect.data.cells_counting import count_cells
-from advect.data.cells_writing import to_counts, write_h5ad
-from advect.data.cifar import Cifar
-from advect.data.digits import Digits
-from advect.data.hub import HubImages
-from advect.data.idx import FashionMnist, Mnist, read_idx
-from advect.data.images import ImageFolder
-from advect.data.moons import Moons
-from advect.data.packed import Packed, matching_pack, packed_path
-from advect.data.packing import pack
-from advect.data.parquet import ParquetImages, ParquetStore
-from advect.data.recognise import FORMATS, Format, recognise, recognise_all
-from advect.data.sequence_transform import SequenceScale
-from advect.data.sequences import Sequences, sequences_of, steps_of
-from advect.data.shards import Shards, ShardStore
-from advect.data.source import ArraySource, ArraySplit, Rows, Source, Split
-from advect.data.table import Table, frame_of
-from advect.data.table_files import read_table, write_table
-from advect.data.table_transform import TableTransform
-from advect.data.transforms import Identity, PixelScale, Standardize, Transform, transform_from_config
+from advect.data.autodetect import FORMATS, Format, recognise, recognise_all
+from advect.data.base import ArrayDataset, ArraySplit, Dataset, Rows, Split
+from advect.data.cells.dataset import Cells
+from advect.data.cells.transform import Chain, Components, Expression
+from advect.data.cells.write import count_noise, to_counts, write_h5ad
+from advect.data.images.celeba import CelebA
+from advect.data.images.cifar import Cifar
+from advect.data.images.folder import ImageFolder
+from advect.data.images.hub import HubImages
+from advect.data.images.idx import FashionMnist, Mnist, read_idx
+from advect.data.images.memmap_images import Packed, matching_pack, packed_path
+from advect.data.images.packing import pack
+from advect.data.images.parquet import ParquetImages, ParquetStore
+from advect.data.images.shards import Shards, ShardStore
+from advect.data.sequences.dataset import Sequences, sequences_of, steps_of
+from advect.data.sequences.transform import SequenceScale
+from advect.data.tables.dataset import Table, frame_of, read_table, write_table
+from advect.data.tables.transform import TableTransform
+from advect.data.toy import Digits, Moons
+from advect.data.transforms import (
+    Identity,
+    PixelScale,
+    Standardize,
+    Transform,
+    transform_from_config,
+)
 
 __all__ = [
     "FORMATS",
+    "ArrayDataset",
     "ArrayFile",
-    "ArraySource",
     "ArraySplit",
     "Arrays",
     "CelebA",
@@ -37,6 +40,7 @@ __all__ = [
     "Chain",
     "Cifar",
     "Components",
+    "Dataset",
     "Digits",
     "Expression",
     "FashionMnist",
@@ -55,13 +59,12 @@ __all__ = [
     "Sequences",
     "ShardStore",
     "Shards",
-    "Source",
     "Split",
     "Standardize",
     "Table",
     "TableTransform",
     "Transform",
-    "count_cells",
+    "count_noise",
     "frame_of",
     "matching_pack",
     "pack",

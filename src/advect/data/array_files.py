@@ -13,13 +13,13 @@ import numpy as np
 
 from advect.core.errors import UserError, did_you_mean
 from advect.core.types import DataSpec
-from advect.data.contents import fingerprint_of, row_digests, split_by_content
-from advect.data.folders import require_path
-from advect.data.pixels import PixelSplit
-from advect.data.source import Source, category, check_share
-from advect.data.table_files import PARQUET
+from advect.data.base import Dataset, category, check_share
+from advect.data.content_hash import fingerprint_of, row_digests, split_by_content
+from advect.data.images.stores import require_path
+from advect.data.splits import PixelSplit
+from advect.data.tables.dataset import PARQUET
 from advect.data.transforms import PixelScale, Standardize, Transform
-from advect.data.vector_columns import read_vectors
+from advect.data.vectors import read_vectors
 
 SAMPLES = ("x", "images", "data", "samples", "X", "arr_0")
 LABELS = ("y", "labels", "label", "targets", "Y", "arr_1")
@@ -40,7 +40,7 @@ class _Parts(NamedTuple):
     columns: tuple[str, str | None] | None = None
 
 
-class ArrayFile(Source):
+class ArrayFile(Dataset):
     """Images (N, H, W), (N, H, W, C) or (N, C, H, W), or vectors (N, D), from a file that NumPy wrote.
 
     Vectors can also be a column of a Parquet file whose rows are lists of numbers, all of one length.

@@ -9,11 +9,11 @@ import numpy as np
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.data.source import ArraySource, Rows, random_split
+from advect.data.base import ArrayDataset, Rows, random_split
 from advect.data.transforms import PixelScale, Standardize, Transform
 
 
-class Arrays(ArraySource):
+class Arrays(ArrayDataset):
     """Samples from arrays that the user has: vectors are standardised, images scaled from their range to [-1, 1].
 
     Args:

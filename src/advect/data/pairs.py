@@ -13,9 +13,9 @@ from torch import Tensor
 from advect.core.files import sync_file
 from advect.core.random import Generator
 from advect.core.types import Batch, Conditions
-from advect.data.source import Source, Split
+from advect.data.base import Dataset, Split
 
-Store = Literal["float32", "bf16", "uint8"]
+ImageStore = Literal["float32", "bf16", "uint8"]
 """How x1 lies on the disk: as it is; rounded to 8 bits of mantissa, finer than grey levels; as 256 grey levels of
 [-1, 1], to which it is clamped."""
 
@@ -25,7 +25,9 @@ Starts = Callable[[np.ndarray, Conditions], Tensor]
 """``starts(places (B,), cond (B,))`` is the x0 (B, *S) that pairs at these places begin with, which no file holds."""
 
 
-def write_pairs(folder: Path, x1: Tensor, cond: Conditions, *, x0: Tensor | None = None, store: Store) -> list[Path]:
+def write_pairs(
+    folder: Path, x1: Tensor, cond: Conditions, *, x0: Tensor | None = None, store: ImageStore
+) -> list[Path]:
     """Write pairs of model units (n, *S) and their conditions (n, ...) into a folder; return the files."""
     arrays = {X1: pack(x1, store), **{f"{COND}{name}.npy": value.numpy() for name, value in cond.items()}}
     if x0 is not None:
@@ -36,7 +38,7 @@ def write_pairs(folder: Path, x1: Tensor, cond: Conditions, *, x0: Tensor | None
     return [folder / name for name in arrays]
 
 
-def pack(x: Tensor, store: Store) -> np.ndarray:
+def pack(x: Tensor, store: ImageStore) -> np.ndarray:
     """x (n, *S) in model units as it lies on the disk; bf16 as the int16 of its bits, for which NumPy has no name."""
     match store:
         case "float32":
@@ -47,7 +49,7 @@ def pack(x: Tensor, store: Store) -> np.ndarray:
             return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
 
 
-def unpack(array: np.ndarray, store: Store) -> Tensor:
+def unpack(array: np.ndarray, store: ImageStore) -> Tensor:
     """The float32 tensor (n, *S) of :func:`pack`."""
     x = torch.from_numpy(array)
     if store == "bf16":
@@ -58,9 +60,9 @@ def unpack(array: np.ndarray, store: Store) -> Tensor:
 class Pairs:
     """The pairs in ``folders``, one after the other; those from ``generated`` on have their x0 on the disk too."""
 
-    def __init__(self, folders: Sequence[Path], generated: int, starts: Starts, store: Store) -> None:
+    def __init__(self, folders: Sequence[Path], generated: int, starts: Starts, store: ImageStore) -> None:
         self._generated, self._starts = generated, starts
-        self._store: Store = store
+        self._store: ImageStore = store
         self._x1 = [np.load(folder / X1, mmap_mode="r", allow_pickle=False) for folder in folders]
         self._first = np.cumsum([0, *map(len, self._x1)])
         names = sorted(path.name for path in folders[0].glob(f"{COND}*.npy"))
@@ -109,13 +111,13 @@ class PairSplit(Split):
         return self._pairs.at(np.asarray(indices) + self._first)
 
 
-class PairedSource(Source):
+class PairedDataset(Dataset):
     """Pairs for data of which they were made: all of the data's own, fingerprint included, but what is trained on.
 
     The first twentieth of the generated pairs, at most 2,048, is held out.
     """
 
-    def __init__(self, data: Source, pairs: Pairs, generated: int) -> None:
+    def __init__(self, data: Dataset, pairs: Pairs, generated: int) -> None:
         kept = min(2048, generated // 20)
         super().__init__(
             name=f"pairs for {data.name}",
@@ -128,7 +130,7 @@ class PairedSource(Source):
         self._data = data
 
     @property
-    def real(self) -> Source:
+    def real(self) -> Dataset:
         return self._data
 
     def facts(self) -> dict[str, Any]:

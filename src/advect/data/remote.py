@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from advect.core.errors import UserError, optional_import
-from advect.core.files import make_folder, write_whole
+from advect.core.files import atomic_write, make_folder
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
@@ -101,7 +101,7 @@ class File:
         key = hashlib.sha256(f"{self.address}\0{system.size(path)}".encode()).hexdigest()[:24]
         copy = make_folder(folder, "cache_dir") / f"{key}-{path.rsplit('/', 1)[-1]}"
         if not copy.exists():
-            write_whole(copy, lambda partial: system.get_file(path, str(partial)))
+            atomic_write(copy, lambda partial: system.get_file(path, str(partial)))
         self._system, self._path = None, str(copy)
 
     def read(self, start: int, count: int) -> bytes:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from advect.doctor.finding import Figure, Finding
+from advect.doctor.report import Figure, Finding
 
 OLDEST, KNOWN_GOOD = (2, 8), ("2.8", "2.11", "2.13")
 """The oldest PyTorch that advect runs on, and those it is tested with."""

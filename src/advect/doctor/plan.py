@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from advect.config.build import build_network
+from advect.config.network_sections import NetworkConfig, name_of
 from advect.core.types import Category, Conditions, DataSpec, Length, Quantity
-from advect.doctor.finding import Figure, Finding
-from advect.runs.build import build_network
-from advect.runs.network_config import NetworkConfig, name_of
+from advect.doctor.report import Figure, Finding
 
 STATE_BYTES = 20
 """Bytes of a parameter in training: weight, gradient, the optimiser's two moments and the average, in float32."""

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from advect.checkpoint.manifest import find_checkpoint, verify_checkpoint
 from advect.core.errors import UserError
-from advect.reports.run_folder import read_run
-from advect.training.checkpoint import find_checkpoint, verify_checkpoint
+from advect.reporting.run_folder import read_run
 
 Section = dict[str, Any]
 

@@ -1,32 +1,196 @@
-"""The numbers of an evaluation by name: what each needs, and on which data it is taken."""
+"""How each score of an evaluation is taken: from two summaries and what their comparisons share to numbers by name."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
 
 from advect.core.errors import UserError, did_you_mean
-from advect.evaluation.measures import (
-    DISTANCES,
-    EXACT,
-    Ground,
-    Measure,
-    measure_class_shares,
-    measure_columns,
-    measure_frechet,
-    measure_frechet_infinity,
-    measure_kernel,
-    measure_manifolds,
-    measure_marginals,
-    measure_two_sample,
-    measure_wasserstein,
-    measure_within,
-    of_features,
-    unbiased_energy,
+from advect.core.types import Category
+from advect.evaluation.class_accuracy import ProbeClassifier
+from advect.evaluation.sample_statistics import CONDITION, FEATURES, ROWS, VALUES, SampleStatistics
+from advect.evaluation.subsampling import rows
+from advect.metrics import (
+    association_error,
+    class_shares,
+    column_gaps,
+    correlation_error,
+    energy_distance,
+    frechet_at_infinity,
+    kernel_distance,
+    kolmogorov_smirnov,
+    manifolds,
+    mean_r2,
+    rbf_mmd,
+    sliced_wasserstein,
+    two_sample_test,
+    variance_r2,
+    wasserstein,
+    within,
+    zero_share,
 )
-from advect.evaluation.summary import ROWS, Summary
-from advect.metrics import rbf_mmd, sliced_wasserstein
+
+MAX_FEATURES = 1000
+"""At most so many features, evenly chosen, are looked at; their correlations are as many squared."""
+
+SPARSE = 0.01
+"""Zeros are counted where at least this share of the held-out values is zero."""
+
+MEASURES: dict[str, Callable[[Tensor, Tensor], float]] = {
+    "kolmogorov_smirnov": lambda x, y: float(kolmogorov_smirnov(x, y).mean()),
+    "correlation_error": correlation_error,
+    "mean_r2": mean_r2,
+    "variance_r2": variance_r2,
+}
+
+
+def measure_feature_marginals(
+    samples: Tensor, train: Tensor, held_out: Tensor, *, seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """Compare samples (n, D) with held_out (M, D), and as many rows of train (N, D) with it, which is the floor.
+
+    For each measure of ``advect.metrics`` that is defined, its values "samples" and "floor"; "zero_share", where
+    the data have zeros, is not against held-out data, whose own share is "held_out".
+    """
+    chosen = torch.linspace(0, samples.shape[1] - 1, min(MAX_FEATURES, samples.shape[1])).round().long()
+    x, y = samples[:, chosen], held_out[:, chosen]
+    real = train[rows(len(train), len(samples), seed)][:, chosen]
+    found: dict[str, dict[str, float]] = {}
+    for name, measure in MEASURES.items():
+        try:
+            found[name] = {"samples": measure(x, y), "floor": measure(real, y)}
+        except UserError:  # such as features that do not vary
+            continue
+    if zero_share(y) >= SPARSE:
+        found["zero_share"] = {"samples": zero_share(x), "floor": zero_share(real), "held_out": zero_share(y)}
+    return found
+
+
+DISTANCES, EXACT, AT_LEAST = 5000, 2000, 20
+"""Rows for distances between all pairs and for exact transport; rows that a group needs to be compared within."""
+
+
+@dataclass(frozen=True)
+class EvalContext:
+    """What all comparisons of one evaluation share.
+
+    Attributes:
+        kind: of the data: "image", "vector", "cells", "table" or "sequence".
+        train, held_out: rows of either split; one is the reference, and the floor compares it with the other.
+        categories: the data's categorical conditions.
+        categorical: of a table, whether each column is one.
+        standardise: whether features have units of their own.
+    """
+
+    kind: str
+    train: SampleStatistics
+    held_out: SampleStatistics
+    categories: Mapping[str, Category]
+    categorical: tuple[bool, ...] = ()
+    standardise: bool = False
+
+    @cached_property
+    def judges(self) -> dict[str, tuple[ProbeClassifier, Tensor]]:
+        """For each categorical condition a classifier fitted to held-out rows, and what it sees in training rows."""
+        found = {}
+        for name in self.categories:
+            data = self.held_out.take(FEATURES, DISTANCES), self.held_out.take(CONDITION + name, DISTANCES)
+            judge = ProbeClassifier.fit(data, features=lambda x: x, standardise=self.standardise)
+            if judge is not None:
+                found[name] = judge, judge(self.train.take(FEATURES, DISTANCES))
+        return found
+
+
+Measure = Callable[[SampleStatistics, SampleStatistics, EvalContext], dict[str, float]]
+"""From samples, reference and ground to numbers by name."""
+
+
+def of_features(measure: Callable[[Tensor, Tensor], float], name: str, rows: int) -> Measure:
+    """A measure of features alone."""
+    return lambda x, y, _: {name: measure(x.take(FEATURES, rows), y.take(FEATURES, rows))}
+
+
+def measure_wasserstein(x: SampleStatistics, y: SampleStatistics, _: EvalContext) -> dict[str, float]:
+    k = min(EXACT, x.count, y.count)  # transport pairs each row with one
+    return {"wasserstein": wasserstein(x.take(FEATURES, k), y.take(FEATURES, k))}
+
+
+def measure_frechet(x: SampleStatistics, y: SampleStatistics, _: EvalContext) -> dict[str, float]:
+    return {"frechet": x.gaussian.distance(y.gaussian)}
+
+
+def measure_frechet_infinity(x: SampleStatistics, y: SampleStatistics, _: EvalContext) -> dict[str, float]:
+    return {"frechet_infinity": frechet_at_infinity(x.rows[FEATURES], y.gaussian).value}
+
+
+def measure_kernel(x: SampleStatistics, y: SampleStatistics, _: EvalContext) -> dict[str, float]:
+    found = kernel_distance(x.rows[FEATURES], y.rows[FEATURES])
+    return {"kernel": found.value, "kernel_se": found.standard_error}
+
+
+def measure_manifolds(x: SampleStatistics, y: SampleStatistics, _: EvalContext) -> dict[str, float]:
+    found = manifolds(x.rows[FEATURES], y.rows[FEATURES])
+    return {name: getattr(found, name) for name in ("precision", "recall", "density", "coverage")}
+
+
+def measure_class_shares(x: SampleStatistics, y: SampleStatistics, ground: EvalContext) -> dict[str, float]:
+    """Against training rows, as the classifier was fitted to held-out ones; of data it is what chance alone makes."""
+    shares = {}
+    for name, (judge, real) in ground.judges.items():
+        floor = x is ground.train or x is ground.held_out
+        seen = real if floor else judge(x.take(FEATURES, DISTANCES))
+        found = class_shares(seen, real, classes=len(ground.categories[name].names))
+        shares[f"class_shares_{name}"] = found.floor if floor else found.distance
+    return shares
+
+
+def measure_two_sample(x: SampleStatistics, y: SampleStatistics, _: EvalContext) -> dict[str, float]:
+    found = two_sample_test(x.take(FEATURES, DISTANCES), y.take(FEATURES, DISTANCES))
+    return {"two_sample": found.accuracy}
+
+
+def measure_marginals(x: SampleStatistics, y: SampleStatistics, ground: EvalContext) -> dict[str, float]:
+    kept = FEATURES if ground.kind == "table" else VALUES
+    a, b = x.rows[kept], y.rows[kept]
+    found = {}
+    for name, measure in MEASURES.items():
+        try:
+            found[name] = measure(a, b)
+        except UserError:  # such as features that do not vary
+            continue
+    if zero_share(b) >= SPARSE:
+        found["zero_error"] = float(((a == 0).double().mean(0) - (b == 0).double().mean(0)).abs().mean())
+    return found
+
+
+def measure_columns(x: SampleStatistics, y: SampleStatistics, ground: EvalContext) -> dict[str, float]:
+    gaps = column_gaps(x.rows[VALUES], y.rows[VALUES], categorical=ground.categorical)
+    found = {"column_gap": float(gaps.mean()), "largest_column_gap": float(gaps.max())}
+    if len(ground.categorical) > 1:
+        found["association_error"] = association_error(x.rows[VALUES], y.rows[VALUES], categorical=ground.categorical)
+    return found
+
+
+def unbiased_energy(a: Tensor, b: Tensor) -> float:
+    return energy_distance(a, b, unbiased=True)
+
+
+def measure_within(x: SampleStatistics, y: SampleStatistics, ground: EvalContext) -> dict[str, float]:
+    found = {}
+    for name in ground.categories:
+        sets = [s.take(kept, DISTANCES) for kept in (FEATURES, CONDITION + name) for s in (x, y)]
+        try:
+            inside = within(unbiased_energy, *sets, at_least=AT_LEAST)
+        except UserError:  # no group has so many rows
+            continue
+        found[f"energy_within_{name}"] = sum(inside.values()) / len(inside)
+    return found
+
 
 KINDS = ("image", "vector", "cells", "table", "sequence")
 _NO_IMAGES = KINDS[1:]
@@ -156,7 +320,9 @@ def check_enough(names: Sequence[str], sets: Mapping[str, int]) -> None:
                 )
 
 
-def measure_scores(names: Iterable[str], x: Summary, y: Summary, ground: Ground) -> dict[str, float]:
+def measure_scores(
+    names: Iterable[str], x: SampleStatistics, y: SampleStatistics, ground: EvalContext
+) -> dict[str, float]:
     """The numbers of these scores for samples x against the reference y, by name, so far as they are finite."""
     found: dict[str, float] = {}
     for name in names:

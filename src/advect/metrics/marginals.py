@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.metrics.samples import check_pair, check_samples
+from advect.metrics.base import check_pair, check_samples
 
 
 def mean_r2(x: Tensor, y: Tensor) -> float:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
-from advect.metrics.samples import check_pair
+from advect.metrics.base import check_pair
 
 EXACT = "donot_use_mm_for_euclid_dist"
 """The short cut by products would lose digits of small distances."""

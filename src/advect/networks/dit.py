@@ -11,19 +11,28 @@ from torch.nn import functional as F
 
 from advect.core.errors import UserError
 from advect.core.types import Conditions
-from advect.networks.checkpointing import run_block
-from advect.networks.checks import check_at_least, check_choice, check_divisible, check_inputs
-from advect.networks.conditioning import ConditionEmbedding, ConditionSizes, TimeEmbedding, TimeKind
-from advect.networks.positions import (
+from advect.networks.embeddings import (
+    ConditionEmbedding,
+    ConditionSizes,
     Positions,
     Resize,
     Rotation,
+    TimeEmbedding,
+    TimeKind,
     coordinates,
     grid_rotation,
     grid_sincos,
     stay,
 )
-from advect.networks.transformer import BlockOptions, Head, MlpKind, Norm, TransformerBlock, start_adaln_zero
+from advect.networks.layers import check_at_least, check_choice, check_divisible, check_inputs, run_block
+from advect.networks.transformer import (
+    BlockOptions,
+    Head,
+    MlpKind,
+    Norm,
+    TransformerBlock,
+    start_adaln_zero,
+)
 
 Size = Literal["S", "B", "L", "XL"]
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advect.core.types import Conditions
-from advect.networks.checks import check_at_least, check_choice, check_inputs
-from advect.networks.conditioning import ConditionEmbedding, ConditionSizes
+from advect.networks.embeddings import ConditionEmbedding, ConditionSizes
+from advect.networks.layers import check_at_least, check_choice, check_inputs
 
 Activation = Literal["silu", "gelu", "tanh", "selu"]
 

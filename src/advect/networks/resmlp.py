@@ -7,12 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advect.core.types import Conditions
-from advect.networks.blocks import zeroed
-from advect.networks.checkpointing import run_block
-from advect.networks.checks import check_at_least, check_inputs, check_share
-from advect.networks.conditioning import ConditionEmbedding, ConditionSizes, TimeEmbedding, TimeKind
-from advect.networks.dropout import dropout
+from advect.networks.embeddings import ConditionEmbedding, ConditionSizes, TimeEmbedding, TimeKind
+from advect.networks.layers import check_at_least, check_inputs, check_share, dropout, run_block
 from advect.networks.transformer import Head, modulate, plain_norm, start_adaln_zero
+from advect.networks.unet import zeroed
 
 
 class ResidualBlock(nn.Module):

@@ -2,17 +2,12 @@
 
 from advect.paths import convert as convert
 from advect.paths.affine import AffinePath as AffinePath
+from advect.paths.analytic import AnalyticMarginals as AnalyticMarginals
+from advect.paths.analytic import FiniteData as FiniteData
+from advect.paths.analytic import GaussianMixture as GaussianMixture
 from advect.paths.base import Path as Path
-from advect.paths.bridge import Bridge as Bridge
-from advect.paths.conditional import ConditionalPath as ConditionalPath
-from advect.paths.exact import ExactMarginals as ExactMarginals
-from advect.paths.exact import FiniteData as FiniteData
-from advect.paths.exact import GaussianMixture as GaussianMixture
-from advect.paths.preserving import BetaLinear as BetaLinear
-from advect.paths.preserving import Cosine as Cosine
-from advect.paths.preserving import Trigonometric as Trigonometric
-from advect.paths.preserving import VariancePreserving as VariancePreserving
-from advect.paths.preserving import linear as linear
+from advect.paths.bridge import BrownianBridge as BrownianBridge
+from advect.paths.interpolant import InterpolantPath as InterpolantPath
 from advect.paths.rescheduling import ScheduleMap as ScheduleMap
 from advect.paths.rescheduling import change_schedule as change_schedule
 from advect.paths.rescheduling import schedule_map as schedule_map
@@ -21,3 +16,8 @@ from advect.paths.schedules import CondOT as CondOT
 from advect.paths.schedules import LipmanOT as LipmanOT
 from advect.paths.schedules import Polynomial as Polynomial
 from advect.paths.schedules import Schedule as Schedule
+from advect.paths.variance_preserving import BetaLinear as BetaLinear
+from advect.paths.variance_preserving import Cosine as Cosine
+from advect.paths.variance_preserving import Trigonometric as Trigonometric
+from advect.paths.variance_preserving import VariancePreserving as VariancePreserving
+from advect.paths.variance_preserving import linear as linear

@@ -11,7 +11,7 @@ from torch import Tensor
 from advect.core import random
 from advect.core.errors import UserError
 from advect.core.random import Generator
-from advect.core.types import PathPoint
+from advect.core.types import PathSample
 from advect.paths.base import Path, align, check_ends, check_point
 from advect.paths.convert import convert
 from advect.paths.schedules import Coefficients, CondOT, Schedule
@@ -40,14 +40,14 @@ class AffinePath(Path):
                 f"AffinePath.sigma_min must be finite and >= 0, got {self.sigma_min}; 0 turns the jitter off"
             )
 
-    def sample(self, x0: Tensor, x1: Tensor, t: Tensor, generator: Generator = None) -> PathPoint:
+    def sample(self, x0: Tensor, x1: Tensor, t: Tensor, generator: Generator = None) -> PathSample:
         check_ends(x0, x1, t)
         alpha, sigma, d_alpha, d_sigma = (align(c, x1) for c in self.schedule.coefficients(t))
         x_t = torch.addcmul(alpha * x1, sigma, x0)
         u_t = torch.addcmul(d_alpha * x1, d_sigma, x0)
         if self.sigma_min > 0:
             x_t = x_t + self.sigma_min * random.normal(x1.shape, generator, device=x1.device, dtype=x1.dtype)
-        return PathPoint(x_t=x_t, t=t, u_t=u_t, x0=x0, x1=x1)
+        return PathSample(x_t=x_t, t=t, u_t=u_t, x0=x0, x1=x1)
 
     def coefficients(self, t: Tensor) -> Coefficients:
         """The schedule's coefficients with the jitter in sigma: ``x_t ~ N(alpha x_1, sigma^2 I)`` given x1.

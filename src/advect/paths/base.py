@@ -8,8 +8,7 @@ from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.random import Generator
-from advect.core.shapes import check_pair, expand_right
-from advect.core.types import PathPoint
+from advect.core.types import PathSample, check_pair, expand_right
 
 
 class Path(ABC):
@@ -19,7 +18,7 @@ class Path(ABC):
     """
 
     @abstractmethod
-    def sample(self, x0: Tensor, x1: Tensor, t: Tensor, generator: Generator = None) -> PathPoint:
+    def sample(self, x0: Tensor, x1: Tensor, t: Tensor, generator: Generator = None) -> PathSample:
         """Draw the point x_t (B, *S) of the path from x0 to x1 (B, *S) at t (B,), with its velocity u_t.
 
         Raises UserError where shapes, devices or dtypes do not match, and for t outside [0, 1]; on a GPU the range

@@ -11,13 +11,13 @@ from torch import Tensor
 from advect.core import random
 from advect.core.errors import UserError
 from advect.core.random import Generator
-from advect.core.types import PathPoint
+from advect.core.types import PathSample
 from advect.paths.base import Path, align, check_ends, check_point, given_x0
 from advect.paths.convert import refuse
 
 
 @dataclass(frozen=True)
-class Bridge(Path):
+class BrownianBridge(Path):
     """``x_t ~ N(m_t, w_t^2)`` with ``m_t = (1 - t) x0 + t x1`` and ``w_t = sigma sqrt(t (1 - t))``, sigma > 0.
 
     ``u_t(x | x0, x1) = x1 - x0 + (1 - 2 t) / (2 t (1 - t)) (x - m_t)`` and ``score = (m_t - x) / w_t^2``. The source
@@ -38,12 +38,12 @@ class Bridge(Path):
         if not 0 < self.sigma < math.inf:
             raise UserError(f"Bridge.sigma must be finite and > 0, got {self.sigma}; for 0 use AffinePath()")
 
-    def sample(self, x0: Tensor, x1: Tensor, t: Tensor, generator: Generator = None) -> PathPoint:
+    def sample(self, x0: Tensor, x1: Tensor, t: Tensor, generator: Generator = None) -> PathSample:
         check_ends(x0, x1, t)
         eps = random.normal(x1.shape, generator, device=x1.device, dtype=x1.dtype)
         width = self.sigma * (t * (1 - t)).sqrt()
         deviation = align(width, x1) * eps
-        return PathPoint(
+        return PathSample(
             x_t=torch.lerp(x0, x1, align(t, x1)) + deviation,
             t=t,
             u_t=x1 - x0 + align(_growth(t), x1) * deviation,

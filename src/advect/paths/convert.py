@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError, did_you_mean
-from advect.core.shapes import expand_right
+from advect.core.types import expand_right
 from advect.paths.schedules import Coefficients
 
 KINDS = ("velocity", "data", "noise", "score")

@@ -45,8 +45,8 @@ def schedule_map(r: Tensor, old: Schedule, new: Schedule) -> ScheduleMap:
     small = old.coefficients(t)
     norm = torch.hypot(small.alpha, small.sigma)
     scale = torch.hypot(big.alpha, big.sigma) / norm
-    apart = (small.alpha * big.sigma - small.sigma * big.alpha).abs() > _TOLERANCE * norm.square() * scale
-    refuse(apart, lambda: _range(old, new))
+    without_timeout = (small.alpha * big.sigma - small.sigma * big.alpha).abs() > _TOLERANCE * norm.square() * scale
+    refuse(without_timeout, lambda: _range(old, new))
     refuse(
         ~(torch.isfinite(big.d_alpha) & torch.isfinite(big.d_sigma)),
         lambda: f"{new} has no velocity where its derivatives are infinite; stay 0.001, say, away from that end",

@@ -13,11 +13,11 @@ from torch import Tensor
 from advect.core.errors import UserError
 from advect.training.power_ema import exponent, share
 
-EMA = "ema.safetensors"
+EMA_FILE = "ema.safetensors"
 """The weight file of the average that sampling uses."""
 
 
-class Ema:
+class EMA:
     """``shadow <- shadow + share_n (weights - shadow)`` at the n-th update, for one or several averages.
 
     A fixed decay has ``1 - share_n = min(decay, (1 + n) / (10 + n))``; that warm-up lets it forget the random start.
@@ -43,14 +43,14 @@ class Ema:
                 raise UserError(
                     f"ema_decay must lie in [0, 1), got {value}; 0.9999 is usual, use_ema=False turns it off"
                 )
-        rules: dict[str, Callable[[int], float]] = {EMA: partial(_fixed_share, decay)}
+        rules: dict[str, Callable[[int], float]] = {EMA_FILE: partial(_fixed_share, decay)}
         rules |= {decay_file(value): partial(_fixed_share, value) for value in also}
         rules |= {length_file(value): partial(share, exponent(value)) for value in lengths}
         self.decay, self.updates = decay, 0
         self.lengths = {length_file(value): value for value in lengths}
         self._params, self._rules = list(params.values()), list(rules.values())
         self.shadows = {file: {name: p.detach().float().clone() for name, p in params.items()} for file in rules}
-        self.shadow = self.shadows[EMA]
+        self.shadow = self.shadows[EMA_FILE]
         self._lists = [list(shadow.values()) for shadow in self.shadows.values()]
 
     @torch.no_grad()
@@ -62,7 +62,7 @@ class Ema:
 
     def check_files(self, folder: Path) -> None:
         """Raise a UserError where a checkpoint lacks one of the averages, as none can be begun in the middle."""
-        if not (folder / EMA).is_file():
+        if not (folder / EMA_FILE).is_file():
             raise UserError(f"checkpoint {folder} was written without an EMA; resume it with --no-use-ema")
         if absent := [file for file in self.shadows if not (folder / file).is_file()]:
             raise UserError(

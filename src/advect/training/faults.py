@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
 from advect.core.errors import UserError
-from advect.training.checkpoint import list_checkpoints
 
 LOWER_RATE = 0.3
 """What the learning rate is multiplied with when a run is rolled back."""
@@ -22,7 +18,7 @@ _MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 @contextmanager
-def memory_explained() -> Iterator[None]:
+def explain_oom() -> Iterator[None]:
     """Turn running out of memory into a UserError that names the flags that help."""
     try:
         yield
@@ -36,44 +32,6 @@ def memory_explained() -> Iterator[None]:
             "--accumulate 2 or more (the same step in parts), --grad-checkpointing, a smaller --batch-size, fewer "
             "channels, --parallel fsdp where there are several GPUs, and fewer --num-samples if it drew samples"
         ) from error
-
-
-@contextmanager
-def disk_explained(folder: Path, step: int) -> Iterator[None]:
-    """Turn a failed write of a checkpoint of ``step`` to ``folder`` into a UserError that names the last whole one."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        whole = list_checkpoints(folder)
-        last = f"the last whole one is {whole[-1]}" if whole else "there is none before it"
-        full = is_full(error)
-        why = "the disk is full" if full else str(error)
-        fix = "free some space, or lower --keep-last" if full else "see that the folder can be written to"
-        raise UserError(
-            f"the checkpoint of step {step:,} could not be written to {folder}: {why}; {last}; {fix}, and go on "
-            f"with --resume-from {folder.parent}"
-        ) from error
-
-
-@contextmanager
-def full_disk_explained(run: Path) -> Iterator[None]:
-    """Turn a disk that is full for anything else in the folder ``run`` into a UserError, as :func:`disk_explained`."""
-    try:
-        yield
-    except OSError as error:
-        if not is_full(error):
-            raise
-        whole = list_checkpoints(run / "checkpoints")
-        last = f"the last whole checkpoint is {whole[-1]}" if whole else "there is no checkpoint"
-        raise UserError(
-            f"the disk of {run} is full; {last}; free some space, and go on with --run-dir {run} --resume auto"
-        ) from error
-
-
-def is_full(error: Exception) -> bool:
-    """Whether an error, also one of safetensors, says that no space, or no more of a quota, is left."""
-    full = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
-    return getattr(error, "errno", None) in full or any(f"os error {n})" in str(error).lower() for n in full)
 
 
 def not_finite(bad: int, loss: float, norm: float, step: int, *, rolled_back: bool) -> UserError:

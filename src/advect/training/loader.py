@@ -1,16 +1,118 @@
-"""Batches as a pure function of the step."""
+"""Endless orders of the examples: pure functions of (seed, place), so that a resumed run needs to store none of it.
+
+Whoever takes disjoint places, such as the processes that share a batch, takes disjoint examples of an epoch.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from functools import lru_cache
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, mix
 from advect.core.types import Batch
-from advect.training.order import EpochOrder, ShardOrder
+
+
+class EpochSampler:
+    """An endless order of ``n`` examples: each epoch a new permutation, a pure function of (seed, epoch)."""
+
+    def __init__(self, n: int, seed: int) -> None:
+        self.n = n
+        self._permutation = lru_cache(maxsize=2)(lambda epoch: CounterRng(seed, epoch, n).permutation().numpy())
+
+    def indices(self, first: int, count: int) -> np.ndarray:
+        """The examples (count,) at places first, first + 1, ... of the order; a batch may span epochs."""
+        epoch, place = divmod(first, self.n)
+        if place + count <= self.n:
+            return self._permutation(epoch)[place : place + count]
+        parts = []
+        while count:
+            epoch, place = divmod(first, self.n)
+            parts.append(self._permutation(epoch)[place : place + count])
+            first, count = first + len(parts[-1]), count - len(parts[-1])
+        return np.concatenate(parts)
+
+
+class ShardSampler:
+    """An endless order that stays within a few shards at a time, for examples that are slow to reach at random.
+
+    Each epoch puts the shards in a new order, takes ``together`` of them at a time, and mixes the examples of these.
+    It visits every example once an epoch, and is a pure function of (seed, epoch).
+
+    Args:
+        sizes: how many examples each shard has; shard 0 has the examples 0 .. sizes[0] - 1, and so on. Empty shards
+            are passed over.
+        seed: of the order.
+        together: how many shards are mixed, >= 1. More mix better and are kept open at once.
+
+    Raises:
+        UserError: a size is negative, all are 0, or ``together`` is less than 1.
+    """
+
+    def __init__(self, sizes: Sequence[int], seed: int, *, together: int = 8) -> None:
+        self._sizes = np.asarray(sizes, np.int64)
+        if together < 1:
+            raise UserError(f"together must be at least 1 shard, got {together}; 8 is usual")
+        if (self._sizes < 0).any() or not self._sizes.any():
+            raise UserError(f"the sizes of the shards must be >= 0, and not all 0, got {list(sizes)[:8]}")
+        self._starts = np.cumsum(self._sizes) - self._sizes
+        self._sizes, self._starts = self._sizes[self._sizes > 0], self._starts[self._sizes > 0]
+        self.n, self._seed, self._together = int(self._sizes.sum()), seed, together
+        self._shards = lru_cache(maxsize=2)(self._shuffled_shards)
+        self._group = lru_cache(maxsize=4)(self._mixed_group)
+
+    def indices(self, first: int, count: int) -> np.ndarray:
+        """The examples (count,) at places first, first + 1, ... of the order; a batch may span groups and epochs."""
+        parts = [np.empty(0, np.int64)]
+        while count:
+            epoch, place = divmod(first, self.n)
+            ends = self._shards(epoch)[1]
+            group = int(np.searchsorted(ends, place, side="right"))
+            begin = 0 if group == 0 else int(ends[group - 1])
+            parts.append(self._group(epoch, group)[place - begin : place - begin + count])
+            first, count = first + len(parts[-1]), count - len(parts[-1])
+        return np.concatenate(parts)
+
+    def _shuffled_shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The shards in this epoch's order, and the places at which its groups end."""
+        order = CounterRng(mix(self._seed, 1), epoch, len(self._sizes)).permutation().numpy()
+        ends = np.cumsum(self._sizes[order])
+        last = np.append(np.arange(self._together - 1, len(order) - 1, self._together), len(order) - 1)
+        return order, ends[last]
+
+    def _mixed_group(self, epoch: int, group: int) -> np.ndarray:
+        shards = self._shards(epoch)[0][group * self._together : (group + 1) * self._together]
+        starts, sizes = self._starts[shards].tolist(), self._sizes[shards].tolist()
+        examples = np.concatenate([np.arange(a, a + n) for a, n in zip(starts, sizes, strict=True)])
+        return examples[CounterRng(mix(self._seed, 2, group), epoch, len(examples)).permutation().numpy()]
+
+
+T = TypeVar("T")
+
+
+class Prefetcher(Generic[T]):
+    """``Prefetcher(draw)(step)`` is ``draw(step)``, with step + 1 already under way in a thread.
+
+    ``draw`` must be a function of the step alone, so that doing it early changes nothing.
+    """
+
+    def __init__(self, draw: Callable[[int], T]) -> None:
+        self._draw = draw
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="advect-ahead")
+        self._next: tuple[int, Future[T]] | None = None
+
+    def __call__(self, step: int) -> T:
+        due = self._next[1] if self._next and self._next[0] == step else self._pool.submit(self._draw, step)
+        self._next = step + 1, self._pool.submit(self._draw, step + 1)
+        return due.result()
+
+    def close(self) -> None:
+        """Stop the thread."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 class Examples(Protocol):
@@ -25,7 +127,7 @@ class Loader:
     """Batches of ``batch_size`` consecutive places of the epoch order; step 0 begins at place 0.
 
     Examples with an attribute ``shards``, the sizes of the runs that are near to one another on a disk, are taken in a
-    :class:`ShardOrder`, others in an :class:`EpochOrder`.
+    :class:`ShardSampler`, others in an :class:`EpochSampler`.
 
     Of ``world`` processes each takes its ``batch_size`` rows of a global batch, the one of ``rank`` 0 the first ones,
     so that together they see what one process with the global batch would. With ``workers`` > 0 that many threads
@@ -45,7 +147,7 @@ class Loader:
         self.first_row = rank * batch_size
         shards = getattr(examples, "shards", None)
         order_seed = mix(seed, 1)
-        self._order = EpochOrder(len(examples), order_seed) if shards is None else ShardOrder(shards, order_seed)
+        self._order = EpochSampler(len(examples), order_seed) if shards is None else ShardSampler(shards, order_seed)
         self._seed = mix(seed, 2)
         self._workers = workers
         self._origin = (0, 0)

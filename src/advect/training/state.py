@@ -10,16 +10,15 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from advect.checkpoint.async_writer import Stage, StateSnapshot
+from advect.checkpoint.sharded import SHARDS, load_shards
+from advect.checkpoint.weights import check_same_shapes, load_part, load_weights, read_shapes
 from advect.core.errors import UserError
-from advect.core.group import current
-from advect.training.contents import Contents, Stage
-from advect.training.ema import EMA as EMA
-from advect.training.ema import Ema
-from advect.training.flops import on_meta
-from advect.training.parallel import Parallel, gathered, local, whole_like
-from advect.training.scale import LossScale
-from advect.training.shards import SHARDS, load_shards
-from advect.training.weight_files import check_same_shapes, load_part, load_weights, read_shapes
+from advect.distributed.comm import current
+from advect.distributed.parallel import Parallel, gathered, local, whole_like
+from advect.training.ema import EMA
+from advect.training.ema import EMA_FILE as EMA_FILE
+from advect.training.precision import LossScaler, on_meta
 
 MODEL, OPTIMIZER, DATA, PROGRESS = (
     "model.safetensors",
@@ -100,7 +99,7 @@ class TrainState:
         self,
         net: nn.Module,
         optimizer: Optimizer,
-        ema: Ema | None,
+        ema: EMA | None,
         card: str = "{}",
         extra: Stateful | None = None,
         data: Mapping[str, Tensor] | None = None,
@@ -110,7 +109,7 @@ class TrainState:
         self.data = dict(data or {})
         self.parallel, self.twin = parallel or Parallel(), on_meta(net) if twin is None else twin
         self.net, self.optimizer, self.ema, self.card, self.extra = net, optimizer, ema, card, extra
-        self.scale: LossScale | None = None
+        self.scale: LossScaler | None = None
         self.progress = Progress()
         self._stage = Stage()
 
@@ -123,7 +122,7 @@ class TrainState:
         """Write the files of a checkpoint into ``folder``, from one process."""
         self.contents().write(folder)
 
-    def contents(self) -> Contents:
+    def contents(self) -> StateSnapshot:
         """A copy on the CPU of all that a checkpoint holds, of a sharded run this process's part of it.
 
         The memory of the last one may be used again.
@@ -133,7 +132,7 @@ class TrainState:
         averages = {file: copy(self._as_params(shadow), file) for file, shadow in files.items()}
         moments = copy(self._as_params(self.optimizer.tensors()), "optimizer")
         self._stage.finish()
-        contents = Contents(texts={PROGRESS: json.dumps(self._facts()) + "\n"})
+        contents = StateSnapshot(texts={PROGRESS: json.dumps(self._facts()) + "\n"})
         contents.headers = {file: {"advect": self.card} for file in (MODEL, *files)}
         if self.data:
             contents.tensors[DATA] = copy(self.data, "data")

@@ -12,28 +12,27 @@ from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
-from advect.core.types import Batch, Conditions, Network, PathPoint
-from advect.training.adamw import clip_gradients, gradient_norm
-from advect.training.flops import step_flops
-from advect.training.parallel import local
-from advect.training.scale import LossScale
+from advect.core.types import Batch, Conditions, Network, PathSample
+from advect.distributed.parallel import local
+from advect.training.optim import clip_gradients, gradient_norm
+from advect.training.precision import LossScaler, step_flops
 from advect.training.state import TrainState
 
-Drawn = tuple[PathPoint, Conditions | None]
+Drawn = tuple[PathSample, Conditions | None]
 
 
-class Objective(Protocol):
+class Loss(Protocol):
     """``objective(net, batch, rng)`` is the loss (B,)."""
 
     def __call__(self, net: Network, batch: Batch, generator: CounterRng, /) -> Tensor: ...
 
 
 @runtime_checkable
-class TwoPart(Objective, Protocol):
+class TwoPart(Loss, Protocol):
     """An objective in two halves, the first of which does not need the network."""
 
     def draw(self, batch: Batch, generator: CounterRng, /) -> Drawn: ...
-    def compare(self, output: Tensor, point: PathPoint, /) -> Tensor: ...
+    def compare(self, output: Tensor, point: PathSample, /) -> Tensor: ...
 
 
 class Step:
@@ -68,7 +67,7 @@ class Step:
         self._counted = False
         self._params = [p for p in state.net.parameters() if p.requires_grad]
         if autocast is torch.float16 and state.scale is None:
-            state.scale = LossScale()
+            state.scale = LossScaler()
 
     def on_drawn(self, objective: TwoPart, drawn: Drawn, lr: float) -> tuple[Tensor, Tensor]:
         """Step on a drawn batch; return the mean loss and the norm of its gradient, scalars on the device."""
@@ -135,7 +134,7 @@ def split_rows(drawn: Drawn, parts: int) -> list[Drawn]:
     if parts == 1:
         return [drawn]
     columns = {f.name: getattr(point, f.name).tensor_split(parts) for f in fields(point)}
-    points = [PathPoint(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+    points = [PathSample(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
     conds: list[Conditions | None] = [None] * parts
     if cond is not None:
         conds = [{name: value.tensor_split(parts)[i] for name, value in cond.items()} for i in range(parts)]

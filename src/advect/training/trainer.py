@@ -11,23 +11,19 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from advect.core.device import check_compiler, device_peak
 from advect.core.errors import UserError
-from advect.core.group import agree, current
-from advect.core.hardware import device_peak
-from advect.core.platform import check_compiler
 from advect.core.random import CounterRng, mix
 from advect.core.types import Batch
-from advect.training.ahead import Ahead
-from advect.training.boundary import MINUTES, Boundary, code_of, reason_of
-from advect.training.faults import LOWER_RATE, Watchdog, memory_explained, not_finite
-from advect.training.hook import Hook
-from advect.training.limits import Limits
-from advect.training.loader import Loader
-from advect.training.schedule import LearningRate
-from advect.training.signals import StopSignals
+from advect.distributed.comm import current, sync_errors
+from advect.training.callbacks import Callback
+from advect.training.faults import LOWER_RATE, Watchdog, explain_oom, not_finite
+from advect.training.loader import Loader, Prefetcher
+from advect.training.optim import LearningRate
 from advect.training.state import TrainState
-from advect.training.step import Drawn, Objective, Step, TwoPart
-from advect.training.steplog import BadStep, StepLog
+from advect.training.step import Drawn, Loss, Step, TwoPart
+from advect.training.step_metrics import BadStep, StepMetrics
+from advect.training.stopping import MINUTES, StopConsensus, StopCriteria, StopSignals, code_of, reason_of
 
 T = TypeVar("T")
 
@@ -43,11 +39,11 @@ class Trainer:
     def __init__(
         self,
         state: TrainState,
-        objective: Objective,
+        objective: Loss,
         loader: Loader,
         *,
         rate: LearningRate,
-        limits: Limits,
+        limits: StopCriteria,
         grad_clip: float = 1.0,
         autocast: torch.dtype | None = None,
         accumulate: int = 1,
@@ -57,7 +53,7 @@ class Trainer:
         seed: int = 0,
         log_every: int = 50,
         device: torch.device | None = None,
-        hooks: Sequence[Hook] = (),
+        hooks: Sequence[Callback] = (),
     ) -> None:
         if log_every < 1:
             raise UserError(f"log_every must be at least 1 step, got {log_every}")
@@ -79,7 +75,7 @@ class Trainer:
         )
         self._peak = device_peak(self.device, autocast)
         self._halves = objective if isinstance(objective, TwoPart) else None
-        self._ahead = Ahead(self._draw) if pair_ahead else None
+        self._ahead = Prefetcher(self._draw) if pair_ahead else None
         for name, asked in (("pair_ahead", pair_ahead), ("accumulate", accumulate > 1)):
             if asked and self._halves is None:
                 raise UserError(f"{name} needs an objective with draw and compare, got {type(objective).__name__}")
@@ -99,11 +95,11 @@ class Trainer:
 
         Raises UserError when the loss stays not finite, memory runs out, or a hook has trouble; on all processes.
         """
-        with StopSignals() as signals, torch.random.fork_rng(), memory_explained():
-            self._boundary, self._watchdog = Boundary(), Watchdog(self._report_stall)
+        with StopSignals() as signals, torch.random.fork_rng(), explain_oom():
+            self._boundary, self._watchdog = StopConsensus(), Watchdog(self._report_stall)
             try:
                 self._began = time.monotonic()
-                self.log = StepLog(self.state.progress, scaled=self.state.scale is not None)
+                self.log = StepMetrics(self.state.progress, scaled=self.state.scale is not None)
                 self.loader.start_at(self.state.progress.step, self.state.progress.seen)
                 self.state.net.train()
                 self._tell("on_start")
@@ -208,7 +204,7 @@ class Trainer:
         self.state.load(found[0])
         progress = self.state.progress
         progress.rate, progress.bad, progress.bad_row = LOWER_RATE, count, 0
-        self.log = StepLog(progress, scaled=self.state.scale is not None)
+        self.log = StepMetrics(progress, scaled=self.state.scale is not None)
         self.loader.start_at(progress.step, progress.seen)
         self._tell("on_rollback", {"step": progress.step, "rolled_back_from": bad.step, "rate": progress.rate})
 
@@ -246,7 +242,7 @@ class Trainer:
         code, stuck = self._boundary.meet([code_of(own), int(trouble is not None)])
         if stuck:
             self._boundary.close()
-            with agree():
+            with sync_errors():
                 if trouble is not None:
                     raise trouble
         reason = reason_of(code)

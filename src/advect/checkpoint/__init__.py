@@ -1,0 +1,1 @@
+"""Checkpoint folders: written whole, verified when read, never a pickle."""

@@ -1,0 +1,209 @@
+"""Checkpoints written by a thread while training goes on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from advect.checkpoint.manifest import (
+    Best,
+    Sums,
+    checkpoint_step,
+    close_checkpoint,
+    explain_disk_error,
+    is_full,
+    open_checkpoint,
+    retain,
+    sum_files,
+    write_best,
+    write_checkpoint,
+)
+from advect.checkpoint.sharded import SHARDS, assemble, save_shards
+from advect.core.errors import UserError
+from advect.core.files import sync_file
+from advect.distributed.comm import background_objects, current
+from advect.distributed.parallel import local, whole_like
+
+
+@dataclass
+class StateSnapshot:
+    """The files of a checkpoint: tensors by file and name with the file's header, and texts by file.
+
+    Of a sharded run ``shards`` are this process's parts, as sharded tensors, under names that begin with a group such
+    as ``model.``; the tensors of a file in ``gathered`` are those of its groups, later ones winning, and are put
+    together from what all processes have written.
+    """
+
+    tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    headers: dict[str, dict[str, str]] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    shards: dict[str, Tensor] = field(default_factory=dict)
+    gathered: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Write all but the shards into ``folder``."""
+        for name, tensors in self.tensors.items():
+            self.write_tensors(folder / name, name, tensors)
+        for name, text in self.texts.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8")
+
+    def write_tensors(self, path: Path, name: str, tensors: dict[str, Tensor]) -> None:
+        """Write one file, with the header of ``name``."""
+        path.parent.mkdir(exist_ok=True)
+        save_file(tensors, path, metadata=self.headers.get(name))
+
+
+class Stage:
+    """Copies of tensors on the CPU. Those of a GPU go through pinned memory, which is kept for the next time."""
+
+    def __init__(self) -> None:
+        self._pinned: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def copy(self, tensors: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:
+        """A copy of each tensor, or of this process's part of it, as a sharded tensor."""
+        return {name: self._copied(tensor, f"{group}.{name}") for name, tensor in tensors.items()}
+
+    def _copied(self, tensor: Tensor, key: str) -> Tensor:
+        here = local(tensor.detach())
+        if not here.is_cuda:
+            return whole_like(here.clone(memory_format=torch.contiguous_format), tensor)
+        if key not in self._pinned:
+            self._pinned[key] = torch.empty(here.shape, dtype=here.dtype, pin_memory=True)
+        return whole_like(self._pinned[key].copy_(here, non_blocking=True), tensor)
+
+    def finish(self) -> None:
+        """Wait until the copies from a GPU are done."""
+        if self._pinned:
+            torch.cuda.synchronize()
+
+
+T = TypeVar("T")
+
+
+class CheckpointWriter:
+    """Writes checkpoints into ``folder``, one at a time, and removes old checkpoints.
+
+    The first process writes those of whole states; all write their own part of sharded ones. ``keep_last`` and
+    ``keep_every`` are those of :func:`retain`. With ``background`` a thread writes, and training waits only for the
+    write before. What fails is kept in ``trouble``, and raised by :meth:`wait`; the checkpoints before stay as they
+    were.
+    """
+
+    def __init__(self, folder: Path, *, keep_last: int, keep_every: int = 0, background: bool = True) -> None:
+        self.folder, self.keep_last, self.keep_every = folder, keep_last, keep_every
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="advect-checkpoint") if background else None
+        self._pending: list[Future[None]] = []
+        self.trouble: UserError | None = None
+
+    def write(self, step: int, contents: StateSnapshot) -> None:
+        """Write the checkpoint of ``step``. Raises UserError where the one before it could not be written."""
+        self.wait()
+        self._do(self._write, step, contents)
+
+    def mark(self, best: Best) -> None:
+        """Once what is being written is whole, have ``best`` name this checkpoint; it stays until another is better.
+
+        All processes call it, with the same.
+        """
+        self._do(self._mark, best)
+
+    def _do(self, work: Callable[..., None], *arguments: object) -> None:
+        if self._pool is None:
+            work(*arguments)
+            self.wait()
+        else:
+            self._pending.append(self._pool.submit(work, *arguments))
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is on the disk. Raises UserError where it could not be written."""
+        while self._pending:
+            self._pending.pop(0).result()
+        if self.trouble is not None:
+            raise self.trouble
+
+    def close(self) -> None:
+        """Let the thread end its work."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+
+    def _write(self, step: int, contents: StateSnapshot) -> None:
+        try:
+            with explain_disk_error(self.folder, step):
+                if contents.shards:
+                    _write_sharded(self.folder, step, contents)
+                elif current().is_first:
+                    write_checkpoint(self.folder, step, contents.write)
+                if current().is_first:
+                    retain(self.folder, self.keep_last, self.keep_every)
+        except UserError as error:
+            self.trouble = error
+
+    def _mark(self, best: Best) -> None:
+        if self.trouble is not None or not current().is_first:
+            return
+        try:
+            with explain_disk_error(self.folder, checkpoint_step(Path(best.name))):
+                write_best(self.folder, best)
+                retain(self.folder, self.keep_last, self.keep_every)
+        except UserError as error:
+            self.trouble = error
+
+
+def _write_sharded(folder: Path, step: int, contents: StateSnapshot) -> None:
+    """Write a checkpoint to which every process adds its part; all processes call it together."""
+    first = current().is_first
+    partial = Path(_together(lambda: str(open_checkpoint(folder, step)) if first else "")[0])
+    shards = partial / SHARDS
+    try:
+        _together(lambda: shards.mkdir(parents=True) if first else None)
+        sums = _together(lambda: _summed(partial, save_shards(shards, contents.shards)))
+        _together(lambda: _finish(partial, folder, step, contents, sums) if first else None)
+    finally:
+        if first:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _summed(partial: Path, files: list[Path]) -> Sums:
+    for file in files:
+        sync_file(file)
+    return sum_files(partial, files)
+
+
+def _finish(partial: Path, folder: Path, step: int, contents: StateSnapshot, sums: list[Sums]) -> None:
+    """Write what is not sharded, and make the folder the checkpoint."""
+    known = {name: facts for part in sums for name, facts in part.items()}
+    for name, groups in contents.gathered.items():
+        contents.write_tensors(partial / name, name, assemble(partial / SHARDS, groups))
+    contents.write(partial)
+    close_checkpoint(partial, folder, step, known)
+
+
+def _together(work: Callable[[], T]) -> list[T]:
+    """Do each process's work and return all results; where one fails, all raise its error."""
+    result: T | None = None
+    failure: tuple[int | None, str] | None = None
+    own: Exception | None = None
+    try:
+        result = work()
+    except (OSError, SafetensorError, RuntimeError) as error:
+        own = error
+        full = is_full(error) or "No space left" in str(error)  # as PyTorch's checkpoints tell it
+        failure = errno.ENOSPC if full else getattr(error, "errno", None), str(error)
+    told = background_objects((result, failure))
+    for _, trouble in told:
+        if trouble is not None:
+            raise OSError(trouble[0] or errno.EIO, os.strerror(trouble[0]) if trouble[0] else trouble[1]) from own
+    return [value for value, _ in told]  # type: ignore[misc]

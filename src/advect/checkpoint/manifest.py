@@ -1,0 +1,323 @@
+"""Checkpoint folders: whole or absent, verified when read, never able to run code.
+
+A checkpoint is written into a hidden folder beside its place, synced to the disk, and renamed. Its
+``manifest.json`` lists the size and SHA-256 of every file, and its own. ``latest`` names the newest one, and
+``best``, where there is one, the one that measures best.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from advect.core.errors import UserError
+from advect.core.files import atomic_write_text, remove_partial, sync_file, sync_folder
+
+FORMAT = 1
+_MANIFEST, _LATEST = "manifest.json", "latest"
+_NAME = re.compile(r"step-\d{8,}")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _seal(manifest: dict) -> str:
+    body = {k: v for k, v in manifest.items() if k != "sha256"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file())
+
+
+def checkpoint_name(step: int) -> str:
+    """``step-00001000`` for step 1000."""
+    return f"step-{step:08d}"
+
+
+Sums = dict[str, dict[str, int | str]]
+"""The size and SHA-256 of files, by their names within a checkpoint."""
+
+
+def sum_files(folder: Path, files: list[Path]) -> Sums:
+    """What a manifest says of ``files`` in ``folder``."""
+    return {p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "sha256": _digest(p)} for p in files}
+
+
+def checkpoint_step(path: Path) -> int:
+    """1000 for ``step-00001000``."""
+    return int(path.name.removeprefix("step-"))
+
+
+def write_checkpoint(folder: Path, step: int, fill: Callable[[Path], None]) -> Path:
+    """Let ``fill`` write files into a new folder and make it the checkpoint of ``step`` in ``folder``.
+
+    An older checkpoint of the same step is replaced; ``latest`` names the new one. Whatever fails or is killed
+    before the end leaves the earlier checkpoints as they were.
+    """
+    partial = open_checkpoint(folder, step)
+    try:
+        fill(partial)
+        return close_checkpoint(partial, folder, step)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def open_checkpoint(folder: Path, step: int) -> Path:
+    """Make the hidden folder in which the checkpoint of ``step`` is written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+    partial = folder / f".{checkpoint_name(step)}.{os.getpid()}.partial"
+    partial.mkdir()
+    return partial
+
+
+def close_checkpoint(partial: Path, folder: Path, step: int, known: Sums | None = None) -> Path:
+    """Make the hidden folder the checkpoint of ``step``: manifest, sync, rename, ``latest``.
+
+    ``known`` are sums of files that are on the disk already.
+    """
+    known, final = known or {}, folder / checkpoint_name(step)
+    new = [p for p in _files(partial) if p.relative_to(partial).as_posix() not in known]
+    manifest = {"format": FORMAT, "step": step, "files": {**known, **sum_files(partial, new)}}
+    manifest["sha256"] = _seal(manifest)
+    (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    for path in [*new, partial / _MANIFEST]:
+        sync_file(path)
+    for inner in {p.parent for p in _files(partial)}:
+        sync_folder(inner)
+    _replace(partial, final)
+    atomic_write_text(folder / _LATEST, final.name + "\n")
+    return final
+
+
+def _replace(partial: Path, final: Path) -> None:
+    old = final.with_name(f".{final.name}.{os.getpid()}.old")
+    if final.exists():
+        final.rename(old)
+    try:
+        partial.rename(final)
+    except OSError:
+        if old.exists():
+            old.rename(final)
+        raise
+    sync_folder(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed write left behind; put back a checkpoint that was being replaced."""
+    for old in folder.glob(".step-*.old"):
+        final = folder / old.name.split(".")[1]
+        if final.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(final)
+    for partial in folder.glob(".step-*.partial"):
+        shutil.rmtree(partial, ignore_errors=True)
+    remove_partial(folder)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in ``folder``, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if _NAME.fullmatch(p.name) and (p / _MANIFEST).is_file())
+
+
+def _latest(folder: Path) -> str:
+    """The name in ``latest``, or nothing."""
+    file = folder / _LATEST
+    return file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
+
+
+def retain(folder: Path, last: int, every: int = 0) -> None:
+    """Remove all but the newest ``last`` checkpoints (0: all), each ``every``-th step's (0: none), and the best."""
+    best = read_best(folder)
+    newest = _latest(folder)  # a run that went on from an older checkpoint has written an earlier step last
+    for path in sorted(list_checkpoints(folder), key=lambda p: p.name == newest)[:-last] if last else []:
+        if (every and checkpoint_step(path) % every == 0) or (best is not None and path.name == best.name):
+            continue
+        doomed = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        path.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def names_checkpoint(path: Path) -> bool:
+    """Whether ``path`` is a file that names a checkpoint beside it: ``best`` or ``latest``."""
+    return path.name in (BEST, _LATEST) and path.is_file()
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Return the checkpoint folder that ``path`` means: itself, what ``best`` names, or the newest of a run folder.
+
+    A damaged or incomplete one too, for :func:`verify_checkpoint` to tell of. Raises UserError when there is none.
+    """
+    if names_checkpoint(path):
+        best = read_best(path.parent) if path.name == BEST else None
+        name = _latest(path.parent) if path.name == _LATEST else best.name if best else ""
+        path = path.parent / name if _NAME.fullmatch(name) else path
+    if (path / _MANIFEST).is_file() or path.name.startswith("step-"):
+        if not path.is_dir():
+            raise UserError(f"checkpoint {path} does not exist{_siblings(path)}")
+        return path
+    folder = path if path.name == "checkpoints" else path / "checkpoints"
+    if not path.is_dir():
+        trouble = "is a file" if path.exists() else "does not exist"
+        trouble = "is damaged" if names_checkpoint(path) else trouble
+        raise UserError(f"{path} {trouble}; give a run folder such as runs/digits, or a checkpoint inside one")
+    latest = _latest(folder)
+    if _NAME.fullmatch(latest) and (folder / latest).is_dir():
+        return folder / latest
+    found = {p.name: p for p in list_checkpoints(folder)}
+    for old in folder.glob(".step-*.old"):  # a killed write was replacing it
+        found.setdefault(old.name.split(".")[1], old)
+    if not found:
+        raise UserError(f"{path} holds no checkpoint; train first: advect train --run-dir {path}")
+    return found.get(latest) or found[max(found)]
+
+
+def find_weights(path: Path) -> Path:
+    """A weight file as it is; of anything else the checkpoint, as :func:`find_checkpoint`."""
+    return path if path.is_file() and not names_checkpoint(path) else find_checkpoint(path)
+
+
+def _siblings(path: Path) -> str:
+    others = [p.name for p in list_checkpoints(path.parent) if p != path] if path.parent.is_dir() else []
+    return f"; whole checkpoints beside it: {', '.join(others[-3:])}" if others else "; no other is beside it"
+
+
+def newest_whole(run: Path, say: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint of a run folder that passes :func:`verify_checkpoint`; None where there is none at all.
+
+    ``say`` is told of damaged ones that are passed over. Raises UserError where all are damaged.
+    """
+    folder = run / "checkpoints"
+    if not any((*folder.glob("step-*"), *folder.glob(".step-*.old"))):
+        return None
+    newest = find_checkpoint(run)
+    trouble = ""
+    for path in [newest, *(p for p in reversed(list_checkpoints(folder)) if p != newest)]:
+        try:
+            verify_checkpoint(path)
+        except UserError as error:
+            trouble = trouble or str(error)
+            say(f"warning: {error}")
+            continue
+        if trouble:
+            say(f"warning: going on from {path} instead")
+        return path
+    raise UserError(f"{run} holds no whole checkpoint: {trouble}; move the folder away to train anew")
+
+
+def verify_checkpoint(path: Path) -> dict:
+    """Compare every file with the manifest and return the manifest.
+
+    Raises UserError when the checkpoint is damaged, incomplete, or of a newer format than this version reads.
+    """
+    try:
+        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        version, sealed, files = int(manifest["format"]), manifest["sha256"], dict(manifest["files"])
+    except FileNotFoundError:
+        raise UserError(f"checkpoint {path} is incomplete: it has no {_MANIFEST}{_siblings(path)}") from None
+    except (ValueError, KeyError, TypeError, OverflowError, OSError):
+        raise UserError(f"checkpoint {path} is damaged: {_MANIFEST} cannot be read{_siblings(path)}") from None
+    if version > FORMAT:
+        raise UserError(
+            f"checkpoint {path} has format {version}, and this advect reads up to {FORMAT}; "
+            "install the newer advect that wrote it"
+        )
+    if sealed != _seal(manifest):
+        raise UserError(f"checkpoint {path} is damaged: {_MANIFEST} does not match its own sum{_siblings(path)}")
+    extra = {p.relative_to(path).as_posix() for p in _files(path)} - files.keys() - {_MANIFEST}
+    if extra:
+        raise UserError(f"checkpoint {path} holds a file that its {_MANIFEST} does not list: {min(extra)}; remove it")
+    for name, facts in files.items():
+        file = path / name
+        if not file.is_file():
+            raise UserError(f"checkpoint {path} is damaged: {name} is missing{_siblings(path)}")
+        if file.stat().st_size != facts["size"]:
+            raise UserError(
+                f"checkpoint {path} is damaged: {name} has {file.stat().st_size} bytes "
+                f"instead of {facts['size']}{_siblings(path)}"
+            )
+        if _digest(file) != facts["sha256"]:
+            raise UserError(f"checkpoint {path} is damaged: the content of {name} has changed{_siblings(path)}")
+    return manifest
+
+
+BEST = "best"
+
+
+@dataclass(frozen=True)
+class Best:
+    """A checkpoint by its name, such as ``step-00001000``, and the smallest ``value`` of ``metric``, which it has."""
+
+    name: str
+    metric: str
+    value: float
+
+
+def read_best(folder: Path) -> Best | None:
+    """What ``best`` in a folder of checkpoints says; None where there is none, or it is damaged."""
+    try:
+        values = json.loads((folder / BEST).read_text(encoding="utf-8"))
+        return Best(str(values["name"]), str(values["metric"]), float(values["value"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_best(folder: Path, best: Best | None) -> None:
+    """Make ``best`` in a folder say so, in one step; None removes it."""
+    if best is not None:
+        atomic_write_text(folder / BEST, json.dumps(asdict(best)) + "\n")
+    else:
+        (folder / BEST).unlink(missing_ok=True)
+
+
+@contextmanager
+def explain_disk_error(folder: Path, step: int) -> Iterator[None]:
+    """Turn a failed write of a checkpoint of ``step`` to ``folder`` into a UserError that names the last whole one."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        whole = list_checkpoints(folder)
+        last = f"the last whole one is {whole[-1]}" if whole else "there is none before it"
+        full = is_full(error)
+        why = "the disk is full" if full else str(error)
+        fix = "free some space, or lower --keep-last" if full else "see that the folder can be written to"
+        raise UserError(
+            f"the checkpoint of step {step:,} could not be written to {folder}: {why}; {last}; {fix}, and go on "
+            f"with --resume-from {folder.parent}"
+        ) from error
+
+
+@contextmanager
+def explain_full_disk(run: Path) -> Iterator[None]:
+    """Turn a full disk, met by anything else in the folder ``run``, into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        whole = list_checkpoints(run / "checkpoints")
+        last = f"the last whole checkpoint is {whole[-1]}" if whole else "there is no checkpoint"
+        raise UserError(
+            f"the disk of {run} is full; {last}; free some space, and go on with --run-dir {run} --resume auto"
+        ) from error
+
+
+def is_full(error: Exception) -> bool:
+    """Whether an error, also one of safetensors, says that no space, or no more of a quota, is left."""
+    full = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+    return getattr(error, "errno", None) in full or any(f"os error {n})" in str(error).lower() for n in full)

@@ -1,0 +1,76 @@
+"""What ``advect doctor`` was asked, and the text of its answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from advect.config.arguments import parse_words
+from advect.config.presets import PRESETS
+from advect.core.device import tune_process
+from advect.core.errors import UserError
+from advect.doctor.examine import examine_data, examine_machine, examine_run
+from advect.doctor.report import is_healthy, show, to_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorArguments:
+    """What one call of ``advect doctor`` asks for."""
+
+    # A file or folder of data of your own to look at, as advect train --data would read it. Flags of advect train may
+    # follow, such as --image-size 64 or --conditions cell_type; they may follow a PRESET, too.
+    data: str | None = None
+
+    samples: int = 0
+    """Of a run: draw so many samples and compare them with the data; 500 is usual, 0 is none."""
+    look: int = 2000
+    """Of data: look at so many samples at most, evenly spaced."""
+    seed: int = 0
+    """Of a run: seed of the samples."""
+    run_dir: Path = Path("runs")
+    """Of the machine: where runs are to go."""
+    json: bool = False
+    """Print the findings as JSON."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
+
+
+_BESIDE_DATA = {"--look": 1, "--json": 0, "--device": 1, "--samples": 1, "--help": 0, "-h": 0}
+"""The flags of its own, with their numbers of values, among those of ``advect train``."""
+
+
+def doctor(words: list[str]) -> tuple[str, bool]:
+    """Answer ``advect doctor`` with these words: the text, and whether nothing is a problem. Raises UserError."""
+    what = words[0] if words and not words[0].startswith("-") else None
+    own, training = (words[1:] if what else words), []
+    of_data = what in PRESETS or (what is None and any(word.partition("=")[0] == "--data" for word in words))
+    if of_data:
+        own, training = _split_flags(words, _BESIDE_DATA)
+    prog = "advect doctor [PRESET | RUN]"
+    a = parse_words(DoctorArguments, own, prog=prog, description="Say what is wrong, and what to try.")
+    if a.samples and (what is None or of_data):
+        raise UserError(f"--samples {a.samples} is for a run; name one: advect doctor runs/digits --samples 500")
+    if what and a.data:
+        raise UserError(f"{what} and --data {a.data} contradict each other; give one of them")
+    tune_process()
+    if of_data:
+        findings = examine_data(training, look=a.look, device=a.device)
+    elif what:
+        findings = examine_run(Path(what), samples=a.samples, seed=a.seed, device=a.device)
+    else:
+        findings = examine_machine(a.run_dir, device=a.device)
+    return to_json(findings) if a.json else show(findings), is_healthy(findings)
+
+
+def _split_flags(words: list[str], own: dict[str, int]) -> tuple[list[str], list[str]]:
+    """The flags in ``own`` with their values, and all other words."""
+    mine, others, left = [], [], 0
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if left:
+            mine, left = [*mine, word], left - 1
+        elif name in own:
+            mine, left = [*mine, word], 0 if equals else own[name]
+        else:
+            others.append(word)
+    return mine, others

@@ -1,0 +1,122 @@
+"""The job behind ``advect ema``: an average of any length, after the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from advect.core.errors import UserError
+from advect.core.files import atomic_write, make_folder
+from advect.model.load import AVERAGE, CARD, read_model_metadata
+from advect.model.metadata import ModelMetadata
+from advect.training import find_checkpoint
+from advect.training.posthoc_ema import SNAPSHOTS, Snapshot, combine, read_snapshots
+from advect.training.power_ema import LONGEST, Fit, Profiles
+from advect.training.state import DATA, MODEL
+
+FARTHEST = 0.1
+"""An average whose profile would be farther off than this is refused."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmaArguments:
+    """What one call of ``advect ema`` asks for."""
+
+    # Lengths of the averages, each a file of its own: the standard deviation of their weights in time, as a share of
+    # the run; 0.05 averages over about its last tenth.
+    length: tuple[float, ...] = ()
+
+    step: int | None = None
+    """The step, one of those in RUN/ema, at which the averages end; by default the newest."""
+    output: Path | None = None
+    """File to write, for one length; by default RUN/ema/length-LENGTH-step-STEP.safetensors."""
+    overwrite: bool = False
+    """Replace the file of --output."""
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """An average that was rebuilt: its file, length and step, and the error of its profile; see ``power_ema.Fit``."""
+
+    file: Path
+    length: float
+    step: int
+    error: float
+
+
+def rebuild(run: Path, a: EmaArguments) -> list[Rebuilt]:
+    """Write the averages asked for, as weight files that ``advect.load`` takes; the job of ``advect ema``.
+
+    ``run`` is a run folder that was trained with --posthoc-ema. Raises UserError, before anything is written, for a
+    length that its snapshots do not reach, a step without one, a damaged one, and a file that is in the way.
+    """
+    _check(a)
+    folder = run if (run / SNAPSHOTS).is_dir() else find_checkpoint(run).parent.parent
+    snapshots = read_snapshots(folder / SNAPSHOTS, a.step)
+    step = snapshots[-1].step
+    fits = _fit(snapshots, a.length)
+    checkpoint = find_checkpoint(folder)
+    card = read_model_metadata(checkpoint / MODEL)
+    places = [a.output or folder / SNAPSHOTS / f"length-{length}-step-{step:08d}.safetensors" for length in a.length]
+    make_folder(places[0].parent, "--output")
+    _write_beside(card, checkpoint, places[0].parent)
+    rebuilt = []
+    averages = combine(snapshots, [fit.factors for fit in fits])
+    for file, length, fit, weights in zip(places, a.length, fits, averages, strict=True):
+        rebuilt.append(Rebuilt(file, length, step, fit.error))
+        _write(file, weights, card, {"length": length, "step": step, "error": fit.error})
+    return rebuilt
+
+
+def _check(a: EmaArguments) -> None:
+    if not a.length or len(set(a.length)) < len(a.length):
+        got = " ".join(map(str, a.length)) or "none"
+        raise UserError(f"--length needs one or more different lengths, such as 0.05 0.1, got {got}")
+    if bad := [length for length in a.length if not 0 < length < LONGEST]:
+        raise UserError(f"--length must be above 0 and below {LONGEST:.3f}, the plain mean of all steps, got {bad[0]}")
+    if a.output is None:
+        if a.overwrite:
+            raise UserError("--overwrite is about the file of --output; give that, or leave it out")
+    elif len(a.length) > 1:
+        raise UserError(f"--output {a.output} is one file for {len(a.length)} lengths; leave it out, or give one")
+    elif a.output.suffix != ".safetensors":
+        raise UserError(f"--output {a.output} should end in .safetensors, which is what is written")
+    elif a.output.exists() and not a.overwrite:
+        raise UserError(f"--output {a.output} is there already; name another file, or give --overwrite")
+
+
+def _fit(snapshots: Sequence[Snapshot], lengths: Sequence[float]) -> list[Fit]:
+    stored = [(snapshot.updates, length) for snapshot in snapshots for length in snapshot.lengths]
+    profiles = Profiles([updates for updates, _ in stored], [length for _, length in stored])
+    now = snapshots[-1].updates
+    fits = [profiles.fit(now, length) for length in lengths]
+    for length, fit in zip(lengths, fits, strict=True):
+        if fit.error > FARTHEST:
+            low, high = profiles.reach(now, FARTHEST)
+            raise UserError(
+                f"--length {length} cannot be rebuilt from the {len(snapshots)} snapshots up to step "
+                f"{snapshots[-1].step}: its profile would be {fit.error:.0%} off; they reach from {low:.3g} to "
+                f"{high:.3g}, and a smaller --posthoc-every or other --posthoc-lengths reach farther"
+            )
+    return fits
+
+
+def _write_beside(card: ModelMetadata, checkpoint: Path, folder: Path) -> None:
+    """Put what the card needs beside the weights; UserError where another run's is there."""
+    if not card.tensors:
+        return
+    there, content = folder / DATA, (checkpoint / DATA).read_bytes()
+    if there.is_file() and there.read_bytes() != content:
+        raise UserError(f"{there} belongs to another run; name a file in another folder with --output")
+    there.parent.mkdir(exist_ok=True)
+    atomic_write(there, lambda path: path.write_bytes(content))
+
+
+def _write(file: Path, weights: dict[str, Tensor], card: ModelMetadata, average: dict[str, float]) -> None:
+    note = {CARD: card.to_text(), AVERAGE: json.dumps(average)}
+    atomic_write(file, lambda path: save_file(weights, path, metadata=note))

@@ -1,0 +1,318 @@
+"""The flags of ``advect reflow``: its own, and those of the training that follows each generation of pairs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Generic, Literal
+
+import torch
+
+from advect.checkpoint.manifest import find_checkpoint
+from advect.commands.evaluate import EvalConfig, evaluate
+from advect.commands.train import train
+from advect.config.arguments import parse_config, run_folder, run_tyro
+from advect.config.build import build_dataset, pick_device
+from advect.config.config import Config, D, N
+from advect.config.presets import DEFAULT, get_preset
+from advect.core.device import tune_process
+from advect.core.errors import UserError
+from advect.core.files import atomic_write_text, make_folder
+from advect.core.random import mix
+from advect.core.types import Category
+from advect.data import Dataset
+from advect.distributed.comm import broadcast_object, current, process_group, sync_errors
+from advect.evaluation.features import FeatureArguments
+from advect.model.load import load, read_model_metadata, weight_file
+from advect.model.pairs import FACTS, Pairing, make_pairs
+from advect.model.sampling import weights_identity
+from advect.reporting.grid import save_png
+from advect.reporting.outputs import draw, held_out_batch
+from advect.reporting.reflow_page import FORMAT, REFLOW, write_reflow
+
+NFES = (1, 2, 4, 8, 16, 32, 100)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReflowArguments(Generic[D, N]):
+    """What one call of ``advect reflow`` asks for; the flags of training are by default those of the run."""
+
+    settings: Config[D, N]
+
+    iterations: int = 2
+    """How many times pairs are made by the last flow and the next one is trained on them."""
+    distill: bool = False
+    """Train a further flow on pairs of the last one at t = 0 alone, which draws in one step."""
+    num_pairs: int | None = None
+    """Pairs for each flow; by default as many as the run has training samples."""
+    pair_solver: Literal["euler", "midpoint", "heun", "rk4", "ab2", "dpmpp2m", "dopri5"] | None = None
+    """Solver that makes the pairs; by default that of the run's own sample grids."""
+    pair_steps: int | None = None
+    """Its steps; by default as many as the run's own sample grids."""
+    pair_grid: Literal["uniform", "cosine", "edm", "shifted"] | None = None
+    """Where its steps lie."""
+
+    # Scale of classifier-free guidance for the pairs of the first flow: the next ones have learned it, and sample
+    # without.
+    guidance: float = 1.0
+
+    guidance_interval: tuple[float, float] | None = None
+    """Times LO HI between which guidance acts; by default all."""
+    real_share: float = 0.0
+    """Share of the pairs that are real data, carried back to noise along the flow (Lee, Lin & Fanti 2024)."""
+    store: Literal["auto", "float32", "bf16", "uint8"] = "auto"
+    """Type of samples on the disk; auto: bf16 for images, finer than their grey levels, and float32 for all else."""
+    output_dir: Path | None = None
+    """Folder for pairs, flows and report; by default RUN/reflow."""
+
+    measure: bool = True
+    """Measure all flows at the end, and write the report."""
+    features: FeatureArguments = field(default_factory=FeatureArguments)
+    measure_samples: int = 2000
+    """Samples for each point that is measured."""
+    nfes: tuple[int, ...] = NFES
+    """Numbers of network evaluations at which the flows are measured, with Euler's method."""
+    nproc: int = 1
+    """Processes on this machine, on a GPU each where there are any; as torchrun --nproc_per_node starts them."""
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1:
+            raise UserError(f"--iterations must be at least 1, got {self.iterations}; 1 or 2 is usual")
+        if self.pair_solver == "dopri5" and (self.pair_steps or self.pair_grid):
+            raise UserError("--pair-solver dopri5 chooses its own steps; leave --pair-steps and --pair-grid out")
+        if not self.nfes or min(self.nfes) < 1:
+            raise UserError(f"--nfes must be whole numbers of at least 1, got {list(self.nfes)}; such as 1 4 20")
+        if self.measure_samples < 20:
+            raise UserError(f"--measure-samples must be at least 20, got {self.measure_samples}; 2000 is usual")
+        asked = self.features.features or self.nfes != NFES or self.measure_samples != type(self).measure_samples
+        if asked and not self.measure:
+            raise UserError("--no-measure measures nothing; leave --features, --nfes and --measure-samples out")
+
+
+def parse_reflow(run: Path | None, words: list[str]) -> tuple[str, ReflowArguments]:
+    """Parse the words after ``advect reflow RUN``: the run's preset and the arguments; without a run, for --help.
+
+    Raises UserError, also for another network than the run's.
+    """
+    if run is None:
+        preset, config = DEFAULT, get_preset(DEFAULT).config
+    else:
+        preset, config = parse_config(run_folder(run) / "config.yaml")
+    config = for_pairs(config)
+    a = run_tyro(
+        ReflowArguments[type(config.data), type(config.network)],  # pyright: ignore[reportArgumentType]
+        words,
+        prog="advect reflow RUN",
+        description="Straighten a trained flow until few steps draw as well as many did (Liu, Gong & Liu 2023): pairs "
+        "of noise and samples are made by the flow, and the next flow, which begins with its weights, learns to join "
+        "them by straight lines. Ended by anything, it goes on where it was when it is repeated.",
+        default=ReflowArguments(settings=config),
+    )
+    if a.settings.network != config.network:
+        raise UserError("advect reflow goes on from the weights of the run, so its network must stay; leave that out")
+    for flag, there, here in (
+        ("--path", config.method.path, a.settings.method.path),
+        ("--coupling", "pairs", a.settings.method.coupling),
+        ("--objective", "flow-matching", a.settings.method.objective),
+        ("--init-from", None, a.settings.training.init_from),
+        ("--pairs", None, a.settings.training.pairs),
+    ):
+        if there != here:
+            raise UserError(f"{flag} {here} contradicts advect reflow, which needs {there}; leave it out")
+    if a.settings.training.max_minutes is not None:
+        raise UserError(
+            "--max-minutes would end each call of advect reflow elsewhere; give --max-steps or --num-epochs"
+        )
+    return preset, a
+
+
+def for_pairs(config: Config) -> Config:
+    """The configuration of a flow that learns the pairs of one trained with ``config``: straight lines, no jitter.
+
+    Noise and score tell nothing at t = 0, where pairs begin, so that such a network learns the velocity instead.
+    """
+    method = replace(config.method, objective="flow-matching", path="cond-ot", sigma_min=0.0, coupling="pairs")
+    if method.prediction in ("noise", "score"):
+        method = replace(method, prediction="velocity", loss="same", weight="uniform")
+    training = replace(config.training, max_steps=None, max_minutes=None, pair_ahead=False)
+    return replace(config, method=method, training=training)
+
+
+SHOWN = (1, 2, 4, 8, 100)
+"""Numbers of evaluations at which the same noise is decoded for the eye."""
+
+SOLVER = "euler"
+"""The solver of the report: one evaluation a step, and exact on straight paths."""
+
+METRICS = {"image": ("frechet", "kernel")}
+"""What is measured, the first one being drawn; see OTHER_METRICS for all other kinds."""
+
+OTHER_METRICS = ("energy", "sliced_wasserstein")
+
+
+def check_measure(source: Dataset, a: ReflowArguments) -> None:
+    """Raise UserError where :func:`measure_flows` could not measure flows to these data."""
+    if not len(source.held_out):
+        raise UserError(f"{source.name} has no held-out samples to measure with; hold some out, or give --no-measure")
+    if a.features.features is not None and source.spec.kind != "image":
+        raise UserError(f"--features is for images, and these are {source.spec.kind} data; leave it out")
+    a.features.network(torch.device("cpu"))
+
+
+def measure_flows(
+    folder: Path, flows: Mapping[str, Path], source: Dataset, a: ReflowArguments, *, say: Callable, progress: bool
+) -> Path:
+    """Measure flows by their names, of which the first is the run's own, and write reflow.json and report.html.
+
+    All processes call it; the report's path comes back. Evaluations are gone on with where an earlier call ended.
+    """
+    device = a.settings.training.device
+    metrics = METRICS.get(source.spec.kind, OTHER_METRICS)
+    told = []
+    for i, (name, run) in enumerate(flows.items()):
+        say(f"measuring {name}")
+        distilled = name == "distilled"
+        request = EvalConfig(
+            features=a.features,
+            num_samples=a.measure_samples,
+            metrics=(*metrics, "straightness"),
+            solvers=(SOLVER,),
+            grids=("uniform",),
+            nfes=(1,) if distilled else a.nfes,
+            guidance=a.guidance if i == 0 else 1.0,
+            guidance_interval=a.guidance_interval if i == 0 else None,
+        )
+        _, result = evaluate(run, request, say=say, progress=progress, device=device)
+        told.append({"name": name, "run": str(run), "about": _about(run, i, result), "result": result})
+    shown = [nfe for nfe in SHOWN if nfe in a.nfes] or [min(a.nfes), max(a.nfes)]
+    if current().is_first:
+        for i, flow in enumerate(told):
+            guided = {"guidance": a.guidance, "guidance_interval": a.guidance_interval} if i == 0 else {}
+            at = [1] if flow["name"] == "distilled" else shown
+            flow["pictures"] = _decode(folder, flow["name"], Path(flow["run"]), at, source, device, guided)
+        title = run_folder(next(iter(flows.values()))).resolve().name
+        values = {"format": FORMAT, "title": title, "metric": metrics[0], "shown": shown, "flows": told}
+        atomic_write_text(folder / REFLOW, json.dumps(values, indent=1, allow_nan=False) + "\n")
+        write_reflow(folder)
+    return folder / "report.html"
+
+
+def _about(run: Path, i: int, result: dict[str, Any]) -> str:
+    """What a flow was trained on, in a sentence."""
+    step = result["subject"]["step"]
+    if i == 0:
+        return f"The run itself, at step {step:,}."
+    _, config = parse_config(run / "config.yaml")
+    assert config.training.pairs is not None
+    facts = json.loads((config.training.pairs / FACTS).read_text(encoding="utf-8"))
+    way = f"{facts['solver']} in {facts['steps']} steps" if facts["steps"] else facts["solver"]
+    real = f" and {facts['inverted']:,} of real data carried back" if facts["inverted"] else ""
+    at = " at t = 0 alone" if config.method.times == "start" else ""
+    return f"{step:,} steps{at} on {facts['generated']:,} pairs made by {facts['weights']}, {way}{real}."
+
+
+def _decode(
+    folder: Path, name: str, run: Path, shown: list[int], source: Dataset, device: str, guided: dict[str, Any]
+) -> dict[str, str]:
+    """Draw the same samples at each cost, and return their pictures' names in the folder."""
+    flow = load(run, device=device)
+    pictures = make_folder(folder / "pictures", "--output-dir")
+    n = 16 if flow.spec.kind == "image" else 3 if flow.spec.kind == "sequence" else 1000
+    cond = {c: "cycle" for c, kind in list(flow.spec.conditions.items())[:1] if isinstance(kind, Category)}
+    behind = held_out_batch(flow, source.held_out)
+    files = {}
+    for nfe in shown:
+        x = flow.sample(n, steps=nfe, solver=SOLVER, grid="uniform", cond=cond, **guided)
+        files[str(nfe)] = f"pictures/{name}-{nfe:03d}.png"
+        image = draw(flow, x, flow.conditions(n, cond), behind)
+        save_png(image, pictures / Path(files[str(nfe)]).name)
+    return files
+
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a call ended: which flows there are, the first one's run included, why the last one stopped, the report."""
+
+    flows: dict[str, Path]
+    reason: str
+    report: Path | None
+
+
+def reflow(run: Path, preset: str, a: ReflowArguments, *, say: Say = print, progress: bool = True) -> Ended:
+    """Make pairs and train on them as often as asked, shared by all processes; go on where an earlier call ended.
+
+    Each flow begins with the averaged weights of the one before, and learns pairs that it has made (Liu, Gong & Liu
+    2023, "Flow straight and fast", alg. 1). Raises UserError for arguments that do not fit the run, and for a folder
+    that holds the work of another call.
+    """
+    tune_process()
+    folder = (a.output_dir or run_folder(run) / "reflow").absolute()
+    with process_group(pick_device(a.settings.training.device)) as me:
+        say = say if me.is_first else lambda text: None
+        with sync_errors():
+            source = build_dataset(a.settings.data)
+            place = find_checkpoint(run) if me.is_first else run
+            if a.measure:  # what would fail after the training fails before it
+                check_measure(source, a)
+        place, flows, reason = broadcast_object(place), {"1-rectified": run}, "finished"
+        rounds = [f"{k + 2}-rectified" for k in range(a.iterations)] + (["distilled"] if a.distill else [])
+        for k, name in enumerate(rounds):
+            pairs = folder / f"pairs-{k + 1}"
+            _make(place, source, pairs, _pairing(a, k, len(source.train)), a.settings.training.device, progress, say)
+            config = _config(a, pairs, place, guided=a.guidance != 1, distil=name == "distilled")
+            say(f"{name}: learning {pairs}")
+            flows[name], reason = train(config, preset, run_dir=folder / name, resume="auto", say=say)
+            if reason not in ("finished", "max-steps"):
+                break
+            reason = "finished"
+            place = broadcast_object(find_checkpoint(folder / name) if me.is_first else place)
+        report = None
+        if a.measure and reason == "finished":
+            report = measure_flows(folder, flows, source, a, say=say, progress=progress)
+        return Ended(flows, reason, report)
+
+
+def _pairing(a: ReflowArguments, k: int, rows: int) -> Pairing:
+    """How the pairs of round k are made; their noise is none that an evaluation draws."""
+    guided = k == 0
+    return Pairing(
+        num_pairs=rows if a.num_pairs is None else a.num_pairs,
+        solver=a.pair_solver,
+        steps=a.pair_steps,
+        grid=a.pair_grid,
+        guidance=a.guidance if guided else 1.0,
+        guidance_interval=a.guidance_interval if guided else None,
+        real_share=a.real_share,
+        store=a.store,
+        seed=mix(a.settings.training.seed, 11, k) >> 33,
+    )
+
+
+def _make(place: Path, source: Dataset, folder: Path, pairing: Pairing, device: str, progress: bool, say: Say) -> None:
+    """Have the flow of a checkpoint make pairs, unless they are there."""
+    with sync_errors():
+        flow = load(place, device=device)
+        card = read_model_metadata(weight_file(place, ema=True))
+        if card.fingerprint != source.fingerprint:
+            raise UserError(f"the data of {place} have changed since it was trained; give the data it was trained on")
+    if not (folder / FACTS).is_file():
+        say(f"making {pairing.num_pairs:,} pairs in {folder}")
+    made_by = weights_identity(place, True)
+    make_pairs(flow, card.noise, source, folder, pairing, made_by=made_by, show=progress, say=say)
+
+
+def _config(a: ReflowArguments, pairs: Path, place: Path, *, guided: bool, distil: bool) -> Config:
+    config = a.settings
+    method, output = config.method, config.output
+    if guided:  # a pair that was made for a label is none of no label
+        method = replace(method, label_dropout=0.0)
+    if distil:
+        method = replace(method, times="start", loss="same", weight="uniform", margin=1e-3)
+        output = replace(output, solver="euler", sample_steps=1, grid="uniform")
+    training = replace(config.training, init_from=place, pairs=pairs)
+    return replace(config, method=method, training=training, output=output)

@@ -1,0 +1,111 @@
+"""The job behind ``advect report``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from advect.config.arguments import parse_config, parse_words
+from advect.config.build import build_dataset
+from advect.core.device import tune_process
+from advect.core.errors import UserError
+from advect.evaluation import study
+from advect.evaluation.study import NFES
+from advect.evaluation.target import Measured
+from advect.model.load import load
+from advect.reporting import write_report
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportArguments:
+    """What one call of ``advect report`` asks for."""
+
+    num_samples: int = 1000
+    """Samples for each point of the quality curve, at most as many as the training data."""
+    nfes: tuple[int, ...] | None = None
+    """Numbers of network evaluations at which quality is measured."""
+    seed: int = 0
+    """Seed of the samples."""
+    measure: bool = True
+    """Measure anew; --no-measure makes the page of what is in the run folder."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
+
+
+def parse_report(flags: list[str]) -> ReportArguments:
+    """Parse the words after ``advect report RUN``. Raises UserError."""
+    about = "Measure a run and write a report."
+    a = parse_words(ReportArguments, flags, prog="advect report RUN", description=about)
+    if not a.measure and (a.nfes or a.num_samples != ReportArguments.num_samples):
+        raise UserError("--no-measure measures nothing, so --nfes and --num-samples would be ignored; leave them out")
+    return a
+
+
+def report(
+    run: Path,
+    *,
+    samples: int = 1000,
+    nfes: tuple[int, ...] | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    measure: bool = True,
+    progress: bool = True,
+) -> tuple[Path, dict]:
+    """Measure a run and write its ``report.html``; return the file and the measurements.
+
+    With ``measure`` False the page is made of what the folder already holds. Raises UserError where ``run`` is
+    not a run folder with a checkpoint, or the data have moved.
+    """
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run} is not a run folder: it has no config.yaml; give one such as runs/digits")
+    tune_process()
+    results = run / "evaluation" / "quality.json"
+    if measure:
+        flow = load(run, device=device)
+        _, config = parse_config(run / "config.yaml")
+        source = build_dataset(config.data)
+        if len(source.held_out) < 2 or len(source.train) < 2:
+            raise UserError(
+                f"{run} has {len(source.train)} training and {len(source.held_out)} held-out samples, too few to "
+                "measure with; give more data, or --no-measure"
+            )
+        measured = Measured(flow)
+        train, train_cond = measured.data(source.train)
+        held_out, held_out_cond = measured.data(source.held_out)
+        study(
+            measured,
+            train,
+            held_out,
+            run / "evaluation",
+            train_cond=train_cond,
+            held_out_cond=held_out_cond,
+            samples=samples,
+            seed=seed,
+            progress=progress,
+            nfes=nfes or NFES,
+            space=measured.space,
+        )
+    page = write_report(run)
+    return page, json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
+
+
+def summary(results: dict) -> list[str]:
+    """The measurements' main figures, a line each."""
+    frechet = results["frechet"]
+    best = frechet["best"]
+    lines = [
+        f"Frechet distance to held-out data ({frechet['features']}): {best['distance']:.4g} with {best['solver']} at "
+        f"{best['nfe']} evaluations; the floor, real training data, is {frechet['floor']:.4g}"
+    ]
+    for name, facts in (results.get("fidelity") or {}).items():
+        lines.append(
+            f"{name} as asked for, by a classifier trained on held-out data: {facts['share']:.1%} of samples; "
+            f"it is right on {facts['classifier_accuracy']:.1%} of real training data"
+        )
+    memory = results["memorisation"]
+    lines.append(
+        f"closer to a training sample than {1 - memory['percentile']:.0%} of held-out data are: "
+        f"{memory['share_closer']:.1%} of samples"
+    )
+    return lines

@@ -1,0 +1,93 @@
+"""Where a run begins: from nothing or from a checkpoint, in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from advect.checkpoint.manifest import newest_whole
+from advect.config.network_sections import name_of
+from advect.core.errors import UserError
+from advect.core.files import LOCK, held
+from advect.distributed.comm import current
+from advect.model.metadata import ModelMetadata
+from advect.training import find_checkpoint, verify_checkpoint
+from advect.training.state import PROGRESS
+
+Say = Callable[[str], None]
+
+
+def resolve_checkpoint(run_dir: Path, resume_from: Path | None, resume: str, say: Say) -> Path | None:
+    """The whole checkpoint to go on from; None to begin."""
+    if resume == "auto":
+        return newest_whole(run_dir, say)
+    checkpoint = find_checkpoint(resume_from) if resume_from else None
+    if checkpoint:
+        verify_checkpoint(checkpoint)
+    return checkpoint
+
+
+def check_folder(run_dir: Path, checkpoint: Path | None, again: bool) -> None:
+    """See that the run may be written there; ``again``, also where one was killed before its first checkpoint."""
+    if run_dir.is_file():
+        raise UserError(f"--run-dir {run_dir} is a file; name a folder")
+    own = checkpoint is not None and checkpoint.parent.parent.resolve() == run_dir.resolve()
+    own = own or (again and (run_dir / "config.yaml").is_file())
+    if not own and run_dir.is_dir() and any(path.name != LOCK for path in run_dir.iterdir()):
+        resume = f", or continue it with --resume-from {run_dir}" if (run_dir / "checkpoints").is_dir() else ""
+        raise UserError(f"--run-dir {run_dir} is not empty; name a new folder with --run-dir{resume}")
+
+
+@contextmanager
+def lock_run_dir(run_dir: Path, checkpoint: Path | None, again: bool, say: Say) -> Iterator[None]:
+    """Keep the folder from other runs, and see that none has just begun there; the first process does so for all."""
+    if not current().is_first:
+        yield
+        return
+    with held(run_dir, "--run-dir", say=say):
+        check_folder(run_dir, checkpoint, again)
+        yield
+
+
+def check_same_run(there: ModelMetadata, here: ModelMetadata, checkpoint: Path, say: Say) -> None:
+    """Refuse another network or data shape; tell what else differs, for the run is then not the same bit for bit."""
+    if there.spec.shape != here.spec.shape or there.spec.conditions.keys() != here.spec.conditions.keys():
+        raise UserError(
+            f"checkpoint {checkpoint} was trained on data of shape {there.spec.shape} with conditions "
+            f"{sorted(there.spec.conditions)}, and these have shape {here.spec.shape} with conditions "
+            f"{sorted(here.spec.conditions)}; resume with the data it was trained on"
+        )
+    differs = _differences(there.config, here.config)
+    of_network = [text for section, text in differs if section == "network"]
+    if type(there.network) is not type(here.network):
+        of_network = [f"it has --network {name_of(there.network)}, this one {name_of(here.network)}"]
+    if of_network:
+        raise UserError(
+            f"checkpoint {checkpoint} has another network: {'; '.join(of_network)}; "
+            f"leave out those flags, or train anew with --run-dir"
+        )
+    free = {"max_steps", "max_minutes", "num_workers", "pair_ahead", "grad_checkpointing", "device"}
+    free |= {"parallel", "max_bad_steps", "posthoc_every", "init_from"}
+    world = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8")).get("world", 1)
+    if world * there.config["training"]["batch_size"] == current().world * here.config["training"]["batch_size"]:
+        free.add("batch_size")
+    free |= {"data_dir", "cache_dir", "backed", "skip_unreadable"}  # the fingerprint tells whether data differ
+    if here.config["training"]["lr_schedule"] == "constant":
+        free.add("num_epochs")
+    for section, text in differs:
+        if section in ("data", "method", "training") and text.split()[0] not in free:
+            say(f"note: {text}; the run will not equal one with the old value")
+    if there.fingerprint != here.fingerprint:
+        say("note: the data have changed since the checkpoint; the run will not equal one on the old data")
+
+
+def _differences(there: dict, here: dict) -> list[tuple[str, str]]:
+    return [
+        (section, f"{name} was {there[section].get(name)} there and is {value} here")
+        for section, values in here.items()
+        for name, value in values.items()
+        if name in there.get(section, {})
+        and there[section][name] != value  # a flag newer than the run changes nothing
+    ]

@@ -1,0 +1,114 @@
+"""The job behind ``advect sample``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from advect.config.arguments import parse_words
+from advect.core.errors import UserError
+from advect.model.sampling import Draw
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleArguments:
+    """What one call of ``advect sample`` asks for."""
+
+    num_samples: int = 64
+    """How many samples."""
+    num_steps: int | None = None
+    """Solver steps; by default as many as the run's own sample grids."""
+
+    # Solver; by default that of the run's own sample grids. euler: order 1. midpoint, heun: order 2, two
+    # evaluations a step. ab2, dpmpp2m: order 2, one evaluation; dpmpp2m is exact where the data's prediction stands
+    # still. rk4: order 4, four evaluations. dopri5: adaptive. euler-maruyama, heun: with --diffusion.
+    solver: Literal["euler", "midpoint", "heun", "rk4", "ab2", "dpmpp2m", "dopri5", "euler-maruyama"] | None = None
+
+    grid: Literal["uniform", "cosine", "edm", "shifted"] | None = None
+    """Where the steps lie: evenly; dense at both ends; as EDM's noise levels; more near the noise."""
+
+    # Sample the stochastic equation with this g(t): a number such as 0.5, or a name such as sigma; more of it
+    # forgets errors and needs more steps.
+    diffusion: str | None = None
+
+    seed: int = 0
+    """The same seed gives the same samples."""
+
+    # Conditions as NAME=VALUE, such as label=7. NAME=cycle takes each value in turn, NAME=none samples without;
+    # conditions that are not named are drawn as often as in the data.
+    cond: tuple[str, ...] = ()
+
+    guidance: float = 1.0
+    """Scale of classifier-free guidance: 1 is none, 2 or 3 follows the condition more closely."""
+    guidance_interval: tuple[float, float] | None = None
+    """Times LO HI between which guidance acts; by default all."""
+    use_ema: bool = True
+    """Use the averaged weights."""
+    ema_decay: float | None = None
+    """Use the average of this decay, one of those that the run was trained with."""
+    save_individual: bool = False
+    """Write each image to a file of its own, too."""
+    output_dir: Path | None = None
+    """Folder for the samples, a picture and their facts; by default RUN/generated/seed-SEED."""
+    overwrite: bool = False
+    """Replace other samples that are there already."""
+    batch_size: int = 256
+    """Samples drawn at once."""
+
+    # More samples than this, 10,000 by default, are written in parts of at most this many, which several processes
+    # share. A call that has been ended goes on after its whole parts when it is repeated.
+    part_size: int | None = None
+
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
+    nproc: int = 1
+    """Processes on this machine, on a GPU each where there are any; as torchrun --nproc_per_node starts them."""
+
+    @property
+    def draw(self) -> Draw:
+        """What to draw and how."""
+        return Draw(
+            n=self.num_samples,
+            steps=self.num_steps,
+            solver=self.solver,
+            grid=self.grid,
+            diffusion=number_or_name(self.diffusion),
+            guidance=self.guidance,
+            guidance_interval=self.guidance_interval,
+            seed=self.seed,
+            batch_size=self.batch_size,
+        )
+
+    @property
+    def conditions(self) -> dict[str, str]:
+        """``--cond`` as names and values."""
+        return parse_conditions(self.cond)
+
+
+def parse_sample(flags: list[str]) -> SampleArguments:
+    """Parse the words after ``advect sample RUN``. Raises UserError."""
+    a = parse_words(SampleArguments, flags, prog="advect sample RUN", description="Draw samples from a trained flow.")
+    parse_conditions(a.cond)
+    if a.ema_decay is not None and not a.use_ema:
+        raise UserError("--no-use-ema and --ema-decay contradict each other; give one of them")
+    return a
+
+
+def number_or_name(word: str | None) -> float | str | None:
+    """What ``--diffusion`` says."""
+    try:
+        return None if word is None else float(word)
+    except ValueError:
+        return word
+
+
+def parse_conditions(words: tuple[str, ...]) -> dict[str, str]:
+    """What ``--cond`` says: values by name. Raises UserError."""
+    cond: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (name and equals and value):
+            raise UserError(f"--cond {word} should be NAME=VALUE, such as label=7")
+        cond[name] = value
+    return cond

@@ -1,0 +1,167 @@
+"""From the training section of a configuration to the engine: state and trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from advect.checkpoint.async_writer import CheckpointWriter
+from advect.config.build import build_network, pick_device, pick_precision
+from advect.config.config import Config, MethodConfig, TrainingConfig
+from advect.config.network_sections import NetworkConfig
+from advect.config.yaml_file import to_dict
+from advect.core.device import be_deterministic, use_tf32
+from advect.core.errors import UserError
+from advect.core.random import mix
+from advect.core.types import DataSpec
+from advect.data import Dataset, Split
+from advect.distributed.comm import current
+from advect.distributed.parallel import Parallel, local
+from advect.evaluation.callback import EvalCallback, Yardstick
+from advect.losses import Loss
+from advect.model.flow import Flow
+from advect.reporting.sample_grids import SampleGridCallback, held_out_loss
+from advect.training import (
+    EMA,
+    AdamW,
+    Callback,
+    LearningRate,
+    Loader,
+    Muon,
+    StopCriteria,
+    Trainer,
+    TrainState,
+    hidden_matrices,
+    named_params,
+)
+from advect.training.callbacks import Checkpoints, MetricsFile, ProgressBar
+from advect.training.loggers import Logger, TensorBoardLogger, WandbLogger
+from advect.training.posthoc_ema import SNAPSHOTS, Snapshots
+from advect.training.precision import on_meta
+
+
+def check_method(method: MethodConfig, t: TrainingConfig) -> None:
+    """Raise UserError where the method and the way to train contradict each other."""
+    for flag, asked in (("--pair-ahead", t.pair_ahead), ("--accumulate", t.accumulate > 1)):
+        if asked and method.times == "importance":
+            raise UserError(f"{flag} and --times importance contradict each other: times are learned from whole steps")
+
+
+def new_state(
+    network: NetworkConfig,
+    t: TrainingConfig,
+    spec: DataSpec,
+    objective: Loss,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+    **kept,
+) -> TrainState:
+    """A state at its first step, on the device of ``t``, from ``weights`` or else from its seed.
+
+    ``kept`` goes into it as it is. The processes that have joined share its network as ``t`` says.
+    """
+    device = pick_device(t.device)
+    if t.deterministic:
+        be_deterministic(device)
+    with torch.random.fork_rng():
+        torch.manual_seed(mix(t.seed, 0))
+        net = build_network(network, spec, grad_checkpointing=t.grad_checkpointing)
+    if weights is not None:
+        net.load_state_dict(weights)
+    parallel, twin = Parallel.choose(t.parallel, net, device), on_meta(net)
+    net = parallel.place(net, device, pick_precision(t.mixed_precision, device, t.half))
+    params = named_params(net)
+    if t.optimizer == "muon":
+        optimizer = Muon(params, hidden_matrices(net), weight_decay=t.weight_decay)
+    else:
+        optimizer = AdamW(params, weight_decay=t.weight_decay)
+    lengths, parts = t.posthoc_lengths if t.posthoc_ema else (), {name: local(p) for name, p in params.items()}
+    ema = EMA(parts, t.ema_decay, also=t.ema_also, lengths=lengths) if t.use_ema else None
+    return TrainState(net, optimizer, ema, extra=objective, parallel=parallel, twin=twin, **kept)
+
+
+def new_trainer(
+    t: TrainingConfig,
+    state: TrainState,
+    objective: Loss,
+    split: Split,
+    *,
+    rate: LearningRate,
+    limits: StopCriteria,
+    log_every: int,
+    hooks: Sequence[Callback],
+) -> Trainer:
+    """A trainer of ``state`` on ``split``; nothing is written until it runs."""
+    device = pick_device(t.device)
+    use_tf32(device, t.tf32)
+    return Trainer(
+        state,
+        objective,
+        Loader(split, t.batch_size, seed=t.seed, workers=t.num_workers, rank=current().rank, world=current().world),
+        rate=rate,
+        limits=limits,
+        grad_clip=t.grad_clip,
+        autocast=pick_precision(t.mixed_precision, device, t.half),
+        accumulate=t.accumulate,
+        compile_model=t.compile_model,
+        pair_ahead=t.pair_ahead,
+        max_bad_steps=t.max_bad_steps,
+        seed=t.seed,
+        log_every=log_every,
+        device=device,
+        hooks=hooks,
+    )
+
+
+def build_callbacks(
+    config: Config, run_dir: Path, flow: Flow, objective: Loss, source: Dataset
+) -> tuple[Callback, ...]:
+    """The hooks of a run, in their order; only the first process writes and shows."""
+    out, first = config.output, current().is_first
+    metrics, boards = MetricsFile(run_dir / "metrics.jsonl"), _boards(config, run_dir) if first else ()
+    watch = SampleGridCallback(
+        flow,
+        objective,
+        source.held_out,
+        run_dir / "samples",
+        every=out.sample_every,
+        samples=out.num_samples,
+        seed=config.training.seed,
+        metrics=metrics if first else None,
+        boards=boards,
+    )
+    writer = CheckpointWriter(run_dir / "checkpoints", keep_last=out.keep_last, keep_every=out.keep_every)
+    checkpoints = Checkpoints(writer, every=out.save_every, every_epochs=out.save_epochs)
+    t, bar = config.training, ProgressBar()
+    snapshots = [Snapshots(run_dir / SNAPSHOTS, every=t.posthoc_every)] if t.posthoc_ema else []
+    quality = []
+    if out.eval_every:
+        options = {"samples": out.eval_samples, "features": out.eval_features, "seed": t.seed}
+        yardstick = Yardstick(flow, source.real, **options)
+        loss = lambda: held_out_loss(flow, objective, source.held_out, t.seed)
+        keep = kept_measure(out.keep_best, yardstick.metrics)
+        options = {"every": out.eval_every, "keep": keep, "metrics": watch.metrics, "boards": boards}
+        quality = [EvalCallback(yardstick, loss, checkpoints, tell=bar.tell, **options)]
+    shared = *snapshots, checkpoints, watch, *quality  # a checkpoint's snapshot is there before it
+    return (metrics, *boards, bar, *shared) if first else shared
+
+
+def _boards(config: Config, run_dir: Path) -> tuple[Logger, ...]:
+    out, board = config.output, TensorBoardLogger(run_dir / "tensorboard")
+    if out.wandb == "none":
+        return (board,)
+    project, name = out.wandb_project or "advect", run_dir.resolve().name
+    shared = WandbLogger(run_dir / "wandb", mode=out.wandb, project=project, name=name, config=to_dict(config))
+    return board, shared
+
+
+def kept_measure(asked: str | None, measured: tuple[str, ...]) -> str | None:
+    """The measure of the best checkpoint, of those ``measured``, the first of which does for images."""
+    if asked == "auto":
+        return "energy" if "energy" in measured else measured[0]
+    if asked in ("kernel", "energy") and asked not in measured:
+        raise UserError(f"--keep-best {asked} is not measured of these data; take {' or '.join(measured)}")
+    return asked

@@ -1,0 +1,208 @@
+"""Images of one's own, of any size."""
+
+from dataclasses import replace
+
+from advect.config.config import (
+    Config,
+    MethodConfig,
+    OutputConfig,
+    Preset,
+    TrainingConfig,
+    UNetConfig,
+)
+from advect.config.data_sections import DigitsData
+from advect.config.image_sections import CifarData, FashionMnistData, ImageFolderData
+
+
+def fit_images(config: Config, height: int, width: int) -> Config:
+    """With a U-Net for images of a size: the full one where there is a GPU, else one that a CPU trains in minutes.
+
+    A patch of 4 x 4 pixels has 48 numbers of noise, too many for 64 channels to carry to a velocity: there the network
+    predicts the data (Li & He 2025, "Back to basics: let denoising generative models denoise").
+    """
+    network = full_unet(height, width) if has_gpu() else folded_unet(height, width)
+    method = config.method
+    if network.patch_size >= 4:
+        method = replace(method, prediction="data", loss="velocity", margin=0.05)
+    return replace(config, network=network, method=method)
+
+
+def has_gpu() -> bool:
+    """Whether a run on --device auto takes a GPU."""
+    import torch  # takes a second to import
+
+    return torch.cuda.is_available()
+
+
+def folded_unet(height: int, width: int) -> UNetConfig:
+    """A small U-Net on pixels folded into channels, so that maps have some 16 pixels; attention in the middle only."""
+    small, fold = min(height, width), 1
+    while fold < 4 and small >= 24 * fold and height % (4 * fold) == width % (4 * fold) == 0:
+        fold *= 2
+    halvings = 0
+    while halvings < 3 and height % (fold << halvings + 1) == width % (fold << halvings + 1) == 0:
+        if halvings and small // fold >> halvings < 16:
+            break
+        halvings += 1
+    return UNetConfig(
+        model_channels=32 if small <= 16 else 64,
+        channel_mult=(1, 2, 2, 4)[: halvings + 1],
+        num_res_blocks=1,
+        attention_resolutions=(),
+        dropout=0.0,
+        patch_size=fold,
+    )
+
+
+def full_unet(height: int, width: int) -> UNetConfig:
+    """A U-Net that halves images as often as they allow, down to 4 pixels, with attention from 16 pixels on."""
+    small = min(height, width)
+    halvings = 0
+    while halvings < 3 and height % 2 ** (halvings + 1) == width % 2 ** (halvings + 1) == 0 and small >> halvings >= 8:
+        halvings += 1
+    heights = [height >> level for level in range(halvings + 1)]
+    return UNetConfig(
+        model_channels=32 if small <= 16 else 64,
+        channel_mult=(1, 2, 2, 4)[: halvings + 1],
+        num_res_blocks=1 if small <= 32 else 2,
+        attention_resolutions=tuple(size for size in heights[1:] if size <= 16),
+        patch_size=2 if small >= 128 and height % 16 == width % 16 == 0 else 1,
+    )
+
+
+IMAGES = Preset(
+    "images",
+    "images of your own: a folder or archive, shards, Parquet, arrays; the U-Net follows their size and the device",
+    # Rate, warm-up and solver as found for fashion-mnist; runs of minutes on a CPU are in docs/experiments/images.md.
+    Config(
+        data=ImageFolderData(),
+        network=full_unet(64, 64),
+        training=TrainingConfig(
+            batch_size=64,
+            num_epochs=200,
+            optimizer="muon",
+            learning_rate=2e-3,
+            lr_schedule="cosine",
+            lr_warmup_steps=100,
+            ema_decay=0.9995,
+            mixed_precision=True,
+            num_workers=2,
+        ),
+        output=OutputConfig(
+            log_every=50, sample_every=1000, save_every=1000, save_epochs=50, solver="dpmpp2m", sample_steps=20
+        ),
+    ),
+    takes=(
+        "image-folder",
+        "celeba",
+        "packed",
+        "shards",
+        "parquet-images",
+        "hub-images",
+        "array-file",
+        "mnist",
+        "cifar",
+    ),
+    fit=fit_images,
+)
+
+
+CELEBA64 = Preset(
+    "celeba64",
+    "64x64 colour images: CelebA in its official layout, or any folder (--data-dir): for a GPU",
+    Config(
+        data=ImageFolderData(),
+        network=UNetConfig(),
+        method=MethodConfig(sigma_min=1e-4),
+        training=TrainingConfig(
+            batch_size=32,
+            num_epochs=100,
+            learning_rate=2e-4,
+            lr_schedule="cosine",
+            lr_warmup_steps=1000,
+            ema_decay=0.9999,
+            num_workers=4,
+        ),
+        output=OutputConfig(log_every=50, sample_every=1000, save_every=5000),
+    ),
+    takes=("image-folder", "celeba", "packed", "shards", "parquet-images", "hub-images"),
+)
+
+
+_FULL = UNetConfig(channel_mult=(1, 2, 2, 2), attention_resolutions=(16,))
+
+CIFAR10 = Preset(
+    "cifar10",
+    "32x32 colour pictures by class: CIFAR-10 or CIFAR-100, upstream's files in --data-dir; on a CPU --num-epochs 5",
+    Config(
+        data=CifarData(),
+        network=_FULL,
+        training=TrainingConfig(
+            batch_size=128,
+            num_epochs=400,
+            optimizer="muon",
+            learning_rate=2e-3,
+            lr_schedule="cosine",
+            lr_warmup_steps=200,
+            ema_decay=0.9999,
+            mixed_precision=True,
+            num_workers=2,
+        ),
+        output=OutputConfig(
+            log_every=50, sample_every=2000, save_every=5000, save_epochs=20, solver="dpmpp2m", sample_steps=20
+        ),
+    ),
+    takes=("cifar",),
+    fit=lambda config, height, width: replace(config, network=_FULL if has_gpu() else folded_unet(height, width)),
+)
+
+
+FASHION_MNIST = Preset(
+    "fashion-mnist",
+    "28x28 grey pictures of clothes, from the upstream IDX files in --data-dir: six minutes on two CPU cores",
+    # Found by experiment, docs/experiments/time-to-quality.md; the epochs are what six minutes allow.
+    Config(
+        data=FashionMnistData(),
+        network=UNetConfig(
+            patch_size=2,
+            model_channels=64,
+            channel_mult=(1, 2),
+            num_res_blocks=1,
+            attention_resolutions=(),
+            dropout=0.0,
+        ),
+        training=TrainingConfig(
+            batch_size=128,
+            num_epochs=5,
+            optimizer="muon",
+            learning_rate=4e-3,
+            lr_schedule="cosine",
+            lr_warmup_steps=100,
+            ema_decay=0.9995,
+            mixed_precision=True,
+        ),
+        output=OutputConfig(log_every=50, sample_every=1000, save_every=1000, solver="dpmpp2m", sample_steps=20),
+    ),
+    takes=("fashion-mnist",),
+)
+
+
+DIGITS = Preset(
+    "digits",
+    "8x8 handwritten digits by class, inside scikit-learn: about two minutes on two CPU cores",
+    Config(
+        data=DigitsData(),
+        network=UNetConfig(
+            model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(4,), dropout=0.1
+        ),
+        training=TrainingConfig(
+            batch_size=128,
+            num_epochs=250,
+            learning_rate=1e-3,
+            lr_schedule="cosine",
+            lr_warmup_steps=100,
+            ema_decay=0.995,
+        ),
+        output=OutputConfig(log_every=20, sample_every=500, save_every=500, save_epochs=50, num_samples=100),
+    ),
+)

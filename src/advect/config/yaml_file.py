@@ -1,0 +1,73 @@
+"""``config.yaml``: a configuration as sections of flags, and back into flags.
+
+A file is read by turning it into command-line flags, so it has one parser, one set of checks and one kind of
+error with the command line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from advect.config.config import Config
+from advect.config.data_formats import format_of
+from advect.config.network_sections import name_of
+from advect.core.errors import UserError
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def section_to_dict(section: Any) -> dict[str, object]:
+    """A section of the configuration as plain values."""
+    return {f.name: _plain(getattr(section, f.name)) for f in fields(section)}
+
+
+def to_dict(config: Config) -> dict[str, dict[str, object]]:
+    """The configuration as sections of plain values."""
+    return {f.name: section_to_dict(getattr(config, f.name)) for f in fields(config)}
+
+
+def to_yaml(config: Config, preset: str) -> str:
+    """The text of ``config.yaml``: the preset that it started from, and every value."""
+    sections = to_dict(config)
+    if (data_format := format_of(config.data)) is not None:
+        sections["data"] = {"data_format": data_format, **sections["data"]}
+    sections["network"] = {"network": name_of(config.network), **sections["network"]}
+    return yaml.safe_dump({"preset": preset, **sections}, sort_keys=False)
+
+
+def read_flags(path: Path) -> tuple[str, list[str]]:
+    """Read a ``config.yaml``: the preset's name, and the flags that give every value in the file."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {path} cannot be read ({error.strerror}); give a run's config.yaml") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} is not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict) or not isinstance(values.get("preset"), str):
+        raise UserError(f"--config {path} does not name its preset; its first line should be like 'preset: digits'")
+    flags: list[str] = []
+    for name, section in values.items():
+        if name == "preset":
+            continue
+        if not isinstance(section, dict):
+            raise UserError(f"--config {path}: {name} should be a section of names and values, got {section!r}")
+        for key, value in section.items():
+            flags += _flags(str(key), value)
+    return values["preset"], flags
+
+
+def _flags(key: str, value: object) -> list[str]:
+    name = key.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    if isinstance(value, list):
+        return [f"--{name}", *map(str, value)]
+    return [f"--{name}", str(value)]

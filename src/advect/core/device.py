@@ -1,0 +1,132 @@
+"""Settings of the process that make training faster, for programs that own their process, and what a device can do."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+import torch
+
+from advect.core.errors import UserError
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+
+
+def tune_process() -> None:
+    """Let glibc keep freed memory, and flush denormal numbers to zero.
+
+    By default glibc maps every large tensor anew and gives it back when freed, so that a training step on the
+    CPU pays for page faults. Denormal numbers, which Adam's moments become where a gradient stays zero, make
+    arithmetic on the CPU several times slower. Neither setting can be undone; neither changes a GPU's results.
+    """
+    torch.set_flush_denormal(True)
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_M_TOP_PAD, 64 << 20)
+
+
+def use_tf32(device: torch.device, on: bool) -> None:
+    """Let a CUDA device multiply float32 with 10 bits of mantissa (TF32), or not, in this process.
+
+    Devices without TF32 ignore it, and a CPU is left as it is.
+    """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if on else "highest")
+        torch.backends.cudnn.allow_tf32 = on
+
+
+def be_deterministic(device: torch.device) -> None:
+    """Let a CUDA device take kernels that give the same bits each time, and refuse the others, in this process.
+
+    Before the first product on the device. It costs workspace memory, and time wherever the fastest kernel sums in no
+    fixed order. A CPU gives the same bits on the same number of threads as it is.
+    """
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware: CUDA from Ampere on, a CPU with AMX or AVX512-BF16."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":  # names with an underscore, which another PyTorch may not have
+        probes = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+        return any(probe() for probe in probes if probe is not None)
+    return False
+
+
+def best_half(device: torch.device) -> torch.dtype | None:
+    """The 16-bit type in which the device computes faster than in float32, or None where there is none.
+
+    bfloat16 where the hardware has it, since it needs no loss scale; else float16 on a GPU.
+    """
+    if has_fast_bfloat16(device):
+        return torch.bfloat16
+    return None if device.type == "cpu" else torch.float16
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise UserError where torch.compile would find no C++ compiler for code of the CPU."""
+    if device.type != "cpu":
+        return
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise UserError(
+            "--compile-model needs a C++ compiler, and none is found; install g++, name one in the environment "
+            "variable CXX, or train with --no-compile-model"
+        ) from error
+
+
+# Dense TFLOP/s, without sparsity, of 16-bit matrix products accumulated in float32. NVIDIA's data sheets and
+# architecture papers: H200 (2024), H100 (2023), A100 (2021), Ada (2023), Ampere GA102 (2021), L4 (2023), L40S (2023),
+# V100 (2020), T4 (2019). The first name found in the device's counts.
+_DENSE_16_BIT = (
+    ("H200", 989.5),
+    ("H100 PCIe", 756.0),
+    ("H100 NVL", 835.5),
+    ("H100", 989.5),
+    ("A100", 312.0),
+    ("A10G", 70.0),
+    ("A10", 125.0),
+    ("L40S", 362.0),
+    ("L40", 181.0),
+    ("L4", 121.0),
+    ("RTX 4090", 165.2),
+    ("RTX 3090", 71.0),
+    ("V100", 125.0),
+    ("T4", 65.0),
+)
+_NO_BFLOAT16 = ("V100", "T4")
+
+
+def peak_flops(name: str, dtype: torch.dtype) -> float | None:
+    """The most multiplications and additions a second of the GPU called ``name`` in matrix products of ``dtype``.
+
+    float16 and bfloat16 only, dense, as its maker states it; None where it is not known.
+    """
+    if dtype not in (torch.float16, torch.bfloat16):
+        return None
+    words = name.replace("-", " ").replace("_", " ")
+    for known, tera in _DENSE_16_BIT:
+        if f" {known} " in f" {words} ":
+            return None if known in _NO_BFLOAT16 and dtype is torch.bfloat16 else tera * 1e12
+    return None
+
+
+def device_peak(device: torch.device, dtype: torch.dtype | None) -> float | None:
+    """:func:`peak_flops` of a device; ``dtype`` None is float32. None for CPUs, whose clocks vary."""
+    if device.type != "cuda" or dtype is None:
+        return None
+    return peak_flops(torch.cuda.get_device_name(device), dtype)

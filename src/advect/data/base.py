@@ -1,0 +1,175 @@
+"""What data is to the rest of the house: a source with two splits that hand out batches in model units."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advect.core.errors import UserError
+from advect.core.random import CounterRng, Generator
+from advect.core.types import Batch, Category, Conditions, DataSpec
+from advect.data.transforms import Transform
+
+
+class Split(ABC):
+    """The samples 0 .. len - 1 of a part of the data. Several threads may fetch at once.
+
+    Attributes:
+        shards: the sizes of the runs of samples that are near to one another, where far ones are slow to reach; else
+            None. They sum to len, and training then visits a few shards at a time.
+    """
+
+    shards: Sequence[int] | None = None
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """The number of samples."""
+
+    @abstractmethod
+    def fetch(self, indices: np.ndarray, rng: Generator = None) -> Batch:
+        """The samples at ``indices`` (B,) int64, in that order, in model units.
+
+        ``rng``, where given, drives augmentation and has B rows, a row for each index; None augments nothing.
+        """
+
+
+class Dataset:
+    """Data to train and measure on. A concrete source's constructor ends by calling this one.
+
+    Attributes:
+        name: what reports call it.
+        spec: shape of one sample, kind and conditions.
+        transform: between data units and the model units that the splits hand out.
+        train: the samples to train on.
+        held_out: samples kept for measuring, none of them in ``train``; it may be empty.
+        fingerprint: sha256, in hexadecimal, of what the data is; the same in every process.
+
+    Raises:
+        UserError: there is nothing to train on.
+    """
+
+    def __init__(
+        self, *, name: str, spec: DataSpec, transform: Transform, train: Split, held_out: Split, fingerprint: str
+    ) -> None:
+        if not len(train):
+            raise UserError(f"{name} has no samples to train on; give at least one")
+        self.name, self.spec, self.transform = name, spec, transform
+        self.train, self.held_out, self.fingerprint = train, held_out, fingerprint
+
+    def facts(self) -> dict[str, Any]:
+        """A JSON object with what writing samples in the data's own format needs; empty where arrays say all."""
+        return {}
+
+    @property
+    def real(self) -> Dataset:
+        """The data to hold samples against: these, unless they are pairs that a flow has made for others."""
+        return self
+
+    def starts(self) -> tuple[Tensor, Conditions] | None:
+        """Where flows to these data start, samples (n, *S) in model units and their categories (n,); None is noise."""
+        return None
+
+    def __repr__(self) -> str:
+        parts = f"train={len(self.train)}, held_out={len(self.held_out)}"
+        return f"{type(self).__name__}(shape={self.spec.shape}, {parts}, fingerprint={self.fingerprint[:12]})"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Samples x (N, *S) in data units and, for each condition, labels (N,) int64."""
+
+    x: np.ndarray
+    labels: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __getitem__(self, indices: np.ndarray) -> Rows:
+        return Rows(self.x[indices], {key: labels[indices] for key, labels in self.labels.items()})
+
+
+class ArraySplit(Split):
+    """Samples that lie in memory: 8-bit ones as they are, converted at each fetch; others in model units."""
+
+    def __init__(self, rows: Rows, transform: Transform) -> None:
+        self._transform = transform if rows.x.dtype == np.uint8 else None
+        x = rows.x if self._transform else transform.forward(torch.from_numpy(rows.x)).numpy()
+        self._x = np.ascontiguousarray(x)
+        self._labels = {key: np.ascontiguousarray(labels, np.int64) for key, labels in rows.labels.items()}
+
+    def __len__(self) -> int:
+        return len(self._x)
+
+    def fetch(self, indices: np.ndarray, rng: Generator = None) -> Batch:
+        # A toy network steps in a millisecond or two: NumPy's take costs a sixth of PyTorch's index_select.
+        x = torch.from_numpy(self._x.take(indices, axis=0))
+        if self._transform:
+            x = self._transform.forward(x)
+        if not self._labels:
+            return Batch(x)
+        return Batch(x, {key: torch.from_numpy(labels.take(indices)) for key, labels in self._labels.items()})
+
+
+class ArrayDataset(Dataset):
+    """A source whose samples lie in memory: (D,) are vectors, (C, H, W) images.
+
+    ``names`` are the names of each condition's values. The fingerprint covers samples, labels and names.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        train: Rows,
+        held_out: Rows,
+        transform: Transform,
+        names: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        names = names or {}
+        shape = train.x.shape[1:]
+        super().__init__(
+            name=name,
+            spec=DataSpec(
+                shape=shape,
+                kind="image" if len(shape) == 3 else "vector",
+                conditions={key: category(train.labels[key], values) for key, values in names.items()},
+            ),
+            transform=transform,
+            train=ArraySplit(train, transform),
+            held_out=ArraySplit(held_out, transform),
+            fingerprint=fingerprint(train, held_out, names),
+        )
+
+
+def category(labels: np.ndarray, names: Sequence[str]) -> Category:
+    """The category of these names, with the shares of the labels (N,) in 0 .. len(names) - 1."""
+    counts = np.bincount(labels, minlength=len(names))
+    return Category(tuple(names), tuple((counts / max(len(labels), 1)).tolist()))
+
+
+def fingerprint(train: Rows, held_out: Rows, names: Mapping[str, Sequence[str]]) -> str:
+    """sha256, in hexadecimal, of the samples, their labels and the labels' names."""
+    digest = hashlib.sha256(repr([(key, tuple(names[key])) for key in sorted(names)]).encode())
+    for rows in (train, held_out):
+        for array in (rows.x, *(rows.labels[key] for key in sorted(rows.labels))):
+            digest.update(f"{array.dtype.str}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def check_share(held_out: float) -> None:
+    """Raise UserError unless ``held_out`` is a share in [0, 1)."""
+    if not 0 <= held_out < 1:
+        raise UserError(f"held_out must be a share in [0, 1), got {held_out}; 0.1 keeps a tenth for measuring")
+
+
+def random_split(n: int, held_out: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The indices of 0 .. n - 1 to train on and those held out, both rising; a share > 0 of n >= 2 is at least one."""
+    check_share(held_out)
+    count = min(max(round(n * held_out), 1), n - 1) if held_out else 0
+    order = CounterRng(seed, 0, n).permutation().numpy()
+    return np.sort(order[count:]), np.sort(order[:count])

@@ -1,0 +1,206 @@
+"""The columns of ``obs`` as conditions, and the cells that are controls."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from advect.core.errors import UserError, did_you_mean
+from advect.core.random import Generator, mix, uniform
+from advect.core.types import LENGTH, NULL, Batch, Category, Quantity
+from advect.data.base import Split
+from advect.data.cells.matrix import CellMatrix
+from advect.data.transforms import Transform
+
+EXAMPLES = 256
+"""Rows that a Quantity keeps."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One condition: what the model is told of it, and its values: (N,) int64, or (N, 1) float32, standardised."""
+
+    condition: Category | Quantity
+    values: np.ndarray
+
+
+def column(obs: Any, name: str, argument: str) -> Any:
+    """A column of obs. Raises UserError where there is none of that name."""
+    if name not in obs.columns:
+        fix = did_you_mean(name, map(str, obs.columns)) if len(obs.columns) else "; it has no columns"
+        raise UserError(f"{argument} names {name!r}, which obs has not{fix}")
+    return obs[name]
+
+
+def read_columns(
+    obs: Any, conditions: Sequence[str], continuous: Sequence[str], *, used: np.ndarray, train: np.ndarray
+) -> dict[str, Column]:
+    """The conditions by name: names are those that occur among the cells ``used``, figures those of ``train``."""
+    for argument, names in (("conditions", conditions), ("continuous", continuous)):
+        if isinstance(names, str):
+            raise UserError(f"{argument} must be a list of columns, got {names!r}; give [{names!r}]")
+    twice = {name for name in conditions if name in continuous or list(conditions).count(name) > 1}
+    if twice or LENGTH in (*conditions, *continuous):
+        name = min(twice) if twice else LENGTH
+        why = "is named twice" if twice else "is a name that sequences keep for themselves; rename the column"
+        raise UserError(f"conditions: {name!r} {why}")
+    columns = {name: _category(column(obs, name, "conditions"), used, train) for name in conditions}
+    return columns | {name: _quantity(column(obs, name, "continuous"), used, train) for name in continuous}
+
+
+def _category(values: Any, used: np.ndarray, train: np.ndarray) -> Column:
+    """Names are in the order that a pandas categorical has, or sorted, numbers as such; NaN and "" are not given."""
+    given = values.notna().to_numpy() & (values.astype(str) != "").to_numpy()
+    text = values.astype(str).to_numpy(dtype=object)
+    present = set(text[used][given[used]])
+    if not present:
+        raise UserError(f"conditions: column {values.name!r} has no value in any cell; leave it out")
+    if values.dtype.kind == "f" and len(present) > max(20, len(used) // 2):
+        raise UserError(
+            f"conditions: column {values.name!r} has {len(present)} different numbers in {len(used)} cells;"
+            " give it to continuous instead"
+        )
+    order = (
+        values.cat.categories.astype(str)
+        if hasattr(values, "cat")
+        else sorted(present, key=float if values.dtype.kind in "iuf" else None)
+    )
+    names = [name for name in order if name in present]
+    number = {name: i for i, name in enumerate(names)}
+    codes = np.array([number.get(t, NULL) if ok else NULL for t, ok in zip(text, given, strict=True)], np.int64)
+    counts = np.bincount(codes[train][codes[train] >= 0], minlength=len(names))
+    return Column(Category(tuple(names), tuple((counts / max(counts.sum(), 1)).tolist())), codes)
+
+
+def _quantity(values: Any, used: np.ndarray, train: np.ndarray) -> Column:
+    try:
+        numbers = values.astype(float).to_numpy()
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"continuous: column {values.name!r} does not hold numbers ({error}); give it to conditions"
+        ) from error
+    if np.isinf(numbers[used]).any():
+        raise UserError(f"continuous: column {values.name!r} holds infinity; leave such values empty")
+    known = numbers[train][~np.isnan(numbers[train])]
+    if not len(known):
+        raise UserError(f"continuous: column {values.name!r} has no value in any training cell; leave it out")
+    mean, std = float(known.mean()), float(known.std()) or 1.0
+    picks = known[np.linspace(0, len(known) - 1, min(len(known), EXAMPLES)).astype(int)]
+    quantity = Quantity((str(values.name),), (mean,), (std,), tuple((float(v),) for v in picks))
+    return Column(quantity, ((numbers - mean) / std).astype(np.float32)[:, None])
+
+
+def control_cells(obs: Any, control: str | None) -> np.ndarray:
+    """Which cells (N,) are controls, by ``"column=value"``; none are without it.
+
+    Raises:
+        UserError: column or value is not there, or all cells are controls.
+    """
+    if control is None:
+        return np.zeros(len(obs), dtype=bool)
+    name, equals, value = control.partition("=")
+    if not equals:
+        raise UserError(f"control must be 'column=value', such as 'perturbation=control', got {control!r}")
+    values = column(obs, name, "control")
+    here = (values.notna() & (values.astype(str) == value)).to_numpy()
+    if not here.any():
+        present = sorted(set(values.dropna().astype(str)))
+        raise UserError(f"control: no cell has {name} {value!r}{did_you_mean(value, present[:30])}")
+    if here.all():
+        raise UserError(f"control: all cells have {control}; the flow needs others to lead to")
+    return here
+
+
+def split_by_digest(digests: np.ndarray, held_out: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The cells to train on and those held out, both rising: by the hash of each cell's digest and the seed.
+
+    Equal cells fall on one side, and the order of the cells does not matter. A share > 0 holds at least one cell out
+    and trains on at least one, if two differ; groups of equal cells are held out whole until the share is reached.
+    """
+    kinds, which, sizes = np.unique(digests, return_inverse=True, return_counts=True)
+    if not held_out or len(kinds) < 2:
+        return np.arange(len(digests)), np.arange(0)
+    words = [int.from_bytes(hashlib.blake2b(kind, digest_size=8).digest()) for kind in kinds]
+    order = sorted(range(len(kinds)), key=lambda i: mix(seed, words[i]))
+    before = np.cumsum(sizes[order]) - sizes[order]  # how many are held out when a group's turn comes
+    taken = np.zeros(len(kinds), dtype=bool)
+    taken[np.array(order)[before < round(len(digests) * held_out)]] = True
+    taken[order[0]], taken[order[-1]] = True, False
+    return np.flatnonzero(~taken[which]), np.flatnonzero(taken[which])
+
+
+class Starts:
+    """Control cells (m,) to start at, for cells (n,) whose whole numbers (n, g) agree with theirs (m, g)."""
+
+    def __init__(self, controls: np.ndarray, control_codes: np.ndarray, cell_codes: np.ndarray) -> None:
+        together = np.concatenate([control_codes, cell_codes])
+        groups = np.unique(together, axis=0, return_inverse=True)[1].reshape(-1)
+        own, wanted = groups[: len(controls)], groups[len(controls) :]
+        order = np.argsort(own, kind="stable")
+        self._controls = controls[order]
+        first = np.searchsorted(own[order], wanted)
+        size = np.searchsorted(own[order], wanted, "right") - first
+        self._first, self._size = np.where(size, first, 0), np.where(size, size, len(controls))
+
+    def draw(self, indices: np.ndarray, rng: Generator) -> np.ndarray:
+        """A control for each of the cells at ``indices`` (B,); always the same one without an rng."""
+        if rng is None:
+            u = np.array([mix(int(i)) for i in indices], dtype=np.float64) / 2**64
+        else:
+            u = uniform((len(indices),), rng, dtype=torch.float64).numpy()
+        size = self._size[indices]
+        return self._controls[self._first[indices] + np.minimum((u * size).astype(np.int64), size - 1)]
+
+
+class CellSplit(Split):
+    """Cells of a matrix of expression.
+
+    Args:
+        matrix: expression (N, D) of all cells.
+        cells: those (n,) of this split.
+        to_model: from expression to model units.
+        columns: the conditions of all cells, (N,) int64 or (N, 1) float32.
+        starts: where each cell of the split starts, if the data says so.
+    """
+
+    def __init__(
+        self,
+        matrix: CellMatrix,
+        cells: np.ndarray,
+        to_model: Transform,
+        columns: dict[str, np.ndarray],
+        starts: Starts | None = None,
+    ) -> None:
+        self.cells = cells
+        self._matrix, self._to_model, self._starts = matrix, to_model, starts
+        self._columns = {name: values[cells] for name, values in columns.items()}
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def fetch(self, indices: np.ndarray, rng: Generator = None) -> Batch:
+        x0 = None if self._starts is None else self.rows(self._starts.draw(indices, rng))
+        cond = {name: torch.from_numpy(values[indices]) for name, values in self._columns.items()}
+        return Batch(self.rows(self.cells[indices]), cond or None, x0)
+
+    def rows(self, cells: np.ndarray) -> torch.Tensor:
+        """Any cells (B,) of the matrix in model units (B, *S)."""
+        return self._to_model.forward(torch.from_numpy(self._matrix.rows(cells).toarray()))
+
+    def expression(self, indices: np.ndarray) -> torch.Tensor:
+        """The expression (B, D) of the samples at ``indices`` (B,) as it was measured, with all its zeros."""
+        return torch.from_numpy(self._matrix.rows(self.cells[indices]).toarray())
+
+
+def check_controls(cells: np.ndarray, starts: np.ndarray, control: str | None) -> None:
+    """Raise UserError unless there are cells to train on, and controls to start at where asked."""
+    if not len(cells) or (control is not None and not len(starts)):
+        raise UserError(
+            f"{len(cells)} cells are left to train on and {len(starts)} controls ({control}) to start at;"
+            " give more cells or a smaller held_out"
+        )

@@ -1,0 +1,301 @@
+"""Single cells from an .h5ad file: expression by genes or by components, conditions from obs, starts from controls."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advect.core.errors import UserError, optional_import
+from advect.core.types import Category, Conditions, DataSpec
+from advect.data.base import Dataset, check_share
+from advect.data.cells.conditions import (
+    CellSplit,
+    Column,
+    Starts,
+    check_controls,
+    control_cells,
+    read_columns,
+    split_by_digest,
+)
+from advect.data.cells.matrix import (
+    CellMatrix,
+    MatrixStats,
+    Normalised,
+    held_matrix,
+    least,
+    moments,
+    most_variable,
+    principal_components,
+    stored_matrix,
+    survey,
+)
+from advect.data.cells.transform import Chain, Components, Expression, Space
+from advect.data.cells.write import obs_facts, var_facts
+from advect.data.transforms import Identity, Standardize, Transform
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LARGEST_LOG = 20.0
+"""No logarithm of a count comes near: log(1 + 1e8) is 18.4."""
+
+
+class Cells(Dataset):
+    """Cells (D,) of an AnnData file: D genes, or components of them, in the units that ``space`` says.
+
+    Counts are scaled to ``target_sum`` a cell, with the sum over all genes of the file, and log(1 + x) taken; then
+    genes are chosen; then each gene, or with ``pca`` each component's score, is standardised. Matrices stay sparse:
+    a fetch makes its own rows dense and nothing else is. Cells with the same values in all genes lie in one split.
+
+    With ``control`` the samples are the other cells, and ``Batch.x0`` holds control cells of the same split, drawn
+    evenly from those that agree in all other categorical conditions, or from all where none does. Without an rng,
+    sample i has a fixed control.
+
+    Args:
+        path: an .h5ad file, or an AnnData object.
+        layer: the layer that holds the values; None for X.
+        conditions: columns of obs as categories; an empty value is "not given".
+        continuous: columns of obs as numbers; an empty value is "not given".
+        normalise: scale each cell to ``target_sum``.
+        target_sum: > 0; 1e4 is the custom.
+        log1p: take log(1 + x).
+        standardise: (x - mean) / (std + 1e-8) over the training cells; 1 instead of a deviation of 0.
+        highly_variable: how many genes to keep, by dispersion (Zheng et al. 2017) over the training cells.
+        genes: the names of the genes to keep, in this order; with ``highly_variable`` the choice is among them.
+        pca: how many principal components to train on; the way back gives all genes, as smooth expectations, from
+            which :func:`~advect.data.cells.write.count_noise` draws cells as they are counted.
+        control: "column=value" of the cells that the flow starts at.
+        held_out: the share of the cells kept for measuring, in [0, 1).
+        seed: of the split and of the components' search.
+        space: the data units, "expression" (what normalise and log1p make of the counts) or "counts" (rounded, for
+            cells of the median library size).
+        backed: leave the matrix in the file and read rows as they are asked for.
+
+    Raises:
+        UserError: the file, its values, a name or an argument cannot be used; it says why.
+    """
+
+    def __init__(
+        self,
+        path: Any,
+        *,
+        layer: str | None = None,
+        conditions: Sequence[str] = (),
+        continuous: Sequence[str] = (),
+        normalise: bool = True,
+        target_sum: float = 1e4,
+        log1p: bool = True,
+        standardise: bool = True,
+        highly_variable: int | None = None,
+        genes: Sequence[str] | None = None,
+        pca: int | None = None,
+        control: str | None = None,
+        held_out: float = 0.1,
+        seed: int = 0,
+        space: Space = "expression",
+        backed: bool = False,
+    ) -> None:
+        check_share(held_out)
+        target = target_sum if normalise else None
+        scale = Expression(space=space, target_sum=target, log1p=log1p)  # refuses arguments before the file is read
+        found, matrix, obs, var = _read(path, layer, scale, backed=backed)
+        controls = control_cells(obs, control)
+        train, rest = split_by_digest(found.digests, held_out, seed=seed)
+        cells, self._starts = train[~controls[train]], train[controls[train]]
+        check_controls(cells, self._starts, control)
+        self._columns = read_columns(obs, conditions, continuous, used=np.flatnonzero(~controls), train=cells)
+        self._control = (control or "").partition("=")[0]
+        linear = Normalised(matrix, found.libraries, target_sum=target, log1p=False)
+        chosen = _choose(linear, var.index, genes, highly_variable, train)
+        self._values = Normalised(matrix.columns(chosen), found.libraries, target_sum=target, log1p=log1p)
+        model = _fit(self._values, train, standardise=standardise, pca=pca, seed=seed)
+        self._quantiles = _quantiles(found.libraries[cells]) if normalise else [1.0]
+        middle = self._quantiles[len(self._quantiles) // 2]
+        self._counted = pca is not None and found.whole and found.lowest >= 0
+        whole = found.whole and not (self._counted and space == "counts")  # what is expected lies between counts
+        smallest = least(self._values, train) if pca is None else 0.0
+        self._expression = replace(
+            scale, library=middle, non_negative=found.lowest >= 0, integer=whole, smallest=smallest
+        )
+        self._var, self._to_model = var_facts(var.iloc[chosen]), Chain(model)
+        options = [normalise, target_sum, log1p, standardise, pca, control, held_out, seed, space]
+        held_starts = rest[controls[rest]]
+        super().__init__(
+            name="cells",
+            spec=DataSpec((pca or len(chosen),), "vector", {k: c.condition for k, c in self._columns.items()}),
+            transform=Chain([self._expression, *model]),
+            train=self._split(cells, self._starts),
+            held_out=self._split(rest[~controls[rest]], held_starts if len(held_starts) else self._starts),
+            fingerprint=_fingerprint(found, self._columns, self._var["genes"], options),
+        )
+
+    @property
+    def _matched(self) -> list[str]:
+        """The categories that cells and their controls share: what a control is called is not one."""
+        return [k for k, c in self._columns.items() if isinstance(c.condition, Category) and k != self._control]
+
+    def _split(self, cells: np.ndarray, controls: np.ndarray) -> CellSplit:
+        starts = None
+        if self._control:
+            codes = np.stack([self._columns[k].values for k in self._matched] or [np.zeros(self._values.shape[0])], 1)
+            starts = Starts(controls, codes[controls], codes[cells])
+        columns = {name: column.values for name, column in self._columns.items()}
+        return CellSplit(self._values, cells, self._to_model, columns, starts)
+
+    def controls(self, limit: int = 5000) -> tuple[Tensor, Conditions]:
+        """Training controls in model units (n, D), ``limit`` at most, evenly spaced, and their categories (n,).
+
+        They are what has to be stored to sample without the data: ``sources.Empirical(x, cond=cond)``.
+
+        Raises:
+            UserError: the data was built without ``control``.
+        """
+        if not self._control:
+            raise UserError("these cells were built without control; give control='column=value'")
+        picks = np.unique(np.linspace(0, len(self._starts) - 1, min(limit, len(self._starts))).astype(np.int64))
+        cells = self._starts[picks]
+        x = CellSplit(self._values, cells, self._to_model, {}).rows(cells)
+        return x, {name: torch.from_numpy(self._columns[name].values[cells]) for name in self._matched}
+
+    def starts(self) -> tuple[Tensor, Conditions] | None:
+        """The training controls, see :meth:`controls`; None without ``control``."""
+        return self.controls() if self._control else None
+
+    def facts(self) -> dict[str, Any]:
+        """What :func:`~advect.data.cells.write.write_h5ad` needs beside samples, as JSON: genes, units, names."""
+        return {
+            "kind": "cells",
+            "space": self._expression.space,
+            "counted": self._counted,
+            "expression": {k: v for k, v in self._expression.to_config().items() if k != "kind"},
+            "library_quantiles": self._quantiles,
+            "var": self._var,
+            "obs": obs_facts(self._columns),
+        }
+
+
+def _read(
+    path: Any, layer: str | None, scale: Expression, *, backed: bool
+) -> tuple[MatrixStats, CellMatrix, pd.DataFrame, pd.DataFrame]:
+    """What is found in the values, the values, and the tables obs and var, all checked."""
+    optional_import("anndata", "cells")
+    if isinstance(path, str | os.PathLike):
+        where, matrix, obs, var = _open(Path(path), layer, backed=backed)
+    elif all(hasattr(path, name) for name in ("X", "obs", "var", "layers")):
+        where, matrix, obs, var = "the AnnData object", held_matrix(path, layer), path.obs, path.var
+    else:
+        raise UserError(f"path must be an .h5ad file or an AnnData object, got {type(path).__name__}")
+    _check_names(var.index, where)
+    found = survey(matrix, where)
+    _check_values(found, where, scale)
+    return found, matrix, obs, var
+
+
+def _open(path: Path, layer: str | None, *, backed: bool) -> tuple[str, CellMatrix, pd.DataFrame, pd.DataFrame]:
+    """What to call the values of a file, the values, and the tables obs and var."""
+    import h5py
+    import pandas as pd
+    from anndata.io import read_elem
+
+    if not path.is_file():
+        raise UserError(f"path {str(path)!r} is not a file; give the .h5ad file")
+    where = path.name + (f", layer {layer!r}" if layer else "")
+    try:
+        file = h5py.File(path)
+    except OSError as error:
+        raise UserError(f"{path} is not an .h5ad file, or a damaged one ({error}); write it again") from error
+    try:
+        tables: list[Any] = [read_elem(cast(Any, file[name])) if name in file else None for name in ("obs", "var")]
+        if not all(isinstance(table, pd.DataFrame) for table in tables):
+            raise UserError(f"{path} has no tables obs and var; write it with a recent AnnData.write_h5ad")
+        return where, stored_matrix(file, layer, backed=backed, where=where), tables[0], tables[1]
+    finally:
+        if not backed:
+            file.close()
+
+
+def _check_names(genes: Any, where: str) -> None:
+    if genes.is_unique:
+        return
+    twice = genes[genes.duplicated()]
+    raise UserError(
+        f"{where} has {len(twice)} duplicate gene names, the first {twice[0]!r};"
+        " AnnData.var_names_make_unique() mends it"
+    )
+
+
+def _check_values(found: MatrixStats, where: str, scale: Expression) -> None:
+    """Refuse values to which the steps that were asked for do not apply."""
+    asked = scale.target_sum is not None or scale.log1p
+    off = "normalise=False, log1p=False (--no-normalise --no-log1p)"
+    if asked and found.lowest < 0:
+        raise UserError(f"{where} holds negative values, down to {found.lowest:.4g}, so it is not counts; give {off}")
+    if asked and not found.whole and found.highest <= LARGEST_LOG:
+        raise UserError(
+            f"{where} looks log-normalised already: its values are not whole, the largest is {found.highest:.4g};"
+            f" give {off}"
+        )
+    if scale.space == "counts" and not (found.whole and found.lowest >= 0):
+        raise UserError(f"space is 'counts', but {where} does not hold counts; give space='expression'")
+
+
+def _choose(
+    linear: CellMatrix, names: Any, genes: Sequence[str] | None, highly_variable: int | None, train: np.ndarray
+) -> np.ndarray:
+    """The columns to keep, of a matrix before the logarithm."""
+    chosen = np.arange(linear.shape[1])
+    if genes is not None:
+        known = {str(name): i for i, name in enumerate(names)}
+        unknown = [gene for gene in genes if gene not in known]
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], known, n=1)
+            fix = f"did you mean {near[0]!r}?" if near else "see AnnData.var_names"
+            raise UserError(f"genes names {unknown[0]!r}, which var has not; {fix}")
+        if not len(genes) or len(set(genes)) < len(genes):
+            raise UserError(f"genes must be one name or more, all different, got {len(set(genes))} in {len(genes)}")
+        chosen = np.array([known[gene] for gene in genes])
+    if highly_variable is None:
+        return chosen
+    return chosen[most_variable(*moments(linear.columns(chosen), train), highly_variable)]
+
+
+def _fit(values: CellMatrix, train: np.ndarray, *, standardise: bool, pca: int | None, seed: int) -> list[Transform]:
+    """The way from expression to model units, by what the training cells are."""
+    mean, variance = moments(values, train)
+    parts: list[Transform] = []
+    if pca is not None:
+        components, variance = principal_components(values, train, mean, pca, seed=seed)
+        parts.append(Components(torch.from_numpy(components).float(), torch.from_numpy(mean).float()))
+        mean = np.zeros(pca)
+    if standardise:
+        std = np.where(variance > 0, np.sqrt(variance) + 1e-8, 1.0)
+        parts.append(Standardize(mean.tolist(), std.tolist()))
+    return parts or [Identity()]
+
+
+def _quantiles(libraries: np.ndarray) -> list[float]:
+    """The 101 percentiles of the library sizes of cells that are not empty."""
+    sizes = libraries[libraries > 0]
+    if not len(sizes):
+        raise UserError("normalise needs counts, and every training cell is empty; check the file")
+    return np.quantile(sizes, np.linspace(0, 1, 101)).tolist()
+
+
+def _fingerprint(found: MatrixStats, columns: dict[str, Column], genes: list[str], options: list[Any]) -> str:
+    """sha256 of all cells, their conditions, the genes kept and the options."""
+    digest = hashlib.sha256(json.dumps([options, genes, sorted(columns)]).encode())
+    digest.update(found.digests.tobytes())
+    for name in sorted(columns):
+        digest.update(repr(columns[name].condition).encode())
+        digest.update(np.ascontiguousarray(columns[name].values).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Images: files, archives, shards and upstream data sets."""

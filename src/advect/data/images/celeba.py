@@ -1,0 +1,161 @@
+"""CelebA, 202,599 faces with 40 attributes each, in its official layout."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from advect.core.errors import UserError, did_you_mean
+from advect.core.types import DataSpec
+from advect.data.base import Dataset, category
+from advect.data.images.decoding import Decoder
+from advect.data.images.folder import PIXELS, ImageSplit, Unreadable, files_fingerprint
+from advect.data.images.stores import ImageStore, open_store, require_folder
+
+PARTITION, ATTRIBUTES, IMAGES = "list_eval_partition", "list_attr_celeba", "img_align_celeba"
+PLACES = ("", "Eval", "Anno", "Img")
+"""Where upstream puts the lists and the images; all of them in one folder is as well."""
+
+_PARTS = {"train": 0, "valid": 1, "test": 2}
+_NO_YES = ("no", "yes")
+
+
+class CelebA(Dataset):
+    """Aligned and cropped faces (Liu, Luo, Wang & Tang 2015, "Deep learning face attributes in the wild").
+
+    Args:
+        data_dir: the folder with ``img_align_celeba`` (a folder, or a zip or tar of it), ``list_eval_partition``
+            and, for attributes, ``list_attr_celeba``; both ``.txt`` as upstream, or ``.csv`` as mirrors have them.
+        image_size: height and width in pixels, >= 1; one number is both.
+        attributes: conditions, any of the 40, such as "Smiling" and "Male"; the values are "no" and "yes".
+        crop: the side in pixels of the square that is cut from the centre of the 178 x 218 images before scaling; 140
+            is that of Tolstikhin et al. 2018 and many since. None cuts the largest, 178.
+        held_out: which of upstream's parts is kept for measuring, "valid" (19,867) or "test" (19,962).
+        flip: mirror half of the training images left to right, at random.
+        skip_unreadable: put the next readable image in the place of one that cannot be read, see ``unreadable``.
+
+    Attributes:
+        unreadable: the images that could not be read so far, each with the reason.
+
+    Raises:
+        UserError: a file is missing or damaged, the lists and the images disagree, or an attribute is unknown.
+    """
+
+    def __init__(
+        self,
+        data_dir: str | os.PathLike[str],
+        *,
+        image_size: int | tuple[int, int] = 64,
+        attributes: Sequence[str] = (),
+        crop: int | None = 140,
+        held_out: Literal["valid", "test"] = "valid",
+        flip: bool = True,
+        skip_unreadable: bool = False,
+    ) -> None:
+        if held_out not in ("valid", "test"):
+            raise UserError(f"held_out is the name of a part{did_you_mean(str(held_out), ('valid', 'test'))}")
+        decoder = Decoder(image_size=image_size, window=crop)
+        folder = require_folder(data_dir, holding=f"{IMAGES}, {PARTITION}.txt and {ATTRIBUTES}.txt")
+        store = open_store(_find(folder, IMAGES, ("", ".zip", ".tar", ".tar.gz")))
+        parts = _parts(_find(folder, PARTITION, (".txt", ".csv")), store)
+        labels = _attributes(folder, attributes, store) if attributes else {}
+        train, rest = (np.flatnonzero(parts == _PARTS[part]) for part in ("train", held_out))
+        self.unreadable = Unreadable(len(store)) if skip_unreadable else None
+        conditions = {name: category(values[train], _NO_YES) for name, values in labels.items()}
+        super().__init__(
+            name="celeba",
+            spec=DataSpec(shape=decoder.shape, kind="image", conditions=dict(conditions)),
+            transform=PIXELS,
+            train=ImageSplit(store, train, labels, decoder, flip=flip, unreadable=self.unreadable),
+            held_out=ImageSplit(store, rest, labels, decoder, unreadable=self.unreadable),
+            fingerprint=files_fingerprint(store, _sizes_and_parts(store, parts)),
+        )
+
+
+def _sizes_and_parts(store: ImageStore, parts: np.ndarray) -> list[bytes]:
+    """What tells each image apart: not its content, for reading 1.4 GB at every start would tell little more."""
+    try:
+        return [b"%d %d" % (store.size(i), part) for i, part in enumerate(parts.tolist())]
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}); mend or remove it") from error
+
+
+def find_celeba(folder: Path) -> bool:
+    """Whether a folder holds CelebA's list of parts, or its images together with a list."""
+    return any((folder / place / f"{PARTITION}{suffix}").is_file() for place in PLACES for suffix in (".txt", ".csv"))
+
+
+def _find(folder: Path, name: str, suffixes: Sequence[str]) -> Path:
+    for candidate in (folder / place / f"{name}{suffix}" for place in PLACES for suffix in suffixes):
+        if candidate.exists():
+            return candidate
+    raise UserError(f"{folder} has no {' or '.join(name + suffix for suffix in suffixes)}; put it there")
+
+
+def _parts(path: Path, store: ImageStore) -> np.ndarray:
+    """The part (0, 1 or 2) of every image of the store."""
+    rows = [(line, _words(text)) for line, text in _lines(path)]
+    if rows and rows[0][1][0] == "image_id":
+        rows = rows[1:]
+    parts = {}
+    for line, row in rows:
+        if len(row) != 2 or row[1] not in ("0", "1", "2"):
+            raise UserError(f"{path} line {line} is not an image's name and 0, 1 or 2, but {' '.join(row)!r}; mend it")
+        parts[row[0]] = int(row[1])
+    return _by_image(path, parts, store)
+
+
+def _attributes(folder: Path, wanted: Sequence[str], store: ImageStore) -> dict[str, np.ndarray]:
+    """For each wanted attribute, 0 (no) or 1 (yes) for every image of the store."""
+    path = _find(folder, ATTRIBUTES, (".txt", ".csv"))
+    lines = _lines(path)
+    if lines and lines[0][1].strip().isdigit():  # upstream begins with the number of images
+        lines = lines[1:]
+    if not lines:
+        raise UserError(f"{path} is empty; download it again")
+    known = [name for name in _words(lines[0][1]) if name != "image_id"]
+    for name in wanted:
+        if name not in known:
+            raise UserError(f"CelebA has no attribute {name!r}{did_you_mean(name, known)}")
+    columns = [known.index(name) for name in wanted]
+    values = {}
+    for line, text in lines[1:]:
+        name, *row = _words(text)
+        if len(row) != len(known) or not {row[i] for i in columns} <= {"-1", "0", "1"}:
+            raise UserError(
+                f"{path} line {line} has not -1 or 1 for each of {len(known)} attributes; download it again"
+            )
+        values[name] = [row[i] == "1" for i in columns]
+    table = _by_image(path, values, store)
+    return {name: table[:, i] for i, name in enumerate(wanted)}
+
+
+def _by_image(path: Path, values: dict[str, int] | dict[str, list[bool]], store: ImageStore) -> np.ndarray:
+    """The values of the images in the store's order, int64; the names of both must agree."""
+    names = [name.rsplit("/", 1)[-1] for name in store.names]
+    lost, unlisted = sorted(values.keys() - set(names)), sorted(set(names) - values.keys())
+    if lost or unlisted:
+        what = f"lists {lost[0]!r}, which is not there" if lost else f"does not list the image {unlisted[0]!r}"
+        count = len(lost) + len(unlisted)
+        raise UserError(
+            f"{path} {what}; {count} of {len(values)} names disagree with the images; take both from one download"
+        )
+    return np.array([values[name] for name in names], np.int64)
+
+
+def _words(line: str) -> list[str]:
+    """The entries of a line, parted by spaces as upstream does or by commas as its mirrors do."""
+    return line.replace(",", " ").split()
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """The lines that are not empty, each with its number from 1."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); download it again") from error
+    return [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]

@@ -1,0 +1,313 @@
+"""A folder or an archive of pictures, of any sizes and in any sub-folders, as images of one size."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import unicodedata
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from advect.core.errors import UserError
+from advect.core.random import Generator, uniform
+from advect.core.types import Batch, DataSpec
+from advect.data.base import Dataset, Split, category, check_share
+from advect.data.content_hash import split_by_content
+from advect.data.images.decoding import Decoder
+from advect.data.images.stores import SUFFIXES, ImageStore, open_store, starts_like_image
+from advect.data.transforms import PixelScale
+
+TRAIN = frozenset({"train", "training"})
+MEASURE = frozenset({"test", "testing", "val", "valid", "validation"})
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The class of every image, labels (N,) int64, and the classes' names, sorted."""
+
+    labels: np.ndarray
+    names: tuple[str, ...]
+
+
+def official_split(names: Sequence[str]) -> tuple[np.ndarray, np.ndarray] | None:
+    """The indices below a folder "train" and those below "test" or "val", or None where the images lie otherwise."""
+    tops = [parts[0].lower() if len(parts) > 1 else "" for parts in _below_the_common(names)]
+    if not (set(tops) & TRAIN and set(tops) & MEASURE and set(tops) <= TRAIN | MEASURE):
+        return None
+    train = np.array([top in TRAIN for top in tops])
+    return np.flatnonzero(train), np.flatnonzero(~train)
+
+
+def sub_folder_classes(names: Sequence[str], wanted: bool | Literal["auto"]) -> Classes | None:
+    """The classes that the first differing folder of each path names, below "train" and "test" where there are such.
+
+    Args:
+        names: paths with "/".
+        wanted: False for none; True where there must be some; "auto" for whatever is there.
+
+    Raises:
+        UserError: classes are wanted but some images lie in no sub-folder, or all in one.
+    """
+    if wanted not in (True, False, "auto"):
+        raise UserError(f"labels must be True, False or 'auto', got {wanted!r}")
+    if wanted is False:
+        return None
+    paths = _below_the_common(names)
+    if official_split(names):
+        paths = [parts[1:] for parts in paths]
+    loose = [name for name, parts in zip(names, paths, strict=True) if len(parts) < 2]
+    found = sorted({parts[0] for parts in paths if len(parts) > 1})
+    if loose or len(found) < 2:
+        if wanted == "auto":
+            return None
+        why = f"{loose[0]} lies in none" if loose else "all images lie in one"
+        raise UserError(f"labels=True needs a sub-folder for each class, but {why}; sort them or give labels=False")
+    number = {name: i for i, name in enumerate(found)}
+    return Classes(np.array([number[parts[0]] for parts in paths], np.int64), tuple(found))
+
+
+def _below_the_common(names: Sequence[str]) -> list[list[str]]:
+    """The parts of each path without the folders that all share: archives often wrap everything in one folder."""
+    paths = [name.split("/") for name in names]
+    shared = 0
+    while all(len(parts) > shared + 1 and parts[shared] == paths[0][shared] for parts in paths):
+        shared += 1
+    return [parts[shared:] for parts in paths]
+
+
+PIXELS = PixelScale(0, 255, integer=True)
+"""How decoded images become model units."""
+
+_MOST_UNREADABLE = 0.01
+_READERS = 16  # on a network disk a file takes milliseconds to open, and many at once take no longer
+
+
+class ImageFolder(Dataset):
+    """The images of a folder, a zip or a tar (compressed or not), as (channels, H, W), 0 to 255, see :class:`Decoder`.
+
+    The archives are read in place. Files and folders whose names start with a dot are passed over. The same files
+    give the same splits, pixels and fingerprint, wherever they lie.
+
+    Args:
+        data_dir: the folder or archive; files count by their suffix, in any case: png, jpg, jpeg, webp, bmp.
+        image_size: height and width in pixels, >= 1; one number is both.
+        channels: 3 for colour, 1 for grey, 4 for colour with its alpha.
+        crop: the side in pixels of a square to cut from the centre before scaling; None takes all.
+        random_crop: crop the longer side of training images anywhere, at random, instead of in the centre.
+        flip: mirror half of the training images left to right, at random.
+        background: what shows through transparent images: a colour's name, "#rrggbb", or three numbers 0 to 255.
+        labels: whether the sub-folders are classes, the condition ``label``. "auto" says yes where every image lies
+            in a sub-folder and there are at least two of them.
+        held_out: the share kept for measuring, in [0, 1), decided for each file by a hash of its size and of the 8 KiB
+            in its middle, so that exact copies share a side and new files move no old one. None is the split of
+            the folders "train" and "test" (or "val") where the images lie in such, else 0.05.
+        skip_unreadable: put the next readable image in the place of one that cannot be read, see ``unreadable``.
+
+    Attributes:
+        unreadable: the images that could not be read so far, each with the reason.
+
+    Raises:
+        UserError: the folder is missing, unreadable or without images, or an argument is out of its range; a
+            fetch raises it for a file that is not a readable image, or when more than 1% are not.
+    """
+
+    def __init__(
+        self,
+        data_dir: str | os.PathLike[str],
+        *,
+        image_size: int | tuple[int, int] = 64,
+        channels: int = 3,
+        crop: int | None = None,
+        random_crop: bool = False,
+        flip: bool = True,
+        background: str | tuple[int, int, int] = "white",
+        labels: bool | Literal["auto"] = "auto",
+        held_out: float | None = None,
+        skip_unreadable: bool = False,
+    ) -> None:
+        check_share(held_out or 0)
+        decoder = Decoder(image_size=image_size, channels=channels, background=background, window=crop)
+        store = open_store(data_dir)
+        if not len(store):
+            raise UserError(
+                f"data_dir {str(data_dir)!r} holds no image; put {', '.join(SUFFIXES)} files in it or below it"
+            )
+        self.unreadable = Unreadable(len(store)) if skip_unreadable else None
+        digests = content_digests(store, self.unreadable)
+        own = official_split(store.names) if held_out is None else None
+        train, rest = own or split_by_content(digests, 0.05 if held_out is None else held_out)
+        classes = sub_folder_classes(store.names, labels)
+        values = {} if classes is None else {"label": classes.labels}
+        super().__init__(
+            name="image-folder",
+            spec=DataSpec(
+                shape=decoder.shape,
+                kind="image",
+                conditions={} if classes is None else {"label": category(classes.labels[train], classes.names)},
+            ),
+            transform=PIXELS,
+            train=ImageSplit(
+                store, train, values, decoder, flip=flip, random_crop=random_crop, unreadable=self.unreadable
+            ),
+            held_out=ImageSplit(store, rest, values, decoder, unreadable=self.unreadable),
+            fingerprint=files_fingerprint(store, digests),
+        )
+
+
+class Unreadable(dict[str, str]):
+    """The images that could not be read, each with the reason, of ``total``; more than 1% of them are an error."""
+
+    def __init__(self, total: int) -> None:
+        super().__init__()
+        self._most = max(1, int(_MOST_UNREADABLE * total))
+
+    def add(self, title: str, reason: str) -> None:
+        """Note one. Raises UserError where it is one too many."""
+        self[title] = reason
+        if len(self) > self._most:
+            raise UserError(
+                f"{len(self)} images cannot be read, more than 1%, among them {title} ({reason});"
+                " repair them or take them out"
+            )
+
+
+class ImageSplit(Split):
+    """Some images of a store, decoded at each fetch.
+
+    Args:
+        store: where they lie.
+        rows: (N,) their numbers in it.
+        labels: for each condition, a whole number (len(store),) for every image of the store.
+        decoder: what makes pixels of them.
+        flip: mirror half of the images that are fetched with an rng.
+        random_crop: crop those at random.
+        unreadable: where to note images that cannot be read, and take the next one; None raises at the first.
+    """
+
+    def __init__(
+        self,
+        store: ImageStore,
+        rows: np.ndarray,
+        labels: Mapping[str, np.ndarray],
+        decoder: Decoder,
+        *,
+        flip: bool = False,
+        random_crop: bool = False,
+        unreadable: Unreadable | None = None,
+    ) -> None:
+        self.store, self.rows, self.decoder = store, rows, decoder
+        self._labels = {name: np.ascontiguousarray(values[rows], np.int64) for name, values in labels.items()}
+        self._flip, self._random_crop, self._unreadable = flip, random_crop, unreadable
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the images inside the store."""
+        return [self.store.names[int(row)] for row in self.rows]
+
+    def fetch(self, indices: np.ndarray, rng: Generator = None) -> Batch:
+        pixels = np.empty((len(indices), *self.decoder.shape), np.uint8)
+        places = [None] * len(indices)
+        if self._random_crop and rng is not None:
+            places = uniform((len(indices), 2), rng).tolist()
+        taken = np.empty(len(indices), np.int64)
+        for row, index in enumerate(indices):
+            pixels[row], taken[row] = self._decode(int(index), places[row])
+        if self._flip and rng is not None:
+            mirrored = uniform((len(indices),), rng).numpy() < 0.5
+            pixels[mirrored] = pixels[mirrored, ..., ::-1]
+        x = PIXELS.forward(torch.from_numpy(pixels))
+        if not self._labels:
+            return Batch(x)
+        return Batch(x, {name: torch.from_numpy(values[taken]) for name, values in self._labels.items()})
+
+    def find_unreadable(self, *, workers: int = 4) -> dict[str, str]:
+        """Decode every image once, and tell which cannot be read, and why."""
+
+        def reason(row: int) -> str | None:
+            try:
+                self.decoder(self.store.read(row))
+            except Exception as error:  # as in _decode
+                return one_line(error)
+
+        with ThreadPoolExecutor(workers) as pool:
+            reasons = pool.map(reason, self.rows.tolist())
+            return {self.store.title(row): why for row, why in zip(self.rows, reasons, strict=True) if why}
+
+    def _decode(self, index: int, place: tuple[float, float] | None) -> tuple[np.ndarray, int]:
+        """The image at ``index`` and that index, or the next readable one and its."""
+        title = reason = ""
+        for candidate in chain(range(index, len(self)), range(index)):
+            row = self.rows[candidate]
+            try:
+                return self.decoder(self.store.read(row), place), candidate
+            except Exception as error:  # a decoder raises whatever a damaged file leads it to
+                title, reason = self.store.title(row), one_line(error)
+                if self._unreadable is None:
+                    raise UserError(
+                        f"{title} cannot be read as an image ({reason}); repair it or take it out"
+                    ) from error
+                self._unreadable.add(title, reason)
+        raise UserError(f"no image can be read, {title} among them ({reason}); repair them or name others")
+
+
+def one_line(error: Exception) -> str:
+    """What an exception says, on one line."""
+    if isinstance(error, UnidentifiedImageError):  # it tells where in memory the bytes lie
+        return "it is in no image format that is known here"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def content_digests(store: ImageStore, unreadable: Unreadable | None = None) -> list[bytes]:
+    """The digest of every image, or of its name where its bytes cannot be read, which is then noted.
+
+    A file that is no image by its first bytes is noted, too, so that a folder of many such is refused at once.
+
+    Raises:
+        UserError: one cannot be read and there is nowhere to note it, or too many cannot.
+    """
+
+    def digest(index: int) -> bytes:
+        try:
+            if unreadable is not None and not starts_like_image(store.start(index)):
+                _note_unknown(store, index, unreadable)
+            return store.digest(index)
+        except UserError:
+            raise
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else one_line(error)
+            if unreadable is None:
+                raise UserError(f"{store.title(index)} cannot be read ({why}); mend or remove it") from error
+            unreadable.add(store.title(index), str(why))
+            return hashlib.sha256(store.names[index].encode("utf-8", "surrogateescape")).digest()
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(digest, range(len(store))))
+
+
+def _note_unknown(store: ImageStore, index: int, unreadable: Unreadable) -> None:
+    """Note an image that is in no format that Pillow knows either."""
+    try:
+        with Image.open(io.BytesIO(store.read(index))):
+            return
+    except Exception as error:  # as in ImageSplit._decode
+        reason = one_line(error)
+    unreadable.add(store.title(index), reason)
+
+
+def files_fingerprint(store: ImageStore, digests: Sequence[bytes]) -> str:
+    """sha256 of the names of the files and of something of each (its digest, or its size)."""
+    # A name is the same on file systems that compose accents and on those that take them apart.
+    keys = (unicodedata.normalize("NFC", name).encode("utf-8", "surrogateescape") for name in store.names)
+    lines = [b"%b\0%b\n" % (key, digest) for key, digest in zip(keys, digests, strict=True)]
+    return hashlib.sha256(b"".join(sorted(lines))).hexdigest()

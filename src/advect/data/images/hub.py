@@ -1,0 +1,201 @@
+"""Images of a Hugging Face dataset: from the hub, from Parquet files, or saved on disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from advect.core.errors import UserError, did_you_mean, optional_import
+from advect.core.types import NULL, Category, DataSpec
+from advect.data.base import Dataset, category, check_share
+from advect.data.content_hash import fingerprint_of, split_by_content
+from advect.data.images.decoding import Decoder
+from advect.data.images.folder import PIXELS, ImageSplit, Unreadable, content_digests, one_line
+from advect.data.images.stores import ImageStore
+
+_HELD_OUT = ("test", "validation", "valid", "val")
+
+
+class HubImages(Dataset):
+    """A dataset of the Hugging Face hub, or one like it on disk, as images (channels, H, W), see :class:`Decoder`.
+
+    Args:
+        name: a name on the hub such as "uoft-cs/cifar10", a ``.parquet`` file, a folder of such, or a folder that
+            ``save_to_disk`` wrote.
+        configuration: which of a hub dataset's configurations.
+        image_size: height and width in pixels, >= 1; one number is both.
+        channels: 3 for colour, 1 for grey, 4 for colour with its alpha.
+        crop: the side in pixels of a square to cut from the centre before scaling; None takes all.
+        flip: mirror half of the training images left to right, at random.
+        background: what shows through transparent images: a colour's name, "#rrggbb", or three numbers 0 to 255.
+        image_column: None is the first column of images.
+        conditions: columns of classes, yes and no, whole numbers or words. None is the first column of named classes,
+            if any, as the condition ``label``; others keep their names.
+        held_out: the share of the split "train" kept for measuring, in [0, 1), as for :class:`ImageFolder`. None is
+            the dataset's own "test" or "validation" where it has one, else 0.05.
+        skip_unreadable: put the next readable image in the place of one that cannot be read, see ``unreadable``.
+
+    Attributes:
+        unreadable: the images that could not be read so far, each with the reason.
+
+    Raises:
+        UserError: ``datasets`` is not installed, the dataset cannot be opened, or it has no such column.
+    """
+
+    def __init__(
+        self,
+        name: str | os.PathLike[str],
+        *,
+        configuration: str | None = None,
+        image_size: int | tuple[int, int] = 64,
+        channels: int = 3,
+        crop: int | None = None,
+        flip: bool = True,
+        background: str | tuple[int, int, int] = "white",
+        image_column: str | None = None,
+        conditions: Sequence[str] | None = None,
+        held_out: float | None = None,
+        skip_unreadable: bool = False,
+    ) -> None:
+        check_share(held_out or 0)
+        decoder = Decoder(image_size=image_size, channels=channels, background=background, window=crop)
+        title, splits = str(name), _open(str(name), configuration)
+        own = next((part for part in _HELD_OUT if part in splits), None) if held_out is None else None
+        parts = ["train" if "train" in splits else next(iter(splits)), *([] if own is None else [own])]
+        if own == parts[0]:
+            parts, own = parts[:1], None
+        tables = [splits[part] for part in parts]
+        image = _image_column(title, tables[0].features, image_column)
+        columns = _condition_columns(title, tables[0].features, conditions)
+        store = HubStore(title, dict(zip(parts, tables, strict=True)), image)
+        self.unreadable = Unreadable(len(store)) if skip_unreadable else None
+        digests, count = content_digests(store, self.unreadable), len(tables[0])
+        if own is None:
+            train, rest = split_by_content(digests, 0.05 if held_out is None else held_out)
+        else:
+            train, rest = np.arange(count), np.arange(count, len(store))
+        found = {name: _classes(title, column, tables) for name, column in columns.items()}
+        labels = {name: numbers for name, (numbers, _) in found.items()}
+        names = {name: values for name, (_, values) in found.items()}
+        specs = {name: _category(numbers[train], names[name]) for name, numbers in labels.items()}
+        super().__init__(
+            name=Path(title).name,
+            spec=DataSpec(shape=decoder.shape, kind="image", conditions=dict(specs)),
+            transform=PIXELS,
+            train=ImageSplit(store, train, labels, decoder, flip=flip, unreadable=self.unreadable),
+            held_out=ImageSplit(store, rest, labels, decoder, unreadable=self.unreadable),
+            fingerprint=fingerprint_of(digests, repr((count, names)), labels),
+        )
+
+
+class HubStore(ImageStore):
+    """The images of one column, one split after the other; Arrow maps them, so that they are not in memory."""
+
+    def __init__(self, title: str, splits: dict[str, Any], column: str) -> None:
+        datasets = optional_import("datasets", "images")
+        plain = datasets.Image(decode=False)
+        self._title, self._column = title, column
+        self._tables = [table.select_columns([column]).cast_column(column, plain) for table in splits.values()]
+        self._starts = np.cumsum([0, *(len(table) for table in self._tables)])
+        self.names = [f"{part}/{row}" for part, table in splits.items() for row in range(len(table))]
+
+    def title(self, index: int) -> str:
+        part, row = self.names[index].rsplit("/", 1)
+        return f"{self._title}: row {row} of {part!r}"
+
+    def size(self, index: int) -> int:
+        return len(self.read(index))
+
+    def read(self, index: int) -> bytes:
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        image = self._tables[part][int(index - self._starts[part])][self._column]
+        if image is None:
+            raise ValueError("the image is missing")
+        return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+
+
+def is_saved_dataset(path: Path) -> bool:
+    """Whether a folder is what ``save_to_disk`` writes."""
+    return (path / "dataset_dict.json").is_file() or all(
+        (path / name).is_file() for name in ("state.json", "dataset_info.json")
+    )
+
+
+def _open(name: str, configuration: str | None) -> dict[str, Any]:
+    """The splits of a dataset by their names."""
+    datasets = optional_import("datasets", "images")
+    path = Path(name).expanduser()
+    try:
+        if is_saved_dataset(path):
+            found = datasets.load_from_disk(str(path))
+        elif path.is_file():
+            found = datasets.load_dataset("parquet", data_files=str(path))
+        elif path.is_dir():
+            found = datasets.load_dataset("parquet", data_dir=str(path))
+        else:
+            found = datasets.load_dataset(name, configuration)
+    except Exception as error:  # of the hub, of the network, of Arrow
+        raise UserError(
+            f"{name} cannot be opened as a dataset ({one_line(error)}); give a hub name, or a path that exists"
+        ) from error
+    splits = dict(found) if isinstance(found, dict) else {"train": found}
+    if not any(len(table) for table in splits.values()):
+        raise UserError(f"{name} has no rows; give a dataset that has some")
+    return splits
+
+
+def _image_column(title: str, features: Any, wanted: str | None) -> str:
+    """The name of the column of images: encoded ones, with their bytes or their paths."""
+    datasets = optional_import("datasets", "images")
+    images = [
+        name
+        for name, feature in features.items()
+        if isinstance(feature, datasets.Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
+    ]
+    if wanted is None:
+        if not images:
+            raise UserError(f"{title} has no column of images among {', '.join(features)}; name another dataset")
+        return images[0]
+    if wanted not in features:
+        raise UserError(f"{title} has no column {wanted!r}{did_you_mean(wanted, images or features)}")
+    if wanted not in images:
+        raise UserError(f"the column {wanted!r} of {title} holds no images{did_you_mean(wanted, images)}")
+    return wanted
+
+
+def _condition_columns(title: str, features: Any, wanted: Sequence[str] | None) -> dict[str, str]:
+    """For each condition the column that it comes from."""
+    datasets = optional_import("datasets", "images")
+    if wanted is None:
+        classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+        return {"label": classes[0]} if classes else {}
+    for name in wanted:
+        if name not in features:
+            raise UserError(f"{title} has no column {name!r}{did_you_mean(name, features)}")
+    return {name: name for name in wanted}
+
+
+def _classes(title: str, column: str, tables: list[Any]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The numbers (N,) of the classes of all rows, NULL where there is none, and the classes' names."""
+    feature = tables[0].features[column]
+    values = [value for table in tables for value in table[column]]
+    names = getattr(feature, "names", None)
+    if names is not None:
+        numbers = np.array([NULL if value is None else value for value in values], np.int64)
+        return np.where(numbers < 0, NULL, numbers), tuple(names)
+    found = {value for value in values if value is not None}
+    if not found or not all(isinstance(value, (bool, int, str)) for value in found):
+        raise UserError(f"the column {column!r} of {title} holds neither classes, numbers nor words; name another")
+    if found <= {True, False}:
+        return np.array([NULL if v is None else int(v) for v in values], np.int64), ("no", "yes")
+    order = {value: i for i, value in enumerate(sorted(found))}
+    return np.array([NULL if v is None else order[v] for v in values], np.int64), tuple(map(str, order))
+
+
+def _category(labels: np.ndarray, names: tuple[str, ...]) -> Category:
+    """The category with the shares of the rows that have a class."""
+    return category(labels[labels != NULL], names)

@@ -1,0 +1,179 @@
+"""The IDX format, in which MNIST and its successors come, and the sets in it."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from advect.core.errors import UserError
+from advect.data.base import ArrayDataset, Rows
+from advect.data.images.stores import require_folder
+from advect.data.transforms import PixelScale
+
+_AGAIN = "download it again"
+
+
+def read_idx(path: Path, *, ndim: int) -> np.ndarray:
+    """The unsigned bytes of an IDX file, plain or gzipped (its content decides, not its name), with ``ndim`` axes.
+
+    The format: the bytes 0, 0, 8 (unsigned bytes) and the number of axes; each axis as a big-endian uint32; the data.
+
+    Raises:
+        UserError: the file cannot be read or unpacked, is not such a file, or has too few or too many bytes.
+    """
+    content = _read(path)
+    magic, header = bytes([0, 0, 8, ndim]), 4 + 4 * ndim
+    if content[:4] != magic:
+        raise UserError(
+            f"{path} starts with the bytes {content[:4].hex(' ') or '(none)'}, not with {magic.hex(' ')}, so it is not"
+            f" an IDX file of {ndim}-dimensional unsigned bytes; check that it is the right file or {_AGAIN}"
+        )
+    if len(content) < header:
+        raise UserError(f"{path} is truncated: it has {len(content)} bytes, its header alone {header}; {_AGAIN}")
+    shape = tuple(int(size) for size in np.frombuffer(content, ">u4", ndim, 4))
+    found, expected = len(content) - header, math.prod(shape)
+    if found < expected:
+        raise UserError(f"{path} is truncated: {found} of the {expected} bytes of its shape {shape}; {_AGAIN}")
+    if found > expected:
+        raise UserError(f"{path} has {found - expected} bytes after the {expected} of its shape {shape}; {_AGAIN}")
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check its name and permissions") from error
+    if content[:2] != b"\x1f\x8b":
+        return content
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is a damaged gzip file ({error}); {_AGAIN}") from error
+
+
+class Mnist(ArrayDataset):
+    """MNIST (LeCun, Cortes & Burges 1998) or any set in its four files, such as KMNIST, or a part of EMNIST.
+
+    Grey images (1, H, W), 0 to 255, with the condition ``label``. The train files are for training, the t10k or test
+    files are held out.
+
+    Args:
+        data_dir: the folder with ``train-images-idx3-ubyte`` and its three companions, plain or with ``.gz``; all
+            of one prefix, such as ``emnist-balanced-``, whose images are then turned upright.
+        names: of the classes 0, 1, ...; by default "0" to the highest label.
+        labels: whether there is the condition ``label``.
+
+    Raises:
+        UserError: a file is missing, damaged, or not what its name says.
+    """
+
+    def __init__(
+        self, data_dir: str | os.PathLike[str], *, names: Sequence[str] | None = None, labels: bool = True
+    ) -> None:
+        folder = require_folder(data_dir, holding="train-images-idx3-ubyte.gz and its three companions")
+        prefix, held_out = find_parts(folder)
+        train, rest = (_images(folder, f"{prefix}{part}") for part in ("train", held_out))
+        if rest.x.shape[1:] != train.x.shape[1:]:
+            raise UserError(f"{folder} has images of {train.x.shape[2:]} to train on but {rest.x.shape[2:]} held out")
+        if prefix.startswith("emnist"):  # upstream stores their columns as rows (Cohen et al. 2017)
+            train, rest = (Rows(np.ascontiguousarray(part.x.swapaxes(2, 3)), part.labels) for part in (train, rest))
+        highest = int(max(part.labels["label"].max() for part in (train, rest)))
+        names = tuple(map(str, range(highest + 1))) if names is None else tuple(names)
+        if highest >= len(names):
+            raise UserError(f"{folder} has the label {highest} but names only {len(names)} classes; name them all")
+        super().__init__(
+            name=prefix.rstrip("-") or "mnist",
+            train=train if labels else Rows(train.x),
+            held_out=rest if labels else Rows(rest.x),
+            transform=PixelScale(0, 255, integer=True),
+            names={"label": names} if labels else None,
+        )
+
+
+def find_parts(folder: Path) -> tuple[str, str]:
+    """The prefix of the four files in a folder, often none, and what the held-out ones are called: t10k or test.
+
+    Raises:
+        UserError: there is no file of training images, or there are several.
+    """
+    end = "train-images-idx3-ubyte"
+    found = sorted({path.name.removesuffix(".gz").removesuffix(end) for path in folder.glob(f"*{end}*")
+                    if path.name.removesuffix(".gz").endswith(end)})  # fmt: skip
+    if len(found) != 1:
+        what = f"the sets {', '.join(found)}" if found else f"neither {end} nor {end}.gz"
+        raise UserError(f"{folder} has {what}; put the four files of one set there")
+    test = any(folder.glob(f"{found[0]}test-images-idx3-ubyte*"))
+    return found[0], "test" if test else "t10k"
+
+
+class FashionMnist(ArrayDataset):
+    """70,000 grey pictures of clothes (1, 28, 28), values 0 to 255, condition ``label`` (Xiao, Rasul & Vollgraf 2017).
+
+    Args:
+        data_dir: the folder with the four upstream files, ``train-images-idx3-ubyte`` and so on, plain or with
+            ``.gz``. The train files are for training, the t10k files are held out.
+        labels: whether there is the condition ``label``.
+
+    Raises:
+        UserError: a file is missing, damaged, or not what its name says.
+    """
+
+    NAMES = (
+        "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+    )  # fmt: skip
+
+    def __init__(self, data_dir: str | os.PathLike[str], *, labels: bool = True) -> None:
+        folder = require_folder(data_dir, holding="train-images-idx3-ubyte.gz and its three companions")
+        train, rest = (_labelled(folder, part, len(self.NAMES)) for part in ("train", "t10k"))
+        super().__init__(
+            name="fashion-mnist",
+            train=train if labels else Rows(train.x),
+            held_out=rest if labels else Rows(rest.x),
+            transform=PixelScale(0, 255, integer=True),
+            names={"label": self.NAMES} if labels else None,
+        )
+
+
+def _labelled(folder: Path, part: str, classes: int) -> Rows:
+    """The images (N, 1, 28, 28) and labels (N,) of one part."""
+    rows, image_file = _images(folder, part), _find(folder, f"{part}-images-idx3-ubyte")
+    if rows.x.shape[2:] != (28, 28):
+        shape = (len(rows.x), *rows.x.shape[2:])
+        raise UserError(f"{image_file} has shape {shape}, not (N, 28, 28) with N > 0; check that it is the right file")
+    highest = rows.labels["label"].max()
+    if highest >= classes:
+        label_file = _find(folder, f"{part}-labels-idx1-ubyte")
+        raise UserError(
+            f"{label_file} has the label {highest}, not 0 to {classes - 1}; check that it is the right file"
+        )
+    return rows
+
+
+def _images(folder: Path, part: str) -> Rows:
+    """The images (N, 1, H, W) and labels (N,) of one part."""
+    image_file = _find(folder, f"{part}-images-idx3-ubyte")
+    label_file = _find(folder, f"{part}-labels-idx1-ubyte")
+    images, labels = read_idx(image_file, ndim=3), read_idx(label_file, ndim=1)
+    if not images.size:
+        raise UserError(
+            f"{image_file} has shape {images.shape}, not (N, 28, 28) with N > 0; check that it is the right file"
+        )
+    if len(images) != len(labels):
+        raise UserError(
+            f"{image_file} has {len(images)} images but {label_file} {len(labels)} labels; take both from one download"
+        )
+    return Rows(images[:, None], {"label": labels.astype(np.int64)})
+
+
+def _find(folder: Path, name: str) -> Path:
+    for candidate in (folder / name, folder / f"{name}.gz"):
+        if candidate.is_file():
+            return candidate
+    raise UserError(f"{folder} has neither {name} nor {name}.gz; download it there")

@@ -1,0 +1,140 @@
+"""Images that were packed: decoded once, and read from a memory-mapped file since."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from advect.core.errors import UserError
+from advect.core.types import DataSpec
+from advect.data.base import Dataset, category, check_share
+from advect.data.content_hash import split_by_content
+from advect.data.images.decoding import Decoder
+from advect.data.images.folder import PIXELS, Unreadable, content_digests, files_fingerprint, official_split
+from advect.data.images.packing import MANIFEST, PIXEL_FILE, read_manifest, settings_of
+from advect.data.images.stores import open_store, require_path
+from advect.data.splits import PixelSplit
+
+
+class Packed(Dataset):
+    """The images of a folder that :func:`~advect.data.images.packing.pack` wrote, (channels, H, W), 0 to 255.
+
+    Splits, classes and fingerprint are those of the ``ImageFolder`` of the originals, so a run may change from one to
+    the other; unreadable images are left out. Opening it compares sizes only; :meth:`verify` reads everything.
+
+    Args:
+        data_dir: the packed folder.
+        flip: mirror half of the training images left to right, at random.
+        held_out: the share kept for measuring, in [0, 1), as for ``ImageFolder``.
+
+    Raises:
+        UserError: the folder is no whole pack, or an argument is out of its range.
+
+    Attributes:
+        left_out: the names of images that could not be read.
+    """
+
+    def __init__(self, data_dir: str | os.PathLike[str], *, flip: bool = True, held_out: float | None = None) -> None:
+        check_share(held_out or 0)
+        self.folder = require_path(data_dir, holding="the packed images")
+        manifest = self._manifest = _whole_manifest(self.folder)
+        names = json.loads((self.folder / "names.json").read_text(encoding="utf-8"))
+        table = np.fromfile(self.folder / "labels.i64", "<i8").reshape(len(names), -1)
+        self.left_out = [names[row] for row in manifest.get("unreadable", [])]
+        conditions = manifest["conditions"]
+        labels = {name: table[:, i].astype(np.int64) for i, name in enumerate(conditions)}
+        content = (self.folder / "digests.u8").read_bytes()
+        digests = [content[i : i + 32] for i in range(0, len(content), 32)]
+        own = official_split(names) if held_out is None else None
+        train, rest = own or split_by_content(digests, 0.05 if held_out is None else held_out)
+        lost = manifest.get("unreadable", [])
+        train, rest = train[~np.isin(train, lost)], rest[~np.isin(rest, lost)]
+        pixels = np.memmap(self.folder / PIXEL_FILE, np.uint8, "r", shape=tuple(manifest["shape"]))
+        super().__init__(
+            name="image-folder",
+            spec=DataSpec(
+                shape=tuple(manifest["shape"][1:]),
+                kind="image",
+                conditions={name: category(labels[name][train], values) for name, values in conditions.items()},
+            ),
+            transform=PIXELS,
+            train=PixelSplit(pixels, train, labels, PIXELS, flip=flip),
+            held_out=PixelSplit(pixels, rest, labels, PIXELS),
+            fingerprint=manifest["fingerprint"],
+        )
+
+    def verify(self) -> None:
+        """Read every byte. Raises UserError that names the file and the images whose bytes have changed."""
+        for name, entry in self._manifest["files"].items():
+            if hashlib.sha256((self.folder / name).read_bytes()).hexdigest() != entry["sha256"]:
+                raise UserError(
+                    f"{self.folder / name} has changed since it was packed; remove the folder and pack again"
+                )
+        total, *shape = self._manifest["shape"]
+        block, size = self._manifest["block"], int(np.prod(shape))
+        with (self.folder / PIXEL_FILE).open("rb") as file:
+            for number, digest in enumerate(self._manifest["blocks"]):
+                if hashlib.sha256(file.read(block * size)).hexdigest() != digest:
+                    last = min((number + 1) * block, total) - 1
+                    raise UserError(
+                        f"{self.folder / PIXEL_FILE} has changed since it was packed, within images {number * block}"
+                        f" to {last}; remove the folder and pack again"
+                    )
+
+
+def packed_path(data_dir: str | os.PathLike[str], decoder: Decoder) -> Path:
+    """Where the pack of a folder or archive lies by default: beside it, named after it and the shape (C, H, W)."""
+    path = Path(data_dir).absolute()
+    return path.with_name(f"{path.name}.packed-{'x'.join(map(str, decoder.shape))}")
+
+
+def matching_pack(
+    data_dir: str | os.PathLike[str], decoder: Decoder, say: Callable[[str], None] | None = None
+) -> Path | None:
+    """The whole pack of exactly these images with these settings: ``data_dir`` itself, or one beside it; else None.
+
+    It reads a little of every original, to see whether any has changed since; ``say`` is told where one has.
+    """
+    path = Path(data_dir).absolute()
+    wanted = settings_of(decoder)
+    itself = read_manifest(path)
+    if itself is not None:
+        return path if itself["settings"] == wanted else None
+    found = [
+        (folder, manifest)
+        for folder in sorted(path.parent.glob("*.packed-*"))
+        if folder.name.startswith(f"{path.name}.packed-")
+        and (manifest := read_manifest(folder)) is not None
+        and manifest["settings"] == wanted
+    ]
+    if not found:
+        return None
+    store = open_store(data_dir)
+    fingerprint = files_fingerprint(store, content_digests(store, Unreadable(len(store))))
+    pack = next((folder for folder, manifest in found if manifest["fingerprint"] == fingerprint), None)
+    if pack is None and say is not None:
+        say(f"note: the images have changed since {found[0][0]} was packed, so it is not used; pack them again")
+    return pack
+
+
+def _whole_manifest(folder: Path) -> dict:
+    """The manifest, after a look at the sizes of the files."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise UserError(
+            f"data_dir {folder} is no whole pack, it has no {MANIFEST}; pack the images again to finish it"
+        )
+    sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
+    for name, size in {**sizes, PIXEL_FILE: int(np.prod(manifest["shape"]))}.items():
+        path = folder / name
+        there = path.stat().st_size if path.exists() else 0
+        if there != size:
+            raise UserError(
+                f"{path} has {there} bytes and not {size} as when it was packed; remove the folder and pack again"
+            )
+    return manifest

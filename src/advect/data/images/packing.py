@@ -1,0 +1,259 @@
+"""Decode and resize images once, into a folder that training then reads at the speed of memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import BinaryIO, Literal, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from advect.core.errors import UserError
+from advect.core.files import atomic_write, atomic_write_text, make_folder, sync_folder
+from advect.data.images.decoding import Decoder
+from advect.data.images.folder import (
+    Classes,
+    Unreadable,
+    content_digests,
+    files_fingerprint,
+    one_line,
+    sub_folder_classes,
+)
+from advect.data.images.stores import ImageStore, open_store
+
+PIXEL_FILE, MANIFEST = "data.u8", "manifest.json"
+VERSION = 1
+_BLOCK_BYTES = 1 << 24
+_PLAN, _JOURNAL = "plan.json", "blocks.sha256"
+
+
+def pack(
+    images: ImageStore | str | os.PathLike[str],
+    out_folder: str | os.PathLike[str],
+    *,
+    image_size: int | tuple[int, int] = 64,
+    channels: int = 3,
+    background: str | tuple[int, int, int] = "white",
+    labels: bool | Literal["auto"] | Mapping[str, Classes] = "auto",
+    workers: int = 2,
+    progress: bool = True,
+) -> Path:
+    """Write the images to ``out_folder`` as uint8 (N, C, H, W), to be opened by :class:`Packed`.
+
+    Pixels, labels, digests and names lie in files of their own; ``manifest.json`` comes last, and a folder without it
+    is not taken for whole. The same call after a kill goes on behind the last block whose sha256 is right, and ends
+    in the same bytes as if nothing had happened. A folder that is whole already is left as it is. Images that
+    cannot be read are noted in the manifest and left out, as training passes over them.
+
+    Args:
+        images: a folder or archive, see :func:`~advect.data.images.stores.open_store`, or any store.
+        out_folder: the folder to write, made where it is missing.
+        image_size: height and width in pixels, as for :class:`~advect.data.images.decoding.Decoder`.
+        channels: 3 for colour, 1 for grey, 4 for colour with its alpha.
+        background: what shows through transparent images.
+        labels: whether sub-folders are classes, as for ``ImageFolder``; or the classes of each condition.
+        workers: threads that decode, >= 1.
+        progress: show a bar.
+
+    Raises:
+        UserError: more than 1% of the images cannot be read, or none can, the disk is full, the folder holds another
+            pack, or a bad argument.
+    """
+    if workers < 1:
+        raise UserError(f"workers must be at least 1, got {workers}; the number of processor cores is usual")
+    decoder = Decoder(image_size=image_size, channels=channels, background=background)
+    store = images if isinstance(images, ImageStore) else open_store(images)
+    if not len(store):
+        raise UserError(f"{images} holds no image to pack; name a folder or an archive with images")
+    unreadable = Unreadable(len(store))
+    digests = content_digests(store, unreadable)
+    classes = labels if isinstance(labels, Mapping) else _folder_classes(store, labels)
+    folder = make_folder(Path(out_folder), "out_folder")
+    plan = {
+        "version": VERSION,
+        "shape": [len(store), *decoder.shape],
+        "block": max(1, _BLOCK_BYTES // int(np.prod(decoder.shape))),
+        "settings": settings_of(decoder),
+        "fingerprint": files_fingerprint(store, digests),
+        "conditions": {name: list(c.names) for name, c in classes.items()},
+    }
+    if _is_whole(folder, plan):
+        _tidy(folder)
+        return folder
+    try:
+        _begin(folder, plan)
+        side = _write_sides(folder, store, digests, classes)
+        blocks = _write_blocks(folder, plan, store, decoder, unreadable, workers=workers, progress=progress)
+        lost = [row for block in blocks for row in block.lost]
+        if len(lost) == len(store):
+            raise UserError(
+                f"no image of {images} can be read, {store.title(0)} among them; repair them or name others"
+            )
+        manifest = {**plan, "files": side, "blocks": [block.digest for block in blocks], "unreadable": lost}
+        atomic_write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
+        _tidy(folder)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder} cannot be written ({error.strerror}); make room and pack again, it will go on"
+        ) from error
+    return folder
+
+
+def settings_of(decoder: Decoder) -> dict:
+    """What decides the pixels besides the originals, as JSON has it."""
+    return json.loads(json.dumps(asdict(decoder)))
+
+
+def read_manifest(folder: Path) -> dict | None:
+    """The manifest of a whole pack, or None. Raises UserError where it is damaged."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if isinstance(manifest, dict) and manifest.get("version") == VERSION and "settings" in manifest:
+            return manifest
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder / MANIFEST} cannot be read ({one_line(error)}); remove the folder and pack again"
+        ) from error
+    return None
+
+
+def _folder_classes(store: ImageStore, labels: bool | Literal["auto"]) -> dict[str, Classes]:
+    classes = sub_folder_classes(store.names, labels)
+    return {} if classes is None else {"label": classes}
+
+
+def _is_whole(folder: Path, plan: dict) -> bool:
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return False
+    if all(manifest.get(key) == value for key, value in plan.items()):
+        return True
+    raise UserError(
+        f"out_folder {folder} holds a pack of other images or sizes, or of these before they changed; "
+        "remove it, or name a new folder"
+    )
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what only a pack under way needs; a kill may have come in between."""
+    for name in (_PLAN, _JOURNAL):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _begin(folder: Path, plan: dict) -> None:
+    """Leave what an earlier call with the same plan has written, and clear what another has."""
+    try:
+        before = json.loads((folder / _PLAN).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        before = None
+    if before != plan:
+        if (folder / PIXEL_FILE).exists() and before is None:
+            raise UserError(f"out_folder {folder} holds a {PIXEL_FILE} that is no begun pack; name a new folder")
+        (folder / _JOURNAL).unlink(missing_ok=True)
+        atomic_write_text(folder / _PLAN, json.dumps(plan))
+
+
+def _write_sides(folder: Path, store: ImageStore, digests: list[bytes], classes: Mapping[str, Classes]) -> dict:
+    """Write what is small: names, digests (N, 32) and labels (N, conditions). Returns size and sha256 of each."""
+    table = np.stack([c.labels for c in classes.values()], 1) if classes else np.empty((len(store), 0), np.int64)
+    contents = {
+        "names.json": json.dumps(list(store.names)).encode(),
+        "digests.u8": b"".join(digests),
+        "labels.i64": table.astype("<i8").tobytes(),
+    }
+    for name, content in contents.items():
+        atomic_write(folder / name, lambda path, content=content: path.write_bytes(content))
+    return {n: {"bytes": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in contents.items()}
+
+
+class _Block(NamedTuple):
+    """Images that were written: the sha256 of their pixels, and the rows of those that cannot be read, which are 0."""
+
+    digest: str
+    lost: list[int]
+
+    @classmethod
+    def parse(cls, line: str) -> _Block:
+        digest, *lost = line.split()
+        return cls(digest, [int(row) for row in lost])
+
+    def __str__(self) -> str:
+        return " ".join([self.digest, *map(str, self.lost)])
+
+
+def _write_blocks(
+    folder: Path,
+    plan: dict,
+    store: ImageStore,
+    decoder: Decoder,
+    unreadable: Unreadable,
+    *,
+    workers: int,
+    progress: bool,
+) -> list[_Block]:
+    """Write the pixels that are missing, block by block; each is on the disk before its sha256 is noted."""
+    (total, *shape), block = plan["shape"], plan["block"]
+    size = int(np.prod(shape))
+    path, journal = folder / PIXEL_FILE, folder / _JOURNAL
+    path.touch()
+    done = list(_verified(path, journal, block=block * size, total=total * size))
+    atomic_write_text(journal, "".join(f"{written}\n" for written in done))
+    for row in (row for written in done for row in written.lost):
+        unreadable.add(store.title(row), "as before")
+    first = min(len(done) * block, total)
+    with (
+        path.open("r+b") as pixels,
+        journal.open("a", encoding="ascii") as notes,
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=total, initial=first, desc="pack", unit="image", disable=not progress) as bar,
+    ):
+        pixels.truncate(first * size)
+        pixels.seek(first * size)
+        for start in range(first, total, block):
+            rows = range(start, min(start + block, total))
+            reasons: dict[int, str] = {}
+            content = b"".join(pool.map(lambda row, why=reasons: _decode(store, decoder, row, why), rows))
+            for row in sorted(reasons):
+                unreadable.add(store.title(row), reasons[row])
+            _flush(pixels, content)
+            done.append(_Block(hashlib.sha256(content).hexdigest(), sorted(reasons)))
+            notes.write(f"{done[-1]}\n")
+            notes.flush()
+            os.fsync(notes.fileno())
+            bar.update(len(rows))
+    sync_folder(folder)
+    return done
+
+
+def _flush(file: BinaryIO, content: bytes) -> None:
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _verified(path: Path, journal: Path, *, block: int, total: int) -> Iterator[_Block]:
+    """The blocks from the start on that are as the journal says."""
+    noted = journal.read_text(encoding="ascii", errors="replace").split("\n")[:-1] if journal.exists() else []
+    with path.open("rb") as file:
+        for number, written in enumerate(map(_Block.parse, filter(str.strip, noted))):
+            content = file.read(min(block, total - number * block))
+            if not content or hashlib.sha256(content).hexdigest() != written.digest:
+                return
+            yield written
+
+
+def _decode(store: ImageStore, decoder: Decoder, row: int, reasons: dict[int, str]) -> bytes:
+    """The pixels of an image; zeros, and the reason, of one that cannot be read."""
+    try:
+        return np.ascontiguousarray(decoder(store.read(row))).tobytes()
+    except Exception as error:  # a decoder raises whatever a damaged file leads it to
+        reasons[row] = one_line(error)
+        return bytes(int(np.prod(decoder.shape)))

@@ -1,0 +1,183 @@
+"""Images in Parquet files, as Hugging Face writes them, read row group by row group."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from advect.core.errors import UserError, did_you_mean, optional_import
+from advect.core.types import DataSpec
+from advect.data.base import Dataset, category, check_share
+from advect.data.content_hash import split_by_content
+from advect.data.images.decoding import Decoder
+from advect.data.images.folder import PIXELS, Classes, ImageSplit, files_fingerprint, one_line
+from advect.data.images.stores import ImageStore
+from advect.data.remote import File, list_files
+
+_KEPT = 10  # row groups in memory: those that training mixes, and the next ones
+
+
+class ParquetStore(ImageStore):
+    """The encoded images of a column of Parquet files; the last few row groups are kept in memory.
+
+    Args:
+        address: a file, a folder, ``part-{000..099}.parquet``, a glob, or a list of these; paths or URLs.
+        image: the column of the images: bytes, or a struct with the field ``bytes``.
+        label: the column of the classes, whole numbers or text; None for none.
+        cache_dir: keep whole copies of remote files in this folder.
+
+    Attributes:
+        names: ``file:row``.
+        sizes: the number of images in each row group.
+        classes: of the label column, or None.
+
+    Raises:
+        UserError: there is no file, one is damaged, or it lacks a column.
+    """
+
+    def __init__(
+        self,
+        address: str | os.PathLike[str] | Sequence[str],
+        *,
+        image: str = "image",
+        label: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self._image, self._lock = image, Lock()
+        self._kept: OrderedDict[int, list[bytes]] = OrderedDict()
+        self._groups: list[tuple[Any, str, int]] = []
+        self.names, self.sizes, self.digests, labels = [], [], [], []
+        for name in list_files(address, ".parquet"):
+            table = _open(name, [image] if label is None else [image, label], cache_dir)
+            row, stem = 0, name.rsplit("/", 1)[-1]
+            for group in range(table.num_row_groups):
+                self._groups.append((table, name, group))
+                content = self._decode(len(self._groups) - 1)
+                self.sizes.append(len(content))
+                self.digests += [hashlib.sha256(one).digest() for one in content]
+                self.names += [f"{stem}:{row + i}" for i in range(len(content))]
+                row += len(content)
+                if label is not None:
+                    labels += table.read_row_group(group, columns=[label]).column(0).to_pylist()
+        self._starts = np.cumsum(self.sizes) - self.sizes
+        self.classes = None if label is None else _classes(labels, self.names, label)
+
+    def title(self, index: int) -> str:
+        return f"{self._groups[self._place(index)[0]][1]}: row {self.names[index].rsplit(':', 1)[1]}"
+
+    def size(self, index: int) -> int:
+        return len(self.read(index))
+
+    def read(self, index: int) -> bytes:
+        group, row = self._place(index)
+        with self._lock:
+            if group not in self._kept:
+                self._kept[group] = self._decode(group)
+                if len(self._kept) > _KEPT:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(group)
+            return self._kept[group][row]
+
+    def digest(self, index: int) -> bytes:
+        return self.digests[index]
+
+    def _place(self, index: int) -> tuple[int, int]:
+        group = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return group, index - int(self._starts[group])
+
+    def _decode(self, group: int) -> list[bytes]:
+        """The images of a row group; an empty one where a row has none."""
+        table, name, number = self._groups[group]
+        try:
+            column = table.read_row_group(number, columns=[self._image]).column(self._image).to_pylist()
+        except Exception as error:  # pyarrow raises whatever a damaged page leads it to
+            raise UserError(f"{name} is a damaged Parquet file ({one_line(error)}); copy it again") from error
+        rows = [row.get("bytes") if isinstance(row, dict) else row for row in column]
+        if not all(isinstance(row, bytes | None) for row in rows):
+            raise UserError(f"column {self._image!r} of {name} holds no image bytes; name the column that does")
+        return [row or b"" for row in rows]
+
+
+class ParquetImages(Dataset):
+    """The images of Parquet files as (channels, H, W), 0 to 255. Training visits a few row groups at a time.
+
+    Args:
+        data_dir: the files, see :class:`ParquetStore`; so are image, label and cache_dir.
+        image: the column of the images.
+        label: the column of the classes; None for none.
+        image_size: height and width in pixels, as for ``ImageFolder``; so are the next four.
+        channels: 3 for colour, 1 for grey, 4 for colour with its alpha.
+        random_crop: crop the longer side of training images anywhere, at random, instead of in the centre.
+        flip: mirror half of the training images left to right, at random.
+        background: what shows through transparent images.
+        held_out: the share kept for measuring, in [0, 1), decided by each image's content.
+        cache_dir: for copies of remote files.
+
+    Raises:
+        UserError: see :class:`ParquetStore`; or an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        data_dir: str | os.PathLike[str] | Sequence[str],
+        *,
+        image: str = "image",
+        label: str | None = None,
+        image_size: int | tuple[int, int] = 64,
+        channels: int = 3,
+        random_crop: bool = False,
+        flip: bool = True,
+        background: str | tuple[int, int, int] = "white",
+        held_out: float = 0.05,
+        cache_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        check_share(held_out)
+        decoder = Decoder(image_size=image_size, channels=channels, background=background)
+        store = ParquetStore(data_dir, image=image, label=label, cache_dir=cache_dir)
+        train, rest = split_by_content(store.digests, held_out)
+        classes = store.classes
+        values = {} if classes is None else {"label": classes.labels}
+        split = ImageSplit(store, train, values, decoder, flip=flip, random_crop=random_crop)
+        split.shards = np.diff(np.searchsorted(train, np.cumsum(store.sizes)), prepend=0).tolist()
+        super().__init__(
+            name="image-parquet",
+            spec=DataSpec(
+                shape=decoder.shape,
+                kind="image",
+                conditions={} if classes is None else {"label": category(classes.labels[train], classes.names)},
+            ),
+            transform=PIXELS,
+            train=split,
+            held_out=ImageSplit(store, rest, values, decoder),
+            fingerprint=files_fingerprint(store, store.digests),
+        )
+
+
+def _open(name: str, columns: Sequence[str], cache_dir: str | os.PathLike[str] | None) -> Any:
+    parquet = optional_import("pyarrow.parquet", "tables")
+    try:
+        # What it reads ahead it would keep: the last row group of every file, so in the end the whole store.
+        table = parquet.ParquetFile(File(name, cache_dir=cache_dir).open(), pre_buffer=False)
+    except UserError:
+        raise
+    except Exception as error:  # as in _decode
+        raise UserError(f"{name} is a damaged Parquet file ({one_line(error)}); copy it again") from error
+    there = table.schema_arrow.names
+    for column in columns:
+        if column not in there:
+            raise UserError(f"{name} has no column {column!r}{did_you_mean(column, there)}")
+    return table
+
+
+def _classes(labels: Sequence[Any], names: Sequence[str], column: str) -> Classes:
+    if None in labels:
+        raise UserError(f"{names[labels.index(None)]} has nothing in column {column!r}; fill it, or give no label")
+    order = sorted(set(labels))
+    number = {label: i for i, label in enumerate(order)}
+    return Classes(np.array([number[label] for label in labels], np.int64), tuple(map(str, order)))

@@ -1,0 +1,250 @@
+"""Images in tar shards with WebDataset's naming, on a local disk or anything that fsspec opens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from advect.core.errors import UserError
+from advect.core.files import atomic_write_text, make_folder
+from advect.core.types import DataSpec
+from advect.data.base import Dataset, category, check_share
+from advect.data.content_hash import MIDDLE, file_digest, middle_of, split_by_content
+from advect.data.images.decoding import Decoder
+from advect.data.images.folder import PIXELS, Classes, ImageSplit, files_fingerprint
+from advect.data.images.stores import ImageStore, is_image
+from advect.data.remote import File, is_remote, list_files
+
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Member:
+    """An image in a shard: its name, where its bytes begin, how many there are, their digest (hex) and its label."""
+
+    name: str
+    offset: int
+    size: int
+    digest: str
+    label: str | None
+
+
+def read_index(
+    files: Sequence[File], *, cache_dir: str | PathLike[str] | None = None, progress: bool = True
+) -> list[list[Member]]:
+    """The images of each shard in their order, from the kept index where the shard has not changed since.
+
+    An index lies beside its shard as ``NAME.index.json``, or in ``cache_dir``; where neither can be written, nowhere.
+
+    Raises:
+        UserError: a shard is damaged, has no image, or a sample of it has no image or two.
+    """
+    bar = tqdm(files, desc="index", unit="shard", disable=not progress or len(files) < 2)
+    return [_index(file, None if cache_dir is None else Path(cache_dir)) for file in bar]
+
+
+def _index(file: File, cache_dir: Path | None) -> list[Member]:
+    stamp = [_VERSION, file.size]
+    if not is_remote(file.address):
+        stamp.append(Path(file.address).stat().st_mtime_ns)
+    places = [] if is_remote(file.address) else [Path(f"{file.address}.index.json")]
+    if cache_dir is not None:
+        key = hashlib.sha256(file.address.encode()).hexdigest()[:24]
+        places.append(make_folder(cache_dir, "cache_dir") / f"{key}.index.json")
+    for place in places:
+        try:
+            kept = json.loads(place.read_text(encoding="utf-8"))
+            if kept["stamp"] == stamp:
+                return [Member(**member) for member in kept["members"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    members = scan(file)
+    for place in places:
+        try:
+            atomic_write_text(place, json.dumps({"stamp": stamp, "members": [asdict(m) for m in members]}))
+            break
+        except OSError:
+            continue
+    return members
+
+
+def scan(file: File) -> list[Member]:
+    """The images of a shard by one pass over its headers. Raises as :func:`read_index` does."""
+    images: dict[str, tuple[str, int, int]] = {}
+    labels: dict[str, str] = {}
+    try:
+        with file.open() as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+            keys = []
+            for member in archive:
+                folder, _, base = member.name.rpartition("/")
+                stem, _, suffix = base.partition(".")
+                if ".." in member.name.split("/") or member.name.startswith("/"):
+                    raise UserError(f"{file.address} has the member {member.name!r}, which leads out; pack it anew")
+                if not member.isfile() or not stem:
+                    continue
+                key = f"{folder}/{stem}"
+                keys.append(key)
+                if is_image(member.name):
+                    if key in images:
+                        raise UserError(f"{file.address} has two images for sample {stem!r}; keep one")
+                    images[key] = (member.name, member.offset_data, member.size)
+                elif suffix in ("cls", "json"):
+                    label = _label(suffix, file.read(member.offset_data, member.size))
+                    if label is not None:
+                        labels[key] = label
+    except (OSError, EOFError, ValueError, tarfile.TarError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{file.address} is a damaged shard ({error}); copy or download it again") from error
+    for key in keys:
+        if key not in images:
+            raise UserError(f"{file.address} has no image for sample {key.lstrip('/')!r}; pack the shard again")
+    if not images:
+        raise UserError(f"{file.address} holds no image; name the right shards")
+    return [_member(file, key, *place, labels.get(key)) for key, place in images.items()]
+
+
+def _member(file: File, key: str, name: str, offset: int, size: int, label: str | None) -> Member:
+    start = middle_of(size)
+    try:
+        middle = file.read(offset + start, min(MIDDLE, size - start))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file.address} is a damaged shard ({name}: {error}); copy or download it again") from error
+    return Member(name, offset, size, file_digest(size, middle).hex(), label)
+
+
+def _label(suffix: str, content: bytes) -> str | None:
+    text = content.decode("utf-8").strip()
+    if suffix == "cls":
+        return text
+    value = json.loads(text)
+    label = value.get("label") if isinstance(value, dict) else None
+    return None if label is None else str(label)
+
+
+class ShardStore(ImageStore):
+    """The images of tar shards, found by an index that is made once for each shard.
+
+    Args:
+        address: a tar, a folder of tars, ``shard-{000..099}.tar``, a glob, or a list of these; paths or URLs.
+        cache_dir: for indices that cannot lie beside their shard, and for whole copies of remote shards; None reads
+            remote shards range by range.
+        progress: show a bar while indices are made.
+
+    Attributes:
+        names: ``shard/key.suffix``, in the order of the shards.
+        sizes: the number of images in each shard.
+        classes: from the members ``.cls`` (a whole number or a name) or ``.json`` ({"label": ...}), or None.
+
+    Raises:
+        UserError: there is no shard, one is damaged, or some samples have a label and others have none.
+    """
+
+    def __init__(
+        self,
+        address: str | os.PathLike[str] | Sequence[str],
+        *,
+        cache_dir: str | os.PathLike[str] | None = None,
+        progress: bool = True,
+    ) -> None:
+        addresses = list_files(address, ".tar")
+        self._files = [File(name, cache_dir=cache_dir) for name in addresses]
+        indices = read_index(self._files, cache_dir=cache_dir, progress=progress)
+        self.sizes = [len(index) for index in indices]
+        self._shard = np.repeat(np.arange(len(indices)), self.sizes)
+        members = [member for index in indices for member in index]
+        self._places = np.array([(m.offset, m.size) for m in members], np.int64).reshape(-1, 2)
+        stems = [name.rsplit("/", 1)[-1] for name in addresses]
+        self.names = [f"{stems[s]}/{m.name}" for s, m in zip(self._shard, members, strict=True)]
+        self.digests = [bytes.fromhex(m.digest) for m in members]
+        self.classes = _classes(members, self.names)
+
+    def title(self, index: int) -> str:
+        return f"{self._files[self._shard[index]].address}: {self.names[index].split('/', 1)[1]}"
+
+    def size(self, index: int) -> int:
+        return int(self._places[index, 1])
+
+    def read(self, index: int) -> bytes:
+        start, count = self._places[index].tolist()
+        return self._files[self._shard[index]].read(start, count)
+
+    def digest(self, index: int) -> bytes:
+        return self.digests[index]
+
+
+class Shards(Dataset):
+    """The images of tar shards as (channels, H, W), 0 to 255; only what is fetched is read.
+
+    Training visits a few shards at a time, so that a pass reads each shard nearly in order.
+
+    Args:
+        data_dir: the shards, see :class:`ShardStore`.
+        image_size: height and width in pixels, as for ``ImageFolder``; so are the next four.
+        channels: 3 for colour, 1 for grey, 4 for colour with its alpha.
+        random_crop: crop the longer side of training images anywhere, at random, instead of in the centre.
+        flip: mirror half of the training images left to right, at random.
+        background: what shows through transparent images.
+        held_out: the share kept for measuring, in [0, 1), decided by each image's content.
+        cache_dir: see :class:`ShardStore`.
+
+    Raises:
+        UserError: see :class:`ShardStore`; or an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        data_dir: str | os.PathLike[str] | Sequence[str],
+        *,
+        image_size: int | tuple[int, int] = 64,
+        channels: int = 3,
+        random_crop: bool = False,
+        flip: bool = True,
+        background: str | tuple[int, int, int] = "white",
+        held_out: float = 0.05,
+        cache_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        check_share(held_out)
+        decoder = Decoder(image_size=image_size, channels=channels, background=background)
+        store = ShardStore(data_dir, cache_dir=cache_dir)
+        train, rest = split_by_content(store.digests, held_out)
+        classes = store.classes
+        values = {} if classes is None else {"label": classes.labels}
+        split = ImageSplit(store, train, values, decoder, flip=flip, random_crop=random_crop)
+        ends = np.cumsum(store.sizes)
+        split.shards = np.diff(np.searchsorted(train, ends), prepend=0).tolist()
+        super().__init__(
+            name="image-shards",
+            spec=DataSpec(
+                shape=decoder.shape,
+                kind="image",
+                conditions={} if classes is None else {"label": category(classes.labels[train], classes.names)},
+            ),
+            transform=PIXELS,
+            train=split,
+            held_out=ImageSplit(store, rest, values, decoder),
+            fingerprint=files_fingerprint(store, store.digests),
+        )
+
+
+def _classes(members: Sequence[Member], names: Sequence[str]) -> Classes | None:
+    """The classes, named by their labels: numbers in their order, other names sorted."""
+    labels = [m.label for m in members]
+    if all(label is None for label in labels):
+        return None
+    if None in labels:
+        raise UserError(f"{names[labels.index(None)]} has no .cls and no label in a .json, but others have; add it")
+    found = {label for label in labels if label is not None}
+    numeric = all(label.isdigit() for label in found)
+    order = sorted(found, key=int) if numeric else sorted(found)
+    number = {label: i for i, label in enumerate(order)}
+    return Classes(np.array([number[str(label)] for label in labels], np.int64), tuple(order))

@@ -1,0 +1,291 @@
+"""Images inside zip and tar archives, read in place: nothing is unpacked into a folder."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import os
+import posixpath
+import shutil
+import struct
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from advect.core.errors import UserError
+from advect.data.content_hash import MIDDLE, file_digest, middle_of
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+START = 12
+"""How many bytes tell the format of an image."""
+
+_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF", b"BM")
+
+
+class ImageStore(ABC):
+    """Encoded images 0 .. len - 1. They are listed and not loaded; several threads may read at once.
+
+    Attributes:
+        names: their paths with "/" inside the store, sorted.
+    """
+
+    names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @abstractmethod
+    def title(self, index: int) -> str:
+        """What a message calls image ``index``: its name and where to find it."""
+
+    @abstractmethod
+    def size(self, index: int) -> int:
+        """The bytes of image ``index``. Raises OSError where it cannot be looked at."""
+
+    @abstractmethod
+    def read(self, index: int) -> bytes:
+        """The encoded image ``index``. Raises OSError or ValueError where it cannot be read."""
+
+    def start(self, index: int) -> bytes:
+        """The first :data:`START` bytes of image ``index``. Raises as ``read`` does."""
+        return self.read(index)[:START]
+
+    def digest(self, index: int) -> bytes:
+        """The content hash of image ``index``. Raises as ``read`` does."""
+        content = self.read(index)
+        start = middle_of(len(content))
+        return file_digest(len(content), content[start : start + MIDDLE])
+
+
+def starts_like_image(start: bytes) -> bool:
+    """Whether a file with these first bytes is a PNG, JPEG, WebP or BMP, whole or not."""
+    return start.startswith(_STARTS)
+
+
+def is_image(name: str) -> bool:
+    """Whether a name with "/" ends like an image's; names that start with a dot, and all below them, do not count."""
+    return name.lower().endswith(SUFFIXES) and not any(part.startswith(".") for part in PurePosixPath(name).parts)
+
+
+def require_folder(data_dir: str | os.PathLike[str] | None, *, holding: str) -> Path:
+    """``data_dir`` as a path to an existing folder.
+
+    Args:
+        data_dir: what the user gave; "~" is the home folder.
+        holding: what the folder should hold, for the message.
+
+    Raises:
+        UserError: nothing was given, or it does not exist, or it is not a folder.
+    """
+    folder = require_path(data_dir, holding=holding)
+    if not folder.is_dir():
+        raise UserError(f"data_dir {str(data_dir)!r} is a file, not a folder; name the folder that holds {holding}")
+    return folder
+
+
+def require_path(data_dir: str | os.PathLike[str] | None, *, holding: str) -> Path:
+    """``data_dir`` as a path that exists, a folder or a file. Raises UserError where nothing is given or there."""
+    if data_dir is None or not str(data_dir):
+        raise UserError(f"data_dir is not given; name the folder that holds {holding}")
+    path = Path(data_dir).expanduser()
+    if not path.exists():
+        raise UserError(f"data_dir {str(data_dir)!r} does not exist; name the folder that holds {holding}")
+    return path
+
+
+class FolderStore(ImageStore):
+    """The image files of a folder and its sub-folders."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.names = root, find_images(root)
+
+    def title(self, index: int) -> str:
+        return str(self.root / self.names[index])
+
+    def size(self, index: int) -> int:
+        return (self.root / self.names[index]).stat().st_size
+
+    def read(self, index: int) -> bytes:
+        return (self.root / self.names[index]).read_bytes()
+
+    def start(self, index: int) -> bytes:
+        with (self.root / self.names[index]).open("rb", buffering=0) as file:
+            return file.read(START)
+
+    def digest(self, index: int) -> bytes:
+        with (self.root / self.names[index]).open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            return file_digest(size, os.pread(file.fileno(), MIDDLE, middle_of(size)))
+
+
+def find_images(root: Path) -> list[str]:
+    """Sorted paths, relative to ``root`` and with "/", of the images below it. Links to folders are followed, once.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    names, seen = [], set()
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}); check its permissions") from error
+
+    for folder, folders, files in os.walk(root, onerror=refuse, followlinks=True):
+        place = os.path.realpath(folder)
+        if place in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        names += [Path(folder, name).relative_to(root).as_posix() for name in files if is_image(name)]
+    return sorted(names)
+
+
+_COMPRESSED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+_HEADER = 30  # bytes of a zip member's own header, before its name and its extra fields
+
+
+def open_store(data_dir: str | os.PathLike[str] | None) -> ImageStore:
+    """The images of a folder, a zip, or a tar, compressed or not; the content of a file decides, not its name.
+
+    Raises:
+        UserError: there is nothing of the kind at ``data_dir``, or the archive is damaged or cannot be read in place.
+    """
+    path = require_path(data_dir, holding="the images")
+    if path.is_dir():
+        return FolderStore(path)
+    try:
+        if zipfile.is_zipfile(path):
+            return ZipStore(path)
+        if is_tar(path):
+            return TarStore(path)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError) as error:
+        raise UserError(f"{path} is a damaged archive ({error}); copy or download it again") from error
+    raise UserError(
+        f"data_dir {str(path)!r} is a file, not a folder, and neither a whole zip nor a tar archive;"
+        " name a folder or an archive that holds the images"
+    )
+
+
+def is_tar(path: Path) -> bool:
+    """Whether a file is a tar, compressed or not; one that cannot be read is not."""
+    try:
+        return tarfile.is_tarfile(path)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError):
+        return False
+
+
+class ZipStore(ImageStore):
+    """The images of a zip archive, stored or deflated, each found by its offset."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with zipfile.ZipFile(path) as archive:
+            members = {_inside(m.filename, path): m for m in archive.infolist() if not m.is_dir()}
+        self.names = sorted(filter(is_image, members))
+        self._members = [members[name] for name in self.names]
+        for member in self._members:
+            if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                how = "encrypted" if member.flag_bits & 1 else "compressed in a way other than deflate"
+                raise UserError(f"{path} has {member.filename!r} {how}; unpack it and zip it again without that")
+        self._file = path.open("rb")
+
+    def title(self, index: int) -> str:
+        return f"{self._path}: {self.names[index]}"
+
+    def size(self, index: int) -> int:
+        return self._members[index].file_size
+
+    def read(self, index: int) -> bytes:
+        member = self._members[index]
+        header = _read_at(self._file, member.header_offset, _HEADER)
+        skip = sum(struct.unpack("<HH", header[26:])) if header[:4] == b"PK\3\4" else -1
+        if skip < 0:
+            raise ValueError("the archive has no member there")
+        content = _read_at(self._file, member.header_offset + _HEADER + skip, member.compress_size)
+        if member.compress_type == zipfile.ZIP_DEFLATED:
+            # Bounded, for a member that unpacks to more than it says; the checksum then finds it out.
+            content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, member.file_size + 1)
+        if len(content) != member.file_size or zlib.crc32(content) != member.CRC:
+            raise ValueError("its checksum in the archive is another")
+        return content
+
+
+class TarStore(ImageStore):
+    """The images of a tar archive, indexed once and then read by offset.
+
+    A compressed archive can only be read from its start, so it is decompressed once, into a temporary file without
+    a name that goes with the store: it takes the disk space of the images for as long.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = _plain(path)
+        places: dict[str, tuple[int, int]] = {}
+        with tarfile.open(fileobj=self._file, mode="r:") as archive:
+            for member in archive:
+                name = _inside(member.name, path)
+                if member.isfile():
+                    places[name] = (member.offset_data, member.size)
+                elif member.islnk() or (member.issym() and is_image(name)):
+                    folder = "" if member.islnk() else posixpath.dirname(name)
+                    target = posixpath.normpath(posixpath.join(folder, member.linkname))
+                    if target not in places:
+                        raise UserError(f"{path} has {name!r}, a link to {member.linkname!r}, which is not in it")
+                    places[name] = places[target]
+        self.names = sorted(filter(is_image, places))
+        self._places = [places[name] for name in self.names]
+
+    def title(self, index: int) -> str:
+        return f"{self._path}: {self.names[index]}"
+
+    def size(self, index: int) -> int:
+        return self._places[index][1]
+
+    def read(self, index: int) -> bytes:
+        return _read_at(self._file, *self._places[index])
+
+    def start(self, index: int) -> bytes:
+        offset, size = self._places[index]
+        return _read_at(self._file, offset, min(START, size))
+
+    def digest(self, index: int) -> bytes:
+        offset, size = self._places[index]
+        start = middle_of(size)
+        return file_digest(size, _read_at(self._file, offset + start, min(MIDDLE, size - start)))
+
+
+def _plain(path: Path) -> IO[bytes]:
+    """The archive without its compression."""
+    file = path.open("rb")
+    start = file.read(6)
+    opener = next((opener for magic, opener in _COMPRESSED.items() if start.startswith(magic)), None)
+    file.seek(0)
+    if opener is None:
+        return file
+    spool = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the store)
+    with file, opener(file) as content:
+        shutil.copyfileobj(content, spool, 1 << 20)
+    spool.seek(0)
+    return spool
+
+
+def _read_at(file: IO[bytes], offset: int, count: int) -> bytes:
+    """``count`` bytes from ``offset``; it moves no position, so that threads and forks do not disturb each other."""
+    content = os.pread(file.fileno(), count, offset)
+    if len(content) < count:
+        raise ValueError(f"the archive ends {count - len(content)} bytes too early")
+    return content
+
+
+def _inside(name: str, archive: Path) -> str:
+    """A member's path without "./", which must not lead out of the archive."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts:
+        raise UserError(f"{archive} has the member {name!r}, which leads out of it; do not trust it, or pack it anew")
+    return path.as_posix()

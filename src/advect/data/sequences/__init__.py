@@ -1,0 +1,1 @@
+"""Sequences of one length or of many."""

@@ -1,0 +1,194 @@
+"""One's own sequences, of one length or of many, and samples as such again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advect.core.errors import UserError, optional_import
+from advect.core.types import LENGTH, Condition, Conditions, DataSpec, Length
+from advect.data.base import Dataset
+from advect.data.sequences.files import Ragged, is_table, read_arrays, read_steps
+from advect.data.sequences.transform import SequenceScale
+from advect.data.splits import MemorySplit, split_groups
+from advect.data.tables.columns import column_from_config
+from advect.data.tables.infer_columns import column_values, condition_of
+
+
+class Sequences(Dataset):
+    """Sequences (L, C), each channel standardised over real steps, zero in model units after the last one.
+
+    Where lengths differ, the condition ``LENGTH`` tells them, (B,) int64 from 1 to L. Equal sequences, and the windows
+    of one, are never on both sides of the split.
+
+    Args:
+        data: an array (N, L, C), a list of (L_i, C), a ``.npy`` or ``.npz`` file (``values``, and ``lengths`` where
+            they differ), or a table of one row a step: a CSV or Parquet file or a pandas DataFrame.
+        lengths: for one array, the real steps of each sequence (see :func:`read_arrays`).
+        id: for a table, the column that tells sequences apart.
+        order: for a table, the column that sorts their rows, such as a time.
+        values: for a table, the columns of the channels; by default all others.
+        conditions: for a table, columns; for an archive, names of arrays (N,); for arrays, a mapping of name to (N,).
+            Reals become a ``Quantity``, texts and whole numbers a ``Category``.
+        max_length: sequences that are longer are cut to it; None cuts none.
+        long: how they are cut: "truncate" keeps their first steps, "window" makes a sequence of each next
+            ``max_length`` steps and of the rest.
+        held_out: the share of the sequences, drawn at random, that is kept for measuring, in [0, 1).
+        seed: of the split.
+        name: what reports call the data; by default the file's name.
+
+    Raises:
+        UserError: the data cannot be used, or an argument; it says which and why.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        *,
+        lengths: Any = None,
+        id: str | None = None,
+        order: str | None = None,
+        values: Sequence[str] = (),
+        conditions: Mapping[str, Any] | Sequence[str] = (),
+        max_length: int | None = None,
+        long: str = "truncate",
+        held_out: float = 0.1,
+        seed: int = 0,
+        name: str | None = None,
+    ) -> None:
+        if isinstance(conditions, str) or isinstance(values, str):
+            raise UserError("conditions and values must be several names, got one text; write (name,)")
+        if is_table(data):
+            if id is None or lengths is not None:
+                raise UserError("a table of steps needs id=, the column that tells sequences apart, and no lengths")
+            ragged = read_steps(data, id=id, order=order, values=values, conditions=tuple(conditions))
+        else:
+            if id is not None or order is not None or values:
+                raise UserError("id, order and values are for tables of one row a step; leave them out for arrays")
+            ragged = read_arrays(data, lengths, conditions)
+        ragged, groups = _shorten(ragged, max_length, long)
+        train, rest = split_groups(groups, held_out, seed=seed)
+        is_train = np.zeros(len(groups), bool)
+        is_train[train] = True
+
+        self._channels, self._keys = ragged.channels, (id or "id", order or "step")
+        self._told = [column for column, _ in ragged.conditions.values()]
+        sizes = np.array([len(x) for x in ragged.steps], np.int64)
+        transform = SequenceScale.fit(
+            np.concatenate([ragged.steps[i] for i in train]), ragged=bool(sizes.min() < sizes.max())
+        )
+        specs, cond = _conditions(ragged, sizes, is_train)
+        x = _padded(ragged.steps, int(sizes.max()), transform)
+        super().__init__(
+            name=name or (Path(data).name if isinstance(data, str | os.PathLike) else "sequences"),
+            spec=DataSpec(x.shape[1:], "sequence", specs),
+            transform=transform,
+            train=MemorySplit(x[train], {key: v[train] for key, v in cond.items()}),
+            held_out=MemorySplit(x[rest], {key: v[rest] for key, v in cond.items()}),
+            fingerprint=_fingerprint(ragged, train),
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """A JSON object from which :func:`steps_of` makes tables without the data."""
+        return {
+            "kind": "sequences",
+            "channels": list(self._channels),
+            "id": self._keys[0],
+            "order": self._keys[1],
+            "conditions": [column.to_config() for column in self._told],
+        }
+
+
+def sequences_of(x: Tensor, cond: Conditions | None) -> list[np.ndarray]:
+    """Samples (B, L, C) in data units as a list of (L_i, C), cut to the lengths in ``cond`` where those are given."""
+    whole = x.detach().cpu().numpy()
+    if not cond or LENGTH not in cond:
+        return list(whole)
+    return [row[:length] for row, length in zip(whole, cond[LENGTH].tolist(), strict=True)]
+
+
+def steps_of(x: Tensor, cond: Conditions | None, facts: Mapping[str, Any], *, first: int = 0) -> Any:
+    """Samples as a pandas DataFrame of one row a step: id from ``first``, step from 0, the conditions, the channels.
+
+    Args:
+        x: (B, L, C) in data units, what the transform's ``inverse`` gives.
+        cond: as networks are given them; a condition that is null or not there comes back as missing.
+        facts: what :meth:`Sequences.facts` said.
+
+    Raises:
+        UserError: x has other channels, or pandas is not installed.
+    """
+    pd = optional_import("pandas", "tables")
+    channels = list(facts["channels"])
+    if x.ndim != 3 or x.shape[2] != len(channels):
+        raise UserError(f"x must be (B, L, {len(channels)}) in data units, got {tuple(x.shape)}; apply inverse")
+    rows = sequences_of(x, cond)
+    sizes = [len(row) for row in rows]
+    place = np.repeat(np.arange(len(rows)), sizes)
+    step = np.concatenate([np.arange(size) for size in sizes]) if sizes else place
+    parts: list[Any] = [pd.DataFrame({facts["id"]: first + place, facts["order"]: step})]
+    for column in map(column_from_config, facts["conditions"]):
+        given = (cond or {}).get(column.name)
+        told = torch.full((len(x),), torch.nan) if given is None else column_values(column, given.detach().cpu())
+        parts.append(column.to_series(told.double().numpy()[place]))
+    parts.append(pd.DataFrame(np.concatenate(rows) if rows else np.empty((0, len(channels))), columns=channels))
+    return pd.concat(parts, axis=1)
+
+
+def _shorten(ragged: Ragged, max_length: int | None, long: str) -> tuple[Ragged, np.ndarray]:
+    """The sequences cut to ``max_length``, and of each the group (N,) of those that may not be split."""
+    if long not in ("truncate", "window"):
+        raise UserError(f"long must be 'truncate' or 'window', got {long!r}")
+    if max_length is not None and max_length < 1:
+        raise UserError(f"max_length must be at least 1 step, got {max_length}; None cuts none")
+    if max_length is not None and long == "truncate":
+        ragged = replace(ragged, steps=[x[:max_length] for x in ragged.steps])
+    contents = [x.shape[0].to_bytes(8) + (x + 0.0).tobytes() for x in ragged.steps]
+    digests = [hashlib.sha256(content).hexdigest() for content in contents]
+    groups = np.unique(digests, return_inverse=True)[1].reshape(-1)
+    if max_length is None or long == "truncate":
+        return ragged, groups
+    owner = np.repeat(np.arange(len(ragged.steps)), [-(-len(x) // max_length) for x in ragged.steps])
+    steps = [x[i : i + max_length] for x in ragged.steps for i in range(0, len(x), max_length)]
+    conditions = {key: (column, values[owner]) for key, (column, values) in ragged.conditions.items()}
+    return replace(ragged, steps=steps, conditions=conditions), groups[owner]
+
+
+def _conditions(
+    ragged: Ragged, sizes: np.ndarray, is_train: np.ndarray
+) -> tuple[dict[str, Condition], dict[str, np.ndarray]]:
+    specs: dict[str, Condition] = {}
+    cond: dict[str, np.ndarray] = {}
+    for key, (column, values) in ragged.conditions.items():
+        specs[key], cond[key] = condition_of(column, values, is_train)
+    if sizes.min() < sizes.max():
+        counts = np.bincount(sizes[is_train] - 1, minlength=int(sizes.max()))
+        specs[LENGTH], cond[LENGTH] = Length(tuple((counts / is_train.sum()).tolist())), sizes
+    return specs, cond
+
+
+def _padded(steps: list[np.ndarray], length: int, transform: SequenceScale) -> np.ndarray:
+    """The sequences in model units (N, length, C), float32."""
+    x = np.zeros((len(steps), length, steps[0].shape[1]), np.float32)
+    for row, values in zip(x, steps, strict=True):
+        row[: len(values)] = transform.forward(torch.from_numpy(values)[None])[0].numpy()
+    return x
+
+
+def _fingerprint(ragged: Ragged, train: np.ndarray) -> str:
+    """sha256, in hexadecimal, of the steps, the conditions with their names, and the split."""
+    columns = {key: getattr(column, "names", ()) for key, (column, _) in ragged.conditions.items()}
+    digest = hashlib.sha256(json.dumps([ragged.channels, columns]).encode())
+    for x in (*ragged.steps, *(values for _, values in ragged.conditions.values())):
+        digest.update(repr(x.shape).encode() + (x + 0.0).tobytes())
+    digest.update(train.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,233 @@
+"""What is stored of a column: how its values become model units and come back as they were.
+
+In "table units" every column is one of real numbers: a number is itself, a category its place among the names, a
+time whole units after an origin, and a missing value NaN.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advect.core.errors import UserError, did_you_mean, optional_import
+from advect.data.tables.scaling import Scaling, scaling_from_config
+
+ONE_HOT = 50
+"""The most categories that get a dimension each; more are written as bits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column(ABC):
+    """One column of a table.
+
+    Args:
+        name: of the column.
+        dtype: the type of its values in a data frame, by name, such as "int64".
+        missing: whether values can be missing, for which an extra dimension is 1, and else -1.
+    """
+
+    name: str
+    dtype: str
+    missing: bool = False
+    kind: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def value_width(self) -> int:
+        """The dimensions of a value, without that of its absence; 0 where it is always the same."""
+
+    @property
+    def width(self) -> int:
+        """The dimensions of the column in model units."""
+        return self.value_width + self.missing
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Table units (B,) to model units (B, width), float32; a missing value lies at 0, with its indicator at 1."""
+        absent = x.isnan()
+        z = self._encode(torch.where(absent, torch.zeros_like(x), x))
+        z = torch.where(absent[:, None], 0.0, z)
+        indicator = absent[:, None].double() * 2 - 1
+        return (torch.cat([z, indicator], 1) if self.missing else z).float()
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """Model units (B, width) to table units (B,), float64, of which all can occur in the column."""
+        x = self._decode(z[:, : self.value_width].double())
+        return torch.where(z[:, -1] > 0, torch.nan, x) if self.missing else x
+
+    @abstractmethod
+    def _encode(self, x: Tensor) -> Tensor:
+        """Table units (B,) without NaN to (B, value_width), float64."""
+
+    @abstractmethod
+    def _decode(self, z: Tensor) -> Tensor:
+        """The way back."""
+
+    @abstractmethod
+    def to_series(self, x: np.ndarray) -> Any:
+        """Table units (B,), NaN where missing, to a pandas Series of the column's own type and name."""
+
+    def to_config(self) -> dict[str, Any]:
+        """A JSON object from which :func:`column_from_config` builds an equal column."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        if isinstance(values.get("scaling"), Scaling):
+            values["scaling"] = values["scaling"].to_config()
+        return {"kind": self.kind, **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Number(Column):
+    """Numbers, whole numbers and times.
+
+    Args:
+        scaling: to model units and back; a configuration of one is built.
+        low, high: the smallest and the largest value, in which the way back ends; equal for a constant.
+        decimals: the way back is rounded to so many places, or not where None; 0 for whole numbers.
+        unit: for times, "D", "s", "ms", "us" or "ns", else "".
+        origin: for times, the units from 1970 to the 0 of the column.
+    """
+
+    scaling: Scaling
+    low: float
+    high: float
+    decimals: int | None = None
+    unit: str = ""
+    origin: int = 0
+    kind: ClassVar[str] = "number"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.scaling, Mapping):
+            object.__setattr__(self, "scaling", scaling_from_config(self.scaling))
+        if not self.low <= self.high:
+            raise UserError(f"column {self.name!r} has the range [{self.low}, {self.high}]; give low <= high")
+
+    @property
+    def value_width(self) -> int:
+        return int(self.low < self.high)
+
+    def _encode(self, x: Tensor) -> Tensor:
+        return self.scaling.forward(x)[:, None] if self.value_width else x.new_zeros((len(x), 0))
+
+    def _decode(self, z: Tensor) -> Tensor:
+        return self.rounded(self.scaling.inverse(z[:, 0])) if self.value_width else z.new_full((len(z),), self.low)
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """The nearest values that the column can have."""
+        if self.decimals is not None:
+            x = x.round(decimals=self.decimals)
+        return x.clamp(self.low, self.high)
+
+    def to_series(self, x: np.ndarray) -> Any:
+        pd = optional_import("pandas", "tables")
+        absent = np.isnan(x)
+        if self.unit:
+            return _times(pd, x, absent, self).rename(self.name)
+        whole = self.dtype.lower().startswith(("int", "uint"))
+        if not whole:
+            return pd.Series(np.asarray(x, np.float64), name=self.name, dtype=self.dtype)
+        values = pd.array(np.where(absent, 0, x).round().astype(np.int64), dtype=nullable(self.dtype))
+        values[absent] = pd.NA
+        series = pd.Series(values, name=self.name)
+        return series if absent.any() else series.astype(self.dtype)
+
+
+def nullable(dtype: str) -> str:
+    """The pandas type of whole numbers that may be missing: "uint8" to "UInt8"."""
+    return dtype.replace("uint", "UInt").replace("int", "Int") if dtype.islower() else dtype
+
+
+def _times(pd: Any, x: np.ndarray, absent: np.ndarray, column: Number) -> Any:
+    counts = np.where(absent, 0, x).round().astype(np.int64) + column.origin
+    stamps = counts.astype(f"datetime64[{column.unit}]")
+    stamps[absent] = np.datetime64("NaT")
+    own = pd.api.types.pandas_dtype(column.dtype)
+    zone = getattr(own, "tz", None)
+    unit = own.unit if zone is not None else np.datetime_data(own)[0]
+    series = pd.Series(stamps.astype(f"datetime64[{unit}]"))
+    return series if zone is None else series.dt.tz_localize("UTC").dt.tz_convert(zone)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Categories(Column):
+    """Values of a finite set: 2, or more than ``ONE_HOT``, as bits of +-1 (Chen, Zhang & Hinton 2023, "Analog bits"),
+    else one-hot in [-1, 1]. The nearest code decides on the way back.
+
+    Args:
+        names: the values that occur, text, whole numbers, reals or booleans, in their order.
+        categories: of a categorical dtype, all its categories in order.
+        ordered: whether that dtype is ordered.
+        category_dtype: the type of its categories.
+    """
+
+    names: Sequence[Any]
+    categories: Sequence[Any] = ()
+    ordered: bool = False
+    category_dtype: str = ""
+    kind: ClassVar[str] = "categories"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(self.names))
+        object.__setattr__(self, "categories", tuple(self.categories))
+        if not self.names:
+            raise UserError(f"column {self.name!r} has no categories; give at least one")
+
+    @property
+    def value_width(self) -> int:
+        return self._codes.shape[1]
+
+    @cached_property
+    def _codes(self) -> Tensor:
+        """The code of each category, (n, value_width) float64 of +-1."""
+        n = len(self.names)
+        if 2 < n <= ONE_HOT:
+            return torch.eye(n, dtype=torch.float64) * 2 - 1
+        places = torch.arange((n - 1).bit_length())
+        return (torch.arange(n)[:, None] >> places & 1).double() * 2 - 1
+
+    def _encode(self, x: Tensor) -> Tensor:
+        return self._codes.to(x.device)[x.long()]
+
+    def _decode(self, z: Tensor) -> Tensor:
+        codes = self._codes.to(z.device)
+        # All codes have one length, so the nearest has the largest product; in blocks, as there may be many codes.
+        return torch.cat([(part @ codes.T).argmax(1) for part in z.split(1024)]).double() if len(z) else z.sum(1)
+
+    def to_series(self, x: np.ndarray) -> Any:
+        pd = optional_import("pandas", "tables")
+        absent = np.isnan(x)
+        places = np.where(absent, -1, x).astype(np.int64)
+        if self.dtype == "category":
+            kinds = pd.Index(list(self.categories), dtype=self.category_dtype)
+            where = np.append(kinds.get_indexer(pd.Index(list(self.names), dtype=self.category_dtype)), -1)
+            values = pd.Categorical.from_codes(where[places], dtype=pd.CategoricalDtype(kinds, ordered=self.ordered))
+            return pd.Series(values, name=self.name)
+        values = np.array([*self.names, None], object)[places]
+        if absent.any() and self.dtype == "bool":
+            return pd.Series(values, name=self.name, dtype="boolean")
+        dtype = nullable(self.dtype) if absent.any() and "int" in self.dtype else self.dtype
+        return pd.Series(values, name=self.name, dtype=dtype)
+
+
+_KINDS: Mapping[str, type[Number] | type[Categories]] = {"number": Number, "categories": Categories}
+
+
+def column_from_config(config: Mapping[str, Any]) -> Column:
+    """Build the column that ``to_config`` described.
+
+    Raises:
+        UserError: the kind is unknown, or an entry is missing or does not belong there.
+    """
+    entries = dict(config)
+    kind = str(entries.pop("kind", None))
+    if kind not in _KINDS:
+        raise UserError(f"unknown column kind {kind!r}{did_you_mean(kind, _KINDS)}")
+    try:
+        return _KINDS[kind](**entries)
+    except TypeError as error:
+        raise UserError(f"the entries of a {kind!r} column do not fit: {error}; got {sorted(entries)}") from error

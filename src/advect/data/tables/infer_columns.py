@@ -1,0 +1,225 @@
+"""What kind of column a pandas Series is, and its values in table units."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advect.core.errors import UserError, optional_import
+from advect.core.types import LENGTH, NULL, Category, Quantity
+from advect.data.base import category
+from advect.data.tables.columns import Categories, Column, Number
+from advect.data.tables.scaling import StandardScaling, require_scaling
+
+EXACT = 2**53
+"""The largest whole number below which float64 has all."""
+
+
+def read_column(
+    series: Any, train: np.ndarray | None, *, scaling: str, categorical: bool
+) -> tuple[Column, np.ndarray]:
+    """The column that a series is, and its values (N,) in table units, float64, NaN where missing.
+
+    Args:
+        series: of numbers, booleans, text, categories or times.
+        train: (N,) bool, the rows to which the scaling is fitted (names, range and decimals follow all); None for all.
+        scaling: "quantile" or "standard".
+        categorical: take numbers for categories.
+
+    Raises:
+        UserError: there are no values, or infinite ones, or ones of a type that no column has, or a text in each row
+            that no other row has.
+    """
+    pd = optional_import("pandas", "tables")
+    name = series.name
+    if not isinstance(name, str):
+        raise UserError(f"column {name!r} has a name that is not text; rename it, e.g. frame.columns.astype(str)")
+    series = series.reset_index(drop=True)
+    if isinstance(series.dtype, pd.SparseDtype):
+        series = series.sparse.to_dense()
+    if not isinstance(series.dtype, pd.CategoricalDtype):
+        series = series.infer_objects()
+    if not series.notna().any():
+        raise UserError(f"column {name!r} has no values; leave it out with drop=({name!r},), --drop {name}")
+    types = pd.api.types
+    if types.is_datetime64_any_dtype(series.dtype):
+        return _read_times(series, train, scaling)
+    if types.is_bool_dtype(series.dtype) or isinstance(series.dtype, pd.CategoricalDtype):
+        return _read_categories(series, str(series.dtype))
+    if types.is_numeric_dtype(series.dtype) and not types.is_complex_dtype(series.dtype):
+        return _read_categories(series, str(series.dtype)) if categorical else _read_numbers(series, train, scaling)
+    if types.is_object_dtype(series.dtype) or types.is_string_dtype(series.dtype):
+        return _read_objects(pd, series, train, scaling, categorical)
+    raise UserError(f"column {name!r} has the type {series.dtype}, which a table cannot hold; drop or convert it")
+
+
+def _read_objects(
+    pd: Any, series: Any, train: np.ndarray | None, scaling: str, categorical: bool
+) -> tuple[Column, np.ndarray]:
+    present = series.dropna()
+    kinds = sorted({type(value).__name__ for value in present})
+    if kinds == ["bool"]:
+        return _read_categories(series, str(series.dtype))
+    if kinds != ["str"]:
+        raise UserError(f"column {series.name!r} holds {' and '.join(kinds)} among its values; make them one type")
+    if not categorical:
+        # Dates in CSV are text; ISO 8601 alone, as 03/04/2020 can be read in two ways.
+        try:
+            parsed = pd.to_datetime(series, format="ISO8601")
+        except (ValueError, TypeError):
+            parsed = None
+        if parsed is not None and pd.api.types.is_datetime64_any_dtype(parsed.dtype):
+            return _read_times(parsed, train, scaling)
+        if len(present) > 2 and present.nunique() == len(present):
+            raise UserError(
+                f"column {series.name!r} has another text in each of its {len(present)} rows, as a name or an id has;"
+                f" leave it out with drop=({series.name!r},), --drop {series.name},"
+                f" or keep it with categorical=({series.name!r},), --categorical {series.name}"
+            )
+    return _read_categories(series, str(series.dtype))
+
+
+def _read_categories(series: Any, dtype: str) -> tuple[Column, np.ndarray]:
+    absent = series.isna().to_numpy(bool)
+    extra: dict[str, Any] = {}
+    if dtype == "category":
+        kinds = series.cat.categories
+        names = kinds[np.unique(series.cat.codes[~absent])].tolist()
+        extra = {"categories": kinds.tolist(), "ordered": bool(series.cat.ordered), "category_dtype": str(kinds.dtype)}
+    else:
+        names = sorted(set(series[~absent].tolist()))
+    for kind in {type(value) for value in (*names, *extra.get("categories", ()))} - {str, int, float, bool}:
+        raise UserError(
+            f"column {series.name!r} has categories of the type {kind.__name__}; make them text or numbers"
+        )
+    place = {value: i for i, value in enumerate(names)}
+    values = np.array([np.nan if a else place[v] for v, a in zip(series.tolist(), absent, strict=True)], np.float64)
+    return Categories(name=series.name, dtype=dtype, missing=bool(absent.any()), names=names, **extra), values
+
+
+def _read_numbers(series: Any, train: np.ndarray | None, scaling: str) -> tuple[Column, np.ndarray]:
+    narrow = {"float16": np.float16, "float32": np.float32}.get(str(series.dtype).lower())
+    values = series.to_numpy(narrow or np.float64, na_value=np.nan)
+    if narrow:
+        # 0.1 of 32 bits stands for 0.1, which is what CSV says, not for 0.10000000149.
+        values = values.astype(str).astype(np.float64)
+    infinite = np.isinf(values)
+    if infinite.any():
+        raise UserError(
+            f"column {series.name!r} has {int(infinite.sum())} infinite values, the first in row"
+            f" {int(infinite.argmax())}; remove those rows or make them missing"
+        )
+    whole = str(series.dtype).lower().startswith(("int", "uint"))
+    if whole and np.nanmax(np.abs(values)) >= EXACT:
+        raise UserError(
+            f"column {series.name!r} has whole numbers beyond 2^53, which no float64 holds;"
+            f" leave it out with drop=({series.name!r},), --drop {series.name}, or make it text"
+        )
+    return _number(series.name, str(series.dtype), values, train, scaling, 0 if whole else _decimals(values)), values
+
+
+def _number(
+    name: str,
+    dtype: str,
+    values: np.ndarray,
+    train: np.ndarray | None,
+    scaling: str,
+    decimals: int | None,
+    **extra: Any,
+) -> Number:
+    absent = np.isnan(values)
+    present = values[~absent]
+    fitted = present if train is None else values[train & ~absent]
+    return Number(
+        name=name,
+        dtype=dtype,
+        missing=bool(absent.any()),
+        scaling=require_scaling(scaling).fit(fitted if len(fitted) else present),
+        low=float(present.min()),
+        high=float(present.max()),
+        decimals=decimals,
+        **extra,
+    )
+
+
+def _decimals(values: np.ndarray) -> int | None:
+    """The fewest decimal places, up to 6, in which all values are written out; None if that is not enough."""
+    present = values[~np.isnan(values)]
+    return next((places for places in range(7) if (np.round(present, places) == present).all()), None)
+
+
+def _read_times(series: Any, train: np.ndarray | None, scaling: str) -> tuple[Column, np.ndarray]:
+    dtype = str(series.dtype)
+    absent = series.isna().to_numpy(bool)
+    plain = series if getattr(series.dtype, "tz", None) is None else series.dt.tz_convert("UTC").dt.tz_localize(None)
+    stamps = plain.to_numpy()
+    # The coarsest unit that holds all: a float has the digits for days, seldom for nanoseconds.
+    unit = next(u for u in ("D", "s", "ms", "us", "ns") if (stamps.astype(f"M8[{u}]") == stamps)[~absent].all())
+    counts = stamps.astype(f"M8[{unit}]").astype(np.int64)
+    origin = int(counts[~absent].min())
+    values = np.where(absent, np.nan, (counts - origin).astype(np.float64))
+    return _number(series.name, dtype, values, train, scaling, 0, unit=unit, origin=origin), values
+
+
+FEW = 20
+"""The most different whole numbers of a condition that is a category."""
+
+EXAMPLES = 64
+"""The rows of a quantity that are kept as examples."""
+
+
+def read_condition(
+    series: Any, train: np.ndarray | None, *, categorical: bool = False, continuous: bool = False
+) -> tuple[Column, np.ndarray]:
+    """A pandas Series as a column fit for :func:`condition_of`, and its values (N,) in table units, NaN where missing.
+
+    Args:
+        series: the values.
+        train: (N,) bool, the rows to which the scaling is fitted; None for all.
+        categorical: take numbers for categories, as whole numbers of at most ``FEW`` values are anyway.
+        continuous: take numbers for numbers, however few there are.
+
+    Raises:
+        UserError: as :func:`read_column`; or ``continuous`` is asked of what is no number.
+    """
+    types = optional_import("pandas", "tables").api.types
+    if continuous and (not types.is_numeric_dtype(series.dtype) or types.is_bool_dtype(series.dtype)):
+        raise UserError(f"continuous_conditions has {series.name!r}, whose values are {series.dtype}; use conditions")
+    few = types.is_integer_dtype(series.dtype) and series.nunique() <= FEW
+    return read_column(series, train, scaling="standard", categorical=categorical or (few and not continuous))
+
+
+def condition_of(column: Column, values: np.ndarray, train: np.ndarray) -> tuple[Category | Quantity, np.ndarray]:
+    """The condition that a column is, and its values: int64 (N,) or float32 (N, 1), null where missing.
+
+    Args:
+        column: a number under standard scaling, or categories.
+        values: (N,) in table units, NaN where missing.
+        train: (N,) bool, the rows from which frequencies and examples are taken.
+
+    Raises:
+        UserError: the column has the name of the condition that sequences have.
+    """
+    if column.name == LENGTH:
+        raise UserError(f"a condition cannot be called {LENGTH!r}, which is that of sequences; rename the column")
+    absent = np.isnan(values)
+    if isinstance(column, Categories):
+        codes = np.where(absent, NULL, values).astype(np.int64)
+        return category(codes[train & ~absent], [str(name) for name in column.names]), codes
+    if not isinstance(column, Number) or not isinstance(column.scaling, StandardScaling):
+        raise UserError(f"column {column.name!r} is not a number under standard scaling; fit it with 'standard'")
+    given = values[train & ~absent]
+    some = given[np.unique(np.linspace(0, len(given) - 1, min(len(given), EXAMPLES)).astype(np.int64))]
+    scaling = column.scaling
+    spec = Quantity((column.name,), (scaling.mean,), (scaling.std,), tuple((float(v),) for v in some))
+    return spec, ((values - scaling.mean) / scaling.std).astype(np.float32)[:, None]
+
+
+def column_values(column: Column, cond: Tensor) -> Tensor:
+    """The way back: a condition's values (B,) or (B, 1) to table units (B,), float64, NaN where null."""
+    if isinstance(column, Number):
+        return column.rounded(column.scaling.inverse(cond.double().reshape(-1)))
+    return torch.where(cond < 0, torch.nan, cond.double())

@@ -1,0 +1,89 @@
+"""A table's columns in model units and back, from what the checkpoint stores alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advect.core.errors import UserError, optional_import
+from advect.data.tables.columns import Column, Number, column_from_config
+from advect.data.tables.scaling import StandardScaling
+from advect.data.transforms import Transform
+
+
+@dataclass(frozen=True)
+class TableTransform(Transform):
+    """Columns (B, K) in table units to a vector (B, D): see :class:`Number` and :class:`Categories`.
+
+    Table units are float64, as float32 has not the digits of dates and large whole numbers.
+
+    Args:
+        columns: one or more, in the order of the table; configurations of columns are built.
+
+    Raises:
+        UserError: all columns are constant, so that there is nothing to learn.
+    """
+
+    columns: Sequence[Column]
+    kind: ClassVar[str] = "table"
+
+    def __post_init__(self) -> None:
+        built = tuple(column_from_config(c) if isinstance(c, Mapping) else c for c in self.columns)
+        object.__setattr__(self, "columns", built)
+        if not sum(self.widths):
+            names = ", ".join(repr(column.name) for column in built) or "none"
+            raise UserError(f"the table has no column that varies, besides conditions (columns: {names}); give one")
+
+    @property
+    def widths(self) -> list[int]:
+        """The dimensions of each column in model units; they sum to D."""
+        return [column.width for column in self.columns]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([c.forward(part) for c, part in zip(self.columns, x.double().unbind(1), strict=True)], 1)
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """Model units (B, D) to table units (B, K), float64; NaN is a missing value."""
+        parts = zip(self.columns, x.split(self.widths, 1), strict=True)
+        return torch.stack([column.inverse(part) for column, part in parts], 1)
+
+    def to_frame(self, x: Tensor) -> Any:
+        """Table units (B, K) as a pandas DataFrame with the columns' own types, names and order.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        pd = optional_import("pandas", "tables")
+        values = x.detach().cpu().double().numpy()
+        return pd.concat(
+            [c.to_series(np.ascontiguousarray(v)) for c, v in zip(self.columns, values.T, strict=True)], axis=1
+        )
+
+    def log_det(self, elements: int) -> float:
+        """The constant for real numbers under standard scaling.
+
+        Raises:
+            UserError: a column has no density, or its scaling is not linear.
+        """
+        total = 0.0
+        for column in self.columns:
+            if not (isinstance(column, Number) and not column.missing and column.value_width):
+                raise UserError(
+                    f"column {column.name!r} has categories, missing values or one value alone, so the table has no"
+                    " density; train on real numbers for one"
+                )
+            if not isinstance(column.scaling, StandardScaling):
+                raise UserError(
+                    f"column {column.name!r} is scaled by quantiles, whose log_det depends on the value;"
+                    " train with scaling='standard' for a density"
+                )
+            total -= float(np.log(column.scaling.std))
+        return total
+
+    def to_config(self) -> dict[str, Any]:
+        return {"kind": self.kind, "columns": [column.to_config() for column in self.columns]}

@@ -1,0 +1,65 @@
+"""Two interleaved half circles in the plane: the toy on which one sees what a flow does."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from advect.core.errors import UserError
+from advect.core.random import mix
+from advect.data.base import ArrayDataset, Rows
+from advect.data.transforms import PixelScale, Standardize
+
+SPLIT_SEED = 0
+
+
+class Digits(ArrayDataset):
+    """8x8 grey digits (1, 8, 8), values 0 to 16, condition ``label`` "0" to "9" (Alpaydin & Kaynak 1998, UCI).
+
+    Half is for training (899) and half held out (898), each class halved: sorted by class and, within a class, by
+    a hash of ``SPLIT_SEED`` and the index, every second digit is held out. Both halves keep the original order.
+    """
+
+    def __init__(self) -> None:
+        # Here and not above: scikit-learn takes most of a second to import.
+        from sklearn.datasets import load_digits
+
+        pixels, target = load_digits(return_X_y=True)
+        target = np.asarray(target)
+        rows = Rows(np.asarray(pixels, np.float32).reshape(-1, 1, 8, 8), {"label": target.astype(np.int64)})
+        order = sorted(range(len(target)), key=lambda i: (target[i], mix(SPLIT_SEED, i)))
+        super().__init__(
+            name="digits",
+            train=rows[np.sort(order[::2])],
+            held_out=rows[np.sort(order[1::2])],
+            transform=PixelScale(0, 16, integer=True),
+            names={"label": tuple("0123456789")},
+        )
+
+
+class Moons(ArrayDataset):
+    """Points (2,) on two half circles of radius 1, without conditions, standardised for the model.
+
+    Args:
+        n: points in each split, >= 2; the two splits are drawn independently.
+        noise: standard deviation of the Gaussian noise on both coordinates, >= 0.
+        seed: of both draws.
+
+    Raises:
+        UserError: n or noise is out of its range.
+    """
+
+    def __init__(self, *, n: int = 10_000, noise: float = 0.05, seed: int = 0) -> None:
+        if n < 2:
+            raise UserError(f"n must be at least 2, a point for each moon, got {n}; 10000 is usual")
+        if not (math.isfinite(noise) and noise >= 0):
+            raise UserError(f"noise must be a finite number >= 0, got {noise}; 0.05 is usual")
+        # Here and not above: scikit-learn takes most of a second to import.
+        from sklearn.datasets import make_moons
+
+        def draw(split: int) -> np.ndarray:
+            return np.asarray(make_moons(n, noise=noise, random_state=mix(seed, split) >> 32)[0])
+
+        x = draw(0)
+        super().__init__(name="moons", train=Rows(x), held_out=Rows(draw(1)), transform=Standardize.fit(x))

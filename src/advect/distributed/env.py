@@ -1,0 +1,213 @@
+"""Which of a run's processes this one is."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from advect.core.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""Ctrl+C; what ends a job; and what a scheduler can be told to send before it takes a machine away, not on Windows."""
+
+
+TIMEOUT = timedelta(minutes=10)
+"""How long a process waits for the others, to come and in each exchange, where ADVECT_TIMEOUT does not say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistEnv:
+    """This process's number ``rank`` among ``world`` processes, and its number among those on its host.
+
+    ``address`` and ``port`` are where the first one waits for the others. As it stands: a process on its own.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+    address: str = ""
+    port: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, limit, of in (
+            ("RANK", self.rank, self.world, "WORLD_SIZE"),
+            ("LOCAL_RANK", self.local_rank, self.local_world, "LOCAL_WORLD_SIZE"),
+            ("LOCAL_WORLD_SIZE", self.local_world, self.world + 1, "WORLD_SIZE + 1"),
+        ):
+            if not 0 <= value < limit:
+                raise UserError(f"{name} must be at least 0 and below {of}, {limit}, got {value}; see the launcher")
+        if self.world > 1 and not 0 < self.port < 2**16:
+            raise UserError(f"MASTER_PORT must be from 1 to 65535, got {self.port}; choose one that is free")
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes, prints and decides."""
+        return self.rank == 0
+
+    @property
+    def name(self) -> str:
+        """The process as messages call it."""
+        return f"rank {self.rank} ({socket.gethostname()})"
+
+    def share(self, n: int) -> range:
+        """This process's places among ``n``: neighbours, as many as any other's but for one."""
+        return range(self.rank * n // self.world, (self.rank + 1) * n // self.world)
+
+    def device(self, device: torch.device) -> torch.device:
+        """The device of this process where all were told to use ``device``: for GPUs the one of its local number.
+
+        A process that sees one GPU alone, as SLURM's ``--gpus-per-task`` has it, takes that one. Raises UserError
+        where a host has fewer GPUs than processes, or all would share the one that ``device`` names.
+        """
+        if device.type != "cuda" or self.world == 1:
+            return device
+        import torch
+
+        if device.index is not None:
+            raise UserError(f"--device {device} names one GPU for {self.world} processes; use --device cuda")
+        seen = torch.cuda.device_count()
+        if seen == 1 and "SLURM_PROCID" in os.environ:
+            return torch.device("cuda", 0)
+        if self.local_rank >= seen:
+            raise UserError(
+                f"{self.local_world} processes share {seen} GPU{'s' * (seen != 1)} on {socket.gethostname()}; start"
+                " one process a GPU, or use --device cpu"
+            )
+        return torch.device("cuda", self.local_rank)
+
+    @classmethod
+    def of_environment(cls, env: Mapping[str, str] | None = None) -> DistEnv:
+        """As the variables of ``torchrun``, or of a SLURM step, say; on its own without them.
+
+        Raises UserError where they are incomplete, no numbers, or contradict each other.
+        """
+        env = os.environ if env is None else env
+        if "RANK" not in env and "WORLD_SIZE" not in env:
+            env = slurm_variables(env)
+            if not env:
+                return cls()
+        rank, world = _number(env, "RANK"), _number(env, "WORLD_SIZE")
+        if world == 1:
+            return cls(rank=rank)
+        local_rank = _number(env, "LOCAL_RANK", 0)
+        return cls(
+            rank=rank,
+            world=world,
+            local_rank=local_rank,
+            local_world=_number(env, "LOCAL_WORLD_SIZE", local_rank + 1),
+            address=_word(env, "MASTER_ADDR"),
+            port=_number(env, "MASTER_PORT"),
+        )
+
+
+def count_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def timeout_of(env: Mapping[str, str] | None = None) -> timedelta:
+    """The seconds in the environment variable ADVECT_TIMEOUT, else TIMEOUT. Raises UserError for what is no time."""
+    word = (os.environ if env is None else env).get("ADVECT_TIMEOUT")
+    if word is None:
+        return TIMEOUT
+    if not word.isdecimal() or not 0 < int(word) <= 30 * 24 * 3600:
+        raise UserError(
+            f"the environment variable ADVECT_TIMEOUT must be a whole number of seconds up to a month, got {word!r}"
+        )
+    return timedelta(seconds=int(word))
+
+
+def _word(env: Mapping[str, str], name: str) -> str:
+    if not env.get(name):
+        raise UserError(
+            f"the environment variable {name} is not set, though others of a launcher are; use torchrun, or --nproc,"
+            " or unset RANK and WORLD_SIZE"
+        )
+    return env[name]
+
+
+def _number(env: Mapping[str, str], name: str, default: int | None = None) -> int:
+    if default is not None and name not in env:
+        return default
+    word = _word(env, name)
+    if not word.isdecimal():
+        raise UserError(f"the environment variable {name} must be a whole number, got {word!r}; see the launcher")
+    return int(word)
+
+
+def slurm_variables(env: Mapping[str, str]) -> dict[str, str]:
+    """RANK, WORLD_SIZE and so on for a task of a step with several tasks; empty for any other process.
+
+    A batch script and a shell of ``salloc`` stand in no such step and are single, whatever the job has asked for.
+    MASTER_ADDR and MASTER_PORT are the step's first host, and a number between 10,000 and 29,999 that the job's
+    and step's numbers give, unless they are set. Raises UserError where SLURM's variables make no sense.
+    """
+    tasks = env.get("SLURM_STEP_NUM_TASKS", "")
+    if not tasks.isdecimal() or int(tasks) < 2:
+        return {}
+    missing = [name for name in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_JOB_ID") if name not in env]
+    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST")
+    if missing or nodes is None:
+        raise UserError(
+            f"{', '.join(missing) or 'SLURM_STEP_NODELIST'} is not set in a SLURM step of {tasks} tasks; start with"
+            " srun, or give RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
+        )
+    here = _tasks_here(env)
+    return {
+        "RANK": env["SLURM_PROCID"],
+        "WORLD_SIZE": tasks,
+        "LOCAL_RANK": env["SLURM_LOCALID"],
+        "MASTER_ADDR": env.get("MASTER_ADDR") or hosts(nodes)[0],
+        "MASTER_PORT": env.get("MASTER_PORT") or str(_port(env)),
+        **({} if here is None else {"LOCAL_WORLD_SIZE": str(here)}),
+    }
+
+
+def hosts(nodelist: str) -> list[str]:
+    """The names in a list such as ``node[01-03,7],login``. Raises UserError where it is not one."""
+    if not re.fullmatch(r"(?:[^\[\],]|\[[\d,-]+\])+(?:,(?:[^\[\],]|\[[\d,-]+\])+)*", nodelist):
+        raise UserError(f"SLURM's list of nodes {nodelist!r} cannot be read; give MASTER_ADDR and MASTER_PORT")
+    return [name for entry in re.split(r",(?![^\[]*\])", nodelist) for name in _expanded(entry)]
+
+
+def _expanded(entry: str) -> Iterator[str]:
+    """``rack[1-2]n[01,03]`` as its four names, the last bracket varying fastest."""
+    before, bracket, rest = entry.partition("[")
+    if not bracket:
+        yield entry
+        return
+    inside, _, after = rest.partition("]")
+    for part in inside.split(","):
+        first, _, last = part.partition("-")
+        if not re.fullmatch(r"\d+(-\d+)?", part):
+            raise UserError(f"SLURM's list of nodes has {part!r} in {entry!r}; give MASTER_ADDR and MASTER_PORT")
+        numbers = range(int(first), int(last or first) + 1)
+        for number in numbers:
+            for tail in _expanded(after):
+                yield f"{before}{number:0{len(first)}d}{tail}"
+
+
+def _tasks_here(env: Mapping[str, str]) -> int | None:
+    """How many of the step's tasks run on this node, from a list such as ``4(x2),3``; None where not told."""
+    counts: list[int] = []
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", env.get("SLURM_STEP_TASKS_PER_NODE", "")):
+        counts += [int(count)] * int(times or 1)
+    node = env.get("SLURM_NODEID", "")
+    return counts[int(node)] if node.isdecimal() and int(node) < len(counts) else None
+
+
+def _port(env: Mapping[str, str]) -> int:
+    """The same for all tasks of a step, and seldom that of another step on the same node."""
+    numbers = [int(value) if value.isdecimal() else 0 for value in (env["SLURM_JOB_ID"], env.get("SLURM_STEP_ID", ""))]
+    return 10_000 + (7 * numbers[0] + numbers[1]) % 20_000

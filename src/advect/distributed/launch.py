@@ -1,0 +1,245 @@
+"""``--nproc N``: the same run as ``torchrun`` on this machine, in N processes that end together."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import IO
+
+from advect.core.errors import UserError
+from advect.distributed.comm import is_lost_peer, process_group
+from advect.distributed.env import STOPPING, DistEnv, count_cores
+
+LOST_PEER = 75
+"""Exit code of a process that has failed only as another one did."""
+GRACE = 3.0
+"""Seconds that processes have, once one has failed, to end by themselves; then again after SIGTERM, before SIGKILL."""
+_LIFELINE = "ADVECT_LIFELINE"
+_WARNING = "warning: "
+
+
+def check_nproc(nproc: int, device: str) -> None:
+    """Raise UserError where ``nproc`` processes cannot be started here, or are already."""
+    world = DistEnv.of_environment().world
+    if nproc < 1:
+        raise UserError(f"--nproc must be at least 1, got {nproc}")
+    if nproc == 1:
+        return
+    if world > 1:
+        raise UserError(f"--nproc {nproc} is given to one of {world} processes of a launcher; leave one of them out")
+    if os.name != "posix":
+        raise UserError(f"--nproc {nproc} needs Linux or macOS; use torchrun")
+    if device == "cpu":
+        return
+    import torch
+
+    if device == "auto" and not torch.cuda.is_available():
+        return
+    gpus = torch.cuda.device_count()
+    if nproc > gpus:
+        raise UserError(f"--nproc {nproc} is more than the GPUs here, {gpus}; use --nproc {gpus}, or --device cpu")
+
+
+def launch(command: Sequence[str], nproc: int) -> int:
+    """Run a command in ``nproc`` processes; return the exit code of the first that failed, 128 + its signal, else 0.
+
+    The first process has this one's terminal. Of the others nothing is heard but warnings, and the error of the first
+    that fails.
+    Signals are passed on, one for one. Where this process is killed, the others end as by SIGTERM.
+    """
+    with _started(command, nproc) as children, _passing_on(children) as passed:
+        failed = _wait(children, passed)
+        if not failed:
+            return 0
+        first = failed[0]
+        code = first.process.returncode
+        if -code not in passed:
+            _tell(first, heard=children[0] in failed)
+        return 128 - code if code < 0 else 1 if code == LOST_PEER else code
+
+
+@dataclass
+class _Child:
+    rank: int
+    process: subprocess.Popen
+    said: IO[bytes] | None
+    """What it has written to its standard error; None for the first, which writes to the terminal."""
+    heard: int = 0
+    """How many bytes of it have been looked at for warnings."""
+
+    def pass_on_warnings(self) -> None:
+        """Print the lines that it has written since the last time and that begin with "warning: "."""
+        if self.said is None:
+            return
+        text = os.pread(self.said.fileno(), 1 << 16, self.heard)  # a seek would move the place where it writes
+        lines = text[: text.rfind(b"\n") + 1]
+        self.heard += len(lines)
+        for line in lines.decode(errors="replace").splitlines():
+            if line.startswith(_WARNING):
+                print(line, file=sys.stderr, flush=True)
+
+    def send(self, number: int) -> None:
+        """Signal the process, or with SIGKILL its own children too, unless it has ended."""
+        if self.process.returncode is None:
+            with suppress(ProcessLookupError):
+                (os.killpg if number == signal.SIGKILL else os.kill)(self.process.pid, number)
+
+
+@contextmanager
+def _started(command: Sequence[str], nproc: int) -> Iterator[list[_Child]]:
+    """The processes; each in a group of its own, so that Ctrl+C in the terminal reaches them through us alone."""
+    lifeline, held = os.pipe()  # closed for them by whatever ends this process
+    threads = max(1, count_cores() // nproc)
+    env = {"OMP_NUM_THREADS": str(threads), **os.environ, _LIFELINE: str(lifeline)}
+    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    env |= {"WORLD_SIZE": str(nproc), "LOCAL_WORLD_SIZE": str(nproc)}
+    children: list[_Child] = []
+    try:
+        for rank in range(nproc):
+            said = tempfile.TemporaryFile() if rank else None  # noqa: SIM115
+            process = subprocess.Popen(
+                command,
+                env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL if rank else None,
+                stderr=said,
+                process_group=0,
+                pass_fds=(lifeline,),
+            )
+            children.append(_Child(rank, process, said))
+        yield children
+    finally:
+        for child in children:
+            child.send(signal.SIGKILL)
+            child.process.wait()
+            if child.said is not None:
+                child.said.close()
+        os.close(lifeline)
+        os.close(held)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def _passing_on(children: Sequence[_Child]) -> Iterator[list[int]]:
+    """Send each signal that comes on to all children; the list has those so far."""
+    passed: list[int] = []
+
+    def pass_on(number: int, frame: object) -> None:
+        passed.append(number)
+        for child in children:
+            child.send(number)
+
+    before = {number: signal.signal(number, pass_on) for number in STOPPING}
+    try:
+        yield passed
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait(children: Sequence[_Child], passed: Sequence[int]) -> list[_Child]:
+    """Wait until all have ended, which one failure makes them; return those that failed of themselves, in order.
+
+    Where none did, but some lost the others, the first of these stands for them.
+    """
+    ended: queue.Queue[_Child] = queue.Queue()
+    for child in children:
+        threading.Thread(target=lambda c=child: (c.process.wait(), ended.put(c)), daemon=True).start()
+    failed: list[_Child] = []
+    steps, until = [signal.SIGTERM, signal.SIGKILL], None
+    for _ in children:
+        while True:
+            if until is None and (failed or len(passed) > 1):
+                # After a signal each ends by itself, with a code that is not 0, and the first may have most to do.
+                until = time.monotonic() + GRACE * (6 if len(passed) == 1 else 1)
+            if until is not None and steps and time.monotonic() > until:
+                until, number = time.monotonic() + GRACE, steps.pop(0)
+                for other in children:
+                    other.send(number)
+            for other in children:
+                other.pass_on_warnings()
+            with suppress(queue.Empty):
+                child = ended.get(timeout=0.1)
+                break
+        if child.process.returncode and len(steps) == 2:
+            failed.append(child)
+    own = [child for child in failed if child.process.returncode != LOST_PEER]
+    return own or failed[:1] or [child for child in children if child.process.returncode][:1]
+
+
+def _tell(first: _Child, *, heard: bool) -> None:
+    """Print how the first process to fail did, and what it said unless it, or the first of all, was ``heard``."""
+    code = first.process.returncode
+    if code < 0:
+        hint = "; this is often a lack of memory" if -code == signal.SIGKILL else ""
+        print(f"advect: rank {first.rank} was ended by {signal.Signals(-code).name}{hint}", file=sys.stderr)
+    if first.said is not None and not heard:
+        first.pass_on_warnings()
+        first.said.seek(0)
+        lines = first.said.read().decode(errors="replace").splitlines(keepends=True)
+        sys.stderr.writelines(line for line in lines if not line.startswith(_WARNING))
+        sys.stderr.flush()
+
+
+def hold_lifeline() -> bool:
+    """In a process that :func:`launch` started: end by SIGTERM, then SIGKILL, once the launcher is gone.
+
+    Returns whether this is such a process.
+    """
+    word = os.environ.pop(_LIFELINE, None)
+    if word is None:
+        return False
+
+    def watch() -> None:
+        os.read(int(word), 1)  # returns when the other end is closed
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True, name="lifeline").start()
+    return True
+
+
+def run_shared(command: Callable[[], None]) -> None:
+    """Run ``command`` with the other processes of the run, and leave when all are through.
+
+    A mistake that all of them raise is told by the first one alone. Exits with LOST_PEER, and with one line, where
+    another process has failed; under ``--nproc`` the launcher tells what the other one said.
+    """
+    launched, code = hold_lifeline(), 0
+    try:
+        with process_group() as me:
+            try:
+                command()
+            except SystemExit as stop:
+                code = stop.code
+            except UserError as error:
+                if not error.agreed:
+                    raise
+                if me.is_first:
+                    print(f"advect: {error}", file=sys.stderr)
+                code = 2
+    except Exception as error:
+        if not is_lost_peer(error):
+            raise
+        if not launched:
+            name, why = DistEnv.of_environment().name, str(error).splitlines()[0]
+            print(f"advect: {name} lost the others, as one has failed or is out of reach: {why}", file=sys.stderr)
+        code = LOST_PEER
+    if code:
+        sys.exit(code)

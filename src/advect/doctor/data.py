@@ -1,0 +1,361 @@
+"""Verdicts on data, each a function of its figures."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from advect.core.types import LENGTH, NULL, Category, Conditions, Length
+from advect.data import Dataset, Split
+from advect.data.images.folder import ImageSplit
+from advect.doctor.report import Figure, Finding, Level
+
+
+def places(n: int, look: int) -> np.ndarray:
+    """At most ``look`` of 0 .. n - 1 (k,) int64, evenly spaced."""
+    return np.unique(np.linspace(0, n - 1, min(n, look)).round().astype(np.int64)) if n else np.arange(0)
+
+
+def gather_values(source: Dataset, look: int) -> Values:
+    """Look at ``look`` training samples at most. Raises UserError where one cannot be read."""
+    x, cond = _fetch(source.train, places(len(source.train), look))
+    real = _real_values(x, cond)
+    data = source.transform.inverse(x).flatten(1)
+    flat = x.flatten(1)
+    infinite = ~torch.isfinite(flat).all(1)
+    fine = real[torch.isfinite(real)].double()
+    rows = flat.numpy()
+    shown = data[torch.isfinite(data)]
+    return Values(
+        train=len(source.train),
+        held_out=len(source.held_out),
+        looked=len(x),
+        kind=source.spec.kind,
+        shape=tuple(source.spec.shape),
+        low=float(shown.min()) if len(shown) else 0.0,
+        high=float(shown.max()) if len(shown) else 0.0,
+        mean=float(fine.mean()) if len(fine) else 0.0,
+        deviation=float(fine.std(correction=0)) if len(fine) else 0.0,
+        extreme=float(fine.abs().max()) if len(fine) else 0.0,
+        constant=int((flat.amax(0) == flat.amin(0)).sum()) if len(x) > 1 else 0,
+        features=flat.shape[1],
+        infinite=int(infinite.sum()),
+        copies=len(rows) - len({row.tobytes() for row in rows}),
+    )
+
+
+def gather_classes(source: Dataset) -> list[Classes]:
+    """The categories of a source with their shares."""
+    return [
+        Classes(name=name, shares=dict(zip(c.names, c.frequencies, strict=True)), train=len(source.train))
+        for name, c in source.spec.conditions.items()
+        if isinstance(c, Category)
+    ]
+
+
+def gather_lengths(source: Dataset) -> Lengths | None:
+    """The lengths of sequences, where they differ."""
+    condition = source.spec.conditions.get(LENGTH)
+    if not isinstance(condition, Length):
+        return None
+    shares = np.array(condition.frequencies)
+    there = np.flatnonzero(shares) + 1
+    middle = int(np.searchsorted(shares.cumsum(), 0.5 * shares.sum())) + 1
+    return Lengths(shortest=int(there[0]), median=middle, longest=int(there[-1]))
+
+
+def gather_pictures(source: Dataset, look: int) -> Pictures | None:
+    """Look at ``look`` image files of both parts at most; None where the samples are no files."""
+    split, rest = source.train, source.held_out
+    if not isinstance(split, ImageSplit):
+        return None
+    both = np.concatenate([split.rows, rest.rows if isinstance(rest, ImageSplit) else split.rows[:0]])
+    chosen = both[places(len(both), look)]
+    part = ImageSplit(split.store, chosen, {}, split.decoder)
+    unreadable = part.find_unreadable()
+    channels, height, width = split.decoder.shape
+    smaller, grey, sides = 0, 0, []
+    for row in chosen.tolist():
+        if split.store.title(row) in unreadable:
+            continue
+        try:
+            content = split.store.read(row)
+            with Image.open(io.BytesIO(content)) as image:
+                size = image.size
+        except Exception:  # whatever a damaged file leads a decoder to; it has been counted
+            continue
+        sides.append(min(size))
+        smaller += min(size) < min(height, width)
+        pixels = split.decoder(content)[:3]
+        grey += channels > 1 and bool((pixels == pixels[:1]).all())
+    return Pictures(
+        looked=len(chosen),
+        total=len(both),
+        unreadable=unreadable,
+        asked=(height, width),
+        smaller=smaller,
+        least=min(sides, default=0),
+        grey=grey,
+        channels=channels,
+    )
+
+
+def _fetch(split: Split, chosen: np.ndarray) -> tuple[Tensor, Conditions]:
+    batches = [split.fetch(chosen[i : i + 256]) for i in range(0, len(chosen), 256)]
+    names = batches[0].cond or {}
+    cond = {name: torch.cat([(b.cond or {})[name] for b in batches]) for name in names}
+    return torch.cat([b.x1 for b in batches]).float(), cond
+
+
+def _real_values(x: Tensor, cond: Conditions) -> Tensor:
+    """All values of x (N, *S) but the padding of sequences."""
+    if LENGTH not in cond or (cond[LENGTH] == NULL).any():
+        return x.flatten()
+    real = torch.arange(x.shape[1]) < cond[LENGTH][:, None]
+    return x[real].flatten()
+
+
+FEW, FEW_HELD_OUT, FEW_OF_A_CLASS = 500, 50, 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Values:
+    """Figures of samples that a source hands out.
+
+    Attributes:
+        train, held_out: how many there are in each part; ``looked`` of the first were looked at.
+        kind, shape: of one sample.
+        low, high: the range in data units.
+        mean, deviation, extreme: of all values in model units the mean, the standard deviation, the largest size.
+        constant, features: how many features never change, of how many.
+        infinite: samples with NaN or infinite values.
+        copies: samples that equal an earlier one.
+    """
+
+    train: int
+    held_out: int
+    looked: int
+    kind: str
+    shape: tuple[int, ...]
+    low: float
+    high: float
+    mean: float
+    deviation: float
+    extreme: float
+    constant: int = 0
+    features: int = 1
+    infinite: int = 0
+    copies: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classes:
+    """The values of a categorical condition with their shares, of ``train`` samples."""
+
+    name: str
+    shares: dict[str, float]
+    train: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """Figures of ``looked`` image files of ``total``.
+
+    Attributes:
+        unreadable: files that cannot be decoded, each with the reason.
+        asked: height and width that training takes.
+        smaller: files with a side shorter than asked; ``least`` the shortest side of all, in pixels.
+        grey, channels: files without colour, and the channels that training takes.
+    """
+
+    looked: int
+    total: int
+    unreadable: dict[str, str] = field(default_factory=dict)
+    asked: tuple[int, int]
+    smaller: int = 0
+    least: int
+    grey: int = 0
+    channels: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """The numbers of real steps of sequences: shortest, median, longest."""
+
+    shortest: int
+    median: int
+    longest: int
+
+
+def check_count(v: Values) -> Finding:
+    """How many samples there are, and of what shape."""
+    figures: dict[str, Figure] = {
+        "training samples": v.train,
+        "held out": v.held_out,
+        "shape": "x".join(map(str, v.shape)),
+        "kind": v.kind,
+        "looked at": v.looked,
+    }
+    if v.train < FEW:
+        return Finding(
+            "note",
+            "There are few samples, which a network soon knows by heart",
+            figures,
+            "more data; a small network, --dropout and few --num-epochs; watch the held-out loss",
+        )
+    return Finding("ok", "There are samples enough to train on", figures)
+
+
+def check_held_out(v: Values) -> Finding | None:
+    """Whether enough is kept to measure with."""
+    if v.held_out >= FEW_HELD_OUT:
+        return None
+    figures: dict[str, Figure] = {"held out": v.held_out, "training samples": v.train}
+    title = "Too little is held out to measure with: over-fitting would not be seen"
+    return Finding("note", title, figures, "a larger share held out, or more data")
+
+
+def check_infinite(v: Values) -> Finding | None:
+    """NaN and infinite values."""
+    if not v.infinite:
+        return None
+    figures: dict[str, Figure] = {"samples with them": v.infinite, "looked at": v.looked}
+    return Finding("problem", "The data have NaN or infinite values", figures, "remove those samples or fill them in")
+
+
+def check_range(v: Values) -> Finding:
+    """Whether the values in model units have a size that networks learn from."""
+    figures: dict[str, Figure] = {
+        "from": v.low,
+        "to": v.high,
+        "deviation in model units": v.deviation,
+        "mean": v.mean,
+        "largest in model units": v.extreme,
+    }
+    if v.low == v.high:
+        return Finding("problem", "All values of the data are equal", figures, "other data: there is nothing to learn")
+    if v.kind == "image" and v.deviation < 0.1:
+        return Finding(
+            "problem",
+            "The images use a small part of the range of pixels: they are nearly uniform",
+            figures,
+            "pixels from 0 to 255, or from 0 to 1 as real numbers; or the right --value-range",
+        )
+    if v.kind == "image" and not -1.01 <= v.mean <= 1.01:
+        return Finding("problem", "The pixels lie outside their range", figures, "the right --value-range")
+    if v.kind != "image" and v.extreme > 20:
+        return Finding(
+            "note",
+            "There are values far from all others, which dominate the loss",
+            figures,
+            "take them out or take the logarithm; for tables, quantile scaling",
+        )
+    if v.kind != "image" and not 0.1 < v.deviation < 10:
+        return Finding("problem", "The values in model units are not near deviation 1", figures, "standardise them")
+    return Finding("ok", "The values are finite and of the size that networks learn from", figures)
+
+
+def check_constant(v: Values) -> Finding | None:
+    """Features that never change."""
+    if not v.constant or v.low == v.high:
+        return None
+    share = v.constant / v.features
+    figures: dict[str, Figure] = {"constant": v.constant, "features": v.features, "looked at": v.looked}
+    level: Level = "note" if v.kind != "image" or share > 0.5 else "ok"
+    advice = "leave them out" if v.kind != "image" else "crop the images, where it is an empty border"
+    return Finding(level, "Some features never change", figures, advice if level == "note" else "")
+
+
+def check_copies(v: Values) -> Finding | None:
+    """Samples that come more than once."""
+    share = v.copies / max(v.looked, 1)
+    figures: dict[str, Figure] = {"copies": v.copies, "looked at": v.looked, "share": share}
+    if not v.copies:
+        return Finding("ok", "No sample comes twice", figures)
+    level: Level = "problem" if share > 0.5 else "note" if share > 0.01 else "ok"
+    advice = "take the copies out: they are learned by heart first" if level != "ok" else ""
+    return Finding(level, "Some samples come more than once", figures, advice)
+
+
+def check_classes(c: Classes) -> Finding | None:
+    """How evenly the classes are filled."""
+    if not c.shares:
+        return None
+    counts = {name: round(share * c.train) for name, share in c.shares.items()}
+    rarest, commonest = min(counts, key=lambda n: counts[n]), max(counts, key=lambda n: counts[n])
+    figures: dict[str, Figure] = {
+        "condition": c.name,
+        "classes": len(counts),
+        f"most ({commonest})": counts[commonest],
+        f"fewest ({rarest})": counts[rarest],
+    }
+    rare = [name for name, count in counts.items() if count < FEW_OF_A_CLASS]
+    if len(counts) == 1:
+        return Finding("note", "A condition has one value alone", figures, "leave it out: it says nothing")
+    if rare:
+        return Finding(
+            "note",
+            "Some classes are too rare to be learned well",
+            {**figures, f"with fewer than {FEW_OF_A_CLASS}": len(rare), "among them": ", ".join(rare[:5])},
+            "more of their samples, or join them into one class",
+        )
+    if counts[commonest] > 20 * counts[rarest]:
+        return Finding(
+            "note", "The classes are filled unevenly", figures, "ask for rare ones by name: --cond NAME=VALUE"
+        )
+    return Finding("ok", "All classes have samples enough", figures)
+
+
+def check_unreadable(p: Pictures) -> Finding:
+    """Files that cannot be decoded."""
+    figures: dict[str, Figure] = {"unreadable": len(p.unreadable), "looked at": p.looked, "of": p.total}
+    if not p.unreadable:
+        return Finding("ok", "All images that were looked at can be read", figures)
+    name, why = next(iter(p.unreadable.items()))
+    share = len(p.unreadable) / p.looked
+    return Finding(
+        "problem" if share == 1 or len(p.unreadable) > max(1, 0.01 * p.looked) else "note",  # as training has it
+        "Some images cannot be read",
+        {**figures, "share": share, "the first": name, "why": why},
+        "repair them or take them out; more than 1% end a run",
+    )
+
+
+def check_sizes(p: Pictures) -> Finding:
+    """Images smaller than asked, which are blown up."""
+    figures: dict[str, Figure] = {
+        "smaller": p.smaller,
+        "looked at": p.looked,
+        "shortest side": p.least,
+        "asked": f"{p.asked[0]}x{p.asked[1]}",
+    }
+    share = p.smaller / max(p.looked, 1)
+    if share <= 0.01:
+        return Finding("ok", "The images are as large as asked, or larger", figures)
+    title = "Images are smaller than asked, and are blown up to blurred ones"
+    return Finding(
+        "problem" if share > 0.5 else "note", title, figures, f"--image-size {max(p.least, 1)}, or larger images"
+    )
+
+
+def check_grey(p: Pictures) -> Finding | None:
+    """Grey images that are trained on in colour."""
+    if p.channels == 1 or p.looked == 0 or p.grey < 0.5 * p.looked:
+        return None
+    figures: dict[str, Figure] = {"without colour": p.grey, "looked at": p.looked, "channels": p.channels}
+    title = "Most images are grey, and are trained on in colour"
+    return Finding("note", title, figures, "--channels 1 costs less and cannot give coloured samples")
+
+
+def check_lengths(n: Lengths) -> Finding:
+    """Sequences of very different lengths."""
+    figures: dict[str, Figure] = {"shortest": n.shortest, "median": n.median, "longest": n.longest}
+    if n.longest > 4 * n.median:
+        title = "A few sequences are far longer than the rest: most of the arithmetic goes into padding"
+        return Finding("note", title, figures, f"--max-length {2 * n.median}, with --long truncate or window")
+    return Finding("ok", "The sequences have lengths near one another", figures)

@@ -1,0 +1,174 @@
+"""Verdicts on the losses and gradients of a run, each a function of its figures."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from advect.doctor.report import Figure, Finding
+from advect.doctor.run_facts import RunFacts
+
+CERTAIN = 3.0
+"""Standard errors by which two means must differ before a verdict says that they do."""
+
+FEW_ROWS = 4
+"""Logged rows below which nothing is said of a trend."""
+
+
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    """The mean of values (n,) and its standard error, which is infinite for one value."""
+    if len(values) < 2:
+        return float(values.mean()), math.inf
+    return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def check_divergence(run: RunFacts) -> Finding | None:
+    """A loss that is no longer finite, or far above what it has been."""
+    figures = {"rows not finite": run.infinite, "learning_rate": run.option("training", "learning_rate", math.nan)}
+    advice = (
+        "lower --learning-rate tenfold, keep --grad-clip 1, lengthen --lr-warmup-steps, train with "
+        "--no-mixed-precision, and look at the data: advect doctor --data PATH"
+    )
+    if run.infinite:
+        return Finding("problem", "The loss stopped being finite", figures, advice)
+    if len(run.loss) < FEW_ROWS:
+        return None
+    tail = run.loss[-max(len(run.loss) // 4, 2) :]
+    lowest, last = float(run.loss.min()), float(np.median(tail))
+    figures |= {"lowest loss": lowest, "loss at the end": last, "highest loss": float(run.loss.max())}
+    if last > 2 * lowest + CERTAIN * float(np.std(tail)) / math.sqrt(len(tail)) or last > 1e3:
+        return Finding("problem", "The loss has blown up: it is far above the lowest it has been", figures, advice)
+    return None
+
+
+def check_loss(run: RunFacts) -> Finding | None:
+    """Whether the loss has fallen since the start, by more than its noise."""
+    if len(run.loss) < FEW_ROWS:
+        return None
+    early = run.loss[: max(len(run.loss) // 10, 1)]
+    late = run.loss[-max(len(run.loss) // 4, 2) :]
+    first, (last, error) = float(early.mean()), mean_and_error(late)
+    spread = float(late.std(ddof=1))
+    noise = math.hypot(error, spread / math.sqrt(len(early)))
+    figures = {"loss at first": first, "at the end": last, "noise of the difference": noise, "steps": run.last_step}
+    if first - last > max(CERTAIN * noise, 0.01 * abs(first)):
+        return Finding("ok", "The loss has fallen", figures)
+    rate = run.option("training", "learning_rate", math.nan)
+    warmup = run.option("training", "lr_warmup_steps", 0)
+    return Finding(
+        "problem",
+        "The loss has not fallen beyond its noise",
+        {
+            **figures,
+            "learning_rate": rate,
+            "lr_warmup_steps": warmup,
+            "batch_size": run.option("training", "batch_size", 0),
+        },
+        _flat_advice(rate, warmup, run.last_step),
+    )
+
+
+def _flat_advice(rate: float, warmup: int, steps: int) -> str:
+    if steps <= 2 * warmup:
+        return f"train longer: --lr-warmup-steps {warmup} takes up most of the {steps} steps, so lower it as well"
+    if rate < 1e-5:
+        return "raise --learning-rate: 1e-3 for small networks and 2e-4 for large ones are usual"
+    return (
+        "another --learning-rate, ten times higher or lower; a larger --batch-size against noise; and see with "
+        "advect doctor --data PATH that the data are scaled: features near mean 0 and deviation 1, images in [-1, 1]"
+    )
+
+
+def check_still_falling(run: RunFacts) -> Finding | None:
+    """A loss that was still falling at the end, and not by learning rows by heart: the run was too short."""
+    n = len(run.loss)
+    if n < 4 * FEW_ROWS or run.planned is None or run.last_step < run.planned or over_fits(run):
+        return None
+    (before, e1), (last, e2) = mean_and_error(run.loss[n // 2 : 3 * n // 4]), mean_and_error(run.loss[3 * n // 4 :])
+    if before - last < max(CERTAIN * math.hypot(e1, e2), 0.03 * abs(before)):
+        return None
+    return Finding(
+        "note",
+        "The loss was still falling when the run ended",
+        {"third quarter": before, "last quarter": last, "steps": run.last_step},
+        "train longer with --num-epochs (a new run) or a larger --max-steps",
+    )
+
+
+def check_gradients(run: RunFacts) -> Finding | None:
+    """Gradients that grow while training goes on."""
+    norm = run.grad_norm[np.isfinite(run.grad_norm)]
+    if len(norm) < 2 * FEW_ROWS:
+        return None
+    n = len(norm)
+    before, last = float(np.median(norm[n // 4 : n // 2])), float(np.median(norm[-max(n // 4, 2) :]))
+    clip = run.option("training", "grad_clip", 0.0)
+    figures: dict[str, Figure] = {
+        "norm in the second quarter": before,
+        "in the last": last,
+        "highest": float(norm.max()),
+    }
+    figures |= {"grad_clip": clip}
+    if last > 5 * before:
+        level = "problem" if last > 20 * before else "note"
+        keep = "keep --grad-clip" if clip else "set --grad-clip 1"
+        advice = f"{keep}, lower --learning-rate, train with --no-mixed-precision, and look for outliers in the data"
+        return Finding(level, "The gradients are growing", figures, advice)
+    if clip and last > 10 * clip:
+        return Finding(
+            "note",
+            "Nearly all gradients are cut down by clipping, more than tenfold",
+            figures,
+            "lower --learning-rate and look at the data's scale; or raise --grad-clip",
+        )
+    return Finding("ok", "The gradients do not grow", figures)
+
+
+def check_skipped(run: RunFacts) -> Finding | None:
+    """Steps that float16 lost to overflow."""
+    share = run.skipped / max(run.last_step, 1)
+    if not run.skipped or run.skipped <= 20 + 0.005 * run.last_step:  # the scale is found by skipping a few
+        return None
+    return Finding(
+        "problem" if share > 0.1 else "note",
+        "float16 skipped steps whose gradients overflowed",
+        {"skipped": run.skipped, "steps": run.last_step, "share": share},
+        "--half bf16 where the GPU has it, else a lower --learning-rate or --no-mixed-precision",
+    )
+
+
+def check_over_fitting(run: RunFacts) -> Finding | None:
+    """A held-out loss that rises while the training loss falls."""
+    held, steps = run.held_loss, run.held_step
+    if len(held) < 3 or len(run.loss) < FEW_ROWS:
+        return None
+    best = int(held.argmin())
+    lowest, last = float(held[best]), float(np.median(held[-2:]))
+    noise = float(np.median(np.abs(np.diff(held, n=2)))) / math.sqrt(6)
+    near = float(run.loss[np.abs(run.step - steps[best]).argsort()[:3]].mean())
+    train = float(run.loss[-3:].mean())
+    figures = {
+        "lowest held-out loss": lowest,
+        "at step": int(steps[best]),
+        "held-out loss at the end": last,
+        "training loss then": near,
+        "training loss at the end": train,
+    }
+    if last - lowest <= max(0.03 * abs(lowest), CERTAIN * noise):
+        return Finding("ok", "No over-fitting: the held-out loss has not risen", figures)
+    if train > near:  # both have risen, which is no over-fitting
+        return None
+    return Finding(
+        "problem" if last - lowest > 0.1 * abs(lowest) else "note",
+        "The run over-fits: the held-out loss rises while the training loss falls",
+        figures,
+        f"more data; fewer steps (a checkpoint near step {int(steps[best]):,}, kept with --keep-last 0); a smaller "
+        "network; more --dropout or --weight-decay; --horizontal-flip for images",
+    )
+
+
+def over_fits(run: RunFacts) -> bool:
+    """Whether it is found to over-fit, so that no other check may advise to train longer."""
+    found = check_over_fitting(run)
+    return found is not None and found.level != "ok"

@@ -1,0 +1,162 @@
+"""Conditional flow matching, for a network that predicts velocity, data, noise or score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from advect.core.errors import UserError, did_you_mean
+from advect.core.random import Generator
+from advect.core.types import Batch, Conditions, Network, PathSample, drop_conditions, expand_right, real_steps
+from advect.couplings import Coupling, Independent
+from advect.losses.base import Loss
+from advect.paths import AffinePath, BrownianBridge, CondOT, Path
+from advect.sources import Gaussian, SourceDistribution
+from advect.times import Stratified, TimeDistribution
+from advect.weights import Weight
+
+Kind = Literal["velocity", "data", "noise", "score"]
+Penalty = Literal["squared", "pseudo-huber"]
+
+C = 0.00054
+"""Where the pseudo-Huber penalty turns from square to norm, for a residual per element."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowMatching(Loss):
+    """``E w(t) |f - f*|^2``, the mean over the elements of a sample, for any conditional path.
+
+    ``prediction`` is what the network's output means and ``loss`` the space in which it is compared, by default the
+    same: with ``prediction="data", loss="velocity"`` the network predicts the data and is trained on the velocity
+    that follows from it. Targets are the conditional velocity u_t, x1, x0, and the conditional score. The minimiser
+    is the marginal field, the posterior mean of the target (Lipman et al. 2023, "Flow matching for generative
+    modeling", eq. 9 and theorem 2).
+
+    Conversions divide by alpha or sigma, and some paths are infinitely fast at an end, so with ``loss`` other than
+    ``prediction``, with a score, on a Bridge and on schedules whose derivatives are infinite at an end, t is moved
+    into [margin, 1 - margin]. ``weight`` maps t (B,) to w (B,). ``cond_dropout`` in [0, 1] is the share of samples
+    trained without their conditions, which classifier-free guidance needs (Ho & Salimans 2022).
+
+    ``penalty`` is what a sample pays for its mean squared residual m: m itself, or sqrt(m + c^2) - c, the pseudo-Huber
+    loss of Song & Dhariwal 2023 ("Improved techniques for training consistency models", section 3.3; their c, 0.00054
+    sqrt(d), is that of a norm over d elements), which large residuals move less. Its minimiser is the marginal field
+    only where x_t determines the target, as it nearly does on reflow's pairs, for which Lee, Lin & Fanti 2024
+    ("Improving the training of rectified flows") use it.
+
+    Raises UserError for combinations that have no meaning: a path that is not affine with anything but its own
+    velocity or score, and a score where x0 is not Gaussian noise drawn apart from x1.
+    """
+
+    path: Path = field(default_factory=AffinePath)
+    source: SourceDistribution = field(default_factory=Gaussian)
+    coupling: Coupling = field(default_factory=Independent)
+    times: TimeDistribution = field(default_factory=Stratified)
+    weight: Weight | None = None
+    prediction: Kind = "velocity"
+    loss: Kind | None = None
+    penalty: Penalty = "squared"
+    margin: float = 1e-3
+    cond_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        names = ("prediction", self.prediction, Kind), ("loss", self.space, Kind), ("penalty", self.penalty, Penalty)
+        for name, value, kind in names:
+            if value not in get_args(kind):
+                raise UserError(f"FlowMatching.{name} {value!r} is not known{did_you_mean(value, get_args(kind))}")
+        if not 0 <= self.cond_dropout <= 1:
+            raise UserError(f"FlowMatching.cond_dropout must lie in [0, 1], got {self.cond_dropout}; 0.1 is usual")
+        if not 0 <= self.margin < 0.5:
+            raise UserError(f"FlowMatching.margin must lie in [0, 0.5), got {self.margin}; 0.001 is usual")
+        kinds = {self.prediction, self.space}
+        if not isinstance(self.path, AffinePath):
+            if len(kinds) > 1 or kinds & {"data", "noise"}:
+                raise UserError(
+                    f"prediction {self.prediction!r} with loss {self.space!r} needs an AffinePath, got "
+                    f"{type(self.path).__name__}; predict the velocity"
+                )
+        elif "score" in kinds and not self._plain_noise():
+            raise UserError(
+                "a score on an AffinePath needs x0 to be Gaussian noise drawn apart from x1: source Gaussian, "
+                "coupling Independent, gaussian_source=True; for a coupling use Bridge, or predict the velocity"
+            )
+
+    def _plain_noise(self) -> bool:
+        gaussian = isinstance(self.path, AffinePath) and self.path.gaussian_source
+        return gaussian and isinstance(self.source, Gaussian) and isinstance(self.coupling, Independent)
+
+    @cached_property
+    def _keeps_inside(self) -> bool:
+        """Whether an end of [0, 1] can make a loss that is not finite."""
+        if isinstance(self.path, AffinePath):
+            finite = all(self.path.schedule.finite_ends())
+            return self.space != self.prediction or self.space == "score" or not finite
+        return isinstance(self.path, BrownianBridge)
+
+    @property
+    def space(self) -> Kind:
+        """The space of the loss."""
+        return self.loss or self.prediction
+
+    def __call__(self, net: Network, batch: Batch, generator: Generator = None) -> Tensor:
+        point, cond = self.draw(batch, generator)
+        return self.compare(net(point.x_t, point.t, cond), point)
+
+    def draw(self, batch: Batch, generator: Generator = None) -> tuple[PathSample, Conditions | None]:
+        """Draw a point of the path for each sample of the batch, and its conditions, some of them dropped."""
+        x0 = self.source.sample_like(batch.x1, generator) if batch.x0 is None else batch.x0
+        x0, x1, cond = self.coupling.pair(x0, batch.x1, batch.cond, generator)
+        real = real_steps(cond, x1)
+        if real is not None:  # padding is zero in noise, data and velocity, so that it adds nothing to the loss
+            x0 = x0 * real[:, :, None]
+        t = self.times.sample(len(x1), generator, x1.device)
+        if self._keeps_inside:
+            t = t.clamp(self.margin, 1 - self.margin)
+        point = self.path.sample(x0, x1, t, generator)
+        return point, drop_conditions(cond, self.cond_dropout, generator)
+
+    def compare(self, output: Tensor, point: PathSample) -> Tensor:
+        """The loss (B,) of the network's output (B, *S) at a drawn point."""
+        if self.space != self.prediction:
+            assert isinstance(self.path, AffinePath)
+            output = self.path.convert(output, point.x_t, point.t, self.prediction, self.space)
+        loss = (output - self.target(point)).square().flatten(1).mean(1)
+        if self.penalty == "pseudo-huber":
+            loss = loss / (torch.sqrt(loss + C**2) + C)  # sqrt(m + c^2) - c, which would cancel
+        if self.weight is not None:
+            loss = loss * self.weight(point.t).to(loss.dtype)
+        return self.times.importance_weight(point.t, loss)
+
+    def target(self, point: PathSample) -> Tensor:
+        """What the loss compares with, (B, *S)."""
+        match self.space:
+            case "velocity":
+                return point.u_t
+            case "data":
+                return point.x1
+            case "noise":
+                assert isinstance(self.path, AffinePath)
+                if self.path.sigma_min == 0:
+                    return point.x0
+                alpha, sigma, _, _ = (expand_right(c, point.x_t) for c in self.path.coefficients(point.t))
+                return (point.x_t - alpha * point.x1) / sigma
+            case "score":
+                x0 = None if isinstance(self.path, AffinePath) else point.x0
+                return self.path.conditional_score(point.x_t, point.t, x1=point.x1, x0=x0)
+
+    def state_dict(self) -> dict[str, list[float]]:
+        return self.times.state_dict()
+
+    def load_state_dict(self, state: dict[str, list[float]]) -> None:
+        self.times.load_state_dict(state)
+
+
+def rectified_flow(**parts) -> FlowMatching:
+    """The rectified flow of Liu et al. 2023, "Flow straight and fast", eq. 1: straight lines, target x1 - x0.
+
+    ``parts`` are those of :class:`FlowMatching` but the path.
+    """
+    return FlowMatching(path=AffinePath(CondOT()), **parts)

@@ -1,0 +1,76 @@
+"""One network with two heads, a velocity and a score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from torch import Tensor
+
+from advect.core.errors import UserError
+from advect.core.random import Generator
+from advect.core.types import Batch, Conditions, Network
+from advect.losses.base import Loss
+from advect.losses.flow_matching import FlowMatching
+from advect.paths import AffinePath
+
+Heads = Callable[[Tensor, Tensor, Conditions | None], Tensor]
+"""``net(x_t (B, C, ...), t (B,), cond) -> (B, 2 C, ...)``, the velocity's channels first, then the score's."""
+
+
+def split_heads(output: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor]:
+    """Split (B, 2 C, ...) into velocity and score (B, C, ...); UserError where there are not twice the channels."""
+    if output.shape != (x_t.shape[0], 2 * x_t.shape[1], *x_t.shape[2:]):
+        raise UserError(
+            f"a network with two heads must put out twice the channels of x_t {tuple(x_t.shape)}, "
+            f"got {tuple(output.shape)}"
+        )
+    velocity, score = output.chunk(2, 1)
+    return velocity, score
+
+
+def velocity_head(net: Heads) -> Network:
+    """The network's velocity alone, (B, C, ...)."""
+    return lambda x_t, t, cond=None: split_heads(net(x_t, t, cond), x_t)[0]
+
+
+def score_head(net: Heads) -> Network:
+    """The network's score alone, (B, C, ...)."""
+    return lambda x_t, t, cond=None: split_heads(net(x_t, t, cond), x_t)[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StochasticInterpolantLoss(Loss):
+    """``flow + score_weight score``: both heads trained at the same points, from one call of the network.
+
+    What an SDE with any diffusion needs when velocity and score cannot be had from each other (Albergo et al. 2023,
+    "Stochastic interpolants", section 2; Tong et al. 2024, "Simulation-free Schroedinger bridges", eq. 9). ``score``
+    takes the path and times of ``flow``: on an affine path denoising score matching, weighted by sigma^2, and on any
+    other the conditional score itself. Raises UserError for a negative weight.
+    """
+
+    flow: FlowMatching = field(default_factory=FlowMatching)
+    score_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.score_weight >= 0:
+            raise UserError(f"VelocityAndScore.score_weight must be >= 0, got {self.score_weight}; 1 is usual")
+        _ = self.score
+
+    @cached_property
+    def score(self) -> FlowMatching:
+        """The regression that trains the score's head."""
+        affine = isinstance(self.flow.path, AffinePath)
+        return replace(self.flow, prediction="score", loss="noise" if affine else "score")
+
+    def __call__(self, net: Heads, batch: Batch, generator: Generator = None) -> Tensor:
+        point, cond = self.score.draw(batch, generator)
+        velocity, score = split_heads(net(point.x_t, point.t, cond), point.x_t)
+        return self.flow.compare(velocity, point) + self.score_weight * self.score.compare(score, point)
+
+    def state_dict(self) -> dict[str, list[float]]:
+        return self.flow.state_dict()
+
+    def load_state_dict(self, state: dict[str, list[float]]) -> None:
+        self.flow.load_state_dict(state)

@@ -1,0 +1,51 @@
+"""Where a flow starts: the noise of each sample, a function of the seed and the sample's number alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advect.core import random
+from advect.core.random import CounterRng, mix
+from advect.core.types import Conditions
+from advect.model.velocity_field import without_padding
+from advect.sources import Empirical, SourceDistribution
+
+NOISE = 1
+"""Keeps the randomness of the start apart from that of conditions and the like."""
+
+
+@dataclass(frozen=True)
+class InitialNoise:
+    """The distribution p_0 of a flow: its source and, with ``jitter`` > 0, Gaussian noise of that deviation on it."""
+
+    source: SourceDistribution
+    jitter: float = 0.0
+
+    def draw(
+        self, rng: CounterRng, shape: tuple[int, ...], cond: Conditions, *, device: torch.device | None = None
+    ) -> Tensor:
+        """Draw x0 (n, *S) of ``shape`` S for the n rows of ``rng``, given conditions (n,); it is 0 in padding.
+
+        A source of data draws among the rows that agree with the conditions.
+        """
+        whole = (rng.count, *shape)
+        if isinstance(self.source, Empirical):
+            x0 = self.source.sample_matching(cond, whole, rng, device=device)
+        else:
+            x0 = self.source.sample(whole, rng, device=device)
+        if self.jitter > 0:
+            x0 = x0 + self.jitter * random.normal(whole, rng, device=x0.device, dtype=x0.dtype)
+        return without_padding(x0, cond)
+
+    def again(self, places: np.ndarray, shape: tuple[int, ...], cond: Conditions, *, seed: int, total: int) -> Tensor:
+        """The x0 (n, *S) that the samples ``places`` (n,) of ``total`` started from; see :func:`noise_of`."""
+        return self.draw(CounterRng.at(mix(seed, NOISE), 0, places, total=total), shape, cond)
+
+
+def noise_of(seed: int, rows: range, total: int) -> CounterRng:
+    """The random numbers with which the samples ``rows`` of ``total`` start."""
+    return CounterRng(mix(seed, NOISE), 0, len(rows), start=rows.start, total=total)

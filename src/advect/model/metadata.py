@@ -1,0 +1,142 @@
+"""The card in the header of a weight file: all that is needed to rebuild the network and to sample."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from advect.config.build import source_tensors
+from advect.config.config import Config, MethodConfig
+from advect.config.network_sections import NETWORKS, NetworkConfig, name_of
+from advect.config.yaml_file import section_to_dict, to_dict
+from advect.core.errors import UserError
+from advect.core.types import Category, Condition, DataSpec, Length, Quantity
+from advect.data import Dataset, Transform, transform_from_config
+
+FORMAT = 3
+"""2 names the kind of each condition; in files of format 1 all are categories. 3 has facts and tensors of the data."""
+
+_CONDITIONS: dict[str, type[Condition]] = {"category": Category, "quantity": Quantity, "length": Length}
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """Preset and configuration of a run, its network, the data's shape, conditions, transform and facts.
+
+    ``tensors`` are what is too large for JSON of the transform ("transform." and its name) and noise ("noise.").
+    They are no part of the text; a checkpoint keeps them in a file of its own.
+    """
+
+    preset: str
+    config: dict[str, dict]
+    network: NetworkConfig
+    spec: DataSpec
+    transform: Transform
+    noise: dict[str, Any]
+    fingerprint: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    @staticmethod
+    def of(config: Config, preset: str, source: Dataset, noise: dict[str, Any]) -> ModelMetadata:
+        """The card of a run on ``source`` from ``noise``, the facts that ``build_source_distribution`` takes."""
+        facts = source.facts()
+        return ModelMetadata(
+            preset=preset,
+            config=to_dict(config),
+            network=config.network,
+            spec=source.spec,
+            transform=source.transform,
+            noise=noise,
+            fingerprint=source.fingerprint,
+            facts={"format": facts["kind"], **facts} if facts else {},
+            tensors=_prefixed("transform.", source.transform.tensors()) | _prefixed("noise.", source_tensors(source)),
+        )
+
+    @property
+    def method(self) -> MethodConfig:
+        """The method's section of the configuration."""
+        return MethodConfig(**self.config["method"])
+
+    @property
+    def source_tensors(self) -> dict[str, Tensor]:
+        """The tensors that ``build_source_distribution`` takes."""
+        return _without("noise.", self.tensors)
+
+    def to_text(self) -> str:
+        """The card as JSON."""
+        values = {
+            "format": FORMAT,
+            "preset": self.preset,
+            "config": self.config,
+            "network": {"kind": name_of(self.network), **self.config["network"]},
+            "spec": {
+                "shape": self.spec.shape,
+                "kind": self.spec.kind,
+                "conditions": {name: _written(condition) for name, condition in self.spec.conditions.items()},
+            },
+            "transform": self.transform.to_config(),
+            "noise": self.noise,
+            "fingerprint": self.fingerprint,
+            "facts": self.facts,
+            "tensors": sorted(self.tensors),
+        }
+        return json.dumps(values)
+
+    @staticmethod
+    def from_text(text: str | None, where: Path | str, tensors: Mapping[str, Tensor] | None = None) -> ModelMetadata:
+        """Read a card; UserError when the file has none, one of a newer format, or one whose tensors are not there."""
+        if text is None:
+            raise UserError(f"{where} was not written by advect: its header has no card")
+        values = json.loads(text)
+        if values["format"] > FORMAT:
+            raise UserError(
+                f"{where} has card format {values['format']}, this advect reads up to {FORMAT}; install a newer one"
+            )
+        tensors = dict(tensors or {})
+        if missing := set(values.get("tensors", ())) - tensors.keys():
+            raise UserError(
+                f"{where} cannot be used apart from its checkpoint, which holds {min(missing)!r} for it; give the "
+                "checkpoint's folder, such as runs/cells/checkpoints/step-00001000"
+            )
+        options = {name: _tuples(value) for name, value in values["network"].items()}
+        network = NETWORKS[options.pop("kind")](**options)
+        conditions = {name: _read(facts) for name, facts in values["spec"]["conditions"].items()}
+        return ModelMetadata(
+            preset=values["preset"],
+            config={**values["config"], "network": section_to_dict(network)},  # older files lack newer options
+            network=network,
+            spec=DataSpec(tuple(values["spec"]["shape"]), values["spec"]["kind"], conditions),
+            transform=transform_from_config(values["transform"], _without("transform.", tensors)),
+            noise=values["noise"],
+            fingerprint=values["fingerprint"],
+            facts=values.get("facts", {}),
+            tensors=tensors,
+        )
+
+
+def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def _without(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _written(condition: Condition) -> dict[str, Any]:
+    kind = next(name for name, cls in _CONDITIONS.items() if isinstance(condition, cls))
+    return {"kind": kind, **asdict(condition)}
+
+
+def _read(facts: dict[str, Any]) -> Condition:
+    cls = _CONDITIONS[facts.get("kind", "category")]
+    return cls(**{name: _tuples(value) for name, value in facts.items() if name != "kind"})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

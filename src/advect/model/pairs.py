@@ -1,0 +1,237 @@
+"""Pairs of noise and samples that a flow makes, for the next flow to learn: made, kept and opened again.
+
+PAIRS/generated/   in parts, as runs.parts tells: x1 and conditions; x0 follows from the seed and is not stored
+PAIRS/inverted/    the same of real data, with the x0 that the flow carries it back to; with a real share only
+PAIRS/pairs.json   written last: how they were made, and the sums of all files
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from advect.config.build import build_source_distribution, source_tensors
+from advect.core.errors import UserError
+from advect.core.files import atomic_write_text, make_folder
+from advect.core.random import CounterRng, mix
+from advect.core.types import Conditions
+from advect.data import Dataset
+from advect.data.pairs import ImageStore, PairedDataset, Pairs, write_pairs
+from advect.distributed.comm import broadcast_object, current, sync_errors
+from advect.model.flow import Flow
+from advect.model.initial_noise import InitialNoise
+from advect.model.sampling import Draw, check_draw
+from advect.model.sharded_samples import (
+    PLAN,
+    SampleShards,
+    count_parts,
+    draw_parts,
+    plan_difference,
+    read_plan,
+    remove_partial_parts,
+)
+from advect.solvers import integrate
+
+FORMAT, FACTS, PART = 1, "pairs.json", 2048
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairing:
+    """How pairs are made. None is the run's own choice, and for ``store`` bf16 for images and float32 for all else.
+
+    ``real_share`` of the pairs are real data carried back to noise.
+    """
+
+    num_pairs: int
+    solver: str | None = None
+    steps: int | None = None
+    grid: str | None = None
+    guidance: float = 1.0
+    guidance_interval: tuple[float, float] | None = None
+    real_share: float = 0.0
+    store: Literal["auto", "float32", "bf16", "uint8"] = "auto"
+    seed: int = 0
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        if self.num_pairs < 20:
+            raise UserError(
+                f"--num-pairs must be at least 20, got {self.num_pairs}; as many as the training data is usual"
+            )
+        if not 0 <= self.real_share < 1:
+            raise UserError(f"--real-share must be at least 0 and below 1, got {self.real_share}; 0.3 is usual")
+        if self.real_share and self.guidance != 1:
+            raise UserError(
+                f"--real-share {self.real_share} and --guidance {self.guidance} contradict each other: real data is "
+                "carried back along the flow as it is, not as guided; leave one out"
+            )
+
+    def way(self, flow: Flow) -> dict[str, Any]:
+        """Solver, steps and grid, with the flow's own choices filled in."""
+        sampler = flow.sampler
+        return {
+            "solver": self.solver or sampler.solver,
+            "steps": None if self.solver == "dopri5" else self.steps or sampler.steps,
+            "grid": None if self.solver == "dopri5" else self.grid or sampler.grid,
+        }
+
+    def stored(self, kind: str) -> ImageStore:
+        """The type on the disk for this kind of data."""
+        if self.store == "uint8" and kind != "image":
+            raise UserError(f"--store uint8 is for images, and the data are {kind}s; take float32 or bf16")
+        if self.store == "auto":
+            return "bf16" if kind == "image" else "float32"
+        return self.store
+
+
+def make_pairs(
+    flow: Flow,
+    noise: Mapping[str, Any],
+    source: Dataset,
+    folder: Path,
+    pairing: Pairing,
+    *,
+    made_by: Mapping[str, object],
+    show: bool,
+    say: Say,
+) -> None:
+    """Make pairs by a flow into a folder, shared by all processes, or go on where an earlier call was ended.
+
+    ``noise`` are the facts of its start, ``made_by`` what identifies its weights. Nothing happens where all is
+    there. Raises UserError for arguments that do not fit the flow, before anything is written, and for a
+    folder that holds other pairs.
+    """
+    inverted = round(pairing.real_share * pairing.num_pairs)
+    store, way = pairing.stored(flow.spec.kind), pairing.way(flow)
+    plan = {"format": FORMAT, **made_by, **asdict(pairing), **way, "store": store, "data": source.fingerprint}
+    draw = {"guidance": pairing.guidance, "guidance_interval": pairing.guidance_interval, **way}
+    with sync_errors():
+        check_draw(flow, Draw(**draw))
+
+    def generate(rows: range, place: Path, bar: tqdm) -> list[Path]:
+        n, seed = pairing.num_pairs - inverted, pairing.seed
+        x1 = flow.sample(
+            n, seed=seed, rows=rows, batch_size=pairing.batch_size, model_units=True, progress=bar, **draw
+        )
+        return write_pairs(place, x1, flow.conditions(n, None, seed, rows=rows), store=store)
+
+    written = {"generated": _make(folder / "generated", pairing.num_pairs - inverted, plan, generate, show, say)}
+    if inverted:
+        back = partial(_invert, flow, source, pairing, store, inverted)
+        written["inverted"] = _make(folder / "inverted", inverted, plan, back, show, say)
+    with sync_errors():
+        if current().is_first and not (folder / FACTS).is_file():
+            start = {"noise": dict(noise), "jitter": flow.start.jitter}
+            facts = {
+                **plan,
+                "generated": pairing.num_pairs - inverted,
+                "inverted": inverted,
+                **start,
+                "parts": written,
+            }
+            atomic_write_text(folder / FACTS, json.dumps(facts, indent=1) + "\n")
+
+
+def _make(
+    folder: Path, n: int, plan: dict, fill: Callable[[range, Path, tqdm], list[Path]], show: bool, say: Say
+) -> list[dict] | None:
+    """Make n pairs in parts; what part.json says of each, on the first process."""
+    count = 0
+    with sync_errors():
+        if current().is_first:
+            count = _claim(folder, {**plan, "parts": count_parts(n, PART, current().world)})
+    parts = SampleShards(folder=folder, n=n, count=broadcast_object(count))
+    written = draw_parts(parts, fill, title="pairs", show=show and current().is_first, say=say)
+    return None if written is None else [written[k] for k in range(parts.count)]
+
+
+def _claim(folder: Path, plan: dict) -> int:
+    """Make the plan that of the folder, and return in how many parts it has been cut."""
+    plan = json.loads(json.dumps(plan))
+    if not (folder / PLAN).is_file():
+        remove_partial_parts(make_folder(folder, "--output-dir"))
+        atomic_write_text(folder / PLAN, json.dumps(plan, indent=1) + "\n")
+        return plan["parts"]
+    there = read_plan(folder)
+    if difference := plan_difference(there, {**plan, "parts": there.get("parts")}):
+        raise UserError(
+            f"{folder} holds pairs of another call: {difference}; repeat that call to go on with it, or name another "
+            "--output-dir"
+        )
+    remove_partial_parts(folder)
+    return there["parts"]
+
+
+def _invert(
+    flow: Flow, source: Dataset, pairing: Pairing, store: ImageStore, count: int, rows: range, place: Path, bar: tqdm
+) -> list[Path]:
+    """Carry real data back to t = 0 (Lee, Lin & Fanti 2024), and write these pairs."""
+    total, way = len(source.train), pairing.way(flow)
+    order = CounterRng(mix(pairing.seed, 9), 0, total).permutation().numpy()
+    places = np.resize(order, count)[rows.start : rows.stop]
+    batch = source.train.fetch(places)
+    t0, t1 = flow.span
+    solver = "heun" if way["solver"] in ("dpmpp2m", "dopri5") else way["solver"]
+    ends = []
+    for first in range(0, len(places), pairing.batch_size):
+        part = {k: v[first : first + pairing.batch_size].to(flow.device) for k, v in (batch.cond or {}).items()}
+        x1 = batch.x1[first : first + pairing.batch_size].to(flow.device)
+        steps = way["steps"] or flow.sampler.steps
+        ends.append(integrate(flow.velocity(part), x1, solver=solver, steps=steps, t0=t1, t1=t0).float().cpu())
+        bar.update(len(x1))
+    return write_pairs(place, batch.x1, batch.cond or {}, x0=torch.cat(ends), store=store)
+
+
+def open_pairs(folder: Path, source: Dataset) -> tuple[PairedDataset, dict[str, Any]]:
+    """The source of the pairs in a folder, which were made for ``source``, and the facts of the noise they start from.
+
+    Raises UserError where the folder has no pairs, or not all of them, or they were made for other data.
+    """
+    try:
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--pairs {folder} holds no complete pairs; make them with advect reflow, and repeat it where it was ended"
+        ) from error
+    if facts["data"] != source.fingerprint:
+        raise UserError(f"--pairs {folder} were made for other data than these; give the data of the run they are of")
+    start = InitialNoise(build_source_distribution(facts["noise"], source_tensors(source)), facts["jitter"])
+    n, shape = facts["generated"], source.spec.shape
+
+    def starts(places: np.ndarray, cond: Conditions) -> Any:
+        return start.again(places, shape, cond, seed=facts["seed"], total=n)
+
+    folders = []
+    for kind, parts in facts["parts"].items():
+        whole = SampleShards(folder=folder / kind, n=facts[kind], count=len(parts))
+        for k, told in enumerate(parts):
+            if current().is_first and whole.read(k) != told:  # once for all processes, as it reads every byte
+                raise UserError(f"{whole.place(k)} is missing or damaged; repeat advect reflow, which makes it anew")
+            folders.append(whole.place(k))
+    pairs = Pairs(folders, n, starts, facts["store"])
+    return PairedDataset(source, pairs, n), start_facts(facts["noise"], facts["jitter"])
+
+
+def start_facts(noise: Mapping[str, Any], jitter: float) -> dict[str, Any]:
+    """The facts of a source with ``jitter``, as ``build_source_distribution`` takes them."""
+    if jitter == 0:
+        return dict(noise)
+    match noise["kind"]:
+        case "gaussian" | "matched":
+            return {"kind": "matched", "std": float(np.hypot(noise.get("std", 1.0), jitter))}
+        case "empirical":
+            return {**noise, "noise": float(np.hypot(noise.get("noise", 0.0), jitter))}
+        case kind:
+            raise UserError(
+                f"reflow does not go with --source {kind} and --sigma-min {jitter} at once; train without one"
+            )

@@ -1,0 +1,211 @@
+"""Samples in parts: folders of neighbouring rows that appear whole, drawn by any number of processes.
+
+OUTPUT/plan.json               what is drawn, and in how many parts; written first
+OUTPUT/part-00000-of-00005/    what is written of its rows, and part.json with the size and SHA-256 of each file
+OUTPUT/samples.json            written last: the plan, and all parts
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from advect.checkpoint.manifest import sum_files
+from advect.core.errors import UserError
+from advect.core.files import atomic_write, atomic_write_text, sync_folder
+from advect.distributed.comm import current, gather_objects, sync_errors, without_timeout
+from advect.model.flow import sample_bar
+
+PART_SIZE = 10_000
+"""So many samples at most are one part, unless a caller says otherwise."""
+
+PLAN, PART = "plan.json", "part.json"
+
+_OURS = re.compile(r"part-\d{5,}-of-\d{5,}|samples\.(npz|csv|parquet|h5ad|png|json)|sample-\d{6,}\.png")
+_LEFT = re.compile(rf"\.({_OURS.pattern}|plan\.json)\.\d+\.partial")
+
+
+def count_parts(n: int, size: int | None, world: int) -> int:
+    """Into how many parts ``world`` processes cut n samples, of at most ``size`` each.
+
+    Where ``size`` is None, or would be one part for several processes, all processes get equally many parts.
+    """
+    if size is not None and size < 1:
+        raise UserError(f"--part-size must be at least 1, got {size}; {PART_SIZE} is usual")
+    count = -(-n // (size or PART_SIZE))
+    if size is None or count == 1:
+        count = min(-(-count // world) * world, n)
+    return max(count, 1)
+
+
+def holds_samples(folder: Path) -> bool:
+    """Whether samples lie in a folder, or parts of them."""
+    return any(folder.glob("samples.*")) or any(folder.glob("part-*-of-*"))
+
+
+def remove_partial_parts(folder: Path) -> None:
+    """Remove what a killed call had begun to write."""
+    _remove(folder, _LEFT)
+
+
+def _remove(folder: Path, names: re.Pattern[str]) -> None:
+    """Remove what has one of these names in a folder, and nothing else."""
+    for path in sorted(folder.iterdir()):
+        if names.fullmatch(path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def open_plan(folder: Path, plan: Mapping[str, Any], *, fixed: bool, overwrite: bool) -> int:
+    """Make ``plan`` that of the folder if it has several parts, and return how many parts there are to draw.
+
+    A folder whose plan is the same is gone on with; unless ``fixed``, in the parts that it was cut into then. Raises
+    UserError where the folder holds other samples, unless ``overwrite``.
+    """
+    plan = json.loads(json.dumps(plan))
+    if (folder / PLAN).is_file():
+        old = read_plan(folder)
+        there = plan["parts"] if fixed else old.get("parts", plan["parts"])
+        difference = plan_difference(old, {**plan, "parts": there})
+        if difference is None:
+            remove_partial_parts(folder)
+            return there
+        if not overwrite:
+            raise UserError(
+                f"--output-dir {folder} holds samples of another call: {difference}; repeat that call to go on with"
+                " it, name another folder, or give --overwrite"
+            )
+    elif holds_samples(folder) and not overwrite:
+        raise UserError(f"--output-dir {folder} already holds samples; name another folder, or give --overwrite")
+    remove_partial_parts(folder)
+    if overwrite:
+        _remove(folder, _OURS)
+        (folder / PLAN).unlink(missing_ok=True)  # last, so that what a kill leaves still belongs to a plan
+    if plan["parts"] > 1:
+        atomic_write_text(folder / PLAN, json.dumps(plan, indent=1) + "\n")
+    return plan["parts"]
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """The plan of a folder; an empty one where it is damaged."""
+    return _read(folder / PLAN)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one where it is damaged."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def plan_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
+    """The first thing in which two plans differ, in words; the same weights may lie elsewhere."""
+    for name, value in here.items():
+        if name != "weights" and there.get(name) != value:
+            name = "weights" if name == "sha256" else name  # by which a person knows them
+            return f"{name} was {there.get(name)} there and is {here[name]} here"
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleShards:
+    """``n`` samples cut into ``count`` folders of neighbouring rows, as many in each as in any other but for one."""
+
+    folder: Path
+    n: int
+    count: int
+
+    def rows(self, k: int) -> range:
+        """The rows of part k."""
+        return range(k * self.n // self.count, (k + 1) * self.n // self.count)
+
+    def place(self, k: int) -> Path:
+        """The folder of part k."""
+        return self.folder / f"part-{k:05d}-of-{self.count:05d}"
+
+    def read(self, k: int) -> dict[str, Any] | None:
+        """What part.json says of part k, once every byte has been compared with it; None unless the part is whole."""
+        folder, rows = self.place(k), self.rows(k)
+        facts = _read(folder / PART)
+        try:
+            found = sum_files(folder, [folder / name for name in facts["files"]])
+        except (OSError, KeyError, TypeError):
+            return None
+        return facts if facts == {"rows": [rows.start, rows.stop], "files": found} else None
+
+    def write(self, k: int, fill: Callable[[Path], list[Path]]) -> dict[str, Any]:
+        """Let ``fill`` write files, which it syncs, into a new folder, and make that part k; what part.json says.
+
+        Raises UserError where the disk is full or cannot be written to; parts that are whole stay.
+        """
+        place, rows = self.place(k), self.rows(k)
+        partial = self.folder / f".{place.name}.{os.getpid()}.partial"
+        try:
+            shutil.rmtree(place, ignore_errors=True)  # it is damaged, if it is there at all
+            partial.mkdir()
+            files = fill(partial)
+            facts = {"rows": [rows.start, rows.stop], "files": sum_files(partial, files)}
+            atomic_write_text(partial / PART, json.dumps(facts, indent=1) + "\n")
+            partial.rename(place)
+            sync_folder(self.folder)
+        except OSError as error:
+            raise UserError(
+                f"{place} could not be written ({error.strerror or error}); mend that, such as by freeing some space,"
+                " and repeat the command: it goes on after the parts that are whole"
+            ) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return facts
+
+    def finish(self, facts: Mapping[str, Any], written: Mapping[int, dict[str, Any]]) -> list[Path]:
+        """Write samples.json, of ``facts`` and what is ``written`` in each part, and the first part's picture."""
+        picture, listed = self.folder / "samples.png", self.folder / "samples.json"
+        atomic_write(picture, lambda partial: shutil.copyfile(self.place(0) / picture.name, partial))
+        parts = [{"folder": self.place(k).name, **written[k]} for k in range(self.count)]
+        text = json.dumps({**facts, "files": [picture.name], "parts": parts}, indent=1)
+        atomic_write_text(listed, text + "\n")
+        return [*map(self.place, range(self.count)), picture, listed]
+
+
+def draw_parts(
+    parts: SampleShards,
+    fill: Callable[[range, Path, tqdm], list[Path]],
+    *,
+    title: str = "sample",
+    show: bool,
+    say: Callable[[str], None],
+) -> dict[int, dict] | None:
+    """Let ``fill(rows, folder, bar)`` draw this process's parts: k, k + world, ..., but those that are whole already.
+
+    On the first process come back, when all are through, what part.json says of each part; None on the others. Each
+    works by itself till then. ``show`` shows a bar called ``title``; ``say`` is told there of damaged parts.
+    Raises UserError where a part cannot be written, or the processes do not see one folder.
+    """
+    me = current()
+    mine = range(me.rank, parts.count, me.world)
+    with sync_errors():
+        if not (parts.folder / PLAN).is_file():
+            raise UserError(f"{parts.folder} is not one folder on all hosts; it has to lie on a disk that they share")
+    written, damaged = {}, []
+    with without_timeout(), sample_bar(sum(len(parts.rows(k)) for k in mine), show, title) as bar:
+        for k in mine:
+            there, rows = parts.place(k).exists(), parts.rows(k)
+            found = parts.read(k)
+            if found is not None:
+                bar.update(len(rows))
+            elif there:
+                damaged.append(parts.place(k))
+            written[k] = found or parts.write(k, lambda folder, rows=rows: fill(rows, folder, bar))
+    told = gather_objects((written, damaged))
+    for place in [place for _, places in told or () for place in places]:
+        say(f"note: {place} was damaged, and has been drawn anew")
+    return None if told is None else {k: facts for those, _ in told for k, facts in those.items()}

@@ -1,0 +1,211 @@
+"""What tells a network more than x_t: the time, and the conditions of each sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from advect.core.errors import UserError, did_you_mean
+from advect.core.types import Conditions, is_null
+from advect.networks.layers import check_choice
+
+Positions = Literal["sincos", "rotary"]
+Resize = Literal["interpolate", "extrapolate"]
+Rotation = tuple[Tensor, Tensor]
+"""Cosines and sines (N, d / 2) of the angles by which the pairs of a head's d channels turn at N places."""
+
+
+def coordinates(size: int, trained: int, resize: Resize, device: torch.device | None = None) -> Tensor:
+    """The places (size,) of the tokens along one axis: 0 .. trained - 1, when ``size`` is what was trained on.
+
+    Other sizes are stretched to the trained range, pixel edges meeting ("interpolate"), or run on at the same
+    spacing ("extrapolate").
+    """
+    places = torch.arange(size, device=device, dtype=torch.float32)
+    return places if resize == "extrapolate" else (places + 0.5) * (trained / size) - 0.5
+
+
+def _angles(places: Tensor, count: int, base: float) -> Tensor:
+    """places (N,) times ``count`` frequencies from 1 down towards 1 / base, (N, count)."""
+    octave = torch.arange(count, device=places.device, dtype=places.dtype) / count
+    return places[:, None] * base**-octave
+
+
+def _on_grid(rows: Tensor, columns: Tensor) -> Tensor:
+    """Join what belongs to each row (H, k) and column (W, k) of a grid, row by row, to (H W, 2 k)."""
+    h, w = len(rows), len(columns)
+    return torch.cat([rows[:, None].expand(h, w, -1), columns[None].expand(h, w, -1)], 2).flatten(0, 1)
+
+
+def grid_sincos(rows: Tensor, columns: Tensor, features: int) -> Tensor:
+    """Sines and cosines (H W, features) of the places on a grid, half of them for its rows (H,), half for its columns.
+
+    ``features`` is a multiple of 4. Frequencies are those of Vaswani et al. (2017), each axis as one of theirs.
+    """
+    each = [_angles(places, features // 4, 10_000.0) for places in (rows, columns)]
+    return _on_grid(*(torch.cat([angles.sin(), angles.cos()], 1) for angles in each))
+
+
+def grid_rotation(rows: Tensor, columns: Tensor, features: int) -> Rotation:
+    """The rotation of heads of ``features`` channels on a grid: half the pairs turn with the row.
+
+    The other half turns with the column; ``features`` is a multiple of 4. The base is 100, as images have few
+    places an axis (Heo et al. 2024, "Rotary position embedding for vision transformer").
+    """
+    angles = _on_grid(*(_angles(places, features // 4, 100.0) for places in (rows, columns)))
+    return angles.cos(), angles.sin()
+
+
+def line_rotation(places: Tensor, features: int) -> Rotation:
+    """The rotation of heads of ``features`` channels (even) at places (N,) of a sequence (Su et al. 2021)."""
+    angles = _angles(places, features // 2, 10_000.0)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Turn each pair (x_i, x_{i + d/2}) of x (B, heads, N, d): then q.k depends on the difference of places alone."""
+    cos, sin = (part.to(x.dtype) for part in rotation)
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+
+def stay(rotation: Rotation, count: int) -> Rotation:
+    """The same rotation with ``count`` tokens in front that do not turn."""
+    cos, sin = rotation
+    return (
+        torch.cat([cos.new_ones(count, cos.shape[1]), cos]),
+        torch.cat([sin.new_zeros(count, sin.shape[1]), sin]),
+    )
+
+
+TimeKind = Literal["sinusoidal", "fourier"]
+
+
+@dataclass(frozen=True)
+class Vector:
+    """A continuous condition: ``size`` standardised numbers a sample, or a row of NaN where it is not given."""
+
+    size: int
+
+
+ConditionSizes = Mapping[str, int | Vector]
+"""For each condition its number of values, where it is categorical, or a :class:`Vector`."""
+
+
+def sinusoids(t: Tensor, features: int) -> Tensor:
+    """Sines and cosines (B, features) of 1000 t, t (B,) in [0, 1], at wavelengths 2 pi to 2 pi 10^4.
+
+    The scale and the frequencies are those of Ho, Jain & Abbeel (2020), after Vaswani et al. (2017). The angles
+    are computed in float32 at least, since bfloat16 would round 1000 t to whole steps of 4.
+    """
+    half = (features + 1) // 2
+    t = t.to(torch.promote_types(t.dtype, torch.float32))
+    octave = torch.arange(half, device=t.device, dtype=t.dtype) / half
+    angles = 1000.0 * t[:, None] * torch.exp(-math.log(10_000.0) * octave)
+    return torch.cat([angles.cos(), angles.sin()], 1)[:, :features]
+
+
+class FourierFeatures(nn.Module):
+    """Sines and cosines (B, features) of 2 pi w t, t (B,), at fixed random frequencies w of N(0, scale^2).
+
+    (Tancik et al. 2020, "Fourier features let networks learn high frequency functions"; Song et al. 2021, whose
+    scale is 16.) The frequencies are a buffer, so that weights travel with them.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, features: int, *, scale: float = 16.0) -> None:
+        super().__init__()
+        self.features = features
+        self.register_buffer("frequencies", scale * torch.randn((features + 1) // 2))
+
+    def forward(self, t: Tensor) -> Tensor:
+        dtype = torch.promote_types(t.dtype, torch.float32)
+        angles = 2 * math.pi * t.to(dtype)[:, None] * self.frequencies.to(dtype)
+        return torch.cat([angles.cos(), angles.sin()], 1)[:, : self.features]
+
+
+class TimeEmbedding(nn.Module):
+    """Embed t (B,) in [0, 1] as (B, dim): ``width`` features, then two linear layers with SiLU between them.
+
+    ``dim`` is 4 width by default. Features are the :func:`sinusoids` of 1000 t, or :class:`FourierFeatures`.
+    """
+
+    def __init__(self, width: int, dim: int | None = None, *, kind: TimeKind = "sinusoidal") -> None:
+        super().__init__()
+        check_choice("TimeEmbedding", "kind", kind, get_args(TimeKind))
+        dim = dim or 4 * width
+        self.width = width
+        self.fourier = FourierFeatures(width) if kind == "fourier" else None
+        self.widen = nn.Linear(width, dim)
+        self.mix = nn.Linear(dim, dim)
+
+    def forward(self, t: Tensor) -> Tensor:
+        features = sinusoids(t, self.width) if self.fourier is None else self.fourier(t)
+        return self.mix(F.silu(self.widen(features.to(self.widen.weight.dtype))))
+
+
+class ConditionEmbedding(nn.Module):
+    """Add to h (B, dim) an embedding of each sample's conditions.
+
+    ``sizes`` maps a condition's name to its number of values, or to a :class:`Vector`. Row 0 of each table is the
+    learned "not given", and row v + 1 the value v of a category, so that ``NULL = -1`` selects row 0; a vector goes
+    through two linear layers, and a row with a NaN is "not given". A condition that is missing is so for all samples.
+    Values are not checked against ``sizes``, since reading them would stall a GPU: PyTorch's embedding raises
+    IndexError on the CPU and a device-side assertion on CUDA.
+
+    Raises UserError for a size below 1, an unknown name, or a condition whose shape is not (B,), or (B, size).
+    """
+
+    def __init__(self, sizes: ConditionSizes, dim: int) -> None:
+        super().__init__()
+        for name, size in sizes.items():
+            count, what = (size.size, "number") if isinstance(size, Vector) else (size, "value")
+            if count < 1:
+                raise UserError(f"the condition {name!r} must have at least 1 {what}, got {count}")
+        self.sizes = dict(sizes)
+        # Lists, as a ParameterDict would refuse names such as "cell.line".
+        rows = (1 if isinstance(size, Vector) else size + 1 for size in sizes.values())
+        self.tables = nn.ParameterList(torch.randn(n, dim) for n in rows)
+        vectors = (size for size in sizes.values() if isinstance(size, Vector))
+        self.maps = nn.ModuleList(
+            nn.Sequential(nn.Linear(vector.size, dim), nn.SiLU(), nn.Linear(dim, dim)) for vector in vectors
+        )
+
+    def forward(self, h: Tensor, cond: Conditions | None = None) -> Tensor:
+        cond = cond or {}
+        for name, value in cond.items():
+            self._check(name, value, len(h))
+        maps = iter(self.maps)
+        for (name, size), table in zip(self.sizes.items(), self.tables, strict=True):
+            embed = next(maps) if isinstance(size, Vector) else None
+            if name not in cond:
+                h = h + table[0]
+            elif embed is None:
+                h = h + F.embedding(cond[name] + 1, table)
+            else:
+                h = h + _embed_vectors(cond[name].to(table.dtype), embed, table[0])
+        return h
+
+    def _check(self, name: str, value: Tensor, batch: int) -> None:
+        if name not in self.sizes:
+            fix = did_you_mean(name, self.sizes) if self.sizes else "; it has none, so pass cond=None"
+            raise UserError(f"the network has no condition {name!r}{fix}")
+        size = self.sizes[name]
+        shape, what = ((batch, size.size), "row") if isinstance(size, Vector) else ((batch,), "value")
+        if value.shape != shape:
+            raise UserError(
+                f"the condition {name!r} must have shape {shape}, one {what} a sample, got {tuple(value.shape)}"
+            )
+
+
+def _embed_vectors(value: Tensor, embed: nn.Module, null: Tensor) -> Tensor:
+    """The embedding (B, dim) of rows (B, d), which is ``null`` for those with a NaN; none reaches a product."""
+    missing = is_null(value)[:, None]
+    return torch.where(missing, null, embed(torch.where(missing, 0.0, value)))

@@ -1,0 +1,117 @@
+"""What ``advect eval`` measured, in a report: a table for each result, and a chart where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from advect.reporting import plots
+from advect.reporting.run_folder import RunFolder
+from advect.reporting.style import number
+
+SHOWN = 6
+"""The newest so many results are shown."""
+
+Result = Mapping[str, Any]
+
+
+def evaluated(run: RunFolder) -> list[dict[str, Any]]:
+    """The newest results, the newest first."""
+    return [_result(run, i, result) for i, result in enumerate(reversed(run.results[-SHOWN:]))]
+
+
+def _result(run: RunFolder, i: int, result: Result) -> dict[str, Any]:
+    protocol, points, floor = result["protocol"], result["points"], result["floor"]
+    metrics = list(dict.fromkeys(name for point in points for name in point["metrics"]))
+    rows = [[_way(p), f"{p['nfe']:.6g}", *(_spread(p["metrics"].get(m)) for m in metrics)] for p in points]
+    if floor["metrics"]:
+        told = [number(floor["metrics"][m]) if m in floor["metrics"] else "" for m in metrics]
+        rows.append([f"floor: {floor['samples']:,} real training rows", "", *told])
+    return {
+        "title": f"{result['subject']['checkpoint']}, {protocol['samples']:,} samples",
+        "said": f"Against {protocol['reference']:,} {protocol['split']} rows, in {protocol['features']['name']}; "
+        f"guidance {protocol['guidance']:g}; seeds {' '.join(map(str, protocol['seeds']))}.{_of_flow(result['flow'])}",
+        "head": ["", "evaluations", *(m.replace("_", " ") for m in metrics)],
+        "rows": rows,
+        "svg": _chart(i, result, metrics),
+    }
+
+
+def _way(point: Result) -> str:
+    steps = "" if point["steps"] is None else f", {point['steps']} steps, {point['grid']}"
+    return f"{point['solver']}{steps}" + ("" if point["diffusion"] is None else f", g {point['diffusion']}")
+
+
+def _spread(told: Result | None) -> str:
+    if told is None:
+        return ""
+    return number(told["mean"]) + ("" if told["std"] is None else f" ± {number(told['std'])}")
+
+
+def _of_flow(found: Result) -> str:
+    """Straightness and likelihood, where they were measured."""
+    words = ""
+    if "straightness" in found:
+        words += f" Straightness {number(found['straightness']['relative'])} of the paths' mean square."
+    if "bits_per_dim" in found:
+        words += f" {number(found['bits_per_dim']['mean'])} bits per dimension of held-out rows."
+    return words
+
+
+def _chart(i: int, result: Result, metrics: list[str]) -> Markup | None:
+    """The first metric against evaluations, a line a solver and grid, where one has three points or more."""
+    metric = metrics[0] if metrics else None
+    curves: dict[str, dict[str, list[float]]] = {}
+    for point in sorted(result["points"], key=lambda p: p["nfe"]):
+        if metric in point["metrics"] and point["diffusion"] is None and point["steps"] is not None:
+            curve = curves.setdefault(f"{point['solver']} {point['grid']}", {"nfe": [], "distance": []})
+            curve["nfe"].append(point["nfe"])
+            curve["distance"].append(point["metrics"][metric]["mean"])
+    floor = result["floor"]["metrics"].get(metric)
+    if floor is None or max((len(c["nfe"]) for c in curves.values()), default=0) < 3:
+        return None
+    name = str(metric).replace("_", " ")
+    return Markup(plots.quality_chart(curves, floor, label=f"{name} to held-out data", name=f"eval-{i}"))
+
+
+_WORDS = {
+    "frechet": "Frechet distance",
+    "kernel": "kernel distance",
+    "energy": "energy distance",
+    "held-out-loss": "held-out loss",
+}
+
+PROTOCOL = ("eval_samples", "eval_features")
+"""What rows need to have in common to be compared."""
+
+
+def measured(run: RunFolder) -> dict[str, Any] | None:
+    """The distances of samples to held-out data, of the last protocol; None where nothing was measured."""
+    if not run.evals:
+        return None
+    last = run.evals[-1]
+    rows = [row for row in run.evals if all(row.get(key) == last.get(key) for key in PROTOCOL)]
+    steps, distances = [row["step"] for row in rows], [row["eval_frechet"] for row in rows]
+    floor, smallest = last.get("eval_frechet_floor"), int(np.argmin(distances))
+    said = f"Smallest at step {steps[smallest]:,}: {number(distances[smallest])}"
+    if isinstance(floor, (int, float)):
+        said += f", where real training data score {number(floor)}"
+    else:
+        floor = None
+    return {
+        "svg": Markup(plots.eval_chart((steps, distances), floor)),
+        "said": f"{said}. {last.get('eval_samples', '?')} samples a point, in {last.get('eval_features', '?')}.",
+        "best": _best(run),
+    }
+
+
+def _best(run: RunFolder) -> dict[str, str] | None:
+    """The checkpoint that is kept: where, its step, and by what it is the best."""
+    name, metric = (str((run.best or {}).get(key, "")) for key in ("name", "metric"))
+    kind, _, step = name.partition("-")
+    if kind != "step" or not step.isdecimal():
+        return None
+    return {"place": f"{run.path}/checkpoints/best", "step": f"{int(step):,}", "metric": _WORDS.get(metric, metric)}

@@ -1,0 +1,148 @@
+"""Pictures and the held-out loss while a run trains."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advect.core.random import CounterRng, mix
+from advect.core.types import Batch, Category
+from advect.data import Split
+from advect.distributed.comm import all_sum, broadcast_object, current, gather_objects
+from advect.losses import Loss
+from advect.model.flow import Flow
+from advect.reporting.grid import save_png
+from advect.reporting.outputs import draw, held_out_batch
+from advect.training.callbacks import Callback, EverySteps, MetricsFile
+from advect.training.loggers import Logger
+from advect.training.trainer import Trainer
+
+
+class PeriodicCallback(Callback):
+    """Looks at the network every ``every`` steps and at the end of a run, with EMA weights where there are any.
+
+    0 turns both off. A look that a kill has cut short is taken again when the run goes on.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every, self._seen = every, -1
+        self._timer = EverySteps(every, self.look)
+
+    @abstractmethod
+    def look(self, step: int) -> None:
+        """Look at the network as it is after ``step`` steps; all processes do so together."""
+
+    @abstractmethod
+    def has_looked(self, step: int) -> bool:
+        """Whether all that the look at a step leaves behind is there; the first process is asked."""
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Look now where the look at the checkpoint's step was cut short, and was due."""
+        step = trainer.state.progress.step
+        self._seen = step if broadcast_object(self.has_looked(step)) else -1
+        if step != self._seen and self.every and step and step % self.every == 0:
+            self.take(trainer)
+
+    def on_step(self, trainer: Trainer) -> None:
+        step = trainer.state.progress.step
+        if self.every and step % self.every == 0 and step != self._seen:  # it has been seen where this step went back
+            self.take(trainer)
+
+    def on_end(self, trainer: Trainer, reason: str) -> None:
+        if self.every and not reason.startswith("SIG") and trainer.state.progress.step != self._seen:
+            self.take(trainer)
+
+    def on_rollback(self, trainer: Trainer, row: dict) -> None:
+        self._seen = row["step"]
+
+    def take(self, trainer: Trainer) -> None:
+        """Look now, unless the last steps were rolled back."""
+        if trainer.flush():
+            self._seen = trainer.state.progress.step
+            self._timer.run(trainer)
+
+
+@torch.no_grad()
+def held_out_loss(flow: Flow, objective: Loss, split: Split, seed: int, limit: int = 2048) -> float:
+    """The objective's mean over the first ``limit`` held-out examples, with the same noise and times each time.
+
+    Processes share each batch, and evaluate the network equally often.
+    """
+    me, total, count = current(), torch.zeros((), dtype=torch.float64), min(limit, len(split))
+    for first in range(0, count, 256):
+        rows = min(256, count - first)
+        mine = me.share(rows)
+        own = mine or range(1)  # a process without a row computes one, and does not count it
+        batch = split.fetch(np.arange(first + own.start, first + own.stop)).to(flow.device)
+        rng = CounterRng(mix(seed, 5), first, len(own), start=own.start, total=rows)
+        total += objective(flow.output, batch, rng).double().sum().cpu() * bool(mine)
+    return all_sum(total).item() / count
+
+
+class SampleGridCallback(PeriodicCallback):
+    """Every ``every`` steps, with EMA weights: a sample grid, and the held-out loss beside the training loss.
+
+    Processes draw equal shares of the samples; the first one, which has ``metrics``, shows them on the ``boards``.
+    """
+
+    def __init__(
+        self,
+        flow: Flow,
+        objective: Loss,
+        held_out: Split,
+        folder: Path,
+        *,
+        every: int,
+        samples: int,
+        seed: int,
+        metrics: MetricsFile | None,
+        boards: Sequence[Logger],
+    ) -> None:
+        super().__init__(every)
+        self.flow, self.objective, self.held_out, self.folder = flow, objective, held_out, folder
+        self.samples, self.seed, self.metrics, self.boards = samples, seed, metrics, boards
+        self._reference: Batch | None = None
+        categories = [name for name, kind in flow.spec.conditions.items() if isinstance(kind, Category)]
+        self._cond = dict.fromkeys(categories[:1], "cycle")
+
+    def on_start(self, trainer: Trainer) -> None:
+        if self.metrics is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        super().on_start(trainer)
+
+    def has_looked(self, step: int) -> bool:
+        return self._picture(step).exists()
+
+    def _picture(self, step: int) -> Path:
+        """The last that a look at a step writes."""
+        return self.folder / f"step-{step:08d}.png"
+
+    def look(self, step: int) -> None:
+        samples = self._draw()
+        loss = held_out_loss(self.flow, self.objective, self.held_out, self.seed) if len(self.held_out) else None
+        if self.metrics is None or samples is None:
+            return
+        if self._reference is None:
+            self._reference = held_out_batch(self.flow, self.held_out)
+        image = draw(self.flow, samples, self.flow.conditions(len(samples), self._cond, self.seed), self._reference)
+        for board in self.boards:
+            board.picture("samples", image, step)
+        if loss is not None:
+            self.metrics.write({"step": step, "held_out_loss": loss})
+            for board in self.boards:
+                board.scalars({"held_out/loss": loss}, step)
+        save_png(image, self._picture(step))
+
+    def _draw(self) -> Tensor | None:
+        """The samples of all processes on the first one, None on the others."""
+        me = current()
+        share = -(-self.samples // me.world)  # of a sharded network all must ask equally often
+        conditions = self.flow.conditions(share * me.world, self._cond, self.seed)
+        rows = range(share * me.rank, share * (me.rank + 1))
+        drawn = gather_objects(self.flow.sample(share * me.world, seed=self.seed, cond=conditions, rows=rows))
+        return None if drawn is None else torch.cat(drawn)[: self.samples]

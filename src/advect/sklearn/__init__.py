@@ -1,0 +1,3 @@
+"""Flows as scikit-learn estimators."""
+
+from advect.sklearn.model import FlowModel as FlowModel

@@ -1,0 +1,135 @@
+"""From the estimator's arguments and options to the sections of the command line's configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from advect.config.build import FITS
+from advect.config.config import MethodConfig, TrainingConfig
+from advect.config.network_sections import NETWORKS, NetworkConfig
+from advect.core.errors import UserError, did_you_mean
+
+DEFAULTS: dict[str, Any] = {"lr_schedule": "cosine", "ema_decay": 0.999, "lr_warmup_steps": 100}
+"""What the estimator takes where the command line's default suits long runs."""
+
+RATES = {"vector": 4e-3, "image": 1e-3}
+"""The learning rate where None is given."""
+
+STEPS = {"vector": 8000, "image": 2000}
+"""The training steps where None is given: on two moons the held-out density gains until about there, half a minute."""
+
+_ARGUMENTS = {"batch_size", "learning_rate", "device", "coupling", "label_dropout"}
+_ELSEWHERE = {"num_epochs": "steps", "max_steps": "steps", "seed": "random_state", "width": "hidden"}
+_ELSEWHERE |= {"depth": "hidden", "model_channels": "hidden", "channel_mult": "hidden"}
+
+_OF_RUNS = {"ema_also", "posthoc_ema", "posthoc_lengths", "posthoc_every"}
+"""Options whose outcome lies in a run folder."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The sections of a run's configuration, as one fit takes them, the options of the data, and the steps."""
+
+    method: MethodConfig
+    training: TrainingConfig
+    network: NetworkConfig
+    data: dict[str, Any]
+    steps: int
+
+
+def resolve(
+    options: Mapping[str, Any] | None,
+    *,
+    kind: str,
+    hidden: int | Sequence[int] | None,
+    labelled: bool,
+    steps: int | None,
+    data_options: Sequence[str],
+    arguments: Mapping[str, Any],
+) -> Settings:
+    """The settings of a fit to data of ``kind`` "vector" or "image", with labels or without.
+
+    ``arguments`` are those of the estimator that are fields of a section, ``options`` the rest, by the names of the
+    command line's flags with underscores. Raises UserError for an unknown name and for a value out of its range.
+    """
+    options = dict(options or {})
+    name = options.pop("network", "unet" if kind == "image" else "mlp")
+    if name not in FITS[kind]:
+        raise UserError(f"options['network'] is {name!r}, and the data are {kind}s; take {' or '.join(FITS[kind])}")
+    data = {key: options.pop(key) for key in data_options if key in options}
+    sections: dict[type, dict[str, Any]] = {MethodConfig: {}, TrainingConfig: {}, NETWORKS[name]: {}}
+    steps = STEPS[kind] if steps is None else int(steps)
+    defaults = {**DEFAULTS, "lr_warmup_steps": min(DEFAULTS["lr_warmup_steps"], steps // 10)}
+    if arguments["learning_rate"] is None:
+        arguments = {**arguments, "learning_rate": RATES[kind]}
+    for key, value in {**defaults, **options, **arguments}.items():
+        if key in options and (key in _ARGUMENTS or key in _ELSEWHERE):
+            raise UserError(f"options has {key!r}, which is an argument; give {_ELSEWHERE.get(key, key)}=...")
+        if key in _OF_RUNS:
+            raise UserError(f"options has {key!r}, which writes to a run folder; train with advect train for it")
+        sections[_section(key, sections, data_options)][key] = value
+    if not labelled:
+        sections[MethodConfig]["label_dropout"] = 0.0
+    sections[NETWORKS[name]] |= _sizes(name, hidden)
+    made = {section: section(**_checked(section, values)) for section, values in sections.items()}
+    return Settings(made[MethodConfig], made[TrainingConfig], made[NETWORKS[name]], data, steps)
+
+
+def _section(key: str, sections: Mapping[type, Any], data_options: Sequence[str]) -> type:
+    for section in sections:
+        if key in {f.name for f in fields(section)}:
+            return section
+    known = [f.name for section in sections for f in fields(section)]
+    known = [k for k in (*known, *data_options, "network") if k not in _ELSEWHERE and k not in _ARGUMENTS]
+    raise UserError(f"options has {key!r}, which is no option{did_you_mean(str(key), known)}")
+
+
+def _sizes(network: str, hidden: int | Sequence[int] | None) -> dict[str, Any]:
+    """The network's width and depth, by its own names."""
+    if hidden is None:
+        hidden = {"mlp": (256, 256, 256), "unet": (32, 64)}.get(network)
+        if hidden is None:
+            return {}
+    widths = (hidden,) * 3 if isinstance(hidden, int) else tuple(hidden)
+    if not widths or not all(isinstance(w, int) and w >= 1 for w in widths):
+        raise UserError(f"hidden must be a whole number >= 1 or several, got {hidden!r}; (256, 256, 256) is usual")
+    if network == "unet":
+        if any(w % widths[0] for w in widths):
+            raise UserError(f"hidden of a U-Net must be multiples of its first number, got {widths}; try (32, 64)")
+        own = {"model_channels": widths[0], "channel_mult": tuple(w // widths[0] for w in widths)}
+        return {**own, "num_res_blocks": 1, "attention_resolutions": ()}
+    if len(set(widths)) > 1:
+        raise UserError(f"hidden must be equal widths, got {widths}; give {(max(widths),) * len(widths)}")
+    return {"width": widths[0], "depth": len(widths) + (network == "mlp")}
+
+
+def _checked(section: type, values: dict[str, Any]) -> dict[str, Any]:
+    """The values, each of its field's type; numbers and choices of NumPy become Python's."""
+    hints = get_type_hints(section)
+    return {key: _value(key, value, hints[key]) for key, value in values.items()}
+
+
+def _value(key: str, value: Any, hint: Any) -> Any:
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise UserError(f"{key} {value!r} is not known{did_you_mean(str(value), get_args(hint))}")
+        return value
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    value = value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value
+    if value is None and NoneType in kinds:
+        return None
+    if isinstance(value, bool) != (bool in kinds):
+        raise UserError(f"{key} must be {_words(kinds)}, got {value!r}")
+    if float in kinds and isinstance(value, int | float):
+        return float(value)
+    if any(isinstance(value, get_origin(kind) or kind) for kind in kinds):
+        return value
+    raise UserError(f"{key} must be {_words(kinds)}, got {value!r}")
+
+
+def _words(kinds: Sequence[Any]) -> str:
+    names = {bool: "True or False", int: "a whole number", float: "a number", str: "text", NoneType: "None"}
+    return " or ".join(names.get(kind, str(kind)) for kind in kinds)

@@ -1,0 +1,77 @@
+"""Diffusion coefficients g(t) >= 0 for sampling by a stochastic differential equation.
+
+Any of them keeps the marginals of the flow; they differ in how fast the path forgets where it came from and in the
+error of a step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from advect.core.errors import UserError, did_you_mean
+from advect.paths import Schedule
+
+DiffusionCoefficient = float | str | Callable[[Tensor], Tensor]
+"""g: a number, a name of DIFFUSIONS, or ``g(t (n,)) -> (n,)``."""
+
+
+def constant(t: Tensor, schedule: Schedule) -> Tensor:
+    """g = 1."""
+    return torch.ones_like(t)
+
+
+def sigma(t: Tensor, schedule: Schedule) -> Tensor:
+    """g = sigma_t, the noise of the path: it dies out at the data, and g^2 times the score with it."""
+    return schedule.coefficients(t).sigma
+
+
+def decreasing(t: Tensor, schedule: Schedule) -> Tensor:
+    """g = (1 + cos(pi t)) / 2, most at the noise and 0 at the data, a shape that Ma et al. 2024 ("SiT") try."""
+    return (1 + torch.cos(math.pi * t)) / 2
+
+
+def increasing_decreasing(t: Tensor, schedule: Schedule) -> Tensor:
+    """g = sin(pi t), most in the middle and 0 at both ends, another of the shapes of Ma et al. 2024."""
+    return torch.sin(math.pi * t)
+
+
+def ddpm(t: Tensor, schedule: Schedule) -> Tensor:
+    """g^2 = 20 - 19.9 t: the beta of DDPM in continuous time (Song et al. 2021, appendix C, with 0.1 and 20).
+
+    With the variance-preserving schedule of the same beta it gives their reverse-time equation.
+    """
+    return torch.sqrt(20 - 19.9 * t)
+
+
+DIFFUSIONS: dict[str, Callable[[Tensor, Schedule], Tensor]] = {
+    "constant": constant,
+    "sigma": sigma,
+    "decreasing": decreasing,
+    "increasing-decreasing": increasing_decreasing,
+    "ddpm": ddpm,
+}
+
+
+def diffusion_on(diffusion: DiffusionCoefficient, schedule: Schedule, grid: Sequence[float]) -> list[float]:
+    """The values of g at the times of ``grid``.
+
+    Raises UserError for an unknown name, and where g is negative, not finite, or not one number a time.
+    """
+    t = torch.tensor(list(grid), dtype=torch.float64)
+    if isinstance(diffusion, str):
+        if diffusion not in DIFFUSIONS:
+            raise UserError(f"diffusion {diffusion!r} is not known{did_you_mean(diffusion, DIFFUSIONS)}")
+        g = DIFFUSIONS[diffusion](t, schedule)
+    else:
+        g = diffusion(t) if callable(diffusion) else torch.full_like(t, float(diffusion))
+    if g.shape != t.shape:
+        raise UserError(f"diffusion must give one number a time, {tuple(t.shape)}, got {tuple(g.shape)}")
+    values = g.detach().double().cpu().tolist()
+    for time, value in zip(grid, values, strict=True):
+        if not 0 <= value < math.inf:
+            raise UserError(f"the diffusion g must be finite and >= 0, got {value} at t = {time:.4g}")
+    return values

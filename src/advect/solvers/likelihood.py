@@ -1,0 +1,260 @@
+"""The density that a flow gives to data, by the instantaneous change of variables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from advect.core import random
+from advect.core.errors import UserError, did_you_mean
+from advect.core.random import Generator
+from advect.solvers.base import Solver, Velocity, all_finite
+from advect.solvers.dormand_prince import DormandPrince, worst_sample
+from advect.solvers.integrate import get_solver, solver_times, where_it_broke
+from advect.solvers.multistep import DpmPlusPlus2M
+
+NOISES = ("rademacher", "gaussian")
+
+
+class QuadraticForms:
+    """``v^T J v`` for vectors v, J the Jacobian of ``velocity`` in x, for each sample by itself.
+
+    In forward mode, all vectors at once, since it needs no graph; in reverse mode, one vector after the other, from
+    the first time on that an operator of the velocity turns out to have no forward derivative.
+    Row i of the velocity must depend on row i of x alone: batch normalisation in training mode, say, is no such map.
+    """
+
+    def __init__(self, velocity: Velocity, *, create_graph: bool = False) -> None:
+        self.velocity, self.create_graph, self.forward_mode = velocity, create_graph, True
+
+    def __call__(self, x: Tensor, t: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """The velocity (B, *S) at x (B, *S), t (B,), and the forms (K, B) of vectors (K, B, *S)."""
+        if self.forward_mode:
+            try:
+                return self._forward(x, t, vectors)
+            except NotImplementedError:
+                self.forward_mode = False
+        return self._reverse(x, t, vectors)
+
+    def _forward(self, x: Tensor, t: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.contiguous()  # dual numbers cannot be made of memory that elements share
+
+        def form(v: Tensor) -> tuple[Tensor, Tensor]:
+            u, moved = jvp(lambda y: self.velocity(y, t), (x,), (v,))[:2]
+            return u, (moved * v).flatten(1).sum(1)
+
+        u, forms = vmap(form, out_dims=(None, 0), randomness="same")(vectors)  # type: ignore[arg-type]
+        return u, forms
+
+    @torch.enable_grad()
+    def _reverse(self, x: Tensor, t: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        at = x if self.create_graph and x.requires_grad else x.detach().requires_grad_()
+        u = self.velocity(at, t)
+        forms = []
+        for v in vectors:
+            (pulled,) = torch.autograd.grad(u, at, v, retain_graph=True, create_graph=self.create_graph)
+            forms.append((pulled * v).flatten(1).sum(1))
+        return (u if self.create_graph else u.detach()), torch.stack(forms)
+
+
+class ExactDivergence:
+    """The trace by one basis vector an element of x, ``chunk`` of them at once."""
+
+    def __init__(self, forms: QuadraticForms, chunk: int) -> None:
+        if chunk < 1:
+            raise UserError(f"chunk must be at least 1, got {chunk}; 32 is usual")
+        self.forms, self.chunk = forms, chunk
+
+    def __call__(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The velocity (B, *S) and its divergence (B,) at x (B, *S), t (B,)."""
+        size = math.prod(x.shape[1:])
+        u, total = x, x.new_zeros(len(x))
+        for first in range(0, size, self.chunk):
+            elements = torch.arange(first, min(first + self.chunk, size), device=x.device)
+            basis = torch.nn.functional.one_hot(elements, size).to(x.dtype).view(-1, 1, *x.shape[1:])
+            u, forms = self.forms(x, t, basis.expand(-1, *x.shape))
+            total = total + forms.sum(0)
+        return u, total
+
+
+class HutchinsonDivergence:
+    """The mean of ``v^T J v`` over probes v (K, B, *S) of covariance I: unbiased (Hutchinson 1990).
+
+    The probes stay the same along a solution, so that its ODE is a smooth one (Grathwohl et al. 2019, "FFJORD",
+    section 3.1).
+    """
+
+    def __init__(self, forms: QuadraticForms, probes: Tensor) -> None:
+        self.forms, self.probes = forms, probes
+
+    def __call__(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The velocity (B, *S) and an estimate of its divergence (B,) at x (B, *S), t (B,)."""
+        u, forms = self.forms(x, t, self.probes)
+        return u, forms.mean(0)
+
+
+def draw_probes(x: Tensor, count: int, noise: str, generator: Generator = None) -> Tensor:
+    """``count`` vectors (count, B, *S) of covariance I, of signs ("rademacher") or normal ("gaussian").
+
+    Signs give the least variance of all independent entries (Hutchinson 1990, proposition 1).
+    """
+    if count < 1:
+        raise UserError(f"probes must be at least 1, got {count}")
+    if noise not in NOISES:
+        raise UserError(f"noise {noise!r} is not known{did_you_mean(str(noise), NOISES)}")
+    shape = (len(x), count, *x.shape[1:])
+    if noise == "gaussian":
+        return random.normal(shape, generator, device=x.device, dtype=x.dtype).movedim(1, 0)
+    signs = random.uniform(shape, generator, device=x.device) < 0.5
+    return torch.where(signs, -1.0, 1.0).to(x.dtype).movedim(1, 0)
+
+
+Divergence = ExactDivergence | HutchinsonDivergence
+
+
+def standard_normal_log_prob(x: Tensor) -> Tensor:
+    """Log density (B,) of N(0, I) at x (B, *S), in nats."""
+    flat = x.flatten(1)
+    return -0.5 * (flat.square().sum(1) + flat.shape[1] * math.log(2 * math.pi))
+
+
+def log_prob(
+    velocity: Velocity,
+    x1: Tensor,
+    *,
+    source: Callable[[Tensor], Tensor] = standard_normal_log_prob,
+    solver: str | Solver = "dopri5",
+    steps: int | None = None,
+    grid: str | Tensor | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    max_steps: int | None = None,
+    trace: Literal["exact", "hutchinson"] = "exact",
+    chunk: int | None = None,
+    probes: int | None = None,
+    noise: Literal["rademacher", "gaussian"] | None = None,
+    generator: Generator = None,
+    log_det: Tensor | float = 0.0,
+    create_graph: bool = False,
+) -> Tensor:
+    """Log density (B,), in nats, of data x1 (B, *S) under the flow of ``velocity(x, t (B,))``.
+
+    ``log p_1(x_1) = log p_0(x_0) - int_0^1 div u_t(x_t) dt`` along the solution that ends in x1 (Chen et al. 2018,
+    "Neural ordinary differential equations", theorem 1; Lipman et al. 2023, appendix C). State and integral are solved
+    as one system, from data to noise.
+
+    Args:
+        source: the log density (B,) of the source at x0 (B, *S), by default that of N(0, I).
+        solver, steps, grid, rtol, atol, max_steps: as in :func:`integrate`; the adaptive solver keeps the integral,
+            too, within its tolerances. "dpmpp2m" solves for nothing but a path's state and is refused.
+        trace: "exact" costs as many passes as x has elements, ``chunk`` of them at once (by default 32);
+            "hutchinson" costs ``probes`` (by default 1) and is an unbiased estimate of the integral.
+        noise: the probes' entries, "rademacher" (default) or "gaussian", drawn from ``generator``.
+        log_det: log |det| (B,) of the preprocessing's Jacobian, from data to x1, in nats: the density then is that of
+            the data before it. :func:`elementwise_log_det` computes it for scalings.
+        create_graph: keep the graph through the solver, so that the density can be differentiated in x1 and in the
+            parameters of the velocity. Otherwise nothing is.
+
+    Fused attention is replaced by plain attention meanwhile, for it has no forward derivative.
+    Raises UserError for an unknown name, an option that nothing uses, and a state that stops being finite.
+    """
+    method = get_solver(solver, rtol=rtol, atol=atol, max_steps=max_steps)
+    if isinstance(method, DpmPlusPlus2M):
+        raise UserError("solver 'dpmpp2m' cannot integrate a divergence; take 'dopri5' or 'midpoint'")
+    if isinstance(method, DormandPrince) and method.norm is worst_sample:
+        method = replace(method, norm=_state_and_integral)
+    times = solver_times(method, steps, grid, t0=1.0, t1=0.0, trajectory=False)
+    _check_trace(trace, chunk=chunk, probes=probes, noise=noise, generator=generator)
+    forms = QuadraticForms(velocity, create_graph=create_graph)
+    if trace == "exact":
+        divergence = ExactDivergence(forms, 32 if chunk is None else chunk)
+    else:
+        v = draw_probes(x1, 1 if probes is None else probes, noise or "rademacher", generator)
+        divergence = HutchinsonDivergence(forms, v)
+    with torch.set_grad_enabled(create_graph), sdpa_kernel(SDPBackend.MATH):
+        x0, change = _solve_both(divergence, x1, method, times)
+        return source(x0) + change + log_det
+
+
+def _solve_both(divergence: Divergence, x1: Tensor, method: Solver, times: list[float]) -> tuple[Tensor, Tensor]:
+    """x0 (B, *S), and the integral of the divergence from 1 to 0 (B,), which is carried as one more column."""
+
+    def system(z: Tensor, t: Tensor) -> Tensor:
+        u, trace = divergence(z[:, :-1].reshape(x1.shape), t)
+        return torch.cat([u.flatten(1), trace[:, None]], 1)
+
+    start = torch.cat([x1.flatten(1), x1.new_zeros(len(x1), 1)], 1)
+    *_, z = method.walk(system, start, times)
+    if not all_finite(z):
+        raise UserError(where_it_broke(system, start, method, times))
+    return z[:, :-1].reshape(x1.shape), z[:, -1]
+
+
+def _state_and_integral(error: Tensor) -> float:
+    """The state's norm is a mean over its elements, in which the integral's own error would drown."""
+    return max(worst_sample(error[:, :-1]), error[:, -1].abs().amax().item())
+
+
+def _check_trace(trace: str, *, chunk: object, probes: object, noise: object, generator: object) -> None:
+    unused = {
+        "exact": {"probes": probes, "noise": noise, "generator": generator},
+        "hutchinson": {"chunk": chunk},
+    }
+    if trace not in unused:
+        raise UserError(f"trace {trace!r} is not known{did_you_mean(str(trace), unused)}")
+    for name, value in unused[trace].items():
+        if value is not None:
+            raise UserError(f"{name} is given, but trace {trace!r} does not use it; leave it out")
+
+
+def elementwise_log_det(transform: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """log |det| (B,) of the Jacobian at x (B, *S) of a differentiable map that treats each element by itself.
+
+    Such are the scalings between data units and model units. Raises UserError where a derivative is 0 or not finite.
+    """
+    with torch.enable_grad():
+        at = x.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(transform(at).sum(), at)
+    values = slope.abs().log().flatten(1)
+    if not torch.isfinite(values).all():
+        raise UserError(
+            "the transform has a derivative that is 0 or not finite, so that there is no density before it"
+        )
+    return values.sum(1)
+
+
+def dequantise(x: Tensor, *, bin_width: float = 1.0, generator: Generator = None) -> Tensor:
+    """x (B, *S) plus uniform noise on [0, bin_width): data of whole numbers made continuous.
+
+    The expected log density of the result, plus the number of elements times log(bin_width), is at most the log
+    probability of the numbers themselves (Theis et al. 2016, "A note on the evaluation of generative models", eq. 4).
+    Raises UserError unless bin_width > 0.
+    """
+    _check_bin(bin_width)
+    dtype = x.dtype if x.dtype.is_floating_point else torch.float32
+    return x + bin_width * random.uniform(x.shape, generator, device=x.device, dtype=dtype)
+
+
+def bits_per_dim(log_prob: Tensor, dims: int, *, bin_width: float = 1.0) -> Tensor:
+    """Bits for each of ``dims`` elements of data that ``log_prob`` (B,), in nats and data units, gives, (B,).
+
+    ``-(log_prob / dims + log(bin_width)) / log(2)``: for dequantised data, ``bin_width`` is the distance between
+    neighbouring values in the units of log_prob, such as 1 for bytes and 1/255 for bytes over 255.
+    Raises UserError unless dims >= 1 and bin_width > 0.
+    """
+    if dims < 1:
+        raise UserError(f"dims must be at least 1, got {dims}; it is the number of elements of one sample")
+    _check_bin(bin_width)
+    return -(log_prob / dims + math.log(bin_width)) / math.log(2)
+
+
+def _check_bin(bin_width: float) -> None:
+    if not 0 < bin_width < math.inf:
+        raise UserError(f"bin_width must be finite and > 0, got {bin_width}; for bytes it is 1")

@@ -1,0 +1,177 @@
+"""Grids of times for solvers of fixed step: (steps + 1,) numbers that rise from 0 to 1.
+
+All in this project's time, noise at 0 and data at 1. From data to noise a solver walks the same times backwards.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from advect.core.errors import UserError, did_you_mean
+from advect.paths import Schedule
+
+
+def check_steps(steps: int) -> None:
+    """Raise UserError unless there is a step to make."""
+    if steps < 1:
+        raise UserError(f"steps must be at least 1, got {steps}; 50 is usual")
+
+
+def _unit(steps: int) -> Tensor:
+    """``i / steps``, in float64."""
+    check_steps(steps)
+    return torch.arange(steps + 1, dtype=torch.float64) / steps
+
+
+def uniform_grid(steps: int) -> Tensor:
+    """Equal steps, t_i = i / steps."""
+    return _unit(steps)
+
+
+def cosine_grid(steps: int) -> Tensor:
+    """t_i = (1 - cos(pi i / steps)) / 2, the Chebyshev-Lobatto points: dense at both ends, sparse in the middle.
+
+    For flows that bend near the noise and near the data; the widest steps are pi/2 times the uniform ones.
+    """
+    grid = (1 - torch.cos(math.pi * _unit(steps))) / 2
+    grid[-1] = 1.0
+    return grid
+
+
+def edm_grid(steps: int, *, rho: float = 7.0, sigma_min: float = 0.002, sigma_max: float = 80.0) -> Tensor:
+    """The times at which sigma/alpha of the straight path takes the noise levels of Karras et al. 2022, eq. 5.
+
+    ``sigma_i^(1/rho)`` falls in equal steps from sigma_max to sigma_min, and t_i = 1 / (1 + sigma_i). The first time
+    is moved to 0, where a flow starts (from 1 / (1 + sigma_max)), and the last is 1, as theirs is sigma = 0.
+    Raises UserError unless rho > 0 and 0 < sigma_min < sigma_max.
+    """
+    if not 0 < rho < math.inf:
+        raise UserError(f"rho must be finite and > 0, got {rho}; Karras et al. take 7")
+    if not 0 < sigma_min < sigma_max < math.inf:
+        raise UserError(f"the noise levels need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+    check_steps(steps)
+    high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    grid = torch.ones(steps + 1, dtype=torch.float64)
+    grid[:-1] = 1 / (1 + (high + ramp * (low - high)) ** rho)
+    grid[0] = 0.0
+    return grid
+
+
+def shifted_grid(steps: int, *, shift: float = 3.0) -> Tensor:
+    """t = s / (s + shift (1 - s)) for uniform s: with shift > 1 more of the steps are spent near the noise.
+
+    The resolution-dependent shift of Esser et al. 2024, "Scaling rectified flow transformers", eq. 23, with
+    shift = sqrt(m / n) for m pixels where n needed none. Raises UserError unless shift > 0.
+    """
+    if not 0 < shift < math.inf:
+        raise UserError(f"shift must be finite and > 0, got {shift}; 1 is the uniform grid, 3 is usual")
+    s = _unit(steps)
+    return s / (s + shift * (1 - s))
+
+
+GRIDS: dict[str, Callable[..., Tensor]] = {
+    "uniform": uniform_grid,
+    "cosine": cosine_grid,
+    "edm": edm_grid,
+    "shifted": shifted_grid,
+}
+
+
+def t_grid(steps: int, grid: str = "uniform", *, t0: float = 0.0, t1: float = 1.0, **parameters: Any) -> Tensor:
+    """The grid called ``grid`` of ``steps`` steps from t0 to t1, (steps + 1,) float64, falling where t0 > t1.
+
+    ``parameters`` are those of the grid's own function, such as rho of "edm" and shift of "shifted". The unit grid
+    is laid over the interval linearly. Raises UserError for an unknown grid, a parameter that it does not have,
+    steps < 1, and t0 and t1 that are equal or outside [0, 1].
+    """
+    check_interval(t0, t1)
+    if grid not in GRIDS:
+        raise UserError(f"grid {grid!r} is not known{did_you_mean(str(grid), GRIDS)}")
+    try:
+        unit = GRIDS[grid](steps, **parameters)
+    except TypeError as error:
+        raise UserError(f"grid {grid!r} does not take {', '.join(parameters)}") from error
+    low, high = min(t0, t1), max(t0, t1)
+    times = (1 - unit) * low + unit * high
+    return times if t0 < t1 else times.flip(0)
+
+
+def check_interval(t0: float, t1: float) -> None:
+    """Raise UserError unless t0 and t1 are different times in [0, 1]."""
+    if not (0 <= t0 <= 1 and 0 <= t1 <= 1):
+        raise UserError(f"t0 and t1 must lie in [0, 1] (0 is noise, 1 is data), got {t0} and {t1}")
+    if t0 == t1:
+        raise UserError(f"t0 and t1 are both {t0}, so that there is no way to go; 0 and 1 are usual")
+
+
+def resolve_grid(grid: str | Tensor, steps: int | None, default: int, *, t0: float, t1: float) -> list[float]:
+    """The times from t0 to t1 that a caller means by ``grid`` and ``steps``, of which None means ``default``.
+
+    A tensor holds the times themselves, (n + 1,), rising or falling from one of t0 and t1 to the other.
+    """
+    if isinstance(grid, str):
+        return t_grid(default if steps is None else steps, grid, t0=t0, t1=t1).tolist()
+    check_interval(t0, t1)
+    if steps is not None:
+        raise UserError(f"steps is {steps}, but the times of the grid are given; leave steps out")
+    if grid.ndim != 1 or len(grid) < 2:
+        raise UserError(f"a grid of times must have shape (steps + 1,), at least (2,), got {tuple(grid.shape)}")
+    times = grid.detach().double().cpu()
+    rises = times.diff()
+    if not ((rises > 0).all() or (rises < 0).all()):
+        raise UserError("the times of a grid must all rise or all fall, each different from the one before")
+    times = times if (times[-1] > times[0]).item() == (t1 > t0) else times.flip(0)
+    ends = times[[0, -1]].tolist()
+    if max(abs(ends[0] - t0), abs(ends[1] - t1)) > 1e-6:
+        raise UserError(
+            f"the grid goes from {ends[0]:.6g} to {ends[1]:.6g}, but t0 and t1 are {t0} and {t1}; match them"
+        )
+    return [t0, *times[1:-1].tolist(), t1]
+
+
+@dataclass(frozen=True)
+class GridCoefficients:
+    """``alpha, sigma, d_alpha, d_sigma``, each (n + 1,) float64 on the CPU, at the n + 1 times of a grid.
+
+    ``x = alpha x_1 + sigma x_0`` and ``u = alpha' x_1 + sigma' x_0`` are solved for data and noise, over the
+    ``determinant`` alpha' sigma - sigma' alpha.
+    """
+
+    alpha: Tensor
+    sigma: Tensor
+    d_alpha: Tensor
+    d_sigma: Tensor
+    determinant: Tensor
+
+    def data(self) -> tuple[Tensor, Tensor]:
+        """The weights (n + 1,) of x and of u in E[x_1 | x] = (sigma u - sigma' x) / determinant."""
+        return -self.d_sigma / self.determinant, self.sigma / self.determinant
+
+    def noise(self) -> tuple[Tensor, Tensor]:
+        """The weights (n + 1,) of x and of u in E[x_0 | x] = (alpha' x - alpha u) / determinant."""
+        return self.d_alpha / self.determinant, -self.alpha / self.determinant
+
+
+def coefficients_on(schedule: Schedule, grid: Sequence[float]) -> GridCoefficients:
+    """The coefficients at the times of ``grid``.
+
+    Raises UserError at a time at which the velocity does not tell data from noise (determinant 0) or a coefficient is
+    not finite; the last time is let pass, since solvers mostly do not convert there.
+    """
+    alpha, sigma, d_alpha, d_sigma = schedule.coefficients(torch.tensor(grid, dtype=torch.float64))
+    determinant = d_alpha * sigma - d_sigma * alpha
+    bad = ~((determinant > 0) & (determinant < math.inf))[:-1]
+    if bad.any():
+        n = int(bad.nonzero()[0])
+        raise UserError(
+            f"{type(schedule).__name__} cannot tell data from noise by the velocity at t = {grid[n]:.4g} "
+            f"(alpha' sigma - sigma' alpha is {determinant[n].item():.4g}); start a little inside (0, 1)"
+        )
+    return GridCoefficients(alpha, sigma, d_alpha, d_sigma, determinant)

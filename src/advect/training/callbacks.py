@@ -1,0 +1,269 @@
+"""What a run leaves behind while it trains: the metrics, a progress bar, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from advect.checkpoint.async_writer import CheckpointWriter
+from advect.checkpoint.manifest import checkpoint_name, checkpoint_step, list_checkpoints
+from advect.core.errors import UserError
+from advect.core.files import atomic_write_text
+from advect.distributed.comm import sync_errors
+from advect.training.state import Progress
+
+if TYPE_CHECKING:
+    from advect.training.trainer import Trainer
+
+
+class Callback:
+    """What happens around the steps: logging, pictures, checkpoints. Every method may be left out.
+
+    All processes call ``on_step``, ``on_epoch``, ``on_log`` and ``on_end`` at the same steps.
+    """
+
+    trouble: UserError | None = None
+    """Why the run cannot go on, found by something that works beside it."""
+
+    def on_start(self, trainer: Trainer) -> None: ...
+    def on_log(self, trainer: Trainer, row: dict) -> None: ...
+    def on_epoch(self, trainer: Trainer, loss: float) -> None: ...
+    def on_step(self, trainer: Trainer) -> None: ...
+    def on_bad_step(self, trainer: Trainer, row: dict) -> None: ...
+    def on_rollback(self, trainer: Trainer, row: dict) -> None: ...
+    def on_end(self, trainer: Trainer, reason: str) -> None: ...
+    def close(self) -> None: ...
+
+    def checkpoint_before(self, step: int) -> Path | None:
+        """The newest checkpoint of fewer than ``step`` finished steps, once it is whole."""
+
+
+class MetricsFile(Callback):
+    """``metrics.jsonl``: one JSON object a logged step. On resumption rows beyond the checkpoint are dropped.
+
+    Those of the bad steps that a run is rolled back for stay.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_start(self, trainer: Trainer) -> None:
+        self._open(trainer)
+
+    def _open(self, trainer: Trainer, *, keep: str = "") -> None:
+        if self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            kept = _kept(lines, trainer.state.progress, keep)
+            atomic_write_text(self.path, "".join(line + "\n" for line in kept))
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def write(self, row: dict) -> None:
+        """Append a row and hand it to the operating system at once."""
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def on_log(self, trainer: Trainer, row: dict) -> None:
+        self.write(row)
+
+    def on_bad_step(self, trainer: Trainer, row: dict) -> None:
+        self.write(row)
+
+    def on_rollback(self, trainer: Trainer, row: dict) -> None:
+        self._file.close()
+        self._open(trainer, keep="bad_step")
+        self.write(row)
+
+    def on_epoch(self, trainer: Trainer, loss: float) -> None:
+        self.write({"step": trainer.state.progress.step, "epoch": trainer.epoch, "epoch_loss": loss})
+
+    def close(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
+
+
+def _kept(lines: list[str], progress: Progress, keep: str) -> list[str]:
+    """The rows up to a run's step, and those with a field called ``keep``.
+
+    What a rolling back has left is not looked at again by a run that goes on from after it.
+    """
+    rows = [(line, _row(line)) for line in lines]
+    left = [i for i, (_, row) in enumerate(rows) if "rolled_back_from" in row] if progress.rate < 1 else []
+    first = left[-1] + 1 if left else 0
+    past = [(line, row) for line, row in rows[first:] if row.get("step", math.inf) <= progress.step or keep in row]
+    return lines[:first] + [line for line, row in past if "rolled_back_from" not in row]
+
+
+def _row(line: str) -> dict:
+    try:
+        row = json.loads(line)
+    except ValueError:  # cut off by a kill
+        return {}
+    return row if isinstance(row, dict) else {}
+
+
+class ProgressBar(Callback):
+    """Steps done with loss, samples a second and time left; plain lines where the output is not a terminal."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+
+    def on_start(self, trainer: Trainer) -> None:
+        self._bar = tqdm(
+            total=trainer.limits.last_step,
+            initial=trainer.state.progress.step,
+            unit="step",
+            desc="train",
+            dynamic_ncols=True,
+            disable=not self._terminal,
+        )
+        self._printed = -60.0
+
+    def tell(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._bar.write(text, file=sys.stderr)
+
+    def on_step(self, trainer: Trainer) -> None:
+        self._bar.update()
+
+    def on_log(self, trainer: Trainer, row: dict) -> None:
+        speed, work = row["samples_per_s"], _work(row)
+        if self._terminal:
+            self._bar.set_postfix_str(f"loss {row['loss']:.4f}, {speed:,.0f} samples/s{work}, epoch {row['epoch']}")
+        elif row["seconds"] - self._printed >= 15 or row["step"] == trainer.limits.last_step:
+            self._printed = row["seconds"]
+            left = (trainer.limits.last_step - row["step"]) * trainer.loader.global_batch / speed
+            print(
+                f"step {row['step']:,}/{trainer.limits.last_step:,}  epoch {row['epoch']}  loss {row['loss']:.4f}  "
+                f"{speed:,.0f} samples/s{work}  {_clock(left)} left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def on_bad_step(self, trainer: Trainer, row: dict) -> None:
+        bad = row["bad_step"]
+        self.tell(
+            f"warning: step {row['step']:,} was skipped: loss {bad['loss']}, gradient norm {bad['grad_norm']}; "
+            "metrics.jsonl names its rows"
+        )
+
+    def on_rollback(self, trainer: Trainer, row: dict) -> None:
+        self.tell(
+            f"warning: too many steps were not finite up to step {row['rolled_back_from']:,}; going on from the "
+            f"checkpoint of step {row['step']:,} with {row['rate']} times the learning rate"
+        )
+        self._bar.n = row["step"]
+
+    def on_epoch(self, trainer: Trainer, loss: float) -> None:
+        if self._terminal and trainer.limits.last_step * trainer.loader.global_batch < 200 * len(trainer.loader):
+            self.tell(f"epoch {trainer.epoch}: mean loss {loss:.4f}")
+
+    def close(self) -> None:
+        if hasattr(self, "_bar"):
+            self._bar.close()
+
+
+def _work(row: dict) -> str:
+    """The network's arithmetic a second, and its share of the device's peak where that is known."""
+    if "flops_per_s" not in row:
+        return ""
+    rate = row["flops_per_s"]
+    text = f", {rate / 1e12:.1f} TFLOP/s" if rate >= 1e12 else f", {rate / 1e9:.3g} GFLOP/s"
+    return text + (f" ({row['mfu']:.0%} of peak)" if "mfu" in row else "")
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Checkpoints(Callback):
+    """Writes a checkpoint every ``every`` steps, after every ``every_epochs``-th epoch, and at the end of the run.
+
+    0 turns the first two off, and within a row of bad steps they are left out. A ``writer`` writes them beside the
+    training, on every process. When the run ends, the last one is whole.
+    """
+
+    def __init__(self, writer: CheckpointWriter, *, every: int, every_epochs: int) -> None:
+        self.writer, self.every, self.every_epochs = writer, every, every_epochs
+        self._saved_step = -1
+        self._epoch_due = False
+
+    @property
+    def trouble(self) -> UserError | None:  # type: ignore[override]
+        """Why a checkpoint could not be written."""
+        return self.writer.trouble
+
+    def on_start(self, trainer: Trainer) -> None:
+        step = trainer.state.progress.step
+        self._saved_step = step if (self.writer.folder / checkpoint_name(step)).exists() else -1
+
+    def on_epoch(self, trainer: Trainer, loss: float) -> None:
+        self._epoch_due = bool(self.every_epochs) and trainer.epoch % self.every_epochs == 0
+
+    def on_step(self, trainer: Trainer) -> None:
+        due = self._epoch_due or (self.every and trainer.state.progress.step % self.every == 0)
+        if due and trainer.flush() and trainer.state.progress.bad_row == 0:  # or they would drive out the good ones
+            self.save(trainer)
+        self._epoch_due = False
+
+    def on_end(self, trainer: Trainer, reason: str) -> None:
+        self.save(trainer)
+        with sync_errors():
+            self.writer.wait()
+
+    def checkpoint_before(self, step: int) -> Path | None:
+        with sync_errors():
+            self.writer.wait()
+        older = [path for path in list_checkpoints(self.writer.folder) if checkpoint_step(path) < step]
+        return older[-1] if older else None
+
+    def on_rollback(self, trainer: Trainer, row: dict) -> None:
+        self._saved_step = row["step"]
+
+    def save(self, trainer: Trainer) -> None:
+        """Have a checkpoint written of the step just finished, unless there is one."""
+        if trainer.state.progress.step == self._saved_step or not trainer.flush():
+            return
+        began = time.monotonic()
+        with sync_errors():
+            self.writer.wait()  # whose contents the next one may overwrite
+        self.writer.write(trainer.state.progress.step, trainer.state.contents())
+        trainer.log.blocked += time.monotonic() - began
+        self._saved_step = trainer.state.progress.step
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class EverySteps(Callback):
+    """Calls ``action(step)`` every ``every`` steps, with the averaged weights in the network where there are any."""
+
+    def __init__(self, every: int, action: Callable[[int], None]) -> None:
+        self.every, self.action = every, action
+
+    def on_step(self, trainer: Trainer) -> None:
+        if self.every and trainer.state.progress.step % self.every == 0:
+            self.run(trainer)
+
+    def run(self, trainer: Trainer) -> None:
+        """Call the action now."""
+        if not trainer.flush():
+            return
+        net, ema = trainer.state.net, trainer.state.ema
+        net.eval()
+        try:
+            if ema is None:
+                self.action(trainer.state.progress.step)
+            else:
+                with ema.applied():
+                    self.action(trainer.state.progress.step)
+        finally:
+            net.train()

@@ -1,0 +1,132 @@
+"""Where a run's curves and pictures can be watched: TensorBoard, and Weights & Biases."""
+
+from __future__ import annotations
+
+import secrets
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from advect.core.errors import UserError, optional_import
+from advect.core.files import atomic_write_text
+from advect.training.callbacks import Callback
+from advect.training.trainer import Trainer
+
+_NO_CURVES = ("step", "seen", "seconds")
+
+
+class Logger(Callback):
+    """The logged rows as curves under ``train/``; and what else is written to it."""
+
+    @abstractmethod
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Add a point to each curve of ``values``."""
+
+    @abstractmethod
+    def picture(self, name: str, image: Image.Image, step: int) -> None:
+        """Add a picture."""
+
+    def on_log(self, trainer: Trainer, row: dict) -> None:
+        self.scalars({f"train/{name}": row[name] for name in row if name not in _NO_CURVES}, row["step"])
+
+    def on_epoch(self, trainer: Trainer, loss: float) -> None:
+        self.scalars({"train/epoch_loss": loss}, trainer.state.progress.step)
+
+
+class TensorBoardLogger(Logger):
+    """Event files in a folder. On resumption those beyond the checkpoint are struck out."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_start(self, trainer: Trainer) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+        self._writer = SummaryWriter(str(self.folder), purge_step=trainer.state.progress.step + 1)
+
+    def on_rollback(self, trainer: Trainer, row: dict) -> None:
+        self._writer.close()
+        self.on_start(trainer)
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def picture(self, name: str, image: Image.Image, step: int) -> None:
+        self._writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+
+    def close(self) -> None:
+        if hasattr(self, "_writer"):
+            self._writer.close()
+
+
+class WandbLogger(Logger):
+    """A run on Weights & Biases, or with ``mode`` "offline" a folder that ``wandb sync`` sends there later.
+
+    ``folder/id`` keeps the run's name on the server, so that a resumed run goes on with the same curves; points that
+    are there already stay as they are. Raises UserError where the library is missing, or online nobody is logged in.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        mode: Literal["online", "offline"],
+        project: str,
+        name: str,
+        config: Mapping[str, object],
+    ) -> None:
+        self.folder, self.mode, self.project, self.name, self.config = folder, mode, project, name, config
+        self._wandb = optional_import("wandb", "wandb")
+        self._ended = False
+        if mode == "online":
+            try:
+                self._wandb.login()
+            except self._wandb.Error as error:
+                raise UserError(
+                    f"--wandb online cannot log in ({_line(error)}); run wandb login once, or use --wandb offline"
+                ) from error
+
+    def on_start(self, trainer: Trainer) -> None:
+        try:
+            self._run = self._wandb.init(
+                dir=str(self.folder.parent),  # it writes to a folder called wandb in there
+                project=self.project,
+                name=self.name,
+                id=self._id(),
+                config=dict(self.config),
+                mode=self.mode,
+                resume="allow" if self.mode == "online" else None,
+                reinit="create_new",
+                settings=self._wandb.Settings(console="off", silent=True, save_code=False),
+            )
+        except self._wandb.Error as error:
+            raise UserError(f"--wandb {self.mode} cannot start ({_line(error)}); try --wandb offline") from error
+
+    def _id(self) -> str:
+        file = self.folder / "id"
+        if not file.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            atomic_write_text(file, secrets.token_hex(4) + "\n")
+        return file.read_text(encoding="utf-8").strip()
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(values), step=step)
+
+    def picture(self, name: str, image: Image.Image, step: int) -> None:
+        self._run.log({name: self._wandb.Image(image.convert("RGB"))}, step=step)
+
+    def on_end(self, trainer: Trainer, reason: str) -> None:
+        self._ended = True
+
+    def close(self) -> None:
+        if hasattr(self, "_run"):
+            self._run.finish(exit_code=0 if self._ended else 1)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")

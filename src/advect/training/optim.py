@@ -1,0 +1,228 @@
+"""Muon: steps along orthogonal matrices for the weights of hidden layers, AdamW for all else."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from advect.core.device import has_fast_bfloat16
+from advect.core.errors import UserError
+from advect.distributed.parallel import gathered, local, own_rows
+
+
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019), on PyTorch's fused kernel where there is one.
+
+    It calls the functional form of ``torch.optim.AdamW``: the class walks over its groups at every step, which
+    costs as much as the update itself for a small network.
+    """
+
+    def __init__(
+        self,
+        params: dict[str, Tensor],
+        *,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        if weight_decay < 0:
+            raise UserError(f"weight_decay must be >= 0, got {weight_decay}; 0.01 is usual, 0 turns it off")
+        self.weight_decay, self.betas, self.eps = weight_decay, betas, eps
+        self._params, self._local = list(params.values()), [local(p) for p in params.values()]
+        self.exp_avg = {name: torch.zeros_like(p) for name, p in zip(params, self._local, strict=True)}
+        self.exp_avg_sq = {name: torch.zeros_like(p) for name, p in zip(params, self._local, strict=True)}
+        self._moments = list(self.exp_avg.values()), list(self.exp_avg_sq.values())
+        self._steps = [torch.zeros((), device=p.device) for p in self._local]
+        self._fused = all(p.device.type in ("cpu", "cuda") for p in self._local)
+
+    @torch.no_grad()
+    def step(self, lr: float, bad: Tensor | None = None) -> None:
+        """Move the parameters along their gradients, and let go of these; nothing moves where ``bad`` () is 1."""
+        pairs = zip(self._params, self._local, strict=True)
+        grads = [torch.zeros_like(here) if p.grad is None else local(p.grad) for p, here in pairs]
+        adamw(
+            self._local,
+            grads,
+            *self._moments,
+            [],
+            self._steps,
+            fused=self._fused,
+            found_inf=bad,
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=lr,
+            weight_decay=self.weight_decay,
+            eps=self.eps,
+            maximize=False,
+        )
+        for p in self._params:
+            p.grad = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps, by name."""
+        moments = {f"exp_avg.{name}": value for name, value in self.exp_avg.items()}
+        moments |= {f"exp_avg_sq.{name}": value for name, value in self.exp_avg_sq.items()}
+        return moments | ({"updates": self._steps[0]} if self._steps else {})
+
+    def load(self, tensors: dict[str, Tensor], step: int) -> None:
+        """Take what ``tensors`` gave; ``step`` is the number of updates where an older checkpoint does not tell it."""
+        for name in self.exp_avg:
+            self.exp_avg[name].copy_(tensors[f"exp_avg.{name}"])
+            self.exp_avg_sq[name].copy_(tensors[f"exp_avg_sq.{name}"])
+        for count in self._steps:
+            count.fill_(float(tensors.get("updates", step)))
+
+
+@torch.no_grad()
+def gradient_norm(grads: list[Tensor]) -> Tensor:
+    """The joint norm of the gradients, a scalar."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+
+
+@torch.no_grad()
+def clip_gradients(grads: list[Tensor], max_norm: float, norm: Tensor) -> None:
+    """Scale the gradients, of joint norm ``norm``, so that it is at most ``max_norm`` (Pascanu et al. 2013)."""
+    if not (norm.device.type == "cpu" and norm <= max_norm):  # reading a GPU's norm would wait
+        torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+
+
+_OUTER = ("first", "stem", "conditions", "head", "last", "through")
+"""What the networks call the layers that data and conditions enter and leave by."""
+
+
+def hidden_matrices(net: nn.Module) -> set[str]:
+    """The names of the weights that Muon moves: of linear layers and convolutions but the first and last ones.
+
+    These are known by their names: first, stem, conditions, head, last, through. Embedding tables, normalisation and
+    biases are no matrices that map features to features (Jordan et al. 2024).
+    """
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return {
+        f"{name}.weight" if name else "weight"
+        for name, module in net.named_modules()
+        if isinstance(module, kinds) and module.weight.requires_grad and name.split(".")[0] not in _OUTER
+    }
+
+
+def orthogonalise(x: Tensor, *, steps: int = 5) -> Tensor:
+    """Bring the singular values of each matrix of x (K, M, N) near 1 (0.7 to 1.2), keeping its singular vectors.
+
+    Quintic Newton-Schulz iteration with the coefficients of Jordan et al. 2024, "Muon: an optimizer for hidden
+    layers", in the type of x. A matrix of zeros stays so.
+    """
+    wide = x.shape[1] <= x.shape[2]
+    y = x if wide else x.mT
+    y = y / y.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
+    for _ in range(steps):
+        gram = y @ y.mT
+        gram = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        y = torch.baddbmm(y, gram, y, beta=3.4445)
+    return y if wide else y.mT
+
+
+def _matrix(x: Tensor, like: Tensor) -> Tensor:
+    """x (out, in, ...) as (out, rest), its columns in the order of ``like``'s memory, so that ``like`` is a view."""
+    x = x if like.is_contiguous() else x.movedim(1, -1)
+    return x.flatten(1)
+
+
+class Muon:
+    """Momentum, orthogonalised, for the matrices named in ``hidden``; AdamW for the other parameters.
+
+    A convolution's weight is the matrix (out, in * kernel). The update of an A x B matrix is scaled by 0.2 sqrt(max(A,
+    B)), which gives it the size of AdamW's, whose learning rate and decay hold for both (Liu et al. 2025, "Muon is
+    scalable for LLM training", eq. 4). Matrices of one shape are orthogonalised together, in bfloat16 where the device
+    has it; sharded ones are gathered for it, on every process. Raises UserError for a name that is no parameter, or a
+    vector's.
+    """
+
+    def __init__(
+        self,
+        params: dict[str, Tensor],
+        hidden: Collection[str],
+        *,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+    ) -> None:
+        if not 0 <= momentum < 1:
+            raise UserError(f"momentum must lie in [0, 1), got {momentum}; 0.95 is usual")
+        for name in hidden:
+            if name not in params or params[name].ndim < 2:
+                raise UserError(f"Muon needs the names of matrices, and {name!r} is none; see hidden_matrices(net)")
+        self.weight_decay, self.momentum = weight_decay, momentum
+        self.rest = AdamW({k: p for k, p in params.items() if k not in hidden}, weight_decay=weight_decay)
+        self._params = {name: p for name, p in params.items() if name in hidden}
+        self.buffers = {name: torch.zeros_like(local(p)) for name, p in self._params.items()}
+        self._bfloat16 = all(has_fast_bfloat16(p.device) for p in self._params.values())
+        self._groups: dict[tuple[int, int], list[str]] = defaultdict(list)
+        for name, p in self._params.items():
+            self._groups[p.shape[0], p[0].numel()].append(name)
+
+    @torch.no_grad()
+    def step(self, lr: float, bad: Tensor | None = None) -> None:
+        """Move the parameters along their gradients, and let go of these; nothing moves where ``bad`` () is 1."""
+        skip = bad is not None and bool(bad)  # waits for a GPU
+        for (rows, columns), names in self._groups.items():
+            params = [self._params[name] for name in names]
+            if not skip:
+                self._move(params, [self.buffers[name] for name in names], lr, 0.2 * max(rows, columns) ** 0.5)
+            for p in params:
+                p.grad = None
+        self.rest.step(lr, bad)
+
+    def _move(self, params: list[Tensor], buffers: list[Tensor], lr: float, size: float) -> None:
+        here = [local(p) for p in params]
+        grads = [torch.zeros_like(x) if p.grad is None else local(p.grad) for p, x in zip(params, here, strict=True)]
+        torch._foreach_lerp_(buffers, grads, 1 - self.momentum)
+        ahead = torch._foreach_lerp(grads, buffers, self.momentum)  # Nesterov
+        whole = [gathered(u, p) for u, p in zip(ahead, params, strict=True)]
+        stack = torch.stack([_matrix(u, p) for u, p in zip(whole, params, strict=True)])
+        updates = orthogonalise(stack.bfloat16() if self._bfloat16 else stack).to(here[0].dtype).unbind()
+        updates = [own_rows(u, p) for u, p in zip(updates, params, strict=True)]
+        torch._foreach_mul_(here, 1 - lr * self.weight_decay)
+        torch._foreach_add_([_matrix(x, x) for x in here], updates, alpha=-lr * size)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps, by name."""
+        return self.rest.tensors() | {f"momentum.{name}": value for name, value in self.buffers.items()}
+
+    def load(self, tensors: dict[str, Tensor], step: int) -> None:
+        """Take what ``tensors`` gave."""
+        for name, value in self.buffers.items():
+            value.copy_(tensors[f"momentum.{name}"])
+        self.rest.load(tensors, step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningRate:
+    """Linear warm-up over ``warmup`` steps to ``peak``, then constant, or a half cosine to 0 at step ``total``."""
+
+    peak: float
+    warmup: int
+    total: int
+    shape: Literal["constant", "cosine"] = "constant"
+
+    def __post_init__(self) -> None:
+        if self.shape not in ("constant", "cosine"):
+            raise UserError(f"LearningRate.shape must be 'constant' or 'cosine', got {self.shape!r}")
+        if not self.peak > 0:
+            raise UserError(f"LearningRate.peak must be > 0, got {self.peak}; 2e-4 is usual")
+        if self.warmup < 0:
+            raise UserError(f"LearningRate.warmup must be >= 0 steps, got {self.warmup}")
+
+    def __call__(self, step: int) -> float:
+        """Return the rate of the update that follows ``step`` finished ones."""
+        if step < self.warmup:
+            return self.peak * (step + 1) / self.warmup
+        if self.shape == "constant":
+            return self.peak
+        progress = min(1.0, (step - self.warmup) / max(1, self.total - self.warmup))
+        return self.peak * 0.5 * (1 + math.cos(math.pi * progress))

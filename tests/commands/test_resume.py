@@ -1,0 +1,222 @@
+"""A run that was stopped or killed, and resumed, equals one that never was: bytes on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from advect.checkpoint.manifest import list_checkpoints
+from advect.checkpoint.weights import load_weights
+from advect.core.errors import UserError
+from advect.training.state import EMA_FILE, MODEL, OPTIMIZER
+
+SMALL = (
+    "--model-channels 8 --batch-size 32 --num-epochs 3 --log-every 4 "
+    "--sample-every 10 --num-samples 4 --sample-steps 2"
+)
+TINY = "--width 16 --batch-size 64 --log-every 5 --sample-every 20 --num-samples 8 --num-epochs 5"
+
+
+def assert_same_end(one: Path, other: Path, step: int, *, since: int = 0) -> None:
+    """Weights, averages and moments are equal bit for bit, and so are the losses logged after step ``since``."""
+    for name in (MODEL, EMA_FILE, OPTIMIZER):
+        a, b = (load_weights(run / "checkpoints" / f"step-{step:08d}" / name) for run in (one, other))
+        assert a.keys() == b.keys()
+        for key in a:
+            assert (a[key] == b[key]).all(), f"{name}: {key}"
+    assert [r for r in losses(one) if r[0] > since] == losses(other)
+    states = [
+        json.loads((r / "checkpoints" / f"step-{step:08d}" / "state/run.json").read_text()) for r in (one, other)
+    ]
+    for state in states:
+        state.pop("seconds")
+    assert states[0] == states[1]
+
+
+def losses(run: Path) -> list[tuple[int, float, float]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(r["step"], r["loss"], r["lr"]) for r in rows if "loss" in r]
+
+
+@pytest.mark.parametrize("stop", [1, 7, 29, 43])  # 28.1 steps are an epoch: also just before and after its end
+def test_stopped_anywhere_and_resumed_equals_never_stopped(advect: Callable[..., None], stop: int) -> None:
+    advect("train digits --run-dir whole --max-steps 45", SMALL)
+    advect("train digits --run-dir parts --max-steps", stop, SMALL)
+    advect("train --resume-from parts --max-steps 45")
+    assert_same_end(Path("whole"), Path("parts"), 45)
+
+
+def test_resuming_reaches_the_same_end_from_an_older_checkpoint_and_in_another_folder(
+    advect: Callable[..., None],
+) -> None:
+    advect("train digits --run-dir whole --max-steps 30 --save-every 10 --keep-last 0", SMALL)
+    advect("train --resume-from whole/checkpoints/step-00000010 --run-dir fork")
+    assert not (Path("fork") / "checkpoints/step-00000010").exists()
+    assert_same_end(Path("whole"), Path("fork"), 30, since=10)
+
+
+def test_config_yaml_repeats_the_run(advect: Callable[..., None]) -> None:
+    advect("train digits --run-dir one --max-steps 9 --seed 5 --dropout 0.2", SMALL)
+    advect("train --config one/config.yaml --run-dir two")
+    assert (Path("one") / "config.yaml").read_text() == (Path("two") / "config.yaml").read_text()
+    assert_same_end(Path("one"), Path("two"), 9)
+
+
+def test_threads_that_load_ahead_change_nothing(advect: Callable[..., None]) -> None:
+    advect("train digits --run-dir one --max-steps 9 --num-workers 0", SMALL)
+    advect("train digits --run-dir two --max-steps 9 --num-workers 3", SMALL)
+    assert_same_end(Path("one"), Path("two"), 9)
+
+
+def test_float16_resumes_bit_for_bit_and_logs_its_scale(advect: Callable[..., None]) -> None:
+    flags = (TINY, "--mixed-precision --half fp16")
+    advect("train moons --run-dir whole --max-steps 25", *flags)
+    advect("train moons --run-dir parts --max-steps 12", *flags)
+    advect("train --resume-from parts --max-steps 25")
+    assert_same_end(Path("whole"), Path("parts"), 25)
+    rows = [json.loads(line) for line in (Path("whole") / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["loss_scale"], r["skipped_steps"]) for r in rows if "loss" in r] == [(65536.0, 0)] * 5
+    kept = json.loads((Path("parts") / "checkpoints/step-00000025/state/run.json").read_text())["loss_scale"]
+    assert kept == {"scale": 65536.0, "good": 25, "skipped": 0}
+
+
+def test_accumulation_resumes_bit_for_bit_and_is_close_to_the_plain_run(advect: Callable[..., None]) -> None:
+    advect("train moons --run-dir plain --max-steps 10", TINY)
+    advect("train moons --run-dir whole --max-steps 10 --accumulate 3", TINY)
+    advect("train moons --run-dir parts --max-steps 5 --accumulate 3", TINY)
+    advect("train --resume-from parts --max-steps 10")
+    assert_same_end(Path("whole"), Path("parts"), 10)
+    assert losses(Path("plain"))[-1][1] == pytest.approx(losses(Path("whole"))[-1][1], rel=1e-4)
+
+
+def test_activations_computed_again_change_no_bit(advect: Callable[..., None]) -> None:
+    advect("train digits --run-dir plain --max-steps 6 --dropout 0.2", SMALL)
+    advect("train digits --run-dir again --max-steps 6 --dropout 0.2 --grad-checkpointing", SMALL)
+    assert_same_end(Path("plain"), Path("again"), 6)
+    with pytest.raises(UserError, match="--grad-checkpointing does nothing for an mlp"):
+        advect("train moons --run-dir moons --grad-checkpointing", TINY)
+
+
+def test_muon_resumes_bit_for_bit_and_only_as_muon(advect: Callable[..., None]) -> None:
+    advect("train digits --run-dir whole --max-steps 14 --optimizer muon", SMALL)
+    advect("train digits --run-dir parts --max-steps 7 --optimizer muon", SMALL)
+    advect("train --resume-from parts --max-steps 14")
+    assert_same_end(Path("whole"), Path("parts"), 14)
+    with pytest.raises(UserError, match="was written by another optimiser"):
+        advect("train --resume-from parts --optimizer adamw")
+
+
+def test_another_seed_gives_another_run(advect: Callable[..., None]) -> None:
+    advect("train digits --run-dir one --max-steps 4 --seed 0", SMALL)
+    advect("train digits --run-dir two --max-steps 4 --seed 1", SMALL)
+    assert losses(Path("one"))[0][1] != losses(Path("two"))[0][1]
+
+
+def start(folder: Path, *flags: str) -> subprocess.Popen:
+    words = [sys.executable, "-m", "advect", "train", *flags]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(words, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def newest_step(run: Path) -> int:
+    return max((int(p.name.split("-")[1]) for p in list_checkpoints(run / "checkpoints")), default=0)
+
+
+def wait_for_step(process: subprocess.Popen, run: Path, step: int) -> None:
+    """Poll until the run has a checkpoint of ``step`` or later, or has ended."""
+    while process.poll() is None and newest_step(run) < step:
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_again_and_again_and_resumed_equals_never_stopped(
+    advect: Callable[..., None], tmp_path: Path, kills: int
+) -> None:
+    steps = 12 * kills
+    flags = [*SMALL.split(), "--num-epochs", "100", "--max-steps", str(steps), "--save-every", "3"]
+    advect("train digits --run-dir whole", *flags)
+    resume: list[str] = ["digits", "--run-dir", "killed", *flags]
+    for i in range(kills):
+        process = start(tmp_path, *resume)
+        wait_for_step(process, tmp_path / "killed", newest_step(tmp_path / "killed") + 3)
+        time.sleep(0.009 * (i % 7))  # a different moment of a step or of a checkpoint's writing each time
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        resume = ["--resume-from", "killed"]
+        assert process.returncode == -signal.SIGKILL
+    assert newest_step(tmp_path / "killed") >= 3 * kills
+    advect("train --resume-from killed")
+    assert_same_end(tmp_path / "whole", tmp_path / "killed", steps)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_a_signal_ends_the_run_with_a_checkpoint_and_the_line_to_resume(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    process = start(
+        tmp_path, "digits", "--run-dir", "run", *SMALL.split(), "--num-epochs", "1000", "--save-every", "5"
+    )
+    wait_for_step(process, tmp_path / "run", 5)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "advect train --resume-from run" in output
+    assert "Traceback" not in output
+    newest = list_checkpoints(tmp_path / "run/checkpoints")[-1]
+    last = json.loads((newest / "state/run.json").read_text())
+    assert (tmp_path / "run/checkpoints/latest").read_text().strip() == newest.name
+    assert last["step"] == int(newest.name.split("-")[1])
+
+
+def test_a_run_folder_in_use_is_refused_before_anything_changes(advect: Callable[..., None], tmp_path: Path) -> None:
+    process = start(
+        tmp_path, "digits", "--run-dir", "run", *SMALL.split(), "--num-epochs", "1000", "--save-every", "5"
+    )
+    wait_for_step(process, tmp_path / "run", 5)
+    process.send_signal(signal.SIGSTOP)
+    os.waitpid(process.pid, os.WUNTRACED)  # until all of its threads stand still
+    before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "run").rglob("*"))
+    with pytest.raises(
+        UserError, match=f"--run-dir run is in use by process {process.pid} on .*; wait for it, end it"
+    ):
+        advect("train --resume-from run")
+    assert sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "run").rglob("*")) == before
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    steps = newest_step(tmp_path / "run") + 1
+    advect("train --resume-from run --max-steps", steps)
+    assert newest_step(tmp_path / "run") == steps
+
+
+def test_resuming_with_another_network_says_what_differs(advect: Callable[..., None], digits_run: Path) -> None:
+    with pytest.raises(UserError, match="model_channels was 8 there and is 16 here"):
+        advect("train --resume-from", digits_run, "--model-channels 16 --run-dir new")
+    assert not Path("new").exists()
+
+
+def test_resuming_with_another_data_shape_says_what_differs(advect: Callable[..., None], digits_run: Path) -> None:
+    with pytest.raises(UserError, match=r"data of shape \(1, 8, 8\) .* these have shape \(2,\)"):
+        advect("train moons --resume-from", digits_run, "--run-dir new")
+    assert not Path("new").exists()
+
+
+def test_an_underscore_in_a_flag_means_a_dash(advect: Callable[..., None]) -> None:
+    advect("train digits --run-dir run --max-steps 2 --seed 7", SMALL)
+    advect("train --resume_from run --max_steps=3")
+    assert "seed: 7" in Path("run/config.yaml").read_text()
+    assert Path("run/checkpoints/step-00000003").is_dir()
+
+
+def test_a_finished_run_resumes_to_its_own_end(advect: Callable[..., None]) -> None:
+    advect("train moons --width 16 --batch-size 5000 --num-epochs 2 --run-dir run --sample-every 0")
+    before = sorted(p.name for p in Path("run/checkpoints").iterdir())
+    advect("train --resume-from run")
+    assert sorted(p.name for p in Path("run/checkpoints").iterdir()) == before

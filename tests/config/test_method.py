@@ -1,0 +1,283 @@
+"""Every choice of the method trains, resumes and samples from the command line; contradictions are refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import advect as package
+from advect.checkpoint.manifest import write_checkpoint
+from advect.checkpoint.weights import load_weights
+from advect.config.build import build_loss, build_path
+from advect.config.config import MethodConfig
+from advect.core.errors import UserError
+from advect.core.random import CounterRng
+from advect.core.types import DataSpec
+from advect.data import Identity
+from advect.losses import FlowMatching
+from advect.model.load import read_model_metadata
+from advect.paths import AffinePath, GaussianMixture
+from advect.solvers import integrate
+from advect.training.state import EMA_FILE, MODEL
+
+PLANE = DataSpec((2,), "vector", {})
+SMALL = "--width 16 --batch-size 64 --log-every 5 --sample-every 0 --max-steps 10"
+CHOICES = [
+    "--path lipman-ot",
+    "--path vp",
+    "--path trigonometric",
+    "--path cosine",
+    "--path ddpm",
+    "--path polynomial",
+    "--path bridge --sigma-min 0.5",
+    "--source matched",
+    "--source sparse",
+    "--coupling ot",
+    "--coupling sinkhorn",
+    "--times uniform",
+    "--times logit-normal",
+    "--times u-shaped",
+    "--times shifted",
+    "--times importance",
+    "--weight t2",
+    "--weight one-minus-t2",
+    "--weight min-snr",
+    "--weight inverse-snr",
+    "--prediction data",
+    "--prediction data --loss velocity --margin 0.05",
+    "--prediction noise",
+    "--prediction score --loss noise",
+    "--penalty pseudo-huber",
+    "--penalty pseudo-huber --prediction data --loss velocity --weight t2 --margin 0.05",
+    "--objective score-matching --prediction score",
+    "--objective score-matching --prediction noise --path ddpm",
+]
+
+
+@pytest.mark.parametrize("flags", CHOICES)
+def test_a_choice_trains_and_samples(advect: Callable[..., None], flags: str) -> None:
+    advect("train moons --run-dir run", SMALL, flags)
+    row = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])
+    assert np.isfinite(row["loss"]) and row["grad_norm"] > 0
+    x = package.load("run").sample(50, steps=8)
+    assert x.shape == (50, 2) and torch.isfinite(x).all()
+
+
+def test_conditional_transport_trains_on_labels(advect: Callable[..., None]) -> None:
+    advect("train digits --coupling conditional-ot --model-channels 8 --batch-size 32 --max-steps 2 --sample-every 0")
+    assert Path("runs/digits/checkpoints/step-00000002").is_dir()
+
+
+def test_the_penalty_reaches_the_objective_and_the_run(advect: Callable[..., None]) -> None:
+    default = build_loss(MethodConfig(), PLANE, {"kind": "gaussian"})
+    assert isinstance(default, FlowMatching) and default.penalty == "squared"
+    advect("train moons --run-dir plain", SMALL)
+    advect("train moons --run-dir robust --penalty pseudo-huber", SMALL)
+    rows = (Path(run, "metrics.jsonl").read_text().splitlines()[0] for run in ("plain", "robust"))
+    plain, robust = (json.loads(row)["loss"] for row in rows)
+    assert 0 < robust < plain**0.5  # a mean of roots is below the root of the mean
+    assert read_model_metadata(Path("robust/checkpoints/step-00000010") / MODEL).method.penalty == "pseudo-huber"
+
+
+def test_a_run_from_before_the_penalty_resumes_and_samples(advect: Callable[..., None]) -> None:
+    advect("train moons --run-dir whole", SMALL)
+    advect("train moons --run-dir old", SMALL, "--max-steps 6")
+    file, folder = Path("old/config.yaml"), Path("old/checkpoints/step-00000006")
+    file.write_text("\n".join(line for line in file.read_text().splitlines() if "penalty" not in line))
+
+    def fill(new: Path) -> None:
+        shutil.copytree(folder, new, dirs_exist_ok=True)
+        (new / "manifest.json").unlink()
+        for name in (MODEL, EMA_FILE):
+            with safe_open(folder / name, framework="pt") as tensors:
+                card = json.loads(tensors.metadata()["advect"])
+            del card["config"]["method"]["penalty"]
+            save_file(load_weights(folder / name), new / name, {"advect": json.dumps(card)})
+
+    write_checkpoint(folder.parent, 6, fill)
+    assert package.load("old").sample(3, steps=2).shape == (3, 2)
+    advect("train --resume-from old --max-steps 10")
+    whole, old = (package.load(run, ema=False).net.state_dict() for run in ("whole", "old"))
+    assert all(torch.equal(whole[name], old[name]) for name in whole)
+
+
+@pytest.mark.parametrize("times", ["importance", "u-shaped"])
+def test_a_run_with_learned_times_resumes_bit_for_bit(advect: Callable[..., None], times: str) -> None:
+    advect("train moons --run-dir whole --times", times, SMALL)
+    advect("train moons --run-dir parts --times", times, SMALL, "--max-steps 6")
+    advect("train --resume-from parts --max-steps 10")
+    states = []
+    for run in ("whole", "parts"):
+        folder = Path(run) / "checkpoints/step-00000010"
+        state = json.loads((folder / "state/run.json").read_text())
+        state.pop("seconds")
+        states.append((state, package.load(folder, ema=False).net.state_dict()))
+    assert states[0][0] == states[1][0]
+    assert bool(states[0][0]["extra"]) == (times == "importance")
+    assert all(torch.equal(states[0][1][k], states[1][1][k]) for k in states[0][1])
+
+
+def test_pairing_ahead_changes_nothing(advect: Callable[..., None]) -> None:
+    advect("train moons --coupling ot --run-dir one", SMALL)
+    advect("train moons --coupling ot --run-dir two --pair-ahead --num-workers 1", SMALL)
+    one, two = (package.load(run, ema=False).net.state_dict() for run in ("one", "two"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    for name, ahead in (("three", "--no-pair-ahead"), ("four", "--pair-ahead")):
+        advect("train moons --coupling ot --mixed-precision", SMALL, "--run-dir", name, ahead)
+    three, four = (package.load(run, ema=False).net.state_dict() for run in ("three", "four"))
+    assert all(torch.equal(three[name], four[name]) for name in three)
+    assert not all(torch.equal(one[name], three[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("moons --times importance --pair-ahead", "contradict each other"),
+        ("moons --path bridge", "--path bridge needs its width"),
+        ("moons --coupling conditional-ot", "needs labels, and the data have none"),
+        ("moons --objective score-matching", "needs --prediction score or noise, got velocity"),
+        ("moons --objective score-matching --prediction score --coupling ot", "--coupling independent"),
+        ("moons --objective score-matching --prediction score --weight t2", "leave --loss and --weight out"),
+        (
+            "moons --objective score-matching --prediction score --penalty pseudo-huber",
+            "contradict.*leave --penalty out",
+        ),
+        ("moons --prediction score --source sparse", "Gaussian noise drawn apart from x1"),
+        ("moons --path bridge --sigma-min 0.5 --prediction score", "gives no velocity to sample with"),
+        ("moons --coupling ot --sigma-min 0.1 --prediction data", "gives no velocity to sample with"),
+        ("moons --prediction score --weight min-snr", "is not defined for a loss of the score"),
+        ("moons --path bridge --sigma-min 1 --weight min-snr", "needs the signal-to-noise ratio"),
+        ("moons --path bridge --sigma-min 1 --prediction data", "gives no velocity to sample with"),
+    ],
+)
+def test_contradictions_are_refused_before_anything_is_written(
+    advect: Callable[..., None], flags: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        advect("train", flags, "--run-dir run")
+    assert not Path("run").exists()
+
+
+def test_a_prediction_samples_as_the_velocity_it_implies(moons_run: Path) -> None:
+    """Wrap one velocity network as a network of each other kind: all sample the same."""
+    flow = package.load(moons_run)
+    path = build_path(MethodConfig())
+    reference = flow.sample(40, steps=10, seed=1)
+    velocity = flow.net
+    for kind in ("data", "noise", "score"):
+
+        class As(torch.nn.Module):
+            def forward(self, x_t, t, cond=None, kind=kind):
+                return path.convert(velocity(x_t, t, cond), x_t, t, "velocity", kind)  # type: ignore[attr-defined]
+
+        other = package.Flow(As(), flow.spec, flow.transform, path=path, prediction=kind)  # type: ignore[arg-type]
+        torch.testing.assert_close(other.sample(40, steps=10, seed=1), reference, rtol=5e-3, atol=5e-3)
+
+
+@pytest.mark.parametrize(
+    "way",
+    ["--solver dopri5", "--solver heun --grid cosine", "--solver rk4", "--solver ab2 --grid edm", "--solver dpmpp2m"],
+)
+def test_every_solver_reaches_the_same_samples(advect: Callable[..., None], moons_run: Path, way: str) -> None:
+    advect("sample", moons_run, "--num-samples 30 --num-steps 200 --solver rk4 --output-dir fine")
+    steps = "" if "dopri5" in way else "--num-steps 100"
+    advect("sample", moons_run, "--num-samples 30 --output-dir way", way, steps)
+    fine, found = (np.load(f"{folder}/samples.npz")["x"] for folder in ("fine", "way"))
+    assert np.abs(fine - found).max() < 5e-3
+
+
+@pytest.mark.parametrize("sigma_min", [0.0, 0.3])
+def test_ode_and_sde_end_in_the_law_of_the_path_with_an_exact_velocity(sigma_min: float) -> None:
+    path = AffinePath(sigma_min=sigma_min)
+    law = GaussianMixture(torch.tensor([[2.0, 0.0], [-1.0, 1.0]]), stds=torch.tensor([0.3, 0.5]), path=path)
+
+    class Exact(torch.nn.Module):
+        def forward(self, x_t, t, cond=None):
+            return law.velocity(x_t, t)
+
+    flow = package.Flow(Exact(), DataSpec((2,), "vector", {}), Identity(), path=path)
+    n = 6000
+    data = law.sample(n, 1.0, CounterRng(0, 0, n)).float()
+    for way in ({"solver": "midpoint", "steps": 40}, {"diffusion": 0.7, "steps": 150}, {"diffusion": 1.0}):
+        x = flow.sample(n, **way)
+        torch.testing.assert_close(x.mean(0), data.mean(0), atol=0.08, rtol=0)
+        torch.testing.assert_close(x.T.cov(), data.T.cov(), atol=0.12, rtol=0)
+        torch.testing.assert_close(flow.sample(3, **way), x[:3], atol=1e-4, rtol=1e-4)
+    density = law.log_prob(data[:50], torch.ones(50))
+    torch.testing.assert_close(flow.log_prob(data[:50], steps=60), density.float(), atol=2e-3, rtol=1e-3)
+
+
+def test_another_law_of_times_can_take_over_from_importance(advect: Callable[..., None]) -> None:
+    advect("train moons --times importance --run-dir run", SMALL)
+    advect("train --resume-from run --times uniform --max-steps 12")
+    assert Path("run/checkpoints/step-00000012").is_dir()
+
+
+def test_a_run_continued_elsewhere_has_its_own_checkpoint_even_without_a_step(advect: Callable[..., None]) -> None:
+    advect("train moons --run-dir one", SMALL)
+    advect("train --resume-from one --run-dir two")
+    assert package.load("two").sample(2).shape == (2, 2)
+
+
+def test_a_flow_without_label_dropout_refuses_what_needs_the_null(advect: Callable[..., None]) -> None:
+    advect("train digits --label-dropout 0 --model-channels 8 --batch-size 32 --max-steps 2 --sample-every 2")
+    flow = package.load("runs/digits")
+    assert flow.sample(2, steps=2).shape == (2, 1, 8, 8)
+    for arguments in ({"guidance": 2.0}, {"cond": {"label": None}}):
+        with pytest.raises(UserError, match="trained with --label-dropout 0"):
+            flow.sample(2, steps=2, **arguments)
+
+
+def test_decoding_an_encoding_gives_the_data_back(moons_run: Path) -> None:
+    flow = package.load(moons_run)
+    x = flow.sample(20, steps=10)
+    z = flow.encode(x, steps=60)
+    assert z.shape == x.shape and not torch.allclose(z, x)
+    torch.testing.assert_close(flow.decode(z, steps=60), x, atol=1e-4, rtol=1e-4)
+    again = integrate(flow.velocity(), z, solver="rk4", steps=60)
+    torch.testing.assert_close(flow.transform.inverse(again), flow.decode(z, steps=60))
+
+
+def test_the_density_in_data_units_integrates_to_one(moons_run: Path) -> None:
+    flow = package.load(moons_run)
+    side = torch.linspace(-4, 5, 61)
+    grid = torch.tensor(list(itertools.product(side.tolist(), side.tolist())))
+    density = flow.log_prob(grid, steps=12).exp()
+    assert density.sum().item() * (9 / 60) ** 2 == pytest.approx(1, abs=0.02)
+    bits = flow.bits_per_dim(grid[:3], steps=12)
+    torch.testing.assert_close(bits, -density[:3].log() / 2 / np.log(2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"solver": "dopri5", "steps": 5}, "chooses its own steps|steps is 5"),
+        ({"grid": "sqare"}, "grid 'sqare' is not known"),
+        ({"diffusion": "sigm"}, "did you mean 'sigma'"),
+        ({"diffusion": 0.5, "solver": "rk4"}, "solver 'rk4' is not known"),
+        ({"guidance_interval": (0.1, 0.5)}, "guidance is 1, which is none"),
+    ],
+)
+def test_bad_samplers_are_told(moons_run: Path, arguments: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        package.load(moons_run).sample(2, **arguments)
+
+
+def test_min_snr_is_told_the_space_of_the_loss() -> None:
+    spec = DataSpec((2,), "vector", {})
+    for prediction, loss, space in (
+        ("velocity", "same", "velocity"),
+        ("data", "same", "data"),
+        ("data", "noise", "noise"),
+    ):
+        method = MethodConfig(weight="min-snr", prediction=prediction, loss=loss, label_dropout=0)  # type: ignore[arg-type]
+        assert build_loss(method, spec, {"kind": "gaussian"}).weight.prediction == space  # type: ignore[attr-defined]

@@ -1,0 +1,164 @@
+"""Every prediction in every space of the loss, against the exact fields of a Gaussian mixture."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from advect.core.errors import UserError
+from advect.core.random import CounterRng
+from advect.core.types import Batch, expand_right
+from advect.couplings import ExactOT
+from advect.losses import (
+    FlowMatching,
+    ScoreMatching,
+    StochasticInterpolantLoss,
+    rectified_flow,
+    score_head,
+    velocity_head,
+)
+from advect.networks import MLP
+from advect.paths import AffinePath, BrownianBridge, CondOT, InterpolantPath, Trigonometric
+from advect.paths.analytic import GaussianMixture
+
+KINDS = ("velocity", "data", "noise", "score")
+LAW = GaussianMixture(torch.tensor([[1.5, 0.0], [-1.0, 1.0]]), stds=torch.tensor([0.4, 0.6]))
+
+
+def exact(kind: str, path: AffinePath):
+    law = GaussianMixture(LAW.means, stds=LAW.stds, path=path)
+    field = getattr(law, kind)
+    return lambda x, t, cond=None: field(x, t)
+
+
+def loss_of(objective, net, n: int = 4096) -> torch.Tensor:
+    x1 = LAW.draw(n, CounterRng(1, 0, n))
+    return objective(net, Batch(x1.double()), CounterRng(2, 0, n))
+
+
+@pytest.mark.parametrize("path", [AffinePath(), AffinePath(Trigonometric()), AffinePath(sigma_min=0.3)], ids=str)
+@pytest.mark.parametrize("space", KINDS)
+def test_exact_fields_have_one_loss_whatever_is_predicted(path: AffinePath, space: str) -> None:
+    losses = [
+        loss_of(FlowMatching(path=path, prediction=p, loss=space, margin=0.02), exact(p, path)).mean()  # type: ignore[arg-type]
+        for p in KINDS
+    ]
+    if path.sigma_min == 0 or space != "velocity":
+        torch.testing.assert_close(torch.stack(losses), losses[0].expand(4), rtol=2e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(("prediction", "space"), list(itertools.product(KINDS, KINDS)))
+def test_any_other_field_has_a_larger_loss_by_its_own_distance(prediction: str, space: str) -> None:
+    path = AffinePath()
+    objective = FlowMatching(path=path, prediction=prediction, loss=space, margin=0.05)  # type: ignore[arg-type]
+    best = exact(prediction, path)
+    moved = lambda x, t, cond=None: best(x, t) + 0.3 * torch.sin(3 * x)
+    extra = loss_of(objective, moved, 30_000) - loss_of(objective, best, 30_000)
+    n = 30_000
+    x1 = LAW.draw(n, CounterRng(1, 0, n)).double()
+    point, _ = objective.draw(Batch(x1), CounterRng(2, 0, n))
+    unit = lambda value: path.convert(value, point.x_t, point.t, prediction, space)
+    far = (unit(moved(point.x_t, point.t)) - unit(best(point.x_t, point.t))).square().mean(1)
+    assert (extra.mean() - far.mean()).abs() < 5 * (extra - far).std() / n**0.5
+    assert far.mean() > 0
+
+
+@pytest.mark.parametrize("weighting", ["sigma2", "uniform", "likelihood", lambda t: 1 + t])
+@pytest.mark.parametrize("prediction", ["score", "noise"])
+def test_denoising_score_matching_is_its_definition(weighting, prediction: str) -> None:
+    n, path = 256, AffinePath(Trigonometric())
+    objective = ScoreMatching(path=path, weighting=weighting, prediction=prediction, margin=0.05)  # type: ignore[arg-type]
+    net = lambda x, t, cond=None: torch.tanh(x) * expand_right(1 + t, x)
+    x1 = torch.randn(n, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    loss = objective(net, Batch(x1), CounterRng(0, 0, n))
+    point, _ = objective.draw(Batch(x1), CounterRng(0, 0, n))
+    alpha, sigma, d_alpha, d_sigma = path.schedule.coefficients(point.t)
+    output = net(point.x_t, point.t)
+    score = output if prediction == "score" else -output / expand_right(sigma, output)
+    target = -point.x0 / expand_right(sigma, output)
+    weights = {
+        "sigma2": sigma**2,
+        "uniform": torch.ones_like(sigma),
+        "likelihood": 2 * sigma * (sigma * d_alpha / alpha - d_sigma),
+    }
+    weight = weights[weighting] if isinstance(weighting, str) else weighting(point.t)
+    torch.testing.assert_close(loss, weight * (score - target).square().mean(1), rtol=1e-4, atol=1e-6)
+
+
+def test_rectified_flow_is_the_straight_line() -> None:
+    x1 = torch.randn(64, 3, 4, 4)
+    point, _ = rectified_flow().draw(Batch(x1), CounterRng(0, 0, 64))
+    assert torch.equal(point.u_t, x1 - point.x0)
+    t = expand_right(point.t, x1)
+    torch.testing.assert_close(point.x_t, t * x1 + (1 - t) * point.x0)
+    assert isinstance(rectified_flow().path, AffinePath) and rectified_flow().path.schedule == CondOT()
+
+
+def test_a_weight_multiplies_the_loss_of_each_sample() -> None:
+    batch, net = Batch(torch.randn(64, 2)), MLP(2, width=8)
+    plain = FlowMatching()(net, batch, CounterRng(0, 0, 64))
+    point, _ = FlowMatching().draw(batch, CounterRng(0, 0, 64))
+    weighted = FlowMatching(weight=lambda t: 1 + 3 * t)(net, batch, CounterRng(0, 0, 64))
+    torch.testing.assert_close(weighted, plain * (1 + 3 * point.t))
+
+
+def test_two_heads_train_on_the_sum_and_split_for_sampling() -> None:
+    net = MLP(2, width=8)
+    both = lambda x, t, cond=None: torch.cat([net(x, t), -2 * net(x, t)], 1)
+    batch = Batch(torch.randn(32, 2))
+    objective = StochasticInterpolantLoss(flow=FlowMatching(margin=0.01), score_weight=0.5)
+    loss = objective(both, batch, CounterRng(0, 0, 32))
+    point, _ = objective.score.draw(batch, CounterRng(0, 0, 32))
+    velocity, score = velocity_head(both)(point.x_t, point.t, None), score_head(both)(point.x_t, point.t, None)
+    assert torch.equal(velocity, net(point.x_t, point.t)) and torch.equal(score, -2 * velocity)
+    sigma = (1 - point.t)[:, None]
+    expected = (velocity - point.u_t).square().mean(1) + 0.5 * (sigma * score + point.x0).square().mean(1)
+    torch.testing.assert_close(loss, expected)
+    with pytest.raises(UserError, match=r"twice the channels of x_t \(32, 2\), got \(32, 2\)"):
+        objective(net, batch, CounterRng(0, 0, 32))
+
+
+def test_two_heads_on_a_bridge_regress_its_own_velocity_and_score() -> None:
+    objective = StochasticInterpolantLoss(flow=FlowMatching(path=BrownianBridge(0.5), margin=0.05))
+    point, _ = objective.score.draw(Batch(torch.randn(16, 2)), CounterRng(0, 0, 16))
+    target = objective.flow.path.conditional_score(point.x_t, point.t, x1=point.x1, x0=point.x0)
+    both = lambda x, t, cond=None: torch.cat([point.u_t, target], 1)
+    loss = objective(both, Batch(point.x1), CounterRng(0, 0, 16))
+    assert loss.abs().max() < 1e-9
+
+
+def test_a_general_path_trains_on_its_derivative() -> None:
+    bent = InterpolantPath(lambda x0, x1, t: (1 - t) * x0 + t * x1 + t * (1 - t) * torch.sin(x0 * x1))
+    point, _ = FlowMatching(path=bent).draw(Batch(torch.randn(16, 2)), CounterRng(0, 0, 16))
+    t = point.t[:, None]
+    expected = point.x1 - point.x0 + (1 - 2 * t) * torch.sin(point.x0 * point.x1)
+    torch.testing.assert_close(point.u_t, expected)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"prediction": "velocty"}, "did you mean 'velocity'"),
+        ({"loss": "dat"}, "did you mean 'data'"),
+        ({"margin": 0.5}, r"margin must lie in \[0, 0.5\)"),
+        ({"cond_dropout": -0.1}, r"cond_dropout must lie in \[0, 1\]"),
+        ({"path": BrownianBridge(1.0), "prediction": "data"}, "needs an AffinePath, got Bridge"),
+        ({"path": InterpolantPath(lambda a, b, t: a), "loss": "noise"}, "needs an AffinePath, got ConditionalPath"),
+        ({"coupling": ExactOT(), "prediction": "score"}, "Gaussian noise drawn apart from x1"),
+        ({"path": AffinePath(gaussian_source=False), "loss": "score"}, "Gaussian noise drawn apart from x1"),
+    ],
+)
+def test_combinations_without_a_meaning_are_refused(parts: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        FlowMatching(**parts)
+
+
+def test_unknown_weightings_are_told() -> None:
+    with pytest.raises(UserError, match="did you mean 'uniform'"):
+        ScoreMatching(weighting="unifrom")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="must be 'score' or 'noise', got 'data'"):
+        ScoreMatching(prediction="data")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="must be >= 0, got -1"):
+        StochasticInterpolantLoss(score_weight=-1)

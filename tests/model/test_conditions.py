@@ -1,0 +1,160 @@
+"""Conditions of every kind: named, drawn, written to a card and read back."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from advect.config.config import Config
+from advect.config.presets import get_preset
+from advect.core.errors import UserError
+from advect.core.types import LENGTH, NULL, Category, Conditions, DataSpec, Length, Quantity
+from advect.data import Identity, Moons
+from advect.model.conditions import resolve_conditions
+from advect.model.flow import Flow
+from advect.model.metadata import ModelMetadata
+
+DOSE = Quantity(("dose", "hours"), (10.0, 2.0), (5.0, 0.5), ((10.0, 2.0), (20.0, 3.0), (0.0, 1.0)))
+SPEC = DataSpec(
+    (6, 2),
+    "sequence",
+    {"type": Category(("a", "b"), (0.25, 0.75)), "dose": DOSE, LENGTH: Length((0.0, 0.5, 0.0, 0.0, 0.0, 0.5))},
+)
+
+
+def resolve(n: int = 3, **cond) -> Conditions:
+    return resolve_conditions(SPEC, n, cond, seed=0)
+
+
+@pytest.mark.parametrize(
+    "cond",
+    [
+        {},
+        {"type": "cycle", "dose": "cycle", LENGTH: "cycle"},
+        {"type": "none", "dose": None, LENGTH: 2},
+        {"type": "b", "dose": (1.0, 2.0)},
+        {"type": torch.arange(9) % 2, "dose": torch.arange(18.0).view(9, 2), LENGTH: torch.arange(9) % 6 + 1},
+    ],
+)
+def test_some_rows_are_those_of_all(cond: dict) -> None:
+    whole, some = (resolve_conditions(SPEC, 9, cond, 5, rows) for rows in (None, range(4, 8)))
+    for name, value in whole.items():
+        torch.testing.assert_close(some[name], value[4:8], rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("value", [(20, 1.5), [20.0, 1.5], "20,1.5", "2e1, 1.5"])
+def test_a_quantity_is_named_in_the_units_of_the_data(value) -> None:
+    torch.testing.assert_close(resolve(dose=value)["dose"], torch.tensor([[2.0, -1.0]]).expand(3, 2))
+
+
+def test_a_quantity_of_one_number_is_named_by_it() -> None:
+    spec = DataSpec((2,), "vector", {"age": Quantity(("age",), (50.0,), (10.0,), ((40.0,),))})
+    assert resolve_conditions(spec, 2, {"age": 65}, 0)["age"].tolist() == [[1.5], [1.5]]
+    assert resolve_conditions(spec, 2, {"age": "65"}, 0)["age"].tolist() == [[1.5], [1.5]]
+
+
+def test_none_is_a_row_of_nan_and_a_tensor_is_taken_as_it_is() -> None:
+    for none in (None, "none"):
+        assert resolve(dose=none)["dose"].isnan().all()
+    rows = torch.randn(3, 2)
+    assert torch.equal(resolve(dose=rows)["dose"], rows)
+    assert resolve(dose="cycle")["dose"][:, 0].tolist() == [0, 2, -2]
+
+
+def test_what_is_not_named_is_drawn_from_the_data_and_does_not_depend_on_n() -> None:
+    many = resolve(4000)
+    assert set(map(tuple, many["dose"].tolist())) == {(0.0, 0.0), (2.0, 2.0), (-2.0, -2.0)}
+    assert abs((many["dose"][:, 0] == 2).float().mean() - 1 / 3) < 0.04
+    assert set(many[LENGTH].tolist()) == {2, 6} and abs((many[LENGTH] == 2).float().mean() - 0.5) < 0.04
+    few = resolve(10)
+    assert all(torch.equal(few[name], many[name][:10]) for name in SPEC.conditions)
+    assert [few[name].dtype for name in SPEC.conditions] == [torch.int64, torch.float32, torch.int64]
+
+
+def test_a_length_is_a_number_of_steps() -> None:
+    assert resolve(length=4)[LENGTH].tolist() == [4, 4, 4] == resolve(length="4")[LENGTH].tolist()
+    assert resolve(7, length="cycle")[LENGTH].tolist() == [1, 2, 3, 4, 5, 6, 1]
+
+
+@pytest.mark.parametrize(
+    ("cond", "message"),
+    [
+        ({"dose": 3.0}, r"'dose' needs 2 finite numbers \(dose, hours\), got 3.0"),
+        ({"dose": "1,x"}, "needs numbers such as"),
+        ({"dose": (1.0, math.inf)}, "needs 2 finite numbers"),
+        ({"dose": torch.zeros(3)}, r"'dose' must have shape \(3, 2\)"),
+        ({"length": 0}, "'length' must lie in 1 to 6, got 0"),
+        ({"length": 7}, "'length' must lie in 1 to 6, got 7"),
+        ({"length": torch.tensor([1, -1, 2])}, "'length' must lie in 1 to 6"),
+        ({"length": None}, "'length' is always given; name one of 1 to 6"),
+        ({"length": 2.5}, "'length' has no value 2.5; it is a whole number of 1 to 6"),
+        ({"type": 0.5}, "'type' has no value 0.5"),
+    ],
+)
+def test_mistakes_are_told(cond: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        resolve(**cond)
+
+
+def card_of(spec: DataSpec) -> ModelMetadata:
+    source = Moons()
+    config: Config = get_preset("moons").config
+    return replace(ModelMetadata.of(config, "moons", source, {"kind": "gaussian"}), spec=spec)
+
+
+def test_a_card_keeps_conditions_of_every_kind() -> None:
+    assert ModelMetadata.from_text(card_of(SPEC).to_text(), "here").spec == SPEC
+
+
+def test_a_card_of_format_1_holds_categories() -> None:
+    spec = DataSpec((2,), "vector", {"type": Category(("a", "b"), (0.25, 0.75))})
+    values = json.loads(card_of(spec).to_text())
+    values["format"] = 1
+    del values["spec"]["conditions"]["type"]["kind"]
+    assert ModelMetadata.from_text(json.dumps(values), "here").spec == spec
+
+
+class Ones(nn.Module):
+    """A velocity of one everywhere, padding included."""
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
+        assert cond is not None and set(cond) == set(SPEC.conditions)
+        return torch.ones_like(x_t)
+
+
+@pytest.mark.parametrize("way", [{}, {"diffusion": 0.5}])
+def test_samples_are_zero_after_their_last_real_step(way: dict) -> None:
+    flow = Flow(Ones(), SPEC, Identity())
+    x = flow.sample(9, steps=3, batch_size=4, cond={"length": "cycle"}, **way)
+    steps = x.abs().sum(2) > 0
+    assert steps.sum(1).tolist() == [1, 2, 3, 4, 5, 6, 1, 2, 3]
+    assert all(row[: int(n)].all() for row, n in zip(steps, steps.sum(1), strict=True))
+
+
+def test_padding_stays_zero_on_the_way_back() -> None:
+    flow, given = Flow(Ones(), SPEC, Identity()), {"length": 2}
+    x = flow.sample(3, steps=2, cond=given)
+    z = flow.encode(x, cond=given)
+    assert z[:, :2].all() and not z[:, 2:].any()
+    torch.testing.assert_close(flow.decode(z, cond=given), x)
+
+
+def test_a_flow_that_knows_no_null_refuses_a_missing_quantity() -> None:
+    flow = Flow(Ones(), SPEC, Identity(), null=False)
+    flow.conditions(2)
+    with pytest.raises(UserError, match="knows no missing condition"):
+        flow.conditions(2, {"dose": "none"})
+
+
+def test_a_density_over_several_lengths_is_refused() -> None:
+    with pytest.raises(UserError, match="sequences of several lengths"):
+        Flow(Ones(), SPEC, Identity()).log_prob(torch.zeros(2, 6, 2))
+
+
+def test_null_is_the_number_that_networks_know() -> None:
+    assert resolve(type="none")["type"].tolist() == [NULL] * 3

@@ -1,0 +1,253 @@
+"""Samples in parts: shared by processes, killed and gone on with, and never another call's."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import advect
+from advect.cli import run as command
+from advect.core.errors import UserError
+from advect.model.sampling import Draw, sample_run
+from advect.model.sharded_samples import SampleShards, count_parts, open_plan
+from processes import environment, run_ranks, started, wait
+
+DRAW = Draw(n=50, steps=2, seed=4, batch_size=8)
+
+
+def parted(run: Path, folder: Path, draw: Draw = DRAW, *, part_size: int | None = 20, **options) -> list[Path]:
+    return sample_run(run, draw, output_dir=folder, progress=False, part_size=part_size, **options)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def three(moons_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """50 samples in three parts."""
+    folder = tmp_path_factory.mktemp("three") / "out"
+    parted(moons_run, folder)
+    return folder
+
+
+def test_parts_hold_the_samples_of_one_draw_and_the_manifest_their_bytes(moons_run: Path, three: Path) -> None:
+    facts = json.loads((three / "samples.json").read_text())
+    assert [part["rows"] for part in facts["parts"]] == [[0, 16], [16, 33], [33, 50]]
+    listed, arrays = {"plan.json", "samples.json", "samples.png"}, []
+    for part in facts["parts"]:
+        folder = three / part["folder"]
+        for name, told in part["files"].items():
+            data = (folder / name).read_bytes()
+            assert told == {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        assert part["files"].keys() == {"samples.npz", "samples.csv", "samples.png"}
+        assert json.loads((folder / "part.json").read_text()) == {"rows": part["rows"], "files": part["files"]}
+        listed |= {f"{part['folder']}/{name}" for name in (*part["files"], "part.json")}
+        arrays.append(np.load(folder / "samples.npz")["x"])
+    assert content(three).keys() == listed
+    x = advect.load(moons_run).sample(50, steps=2, seed=4)
+    np.testing.assert_allclose(np.concatenate(arrays), x.numpy(), rtol=1e-5, atol=1e-6)
+    assert facts["n"] == 50 and facts["nfe"] == 4 and facts["ema"] is True and facts["run"] == str(moons_run)
+    assert (
+        facts["sha256"]
+        == hashlib.sha256((moons_run / "checkpoints/step-00000040/ema.safetensors").read_bytes()).hexdigest()
+    )
+
+
+def shared(run: str, folder: str) -> list:
+    """What this process draws of the five parts, and prints."""
+    drawn, write, said = [], SampleShards.write, io.StringIO()
+
+    def noted(self: SampleShards, k: int, fill) -> dict:
+        drawn.append(k)
+        return write(self, k, fill)
+
+    SampleShards.write = noted
+    words = f"sample {run} --num-samples 50 --num-steps 2 --seed 4 --batch-size 8 --output-dir {folder} --part-size 10"
+    with contextlib.redirect_stdout(said):
+        command(words.split())
+    return [drawn, said.getvalue().splitlines()]
+
+
+def test_two_processes_share_the_parts_and_write_the_bytes_of_one(moons_run: Path, tmp_path: Path) -> None:
+    parted(moons_run, tmp_path / "one", part_size=10)
+    two = tmp_path / "two"
+    (first, told), (second, silent) = run_ranks(2, shared, str(moons_run), str(two))
+    assert (first, second, silent) == ([0, 2, 4], [1, 3], [])
+    assert told == [f"picture: {two}/samples.png", f"facts:   {two}/samples.json", f"parts:   {two}/part-* (5)"]
+    assert content(two) == content(tmp_path / "one")
+
+
+# Each try is a forked copy of one process, which has paid for its imports. Python tells its audit hooks of each file
+# operation before it happens.
+PROGRAM = """
+import json, os, re, signal, sys
+from pathlib import Path
+from advect.model.sampling import Draw, sample_run
+
+def kill_before(event, pattern):
+    def hook(name, args):
+        if name == event and re.search(pattern, " ".join(map(str, args))):
+            os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+
+def draw():
+    sample_run(Path(run), Draw(**fields), output_dir=Path(folder), progress=False, **options)
+
+run, folder, fields, options, kills = json.loads(sys.argv[1])
+if "RANK" in os.environ:
+    kill_before(*kills[int(os.environ["RANK"])])
+    draw()
+    sys.exit()
+for kill in kills:
+    pid = os.fork()
+    if pid == 0:
+        kill_before(*kill)
+        draw()
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL, kill
+    print(*sorted(os.listdir(folder)) if os.path.exists(folder) else (), flush=True)
+"""
+
+
+def program(run: Path, folder: Path, draw: Draw, kills: list[tuple[str, str]], **options) -> list[str]:
+    fields = {"n": draw.n, "steps": draw.steps, "seed": draw.seed, "batch_size": draw.batch_size}
+    return [sys.executable, "-c", PROGRAM, json.dumps([str(run), str(folder), fields, options, kills])]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_call_killed_again_and_again_ends_with_the_bytes_of_one_that_was_not(
+    moons_run: Path, three: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    kills = [
+        ("os.rename", r"plan\.json$|/plan\.json "),
+        ("open", r"\.part-00000-.*samples\.csv"),  # in the middle of a part
+        ("os.rename", r"/part-00001-"),  # the part is written, but not in its place
+        ("open", r"\.part-00001-.*part\.json"),
+        ("os.mkdir", r"\.part-00002-"),
+        ("open", r"\.samples\.json"),
+    ]
+    words = program(moons_run, out, DRAW, kills, part_size=20)
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=True)
+    seen = [re.sub(r"\.\d+\.partial|-of-00003", "", line).split() for line in done.stdout.splitlines()]
+    assert seen == [
+        [".plan.json"],
+        [".part-00000", "plan.json"],
+        [".part-00001", "part-00000", "plan.json"],
+        [".part-00001", "part-00000", "plan.json"],
+        ["part-00000", "part-00001", "plan.json"],
+        ["part-00000", "part-00001", "part-00002", "plan.json", "samples.png"],
+    ]
+    before = {path: path.stat().st_ino for path in out.glob("part-*/*")}
+    parted(moons_run, out)
+    assert {path: path.stat().st_ino for path in out.glob("part-*/*")} == before
+    assert content(out) == content(three)
+
+
+def test_one_process_goes_on_where_one_of_two_was_killed(moons_run: Path, tmp_path: Path) -> None:
+    out, draw = tmp_path / "out", Draw(n=40, steps=2)
+    kills = [("os.mkdir", "never"), ("open", r"\.part-00001-.*samples\.csv")]
+    with started(2, program(moons_run, out, draw, kills)) as ranks:
+        first, second = wait(ranks)
+    assert second.code == -9 and first.code == 1 and "gloo" in first.err
+    assert [path.name for path in out.glob("part-*")] == ["part-00000-of-00002"]
+    files = parted(moons_run, out, draw, part_size=None)  # by itself it would have made no parts
+    assert [file.name for file in files][:2] == ["part-00000-of-00002", "part-00001-of-00002"]
+    parted(moons_run, tmp_path / "other", draw)
+    assert content(out) == content(tmp_path / "other")
+
+
+def test_a_damaged_part_is_told_and_drawn_anew(moons_run: Path, three: Path, tmp_path: Path) -> None:
+    out, said = tmp_path / "out", []
+    parted(moons_run, out)
+    for name, change in (("samples.npz", lambda data: data[:-1] + b"x"), ("part.json", lambda data: data[:20])):
+        file = out / "part-00001-of-00003" / name
+        file.write_bytes(change(file.read_bytes()))
+        parted(moons_run, out, say=said.append)
+        assert content(out) == content(three)
+    assert said == [f"note: {out}/part-00001-of-00003 was damaged, and has been drawn anew"] * 2
+
+
+def test_another_calls_samples_are_kept_unless_they_may_be_overwritten(moons_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    parted(moons_run, out)
+    (out / "notes.txt").write_text("mine")
+    whole = content(out)
+    older = moons_run / "checkpoints/step-00000020"
+    for difference, run, draw, options in (
+        ("seed was 4 there and is 5 here", moons_run, Draw(n=50, steps=2, seed=5, batch_size=8), {}),
+        ("n was 50 there and is 7 here", moons_run, Draw(n=7, steps=2, seed=4, batch_size=8), {}),
+        ("parts was 3 there and is 2 here", moons_run, DRAW, {"part_size": 25}),
+        (r"weights was step-00000040/ema.* there and is step-00000020/ema", older, DRAW, {}),
+        ("ema", moons_run, DRAW, {"ema": False}),
+    ):
+        with pytest.raises(UserError, match=f"--output-dir .* holds samples of another call: .*{difference}"):
+            parted(run, out, draw, **options)
+        assert content(out) == whole
+    parted(moons_run, out, part_size=25, overwrite=True)
+    assert sorted(path.name for path in out.glob("part-*")) == ["part-00000-of-00002", "part-00001-of-00002"]
+    sample_run(moons_run, Draw(n=3, steps=2), output_dir=out, overwrite=True, progress=False)
+    names = {"samples.npz", "samples.csv", "samples.png", "samples.json", "notes.txt"}
+    assert content(out).keys() == names and json.loads((out / "samples.json").read_text())["n"] == 3
+    with pytest.raises(UserError, match="already holds samples; name another folder, or give --overwrite"):
+        parted(moons_run, out)
+
+
+def test_mistakes_are_told_before_anything_is_written(moons_run: Path, tmp_path: Path) -> None:
+    for message, draw, size in (
+        ("--part-size must be at least 1, got 0", DRAW, 0),
+        ("did you mean 'midpoint'", Draw(n=50, solver="midpont"), 20),
+        ("steps must be", Draw(n=50, steps=0), 20),
+        ("guidance is 2", Draw(n=50, guidance=2), 20),
+    ):
+        with pytest.raises(UserError, match=message):
+            parted(moons_run, tmp_path / "out", draw, part_size=size)
+    assert not (tmp_path / "out").exists()
+
+
+def test_single_images_have_one_number_each_in_all_parts(digits_run: Path, tmp_path: Path) -> None:
+    parted(digits_run, tmp_path, Draw(n=5, steps=1), part_size=2, save_individual=True)
+    names = [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.glob("part-*/sample-*.png"))]
+    assert names == [
+        f"part-{part:05d}-of-00003/sample-{i:06d}.png" for part, i in ((0, 0), (1, 1), (1, 2), (2, 3), (2, 4))
+    ]
+
+
+def test_parts_are_at_most_as_large_as_asked_and_leave_no_process_idle(tmp_path: Path) -> None:
+    for n, size, world, count in (
+        (10_000, None, 1, 1),
+        (50_000, None, 1, 5),
+        (50_000, None, 8, 8),
+        (50_001, None, 4, 8),
+        (64, None, 2, 2),
+        (64, 100, 2, 2),
+        (64, 20, 2, 4),
+        (50_000, 10_000, 8, 5),  # as asked: its bytes depend on no number of processes
+        (3, None, 8, 3),
+    ):
+        assert count_parts(n, size, world) == count
+        parts = SampleShards(folder=tmp_path, n=n, count=count)
+        rows = [parts.rows(k) for k in range(count)]
+        assert [i for part in rows for i in part] == list(range(n))
+        assert max(map(len, rows)) <= (size or 10_000) and max(map(len, rows)) - min(map(len, rows)) <= 1
+
+
+def test_a_plan_is_gone_on_with_in_the_parts_that_it_was_cut_into(tmp_path: Path) -> None:
+    assert open_plan(tmp_path, {"n": 9, "parts": 4}, fixed=False, overwrite=False) == 4
+    assert open_plan(tmp_path, {"n": 9, "parts": 1}, fixed=False, overwrite=False) == 4
+    with pytest.raises(UserError, match="parts was 4 there and is 3 here"):
+        open_plan(tmp_path, {"n": 9, "parts": 3}, fixed=True, overwrite=False)
+    (tmp_path / "plan.json").write_text("{")
+    with pytest.raises(UserError, match="n was None there"):
+        open_plan(tmp_path, {"n": 9, "parts": 4}, fixed=False, overwrite=False)

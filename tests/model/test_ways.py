@@ -1,0 +1,55 @@
+"""Sweeps over solvers, grids and costs."""
+
+from __future__ import annotations
+
+import pytest
+
+from advect.core.errors import UserError
+from advect.model.sampler_config import Way, plan_ways
+from advect.model.velocity_field import Sampler
+
+OWN = Sampler(solver="heun", steps=7, grid="cosine")
+
+
+def test_the_runs_own_sampler_is_the_way_of_old() -> None:
+    assert plan_ways(OWN) == [Way("heun", "cosine", 7)]
+    assert plan_ways(OWN, solvers=["euler"], steps=[3, 9]) == [Way("euler", "cosine", 3), Way("euler", "cosine", 9)]
+
+
+def test_each_solver_takes_the_costs_that_it_can_meet_and_an_adaptive_one_is_one_way() -> None:
+    ways = plan_ways(OWN, solvers=["euler", "midpoint", "rk4", "dopri5"], grids=["uniform", "edm"], nfes=[1, 4, 4])
+    assert ways == [
+        *(Way("euler", grid, n) for grid in ("uniform", "edm") for n in (1, 4)),
+        *(Way("midpoint", grid, 2) for grid in ("uniform", "edm")),
+        *(Way("rk4", grid, 1) for grid in ("uniform", "edm")),
+        Way("dopri5", None, None),
+    ]
+
+
+def test_the_stochastic_equation_has_its_own_solvers_steps_and_costs() -> None:
+    assert plan_ways(OWN, diffusion=0.5) == [Way("euler-maruyama", "cosine", 250, 0.5)]
+    found = plan_ways(OWN, solvers=["euler-maruyama", "heun"], nfes=[7, 8], diffusion="sigma")
+    # Heun's last step asks for the velocity once.
+    assert [(way.solver, way.steps) for way in found] == [("euler-maruyama", 7), ("euler-maruyama", 8), ("heun", 4)]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"solvers": ["midpont"]}, "solver 'midpont' is not known; did you mean 'midpoint'?"),
+        ({"grids": ["unifrom"]}, "grid 'unifrom' is not known; did you mean 'uniform'?"),
+        ({"nfes": [4], "steps": [4]}, "--nfe and --num-steps contradict each other"),
+        ({"steps": [4, 0]}, "--num-steps must be at least 1, got 0"),
+        ({"solvers": ["rk4"], "nfes": [2, 3]}, "--nfe 2 3 holds none that rk4 can meet, at 4 a step"),
+        ({"solvers": ["dopri5"], "nfes": [2]}, "--nfe is given, but dopri5 chooses its own steps"),
+        ({"solvers": ["euler-maruyama"]}, "solver 'euler-maruyama' is for the stochastic equation; give --diffusion"),
+        (
+            {"solvers": ["euler"], "diffusion": 1.0},
+            "solver 'euler' does not take --diffusion; choose from euler-mar",
+        ),
+    ],
+)
+def test_mistakes_are_told(options: dict, words: str) -> None:
+    with pytest.raises(UserError) as told:
+        plan_ways(OWN, **options)
+    assert str(told.value).startswith(words)

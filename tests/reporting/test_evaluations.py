@@ -1,0 +1,87 @@
+"""What ``advect eval`` and ``advect reflow`` measured, on their pages."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from advect.core.errors import UserError
+from advect.reporting import write_report
+from advect.reporting.plots import quality_chart
+from advect.reporting.reflow_page import write_reflow
+
+
+def result(distances: dict[int, float], *, floor: float = 0.5, std: float | None = None) -> dict[str, Any]:
+    way = {"solver": "euler", "grid": "uniform", "diffusion": None}
+    return {
+        "format": 1,
+        "protocol": {
+            "data": "toy",
+            "split": "held-out",
+            "reference": 900,
+            "features": {"name": "pixel space"},
+            "samples": 1234,
+            "guidance": 1.0,
+            "seeds": [0, 1],
+        },
+        "subject": {"checkpoint": "step-00000007", "step": 7},
+        "floor": {"samples": 800, "metrics": {"frechet": floor}},
+        "flow": {"straightness": {"value": 0.5, "relative": 0.25}},
+        "points": [
+            {**way, "steps": n, "nfe": n, "metrics": {"frechet": {"mean": d, "std": std, "values": [d]}}}
+            for n, d in distances.items()
+        ],
+    }
+
+
+def test_a_report_has_the_newest_evaluations_with_spread_and_floor(run: Path) -> None:
+    folder = run / "evaluation"
+    folder.mkdir(exist_ok=True)
+    for i in range(8):
+        file = folder / f"eval-{i}.json"
+        file.write_text(json.dumps(result({1: 10.0 + i, 2: 5.0, 4: 2.0}, std=0.25)))
+        os.utime(file, (i, i))
+    (folder / "eval-damaged.json").write_text("{")
+    page = write_report(run).read_text()
+    places = [page.find(f"<td>{10 + i} ± 0.25</td>") for i in range(8)]
+    assert places[:2] == [-1, -1] and min(places[2:]) > 0 and places[2:] == sorted(places[2:], reverse=True)
+    assert page.count("<td>floor: 800 real training rows</td><td></td><td>0.5</td>") == 6
+    assert page.count('aria-label="eval-') == 6 and "1,234 samples" in page and "seeds 0 1. Straightness 0.25" in page
+    assert "evaluation/eval-damaged.json is damaged" in page
+
+
+def test_a_floor_below_zero_leaves_the_logarithm_to_the_others() -> None:
+    curves = {"a": {"nfe": [1, 2, 4], "distance": [5.0, 0.5, 0.01]}}
+    assert "below 0" in quality_chart(curves, -0.001) and "below 0" not in quality_chart(curves, 0.001)
+
+
+@pytest.fixture
+def reflowed(tmp_path: Path) -> Path:
+    flows = []
+    for name, distances in (("1-rectified", {1: 9.0, 4: 3.0, 20: 1.5}), ("2-rectified", {1: 2.0, 4: 1.25, 20: 1.0})):
+        Image.new("L", (8, 8), 200).save(tmp_path / f"{name}.png")
+        entry = {"name": name, "run": f"runs/{name}", "about": "Trained.", "pictures": {"1": f"{name}.png"}}
+        flows.append({**entry, "result": result(distances)})
+    told = {"format": 1, "title": "faces", "metric": "frechet", "shown": [1, 4], "flows": flows}
+    (tmp_path / "reflow.json").write_text(json.dumps(told))
+    return tmp_path
+
+
+def test_the_page_of_a_reflow_says_how_few_evaluations_do_for_how_many(reflowed: Path) -> None:
+    page = write_reflow(reflowed).read_text()
+    assert "1 evaluation of the last flow is at least as good as 4 of the first." in page
+    assert "<td>2-rectified</td><td>2</td><td>1.25</td><td>1</td><td>0.25</td>" in page
+    assert page.count("<img src=") == 2  # at four evaluations there are no pictures
+    assert "default-src 'none'" in page and "http" not in page.replace("http-equiv", "").split("<svg")[0]
+
+
+def test_a_damaged_reflow_is_told(reflowed: Path) -> None:
+    for text in ("{", json.dumps({"format": 9})):
+        (reflowed / "reflow.json").write_text(text)
+        with pytest.raises(UserError, match="repeat advect reflow"):
+            write_reflow(reflowed)

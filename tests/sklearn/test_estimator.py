@@ -1,0 +1,242 @@
+"""FlowModel keeps scikit-learn's rules, its densities are densities, and data come back in the form they came in."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.datasets import make_moons
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import advect
+from advect import FlowModel, UserError
+from advect.sklearn.settings import resolve
+
+
+def small(**arguments: Any) -> FlowModel:
+    """A model that trains in a fraction of a second."""
+    given = {"steps": 20, "batch_size": 16, "hidden": (16, 16), "density_steps": 8, "sample_steps": 5, "device": "cpu"}
+    return FlowModel(**{**given, "random_state": 0, **arguments})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def points() -> np.ndarray:
+    return np.random.default_rng(0).normal([1.0, -2.0, 30.0], [1.0, 0.2, 10.0], (80, 3))
+
+
+@parametrize_with_checks([small()])
+def test_it_keeps_the_rules_of_scikit_learn(estimator: FlowModel, check: Any) -> None:
+    check(estimator)
+
+
+class TestDensity:
+    def test_it_integrates_to_one_in_one_dimension(self) -> None:
+        x = np.random.default_rng(0).normal(3, 2, (500, 1))
+        model = small(steps=200, density_steps=50).fit(x)
+        grid = np.linspace(-17, 23, 401)[:, None]
+        assert np.trapezoid(np.exp(model.score_samples(grid)), grid[:, 0]) == pytest.approx(1, abs=1e-3)
+
+    def test_it_integrates_to_one_in_two(self) -> None:
+        x = np.random.default_rng(0).normal(size=(500, 2)) @ [[2, 0], [1, 0.5]]
+        model = small(steps=200, density_steps=20).fit(x)
+        a, b = np.linspace(-13, 13, 81), np.linspace(-3, 3, 81)
+        grid = np.stack(np.meshgrid(a, b, indexing="ij"), -1).reshape(-1, 2)
+        density = np.exp(model.score_samples(grid)).reshape(len(a), len(b))
+        assert np.trapezoid(np.trapezoid(density, b), a) == pytest.approx(1, abs=1e-3)
+
+    def test_that_of_a_gaussian_is_learned(self, points: np.ndarray) -> None:
+        model = small(steps=600, batch_size=64, hidden=(32, 32), learning_rate=3e-3, density_steps=20).fit(points)
+        entropy = 1.5 * np.log(2 * np.pi * np.e) + np.log(1.0 * 0.2 * 10.0)
+        assert model.score(points) == pytest.approx(-entropy, abs=0.4)
+
+    def test_units_of_the_data_count(self, points: np.ndarray) -> None:
+        model, scaled = small().fit(points), small().fit(points * 10)
+        assert scaled.score(points * 10) == pytest.approx(model.score(points) - 3 * np.log(10), abs=1e-3)
+
+    def test_more_than_a_block_of_rows(self) -> None:
+        x = np.random.default_rng(0).normal(size=(1100, 2))
+        model = small(steps=2).fit(x)
+        assert np.allclose(model.score_samples(x)[1000:], model.score_samples(x[1000:]), rtol=1e-6)
+
+
+class TestForms:
+    def test_arrays_come_back_as_arrays(self, points: np.ndarray) -> None:
+        samples = small().fit(points.astype(np.float32)).sample(7)
+        assert samples.shape == (7, 3) and samples.dtype == np.float32
+
+    def test_images_go_through_a_unet(self) -> None:
+        images = np.random.default_rng(0).integers(0, 256, (12, 1, 8, 8), np.uint8)
+        model = small(steps=2, hidden=(8, 16), density_steps=1).fit(images)
+        samples = model.sample(3)
+        assert type(model.flow_.net).__name__ == "UNet"
+        assert samples.shape == (3, 1, 8, 8) and samples.dtype == np.uint8
+        assert model.transform(images[:2]).shape == (2, 1, 8, 8)
+
+    def test_a_frame_of_numbers_has_a_density(self, points: np.ndarray) -> None:
+        frame = pd.DataFrame(points, columns=["a", "b", "c"])
+        model = small().fit(frame)
+        assert model.sample(4).columns.tolist() == ["a", "b", "c"]
+        assert model.feature_names_in_.tolist() == ["a", "b", "c"]
+        assert np.isfinite(model.score_samples(frame)).all()
+
+    def test_a_frame_of_mixed_columns_comes_back_as_it_was(self) -> None:
+        frame = pd.DataFrame(
+            {
+                "age": [31, 45, 22, 60, 38, 51] * 5,
+                "city": pd.Categorical(["Oslo", "Rome", "Oslo", "Bern", "Rome", "Rome"] * 5),
+                "when": pd.to_datetime(
+                    ["2020-01-01", "2021-06-01", None, "2022-03-01", "2020-05-05", "2023-01-09"] * 5
+                ),
+            }
+        )
+        model = small().fit(frame)
+        samples = model.sample(9)
+        assert samples.dtypes.tolist() == frame.dtypes.tolist()
+        assert set(samples["city"]) <= {"Oslo", "Rome", "Bern"} and samples["age"].between(22, 60).all()
+        latent = model.set_params(density_steps=60).transform(frame)
+        pd.testing.assert_frame_equal(model.inverse_transform(latent), frame)
+        with pytest.raises(UserError, match="for a density"):
+            model.score(frame)
+        with pytest.raises(UserError, match="'Paris', which the data fitted had not"):
+            model.transform(frame.assign(city="Paris"))
+
+    def test_anndata_comes_back_with_its_genes(self) -> None:
+        anndata = pytest.importorskip("anndata")
+        x = np.random.default_rng(0).poisson(3, (40, 5)).astype(np.float32)
+        cells = anndata.AnnData(x, var=pd.DataFrame({"chromosome": list("12345")}, [f"g{i}" for i in range(5)]))
+        model = small().fit(cells)
+        samples = model.sample(6)
+        assert samples.shape == (6, 5) and samples.var.equals(cells.var)
+        assert model.feature_names_in_.tolist() == cells.var_names.tolist()
+        assert model.score_samples(cells).shape == (40,)
+        assert small(options={"pca": 2}).fit(cells).transform(cells).shape == (40, 2)
+
+    def test_another_form_than_the_fitted_is_refused(self, points: np.ndarray) -> None:
+        with pytest.raises(UserError, match="another form"):
+            small().fit(points).score(pd.DataFrame(points, columns=list("abc")))
+
+
+class TestLabels:
+    def test_samples_follow_their_label(self) -> None:
+        rng = np.random.default_rng(0)
+        y = np.array(["left", "right"]).repeat(100)
+        x = rng.normal(size=(200, 2)) * 0.3 + np.where(y == "left", -5, 5)[:, None]
+        model = small(steps=300, batch_size=64, hidden=(32, 32), learning_rate=3e-3, sample_steps=20).fit(x, y)
+        assert model.classes_.tolist() == ["left", "right"]
+        assert (model.sample(20, "left")[:, 0] < 0).mean() > 0.9
+        signs = model.sample(20, ["left", "right"] * 10)[:, 0] > 0
+        assert (signs == ([False, True] * 10)).mean() > 0.9
+        assert model.score(x, y) > model.score(x, y[::-1]) + 5
+
+    def test_an_unknown_label_is_refused(self, points: np.ndarray) -> None:
+        model = small().fit(points, np.arange(80) % 2)
+        with pytest.raises(UserError, match="not among the labels"):
+            model.sample(3, 7)
+        with pytest.raises(UserError, match="without labels"):
+            small().fit(points).sample(3, 0)
+
+    def test_real_numbers_are_no_labels(self, points: np.ndarray) -> None:
+        with pytest.raises(UserError, match="no labels"):
+            small().fit(points, points[:, 0])
+
+    def test_without_dropout_labels_are_needed(self, points: np.ndarray) -> None:
+        y = np.arange(80) % 2
+        model = small(label_dropout=0.0).fit(points, y)
+        assert np.isfinite(model.score(points, y))
+        with pytest.raises(UserError, match="give y"):
+            model.score(points)
+
+
+class TestTraining:
+    def test_latents_come_back_as_the_data(self, points: np.ndarray) -> None:
+        model = small(density_steps=50).fit(points)
+        z = model.transform(points)
+        assert np.allclose(model.inverse_transform(z), points, rtol=1e-4, atol=1e-3)
+
+    def test_a_seed_repeats_and_another_does_not(self, points: np.ndarray) -> None:
+        a, b = small().fit(points).sample(5), small().fit(points).sample(5)
+        assert np.array_equal(a, b)
+        assert not np.array_equal(a, small(random_state=1).fit(points).sample(5))
+
+    def test_training_in_parts_keeps_the_optimiser(self, points: np.ndarray) -> None:
+        steady = {"lr_schedule": "constant", "lr_warmup_steps": 0}
+        whole = small(steps=20, options=steady).fit(points)
+        parts = small(steps=10, options=steady).fit(points)
+        parts = pickle.loads(pickle.dumps(parts)).partial_fit(points)
+        assert parts.n_iter_ == whole.n_iter_ == 20
+        assert np.array_equal(parts.sample(5), whole.sample(5))
+
+    def test_early_stopping_takes_the_best_weights(self, points: np.ndarray) -> None:
+        model = small(steps=400, early_stopping=True, n_iter_no_change=3, learning_rate=1e-2, hidden=64).fit(points)
+        best = int(np.argmin(model.validation_curve_))
+        assert model.validation_loss_ == min(model.validation_curve_)
+        assert model.n_iter_ == 10 * (best + 1)
+        assert len(model.validation_curve_) == best + 1 + 3
+
+    def test_pickles_and_joblib_files_give_the_same_samples(self, points: np.ndarray, tmp_path: Any) -> None:
+        model = small().fit(points)
+        joblib.dump(model, tmp_path / "model.joblib")
+        for again in (pickle.loads(pickle.dumps(model)), joblib.load(tmp_path / "model.joblib")):
+            assert np.array_equal(again.sample(5), model.sample(5))
+            assert again.score(points) == model.score(points)
+
+    def test_options_reach_the_configuration(self, points: np.ndarray) -> None:
+        model = small(options={"network": "resmlp", "dropout": 0.5, "optimizer": "muon", "path": "trigonometric"})
+        model.fit(points)
+        assert type(model.flow_.net).__name__ == "ResidualMLP" and model.flow_.net.blocks[0].dropout == 0.5
+        assert "Trigonometric" in repr(model.flow_.path)
+        assert clone(model).options == model.options
+
+    def test_vectors_have_another_usual_rate_and_length_than_images(self) -> None:
+        unset: Any = {"hidden": None, "steps": None, "arguments": {"learning_rate": None}}
+        vectors, images = (resolve({}, kind=k, labelled=False, data_options=(), **unset) for k in ("vector", "image"))
+        assert (vectors.steps, vectors.training.learning_rate) == (8000, 4e-3)
+        assert (images.steps, images.training.learning_rate) == (2000, 1e-3)
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            ({"options": {"ema_decy": 0.9}}, "did you mean 'ema_decay'"),
+            ({"options": {"times": "logit-nrmal"}}, "did you mean 'logit-normal'"),
+            ({"options": {"seed": 3}}, "random_state"),
+            ({"options": {"network": "unet"}}, "take mlp or resmlp"),
+            ({"options": {"ema_decay": "much"}}, "ema_decay must be a number"),
+            ({"steps": 0}, "steps must be"),
+            ({"hidden": (8, 16)}, "equal widths"),
+            ({"coupling": "optimal"}, "coupling 'optimal'"),
+            ({"early_stopping": True, "validation_fraction": 0}, "validation_fraction"),
+        ],
+    )
+    def test_a_mistake_is_told(self, points: np.ndarray, arguments: dict, words: str) -> None:
+        with pytest.raises(UserError, match=words):
+            small(**arguments).fit(points)
+
+
+class TestCompany:
+    def test_a_pipeline_and_a_search(self) -> None:
+        x, _ = make_moons(90, noise=0.1, random_state=0)
+        pipe = make_pipeline(StandardScaler(), small())
+        search = GridSearchCV(pipe, {"flowmodel__steps": [1, 60], "flowmodel__learning_rate": [1e-2]}, cv=2).fit(x)
+        assert search.best_params_["flowmodel__steps"] == 60
+
+    def test_importing_advect_does_not_import_it(self) -> None:
+        import subprocess
+        import sys
+
+        code = "import sys, advect; sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+        assert "FlowModel" in dir(advect)
+
+    def test_global_random_state_is_left_alone(self, points: np.ndarray) -> None:
+        before = torch.get_rng_state()
+        small().fit(points).sample(2)
+        assert torch.equal(before, torch.get_rng_state())
