@@ -66,7 +66,7 @@ class Flow:
     ``net(x_t (B, *S), t (B,), cond)`` gives the ``prediction`` in model units. ``margin`` is the loss's: how far t
     stays from 0 and 1 where a conversion or the path is infinite. ``null`` says that the network was trained without
     its conditions, too, which guidance and unconditional samples need. ``facts`` are those of the data's
-    ``Dataset.facts()``, from which samples are written in the data's own format.
+    ``Dataset.metadata``, from which samples are written in the data's own format.
     """
 
     def __init__(
