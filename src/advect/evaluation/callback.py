@@ -71,11 +71,10 @@ def measure(evaluator: Evaluator, request: SampleRequest) -> dict[str, float]:
 class EvalCallback(PeriodicCallback):
     """Every ``every`` steps, with EMA weights: metrics of samples, and the best checkpoint.
 
-    The samples have the same noise each time. A row of ``metrics`` and curves on the ``boards``, called ``eval_`` and
-    ``eval/`` and the metric's name, have the numbers and their floors; a process that has no ``metrics`` only helps.
-    Where ``keep`` names a metric, or "held-out-loss", which ``loss`` computes, a checkpoint of the step with its
-    smallest value is written and kept, and the file ``best`` beside it names it. Rows tell what has been the best, so
-    that it outlives a run that is killed.
+    The samples have the same noise each time. Numbers and floors go to a row of ``metrics``, as ``eval_NAME``, and to
+    the ``boards``, as ``eval/NAME``; a process without ``metrics`` only helps. ``keep`` names a metric, or
+    "held-out-loss", which ``loss`` computes: a checkpoint of the step with its smallest value is kept, and the file
+    ``best`` names it. As rows tell what was best, it outlives a run that is killed.
     """
 
     def __init__(
