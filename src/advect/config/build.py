@@ -126,7 +126,7 @@ def fit_source(method: MethodConfig, source: Dataset) -> dict[str, Any]:
 
     Data that bring their own starts, such as control cells, are "empirical". Raises UserError for a --source beside.
     """
-    if source.starts() is not None:
+    if source.source_samples() is not None:
         if method.source != "gaussian":
             raise UserError(f"--source {method.source} and data that bring their own starts contradict; leave it out")
         return {"kind": "empirical"}
@@ -138,7 +138,7 @@ def fit_source(method: MethodConfig, source: Dataset) -> dict[str, Any]:
 
 def source_tensors(source: Dataset) -> dict[str, Tensor]:
     """Tensors that :func:`build_source_distribution` needs besides: the source samples of the data, if any."""
-    starts = source.starts()
+    starts = source.source_samples()
     return {} if starts is None else Empirical(starts[0], cond=starts[1]).tensors()
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.core.random import CounterRng
+from advect.core.random import CounterRng, Stream, stream_seed
 
 ROWS = 10_000
 """Most rows of a set that are kept; moments are those of all rows."""
@@ -24,7 +24,7 @@ FEATURES, VALUES, SAMPLES, CONDITION = "features", "values", "samples", "cond."
 
 def subsample(n: int, limit: int, seed: int) -> Tensor:
     """At most ``limit`` of the indices 0 .. n - 1, chosen by the seed, in random order."""
-    return CounterRng(seed, 0, n).permutation()[:limit]
+    return CounterRng(stream_seed(seed, Stream.SUBSAMPLE), 0, n).permutation()[:limit]
 
 
 def check_samples(x: Tensor, argument: str, *, at_least: int = 1) -> Tensor:

@@ -45,7 +45,7 @@ class ModelMetadata:
     @staticmethod
     def from_run(config: Config, preset: str, source: Dataset, noise: dict[str, Any]) -> ModelMetadata:
         """The card of a run on ``source`` from ``noise``, the facts that ``build_source_distribution`` takes."""
-        facts = source.facts()
+        facts = source.metadata
         return ModelMetadata(
             preset=preset,
             config=to_dict(config),

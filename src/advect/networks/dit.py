@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advect.core.errors import UserError
+from advect.core.registry import register
 from advect.core.types import Conditions
 from advect.networks.embeddings import (
     ConditionEmbedding,
@@ -24,7 +25,7 @@ from advect.networks.embeddings import (
     grid_sincos,
     stay,
 )
-from advect.networks.layers import check_at_least, check_choice, check_divisible, check_inputs, run_block
+from advect.networks.layers import FlowNetwork, check_at_least, check_choice, check_divisible, check_inputs, run_block
 from advect.networks.transformer import (
     BlockOptions,
     Head,
@@ -45,8 +46,11 @@ SIZES: dict[str, tuple[int, int, int]] = {
 """Depth, width and heads of table 1 of Peebles & Xie (2023)."""
 
 
-class DiT(nn.Module):
-    """net(x_t (B, C, H, W), t (B,), cond) -> (B, C, H, W) (Peebles & Xie 2023, "Scalable diffusion models").
+@register("dit")
+class DiT(FlowNetwork):
+    """A diffusion transformer for images and latents.
+
+    net(x_t (B, C, H, W), t (B,), cond) -> (B, C, H, W) (Peebles & Xie 2023, "Scalable diffusion models").
 
     ``shape`` is that of one image or latent, (C, H, W), of any channel count. Patches of ``patch_size`` pixels a side
     become tokens, ``depth`` blocks of ``width`` channels and ``heads`` heads change them under adaLN-zero, and a
@@ -61,9 +65,26 @@ class DiT(nn.Module):
 
     The net of the paper has twice the output channels, for a learned variance, which a flow has not.
 
+    Args:
+        size: depth, width and heads of DiT-S, B, L or XL: 33, 130, 458 and 675 million parameters.
+        depth: blocks, if not those of size.
+        width: channels of a token, if not those of size.
+        heads: attention heads, if not those of size.
+        patch_size: pixels a side of the patch that becomes a token; half of it costs four times more.
+        norm: LayerNorm or RMSNorm.
+        mlp: activation between the blocks' linear layers.
+        positions: how tokens know their places: added sines, or rotated queries and keys.
+        resize: how places of images of other sizes lie; by default interpolate with sincos, extrapolate with rotary.
+        qk_norm: normalise queries and keys, which steadies large networks and bfloat16.
+        registers: learned tokens beside those of the image.
+        dropout: share of activations dropped at the end of each branch while training.
+        time_embedding: how the network sees the time: sines of 1000 t, or of random frequencies.
+
     Raises UserError for an argument out of range, for a height or width that the patch does not divide, and for x_t or
     t of another shape.
     """
+
+    takes = "image"
 
     def __init__(
         self,

@@ -1,10 +1,10 @@
-"""GELU in its tanh form, which PyTorch computes slowly in bfloat16 on CPUs."""
+"""What networks share: their base, checks of arguments, checkpointing, dropout and GELU."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,21 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from advect.core.errors import UserError, did_you_mean
+
+
+class FlowNetwork(nn.Module):
+    """``net(x_t (B, *S), t (B,), cond) -> (B, *S)``.
+
+    A run gives its constructor ``shape`` S or, for vectors, ``dim``, ``conditions`` and ``grad_checkpointing``; all
+    others are flags.
+    """
+
+    part_kind: ClassVar[str] = "network"
+    part_given: ClassVar[tuple[str, ...]] = ("shape", "dim", "conditions", "grad_checkpointing")
+    takes: ClassVar[Literal["vector", "image", "sequence"]]
+    """The data that it is for: S is (D,), (C, H, W) or (L, C)."""
+    channels_last: ClassVar[bool] = False
+    """Whether it is faster in that memory format."""
 
 
 def check_inputs(net: str, x_t: Tensor, t: Tensor, shape: Sequence[int | str]) -> None:

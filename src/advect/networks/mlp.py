@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from advect.core.registry import register
 from advect.core.types import Conditions
 from advect.networks.embeddings import ConditionEmbedding, ConditionSizes
-from advect.networks.layers import check_at_least, check_choice, check_inputs
+from advect.networks.layers import FlowNetwork, check_at_least, check_choice, check_inputs
 
 Activation = Literal["silu", "gelu", "tanh", "selu"]
 
@@ -31,8 +32,11 @@ def _he_linear(n_in: int, n_out: int) -> nn.Linear:
     return layer
 
 
-class MLP(nn.Module):
-    """net(x_t (B, dim), t (B,), cond) -> (B, dim), through ``depth`` linear layers of ``width`` units.
+@register("mlp")
+class MLP(FlowNetwork):
+    """A multilayer perceptron for vectors.
+
+    net(x_t (B, dim), t (B,), cond) -> (B, dim), through ``depth`` linear layers of ``width`` units.
 
     The input is x_t, t and, for k = 1 .. ``time_features``, cos(2 pi k t) and sin(2 pi k t). Conditions,
     ``ConditionSizes``, are embedded and added before the first activation.
@@ -43,8 +47,16 @@ class MLP(nn.Module):
     Weights start with variance 2 / fan_in, for PyTorch's own 1 / (3 fan_in) leaves SiLU nearly linear at first,
     and learning slow.
 
+    Args:
+        width: units in each hidden layer.
+        depth: linear layers, the output included.
+        activation: between the layers.
+        time_features: pairs of cos(2 pi k t) and sin(2 pi k t) beside t.
+
     Raises UserError for an argument out of range, and for x_t or t of another shape.
     """
+
+    takes = "vector"
 
     def __init__(
         self,

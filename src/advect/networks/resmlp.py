@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from advect.core.registry import register
 from advect.core.types import Conditions
 from advect.networks.embeddings import ConditionEmbedding, ConditionSizes, TimeEmbedding, TimeKind
-from advect.networks.layers import check_at_least, check_inputs, check_share, dropout, run_block
+from advect.networks.layers import FlowNetwork, check_at_least, check_inputs, check_share, dropout, run_block
 from advect.networks.transformer import Head, modulate, plain_norm, start_adaln_zero
 from advect.networks.unet import zeroed
 
@@ -30,8 +31,11 @@ class ResidualBlock(nn.Module):
         return torch.addcmul(h, gate, self.out(branch))
 
 
-class ResidualMLP(nn.Module):
-    """net(x_t (B, dim), t (B,), cond) -> (B, dim), through ``depth`` residual blocks of ``width`` units.
+@register("resmlp")
+class ResidualMLP(FlowNetwork):
+    """A residual multilayer perceptron for vectors, up to many thousands of numbers.
+
+    net(x_t (B, dim), t (B,), cond) -> (B, dim), through ``depth`` residual blocks of ``width`` units.
 
     Each block widens to ``expansion * width`` units and is modulated by time and conditions (adaLN-zero, Peebles & Xie
     2023). The output is head(h) + c * x_t, where c (B, dim) is linear in the embedding of time and conditions: the
@@ -39,8 +43,17 @@ class ResidualMLP(nn.Module):
     has dim^2 weights, so that 20,000 genes are welcome. A new net returns zeros. ``grad_checkpointing`` computes each
     block a second time in the backward pass, for memory.
 
+    Args:
+        width: units between the blocks.
+        depth: residual blocks.
+        expansion: how many times wider a block is inside.
+        dropout: share of activations dropped inside the blocks while training.
+        time_embedding: how the network sees the time: sines of 1000 t, or of random frequencies.
+
     Raises UserError for an argument out of range, and for x_t or t of another shape.
     """
+
+    takes = "vector"
 
     def __init__(
         self,

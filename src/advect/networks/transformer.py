@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advect.core.errors import UserError
+from advect.core.registry import register
 from advect.core.types import LENGTH, Conditions, real_steps
 from advect.networks.embeddings import (
     ConditionEmbedding,
@@ -22,6 +23,7 @@ from advect.networks.embeddings import (
     rotate,
 )
 from advect.networks.layers import (
+    FlowNetwork,
     attend,
     check_at_least,
     check_choice,
@@ -186,16 +188,31 @@ def start_adaln_zero(net: nn.Module) -> None:
             nn.init.normal_(table, std=0.02)
 
 
-class SequenceTransformer(nn.Module):
-    """net(x_t (B, L, C), t (B,), cond) -> (B, L, C), a transformer with rotary positions and adaLN-zero.
+@register("transformer")
+class SequenceTransformer(FlowNetwork):
+    """A transformer for sequences.
+
+    net(x_t (B, L, C), t (B,), cond) -> (B, L, C), a transformer with rotary positions and adaLN-zero.
 
     ``shape`` is that of one sequence, (L, C); shorter and longer ones are welcome too. ``cond["length"]`` (B,), which
     is never null, says how many steps of each are real: the steps after them are not attended to, what they hold is
     never read, and the output is zero there. A new net returns zeros. ``grad_checkpointing`` computes each block a
     second time in the backward pass, for memory.
 
+    Args:
+        width: channels of a step.
+        depth: blocks.
+        heads: attention heads.
+        norm: LayerNorm or RMSNorm.
+        mlp: activation between the blocks' linear layers.
+        qk_norm: normalise queries and keys, which steadies large networks and bfloat16.
+        dropout: share of activations dropped at the end of each branch while training.
+        time_embedding: how the network sees the time: sines of 1000 t, or of random frequencies.
+
     Raises UserError for an argument out of range, and for x_t, t or a condition of another shape.
     """
+
+    takes = "sequence"
 
     def __init__(
         self,

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advect.core.errors import UserError
+from advect.core.registry import register
 from advect.core.types import Conditions
 from advect.networks.embeddings import ConditionEmbedding, ConditionSizes, TimeEmbedding, TimeKind
 from advect.networks.layers import (
+    FlowNetwork,
     attend,
     check_at_least,
     check_divisible,
@@ -129,8 +131,11 @@ class Stage(nn.Module):
         return h if self.attention is None else self.attention(h)
 
 
-class UNet(nn.Module):
-    """net(x_t (B, C, H, W), t (B,), cond) -> (B, C, H, W) (Ronneberger et al. 2015; Ho et al. 2020).
+@register("unet")
+class UNet(FlowNetwork):
+    """A U-Net for images.
+
+    net(x_t (B, C, H, W), t (B,), cond) -> (B, C, H, W) (Ronneberger et al. 2015; Ho et al. 2020).
 
     ``shape`` is that of one image, (C, H, W). Level i of the net has ``num_res_blocks`` residual blocks of
     ``model_channels * channel_mult[i]`` channels on the way down, and as many on the way up, each of which also
@@ -142,9 +147,22 @@ class UNet(nn.Module):
     times less; attention resolutions are those of the feature maps. ``grad_checkpointing`` computes each stage a
     second time in the backward pass, for memory.
 
+    Args:
+        model_channels: channels at the highest resolution.
+        channel_mult: multiples of the channels, one for each resolution; each further one halves height and width.
+        num_res_blocks: residual blocks at each resolution.
+        attention_resolutions: heights of the feature maps that have self-attention.
+        dropout: share of activations dropped inside the residual blocks while training.
+        head_width: channels of an attention head.
+        patch_size: pixels a side that are folded into channels first; 2 costs a quarter.
+        time_embedding: how the network sees the time: sines of 1000 t, or of random frequencies.
+
     Raises UserError for an argument out of range, for a height or width that cannot be halved so often, for an
     attention resolution that no level has, and for x_t or t of another shape.
     """
+
+    takes = "image"
+    channels_last = True
 
     def __init__(
         self,
