@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,11 +17,17 @@ from torch import Tensor
 from advect.core import random
 from advect.core.errors import UserError
 from advect.core.random import Generator
+from advect.core.registry import register
 from advect.core.types import Conditions, check_pair
 
 
 class Coupling(ABC):
     """Pairs a batch x0 (B, *S) with x1 (B, *S) and its conditions; both marginals stay, in expectation."""
+
+    part_kind: ClassVar[str] = "coupling"
+    independent: ClassVar[bool] = False
+    """Whether x0 and x1 stay independent draws."""
+    needs_conditions: ClassVar[bool] = False
 
     @abstractmethod
     def pair(
@@ -29,9 +36,24 @@ class Coupling(ABC):
         """Return (x0, x1, cond), reordered so that row i of each belongs together."""
 
 
+@register("independent")
 @dataclass(frozen=True)
 class Independent(Coupling):
     """Pair row i with row i: x0 and x1 stay independent draws."""
+
+    independent = True
+
+    def pair(
+        self, x0: Tensor, x1: Tensor, cond: Conditions | None = None, generator: Generator = None
+    ) -> tuple[Tensor, Tensor, Conditions | None]:
+        check_pair(x0, x1)
+        return x0, x1, cond
+
+
+@register("pairs")
+@dataclass(frozen=True)
+class DataPairs(Coupling):
+    """Keep the pairs in which the data come, those of --pairs."""
 
     def pair(
         self, x0: Tensor, x1: Tensor, cond: Conditions | None = None, generator: Generator = None
@@ -111,6 +133,7 @@ def flatten_cost(cost: Tensor) -> Tensor:
     return cost.sub_(prices[0][:, None]).sub_(prices[1])
 
 
+@register("ot")
 @dataclass(frozen=True)
 class ExactOT(Coupling):
     """The permutation of x0 with the least total squared distance to x1: each sample is used once.
@@ -138,6 +161,7 @@ def transport(x0: Tensor, x1: Tensor) -> Tensor:
     return assign(squared_distances(x1, x0))
 
 
+@register("conditional-ot")
 @dataclass(frozen=True, kw_only=True)
 class ConditionalOT(Coupling):
     """Exact transport whose cost counts the conditions, so that the source stays independent of them.
@@ -147,7 +171,12 @@ class ConditionalOT(Coupling):
     "The curse of conditions", eq. 9). With the default, infinite penalty transport stays within the groups of equal
     conditions: the source given a condition is then unbiased, which plain transport does not keep. Raises UserError
     for a negative penalty, and where there are no conditions.
+
+    Args:
+        penalty: price of a partner of another condition, relative to the mean distance.
     """
+
+    needs_conditions = True
 
     penalty: float = math.inf
 
@@ -177,6 +206,7 @@ class ConditionalOT(Coupling):
         return x0[rows.to(x0.device)], x1, cond
 
 
+@register("sinkhorn")
 @dataclass(frozen=True, kw_only=True)
 class Sinkhorn(Coupling):
     """Entropic transport (Cuturi 2013) in the log domain on the batch's device; partners are drawn from its plan.
@@ -184,6 +214,10 @@ class Sinkhorn(Coupling):
     ``epsilon`` > 0 is the regularisation relative to the mean squared distance: small is close to exact and needs more
     ``iterations``. For each datum a row of x0 is drawn from the plan, with replacement: in expectation each is
     used once. It needs no transfer to the CPU; in many dimensions it gains little over a random pairing.
+
+    Args:
+        epsilon: regularisation, relative to the mean squared distance.
+        iterations: of the fixed point.
     """
 
     epsilon: float = 0.05

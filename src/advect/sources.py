@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from advect.core import random
 from advect.core.errors import UserError
 from advect.core.random import Generator
+from advect.core.registry import register
 from advect.core.types import NULL, Conditions
 
 Shape = tuple[int, ...]
@@ -20,6 +22,12 @@ Shape = tuple[int, ...]
 
 class SourceDistribution(ABC):
     """A distribution that samples x0 of any shape (B, *S)."""
+
+    part_kind: ClassVar[str] = "source"
+    standard_normal: ClassVar[bool] = False
+    """Whether it is N(0, I), which scores and the conversion between predictions need."""
+    fits_data: ClassVar[bool] = False
+    """Whether a run makes it by ``from_data(x1)``."""
 
     def sample(
         self,
@@ -41,14 +49,18 @@ class SourceDistribution(ABC):
         """Draw x0 of ``shape``."""
 
 
+@register("gaussian")
 @dataclass(frozen=True)
 class Gaussian(SourceDistribution):
     """The standard Gaussian N(0, I)."""
+
+    standard_normal = True
 
     def _draw(self, shape: Shape, generator: Generator, device: torch.device | None, dtype: torch.dtype) -> Tensor:
         return random.normal(shape, generator, device=device, dtype=dtype)
 
 
+@register("matched")
 @dataclass(frozen=True, eq=False)
 class MatchedGaussian(SourceDistribution):
     """``N(mean, std^2)``, with the mean and deviation of the data: one number, or one for each element (*S).
@@ -56,6 +68,8 @@ class MatchedGaussian(SourceDistribution):
     Starting at the data's own scale leaves the flow less to do. :meth:`from_data` measures both. Raises UserError
     unless std > 0 and both are finite, and for samples of another shape than theirs.
     """
+
+    fits_data = True
 
     std: float | Tensor
     mean: float | Tensor = 0.0
@@ -88,11 +102,15 @@ class MatchedGaussian(SourceDistribution):
         return z * std + mean
 
 
+@register("sparse")
 @dataclass(frozen=True, kw_only=True)
 class SparseGaussian(SourceDistribution):
     """A Gaussian times a Bernoulli mask: each element is 0 with probability ``dropout``, in [0, 1), else N(0, 1).
 
     For data in which many values are exactly zero, such as gene expression.
+
+    Args:
+        dropout: probability that an element is 0.
     """
 
     dropout: float = 0.1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from advect.core import random
 from advect.core.errors import UserError
 from advect.core.random import Generator
+from advect.core.registry import register
 from advect.distributed.comm import all_rows
 
 _TOP = 1 - 2**-24
@@ -23,6 +25,10 @@ _TOP = 1 - 2**-24
 
 class TimeDistribution(ABC):
     """A distribution of t on [0, 1]."""
+
+    part_kind: ClassVar[str] = "times"
+    stratify: ClassVar[bool] = True
+    """Whether a run draws it in strata, as :class:`Stratified` does."""
 
     @abstractmethod
     def quantile(self, u: Tensor) -> Tensor:
@@ -52,9 +58,12 @@ class TimeDistribution(ABC):
         assert not state, "a distribution with a state takes it itself"
 
 
+@register("uniform")
 @dataclass(frozen=True)
 class Uniform(TimeDistribution):
     """t uniform on [0, 1), independently for each sample."""
+
+    stratify = False
 
     def quantile(self, u: Tensor) -> Tensor:
         return u
@@ -63,6 +72,7 @@ class Uniform(TimeDistribution):
         return torch.ones_like(t)
 
 
+@register("stratified")
 @dataclass(frozen=True)
 class Stratified(TimeDistribution):
     """One draw of ``base`` in each of B bins of equal probability, in random order.
@@ -71,6 +81,8 @@ class Stratified(TimeDistribution):
     times. The order is random so that t does not depend on the place in the batch. With a CounterRng the B bins are
     those of the global batch, also when processes share it.
     """
+
+    stratify = False
 
     base: TimeDistribution = field(default_factory=Uniform)
 
@@ -95,11 +107,18 @@ class Stratified(TimeDistribution):
         self.base.load_state_dict(state)
 
 
+@register("start")
 @dataclass(frozen=True)
 class Constant(TimeDistribution):
-    """Always the same t in [0, 1]; it has no density."""
+    """Always the same t in [0, 1]; it has no density.
 
-    t: float
+    Args:
+        t: that time.
+    """
+
+    stratify = False
+
+    t: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.t <= 1:
@@ -112,11 +131,16 @@ class Constant(TimeDistribution):
         return torch.where(t == self.t, math.inf, 0.0)
 
 
+@register("logit-normal")
 @dataclass(frozen=True, kw_only=True)
 class LogitNormal(TimeDistribution):
     """``logit(t) ~ N(mean, std^2)``: more of the middle; mean > 0 favours the data (Esser et al. 2024, eq. 19).
 
     In their time, with data at 0, the sign of the mean is the other one.
+
+    Args:
+        mean: of the logit of t; above 0 favours the data.
+        std: of the logit of t.
     """
 
     mean: float = 0.0
@@ -136,12 +160,16 @@ class LogitNormal(TimeDistribution):
         return torch.where((t > 0) & (t < 1), p, 0.0)
 
 
+@register("u-shaped")
 @dataclass(frozen=True, kw_only=True)
 class UShaped(TimeDistribution):
     """``p(t) = a cosh(a (t - 1/2)) / (2 sinh(a / 2))``: more of both ends.
 
     The mixture of exp(a t) and its mirror image with which Lee et al. 2024, "Improving the training of rectified
     flows", section 4.1, train on reflowed pairs; they take a = 4.
+
+    Args:
+        a: how much the ends are favoured, in (0, 80].
     """
 
     a: float = 4.0
@@ -157,11 +185,16 @@ class UShaped(TimeDistribution):
         return self.a * torch.cosh(self.a * (t - 0.5)) / (2 * math.sinh(self.a / 2))
 
 
+@register("shifted")
 @dataclass(frozen=True)
 class Shifted(TimeDistribution):
     """``t = s / (s + shift (1 - s))`` for s from ``base``: with shift > 1 more of the times are near the noise.
 
     The shift for resolution of Esser et al. 2024, eq. 23: sqrt(m / n) for m pixels where n needed none.
+
+    Args:
+        base: the distribution of s.
+        shift: above 1 favours the noise.
     """
 
     base: TimeDistribution = field(default_factory=Uniform)
@@ -189,6 +222,7 @@ class Shifted(TimeDistribution):
         self.base.load_state_dict(state)
 
 
+@register("importance")
 class Importance(TimeDistribution):
     """More of the times at which the loss is large, with exact weights, so that its expectation stays the uniform one.
 
@@ -197,6 +231,11 @@ class Importance(TimeDistribution):
     1953). The means are moving averages with ``momentum``, taken from losses that are being trained on; they are this
     object's state, which ``state_dict`` gives and ``load_state_dict`` takes. Raises UserError for bins < 2, momentum
     outside [0, 1) and floor outside (0, 1].
+
+    Args:
+        bins: equal parts of [0, 1].
+        momentum: of the running mean losses.
+        floor: share of uniform times.
     """
 
     def __init__(self, *, bins: int = 32, momentum: float = 0.99, floor: float = 0.2) -> None:

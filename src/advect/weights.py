@@ -17,17 +17,30 @@ Uniform weights are the default of every objective (None).
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
+from advect.core.registry import register
 
 Weight = Callable[[Tensor], Tensor]
 """``w(t (B,)) -> (B,)``; any function of t will do."""
+
+
+class TimeWeight(ABC):
+    """A weight that a run can choose. It may take the ``schedule`` of an affine path and the loss's ``prediction``."""
+
+    part_kind: ClassVar[str] = "weight"
+    part_given: ClassVar[tuple[str, ...]] = ("schedule", "prediction")
+
+    @abstractmethod
+    def __call__(self, t: Tensor) -> Tensor:
+        """w(t) (B,) at t (B,)."""
 
 
 class HasCoefficients(Protocol):
@@ -36,25 +49,41 @@ class HasCoefficients(Protocol):
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
 
 
+@register("uniform")
 @dataclass(frozen=True)
-class TSquared:
+class Uniform(TimeWeight):
+    """1 at every t."""
+
+    def __call__(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+
+@register("t2")
+@dataclass(frozen=True)
+class TSquared(TimeWeight):
     """t^2: 0 at the noise, 1 at the data."""
 
     def __call__(self, t: Tensor) -> Tensor:
         return t.square()
 
 
+@register("one-minus-t2")
 @dataclass(frozen=True)
-class OneMinusTSquared:
+class OneMinusTSquared(TimeWeight):
     """(1 - t)^2: 1 at the noise, 0 at the data."""
 
     def __call__(self, t: Tensor) -> Tensor:
         return (1 - t).square()
 
 
+@register("inverse-snr")
 @dataclass(frozen=True)
-class InverseSNR:
-    """``1 / SNR(t) = sigma^2 / alpha^2``, at most ``limit``, which it reaches towards the noise, where SNR = 0."""
+class InverseSNR(TimeWeight):
+    """``1 / SNR(t) = sigma^2 / alpha^2``, at most ``limit``, which it reaches towards the noise, where SNR = 0.
+
+    Args:
+        limit: largest weight.
+    """
 
     schedule: HasCoefficients
     limit: float = 1e3
@@ -67,13 +96,17 @@ class InverseSNR:
         return torch.where(alpha > 0, (sigma / alpha).square(), self.limit).clamp(max=self.limit)
 
 
+@register("min-snr")
 @dataclass(frozen=True)
-class MinSNR:
+class MinSNR(TimeWeight):
     """``min(SNR, gamma)`` on the error of the data, told in the space of ``prediction`` (Hang et al. 2023, eq. 8).
 
     With SNR = alpha^2 / sigma^2 an error of the noise is SNR times, and one of the velocity
     ((alpha' sigma - alpha sigma') / sigma)^2 times that of the data, so their weights are ``min(SNR, gamma) / SNR =
     min(1, gamma / SNR)`` and ``min(alpha^2, gamma sigma^2) / (alpha' sigma - alpha sigma')^2``: all finite.
+
+    Args:
+        gamma: the signal-to-noise ratio at which it is clipped.
     """
 
     schedule: HasCoefficients
@@ -83,7 +116,7 @@ class MinSNR:
     def __post_init__(self) -> None:
         _check_above_zero("MinSNR.gamma", self.gamma)
         if self.prediction not in ("data", "noise", "velocity"):
-            raise UserError(f"MinSNR.prediction must be 'data', 'noise' or 'velocity', got {self.prediction!r}")
+            raise UserError(f"MinSNR needs a loss of data, noise or velocity, got {self.prediction!r}")
 
     def __call__(self, t: Tensor) -> Tensor:
         alpha, sigma, d_alpha, d_sigma = self.schedule.coefficients(t)

@@ -8,10 +8,11 @@ from implementations import implementations
 
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
-from advect.couplings import ConditionalOT, Coupling, ExactOT, GivenPairs, Independent, Sinkhorn
+from advect.couplings import ConditionalOT, Coupling, DataPairs, ExactOT, GivenPairs, Independent, Sinkhorn
 
 COUPLINGS = [
     Independent(),
+    DataPairs(),
     ExactOT(),
     ConditionalOT(),
     ConditionalOT(penalty=0.5),

@@ -99,7 +99,7 @@ def test_a_part_made_at_run_time_is_there_at_once_and_a_name_has_one_owner(home:
 
 def test_a_name_twice_in_a_home_is_refused(home: Path) -> None:
     (home / "zebra.py").write_text((home / "apple.py").read_text())
-    with pytest.raises(UserError, match=r"fruit 'apple' is registered by pantry\.apple and by pantry\.zebra"):
+    with pytest.raises(UserError, match=r"fruit 'apple' is registered by pantry\.apple and pantry\.zebra"):
         choices("fruit")
 
 

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorArguments:
-    """What one call of ``advect doctor`` asks for."""
+    """Flags of ``advect doctor``."""
 
     # A file or folder of data of your own to look at, as advect train --data would read it. Flags of advect train may
     # follow, such as --image-size 64 or --conditions cell_type; they may follow a PRESET, too.

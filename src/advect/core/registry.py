@@ -48,9 +48,18 @@ GROUP = "advect.parts"
 
 C = TypeVar("C", bound=type)
 
-_REGISTERED = re.compile(r'^@register\("([^"]+)"\)\n(?:@.*\n)*class (\w+)', re.MULTILINE)
+_REGISTERED = re.compile(r'^@register\("([^"]+)"\)\n(?:@.*\n)*class \w+.*:\n(?: {4}"""((?:.|\n)*?)""")?', re.MULTILINE)
+
+
+class _Seen(NamedTuple):
+    """A part in the source of a module that may not be imported yet."""
+
+    module: str
+    summary: str
+
+
 _parts: dict[str, dict[str, type]] = {}
-_scans: dict[str, dict[str, str]] = {}
+_scans: dict[str, dict[str, _Seen]] = {}
 _loaded: set[str] = set()
 
 
@@ -64,9 +73,9 @@ def register(name: str) -> Callable[[C], C]:
         kind = getattr(cls, "part_kind", None)
         if kind is None:
             raise TypeError(f"{cls.__name__} cannot be registered: no base class sets part_kind")
-        place, home = _place(cls), _scan(kind).get(name)
+        place, seen = _place(cls), _scan(kind).get(name)
         other = _parts.get(kind, {}).get(name)
-        taken = _place(other) if other is not None else home
+        taken = _place(other) if other is not None else seen and seen.module
         if taken not in (None, place, cls.__module__):
             raise UserError(f"{kind} {name!r} is registered by {taken} and by {place}; rename one of them")
         cls.part_name = name
@@ -87,7 +96,7 @@ def get(kind: str, name: str) -> type:
     if name not in choices(kind):
         raise UserError(f"{kind} {name!r} is not known{did_you_mean(name, choices(kind))}")
     if name not in _parts.get(kind, {}):
-        importlib.import_module(_scan(kind)[name])
+        importlib.import_module(_scan(kind)[name].module)
     return _parts[kind][name]
 
 
@@ -146,10 +155,21 @@ def argument_docs(cls: type) -> dict[str, str]:
     return docs
 
 
+def summaries(kind: str) -> dict[str, str]:
+    """The first sentence of each part's docstring, without importing it."""
+    parts, seen = _parts.get(kind, {}), _scan(kind)
+    return {name: summary(parts[name]) if name in parts else seen[name].summary for name in choices(kind)}
+
+
 def summary(cls: type) -> str:
-    """The first sentence of a part's docstring, as one line without reST marks."""
-    text = " ".join(inspect.cleandoc(cls.__dict__.get("__doc__") or "").split("\n\n")[0].split()).replace("``", "`")
-    return re.split(r"(?<=[.;:])\s(?=[A-Z])|(?<=\.)$", text)[0].rstrip(".:;")
+    """The first sentence of a part's docstring."""
+    return first_sentence(cls.__dict__.get("__doc__") or "")
+
+
+def first_sentence(doc: str) -> str:
+    """The first sentence of a docstring as one line without its marks."""
+    text = " ".join(inspect.cleandoc(doc).split("\n\n")[0].split()).replace("``", "`")
+    return re.split(r"(?<=\.)\s(?=[A-Z])", text)[0].rstrip(".")
 
 
 def markdown_table(kind: str) -> str:
@@ -166,15 +186,15 @@ def _place(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _scan(kind: str) -> dict[str, str]:
-    """The module of each part that a kind's home defines, read from its source. Raises UserError for a name twice."""
+def _scan(kind: str) -> dict[str, _Seen]:
+    """The parts that a kind's home defines, read from its source. Raises UserError for a name twice."""
     if kind not in _scans:
-        found: dict[str, str] = {}
+        found: dict[str, _Seen] = {}
         for module, file in _modules(HOMES[kind]) if kind in HOMES else ():
-            for name, _ in _REGISTERED.findall(file.read_text(encoding="utf-8")):
+            for name, doc in _REGISTERED.findall(file.read_text(encoding="utf-8")):
                 if name in found:
-                    raise UserError(f"{kind} {name!r} is registered by {found[name]} and by {module}; rename one")
-                found[name] = module
+                    raise UserError(f"{kind} {name!r} is registered by {found[name].module} and {module}; rename one")
+                found[name] = _Seen(module, first_sentence(doc))
         _scans[kind] = found
     return _scans[kind]
 

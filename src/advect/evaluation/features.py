@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.core.random import CounterRng, mix
+from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import Category, Conditions, without_padding
 from advect.data import Components, Dataset, Expression, PixelScale, Split, count_noise
 from advect.data.cells.conditions import CellSplit
-from advect.data.cells.modality import COUNTING
 from advect.data.cells.transform import Chain
 from advect.data.tables.columns import Categories
 from advect.data.tables.transform import TableTransform
@@ -192,7 +191,7 @@ class FeatureSpace:
             if self._scale is not None:
                 some = self._scale.forward(some)
                 if self.flow.facts.get("counted"):
-                    rng = CounterRng(mix(seed, COUNTING), 0, len(some), start=first + i)
+                    rng = CounterRng(stream_seed(seed, Stream.COUNTS), 0, len(some), start=first + i)
                     some = count_noise(some, self._counting, rng)
             kept = self._kept(some, part)
             parts.append(kept | ({SAMPLES: self._near(some).float()} if SAMPLES in self.keep else {}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -11,7 +12,24 @@ from advect.core.types import Batch, Network
 
 
 class Loss(ABC):
-    """A loss a sample, for a network and a batch."""
+    """A loss a sample, for a network and a batch.
+
+    A run gives its constructor those of the parts and values in ``part_given`` that it takes.
+    """
+
+    part_kind: ClassVar[str] = "loss"
+    part_given: ClassVar[tuple[str, ...]] = (
+        "path",
+        "source",
+        "coupling",
+        "times",
+        "weight",
+        "prediction",
+        "loss",
+        "penalty",
+        "margin",
+        "cond_dropout",
+    )
 
     @abstractmethod
     def __call__(self, net: Network, batch: Batch, generator: Generator = None) -> Tensor:

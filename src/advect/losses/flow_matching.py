@@ -11,6 +11,7 @@ from torch import Tensor
 
 from advect.core.errors import UserError, did_you_mean
 from advect.core.random import Generator
+from advect.core.registry import register
 from advect.core.types import Batch, Conditions, Network, PathSample, drop_conditions, expand_right, real_steps
 from advect.couplings import Coupling, Independent
 from advect.losses.base import Loss
@@ -26,9 +27,12 @@ C = 0.00054
 """Where the pseudo-Huber penalty turns from square to norm, for a residual per element."""
 
 
+@register("flow-matching")
 @dataclass(frozen=True, kw_only=True)
 class FlowMatching(Loss):
-    """``E w(t) |f - f*|^2``, the mean over the elements of a sample, for any conditional path.
+    """A regression of the velocity, or of another prediction.
+
+    ``E w(t) |f - f*|^2``, the mean over the elements of a sample, for any conditional path.
 
     ``prediction`` is what the network's output means and ``loss`` the space in which it is compared, by default the
     same: with ``prediction="data", loss="velocity"`` the network predicts the data and is trained on the velocity

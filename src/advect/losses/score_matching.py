@@ -11,6 +11,7 @@ from torch import Tensor
 
 from advect.core.errors import UserError, did_you_mean
 from advect.core.random import Generator
+from advect.core.registry import register
 from advect.core.types import Batch, Conditions, Network, PathSample
 from advect.losses.base import Loss
 from advect.losses.flow_matching import FlowMatching
@@ -20,9 +21,12 @@ from advect.times import Stratified, TimeDistribution
 Weighting = Literal["sigma2", "uniform", "likelihood"]
 
 
+@register("score-matching")
 @dataclass(frozen=True, kw_only=True)
 class ScoreMatching(Loss):
-    """``E lambda(t) |s - grad log p_t(x_t | x1)|^2`` on an affine path from Gaussian noise.
+    """A regression of the score of the noised data.
+
+    ``E lambda(t) |s - grad log p_t(x_t | x1)|^2`` on an affine path from Gaussian noise.
 
     Vincent 2011; Song et al. 2021, "Score-based generative modeling through stochastic differential equations",
     eq. 7. The network predicts the score or, with ``prediction="noise"``, the noise -sigma s. ``weighting`` is lambda:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from advect.config.build import build_source_distribution, source_tensors
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, make_folder
-from advect.core.random import CounterRng, mix
+from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import Conditions
 from advect.data import Dataset
 from advect.data.modality import Modality
@@ -114,7 +114,7 @@ def make_pairs(
         written["inverted"] = _make(folder / "inverted", inverted, plan, back)
     with sync_errors():
         if current().is_first and not (folder / FACTS).is_file():
-            start = {"noise": dict(noise), "jitter": flow.start.jitter}
+            start = {"noise": dict(noise), "jitter": flow.initial_noise.jitter}
             facts = {
                 **plan,
                 "generated": pairing.num_pairs - inverted,
@@ -158,7 +158,7 @@ def _invert(
 ) -> list[Path]:
     """Carry real data back to t = 0 (Lee, Lin & Fanti 2024), and write these pairs."""
     total, sampler = len(dataset.train), pairing.sampler.resolve(flow.sampler)
-    order = CounterRng(mix(pairing.seed, 9), 0, total).permutation().numpy()
+    order = CounterRng(stream_seed(pairing.seed, Stream.INVERTED_ROWS), 0, total).permutation().numpy()
     places = np.resize(order, n)[rows.start : rows.stop]
     batch = dataset.train.fetch(places)
     t0, t1 = flow.span

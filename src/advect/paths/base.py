@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -16,6 +17,10 @@ class Path(ABC):
 
     The condition z is the pair (x0, x1) or, on a path whose source is known to be Gaussian, the datum x1 alone.
     """
+
+    part_kind: ClassVar[str] = "path"
+    width: ClassVar[str | None] = None
+    """The argument that a run's sigma_min sets; None where the path has no noise of its own."""
 
     @abstractmethod
     def sample(self, x0: Tensor, x1: Tensor, t: Tensor, generator: Generator = None) -> PathSample:

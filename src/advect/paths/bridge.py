@@ -11,11 +11,13 @@ from torch import Tensor
 from advect.core import random
 from advect.core.errors import UserError
 from advect.core.random import Generator
+from advect.core.registry import register
 from advect.core.types import PathSample
 from advect.paths.base import Path, align, check_ends, check_point, given_x0
 from advect.paths.convert import refuse
 
 
+@register("bridge")
 @dataclass(frozen=True)
 class BrownianBridge(Path):
     """``x_t ~ N(m_t, w_t^2)`` with ``m_t = (1 - t) x0 + t x1`` and ``w_t = sigma sqrt(t (1 - t))``, sigma > 0.
@@ -31,6 +33,9 @@ class BrownianBridge(Path):
     Tong et al. 2024, "Improving and generalizing flow-based generative models", on SB-CFM; Tong et al. 2024,
     "Simulation-free Schroedinger bridges via score and flow matching", eq. 8.
     """
+
+    width = "sigma"
+    part_given = ("sigma",)
 
     sigma: float = 1.0
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
+from advect.core.registry import register
 
 _HALVINGS = 60
 
@@ -27,7 +28,12 @@ class Schedule(ABC):
     """Coefficients of ``x_t = alpha_t x_1 + sigma_t x_0``, from noise at t = 0 to data at t = 1.
 
     alpha rises and sigma falls, so that alpha / sigma rises strictly: the times of a schedule are its noise levels.
+    Registered, it is the choice of an :class:`~advect.paths.AffinePath` on it.
     """
+
+    part_kind: ClassVar[str] = "path"
+    width: ClassVar[str | None] = None
+    """The argument that a run's sigma_min sets; None where that is a jitter on the path."""
 
     @abstractmethod
     def coefficients(self, t: Tensor) -> Coefficients:
@@ -68,6 +74,7 @@ class Schedule(ABC):
         return self.coefficients(t)[:2]
 
 
+@register("cond-ot")
 @dataclass(frozen=True)
 class CondOT(Schedule):
     """The straight line, alpha_t = t and sigma_t = 1 - t, finite everywhere.
@@ -84,6 +91,7 @@ class CondOT(Schedule):
         return alpha / (alpha + sigma)
 
 
+@register("lipman-ot")
 @dataclass(frozen=True)
 class LipmanOT(Schedule):
     """alpha_t = t and sigma_t = 1 - (1 - sigma_min) t, finite everywhere; sigma_1 = sigma_min in [0, 1).
@@ -91,6 +99,9 @@ class LipmanOT(Schedule):
     Lipman et al. 2023, "Flow matching for generative modeling", eq. 20. With sigma_min > 0 a score exists up to t = 1,
     where it is that of the data blurred by sigma_min.
     """
+
+    width = "sigma_min"
+    part_given = ("sigma_min",)
 
     sigma_min: float = 1e-4
 
@@ -106,6 +117,7 @@ class LipmanOT(Schedule):
         return (alpha / (sigma + (1 - self.sigma_min) * alpha)).clamp(max=1)
 
 
+@register("polynomial")
 @dataclass(frozen=True)
 class Polynomial(Schedule):
     """alpha_t = t^n and sigma_t = 1 - t^n with n >= 1, finite everywhere.
@@ -113,9 +125,12 @@ class Polynomial(Schedule):
     The straight line walked at another pace: it dwells at the noise. For n > 1 both derivatives are 0 at t = 0, so a
     velocity says nothing about the data there.
     Lipman et al. 2024, "Flow matching guide and code", the polynomial schedules of affine paths.
+
+    Args:
+        n: the power of time, at least 1.
     """
 
-    n: float
+    n: float = 2.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.n < float("inf"):

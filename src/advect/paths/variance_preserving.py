@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import jvp
 
 from advect.core.errors import UserError
+from advect.core.registry import register
 from advect.paths.schedules import Coefficients, Schedule
 
 _ROUNDING = 1e-15
@@ -26,6 +27,7 @@ def _slope(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return lambda t: jvp(f, (t.contiguous(),), (torch.ones(t.shape, dtype=t.dtype, device=t.device),))[1]
 
 
+@register("vp")
 @dataclass(frozen=True, repr=False)
 class VariancePreserving(Schedule):
     """sigma_t = s(t), alpha_t = sqrt(1 - s(t)^2), for any s that falls from at most 1 to 0.
@@ -77,6 +79,7 @@ class VariancePreserving(Schedule):
         return ((1 - s) * (1 + s)).sqrt(), s
 
 
+@register("trigonometric")
 @dataclass(frozen=True)
 class Trigonometric(Schedule):
     """alpha_t = sin(pi t / 2) and sigma_t = cos(pi t / 2), finite everywhere: a quarter circle at constant speed.
@@ -94,6 +97,7 @@ class Trigonometric(Schedule):
         return torch.atan2(alpha, sigma) * (2 / math.pi)
 
 
+@register("cosine")
 @dataclass(frozen=True)
 class Cosine(Schedule):
     """The cosine schedule: ``alpha_t^2 = f(1 - t) / f(0)`` with ``f(u) = cos^2((u + offset) / (1 + offset) pi / 2)``.
@@ -102,6 +106,9 @@ class Cosine(Schedule):
     Trigonometric. t = 0 is finite and exact (alpha = 0: the paper's cap on beta is for discrete steps and is not
     needed). At t = 1, where sigma = 0, d_sigma is minus infinity: the offset lets the last noise leave abruptly.
     Nichol & Dhariwal 2021, "Improved denoising diffusion probabilistic models", eq. 17, with its offset of 0.008.
+
+    Args:
+        offset: how far from Trigonometric, above 0.
     """
 
     offset: float = 0.008
@@ -122,6 +129,7 @@ class Cosine(Schedule):
         return torch.atan2(math.sin(w) * alpha, torch.hypot(sigma, math.cos(w) * alpha)).clamp(max=w) / w
 
 
+@register("ddpm")
 @dataclass(frozen=True)
 class BetaLinear(Schedule):
     """DDPM's schedule in continuous time: noise added at rate ``beta(u) = beta_min + u (beta_max - beta_min)``.
@@ -133,6 +141,10 @@ class BetaLinear(Schedule):
     (0.0066 and 0.99998 by default). At t = 1, where sigma = 0, d_sigma is minus infinity.
     Ho et al. 2020, "Denoising diffusion probabilistic models", section 4; Song et al. 2021, "Score-based generative
     modeling through stochastic differential equations", eq. 33.
+
+    Args:
+        beta_min: rate at the data.
+        beta_max: rate at the noise.
     """
 
     beta_min: float = 0.1

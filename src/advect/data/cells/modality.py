@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from advect.core.errors import optional_import
-from advect.core.random import CounterRng, mix
+from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import Conditions, DataSpec
 from advect.data.base import Split
 from advect.data.cells.conditions import CellSplit
@@ -21,9 +21,6 @@ from advect.data.modality import DISTANCES, Modality
 from advect.data.transforms import Transform
 from advect.data.vectors.modality import Vectors
 from advect.data.vectors.plot import vector_plot
-
-COUNTING = 8
-"""Keeps the randomness of counting apart from that of sampling."""
 
 
 class CellsModality(Vectors):
@@ -71,7 +68,7 @@ class CellsModality(Vectors):
         """Cells with molecules counted around x, where x is what components expect."""
         if not metadata.get("counted"):
             return x
-        return count_noise(x, metadata, CounterRng(mix(seed, COUNTING), 0, len(x), start=first))
+        return count_noise(x, metadata, CounterRng(stream_seed(seed, Stream.COUNTS), 0, len(x), start=first))
 
 
 MODALITY = CellsModality

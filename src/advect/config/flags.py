@@ -1,0 +1,198 @@
+"""From words of the command line to sections: the flags of their fields and of the parts that they choose."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import field, fields, make_dataclass
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+
+import tyro
+
+from advect.config.section import Choice, Section, field_docs, flag
+from advect.core import registry
+from advect.core.errors import UserError, did_you_mean
+
+S = TypeVar("S", bound=Section)
+Sections = Mapping[str, Section]
+
+_STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
+
+
+def parse_section(kind: type[S], words: Sequence[str], *, prog: str, description: str) -> S:
+    """Parse words into the section ``kind``. Raises UserError."""
+    found = parse_sections({kind.__name__: kind()}, words, prog=prog, description=description)
+    return found[kind.__name__]  # pyright: ignore[reportReturnType]
+
+
+def parse_sections(sections: Sections, words: Sequence[str], *, prog: str, description: str) -> dict[str, Section]:
+    """The sections with what the words give. Raises UserError for an unknown flag and for a bad value.
+
+    A choice that the words make comes with its own flags. ``--help`` shows the usual flags, ``--help-all`` all.
+    """
+    words = [dashed(word) for word in words]
+    sections = {name: _chosen(section, words) for name, section in sections.items()}
+    brief = not {"-h", "--help"}.isdisjoint(words)
+    if brief:
+        description += f"\n\nThese are the usual flags; {prog} --help-all shows all."
+    if "--help-all" in words:
+        words = ["--help"]
+    help_ = "--help" in words or "-h" in words
+    parser, owners = _parser(sections, brief=brief, choices_help=help_)
+    values = vars(_run_tyro(parser, words, owners, sections, prog=prog, description=description))
+    flat = {name: value for group in values.values() for name, value in vars(group).items()}
+    return {
+        key: section.replaced(**{name: flat[name] for name, owner in owners.items() if owner == key})
+        for key, section in sections.items()
+    }
+
+
+def _chosen(section: Section, words: Sequence[str]) -> Section:
+    """The section with the parts that the words choose."""
+    for choice in section.choices():
+        name = value_of(flag(choice.field), words)
+        if name is not None and name != "None":
+            section = section.replaced(**{choice.field: name})
+    return section
+
+
+class _Group:
+    """Flags under one title."""
+
+    def __init__(self, about: str) -> None:
+        self.about, self.fields = about, []
+
+    def add(self, name: str, type_: Any, default: Any, words: str) -> None:
+        typed = Annotated[type_, tyro.conf.arg(help=words)]
+        self.fields.append((name, typed, field(default=default)))
+
+    def dataclass(self, title: str) -> type:
+        made = make_dataclass(title.title().replace(" ", ""), self.fields, kw_only=True)
+        made.__doc__ = self.about
+        return made
+
+
+def _parser(sections: Sections, *, brief: bool, choices_help: bool) -> tuple[type, dict[str, str]]:
+    """A dataclass of dataclasses whose fields are the flags, and for each flag the section that it belongs to."""
+    groups: dict[str, _Group] = {}
+    owners: dict[str, str] = {}
+    for key, section in sections.items():
+        hints, docs = get_type_hints(type(section)), field_docs(type(section))
+        group = groups[key] = _Group(registry.summary(type(section)) + ".")
+        for f in fields(section):
+            if f.name == "options":
+                continue
+            choice = section.choice(f.name) if "kinds" in f.metadata else None
+            default, type_, words = getattr(section, f.name), hints[f.name], docs.get(f.name, "")
+            if choice is not None:
+                optional = type(None) in getattr(type_, "__args__", ())
+                type_ = Literal[choice.names()] | None if optional else Literal[choice.names()]  # pyright: ignore
+                words = _choices_help(words, choice) if choices_help else words
+            _claim(owners, f.name, key)
+            if not brief or f.name in section.usual:
+                group.add(f.name, type_, default, words)
+            if choice is not None and default is not None:
+                cls, values = section.part(f.name), section.arguments(f.name)
+                own = group
+                if choice.prefix and values:
+                    own = groups[f"{f.name} {default}"] = _Group(registry.summary(cls) + ".")
+                for a in registry.arguments(cls):
+                    _claim(owners, choice.prefix + a.name, key)
+                    own.add(choice.prefix + a.name, a.type, values[a.name], a.help)
+    made = [(title.replace("-", "_").replace(" ", "_"), group) for title, group in groups.items() if group.fields]
+    types = [(name, cls := group.dataclass(name), field(default_factory=cls)) for name, group in made]
+    return make_dataclass("Flags", types, kw_only=True), owners
+
+
+def _claim(owners: dict[str, str], name: str, key: str) -> None:
+    if name in owners:
+        raise UserError(f"an argument of a part makes {flag(name)}, which is a flag already; rename that argument")
+    owners[name] = key
+
+
+def _choices_help(words: str, choice: Choice) -> str:
+    lines = [f"{name}: {text}." for name, text in choice.summaries().items() if text]
+    return " ".join([words, *lines]).strip()
+
+
+def _run_tyro(
+    parser: type, words: list[str], owners: Mapping[str, str], sections: Sections, *, prog: str, description: str
+) -> Any:
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            value, unknown = tyro.cli(
+                parser, args=words, prog=prog, description=description, config=_STYLE, return_unknown_args=True
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(f"{_one_sentence(errors.getvalue())}; see {prog} --help") from None
+    if unknown:
+        raise UserError(_unknown(unknown[0], [*map(flag, owners)], sections, prog))
+    return value
+
+
+def _one_sentence(box: str) -> str:
+    """The words inside the frame that tyro draws around an error, without its title."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()
+    inside = [re.sub(r"[│─]+", " ", line) for line in lines if not line.startswith(("╭", "╰"))]
+    words = " ".join(" ".join(inside).split()).split(" Argument helptext")[0].split(" For full helptext")[0]
+    return re.sub(r"^Error parsing [\w.]+: ", "", words).replace("Error parsing ", "").strip(" .")
+
+
+def _unknown(word: str, flags: list[str], sections: Sections, prog: str) -> str:
+    if not word.startswith("-"):
+        return f"{word!r} is one word too many; see {prog} --help"
+    name = word.split("=")[0]
+    for section in sections.values():
+        for choice in section.choices():
+            option = name[2:].replace("-", "_").removeprefix(choice.prefix)
+            if name.startswith(flag(choice.prefix)) and (others := _parts_with(choice, option)):
+                return f"{word} is not a flag of {prog}; it goes with {flag(choice.field)} {' or '.join(others)}"
+    begun = [flag for flag in flags if flag.startswith(f"{name}-")]
+    near = f"; did you mean {' or '.join(begun)}?" if begun else did_you_mean(name, flags)
+    return f"{word} is not a flag of {prog}" + (near if "did you mean" in near else f"; see {prog} --help")
+
+
+def _parts_with(choice: Choice, option: str) -> list[str]:
+    """The parts that have an argument of this name."""
+    return [name for name in choice.names() if option in {a.name for a in registry.arguments(choice.get(name))}]
+
+
+def dashed(word: str) -> str:
+    """``--resume_from=x`` as ``--resume-from=x``."""
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if word.startswith("--") else word
+
+
+def value_of(flag: str, words: Sequence[str]) -> str | None:
+    """The value that a flag has in the words, the last one where it comes twice."""
+    found = None
+    for i, word in enumerate(words):
+        if word == flag:
+            if i + 1 == len(words):
+                raise UserError(f"{flag} needs a value")
+            found = words[i + 1]
+        if word.startswith(flag + "="):
+            found = word.partition("=")[2]
+    return found
+
+
+def taken(flag: str, words: Sequence[str]) -> tuple[list[str], str | None]:
+    """The words without a flag, and the value that it had."""
+    value, rest = value_of(flag, words), []
+    places = iter(words)
+    for word in places:
+        if word == flag:
+            next(places)
+        elif not word.startswith(flag + "="):
+            rest.append(word)
+    return rest, value
+
+
+def without_flag(flag: str, words: Sequence[str]) -> list[str]:
+    """The words without a flag and its value."""
+    return taken(flag, [dashed(word) for word in words])[0]
