@@ -17,9 +17,10 @@ from advect.doctor.report import is_healthy, show, to_json
 class DoctorArguments:
     """What one call of ``advect doctor`` asks for."""
 
-    # A file or folder of data of your own to look at, as advect train --data would read it. Flags of advect train may
-    # follow, such as --image-size 64 or --conditions cell_type; they may follow a PRESET, too.
     data: str | None = None
+    """A file or folder of data of your own to look at, as advect train --data would read it. Flags of advect train may
+    follow, such as --image-size 64 or --conditions cell_type; they may follow a PRESET, too.
+    """
 
     samples: int = 0
     """Of a run: draw so many samples and compare them with the data; 500 is usual, 0 is none."""

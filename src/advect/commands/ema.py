@@ -27,9 +27,10 @@ FARTHEST = 0.1
 class EmaArguments:
     """What one call of ``advect ema`` asks for."""
 
-    # Lengths of the averages, each a file of its own: the standard deviation of their weights in time, as a share of
-    # the run; 0.05 averages over about its last tenth.
     length: tuple[float, ...] = ()
+    """Lengths of the averages, each a file of its own: the standard deviation of their weights in time, as a share of
+    the run; 0.05 averages over about its last tenth.
+    """
 
     step: int | None = None
     """The step, one of those in RUN/ema, at which the averages end; by default the newest."""

@@ -35,9 +35,10 @@ class EvalArguments:
 
     features: FeatureArguments = field(default_factory=FeatureArguments)
 
-    # How many samples a point has; by default 10,000, or as many as there are training rows where those are fewer, as
-    # the floor is of as many of them.
     num_samples: int | None = None
+    """How many samples a point has; by default 10,000, or as many as there are training rows where those are fewer, as
+    the floor is of as many of them.
+    """
 
     reference: Literal["held-out", "train"] = "held-out"
     """What samples are compared with."""
@@ -58,9 +59,10 @@ class EvalArguments:
     guidance_interval: tuple[float, float] | None = None
     """Times LO HI between which guidance acts; by default all."""
 
-    # Conditions as NAME=VALUE, such as label=7; samples of one category are compared with the rows of that category.
-    # Conditions that are not named are drawn as often as in the data.
     cond: tuple[str, ...] = ()
+    """Conditions as NAME=VALUE, such as label=7; samples of one category are compared with the rows of that category.
+    Conditions that are not named are drawn as often as in the data.
+    """
 
     seed: int = 0
     """Seed of the samples, the first one with --repeat."""

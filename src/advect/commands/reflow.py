@@ -54,9 +54,10 @@ class ReflowArguments(Generic[D, N]):
     pair_grid: Literal["uniform", "cosine", "edm", "shifted"] | None = None
     """Where its steps lie."""
 
-    # Scale of classifier-free guidance for the pairs of the first flow: the next ones have learned it, and sample
-    # without.
     guidance: float = 1.0
+    """Scale of classifier-free guidance for the pairs of the first flow: the next ones have learned it, and sample
+    without.
+    """
 
     guidance_interval: tuple[float, float] | None = None
     """Times LO HI between which guidance acts; by default all."""

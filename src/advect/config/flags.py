@@ -82,7 +82,7 @@ def _parser(sections: Sections, *, brief: bool, choices_help: bool) -> tuple[typ
         hints, docs = get_type_hints(type(section)), field_docs(type(section))
         group = groups[key] = _Group(registry.summary(type(section)) + ".")
         for f in fields(section):
-            if f.name == "options":
+            if f.name == "options" or not f.metadata.get("flag", True):
                 continue
             choice = section.choice(f.name) if "kinds" in f.metadata else None
             default, type_, words = getattr(section, f.name), hints[f.name], docs.get(f.name, "")
@@ -91,7 +91,7 @@ def _parser(sections: Sections, *, brief: bool, choices_help: bool) -> tuple[typ
                 type_ = Literal[choice.names()] | None if optional else Literal[choice.names()]  # pyright: ignore
                 words = _choices_help(words, choice) if choices_help else words
             _claim(owners, f.name, key)
-            if not brief or f.name in section.usual:
+            if not brief or not section.usual or f.name in section.usual:
                 group.add(f.name, type_, default, words)
             if choice is not None and default is not None:
                 cls, values = section.part(f.name), section.arguments(f.name)

@@ -140,7 +140,7 @@ class Section:
         """All values by name: the fields, and after each choice the arguments of its part."""
         found: dict[str, Any] = {}
         for f in fields(self):
-            if f.name != "options":
+            if f.name != "options" and f.metadata.get("flag", True):
                 found[f.name] = getattr(self, f.name)
             if "kinds" in f.metadata and found[f.name] is not None:
                 prefix = self.choice(f.name).prefix

@@ -41,7 +41,7 @@ from advect.doctor.formats import (
     looks_like_id,
 )
 from advect.doctor.machine import MACHINE_CHECKS
-from advect.doctor.plan import Plan, check_plan, kind_of, measure_network
+from advect.doctor.plan import Plan, check_plan, measure_network
 from advect.doctor.probes import device_memory, gather_machine
 from advect.doctor.report import Finding
 from advect.doctor.run import RUN_CHECKS
@@ -161,7 +161,7 @@ def _suggest(data: ResolvedData, source: Dataset, free: int, device: str) -> Fin
     except UserError as error:  # the network of a preset does not take data of this shape
         return Finding("note", "The network of the preset does not fit the data", {"why": str(error)})
     plan = Plan(
-        network=kind_of(network),
+        network=network.network,
         preset=data.preset,
         parameters=parameters,
         kept=kept,

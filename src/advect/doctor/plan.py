@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from advect.config.build import build_network
-from advect.config.network_sections import NetworkConfig, name_of
+from advect.config.config import NetworkConfig
 from advect.core.types import Category, Conditions, DataSpec, Length, Quantity
 from advect.doctor.report import Figure, Finding
 
@@ -113,11 +113,6 @@ def measure_network(config: NetworkConfig, spec: DataSpec) -> tuple[int, float]:
     held = sum(x.untyped_storage().nbytes() for key, x in kept.items() if key not in weights)
     count = sum(p.numel() for p in net.parameters())
     return count, max(held / rows, 4.0 * x[0].numel())
-
-
-def kind_of(config: NetworkConfig) -> str:
-    """The name that ``--network`` has for it."""
-    return name_of(config)
 
 
 def _conditions(spec: DataSpec, rows: int) -> Conditions | None:

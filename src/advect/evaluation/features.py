@@ -71,9 +71,10 @@ class Features:
 class FeatureArguments:
     """The network in whose features images are compared, and how images are prepared for it."""
 
-    # File with the network, such as the Inception of 2015; a TorchScript file runs the code in it. By default the
-    # values themselves up to 512 of them, else 128 principal components.
     features: Path | None = None
+    """File with the network, such as the Inception of 2015; a TorchScript file runs the code in it. By default the
+    values themselves up to 512 of them, else 128 principal components.
+    """
 
     feature_size: int = SIDE
     """Height and width that it wants; 224 for DINOv2."""

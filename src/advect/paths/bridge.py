@@ -37,7 +37,7 @@ class BrownianBridge(Path):
     width = "sigma"
     part_given = ("sigma",)
 
-    sigma: float = 1.0
+    sigma: float
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma < math.inf:
