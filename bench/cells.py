@@ -119,7 +119,7 @@ def flow_draw(run: Path, condition: str, real: Real) -> tuple[Draw, bool]:
     if flow.facts.get("var", {}).get("genes") != real.facts["var"]["genes"]:
         sys.exit(f"{run} was trained on other genes; train it with the same file, --genes and --held-out")
     cond = {condition: real.wanted}
-    return lambda seed: flow.sample(len(real.wanted), cond=cond, seed=seed), bool(flow.facts.get("counted"))
+    return lambda seed: flow.sample(len(real.wanted), cond=cond, seed=seed).x, bool(flow.facts.get("counted"))
 
 
 def contestants(real: Real, runs: list[Path], condition: str, components: int) -> dict[str, Draw]:

@@ -23,11 +23,12 @@ import numpy as np
 PROGRAM = """
 import resource, sys
 from pathlib import Path
-from advect.commands.base.evaluate import EvalConfig, evaluate
+from advect.commands.evaluate import evaluate
+from advect.evaluation.protocol import EvalConfig
 
 n, metrics = int(sys.argv[1]), tuple(sys.argv[2:])
-request = EvalConfig(num_samples=n, steps=(2,), solvers=("euler",), metrics=metrics, output=Path(f"{n}.json"))
-evaluate(Path("run"), request, say=lambda text: None, progress=False)
+request = EvalConfig(num_samples=n, num_steps=(2,), solver=("euler",), metrics=metrics, output=Path(f"{n}.json"))
+evaluate(Path("run"), request)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

@@ -19,14 +19,14 @@ from torch import Tensor
 from advect.core.random import CounterRng
 from advect.data import Cifar
 from advect.evaluation.feature_network import FeatureNetwork
-from advect.evaluation.features import Features
+from advect.evaluation.features import Projection
 from advect.evaluation.workspace import ReferenceCache
 from advect.metrics import (
     GaussianFit,
     frechet_at_infinity,
     frechet_distance,
     kernel_distance,
-    manifolds,
+    precision_recall,
     two_sample_test,
 )
 
@@ -75,9 +75,9 @@ def table(space: str, sets: dict[str, Tensor], unit: float) -> None:
     for name, x in sets.items():
         if name == REFERENCE:
             continue
-        kernel, near = kernel_distance(x, reference), manifolds(x, reference)
+        kernel, near = kernel_distance(x, reference), precision_recall(x, reference)
         # The classifier looks at 64 principal components, as trees take long for 2,048 columns.
-        small = Features.fit(torch.cat([x, reference]).float(), kind="vector").projection
+        small = Projection.fit(torch.cat([x, reference]).float()).pca
         rows = [torch.from_numpy(small.transform(v.float().numpy())) if small else v for v in (x, reference)]
         told = two_sample_test(rows[0][:, :64], rows[1][:, :64])
         cells = [
@@ -104,7 +104,7 @@ def main() -> None:
     table(
         args.features.name, features_of(args.features, sets, ReferenceCache(args.cache), source.fingerprint), unit=1000
     )
-    components = Features.fit(sets["train"], kind="image")
+    components = Projection.fit(sets["train"])
     table("Principal components of pixels / 255", {k: components(v) / 255 for k, v in sets.items()}, unit=1000)
 
 

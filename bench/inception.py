@@ -17,10 +17,8 @@ from torch import Tensor
 from advect import load
 from advect.config.arguments import parse_config
 from advect.config.build import build_dataset
-from advect.evaluation import conditions_like
-from advect.evaluation.subsampling import conditions_of, rows
-from advect.evaluation.target import Measured
-from advect.metrics import frechet_distance
+from advect.evaluation.features import FeatureSpace
+from advect.metrics import frechet_distance, subsample
 
 BATCH = 50
 
@@ -60,15 +58,12 @@ def main() -> None:
     args = parser.parse_args()
     network = torch.jit.load(args.network).eval()
     flow = load(args.run)
-    measured = Measured(flow)
     source = build_dataset(parse_config(args.run / "config.yaml")[1].data)
-    train, cond = measured.data(source.train)
-    held_out, _ = measured.data(source.held_out)
-    asked = conditions_of(conditions_like(cond, args.images, 0))
+    space, pick = FeatureSpace(flow, source), lambda split, n: subsample(len(split), n, 0).sort().values
     given = {name: value for name in ("steps", "solver") if (value := getattr(args, name)) is not None}
-    samples = flow.sample(args.images, cond=asked, guidance=args.guidance, **given)
-    real = train[rows(len(train), args.images, 0)]
-    test = inception_features(network, held_out[rows(len(held_out), args.held_out, 0)])
+    samples = flow.sample(args.images, guidance=args.guidance, **given).x
+    real = space.whole(source.train, pick(source.train, args.images))
+    test = inception_features(network, space.whole(source.held_out, pick(source.held_out, args.held_out)))
     for name, images in (("samples", samples), ("training images", real)):
         x = inception_features(network, images.clamp(0, 255))
         fd, kd = frechet_distance(x, test), 1000 * kernel_distance(x, test)

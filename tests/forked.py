@@ -1,7 +1,10 @@
-"""Runs of the command line, forked from a process that has paid for the imports: many real processes in little time.
+"""Several ranks of the command line or of a function, forked from a process that has paid for the imports.
 
 with ranks(2, "train moons --run-dir run", cwd=tmp_path, before=kill_at, arguments=(1, "rename", 3)) as run:
     assert [rank.code for rank in run.wait()] == [75, -9]
+
+def double(n): return current().rank + 2 * n      # at the top of a test file
+run_ranks(2, double, 5) == [10, 11]               # joined over Gloo; the results pass through JSON
 
 ``before``, at the top of a test file, is called first in each process, as a fault is planted that way.
 """
@@ -9,18 +12,19 @@ with ranks(2, "train moons --run-dir run", cwd=tmp_path, before=kill_at, argumen
 from __future__ import annotations
 
 import contextlib
+import json
 import multiprocessing
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from processes import Ended, free_port
+from processes import Ended, environment, free_port
 
 IMPORTS = (
     "advect.cli",
@@ -40,8 +44,10 @@ IMPORTS = (
 )
 
 
-def server() -> ForkServerContext:
-    """The context of the process that forks; it starts with the first run."""
+def server() -> BaseContext:
+    """The context of the process that forks, which starts with the first run; only Linux forks safely."""
+    if not sys.platform.startswith("linux"):
+        return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(IMPORTS))
     return context
@@ -88,21 +94,23 @@ class Run:
 @contextlib.contextmanager
 def ranks(
     n: int,
-    words: str,
+    what: str | Callable[..., object],
     *,
-    cwd: Path,
+    cwd: Path | None = None,
     before: Callable[..., object] | None = None,
     arguments: Sequence[Any] = (),
+    **variables: object,
 ) -> Iterator[Run]:
-    """``n`` ranks of ``advect`` WORDS in ``cwd``; whatever is left of them is killed at the end."""
+    """``n`` ranks of ``advect`` WORDS, or of a function of ``arguments``, in ``cwd``; all are killed at the end."""
     context, port = server(), free_port()
     with tempfile.TemporaryDirectory() as said:
         processes = []
         for rank in range(n):
             place: dict[str, object] = {"RANK": rank, "WORLD_SIZE": n, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": n}
             place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            given = words.split(), str(cwd), place if n > 1 else {}, f"{said}/{rank}", before, tuple(arguments)
-            processes.append(context.Process(target=_rank, args=given))
+            env = environment(**(place if n > 1 else {}), **variables)
+            given = what, str(cwd or Path.cwd()), env, f"{said}/{rank}", before, tuple(arguments)
+            processes.append(context.Process(target=_rank, args=given))  # type: ignore[attr-defined]
             processes[-1].start()
         run = Run(processes, Path(said))
         try:
@@ -111,19 +119,41 @@ def ranks(
             run.kill()
 
 
-def advect_ranks(n: int, words: str, *, cwd: Path, code: int = 0, timeout: float = 60, **fault: Any) -> list[Ended]:
+def advect_ranks(n: int, words: str, *, cwd: Path, code: int = 0, timeout: float = 60, **options: Any) -> list[Ended]:
     """``n`` ranks of the command line, to their ends, each of which must exit with ``code``."""
-    with ranks(n, words, cwd=cwd, **fault) as run:
-        ended = run.wait(timeout)
+    with ranks(n, words, cwd=cwd, **options) as run:
+        return _with_code(run.wait(timeout), code)
+
+
+def run_ranks(n: int, function: Callable[..., Any], *arguments: Any, timeout: float = 60) -> list[Any]:
+    """``function(*arguments)`` on each of ``n`` joined ranks; its results, by rank, through JSON."""
+    with tempfile.TemporaryDirectory() as folder:
+        with ranks(n, _joined, arguments=(function, arguments, folder)) as run:
+            _with_code(run.wait(timeout), 0)
+        return [json.loads(Path(folder, str(rank)).read_text()) for rank in range(n)]
+
+
+def _with_code(ended: list[Ended], code: int) -> list[Ended]:
     if any(rank.code != code for rank in ended):
         raise AssertionError("\n".join(f"rank {i}: {rank.code}\n{rank.out}{rank.err}" for i, rank in enumerate(ended)))
     return ended
 
 
+def _joined(function: Callable[..., Any], arguments: tuple[Any, ...], folder: str) -> None:
+    """What :func:`run_ranks` has each of its processes do."""
+    import torch
+
+    from advect.distributed.comm import process_group
+
+    with process_group(torch.device("cpu")) as processes:
+        value = function(*arguments)
+        Path(folder, str(processes.rank)).write_text(json.dumps(value))
+
+
 def _rank(
-    words: list[str],
+    what: str | Callable[..., object],
     cwd: str,
-    place: dict[str, object],
+    env: dict[str, str],
     said: str,
     before: Callable[..., object] | None,
     arguments: tuple[Any, ...],
@@ -136,11 +166,13 @@ def _rank(
     from advect.cli import main
 
     os.chdir(cwd)
-    for name in [name for name in os.environ if name.startswith(("SLURM_", "TORCHELASTIC_"))]:
-        del os.environ[name]
-    os.environ |= {name: str(value) for name, value in place.items()} | {"CUDA_VISIBLE_DEVICES": ""}
+    os.environ.clear()
+    os.environ.update(env)
     torch.set_num_threads(1)
     if before is not None:
         before(*arguments)
-    sys.argv = ["advect", *words]
-    main()
+    if callable(what):
+        what(*arguments)
+    else:
+        sys.argv = ["advect", *what.split()]
+        main()

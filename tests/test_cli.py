@@ -278,12 +278,3 @@ def test_importing_advect_and_help_load_nothing_heavy() -> None:
         program = f"{code}; import sys; print('LOADED', *sorted(sys.modules))"
         out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
         assert not heavy & set(out.split("LOADED")[1].split())
-
-
-def test_every_lazy_name_is_there() -> None:
-    import advect
-
-    for name in advect.__all__:
-        assert getattr(advect, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = advect.nothing  # type: ignore[attr-defined]

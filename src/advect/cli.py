@@ -1,31 +1,22 @@
-"""The command line: a thin face over the commands in ``advect.commands``.
+"""The command line: finds the commands in ``advect.commands``, one a file, and runs one.
 
 A user's mistake prints one sentence and exits with 2; a bug shows its traceback and exits with 1.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
-from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
-from advect.commands import base as commands
 from advect.core.errors import UserError, did_you_mean
+from advect.distributed.context import log_to_console
 from advect.distributed.env import DistEnv
 
 USAGE = """\
 advect: train, sample and measure flow-matching models on your own data
-
-  advect train [PRESET] [flags]     train; no preset means digits, real data that needs no download
-  advect sample RUN [flags]         draw samples from a run folder, a checkpoint or a weight file
-  advect eval RUN [flags]           measure a run against held-out data, by a protocol that makes numbers comparable
-  advect report RUN [flags]         measure a run and write its report.html
-  advect reflow RUN [flags]         straighten a trained flow, so that few steps draw as well as many did
-  advect ema RUN --length 0.05      make an average of the weights of any length, after advect train --posthoc-ema
-  advect doctor [PRESET | RUN | --data PATH]   say what is wrong with the machine, with data or with a run
-  advect presets                    list the presets
-  advect data pack PATH [flags]     decode and resize images once, for training at the speed of memory
-  advect data verify PATH           read every byte of a pack
 
 Start here:
 
@@ -35,8 +26,31 @@ Start here:
   advect sample runs/digits --cond label=7 --guidance 2
   advect report runs/digits
 
+Commands:
+
+{commands}
+
 `advect COMMAND --help` explains every flag.
 """
+
+
+class Command(NamedTuple):
+    """A command: the module with its ``run(words)``, how it is typed, and what it does."""
+
+    module: str
+    usage: str
+    about: str
+
+
+def find_commands() -> dict[str, Command]:
+    """The commands by name, from the first line of each file in ``commands/``: ``advect NAME ...: what it does``."""
+    found = {}
+    for file in sorted((Path(__file__).parent / "commands").glob("*.py")):
+        with file.open(encoding="utf-8") as lines:  # an import would load PyTorch
+            usage, _, about = lines.readline().strip('"\n.').partition(": ")
+        if usage.startswith("advect "):
+            found[usage.split()[1]] = Command(f"advect.commands.{file.stem}", usage, about)
+    return found
 
 
 def main() -> None:
@@ -57,26 +71,27 @@ def main() -> None:
 def run(words: list[str]) -> None:
     """Run one command; ``words`` are those after ``advect``. Raises UserError for a mistake.
 
-    Among several processes, training, sampling and evaluating are shared, and all else is left to the first one.
+    Among several processes, commands that are ``SHARED`` run on all of them, the others on the first one alone.
     """
-    words = _without_local_rank(words)
+    log_to_console()
+    words, commands = _without_local_rank(words), find_commands()
     if not words or words[0] in ("-h", "--help", "help"):
-        print(USAGE, end="")
+        print(USAGE.format(commands="\n".join(f"  {c.usage:<32}  {c.about}" for c in commands.values())), end="")
         return
     if words[0] == "--version":
         from advect import __version__
 
         print(f"advect {__version__}")
         return
-    if words[0] not in COMMANDS:
-        raise UserError(f"command {words[0]!r} is not known{did_you_mean(words[0], COMMANDS)}")
-    me, command = DistEnv.of_environment(), COMMANDS[words[0]]
-    if me.world > 1 and words[0] in SHARED:
+    if words[0] not in commands:
+        raise UserError(f"command {words[0]!r} is not known{did_you_mean(words[0], commands)}")
+    env, command = DistEnv.of_environment(), importlib.import_module(commands[words[0]].module)
+    if env.world > 1 and getattr(command, "SHARED", False):
         from advect.distributed.launch import run_shared
 
-        run_shared(lambda: command(words[1:]))
-    elif me.is_first:
-        command(words[1:])
+        run_shared(lambda: command.run(words[1:]))
+    elif env.is_first:
+        command.run(words[1:])
 
 
 def _without_local_rank(words: list[str]) -> list[str]:
@@ -86,19 +101,3 @@ def _without_local_rank(words: list[str]) -> list[str]:
             os.environ.setdefault("LOCAL_RANK", words[0].removeprefix(name))
             return words[1:]
     return words
-
-
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "train": commands.train,
-    "sample": commands.sample,
-    "eval": commands.evaluate,
-    "report": commands.report,
-    "reflow": commands.reflow,
-    "ema": commands.ema,
-    "doctor": commands.doctor,
-    "presets": commands.presets,
-    "data": commands.data,
-}
-
-SHARED = ("train", "sample", "eval", "reflow")
-"""Commands that several processes do together."""

@@ -83,9 +83,9 @@ def test_what_is_damaged_is_told_and_auto_goes_on_from_the_one_before(
     assert name in str(error.value) and str(error.value).endswith("whole checkpoints beside it: step-00000004")
     capsys.readouterr()
     advect(words, "--run-dir run --resume auto")
-    said = capsys.readouterr().out
-    assert f"warning: {error.value}\nwarning: going on from run/checkpoints/step-00000004 instead\n" in said
-    assert "resuming at step 4" in said
+    said = capsys.readouterr()
+    assert f"warning: {error.value}\nwarning: going on from run/checkpoints/step-00000004 instead\n" in said.err
+    assert "resuming at step 4" in said.out
     for path in list_checkpoints(checkpoints):
         verify_checkpoint(path)
     assert not list(checkpoints.glob(".*"))

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import advect as package
+from advect.checkpoint.weights import load_weights
 from advect.config.arguments import parse_config
 from advect.config.build import build_dataset
 from advect.core.errors import UserError
@@ -58,7 +59,7 @@ def test_a_pair_is_a_start_and_the_end_the_flow_carries_it_to(
         rounding = 2.0**-8 if store == "bf16" else 1e-5
         assert bool(((batch.x1 - x1).abs() <= rounding * x1.abs().clamp(min=1e-3) + 1e-5).all())
     told = json.loads((tmp_path / "out/pairs-1/pairs.json").read_text())
-    noise = flow.sample(100, steps=1, solver="euler", seed=told["seed"], trajectory=True, model_units=True)[0]
+    noise = flow.sample(100, steps=1, solver="euler", seed=told["seed"], trajectory=True, model_units=True).x[0]
     assert torch.equal(noise[places + 5], batch.x0)
 
 
@@ -110,7 +111,7 @@ def test_one_step_after_reflow_draws_what_took_many_before(advect: Callable[...,
     real = source.transform.inverse(held_out.fetch(np.arange(len(held_out))).x1)
 
     def gap(run: str, steps: int) -> float:
-        x = package.load(run).sample(2000, steps=steps, solver="euler", seed=5)
+        x = package.load(run).sample(2000, steps=steps, solver="euler", seed=5).x
         return energy_distance(x, real, unbiased=True)
 
     before, after, distilled = gap("run", 1), gap("run/reflow/2-rectified", 1), gap("run/reflow/distilled", 1)
@@ -156,8 +157,7 @@ def test_a_call_killed_again_and_again_ends_with_the_bytes_of_one_that_was_not(
     last = sorted((tmp_path / "whole/distilled/checkpoints").glob("step-*"))[-1]
     for name in ("model.safetensors", "ema.safetensors"):
         tensors = [
-            package.runs.loading.load_weights(tmp_path / place / "distilled/checkpoints" / last.name / name)
-            for place in ("out", "whole")
+            load_weights(tmp_path / place / "distilled/checkpoints" / last.name / name) for place in ("out", "whole")
         ]
         assert all(torch.equal(tensors[0][key], tensors[1][key]) for key in tensors[0])
 
@@ -245,4 +245,4 @@ def test_weights_to_begin_with_are_the_averaged_ones(advect: Callable[..., None]
     advect("train moons --width 16 --init-from copy --max-steps 1 --run-dir gone --sample-every 0")
     shutil.rmtree("copy")
     advect("train --resume-from gone --max-steps 2")  # what it began with is not asked for again
-    assert math.isfinite(float(package.load("gone").sample(2, steps=1).sum()))
+    assert math.isfinite(float(package.load("gone").sample(2, steps=1).x.sum()))

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from advect.core.errors import UserError
-from advect.model.sampling import Draw, sample_run
+from advect.model.sampler_config import SamplerConfig
+from advect.model.sampling import sample_run
 from advect.training.state import EMA_FILE, MODEL
 
 
 def test_files_are_named_and_the_facts_say_which_weights(moons_run: Path, tmp_path: Path) -> None:
-    draw = Draw(n=3, steps=2)
-    files = sample_run(moons_run, draw, output_dir=tmp_path / "a", progress=False)
+    two = SamplerConfig(steps=2)
+    files = sample_run(moons_run, 3, two, output_dir=tmp_path / "a")
     assert [f.name for f in files] == ["samples.npz", "samples.csv", "samples.png", "samples.json"]
     assert len((tmp_path / "a/samples.csv").read_text().splitlines()) == 4
     facts = json.loads(files[-1].read_text())
@@ -27,7 +28,7 @@ def test_files_are_named_and_the_facts_say_which_weights(moons_run: Path, tmp_pa
         (weights / MODEL, False),
         (tmp_path / "other.safetensors", None),
     ):
-        files = sample_run(place, draw, output_dir=tmp_path / "a", overwrite=True, progress=False)
+        files = sample_run(place, 3, two, output_dir=tmp_path / "a", overwrite=True)
         assert json.loads(files[-1].read_text())["ema"] is expected
 
 
@@ -37,12 +38,12 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_sampling(
     (tmp_path / "file").touch()
     monkeypatch.setattr("advect.model.flow.Flow.sample", lambda *a, **k: pytest.fail("it sampled"))
     with pytest.raises(UserError, match=r"--output-dir .* cannot be written to"):
-        sample_run(moons_run, Draw(n=3), output_dir=tmp_path / "file/out", progress=False)
+        sample_run(moons_run, 3, output_dir=tmp_path / "file/out")
 
 
 def test_a_mistake_leaves_no_folder(moons_run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did you mean 'midpoint'"):
-        sample_run(moons_run, Draw(n=3, solver="midpont"), output_dir=tmp_path / "out", progress=False)
+        sample_run(moons_run, 3, SamplerConfig("midpont"), output_dir=tmp_path / "out")
     with pytest.raises(UserError, match="--save-individual writes images, and this flow makes vector data"):
-        sample_run(moons_run, Draw(n=3), output_dir=tmp_path / "out", save_individual=True, progress=False)
+        sample_run(moons_run, 3, output_dir=tmp_path / "out", save_individual=True)
     assert not (tmp_path / "out").exists()

@@ -223,7 +223,7 @@ def test_data_are_recognised_trained_on_and_sampled_without(
     flow = load("run")
     assert flow.spec.shape == shape and list(flow.spec.conditions) == names
     assert flow.null == bool(set(names) - {LENGTH})
-    x = flow.sample(3, steps=2)
+    x = flow.sample(3, steps=2).x
     assert len(x) == 3 and x.ndim == len(shape) + 1
     own = {"cells": "cells", "table": "table", "sequences": "sequences"}
     assert flow.facts.get("format") == ("vectors" if make is embeddings else own.get(preset))

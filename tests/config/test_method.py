@@ -68,7 +68,7 @@ def test_a_choice_trains_and_samples(advect: Callable[..., None], flags: str) ->
     advect("train moons --run-dir run", SMALL, flags)
     row = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])
     assert np.isfinite(row["loss"]) and row["grad_norm"] > 0
-    x = package.load("run").sample(50, steps=8)
+    x = package.load("run").sample(50, steps=8).x
     assert x.shape == (50, 2) and torch.isfinite(x).all()
 
 
@@ -104,7 +104,7 @@ def test_a_run_from_before_the_penalty_resumes_and_samples(advect: Callable[...,
             save_file(load_weights(folder / name), new / name, {"advect": json.dumps(card)})
 
     write_checkpoint(folder.parent, 6, fill)
-    assert package.load("old").sample(3, steps=2).shape == (3, 2)
+    assert package.load("old").sample(3, steps=2).x.shape == (3, 2)
     advect("train --resume-from old --max-steps 10")
     whole, old = (package.load(run, ema=False).net.state_dict() for run in ("whole", "old"))
     assert all(torch.equal(whole[name], old[name]) for name in whole)
@@ -171,7 +171,7 @@ def test_a_prediction_samples_as_the_velocity_it_implies(moons_run: Path) -> Non
     """Wrap one velocity network as a network of each other kind: all sample the same."""
     flow = package.load(moons_run)
     path = build_path(MethodConfig())
-    reference = flow.sample(40, steps=10, seed=1)
+    reference = flow.sample(40, steps=10, seed=1).x
     velocity = flow.net
     for kind in ("data", "noise", "score"):
 
@@ -180,7 +180,7 @@ def test_a_prediction_samples_as_the_velocity_it_implies(moons_run: Path) -> Non
                 return path.convert(velocity(x_t, t, cond), x_t, t, "velocity", kind)  # type: ignore[attr-defined]
 
         other = package.Flow(As(), flow.spec, flow.transform, path=path, prediction=kind)  # type: ignore[arg-type]
-        torch.testing.assert_close(other.sample(40, steps=10, seed=1), reference, rtol=5e-3, atol=5e-3)
+        torch.testing.assert_close(other.sample(40, steps=10, seed=1).x, reference, rtol=5e-3, atol=5e-3)
 
 
 @pytest.mark.parametrize(
@@ -208,10 +208,10 @@ def test_ode_and_sde_end_in_the_law_of_the_path_with_an_exact_velocity(sigma_min
     n = 6000
     data = law.sample(n, 1.0, CounterRng(0, 0, n)).float()
     for way in ({"solver": "midpoint", "steps": 40}, {"diffusion": 0.7, "steps": 150}, {"diffusion": 1.0}):
-        x = flow.sample(n, **way)
+        x = flow.sample(n, **way).x
         torch.testing.assert_close(x.mean(0), data.mean(0), atol=0.08, rtol=0)
         torch.testing.assert_close(x.T.cov(), data.T.cov(), atol=0.12, rtol=0)
-        torch.testing.assert_close(flow.sample(3, **way), x[:3], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(flow.sample(3, **way).x, x[:3], atol=1e-4, rtol=1e-4)
     density = law.log_prob(data[:50], torch.ones(50))
     torch.testing.assert_close(flow.log_prob(data[:50], steps=60), density.float(), atol=2e-3, rtol=1e-3)
 
@@ -225,13 +225,13 @@ def test_another_law_of_times_can_take_over_from_importance(advect: Callable[...
 def test_a_run_continued_elsewhere_has_its_own_checkpoint_even_without_a_step(advect: Callable[..., None]) -> None:
     advect("train moons --run-dir one", SMALL)
     advect("train --resume-from one --run-dir two")
-    assert package.load("two").sample(2).shape == (2, 2)
+    assert package.load("two").sample(2).x.shape == (2, 2)
 
 
 def test_a_flow_without_label_dropout_refuses_what_needs_the_null(advect: Callable[..., None]) -> None:
     advect("train digits --label-dropout 0 --model-channels 8 --batch-size 32 --max-steps 2 --sample-every 2")
     flow = package.load("runs/digits")
-    assert flow.sample(2, steps=2).shape == (2, 1, 8, 8)
+    assert flow.sample(2, steps=2).x.shape == (2, 1, 8, 8)
     for arguments in ({"guidance": 2.0}, {"cond": {"label": None}}):
         with pytest.raises(UserError, match="trained with --label-dropout 0"):
             flow.sample(2, steps=2, **arguments)
@@ -239,7 +239,7 @@ def test_a_flow_without_label_dropout_refuses_what_needs_the_null(advect: Callab
 
 def test_decoding_an_encoding_gives_the_data_back(moons_run: Path) -> None:
     flow = package.load(moons_run)
-    x = flow.sample(20, steps=10)
+    x = flow.sample(20, steps=10).x
     z = flow.encode(x, steps=60)
     assert z.shape == x.shape and not torch.allclose(z, x)
     torch.testing.assert_close(flow.decode(z, steps=60), x, atol=1e-4, rtol=1e-4)

@@ -8,9 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-
-from advect.config.arguments import parse_config, parse_train
-from advect.config.build import FITS, build_network
 from advect.config.network_sections import (
     NETWORKS,
     DiTConfig,
@@ -19,6 +16,9 @@ from advect.config.network_sections import (
     SequenceTransformerConfig,
     UNetConfig,
 )
+
+from advect.config.arguments import parse_config, parse_train
+from advect.config.build import FITS, build_network
 from advect.config.yaml_file import to_yaml
 from advect.core.errors import UserError
 from advect.core.types import LENGTH, Category, DataSpec, Length, Quantity

@@ -165,7 +165,7 @@ def test_images_of_all_kinds_and_sizes_train_together(advect: Callable[..., None
     Image.new("CMYK", (20, 10)).save("mixed/c.jpg")
     for channels in (1, 3, 4):
         advect("train --data mixed --channels", channels, UNET, f"{QUICK}{channels}")
-        assert load(f"run{channels}").sample(2, steps=2).shape == (2, channels, 8, 8)
+        assert load(f"run{channels}").sample(2, steps=2).x.shape == (2, channels, 8, 8)
 
 
 def test_empty_categories_and_silent_genes_come_back(advect: Callable[..., None]) -> None:
@@ -178,5 +178,5 @@ def test_empty_categories_and_silent_genes_come_back(advect: Callable[..., None]
     Path("c.h5ad").unlink()
     flow = load("run")
     assert flow.spec.conditions["kind"].names == ("x", "y")  # none learns the value that no cell has
-    x = flow.sample(4, steps=2)
+    x = flow.sample(4, steps=2).x
     assert x.isfinite().all() and (x >= 0).all()

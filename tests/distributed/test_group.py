@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 from datetime import timedelta
 
 import pytest
@@ -21,11 +23,14 @@ from advect.distributed.comm import (
     control_group,
     current,
     gather_objects,
+    is_lost_peer,
     process_group,
     sync_errors,
+    without_timeout,
 )
 from advect.distributed.env import DistEnv
-from processes import environment, free_port, run_ranks, started, wait
+from forked import ranks, run_ranks
+from processes import environment, free_port
 
 
 def exchanges() -> dict:
@@ -111,49 +116,42 @@ def test_a_mistake_of_one_process_is_everyones_and_a_bug_its_own():
     assert none == ([None, 3],) * 3
 
 
-LOST = """
-import sys, torch
-from advect.distributed.comm import all_max, current, is_lost_peer, process_group
-with process_group() as me:
-    all_max([1])
-    if me.rank == 1:
-        import os
-        os._exit(3)
-    try:
+def lost() -> None:
+    with process_group() as me:
         all_max([1])
-    except RuntimeError as error:
-        sys.exit(5 if is_lost_peer(error) and not is_lost_peer(RuntimeError("no")) else 6)
-"""
+        if me.rank == 1:
+            os._exit(3)
+        try:
+            all_max([1])
+        except RuntimeError as error:
+            sys.exit(5 if is_lost_peer(error) and not is_lost_peer(RuntimeError("no")) else 6)
 
 
 def test_a_process_that_dies_is_noticed_by_the_others():
-    with started(2, [sys.executable, "-c", LOST]) as ranks:
-        assert [rank.code for rank in wait(ranks)] == [5, 3]
+    with ranks(2, lost) as run:
+        assert [rank.code for rank in run.wait()] == [5, 3]
 
 
-APART = """
-import sys, time
-from datetime import timedelta
-from torch.distributed.distributed_c10d import _set_pg_timeout
-from advect.distributed.comm import without_timeout, barrier, control_group, is_lost_peer, process_group
-with process_group() as me:
-    _set_pg_timeout(timedelta(milliseconds=200), control_group())
-    with without_timeout():
-        time.sleep(me.rank)
-    try:
+def separated() -> None:
+    from torch.distributed.distributed_c10d import _set_pg_timeout
+
+    with process_group() as me:
+        _set_pg_timeout(timedelta(milliseconds=200), control_group())
         with without_timeout():
-            if me.rank == 1:
-                raise KeyError("mine")
-    except KeyError:
-        sys.exit(3)
-    except RuntimeError as error:
-        sys.exit(5 if is_lost_peer(error) else 6)
-"""
+            time.sleep(me.rank)
+        try:
+            with without_timeout():
+                if me.rank == 1:
+                    raise KeyError("mine")
+        except KeyError:
+            sys.exit(3)
+        except RuntimeError as error:
+            sys.exit(5 if is_lost_peer(error) else 6)
 
 
 def test_processes_apart_outwait_the_time_of_an_exchange_but_no_failure():
-    with started(2, [sys.executable, "-c", APART]) as ranks:
-        assert [rank.code for rank in wait(ranks)] == [5, 3]
+    with ranks(2, separated) as run:
+        assert [rank.code for rank in run.wait()] == [5, 3]
 
 
 def test_others_that_do_not_come_are_told():

@@ -29,7 +29,7 @@ from advect.training import (
 from advect.training.precision import on_meta
 from advect.training.state import EMA_FILE, MODEL
 from advect.training.step import Step
-from processes import run_ranks
+from forked import run_ranks
 
 CPU = torch.device("cpu")
 ROWS = 12

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import run_advect
+from forked import advect_ranks
 
 SMALL = (
     "train digits --model-channels 8 --max-steps 6 --log-every 3 --sample-every 6 --num-samples 5 --sample-steps 2 "
@@ -21,8 +21,8 @@ def rows(run: Path, name: str) -> list[float]:
 
 
 def test_sharded_in_bfloat16_it_learns_draws_and_measures_as_one_process_does(tmp_path: Path) -> None:
-    run_advect(1, f"{SMALL} --run-dir one --batch-size 64", cwd=tmp_path)
-    first, second = run_advect(2, f"{SMALL} --run-dir two --batch-size 32 --parallel fsdp", cwd=tmp_path)
+    advect_ranks(1, f"{SMALL} --run-dir one --batch-size 64", cwd=tmp_path)
+    first, second = advect_ranks(2, f"{SMALL} --run-dir two --batch-size 32 --parallel fsdp", cwd=tmp_path)
     one, two = tmp_path / "one", tmp_path / "two"
     for name in ("loss", "held_out_loss"):
         assert rows(two, name) == pytest.approx(rows(one, name), rel=3e-3)

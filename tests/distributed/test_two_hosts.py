@@ -17,7 +17,8 @@ import pytest
 
 from advect.checkpoint.manifest import list_checkpoints
 from advect.training import verify_checkpoint
-from processes import environment, run_advect
+from forked import advect_ranks
+from processes import environment
 
 pytestmark = pytest.mark.slow
 MOONS = "train moons --width 16 --batch-size 32 --log-every 10 --sample-every 0 --device cpu"
@@ -116,7 +117,7 @@ def test_two_hosts_train_what_two_local_processes_do(hosts, tmp_path, launcher):
         said = [agent.communicate(timeout=180) for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], said
     assert "2 processes (ddp): batches of 32 on each, 64 together" in said[0][0] + said[1][0]
-    run_advect(2, f"{MOONS} --max-steps 60 --run-dir near", cwd=tmp_path, timeout=120)
+    advect_ranks(2, f"{MOONS} --max-steps 60 --run-dir near", cwd=tmp_path, timeout=120)
     assert len(losses(tmp_path / "near")) == 6
     assert losses(tmp_path / "far") == losses(tmp_path / "near")
 
@@ -135,8 +136,8 @@ def test_a_cut_cable_ends_both_hosts_and_the_run_goes_on_from_its_checkpoint(hos
         verify_checkpoint(path)
     last = int((run / "checkpoints" / "latest").read_text().split("-")[1])
     assert last >= 60
-    run_advect(2, f"{MOONS} --resume-from run --max-steps {last + 20}", cwd=tmp_path, timeout=120)
-    run_advect(2, f"{MOONS} --max-steps {last + 20} --run-dir whole", cwd=tmp_path, timeout=120)
+    advect_ranks(2, f"{MOONS} --resume-from run --max-steps {last + 20}", cwd=tmp_path, timeout=120)
+    advect_ranks(2, f"{MOONS} --max-steps {last + 20} --run-dir whole", cwd=tmp_path, timeout=120)
     assert losses(run) == losses(tmp_path / "whole")
 
 

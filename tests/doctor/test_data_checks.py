@@ -12,10 +12,10 @@ from PIL import Image
 from advect.core.errors import UserError
 from advect.doctor import Finding
 from advect.doctor import data as d
-from advect.doctor import examine as examine_words
 from advect.doctor import formats as f
+from advect.doctor.examine import examine_data as examine_words
 
-VALUES = d.Values(
+VALUES = d.ValueStats(
     train=5000,
     held_out=500,
     looked=2000,
@@ -28,8 +28,8 @@ VALUES = d.Values(
     extreme=4.0,
     features=4,
 )
-PICTURES = d.Pictures(looked=100, total=1000, asked=(64, 64), least=100)
-CELLS = f.CellFigures(
+PICTURES = d.ImageStats(looked=100, total=1000, asked=(64, 64), least=100)
+CELLS = f.CellStats(
     cells=1000,
     genes=2000,
     looked=1000,
@@ -41,8 +41,8 @@ CELLS = f.CellFigures(
     empty=0,
     libraries=(900.0, 2000.0, 4000.0),
 )
-AGE = f.ColumnFigures(name="age", type="Int64", rows=100, missing=0.0, distinct=60, named=False)
-TOWN = f.ColumnFigures(name="town", type="string", rows=100, missing=0.0, distinct=5, named=True)
+AGE = f.ColumnStats(name="age", type="Int64", rows=100, missing=0.0, distinct=60, named=False)
+TOWN = f.ColumnStats(name="town", type="string", rows=100, missing=0.0, distinct=5, named=True)
 
 TROUBLE = {
     "few": (d.check_count, replace(VALUES, train=100), "note", "--dropout"),
@@ -55,15 +55,15 @@ TROUBLE = {
     "constant": (d.check_constant, replace(VALUES, constant=2), "note", "leave them out"),
     "copies": (d.check_copies, replace(VALUES, copies=1500), "problem", "copies"),
     "some copies": (d.check_copies, replace(VALUES, copies=100), "note", "copies"),
-    "rare": (d.check_classes, d.Classes(name="l", shares={"a": 0.998, "b": 0.002}, train=5000), "note", "more"),
-    "uneven": (d.check_classes, d.Classes(name="l", shares={"a": 0.98, "b": 0.02}, train=5000), "note", "--cond"),
-    "one class": (d.check_classes, d.Classes(name="l", shares={"a": 1.0}, train=5000), "note", "leave"),
+    "rare": (d.check_classes, d.ClassShares(name="l", shares={"a": 0.998, "b": 0.002}, train=5000), "note", "more"),
+    "uneven": (d.check_classes, d.ClassShares(name="l", shares={"a": 0.98, "b": 0.02}, train=5000), "note", "--cond"),
+    "one class": (d.check_classes, d.ClassShares(name="l", shares={"a": 1.0}, train=5000), "note", "leave"),
     "unreadable": (d.check_unreadable, replace(PICTURES, unreadable={"a": "x", "b": "y"}), "problem", "repair"),
     "one unreadable": (d.check_unreadable, replace(PICTURES, unreadable={"a": "x"}), "note", "repair"),
     "small": (d.check_sizes, replace(PICTURES, smaller=80, least=32), "problem", "--image-size 32"),
     "grey": (d.check_grey, replace(PICTURES, grey=99), "note", "--channels 1"),
-    "lengths": (d.check_lengths, d.Lengths(shortest=1, median=10, longest=500), "note", "--max-length 20"),
-    "array": (f.check_array, f.ArrayFigures(shape=(9, 2), dtype="<f4", looked=9, infinite=1), "problem", "remove"),
+    "lengths": (d.check_lengths, d.LengthStats(shortest=1, median=10, longest=500), "note", "--max-length 20"),
+    "array": (f.check_array, f.ArrayStats(shape=(9, 2), dtype="<f4", looked=9, infinite=1), "problem", "remove"),
     "logarithms": (f.check_units, replace(CELLS, whole=False, highest=8.0), "note", "--no-log1p"),
     "scaled": (f.check_units, replace(CELLS, whole=False, lowest=-2.0), "note", "--layer"),
     "normalised": (f.check_units, replace(CELLS, whole=False, highest=900.0), "note", "--no-normalise"),
@@ -95,8 +95,8 @@ def test_good_data_are_found_good() -> None:
     found += [f.check_units(CELLS), f.check_genes(CELLS), f.check_libraries(CELLS)]
     columns = [AGE, TOWN]
     found += [f.check_columns(columns), f.check_missing(columns), f.check_ids(columns), f.check_rare(columns)]
-    found += [d.check_classes(d.Classes(name="l", shares={"a": 0.6, "b": 0.4}, train=5000))]
-    found += [d.check_lengths(d.Lengths(shortest=8, median=10, longest=12))]
+    found += [d.check_classes(d.ClassShares(name="l", shares={"a": 0.6, "b": 0.4}, train=5000))]
+    found += [d.check_lengths(d.LengthStats(shortest=8, median=10, longest=12))]
     assert {finding.level for finding in found if finding} == {"ok"}
 
 

@@ -7,13 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from advect.config.network_sections import MLPConfig, UNetConfig
+
 from advect.core.types import Category, DataSpec
 from advect.doctor import machine as m
-from advect.doctor.examine import judge
-from advect.doctor.plan import Plan, check_plan, measure_network
-from advect.doctor.probes import device_memory, measure_products, read_answer, run_probe
+from advect.doctor.examine import Plan, check_plan, measure_network
+from advect.doctor.report import run_checks
 
 FINE = m.Machine(
     python="3.12.1",
@@ -66,34 +65,41 @@ def test_trouble_is_told(name: str) -> None:
 
 
 def test_a_fine_machine_is_found_fine() -> None:
-    assert {f.level for f in judge(FINE, m.MACHINE_CHECKS)} == {"ok"}
+    assert {f.level for f in run_checks(FINE, m.MACHINE_CHECKS)} == {"ok"}
     assert m.check_shared_memory(replace(FINE, shm=None)) is None
     assert m.check_precision(replace(FINE, chosen_half=None)).level == "ok"
 
 
 def test_this_machine_is_measured() -> None:
     cpu = torch.device("cpu")
-    products = measure_products(cpu, torch.bfloat16)
+    products = m.measure_products(cpu, torch.bfloat16)
     assert products.single_rate > 1e6 and products.half_rate > 1e6
     assert 1e-4 < products.half_error < 0.02  # bfloat16 rounds to 8 bits
-    total, free = device_memory(cpu)
+    total, free = m.device_memory(cpu)
     assert 0 < free <= total
 
 
 def test_a_group_of_one_process_starts_with_gloo() -> None:
-    assert run_probe("group", "gloo", timeout=300).seconds is not None
+    assert m.run_probe("group", "gloo", timeout=300).seconds is not None
 
 
 def test_a_trial_that_fails_tells_why_and_one_that_hangs_is_ended() -> None:
-    assert "nonsense" in run_probe("group", "nonsense", timeout=300).error.lower()
-    assert "more than 0.01 seconds" in run_probe("group", "gloo", timeout=0.01).error
-    assert read_answer(0, 'warning\n{"seconds": 2.5}\n', "") == m.Probe(2.5)
-    assert read_answer(1, "", "  File x\nRuntimeError: no compiler\n").error == "RuntimeError: no compiler"
-    assert "code -9" in read_answer(-9, "", "").error
+    assert "nonsense" in m.run_probe("group", "nonsense", timeout=300).error.lower()
+    assert "more than 0.01 seconds" in m.run_probe("group", "gloo", timeout=0.01).error
+    assert m.read_answer(0, 'warning\n{"seconds": 2.5}\n', "") == m.Probe(2.5)
+    assert m.read_answer(1, "", "  File x\nRuntimeError: no compiler\n").error == "RuntimeError: no compiler"
+    assert "code -9" in m.read_answer(-9, "", "").error
 
 
 PLAN = Plan(
-    network="unet", preset="digits", parameters=10**6, kept=1e6, free=10**9, device="cpu", train=10_000, usual=128
+    network="unet",
+    preset="digits",
+    parameters=10**6,
+    activations=1e6,
+    free=10**9,
+    device="cpu",
+    train=10_000,
+    usual=128,
 )
 
 

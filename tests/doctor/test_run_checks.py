@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from advect.doctor import losses
 from advect.doctor import run as checks
-from advect.doctor.examine import judge
-from advect.doctor.run_facts import RunFacts
+from advect.doctor.report import run_checks
+from advect.doctor.run import RunFacts
 from advect.doctor.samples import (
     QUALITY_CHECKS,
     SAMPLE_CHECKS,
@@ -66,7 +67,7 @@ def with_options(section: str, **options: object) -> RunFacts:
 
 
 def test_a_healthy_run_is_found_healthy() -> None:
-    found = judge(HEALTHY, (*checks.RUN_CHECKS, *QUALITY_CHECKS))
+    found = run_checks(HEALTHY, (*checks.RUN_CHECKS, *losses.LOSS_CHECKS, *QUALITY_CHECKS))
     assert {f.level for f in found} == {"ok"}
     assert all(f.figures for f in found)
 
@@ -87,40 +88,40 @@ SICK = {
         "--save-every",
     ),
     "damaged": (checks.check_checkpoint, replace(HEALTHY, damaged="sum differs"), "problem", "--resume-from"),
-    "not finite": (checks.check_divergence, replace(HEALTHY, infinite=1), "problem", "--learning-rate"),
+    "not finite": (losses.check_divergence, replace(HEALTHY, infinite=1), "problem", "--learning-rate"),
     "blown up": (
-        checks.check_divergence,
+        losses.check_divergence,
         replace(HEALTHY, loss=np.where(STEPS > 3000, 50.0, HEALTHY.loss)),
         "problem",
         "--grad-clip",
     ),
-    "flat": (checks.check_loss, replace(HEALTHY, loss=1.8 + 0.05 * NOISE), "problem", "--batch-size"),
+    "flat": (losses.check_loss, replace(HEALTHY, loss=1.8 + 0.05 * NOISE), "problem", "--batch-size"),
     "flat in warm-up": (
-        checks.check_loss,
+        losses.check_loss,
         replace(with_options("training", lr_warmup_steps=4000), loss=1.8 + 0.05 * NOISE),
         "problem",
         "--lr-warmup-steps 4000",
     ),
     "still falling": (
-        checks.check_still_falling,
+        losses.check_still_falling,
         replace(HEALTHY, loss=2 - STEPS / 4000 + 0.01 * NOISE),
         "note",
         "--num-epochs",
     ),
     "growing gradients": (
-        checks.check_gradients,
+        losses.check_gradients,
         replace(HEALTHY, grad_norm=np.exp(STEPS / 1000)),
         "note",
         "--grad-clip",
     ),
     "exploding gradients": (
-        checks.check_gradients,
+        losses.check_gradients,
         replace(HEALTHY, grad_norm=np.exp(STEPS / 500)),
         "problem",
         "--learning-rate",
     ),
-    "clipped": (checks.check_gradients, replace(HEALTHY, grad_norm=np.full(40, 30.0)), "note", "--learning-rate"),
-    "skipped": (checks.check_skipped, replace(HEALTHY, skipped=900), "problem", "--half bf16"),
+    "clipped": (losses.check_gradients, replace(HEALTHY, grad_norm=np.full(40, 30.0)), "note", "--learning-rate"),
+    "skipped": (losses.check_skipped, replace(HEALTHY, skipped=900), "problem", "--half bf16"),
     "waiting": (checks.check_data_wait, replace(HEALTHY, wait=np.full(40, 0.7)), "problem", "--num-workers 2"),
     "waiting a little": (checks.check_data_wait, replace(HEALTHY, wait=np.full(40, 0.3)), "note", "--num-workers"),
     "slower": (
@@ -130,20 +131,20 @@ SICK = {
         "other programs",
     ),
     "over-fitting": (
-        checks.check_over_fitting,
+        losses.check_over_fitting,
         replace(HEALTHY, held_loss=np.array([1.4, 1.2, 1.15, 1.2, 1.3, 1.4, 1.5, 1.6])),
         "problem",
         "--dropout",
     ),
-    "average": (checks.check_average, with_options("training", ema_decay=0.9999), "note", "--ema-decay"),
+    "average": (losses.check_average, with_options("training", ema_decay=0.9999), "note", "--ema-decay"),
     "short": (
-        checks.check_length,
+        losses.check_length,
         replace(HEALTHY, step=STEPS[:3], epoch_step=0, checkpoint=300),
         "note",
         "--num-epochs",
     ),
-    "rate": (checks.check_rate, with_options("training", learning_rate=1e6), "problem", "--learning-rate"),
-    "slow rate": (checks.check_rate, with_options("training", learning_rate=1e-9), "note", "--learning-rate"),
+    "rate": (losses.check_rate, with_options("training", learning_rate=1e6), "problem", "--learning-rate"),
+    "slow rate": (losses.check_rate, with_options("training", learning_rate=1e-9), "note", "--learning-rate"),
     "few evaluations": (check_solver, with_options("output", solver="euler", sample_steps=4), "note", "--num-steps"),
 }
 
@@ -171,23 +172,23 @@ def test_the_end_of_a_run_follows_from_its_epochs_or_its_largest_step() -> None:
 
 def test_a_held_out_loss_that_only_wavers_is_no_over_fitting() -> None:
     wavering = np.array([1.4, 1.2, 1.22, 1.19, 1.21, 1.2, 1.22, 1.2])
-    found = checks.check_over_fitting(replace(HEALTHY, held_loss=wavering))
+    found = losses.check_over_fitting(replace(HEALTHY, held_loss=wavering))
     assert found is not None and found.level == "ok"
 
 
 def test_both_losses_rising_are_no_over_fitting_and_an_over_fitting_run_is_not_told_to_go_on() -> None:
     rising = np.array([1.4, 1.2, 1.15, 1.2, 1.3, 1.4, 1.5, 1.6])
-    assert checks.check_over_fitting(replace(HEALTHY, held_loss=rising, loss=1 + STEPS / 4000)) is None
+    assert losses.check_over_fitting(replace(HEALTHY, held_loss=rising, loss=1 + STEPS / 4000)) is None
     falling = replace(HEALTHY, loss=2 - STEPS / 4000 + 0.01 * NOISE)
     short = {"step": STEPS // 10, "held_step": HEALTHY.held_step // 10, "epoch_step": 0, "checkpoint": 400}
-    assert checks.check_still_falling(falling) is not None
-    assert checks.check_still_falling(replace(falling, held_loss=rising)) is None
-    assert checks.check_length(replace(falling, **short)) is not None
-    assert checks.check_length(replace(falling, **short, held_loss=rising)) is None
+    assert losses.check_still_falling(falling) is not None
+    assert losses.check_still_falling(replace(falling, held_loss=rising)) is None
+    assert losses.check_length(replace(falling, **short)) is not None
+    assert losses.check_length(replace(falling, **short, held_loss=rising)) is None
 
 
 def test_a_few_skips_by_which_the_loss_scale_is_found_are_no_matter() -> None:
-    assert checks.check_skipped(replace(HEALTHY, skipped=12)) is None
+    assert losses.check_skipped(replace(HEALTHY, skipped=12)) is None
 
 
 def quality(distance: float, share: float) -> RunFacts:
@@ -245,4 +246,4 @@ def test_bad_samples_are_found_bad(name: str) -> None:
 
 
 def test_good_samples_are_found_good() -> None:
-    assert {f.level for f in judge(GOOD, SAMPLE_CHECKS)} == {"ok"}
+    assert {f.level for f in run_checks(GOOD, SAMPLE_CHECKS)} == {"ok"}

@@ -16,20 +16,21 @@ from safetensors.torch import save_file
 
 import advect as library
 from advect import cli
-from advect.commands.evaluate import EvalConfig, evaluate
+from advect.commands.evaluate import evaluate
 from advect.core.errors import UserError
 from advect.data import Digits, Moons
 from advect.evaluation import FeatureNetwork
-from advect.evaluation.features import FeatureArguments
+from advect.evaluation.features import FeatureConfig
+from advect.evaluation.protocol import EvalConfig
 from advect.evaluation.results import read_result
-from advect.evaluation.subsampling import rows
 from advect.metrics import frechet_distance, sliced_wasserstein
+from advect.metrics.statistics import subsample
 
 QUICK = "--max-steps 2 --batch-size 16 --sample-every 0 --log-every 1 --lr-warmup-steps 0 --width 8 --depth 1"
 
 
 def measured(run: Path, output: Path, **request: Any) -> dict[str, Any]:
-    file, result = evaluate(run, EvalConfig(output=output, **request), say=lambda text: None, progress=False)
+    file, result = evaluate(run, EvalConfig(output=output, **request))
     assert file == output and read_result(file) == result
     return result
 
@@ -42,10 +43,10 @@ def test_digits_have_the_distances_of_their_samples_and_the_floor_of_their_data(
     digits_run: Path, tmp_path: Path
 ) -> None:
     names = ("frechet", "sliced_wasserstein")
-    result = measured(digits_run, tmp_path / "a.json", num_samples=700, steps=(3,), metrics=names, seed=5)
+    result = measured(digits_run, tmp_path / "a.json", num_samples=700, num_steps=(3,), metrics=names, seed=5)
     data = Digits()
     y = pixels(data.held_out)
-    x = library.load(digits_run).sample(700, steps=3, seed=5)
+    x = library.load(digits_run).sample(700, steps=3, seed=5).x
     (point,) = result["points"]
     value = lambda name: point["metrics"][name]["mean"]
     assert value("frechet") == pytest.approx(frechet_distance(x, y), rel=1e-5)
@@ -53,7 +54,7 @@ def test_digits_have_the_distances_of_their_samples_and_the_floor_of_their_data(
     assert (point["solver"], point["nfe"]) == ("midpoint", 6)
     assert point["samples_per_s"] == pytest.approx(700 / point["seconds"])
     assert result["floor"]["samples"] == 700
-    whole = measured(digits_run, tmp_path / "b.json", steps=(1,), metrics=("frechet",))
+    whole = measured(digits_run, tmp_path / "b.json", num_steps=(1,), metrics=("frechet",))
     assert whole["protocol"]["samples"] == len(data.train) == whole["floor"]["samples"]
     assert whole["floor"]["metrics"]["frechet"] == pytest.approx(frechet_distance(pixels(data.train), y), rel=1e-5)
 
@@ -96,7 +97,7 @@ def test_the_file_says_all_that_the_numbers_depend_on_and_nothing_else_is_left(
 
 
 def test_repetitions_are_the_single_seeds_and_their_spread(moons_run: Path, tmp_path: Path) -> None:
-    ask = {"num_samples": 200, "steps": (2,), "metrics": ("frechet",)}
+    ask = {"num_samples": 200, "num_steps": (2,), "metrics": ("frechet",)}
     three = measured(moons_run, tmp_path / "3.json", repeat=3, seed=1, **ask)["points"][0]["metrics"]["frechet"]
     ones = [
         measured(moons_run, tmp_path / "1.json", seed=s, **ask)["points"][0]["metrics"]["frechet"] for s in (1, 2, 3)
@@ -109,50 +110,52 @@ def test_repetitions_are_the_single_seeds_and_their_spread(moons_run: Path, tmp_
 def test_a_sweep_costs_what_its_solvers_ask_for(moons_run: Path, tmp_path: Path) -> None:
     ask = {"num_samples": 60, "metrics": ("frechet",)}
     solvers = ("euler", "midpoint", "rk4", "dpmpp2m", "dopri5")
-    points = measured(moons_run, tmp_path / "a.json", solvers=solvers, nfes=(2, 8), **ask)["points"]
+    points = measured(moons_run, tmp_path / "a.json", solver=solvers, nfe=(2, 8), **ask)["points"]
     found = [(p["solver"], p["steps"], p["nfe"]) for p in points]
     assert found[:-1] == [
         ("euler", 2, 2), ("euler", 8, 8), ("midpoint", 1, 2), ("midpoint", 4, 8), ("rk4", 2, 8), ("dpmpp2m", 2, 2),
         ("dpmpp2m", 8, 8),
     ]  # fmt: skip
     assert found[-1][:2] == ("dopri5", None) and found[-1][2] > 8
-    noisy = measured(moons_run, tmp_path / "b.json", solvers=("heun",), nfes=(5,), diffusion=0.3, **ask)["points"]
+    noisy = measured(moons_run, tmp_path / "b.json", solver=("heun",), nfe=(5,), diffusion=0.3, **ask)["points"]
     assert [(p["solver"], p["steps"], p["diffusion"], p["nfe"]) for p in noisy] == [("heun", 3, 0.3, 5)]
 
 
-def test_samples_of_one_class_are_compared_with_the_rows_of_that_class(digits_run: Path, tmp_path: Path) -> None:
-    said: list[str] = []
+def test_samples_of_one_class_are_compared_with_the_rows_of_that_class(
+    digits_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "advect")
     request = EvalConfig(
-        output=tmp_path / "a.json", num_samples=80, steps=(1,), metrics=("frechet",), cond={"label": "7"}
+        output=tmp_path / "a.json", num_samples=80, num_steps=(1,), metrics=("frechet",), cond=("label=7",)
     )
-    _, result = evaluate(digits_run, request, say=said.append, progress=False)
+    _, result = evaluate(digits_run, request)
     data = Digits()
     batch = data.held_out.fetch(np.arange(len(data.held_out)))
     y = pixels(data.held_out)[(batch.cond or {})["label"] == 7]
-    x = library.load(digits_run).sample(80, steps=1, cond={"label": 7})
+    x = library.load(digits_run).sample(80, steps=1, cond={"label": 7}).x
     assert result["points"][0]["metrics"]["frechet"]["mean"] == pytest.approx(frechet_distance(x, y), rel=1e-5)
     assert result["protocol"]["reference"] == len(y) and result["protocol"]["conditions"] == {"label": "7"}
-    assert f"note: compared with the {len(y)} rows of label=7" in said
+    assert f"note: compared with the {len(y)} rows of label=7" in caplog.messages
 
 
 def test_with_training_rows_as_reference_held_out_ones_are_the_floor(moons_run: Path, tmp_path: Path) -> None:
-    ask = {"num_samples": 50, "steps": (1,), "metrics": ("frechet",)}
+    ask = {"num_samples": 50, "num_steps": (1,), "metrics": ("frechet",)}
     result = measured(moons_run, tmp_path / "a.json", reference="train", **ask)
     data, flow = Moons(), library.load(moons_run)
     y = flow.transform.inverse(data.train.fetch(np.arange(len(data.train))).x1)
     found = result["points"][0]["metrics"]["frechet"]["mean"]
-    assert found == pytest.approx(frechet_distance(flow.sample(50, steps=1), y), rel=1e-5)
+    assert found == pytest.approx(frechet_distance(flow.sample(50, steps=1).x, y), rel=1e-5)
     assert result["protocol"]["split"] == "train" and result["floor"]["samples"] == 50
 
 
 def test_likelihood_is_that_of_the_flow_and_grey_levels_are_spread(
     digits_run: Path, moons_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ask = {"num_samples": 20, "steps": (1,), "metrics": ("likelihood",), "likelihood_samples": 30}
+    ask = {"num_samples": 20, "num_steps": (1,), "metrics": ("likelihood",), "likelihood_samples": 30}
     found = measured(moons_run, tmp_path / "a.json", **ask)["flow"]["bits_per_dim"]
     assert found["samples"] == 30 and found["trace"] == "exact" and found["dequantised"] is False
     flow, data = library.load(moons_run), Moons()
-    x = flow.transform.inverse(data.held_out.fetch(rows(len(data.held_out), 30, 0).numpy()).x1)
+    x = flow.transform.inverse(data.held_out.fetch(subsample(len(data.held_out), 30, 0).numpy()).x1)
     bits = flow.bits_per_dim(x).double()
     assert found["mean"] == pytest.approx(float(bits.mean()), rel=1e-4)
     assert found["standard_error"] == pytest.approx(float(bits.std()) / 30**0.5, rel=1e-4)
@@ -163,7 +166,7 @@ def test_likelihood_is_that_of_the_flow_and_grey_levels_are_spread(
     result = measured(digits_run, tmp_path / "b.json", **{**ask, "likelihood_samples": 100})
     assert result["flow"]["bits_per_dim"]["dequantised"] is True and result["protocol"]["likelihood_samples"] == 100
     assert result["flow"]["bits_per_dim"]["trace"] == "hutchinson"
-    levels = pixels(Digits().held_out)[rows(898, 100, 0)]
+    levels = pixels(Digits().held_out)[subsample(898, 100, 0)]
     spread = torch.cat(seen) - levels  # evenly, over the unit around each level
     assert spread.min() >= -0.5 and spread.max() < 0.5 and len(spread.unique()) > 6000
     assert abs(float(spread.mean())) < 0.02 and float(spread.var()) == pytest.approx(1 / 12, rel=0.03)
@@ -176,13 +179,13 @@ def test_a_network_of_ones_own_gives_the_features(digits_run: Path, tmp_path: Pa
 
     file = tmp_path / "net.pt"
     torch.jit.script(Means()).save(str(file))
-    ask = {"num_samples": 40, "steps": (1,), "metrics": ("frechet",), "cond": {"label": "3"}}
-    result = measured(digits_run, tmp_path / "a.json", features=FeatureArguments(features=file), **ask)
+    ask = {"num_samples": 40, "num_steps": (1,), "metrics": ("frechet",), "cond": ("label=3",)}
+    result = measured(digits_run, tmp_path / "a.json", features=FeatureConfig(features=file), **ask)
     told = result["protocol"]["features"]
     assert told["name"] == "net.pt" and told["dimensions"] == 5 and len(told["sha256"]) == 64
     net, data = FeatureNetwork(file), Digits()
     labels = (data.held_out.fetch(np.arange(len(data.held_out))).cond or {})["label"]
-    x = library.load(digits_run).sample(40, steps=1, cond={"label": 3})
+    x = library.load(digits_run).sample(40, steps=1, cond={"label": 3}).x
     expected = frechet_distance(net(x * 255 / 16), net(pixels(data.held_out)[labels == 3] * 255 / 16))
     assert result["points"][0]["metrics"]["frechet"]["mean"] == pytest.approx(expected, rel=1e-4)
 
@@ -308,9 +311,9 @@ def test_a_reference_that_is_the_training_set_is_refused_unless_asked_for(
 def test_results_are_compared_by_the_command_line(
     moons_run: Path, tmp_path: Path, advect: Callable[..., None], capsys: pytest.CaptureFixture
 ) -> None:
-    ask = {"num_samples": 40, "steps": (1,), "metrics": ("frechet",)}
+    ask = {"num_samples": 40, "num_steps": (1,), "metrics": ("frechet",)}
     measured(moons_run, tmp_path / "a.json", **ask)
-    measured(moons_run, tmp_path / "b.json", **ask, seed=4, ema=False)
+    measured(moons_run, tmp_path / "b.json", **ask, seed=4, use_ema=False)
     measured(moons_run, tmp_path / "c.json", **{**ask, "num_samples": 41})
     advect("eval --compare a.json b.json")
     lines = capsys.readouterr().out.splitlines()

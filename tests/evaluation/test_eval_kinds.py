@@ -12,22 +12,21 @@ import pytest
 import torch
 
 import advect as library
-from advect.checkpoint.manifest import find_checkpoint
-from advect.commands.evaluate import EvalConfig, evaluate
-from advect.data import Cells
-from advect.evaluation.feature_space import Comparable
-from advect.evaluation.sample_statistics import VALUES
-from advect.evaluation.target import EvalTarget
+from advect.commands.evaluate import evaluate
+from advect.config.arguments import parse_config
+from advect.config.build import build_dataset
+from advect.data import Cells, Dataset
+from advect.evaluation.features import FeatureSpace
+from advect.evaluation.protocol import EvalConfig
 from advect.metrics import column_gaps, frechet_distance, variance_r2, zero_share
+from advect.metrics.statistics import VALUES
 
 QUICK = "--width 8 --depth 1 --max-steps 2 --batch-size 16 --sample-every 0 --log-every 1 --held-out 0.3 --run-dir run"
 
 
 def measured(**request: Any) -> dict[str, Any]:
-    request = {"steps": (1,), **request}
-    _, result = evaluate(
-        Path("run"), EvalConfig(output=Path("a.json"), **request), say=lambda text: None, progress=False
-    )
+    request = {"num_steps": (1,), **request}
+    _, result = evaluate(Path("run"), EvalConfig(output=Path("a.json"), **request))
     return result
 
 
@@ -37,8 +36,8 @@ def values(result: dict[str, Any]) -> dict[str, float]:
     return {name: told["mean"] for name, told in point["metrics"].items()}
 
 
-def subject() -> EvalTarget:
-    return EvalTarget.open(Path("run"), find_checkpoint(Path("run")), True)
+def dataset() -> Dataset:
+    return build_dataset(parse_config(Path("run/config.yaml"))[1].data)
 
 
 def everything(split) -> Any:
@@ -86,7 +85,7 @@ def test_cells_of_components_are_counted_before_they_meet_real_counts(
     own = library.load("run").transform.parts[1]
     assert found["frechet"] == pytest.approx(frechet_distance(own.forward(x), own.forward(y)), rel=1e-3)
     # Without counting no zero is left in what components say.
-    assert zero_share(library.load("run").sample(168, steps=1, seed=3)) < 0.3
+    assert zero_share(library.load("run").sample(168, steps=1, seed=3).x) < 0.3
     assert result["floor"]["metrics"]["zero_error"] < 0.1
 
 
@@ -95,7 +94,7 @@ def test_cells_in_counts_are_compared_in_expression(cells: None, advect: Callabl
     found = values(measured(num_samples=100))
     y = everything(Cells("c.h5ad", conditions=["type"], held_out=0.3, standardise=False).held_out).x1
     flow = library.load("run")
-    counts = flow.sample(100, steps=1)
+    counts = flow.sample(100, steps=1).x
     x = flow.transform.parts[0].forward(counts)
     assert found["frechet"] == pytest.approx(frechet_distance(x, y), rel=1e-4)
 
@@ -111,11 +110,11 @@ def test_of_many_genes_some_are_looked_at_and_distances_are_in_components(
     result = measured(num_samples=40)
     features = result["protocol"]["features"]
     assert features["dimensions"] == 4 and features["identity"].startswith("4 principal components of training data ")
-    flow, source = library.load("run"), subject().data()
-    here = Comparable(flow, values=True)
-    kept = here.data(source.held_out, torch.arange(7), here.space(source, None))
+    flow, source = library.load("run"), dataset()
+    here, again = (FeatureSpace(flow, source, keep={VALUES}) for _ in range(2))
+    kept = here.data(source.held_out, torch.arange(7))
     assert kept[VALUES].shape == (7, 1000) and kept["features"].shape == (7, 4)
-    assert here.space(source, None).exact == here.space(source, None).exact != features["identity"]
+    assert here.features.exact == again.features.exact != features["identity"]
 
 
 def test_tables_are_compared_by_columns_and_by_scaled_distances(advect: Callable[..., None]) -> None:
@@ -130,8 +129,8 @@ def test_tables_are_compared_by_columns_and_by_scaled_distances(advect: Callable
     found = values(measured(num_samples=140))
     assert {"column_gap", "largest_column_gap", "association_error", "wasserstein"} <= found.keys()
     assert not {"mean_r2", "zero_error"} & found.keys()
-    flow, source = library.load("run"), subject().data()
-    x = flow.sample(140, steps=1)
+    flow, source = library.load("run"), dataset()
+    x = flow.sample(140, steps=1).x
     y = flow.transform.inverse(everything(source.held_out).x1)
     gaps = column_gaps(x, y, categorical=[False, False, True, False])
     assert found["column_gap"] == pytest.approx(float(gaps.mean()), abs=1e-9) and x.isnan().any() and y.isnan().any()
@@ -146,10 +145,10 @@ def test_sequences_of_several_lengths_are_compared_with_zeros_after_their_ends(a
     np.savez("s.npz", values=rng.normal(3, 1, (90, 4, 2)), lengths=rng.integers(1, 5, 90))
     advect("train --data s.npz --heads 2", QUICK)
     found = values(measured(num_samples=63))
-    flow, source = library.load("run"), subject().data()
+    flow, source = library.load("run"), dataset()
     batch = everything(source.held_out)
     y = flow.transform.inverse(batch.x1, batch.cond["length"])
-    x = flow.sample(63, steps=1)
+    x = flow.sample(63, steps=1).x
     assert (y[:, 3] == 0).any() and found["frechet"] == pytest.approx(frechet_distance(x, y), rel=1e-4)
     assert found["zero_error"] >= 0
 

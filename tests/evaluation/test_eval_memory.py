@@ -18,12 +18,13 @@ pytest.importorskip("resource")
 PROGRAM = """
 import json, resource, sys
 from pathlib import Path
-from advect.commands.base.evaluate import EvalConfig, evaluate
+from advect.commands.evaluate import evaluate
+from advect.evaluation.protocol import EvalConfig
 
 n = int(sys.argv[1])
 metrics = ("frechet", "marginals")
-request = EvalConfig(num_samples=n, steps=(1,), solvers=("euler",), metrics=metrics, output=Path(f"{n}.json"))
-evaluate(Path("run"), request, progress=False)
+request = EvalConfig(num_samples=n, num_steps=(1,), solver=("euler",), metrics=metrics, output=Path(f"{n}.json"))
+evaluate(Path("run"), request)
 print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 """
 

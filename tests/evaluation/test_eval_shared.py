@@ -14,15 +14,17 @@ from typing import Any
 import pytest
 import torch
 
-from advect.commands.evaluate import EvalConfig, evaluate
+from advect.commands.evaluate import evaluate
 from advect.data import Moons
 from advect.evaluation import ReferenceCache
-from advect.evaluation.memorisation import LOOKED_AT
-from advect.evaluation.workspace import working
-from processes import advect_command, environment, run_advect, started, wait
+from advect.evaluation.protocol import LOOKED_AT, EvalConfig
+from advect.evaluation.workspace import open_workspace
+from advect.model.flow import Flow
+from forked import advect_ranks
+from processes import environment
 
 METRICS = ("frechet", "kernel", "straightness")
-ASK: dict[str, Any] = {"num_samples": 1300, "steps": (2,), "metrics": METRICS}
+ASK: dict[str, Any] = {"num_samples": 1300, "num_steps": (2,), "metrics": METRICS}
 WORDS = f"--num-samples 1300 --num-steps 2 --metrics {' '.join(METRICS)}"
 
 
@@ -40,12 +42,12 @@ def numbers(result: dict[str, Any]) -> dict[str, Any]:
 def alone(moons_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What one process finds that nothing interrupts."""
     request = EvalConfig(**ASK, output=tmp_path_factory.mktemp("alone") / "a.json")
-    return numbers(evaluate(moons_run, request, progress=False)[1])
+    return numbers(evaluate(moons_run, request)[1])
 
 
 def test_two_processes_find_the_numbers_of_one(moons_run: Path, alone: dict[str, Any], tmp_path: Path) -> None:
     shutil.copytree(moons_run, tmp_path / "run")
-    first, second = run_advect(2, f"eval run {WORDS}", cwd=tmp_path, timeout=120)
+    first, second = advect_ranks(2, f"eval run {WORDS}", cwd=tmp_path, timeout=120)
     assert "frechet" in first.out and second.out == ""
     (file,) = (tmp_path / "run/evaluation").iterdir()
     result = json.loads(file.read_text())
@@ -55,10 +57,8 @@ def test_two_processes_find_the_numbers_of_one(moons_run: Path, alone: dict[str,
 def test_a_mistake_that_only_the_first_process_finds_is_that_of_both(moons_run: Path, tmp_path: Path) -> None:
     cache = {"fingerprint": Moons().fingerprint, "what": "held-out rows in training", "rows": LOOKED_AT}
     ReferenceCache(tmp_path / "cache/features").keep(cache, {"shared": torch.tensor(9999)})
-    command = advect_command(f"eval {moons_run} {WORDS}")
-    with started(2, command, cwd=tmp_path, ADVECT_CACHE=tmp_path / "cache") as ranks:
-        first, second = wait(ranks)
-    assert (first.code, second.code) == (2, 2) and second.err == ""
+    first, second = advect_ranks(2, f"eval {moons_run} {WORDS}", cwd=tmp_path, code=2, ADVECT_CACHE=tmp_path / "cache")
+    assert second.err == ""
     assert "9,999 are training rows, so that the reference is the training set" in first.err
     assert first.err.count("\n") == 1
 
@@ -67,9 +67,10 @@ def test_a_mistake_that_only_the_first_process_finds_is_that_of_both(moons_run: 
 PROGRAM = """
 import json, os, re, signal, sys
 from pathlib import Path
-from advect.commands.base.evaluate import EvalConfig, evaluate
-from advect.evaluation.target import EvalTarget
-from advect.checkpoint.manifest import find_checkpoint
+from advect.commands.evaluate import evaluate
+from advect.evaluation.protocol import EvalConfig
+from advect.config.arguments import parse_config
+from advect.config.build import build_dataset
 
 def kill_before(event, pattern):
     def hook(name, args):
@@ -78,13 +79,13 @@ def kill_before(event, pattern):
     sys.addaudithook(hook)
 
 run, asked, kills = json.loads(sys.argv[1])
-EvalTarget.open(Path(run), find_checkpoint(Path(run)), True).data()  # to pay for the imports once
+build_dataset(parse_config(Path(run) / "config.yaml")[1].data)  # to pay for the imports once
 for kill in kills:
     pid = os.fork()
     if pid == 0:
         kill_before(*kill)
         tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in asked.items()}
-        evaluate(Path(run), EvalConfig(**tuples), progress=False)
+        evaluate(Path(run), EvalConfig(**tuples))
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL, kill
     there = sorted(str(p.relative_to(run)) for p in Path(run, "evaluation").rglob("*"))
@@ -119,13 +120,17 @@ def test_a_call_killed_again_and_again_ends_with_the_same_numbers(
     assert "way-0-seed-0/part-00002" in seen[4] and "way-0-seed-0.json" in seen[5]
     assert "straightness.json" in seen[6] and not list((tmp_path / "run/evaluation").glob("*.json"))
     monkeypatch.setenv("ADVECT_CACHE", str(cache))
-    monkeypatch.setattr("advect.evaluation.evaluator.CountedFlow.sample", lambda *a, **k: pytest.fail("it sampled"))
-    _, result = evaluate(tmp_path / "run", EvalConfig(**ASK), progress=False)
+    draw = Flow.sample  # a trial of one sample is made each time
+    monkeypatch.setattr(Flow, "sample", lambda *a, **k: draw(*a, **k) if len(k["rows"]) == 1 else pytest.fail("drew"))
+    _, result = evaluate(tmp_path / "run", EvalConfig(**ASK))
     assert numbers(result) == alone
     assert len(list((tmp_path / "run/evaluation").rglob("*"))) == 1
 
 
-def test_damaged_parts_and_those_of_other_features_are_drawn_anew(tmp_path: Path) -> None:
+def test_damaged_parts_and_those_of_other_features_are_drawn_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "advect")
     asked: list[range] = []
 
     def fill(rows: range, bar: Any) -> dict[str, torch.Tensor]:
@@ -139,14 +144,12 @@ def test_damaged_parts_and_those_of_other_features_are_drawn_anew(tmp_path: Path
                 raise KeyboardInterrupt
             return found
 
-        said: list[str] = []
-        told.append(said)
-        with working(tmp_path / "work", stamp=stamp, show=False, say=said.append) as work:
-            found = work.number("set", 1200, fill, finish, "set")
-            assert work.number("set", 1200, fill, finish, "set") == found  # it is known by now
+        caplog.clear()
+        with open_workspace(tmp_path / "work", stamp=stamp) as work:
+            found = work.cached_json("set", 1200, fill, finish, title="set")
+            assert work.cached_json("set", 1200, fill, finish, title="set") == found  # it is known by now
             return found
 
-    told: list[list[str]] = []
     with pytest.raises(KeyboardInterrupt):
         total("a", stop=True)
     assert len(asked) == 3
@@ -154,6 +157,6 @@ def test_damaged_parts_and_those_of_other_features_are_drawn_anew(tmp_path: Path
     part.write_bytes(part.read_bytes()[:-1] + b"x")
     with pytest.raises(KeyboardInterrupt):
         total("a", stop=True)
-    assert asked[3:] == [range(400, 800)] and "was damaged, and has been drawn anew" in told[1][0]
-    assert total("b") == 1199 * 600 and len(asked) == 7 and told[2] == []
+    assert asked[3:] == [range(400, 800)] and "was damaged, and has been drawn anew" in caplog.text
+    assert total("b") == 1199 * 600 and len(asked) == 7 and not caplog.messages
     assert not (tmp_path / "work").exists()

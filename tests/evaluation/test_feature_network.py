@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from advect.core.errors import UserError
-from advect.evaluation import FeatureNetwork, Features
-from advect.evaluation.inception import Inception
+from advect.evaluation import FeatureNetwork
+from advect.evaluation.feature_network import Inception
 
 
 class Corners(nn.Module):
@@ -87,9 +87,6 @@ def test_the_identity_tells_files_and_preparations_apart(tmp_path: Path) -> None
     assert FeatureNetwork(copy, bf16=True).identity != first.identity
     assert FeatureNetwork(copy, size=224).sha256 == first.sha256
     assert FeatureNetwork(script(tmp_path, Row(), "row.pt"), size=4).sha256 != first.sha256
-    x = torch.randn(20, 600)
-    spaces = [Features.fit(v, kind="vector") for v in (x, x.clone(), x + torch.randn(20, 600), x[:, :5])]
-    assert spaces[0].identity == spaces[1].identity and len({s.identity for s in spaces}) == 3
 
 
 def inception_weights() -> dict[str, Tensor]:
@@ -122,7 +119,7 @@ def test_other_weights_are_refused(change, text: str) -> None:
     weights = inception_weights()
     change(weights)
     with pytest.raises(UserError, match=text):
-        Inception.of_weights(weights)
+        Inception.from_weights(weights)
 
 
 class Evil:

@@ -1,77 +1,90 @@
-"""Quality against cost, where the answer is known."""
+"""What ``advect report`` measures, and the files it writes."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 
+import advect as library
+from advect.config.arguments import parse_config
+from advect.config.build import build_dataset
 from advect.core.errors import UserError
-from advect.evaluation import Features, measure_quality
-from advect.evaluation.study import plan
+from advect.data import Digits, Moons
+from advect.evaluation.quality import measure_quality
+from advect.metrics import frechet_distance
+from advect.metrics.statistics import subsample
 
 
-def measure(flow, n=600, **options):
-    train, held_out = flow.data(n, 1)[0], flow.data(n, 2)[0]
-    features = Features.fit(train, kind=flow.spec.kind)
-    return measure_quality(flow, train, held_out, features=features, samples=n, **options), held_out
+def report(run: Path, folder: Path, **options: Any) -> dict[str, Any]:
+    dataset = build_dataset(parse_config(run / "config.yaml")[1].data)
+    return measure_quality(library.load(run), dataset, folder, **{"samples": 120, "nfes": (1, 2, 8), **options})
 
 
-def test_one_euler_step_collapses_to_the_mean(plain):
-    quality, held_out = measure(plain, nfes=(1,), solvers=("euler",))
-    expected = held_out.var(0).sum() + (held_out.mean(0) - 2).square().sum()
-    assert quality.curves["euler"][1] == pytest.approx(float(expected), rel=1e-4)
-
-
-def test_more_evaluations_come_down_to_the_floor(plain):
-    quality, _ = measure(plain)
-    assert quality.curves["midpoint"][64] < 2 * quality.floor
-    assert quality.curves["midpoint"][64] < 0.02 * quality.curves["euler"][1]
-    assert quality.curves["euler"][1] > quality.curves["euler"][4] > quality.curves["euler"][16]
-    assert quality.best[2] == min(min(c.values()) for c in quality.curves.values())
-
-
-def test_every_set_starts_from_the_same_noise_and_costs_what_it_says(plain):
-    quality, _ = measure(plain, nfes=(1, 2, 8))
-    assert {(n, seed) for n, _, _, seed, _ in plain.calls} == {(600, 0)}
-    assert {(solver, steps) for _, steps, solver, _, _ in plain.calls} == {
-        *(("euler", 1), ("euler", 2), ("euler", 8)),
-        *(("midpoint", 1), ("midpoint", 4)),
+def test_distances_are_those_of_the_samples_and_the_floor_that_of_training_rows(
+    moons_run: Path, tmp_path: Path
+) -> None:
+    found = report(moons_run, tmp_path, seed=3)["frechet"]
+    flow, data = library.load(moons_run), Moons()
+    units = lambda split, places: flow.transform.inverse(split.fetch(places.numpy()).x1)
+    y = units(data.held_out, torch.arange(len(data.held_out)))
+    real = units(data.train, subsample(len(data.train), 120, 0).sort().values)
+    assert found["floor"] == pytest.approx(frechet_distance(real, y), rel=1e-6)
+    assert {solver: curve["nfe"] for solver, curve in found["curves"].items()} == {
+        "euler": [1, 2, 8],
+        "midpoint": [2, 8],
     }
-    assert torch.equal(quality.final, plain.sample(600, steps=4, solver="midpoint", seed=0))
+    for solver, steps in (("euler", (1, 2, 8)), ("midpoint", (1, 4))):
+        for n, distance in zip(steps, found["curves"][solver]["distance"], strict=True):
+            x = flow.sample(120, steps=n, solver=solver, seed=3).x
+            assert distance == pytest.approx(frechet_distance(x, y), rel=1e-6)
+    distance = min(d for curve in found["curves"].values() for d in curve["distance"])
+    assert found["best"]["distance"] == distance and (found["samples"], found["held_out"]) == (120, len(y))
 
 
-def test_midpoint_has_no_single_evaluation():
-    assert plan((1, 2, 3, 4, 4), ("euler", "midpoint")) == {"euler": [1, 2, 3, 4], "midpoint": [2, 4]}
-    with pytest.raises(UserError, match="no multiple of 2, which a step of midpoint costs"):
-        plan((1, 3), ("midpoint",))
-    with pytest.raises(UserError, match="at least 1, got \\[0\\]"):
-        plan((0,), ("euler",))
-    with pytest.raises(UserError, match="did you mean 'midpoint'"):
-        plan((2,), ("midpiont",))
+def test_files_hold_what_a_report_needs_and_are_the_same_again(digits_run: Path, tmp_path: Path) -> None:
+    result = report(digits_run, tmp_path / "a")
+    names = ["neighbours.npz", "quality.json", "trajectories.npz"]
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == names
+    assert json.loads((tmp_path / "a/quality.json").read_text()) == result
+    assert result["data"] == {"kind": "image", "shape": [1, 8, 8], "low": 0, "high": 16, "train": len(Digits().train)}
+    label = result["fidelity"]["label"]
+    assert 0 <= label["share"] < 0.6 < label["classifier_accuracy"] and label["samples"] == 120
+    assert sum(c["samples"] for c in label["by_class"]) == 120
+    assert result["samples_by"] == {"solver": "midpoint", "nfe": 8} and result["marginals"] == {}
+    flow = library.load(digits_run)
+    with np.load(tmp_path / "a/trajectories.npz") as saved:
+        assert saved["x"].shape == (10, 8, 1, 8, 8) and saved["t"] == pytest.approx(np.arange(10) / 9)
+        end = flow.sample(8, steps=36, solver="midpoint").x.numpy()
+        assert np.array_equal(saved["x"][-1], end)
+    with np.load(tmp_path / "a/neighbours.npz") as saved:
+        assert saved["samples"].shape == (12, 1, 8, 8) and saved["neighbours"].shape == (12, 3, 1, 8, 8)
+        assert saved["sample_distances"].shape == (120,) and saved["held_out_distances"].shape == (898,)
+    again, other = report(digits_run, tmp_path / "b"), report(digits_run, tmp_path / "c", seed=1)
+    assert again == result != other
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_the_floor_needs_as_many_training_rows(plain):
-    x = plain.data(50, 0)[0]
-    with pytest.raises(UserError, match=r"samples must be in 2 .. 50 .* got 51"):
-        measure_quality(plain, x, x, features=Features.fit(x, kind="vector"), samples=51)
+def test_vectors_have_marginals_and_no_more_samples_than_training_rows(advect: Any, tmp_path: Path) -> None:
+    np.save("x.npy", np.random.default_rng(0).normal(size=(150, 4)))
+    advect("train --data x.npy --width 8 --depth 1 --max-steps 2 --batch-size 16 --sample-every 0 --run-dir run")
+    result = report(Path("run"), Path("out"), samples=10_000)
+    assert result["frechet"]["samples"] == result["data"]["train"] < 150
+    assert {"kolmogorov_smirnov", "correlation_error", "mean_r2"} <= result["marginals"].keys()
+    assert all(values.keys() == {"samples", "floor"} for values in result["marginals"].values())
+    assert result["fidelity"] == {} and 0 <= result["memorisation"]["share_closer"] <= 1
+    with np.load("out/trajectories.npz") as saved:
+        assert saved["x"].shape == (10, 200, 2)  # principal components
 
 
-def test_large_images_are_compared_by_principal_components():
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(400, 200, generator=generator) @ torch.randn(200, 768, generator=generator)
-    features = Features.fit(x.reshape(400, 3, 16, 16), kind="image")
-    assert (features.dimensions, features.name) == (
-        128,
-        "the first 128 principal components of the training data's 768 pixels",
-    )
-    z = features(x.reshape(400, 3, 16, 16)).double()
-    values = torch.linalg.eigvalsh(torch.cov(x.double().T)).flip(0)
-    assert torch.allclose(z.var(0)[:64], values[:64], rtol=0.01)
-    assert features.variance_kept == pytest.approx(float(values[:128].sum() / values.sum()), rel=0.01)
-
-
-def test_small_data_are_compared_as_they_are():
-    x = torch.randn(10, 2, 16, 16)
-    features = Features.fit(x, kind="image")
-    assert (features.name, features.dimensions, features.variance_kept) == ("pixel space", 512, 1.0)
-    assert torch.equal(features(x), x.flatten(1))
+def test_numbers_of_evaluations_that_a_solver_cannot_meet_are_told(moons_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds none that midpoint can meet, at 2 a step"):
+        report(moons_run, tmp_path / "out", nfes=(1, 3))
+    with pytest.raises(UserError, match="must be at least 1, got 0"):
+        report(moons_run, tmp_path / "out", nfes=(0,))
+    assert not (tmp_path / "out").exists()

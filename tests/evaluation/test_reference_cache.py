@@ -29,7 +29,7 @@ def test_tensors_are_made_once_and_come_back_to_the_bit(tmp_path: Path) -> None:
 
 def test_another_key_is_another_file(tmp_path: Path) -> None:
     cache = ReferenceCache(tmp_path)
-    cache.keep(KEY, {"x": torch.zeros(1)})
+    cache.save(KEY, {"x": torch.zeros(1)})
     for name in KEY:
         assert cache.load(KEY | {name: "other"}) is None
     assert cache.load({k: v for k, v in KEY.items() if k != "rows"}) is None
@@ -37,7 +37,7 @@ def test_another_key_is_another_file(tmp_path: Path) -> None:
 
 def test_damaged_and_foreign_files_count_as_missing_and_are_replaced(tmp_path: Path) -> None:
     cache, other = ReferenceCache(tmp_path), KEY | {"rows": 5}
-    cache.keep(other, {"x": torch.ones(1)})
+    cache.save(other, {"x": torch.ones(1)})
     for content in (b"", b"\x00" * 50, cache.path(other).read_bytes(), cache.path(other).read_bytes()[:-2]):
         cache.path(KEY).write_bytes(content)
         assert cache.load(KEY) is None

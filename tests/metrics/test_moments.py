@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from advect.core.errors import UserError
 from advect.distributed.comm import all_objects, current
 from advect.metrics import GaussianFit, Moments, extrapolate, frechet_at_infinity, frechet_distance
-from processes import run_ranks
+from forked import run_ranks
 
 
 def draw(n: int, d: int, seed: int) -> torch.Tensor:
@@ -20,7 +20,7 @@ def draw(n: int, d: int, seed: int) -> torch.Tensor:
 
 
 def of_batches(x: torch.Tensor, size: int) -> Moments:
-    return sum(map(Moments.of, x.split(size)), Moments.none(x.shape[1]))
+    return sum(map(Moments.from_samples, x.split(size)), Moments.zero(x.shape[1]))
 
 
 @pytest.mark.parametrize("size", [1, 7, 64, 500])
@@ -37,7 +37,7 @@ def test_ranks_and_batches_agree_to_rounding_and_survive_a_file(tmp_path) -> Non
     x, target = draw(400, 20, 1), GaussianFit.from_samples(draw(300, 20, 2))
     whole = of_batches(x, 400)
     ranks = Moments.merged([of_batches(x[:130], 32), of_batches(x[130:], 50)])
-    save_file(ranks.tensors(), tmp_path / "m.safetensors")
+    save_file(ranks.to_tensors(), tmp_path / "m.safetensors")
     again = Moments.from_tensors(load_file(tmp_path / "m.safetensors"))
     assert again.count == 400 and torch.equal(again.scatter, ranks.scatter) and torch.equal(again.mean, ranks.mean)
     distances = [GaussianFit.from_running(m).distance(target) for m in (whole, again)]
@@ -96,9 +96,9 @@ def test_infinitely_many_gaussians_have_the_closed_form_and_finitely_many_have_n
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda x: Moments.of(x[:1]).covariance, "2 samples or more, got 1"),
-        (lambda x: Moments.of(x) + Moments.none(3), "same dimension, got 2 and 3"),
-        (lambda x: Moments.of(x * torch.nan), "x has NaN or infinite values in 10 of 10"),
+        (lambda x: Moments.from_samples(x[:1]).covariance, "2 samples or more, got 1"),
+        (lambda x: Moments.from_samples(x) + Moments.zero(3), "same dimension, got 2 and 3"),
+        (lambda x: Moments.from_samples(x * torch.nan), "x has NaN or infinite values in 10 of 10"),
         (lambda x: frechet_at_infinity(x, GaussianFit.from_samples(x)), "smallest must be in 2 .. -5 for 10 samples"),
         (lambda x: frechet_at_infinity(x, GaussianFit.from_samples(x), points=2), "points must be at least 3, got 2"),
         (lambda x: extrapolate([5, 5, 6], [1, 1, 1]), "three different numbers >= 2"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,9 @@ from advect.metrics.precision_recall import block_rows
 @pytest.mark.parametrize("rows", [7, 64, 10_000])
 @pytest.mark.parametrize("k", [1, 5])
 def test_equals_scikit_learn_whatever_the_blocks(rows, k, monkeypatch):
-    monkeypatch.setattr("advect.metrics.precision_recall.block_rows", lambda dimension, memory_mb: rows)
+    monkeypatch.setattr(
+        sys.modules["advect.metrics.precision_recall"], "block_rows", lambda dimension, memory_mb: rows
+    )
     rng = np.random.default_rng(0)
     queries, references = rng.normal(size=(90, 1, 4, 4)), rng.normal(size=(333, 1, 4, 4))
     found = nearest_neighbours(torch.from_numpy(queries), torch.from_numpy(references), k=k)

@@ -53,8 +53,8 @@ def test_the_default_sees_what_no_single_column_shows() -> None:
     y[:, 1] = 0.9 * y[:, 0] + 0.19**0.5 * y[:, 1]  # the same marginals, correlated
     assert two_sample_test(x, y).p_value < 1e-10
     assert two_sample_test(x, y, classifier=LogisticRegression()).p_value > 1e-4
-    without_timeout = two_sample_test(x, y + 100)
-    assert without_timeout.accuracy == 1 and without_timeout.standard_error == 0
+    apart = two_sample_test(x, y + 100)
+    assert apart.accuracy == 1 and apart.standard_error == 0
 
 
 @pytest.mark.parametrize(

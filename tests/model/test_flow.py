@@ -21,10 +21,10 @@ from advect.training.state import EMA_FILE, MODEL
 
 
 def test_samples_come_in_data_units(digits_run: Path, moons_run: Path) -> None:
-    digits = advect.load(digits_run).sample(5, steps=2)
+    digits = advect.load(digits_run).sample(5, steps=2).x
     assert digits.shape == (5, 1, 8, 8) and digits.dtype == torch.float32
     assert digits.min() >= 0 and digits.max() <= 16 and digits.max() > 1
-    moons = advect.load(moons_run).sample(7, steps=2)
+    moons = advect.load(moons_run).sample(7, steps=2).x
     assert moons.shape == (7, 2)
 
 
@@ -40,28 +40,28 @@ def test_the_averaged_weights_are_the_default(digits_run: Path) -> None:
 
 def test_a_sample_depends_on_the_seed_and_its_place_alone(moons_run: Path) -> None:
     flow = advect.load(moons_run)
-    ten = flow.sample(10, seed=3, steps=4)
-    torch.testing.assert_close(flow.sample(4, seed=3, steps=4), ten[:4], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(flow.sample(10, seed=3, steps=4, batch_size=3), ten, rtol=1e-5, atol=1e-6)
-    assert torch.equal(flow.sample(10, seed=3, steps=4), ten)
-    assert not torch.allclose(flow.sample(10, seed=4, steps=4), ten)
+    ten = flow.sample(10, seed=3, steps=4).x
+    torch.testing.assert_close(flow.sample(4, seed=3, steps=4).x, ten[:4], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(flow.sample(10, seed=3, steps=4, batch_size=3).x, ten, rtol=1e-5, atol=1e-6)
+    assert torch.equal(flow.sample(10, seed=3, steps=4).x, ten)
+    assert not torch.allclose(flow.sample(10, seed=4, steps=4).x, ten)
 
 
 def test_rows_of_a_draw_cost_as_much_as_they_are(digits_run: Path) -> None:
     flow = advect.load(digits_run)
-    ten = flow.sample(10, seed=3, steps=4, batch_size=5)
-    torch.testing.assert_close(flow.sample(10, seed=3, steps=4, rows=range(5, 10)), ten[5:], rtol=0, atol=0)
+    ten = flow.sample(10, seed=3, steps=4, batch_size=5).x
+    torch.testing.assert_close(flow.sample(10, seed=3, steps=4, rows=range(5, 10)).x, ten[5:], rtol=0, atol=0)
     last = range(10**12 - 3, 10**12)  # whatever is made of all n would not fit
     assert flow.conditions(10**12, seed=3, rows=last)["label"].shape == (3,)
     assert flow.conditions(10**12, {"label": "cycle"}, rows=last)["label"].tolist() == [7, 8, 9]
-    assert flow.sample(10**12, seed=3, steps=1, rows=last).isfinite().all()
+    assert flow.sample(10**12, seed=3, steps=1, rows=last).x.isfinite().all()
 
 
 def test_a_trajectory_starts_at_noise_and_ends_at_the_samples(moons_run: Path) -> None:
     flow = advect.load(moons_run)
-    states = flow.sample(500, steps=5, seed=1, trajectory=True)
+    states = flow.sample(500, steps=5, seed=1, trajectory=True).x
     assert states.shape == (6, 500, 2)
-    assert torch.equal(states[-1], flow.sample(500, steps=5, seed=1))
+    assert torch.equal(states[-1], flow.sample(500, steps=5, seed=1).x)
     noise = flow.transform.forward(states[0])
     assert abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.1
 
@@ -88,17 +88,17 @@ def test_guidance_by_one_is_none_and_by_zero_is_unconditional(digits_run: Path) 
     flow = advect.load(digits_run)
     for p in flow.net.parameters():  # an untrained net predicts zero; make the label matter
         torch.nn.init.normal_(p, std=0.3, generator=torch.Generator().manual_seed(p.numel()))
-    seven, none = (flow.sample(3, steps=2, cond={"label": v}) for v in (7, None))
+    seven, none = (flow.sample(3, steps=2, cond={"label": v}).x for v in (7, None))
     assert not torch.equal(seven, none)
-    assert torch.equal(flow.sample(3, steps=2, cond={"label": 7}, guidance=0.0), none)
-    doubled = flow.sample(3, steps=2, cond={"label": 7}, guidance=2.0)
+    assert torch.equal(flow.sample(3, steps=2, cond={"label": 7}, guidance=0.0).x, none)
+    doubled = flow.sample(3, steps=2, cond={"label": 7}, guidance=2.0).x
     assert not torch.equal(doubled, seven)
 
 
 def test_a_weight_file_alone_can_be_sampled_from(digits_run: Path, tmp_path: Path) -> None:
     shutil.copy(digits_run / "checkpoints/step-00000012" / EMA_FILE, tmp_path / "elsewhere.safetensors")
-    alone = advect.load(tmp_path / "elsewhere.safetensors").sample(4, steps=2, seed=9)
-    assert torch.equal(alone, advect.load(digits_run).sample(4, steps=2, seed=9))
+    alone = advect.load(tmp_path / "elsewhere.safetensors").sample(4, steps=2, seed=9).x
+    assert torch.equal(alone, advect.load(digits_run).sample(4, steps=2, seed=9).x)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def gaussian_flow() -> Flow:
 
 def test_straightness_is_that_of_the_samples_that_would_be_drawn() -> None:
     flow, n = gaussian_flow(), 500
-    x0 = flow.sample(n, seed=7, steps=1, solver="euler", trajectory=True)[0]
+    x0 = flow.sample(n, seed=7, steps=1, solver="euler", trajectory=True).x[0]
     found = flow.straightness(n, seed=7, solver="rk4")
     assert found.value == pytest.approx(2 * (2 - math.pi / 2) * x0.square().mean().item(), rel=1e-4)
     assert found.distance == pytest.approx(x0.square().mean().item(), rel=1e-4)
@@ -188,7 +188,7 @@ def test_straightness_is_that_of_the_conditions_and_the_guidance(digits_run: Pat
 
 def test_a_u_net_has_a_density_whatever_the_layout_of_its_weights(digits_run: Path) -> None:
     flow = advect.load(digits_run)
-    x = flow.sample(2, steps=2)
+    x = flow.sample(2, steps=2).x
     weights = [p for p in flow.net.parameters() if p.ndim == 4]
     assert any(not p.is_contiguous() for p in weights)
     found = flow.log_prob(x, steps=2, solver="euler")

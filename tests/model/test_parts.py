@@ -8,9 +8,11 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,15 +20,23 @@ import pytest
 import advect
 from advect.cli import run as command
 from advect.core.errors import UserError
-from advect.model.sampling import Draw, sample_run
+from advect.model.sampler_config import SamplerConfig
+from advect.model.sampling import sample_run
 from advect.model.sharded_samples import SampleShards, count_parts, open_plan
-from processes import environment, run_ranks, started, wait
+from forked import ranks, run_ranks
+from processes import environment
 
-DRAW = Draw(n=50, steps=2, seed=4, batch_size=8)
+
+def ask(n: int, *, seed: int = 0, batch_size: int = 256, **sampler) -> dict[str, Any]:
+    """Arguments of ``sample_run``."""
+    return {"n": n, "seed": seed, "batch_size": batch_size, "sampler": SamplerConfig(**sampler)}
 
 
-def parted(run: Path, folder: Path, draw: Draw = DRAW, *, part_size: int | None = 20, **options) -> list[Path]:
-    return sample_run(run, draw, output_dir=folder, progress=False, part_size=part_size, **options)
+ASK = ask(50, steps=2, seed=4, batch_size=8)
+
+
+def parted(run: Path, folder: Path, asked: dict = ASK, *, part_size: int | None = 20, **options) -> list[Path]:
+    return sample_run(run, **asked, output_dir=folder, part_size=part_size, **options)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -55,7 +65,7 @@ def test_parts_hold_the_samples_of_one_draw_and_the_manifest_their_bytes(moons_r
         listed |= {f"{part['folder']}/{name}" for name in (*part["files"], "part.json")}
         arrays.append(np.load(folder / "samples.npz")["x"])
     assert content(three).keys() == listed
-    x = advect.load(moons_run).sample(50, steps=2, seed=4)
+    x = advect.load(moons_run).sample(50, steps=2, seed=4).x
     np.testing.assert_allclose(np.concatenate(arrays), x.numpy(), rtol=1e-5, atol=1e-6)
     assert facts["n"] == 50 and facts["nfe"] == 4 and facts["ema"] is True and facts["run"] == str(moons_run)
     assert (
@@ -93,7 +103,8 @@ def test_two_processes_share_the_parts_and_write_the_bytes_of_one(moons_run: Pat
 PROGRAM = """
 import json, os, re, signal, sys
 from pathlib import Path
-from advect.model.sampling import Draw, sample_run
+from advect.model.sampler_config import SamplerConfig
+from advect.model.sampling import sample_run
 
 def kill_before(event, pattern):
     def hook(name, args):
@@ -102,13 +113,9 @@ def kill_before(event, pattern):
     sys.addaudithook(hook)
 
 def draw():
-    sample_run(Path(run), Draw(**fields), output_dir=Path(folder), progress=False, **options)
+    sample_run(Path(run), sampler=SamplerConfig(steps=steps), **asked, output_dir=Path(folder), **options)
 
-run, folder, fields, options, kills = json.loads(sys.argv[1])
-if "RANK" in os.environ:
-    kill_before(*kills[int(os.environ["RANK"])])
-    draw()
-    sys.exit()
+run, folder, steps, asked, options, kills = json.loads(sys.argv[1])
 for kill in kills:
     pid = os.fork()
     if pid == 0:
@@ -120,9 +127,9 @@ for kill in kills:
 """
 
 
-def program(run: Path, folder: Path, draw: Draw, kills: list[tuple[str, str]], **options) -> list[str]:
-    fields = {"n": draw.n, "steps": draw.steps, "seed": draw.seed, "batch_size": draw.batch_size}
-    return [sys.executable, "-c", PROGRAM, json.dumps([str(run), str(folder), fields, options, kills])]
+def program(run: Path, folder: Path, asked: dict, kills: list[tuple[str, str]], **options) -> list[str]:
+    steps, asked = asked["sampler"].steps, {name: value for name, value in asked.items() if name != "sampler"}
+    return [sys.executable, "-c", PROGRAM, json.dumps([str(run), str(folder), steps, asked, options, kills])]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
@@ -138,7 +145,7 @@ def test_a_call_killed_again_and_again_ends_with_the_bytes_of_one_that_was_not(
         ("os.mkdir", r"\.part-00002-"),
         ("open", r"\.samples\.json"),
     ]
-    words = program(moons_run, out, DRAW, kills, part_size=20)
+    words = program(moons_run, out, ASK, kills, part_size=20)
     done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=True)
     seen = [re.sub(r"\.\d+\.partial|-of-00003", "", line).split() for line in done.stdout.splitlines()]
     assert seen == [
@@ -155,28 +162,41 @@ def test_a_call_killed_again_and_again_ends_with_the_bytes_of_one_that_was_not(
     assert content(out) == content(three)
 
 
+def kill_second() -> None:
+    """In the middle of a part of the second process."""
+
+    def hook(name: str, arguments: tuple) -> None:
+        if name == "open" and re.search(r"\.part-00001-.*samples\.csv", str(arguments[0])):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
 def test_one_process_goes_on_where_one_of_two_was_killed(moons_run: Path, tmp_path: Path) -> None:
-    out, draw = tmp_path / "out", Draw(n=40, steps=2)
-    kills = [("os.mkdir", "never"), ("open", r"\.part-00001-.*samples\.csv")]
-    with started(2, program(moons_run, out, draw, kills)) as ranks:
-        first, second = wait(ranks)
-    assert second.code == -9 and first.code == 1 and "gloo" in first.err
+    out, asked = tmp_path / "out", ask(40, steps=2)
+    words = f"sample {moons_run} --num-samples 40 --num-steps 2 --output-dir {out}"
+    with ranks(2, words, cwd=tmp_path, before=kill_second) as run:
+        first, second = run.wait()
+    assert second.code == -9 and first.code == 75 and "lost the others" in first.err
     assert [path.name for path in out.glob("part-*")] == ["part-00000-of-00002"]
-    files = parted(moons_run, out, draw, part_size=None)  # by itself it would have made no parts
+    files = parted(moons_run, out, asked, part_size=None)  # by itself it would have made no parts
     assert [file.name for file in files][:2] == ["part-00000-of-00002", "part-00001-of-00002"]
-    parted(moons_run, tmp_path / "other", draw)
+    parted(moons_run, tmp_path / "other", asked)
     assert content(out) == content(tmp_path / "other")
 
 
-def test_a_damaged_part_is_told_and_drawn_anew(moons_run: Path, three: Path, tmp_path: Path) -> None:
-    out, said = tmp_path / "out", []
+def test_a_damaged_part_is_noted_and_drawn_anew(
+    moons_run: Path, three: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
     parted(moons_run, out)
+    caplog.set_level("INFO", "advect")
     for name, change in (("samples.npz", lambda data: data[:-1] + b"x"), ("part.json", lambda data: data[:20])):
         file = out / "part-00001-of-00003" / name
         file.write_bytes(change(file.read_bytes()))
-        parted(moons_run, out, say=said.append)
+        parted(moons_run, out)
         assert content(out) == content(three)
-    assert said == [f"note: {out}/part-00001-of-00003 was damaged, and has been drawn anew"] * 2
+    assert caplog.messages == [f"note: {out}/part-00001-of-00003 was damaged, and has been drawn anew"] * 2
 
 
 def test_another_calls_samples_are_kept_unless_they_may_be_overwritten(moons_run: Path, tmp_path: Path) -> None:
@@ -185,19 +205,19 @@ def test_another_calls_samples_are_kept_unless_they_may_be_overwritten(moons_run
     (out / "notes.txt").write_text("mine")
     whole = content(out)
     older = moons_run / "checkpoints/step-00000020"
-    for difference, run, draw, options in (
-        ("seed was 4 there and is 5 here", moons_run, Draw(n=50, steps=2, seed=5, batch_size=8), {}),
-        ("n was 50 there and is 7 here", moons_run, Draw(n=7, steps=2, seed=4, batch_size=8), {}),
-        ("parts was 3 there and is 2 here", moons_run, DRAW, {"part_size": 25}),
-        (r"weights was step-00000040/ema.* there and is step-00000020/ema", older, DRAW, {}),
-        ("ema", moons_run, DRAW, {"ema": False}),
+    for difference, run, asked, options in (
+        ("seed was 4 there and is 5 here", moons_run, ask(50, steps=2, seed=5, batch_size=8), {}),
+        ("n was 50 there and is 7 here", moons_run, ask(7, steps=2, seed=4, batch_size=8), {}),
+        ("parts was 3 there and is 2 here", moons_run, ASK, {"part_size": 25}),
+        (r"weights was step-00000040/ema.* there and is step-00000020/ema", older, ASK, {}),
+        ("ema", moons_run, ASK, {"ema": False}),
     ):
         with pytest.raises(UserError, match=f"--output-dir .* holds samples of another call: .*{difference}"):
-            parted(run, out, draw, **options)
+            parted(run, out, asked, **options)
         assert content(out) == whole
     parted(moons_run, out, part_size=25, overwrite=True)
     assert sorted(path.name for path in out.glob("part-*")) == ["part-00000-of-00002", "part-00001-of-00002"]
-    sample_run(moons_run, Draw(n=3, steps=2), output_dir=out, overwrite=True, progress=False)
+    sample_run(moons_run, **ask(3, steps=2), output_dir=out, overwrite=True)
     names = {"samples.npz", "samples.csv", "samples.png", "samples.json", "notes.txt"}
     assert content(out).keys() == names and json.loads((out / "samples.json").read_text())["n"] == 3
     with pytest.raises(UserError, match="already holds samples; name another folder, or give --overwrite"):
@@ -205,19 +225,19 @@ def test_another_calls_samples_are_kept_unless_they_may_be_overwritten(moons_run
 
 
 def test_mistakes_are_told_before_anything_is_written(moons_run: Path, tmp_path: Path) -> None:
-    for message, draw, size in (
-        ("--part-size must be at least 1, got 0", DRAW, 0),
-        ("did you mean 'midpoint'", Draw(n=50, solver="midpont"), 20),
-        ("steps must be", Draw(n=50, steps=0), 20),
-        ("guidance is 2", Draw(n=50, guidance=2), 20),
+    for message, asked, size in (
+        ("--part-size must be at least 1, got 0", ASK, 0),
+        ("did you mean 'midpoint'", ask(50, solver="midpont"), 20),
+        ("steps must be", ask(50, steps=0), 20),
+        ("guidance is 2", ask(50, guidance=2), 20),
     ):
         with pytest.raises(UserError, match=message):
-            parted(moons_run, tmp_path / "out", draw, part_size=size)
+            parted(moons_run, tmp_path / "out", asked, part_size=size)
     assert not (tmp_path / "out").exists()
 
 
 def test_single_images_have_one_number_each_in_all_parts(digits_run: Path, tmp_path: Path) -> None:
-    parted(digits_run, tmp_path, Draw(n=5, steps=1), part_size=2, save_individual=True)
+    parted(digits_run, tmp_path, ask(5, steps=1), part_size=2, save_individual=True)
     names = [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.glob("part-*/sample-*.png"))]
     assert names == [
         f"part-{part:05d}-of-00003/sample-{i:06d}.png" for part, i in ((0, 0), (1, 1), (1, 2), (2, 3), (2, 4))

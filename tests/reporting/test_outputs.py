@@ -15,8 +15,7 @@ from advect.core.errors import UserError
 from advect.core.types import LENGTH, Category, DataSpec, Quantity
 from advect.data import Cells, Dataset, Identity, Sequences, Table
 from advect.data.tables.dataset import read_table
-from advect.evaluation import study
-from advect.evaluation.target import Measured
+from advect.evaluation.quality import measure_quality
 from advect.model.flow import Flow
 from advect.reporting.outputs import draw, held_out_batch, write_samples
 from advect.sources import Empirical
@@ -35,7 +34,7 @@ def flow_on(source: Dataset, /, **options) -> Flow:
 
 def written(flow: Flow, folder: Path, n: int = 6, **cond) -> tuple[Tensor, dict[str, Tensor], list[Path]]:
     conditions = flow.conditions(n, cond)
-    x = flow.sample(n, steps=1, cond=conditions)
+    x = flow.sample(n, steps=1, cond=conditions).x
     files = write_samples(flow, x, conditions, folder, individual=False)
     assert sorted(files) == sorted(folder.iterdir())
     Image.open(folder / "samples.png").verify()
@@ -68,13 +67,13 @@ def cells(**options) -> Cells:
 def test_sequences_are_zero_after_their_drawn_or_named_length() -> None:
     flow = flow_on(ragged())
     conditions = flow.conditions(200)
-    x = flow.sample(200, steps=1, cond=conditions)
+    x = flow.sample(200, steps=1, cond=conditions).x
     assert conditions[LENGTH].unique().tolist() == [2, 3, 4, 5]
     real = torch.arange(5) < conditions[LENGTH][:, None]
     assert (x[real] != 0).all() and (x[~real] == 0).all()
     assert abs(x[real].mean() - 5) < 0.3  # the data's units
-    assert (flow.sample(3, steps=1, cond={LENGTH: 2})[:, 2:] == 0).all()
-    assert torch.equal(flow.sample(200, steps=1, trajectory=True)[-1], x)
+    assert (flow.sample(3, steps=1, cond={LENGTH: 2}).x[:, 2:] == 0).all()
+    assert torch.equal(flow.sample(200, steps=1, trajectory=True).x[-1], x)
 
 
 def test_sequences_are_an_archive_that_is_data_again_and_one_row_a_step(tmp_path: Path) -> None:
@@ -143,10 +142,10 @@ def test_a_flow_from_controls_starts_at_those_of_its_own_type() -> None:
     flow = flow_on(source, source=Empirical(x, cond=cond))
     for name, number in (("a", 0), ("b", 1)):
         wanted = source.transform.inverse(x[cond["type"] == number])
-        own = flow.sample(20, steps=1, cond={"type": name})
+        own = flow.sample(20, steps=1, cond={"type": name}).x
         assert (torch.cdist(own, wanted).min(1).values < 1e-4).all() and len(own.unique(dim=0)) > 3
-    ten = flow.sample(10, steps=1, seed=3)
-    assert torch.equal(flow.sample(4, steps=1, seed=3, batch_size=3), ten[:4])
+    ten = flow.sample(10, steps=1, seed=3).x
+    assert torch.equal(flow.sample(4, steps=1, seed=3, batch_size=3).x, ten[:4])
 
 
 def test_vectors_are_an_archive_and_a_table_with_named_conditions(tmp_path: Path) -> None:
@@ -165,7 +164,7 @@ def test_vectors_are_an_archive_and_a_table_with_named_conditions(tmp_path: Path
 
 def test_single_images_are_written_on_demand_and_refused_for_other_data(tmp_path: Path) -> None:
     flow = Flow(Still(), DataSpec((1, 4, 4), "image", {}), Identity())
-    files = write_samples(flow, flow.sample(2, steps=1), {}, tmp_path, individual=True)
+    files = write_samples(flow, flow.sample(2, steps=1).x, {}, tmp_path, individual=True)
     assert [f.name for f in files] == ["samples.npz", "samples.png", "sample-000000.png", "sample-000001.png"]
     assert Image.open(files[2]).size == (52, 52)
     with pytest.raises(UserError, match="this flow makes sequences data"):
@@ -199,7 +198,7 @@ def test_the_same_samples_are_the_same_bytes(tmp_path: Path, monkeypatch: pytest
 def test_what_has_no_density_says_so_in_its_own_words() -> None:
     table = flow_on(Table(frame()))
     with pytest.raises(UserError, match=r"column .age. is scaled by quantiles, whose log_det depends on the value"):
-        table.log_prob(table.sample(2, steps=1))
+        table.log_prob(table.sample(2, steps=1).x)
     with pytest.raises(UserError, match="sequences of different lengths have no common log_det"):
         flow_on(ragged()).log_prob(torch.zeros(2, 5, 2), cond={LENGTH: 5})
     with pytest.raises(UserError, match="components of 7 genes have no density per gene"):
@@ -209,7 +208,7 @@ def test_what_has_no_density_says_so_in_its_own_words() -> None:
 def test_data_of_another_shape_than_the_network_sees_is_encoded_and_decoded() -> None:
     flow = flow_on(cells(pca=3))
     assert flow.data_shape == (7,) and flow.spec.shape == (3,)
-    x = flow.sample(2, steps=1, cond={"type": 0})
+    x = flow.sample(2, steps=1, cond={"type": 0}).x
     z = flow.encode(x, cond={"type": 0}, steps=1)
     assert z.shape == (2, 3) and flow.decode(z, cond={"type": 0}, steps=1).shape == (2, 7)
     with pytest.raises(UserError, match=r"x must have shape \(n, 7\), got \(2, 3\)"):
@@ -222,15 +221,12 @@ def test_each_kind_is_drawn_over_its_data_and_measured(tmp_path: Path, kind: str
     source = kinds[kind]()
     flow = flow_on(source)
     conditions = flow.conditions(20)
-    x = flow.sample(20, steps=1, cond=conditions)
+    x = flow.sample(20, steps=1, cond=conditions).x
     width, height = draw(flow, x, conditions, held_out_batch(flow, source.held_out)).size
     assert width == 1024 and 300 < height < 800
-    measured = Measured(flow)
-    (train, cond), (held_out, held_cond) = measured.data(source.train), measured.data(source.held_out)
-    assert train.isfinite().all() and train.shape[1:] == measured.spec.shape
-    options = {"train_cond": cond, "held_out_cond": held_cond, "space": measured.space}
-    found = study(measured, train, held_out, tmp_path, nfes=(1, 2), **options)
-    assert found["frechet"]["features"] == ("the table's scaled columns" if kind == "table" else "data space")
+    found = measure_quality(flow, source, tmp_path, nfes=(1, 2))
+    features = {"table": "the table's scaled columns", "cells": "the flow's 3 components of expression"}
+    assert found["frechet"]["features"] == features.get(kind, "data space")
     assert set(found["marginals"]) >= (set() if kind == "sequences" else {"kolmogorov_smirnov", "correlation_error"})
     with np.load(tmp_path / "trajectories.npz") as saved:
         assert saved["x"].shape == ((10, 4, 5, 2) if kind == "sequences" else (10, 200, 2))

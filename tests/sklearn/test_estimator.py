@@ -120,8 +120,8 @@ class TestForms:
         assert model.score_samples(cells).shape == (40,)
         assert small(options={"pca": 2}).fit(cells).transform(cells).shape == (40, 2)
 
-    def test_another_form_than_the_fitted_is_refused(self, points: np.ndarray) -> None:
-        with pytest.raises(UserError, match="another form"):
+    def test_another_kind_than_the_fitted_is_refused(self, points: np.ndarray) -> None:
+        with pytest.raises(UserError, match="another kind"):
             small().fit(points).score(pd.DataFrame(points, columns=list("abc")))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from test_resume import assert_same_end, start, wait_for_step
+from test_resume import assert_same_end, wait_for_step
 
 import advect as package
 from advect import cli
@@ -24,6 +23,7 @@ from advect.model.load import read_average
 from advect.sklearn import FlowModel
 from advect.training import write_checkpoint
 from advect.training.state import EMA_FILE, MODEL
+from forked import ranks
 
 FLAGS = "--width 16 --batch-size 64 --log-every 50 --sample-every 0 --ema-also 0.9 0.99 --posthoc-ema"
 ALSO = ("ema-0.9.safetensors", "ema-0.99.safetensors")
@@ -80,7 +80,7 @@ def test_a_checkpoint_holds_each_average_as_a_weight_file(averaged: Path) -> Non
     for name in (EMA_FILE, *ALSO, *POWERS):
         weights = load_weights(checkpoint / name)
         assert {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in plain.items()}
-        assert package.load(checkpoint / name).sample(3, steps=2, progress=False).shape == (3, 2)
+        assert package.load(checkpoint / name).sample(3, steps=2, progress=False).x.shape == (3, 2)
     spread = [far(checkpoint / MODEL, checkpoint / name) for name in ("ema-0.9.safetensors", ALSO[1])]
     assert 0 < spread[0] < spread[1]  # the longer average lags behind more
 
@@ -88,8 +88,8 @@ def test_a_checkpoint_holds_each_average_as_a_weight_file(averaged: Path) -> Non
 def test_load_takes_an_average_by_its_decay(averaged: Path, tmp_path: Path) -> None:
     checkpoint = averaged / "checkpoints/step-00000300"
     for decay, name in ((0.9, ALSO[0]), (0.99, ALSO[1]), (0.999, EMA_FILE), (True, EMA_FILE), (False, MODEL)):
-        by_decay = package.load(averaged, ema=decay).sample(4, steps=2, progress=False)
-        assert torch.equal(by_decay, package.load(checkpoint / name).sample(4, steps=2, progress=False))
+        by_decay = package.load(averaged, ema=decay).sample(4, steps=2, progress=False).x
+        assert torch.equal(by_decay, package.load(checkpoint / name).sample(4, steps=2, progress=False).x)
     with pytest.raises(UserError, match=r"has no average of decay 0.5; it has 0.999, 0.9, 0.99"):
         package.load(averaged, ema=0.5)
     with pytest.raises(UserError, match=r"ema is 0.9, and .* is one file of weights"):
@@ -101,7 +101,7 @@ def test_load_takes_an_average_by_its_decay(averaged: Path, tmp_path: Path) -> N
 def test_sample_takes_an_average_by_its_decay_and_says_so(advect: Callable[..., None], averaged: Path) -> None:
     advect("sample", averaged, "--ema-decay 0.9 --num-samples 3 --num-steps 2 --output-dir a")
     facts = json.loads(Path("a/samples.json").read_text())
-    wanted = package.load(averaged, ema=0.9).sample(3, steps=2, progress=False)
+    wanted = package.load(averaged, ema=0.9).sample(3, steps=2, progress=False).x
     assert facts["ema"] == 0.9 and np.array_equal(np.load("a/samples.npz")["x"], wanted.numpy())
     with pytest.raises(UserError, match="--no-use-ema and --ema-decay contradict"):
         advect("sample", averaged, "--ema-decay 0.9 --no-use-ema --output-dir b")
@@ -174,7 +174,8 @@ def test_a_run_of_a_data_transform_with_tensors_takes_them_along(
     shutil.copytree(averaged, tmp_path / "run")
     (tmp_path / "run/checkpoints/step-00000300/state/data.safetensors").write_bytes(b"components")
     card = ema.read_model_metadata(averaged / "checkpoints/step-00000300" / MODEL)
-    monkeypatch.setattr(ema, "read_card", lambda file: card.__class__(**{**vars(card), "tensors": {"transform.w": 0}}))
+    whole = card.__class__(**{**vars(card), "tensors": {"transform.w": 0}})
+    monkeypatch.setattr(ema, "read_model_metadata", lambda file: whole)
     rebuild(tmp_path / "run", EmaArguments(length=(0.1,), output=tmp_path / "out/a.safetensors"))
     assert (tmp_path / "out/state/data.safetensors").read_bytes() == b"components"
     (tmp_path / "out/state/data.safetensors").write_bytes(b"others")
@@ -202,15 +203,13 @@ def test_stopped_and_resumed_averages_equal_those_of_a_run_never_stopped(advect:
 def test_killed_again_and_again_the_snapshots_are_the_same_bytes(advect: Callable[..., None], tmp_path: Path) -> None:
     kills = 6
     steps = 30 * kills
-    flags = [*FLAGS.split(), "--max-steps", str(steps), "--save-every", "7", "--posthoc-every", "3"]
-    advect("train moons --run-dir whole", *flags)
-    resume = ["moons", "--run-dir", "killed", *flags]
+    flags = f"{FLAGS} --max-steps {steps} --save-every 7 --posthoc-every 3"
+    advect("train moons --run-dir whole", flags)
+    words = f"train moons --run-dir killed {flags}"
     for i in range(kills):
-        process = start(tmp_path, *resume)
-        wait_for_step(process, tmp_path / "killed", 21 * (i + 1))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        resume = ["--resume-from", "killed"]
+        with ranks(1, words, cwd=tmp_path) as process:
+            wait_for_step(process, tmp_path / "killed", 21 * (i + 1))
+        words = "train --resume-from killed"
     advect("train --resume-from killed")
     assert_same_end(tmp_path / "whole", tmp_path / "killed", steps)
     assert snapshots(tmp_path / "whole") == snapshots(tmp_path / "killed")

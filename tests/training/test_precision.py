@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from advect.config import build
-from advect.config.build import pick_precision
-from advect.core.device import use_tf32
+from advect.core import device
+from advect.core.device import pick_precision, use_tf32
 from advect.core.errors import UserError
 from advect.reporting.page import describe
 from advect.reporting.run_folder import read_run
@@ -37,7 +36,7 @@ def test_a_cpu_computes_in_what_suits_it(half: str, fast: bool, expected: object
 
 
 def test_bfloat16_asked_of_a_gpu_without_it_is_refused(monkeypatch) -> None:
-    monkeypatch.setattr(build, "has_fast_bfloat16", lambda device: False)
+    monkeypatch.setattr(device, "has_fast_bfloat16", lambda device: False)
     with pytest.raises(UserError, match="--half bf16 needs bfloat16, which cuda:0 does not have; use --half fp16"):
         pick_precision(True, torch.device("cuda:0"), "bf16")
 

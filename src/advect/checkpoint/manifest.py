@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -22,6 +23,8 @@ from safetensors import SafetensorError
 
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, remove_partial, sync_file, sync_folder
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 _MANIFEST, _LATEST = "manifest.json", "latest"
@@ -197,10 +200,10 @@ def _siblings(path: Path) -> str:
     return f"; whole checkpoints beside it: {', '.join(others[-3:])}" if others else "; no other is beside it"
 
 
-def newest_whole(run: Path, say: Callable[[str], None]) -> Path | None:
+def newest_whole(run: Path) -> Path | None:
     """The newest checkpoint of a run folder that passes :func:`verify_checkpoint`; None where there is none at all.
 
-    ``say`` is told of damaged ones that are passed over. Raises UserError where all are damaged.
+    Damaged ones are passed over with a warning. Raises UserError where all are damaged.
     """
     folder = run / "checkpoints"
     if not any((*folder.glob("step-*"), *folder.glob(".step-*.old"))):
@@ -212,10 +215,10 @@ def newest_whole(run: Path, say: Callable[[str], None]) -> Path | None:
             verify_checkpoint(path)
         except UserError as error:
             trouble = trouble or str(error)
-            say(f"warning: {error}")
+            logger.warning(str(error))
             continue
         if trouble:
-            say(f"warning: going on from {path} instead")
+            logger.warning(f"going on from {path} instead")
         return path
     raise UserError(f"{run} holds no whole checkpoint: {trouble}; move the folder away to train anew")
 

@@ -1,13 +1,20 @@
-"""The jobs behind ``advect data``."""
+"""advect data {pack,verify} PATH: decode and resize images once; read every byte of a pack."""
 
 from __future__ import annotations
 
+import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from advect.commands.base import split_place
+from advect.config.flags import parse_words
+from advect.core.errors import UserError, did_you_mean
 from advect.data import Packed, pack, packed_path
 from advect.data.images.decoding import Decoder
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +31,27 @@ class PackArguments:
     """What shows through transparent images: a colour's name, or #rrggbb."""
     workers: int = 2
     """Threads that decode."""
+
+
+JOBS = ("pack", "verify")
+
+
+def run(words: list[str]) -> None:
+    """Run ``advect data`` with the words after it. Raises UserError."""
+    if not words or words[0] in ("-h", "--help"):
+        raise UserError(f"advect data needs one of {', '.join(JOBS)}, such as: advect data pack faces")
+    if words[0] not in JOBS:
+        raise UserError(f"advect data {words[0]} is not known{did_you_mean(words[0], JOBS)}")
+    command = f"advect data {words[0]}"
+    place, flags = split_place(words[1:], command, "PATH", "faces")
+    if words[0] == "verify":
+        if flags:
+            raise UserError(f"{command} takes a PATH alone, got {flags[0]!r}")
+        logger.info(verify_pack(place))
+        return
+    about = "Decode and resize images once. Ended by anything, it goes on where it was."
+    a = parse_words(PackArguments, flags, prog=f"{command} PATH", description=about)
+    logger.info(f"packed: {pack_images(place, a, progress=sys.stderr.isatty())}")
 
 
 def pack_images(place: Path, a: PackArguments, *, progress: bool = True) -> str:

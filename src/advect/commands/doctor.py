@@ -1,16 +1,21 @@
-"""What ``advect doctor`` was asked, and the text of its answer."""
+"""advect doctor [PRESET|RUN] [flags]: say what is wrong with the machine, with a run or with --data PATH."""
 
 from __future__ import annotations
 
+import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from advect.config.arguments import parse_words
+from advect.config.flags import parse_words
 from advect.config.presets import PRESETS
 from advect.core.device import tune_process
 from advect.core.errors import UserError
+from advect.distributed.context import only_warnings
 from advect.doctor.examine import examine_data, examine_machine, examine_run
 from advect.doctor.report import is_healthy, show, to_json
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +45,14 @@ _BESIDE_DATA = {"--look": 1, "--json": 0, "--device": 1, "--samples": 1, "--help
 """The flags of its own, with their numbers of values, among those of ``advect train``."""
 
 
+def run(words: list[str]) -> None:
+    """Run ``advect doctor`` with the words after it; exit with 1 where something is wrong. Raises UserError."""
+    text, healthy = doctor(words)
+    logger.info(text)
+    if not healthy:
+        sys.exit(1)
+
+
 def doctor(words: list[str]) -> tuple[str, bool]:
     """Answer ``advect doctor`` with these words: the text, and whether nothing is a problem. Raises UserError."""
     what = words[0] if words and not words[0].startswith("-") else None
@@ -54,12 +67,13 @@ def doctor(words: list[str]) -> tuple[str, bool]:
     if what and a.data:
         raise UserError(f"{what} and --data {a.data} contradict each other; give one of them")
     tune_process()
-    if of_data:
-        findings = examine_data(training, look=a.look, device=a.device)
-    elif what:
-        findings = examine_run(Path(what), samples=a.samples, seed=a.seed, device=a.device)
-    else:
-        findings = examine_machine(a.run_dir, device=a.device)
+    with only_warnings():
+        if of_data:
+            findings = examine_data(training, look=a.look, device=a.device)
+        elif what:
+            findings = examine_run(Path(what), samples=a.samples, seed=a.seed, device=a.device)
+        else:
+            findings = examine_machine(a.run_dir, device=a.device)
     return to_json(findings) if a.json else show(findings), is_healthy(findings)
 
 

@@ -1,8 +1,10 @@
-"""The job behind ``advect ema``: an average of any length, after the run."""
+"""advect ema RUN --length 0.05: average the weights over any length, after advect train --posthoc-ema."""
 
 from __future__ import annotations
 
 import json
+import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
+from advect.commands.base import split_place
+from advect.config.flags import parse_words
 from advect.core.errors import UserError
 from advect.core.files import atomic_write, make_folder
 from advect.model.load import AVERAGE, CARD, read_model_metadata
@@ -18,6 +22,8 @@ from advect.training import find_checkpoint
 from advect.training.posthoc_ema import SNAPSHOTS, Snapshot, combine, read_snapshots
 from advect.training.power_ema import LONGEST, Fit, Profiles
 from advect.training.state import DATA, MODEL
+
+logger = logging.getLogger(__name__)
 
 FARTHEST = 0.1
 """An average whose profile would be farther off than this is refused."""
@@ -48,6 +54,17 @@ class Rebuilt:
     length: float
     step: int
     error: float
+
+
+def run(words: list[str]) -> None:
+    """Run ``advect ema`` with the words after it. Raises UserError."""
+    place, flags = split_place(words, "advect ema")
+    about = "Average the weights of a run that was trained with --posthoc-ema, over any length of it."
+    made = rebuild(place, parse_words(EmaArguments, flags, prog="advect ema RUN", description=about))
+    for average in made:
+        error = f"profile within {average.error:.2%}"
+        logger.info(f"length {average.length} at step {average.step:,}: {average.file} ({error})")
+    logger.info(f"next: advect sample {shlex.quote(str(made[-1].file))}")
 
 
 def rebuild(run: Path, a: EmaArguments) -> list[Rebuilt]:

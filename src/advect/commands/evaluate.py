@@ -1,111 +1,36 @@
-"""The job behind ``advect eval``: how good a run is, how sure that is, and at what cost."""
+"""advect eval RUN [flags]: measure a run against held-out data, by a protocol that makes numbers comparable."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, Literal
+from typing import Any
 
 from advect.checkpoint.manifest import find_weights
-from advect.commands.sample import number_or_name, parse_conditions
-from advect.config.arguments import parse_words
-from advect.config.build import pick_device
+from advect.commands import base
 from advect.config.environment import device_name, versions
-from advect.core.device import tune_process
+from advect.config.flags import parse_words
+from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, make_folder
-from advect.distributed.comm import broadcast_object, current, process_group, sync_errors
-from advect.evaluation import ReferenceCache
-from advect.evaluation.evaluator import Evaluator, open_cache
-from advect.evaluation.features import FeatureArguments
-from advect.evaluation.protocol import OF_FLOW, SAMPLES, EvalConfig, EvalRows, Plan
+from advect.distributed.comm import broadcast_object, current, sync_errors
+from advect.distributed.context import run_context
+from advect.evaluation import results
+from advect.evaluation.evaluator import Evaluator
+from advect.evaluation.features import USUAL
+from advect.evaluation.protocol import SAMPLES, EvalConfig, Plan
 from advect.evaluation.results import FORMAT
-from advect.evaluation.scores import SCORES
-from advect.evaluation.workspace import on_rank_zero, working
-from advect.model.sampler_config import Way
+from advect.evaluation.workspace import on_rank_zero, open_cache, open_workspace
+from advect.model.sampler_config import SamplerConfig
 
+logger = logging.getLogger(__name__)
 
-@dataclass(frozen=True, kw_only=True)
-class EvalArguments:
-    """What one call of ``advect eval RUN`` asks for."""
-
-    features: FeatureArguments = field(default_factory=FeatureArguments)
-
-    num_samples: int | None = None
-    """How many samples a point has; by default 10,000, or as many as there are training rows where those are fewer, as
-    the floor is of as many of them.
-    """
-
-    reference: Literal["held-out", "train"] = "held-out"
-    """What samples are compared with."""
-    metrics: tuple[str, ...] = ()
-    """What is measured, of those above; by default what is usual for the kind of data."""
-    solver: tuple[str, ...] = ()
-    """One solver or several; by default the run's own."""
-    grid: tuple[str, ...] = ()
-    """One grid of times or several; by default the run's own."""
-    nfe: tuple[int, ...] = ()
-    """Numbers of network evaluations; each solver takes those that it can meet."""
-    num_steps: tuple[int, ...] = ()
-    """Numbers of solver steps; by default the run's own."""
-    diffusion: str | None = None
-    """Sample the stochastic equation with this g(t), a number or a name, by euler-maruyama or heun."""
-    guidance: float = 1.0
-    """Scale of classifier-free guidance; 1 is none."""
-    guidance_interval: tuple[float, float] | None = None
-    """Times LO HI between which guidance acts; by default all."""
-
-    cond: tuple[str, ...] = ()
-    """Conditions as NAME=VALUE, such as label=7; samples of one category are compared with the rows of that category.
-    Conditions that are not named are drawn as often as in the data.
-    """
-
-    seed: int = 0
-    """Seed of the samples, the first one with --repeat."""
-    repeat: int = 1
-    """Measure with so many seeds, and tell mean and spread."""
-    use_ema: bool = True
-    """Use the averaged weights."""
-    ema_decay: float | None = None
-    """Use the average of this decay, one of those that the run was trained with."""
-    batch_size: int = 256
-    """Samples drawn at once."""
-    likelihood_samples: int = 256
-    """Held-out rows whose likelihood is taken, with --metrics likelihood."""
-    output: Path | None = None
-    """File for the result; by default RUN/evaluation/eval-HASH.json."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
-    nproc: int = 1
-    """Processes on this machine, on a GPU each where there are any; as torchrun --nproc_per_node starts them."""
-
-    @property
-    def request(self) -> EvalConfig:
-        """What to evaluate and how."""
-        return EvalConfig(
-            features=self.features,
-            num_samples=self.num_samples,
-            reference=self.reference,
-            metrics=self.metrics or None,
-            solvers=self.solver,
-            grids=self.grid,
-            nfes=self.nfe,
-            steps=self.num_steps,
-            diffusion=number_or_name(self.diffusion),
-            guidance=self.guidance,
-            guidance_interval=self.guidance_interval,
-            cond=parse_conditions(self.cond),
-            seed=self.seed,
-            repeat=self.repeat,
-            ema=self.use_ema if self.ema_decay is None else self.ema_decay,
-            batch_size=self.batch_size,
-            output=self.output,
-            likelihood_samples=self.likelihood_samples,
-        )
+SHARED = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,15 +43,26 @@ class CompareArguments:
     """Compare numbers of different protocols, too."""
 
 
-def parse_eval(flags: list[str]) -> EvalArguments:
+def run(words: list[str]) -> None:
+    """Run ``advect eval`` with the words after it. Raises UserError."""
+    if any(word.partition("=")[0] == "--compare" for word in words):
+        with sync_errors():
+            c = parse_compare(words)
+            lines = results.compare(c.compare, force=c.force)
+        logger.info("\n".join(lines))
+        return
+    place, flags = base.split_place(words, "advect eval")
+    with sync_errors():
+        a = parse_eval(flags)
+    if a.nproc != 1:
+        base.launch_processes("eval", words, a.nproc, a.device)
+    file, result = evaluate(place, a)
+    logger.info("\n".join([*results.table(result), *results.flow_lines(result), f"result: {file}"]))
+
+
+def parse_eval(flags: list[str]) -> EvalConfig:
     """Parse the words after ``advect eval RUN``. Raises UserError."""
-    a = parse_words(EvalArguments, flags, prog="advect eval RUN", description=_about())
-    parse_conditions(a.cond)
-    if a.ema_decay is not None and not a.use_ema:
-        raise UserError("--no-use-ema and --ema-decay contradict each other; give one of them")
-    if a.likelihood_samples != EvalArguments.likelihood_samples and "likelihood" not in a.metrics:
-        raise UserError("--likelihood-samples does nothing without --metrics likelihood")
-    return a
+    return parse_words(EvalConfig, flags, prog="advect eval RUN", description=_about())
 
 
 def parse_compare(flags: list[str]) -> CompareArguments:
@@ -137,10 +73,8 @@ def parse_compare(flags: list[str]) -> CompareArguments:
 
 def _about() -> str:
     """What the command does, and what it can measure."""
-    lines = [f"  {name}: {score.about} ({_when(name)})" for name, score in SCORES.items()]
-    lines.append("  straightness: how straight the paths are from noise to data (usual)")
-    lines.append("  likelihood: bits per dimension of held-out rows (when named)")
-    assert all(f"  {name}:" in "\n".join(lines) for name in OF_FLOW)
+    names = dict.fromkeys([*(name for usual in USUAL.values() for name in usual), *registry.choices("metric")])
+    lines = [f"  {name}: {registry.summary(registry.get('metric', name))} ({_when(name)})" for name in names]
     return (
         "Measure how good a run is, how sure that is, and at what cost.\n\n"
         "advect eval --compare A.json B.json lays results of one protocol side by side.\n\n--metrics:\n"
@@ -149,101 +83,77 @@ def _about() -> str:
 
 
 def _when(name: str) -> str:
-    usual = SCORES[name].usual
-    return "usual" if len(usual) == 5 else f"usual for {', '.join(usual)}" if usual else "when named"
+    kinds = [kind for kind, usual in USUAL.items() if name in usual]
+    return "usual" if len(kinds) == len(USUAL) else f"usual for {', '.join(kinds)}" if kinds else "when named"
 
 
 LIBRARIES = ("advect", "torch", "numpy", "scikit-learn", "python")
 
 
-def evaluate(
-    run: Path,
-    request: EvalConfig,
-    *,
-    say: Callable[[str], None] = print,
-    progress: bool = True,
-    device: str = "auto",
-) -> tuple[Path, dict[str, Any]]:
-    """Measure a run as ``request`` asks, and return the result file and what it holds.
+def evaluate(run: Path, config: EvalConfig) -> tuple[Path, dict[str, Any]]:
+    """Measure a run as ``config`` asks, and return the result file and what it holds.
 
-    The file, ``RUN/evaluation/eval-<hash>.json`` unless the request names another, appears whole or not at all.
-    Samples are drawn in parts that do not depend on the number of processes, are looked at part by part, and lie on
-    disk meanwhile; a call that was ended goes on from them when it is repeated, and ends with the same numbers. Memory
-    does not grow with the number of samples. Several processes share the work and all return the same. ``say`` is told
-    notes, ``progress`` shows bars.
+    The file, ``RUN/evaluation/eval-<hash>.json`` unless ``config`` names another, appears whole or not at all. Samples
+    are drawn in parts that do not depend on the number of processes, are looked at part by part, and lie on disk
+    meanwhile; a call that was ended goes on from them when it is repeated, and ends with the same numbers. Memory does
+    not grow with the number of samples. Several processes share the work and all return the same.
 
     Raises UserError for a bad request, before anything is written, for data that have moved or changed, and where
     files cannot be written.
     """
-    tune_process()
-    with process_group(pick_device(device)) as me:
-        told = say if me.is_first else lambda text: None
+    with run_context(config.device) as context:
         with sync_errors():
-            place = find_weights(run) if me.is_first else run
+            place = find_weights(run) if context.env.is_first else run
         place = broadcast_object(place)  # a run that still trains has newer ones by and by
         with sync_errors():
-            plan = Plan.make(run, place, request, device)
-            cache = open_cache()
-        chosen = _choose_rows(plan, cache, told)
+            plan, cache = Plan.make(run, place, config), open_cache()
+        if config.num_samples is None and plan.samples < SAMPLES:
+            logger.info(
+                f"note: {plan.samples:,} samples, as there are no more training rows for the floor; see --num-samples"
+            )
+        rows = broadcast_object(on_rank_zero(lambda: plan.choose_rows(cache)))
+        assert rows is not None
         with sync_errors():
-            plan.check_enough(chosen)
-            space = plan.comparable.space(plan.source, plan.network)
-            subject, protocol = plan.subject.told(), plan.protocol(chosen, space.told())
-            name = f"eval-{_short_hash(protocol, subject)}"
-            folder = plan.subject.folder / "evaluation"
-            output = request.output or folder / f"{name}.json"
-            if me.is_first:
+            protocol = json.loads(json.dumps(plan.protocol(rows)))
+            folder, name = plan.folder / "evaluation", f"eval-{_short_hash(protocol, plan.subject)}"
+            output = config.output or folder / f"{name}.json"
+            if context.env.is_first:
                 _check_output(output)
-            stamp = f"{space.exact}, advect {versions().get('advect')}"
-        with working(folder / f"{name}.parts", stamp=stamp, show=progress, say=told) as work:
-            result = _measure(Evaluator(plan, chosen, space, work, cache), protocol, subject)
+            stamp = f"{plan.space.features.exact}, advect {versions().get('advect')}"
+        with open_workspace(folder / f"{name}.parts", stamp=stamp) as work:
+            found = _measure(plan, Evaluator(plan.space, plan.metrics, rows, work, cache))
+            result = {"format": FORMAT, "protocol": protocol, "subject": plan.subject, **found}
             with sync_errors():
-                if me.is_first:
+                if context.env.is_first:
                     output.parent.mkdir(parents=True, exist_ok=True)
                     atomic_write_text(output, json.dumps(result, indent=1, allow_nan=False) + "\n")
         return output, broadcast_object(result)
 
 
-def _choose_rows(plan: Plan, cache: ReferenceCache, say: Callable[[str], None]) -> EvalRows:
-    """The rows that take part, which the first process finds."""
-    if plan.request.num_samples is None and plan.samples < SAMPLES:
-        say(f"note: {plan.samples:,} samples, as there are no more training rows for the floor; see --num-samples")
-    chosen = broadcast_object(on_rank_zero(lambda: plan.choose_rows(cache, say)))
-    assert chosen is not None
-    if len(chosen.other) < plan.samples:
-        say(f"note: the floor is of {len(chosen.other):,} rows, as there are no more, beside {plan.samples:,} samples")
-    return chosen
-
-
-def _measure(sets: Evaluator, protocol: dict[str, Any], subject: dict[str, Any]) -> dict[str, Any]:
-    """What the result file holds, on the first process."""
-    plan, first = sets.plan, current().is_first
-    points = []
-    ground = sets.ground() if sets.compared else None
-    floor = on_rank_zero(lambda: sets.floor(*ground) if ground is not None else {"samples": 0, "metrics": {}})
-    for i, way in enumerate(plan.ways if sets.compared else ()):
-        found = [sets.samples(i, way, seed, ground) for seed in plan.seeds]
-        points.append(_point(way, [f for f in found if f is not None], plan.samples) if first else {})
-    of_flow: dict[str, Any] = {}
-    if "straightness" in plan.scores:
-        of_flow["straightness"] = sets.straightness()
-    if "likelihood" in plan.scores:
-        of_flow["bits_per_dim"] = sets.bits()
-    there = versions()
-    made_with = {name: there.get(name) for name in LIBRARIES}
+def _measure(plan: Plan, evaluator: Evaluator) -> dict[str, Any]:
+    """What is measured, on the first process: the floor, the flow itself, and a point for each way."""
+    points, floor, config = [], {}, plan.config
+    if evaluator.compared:
+        floor = evaluator.floor
+        for i, way in enumerate(plan.sweep):
+            found = [
+                evaluator.measure(plan.request(way, seed), name=f"way-{i}-seed-{seed}", title=f"{way}, seed {seed}")
+                for seed in config.seeds
+            ]
+            points.append(_point(way, [f for f in found if f is not None], plan.samples) if current().is_first else {})
+    of_flow = evaluator.measure_flow(config, plan.samples)
+    made_with = {name: versions().get(name) for name in LIBRARIES}
     made_with |= {"device": device_name(plan.flow.device), "processes": current().world}
+    floor_rows = len(evaluator.rows.floor) if evaluator.compared else 0
     return {
-        "format": FORMAT,
-        "protocol": json.loads(json.dumps(protocol)),
-        "subject": subject,
         "made_with": made_with,
-        "floor": floor,
+        "floor": {"samples": floor_rows, "metrics": floor},
         "flow": of_flow,
         "points": points,
     }
 
 
-def _point(way: Way, found: Sequence[Mapping[str, Any]], n: int) -> dict[str, Any]:
+def _point(way: SamplerConfig, found: Sequence[Mapping[str, Any]], n: int) -> dict[str, Any]:
     """One way's numbers over the seeds; a number that one of them has not is left out."""
     metrics = {}
     for name in found[0]["metrics"]:
@@ -254,7 +164,7 @@ def _point(way: Way, found: Sequence[Mapping[str, Any]], n: int) -> dict[str, An
     seconds = fmean(f["seconds"] for f in found)
     nfe = fmean(f["nfe"] for f in found)
     return {
-        **way.told(),
+        **way.to_dict(),
         "nfe": int(nfe) if nfe.is_integer() else nfe,
         "seconds": seconds,
         "samples_per_s": n / seconds if seconds else None,

@@ -1,45 +1,55 @@
-"""The flags of ``advect reflow``: its own, and those of the training that follows each generation of pairs."""
+"""advect reflow RUN [flags]: straighten a trained flow, so that few steps draw as well as many did."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import logging
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, Literal
+from typing import Any, Literal
 
 import torch
 
 from advect.checkpoint.manifest import find_checkpoint
-from advect.commands.evaluate import EvalConfig, evaluate
-from advect.commands.train import train
-from advect.config.arguments import parse_config, run_folder, run_tyro
-from advect.config.build import build_dataset, pick_device
-from advect.config.config import Config, D, N
+from advect.commands import base
+from advect.commands.evaluate import evaluate
+from advect.commands.train import exit_by_signal, train
+from advect.config.arguments import parse_config, parse_settings, run_folder
+from advect.config.build import build_dataset
+from advect.config.config import Config
 from advect.config.presets import DEFAULT, get_preset
-from advect.core.device import tune_process
+from advect.config.section import Section
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, make_folder
 from advect.core.random import mix
 from advect.core.types import Category
 from advect.data import Dataset
-from advect.distributed.comm import broadcast_object, current, process_group, sync_errors
-from advect.evaluation.features import FeatureArguments
+from advect.distributed.comm import broadcast_object, sync_errors
+from advect.distributed.context import RunContext, run_context
+from advect.evaluation.features import FeatureConfig
+from advect.evaluation.protocol import EvalConfig
 from advect.model.load import load, read_model_metadata, weight_file
 from advect.model.pairs import FACTS, Pairing, make_pairs
+from advect.model.sampler_config import SamplerConfig
 from advect.model.sampling import weights_identity
 from advect.reporting.grid import save_png
 from advect.reporting.outputs import draw, held_out_batch
 from advect.reporting.reflow_page import FORMAT, REFLOW, write_reflow
 
+logger = logging.getLogger(__name__)
+
+SHARED = True
+
 NFES = (1, 2, 4, 8, 16, 32, 100)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReflowArguments(Generic[D, N]):
-    """What one call of ``advect reflow`` asks for; the flags of training are by default those of the run."""
+class ReflowArguments(Section):
+    """Pairs and flows; the flags of training are by default those of the run."""
 
-    settings: Config[D, N]
+    settings: Config = field(metadata={"flag": False})
 
     iterations: int = 2
     """How many times pairs are made by the last flow and the next one is trained on them."""
@@ -70,7 +80,7 @@ class ReflowArguments(Generic[D, N]):
 
     measure: bool = True
     """Measure all flows at the end, and write the report."""
-    features: FeatureArguments = field(default_factory=FeatureArguments)
+    features: FeatureConfig = field(default_factory=FeatureConfig)
     measure_samples: int = 2000
     """Samples for each point that is measured."""
     nfes: tuple[int, ...] = NFES
@@ -79,6 +89,7 @@ class ReflowArguments(Generic[D, N]):
     """Processes on this machine, on a GPU each where there are any; as torchrun --nproc_per_node starts them."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.iterations < 1:
             raise UserError(f"--iterations must be at least 1, got {self.iterations}; 1 or 2 is usual")
         if self.pair_solver == "dopri5" and (self.pair_steps or self.pair_grid):
@@ -92,6 +103,23 @@ class ReflowArguments(Generic[D, N]):
             raise UserError("--no-measure measures nothing; leave --features, --nfes and --measure-samples out")
 
 
+def run(words: list[str]) -> None:
+    """Run ``advect reflow`` with the words after it. Raises UserError."""
+    place, flags = base.split_place(words, "advect reflow")
+    with sync_errors():
+        preset, a = parse_reflow(place if words[0] == str(place) else None, flags)
+    if a.nproc != 1:
+        base.launch_processes("reflow", words, a.nproc, a.settings.training.device)
+    ended = reflow(place, preset, a)
+    if ended.reason != "finished":
+        logger.info(f"stopped by {ended.reason}; to go on, type: {shlex.join(['advect', 'reflow', *words])}")
+    for name, folder in ended.flows.items():
+        logger.info(f"{name}: {folder}")
+    if ended.report:
+        logger.info(f"report: {ended.report}")
+    exit_by_signal(ended.reason)
+
+
 def parse_reflow(run: Path | None, words: list[str]) -> tuple[str, ReflowArguments]:
     """Parse the words after ``advect reflow RUN``: the run's preset and the arguments; without a run, for --help.
 
@@ -102,14 +130,13 @@ def parse_reflow(run: Path | None, words: list[str]) -> tuple[str, ReflowArgumen
     else:
         preset, config = parse_config(run_folder(run) / "config.yaml")
     config = for_pairs(config)
-    a = run_tyro(
-        ReflowArguments[type(config.data), type(config.network)],  # pyright: ignore[reportArgumentType]
+    a = parse_settings(
+        ReflowArguments(settings=config),
         words,
         prog="advect reflow RUN",
         description="Straighten a trained flow until few steps draw as well as many did (Liu, Gong & Liu 2023): pairs "
         "of noise and samples are made by the flow, and the next flow, which begins with its weights, learns to join "
         "them by straight lines. Ended by anything, it goes on where it was when it is repeated.",
-        default=ReflowArguments(settings=config),
     )
     if a.settings.network != config.network:
         raise UserError("advect reflow goes on from the weights of the run, so its network must stay; leave that out")
@@ -134,9 +161,9 @@ def for_pairs(config: Config) -> Config:
 
     Noise and score tell nothing at t = 0, where pairs begin, so that such a network learns the velocity instead.
     """
-    method = replace(config.method, objective="flow-matching", path="cond-ot", sigma_min=0.0, coupling="pairs")
+    method = config.method.replaced(objective="flow-matching", path="cond-ot", sigma_min=0.0, coupling="pairs")
     if method.prediction in ("noise", "score"):
-        method = replace(method, prediction="velocity", loss="same", weight="uniform")
+        method = method.replaced(prediction="velocity", loss="same", weight="uniform")
     training = replace(config.training, max_steps=None, max_minutes=None, pair_ahead=False)
     return replace(config, method=method, training=training)
 
@@ -162,33 +189,32 @@ def check_measure(source: Dataset, a: ReflowArguments) -> None:
     a.features.network(torch.device("cpu"))
 
 
-def measure_flows(
-    folder: Path, flows: Mapping[str, Path], source: Dataset, a: ReflowArguments, *, say: Callable, progress: bool
-) -> Path:
+def measure_flows(context: RunContext, flows: Mapping[str, Path], source: Dataset, a: ReflowArguments) -> Path:
     """Measure flows by their names, of which the first is the run's own, and write reflow.json and report.html.
 
     All processes call it; the report's path comes back. Evaluations are gone on with where an earlier call ended.
     """
-    device = a.settings.training.device
+    folder, device = context.run_dir, a.settings.training.device
     metrics = METRICS.get(source.spec.kind, OTHER_METRICS)
     told = []
     for i, (name, run) in enumerate(flows.items()):
-        say(f"measuring {name}")
+        logger.info(f"measuring {name}")
         distilled = name == "distilled"
-        request = EvalConfig(
+        config = EvalConfig(
             features=a.features,
             num_samples=a.measure_samples,
             metrics=(*metrics, "straightness"),
-            solvers=(SOLVER,),
-            grids=("uniform",),
-            nfes=(1,) if distilled else a.nfes,
+            solver=(SOLVER,),
+            grid=("uniform",),
+            nfe=(1,) if distilled else a.nfes,
+            device=device,
             guidance=a.guidance if i == 0 else 1.0,
             guidance_interval=a.guidance_interval if i == 0 else None,
         )
-        _, result = evaluate(run, request, say=say, progress=progress, device=device)
+        _, result = evaluate(run, config)
         told.append({"name": name, "run": str(run), "about": _about(run, i, result), "result": result})
     shown = [nfe for nfe in SHOWN if nfe in a.nfes] or [min(a.nfes), max(a.nfes)]
-    if current().is_first:
+    if context.env.is_first:
         for i, flow in enumerate(told):
             guided = {"guidance": a.guidance, "guidance_interval": a.guidance_interval} if i == 0 else {}
             at = [1] if flow["name"] == "distilled" else shown
@@ -225,14 +251,11 @@ def _decode(
     behind = held_out_batch(flow, source.held_out)
     files = {}
     for nfe in shown:
-        x = flow.sample(n, steps=nfe, solver=SOLVER, grid="uniform", cond=cond, **guided)
+        samples = flow.sample(n, steps=nfe, solver=SOLVER, grid="uniform", cond=cond, **guided)
         files[str(nfe)] = f"pictures/{name}-{nfe:03d}.png"
-        image = draw(flow, x, flow.conditions(n, cond), behind)
+        image = draw(flow, samples.x, samples.cond, behind)
         save_png(image, pictures / Path(files[str(nfe)]).name)
     return files
-
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -244,76 +267,70 @@ class Ended:
     report: Path | None
 
 
-def reflow(run: Path, preset: str, a: ReflowArguments, *, say: Say = print, progress: bool = True) -> Ended:
+def reflow(run: Path, preset: str, a: ReflowArguments) -> Ended:
     """Make pairs and train on them as often as asked, shared by all processes; go on where an earlier call ended.
 
     Each flow begins with the averaged weights of the one before, and learns pairs that it has made (Liu, Gong & Liu
     2023, "Flow straight and fast", alg. 1). Raises UserError for arguments that do not fit the run, and for a folder
     that holds the work of another call.
     """
-    tune_process()
     folder = (a.output_dir or run_folder(run) / "reflow").absolute()
-    with process_group(pick_device(a.settings.training.device)) as me:
-        say = say if me.is_first else lambda text: None
+    with run_context(a.settings.training.device, run_dir=folder) as context:
         with sync_errors():
             source = build_dataset(a.settings.data)
-            place = find_checkpoint(run) if me.is_first else run
+            place = find_checkpoint(run) if context.env.is_first else run
             if a.measure:  # what would fail after the training fails before it
                 check_measure(source, a)
         place, flows, reason = broadcast_object(place), {"1-rectified": run}, "finished"
         rounds = [f"{k + 2}-rectified" for k in range(a.iterations)] + (["distilled"] if a.distill else [])
         for k, name in enumerate(rounds):
             pairs = folder / f"pairs-{k + 1}"
-            _make(place, source, pairs, _pairing(a, k, len(source.train)), a.settings.training.device, progress, say)
+            _make(place, source, pairs, _pairing(a, k, len(source.train)), context)
             config = _config(a, pairs, place, guided=a.guidance != 1, distil=name == "distilled")
-            say(f"{name}: learning {pairs}")
-            flows[name], reason = train(config, preset, run_dir=folder / name, resume="auto", say=say)
+            logger.info(f"{name}: learning {pairs}")
+            flows[name], reason = train(config, preset, run_dir=folder / name, resume="auto")
             if reason not in ("finished", "max-steps"):
                 break
             reason = "finished"
-            place = broadcast_object(find_checkpoint(folder / name) if me.is_first else place)
+            place = broadcast_object(find_checkpoint(folder / name) if context.env.is_first else place)
         report = None
         if a.measure and reason == "finished":
-            report = measure_flows(folder, flows, source, a, say=say, progress=progress)
+            report = measure_flows(context, flows, source, a)
         return Ended(flows, reason, report)
 
 
 def _pairing(a: ReflowArguments, k: int, rows: int) -> Pairing:
     """How the pairs of round k are made; their noise is none that an evaluation draws."""
-    guided = k == 0
+    sampler = SamplerConfig(a.pair_solver, a.pair_steps, a.pair_grid)
     return Pairing(
         num_pairs=rows if a.num_pairs is None else a.num_pairs,
-        solver=a.pair_solver,
-        steps=a.pair_steps,
-        grid=a.pair_grid,
-        guidance=a.guidance if guided else 1.0,
-        guidance_interval=a.guidance_interval if guided else None,
+        sampler=replace(sampler, guidance=a.guidance, guidance_interval=a.guidance_interval) if k == 0 else sampler,
         real_share=a.real_share,
         store=a.store,
         seed=mix(a.settings.training.seed, 11, k) >> 33,
     )
 
 
-def _make(place: Path, source: Dataset, folder: Path, pairing: Pairing, device: str, progress: bool, say: Say) -> None:
+def _make(place: Path, source: Dataset, folder: Path, pairing: Pairing, context: RunContext) -> None:
     """Have the flow of a checkpoint make pairs, unless they are there."""
     with sync_errors():
-        flow = load(place, device=device)
+        flow = load(place, device=context.device)
         card = read_model_metadata(weight_file(place, ema=True))
         if card.fingerprint != source.fingerprint:
             raise UserError(f"the data of {place} have changed since it was trained; give the data it was trained on")
     if not (folder / FACTS).is_file():
-        say(f"making {pairing.num_pairs:,} pairs in {folder}")
+        logger.info(f"making {pairing.num_pairs:,} pairs in {folder}")
     made_by = weights_identity(place, True)
-    make_pairs(flow, card.noise, source, folder, pairing, made_by=made_by, show=progress, say=say)
+    make_pairs(flow, card.noise, source, folder, pairing, made_by=made_by)
 
 
 def _config(a: ReflowArguments, pairs: Path, place: Path, *, guided: bool, distil: bool) -> Config:
     config = a.settings
     method, output = config.method, config.output
     if guided:  # a pair that was made for a label is none of no label
-        method = replace(method, label_dropout=0.0)
+        method = method.replaced(label_dropout=0.0)
     if distil:
-        method = replace(method, times="start", loss="same", weight="uniform", margin=1e-3)
-        output = replace(output, solver="euler", sample_steps=1, grid="uniform")
+        method = method.replaced(times="start", loss="same", weight="uniform", margin=1e-3)
+        output = output.replaced(solver="euler", sample_steps=1, grid="uniform")
     training = replace(config.training, init_from=place, pairs=pairs)
     return replace(config, method=method, training=training, output=output)

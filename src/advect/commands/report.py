@@ -1,20 +1,23 @@
-"""The job behind ``advect report``."""
+"""advect report RUN [flags]: measure a run and write its report.html."""
 
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from advect.config.arguments import parse_config, parse_words
+from advect.commands.base import split_place
+from advect.config.arguments import parse_config
 from advect.config.build import build_dataset
+from advect.config.flags import parse_words
 from advect.core.device import tune_process
 from advect.core.errors import UserError
-from advect.evaluation import study
-from advect.evaluation.study import NFES
-from advect.evaluation.target import Measured
+from advect.evaluation.quality import NFES, measure_quality
 from advect.model.load import load
 from advect.reporting import write_report
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,16 @@ class ReportArguments:
     """Measure anew; --no-measure makes the page of what is in the run folder."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
+
+
+def run(words: list[str]) -> None:
+    """Run ``advect report`` with the words after it. Raises UserError."""
+    place, flags = split_place(words, "advect report")
+    a = parse_report(flags)
+    page, results = report(place, samples=a.num_samples, nfes=a.nfes, seed=a.seed, measure=a.measure, device=a.device)
+    for line in summary(results) if results else []:
+        logger.info(line)
+    logger.info(f"report: {page}")
 
 
 def parse_report(flags: list[str]) -> ReportArguments:
@@ -50,7 +63,6 @@ def report(
     seed: int = 0,
     device: str = "auto",
     measure: bool = True,
-    progress: bool = True,
 ) -> tuple[Path, dict]:
     """Measure a run and write its ``report.html``; return the file and the measurements.
 
@@ -63,29 +75,8 @@ def report(
     results = run / "evaluation" / "quality.json"
     if measure:
         flow = load(run, device=device)
-        _, config = parse_config(run / "config.yaml")
-        source = build_dataset(config.data)
-        if len(source.held_out) < 2 or len(source.train) < 2:
-            raise UserError(
-                f"{run} has {len(source.train)} training and {len(source.held_out)} held-out samples, too few to "
-                "measure with; give more data, or --no-measure"
-            )
-        measured = Measured(flow)
-        train, train_cond = measured.data(source.train)
-        held_out, held_out_cond = measured.data(source.held_out)
-        study(
-            measured,
-            train,
-            held_out,
-            run / "evaluation",
-            train_cond=train_cond,
-            held_out_cond=held_out_cond,
-            samples=samples,
-            seed=seed,
-            progress=progress,
-            nfes=nfes or NFES,
-            space=measured.space,
-        )
+        dataset = build_dataset(parse_config(run / "config.yaml")[1].data)
+        measure_quality(flow, dataset, run / "evaluation", samples=samples, nfes=nfes or NFES, seed=seed)
     page = write_report(run)
     return page, json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
 

@@ -1,14 +1,23 @@
-"""The job behind ``advect sample``."""
+"""advect sample RUN [flags]: draw samples from a run folder, a checkpoint or a weight file."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from advect.config.arguments import parse_words
+from advect.commands.base import launch_processes, split_place
+from advect.config.flags import parse_words
 from advect.core.errors import UserError
-from advect.model.sampling import Draw
+from advect.distributed.comm import sync_errors
+from advect.model.conditions import number_or_name, parse_conditions
+from advect.model.sampler_config import SamplerConfig
+from advect.model.sampling import describe_files, sample_run
+
+logger = logging.getLogger(__name__)
+
+SHARED = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,24 +79,46 @@ class SampleArguments:
     """Processes on this machine, on a GPU each where there are any; as torchrun --nproc_per_node starts them."""
 
     @property
-    def draw(self) -> Draw:
-        """What to draw and how."""
-        return Draw(
-            n=self.num_samples,
+    def sampler(self) -> SamplerConfig:
+        """How to sample."""
+        return SamplerConfig(
             steps=self.num_steps,
             solver=self.solver,
             grid=self.grid,
             diffusion=number_or_name(self.diffusion),
             guidance=self.guidance,
             guidance_interval=self.guidance_interval,
-            seed=self.seed,
-            batch_size=self.batch_size,
         )
 
     @property
     def conditions(self) -> dict[str, str]:
         """``--cond`` as names and values."""
         return parse_conditions(self.cond)
+
+
+def run(words: list[str]) -> None:
+    """Run ``advect sample`` with the words after it. Raises UserError."""
+    place, flags = split_place(words, "advect sample")
+    with sync_errors():
+        a = parse_sample(flags)
+    if a.nproc != 1:
+        launch_processes("sample", words, a.nproc, a.device)
+    files = sample_run(
+        place,
+        a.num_samples,
+        a.sampler,
+        seed=a.seed,
+        batch_size=a.batch_size,
+        cond=a.conditions,
+        ema=a.use_ema if a.ema_decay is None else a.ema_decay,
+        save_individual=a.save_individual,
+        output_dir=a.output_dir,
+        overwrite=a.overwrite,
+        part_size=a.part_size,
+        device=a.device,
+    )
+    for line in describe_files(files, individual=a.save_individual):
+        logger.info(line)
 
 
 def parse_sample(flags: list[str]) -> SampleArguments:
@@ -97,22 +128,3 @@ def parse_sample(flags: list[str]) -> SampleArguments:
     if a.ema_decay is not None and not a.use_ema:
         raise UserError("--no-use-ema and --ema-decay contradict each other; give one of them")
     return a
-
-
-def number_or_name(word: str | None) -> float | str | None:
-    """What ``--diffusion`` says."""
-    try:
-        return None if word is None else float(word)
-    except ValueError:
-        return word
-
-
-def parse_conditions(words: tuple[str, ...]) -> dict[str, str]:
-    """What ``--cond`` says: values by name. Raises UserError."""
-    cond: dict[str, str] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not (name and equals and value):
-            raise UserError(f"--cond {word} should be NAME=VALUE, such as label=7")
-        cond[name] = value
-    return cond

@@ -1,10 +1,15 @@
-"""The job behind ``advect train``."""
+"""advect train [PRESET] [flags]: train; no preset means digits, real data that needs no download."""
 
 from __future__ import annotations
 
+import logging
 import math
+import shlex
+import signal
+import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +18,62 @@ from torch import Tensor
 
 from advect.checkpoint.manifest import explain_full_disk, find_weights, remove_leftovers
 from advect.checkpoint.weights import load_weights
-from advect.commands.resume import Say, check_folder, check_same_run, lock_run_dir, resolve_checkpoint
-from advect.config.build import build_dataset, build_loss, fit_source, pick_device, pick_precision
+from advect.commands import base
+from advect.config.arguments import parse_train
+from advect.config.build import build_dataset, build_loss, fit_source
 from advect.config.build_trainer import build_callbacks, check_method, new_state, new_trainer
 from advect.config.config import Config
 from advect.config.environment import write_environment
+from advect.config.run_folder import check_folder, check_same_run, lock_run_dir, resolve_checkpoint
 from advect.config.yaml_file import to_yaml
-from advect.core.device import tune_process
+from advect.core.device import pick_precision
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, make_folder, remove_partial
 from advect.data import Dataset
-from advect.distributed.comm import broadcast_object, current, process_group, sync_errors
+from advect.distributed.comm import broadcast_object, sync_errors
+from advect.distributed.context import RunContext, run_context
 from advect.model.load import flow_of, read_model_metadata, weight_file
 from advect.model.metadata import ModelMetadata
-from advect.model.pairs import open_pairs
 from advect.training import LearningRate, StopCriteria, Trainer
 from advect.training.posthoc_ema import SNAPSHOTS, bring
 from advect.training.state import MODEL
+
+logger = logging.getLogger(__name__)
+
+SHARED = True
+
+
+def run(words: list[str]) -> None:
+    """Run ``advect train`` with the words after it. Raises UserError."""
+    recognised: list[str] = []
+    with sync_errors():
+        preset, a = parse_train(words, say=recognised.append)
+    if a.dry_run:
+        logger.info(to_yaml(a.settings, preset).rstrip("\n"))
+        return
+    if a.nproc != 1:
+        base.launch_processes("train", words, a.nproc, a.settings.training.device)
+    for line in recognised:
+        logger.info(line)
+    where = {"run_dir": a.run_dir, "resume_from": a.resume_from, "resume": a.resume}
+    folder, reason = train(a.settings, preset, **where)
+    typed = shlex.quote(str(folder))
+    if reason != "finished":
+        logger.info(f"stopped by {reason}; to go on, type: advect train --resume-from {typed}{_without_limit(reason)}")
+    else:
+        logger.info(f"finished: {folder}")
+    logger.info(f"next: advect sample {typed}   advect report {typed}")
+    exit_by_signal(reason)
+
+
+def _without_limit(reason: str) -> str:
+    return {"max-steps": " --max-steps None", "max-minutes": " --max-minutes None"}.get(reason, "")
+
+
+def exit_by_signal(reason: str) -> None:
+    """Exit as a signal would have it, where one ended the run."""
+    if reason.startswith("SIG"):
+        sys.exit(128 + signal.Signals[reason])
 
 
 def train(
@@ -39,7 +83,6 @@ def train(
     run_dir: Path | None = None,
     resume_from: Path | None = None,
     resume: str = "no",
-    say: Say = print,
 ) -> tuple[Path, str]:
     """Train as ``config`` says, into ``run_dir`` (runs/PRESET); return the folder and why the run ended.
 
@@ -48,39 +91,38 @@ def train(
     past damaged ones, and begins where there is none. Everything is checked before the first file is written. Raises
     UserError for settings that do not fit the data, a run folder in use, and a checkpoint of another network or data.
     """
-    tune_process()
-    with process_group(pick_device(config.training.device)) as me:
-        say = say if me.is_first else lambda text: None
+    usual = run_dir or Path("runs") / preset
+    with run_context(config.training.device, run_dir=usual, seed=config.training.seed) as context:
         with sync_errors():
-            begin = (
-                resolve_checkpoint(run_dir or Path("runs") / preset, resume_from, resume, say) if me.is_first else None
-            )
+            begin = resolve_checkpoint(usual, resume_from, resume) if context.env.is_first else None
         begin = broadcast_object(begin)
-        run_dir = run_dir or (begin.parent.parent if begin else Path("runs") / preset)
-        with explain_full_disk(run_dir):
-            return run_dir, _train(config, preset, run_dir, begin, resume == "auto", say)
+        if run_dir is None and begin is not None:
+            context = replace(context, run_dir=begin.parent.parent)
+        with explain_full_disk(context.run_dir):
+            return context.run_dir, _train(config, preset, context, begin, resume == "auto")
 
 
-def _train(config: Config, preset: str, run_dir: Path, checkpoint: Path | None, again: bool, say: Say) -> str:
+def _train(config: Config, preset: str, context: RunContext, checkpoint: Path | None, again: bool) -> str:
+    run_dir = context.run_dir
     with ExitStack() as claims:
         with sync_errors():
             check_folder(run_dir, checkpoint, again)
             if run_dir.is_dir():  # a folder in use is refused before the data are read
-                claims.enter_context(lock_run_dir(run_dir, checkpoint, again, say))
-            source, noise = _open(config, say)
+                claims.enter_context(lock_run_dir(run_dir, checkpoint, again))
+            source, noise = _open(config)
             card = ModelMetadata.of(config, preset, source, noise)
             if checkpoint:
-                check_same_run(read_model_metadata(checkpoint / MODEL), card, checkpoint, say)
+                check_same_run(read_model_metadata(checkpoint / MODEL), card, checkpoint)
             source.train.fetch(np.zeros(1, np.int64))  # whoever cannot be read says so before there is a run folder
             weights = None if checkpoint else _first_weights(config)
-        trainer = _new_trainer(config, source, card, run_dir, weights)
+        trainer = _new_trainer(config, source, card, context, weights)
         if checkpoint:
             trainer.state.load(checkpoint)
         with sync_errors():
-            if current().is_first:
+            if context.env.is_first:
                 make_folder(run_dir, "--run-dir")
                 claims.close()
-                claims.enter_context(lock_run_dir(run_dir, checkpoint, again, say))
+                claims.enter_context(lock_run_dir(run_dir, checkpoint, again))
                 remove_leftovers(run_dir / "checkpoints")
                 for folder in (run_dir, run_dir / "samples"):
                     remove_partial(folder)
@@ -88,22 +130,24 @@ def _train(config: Config, preset: str, run_dir: Path, checkpoint: Path | None, 
                     bring(checkpoint.parent.parent / SNAPSHOTS, run_dir / SNAPSHOTS)
                 atomic_write_text(run_dir / "config.yaml", to_yaml(config, preset))
                 step = trainer.state.progress.step
-                write_environment(run_dir, device=trainer.device, fingerprint=source.fingerprint, step=step)
-        _announce(config, preset, source, trainer, run_dir, say)
+                write_environment(context, fingerprint=source.fingerprint, step=step)
+        _announce(config, preset, source, trainer, context)
         reason = trainer.run()
     if unreadable := getattr(source, "unreadable", None):
         first, why = next(iter(unreadable.items()))
         images = "1 image" if len(unreadable) == 1 else f"{len(unreadable):,} images"
-        say(f"note: {images} could not be read and others took their places, the first {first} ({why})")
+        logger.info(f"note: {images} could not be read and others took their places, the first {first} ({why})")
     return reason
 
 
-def _open(config: Config, say: Say) -> tuple[Dataset, dict[str, Any]]:
+def _open(config: Config) -> tuple[Dataset, dict[str, Any]]:
     """What is trained on, and the facts of the noise it starts from."""
-    source, pairs = build_dataset(config.data, say), config.training.pairs
+    source, pairs = build_dataset(config.data), config.training.pairs
     if (config.method.coupling == "pairs") != (pairs is not None):
         raise UserError("--coupling pairs and --pairs PATH go together; give both, as advect reflow does, or neither")
     if pairs is not None:
+        from advect.model.pairs import open_pairs
+
         return open_pairs(pairs, source)
     return source, fit_source(config.method, source)
 
@@ -121,51 +165,64 @@ def _first_weights(config: Config) -> dict[str, Tensor] | None:
 
 
 def _new_trainer(
-    config: Config, source: Dataset, card: ModelMetadata, run_dir: Path, weights: Mapping[str, Tensor] | None
+    config: Config, source: Dataset, card: ModelMetadata, context: RunContext, weights: Mapping[str, Tensor] | None
 ) -> Trainer:
     """Wire network, objective, data and hooks together; nothing is written until the trainer runs."""
-    t, device = config.training, pick_device(config.training.device)
+    t = config.training
     check_method(config.method, t)
     objective = build_loss(config.method, source.spec, card.noise, card.source_tensors)
     state = new_state(
-        config.network, t, source.spec, objective, weights=weights, card=card.to_text(), data=card.tensors
+        context, config.network, t, source.spec, objective, weights=weights, card=card.to_text(), data=card.tensors
     )
-    limits, rate = _plan(config, source)
-    hooks = build_callbacks(config, run_dir, flow_of(card, state.net, device), objective, source)
+    limits, rate = _plan(config, source, context.env.world)
+    hooks = build_callbacks(context, config, flow_of(card, state.net, context.device), objective, source)
     return new_trainer(
-        t, state, objective, source.train, rate=rate, limits=limits, log_every=config.output.log_every, hooks=hooks
+        context,
+        t,
+        state,
+        objective,
+        source.train,
+        rate=rate,
+        limits=limits,
+        log_every=config.output.log_every,
+        hooks=hooks,
     )
 
 
-def _plan(config: Config, source: Dataset) -> tuple[StopCriteria, LearningRate]:
+def _plan(config: Config, source: Dataset, world: int) -> tuple[StopCriteria, LearningRate]:
     t = config.training
-    steps = math.ceil(t.num_epochs * len(source.train) / (t.batch_size * current().world))
+    steps = math.ceil(t.num_epochs * len(source.train) / (t.batch_size * world))
     limits = StopCriteria(steps=steps, max_steps=t.max_steps, max_minutes=t.max_minutes)
     return limits, LearningRate(peak=t.learning_rate, warmup=t.lr_warmup_steps, total=steps, shape=t.lr_schedule)
 
 
-def _announce(config: Config, preset: str, source: Dataset, trainer: Trainer, run_dir: Path, say: Say) -> None:
+def _announce(config: Config, preset: str, source: Dataset, trainer: Trainer, context: RunContext) -> None:
     t, limits, step, net = config.training, trainer.limits, trainer.state.progress.step, trainer.state.twin
     params = sum(p.numel() for p in net.parameters())
-    say(
+    logger.info(
         f"{preset}: {len(source.train):,} training and {len(source.held_out):,} held-out samples of shape "
         f"{tuple(source.spec.shape)}; {type(net).__name__} with {params:,} parameters on {trainer.device}"
     )
-    say(f"{'resuming at step ' + format(step, ',') if step else 'training'} to step {limits.last_step:,} in {run_dir}")
+    begin = f"resuming at step {step:,}" if step else "training"
+    logger.info(f"{begin} to step {limits.last_step:,} in {context.run_dir}")
     if limits.max_steps is not None and limits.max_steps > limits.steps:
-        say(
+        logger.info(
             f"note: --max-steps {limits.max_steps:,} lies beyond the {limits.steps:,} steps of --num-epochs "
             f"{t.num_epochs}, which end the run"
         )
     if t.mixed_precision and pick_precision(True, trainer.device, t.half) is None:
-        say(f"note: --mixed-precision does nothing here: {trainer.device} is fastest in float32; --half forces a type")
-    if (world := current().world) > 1:
-        say(
+        logger.info(
+            f"note: --mixed-precision does nothing here: {trainer.device} is fastest in float32; --half forces a type"
+        )
+    if (world := context.env.world) > 1:
+        logger.info(
             f"{world} processes ({trainer.state.parallel.kind}): batches of {t.batch_size} on each, "
             f"{trainer.loader.global_batch:,} together"
         )
     out, rows = config.output, len(source.real.train)
     if out.eval_every and out.eval_samples > rows:
-        say(f"note: --eval-samples {out.eval_samples:,} is more than there are training samples; taking {rows:,}")
+        logger.info(
+            f"note: --eval-samples {out.eval_samples:,} is more than there are training samples; taking {rows:,}"
+        )
     if trainer.loader.global_batch < 32:
-        say(f"note: a batch of {trainer.loader.global_batch} gives noisy gradients; 32 or more is usual")
+        logger.info(f"note: a batch of {trainer.loader.global_batch} gives noisy gradients; 32 or more is usual")

@@ -11,7 +11,7 @@ from advect.checkpoint.manifest import find_checkpoint
 from advect.config.autodetect import describe, format_for, image_size
 from advect.config.config import Config, MethodConfig, OutputConfig, Preset, TrainingConfig
 from advect.config.data_formats import FORMATS, format_of
-from advect.config.flags import dashed, parse_sections, taken, value_of
+from advect.config.flags import dashed, parse_sections, taken, value_of, without_prefixed
 from advect.config.presets import DEFAULT, PRESETS, get_preset
 from advect.config.section import Section, flag
 from advect.config.yaml_file import read_flags
@@ -87,17 +87,11 @@ def parse_train(words: list[str], say: Callable[[str], None] | None = None) -> t
 def _without_replaced(given: list[str], flags: Sequence[str]) -> list[str]:
     """The flags of a file without the arguments of parts for which the words choose others."""
     for section in (MethodConfig, TrainingConfig, OutputConfig):
-        plain = {flag(f.name) for f in fields(section)}
+        plain = tuple(flag(f.name) for f in fields(section))
         for choice in section.choices():
             old, new = value_of(flag(choice.field), given), value_of(flag(choice.field), flags)
             if None not in (old, new) and old != new:
-                name, prefix = None, flag(choice.prefix)
-                kept = []
-                for word in given:
-                    name = word if word.startswith("--") else name
-                    if name in plain or not (name or "").removeprefix("--no-").removeprefix("--").startswith(prefix[2:]):
-                        kept.append(word)
-                given = kept
+                given = without_prefixed(choice.prefix, given, keep=plain)
     return given
 
 

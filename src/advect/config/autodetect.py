@@ -12,9 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from advect.config.build import FITS
 from advect.config.config import Preset
-from advect.config.network_sections import name_of
 from advect.config.presets import get_preset
 from advect.core.errors import UserError
 from advect.data import FORMATS, Format, recognise_all
@@ -71,7 +69,8 @@ def describe(path: str | Path, preset: str | None = None, data_format: str | Non
 
 def fits(preset: Preset, data: Format) -> bool:
     """Whether a preset trains on data of a format: on its name, and with its network on its kind."""
-    return data.name in preset.takes and name_of(preset.config.network) in FITS[data.kind]
+    takes: str = preset.config.network.part("network").takes  # pyright: ignore[reportAttributeAccessIssue]
+    return data.name in preset.takes and takes == data.kind
 
 
 def format_for(preset: Preset, path: str) -> str | None:

@@ -14,11 +14,9 @@ from advect.config.config import MethodConfig, NetworkConfig
 from advect.config.data_formats import build_dataset as build_dataset
 from advect.config.section import flag
 from advect.core import registry
-from advect.core.device import best_half, has_fast_bfloat16
 from advect.core.errors import UserError
 from advect.core.types import DataSpec, Length, Quantity
 from advect.data import Dataset
-from advect.distributed.comm import current
 from advect.losses import Loss
 from advect.networks import Vector
 from advect.paths import AffinePath, Path
@@ -58,39 +56,6 @@ def _sizes(spec: DataSpec) -> dict[str, int | Vector]:
         for name, condition in spec.conditions.items()
         if not isinstance(condition, Length)
     }
-
-
-def pick_device(name: str) -> torch.device:
-    """The device called ``name``; "auto" is the first GPU where there is one.
-
-    Among several processes each has a GPU of its own, which becomes PyTorch's current one. Raises UserError where
-    there is no such device, or none for each process.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = current().device(torch.device(name))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name} cannot be used here; cpu always can") from error
-    if device.type == "cuda" and current().world > 1:
-        torch.cuda.set_device(device)
-    return device
-
-
-def pick_precision(mixed: bool, device: torch.device, half: str = "auto") -> torch.dtype | None:
-    """The 16-bit type for mixed precision, None for float32 throughout.
-
-    "auto" takes what the device computes fastest, which is None on a CPU without bfloat16 in hardware; "bf16" and
-    "fp16" are taken as they are. Raises UserError for bf16 on a GPU that has none.
-    """
-    if not mixed:
-        return None
-    if half == "auto":
-        return best_half(device)
-    if half == "bf16" and device.type == "cuda" and not has_fast_bfloat16(device):
-        raise UserError(f"--half bf16 needs bfloat16, which {device} does not have; use --half fp16")
-    return torch.bfloat16 if half == "bf16" else torch.float16
 
 
 def build_path(method: MethodConfig, source: Mapping[str, Any] | None = None) -> Path:

@@ -9,18 +9,16 @@ import torch
 from torch import Tensor
 
 from advect.checkpoint.async_writer import CheckpointWriter
-from advect.config.build import build_network, pick_device, pick_precision
-from advect.config.config import Config, MethodConfig, TrainingConfig
-from advect.config.network_sections import NetworkConfig
+from advect.config.build import build_network
+from advect.config.config import Config, MethodConfig, NetworkConfig, TrainingConfig
 from advect.config.yaml_file import to_dict
-from advect.core.device import be_deterministic, use_tf32
+from advect.core.device import be_deterministic, pick_precision, use_tf32
 from advect.core.errors import UserError
 from advect.core.random import mix
 from advect.core.types import DataSpec
 from advect.data import Dataset, Split
-from advect.distributed.comm import current
+from advect.distributed.context import RunContext
 from advect.distributed.parallel import Parallel, local
-from advect.evaluation.callback import EvalCallback, Yardstick
 from advect.losses import Loss
 from advect.model.flow import Flow
 from advect.reporting.sample_grids import SampleGridCallback, held_out_loss
@@ -51,6 +49,7 @@ def check_method(method: MethodConfig, t: TrainingConfig) -> None:
 
 
 def new_state(
+    context: RunContext,
     network: NetworkConfig,
     t: TrainingConfig,
     spec: DataSpec,
@@ -59,15 +58,15 @@ def new_state(
     weights: Mapping[str, Tensor] | None = None,
     **kept,
 ) -> TrainState:
-    """A state at its first step, on the device of ``t``, from ``weights`` or else from its seed.
+    """A state at its first step, on the context's device, from ``weights`` or else from its seed.
 
     ``kept`` goes into it as it is. The processes that have joined share its network as ``t`` says.
     """
-    device = pick_device(t.device)
+    device = context.device
     if t.deterministic:
         be_deterministic(device)
     with torch.random.fork_rng():
-        torch.manual_seed(mix(t.seed, 0))
+        torch.manual_seed(mix(context.seed, 0))
         net = build_network(network, spec, grad_checkpointing=t.grad_checkpointing)
     if weights is not None:
         net.load_state_dict(weights)
@@ -84,6 +83,7 @@ def new_state(
 
 
 def new_trainer(
+    context: RunContext,
     t: TrainingConfig,
     state: TrainState,
     objective: Loss,
@@ -95,12 +95,12 @@ def new_trainer(
     hooks: Sequence[Callback],
 ) -> Trainer:
     """A trainer of ``state`` on ``split``; nothing is written until it runs."""
-    device = pick_device(t.device)
+    device, env = context.device, context.env
     use_tf32(device, t.tf32)
     return Trainer(
         state,
         objective,
-        Loader(split, t.batch_size, seed=t.seed, workers=t.num_workers, rank=current().rank, world=current().world),
+        Loader(split, t.batch_size, seed=context.seed, workers=t.num_workers, rank=env.rank, world=env.world),
         rate=rate,
         limits=limits,
         grad_clip=t.grad_clip,
@@ -109,7 +109,7 @@ def new_trainer(
         compile_model=t.compile_model,
         pair_ahead=t.pair_ahead,
         max_bad_steps=t.max_bad_steps,
-        seed=t.seed,
+        seed=context.seed,
         log_every=log_every,
         device=device,
         hooks=hooks,
@@ -117,10 +117,10 @@ def new_trainer(
 
 
 def build_callbacks(
-    config: Config, run_dir: Path, flow: Flow, objective: Loss, source: Dataset
+    context: RunContext, config: Config, flow: Flow, objective: Loss, source: Dataset
 ) -> tuple[Callback, ...]:
     """The hooks of a run, in their order; only the first process writes and shows."""
-    out, first = config.output, current().is_first
+    out, run_dir, first = config.output, context.run_dir, context.env.is_first
     metrics, boards = MetricsFile(run_dir / "metrics.jsonl"), _boards(config, run_dir) if first else ()
     watch = SampleGridCallback(
         flow,
@@ -129,7 +129,7 @@ def build_callbacks(
         run_dir / "samples",
         every=out.sample_every,
         samples=out.num_samples,
-        seed=config.training.seed,
+        seed=context.seed,
         metrics=metrics if first else None,
         boards=boards,
     )
@@ -139,12 +139,19 @@ def build_callbacks(
     snapshots = [Snapshots(run_dir / SNAPSHOTS, every=t.posthoc_every)] if t.posthoc_ema else []
     quality = []
     if out.eval_every:
-        options = {"samples": out.eval_samples, "features": out.eval_features, "seed": t.seed}
-        yardstick = Yardstick(flow, source.real, **options)
-        loss = lambda: held_out_loss(flow, objective, source.held_out, t.seed)
-        keep = kept_measure(out.keep_best, yardstick.metrics)
-        options = {"every": out.eval_every, "keep": keep, "metrics": watch.metrics, "boards": boards}
-        quality = [EvalCallback(yardstick, loss, checkpoints, tell=bar.tell, **options)]
+        from advect.evaluation.callback import EvalCallback, online_evaluator
+
+        evaluator = online_evaluator(flow, source.real, samples=out.eval_samples, features=out.eval_features)
+        loss = lambda: held_out_loss(flow, objective, source.held_out, context.seed)
+        keep = kept_measure(out.keep_best, tuple(evaluator.metrics))
+        options = {
+            "every": out.eval_every,
+            "seed": context.seed,
+            "keep": keep,
+            "metrics": watch.metrics,
+            "boards": boards,
+        }
+        quality = [EvalCallback(evaluator, loss, checkpoints, **options)]
     shared = *snapshots, checkpoints, watch, *quality  # a checkpoint's snapshot is there before it
     return (metrics, *boards, bar, *shared) if first else shared
 

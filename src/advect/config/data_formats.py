@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -50,6 +51,8 @@ from advect.data import (
 from advect.data.images.decoding import Decoder
 from advect.data.sequences.files import is_table
 
+logger = logging.getLogger(__name__)
+
 _SOURCES: dict[type[DataConfig], tuple[Callable[..., Dataset], str]] = {
     DigitsData: (Digits, ""),
     MoonsData: (Moons, ""),
@@ -83,13 +86,13 @@ _ARGUMENTS = {
 _ANSWERS = {"yes": True, "no": False}
 
 
-def build_dataset(config: DataConfig, say: Callable[[str], None] | None = None) -> Dataset:
+def build_dataset(config: DataConfig) -> Dataset:
     """Open the data. Raises UserError for data that are missing, empty or damaged, or do not fit their flags.
 
-    Images of a folder or archive come from their pack where ``advect data pack`` made one that matches; ``say`` tells.
+    Images of a folder or archive come from their pack where ``advect data pack`` made one that matches.
     """
     source, names = _SOURCES[type(config)]
-    options: dict[str, Any] = {_ARGUMENTS.get(f.name, f.name): getattr(config, f.name) for f in fields(config)}
+    options: dict[str, Any] = {_ARGUMENTS.get(f.name, f.name): getattr(config, f.name) for f in fields(config) if f.name != "options"}
     if isinstance(options.get("labels"), str):
         options["labels"] = _ANSWERS.get(options["labels"], "auto")
     if "data_dir" not in options:
@@ -99,10 +102,9 @@ def build_dataset(config: DataConfig, say: Callable[[str], None] | None = None) 
         raise UserError(f"--data-dir is not given; name {names}")
     match config:
         case ImageFolderData():
-            pack = _pack_of(config, say)
+            pack = _pack_of(config)
             if pack is not None:
-                if say is not None:
-                    say(f"reading the images packed in {pack}")
+                logger.info(f"reading the images packed in {pack}")
                 return Packed(pack, flip=config.horizontal_flip, held_out=config.held_out)
         case HubImagesData():
             options["image_column"] = options.pop("image")
@@ -111,7 +113,7 @@ def build_dataset(config: DataConfig, say: Callable[[str], None] | None = None) 
     return source(place, **options)
 
 
-def _pack_of(config: ImageFolderData, say: Callable[[str], None] | None) -> Path | None:
+def _pack_of(config: ImageFolderData) -> Path | None:
     """The pack that holds exactly what this section asks for."""
     place = config.data_dir
     if place is None or not place.exists() or config.random_crop or config.labels != "auto":
@@ -119,7 +121,7 @@ def _pack_of(config: ImageFolderData, say: Callable[[str], None] | None) -> Path
     decoder = Decoder(
         image_size=config.image_size, channels=config.channels, background=config.background, window=config.crop
     )
-    return matching_pack(place, decoder, say)
+    return matching_pack(place, decoder)
 
 
 FORMATS: dict[str, type[DataConfig]] = {

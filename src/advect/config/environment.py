@@ -14,20 +14,20 @@ from pathlib import Path
 import torch
 
 from advect.core.files import atomic_write_text
-from advect.distributed.comm import current
+from advect.distributed.context import RunContext
 
 _LIBRARIES = ("advect", "torch", "numpy", "safetensors", "scikit-learn", "pillow", "tyro")
 
 
-def write_environment(folder: Path, *, device: torch.device, fingerprint: str, step: int) -> None:
+def write_environment(context: RunContext, *, fingerprint: str, step: int) -> None:
     """Write the file, or add this start to it where the run is resumed."""
-    path = folder / "environment.json"
+    path = context.run_dir / "environment.json"
     start = {
         "command": command_line(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "step": step,
-        "device": device_name(device),
-        "processes": current().world,
+        "device": device_name(context.device),
+        "processes": context.env.world,
         "threads": torch.get_num_threads(),
         "versions": versions(),
         "git_commit": _git_commit(),

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, get_type_hints
 
 from advect.core import registry
 from advect.core.errors import UserError, did_you_mean
@@ -191,6 +191,18 @@ def plain(value: object) -> object:
     if isinstance(value, Path):
         return str(value)
     return list(value) if isinstance(value, tuple) else value
+
+
+def value_types(section: Section) -> dict[str, Any]:
+    """The type of each of :meth:`Section.values`."""
+    hints, found = get_type_hints(type(section)), {}
+    for f in fields(section):
+        if f.name != "options" and f.metadata.get("flag", True):
+            found[f.name] = hints[f.name]
+        if "kinds" in f.metadata and getattr(section, f.name) is not None:
+            prefix = section.choice(f.name).prefix
+            found |= {prefix + a.name: a.type for a in registry.arguments(section.part(f.name))}
+    return found
 
 
 @cache

@@ -73,6 +73,21 @@ def best_half(device: torch.device) -> torch.dtype | None:
     return None if device.type == "cpu" else torch.float16
 
 
+def pick_precision(mixed: bool, device: torch.device, half: str = "auto") -> torch.dtype | None:
+    """The 16-bit type for mixed precision, None for float32 throughout.
+
+    "auto" takes what the device computes fastest, which is None on a CPU without bfloat16 in hardware; "bf16" and
+    "fp16" are taken as they are. Raises UserError for bf16 on a GPU that has none.
+    """
+    if not mixed:
+        return None
+    if half == "auto":
+        return best_half(device)
+    if half == "bf16" and device.type == "cuda" and not has_fast_bfloat16(device):
+        raise UserError(f"--half bf16 needs bfloat16, which {device} does not have; use --half fp16")
+    return torch.bfloat16 if half == "bf16" else torch.float16
+
+
 def check_compiler(device: torch.device) -> None:
     """Raise UserError where torch.compile would find no C++ compiler for code of the CPU."""
     if device.type != "cpu":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from advect.core.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def sync_folder(folder: Path) -> None:
@@ -74,18 +77,18 @@ LOCK = ".lock"
 
 
 @contextmanager
-def held(folder: Path, argument: str, *, say: Callable[[str], object] = print) -> Iterator[None]:
+def held(folder: Path, argument: str) -> Iterator[None]:
     """Hold ``folder/.lock`` within the block, so that no other process gets it.
 
     The lock is the operating system's own (flock), which lets go when the process ends, however it does; the file,
     which stays, says who had it last. Across hosts it holds where the file system says so, as NFS and Lustre
-    usually do. Where there is no flock, ``say`` is told, and nothing is held.
+    usually do. Where there is no flock, a note says so, and nothing is held.
 
     Raises UserError, which names ``argument``, where another process holds it, or the folder cannot be written to.
     """
     handle = _open(folder, argument)
     try:
-        if _take(handle, folder, argument, say):
+        if _take(handle, folder, argument):
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         yield
@@ -102,7 +105,7 @@ def _open(folder: Path, argument: str) -> int:
         ) from error
 
 
-def _take(handle: int, folder: Path, argument: str, say: Callable[[str], object]) -> bool:
+def _take(handle: int, folder: Path, argument: str) -> bool:
     """Whether the lock is ours now; False where there is none to have."""
     if fcntl is None:
         return False
@@ -111,7 +114,7 @@ def _take(handle: int, folder: Path, argument: str, say: Callable[[str], object]
         return True
     except OSError as error:
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            say(f"note: {folder} cannot be locked ({error.strerror}); see that no other process writes to it")
+            logger.info(f"note: {folder} cannot be locked ({error.strerror}); see that no other process writes to it")
             return False
     owner = os.pread(handle, 100, 0).decode(errors="replace").strip() or "on an unknown host"
     raise UserError(

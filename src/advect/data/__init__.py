@@ -1,82 +1,58 @@
 """Data: sources with a training and a held-out split, and the transforms to model units and back."""
 
-from advect.data.array_files import ArrayFile
-from advect.data.arrays import Arrays
-from advect.data.autodetect import FORMATS, Format, recognise, recognise_all
-from advect.data.base import ArrayDataset, ArraySplit, Dataset, Rows, Split
-from advect.data.cells.dataset import Cells
-from advect.data.cells.transform import Chain, Components, Expression
-from advect.data.cells.write import count_noise, to_counts, write_h5ad
-from advect.data.images.celeba import CelebA
-from advect.data.images.cifar import Cifar
-from advect.data.images.folder import ImageFolder
-from advect.data.images.hub import HubImages
-from advect.data.images.idx import FashionMnist, Mnist, read_idx
-from advect.data.images.memmap_images import Packed, matching_pack, packed_path
-from advect.data.images.packing import pack
-from advect.data.images.parquet import ParquetImages, ParquetStore
-from advect.data.images.shards import Shards, ShardStore
-from advect.data.sequences.dataset import Sequences, sequences_of, steps_of
-from advect.data.sequences.transform import SequenceScale
-from advect.data.tables.dataset import Table, frame_of, read_table, write_table
-from advect.data.tables.transform import TableTransform
-from advect.data.toy import Digits, Moons
-from advect.data.transforms import (
-    Identity,
-    PixelScale,
-    Standardize,
-    Transform,
-    transform_from_config,
-)
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "FORMATS",
-    "ArrayDataset",
-    "ArrayFile",
-    "ArraySplit",
-    "Arrays",
-    "CelebA",
-    "Cells",
-    "Chain",
-    "Cifar",
-    "Components",
-    "Dataset",
-    "Digits",
-    "Expression",
-    "FashionMnist",
-    "Format",
-    "HubImages",
-    "Identity",
-    "ImageFolder",
-    "Mnist",
-    "Moons",
-    "Packed",
-    "ParquetImages",
-    "ParquetStore",
-    "PixelScale",
-    "Rows",
-    "SequenceScale",
-    "Sequences",
-    "ShardStore",
-    "Shards",
-    "Split",
-    "Standardize",
-    "Table",
-    "TableTransform",
-    "Transform",
-    "count_noise",
-    "frame_of",
-    "matching_pack",
-    "pack",
-    "packed_path",
-    "read_idx",
-    "read_table",
-    "recognise",
-    "recognise_all",
-    "sequences_of",
-    "steps_of",
-    "to_counts",
-    "transform_from_config",
-    "write_h5ad",
-    "write_table",
-]
+from advect.core.lazy_imports import lazy_imports
+
+if TYPE_CHECKING:
+    from advect.data.array_files import ArrayFile as ArrayFile
+    from advect.data.arrays import Arrays as Arrays
+    from advect.data.autodetect import FORMATS as FORMATS
+    from advect.data.autodetect import Format as Format
+    from advect.data.autodetect import recognise as recognise
+    from advect.data.autodetect import recognise_all as recognise_all
+    from advect.data.base import ArrayDataset as ArrayDataset
+    from advect.data.base import ArraySplit as ArraySplit
+    from advect.data.base import Dataset as Dataset
+    from advect.data.base import Rows as Rows
+    from advect.data.base import Split as Split
+    from advect.data.cells.dataset import Cells as Cells
+    from advect.data.cells.transform import Chain as Chain
+    from advect.data.cells.transform import Components as Components
+    from advect.data.cells.transform import Expression as Expression
+    from advect.data.cells.write import count_noise as count_noise
+    from advect.data.cells.write import to_counts as to_counts
+    from advect.data.cells.write import write_h5ad as write_h5ad
+    from advect.data.images.celeba import CelebA as CelebA
+    from advect.data.images.cifar import Cifar as Cifar
+    from advect.data.images.folder import ImageFolder as ImageFolder
+    from advect.data.images.hub import HubImages as HubImages
+    from advect.data.images.idx import FashionMnist as FashionMnist
+    from advect.data.images.idx import Mnist as Mnist
+    from advect.data.images.idx import read_idx as read_idx
+    from advect.data.images.memmap_images import Packed as Packed
+    from advect.data.images.memmap_images import matching_pack as matching_pack
+    from advect.data.images.memmap_images import packed_path as packed_path
+    from advect.data.images.packing import pack as pack
+    from advect.data.images.parquet import ParquetImages as ParquetImages
+    from advect.data.images.parquet import ParquetStore as ParquetStore
+    from advect.data.images.shards import Shards as Shards
+    from advect.data.images.shards import ShardStore as ShardStore
+    from advect.data.sequences.dataset import Sequences as Sequences
+    from advect.data.sequences.dataset import sequences_of as sequences_of
+    from advect.data.sequences.dataset import steps_of as steps_of
+    from advect.data.sequences.transform import SequenceScale as SequenceScale
+    from advect.data.tables.dataset import Table as Table
+    from advect.data.tables.dataset import frame_of as frame_of
+    from advect.data.tables.dataset import read_table as read_table
+    from advect.data.tables.dataset import write_table as write_table
+    from advect.data.tables.transform import TableTransform as TableTransform
+    from advect.data.toy import Digits as Digits
+    from advect.data.toy import Moons as Moons
+    from advect.data.transforms import Identity as Identity
+    from advect.data.transforms import PixelScale as PixelScale
+    from advect.data.transforms import Standardize as Standardize
+    from advect.data.transforms import Transform as Transform
+    from advect.data.transforms import transform_from_config as transform_from_config
+else:
+    __getattr__, __dir__ = lazy_imports(__name__)

@@ -1,4 +1,4 @@
-"""What is wrong with a machine, with data or with a run, and what to try: figures first, then a verdict on them."""
+"""Diagnosis of a machine, data or a run: figures, a verdict on them, and what to try."""
 
 from advect.doctor.examine import examine_data as examine_data
 from advect.doctor.examine import examine_machine as examine_machine

@@ -1,4 +1,4 @@
-"""Verdicts on data, each a function of its figures."""
+"""A data set as training sees it, measured, and verdicts on it."""
 
 from __future__ import annotations
 
@@ -15,28 +15,99 @@ from advect.data import Dataset, Split
 from advect.data.images.folder import ImageSplit
 from advect.doctor.report import Figure, Finding, Level
 
+FEW, FEW_HELD_OUT, FEW_OF_A_CLASS = 500, 50, 20
 
-def places(n: int, look: int) -> np.ndarray:
-    """At most ``look`` of 0 .. n - 1 (k,) int64, evenly spaced."""
+
+@dataclass(frozen=True, kw_only=True)
+class ValueStats:
+    """Statistics of ``looked`` training samples.
+
+    Attributes:
+        train, held_out: samples in each split.
+        kind, shape: of one sample.
+        low, high: range in data units.
+        mean, deviation, extreme: mean, standard deviation and largest absolute value in model units.
+        constant, features: number of constant features, and of all.
+        infinite: samples with NaN or infinite values.
+        copies: samples equal to an earlier one.
+    """
+
+    train: int
+    held_out: int
+    looked: int
+    kind: str
+    shape: tuple[int, ...]
+    low: float
+    high: float
+    mean: float
+    deviation: float
+    extreme: float
+    constant: int = 0
+    features: int = 1
+    infinite: int = 0
+    copies: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassShares:
+    """The values of a categorical condition with their shares of ``train`` samples."""
+
+    name: str
+    shares: dict[str, float]
+    train: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageStats:
+    """Statistics of ``looked`` image files of ``total``.
+
+    Attributes:
+        unreadable: files that cannot be decoded, with the reasons.
+        asked: height and width for training, in pixels.
+        smaller, least: files with a shorter side than asked; the shortest side of all, in pixels.
+        grey, channels: files without colour; channels for training.
+    """
+
+    looked: int
+    total: int
+    unreadable: dict[str, str] = field(default_factory=dict)
+    asked: tuple[int, int]
+    smaller: int = 0
+    least: int
+    grey: int = 0
+    channels: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthStats:
+    """The numbers of real steps of sequences."""
+
+    shortest: int
+    median: int
+    longest: int
+
+
+def evenly_spaced(n: int, look: int) -> np.ndarray:
+    """At most ``look`` of the numbers 0 .. n - 1, evenly spaced, (k,) int64."""
     return np.unique(np.linspace(0, n - 1, min(n, look)).round().astype(np.int64)) if n else np.arange(0)
 
 
-def gather_values(source: Dataset, look: int) -> Values:
-    """Look at ``look`` training samples at most. Raises UserError where one cannot be read."""
-    x, cond = _fetch(source.train, places(len(source.train), look))
+def measure_values(dataset: Dataset, look: int) -> ValueStats:
+    """Statistics of at most ``look`` training samples. Raises UserError for an unreadable one."""
+    x, cond = _fetch(dataset.train, evenly_spaced(len(dataset.train), look))
     real = _real_values(x, cond)
-    data = source.transform.inverse(x).flatten(1)
+    data = dataset.transform.inverse(x).flatten(1)
     flat = x.flatten(1)
     infinite = ~torch.isfinite(flat).all(1)
     fine = real[torch.isfinite(real)].double()
     rows = flat.numpy()
     shown = data[torch.isfinite(data)]
-    return Values(
-        train=len(source.train),
-        held_out=len(source.held_out),
+    return ValueStats(
+        train=len(dataset.train),
+        held_out=len(dataset.held_out),
         looked=len(x),
-        kind=source.spec.kind,
-        shape=tuple(source.spec.shape),
+        kind=dataset.spec.kind,
+        shape=tuple(dataset.spec.shape),
         low=float(shown.min()) if len(shown) else 0.0,
         high=float(shown.max()) if len(shown) else 0.0,
         mean=float(fine.mean()) if len(fine) else 0.0,
@@ -49,33 +120,33 @@ def gather_values(source: Dataset, look: int) -> Values:
     )
 
 
-def gather_classes(source: Dataset) -> list[Classes]:
-    """The categories of a source with their shares."""
+def class_shares(dataset: Dataset) -> list[ClassShares]:
+    """The shares of the classes of each categorical condition."""
     return [
-        Classes(name=name, shares=dict(zip(c.names, c.frequencies, strict=True)), train=len(source.train))
-        for name, c in source.spec.conditions.items()
+        ClassShares(name=name, shares=dict(zip(c.names, c.frequencies, strict=True)), train=len(dataset.train))
+        for name, c in dataset.spec.conditions.items()
         if isinstance(c, Category)
     ]
 
 
-def gather_lengths(source: Dataset) -> Lengths | None:
-    """The lengths of sequences, where they differ."""
-    condition = source.spec.conditions.get(LENGTH)
+def sequence_lengths(dataset: Dataset) -> LengthStats | None:
+    """Statistics of the lengths of sequences; None where all are equal."""
+    condition = dataset.spec.conditions.get(LENGTH)
     if not isinstance(condition, Length):
         return None
     shares = np.array(condition.frequencies)
-    there = np.flatnonzero(shares) + 1
+    present = np.flatnonzero(shares) + 1
     middle = int(np.searchsorted(shares.cumsum(), 0.5 * shares.sum())) + 1
-    return Lengths(shortest=int(there[0]), median=middle, longest=int(there[-1]))
+    return LengthStats(shortest=int(present[0]), median=middle, longest=int(present[-1]))
 
 
-def gather_pictures(source: Dataset, look: int) -> Pictures | None:
-    """Look at ``look`` image files of both parts at most; None where the samples are no files."""
-    split, rest = source.train, source.held_out
+def measure_images(dataset: Dataset, look: int) -> ImageStats | None:
+    """Statistics of at most ``look`` image files of both splits; None where samples are not image files."""
+    split, rest = dataset.train, dataset.held_out
     if not isinstance(split, ImageSplit):
         return None
     both = np.concatenate([split.rows, rest.rows if isinstance(rest, ImageSplit) else split.rows[:0]])
-    chosen = both[places(len(both), look)]
+    chosen = both[evenly_spaced(len(both), look)]
     part = ImageSplit(split.store, chosen, {}, split.decoder)
     unreadable = part.find_unreadable()
     channels, height, width = split.decoder.shape
@@ -87,13 +158,13 @@ def gather_pictures(source: Dataset, look: int) -> Pictures | None:
             content = split.store.read(row)
             with Image.open(io.BytesIO(content)) as image:
                 size = image.size
-        except Exception:  # whatever a damaged file leads a decoder to; it has been counted
+        except Exception:  # a decoder may raise anything on a damaged file, which is already counted
             continue
         sides.append(min(size))
         smaller += min(size) < min(height, width)
         pixels = split.decoder(content)[:3]
         grey += channels > 1 and bool((pixels == pixels[:1]).all())
-    return Pictures(
+    return ImageStats(
         looked=len(chosen),
         total=len(both),
         unreadable=unreadable,
@@ -120,80 +191,8 @@ def _real_values(x: Tensor, cond: Conditions) -> Tensor:
     return x[real].flatten()
 
 
-FEW, FEW_HELD_OUT, FEW_OF_A_CLASS = 500, 50, 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Values:
-    """Figures of samples that a source hands out.
-
-    Attributes:
-        train, held_out: how many there are in each part; ``looked`` of the first were looked at.
-        kind, shape: of one sample.
-        low, high: the range in data units.
-        mean, deviation, extreme: of all values in model units the mean, the standard deviation, the largest size.
-        constant, features: how many features never change, of how many.
-        infinite: samples with NaN or infinite values.
-        copies: samples that equal an earlier one.
-    """
-
-    train: int
-    held_out: int
-    looked: int
-    kind: str
-    shape: tuple[int, ...]
-    low: float
-    high: float
-    mean: float
-    deviation: float
-    extreme: float
-    constant: int = 0
-    features: int = 1
-    infinite: int = 0
-    copies: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Classes:
-    """The values of a categorical condition with their shares, of ``train`` samples."""
-
-    name: str
-    shares: dict[str, float]
-    train: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pictures:
-    """Figures of ``looked`` image files of ``total``.
-
-    Attributes:
-        unreadable: files that cannot be decoded, each with the reason.
-        asked: height and width that training takes.
-        smaller: files with a side shorter than asked; ``least`` the shortest side of all, in pixels.
-        grey, channels: files without colour, and the channels that training takes.
-    """
-
-    looked: int
-    total: int
-    unreadable: dict[str, str] = field(default_factory=dict)
-    asked: tuple[int, int]
-    smaller: int = 0
-    least: int
-    grey: int = 0
-    channels: int = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lengths:
-    """The numbers of real steps of sequences: shortest, median, longest."""
-
-    shortest: int
-    median: int
-    longest: int
-
-
-def check_count(v: Values) -> Finding:
-    """How many samples there are, and of what shape."""
+def check_count(v: ValueStats) -> Finding:
+    """Check the number of samples."""
     figures: dict[str, Figure] = {
         "training samples": v.train,
         "held out": v.held_out,
@@ -211,8 +210,8 @@ def check_count(v: Values) -> Finding:
     return Finding("ok", "There are samples enough to train on", figures)
 
 
-def check_held_out(v: Values) -> Finding | None:
-    """Whether enough is kept to measure with."""
+def check_held_out(v: ValueStats) -> Finding | None:
+    """Check the number of held-out samples."""
     if v.held_out >= FEW_HELD_OUT:
         return None
     figures: dict[str, Figure] = {"held out": v.held_out, "training samples": v.train}
@@ -220,16 +219,16 @@ def check_held_out(v: Values) -> Finding | None:
     return Finding("note", title, figures, "a larger share held out, or more data")
 
 
-def check_infinite(v: Values) -> Finding | None:
-    """NaN and infinite values."""
+def check_infinite(v: ValueStats) -> Finding | None:
+    """Check for NaN and infinite values."""
     if not v.infinite:
         return None
     figures: dict[str, Figure] = {"samples with them": v.infinite, "looked at": v.looked}
     return Finding("problem", "The data have NaN or infinite values", figures, "remove those samples or fill them in")
 
 
-def check_range(v: Values) -> Finding:
-    """Whether the values in model units have a size that networks learn from."""
+def check_range(v: ValueStats) -> Finding:
+    """Check the scale of the values in model units."""
     figures: dict[str, Figure] = {
         "from": v.low,
         "to": v.high,
@@ -260,8 +259,8 @@ def check_range(v: Values) -> Finding:
     return Finding("ok", "The values are finite and of the size that networks learn from", figures)
 
 
-def check_constant(v: Values) -> Finding | None:
-    """Features that never change."""
+def check_constant(v: ValueStats) -> Finding | None:
+    """Check for constant features."""
     if not v.constant or v.low == v.high:
         return None
     share = v.constant / v.features
@@ -271,8 +270,8 @@ def check_constant(v: Values) -> Finding | None:
     return Finding(level, "Some features never change", figures, advice if level == "note" else "")
 
 
-def check_copies(v: Values) -> Finding | None:
-    """Samples that come more than once."""
+def check_copies(v: ValueStats) -> Finding | None:
+    """Check for duplicate samples."""
     share = v.copies / max(v.looked, 1)
     figures: dict[str, Figure] = {"copies": v.copies, "looked at": v.looked, "share": share}
     if not v.copies:
@@ -282,8 +281,8 @@ def check_copies(v: Values) -> Finding | None:
     return Finding(level, "Some samples come more than once", figures, advice)
 
 
-def check_classes(c: Classes) -> Finding | None:
-    """How evenly the classes are filled."""
+def check_classes(c: ClassShares) -> Finding | None:
+    """Check for rare and unbalanced classes."""
     if not c.shares:
         return None
     counts = {name: round(share * c.train) for name, share in c.shares.items()}
@@ -311,23 +310,23 @@ def check_classes(c: Classes) -> Finding | None:
     return Finding("ok", "All classes have samples enough", figures)
 
 
-def check_unreadable(p: Pictures) -> Finding:
-    """Files that cannot be decoded."""
+def check_unreadable(p: ImageStats) -> Finding:
+    """Check for files that cannot be decoded."""
     figures: dict[str, Figure] = {"unreadable": len(p.unreadable), "looked at": p.looked, "of": p.total}
     if not p.unreadable:
         return Finding("ok", "All images that were looked at can be read", figures)
     name, why = next(iter(p.unreadable.items()))
     share = len(p.unreadable) / p.looked
     return Finding(
-        "problem" if share == 1 or len(p.unreadable) > max(1, 0.01 * p.looked) else "note",  # as training has it
+        "problem" if share == 1 or len(p.unreadable) > max(1, 0.01 * p.looked) else "note",  # training's own limit
         "Some images cannot be read",
         {**figures, "share": share, "the first": name, "why": why},
         "repair them or take them out; more than 1% end a run",
     )
 
 
-def check_sizes(p: Pictures) -> Finding:
-    """Images smaller than asked, which are blown up."""
+def check_sizes(p: ImageStats) -> Finding:
+    """Check for images that would be enlarged."""
     figures: dict[str, Figure] = {
         "smaller": p.smaller,
         "looked at": p.looked,
@@ -343,8 +342,8 @@ def check_sizes(p: Pictures) -> Finding:
     )
 
 
-def check_grey(p: Pictures) -> Finding | None:
-    """Grey images that are trained on in colour."""
+def check_grey(p: ImageStats) -> Finding | None:
+    """Check for grey images that would be trained on in colour."""
     if p.channels == 1 or p.looked == 0 or p.grey < 0.5 * p.looked:
         return None
     figures: dict[str, Figure] = {"without colour": p.grey, "looked at": p.looked, "channels": p.channels}
@@ -352,10 +351,14 @@ def check_grey(p: Pictures) -> Finding | None:
     return Finding("note", title, figures, "--channels 1 costs less and cannot give coloured samples")
 
 
-def check_lengths(n: Lengths) -> Finding:
-    """Sequences of very different lengths."""
+def check_lengths(n: LengthStats) -> Finding:
+    """Check for sequences much longer than the rest."""
     figures: dict[str, Figure] = {"shortest": n.shortest, "median": n.median, "longest": n.longest}
     if n.longest > 4 * n.median:
         title = "A few sequences are far longer than the rest: most of the arithmetic goes into padding"
         return Finding("note", title, figures, f"--max-length {2 * n.median}, with --long truncate or window")
     return Finding("ok", "The sequences have lengths near one another", figures)
+
+
+VALUE_CHECKS = (check_count, check_held_out, check_infinite, check_range, check_constant, check_copies)
+IMAGE_CHECKS = (check_unreadable, check_sizes, check_grey)

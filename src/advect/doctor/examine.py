@@ -1,79 +1,92 @@
-"""The job behind ``advect doctor --data PATH`` and ``advect doctor PRESET``, both with flags of ``advect train``."""
+"""Examination of data, a machine or a run: the facts of each, and the checks on them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+
+import torch
+from torch import Tensor
 
 from advect.config.arguments import parse_train
-from advect.config.build import build_dataset, pick_device
-from advect.config.config import Config
+from advect.config.build import build_dataset, build_network
+from advect.config.config import Config, NetworkConfig
 from advect.config.data_formats import format_of
 from advect.config.data_sections import CellsData, TableData
 from advect.core.errors import UserError
+from advect.core.types import Category, Conditions, DataSpec, Length, Quantity
 from advect.data import Dataset
+from advect.distributed.context import pick_device
 from advect.doctor.data import (
+    IMAGE_CHECKS,
+    VALUE_CHECKS,
     check_classes,
-    check_constant,
-    check_copies,
-    check_count,
-    check_grey,
-    check_held_out,
-    check_infinite,
     check_lengths,
-    check_range,
-    check_sizes,
-    check_unreadable,
-    gather_classes,
-    gather_lengths,
-    gather_pictures,
-    gather_values,
+    class_shares,
+    measure_images,
+    measure_values,
+    sequence_lengths,
 )
 from advect.doctor.formats import (
     CELL_CHECKS,
     COLUMN_CHECKS,
     check_array,
-    gather_array,
-    gather_cells,
-    gather_columns,
     looks_like_id,
+    measure_array,
+    read_cells,
+    read_columns,
 )
-from advect.doctor.machine import MACHINE_CHECKS
-from advect.doctor.plan import Plan, check_plan, measure_network
-from advect.doctor.probes import device_memory, gather_machine
-from advect.doctor.report import Finding
-from advect.doctor.run import RUN_CHECKS
-from advect.doctor.run_facts import gather_run
-from advect.doctor.samples import QUALITY_CHECKS, SAMPLE_CHECKS
+from advect.doctor.losses import LOSS_CHECKS
+from advect.doctor.machine import MACHINE_CHECKS, device_memory, measure_machine
+from advect.doctor.report import Figure, Finding, run_checks
+from advect.doctor.run import RUN_CHECKS, read_facts
+from advect.doctor.samples import QUALITY_CHECKS, SAMPLE_CHECKS, gather_samples
+
+STATE_BYTES = 20
+"""Bytes per parameter in training: weight, gradient, two moments and the EMA, in float32."""
+
+SHARE = 0.6
+"""Share of free memory to plan with: allocators, libraries and other programs need the rest."""
+
+STEPS_AN_EPOCH, LARGEST, SMALLEST = 20, 512, 8
 
 
 @dataclass(frozen=True)
 class ResolvedData:
-    """Data that were found.
+    """A data set named on the command line.
 
     Attributes:
-        format: its name; empty for a preset's own.
-        path: the file or folder; None where the data lie in none.
-        preset: the preset that trains on it.
-        settings: its configuration for these data.
-        chosen: whether the batch size was asked for, so that it is judged and not chosen.
+        format: name of its format; empty for a preset's own data.
+        path: its file or folder; None without one.
+        preset, settings: the preset that trains on it, and its configuration.
+        fixed_batch: whether the batch size was given, to be judged and not chosen.
     """
 
     format: str
     path: Path | None
     preset: str
     settings: Config
-    chosen: bool
+    fixed_batch: bool
 
-    @property
-    def layer(self) -> str | None:
-        """The layer of an ``.h5ad`` file that is trained on; None for its X."""
-        return self.settings.data.layer if isinstance(self.settings.data, CellsData) else None
+    @classmethod
+    def from_words(cls, words: Sequence[str]) -> ResolvedData:
+        """Resolve the words after ``advect train``: a preset, ``--data PATH``, flags. Raises UserError."""
+        preset, arguments = parse_train(list(words))
+        data = arguments.settings.data
+        place = getattr(data, "data_dir", None)
+        if hasattr(data, "data_dir") and place is None:
+            raise UserError(f"preset {preset} reads its data from a folder; add --data-dir FOLDER")
+        path = Path(place).expanduser() if place is not None else None
+        if isinstance(place, Path) and not place.expanduser().exists():
+            raise UserError(f"--data-dir {place} does not exist; name the folder or file of the data")
+        named = not words[0].startswith("-")
+        fixed = named or any(word.partition("=")[0].replace("_", "-") == "--batch-size" for word in words)
+        return cls(format_of(data) or "", path, preset, arguments.settings, fixed)
 
     def build(self, without: Sequence[str] = ()) -> Dataset:
-        """Open the data, without some columns where they are a table. Raises UserError where they cannot be used."""
+        """Open the data set, a table without some columns. Raises UserError where it cannot be used."""
         data = self.settings.data
         if isinstance(data, TableData):
             asked = {*data.drop, *data.conditions, *data.continuous_conditions, *data.categorical}
@@ -81,132 +94,202 @@ class ResolvedData:
         return build_dataset(data)
 
 
-def open_data(words: Sequence[str]) -> ResolvedData:
-    """The data that words after ``advect train`` name: a preset, ``--data PATH``, flags. Raises UserError."""
-    name, arguments = parse_train(list(words))
-    data = arguments.settings.data
-    place = getattr(data, "data_dir", None)
-    if hasattr(data, "data_dir") and place is None:
-        raise UserError(f"preset {name} reads its data from a folder; add --data-dir FOLDER")
-    path = Path(place).expanduser() if place is not None else None
-    if isinstance(place, Path) and not place.expanduser().exists():
-        raise UserError(f"--data-dir {place} does not exist; name the folder or file of the data")
-    own = not words[0].startswith("-")
-    chosen = own or any(word.partition("=")[0].replace("_", "-") == "--batch-size" for word in words)
-    return ResolvedData(format_of(data) or "", path, name, arguments.settings, chosen)
-
-
-_VALUES = (check_count, check_held_out, check_infinite, check_range, check_constant, check_copies)
-_PICTURES = (check_unreadable, check_sizes, check_grey)
-
-
 def examine_data(words: Sequence[str], *, look: int = 2000, device: str = "auto") -> list[Finding]:
-    """What there is to say of the data that words after ``advect train`` name; ``look`` samples at most are looked at.
+    """Examine at most ``look`` samples of the data that the words after ``advect train`` name.
 
-    Raises UserError for mistakes in the words, and where nothing is at their path, or no data that is known.
+    Raises UserError for mistakes in the words and for a path without known data.
     """
     if look < 2:
         raise UserError(f"--look must be at least 2 samples, got {look}; 2000 is usual")
-    data, place = open_data(words), pick_device(device)
+    data, place = ResolvedData.from_words(words), pick_device(device)
     findings: list[Finding] = []
-    without = _look_at_file(data, look, findings)
+    without = _examine_file(data, look, findings)
     try:
-        source = data.build(without)
-        findings.extend(_judge_source(source, look))
+        dataset = data.build(without)
+        findings.extend(_examine_dataset(dataset, look))
     except UserError as error:
-        findings.append(_cannot(error))
+        return [*findings, Finding("problem", "The data cannot be used as they are", {"why": str(error)})]
+    return [*findings, _suggest(data, dataset, device_memory(place)[1], str(place))]
+
+
+def examine_machine(folder: Path = Path("runs"), *, device: str = "auto") -> list[Finding]:
+    """Examine this machine; ``folder`` is that of runs."""
+    return run_checks(measure_machine(folder, device), MACHINE_CHECKS)
+
+
+def examine_run(path: Path, *, samples: int = 0, seed: int = 0, device: str = "auto") -> list[Finding]:
+    """Examine a run folder and, with ``samples`` > 0, so many new samples beside the data.
+
+    Raises UserError where there is no run at ``path``, or it cannot be sampled.
+    """
+    facts = read_facts(path)
+    findings = run_checks(facts, (*RUN_CHECKS, *LOSS_CHECKS, *QUALITY_CHECKS))
+    if not samples:
         return findings
-    findings.append(_suggest(data, source, device_memory(place)[1], str(place)))
-    return findings
+    if facts.checkpoint is None:
+        raise UserError(f"--samples {samples} needs a checkpoint, and {path} has none; leave --samples out")
+    return findings + run_checks(gather_samples(path, samples, seed=seed, device=device), SAMPLE_CHECKS)
 
 
-def _look_at_file(data: ResolvedData, look: int, findings: list[Finding]) -> list[str]:
-    """Judge the file by itself where it is of cells, a table or an array; the columns to leave out of a table."""
+def _examine_file(data: ResolvedData, look: int, findings: list[Finding]) -> list[str]:
+    """Examine a file of cells, a table or an array as stored; returns the columns to leave out of a table."""
     if data.path is None or not data.path.is_file():
         return []
+    settings = data.settings.data
     try:
-        if data.format == "cells":
-            cells = gather_cells(data.path, look, data.layer)
-            findings += _all(check(cells) for check in CELL_CHECKS)
-        elif data.format == "table":
-            columns = gather_columns(data.path)
-            findings += _all(check(columns) for check in COLUMN_CHECKS)
+        if isinstance(settings, CellsData):
+            findings += run_checks(read_cells(data.path, look, settings.layer), CELL_CHECKS)
+        elif isinstance(settings, TableData):
+            columns = read_columns(data.path)
+            findings += run_checks(columns, COLUMN_CHECKS)
             return sorted({*looks_like_id(columns), *(c.name for c in columns if c.missing == 1)})
-        elif data.format in ("array-file", "sequences") and (array := gather_array(data.path, look)):
+        elif data.format in ("array-file", "sequences") and (array := measure_array(data.path, look)):
             findings.append(check_array(array))
     except UserError:
-        return []  # whoever makes a source of it says why
+        return []  # building the data set reports it
     return []
 
 
-def _judge_source(source: Dataset, look: int) -> Iterator[Finding]:
-    """The findings in turn: what comes before data that cannot be read is told all the same."""
-    pictures = gather_pictures(source, look)
-    if pictures is not None:
-        yield from _all(check(pictures) for check in _PICTURES)
-        if len(pictures.unreadable) == pictures.looked:
+def _examine_dataset(dataset: Dataset, look: int) -> Iterator[Finding]:
+    """The findings in turn, so that those before unreadable data are reported too."""
+    images = measure_images(dataset, look)
+    if images is not None:
+        yield from run_checks(images, IMAGE_CHECKS)
+        if len(images.unreadable) == images.looked:
             return
-    values = gather_values(source, look)
-    yield from _all(check(values) for check in _VALUES)
-    yield from _all(check_classes(classes) for classes in gather_classes(source))
-    lengths = gather_lengths(source)
+    yield from run_checks(measure_values(dataset, look), VALUE_CHECKS)
+    for shares in class_shares(dataset):
+        yield from run_checks(shares, [check_classes])
+    lengths = sequence_lengths(dataset)
     if lengths is not None:
         yield check_lengths(lengths)
 
 
-def _suggest(data: ResolvedData, source: Dataset, free: int, device: str) -> Finding:
+def _suggest(data: ResolvedData, dataset: Dataset, free: int, device: str) -> Finding:
     network = data.settings.network
     try:
-        parameters, kept = measure_network(network, source.spec)
-    except UserError as error:  # the network of a preset does not take data of this shape
+        parameters, activations = measure_network(network, dataset.spec)
+    except UserError as error:  # a preset's network may not take this shape
         return Finding("note", "The network of the preset does not fit the data", {"why": str(error)})
     plan = Plan(
         network=network.network,
         preset=data.preset,
         parameters=parameters,
-        kept=kept,
+        activations=activations,
         free=free,
         device=device,
-        train=len(source.train),
+        train=len(dataset.train),
         usual=data.settings.training.batch_size,
-        fixed=data.chosen,
+        fixed=data.fixed_batch,
     )
     return check_plan(plan)
 
 
-def _cannot(error: UserError) -> Finding:
-    return Finding("problem", "The data cannot be used as they are", {"why": str(error)})
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Figures for choosing a batch size.
 
-
-def _all(findings: Iterable[Finding | None]) -> list[Finding]:
-    return [finding for finding in findings if finding is not None]
-
-
-T = TypeVar("T")
-
-
-def examine_machine(folder: Path = Path("runs"), *, device: str = "auto") -> list[Finding]:
-    """What there is to say of this machine; runs are to go to ``folder``."""
-    return judge(gather_machine(folder, device), MACHINE_CHECKS)
-
-
-def examine_run(path: Path, *, samples: int = 0, seed: int = 0, device: str = "auto") -> list[Finding]:
-    """What there is to say of a run, from its folder; with ``samples`` > 0 also of so many samples and their data.
-
-    Raises:
-        UserError: there is no run at ``path``, or samples are asked for and cannot be drawn.
+    Attributes:
+        parameters: number of the network's.
+        activations: bytes kept for the backward pass for each sample, in float32.
+        free: free memory of ``device`` in bytes.
+        train: training samples.
+        usual: the preset's batch size, or the one given.
+        fixed: whether it was given, to be judged and not chosen.
     """
-    facts = gather_run(path)
-    findings = judge(facts, (*RUN_CHECKS, *QUALITY_CHECKS))
-    if not samples:
-        return findings
-    if facts.checkpoint is None:
-        raise UserError(f"--samples {samples} needs a checkpoint, and {path} has none; leave --samples out")
-    from advect.doctor.samples import gather_samples
 
-    return findings + judge(gather_samples(path, samples, seed=seed, device=device), SAMPLE_CHECKS)
+    network: str
+    preset: str
+    parameters: int
+    activations: float
+    free: int
+    device: str
+    train: int
+    usual: int
+    fixed: bool = False
+
+    def memory(self, batch: int) -> float:
+        """Memory of training with this batch size, in bytes."""
+        return STATE_BYTES * self.parameters + self.activations * batch
+
+    @property
+    def most(self) -> int:
+        """The largest batch that fits, or 0."""
+        return max(int((SHARE * self.free - STATE_BYTES * self.parameters) / self.activations), 0)
+
+    @property
+    def batch(self) -> int:
+        """The batch size: the usual one, or less to fit the memory or for more steps an epoch."""
+        if self.fixed:
+            return self.usual
+        by_data = max(self.train // STEPS_AN_EPOCH, SMALLEST)
+        return _power(min(self.usual, by_data, max(self.most, 1), LARGEST))
 
 
-def judge(facts: T, checks: Iterable[Callable[[T], Finding | None]]) -> list[Finding]:
-    """What the checks find in the facts, in their order."""
-    return [finding for check in checks if (finding := check(facts)) is not None]
+def check_plan(p: Plan) -> Finding:
+    """Suggest a network and batch size, and check that they fit the memory."""
+    figures: dict[str, Figure] = {
+        "network": p.network,
+        "parameters": p.parameters,
+        "batch size": p.batch,
+        "memory for it (GiB)": p.memory(p.batch) / 2**30,
+        f"free on {p.device} (GiB)": p.free / 2**30,
+        "largest batch that fits": p.most,
+        "steps an epoch": math.ceil(p.train / p.batch),
+    }
+    if p.most < (p.batch if p.fixed else 1):
+        return Finding(
+            "problem",
+            "Training would take more memory than there is",
+            figures,
+            f"--batch-size {_power(p.most)}, or --accumulate {math.ceil(p.batch / p.most)}, or --grad-checkpointing"
+            if p.most
+            else "a smaller network",
+        )
+    if p.fixed:
+        return Finding("ok", "The configuration fits the memory", figures)
+    why = "memory" if p.most < min(p.usual, p.train // STEPS_AN_EPOCH) else "steps an epoch"
+    reason = "as usual" if p.batch >= _power(p.usual) else f"less than the usual {p.usual}, because of the {why}"
+    return Finding("ok", f"It suggests preset {p.preset} with --batch-size {p.batch}, {reason}", figures)
+
+
+def measure_network(config: NetworkConfig, spec: DataSpec) -> tuple[int, float]:
+    """The number of parameters, and the bytes a forward pass keeps for each sample, by meta tensors.
+
+    Raises UserError where the network does not take such data.
+    """
+    rows = 2
+    kept: dict[int, Tensor] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        if not isinstance(x, torch.nn.Parameter):
+            kept[x.untyped_storage()._cdata] = x
+        return x
+
+    with torch.device("meta"):
+        net = build_network(config, spec)
+        x, t, cond = torch.empty(rows, *spec.shape), torch.empty(rows), _conditions(spec, rows)
+        weights = {p.untyped_storage()._cdata for p in net.parameters()}
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            net(x, t, cond).sum()
+    saved = sum(x.untyped_storage().nbytes() for key, x in kept.items() if key not in weights)
+    count = sum(p.numel() for p in net.parameters())
+    return count, max(saved / rows, 4.0 * x[0].numel())
+
+
+def _conditions(spec: DataSpec, rows: int) -> Conditions | None:
+    cond: Conditions = {}
+    for name, condition in spec.conditions.items():
+        match condition:
+            case Category():
+                cond[name] = torch.zeros(rows, dtype=torch.int64)
+            case Quantity():
+                cond[name] = torch.zeros(rows, len(condition.mean))
+            case Length():
+                cond[name] = torch.full((rows,), spec.shape[0])
+    return cond or None
+
+
+def _power(n: int) -> int:
+    """The largest power of two up to n; 1 for less."""
+    return 2 ** max(n, 1).bit_length() // 2

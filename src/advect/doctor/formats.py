@@ -1,4 +1,4 @@
-"""Verdicts on files of cells, tables and arrays as they lie on the disk, before a source is made of them."""
+"""Files of cells, tables and arrays as stored, measured, and verdicts on them."""
 
 from __future__ import annotations
 
@@ -11,106 +11,20 @@ import numpy as np
 from advect.core.errors import UserError, optional_import
 from advect.data import read_table
 from advect.data.cells.matrix import CellMatrix, stored_matrix
-from advect.doctor.data import places
+from advect.doctor.data import evenly_spaced
 from advect.doctor.report import Figure, Finding
 
 
-def gather_array(path: Path, look: int) -> ArrayFigures | None:
-    """Look at ``look`` rows of a ``.npy`` file at most; None for other files and other types."""
-    if path.suffix.lower() != ".npy":
-        return None
-    try:
-        x = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None  # whoever opens it says why
-    if x.ndim < 2 or x.dtype.kind != "f" or not x.size:
-        return None
-    chosen = places(len(x), look)
-    bad = sum(not np.isfinite(x[row]).all() for row in chosen)
-    return ArrayFigures(shape=x.shape, dtype=str(x.dtype), looked=len(chosen), infinite=int(bad))
-
-
-def gather_cells(path: Path, look: int, layer: str | None = None) -> CellFigures:
-    """Look at ``look`` cells at most, in X or a layer of an ``.h5ad``. Raises UserError where it cannot be read."""
-    h5py = optional_import("h5py", "cells")
-    optional_import("anndata", "cells")
-    try:
-        file = h5py.File(path)
-    except OSError as error:
-        raise UserError(f"{path} is not an .h5ad file, or a damaged one ({error}); write it again") from error
-    with file:
-        try:
-            matrix = stored_matrix(file, layer, backed=True, where=path.name)
-        except UserError:  # stored by columns
-            matrix = stored_matrix(file, layer, backed=False, where=path.name)
-        return measure_cells(matrix, look)
-
-
-def measure_cells(matrix: CellMatrix, look: int) -> CellFigures:
-    """The figures of a matrix (N, D), from ``look`` of its rows at most."""
-    found, chosen = np.zeros(matrix.shape[1], bool), places(matrix.shape[0], look)
-    sums, infinite, low, high, whole = [], 0, 0.0, 0.0, True
-    for _, rows in matrix.blocks(chosen):
-        fine = np.isfinite(rows.data)
-        cell_of = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
-        infinite += len(np.unique(cell_of[~fine]))
-        values = rows.data[fine]
-        found[rows.indices] = True
-        sums.append(np.asarray(rows.sum(1)).reshape(-1))
-        if len(values):
-            low, high = min(low, float(values.min())), max(high, float(values.max()))
-            whole = whole and bool((values == np.round(values)).all())
-    totals = np.concatenate(sums) if sums else np.zeros(1)
-    return CellFigures(
-        cells=matrix.shape[0],
-        genes=matrix.shape[1],
-        looked=len(chosen),
-        lowest=low,
-        highest=high,
-        whole=whole,
-        infinite=infinite,
-        silent=int((~found).sum()),
-        empty=int((totals == 0).sum()),
-        libraries=tuple(np.percentile(np.nan_to_num(totals), (5, 50, 95)).tolist()),  # pyright: ignore[reportArgumentType]
-    )
-
-
-def gather_columns(path: Path) -> list[ColumnFigures]:
-    """The columns of a CSV or Parquet file. Raises UserError where it cannot be read."""
-    return measure_columns(read_table(path))
-
-
-def measure_columns(frame: Any) -> list[ColumnFigures]:
-    """The columns of a pandas DataFrame."""
-    pd = optional_import("pandas", "tables")
-    columns = []
-    for name, series in frame.items():
-        counts = series.value_counts()
-        named = not (pd.api.types.is_numeric_dtype(series.dtype) or pd.api.types.is_datetime64_any_dtype(series.dtype))
-        columns.append(
-            ColumnFigures(
-                name=str(name),
-                type=str(series.dtype),
-                rows=len(series),
-                missing=float(series.isna().mean()),
-                distinct=len(counts),
-                named=bool(named),
-                rare=int((counts < 5).sum()) if named else 0,
-            )
-        )
-    return columns
-
-
 @dataclass(frozen=True, kw_only=True)
-class CellFigures:
-    """Figures of a matrix of cells by genes, of which ``looked`` cells were looked at.
+class CellStats:
+    """Statistics of ``looked`` cells of a matrix (cells, genes).
 
     Attributes:
-        lowest, highest, whole: the range of the values, and whether all are whole numbers.
+        lowest, highest, whole: range of the values, and whether all are integers.
         infinite: cells with NaN or infinite values.
-        silent: genes that no cell looked at has.
-        empty: cells in which no gene is found.
-        libraries: the 5th, 50th and 95th percentile of a cell's sum.
+        silent: genes that are zero in every cell.
+        empty: cells without counts.
+        libraries: 5th, 50th and 95th percentile of library size.
     """
 
     cells: int
@@ -126,10 +40,14 @@ class CellFigures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ColumnFigures:
-    """A column of a table: its type, its share of missing values, how many different values it has, of ``rows``.
+class ColumnStats:
+    """Statistics of a table's column.
 
-    ``named`` says that its values are names, not numbers; ``rare`` counts the names that come fewer than five times.
+    Attributes:
+        missing: share of missing values.
+        distinct: number of distinct values.
+        named: whether values are names, not numbers.
+        rare: names that occur fewer than five times.
     """
 
     name: str
@@ -142,8 +60,8 @@ class ColumnFigures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArrayFigures:
-    """An array in a file: its shape and type, and rows that are not finite, of ``looked``."""
+class ArrayStats:
+    """Shape and type of an array in a file, and rows that are not finite, of ``looked``."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -151,8 +69,94 @@ class ArrayFigures:
     infinite: int
 
 
-def check_array(a: ArrayFigures) -> Finding:
-    """NaN and infinite values in a file."""
+def measure_array(path: Path, look: int) -> ArrayStats | None:
+    """Statistics of at most ``look`` rows of a ``.npy`` file; None for other files and types."""
+    if path.suffix.lower() != ".npy":
+        return None
+    try:
+        x = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None  # building the data set reports it
+    if x.ndim < 2 or x.dtype.kind != "f" or not x.size:
+        return None
+    chosen = evenly_spaced(len(x), look)
+    bad = sum(not np.isfinite(x[row]).all() for row in chosen)
+    return ArrayStats(shape=x.shape, dtype=str(x.dtype), looked=len(chosen), infinite=int(bad))
+
+
+def read_cells(path: Path, look: int, layer: str | None = None) -> CellStats:
+    """Statistics of at most ``look`` cells of X or a layer of an ``.h5ad``. Raises UserError if unreadable."""
+    h5py = optional_import("h5py", "cells")
+    optional_import("anndata", "cells")
+    try:
+        file = h5py.File(path)
+    except OSError as error:
+        raise UserError(f"{path} is not an .h5ad file, or a damaged one ({error}); write it again") from error
+    with file:
+        try:
+            matrix = stored_matrix(file, layer, backed=True, where=path.name)
+        except UserError:  # stored by columns
+            matrix = stored_matrix(file, layer, backed=False, where=path.name)
+        return measure_cells(matrix, look)
+
+
+def measure_cells(matrix: CellMatrix, look: int) -> CellStats:
+    """Statistics of a matrix (N, D), from at most ``look`` rows."""
+    expressed, chosen = np.zeros(matrix.shape[1], bool), evenly_spaced(matrix.shape[0], look)
+    sums, infinite, low, high, whole = [], 0, 0.0, 0.0, True
+    for _, rows in matrix.blocks(chosen):
+        fine = np.isfinite(rows.data)
+        cell_of = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
+        infinite += len(np.unique(cell_of[~fine]))
+        values = rows.data[fine]
+        expressed[rows.indices] = True
+        sums.append(np.asarray(rows.sum(1)).reshape(-1))
+        if len(values):
+            low, high = min(low, float(values.min())), max(high, float(values.max()))
+            whole = whole and bool((values == np.round(values)).all())
+    totals = np.concatenate(sums) if sums else np.zeros(1)
+    return CellStats(
+        cells=matrix.shape[0],
+        genes=matrix.shape[1],
+        looked=len(chosen),
+        lowest=low,
+        highest=high,
+        whole=whole,
+        infinite=infinite,
+        silent=int((~expressed).sum()),
+        empty=int((totals == 0).sum()),
+        libraries=tuple(np.percentile(np.nan_to_num(totals), (5, 50, 95)).tolist()),  # pyright: ignore[reportArgumentType]
+    )
+
+
+def read_columns(path: Path) -> list[ColumnStats]:
+    """Statistics of the columns of a CSV or Parquet file. Raises UserError if unreadable."""
+    return measure_columns(read_table(path))
+
+
+def measure_columns(frame: Any) -> list[ColumnStats]:
+    """Statistics of the columns of a pandas DataFrame."""
+    pd = optional_import("pandas", "tables")
+    columns = []
+    for name, series in frame.items():
+        counts = series.value_counts()
+        named = not (pd.api.types.is_numeric_dtype(series.dtype) or pd.api.types.is_datetime64_any_dtype(series.dtype))
+        columns.append(
+            ColumnStats(
+                name=str(name),
+                type=str(series.dtype),
+                rows=len(series),
+                missing=float(series.isna().mean()),
+                distinct=len(counts),
+                named=bool(named),
+                rare=int((counts < 5).sum()) if named else 0,
+            )
+        )
+    return columns
+
+
+def check_array(a: ArrayStats) -> Finding:
+    """Check for NaN and infinite values."""
     figures: dict[str, Figure] = {
         "shape": "x".join(map(str, a.shape)),
         "type": a.dtype,
@@ -165,8 +169,8 @@ def check_array(a: ArrayFigures) -> Finding:
     return Finding("ok", "The array is finite", figures)
 
 
-def check_units(c: CellFigures) -> Finding:
-    """Whether the values are raw counts, or logarithms already."""
+def check_units(c: CellStats) -> Finding:
+    """Check whether values are raw counts, normalised, or logarithms."""
     figures: dict[str, Figure] = {
         "cells": c.cells,
         "genes": c.genes,
@@ -190,8 +194,8 @@ def check_units(c: CellFigures) -> Finding:
     return Finding("note", title, figures, "--no-normalise; or --layer with the counts")
 
 
-def check_genes(c: CellFigures) -> Finding:
-    """Genes that are never found, and how many there are for so many cells."""
+def check_genes(c: CellStats) -> Finding:
+    """Check the number of genes, and of those found in no cell."""
     figures: dict[str, Figure] = {"genes": c.genes, "never found": c.silent, "cells looked at": c.looked}
     if c.genes > 5000:
         title = "There are many genes, most of which vary little"
@@ -201,8 +205,8 @@ def check_genes(c: CellFigures) -> Finding:
     return Finding("ok", "Nearly all genes are found in some cell", figures)
 
 
-def check_libraries(c: CellFigures) -> Finding | None:
-    """How much the cells' sums differ."""
+def check_libraries(c: CellStats) -> Finding | None:
+    """Check the spread of library sizes."""
     if c.lowest < 0:
         return None
     low, middle, high = c.libraries
@@ -215,8 +219,8 @@ def check_libraries(c: CellFigures) -> Finding | None:
     return Finding("ok", "The cells' sums are of one order", figures)
 
 
-def check_columns(columns: list[ColumnFigures]) -> Finding | None:
-    """What types of columns there are."""
+def check_columns(columns: list[ColumnStats]) -> Finding | None:
+    """Count the columns by type."""
     if not columns:
         return None
     named = sum(c.named for c in columns)
@@ -229,8 +233,8 @@ def check_columns(columns: list[ColumnFigures]) -> Finding | None:
     return Finding("ok", "The table can be read", figures)
 
 
-def check_missing(columns: list[ColumnFigures]) -> Finding | None:
-    """Columns with missing values."""
+def check_missing(columns: list[ColumnStats]) -> Finding | None:
+    """Check for missing values."""
     gone = [c.name for c in columns if c.missing == 1]
     worst = max(columns, key=lambda c: c.missing, default=None)
     if worst is None or worst.missing == 0:
@@ -248,8 +252,8 @@ def check_missing(columns: list[ColumnFigures]) -> Finding | None:
     return Finding("ok", "Values are missing; missingness is learned with the rest", figures)
 
 
-def check_ids(columns: list[ColumnFigures]) -> Finding | None:
-    """Columns that tell rows apart instead of saying something of them."""
+def check_ids(columns: list[ColumnStats]) -> Finding | None:
+    """Check for columns that identify rows."""
     ids = looks_like_id(columns)
     if not ids:
         return None
@@ -258,8 +262,8 @@ def check_ids(columns: list[ColumnFigures]) -> Finding | None:
     return Finding("note", title, figures, f"--drop {' '.join(ids[:5])}")
 
 
-def looks_like_id(columns: list[ColumnFigures]) -> list[str]:
-    """The columns with another name, or another whole number, in each row."""
+def looks_like_id(columns: list[ColumnStats]) -> list[str]:
+    """The names of columns with a distinct name or integer in each row."""
     return [
         c.name
         for c in columns
@@ -267,8 +271,8 @@ def looks_like_id(columns: list[ColumnFigures]) -> list[str]:
     ]
 
 
-def check_rare(columns: list[ColumnFigures]) -> Finding | None:
-    """Names that come fewer than five times, and constant columns."""
+def check_rare(columns: list[ColumnStats]) -> Finding | None:
+    """Check for rare names and constant columns."""
     rare = {c.name: c.rare for c in columns if c.named and c.rare and c.distinct < c.rows}
     constant = [c.name for c in columns if c.distinct == 1]
     if constant:

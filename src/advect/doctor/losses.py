@@ -1,30 +1,28 @@
-"""Verdicts on the losses and gradients of a run, each a function of its figures."""
+"""Verdicts on a run's losses, gradients and training options."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
 from advect.doctor.report import Figure, Finding
-from advect.doctor.run_facts import RunFacts
+from advect.doctor.run import FEW_ROWS, RunFacts
 
 CERTAIN = 3.0
-"""Standard errors by which two means must differ before a verdict says that they do."""
-
-FEW_ROWS = 4
-"""Logged rows below which nothing is said of a trend."""
+"""Standard errors by which two means must differ to be called different."""
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """The mean of values (n,) and its standard error, which is infinite for one value."""
+    """The mean of values (n,) and its standard error, infinite for n = 1."""
     if len(values) < 2:
         return float(values.mean()), math.inf
     return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
 def check_divergence(run: RunFacts) -> Finding | None:
-    """A loss that is no longer finite, or far above what it has been."""
+    """Check for a loss that is not finite or far above its minimum."""
     figures = {"rows not finite": run.infinite, "learning_rate": run.option("training", "learning_rate", math.nan)}
     advice = (
         "lower --learning-rate tenfold, keep --grad-clip 1, lengthen --lr-warmup-steps, train with "
@@ -43,7 +41,7 @@ def check_divergence(run: RunFacts) -> Finding | None:
 
 
 def check_loss(run: RunFacts) -> Finding | None:
-    """Whether the loss has fallen since the start, by more than its noise."""
+    """Check that the loss has fallen by more than its noise."""
     if len(run.loss) < FEW_ROWS:
         return None
     early = run.loss[: max(len(run.loss) // 10, 1)]
@@ -81,7 +79,7 @@ def _flat_advice(rate: float, warmup: int, steps: int) -> str:
 
 
 def check_still_falling(run: RunFacts) -> Finding | None:
-    """A loss that was still falling at the end, and not by learning rows by heart: the run was too short."""
+    """Check whether the loss was still falling at the end, without over-fitting: the run was too short."""
     n = len(run.loss)
     if n < 4 * FEW_ROWS or run.planned is None or run.last_step < run.planned or over_fits(run):
         return None
@@ -97,7 +95,7 @@ def check_still_falling(run: RunFacts) -> Finding | None:
 
 
 def check_gradients(run: RunFacts) -> Finding | None:
-    """Gradients that grow while training goes on."""
+    """Check for growing or heavily clipped gradients."""
     norm = run.grad_norm[np.isfinite(run.grad_norm)]
     if len(norm) < 2 * FEW_ROWS:
         return None
@@ -126,9 +124,9 @@ def check_gradients(run: RunFacts) -> Finding | None:
 
 
 def check_skipped(run: RunFacts) -> Finding | None:
-    """Steps that float16 lost to overflow."""
+    """Check the number of steps lost to overflow in float16."""
     share = run.skipped / max(run.last_step, 1)
-    if not run.skipped or run.skipped <= 20 + 0.005 * run.last_step:  # the scale is found by skipping a few
+    if not run.skipped or run.skipped <= 20 + 0.005 * run.last_step:  # a few skips calibrate the loss scale
         return None
     return Finding(
         "problem" if share > 0.1 else "note",
@@ -139,7 +137,7 @@ def check_skipped(run: RunFacts) -> Finding | None:
 
 
 def check_over_fitting(run: RunFacts) -> Finding | None:
-    """A held-out loss that rises while the training loss falls."""
+    """Check for a held-out loss that rises while the training loss falls."""
     held, steps = run.held_loss, run.held_step
     if len(held) < 3 or len(run.loss) < FEW_ROWS:
         return None
@@ -157,7 +155,7 @@ def check_over_fitting(run: RunFacts) -> Finding | None:
     }
     if last - lowest <= max(0.03 * abs(lowest), CERTAIN * noise):
         return Finding("ok", "No over-fitting: the held-out loss has not risen", figures)
-    if train > near:  # both have risen, which is no over-fitting
+    if train > near:  # both have risen
         return None
     return Finding(
         "problem" if last - lowest > 0.1 * abs(lowest) else "note",
@@ -169,6 +167,66 @@ def check_over_fitting(run: RunFacts) -> Finding | None:
 
 
 def over_fits(run: RunFacts) -> bool:
-    """Whether it is found to over-fit, so that no other check may advise to train longer."""
-    found = check_over_fitting(run)
-    return found is not None and found.level != "ok"
+    """Whether the run over-fits, so that no check advises to train longer."""
+    finding = check_over_fitting(run)
+    return finding is not None and finding.level != "ok"
+
+
+def check_average(run: RunFacts) -> Finding | None:
+    """Check that the EMA's horizon is shorter than the run; see :class:`advect.training.EMA`."""
+    if not run.last_step or not run.option("training", "use_ema", False):
+        return None
+    decay, n = float(run.option("training", "ema_decay", 0.0)), run.last_step
+    horizon = 1 / (1 - decay)
+    if horizon <= n:
+        return None
+    return Finding(
+        "note",
+        "The averaged weights have a horizon longer than the run, and follow their warm-up alone",
+        {
+            "ema_decay": decay,
+            "horizon in steps": horizon,
+            "steps trained": n,
+            "averaged over by warm-up": (10 + n) / 9,
+        },
+        f"more steps, or --ema-decay {max(1 - 10 / n, 0.0):.3g}",
+    )
+
+
+def check_length(run: RunFacts) -> Finding | None:
+    """Check for too few steps."""
+    least = 500 if run.option("network", "network") == "mlp" else 2000
+    if not run.last_step or run.last_step >= least or over_fits(run):
+        return None
+    return Finding(
+        "note",
+        "So few steps seldom make good samples",
+        {"steps": run.last_step, "usual at least": least, "epochs ended": run.epochs},
+        "train longer: a larger --num-epochs or --max-steps",
+    )
+
+
+def check_rate(run: RunFacts) -> Finding | None:
+    """Check for an extreme learning rate."""
+    rate = run.option("training", "learning_rate")
+    if rate is None or 1e-6 <= rate <= 2e-2:
+        return None
+    return Finding(
+        "problem" if rate > 0.5 else "note",
+        f"The learning rate is {'far too high' if rate > 0.5 else 'unusually high' if rate > 2e-2 else 'very low'}",
+        {"learning_rate": float(rate)},
+        "--learning-rate 1e-3 for small networks, 2e-4 for large ones",
+    )
+
+
+LOSS_CHECKS: tuple[Callable[[RunFacts], Finding | None], ...] = (
+    check_divergence,
+    check_loss,
+    check_still_falling,
+    check_gradients,
+    check_skipped,
+    check_over_fitting,
+    check_average,
+    check_length,
+    check_rate,
+)

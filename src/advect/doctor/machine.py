@@ -1,22 +1,50 @@
-"""Verdicts on the machine, each a function of its figures."""
+"""The machine: what it has, measured, and verdicts on it."""
 
 from __future__ import annotations
 
+import json
+import os
+import platform
 import re
+import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import timedelta
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from advect.core import device as devices
+from advect.distributed.context import pick_device
+from advect.distributed.env import count_cores
 from advect.doctor.report import Figure, Finding
 
 OLDEST, KNOWN_GOOD = (2, 8), ("2.8", "2.11", "2.13")
-"""The oldest PyTorch that advect runs on, and those it is tested with."""
+"""The oldest supported PyTorch, and the tested versions."""
 
 GIB = 2**30
+
+LIBRARIES = {
+    "anndata": "cells",
+    "datasets": "images",
+    "fsspec": "remote",
+    "pandas": "tables",
+    "pyarrow": "tables",
+    "wandb": "wandb",
+}
+_COMPILE_SECONDS, _GROUP_SECONDS = 180.0, 60.0
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a trial in a process of its own gave: the seconds it took, or why it failed."""
+    """The outcome of a trial in a subprocess: seconds taken, or None and the error."""
 
     seconds: float | None
     error: str = ""
@@ -24,7 +52,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Products:
-    """Matrix products: FLOP/s in float32 and in 16 bits, and the relative error of the latter."""
+    """Matrix products: FLOP/s in float32 and in 16 bits, and the relative error in 16 bits."""
 
     half: str
     single_rate: float
@@ -34,23 +62,17 @@ class Products:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """The figures of a machine. Memory and disk are in bytes.
+    """Figures of a machine; memory and disk in bytes.
 
     Attributes:
-        python, torch: versions.
-        device, device_memory, device_free: the device that "auto" takes, its memory, and how much of it is free.
-        gpus: how many GPUs there are.
-        built_for_gpu: whether this PyTorch was built to use one.
-        gpu_driver: whether the system has a driver of one, though PyTorch may not see it.
-        cores, threads: processor cores that this process may use, and PyTorch's threads.
-        omp: the environment's OMP_NUM_THREADS.
-        chosen_half: the 16-bit type that --mixed-precision takes here; None for float32.
-        products: the trial of precision.
-        compiler: the trial of torch.compile.
-        backend, distributed: the backend for several processes, and its trial.
-        folder, disk_free: where runs go, and what is free there.
-        shm: the size of /dev/shm; None where there is none.
-        libraries: optional ones with their version, or None, and the extra that installs them.
+        device, device_memory, device_free: of the device that "auto" selects.
+        built_for_gpu, gpu_driver: whether PyTorch is a GPU build; whether a GPU driver is installed.
+        cores, threads, omp: usable processor cores, PyTorch's threads, OMP_NUM_THREADS.
+        chosen_half: 16-bit type of --mixed-precision; None for float32.
+        backend, distributed: backend of process groups, and its trial.
+        folder, disk_free: folder of runs, and free space there.
+        shm: size of /dev/shm; None without one.
+        libraries: optional ones, each with its version or None, and the extra that installs it.
     """
 
     python: str
@@ -75,8 +97,130 @@ class Machine:
     libraries: dict[str, tuple[str | None, str]] = field(default_factory=dict)
 
 
+def measure_machine(folder: Path = Path("runs"), device: str = "auto") -> Machine:
+    """Measure this machine in about half a minute. Raises UserError for an unknown ``device``."""
+    place = pick_device(device)
+    backend = "nccl" if place.type == "cuda" and torch.distributed.is_nccl_available() else "gloo"
+    with ThreadPoolExecutor(2) as pool:
+        compiler = pool.submit(run_probe, "compile", place.type, timeout=_COMPILE_SECONDS)
+        distributed = pool.submit(run_probe, "group", backend, timeout=_GROUP_SECONDS)
+        trials = compiler.result(), distributed.result()
+    memory, free = device_memory(place)
+    half = devices.best_half(place)
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    return Machine(
+        python=platform.python_version(),
+        torch=torch.__version__,
+        device=torch.cuda.get_device_name(place) if place.type == "cuda" else f"cpu ({platform.machine()})",
+        device_memory=memory,
+        device_free=free,
+        gpus=torch.cuda.device_count(),
+        built_for_gpu=bool(torch.version.cuda or torch.version.hip),
+        gpu_driver=shutil.which("nvidia-smi") is not None or Path("/dev/nvidiactl").exists(),
+        cores=count_cores(),
+        threads=torch.get_num_threads(),
+        omp=os.environ.get("OMP_NUM_THREADS"),
+        chosen_half=None if half is None else str(half).removeprefix("torch."),
+        products=measure_products(place, half or torch.bfloat16),
+        compiler=trials[0],
+        backend=backend,
+        distributed=trials[1],
+        folder=str(folder),
+        disk_free=shutil.disk_usage(existing).free,
+        shm=shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else None,
+        libraries={name: (_version(name), extra) for name, extra in LIBRARIES.items()},
+    )
+
+
+def device_memory(device: torch.device) -> tuple[int, int]:
+    """Total and free memory of a device in bytes; of the machine for the CPU."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return total, free
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        return total, int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):  # not Linux
+        return total, total
+
+
+def measure_products(device: torch.device, half: torch.dtype) -> Products:
+    """Time products of square matrices in float32 and in ``half``; the fastest of five each."""
+    n = 4096 if device.type == "cuda" else 384
+    a = torch.randn(n, n, device=device, generator=torch.Generator(device).manual_seed(0))
+    exact, single = _timed(a, device)
+    product, halved = _timed(a.to(half), device)
+    error = float((product.float() - exact).norm() / exact.norm())
+    flops = 2.0 * n**3
+    return Products(str(half).removeprefix("torch."), flops / single, flops / halved, error)
+
+
+def _timed(a: Tensor, device: torch.device) -> tuple[Tensor, float]:
+    best, product = float("inf"), a @ a
+    for _ in range(5):
+        _wait(device)
+        began = time.perf_counter()
+        product = a @ a
+        _wait(device)
+        best = min(best, time.perf_counter() - began)
+    return product, best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def run_probe(name: str, argument: str, *, timeout: float) -> Probe:
+    """Run a trial in a subprocess for at most ``timeout`` seconds: ``compile`` (a device) or ``group`` (a backend)."""
+    words = [sys.executable, "-m", "advect.doctor.machine", name, argument]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired:
+        return Probe(None, f"it took more than {timeout:g} seconds")
+    except OSError as error:
+        return Probe(None, str(error))
+    return read_answer(done.returncode, done.stdout, done.stderr)
+
+
+def read_answer(code: int, out: str, err: str) -> Probe:
+    """Parse a trial's output: the last line of ``out``, or else the last error line of ``err``."""
+    try:
+        return Probe(float(json.loads(out.strip().splitlines()[-1])["seconds"]))
+    except (ValueError, KeyError, IndexError, TypeError):
+        lines = [line.strip() for line in err.splitlines() if line.strip()]
+        telling = [line for line in lines if "Error" in line.split(":")[0]] or lines
+        return Probe(None, (telling[-1] if telling else f"it ended with code {code}")[:200])
+
+
+def _compile(device: str) -> None:
+    place = torch.device(device)
+    devices.check_compiler(place)
+    net = nn.Sequential(nn.Linear(8, 8), nn.SiLU(), nn.Linear(8, 1)).to(place)
+    x = torch.randn(4, 8, device=place)
+    compiled = torch.compile(net)
+    compiled(x).sum().backward()
+    torch.testing.assert_close(compiled(x), net(x), rtol=1e-3, atol=1e-4)
+
+
+def _group(backend: str) -> None:
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timedelta(seconds=30))
+    x = torch.ones(2, device="cuda" if backend == "nccl" else "cpu")
+    dist.all_reduce(x)
+    assert x.tolist() == [1.0, 1.0]
+    dist.destroy_process_group()
+
+
 def check_versions(m: Machine) -> Finding:
-    """Python and PyTorch."""
+    """Check the versions of Python and PyTorch."""
     figures: dict[str, Figure] = {"torch": m.torch, "python": m.python}
     found = re.match(r"(\d+)\.(\d+)", m.torch)
     version = (int(found[1]), int(found[2])) if found else (0, 0)
@@ -89,7 +233,7 @@ def check_versions(m: Machine) -> Finding:
 
 
 def check_device(m: Machine) -> Finding:
-    """The device, and a GPU that PyTorch does not see."""
+    """Check the device, and for a GPU that PyTorch does not see."""
     figures: dict[str, Figure] = {
         "device": m.device,
         "memory (GiB)": m.device_memory / GIB,
@@ -115,7 +259,7 @@ def check_device(m: Machine) -> Finding:
 
 
 def check_precision(m: Machine) -> Finding:
-    """Whether 16 bits are faster here than 32, and right."""
+    """Check whether 16-bit products are correct and faster than float32."""
     p = m.products
     gain = p.half_rate / p.single_rate
     figures: dict[str, Figure] = {
@@ -135,7 +279,7 @@ def check_precision(m: Machine) -> Finding:
 
 
 def check_compiler(m: Machine) -> Finding:
-    """Whether torch.compile works."""
+    """Check torch.compile."""
     if m.compiler.seconds is not None:
         figures: dict[str, Figure] = {"seconds for a small network": m.compiler.seconds}
         return Finding("ok", "torch.compile works", figures, "--compile-model for long runs")
@@ -148,7 +292,7 @@ def check_compiler(m: Machine) -> Finding:
 
 
 def check_distributed(m: Machine) -> Finding:
-    """Whether processes can join into a group."""
+    """Check that a process group starts."""
     if m.distributed.seconds is not None:
         return Finding("ok", f"A process group starts with {m.backend}", {"seconds": m.distributed.seconds})
     return Finding(
@@ -160,7 +304,7 @@ def check_distributed(m: Machine) -> Finding:
 
 
 def check_disk(m: Machine) -> Finding:
-    """Room for checkpoints."""
+    """Check the disk space for checkpoints."""
     figures: dict[str, Figure] = {"folder": m.folder, "free (GiB)": m.disk_free / GIB}
     if m.disk_free < GIB:
         return Finding("problem", "The disk is nearly full", figures, "--run-dir on another disk, or --keep-last 1")
@@ -170,7 +314,7 @@ def check_disk(m: Machine) -> Finding:
 
 
 def check_shared_memory(m: Machine) -> Finding | None:
-    """/dev/shm, by which processes hand each other tensors."""
+    """Check /dev/shm, which processes share tensors through."""
     if m.shm is None:
         return None
     figures: dict[str, Figure] = {"/dev/shm (MiB)": m.shm / 2**20}
@@ -185,7 +329,7 @@ def check_shared_memory(m: Machine) -> Finding | None:
 
 
 def check_threads(m: Machine) -> Finding:
-    """PyTorch's threads beside the cores."""
+    """Check PyTorch's threads against the cores."""
     figures: dict[str, Figure] = {"threads": m.threads, "cores": m.cores, "OMP_NUM_THREADS": m.omp or "not set"}
     if m.threads > m.cores:
         title = "PyTorch has more threads than there are cores, which is slow"
@@ -197,7 +341,7 @@ def check_threads(m: Machine) -> Finding:
 
 
 def check_libraries(m: Machine) -> Finding:
-    """Optional libraries."""
+    """Check the optional libraries."""
     missing = {name: extra for name, (version, extra) in m.libraries.items() if version is None}
     figures: dict[str, Figure] = {name: version or "missing" for name, (version, _) in m.libraries.items()}
     if not missing:
@@ -219,3 +363,15 @@ MACHINE_CHECKS: tuple[Callable[[Machine], Finding | None], ...] = (
     check_threads,
     check_libraries,
 )
+
+
+def main() -> None:
+    """Run the trial named on the command line and print its seconds as JSON."""
+    trial = {"compile": _compile, "group": _group}[sys.argv[1]]
+    began = time.monotonic()
+    trial(sys.argv[2])
+    print(json.dumps({"seconds": time.monotonic() - began}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,15 +1,16 @@
-"""What a check finds: a verdict with the figures that it rests on, and how findings are shown."""
+"""Findings: verdicts with the figures behind them, as text and as JSON."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from advect.reporting.style import number
 
+T = TypeVar("T")
 Figure = float | int | str
 Level = Literal["ok", "note", "problem"]
 
@@ -19,10 +20,10 @@ class Finding:
     """One verdict.
 
     Attributes:
-        level: "ok" where all is well, "note" for what is worth knowing, "problem" for what should be mended.
+        level: "ok", "note" (worth knowing) or "problem" (to be fixed).
         title: the verdict, a sentence.
-        figures: the numbers and words that it rests on, by name.
-        advice: what to try, with the flag; empty where there is nothing to do.
+        figures: the numbers and words behind it, by name.
+        advice: what to try, with the flag; may be empty.
     """
 
     level: Level
@@ -32,13 +33,13 @@ class Finding:
 
 
 def show(findings: Sequence[Finding]) -> str:
-    """The findings as lines for a terminal, the problems last, where one looks, and a line that counts them."""
+    """The findings as text for a terminal, problems last, and a line of counts."""
     order = ("ok", "note", "problem")
     lines = []
     for finding in sorted(findings, key=lambda f: order.index(f.level)):
         lines.append(f"{finding.level:<8} {finding.title}")
         if finding.figures:
-            lines.append(" " * 9 + "; ".join(f"{name} {_said(value)}" for name, value in finding.figures.items()))
+            lines.append(" " * 9 + "; ".join(f"{name} {_text(value)}" for name, value in finding.figures.items()))
         if finding.advice:
             lines.append(" " * 9 + f"try: {finding.advice}")
     counts = {level: sum(f.level == level for f in findings) for level in order}
@@ -47,7 +48,7 @@ def show(findings: Sequence[Finding]) -> str:
 
 
 def to_json(findings: Sequence[Finding]) -> str:
-    """The findings as a JSON object: ``healthy``, and ``findings`` with the fields of each; no NaN or infinity."""
+    """The findings as a JSON object ``{healthy, findings}``, without NaN and infinity."""
     rows = [
         {
             "level": f.level,
@@ -61,12 +62,17 @@ def to_json(findings: Sequence[Finding]) -> str:
 
 
 def is_healthy(findings: Sequence[Finding]) -> bool:
-    """Whether none is a problem."""
+    """Whether no finding is a problem."""
     return all(f.level != "problem" for f in findings)
 
 
-def _said(value: Figure) -> str:
+def _text(value: Figure) -> str:
     return value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else number(value)
+
+
+def run_checks(facts: T, checks: Iterable[Callable[[T], Finding | None]]) -> list[Finding]:
+    """The findings of the checks on ``facts``, in order, without None."""
+    return [finding for check in checks if (finding := check(facts)) is not None]
 
 
 def _plain(value: Figure) -> Figure:

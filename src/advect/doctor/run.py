@@ -1,27 +1,161 @@
-"""Verdicts on how a run was trained, each a function of its figures."""
+"""A run folder: its logs and checkpoints as numbers, and verdicts on its progress and speed."""
 
 from __future__ import annotations
 
+import json
+import math
+import re
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from advect.doctor.losses import (
-    FEW_ROWS,
-    check_divergence,
-    check_gradients,
-    check_loss,
-    check_over_fitting,
-    check_skipped,
-    check_still_falling,
-    over_fits,
-)
+from advect.checkpoint.manifest import find_checkpoint, verify_checkpoint
+from advect.core.errors import UserError
 from advect.doctor.report import Figure, Finding
-from advect.doctor.run_facts import RunFacts
+from advect.reporting.run_folder import read_run
+
+Section = dict[str, Any]
+
+FEW_ROWS = 4
+"""Logged rows below which no trend is judged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """Figures of a run, from its folder.
+
+    Attributes:
+        step, loss, grad_norm, rate, speed, wait: (R,) for each logged row the step, mean loss, mean gradient norm,
+            learning rate, samples per second, and share of time waiting for data; NaN if missing.
+        held_step, held_loss: (H,) steps and values of the held-out loss.
+        infinite: rows with a loss or norm that is not finite.
+        skipped: steps skipped by float16 loss scaling.
+        epoch_step, epochs: step of the last finished epoch, and number of finished epochs.
+        checkpoint: step of the newest complete checkpoint, or None.
+        damaged: why the newest checkpoint is unusable; empty if it is not.
+        idle, seconds: seconds since the last row; seconds of training.
+        config: sections of config.yaml.
+        quality: evaluation/quality.json, or None.
+        path: the run folder as typed by the user.
+    """
+
+    step: np.ndarray
+    loss: np.ndarray
+    grad_norm: np.ndarray
+    rate: np.ndarray
+    speed: np.ndarray
+    wait: np.ndarray
+    held_step: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    held_loss: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    infinite: int = 0
+    skipped: int = 0
+    epoch_step: int = 0
+    epochs: int = 0
+    checkpoint: int | None = None
+    damaged: str = ""
+    idle: float = 0.0
+    seconds: float = 0.0
+    config: dict[str, Section] = field(default_factory=dict)
+    quality: dict[str, Any] | None = None
+    path: str = "RUN"
+
+    @property
+    def last_step(self) -> int:
+        """The last step of any row or checkpoint, or 0."""
+        return max(int(self.step[-1]) if len(self.step) else 0, self.epoch_step, self.checkpoint or 0)
+
+    @property
+    def planned(self) -> int | None:
+        """The final step by the configuration, or None before the first epoch has ended."""
+        t = self.config.get("training", {})
+        limits = [t["max_steps"]] if t.get("max_steps") else []
+        if self.epochs and t.get("num_epochs"):
+            limits.append(math.ceil(self.epoch_step / self.epochs * t["num_epochs"]))
+        return min(limits) if limits else None
+
+    def option(self, section: str, name: str, default: Any = None) -> Any:
+        """A setting of config.yaml, or the default."""
+        return self.config.get(section, {}).get(name, default)
+
+
+def read_facts(path: Path) -> RunFacts:
+    """Read a run folder, or that of a checkpoint. Raises UserError if there is none."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist; name a run folder such as runs/digits, or a preset")
+    folder = path if (path / "config.yaml").is_file() else path.absolute().parent.parent
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{path} is not a run folder; for data, type: advect doctor --data {path}")
+    run = read_run(folder)
+    columns = {
+        name: np.array([_number(row.get(key)) for row in run.steps])
+        for name, key in (
+            ("step", "step"),
+            ("loss", "loss"),
+            ("grad_norm", "grad_norm"),
+            ("rate", "lr"),
+            ("speed", "samples_per_s"),
+            ("wait", "data_wait"),
+        )
+    }
+    infinite, epoch_step, idle = _rest_of_metrics(folder / "metrics.jsonl")
+    checkpoint, damaged = _newest(folder)
+    last = run.steps[-1] if run.steps else {}
+    return RunFacts(
+        **columns,
+        held_step=np.array([float(row["step"]) for row in run.held_out]),
+        held_loss=np.array([float(row["held_out_loss"]) for row in run.held_out]),
+        infinite=infinite,
+        skipped=int(last.get("skipped_steps", 0)),
+        epoch_step=epoch_step,
+        epochs=run.epochs,
+        checkpoint=checkpoint,
+        damaged=damaged,
+        idle=idle,
+        seconds=float(last.get("seconds", 0.0)),
+        config={name: values for name, values in run.config.items() if isinstance(values, dict)},
+        quality=run.quality,
+        path=str(folder),
+    )
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _rest_of_metrics(file: Path) -> tuple[int, int, float]:
+    """Number of rows that are not finite, step of the last epoch's end, and seconds since the last write."""
+    if not file.is_file():
+        return 0, 0, math.inf
+    infinite, ended = 0, 0
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+            infinite += any(not math.isfinite(row[key]) for key in ("loss", "grad_norm") if key in row)
+            ended = max(ended, int(row["step"])) if "epoch_loss" in row else ended
+        except (ValueError, KeyError, TypeError):  # a killed run may leave half a line
+            continue
+    return infinite, ended, max(time.time() - file.stat().st_mtime, 0.0)
+
+
+def _newest(folder: Path) -> tuple[int | None, str]:
+    """The step of the newest checkpoint, and its damage if any."""
+    try:
+        checkpoint = find_checkpoint(folder)
+    except UserError:
+        return None, ""
+    match = re.search(r"step-(\d+)", checkpoint.name)
+    try:
+        return int(verify_checkpoint(checkpoint)["step"]), ""
+    except UserError as error:
+        return int(match.group(1)) if match else None, str(error)
 
 
 def check_logged(run: RunFacts) -> Finding | None:
-    """A run that logged nothing: it failed at once, or has not come so far."""
+    """Check that a step was logged."""
     if len(run.step):
         return None
     every, rate = run.option("output", "log_every", 0), run.option("training", "learning_rate", 0.0)
@@ -36,7 +170,7 @@ def check_logged(run: RunFacts) -> Finding | None:
 
 
 def check_progress(run: RunFacts) -> Finding | None:
-    """Whether the run is finished, still at work, or was stopped."""
+    """Check whether the run has finished, is running or was stopped."""
     if not run.last_step:
         return None
     planned = run.planned
@@ -60,12 +194,12 @@ def check_progress(run: RunFacts) -> Finding | None:
         "note",
         "The run stopped before its end",
         {**figures, "minutes since": run.idle / 60},
-        f"advect train --resume-from {run.typed}{limit} continues it bit for bit",
+        f"advect train --resume-from {run.path}{limit} continues it bit for bit",
     )
 
 
 def check_checkpoint(run: RunFacts) -> Finding | None:
-    """A newest checkpoint that cannot be used."""
+    """Check the newest checkpoint for damage."""
     if not run.damaged:
         return None
     return Finding(
@@ -77,7 +211,7 @@ def check_checkpoint(run: RunFacts) -> Finding | None:
 
 
 def check_data_wait(run: RunFacts) -> Finding | None:
-    """Steps that wait for their data."""
+    """Check the time that steps wait for data."""
     wait = run.wait[np.isfinite(run.wait)]
     if len(wait) < 2:
         return None
@@ -93,7 +227,7 @@ def check_data_wait(run: RunFacts) -> Finding | None:
 
 
 def check_speed(run: RunFacts) -> Finding | None:
-    """A throughput that falls over time; the first row is left out, as it holds start-up and compilation."""
+    """Check for falling throughput, without the first row, which includes start-up and compilation."""
     speed = run.speed[1:][np.isfinite(run.speed[1:])]
     if len(speed) < 2 * FEW_ROWS:
         return None
@@ -111,66 +245,10 @@ def check_speed(run: RunFacts) -> Finding | None:
     )
 
 
-def check_average(run: RunFacts) -> Finding | None:
-    """An average of the weights whose horizon is longer than the run; see :class:`advect.training.EMA`."""
-    if not run.last_step or not run.option("training", "use_ema", False):
-        return None
-    decay, n = float(run.option("training", "ema_decay", 0.0)), run.last_step
-    horizon = 1 / (1 - decay)
-    if horizon <= n:
-        return None
-    return Finding(
-        "note",
-        "The averaged weights have a horizon longer than the run, and follow their warm-up alone",
-        {
-            "ema_decay": decay,
-            "horizon in steps": horizon,
-            "steps trained": n,
-            "averaged over by warm-up": (10 + n) / 9,
-        },
-        f"more steps, or --ema-decay {max(1 - 10 / n, 0.0):.3g}",
-    )
-
-
-def check_length(run: RunFacts) -> Finding | None:
-    """A run of so few steps that poor samples are to be expected."""
-    least = 500 if run.option("network", "network") == "mlp" else 2000
-    if not run.last_step or run.last_step >= least or over_fits(run):
-        return None
-    return Finding(
-        "note",
-        "So few steps seldom make good samples",
-        {"steps": run.last_step, "usual at least": least, "epochs ended": run.epochs},
-        "train longer: a larger --num-epochs or --max-steps",
-    )
-
-
-def check_rate(run: RunFacts) -> Finding | None:
-    """A learning rate far from what works."""
-    rate = run.option("training", "learning_rate")
-    if rate is None or 1e-6 <= rate <= 2e-2:
-        return None
-    return Finding(
-        "problem" if rate > 0.5 else "note",
-        f"The learning rate is {'far too high' if rate > 0.5 else 'unusually high' if rate > 2e-2 else 'very low'}",
-        {"learning_rate": float(rate)},
-        "--learning-rate 1e-3 for small networks, 2e-4 for large ones",
-    )
-
-
 RUN_CHECKS: tuple[Callable[[RunFacts], Finding | None], ...] = (
     check_logged,
     check_progress,
     check_checkpoint,
-    check_divergence,
-    check_loss,
-    check_still_falling,
-    check_gradients,
-    check_skipped,
     check_data_wait,
     check_speed,
-    check_over_fitting,
-    check_average,
-    check_length,
-    check_rate,
 )

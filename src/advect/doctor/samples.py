@@ -18,9 +18,9 @@ from advect.core.random import CounterRng
 from advect.core.types import NULL, Category, Conditions
 from advect.data import Dataset, Split
 from advect.doctor.report import Figure, Finding
-from advect.doctor.run_facts import RunFacts
-from advect.evaluation import Features, conditions_like, measure_fidelity, measure_memorisation
-from advect.metrics import nearest_neighbours
+from advect.doctor.run import RunFacts
+from advect.evaluation.features import Projection
+from advect.metrics import ProbeClassifier, class_accuracy, memorisation, nearest_neighbours
 from advect.model.load import load
 from advect.solvers import get_solver
 
@@ -37,11 +37,9 @@ def gather_samples(run: Path, samples: int, *, seed: int = 0, device: str = "aut
     flow = load(run, device=device)
     folder = run if (run / "config.yaml").is_file() else run.absolute().parent.parent
     source = build_dataset(parse_config(folder / "config.yaml")[1].data)
-    train, cond = rows_of(source, source.train, DATA_LIMIT)
-    held_out, held_cond = rows_of(source, source.held_out, DATA_LIMIT)
-    asked = conditions_like(cond, samples, seed)
-    x = flow.sample(samples, seed=seed, cond={**asked} if asked else None).detach().cpu()
-    return compare(x, asked, (train, cond), (held_out, held_cond), source, seed=seed)
+    train, held_out = rows_of(source, source.train, DATA_LIMIT), rows_of(source, source.held_out, DATA_LIMIT)
+    made = flow.sample(samples, seed=seed)
+    return compare(made.x, made.cond, train, held_out, source, seed=seed)
 
 
 def compare(
@@ -60,7 +58,7 @@ def compare(
         return SampleFacts(samples=len(x), data=len(data), infinite=len(x) - count, shares={})
     x = x[fine]
     asked = {name: value[fine] for name, value in asked.items()} if asked else None
-    features = Features.fit(data, kind=source.spec.kind, seed=seed)
+    features = Projection.fit(data, seed=seed)
     scale = _scale(features(data)) if source.spec.kind != "image" else torch.ones(1)
     own, real = features(x) / scale, features(data) / scale
     name = next((n for n, c in source.spec.conditions.items() if isinstance(c, Category)), None)
@@ -72,16 +70,11 @@ def compare(
         seen = labels[nearest_neighbours(own, real).indices[:, 0]]
         groups, shares = f"classes of {name}", _shares(labels, seen, list(category.names))
         if held_out[1] and len(held_out[0]) > 1:
-            found = measure_fidelity(
-                x,
-                asked[name],
-                (data, labels),
-                (held_out[0], held_out[1][name]),
-                features=features,
-                category=category,
-                standardise=source.spec.kind == "vector" and features.projection is None,
-                seed=seed,
-            )
+            standardise = source.spec.kind == "vector" and features.pca is None
+            real_labels = (features(held_out[0]), held_out[1][name])
+            probe = ProbeClassifier.fit(real_labels, standardise=standardise, seed=seed)
+            seen_as = (features(x), asked[name]), (features(data), labels)
+            found = probe and class_accuracy(probe, *seen_as, category=category, seed=seed)
             faithful = (found.share, found.classifier_accuracy) if found else None
     else:
         shares = _clusters(own, real, seed)
@@ -94,7 +87,7 @@ def compare(
         groups=groups,
         shares=shares,
         faithful=faithful,
-        share_closer=measure_memorisation(x, data, held_out[0]).share_closer if len(held_out[0]) > 1 else None,
+        share_closer=memorisation(x, data, held_out[0]).share_closer if len(held_out[0]) > 1 else None,
     )
 
 

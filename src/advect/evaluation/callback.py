@@ -1,210 +1,113 @@
-"""How far a flow's samples are from held-out data, measured again and again while it trains."""
+"""Evaluation during training."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from advect.checkpoint.manifest import Best, checkpoint_name, checkpoint_step, read_best, write_best
 from advect.core.errors import UserError
-from advect.data import Dataset, Split
-from advect.distributed.comm import broadcast_object, current, gather_objects, sync_errors
-from advect.evaluation import FeatureNetwork
-from advect.evaluation.evaluator import open_cache
-from advect.evaluation.feature_space import Comparable, Space
-from advect.evaluation.sample_statistics import ROWS, SampleStatistics
-from advect.evaluation.scores import EvalContext, measure_scores
-from advect.evaluation.subsampling import rows
-from advect.evaluation.workspace import on_rank_zero
+from advect.data import Dataset
+from advect.distributed.comm import broadcast_object, sync_errors
+from advect.evaluation.evaluator import EvalRows, Evaluator, SampleRequest
+from advect.evaluation.feature_network import FeatureNetwork
+from advect.evaluation.features import FeatureSpace
+from advect.evaluation.workspace import MemoryWorkspace, open_cache
+from advect.metrics.base import find_metrics
 from advect.model.flow import Flow
 from advect.reporting.sample_grids import PeriodicCallback
 from advect.training.callbacks import Checkpoints, MetricsFile
 from advect.training.loggers import Logger
 from advect.training.trainer import Trainer
 
-CHUNK, FEWEST = 256, 20
-"""Rows that a process looks at, at once; the fewest of a set."""
+logger = logging.getLogger(__name__)
 
-Kept = Mapping[str, Tensor]
+FEWEST = 20
+"""The fewest rows of either split."""
+
+ONLINE = {"image": ("frechet", "kernel")}
+"""What is measured of each kind of data, if not the Frechet and the energy distance."""
 
 
-class Yardstick:
-    """Holds ``samples`` samples of a flow against the held-out data, by the same noise and the same data each time.
+def online_evaluator(flow: Flow, dataset: Dataset, *, samples: int, features: Path | None) -> Evaluator:
+    """The evaluator of a run that trains: two distances, and nothing on disk but the cache.
 
-    The squared Frechet distance, and for images the kernel distance, for all else the energy distance, as ``advect
-    eval`` takes them: see :class:`Comparable` for the units, and for the features where
-    ``features`` names no file of a network. Memory does not grow with the samples. What was computed of data is kept
-    where ``advect eval`` keeps it. Processes share the work, chunk by chunk, so that their number changes no bit of
-    what is drawn; the first one knows the outcome.
-
-    Raises UserError for too few rows, and ``features`` that cannot be read or do not fit the data.
+    ``features`` names a file with a network. Raises UserError for too few rows, and ``features`` that cannot be read
+    or do not fit the data.
     """
-
-    def __init__(self, flow: Flow, source: Dataset, *, samples: int, features: Path | None, seed: int) -> None:
-        for split, part in (("training", source.train), ("held-out", source.held_out)):
-            if len(part) < FEWEST:
+    for split, part in (("training", dataset.train), ("held-out", dataset.held_out)):
+        if len(part) < FEWEST:
+            raise UserError(
+                f"--eval-every compares with {FEWEST} {split} samples or more, and these data have {len(part):,}; "
+                "hold out another share of them (--held-out), or leave --eval-every out"
+            )
+    with sync_errors():
+        space = FeatureSpace(flow, dataset)
+        if features is not None:
+            if space.kind != "image":
                 raise UserError(
-                    f"--eval-every compares with {FEWEST} {split} samples or more, and these data have {len(part):,}; "
-                    "hold out another share of them (--held-out), or leave --eval-every out"
+                    f"--eval-features {features} is for images, and these are {space.kind} data; leave it out"
                 )
-        self.flow, self.source, self.seed = flow, source, seed
-        self.samples, self._comparable = min(samples, len(source.train)), Comparable(flow, values=False)
-        self.metrics = ("frechet", "kernel" if self._comparable.kind == "image" else "energy")
-        with sync_errors():
-            self._network = None if features is None else self._open(features)
+            space = FeatureSpace(flow, dataset, FeatureNetwork(features, device=flow.device))
+            space.data(dataset.held_out, torch.zeros(1, dtype=torch.int64))
+        metrics = find_metrics(ONLINE.get(space.kind, ("frechet", "energy")), (), (), space.kind)
+        rows, cache = EvalRows.choose(dataset, samples), open_cache()
+    return Evaluator(space, metrics, rows, MemoryWorkspace(show=False), cache)
 
-    def _open(self, file: Path) -> FeatureNetwork:
-        kind = self._comparable.kind
-        if kind != "image":
-            raise UserError(f"--eval-features {file} is for images, and these are {kind} data; leave it out")
-        network = FeatureNetwork(file, device=self.flow.device)
-        one, space = torch.zeros(1, dtype=torch.int64), self._comparable.space(self.source, network)
-        self._comparable.data(self.source.held_out, one, space)
-        return network
 
-    @property
-    def space(self) -> str:
-        """The features in words."""
-        sha256 = self._space.sha256
-        return self._space.name if sha256 is None else f"{self._space.name} ({sha256[:8]})"
-
-    @cached_property
-    def _space(self) -> Space:
-        return self._comparable.space(self.source, self._network)
-
-    def prepare(self) -> None:
-        """Look at the data, as the first measurement otherwise would; all processes do so together."""
-        _ = self._ground
-
-    def measure(self) -> dict[str, float] | None:
-        """The distances by name, of samples and, as NAME_floor, of training data; None but on the first process."""
-        ground, found = self._ground, self._summed(self._draw, self.samples)
-
-        def compare() -> dict[str, float]:
-            assert ground is not None and found is not None
-            here = measure_scores(self.metrics, found, ground.held_out, ground)
-            return here | {f"{name}_floor": self._floor[name] for name in self.metrics}
-
-        return on_rank_zero(compare)
-
-    @cached_property
-    def _ground(self) -> EvalContext | None:
-        train = self._data(self.source.train, self.samples)
-        held_out = self._data(self.source.held_out, len(self.source.held_out))
-        if train is None or held_out is None:
-            return None
-        here = self._comparable
-        return EvalContext(here.kind, train, held_out, here.categories, here.categorical, self._space.units)
-
-    @cached_property
-    def _floor(self) -> dict[str, float]:
-        """What as many training samples come to."""
-        assert self._ground is not None
-        return measure_scores(self.metrics, self._ground.train, self._ground.held_out, self._ground)
-
-    def _data(self, split: Split, count: int) -> SampleStatistics | None:
-        """The summary of ``count`` rows of a split, on the first process; the same rows that ``advect eval`` takes."""
-        places, cache, kept = rows(len(split), count, 0).sort().values, None, None
-        key = {
-            "fingerprint": self.source.fingerprint,
-            "split": "train" if split is self.source.train else "held-out",
-            "rows": f"{count} of {len(split)}",
-            "features": self._space.exact,
-            "values": "False",
-            "what": f"summary of at most {ROWS} rows",
-        }
-        with sync_errors():
-            if current().is_first:
-                cache = open_cache()
-                kept = cache.load(key)
-        if broadcast_object(kept is not None):
-            return None if kept is None else SampleStatistics.from_tensors(kept)
-
-        def look(part: range) -> Kept:
-            if part.start >= count:
-                return {}
-            return self._comparable.data(split, places[part.start : part.stop], self._space)
-
-        found = self._summed(look, count)
-        with sync_errors():
-            if cache is not None and found is not None:
-                cache.keep(key, found.tensors())
-        return found
-
-    def _draw(self, part: range) -> Kept:
-        """What is kept of the samples in this part; of a sharded network all processes must ask equally often."""
-        sampler, seed = self.flow.sampler, self.seed
-        n = max(part.stop, self.samples)
-        x = self.flow.sample(n, seed=seed, rows=part, steps=sampler.steps, solver=sampler.solver)
-        cond = self.flow.conditions(n, None, seed, rows=part)
-        return self._comparable.samples(x, cond, self._space, first=part.start, seed=seed)
-
-    def _summed(self, look: Callable[[range], Kept], count: int) -> SampleStatistics | None:
-        """The summary of ``count`` rows, of which each process looks at every world-th part; on the first process."""
-        parts = self._in_turn(look, count)
-        if current().is_first:
-            return SampleStatistics.of(parts, count)
-        for _ in parts:
-            pass
-        return None
-
-    def _in_turn(self, look: Callable[[range], Kept], count: int) -> Iterator[Kept]:
-        """What all processes keep of the rows, in order; nothing comes of it but on the first process."""
-        me, parts = current(), -(-count // CHUNK)
-        for k in range(0, parts, me.world):
-            mine = k + me.rank
-            kept = look(range(mine * CHUNK, (mine + 1) * CHUNK))
-            for i, part in enumerate(gather_objects(kept) or ()):
-                left = count - (k + i) * CHUNK
-                if left > 0:
-                    yield {name: value[:left] for name, value in part.items()}
+def measure(evaluator: Evaluator, request: SampleRequest) -> dict[str, float]:
+    """The numbers of samples by name and, as NAME_floor, each metric's of training data; on the first process."""
+    found, floor = evaluator.measure(request), evaluator.floor
+    if found is None or floor is None:
+        return {}
+    return found["metrics"] | {f"{name}_floor": floor[name] for name in evaluator.metrics if name in floor}
 
 
 class EvalCallback(PeriodicCallback):
-    """Every ``every`` steps, with EMA weights: the distance of samples to held-out data, and the best checkpoint.
+    """Every ``every`` steps, with EMA weights: metrics of samples, and the best checkpoint.
 
-    A row of ``metrics`` and curves on the ``boards``, called ``eval_`` and ``eval/`` and the measure's name, have the
-    distances and their floors; those who have no ``metrics`` only help. Where ``keep`` names one of the yardstick's
-    measures, or "held-out-loss", which ``loss`` computes, a checkpoint of the step with its smallest value is written
-    and kept, and the file ``best`` beside it names it. Rows say what has been the best; so it outlives a run that is
-    killed. ``tell`` is told each outcome.
+    The samples have the same noise each time. A row of ``metrics`` and curves on the ``boards``, called ``eval_`` and
+    ``eval/`` and the metric's name, have the numbers and their floors; a process that has no ``metrics`` only helps.
+    Where ``keep`` names a metric, or "held-out-loss", which ``loss`` computes, a checkpoint of the step with its
+    smallest value is written and kept, and the file ``best`` beside it names it. Rows tell what has been the best, so
+    that it outlives a run that is killed.
     """
 
     def __init__(
         self,
-        yardstick: Yardstick,
+        evaluator: Evaluator,
         loss: Callable[[], float],
         checkpoints: Checkpoints,
         *,
         every: int,
+        seed: int,
         keep: str | None,
         metrics: MetricsFile | None,
         boards: Sequence[Logger],
-        tell: Callable[[str], None],
     ) -> None:
         super().__init__(every)
-        self.yardstick, self.loss, self.checkpoints, self.keep = yardstick, loss, checkpoints, keep
-        self.metrics, self.boards, self.tell = metrics, boards, tell
+        self.evaluator, self.loss, self.checkpoints, self.keep = evaluator, loss, checkpoints, keep
+        self.metrics, self.boards, self.samples = metrics, boards, len(evaluator.rows.floor)
+        self._request = SampleRequest(n=self.samples, seed=seed)
         self._kept = "eval_" + (keep or "frechet").replace("-", "_")
         self._row: dict = {}
         self._best: float | None = None
         self._protocol: dict[str, int | str] = {}
 
     def on_start(self, trainer: Trainer) -> None:
-        stick = self.yardstick
-        self._protocol = {"eval_samples": stick.samples, "eval_features": stick.space}
+        features = self.evaluator.space.features
+        name = features.name if features.sha256 is None else f"{features.name} ({features.sha256[:8]})"
+        self._protocol = {"eval_samples": self.samples, "eval_features": name}
         if self.metrics is not None:
-            told = (
-                f"every {self.every:,} steps {stick.samples:,} samples are held against held-out data in {stick.space}"
+            logger.info(
+                f"every {self.every:,} steps {self.samples:,} samples are held against held-out data in {name}"
             )
-            self.tell(told)
-        stick.prepare()  # which may take minutes, and fail, before the first step
+        _ = self.evaluator.floor  # looking at the data may take minutes, and fail, before the first step
         self._recall(trainer)
         super().on_start(trainer)
 
@@ -221,8 +124,7 @@ class EvalCallback(PeriodicCallback):
         return any(row["step"] == step for row in self._rows())
 
     def look(self, step: int) -> None:
-        found = self.yardstick.measure()
-        values = {f"eval_{name}": value for name, value in (found or {}).items()}
+        values = {f"eval_{name}": value for name, value in measure(self.evaluator, self._request).items()}
         if self.keep == "held-out-loss":
             values[self._kept] = self.loss()
         self._row = broadcast_object({"step": step, **values, **self._protocol})
@@ -244,7 +146,7 @@ class EvalCallback(PeriodicCallback):
             self.checkpoints.save(trainer)
             self.checkpoints.writer.mark(Best(checkpoint_name(progress.step), self.keep, value))
         if self.metrics is not None:
-            self.tell(self._words() + ("; the best up to now" if better and self.keep is not None else ""))
+            logger.info(self._words() + ("; the best up to now" if better and self.keep is not None else ""))
 
     def _words(self) -> str:
         """The last row, as a person reads it."""

@@ -1,242 +1,283 @@
-"""The sets of rows of an evaluation and what they come to: reference, floor, samples, and the flow itself."""
+"""The evaluator behind ``advect eval``, ``advect report`` and evaluation during training."""
 
 from __future__ import annotations
 
-import math
-import os
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from advect.config.environment import versions
-from advect.core.errors import UserError
-from advect.core.random import CounterRng, mix
-from advect.data import Split
-from advect.evaluation import ReferenceCache
-from advect.evaluation.feature_space import Space
-from advect.evaluation.protocol import EvalRows, Plan
-from advect.evaluation.sample_statistics import ROWS, SampleStatistics
-from advect.evaluation.scores import SCORES, EvalContext, measure_scores
-from advect.evaluation.subsampling import rows
-from advect.evaluation.workspace import EvalWorkspace
+from advect.data import Dataset, Split
+from advect.evaluation.features import FeatureSpace
+from advect.evaluation.workspace import Fill, ReferenceCache, Tensors, Workspace, on_rank_zero
+from advect.metrics.base import EvalContext, FlowMetric, Metric, finite
+from advect.metrics.statistics import ROWS, SAMPLES, SampleStatistics, subsample
+from advect.model.conditions import ConditionValue
 from advect.model.flow import Flow
-from advect.model.sampler_config import Way
-from advect.solvers import Velocity
+from advect.model.sampler_config import SamplerConfig
 
-STRAIGHT = 256
-"""Samples whose paths tell how straight a flow is."""
-
-FEW = 32
-"""Up to so many dimensions the divergence is exact."""
+NEIGHBOURS = 20_000
+"""Most training rows among which the nearest is looked for, evenly spread over the data."""
 
 _COST = "cost"
-_DEQUANTISED, _PROBES = 9, 10
-
-Tensors = dict[str, Tensor]
 
 
-class CountedFlow(Flow):
-    """A flow that counts how often its velocity is asked for, each sample by itself."""
+@dataclass(frozen=True)
+class EvalRows:
+    """The rows that take part: indices ``reference`` into one split and ``floor`` into the other.
 
-    def __init__(self, flow: Flow) -> None:
-        self.__dict__.update(flow.__dict__)
-        self.calls = 0
+    ``where`` names the categories that they were chosen by.
+    """
 
-    def velocity(self, *arguments: Any, **options: Any) -> Velocity:
-        u = super().velocity(*arguments, **options)
+    split: Literal["held-out", "train"]
+    reference: Tensor
+    floor: Tensor
+    where: str = ""
 
-        def counted(x: Tensor, t: Tensor) -> Tensor:
-            self.calls += len(x)
-            return u(x, t)
+    @classmethod
+    def choose(cls, dataset: Dataset, samples: int, *, reference: int | None = None) -> EvalRows:
+        """Held-out rows, at most ``reference`` of them, and as many training rows as there are samples."""
+        n = len(dataset.held_out)
+        chosen = lambda count, limit: subsample(count, limit, 0).sort().values
+        return cls("held-out", chosen(n, reference or n), chosen(len(dataset.train), samples))
 
-        return counted
 
+@dataclass(frozen=True, kw_only=True)
+class SampleRequest:
+    """``n`` samples: how, with which seed and conditions, and how many at once."""
 
-def open_cache() -> ReferenceCache:
-    """Where features of data are kept: below ADVECT_CACHE of the environment, else below a folder of the user's."""
-    folder = Path(os.environ.get("ADVECT_CACHE") or Path.home() / ".cache" / "advect") / "features"
-    try:
-        return ReferenceCache(folder)
-    except UserError as error:
-        raise UserError(f"{error}, and name it in the environment variable ADVECT_CACHE") from error
+    n: int
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    seed: int = 0
+    cond: Mapping[str, ConditionValue] | None = None
+    batch_size: int = 256
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """All sets of one evaluation. Each method is called by all processes and says its numbers to the first."""
+    """Samples of a flow against rows of data: the metrics, their floor, and the flow's own measurements.
 
-    plan: Plan
-    chosen: EvalRows
-    space: Space
-    work: EvalWorkspace
+    All processes call each method, and use each property, together; numbers come back on the first one, None on the
+    others. Their number changes no bit of what is sampled. Memory does not grow with the samples.
+
+    Attributes:
+        space: the features.
+        metrics: what is measured, by name.
+        rows: the rows of data.
+        work: where samples lie meanwhile.
+        cache: keeps what was computed of data.
+    """
+
+    space: FeatureSpace
+    metrics: Mapping[str, Metric | FlowMetric]
+    rows: EvalRows
+    work: Workspace
     cache: ReferenceCache
 
-    def ground(self) -> tuple[EvalContext, SampleStatistics] | None:
-        """What all comparisons share, and the reference; on the first process."""
-        own, across = self.plan.sides
-        reference = self._data("reference", own, self.chosen.reference)
-        other = self._data("floor", across, self.chosen.other) if len(self.chosen.other) else reference
-        if reference is None or other is None:
-            return None
-        here = self.plan.comparable
-        train, held_out = (other, reference) if own is self.plan.source.held_out else (reference, other)
-        return EvalContext(here.kind, train, held_out, here.categories, here.categorical, self.space.units), reference
+    @property
+    def flow(self) -> Flow:
+        """The flow."""
+        return self.space.flow
 
-    def _data(self, name: str, split: Split, places: Tensor) -> SampleStatistics | None:
-        here = self.plan.comparable
+    @property
+    def compared(self) -> dict[str, Metric]:
+        """The metrics that compare samples with data."""
+        return {name: metric for name, metric in self.metrics.items() if isinstance(metric, Metric)}
+
+    @property
+    def _splits(self) -> tuple[Split, Split]:
+        """That of the reference, and the other one."""
+        train, held_out = self.space.dataset.train, self.space.dataset.held_out
+        return (held_out, train) if self.rows.split == "held-out" else (train, held_out)
+
+    @cached_property
+    def context(self) -> EvalContext | None:
+        """What all comparisons share."""
+        split, other = self._splits
+        reference = self._statistics("reference", split, self.rows.reference)
+        real = self._statistics("floor", other, self.rows.floor) if len(self.rows.floor) else reference
+        whole = any(SAMPLES in metric.needs for metric in self.compared.values())
+        train = self._whole("training rows", self.space.dataset.train, NEIGHBOURS) if whole else None
+        held_out = self._whole("held-out rows", self.space.dataset.held_out, ROWS) if whole else None
+        if reference is None or real is None:
+            return None
+        sides = (real, reference) if self.rows.split == "held-out" else (reference, real)
+        space = self.space
+        standardise = space.features.standardise
+        return EvalContext(*sides, space.categories, space.categorical, standardise, train, held_out)
+
+    @cached_property
+    def floor(self) -> dict[str, float] | None:
+        """The numbers of real rows of the other split: what a perfect flow reaches."""
+        context = self.context
+        return on_rank_zero(lambda: self._floor(context) if context is not None else {})
+
+    def measure(
+        self,
+        request: SampleRequest,
+        *,
+        names: Sequence[str] | None = None,
+        name: str = "samples",
+        title: str = "sample",
+    ) -> dict[str, Any] | None:
+        """Metrics, by default all, and cost of samples, the set ``name`` of the workspace."""
+        context = self.context
+
+        def reduce(parts: Iterator[Tensors]) -> dict[str, Any]:
+            assert context is not None
+            samples, seconds, calls = _with_cost(parts, request.n)
+            nfe = calls / request.n
+            found = self.compare(samples, context, names)
+            return {"metrics": found, "seconds": seconds, "nfe": int(nfe) if nfe.is_integer() else nfe}
+
+        return self.work.cached_json(name, request.n, self._sampler(request), reduce, title=title)
+
+    def sample(self, request: SampleRequest, *, title: str = "sample") -> SampleStatistics | None:
+        """What is kept of samples."""
+        reduce = lambda parts: _with_cost(parts, request.n)[0]
+        return self.work.map_rows("samples", request.n, self._sampler(request), reduce, title=title)
+
+    def compare(
+        self, x: SampleStatistics, context: EvalContext, names: Sequence[str] | None = None
+    ) -> dict[str, float]:
+        """The finite numbers of samples x against the reference; on the first process alone."""
+        reference, found = self._reference(context), {}
+        chosen = [name for name in self.compared if names is None or name in names]
+        for name in tqdm(chosen, desc="measure", unit="metric", disable=None, leave=False):
+            found |= self.compared[name].compare(x, reference, context)
+        return finite(found)
+
+    def measure_flow(self, options: Any, n: int) -> dict[str, Any]:
+        """The measurements of the flow itself, by their keys; ``n`` is the number of samples at most."""
+        return {
+            metric.key: self._measure_flow(name, metric, options, n)
+            for name, metric in self.metrics.items()
+            if isinstance(metric, FlowMetric)
+        }
+
+    def _measure_flow(self, name: str, metric: FlowMetric, options: Any, n: int) -> Any:
+        held_out = self.space.dataset.held_out
+        places = subsample(len(held_out), options.likelihood_samples, 0) if metric.held_out else torch.arange(0)
+        n = len(places) if metric.held_out else min(metric.samples, n)
+
+        def data(rows: range) -> tuple[Tensor, dict[str, ConditionValue]]:
+            batch = held_out.fetch(places[rows.start : rows.stop].numpy())
+            return self.flow.transform.inverse(batch.x1), {**(batch.cond or {})}
+
+        def fill(rows: range, bar: tqdm) -> Tensors:
+            found = metric.measure(self.flow, n, rows, data, options)
+            bar.update(len(rows))
+            return found
+
+        return self.work.cached_json(name, n, fill, lambda parts: metric.reduce(parts, self.flow), title=name)
+
+    def _reference(self, context: EvalContext) -> SampleStatistics:
+        return context.held_out if self.rows.split == "held-out" else context.train
+
+    def _sampler(self, request: SampleRequest) -> Fill:
+        """From rows of the samples to what is kept of them, nothing of those beyond the last, and the cost."""
+        how = {**asdict(request.sampler), "seed": request.seed, "batch_size": request.batch_size}
+
+        def fill(rows: range, bar: tqdm) -> Tensors:
+            began, left = time.perf_counter(), request.n - rows.start
+            n = max(rows.stop, request.n)
+            made = self.flow.sample(n, **how, cond=request.cond, rows=rows, progress=bar)
+            took = time.perf_counter() - began
+            kept = self.space.samples(made.x, made.cond, first=rows.start, seed=request.seed)
+            if left <= 0:
+                return {}
+            cost = torch.tensor([took, made.nfe * min(left, len(rows))], dtype=torch.float64)
+            return {name: value[:left] for name, value in kept.items()} | {_COST: cost}
+
+        return fill
+
+    def _statistics(self, name: str, split: Split, places: Tensor) -> SampleStatistics | None:
+        """The statistics of these rows of a split, which the cache keeps."""
         key = {
-            "fingerprint": self.plan.source.fingerprint,
-            "split": "train" if split is self.plan.source.train else "held-out",
-            "rows": self._rows(split, places),
-            "features": self.space.exact,
-            "values": str(here.keeps_values),
-            "what": f"summary of at most {ROWS} rows",
+            "fingerprint": self.space.dataset.fingerprint,
+            "split": "train" if split is self.space.dataset.train else "held-out",
+            "rows": self._described(split, places),
+            "features": self.space.features.exact,
+            "values": " ".join(sorted(self.space.keep - {SAMPLES})) or "none",
+            "what": f"statistics of at most {ROWS} rows",
         }
 
         def load() -> SampleStatistics | None:
             found = self.cache.load(key)
             return None if found is None else SampleStatistics.from_tensors(found)
 
-        def finish(parts: Iterator[Tensors]) -> SampleStatistics:
-            summary = SampleStatistics.of(parts, len(places))
-            self.cache.keep(key, summary.tensors())
-            return summary
+        def reduce(parts: Iterator[Tensors]) -> SampleStatistics:
+            found = SampleStatistics.from_parts(parts, len(places))
+            self.cache.save(key, found.to_tensors())
+            return found
 
-        def fill(rows: range, bar: tqdm) -> Tensors:
-            kept = here.data(split, places[rows.start : rows.stop], self.space)
-            bar.update(len(rows))
-            return kept
+        fill = lambda rows, bar: self.space.data(split, places[rows.start : rows.stop])
+        return self.work.map_rows(
+            name, len(places), _within(fill, len(places)), reduce, title=f"{name} rows", load=load
+        )
 
-        return self.work.once(name, len(places), fill, load=load, finish=finish, title=f"{name} rows")
+    def _whole(self, name: str, split: Split, limit: int) -> Tensor | None:
+        """Whole rows of a split, evenly thinned."""
+        places = torch.from_numpy(np.linspace(0, len(split) - 1, min(len(split), limit)).round().astype(np.int64))
+        fill = lambda rows, bar: {SAMPLES: self.space.whole(split, places[rows.start : rows.stop])}
+        reduce = lambda parts: torch.cat([part[SAMPLES] for part in parts])
+        return self.work.map_rows(name.replace(" ", "-"), len(places), _within(fill, len(places)), reduce, title=name)
 
-    def _rows(self, split: Split, places: Tensor) -> str:
+    def _described(self, split: Split, places: Tensor) -> str:
         """Which rows of a split: how many, and those of which categories."""
-        asked = self.plan.asked()
-        return f"{len(places)} of {len(split)}" + (f" where {asked}" if asked else "")
+        return f"{len(places)} of {len(split)}" + (f" where {self.rows.where}" if self.rows.where else "")
 
-    def floor(self, ground: EvalContext, reference: SampleStatistics) -> dict[str, Any]:
-        """The numbers that real rows of the other split have, on the first process."""
-        other = ground.train if reference is ground.held_out else ground.held_out
-        if not len(self.chosen.other):
-            return {"samples": 0, "metrics": {}}
+    def _floor(self, context: EvalContext) -> dict[str, float]:
+        reference = self._reference(context)
+        other = context.train if reference is context.held_out else context.held_out
+        if not len(self.rows.floor):
+            return {}
         found: dict[str, float] = {}
-        for name in self.compared:
+        for name, metric in self.compared.items():
+            described = zip(self._splits, (self.rows.reference, self.rows.floor), strict=True)
             key = {
-                "fingerprint": self.plan.source.fingerprint,
-                "split": self.plan.request.reference,
-                "rows": " and ".join(
-                    self._rows(*pair)
-                    for pair in zip(self.plan.sides, (self.chosen.reference, self.chosen.other), strict=True)
-                ),
-                "features": self.space.exact,
+                "fingerprint": self.space.dataset.fingerprint,
+                "split": self.rows.split,
+                "rows": " and ".join(self._described(*pair) for pair in described),
+                "features": self.space.features.exact,
                 "what": f"floor of {name}",
                 "version": versions().get("advect", "unknown"),
             }
-            take = lambda name=name: {
-                what: torch.tensor(value, dtype=torch.float64)
-                for what, value in self._measure([name], other, reference, ground).items()
-            }
+
+            def take(metric: Metric = metric) -> dict[str, Tensor]:
+                numbers = finite(metric.floor(other, reference, context))
+                return {what: torch.tensor(value, dtype=torch.float64) for what, value in numbers.items()}
+
             found |= {what: float(value) for what, value in sorted(self.cache.get(key, take).items())}
-        return {"samples": other.count, "metrics": found}
+        return found
 
-    def _measure(
-        self, names: Sequence[str], x: SampleStatistics, y: SampleStatistics, ground: EvalContext
-    ) -> dict[str, float]:
-        with tqdm(names, desc="measure", unit="score", disable=not self.work.show, leave=False) as bar:
-            return measure_scores(bar, x, y, ground)
 
-    @property
-    def compared(self) -> list[str]:
-        """The scores that compare samples with rows of data."""
-        return [name for name in self.plan.scores if name in SCORES]
+def _within(fill: Any, n: int) -> Any:
+    """``fill`` of the rows below n alone, which moves the bar on."""
 
-    def samples(
-        self, i: int, way: Way, seed: int, ground: tuple[EvalContext, SampleStatistics] | None
-    ) -> dict[str, Any] | None:
-        """Numbers and cost of the samples of one way, the i-th, and one seed; on the first process."""
-        plan, draw = self.plan, self.plan.draw(way, seed)
+    def inside(rows: range, bar: tqdm) -> Tensors:
+        rows = range(rows.start, min(rows.stop, n))
+        found = fill(rows, bar) if rows else {}
+        bar.update(len(rows))
+        return found
 
-        def fill(rows: range, bar: tqdm) -> Tensors:
-            flow, began = CountedFlow(plan.flow), time.perf_counter()
-            x = flow.sample(**asdict(draw), cond=plan.request.cond, rows=rows, progress=bar)
-            took = time.perf_counter() - began
-            cond = plan.flow.conditions(draw.n, plan.request.cond, seed, rows=rows)
-            kept = plan.comparable.samples(x, cond, self.space, first=rows.start, seed=seed)
-            return {**kept, _COST: torch.tensor([took, flow.calls], dtype=torch.float64)}
+    return inside
 
-        def finish(parts: Iterator[Tensors]) -> dict[str, Any]:
-            assert ground is not None
-            cost = torch.zeros(2, dtype=torch.float64)
 
-            def kept() -> Iterator[Tensors]:
-                for part in parts:
-                    cost.add_(part.pop(_COST))
-                    yield part
+def _with_cost(parts: Iterator[Tensors], n: int) -> tuple[SampleStatistics, float, float]:
+    """The statistics of n samples, the seconds they took, and how often the velocity was asked for."""
+    cost = torch.zeros(2, dtype=torch.float64)
 
-            summary = SampleStatistics.of(kept(), draw.n)
-            found = self._measure(self.compared, summary, ground[1], ground[0])
-            nfe = float(cost[1]) / draw.n
-            return {"metrics": found, "seconds": float(cost[0]), "nfe": int(nfe) if nfe.is_integer() else nfe}
+    def kept() -> Iterator[Tensors]:
+        for part in parts:
+            cost.add_(part.pop(_COST))
+            yield part
 
-        return self.work.number(f"way-{i}-seed-{seed}", draw.n, fill, finish, title=f"{way}, seed {seed}")
-
-    def straightness(self) -> dict[str, Any] | None:
-        """How straight the paths of the first samples are; on the first process."""
-        r, n = self.plan.request, min(STRAIGHT, self.plan.samples)
-
-        def fill(rows: range, bar: tqdm) -> Tensors:
-            found = self.plan.flow.straightness(
-                n,
-                seed=r.seed,
-                cond=r.cond,
-                guidance=r.guidance,
-                guidance_interval=r.guidance_interval,
-                batch_size=r.batch_size,
-                rows=rows,
-                progress=bar,
-            )
-            return {"sums": torch.tensor([found.value, found.distance], dtype=torch.float64) * len(rows)}
-
-        def finish(parts: Iterator[Tensors]) -> dict[str, Any]:
-            value, distance = (sum(part["sums"] for part in parts) / n).tolist()  # pyright: ignore
-            return {"value": value, "relative": value / distance if distance else 0.0, "samples": n}
-
-        return self.work.number("straightness", n, fill, finish, title="straightness")
-
-    def bits(self) -> dict[str, Any] | None:
-        """Bits per dimension of held-out rows, given their conditions; on the first process.
-
-        Whole grey levels are spread over the unit around them, so that it is a bound on the bits that coding the
-        levels takes (Theis et al. 2016).
-        """
-        plan, seed = self.plan, self.plan.request.seed
-        places = rows(len(plan.source.held_out), plan.request.likelihood_samples, 0)
-        size = min(plan.request.batch_size, 64)
-        exact = math.prod(plan.flow.spec.shape) <= FEW
-
-        def fill(some: range, bar: tqdm) -> Tensors:
-            found = []
-            for first in range(some.start, some.stop, size):
-                last = min(first + size, some.stop)
-                x, cond = plan.held_out(places[first:last])
-                if plan.grey:
-                    rng = CounterRng(mix(seed, _DEQUANTISED), 0, len(x), start=first)
-                    x = x + rng.uniform(x.shape) - 0.5
-                trace = "exact" if exact else "hutchinson"
-                found.append(plan.flow.bits_per_dim(x, cond=cond, trace=trace, seed=mix(seed, _PROBES, first) >> 1))
-                bar.update(last - first)
-            return {"bits": torch.cat(found)}
-
-        def finish(parts: Iterator[Tensors]) -> dict[str, Any]:
-            bits = torch.cat([part["bits"] for part in parts]).double()
-            error = float(bits.std()) / len(bits) ** 0.5
-            how = {"trace": "exact" if exact else "hutchinson", "dequantised": plan.grey}
-            return {"mean": float(bits.mean()), "standard_error": error, "samples": len(bits), **how}
-
-        return self.work.number("likelihood", len(places), fill, finish, title="likelihood")
+    return SampleStatistics.from_parts(kept(), n), float(cost[0]), float(cost[1])

@@ -1,34 +1,37 @@
-"""What an evaluation will do, settled and checked before anything is drawn or written."""
+"""What ``advect eval`` will do, settled and checked before anything is drawn or written."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from advect.checkpoint.manifest import checkpoint_step
+from advect.config.arguments import parse_config
+from advect.config.build import build_dataset
 from advect.core.errors import UserError
-from advect.core.types import Category
-from advect.data import Dataset, PixelScale, Split
-from advect.evaluation import FeatureNetwork, ReferenceCache
-from advect.evaluation.feature_space import Comparable
-from advect.evaluation.features import FeatureArguments
-from advect.evaluation.memorisation import LOOKED_AT, shared_rows
-from advect.evaluation.scores import SCORES, check_enough, choose_scores
-from advect.evaluation.subsampling import rows
-from advect.evaluation.target import EvalTarget
-from advect.model.conditions import ConditionValue, resolve_conditions
+from advect.data import Dataset, Split
+from advect.evaluation.evaluator import EvalRows, SampleRequest
+from advect.evaluation.features import USUAL, FeatureConfig, FeatureSpace
+from advect.evaluation.workspace import ReferenceCache
+from advect.metrics.base import FlowMetric, Metric, check_rows, find_metrics
+from advect.metrics.statistics import subsample
+from advect.model.conditions import ConditionValue, number_or_name, parse_conditions, resolve_conditions
 from advect.model.flow import Flow
-from advect.model.load import load
-from advect.model.sampler_config import Way, plan_ways
-from advect.model.sampling import Draw, told_conditions
+from advect.model.load import load, read_model_metadata, weight_file
+from advect.model.sampler_config import SamplerConfig, plan_sweep
+from advect.model.sampling import averaged, conditions_to_dict, weights_identity
+
+logger = logging.getLogger(__name__)
 
 SAMPLES = 10_000
-OF_FLOW = ("straightness", "likelihood")
-"""What is measured of a flow itself, whatever the way that it is followed."""
 
 ALL_SHARED = 0.9
 """A reference of which such a share are training rows is the training set."""
@@ -36,174 +39,207 @@ ALL_SHARED = 0.9
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """What to evaluate and how; None, and what is empty, is the run's own choice or the usual one.
+    """What to evaluate and how: the flags of ``advect eval``; None, and what is empty, is the run's own or usual."""
 
-    The fields are the flags of ``advect eval``, where each is explained.
-    """
+    features: FeatureConfig = field(default_factory=FeatureConfig)
 
-    features: FeatureArguments = field(default_factory=FeatureArguments)
+    # How many samples a point has; by default 10,000, or as many as there are training rows where those are fewer, as
+    # the floor is of as many of them.
     num_samples: int | None = None
+
     reference: Literal["held-out", "train"] = "held-out"
-    metrics: tuple[str, ...] | None = None
-    solvers: tuple[str, ...] = ()
-    grids: tuple[str, ...] = ()
-    nfes: tuple[int, ...] = ()
-    steps: tuple[int, ...] = ()
-    diffusion: float | str | None = None
+    """What samples are compared with."""
+    metrics: tuple[str, ...] = ()
+    """What is measured, of those above; by default what is usual for the kind of data."""
+    solver: tuple[str, ...] = ()
+    """One solver or several; by default the run's own."""
+    grid: tuple[str, ...] = ()
+    """One grid of times or several; by default the run's own."""
+    nfe: tuple[int, ...] = ()
+    """Numbers of network evaluations; each solver takes those that it can meet."""
+    num_steps: tuple[int, ...] = ()
+    """Numbers of solver steps; by default the run's own."""
+    diffusion: str | None = None
+    """Sample the stochastic equation with this g(t), a number or a name, by euler-maruyama or heun."""
     guidance: float = 1.0
+    """Scale of classifier-free guidance; 1 is none."""
     guidance_interval: tuple[float, float] | None = None
-    cond: Mapping[str, ConditionValue] = field(default_factory=dict)
+    """Times LO HI between which guidance acts; by default all."""
+
+    # Conditions as NAME=VALUE, such as label=7; samples of one category are compared with the rows of that category.
+    # Conditions that are not named are drawn as often as in the data.
+    cond: tuple[str, ...] = ()
+
     seed: int = 0
+    """Seed of the samples, the first one with --repeat."""
     repeat: int = 1
-    ema: bool | float = True
+    """Measure with so many seeds, and tell mean and spread."""
+    use_ema: bool = True
+    """Use the averaged weights."""
+    ema_decay: float | None = None
+    """Use the average of this decay, one of those that the run was trained with."""
     batch_size: int = 256
-    output: Path | None = None
+    """Samples drawn at once."""
     likelihood_samples: int = 256
+    """Held-out rows whose likelihood is taken, with --metrics likelihood."""
+    output: Path | None = None
+    """File for the result; by default RUN/evaluation/eval-HASH.json."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
+    nproc: int = 1
+    """Processes on this machine, on a GPU each where there are any; as torchrun --nproc_per_node starts them."""
 
+    def __post_init__(self) -> None:
+        for flag, value in (("--repeat", self.repeat), ("--num-samples", self.num_samples)):
+            if value is not None and value < 1:
+                raise UserError(f"{flag} must be at least 1, got {value}")
+        if self.ema_decay is not None and not self.use_ema:
+            raise UserError("--no-use-ema and --ema-decay contradict each other; give one of them")
+        if self.likelihood_samples != EvalConfig.likelihood_samples and "likelihood" not in self.metrics:
+            raise UserError("--likelihood-samples does nothing without --metrics likelihood")
+        parse_conditions(self.cond)
 
-@dataclass(frozen=True)
-class EvalRows:
-    """The rows that take part: ``reference`` of one split and, for the floor, ``other`` of the other one."""
+    @property
+    def conditions(self) -> Mapping[str, ConditionValue]:
+        """``cond`` as names and values."""
+        return parse_conditions(self.cond)
 
-    reference: Tensor
-    other: Tensor
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All that is settled: the flow and its data, the ways, the scores, and how many samples are drawn."""
-
-    request: EvalConfig
-    subject: EvalTarget
-    flow: Flow
-    source: Dataset
-    comparable: Comparable
-    network: FeatureNetwork | None
-    ways: list[Way]
-    scores: list[str]
-    samples: int
-
-    @classmethod
-    def make(cls, run: Path, place: Path, request: EvalConfig, device: str) -> Plan:
-        """Settle everything but the rows of data. Raises UserError for all that cannot be done."""
-        if request.repeat < 1:
-            raise UserError(f"--repeat must be at least 1, got {request.repeat}")
-        if request.num_samples is not None and request.num_samples < 1:
-            raise UserError(f"--num-samples must be at least 1, got {request.num_samples}")
-        subject = EvalTarget.open(run, place, request.ema)
-        flow, source = load(place, ema=request.ema, device=device), subject.data()
-        labels = any(isinstance(c, Category) for c in flow.spec.conditions.values()) and len(source.held_out) > 0
-        kind = Comparable(flow, values=False).kind
-        scores = choose_scores(request.metrics, kind, labels=labels, others=OF_FLOW)
-        scores += ["straightness"] if request.metrics is None else []
-        comparable = Comparable(flow, values=any(SCORES[s].values for s in scores if s in SCORES))
-        network = request.features.network(flow.device)
-        ways = plan_ways(
-            flow.sampler,
-            solvers=request.solvers,
-            grids=request.grids,
-            nfes=request.nfes,
-            steps=request.steps,
-            diffusion=request.diffusion,
-        )
-        samples = request.num_samples or min(SAMPLES, len(source.train))
-        plan = cls(request, subject, flow, source, comparable, network, ways, scores, samples)
-        plan._check()
-        return plan
-
-    def draw(self, way: Way, seed: int) -> Draw:
-        """How the samples of one seed are drawn."""
-        r = self.request
-        return Draw(
-            n=self.samples,
-            **asdict(way),
-            guidance=r.guidance,
-            guidance_interval=r.guidance_interval,
-            seed=seed,
-            batch_size=r.batch_size,
-        )
+    @property
+    def ema(self) -> bool | float:
+        """Which weights, as in :func:`advect.model.load.load`."""
+        return self.use_ema if self.ema_decay is None else self.ema_decay
 
     @property
     def seeds(self) -> list[int]:
         """One of each repetition."""
-        return list(range(self.request.seed, self.request.seed + self.request.repeat))
+        return list(range(self.seed, self.seed + self.repeat))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is settled: the run and its data, the sweep, the metrics, and how many samples are drawn.
+
+    Attributes:
+        folder: the run's.
+        place: the checkpoint or weight file.
+        fingerprinted: what a result says of the weights.
+    """
+
+    config: EvalConfig
+    folder: Path
+    place: Path
+    subject: Mapping[str, Any]
+    space: FeatureSpace
+    sweep: list[SamplerConfig]
+    metrics: Mapping[str, Metric | FlowMetric]
+    samples: int
+
+    @classmethod
+    def make(cls, run: Path, place: Path, config: EvalConfig) -> Plan:
+        """Settle everything but the rows of data. Raises UserError for all that cannot be done."""
+        folder, flow, dataset, subject = open_run(run, place, config.ema, config.device)
+        network = config.features.network(flow.device)
+        space = FeatureSpace(flow, dataset, network)
+        metrics = find_metrics(config.metrics, USUAL[space.kind], space.offers, space.kind)
+        needs = {need for metric in metrics.values() if isinstance(metric, Metric) for need in metric.needs}
+        space = FeatureSpace(flow, dataset, network, keep=needs)
+        sweep = plan_sweep(
+            flow.sampler,
+            solvers=config.solver,
+            grids=config.grid,
+            nfes=config.nfe,
+            steps=config.num_steps,
+            diffusion=number_or_name(config.diffusion),
+        )
+        samples = config.num_samples or min(SAMPLES, len(dataset.train))
+        plan = cls(config, folder, place, subject, space, sweep, metrics, samples)
+        plan._check()
+        return plan
 
     @property
-    def sides(self) -> tuple[Split, Split]:
-        """The split of the reference, and the other one."""
-        train, held_out = self.source.train, self.source.held_out
-        return (held_out, train) if self.request.reference == "held-out" else (train, held_out)
+    def flow(self) -> Flow:
+        """The flow."""
+        return self.space.flow
 
     @property
-    def grey(self) -> bool:
-        """Whether samples are images of whole grey levels, to be made continuous for a density."""
-        return isinstance(self.flow.transform, PixelScale) and self.flow.transform.integer
+    def dataset(self) -> Dataset:
+        """Its data."""
+        return self.space.dataset
+
+    def request(self, sampler: SamplerConfig, seed: int) -> SampleRequest:
+        """The samples of one seed."""
+        c = self.config
+        sampler = replace(sampler, guidance=c.guidance, guidance_interval=c.guidance_interval)
+        return SampleRequest(n=self.samples, sampler=sampler, seed=seed, cond=c.conditions, batch_size=c.batch_size)
 
     def _check(self) -> None:
         """Try all at the scale of one sample: each solver, the features, the density."""
-        if not len(self.sides[0]):
+        reference, held_out = self._splits[0], self.dataset.held_out
+        if not len(reference):
             raise UserError(
-                f"{self.subject.folder} has no held-out rows to compare with; train with --held-out, or give"
+                f"{self.folder} has no held-out rows to compare with; train with --held-out, or give"
                 " --reference train, which tells a copy of the training data from nothing"
             )
         tried = set()
-        for way in self.ways:
+        for way in self.sweep:
             if way.solver not in tried:
                 tried.add(way.solver)
-                few = {**asdict(self.draw(way, 0)), "steps": way.steps and 1}
-                self.flow.sample(**few, cond=self.request.cond, rows=range(1))
-        if self.network is not None:
-            self.comparable.data(
-                self.sides[0], torch.zeros(1, dtype=torch.int64), self.comparable.space(self.source, self.network)
-            )
-        if "likelihood" in self.scores:
-            self._check_density()
+                few = replace(self.request(way, 0).sampler, steps=way.steps and 1)
+                cond, size = self.config.conditions, self.config.batch_size
+                self.flow.sample(self.samples, **asdict(few), cond=cond, batch_size=size, rows=range(1))
+        if self.space.network is not None:
+            self.space.data(reference, torch.zeros(1, dtype=torch.int64))
+        if any(isinstance(metric, FlowMetric) and metric.held_out for metric in self.metrics.values()):
+            if not len(held_out):
+                raise UserError("--metrics likelihood needs held-out rows, and this run has none; leave it out")
+            if self.config.likelihood_samples < 2:
+                raise UserError(f"--likelihood-samples must be at least 2, got {self.config.likelihood_samples}")
+            batch = held_out.fetch(np.zeros(1, np.int64))
+            x = self.flow.transform.inverse(batch.x1)
+            self.flow.log_prob(x, cond={**(batch.cond or {})}, steps=1, solver="euler", trace="hutchinson")
 
-    def _check_density(self) -> None:
-        if not len(self.source.held_out):
-            raise UserError("--metrics likelihood needs held-out rows, and this run has none; leave it out")
-        if self.request.likelihood_samples < 2:
-            raise UserError(f"--likelihood-samples must be at least 2, got {self.request.likelihood_samples}")
-        x, cond = self.held_out(torch.zeros(1, dtype=torch.int64))
-        self.flow.log_prob(x, cond=cond, steps=1, solver="euler", trace="hutchinson")
+    @property
+    def _splits(self) -> tuple[Split, Split]:
+        """The split of the reference, and the other one."""
+        train, held_out = self.dataset.train, self.dataset.held_out
+        return (held_out, train) if self.config.reference == "held-out" else (train, held_out)
 
-    def held_out(self, places: Tensor) -> tuple[Tensor, dict[str, ConditionValue]]:
-        """Held-out samples (n, *S) in data units and their conditions."""
-        batch = self.source.held_out.fetch(places.numpy())
-        return self.flow.transform.inverse(batch.x1), {**(batch.cond or {})}
-
-    def choose_rows(self, cache: ReferenceCache, say: Callable[[str], None]) -> EvalRows:
+    def choose_rows(self, cache: ReferenceCache) -> EvalRows:
         """The rows that take part: those of the categories that are asked for.
 
-        Raises UserError where the reference is the training set and should not be, or no row is left.
+        Raises UserError where the reference is the training set and should not be, or a metric has too few rows.
         """
-        if self.request.reference == "held-out":
-            self._check_apart(cache, say)
-        asked = self.asked()
-        reference, other = (_matching(split, asked) for split in self.sides)
-        words = ", ".join(f"{name}={self.request.cond[name]}" for name in asked)
+        if self.config.reference == "held-out":
+            self._check_apart(cache)
+        asked = self._asked()
+        reference, other = (_matching(split, asked) for split in self._splits)
+        words = ", ".join(f"{name}={self.config.conditions[name]}" for name in asked)
         if asked and not len(reference):
             raise UserError(f"no row to compare with has {words}; leave --cond out")
         if asked:
-            say(f"note: compared with the {len(reference):,} rows of {words}")
-        chosen = rows(len(other), self.samples, 0).sort().values
-        return EvalRows(reference, other[chosen])
+            logger.info(f"note: compared with the {len(reference):,} rows of {words}")
+        floor = other[subsample(len(other), self.samples, 0).sort().values]
+        sets = {"--num-samples": self.samples, "the number of reference rows": len(reference)}
+        check_rows(self.metrics, sets | ({"the number of rows for the floor": len(floor)} if len(floor) else {}))
+        if len(floor) < self.samples:
+            logger.info(
+                f"note: the floor is of {len(floor):,} rows, as there are no more, beside {self.samples:,} samples"
+            )
+        return EvalRows(self.config.reference, reference, floor, str(asked) if asked else "")
 
-    def asked(self) -> dict[str, int]:
+    def _asked(self) -> dict[str, int]:
         """The categories that all samples are asked to have."""
         fixed = {
             name: value
-            for name, value in self.request.cond.items()
-            if name in self.comparable.categories
-            and not isinstance(value, Tensor)
-            and value not in (None, "none", "cycle")
+            for name, value in self.config.conditions.items()
+            if name in self.space.categories and value not in ("none", "cycle")
         }
         found = resolve_conditions(self.flow.spec, 1, fixed, 0)
         return {name: int(found[name]) for name in fixed}
 
-    def _check_apart(self, cache: ReferenceCache, say: Callable[[str], None]) -> None:
-        train, held_out = self.source.train, self.source.held_out
-        key = {"fingerprint": self.source.fingerprint, "what": "held-out rows in training", "rows": LOOKED_AT}
+    def _check_apart(self, cache: ReferenceCache) -> None:
+        train, held_out = self.dataset.train, self.dataset.held_out
+        key = {"fingerprint": self.dataset.fingerprint, "what": "held-out rows in training", "rows": LOOKED_AT}
         found = cache.get(key, lambda: {"shared": torch.tensor(shared_rows(train, held_out))})
         shared = int(found["shared"]) * max(1.0, len(train) / LOOKED_AT)
         if shared >= ALL_SHARED * len(held_out):
@@ -212,34 +248,57 @@ class Plan:
                 " reference is the training set; hold other rows out, or give --reference train"
             )
         if found["shared"]:
-            say(f"note: {int(found['shared']):,} of {len(held_out):,} held-out rows equal training rows")
+            logger.info(f"note: {int(found['shared']):,} of {len(held_out):,} held-out rows equal training rows")
 
-    def check_enough(self, chosen: EvalRows) -> None:
-        """Raise UserError where a score needs more rows than there are."""
-        sets = {"--num-samples": self.samples, "the number of reference rows": len(chosen.reference)}
-        if len(chosen.other):
-            sets["the number of rows for the floor"] = len(chosen.other)
-        check_enough(self.scores, sets)
-
-    def protocol(self, chosen: EvalRows, features: dict[str, Any]) -> dict[str, Any]:
+    def protocol(self, rows: EvalRows) -> dict[str, Any]:
         """All that numbers have to have in common to be compared."""
-        r = self.request
+        c = self.config
+        limits = {name: metric.rows for name, metric in self.metrics.items() if isinstance(metric, Metric)}
         facts: dict[str, Any] = {
-            "data": self.source.name,
-            "fingerprint": self.source.fingerprint,
-            "split": r.reference,
-            "reference": len(chosen.reference),
-            "features": features,
+            "data": self.dataset.name,
+            "fingerprint": self.dataset.fingerprint,
+            "split": c.reference,
+            "reference": len(rows.reference),
+            "features": self.space.features.to_dict(),
             "samples": self.samples,
-            "metrics": self.scores,
-            "ways": [way.told() for way in self.ways],
-            "guidance": r.guidance,
-            "guidance_interval": r.guidance_interval,
-            "conditions": told_conditions(r.cond),
-            "seeds": self.seeds,
-            "rows_for_distances": {s: SCORES[s].rows for s in self.scores if s in SCORES and SCORES[s].rows},
+            "metrics": list(self.metrics),
+            "ways": [way.to_dict() for way in self.sweep],
+            "guidance": c.guidance,
+            "guidance_interval": c.guidance_interval,
+            "conditions": conditions_to_dict(c.conditions),
+            "seeds": c.seeds,
+            "rows_for_distances": {name: limit for name, limit in limits.items() if limit},
         }
-        return facts | ({"likelihood_samples": r.likelihood_samples} if "likelihood" in self.scores else {})
+        return facts | ({"likelihood_samples": c.likelihood_samples} if "likelihood" in self.metrics else {})
+
+
+def open_run(run: Path, place: Path, ema: bool | float, device: str) -> tuple[Path, Flow, Dataset, dict[str, Any]]:
+    """The run's folder, the flow of the weights at ``place``, its data, and what a result says of the weights.
+
+    Raises UserError where the weights lie in no run folder, or the data are not there or have changed since.
+    """
+    folder = next((f for f in (run, *place.absolute().parents) if (f / "config.yaml").is_file()), None)
+    if folder is None:
+        raise UserError(
+            f"{run} is no run folder and lies in none: it has no config.yaml, which names the data to compare"
+            " with; give one such as runs/digits"
+        )
+    metadata = read_model_metadata(place if place.is_file() else weight_file(place, ema=ema))
+    dataset = build_dataset(parse_config(folder / "config.yaml")[1].data)
+    if dataset.fingerprint != metadata.fingerprint:
+        raise UserError(
+            f"the data of {folder} have changed since {place.name} was trained, so that held-out rows"
+            " may be among those it learned; bring the old data back, or train anew"
+        )
+    average = averaged(place, ema)
+    subject = {
+        "run": str(folder),
+        "checkpoint": place.name,
+        "step": None if place.is_file() else checkpoint_step(place),
+        "sha256": weights_identity(place, ema)["sha256"],
+        "ema": metadata.config["training"]["ema_decay"] if average is True else average,
+    }
+    return folder, load(place, ema=ema, device=device), dataset, subject
 
 
 def _matching(split: Split, asked: Mapping[str, int]) -> Tensor:
@@ -252,3 +311,23 @@ def _matching(split: Split, asked: Mapping[str, int]) -> Tensor:
         cond = split.fetch(some.numpy()).cond or {}
         kept.append(some[torch.stack([cond[name] == code for name, code in asked.items()]).all(0)])
     return torch.cat(kept)
+
+
+LOOKED_AT = 100_000
+"""Training rows at most, evenly spread, that held-out ones are compared with."""
+
+
+def shared_rows(train: Split, held_out: Split) -> int:
+    """How many held-out rows equal one of the training rows to the last bit, in model units.
+
+    Of a larger training set only LOOKED_AT rows are known, so that as large a share of the equal ones is found.
+    """
+    known = set(_digests(train))
+    return sum(digest in known for digest in _digests(held_out))
+
+
+def _digests(split: Split) -> Iterator[bytes]:
+    places = np.linspace(0, len(split) - 1, min(len(split), LOOKED_AT)).round().astype(np.int64)
+    for i in range(0, len(places), 256):
+        x = split.fetch(places[i : i + 256]).x1.flatten(1).numpy() + 0.0  # -0.0 equals 0.0
+        yield from (hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in x)

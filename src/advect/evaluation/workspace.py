@@ -1,6 +1,6 @@
-"""What an evaluation has done so far, in a folder of its own, so that a call that was ended goes on.
+"""Where an evaluation keeps its work: in a folder, so that a killed call goes on, or in memory; and a cache of data.
 
-WORK/NAME/part-00000-of-00020/    rows that have been drawn, as runs.parts has them
+WORK/NAME/part-00000-of-00020/    rows that have been drawn, as SampleShards
 WORK/NAME.json                    what they came to; the parts are then removed
 """
 
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -22,40 +24,9 @@ from tqdm import tqdm
 
 from advect.core.errors import UserError
 from advect.core.files import atomic_write, atomic_write_text, held, make_folder, sync_file
-from advect.distributed.comm import broadcast_object, current, sync_errors, without_timeout
+from advect.distributed.comm import broadcast_object, current, gather_objects, sync_errors, without_timeout
+from advect.distributed.context import progress_bar
 from advect.model.sharded_samples import PLAN, SampleShards, draw_parts
-
-Progress = Callable[[str, int, int], None]
-"""``progress(what, done, total)``: what has just been done, and how much of all the work is done."""
-
-Tick = Callable[[str, int], None]
-"""``tick(what, amount)``: that much more of the work is done."""
-
-
-@contextmanager
-def ticking(progress: Progress | bool, total: int) -> Iterator[Tick]:
-    """Give a Tick that calls ``progress``, moves a bar (True) or does nothing (False)."""
-    done = 0
-
-    def tick(what: str, amount: int) -> None:
-        nonlocal done
-        done += amount
-        if callable(progress):
-            progress(what, done, total)
-
-    if progress is not True:
-        yield tick
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc="evaluate", bar_format="{percentage:3.0f}% |{bar}| {desc}") as bar:
-
-        def move(what: str, amount: int) -> None:
-            bar.set_description_str(what, refresh=False)
-            bar.update(amount)
-
-        yield move
-
 
 Key = Mapping[str, str | int]
 
@@ -95,7 +66,7 @@ class ReferenceCache:
         except (OSError, SafetensorError):
             return None
 
-    def keep(self, key: Key, tensors: Mapping[str, Tensor]) -> None:
+    def save(self, key: Key, tensors: Mapping[str, Tensor]) -> None:
         """Write the tensors of a key in one step."""
         whole = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
         atomic_write(self.path(key), lambda partial: save_file(whole, partial, metadata={"key": _text(key)}))
@@ -105,8 +76,17 @@ class ReferenceCache:
         found = self.load(key)
         if found is None:
             found = dict(make())
-            self.keep(key, found)
+            self.save(key, found)
         return found
+
+
+def open_cache() -> ReferenceCache:
+    """Where features of data are kept: below ADVECT_CACHE of the environment, else below a folder of the user's."""
+    folder = Path(os.environ.get("ADVECT_CACHE") or Path.home() / ".cache" / "advect") / "features"
+    try:
+        return ReferenceCache(folder)
+    except UserError as error:
+        raise UserError(f"{error}, and name it in the environment variable ADVECT_CACHE") from error
 
 
 def _text(key: Key) -> str:
@@ -114,39 +94,21 @@ def _text(key: Key) -> str:
 
 
 PART = 500
-"""So many rows at most are one part, on any number of processes."""
+"""Most rows of a part on disk, on any number of processes."""
+
+CHUNK = 256
+"""Rows that a process looks at, at once, where they stay in memory."""
 
 _FILE = "rows.safetensors"
 
 T = TypeVar("T")
+Tensors = dict[str, Tensor]
 
-Fill = Callable[[range, tqdm], dict[str, Tensor]]
+Fill = Callable[[range, tqdm], Tensors]
 """From rows of a set, and the bar to move on, to the tensors that are kept of them."""
 
-
-@contextmanager
-def working(folder: Path, *, stamp: str, show: bool, say: Callable[[str], None]) -> Iterator[EvalWorkspace]:
-    """Work in a folder, which is made where it is missing and is gone after the block.
-
-    Where the block fails, what a call that goes on needs stays. ``stamp`` is what the numbers depend on beside the
-    evaluation; those of another are found anew. ``show`` says whether bars are shown, and ``say`` is told
-    of damaged parts, both on the first process. Raises UserError where the folder cannot be written to, or another
-    process works there.
-    """
-    first = current().is_first
-    with ExitStack() as stack:
-        with sync_errors():
-            if first:
-                stack.enter_context(held(make_folder(folder, "the folder"), "the folder", say=say))
-        work = EvalWorkspace(folder, stamp, show and first, say)
-        try:
-            yield work
-        except BaseException:
-            if first and not any(folder.glob("*/part-*")) and not any(folder.glob("*.json")):
-                _remove(folder)
-            raise
-        if first:
-            _remove(folder)
+Reduce = Callable[[Iterator[Tensors]], T]
+"""From the tensors of all parts, in their order, to what they come to."""
 
 
 def on_rank_zero(job: Callable[[], T]) -> T | None:
@@ -167,6 +129,93 @@ def on_rank_zero(job: Callable[[], T]) -> T | None:
     return found
 
 
+class Workspace(ABC):
+    """Maps rows to tensors, shared by all processes, and reduces them on the first; all processes call all methods."""
+
+    def map_rows(
+        self,
+        name: str,
+        n: int,
+        fill: Fill,
+        reduce: Reduce[T],
+        *,
+        title: str,
+        load: Callable[[], T | None] = lambda: None,
+    ) -> T | None:
+        """On the first process what ``load`` gives, or else what ``reduce`` makes of n rows; None on the others.
+
+        ``reduce`` gets one part at a time, and keeps what it makes where ``load`` looks.
+        """
+        found = load() if current().is_first else None
+        return self._map(name, n, fill, reduce, title) if broadcast_object(found is None) else found
+
+    @abstractmethod
+    def _map(self, name: str, n: int, fill: Fill, reduce: Reduce[T], title: str) -> T | None:
+        """As above, where nothing was loaded."""
+
+    def cached_json(self, name: str, n: int, fill: Fill, reduce: Reduce[Any], *, title: str) -> Any:
+        """As :meth:`map_rows`, for what JSON can hold, which a folder keeps."""
+        return self.map_rows(name, n, fill, reduce, title=title)
+
+
+@dataclass(frozen=True)
+class MemoryWorkspace(Workspace):
+    """Nothing stays, and each process looks at every world-th chunk; ``show`` shows bars.
+
+    All processes call ``fill`` equally often, as a sharded network needs, with rows beyond n at the end; of these it
+    keeps nothing.
+    """
+
+    show: bool = True
+
+    def _map(self, name: str, n: int, fill: Fill, reduce: Reduce[T], title: str) -> T | None:
+        found, mistake = None, None
+        with without_timeout(), progress_bar(n, title, "row") if self.show else tqdm(disable=True) as bar:
+            parts = self._in_turn(n, fill, bar)
+            try:
+                found = reduce(parts) if current().is_first else None
+            except UserError as error:
+                mistake = error
+            for _ in parts:  # the others wait for each exchange
+                pass
+        with sync_errors():
+            if mistake is not None:
+                raise mistake
+        return found
+
+    @staticmethod
+    def _in_turn(n: int, fill: Fill, bar: tqdm) -> Iterator[Tensors]:
+        me = current()
+        for k in range(0, -(-n // CHUNK), me.world):
+            first = (k + me.rank) * CHUNK
+            last = first + CHUNK if me.world > 1 else min(first + CHUNK, n)
+            yield from filter(None, gather_objects(fill(range(first, last), bar)) or ())
+
+
+@contextmanager
+def open_workspace(folder: Path, *, stamp: str) -> Iterator[FolderWorkspace]:
+    """Work in a folder, which is made where it is missing and is gone after the block.
+
+    Where the block fails, what a call that goes on needs stays. ``stamp`` is what the numbers depend on beside the
+    evaluation; those of another are measured anew. Raises UserError where the folder cannot be written to, or another
+    process works there.
+    """
+    first = current().is_first
+    with ExitStack() as stack:
+        with sync_errors():
+            if first:
+                stack.enter_context(held(make_folder(folder, "the folder"), "the folder"))
+        work = FolderWorkspace(folder, stamp)
+        try:
+            yield work
+        except BaseException:
+            if first and not any(folder.glob("*/part-*")) and not any(folder.glob("*.json")):
+                _remove(folder)
+            raise
+        if first:
+            _remove(folder)
+
+
 def _remove(folder: Path) -> None:
     """Remove a folder, and that which it lies in where nothing else does."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -175,33 +224,14 @@ def _remove(folder: Path) -> None:
 
 
 @dataclass(frozen=True)
-class EvalWorkspace:
-    """The folder of an evaluation, as :func:`working` gives it. All methods are called by all processes."""
+class FolderWorkspace(Workspace):
+    """The folder of an evaluation, as :func:`open_workspace` gives it."""
 
     folder: Path
     stamp: str
-    show: bool
-    say: Callable[[str], None]
 
-    def once(
-        self,
-        name: str,
-        n: int,
-        fill: Fill,
-        *,
-        load: Callable[[], T | None],
-        finish: Callable[[Iterator[dict[str, Tensor]]], T],
-        title: str,
-    ) -> T | None:
-        """On the first process what ``load`` finds, or else what ``finish`` makes of n rows; None on the others.
-
-        ``finish`` gets the parts in their order, one at a time, once all processes have drawn them, and keeps what it
-        makes where ``load`` finds it.
-        """
-        found = load() if current().is_first else None
-        if not broadcast_object(found is None):
-            return found
-        parts = self._parts(name, n)
+    def _map(self, name: str, n: int, fill: Fill, reduce: Reduce[T], title: str) -> T | None:
+        parts = self._shards(name, n)
 
         def write(rows: range, folder: Path, bar: tqdm) -> list[Path]:
             tensors = {key: value.contiguous() for key, value in fill(rows, bar).items()}
@@ -209,17 +239,16 @@ class EvalWorkspace:
             sync_file(folder / _FILE)
             return [folder / _FILE]
 
-        draw_parts(parts, write, title=title, show=self.show, say=self.say)
+        draw_parts(parts, write, title=title)
 
         def stream() -> T:
-            value = finish(load_file(parts.place(k) / _FILE) for k in range(parts.count))
+            value = reduce(load_file(parts.place(k) / _FILE) for k in range(parts.count))
             shutil.rmtree(parts.folder)
             return value
 
         return on_rank_zero(stream)
 
-    def number(self, name: str, n: int, fill: Fill, finish: Callable[[Iterator[dict[str, Tensor]]], Any], title: str):
-        """As :meth:`once`, for what JSON can hold, which is kept here."""
+    def cached_json(self, name: str, n: int, fill: Fill, reduce: Reduce[Any], *, title: str) -> Any:
         file = self.folder / f"{name}.json"
 
         def load() -> Any:
@@ -229,14 +258,14 @@ class EvalWorkspace:
                 return None
             return found["value"] if found["stamp"] == self.stamp else None
 
-        def kept(parts: Iterator[dict[str, Tensor]]) -> Any:
-            value = finish(parts)
+        def keep(parts: Iterator[Tensors]) -> Any:
+            value = reduce(parts)
             atomic_write_text(file, json.dumps({"stamp": self.stamp, "value": value}, allow_nan=False) + "\n")
             return value
 
-        return self.once(name, n, fill, load=load, finish=kept, title=title)
+        return self.map_rows(name, n, fill, keep, title=title, load=load)
 
-    def _parts(self, name: str, n: int) -> SampleShards:
+    def _shards(self, name: str, n: int) -> SampleShards:
         """The parts of a set, whose folder the first process makes."""
         parts = SampleShards(folder=self.folder / name, n=n, count=-(-n // PART))
         plan = {"rows": n, "parts": parts.count, "stamp": self.stamp}

@@ -1,10 +1,17 @@
 """What is minimised."""
 
-from advect.losses.base import Loss as Loss
-from advect.losses.flow_matching import FlowMatching as FlowMatching
-from advect.losses.flow_matching import rectified_flow as rectified_flow
-from advect.losses.interpolant import StochasticInterpolantLoss as StochasticInterpolantLoss
-from advect.losses.interpolant import score_head as score_head
-from advect.losses.interpolant import velocity_head as velocity_head
-from advect.losses.marginal import MarginalMatching as MarginalMatching
-from advect.losses.score_matching import ScoreMatching as ScoreMatching
+from typing import TYPE_CHECKING
+
+from advect.core.lazy_imports import lazy_imports
+
+if TYPE_CHECKING:
+    from advect.losses.base import Loss as Loss
+    from advect.losses.flow_matching import FlowMatching as FlowMatching
+    from advect.losses.flow_matching import rectified_flow as rectified_flow
+    from advect.losses.interpolant import StochasticInterpolantLoss as StochasticInterpolantLoss
+    from advect.losses.interpolant import score_head as score_head
+    from advect.losses.interpolant import velocity_head as velocity_head
+    from advect.losses.marginal import MarginalMatching as MarginalMatching
+    from advect.losses.score_matching import ScoreMatching as ScoreMatching
+else:
+    __getattr__, __dir__ = lazy_imports(__name__)

@@ -1,60 +1,162 @@
-"""A comparison of samples with data taken within each of several groups, such as types of cells."""
+"""What a metric is: samples against a reference, or a measurement of the flow itself.
+
+A metric is a class with ``@register("name")`` in a file here, or in another package (advect.core.registry). ``advect
+eval --metrics``, the report and evaluation during training take it from there; its first sentence is its help.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, TypeVar
 
-import torch
 from torch import Tensor
 
-from advect.core.errors import UserError
-from advect.core.types import NULL
+from advect.core import registry
+from advect.core.errors import UserError, did_you_mean
+from advect.core.types import Category
+from advect.metrics.statistics import FEATURES, ROWS, SampleStatistics
+
+T = TypeVar("T")
+
+PAIRS = 5000
+"""Rows of a set between which all distances are taken."""
+
+COLUMNS, LABELS = "columns", "labels"
+"""What a metric may need of data, beside what is kept of a row: columns of a table, a categorical condition."""
 
 
-def check_samples(x: Tensor, argument: str, *, at_least: int = 1) -> Tensor:
-    """Flatten x (N, *S) to (N, D); UserError for fewer than ``at_least`` rows and for NaN or infinite values."""
-    if x.ndim < 2 or len(x) < at_least:
-        raise UserError(
-            f"{argument} must be (N, ...) with N >= {at_least}, got shape {tuple(x.shape)}; give more samples"
-        )
-    x = x.detach().flatten(1)
-    if x.is_floating_point() and not torch.isfinite(x).all():
-        bad = int((~torch.isfinite(x)).any(1).sum())
-        raise UserError(f"{argument} has NaN or infinite values in {bad} of {len(x)} samples; leave those out")
-    return x
+@dataclass(frozen=True)
+class EvalContext:
+    """What the comparisons of one evaluation share.
 
-
-def check_pair(x: Tensor, y: Tensor, *, at_least: int = 1) -> tuple[Tensor, Tensor]:
-    """Both sets (N, *S) and (M, *S) as (N, D) and (M, D), float64; UserError where D differs, and as above."""
-    a = check_samples(x, "x", at_least=at_least).double()
-    b = check_samples(y, "y", at_least=at_least).to(a)
-    if a.shape[1] != b.shape[1]:
-        raise UserError(f"x and y must have the same features, got {a.shape[1]} and {b.shape[1]}; compare one shape")
-    return a, b
-
-
-def within(
-    measure: Callable[[Tensor, Tensor], float],
-    x: Tensor,
-    y: Tensor,
-    x_groups: Tensor,
-    y_groups: Tensor,
-    *,
-    at_least: int = 2,
-) -> dict[int, float]:
-    """``measure(x, y)`` of the rows of x (N, *S) and y (M, *S) in each group, whose whole numbers are (N,) and (M,).
-
-    Groups of fewer than ``at_least`` rows in either set are left out, as are rows of no group (NULL); the mean of the
-    values counts each group alike. Raises UserError where the lengths do not fit, or no group is left.
+    Attributes:
+        train, held_out: rows of either split; one is the reference, the floor compares it with the other.
+        categories: the categorical conditions of the data.
+        categorical: of a table, whether each column is one of categories; else empty.
+        standardise: whether each feature has a unit of its own.
+        train_samples, held_out_samples: whole rows (N, *S) of either split, where a metric needs SAMPLES.
+        cache: what metrics compute once for all sets.
     """
-    for name, rows, groups in (("x", x, x_groups), ("y", y, y_groups)):
-        if groups.shape != rows.shape[:1]:
-            raise UserError(
-                f"{name}_groups must hold {len(rows)} whole numbers, one a row of {name}, got {tuple(groups.shape)}"
-            )
-    shared = sorted(set(x_groups.tolist()) & set(y_groups.tolist()) - {NULL})
-    parts = {group: (x[x_groups == group], y[y_groups == group]) for group in shared}
-    kept = {group: pair for group, pair in parts.items() if min(map(len, pair)) >= at_least}
-    if not kept:
-        raise UserError(f"no group has {at_least} rows in both x and y; give more samples or a smaller at_least")
-    return {group: measure(*pair) for group, pair in kept.items()}
+
+    train: SampleStatistics
+    held_out: SampleStatistics
+    categories: Mapping[str, Category] = field(default_factory=dict)
+    categorical: Sequence[bool] = ()
+    standardise: bool = False
+    train_samples: Tensor | None = None
+    held_out_samples: Tensor | None = None
+    cache: dict[str, Any] = field(default_factory=dict)
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """What ``make`` gives the first time."""
+        if name not in self.cache:
+            self.cache[name] = make()
+        return self.cache[name]
+
+
+class Metric(ABC):
+    """Numbers of samples x against a reference y.
+
+    Attributes:
+        needs: what it looks at beside features: VALUES, SAMPLES, COLUMNS, LABELS.
+        at_least: the fewest rows of either set.
+        rows: the most rows of either set that it looks at; None for all.
+        better: which numbers are better.
+    """
+
+    part_kind: ClassVar[str] = "metric"
+    needs: ClassVar[frozenset[str]] = frozenset()
+    at_least: ClassVar[int] = 2
+    rows: ClassVar[int | None] = ROWS
+    better: ClassVar[Literal["lower", "higher"]] = "lower"
+
+    @abstractmethod
+    def compare(self, x: SampleStatistics, y: SampleStatistics, context: EvalContext) -> dict[str, float]:
+        """The numbers of samples x by name; those that are not defined are left out."""
+
+    def floor(self, x: SampleStatistics, y: SampleStatistics, context: EvalContext) -> dict[str, float]:
+        """The numbers of real rows x by the same names: what a perfect flow reaches."""
+        return self.compare(x, y, context)
+
+
+class FeatureMetric(Metric):
+    """One distance between the features (N, D) of both sets, named after the metric."""
+
+    rows = PAIRS
+
+    def compare(self, x: SampleStatistics, y: SampleStatistics, context: EvalContext) -> dict[str, float]:
+        limit = self.rows or ROWS
+        return {registry.name_of(self): self.distance(x.take(FEATURES, limit), y.take(FEATURES, limit))}
+
+    @abstractmethod
+    def distance(self, x: Tensor, y: Tensor) -> float:
+        """The distance of x (N, D) and y (M, D)."""
+
+
+class FlowMetric(ABC):
+    """A measurement of the flow itself, whatever the solver.
+
+    Attributes:
+        key: what a result calls it.
+        samples: how many samples it is taken of, at most.
+        held_out: whether it is taken of held-out rows, and not of samples.
+    """
+
+    part_kind: ClassVar[str] = "metric"
+    key: ClassVar[str]
+    samples: ClassVar[int] = 256
+    held_out: ClassVar[bool] = False
+
+    @abstractmethod
+    def measure(self, flow: Any, n: int, rows: range, data: Callable[[range], Any], options: Any) -> dict[str, Tensor]:
+        """Tensors of ``rows`` of n samples, or of the held-out rows and conditions ``data(rows)``.
+
+        ``flow`` is an advect.model.flow.Flow, and ``options`` an advect.evaluation.protocol.EvalConfig.
+        """
+
+    @abstractmethod
+    def reduce(self, parts: Iterator[dict[str, Tensor]], flow: Any) -> dict[str, Any]:
+        """The result, as JSON, of all parts in their order."""
+
+
+def find_metrics(names: Sequence[str], usual: Sequence[str], offers: Iterable[str], kind: str) -> dict[str, Any]:
+    """The metrics called so, or those usual metrics that the data allow, by name.
+
+    ``offers`` is what the data have of what metrics need, and ``kind`` what they are called. Raises UserError for an
+    unknown name and for a metric that these data do not allow.
+    """
+    offers, known = frozenset(offers), tuple(dict.fromkeys((*usual, *registry.choices("metric"))))
+    for name in names:
+        if name not in known:
+            raise UserError(f"--metrics {name} is not known{did_you_mean(name, known)}")
+    metrics = {name: registry.get("metric", name)() for name in known if not names or name in names}
+    lacking = {name: getattr(metric, "needs", frozenset()) - offers for name, metric in metrics.items()}
+    if not names:
+        return {name: metrics[name] for name in usual if not lacking[name]}
+    for name, lacks in lacking.items():
+        if COLUMNS in lacks:
+            raise UserError(f"--metrics {name} is for table data, and these are {kind} data")
+        if LABELS in lacks:
+            raise UserError(f"--metrics {name} needs data with a categorical condition, and these have none")
+        if lacks:
+            raise UserError(f"--metrics {name} looks at {' and '.join(sorted(lacks))}, which {kind} data have not")
+    return metrics
+
+
+def check_rows(metrics: Mapping[str, Any], sets: Mapping[str, int]) -> None:
+    """Raise UserError where a metric needs more rows than one of the sets, by what it is called, has."""
+    for name, metric in metrics.items():
+        for what, count in sets.items():
+            if isinstance(metric, Metric) and count < metric.at_least:
+                raise UserError(
+                    f"{what} is {count}, and {name} needs {metric.at_least} rows or more; give more, or name other"
+                    " --metrics"
+                )
+
+
+def finite(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Those of the numbers that are finite."""
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
-from advect.metrics.base import check_pair
+from advect.core.registry import register
+from advect.metrics.base import PAIRS, FeatureMetric
+from advect.metrics.statistics import check_pair
 
 
 @dataclass(frozen=True)
@@ -67,3 +69,14 @@ def two_sample_test(
     accuracy = right / (2 * held)
     p_value = float(binomtest(right, 2 * held, 0.5, alternative="greater").pvalue)
     return TwoSampleTest(accuracy, (accuracy * (1 - accuracy) / (2 * held)) ** 0.5, p_value, 2 * held)
+
+
+@register("two_sample")
+class TwoSampleMetric(FeatureMetric):
+    """How often a classifier tells samples from data; 1/2 is best."""
+
+    at_least = 20
+    rows = PAIRS
+
+    def distance(self, x: Tensor, y: Tensor) -> float:
+        return two_sample_test(x, y).accuracy

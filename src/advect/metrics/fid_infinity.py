@@ -10,8 +10,9 @@ from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
-from advect.metrics.base import check_samples
-from advect.metrics.frechet import GaussianFit, Moments
+from advect.core.registry import register
+from advect.metrics.base import EvalContext, Metric
+from advect.metrics.statistics import FEATURES, GaussianFit, Moments, SampleStatistics, check_samples
 
 BLOCK = 4096
 """Rows that are taken to float64 at once."""
@@ -82,6 +83,16 @@ def frechet_at_infinity(
     distances = []
     for step, size in enumerate(sizes):
         places = CounterRng(seed, step, len(x)).permutation()[:size].to(x.device)
-        blocks = (Moments.of(x[part]) for part in places.split(BLOCK))
+        blocks = (Moments.from_samples(x[part]) for part in places.split(BLOCK))
         distances.append(GaussianFit.from_running(Moments.merged(blocks)).distance(target))
     return extrapolate(sizes, distances)
+
+
+@register("frechet_infinity")
+class FrechetInfinityMetric(Metric):
+    """Frechet distance extrapolated to infinitely many samples."""
+
+    at_least = 17
+
+    def compare(self, x: SampleStatistics, y: SampleStatistics, context: EvalContext) -> dict[str, float]:
+        return {"frechet_infinity": frechet_at_infinity(x.rows[FEATURES], y.gaussian).value}

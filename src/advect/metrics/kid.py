@@ -9,7 +9,9 @@ from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
-from advect.metrics.base import check_samples
+from advect.core.registry import register
+from advect.metrics.base import EvalContext, Metric
+from advect.metrics.statistics import FEATURES, SampleStatistics, check_samples
 
 
 @dataclass(frozen=True)
@@ -92,3 +94,14 @@ def _between(own: Tensor, other: Tensor, across: Tensor) -> Tensor:
     n = len(own)
     pairs = own.sum() - own.trace() + other.sum() - other.trace()
     return pairs / (n * (n - 1)) - 2 * across.mean()
+
+
+@register("kernel")
+class KernelMetric(Metric):
+    """Kernel distance, without bias, and its standard error."""
+
+    at_least = 4
+
+    def compare(self, x: SampleStatistics, y: SampleStatistics, context: EvalContext) -> dict[str, float]:
+        found = kernel_distance(x.rows[FEATURES], y.rows[FEATURES])
+        return {"kernel": found.value, "kernel_se": found.standard_error}

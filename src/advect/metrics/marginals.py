@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.metrics.base import check_pair, check_samples
+from advect.core.registry import register
+from advect.metrics.base import EvalContext, Metric
+from advect.metrics.statistics import FEATURES, VALUES, SampleStatistics, check_pair, check_samples
 
 
 def mean_r2(x: Tensor, y: Tensor) -> float:
@@ -71,3 +75,34 @@ def _correlations(x: Tensor) -> Tensor:
     z = x - x.mean(0)
     z = z / z.norm(dim=0)
     return z.T @ z
+
+
+SPARSE = 0.01
+"""Zeros are counted where at least this share of the reference's values is zero."""
+
+MEASURES: dict[str, Callable[[Tensor, Tensor], float]] = {
+    "kolmogorov_smirnov": lambda x, y: float(kolmogorov_smirnov(x, y).mean()),
+    "correlation_error": correlation_error,
+    "mean_r2": mean_r2,
+    "variance_r2": variance_r2,
+}
+
+
+@register("marginals")
+class MarginalsMetric(Metric):
+    """Each feature's distribution, mean, variance and zeros, and their correlations."""
+
+    needs = frozenset({VALUES})
+
+    def compare(self, x: SampleStatistics, y: SampleStatistics, context: EvalContext) -> dict[str, float]:
+        kept = FEATURES if context.categorical else VALUES  # a table's own columns are codes, too
+        a, b = x.rows[kept], y.rows[kept]
+        found = {}
+        for name, measure in MEASURES.items():
+            try:
+                found[name] = measure(a, b)
+            except UserError:  # such as features that do not vary
+                continue
+        if zero_share(b) >= SPARSE:
+            found["zero_error"] = float(((a == 0).double().mean(0) - (b == 0).double().mean(0)).abs().mean())
+        return found

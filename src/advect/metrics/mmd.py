@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.metrics.base import check_pair
+from advect.core.registry import register
+from advect.core.types import NULL
+from advect.metrics.base import LABELS, PAIRS, EvalContext, FeatureMetric, Metric
+from advect.metrics.statistics import CONDITION, FEATURES, SampleStatistics, check_pair
 
 BLOCK = 2048
 """Rows whose distances to all others are held at once."""
@@ -79,3 +82,65 @@ def _mean(of: Callable[[Tensor], Tensor], a: Tensor, b: Tensor) -> float:
     exact = "donot_use_mm_for_euclid_dist"  # the short cut by products would lose digits of small distances
     total = sum(float(of(torch.cdist(part, b, compute_mode=exact)).sum()) for part in a.split(BLOCK))
     return total / (len(a) * len(b))
+
+
+def within(
+    measure: Callable[[Tensor, Tensor], float],
+    x: Tensor,
+    y: Tensor,
+    x_groups: Tensor,
+    y_groups: Tensor,
+    *,
+    at_least: int = 2,
+) -> dict[int, float]:
+    """``measure(x, y)`` of the rows of x (N, *S) and y (M, *S) in each group, whose whole numbers are (N,) and (M,).
+
+    Groups of fewer than ``at_least`` rows in either set are left out, as are rows of no group (NULL); the mean of the
+    values counts each group alike. Raises UserError where the lengths do not fit, or no group is left.
+    """
+    for name, rows, groups in (("x", x, x_groups), ("y", y, y_groups)):
+        if groups.shape != rows.shape[:1]:
+            raise UserError(
+                f"{name}_groups must hold {len(rows)} whole numbers, one a row of {name}, got {tuple(groups.shape)}"
+            )
+    shared = sorted(set(x_groups.tolist()) & set(y_groups.tolist()) - {NULL})
+    parts = {group: (x[x_groups == group], y[y_groups == group]) for group in shared}
+    kept = {group: pair for group, pair in parts.items() if min(map(len, pair)) >= at_least}
+    if not kept:
+        raise UserError(f"no group has {at_least} rows in both x and y; give more samples or a smaller at_least")
+    return {group: measure(*pair) for group, pair in kept.items()}
+
+
+@register("energy")
+class EnergyMetric(FeatureMetric):
+    """Energy distance, without bias."""
+
+    def distance(self, x: Tensor, y: Tensor) -> float:
+        return energy_distance(x, y, unbiased=True)
+
+
+@register("mmd")
+class MmdMetric(FeatureMetric):
+    """Squared maximum mean discrepancy under Gaussian kernels of several widths, without bias."""
+
+    def distance(self, x: Tensor, y: Tensor) -> float:
+        return rbf_mmd(x, y, unbiased=True)
+
+
+@register("energy_within")
+class EnergyWithinMetric(Metric):
+    """Energy distance within each category, on average, of those with 20 rows."""
+
+    needs = frozenset({LABELS})
+    rows = PAIRS
+
+    def compare(self, x: SampleStatistics, y: SampleStatistics, context: EvalContext) -> dict[str, float]:
+        found = {}
+        for name in context.categories:
+            sets = [s.take(kept, PAIRS) for kept in (FEATURES, CONDITION + name) for s in (x, y)]
+            try:
+                inside = within(lambda a, b: energy_distance(a, b, unbiased=True), *sets, at_least=20)
+            except UserError:  # no category has so many rows
+                continue
+            found[f"energy_within_{name}"] = sum(inside.values()) / len(inside)
+        return found

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.metrics.base import check_samples
+from advect.core.registry import register
+from advect.metrics.base import EvalContext, Metric
+from advect.metrics.statistics import FEATURES, SampleStatistics, check_samples
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
-class Manifolds:
+class PrecisionRecall:
     """Shares of samples and data within balls, each of which reaches to its centre's k-th neighbour in the own set.
 
     Attributes:
@@ -98,7 +100,7 @@ class Manifolds:
 
 
 @torch.no_grad()
-def manifolds(x: Tensor, y: Tensor, *, k: int = 5, memory_mb: int = 256) -> Manifolds:
+def precision_recall(x: Tensor, y: Tensor, *, k: int = 5, memory_mb: int = 256) -> PrecisionRecall:
     """Compare samples x (N, *S) with data y (M, *S), N and M > k, block by block within about ``memory_mb`` MB.
 
     Precision and recall are those of Kynkaanniemi et al. (2019, eq. 1 and 2), who took k = 3 at 50,000 samples;
@@ -127,7 +129,7 @@ def manifolds(x: Tensor, y: Tensor, *, k: int = 5, memory_mb: int = 256) -> Mani
             covered[j : j + rows] |= inside.any(0)
             recalled[j : j + rows] |= (nearer <= reach_x[i : i + rows, None].square()).any(0)
     share = lambda v: float(v.double().mean())
-    return Manifolds(share(balls > 0), share(recalled), share(balls) / k, share(covered), k)
+    return PrecisionRecall(share(balls > 0), share(recalled), share(balls) / k, share(covered), k)
 
 
 def _squares(a: Tensor, b: Tensor) -> Tensor:
@@ -148,3 +150,15 @@ def expected_coverage(n: int, m: int, *, k: int = 5) -> float:
     for i in range(1, k + 1):
         missed *= (m - i) / (n + m - i)
     return 1 - missed
+
+
+@register("manifolds")
+class ManifoldMetric(Metric):
+    """Precision, recall, density and coverage."""
+
+    at_least = 6
+    better = "higher"
+
+    def compare(self, x: SampleStatistics, y: SampleStatistics, context: EvalContext) -> dict[str, float]:
+        found = precision_recall(x.rows[FEATURES], y.rows[FEATURES])
+        return {name: getattr(found, name) for name in ("precision", "recall", "density", "coverage")}

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
+from advect.core.registry import register
+from advect.metrics.base import COLUMNS, EvalContext, Metric
 from advect.metrics.marginals import distribution_gap
+from advect.metrics.statistics import VALUES, SampleStatistics
 
 
 def column_gaps(x: Tensor, y: Tensor, *, categorical: Sequence[bool]) -> Tensor:
@@ -124,3 +127,18 @@ def _correlation_ratio(codes: Tensor, values: Tensor) -> Tensor:
 
 def _share(part: Tensor, whole: Tensor) -> Tensor:
     return part / whole if whole > 0 else torch.zeros_like(part)
+
+
+@register("columns")
+class ColumnsMetric(Metric):
+    """Each column's distribution, and the association of each pair."""
+
+    needs = frozenset({VALUES, COLUMNS})
+
+    def compare(self, x: SampleStatistics, y: SampleStatistics, context: EvalContext) -> dict[str, float]:
+        a, b, categorical = x.rows[VALUES], y.rows[VALUES], context.categorical
+        gaps = column_gaps(a, b, categorical=categorical)
+        found = {"column_gap": float(gaps.mean()), "largest_column_gap": float(gaps.max())}
+        if len(categorical) > 1:
+            found["association_error"] = association_error(a, b, categorical=categorical)
+        return found

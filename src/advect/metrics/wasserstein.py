@@ -7,10 +7,16 @@ from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
-from advect.metrics.base import check_pair
+from advect.core.registry import register
+from advect.metrics.base import EvalContext, FeatureMetric, Metric
+from advect.metrics.statistics import FEATURES, ROWS, SampleStatistics, check_pair
 
 EXACT = "donot_use_mm_for_euclid_dist"
 """The short cut by products would lose digits of small distances."""
+
+
+PAIRED = 2000
+"""Rows of a set that exact transport pairs."""
 
 
 def wasserstein(x: Tensor, y: Tensor, *, order: int = 1) -> float:
@@ -56,3 +62,24 @@ def sliced_wasserstein(x: Tensor, y: Tensor, *, order: int = 2, lines: int = 512
 def _check_order(order: int) -> None:
     if order not in (1, 2):
         raise UserError(f"order must be 1 or 2, got {order}; 1 weighs all distances alike, 2 large ones more")
+
+
+@register("sliced_wasserstein")
+class SlicedWassersteinMetric(FeatureMetric):
+    """Wasserstein distance over random lines."""
+
+    rows = ROWS
+
+    def distance(self, x: Tensor, y: Tensor) -> float:
+        return sliced_wasserstein(x, y)
+
+
+@register("wasserstein")
+class WassersteinMetric(Metric):
+    """Exact Wasserstein distance of as many rows of both sets."""
+
+    rows = PAIRED
+
+    def compare(self, x: SampleStatistics, y: SampleStatistics, context: EvalContext) -> dict[str, float]:
+        k = min(PAIRED, x.count, y.count)  # transport pairs each row with one
+        return {"wasserstein": wasserstein(x.take(FEATURES, k), y.take(FEATURES, k))}

@@ -127,3 +127,22 @@ def _standardised(quantity: Quantity, rows: Sequence[Sequence[float]]) -> Tensor
     x = torch.tensor(rows, dtype=torch.float64).reshape(-1, len(quantity.mean))
     mean, std = (torch.tensor(moments, dtype=torch.float64) for moments in (quantity.mean, quantity.std))
     return ((x - mean) / std).float()
+
+
+def number_or_name(word: str | None) -> float | str | None:
+    """``--diffusion`` as a number, where it is one."""
+    try:
+        return None if word is None else float(word)
+    except ValueError:
+        return word
+
+
+def parse_conditions(words: tuple[str, ...]) -> dict[str, str]:
+    """``--cond NAME=VALUE ...`` as values by name. Raises UserError for other words."""
+    cond: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (name and equals and value):
+            raise UserError(f"--cond {word} should be NAME=VALUE, such as label=7")
+        cond[name] = value
+    return cond

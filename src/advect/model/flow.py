@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Literal
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,28 +15,156 @@ from tqdm import tqdm
 
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, mix
-from advect.core.types import LENGTH, Conditions
-from advect.model.conditions import ConditionValue
-from advect.model.initial_noise import InitialNoise, noise_of
-from advect.model.velocity_field import Sampler as Sampler
-from advect.model.velocity_field import VelocityField, without_padding
-from advect.paths import AffinePath
+from advect.core.types import LENGTH, Conditions, DataSpec, is_null
+from advect.data import Transform
+from advect.losses.flow_matching import Kind
+from advect.model.conditions import ConditionValue, resolve_conditions
+from advect.model.initial_noise import InitialNoise, noise_of, without_padding
+from advect.model.sampler_config import DEFAULT, SamplerConfig
+from advect.paths import AffinePath, BrownianBridge, Path, Schedule
 from advect.solvers import (
     Straightness,
     Velocity,
     bits_per_dim,
     deviations,
     get_solver,
+    guided_velocity,
     integrate,
     integrate_sde,
     log_prob,
     standard_normal_log_prob,
 )
-from advect.sources import Gaussian
+from advect.sources import Gaussian, SourceDistribution
 
 
-class Flow(VelocityField):
-    """A :class:`VelocityField` to sample from, to encode data with, and to ask for densities."""
+@dataclass(frozen=True)
+class Samples:
+    """Samples x (n, *S), or trajectories (steps + 1, n, *S), with the conditions (n, ...) they were drawn for.
+
+    ``nfe`` is the number of network evaluations a sample, a guided one counting once.
+    """
+
+    x: Tensor
+    cond: Conditions
+    nfe: float
+
+    def __getitem__(self, rows: slice) -> Samples:
+        """Some of the samples, which are no trajectories."""
+        return Samples(self.x[rows], {name: value[rows] for name, value in self.cond.items()}, self.nfe)
+
+    @staticmethod
+    def concatenate(parts: Sequence[Samples]) -> Samples:
+        """Samples, no trajectories, one after the other."""
+        cond = {name: torch.cat([part.cond[name] for part in parts]) for name in parts[0].cond}
+        nfe = sum(part.nfe * len(part.x) for part in parts) / sum(len(part.x) for part in parts)
+        return Samples(torch.cat([part.x for part in parts]), cond, nfe)
+
+
+class Flow:
+    """A network with what sampling needs: the data's shape, conditions and transform, the path and its source.
+
+    ``net(x_t (B, *S), t (B,), cond)`` gives the ``prediction`` in model units. ``margin`` is the loss's: how far t
+    stays from 0 and 1 where a conversion or the path is infinite. ``null`` says that the network was trained without
+    its conditions, too, which guidance and unconditional samples need. ``facts`` are those of the data's
+    ``Dataset.facts()``, from which samples are written in the data's own format.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        spec: DataSpec,
+        transform: Transform,
+        *,
+        path: Path | None = None,
+        source: SourceDistribution | None = None,
+        prediction: Kind = "velocity",
+        margin: float = 1e-3,
+        null: bool = True,
+        sampler: SamplerConfig | None = None,
+        device: torch.device | None = None,
+        autocast: torch.dtype | None = None,
+        facts: dict[str, Any] | None = None,
+    ) -> None:
+        self.net, self.spec, self.transform = net, spec, transform
+        self.path, self.source, self.prediction = path or AffinePath(), source or Gaussian(), prediction
+        self.margin, self.null, self.facts = margin, null, facts or {}
+        self.sampler, self.device, self.autocast = sampler or DEFAULT, device or torch.device("cpu"), autocast
+
+    @cached_property
+    def data_shape(self) -> tuple[int, ...]:
+        """The shape of one sample in data units; for tables and components it is not that of the spec."""
+        return tuple(self.transform.inverse(torch.zeros(1, *self.spec.shape)).shape[1:])
+
+    def velocity(
+        self,
+        cond: Conditions | None = None,
+        *,
+        guidance: float = 1.0,
+        interval: tuple[float, float] | None = None,
+    ) -> Velocity:
+        """The velocity ``u(x (B, *S), t (B,)) -> (B, *S)`` in model units, under conditions (B,), guided if asked."""
+        self.net.eval()
+        return guided_velocity(self._velocity, cond, guidance, interval=interval)
+
+    def output(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
+        """What the network says, (B, *S), in the precision that it was trained in."""
+        with torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext():
+            return self.net(x_t, t, cond)
+
+    def _velocity(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
+        inside = t if self.prediction == "velocity" else t.clamp(self.margin, 1 - self.margin)
+        output = self.output(x_t, inside, cond)
+        if self.prediction == "velocity":
+            return output
+        assert isinstance(self.path, AffinePath)
+        return self.path.convert(output.to(x_t.dtype), x_t, inside, self.prediction, "velocity")
+
+    def conditions(
+        self,
+        n: int,
+        cond: Mapping[str, ConditionValue] | None = None,
+        seed: int = 0,
+        *,
+        rows: range | None = None,
+    ) -> Conditions:
+        """The conditions that :meth:`sample` uses: for each whole numbers (n,) or, standardised, (n, d).
+
+        With ``rows``, a range within 0 .. n, those of these samples alone.
+        """
+        values = resolve_conditions(self.spec, n, cond, seed, rows)
+        if not self.null and any(is_null(value).any() for value in values.values()):
+            raise UserError("the flow was trained with --label-dropout 0, so it knows no missing condition; give all")
+        return values
+
+    def _given(self, n: int, cond: Mapping[str, ConditionValue] | None) -> Conditions:
+        named = {**dict.fromkeys(self.spec.conditions), **(cond or {})}
+        return self.conditions(n, named)
+
+    def _on_device(self, cond: Conditions) -> Conditions:
+        return {name: value.to(self.device) for name, value in cond.items()}
+
+    @cached_property
+    def span(self) -> tuple[float, float]:
+        """0 and 1, but a little inside where the path is infinitely fast, which training leaves out as well."""
+        if isinstance(self.path, BrownianBridge):
+            return self.margin, 1 - self.margin
+        if not isinstance(self.path, AffinePath):
+            return 0.0, 1.0
+        start, end = self.path.schedule.finite_ends()
+        return 0.0 if start else self.margin, 1.0 if end else 1 - self.margin
+
+    def _schedule(self, what: str, *, score: bool) -> Schedule:
+        """The schedule of an affine path; with ``score``, of one whose velocity gives the score."""
+        if not isinstance(self.path, AffinePath):
+            raise UserError(
+                f"{what} needs an affine path, and this flow has {self.path}; take a solver such as midpoint"
+            )
+        if score and not (self.path.gaussian_source and isinstance(self.source, Gaussian)):
+            raise UserError(
+                f"{what} needs the score, which follows from the velocity only where noise is Gaussian and drawn apart"
+                " from the data; this flow was trained with another source or coupling: take a solver such as midpoint"
+            )
+        return self.path.effective_schedule
 
     @torch.no_grad()
     def sample(
@@ -54,34 +184,43 @@ class Flow(VelocityField):
         rows: range | None = None,
         model_units: bool = False,
         progress: bool | tqdm = False,
-    ) -> Tensor:
+    ) -> Samples:
         """Draw n samples (n, *S) in data units, on the CPU: float32, or float64 for tables.
 
-        ``steps``, ``solver`` and ``grid`` are by default those of the run's own sample grids; "dopri5" chooses its
-        own steps. ``diffusion``, a number or a name, samples by the stochastic equation with that g(t), by
-        "euler-maruyama" or "heun". Sample i depends on the seed and i alone, not on n or ``batch_size``. ``cond``
-        gives a value for each condition it names; the others are drawn as often as they occur in the training data,
-        the lengths of sequences among them, which are zero after their last step. A flow that starts from data, such
-        as control cells, starts each sample from a row that agrees with its categories, or from any if none does.
-        ``guidance`` other than 1, within ``guidance_interval`` of t if given, needs a flow with conditions
-        (classifier-free guidance). With ``trajectory`` the states at all grid times come back, (steps + 1, n, *S).
-        ``rows``, a range within 0 .. n, draws these of the n samples alone, such as one process's share. With
-        ``model_units`` the samples stay as the network has them. ``progress`` shows a bar, or moves one on that is
-        there.
+        Sample i depends on the seed and i alone, not on n or ``batch_size``. A flow that starts from data, such as
+        control cells, starts each sample from a row that agrees with its categories, or from any if none does.
+        Sequences are zero after their last step.
+
+        Args:
+            steps, solver, grid: by default those of the run's own sample grids; "dopri5" chooses its own steps.
+            diffusion: g(t), a number or a name, of the stochastic equation, by "euler-maruyama" or "heun".
+            cond: a value for each condition it names; the others, the lengths of sequences among them, are drawn as
+                often as they occur in the training data.
+            guidance: scale of classifier-free guidance, within ``guidance_interval`` of t if given.
+            trajectory: return the states at all grid times, (steps + 1, n, *S).
+            rows: a range within 0 .. n: draw these of the n samples alone, such as one process's share.
+            model_units: leave the samples as the network has them.
+            progress: show a bar, or move on one that is there.
+
         Raises UserError for a bad argument.
         """
-        walk, rows = self._walk(steps, solver, grid, diffusion, trajectory), _rows(n, rows, batch_size)
+        config = SamplerConfig(solver, steps, grid, diffusion, guidance, guidance_interval)
+        follow, rows = (
+            self._integrator(config.resolve(self.sampler, trajectory=trajectory), trajectory),
+            _rows(n, rows, batch_size),
+        )
         self._check_guidance(guidance, guidance_interval)
         conditions = self.conditions(n, cond, seed, rows=rows)
-        parts = []
+        parts, calls = [], 0
         for x0, part, rng in self._starts(n, rows, conditions, seed, batch_size, progress):
-            x = walk(self.velocity(part, guidance=guidance, interval=guidance_interval), x0, rng)
-            parts.append(x.float().cpu())
-        x = torch.cat(parts, dim=1 if trajectory else 0)
-        if model_units:
-            return x
-        inverse = lambda state: without_padding(self.transform.inverse(state), conditions)
-        return torch.stack([inverse(state) for state in x]) if trajectory else inverse(x)
+            u = _Counted(self.velocity(part, guidance=guidance, interval=guidance_interval))
+            parts.append(follow(u, x0, rng).float().cpu())
+            calls += u.calls
+        x, nfe = torch.cat(parts, dim=1 if trajectory else 0), calls / len(rows)
+        if not model_units:
+            inverse = lambda state: without_padding(self.transform.inverse(state), conditions)
+            x = torch.stack([inverse(state) for state in x]) if trajectory else inverse(x)
+        return Samples(x, conditions, int(nfe) if nfe.is_integer() else nfe)
 
     @torch.no_grad()
     def straightness(
@@ -123,7 +262,7 @@ class Flow(VelocityField):
         self, n: int, rows: range, conditions: Conditions, seed: int, batch_size: int, progress: bool | tqdm
     ) -> Iterator[tuple[Tensor, Conditions, CounterRng]]:
         """The starts (B, *S) of these rows of n samples, a batch at a time, with conditions (B,) and randomness."""
-        with nullcontext(progress) if isinstance(progress, tqdm) else sample_bar(len(rows), progress) as bar:
+        with nullcontext(progress) if isinstance(progress, tqdm) else _sample_bar(len(rows), progress) as bar:
             for first in rows[::batch_size]:
                 last = min(first + batch_size, rows.stop)
                 rng = noise_of(seed, range(first, last), n)
@@ -132,35 +271,17 @@ class Flow(VelocityField):
                 yield self.start.draw(rng, self.spec.shape, part, device=self.device), part, rng
                 bar.update(last - first)
 
-    def _walk(
-        self, steps: int | None, solver: str | None, grid: str | None, diffusion: float | str | None, trajectory: bool
-    ) -> Callable[[Velocity, Tensor, CounterRng], Tensor]:
+    def _integrator(self, config: SamplerConfig, trajectory: bool) -> Callable[[Velocity, Tensor, CounterRng], Tensor]:
         """How a batch goes from noise to data."""
-        t0, t1 = self.span
-        if diffusion is not None:
-            schedule = self._schedule("--diffusion", score=True)
-            return lambda u, x0, rng: integrate_sde(
-                u,
-                None,
-                x0,
-                diffusion=diffusion,
-                steps=steps,
-                solver=solver or "euler-maruyama",
-                grid=grid or self.sampler.grid,
-                t0=t0,
-                t1=t1,
-                schedule=schedule,
-                generator=rng,
-                trajectory=trajectory,
-            )
-        method = get_solver(solver or self.sampler.solver)
-        if method.name == "dpmpp2m":
-            method = get_solver(method, schedule=self._schedule("dpmpp2m", score=False))
-        if not (method.adaptive and not trajectory):
-            steps, grid = self.sampler.steps if steps is None else steps, grid or self.sampler.grid
-        return lambda u, x0, _: integrate(
-            u, x0, solver=method, steps=steps, grid=grid, t0=t0, t1=t1, trajectory=trajectory
-        )
+        (t0, t1), solver = self.span, config.solver or ""
+        options: dict[str, Any] = {"steps": config.steps, "t0": t0, "t1": t1, "trajectory": trajectory}
+        if config.diffusion is not None:
+            options |= {"solver": solver, "grid": config.grid, "diffusion": config.diffusion}
+            options["schedule"] = self._schedule("--diffusion", score=True)
+            return lambda u, x0, rng: integrate_sde(u, None, x0, generator=rng, **options)
+        schedule = self._schedule(solver, score=False) if solver == "dpmpp2m" else None
+        method = get_solver(solver, schedule=schedule)
+        return lambda u, x0, rng: integrate(u, x0, solver=method, grid=config.grid, **options)
 
     @property
     def start(self) -> InitialNoise:
@@ -248,6 +369,17 @@ class Flow(VelocityField):
         return x
 
 
+class _Counted:
+    """A velocity that counts the rows it is asked for."""
+
+    def __init__(self, velocity: Velocity) -> None:
+        self.velocity, self.calls = velocity, 0
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        self.calls += len(x)
+        return self.velocity(x, t)
+
+
 @contextmanager
 def _row_by_row(net: nn.Module) -> Iterator[None]:
     """Within the block no weight lies channels last, of which group normalisation has no forward derivative."""
@@ -271,6 +403,6 @@ def _rows(n: int, rows: range | None, batch_size: int) -> range:
     return range(n) if rows is None else rows
 
 
-def sample_bar(total: int, show: bool, title: str = "sample") -> tqdm:
+def _sample_bar(total: int, show: bool) -> tqdm:
     """A bar of samples; hidden unless ``show``."""
-    return tqdm(total=total, unit="sample", desc=title, disable=not show)
+    return tqdm(total=total, unit="sample", desc="sample", disable=not show)

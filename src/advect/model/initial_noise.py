@@ -10,8 +10,7 @@ from torch import Tensor
 
 from advect.core import random
 from advect.core.random import CounterRng, mix
-from advect.core.types import Conditions
-from advect.model.velocity_field import without_padding
+from advect.core.types import Conditions, real_steps
 from advect.sources import Empirical, SourceDistribution
 
 NOISE = 1
@@ -41,7 +40,7 @@ class InitialNoise:
             x0 = x0 + self.jitter * random.normal(whole, rng, device=x0.device, dtype=x0.dtype)
         return without_padding(x0, cond)
 
-    def again(self, places: np.ndarray, shape: tuple[int, ...], cond: Conditions, *, seed: int, total: int) -> Tensor:
+    def replay(self, places: np.ndarray, shape: tuple[int, ...], cond: Conditions, *, seed: int, total: int) -> Tensor:
         """The x0 (n, *S) that the samples ``places`` (n,) of ``total`` started from; see :func:`noise_of`."""
         return self.draw(CounterRng.at(mix(seed, NOISE), 0, places, total=total), shape, cond)
 
@@ -49,3 +48,9 @@ class InitialNoise:
 def noise_of(seed: int, rows: range, total: int) -> CounterRng:
     """The random numbers with which the samples ``rows`` of ``total`` start."""
     return CounterRng(mix(seed, NOISE), 0, len(rows), start=rows.start, total=total)
+
+
+def without_padding(x: Tensor, cond: Conditions) -> Tensor:
+    """x with zeros after the last real step of each sample, where it is a sequence (n, L, C) with lengths."""
+    real = real_steps(cond, x)
+    return x if real is None else torch.where(real[:, :, None], x, 0.0)

@@ -11,24 +11,20 @@ from torch import nn
 
 from advect.checkpoint.manifest import find_weights, verify_checkpoint
 from advect.checkpoint.weights import check_same_shapes, load_weights, read_shapes
-from advect.config.build import (
-    build_network,
-    build_path,
-    build_source_distribution,
-    label_dropout,
-    pick_device,
-    pick_precision,
-)
+from advect.config.build import build_network, build_path, build_source_distribution, label_dropout
+from advect.core.device import pick_precision
 from advect.core.errors import UserError
-from advect.model.flow import Flow, Sampler
+from advect.distributed.context import pick_device
+from advect.model.flow import Flow
 from advect.model.metadata import ModelMetadata
+from advect.model.sampler_config import SamplerConfig
 from advect.training.state import DATA, EMA_FILE, MODEL
 
 CARD, AVERAGE = "advect", "average"
 """What the header of a weight file holds: its card, and of an average that ``advect ema`` made, which it is."""
 
 
-def load(path: str | Path, *, ema: bool | float = True, device: str = "auto") -> Flow:
+def load(path: str | Path, *, ema: bool | float = True, device: str | torch.device = "auto") -> Flow:
     """Load a trained flow from a run folder, a checkpoint or a weight file.
 
     ``ema`` True takes the averaged weights, where there are any, False the others, and a number the average of that
@@ -92,7 +88,7 @@ def flow_of(card: ModelMetadata, net: nn.Module, place: torch.device) -> Flow:
         margin=card.method.margin,
         null=label_dropout(card.method, card.spec) > 0,
         facts=card.facts,
-        sampler=Sampler(solver=output["solver"], steps=output["sample_steps"], grid=output["grid"]),
+        sampler=SamplerConfig(solver=output["solver"], steps=output["sample_steps"], grid=output["grid"]),
         device=place,
         autocast=pick_precision(training["mixed_precision"], place, training.get("half", "auto")),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +28,8 @@ from advect.data.pairs import ImageStore, PairedDataset, Pairs, write_pairs
 from advect.distributed.comm import broadcast_object, current, sync_errors
 from advect.model.flow import Flow
 from advect.model.initial_noise import InitialNoise
-from advect.model.sampling import Draw, check_draw
+from advect.model.sampler_config import SamplerConfig
+from advect.model.sampling import check_sampler
 from advect.model.sharded_samples import (
     PLAN,
     SampleShards,
@@ -42,22 +43,16 @@ from advect.solvers import integrate
 
 FORMAT, FACTS, PART = 1, "pairs.json", 2048
 
-Say = Callable[[str], None]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Pairing:
-    """How pairs are made. None is the run's own choice, and for ``store`` bf16 for images and float32 for all else.
+    """How pairs are made; ``real_share`` of them are real data carried back to noise.
 
-    ``real_share`` of the pairs are real data carried back to noise.
+    ``store`` "auto" is bf16 for images and float32 for all else.
     """
 
     num_pairs: int
-    solver: str | None = None
-    steps: int | None = None
-    grid: str | None = None
-    guidance: float = 1.0
-    guidance_interval: tuple[float, float] | None = None
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
     real_share: float = 0.0
     store: Literal["auto", "float32", "bf16", "uint8"] = "auto"
     seed: int = 0
@@ -70,20 +65,11 @@ class Pairing:
             )
         if not 0 <= self.real_share < 1:
             raise UserError(f"--real-share must be at least 0 and below 1, got {self.real_share}; 0.3 is usual")
-        if self.real_share and self.guidance != 1:
+        if self.real_share and self.sampler.guidance != 1:
             raise UserError(
-                f"--real-share {self.real_share} and --guidance {self.guidance} contradict each other: real data is "
-                "carried back along the flow as it is, not as guided; leave one out"
+                f"--real-share {self.real_share} and --guidance {self.sampler.guidance} contradict each other: real "
+                "data is carried back along the flow as it is, not as guided; leave one out"
             )
-
-    def way(self, flow: Flow) -> dict[str, Any]:
-        """Solver, steps and grid, with the flow's own choices filled in."""
-        sampler = flow.sampler
-        return {
-            "solver": self.solver or sampler.solver,
-            "steps": None if self.solver == "dopri5" else self.steps or sampler.steps,
-            "grid": None if self.solver == "dopri5" else self.grid or sampler.grid,
-        }
 
     def stored(self, kind: str) -> ImageStore:
         """The type on the disk for this kind of data."""
@@ -102,8 +88,6 @@ def make_pairs(
     pairing: Pairing,
     *,
     made_by: Mapping[str, object],
-    show: bool,
-    say: Say,
 ) -> None:
     """Make pairs by a flow into a folder, shared by all processes, or go on where an earlier call was ended.
 
@@ -112,23 +96,23 @@ def make_pairs(
     folder that holds other pairs.
     """
     inverted = round(pairing.real_share * pairing.num_pairs)
-    store, way = pairing.stored(flow.spec.kind), pairing.way(flow)
-    plan = {"format": FORMAT, **made_by, **asdict(pairing), **way, "store": store, "data": source.fingerprint}
-    draw = {"guidance": pairing.guidance, "guidance_interval": pairing.guidance_interval, **way}
+    store, sampler = pairing.stored(flow.spec.kind), pairing.sampler.resolve(flow.sampler)
+    plan: dict[str, Any] = {"format": FORMAT, **made_by, **asdict(pairing), **asdict(sampler), "store": store}
+    plan |= {"data": source.fingerprint}
+    del plan["sampler"]
     with sync_errors():
-        check_draw(flow, Draw(**draw))
+        check_sampler(flow, sampler)
 
     def generate(rows: range, place: Path, bar: tqdm) -> list[Path]:
         n, seed = pairing.num_pairs - inverted, pairing.seed
-        x1 = flow.sample(
-            n, seed=seed, rows=rows, batch_size=pairing.batch_size, model_units=True, progress=bar, **draw
-        )
-        return write_pairs(place, x1, flow.conditions(n, None, seed, rows=rows), store=store)
+        options = {"batch_size": pairing.batch_size, "model_units": True, "progress": bar}
+        samples = flow.sample(n, seed=seed, rows=rows, **asdict(sampler), **options)
+        return write_pairs(place, samples.x, samples.cond, store=store)
 
-    written = {"generated": _make(folder / "generated", pairing.num_pairs - inverted, plan, generate, show, say)}
+    written = {"generated": _make(folder / "generated", pairing.num_pairs - inverted, plan, generate)}
     if inverted:
         back = partial(_invert, flow, source, pairing, store, inverted)
-        written["inverted"] = _make(folder / "inverted", inverted, plan, back, show, say)
+        written["inverted"] = _make(folder / "inverted", inverted, plan, back)
     with sync_errors():
         if current().is_first and not (folder / FACTS).is_file():
             start = {"noise": dict(noise), "jitter": flow.start.jitter}
@@ -142,16 +126,14 @@ def make_pairs(
             atomic_write_text(folder / FACTS, json.dumps(facts, indent=1) + "\n")
 
 
-def _make(
-    folder: Path, n: int, plan: dict, fill: Callable[[range, Path, tqdm], list[Path]], show: bool, say: Say
-) -> list[dict] | None:
+def _make(folder: Path, n: int, plan: dict, fill: Callable[[range, Path, tqdm], list[Path]]) -> list[dict] | None:
     """Make n pairs in parts; what part.json says of each, on the first process."""
     count = 0
     with sync_errors():
         if current().is_first:
             count = _claim(folder, {**plan, "parts": count_parts(n, PART, current().world)})
     parts = SampleShards(folder=folder, n=n, count=broadcast_object(count))
-    written = draw_parts(parts, fill, title="pairs", show=show and current().is_first, say=say)
+    written = draw_parts(parts, fill, title="pairs")
     return None if written is None else [written[k] for k in range(parts.count)]
 
 
@@ -176,17 +158,17 @@ def _invert(
     flow: Flow, source: Dataset, pairing: Pairing, store: ImageStore, count: int, rows: range, place: Path, bar: tqdm
 ) -> list[Path]:
     """Carry real data back to t = 0 (Lee, Lin & Fanti 2024), and write these pairs."""
-    total, way = len(source.train), pairing.way(flow)
+    total, sampler = len(source.train), pairing.sampler.resolve(flow.sampler)
     order = CounterRng(mix(pairing.seed, 9), 0, total).permutation().numpy()
     places = np.resize(order, count)[rows.start : rows.stop]
     batch = source.train.fetch(places)
     t0, t1 = flow.span
-    solver = "heun" if way["solver"] in ("dpmpp2m", "dopri5") else way["solver"]
+    solver = "heun" if sampler.adaptive or sampler.solver in (None, "dpmpp2m") else sampler.solver
+    steps = sampler.steps or flow.sampler.steps
     ends = []
     for first in range(0, len(places), pairing.batch_size):
         part = {k: v[first : first + pairing.batch_size].to(flow.device) for k, v in (batch.cond or {}).items()}
         x1 = batch.x1[first : first + pairing.batch_size].to(flow.device)
-        steps = way["steps"] or flow.sampler.steps
         ends.append(integrate(flow.velocity(part), x1, solver=solver, steps=steps, t0=t1, t1=t0).float().cpu())
         bar.update(len(x1))
     return write_pairs(place, batch.x1, batch.cond or {}, x0=torch.cat(ends), store=store)
@@ -209,7 +191,7 @@ def open_pairs(folder: Path, source: Dataset) -> tuple[PairedDataset, dict[str, 
     n, shape = facts["generated"], source.spec.shape
 
     def starts(places: np.ndarray, cond: Conditions) -> Any:
-        return start.again(places, shape, cond, seed=facts["seed"], total=n)
+        return start.replay(places, shape, cond, seed=facts["seed"], total=n)
 
     folders = []
     for kind, parts in facts["parts"].items():

@@ -1,51 +1,81 @@
-"""Ways to follow a flow, and the sweep over several of them."""
+"""How samples are drawn from a flow, and the sweep over several such ways."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from advect.core.errors import UserError, did_you_mean
-from advect.model.velocity_field import Sampler
 from advect.solvers import SDE_SOLVERS, get_solver
 from advect.solvers.sde import STEPS as SDE_STEPS
 from advect.solvers.time_grids import GRIDS
 
 
 @dataclass(frozen=True)
-class Way:
-    """Solver, grid, number of steps and diffusion; an adaptive solver has its own grid and steps, None here."""
+class SamplerConfig:
+    """Solver, steps and their grid, g(t) of the stochastic equation, and guidance: arguments of :meth:`Flow.sample`.
 
-    solver: str
-    grid: str | None
-    steps: int | None
+    None is the flow's own choice. An adaptive solver has no steps and no grid.
+    """
+
+    solver: str | None = None
+    steps: int | None = None
+    grid: str | None = None
     diffusion: float | str | None = None
+    guidance: float = 1.0
+    guidance_interval: tuple[float, float] | None = None
 
-    def told(self) -> dict[str, Any]:
-        """The same as JSON."""
-        return asdict(self)
+    @property
+    def adaptive(self) -> bool:
+        """Whether the solver chooses its own steps. Raises UserError for an unknown solver."""
+        return self.diffusion is None and self.solver is not None and get_solver(self.solver).adaptive
+
+    def resolve(self, own: SamplerConfig, *, trajectory: bool = False) -> SamplerConfig:
+        """With the flow's ``own`` choices in place of None, or those usual for the stochastic equation.
+
+        With ``trajectory`` an adaptive solver gets steps and grid, too: the times at which it reports.
+        """
+        usual = own if self.diffusion is None else replace(own, solver=SDE_SOLVERS[0], steps=SDE_STEPS)
+        config = replace(self, solver=self.solver or usual.solver)
+        if config.adaptive and not trajectory:
+            return config
+        return replace(config, steps=usual.steps if self.steps is None else self.steps, grid=self.grid or usual.grid)
+
+    @property
+    def nfe(self) -> int | None:
+        """Network evaluations a sample of the resolved ODE; None where the solver chooses, or for the SDE."""
+        if self.diffusion is not None or self.adaptive or self.solver is None or self.steps is None:
+            return None
+        return get_solver(self.solver).nfe(self.steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Solver, grid, steps and diffusion as JSON."""
+        return {"solver": self.solver, "grid": self.grid, "steps": self.steps, "diffusion": self.diffusion}
 
     def __str__(self) -> str:
-        words = [self.solver]
+        words = [str(self.solver)]
         if self.steps is not None:
             words.append(f"{self.steps} {self.grid} step{'s' * (self.steps != 1)}")
         return " ".join(words) + ("" if self.diffusion is None else f", diffusion {self.diffusion}")
 
 
-def plan_ways(
-    own: Sampler,
+DEFAULT = SamplerConfig("midpoint", 50, "uniform")
+
+
+def plan_sweep(
+    own: SamplerConfig,
     *,
     solvers: Sequence[str] = (),
     grids: Sequence[str] = (),
     nfes: Sequence[int] = (),
     steps: Sequence[int] = (),
     diffusion: float | str | None = None,
-) -> list[Way]:
+) -> list[SamplerConfig]:
     """Each solver on each grid with each number of steps, or of evaluations so far as it can meet them.
 
-    What is not given is as in the run's ``own`` sampler, or usual for the stochastic equation. An adaptive solver is
-    one way. Raises UserError for unknown names, numbers below 1, flags that contradict one another or that nothing
+    What is not given is as in the flow's ``own`` sampler, or usual for the stochastic equation. An adaptive solver
+    comes once. Raises UserError for unknown names, numbers below 1, flags that contradict one another or that nothing
     uses, and a solver that can meet none of ``nfes``.
     """
     if nfes and steps:
@@ -56,43 +86,44 @@ def plan_ways(
     for grid in grids:
         if grid not in GRIDS:
             raise UserError(f"grid {grid!r} is not known{did_you_mean(grid, GRIDS)}")
-    usual = own.solver if diffusion is None else SDE_SOLVERS[0]
-    ways: dict[Way, None] = {}
-    for solver in solvers or (usual,):
-        if _adaptive(solver, diffusion):
-            ways[Way(solver, None, None)] = None
+    sweep: dict[SamplerConfig, None] = {}
+    for solver in solvers or (None,):
+        if solver is not None:
+            _check_equation(solver, diffusion)
+        usual = SamplerConfig(solver, diffusion=diffusion).resolve(own)
+        if usual.adaptive:
+            sweep[usual] = None
             continue
-        counts = steps or (own.steps if diffusion is None else SDE_STEPS,)
-        counts = _steps_for(solver, nfes, diffusion) if nfes else counts
-        ways |= dict.fromkeys(Way(solver, grid, n, diffusion) for grid in grids or (own.grid,) for n in counts)
-    if all(way.steps is None for way in ways):
+        counts = _steps_for(str(usual.solver), nfes, diffusion) if nfes else steps or (usual.steps,)
+        sweep |= dict.fromkeys(replace(usual, grid=g, steps=n) for g in grids or (usual.grid,) for n in counts)
+    if all(config.adaptive for config in sweep):
         for flag, value in (("--grid", grids), ("--nfe", nfes), ("--num-steps", steps)):
             if value:
-                raise UserError(f"{flag} is given, but {' and '.join(w.solver for w in ways)} chooses its own steps")
-    return list(ways)
+                raise UserError(f"{flag} is given, but {' and '.join(map(str, sweep))} chooses its own steps")
+    return list(sweep)
 
 
-def _adaptive(solver: str, diffusion: float | str | None) -> bool:
+def _check_equation(solver: str, diffusion: float | str | None) -> None:
+    """Raise UserError where a solver of the one equation is asked for the other."""
     if diffusion is None:
         if solver in SDE_SOLVERS and solver != "heun":
             raise UserError(f"solver {solver!r} is for the stochastic equation; give --diffusion, such as 0.5")
-        return get_solver(solver).adaptive
-    if solver not in SDE_SOLVERS:
+        get_solver(solver)
+    elif solver not in SDE_SOLVERS:
         raise UserError(f"solver {solver!r} does not take --diffusion{did_you_mean(solver, SDE_SOLVERS)}")
-    return False
 
 
 def _steps_for(solver: str, nfes: Sequence[int], diffusion: float | str | None) -> list[int]:
     """The numbers of steps that cost one of these numbers of evaluations."""
     if diffusion is None:
         cost = get_solver(solver).evaluations
-        found = [nfe // cost for nfe in nfes if nfe % cost == 0]
+        steps = [nfe // cost for nfe in nfes if nfe % cost == 0]
     else:  # the trapezoid needs one evaluation less, as its last step goes to the mean
         cost = 1 + (solver == "heun")
-        found = [(nfe + cost - 1) // cost for nfe in nfes if (nfe + cost - 1) % cost == 0]
-    if not found:
+        steps = [(nfe + cost - 1) // cost for nfe in nfes if (nfe + cost - 1) % cost == 0]
+    if not steps:
         raise UserError(
             f"--nfe {' '.join(map(str, nfes))} holds none that {solver} can meet, at {cost} a step; add another, or"
             " leave it out"
         )
-    return found
+    return steps

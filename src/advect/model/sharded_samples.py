@@ -8,6 +8,7 @@ OUTPUT/samples.json            written last: the plan, and all parts
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -22,7 +23,9 @@ from advect.checkpoint.manifest import sum_files
 from advect.core.errors import UserError
 from advect.core.files import atomic_write, atomic_write_text, sync_folder
 from advect.distributed.comm import current, gather_objects, sync_errors, without_timeout
-from advect.model.flow import sample_bar
+from advect.distributed.context import progress_bar
+
+logger = logging.getLogger(__name__)
 
 PART_SIZE = 10_000
 """So many samples at most are one part, unless a caller says otherwise."""
@@ -181,14 +184,12 @@ def draw_parts(
     fill: Callable[[range, Path, tqdm], list[Path]],
     *,
     title: str = "sample",
-    show: bool,
-    say: Callable[[str], None],
 ) -> dict[int, dict] | None:
     """Let ``fill(rows, folder, bar)`` draw this process's parts: k, k + world, ..., but those that are whole already.
 
     On the first process come back, when all are through, what part.json says of each part; None on the others. Each
-    works by itself till then. ``show`` shows a bar called ``title``; ``say`` is told there of damaged parts.
-    Raises UserError where a part cannot be written, or the processes do not see one folder.
+    works by itself till then. Damaged parts are noted there. Raises UserError where a part cannot be written, or the
+    processes do not see one folder.
     """
     me = current()
     mine = range(me.rank, parts.count, me.world)
@@ -196,7 +197,7 @@ def draw_parts(
         if not (parts.folder / PLAN).is_file():
             raise UserError(f"{parts.folder} is not one folder on all hosts; it has to lie on a disk that they share")
     written, damaged = {}, []
-    with without_timeout(), sample_bar(sum(len(parts.rows(k)) for k in mine), show, title) as bar:
+    with without_timeout(), progress_bar(sum(len(parts.rows(k)) for k in mine), title, "sample") as bar:
         for k in mine:
             there, rows = parts.place(k).exists(), parts.rows(k)
             found = parts.read(k)
@@ -207,5 +208,5 @@ def draw_parts(
             written[k] = found or parts.write(k, lambda folder, rows=rows: fill(rows, folder, bar))
     told = gather_objects((written, damaged))
     for place in [place for _, places in told or () for place in places]:
-        say(f"note: {place} was damaged, and has been drawn anew")
+        logger.info(f"note: {place} was damaged, and has been drawn anew")
     return None if told is None else {k: facts for those, _ in told for k, facts in those.items()}

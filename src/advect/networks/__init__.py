@@ -1,19 +1,17 @@
 """Networks: ``net(x_t (B, *S), t (B,), cond) -> (B, *S)``."""
 
-from advect.networks.dit import DiT
-from advect.networks.embeddings import ConditionEmbedding, TimeEmbedding, Vector
-from advect.networks.mlp import MLP
-from advect.networks.resmlp import ResidualMLP
-from advect.networks.transformer import SequenceTransformer
-from advect.networks.unet import UNet
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "MLP",
-    "ConditionEmbedding",
-    "DiT",
-    "ResidualMLP",
-    "SequenceTransformer",
-    "TimeEmbedding",
-    "UNet",
-    "Vector",
-]
+from advect.core.lazy_imports import lazy_imports
+
+if TYPE_CHECKING:
+    from advect.networks.dit import DiT as DiT
+    from advect.networks.embeddings import ConditionEmbedding as ConditionEmbedding
+    from advect.networks.embeddings import TimeEmbedding as TimeEmbedding
+    from advect.networks.embeddings import Vector as Vector
+    from advect.networks.mlp import MLP as MLP
+    from advect.networks.resmlp import ResidualMLP as ResidualMLP
+    from advect.networks.transformer import SequenceTransformer as SequenceTransformer
+    from advect.networks.unet import UNet as UNet
+else:
+    __getattr__, __dir__ = lazy_imports(__name__)

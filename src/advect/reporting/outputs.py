@@ -21,7 +21,7 @@ from advect.data.sequences.dataset import steps_of
 from advect.data.tables.dataset import frame_of, write_table
 from advect.data.vectors import write_vectors
 from advect.model.flow import Flow
-from advect.model.velocity_field import VelocityField, without_padding
+from advect.model.initial_noise import without_padding
 from advect.reporting.grid import picture, save_png
 from advect.reporting.scatter import vector_plot
 from advect.reporting.series import series_plot
@@ -30,7 +30,7 @@ HELD_OUT = 2000
 """Held-out samples that vectors are drawn over, at most."""
 
 
-def held_out_batch(flow: VelocityField, held_out: Split) -> Batch | None:
+def held_out_batch(flow: Flow, held_out: Split) -> Batch | None:
     """The first held-out samples in data units, for :func:`draw`; None for images, or where there are none."""
     if flow.spec.kind == "image" or len(held_out) == 0:
         return None
@@ -39,7 +39,7 @@ def held_out_batch(flow: VelocityField, held_out: Split) -> Batch | None:
     return Batch(without_padding(flow.transform.inverse(batch.x1), cond), cond)
 
 
-def draw(flow: VelocityField, x: Tensor, conditions: Conditions, reference: Batch | None = None) -> Image.Image:
+def draw(flow: Flow, x: Tensor, conditions: Conditions, reference: Batch | None = None) -> Image.Image:
     """Draw samples x (n, *S) with their conditions (n, ...) beside held-out data, both in data units.
 
     Images are a grid. Vectors in up to two dimensions are a scatter plot over the data; in more, their first two

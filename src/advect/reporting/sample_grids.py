@@ -8,14 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from advect.core.random import CounterRng, mix
 from advect.core.types import Batch, Category
 from advect.data import Split
 from advect.distributed.comm import all_sum, broadcast_object, current, gather_objects
 from advect.losses import Loss
-from advect.model.flow import Flow
+from advect.model.flow import Flow, Samples
 from advect.reporting.grid import save_png
 from advect.reporting.outputs import draw, held_out_batch
 from advect.training.callbacks import Callback, EverySteps, MetricsFile
@@ -123,13 +122,13 @@ class SampleGridCallback(PeriodicCallback):
         return self.folder / f"step-{step:08d}.png"
 
     def look(self, step: int) -> None:
-        samples = self._draw()
+        samples = self._sample()
         loss = held_out_loss(self.flow, self.objective, self.held_out, self.seed) if len(self.held_out) else None
         if self.metrics is None or samples is None:
             return
         if self._reference is None:
             self._reference = held_out_batch(self.flow, self.held_out)
-        image = draw(self.flow, samples, self.flow.conditions(len(samples), self._cond, self.seed), self._reference)
+        image = draw(self.flow, samples.x, samples.cond, self._reference)
         for board in self.boards:
             board.picture("samples", image, step)
         if loss is not None:
@@ -138,11 +137,10 @@ class SampleGridCallback(PeriodicCallback):
                 board.scalars({"held_out/loss": loss}, step)
         save_png(image, self._picture(step))
 
-    def _draw(self) -> Tensor | None:
+    def _sample(self) -> Samples | None:
         """The samples of all processes on the first one, None on the others."""
         me = current()
         share = -(-self.samples // me.world)  # of a sharded network all must ask equally often
-        conditions = self.flow.conditions(share * me.world, self._cond, self.seed)
         rows = range(share * me.rank, share * (me.rank + 1))
-        drawn = gather_objects(self.flow.sample(share * me.world, seed=self.seed, cond=conditions, rows=rows))
-        return None if drawn is None else torch.cat(drawn)[: self.samples]
+        parts = gather_objects(self.flow.sample(share * me.world, seed=self.seed, cond=self._cond, rows=rows))
+        return None if parts is None else Samples.concatenate(parts)[: self.samples]

@@ -1,4 +1,4 @@
-"""The forms in which data come to the estimator and in which samples go back."""
+"""Adapters between the kinds of data a FlowModel takes (arrays, frames, AnnData) and tensors."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from advect.data.base import category
 from advect.data.tables.columns import Categories, Column, Number
 
 LABEL = "label"
-"""The name of the condition that y is."""
+"""The name of the condition y."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """The values that labels have, (K,), in rising order; a label's code is its place among them."""
+    """The sorted distinct labels (K,); a label's code is its index."""
 
     classes: np.ndarray
 
     @classmethod
-    def of(cls, values: np.ndarray) -> Labels:
-        """Those that occur among values (n,), see :func:`values_of`. Raises UserError for real numbers."""
+    def from_values(cls, values: np.ndarray) -> Labels:
+        """The distinct ones of values (n,). Raises UserError for real numbers."""
         if type_of_target(values) == "continuous":
             raise UserError("y holds real numbers, which are no labels; leave it out, or make it a column of X")
         return cls(np.unique(values))
 
     def codes(self, values: np.ndarray) -> np.ndarray:
-        """The codes (n,), int64, of values (n,). Raises UserError for one that was not fitted."""
+        """The codes (n,) int64 of values (n,). Raises UserError for an unknown label."""
         codes = np.searchsorted(self.classes, values).clip(max=len(self.classes) - 1)
         unknown = self.classes[codes] != values
         if unknown.any():
@@ -44,12 +44,12 @@ class Labels:
         return codes.astype(np.int64)
 
     def category(self, codes: np.ndarray) -> Category:
-        """What data with these codes (n,) say of the condition: its names, and the share of each."""
+        """The condition of data with these codes (n,)."""
         return category(codes, [str(value) for value in self.classes])
 
 
-def values_of(y: Any, n: int) -> np.ndarray:
-    """y as an array (n,) of numbers or text. Raises UserError for another shape, and for what is not finite."""
+def check_labels(y: Any, n: int) -> np.ndarray:
+    """y as an array (n,) of numbers or text. Raises UserError for another shape and for NaN."""
     values = np.asarray(y)
     if values.shape == (n, 1):
         values = values[:, 0]
@@ -60,43 +60,46 @@ def values_of(y: Any, n: int) -> np.ndarray:
     return np.array([str(value) for value in values]) if values.dtype.kind == "O" else values
 
 
-def given(labels: Labels | None, y: Any, n: int) -> dict[str, Tensor]:
-    """The condition of y, a label for all of n rows or (n,), empty where it is None. Raises UserError if unfit."""
+def label_condition(labels: Labels | None, y: Any, n: int) -> dict[str, Tensor]:
+    """The condition of y, one label for n rows or (n,), empty for None. Raises UserError if unfit."""
     if y is None:
         return {}
     if labels is None:
         raise UserError("y is given, but the model was fitted without labels; leave it out, or fit with y")
-    values = np.full(n, y) if np.ndim(y) == 0 else values_of(y, n)
+    values = np.full(n, y) if np.ndim(y) == 0 else check_labels(y, n)
     return {LABEL: torch.from_numpy(labels.codes(values))}
 
 
 class DataAdapter(ABC):
-    """One form of data. It is made from the data of the first fit, to which its transform is fitted.
+    """Converts one kind of data, to the first of which its transform is fitted.
 
     Attributes:
         transform: between data units and model units.
-        options: the names of what it takes from the estimator's options.
+        options: names of its options among the estimator's.
+        label: the kind in an error message, plural.
     """
 
     transform: Transform
     options: tuple[str, ...] = ()
+    label: str
 
     @abstractmethod
     def __init__(self, data: Any, options: Mapping[str, Any]) -> None:
-        """Fit the transform. Raises UserError for data or options that cannot be used."""
+        """Fit the transform. Raises UserError for unusable data or options."""
 
     @abstractmethod
-    def tensor(self, data: Any) -> Tensor:
-        """Data of this form in data units, (N, *S). Raises UserError for values that the transform does not know."""
+    def to_tensor(self, data: Any) -> Tensor:
+        """Data as (N, *S) in data units. Raises UserError for values unknown to the transform."""
 
     @abstractmethod
-    def back(self, x: Tensor) -> Any:
-        """Samples (N, *S) in data units as data of this form."""
+    def from_tensor(self, x: Tensor) -> Any:
+        """Data of this kind from (N, *S) in data units."""
 
 
 class ArrayAdapter(DataAdapter):
-    """Arrays (N, D), or images (N, C, H, W), whose range is that of the data unless ``value_range`` is given."""
+    """Arrays (N, D), or images (N, C, H, W) with the data's own range unless ``value_range`` is given."""
 
+    label = "arrays"
     options = ("value_range",)
 
     def __init__(self, data: np.ndarray, options: Mapping[str, Any]) -> None:
@@ -107,10 +110,10 @@ class ArrayAdapter(DataAdapter):
         self.transform = Arrays(x, held_out=0.0, **options).transform
         self.dtype = x.dtype
 
-    def tensor(self, data: np.ndarray) -> Tensor:
+    def to_tensor(self, data: np.ndarray) -> Tensor:
         return torch.from_numpy(np.array(data, np.float64 if data.dtype.kind in "biu" else data.dtype))
 
-    def back(self, x: Tensor) -> np.ndarray:
+    def from_tensor(self, x: Tensor) -> np.ndarray:
         values = x.numpy()
         return values.astype(self.dtype if self.dtype.kind == "f" or values.ndim == 4 else np.float64)
 
@@ -118,45 +121,39 @@ class ArrayAdapter(DataAdapter):
 class FrameAdapter(DataAdapter):
     """pandas data frames with columns of any types.
 
-    Numbers are standardised where all columns are numbers without missing values, so that there is a density; in
-    another frame they are made normal by their quantiles.
+    Frames of numbers without missing values are standardised, which keeps a density; others are scaled by quantiles.
     """
 
+    label = "frames"
     options = ("scaling", "categorical")
 
     def __init__(self, data: Any, options: Mapping[str, Any]) -> None:
         frame, self.names = data, list(data.columns)
-        plain = all(k.kind in "iuf" for k in map(np.dtype, map(_numpy_kind, frame.dtypes))) and not frame.isna().any(
-            axis=None
-        )
+        numeric = all(isinstance(d, np.dtype) and d.kind in "iuf" for d in frame.dtypes)
+        plain = numeric and not frame.isna().any(axis=None)
         options = {"scaling": "standard" if plain else "quantile", **options}
         table = Table(_named(frame), held_out=0.0, **options)
         assert isinstance(table.transform, TableTransform)
         self.transform: TableTransform = table.transform
         self.facts = table.facts()
 
-    def tensor(self, data: Any) -> Tensor:
+    def to_tensor(self, data: Any) -> Tensor:
         frame = _named(data)
         return torch.from_numpy(np.stack([_values(frame[c.name], c) for c in self.transform.columns], 1))
 
-    def back(self, x: Tensor) -> Any:
+    def from_tensor(self, x: Tensor) -> Any:
         frame = frame_of(x, None, self.facts)
         frame.columns = self.names
         return frame
 
 
-def _numpy_kind(dtype: Any) -> Any:
-    """The dtype where NumPy knows it, else that of objects."""
-    return dtype if isinstance(dtype, np.dtype) else object
-
-
 def _named(frame: Any) -> Any:
-    """The frame with names that are text, as tables need."""
+    """The frame with column names as text."""
     return frame if all(isinstance(c, str) for c in frame.columns) else frame.set_axis(map(str, frame.columns), axis=1)
 
 
 def _values(series: Any, column: Column) -> np.ndarray:
-    """A series in table units (N,), float64, NaN where missing, as ``column`` was fitted."""
+    """A series as (N,) float64 in the units of ``column``, NaN where missing."""
     absent = series.isna().to_numpy(bool)
     if absent.any() and not column.missing:
         raise UserError(f"column {column.name!r} has missing values, and had none in the data fitted; fill them in")
@@ -178,28 +175,29 @@ def _values(series: Any, column: Column) -> np.ndarray:
 
 
 class CellsAdapter(DataAdapter):
-    """AnnData: X as it stands, each gene standardised; with ``pca``, its principal components."""
+    """AnnData: X as it is, each gene standardised, or its principal components with ``pca``."""
 
+    label = "cells"
     options = ("pca",)
 
     def __init__(self, data: Any, options: Mapping[str, Any]) -> None:
         source = Cells(data, normalise=False, log1p=False, held_out=0.0, **options)
         self.transform, self.var = source.transform, data.var.copy()
 
-    def tensor(self, data: Any) -> Tensor:
+    def to_tensor(self, data: Any) -> Tensor:
         x = data.X.toarray() if hasattr(data.X, "toarray") else np.asarray(data.X)
         if not np.isfinite(x).all():
             raise UserError("X of the AnnData object holds NaN or infinite values; remove those cells")
         return torch.from_numpy(np.array(x, np.float32))
 
-    def back(self, x: Tensor) -> Any:
+    def from_tensor(self, x: Tensor) -> Any:
         import anndata
 
         return anndata.AnnData(x.numpy(), var=self.var.copy())
 
 
-def form_class(data: Any) -> type[DataAdapter]:
-    """The form that data have; what is neither a data frame nor AnnData is taken for an array."""
+def adapter_class(data: Any) -> type[DataAdapter]:
+    """The adapter for data: AnnData, pandas frames, else arrays."""
     if all(hasattr(data, name) for name in ("obs", "var", "layers", "X")):
         return CellsAdapter
     module = type(data).__module__.partition(".")[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,53 +15,58 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.sklearn.adapters import LABEL, ArrayAdapter, DataAdapter, Labels, form_class, given, values_of
-from advect.sklearn.fit import Fitted, exact
+from advect.sklearn.adapters import (
+    LABEL,
+    ArrayAdapter,
+    DataAdapter,
+    Labels,
+    adapter_class,
+    check_labels,
+    label_condition,
+)
+from advect.sklearn.fitting import FittedFlow, double_precision, fit_flow
 from advect.sklearn.settings import Settings, resolve
 
-_DRAWS = 2**31 - 1
+_SEEDS = 2**31 - 1
 
 
 class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, BaseEstimator):
-    """A flow that learns the distribution of X, or of X given labels y, as a scikit-learn estimator.
+    """A scikit-learn estimator of the distribution of X, or of X given labels y.
 
-    X is an array (N, D), a pandas data frame with columns of any types, an AnnData object (its X as it stands), or an
-    array of images (N, C, H, W). Samples come back as what X was. Densities are those of the data's own units.
+    X is an array (N, D), a pandas data frame with columns of any types, an AnnData object (its X as it is), or images
+    (N, C, H, W). Samples have the same form; densities are in the data's units.
 
     Args:
-        hidden: widths of the hidden layers, all equal, or one number for three of them; for images the channels at
-            each resolution of a U-Net. None is (256, 256, 256), and (32, 64) for images.
-        steps: training steps of a fit, and of each call of :meth:`partial_fit`. None is 8,000, and 2,000 for images.
-        batch_size: rows a step.
-        learning_rate: its peak, after a short warm-up and before a cosine. None is 4e-3, and 1e-3 for images.
-        coupling: how noise and data are paired: "independent", "ot", "sinkhorn" or "conditional-ot" (with y).
-        label_dropout: share of rows trained without their label, in [0, 1), without which nothing is known of X when
-            no label is given.
-        early_stopping: keep ``validation_fraction`` of the rows apart, end when their loss has not improved for
-            ``n_iter_no_change`` looks, of which there are 40 in ``steps``, and take the weights of the best.
+        hidden: equal widths of the hidden layers, or one number for three of them; for images the channels at each
+            resolution of a U-Net. None is (256, 256, 256), or (32, 64) for images.
+        steps: training steps of :meth:`fit` and of each :meth:`partial_fit`. None is 8,000, or 2,000 for images.
+        batch_size: rows per step.
+        learning_rate: peak of warm-up and cosine decay. None is 4e-3, or 1e-3 for images.
+        coupling: pairing of noise and data: "independent", "ot", "sinkhorn" or "conditional-ot" (with y).
+        label_dropout: share of rows trained without their label, in [0, 1); needed to use the model without y.
+        early_stopping: hold out ``validation_fraction`` of the rows, stop after ``n_iter_no_change`` of 40 evaluations
+            without a lower held-out loss, and take the weights of the lowest.
         validation_fraction: in (0, 1).
         n_iter_no_change: at least 1.
-        solver: "euler", "midpoint", "heun", "rk4", "ab2", "dpmpp2m" or "dopri5", to draw samples with.
-        sample_steps: its steps. Densities and latents have their own, see ``density_steps``.
-        density_steps: Runge-Kutta steps of order 4 for densities and latents.
-        device: "auto", which is a GPU where there is one, "cpu", "cuda", "cuda:1" ...
-        options: everything else that ``advect train`` has flags for, by their names with underscores, such as
-            ``{"times": "logit-normal", "ema_decay": 0.99, "network": "resmlp"}``; and of the data: "value_range" of
-            images, "scaling" and "categorical" of frames, "pca" of AnnData.
-        random_state: seed of training and of samples, as everywhere in scikit-learn.
+        solver: "euler", "midpoint", "heun", "rk4", "ab2", "dpmpp2m" or "dopri5", for :meth:`sample`.
+        sample_steps: its steps.
+        density_steps: steps of "rk4" for densities and latents.
+        device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1" ...
+        options: other flags of ``advect train``, named with underscores, such as
+            ``{"times": "logit-normal", "ema_decay": 0.99, "network": "resmlp"}``; of the data "value_range" (images),
+            "scaling" and "categorical" (frames), "pca" (AnnData).
+        random_state: seed of training and of samples.
         verbose: 1 for a progress bar.
 
     Attributes:
         flow_: the :class:`advect.Flow`, float32, on the device.
-        classes_: the values of y; None without.
-        n_iter_: training steps that the weights have seen.
-        loss_curve_: mean training losses of the last call, 40 of them or fewer.
-        validation_loss_: the lowest held-out loss of the last call with early stopping, else None.
-        validation_curve_: all of them.
-        n_features_in_, feature_names_in_: as everywhere in scikit-learn.
+        classes_: the distinct labels, or None.
+        n_iter_: training steps behind the weights.
+        loss_curve_: mean training losses of the last call, at most 40.
+        validation_curve_, validation_loss_: held-out losses of the last call, and the lowest or None.
+        n_features_in_, feature_names_in_: as in scikit-learn.
 
-    Raises:
-        UserError: a ValueError; an argument, the data or a label cannot be used, and the message says why.
+    Raises UserError, a ValueError, for unusable arguments, data or labels.
     """
 
     def __init__(
@@ -90,30 +96,32 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         self.device, self.options, self.random_state, self.verbose = device, options, random_state, verbose
 
     def fit(self, X: Any, y: Any = None) -> FlowModel:
-        """Learn the distribution of X, given y where there are labels (N,): numbers or text."""
+        """Learn the distribution of X, given labels y (N,), numbers or text, if any."""
         self._check_arguments()
-        x = self._checked(X, reset=True)
-        kind = form_class(X)
-        values = None if y is None else values_of(y, len(x))
-        labels = None if values is None else Labels.of(values)
+        x = self._check_data(X, reset=True)
+        adapter = adapter_class(X)
+        values = None if y is None else check_labels(y, len(x))
+        labels = None if values is None else Labels.from_values(values)
         self.classes_: Any = None if labels is None else labels.classes
-        settings = self._settings("image" if getattr(x, "ndim", 2) == 4 else "vector", kind)
-        seed = int(check_random_state(self.random_state).randint(_DRAWS))
-        return self._train(Fitted(kind(x, settings.data), labels, seed=seed), settings, x, values)
+        settings = self._settings("image" if getattr(x, "ndim", 2) == 4 else "vector", adapter)
+        seed = int(check_random_state(self.random_state).randint(_SEEDS))
+        return self._train(adapter(x, settings.data), labels, settings, x, values, seed)
 
     def partial_fit(self, X: Any, y: Any = None) -> FlowModel:
-        """Train ``steps`` more steps on X, with the optimiser as it was left; the first call is :meth:`fit`.
+        """Train ``steps`` more steps on X, with the optimiser's state; the first call is :meth:`fit`.
 
         Scalings and categories stay those of the first call, and labels must be among ``classes_``.
         """
         if not hasattr(self, "flow_"):
             return self.fit(X, y)
         self._check_arguments()
-        x = self._checked(X, reset=False)
+        x = self._check_data(X, reset=False)
         if (y is None) != (self.classes_ is None):
             raise UserError("partial_fit needs y where fit had labels, and none where it had none")
-        settings = self._settings(self.flow_.spec.kind, type(self._fitted.form))
-        return self._train(self._fitted, settings, x, None if y is None else values_of(y, len(x)))
+        fitted = self._fitted
+        settings = self._settings(self.flow_.spec.kind, type(fitted.adapter))
+        values = None if y is None else check_labels(y, len(x))
+        return self._train(fitted.adapter, fitted.labels, settings, x, values, fitted.seed, fitted)
 
     def _check_arguments(self) -> None:
         counts = ("n_iter_no_change", "sample_steps", "density_steps")
@@ -124,7 +132,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         if self.early_stopping and not 0 < self.validation_fraction < 1:
             raise UserError(f"validation_fraction must lie in (0, 1), got {self.validation_fraction}; 0.1 is usual")
 
-    def _settings(self, kind: str, form: type[DataAdapter]) -> Settings:
+    def _settings(self, kind: str, adapter: type[DataAdapter]) -> Settings:
         names = ("learning_rate", "batch_size", "coupling", "label_dropout", "device")
         return resolve(
             self.options,
@@ -132,74 +140,85 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
             hidden=self.hidden,
             labelled=self.classes_ is not None,
             steps=self.steps,
-            data_options=form.options,
+            data_options=adapter.options,
             arguments={name: getattr(self, name) for name in names},
         )
 
-    def _train(self, fitted: Fitted, settings: Settings, x: Any, y: np.ndarray | None) -> FlowModel:
-        fitted.train(
+    def _train(
+        self,
+        adapter: DataAdapter,
+        labels: Labels | None,
+        settings: Settings,
+        x: Any,
+        y: np.ndarray | None,
+        seed: int,
+        previous: FittedFlow | None = None,
+    ) -> FlowModel:
+        fitted = fit_flow(
+            adapter,
+            labels,
             settings,
-            fitted.form.tensor(x),
+            adapter.to_tensor(x),
             y,
-            share=self.validation_fraction if self.early_stopping else 0.0,
+            seed=seed,
+            validation=self.validation_fraction if self.early_stopping else 0.0,
             patience=int(self.n_iter_no_change),
             verbose=self.verbose,
+            previous=previous,
         )
-        self._fitted, learned = fitted, fitted.learned
-        self.n_iter_, self.loss_curve_ = learned.step, learned.losses
-        self.validation_curve_ = learned.held_out_losses
-        self.validation_loss_ = min(learned.held_out_losses, default=None)
-        self._n_features_out = fitted.latents
+        self._fitted = fitted
+        self.n_iter_ = fitted.step
+        self.loss_curve_ = fitted.losses
+        self.validation_curve_ = fitted.held_out_losses
+        self.validation_loss_ = min(fitted.held_out_losses, default=None)
+        self._n_features_out = math.prod(fitted.spec.shape)
         self.flow_ = fitted.flow(self.device)
-        if learned.reason.startswith("SIG"):  # the engine ends at the end of a step; the model is usable
-            signal.raise_signal(getattr(signal, learned.reason))
+        if fitted.stop_reason.startswith("SIG"):  # training ended at the end of a step, so the model is usable
+            signal.raise_signal(getattr(signal, fitted.stop_reason))
         return self
 
     def sample(self, n: int = 1, y: Any = None) -> Any:
-        """Draw n samples, in the form that X had.
+        """Draw n samples, of the same kind as X.
 
-        y is one label for all, or one for each (n,); without it, labels are drawn as often as they were in training.
+        y is one label for all or (n,); without it labels are drawn by their shares in training.
         """
         check_is_fitted(self)
         steps = None if self.solver == "dopri5" else int(self.sample_steps)
-        seed = int(check_random_state(self.random_state).randint(_DRAWS))
+        seed = int(check_random_state(self.random_state).randint(_SEEDS))
         if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
             raise UserError(f"n must be a whole number of at least 1, got {n!r}")
-        cond = given(self._fitted.labels, y, int(n)) or None
-        x = self.flow_.sample(int(n), steps=steps, solver=self.solver, seed=seed, cond=cond)
-        return self._fitted.form.back(x)
+        cond = label_condition(self._fitted.labels, y, int(n)) or None
+        samples = self.flow_.sample(int(n), steps=steps, solver=self.solver, seed=seed, cond=cond)
+        return self._fitted.adapter.from_tensor(samples.x)
 
     def score_samples(self, X: Any, y: Any = None) -> np.ndarray:
-        """The exact log-density (N,) of each row in the data's units, in nats; of X alone where no y is given."""
-        return self._by_blocks("log_prob", self._units(X), y)
+        """Exact log density (N,) of each row, in nats and data units; without y of X alone."""
+        return self._in_blocks("log_prob", self._tensor(X), y)
 
     def score(self, X: Any, y: Any = None) -> float:
-        """The mean of :meth:`score_samples`; larger is better.
-
-        y is used where the model was fitted with labels, and ignored elsewhere, as pipelines give it to all steps.
-        """
+        """The mean of :meth:`score_samples`; y is ignored by a model without labels, as pipelines pass it always."""
         check_is_fitted(self)
         return float(self.score_samples(X, y if self.classes_ is not None else None).mean())
 
     def transform(self, X: Any, y: Any = None) -> np.ndarray:
-        """The latents, float64, of the shape that X has in model units: standard normal where the fit is good."""
-        return self._by_blocks("encode", self._units(X), y)
+        """Latents, float64, shaped like X in model units: standard normal for a good fit."""
+        return self._in_blocks("encode", self._tensor(X), y)
 
     def inverse_transform(self, X: Any, y: Any = None) -> Any:
-        """Data from latents, in the form that the data had: :meth:`transform` undone."""
+        """Data from latents, the inverse of :meth:`transform`."""
         check_is_fitted(self)
         z = torch.from_numpy(np.array(check_array(X, allow_nd=True), np.float64))
         self._check_shape(z.shape)
-        return self._fitted.form.back(torch.from_numpy(self._by_blocks("decode", z, y)))
+        return self._fitted.adapter.from_tensor(torch.from_numpy(self._in_blocks("decode", z, y)))
 
     def _check_shape(self, shape: Sequence[int]) -> None:
-        own = self.flow_.spec.shape
-        if tuple(shape[1:]) != own:
-            raise UserError(f"X must have shape (n, {', '.join(map(str, own))}), got {tuple(shape)}")
+        expected = self.flow_.spec.shape
+        if tuple(shape[1:]) != expected:
+            raise UserError(f"X must have shape (n, {', '.join(map(str, expected))}), got {tuple(shape)}")
 
-    def _by_blocks(self, what: str, x: Tensor, y: Any) -> np.ndarray:
-        """A method of the exact flow over blocks of rows, as its memory grows with them."""
-        flow, cond = exact(self.flow_), given(self._fitted.labels, y, len(x))
+    def _in_blocks(self, what: str, x: Tensor, y: Any) -> np.ndarray:
+        """Apply a method of the float64 flow to blocks of rows, which bounds memory."""
+        flow, cond = double_precision(self.flow_), label_condition(self._fitted.labels, y, len(x))
         if LABEL in self.flow_.spec.conditions and not cond and not self.flow_.null:
             raise UserError("the model was fitted with label_dropout=0, so it knows nothing without labels; give y")
         rows = 1024
@@ -211,18 +230,17 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
             parts.append(getattr(flow, what)(x[block], **options))
         return torch.cat(parts).numpy().astype(np.float64)
 
-    def _units(self, X: Any) -> Tensor:
+    def _tensor(self, X: Any) -> Tensor:
         """X in data units, (N, *S)."""
         check_is_fitted(self)
-        return self._fitted.form.tensor(self._checked(X, reset=False))
+        return self._fitted.adapter.to_tensor(self._check_data(X, reset=False))
 
-    def _checked(self, X: Any, *, reset: bool) -> Any:
-        """X of a form that is known, its features those of the fit unless ``reset``."""
-        form = form_class(X)
-        if not reset and form is not type(self._fitted.form):
-            fitted = type(self._fitted.form).__name__[:-4].lower()
-            raise UserError(f"X is another form of data than the one fitted, {fitted}s")
-        if form is not ArrayAdapter:
+    def _check_data(self, X: Any, *, reset: bool) -> Any:
+        """Validate X, whose features must be those of the fit unless ``reset``."""
+        adapter = adapter_class(X)
+        if not reset and adapter is not type(self._fitted.adapter):
+            raise UserError(f"X is another kind of data than the one fitted, {self._fitted.adapter.label}")
+        if adapter is not ArrayAdapter:
             named = X.var_names.to_frame().T if hasattr(X, "var_names") else X
             validate_data(self, X=named, reset=reset, skip_check_array=True)
             return X

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 import time
@@ -21,6 +22,8 @@ from advect.training.state import Progress
 
 if TYPE_CHECKING:
     from advect.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 class Callback:
@@ -125,10 +128,6 @@ class ProgressBar(Callback):
         )
         self._printed = -60.0
 
-    def tell(self, text: str) -> None:
-        """Print a line above the bar."""
-        self._bar.write(text, file=sys.stderr)
-
     def on_step(self, trainer: Trainer) -> None:
         self._bar.update()
 
@@ -139,30 +138,29 @@ class ProgressBar(Callback):
         elif row["seconds"] - self._printed >= 15 or row["step"] == trainer.limits.last_step:
             self._printed = row["seconds"]
             left = (trainer.limits.last_step - row["step"]) * trainer.loader.global_batch / speed
-            print(
+            self._bar.write(
                 f"step {row['step']:,}/{trainer.limits.last_step:,}  epoch {row['epoch']}  loss {row['loss']:.4f}  "
                 f"{speed:,.0f} samples/s{work}  {_clock(left)} left",
                 file=sys.stderr,
-                flush=True,
             )
 
     def on_bad_step(self, trainer: Trainer, row: dict) -> None:
         bad = row["bad_step"]
-        self.tell(
-            f"warning: step {row['step']:,} was skipped: loss {bad['loss']}, gradient norm {bad['grad_norm']}; "
+        logger.warning(
+            f"step {row['step']:,} was skipped: loss {bad['loss']}, gradient norm {bad['grad_norm']}; "
             "metrics.jsonl names its rows"
         )
 
     def on_rollback(self, trainer: Trainer, row: dict) -> None:
-        self.tell(
-            f"warning: too many steps were not finite up to step {row['rolled_back_from']:,}; going on from the "
+        logger.warning(
+            f"too many steps were not finite up to step {row['rolled_back_from']:,}; going on from the "
             f"checkpoint of step {row['step']:,} with {row['rate']} times the learning rate"
         )
         self._bar.n = row["step"]
 
     def on_epoch(self, trainer: Trainer, loss: float) -> None:
         if self._terminal and trainer.limits.last_step * trainer.loader.global_batch < 200 * len(trainer.loader):
-            self.tell(f"epoch {trainer.epoch}: mean loss {loss:.4f}")
+            logger.info(f"epoch {trainer.epoch}: mean loss {loss:.4f}")
 
     def close(self) -> None:
         if hasattr(self, "_bar"):

@@ -80,7 +80,7 @@ class StopConsensus:
     """
 
     def __init__(self) -> None:
-        self._sent: tuple[torch.Tensor, torch.distributed.EvalWorkspace] | None = None
+        self._sent: tuple[torch.Tensor, torch.distributed.Work] | None = None
 
     def meet(self, words: Sequence[int]) -> list[int]:
         """Send ``words`` and return, for each, the largest that any process sent at the last boundary, at first 0."""

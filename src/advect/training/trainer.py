@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -16,6 +16,7 @@ from advect.core.errors import UserError
 from advect.core.random import CounterRng, mix
 from advect.core.types import Batch
 from advect.distributed.comm import current, sync_errors
+from advect.distributed.context import EVERY_RANK
 from advect.training.callbacks import Callback
 from advect.training.faults import LOWER_RATE, Watchdog, explain_oom, not_finite
 from advect.training.loader import Loader, Prefetcher
@@ -24,6 +25,8 @@ from advect.training.state import TrainState
 from advect.training.step import Drawn, Loss, Step, TwoPart
 from advect.training.step_metrics import BadStep, StepMetrics
 from advect.training.stopping import MINUTES, StopConsensus, StopCriteria, StopSignals, code_of, reason_of
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -153,11 +156,10 @@ class Trainer:
 
     def _report_stall(self, name: str, seconds: float) -> None:
         who = f"{current().name}: " if current().world > 1 else ""
-        print(
-            f"warning: {who}step {self.state.progress.step + 1:,} has waited for {name} for {seconds:.0f} s; if that "
+        logger.warning(
+            f"{who}step {self.state.progress.step + 1:,} has waited for {name} for {seconds:.0f} s; if that "
             "is not the disk's usual speed, see that the data can still be read, or raise --num-workers",
-            file=sys.stderr,
-            flush=True,
+            extra=EVERY_RANK,
         )
 
     def _rng(self, step: int) -> CounterRng:

@@ -45,7 +45,8 @@ def folded_unet(height: int, width: int) -> NetworkConfig:
         if halvings and small // fold >> halvings < 16:
             break
         halvings += 1
-    return network("unet", 
+    return network(
+        "unet",
         model_channels=32 if small <= 16 else 64,
         channel_mult=(1, 2, 2, 4)[: halvings + 1],
         num_res_blocks=1,
@@ -62,7 +63,8 @@ def full_unet(height: int, width: int) -> NetworkConfig:
     while halvings < 3 and height % 2 ** (halvings + 1) == width % 2 ** (halvings + 1) == 0 and small >> halvings >= 8:
         halvings += 1
     heights = [height >> level for level in range(halvings + 1)]
-    return network("unet", 
+    return network(
+        "unet",
         model_channels=32 if small <= 16 else 64,
         channel_mult=(1, 2, 2, 4)[: halvings + 1],
         num_res_blocks=1 if small <= 32 else 2,
@@ -164,7 +166,8 @@ FASHION_MNIST = Preset(
     # Found by experiment, docs/experiments/time-to-quality.md; the epochs are what six minutes allow.
     Config(
         data=FashionMnistData(),
-        network=network("unet", 
+        network=network(
+            "unet",
             patch_size=2,
             model_channels=64,
             channel_mult=(1, 2),
@@ -193,8 +196,8 @@ DIGITS = Preset(
     "8x8 handwritten digits by class, inside scikit-learn: about two minutes on two CPU cores",
     Config(
         data=DigitsData(),
-        network=network("unet", 
-            model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(4,), dropout=0.1
+        network=network(
+            "unet", model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(4,), dropout=0.1
         ),
         training=TrainingConfig(
             batch_size=128,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,8 @@ from advect.data.images.folder import PIXELS, Unreadable, content_digests, files
 from advect.data.images.packing import MANIFEST, PIXEL_FILE, read_manifest, settings_of
 from advect.data.images.stores import open_store, require_path
 from advect.data.splits import PixelSplit
+
+logger = logging.getLogger(__name__)
 
 
 class Packed(Dataset):
@@ -93,9 +95,7 @@ def packed_path(data_dir: str | os.PathLike[str], decoder: Decoder) -> Path:
     return path.with_name(f"{path.name}.packed-{'x'.join(map(str, decoder.shape))}")
 
 
-def matching_pack(
-    data_dir: str | os.PathLike[str], decoder: Decoder, say: Callable[[str], None] | None = None
-) -> Path | None:
+def matching_pack(data_dir: str | os.PathLike[str], decoder: Decoder) -> Path | None:
     """The whole pack of exactly these images with these settings: ``data_dir`` itself, or one beside it; else None.
 
     It reads a little of every original, to see whether any has changed since; ``say`` is told where one has.
@@ -117,8 +117,10 @@ def matching_pack(
     store = open_store(data_dir)
     fingerprint = files_fingerprint(store, content_digests(store, Unreadable(len(store))))
     pack = next((folder for folder, manifest in found if manifest["fingerprint"] == fingerprint), None)
-    if pack is None and say is not None:
-        say(f"note: the images have changed since {found[0][0]} was packed, so it is not used; pack them again")
+    if pack is None:
+        logger.info(
+            f"note: the images have changed since {found[0][0]} was packed, so it is not used; pack them again"
+        )
     return pack
 
 

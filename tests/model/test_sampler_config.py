@@ -5,30 +5,32 @@ from __future__ import annotations
 import pytest
 
 from advect.core.errors import UserError
-from advect.model.sampler_config import Way, plan_ways
-from advect.model.velocity_field import Sampler
+from advect.model.sampler_config import SamplerConfig, plan_sweep
 
-OWN = Sampler(solver="heun", steps=7, grid="cosine")
-
-
-def test_the_runs_own_sampler_is_the_way_of_old() -> None:
-    assert plan_ways(OWN) == [Way("heun", "cosine", 7)]
-    assert plan_ways(OWN, solvers=["euler"], steps=[3, 9]) == [Way("euler", "cosine", 3), Way("euler", "cosine", 9)]
+OWN = SamplerConfig(solver="heun", steps=7, grid="cosine")
 
 
-def test_each_solver_takes_the_costs_that_it_can_meet_and_an_adaptive_one_is_one_way() -> None:
-    ways = plan_ways(OWN, solvers=["euler", "midpoint", "rk4", "dopri5"], grids=["uniform", "edm"], nfes=[1, 4, 4])
+def test_a_sweep_of_nothing_is_the_flows_own_sampler() -> None:
+    assert plan_sweep(OWN) == [SamplerConfig("heun", 7, "cosine")]
+    assert plan_sweep(OWN, solvers=["euler"], steps=[3, 9]) == [
+        SamplerConfig("euler", 3, "cosine"),
+        SamplerConfig("euler", 9, "cosine"),
+    ]
+
+
+def test_each_solver_takes_the_costs_that_it_can_meet_and_an_adaptive_one_comes_once() -> None:
+    ways = plan_sweep(OWN, solvers=["euler", "midpoint", "rk4", "dopri5"], grids=["uniform", "edm"], nfes=[1, 4, 4])
     assert ways == [
-        *(Way("euler", grid, n) for grid in ("uniform", "edm") for n in (1, 4)),
-        *(Way("midpoint", grid, 2) for grid in ("uniform", "edm")),
-        *(Way("rk4", grid, 1) for grid in ("uniform", "edm")),
-        Way("dopri5", None, None),
+        *(SamplerConfig("euler", n, grid) for grid in ("uniform", "edm") for n in (1, 4)),
+        *(SamplerConfig("midpoint", 2, grid) for grid in ("uniform", "edm")),
+        *(SamplerConfig("rk4", 1, grid) for grid in ("uniform", "edm")),
+        SamplerConfig("dopri5", None, None),
     ]
 
 
 def test_the_stochastic_equation_has_its_own_solvers_steps_and_costs() -> None:
-    assert plan_ways(OWN, diffusion=0.5) == [Way("euler-maruyama", "cosine", 250, 0.5)]
-    found = plan_ways(OWN, solvers=["euler-maruyama", "heun"], nfes=[7, 8], diffusion="sigma")
+    assert plan_sweep(OWN, diffusion=0.5) == [SamplerConfig("euler-maruyama", 250, "cosine", 0.5)]
+    found = plan_sweep(OWN, solvers=["euler-maruyama", "heun"], nfes=[7, 8], diffusion="sigma")
     # Heun's last step asks for the velocity once.
     assert [(way.solver, way.steps) for way in found] == [("euler-maruyama", 7), ("euler-maruyama", 8), ("heun", 4)]
 
@@ -51,5 +53,5 @@ def test_the_stochastic_equation_has_its_own_solvers_steps_and_costs() -> None:
 )
 def test_mistakes_are_told(options: dict, words: str) -> None:
     with pytest.raises(UserError) as told:
-        plan_ways(OWN, **options)
+        plan_sweep(OWN, **options)
     assert str(told.value).startswith(words)

@@ -65,10 +65,10 @@ def test_extremes_of_association() -> None:
     assert found[4, :4].tolist() == [0] * 4  # what does not vary hangs together with nothing
     shuffled = torch.tensor([0.0, 1, 0, 1, 1, 0, 1, 0])  # as many of each in both halves
     assert associations(torch.stack([group, shuffled], 1), categorical=[True, True])[0, 1] == 0
-    without_timeout = torch.cat([x[:, :2], x[:, :1]], 1)
+    apart = torch.cat([x[:, :2], x[:, :1]], 1)
     turned = torch.cat([x[:, :2] * torch.tensor([1, -1]), x[:, :1]], 1)
     # Of three pairs two turn from -1 to 1 and one stays.
-    assert association_error(without_timeout, turned, categorical=[False] * 3) == pytest.approx(4 / 3)
+    assert association_error(apart, turned, categorical=[False] * 3) == pytest.approx(4 / 3)
 
 
 def test_missing_categories_are_a_category_and_missing_numbers_are_left_out() -> None:

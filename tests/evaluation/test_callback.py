@@ -63,7 +63,7 @@ def test_a_run_that_gets_worse_again_keeps_its_best_beside_its_last(
     assert kept("run") == [40, 100]
     assert best("run") == {"name": "step-00000040", "metric": "frechet", "value": found[40]}
     assert Path("run/checkpoints/latest").read_text() == "step-00000100\n"
-    lines = capsys.readouterr().err.splitlines()
+    lines = capsys.readouterr().out.splitlines()
     assert lines.count("every 20 steps 200 samples are held against held-out data in data space") == 1
     told = [line for line in lines if line.startswith("step") and "against held-out data" in line]
     assert [line.startswith(f"step {step}, ") for line, step in zip(told, found, strict=True)] == [True] * 5
@@ -153,7 +153,7 @@ def test_data_of_each_kind_are_measured_in_units_that_can_be_compared(
     assert row["eval_features"] == space and 20 <= row["eval_samples"] < 2000
     assert best("run") == {"name": "step-00000002", "metric": "held-out-loss", "value": row["eval_held_out_loss"]}
     request = EvalConfig(num_samples=row["eval_samples"], metrics=("frechet", "energy"), seed=5)
-    _, result = evaluate(Path("run"), request, say=lambda text: None, progress=False)
+    _, result = evaluate(Path("run"), request)
     (point,) = result["points"]
     for name in ("frechet", "energy"):
         assert row[f"eval_{name}"] == pytest.approx(point["metrics"][name]["mean"], rel=1e-4)
@@ -167,7 +167,7 @@ def test_a_flow_on_pairs_is_held_against_real_data(advect: Callable[..., None], 
     advect("reflow", moons_run, words, "--output-dir out --max-steps 4 --eval-every 2 --eval-samples 300 --seed 0")
     run, step = Path("out/2-rectified"), int(best("out/2-rectified")["name"][5:])
     request = EvalConfig(num_samples=300, metrics=("frechet",), seed=0)
-    _, result = evaluate(run / "checkpoints/best", request, say=lambda text: None, progress=False)
+    _, result = evaluate(run / "checkpoints/best", request)
     assert result["subject"]["step"] == step == smallest(run)
     row = rows(run)[step]
     assert row["eval_samples"] == 300  # more than the pairs, and no more than the data
@@ -306,7 +306,7 @@ def test_two_processes_measure_what_one_does(tmp_path: Path, kind: str) -> None:
         for name, value in one[step].items():
             assert two[step][name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-4))
     assert best(tmp_path / "one")["name"] == best(tmp_path / "two")["name"]
-    assert "against held-out data" in first.err and "against held-out data" not in second.err
+    assert "against held-out data" in first.out and "against held-out data" not in second.out
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
-"""Where a run begins: from nothing or from a checkpoint, in a folder of its own."""
+"""Where a run begins: from nothing or from a checkpoint, in a folder that it locks."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,13 +16,13 @@ from advect.model.metadata import ModelMetadata
 from advect.training import find_checkpoint, verify_checkpoint
 from advect.training.state import PROGRESS
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
-def resolve_checkpoint(run_dir: Path, resume_from: Path | None, resume: str, say: Say) -> Path | None:
+def resolve_checkpoint(run_dir: Path, resume_from: Path | None, resume: str) -> Path | None:
     """The whole checkpoint to go on from; None to begin."""
     if resume == "auto":
-        return newest_whole(run_dir, say)
+        return newest_whole(run_dir)
     checkpoint = find_checkpoint(resume_from) if resume_from else None
     if checkpoint:
         verify_checkpoint(checkpoint)
@@ -40,17 +41,17 @@ def check_folder(run_dir: Path, checkpoint: Path | None, again: bool) -> None:
 
 
 @contextmanager
-def lock_run_dir(run_dir: Path, checkpoint: Path | None, again: bool, say: Say) -> Iterator[None]:
+def lock_run_dir(run_dir: Path, checkpoint: Path | None, again: bool) -> Iterator[None]:
     """Keep the folder from other runs, and see that none has just begun there; the first process does so for all."""
     if not current().is_first:
         yield
         return
-    with held(run_dir, "--run-dir", say=say):
+    with held(run_dir, "--run-dir"):
         check_folder(run_dir, checkpoint, again)
         yield
 
 
-def check_same_run(there: ModelMetadata, here: ModelMetadata, checkpoint: Path, say: Say) -> None:
+def check_same_run(there: ModelMetadata, here: ModelMetadata, checkpoint: Path) -> None:
     """Refuse another network or data shape; tell what else differs, for the run is then not the same bit for bit."""
     if there.spec.shape != here.spec.shape or there.spec.conditions.keys() != here.spec.conditions.keys():
         raise UserError(
@@ -77,9 +78,9 @@ def check_same_run(there: ModelMetadata, here: ModelMetadata, checkpoint: Path, 
         free.add("num_epochs")
     for section, text in differs:
         if section in ("data", "method", "training") and text.split()[0] not in free:
-            say(f"note: {text}; the run will not equal one with the old value")
+            logger.info(f"note: {text}; the run will not equal one with the old value")
     if there.fingerprint != here.fingerprint:
-        say("note: the data have changed since the checkpoint; the run will not equal one on the old data")
+        logger.info("note: the data have changed since the checkpoint; the run will not equal one on the old data")
 
 
 def _differences(there: dict, here: dict) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from advect.core.types import NULL, Category
-from advect.evaluation import Features, draw_trajectories, measure_fidelity, measure_memorisation
+from advect.metrics import ProbeClassifier, class_accuracy, memorisation
 
 DIGITS = Category(tuple("0123456789"), (0.1,) * 10)
 
@@ -20,9 +20,11 @@ def digits():
 
 def judge(x, asked, digits, **options):
     images, labels = digits
-    halves = (images[:900], labels[:900]), (images[900:], labels[900:])
-    features = Features.fit(images, kind="image")
-    return measure_fidelity(x, asked, *halves, features=features, category=DIGITS, **options)
+    flat = lambda v: v.flatten(1)
+    probe = ProbeClassifier.fit((flat(images[900:]), labels[900:]), **options)
+    if probe is None:
+        return None
+    return class_accuracy(probe, (flat(x), asked), (flat(images[:900]), labels[:900]), category=DIGITS, **options)
 
 
 def test_real_digits_show_their_class_and_wrongly_labelled_ones_do_not(digits):
@@ -60,10 +62,10 @@ def test_few_rows_are_used_of_many(digits):
 def test_copies_are_told_from_new_samples():
     generator = torch.Generator().manual_seed(0)
     train, held_out, new = (torch.randn(1000, 4, generator=generator) for _ in range(3))
-    honest = measure_memorisation(new, train, held_out)
+    honest = memorisation(new, train, held_out)
     assert honest.share_closer < 0.04
     assert (held_out.shape[0] * 0.01) == (honest.held_out_distances < honest.threshold).sum()
-    copied = measure_memorisation(train[:300] + 1e-4, train, held_out)
+    copied = memorisation(train[:300] + 1e-4, train, held_out)
     assert copied.share_closer == 1.0
     assert copied.sample_distances.max() < 1e-3
 
@@ -71,17 +73,9 @@ def test_copies_are_told_from_new_samples():
 def test_shown_samples_run_from_the_closest_to_the_farthest_beside_their_neighbours():
     generator = torch.Generator().manual_seed(1)
     train, held_out, new = (torch.randn(100, 1, 2, 2, generator=generator) for _ in range(3))
-    found = measure_memorisation(new, train, held_out, shown=5, k=2)
+    found = memorisation(new, train, held_out, shown=5, k=2)
     assert found.distances[0, 0] == found.sample_distances.min()
     assert found.distances[-1, 0] == found.sample_distances.max()
     assert found.neighbours.shape == (5, 2, 1, 2, 2)
     gaps = (found.samples[:, None] - found.neighbours).flatten(2).norm(dim=2)
     assert torch.allclose(gaps.double(), found.distances, atol=1e-6)
-
-
-def test_trajectories_run_from_noise_to_the_sample(classes):
-    cond = {"label": torch.tensor([0, 1, 2])}
-    t, x = draw_trajectories(classes, 3, cond=cond, times=10, steps=36, seed=5)
-    assert t.tolist() == pytest.approx([i / 9 for i in range(10)])
-    assert torch.equal(x[-1], classes.sample(3, steps=36, seed=5, cond=cond))
-    assert torch.equal(x[0], torch.randn(3, 1, 2, 2, generator=torch.Generator().manual_seed(5)))

@@ -6,8 +6,8 @@ import numpy as np
 
 from advect.data import Identity, Rows
 from advect.data.base import ArraySplit
-from advect.evaluation import memorisation as overlap
-from advect.evaluation.memorisation import shared_rows
+from advect.evaluation import protocol
+from advect.evaluation.protocol import shared_rows
 
 
 def split(x: np.ndarray) -> ArraySplit:
@@ -24,5 +24,5 @@ def test_equal_rows_are_counted_wherever_they_lie() -> None:
 
 def test_of_a_large_training_set_a_share_is_known(monkeypatch) -> None:
     x = np.random.default_rng(0).normal(size=(1000, 2))
-    monkeypatch.setattr(overlap, "LOOKED_AT", 100)
+    monkeypatch.setattr(protocol, "LOOKED_AT", 100)
     assert shared_rows(split(x), split(x[:100])) in range(8, 13)

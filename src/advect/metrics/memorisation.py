@@ -2,45 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from advect.data import Split
-from advect.metrics import nearest_neighbours
-
-LOOKED_AT = 100_000
-"""Training rows at most, evenly spread, that held-out ones are compared with."""
-
-_BATCH = 256
-
-
-def shared_rows(train: Split, held_out: Split) -> int:
-    """How many held-out rows equal one of the training rows to the last bit, in model units.
-
-    Of a larger training set only LOOKED_AT rows are known, so that as large a share of the equal ones is found.
-    """
-    known = set(_digests(train))
-    return sum(digest in known for digest in _digests(held_out))
-
-
-def _digests(split: Split) -> Iterator[bytes]:
-    places = np.linspace(0, len(split) - 1, min(len(split), LOOKED_AT)).round().astype(np.int64)
-    for i in range(0, len(places), _BATCH):
-        x = split.fetch(places[i : i + _BATCH]).x1.flatten(1).numpy() + 0.0  # -0.0 equals 0.0
-        yield from (hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in x)
-
+from advect.core.registry import register
+from advect.metrics.base import EvalContext, Metric
+from advect.metrics.precision_recall import nearest_neighbours
+from advect.metrics.statistics import SAMPLES, SampleStatistics
 
 PERCENTILE = 0.01
 
 
 @dataclass(frozen=True)
 class Memorisation:
-    """Euclidean distances, in data units, to the nearest training row.
+    """Euclidean distances, to the nearest training row.
 
     Attributes:
         sample_distances: of each sample (n,).
@@ -62,9 +39,7 @@ class Memorisation:
     indices: Tensor
 
 
-def measure_memorisation(
-    samples: Tensor, train: Tensor, held_out: Tensor, *, shown: int = 12, k: int = 3
-) -> Memorisation:
+def memorisation(samples: Tensor, train: Tensor, held_out: Tensor, *, shown: int = 12, k: int = 3) -> Memorisation:
     """Compare how near samples (n, *S) and held_out (M, *S) come to train (N, *S)."""
     near = nearest_neighbours(samples, train, k=min(k, len(train)))
     real = nearest_neighbours(held_out, train).distances[:, 0]
@@ -81,3 +56,27 @@ def measure_memorisation(
         distances=near.distances[places],
         indices=near.indices[places],
     )
+
+
+@register("memorisation")
+class MemorisationMetric(Metric):
+    """Share of samples nearer to a training row than 99% of held-out rows are, and the median distance.
+
+    Distances are those of whole samples. The floor is of held-out rows.
+    """
+
+    needs = frozenset({SAMPLES})
+
+    def details(self, x: SampleStatistics, context: EvalContext) -> Memorisation:
+        """All distances, and some samples beside their neighbours."""
+        assert context.train_samples is not None and context.held_out_samples is not None
+        return memorisation(x.rows[SAMPLES], context.train_samples, context.held_out_samples)
+
+    def compare(self, x: SampleStatistics, y: SampleStatistics, context: EvalContext) -> dict[str, float]:
+        found = self.details(x, context)
+        return {"memorised": found.share_closer, "nearest_training": float(found.sample_distances.median())}
+
+    def floor(self, x: SampleStatistics, y: SampleStatistics, context: EvalContext) -> dict[str, float]:
+        assert context.train_samples is not None and context.held_out_samples is not None
+        real = nearest_neighbours(context.held_out_samples, context.train_samples).distances[:, 0]
+        return {"memorised": PERCENTILE, "nearest_training": float(real.median())}

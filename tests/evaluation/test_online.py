@@ -20,13 +20,14 @@ from advect.core.random import Generator
 from advect.core.types import Batch
 from advect.data import Dataset, Split
 from advect.evaluation import FeatureNetwork
-from advect.evaluation.callback import Yardstick
-from advect.evaluation.feature_space import Comparable
+from advect.evaluation.callback import measure, online_evaluator
+from advect.evaluation.evaluator import Evaluator, SampleRequest
+from advect.evaluation.features import FeatureSpace
 from advect.evaluation.protocol import EvalConfig
-from advect.evaluation.subsampling import rows
 from advect.metrics import energy_distance, frechet_distance, kernel_distance
+from advect.metrics.statistics import subsample
 from advect.model.flow import Flow
-from processes import run_ranks
+from forked import run_ranks
 
 SLOW = pytest.mark.slow
 
@@ -35,8 +36,12 @@ def opened(run: Path) -> tuple[Flow, Dataset]:
     return package.load(run), build_dataset(parse_config(run / "config.yaml")[1].data)
 
 
-def stick(run: Path, *, samples: int = 300, features: Path | None = None, seed: int = 3) -> Yardstick:
-    return Yardstick(*opened(run), samples=samples, features=features, seed=seed)
+def numbers(evaluator: Evaluator) -> dict[str, float]:
+    return measure(evaluator, SampleRequest(n=len(evaluator.rows.floor), seed=3))
+
+
+def online(run: Path, *, samples: int = 300) -> dict[str, float]:
+    return numbers(online_evaluator(*opened(run), samples=samples, features=None))
 
 
 @pytest.fixture(autouse=True)
@@ -49,19 +54,19 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def in_data_units(flow: Flow, source: Dataset, name: str, count: int) -> Tensor:
     """``count`` rows of a split, as an evaluation chooses them."""
     split = getattr(source, name)
-    return flow.transform.inverse(split.fetch(rows(len(split), count, 0).sort().values.numpy()).x1)
+    return flow.transform.inverse(split.fetch(subsample(len(split), count, 0).sort().values.numpy()).x1)
 
 
 def mixed(x: Tensor, limit: int) -> Tensor:
     """At most ``limit`` rows, as a summary chooses them."""
-    return x[rows(len(x), 10_000, 0)][:limit]
+    return x[subsample(len(x), 10_000, 0)][:limit]
 
 
 def test_vectors_have_the_distances_of_the_samples_that_the_flow_draws(moons_run: Path) -> None:
     flow, source = opened(moons_run)
-    found = stick(moons_run).measure()
+    found = online(moons_run)
     assert found is not None and list(found) == ["frechet", "energy", "frechet_floor", "energy_floor"]
-    x, real = flow.sample(300, seed=3), in_data_units(flow, source, "train", 300)
+    x, real = flow.sample(300, seed=3).x, in_data_units(flow, source, "train", 300)
     held_out = in_data_units(flow, source, "held_out", 10_000)
     assert found["frechet"] == pytest.approx(frechet_distance(x, held_out), rel=1e-6)
     assert found["frechet_floor"] == pytest.approx(frechet_distance(real, held_out), rel=1e-6)
@@ -101,10 +106,10 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_images_are_seen_in_0_to_255_by_a_network_of_ones_own(digits_run: Path, network: Path) -> None:
     flow, source = opened(digits_run)
     source.held_out = First(source.held_out, 60)
-    found = Yardstick(flow, source, samples=100, features=network, seed=3).measure()
+    found = numbers(online_evaluator(flow, source, samples=100, features=network))
     assert found is not None and list(found) == ["frechet", "kernel", "kernel_se", "frechet_floor", "kernel_floor"]
     see = lambda x: FeatureNetwork(network)((x * 255 / 16).round())
-    x, real = (see(x) for x in (flow.sample(100, seed=3), in_data_units(flow, source, "train", 100)))
+    x, real = (see(x) for x in (flow.sample(100, seed=3).x, in_data_units(flow, source, "train", 100)))
     held_out = see(in_data_units(flow, source, "held_out", len(source.held_out)))
     assert found["frechet"] == pytest.approx(frechet_distance(x, held_out), rel=1e-5)
     assert found["frechet_floor"] == pytest.approx(frechet_distance(real, held_out), rel=1e-5)
@@ -114,9 +119,9 @@ def test_images_are_seen_in_0_to_255_by_a_network_of_ones_own(digits_run: Path, 
 
 
 def test_advect_eval_finds_the_same_numbers(digits_run: Path, tmp_path: Path) -> None:
-    ours = stick(digits_run, samples=300).measure()
+    ours = online(digits_run, samples=300)
     request = EvalConfig(num_samples=300, metrics=("frechet", "kernel"), seed=3, output=tmp_path / "result.json")
-    _, result = evaluate(digits_run, request, say=lambda text: None, progress=False, device="cpu")
+    _, result = evaluate(digits_run, request)
     (way,) = result["points"]
     assert ours is not None
     for name in ("frechet", "kernel"):
@@ -128,14 +133,14 @@ def test_wide_data_are_compared_in_components(advect: Callable[..., None], tmp_p
     rng = np.random.default_rng(0)
     np.save(tmp_path / "wide.npy", (rng.normal(size=(400, 5)) @ rng.normal(size=(5, 600))).astype(np.float32))
     advect("train --data wide.npy --run-dir run --width 8 --max-steps 2 --sample-every 0")
-    found = stick(tmp_path / "run", samples=100)
-    assert found.space.startswith("the first 128 principal components")
-    measured = found.measure()
-    assert measured is not None and measured["frechet"] > measured["frechet_floor"] > 0
+    evaluator = online_evaluator(*opened(tmp_path / "run"), samples=100, features=None)
+    assert evaluator.space.features.name.startswith("the first 128 principal components")
+    found = numbers(evaluator)
+    assert found["frechet"] > found["frechet_floor"] > 0
 
 
-def measured(run: str, samples: int) -> dict | None:
-    return stick(Path(run), samples=samples).measure()
+def measured(run: str, samples: int) -> dict[str, float]:
+    return online(Path(run), samples=samples)
 
 
 @pytest.mark.parametrize(
@@ -146,48 +151,47 @@ def test_several_processes_find_what_one_does_to_the_bit(
 ) -> None:
     one = measured(str(moons_run), samples)
     shutil.rmtree(cache)
-    assert run_ranks(world, measured, str(moons_run), samples) == [one] + [None] * (world - 1)
+    assert run_ranks(world, measured, str(moons_run), samples) == [one] + [{}] * (world - 1)
 
 
 def test_data_are_looked_at_once_and_again_where_the_cache_is_damaged(
     moons_run: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = stick(moons_run).measure()
+    first = online(moons_run)
     files = {file: file.read_bytes() for file in cache.glob("*.safetensors")}
-    assert len(files) == 2
+    assert len(files) == 4  # statistics of either split, and two floors
     with monkeypatch.context() as patch:
-        patch.setattr(Comparable, "data", None)
-        assert stick(moons_run).measure() == first
+        patch.setattr(FeatureSpace, "data", None)
+        assert online(moons_run) == first
     for file, whole in files.items():
         file.write_bytes(whole[:100])
-    assert stick(moons_run).measure() == first
+    assert online(moons_run) == first
     assert {file: file.read_bytes() for file in cache.glob("*.safetensors")} == files
-    stick(moons_run, samples=200).measure()
-    assert len(list(cache.glob("*.safetensors"))) == 3  # other training rows
+    online(moons_run, samples=200)
+    assert len(list(cache.glob("*.safetensors"))) == 7  # other training rows
 
 
 def test_no_more_than_a_chunk_is_looked_at_at_once(moons_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen, real = [], Comparable.samples
+    seen, real = [], FeatureSpace.samples
 
-    def watched(self: Comparable, x: Tensor, *arguments, **options):
+    def watched(self: FeatureSpace, x: Tensor, *arguments, **options):
         seen.append(len(x))
         return real(self, x, *arguments, **options)
 
-    monkeypatch.setattr(Comparable, "samples", watched)
-    stick(moons_run, samples=1000).measure()
-    assert seen == [256] * 4
+    monkeypatch.setattr(FeatureSpace, "samples", watched)
+    online(moons_run, samples=1000)
+    assert seen == [256, 256, 256, 232]
 
 
 def test_too_few_rows_and_features_that_do_not_fit_are_told(
     moons_run: Path, digits_run: Path, network: Path, cache: Path
 ) -> None:
     flow, source = opened(moons_run)
-    options = {"samples": 100, "seed": 0}
     with pytest.raises(UserError, match=r"--eval-features .*sums\.pt is for images, and these are vector data"):
-        Yardstick(flow, source, features=network, **options)
+        online_evaluator(flow, source, features=network, samples=100)
     with pytest.raises(UserError, match=r"features .*none\.pt is no file"):
-        Yardstick(*opened(digits_run), features=Path("none.pt"), **options)
+        online_evaluator(*opened(digits_run), features=Path("none.pt"), samples=100)
     source.held_out = First(source.held_out, 3)
     with pytest.raises(UserError, match=r"--eval-every compares with 20 held-out samples or more.*have 3"):
-        Yardstick(flow, source, features=None, **options)
+        online_evaluator(flow, source, features=None, samples=100)
     assert not cache.exists()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from advect.core.errors import UserError
-from advect.evaluation.sample_statistics import ROWS, SampleStatistics
+from advect.metrics.statistics import ROWS, SampleStatistics
 
 
 def parts(x: torch.Tensor, size: int, **more: torch.Tensor) -> list[dict[str, torch.Tensor]]:
@@ -18,7 +18,7 @@ def parts(x: torch.Tensor, size: int, **more: torch.Tensor) -> list[dict[str, to
 def test_the_moments_are_those_of_all_rows_and_the_rows_a_bounded_choice_of_them() -> None:
     n = 2 * ROWS + 77
     x = torch.randn(n, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 5.0, 0.1]) + 7
-    found = SampleStatistics.of(parts(x, 999, number=torch.arange(n)), n)
+    found = SampleStatistics.from_parts(parts(x, 999, number=torch.arange(n)), n)
     torch.testing.assert_close(found.moments.mean, x.double().mean(0), rtol=1e-12, atol=0)
     torch.testing.assert_close(found.moments.covariance, x.double().T.cov(), rtol=1e-10, atol=1e-12)
     number = found.rows["number"]
@@ -30,7 +30,7 @@ def test_the_moments_are_those_of_all_rows_and_the_rows_a_bounded_choice_of_them
 
 def test_all_rows_of_a_small_set_are_kept_once_and_the_parts_do_not_matter() -> None:
     x = torch.randn(50, 2)
-    one, many = SampleStatistics.of(parts(x, 50), 50), SampleStatistics.of(parts(x, 7), 50)
+    one, many = SampleStatistics.from_parts(parts(x, 50), 50), SampleStatistics.from_parts(parts(x, 7), 50)
     assert torch.equal(one.rows["features"], many.rows["features"])
     torch.testing.assert_close(one.moments.scatter, many.moments.scatter, rtol=1e-12, atol=0)
     assert torch.equal(one.rows["features"].sort(0).values, x.sort(0).values)
@@ -38,8 +38,8 @@ def test_all_rows_of_a_small_set_are_kept_once_and_the_parts_do_not_matter() -> 
 
 
 def test_tensors_lead_back_to_the_same_summary() -> None:
-    found = SampleStatistics.of(parts(torch.randn(20, 2), 6, values=torch.rand(20, 4).double()), 20)
-    again = SampleStatistics.from_tensors(found.tensors())
+    found = SampleStatistics.from_parts(parts(torch.randn(20, 2), 6, values=torch.rand(20, 4).double()), 20)
+    again = SampleStatistics.from_tensors(found.to_tensors())
     assert again.count == 20 and torch.equal(again.moments.scatter, found.moments.scatter)
     assert again.rows.keys() == {"features", "values"} and again.rows["values"].dtype == torch.float64
     assert torch.equal(again.take("values", 3), found.rows["values"][:3])
@@ -49,4 +49,4 @@ def test_nan_is_told() -> None:
     x = torch.zeros(9, 2)
     x[4, 1] = torch.nan
     with pytest.raises(UserError, match="samples has NaN or infinite values in 1 of 9 samples"):
-        SampleStatistics.of(parts(x, 9), 9)
+        SampleStatistics.from_parts(parts(x, 9), 9)

@@ -1,0 +1,114 @@
+"""What the jobs of one command share: device, processes, run folder and seed; its messages and bars.
+
+PyTorch is imported where a device is asked for, not before.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from advect.core.errors import UserError
+from advect.distributed.comm import current, process_group
+from advect.distributed.env import DistEnv
+
+if TYPE_CHECKING:
+    import torch
+    from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """The device of this process, its place among all of the run, the run's folder where it has one, and the seed."""
+
+    device: torch.device
+    env: DistEnv
+    run_dir: Path = Path()
+    seed: int = 0
+
+
+@contextmanager
+def run_context(device: str, *, run_dir: Path = Path(), seed: int = 0) -> Iterator[RunContext]:
+    """Within the block this process is tuned, and has joined the others on a device of its own.
+
+    See :func:`pick_device` and :func:`process_group`, whose UserErrors it raises.
+    """
+    from advect.core.device import tune_process
+
+    tune_process()
+    place = pick_device(device)
+    with process_group(place) as env:
+        yield RunContext(place, env, run_dir, seed)
+
+
+def pick_device(name: str | torch.device) -> torch.device:
+    """The device called ``name``; "auto" is the first GPU where there is one.
+
+    Among several processes each has a GPU of its own, which becomes PyTorch's current one. Raises UserError where
+    there is no such device, or none for each process.
+    """
+    import torch
+
+    if isinstance(name, torch.device):
+        return name
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = current().device(torch.device(name))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name} cannot be used here; cpu always can") from error
+    if device.type == "cuda" and current().world > 1:
+        torch.cuda.set_device(device)
+    return device
+
+
+EVERY_RANK = {"every_rank": True}
+"""``extra`` of a note or warning that any process may show; by default the first one alone does."""
+
+
+class ConsoleHandler(logging.Handler):
+    """Plain lines above tqdm's bars, from the first process of a run: warnings on standard error, notes on output."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return (current().is_first or getattr(record, "every_rank", False)) and bool(super().filter(record))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        warning = record.levelno >= logging.WARNING
+        file = sys.stderr if warning else sys.stdout
+        tqdm.write(f"warning: {self.format(record)}" if warning else self.format(record), file=file)
+        file.flush()
+
+
+def log_to_console() -> None:
+    """Show the package's messages on the terminal, once."""
+    logger = logging.getLogger("advect")
+    logger.setLevel(logging.INFO)
+    if not any(isinstance(handler, ConsoleHandler) for handler in logger.handlers):
+        logger.addHandler(ConsoleHandler())
+
+
+@contextmanager
+def only_warnings() -> Iterator[None]:
+    """Within the block notes are dropped."""
+    logger = logging.getLogger("advect")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def progress_bar(total: int, title: str, unit: str) -> tqdm:
+    """A bar on the first process, where standard error is a terminal."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=title, unit=unit, disable=None if current().is_first else True)

@@ -1,0 +1,26 @@
+"""Packages that import their names when first used."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+PACKAGES = ("advect", "advect.data", "advect.losses", "advect.networks", "advect.paths", "advect.reporting")
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_every_name_is_there(name: str) -> None:
+    package = importlib.import_module(name)
+    for each in dir(package):
+        assert getattr(package, each) is not None or each.startswith("__")
+    with pytest.raises(AttributeError, match=f"module '{name}' has no attribute 'nothing'"):
+        _ = package.nothing
+
+
+def test_only_what_is_used_is_imported() -> None:
+    code = "import advect, sys; advect.networks.MLP; print('advect.networks.unet' in sys.modules, advect.load)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.startswith("False <function load at")
