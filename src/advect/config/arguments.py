@@ -114,7 +114,16 @@ def parse_settings(run: S, words: Sequence[str], *, prog: str, description: str)
     """The arguments ``run`` of a command, whose ``settings`` are a configuration, with what the words give."""
     config: Config = run.settings
     sections = {f.name: getattr(config, f.name) for f in fields(config)}
-    found = parse_sections({"run": run, **sections}, words, prog=prog, description=description)
+    try:
+        found = parse_sections({"run": run, **sections}, words, prog=prog, description=description)
+    except UserError as error:
+        name = str(error).split()[0]
+        others = [key for key, data in FORMATS.items() if name[2:].replace("-", "_") in {f.name for f in fields(data)}]
+        if "is not a flag of" in str(error) and others:
+            raise UserError(
+                f"{name} is not a flag of {prog}; it goes with --data-format {' or '.join(others)}"
+            ) from None
+        raise
     made = found.pop("run")
     return made.replaced(settings=Config(**found))  # pyright: ignore
 

@@ -131,9 +131,11 @@ class Section:
         try:
             return cls(**options | {key: value for key, value in given.items() if key in takes})
         except UserError as error:
-            words = str(error)
+            words = str(error).replace(f"{cls.__name__} needs", f"{flag(name)} {getattr(self, name)} needs")
             for option in options:
                 words = words.replace(f"{cls.__name__}.{option}", flag(prefix + option))
+            for field_name in given.keys() & {f.name for f in fields(self)}:
+                words = words.replace(f"{cls.__name__}.{field_name}", flag(field_name))
             raise UserError(words) from error
 
     def values(self) -> dict[str, Any]:

@@ -36,6 +36,7 @@ class BrownianBridge(Path):
 
     width = "sigma"
     part_given = ("sigma",)
+    part_examples = ({"sigma": 0.5},)
 
     sigma: float
 
