@@ -117,12 +117,11 @@ def parse_settings(run: S, words: Sequence[str], *, prog: str, description: str)
     try:
         found = parse_sections({"run": run, **sections}, words, prog=prog, description=description)
     except UserError as error:
-        name = str(error).split()[0]
-        others = [key for key, data in FORMATS.items() if name[2:].replace("-", "_") in {f.name for f in fields(data)}]
+        word = str(error).split()[0]
+        name = word[2:].replace("-", "_")
+        others = " or ".join(key for key, data in FORMATS.items() if name in {f.name for f in fields(data)})
         if "is not a flag of" in str(error) and others:
-            raise UserError(
-                f"{name} is not a flag of {prog}; it goes with --data-format {' or '.join(others)}"
-            ) from None
+            raise UserError(f"{word} is not a flag of {prog}; it goes with --data-format {others}") from None
         raise
     made = found.pop("run")
     return made.replaced(settings=Config(**found))  # pyright: ignore

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +91,7 @@ def build_dataset(config: DataConfig) -> Dataset:
     Images of a folder or archive come from their pack where ``advect data pack`` made one that matches.
     """
     source, names = _SOURCES[type(config)]
-    options: dict[str, Any] = {
-        _ARGUMENTS.get(f.name, f.name): getattr(config, f.name) for f in fields(config) if f.name != "options"
-    }
+    options: dict[str, Any] = {_ARGUMENTS.get(name, name): value for name, value in config.values().items()}
     if isinstance(options.get("labels"), str):
         options["labels"] = _ANSWERS.get(options["labels"], "auto")
     if "data_dir" not in options:
