@@ -69,7 +69,7 @@ class Real:
         a, b = (split.fetch(np.arange(len(split))) for split in (source.train, source.held_out))
         assert a.cond is not None and b.cond is not None
         order = b.cond[condition].argsort(stable=True)
-        return cls(a.x1, a.cond[condition], b.x1[order], b.cond[condition][order], source.facts())
+        return cls(a.x1, a.cond[condition], b.x1[order], b.cond[condition][order], source.metadata)
 
 
 Draw = Callable[[int], Tensor]

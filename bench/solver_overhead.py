@@ -18,8 +18,9 @@ from interleave import machine
 from torch import Tensor
 
 from advect.core.device import tune_process
+from advect.core.registry import choices
 from advect.networks import MLP
-from advect.solvers import SOLVERS, Solution, solve
+from advect.solvers import Solution, Solver, get_solver, solve
 
 EVALUATIONS = 100
 TARGETS = {False: 1.05, True: 1.20}
@@ -56,11 +57,12 @@ def contest(rounds: int) -> list[str]:
 
     tol = tolerance(adaptive)
     lines = []
-    for name, solver in SOLVERS.items():
+    for name in choices("solver"):
+        solver = get_solver(name)
         steps = next(n for n in range(1, EVALUATIONS + 1) if (solver.nfe(n) or EVALUATIONS) >= EVALUATIONS)
 
-        def run(name: str = name, steps: int = steps) -> Tensor:
-            return adaptive(tol).x if SOLVERS[name].adaptive else solve(net, x0, solver=name, steps=steps).x
+        def run(solver: Solver = solver, steps: int = steps) -> Tensor:
+            return adaptive(tol).x if solver.adaptive else solve(net, x0, solver=solver, steps=steps).x
 
         calls = adaptive(tol).nfe if solver.adaptive else solver.nfe(steps) or 0
         alone = bare(calls)

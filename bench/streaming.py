@@ -76,7 +76,7 @@ def stream(kind: str, folder: Path) -> None:
     if kind == "tar":
         source = Shards(place, image_size=32, held_out=0)
     else:
-        source = ParquetImages(place, label="label", image_size=32, held_out=0)
+        source = ParquetImages(place, label_column="label", image_size=32, held_out=0)
     opened = resident()
     loader = Loader(source.train, BATCH, workers=2)
     steps = len(loader) // BATCH

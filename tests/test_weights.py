@@ -91,5 +91,5 @@ def test_settings_are_checked(value):
 
 
 def test_an_unknown_prediction_is_refused():
-    with pytest.raises(UserError, match=r"MinSNR\.prediction must be 'data', 'noise' or 'velocity', got 'score'"):
+    with pytest.raises(UserError, match="MinSNR needs a loss of data, noise or velocity, got 'score'"):
         MinSNR(CondOT(), prediction="score")  # pyright: ignore[reportArgumentType]

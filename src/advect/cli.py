@@ -85,7 +85,7 @@ def run(words: list[str]) -> None:
         return
     if words[0] not in commands:
         raise UserError(f"command {words[0]!r} is not known{did_you_mean(words[0], commands)}")
-    env, command = DistEnv.of_environment(), importlib.import_module(commands[words[0]].module)
+    env, command = DistEnv.from_environment(), importlib.import_module(commands[words[0]].module)
     if env.world > 1 and getattr(command, "SHARED", False):
         from advect.distributed.launch import run_shared
 

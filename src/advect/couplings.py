@@ -166,7 +166,7 @@ def transport(x0: Tensor, x1: Tensor) -> Tensor:
 class ConditionalOT(Coupling):
     """Exact transport whose cost counts the conditions, so that the source stays independent of them.
 
-    Before the pairing row i of the noise belongs to the condition of row i. Pairing it with a datum of another
+    Before the pairing row i of the noise belongs to the condition of row i. PairConfig it with a datum of another
     condition costs ``penalty``, relative to the mean distance, for each condition that differs (Cheng & Schwing 2025,
     "The curse of conditions", eq. 9). With the default, infinite penalty transport stays within the groups of equal
     conditions: the source given a condition is then unbiased, which plain transport does not keep. Raises UserError

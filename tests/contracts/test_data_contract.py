@@ -126,7 +126,7 @@ def mnist(folder: Path) -> Mnist:
 
 def array_file(folder: Path) -> ArrayFile:
     np.save(folder / "images.npy", np.random.default_rng(2).integers(0, 256, (20, 5, 4, 3), dtype=np.uint8))
-    return ArrayFile(folder / "images.npy", held_out=0.3, flip=True)
+    return ArrayFile(folder / "images.npy", held_out=0.3, horizontal_flip=True)
 
 
 def vector_file(folder: Path) -> ArrayFile:
@@ -172,7 +172,7 @@ def parquet(folder: Path) -> ParquetImages:
         Image.fromarray(rng.integers(0, 256, (8, 11, 3), dtype=np.uint8)).save(image, "PNG")
         rows.append(image.getvalue())
     pq.write_table(pa.table({"image": rows, "kind": [i % 3 for i in range(24)]}), folder / "0.parquet", 5)
-    return ParquetImages(folder, label="kind", image_size=8, held_out=0.25)
+    return ParquetImages(folder, label_column="kind", image_size=8, held_out=0.25)
 
 
 def celeba(folder: Path) -> CelebA:
@@ -269,7 +269,7 @@ SOURCES: dict[str, Callable[[Path], Dataset]] = {
     "Arrays, pictures": pictures,
     "Table": frame,
     "Sequences": series,
-    "PairedSource": pairs,
+    "PairedDataset": pairs,
 }
 
 

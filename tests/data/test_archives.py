@@ -150,7 +150,7 @@ def test_a_flipped_byte_in_a_zip_is_found_by_the_checksum(folder):
     content[place] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError) as error:
-        ImageFolder(path)
+        ImageFolder(path, skip_unreadable=False)
     assert f"{path}: {store.names[5]} cannot be read (its checksum in the archive is another)" in str(error.value)
 
 

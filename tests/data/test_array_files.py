@@ -85,7 +85,7 @@ def test_copies_share_a_side_and_labels_go_with_their_samples(tmp_path):
             assert "abc"[label] == words[here]
     assert not sides[0] & sides[1]
     assert source.spec.conditions["label"].names == ("a", "b", "c")
-    assert not ArrayFile(tmp_path / "a.npz", labels=False).spec.conditions
+    assert not ArrayFile(tmp_path / "a.npz", labels="no").spec.conditions
 
 
 def test_keras_keys_are_the_split(tmp_path):
@@ -110,7 +110,7 @@ def test_vectors_are_standardised_by_their_training_rows(tmp_path):
 
 def test_only_training_images_are_mirrored(tmp_path):
     path = saved(tmp_path / "a.npy", COLOUR)
-    source = ArrayFile(path, flip=True)
+    source = ArrayFile(path, horizontal_flip=True)
     n = np.arange(len(source.train))
     plain, drawn = source.train.fetch(n).x1, source.train.fetch(n, CounterRng(0, 0, len(n))).x1
     same = (plain == drawn).flatten(1).all(1)
@@ -158,7 +158,7 @@ def test_files_that_are_something_else(tmp_path):
     np.savez(tmp_path / "c.npz", x=COLOUR, y=np.arange(5))
     with pytest.raises(UserError, match=r"has labels \(5,\) int64, not a whole number or a word for each of 12"):
         ArrayFile(tmp_path / "c.npz")
-    with pytest.raises(UserError, match=r"holds vectors .* which have no flip"):
-        ArrayFile(saved(tmp_path / "d.npy", np.eye(3)), flip=True)
+    with pytest.raises(UserError, match=r"holds vectors .* which have no horizontal_flip"):
+        ArrayFile(saved(tmp_path / "d.npy", np.eye(3)), horizontal_flip=True)
     with pytest.raises(UserError, match="has no labels; save them as y"):
-        ArrayFile(saved(tmp_path / "d.npy", np.eye(3)), labels=True)
+        ArrayFile(saved(tmp_path / "d.npy", np.eye(3)), labels="yes")

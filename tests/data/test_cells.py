@@ -91,7 +91,7 @@ def test_the_library_is_that_of_all_genes_whichever_are_kept():
     np.testing.assert_allclose(
         everything(source.train).x1, log_normalised(x)[source.train.cells][:, [7, 2]], rtol=1e-5
     )
-    assert source.facts()["var"]["genes"] == ["G7", "G2"]
+    assert source.metadata["var"]["genes"] == ["G7", "G2"]
 
 
 def test_both_ways_in_expression_and_in_counts():
@@ -152,9 +152,9 @@ def test_highly_variable_genes_are_those_that_stand_out():
     marked = [4, 11, 26]
     x[:, marked] *= rng.integers(0, 2, (600, 1)) * 2  # on in half of the cells, off in the others
     source = Cells(table(sp.csr_matrix(x)), highly_variable=3)
-    assert source.facts()["var"]["genes"] == [GENES[i] for i in marked]
+    assert source.metadata["var"]["genes"] == [GENES[i] for i in marked]
     among = Cells(table(sp.csr_matrix(x)), highly_variable=2, genes=["G26", "G1", "G4", "G2"])
-    assert among.facts()["var"]["genes"] == ["G26", "G4"]
+    assert among.metadata["var"]["genes"] == ["G26", "G4"]
 
 
 def test_nothing_is_made_dense_but_the_rows_of_a_fetch(tmp_path, monkeypatch):

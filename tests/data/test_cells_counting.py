@@ -26,7 +26,7 @@ def data():
 
 
 def facts_of(data, **options):
-    return json.loads(json.dumps(Cells(data, pca=3, held_out=0, **options).facts()))
+    return json.loads(json.dumps(Cells(data, pca=3, held_out=0, **options).metadata))
 
 
 def test_the_mean_of_the_logarithm_is_that_of_its_series():
@@ -65,7 +65,7 @@ def test_counts_are_whole_and_expectations_are_not(data):
     source = Cells(data, pca=3, held_out=0, space="counts")
     x = source.transform.inverse(source.train.fetch(np.arange(300)).x1)
     assert (x != x.round()).any()
-    drawn = count_noise(x, source.facts(), CounterRng(0, 0, 300))
+    drawn = count_noise(x, source.metadata, CounterRng(0, 0, 300))
     assert torch.equal(drawn, drawn.round()) and drawn.dtype == x.dtype
     assert drawn.mean() == pytest.approx(float(data.X.mean()), rel=0.15)
 
@@ -89,8 +89,8 @@ def test_a_cell_depends_on_the_seed_and_its_place_alone(data):
 
 def test_only_components_of_counts_are_counted(data):
     for facts in (
-        Cells(data, held_out=0).facts(),
-        Cells(anndata.AnnData(data.X / 3), pca=3, held_out=0, normalise=False, log1p=False).facts(),
+        Cells(data, held_out=0).metadata,
+        Cells(anndata.AnnData(data.X / 3), pca=3, held_out=0, normalise=False, log1p=False).metadata,
     ):
         with pytest.raises(UserError, match="needs a flow of components of counts"):
             count_noise(torch.rand(2, 12), facts)

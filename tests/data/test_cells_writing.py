@@ -48,17 +48,17 @@ def source(data):
 
 
 def test_var_comes_back_equal_from_json_alone(tmp_path, data, source):
-    facts = json.loads(json.dumps(source.facts(), allow_nan=False))
+    facts = json.loads(json.dumps(source.metadata, allow_nan=False))
     data.write_h5ad(tmp_path / "old.h5ad")
     new = written(tmp_path, torch.rand(5, D), facts)
     pd.testing.assert_frame_equal(new.var, anndata.read_h5ad(tmp_path / "old.h5ad").var)
-    kept = Cells(data, genes=["G4", "G1"]).facts()
+    kept = Cells(data, genes=["G4", "G1"]).metadata
     pd.testing.assert_frame_equal(written(tmp_path, torch.rand(5, 2), kept).var, new.var.loc[["G4", "G1"]])
 
 
 def test_training_cells_come_back_as_they_were(tmp_path, data, source):
     batch = source.train.fetch(np.arange(N))
-    new = written(tmp_path, source.transform.inverse(batch.x1), source.facts(), conditions=batch.cond)
+    new = written(tmp_path, source.transform.inverse(batch.x1), source.metadata, conditions=batch.cond)
     sums = data.X.sum(1, keepdims=True)
     np.testing.assert_allclose(np.asarray(new.to_df()), np.log1p(data.X / sums * 1e4), rtol=1e-4, atol=1e-4)
     assert new.obs["type"].tolist() == data.obs["type"].tolist()
@@ -68,7 +68,7 @@ def test_training_cells_come_back_as_they_were(tmp_path, data, source):
 
 def test_what_is_not_given_is_empty_in_obs(tmp_path, source):
     cond = {"type": torch.tensor([1, -1]), "dose": torch.tensor([[float("nan")], [0.0]])}
-    new = written(tmp_path, torch.rand(2, D), source.facts(), conditions=cond, notes={"seed": 3})
+    new = written(tmp_path, torch.rand(2, D), source.metadata, conditions=cond, notes={"seed": 3})
     assert new.obs["type"].isna().tolist() == [False, True] and new.obs["type"].iloc[0] == "b"
     assert new.obs["dose"].isna().tolist() == [True, False] and new.obs["dose"].iloc[1] == pytest.approx(3)
     assert new.uns["advect"]["seed"] == 3
@@ -76,12 +76,12 @@ def test_what_is_not_given_is_empty_in_obs(tmp_path, source):
 
 def test_counts_are_whole_and_of_the_sizes_of_the_training_cells(tmp_path, data, source):
     x = source.transform.inverse(source.train.fetch(np.arange(N)).x1)
-    new = written(tmp_path, x, source.facts(), space="counts")
+    new = written(tmp_path, x, source.metadata, space="counts")
     values, sizes = np.asarray(new.to_df()), data.X.sum(1)
     assert new.uns["advect"]["space"] == "counts"
     assert (values >= 0).all() and (values == np.round(values)).all()
     assert values.sum(1) == pytest.approx(np.median(sizes), abs=D / 2)
-    many = to_counts(x[:1].expand(4000, D), source.facts(), CounterRng(0, 0, 4000)).sum(1).numpy()
+    many = to_counts(x[:1].expand(4000, D), source.metadata, CounterRng(0, 0, 4000)).sum(1).numpy()
     np.testing.assert_allclose(np.quantile(many, [0.1, 0.5, 0.9]), np.quantile(sizes, [0.1, 0.5, 0.9]), atol=3)
 
 
@@ -90,7 +90,7 @@ def test_mostly_zero_cells_are_written_sparse(tmp_path, source):
 
     x = torch.zeros(4, D)
     x[:, 0] = 1
-    new = written(tmp_path, x, source.facts())
+    new = written(tmp_path, x, source.metadata)
     assert issparse(new.X)
     assert np.array_equal(new.to_df().to_numpy(), x.numpy())
 
@@ -106,12 +106,12 @@ def test_mostly_zero_cells_are_written_sparse(tmp_path, source):
 )
 def test_bad_input(tmp_path, source, x, options, words):
     with pytest.raises(UserError, match=words):
-        write_h5ad(tmp_path / "x.h5ad", x, source.facts(), **options)
+        write_h5ad(tmp_path / "x.h5ad", x, source.metadata, **options)
     assert not list(tmp_path.iterdir())
 
 
 def test_counts_do_not_become_expression(tmp_path, data):
     with pytest.raises(UserError, match="trained to give counts"):
-        write_h5ad(tmp_path / "x.h5ad", torch.rand(3, D), Cells(data, space="counts").facts(), space="expression")
+        write_h5ad(tmp_path / "x.h5ad", torch.rand(3, D), Cells(data, space="counts").metadata, space="expression")
     with pytest.raises(UserError, match="x is counts already"):
-        to_counts(torch.rand(3, D), Cells(data, space="counts").facts())
+        to_counts(torch.rand(3, D), Cells(data, space="counts").metadata)

@@ -218,7 +218,7 @@ def test_no_generator_and_no_held_out_image_is_ever_flipped(folder):
     n = len(source.held_out)
     for seed in range(5):
         assert torch.equal(fetch(source.held_out, range(n), CounterRng(seed, 0, n)), fetch(source.held_out, range(n)))
-    still = ImageFolder(folder, image_size=16, flip=False).train
+    still = ImageFolder(folder, image_size=16, horizontal_flip=False).train
     assert torch.equal(fetch(still, [0, 1], CounterRng(3, 1, 2)), fetch(still, [0, 1]))
 
 
@@ -256,7 +256,7 @@ def test_random_crops_come_from_the_generator_alone(tmp_path):
     for i in range(4):
         ramp = np.broadcast_to(np.arange(40, dtype=np.uint8) + 40 * i, (8, 40)).copy()
         Image.fromarray(ramp).save(tmp_path / f"{i}.png")
-    options = {"image_size": 8, "channels": 1, "flip": False, "held_out": 0.4}
+    options = {"image_size": 8, "channels": 1, "horizontal_flip": False, "held_out": 0.4}
     source, centred = ImageFolder(tmp_path, random_crop=True, **options), ImageFolder(tmp_path, **options)
     indices = np.arange(100) % len(source.train)
     plain = fetch(source.train, indices)
@@ -280,11 +280,11 @@ def test_sub_folders_are_classes_where_all_images_lie_in_them(tmp_path):
     assert source.spec.conditions["label"].frequencies == (0.25, 0.5, 0.25)
     batch = source.train.fetch(np.array([3, 0, 1]))
     assert batch.cond["label"].tolist() == [2, 0, 1]
-    assert not ImageFolder(tmp_path, labels=False).spec.conditions
+    assert not ImageFolder(tmp_path, labels="no").spec.conditions
     noise(tmp_path / "loose.png", 9)
     assert not ImageFolder(tmp_path).spec.conditions
     with pytest.raises(UserError, match=r"but loose\.png lies in none"):
-        ImageFolder(tmp_path, labels=True)
+        ImageFolder(tmp_path, labels="yes")
 
 
 def test_folders_called_train_and_test_are_the_split_and_no_classes(tmp_path):
@@ -347,14 +347,14 @@ def test_a_decompression_bomb_is_named(tmp_path):
     Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
     assert (tmp_path / "bomb.png").stat().st_size < 100_000
     with pytest.raises(UserError, match=r"bomb\.png cannot be read as an image \(Image size \(400000000 pixels\)"):
-        fetch(ImageFolder(tmp_path).train, [0])
+        fetch(ImageFolder(tmp_path, skip_unreadable=False).train, [0])
 
 
 # --- bad input ---
 
 
 def test_a_damaged_image_is_named(folder):
-    source = ImageFolder(folder, held_out=0)
+    source = ImageFolder(folder, held_out=0, skip_unreadable=False)
     content = (folder / "3.png").read_bytes()
     for damaged in (content[: len(content) // 2], b"", b"hello", content[:40] + b"\xff" * 40 + content[80:]):
         (folder / "3.png").write_bytes(damaged)
@@ -369,7 +369,7 @@ def test_a_jpeg_cut_short_is_an_error_and_not_half_grey(tmp_path):
     noise(tmp_path / "a.jpg", 0, size=64)
     (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-500])
     with pytest.raises(UserError, match="truncated"):
-        fetch(ImageFolder(tmp_path).train, [0])
+        fetch(ImageFolder(tmp_path, skip_unreadable=False).train, [0])
 
 
 @pytest.mark.parametrize(
@@ -381,8 +381,8 @@ def test_a_jpeg_cut_short_is_an_error_and_not_half_grey(tmp_path):
         ({"crop": 0}, "the crop must be at least 1 pixel, got 0"),
         ({"background": "whyte"}, "background 'whyte' is no colour; did you mean 'white'?"),
         ({"background": (0, 0, 256)}, "background must be three numbers from 0 to 255, got (0, 0, 256)"),
-        ({"labels": True}, "labels=True needs a sub-folder for each class, but 0.png lies in none"),
-        ({"labels": "yes"}, "labels must be True, False or 'auto', got 'yes'"),
+        ({"labels": "yes"}, "labels='yes' needs a sub-folder for each class, but 0.png lies in none"),
+        ({"labels": True}, "labels must be 'auto', 'yes' or 'no', got True"),
         ({"held_out": 1}, "held_out must be a share in [0, 1), got 1"),
         ({"held_out": -0.1}, "got -0.1"),
         ({"data_dir": "nowhere"}, "data_dir 'nowhere' does not exist; name the folder that holds the images"),
@@ -406,4 +406,4 @@ def test_a_folder_without_images_and_a_file_in_its_place(tmp_path):
 def test_a_link_to_nothing_is_named(folder):
     (folder / "gone.png").symlink_to(folder / "nothing.png")
     with pytest.raises(UserError, match=r"gone\.png cannot be read \(No such file"):
-        ImageFolder(folder)
+        ImageFolder(folder, skip_unreadable=False)

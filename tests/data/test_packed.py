@@ -55,7 +55,7 @@ def test_a_pack_is_the_folder_decoded(images, tmp_path):
 
 _KILLED = """
 import os, signal, sys
-from advect.data import packing
+from advect.data.images import packing
 packing._BLOCK_BYTES = 4 * 8 * 8 * 3
 calls, stop, where = [0], int(sys.argv[3]), sys.argv[4]
 real = getattr(packing, where)
@@ -72,7 +72,7 @@ packing.pack(sys.argv[1], sys.argv[2], image_size=8, channels=3, progress=False)
 """
 
 
-@pytest.mark.parametrize(("where", "stop"), [("_decode", 1), ("_flush", 3), ("_flush", 10), ("write_text_whole", 3)])
+@pytest.mark.parametrize(("where", "stop"), [("_decode", 1), ("_flush", 3), ("_flush", 10), ("atomic_write_text", 3)])
 def test_killed_anywhere_it_ends_in_the_same_bytes(images, tmp_path, blocks_of_four, where, stop):
     unbroken = contents(pack(images, tmp_path / "unbroken", **SETTINGS, progress=False))
     broken = tmp_path / "broken"

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from advect.core import registry
 from advect.core.errors import UserError
-from advect.data import FORMATS, Format, recognise, recognise_all
+from advect.core.registry import register
+from advect.data.autodetect import autodetect
+from advect.data.base import ArrayDataset, Detected
 from advect.data.sequences.files import step_columns
 
 
@@ -20,8 +23,12 @@ def png(path: Path) -> Path:
     return path
 
 
+def names(path: Path) -> list[str]:
+    return [registry.name_of(cls) for cls, _ in autodetect(path)]
+
+
 def name(path: Path) -> str:
-    return recognise(path, FORMATS).name
+    return names(path)[0]
 
 
 def test_folders(tmp_path):
@@ -69,7 +76,7 @@ def test_arrays(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.zeros((3, 2)))
     assert name(tmp_path / "a.npz") == "array-file"
     np.save(tmp_path / "steps.npy", np.zeros((3, 4, 4)))
-    assert [(f.name, f.kind) for f in recognise_all(tmp_path / "steps.npy", FORMATS)] == [
+    assert [(registry.name_of(cls), seen.kind) for cls, seen in autodetect(tmp_path / "steps.npy")] == [
         ("sequences", "sequence"),
         ("array-file", "image"),
     ]
@@ -84,8 +91,8 @@ def test_tables_and_steps(tmp_path):
     (tmp_path / "a.csv").write_text("id,time,x\n" + "".join(f"{i},{i},0\n" for i in range(9)))
     assert name(tmp_path / "a.csv") == "table"
     (tmp_path / "b.tsv").write_text("Series_ID\ttime\tx\n" + "".join(f"{i // 3}\t{i}\t0\n" for i in range(9)))
-    assert [f.name for f in recognise_all(tmp_path / "b.tsv", FORMATS)] == ["sequences", "table", "sequences"]
-    assert [f.name for f in recognise_all(tmp_path / "a.csv", FORMATS)] == ["table", "sequences"]
+    assert names(tmp_path / "b.tsv") == ["sequences", "table"]
+    assert names(tmp_path / "a.csv") == ["table", "sequences"]
     assert step_columns(tmp_path / "b.tsv") == ("Series_ID", "time")
     (tmp_path / "d.csv").write_text("Patient,date,x\n" + "".join(f"{i // 3},{i},0\n" for i in range(9)))
     assert step_columns(tmp_path / "d.csv") == ("Patient", "date")
@@ -101,7 +108,7 @@ def test_a_tar_is_a_shard_where_images_have_companions(tmp_path):
             for member in members:
                 archive.add(image if member == "0.png" else tmp_path / member, member)
     assert name(tmp_path / "plain.tar") == "image-folder"
-    assert [f.name for f in recognise_all(tmp_path / "shard.tar", FORMATS)] == ["shards", "image-folder"]
+    assert names(tmp_path / "shard.tar") == ["shards", "image-folder"]
     (tmp_path / "shards").mkdir()
     (tmp_path / "shard.tar").rename(tmp_path / "shards" / "000.tar")
     assert name(tmp_path / "shards") == "shards"
@@ -122,9 +129,23 @@ def test_datasets_and_parquet_with_images(tmp_path):
     assert name(tmp_path / "table.parquet") == "table"
 
 
-def test_others_may_add_formats_before_and_after(tmp_path):
+def test_a_format_of_ones_own_goes_before_and_after_others(tmp_path):
     (tmp_path / "a.csv").write_text("a\n1\n")
-    table = Format("table", lambda path: path.suffix == ".csv", "a CSV table")
-    assert recognise(tmp_path / "a.csv", (table, *FORMATS)) is table
+
+    class Ledger(ArrayDataset):
+        place = "the ledger"
+        priority = 61
+
+        @classmethod
+        def recognises(cls, path):
+            return Detected(cls.priority, "a ledger", "vector") if path.suffix == ".csv" else None
+
+    register("ledger")(Ledger)
+    try:
+        assert names(tmp_path / "a.csv") == ["ledger", "table", "sequences"]
+        Ledger.priority = 1
+        assert names(tmp_path / "a.csv") == ["table", "sequences", "ledger"]
+    finally:
+        registry.unregister(Ledger)
     with pytest.raises(UserError, match="'nowhere' does not exist"):
-        recognise("nowhere", FORMATS)
+        autodetect("nowhere")

@@ -85,7 +85,7 @@ def test_archives_say_the_lengths_in_either_way(tmp_path):
 def test_long_sequences_are_cut():
     x = [np.arange(float(n))[:, None] for n in (7, 3, 4)]
     truncated = Sequences(x, max_length=4, held_out=0)
-    windows = Sequences(x, max_length=3, long="window", conditions={"c": np.array(["a", "b", "c"])}, held_out=0)
+    windows = Sequences(x, max_length=3, long="window", labels={"c": np.array(["a", "b", "c"])}, held_out=0)
 
     def values(source):
         batch = everything(source)
@@ -140,13 +140,13 @@ def test_a_table_of_steps_comes_back(tmp_path):
     mixed = pd.concat([frame.loc[starts], shuffled.drop(starts)])  # sequences begin in the same order
     frame.to_csv(tmp_path / "t.csv", index=False)
     mixed.to_parquet(tmp_path / "t.parquet", index=False)
-    arguments = {"id": "who", "order": "t", "conditions": ("group", "age"), "held_out": 0}
+    arguments = {"id_column": "who", "order_column": "t", "conditions": ("group", "age"), "held_out": 0}
     source = Sequences(tmp_path / "t.csv", **arguments)
     assert source.fingerprint == Sequences(tmp_path / "t.parquet", **arguments).fingerprint
     assert source.fingerprint == Sequences(mixed, **arguments).fingerprint
     batch = everything(source)
     assert torch.equal(batch.x1, everything(Sequences(RAGGED, held_out=0)).x1)
-    facts = json.loads(json.dumps(source.facts()))
+    facts = json.loads(json.dumps(source.metadata))
     found = steps_of(source.transform.inverse(batch.x1), batch.cond, facts)
     assert list(found) == ["who", "t", "group", "age", "u", "v"]
     assert found["who"].tolist() == [int(who[1:]) for who in frame["who"]]
@@ -155,17 +155,36 @@ def test_a_table_of_steps_comes_back(tmp_path):
     pd.testing.assert_frame_equal(found[rest], frame[rest], check_dtype=False, check_exact=False, rtol=1e-5, atol=1e-5)
 
 
+U = {"id_column": "who", "value_columns": ("u",)}
+
+
 @pytest.mark.parametrize(
     ("change", "arguments", "words"),
     [
-        (lambda f: f, {"order": "t"}, "needs id="),
-        (lambda f: f, {"id": "whom", "order": "t"}, "no column 'whom'; did you mean 'who'?"),
-        (lambda f: f, {"id": "who", "order": "t"}, "column 'group' has values of"),
-        (lambda f: f, {"id": "who", "values": ("u",), "conditions": ("v",)}, "column 'v' changes within a sequence"),
-        (lambda f: f.assign(u=np.nan), {"id": "who", "values": ("u",)}, "column 'u' misses a value in row 0"),
-        (lambda f: f.assign(u=np.inf), {"id": "who", "values": ("u",)}, "column 'u' is infinite in row 0"),
-        (lambda f: f.assign(who=None), {"id": "who", "values": ("u",)}, "column 'who' misses a value in row 0"),
-        (lambda f: f, {"id": "who", "values": "u"}, "got one text"),
+        (lambda f: f, {"order_column": "t"}, "id_column is not given"),
+        (lambda f: f, {"id_column": "whom", "order_column": "t"}, "no column 'whom'; did you mean 'who'?"),
+        (lambda f: f, {"id_column": "who", "order_column": "t"}, "column 'group' has values of"),
+        (
+            lambda f: f,
+            {**U, "conditions": ("v",)},
+            "column 'v' changes within a sequence",
+        ),
+        (
+            lambda f: f.assign(u=np.nan),
+            U,
+            "column 'u' misses a value in row 0",
+        ),
+        (
+            lambda f: f.assign(u=np.inf),
+            U,
+            "column 'u' is infinite in row 0",
+        ),
+        (
+            lambda f: f.assign(who=None),
+            U,
+            "column 'who' misses a value in row 0",
+        ),
+        (lambda f: f, {"id_column": "who", "value_columns": "u"}, "got one text"),
     ],
 )
 def test_bad_tables_of_steps(change, arguments, words):
@@ -186,12 +205,12 @@ def test_bad_tables_of_steps(change, arguments, words):
         (np.zeros((2, 3, 1)), {"lengths": [1, 4]}, "lengths must be 2 numbers of at most 3, got 2 up to 4"),
         (np.zeros((2, 3, 1)), {"lengths": [1, 0]}, "lengths must be >= 1, got 0 for sequence 1"),
         (np.zeros((6, 1)), {"lengths": [1, 4]}, "lengths sum to 5, but values has 6 steps"),
-        (np.zeros((2, 3, 1)), {"conditions": {"a": [1, 2, 3]}}, "conditions['a'] must be (2,)"),
+        (np.zeros((2, 3, 1)), {"labels": {"a": [1, 2, 3]}}, "conditions['a'] must be (2,)"),
         (np.zeros((2, 3, 1)), {"conditions": ("a",)}, "conditions must map names to arrays"),
-        (np.zeros((2, 3, 1)), {"conditions": {"length": [1, 2]}}, "cannot be called 'length'"),
+        (np.zeros((2, 3, 1)), {"labels": {"length": [1, 2]}}, "cannot be called 'length'"),
         (np.zeros((2, 3, 1)), {"max_length": 0}, "max_length must be at least 1 step, got 0"),
         (np.zeros((2, 3, 1)), {"long": "cut"}, "long must be 'truncate' or 'window', got 'cut'"),
-        (np.zeros((2, 3, 1)), {"id": "a"}, "id, order and values are for tables"),
+        (np.zeros((2, 3, 1)), {"id_column": "a"}, "id_column, order_column and value_columns are for tables"),
         (np.array([["a"]]), {}, "must hold real numbers"),
         ("missing.npz", {}, "not a readable .npy or .npz file"),
     ],

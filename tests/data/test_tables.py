@@ -48,7 +48,7 @@ def mixed() -> pd.DataFrame:
 
 def both_ways(source: Table) -> pd.DataFrame:
     """The training rows, to model units and back, from what JSON keeps of the source."""
-    facts = json.loads(json.dumps(source.facts()))
+    facts = json.loads(json.dumps(source.metadata))
     transform = transform_from_config(facts["transform"])
     assert transform == source.transform
     batch = source.train.fetch(np.arange(len(source.train)))
@@ -87,7 +87,7 @@ def test_every_type_comes_back(told):
     source = Table(frame, conditions=tuple(frame)[:-1] if told else (), held_out=0)
     found = both_ways(source)
     pd.testing.assert_frame_equal(found, frame, check_exact=False, rtol=1e-5, atol=1e-13)
-    unconditional = frame_of(source.transform.inverse(torch.zeros(3, *source.spec.shape)), None, source.facts())
+    unconditional = frame_of(source.transform.inverse(torch.zeros(3, *source.spec.shape)), None, source.metadata)
     assert unconditional["byte"].isna().all() == told
 
 
@@ -148,7 +148,7 @@ def test_what_a_network_makes_up_is_a_row_that_could_be():
     frame = mixed()
     source = Table(frame, held_out=0.2)
     z = torch.randn(500, *source.spec.shape, generator=torch.Generator().manual_seed(0)) * 3
-    made = frame_of(source.transform.inverse(z), None, source.facts())
+    made = frame_of(source.transform.inverse(z), None, source.metadata)
     for name in ("whole", "dozen", "gaps", "day", "hour", "zeros"):
         assert made[name].min() >= frame[name].min()
         assert made[name].max() <= frame[name].max()

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from advect.core import registry
 from advect.core.errors import UserError
-from advect.data import FORMATS, ArrayFile, recognise_all
+from advect.data import ArrayFile
+from advect.data.autodetect import autodetect
 from advect.data.vectors import read_vectors, write_vectors
 
 pa = pytest.importorskip("pyarrow")
@@ -49,22 +51,22 @@ def test_labels_are_read_beside_them_and_all_comes_back(tmp_path):
     assert source.spec.conditions["label"].names == ("high", "low")
     labels = source.train.fetch(np.arange(30)).cond["label"]
     assert [("high", "low")[i] for i in labels] == words.tolist()
-    assert source.facts() == {"kind": "vectors", "column": "v", "label": "label"}
-    assert not ArrayFile(tmp_path / "a.parquet", labels=False).spec.conditions
+    assert source.metadata == {"kind": "vectors", "column": "v", "label": "label"}
+    assert not ArrayFile(tmp_path / "a.parquet", labels="no").spec.conditions
     write_vectors(tmp_path / "b.parquet", X, column="v", others={"label": words})
     again = read_vectors(tmp_path / "b.parquet", column=None, labels=("y", "label"))
     assert np.array_equal(again.x, X) and again.labels.tolist() == words.tolist()
 
 
 def test_a_file_with_vectors_is_recognised_before_it_is_a_table(tmp_path):
-    formats = recognise_all(saved(tmp_path, X.tolist(), n=np.arange(30)), FORMATS)
-    assert [(f.name, f.kind) for f in formats] == [
+    found = autodetect(saved(tmp_path, X.tolist(), n=np.arange(30)))
+    assert [(registry.name_of(cls), seen.kind) for cls, seen in found] == [
         ("array-file", "vector"),
         ("table", "vector"),
         ("sequences", "sequence"),
     ]
     pq.write_table(pa.table({"words": [["a"], ["b"]]}), tmp_path / "b.parquet")
-    assert [f.name for f in recognise_all(tmp_path / "b.parquet", FORMATS)] == ["table", "sequences"]
+    assert [registry.name_of(cls) for cls, _ in autodetect(tmp_path / "b.parquet")] == ["table", "sequences"]
 
 
 def ragged() -> list:
@@ -92,14 +94,14 @@ def test_columns_and_files_that_cannot_be_used_are_named(tmp_path):
     file = saved(tmp_path, X.tolist(), w=pa.array(X.tolist()), n=np.arange(30))
     with pytest.raises(UserError, match="has the columns of vectors w, v; name one"):
         ArrayFile(file)
-    assert ArrayFile(file, column="w").facts()["column"] == "w"
+    assert ArrayFile(file, vector_column="w").metadata["column"] == "w"
     with pytest.raises(UserError, match=r"has no column 'vv'; did you mean 'v'\?"):
-        ArrayFile(file, column="vv")
+        ArrayFile(file, vector_column="vv")
     with pytest.raises(UserError, match=r"column 'n' of .* holds int64, not lists of numbers"):
-        ArrayFile(file, column="n")
+        ArrayFile(file, vector_column="n")
     with pytest.raises(UserError, match="has nothing in row 1 of column 'y'"):
         ArrayFile(saved(tmp_path, X.tolist()[:3], y=["a", None, "b"]))
-    assert len(ArrayFile(tmp_path / "a.parquet", labels=False, held_out=0).train) == 3
+    assert len(ArrayFile(tmp_path / "a.parquet", labels="no", held_out=0).train) == 3
     pq.write_table(pa.table({"n": [1.0, 2.0]}), file)
     with pytest.raises(UserError, match="has no column of lists of numbers, but n; write the vectors as such lists"):
         ArrayFile(file)
@@ -108,4 +110,4 @@ def test_columns_and_files_that_cannot_be_used_are_named(tmp_path):
         ArrayFile(file)
     np.save(tmp_path / "a.npy", X)
     with pytest.raises(UserError, match=r"column is 'v', and .*a\.npy is no Parquet file; leave it out"):
-        ArrayFile(tmp_path / "a.npy", column="v")
+        ArrayFile(tmp_path / "a.npy", vector_column="v")

@@ -13,7 +13,7 @@ from advect.checkpoint.weights import load_weights
 from advect.core.random import CounterRng
 from advect.core.types import Batch
 from advect.distributed.comm import all_objects, broadcast_object, current
-from advect.distributed.parallel import Parallel, local, whole_like
+from advect.distributed.parallel import Parallel, as_sharded, local
 from advect.losses import FlowMatching
 from advect.networks import MLP, DiT, UNet
 from advect.times import Importance
@@ -75,7 +75,7 @@ def drawn(net: str, step: int):
 
 
 def whole(params: dict[str, Tensor], values: dict[str, Tensor]) -> list[list[float]]:
-    tensors = (whole_like(values[name], p) for name, p in params.items())
+    tensors = (as_sharded(values[name], p) for name, p in params.items())
     return [(x.full_tensor() if hasattr(x, "full_tensor") else x).flatten().tolist() for x in tensors]
 
 

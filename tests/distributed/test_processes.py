@@ -32,18 +32,18 @@ SLURM = {
 
 
 def test_without_variables_a_process_is_on_its_own():
-    assert DistEnv.of_environment({"PATH": "/bin"}) == DistEnv()
+    assert DistEnv.from_environment({"PATH": "/bin"}) == DistEnv()
     assert DistEnv().is_first
 
 
 def test_the_variables_of_torchrun():
-    me = DistEnv.of_environment(TORCHRUN)
+    me = DistEnv.from_environment(TORCHRUN)
     assert me == DistEnv(rank=5, world=8, local_rank=1, local_world=4, address="node1", port=29500)
     assert not me.is_first
 
 
 def test_one_process_of_a_launcher_needs_no_address():
-    assert DistEnv.of_environment({"RANK": "0", "WORLD_SIZE": "1"}) == DistEnv()
+    assert DistEnv.from_environment({"RANK": "0", "WORLD_SIZE": "1"}) == DistEnv()
 
 
 @pytest.mark.parametrize(
@@ -64,34 +64,34 @@ def test_one_process_of_a_launcher_needs_no_address():
 def test_contradictory_variables_are_told(change, words):
     env = {name: value for name, value in {**TORCHRUN, **change}.items() if value is not None}
     with pytest.raises(UserError, match=words):
-        DistEnv.of_environment(env)
+        DistEnv.from_environment(env)
 
 
 def test_the_variables_of_a_slurm_step():
-    me = DistEnv.of_environment(SLURM)
+    me = DistEnv.from_environment(SLURM)
     assert (me.rank, me.world, me.local_rank, me.local_world) == (7, 8, 1, 2)
     assert me.address == "gpu09"
     assert 10_000 <= me.port < 30_000
-    others = [DistEnv.of_environment({**SLURM, name: "1"}).port for name in ("SLURM_STEP_ID", "SLURM_JOB_ID")]
+    others = [DistEnv.from_environment({**SLURM, name: "1"}).port for name in ("SLURM_STEP_ID", "SLURM_JOB_ID")]
     assert me.port not in others
-    told = DistEnv.of_environment({**SLURM, "MASTER_ADDR": "head", "MASTER_PORT": "4000"})
+    told = DistEnv.from_environment({**SLURM, "MASTER_ADDR": "head", "MASTER_PORT": "4000"})
     assert (told.address, told.port) == ("head", 4000)
 
 
 def test_torchrun_within_a_slurm_step_wins():
-    assert DistEnv.of_environment({**SLURM, **TORCHRUN}).rank == 5
+    assert DistEnv.from_environment({**SLURM, **TORCHRUN}).rank == 5
 
 
 def test_a_batch_script_and_a_step_of_one_task_are_single():
     script = {name: value for name, value in SLURM.items() if "STEP" not in name}
-    assert DistEnv.of_environment(script) == DistEnv()
-    assert DistEnv.of_environment({**SLURM, "SLURM_STEP_NUM_TASKS": "1"}) == DistEnv()
+    assert DistEnv.from_environment(script) == DistEnv()
+    assert DistEnv.from_environment({**SLURM, "SLURM_STEP_NUM_TASKS": "1"}) == DistEnv()
 
 
 def test_a_slurm_step_without_its_place_is_told():
     env = {name: value for name, value in SLURM.items() if name != "SLURM_PROCID"}
     with pytest.raises(UserError, match="SLURM_PROCID is not set in a SLURM step of 8 tasks"):
-        DistEnv.of_environment(env)
+        DistEnv.from_environment(env)
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_mistakes_are_told(cond: dict, message: str) -> None:
 def card_of(spec: DataSpec) -> ModelMetadata:
     source = Moons()
     config: Config = get_preset("moons").config
-    return replace(ModelMetadata.of(config, "moons", source, {"kind": "gaussian"}), spec=spec)
+    return replace(ModelMetadata.from_run(config, "moons", source, {"kind": "gaussian"}), spec=spec)
 
 
 def test_a_card_keeps_conditions_of_every_kind() -> None:

@@ -22,7 +22,7 @@ from advect.cli import run as command
 from advect.core.errors import UserError
 from advect.model.sampler_config import SamplerConfig
 from advect.model.sampling import sample_run
-from advect.model.sharded_samples import SampleShards, count_parts, open_plan
+from advect.model.sharded_samples import SampleShards, count_shards, open_plan
 from forked import ranks, run_ranks
 from processes import environment
 
@@ -256,7 +256,7 @@ def test_parts_are_at_most_as_large_as_asked_and_leave_no_process_idle(tmp_path:
         (50_000, 10_000, 8, 5),  # as asked: its bytes depend on no number of processes
         (3, None, 8, 3),
     ):
-        assert count_parts(n, size, world) == count
+        assert count_shards(n, size, world) == count
         parts = SampleShards(folder=tmp_path, n=n, count=count)
         rows = [parts.rows(k) for k in range(count)]
         assert [i for part in rows for i in part] == list(range(n))

@@ -29,7 +29,7 @@ class Still(nn.Module):
 
 
 def flow_on(source: Dataset, /, **options) -> Flow:
-    return Flow(Still(), source.spec, source.transform, facts=source.facts(), **options)
+    return Flow(Still(), source.spec, source.transform, facts=source.metadata, **options)
 
 
 def written(flow: Flow, folder: Path, n: int = 6, **cond) -> tuple[Tensor, dict[str, Tensor], list[Path]]:

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
+from advect.core.registry import choices
 from advect.paths import CondOT
-from advect.solvers import SOLVERS, get_solver, integrate, solve, t_grid
+from advect.solvers import get_solver, integrate, solve, t_grid
 
 MEAN, SPREAD = 2.0, 0.5
-METHODS = sorted(name for name, solver in SOLVERS.items() if not solver.adaptive)
+METHODS = sorted(name for name in choices("solver") if not get_solver(name).adaptive)
 
 
 def gaussian_flow(x: Tensor, t: Tensor) -> Tensor:
@@ -41,7 +42,7 @@ def test_gaussian_flow_approaches_its_closed_form_as_fast_as_the_solvers_order(s
     ]
     rates = [math.log2(a.max() / b.max()) for a, b in pairwise(errors)]
     # midpoint is of order 3 on this flow; dpmpp2m has h^2 log(1/h) where the way includes an end
-    assert min(rates) > SOLVERS[solver].order - (0.3 if solver == "dpmpp2m" else 0.15)
+    assert min(rates) > get_solver(solver).order - (0.3 if solver == "dpmpp2m" else 0.15)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +185,7 @@ def test_times_outside_the_unit_interval(t0, t1):
 def test_unknown_solver_suggests_the_nearest():
     with pytest.raises(UserError, match=r"solver 'midpiont' is not known; did you mean 'midpoint'\?"):
         integrate(gaussian_flow, start(2, 2), solver="midpiont")
-    with pytest.raises(UserError, match=r"choose from euler, midpoint"):
+    with pytest.raises(UserError, match=r"choose from .*euler, midpoint"):
         get_solver("zzz")
 
 

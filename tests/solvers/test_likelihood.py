@@ -119,9 +119,9 @@ def test_encoding_changes_volume_by_its_own_jacobian():
 
 
 def integrate_with_graph(net, x, steps):
-    from advect.solvers import SOLVERS
+    from advect.solvers import RK4
 
-    *_, end = SOLVERS["rk4"].walk(net, x, torch.linspace(1, 0, steps + 1).tolist())
+    *_, end = RK4().iterate(net, x, torch.linspace(1, 0, steps + 1).tolist())
     return end
 
 

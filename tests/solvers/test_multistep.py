@@ -10,7 +10,7 @@ import torch
 
 from advect.core.errors import UserError
 from advect.paths import Coefficients, CondOT, Schedule
-from advect.solvers import DpmPlusPlus2M, integrate, solve, t_grid
+from advect.solvers import DPMSolverPlusPlus2M, integrate, solve, t_grid
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def test_the_schedule_is_heeded():
         return velocity
 
     for schedule in (CondOT(), Trigonometric()):
-        end = integrate(velocity_of(schedule), x0, solver=DpmPlusPlus2M(schedule=schedule), steps=100)
+        end = integrate(velocity_of(schedule), x0, solver=DPMSolverPlusPlus2M(schedule=schedule), steps=100)
         torch.testing.assert_close(end, mean + spread * x0, rtol=0, atol=2e-3)
     wrong = integrate(velocity_of(Trigonometric()), x0, solver="dpmpp2m", steps=5)
     right = integrate(velocity_of(Trigonometric()), x0, solver="dpmpp2m", schedule=Trigonometric(), steps=5)

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
+from advect.core.registry import choices
 from advect.paths.analytic import GaussianMixture
-from advect.solvers import SOLVERS, deviations, integrate, straightness
+from advect.solvers import deviations, get_solver, integrate, straightness
 
 MEAN, SPREAD, TURN = 2.0, 0.5, 1.3
-METHODS = sorted(name for name, solver in SOLVERS.items() if not solver.adaptive and name != "dpmpp2m")
+METHODS = sorted(n for n in choices("solver") if not (get_solver(n).adaptive or get_solver(n).affine_only))
 
 
 def start(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -82,7 +83,7 @@ def test_the_error_falls_with_the_steps_as_the_solvers_order_says(solver: str) -
     x0 = start(30, 2)
     exact = (TURN**2 - 2 + 2 * math.cos(TURN)) * x0.square().mean().item()
     errors = [abs(straightness(rotation, x0, solver=solver, steps=n).value - exact) for n in (20, 40, 80)]
-    assert min(math.log2(a / b) for a, b in pairwise(errors)) > SOLVERS[solver].order - 0.15
+    assert min(math.log2(a / b) for a, b in pairwise(errors)) > get_solver(solver).order - 0.15
 
 
 def test_euler_says_what_its_own_states_say() -> None:

@@ -33,7 +33,7 @@ from advect.checkpoint.sharded import SHARDS, assemble, save_shards
 from advect.core.errors import UserError
 from advect.core.files import sync_file
 from advect.distributed.comm import background_objects, current
-from advect.distributed.parallel import local, whole_like
+from advect.distributed.parallel import as_sharded, local
 
 
 @dataclass
@@ -79,10 +79,10 @@ class Stage:
     def _copied(self, tensor: Tensor, key: str) -> Tensor:
         here = local(tensor.detach())
         if not here.is_cuda:
-            return whole_like(here.clone(memory_format=torch.contiguous_format), tensor)
+            return as_sharded(here.clone(memory_format=torch.contiguous_format), tensor)
         if key not in self._pinned:
             self._pinned[key] = torch.empty(here.shape, dtype=here.dtype, pin_memory=True)
-        return whole_like(self._pinned[key].copy_(here, non_blocking=True), tensor)
+        return as_sharded(self._pinned[key].copy_(here, non_blocking=True), tensor)
 
     def finish(self) -> None:
         """Wait until the copies from a GPU are done."""

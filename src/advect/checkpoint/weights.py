@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.distributed.parallel import own_range
+from advect.distributed.parallel import local_range
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -32,7 +32,7 @@ def load_part(path: Path, owners: Mapping[str, Tensor]) -> dict[str, Tensor]:
         part = {}
         for name in file.keys():  # noqa: SIM118
             owner = owners.get(name, owners.get(name.partition(".")[2]))
-            rows = None if owner is None else own_range(owner)
+            rows = None if owner is None else local_range(owner)
             part[name] = file.get_tensor(name) if rows is None else file.get_slice(name)[rows.start : rows.stop]
         return part
 

@@ -16,7 +16,7 @@ from advect.commands.base import split_place
 from advect.config.flags import parse_words
 from advect.core.errors import UserError
 from advect.core.files import atomic_write, make_folder
-from advect.model.load import AVERAGE, CARD, read_model_metadata
+from advect.model.load import AVERAGE, METADATA, read_model_metadata
 from advect.model.metadata import ModelMetadata
 from advect.training import find_checkpoint
 from advect.training.posthoc_ema import SNAPSHOTS, Snapshot, combine, read_snapshots
@@ -25,7 +25,7 @@ from advect.training.state import DATA, MODEL
 
 logger = logging.getLogger(__name__)
 
-FARTHEST = 0.1
+MAX_ERROR = 0.1
 """An average whose profile would be farther off than this is refused."""
 
 
@@ -47,8 +47,8 @@ class EmaArguments:
 
 
 @dataclass(frozen=True)
-class Rebuilt:
-    """An average that was rebuilt: its file, length and step, and the error of its profile; see ``power_ema.Fit``."""
+class AverageFile:
+    """An average that was written: its file, length and step, and the error of its profile; see ``power_ema.Fit``."""
 
     file: Path
     length: float
@@ -67,7 +67,7 @@ def run(words: list[str]) -> None:
     logger.info(f"next: advect sample {shlex.quote(str(made[-1].file))}")
 
 
-def rebuild(run: Path, a: EmaArguments) -> list[Rebuilt]:
+def rebuild(run: Path, a: EmaArguments) -> list[AverageFile]:
     """Write the averages asked for, as weight files that ``advect.load`` takes; the job of ``advect ema``.
 
     ``run`` is a run folder that was trained with --posthoc-ema. Raises UserError, before anything is written, for a
@@ -79,16 +79,16 @@ def rebuild(run: Path, a: EmaArguments) -> list[Rebuilt]:
     step = snapshots[-1].step
     fits = _fit(snapshots, a.length)
     checkpoint = find_checkpoint(folder)
-    card = read_model_metadata(checkpoint / MODEL)
+    metadata = read_model_metadata(checkpoint / MODEL)
     places = [a.output or folder / SNAPSHOTS / f"length-{length}-step-{step:08d}.safetensors" for length in a.length]
     make_folder(places[0].parent, "--output")
-    _write_beside(card, checkpoint, places[0].parent)
-    rebuilt = []
+    _write_beside(metadata, checkpoint, places[0].parent)
+    written = []
     averages = combine(snapshots, [fit.factors for fit in fits])
     for file, length, fit, weights in zip(places, a.length, fits, averages, strict=True):
-        rebuilt.append(Rebuilt(file, length, step, fit.error))
-        _write(file, weights, card, {"length": length, "step": step, "error": fit.error})
-    return rebuilt
+        written.append(AverageFile(file, length, step, fit.error))
+        _write(file, weights, metadata, {"length": length, "step": step, "error": fit.error})
+    return written
 
 
 def _check(a: EmaArguments) -> None:
@@ -114,19 +114,19 @@ def _fit(snapshots: Sequence[Snapshot], lengths: Sequence[float]) -> list[Fit]:
     now = snapshots[-1].updates
     fits = [profiles.fit(now, length) for length in lengths]
     for length, fit in zip(lengths, fits, strict=True):
-        if fit.error > FARTHEST:
-            low, high = profiles.reach(now, FARTHEST)
+        if fit.error > MAX_ERROR:
+            low, high = profiles.reach(now, MAX_ERROR)
             raise UserError(
-                f"--length {length} cannot be rebuilt from the {len(snapshots)} snapshots up to step "
+                f"--length {length} cannot be written from the {len(snapshots)} snapshots up to step "
                 f"{snapshots[-1].step}: its profile would be {fit.error:.0%} off; they reach from {low:.3g} to "
                 f"{high:.3g}, and a smaller --posthoc-every or other --posthoc-lengths reach farther"
             )
     return fits
 
 
-def _write_beside(card: ModelMetadata, checkpoint: Path, folder: Path) -> None:
-    """Put what the card needs beside the weights; UserError where another run's is there."""
-    if not card.tensors:
+def _write_beside(metadata: ModelMetadata, checkpoint: Path, folder: Path) -> None:
+    """Put what the metadata needs beside the weights; UserError where another run's is there."""
+    if not metadata.tensors:
         return
     there, content = folder / DATA, (checkpoint / DATA).read_bytes()
     if there.is_file() and there.read_bytes() != content:
@@ -135,6 +135,6 @@ def _write_beside(card: ModelMetadata, checkpoint: Path, folder: Path) -> None:
     atomic_write(there, lambda path: path.write_bytes(content))
 
 
-def _write(file: Path, weights: dict[str, Tensor], card: ModelMetadata, average: dict[str, float]) -> None:
-    note = {CARD: card.to_text(), AVERAGE: json.dumps(average)}
+def _write(file: Path, weights: dict[str, Tensor], metadata: ModelMetadata, average: dict[str, float]) -> None:
+    note = {METADATA: metadata.to_text(), AVERAGE: json.dumps(average)}
     atomic_write(file, lambda path: save_file(weights, path, metadata=note))

@@ -23,7 +23,7 @@ from advect.config.presets import DEFAULT, get_preset
 from advect.config.section import Section
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, make_folder
-from advect.core.random import mix
+from advect.core.random import Stream, stream_seed
 from advect.core.types import Category
 from advect.data import Dataset
 from advect.distributed.comm import broadcast_object, sync_errors
@@ -31,7 +31,7 @@ from advect.distributed.context import RunContext, run_context
 from advect.evaluation.features import FeatureConfig
 from advect.evaluation.protocol import EvalConfig
 from advect.model.load import load, read_model_metadata, weight_file
-from advect.model.pairs import FACTS, Pairing, make_pairs
+from advect.model.pairs import FACTS, PairConfig, make_pairs
 from advect.model.sampler_config import SamplerConfig
 from advect.model.sampling import weights_identity
 from advect.reporting.grid import save_png
@@ -110,14 +110,14 @@ def run(words: list[str]) -> None:
         preset, a = parse_reflow(place if words[0] == str(place) else None, flags)
     if a.nproc != 1:
         base.launch_processes("reflow", words, a.nproc, a.settings.training.device)
-    ended = reflow(place, preset, a)
-    if ended.reason != "finished":
-        logger.info(f"stopped by {ended.reason}; to go on, type: {shlex.join(['advect', 'reflow', *words])}")
-    for name, folder in ended.flows.items():
+    result = reflow(place, preset, a)
+    if result.reason != "finished":
+        logger.info(f"stopped by {result.reason}; to go on, type: {shlex.join(['advect', 'reflow', *words])}")
+    for name, folder in result.flows.items():
         logger.info(f"{name}: {folder}")
-    if ended.report:
-        logger.info(f"report: {ended.report}")
-    exit_by_signal(ended.reason)
+    if result.report:
+        logger.info(f"report: {result.report}")
+    exit_by_signal(result.reason)
 
 
 def parse_reflow(run: Path | None, words: list[str]) -> tuple[str, ReflowArguments]:
@@ -259,7 +259,7 @@ def _decode(
 
 
 @dataclass(frozen=True)
-class Ended:
+class ReflowResult:
     """How a call ended: which flows there are, the first one's run included, why the last one stopped, the report."""
 
     flows: dict[str, Path]
@@ -267,7 +267,7 @@ class Ended:
     report: Path | None
 
 
-def reflow(run: Path, preset: str, a: ReflowArguments) -> Ended:
+def reflow(run: Path, preset: str, a: ReflowArguments) -> ReflowResult:
     """Make pairs and train on them as often as asked, shared by all processes; go on where an earlier call ended.
 
     Each flow begins with the averaged weights of the one before, and learns pairs that it has made (Liu, Gong & Liu
@@ -296,22 +296,22 @@ def reflow(run: Path, preset: str, a: ReflowArguments) -> Ended:
         report = None
         if a.measure and reason == "finished":
             report = measure_flows(context, flows, source, a)
-        return Ended(flows, reason, report)
+        return ReflowResult(flows, reason, report)
 
 
-def _pairing(a: ReflowArguments, k: int, rows: int) -> Pairing:
+def _pairing(a: ReflowArguments, k: int, rows: int) -> PairConfig:
     """How the pairs of round k are made; their noise is none that an evaluation draws."""
     sampler = SamplerConfig(a.pair_solver, a.pair_steps, a.pair_grid)
-    return Pairing(
+    return PairConfig(
         num_pairs=rows if a.num_pairs is None else a.num_pairs,
         sampler=replace(sampler, guidance=a.guidance, guidance_interval=a.guidance_interval) if k == 0 else sampler,
         real_share=a.real_share,
         store=a.store,
-        seed=mix(a.settings.training.seed, 11, k) >> 33,
+        seed=stream_seed(a.settings.training.seed, Stream.PAIRS, k) >> 33,
     )
 
 
-def _make(place: Path, source: Dataset, folder: Path, pairing: Pairing, context: RunContext) -> None:
+def _make(place: Path, source: Dataset, folder: Path, pairing: PairConfig, context: RunContext) -> None:
     """Have the flow of a checkpoint make pairs, unless they are there."""
     with sync_errors():
         flow = load(place, device=context.device)

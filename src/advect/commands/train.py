@@ -32,7 +32,7 @@ from advect.core.files import atomic_write_text, make_folder, remove_partial
 from advect.data import Dataset
 from advect.distributed.comm import broadcast_object, sync_errors
 from advect.distributed.context import RunContext, run_context
-from advect.model.load import flow_of, read_model_metadata, weight_file
+from advect.model.load import build_flow, read_model_metadata, weight_file
 from advect.model.metadata import ModelMetadata
 from advect.training import LearningRate, StopCriteria, Trainer
 from advect.training.posthoc_ema import SNAPSHOTS, bring
@@ -84,12 +84,14 @@ def train(
     resume_from: Path | None = None,
     resume: str = "no",
 ) -> tuple[Path, str]:
-    """Train as ``config`` says, into ``run_dir`` (runs/PRESET); return the folder and why the run ended.
+    """Train into ``run_dir`` (runs/PRESET); return the folder and why the run ended.
 
-    With ``resume_from``, a run folder or checkpoint, the run continues bit for bit, in its own folder unless
-    ``run_dir`` names another. With ``resume`` "auto" it continues from the newest whole checkpoint in ``run_dir``,
-    past damaged ones, and begins where there is none. Everything is checked before the first file is written. Raises
-    UserError for settings that do not fit the data, a run folder in use, and a checkpoint of another network or data.
+    Args:
+        resume_from: run folder or checkpoint to continue, bit for bit, in its own folder unless ``run_dir`` is given.
+        resume: "auto" continues from the newest undamaged checkpoint in ``run_dir``, or begins where there is none.
+
+    Everything is checked before the first file is written. Raises UserError for settings that do not fit the data, a
+    run folder in use, and a checkpoint of another network or data.
     """
     usual = run_dir or Path("runs") / preset
     with run_context(config.training.device, run_dir=usual, seed=config.training.seed) as context:
@@ -110,12 +112,12 @@ def _train(config: Config, preset: str, context: RunContext, checkpoint: Path | 
             if run_dir.is_dir():  # a folder in use is refused before the data are read
                 claims.enter_context(lock_run_dir(run_dir, checkpoint, again))
             source, noise = _open(config)
-            card = ModelMetadata.of(config, preset, source, noise)
+            metadata = ModelMetadata.from_run(config, preset, source, noise)
             if checkpoint:
-                check_same_run(read_model_metadata(checkpoint / MODEL), card, checkpoint)
-            source.train.fetch(np.zeros(1, np.int64))  # whoever cannot be read says so before there is a run folder
+                check_same_run(read_model_metadata(checkpoint / MODEL), metadata, checkpoint)
+            source.train.fetch(np.zeros(1, np.int64))  # unreadable data fail before there is a run folder
             weights = None if checkpoint else _first_weights(config)
-        trainer = _new_trainer(config, source, card, context, weights)
+        trainer = _new_trainer(config, source, metadata, context, weights)
         if checkpoint:
             trainer.state.load(checkpoint)
         with sync_errors():
@@ -141,7 +143,7 @@ def _train(config: Config, preset: str, context: RunContext, checkpoint: Path | 
 
 
 def _open(config: Config) -> tuple[Dataset, dict[str, Any]]:
-    """What is trained on, and the facts of the noise it starts from."""
+    """The training data, and the arguments of their source distribution."""
     source, pairs = build_dataset(config.data), config.training.pairs
     if (config.method.coupling == "pairs") != (pairs is not None):
         raise UserError("--coupling pairs and --pairs PATH go together; give both, as advect reflow does, or neither")
@@ -153,7 +155,7 @@ def _open(config: Config) -> tuple[Dataset, dict[str, Any]]:
 
 
 def _first_weights(config: Config) -> dict[str, Tensor] | None:
-    """The weights that the network begins with; None for random ones."""
+    """Initial weights; None for random ones."""
     begin = config.training.init_from
     if begin is None:
         return None
@@ -165,17 +167,16 @@ def _first_weights(config: Config) -> dict[str, Tensor] | None:
 
 
 def _new_trainer(
-    config: Config, source: Dataset, card: ModelMetadata, context: RunContext, weights: Mapping[str, Tensor] | None
+    config: Config, source: Dataset, metadata: ModelMetadata, context: RunContext, weights: Mapping[str, Tensor] | None
 ) -> Trainer:
-    """Wire network, objective, data and hooks together; nothing is written until the trainer runs."""
+    """Network, loss, data and callbacks as a trainer; nothing is written until it runs."""
     t = config.training
     check_method(config.method, t)
-    objective = build_loss(config.method, source.spec, card.noise, card.source_tensors)
-    state = new_state(
-        context, config.network, t, source.spec, objective, weights=weights, card=card.to_text(), data=card.tensors
-    )
+    objective = build_loss(config.method, source.spec, metadata.noise, metadata.source_tensors)
+    header = {"card": metadata.to_text(), "data": metadata.tensors}
+    state = new_state(context, config.network, t, source.spec, objective, weights=weights, **header)
     limits, rate = _plan(config, source, context.env.world)
-    hooks = build_callbacks(context, config, flow_of(card, state.net, context.device), objective, source)
+    hooks = build_callbacks(context, config, build_flow(metadata, state.net, context.device), objective, source)
     return new_trainer(
         context,
         t,

@@ -92,7 +92,7 @@ def fit_source(method: MethodConfig, dataset: Dataset) -> dict[str, Any]:
 
     Data that bring their own starts, such as control cells, are "empirical". Raises UserError for a --source beside.
     """
-    if dataset.starts() is not None:
+    if dataset.source_samples() is not None:
         if method.source != MethodConfig.source:
             raise UserError(f"--source {method.source} and data that bring their own starts contradict; leave it out")
         return {"kind": EMPIRICAL}
@@ -106,7 +106,7 @@ def fit_source(method: MethodConfig, dataset: Dataset) -> dict[str, Any]:
 
 def source_tensors(dataset: Dataset) -> dict[str, Tensor]:
     """What :func:`build_source_distribution` needs besides: the starts that the data bring, if any."""
-    starts = dataset.starts()
+    starts = dataset.source_samples()
     return {} if starts is None else Empirical(starts[0], cond=starts[1]).tensors()
 
 

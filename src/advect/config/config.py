@@ -12,7 +12,7 @@ from advect.config.section import Section, part
 from advect.core.errors import UserError
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class NetworkConfig(Section):
     """The network."""
 
@@ -27,7 +27,7 @@ def network(name: str, **options: Any) -> NetworkConfig:
     return NetworkConfig(network=name, options=options)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class MethodConfig(Section):
     """What is learned: objective, path, source, coupling, times, weights and conditions."""
 
@@ -63,7 +63,7 @@ class MethodConfig(Section):
     _below_one = ("label_dropout",)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingConfig(Section):
     """Optimisation."""
 
@@ -188,7 +188,7 @@ def _words(values: tuple[float, ...]) -> str:
     return " ".join(map(str, values))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class OutputConfig(Section):
     """What the run writes, and when."""
 

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def resolve_checkpoint(run_dir: Path, resume_from: Path | None, resume: str) -> Path | None:
-    """The whole checkpoint to go on from; None to begin."""
+    """The undamaged checkpoint to continue from; None to begin."""
     if resume == "auto":
         return newest_whole(run_dir)
     checkpoint = find_checkpoint(resume_from) if resume_from else None
@@ -30,7 +30,7 @@ def resolve_checkpoint(run_dir: Path, resume_from: Path | None, resume: str) -> 
 
 
 def check_folder(run_dir: Path, checkpoint: Path | None, again: bool) -> None:
-    """See that the run may be written there; ``again``, also where one was killed before its first checkpoint."""
+    """Raise UserError unless the run may be written there; ``again``: also where one was killed early."""
     if run_dir.is_file():
         raise UserError(f"--run-dir {run_dir} is a file; name a folder")
     own = checkpoint is not None and checkpoint.parent.parent.resolve() == run_dir.resolve()
@@ -42,7 +42,7 @@ def check_folder(run_dir: Path, checkpoint: Path | None, again: bool) -> None:
 
 @contextmanager
 def lock_run_dir(run_dir: Path, checkpoint: Path | None, again: bool) -> Iterator[None]:
-    """Keep the folder from other runs, and see that none has just begun there; the first process does so for all."""
+    """Lock the folder against other runs within the block, on the first process, and check it again."""
     if not current().is_first:
         yield
         return
@@ -52,7 +52,7 @@ def lock_run_dir(run_dir: Path, checkpoint: Path | None, again: bool) -> Iterato
 
 
 def check_same_run(there: ModelMetadata, here: ModelMetadata, checkpoint: Path) -> None:
-    """Refuse another network or data shape; tell what else differs, for the run is then not the same bit for bit."""
+    """Raise UserError for another network or data shape; note what else differs, as the run is then another."""
     if there.spec.shape != here.spec.shape or there.spec.conditions.keys() != here.spec.conditions.keys():
         raise UserError(
             f"checkpoint {checkpoint} was trained on data of shape {there.spec.shape} with conditions "

@@ -52,12 +52,13 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Section:
     """Values that are checked as they are made, so that a bad one is refused before anything is written.
 
     ``options`` are the arguments of the chosen parts where they are not the default, by the names of their flags:
-    ``path_n`` for ``n`` of ``path``. They also read as attributes of the section.
+    ``path_n`` for ``n`` of ``path``. They also read as attributes of the section. Sections are equal where all values
+    are; declare them ``eq=False``.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -167,6 +168,12 @@ class Section:
         new = old | {name: value for name, value in values.items() if name in names}
         options |= {name: value for name, value in values.items() if name not in names}
         return type(self)(options=options, **new)
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.values() == other.values()  # pyright: ignore
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.values().items()))
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_") and "options" in self.__dict__:

@@ -7,10 +7,7 @@ from advect.core.lazy_imports import lazy_imports
 if TYPE_CHECKING:
     from advect.data.array_files import ArrayFile as ArrayFile
     from advect.data.arrays import Arrays as Arrays
-    from advect.data.autodetect import FORMATS as FORMATS
-    from advect.data.autodetect import Format as Format
-    from advect.data.autodetect import recognise as recognise
-    from advect.data.autodetect import recognise_all as recognise_all
+    from advect.data.autodetect import autodetect as autodetect
     from advect.data.base import ArrayDataset as ArrayDataset
     from advect.data.base import ArraySplit as ArraySplit
     from advect.data.base import Dataset as Dataset

@@ -7,21 +7,22 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
 from advect.core.errors import UserError, did_you_mean
+from advect.core.registry import register
 from advect.core.types import DataSpec
-from advect.data.base import Dataset, category, check_share
+from advect.data.arrays import SAMPLES, array_header
+from advect.data.base import Dataset, Detected, Preview, category, check_share
 from advect.data.content_hash import fingerprint_of, row_digests, split_by_content
 from advect.data.images.stores import require_path
 from advect.data.splits import PixelSplit
 from advect.data.tables.dataset import PARQUET
 from advect.data.transforms import PixelScale, Standardize, Transform
-from advect.data.vectors import read_vectors
+from advect.data.vectors import read_vectors, vector_columns
 
-SAMPLES = ("x", "images", "data", "samples", "X", "arr_0")
 LABELS = ("y", "labels", "label", "targets", "Y", "arr_1")
 _TRAIN, _TEST = ("x_train", "y_train"), ("x_test", "y_test")
 _CHANNELS = (1, 3, 4)
@@ -40,6 +41,7 @@ class _Parts(NamedTuple):
     columns: tuple[str, str | None] | None = None
 
 
+@register("array-file")
 class ArrayFile(Dataset):
     """Images (N, H, W), (N, H, W, C) or (N, C, H, W), or vectors (N, D), from a file that NumPy wrote.
 
@@ -56,16 +58,43 @@ class ArrayFile(Dataset):
             other whole numbers within it, and (0, 1) or (-1, 1), the first that holds them, for real numbers.
         layout: where images have their channels: "channels_first", "channels_last", or "auto", which takes the axis of
             1, 3 or 4.
-        column: of Parquet, the column of vectors; None takes the only one.
+        vector_column: of Parquet, the column whose rows are lists of numbers; None takes the only one.
         labels: whether the labels of an ``.npz`` or Parquet file are the condition ``label``; "auto" says yes where
             there are some.
         held_out: the share kept for measuring, in [0, 1), decided for each row by a hash of its bytes, so that
             exact copies share a side. None is the file's own split, else 0.1.
-        flip: mirror half of the training images left to right, at random.
+        horizontal_flip: mirror half of the images, at random, while training.
 
     Raises:
         UserError: the file cannot be read, holds something else, or its range is not known.
     """
+
+    place: ClassVar[str | None] = "the .npy, .npz or Parquet file"
+
+    @classmethod
+    def recognises(cls, path: Path) -> Detected | None:
+        if vector_columns(path):
+            return Detected(65, "a Parquet file with a column of vectors", "vector")
+        array, words = array_header(path), "a .npy or .npz file of images or vectors"
+        if array is None or len(array.shape) not in (2, 3, 4):
+            return None
+        pixels = len(array.shape) == 3 and array.dtype == np.uint8
+        return Detected(45 if pixels else 35, words, "vector" if len(array.shape) == 2 else "image")
+
+    @classmethod
+    def preview(cls, path: Path) -> Preview:
+        if columns := vector_columns(path):
+            return Preview(f"a Parquet file with vectors in its column {' or '.join(map(repr, columns))}")
+        _, shape, _ = array_header(path) or ("", (0,), None)
+        kind = {2: "vectors", 3: "images", 4: "images"}.get(len(shape), "samples")
+        return Preview(f"an array of {shape[0]:,} {kind} {tuple(shape[1:])}")
+
+    @classmethod
+    def image_size(cls, path: Path) -> tuple[int, int] | None:
+        _, shape, _ = array_header(path) or ("", (), None)
+        if len(shape) == 4 and shape[1] in _CHANNELS and shape[3] not in _CHANNELS:
+            return shape[2], shape[3]
+        return (shape[1], shape[2]) if len(shape) > 2 else None
 
     def __init__(
         self,
@@ -73,18 +102,19 @@ class ArrayFile(Dataset):
         *,
         value_range: tuple[float, float] | None = None,
         layout: Literal["auto", "channels_first", "channels_last"] = "auto",
-        column: str | None = None,
-        labels: bool | Literal["auto"] = "auto",
+        vector_column: str | None = None,
+        labels: Literal["auto", "yes", "no"] = "auto",
         held_out: float | None = None,
-        flip: bool = False,
+        horizontal_flip: bool = False,
     ) -> None:
         check_share(held_out or 0)
         file = require_path(path, holding="the arrays")
-        found = _load(file, column, () if labels is False else LABELS)
+        found = _load(file, vector_column, () if labels == "no" else LABELS)
         x = _arranged(file, found.x, layout)
         vectors = x.ndim == 2
-        if vectors and (flip or value_range is not None):
-            raise UserError(f"{file} holds vectors {x.shape}, which have no {'flip' if flip else 'value_range'}")
+        if vectors and (horizontal_flip or value_range is not None):
+            option = "horizontal_flip" if horizontal_flip else "value_range"
+            raise UserError(f"{file} holds vectors {x.shape}, which have no {option}")
         if found.x.dtype == bool and not vectors:
             value_range = value_range or (0, 1)
         digests = row_digests(x)
@@ -101,12 +131,13 @@ class ArrayFile(Dataset):
             name=file.stem,
             spec=DataSpec(shape=x.shape[1:], kind="vector" if vectors else "image", conditions=dict(conditions)),
             transform=transform,
-            train=PixelSplit(x, train, numbers, transform, flip=flip),
+            train=PixelSplit(x, train, numbers, transform, flip=horizontal_flip),
             held_out=PixelSplit(x, rest, numbers, transform),
             fingerprint=fingerprint_of(digests, repr((x.dtype.str, x.shape, found.train, names)), numbers),
         )
 
-    def facts(self) -> dict[str, Any]:
+    @property
+    def metadata(self) -> dict[str, Any]:
         """Of Parquet, the names of the columns, with which samples are written as such a file."""
         if self._columns is None:
             return {}
@@ -119,7 +150,7 @@ def _load(file: Path, column: str | None, labels: Sequence[str]) -> _Parts:
         found = read_vectors(file, column=column, labels=labels)
         return _Parts(found.x, found.labels, None, (found.name, found.label))
     if column is not None:
-        raise UserError(f"column is {column!r}, and {file} is no Parquet file; leave it out")
+        raise UserError(f"vector_column is {column!r}, and {file} is no Parquet file; leave it out")
     try:
         content = np.load(file, mmap_mode="r", allow_pickle=False)
         if isinstance(content, np.ndarray):
@@ -201,18 +232,18 @@ def _scale(file: Path, dtype: np.dtype, low: float, high: float, value_range: tu
 
 
 def _classes(
-    file: Path, labels: np.ndarray | None, count: int, wanted: bool | Literal["auto"]
+    file: Path, labels: np.ndarray | None, count: int, wanted: Literal["auto", "yes", "no"]
 ) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, ...]]]:
     """The numbers (N,) of the classes and the classes' names: those in the file, or whole numbers themselves."""
-    if labels is None or wanted is False:
-        if wanted is True:
-            raise UserError(f"{file} has no labels; save them as y, or give labels=False")
+    if labels is None or wanted == "no":
+        if wanted == "yes":
+            raise UserError(f"{file} has no labels; save them as y, or give labels='no'")
         return {}, {}
     labels = labels.squeeze()
     if labels.shape != (count,) or labels.dtype.kind not in "buiUS":
         raise UserError(
             f"{file} has labels {labels.shape} {labels.dtype}, not a whole number or a word for each of {count}"
-            " samples; give labels=False"
+            " samples; give labels='no'"
         )
     values, numbers = np.unique(labels, return_inverse=True)
     names = tuple(v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist())

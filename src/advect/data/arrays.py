@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -11,6 +14,9 @@ from torch import Tensor
 from advect.core.errors import UserError
 from advect.data.base import ArrayDataset, Rows, random_split
 from advect.data.transforms import PixelScale, Standardize, Transform
+
+SAMPLES = ("x", "images", "data", "samples", "X", "arr_0")
+"""What the samples in an ``.npz`` can be called."""
 
 
 class Arrays(ArrayDataset):
@@ -145,3 +151,38 @@ def _transform(
     if low < scale.low or high > scale.high:
         raise UserError(f"x lies in [{low}, {high}], outside value_range {value_range}; widen it or clip x")
     return scale
+
+
+class ArrayHeader(NamedTuple):
+    """Name, shape and type of the samples in a NumPy file."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+def array_header(path: Path) -> ArrayHeader | None:
+    """What the header of a ``.npy`` or ``.npz`` says of its samples; None where there are none."""
+    try:
+        if path.suffix.lower() == ".npy":
+            with path.open("rb") as file:
+                return ArrayHeader("values", *_header(file))
+        if path.suffix.lower() != ".npz":
+            return None
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            wanted = ("values", *SAMPLES, "x_train", names[0] if len(names) == 1 else "")
+            name = next((name for name in wanted if name in names), None)
+            if name is None:
+                return None
+            with archive.open(f"{name}.npy") as file:
+                return ArrayHeader(name, *_header(file))
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    return shape, dtype

@@ -6,14 +6,15 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.core.random import CounterRng, Generator
+from advect.core.random import CounterRng, Generator, Stream, stream_seed
 from advect.core.types import Batch, Category, Conditions, DataSpec
 from advect.data.transforms import Transform
 
@@ -40,8 +41,31 @@ class Split(ABC):
         """
 
 
+class Detected(NamedTuple):
+    """That a path can be read in a format: how likely, which kind of data it holds, and a line of words about it.
+
+    Of several formats the one of the highest priority is taken: 80 and more for layouts that nothing else has, 60 for
+    a table, 10 for a folder with any images.
+    """
+
+    priority: int
+    words: str
+    kind: str = "image"
+
+
+class Preview(NamedTuple):
+    """What a first look at data tells: words with counts, the options that it needs, and about how many samples."""
+
+    words: str = ""
+    options: Mapping[str, Any] = {}
+    samples: int | None = None
+
+
 class Dataset:
-    """Data to train and measure on. A concrete source's constructor ends by calling this one.
+    """Data to train and measure on. A concrete data set's constructor ends by calling this one.
+
+    A registered data set is a format: its constructor's arguments are flags, and where ``place`` is set, the first
+    one is ``--data-dir``. Its class methods tell whether a path holds it.
 
     Attributes:
         name: what reports call it.
@@ -55,6 +79,34 @@ class Dataset:
         UserError: there is nothing to train on.
     """
 
+    part_kind: ClassVar[str] = "data-format"
+    place: ClassVar[str | None] = None
+    """What the first argument names, for messages; None where the data come with a library."""
+    remote: ClassVar[bool] = False
+    """Whether the first argument may be a URL, a pattern, or a name on the hub."""
+    usual_preset: ClassVar[str | None] = None
+    """The preset for these data; None is that of the kind of data."""
+
+    @classmethod
+    def recognises(cls, path: Path) -> Detected | None:
+        """Whether an existing path holds this format, told from names and first bytes; None where it does not."""
+        return None
+
+    @classmethod
+    def preview(cls, path: Path) -> Preview:
+        """A first look at data of this format. It may fail; whoever opens the data says why."""
+        return Preview()
+
+    @classmethod
+    def image_size(cls, path: Path) -> tuple[int, int] | None:
+        """Height and width of images that are not resized; None of other data."""
+        return None
+
+    @classmethod
+    def open(cls, *place: Any, **options: Any) -> Dataset:
+        """The data set that a run asks for by flags; a format may answer with an equal one that is faster to read."""
+        return cls(*place, **options)
+
     def __init__(
         self, *, name: str, spec: DataSpec, transform: Transform, train: Split, held_out: Split, fingerprint: str
     ) -> None:
@@ -63,7 +115,8 @@ class Dataset:
         self.name, self.spec, self.transform = name, spec, transform
         self.train, self.held_out, self.fingerprint = train, held_out, fingerprint
 
-    def facts(self) -> dict[str, Any]:
+    @property
+    def metadata(self) -> dict[str, Any]:
         """A JSON object with what writing samples in the data's own format needs; empty where arrays say all."""
         return {}
 
@@ -72,8 +125,8 @@ class Dataset:
         """The data to hold samples against: these, unless they are pairs that a flow has made for others."""
         return self
 
-    def starts(self) -> tuple[Tensor, Conditions] | None:
-        """Where flows to these data start, samples (n, *S) in model units and their categories (n,); None is noise."""
+    def source_samples(self) -> tuple[Tensor, Conditions] | None:
+        """Samples of p_0 that the data bring, (n, *S) in model units, and their categories (n,); None is noise."""
         return None
 
     def __repr__(self) -> str:
@@ -171,5 +224,5 @@ def random_split(n: int, held_out: float, *, seed: int) -> tuple[np.ndarray, np.
     """The indices of 0 .. n - 1 to train on and those held out, both rising; a share > 0 of n >= 2 is at least one."""
     check_share(held_out)
     count = min(max(round(n * held_out), 1), n - 1) if held_out else 0
-    order = CounterRng(seed, 0, n).permutation().numpy()
+    order = CounterRng(stream_seed(seed, Stream.HELD_OUT), 0, n).permutation().numpy()
     return np.sort(order[count:]), np.sort(order[:count])

@@ -133,8 +133,9 @@ class PairedDataset(Dataset):
     def real(self) -> Dataset:
         return self._data
 
-    def facts(self) -> dict[str, Any]:
-        return self._data.facts()
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return self._data.metadata
 
-    def starts(self) -> tuple[Tensor, Conditions] | None:
-        return self._data.starts()
+    def source_samples(self) -> tuple[Tensor, Conditions] | None:
+        return self._data.source_samples()

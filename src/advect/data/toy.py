@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import numpy as np
 
 from advect.core.errors import UserError
 from advect.core.random import mix
+from advect.core.registry import register
 from advect.data.base import ArrayDataset, Rows
 from advect.data.transforms import PixelScale, Standardize
 
 SPLIT_SEED = 0
 
 
+@register("digits")
 class Digits(ArrayDataset):
     """8x8 grey digits (1, 8, 8), values 0 to 16, condition ``label`` "0" to "9" (Alpaydin & Kaynak 1998, UCI).
 
@@ -38,6 +41,7 @@ class Digits(ArrayDataset):
         )
 
 
+@register("moons")
 class Moons(ArrayDataset):
     """Points (2,) on two half circles of radius 1, without conditions, standardised for the model.
 
@@ -49,6 +53,8 @@ class Moons(ArrayDataset):
     Raises:
         UserError: n or noise is out of its range.
     """
+
+    part_given: ClassVar[tuple[str, ...]] = ("n", "seed")
 
     def __init__(self, *, n: int = 10_000, noise: float = 0.05, seed: int = 0) -> None:
         if n < 2:

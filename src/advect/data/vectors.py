@@ -10,6 +10,7 @@ import numpy as np
 
 from advect.core.errors import UserError, did_you_mean, optional_import
 from advect.core.files import atomic_write
+from advect.data.tables.dataset import parquet_fields
 
 
 class VectorColumn(NamedTuple):
@@ -27,6 +28,11 @@ def is_vector_type(kind: Any) -> bool:
     if not (types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)):
         return False
     return types.is_integer(kind.value_type) or types.is_floating(kind.value_type)
+
+
+def vector_columns(path: Path) -> list[str]:
+    """The columns of a Parquet file that are lists of numbers."""
+    return [field.name for field in parquet_fields(path) if is_vector_type(field.type)] if path.is_file() else []
 
 
 def read_vectors(file: Path, *, column: str | None, labels: Collection[str]) -> VectorColumn:

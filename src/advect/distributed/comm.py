@@ -1,7 +1,7 @@
-"""A run's processes together: joining them, and what they tell each other.
+"""Communication between a run's processes.
 
-All but :func:`process_group` costs nothing in a single process. every other one is called by all processes, in the
-same order, from the main thread. PyTorch's distributed package is imported where there are several processes only.
+All functions but :func:`process_group` do nothing in a single process; all processes call them in the same order,
+from the main thread. PyTorch's distributed package is imported only where there are several processes.
 """
 
 from __future__ import annotations
@@ -23,40 +23,40 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 N = TypeVar("N", int, float)
 
-PATIENCE = timedelta(days=30)
-"""How long it waits for those that work by themselves; a process that ends is noticed at once."""
+LONG_TIMEOUT = timedelta(days=30)
+"""For processes that work by themselves; one that ends is noticed at once."""
 
 
 class PeerFailed(RuntimeError):
-    """Another process has failed in a way that is no user's mistake; its own traceback says how."""
+    """Another process has failed with a bug; its own traceback says how."""
 
 
 @dataclass(frozen=True)
-class _Joined:
+class _Group:
     processes: DistEnv
     control: ProcessGroup
     background: ProcessGroup
 
 
-_joined: _Joined | None = None
+_group: _Group | None = None
 
 
 def current() -> DistEnv:
-    """The processes that have joined; this one alone outside of :func:`process_group`."""
-    return DistEnv() if _joined is None else _joined.processes
+    """This process among those that have joined; alone outside of :func:`process_group`."""
+    return DistEnv() if _group is None else _group.processes
 
 
 def control_group() -> ProcessGroup | None:
-    """The Gloo group for what the main threads exchange on the CPU; None for a process on its own."""
-    return None if _joined is None else _joined.control
+    """The Gloo group of the main threads; None for a single process."""
+    return None if _group is None else _group.control
 
 
 def background_group() -> ProcessGroup | None:
-    """The Gloo group for what one background thread of each process exchanges, such as the writer of checkpoints.
+    """The Gloo group of one background thread a process, such as the writer of checkpoints; None for a single process.
 
-    Exchanges of two threads in one group would be taken for each other. None for a process on its own.
+    Exchanges of two threads in one group would be taken for each other.
     """
-    return None if _joined is None else _joined.background
+    return None if _group is None else _group.background
 
 
 @contextmanager
@@ -65,20 +65,23 @@ def process_group(
 ) -> Iterator[DistEnv]:
     """Within the block the processes of the environment, or ``processes``, form PyTorch's default group.
 
-    It is Gloo for CPU tensors and NCCL for those of a GPU; a CPU as ``device`` leaves NCCL out, and a GPU becomes
-    PyTorch's current one, each process its own. Without ``device`` NCCL is there wherever CUDA is. Inside a joined
-    block, and for a process on its own, nothing happens. Without ``timeout`` it is that of :func:`timeout_of`. Raises
-    UserError where the others do not come in time or cannot be reached, or the port is taken.
+    Gloo serves CPU tensors and NCCL those of GPUs. Nothing happens inside such a block, or for a single process.
+
+    Args:
+        device: a CPU leaves NCCL out; a GPU becomes PyTorch's current one. None: NCCL wherever CUDA is.
+        timeout: by default :func:`timeout_of`.
+
+    Raises UserError where the others do not come in time or cannot be reached, or the port is taken.
     """
-    me = processes or (DistEnv.of_environment() if _joined is None else _joined.processes)
-    if _joined is not None or me.world == 1:
+    me = processes or (DistEnv.from_environment() if _group is None else _group.processes)
+    if _group is not None or me.world == 1:
         yield me
         return
     _join(me, device, timeout or timeout_of())
     clean = False
     try:
         yield me
-        barrier()  # whoever ends first must not close what another still reads
+        barrier()  # the store must outlive its last reader
         clean = True
     except UserError as error:
         clean = error.agreed
@@ -88,7 +91,7 @@ def process_group(
 
 
 def _join(me: DistEnv, device: torch.device | None, timeout: timedelta) -> None:
-    global _joined
+    global _group
     import torch
     import torch.distributed as dist
 
@@ -101,7 +104,7 @@ def _join(me: DistEnv, device: torch.device | None, timeout: timedelta) -> None:
         store, _, _ = next(dist.rendezvous(url, me.rank, me.world, timeout=timeout))  # type: ignore[attr-defined]
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
-            store=dist.PrefixStore(_attempt(), store),
+            store=dist.PrefixStore(_store_prefix(), store),
             rank=me.rank,
             world_size=me.world,
             timeout=timeout,
@@ -121,64 +124,64 @@ def _join(me: DistEnv, device: torch.device | None, timeout: timedelta) -> None:
             f"{me.name} could not join the {me.world} processes at MASTER_ADDR {me.address} and MASTER_PORT {me.port}"
             f" ({str(error).splitlines()[0].rstrip('. ')}); {fix}"
         ) from error
-    _joined = _Joined(me, *groups)  # pyright: ignore[reportArgumentType]
+    _group = _Group(me, *groups)  # pyright: ignore[reportArgumentType]
 
 
-def _attempt() -> str:
-    """A name for this start of the processes: torchrun restarts them on a store that remembers the last ones."""
+def _store_prefix() -> str:
+    """A prefix for this start: torchrun restarts processes on a store that remembers the last ones."""
     return f"advect-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
 
 
 def _leave(clean: bool) -> None:
-    """Forget the group. NCCL is closed after a clean end only, as it would wait for processes that failed."""
-    global _joined
+    """Leave the group. NCCL is closed after a clean end only, as it would wait for processes that failed."""
+    global _group
     import torch.distributed as dist
 
-    _joined = None
+    _group = None
     if clean or "nccl" not in dist.get_backend_config():
         dist.destroy_process_group()
 
 
 def all_sum(tensor: torch.Tensor) -> torch.Tensor:
-    """Add up each process's ``tensor`` (*S) in place, on the tensor's own device, and return it."""
-    if _joined is not None:
+    """Sum each process's ``tensor`` (*S) in place, on its device, and return it."""
+    if _group is not None:
         import torch.distributed as dist
 
-        dist.all_reduce(tensor, group=None if tensor.is_cuda else _joined.control)
+        dist.all_reduce(tensor, group=None if tensor.is_cuda else _group.control)
     return tensor
 
 
 def all_max(values: Sequence[N]) -> list[N]:
-    """The largest of each value over the processes, as the types here; exact for integers up to 2^53, not for NaN."""
-    if _joined is None:
+    """The maximum of each value over the processes; exact for integers up to 2^53, undefined for NaN."""
+    if _group is None:
         return list(values)
     import torch
     import torch.distributed as dist
 
     largest = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(largest, dist.ReduceOp.MAX, group=_joined.control)
+    dist.all_reduce(largest, dist.ReduceOp.MAX, group=_group.control)
     return [type(own)(value) for own, value in zip(values, largest.tolist(), strict=True)]
 
 
 def all_objects(value: T) -> list[T]:
-    """Each process's ``value``, by rank, on all of them."""
+    """Each process's ``value``, by rank, on all processes."""
     return _all_objects(value, control_group())
 
 
 def all_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """Every process's rows (n, *S), by rank, as one tensor (world * n, *S); each must have as many."""
-    if _joined is None:
+    """Every process's rows (n, *S), by rank, as (world * n, *S); all have as many."""
+    if _group is None:
         return tensor
     import torch
     import torch.distributed as dist
 
-    parts = [torch.empty_like(tensor) for _ in range(_joined.processes.world)]
-    dist.all_gather(parts, tensor.contiguous(), group=None if tensor.is_cuda else _joined.control)
+    parts = [torch.empty_like(tensor) for _ in range(_group.processes.world)]
+    dist.all_gather(parts, tensor.contiguous(), group=None if tensor.is_cuda else _group.control)
     return torch.cat(parts)
 
 
 def background_objects(value: T) -> list[T]:
-    """As :func:`all_objects`, between one background thread of each process."""
+    """:func:`all_objects` between one background thread of each process."""
     return _all_objects(value, background_group())
 
 
@@ -193,48 +196,47 @@ def _all_objects(value: T, group: ProcessGroup | None) -> list[T]:
 
 
 def gather_objects(value: T) -> list[T] | None:
-    """Each process's ``value``, by rank, on the first one; None on the others."""
-    if _joined is None:
+    """Each process's ``value``, by rank, on the first process; None on the others."""
+    if _group is None:
         return [value]
     import torch.distributed as dist
 
-    values: list[Any] | None = [None] * _joined.processes.world if _joined.processes.is_first else None
-    dist.gather_object(value, values, dst=0, group=_joined.control)
+    values: list[Any] | None = [None] * _group.processes.world if _group.processes.is_first else None
+    dist.gather_object(value, values, dst=0, group=_group.control)
     return values
 
 
 def broadcast_object(value: T) -> T:
-    """The first process's ``value``, on all of them."""
-    if _joined is None:
+    """The first process's ``value``, on all processes."""
+    if _group is None:
         return value
     import torch.distributed as dist
 
     values = [value]
-    dist.broadcast_object_list(values, src=0, group=_joined.control)
+    dist.broadcast_object_list(values, src=0, group=_group.control)
     return values[0]
 
 
 def barrier() -> None:
-    """Wait until all processes are here."""
-    if _joined is not None:
+    """Wait for all processes."""
+    if _group is not None:
         import torch.distributed as dist
 
-        dist.barrier(group=_joined.control)
+        dist.barrier(group=_group.control)
 
 
 @contextmanager
 def without_timeout() -> Iterator[None]:
-    """Within the block each process works by itself, for hours if need be; it is over when all are through.
+    """Within the block each process works by itself, for hours if need be; it ends when all are through.
 
-    Unlike :func:`sync_errors`, a failure is raised at once, and the others, once they are through, find
-    a process missing, as :func:`is_lost_peer` tells.
+    A failure is raised at once, unlike in :func:`sync_errors`; the others then raise what :func:`is_lost_peer` knows.
     """
-    if _joined is None:
+    if _group is None:
         yield
         return
     import torch.distributed as dist
 
-    group: Any = dist.new_group(backend="gloo", timeout=PATIENCE)  # an exchange in the others ends after timeout_of()
+    group: Any = dist.new_group(backend="gloo", timeout=LONG_TIMEOUT)
     try:
         yield
         dist.barrier(group=group)
@@ -244,23 +246,22 @@ def without_timeout() -> Iterator[None]:
 
 @contextmanager
 def sync_errors() -> Iterator[None]:
-    """Within the block each process does its own set-up, without exchanges; it is over when all are through.
+    """Within the block each process works without exchanges; it ends when all are through.
 
-    A UserError of one becomes the same UserError, that of the first such rank, on all of them; so nobody waits for a
-    process that has given up. Where one fails in another way, its error goes on there, and the others raise
-    PeerFailed.
+    A UserError of one, the first by rank, is raised by all, so that nobody waits for a process that has given up. Any
+    other error is raised where it happened, and PeerFailed by the others.
     """
-    if _joined is None:
+    if _group is None:
         yield
         return
-    me, failure = _joined.processes, None
+    me, failure = _group.processes, None
     try:
         yield
     except Exception as error:
         failure = error
     mistake = isinstance(failure, UserError)
-    told = all_objects(None if failure is None else (mistake, _text(failure, me)))
-    bad = [said for said in told if said is not None]
+    failures = all_objects(None if failure is None else (mistake, _text(failure, me)))
+    bad = [each for each in failures if each is not None]
     if not bad:
         return
     if failure is not None and not mistake:
@@ -280,7 +281,7 @@ def _text(failure: Exception, me: DistEnv) -> str:
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Whether an error says that another process has gone or failed, and nothing of this one."""
+    """Whether an error only says that another process has gone or failed."""
     if isinstance(error, PeerFailed):
         return True
     if not isinstance(error, RuntimeError):

@@ -1,4 +1,4 @@
-"""Which of a run's processes this one is."""
+"""This process among those of a run, from the environment of torchrun or SLURM."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-"""Ctrl+C; what ends a job; and what a scheduler can be told to send before it takes a machine away, not on Windows."""
+"""Ctrl+C; the end of a job; and what a scheduler can send before it takes a machine away, not on Windows."""
 
 
 TIMEOUT = timedelta(minutes=10)
-"""How long a process waits for the others, to come and in each exchange, where ADVECT_TIMEOUT does not say."""
+"""How long a process waits for the others, to join and in each exchange, unless ADVECT_TIMEOUT is set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistEnv:
-    """This process's number ``rank`` among ``world`` processes, and its number among those on its host.
+    """Rank of this process among ``world``, and among those on its host; by default a single process.
 
-    ``address`` and ``port`` are where the first one waits for the others. As it stands: a process on its own.
+    The first process waits for the others at ``address`` and ``port``.
     """
 
     rank: int = 0
@@ -52,7 +52,7 @@ class DistEnv:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that writes, prints and decides."""
+        """Whether this is rank 0, which writes, prints and decides."""
         return self.rank == 0
 
     @property
@@ -61,14 +61,14 @@ class DistEnv:
         return f"rank {self.rank} ({socket.gethostname()})"
 
     def share(self, n: int) -> range:
-        """This process's places among ``n``: neighbours, as many as any other's but for one."""
+        """This process's share of ``n`` rows: contiguous, and as large as any other's but for one row."""
         return range(self.rank * n // self.world, (self.rank + 1) * n // self.world)
 
     def device(self, device: torch.device) -> torch.device:
-        """The device of this process where all were told to use ``device``: for GPUs the one of its local number.
+        """The device of this process where all use ``device``: of GPUs the one of its local rank.
 
-        A process that sees one GPU alone, as SLURM's ``--gpus-per-task`` has it, takes that one. Raises UserError
-        where a host has fewer GPUs than processes, or all would share the one that ``device`` names.
+        A process that sees one GPU only, as with SLURM's ``--gpus-per-task``, takes that one. Raises UserError where
+        a host has fewer GPUs than processes, or ``device`` names one GPU for all.
         """
         if device.type != "cuda" or self.world == 1:
             return device
@@ -87,10 +87,10 @@ class DistEnv:
         return torch.device("cuda", self.local_rank)
 
     @classmethod
-    def of_environment(cls, env: Mapping[str, str] | None = None) -> DistEnv:
-        """As the variables of ``torchrun``, or of a SLURM step, say; on its own without them.
+    def from_environment(cls, env: Mapping[str, str] | None = None) -> DistEnv:
+        """From the variables of ``torchrun`` or of a SLURM step; a single process without them.
 
-        Raises UserError where they are incomplete, no numbers, or contradict each other.
+        Raises UserError where they are incomplete, not numbers, or contradict each other.
         """
         env = os.environ if env is None else env
         if "RANK" not in env and "WORLD_SIZE" not in env:

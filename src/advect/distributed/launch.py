@@ -1,4 +1,4 @@
-"""``--nproc N``: the same run as ``torchrun`` on this machine, in N processes that end together."""
+"""``--nproc N``: the same run as with ``torchrun`` on this machine, in N processes that end together."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from advect.distributed.env import STOPPING, DistEnv, count_cores
 LOST_PEER = 75
 """Exit code of a process that has failed only as another one did."""
 GRACE = 3.0
-"""Seconds that processes have, once one has failed, to end by themselves; then again after SIGTERM, before SIGKILL."""
+"""Seconds that processes have to end once one has failed, and again after SIGTERM, before SIGKILL."""
 _LIFELINE = "ADVECT_LIFELINE"
 _WARNING = "warning: "
 
 
 def check_nproc(nproc: int, device: str) -> None:
     """Raise UserError where ``nproc`` processes cannot be started here, or are already."""
-    world = DistEnv.of_environment().world
+    world = DistEnv.from_environment().world
     if nproc < 1:
         raise UserError(f"--nproc must be at least 1, got {nproc}")
     if nproc == 1:
@@ -53,18 +53,17 @@ def check_nproc(nproc: int, device: str) -> None:
 def launch(command: Sequence[str], nproc: int) -> int:
     """Run a command in ``nproc`` processes; return the exit code of the first that failed, 128 + its signal, else 0.
 
-    The first process has this one's terminal. Of the others nothing is heard but warnings, and the error of the first
-    that fails.
-    Signals are passed on, one for one. Where this process is killed, the others end as by SIGTERM.
+    The first process has the terminal; of the others only warnings are shown, and the error of the first that fails.
+    Signals are passed on. Where this process is killed, the others end as by SIGTERM.
     """
-    with _started(command, nproc) as children, _passing_on(children) as passed:
+    with _spawned(command, nproc) as children, _forwarding_signals(children) as passed:
         failed = _wait(children, passed)
         if not failed:
             return 0
         first = failed[0]
         code = first.process.returncode
         if -code not in passed:
-            _tell(first, heard=children[0] in failed)
+            _report(first, heard=children[0] in failed)
         return 128 - code if code < 0 else 1 if code == LOST_PEER else code
 
 
@@ -73,15 +72,15 @@ class _Child:
     rank: int
     process: subprocess.Popen
     said: IO[bytes] | None
-    """What it has written to its standard error; None for the first, which writes to the terminal."""
+    """Its standard error; None for the first process, which writes to the terminal."""
     heard: int = 0
-    """How many bytes of it have been looked at for warnings."""
+    """Bytes of it that have been searched for warnings."""
 
-    def pass_on_warnings(self) -> None:
-        """Print the lines that it has written since the last time and that begin with "warning: "."""
+    def print_warnings(self) -> None:
+        """Print the new lines that begin with "warning: "."""
         if self.said is None:
             return
-        text = os.pread(self.said.fileno(), 1 << 16, self.heard)  # a seek would move the place where it writes
+        text = os.pread(self.said.fileno(), 1 << 16, self.heard)  # seek would move its writing position
         lines = text[: text.rfind(b"\n") + 1]
         self.heard += len(lines)
         for line in lines.decode(errors="replace").splitlines():
@@ -89,15 +88,15 @@ class _Child:
                 print(line, file=sys.stderr, flush=True)
 
     def send(self, number: int) -> None:
-        """Signal the process, or with SIGKILL its own children too, unless it has ended."""
+        """Signal the process, with SIGKILL its children too, unless it has ended."""
         if self.process.returncode is None:
             with suppress(ProcessLookupError):
                 (os.killpg if number == signal.SIGKILL else os.kill)(self.process.pid, number)
 
 
 @contextmanager
-def _started(command: Sequence[str], nproc: int) -> Iterator[list[_Child]]:
-    """The processes; each in a group of its own, so that Ctrl+C in the terminal reaches them through us alone."""
+def _spawned(command: Sequence[str], nproc: int) -> Iterator[list[_Child]]:
+    """The processes, each in a group of its own, so that Ctrl+C reaches them through this one alone."""
     lifeline, held = os.pipe()  # closed for them by whatever ends this process
     threads = max(1, count_cores() // nproc)
     env = {"OMP_NUM_THREADS": str(threads), **os.environ, _LIFELINE: str(lifeline)}
@@ -135,8 +134,8 @@ def _free_port() -> int:
 
 
 @contextmanager
-def _passing_on(children: Sequence[_Child]) -> Iterator[list[int]]:
-    """Send each signal that comes on to all children; the list has those so far."""
+def _forwarding_signals(children: Sequence[_Child]) -> Iterator[list[int]]:
+    """Forward each signal to all children; the list holds those so far."""
     passed: list[int] = []
 
     def pass_on(number: int, frame: object) -> None:
@@ -153,9 +152,9 @@ def _passing_on(children: Sequence[_Child]) -> Iterator[list[int]]:
 
 
 def _wait(children: Sequence[_Child], passed: Sequence[int]) -> list[_Child]:
-    """Wait until all have ended, which one failure makes them; return those that failed of themselves, in order.
+    """Wait until all have ended, as they must after one failure; return those that failed first, in order.
 
-    Where none did, but some lost the others, the first of these stands for them.
+    Those that only lost a peer count where no other failed.
     """
     ended: queue.Queue[_Child] = queue.Queue()
     for child in children:
@@ -172,7 +171,7 @@ def _wait(children: Sequence[_Child], passed: Sequence[int]) -> list[_Child]:
                 for other in children:
                     other.send(number)
             for other in children:
-                other.pass_on_warnings()
+                other.print_warnings()
             with suppress(queue.Empty):
                 child = ended.get(timeout=0.1)
                 break
@@ -182,14 +181,14 @@ def _wait(children: Sequence[_Child], passed: Sequence[int]) -> list[_Child]:
     return own or failed[:1] or [child for child in children if child.process.returncode][:1]
 
 
-def _tell(first: _Child, *, heard: bool) -> None:
-    """Print how the first process to fail did, and what it said unless it, or the first of all, was ``heard``."""
+def _report(first: _Child, *, heard: bool) -> None:
+    """Print how the first process failed, and its standard error unless that was ``heard``."""
     code = first.process.returncode
     if code < 0:
         hint = "; this is often a lack of memory" if -code == signal.SIGKILL else ""
         print(f"advect: rank {first.rank} was ended by {signal.Signals(-code).name}{hint}", file=sys.stderr)
     if first.said is not None and not heard:
-        first.pass_on_warnings()
+        first.print_warnings()
         first.said.seek(0)
         lines = first.said.read().decode(errors="replace").splitlines(keepends=True)
         sys.stderr.writelines(line for line in lines if not line.startswith(_WARNING))
@@ -197,10 +196,7 @@ def _tell(first: _Child, *, heard: bool) -> None:
 
 
 def hold_lifeline() -> bool:
-    """In a process that :func:`launch` started: end by SIGTERM, then SIGKILL, once the launcher is gone.
-
-    Returns whether this is such a process.
-    """
+    """In a process of :func:`launch`: end by SIGTERM, then SIGKILL, once the launcher is gone. False elsewhere."""
     word = os.environ.pop(_LIFELINE, None)
     if word is None:
         return False
@@ -216,10 +212,9 @@ def hold_lifeline() -> bool:
 
 
 def run_shared(command: Callable[[], None]) -> None:
-    """Run ``command`` with the other processes of the run, and leave when all are through.
+    """Run ``command`` in all processes of the run, and leave when all are through.
 
-    A mistake that all of them raise is told by the first one alone. Exits with LOST_PEER, and with one line, where
-    another process has failed; under ``--nproc`` the launcher tells what the other one said.
+    A UserError that all raise is printed by the first. Exits with LOST_PEER where another process has failed.
     """
     launched, code = hold_lifeline(), 0
     try:
@@ -238,7 +233,7 @@ def run_shared(command: Callable[[], None]) -> None:
         if not is_lost_peer(error):
             raise
         if not launched:
-            name, why = DistEnv.of_environment().name, str(error).splitlines()[0]
+            name, why = DistEnv.from_environment().name, str(error).splitlines()[0]
             print(f"advect: {name} lost the others, as one has failed or is out of reach: {why}", file=sys.stderr)
         code = LOST_PEER
     if code:

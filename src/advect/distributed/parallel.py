@@ -1,4 +1,4 @@
-"""One network on many processes: whose gradients meet, and which part of the weights each process keeps."""
+"""Data parallelism: DDP, and FSDP2 with sharded weights."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Kind = Literal["none", "ddp", "fsdp"]
 
 
 def local(x: Tensor) -> Tensor:
-    """This process's part of a sharded tensor, sharing its memory; any other tensor as it is."""
+    """This process's shard of a tensor, sharing its memory; plain tensors as they are."""
     return x.detach().to_local() if hasattr(x, "to_local") else x  # type: ignore[operator]
 
 
-def whole_like(part: Tensor, param: Tensor) -> Tensor:
-    """The sharded tensor of which ``part`` is this process's part, cut as ``param`` is; plain ones stay plain."""
+def as_sharded(part: Tensor, param: Tensor) -> Tensor:
+    """The sharded tensor of which ``part`` is this process's shard, sharded as ``param`` is; plain ones stay plain."""
     if not hasattr(param, "to_local"):
         return part
     from torch.distributed.tensor import DTensor
@@ -36,20 +36,20 @@ def whole_like(part: Tensor, param: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _cpu_mesh() -> Any:
-    """All processes in a line, for copies on the CPU of what a GPU holds."""
+    """A one-dimensional mesh for copies on the CPU of what a GPU holds."""
     from torch.distributed.device_mesh import init_device_mesh
 
     return init_device_mesh("cpu", (current().world,))
 
 
-def gathered(part: Tensor, param: Tensor) -> Tensor:
-    """The whole tensor of which ``part`` is this process's part, cut as ``param`` is; all processes must ask."""
-    whole = whole_like(part, param)
+def gather_whole(part: Tensor, param: Tensor) -> Tensor:
+    """The whole tensor of which ``part`` is this process's shard, sharded as ``param`` is; called by all processes."""
+    whole = as_sharded(part, param)
     return whole.full_tensor() if whole is not part else part  # type: ignore[attr-defined]
 
 
-def own_range(param: Tensor) -> range | None:
-    """The rows that this process keeps of a sharded tensor; None for a plain one."""
+def local_range(param: Tensor) -> range | None:
+    """The rows of this process's shard; None for a plain tensor."""
     if not hasattr(param, "to_local"):
         return None
     size = -(-len(param) // param.device_mesh.size())  # type: ignore[attr-defined]  # as torch.chunk cuts
@@ -57,9 +57,9 @@ def own_range(param: Tensor) -> range | None:
     return range(first, min(first + size, len(param)))
 
 
-def own_rows(whole: Tensor, param: Tensor) -> Tensor:
-    """The rows of ``whole`` that this process keeps of a tensor cut as ``param`` is; plain ones whole."""
-    rows = own_range(param)
+def local_rows(whole: Tensor, param: Tensor) -> Tensor:
+    """This process's rows of ``whole``, sharded as ``param`` is; plain ones whole."""
+    rows = local_range(param)
     return whole if rows is None else whole[rows.start : rows.stop]
 
 
@@ -67,10 +67,9 @@ def own_rows(whole: Tensor, param: Tensor) -> Tensor:
 class Parallel:
     """How processes share a network.
 
-    "none": this process has it alone. "ddp": each has all of it, and gradients are averaged as they become ready (Li
-    et al. 2020, "PyTorch Distributed"). "fsdp": each keeps an equal part of every tensor, of its gradient, its moments
-    and its averages, and the blocks of the network are put together one at a time for as long as they compute (Zhao et
-    al. 2023, "PyTorch FSDP"); PyTorch's ``fully_shard``.
+    "none": a single process. "ddp": replicas, whose gradients are averaged as they become ready (Li et al. 2020,
+    "PyTorch Distributed"). "fsdp": each process has a shard of every weight, gradient, moment and average, and gathers
+    a block at a time while it computes (Zhao et al. 2023, "PyTorch FSDP"); PyTorch's ``fully_shard``.
     """
 
     kind: Kind = "none"
@@ -95,9 +94,9 @@ class Parallel:
         return cls("fsdp" if 20 * sum(p.numel() for p in net.parameters()) > room / 2 else "ddp")
 
     def place(self, net: nn.Module, device: torch.device, half: torch.dtype | None = None) -> nn.Module:
-        """Bring the network to ``device``, sharded in place for fsdp, whose gathered weights are in ``half``.
+        """Move the network to ``device``; for fsdp shard it, with weights gathered in ``half``.
 
-        All processes must have made the same network.
+        It must be the same on all processes.
         """
         if self.kind != "fsdp":
             return net.to(device)
@@ -122,21 +121,21 @@ class Parallel:
 
         return DistributedDataParallel(net, gradient_as_bucket_view=True)
 
-    def meeting(self, net: nn.Module, last: bool) -> AbstractContextManager:
-        """Within the block gradients of a wrapped network meet if this is the ``last`` part of a batch, else wait."""
+    def gradient_sync(self, net: nn.Module, last: bool) -> AbstractContextManager:
+        """Within the block gradients are averaged if this is the ``last`` micro-batch, else accumulated."""
         if self.kind == "fsdp":
             net.set_requires_gradient_sync(last)  # type: ignore[operator]
         elif self.kind == "ddp" and not last:
             return net.no_sync()  # type: ignore[operator]
         return nullcontext()
 
-    def joint_norm(self, norm: Tensor) -> Tensor:
-        """The norm () over all processes of gradients of which each has the ``norm`` () of its part."""
+    def global_norm(self, norm: Tensor) -> Tensor:
+        """The norm () over all processes from each one's ``norm`` () of its shards."""
         return all_sum(norm.square()).sqrt() if self.kind == "fsdp" else norm
 
 
 def _blocks(net: nn.Module) -> Iterator[nn.Module]:
-    """The items of the outermost lists of modules: the blocks and stages that a network runs one after the other."""
+    """The items of the outermost module lists: the blocks that a network runs in turn."""
     for child in net.children():
         if isinstance(child, nn.ModuleList):
             yield from (block for block in child if any(True for _ in block.parameters()))

@@ -71,11 +71,10 @@ def measure(evaluator: Evaluator, request: SampleRequest) -> dict[str, float]:
 class EvalCallback(PeriodicCallback):
     """Every ``every`` steps, with EMA weights: metrics of samples, and the best checkpoint.
 
-    The samples have the same noise each time. A row of ``metrics`` and curves on the ``boards``, called ``eval_`` and
-    ``eval/`` and the metric's name, have the numbers and their floors; a process that has no ``metrics`` only helps.
-    Where ``keep`` names a metric, or "held-out-loss", which ``loss`` computes, a checkpoint of the step with its
-    smallest value is written and kept, and the file ``best`` beside it names it. Rows tell what has been the best, so
-    that it outlives a run that is killed.
+    The samples have the same noise each time. Numbers and floors go to a row of ``metrics``, as ``eval_NAME``, and to
+    the ``boards``, as ``eval/NAME``; a process without ``metrics`` only helps. ``keep`` names a metric, or
+    "held-out-loss", which ``loss`` computes: a checkpoint of the step with its smallest value is kept, and the file
+    ``best`` names it. As rows tell what was best, it outlives a run that is killed.
     """
 
     def __init__(
@@ -120,10 +119,10 @@ class EvalCallback(PeriodicCallback):
         super().on_rollback(trainer, row)
         self._recall(trainer)
 
-    def has_looked(self, step: int) -> bool:
+    def has_run(self, step: int) -> bool:
         return any(row["step"] == step for row in self._rows())
 
-    def look(self, step: int) -> None:
+    def run(self, step: int) -> None:
         values = {f"eval_{name}": value for name, value in measure(self.evaluator, self._request).items()}
         if self.keep == "held-out-loss":
             values[self._kept] = self.loss()
@@ -133,9 +132,9 @@ class EvalCallback(PeriodicCallback):
         for board in self.boards:
             board.scalars({name.replace("_", "/", 1): value for name, value in values.items()}, step)
 
-    def take(self, trainer: Trainer) -> None:
+    def run_now(self, trainer: Trainer) -> None:
         """Look, and keep the checkpoint if none was better; within a row of bad steps none is kept."""
-        super().take(trainer)
+        super().run_now(trainer)
         progress = trainer.state.progress
         if self._row.get("step") != progress.step:
             return

@@ -31,10 +31,7 @@ _COST = "cost"
 
 @dataclass(frozen=True)
 class EvalRows:
-    """The rows that take part: indices ``reference`` into one split and ``floor`` into the other.
-
-    ``where`` names the categories that they were chosen by.
-    """
+    """Indices ``reference`` into one split and ``floor`` into the other; ``where`` names their categories."""
 
     split: Literal["held-out", "train"]
     reference: Tensor
@@ -43,7 +40,7 @@ class EvalRows:
 
     @classmethod
     def choose(cls, dataset: Dataset, samples: int, *, reference: int | None = None) -> EvalRows:
-        """Held-out rows, at most ``reference`` of them, and as many training rows as there are samples."""
+        """At most ``reference`` held-out rows, and as many training rows as samples."""
         n = len(dataset.held_out)
         chosen = lambda count, limit: subsample(count, limit, 0).sort().values
         return cls("held-out", chosen(n, reference or n), chosen(len(dataset.train), samples))
@@ -62,17 +59,11 @@ class SampleRequest:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Samples of a flow against rows of data: the metrics, their floor, and the flow's own measurements.
+    """``metrics`` of samples of a flow against ``rows`` of its data, in the features of ``space``.
 
-    All processes call each method, and use each property, together; numbers come back on the first one, None on the
-    others. Their number changes no bit of what is sampled. Memory does not grow with the samples.
-
-    Attributes:
-        space: the features.
-        metrics: what is measured, by name.
-        rows: the rows of data.
-        work: where samples lie meanwhile.
-        cache: keeps what was computed of data.
+    All processes use each method and property together; the first gets the numbers, the others None. Their number
+    changes no bit of what is sampled. Memory does not grow with the samples, which lie in ``work``; ``cache`` keeps
+    what was computed of data.
     """
 
     space: FeatureSpace
@@ -182,7 +173,7 @@ class Evaluator:
         return context.held_out if self.rows.split == "held-out" else context.train
 
     def _sampler(self, request: SampleRequest) -> Fill:
-        """From rows of the samples to what is kept of them, nothing of those beyond the last, and the cost."""
+        """From rows of the samples, none beyond the last, to what is kept of them, and the cost."""
         how = {**asdict(request.sampler), "seed": request.seed, "batch_size": request.batch_size}
 
         def fill(rows: range, bar: tqdm) -> Tensors:
@@ -199,7 +190,7 @@ class Evaluator:
         return fill
 
     def _statistics(self, name: str, split: Split, places: Tensor) -> SampleStatistics | None:
-        """The statistics of these rows of a split, which the cache keeps."""
+        """Statistics of these rows of a split, cached."""
         key = {
             "fingerprint": self.space.dataset.fingerprint,
             "split": "train" if split is self.space.dataset.train else "held-out",
@@ -231,7 +222,7 @@ class Evaluator:
         return self.work.map_rows(name.replace(" ", "-"), len(places), _within(fill, len(places)), reduce, title=name)
 
     def _described(self, split: Split, places: Tensor) -> str:
-        """Which rows of a split: how many, and those of which categories."""
+        """Which rows of a split: number and categories."""
         return f"{len(places)} of {len(split)}" + (f" where {self.rows.where}" if self.rows.where else "")
 
     def _floor(self, context: EvalContext) -> dict[str, float]:

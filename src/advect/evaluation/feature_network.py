@@ -40,10 +40,10 @@ class Convolution(nn.Module):
 
 
 class Block(nn.Module):
-    """Chains of convolutions side by side, and a pool of the input, joined along the channels.
+    """Parallel chains of convolutions, and a pool of the input, joined along the channels.
 
-    A chain that ends in "a" and "b" forks there, and both ends are joined. ``pool`` is "mean" (without counting the
-    padding) or "max", followed by the convolution ``branch_pool``, or "halve", a pool of stride 2 by itself.
+    A chain that ends in "a" and "b" forks there. ``pool`` is "mean" (without the padding) or "max", followed by the
+    convolution ``branch_pool``, or "halve", of stride 2.
     """
 
     def __init__(self, channels: int, chains: list[list[Layer]], pool: str, pooled: int = 0) -> None:
@@ -107,10 +107,10 @@ def _forked(channels: int, pool: str) -> Block:
 
 
 class Inception(nn.Module):
-    """Inception v3 (Szegedy et al. 2016) as TensorFlow's graph of 2015-12-05 has it, up to its 2,048 features.
+    """Inception v3 (Szegedy et al. 2016) as TensorFlow's graph of 2015-12-05, up to its 2,048 features.
 
-    It differs from the later network of that name in its pools: means do not count the padding, and the last block
-    takes the maximum. Parameters have the names under which PyTorch ports of that graph are published.
+    Unlike the later network, means do not count the padding, and the last block's pool is the maximum. Parameters have
+    the names of the published PyTorch ports.
     """
 
     def __init__(self) -> None:
@@ -135,9 +135,9 @@ class Inception(nn.Module):
 
     @classmethod
     def from_weights(cls, weights: Mapping[str, Tensor]) -> Inception:
-        """The network with these weights, by name; those of the classifier that follows the features are left out.
+        """The network with these weights by name, less those of the classifier.
 
-        Raises UserError where a weight is missing, is of another shape, or is not known.
+        Raises UserError for a weight that is missing, of another shape, or not known.
         """
         net = cls()
         wanted = net.state_dict()
@@ -159,27 +159,24 @@ class Inception(nn.Module):
 class FeatureNetwork:
     """Maps images (N, C, H, W) of 0 to 255 to the features (N, d) of a network, in batches.
 
-    Images are rounded to whole numbers, as they would be in a file; grey ones become red, green and blue alike. They
-    are resized to ``size`` (bilinear, not antialiased, corners not aligned) and given to the network as
-    ``(x - mean) / std``. The defaults are those of the Inception network of Heusel et al. (2017). Feature distances
-    agree between two programs only where all of this does: other programs antialias.
+    Images are rounded, as in a file, grey ones repeated to three channels, resized to ``size`` (bilinear, not
+    antialiased, corners not aligned) and given as ``(x - mean) / std``; defaults are those of Heusel et al. (2017).
+    Distances agree between programs only where all of this does.
 
     Args:
-        path: a TorchScript file, whose network takes (N, 3, size, size) and returns (N, d) or (N, d, 1, 1); or the
-            2015 FID Inception's weights as a state dict, in a .safetensors file or one of PyTorch's. **A TorchScript
-            file runs the code it holds when it is loaded and used: name only files whose origin you trust.** State
-            dicts run none. There is no default, and nothing is downloaded.
-        size: height and width the network wants.
+        path: a TorchScript file, from (N, 3, size, size) to (N, d) or (N, d, 1, 1); or the 2015 FID Inception's
+            weights as a state dict, in a .safetensors file or one of PyTorch's. **A TorchScript file runs the code in
+            it: name only files whose origin you trust.** State dicts run none. Nothing is downloaded.
+        size: height and width of the network's images.
         mean, std: one number, or one a channel, in units of 0 to 255.
-        bf16: let the network compute in bfloat16: two to four times faster where the device has it, and features that
-            agree to two or three digits, so that they count as others.
-        batch: how many images the network gets at once.
+        bf16: compute in bfloat16, two to four times faster where the device has it; such features count as others.
+        batch: images at once.
         device: where it runs.
 
     Attributes:
         name: the file's name.
-        identity: sha256 of the file and of how images are prepared, in hexadecimal; equal features need an equal one.
-        sha256: of the file alone.
+        identity: sha256 of the file and of how images are prepared, in hexadecimal.
+        sha256: of the file.
         dimensions: d.
 
     Raises:

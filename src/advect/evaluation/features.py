@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.core.random import CounterRng, mix
+from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import Category, Conditions
 from advect.data import Components, Dataset, Expression, PixelScale, Split, count_noise
 from advect.data.cells.conditions import CellSplit
@@ -26,7 +26,6 @@ from advect.metrics.base import COLUMNS, LABELS
 from advect.metrics.statistics import CONDITION, FEATURES, SAMPLES, VALUES, subsample
 from advect.model.flow import Flow
 from advect.model.initial_noise import without_padding
-from advect.reporting.outputs import COUNTING
 
 DIRECT_LIMIT, COMPONENTS, FIT_ROWS = 512, 128, 10_000
 """Most dimensions that are compared as they are; principal components beyond them, and rows they are fitted to."""
@@ -89,17 +88,15 @@ class FeatureConfig:
 
 @dataclass(frozen=True)
 class Features:
-    """A map of comparable samples (n, *S) to features (n, d), float32.
+    """A ``map`` of samples (n, *S) to features (n, d = ``dimensions``), float32.
 
     Attributes:
         name: in words.
-        identity: of the protocol: equal ones mean the same features, up to rounding.
-        exact: of these very numbers.
-        dimensions: d.
-        map: the map.
+        identity: equal ones are comparable, up to rounding.
+        exact: equal ones are equal to the last bit.
         sha256: of the network's file.
-        variance_kept: the share of the training data's variance in them, in (0, 1].
-        standardise: whether they are single values, each in a unit of its own.
+        variance_kept: share of the training data's variance, in (0, 1].
+        standardise: whether they are single values, each with its unit.
     """
 
     name: str
@@ -119,7 +116,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Projection:
-    """x (N, *S) as (N, d): the values themselves up to DIRECT_LIMIT of them, else principal components."""
+    """From x (N, *S) to (N, d): the values up to DIRECT_LIMIT of them, else principal components."""
 
     pca: Any = None
 
@@ -141,19 +138,18 @@ class Projection:
 
 
 class FeatureSpace:
-    """Samples of a flow and rows of its data, in the same units and the same features.
+    """Samples of a flow and rows of its data, in the same units and features.
 
     Images, vectors and sequences are compared in data units, padding being 0; tables by distances in model units and
-    by columns in the table's own; cells in expression: real ones as they were measured, and what components say is
-    expected of a cell with molecules counted around it, as ``advect sample`` writes it. Tables are rounded as samples
-    are.
+    by columns in their own, rounded as samples are; cells in expression: real ones as measured, samples of components
+    with molecules counted, as ``advect sample`` writes them.
 
     Args:
         flow, dataset: a flow and its data.
-        network: gives the features; by default a flow's own components of expression, else the values themselves or
-            their principal components.
-        keep: what is kept beside features: VALUES, of a table all columns, else at most MOST_VALUES; SAMPLES, of
-            samples alone.
+        network: gives the features; by default the flow's components of expression, else values or their principal
+            components.
+        keep: kept beside features: VALUES, of a table all columns, else at most MOST_VALUES; SAMPLES, of samples
+            alone.
 
     Raises:
         UserError: a network for other data than images.
@@ -163,8 +159,8 @@ class FeatureSpace:
         self, flow: Flow, dataset: Dataset, network: FeatureNetwork | None = None, *, keep: Iterable[str] = ()
     ) -> None:
         self.flow, self.dataset, self.network, self.keep = flow, dataset, network, frozenset(keep)
-        own = flow.facts.get("kind")
-        self.kind = own if own in ("cells", "table") else flow.spec.kind
+        stored = flow.facts.get("kind")
+        self.kind = stored if stored in ("cells", "table") else flow.spec.kind
         self.categories = {name: c for name, c in flow.spec.conditions.items() if isinstance(c, Category)}
         self._scale = Expression(**flow.facts["expression"]) if self.kind == "cells" else None
         plain = {**flow.facts.get("expression", {}), "space": "expression"}
@@ -196,7 +192,7 @@ class FeatureSpace:
             if self._scale is not None:
                 some = self._scale.forward(some)
                 if self.flow.facts.get("counted"):
-                    rng = CounterRng(mix(seed, COUNTING), 0, len(some), start=first + i)
+                    rng = CounterRng(stream_seed(seed, Stream.COUNTS), 0, len(some), start=first + i)
                     some = count_noise(some, self._counting, rng)
             kept = self._kept(some, part)
             parts.append(kept | ({SAMPLES: self._near(some).float()} if SAMPLES in self.keep else {}))
@@ -216,14 +212,14 @@ class FeatureSpace:
 
     @cached_property
     def features(self) -> Features:
-        """The features; fitted at the first use, which reads training rows."""
+        """The features, fitted at the first use."""
         if self.network is not None:
             return self._of_network(self.network)
         parts = self.flow.transform.parts if isinstance(self.flow.transform, Chain) else ()
-        own = next((part for part in parts if isinstance(part, Components)), None)
-        if own is not None:
-            k, identity = len(own.components), f"components of {self.dataset.fingerprint}"
-            return Features(f"the flow's {k} components of expression", identity, self._exact(), k, own.forward)
+        components = next((part for part in parts if isinstance(part, Components)), None)
+        if components is not None:
+            k, identity = len(components.components), f"components of {self.dataset.fingerprint}"
+            return Features(f"the flow's {k} components of expression", identity, self._exact(), k, components.forward)
         return self._of_data()
 
     def _of_network(self, network: FeatureNetwork) -> Features:
@@ -280,7 +276,7 @@ class FeatureSpace:
         return kept | {CONDITION + name: cond[name] for name in self.categories}
 
     def _exact(self) -> str:
-        """The flow's own way to data units, in which comparable samples are made: equal words mean equal numbers."""
+        """The flow's transform to data units."""
         transform = self.flow.transform
         digest = hashlib.sha256(json.dumps(transform.to_config(), sort_keys=True).encode())
         for name, value in sorted(transform.tensors().items()):

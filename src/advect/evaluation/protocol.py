@@ -43,9 +43,10 @@ class EvalConfig:
 
     features: FeatureConfig = field(default_factory=FeatureConfig)
 
-    # How many samples a point has; by default 10,000, or as many as there are training rows where those are fewer, as
-    # the floor is of as many of them.
     num_samples: int | None = None
+    """How many samples a point has; by default 10,000, or as many as there are training rows where those are fewer, as
+    the floor is of as many of them.
+    """
 
     reference: Literal["held-out", "train"] = "held-out"
     """What samples are compared with."""
@@ -66,9 +67,10 @@ class EvalConfig:
     guidance_interval: tuple[float, float] | None = None
     """Times LO HI between which guidance acts; by default all."""
 
-    # Conditions as NAME=VALUE, such as label=7; samples of one category are compared with the rows of that category.
-    # Conditions that are not named are drawn as often as in the data.
     cond: tuple[str, ...] = ()
+    """Conditions as NAME=VALUE, such as label=7; samples of one category are compared with the rows of that category.
+    Conditions that are not named are drawn as often as in the data.
+    """
 
     seed: int = 0
     """Seed of the samples, the first one with --repeat."""
@@ -117,12 +119,9 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is settled: the run and its data, the sweep, the metrics, and how many samples are drawn.
+    """All that is settled: the run and its data, the sweep, the metrics, and the number of samples.
 
-    Attributes:
-        folder: the run's.
-        place: the checkpoint or weight file.
-        fingerprinted: what a result says of the weights.
+    ``subject`` is what a result says of the weights at ``place`` of the run in ``folder``.
     """
 
     config: EvalConfig
@@ -205,9 +204,9 @@ class Plan:
         return (held_out, train) if self.config.reference == "held-out" else (train, held_out)
 
     def choose_rows(self, cache: ReferenceCache) -> EvalRows:
-        """The rows that take part: those of the categories that are asked for.
+        """The rows of the categories that are asked for.
 
-        Raises UserError where the reference is the training set and should not be, or a metric has too few rows.
+        Raises UserError where held-out rows are training rows, and where a metric has too few.
         """
         if self.config.reference == "held-out":
             self._check_apart(cache)
@@ -302,7 +301,7 @@ def open_run(run: Path, place: Path, ema: bool | float, device: str) -> tuple[Pa
 
 
 def _matching(split: Split, asked: Mapping[str, int]) -> Tensor:
-    """The places of the samples of a split that have these categories."""
+    """Indices of the rows of a split with these categories."""
     places = torch.arange(len(split))
     if not asked or not len(split):
         return places
@@ -314,14 +313,11 @@ def _matching(split: Split, asked: Mapping[str, int]) -> Tensor:
 
 
 LOOKED_AT = 100_000
-"""Training rows at most, evenly spread, that held-out ones are compared with."""
+"""Most training rows that held-out ones are compared with, evenly spread."""
 
 
 def shared_rows(train: Split, held_out: Split) -> int:
-    """How many held-out rows equal one of the training rows to the last bit, in model units.
-
-    Of a larger training set only LOOKED_AT rows are known, so that as large a share of the equal ones is found.
-    """
+    """The number of held-out rows that equal one of the first LOOKED_AT training rows, evenly thinned, bit by bit."""
     known = set(_digests(train))
     return sum(digest in known for digest in _digests(held_out))
 

@@ -26,37 +26,30 @@ from advect.core.errors import UserError
 from advect.core.files import atomic_write, atomic_write_text, held, make_folder, sync_file
 from advect.distributed.comm import broadcast_object, current, gather_objects, sync_errors, without_timeout
 from advect.distributed.context import progress_bar
-from advect.model.sharded_samples import PLAN, SampleShards, draw_parts
+from advect.model.sharded_samples import PLAN, SampleShards, write_shards
 
 Key = Mapping[str, str | int]
 
 
 class ReferenceCache:
-    """Tensors by what they were computed of, one .safetensors file a key in one folder.
+    """Tensors by what they were computed of, one .safetensors file a key in ``folder``, made where it is missing.
 
-    A key says all that the tensors depend on: the data's fingerprint, the split, how many rows and which, the
-    features' identity, and what was computed. A file appears whole or not at all and carries its key; one that is
-    damaged or of another key counts as missing and is replaced. So a cache never changes a number, and may be deleted
-    any time.
-
-    Args:
-        folder: made where it is missing.
-
-    Raises:
-        UserError: the folder cannot be written to.
+    A key says all that the tensors depend on. A file appears whole or not at all and carries its key; a damaged one
+    counts as missing. So a cache never changes a number, and may be deleted any time. Raises UserError for a folder
+    that cannot be written to.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = make_folder(Path(folder), "cache folder")
 
     def path(self, key: Key) -> Path:
-        """The file of a key, which need not be there. Raises UserError for an empty key and an empty value."""
+        """The file of a key. Raises UserError for an empty key or value."""
         if not key or not all(str(value) for value in key.values()):
             raise UserError(f"the key of cached tensors must say what they were computed of, got {dict(key)}")
         return self.folder / f"{hashlib.sha256(_text(key).encode()).hexdigest()[:32]}.safetensors"
 
     def load(self, key: Key) -> dict[str, Tensor] | None:
-        """The tensors of a key by name, on the CPU; None where there are none."""
+        """The tensors of a key by name, on the CPU, or None."""
         path = self.path(key)
         try:
             with safe_open(path, framework="pt") as file:
@@ -72,7 +65,7 @@ class ReferenceCache:
         atomic_write(self.path(key), lambda partial: save_file(whole, partial, metadata={"key": _text(key)}))
 
     def get(self, key: Key, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """The tensors of a key, computed by ``make`` and kept where there are none."""
+        """The tensors of a key, made and saved where there are none."""
         found = self.load(key)
         if found is None:
             found = dict(make())
@@ -81,7 +74,7 @@ class ReferenceCache:
 
 
 def open_cache() -> ReferenceCache:
-    """Where features of data are kept: below ADVECT_CACHE of the environment, else below a folder of the user's."""
+    """The cache below ADVECT_CACHE of the environment, else below ~/.cache/advect."""
     folder = Path(os.environ.get("ADVECT_CACHE") or Path.home() / ".cache" / "advect") / "features"
     try:
         return ReferenceCache(folder)
@@ -112,9 +105,9 @@ Reduce = Callable[[Iterator[Tensors]], T]
 
 
 def on_rank_zero(job: Callable[[], T]) -> T | None:
-    """What ``job`` gives on the first process, however long it takes, and None on the others.
+    """What ``job`` gives on the first process, and None on the others, which wait without timeout.
 
-    All of them wait till then, and raise its UserError.
+    All raise its UserError.
     """
     found, mistake = None, None
     with without_timeout():
@@ -142,10 +135,7 @@ class Workspace(ABC):
         title: str,
         load: Callable[[], T | None] = lambda: None,
     ) -> T | None:
-        """On the first process what ``load`` gives, or else what ``reduce`` makes of n rows; None on the others.
-
-        ``reduce`` gets one part at a time, and keeps what it makes where ``load`` looks.
-        """
+        """On the first process what ``load`` gives, or else what ``reduce`` makes of n rows, part by part."""
         found = load() if current().is_first else None
         return self._map(name, n, fill, reduce, title) if broadcast_object(found is None) else found
 
@@ -154,16 +144,15 @@ class Workspace(ABC):
         """As above, where nothing was loaded."""
 
     def cached_json(self, name: str, n: int, fill: Fill, reduce: Reduce[Any], *, title: str) -> Any:
-        """As :meth:`map_rows`, for what JSON can hold, which a folder keeps."""
+        """As :meth:`map_rows`, for JSON, which a folder keeps."""
         return self.map_rows(name, n, fill, reduce, title=title)
 
 
 @dataclass(frozen=True)
 class MemoryWorkspace(Workspace):
-    """Nothing stays, and each process looks at every world-th chunk; ``show`` shows bars.
+    """Nothing is kept; each process takes every world-th chunk; ``show`` shows bars.
 
-    All processes call ``fill`` equally often, as a sharded network needs, with rows beyond n at the end; of these it
-    keeps nothing.
+    All call ``fill`` equally often, as a sharded network needs, at the end with rows beyond n, of which it keeps none.
     """
 
     show: bool = True
@@ -194,11 +183,10 @@ class MemoryWorkspace(Workspace):
 
 @contextmanager
 def open_workspace(folder: Path, *, stamp: str) -> Iterator[FolderWorkspace]:
-    """Work in a folder, which is made where it is missing and is gone after the block.
+    """Work in a folder that is gone after the block; where the block fails, it stays for the next call.
 
-    Where the block fails, what a call that goes on needs stays. ``stamp`` is what the numbers depend on beside the
-    evaluation; those of another are measured anew. Raises UserError where the folder cannot be written to, or another
-    process works there.
+    Numbers of another ``stamp`` are measured anew. Raises UserError for a folder that cannot be written to, or in
+    which another process works.
     """
     first = current().is_first
     with ExitStack() as stack:
@@ -239,7 +227,7 @@ class FolderWorkspace(Workspace):
             sync_file(folder / _FILE)
             return [folder / _FILE]
 
-        draw_parts(parts, write, title=title)
+        write_shards(parts, write, title=title)
 
         def stream() -> T:
             value = reduce(load_file(parts.place(k) / _FILE) for k in range(parts.count))

@@ -33,12 +33,12 @@ class EvalContext:
     """What the comparisons of one evaluation share.
 
     Attributes:
-        train, held_out: rows of either split; one is the reference, the floor compares it with the other.
-        categories: the categorical conditions of the data.
+        train, held_out: rows of either split, one of them the reference.
+        categories: categorical conditions of the data.
         categorical: of a table, whether each column is one of categories; else empty.
         standardise: whether each feature has a unit of its own.
-        train_samples, held_out_samples: whole rows (N, *S) of either split, where a metric needs SAMPLES.
-        cache: what metrics compute once for all sets.
+        train_samples, held_out_samples: whole rows (N, *S), where a metric needs SAMPLES.
+        cache: what metrics compute once.
     """
 
     train: SampleStatistics
@@ -123,10 +123,10 @@ class FlowMetric(ABC):
 
 
 def find_metrics(names: Sequence[str], usual: Sequence[str], offers: Iterable[str], kind: str) -> dict[str, Any]:
-    """The metrics called so, or those usual metrics that the data allow, by name.
+    """The named metrics, or by default the usual ones that the data allow, by name.
 
-    ``offers`` is what the data have of what metrics need, and ``kind`` what they are called. Raises UserError for an
-    unknown name and for a metric that these data do not allow.
+    ``offers`` is what the data have of what metrics need, ``kind`` their name. Raises UserError for an unknown name,
+    and a metric that these data do not allow.
     """
     offers, known = frozenset(offers), tuple(dict.fromkeys((*usual, *registry.choices("metric"))))
     for name in names:

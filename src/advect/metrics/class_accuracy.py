@@ -30,10 +30,7 @@ class ProbeClassifier:
     def fit(
         cls, data: Labelled, *, standardise: bool = False, limit: int = PAIRS, seed: int = 0
     ) -> ProbeClassifier | None:
-        """Fit to at most ``limit`` labelled rows; None for fewer than two classes.
-
-        ``standardise`` scales each feature by itself, where features have units of their own.
-        """
+        """Fit to at most ``limit`` labelled rows, with ``standardise`` scaled by feature; None for one class."""
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
         from sklearn.svm import SVC  # takes a second to import
@@ -60,12 +57,11 @@ def labelled_rows(x: Tensor, labels: Tensor, limit: int, seed: int) -> Labelled:
 
 @dataclass(frozen=True)
 class ClassAccuracy:
-    """Agreement between the class asked for and the class that a classifier of real data sees.
+    """Share in [0, 1] of samples that a classifier of real data assigns to the class asked for.
 
     Attributes:
-        share: of samples that it assigns to the class asked for, in [0, 1].
         classifier_accuracy: its accuracy on training rows, to which it was not fitted.
-        by_class: for each class asked for, its name, the number of samples, and their share.
+        by_class: name, number of samples, and share of each class asked for.
         samples, fitted_on, checked_on: numbers of samples, held-out rows and training rows.
     """
 
@@ -86,10 +82,10 @@ def class_accuracy(
     limit: int = PAIRS,
     seed: int = 0,
 ) -> ClassAccuracy | None:
-    """Compare the classes asked for, the labels of ``samples``, with those that ``probe`` sees.
+    """Compare the classes asked for, the labels of ``samples``, with those of ``probe``, fitted to held-out rows.
 
-    ``probe`` is fitted to held-out rows, and checked on at most ``limit`` training rows. Rows without a label are left
-    out; returns None where none is left. Raises UserError for other than one class a sample.
+    It is checked on at most ``limit`` training rows. Rows without a label are left out; None where none is left.
+    Raises UserError for other than one class a sample.
     """
     if len(samples[0]) != len(samples[1]):
         raise UserError(f"samples must have one class each, got {len(samples[1])} for {len(samples[0])} samples")
@@ -106,12 +102,11 @@ def class_accuracy(
 
 @dataclass(frozen=True)
 class ClassShares:
-    """The shares of classes in two sets.
+    """Shares of classes x, y (K,) in two sets, float64.
 
     Attributes:
-        x, y: shares (K,) in each set, float64.
-        distance: the total variation ``sum |x - y| / 2`` in [0, 1]: the share that is of the wrong class.
-        floor: its mean for two sets of these sizes drawn from one law, that of both sets taken together.
+        distance: total variation ``sum |x - y| / 2``, in [0, 1].
+        floor: its mean for two sets of these sizes of the same law.
     """
 
     x: Tensor
@@ -123,9 +118,8 @@ class ClassShares:
 def class_shares(x: Tensor, y: Tensor, *, classes: int) -> ClassShares:
     """Compare the classes x (N,) of samples with those of data, y (M,).
 
-    Classes are whole numbers 0 .. ``classes`` - 1, and negative ones rows without a class, which are left out. The
-    floor takes each share's error as normal: ``sum sqrt(2 / pi) sqrt(p (1 - p) (1 / N + 1 / M)) / 2``. Raises
-    UserError for other numbers, and a set without a class.
+    Classes are 0 .. ``classes`` - 1; rows with negative ones are left out. The floor takes errors as normal:
+    ``sum sqrt(2 / pi) sqrt(p (1 - p) (1 / N + 1 / M)) / 2``. Raises UserError for other numbers and an empty set.
     """
     if classes < 1:
         raise UserError(f"classes must be at least 1, got {classes}")
@@ -151,7 +145,7 @@ def _labelled(x: SampleStatistics, name: str) -> Labelled:
 
 
 def _classifiers(context: EvalContext) -> dict[str, ProbeClassifier]:
-    """For each categorical condition a classifier of held-out rows, where they have two classes."""
+    """A classifier of held-out rows for each categorical condition of two classes."""
     fit = lambda name: ProbeClassifier.fit(_labelled(context.held_out, name), standardise=context.standardise)
     found = context.once("classifiers", lambda: {name: fit(name) for name in context.categories})
     return {name: probe for name, probe in found.items() if probe is not None}
@@ -161,8 +155,8 @@ def _classifiers(context: EvalContext) -> dict[str, ProbeClassifier]:
 class ClassSharesMetric(Metric):
     """Distance of the shares of classes from those of training data, as a classifier sees both.
 
-    The classifier is fitted to held-out rows, so the reference is training rows, whichever it is for others. The floor
-    is the distance that chance makes.
+    The classifier is fitted to held-out rows, so shares are always held against training rows. The floor is the
+    distance by chance.
     """
 
     needs = frozenset({LABELS})
@@ -196,7 +190,7 @@ class ClassAccuracyMetric(Metric):
     better = "higher"
 
     def details(self, x: SampleStatistics, context: EvalContext) -> dict[str, ClassAccuracy]:
-        """The accuracy for each categorical condition for which there is one."""
+        """The accuracy for each categorical condition."""
         found = {
             name: class_accuracy(
                 probe, _labelled(x, name), _labelled(context.train, name), category=context.categories[name]

@@ -1,4 +1,4 @@
-"""The Frechet distance of infinitely many samples, from what it is at several finite numbers of them."""
+"""The Frechet distance extrapolated to infinitely many samples."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.core.random import CounterRng
+from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.registry import register
 from advect.metrics.base import EvalContext, Metric
 from advect.metrics.statistics import FEATURES, GaussianFit, Moments, SampleStatistics, check_samples
@@ -56,9 +56,8 @@ def frechet_at_infinity(
 ) -> Extrapolation:
     """The squared Frechet distance to ``target`` that infinitely many samples like x (N, *S) would have.
 
-    Chong & Forsyth (2020): the distance's bias is about proportional to 1 / N, so that it is measured at ``points``
-    numbers of rows from ``smallest`` to N, each time of rows drawn anew without repetition, and extrapolated. They
-    took 15 from 5,000 to 50,000. The bias of the finite reference remains.
+    The bias is about proportional to 1 / N (Chong & Forsyth 2020), so distances at ``points`` sizes from ``smallest``
+    to N, of rows drawn anew, are extrapolated. The bias of the finite reference remains.
 
     Args:
         x: features of samples.
@@ -82,7 +81,7 @@ def frechet_at_infinity(
     sizes = np.linspace(smallest, len(x), points).round().astype(int).tolist()
     distances = []
     for step, size in enumerate(sizes):
-        places = CounterRng(seed, step, len(x)).permutation()[:size].to(x.device)
+        places = CounterRng(stream_seed(seed, Stream.FID_INFINITY), step, len(x)).permutation()[:size].to(x.device)
         blocks = (Moments.from_samples(x[part]) for part in places.split(BLOCK))
         distances.append(GaussianFit.from_running(Moments.merged(blocks)).distance(target))
     return extrapolate(sizes, distances)

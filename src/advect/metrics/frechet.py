@@ -12,10 +12,8 @@ from advect.metrics.statistics import GaussianFit, SampleStatistics
 def frechet_distance(x: Tensor, y: Tensor) -> float:
     """Squared Frechet distance between Gaussians fitted to x (N, *S) and y (M, *S), N and M >= 2.
 
-    With features of an Inception network this is the FID of Heusel et al. (2017, eq. 6); here it is taken of
-    whatever the rows hold. Its units are the square of the data's, and it shrinks as samples are added, so
-    compare only values at the same N and M. Raises UserError for fewer than 2 samples, different dimensions
-    and values that are not finite.
+    Of Inception features it is the FID (Heusel et al. 2017, eq. 6). In squared units of the data; it depends on N
+    and M. Raises UserError for fewer than 2 samples, different dimensions and values that are not finite.
     """
     return GaussianFit.from_samples(x, argument="x").distance(GaussianFit.from_samples(y, argument="y"))
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.core.random import CounterRng
+from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.registry import register
 from advect.metrics.base import EvalContext, Metric
 from advect.metrics.statistics import FEATURES, SampleStatistics, check_samples
@@ -42,10 +42,9 @@ def kernel_distance(
 ) -> KernelDistance:
     """The unbiased squared MMD of x (N, *S) and y (M, *S) under ``k(a, b) = (gamma a.b + coef0)^degree``.
 
-    With features of an Inception network and the usual kernel this is the KID of Binkowski et al. (2018, sec. 4),
-    whose expectation depends on neither N nor M nor the size. Both sets are shuffled and cut into subsets without
-    common rows, in each of which it is eq. 4 of that paper (Gretton et al. 2012, eq. 3). Overlapping subsets, as
-    others draw them, have the same expectation, but their spread says little about the error of their mean.
+    Of Inception features it is the KID (Binkowski et al. 2018, sec. 4), whose expectation depends on neither N nor M.
+    Both sets are shuffled and cut into disjoint subsets, in each of which it is eq. 4 (Gretton et al. 2012, eq. 3), so
+    that their spread gives the standard error.
 
     Args:
         x, y: N, M >= 4.
@@ -76,7 +75,10 @@ def kernel_distance(
             "degree 3, gamma 1 / D and coef0 1 are usual"
         )
     count = fewest // size
-    order = [CounterRng(seed, step, len(v)).permutation().to(v.device) for step, v in enumerate((x, y))]
+    order = [
+        CounterRng(stream_seed(seed, Stream.KID), step, len(v)).permutation().to(v.device)
+        for step, v in enumerate((x, y))
+    ]
 
     def kernel(p: Tensor, q: Tensor) -> Tensor:
         return (gamma * (p @ q.T) + coef0) ** degree

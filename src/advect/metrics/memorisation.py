@@ -17,15 +17,14 @@ PERCENTILE = 0.01
 
 @dataclass(frozen=True)
 class Memorisation:
-    """Euclidean distances, to the nearest training row.
+    """Euclidean distances to the nearest training row.
 
     Attributes:
-        sample_distances: of each sample (n,).
-        held_out_distances: of each held-out row (M,), which were never trained on.
-        threshold: the 1st percentile of the held-out distances.
-        share_closer: the share of samples below it; about 0.01 for a flow that has not memorised.
-        samples, neighbours: some samples (s, *S), from the closest to the farthest at even ranks, with their
-            nearest training rows (s, k, *S), nearest first.
+        sample_distances, held_out_distances: of samples (n,) and held-out rows (M,).
+        threshold: 1st percentile of the held-out distances.
+        share_closer: share of samples below it; about 0.01 for a flow that has not memorised.
+        samples, neighbours: some samples (s, *S) at even ranks of distance, and their nearest training rows
+            (s, k, *S).
         distances, indices: of these neighbours (s, k).
     """
 

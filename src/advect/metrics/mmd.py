@@ -1,4 +1,4 @@
-"""Distances between two sets of samples as whole distributions: energy distance and maximum mean discrepancy."""
+"""Energy distance and maximum mean discrepancy, also within groups."""
 
 from __future__ import annotations
 
@@ -23,10 +23,8 @@ WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 def energy_distance(x: Tensor, y: Tensor, *, unbiased: bool = False) -> float:
     """``2 E|X - Y| - E|X - X'| - E|Y - Y'|`` (Szekely & Rizzo 2013) of x (N, *S) and y (M, *S), Euclidean.
 
-    Pairs of a sample with itself count (the V-statistic), so that it is >= 0, and 0 for equal sets; with ``unbiased``
-    they do not (the U-statistic, N and M >= 2), so that its mean is 0 for equal laws at any N. In the data's units. In
-    one dimension it is twice the square of Cramer's distance. Raises UserError for different dimensions and for values
-    that are not finite.
+    The V-statistic, >= 0; with ``unbiased`` the U-statistic (N, M >= 2), of mean 0 for equal laws. In units of the
+    data. Raises UserError for different dimensions and values that are not finite.
     """
     a, b = check_pair(x, y, at_least=2 if unbiased else 1)
     across, own, other = (_mean(lambda d: d, p, q) for p, q in ((a, b), (a, a), (b, b)))
@@ -41,14 +39,13 @@ def rbf_mmd(
 ) -> float:
     """The squared maximum mean discrepancy of x (N, *S) and y (M, *S) under a mixture of Gaussian kernels.
 
-    ``k(a, b)`` is the mean of ``exp(-|a - b|^2 / (2 (w scale)^2))`` over the ``widths`` w. Gretton et al. (2012): the
-    biased form of eq. 5, >= 0, or with ``unbiased`` that of eq. 3, of mean zero for equal laws.
+    ``k(a, b)`` is the mean of ``exp(-|a - b|^2 / (2 (w scale)^2))`` over the ``widths`` w (Gretton et al. 2012,
+    eq. 5, >= 0; with ``unbiased`` eq. 3, of mean 0 for equal laws).
 
     Args:
         x, y: N, M >= 1, or >= 2 with ``unbiased``.
         widths: > 0, in units of ``scale``.
-        scale: > 0, in data units; by default the median distance between different rows of y, at most 2,048 of them.
-            Give it where values are compared with each other.
+        scale: > 0, in data units; by default :func:`median_distance` of y. Give it where values are compared.
         unbiased: leave out pairs of a sample with itself.
 
     Raises:
@@ -93,10 +90,10 @@ def within(
     *,
     at_least: int = 2,
 ) -> dict[int, float]:
-    """``measure(x, y)`` of the rows of x (N, *S) and y (M, *S) in each group, whose whole numbers are (N,) and (M,).
+    """``measure(x, y)`` of the rows of x (N, *S) and y (M, *S) in each group, int64 (N,) and (M,).
 
-    Groups of fewer than ``at_least`` rows in either set are left out, as are rows of no group (NULL); the mean of the
-    values counts each group alike. Raises UserError where the lengths do not fit, or no group is left.
+    Groups of fewer than ``at_least`` rows in either set and rows of no group (NULL) are left out. Raises UserError for
+    lengths that do not fit, and where no group is left.
     """
     for name, rows, groups in (("x", x, x_groups), ("y", y, y_groups)):
         if groups.shape != rows.shape[:1]:

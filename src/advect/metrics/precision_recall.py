@@ -1,4 +1,4 @@
-"""How much of the samples is like data, and how much of the data the samples reach: by balls around each."""
+"""Nearest neighbours; precision, recall, density and coverage."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Neighbours:
 
 @torch.no_grad()
 def nearest_neighbours(queries: Tensor, references: Tensor, *, k: int = 1, memory_mb: int = 256) -> Neighbours:
-    """Find for each of queries (Q, *S) its k nearest rows of references (R, *S).
+    """The k nearest of references (R, *S) for each of queries (Q, *S).
 
-    Candidates come from ``|q|^2 - 2 q r + |r|^2`` in float64, block by block within about ``memory_mb`` MB;
-    the distances returned are then taken from the differences, so that a copy lies at exactly 0. Raises
-    UserError when the shapes differ, k is not in 1 .. R, or a value is not finite.
+    Candidates come from ``|q|^2 - 2 q r + |r|^2`` in float64, in blocks of about ``memory_mb`` MB, distances from
+    differences, so a copy lies at exactly 0. Raises UserError for different shapes, k outside 1 .. R and values that
+    are not finite.
     """
     queries, references = check_samples(queries, "queries"), check_samples(references, "references")
     if queries.shape[1] != references.shape[1]:
@@ -81,15 +81,13 @@ ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """Shares of samples and data within balls, each of which reaches to its centre's k-th neighbour in the own set.
+    """Shares of samples and data within balls that reach to their centre's ``k``-th neighbour in its own set.
 
     Attributes:
-        precision: the share of samples within a ball of data; one outlier's ball can hold them all.
-        recall: the share of data within a ball of samples.
-        density: in how many balls of data a sample lies, over k; 1 on average where both laws are equal, and it may be
-            larger.
-        coverage: the share of data with a sample in its ball; see :func:`expected_coverage`.
-        k: the neighbour that sets the radius.
+        precision: share of samples within a ball of data.
+        recall: share of data within a ball of samples.
+        density: number of balls of data around a sample, over k; 1 on average for equal laws, and may exceed it.
+        coverage: share of data with a sample in its ball; see :func:`expected_coverage`.
     """
 
     precision: float
@@ -101,11 +99,11 @@ class PrecisionRecall:
 
 @torch.no_grad()
 def precision_recall(x: Tensor, y: Tensor, *, k: int = 5, memory_mb: int = 256) -> PrecisionRecall:
-    """Compare samples x (N, *S) with data y (M, *S), N and M > k, block by block within about ``memory_mb`` MB.
+    """Compare samples x (N, *S) with data y (M, *S), N and M > k, in blocks of about ``memory_mb`` MB.
 
-    Precision and recall are those of Kynkaanniemi et al. (2019, eq. 1 and 2), who took k = 3 at 50,000 samples;
-    density and coverage those of Naeem et al. (2020, eq. 4 and 6) with k = 5. All depend on N, M and k: compare at
-    equal ones. Raises UserError for sets of k rows or fewer, dimensions that differ and values that are not finite.
+    Precision and recall: Kynkaanniemi et al. (2019, eq. 1 and 2; k = 3 at 50,000 samples). Density and coverage:
+    Naeem et al. (2020, eq. 4 and 6; k = 5). All depend on N, M and k. Raises UserError for k rows or fewer,
+    different dimensions and values that are not finite.
     """
     if k < 1:
         raise UserError(f"k must be at least 1, got {k}; 5 is usual")
@@ -133,16 +131,15 @@ def precision_recall(x: Tensor, y: Tensor, *, k: int = 5, memory_mb: int = 256) 
 
 
 def _squares(a: Tensor, b: Tensor) -> Tensor:
-    """Squared distances (n, m) of a (n, D) and b (m, D), less what rounding may have added, so that copies are in."""
+    """Squared distances (n, m) of a (n, D) and b (m, D), less their rounding, so that copies are inside."""
     squares = a.square().sum(1)[:, None] + b.square().sum(1)
     return torch.addmm(squares, a, b.T, alpha=-2).sub_(squares, alpha=ROUNDING)
 
 
 def expected_coverage(n: int, m: int, *, k: int = 5) -> float:
-    """The mean coverage of m rows of data by n samples of the very same law, which no better samples exceed.
+    """Mean coverage of m rows by n samples of the same law: ``1 - prod_(i = 1..k) (m - i) / (n + m - i)``.
 
-    ``1 - prod_(i = 1..k) (m - i) / (n + m - i)`` in any dimension (Naeem et al. 2020, eq. 10); about 1 - 2^-k for
-    n = m. Raises UserError unless n >= 1 and 1 <= k < m.
+    In any dimension (Naeem et al. 2020, eq. 10). Raises UserError unless n >= 1 and 1 <= k < m.
     """
     if n < 1 or not 1 <= k < m:
         raise UserError(f"n must be >= 1 and k in 1 .. m - 1, got n = {n}, m = {m} and k = {k}")

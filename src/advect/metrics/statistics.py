@@ -10,22 +10,22 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.core.random import CounterRng
+from advect.core.random import CounterRng, Stream, stream_seed
 
 ROWS = 10_000
 """Most rows of a set that are kept; moments are those of all rows."""
 
 FEATURES, VALUES, SAMPLES, CONDITION = "features", "values", "samples", "cond."
-"""What may be kept of a row: features, single values, the whole sample and, after the last prefix, each condition."""
+"""Names of rows: features, single values, whole samples and, as a prefix, conditions."""
 
 
 def subsample(n: int, limit: int, seed: int) -> Tensor:
     """At most ``limit`` of the indices 0 .. n - 1, chosen by the seed, in random order."""
-    return CounterRng(seed, 0, n).permutation()[:limit]
+    return CounterRng(stream_seed(seed, Stream.SUBSAMPLE), 0, n).permutation()[:limit]
 
 
 def check_samples(x: Tensor, argument: str, *, at_least: int = 1) -> Tensor:
-    """Flatten x (N, *S) to (N, D); UserError for fewer than ``at_least`` rows and for NaN or infinite values."""
+    """x (N, *S) as (N, D). Raises UserError for fewer than ``at_least`` rows and values that are not finite."""
     if x.ndim < 2 or len(x) < at_least:
         raise UserError(
             f"{argument} must be (N, ...) with N >= {at_least}, got shape {tuple(x.shape)}; give more samples"
@@ -38,7 +38,7 @@ def check_samples(x: Tensor, argument: str, *, at_least: int = 1) -> Tensor:
 
 
 def check_pair(x: Tensor, y: Tensor, *, at_least: int = 1) -> tuple[Tensor, Tensor]:
-    """Both sets (N, *S) and (M, *S) as (N, D) and (M, D), float64; UserError where D differs, and as above."""
+    """x (N, *S) and y (M, *S) as (N, D) and (M, D), float64. Raises UserError as above, and where D differs."""
     a = check_samples(x, "x", at_least=at_least).double()
     b = check_samples(y, "y", at_least=at_least).to(a)
     if a.shape[1] != b.shape[1]:
@@ -48,11 +48,10 @@ def check_pair(x: Tensor, y: Tensor, *, at_least: int = 1) -> tuple[Tensor, Tens
 
 @dataclass(frozen=True)
 class Moments:
-    """``count``, ``mean (D,)`` and ``scatter (D, D) = sum (x - mean)(x - mean)^T`` of samples, float64 on the CPU.
+    """``count``, ``mean (D,)`` and ``scatter (D, D) = sum (x - mean)(x - mean)^T`` of samples, float64, CPU.
 
-    Those of two disjoint sets add up to those of their union by ``a + b`` (Chan, Golub & LeVeque 1983, eq. 2.1),
-    whatever the batches or processes the samples came in; orders differ by rounding alone, about 1e-15 of the values.
-    No difference of large numbers is taken, so that values far from the origin lose nothing.
+    ``a + b`` are those of the union (Chan, Golub & LeVeque 1983, eq. 2.1), in any batches up to rounding. No
+    difference of large numbers is taken, so values far from the origin lose no digits.
     """
 
     count: int
@@ -61,13 +60,13 @@ class Moments:
 
     @classmethod
     def zero(cls, dimensions: int) -> Moments:
-        """Those of no samples in D dimensions, the start of a sum."""
+        """No samples in D dimensions."""
         zeros = torch.zeros(dimensions, dtype=torch.float64)
         return cls(0, zeros, zeros[:, None] * zeros)
 
     @classmethod
     def from_samples(cls, x: Tensor, *, argument: str = "x") -> Moments:
-        """Those of x (N, *S), N >= 1. Raises UserError for values that are not finite."""
+        """Moments of x (N, *S), N >= 1. Raises UserError for values that are not finite."""
         x = check_samples(x, argument).to("cpu", torch.float64)
         mean = x.mean(0)
         x = x - mean
@@ -75,7 +74,7 @@ class Moments:
 
     @classmethod
     def merged(cls, parts: Iterable[Moments]) -> Moments:
-        """The moments of all samples of one part or more, such as one a process."""
+        """Moments of all samples of one part or more."""
         first, *others = parts
         return sum(others, first)
 
@@ -95,27 +94,26 @@ class Moments:
 
     @property
     def covariance(self) -> Tensor:
-        """The unbiased covariance (D, D). Raises UserError for fewer than 2 samples."""
+        """Unbiased covariance (D, D). Raises UserError for fewer than 2 samples."""
         if self.count < 2:
             raise UserError(f"a covariance needs 2 samples or more, got {self.count}; give more samples")
         return self.scatter / (self.count - 1)
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """The same as tensors by name, to be kept in a file."""
+        """All as tensors by name, for a file."""
         return {"count": torch.tensor(self.count), "mean": self.mean, "scatter": self.scatter}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Moments:
-        """What :meth:`to_tensors` gave, to the last bit."""
+        """Inverse of :meth:`to_tensors`, to the last bit."""
         return cls(int(tensors["count"]), tensors["mean"], tensors["scatter"])
 
 
 @dataclass(frozen=True)
 class GaussianFit:
-    """A Gaussian in D dimensions: ``mean (D,)`` and ``root (D, R)`` with covariance ``root root^T``, float64, CPU.
+    """A Gaussian: ``mean (D,)`` and ``root (D, R)`` with covariance ``root root^T``, float64, CPU; R may be < D.
 
-    The root is kept in place of the covariance because taking a square root afterwards would lose half of the
-    digits in the directions in which the samples hardly vary. R may be less than D.
+    A root of the covariance, taken later, would lose half of the digits where samples hardly vary.
     """
 
     mean: Tensor
@@ -123,7 +121,7 @@ class GaussianFit:
 
     @classmethod
     def from_samples(cls, x: Tensor, *, argument: str = "x") -> GaussianFit:
-        """Fit x (N, *S), N >= 2, by its mean and unbiased covariance; N may be less than the dimension."""
+        """Mean and unbiased covariance of x (N, *S), N >= 2; N may be less than D."""
         x = check_samples(x, argument, at_least=2).to("cpu", torch.float64)
         mean = x.mean(0)
         _, r = torch.linalg.qr((x - mean) / (len(x) - 1) ** 0.5, mode="r")
@@ -131,10 +129,9 @@ class GaussianFit:
 
     @classmethod
     def from_moments(cls, mean: Tensor, covariance: Tensor) -> GaussianFit:
-        """The Gaussian of ``mean (D,)`` and ``covariance (D, D)``, symmetric and of any rank.
+        """The Gaussian of ``mean (D,)`` and symmetric ``covariance (D, D)`` of any rank.
 
-        Raises UserError when the shapes do not match, values are not finite or the covariance has a negative
-        eigenvalue beyond rounding.
+        Raises UserError for shapes that do not match, values that are not finite and negative eigenvalues.
         """
         mean, covariance = mean.detach().to("cpu", torch.float64), covariance.detach().to("cpu", torch.float64)
         if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
@@ -154,14 +151,14 @@ class GaussianFit:
 
     @classmethod
     def from_running(cls, moments: Moments) -> GaussianFit:
-        """The Gaussian of samples that came in batches. Raises UserError for fewer than 2."""
+        """The Gaussian of these moments. Raises UserError for fewer than 2 samples."""
         return cls.from_moments(moments.mean, moments.covariance)
 
     def distance(self, other: GaussianFit) -> float:
-        """``|m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2))``, the square of Dowson & Landau's (1982) distance.
+        """``|m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2))`` (Dowson & Landau 1982, squared).
 
-        With ``C_i = A_i A_i^T`` the trace of the root is the sum of the singular values of ``A_1^T A_2``, which
-        holds for any rank and needs no root of a matrix. Raises UserError when the dimensions differ.
+        With ``C_i = A_i A_i^T`` the trace of the root is the sum of the singular values of ``A_1^T A_2``, at any
+        rank. Raises UserError for different dimensions.
         """
         if self.mean.shape != other.mean.shape:
             raise UserError(
@@ -176,10 +173,9 @@ class GaussianFit:
 
 @dataclass(frozen=True)
 class SampleStatistics:
-    """``count`` samples: the moments of all their features, and for some of them all that is known.
+    """``count`` samples: moments of all features, and ``rows``, tensors (k, ...) by name of some samples.
 
-    ``rows`` holds tensors (k, ...) by name, of k = min(count, ROWS) samples that are drawn without repetition, in
-    random order, so that the first of them are a sample of all. FEATURES (k, d) are always there.
+    These k = min(count, ROWS) are chosen without repetition and in random order. FEATURES (k, d) are always there.
     """
 
     count: int
@@ -188,9 +184,9 @@ class SampleStatistics:
 
     @classmethod
     def from_parts(cls, parts: Iterable[Mapping[str, Tensor]], count: int) -> SampleStatistics:
-        """The summary of ``count`` samples that come in parts, each with tensors (n, ...) of the same names.
+        """Statistics of ``count`` samples in parts, each with tensors (n, ...) of the same names.
 
-        The same parts in the same order give the same bits. Raises UserError for features that are not finite.
+        Equal parts in equal order give equal bits. Raises UserError for features that are not finite.
         """
         chosen = subsample(count, ROWS, 0)
         slots = torch.full((count,), -1)
@@ -211,20 +207,20 @@ class SampleStatistics:
 
     @cached_property
     def gaussian(self) -> GaussianFit:
-        """The Gaussian of all features."""
+        """Gaussian of all features."""
         return GaussianFit.from_running(self.moments)
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """The same as tensors by name, to be kept in a file."""
+        """All as tensors by name, for a file."""
         return {**self.moments.to_tensors(), **{f"rows.{name}": value for name, value in self.rows.items()}}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> SampleStatistics:
-        """What :meth:`to_tensors` gave, to the last bit."""
+        """Inverse of :meth:`to_tensors`, to the last bit."""
         moments = Moments.from_tensors(tensors)
         kept = {name.removeprefix("rows."): v for name, v in tensors.items() if name.startswith("rows.")}
         return cls(moments.count, moments, kept)
 
     def take(self, name: str, limit: int) -> Tensor:
-        """At most ``limit`` rows of what is called so."""
+        """The first ``limit`` rows of a name."""
         return self.rows[name][:limit]

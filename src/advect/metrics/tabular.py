@@ -1,8 +1,7 @@
 """Tables with columns of any types: each column by itself, and the association of each pair.
 
-Tables are float64 (N, K): numbers are themselves, categories are codes that only tell them apart, and NaN is a missing
-value, as in :class:`advect.data.Table`. All measures stay what they are when numbers are transformed by a rising
-function, so that no column of long tails or large units outweighs others.
+Tables are float64 (N, K): numbers, codes of categories, and NaN for missing values, as in advect.data.Table. All
+measures are invariant to rising functions of numbers, so that no unit outweighs others.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ from advect.metrics.statistics import VALUES, SampleStatistics
 
 
 def column_gaps(x: Tensor, y: Tensor, *, categorical: Sequence[bool]) -> Tensor:
-    """How far each column's distribution in x (N, K) is from that in y (M, K): (K,) in [0, 1], float64.
+    """Distance of each column's distribution in x (N, K) and y (M, K): (K,) in [0, 1], float64.
 
-    Of numbers the largest gap between distribution functions (Kolmogorov-Smirnov), missing values being larger than
-    all others; of categories the total variation, ``sum |p - q| / 2``, a missing one being a category more.
+    Of numbers Kolmogorov-Smirnov's, missing values being the largest; of categories the total variation
+    ``sum |p - q| / 2``, missing ones being one category more.
 
     Raises UserError for shapes that do not fit and infinite values.
     """
@@ -33,12 +32,11 @@ def column_gaps(x: Tensor, y: Tensor, *, categorical: Sequence[bool]) -> Tensor:
 
 
 def associations(x: Tensor, *, categorical: Sequence[bool]) -> Tensor:
-    """How strongly each pair of columns of x (N, K) hangs together: (K, K) float64, symmetric, with 1 on its diagonal.
+    """Association of each pair of columns of x (N, K): (K, K) float64, symmetric, with 1 on its diagonal.
 
-    Of two numbers Spearman's correlation in [-1, 1]; of two categories Cramer's V; of a category and a number the
-    correlation ratio of the number's ranks, ``sqrt(SS between categories / SS in all)``, both in [0, 1]. A pair with a
-    number is looked at in the rows that have it; a missing category is one more. Where either column does not vary
-    the association is 0. Cramer's V and the ratio are biased upwards in few rows: compare tables of equal length.
+    Of two numbers Spearman's correlation, in [-1, 1]; of two categories Cramer's V; of a category and a number the
+    correlation ratio of ranks, ``sqrt(SS between categories / SS in all)``, both in [0, 1]. Rows that miss a number
+    are left out; a missing category is one more. A constant column has 0. V and ratio are biased upwards in few rows.
 
     Raises UserError for shapes that do not fit and infinite values.
     """

@@ -1,4 +1,4 @@
-"""From files to a flow."""
+"""Loading a flow from a run folder, a checkpoint or a weight file."""
 
 from __future__ import annotations
 
@@ -20,31 +20,34 @@ from advect.model.metadata import ModelMetadata
 from advect.model.sampler_config import SamplerConfig
 from advect.training.state import DATA, EMA_FILE, MODEL
 
-CARD, AVERAGE = "advect", "average"
-"""What the header of a weight file holds: its card, and of an average that ``advect ema`` made, which it is."""
+METADATA, AVERAGE = "advect", "average"
+"""Entries in the header of a weight file: its metadata, and what average ``advect ema`` made."""
 
 
 def load(path: str | Path, *, ema: bool | float = True, device: str | torch.device = "auto") -> Flow:
-    """Load a trained flow from a run folder, a checkpoint or a weight file.
+    """Load a trained flow.
 
-    ``ema`` True takes the averaged weights, where there are any, False the others, and a number the average of that
-    decay, one of the run's ``--ema-decay`` and ``--ema-also``. A run folder means its newest checkpoint, which is
-    verified first, and ``RUN/checkpoints/best`` the one that it names. Raises UserError when nothing is there, or the
-    checkpoint is damaged or of a newer format.
+    Args:
+        path: a run folder (its newest checkpoint, verified first), ``RUN/checkpoints/best``, a checkpoint or a
+            weight file.
+        ema: True for the averaged weights where there are any, False for the others, a number for the average of
+            that decay, one of ``--ema-decay`` and ``--ema-also``.
+        device: "cpu", "cuda", "cuda:1" ...; "auto" takes a GPU where there is one.
+
+    Raises UserError when nothing is there, or the checkpoint is damaged or of a newer format.
     """
-    file = found = find_weights(Path(path))
-    if found.is_file():
-        _check_file(found, ema)
+    file = source = find_weights(Path(path))
+    if source.is_file():
+        _check_file(source, ema)
     else:
-        verify_checkpoint(found)
-        file = weight_file(found, ema=ema)
-    card = read_model_metadata(file)
+        verify_checkpoint(source)
+        file = weight_file(source, ema=ema)
+    metadata = read_model_metadata(file)
     place = pick_device(device)
-    net = build_network(card.network, card.spec)
-    weights = load_weights(file)
+    net = build_network(metadata.network, metadata.spec)
     check_same_shapes(read_shapes(file), net.state_dict(), file)
-    net.load_state_dict(weights)
-    return flow_of(card, net.to(place).eval(), place)
+    net.load_state_dict(load_weights(file))
+    return build_flow(metadata, net.to(place).eval(), place)
 
 
 def _check_file(file: Path, ema: bool | float) -> None:
@@ -75,19 +78,19 @@ def weight_file(checkpoint: Path, *, ema: bool | float) -> Path:
     return files[ema]
 
 
-def flow_of(card: ModelMetadata, net: nn.Module, place: torch.device) -> Flow:
-    """The flow of a network on the device ``place``, with all else as the card says."""
-    output, training = card.config["output"], card.config["training"]
+def build_flow(metadata: ModelMetadata, net: nn.Module, place: torch.device) -> Flow:
+    """The flow of a network on the device ``place``, and of its metadata."""
+    output, training = metadata.config["output"], metadata.config["training"]
     return Flow(
         net,
-        card.spec,
-        card.transform,
-        path=build_path(card.method, card.noise),
-        source=build_source_distribution(card.noise, card.source_tensors),
-        prediction=card.method.prediction,
-        margin=card.method.margin,
-        null=label_dropout(card.method, card.spec) > 0,
-        facts=card.facts,
+        metadata.spec,
+        metadata.transform,
+        path=build_path(metadata.method, metadata.noise),
+        source=build_source_distribution(metadata.noise, metadata.source_tensors),
+        prediction=metadata.method.prediction,
+        margin=metadata.method.margin,
+        null=label_dropout(metadata.method, metadata.spec) > 0,
+        facts=metadata.facts,
         sampler=SamplerConfig(solver=output["solver"], steps=output["sample_steps"], grid=output["grid"]),
         device=place,
         autocast=pick_precision(training["mixed_precision"], place, training.get("half", "auto")),
@@ -95,9 +98,10 @@ def flow_of(card: ModelMetadata, net: nn.Module, place: torch.device) -> Flow:
 
 
 def read_model_metadata(file: Path) -> ModelMetadata:
-    """The card of a weight file, with the tensors that lie beside it in its checkpoint."""
+    """The metadata of a weight file, with the tensors beside it in its checkpoint."""
     beside = file.parent / DATA
-    return ModelMetadata.from_text(_header(file).get(CARD), file, load_weights(beside) if beside.is_file() else None)
+    tensors = load_weights(beside) if beside.is_file() else None
+    return ModelMetadata.from_text(_header(file).get(METADATA), file, tensors)
 
 
 def read_average(file: Path) -> dict[str, float] | None:

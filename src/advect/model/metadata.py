@@ -41,9 +41,9 @@ class ModelMetadata:
     tensors: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
-    def of(config: Config, preset: str, source: Dataset, noise: dict[str, Any]) -> ModelMetadata:
+    def from_run(config: Config, preset: str, source: Dataset, noise: dict[str, Any]) -> ModelMetadata:
         """The card of a run on ``source`` from ``noise``, the facts that ``build_source_distribution`` takes."""
-        facts = source.facts()
+        facts = source.metadata
         return ModelMetadata(
             preset=preset,
             config=to_dict(config),

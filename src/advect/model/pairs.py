@@ -1,6 +1,6 @@
-"""Pairs of noise and samples that a flow makes, for the next flow to learn: made, kept and opened again.
+"""Pairs of noise and samples that a flow makes, for the next flow to learn.
 
-PAIRS/generated/   in parts, as runs.parts tells: x1 and conditions; x0 follows from the seed and is not stored
+PAIRS/generated/   in parts, see ``sharded_samples``: x1 and conditions; x0 follows from the seed and is not stored
 PAIRS/inverted/    the same of real data, with the x0 that the flow carries it back to; with a real share only
 PAIRS/pairs.json   written last: how they were made, and the sums of all files
 """
@@ -21,7 +21,7 @@ from tqdm import tqdm
 from advect.config.build import build_source_distribution, source_tensors
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, make_folder
-from advect.core.random import CounterRng, mix
+from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import Conditions
 from advect.data import Dataset
 from advect.data.pairs import ImageStore, PairedDataset, Pairs, write_pairs
@@ -33,11 +33,11 @@ from advect.model.sampling import check_sampler
 from advect.model.sharded_samples import (
     PLAN,
     SampleShards,
-    count_parts,
-    draw_parts,
+    count_shards,
     plan_difference,
     read_plan,
     remove_partial_parts,
+    write_shards,
 )
 from advect.solvers import integrate
 
@@ -45,7 +45,7 @@ FORMAT, FACTS, PART = 1, "pairs.json", 2048
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pairing:
+class PairConfig:
     """How pairs are made; ``real_share`` of them are real data carried back to noise.
 
     ``store`` "auto" is bf16 for images and float32 for all else.
@@ -85,7 +85,7 @@ def make_pairs(
     noise: Mapping[str, Any],
     source: Dataset,
     folder: Path,
-    pairing: Pairing,
+    pairing: PairConfig,
     *,
     made_by: Mapping[str, object],
 ) -> None:
@@ -131,9 +131,9 @@ def _make(folder: Path, n: int, plan: dict, fill: Callable[[range, Path, tqdm], 
     count = 0
     with sync_errors():
         if current().is_first:
-            count = _claim(folder, {**plan, "parts": count_parts(n, PART, current().world)})
+            count = _claim(folder, {**plan, "parts": count_shards(n, PART, current().world)})
     parts = SampleShards(folder=folder, n=n, count=broadcast_object(count))
-    written = draw_parts(parts, fill, title="pairs")
+    written = write_shards(parts, fill, title="pairs")
     return None if written is None else [written[k] for k in range(parts.count)]
 
 
@@ -155,13 +155,13 @@ def _claim(folder: Path, plan: dict) -> int:
 
 
 def _invert(
-    flow: Flow, source: Dataset, pairing: Pairing, store: ImageStore, count: int, rows: range, place: Path, bar: tqdm
+    flow: Flow, dataset: Dataset, pairing: PairConfig, store: ImageStore, n: int, rows: range, place: Path, bar: tqdm
 ) -> list[Path]:
     """Carry real data back to t = 0 (Lee, Lin & Fanti 2024), and write these pairs."""
-    total, sampler = len(source.train), pairing.sampler.resolve(flow.sampler)
-    order = CounterRng(mix(pairing.seed, 9), 0, total).permutation().numpy()
-    places = np.resize(order, count)[rows.start : rows.stop]
-    batch = source.train.fetch(places)
+    total, sampler = len(dataset.train), pairing.sampler.resolve(flow.sampler)
+    order = CounterRng(stream_seed(pairing.seed, Stream.INVERTED_ROWS), 0, total).permutation().numpy()
+    places = np.resize(order, n)[rows.start : rows.stop]
+    batch = dataset.train.fetch(places)
     t0, t1 = flow.span
     solver = "heun" if sampler.adaptive or sampler.solver in (None, "dpmpp2m") else sampler.solver
     steps = sampler.steps or flow.sampler.steps

@@ -31,7 +31,7 @@ from advect.model.conditions import ConditionValue
 from advect.model.flow import Flow
 from advect.model.load import load, read_average, weight_file
 from advect.model.sampler_config import SamplerConfig
-from advect.model.sharded_samples import SampleShards, count_parts, draw_parts, open_plan
+from advect.model.sharded_samples import SampleShards, count_shards, open_plan, write_shards
 from advect.reporting.outputs import check_output, write_samples
 from advect.training.state import EMA_FILE, MODEL
 
@@ -75,7 +75,7 @@ def sample_run(
         with sync_errors():
             flow = load(place, ema=ema, device=context.device)
             check_output(flow, individual=save_individual)
-            count = count_parts(n, part_size, me.world)
+            count = count_shards(n, part_size, me.world)
             if me.is_first:
                 stack.enter_context(_made(folder))  # now, as sampling may take an hour
             check_sampler(flow, sampler, cond, n=n, batch_size=batch_size)
@@ -98,7 +98,7 @@ def sample_run(
             if me.is_first and me.world > parts.count:
                 idle = me.world - parts.count
                 logger.info(f"note: {parts.count} parts leave {idle} of {me.world} processes idle; see --part-size")
-            written = draw_parts(parts, fill)
+            written = write_shards(parts, fill)
             return [] if written is None else parts.finish(facts, written)
         if not me.is_first:
             return []

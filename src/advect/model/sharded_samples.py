@@ -36,7 +36,7 @@ _OURS = re.compile(r"part-\d{5,}-of-\d{5,}|samples\.(npz|csv|parquet|h5ad|png|js
 _LEFT = re.compile(rf"\.({_OURS.pattern}|plan\.json)\.\d+\.partial")
 
 
-def count_parts(n: int, size: int | None, world: int) -> int:
+def count_shards(n: int, size: int | None, world: int) -> int:
     """Into how many parts ``world`` processes cut n samples, of at most ``size`` each.
 
     Where ``size`` is None, or would be one part for several processes, all processes get equally many parts.
@@ -179,7 +179,7 @@ class SampleShards:
         return [*map(self.place, range(self.count)), picture, listed]
 
 
-def draw_parts(
+def write_shards(
     parts: SampleShards,
     fill: Callable[[range, Path, tqdm], list[Path]],
     *,

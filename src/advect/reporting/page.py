@@ -20,19 +20,17 @@ from advect.reporting.style import duration, number, percent, plural
 
 
 def write_report(run_dir: Path | str) -> Path:
-    """Write ``run_dir``/report.html from the files of that folder alone, whole or not at all; return its path.
+    """Write ``run_dir``/report.html from the files of that folder, whole or not at all; return its path.
 
-    Parts that are absent are named with the command that makes them, damaged ones are noted. The page holds
-    its pictures, charts and style, and asks nothing of the network. Raises UserError when ``run_dir`` is not
-    a run folder.
+    Absent parts are named with the command that makes them, damaged ones noted. The page holds all it needs. Raises
+    UserError where ``run_dir`` is no run folder.
     """
-
     run = read_run(Path(run_dir))
     return write_page(run.path / "report.html", "template.html", describe(run))
 
 
 def write_page(path: Path, template: str, values: dict[str, Any]) -> Path:
-    """Write a page of one of the templates here, whole or not at all, and return its path."""
+    """Write a page of a template, whole or not at all; return its path."""
     from jinja2 import Environment, StrictUndefined  # a report is rarely wanted; the command line starts faster
     from markupsafe import Markup
 
@@ -47,7 +45,7 @@ GRIDS, GRID_BYTES = 12, 100_000
 
 
 def describe(run: RunFolder) -> dict[str, Any]:
-    """All that the template needs; a section whose data are absent is None."""
+    """The values of the template; a section without data is None."""
     return {
         "title": run.path.resolve().name,
         "subtitle": _subtitle(run),
@@ -87,7 +85,7 @@ def _subtitle(run: RunFolder) -> str:
 
 
 def _cards(run: RunFolder) -> Iterator[dict[str, str]]:
-    """The figures at the top: label, value, and what to hold it against."""
+    """The figures at the top: label, value, and what to compare it with."""
     if run.quality:
         frechet = run.quality["frechet"]
         best = frechet["best"]
@@ -185,18 +183,16 @@ _MEASURES = {
     "correlation_error": ("error of a correlation, mean over pairs of features", "0"),
     "mean_r2": ("R² of the features' means", "1"),
     "variance_r2": ("R² of the features' variances", "1"),
+    "zero_error": ("error of the share of zeros, mean over features", "0"),
 }
 
 
 def _marginals(found: dict[str, dict[str, float]]) -> Iterator[dict[str, str]]:
-    """Rows of a table: what is measured, of samples, of training data, and at best."""
-    for name, values in found.items():
-        if name == "zero_share":
-            label, best = "share of zeros", percent(values["held_out"])
-            own, real = percent(values["samples"]), percent(values["floor"])
-        else:
-            (label, best), own, real = _MEASURES[name], number(values["samples"]), number(values["floor"])
-        yield {"label": label, "own": own, "real": real, "best": best}
+    """Rows of a table: the measure, of samples, of training data, and at best."""
+    for name, (label, best) in _MEASURES.items():
+        if name in found:
+            numbers = {"own": number(found[name]["samples"]), "real": number(found[name]["floor"])}
+            yield {"label": label, **numbers, "best": best}
 
 
 def _fidelity(run: RunFolder) -> list[dict[str, Any]]:
@@ -287,7 +283,7 @@ def _plain(value: object) -> str:
 
 
 def _commands(run: RunFolder) -> dict[str, str]:
-    """What to type: to repeat the run, to measure it, to sample from it; and what was typed."""
+    """The commands to repeat, measure and sample the run, and the original one."""
     folder = shlex.quote(str(run.path))
     again = shlex.join(["--config", str(run.path / "config.yaml"), "--run-dir", f"{run.path}-again"])
     return {

@@ -24,18 +24,16 @@ class RunFolder:
     """What a run folder holds; an absent part is empty or None.
 
     Attributes:
-        path: the folder, as it was given.
-        config_text, config: config.yaml as text and as sections.
-        environment: environment.json.
-        steps, held_out, evals: rows of metrics.jsonl with a training loss, with a held-out loss, and with the distance
-            of samples to held-out data, by rising step.
-        best: checkpoints/best, which names the checkpoint that measures best.
-        epochs: how many epochs have ended.
+        path: the folder.
+        config_text, config, environment: config.yaml as text and as sections, and environment.json.
+        steps, held_out, evals: rows of metrics.jsonl with a training loss, a held-out loss, and the distance of
+            samples to held-out data, by rising step.
+        best: checkpoints/best, which names the best checkpoint.
+        epochs: how many have ended.
         grids: sample pictures with their step, in order.
-        quality: evaluation/quality.json.
-        results: what evaluation/eval-*.json hold, the newest last.
-        trajectories, neighbours: the arrays of those files.
-        notes: what could not be read, in words.
+        quality, results: evaluation/quality.json, and evaluation/eval-*.json, the newest last.
+        trajectories, neighbours: arrays of these files.
+        notes: what could not be read.
     """
 
     path: Path

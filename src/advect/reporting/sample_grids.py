@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from advect.core.random import CounterRng, mix
+from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import Batch, Category
 from advect.data import Split
 from advect.distributed.comm import all_sum, broadcast_object, current, gather_objects
@@ -30,36 +30,36 @@ class PeriodicCallback(Callback):
 
     def __init__(self, every: int) -> None:
         self.every, self._seen = every, -1
-        self._timer = EverySteps(every, self.look)
+        self._timer = EverySteps(every, self.run)
 
     @abstractmethod
-    def look(self, step: int) -> None:
+    def run(self, step: int) -> None:
         """Look at the network as it is after ``step`` steps; all processes do so together."""
 
     @abstractmethod
-    def has_looked(self, step: int) -> bool:
+    def has_run(self, step: int) -> bool:
         """Whether all that the look at a step leaves behind is there; the first process is asked."""
 
     def on_start(self, trainer: Trainer) -> None:
         """Look now where the look at the checkpoint's step was cut short, and was due."""
         step = trainer.state.progress.step
-        self._seen = step if broadcast_object(self.has_looked(step)) else -1
+        self._seen = step if broadcast_object(self.has_run(step)) else -1
         if step != self._seen and self.every and step and step % self.every == 0:
-            self.take(trainer)
+            self.run_now(trainer)
 
     def on_step(self, trainer: Trainer) -> None:
         step = trainer.state.progress.step
         if self.every and step % self.every == 0 and step != self._seen:  # it has been seen where this step went back
-            self.take(trainer)
+            self.run_now(trainer)
 
     def on_end(self, trainer: Trainer, reason: str) -> None:
         if self.every and not reason.startswith("SIG") and trainer.state.progress.step != self._seen:
-            self.take(trainer)
+            self.run_now(trainer)
 
     def on_rollback(self, trainer: Trainer, row: dict) -> None:
         self._seen = row["step"]
 
-    def take(self, trainer: Trainer) -> None:
+    def run_now(self, trainer: Trainer) -> None:
         """Look now, unless the last steps were rolled back."""
         if trainer.flush():
             self._seen = trainer.state.progress.step
@@ -78,7 +78,7 @@ def held_out_loss(flow: Flow, objective: Loss, split: Split, seed: int, limit: i
         mine = me.share(rows)
         own = mine or range(1)  # a process without a row computes one, and does not count it
         batch = split.fetch(np.arange(first + own.start, first + own.stop)).to(flow.device)
-        rng = CounterRng(mix(seed, 5), first, len(own), start=own.start, total=rows)
+        rng = CounterRng(stream_seed(seed, Stream.HELD_OUT_LOSS), first, len(own), start=own.start, total=rows)
         total += objective(flow.output, batch, rng).double().sum().cpu() * bool(mine)
     return all_sum(total).item() / count
 
@@ -114,14 +114,14 @@ class SampleGridCallback(PeriodicCallback):
             self.folder.mkdir(parents=True, exist_ok=True)
         super().on_start(trainer)
 
-    def has_looked(self, step: int) -> bool:
+    def has_run(self, step: int) -> bool:
         return self._picture(step).exists()
 
     def _picture(self, step: int) -> Path:
         """The last that a look at a step writes."""
         return self.folder / f"step-{step:08d}.png"
 
-    def look(self, step: int) -> None:
+    def run(self, step: int) -> None:
         samples = self._sample()
         loss = held_out_loss(self.flow, self.objective, self.held_out, self.seed) if len(self.held_out) else None
         if self.metrics is None or samples is None:

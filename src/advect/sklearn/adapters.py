@@ -135,7 +135,7 @@ class FrameAdapter(DataAdapter):
         table = Table(_named(frame), held_out=0.0, **options)
         assert isinstance(table.transform, TableTransform)
         self.transform: TableTransform = table.transform
-        self.facts = table.facts()
+        self.facts = table.metadata
 
     def to_tensor(self, data: Any) -> Tensor:
         frame = _named(data)

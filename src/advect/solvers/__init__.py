@@ -1,16 +1,16 @@
-"""How samples are drawn, and how likely a flow finds data."""
+"""Solvers of a flow's differential equations, and the likelihood of data."""
 
-from advect.solvers.base import OneStep as OneStep
+from advect.solvers.adams_bashforth import AdamsBashforth2 as AdamsBashforth2
 from advect.solvers.base import Solver as Solver
 from advect.solvers.base import Velocity as Velocity
+from advect.solvers.base import get_solver as get_solver
 from advect.solvers.diffusion_coefficients import DIFFUSIONS as DIFFUSIONS
 from advect.solvers.diffusion_coefficients import DiffusionCoefficient as DiffusionCoefficient
 from advect.solvers.dormand_prince import DormandPrince as DormandPrince
+from advect.solvers.dpm_solver import DPMSolverPlusPlus2M as DPMSolverPlusPlus2M
 from advect.solvers.guidance import autoguided_velocity as autoguided_velocity
 from advect.solvers.guidance import guided_velocity as guided_velocity
-from advect.solvers.integrate import SOLVERS as SOLVERS
 from advect.solvers.integrate import Solution as Solution
-from advect.solvers.integrate import get_solver as get_solver
 from advect.solvers.integrate import integrate as integrate
 from advect.solvers.integrate import solve as solve
 from advect.solvers.likelihood import bits_per_dim as bits_per_dim
@@ -18,8 +18,10 @@ from advect.solvers.likelihood import dequantise as dequantise
 from advect.solvers.likelihood import elementwise_log_det as elementwise_log_det
 from advect.solvers.likelihood import log_prob as log_prob
 from advect.solvers.likelihood import standard_normal_log_prob as standard_normal_log_prob
-from advect.solvers.multistep import AdamsBashforth2 as AdamsBashforth2
-from advect.solvers.multistep import DpmPlusPlus2M as DpmPlusPlus2M
+from advect.solvers.runge_kutta import RK4 as RK4
+from advect.solvers.runge_kutta import Euler as Euler
+from advect.solvers.runge_kutta import Heun as Heun
+from advect.solvers.runge_kutta import Midpoint as Midpoint
 from advect.solvers.sde import LAST_STEPS as LAST_STEPS
 from advect.solvers.sde import SDE_SOLVERS as SDE_SOLVERS
 from advect.solvers.sde import integrate_sde as integrate_sde

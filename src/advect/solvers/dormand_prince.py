@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
+from advect.core.registry import register
 from advect.solvers.base import Solver, Velocity, expanded_times, not_finite
 
 # Dormand & Prince 1980, RK5(4)7M; Hairer, Norsett & Wanner 1993, table II.5.2. The last row is the solution of
@@ -23,7 +24,7 @@ _STAGES = (
     (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
     (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
 )
-# The solution of order 5 less the embedded one of order 4.
+# Order 5 minus the embedded order 4.
 _ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 # The continuous extension of order 4 (Hairer, Norsett & Wanner 1993, II.6, and their code DOPRI5).
 _DENSE = (
@@ -40,31 +41,37 @@ _SAFETY, _SHRINK, _GROW, _BETA = 0.9, 0.2, 10.0, 0.04
 _EXPONENT = 1 / 5 - 0.75 * _BETA
 
 Norm = Callable[[Tensor], float]
-"""Size of errors (B, *S) that have been divided by their tolerances; a step is taken where it is at most 1."""
+"""Size of an error (B, *S) in units of the tolerance; a step is accepted where it is at most 1."""
 
 
 def worst_sample(error: Tensor) -> float:
-    """The greatest, over the batch, of the root mean square over a sample's elements."""
+    """The maximum over the batch of the root mean square over a sample's elements."""
     flat = error.flatten(1)
     return torch.linalg.vector_norm(flat, dim=1).amax().item() / math.sqrt(flat.shape[1])
 
 
+@register("dopri5")
 @dataclass(frozen=True)
 class DormandPrince(Solver):
-    """Order 5 with an embedded error of order 4; all samples of a batch share their steps.
+    """The adaptive method of Dormand and Prince: order 5 with an embedded error of order 4.
 
-    A step from x to x' is taken when its error, divided by ``atol + rtol max(|x|, |x'|)``, is at most 1 in
-    ``norm``: by default for every sample of the batch, so that none is paid for by the others. The next step is
-    chosen by a proportional-integral controller (Gustafsson 1991). Samples of one batch therefore depend on each
-    other within the tolerance. Times asked for inside a step come from the method's continuous extension.
+    A step from x to x' is accepted when its error, divided by ``atol + rtol max(|x|, |x'|)``, is at most 1 in
+    ``norm``. The next step is chosen by a proportional-integral controller (Gustafsson 1991). All samples of a batch
+    share their steps, and so depend on each other within the tolerance. Times inside a step come from the method's
+    continuous extension.
 
-    Raises UserError, with the time reached, where ``max_steps`` steps (refused ones too) do not suffice, where the
-    steps shrink to nothing, and where no step, however short, leaves the state finite.
+    Raises UserError, with the time reached, where ``max_steps`` do not suffice, steps shrink to nothing, or no step
+    leaves the state finite.
+
+    Args:
+        rtol: relative tolerance.
+        atol: absolute tolerance.
+        max_steps: limit of steps, rejected ones included.
+        norm: size of a scaled error; by default that of the worst sample.
     """
 
-    name: str = "dopri5"
-    order: int = 5
-    evaluations: int = 6
+    order, evaluations, adaptive = 5, 6, True
+
     rtol: float = 1e-5
     atol: float = 1e-5
     max_steps: int = 1000
@@ -79,11 +86,7 @@ class DormandPrince(Solver):
         if self.max_steps < 1:
             raise UserError(f"max_steps must be at least 1, got {self.max_steps}; 1000 is usual")
 
-    @property
-    def adaptive(self) -> bool:
-        return True
-
-    def walk(self, u: Velocity, x: Tensor, grid: Sequence[float]) -> Iterator[Tensor]:
+    def iterate(self, u: Velocity, x: Tensor, grid: Sequence[float]) -> Iterator[Tensor]:
         t, end = grid[0], grid[-1]
         k1 = u(x, expanded_times([t], x)[0])
         h, previous, refused, error = self._first_step(u, x, k1, t, end), 1e-4, False, 0.0
@@ -128,13 +131,13 @@ class DormandPrince(Solver):
 
     @torch.no_grad()
     def _error(self, x: Tensor, x_new: Tensor, k: list[Tensor], h: float) -> float:
-        """Not differentiated: the choice of a step is no part of what the flow computes."""
+        """Not differentiated: the choice of steps is not part of the flow."""
         error = _combine(k[0] * (h * _ERROR[0]), k[1:], _ERROR[1:], h)
         return self._scaled(error, torch.maximum(x.abs(), x_new.abs()))
 
     @torch.no_grad()
     def _first_step(self, u: Velocity, x: Tensor, k1: Tensor, t: float, end: float) -> float:
-        """Hairer, Norsett & Wanner 1993, II.4, "starting step size": one more call of u."""
+        """Hairer, Norsett & Wanner 1993, II.4, "starting step size": one call of u."""
         d0, d1 = self._scaled(x.clone(), x.abs()), self._scaled(k1.clone(), x.abs())
         if max(d0, d1) == math.inf:
             raise UserError(not_finite(self.name, t))
@@ -156,7 +159,7 @@ def _combine(x: Tensor, k: Sequence[Tensor], weights: Sequence[float], h: float)
 
 
 def _stages(u: Velocity, x: Tensor, k1: Tensor, t: float, after: float) -> tuple[Tensor, list[Tensor]]:
-    """The state at ``after`` and the seven slopes, of which the last is taken there."""
+    """The state at ``after`` and the seven slopes, the last of them there."""
     h, k, y = after - t, [k1], x
     for weights, time in zip(_STAGES, expanded_times([(1 - c) * t + c * after for c in _NODES], x), strict=True):
         y = _combine(x.add(k1, alpha=h * weights[0]), k[1:], weights[1:], h)

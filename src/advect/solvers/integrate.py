@@ -1,59 +1,31 @@
-"""Sampling by solving the ordinary differential equation of the flow."""
+"""Sampling by integrating the flow's ordinary differential equation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from advect.core.errors import UserError, did_you_mean
+from advect.core.errors import UserError
 from advect.paths import Schedule
-from advect.solvers.base import EULER, HEUN, MIDPOINT, RK4, Solver, Velocity, all_finite, not_finite
-from advect.solvers.dormand_prince import DormandPrince
-from advect.solvers.multistep import AdamsBashforth2, DpmPlusPlus2M
+from advect.solvers.base import Solver, Velocity, all_finite, get_solver, not_finite
 from advect.solvers.time_grids import check_interval, resolve_grid
 
-SOLVERS: dict[str, Solver] = {
-    s.name: s for s in (EULER, MIDPOINT, HEUN, RK4, AdamsBashforth2(), DpmPlusPlus2M(), DormandPrince())
-}
 STEPS = 50
-"""Steps of a solver of fixed step, where a caller names none."""
-
-_FIXED = {"name", "order", "evaluations", "step", "nodes"}
-
-
-def get_solver(solver: str | Solver, **options: Any) -> Solver:
-    """Return the solver called so, or the one given, with those of its own options that are not None.
-
-    Options are ``rtol``, ``atol``, ``max_steps`` (dopri5) and ``schedule`` (dpmpp2m). Raises UserError with the
-    nearest name when there is no such solver, and for an option that it does not have.
-    """
-    if isinstance(solver, str):
-        if solver not in SOLVERS:
-            raise UserError(f"solver {solver!r} is not known{did_you_mean(solver, SOLVERS)}")
-        solver = SOLVERS[solver]
-    given = {name: value for name, value in options.items() if value is not None}
-    own = {f.name for f in fields(solver)} - _FIXED
-    for name in given:
-        if name not in own:
-            takers = [s.name for s in SOLVERS.values() if name in {f.name for f in fields(s)} - _FIXED]
-            fix = f"it is an option of {' and '.join(takers)}" if takers else "no solver has it"
-            raise UserError(f"solver {solver.name!r} does not use {name}; leave it out ({fix})")
-    return replace(solver, **given) if given else solver
+"""Default steps of a solver of fixed step."""
 
 
 @dataclass(frozen=True)
 class Solution:
-    """What a solver found: the end, what it cost and, where asked for, the way.
+    """The outcome of a solver.
 
     Attributes:
         x: the state (B, *S) at the last time.
-        times: the n + 1 times of the grid; for an adaptive solver without trajectory the two ends.
-        states: the states (n + 1, B, *S) at these times, the start first; None unless asked for.
-        nfe: how often the velocity was called.
+        times: the n + 1 times of the grid; the two ends for an adaptive solver without trajectory.
+        states: the trajectory (n + 1, B, *S) at these times, or None.
+        nfe: number of calls of the velocity.
     """
 
     x: Tensor
@@ -83,12 +55,12 @@ def solve(
     times = solver_times(method, steps, grid, t0=t0, t1=t1, trajectory=trajectory)
     counted = _Counted(velocity)
     x, states = x0, [x0]
-    for x in method.walk(counted if method.adaptive else velocity, x0, times):
+    for x in method.iterate(counted if method.adaptive else velocity, x0, times):
         if trajectory:
             states.append(x)
     nfe = method.nfe(len(times) - 1)
     if not all_finite(x):
-        raise UserError(where_it_broke(velocity, x0, method, times))
+        raise UserError(explain_divergence(velocity, x0, method, times))
     return Solution(
         x, tuple(times), torch.stack(states) if trajectory else None, counted.calls if nfe is None else nfe
     )
@@ -109,24 +81,24 @@ def integrate(
     max_steps: int | None = None,
     schedule: Schedule | None = None,
 ) -> Tensor:
-    """Carry x0 (B, *S) from t0 to t1 along ``velocity(x, t (B,))``. :func:`solve` also says what it cost.
+    """Carry x0 (B, *S) from t0 to t1 along ``velocity(x, t (B,))``. :func:`solve` also returns the cost.
 
     With ``t0 > t1`` the flow runs backwards, from data to noise, over the same times. Returns x (B, *S) at t1 or,
     with ``trajectory``, the states at all times of the grid (steps + 1, B, *S), x0 first.
 
     Args:
         solver: "euler", "midpoint", "heun", "rk4", "ab2", "dpmpp2m", "dopri5", or a :class:`Solver`.
-        steps: the number of steps, by default 50. An adaptive solver has its own and takes ``steps`` and ``grid``
-            only with ``trajectory``, as the times at which it reports the state.
-        grid: "uniform" (default), "cosine", "edm", "shifted", or the times themselves, (steps + 1,), as
-            :func:`t_grid` makes them with other parameters; then without ``steps``.
-        rtol, atol, max_steps: the adaptive solver's tolerances and limit, by default 1e-5, 1e-5 and 1000.
+        steps: number of steps, by default 50. An adaptive solver takes ``steps`` and ``grid`` only with
+            ``trajectory``, as the times to report.
+        grid: "uniform" (default), "cosine", "edm", "shifted", or the times (steps + 1,), without ``steps``, such as
+            those of :func:`t_grid`.
+        rtol, atol, max_steps: of an adaptive solver, by default 1e-5, 1e-5 and 1000.
         schedule: the path's, for "dpmpp2m"; by default the straight path's.
 
-    Raises UserError for an unknown name, an option that the solver does not use, steps < 1, times outside [0, 1],
-    and when a state stops being finite (it says at which t).
+    Raises UserError for an unknown name, an unused option, steps < 1, times outside [0, 1], and a state that is not
+    finite, with its t.
     """
-    found = solve(
+    solution = solve(
         velocity,
         x0,
         solver=solver,
@@ -140,7 +112,7 @@ def integrate(
         max_steps=max_steps,
         schedule=schedule,
     )
-    return found.x if found.states is None else found.states
+    return solution.x if solution.states is None else solution.states
 
 
 def solver_times(
@@ -161,7 +133,7 @@ def solver_times(
 
 
 class _Counted:
-    """A velocity that counts its calls, for a solver that cannot know them."""
+    """A velocity that counts its calls."""
 
     def __init__(self, velocity: Velocity) -> None:
         self.velocity, self.calls = velocity, 0
@@ -171,11 +143,11 @@ class _Counted:
         return self.velocity(x, t)
 
 
-def where_it_broke(velocity: Velocity, x0: Tensor, method: Solver, times: Sequence[float]) -> str:
-    """Solve again, looking at each state, so that the usual case pays for one look only."""
+def explain_divergence(velocity: Velocity, x0: Tensor, method: Solver, times: Sequence[float]) -> str:
+    """Solve again, checking each state, to say where it stopped being finite."""
     if not torch.isfinite(x0).all():
         return not_finite(method.name, times[0])
-    for t, x in zip(times[1:], method.walk(velocity, x0, times), strict=True):
+    for t, x in zip(times[1:], method.iterate(velocity, x0, times), strict=True):
         if not all_finite(x):
             return not_finite(method.name, t)
     return not_finite(method.name, times[-1])

@@ -15,10 +15,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from advect.core import random
 from advect.core.errors import UserError, did_you_mean
 from advect.core.random import Generator
-from advect.solvers.base import Solver, Velocity, all_finite
+from advect.solvers.base import Solver, Velocity, all_finite, get_solver
 from advect.solvers.dormand_prince import DormandPrince, worst_sample
-from advect.solvers.integrate import get_solver, solver_times, where_it_broke
-from advect.solvers.multistep import DpmPlusPlus2M
+from advect.solvers.integrate import explain_divergence, solver_times
 
 NOISES = ("rademacher", "gaussian")
 
@@ -166,8 +165,8 @@ def log_prob(
     Raises UserError for an unknown name, an option that nothing uses, and a state that stops being finite.
     """
     method = get_solver(solver, rtol=rtol, atol=atol, max_steps=max_steps)
-    if isinstance(method, DpmPlusPlus2M):
-        raise UserError("solver 'dpmpp2m' cannot integrate a divergence; take 'dopri5' or 'midpoint'")
+    if method.affine_only:
+        raise UserError(f"solver {method.name!r} cannot integrate a divergence; take 'dopri5' or 'midpoint'")
     if isinstance(method, DormandPrince) and method.norm is worst_sample:
         method = replace(method, norm=_state_and_integral)
     times = solver_times(method, steps, grid, t0=1.0, t1=0.0, trajectory=False)
@@ -191,9 +190,9 @@ def _solve_both(divergence: Divergence, x1: Tensor, method: Solver, times: list[
         return torch.cat([u.flatten(1), trace[:, None]], 1)
 
     start = torch.cat([x1.flatten(1), x1.new_zeros(len(x1), 1)], 1)
-    *_, z = method.walk(system, start, times)
+    *_, z = method.iterate(system, start, times)
     if not all_finite(z):
-        raise UserError(where_it_broke(system, start, method, times))
+        raise UserError(explain_divergence(system, start, method, times))
     return z[:, :-1].reshape(x1.shape), z[:, -1]
 
 

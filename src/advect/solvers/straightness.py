@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.solvers.base import Solver, Velocity, all_finite, expanded_times
-from advect.solvers.integrate import get_solver, solver_times, where_it_broke
-from advect.solvers.multistep import DpmPlusPlus2M
+from advect.solvers.base import Solver, Velocity, all_finite, expanded_times, get_solver
+from advect.solvers.integrate import explain_divergence, solver_times
 
 STEPS = 100
 """Steps where a caller names none."""
@@ -81,7 +80,7 @@ def deviations(
     where a state stops being finite.
     """
     method = get_solver(solver)
-    if method.adaptive or isinstance(method, DpmPlusPlus2M):
+    if method.adaptive or method.affine_only:
         raise UserError(
             f"solver {method.name!r} cannot integrate a deviation in fixed steps; take 'euler' or 'midpoint'"
         )
@@ -93,9 +92,9 @@ def deviations(
         return torch.cat([u.flatten(1), (u - first).flatten(1).square().mean(1, keepdim=True)], 1)
 
     start = torch.cat([x0.flatten(1), x0.new_zeros(len(x0), 1)], 1)
-    z = deque(method.walk(system, start, times), maxlen=1).pop()
+    z = deque(method.iterate(system, start, times), maxlen=1).pop()
     if not all_finite(z):
-        raise UserError(where_it_broke(system, start, method, times))
+        raise UserError(explain_divergence(system, start, method, times))
     mean = (z[:, :-1] - start[:, :-1]) / (t1 - t0)
     turned = (mean - first.flatten(1)).square().mean(1)
     return (z[:, -1] / (t1 - t0) - turned).clamp(min=0), mean.square().mean(1)

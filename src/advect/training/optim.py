@@ -14,7 +14,7 @@ from torch.optim.adamw import adamw
 
 from advect.core.device import has_fast_bfloat16
 from advect.core.errors import UserError
-from advect.distributed.parallel import gathered, local, own_rows
+from advect.distributed.parallel import gather_whole, local, local_rows
 
 
 class AdamW:
@@ -183,10 +183,10 @@ class Muon:
         grads = [torch.zeros_like(x) if p.grad is None else local(p.grad) for p, x in zip(params, here, strict=True)]
         torch._foreach_lerp_(buffers, grads, 1 - self.momentum)
         ahead = torch._foreach_lerp(grads, buffers, self.momentum)  # Nesterov
-        whole = [gathered(u, p) for u, p in zip(ahead, params, strict=True)]
+        whole = [gather_whole(u, p) for u, p in zip(ahead, params, strict=True)]
         stack = torch.stack([_matrix(u, p) for u, p in zip(whole, params, strict=True)])
         updates = orthogonalise(stack.bfloat16() if self._bfloat16 else stack).to(here[0].dtype).unbind()
-        updates = [own_rows(u, p) for u, p in zip(updates, params, strict=True)]
+        updates = [local_rows(u, p) for u, p in zip(updates, params, strict=True)]
         torch._foreach_mul_(here, 1 - lr * self.weight_decay)
         torch._foreach_add_([_matrix(x, x) for x in here], updates, alpha=-lr * size)
 

@@ -15,7 +15,7 @@ from advect.checkpoint.sharded import SHARDS, load_shards
 from advect.checkpoint.weights import check_same_shapes, load_part, load_weights, read_shapes
 from advect.core.errors import UserError
 from advect.distributed.comm import current
-from advect.distributed.parallel import Parallel, gathered, local, whole_like
+from advect.distributed.parallel import Parallel, as_sharded, gather_whole, local
 from advect.training.ema import EMA
 from advect.training.ema import EMA_FILE as EMA_FILE
 from advect.training.precision import LossScaler, on_meta
@@ -151,7 +151,7 @@ class TrainState:
         assert self.ema is not None
         weights = self.net.state_dict()
         shadow = self.ema.shadows[file]
-        return {name: gathered(shadow.get(name, local(x)), x).detach().cpu() for name, x in weights.items()}
+        return {name: gather_whole(shadow.get(name, local(x)), x).detach().cpu() for name, x in weights.items()}
 
     def _facts(self) -> dict:
         facts = {**asdict(self.progress), "ema_updates": self.ema.updates if self.ema else 0}
@@ -167,7 +167,7 @@ class TrainState:
             return dict(tensors)
         params = named_params(self.net)
         owners = {name: params.get(name, params.get(name.partition(".")[2])) for name in tensors}
-        return {name: x if (p := owners[name]) is None else whole_like(x, p) for name, x in tensors.items()}
+        return {name: x if (p := owners[name]) is None else as_sharded(x, p) for name, x in tensors.items()}
 
     def load(self, folder: Path) -> None:
         """Continue from a verified checkpoint; UserError says what differs where it is of another network.

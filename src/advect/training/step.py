@@ -78,7 +78,7 @@ class Step:
         total: Tensor | None = None
         parts = split_rows(drawn, self.accumulate)
         for point, cond in parts:
-            with self.parallel.meeting(self._wrapped, point is parts[-1][0]):
+            with self.parallel.gradient_sync(self._wrapped, point is parts[-1][0]):
                 with self._precision():
                     output = self.net(point.x_t, point.t, cond)
                 loss = objective.compare(output, point)
@@ -108,7 +108,7 @@ class Step:
         grads = [local(p.grad) for p in self._params if p.grad is not None]
         if state.scale is not None:
             state.scale.unscale(grads)
-        norm = self.parallel.joint_norm(gradient_norm(grads))
+        norm = self.parallel.global_norm(gradient_norm(grads))
         bad: Tensor | None = None
         if state.scale is not None or norm.device.type == "cpu":
             finite = bool(norm.isfinite())

@@ -9,15 +9,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from advect.core.errors import UserError, optional_import
+from advect.core.registry import register
 from advect.core.types import Category, Conditions, DataSpec
-from advect.data.base import Dataset, check_share
+from advect.data.base import Dataset, Detected, Preview, check_share
 from advect.data.cells.conditions import (
     CellSplit,
     Column,
@@ -46,10 +47,14 @@ from advect.data.transforms import Identity, Standardize, Transform
 if TYPE_CHECKING:
     import pandas as pd
 
+VARIABLE, COMPONENTS = 2000, 50
+"""What many cells are cut down to, see docs/experiments/cells.md; ``--pca None`` takes the genes themselves."""
+
 LARGEST_LOG = 20.0
 """No logarithm of a count comes near: log(1 + 1e8) is 18.4."""
 
 
+@register("cells")
 class Cells(Dataset):
     """Cells (D,) of an AnnData file: D genes, or components of them, in the units that ``space`` says.
 
@@ -84,6 +89,22 @@ class Cells(Dataset):
     Raises:
         UserError: the file, its values, a name or an argument cannot be used; it says why.
     """
+
+    place: ClassVar[str | None] = "the .h5ad file"
+    usual_preset: ClassVar[str | None] = "cells"
+    part_given: ClassVar[tuple[str, ...]] = ("genes", "seed")
+
+    @classmethod
+    def recognises(cls, path: Path) -> Detected | None:
+        there = path.is_file() and path.suffix.lower() == ".h5ad"
+        return Detected(80, "an .h5ad file of single cells", "vector") if there else None
+
+    @classmethod
+    def preview(cls, path: Path) -> Preview:
+        cells, genes = cell_counts(path)
+        options = {"highly_variable": VARIABLE} if genes > VARIABLE else {}
+        options |= {"pca": COMPONENTS} if min(cells, genes) >= 10 * COMPONENTS else {}
+        return Preview(f"an .h5ad file of {cells:,} cells and {genes:,} genes", options)
 
     def __init__(
         self,
@@ -167,11 +188,12 @@ class Cells(Dataset):
         x = CellSplit(self._values, cells, self._to_model, {}).rows(cells)
         return x, {name: torch.from_numpy(self._columns[name].values[cells]) for name in self._matched}
 
-    def starts(self) -> tuple[Tensor, Conditions] | None:
+    def source_samples(self) -> tuple[Tensor, Conditions] | None:
         """The training controls, see :meth:`controls`; None without ``control``."""
         return self.controls() if self._control else None
 
-    def facts(self) -> dict[str, Any]:
+    @property
+    def metadata(self) -> dict[str, Any]:
         """What :func:`~advect.data.cells.write.write_h5ad` needs beside samples, as JSON: genes, units, names."""
         return {
             "kind": "cells",
@@ -182,6 +204,16 @@ class Cells(Dataset):
             "var": self._var,
             "obs": obs_facts(self._columns),
         }
+
+
+def cell_counts(path: Path) -> tuple[int, int]:
+    """How many cells and genes an .h5ad file holds, by its indices."""
+    import h5py
+
+    with h5py.File(path) as file:
+        groups: list[Any] = [file["obs"], file["var"]]
+        cells, genes = (len(group[group.attrs["_index"]]) for group in groups)
+    return cells, genes
 
 
 def _read(

@@ -33,7 +33,7 @@ def count_noise(x: Tensor, facts: Mapping[str, Any], generator: Generator = None
 
     Args:
         x: as ``transform.inverse`` gives it.
-        facts: those of ``Cells.facts()`` of components of counts: they say "counted".
+        facts: those of ``Cells.metadata`` of components of counts: they say "counted".
         generator: draws sizes and counts.
 
     Raises:
@@ -159,7 +159,7 @@ def to_counts(x: Tensor, facts: Mapping[str, Any], generator: Generator = None) 
     """Counts (B, D) of expression x (B, D), non-negative, and whole where the training counts were.
 
     The library size of each cell is drawn from the 101 stored quantiles of the training cells; without a generator
-    it is their median. ``facts`` are those of ``Cells.facts()``. Raises UserError where x is counts by them already.
+    it is their median. ``facts`` are those of ``Cells.metadata``. Raises UserError where x is counts by them already.
     """
     if facts["space"] == "counts":
         raise UserError("the flow was trained to give counts, so x is counts already; take x as it is")
@@ -187,7 +187,7 @@ def write_h5ad(
     Args:
         path: the file, replaced whole if it is there.
         x: as ``transform.inverse`` gives them, in the space ``facts["space"]``.
-        facts: of ``Cells.facts()``.
+        facts: of ``Cells.metadata``.
         conditions: as the network takes them; they become columns of ``obs`` by name and in their own units.
         space: "expression" or "counts"; by default as x is. From expression to counts, see :func:`to_counts`.
         generator: draws library sizes; without it cells have the median size.

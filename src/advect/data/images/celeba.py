@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from advect.core.errors import UserError, did_you_mean
+from advect.core.registry import register
 from advect.core.types import DataSpec
-from advect.data.base import Dataset, category
+from advect.data.base import Dataset, Detected, category
 from advect.data.images.decoding import Decoder
 from advect.data.images.folder import PIXELS, ImageSplit, Unreadable, files_fingerprint
 from advect.data.images.stores import ImageStore, open_store, require_folder
@@ -24,6 +25,7 @@ _PARTS = {"train": 0, "valid": 1, "test": 2}
 _NO_YES = ("no", "yes")
 
 
+@register("celeba")
 class CelebA(Dataset):
     """Aligned and cropped faces (Liu, Luo, Wang & Tang 2015, "Deep learning face attributes in the wild").
 
@@ -35,8 +37,8 @@ class CelebA(Dataset):
         crop: the side in pixels of the square that is cut from the centre of the 178 x 218 images before scaling; 140
             is that of Tolstikhin et al. 2018 and many since. None cuts the largest, 178.
         held_out: which of upstream's parts is kept for measuring, "valid" (19,867) or "test" (19,962).
-        flip: mirror half of the training images left to right, at random.
-        skip_unreadable: put the next readable image in the place of one that cannot be read, see ``unreadable``.
+        horizontal_flip: mirror half of the images, at random, while training.
+        skip_unreadable: pass over images that cannot be read, and name them; more than 1% of them end the run.
 
     Attributes:
         unreadable: the images that could not be read so far, each with the reason.
@@ -44,6 +46,14 @@ class CelebA(Dataset):
     Raises:
         UserError: a file is missing or damaged, the lists and the images disagree, or an attribute is unknown.
     """
+
+    place: ClassVar[str | None] = "the folder with img_align_celeba and list_eval_partition.txt"
+    usual_preset: ClassVar[str | None] = "celeba64"
+
+    @classmethod
+    def recognises(cls, path: Path) -> Detected | None:
+        words = "CelebA in its official layout, img_align_celeba and list_eval_partition.txt"
+        return Detected(95, words) if find_celeba(path) else None
 
     def __init__(
         self,
@@ -53,8 +63,8 @@ class CelebA(Dataset):
         attributes: Sequence[str] = (),
         crop: int | None = 140,
         held_out: Literal["valid", "test"] = "valid",
-        flip: bool = True,
-        skip_unreadable: bool = False,
+        horizontal_flip: bool = True,
+        skip_unreadable: bool = True,
     ) -> None:
         if held_out not in ("valid", "test"):
             raise UserError(f"held_out is the name of a part{did_you_mean(str(held_out), ('valid', 'test'))}")
@@ -70,7 +80,7 @@ class CelebA(Dataset):
             name="celeba",
             spec=DataSpec(shape=decoder.shape, kind="image", conditions=dict(conditions)),
             transform=PIXELS,
-            train=ImageSplit(store, train, labels, decoder, flip=flip, unreadable=self.unreadable),
+            train=ImageSplit(store, train, labels, decoder, flip=horizontal_flip, unreadable=self.unreadable),
             held_out=ImageSplit(store, rest, labels, decoder, unreadable=self.unreadable),
             fingerprint=files_fingerprint(store, _sizes_and_parts(store, parts)),
         )

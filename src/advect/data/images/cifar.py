@@ -6,13 +6,14 @@ import io
 import os
 import pickle
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from advect.core.errors import UserError
+from advect.core.registry import register
 from advect.core.types import DataSpec
-from advect.data.base import Dataset, Rows, category, fingerprint
+from advect.data.base import Dataset, Detected, Rows, category, fingerprint
 from advect.data.images.folder import PIXELS
 from advect.data.images.stores import require_folder
 from advect.data.splits import PixelSplit
@@ -101,6 +102,7 @@ _KEYS = {"label": ("labels", "fine_labels"), "superclass": ("coarse_labels",)}
 _NAME_KEYS = {"label": ("label_names", "fine_label_names"), "superclass": ("coarse_label_names",)}
 
 
+@register("cifar")
 class Cifar(Dataset):
     """CIFAR-10 or CIFAR-100 (Krizhevsky 2009): 50,000 + 10,000 colour images (3, 32, 32), 0 to 255.
 
@@ -111,14 +113,30 @@ class Cifar(Dataset):
         data_dir: the folder with upstream's files, such as ``data_batch_1.bin``, or the one around it.
         labels: whether there is the condition ``label``, one of 10 classes or of 100.
         superclasses: whether CIFAR-100's 20 coarse classes are the condition ``superclass``.
-        flip: mirror half of the training images left to right, at random.
+        horizontal_flip: mirror half of the images, at random, while training.
 
     Raises:
         UserError: a file is missing or damaged, or superclasses are asked of CIFAR-10.
     """
 
+    place: ClassVar[str | None] = "the folder with the files of CIFAR-10 or CIFAR-100"
+    usual_preset: ClassVar[str | None] = "cifar10"
+
+    @classmethod
+    def recognises(cls, path: Path) -> Detected | None:
+        return Detected(90, "CIFAR-10 or CIFAR-100 in upstream's files") if find_layout(path) else None
+
+    @classmethod
+    def image_size(cls, path: Path) -> tuple[int, int] | None:
+        return 32, 32
+
     def __init__(
-        self, data_dir: str | os.PathLike[str], *, labels: bool = True, superclasses: bool = False, flip: bool = True
+        self,
+        data_dir: str | os.PathLike[str],
+        *,
+        labels: bool = True,
+        superclasses: bool = False,
+        horizontal_flip: bool = True,
     ) -> None:
         folder = require_folder(data_dir, holding="the files of CIFAR-10 or CIFAR-100, such as data_batch_1.bin")
         found = find_layout(folder)
@@ -139,7 +157,7 @@ class Cifar(Dataset):
             name="cifar10" if layout.labels == ("label",) else "cifar100",
             spec=DataSpec(shape=(3, 32, 32), kind="image", conditions=dict(conditions)),
             transform=PIXELS,
-            train=PixelSplit(train.x, np.arange(len(train.x)), train.labels, PIXELS, flip=flip),
+            train=PixelSplit(train.x, np.arange(len(train.x)), train.labels, PIXELS, flip=horizontal_flip),
             held_out=PixelSplit(test.x, np.arange(len(test.x)), test.labels, PIXELS),
             fingerprint=fingerprint(train, test, names),
         )

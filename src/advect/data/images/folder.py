@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
+import statistics
 import unicodedata
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,11 +21,12 @@ from PIL import Image, UnidentifiedImageError
 
 from advect.core.errors import UserError
 from advect.core.random import Generator, uniform
+from advect.core.registry import arguments, register
 from advect.core.types import Batch, DataSpec
-from advect.data.base import Dataset, Split, category, check_share
+from advect.data.base import Dataset, Detected, Preview, Split, category, check_share
 from advect.data.content_hash import split_by_content
 from advect.data.images.decoding import Decoder
-from advect.data.images.stores import SUFFIXES, ImageStore, open_store, starts_like_image
+from advect.data.images.stores import SUFFIXES, ImageStore, holds_images, open_store, starts_like_image
 from advect.data.transforms import PixelScale
 
 TRAIN = frozenset({"train", "training"})
@@ -46,19 +50,19 @@ def official_split(names: Sequence[str]) -> tuple[np.ndarray, np.ndarray] | None
     return np.flatnonzero(train), np.flatnonzero(~train)
 
 
-def sub_folder_classes(names: Sequence[str], wanted: bool | Literal["auto"]) -> Classes | None:
+def sub_folder_classes(names: Sequence[str], wanted: Literal["auto", "yes", "no"]) -> Classes | None:
     """The classes that the first differing folder of each path names, below "train" and "test" where there are such.
 
     Args:
         names: paths with "/".
-        wanted: False for none; True where there must be some; "auto" for whatever is there.
+        wanted: "no" for none; "yes" where there must be some; "auto" for whatever is there.
 
     Raises:
         UserError: classes are wanted but some images lie in no sub-folder, or all in one.
     """
-    if wanted not in (True, False, "auto"):
-        raise UserError(f"labels must be True, False or 'auto', got {wanted!r}")
-    if wanted is False:
+    if wanted not in ("auto", "yes", "no"):
+        raise UserError(f"labels must be 'auto', 'yes' or 'no', got {wanted!r}")
+    if wanted == "no":
         return None
     paths = _below_the_common(names)
     if official_split(names):
@@ -69,7 +73,7 @@ def sub_folder_classes(names: Sequence[str], wanted: bool | Literal["auto"]) -> 
         if wanted == "auto":
             return None
         why = f"{loose[0]} lies in none" if loose else "all images lie in one"
-        raise UserError(f"labels=True needs a sub-folder for each class, but {why}; sort them or give labels=False")
+        raise UserError(f"labels='yes' needs a sub-folder for each class, but {why}; sort them or give labels='no'")
     number = {name: i for i, name in enumerate(found)}
     return Classes(np.array([number[parts[0]] for parts in paths], np.int64), tuple(found))
 
@@ -83,13 +87,17 @@ def _below_the_common(names: Sequence[str]) -> list[list[str]]:
     return [parts[shared:] for parts in paths]
 
 
+logger = logging.getLogger(__name__)
+
 PIXELS = PixelScale(0, 255, integer=True)
 """How decoded images become model units."""
 
 _MOST_UNREADABLE = 0.01
+_LOOKED_AT, _LARGEST = 64, 64
 _READERS = 16  # on a network disk a file takes milliseconds to open, and many at once take no longer
 
 
+@register("image-folder")
 class ImageFolder(Dataset):
     """The images of a folder, a zip or a tar (compressed or not), as (channels, H, W), 0 to 255, see :class:`Decoder`.
 
@@ -102,14 +110,14 @@ class ImageFolder(Dataset):
         channels: 3 for colour, 1 for grey, 4 for colour with its alpha.
         crop: the side in pixels of a square to cut from the centre before scaling; None takes all.
         random_crop: crop the longer side of training images anywhere, at random, instead of in the centre.
-        flip: mirror half of the training images left to right, at random.
+        horizontal_flip: mirror half of the images, at random, while training.
         background: what shows through transparent images: a colour's name, "#rrggbb", or three numbers 0 to 255.
         labels: whether the sub-folders are classes, the condition ``label``. "auto" says yes where every image lies
             in a sub-folder and there are at least two of them.
         held_out: the share kept for measuring, in [0, 1), decided for each file by a hash of its size and of the 8 KiB
             in its middle, so that exact copies share a side and new files move no old one. None is the split of
             the folders "train" and "test" (or "val") where the images lie in such, else 0.05.
-        skip_unreadable: put the next readable image in the place of one that cannot be read, see ``unreadable``.
+        skip_unreadable: pass over images that cannot be read, and name them; more than 1% of them end the run.
 
     Attributes:
         unreadable: the images that could not be read so far, each with the reason.
@@ -119,19 +127,56 @@ class ImageFolder(Dataset):
             fetch raises it for a file that is not a readable image, or when more than 1% are not.
     """
 
+    place: ClassVar[str | None] = "the folder or archive with images"
+
+    @classmethod
+    def recognises(cls, path: Path) -> Detected | None:
+        if not holds_images(path):
+            return None
+        return Detected(10, "a folder of images" if path.is_dir() else "a zip or tar of images")
+
+    @classmethod
+    def preview(cls, path: Path) -> Preview:
+        store = open_store(path)
+        classes = sub_folder_classes(store.names, "auto")
+        within = "" if classes is None else f" in {len(classes.names)} classes"
+        what = "a folder" if path.is_dir() else "an archive"
+        words = f"{what} of {len(store):,} image{'s' * (len(store) != 1)}{within}"
+        return Preview(words, {"image_size": _usual_size(store)})
+
+    @classmethod
+    def open(cls, data_dir: Any, **options: Any) -> Dataset:
+        """The pack of exactly these images where ``advect data pack`` made one, else the images themselves."""
+        from advect.data.images.memmap_images import Packed, matching_pack
+
+        asked = {a.name: options.get(a.name, a.default) for a in arguments(cls)}
+        if not Path(data_dir).exists() or asked["random_crop"] or asked["labels"] != "auto":
+            return cls(data_dir, **options)
+        decoder = Decoder(
+            image_size=asked["image_size"],
+            channels=asked["channels"],
+            background=asked["background"],
+            window=asked["crop"],
+        )
+        pack = matching_pack(data_dir, decoder)
+        if pack is None:
+            return cls(data_dir, **options)
+        logger.info(f"reading the images packed in {pack}")
+        return Packed(pack, horizontal_flip=asked["horizontal_flip"], held_out=asked["held_out"])
+
     def __init__(
         self,
         data_dir: str | os.PathLike[str],
         *,
         image_size: int | tuple[int, int] = 64,
-        channels: int = 3,
+        channels: Literal[1, 3, 4] = 3,
         crop: int | None = None,
         random_crop: bool = False,
-        flip: bool = True,
+        horizontal_flip: bool = True,
         background: str | tuple[int, int, int] = "white",
-        labels: bool | Literal["auto"] = "auto",
+        labels: Literal["auto", "yes", "no"] = "auto",
         held_out: float | None = None,
-        skip_unreadable: bool = False,
+        skip_unreadable: bool = True,
     ) -> None:
         check_share(held_out or 0)
         decoder = Decoder(image_size=image_size, channels=channels, background=background, window=crop)
@@ -155,11 +200,29 @@ class ImageFolder(Dataset):
             ),
             transform=PIXELS,
             train=ImageSplit(
-                store, train, values, decoder, flip=flip, random_crop=random_crop, unreadable=self.unreadable
+                store,
+                train,
+                values,
+                decoder,
+                flip=horizontal_flip,
+                random_crop=random_crop,
+                unreadable=self.unreadable,
             ),
             held_out=ImageSplit(store, rest, values, decoder, unreadable=self.unreadable),
             fingerprint=files_fingerprint(store, digests),
         )
+
+
+def _usual_size(store: ImageStore) -> int:
+    """A side in pixels: that of the median image, a multiple of 4 and at most 64."""
+    sides = []
+    for index in np.linspace(0, len(store) - 1, min(_LOOKED_AT, len(store))).astype(int).tolist():
+        try:
+            with Image.open(io.BytesIO(store.read(index))) as image:
+                sides.append(min(image.size))
+        except Exception:  # whatever a damaged file leads Pillow to; training names it
+            continue
+    return max(4, min(_LARGEST, int(statistics.median(sides)) // 4 * 4)) if sides else _LARGEST
 
 
 class Unreadable(dict[str, str]):

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from advect.core.errors import UserError, did_you_mean, optional_import
+from advect.core.registry import register
 from advect.core.types import NULL, Category, DataSpec
-from advect.data.base import Dataset, category, check_share
+from advect.data.base import Dataset, Detected, category, check_share
 from advect.data.content_hash import fingerprint_of, split_by_content
 from advect.data.images.decoding import Decoder
 from advect.data.images.folder import PIXELS, ImageSplit, Unreadable, content_digests, one_line
 from advect.data.images.stores import ImageStore
+from advect.data.tables.dataset import parquet_fields
 
 _HELD_OUT = ("test", "validation", "valid", "val")
 
 
+@register("hub-images")
 class HubImages(Dataset):
     """A dataset of the Hugging Face hub, or one like it on disk, as images (channels, H, W), see :class:`Decoder`.
 
@@ -30,14 +34,14 @@ class HubImages(Dataset):
         image_size: height and width in pixels, >= 1; one number is both.
         channels: 3 for colour, 1 for grey, 4 for colour with its alpha.
         crop: the side in pixels of a square to cut from the centre before scaling; None takes all.
-        flip: mirror half of the training images left to right, at random.
+        horizontal_flip: mirror half of the images, at random, while training.
         background: what shows through transparent images: a colour's name, "#rrggbb", or three numbers 0 to 255.
         image_column: None is the first column of images.
         conditions: columns of classes, yes and no, whole numbers or words. None is the first column of named classes,
             if any, as the condition ``label``; others keep their names.
         held_out: the share of the split "train" kept for measuring, in [0, 1), as for :class:`ImageFolder`. None is
             the dataset's own "test" or "validation" where it has one, else 0.05.
-        skip_unreadable: put the next readable image in the place of one that cannot be read, see ``unreadable``.
+        skip_unreadable: pass over images that cannot be read, and name them; more than 1% of them end the run.
 
     Attributes:
         unreadable: the images that could not be read so far, each with the reason.
@@ -46,20 +50,34 @@ class HubImages(Dataset):
         UserError: ``datasets`` is not installed, the dataset cannot be opened, or it has no such column.
     """
 
+    place: ClassVar[str | None] = "a dataset of the hub, or the folder of one"
+    remote: ClassVar[bool] = True
+
+    @classmethod
+    def recognises(cls, path: Path) -> Detected | None:
+        there = (path.is_dir() and is_saved_dataset(path)) or (
+            find_spec("datasets") is not None
+            and any(
+                {child.name for child in field.flatten()} == {f"{field.name}.bytes", f"{field.name}.path"}
+                for field in parquet_fields(path)
+            )
+        )
+        return Detected(30, "a Hugging Face dataset of images, saved or in Parquet") if there else None
+
     def __init__(
         self,
         name: str | os.PathLike[str],
         *,
         configuration: str | None = None,
         image_size: int | tuple[int, int] = 64,
-        channels: int = 3,
+        channels: Literal[1, 3, 4] = 3,
         crop: int | None = None,
-        flip: bool = True,
+        horizontal_flip: bool = True,
         background: str | tuple[int, int, int] = "white",
         image_column: str | None = None,
         conditions: Sequence[str] | None = None,
         held_out: float | None = None,
-        skip_unreadable: bool = False,
+        skip_unreadable: bool = True,
     ) -> None:
         check_share(held_out or 0)
         decoder = Decoder(image_size=image_size, channels=channels, background=background, window=crop)
@@ -86,7 +104,7 @@ class HubImages(Dataset):
             name=Path(title).name,
             spec=DataSpec(shape=decoder.shape, kind="image", conditions=dict(specs)),
             transform=PIXELS,
-            train=ImageSplit(store, train, labels, decoder, flip=flip, unreadable=self.unreadable),
+            train=ImageSplit(store, train, labels, decoder, flip=horizontal_flip, unreadable=self.unreadable),
             held_out=ImageSplit(store, rest, labels, decoder, unreadable=self.unreadable),
             fingerprint=fingerprint_of(digests, repr((count, names)), labels),
         )

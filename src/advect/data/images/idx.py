@@ -8,11 +8,13 @@ import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from advect.core.errors import UserError
-from advect.data.base import ArrayDataset, Rows
+from advect.core.registry import register
+from advect.data.base import ArrayDataset, Detected, Rows
 from advect.data.images.stores import require_folder
 from advect.data.transforms import PixelScale
 
@@ -58,6 +60,7 @@ def _read(path: Path) -> bytes:
         raise UserError(f"{path} is a damaged gzip file ({error}); {_AGAIN}") from error
 
 
+@register("mnist")
 class Mnist(ArrayDataset):
     """MNIST (LeCun, Cortes & Burges 1998) or any set in its four files, such as KMNIST, or a part of EMNIST.
 
@@ -73,6 +76,17 @@ class Mnist(ArrayDataset):
     Raises:
         UserError: a file is missing, damaged, or not what its name says.
     """
+
+    place: ClassVar[str | None] = "the folder with the four IDX files of the set"
+    part_given: ClassVar[tuple[str, ...]] = ("names",)
+
+    @classmethod
+    def recognises(cls, path: Path) -> Detected | None:
+        return Detected(85, "a set in MNIST's four IDX files") if is_idx(path) else None
+
+    @classmethod
+    def image_size(cls, path: Path) -> tuple[int, int] | None:
+        return idx_image_size(path)
 
     def __init__(
         self, data_dir: str | os.PathLike[str], *, names: Sequence[str] | None = None, labels: bool = True
@@ -113,6 +127,25 @@ def find_parts(folder: Path) -> tuple[str, str]:
     return found[0], "test" if test else "t10k"
 
 
+def is_idx(folder: Path) -> bool:
+    """Whether a folder holds the files of one set."""
+    try:
+        return folder.is_dir() and bool(find_parts(folder))
+    except UserError:
+        return False
+
+
+def idx_image_size(folder: Path) -> tuple[int, int]:
+    """Height and width of a set's images, from the header of its training images."""
+    file = next(folder.glob(f"{find_parts(folder)[0]}train-images-idx3-ubyte*"))
+    with file.open("rb") as start:
+        opener = gzip.open if start.read(2) == b"\x1f\x8b" else open
+    with opener(file, "rb") as content:
+        height, width = np.frombuffer(content.read(16), ">u4")[2:].tolist()
+    return height, width
+
+
+@register("fashion-mnist")
 class FashionMnist(ArrayDataset):
     """70,000 grey pictures of clothes (1, 28, 28), values 0 to 255, condition ``label`` (Xiao, Rasul & Vollgraf 2017).
 
@@ -125,9 +158,19 @@ class FashionMnist(ArrayDataset):
         UserError: a file is missing, damaged, or not what its name says.
     """
 
+    place: ClassVar[str | None] = "the folder with the four IDX files of Fashion-MNIST"
+
     NAMES = (
         "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
     )  # fmt: skip
+
+    @classmethod
+    def recognises(cls, path: Path) -> Detected | None:
+        return Detected(84, "Fashion-MNIST in its four IDX files") if is_idx(path) else None
+
+    @classmethod
+    def image_size(cls, path: Path) -> tuple[int, int] | None:
+        return idx_image_size(path)
 
     def __init__(self, data_dir: str | os.PathLike[str], *, labels: bool = True) -> None:
         folder = require_folder(data_dir, holding="train-images-idx3-ubyte.gz and its three companions")

@@ -7,12 +7,14 @@ import json
 import logging
 import os
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from advect.core.errors import UserError
+from advect.core.registry import register
 from advect.core.types import DataSpec
-from advect.data.base import Dataset, category, check_share
+from advect.data.base import Dataset, Detected, Preview, category, check_share
 from advect.data.content_hash import split_by_content
 from advect.data.images.decoding import Decoder
 from advect.data.images.folder import PIXELS, Unreadable, content_digests, files_fingerprint, official_split
@@ -23,6 +25,7 @@ from advect.data.splits import PixelSplit
 logger = logging.getLogger(__name__)
 
 
+@register("packed")
 class Packed(Dataset):
     """The images of a folder that :func:`~advect.data.images.packing.pack` wrote, (channels, H, W), 0 to 255.
 
@@ -31,7 +34,7 @@ class Packed(Dataset):
 
     Args:
         data_dir: the packed folder.
-        flip: mirror half of the training images left to right, at random.
+        horizontal_flip: mirror half of the images, at random, while training.
         held_out: the share kept for measuring, in [0, 1), as for ``ImageFolder``.
 
     Raises:
@@ -41,7 +44,26 @@ class Packed(Dataset):
         left_out: the names of images that could not be read.
     """
 
-    def __init__(self, data_dir: str | os.PathLike[str], *, flip: bool = True, held_out: float | None = None) -> None:
+    place: ClassVar[str | None] = "the folder that advect data pack wrote"
+
+    @classmethod
+    def recognises(cls, path: Path) -> Detected | None:
+        whole = (path / MANIFEST).is_file() and (path / PIXEL_FILE).is_file()
+        return Detected(100, "a folder that advect data pack wrote") if whole else None
+
+    @classmethod
+    def preview(cls, path: Path) -> Preview:
+        count, *shape = (read_manifest(path) or {})["shape"]
+        return Preview(f"a pack of {count:,} images {tuple(shape)}")
+
+    @classmethod
+    def image_size(cls, path: Path) -> tuple[int, int] | None:
+        height, width = (read_manifest(path) or {})["shape"][2:]
+        return height, width
+
+    def __init__(
+        self, data_dir: str | os.PathLike[str], *, horizontal_flip: bool = True, held_out: float | None = None
+    ) -> None:
         check_share(held_out or 0)
         self.folder = require_path(data_dir, holding="the packed images")
         manifest = self._manifest = _whole_manifest(self.folder)
@@ -65,7 +87,7 @@ class Packed(Dataset):
                 conditions={name: category(labels[name][train], values) for name, values in conditions.items()},
             ),
             transform=PIXELS,
-            train=PixelSplit(pixels, train, labels, PIXELS, flip=flip),
+            train=PixelSplit(pixels, train, labels, PIXELS, flip=horizontal_flip),
             held_out=PixelSplit(pixels, rest, labels, PIXELS),
             fingerprint=manifest["fingerprint"],
         )

@@ -6,19 +6,22 @@ import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from advect.core.errors import UserError, did_you_mean, optional_import
+from advect.core.registry import register
 from advect.core.types import DataSpec
-from advect.data.base import Dataset, category, check_share
+from advect.data.base import Dataset, Detected, Preview, category, check_share
 from advect.data.content_hash import split_by_content
 from advect.data.images.decoding import Decoder
 from advect.data.images.folder import PIXELS, Classes, ImageSplit, files_fingerprint, one_line
 from advect.data.images.stores import ImageStore
 from advect.data.remote import File, list_files
+from advect.data.tables.dataset import image_columns
 
 _KEPT = 10  # row groups in memory: those that training mixes, and the next ones
 
@@ -104,17 +107,18 @@ class ParquetStore(ImageStore):
         return [row or b"" for row in rows]
 
 
+@register("parquet-images")
 class ParquetImages(Dataset):
     """The images of Parquet files as (channels, H, W), 0 to 255. Training visits a few row groups at a time.
 
     Args:
-        data_dir: the files, see :class:`ParquetStore`; so are image, label and cache_dir.
-        image: the column of the images.
-        label: the column of the classes; None for none.
+        data_dir: the files, see :class:`ParquetStore`; so is cache_dir.
+        image_column: the column of the images.
+        label_column: the column of the classes; None for none.
         image_size: height and width in pixels, as for ``ImageFolder``; so are the next four.
         channels: 3 for colour, 1 for grey, 4 for colour with its alpha.
         random_crop: crop the longer side of training images anywhere, at random, instead of in the centre.
-        flip: mirror half of the training images left to right, at random.
+        horizontal_flip: mirror half of the images, at random, while training.
         background: what shows through transparent images.
         held_out: the share kept for measuring, in [0, 1), decided by each image's content.
         cache_dir: for copies of remote files.
@@ -123,27 +127,38 @@ class ParquetImages(Dataset):
         UserError: see :class:`ParquetStore`; or an argument is out of its range.
     """
 
+    place: ClassVar[str | None] = "the Parquet files or the folder with them"
+    remote: ClassVar[bool] = True
+
+    @classmethod
+    def recognises(cls, path: Path) -> Detected | None:
+        return Detected(25, "Parquet files with a column of images") if image_columns(path) else None
+
+    @classmethod
+    def preview(cls, path: Path) -> Preview:
+        return Preview(options={"image_column": image_columns(path)[0]})
+
     def __init__(
         self,
         data_dir: str | os.PathLike[str] | Sequence[str],
         *,
-        image: str = "image",
-        label: str | None = None,
+        image_column: str = "image",
+        label_column: str | None = None,
         image_size: int | tuple[int, int] = 64,
-        channels: int = 3,
+        channels: Literal[1, 3, 4] = 3,
         random_crop: bool = False,
-        flip: bool = True,
+        horizontal_flip: bool = True,
         background: str | tuple[int, int, int] = "white",
         held_out: float = 0.05,
-        cache_dir: str | os.PathLike[str] | None = None,
+        cache_dir: Path | str | None = None,
     ) -> None:
         check_share(held_out)
         decoder = Decoder(image_size=image_size, channels=channels, background=background)
-        store = ParquetStore(data_dir, image=image, label=label, cache_dir=cache_dir)
+        store = ParquetStore(data_dir, image=image_column, label=label_column, cache_dir=cache_dir)
         train, rest = split_by_content(store.digests, held_out)
         classes = store.classes
         values = {} if classes is None else {"label": classes.labels}
-        split = ImageSplit(store, train, values, decoder, flip=flip, random_crop=random_crop)
+        split = ImageSplit(store, train, values, decoder, flip=horizontal_flip, random_crop=random_crop)
         split.shards = np.diff(np.searchsorted(train, np.cumsum(store.sizes)), prepend=0).tolist()
         super().__init__(
             name="image-parquet",

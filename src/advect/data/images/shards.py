@@ -10,18 +10,20 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import numpy as np
 from tqdm import tqdm
 
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, make_folder
+from advect.core.registry import register
 from advect.core.types import DataSpec
-from advect.data.base import Dataset, category, check_share
+from advect.data.base import Dataset, Detected, category, check_share
 from advect.data.content_hash import MIDDLE, file_digest, middle_of, split_by_content
 from advect.data.images.decoding import Decoder
 from advect.data.images.folder import PIXELS, Classes, ImageSplit, files_fingerprint
-from advect.data.images.stores import ImageStore, is_image
+from advect.data.images.stores import ImageStore, is_image, is_tar
 from advect.data.remote import File, is_remote, list_files
 
 _VERSION = 1
@@ -182,6 +184,23 @@ class ShardStore(ImageStore):
         return self.digests[index]
 
 
+def is_shards(path: Path) -> bool:
+    """Whether a path is a folder of tars, or a tar in which an image has a companion of its name."""
+    if path.is_dir():
+        return any(name.name.endswith(".tar") and name.is_file() for name in path.iterdir())
+    if path.suffix.lower() != ".tar" or not is_tar(path):
+        return False
+    stems: dict[str, str] = {}
+    with tarfile.open(path) as archive:
+        for member, _ in zip(archive, range(20), strict=False):
+            stem, _, suffix = member.name.rpartition(".")
+            if stem in stems and (is_image(member.name) or is_image(f"{stem}.{stems[stem]}")):
+                return True
+            stems[stem] = suffix
+    return False
+
+
+@register("shards")
 class Shards(Dataset):
     """The images of tar shards as (channels, H, W), 0 to 255; only what is fetched is read.
 
@@ -192,7 +211,7 @@ class Shards(Dataset):
         image_size: height and width in pixels, as for ``ImageFolder``; so are the next four.
         channels: 3 for colour, 1 for grey, 4 for colour with its alpha.
         random_crop: crop the longer side of training images anywhere, at random, instead of in the centre.
-        flip: mirror half of the training images left to right, at random.
+        horizontal_flip: mirror half of the images, at random, while training.
         background: what shows through transparent images.
         held_out: the share kept for measuring, in [0, 1), decided by each image's content.
         cache_dir: see :class:`ShardStore`.
@@ -201,17 +220,24 @@ class Shards(Dataset):
         UserError: see :class:`ShardStore`; or an argument is out of its range.
     """
 
+    place: ClassVar[str | None] = "the tar shards or the folder with them"
+    remote: ClassVar[bool] = True
+
+    @classmethod
+    def recognises(cls, path: Path) -> Detected | None:
+        return Detected(20, "tar shards of images, or a folder of them") if is_shards(path) else None
+
     def __init__(
         self,
         data_dir: str | os.PathLike[str] | Sequence[str],
         *,
         image_size: int | tuple[int, int] = 64,
-        channels: int = 3,
+        channels: Literal[1, 3, 4] = 3,
         random_crop: bool = False,
-        flip: bool = True,
+        horizontal_flip: bool = True,
         background: str | tuple[int, int, int] = "white",
         held_out: float = 0.05,
-        cache_dir: str | os.PathLike[str] | None = None,
+        cache_dir: Path | str | None = None,
     ) -> None:
         check_share(held_out)
         decoder = Decoder(image_size=image_size, channels=channels, background=background)
@@ -219,7 +245,7 @@ class Shards(Dataset):
         train, rest = split_by_content(store.digests, held_out)
         classes = store.classes
         values = {} if classes is None else {"label": classes.labels}
-        split = ImageSplit(store, train, values, decoder, flip=flip, random_crop=random_crop)
+        split = ImageSplit(store, train, values, decoder, flip=horizontal_flip, random_crop=random_crop)
         ends = np.cumsum(store.sizes)
         split.shards = np.diff(np.searchsorted(train, ends), prepend=0).tolist()
         super().__init__(

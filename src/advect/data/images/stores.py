@@ -73,6 +73,26 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not any(part.startswith(".") for part in PurePosixPath(name).parts)
 
 
+def holds_images(path: Path) -> bool:
+    """Whether there is an image in a folder or below it, or in a zip or tar; the search ends at the first."""
+    if path.is_dir():
+        for folder, folders, files in os.walk(path):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            if any(is_image(name) for name in files if not Path(folder, name).is_dir()):
+                return True
+        return False
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                return any(is_image(name) for name in archive.namelist())
+        if is_tar(path):
+            with tarfile.open(path) as archive:
+                return any(is_image(member.name.removeprefix("./")) for member in archive)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError):
+        return True  # it is an archive, though a damaged one: whoever opens it says so
+    return False
+
+
 def require_folder(data_dir: str | os.PathLike[str] | None, *, holding: str) -> Path:
     """``data_dir`` as a path to an existing folder.
 

@@ -8,22 +8,26 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from advect.core.errors import UserError, optional_import
+from advect.core.registry import register
 from advect.core.types import LENGTH, Condition, Conditions, DataSpec, Length
-from advect.data.base import Dataset
-from advect.data.sequences.files import Ragged, is_table, read_arrays, read_steps
+from advect.data.arrays import array_header
+from advect.data.base import Dataset, Detected, Preview
+from advect.data.sequences.files import Ragged, is_sequence_array, is_table, read_arrays, read_steps, step_columns
 from advect.data.sequences.transform import SequenceScale
 from advect.data.splits import MemorySplit, split_groups
 from advect.data.tables.columns import column_from_config
+from advect.data.tables.dataset import is_table_file
 from advect.data.tables.infer_columns import column_values, condition_of
 
 
+@register("sequences")
 class Sequences(Dataset):
     """Sequences (L, C), each channel standardised over real steps, zero in model units after the last one.
 
@@ -34,10 +38,11 @@ class Sequences(Dataset):
         data: an array (N, L, C), a list of (L_i, C), a ``.npy`` or ``.npz`` file (``values``, and ``lengths`` where
             they differ), or a table of one row a step: a CSV or Parquet file or a pandas DataFrame.
         lengths: for one array, the real steps of each sequence (see :func:`read_arrays`).
-        id: for a table, the column that tells sequences apart.
-        order: for a table, the column that sorts their rows, such as a time.
-        values: for a table, the columns of the channels; by default all others.
-        conditions: for a table, columns; for an archive, names of arrays (N,); for arrays, a mapping of name to (N,).
+        id_column: for a table, the column that tells sequences apart.
+        order_column: for a table, the column that sorts their rows, such as a time.
+        value_columns: for a table, the columns of the channels; by default all others.
+        labels: for arrays, conditions by name, (N,) each.
+        conditions: for a table, columns; for an archive, names of arrays (N,).
             Reals become a ``Quantity``, texts and whole numbers a ``Category``.
         max_length: sequences that are longer are cut to it; None cuts none.
         long: how they are cut: "truncate" keeps their first steps, "window" makes a sequence of each next
@@ -50,37 +55,66 @@ class Sequences(Dataset):
         UserError: the data cannot be used, or an argument; it says which and why.
     """
 
+    place: ClassVar[str | None] = "the file of sequences"
+    usual_preset: ClassVar[str | None] = "sequences"
+    part_given: ClassVar[tuple[str, ...]] = ("lengths", "labels", "seed", "name")
+
+    @classmethod
+    def recognises(cls, path: Path) -> Detected | None:
+        if is_table_file(path):
+            words = "a CSV or Parquet table of one row a step"
+            return Detected(70 if step_columns(path) is not None else 50, words, "sequence")
+        there = is_sequence_array(path)
+        return Detected(40, "a .npy or .npz file of sequences (N, L, C)", "sequence") if there else None
+
+    @classmethod
+    def preview(cls, path: Path) -> Preview:
+        array = array_header(path)
+        if array is not None:
+            regular = len(array.shape) == 3
+            return Preview(f"an array of {array.shape[0]:,} sequences" if regular else "an archive of sequences")
+        columns = step_columns(path)  # else the person names them
+        options = {} if columns is None else {"id_column": columns[0], "order_column": columns[1]}
+        return Preview("a table of one row a step", options)
+
     def __init__(
         self,
         data: Any,
         *,
         lengths: Any = None,
-        id: str | None = None,
-        order: str | None = None,
-        values: Sequence[str] = (),
-        conditions: Mapping[str, Any] | Sequence[str] = (),
+        labels: Mapping[str, Any] | None = None,
+        id_column: str | None = None,
+        order_column: str | None = None,
+        value_columns: Sequence[str] = (),
+        conditions: Sequence[str] = (),
         max_length: int | None = None,
-        long: str = "truncate",
+        long: Literal["truncate", "window"] = "truncate",
         held_out: float = 0.1,
         seed: int = 0,
         name: str | None = None,
     ) -> None:
-        if isinstance(conditions, str) or isinstance(values, str):
-            raise UserError("conditions and values must be several names, got one text; write (name,)")
+        if isinstance(conditions, str) or isinstance(value_columns, str):
+            raise UserError("conditions and value_columns must be several names, got one text; write (name,)")
         if is_table(data):
-            if id is None or lengths is not None:
-                raise UserError("a table of steps needs id=, the column that tells sequences apart, and no lengths")
-            ragged = read_steps(data, id=id, order=order, values=values, conditions=tuple(conditions))
+            if id_column is None or lengths is not None:
+                raise UserError(
+                    "Sequences.id_column is not given; name the column of the table that tells sequences apart"
+                )
+            ragged = read_steps(
+                data, id=id_column, order=order_column, values=value_columns, conditions=tuple(conditions)
+            )
         else:
-            if id is not None or order is not None or values:
-                raise UserError("id, order and values are for tables of one row a step; leave them out for arrays")
-            ragged = read_arrays(data, lengths, conditions)
+            if id_column is not None or order_column is not None or value_columns:
+                raise UserError(
+                    "id_column, order_column and value_columns are for tables of one row a step; leave them out"
+                )
+            ragged = read_arrays(data, lengths, labels or conditions)
         ragged, groups = _shorten(ragged, max_length, long)
         train, rest = split_groups(groups, held_out, seed=seed)
         is_train = np.zeros(len(groups), bool)
         is_train[train] = True
 
-        self._channels, self._keys = ragged.channels, (id or "id", order or "step")
+        self._channels, self._keys = ragged.channels, (id_column or "id", order_column or "step")
         self._told = [column for column, _ in ragged.conditions.values()]
         sizes = np.array([len(x) for x in ragged.steps], np.int64)
         transform = SequenceScale.fit(
@@ -97,7 +131,8 @@ class Sequences(Dataset):
             fingerprint=_fingerprint(ragged, train),
         )
 
-    def facts(self) -> dict[str, Any]:
+    @property
+    def metadata(self) -> dict[str, Any]:
         """A JSON object from which :func:`steps_of` makes tables without the data."""
         return {
             "kind": "sequences",

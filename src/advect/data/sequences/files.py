@@ -16,6 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from advect.core.errors import UserError, did_you_mean, optional_import
+from advect.data.arrays import array_header
 from advect.data.tables.columns import Categories, Column, Number
 from advect.data.tables.dataset import CSV, PARQUET, read_table
 from advect.data.tables.infer_columns import read_condition
@@ -44,6 +45,17 @@ def step_columns(path: Path) -> tuple[str, str] | None:
         return None
     keys = [row[key] for row in rows if len(row) > key]
     return (names[key], names[order]) if len(set(keys)) <= len(keys) / 1.5 else None
+
+
+def is_sequence_array(path: Path) -> bool:
+    """Whether a NumPy file is an array (N, L, C), or values with the lengths of sequences beside them."""
+    array = array_header(path)
+    if array is None or len(array.shape) not in (2, 3):
+        return False
+    if len(array.shape) == 3 or path.suffix.lower() == ".npy":
+        return len(array.shape) == 3
+    with zipfile.ZipFile(path) as archive:
+        return array.name == "values" and "lengths.npy" in archive.namelist()
 
 
 def _csv_head(path: Path) -> tuple[list[str], list[list[str]]]:

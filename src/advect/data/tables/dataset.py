@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from advect.core.errors import UserError, did_you_mean, optional_import
 from advect.core.files import atomic_write
+from advect.core.registry import register
 from advect.core.types import Conditions, DataSpec
-from advect.data.base import Dataset
+from advect.data.base import Dataset, Detected, Preview
 from advect.data.splits import MemorySplit, equal_rows, split_groups
 from advect.data.tables.columns import Column, column_from_config
 from advect.data.tables.infer_columns import column_values, condition_of, read_column, read_condition
@@ -109,6 +110,33 @@ def _check_csv(file: Path) -> str:
     return separator
 
 
+def is_table_file(path: Path) -> bool:
+    """Whether a path is a CSV or Parquet file that holds no images."""
+    return path.is_file() and path.name.lower().endswith((*CSV, *PARQUET)) and not image_columns(path)
+
+
+def parquet_fields(path: Path) -> list[Any]:
+    """The columns of a Parquet file, or of the first one in a folder; none where there is no such file."""
+    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))[:1]
+    if not files or not files[0].name.lower().endswith(PARQUET):
+        return []
+    try:
+        import pyarrow.parquet
+
+        return list(pyarrow.parquet.read_schema(files[0]))
+    except (ImportError, OSError, ValueError):
+        return []
+
+
+def image_columns(path: Path) -> list[str]:
+    """The columns of Parquet files that can hold images: bytes, or a struct with ``bytes``."""
+    return [
+        field.name
+        for field in parquet_fields(path)
+        if str(field.type) in ("binary", "large_binary") or f"{field.name}.bytes" in {c.name for c in field.flatten()}
+    ]
+
+
 def row_count(path: Path) -> int:
     """About how many rows a table has, told without reading their values: line breaks in quotes count, too.
 
@@ -149,6 +177,7 @@ def write_table(path: str | os.PathLike[str], frame: Any) -> None:
     atomic_write(file, lambda partial: frame.to_csv(partial, index=False, sep=separator, compression=compression))
 
 
+@register("table")
 class Table(Dataset):
     """Rows of a table as vectors (D,): numbers scaled, categories as codes of +-1, a dimension more where values miss.
 
@@ -171,13 +200,25 @@ class Table(Dataset):
         UserError: the file or a column cannot be used, or an argument; it says which and why.
     """
 
+    place: ClassVar[str | None] = "the CSV or Parquet file"
+    usual_preset: ClassVar[str | None] = "table"
+    part_given: ClassVar[tuple[str, ...]] = ("seed", "name")
+
+    @classmethod
+    def recognises(cls, path: Path) -> Detected | None:
+        return Detected(60, "a CSV or Parquet table", "vector") if is_table_file(path) else None
+
+    @classmethod
+    def preview(cls, path: Path) -> Preview:
+        return Preview("a table of one row a sample", samples=row_count(path))
+
     def __init__(
         self,
         data: Any,
         *,
         conditions: Sequence[str] = (),
         continuous_conditions: Sequence[str] = (),
-        scaling: str = "quantile",
+        scaling: Literal["quantile", "standard"] = "quantile",
         drop: Sequence[str] = (),
         categorical: Sequence[str] = (),
         held_out: float = 0.1,
@@ -224,7 +265,8 @@ class Table(Dataset):
             fingerprint=_fingerprint(values, train, transform, self._told),
         )
 
-    def facts(self) -> dict[str, Any]:
+    @property
+    def metadata(self) -> dict[str, Any]:
         """A JSON object from which :func:`frame_of` makes data frames without the data."""
         return {
             "kind": "table",
