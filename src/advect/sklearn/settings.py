@@ -73,6 +73,10 @@ def resolve(
         if key in _OF_RUNS:
             raise UserError(f"options has {key!r}, which writes to a run folder; train with advect train for it")
     chosen = {c.field: str(values[c.field]) for s in sections for c in s.choices() if c.field in values}
+    for choice in (choice for section in sections for choice in section.choices()):
+        name = values.get(choice.field)
+        if name is not None and name not in choice.names():
+            raise UserError(f"{choice.field} {name!r} is not known{did_you_mean(str(name), choice.names())}")
     sections = tuple(
         s.replaced(**{c.field: chosen[c.field] for c in s.choices() if c.field in chosen}) for s in sections
     )
@@ -82,7 +86,7 @@ def resolve(
         if key not in known:
             known = [k for k in (*known, *data_options, "network") if k not in _ELSEWHERE and k not in _ARGUMENTS]
             raise UserError(f"options has {key!r}, which is no option{did_you_mean(str(key), known)}")
-    values |= _sizes(name, hidden) | ({} if labelled else {"label_dropout": 0.0})
+    values |= _sizes(sections[2].network, hidden) | ({} if labelled else {"label_dropout": 0.0})
     method, training, net = (
         section.replaced(**{key: _value(key, values[key], names[key]) for key in names if key in values})
         for section, names in zip(sections, types, strict=True)
