@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class PackArguments:
-    """What one call of ``advect data pack`` asks for."""
+    """Flags of ``advect data pack``."""
 
     output: Path | None = None
     """Folder to write; by default beside PATH, where training finds it by itself."""

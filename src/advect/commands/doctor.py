@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorArguments:
-    """What one call of ``advect doctor`` asks for."""
+    """Flags of ``advect doctor``."""
 
     data: str | None = None
     """A file or folder of data of your own to look at, as advect train --data would read it. Flags of advect train may

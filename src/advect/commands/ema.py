@@ -31,7 +31,7 @@ MAX_ERROR = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class EmaArguments:
-    """What one call of ``advect ema`` asks for."""
+    """Flags of ``advect ema``."""
 
     length: tuple[float, ...] = ()
     """Lengths of the averages, each a file of its own: the standard deviation of their weights in time, as a share of

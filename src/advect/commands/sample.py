@@ -22,7 +22,7 @@ SHARED = True
 
 @dataclass(frozen=True, kw_only=True)
 class SampleArguments:
-    """What one call of ``advect sample`` asks for."""
+    """Flags of ``advect sample``."""
 
     num_samples: int = 64
     """How many samples."""
