@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from advect.commands.base import split_place
-from advect.config.arguments import parse_words
+from advect.config.flags import parse_words
 from advect.core.errors import UserError, did_you_mean
 from advect.data import Packed, pack, packed_path
 from advect.data.images.decoding import Decoder

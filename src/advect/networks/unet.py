@@ -136,6 +136,7 @@ class UNet(FlowNetwork):
 
     takes = "image"
     channels_last = True
+    part_examples = ({"model_channels": 8, "channel_mult": (1, 2), "attention_resolutions": ()},)
 
     def __init__(
         self,
