@@ -24,7 +24,7 @@ from interleave import machine
 
 from advect.checkpoint.async_writer import CheckpointWriter
 from advect.core.device import tune_process
-from advect.core.random import mix
+from advect.core.random import Stream
 from advect.core.types import Batch
 from advect.losses import FlowMatching
 from advect.networks import MLP, UNet
@@ -93,7 +93,7 @@ def bare(name: str) -> EvalWorkspace:
     def work(n: int) -> None:
         nonlocal done
         for step in range(done, done + n):
-            point, cond = objective.draw(loader.batch(step), loader.rng(mix(0, 4), step))
+            point, cond = objective.draw(loader.batch(step), loader.rng(Stream.STEP, step))
             objective.compare(state.net(point.x_t, point.t, cond), point).mean().backward()
             grads = [p.grad for p in params if p.grad is not None]
             clip_gradients(grads, 1.0, gradient_norm(grads))

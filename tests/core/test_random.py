@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import ast
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from scipy import stats
 
 from advect.core import random
 from advect.core.errors import UserError
-from advect.core.random import CounterRng, mix
+from advect.core.random import CounterRng, Stream, mix, stream_seed
 
 DTYPES = [torch.float32, torch.float64]
 
@@ -304,3 +306,33 @@ def test_scattered_rows_have_the_numbers_of_the_whole_batch(shape: tuple[int, ..
         assert torch.equal(some.uniform((4, *shape)), whole.uniform((20, *shape))[places])
     with pytest.raises(UserError, match="do not lie in a batch of 13"):
         CounterRng.at(7, 3, places, total=13)
+
+
+def test_streams_share_no_numbers() -> None:
+    words = ((), (0,), (1,), (0, 0), (0, 1), (1, 0))
+    keys = [stream_seed(seed, stream, *w) for seed in (0, 1, 17) for stream in Stream for w in words]
+    assert len(set(keys)) == len(keys)
+    first = [
+        tuple(CounterRng(stream_seed(seed, stream), step, 4).uniform((4,), dtype=torch.float64).tolist())
+        for seed, stream, step in itertools.product((0, 1), Stream, range(30))
+    ]
+    assert len(set(itertools.chain(*first))) == 4 * len(first)
+
+
+def test_every_random_number_names_its_stream() -> None:
+    import advect
+
+    root = Path(advect.__file__).parent
+    bare = []
+    for path in sorted(root.rglob("*.py")):
+        if path in (root / "core" / "random.py", root / "data" / "toy.py"):  # toy data are not a run's randomness
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            name, first = ast.unparse(node.func), ast.unparse(node.args[0]) if node.args else ""
+            if name in ("CounterRng", "CounterRng.at") and "stream_seed(" not in first and first != "self._seed":
+                bare.append(f"{path.relative_to(root)}:{node.lineno} {ast.unparse(node)}")
+            if name == "mix" and "seed" in first:
+                bare.append(f"{path.relative_to(root)}:{node.lineno} {ast.unparse(node)}")
+    assert not bare

@@ -38,7 +38,7 @@ def test_gaussians_have_the_distances_of_the_closed_forms() -> None:
     found = measure(["frechet", "frechet_infinity", "sliced_wasserstein", "two_sample"], x, y)
     # |m|^2 + sum (s_x - s_y)^2 in four dimensions is 4 + 4; over a line in one it is 1 + 1 on average.
     assert found["frechet"] == pytest.approx(8, rel=0.05)
-    assert found["frechet_infinity"] == pytest.approx(found["frechet"], rel=0.02)
+    assert found["frechet_infinity"] == pytest.approx(found["frechet"], rel=0.03)
     assert found["sliced_wasserstein"] == pytest.approx(2**0.5, rel=0.08)
     assert 0.75 < found["two_sample"] <= 1
 

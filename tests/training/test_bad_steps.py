@@ -57,10 +57,9 @@ def rows(run: Path) -> list[dict]:
 
 def indices(run: Path, step: int) -> list[int]:
     """The examples of a step, as the loader has them from the run's own seed."""
-    from advect.core.random import mix
     from advect.training.loader import EpochSampler
 
-    return EpochSampler(10_000, mix(0, 1)).indices(64 * (step - 1), 64).tolist()
+    return EpochSampler(10_000, 0).indices(64 * (step - 1), 64).tolist()
 
 
 ONE, TWO = (1, "--batch-size 64"), (2, "--batch-size 32")

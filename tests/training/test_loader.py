@@ -44,8 +44,8 @@ def batches(loader: Loader, steps) -> torch.Tensor:
 
 def test_order_is_pinned():
     # A resumed run relies on it: a change here changes the data that an old run goes on with.
-    assert EpochSampler(10, 7).indices(0, 10).tolist() == [4, 3, 2, 0, 8, 7, 9, 5, 1, 6]
-    assert EpochSampler(10, 7).indices(10, 10).tolist() == [4, 3, 1, 9, 7, 0, 8, 6, 2, 5]
+    assert EpochSampler(10, 7).indices(0, 10).tolist() == [7, 8, 0, 6, 3, 1, 5, 4, 9, 2]
+    assert EpochSampler(10, 7).indices(10, 10).tolist() == [3, 6, 1, 9, 0, 4, 2, 8, 7, 5]
 
 
 @settings(max_examples=40, deadline=None)

@@ -29,7 +29,7 @@ class Sharded:
 
 def test_order_is_pinned():
     # A resumed run relies on it: a change here changes the data that an old run goes on with.
-    assert ShardSampler([3, 2, 4], 7, together=2).indices(0, 9).tolist() == [4, 0, 3, 2, 1, 5, 6, 7, 8]
+    assert ShardSampler([3, 2, 4], 7, together=2).indices(0, 9).tolist() == [2, 1, 0, 3, 4, 8, 7, 6, 5]
 
 
 @settings(max_examples=40, deadline=None)

@@ -22,7 +22,7 @@ from advect.config.config import Config, D, N
 from advect.config.presets import DEFAULT, get_preset
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, make_folder
-from advect.core.random import mix
+from advect.core.random import Stream, stream_seed
 from advect.core.types import Category
 from advect.data import Dataset
 from advect.distributed.comm import broadcast_object, sync_errors
@@ -305,7 +305,7 @@ def _pairing(a: ReflowArguments, k: int, rows: int) -> PairConfig:
         sampler=replace(sampler, guidance=a.guidance, guidance_interval=a.guidance_interval) if k == 0 else sampler,
         real_share=a.real_share,
         store=a.store,
-        seed=mix(a.settings.training.seed, 11, k) >> 33,
+        seed=stream_seed(a.settings.training.seed, Stream.PAIRS, k) >> 33,
     )
 
 

@@ -15,7 +15,7 @@ from advect.config.network_sections import NetworkConfig
 from advect.config.yaml_file import to_dict
 from advect.core.device import be_deterministic, pick_precision, use_tf32
 from advect.core.errors import UserError
-from advect.core.random import mix
+from advect.core.random import Stream, stream_seed
 from advect.core.types import DataSpec
 from advect.data import Dataset, Split
 from advect.distributed.context import RunContext
@@ -67,7 +67,7 @@ def new_state(
     if t.deterministic:
         be_deterministic(device)
     with torch.random.fork_rng():
-        torch.manual_seed(mix(context.seed, 0))
+        torch.manual_seed(stream_seed(context.seed, Stream.INIT))
         net = build_network(network, spec, grad_checkpointing=t.grad_checkpointing)
     if weights is not None:
         net.load_state_dict(weights)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from enum import IntEnum, unique
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,41 @@ def mix(*words: int) -> int:
         h = ((h ^ (h >> 27)) * _M2) & _MASK
         h ^= h >> 31
     return h
+
+
+@unique
+class Stream(IntEnum):
+    """Each independent stream of random numbers; see :func:`stream_seed`. A new stream takes a new number."""
+
+    INIT = 0  # weights of a new network
+    ORDER = 1  # order of the examples
+    AUGMENTATION = 2
+    LAYERS = 3  # dropout
+    STEP = 4  # source, coupling, time and path of a training step
+    HELD_OUT_LOSS = 5  # the same for the held-out loss
+    LOG_PROB = 6  # Hutchinson's probes
+    INITIAL_NOISE = 7  # x0 of samples
+    COUNTS = 8  # cells counted around their expectation
+    INVERTED_ROWS = 9  # data carried back to t = 0 for reflow pairs
+    LIKELIHOOD = 10  # seed of log_prob for each batch of the likelihood metric
+    PAIRS = 11  # seed of each round of reflow
+    CONDITIONS = 12  # conditions of samples
+    DEQUANTISE = 13  # uniform noise on grey levels
+    SHARDS = 14  # order of shards
+    SHARD_ROWS = 15  # order within a group of shards
+    SUBSAMPLE = 16  # rows of an evaluation
+    HELD_OUT = 17  # split of the data
+    TRUNCATED_SVD = 18
+    WASSERSTEIN = 19  # directions of the sliced distance
+    KID = 20
+    CLASSIFIER_TWO_SAMPLE = 21
+    FID_INFINITY = 22
+    DOCTOR = 23
+
+
+def stream_seed(seed: int, stream: Stream, *words: int) -> int:
+    """The seed (64 bits) of ``stream`` in a run of ``seed``; ``words`` number independent parts of the stream."""
+    return mix(seed, stream, *words)
 
 
 Bits = np.ndarray | Tensor

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.core.random import CounterRng, Generator
+from advect.core.random import CounterRng, Generator, Stream, stream_seed
 from advect.core.types import Batch, Category, Conditions, DataSpec
 from advect.data.transforms import Transform
 
@@ -224,5 +224,5 @@ def random_split(n: int, held_out: float, *, seed: int) -> tuple[np.ndarray, np.
     """The indices of 0 .. n - 1 to train on and those held out, both rising; a share > 0 of n >= 2 is at least one."""
     check_share(held_out)
     count = min(max(round(n * held_out), 1), n - 1) if held_out else 0
-    order = CounterRng(seed, 0, n).permutation().numpy()
+    order = CounterRng(stream_seed(seed, Stream.HELD_OUT), 0, n).permutation().numpy()
     return np.sort(order[count:]), np.sort(order[:count])

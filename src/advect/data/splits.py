@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from advect.core.random import CounterRng, Generator, uniform
+from advect.core.random import CounterRng, Generator, Stream, stream_seed, uniform
 from advect.core.types import Batch
 from advect.data.base import Split, check_share
 from advect.data.transforms import Transform
@@ -94,7 +94,7 @@ def split_groups(groups: np.ndarray, held_out: float, *, seed: int) -> tuple[np.
     n, counts = len(groups), np.bincount(groups)
     left = min(max(round(n * held_out), 1), n - 1) if held_out else 0
     chosen = np.zeros(len(counts), bool)
-    for group in CounterRng(seed, 0, len(counts)).permutation().tolist():
+    for group in CounterRng(stream_seed(seed, Stream.HELD_OUT), 0, len(counts)).permutation().tolist():
         if not left:
             break
         if counts[group] <= left:

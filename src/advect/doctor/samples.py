@@ -14,7 +14,7 @@ from torch import Tensor
 from advect.config.arguments import parse_config
 from advect.config.build import build_dataset
 from advect.core.errors import UserError
-from advect.core.random import CounterRng
+from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import NULL, Category, Conditions
 from advect.data import Dataset, Split
 from advect.doctor.report import Figure, Finding
@@ -109,7 +109,7 @@ def _scale(x: Tensor) -> Tensor:
 
 def _spread(x: Tensor, seed: int) -> float:
     """The mean distance between two different rows of x (N, d), over at most 1,000 of them."""
-    few = x[CounterRng(seed, 1, len(x)).permutation()[:1000]].double()
+    few = x[CounterRng(stream_seed(seed, Stream.DOCTOR), 1, len(x)).permutation()[:1000]].double()
     return float(torch.pdist(few).mean())
 
 

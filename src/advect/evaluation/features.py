@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.core.random import CounterRng, mix
+from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import Category, Conditions
 from advect.data import Components, Dataset, Expression, PixelScale, Split, count_noise
 from advect.data.cells.conditions import CellSplit
@@ -26,7 +26,6 @@ from advect.metrics.base import COLUMNS, LABELS
 from advect.metrics.statistics import CONDITION, FEATURES, SAMPLES, VALUES, subsample
 from advect.model.flow import Flow
 from advect.model.initial_noise import without_padding
-from advect.reporting.outputs import COUNTING
 
 DIRECT_LIMIT, COMPONENTS, FIT_ROWS = 512, 128, 10_000
 """Most dimensions that are compared as they are; principal components beyond them, and rows they are fitted to."""
@@ -193,7 +192,7 @@ class FeatureSpace:
             if self._scale is not None:
                 some = self._scale.forward(some)
                 if self.flow.facts.get("counted"):
-                    rng = CounterRng(mix(seed, COUNTING), 0, len(some), start=first + i)
+                    rng = CounterRng(stream_seed(seed, Stream.COUNTS), 0, len(some), start=first + i)
                     some = count_noise(some, self._counting, rng)
             kept = self._kept(some, part)
             parts.append(kept | ({SAMPLES: self._near(some).float()} if SAMPLES in self.keep else {}))

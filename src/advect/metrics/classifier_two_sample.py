@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.core.random import CounterRng
+from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.registry import register
 from advect.metrics.base import PAIRS, FeatureMetric
 from advect.metrics.statistics import check_pair
@@ -60,7 +60,10 @@ def two_sample_test(
     held = round(test_share * n) if 0 < test_share < 1 else 0
     if not 1 <= held <= n - 2:
         raise UserError(f"test_share must leave rows to fit and to ask about, got {test_share}; 0.5 is usual")
-    a, b = (v[CounterRng(seed, step, len(v)).permutation()[:n].to(v.device)] for step, v in enumerate((a, b)))
+    a, b = (
+        v[CounterRng(stream_seed(seed, Stream.CLASSIFIER_TWO_SAMPLE), step, len(v)).permutation()[:n].to(v.device)]
+        for step, v in enumerate((a, b))
+    )
     judge: Any = HistGradientBoostingClassifier(random_state=seed % 2**32) if classifier is None else clone(classifier)
     kind = lambda count: torch.arange(2).repeat_interleave(count).numpy()
     judge.fit(torch.cat([a[held:], b[held:]]).cpu().numpy(), kind(n - held))

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.core.random import CounterRng
+from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.registry import register
 from advect.metrics.base import EvalContext, Metric
 from advect.metrics.statistics import FEATURES, GaussianFit, Moments, SampleStatistics, check_samples
@@ -81,7 +81,7 @@ def frechet_at_infinity(
     sizes = np.linspace(smallest, len(x), points).round().astype(int).tolist()
     distances = []
     for step, size in enumerate(sizes):
-        places = CounterRng(seed, step, len(x)).permutation()[:size].to(x.device)
+        places = CounterRng(stream_seed(seed, Stream.FID_INFINITY), step, len(x)).permutation()[:size].to(x.device)
         blocks = (Moments.from_samples(x[part]) for part in places.split(BLOCK))
         distances.append(GaussianFit.from_running(Moments.merged(blocks)).distance(target))
     return extrapolate(sizes, distances)

@@ -9,14 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advect.core.random import CounterRng, mix
+from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.registry import register
 from advect.metrics.base import FlowMetric
 
 FEW = 32
 """Up to so many dimensions the divergence is exact."""
-
-_DEQUANTISED, _PROBES = 9, 10
 
 
 @register("straightness")
@@ -58,8 +56,12 @@ class LikelihoodMetric(FlowMetric):
         for first in range(rows.start, rows.stop, size):
             x, cond = data(range(first, min(first + size, rows.stop)))
             if dequantised(flow):
-                x = x + CounterRng(mix(options.seed, _DEQUANTISED), 0, len(x), start=first).uniform(x.shape) - 0.5
-            seed = mix(options.seed, _PROBES, first) >> 1
+                x = (
+                    x
+                    + CounterRng(stream_seed(options.seed, Stream.DEQUANTISE), 0, len(x), start=first).uniform(x.shape)
+                    - 0.5
+                )
+            seed = stream_seed(options.seed, Stream.LIKELIHOOD, first) >> 1
             found.append(flow.bits_per_dim(x, cond=cond, trace=_trace(flow), seed=seed))
         return {"bits": torch.cat(found)}
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.core.random import CounterRng
+from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.registry import register
 from advect.metrics.base import EvalContext, Metric
 from advect.metrics.statistics import FEATURES, SampleStatistics, check_samples
@@ -75,7 +75,10 @@ def kernel_distance(
             "degree 3, gamma 1 / D and coef0 1 are usual"
         )
     count = fewest // size
-    order = [CounterRng(seed, step, len(v)).permutation().to(v.device) for step, v in enumerate((x, y))]
+    order = [
+        CounterRng(stream_seed(seed, Stream.KID), step, len(v)).permutation().to(v.device)
+        for step, v in enumerate((x, y))
+    ]
 
     def kernel(p: Tensor, q: Tensor) -> Tensor:
         return (gamma * (p @ q.T) + coef0) ** degree

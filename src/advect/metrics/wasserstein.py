@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.core.random import CounterRng
+from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.registry import register
 from advect.metrics.base import EvalContext, FeatureMetric, Metric
 from advect.metrics.statistics import FEATURES, ROWS, SampleStatistics, check_pair
@@ -48,7 +48,11 @@ def sliced_wasserstein(x: Tensor, y: Tensor, *, order: int = 2, lines: int = 512
     _check_order(order)
     if lines < 1:
         raise UserError(f"lines must be at least 1, got {lines}; 512 is usual")
-    directions = CounterRng(seed, 0, lines).normal((lines, a.shape[1]), dtype=torch.float64).to(a)
+    directions = (
+        CounterRng(stream_seed(seed, Stream.WASSERSTEIN), 0, lines)
+        .normal((lines, a.shape[1]), dtype=torch.float64)
+        .to(a)
+    )
     directions = directions / directions.norm(dim=1, keepdim=True)
     p, q = ((v @ directions.T).sort(dim=0).values for v in (a, b))
     # Between two neighbouring levels of either distribution function both quantile functions are constant.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError, did_you_mean
-from advect.core.random import CounterRng, mix
+from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import NULL, Category, Condition, Conditions, DataSpec, Length, Quantity
 
 ConditionValue = float | str | None | Sequence[float] | Tensor
@@ -39,7 +39,7 @@ def resolve_conditions(
     values = {}
     for i, (name, condition) in enumerate(spec.conditions.items()):
         if name not in cond:
-            rng = CounterRng(mix(seed, 2), i, len(rows), start=rows.start, total=n)
+            rng = CounterRng(stream_seed(seed, Stream.CONDITIONS), i, len(rows), start=rows.start, total=n)
             u = rng.uniform((len(rows),), dtype=torch.float64)
             values[name] = _drawn(condition, u)
         elif isinstance(condition, Quantity):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from advect.core.errors import UserError
-from advect.core.random import CounterRng, mix
+from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import LENGTH, Conditions, DataSpec, is_null
 from advect.data import Transform
 from advect.losses.flow_matching import Kind
@@ -334,7 +334,7 @@ class Flow:
             raise UserError("log_prob needs samples of one size, and this flow makes sequences of several lengths")
         model = self.transform.forward(x).to(self.device)
         u = self.velocity(self._on_device(self._given(len(x), cond)))
-        rng = CounterRng(mix(seed, 6), 0, len(x))
+        rng = CounterRng(stream_seed(seed, Stream.LOG_PROB), 0, len(x))
         with _row_by_row(self.net):
             value = log_prob(
                 u,

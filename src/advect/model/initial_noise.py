@@ -9,12 +9,9 @@ import torch
 from torch import Tensor
 
 from advect.core import random
-from advect.core.random import CounterRng, mix
+from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import Conditions, real_steps
 from advect.sources import Empirical, SourceDistribution
-
-NOISE = 1
-"""Keeps the randomness of the start apart from that of conditions and the like."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +39,12 @@ class InitialNoise:
 
     def replay(self, places: np.ndarray, shape: tuple[int, ...], cond: Conditions, *, seed: int, total: int) -> Tensor:
         """The x0 (n, *S) that the samples ``places`` (n,) of ``total`` started from; see :func:`noise_of`."""
-        return self.draw(CounterRng.at(mix(seed, NOISE), 0, places, total=total), shape, cond)
+        return self.draw(CounterRng.at(stream_seed(seed, Stream.INITIAL_NOISE), 0, places, total=total), shape, cond)
 
 
 def noise_of(seed: int, rows: range, total: int) -> CounterRng:
     """The random numbers with which the samples ``rows`` of ``total`` start."""
-    return CounterRng(mix(seed, NOISE), 0, len(rows), start=rows.start, total=total)
+    return CounterRng(stream_seed(seed, Stream.INITIAL_NOISE), 0, len(rows), start=rows.start, total=total)
 
 
 def without_padding(x: Tensor, cond: Conditions) -> Tensor:

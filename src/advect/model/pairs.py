@@ -21,7 +21,7 @@ from tqdm import tqdm
 from advect.config.build import build_source_distribution, source_tensors
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, make_folder
-from advect.core.random import CounterRng, mix
+from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import Conditions
 from advect.data import Dataset
 from advect.data.pairs import ImageStore, PairedDataset, Pairs, write_pairs
@@ -159,7 +159,7 @@ def _invert(
 ) -> list[Path]:
     """Carry real data back to t = 0 (Lee, Lin & Fanti 2024), and write these pairs."""
     total, sampler = len(dataset.train), pairing.sampler.resolve(flow.sampler)
-    order = CounterRng(mix(pairing.seed, 9), 0, total).permutation().numpy()
+    order = CounterRng(stream_seed(pairing.seed, Stream.INVERTED_ROWS), 0, total).permutation().numpy()
     places = np.resize(order, n)[rows.start : rows.stop]
     batch = dataset.train.fetch(places)
     t0, t1 = flow.span

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from advect.core.errors import UserError, optional_import
 from advect.core.files import atomic_write
-from advect.core.random import CounterRng, mix
+from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import LENGTH, NULL, Batch, Category, Conditions, DataSpec, Quantity
 from advect.data import Split
 from advect.data.cells.write import count_noise, write_h5ad
@@ -65,9 +65,6 @@ def draw(flow: Flow, x: Tensor, conditions: Conditions, reference: Batch | None 
     return vector_plot(x, behind)
 
 
-COUNTING = 8
-"""Keeps the randomness of counting apart from that of sampling."""
-
 GRID = 100
 """At most so many images are drawn in samples.png."""
 
@@ -117,7 +114,7 @@ def write_samples(
         case "cells":
             files = [folder / "samples.h5ad"]
             if flow.facts.get("counted"):
-                x = count_noise(x, flow.facts, CounterRng(mix(seed, COUNTING), 0, len(x), start=first))
+                x = count_noise(x, flow.facts, CounterRng(stream_seed(seed, Stream.COUNTS), 0, len(x), start=first))
             write_h5ad(files[0], x, flow.facts, conditions=conditions, first=first)
         case "table":
             files = [folder / _table_name(flow)]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from advect.core.random import CounterRng, mix
+from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import Batch, Category
 from advect.data import Split
 from advect.distributed.comm import all_sum, broadcast_object, current, gather_objects
@@ -78,7 +78,7 @@ def held_out_loss(flow: Flow, objective: Loss, split: Split, seed: int, limit: i
         mine = me.share(rows)
         own = mine or range(1)  # a process without a row computes one, and does not count it
         batch = split.fetch(np.arange(first + own.start, first + own.stop)).to(flow.device)
-        rng = CounterRng(mix(seed, 5), first, len(own), start=own.start, total=rows)
+        rng = CounterRng(stream_seed(seed, Stream.HELD_OUT_LOSS), first, len(own), start=own.start, total=rows)
         total += objective(flow.output, batch, rng).double().sum().cpu() * bool(mine)
     return all_sum(total).item() / count
 

@@ -21,7 +21,7 @@ from advect.config.build import (
 )
 from advect.config.build_trainer import check_method, new_state, new_trainer
 from advect.core.errors import UserError
-from advect.core.random import CounterRng, mix
+from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import Batch, Condition, DataSpec
 from advect.data import Dataset, Transform
 from advect.data.base import random_split
@@ -278,7 +278,7 @@ class EarlyStopping(Callback):
     @torch.no_grad()
     def _evaluate(self, step: int) -> None:
         net = self._trainer.state.net
-        rng = CounterRng(mix(self.seed, 5), 0, len(self.batch))
+        rng = CounterRng(stream_seed(self.seed, Stream.HELD_OUT_LOSS), 0, len(self.batch))
         loss = self.loss(net, self.batch, rng).mean().item()
         if not self.losses or loss < min(self.losses):
             self.best, self.best_step = _copied(net.state_dict()), step

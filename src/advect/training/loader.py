@@ -13,7 +13,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from advect.core.errors import UserError
-from advect.core.random import CounterRng, mix
+from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import Batch
 
 
@@ -21,8 +21,11 @@ class EpochSampler:
     """An endless order of ``n`` examples: each epoch a new permutation, a pure function of (seed, epoch)."""
 
     def __init__(self, n: int, seed: int) -> None:
-        self.n = n
-        self._permutation = lru_cache(maxsize=2)(lambda epoch: CounterRng(seed, epoch, n).permutation().numpy())
+        self.n, self._seed = n, stream_seed(seed, Stream.ORDER)
+        self._permutation = lru_cache(maxsize=2)(self._permuted)
+
+    def _permuted(self, epoch: int) -> np.ndarray:
+        return CounterRng(self._seed, epoch, self.n).permutation().numpy()
 
     def indices(self, first: int, count: int) -> np.ndarray:
         """The examples (count,) at places first, first + 1, ... of the order; a batch may span epochs."""
@@ -79,7 +82,7 @@ class ShardSampler:
 
     def _shuffled_shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The shards in this epoch's order, and the places at which its groups end."""
-        order = CounterRng(mix(self._seed, 1), epoch, len(self._sizes)).permutation().numpy()
+        order = CounterRng(stream_seed(self._seed, Stream.SHARDS), epoch, len(self._sizes)).permutation().numpy()
         ends = np.cumsum(self._sizes[order])
         last = np.append(np.arange(self._together - 1, len(order) - 1, self._together), len(order) - 1)
         return order, ends[last]
@@ -88,7 +91,9 @@ class ShardSampler:
         shards = self._shards(epoch)[0][group * self._together : (group + 1) * self._together]
         starts, sizes = self._starts[shards].tolist(), self._sizes[shards].tolist()
         examples = np.concatenate([np.arange(a, a + n) for a, n in zip(starts, sizes, strict=True)])
-        return examples[CounterRng(mix(self._seed, 2, group), epoch, len(examples)).permutation().numpy()]
+        return examples[
+            CounterRng(stream_seed(self._seed, Stream.SHARD_ROWS, group), epoch, len(examples)).permutation().numpy()
+        ]
 
 
 T = TypeVar("T")
@@ -146,9 +151,8 @@ class Loader:
         self.examples, self.batch_size, self.global_batch = examples, batch_size, batch_size * world
         self.first_row = rank * batch_size
         shards = getattr(examples, "shards", None)
-        order_seed = mix(seed, 1)
-        self._order = EpochSampler(len(examples), order_seed) if shards is None else ShardSampler(shards, order_seed)
-        self._seed = mix(seed, 2)
+        self._order = EpochSampler(len(examples), seed) if shards is None else ShardSampler(shards, seed)
+        self._seed = seed
         self._workers = workers
         self._origin = (0, 0)
         self._pool: ThreadPoolExecutor | None = None
@@ -162,9 +166,11 @@ class Loader:
         self._origin = (step, seen)
         self._ahead.clear()
 
-    def rng(self, seed: int, step: int) -> CounterRng:
-        """The random numbers of this process's rows of the global batch of ``step``."""
-        return CounterRng(seed, step, self.batch_size, start=self.first_row, total=self.global_batch)
+    def rng(self, stream: Stream, step: int) -> CounterRng:
+        """The random numbers of ``stream`` for this process's rows of the global batch of ``step``."""
+        return CounterRng(
+            stream_seed(self._seed, stream), step, self.batch_size, start=self.first_row, total=self.global_batch
+        )
 
     def indices(self, step: int) -> np.ndarray:
         """The examples (global_batch,) of ``step``, those of all processes."""
@@ -176,7 +182,7 @@ class Loader:
 
     def _make(self, step: int) -> Batch:
         indices = self._indices(step, self.first_row, self.batch_size)
-        return self.examples.fetch(indices, self.rng(self._seed, step))
+        return self.examples.fetch(indices, self.rng(Stream.AUGMENTATION, step))
 
     def batch(self, step: int) -> Batch:
         """Return the batch of ``step``."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from advect.core.device import check_compiler, device_peak
 from advect.core.errors import UserError
-from advect.core.random import CounterRng, mix
+from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import Batch
 from advect.distributed.comm import current, sync_errors
 from advect.distributed.context import EVERY_RANK
@@ -124,7 +124,9 @@ class Trainer:
 
     def _step(self) -> None:
         progress = self.state.progress
-        self._seed_layers(mix(self.seed, 3, progress.step, *([rank] if (rank := current().rank) else [])))
+        self._seed_layers(
+            stream_seed(self.seed, Stream.LAYERS, progress.step, *([rank] if (rank := current().rank) else []))
+        )
         self.log.add(*self._descend(progress.step, self.learning_rate))
         progress.step += 1
         progress.seen += self.loader.global_batch
@@ -163,7 +165,7 @@ class Trainer:
         )
 
     def _rng(self, step: int) -> CounterRng:
-        return self.loader.rng(mix(self.seed, 4), step)
+        return self.loader.rng(Stream.STEP, step)
 
     def _seed_layers(self, seed: int) -> None:
         """Seed PyTorch's own generator, which layers such as dropout draw from."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from advect.core.errors import UserError, did_you_mean
-from advect.core.random import Generator, mix, uniform
+from advect.core.random import Generator, Stream, mix, stream_seed, uniform
 from advect.core.types import LENGTH, NULL, Batch, Category, Quantity
 from advect.data.base import Split
 from advect.data.cells.matrix import CellMatrix
@@ -126,7 +126,7 @@ def split_by_digest(digests: np.ndarray, held_out: float, *, seed: int) -> tuple
     if not held_out or len(kinds) < 2:
         return np.arange(len(digests)), np.arange(0)
     words = [int.from_bytes(hashlib.blake2b(kind, digest_size=8).digest()) for kind in kinds]
-    order = sorted(range(len(kinds)), key=lambda i: mix(seed, words[i]))
+    order = sorted(range(len(kinds)), key=lambda i: stream_seed(seed, Stream.HELD_OUT, words[i]))
     before = np.cumsum(sizes[order]) - sizes[order]  # how many are held out when a group's turn comes
     taken = np.zeros(len(kinds), dtype=bool)
     taken[np.array(order)[before < round(len(digests) * held_out)]] = True

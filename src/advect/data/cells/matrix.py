@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from advect.core.errors import UserError, did_you_mean
-from advect.core.random import CounterRng
+from advect.core.random import CounterRng, Stream, stream_seed
 
 BLOCK = 4096
 """Rows that a pass over a matrix takes at a time."""
@@ -286,7 +286,11 @@ def principal_components(
         return product / len(rows) - np.outer(mean, mean @ v)
 
     width = min(count + 10, matrix.shape[1])
-    start = CounterRng(seed, 0, matrix.shape[1]).normal((matrix.shape[1], width), dtype=torch.float64).numpy()
+    start = (
+        CounterRng(stream_seed(seed, Stream.TRUNCATED_SVD), 0, matrix.shape[1])
+        .normal((matrix.shape[1], width), dtype=torch.float64)
+        .numpy()
+    )
     basis = np.linalg.qr(start)[0]
     krylov = basis[:, :0]
     for _ in range(passes):
