@@ -6,7 +6,6 @@ import io
 import shutil
 import tarfile
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,6 @@ from advect.config.yaml_file import to_yaml
 from advect.core.errors import UserError
 from advect.core.types import LENGTH
 from advect.data import pack, write_table
-from advect.networks import UNet
 from advect.sources import Empirical
 
 QUICK = "--max-steps 2 --batch-size 4 --sample-every 0 --log-every 1 --lr-warmup-steps 0 --run-dir run"
@@ -226,7 +224,7 @@ def test_data_are_recognised_trained_on_and_sampled_without(
     x = flow.sample(3, steps=2).x
     assert len(x) == 3 and x.ndim == len(shape) + 1
     own = {"cells": "cells", "table": "table", "sequences": "sequences"}
-    assert flow.facts.get("format") == ("vectors" if make is embeddings else own.get(preset))
+    assert flow.facts.get("kind") == ("vectors" if make is embeddings else own.get(preset))
 
 
 def test_many_cells_of_many_genes_are_cut_down_unless_asked(tmp_path: Path) -> None:
@@ -331,7 +329,7 @@ def test_a_gpu_gets_the_full_unet_and_a_cpu_maps_of_some_sixteen_pixels(
     for size, (fold, mult) in lengths.items():
         network = folded_unet(size, size)
         assert (network.patch_size, network.channel_mult) == (fold, mult)
-        UNet((3, size, size), **{f.name: getattr(network, f.name) for f in fields(network)})
+        network.build("network", shape=(3, size, size))
     assert folded_unet(28, 30).patch_size == 1 and folded_unet(25, 25).channel_mult == (1,)
     place = str(cifar(tmp_path))
     for gpu, channels in ((False, 64), (True, 128)):

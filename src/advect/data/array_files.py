@@ -21,7 +21,7 @@ from advect.data.images.stores import require_path
 from advect.data.splits import PixelSplit
 from advect.data.tables.dataset import PARQUET
 from advect.data.transforms import PixelScale, Standardize, Transform
-from advect.data.vectors import read_vectors, vector_columns
+from advect.data.vectors.parquet import read_vectors, vector_columns
 
 LABELS = ("y", "labels", "label", "targets", "Y", "arr_1")
 _TRAIN, _TEST = ("x_train", "y_train"), ("x_test", "y_test")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, Stream, stream_seed
-from advect.core.types import Category, Conditions
+from advect.core.types import Category, Conditions, without_padding
 from advect.data import Components, Dataset, Expression, PixelScale, Split, count_noise
 from advect.data.cells.conditions import CellSplit
 from advect.data.cells.transform import Chain
@@ -25,7 +25,6 @@ from advect.evaluation.feature_network import SIDE, FeatureNetwork
 from advect.metrics.base import COLUMNS, LABELS
 from advect.metrics.statistics import CONDITION, FEATURES, SAMPLES, VALUES, subsample
 from advect.model.flow import Flow
-from advect.model.initial_noise import without_padding
 
 DIRECT_LIMIT, COMPONENTS, FIT_ROWS = 512, 128, 10_000
 """Most dimensions that are compared as they are; principal components beyond them, and rows they are fitted to."""

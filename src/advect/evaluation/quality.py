@@ -32,7 +32,6 @@ REFERENCE = 10_000
 """Most held-out rows that samples are compared with."""
 
 FORMAT = 1
-TRAJECTORIES = {"image": 8, "vector": 200, "sequence": 4}
 TIMES, STEPS = 10, 36
 """Times at which trajectories are kept, and steps of the midpoint method that they are followed by."""
 
@@ -94,7 +93,7 @@ def trajectories(space: FeatureSpace, context: EvalContext, *, seed: int = 0) ->
     more in the first two principal components of training rows.
     """
     flow = space.flow
-    count = TRAJECTORIES.get(flow.spec.kind, 8)
+    count = flow.modality.trajectories
     states = flow.sample(count, steps=STEPS, solver="midpoint", seed=seed, trajectory=True).x
     places = torch.linspace(0, STEPS, TIMES).round().long()
     x = torch.stack([space.states(state) for state in states[places]])
