@@ -35,7 +35,6 @@ from advect.distributed.context import RunContext, run_context
 from advect.model.load import build_flow, read_model_metadata, weight_file
 from advect.model.metadata import ModelMetadata
 from advect.training import LearningRate, StopCriteria, Trainer
-from advect.training.posthoc_ema import SNAPSHOTS, bring
 from advect.training.state import MODEL
 
 logger = logging.getLogger(__name__)
@@ -129,6 +128,8 @@ def _train(config: Config, preset: str, context: RunContext, checkpoint: Path | 
                 for folder in (run_dir, run_dir / "samples"):
                     remove_partial(folder)
                 if checkpoint and config.training.posthoc_ema:
+                    from advect.training.posthoc_ema import SNAPSHOTS, bring
+
                     bring(checkpoint.parent.parent / SNAPSHOTS, run_dir / SNAPSHOTS)
                 atomic_write_text(run_dir / "config.yaml", to_yaml(config, preset))
                 step = trainer.state.progress.step
