@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -45,10 +45,10 @@ class TrainArguments(Section):
     usual = frozenset({"data", "run_dir", "resume_from", "config", "nproc", "dry_run"})
 
 
-def parse_train(words: list[str], say: Callable[[str], None] | None = None) -> tuple[str, TrainArguments]:
+def parse_train(words: list[str], notes: list[str] | None = None) -> tuple[str, TrainArguments]:
     """Parse the words after ``advect train``: the preset's name and the arguments. Raises UserError.
 
-    ``say`` is told what the data of ``--data`` were recognised as.
+    ``notes`` gets a line on how the data of ``--data`` are read.
     """
     words = [dashed(word) for word in words]
     name = words[0] if words and not words[0].startswith("-") else None
@@ -74,8 +74,8 @@ def parse_train(words: list[str], say: Callable[[str], None] | None = None) -> t
     given = _without_replaced(given, flags)
     if data:
         seen = describe(data, found, value_of("--data-format", given + flags))
-        if say is not None:
-            say(f"{data} is {seen.words}: preset {seen.preset}")
+        if notes is not None:
+            notes.append(f"{data} is {seen.words}: preset {seen.preset}")
         found = seen.preset
         given += seen.flags[:2] if given else seen.flags  # a config.yaml has all the others
     preset = get_preset(found or DEFAULT)

@@ -6,7 +6,7 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
@@ -18,6 +18,9 @@ from advect.core.types import NULL, Batch, Category, Conditions, DataSpec, Quant
 from advect.data.base import Split
 from advect.data.figure import save_png
 from advect.data.transforms import Transform
+
+if TYPE_CHECKING:
+    from advect.data.cells.transform import Components
 
 PLACES = {
     "image": "advect.data.images.modality",
@@ -62,11 +65,28 @@ class Modality(ABC):
     """Samples in samples.png, at most."""
     trajectories: ClassVar[int] = 8
     """Trajectories in a report."""
+    space: ClassVar[str] = "data space"
+    """The units in which values are compared."""
     is_image: ClassVar[bool] = False
     """Whether features of an image network, bytes and single files apply."""
 
     def __init__(self, spec: DataSpec, transform: Transform, metadata: Mapping[str, Any] | None = None) -> None:
         self.spec, self.transform, self.metadata = spec, transform, metadata or {}
+
+    @property
+    def categorical(self) -> tuple[bool, ...]:
+        """Of a table, whether each column is one of categories."""
+        return ()
+
+    @property
+    def components(self) -> Components | None:
+        """The transform's principal components, in which samples are compared; None where it has none."""
+        return None
+
+    @property
+    def pixel_range(self) -> tuple[float, float] | None:
+        """The values of black and white, where the transform of images knows them."""
+        return None
 
     def check_output(self, *, individual: bool = False) -> None:
         """See, before anything is drawn, that samples can be written, each as an image of its own where asked.
@@ -139,6 +159,11 @@ class Modality(ABC):
     def feature_space(self, x: Tensor) -> Tensor:
         """Comparable samples (n, *S) as vectors (n, *K) between which distances mean something."""
         return x
+
+
+def modalities() -> list[type[Modality]]:
+    """All modalities."""
+    return list(dict.fromkeys(importlib.import_module(place).MODALITY for place in PLACES.values()))
 
 
 def modality_of(spec: DataSpec, transform: Transform, metadata: Mapping[str, Any] | None = None) -> Modality:

@@ -15,7 +15,7 @@ from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import Conditions, DataSpec
 from advect.data.base import Split
 from advect.data.cells.conditions import CellSplit
-from advect.data.cells.transform import Expression
+from advect.data.cells.transform import Chain, Components, Expression
 from advect.data.cells.write import count_noise, write_h5ad
 from advect.data.modality import DISTANCES, Modality
 from advect.data.transforms import Transform
@@ -30,9 +30,16 @@ class CellsModality(Vectors):
     usual_preset = "cells"
     metrics = (*DISTANCES, "marginals", "energy_within", "straightness")
 
+    space = "expression"
+
     def __init__(self, spec: DataSpec, transform: Transform, metadata: Mapping[str, Any] | None = None) -> None:
         super().__init__(spec, transform, metadata)
         self._expression = Expression(**self.metadata["expression"])
+
+    @property
+    def components(self) -> Components | None:
+        parts = self.transform.parts if isinstance(self.transform, Chain) else ()
+        return next((part for part in parts if isinstance(part, Components)), None)
 
     def check_output(self, *, individual: bool = False) -> None:
         Modality.check_output(self, individual=individual)

@@ -25,6 +25,7 @@ class Images(Modality):
     pair_storage = "bf16"
     shown = 16
     most_plotted = 100
+    space = "pixel space"
     is_image = True
 
     def reference(self, held_out: Split) -> Batch | None:

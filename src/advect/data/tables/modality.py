@@ -22,6 +22,12 @@ class Tables(Vectors):
     usual_preset = "table"
     metrics = (*DISTANCES, "columns", "straightness")
 
+    space = "the table's scaled columns"
+
+    @property
+    def categorical(self) -> tuple[bool, ...]:
+        return tuple(column["kind"] != "number" for column in self.metadata["transform"]["columns"])
+
     def check_output(self, *, individual: bool = False) -> None:
         Modality.check_output(self, individual=individual)
         optional_import("pandas", "tables")
