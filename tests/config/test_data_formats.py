@@ -70,7 +70,7 @@ def test_its_arguments_are_in_the_help_and_its_errors_name_flags(
     _, a = parse_train(["--data", str(place), "--held-out", "2"])
     with pytest.raises(UserError, match=r"^--held-out must be a share"):
         build_dataset(a.settings.data)
-    with pytest.raises(UserError, match="--columns is not a flag of advect train moons; it goes with --data-format led"):
+    with pytest.raises(UserError, match="--columns is not a flag of advect train moons; it goes with --data-format"):
         parse_train(["moons", "--columns", "3"])
 
 
