@@ -14,10 +14,10 @@ from PIL import Image
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.data import ImageFolder
-from advect.data.content_hash import split_by_content
 from advect.data.images.decoding import Decoder
 from advect.data.images.folder import ImageSplit
 from advect.data.images.stores import find_images
+from advect.data.splits import split_by_content
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 TURNED = 6  # the EXIF orientation of a camera held upright: shown turned a quarter clockwise
