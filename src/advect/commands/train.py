@@ -44,15 +44,15 @@ SHARED = True
 
 def run(words: list[str]) -> None:
     """Run ``advect train`` with the words after it. Raises UserError."""
-    recognised: list[str] = []
+    notes: list[str] = []
     with sync_errors():
-        preset, a = parse_train(words, say=recognised.append)
+        preset, a = parse_train(words, notes)
     if a.dry_run:
         logger.info(to_yaml(a.settings, preset).rstrip("\n"))
         return
     if a.nproc != 1:
         base.launch_processes("train", words, a.nproc, a.settings.training.device)
-    for line in recognised:
+    for line in notes:
         logger.info(line)
     where = {"run_dir": a.run_dir, "resume_from": a.resume_from, "resume": a.resume}
     folder, reason = train(a.settings, preset, **where)

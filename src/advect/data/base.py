@@ -88,7 +88,7 @@ class Dataset:
     remote: ClassVar[bool] = False
     """Whether the first argument may be a URL, a pattern, or a name on the hub."""
     usual_preset: ClassVar[str | None] = None
-    """The preset for these data; None is that of the kind of data."""
+    """The preset for these data, which then takes them; None: a preset that names this format takes it."""
 
     @classmethod
     def recognises(cls, path: Path) -> Detected | None:

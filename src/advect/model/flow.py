@@ -101,11 +101,7 @@ class Flow:
         return tuple(self.transform.inverse(torch.zeros(1, *self.spec.shape)).shape[1:])
 
     def velocity(
-        self,
-        cond: Conditions | None = None,
-        *,
-        guidance: float = 1.0,
-        interval: tuple[float, float] | None = None,
+        self, cond: Conditions | None = None, *, guidance: float = 1.0, interval: tuple[float, float] | None = None
     ) -> Velocity:
         """The velocity ``u(x (B, *S), t (B,)) -> (B, *S)`` in model units, under conditions (B,), guided if asked."""
         self.net.eval()
@@ -125,12 +121,7 @@ class Flow:
         return self.path.convert(output.to(x_t.dtype), x_t, inside, self.prediction, "velocity")
 
     def conditions(
-        self,
-        n: int,
-        cond: Mapping[str, ConditionValue] | None = None,
-        seed: int = 0,
-        *,
-        rows: range | None = None,
+        self, n: int, cond: Mapping[str, ConditionValue] | None = None, seed: int = 0, *, rows: range | None = None
     ) -> Conditions:
         """The conditions of :meth:`sample`: whole numbers (n,) or standardised (n, d) each; of ``rows`` if given."""
         values = resolve_conditions(self.spec, n, cond, seed, rows)

@@ -42,7 +42,7 @@ class ModelMetadata:
 
     @staticmethod
     def from_run(config: Config, preset: str, source: Dataset, noise: dict[str, Any]) -> ModelMetadata:
-        """The card of a run on ``source`` from ``noise``, the facts that ``build_source_distribution`` takes."""
+        """The metadata of a run on ``source`` from ``noise``, the arguments of ``build_source_distribution``."""
         facts = source.metadata
         return ModelMetadata(
             preset=preset,
