@@ -111,12 +111,11 @@ def test_a_card_keeps_conditions_of_every_kind() -> None:
     assert ModelMetadata.from_text(card_of(SPEC).to_text(), "here").spec == SPEC
 
 
-def test_a_card_of_format_1_holds_categories() -> None:
-    spec = DataSpec((2,), "vector", {"type": Category(("a", "b"), (0.25, 0.75))})
-    values = json.loads(card_of(spec).to_text())
-    values["format"] = 1
-    del values["spec"]["conditions"]["type"]["kind"]
-    assert ModelMetadata.from_text(json.dumps(values), "here").spec == spec
+def test_metadata_of_another_format_are_refused_in_one_sentence() -> None:
+    values = json.loads(card_of(SPEC).to_text())
+    for format_, fix in ((1, "train it again"), (values["format"] + 1, "install a newer one")):
+        with pytest.raises(UserError, match=rf"here has model format {format_}, .*{fix}"):
+            ModelMetadata.from_text(json.dumps(values | {"format": format_}), "here")
 
 
 class Ones(nn.Module):

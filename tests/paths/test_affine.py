@@ -179,7 +179,9 @@ def test_a_path_between_two_data_sets_moves_but_has_no_score():
         path.conditional_score(x, T, x1=x1)
     with pytest.raises(UserError, match="the conditional velocity given x1 alone needs a Gaussian source; pass x0"):
         path.conditional_velocity(x, T, x1=x1)
-    with pytest.raises(UserError, match=r"one point and has no score; set AffinePath\.sigma_min > 0, or use Bridge"):
+    with pytest.raises(
+        UserError, match=r"a point without score; set AffinePath\.sigma_min > 0, or use BrownianBridge"
+    ):
         path.conditional_score(x, T, x1=x1, x0=x0)
     assert path.convert(x, x, T, "score", "score") is x
 

@@ -76,11 +76,13 @@ def test_without_width_it_becomes_the_straight_line():
 def test_mistakes_are_named():
     x0, x1 = ends()
     for sigma in (0, -1, math.nan, math.inf):
-        with pytest.raises(UserError, match=r"Bridge\.sigma must be finite and > 0, got .*; for 0 use AffinePath"):
+        with pytest.raises(
+            UserError, match=r"BrownianBridge\.sigma must be finite and > 0, got .*; for 0 use AffinePath"
+        ):
             BrownianBridge(sigma)
     for ask in (BrownianBridge(1.0).conditional_score, BrownianBridge(1.0).conditional_velocity):
-        with pytest.raises(UserError, match="Bridge has a law given both ends only; pass x0 as well as x1"):
+        with pytest.raises(UserError, match="BrownianBridge has a law given both ends only; pass x0 as well as x1"):
             ask(x0, T, x1=x1)
     for t in (0.0, 1.0):
-        with pytest.raises(UserError, match="a Bridge has no score at t = 0 and t = 1, where its width is 0"):
+        with pytest.raises(UserError, match="a BrownianBridge has no score at t = 0 and t = 1, where its width is 0"):
             BrownianBridge(1.0).conditional_score(x0, torch.full((5,), t), x1=x1, x0=x0)

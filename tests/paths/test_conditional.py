@@ -65,7 +65,7 @@ def test_mistakes_are_named():
         InterpolantPath("line")
     with pytest.raises(UserError, match=r"psi must return the shape of x0 and x1, \(4, 2\), got \(4, 1\)"):
         InterpolantPath(lambda x0, x1, t: t).sample(x0, x1, t)
-    with pytest.raises(UserError, match="a ConditionalPath has no score, given both ends x_t is one point"):
+    with pytest.raises(UserError, match="an InterpolantPath has no score"):
         LINE.conditional_score(x0, t, x1=x1, x0=x0)
-    with pytest.raises(UserError, match="ConditionalPath has a law given both ends only; pass x0"):
+    with pytest.raises(UserError, match="InterpolantPath has a law given both ends only; pass x0"):
         LINE.conditional_velocity(x0, t, x1=x1)

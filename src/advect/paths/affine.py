@@ -21,13 +21,12 @@ from advect.paths.schedules import Coefficients, CondOT, Schedule
 class AffinePath(Path):
     """``x_t = alpha_t x_1 + sigma_t x_0 + sigma_min eps`` with the velocity ``u_t = alpha_t' x_1 + sigma_t' x_0``.
 
-    ``sigma_min >= 0`` is the standard deviation of an independent Gaussian jitter; its width does not change
-    in time, so it leaves u_t as it is (Tong et al. 2024, "Improving and generalizing flow-based generative
-    models", eq. 14 and 15, for the straight line).
-
-    ``gaussian_source`` says that x0 ~ N(0, I), drawn apart from x1. Set it False for a path between two data sets
-    or a source of another law: the path then has a law given both ends, but no score without the jitter, and none
-    can be had from the velocity.
+    Args:
+        schedule: of alpha and sigma.
+        sigma_min: standard deviation >= 0 of an independent Gaussian jitter, constant in time and so absent from u_t
+            (Tong et al. 2024, "Improving and generalizing flow-based generative models", eq. 14 and 15).
+        gaussian_source: whether x0 ~ N(0, I), independent of x1. Without it a path has no law given x1 alone, no score
+            without jitter, and no conversion of a velocity to a score.
     """
 
     schedule: Schedule = field(default_factory=CondOT)
@@ -50,10 +49,9 @@ class AffinePath(Path):
         return PathSample(x_t=x_t, t=t, u_t=u_t, x0=x0, x1=x1)
 
     def coefficients(self, t: Tensor) -> Coefficients:
-        """The schedule's coefficients with the jitter in sigma: ``x_t ~ N(alpha x_1, sigma^2 I)`` given x1.
+        """Coefficients with ``x_t ~ N(alpha x_1, sigma^2 I)`` given x1: ``sigma = sqrt(sigma_t^2 + sigma_min^2)``.
 
-        With Gaussian x0 the jitter makes ``sigma = sqrt(sigma_t^2 + sigma_min^2)``, and "noise" then means
-        ``(x_t - alpha x_1) / sigma``, the source and the jitter together.
+        "noise" is then ``(x_t - alpha x_1) / sigma``, the source and the jitter together.
         """
         c = self.schedule.coefficients(t)
         if self.sigma_min == 0:
@@ -63,14 +61,13 @@ class AffinePath(Path):
 
     @property
     def effective_schedule(self) -> Schedule:
-        """The schedule whose plain path has this path's marginals, with the jitter in sigma."""
+        """The schedule without jitter that has this path's marginals."""
         return self.schedule if self.sigma_min == 0 else Jittered(self)
 
     def convert(self, value: Tensor, x: Tensor, t: Tensor, source: str, target: str) -> Tensor:
-        """Turn ``value`` (B, *S), a ``source`` ("velocity", "data", "noise" or "score") at x, t (B,), into ``target``.
+        """Convert ``value`` (B, *S), a ``source`` (velocity, data, noise or score) at x, t (B,), to ``target``.
 
-        Raises UserError as ``paths.convert.convert`` does, and where the source is not Gaussian and the
-        conversion needs it: to or from a score, and any conversion on a path with jitter.
+        Raises UserError as ``paths.convert.convert`` does, and where a score or jitter needs a Gaussian source.
         """
         if source == target:
             return value
@@ -84,7 +81,7 @@ class AffinePath(Path):
     def conditional_velocity(self, x: Tensor, t: Tensor, *, x1: Tensor, x0: Tensor | None = None) -> Tensor:
         """u_t(x | x1) = alpha' x1 + sigma' (x - alpha x1) / sigma, or alpha' x1 + sigma' x0 given both ends.
 
-        The first is eq. 15 of Lipman et al. 2023; it asks for a Gaussian source and sigma > 0. All (B, *S).
+        The first, eq. 15 of Lipman et al. 2023, needs a Gaussian source and sigma > 0. All (B, *S).
         """
         check_point(x, t, x1, x0)
         if x0 is not None:
@@ -96,7 +93,7 @@ class AffinePath(Path):
     def conditional_score(self, x: Tensor, t: Tensor, *, x1: Tensor, x0: Tensor | None = None) -> Tensor:
         """-(x - alpha x1) / sigma^2 given x1, or -(x - alpha x1 - sigma x0) / sigma_min^2 given both ends.
 
-        The first asks for a Gaussian source and sigma > 0, the second for jitter; else UserError. All (B, *S).
+        Raises UserError for the first without a Gaussian source and sigma > 0, the second without jitter. All (B, *S).
         """
         check_point(x, t, x1, x0)
         if x0 is None:
@@ -104,7 +101,7 @@ class AffinePath(Path):
             return convert(x1, x, self.coefficients(t), "data", "score")
         if self.sigma_min == 0:
             raise UserError(
-                "given both ends x_t is one point and has no score; set AffinePath.sigma_min > 0, or use Bridge"
+                "given both ends x_t is a point without score; set AffinePath.sigma_min > 0, or use BrownianBridge"
             )
         c = self.schedule.coefficients(t)
         return (align(c.alpha, x) * x1 + align(c.sigma, x) * x0 - x) / self.sigma_min**2
@@ -116,7 +113,7 @@ class AffinePath(Path):
 
 @dataclass(frozen=True)
 class Jittered(Schedule):
-    """The coefficients of a path with its jitter in sigma, which is then not 0 at t = 1."""
+    """The coefficients of a path with its jitter in sigma."""
 
     path: AffinePath
 

@@ -1,9 +1,8 @@
-"""Closed forms: data laws whose marginals p_t, velocity and score are known under every affine path.
+"""Data laws with closed-form marginals p_t, velocity and score under every affine path.
 
 With data ``sum_k w_k N(m_k, C_k)`` and a Gaussian source, ``p_t = sum_k w_k N(alpha m_k, alpha^2 C_k + sigma^2 I)``,
-and each field is the average of the conditional ones over the posterior of the component (Lipman et al. 2023, "Flow
-matching for generative modeling", eq. 8). A finite data set is the case C_k = 0: the ideal sampler of its training
-data, which is also what perfect memorisation looks like.
+and each field is the posterior mean of the conditional ones (Lipman et al. 2023, "Flow matching for generative
+modeling", eq. 8). A finite data set is the case C_k = 0: perfect memorisation.
 """
 
 from __future__ import annotations
@@ -39,13 +38,12 @@ def isotropic_posterior(
 ) -> Posterior:
     """For ``sum_k w_k N(m_k, c_k I)``, with x (B, D), alpha and sigma (B, 1), means (K, D), c and log w (K,).
 
-    ``v_k = alpha^2 c_k + sigma^2`` has to be positive. With posterior weights p_k,
+    ``v_k = alpha^2 c_k + sigma^2`` must be positive. With posterior weights p_k,
 
         data = sigma^2 P + alpha r x,   score = alpha P - q x,   P = sum p_k m_k / v_k,  q = sum p_k / v_k,
                                                                  r = sum p_k c_k / v_k
 
-    accumulated over ``chunk`` components at a time with a running maximum of the logits, as online softmax does
-    (Milakov & Gimelshein 2018): memory is O(chunk (B + D) + B D).
+    by online softmax over ``chunk`` components at a time (Milakov & Gimelshein 2018): memory O(chunk (B + D) + B D).
     """
     x = x.double()
     square = x.square().sum(1, keepdim=True)
@@ -86,10 +84,10 @@ _NO_NOISE = "has no density where sigma = 0, at t = 1 of most schedules; stay at
 
 
 class AnalyticMarginals(ABC):
-    """A data law on samples of ``shape`` with all its marginals under ``path``, whose source is N(0, I).
+    """A data law on samples of ``shape`` with its marginals under ``path``, whose source is N(0, I).
 
-    Each field takes x (B, *S) and t (B,) and returns (B, *S) in the dtype of x; inside all is float64. They can be
-    differentiated. UserError where x and t do not fit, t is outside [0, 1], or there is no answer.
+    Fields take x (B, *S) and t (B,) and return (B, *S) in the dtype of x, differentiably and computed in float64.
+    They raise UserError where x and t do not match, t is outside [0, 1], or there is no value.
     """
 
     path: AffinePath
@@ -106,7 +104,7 @@ class AnalyticMarginals(ABC):
 
     @abstractmethod
     def draw(self, n: int, generator: Generator = None) -> Tensor:
-        """Draw n data x1 (n, *S)."""
+        """Sample n data x1 (n, *S)."""
 
     @abstractmethod
     def _posterior(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Posterior:
@@ -142,13 +140,13 @@ class AnalyticMarginals(ABC):
         return (-expand_right(sigma, x) * self._at(x, t).score.view_as(x)).to(x.dtype)
 
     def data(self, x: Tensor, t: Tensor) -> Tensor:
-        """E[x_1 | x_t = x], the best denoiser; where p_t has no density its limit, for finite data the nearest one."""
+        """E[x_1 | x_t = x], the ideal denoiser; in the limit of no noise the nearest row of finite data."""
         c = self.path.coefficients(self._times(x, t))
         sigma = c.sigma.clamp(min=1e-30)[:, None]
         return self._posterior(x.flatten(1).double(), c.alpha[:, None], sigma).data.view_as(x).to(x.dtype)
 
     def sample(self, n: int, t: float | Tensor = 1.0, generator: Generator = None) -> Tensor:
-        """Draw n times from p_t (n, *S), t in [0, 1] one number or (n,)."""
+        """Sample p_t, (n, *S), t in [0, 1] one number or (n,)."""
         x1 = self.draw(n, generator)
         x0 = random.normal(x1.shape, generator, device=x1.device, dtype=x1.dtype)
         times = torch.as_tensor(t, dtype=x1.dtype, device=x1.device).expand(n)
@@ -181,8 +179,8 @@ class GaussianMixture(AnalyticMarginals):
     """``sum_k weights_k N(means_k, stds_k^2 I)``, or with full ``covariances``.
 
     ``means`` (K, *S); ``stds`` > 0, one number or (K,); or ``covariances`` (K, D, D) positive definite, with D the
-    number of elements of a sample; ``weights`` (K,) > 0, scaled to sum to one, equal by default. Every field exists at
-    every t at which the schedule's derivatives are finite, t = 0 and t = 1 included.
+    number of elements of a sample; ``weights`` (K,) > 0, normalised, equal by default. Fields exist wherever the
+    schedule's derivatives are finite.
     """
 
     means: Tensor = field(repr=False)
@@ -256,11 +254,10 @@ class GaussianMixture(AnalyticMarginals):
 
 @dataclass(frozen=True, eq=False)
 class FiniteData(AnalyticMarginals):
-    """The N rows of ``x`` (N, *S), each with probability 1 / N: what a network that memorises its data learns.
+    """The N rows of ``x`` (N, *S), each with probability 1 / N: what memorisation of the data learns.
 
-    ``chunk`` rows are handled at a time, so memory is O(chunk (B + D)) numbers beside x itself. Where sigma = 0 there
-    is no density: velocity, score, noise and log_prob raise UserError, and ``data`` is the nearest row. Distances come
-    from matrix products in float64, so log_prob is good to about 1e-16 |x|^2 / sigma^2.
+    Memory is O(chunk (B + D)) numbers beside x. Where sigma = 0, velocity, score, noise and log_prob raise UserError,
+    and ``data`` is the nearest row. log_prob is exact to about 1e-16 |x|^2 / sigma^2.
     """
 
     x: Tensor = field(repr=False)

@@ -1,4 +1,4 @@
-"""What every conditional path is."""
+"""The interface of conditional paths, and checks of their arguments."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from advect.core.types import PathSample, check_pair, expand_right
 
 
 class Path(ABC):
-    """A law of x_t given its ends, p_t(x | z), whose velocity carries the source at t = 0 to the data at t = 1.
+    """A conditional law p_t(x | z) with a velocity that carries the source at t = 0 to the data at t = 1.
 
-    The condition z is the pair (x0, x1) or, on a path whose source is known to be Gaussian, the datum x1 alone.
+    z is the pair (x0, x1) or, for a Gaussian source, x1 alone.
     """
 
     part_kind: ClassVar[str] = "path"
     width: ClassVar[str | None] = None
-    """The argument that a run's sigma_min sets; None where the path has no noise of its own."""
+    """The argument set by a run's sigma_min; None for a path without noise."""
 
     @abstractmethod
     def sample(self, x0: Tensor, x1: Tensor, t: Tensor, generator: Generator = None) -> PathSample:
-        """Draw the point x_t (B, *S) of the path from x0 to x1 (B, *S) at t (B,), with its velocity u_t.
+        """Sample x_t (B, *S) between x0 and x1 (B, *S) at t (B,), with its velocity u_t.
 
-        Raises UserError where shapes, devices or dtypes do not match, and for t outside [0, 1]; on a GPU the range
-        of t is not looked at, since that would make every step wait.
+        Raises UserError where shapes, devices or dtypes differ and, except on a GPU, where it would stall every step,
+        for t outside [0, 1].
         """
 
     @abstractmethod
     def conditional_velocity(self, x: Tensor, t: Tensor, *, x1: Tensor, x0: Tensor | None = None) -> Tensor:
-        """u_t(x | z) (B, *S) at any x (B, *S), with z = (x0, x1), or z = x1 where x0 is not given."""
+        """u_t(x | z) (B, *S) at any x (B, *S), with z = (x0, x1), or z = x1 without x0."""
 
     @abstractmethod
     def conditional_score(self, x: Tensor, t: Tensor, *, x1: Tensor, x0: Tensor | None = None) -> Tensor:
-        """The gradient of log p_t(x | z) (B, *S) at any x (B, *S); UserError where p_t(. | z) has no density."""
+        """The gradient of log p_t(x | z) (B, *S) at any x (B, *S). Raises UserError where there is no density."""
 
 
 def check_ends(x0: Tensor, x1: Tensor, t: Tensor) -> None:
-    """Raise UserError unless x0 and x1 are alike, real, and t holds one time in [0, 1] a sample."""
+    """Raise UserError unless x0 and x1 are alike and floating, and t is (B,) in [0, 1]."""
     check_pair(x0, x1, t)
     if x0.dtype != x1.dtype or not x1.is_floating_point():
         raise UserError(
@@ -55,14 +55,14 @@ def check_ends(x0: Tensor, x1: Tensor, t: Tensor) -> None:
 
 
 def check_point(x: Tensor, t: Tensor, x1: Tensor, x0: Tensor | None) -> None:
-    """Raise UserError unless x is like x1, and the ends and t are as ``check_ends`` wants them."""
+    """Raise UserError unless x is like x1, and as ``check_ends`` does."""
     if x.shape != x1.shape or x.dtype != x1.dtype or x.device != x1.device:
         raise UserError(f"x must be like x1, {tuple(x1.shape)} {x1.dtype}, got {tuple(x.shape)} {x.dtype}")
     check_ends(x1 if x0 is None else x0, x1, t)
 
 
-def given_x0(x0: Tensor | None, path: str) -> Tensor:
-    """x0, or the UserError that this path has no law given x1 alone."""
+def require_x0(x0: Tensor | None, path: str) -> Tensor:
+    """x0. Raises UserError for None, as the path has no law given x1 alone."""
     if x0 is None:
         raise UserError(f"{path} has a law given both ends only; pass x0 as well as x1")
     return x0

@@ -13,7 +13,7 @@ from advect.core.errors import UserError
 from advect.core.random import Generator
 from advect.core.registry import register
 from advect.core.types import PathSample
-from advect.paths.base import Path, align, check_ends, check_point, given_x0
+from advect.paths.base import Path, align, check_ends, check_point, require_x0
 from advect.paths.convert import refuse
 
 
@@ -26,10 +26,8 @@ class BrownianBridge(Path):
     may be any data. With pairs from entropic optimal transport of regularisation 2 sigma^2 the marginals are those of
     the Schroedinger bridge, ``dX = (u_t + sigma^2 / 2 score) dt + sigma dW``.
 
-    End points: w = 0 at t = 0 and t = 1, where x = m_t. There the draws' own velocities are infinite, plus or minus,
-    and the velocity takes its mean over them, x1 - x0; near the ends they grow like 1 / sqrt(t), and the mean of
-    their square over t diverges (logarithmically), so times should stay away from both ends. The score has no value
-    at the ends: UserError.
+    At t = 0 and t = 1, where w = 0, the velocity is its mean x1 - x0, and the score raises UserError. Near the ends
+    the velocity grows like 1 / sqrt(t) and its mean square over t diverges logarithmically: keep times off both ends.
     Tong et al. 2024, "Improving and generalizing flow-based generative models", on SB-CFM; Tong et al. 2024,
     "Simulation-free Schroedinger bridges via score and flow matching", eq. 8.
     """
@@ -42,7 +40,7 @@ class BrownianBridge(Path):
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma < math.inf:
-            raise UserError(f"Bridge.sigma must be finite and > 0, got {self.sigma}; for 0 use AffinePath()")
+            raise UserError(f"BrownianBridge.sigma must be finite and > 0, got {self.sigma}; for 0 use AffinePath()")
 
     def sample(self, x0: Tensor, x1: Tensor, t: Tensor, generator: Generator = None) -> PathSample:
         check_ends(x0, x1, t)
@@ -58,17 +56,20 @@ class BrownianBridge(Path):
         )
 
     def conditional_velocity(self, x: Tensor, t: Tensor, *, x1: Tensor, x0: Tensor | None = None) -> Tensor:
-        """x1 - x0 + (1 - 2 t) / (2 t (1 - t)) (x - m_t), and x1 - x0 at both ends; x, x0, x1 (B, *S), t (B,)."""
-        x0 = given_x0(x0, "Bridge")
+        """x1 - x0 + (1 - 2 t) / (2 t (1 - t)) (x - m_t), and x1 - x0 at both ends."""
+        x0 = require_x0(x0, "BrownianBridge")
         check_point(x, t, x1, x0)
         return x1 - x0 + align(_growth(t), x) * (x - torch.lerp(x0, x1, align(t, x)))
 
     def conditional_score(self, x: Tensor, t: Tensor, *, x1: Tensor, x0: Tensor | None = None) -> Tensor:
-        """(m_t - x) / (sigma^2 t (1 - t)); UserError at t = 0 and t = 1. x, x0, x1 (B, *S), t (B,)."""
-        x0 = given_x0(x0, "Bridge")
+        """(m_t - x) / (sigma^2 t (1 - t)). Raises UserError at t = 0 and t = 1."""
+        x0 = require_x0(x0, "BrownianBridge")
         check_point(x, t, x1, x0)
         room = t * (1 - t)
-        refuse(room == 0, "a Bridge has no score at t = 0 and t = 1, where its width is 0; stay 0.001, say, inside")
+        refuse(
+            room == 0,
+            "a BrownianBridge has no score at t = 0 and t = 1, where its width is 0; stay 0.001 inside",
+        )
         return (torch.lerp(x0, x1, align(t, x)) - x) / align(self.sigma**2 * room, x)
 
 

@@ -1,16 +1,16 @@
 """Velocity, data, noise and score of an affine path: each from any other.
 
-On ``x_t = alpha x_1 + sigma x_0`` four fields say the same thing::
+On ``x_t = alpha x_1 + sigma x_0`` four fields are equivalent::
 
     data      E[x_1 | x_t]              noise   E[x_0 | x_t]
     velocity  alpha' data + sigma' noise        with   x_t = alpha data + sigma noise
     score     grad log p_t(x_t) = -noise / sigma
 
-The first three are linear in each other whatever the source. The score needs x_0 ~ N(0, I) independent of x_1
-(Tweedie's formula): not a source of another law, and not pairs from a coupling such as optimal transport.
+The first three are linear in each other for any source. The score needs x_0 ~ N(0, I) independent of x_1 (Tweedie's
+formula), without a coupling such as optimal transport.
 
 Every function takes ``(value, x, alpha, sigma, d_alpha, d_sigma)``, with value and x (B, *S) and coefficients that
-broadcast over x (see ``core.shapes.expand_right``), and raises UserError at times where the answer is not determined:
+broadcast over x (see ``core.types.expand_right``), and raises UserError at times where the answer is not determined:
 a score where sigma = 0, data from noise where alpha = 0, a velocity where a derivative of the schedule is infinite.
 Ma et al. 2024, "SiT", eq. 9; Lipman et al. 2024, "Flow matching guide and code", Table 1.
 """
@@ -167,10 +167,10 @@ _FUNCTIONS = {
 
 
 def convert(value: Tensor, x: Tensor, coefficients: Coefficients, source: str, target: str) -> Tensor:
-    """Turn ``value`` (B, *S), a ``source`` at x (B, *S), into the ``target``; both are among KINDS.
+    """Convert ``value`` (B, *S), a ``source`` at x (B, *S), to the ``target``; both are among KINDS.
 
-    The coefficients are (B,) or broadcast over x, and are taken in the dtype of x. Raises UserError for unknown names,
-    for shapes that do not match, and where the target is not determined (see the module).
+    Coefficients are (B,) or broadcast over x. Raises UserError for unknown names, shapes that do not match, and an
+    undetermined target (see the module).
     """
     for name in (source, target):
         if name not in KINDS:

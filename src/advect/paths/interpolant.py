@@ -1,4 +1,4 @@
-"""Paths that a user writes down as a function of the ends and the time."""
+"""Paths given by an interpolant, a function of both ends and time."""
 
 from __future__ import annotations
 
@@ -12,19 +12,17 @@ from torch.func import jvp
 from advect.core.errors import UserError
 from advect.core.random import Generator
 from advect.core.types import PathSample, expand_right
-from advect.paths.base import Path, check_ends, check_point, given_x0
+from advect.paths.base import Path, check_ends, check_point, require_x0
 
 Psi = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""``psi(x0 (B, *S), x1 (B, *S), t (B, 1, ..., 1)) -> x_t (B, *S)``, each sample from its own row alone."""
+"""``psi(x0 (B, *S), x1 (B, *S), t (B, 1, ..., 1)) -> x_t (B, *S)``, row by row."""
 
 
 @dataclass(frozen=True)
 class InterpolantPath(Path):
     """``x_t = psi(x0, x1, t)`` for any differentiable psi, with ``u_t = d psi / dt`` by forward-mode differentiation.
 
-    psi gets t as (B, 1, ..., 1), so that ``(1 - t) * x0 + t * x1`` is right for every shape. It should start at x0 and
-    end at x1, must treat each sample by itself, and may be no noise of its own. Given both ends x_t is one point, so
-    there is no conditional score.
+    psi goes from x0 to x1, treats each row by itself, and is deterministic, so that there is no conditional score.
     Lipman et al. 2023, "Flow matching for generative modeling", eq. 13 and 14, with psi a function of both ends as
     in Albergo & Vanden-Eijnden 2023, "Building normalizing flows with stochastic interpolants".
     """
@@ -33,21 +31,21 @@ class InterpolantPath(Path):
 
     def __post_init__(self) -> None:
         if not callable(self.psi):
-            raise UserError(f"ConditionalPath.psi must be a function of (x0, x1, t), got {self.psi!r}")
+            raise UserError(f"InterpolantPath.psi must be a function of (x0, x1, t), got {self.psi!r}")
 
     def sample(self, x0: Tensor, x1: Tensor, t: Tensor, generator: Generator = None) -> PathSample:
         x_t, u_t = self._point(x0, x1, t)
         return PathSample(x_t=x_t, t=t, u_t=u_t, x0=x0, x1=x1)
 
     def conditional_velocity(self, x: Tensor, t: Tensor, *, x1: Tensor, x0: Tensor | None = None) -> Tensor:
-        """d psi(x0, x1, t) / dt (B, *S), the same for every x; UserError without x0."""
-        x0 = given_x0(x0, "ConditionalPath")
+        """d psi(x0, x1, t) / dt (B, *S), whatever x. Raises UserError without x0."""
+        x0 = require_x0(x0, "InterpolantPath")
         check_point(x, t, x1, x0)
         return self._point(x0, x1, t)[1]
 
     def conditional_score(self, x: Tensor, t: Tensor, *, x1: Tensor, x0: Tensor | None = None) -> Tensor:
-        """UserError: given both ends x_t is one point."""
-        raise UserError("a ConditionalPath has no score, given both ends x_t is one point; use Bridge or AffinePath")
+        """Raises UserError: given both ends x_t is one point."""
+        raise UserError("an InterpolantPath has no score; use BrownianBridge or AffinePath")
 
     def _point(self, x0: Tensor, x1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         check_ends(x0, x1, t)
@@ -55,6 +53,6 @@ class InterpolantPath(Path):
         x_t, u_t = jvp(lambda s: self.psi(x0, x1, s), (time,), (torch.ones_like(time),))[:2]
         if x_t.shape != x1.shape:
             raise UserError(
-                f"ConditionalPath.psi must return the shape of x0 and x1, {tuple(x1.shape)}, got {tuple(x_t.shape)}"
+                f"InterpolantPath.psi must return the shape of x0 and x1, {tuple(x1.shape)}, got {tuple(x_t.shape)}"
             )
         return x_t, u_t

@@ -1,4 +1,4 @@
-"""Sample a network that was trained under one schedule along another."""
+"""Sampling along another schedule than that of training."""
 
 from __future__ import annotations
 
@@ -17,10 +17,7 @@ _TOLERANCE = 1e-5
 
 
 class ScheduleMap(NamedTuple):
-    """``X_r = scale x_t`` for the new time r; each is shaped like r.
-
-    ``t`` is the old time, ``scale`` c and ``d_scale`` dc/dr, ``speed`` c dt/dr.
-    """
+    """``X_r = scale x_t`` at the new time r: old time ``t``, ``scale`` c, ``d_scale`` dc/dr, ``speed`` c dt/dr."""
 
     t: Tensor
     scale: Tensor
@@ -31,13 +28,13 @@ class ScheduleMap(NamedTuple):
 def schedule_map(r: Tensor, old: Schedule, new: Schedule) -> ScheduleMap:
     """The time and scale at which the path of ``old`` passes where that of ``new`` is at r, in float64.
 
-    The two are where the ratio alpha / sigma is the same; the derivatives follow from those of the coefficients::
+    Both have the same ratio alpha / sigma; derivatives follow from ::
 
         A = c alpha,  S = c sigma                    capitals: the new coefficients at r
         A' = c' alpha + c t' alpha',  S' = c' sigma + c t' sigma'
 
-    Raises UserError where the new schedule asks for noise levels that the old one does not reach, and where its
-    derivatives are infinite or the old velocity carries no signal.
+    Raises UserError for noise levels that the old schedule does not reach, for infinite derivatives of the new one,
+    and where the old velocity carries no signal.
     """
     r = r.double()
     big = new.coefficients(r)
@@ -45,8 +42,8 @@ def schedule_map(r: Tensor, old: Schedule, new: Schedule) -> ScheduleMap:
     small = old.coefficients(t)
     norm = torch.hypot(small.alpha, small.sigma)
     scale = torch.hypot(big.alpha, big.sigma) / norm
-    without_timeout = (small.alpha * big.sigma - small.sigma * big.alpha).abs() > _TOLERANCE * norm.square() * scale
-    refuse(without_timeout, lambda: _range(old, new))
+    out_of_reach = (small.alpha * big.sigma - small.sigma * big.alpha).abs() > _TOLERANCE * norm.square() * scale
+    refuse(out_of_reach, lambda: _range(old, new))
     refuse(
         ~(torch.isfinite(big.d_alpha) & torch.isfinite(big.d_sigma)),
         lambda: f"{new} has no velocity where its derivatives are infinite; stay 0.001, say, away from that end",
@@ -58,7 +55,7 @@ def schedule_map(r: Tensor, old: Schedule, new: Schedule) -> ScheduleMap:
     )
     speed = (small.sigma * big.d_alpha - small.alpha * big.d_sigma) / determinant
     d_scale = (big.d_sigma * small.d_alpha - big.d_alpha * small.d_sigma) / determinant
-    # Where the old schedule is infinitely fast its time stands still, and the other coefficient alone gives c'.
+    # Where an old derivative is infinite, the other coefficient alone gives c'.
     d_scale = torch.where(small.d_sigma.isinf(), big.d_alpha / small.alpha, d_scale)
     d_scale = torch.where(small.d_alpha.isinf(), big.d_sigma / small.sigma, d_scale)
     return ScheduleMap(t, scale, d_scale, speed)
@@ -73,11 +70,10 @@ def _range(old: Schedule, new: Schedule) -> str:
 def change_schedule(
     velocity: Callable[[Tensor, Tensor], Tensor], old: Schedule, new: Schedule
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """The velocity along ``new`` of a flow whose ``velocity(x, t)`` belongs to ``old``: the same samples, another way.
+    """The velocity along ``new`` of a flow whose ``velocity(x, t)`` belongs to ``old``.
 
-    ``U_r(x) = (c' / c) x + c t' u_t(x / c)`` with the map (t, c) of ``schedule_map``; exact, since both paths are the
-    same up to time and scale where their ratios alpha / sigma agree. From the same noise both flows end in the same
-    samples, but the solver's error differs.
+    ``U_r(x) = (c' / c) x + c t' u_t(x / c)`` with (t, c) of ``schedule_map``: exact, so that from the same noise both
+    flows end in the same samples, up to the solver's error.
     Karras et al. 2022, "Elucidating the design space of diffusion-based generative models", eq. 4; Pokle et al. 2024,
     "Training-free linear image inverses via flows"; Lipman et al. 2024, "Flow matching guide and code", on the change
     of the schedule after training.

@@ -1,4 +1,4 @@
-"""Schedules: the coefficients alpha_t and sigma_t of an affine path, with their derivatives in t."""
+"""Schedules: alpha_t and sigma_t of an affine path, with their derivatives."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Coefficients(NamedTuple):
 class Schedule(ABC):
     """Coefficients of ``x_t = alpha_t x_1 + sigma_t x_0``, from noise at t = 0 to data at t = 1.
 
-    alpha rises and sigma falls, so that alpha / sigma rises strictly: the times of a schedule are its noise levels.
+    alpha / sigma rises strictly, so that times are noise levels.
     Registered, it is the choice of an :class:`~advect.paths.AffinePath` on it.
     """
 
@@ -37,7 +37,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def coefficients(self, t: Tensor) -> Coefficients:
-        """Values and derivatives at t, each shaped like t, which lies in [0, 1]."""
+        """Values and derivatives at t in [0, 1], each shaped like t."""
 
     def finite_ends(self) -> tuple[bool, bool]:
         """Whether all coefficients are finite at t = 0, and at t = 1."""
@@ -57,8 +57,8 @@ class Schedule(ABC):
     def time_of(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """The t in [0, 1] at which ``alpha_t / sigma_t`` equals ``alpha / sigma``, shaped like both.
 
-        Only the ratio counts, and both ends have one: (0, 1) is pure noise and (1, 0) pure data. A ratio that the
-        schedule does not reach gives its nearest end. Bisection in float64 where there is no closed form.
+        (0, 1) is pure noise, (1, 0) pure data; a ratio out of reach gives the nearest end. Bisection in float64 where
+        there is no closed form.
         """
         a, s = alpha.double(), sigma.double()
         low, high = torch.zeros_like(a), torch.ones_like(a)
@@ -70,7 +70,7 @@ class Schedule(ABC):
         return ((low + high) / 2).to(alpha.dtype)
 
     def _values(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma at t, for schedules whose derivatives are dear."""
+        """alpha and sigma at t, for schedules with costly derivatives."""
         return self.coefficients(t)[:2]
 
 
@@ -96,8 +96,7 @@ class CondOT(Schedule):
 class LipmanOT(Schedule):
     """alpha_t = t and sigma_t = 1 - (1 - sigma_min) t, finite everywhere; sigma_1 = sigma_min in [0, 1).
 
-    Lipman et al. 2023, "Flow matching for generative modeling", eq. 20. With sigma_min > 0 a score exists up to t = 1,
-    where it is that of the data blurred by sigma_min.
+    Lipman et al. 2023, "Flow matching for generative modeling", eq. 20. With sigma_min > 0 there is a score at t = 1.
     """
 
     width = "sigma_min"
@@ -122,8 +121,8 @@ class LipmanOT(Schedule):
 class Polynomial(Schedule):
     """alpha_t = t^n and sigma_t = 1 - t^n with n >= 1, finite everywhere.
 
-    The straight line walked at another pace: it dwells at the noise. For n > 1 both derivatives are 0 at t = 0, so a
-    velocity says nothing about the data there.
+    The straight line at another pace, slow at the noise. For n > 1 the velocity is 0 at t = 0, and does not determine
+    the data.
     Lipman et al. 2024, "Flow matching guide and code", the polynomial schedules of affine paths.
 
     Args:

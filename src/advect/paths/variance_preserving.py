@@ -1,4 +1,4 @@
-"""Variance-preserving schedules: alpha_t^2 + sigma_t^2 = 1, so data of unit variance keeps it all the way."""
+"""Variance-preserving schedules: alpha_t^2 + sigma_t^2 = 1."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def linear(t: Tensor) -> Tensor:
 
 
 def _slope(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The derivative of a function that works element by element, by forward-mode differentiation."""
+    """The derivative of an elementwise function, in forward mode."""
     return lambda t: jvp(f, (t.contiguous(),), (torch.ones(t.shape, dtype=t.dtype, device=t.device),))[1]
 
 
@@ -32,13 +32,11 @@ def _slope(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 class VariancePreserving(Schedule):
     """sigma_t = s(t), alpha_t = sqrt(1 - s(t)^2), for any s that falls from at most 1 to 0.
 
-    ``sigma`` is s, a function of t of any shape, element by element; its derivative is found by forward-mode
-    differentiation, so s must be made of PyTorch operations. All is computed in float64.
+    ``sigma`` is s, an elementwise function of PyTorch operations, differentiated in forward mode, in float64.
 
-    End points: where sigma = 1 (t = 0), ``d_alpha = -s s' / alpha`` is infinite unless s' = 0 there, as it is not
-    for the default, linear s. Then no velocity exists at t = 0, the mean of its square over t diverges
-    (logarithmically), and times have to stay away from 0. Where s' = 0, d_alpha takes its limit sqrt(-s'').
-    t = 1 is finite wherever s' is.
+    Where s = 1 (t = 0), ``d_alpha = -s s' / alpha`` is infinite unless s' = 0, as for the default, linear s: there is
+    no velocity at t = 0, its mean square over t diverges logarithmically, and times must stay off 0. Where s' = 0,
+    d_alpha takes its limit sqrt(-s'').
     Lipman et al. 2023, "Flow matching for generative modeling", eq. 18 and 19.
     """
 
@@ -102,9 +100,8 @@ class Trigonometric(Schedule):
 class Cosine(Schedule):
     """The cosine schedule: ``alpha_t^2 = f(1 - t) / f(0)`` with ``f(u) = cos^2((u + offset) / (1 + offset) pi / 2)``.
 
-    Which is ``alpha_t = sin(w t) / sin(w)`` with ``w = pi / (2 (1 + offset))``; as offset goes to 0 it becomes
-    Trigonometric. t = 0 is finite and exact (alpha = 0: the paper's cap on beta is for discrete steps and is not
-    needed). At t = 1, where sigma = 0, d_sigma is minus infinity: the offset lets the last noise leave abruptly.
+    ``alpha_t = sin(w t) / sin(w)`` with ``w = pi / (2 (1 + offset))``; Trigonometric as offset goes to 0. t = 0 is
+    finite, without the paper's cap on beta. At t = 1 d_sigma is minus infinity.
     Nichol & Dhariwal 2021, "Improved denoising diffusion probabilistic models", eq. 17, with its offset of 0.008.
 
     Args:
@@ -137,8 +134,8 @@ class BetaLinear(Schedule):
     With ``u = 1 - t`` and ``B = beta_min u + (beta_max - beta_min) u^2 / 2``, ``alpha_t = exp(-B / 2)`` and
     ``sigma_t = sqrt(1 - exp(-B))``.
 
-    End points: the noise at t = 0 is not quite pure, ``alpha_0 = exp(-(beta_min + beta_max) / 4)`` and sigma_0 < 1
-    (0.0066 and 0.99998 by default). At t = 1, where sigma = 0, d_sigma is minus infinity.
+    At t = 0 ``alpha_0 = exp(-(beta_min + beta_max) / 4)``, 0.0066 by default: not quite pure noise. At t = 1 d_sigma
+    is minus infinity.
     Ho et al. 2020, "Denoising diffusion probabilistic models", section 4; Song et al. 2021, "Score-based generative
     modeling through stochastic differential equations", eq. 33.
 

@@ -40,7 +40,7 @@ def pack(
     image_size: int | tuple[int, int] = 64,
     channels: int = 3,
     background: str | tuple[int, int, int] = "white",
-    labels: bool | Literal["auto"] | Mapping[str, Classes] = "auto",
+    labels: Literal["auto", "yes", "no"] | Mapping[str, Classes] = "auto",
     workers: int = 2,
     progress: bool = True,
 ) -> Path:
@@ -125,7 +125,7 @@ def read_manifest(folder: Path) -> dict | None:
     return None
 
 
-def _folder_classes(store: ImageStore, labels: bool | Literal["auto"]) -> dict[str, Classes]:
+def _folder_classes(store: ImageStore, labels: Literal["auto", "yes", "no"]) -> dict[str, Classes]:
     classes = sub_folder_classes(store.names, labels)
     return {} if classes is None else {"label": classes}
 
