@@ -118,7 +118,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, digits_run: Path) -> Ite
 def test_commands_parse(page: Path, workplace: Path) -> None:
     for command in dict.fromkeys(commands(page)):
         name, *words = (WORDS.get(word, word) for word in shlex.split(command))
-        if "--help" in words or name == "data":
+        if "--help" in words or name == "data" or EXAMPLES.keys() & set(words):  # parts that are not there yet
             continue
         with pytest.raises(UserError) as mistake:
             run([name, *words, BOGUS])

@@ -350,7 +350,7 @@ def test_a_configuration_keeps_its_format_and_its_data_may_move(
     text = to_yaml(a.settings, name)
     Path("config.yaml").write_text(text)
     moved = place.rename(tmp_path / "moved")
-    _, again = parse_train(["--config", "config.yaml", "--data", "moved"], told.append)
+    _, again = parse_train(["--config", "config.yaml", "--data", "moved"], told)
     assert again.settings.data.data_format == "image-folder" and again.settings.data.data_dir == moved
     assert told == ["moved is a folder of 12 images: preset images"]
     with pytest.raises(UserError, match=r"--data-format celeba and the run's config.yaml, which has image-folder"):
