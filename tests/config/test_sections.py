@@ -8,6 +8,7 @@ from typing import Literal
 
 import pytest
 
+from advect.config.config import TrainingConfig
 from advect.config.flags import parse_sections
 from advect.config.section import Section, part
 from advect.core import registry
@@ -99,6 +100,14 @@ def test_a_choice_brings_the_flags_of_its_constructor() -> None:
 def test_another_choice_forgets_the_options_of_the_last() -> None:
     car = Car(wheel="square", options={"wheel_side": 3})
     assert dict(car.replaced(wheel="round").options) == {} and car.replaced(doors=2).wheel_side == 3
+
+
+def test_an_option_that_no_part_has_is_refused() -> None:
+    with pytest.raises(UserError, match=r"Car has no value 'litres'"):  # no engine
+        Car().replaced(litres=(3.0,))
+    for value in ("batch_sise", "bogus"):
+        with pytest.raises(UserError, match=f"TrainingConfig has no value {value!r}"):
+            TrainingConfig.of({value: 3})
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from advect.config.section import Section, flag, part
+from advect.config.section import Section, flag, part, with_flags
 from advect.core.errors import UserError
 from advect.data.base import Dataset
 from advect.data.remote import is_remote
@@ -63,8 +63,6 @@ def build_dataset(config: DataConfig) -> Dataset:
     try:
         return cls.open(*([] if cls.place is None else [config.data_dir]), **options)
     except UserError as error:
-        words = str(error)
-        for name in options:
-            words = words.replace(f"{cls.__name__}.{name}", flag(name))
+        words = with_flags(str(error), cls, {name: flag(name) for name in options})
         first = words.split(" ", 1)[0]
         raise UserError(flag(first) + words[len(first) :] if first in options else words) from error

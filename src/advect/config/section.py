@@ -83,6 +83,11 @@ class Section:
             name = getattr(self, choice.field)
             if name is not None and name not in choice.names():
                 raise UserError(f"{flag(choice.field)} {name} is not known{did_you_mean(str(name), choice.names())}")
+        for option in self.options:
+            owner = self._owner(option)
+            if owner is None or getattr(self, owner.field) is None:
+                names = [f.name for f in fields(self) if f.name != "options"]
+                raise UserError(f"{type(self).__name__} has no value {option!r}{did_you_mean(option, names)}")
 
     @classmethod
     def choices(cls) -> tuple[Choice, ...]:
@@ -133,11 +138,9 @@ class Section:
             return cls(**options | {key: value for key, value in given.items() if key in takes})
         except UserError as error:
             words = str(error).replace(f"{cls.__name__} needs", f"{flag(name)} {getattr(self, name)} needs")
-            for option in options:
-                words = words.replace(f"{cls.__name__}.{option}", flag(prefix + option))
-            for field_name in given.keys() & {f.name for f in fields(self)}:
-                words = words.replace(f"{cls.__name__}.{field_name}", flag(field_name))
-            raise UserError(words) from error
+            flags = {option: flag(prefix + option) for option in options}
+            flags |= {name: flag(name) for name in given.keys() & {f.name for f in fields(self)}}
+            raise UserError(with_flags(words, cls, flags)) from error
 
     def values(self) -> dict[str, Any]:
         """All values by name: the fields, and after each choice the arguments of its part."""
@@ -185,6 +188,13 @@ class Section:
                     if name[len(choice.prefix) :] in found:
                         return found[name[len(choice.prefix) :]]
         raise AttributeError(f"{type(self).__name__} has no value {name!r}")
+
+
+def with_flags(words: str, cls: type, flags: Mapping[str, str]) -> str:
+    """An error's words with the flags of a part's arguments in place of ``Class.argument``."""
+    for name, typed in flags.items():
+        words = words.replace(f"{cls.__name__}.{name}", typed)
+    return words
 
 
 def _each(value: Any) -> Iterator[Any]:
