@@ -17,9 +17,9 @@ from advect.losses import Loss
 from advect.model.flow import Flow, Samples
 from advect.reporting.grid import save_png
 from advect.reporting.outputs import draw, held_out_batch
-from advect.training.callbacks import Callback, EverySteps, MetricsFile
+from advect.training.callbacks import EverySteps, MetricsFile
 from advect.training.loggers import Logger
-from advect.training.trainer import Trainer
+from advect.training.trainer import Callback, Trainer
 
 
 class PeriodicCallback(Callback):
