@@ -70,6 +70,7 @@ class MatchedGaussian(SourceDistribution):
     """
 
     fits_data = True
+    part_examples = ({"std": 0.5, "mean": 3.0},)
 
     std: float | Tensor
     mean: float | Tensor = 0.0

@@ -96,7 +96,7 @@ def test_a_jitter_becomes_a_part_of_the_next_flows_noise(advect: Callable[..., N
     x0 = opened(Path("run"), Path("run/reflow/pairs-1")).train.fetch(np.arange(3800)).x0
     assert x0 is not None
     assert float(x0.std()) == pytest.approx(1.25, rel=0.03)
-    assert package.load("run/reflow/2-rectified").start.source.std == 1.25
+    assert package.load("run/reflow/2-rectified").initial_noise.source.std == 1.25
     assert start_facts({"kind": "empirical", "noise": 3.0}, 4.0) == {"kind": "empirical", "noise": 5.0}
     with pytest.raises(UserError, match="--source sparse and --sigma-min"):
         start_facts({"kind": "sparse"}, 0.1)

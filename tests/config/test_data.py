@@ -6,7 +6,6 @@ import io
 import shutil
 import tarfile
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,6 @@ from advect.config.yaml_file import to_yaml
 from advect.core.errors import UserError
 from advect.core.types import LENGTH
 from advect.data import pack, write_table
-from advect.networks import UNet
 from advect.sources import Empirical
 
 QUICK = "--max-steps 2 --batch-size 4 --sample-every 0 --log-every 1 --lr-warmup-steps 0 --run-dir run"
@@ -331,7 +329,7 @@ def test_a_gpu_gets_the_full_unet_and_a_cpu_maps_of_some_sixteen_pixels(
     for size, (fold, mult) in lengths.items():
         network = folded_unet(size, size)
         assert (network.patch_size, network.channel_mult) == (fold, mult)
-        UNet((3, size, size), **{f.name: getattr(network, f.name) for f in fields(network)})
+        network.build("network", shape=(3, size, size))
     assert folded_unet(28, 30).patch_size == 1 and folded_unet(25, 25).channel_mult == (1,)
     place = str(cifar(tmp_path))
     for gpu, channels in ((False, 64), (True, 128)):

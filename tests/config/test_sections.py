@@ -122,7 +122,7 @@ def test_mistakes(words: str, message: str) -> None:
 def test_what_a_part_refuses_names_the_flag() -> None:
     with pytest.raises(UserError, match=r"^--wheel-radius must be > 0, got -1"):
         parse("--wheel-radius -1").build("wheel")
-    with pytest.raises(UserError, match="--wheel-side does not go with --wheel round; did you mean"):
+    with pytest.raises(UserError, match=r"--wheel-side does not go with --wheel round; did you mean"):
         Car(options={"wheel_side": 3}).build("wheel")
     with pytest.raises(AttributeError, match="no value 'wings'"):
         Car().wings  # noqa: B018

@@ -4,38 +4,26 @@ from __future__ import annotations
 
 import pytest
 import torch
-from implementations import implementations
+from parts import examples
 
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.paths import (
     AffinePath,
-    BetaLinear,
-    BrownianBridge,
-    Cosine,
     InterpolantPath,
-    LipmanOT,
     Path,
+    Schedule,
     Trigonometric,
-    VariancePreserving,
 )
 
 PATHS = {
-    "line": AffinePath(),
+    **examples("path", Path),
+    **{name: AffinePath(schedule) for name, schedule in examples("path", Schedule).items()},
     "jitter": AffinePath(sigma_min=0.3),
     "two data sets": AffinePath(Trigonometric(), gaussian_source=False),
-    "lipman": AffinePath(LipmanOT()),
-    "preserving": AffinePath(VariancePreserving()),
-    "cosine": AffinePath(Cosine()),
-    "beta": AffinePath(BetaLinear()),
-    "bridge": BrownianBridge(sigma=0.5),
     "psi": InterpolantPath(lambda x0, x1, t: (1 - t) * x0 + t * x1 + t * (1 - t) * (x0 * x1).sin()),
 }
 SHAPES = [(1, 1), (6, 3), (6, 1, 4, 4), (6, 2, 3, 5)]
-
-
-def test_none_is_left_out():
-    assert {type(path) for path in PATHS.values()} == implementations(Path, "advect.paths")
 
 
 def ends(shape, dtype=torch.float64):

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from implementations import implementations
+from parts import examples
 
 from advect.core import random
 from advect.core.random import CounterRng
 from advect.sources import (
     Custom,
     Empirical,
-    Gaussian,
-    MatchedGaussian,
-    SourceDistribution,
-    SparseGaussian,
 )
 
 
@@ -34,18 +30,11 @@ class AnyShape(Empirical):
 
 
 SOURCES = [
-    Gaussian(),
-    MatchedGaussian(0.5, 3.0),
-    SparseGaussian(dropout=0.2),
+    *examples("source").values(),
     Custom(exponential),
     AnyShape(),
 ]
 SHAPES = [(1, 1), (6, 3), (6, 1, 4, 4), (6, 2, 3, 5)]
-
-
-def test_none_is_left_out():
-    covered = {Empirical if isinstance(source, Empirical) else type(source) for source in SOURCES}
-    assert covered == implementations(SourceDistribution, "advect.sources")
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: type(source).__name__)

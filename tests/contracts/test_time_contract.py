@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from implementations import implementations
+from parts import examples
 
 from advect.core.random import CounterRng
 from advect.times import (
@@ -13,8 +13,6 @@ from advect.times import (
     LogitNormal,
     Shifted,
     Stratified,
-    TimeDistribution,
-    Uniform,
     UShaped,
 )
 
@@ -28,26 +26,17 @@ def trained() -> Importance:
 
 
 TIMES = [
-    Uniform(),
-    Stratified(),
+    *examples("times").values(),
     Constant(0.25),
-    LogitNormal(),
     LogitNormal(mean=-2, std=3),
-    UShaped(),
     UShaped(a=80),
-    Shifted(),
     Shifted(LogitNormal(), 0.2),
     Stratified(Shifted(UShaped())),
-    Importance(),
     trained(),
     Stratified(trained()),
     Shifted(trained(), 2.0),
 ]
 SPREAD = [times for times in TIMES if not isinstance(times, Constant)]
-
-
-def test_none_is_left_out():
-    assert {type(times) for times in TIMES} == implementations(TimeDistribution, "advect.times")
 
 
 @pytest.mark.parametrize("times", TIMES, ids=repr)

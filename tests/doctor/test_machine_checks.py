@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from advect.config.network_sections import MLPConfig, UNetConfig
+from advect.config.config import network
 from advect.core.types import Category, DataSpec
 from advect.doctor import machine as m
 from advect.doctor.examine import Plan, check_plan, measure_network
@@ -119,10 +119,10 @@ def test_what_does_not_fit_is_a_problem() -> None:
 
 
 def test_a_network_is_measured_without_computing_it() -> None:
-    count, kept = measure_network(MLPConfig(width=16, depth=2), DataSpec((2,), "vector", {}))
-    wide, kept_wide = measure_network(MLPConfig(width=64, depth=2), DataSpec((2,), "vector", {}))
+    count, kept = measure_network(network("mlp", width=16, depth=2), DataSpec((2,), "vector", {}))
+    wide, kept_wide = measure_network(network("mlp", width=64, depth=2), DataSpec((2,), "vector", {}))
     assert wide > 2 * count and kept_wide > 1.5 * kept
-    unet = UNetConfig(model_channels=8, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=())
+    unet = network("unet", model_channels=8, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=())
     spec = DataSpec((1, 16, 16), "image", {"label": Category(("a", "b"), (0.5, 0.5))})
     small = measure_network(unet, spec)[1]
     large = measure_network(unet, replace(spec, shape=(1, 32, 32)))[1]

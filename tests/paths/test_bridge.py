@@ -59,10 +59,10 @@ def test_both_ends_are_finite_and_symmetric():
     for dtype in (torch.float32, torch.float64):
         a, b = x0.to(dtype), x1.to(dtype)
         for end, t in ((a, torch.zeros(5)), (b, torch.ones(5))):
-            point = BrownianBridge().sample(a, b, t)
+            point = BrownianBridge(1.0).sample(a, b, t)
             assert torch.equal(point.x_t, end) and torch.equal(point.u_t, b - a)
-            assert torch.equal(BrownianBridge().conditional_velocity(end, t, x1=b, x0=a), b - a)
-        tiny = BrownianBridge().sample(a, b, torch.full((5,), 1e-7))
+            assert torch.equal(BrownianBridge(1.0).conditional_velocity(end, t, x1=b, x0=a), b - a)
+        tiny = BrownianBridge(1.0).sample(a, b, torch.full((5,), 1e-7))
         assert tiny.u_t.isfinite().all() and tiny.x_t.isfinite().all()
 
 
@@ -78,9 +78,9 @@ def test_mistakes_are_named():
     for sigma in (0, -1, math.nan, math.inf):
         with pytest.raises(UserError, match=r"Bridge\.sigma must be finite and > 0, got .*; for 0 use AffinePath"):
             BrownianBridge(sigma)
-    for ask in (BrownianBridge().conditional_score, BrownianBridge().conditional_velocity):
+    for ask in (BrownianBridge(1.0).conditional_score, BrownianBridge(1.0).conditional_velocity):
         with pytest.raises(UserError, match="Bridge has a law given both ends only; pass x0 as well as x1"):
             ask(x0, T, x1=x1)
     for t in (0.0, 1.0):
         with pytest.raises(UserError, match="a Bridge has no score at t = 0 and t = 1, where its width is 0"):
-            BrownianBridge().conditional_score(x0, torch.full((5,), t), x1=x1, x0=x0)
+            BrownianBridge(1.0).conditional_score(x0, torch.full((5,), t), x1=x1, x0=x0)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from advect.config.arguments import without_flag
+from advect.config.flags import without_flag
 from advect.core.errors import UserError
 from advect.distributed.comm import sync_errors
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from advect.commands.base import split_place
-from advect.config.arguments import parse_words
+from advect.config.flags import parse_words
 from advect.core.errors import UserError, did_you_mean
 from advect.data import Packed, pack, packed_path
 from advect.data.images.decoding import Decoder
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class PackArguments:
-    """What one call of ``advect data pack`` asks for."""
+    """Flags of ``advect data pack``."""
 
     output: Path | None = None
     """Folder to write; by default beside PATH, where training finds it by itself."""

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from advect.config.arguments import parse_words
+from advect.config.flags import parse_words
 from advect.config.presets import PRESETS
 from advect.core.device import tune_process
 from advect.core.errors import UserError
@@ -20,11 +20,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorArguments:
-    """What one call of ``advect doctor`` asks for."""
+    """Flags of ``advect doctor``."""
 
-    # A file or folder of data of your own to look at, as advect train --data would read it. Flags of advect train may
-    # follow, such as --image-size 64 or --conditions cell_type; they may follow a PRESET, too.
     data: str | None = None
+    """A file or folder of data of your own to look at, as advect train --data would read it. Flags of advect train may
+    follow, such as --image-size 64 or --conditions cell_type; they may follow a PRESET, too.
+    """
 
     samples: int = 0
     """Of a run: draw so many samples and compare them with the data; 500 is usual, 0 is none."""

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from advect.commands.base import split_place
-from advect.config.arguments import parse_words
+from advect.config.flags import parse_words
 from advect.core.errors import UserError
 from advect.core.files import atomic_write, make_folder
 from advect.model.load import AVERAGE, METADATA, read_model_metadata
@@ -31,11 +31,12 @@ MAX_ERROR = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class EmaArguments:
-    """What one call of ``advect ema`` asks for."""
+    """Flags of ``advect ema``."""
 
-    # Lengths of the averages, each a file of its own: the standard deviation of their weights in time, as a share of
-    # the run; 0.05 averages over about its last tenth.
     length: tuple[float, ...] = ()
+    """Lengths of the averages, each a file of its own: the standard deviation of their weights in time, as a share of
+    the run; 0.05 averages over about its last tenth.
+    """
 
     step: int | None = None
     """The step, one of those in RUN/ema, at which the averages end; by default the newest."""

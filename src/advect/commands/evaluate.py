@@ -13,8 +13,8 @@ from typing import Any
 
 from advect.checkpoint.manifest import find_weights
 from advect.commands import base
-from advect.config.arguments import parse_words
 from advect.config.environment import device_name, versions
+from advect.config.flags import parse_words
 from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, make_folder

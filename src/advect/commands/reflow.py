@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, Literal
+from typing import Any, Literal
 
 import torch
 
@@ -16,10 +16,11 @@ from advect.checkpoint.manifest import find_checkpoint
 from advect.commands import base
 from advect.commands.evaluate import evaluate
 from advect.commands.train import exit_by_signal, train
-from advect.config.arguments import parse_config, run_folder, run_tyro
+from advect.config.arguments import parse_config, parse_settings, run_folder
 from advect.config.build import build_dataset
-from advect.config.config import Config, D, N
+from advect.config.config import Config
 from advect.config.presets import DEFAULT, get_preset
+from advect.config.section import Section
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, make_folder
 from advect.core.random import Stream, stream_seed
@@ -45,10 +46,10 @@ NFES = (1, 2, 4, 8, 16, 32, 100)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReflowArguments(Generic[D, N]):
-    """What one call of ``advect reflow`` asks for; the flags of training are by default those of the run."""
+class ReflowArguments(Section):
+    """Pairs and flows; the flags of training are by default those of the run."""
 
-    settings: Config[D, N]
+    settings: Config = field(metadata={"flag": False})
 
     iterations: int = 2
     """How many times pairs are made by the last flow and the next one is trained on them."""
@@ -63,9 +64,10 @@ class ReflowArguments(Generic[D, N]):
     pair_grid: Literal["uniform", "cosine", "edm", "shifted"] | None = None
     """Where its steps lie."""
 
-    # Scale of classifier-free guidance for the pairs of the first flow: the next ones have learned it, and sample
-    # without.
     guidance: float = 1.0
+    """Scale of classifier-free guidance for the pairs of the first flow: the next ones have learned it, and sample
+    without.
+    """
 
     guidance_interval: tuple[float, float] | None = None
     """Times LO HI between which guidance acts; by default all."""
@@ -87,6 +89,7 @@ class ReflowArguments(Generic[D, N]):
     """Processes on this machine, on a GPU each where there are any; as torchrun --nproc_per_node starts them."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.iterations < 1:
             raise UserError(f"--iterations must be at least 1, got {self.iterations}; 1 or 2 is usual")
         if self.pair_solver == "dopri5" and (self.pair_steps or self.pair_grid):
@@ -127,14 +130,13 @@ def parse_reflow(run: Path | None, words: list[str]) -> tuple[str, ReflowArgumen
     else:
         preset, config = parse_config(run_folder(run) / "config.yaml")
     config = for_pairs(config)
-    a = run_tyro(
-        ReflowArguments[type(config.data), type(config.network)],  # pyright: ignore[reportArgumentType]
+    a = parse_settings(
+        ReflowArguments(settings=config),
         words,
         prog="advect reflow RUN",
         description="Straighten a trained flow until few steps draw as well as many did (Liu, Gong & Liu 2023): pairs "
         "of noise and samples are made by the flow, and the next flow, which begins with its weights, learns to join "
-        "them by straight lines. ReflowResult by anything, it goes on where it was when it is repeated.",
-        default=ReflowArguments(settings=config),
+        "them by straight lines. Ended by anything, it goes on where it was when it is repeated.",
     )
     if a.settings.network != config.network:
         raise UserError("advect reflow goes on from the weights of the run, so its network must stay; leave that out")
@@ -159,9 +161,9 @@ def for_pairs(config: Config) -> Config:
 
     Noise and score tell nothing at t = 0, where pairs begin, so that such a network learns the velocity instead.
     """
-    method = replace(config.method, objective="flow-matching", path="cond-ot", sigma_min=0.0, coupling="pairs")
+    method = config.method.replaced(objective="flow-matching", path="cond-ot", sigma_min=0.0, coupling="pairs")
     if method.prediction in ("noise", "score"):
-        method = replace(method, prediction="velocity", loss="same", weight="uniform")
+        method = method.replaced(prediction="velocity", loss="same", weight="uniform")
     training = replace(config.training, max_steps=None, max_minutes=None, pair_ahead=False)
     return replace(config, method=method, training=training)
 
@@ -326,9 +328,9 @@ def _config(a: ReflowArguments, pairs: Path, place: Path, *, guided: bool, disti
     config = a.settings
     method, output = config.method, config.output
     if guided:  # a pair that was made for a label is none of no label
-        method = replace(method, label_dropout=0.0)
+        method = method.replaced(label_dropout=0.0)
     if distil:
-        method = replace(method, times="start", loss="same", weight="uniform", margin=1e-3)
-        output = replace(output, solver="euler", sample_steps=1, grid="uniform")
+        method = method.replaced(times="start", loss="same", weight="uniform", margin=1e-3)
+        output = output.replaced(solver="euler", sample_steps=1, grid="uniform")
     training = replace(config.training, init_from=place, pairs=pairs)
     return replace(config, method=method, training=training, output=output)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from advect.commands.base import launch_processes, split_place
-from advect.config.arguments import parse_words
+from advect.config.flags import parse_words
 from advect.core.errors import UserError
 from advect.distributed.comm import sync_errors
 from advect.model.conditions import number_or_name, parse_conditions
@@ -22,31 +22,34 @@ SHARED = True
 
 @dataclass(frozen=True, kw_only=True)
 class SampleArguments:
-    """What one call of ``advect sample`` asks for."""
+    """Flags of ``advect sample``."""
 
     num_samples: int = 64
     """How many samples."""
     num_steps: int | None = None
     """Solver steps; by default as many as the run's own sample grids."""
 
-    # Solver; by default that of the run's own sample grids. euler: order 1. midpoint, heun: order 2, two
-    # evaluations a step. ab2, dpmpp2m: order 2, one evaluation; dpmpp2m is exact where the data's prediction stands
-    # still. rk4: order 4, four evaluations. dopri5: adaptive. euler-maruyama, heun: with --diffusion.
     solver: Literal["euler", "midpoint", "heun", "rk4", "ab2", "dpmpp2m", "dopri5", "euler-maruyama"] | None = None
+    """Solver; by default that of the run's own sample grids. euler: order 1. midpoint, heun: order 2, two evaluations
+    a step. ab2, dpmpp2m: order 2, one evaluation; dpmpp2m is exact where the data's prediction stands still. rk4:
+    order 4, four evaluations. dopri5: adaptive. euler-maruyama, heun: with --diffusion.
+    """
 
     grid: Literal["uniform", "cosine", "edm", "shifted"] | None = None
     """Where the steps lie: evenly; dense at both ends; as EDM's noise levels; more near the noise."""
 
-    # Sample the stochastic equation with this g(t): a number such as 0.5, or a name such as sigma; more of it
-    # forgets errors and needs more steps.
     diffusion: str | None = None
+    """Sample the stochastic equation with this g(t): a number such as 0.5, or a name such as sigma; more of it forgets
+    errors and needs more steps.
+    """
 
     seed: int = 0
     """The same seed gives the same samples."""
 
-    # Conditions as NAME=VALUE, such as label=7. NAME=cycle takes each value in turn, NAME=none samples without;
-    # conditions that are not named are drawn as often as in the data.
     cond: tuple[str, ...] = ()
+    """Conditions as NAME=VALUE, such as label=7. NAME=cycle takes each value in turn, NAME=none samples without;
+    conditions that are not named are drawn as often as in the data.
+    """
 
     guidance: float = 1.0
     """Scale of classifier-free guidance: 1 is none, 2 or 3 follows the condition more closely."""
@@ -65,9 +68,10 @@ class SampleArguments:
     batch_size: int = 256
     """Samples drawn at once."""
 
-    # More samples than this, 10,000 by default, are written in parts of at most this many, which several processes
-    # share. A call that has been ended goes on after its whole parts when it is repeated.
     part_size: int | None = None
+    """More samples than this, 10,000 by default, are written in parts of at most this many, which several processes
+    share. A call that has been ended goes on after its whole parts when it is repeated.
+    """
 
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""

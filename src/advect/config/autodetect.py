@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from advect.config.build import FITS
 from advect.config.config import Preset
-from advect.config.network_sections import name_of
 from advect.config.presets import get_preset
 from advect.core import registry
 from advect.core.errors import UserError
@@ -51,7 +49,8 @@ def describe(path: str | Path, preset: str | None = None, data_format: str | Non
 
 def fits(preset: Preset, cls: type[Dataset], seen: Detected) -> bool:
     """Whether a preset trains on data of a format: on its name, and with its network on its kind."""
-    return registry.name_of(cls) in preset.takes and name_of(preset.config.network) in FITS[seen.kind]
+    takes: str = preset.config.network.part("network").takes  # pyright: ignore[reportAttributeAccessIssue]
+    return registry.name_of(cls) in preset.takes and takes == seen.kind
 
 
 def format_for(preset: Preset, path: str) -> str | None:

@@ -1,85 +1,52 @@
-"""From the method's section of a configuration to path, source, coupling, times, weight and objective."""
+"""From the sections of a configuration to the parts that they name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from advect.config.config import MethodConfig
+from advect.config.config import MethodConfig, NetworkConfig
 from advect.config.data_formats import build_dataset as build_dataset
-from advect.config.network_sections import (
-    DiTConfig,
-    MLPConfig,
-    NetworkConfig,
-    ResidualMLPConfig,
-    SequenceTransformerConfig,
-    UNetConfig,
-    name_of,
-)
+from advect.config.section import flag
+from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.types import DataSpec, Length, Quantity
-from advect.couplings import ConditionalOT, Coupling, ExactOT, Independent, Sinkhorn
 from advect.data import Dataset
-from advect.losses import FlowMatching, Loss, ScoreMatching
-from advect.networks import MLP, DiT, ResidualMLP, SequenceTransformer, UNet, Vector
-from advect.paths import (
-    AffinePath,
-    BetaLinear,
-    BrownianBridge,
-    CondOT,
-    Cosine,
-    LipmanOT,
-    Path,
-    Polynomial,
-    Schedule,
-    Trigonometric,
-    VariancePreserving,
-)
-from advect.sources import Empirical, Gaussian, MatchedGaussian, SourceDistribution, SparseGaussian
-from advect.times import (
-    Constant,
-    Importance,
-    LogitNormal,
-    Shifted,
-    Stratified,
-    TimeDistribution,
-    Uniform,
-    UShaped,
-)
-from advect.weights import InverseSNR, MinSNR, OneMinusTSquared, TSquared, Weight
-
-FITS = {"image": ("unet", "dit"), "vector": ("mlp", "resmlp"), "sequence": ("transformer",)}
-"""The networks that take each kind of data."""
+from advect.losses import Loss
+from advect.networks import Vector
+from advect.paths import AffinePath, Path
+from advect.sources import Empirical, SourceDistribution
+from advect.times import Stratified, TimeDistribution
+from advect.weights import Uniform, Weight
 
 
 def build_network(config: NetworkConfig, spec: DataSpec, *, grad_checkpointing: bool = False) -> nn.Module:
     """Make the network for data of this shape and these conditions. Raises UserError where they do not fit."""
-    name = name_of(config)
-    if name not in FITS[spec.kind]:
-        usual = " or ".join(f"--network {fitting}" for fitting in FITS[spec.kind])
-        raise UserError(f"--network {name} does not take {spec.kind} data {spec.shape}; use {usual}")
-    options: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(config)}
-    options["conditions"] = _sizes(spec)
-    if isinstance(config, MLPConfig):
-        if grad_checkpointing:
-            raise UserError("--grad-checkpointing does nothing for an mlp; leave it out, or use --network resmlp")
-        return MLP(spec.shape[0], **options)
-    options["grad_checkpointing"] = grad_checkpointing
-    match config:
-        case UNetConfig():
-            net = UNet(spec.shape, **options)
-            return net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        case DiTConfig():
-            return DiT(spec.shape, **options)
-        case SequenceTransformerConfig():
-            return SequenceTransformer(spec.shape, **options)
-        case ResidualMLPConfig():
-            return ResidualMLP(spec.shape[0], **options)
+    cls: Any = config.part("network")
+    if cls.takes != spec.kind:
+        usual = " or ".join(f"--network {name}" for name in networks_for(spec.kind))
+        raise UserError(f"--network {config.network} does not take {spec.kind} data {spec.shape}; use {usual}")
+    if grad_checkpointing and "grad_checkpointing" not in registry.parameters(cls):
+        raise UserError(f"--grad-checkpointing does nothing for --network {config.network}; leave it out")
+    net = config.build(
+        "network",
+        shape=spec.shape,
+        dim=spec.shape[0],
+        conditions=_sizes(spec),
+        grad_checkpointing=grad_checkpointing,
+    )
+    return net.to(memory_format=torch.channels_last) if cls.channels_last else net
+
+
+def networks_for(kind: str) -> list[str]:
+    """The networks that take data of a kind."""
+    found: dict[str, Any] = {name: registry.get("network", name) for name in registry.choices("network")}
+    return [name for name, cls in found.items() if cls.takes == kind]
 
 
 def _sizes(spec: DataSpec) -> dict[str, int | Vector]:
@@ -91,54 +58,55 @@ def _sizes(spec: DataSpec) -> dict[str, int | Vector]:
     }
 
 
-_SCHEDULES: dict[str, Callable[[], Schedule]] = {
-    "cond-ot": CondOT,
-    "vp": VariancePreserving,
-    "trigonometric": Trigonometric,
-    "cosine": Cosine,
-    "ddpm": BetaLinear,
-    "polynomial": lambda: Polynomial(2),
-}
-COUPLINGS: dict[str, type[Coupling]] = {
-    "independent": Independent,
-    "ot": ExactOT,
-    "sinkhorn": Sinkhorn,
-    "conditional-ot": ConditionalOT,
-    "pairs": Independent,  # they come as pairs
-}
+def build_path(method: MethodConfig, source: Mapping[str, Any] | None = None) -> Path:
+    """The path to data from the source of :func:`fit_source`. Raises UserError for a bridge without width."""
+    cls: Any = method.part("path")
+    given, jitter = {}, method.sigma_min
+    if cls.width is not None:
+        if method.sigma_min > 0:
+            given, jitter = {cls.width: method.sigma_min}, 0.0
+        elif registry.parameters(cls)[cls.width].default is registry.REQUIRED:
+            raise UserError(f"--path {method.path} needs its width: give --sigma-min, 0.5 say, in model units")
+    part = method.build("path", **given)
+    if not isinstance(part, Path):
+        return AffinePath(part, sigma_min=jitter, gaussian_source=_plain_noise(method, source))
+    if jitter > 0:
+        raise UserError(f"--sigma-min {method.sigma_min} does nothing on --path {method.path}; leave it out")
+    return part
 
 
-def build_path(method: MethodConfig, noise: Mapping[str, Any] | None = None) -> Path:
-    """The path from ``noise``, the facts of its start, to data. Raises UserError for a bridge without width."""
-    start = method.source if noise is None else noise["kind"]
-    gaussian = start == "gaussian" and method.coupling == "independent"
-    if method.path == "bridge":
-        if method.sigma_min == 0:
-            raise UserError("--path bridge needs its width: give --sigma-min, 0.5 say, in model units")
-        return BrownianBridge(method.sigma_min)
-    if method.path == "lipman-ot":
-        return AffinePath(LipmanOT(method.sigma_min or 1e-4), gaussian_source=gaussian)
-    return AffinePath(_SCHEDULES[method.path](), sigma_min=method.sigma_min, gaussian_source=gaussian)
+def _plain_noise(method: MethodConfig, source: Mapping[str, Any] | None) -> bool:
+    """Whether x0 is N(0, I), drawn apart from x1."""
+    name = method.source if source is None else source["kind"]
+    cls: Any = Empirical if name == EMPIRICAL else registry.get("source", name)
+    coupling: Any = method.part("coupling")
+    return cls.standard_normal and coupling.independent
 
 
-def fit_source(method: MethodConfig, source: Dataset) -> dict[str, Any]:
-    """What :func:`build_source_distribution` needs, as plain values: the kind, and its statistics.
+EMPIRICAL = "empirical"
+"""The kind of a source whose samples the data bring."""
+
+
+def fit_source(method: MethodConfig, dataset: Dataset) -> dict[str, Any]:
+    """What :func:`build_source_distribution` needs, as plain values: kind and arguments, some measured on the data.
 
     Data that bring their own starts, such as control cells, are "empirical". Raises UserError for a --source beside.
     """
-    if source.source_samples() is not None:
-        if method.source != "gaussian":
+    if dataset.source_samples() is not None:
+        if method.source != MethodConfig.source:
             raise UserError(f"--source {method.source} and data that bring their own starts contradict; leave it out")
-        return {"kind": "empirical"}
-    if method.source != "matched":
-        return {"kind": method.source}
-    x1 = source.train.fetch(np.arange(min(len(source.train), 10_000))).x1
-    return {"kind": "matched", "std": float(x1.std())}
+        return {"kind": EMPIRICAL}
+    cls, found = method.part("source"), method.arguments("source")
+    if cls.fits_data:  # pyright: ignore[reportAttributeAccessIssue]
+        x1 = dataset.train.fetch(np.arange(min(len(dataset.train), 10_000))).x1
+        made = cls.from_data(x1, **found)  # pyright: ignore[reportAttributeAccessIssue]
+        found = {f.name: getattr(made, f.name) for f in fields(made)}
+    return {"kind": method.source, **found}
 
 
-def source_tensors(source: Dataset) -> dict[str, Tensor]:
-    """Tensors that :func:`build_source_distribution` needs besides: the source samples of the data, if any."""
-    starts = source.source_samples()
+def source_tensors(dataset: Dataset) -> dict[str, Tensor]:
+    """What :func:`build_source_distribution` needs besides: the starts that the data bring, if any."""
+    starts = dataset.source_samples()
     return {} if starts is None else Empirical(starts[0], cond=starts[1]).tensors()
 
 
@@ -146,47 +114,30 @@ def build_source_distribution(
     facts: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
 ) -> SourceDistribution:
     """The source distribution of :func:`fit_source` and :func:`source_tensors`."""
-    match facts["kind"]:
-        case "empirical":
-            return Empirical.from_tensors(tensors or {}, noise=facts.get("noise", 0.0))
-        case "gaussian":
-            return Gaussian()
-        case "matched":
-            return MatchedGaussian(std=facts["std"])
-        case _:
-            return SparseGaussian()
+    options = {name: value for name, value in facts.items() if name != "kind"}
+    if facts["kind"] == EMPIRICAL:
+        return Empirical.from_tensors(tensors or {}, **options)
+    return registry.get("source", facts["kind"])(**options)
 
 
-def _build_times(name: str) -> TimeDistribution:
-    match name:
-        case "uniform":
-            return Uniform()
-        case "logit-normal":
-            return Stratified(LogitNormal())
-        case "u-shaped":
-            return Stratified(UShaped())
-        case "shifted":
-            return Stratified(Shifted())
-        case "importance":
-            return Stratified(Importance())
-        case "start":
-            return Constant(0.0)
-        case _:
-            return Stratified()
+def build_times(method: MethodConfig) -> TimeDistribution:
+    """The times, stratified over the batch where that has a meaning."""
+    times = method.build("times")
+    return Stratified(times) if times.stratify else times
 
 
-def _build_weight(name: str, path: Path, space: str) -> Weight | None:
-    if name == "uniform":
+def build_weight(method: MethodConfig, path: Path, space: str) -> Weight | None:
+    """The weight of a loss in ``space``; None for 1. Raises UserError for one that the path does not have."""
+    cls = method.part("weight")
+    if cls is Uniform:
         return None
-    if name in ("t2", "one-minus-t2"):
-        return TSquared() if name == "t2" else OneMinusTSquared()
+    if "schedule" not in registry.parameters(cls):
+        return method.build("weight", prediction=space)
     if not isinstance(path, AffinePath):
-        raise UserError(f"--weight {name} needs the signal-to-noise ratio of an affine path; take another --path")
-    if name == "inverse-snr":
-        return InverseSNR(path.schedule)
-    if space == "score":
-        raise UserError("--weight min-snr is not defined for a loss of the score; give --loss noise, data or velocity")
-    return MinSNR(path.schedule, prediction=space)  # pyright: ignore[reportArgumentType]
+        raise UserError(
+            f"--weight {method.weight} needs the signal-to-noise ratio of an affine path; take another --path"
+        )
+    return method.build("weight", schedule=path.schedule, prediction=space)
 
 
 def label_dropout(method: MethodConfig, spec: DataSpec) -> float:
@@ -203,15 +154,14 @@ def label_dropout(method: MethodConfig, spec: DataSpec) -> float:
 
 
 def build_loss(
-    method: MethodConfig, spec: DataSpec, noise: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
+    method: MethodConfig, spec: DataSpec, source: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
 ) -> Loss:
-    """Make the objective. Raises UserError for settings that contradict each other or the data."""
+    """Make the loss. Raises UserError for settings that contradict each other or the data."""
     dropout = label_dropout(method, spec)
-    if method.coupling == "conditional-ot" and not spec.conditions:
-        raise UserError("--coupling conditional-ot needs labels, and the data have none; take --coupling ot")
-    path, times = build_path(method, noise), _build_times(method.times)
-    if method.objective == "score-matching":
-        return _score_matching(method, path, times, dropout)
+    if method.part("coupling").needs_conditions and not spec.conditions:  # pyright: ignore[reportAttributeAccessIssue]
+        raise UserError(f"--coupling {method.coupling} needs labels, and the data have none; take --coupling ot")
+    _check_used(method)
+    path = build_path(method, source)
     if method.prediction != "velocity" and not (
         isinstance(path, AffinePath) and (path.gaussian_source or path.sigma_min == 0)
     ):
@@ -220,12 +170,13 @@ def build_loss(
             f"{method.sigma_min} with this source and coupling; predict the velocity"
         )
     space = method.prediction if method.loss == "same" else method.loss
-    return FlowMatching(
+    return method.build(
+        "objective",
         path=path,
-        source=build_source_distribution(noise, tensors),
-        coupling=COUPLINGS[method.coupling](),
-        times=times,
-        weight=_build_weight(method.weight, path, space),
+        source=build_source_distribution(source, tensors),
+        coupling=method.build("coupling"),
+        times=build_times(method),
+        weight=build_weight(method, path, space),
         prediction=method.prediction,
         loss=space,
         penalty=method.penalty,
@@ -234,22 +185,12 @@ def build_loss(
     )
 
 
-def _score_matching(method: MethodConfig, path: Path, times: TimeDistribution, dropout: float) -> ScoreMatching:
-    if method.prediction not in ("score", "noise"):
-        raise UserError(f"--objective score-matching needs --prediction score or noise, got {method.prediction}")
-    if not isinstance(path, AffinePath) or not path.gaussian_source:
-        raise UserError("--objective score-matching needs an affine --path, --source gaussian, --coupling independent")
-    if method.loss != "same" or method.weight != "uniform":
-        raise UserError("--objective score-matching weights its loss by sigma^2 itself; leave --loss and --weight out")
-    if method.penalty != "squared":
-        raise UserError(
-            f"--penalty {method.penalty} and --objective score-matching contradict: a score is the mean of what it is "
-            "fitted to, which only squares find; leave --penalty out"
-        )
-    return ScoreMatching(
-        path=path,
-        times=times,
-        prediction=method.prediction,
-        margin=method.margin,
-        cond_dropout=dropout,
-    )
+def _check_used(method: MethodConfig) -> None:
+    """Raise UserError for a value that the objective has no use for."""
+    takes = registry.parameters(method.part("objective"))
+    for f in fields(method):
+        value = getattr(method, f.name)
+        if f.name in Loss.part_given and f.name not in takes and f.default is not MISSING and value != f.default:
+            raise UserError(
+                f"--objective {method.objective} does not take {flag(f.name)} {value}; leave it at {f.default}"
+            )

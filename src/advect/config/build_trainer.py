@@ -10,8 +10,7 @@ from torch import Tensor
 
 from advect.checkpoint.async_writer import CheckpointWriter
 from advect.config.build import build_network
-from advect.config.config import Config, MethodConfig, TrainingConfig
-from advect.config.network_sections import NetworkConfig
+from advect.config.config import Config, MethodConfig, NetworkConfig, TrainingConfig
 from advect.config.yaml_file import to_dict
 from advect.core.device import be_deterministic, pick_precision, use_tf32
 from advect.core.errors import UserError

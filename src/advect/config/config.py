@@ -1,71 +1,70 @@
-"""The configuration of a run: sections of plain values, each a flag of the command line."""
+"""The configuration of a run: sections of plain values and parts, each a flag of the command line."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Any, Literal
 
 from advect.config.data_sections import DataConfig as DataConfig
-from advect.config.network_sections import MLPConfig as MLPConfig
-from advect.config.network_sections import NetworkConfig
-from advect.config.network_sections import UNetConfig as UNetConfig
-from advect.config.validated import ValidatedConfig as _Checked
+from advect.config.section import Section, part
 from advect.core.errors import UserError
 
 
-@dataclass(frozen=True, kw_only=True)
-class MethodConfig(_Checked):
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NetworkConfig(Section):
+    """The network."""
+
+    network: str = part("network", default="unet", prefix="")
+    """Kind of network; one that is not the preset's own comes with its own defaults, and its own flags."""
+
+    usual = frozenset({"network"})
+
+
+def network(name: str, **options: Any) -> NetworkConfig:
+    """The network ``name`` with those arguments of its constructor that are not the default."""
+    return NetworkConfig(network=name, options=options)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MethodConfig(Section):
     """What is learned: objective, path, source, coupling, times, weights and conditions."""
 
-    objective: Literal["flow-matching", "score-matching"] = "flow-matching"
-    """flow-matching regresses the velocity, or what --prediction says; score-matching the score of the noised data."""
-
-    # cond-ot: straight lines, the fewest steps. vp, trigonometric, cosine, ddpm: variance-preserving diffusions,
-    # with noise schedules linear, quarter wave, Nichol & Dhariwal's and DDPM's. polynomial: powers of time. bridge:
-    # noisy lines between source and data, the Schroedinger bridge.
-    path: Literal["cond-ot", "lipman-ot", "vp", "trigonometric", "cosine", "ddpm", "polynomial", "bridge"] = "cond-ot"
-
+    objective: str = part("loss", default="flow-matching")
+    """What is minimised."""
+    path: str = part("path", default="cond-ot")
+    """How noise becomes data."""
     sigma_min: float = 0.0
     """Standard deviation of extra noise on the path; with lipman-ot and bridge their own sigma."""
-    source: Literal["gaussian", "matched", "sparse"] = "gaussian"
-    """gaussian: N(0, I). matched: a Gaussian with the data's variance. sparse: Gaussian, a tenth of entries zero."""
-
-    # ot: pair noise and data of a batch by optimal transport, for straighter paths in few dimensions. sinkhorn: the
-    # same, approximately, on the device. conditional-ot: ot that keeps to the conditions; use it with labels. pairs:
-    # those of --pairs.
-    coupling: Literal["independent", "ot", "sinkhorn", "conditional-ot", "pairs"] = "independent"
-
-    # stratified: one in each of B bins. logit-normal: more in the middle. u-shaped: more at both ends. shifted:
-    # more near the noise, for high resolution. importance: where the loss is large, weighted to keep its
-    # expectation. start: t = 0 alone, which distils --pairs to one step.
-    times: Literal["stratified", "uniform", "logit-normal", "u-shaped", "shifted", "importance", "start"] = (
-        "stratified"
-    )
-
-    weight: Literal["uniform", "inverse-snr", "t2", "one-minus-t2", "min-snr"] = "uniform"
-    """Weight of time in the loss: t2 favours the data's end, one-minus-t2 the noise's; min-snr is min(SNR, 5)."""
+    source: str = part("source", default="gaussian")
+    """Where the flow starts."""
+    coupling: str = part("coupling", default="independent")
+    """Which noise goes to which data of a batch."""
+    times: str = part("times", default="stratified")
+    """Which times are trained on."""
+    weight: str = part("weight", default="uniform")
+    """Weight of time in the loss."""
     prediction: Literal["velocity", "data", "noise", "score"] = "velocity"
     """What the network's output means; sampling converts it."""
     loss: Literal["same", "velocity", "data", "noise", "score"] = "same"
     """The space of the loss; same is that of the prediction."""
     penalty: Literal["squared", "pseudo-huber"] = "squared"
     """What a sample pays for its residual; pseudo-huber, for reflow's pairs, is its norm where it is not tiny."""
-
-    # How far t stays from 0 and 1 where a conversion or the path itself is infinite there; 0.05 steadies
-    # --prediction data with --loss velocity.
     margin: float = 1e-3
-
+    """How far t stays from 0 and 1 where a conversion or the path itself is infinite there; 0.05 steadies --prediction
+    data with --loss velocity.
+    """
     label_dropout: float | None = None
     """Share of samples trained without their conditions, for guidance; by default 0.1 where the data have some."""
 
+    usual = frozenset({"path", "source", "coupling", "times", "prediction", "label_dropout"})
     _at_least = (("sigma_min", 0), ("margin", 0))
     _below_one = ("label_dropout",)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig(_Checked):
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingConfig(Section):
     """Optimisation."""
 
     batch_size: int = 128
@@ -75,10 +74,11 @@ class TrainingConfig(_Checked):
     pairs: Path | None = None
     """Learn the pairs of noise and samples in this folder, which advect reflow makes, instead of the data."""
 
-    # How several processes share the network. ddp: each has all of it. fsdp: each keeps a part of weights, moments and
-    # averages, for networks too large for one device. auto: none for one process; ddp, or fsdp where ddp would fill
-    # half of a GPU's memory.
     parallel: Literal["auto", "none", "ddp", "fsdp"] = "auto"
+    """How several processes share the network. ddp: each has all of it. fsdp: each keeps a part of weights, moments
+    and averages, for networks too large for one device. auto: none for one process; ddp, or fsdp where ddp would fill
+    half of a GPU's memory.
+    """
     num_epochs: int = 100
     """Passes over the data: the length of the run, and of a cosine schedule."""
     max_steps: int | None = None
@@ -104,9 +104,10 @@ class TrainingConfig(_Checked):
     ema_also: tuple[float, ...] = ()
     """Decays of further averages, kept beside it; `advect sample RUN --ema-decay` takes one of them."""
 
-    # Store averages by a power of time (Karras et al. 2024), from which `advect ema RUN` rebuilds one of any length
-    # after the run: 16 to 31 snapshots in RUN/ema, each of 4 bytes a parameter for each of --posthoc-lengths.
     posthoc_ema: bool = False
+    """Store averages by a power of time (Karras et al. 2024), from which `advect ema RUN` rebuilds one of any length
+    after the run: 16 to 31 snapshots in RUN/ema, each of 4 bytes a parameter for each of --posthoc-lengths.
+    """
     posthoc_lengths: tuple[float, ...] = (0.05, 0.1)
     """Their lengths, standard deviations in time as shares of the run; each is kept in memory as well."""
     posthoc_every: int | None = None
@@ -137,6 +138,19 @@ class TrainingConfig(_Checked):
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
 
+    usual = frozenset(
+        {
+            "batch_size",
+            "num_epochs",
+            "max_steps",
+            "max_minutes",
+            "optimizer",
+            "learning_rate",
+            "mixed_precision",
+            "seed",
+            "device",
+        }
+    )
     _at_least = (
         ("batch_size", 1),
         ("num_epochs", 1),
@@ -174,8 +188,8 @@ def _words(values: tuple[float, ...]) -> str:
     return " ".join(map(str, values))
 
 
-@dataclass(frozen=True, kw_only=True)
-class OutputConfig(_Checked):
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OutputConfig(Section):
     """What the run writes, and when."""
 
     log_every: int = 50
@@ -205,9 +219,10 @@ class OutputConfig(_Checked):
     eval_features: Path | None = None
     """File of a network in whose features images are compared, such as the FID Inception; by default pixels."""
 
-    # With --eval-every, keep the checkpoint where this is smallest; checkpoints/best names it. auto: frechet for
-    # images, which have kernel too, and energy for all else, of which it sees more than means and covariances.
     keep_best: Literal["auto", "frechet", "kernel", "energy", "held-out-loss"] | None = "auto"
+    """With --eval-every, keep the checkpoint where this is smallest; checkpoints/best names it. auto: frechet for
+    images, which have kernel too, and energy for all else, of which it sees more than means and covariances.
+    """
 
     wandb: Literal["none", "online", "offline"] = "none"
     """Curves and sample grids on Weights & Biases; offline writes them to RUN/wandb for a later wandb sync."""
@@ -229,6 +244,7 @@ class OutputConfig(_Checked):
                 flag = "--" + name.replace("_", "-")
                 raise UserError(f"{flag} {value} does nothing without --eval-every; give it, too, such as 1000")
 
+    usual = frozenset({"sample_every", "save_every", "num_samples", "solver", "eval_every"})
     _at_least = (
         ("log_every", 1),
         ("sample_every", 0),
@@ -243,16 +259,12 @@ class OutputConfig(_Checked):
     )
 
 
-D = TypeVar("D", bound=DataConfig)
-N = TypeVar("N", bound=NetworkConfig)
-
-
 @dataclass(frozen=True, kw_only=True)
-class Config(Generic[D, N]):
+class Config:
     """All that determines a run, but the place where it is written."""
 
-    data: D
-    network: N
+    data: DataConfig
+    network: NetworkConfig
     method: MethodConfig = field(default_factory=MethodConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     output: OutputConfig = field(default_factory=OutputConfig)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 from advect.config.data_sections import (
@@ -33,7 +32,7 @@ from advect.data.base import Dataset
 def build_dataset(config: DataConfig) -> Dataset:
     """Open the data. Raises UserError for data that are missing, empty or damaged, or do not fit their flags."""
     source = registry.get("data-format", _NAMES[type(config)])
-    options: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(config)}
+    options: dict[str, Any] = config.values()
     if source.place is None:
         return source.open(**options)
     place = options.pop("data_dir")

@@ -17,16 +17,17 @@ from advect.config.image_sections import (
     ParquetImagesData,
     ShardsData,
 )
-from advect.config.validated import InFolder, ValidatedConfig
+from advect.config.section import Section
+from advect.config.validated import InFolder
 
 
 @dataclass(frozen=True, kw_only=True)
-class DigitsData:
+class DigitsData(Section):
     """The 8x8 handwritten digits inside scikit-learn. It has no options."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MoonsData(ValidatedConfig):
+class MoonsData(Section):
     """Two interleaving half circles in the plane."""
 
     noise: float = 0.05

@@ -1,4 +1,4 @@
-"""``environment.json``: what a run ran on, enough to explain a difference later."""
+"""``environment.json``: versions, device, commit and data of a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LIBRARIES = ("advect", "torch", "numpy", "safetensors", "scikit-learn", "pillow
 
 
 def write_environment(context: RunContext, *, fingerprint: str, step: int) -> None:
-    """Write the file, or add this start to it where the run is resumed."""
+    """Write the file, or append this start where the run is resumed."""
     path = context.run_dir / "environment.json"
     start = {
         "command": command_line(),
@@ -41,14 +41,14 @@ def write_environment(context: RunContext, *, fingerprint: str, step: int) -> No
 
 
 def command_line() -> str:
-    """The command that started this process, as it can be typed."""
+    """The command that started this process."""
     program = Path(sys.argv[0]).name
     words = ["advect", *sys.argv[1:]] if program in ("advect", "__main__.py") else [program, *sys.argv[1:]]
     return shlex.join(words)
 
 
 def versions() -> dict[str, str]:
-    """Those of Python, the platform and the libraries that matter, by name."""
+    """Versions of Python, the platform and the main libraries."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for name in _LIBRARIES:
         try:
@@ -59,12 +59,12 @@ def versions() -> dict[str, str]:
 
 
 def device_name(device: torch.device) -> str:
-    """What a person calls it."""
+    """The GPU's product name, or the CPU's architecture."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
 
 
 def _git_commit() -> str | None:
-    """The commit of the working directory, where there is one."""
+    """The commit of the working directory, if any."""
     try:
         done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -15,14 +15,16 @@ from advect.config.section import Choice, Section, field_docs, flag
 from advect.core import registry
 from advect.core.errors import UserError, did_you_mean
 
-S = TypeVar("S", bound=Section)
+A = TypeVar("A")
 Sections = Mapping[str, Section]
 
 _STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
 
 
-def parse_section(kind: type[S], words: Sequence[str], *, prog: str, description: str) -> S:
-    """Parse words into the section ``kind``. Raises UserError."""
+def parse_words(kind: type[A], words: Sequence[str], *, prog: str, description: str) -> A:
+    """Parse words into the section or dataclass ``kind``. Raises UserError."""
+    if not issubclass(kind, Section):
+        return _run_tyro(kind, [dashed(word) for word in words], {}, prog=prog, description=description)
     found = parse_sections({kind.__name__: kind()}, words, prog=prog, description=description)
     return found[kind.__name__]  # pyright: ignore[reportReturnType]
 
@@ -41,7 +43,7 @@ def parse_sections(sections: Sections, words: Sequence[str], *, prog: str, descr
         words = ["--help"]
     help_ = "--help" in words or "-h" in words
     parser, owners = _parser(sections, brief=brief, choices_help=help_)
-    values = vars(_run_tyro(parser, words, owners, sections, prog=prog, description=description))
+    values = vars(_run_tyro(parser, words, sections, prog=prog, description=description))
     flat = {name: value for group in values.values() for name, value in vars(group).items()}
     return {
         key: section.replaced(**{name: flat[name] for name, owner in owners.items() if owner == key})
@@ -82,7 +84,7 @@ def _parser(sections: Sections, *, brief: bool, choices_help: bool) -> tuple[typ
         hints, docs = get_type_hints(type(section)), field_docs(type(section))
         group = groups[key] = _Group(registry.summary(type(section)) + ".")
         for f in fields(section):
-            if f.name == "options":
+            if f.name == "options" or not f.metadata.get("flag", True):
                 continue
             choice = section.choice(f.name) if "kinds" in f.metadata else None
             default, type_, words = getattr(section, f.name), hints[f.name], docs.get(f.name, "")
@@ -91,7 +93,7 @@ def _parser(sections: Sections, *, brief: bool, choices_help: bool) -> tuple[typ
                 type_ = Literal[choice.names()] | None if optional else Literal[choice.names()]  # pyright: ignore
                 words = _choices_help(words, choice) if choices_help else words
             _claim(owners, f.name, key)
-            if not brief or f.name in section.usual:
+            if not brief or not section.usual or f.name in section.usual:
                 group.add(f.name, type_, default, words)
             if choice is not None and default is not None:
                 cls, values = section.part(f.name), section.arguments(f.name)
@@ -117,21 +119,22 @@ def _choices_help(words: str, choice: Choice) -> str:
     return " ".join([words, *lines]).strip()
 
 
-def _run_tyro(
-    parser: type, words: list[str], owners: Mapping[str, str], sections: Sections, *, prog: str, description: str
-) -> Any:
+def _run_tyro(parser: type[A], words: Sequence[str], sections: Sections, *, prog: str, description: str) -> A:
     errors = io.StringIO()
+    options = {"prog": prog, "description": description, "config": _STYLE}
     try:
         with contextlib.redirect_stderr(errors):
-            value, unknown = tyro.cli(
-                parser, args=words, prog=prog, description=description, config=_STYLE, return_unknown_args=True
-            )
+            value, unknown = tyro.cli(parser, args=list(words), return_unknown_args=True, **options)
     except SystemExit as stop:
         if not stop.code:
             raise
         raise UserError(f"{_one_sentence(errors.getvalue())}; see {prog} --help") from None
     if unknown:
-        raise UserError(_unknown(unknown[0], [*map(flag, owners)], sections, prog))
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+            tyro.cli(parser, args=["--help"], **options)
+        flags = sorted(set(re.findall(r"--[a-z][a-z0-9-]*", re.sub(r"\x1b\[[0-9;]*m", "", text.getvalue()))))
+        raise UserError(_unknown(unknown[0], flags, sections, prog))
     return value
 
 
@@ -168,31 +171,41 @@ def dashed(word: str) -> str:
     return name.replace("_", "-") + equals + value if word.startswith("--") else word
 
 
-def value_of(flag: str, words: Sequence[str]) -> str | None:
+def value_of(name: str, words: Sequence[str]) -> str | None:
     """The value that a flag has in the words, the last one where it comes twice."""
     found = None
     for i, word in enumerate(words):
-        if word == flag:
+        if word == name:
             if i + 1 == len(words):
-                raise UserError(f"{flag} needs a value")
+                raise UserError(f"{name} needs a value")
             found = words[i + 1]
-        if word.startswith(flag + "="):
+        if word.startswith(name + "="):
             found = word.partition("=")[2]
     return found
 
 
-def taken(flag: str, words: Sequence[str]) -> tuple[list[str], str | None]:
+def taken(name: str, words: Sequence[str]) -> tuple[list[str], str | None]:
     """The words without a flag, and the value that it had."""
-    value, rest = value_of(flag, words), []
+    value, rest = value_of(name, words), []
     places = iter(words)
     for word in places:
-        if word == flag:
+        if word == name:
             next(places)
-        elif not word.startswith(flag + "="):
+        elif not word.startswith(name + "="):
             rest.append(word)
     return rest, value
 
 
-def without_flag(flag: str, words: Sequence[str]) -> list[str]:
+def without_flag(name: str, words: Sequence[str]) -> list[str]:
     """The words without a flag and its value."""
-    return taken(flag, [dashed(word) for word in words])[0]
+    return taken(name, [dashed(word) for word in words])[0]
+
+
+def without_prefixed(prefix: str, words: Sequence[str], *, keep: Sequence[str]) -> list[str]:
+    """The words without the flags of a prefix and their values, but those to ``keep``."""
+    left, name = [], ""
+    for word in words:
+        name = word if word.startswith("--") else name
+        if name in keep or not name.replace("--no-", "--").startswith(flag(prefix)):
+            left.append(word)
+    return left

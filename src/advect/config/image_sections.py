@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from advect.config.validated import AtAddress, InFolder, ValidatedConfig
+from advect.config.section import Section
+from advect.config.validated import AtAddress, InFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ class CelebAData(InFolder):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Images(ValidatedConfig):
+class _Images(Section):
     """What all encoded images of any size share."""
 
     image_size: int = 64

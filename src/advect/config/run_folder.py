@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from advect.checkpoint.manifest import newest_whole
-from advect.config.network_sections import name_of
 from advect.core.errors import UserError
 from advect.core.files import LOCK, held
 from advect.distributed.comm import current
@@ -62,8 +61,8 @@ def check_same_run(there: ModelMetadata, here: ModelMetadata, checkpoint: Path) 
         )
     differs = _differences(there.config, here.config)
     of_network = [text for section, text in differs if section == "network"]
-    if type(there.network) is not type(here.network):
-        of_network = [f"it has --network {name_of(there.network)}, this one {name_of(here.network)}"]
+    if there.network.network != here.network.network:
+        of_network = [f"it has --network {there.network.network}, this one {here.network.network}"]
     if of_network:
         raise UserError(
             f"checkpoint {checkpoint} has another network: {'; '.join(of_network)}; "

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, get_type_hints
 
 from advect.core import registry
 from advect.core.errors import UserError, did_you_mean
@@ -52,12 +52,13 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Section:
     """Values that are checked as they are made, so that a bad one is refused before anything is written.
 
     ``options`` are the arguments of the chosen parts where they are not the default, by the names of their flags:
-    ``path_n`` for ``n`` of ``path``. They also read as attributes of the section.
+    ``path_n`` for ``n`` of ``path``. They also read as attributes of the section. Sections are equal where all values
+    are; declare them ``eq=False``.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -131,16 +132,18 @@ class Section:
         try:
             return cls(**options | {key: value for key, value in given.items() if key in takes})
         except UserError as error:
-            words = str(error)
+            words = str(error).replace(f"{cls.__name__} needs", f"{flag(name)} {getattr(self, name)} needs")
             for option in options:
                 words = words.replace(f"{cls.__name__}.{option}", flag(prefix + option))
+            for field_name in given.keys() & {f.name for f in fields(self)}:
+                words = words.replace(f"{cls.__name__}.{field_name}", flag(field_name))
             raise UserError(words) from error
 
     def values(self) -> dict[str, Any]:
         """All values by name: the fields, and after each choice the arguments of its part."""
         found: dict[str, Any] = {}
         for f in fields(self):
-            if f.name != "options":
+            if f.name != "options" and f.metadata.get("flag", True):
                 found[f.name] = getattr(self, f.name)
             if "kinds" in f.metadata and found[f.name] is not None:
                 prefix = self.choice(f.name).prefix
@@ -165,6 +168,12 @@ class Section:
         new = old | {name: value for name, value in values.items() if name in names}
         options |= {name: value for name, value in values.items() if name not in names}
         return type(self)(options=options, **new)
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.values() == other.values()  # pyright: ignore
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.values().items()))
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_") and "options" in self.__dict__:
@@ -191,6 +200,18 @@ def plain(value: object) -> object:
     if isinstance(value, Path):
         return str(value)
     return list(value) if isinstance(value, tuple) else value
+
+
+def value_types(section: Section) -> dict[str, Any]:
+    """The type of each of :meth:`Section.values`."""
+    hints, found = get_type_hints(type(section)), {}
+    for f in fields(section):
+        if f.name != "options" and f.metadata.get("flag", True):
+            found[f.name] = hints[f.name]
+        if "kinds" in f.metadata and getattr(section, f.name) is not None:
+            prefix = section.choice(f.name).prefix
+            found |= {prefix + a.name: a.type for a in registry.arguments(section.part(f.name))}
+    return found
 
 
 @cache

@@ -1,47 +1,18 @@
-"""The ground of a section of the configuration: it checks its values as it is made."""
+"""Data sections whose place is a path or an address."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from advect.core.errors import UserError
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+from advect.config.section import Section
 
 
-def _each(value: Any) -> tuple:
-    return value if isinstance(value, tuple) else (value,)
-
-
-class ValidatedConfig:
-    """Checks a section's values as it is made, so that a bad one is refused before anything is written."""
-
-    _at_least: tuple[tuple[str, float], ...] = ()
-    _above: tuple[tuple[str, float], ...] = ()
-    _below_one: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name, low in self._at_least:
-            value = getattr(self, name)
-            if value is not None and not all(v >= low for v in _each(value)):
-                raise UserError(f"{_flag(name)} must be at least {low}, got {value}")
-        for name, low in self._above:
-            value = getattr(self, name)
-            if value is not None and not all(v > low for v in _each(value)):
-                raise UserError(f"{_flag(name)} must be greater than {low}, got {value}")
-        for name in self._below_one:
-            value = getattr(self, name)
-            if value is not None and not all(0 <= v < 1 for v in _each(value)):
-                raise UserError(f"{_flag(name)} must be at least 0 and below 1, got {value}")
-
-
-class InFolder(ValidatedConfig):
+@dataclass(frozen=True, kw_only=True)
+class InFolder(Section):
     """A section with a ``data_dir``, which is kept as an absolute path, so that a run works from any folder."""
 
-    data_dir: Path | None
+    data_dir: Path | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,10 +20,11 @@ class InFolder(ValidatedConfig):
             object.__setattr__(self, "data_dir", self.data_dir.expanduser().absolute())
 
 
-class AtAddress(ValidatedConfig):
+@dataclass(frozen=True, kw_only=True)
+class AtAddress(Section):
     """A section whose ``data_dir`` may be a URL, a pattern or a name as well: a path is kept as an absolute one."""
 
-    data_dir: str | None
+    data_dir: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

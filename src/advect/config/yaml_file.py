@@ -8,30 +8,19 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from advect.config.config import Config
 from advect.config.data_formats import format_of
-from advect.config.network_sections import name_of
+from advect.config.section import plain
 from advect.core.errors import UserError
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Path):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value
-
-
-def section_to_dict(section: Any) -> dict[str, object]:
-    """A section of the configuration as plain values."""
-    return {f.name: _plain(getattr(section, f.name)) for f in fields(section)}
 
 
 def to_dict(config: Config) -> dict[str, dict[str, object]]:
     """The configuration as sections of plain values."""
-    return {f.name: section_to_dict(getattr(config, f.name)) for f in fields(config)}
+    sections = {f.name: getattr(config, f.name).values() for f in fields(config)}
+    return {key: {name: plain(value) for name, value in values.items()} for key, values in sections.items()}
 
 
 def to_yaml(config: Config, preset: str) -> str:
@@ -39,7 +28,6 @@ def to_yaml(config: Config, preset: str) -> str:
     sections = to_dict(config)
     if (data_format := format_of(config.data)) is not None:
         sections["data"] = {"data_format": data_format, **sections["data"]}
-    sections["network"] = {"network": name_of(config.network), **sections["network"]}
     return yaml.safe_dump({"preset": preset, **sections}, sort_keys=False)
 
 

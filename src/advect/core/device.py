@@ -1,4 +1,4 @@
-"""Settings of the process that make training faster, for programs that own their process, and what a device can do."""
+"""Process-wide settings that make training faster, and what a device can do."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 
 def tune_process() -> None:
-    """Let glibc keep freed memory, and flush denormal numbers to zero.
+    """Let glibc keep freed memory, and flush denormal numbers to zero, for the rest of the process.
 
-    By default glibc maps every large tensor anew and gives it back when freed, so that a training step on the
-    CPU pays for page faults. Denormal numbers, which Adam's moments become where a gradient stays zero, make
-    arithmetic on the CPU several times slower. Neither setting can be undone; neither changes a GPU's results.
+    By default glibc returns large tensors to the system, so that each CPU step pays for page faults. Denormal numbers,
+    as in Adam's moments where a gradient stays zero, make CPU arithmetic several times slower.
     """
     torch.set_flush_denormal(True)
     if sys.platform != "linux":
@@ -31,20 +30,16 @@ def tune_process() -> None:
 
 
 def use_tf32(device: torch.device, on: bool) -> None:
-    """Let a CUDA device multiply float32 with 10 bits of mantissa (TF32), or not, in this process.
-
-    Devices without TF32 ignore it, and a CPU is left as it is.
-    """
+    """Let CUDA multiply float32 with 10 bits of mantissa (TF32), or not, in this process; a CPU ignores it."""
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if on else "highest")
         torch.backends.cudnn.allow_tf32 = on
 
 
 def be_deterministic(device: torch.device) -> None:
-    """Let a CUDA device take kernels that give the same bits each time, and refuse the others, in this process.
+    """Restrict CUDA to deterministic kernels in this process; to be called before the first product on the device.
 
-    Before the first product on the device. It costs workspace memory, and time wherever the fastest kernel sums in no
-    fixed order. A CPU gives the same bits on the same number of threads as it is.
+    It costs workspace memory and time. A CPU is deterministic on a fixed number of threads.
     """
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -53,7 +48,7 @@ def be_deterministic(device: torch.device) -> None:
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware: CUDA from Ampere on, a CPU with AMX or AVX512-BF16."""
+    """Whether the hardware multiplies bfloat16: CUDA from Ampere on, a CPU with AMX or AVX512-BF16."""
     if device.type == "cuda":
         with torch.cuda.device(device):
             return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -64,20 +59,16 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def best_half(device: torch.device) -> torch.dtype | None:
-    """The 16-bit type in which the device computes faster than in float32, or None where there is none.
-
-    bfloat16 where the hardware has it, since it needs no loss scale; else float16 on a GPU.
-    """
+    """The 16-bit type faster than float32: bfloat16 in hardware, which needs no loss scale, else float16 on a GPU."""
     if has_fast_bfloat16(device):
         return torch.bfloat16
     return None if device.type == "cpu" else torch.float16
 
 
 def pick_precision(mixed: bool, device: torch.device, half: str = "auto") -> torch.dtype | None:
-    """The 16-bit type for mixed precision, None for float32 throughout.
+    """The 16-bit type of mixed precision; None for float32. "auto" is :func:`best_half`.
 
-    "auto" takes what the device computes fastest, which is None on a CPU without bfloat16 in hardware; "bf16" and
-    "fp16" are taken as they are. Raises UserError for bf16 on a GPU that has none.
+    Raises UserError for "bf16" on a GPU without it.
     """
     if not mixed:
         return None
@@ -89,7 +80,7 @@ def pick_precision(mixed: bool, device: torch.device, half: str = "auto") -> tor
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raise UserError where torch.compile would find no C++ compiler for code of the CPU."""
+    """Raise UserError where torch.compile finds no C++ compiler for the CPU."""
     if device.type != "cpu":
         return
     from torch._inductor.cpp_builder import get_cpp_compiler
@@ -127,10 +118,7 @@ _NO_BFLOAT16 = ("V100", "T4")
 
 
 def peak_flops(name: str, dtype: torch.dtype) -> float | None:
-    """The most multiplications and additions a second of the GPU called ``name`` in matrix products of ``dtype``.
-
-    float16 and bfloat16 only, dense, as its maker states it; None where it is not known.
-    """
+    """Peak dense FLOP/s of the GPU called ``name`` in float16 or bfloat16, from its data sheet; None if unknown."""
     if dtype not in (torch.float16, torch.bfloat16):
         return None
     words = name.replace("-", " ").replace("_", " ")

@@ -1,4 +1,4 @@
-"""Mistakes of a user, told in one sentence: what, the value, the fix."""
+"""Errors of the user: one sentence with the argument, its value and the fix."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from types import ModuleType
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend. The command line prints its message alone and exits with 2."""
+    """A mistake of the user. The command line prints its message alone and exits with 2."""
 
     agreed = False
-    """Whether every process of the run raises it, with the same words; see ``core.group.agree``."""
+    """Whether all processes raise it with the same message; see :func:`advect.distributed.comm.sync_errors`."""
 
 
 def did_you_mean(value: str, options: Iterable[str]) -> str:

@@ -46,6 +46,9 @@ HOMES = {
 GROUP = "advect.parts"
 """Entry points of other packages."""
 
+REQUIRED = inspect.Parameter.empty
+"""The default of an argument that has none."""
+
 C = TypeVar("C", bound=type)
 
 _REGISTERED = re.compile(r'^@register\("([^"]+)"\)\n(?:@.*\n)*class \w+.*:\n(?: {4}"""((?:.|\n)*?)""")?', re.MULTILINE)
@@ -129,7 +132,7 @@ def arguments(cls: type) -> tuple[Argument, ...]:
     found = []
     for name, parameter in parameters(cls).items():
         plain = None if name in given else _plain(_annotation(cls, name, parameter.annotation))
-        if plain is not None and parameter.default is not parameter.empty:
+        if plain is not None and parameter.default is not REQUIRED:
             default = parameter.default
             default = tuple(default) if isinstance(default, list) else default
             found.append(Argument(name, plain, default, docs.get(name, "")))

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from advect.config.arguments import parse_train
 from advect.config.build import build_dataset, build_network
-from advect.config.config import Config
+from advect.config.config import Config, NetworkConfig
 from advect.config.data_formats import format_of
 from advect.config.data_sections import CellsData, TableData
-from advect.config.network_sections import NetworkConfig, name_of
 from advect.core.errors import UserError
 from advect.core.types import Category, Conditions, DataSpec, Length, Quantity
 from advect.data import Dataset
@@ -173,7 +172,7 @@ def _suggest(data: ResolvedData, dataset: Dataset, free: int, device: str) -> Fi
     except UserError as error:  # a preset's network may not take this shape
         return Finding("note", "The network of the preset does not fit the data", {"why": str(error)})
     plan = Plan(
-        network=name_of(network),
+        network=network.network,
         preset=data.preset,
         parameters=parameters,
         activations=activations,

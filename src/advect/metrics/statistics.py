@@ -15,6 +15,9 @@ from advect.core.random import CounterRng, Stream, stream_seed
 ROWS = 10_000
 """Most rows of a set that are kept; moments are those of all rows."""
 
+BLOCK = 512
+"""Rows whose moments are taken at once."""
+
 FEATURES, VALUES, SAMPLES, CONDITION = "features", "values", "samples", "cond."
 """Names of rows: features, single values, whole samples and, as a prefix, conditions."""
 
@@ -186,19 +189,22 @@ class SampleStatistics:
     def from_parts(cls, parts: Iterable[Mapping[str, Tensor]], count: int) -> SampleStatistics:
         """Statistics of ``count`` samples in parts, each with tensors (n, ...) of the same names.
 
-        Equal parts in equal order give equal bits. Raises UserError for features that are not finite.
+        Moments are summed in blocks of rows, so that no bit depends on the parts. Raises UserError for features
+        that are not finite.
         """
         chosen = subsample(count, ROWS, 0)
         slots = torch.full((count,), -1)
         slots[chosen] = torch.arange(len(chosen))
         kept: dict[str, Tensor] = {}
-        moments, first = None, 0
+        moments, pending, first = None, None, 0
         for part in parts:
             features = part[FEATURES]
             here = slots[first : first + len(features)]
             first += len(features)
-            found = Moments.from_samples(features, argument="samples")
-            moments = found if moments is None else moments + found
+            pending = features if pending is None else torch.cat([pending, features])
+            while len(pending) >= BLOCK or (first == count and len(pending)):
+                found = Moments.from_samples(pending[:BLOCK], argument="samples")
+                moments, pending = found if moments is None else moments + found, pending[BLOCK:]
             for name, value in part.items():
                 target = kept.setdefault(name, value.new_zeros(len(chosen), *value.shape[1:]))
                 target[here[here >= 0]] = value[here >= 0]

@@ -1,4 +1,4 @@
-"""Conditions as a person names them, and as a network takes them."""
+"""Conditions as a user names them, and as a network takes them."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import NULL, Category, Condition, Conditions, DataSpec, Length, Quantity
 
 ConditionValue = float | str | None | Sequence[float] | Tensor
-"""One value for all samples, "cycle" for each value in turn, or a tensor that holds what the network takes.
+"""One value for all samples, "cycle" for each value in turn, or a tensor as the network takes it.
 
-One value is the number or name of a category; the number, the d numbers or their text "a,b,c" of a quantity, in the
-units of the data; or a number of real steps. "none" or None says that a category or quantity is not given. A tensor
-is (n,) whole numbers, or (n, d) standardised numbers for a quantity.
+A value is the number or name of a category; the numbers, or their text "a,b,c", of a quantity in data units; or a
+length. None or "none" is the null of a category or quantity. A tensor is (n,) whole numbers, or (n, d) standardised
+numbers for a quantity.
 """
 
 
 def resolve_conditions(
     spec: DataSpec, n: int, cond: Mapping[str, ConditionValue] | None, seed: int, rows: range | None = None
 ) -> Conditions:
-    """For each condition of ``spec`` what a network takes: whole numbers (n,), or standardised ones (n, d).
+    """Each condition of ``spec`` as the network takes it: whole numbers (n,), or standardised ones (n, d).
 
-    Conditions that ``cond`` does not name are drawn as often as they occur in the training data, a quantity from its
-    examples; draw i depends on the seed and i alone. With ``rows``, a range within 0 .. n, only these of the n come
-    back, and cost as much as they are. Raises UserError for an unknown condition or value.
+    Conditions not in ``cond`` are sampled by their frequency in the training data, a quantity from its examples; row i
+    depends on the seed and i alone. Only ``rows``, a range within 0 .. n, are computed if given. Raises UserError for
+    an unknown condition or value.
     """
     cond = dict(cond or {})
     for name in cond:
@@ -41,7 +41,7 @@ def resolve_conditions(
         if name not in cond:
             rng = CounterRng(stream_seed(seed, Stream.CONDITIONS), i, len(rows), start=rows.start, total=n)
             u = rng.uniform((len(rows),), dtype=torch.float64)
-            values[name] = _drawn(condition, u)
+            values[name] = _sampled(condition, u)
         elif isinstance(condition, Quantity):
             values[name] = _vectors(name, cond[name], condition, n, rows)
         else:
@@ -49,8 +49,8 @@ def resolve_conditions(
     return values
 
 
-def _drawn(condition: Condition, u: Tensor) -> Tensor:
-    """The values at places u (n,) in [0, 1) of the training data."""
+def _sampled(condition: Condition, u: Tensor) -> Tensor:
+    """The values at quantiles u (n,) in [0, 1) of the training data."""
     if isinstance(condition, Quantity):
         examples = _standardised(condition, condition.examples)
         return examples[(u * len(examples)).long()]
@@ -75,7 +75,7 @@ def _numbers(name: str, value: ConditionValue, condition: Category | Length, n: 
 
 
 def _range(condition: Category | Length) -> tuple[int, int, int]:
-    """The least and the greatest value, and the one beside them that says "not given"; a length has none."""
+    """Minimum, maximum and null of a condition; a length has no null."""
     if isinstance(condition, Length):
         return 1, len(condition.frequencies), 1
     return 0, len(condition.names) - 1, NULL

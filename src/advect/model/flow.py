@@ -64,9 +64,8 @@ class Flow:
     """A network with what sampling needs: the data's shape, conditions and transform, the path and its source.
 
     ``net(x_t (B, *S), t (B,), cond)`` gives the ``prediction`` in model units. ``margin`` is the loss's: how far t
-    stays from 0 and 1 where a conversion or the path is infinite. ``null`` says that the network was trained without
-    its conditions, too, which guidance and unconditional samples need. ``facts`` are those of the data's
-    ``Dataset.metadata``, from which samples are written in the data's own format.
+    stays from 0 and 1 where a conversion or the path is infinite. ``null``: conditions were dropped in training, as
+    guidance and unconditional samples need. ``facts``: those of ``Dataset.metadata``, for writing samples.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ class Flow:
 
     @cached_property
     def data_shape(self) -> tuple[int, ...]:
-        """The shape of one sample in data units; for tables and components it is not that of the spec."""
+        """Shape of a sample in data units, which for tables and components is not that of the spec."""
         return tuple(self.transform.inverse(torch.zeros(1, *self.spec.shape)).shape[1:])
 
     def velocity(
@@ -107,7 +106,7 @@ class Flow:
         return guided_velocity(self._velocity, cond, guidance, interval=interval)
 
     def output(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
-        """What the network says, (B, *S), in the precision that it was trained in."""
+        """The network's output (B, *S), in the precision of its training."""
         with torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext():
             return self.net(x_t, t, cond)
 
@@ -127,10 +126,7 @@ class Flow:
         *,
         rows: range | None = None,
     ) -> Conditions:
-        """The conditions that :meth:`sample` uses: for each whole numbers (n,) or, standardised, (n, d).
-
-        With ``rows``, a range within 0 .. n, those of these samples alone.
-        """
+        """The conditions of :meth:`sample`: whole numbers (n,) or standardised (n, d) each; of ``rows`` if given."""
         values = resolve_conditions(self.spec, n, cond, seed, rows)
         if not self.null and any(is_null(value).any() for value in values.values()):
             raise UserError("the flow was trained with --label-dropout 0, so it knows no missing condition; give all")
@@ -145,7 +141,7 @@ class Flow:
 
     @cached_property
     def span(self) -> tuple[float, float]:
-        """0 and 1, but a little inside where the path is infinitely fast, which training leaves out as well."""
+        """Integration limits: 0 and 1, or ``margin`` inside where the path is infinitely fast."""
         if isinstance(self.path, BrownianBridge):
             return self.margin, 1 - self.margin
         if not isinstance(self.path, AffinePath):
@@ -205,14 +201,12 @@ class Flow:
         Raises UserError for a bad argument.
         """
         config = SamplerConfig(solver, steps, grid, diffusion, guidance, guidance_interval)
-        follow, rows = (
-            self._integrator(config.resolve(self.sampler, trajectory=trajectory), trajectory),
-            _rows(n, rows, batch_size),
-        )
+        config = config.resolve(self.sampler, trajectory=trajectory)
+        follow, rows = self._integrator(config, trajectory), _rows(n, rows, batch_size)
         self._check_guidance(guidance, guidance_interval)
         conditions = self.conditions(n, cond, seed, rows=rows)
         parts, calls = [], 0
-        for x0, part, rng in self._starts(n, rows, conditions, seed, batch_size, progress):
+        for x0, part, rng in self._initial_states(n, rows, conditions, seed, batch_size, progress):
             u = _Counted(self.velocity(part, guidance=guidance, interval=guidance_interval))
             parts.append(follow(u, x0, rng).float().cpu())
             calls += u.calls
@@ -237,18 +231,18 @@ class Flow:
         rows: range | None = None,
         progress: bool | tqdm = False,
     ) -> Straightness:
-        """How straight the paths of the n samples are that :meth:`sample` draws with these arguments, in model units.
+        """Straightness of the paths of the n samples of :meth:`sample`, in model units.
 
-        See :func:`advect.solvers.straightness`. The padding of sequences stays zero, and counts as elements do.
+        See :func:`advect.solvers.straightness`. The zero padding of sequences counts as elements.
         """
         rows = _rows(n, rows, batch_size)
         self._check_guidance(guidance, guidance_interval)
-        (t0, t1), conditions, found = self.span, self.conditions(n, cond, seed, rows=rows), []
-        for x0, part, _ in self._starts(n, rows, conditions, seed, batch_size, progress):
+        (t0, t1), conditions, parts = self.span, self.conditions(n, cond, seed, rows=rows), []
+        for x0, part, _ in self._initial_states(n, rows, conditions, seed, batch_size, progress):
             u = self.velocity(part, guidance=guidance, interval=guidance_interval)
             inside: Velocity = lambda x, t, u=u, part=part: without_padding(u(x, t), part)
-            found.append(torch.stack(deviations(inside, x0, steps=steps, solver=solver, t0=t0, t1=t1)).cpu())
-        return Straightness.of(*torch.cat(found, 1))
+            parts.append(torch.stack(deviations(inside, x0, steps=steps, solver=solver, t0=t0, t1=t1)).cpu())
+        return Straightness.of(*torch.cat(parts, 1))
 
     def _check_guidance(self, guidance: float, interval: tuple[float, float] | None) -> None:
         if guidance != 1 and not self.spec.conditions:
@@ -258,17 +252,17 @@ class Flow:
         if guidance == 1 and interval is not None:
             raise UserError("guidance_interval is given, but guidance is 1, which is none; give a guidance such as 2")
 
-    def _starts(
+    def _initial_states(
         self, n: int, rows: range, conditions: Conditions, seed: int, batch_size: int, progress: bool | tqdm
     ) -> Iterator[tuple[Tensor, Conditions, CounterRng]]:
-        """The starts (B, *S) of these rows of n samples, a batch at a time, with conditions (B,) and randomness."""
+        """Batches of initial states (B, *S), conditions (B,) and random numbers for these rows of n samples."""
         with nullcontext(progress) if isinstance(progress, tqdm) else _sample_bar(len(rows), progress) as bar:
             for first in rows[::batch_size]:
                 last = min(first + batch_size, rows.stop)
                 rng = noise_of(seed, range(first, last), n)
                 here = slice(first - rows.start, last - rows.start)
                 part = self._on_device({name: value[here] for name, value in conditions.items()})
-                yield self.start.draw(rng, self.spec.shape, part, device=self.device), part, rng
+                yield self.initial_noise.sample(rng, self.spec.shape, part, device=self.device), part, rng
                 bar.update(last - first)
 
     def _integrator(self, config: SamplerConfig, trajectory: bool) -> Callable[[Velocity, Tensor, CounterRng], Tensor]:
@@ -284,15 +278,15 @@ class Flow:
         return lambda u, x0, rng: integrate(u, x0, solver=method, grid=config.grid, **options)
 
     @property
-    def start(self) -> InitialNoise:
-        """Where it starts, at t = 0: the source and, on a path with jitter, that."""
+    def initial_noise(self) -> InitialNoise:
+        """The distribution at t = 0: the source, and the path's jitter."""
         return InitialNoise(self.source, self.path.sigma_min if isinstance(self.path, AffinePath) else 0.0)
 
     @torch.no_grad()
     def encode(
         self, x: Tensor, *, cond: Mapping[str, ConditionValue] | None = None, steps: int = 50, solver: str = "rk4"
     ) -> Tensor:
-        """Carry data x (n, *S) back to the noise z (n, *S) that it comes from, at t = 0; :meth:`decode` undoes it."""
+        """Integrate data x (n, *S) back to noise z (n, *S) at t = 0; the inverse of :meth:`decode`."""
         given = self._given(len(x), cond)
         z = self.transform.forward(self._checked(x, self.data_shape))
         return self._along(z, given, solver=solver, steps=steps, t0=self.span[1], t1=self.span[0])
@@ -301,7 +295,7 @@ class Flow:
     def decode(
         self, z: Tensor, *, cond: Mapping[str, ConditionValue] | None = None, steps: int = 50, solver: str = "rk4"
     ) -> Tensor:
-        """Carry noise z (n, *S) to data in data units (n, *S)."""
+        """Integrate noise z (n, *S) to data (n, *S) in data units."""
         given = self._given(len(z), cond)
         x = self._along(
             self._checked(z, self.spec.shape), given, solver=solver, steps=steps, t0=self.span[0], t1=self.span[1]
@@ -318,11 +312,11 @@ class Flow:
         trace: Literal["exact", "hutchinson"] = "exact",
         seed: int = 0,
     ) -> Tensor:
-        """The log-density (n,) of data x (n, *S) per data unit, in nats: change of variables along the flow.
+        """The log-density (n,) of data x (n, *S) per data unit, in nats, by the change of variables along the flow.
 
-        ``trace`` "exact" takes as many derivatives as a sample has elements, "hutchinson" one, with an unbiased error.
-        Conditions that ``cond`` does not name are not given (the null). Raises UserError for a flow whose source is
-        not the standard Gaussian, whose sequences differ in length, or whose data have no density, and says why.
+        ``trace``: "exact" costs a derivative per element, "hutchinson" one derivative, unbiased. Conditions not in
+        ``cond`` are null. Raises UserError unless the source is the standard Gaussian, sequences are of one length
+        and the data have a density.
         """
         x = self._checked(x, self.data_shape)
         log_det = self.transform.log_det(x[0].numel())
@@ -382,7 +376,7 @@ class _Counted:
 
 @contextmanager
 def _row_by_row(net: nn.Module) -> Iterator[None]:
-    """Within the block no weight lies channels last, of which group normalisation has no forward derivative."""
+    """Within the block no weight is channels-last, for which group normalisation has no forward derivative."""
     last = any(p.ndim == 4 and not p.is_contiguous() for p in net.parameters())
     try:
         net.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue] - not in the stub
@@ -393,7 +387,7 @@ def _row_by_row(net: nn.Module) -> Iterator[None]:
 
 
 def _rows(n: int, rows: range | None, batch_size: int) -> range:
-    """The rows of n samples that are asked for, all of them where ``rows`` is None."""
+    """The rows of n samples asked for, by default all."""
     if n < 1:
         raise UserError(f"the number of samples must be at least 1, got {n}")
     if batch_size < 1:

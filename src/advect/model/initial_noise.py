@@ -1,4 +1,4 @@
-"""Where a flow starts: the noise of each sample, a function of the seed and the sample's number alone."""
+"""The state of each sample at t = 0, a function of the seed and the sample's number alone."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from advect.sources import Empirical, SourceDistribution
 
 @dataclass(frozen=True)
 class InitialNoise:
-    """The distribution p_0 of a flow: its source and, with ``jitter`` > 0, Gaussian noise of that deviation on it."""
+    """The distribution p_0 of a flow: its source, plus Gaussian noise of standard deviation ``jitter``."""
 
     source: SourceDistribution
     jitter: float = 0.0
 
-    def draw(
+    def sample(
         self, rng: CounterRng, shape: tuple[int, ...], cond: Conditions, *, device: torch.device | None = None
     ) -> Tensor:
-        """Draw x0 (n, *S) of ``shape`` S for the n rows of ``rng``, given conditions (n,); it is 0 in padding.
+        """Sample x0 (n, *S) of ``shape`` S for the n rows of ``rng``, given conditions (n,); 0 in padding.
 
-        A source of data draws among the rows that agree with the conditions.
+        An empirical source samples among the rows that agree with the conditions.
         """
         whole = (rng.count, *shape)
         if isinstance(self.source, Empirical):
@@ -38,12 +38,12 @@ class InitialNoise:
         return without_padding(x0, cond)
 
     def replay(self, places: np.ndarray, shape: tuple[int, ...], cond: Conditions, *, seed: int, total: int) -> Tensor:
-        """The x0 (n, *S) that the samples ``places`` (n,) of ``total`` started from; see :func:`noise_of`."""
-        return self.draw(CounterRng.at(stream_seed(seed, Stream.INITIAL_NOISE), 0, places, total=total), shape, cond)
+        """The x0 (n, *S) of the samples ``places`` (n,) of ``total``; see :func:`noise_of`."""
+        return self.sample(CounterRng.at(stream_seed(seed, Stream.INITIAL_NOISE), 0, places, total=total), shape, cond)
 
 
 def noise_of(seed: int, rows: range, total: int) -> CounterRng:
-    """The random numbers with which the samples ``rows`` of ``total`` start."""
+    """The random numbers of the initial states of the samples ``rows`` of ``total``."""
     return CounterRng(stream_seed(seed, Stream.INITIAL_NOISE), 0, len(rows), start=rows.start, total=total)
 
 

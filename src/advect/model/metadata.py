@@ -11,15 +11,13 @@ from typing import Any
 from torch import Tensor
 
 from advect.config.build import source_tensors
-from advect.config.config import Config, MethodConfig
-from advect.config.network_sections import NETWORKS, NetworkConfig, name_of
-from advect.config.yaml_file import section_to_dict, to_dict
+from advect.config.config import Config, MethodConfig, NetworkConfig
+from advect.config.yaml_file import to_dict
 from advect.core.errors import UserError
 from advect.core.types import Category, Condition, DataSpec, Length, Quantity
 from advect.data import Dataset, Transform, transform_from_config
 
-FORMAT = 3
-"""2 names the kind of each condition; in files of format 1 all are categories. 3 has facts and tensors of the data."""
+FORMAT = 4
 
 _CONDITIONS: dict[str, type[Condition]] = {"category": Category, "quantity": Quantity, "length": Length}
 
@@ -61,7 +59,7 @@ class ModelMetadata:
     @property
     def method(self) -> MethodConfig:
         """The method's section of the configuration."""
-        return MethodConfig(**self.config["method"])
+        return MethodConfig.of(self.config["method"])
 
     @property
     def source_tensors(self) -> dict[str, Tensor]:
@@ -74,7 +72,6 @@ class ModelMetadata:
             "format": FORMAT,
             "preset": self.preset,
             "config": self.config,
-            "network": {"kind": name_of(self.network), **self.config["network"]},
             "spec": {
                 "shape": self.spec.shape,
                 "kind": self.spec.kind,
@@ -90,13 +87,14 @@ class ModelMetadata:
 
     @staticmethod
     def from_text(text: str | None, where: Path | str, tensors: Mapping[str, Tensor] | None = None) -> ModelMetadata:
-        """Read a card; UserError when the file has none, one of a newer format, or one whose tensors are not there."""
+        """Read a card; UserError when the file has none, one of another format, or one whose tensors are not there."""
         if text is None:
             raise UserError(f"{where} was not written by advect: its header has no card")
         values = json.loads(text)
-        if values["format"] > FORMAT:
+        if values["format"] != FORMAT:
             raise UserError(
-                f"{where} has card format {values['format']}, this advect reads up to {FORMAT}; install a newer one"
+                f"{where} has model format {values['format']}, and this advect reads {FORMAT}; "
+                + ("install a newer one" if values["format"] > FORMAT else "train it again, or use the advect of then")
             )
         tensors = dict(tensors or {})
         if missing := set(values.get("tensors", ())) - tensors.keys():
@@ -104,13 +102,11 @@ class ModelMetadata:
                 f"{where} cannot be used apart from its checkpoint, which holds {min(missing)!r} for it; give the "
                 "checkpoint's folder, such as runs/cells/checkpoints/step-00001000"
             )
-        options = {name: _tuples(value) for name, value in values["network"].items()}
-        network = NETWORKS[options.pop("kind")](**options)
         conditions = {name: _read(facts) for name, facts in values["spec"]["conditions"].items()}
         return ModelMetadata(
             preset=values["preset"],
-            config={**values["config"], "network": section_to_dict(network)},  # older files lack newer options
-            network=network,
+            config=values["config"],
+            network=NetworkConfig.of(values["config"]["network"]),
             spec=DataSpec(tuple(values["spec"]["shape"]), values["spec"]["kind"], conditions),
             transform=transform_from_config(values["transform"], _without("transform.", tensors)),
             noise=values["noise"],

@@ -115,7 +115,7 @@ def make_pairs(
         written["inverted"] = _make(folder / "inverted", inverted, plan, back)
     with sync_errors():
         if current().is_first and not (folder / FACTS).is_file():
-            start = {"noise": dict(noise), "jitter": flow.start.jitter}
+            start = {"noise": dict(noise), "jitter": flow.initial_noise.jitter}
             facts = {
                 **plan,
                 "generated": pairing.num_pairs - inverted,

@@ -1,4 +1,4 @@
-"""Draw samples of a run to files, whole or in shards."""
+"""Sampling from a run to files, whole or in shards."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def sample_run(
     part_size: int | None = None,
     device: str = "auto",
 ) -> list[Path]:
-    """Sample from a run into a folder, and return the files: those of :func:`write_samples`, and samples.json.
+    """Sample from a run into a folder; return the files: those of :func:`write_samples`, and samples.json.
 
-    More than ``part_size`` (10,000) samples, and what several processes draw, become parts, see ``sharded_samples``:
-    each process writes its own, and the first one returns their folders, samples.png and samples.json, the others
-    nothing. The same call again goes on after the parts that are whole.
+    More than ``part_size`` (10,000) samples, or several processes, make shards, see ``sharded_samples``. The first
+    process returns their folders, samples.png and samples.json, the others nothing. Repeated, the call continues
+    after the complete shards.
 
     Raises UserError for a bad argument, before anything is written, and where ``output_dir`` cannot be written to, or
-    already holds other samples, unless ``overwrite``.
+    holds other samples, unless ``overwrite``.
     """
     sampler = sampler or SamplerConfig()
     folder = output_dir or _default_folder(run, seed)
@@ -77,7 +77,7 @@ def sample_run(
             check_output(flow, individual=save_individual)
             count = count_shards(n, part_size, me.world)
             if me.is_first:
-                stack.enter_context(_made(folder))  # now, as sampling may take an hour
+                stack.enter_context(_new_folder(folder))  # now, as sampling may take an hour
             check_sampler(flow, sampler, cond, n=n, batch_size=batch_size)
             if me.is_first:
                 how = {"n": n, **_resolved(sampler, flow), "seed": seed, "batch_size": batch_size}
@@ -117,11 +117,11 @@ _KINDS = {
     ".png": "picture:",
     ".json": "facts:",
 }
-"""What a file of samples holds."""
+"""Labels of the files by suffix."""
 
 
 def describe_files(files: Sequence[Path], *, individual: bool) -> list[str]:
-    """A line for each file of :func:`sample_run`, but one for all parts and one for all single images."""
+    """A line for each file of :func:`sample_run`, one for all shards, and one for all single images."""
     lines = [f"{_KINDS[f.suffix]:8} {f}" for f in files if f.suffix and not f.stem.startswith("sample-")]
     parts = [file for file in files if not file.suffix]
     if parts:
@@ -132,7 +132,7 @@ def describe_files(files: Sequence[Path], *, individual: bool) -> list[str]:
 
 
 class _Still(nn.Module):
-    """Nothing moves: a network that costs nothing."""
+    """A network without cost, for trials."""
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
         return torch.zeros_like(x_t)
@@ -153,8 +153,8 @@ def check_sampler(
 
 
 @contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """Make a folder; what fails in the block removes it, if it is new and still empty."""
+def _new_folder(folder: Path) -> Iterator[None]:
+    """Make a folder, and remove it where the block fails, if it is new and still empty."""
     new = not folder.exists()
     make_folder(folder, "--output-dir")
     try:
@@ -166,7 +166,7 @@ def _made(folder: Path) -> Iterator[None]:
 
 
 def weights_identity(place: Path, ema: bool | float) -> dict[str, object]:
-    """Which weights are drawn from: their sum, and the name by which a person knows them."""
+    """Identity of the weights: their SHA-256 and a readable name."""
     file = place if place.is_file() else weight_file(place, ema=ema)
     digest = str(sum_files(file.parent, [file])[file.name]["sha256"])
     return {"format": 1, "sha256": digest, "weights": f"{file.absolute().parent.name}/{file.name} ({digest[:8]})"}
@@ -182,7 +182,7 @@ def _listed(value: Tensor) -> str:
 
 
 def averaged(run: Path, ema: bool | float) -> bool | float | dict[str, float] | None:
-    """Whether the weights are the averaged ones, or which of several; None for a weight file that does not tell."""
+    """Whether the weights are averaged, or by which average; None for a weight file that does not say."""
     if run.is_file():
         return {EMA_FILE: True, MODEL: False}.get(run.name, read_average(run))
     return ema and (find_checkpoint(run) / EMA_FILE).is_file() if isinstance(ema, bool) else ema

@@ -1,8 +1,8 @@
-"""Samples in parts: folders of neighbouring rows that appear whole, drawn by any number of processes.
+"""Samples in shards: folders of contiguous rows, each written atomically, by any number of processes.
 
-OUTPUT/plan.json               what is drawn, and in how many parts; written first
-OUTPUT/part-00000-of-00005/    what is written of its rows, and part.json with the size and SHA-256 of each file
-OUTPUT/samples.json            written last: the plan, and all parts
+OUTPUT/plan.json               the request and the number of shards; written first
+OUTPUT/part-00000-of-00005/    the files of its rows, and part.json with their sizes and SHA-256
+OUTPUT/samples.json            written last: the plan and all shards
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from advect.distributed.context import progress_bar
 logger = logging.getLogger(__name__)
 
 PART_SIZE = 10_000
-"""So many samples at most are one part, unless a caller says otherwise."""
+"""Default maximum of samples in a shard."""
 
 PLAN, PART = "plan.json", "part.json"
 
@@ -37,9 +37,9 @@ _LEFT = re.compile(rf"\.({_OURS.pattern}|plan\.json)\.\d+\.partial")
 
 
 def count_shards(n: int, size: int | None, world: int) -> int:
-    """Into how many parts ``world`` processes cut n samples, of at most ``size`` each.
+    """Number of shards of n samples, of at most ``size`` each, for ``world`` processes.
 
-    Where ``size`` is None, or would be one part for several processes, all processes get equally many parts.
+    Where ``size`` is None, or would give one shard for several processes, all processes get equally many.
     """
     if size is not None and size < 1:
         raise UserError(f"--part-size must be at least 1, got {size}; {PART_SIZE} is usual")
@@ -50,27 +50,27 @@ def count_shards(n: int, size: int | None, world: int) -> int:
 
 
 def holds_samples(folder: Path) -> bool:
-    """Whether samples lie in a folder, or parts of them."""
+    """Whether a folder holds samples or shards."""
     return any(folder.glob("samples.*")) or any(folder.glob("part-*-of-*"))
 
 
 def remove_partial_parts(folder: Path) -> None:
-    """Remove what a killed call had begun to write."""
+    """Remove partial files of a killed call."""
     _remove(folder, _LEFT)
 
 
 def _remove(folder: Path, names: re.Pattern[str]) -> None:
-    """Remove what has one of these names in a folder, and nothing else."""
+    """Remove files and folders whose names match."""
     for path in sorted(folder.iterdir()):
         if names.fullmatch(path.name):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def open_plan(folder: Path, plan: Mapping[str, Any], *, fixed: bool, overwrite: bool) -> int:
-    """Make ``plan`` that of the folder if it has several parts, and return how many parts there are to draw.
+    """Write ``plan`` to the folder if it has several shards, and return their number.
 
-    A folder whose plan is the same is gone on with; unless ``fixed``, in the parts that it was cut into then. Raises
-    UserError where the folder holds other samples, unless ``overwrite``.
+    A folder with the same plan is continued, with its own number of shards unless ``fixed``. Raises UserError where it
+    holds other samples, unless ``overwrite``.
     """
     plan = json.loads(json.dumps(plan))
     if (folder / PLAN).is_file():
@@ -90,19 +90,19 @@ def open_plan(folder: Path, plan: Mapping[str, Any], *, fixed: bool, overwrite: 
     remove_partial_parts(folder)
     if overwrite:
         _remove(folder, _OURS)
-        (folder / PLAN).unlink(missing_ok=True)  # last, so that what a kill leaves still belongs to a plan
+        (folder / PLAN).unlink(missing_ok=True)  # last, so that files left by a kill belong to a plan
     if plan["parts"] > 1:
         atomic_write_text(folder / PLAN, json.dumps(plan, indent=1) + "\n")
     return plan["parts"]
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
-    """The plan of a folder; an empty one where it is damaged."""
+    """The plan of a folder; empty where damaged."""
     return _read(folder / PLAN)
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; an empty one where it is damaged."""
+    """The object in a JSON file; empty where damaged."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -111,32 +111,32 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def plan_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
-    """The first thing in which two plans differ, in words; the same weights may lie elsewhere."""
+    """The first difference of two plans, in words; weights are compared by their sum."""
     for name, value in here.items():
         if name != "weights" and there.get(name) != value:
-            name = "weights" if name == "sha256" else name  # by which a person knows them
+            name = "weights" if name == "sha256" else name
             return f"{name} was {there.get(name)} there and is {here[name]} here"
     return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleShards:
-    """``n`` samples cut into ``count`` folders of neighbouring rows, as many in each as in any other but for one."""
+    """``n`` samples in ``count`` folders of contiguous rows, equal in size but for one row."""
 
     folder: Path
     n: int
     count: int
 
     def rows(self, k: int) -> range:
-        """The rows of part k."""
+        """The rows of shard k."""
         return range(k * self.n // self.count, (k + 1) * self.n // self.count)
 
     def place(self, k: int) -> Path:
-        """The folder of part k."""
+        """The folder of shard k."""
         return self.folder / f"part-{k:05d}-of-{self.count:05d}"
 
     def read(self, k: int) -> dict[str, Any] | None:
-        """What part.json says of part k, once every byte has been compared with it; None unless the part is whole."""
+        """The contents of part.json of shard k, verified byte by byte; None unless the shard is complete."""
         folder, rows = self.place(k), self.rows(k)
         facts = _read(folder / PART)
         try:
@@ -146,14 +146,14 @@ class SampleShards:
         return facts if facts == {"rows": [rows.start, rows.stop], "files": found} else None
 
     def write(self, k: int, fill: Callable[[Path], list[Path]]) -> dict[str, Any]:
-        """Let ``fill`` write files, which it syncs, into a new folder, and make that part k; what part.json says.
+        """Make shard k of a new folder into which ``fill`` writes and syncs files; return the contents of part.json.
 
-        Raises UserError where the disk is full or cannot be written to; parts that are whole stay.
+        Raises UserError where the disk is full or cannot be written to; complete shards stay.
         """
         place, rows = self.place(k), self.rows(k)
         partial = self.folder / f".{place.name}.{os.getpid()}.partial"
         try:
-            shutil.rmtree(place, ignore_errors=True)  # it is damaged, if it is there at all
+            shutil.rmtree(place, ignore_errors=True)  # damaged, if there at all
             partial.mkdir()
             files = fill(partial)
             facts = {"rows": [rows.start, rows.stop], "files": sum_files(partial, files)}
@@ -170,7 +170,7 @@ class SampleShards:
         return facts
 
     def finish(self, facts: Mapping[str, Any], written: Mapping[int, dict[str, Any]]) -> list[Path]:
-        """Write samples.json, of ``facts`` and what is ``written`` in each part, and the first part's picture."""
+        """Write samples.json, of ``facts`` and the shards' contents ``written``, and the first shard's picture."""
         picture, listed = self.folder / "samples.png", self.folder / "samples.json"
         atomic_write(picture, lambda partial: shutil.copyfile(self.place(0) / picture.name, partial))
         parts = [{"folder": self.place(k).name, **written[k]} for k in range(self.count)]
@@ -185,11 +185,11 @@ def write_shards(
     *,
     title: str = "sample",
 ) -> dict[int, dict] | None:
-    """Let ``fill(rows, folder, bar)`` draw this process's parts: k, k + world, ..., but those that are whole already.
+    """Let ``fill(rows, folder, bar)`` write the missing shards of this process: rank, rank + world, ...
 
-    On the first process come back, when all are through, what part.json says of each part; None on the others. Each
-    works by itself till then. Damaged parts are noted there. Raises UserError where a part cannot be written, or the
-    processes do not see one folder.
+    Returns the contents of each part.json on the first process, once all processes are through; None on the others.
+    Damaged shards are noted and written again. Raises UserError where a shard cannot be written, or the processes do
+    not see one folder.
     """
     me = current()
     mine = range(me.rank, parts.count, me.world)
@@ -199,14 +199,14 @@ def write_shards(
     written, damaged = {}, []
     with without_timeout(), progress_bar(sum(len(parts.rows(k)) for k in mine), title, "sample") as bar:
         for k in mine:
-            there, rows = parts.place(k).exists(), parts.rows(k)
-            found = parts.read(k)
-            if found is not None:
+            exists, rows = parts.place(k).exists(), parts.rows(k)
+            complete = parts.read(k)
+            if complete is not None:
                 bar.update(len(rows))
-            elif there:
+            elif exists:
                 damaged.append(parts.place(k))
-            written[k] = found or parts.write(k, lambda folder, rows=rows: fill(rows, folder, bar))
-    told = gather_objects((written, damaged))
-    for place in [place for _, places in told or () for place in places]:
+            written[k] = complete or parts.write(k, lambda folder, rows=rows: fill(rows, folder, bar))
+    results = gather_objects((written, damaged))
+    for place in [place for _, places in results or () for place in places]:
         logger.info(f"note: {place} was damaged, and has been drawn anew")
-    return None if told is None else {k: facts for those, _ in told for k, facts in those.items()}
+    return None if results is None else {k: facts for those, _ in results for k, facts in those.items()}

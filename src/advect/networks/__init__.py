@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from advect.networks.embeddings import TimeEmbedding as TimeEmbedding
     from advect.networks.embeddings import Vector as Vector
     from advect.networks.mlp import MLP as MLP
-    from advect.networks.resmlp import ResidualMLP as ResidualMLP
+    from advect.networks.mlp import ResidualMLP as ResidualMLP
     from advect.networks.transformer import SequenceTransformer as SequenceTransformer
     from advect.networks.unet import UNet as UNet
 else:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from advect.core.errors import UserError
 from advect.core.registry import register
 from advect.core.types import Conditions
+from advect.networks.base import FlowNetwork, check_at_least, check_choice, check_divisible, check_inputs
 from advect.networks.embeddings import (
     ConditionEmbedding,
     ConditionSizes,
@@ -23,17 +24,10 @@ from advect.networks.embeddings import (
     coordinates,
     grid_rotation,
     grid_sincos,
-    stay,
+    prepend_identity,
 )
-from advect.networks.layers import FlowNetwork, check_at_least, check_choice, check_divisible, check_inputs, run_block
-from advect.networks.transformer import (
-    BlockOptions,
-    Head,
-    MlpKind,
-    Norm,
-    TransformerBlock,
-    start_adaln_zero,
-)
+from advect.networks.layers import Head, Norm, checkpoint, start_adaln_zero
+from advect.networks.transformer import BlockOptions, MlpKind, TransformerBlock
 
 Size = Literal["S", "B", "L", "XL"]
 
@@ -52,18 +46,13 @@ class DiT(FlowNetwork):
 
     net(x_t (B, C, H, W), t (B,), cond) -> (B, C, H, W) (Peebles & Xie 2023, "Scalable diffusion models").
 
-    ``shape`` is that of one image or latent, (C, H, W), of any channel count. Patches of ``patch_size`` pixels a side
-    become tokens, ``depth`` blocks of ``width`` channels and ``heads`` heads change them under adaLN-zero, and a
-    linear layer makes patches of them. ``size`` sets depth, width and heads; those that are given win, and with None
-    all have to be. A new net returns zeros.
+    ``shape`` is that of one image or latent, (C, H, W). Patches become tokens, blocks change them under adaLN-zero,
+    and a linear layer makes patches of them. ``size`` sets depth, width and heads, each of which may be given instead.
+    A new net returns zeros, without the paper's output channels for a variance.
 
-    Places are told by fixed sines and cosines ("sincos"), or by turning queries and keys ("rotary"). Images of other
-    heights and widths than ``shape`` are welcome; ``resize`` says how their places lie: stretched to the trained range
-    ("interpolate", the default with sincos) or running on beyond it ("extrapolate", the default with rotary).
-    ``registers`` are learned tokens beside those of the image (Darcet et al. 2024). ``grad_checkpointing`` computes
-    each block a second time in the backward pass, for memory.
-
-    The net of the paper has twice the output channels, for a learned variance, which a flow has not.
+    Positions are fixed sines and cosines ("sincos") or rotations of queries and keys ("rotary"). For images of another
+    height or width they are stretched to the trained range ("interpolate", the default with sincos) or continue beyond
+    it ("extrapolate", the default with rotary). ``registers`` are learned tokens (Darcet et al. 2024).
 
     Args:
         size: depth, width and heads of DiT-S, B, L or XL: 33, 130, 458 and 675 million parameters.
@@ -80,8 +69,7 @@ class DiT(FlowNetwork):
         dropout: share of activations dropped at the end of each branch while training.
         time_embedding: how the network sees the time: sines of 1000 t, or of random frequencies.
 
-    Raises UserError for an argument out of range, for a height or width that the patch does not divide, and for x_t or
-    t of another shape.
+    Raises UserError for an argument out of range, a size that the patch does not divide, and inputs of another shape.
     """
 
     takes = "image"
@@ -145,7 +133,7 @@ class DiT(FlowNetwork):
         if self.registers is not None:
             h = torch.cat([self.registers.to(h.dtype).expand(len(h), -1, -1), h], 1)
         for block in self.blocks:
-            h = run_block(block, h, emb, rotation, again=self.grad_checkpointing)
+            h = checkpoint(block, h, emb, rotation, recompute=self.grad_checkpointing)
         if self.registers is not None:
             h = h[:, len(self.registers) :]
         out = self.head(h, emb).transpose(1, 2).unflatten(2, patches.shape[2:])
@@ -161,7 +149,7 @@ class DiT(FlowNetwork):
 
     def _rotation(self, patches: Tensor) -> Rotation:
         rotation = grid_rotation(*self._places(patches), self.head_width)
-        return rotation if self.registers is None else stay(rotation, len(self.registers))
+        return rotation if self.registers is None else prepend_identity(rotation, len(self.registers))
 
 
 def _resolve(size: str | None, depth: int | None, width: int | None, heads: int | None) -> tuple[int, int, int]:

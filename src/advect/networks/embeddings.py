@@ -1,4 +1,4 @@
-"""What tells a network more than x_t: the time, and the conditions of each sample."""
+"""Embeddings of positions, time and conditions."""
 
 from __future__ import annotations
 
@@ -13,70 +13,70 @@ from torch.nn import functional as F
 
 from advect.core.errors import UserError, did_you_mean
 from advect.core.types import Conditions, is_null
-from advect.networks.layers import check_choice
+from advect.networks.base import check_choice
 
 Positions = Literal["sincos", "rotary"]
 Resize = Literal["interpolate", "extrapolate"]
 Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines (N, d / 2) of the angles by which the pairs of a head's d channels turn at N places."""
+"""Cosines and sines (N, d / 2) of the angles of a head's d / 2 channel pairs at N positions."""
 
 
 def coordinates(size: int, trained: int, resize: Resize, device: torch.device | None = None) -> Tensor:
-    """The places (size,) of the tokens along one axis: 0 .. trained - 1, when ``size`` is what was trained on.
+    """The positions (size,) of the tokens along an axis: 0 .. trained - 1 for ``size`` = ``trained``.
 
-    Other sizes are stretched to the trained range, pixel edges meeting ("interpolate"), or run on at the same
-    spacing ("extrapolate").
+    Other sizes are stretched to the trained range, pixel edges aligned ("interpolate"), or keep the spacing
+    ("extrapolate").
     """
     places = torch.arange(size, device=device, dtype=torch.float32)
     return places if resize == "extrapolate" else (places + 0.5) * (trained / size) - 0.5
 
 
 def _angles(places: Tensor, count: int, base: float) -> Tensor:
-    """places (N,) times ``count`` frequencies from 1 down towards 1 / base, (N, count)."""
+    """positions (N,) times ``count`` frequencies from 1 down towards 1 / base, (N, count)."""
     octave = torch.arange(count, device=places.device, dtype=places.dtype) / count
     return places[:, None] * base**-octave
 
 
 def _on_grid(rows: Tensor, columns: Tensor) -> Tensor:
-    """Join what belongs to each row (H, k) and column (W, k) of a grid, row by row, to (H W, 2 k)."""
+    """Join features of rows (H, k) and columns (W, k) of a grid, row by row, to (H W, 2 k)."""
     h, w = len(rows), len(columns)
     return torch.cat([rows[:, None].expand(h, w, -1), columns[None].expand(h, w, -1)], 2).flatten(0, 1)
 
 
 def grid_sincos(rows: Tensor, columns: Tensor, features: int) -> Tensor:
-    """Sines and cosines (H W, features) of the places on a grid, half of them for its rows (H,), half for its columns.
+    """Sines and cosines (H W, features) of positions on a grid, half for rows (H,) and half for columns (W,).
 
-    ``features`` is a multiple of 4. Frequencies are those of Vaswani et al. (2017), each axis as one of theirs.
+    ``features`` is a multiple of 4. Frequencies as in Vaswani et al. (2017) for each axis.
     """
     each = [_angles(places, features // 4, 10_000.0) for places in (rows, columns)]
     return _on_grid(*(torch.cat([angles.sin(), angles.cos()], 1) for angles in each))
 
 
 def grid_rotation(rows: Tensor, columns: Tensor, features: int) -> Rotation:
-    """The rotation of heads of ``features`` channels on a grid: half the pairs turn with the row.
+    """The rotation of heads of ``features`` channels on a grid: half the pairs by row, half by column.
 
-    The other half turns with the column; ``features`` is a multiple of 4. The base is 100, as images have few
-    places an axis (Heo et al. 2024, "Rotary position embedding for vision transformer").
+    ``features`` is a multiple of 4. The base is 100, as images have few positions an axis (Heo et al. 2024, "Rotary
+    position embedding for vision transformer").
     """
     angles = _on_grid(*(_angles(places, features // 4, 100.0) for places in (rows, columns)))
     return angles.cos(), angles.sin()
 
 
 def line_rotation(places: Tensor, features: int) -> Rotation:
-    """The rotation of heads of ``features`` channels (even) at places (N,) of a sequence (Su et al. 2021)."""
+    """The rotation of heads of ``features`` channels (even) at positions (N,) of a sequence (Su et al. 2021)."""
     angles = _angles(places, features // 2, 10_000.0)
     return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turn each pair (x_i, x_{i + d/2}) of x (B, heads, N, d): then q.k depends on the difference of places alone."""
+    """Rotate each pair (x_i, x_{i + d/2}) of x (B, heads, N, d), so that q.k depends on relative positions alone."""
     cos, sin = (part.to(x.dtype) for part in rotation)
     a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
 
-def stay(rotation: Rotation, count: int) -> Rotation:
-    """The same rotation with ``count`` tokens in front that do not turn."""
+def prepend_identity(rotation: Rotation, count: int) -> Rotation:
+    """The rotation with ``count`` tokens in front that are not rotated."""
     cos, sin = rotation
     return (
         torch.cat([cos.new_ones(count, cos.shape[1]), cos]),
@@ -89,20 +89,20 @@ TimeKind = Literal["sinusoidal", "fourier"]
 
 @dataclass(frozen=True)
 class Vector:
-    """A continuous condition: ``size`` standardised numbers a sample, or a row of NaN where it is not given."""
+    """A continuous condition of ``size`` standardised numbers a sample, a row of NaN where not given."""
 
     size: int
 
 
 ConditionSizes = Mapping[str, int | Vector]
-"""For each condition its number of values, where it is categorical, or a :class:`Vector`."""
+"""For each condition the number of its classes, or a :class:`Vector`."""
 
 
 def sinusoids(t: Tensor, features: int) -> Tensor:
     """Sines and cosines (B, features) of 1000 t, t (B,) in [0, 1], at wavelengths 2 pi to 2 pi 10^4.
 
-    The scale and the frequencies are those of Ho, Jain & Abbeel (2020), after Vaswani et al. (2017). The angles
-    are computed in float32 at least, since bfloat16 would round 1000 t to whole steps of 4.
+    As Ho, Jain & Abbeel (2020), after Vaswani et al. (2017). Angles are float32 at least: bfloat16 would round 1000 t
+    to multiples of 4.
     """
     half = (features + 1) // 2
     t = t.to(torch.promote_types(t.dtype, torch.float32))
@@ -114,8 +114,8 @@ def sinusoids(t: Tensor, features: int) -> Tensor:
 class FourierFeatures(nn.Module):
     """Sines and cosines (B, features) of 2 pi w t, t (B,), at fixed random frequencies w of N(0, scale^2).
 
-    (Tancik et al. 2020, "Fourier features let networks learn high frequency functions"; Song et al. 2021, whose
-    scale is 16.) The frequencies are a buffer, so that weights travel with them.
+    (Tancik et al. 2020, "Fourier features let networks learn high frequency functions"; Song et al. 2021, with scale
+    16.) The frequencies are a buffer, saved with the weights.
     """
 
     frequencies: Tensor

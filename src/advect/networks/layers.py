@@ -1,87 +1,26 @@
-"""What networks share: their base, checks of arguments, checkpointing, dropout and GELU."""
+"""Layers that networks share: checkpointing, dropout, GELU, attention and adaLN-zero."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+from torch.utils import checkpoint as torch_checkpoint
 
-from advect.core.errors import UserError, did_you_mean
+M = TypeVar("M", nn.Conv2d, nn.Linear)
+Norm = Literal["layer", "rms"]
 
 
-class FlowNetwork(nn.Module):
-    """``net(x_t (B, *S), t (B,), cond) -> (B, *S)``.
+def checkpoint(block: nn.Module, *inputs: Tensor | tuple[Tensor, Tensor] | None, recompute: bool) -> Tensor:
+    """``block(*inputs)``; with ``recompute`` its activations are computed again in the backward pass, to save memory.
 
-    A run gives its constructor ``shape`` S or, for vectors, ``dim``, ``conditions`` and ``grad_checkpointing``; all
-    others are flags.
+    Gradients are the same bit for bit, dropout included, as PyTorch's random state is restored.
     """
-
-    part_kind: ClassVar[str] = "network"
-    part_given: ClassVar[tuple[str, ...]] = ("shape", "dim", "conditions", "grad_checkpointing")
-    takes: ClassVar[Literal["vector", "image", "sequence"]]
-    """The data that it is for: S is (D,), (C, H, W) or (L, C)."""
-    channels_last: ClassVar[bool] = False
-    """Whether it is faster in that memory format."""
-
-
-def check_inputs(net: str, x_t: Tensor, t: Tensor, shape: Sequence[int | str]) -> None:
-    """Raise UserError unless x_t is (B, *shape) and t (B,); a letter in ``shape`` stands for any size."""
-    right = x_t.ndim == len(shape) + 1 and all(
-        isinstance(wanted, str) or wanted == got for wanted, got in zip(shape, x_t.shape[1:], strict=True)
-    )
-    if not right:
-        raise UserError(f"this {net} takes x_t of shape (B, {', '.join(map(str, shape))}), got {tuple(x_t.shape)}")
-    if t.shape != x_t.shape[:1]:
-        raise UserError(f"t must have shape ({len(x_t)},), one time a sample, got {tuple(t.shape)}")
-
-
-def check_at_least(net: str, bound: int, **values: int) -> None:
-    """Raise UserError for the first value below ``bound``."""
-    for name, value in values.items():
-        if value < bound:
-            raise UserError(f"{net}.{name} must be at least {bound}, got {value}")
-
-
-def check_share(net: str, **values: float) -> None:
-    """Raise UserError for the first value outside [0, 1)."""
-    for name, value in values.items():
-        if not 0 <= value < 1:
-            raise UserError(f"{net}.{name} must be in [0, 1), got {value}")
-
-
-def check_choice(net: str, name: str, value: str, choices: Sequence[str]) -> None:
-    """Raise UserError unless ``value`` is one of ``choices``."""
-    if value not in choices:
-        raise UserError(f"{net}.{name} has no choice {value!r}{did_you_mean(str(value), choices)}")
-
-
-def check_divisible(net: str, sizes: Sequence[int], factor: int, why: str, *, other: str) -> None:
-    """Raise UserError, with the nearest sizes, unless height and width (the last two) are multiples of ``factor``.
-
-    ``why`` they must be, and what ``other`` change would mend it, are part of the message.
-    """
-    for name, size in zip(("height", "width"), sizes[-2:], strict=True):
-        if size % factor:
-            below, above = size - size % factor, size - size % factor + factor
-            nearest = f"{below} and {above}" if below else f"{above}"
-            raise UserError(
-                f"{net}.shape {tuple(sizes)} must have a {name} divisible by {factor}, since {why}, got {size}; "
-                f"use {nearest}, or {other}"
-            )
-
-
-def run_block(block: nn.Module, *inputs: Tensor | tuple[Tensor, Tensor] | None, again: bool) -> Tensor:
-    """``block(*inputs)``; with ``again``, while training, its activations are not kept but computed a second time.
-
-    Gradients are the same bit for bit, dropout included, since the state of PyTorch's random numbers is restored.
-    """
-    if again and block.training:
-        return checkpoint(block, *inputs, use_reentrant=False)  # pyright: ignore[reportReturnType]
+    if recompute and block.training:
+        return torch_checkpoint.checkpoint(block, *inputs, use_reentrant=False)  # pyright: ignore[reportReturnType]
     return block(*inputs)
 
 
@@ -89,34 +28,33 @@ _LEVELS = 1 << 16
 
 
 def dropout(h: Tensor, p: float) -> Tensor:
-    """Set each element of h, of any shape, to zero with probability p in [0, 1), and divide the others by 1 - p.
+    """Zero each element of h with probability p in [0, 1), and divide the others by 1 - p (Srivastava et al. 2014).
 
-    Srivastava et al. (2014), from PyTorch's own generator, like ``F.dropout``, which this is on GPUs and where
-    compiled. On CPUs that draws a number of 32 bits for each element and takes as long as a 3x3 convolution in
-    bfloat16; here each 64 bits serve four elements. p is rounded to a multiple of 2^-16, and the scale follows it.
+    ``F.dropout`` on GPUs and where compiled. On CPUs that draws 32 bits an element and takes as long as a 3x3
+    convolution in bfloat16; here 64 bits serve four elements, and p is rounded to a multiple of 2^-16.
     """
     if h.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(h, p)
     dropped = min(round(p * _LEVELS), _LEVELS - 1)
     words = torch.empty(-(-h.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    strides = torch.empty_like(h, device="meta").stride()  # h's own order of memory, without its gaps
+    strides = torch.empty_like(h, device="meta").stride()  # h's memory order, without gaps
     keep = words.view(torch.int16)[: h.numel()].as_strided(h.shape, strides)
-    keep.ge_(dropped - _LEVELS // 2)  # in place, as a mask of booleans takes ten times as long to make and to use
+    keep.ge_(dropped - _LEVELS // 2)  # in place: a mask of booleans takes ten times as long
     return h * keep.to(h.dtype) * (_LEVELS / (_LEVELS - dropped))
 
 
 _LINEAR = 2 * math.sqrt(2 / math.pi)
 _CUBIC = 0.044715 * _LINEAR
 _CHUNK = 1 << 16
-"""Elements at a time for each thread, so that its three float32 buffers stay in its core's cache."""
+"""Elements at a time for each thread, so that three float32 buffers fit a core's cache."""
 
 
 def tanh_gelu(x: Tensor) -> Tensor:
-    """x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2 of x, of any shape (Hendrycks & Gimpel 2016).
+    """x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2 (Hendrycks & Gimpel 2016).
 
-    This is ``F.gelu(x, approximate="tanh")`` but where x is in bfloat16 on a CPU and needs a gradient. There PyTorch
-    takes about as long for it as for the matrix product before it. Here value and derivative are computed together,
-    from float32 and rounded once, in two thirds of the time; this has no forward-mode derivative.
+    ``F.gelu(x, approximate="tanh")``, except for gradients in bfloat16 on CPUs. There PyTorch takes as long as for the
+    matrix product before; value and derivative computed together in float32 take two thirds of it, without a
+    forward-mode derivative.
     """
     trains = torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling()
     if trains and x.device.type == "cpu" and x.dtype is torch.bfloat16 and x.is_contiguous():
@@ -126,8 +64,8 @@ def tanh_gelu(x: Tensor) -> Tensor:
 
 
 class _TanhGelu(torch.autograd.Function):
-    """Keeps the derivative in place of x: with p = x (a + b x^2) and s = sigmoid(p), y = x s and
-    y' = s + y (1 - s) (a + 3 b x^2), as 1 + tanh(p / 2) = 2 s.
+    """Saves the derivative, not x: with p = x (a + b x^2) and s = sigmoid(p), as 1 + tanh(p / 2) = 2 s,
+    y = x s and y' = s + y (1 - s) (a + 3 b x^2).
     """
 
     @staticmethod
@@ -145,7 +83,7 @@ class _TanhGelu(torch.autograd.Function):
 
 
 def _fill(x: Tensor, y: Tensor, slope: Tensor) -> None:
-    """Write GELU of x (n,) and its derivative to y (n,) and slope (n,), by way of float32."""
+    """Write GELU of x (n,) and its derivative to y (n,) and slope (n,), computed in float32."""
     a = torch.full((), _LINEAR, dtype=torch.float32, device=x.device)
     size = _CHUNK * torch.get_num_threads()
     buffers = torch.empty(3, min(size, len(x)), dtype=torch.float32, device=x.device)
@@ -160,14 +98,14 @@ def _fill(x: Tensor, y: Tensor, slope: Tensor) -> None:
 
 
 PLAIN_TOKENS = 512
-"""On CPUs the plain formula serves up to so many tokens; beyond, its matrix of N^2 scores is too large."""
+"""Most tokens for the plain formula on CPUs, whose N^2 scores take memory."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v for q, k, v (B, heads, N, d), over the keys that are ``real`` (B, N), or all.
+    """softmax(q k^T / sqrt(d)) v for q, k, v (B, heads, N, d), over all keys or those ``real`` (B, N).
 
-    On CPUs the plain formula, as the fused kernel's backward is 3 to 10 times slower than it in bfloat16 at up to
-    256 tokens, and has no forward-mode derivative; elsewhere the fused kernel.
+    On CPUs the plain formula: the fused kernel's backward is 3 to 10 times slower in bfloat16 at up to 256 tokens,
+    and it has no forward-mode derivative.
     """
     keys = None if real is None else real[:, None, None, :]
     if q.device.type != "cpu" or k.shape[2] > PLAIN_TOKENS:
@@ -176,3 +114,58 @@ def attend(q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None) -> Tenso
     if keys is not None:
         scores = torch.where(keys, scores, -torch.inf)
     return scores.softmax(-1).to(v.dtype) @ v
+
+
+def zeroed(layer: M) -> M:
+    """Set a layer's weights to zero, so that its branch starts absent."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def plain_norm(kind: Norm, width: int) -> nn.Module:
+    """Normalisation of each token, without weights as modulation follows."""
+    cls = nn.LayerNorm if kind == "layer" else nn.RMSNorm
+    return cls(width, eps=1e-6, elementwise_affine=False)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x (1 + scale) + shift."""
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+class Head(nn.Module):
+    """The last layer: x (B, N, width) or (B, width) normalised, modulated by emb (B, emb), and a linear layer."""
+
+    def __init__(self, norm: Norm, width: int, emb: int, out: int) -> None:
+        super().__init__()
+        self.norm, self.modulation, self.out = (
+            plain_norm(norm, width),
+            nn.Linear(emb, 2 * width),
+            nn.Linear(width, out),
+        )
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        modulation = self.modulation(emb)
+        shift, scale = (modulation[:, None] if x.ndim == 3 else modulation).chunk(2, -1)
+        return self.out(modulate(self.norm(x), shift, scale))
+
+
+def start_adaln_zero(net: nn.Module) -> None:
+    """Initialise as Peebles & Xie (2023): modulations and last layer zero, so that the net predicts zero.
+
+    Other linear layers get Glorot's uniform weights, embeddings of time and conditions N(0, 0.02^2).
+    """
+    for name, module in net.named_modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        nn.init.zeros_(module.bias)
+        if name.split(".")[0] in ("time", "conditions"):
+            nn.init.normal_(module.weight, std=0.02)
+        elif name.endswith("modulation") or name == "head.out":
+            zeroed(module)
+        else:
+            nn.init.xavier_uniform_(module.weight)
+    for name, table in net.named_parameters():
+        if name.startswith("conditions.tables"):
+            nn.init.normal_(table, std=0.02)

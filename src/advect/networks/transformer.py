@@ -1,4 +1,4 @@
-"""The parts of a transformer on tokens (B, N, width) that time and conditions (B, emb) modulate."""
+"""A transformer for sequences, and its blocks: tokens (B, N, width) under adaLN-zero by emb (B, emb)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from advect.core.errors import UserError
 from advect.core.registry import register
 from advect.core.types import LENGTH, Conditions, real_steps
+from advect.networks.base import FlowNetwork, check_at_least, check_choice, check_inputs, check_share
 from advect.networks.embeddings import (
     ConditionEmbedding,
     ConditionSizes,
@@ -23,25 +24,23 @@ from advect.networks.embeddings import (
     rotate,
 )
 from advect.networks.layers import (
-    FlowNetwork,
+    Head,
+    Norm,
     attend,
-    check_at_least,
-    check_choice,
-    check_inputs,
-    check_share,
+    checkpoint,
     dropout,
-    run_block,
+    modulate,
+    plain_norm,
+    start_adaln_zero,
     tanh_gelu,
 )
-from advect.networks.unet import zeroed
 
-Norm = Literal["layer", "rms"]
 MlpKind = Literal["gelu", "swiglu"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockOptions:
-    """What all blocks of a transformer have in common. Raises UserError for a value out of range."""
+    """What all blocks of a transformer share."""
 
     width: int
     heads: int
@@ -51,7 +50,7 @@ class BlockOptions:
     dropout: float = 0.0
 
     def check(self, net: str, *, pairs: int) -> None:
-        """Raise UserError unless the heads get a multiple of ``pairs`` channels each, and all else fits."""
+        """Raise UserError for a value out of range, and unless heads have a multiple of ``pairs`` channels."""
         check_at_least(net, 1, width=self.width, heads=self.heads)
         check_share(net, dropout=self.dropout)
         check_choice(net, "norm", self.norm, get_args(Norm))
@@ -62,22 +61,11 @@ class BlockOptions:
             raise UserError(f"{net}.width must be a multiple of {pairs} heads = {step}, got {self.width}; use {near}")
 
 
-def plain_norm(kind: Norm, width: int) -> nn.Module:
-    """Normalisation of each token without weights, which the modulation brings."""
-    cls = nn.LayerNorm if kind == "layer" else nn.RMSNorm
-    return cls(width, eps=1e-6, elementwise_affine=False)
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (1 + scale) + shift."""
-    return torch.addcmul(shift, x, 1 + scale)
-
-
 class Attention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017) of x (B, N, width).
 
-    With ``qk_norm`` queries and keys are normalised, which keeps scores bounded (Dehghani et al. 2023, "Scaling vision
-    transformers to 22 billion parameters"), by RMSNorm as in Esser et al. (2024).
+    ``qk_norm`` bounds the scores (Dehghani et al. 2023, "Scaling vision transformers to 22 billion parameters"), by
+    RMSNorm as in Esser et al. (2024).
     """
 
     def __init__(self, o: BlockOptions) -> None:
@@ -98,7 +86,7 @@ class Attention(nn.Module):
 
 
 class Gelu(nn.Module):
-    """Two linear layers, 4 times as wide between, with GELU (tanh form)."""
+    """Two linear layers, 4 times as wide between, with GELU."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -110,7 +98,7 @@ class Gelu(nn.Module):
 
 
 class SwiGlu(nn.Module):
-    """out(silu(a) b) with a, b linear in x (Shazeer 2020), 8/3 times as wide between: as many weights as GELU's."""
+    """out(silu(a) b) with a, b linear in x (Shazeer 2020), 8/3 times as wide: as many weights as Gelu."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -126,8 +114,8 @@ class SwiGlu(nn.Module):
 class TransformerBlock(nn.Module):
     """x (B, N, width) and emb (B, emb) -> (B, N, width): attention and MLP under adaLN-zero (Peebles & Xie 2023).
 
-    emb, after its SiLU, gives shift, scale and gate of both branches by a linear layer that starts at zero, so that
-    a new block changes nothing. Keys that are not ``real`` (B, N) are not attended to.
+    A linear layer that starts at zero makes shift, scale and gate of both branches from emb, so that a new block is
+    the identity. Keys that are not ``real`` (B, N) are masked.
     """
 
     def __init__(self, o: BlockOptions, emb: int) -> None:
@@ -148,56 +136,14 @@ class TransformerBlock(nn.Module):
         return dropout(branch, self.dropout) if self.dropout and self.training else branch
 
 
-class Head(nn.Module):
-    """The last layer: normalise and modulate x (B, N, width) by emb (B, emb), then a linear layer that starts at zero.
-
-    x (B, width) is taken as well.
-    """
-
-    def __init__(self, norm: Norm, width: int, emb: int, out: int) -> None:
-        super().__init__()
-        self.norm, self.modulation, self.out = (
-            plain_norm(norm, width),
-            nn.Linear(emb, 2 * width),
-            nn.Linear(width, out),
-        )
-
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        modulation = self.modulation(emb)
-        shift, scale = (modulation[:, None] if x.ndim == 3 else modulation).chunk(2, -1)
-        return self.out(modulate(self.norm(x), shift, scale))
-
-
-def start_adaln_zero(net: nn.Module) -> None:
-    """Start a net as Peebles & Xie (2023) do: modulations and last layer at zero, so that it predicts zero.
-
-    Other linear layers start with Glorot's uniform weights, and what embeds time and conditions with N(0, 0.02^2).
-    """
-    for name, module in net.named_modules():
-        if not isinstance(module, nn.Linear):
-            continue
-        nn.init.zeros_(module.bias)
-        if name.split(".")[0] in ("time", "conditions"):
-            nn.init.normal_(module.weight, std=0.02)
-        elif name.endswith("modulation") or name == "head.out":
-            zeroed(module)
-        else:
-            nn.init.xavier_uniform_(module.weight)
-    for name, table in net.named_parameters():
-        if name.startswith("conditions.tables"):
-            nn.init.normal_(table, std=0.02)
-
-
 @register("transformer")
 class SequenceTransformer(FlowNetwork):
     """A transformer for sequences.
 
     net(x_t (B, L, C), t (B,), cond) -> (B, L, C), a transformer with rotary positions and adaLN-zero.
 
-    ``shape`` is that of one sequence, (L, C); shorter and longer ones are welcome too. ``cond["length"]`` (B,), which
-    is never null, says how many steps of each are real: the steps after them are not attended to, what they hold is
-    never read, and the output is zero there. A new net returns zeros. ``grad_checkpointing`` computes each block a
-    second time in the backward pass, for memory.
+    ``shape`` is that of one sequence, (L, C); other lengths work too. ``cond["length"]`` (B,), never null, is the
+    number of real steps: later ones are masked and never read, and the output is zero there. A new net returns zeros.
 
     Args:
         width: channels of a step.
@@ -209,7 +155,7 @@ class SequenceTransformer(FlowNetwork):
         dropout: share of activations dropped at the end of each branch while training.
         time_embedding: how the network sees the time: sines of 1000 t, or of random frequencies.
 
-    Raises UserError for an argument out of range, and for x_t, t or a condition of another shape.
+    Raises UserError for an argument out of range and for inputs of another shape.
     """
 
     takes = "sequence"
@@ -257,10 +203,10 @@ class SequenceTransformer(FlowNetwork):
         h = self.stem(_keep(x_t, real))
         rotation = line_rotation(torch.arange(x_t.shape[1], device=x_t.device, dtype=torch.float32), self.head_width)
         for block in self.blocks:
-            h = run_block(block, h, emb, rotation, real, again=self.grad_checkpointing)
+            h = checkpoint(block, h, emb, rotation, real, recompute=self.grad_checkpointing)
         return _keep(self.head(h, emb).to(x_t.dtype), real)
 
 
 def _keep(x: Tensor, real: Tensor | None) -> Tensor:
-    """x (B, L, C) with zeros, whatever it held, where steps are not ``real`` (B, L)."""
+    """x (B, L, C) with zeros where steps are not ``real`` (B, L)."""
     return x if real is None else torch.where(real[:, :, None], x, 0.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,38 +11,20 @@ from torch.nn import functional as F
 from advect.core.errors import UserError
 from advect.core.registry import register
 from advect.core.types import Conditions
+from advect.networks.base import FlowNetwork, check_at_least, check_divisible, check_inputs, check_share
 from advect.networks.embeddings import ConditionEmbedding, ConditionSizes, TimeEmbedding, TimeKind
-from advect.networks.layers import (
-    FlowNetwork,
-    attend,
-    check_at_least,
-    check_divisible,
-    check_inputs,
-    check_share,
-    dropout,
-    run_block,
-)
-
-M = TypeVar("M", nn.Conv2d, nn.Linear)
-
-
-def zeroed(layer: M) -> M:
-    """Set a layer's weights to zero, so that the branch that it ends is absent at first."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
+from advect.networks.layers import attend, checkpoint, dropout, zeroed
 
 
 def largest_divisor(n: int, at_most: int) -> int:
-    """Return the largest whole number that divides n and is not above ``at_most``, or 1."""
+    """The largest divisor of n up to ``at_most``."""
     return next((d for d in range(min(n, at_most), 1, -1) if n % d == 0), 1)
 
 
 def group_norm(channels: int, *, affine: bool = True) -> nn.GroupNorm:
     """GroupNorm (Wu & He 2018) of at most 32 groups of at least 16 channels.
 
-    Wu & He found 16 channels a group as good as 32 groups; on CPUs, in bfloat16 and channels_last, smaller
-    groups are two to three times slower.
+    16 channels a group are as good as 32 groups (ibid.); smaller groups are two to three times slower on CPUs.
     """
     return nn.GroupNorm(largest_divisor(channels, min(32, channels // 16)), channels, affine=affine)
 
@@ -62,10 +43,7 @@ class FiLM(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """h (B, c_in, H, W) and emb (B, E) -> (B, c_out, H, W): two 3x3 convolutions, modulated between them.
-
-    The last convolution starts at zero, so that the block starts as its skip connection.
-    """
+    """h (B, c_in, H, W), emb (B, E) -> (B, c_out, H, W): two 3x3 convolutions with FiLM between, zero at first."""
 
     def __init__(self, c_in: int, c_out: int, emb: int, dropout: float) -> None:
         super().__init__()
@@ -85,10 +63,7 @@ class ResidualBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """x (B, C, H, W) plus multi-head self-attention between its H W places (Vaswani et al. 2017).
-
-    Heads are as many as divide the channels and are at least ``head_width`` wide.
-    """
+    """x (B, C, H, W) plus self-attention over its H W positions, with heads at least ``head_width`` wide."""
 
     def __init__(self, channels: int, head_width: int) -> None:
         super().__init__()
@@ -116,7 +91,7 @@ class Upsample(nn.Module):
 
 
 class Stage(nn.Module):
-    """A change of resolution, if any, then the skip connection, if any, a residual block, and attention, if any."""
+    """Optional resampling, optional skip connection, a residual block, and optional attention."""
 
     def __init__(self, resample: nn.Module | None, block: ResidualBlock, attention: SelfAttention | None) -> None:
         super().__init__()
@@ -137,15 +112,13 @@ class UNet(FlowNetwork):
 
     net(x_t (B, C, H, W), t (B,), cond) -> (B, C, H, W) (Ronneberger et al. 2015; Ho et al. 2020).
 
-    ``shape`` is that of one image, (C, H, W). Level i of the net has ``num_res_blocks`` residual blocks of
-    ``model_channels * channel_mult[i]`` channels on the way down, and as many on the way up, each of which also
-    takes what its mirror image put out; between levels, height and width halve. The middle has attention, and so
-    has every level whose longer side is one of ``attention_resolutions``. Time and conditions, ``ConditionSizes``,
-    modulate each block (FiLM). A new net returns zeros.
+    ``shape`` is that of one image, (C, H, W). Level i has ``num_res_blocks`` residual blocks of
+    ``model_channels * channel_mult[i]`` channels on the way down and on the way up, there with skip connections;
+    between levels height and width halve. Attention is in the middle and at levels whose longer side is in
+    ``attention_resolutions``. Time and conditions modulate each block (FiLM). A new net returns zeros.
 
-    With ``patch_size`` p the net sees (C p^2, H / p, W / p), the pixels of each patch as channels, which costs p^2
-    times less; attention resolutions are those of the feature maps. ``grad_checkpointing`` computes each stage a
-    second time in the backward pass, for memory.
+    With ``patch_size`` p the net sees (C p^2, H / p, W / p), at a cost p^2 times less; attention resolutions are those
+    of the feature maps.
 
     Args:
         model_channels: channels at the highest resolution.
@@ -157,12 +130,13 @@ class UNet(FlowNetwork):
         patch_size: pixels a side that are folded into channels first; 2 costs a quarter.
         time_embedding: how the network sees the time: sines of 1000 t, or of random frequencies.
 
-    Raises UserError for an argument out of range, for a height or width that cannot be halved so often, for an
-    attention resolution that no level has, and for x_t or t of another shape.
+    Raises UserError for an argument out of range, a size that cannot be halved so often, an attention resolution
+    that no level has, and inputs of another shape.
     """
 
     takes = "image"
     channels_last = True
+    part_examples = ({"model_channels": 8, "channel_mult": (1, 2), "attention_resolutions": ()},)
 
     def __init__(
         self,
@@ -223,16 +197,16 @@ class UNet(FlowNetwork):
     def forward(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
         check_inputs("UNet", x_t, t, self.shape)
         emb = F.silu(self.conditions(self.time(t), cond))
-        again = self.grad_checkpointing
+        recompute = self.grad_checkpointing
         h = self.stem(F.pixel_unshuffle(x_t, self.patch) if self.patch > 1 else x_t)
         skips = []
         for stage in self.down:
-            h = run_block(stage, h, emb, again=again)
+            h = checkpoint(stage, h, emb, recompute=recompute)
             skips.append(h)
         for stage in self.middle:
-            h = run_block(stage, h, emb, again=again)
+            h = checkpoint(stage, h, emb, recompute=recompute)
         for stage in self.up:
-            h = run_block(stage, h, emb, skips.pop(), again=again)
+            h = checkpoint(stage, h, emb, skips.pop(), recompute=recompute)
         out = self.head(h)
         return (F.pixel_shuffle(out, self.patch) if self.patch > 1 else out).to(x_t.dtype)
 

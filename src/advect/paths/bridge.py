@@ -36,8 +36,9 @@ class BrownianBridge(Path):
 
     width = "sigma"
     part_given = ("sigma",)
+    part_examples = ({"sigma": 0.5},)
 
-    sigma: float = 1.0
+    sigma: float
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma < math.inf:

@@ -130,6 +130,8 @@ class Polynomial(Schedule):
         n: the power of time, at least 1.
     """
 
+    part_examples = ({}, {"n": 1.0}, {"n": 1.5})
+
     n: float = 2.0
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Pictures and the held-out loss while a run trains."""
+"""Sample grids and the held-out loss during training."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from advect.training.trainer import Callback, Trainer
 
 
 class PeriodicCallback(Callback):
-    """Looks at the network every ``every`` steps and at the end of a run, with EMA weights where there are any.
+    """Calls :meth:`run` every ``every`` steps and at the end, 0 for never, with EMA weights where there are any.
 
-    0 turns both off. A look that a kill has cut short is taken again when the run goes on.
+    A call that a kill cut short is repeated when the run is resumed.
     """
 
     def __init__(self, every: int) -> None:
@@ -34,14 +34,14 @@ class PeriodicCallback(Callback):
 
     @abstractmethod
     def run(self, step: int) -> None:
-        """Look at the network as it is after ``step`` steps; all processes do so together."""
+        """Look at the network after ``step`` steps; called by all processes."""
 
     @abstractmethod
     def has_run(self, step: int) -> bool:
-        """Whether all that the look at a step leaves behind is there; the first process is asked."""
+        """Whether the results of a step are complete; asked of the first process."""
 
     def on_start(self, trainer: Trainer) -> None:
-        """Look now where the look at the checkpoint's step was cut short, and was due."""
+        """Repeat the call at the checkpoint's step where it was due and cut short."""
         step = trainer.state.progress.step
         self._seen = step if broadcast_object(self.has_run(step)) else -1
         if step != self._seen and self.every and step and step % self.every == 0:
@@ -49,7 +49,7 @@ class PeriodicCallback(Callback):
 
     def on_step(self, trainer: Trainer) -> None:
         step = trainer.state.progress.step
-        if self.every and step % self.every == 0 and step != self._seen:  # it has been seen where this step went back
+        if self.every and step % self.every == 0 and step != self._seen:  # seen: the step was rolled back
             self.run_now(trainer)
 
     def on_end(self, trainer: Trainer, reason: str) -> None:
@@ -60,7 +60,7 @@ class PeriodicCallback(Callback):
         self._seen = row["step"]
 
     def run_now(self, trainer: Trainer) -> None:
-        """Look now, unless the last steps were rolled back."""
+        """Call :meth:`run`, unless the last steps were rolled back."""
         if trainer.flush():
             self._seen = trainer.state.progress.step
             self._timer.run(trainer)
@@ -68,15 +68,15 @@ class PeriodicCallback(Callback):
 
 @torch.no_grad()
 def held_out_loss(flow: Flow, objective: Loss, split: Split, seed: int, limit: int = 2048) -> float:
-    """The objective's mean over the first ``limit`` held-out examples, with the same noise and times each time.
+    """Mean loss over the first ``limit`` held-out rows, with the same noise and times at each call.
 
-    Processes share each batch, and evaluate the network equally often.
+    Processes share each batch, and call the network equally often.
     """
     me, total, count = current(), torch.zeros((), dtype=torch.float64), min(limit, len(split))
     for first in range(0, count, 256):
         rows = min(256, count - first)
         mine = me.share(rows)
-        own = mine or range(1)  # a process without a row computes one, and does not count it
+        own = mine or range(1)  # a process without a row computes one uncounted
         batch = split.fetch(np.arange(first + own.start, first + own.stop)).to(flow.device)
         rng = CounterRng(stream_seed(seed, Stream.HELD_OUT_LOSS), first, len(own), start=own.start, total=rows)
         total += objective(flow.output, batch, rng).double().sum().cpu() * bool(mine)
@@ -84,9 +84,9 @@ def held_out_loss(flow: Flow, objective: Loss, split: Split, seed: int, limit: i
 
 
 class SampleGridCallback(PeriodicCallback):
-    """Every ``every`` steps, with EMA weights: a sample grid, and the held-out loss beside the training loss.
+    """A sample grid and the held-out loss every ``every`` steps, with EMA weights.
 
-    Processes draw equal shares of the samples; the first one, which has ``metrics``, shows them on the ``boards``.
+    Processes draw equal shares of the samples; the first, which has ``metrics``, writes them.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class SampleGridCallback(PeriodicCallback):
         return self._picture(step).exists()
 
     def _picture(self, step: int) -> Path:
-        """The last that a look at a step writes."""
+        """The last file that a step writes."""
         return self.folder / f"step-{step:08d}.png"
 
     def run(self, step: int) -> None:
@@ -138,7 +138,7 @@ class SampleGridCallback(PeriodicCallback):
         save_png(image, self._picture(step))
 
     def _sample(self) -> Samples | None:
-        """The samples of all processes on the first one, None on the others."""
+        """All samples on the first process, None on the others."""
         me = current()
         share = -(-self.samples // me.world)  # of a sharded network all must ask equally often
         rows = range(share * me.rank, share * (me.rank + 1))

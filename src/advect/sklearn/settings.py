@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin
 
-from advect.config.build import FITS
-from advect.config.config import MethodConfig, TrainingConfig
-from advect.config.network_sections import NETWORKS, NetworkConfig
+from advect.config.build import networks_for
+from advect.config.config import MethodConfig, NetworkConfig, TrainingConfig, network
+from advect.config.section import Section, value_types
 from advect.core.errors import UserError, did_you_mean
 
 DEFAULTS: dict[str, Any] = {"lr_schedule": "cosine", "ema_decay": 0.999, "lr_warmup_steps": 100}
@@ -57,34 +57,41 @@ def resolve(
     """
     options = dict(options or {})
     name = options.pop("network", "unet" if kind == "image" else "mlp")
-    if name not in FITS[kind]:
-        raise UserError(f"options['network'] is {name!r}, and the data are {kind}s; take {' or '.join(FITS[kind])}")
+    if name not in networks_for(kind):
+        fitting = " or ".join(networks_for(kind))
+        raise UserError(f"options['network'] is {name!r}, and the data are {kind}s; take {fitting}")
     data = {key: options.pop(key) for key in data_options if key in options}
-    sections: dict[type, dict[str, Any]] = {MethodConfig: {}, TrainingConfig: {}, NETWORKS[name]: {}}
+    sections: tuple[Section, ...] = (MethodConfig(), TrainingConfig(), network(name))
     steps = STEPS[kind] if steps is None else int(steps)
     defaults = {**DEFAULTS, "lr_warmup_steps": min(DEFAULTS["lr_warmup_steps"], steps // 10)}
     if arguments["learning_rate"] is None:
         arguments = {**arguments, "learning_rate": RATES[kind]}
-    for key, value in {**defaults, **options, **arguments}.items():
+    values = {**defaults, **options, **arguments}
+    for key in values:
         if key in options and (key in _ARGUMENTS or key in _ELSEWHERE):
             raise UserError(f"options has {key!r}, which is an argument; give {_ELSEWHERE.get(key, key)}=...")
         if key in _OF_RUNS:
             raise UserError(f"options has {key!r}, which writes to a run folder; train with advect train for it")
-        sections[_section(key, sections, data_options)][key] = value
-    if not labelled:
-        sections[MethodConfig]["label_dropout"] = 0.0
-    sections[NETWORKS[name]] |= _sizes(name, hidden)
-    made = {section: section(**_checked(section, values)) for section, values in sections.items()}
-    return Settings(made[MethodConfig], made[TrainingConfig], made[NETWORKS[name]], data, steps)
-
-
-def _section(key: str, sections: Mapping[type, Any], data_options: Sequence[str]) -> type:
-    for section in sections:
-        if key in {f.name for f in fields(section)}:
-            return section
-    known = [f.name for section in sections for f in fields(section)]
-    known = [k for k in (*known, *data_options, "network") if k not in _ELSEWHERE and k not in _ARGUMENTS]
-    raise UserError(f"options has {key!r}, which is no option{did_you_mean(str(key), known)}")
+    chosen = {c.field: str(values[c.field]) for s in sections for c in s.choices() if c.field in values}
+    for choice in (choice for section in sections for choice in section.choices()):
+        name = values.get(choice.field)
+        if name is not None and name not in choice.names():
+            raise UserError(f"{choice.field} {name!r} is not known{did_you_mean(str(name), choice.names())}")
+    sections = tuple(
+        s.replaced(**{c.field: chosen[c.field] for c in s.choices() if c.field in chosen}) for s in sections
+    )
+    types = [value_types(section) for section in sections]
+    known = [key for names in types for key in names]
+    for key in values:
+        if key not in known:
+            known = [k for k in (*known, *data_options, "network") if k not in _ELSEWHERE and k not in _ARGUMENTS]
+            raise UserError(f"options has {key!r}, which is no option{did_you_mean(str(key), known)}")
+    values |= _sizes(sections[2].network, hidden) | ({} if labelled else {"label_dropout": 0.0})
+    method, training, net = (
+        section.replaced(**{key: _value(key, values[key], names[key]) for key in names if key in values})
+        for section, names in zip(sections, types, strict=True)
+    )
+    return Settings(method, training, net, data, steps)  # pyright: ignore[reportArgumentType]
 
 
 def _sizes(network: str, hidden: int | Sequence[int] | None) -> dict[str, Any]:
@@ -104,12 +111,6 @@ def _sizes(network: str, hidden: int | Sequence[int] | None) -> dict[str, Any]:
     if len(set(widths)) > 1:
         raise UserError(f"hidden must be equal widths, got {widths}; give {(max(widths),) * len(widths)}")
     return {"width": widths[0], "depth": len(widths) + (network == "mlp")}
-
-
-def _checked(section: type, values: dict[str, Any]) -> dict[str, Any]:
-    """The values, each of its field's type; numbers and choices of NumPy become Python's."""
-    hints = get_type_hints(section)
-    return {key: _value(key, value, hints[key]) for key, value in values.items()}
 
 
 def _value(key: str, value: Any, hint: Any) -> Any:

@@ -1,15 +1,14 @@
 """Single cells of one's own."""
 
-from advect.config.config import Config, MLPConfig, OutputConfig, Preset, TrainingConfig
+from advect.config.config import Config, OutputConfig, Preset, TrainingConfig, network
 from advect.config.data_sections import ArrayFileData, CellsData, MoonsData, SequencesData, TableData
-from advect.config.network_sections import ResidualMLPConfig, SequenceTransformerConfig
 
 MOONS = Preset(
     "moons",
     "two half moons in the plane, a small MLP: seconds",
     Config(
         data=MoonsData(),
-        network=MLPConfig(width=256, depth=4),
+        network=network("mlp", width=256, depth=4),
         training=TrainingConfig(
             batch_size=256,
             num_epochs=100,
@@ -30,7 +29,7 @@ ARRAYS = Preset(
     "vectors of your own from a .npy, .npz or Parquet file (--data-dir), a residual MLP",
     Config(
         data=ArrayFileData(),
-        network=ResidualMLPConfig(width=256),
+        network=network("resmlp", width=256),
         training=TrainingConfig(
             batch_size=256,
             num_epochs=200,
@@ -50,7 +49,7 @@ TABLE = Preset(
     "a CSV or Parquet table of any column types (--data-dir), a residual MLP",
     Config(
         data=TableData(),
-        network=ResidualMLPConfig(width=256),
+        network=network("resmlp", width=256),
         training=TrainingConfig(
             batch_size=256,
             num_epochs=1000,
@@ -73,7 +72,7 @@ CELLS = Preset(
     # Found by experiment, docs/experiments/cells.md: without dropout the held-out loss rises after 150 epochs.
     Config(
         data=CellsData(),
-        network=ResidualMLPConfig(width=256, depth=3, dropout=0.1),
+        network=network("resmlp", width=256, depth=3, dropout=0.1),
         training=TrainingConfig(
             batch_size=256,
             num_epochs=250,
@@ -93,7 +92,7 @@ SEQUENCES = Preset(
     "sequences (N, L, C), or of many lengths, or a table of one row a step (--data-dir), a transformer",
     Config(
         data=SequencesData(),
-        network=SequenceTransformerConfig(width=128, depth=4),
+        network=network("transformer", width=128, depth=4),
         training=TrainingConfig(
             batch_size=64,
             num_epochs=200,

@@ -5,10 +5,11 @@ from dataclasses import replace
 from advect.config.config import (
     Config,
     MethodConfig,
+    NetworkConfig,
     OutputConfig,
     Preset,
     TrainingConfig,
-    UNetConfig,
+    network,
 )
 from advect.config.data_sections import DigitsData
 from advect.config.image_sections import CifarData, FashionMnistData, ImageFolderData
@@ -20,11 +21,11 @@ def fit_images(config: Config, height: int, width: int) -> Config:
     A patch of 4 x 4 pixels has 48 numbers of noise, too many for 64 channels to carry to a velocity: there the network
     predicts the data (Li & He 2025, "Back to basics: let denoising generative models denoise").
     """
-    network = full_unet(height, width) if has_gpu() else folded_unet(height, width)
+    net = full_unet(height, width) if has_gpu() else folded_unet(height, width)
     method = config.method
-    if network.patch_size >= 4:
+    if net.options.get("patch_size", 1) >= 4:
         method = replace(method, prediction="data", loss="velocity", margin=0.05)
-    return replace(config, network=network, method=method)
+    return replace(config, network=net, method=method)
 
 
 def has_gpu() -> bool:
@@ -34,7 +35,7 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def folded_unet(height: int, width: int) -> UNetConfig:
+def folded_unet(height: int, width: int) -> NetworkConfig:
     """A small U-Net on pixels folded into channels, so that maps have some 16 pixels; attention in the middle only."""
     small, fold = min(height, width), 1
     while fold < 4 and small >= 24 * fold and height % (4 * fold) == width % (4 * fold) == 0:
@@ -44,7 +45,8 @@ def folded_unet(height: int, width: int) -> UNetConfig:
         if halvings and small // fold >> halvings < 16:
             break
         halvings += 1
-    return UNetConfig(
+    return network(
+        "unet",
         model_channels=32 if small <= 16 else 64,
         channel_mult=(1, 2, 2, 4)[: halvings + 1],
         num_res_blocks=1,
@@ -54,14 +56,15 @@ def folded_unet(height: int, width: int) -> UNetConfig:
     )
 
 
-def full_unet(height: int, width: int) -> UNetConfig:
+def full_unet(height: int, width: int) -> NetworkConfig:
     """A U-Net that halves images as often as they allow, down to 4 pixels, with attention from 16 pixels on."""
     small = min(height, width)
     halvings = 0
     while halvings < 3 and height % 2 ** (halvings + 1) == width % 2 ** (halvings + 1) == 0 and small >> halvings >= 8:
         halvings += 1
     heights = [height >> level for level in range(halvings + 1)]
-    return UNetConfig(
+    return network(
+        "unet",
         model_channels=32 if small <= 16 else 64,
         channel_mult=(1, 2, 2, 4)[: halvings + 1],
         num_res_blocks=1 if small <= 32 else 2,
@@ -112,7 +115,7 @@ CELEBA64 = Preset(
     "64x64 colour images: CelebA in its official layout, or any folder (--data-dir): for a GPU",
     Config(
         data=ImageFolderData(),
-        network=UNetConfig(),
+        network=network("unet"),
         method=MethodConfig(sigma_min=1e-4),
         training=TrainingConfig(
             batch_size=32,
@@ -129,7 +132,7 @@ CELEBA64 = Preset(
 )
 
 
-_FULL = UNetConfig(channel_mult=(1, 2, 2, 2), attention_resolutions=(16,))
+_FULL = network("unet", channel_mult=(1, 2, 2, 2), attention_resolutions=(16,))
 
 CIFAR10 = Preset(
     "cifar10",
@@ -163,7 +166,8 @@ FASHION_MNIST = Preset(
     # Found by experiment, docs/experiments/time-to-quality.md; the epochs are what six minutes allow.
     Config(
         data=FashionMnistData(),
-        network=UNetConfig(
+        network=network(
+            "unet",
             patch_size=2,
             model_channels=64,
             channel_mult=(1, 2),
@@ -192,8 +196,8 @@ DIGITS = Preset(
     "8x8 handwritten digits by class, inside scikit-learn: about two minutes on two CPU cores",
     Config(
         data=DigitsData(),
-        network=UNetConfig(
-            model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(4,), dropout=0.1
+        network=network(
+            "unet", model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(4,), dropout=0.1
         ),
         training=TrainingConfig(
             batch_size=128,

@@ -1,0 +1,70 @@
+"""The base of all networks, and checks of their arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from advect.core.errors import UserError, did_you_mean
+
+
+class FlowNetwork(nn.Module):
+    """``net(x_t (B, *S), t (B,), cond) -> (B, *S)``.
+
+    A run sets the arguments ``shape`` S or ``dim``, ``conditions`` and ``grad_checkpointing``; the rest are flags.
+    """
+
+    part_kind: ClassVar[str] = "network"
+    part_given: ClassVar[tuple[str, ...]] = ("shape", "dim", "conditions", "grad_checkpointing")
+    takes: ClassVar[Literal["vector", "image", "sequence"]]
+    """The kind of data: S is (D,), (C, H, W) or (L, C)."""
+    channels_last: ClassVar[bool] = False
+    """Whether this memory format is faster."""
+
+
+def check_inputs(net: str, x_t: Tensor, t: Tensor, shape: Sequence[int | str]) -> None:
+    """Raise UserError unless x_t is (B, *shape) and t (B,); a letter in ``shape`` is any size."""
+    right = x_t.ndim == len(shape) + 1 and all(
+        isinstance(wanted, str) or wanted == got for wanted, got in zip(shape, x_t.shape[1:], strict=True)
+    )
+    if not right:
+        raise UserError(f"this {net} takes x_t of shape (B, {', '.join(map(str, shape))}), got {tuple(x_t.shape)}")
+    if t.shape != x_t.shape[:1]:
+        raise UserError(f"t must have shape ({len(x_t)},), one time a sample, got {tuple(t.shape)}")
+
+
+def check_at_least(net: str, bound: int, **values: int) -> None:
+    """Raise UserError for the first value below ``bound``."""
+    for name, value in values.items():
+        if value < bound:
+            raise UserError(f"{net}.{name} must be at least {bound}, got {value}")
+
+
+def check_share(net: str, **values: float) -> None:
+    """Raise UserError for the first value outside [0, 1)."""
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise UserError(f"{net}.{name} must be in [0, 1), got {value}")
+
+
+def check_choice(net: str, name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise UserError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise UserError(f"{net}.{name} has no choice {value!r}{did_you_mean(str(value), choices)}")
+
+
+def check_divisible(net: str, sizes: Sequence[int], factor: int, why: str, *, other: str) -> None:
+    """Raise UserError unless height and width, the last two sizes, are multiples of ``factor``.
+
+    The message has the reason ``why``, the nearest sizes, and an ``other`` change to make.
+    """
+    for name, size in zip(("height", "width"), sizes[-2:], strict=True):
+        if size % factor:
+            below, above = size - size % factor, size - size % factor + factor
+            nearest = f"{below} and {above}" if below else f"{above}"
+            raise UserError(
+                f"{net}.shape {tuple(sizes)} must have a {name} divisible by {factor}, since {why}, got {size}; "
+                f"use {nearest}, or {other}"
+            )
