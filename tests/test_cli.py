@@ -93,7 +93,7 @@ MISTAKES = [
     ("train --data twice.csv --id-column a", "not a flag of advect train table; it goes with --data-format sequences"),
     ("train --data bad.h5ad", "bad.h5ad is not an .h5ad file, or a damaged one"),
     ("train --data bad.zip", "bad.zip"),
-    ("train images --data-dir faces --crop 0", "--crop must be at least 1, got 0"),
+    ("train images --data-dir faces --crop 0", "--crop must be at least 1 pixel, got 0"),
     ("train arrays --data-dir nan.npy", "nan.npy has NaN or an infinite value in row 1"),
     ("train cells", "--data-dir is not given; name the .h5ad file"),
     ("data", "advect data needs one of pack, verify"),

@@ -15,11 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 from advect.cli import run
 from advect.core import registry
 from advect.core.errors import UserError
+from advect.data.autodetect import autodetect
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -145,7 +147,12 @@ def use_part(kind: str, name: str, moons_run: Path) -> None:
     """Train or measure with the part from the command line."""
     flags = ["--max-steps", "2", "--batch-size", "32", "--sample-every", "0"]
     folder = moons_run.parent / f"example-{name}"
-    if kind == "metric":
+    if kind == "data-format":
+        file = folder.with_suffix(".vec")
+        np.savetxt(file, np.random.default_rng(0).normal(size=(40, 3)))
+        cls, _ = autodetect(file)[0]
+        assert registry.name_of(cls) == name and cls.open(file).train.fetch(np.arange(5)).x1.shape == (5, 3)
+    elif kind == "metric":
         run(["eval", str(moons_run), "--metrics", name, "--num-samples", "50", "--output", f"{folder}.json"])
         assert name in json.loads(Path(f"{folder}.json").read_text())["points"][0]["metrics"]
     else:

@@ -100,7 +100,7 @@ def test_activations_computed_again_change_no_bit(advect: Callable[..., None]) -
     advect("train digits --run-dir plain --max-steps 6 --dropout 0.2", SMALL)
     advect("train digits --run-dir again --max-steps 6 --dropout 0.2 --grad-checkpointing", SMALL)
     assert_same_end(Path("plain"), Path("again"), 6)
-    with pytest.raises(UserError, match="--grad-checkpointing does nothing for an mlp"):
+    with pytest.raises(UserError, match="--grad-checkpointing does nothing for --network mlp"):
         advect("train moons --run-dir moons --grad-checkpointing", TINY)
 
 

@@ -224,7 +224,7 @@ def test_data_are_recognised_trained_on_and_sampled_without(
     x = flow.sample(3, steps=2).x
     assert len(x) == 3 and x.ndim == len(shape) + 1
     own = {"cells": "cells", "table": "table", "sequences": "sequences"}
-    assert flow.facts.get("format") == ("vectors" if make is embeddings else own.get(preset))
+    assert flow.facts.get("kind") == ("vectors" if make is embeddings else own.get(preset))
 
 
 def test_many_cells_of_many_genes_are_cut_down_unless_asked(tmp_path: Path) -> None:
@@ -319,7 +319,7 @@ def test_the_unet_follows_the_size_and_flags_win(tmp_path: Path) -> None:
     _, a = parse_train(["--data", str(place), "--network", "dit", "--width", "32"])
     assert a.settings.network.width == 32
     _, a = parse_train(["celeba64", "--data-dir", str(celeba(tmp_path)), "--attributes", "Male"])
-    assert a.settings.data.attributes == ("Male",) and a.data_format == "celeba"
+    assert a.settings.data.attributes == ("Male",) and a.settings.data.data_format == "celeba"
 
 
 def test_a_gpu_gets_the_full_unet_and_a_cpu_maps_of_some_sixteen_pixels(
@@ -351,7 +351,7 @@ def test_a_configuration_keeps_its_format_and_its_data_may_move(
     Path("config.yaml").write_text(text)
     moved = place.rename(tmp_path / "moved")
     _, again = parse_train(["--config", "config.yaml", "--data", "moved"], told.append)
-    assert again.data_format == "image-folder" and again.settings.data.data_dir == moved
+    assert again.settings.data.data_format == "image-folder" and again.settings.data.data_dir == moved
     assert told == ["moved is a folder of 12 images: preset images"]
     with pytest.raises(UserError, match=r"--data-format celeba and the run's config.yaml, which has image-folder"):
         parse_train(["--config", "config.yaml", "--data-format", "celeba"])
@@ -359,4 +359,4 @@ def test_a_configuration_keeps_its_format_and_its_data_may_move(
         parse_train(["--config", "config.yaml", "--data", str(table(tmp_path))])
     old = text.replace("  data_format: image-folder\n", "").replace("celeba", "moved")
     Path("config.yaml").write_text(old)
-    assert parse_train(["--config", "config.yaml"])[1].data_format == "image-folder"
+    assert parse_train(["--config", "config.yaml"])[1].settings.data.data_format == "image-folder"

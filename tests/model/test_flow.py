@@ -16,7 +16,7 @@ from advect.checkpoint.weights import load_weights
 from advect.core.errors import UserError
 from advect.core.types import DataSpec
 from advect.data import Identity
-from advect.model.flow import Flow
+from advect.model.flow import Flow, Samples
 from advect.training.state import EMA_FILE, MODEL
 
 
@@ -196,3 +196,14 @@ def test_a_u_net_has_a_density_whatever_the_layout_of_its_weights(digits_run: Pa
     flow.net.to(memory_format=torch.contiguous_format)
     assert [p.stride() for p in weights] != layout
     torch.testing.assert_close(flow.log_prob(x, steps=2, solver="euler"), found)
+
+
+def test_samples_come_with_their_conditions_and_their_cost(digits_run: Path) -> None:
+    flow = advect.load(digits_run)
+    samples = flow.sample(5, steps=3, solver="midpoint", seed=2, batch_size=2)
+    assert samples.nfe == 6 and torch.equal(samples.cond["label"], flow.conditions(5, None, 2)["label"])
+    assert flow.sample(2, steps=2, solver="rk4", guidance=2.0).nfe == 8
+    assert flow.sample(2, steps=4, diffusion=0.5).nfe == 4
+    parts = [flow.sample(5, steps=3, solver="midpoint", seed=2, rows=rows) for rows in (range(2), range(2, 5))]
+    whole = Samples.concatenate(parts)[1:]
+    assert torch.equal(whole.x, samples.x[1:]) and torch.equal(whole.cond["label"], samples.cond["label"][1:])

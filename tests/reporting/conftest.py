@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from advect.reporting import image_grid, save_png
+from advect.data.figure import save_png
+from advect.data.images.plot import image_grid
 
 CONFIG = """preset: digits
 data: {}

@@ -117,7 +117,7 @@ def _fit(snapshots: Sequence[Snapshot], lengths: Sequence[float]) -> list[Fit]:
         if fit.error > MAX_ERROR:
             low, high = profiles.reach(now, MAX_ERROR)
             raise UserError(
-                f"--length {length} cannot be written from the {len(snapshots)} snapshots up to step "
+                f"--length {length} cannot be rebuilt from the {len(snapshots)} snapshots up to step "
                 f"{snapshots[-1].step}: its profile would be {fit.error:.0%} off; they reach from {low:.3g} to "
                 f"{high:.3g}, and a smaller --posthoc-every or other --posthoc-lengths reach farther"
             )

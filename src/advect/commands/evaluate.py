@@ -18,11 +18,11 @@ from advect.config.flags import parse_words
 from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, make_folder
+from advect.data.modality import modalities
 from advect.distributed.comm import broadcast_object, current, sync_errors
 from advect.distributed.context import run_context
 from advect.evaluation import results
 from advect.evaluation.evaluator import Evaluator
-from advect.evaluation.features import USUAL
 from advect.evaluation.protocol import SAMPLES, EvalConfig, Plan
 from advect.evaluation.results import FORMAT
 from advect.evaluation.workspace import on_rank_zero, open_cache, open_workspace
@@ -62,7 +62,8 @@ def run(words: list[str]) -> None:
 
 def parse_eval(flags: list[str]) -> EvalConfig:
     """Parse the words after ``advect eval RUN``. Raises UserError."""
-    return parse_words(EvalConfig, flags, prog="advect eval RUN", description=_about())
+    about = _about() if any(flag == "-h" or flag.startswith("--help") for flag in flags) else ""
+    return parse_words(EvalConfig, flags, prog="advect eval RUN", description=about)
 
 
 def parse_compare(flags: list[str]) -> CompareArguments:
@@ -73,8 +74,9 @@ def parse_compare(flags: list[str]) -> CompareArguments:
 
 def _about() -> str:
     """What the command does, and what it can measure."""
-    names = dict.fromkeys([*(name for usual in USUAL.values() for name in usual), *registry.choices("metric")])
-    lines = [f"  {name}: {registry.summary(registry.get('metric', name))} ({_when(name)})" for name in names]
+    usual = {cls.name: cls.metrics for cls in modalities()}
+    names = dict.fromkeys([*(name for metrics in usual.values() for name in metrics), *registry.choices("metric")])
+    lines = [f"  {name}: {registry.summary(registry.get('metric', name))} ({_when(name, usual)})" for name in names]
     return (
         "Measure how good a run is, how sure that is, and at what cost.\n\n"
         "advect eval --compare A.json B.json lays results of one protocol side by side.\n\n--metrics:\n"
@@ -82,9 +84,9 @@ def _about() -> str:
     )
 
 
-def _when(name: str) -> str:
-    kinds = [kind for kind, usual in USUAL.items() if name in usual]
-    return "usual" if len(kinds) == len(USUAL) else f"usual for {', '.join(kinds)}" if kinds else "when named"
+def _when(name: str, usual: Mapping[str, Sequence[str]]) -> str:
+    kinds = [kind for kind, metrics in usual.items() if name in metrics]
+    return "usual" if len(kinds) == len(usual) else f"usual for {', '.join(kinds)}" if kinds else "when named"
 
 
 LIBRARIES = ("advect", "torch", "numpy", "scikit-learn", "python")

@@ -26,6 +26,7 @@ from advect.core.files import atomic_write_text, make_folder
 from advect.core.random import Stream, stream_seed
 from advect.core.types import Category
 from advect.data import Dataset
+from advect.data.figure import save_png
 from advect.distributed.comm import broadcast_object, sync_errors
 from advect.distributed.context import RunContext, run_context
 from advect.evaluation.features import FeatureConfig
@@ -34,8 +35,6 @@ from advect.model.load import load, read_model_metadata, weight_file
 from advect.model.pairs import FACTS, PairConfig, make_pairs
 from advect.model.sampler_config import SamplerConfig
 from advect.model.sampling import weights_identity
-from advect.reporting.grid import save_png
-from advect.reporting.outputs import draw, held_out_batch
 from advect.reporting.reflow_page import FORMAT, REFLOW, write_reflow
 
 logger = logging.getLogger(__name__)
@@ -174,18 +173,13 @@ SHOWN = (1, 2, 4, 8, 100)
 SOLVER = "euler"
 """The solver of the report: one evaluation a step, and exact on straight paths."""
 
-METRICS = {"image": ("frechet", "kernel")}
-"""What is measured, the first one being drawn; see OTHER_METRICS for all other kinds."""
-
-OTHER_METRICS = ("energy", "sliced_wasserstein")
-
 
 def check_measure(source: Dataset, a: ReflowArguments) -> None:
     """Raise UserError where :func:`measure_flows` could not measure flows to these data."""
     if not len(source.held_out):
         raise UserError(f"{source.name} has no held-out samples to measure with; hold some out, or give --no-measure")
-    if a.features.features is not None and source.spec.kind != "image":
-        raise UserError(f"--features is for images, and these are {source.spec.kind} data; leave it out")
+    if a.features.features is not None and not source.modality.is_image:
+        raise UserError(f"--features is for images, and these are {source.modality.name} data; leave it out")
     a.features.network(torch.device("cpu"))
 
 
@@ -195,7 +189,7 @@ def measure_flows(context: RunContext, flows: Mapping[str, Path], source: Datase
     All processes call it; the report's path comes back. Evaluations are gone on with where an earlier call ended.
     """
     folder, device = context.run_dir, a.settings.training.device
-    metrics = METRICS.get(source.spec.kind, OTHER_METRICS)
+    metrics = source.modality.reflow_metrics
     told = []
     for i, (name, run) in enumerate(flows.items()):
         logger.info(f"measuring {name}")
@@ -246,14 +240,13 @@ def _decode(
     """Draw the same samples at each cost, and return their pictures' names in the folder."""
     flow = load(run, device=device)
     pictures = make_folder(folder / "pictures", "--output-dir")
-    n = 16 if flow.spec.kind == "image" else 3 if flow.spec.kind == "sequence" else 1000
     cond = {c: "cycle" for c, kind in list(flow.spec.conditions.items())[:1] if isinstance(kind, Category)}
-    behind = held_out_batch(flow, source.held_out)
+    behind = flow.modality.reference(source.held_out)
     files = {}
     for nfe in shown:
-        samples = flow.sample(n, steps=nfe, solver=SOLVER, grid="uniform", cond=cond, **guided)
+        samples = flow.sample(flow.modality.shown, steps=nfe, solver=SOLVER, grid="uniform", cond=cond, **guided)
         files[str(nfe)] = f"pictures/{name}-{nfe:03d}.png"
-        image = draw(flow, samples.x, samples.cond, behind)
+        image = flow.modality.plot(samples.x, samples.cond, behind)
         save_png(image, pictures / Path(files[str(nfe)]).name)
     return files
 

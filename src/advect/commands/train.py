@@ -35,7 +35,6 @@ from advect.distributed.context import RunContext, run_context
 from advect.model.load import build_flow, read_model_metadata, weight_file
 from advect.model.metadata import ModelMetadata
 from advect.training import LearningRate, StopCriteria, Trainer
-from advect.training.posthoc_ema import SNAPSHOTS, bring
 from advect.training.state import MODEL
 
 logger = logging.getLogger(__name__)
@@ -45,15 +44,15 @@ SHARED = True
 
 def run(words: list[str]) -> None:
     """Run ``advect train`` with the words after it. Raises UserError."""
-    recognised: list[str] = []
+    notes: list[str] = []
     with sync_errors():
-        preset, a = parse_train(words, say=recognised.append)
+        preset, a = parse_train(words, notes)
     if a.dry_run:
         logger.info(to_yaml(a.settings, preset).rstrip("\n"))
         return
     if a.nproc != 1:
         base.launch_processes("train", words, a.nproc, a.settings.training.device)
-    for line in recognised:
+    for line in notes:
         logger.info(line)
     where = {"run_dir": a.run_dir, "resume_from": a.resume_from, "resume": a.resume}
     folder, reason = train(a.settings, preset, **where)
@@ -129,6 +128,8 @@ def _train(config: Config, preset: str, context: RunContext, checkpoint: Path | 
                 for folder in (run_dir, run_dir / "samples"):
                     remove_partial(folder)
                 if checkpoint and config.training.posthoc_ema:
+                    from advect.training.posthoc_ema import SNAPSHOTS, bring
+
                     bring(checkpoint.parent.parent / SNAPSHOTS, run_dir / SNAPSHOTS)
                 atomic_write_text(run_dir / "config.yaml", to_yaml(config, preset))
                 step = trainer.state.progress.step

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from advect.checkpoint.manifest import find_checkpoint
-from advect.config.autodetect import describe, format_for, image_size
+from advect.config.autodetect import describe, format_for, image_size, trains_on
 from advect.config.config import Config, MethodConfig, OutputConfig, Preset, TrainingConfig
-from advect.config.data_formats import FORMATS, format_of
+from advect.config.data import data as data_section
 from advect.config.flags import dashed, parse_sections, taken, value_of, without_prefixed
 from advect.config.presets import DEFAULT, PRESETS, get_preset
 from advect.config.section import Section, flag
@@ -29,8 +29,6 @@ class TrainArguments(Section):
     """Data of your own, a file or folder: what it holds is recognised, and a preset chosen where none is named. It is
     --data-dir with all that follows from it.
     """
-    data_format: str | None = None
-    """How --data or --data-dir is read, where it could be read in more than one way; sequences, say, of a CSV file."""
     run_dir: Path | None = None
     """Folder to write the run to; by default runs/PRESET."""
     resume_from: Path | None = None
@@ -47,10 +45,10 @@ class TrainArguments(Section):
     usual = frozenset({"data", "run_dir", "resume_from", "config", "nproc", "dry_run"})
 
 
-def parse_train(words: list[str], say: Callable[[str], None] | None = None) -> tuple[str, TrainArguments]:
+def parse_train(words: list[str], notes: list[str] | None = None) -> tuple[str, TrainArguments]:
     """Parse the words after ``advect train``: the preset's name and the arguments. Raises UserError.
 
-    ``say`` is told what the data of ``--data`` were recognised as.
+    ``notes`` gets a line on how the data of ``--data`` are read.
     """
     words = [dashed(word) for word in words]
     name = words[0] if words and not words[0].startswith("-") else None
@@ -76,8 +74,8 @@ def parse_train(words: list[str], say: Callable[[str], None] | None = None) -> t
     given = _without_replaced(given, flags)
     if data:
         seen = describe(data, found, value_of("--data-format", given + flags))
-        if say is not None:
-            say(f"{data} is {seen.words}: preset {seen.preset}")
+        if notes is not None:
+            notes.append(f"{data} is {seen.words}: preset {seen.preset}")
         found = seen.preset
         given += seen.flags[:2] if given else seen.flags  # a config.yaml has all the others
     preset = get_preset(found or DEFAULT)
@@ -102,11 +100,10 @@ def parse_config(path: Path) -> tuple[str, Config]:
 
 
 def _recorded(path: Path) -> tuple[str, list[str]]:
-    """The preset and the flags of a ``config.yaml``; one from before there were formats has the preset's own."""
+    """The preset and the flags of a ``config.yaml``; one that names no format has the preset's own."""
     name, flags = read_flags(path)
-    own = format_of(get_preset(name).config.data)
-    if own is not None and value_of("--data-format", flags) is None:
-        flags += ["--data-format", own]
+    if value_of("--data-format", flags) is None:
+        flags += ["--data-format", get_preset(name).config.data.data_format]
     return name, flags
 
 
@@ -114,41 +111,32 @@ def parse_settings(run: S, words: Sequence[str], *, prog: str, description: str)
     """The arguments ``run`` of a command, whose ``settings`` are a configuration, with what the words give."""
     config: Config = run.settings
     sections = {f.name: getattr(config, f.name) for f in fields(config)}
-    try:
-        found = parse_sections({"run": run, **sections}, words, prog=prog, description=description)
-    except UserError as error:
-        word = str(error).split()[0]
-        name = word[2:].replace("-", "_")
-        others = " or ".join(key for key, data in FORMATS.items() if name in {f.name for f in fields(data)})
-        if "is not a flag of" in str(error) and others:
-            raise UserError(f"{word} is not a flag of {prog}; it goes with --data-format {others}") from None
-        raise
+    found = parse_sections({"run": run, **sections}, words, prog=prog, description=description)
     made = found.pop("run")
     return made.replaced(settings=Config(**found))  # pyright: ignore
 
 
 def _parse(preset: Preset, flags: list[str]) -> TrainArguments:
-    config, data_format = _with_data(preset, flags)
     return parse_settings(
-        TrainArguments(settings=config, data_format=data_format),
+        TrainArguments(settings=_with_data(preset, flags)),
         flags,
         prog=f"advect train {preset.name}",
         description=_about(preset),
     )
 
 
-def _with_data(preset: Preset, flags: list[str]) -> tuple[Config, str | None]:
-    """The preset's configuration for the data that the flags name, and their format."""
+def _with_data(preset: Preset, flags: list[str]) -> Config:
+    """The preset's configuration for the data that the flags name."""
     config, place = preset.config, value_of("--data-dir", flags)
     data_format = value_of("--data-format", flags)
     if data_format is None:
-        data_format = (format_for(preset, place) if place else None) or format_of(config.data)
-    elif data_format not in preset.takes:
+        data_format = (format_for(preset, place) if place else None) or config.data.data_format
+    elif not trains_on(preset, data_format):
         fix = did_you_mean(data_format, preset.takes) if preset.takes else "; its data are its own"
         raise UserError(f"--data-format {data_format} is none that preset {preset.name} takes{fix}")
-    if data_format is not None and data_format != format_of(config.data):
-        config = replace(config, data=FORMATS[data_format]())
-    if preset.fit is not None and data_format is not None:
+    if data_format != config.data.data_format:
+        config = replace(config, data=data_section(data_format))
+    if preset.fit is not None:
         side = value_of("--image-size", flags)
         size = image_size(data_format, Path(place).expanduser()) if place else None
         if side and side.isdecimal() and int(side) > 0:
@@ -156,7 +144,7 @@ def _with_data(preset: Preset, flags: list[str]) -> tuple[Config, str | None]:
         usual = getattr(config.data, "image_size", None)
         size = size or (usual and (usual, usual))
         config = config if size is None else preset.fit(config, *size)
-    return config, data_format
+    return config
 
 
 def _about(preset: Preset) -> str:

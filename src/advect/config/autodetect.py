@@ -50,7 +50,15 @@ def describe(path: str | Path, preset: str | None = None, data_format: str | Non
 def fits(preset: Preset, cls: type[Dataset], seen: Detected) -> bool:
     """Whether a preset trains on data of a format: on its name, and with its network on its kind."""
     takes: str = preset.config.network.part("network").takes  # pyright: ignore[reportAttributeAccessIssue]
-    return registry.name_of(cls) in preset.takes and takes == seen.kind
+    return bool(preset.takes) and trains_on(preset, registry.name_of(cls)) and takes == seen.kind
+
+
+def trains_on(preset: Preset, data_format: str) -> bool:
+    """Whether a preset takes a format: its own, one that it names, or one that names it."""
+    if data_format in (preset.config.data.data_format, *preset.takes):
+        return True
+    known = data_format in registry.choices(FORMAT)
+    return bool(preset.takes) and known and registry.get(FORMAT, data_format).usual_preset == preset.name
 
 
 def format_for(preset: Preset, path: str) -> str | None:

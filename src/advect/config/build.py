@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from advect.config.config import MethodConfig, NetworkConfig
-from advect.config.data_formats import build_dataset as build_dataset
+from advect.config.data import build_dataset as build_dataset
 from advect.config.section import flag
 from advect.core import registry
 from advect.core.errors import UserError

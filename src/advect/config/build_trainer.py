@@ -37,7 +37,6 @@ from advect.training import (
 )
 from advect.training.callbacks import CheckpointCallback, MetricsFile, ProgressBar
 from advect.training.loggers import Logger, TensorBoardLogger, WandbLogger
-from advect.training.posthoc_ema import SNAPSHOTS, Snapshots
 from advect.training.precision import on_meta
 
 
@@ -136,7 +135,11 @@ def build_callbacks(
     writer = CheckpointWriter(run_dir / "checkpoints", keep_last=out.keep_last, keep_every=out.keep_every)
     checkpoints = CheckpointCallback(writer, every=out.save_every, every_epochs=out.save_epochs)
     t, bar = config.training, ProgressBar()
-    snapshots = [Snapshots(run_dir / SNAPSHOTS, every=t.posthoc_every)] if t.posthoc_ema else []
+    snapshots = []
+    if t.posthoc_ema:
+        from advect.training.posthoc_ema import SNAPSHOTS, Snapshots
+
+        snapshots = [Snapshots(run_dir / SNAPSHOTS, every=t.posthoc_every)]
     quality = []
     if out.eval_every:
         from advect.evaluation.callback import EvalCallback, online_evaluator

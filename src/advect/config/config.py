@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from advect.config.data_sections import DataConfig as DataConfig
+from advect.config.data import DataConfig as DataConfig
 from advect.config.section import Section, part
 from advect.core.errors import UserError
 
@@ -274,7 +274,7 @@ class Config:
 class Preset:
     """A named starting point: what it trains on and with, and one line about it.
 
-    ``takes`` names the formats of ``runs.data_formats`` that it trains on, none where it brings its own data;
+    ``takes`` names the formats of data that it trains on, none where it brings its own data;
     ``fit`` is the configuration for images of a height and a width, where that depends on them.
     """
 

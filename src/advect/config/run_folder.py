@@ -10,7 +10,7 @@ from pathlib import Path
 
 from advect.checkpoint.manifest import newest_whole
 from advect.core.errors import UserError
-from advect.core.files import LOCK, held
+from advect.core.files import LOCK, lock_folder
 from advect.distributed.comm import current
 from advect.model.metadata import ModelMetadata
 from advect.training import find_checkpoint, verify_checkpoint
@@ -46,7 +46,7 @@ def lock_run_dir(run_dir: Path, checkpoint: Path | None, again: bool) -> Iterato
     if not current().is_first:
         yield
         return
-    with held(run_dir, "--run-dir"):
+    with lock_folder(run_dir, "--run-dir"):
         check_folder(run_dir, checkpoint, again)
         yield
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import yaml
 
 from advect.config.config import Config
-from advect.config.data_formats import format_of
 from advect.config.section import plain
 from advect.core.errors import UserError
 
@@ -25,10 +24,7 @@ def to_dict(config: Config) -> dict[str, dict[str, object]]:
 
 def to_yaml(config: Config, preset: str) -> str:
     """The text of ``config.yaml``: the preset that it started from, and every value."""
-    sections = to_dict(config)
-    if (data_format := format_of(config.data)) is not None:
-        sections["data"] = {"data_format": data_format, **sections["data"]}
-    return yaml.safe_dump({"preset": preset, **sections}, sort_keys=False)
+    return yaml.safe_dump({"preset": preset, **to_dict(config)}, sort_keys=False)
 
 
 def read_flags(path: Path) -> tuple[str, list[str]]:

@@ -77,12 +77,12 @@ LOCK = ".lock"
 
 
 @contextmanager
-def held(folder: Path, argument: str) -> Iterator[None]:
-    """Hold ``folder/.lock`` within the block, so that no other process gets it.
+def lock_folder(folder: Path, argument: str) -> Iterator[None]:
+    """Lock ``folder`` against other processes within the block, by its file ``.lock``.
 
     The lock is the operating system's own (flock), which lets go when the process ends, however it does; the file,
     which stays, says who had it last. Across hosts it holds where the file system says so, as NFS and Lustre
-    usually do. Where there is no flock, a note says so, and nothing is held.
+    usually do. Where there is no flock, a note says so, and nothing is locked.
 
     Raises UserError, which names ``argument``, where another process holds it, or the folder cannot be written to.
     """

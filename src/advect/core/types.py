@@ -167,3 +167,9 @@ def real_steps(cond: Conditions | None, x: Tensor) -> Tensor | None:
     if not cond or LENGTH not in cond:
         return None
     return torch.arange(x.shape[1], device=x.device) < cond[LENGTH][:, None]
+
+
+def without_padding(x: Tensor, cond: Conditions) -> Tensor:
+    """x with zeros after the last real step of each sample, where it is a sequence (n, L, C) with lengths."""
+    real = real_steps(cond, x)
+    return x if real is None else torch.where(real[:, :, None], x, 0.0)

@@ -16,12 +16,11 @@ from advect.core.registry import register
 from advect.core.types import DataSpec
 from advect.data.arrays import SAMPLES, array_header
 from advect.data.base import Dataset, Detected, Preview, category, check_share
-from advect.data.content_hash import fingerprint_of, row_digests, split_by_content
 from advect.data.images.stores import require_path
-from advect.data.splits import PixelSplit
+from advect.data.splits import PixelSplit, fingerprint_of, row_digests, split_by_content
 from advect.data.tables.dataset import PARQUET
 from advect.data.transforms import PixelScale, Standardize, Transform
-from advect.data.vectors import read_vectors, vector_columns
+from advect.data.vectors.parquet import read_vectors, vector_columns
 
 LABELS = ("y", "labels", "label", "targets", "Y", "arr_1")
 _TRAIN, _TEST = ("x_train", "y_train"), ("x_test", "y_test")

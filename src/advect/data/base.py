@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from advect.core.errors import UserError
 from advect.core.random import CounterRng, Generator, Stream, stream_seed
 from advect.core.types import Batch, Category, Conditions, DataSpec
 from advect.data.transforms import Transform
+
+if TYPE_CHECKING:
+    from advect.data.modality import Modality
 
 
 class Split(ABC):
@@ -85,7 +88,7 @@ class Dataset:
     remote: ClassVar[bool] = False
     """Whether the first argument may be a URL, a pattern, or a name on the hub."""
     usual_preset: ClassVar[str | None] = None
-    """The preset for these data; None is that of the kind of data."""
+    """The preset for these data, which then takes them; None: a preset that names this format takes it."""
 
     @classmethod
     def recognises(cls, path: Path) -> Detected | None:
@@ -119,6 +122,13 @@ class Dataset:
     def metadata(self) -> dict[str, Any]:
         """A JSON object with what writing samples in the data's own format needs; empty where arrays say all."""
         return {}
+
+    @property
+    def modality(self) -> Modality:
+        """How these data are written, plotted and compared."""
+        from advect.data.modality import modality_of
+
+        return modality_of(self.spec, self.transform, self.metadata)
 
     @property
     def real(self) -> Dataset:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,11 +13,9 @@ from torch import Tensor
 from advect.config.arguments import parse_train
 from advect.config.build import build_dataset, build_network
 from advect.config.config import Config, NetworkConfig
-from advect.config.data_formats import format_of
-from advect.config.data_sections import CellsData, TableData
 from advect.core.errors import UserError
 from advect.core.types import Category, Conditions, DataSpec, Length, Quantity
-from advect.data import Dataset
+from advect.data import Cells, Dataset, Table
 from advect.distributed.context import pick_device
 from advect.doctor.data import (
     IMAGE_CHECKS,
@@ -58,7 +56,7 @@ class ResolvedData:
     """A data set named on the command line.
 
     Attributes:
-        format: name of its format; empty for a preset's own data.
+        format: name of its format.
         path: its file or folder; None without one.
         preset, settings: the preset that trains on it, and its configuration.
         fixed_batch: whether the batch size was given, to be judged and not chosen.
@@ -75,22 +73,22 @@ class ResolvedData:
         """Resolve the words after ``advect train``: a preset, ``--data PATH``, flags. Raises UserError."""
         preset, arguments = parse_train(list(words))
         data = arguments.settings.data
-        place = getattr(data, "data_dir", None)
-        if hasattr(data, "data_dir") and place is None:
+        place = data.data_dir
+        if data.dataset.place is not None and place is None:
             raise UserError(f"preset {preset} reads its data from a folder; add --data-dir FOLDER")
         path = Path(place).expanduser() if place is not None else None
         if isinstance(place, Path) and not place.expanduser().exists():
             raise UserError(f"--data-dir {place} does not exist; name the folder or file of the data")
         named = not words[0].startswith("-")
         fixed = named or any(word.partition("=")[0].replace("_", "-") == "--batch-size" for word in words)
-        return cls(format_of(data) or "", path, preset, arguments.settings, fixed)
+        return cls(data.data_format, path, preset, arguments.settings, fixed)
 
     def build(self, without: Sequence[str] = ()) -> Dataset:
         """Open the data set, a table without some columns. Raises UserError where it cannot be used."""
         data = self.settings.data
-        if isinstance(data, TableData):
+        if issubclass(data.dataset, Table):
             asked = {*data.drop, *data.conditions, *data.continuous_conditions, *data.categorical}
-            data = replace(data, drop=(*data.drop, *(name for name in without if name not in asked)))
+            data = data.replaced(drop=(*data.drop, *(name for name in without if name not in asked)))
         return build_dataset(data)
 
 
@@ -137,9 +135,9 @@ def _examine_file(data: ResolvedData, look: int, findings: list[Finding]) -> lis
         return []
     settings = data.settings.data
     try:
-        if isinstance(settings, CellsData):
+        if issubclass(settings.dataset, Cells):
             findings += run_checks(read_cells(data.path, look, settings.layer), CELL_CHECKS)
-        elif isinstance(settings, TableData):
+        elif issubclass(settings.dataset, Table):
             columns = read_columns(data.path)
             findings += run_checks(columns, COLUMN_CHECKS)
             return sorted({*looks_like_id(columns), *(c.name for c in columns if c.missing == 1)})

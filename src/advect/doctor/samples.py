@@ -59,7 +59,7 @@ def compare(
     x = x[fine]
     asked = {name: value[fine] for name, value in asked.items()} if asked else None
     features = Projection.fit(data, seed=seed)
-    scale = _scale(features(data)) if source.spec.kind != "image" else torch.ones(1)
+    scale = _scale(features(data)) if not source.modality.is_image else torch.ones(1)
     own, real = features(x) / scale, features(data) / scale
     name = next((n for n, c in source.spec.conditions.items() if isinstance(c, Category)), None)
     groups, shares, faithful = "clusters", {}, None
@@ -70,7 +70,7 @@ def compare(
         seen = labels[nearest_neighbours(own, real).indices[:, 0]]
         groups, shares = f"classes of {name}", _shares(labels, seen, list(category.names))
         if held_out[1] and len(held_out[0]) > 1:
-            standardise = source.spec.kind == "vector" and features.pca is None
+            standardise = not source.modality.is_image and features.pca is None
             real_labels = (features(held_out[0]), held_out[1][name])
             probe = ProbeClassifier.fit(real_labels, standardise=standardise, seed=seed)
             seen_as = (features(x), asked[name]), (features(data), labels)

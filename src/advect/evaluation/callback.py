@@ -30,9 +30,6 @@ logger = logging.getLogger(__name__)
 FEWEST = 20
 """The fewest rows of either split."""
 
-ONLINE = {"image": ("frechet", "kernel")}
-"""What is measured of each kind of data, if not the Frechet and the energy distance."""
-
 
 def online_evaluator(flow: Flow, dataset: Dataset, *, samples: int, features: Path | None) -> Evaluator:
     """The evaluator of a run that trains: two distances, and nothing on disk but the cache.
@@ -49,13 +46,13 @@ def online_evaluator(flow: Flow, dataset: Dataset, *, samples: int, features: Pa
     with sync_errors():
         space = FeatureSpace(flow, dataset)
         if features is not None:
-            if space.kind != "image":
+            if not space.modality.is_image:
                 raise UserError(
-                    f"--eval-features {features} is for images, and these are {space.kind} data; leave it out"
+                    f"--eval-features {features} is for images, and these are {space.modality.name} data; leave it out"
                 )
             space = FeatureSpace(flow, dataset, FeatureNetwork(features, device=flow.device))
             space.data(dataset.held_out, torch.zeros(1, dtype=torch.int64))
-        metrics = find_metrics(ONLINE.get(space.kind, ("frechet", "energy")), (), (), space.kind)
+        metrics = find_metrics(space.modality.online_metrics, (), (), space.modality.name)
         rows, cache = EvalRows.choose(dataset, samples), open_cache()
     return Evaluator(space, metrics, rows, MemoryWorkspace(show=False), cache)
 

@@ -102,7 +102,7 @@ class Evaluator:
         sides = (real, reference) if self.rows.split == "held-out" else (reference, real)
         space = self.space
         standardise = space.features.standardise
-        return EvalContext(*sides, space.categories, space.categorical, standardise, train, held_out)
+        return EvalContext(*sides, space.categories, space.modality.categorical, standardise, train, held_out)
 
     @cached_property
     def floor(self) -> dict[str, float] | None:

@@ -14,18 +14,12 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import Category, Conditions
-from advect.data import Components, Dataset, Expression, PixelScale, Split, count_noise
-from advect.data.cells.conditions import CellSplit
-from advect.data.cells.transform import Chain
-from advect.data.tables.columns import Categories
-from advect.data.tables.transform import TableTransform
+from advect.data import Dataset, Split
 from advect.evaluation.feature_network import SIDE, FeatureNetwork
 from advect.metrics.base import COLUMNS, LABELS
 from advect.metrics.statistics import CONDITION, FEATURES, SAMPLES, VALUES, subsample
 from advect.model.flow import Flow
-from advect.model.initial_noise import without_padding
 
 DIRECT_LIMIT, COMPONENTS, FIT_ROWS = 512, 128, 10_000
 """Most dimensions that are compared as they are; principal components beyond them, and rows they are fitted to."""
@@ -37,16 +31,6 @@ MOST_VALUES = 1000
 """Single values of a sample that are kept, evenly chosen."""
 
 BATCH = 256
-
-_OTHERS = ("frechet", "sliced_wasserstein", "wasserstein", "energy", "mmd", "two_sample")
-USUAL = {
-    "image": ("frechet", "kernel", "manifolds", "class_shares", "straightness"),
-    "vector": (*_OTHERS, "marginals", "straightness"),
-    "sequence": (*_OTHERS, "marginals", "straightness"),
-    "cells": (*_OTHERS, "marginals", "energy_within", "straightness"),
-    "table": (*_OTHERS, "columns", "straightness"),
-}
-"""The metrics that are usual for each kind of data, in the order of a table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,14 +124,12 @@ class Projection:
 class FeatureSpace:
     """Samples of a flow and rows of its data, in the same units and features.
 
-    Images, vectors and sequences are compared in data units, padding being 0; tables by distances in model units and
-    by columns in their own, rounded as samples are; cells in expression: real ones as measured, samples of components
-    with molecules counted, as ``advect sample`` writes them.
+    The units are those of the modality: data units, padding being 0; of tables distances in model units and columns in
+    their own, rounded as samples are; of cells expression, as measured, and of samples as ``advect sample`` writes it.
 
     Args:
         flow, dataset: a flow and its data.
-        network: gives the features; by default the flow's components of expression, else values or their principal
-            components.
+        network: gives the features; by default those of the modality, else values or their principal components.
         keep: kept beside features: VALUES, of a table all columns, else at most MOST_VALUES; SAMPLES, of samples
             alone.
 
@@ -159,90 +141,73 @@ class FeatureSpace:
         self, flow: Flow, dataset: Dataset, network: FeatureNetwork | None = None, *, keep: Iterable[str] = ()
     ) -> None:
         self.flow, self.dataset, self.network, self.keep = flow, dataset, network, frozenset(keep)
-        stored = flow.facts.get("kind")
-        self.kind = stored if stored in ("cells", "table") else flow.spec.kind
+        self.modality = flow.modality
         self.categories = {name: c for name, c in flow.spec.conditions.items() if isinstance(c, Category)}
-        self._scale = Expression(**flow.facts["expression"]) if self.kind == "cells" else None
-        plain = {**flow.facts.get("expression", {}), "space": "expression"}
-        self._counting = {**flow.facts, "expression": plain}  # scaled by each cell's own size, as data are
-        if network is not None and self.kind != "image":
+        if network is not None and not self.modality.is_image:
             raise UserError(
-                f"--features {network.name} is for images, and this flow makes {self.kind} data; leave it out"
+                f"--features {network.name} is for images, and this flow makes {self.modality.name} data; leave it out"
             )
 
     @property
     def offers(self) -> set[str]:
         """What these data have of what metrics need."""
         labels = {LABELS} if self.categories and len(self.dataset.held_out) else set()
-        values = set() if self.kind == "image" else {VALUES, COLUMNS} if self.kind == "table" else {VALUES}
-        return {SAMPLES} | labels | values
-
-    @property
-    def categorical(self) -> tuple[bool, ...]:
-        """Of a table, whether each column is one of categories."""
-        transform = self.flow.transform
-        columns = transform.columns if isinstance(transform, TableTransform) else ()
-        return tuple(isinstance(column, Categories) for column in columns)
+        columns = {COLUMNS} if self.modality.categorical else set()
+        return {SAMPLES} | labels | columns | (set() if self.modality.is_image else {VALUES})
 
     def samples(self, x: Tensor, cond: Conditions, *, first: int, seed: int) -> dict[str, Tensor]:
         """What is kept of samples x (n, *S) of the flow; ``first`` is the index of the first one."""
         parts = []
         for i in range(0, len(x), BATCH):
-            some, part = x[i : i + BATCH], {name: value[i : i + BATCH] for name, value in cond.items()}
-            if self._scale is not None:
-                some = self._scale.forward(some)
-                if self.flow.facts.get("counted"):
-                    rng = CounterRng(stream_seed(seed, Stream.COUNTS), 0, len(some), start=first + i)
-                    some = count_noise(some, self._counting, rng)
-            kept = self._kept(some, part)
-            parts.append(kept | ({SAMPLES: self._near(some).float()} if SAMPLES in self.keep else {}))
+            some = self.modality.measured(x[i : i + BATCH], first=first + i, seed=seed)
+            kept = self._kept(some, {name: value[i : i + BATCH] for name, value in cond.items()})
+            near = {SAMPLES: self.modality.feature_space(some).float()} if SAMPLES in self.keep else {}
+            parts.append(kept | near)
         return _joined(parts)
 
     def data(self, split: Split, places: Tensor) -> dict[str, Tensor]:
         """What is kept of the rows of a split at ``places`` (n,)."""
-        return _joined([self._kept(*self._rows(split, some)) for some in places.split(BATCH)])
+        return _joined([self._kept(*self.modality.data(split, some.numpy())) for some in places.split(BATCH)])
 
     def whole(self, split: Split, places: Tensor) -> Tensor:
         """Whole rows (n, *S) of a split, in the units of distances."""
-        return torch.cat([self._near(self._rows(split, some)[0]) for some in places.split(BATCH)]).float()
+        parts = [self.modality.data(split, some.numpy())[0] for some in places.split(BATCH)]
+        return torch.cat([self.modality.feature_space(x) for x in parts]).float()
 
     def states(self, x: Tensor) -> Tensor:
         """States (n, *S) on the way to a sample, in the units of distances."""
-        return self._near(x if self._scale is None else self._scale.forward(x)).float()
+        return self.modality.feature_space(self.modality.comparable(x)).float()
 
     @cached_property
     def features(self) -> Features:
         """The features, fitted at the first use."""
         if self.network is not None:
             return self._of_network(self.network)
-        parts = self.flow.transform.parts if isinstance(self.flow.transform, Chain) else ()
-        components = next((part for part in parts if isinstance(part, Components)), None)
+        components = self.modality.components
         if components is not None:
             k, identity = len(components.components), f"components of {self.dataset.fingerprint}"
             return Features(f"the flow's {k} components of expression", identity, self._exact(), k, components.forward)
         return self._of_data()
 
     def _of_network(self, network: FeatureNetwork) -> Features:
-        scale = self.flow.transform
-        low, high = (scale.low, scale.high) if isinstance(scale, PixelScale) else (0.0, 255.0)
+        low, high = self.modality.pixel_range or (0.0, 255.0)
         to_bytes = lambda x: network((x - low) * (255 / (high - low)))
         exact = f"{network.identity}, {self._exact()}"
         return Features(network.name, network.identity, exact, network.dimensions, to_bytes, network.sha256)
 
     def _of_data(self) -> Features:
         """The values themselves, or principal components of training rows."""
-        train, (values, usual) = self.dataset.train, _words(self.flow.spec.kind)
-        one = self.whole(train, torch.zeros(1, dtype=torch.int64))
-        size = one[0].numel()
+        train, image = self.dataset.train, self.modality.is_image
+        size = self.whole(train, torch.zeros(1, dtype=torch.int64))[0].numel()
         if size <= DIRECT_LIMIT:
-            name = {"table": "the table's scaled columns", "cells": "expression"}.get(self.kind, usual)
             identity, exact = f"values of {size} dimensions", f"values of {size} dimensions, {self._exact()}"
-            return Features(name, identity, exact, size, Projection(), standardise=self.kind != "image")
+            return Features(self.modality.space, identity, exact, size, Projection(), standardise=not image)
         count = max(2 * COMPONENTS, min(FIT_ROWS, FIT_VALUES // size))
         fitted = Projection.fit(self.whole(train, subsample(len(train), count, 0).sort().values))
         k, digest = int(fitted.pca.n_components_), hashlib.sha256()
         for array in (fitted.pca.mean_, fitted.pca.components_):
             digest.update(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
+        values = "pixels" if image else "values"
         return Features(
             name=f"the first {k} principal components of the training data's {size:,} {values}",
             identity=f"{k} principal components of training data {self.dataset.fingerprint}",
@@ -252,23 +217,11 @@ class FeatureSpace:
             variance_kept=float(fitted.pca.explained_variance_ratio_.sum()),
         )
 
-    def _rows(self, split: Split, places: Tensor) -> tuple[Tensor, Conditions]:
-        """Rows of data (n, *S) in data units, or cells as measured expression, and their conditions."""
-        batch = split.fetch(places.numpy())
-        cond = batch.cond or {}
-        if isinstance(split, CellSplit):
-            return split.expression(places.numpy()), cond
-        return without_padding(self.flow.transform.inverse(batch.x1), cond), cond
-
-    def _near(self, x: Tensor) -> Tensor:
-        """Where distances are taken: tables in model units."""
-        return self.flow.transform.forward(x) if self.kind == "table" else x
-
     def _kept(self, x: Tensor, cond: Conditions) -> dict[str, Tensor]:
-        kept = {FEATURES: self.features.map(self._near(x))}
+        kept = {FEATURES: self.features.map(self.modality.feature_space(x))}
         if VALUES in self.keep:
             flat = x.flatten(1)
-            if self.kind == "table":
+            if self.modality.categorical:
                 kept[VALUES] = flat
             else:
                 chosen = torch.linspace(0, flat.shape[1] - 1, min(MOST_VALUES, flat.shape[1])).round().long()
@@ -282,10 +235,6 @@ class FeatureSpace:
         for name, value in sorted(transform.tensors().items()):
             digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
         return f"units {digest.hexdigest()}"
-
-
-def _words(kind: str) -> tuple[str, str]:
-    return ("pixels", "pixel space") if kind == "image" else ("values", "data space")
 
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from advect.config.build import build_dataset
 from advect.core.errors import UserError
 from advect.data import Dataset, Split
 from advect.evaluation.evaluator import EvalRows, SampleRequest
-from advect.evaluation.features import USUAL, FeatureConfig, FeatureSpace
+from advect.evaluation.features import FeatureConfig, FeatureSpace
 from advect.evaluation.workspace import ReferenceCache
 from advect.metrics.base import FlowMetric, Metric, check_rows, find_metrics
 from advect.metrics.statistics import subsample
@@ -139,7 +139,7 @@ class Plan:
         folder, flow, dataset, subject = open_run(run, place, config.ema, config.device)
         network = config.features.network(flow.device)
         space = FeatureSpace(flow, dataset, network)
-        metrics = find_metrics(config.metrics, USUAL[space.kind], space.offers, space.kind)
+        metrics = find_metrics(config.metrics, space.modality.metrics, space.offers, space.modality.name)
         needs = {need for metric in metrics.values() if isinstance(metric, Metric) for need in metric.needs}
         space = FeatureSpace(flow, dataset, network, keep=needs)
         sweep = plan_sweep(

@@ -32,7 +32,6 @@ REFERENCE = 10_000
 """Most held-out rows that samples are compared with."""
 
 FORMAT = 1
-TRAJECTORIES = {"image": 8, "vector": 200, "sequence": 4}
 TIMES, STEPS = 10, 36
 """Times at which trajectories are kept, and steps of the midpoint method that they are followed by."""
 
@@ -94,11 +93,11 @@ def trajectories(space: FeatureSpace, context: EvalContext, *, seed: int = 0) ->
     more in the first two principal components of training rows.
     """
     flow = space.flow
-    count = TRAJECTORIES.get(flow.spec.kind, 8)
+    count = flow.modality.trajectories
     states = flow.sample(count, steps=STEPS, solver="midpoint", seed=seed, trajectory=True).x
     places = torch.linspace(0, STEPS, TIMES).round().long()
     x = torch.stack([space.states(state) for state in states[places]])
-    if flow.spec.kind == "vector" and x.shape[2] > 2:
+    if x.ndim == 3 and x.shape[2] > 2:
         from sklearn.decomposition import PCA  # takes a second to import
 
         train = context.train_samples
@@ -110,11 +109,11 @@ def trajectories(space: FeatureSpace, context: EvalContext, *, seed: int = 0) ->
 
 def _evaluator(flow: Flow, dataset: Dataset, samples: int) -> Evaluator:
     space = FeatureSpace(flow, dataset)
-    shape = flow.spec.shape if space.kind == "table" else flow.data_shape
+    shape = space.whole(dataset.train, torch.zeros(1, dtype=torch.int64)).shape[1:]
     names = ["frechet", "memorisation"]
     names += ["class_accuracy"] if LABELS in space.offers else []
-    names += ["marginals"] if flow.spec.kind == "vector" and shape[0] > 2 else []
-    metrics = find_metrics(names, (), space.offers, space.kind)
+    names += ["marginals"] if len(shape) == 1 and shape[0] > 2 else []
+    metrics = find_metrics(names, (), space.offers, space.modality.name)
     space = FeatureSpace(flow, dataset, keep={need for metric in metrics.values() for need in metric.needs})
     rows = EvalRows.choose(dataset, samples, reference=REFERENCE)
     return Evaluator(space, metrics, rows, MemoryWorkspace(), open_cache())

@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from advect.core.errors import UserError
-from advect.core.files import atomic_write, atomic_write_text, held, make_folder, sync_file
+from advect.core.files import atomic_write, atomic_write_text, lock_folder, make_folder, sync_file
 from advect.distributed.comm import broadcast_object, current, gather_objects, sync_errors, without_timeout
 from advect.distributed.context import progress_bar
 from advect.model.sharded_samples import PLAN, SampleShards, write_shards
@@ -192,7 +192,7 @@ def open_workspace(folder: Path, *, stamp: str) -> Iterator[FolderWorkspace]:
     with ExitStack() as stack:
         with sync_errors():
             if first:
-                stack.enter_context(held(make_folder(folder, "the folder"), "the folder"))
+                stack.enter_context(lock_folder(make_folder(folder, "the folder"), "the folder"))
         work = FolderWorkspace(folder, stamp)
         try:
             yield work

@@ -15,11 +15,12 @@ from tqdm import tqdm
 
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, Stream, stream_seed
-from advect.core.types import LENGTH, Conditions, DataSpec, is_null
+from advect.core.types import LENGTH, Conditions, DataSpec, is_null, without_padding
 from advect.data import Transform
+from advect.data.modality import Modality, modality_of
 from advect.losses.flow_matching import Kind
 from advect.model.conditions import ConditionValue, resolve_conditions
-from advect.model.initial_noise import InitialNoise, noise_of, without_padding
+from advect.model.initial_noise import InitialNoise, noise_of
 from advect.model.sampler_config import DEFAULT, SamplerConfig
 from advect.paths import AffinePath, BrownianBridge, Path, Schedule
 from advect.solvers import (
@@ -90,16 +91,17 @@ class Flow:
         self.sampler, self.device, self.autocast = sampler or DEFAULT, device or torch.device("cpu"), autocast
 
     @cached_property
+    def modality(self) -> Modality:
+        """How samples are written, plotted and compared."""
+        return modality_of(self.spec, self.transform, self.facts)
+
+    @cached_property
     def data_shape(self) -> tuple[int, ...]:
         """Shape of a sample in data units, which for tables and components is not that of the spec."""
         return tuple(self.transform.inverse(torch.zeros(1, *self.spec.shape)).shape[1:])
 
     def velocity(
-        self,
-        cond: Conditions | None = None,
-        *,
-        guidance: float = 1.0,
-        interval: tuple[float, float] | None = None,
+        self, cond: Conditions | None = None, *, guidance: float = 1.0, interval: tuple[float, float] | None = None
     ) -> Velocity:
         """The velocity ``u(x (B, *S), t (B,)) -> (B, *S)`` in model units, under conditions (B,), guided if asked."""
         self.net.eval()
@@ -119,12 +121,7 @@ class Flow:
         return self.path.convert(output.to(x_t.dtype), x_t, inside, self.prediction, "velocity")
 
     def conditions(
-        self,
-        n: int,
-        cond: Mapping[str, ConditionValue] | None = None,
-        seed: int = 0,
-        *,
-        rows: range | None = None,
+        self, n: int, cond: Mapping[str, ConditionValue] | None = None, seed: int = 0, *, rows: range | None = None
     ) -> Conditions:
         """The conditions of :meth:`sample`: whole numbers (n,) or standardised (n, d) each; of ``rows`` if given."""
         values = resolve_conditions(self.spec, n, cond, seed, rows)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from advect.core import random
 from advect.core.random import CounterRng, Stream, stream_seed
-from advect.core.types import Conditions, real_steps
+from advect.core.types import Conditions, without_padding
 from advect.sources import Empirical, SourceDistribution
 
 
@@ -45,9 +45,3 @@ class InitialNoise:
 def noise_of(seed: int, rows: range, total: int) -> CounterRng:
     """The random numbers of the initial states of the samples ``rows`` of ``total``."""
     return CounterRng(stream_seed(seed, Stream.INITIAL_NOISE), 0, len(rows), start=rows.start, total=total)
-
-
-def without_padding(x: Tensor, cond: Conditions) -> Tensor:
-    """x with zeros after the last real step of each sample, where it is a sequence (n, L, C) with lengths."""
-    real = real_steps(cond, x)
-    return x if real is None else torch.where(real[:, :, None], x, 0.0)

@@ -42,7 +42,7 @@ class ModelMetadata:
 
     @staticmethod
     def from_run(config: Config, preset: str, source: Dataset, noise: dict[str, Any]) -> ModelMetadata:
-        """The card of a run on ``source`` from ``noise``, the facts that ``build_source_distribution`` takes."""
+        """The metadata of a run on ``source`` from ``noise``, the arguments of ``build_source_distribution``."""
         facts = source.metadata
         return ModelMetadata(
             preset=preset,
@@ -52,7 +52,7 @@ class ModelMetadata:
             transform=source.transform,
             noise=noise,
             fingerprint=source.fingerprint,
-            facts={"format": facts["kind"], **facts} if facts else {},
+            facts=facts,
             tensors=_prefixed("transform.", source.transform.tensors()) | _prefixed("noise.", source_tensors(source)),
         )
 

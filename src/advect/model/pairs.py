@@ -24,6 +24,7 @@ from advect.core.files import atomic_write_text, make_folder
 from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import Conditions
 from advect.data import Dataset
+from advect.data.modality import Modality
 from advect.data.pairs import ImageStore, PairedDataset, Pairs, write_pairs
 from advect.distributed.comm import broadcast_object, current, sync_errors
 from advect.model.flow import Flow
@@ -71,13 +72,11 @@ class PairConfig:
                 "data is carried back along the flow as it is, not as guided; leave one out"
             )
 
-    def stored(self, kind: str) -> ImageStore:
-        """The type on the disk for this kind of data."""
-        if self.store == "uint8" and kind != "image":
-            raise UserError(f"--store uint8 is for images, and the data are {kind}s; take float32 or bf16")
-        if self.store == "auto":
-            return "bf16" if kind == "image" else "float32"
-        return self.store
+    def stored(self, modality: Modality) -> ImageStore:
+        """The type on the disk for these data."""
+        if self.store == "uint8" and not modality.is_image:
+            raise UserError(f"--store uint8 is for images, and the data are {modality.name}s; take float32 or bf16")
+        return modality.pair_storage if self.store == "auto" else self.store
 
 
 def make_pairs(
@@ -96,7 +95,7 @@ def make_pairs(
     folder that holds other pairs.
     """
     inverted = round(pairing.real_share * pairing.num_pairs)
-    store, sampler = pairing.stored(flow.spec.kind), pairing.sampler.resolve(flow.sampler)
+    store, sampler = pairing.stored(flow.modality), pairing.sampler.resolve(flow.sampler)
     plan: dict[str, Any] = {"format": FORMAT, **made_by, **asdict(pairing), **asdict(sampler), "store": store}
     plan |= {"data": source.fingerprint}
     del plan["sampler"]

@@ -32,7 +32,6 @@ from advect.model.flow import Flow
 from advect.model.load import load, read_average, weight_file
 from advect.model.sampler_config import SamplerConfig
 from advect.model.sharded_samples import SampleShards, count_shards, open_plan, write_shards
-from advect.reporting.outputs import check_output, write_samples
 from advect.training.state import EMA_FILE, MODEL
 
 logger = logging.getLogger(__name__)
@@ -53,7 +52,7 @@ def sample_run(
     part_size: int | None = None,
     device: str = "auto",
 ) -> list[Path]:
-    """Sample from a run into a folder; return the files: those of :func:`write_samples`, and samples.json.
+    """Sample from a run into a folder; return the files: those of ``Modality.write``, and samples.json.
 
     More than ``part_size`` (10,000) samples, or several processes, make shards, see ``sharded_samples``. The first
     process returns their folders, samples.png and samples.json, the others nothing. Repeated, the call continues
@@ -74,7 +73,7 @@ def sample_run(
         facts: dict[str, object] = {}
         with sync_errors():
             flow = load(place, ema=ema, device=context.device)
-            check_output(flow, individual=save_individual)
+            flow.modality.check_output(individual=save_individual)
             count = count_shards(n, part_size, me.world)
             if me.is_first:
                 stack.enter_context(_new_folder(folder))  # now, as sampling may take an hour
@@ -91,7 +90,7 @@ def sample_run(
             options = {"batch_size": batch_size, "rows": rows, "progress": bar}
             samples = flow.sample(n, seed=seed, cond=cond, **asdict(sampler), **options)
             options = {"individual": save_individual, "first": rows.start, "seed": seed}
-            return write_samples(flow, samples.x, samples.cond, folder, **options)
+            return flow.modality.write(samples.x, samples.cond, folder, **options)
 
         parts = SampleShards(folder=folder, n=n, count=broadcast_object(count))
         if parts.count > 1:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from advect.reporting.grid import image_grid, to_bytes
+from advect.data.images.plot import image_grid, to_bytes
 
 _SMALLER = ((1, 80), (1, 55), (0.7, 50), (0.5, 45), (0.35, 35), (0.2, 20))
 """Shares of the size, with qualities."""

@@ -12,11 +12,10 @@ import torch
 from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import Batch, Category
 from advect.data import Split
+from advect.data.figure import save_png
 from advect.distributed.comm import all_sum, broadcast_object, current, gather_objects
 from advect.losses import Loss
 from advect.model.flow import Flow, Samples
-from advect.reporting.grid import save_png
-from advect.reporting.outputs import draw, held_out_batch
 from advect.training.callbacks import EverySteps, MetricsFile
 from advect.training.loggers import Logger
 from advect.training.trainer import Callback, Trainer
@@ -127,8 +126,8 @@ class SampleGridCallback(PeriodicCallback):
         if self.metrics is None or samples is None:
             return
         if self._reference is None:
-            self._reference = held_out_batch(self.flow, self.held_out)
-        image = draw(self.flow, samples.x, samples.cond, self._reference)
+            self._reference = self.flow.modality.reference(self.held_out)
+        image = self.flow.modality.plot(samples.x, samples.cond, self._reference)
         for board in self.boards:
             board.picture("samples", image, step)
         if loss is not None:

@@ -6,9 +6,6 @@ import io
 import re
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from PIL import Image
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -47,33 +44,6 @@ def duration(seconds: float) -> str:
 def plural(count: int, noun: str) -> str:
     """The count with its noun: 1 epoch, 2 epochs."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
-
-
-DATA, SAMPLES, TEXT, ALARM = "#b4bac4", "#2f6fdf", "#5b6472", "#c0392b"
-OTHERS = ("#dd7a35", "#1b9e77", "#7b3294")
-"""Beside that of samples: orange, green and purple differ in lightness too."""
-
-
-def new_figure(width: int, height: int) -> Figure:
-    """A figure of so many pixels."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width / 128, height / 128), dpi=128, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def style(axes: Axes) -> None:
-    """Thin grey axes with small figures."""
-    axes.tick_params(labelsize=6, color=DATA, labelcolor=TEXT, length=2)
-    axes.spines[:].set_color(DATA)
-
-
-def to_image(figure: Figure) -> Image.Image:
-    """The figure as an RGB picture."""
-    figure.canvas.draw()
-    return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())  # type: ignore[attr-defined]
 
 
 # Matplotlib knows fixed colours only. These stand for the page's, and are replaced in the finished SVG.

@@ -1,13 +1,13 @@
 """Single cells of one's own."""
 
 from advect.config.config import Config, OutputConfig, Preset, TrainingConfig, network
-from advect.config.data_sections import ArrayFileData, CellsData, MoonsData, SequencesData, TableData
+from advect.config.data import data
 
 MOONS = Preset(
     "moons",
     "two half moons in the plane, a small MLP: seconds",
     Config(
-        data=MoonsData(),
+        data=data("moons"),
         network=network("mlp", width=256, depth=4),
         training=TrainingConfig(
             batch_size=256,
@@ -28,7 +28,7 @@ ARRAYS = Preset(
     "arrays",
     "vectors of your own from a .npy, .npz or Parquet file (--data-dir), a residual MLP",
     Config(
-        data=ArrayFileData(),
+        data=data("array-file"),
         network=network("resmlp", width=256),
         training=TrainingConfig(
             batch_size=256,
@@ -48,7 +48,7 @@ TABLE = Preset(
     "table",
     "a CSV or Parquet table of any column types (--data-dir), a residual MLP",
     Config(
-        data=TableData(),
+        data=data("table"),
         network=network("resmlp", width=256),
         training=TrainingConfig(
             batch_size=256,
@@ -71,7 +71,7 @@ CELLS = Preset(
     "single cells from an .h5ad file (--data-dir): genes or components, by columns of obs, a residual MLP",
     # Found by experiment, docs/experiments/cells.md: without dropout the held-out loss rises after 150 epochs.
     Config(
-        data=CellsData(),
+        data=data("cells"),
         network=network("resmlp", width=256, depth=3, dropout=0.1),
         training=TrainingConfig(
             batch_size=256,
@@ -91,7 +91,7 @@ SEQUENCES = Preset(
     "sequences",
     "sequences (N, L, C), or of many lengths, or a table of one row a step (--data-dir), a transformer",
     Config(
-        data=SequencesData(),
+        data=data("sequences"),
         network=network("transformer", width=128, depth=4),
         training=TrainingConfig(
             batch_size=64,

@@ -11,8 +11,7 @@ from advect.config.config import (
     TrainingConfig,
     network,
 )
-from advect.config.data_sections import DigitsData
-from advect.config.image_sections import CifarData, FashionMnistData, ImageFolderData
+from advect.config.data import data
 
 
 def fit_images(config: Config, height: int, width: int) -> Config:
@@ -78,7 +77,7 @@ IMAGES = Preset(
     "images of your own: a folder or archive, shards, Parquet, arrays; the U-Net follows their size and the device",
     # Rate, warm-up and solver as found for fashion-mnist; runs of minutes on a CPU are in docs/experiments/images.md.
     Config(
-        data=ImageFolderData(),
+        data=data("image-folder"),
         network=full_unet(64, 64),
         training=TrainingConfig(
             batch_size=64,
@@ -114,7 +113,7 @@ CELEBA64 = Preset(
     "celeba64",
     "64x64 colour images: CelebA in its official layout, or any folder (--data-dir): for a GPU",
     Config(
-        data=ImageFolderData(),
+        data=data("image-folder"),
         network=network("unet"),
         method=MethodConfig(sigma_min=1e-4),
         training=TrainingConfig(
@@ -138,7 +137,7 @@ CIFAR10 = Preset(
     "cifar10",
     "32x32 colour pictures by class: CIFAR-10 or CIFAR-100, upstream's files in --data-dir; on a CPU --num-epochs 5",
     Config(
-        data=CifarData(),
+        data=data("cifar"),
         network=_FULL,
         training=TrainingConfig(
             batch_size=128,
@@ -165,7 +164,7 @@ FASHION_MNIST = Preset(
     "28x28 grey pictures of clothes, from the upstream IDX files in --data-dir: six minutes on two CPU cores",
     # Found by experiment, docs/experiments/time-to-quality.md; the epochs are what six minutes allow.
     Config(
-        data=FashionMnistData(),
+        data=data("fashion-mnist"),
         network=network(
             "unet",
             patch_size=2,
@@ -195,7 +194,7 @@ DIGITS = Preset(
     "digits",
     "8x8 handwritten digits by class, inside scikit-learn: about two minutes on two CPU cores",
     Config(
-        data=DigitsData(),
+        data=data("digits"),
         network=network(
             "unet", model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(4,), dropout=0.1
         ),

@@ -47,7 +47,7 @@ class Decoder:
         if self.channels not in _MODES:
             raise UserError(f"channels must be 1 (grey), 3 (colour) or 4 (with alpha), got {self.channels}")
         if self.window is not None and self.window < 1:
-            raise UserError(f"the crop must be at least 1 pixel, got {self.window}; None takes the whole image")
+            raise UserError(f"crop must be at least 1 pixel, got {self.window}; None takes the whole image")
         object.__setattr__(self, "background", colour(self.background))
         Image.preinit()  # the usual formats come first in Pillow's list, and are so the first that it tries
         Image.init()  # Pillow loads its decoders at the first use, which several threads should not do at once

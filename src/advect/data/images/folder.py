@@ -24,9 +24,9 @@ from advect.core.random import Generator, uniform
 from advect.core.registry import arguments, register
 from advect.core.types import Batch, DataSpec
 from advect.data.base import Dataset, Detected, Preview, Split, category, check_share
-from advect.data.content_hash import split_by_content
 from advect.data.images.decoding import Decoder
 from advect.data.images.stores import SUFFIXES, ImageStore, holds_images, open_store, starts_like_image
+from advect.data.splits import split_by_content
 from advect.data.transforms import PixelScale
 
 TRAIN = frozenset({"train", "training"})

@@ -14,10 +14,10 @@ from advect.core.errors import UserError, did_you_mean, optional_import
 from advect.core.registry import register
 from advect.core.types import NULL, Category, DataSpec
 from advect.data.base import Dataset, Detected, category, check_share
-from advect.data.content_hash import fingerprint_of, split_by_content
 from advect.data.images.decoding import Decoder
 from advect.data.images.folder import PIXELS, ImageSplit, Unreadable, content_digests, one_line
 from advect.data.images.stores import ImageStore
+from advect.data.splits import fingerprint_of, split_by_content
 from advect.data.tables.dataset import parquet_fields
 
 _HELD_OUT = ("test", "validation", "valid", "val")

@@ -16,11 +16,11 @@ from advect.core.errors import UserError, did_you_mean, optional_import
 from advect.core.registry import register
 from advect.core.types import DataSpec
 from advect.data.base import Dataset, Detected, Preview, category, check_share
-from advect.data.content_hash import split_by_content
 from advect.data.images.decoding import Decoder
 from advect.data.images.folder import PIXELS, Classes, ImageSplit, files_fingerprint, one_line
 from advect.data.images.stores import ImageStore
 from advect.data.remote import File, list_files
+from advect.data.splits import split_by_content
 from advect.data.tables.dataset import image_columns
 
 _KEPT = 10  # row groups in memory: those that training mixes, and the next ones

@@ -20,11 +20,11 @@ from advect.core.files import atomic_write_text, make_folder
 from advect.core.registry import register
 from advect.core.types import DataSpec
 from advect.data.base import Dataset, Detected, category, check_share
-from advect.data.content_hash import MIDDLE, file_digest, middle_of, split_by_content
 from advect.data.images.decoding import Decoder
 from advect.data.images.folder import PIXELS, Classes, ImageSplit, files_fingerprint
 from advect.data.images.stores import ImageStore, is_image, is_tar
 from advect.data.remote import File, is_remote, list_files
+from advect.data.splits import MIDDLE, file_digest, middle_of, split_by_content
 
 _VERSION = 1
 

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from advect.core.errors import UserError
-from advect.data.content_hash import MIDDLE, file_digest, middle_of
+from advect.data.splits import MIDDLE, file_digest, middle_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.reporting.style import ALARM, DATA, OTHERS, SAMPLES, TEXT, new_figure, style, to_image
+from advect.data.figure import ALARM, DATA, OTHERS, SAMPLES, TEXT, new_figure, style, to_image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

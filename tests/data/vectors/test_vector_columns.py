@@ -12,7 +12,7 @@ from advect.core import registry
 from advect.core.errors import UserError
 from advect.data import ArrayFile
 from advect.data.autodetect import autodetect
-from advect.data.vectors import read_vectors, write_vectors
+from advect.data.vectors.parquet import read_vectors, write_vectors
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

@@ -17,7 +17,6 @@ from advect.data import Cells, Dataset, Identity, Sequences, Table
 from advect.data.tables.dataset import read_table
 from advect.evaluation.quality import measure_quality
 from advect.model.flow import Flow
-from advect.reporting.outputs import draw, held_out_batch, write_samples
 from advect.sources import Empirical
 
 
@@ -35,7 +34,7 @@ def flow_on(source: Dataset, /, **options) -> Flow:
 def written(flow: Flow, folder: Path, n: int = 6, **cond) -> tuple[Tensor, dict[str, Tensor], list[Path]]:
     conditions = flow.conditions(n, cond)
     x = flow.sample(n, steps=1, cond=conditions).x
-    files = write_samples(flow, x, conditions, folder, individual=False)
+    files = flow.modality.write(x, conditions, folder)
     assert sorted(files) == sorted(folder.iterdir())
     Image.open(folder / "samples.png").verify()
     return x, conditions, files
@@ -129,7 +128,7 @@ def test_components_are_written_as_counted_cells_by_the_seed(tmp_path: Path) -> 
     found = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         (tmp_path / name).mkdir()
-        files = write_samples(flow, x, flow.conditions(5), tmp_path / name, individual=False, seed=seed)
+        files = flow.modality.write(x, flow.conditions(5), tmp_path / name, seed=seed)
         values = anndata.read_h5ad(files[0]).X
         found.append(values if isinstance(values, np.ndarray) else values.toarray())
     assert np.array_equal(found[0], found[1]) and not np.array_equal(found[0], found[2])
@@ -164,11 +163,11 @@ def test_vectors_are_an_archive_and_a_table_with_named_conditions(tmp_path: Path
 
 def test_single_images_are_written_on_demand_and_refused_for_other_data(tmp_path: Path) -> None:
     flow = Flow(Still(), DataSpec((1, 4, 4), "image", {}), Identity())
-    files = write_samples(flow, flow.sample(2, steps=1).x, {}, tmp_path, individual=True)
+    files = flow.modality.write(flow.sample(2, steps=1).x, {}, tmp_path, individual=True)
     assert [f.name for f in files] == ["samples.npz", "samples.png", "sample-000000.png", "sample-000001.png"]
     assert Image.open(files[2]).size == (52, 52)
-    with pytest.raises(UserError, match="this flow makes sequences data"):
-        write_samples(flow_on(ragged()), torch.zeros(1, 5, 2), {}, tmp_path, individual=True)
+    with pytest.raises(UserError, match="this flow makes sequence data"):
+        flow_on(ragged()).modality.write(torch.zeros(1, 5, 2), {}, tmp_path, individual=True)
 
 
 def test_samples_that_have_numbers_count_on_from_the_first_ones(tmp_path: Path) -> None:
@@ -176,8 +175,8 @@ def test_samples_that_have_numbers_count_on_from_the_first_ones(tmp_path: Path) 
     flow = Flow(Still(), DataSpec((1, 4, 4), "image", {}), Identity())
     for source, shape in ((ragged(), (5, 2)), (cells(), (7,))):
         conditions = flow_on(source).conditions(2)
-        write_samples(flow_on(source), torch.rand(2, *shape), conditions, tmp_path, individual=False, first=40)
-    write_samples(flow, torch.ones(2, 1, 4, 4), {}, tmp_path, individual=True, first=40)
+        flow_on(source).modality.write(torch.rand(2, *shape), conditions, tmp_path, first=40)
+    flow.modality.write(torch.ones(2, 1, 4, 4), {}, tmp_path, individual=True, first=40)
     assert set(read_table(tmp_path / "samples.csv")["id"]) == {40, 41}
     assert list(anndata.read_h5ad(tmp_path / "samples.h5ad").obs_names) == ["generated-40", "generated-41"]
     assert [f.name for f in sorted(tmp_path.glob("sample-*"))] == ["sample-000040.png", "sample-000041.png"]
@@ -222,7 +221,7 @@ def test_each_kind_is_drawn_over_its_data_and_measured(tmp_path: Path, kind: str
     flow = flow_on(source)
     conditions = flow.conditions(20)
     x = flow.sample(20, steps=1, cond=conditions).x
-    width, height = draw(flow, x, conditions, held_out_batch(flow, source.held_out)).size
+    width, height = flow.modality.plot(x, conditions, flow.modality.reference(source.held_out)).size
     assert width == 1024 and 300 < height < 800
     found = measure_quality(flow, source, tmp_path, nfes=(1, 2))
     features = {"table": "the table's scaled columns", "cells": "the flow's 3 components of expression"}

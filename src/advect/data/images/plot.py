@@ -1,28 +1,16 @@
-"""Pictures of samples: a grid of images, or a scatter plot of vectors."""
+"""A grid of images."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.core.files import atomic_write
-from advect.core.types import Category, DataSpec
 
 GAP, BACKGROUND = 2, 255
-
-
-class Inverse(Protocol):
-    """A transform of data; one of pixels has ``low`` and ``high``, the values of black and white."""
-
-    def inverse(self, x: Tensor) -> Tensor:
-        """Model units to data units."""
-        ...
 
 
 def to_bytes(x: Tensor, low: float, high: float) -> Tensor:
@@ -60,27 +48,3 @@ def image_grid(
         top, left = GAP + (i // columns) * (h + GAP), GAP + (i % columns) * (w + GAP)
         canvas[top : top + h, left : left + w] = image.movedim(0, 2)
     return Image.fromarray((canvas[..., 0] if c == 1 else canvas).numpy())
-
-
-def picture(x: Tensor, spec: DataSpec, transform: Inverse, reference: Tensor | None = None) -> Image.Image:
-    """Show samples x (N, *S) in data units: images as a grid, vectors as a scatter plot over ``reference`` (M, D).
-
-    The grid has a column for each value of the first category when there are 2 to 16, else 8 columns. Black and
-    white are the transform's ``low`` and ``high``; where it has none, the smallest and largest value of x.
-    """
-    if spec.kind != "image":
-        from advect.reporting.scatter import scatter_plot  # draws with matplotlib
-
-        return scatter_plot(x, reference)
-    values = next((len(c.names) for c in spec.conditions.values() if isinstance(c, Category)), 0)
-    low, high = getattr(transform, "low", None), getattr(transform, "high", None)
-    if low is None or high is None:
-        finite = x[torch.isfinite(x)]
-        low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
-        high = high if low < high else low + 1
-    return image_grid(x, low, high, columns=values if 2 <= values <= 16 else 8)
-
-
-def save_png(image: Image.Image, path: Path) -> None:
-    """Write ``image`` to ``path`` as PNG, whole or not at all."""
-    atomic_write(path, lambda partial: image.save(partial, format="PNG", optimize=True))

@@ -14,10 +14,10 @@ from PIL import Image
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.data import ImageFolder
-from advect.data.content_hash import split_by_content
 from advect.data.images.decoding import Decoder
 from advect.data.images.folder import ImageSplit
 from advect.data.images.stores import find_images
+from advect.data.splits import split_by_content
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 TURNED = 6  # the EXIF orientation of a camera held upright: shown turned a quarter clockwise
@@ -378,7 +378,7 @@ def test_a_jpeg_cut_short_is_an_error_and_not_half_grey(tmp_path):
         ({"image_size": 0}, "image_size must be at least 1 pixel, got 0"),
         ({"channels": 2}, "channels must be 1 (grey), 3 (colour) or 4 (with alpha), got 2"),
         ({"image_size": (8, 0)}, "image_size must be at least 1 pixel, got (8, 0)"),
-        ({"crop": 0}, "the crop must be at least 1 pixel, got 0"),
+        ({"crop": 0}, "crop must be at least 1 pixel, got 0"),
         ({"background": "whyte"}, "background 'whyte' is no colour; did you mean 'white'?"),
         ({"background": (0, 0, 256)}, "background must be three numbers from 0 to 255, got (0, 0, 256)"),
         ({"labels": "yes"}, "labels='yes' needs a sub-folder for each class, but 0.png lies in none"),

@@ -9,7 +9,11 @@ from PIL import Image
 
 from advect.core.errors import UserError
 from advect.core.types import Category, DataSpec
-from advect.reporting import image_grid, picture, save_png, scatter_plot, series_plot, vector_plot
+from advect.data.figure import save_png
+from advect.data.images.plot import image_grid
+from advect.data.modality import modality_of
+from advect.data.sequences.plot import series_plot
+from advect.data.vectors.plot import scatter_plot, vector_plot
 
 
 def blue_pixels(image: Image.Image) -> int:
@@ -74,10 +78,10 @@ def test_mistakes_are_told(x, options, text):
 
 def test_a_column_for_each_class():
     digits = DataSpec((1, 8, 8), "image", {"label": Category(tuple("0123456789"), (0.1,) * 10)})
-    assert picture(torch.zeros(20, 1, 8, 8), digits, Pixels()).width == 2 + 10 * 50
+    assert modality_of(digits, Pixels()).plot(torch.zeros(20, 1, 8, 8), {}).width == 2 + 10 * 50
     plain = DataSpec((1, 8, 8), "image", {})
-    assert picture(torch.zeros(20, 1, 8, 8), plain, Pixels()).width == 2 + 8 * 50
-    grey = picture(torch.full((1, 1, 8, 8), 8.0), plain, Pixels())
+    assert modality_of(plain, Pixels()).plot(torch.zeros(20, 1, 8, 8), {}).width == 2 + 8 * 50
+    grey = modality_of(plain, Pixels()).plot(torch.full((1, 1, 8, 8), 8.0), {})
     assert grey.getpixel((10, 10)) == 128
 
 
@@ -87,9 +91,9 @@ def test_images_without_a_pixel_range_span_their_own(tmp_path):
             return x
 
     plain = DataSpec((1, 2, 2), "image", {})
-    image = picture(torch.tensor([[[[-3.0, 5.0], [1.0, torch.nan]]]]), plain, Standard())
+    image = modality_of(plain, Standard()).plot(torch.tensor([[[[-3.0, 5.0], [1.0, torch.nan]]]]), {})
     assert image.getextrema() == (0, 255)
-    assert picture(torch.zeros(1, 1, 2, 2), plain, Standard()).getpixel((5, 5)) == 0
+    assert modality_of(plain, Standard()).plot(torch.zeros(1, 1, 2, 2), {}).getpixel((5, 5)) == 0
 
 
 def test_a_picture_is_written_whole(tmp_path):

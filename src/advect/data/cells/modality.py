@@ -1,0 +1,81 @@
+"""Cells: an .h5ad file with the genes of the data, molecules counted around what components expect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from advect.core.errors import optional_import
+from advect.core.random import CounterRng, Stream, stream_seed
+from advect.core.types import Conditions, DataSpec
+from advect.data.base import Split
+from advect.data.cells.conditions import CellSplit
+from advect.data.cells.transform import Chain, Components, Expression
+from advect.data.cells.write import count_noise, write_h5ad
+from advect.data.modality import DISTANCES, Modality
+from advect.data.transforms import Transform
+from advect.data.vectors.modality import Vectors
+from advect.data.vectors.plot import vector_plot
+
+
+class CellsModality(Vectors):
+    """Cells, compared as expression: samples.h5ad, in counts or expression as trained."""
+
+    name = "cells"
+    usual_preset = "cells"
+    metrics = (*DISTANCES, "marginals", "energy_within", "straightness")
+
+    space = "expression"
+
+    def __init__(self, spec: DataSpec, transform: Transform, metadata: Mapping[str, Any] | None = None) -> None:
+        super().__init__(spec, transform, metadata)
+        self._expression = Expression(**self.metadata["expression"])
+
+    @property
+    def components(self) -> Components | None:
+        parts = self.transform.parts if isinstance(self.transform, Chain) else ()
+        return next((part for part in parts if isinstance(part, Components)), None)
+
+    def check_output(self, *, individual: bool = False) -> None:
+        Modality.check_output(self, individual=individual)
+        optional_import("anndata", "cells")
+
+    def write_data(self, x: Tensor, conditions: Conditions, folder: Path, first: int) -> list[Path]:
+        write_h5ad(folder / "samples.h5ad", x, self.metadata, conditions=conditions, first=first)
+        return [folder / "samples.h5ad"]
+
+    def plot_wide(self, x: Tensor, reference: Tensor | None) -> Image.Image:
+        """Principal components, and quantiles of genes by their names."""
+        return vector_plot(x, reference, names=self.metadata["var"]["genes"])
+
+    def data(self, split: Split, indices: np.ndarray) -> tuple[Tensor, Conditions]:
+        """Cells as measured expression (n, D), with all their zeros."""
+        batch, cond = super().data(split, indices)
+        return (split.expression(indices) if isinstance(split, CellSplit) else self.comparable(batch)), cond
+
+    def comparable(self, x: Tensor) -> Tensor:
+        """Cells (n, D) in the flow's units as expression."""
+        return self._expression.forward(x)
+
+    def counted(self, x: Tensor, *, first: int = 0, seed: int = 0) -> Tensor:
+        """Cells with molecules counted around what components expect, see :func:`~advect.data.count_noise`."""
+        return self._counted(x, self.metadata, first, seed)
+
+    def measured(self, x: Tensor, *, first: int = 0, seed: int = 0) -> Tensor:
+        """Expression of cells, scaled by each cell's own size as data are."""
+        expression = {**self.metadata["expression"], "space": "expression"}
+        return self._counted(self.comparable(x), {**self.metadata, "expression": expression}, first, seed)
+
+    def _counted(self, x: Tensor, metadata: Mapping[str, Any], first: int, seed: int) -> Tensor:
+        """Cells with molecules counted around x, where x is what components expect."""
+        if not metadata.get("counted"):
+            return x
+        return count_noise(x, metadata, CounterRng(stream_seed(seed, Stream.COUNTS), 0, len(x), start=first))
+
+
+MODALITY = CellsModality

@@ -1,0 +1,54 @@
+"""Tables: rows with the columns, types and names of the data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from advect.core.errors import optional_import
+from advect.core.types import Conditions
+from advect.data.modality import DISTANCES, Modality
+from advect.data.tables.dataset import frame_of, write_table
+from advect.data.vectors.modality import Vectors
+from advect.data.vectors.plot import vector_plot
+
+
+class Tables(Vectors):
+    """Rows of a table: samples.csv, or .parquet where that was read. Distances are those of scaled columns."""
+
+    name = "table"
+    usual_preset = "table"
+    metrics = (*DISTANCES, "columns", "straightness")
+
+    space = "the table's scaled columns"
+
+    @property
+    def categorical(self) -> tuple[bool, ...]:
+        return tuple(column["kind"] != "number" for column in self.metadata["transform"]["columns"])
+
+    def check_output(self, *, individual: bool = False) -> None:
+        Modality.check_output(self, individual=individual)
+        optional_import("pandas", "tables")
+        if self.metadata.get("suffix") == ".parquet":
+            optional_import("pyarrow", "tables")
+
+    def write_data(self, x: Tensor, conditions: Conditions, folder: Path, first: int) -> list[Path]:
+        file = folder / ("samples" + self.metadata.get("suffix", ".csv"))
+        write_table(file, frame_of(x, conditions, self.metadata))
+        return [file]
+
+    def plot_wide(self, x: Tensor, reference: Tensor | None) -> Image.Image:
+        """Components of the scaled columns, as a column has a unit of its own, or codes; quantiles of numbers."""
+        columns = self.metadata["transform"]["columns"]
+        numbers = [i for i, column in enumerate(columns) if column["kind"] == "number"]
+        names = [column["name"] for column in columns]
+        return vector_plot(x, reference, names=names, features=numbers, embed=self.transform.forward)
+
+    def feature_space(self, x: Tensor) -> Tensor:
+        """Rows (n, D) in table units as scaled columns (n, K)."""
+        return self.transform.forward(x)
+
+
+MODALITY = Tables

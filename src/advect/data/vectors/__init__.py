@@ -1,0 +1,1 @@
+"""Vectors: from Parquet columns, as scatter plots and quantiles."""
