@@ -113,8 +113,8 @@ class StopConsensus:
 class StopGuard:
     """Decides between steps, for all processes at once, whether a run ends. Within the block it heeds signals."""
 
-    def __init__(self, criteria: StopCriteria) -> None:
-        self._criteria, self._signals, self._consensus = criteria, StopSignals(), StopConsensus()
+    def __init__(self) -> None:
+        self._signals, self._consensus = StopSignals(), StopConsensus()
         self._began = time.monotonic()
 
     def __enter__(self) -> StopGuard:
@@ -124,9 +124,9 @@ class StopGuard:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._signals.__exit__(kind, error, trace)
 
-    def reason(self, step: int, trouble: UserError | None) -> str | None:
+    def reason(self, criteria: StopCriteria, step: int, trouble: UserError | None) -> str | None:
         """Why the run ends after ``step`` steps, if it does. Raises ``trouble``, or that of another process."""
-        criteria, local = self._criteria, self._signals.received
+        local = self._signals.received
         minutes = (time.monotonic() - self._began) / 60
         if local is None and criteria.max_minutes is not None and minutes >= criteria.max_minutes:
             local = MINUTES

@@ -114,7 +114,7 @@ class Trainer:
         Raises UserError when the loss stays not finite, memory runs out, or a callback has trouble; on all processes.
         """
         with ExitStack() as cleanup:
-            stop = cleanup.enter_context(StopGuard(self.limits))
+            stop = cleanup.enter_context(StopGuard())
             cleanup.enter_context(torch.random.fork_rng())
             cleanup.enter_context(explain_oom())
             for callback in self.callbacks:
@@ -132,7 +132,7 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_start(self)
         while True:
-            reason = stop.reason(self.state.progress.step, self._trouble())
+            reason = stop.reason(self.limits, self.state.progress.step, self._trouble())
             if reason is None:
                 self._train_step()
                 self._after_step()
