@@ -38,7 +38,7 @@ from advect.training import (
     TrainState,
     named_params,
 )
-from advect.training.callbacks import Checkpoints
+from advect.training.callbacks import CheckpointCallback
 from advect.training.optim import clip_gradients, gradient_norm
 
 RATE = LearningRate(peak=1e-4, warmup=100, total=10**6, shape="cosine")
@@ -72,11 +72,11 @@ def new(name: str) -> tuple[TrainState, Loader]:
     return TrainState(net, AdamW(params), EMA(params, 0.999)), Loader(Noise(shape), batch)
 
 
-def engine(name: str, hooks: tuple = ()) -> tuple[EvalWorkspace, Trainer]:
+def engine(name: str, callbacks: tuple = ()) -> tuple[EvalWorkspace, Trainer]:
     """The whole engine, and its work."""
     state, loader = new(name)
     limits = StopCriteria(steps=10**9)
-    trainer = Trainer(state, FlowMatching(), loader, rate=RATE, limits=limits, log_every=100, hooks=hooks)
+    trainer = Trainer(state, FlowMatching(), loader, rate=RATE, limits=limits, log_every=100, callbacks=callbacks)
 
     def work(n: int) -> None:
         trainer.limits = StopCriteria(steps=10**9, max_steps=state.progress.step + n)
@@ -93,7 +93,7 @@ def bare(name: str) -> EvalWorkspace:
     def work(n: int) -> None:
         nonlocal done
         for step in range(done, done + n):
-            point, cond = objective.draw(loader.batch(step), loader.rng(Stream.STEP, step))
+            point, cond = objective.sample(loader.batch(step), loader.rng(Stream.STEP, step))
             objective.compare(state.net(point.x_t, point.t, cond), point).mean().backward()
             grads = [p.grad for p in params if p.grad is not None]
             clip_gradients(grads, 1.0, gradient_norm(grads))
@@ -166,7 +166,7 @@ def blocked(rounds: int, steps: int) -> None:
         for name, background in (("beside", True), ("at once", False)):
             writer = CheckpointWriter(Path(folder, name), keep_last=2, background=background)
             writer.close = lambda: None  # a run would end the thread, and there are many runs
-            trainers[name] = engine("unet", (Checkpoints(writer, every=steps, every_epochs=0),))
+            trainers[name] = engine("unet", (CheckpointCallback(writer, every=steps, every_epochs=0),))
             waits[name] = []
         trainers["none"] = engine("unet")
         works: dict[str, EvalWorkspace] = {}
@@ -174,7 +174,7 @@ def blocked(rounds: int, steps: int) -> None:
 
             def watched(n: int, work: EvalWorkspace = work, trainer: Trainer = trainer, name: str = name) -> None:
                 work(n)
-                waits.get(name, []).append(trainer.log.blocked)
+                waits.get(name, []).append(trainer.metrics.blocked)
 
             works[name] = watched
             trainer.log_every = 10**9

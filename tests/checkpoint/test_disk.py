@@ -55,14 +55,14 @@ def fill_at(step: int) -> None:
     """Have the first process fill the disk within a step."""
     from advect.training.step import Step
 
-    real = Step.on_drawn
+    real = Step.take
 
-    def on_drawn(self: Step, objective, drawn, lr: float):
+    def take(self: Step, loss, inputs, lr: float):
         if int(os.environ.get("RANK", 0)) == 0 and self.state.progress.step + 1 == step:
             fill()
-        return real(self, objective, drawn, lr)
+        return real(self, loss, inputs, lr)
 
-    Step.on_drawn = on_drawn
+    Step.take = take
 
 
 def leftovers(folder: Path) -> list[Path]:

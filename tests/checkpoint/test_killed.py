@@ -50,17 +50,17 @@ def kill_at(victim: int, place: str, nth: int) -> None:
         return
     from advect.training.step import Step
 
-    update, left, writing = Step._update, [nth], threading.Event()
+    bad, left, writing = Step._bad, [nth], threading.Event()
 
     def count() -> None:
         left[0] -= 1
         if left[0] <= 0:
             die()
 
-    def dying(self: Step, lr: float) -> Tensor:
+    def dying(self: Step, norm: Tensor) -> tuple[bool, Tensor | None]:
         if place == "step" or (place == "save" and writing.is_set()):
             count()
-        return update(self, lr)
+        return bad(self, norm)
 
     def hook(event: str, arguments: tuple) -> None:
         if event not in ("open", "os.rename") or ".partial" not in str(arguments[0]) or left[0] <= 0:
@@ -71,7 +71,7 @@ def kill_at(victim: int, place: str, nth: int) -> None:
         elif (place, event) in (("write", "open"), ("rename", "os.rename")):
             count()
 
-    Step._update = dying
+    Step._bad = dying
     sys.addaudithook(hook)
 
 

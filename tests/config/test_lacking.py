@@ -27,20 +27,20 @@ def little_memory(rank: int) -> None:
 
     from advect.training.step import Step
 
-    real = Step.on_drawn
+    real = Step.take
 
-    def on_drawn(self: Step, objective, drawn, lr: float):
+    def take(self: Step, loss, inputs, lr: float):
         if int(os.environ.get("RANK", 0)) == rank and self.state.progress.step == 4:
             pages = int(Path("/proc/self/statm").read_text().split()[0])
             limit = pages * resource.getpagesize() + 300 * 2**20
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
             rows = 10_000_000  # 640 MB in the first layer of 16 channels
-            parts = {f.name: getattr(drawn[0], f.name)[:1] for f in fields(drawn[0])}
+            parts = {f.name: getattr(inputs[0], f.name)[:1] for f in fields(inputs[0])}
             large = {name: x.expand(rows, *x.shape[1:]) for name, x in parts.items()}
-            drawn = type(drawn[0])(**large), drawn[1]
-        return real(self, objective, drawn, lr)
+            inputs = type(inputs[0])(**large), inputs[1]
+        return real(self, loss, inputs, lr)
 
-    Step.on_drawn = on_drawn
+    Step.take = take
 
 
 @pytest.mark.parametrize("n", [1, 2])
@@ -60,8 +60,8 @@ def test_out_of_memory_names_the_flags_that_help(tmp_path: Path, n: int) -> None
 def stalling(rank: int) -> None:
     """Let the data of the fifth step come once the watch has spoken twice of it."""
     from advect.training import trainer
-    from advect.training.faults import Watchdog
     from advect.training.loader import Loader
+    from advect.training.recovery import Watchdog
 
     told, report, make = threading.Semaphore(0), trainer.Trainer._report_stall, Loader._make
 

@@ -71,7 +71,7 @@ def drawn(net: str, step: int):
     rng = CounterRng(7, step, len(mine), start=mine.start, total=ROWS)
     rows = slice(mine.start, mine.stop)
     batch = Batch(x1[rows], {name: value[rows] for name, value in cond.items()})
-    return FlowMatching(cond_dropout=0.3).draw(batch, rng)
+    return FlowMatching(cond_dropout=0.3).sample(batch, rng)
 
 
 def whole(params: dict[str, Tensor], values: dict[str, Tensor]) -> list[list[float]]:
@@ -91,7 +91,7 @@ def gradients(net: str, kind: str, accumulate: int) -> tuple[list, float]:
 
     state.optimizer = Recorder()  # type: ignore[assignment]
     step = Step(state, device=CPU, grad_clip=0.0, accumulate=accumulate)
-    _, norm = step.on_drawn(FlowMatching(), drawn(net, 0), 0.1)
+    _, norm = step.take(FlowMatching(), drawn(net, 0), 0.1)
     return whole(params, kept), norm.item()
 
 
@@ -115,7 +115,7 @@ def take_steps(state: TrainState, net: str, steps: range) -> list[float]:
     """Train, and return the losses over all processes."""
     step, losses = Step(state, device=CPU), []
     for s in steps:
-        loss, _ = step.on_drawn(FlowMatching(), drawn(net, s), 3e-3)
+        loss, _ = step.take(FlowMatching(), drawn(net, s), 3e-3)
         losses.append(sum(all_objects(loss.item())) / current().world)
         state.progress.step += 1
     return losses
@@ -188,9 +188,9 @@ def unequal_gradients() -> list[list[float]]:
             before = [local(p).clone() for p in params.values()]
             if current().rank == current().world - 1:
                 point.u_t[0, 0] = float("nan")
-            _, norm = step.on_drawn(FlowMatching(), (point, cond), 0.1)
+            _, norm = step.take(FlowMatching(), (point, cond), 0.1)
             same = all(torch.equal(a, local(p)) for a, p in zip(before, params.values(), strict=True))
-            told.append([float(same), float(norm.isfinite()), state.scale.scale if state.scale else 0.0])
+            told.append([float(same), float(norm.isfinite()), state.loss_scaler.scale if state.loss_scaler else 0.0])
     return told
 
 

@@ -232,7 +232,7 @@ def kill_when(place: str, nth: int) -> None:
     if int(os.environ.get("RANK", 0)) != 0:
         return
     from advect.checkpoint import async_writer as writer
-    from advect.training.callbacks import Checkpoints
+    from advect.training.callbacks import CheckpointCallback
 
     left = [nth]
 
@@ -245,10 +245,10 @@ def kill_when(place: str, nth: int) -> None:
         if place == "best" and event == "os.rename" and ".best." in str(arguments[0]):
             count()
 
-    save, retain = Checkpoints.save, writer.retain
+    save, retain = CheckpointCallback.save, writer.retain
     sys.addaudithook(hook)
     if place == "row":
-        Checkpoints.save = lambda self, trainer: (count(), save(self, trainer))[1]
+        CheckpointCallback.save = lambda self, trainer: (count(), save(self, trainer))[1]
     if place == "retain":
         writer.retain = lambda *options: (count(), retain(*options))[1]
 

@@ -157,7 +157,7 @@ def test_cond_dropout_is_validated(share):
 def with_offsets(offset: Tensor, **options) -> tuple[Tensor, Tensor]:
     """The loss (n,) and its gradient (n, d) of a network that misses each target by its row of offset (n, d)."""
     objective = FlowMatching(**options)
-    point, _ = objective.draw(Batch(torch.ones_like(offset)), CounterRng(3, 0, len(offset)))
+    point, _ = objective.sample(Batch(torch.ones_like(offset)), CounterRng(3, 0, len(offset)))
     output = (point.u_t + offset).requires_grad_()
     loss = objective.compare(output, point)
     return loss.detach(), torch.autograd.grad(loss.sum(), output)[0]
@@ -192,7 +192,7 @@ def test_pseudo_huber_is_weighted_after_the_penalty() -> None:
 def test_squared_residuals_are_the_default_to_the_bit() -> None:
     offset = torch.randn(64, 3, 5, generator=torch.Generator().manual_seed(0))
     objective = FlowMatching()
-    point, _ = objective.draw(Batch(torch.ones(64, 3, 5)), CounterRng(3, 0, 64))
+    point, _ = objective.sample(Batch(torch.ones(64, 3, 5)), CounterRng(3, 0, 64))
     expected = ((point.u_t + offset) - point.u_t).square().flatten(1).mean(1)
     assert torch.equal(objective.compare(point.u_t + offset, point), expected)
     assert torch.equal(FlowMatching(penalty="squared").compare(point.u_t + offset, point), expected)

@@ -58,7 +58,7 @@ def test_any_other_field_has_a_larger_loss_by_its_own_distance(prediction: str, 
     extra = loss_of(objective, moved, 30_000) - loss_of(objective, best, 30_000)
     n = 30_000
     x1 = LAW.draw(n, CounterRng(1, 0, n)).double()
-    point, _ = objective.draw(Batch(x1), CounterRng(2, 0, n))
+    point, _ = objective.sample(Batch(x1), CounterRng(2, 0, n))
     unit = lambda value: path.convert(value, point.x_t, point.t, prediction, space)
     far = (unit(moved(point.x_t, point.t)) - unit(best(point.x_t, point.t))).square().mean(1)
     assert (extra.mean() - far.mean()).abs() < 5 * (extra - far).std() / n**0.5
@@ -73,7 +73,7 @@ def test_denoising_score_matching_is_its_definition(weighting, prediction: str) 
     net = lambda x, t, cond=None: torch.tanh(x) * expand_right(1 + t, x)
     x1 = torch.randn(n, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     loss = objective(net, Batch(x1), CounterRng(0, 0, n))
-    point, _ = objective.draw(Batch(x1), CounterRng(0, 0, n))
+    point, _ = objective.sample(Batch(x1), CounterRng(0, 0, n))
     alpha, sigma, d_alpha, d_sigma = path.schedule.coefficients(point.t)
     output = net(point.x_t, point.t)
     score = output if prediction == "score" else -output / expand_right(sigma, output)
@@ -89,7 +89,7 @@ def test_denoising_score_matching_is_its_definition(weighting, prediction: str) 
 
 def test_rectified_flow_is_the_straight_line() -> None:
     x1 = torch.randn(64, 3, 4, 4)
-    point, _ = rectified_flow().draw(Batch(x1), CounterRng(0, 0, 64))
+    point, _ = rectified_flow().sample(Batch(x1), CounterRng(0, 0, 64))
     assert torch.equal(point.u_t, x1 - point.x0)
     t = expand_right(point.t, x1)
     torch.testing.assert_close(point.x_t, t * x1 + (1 - t) * point.x0)
@@ -99,7 +99,7 @@ def test_rectified_flow_is_the_straight_line() -> None:
 def test_a_weight_multiplies_the_loss_of_each_sample() -> None:
     batch, net = Batch(torch.randn(64, 2)), MLP(2, width=8)
     plain = FlowMatching()(net, batch, CounterRng(0, 0, 64))
-    point, _ = FlowMatching().draw(batch, CounterRng(0, 0, 64))
+    point, _ = FlowMatching().sample(batch, CounterRng(0, 0, 64))
     weighted = FlowMatching(weight=lambda t: 1 + 3 * t)(net, batch, CounterRng(0, 0, 64))
     torch.testing.assert_close(weighted, plain * (1 + 3 * point.t))
 
@@ -110,7 +110,7 @@ def test_two_heads_train_on_the_sum_and_split_for_sampling() -> None:
     batch = Batch(torch.randn(32, 2))
     objective = StochasticInterpolantLoss(flow=FlowMatching(margin=0.01), score_weight=0.5)
     loss = objective(both, batch, CounterRng(0, 0, 32))
-    point, _ = objective.score.draw(batch, CounterRng(0, 0, 32))
+    point, _ = objective.score.sample(batch, CounterRng(0, 0, 32))
     velocity, score = velocity_head(both)(point.x_t, point.t, None), score_head(both)(point.x_t, point.t, None)
     assert torch.equal(velocity, net(point.x_t, point.t)) and torch.equal(score, -2 * velocity)
     sigma = (1 - point.t)[:, None]
@@ -122,7 +122,7 @@ def test_two_heads_train_on_the_sum_and_split_for_sampling() -> None:
 
 def test_two_heads_on_a_bridge_regress_its_own_velocity_and_score() -> None:
     objective = StochasticInterpolantLoss(flow=FlowMatching(path=BrownianBridge(0.5), margin=0.05))
-    point, _ = objective.score.draw(Batch(torch.randn(16, 2)), CounterRng(0, 0, 16))
+    point, _ = objective.score.sample(Batch(torch.randn(16, 2)), CounterRng(0, 0, 16))
     target = objective.flow.path.conditional_score(point.x_t, point.t, x1=point.x1, x0=point.x0)
     both = lambda x, t, cond=None: torch.cat([point.u_t, target], 1)
     loss = objective(both, Batch(point.x1), CounterRng(0, 0, 16))
@@ -131,7 +131,7 @@ def test_two_heads_on_a_bridge_regress_its_own_velocity_and_score() -> None:
 
 def test_a_general_path_trains_on_its_derivative() -> None:
     bent = InterpolantPath(lambda x0, x1, t: (1 - t) * x0 + t * x1 + t * (1 - t) * torch.sin(x0 * x1))
-    point, _ = FlowMatching(path=bent).draw(Batch(torch.randn(16, 2)), CounterRng(0, 0, 16))
+    point, _ = FlowMatching(path=bent).sample(Batch(torch.randn(16, 2)), CounterRng(0, 0, 16))
     t = point.t[:, None]
     expected = point.x1 - point.x0 + (1 - 2 * t) * torch.sin(point.x0 * point.x1)
     torch.testing.assert_close(point.u_t, expected)

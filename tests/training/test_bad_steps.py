@@ -32,21 +32,21 @@ def plant(victim: int, value: float, steps: list[int], above: float = 0.0, kill:
     from advect.training.step import Step
     from advect.training.trainer import Trainer
 
-    rank, real, run = int(os.environ.get("RANK", 0)), Step.on_drawn, Trainer.run
+    rank, real, run = int(os.environ.get("RANK", 0)), Step.take, Trainer.run
 
-    def on_drawn(self: Step, objective, drawn, lr: float):
+    def take(self: Step, loss, inputs, lr: float):
         if rank == victim and self.state.progress.step + 1 in steps and lr > above:
-            drawn[0].u_t[0, 0] = value
-        return real(self, objective, drawn, lr)
+            inputs[0].u_t[0, 0] = value
+        return real(self, loss, inputs, lr)
 
     def noted(self: Trainer) -> str:
         reason = run(self)
         weights = b"".join(x.numpy().tobytes() for x in self.state.net.state_dict().values())
-        scale = self.state.scale.scale if self.state.scale else 0.0
+        scale = self.state.loss_scaler.scale if self.state.loss_scaler else 0.0
         Path(f"rank{rank}").write_text(f"{scale} {hashlib.sha256(weights).hexdigest()}")
         return reason
 
-    Step.on_drawn, Trainer.run = on_drawn, noted
+    Step.take, Trainer.run = take, noted
     if kill is not None:
         kill_at(*kill)
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from advect.core.errors import UserError
 from advect.training import EMA
-from advect.training.ema import EMA_FILE, length_file
-from advect.training.power_ema import LONGEST, Profiles, exponent, length_of, share
+from advect.training.ema import EMA_FILE, LONGEST, ema_weight, exponent, length_file, length_of
+from advect.training.posthoc_ema import Profiles
 
 
 def follow(weights: torch.Tensor, *lengths: float, at: tuple[int, ...] = ()) -> tuple[EMA, list[torch.Tensor]]:
@@ -73,7 +73,7 @@ def test_the_average_is_the_explicit_sum_over_all_weights(length: float) -> None
 
 def test_the_start_of_the_network_is_forgotten_at_the_first_update() -> None:
     ema, _ = follow(torch.full((1, 3), 2.0), 0.05, 0.1)
-    assert share(exponent(0.05), 1) == 1.0
+    assert ema_weight(exponent(0.05), 1) == 1.0
     assert all(torch.equal(ema.shadows[length_file(length)]["w"], torch.full((3,), 2.0)) for length in (0.05, 0.1))
 
 

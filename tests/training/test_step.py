@@ -37,7 +37,7 @@ def drawn_batch(objective: FlowMatching, rows: int):
     generator = torch.Generator().manual_seed(0)
     x1 = torch.randn(rows, 2, generator=generator)
     cond = {"class": torch.randint(0, 3, (rows,), generator=generator)}
-    return objective.draw(Batch(x1, cond), CounterRng(7, 0, rows))
+    return objective.sample(Batch(x1, cond), CounterRng(7, 0, rows))
 
 
 def small_net() -> MLP:
@@ -54,7 +54,7 @@ def test_parts_have_the_gradient_and_loss_of_the_whole_batch(rows: int, parts: i
         net = small_net()
         optimizer = Recorder(net)
         step = Step(TrainState(net, optimizer, None), device=CPU, grad_clip=0.0, accumulate=accumulate)
-        loss, norm = step.on_drawn(objective, drawn, 0.1)
+        loss, norm = step.take(objective, drawn, 0.1)
         found.append((loss, norm, optimizer.grads))
     torch.testing.assert_close(found[1], found[0], rtol=2e-5, atol=1e-6)
 
@@ -62,7 +62,7 @@ def test_parts_have_the_gradient_and_loss_of_the_whole_batch(rows: int, parts: i
 def test_activations_computed_again_give_the_same_gradient_dropout_included() -> None:
     objective = FlowMatching()
     x1 = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    drawn = objective.draw(Batch(x1), CounterRng(7, 0, 6))
+    drawn = objective.sample(Batch(x1), CounterRng(7, 0, 6))
     found = []
     for again in (False, True):
         torch.manual_seed(0)
@@ -79,7 +79,7 @@ def test_activations_computed_again_give_the_same_gradient_dropout_included() ->
         optimizer = Recorder(net)
         step = Step(TrainState(net, optimizer, None), device=CPU, grad_clip=0.0)
         torch.manual_seed(1)
-        loss, _ = step.on_drawn(objective, drawn, 0.1)
+        loss, _ = step.take(objective, drawn, 0.1)
         found.append((loss, optimizer.grads, step.flops))
     torch.testing.assert_close(found[0], found[1])
 
@@ -101,10 +101,10 @@ def test_the_gradient_in_float16_is_that_of_float32_unscaled() -> None:
         net = small_net()
         optimizer = Recorder(net)
         state = TrainState(net, optimizer, None)
-        state.scale = None if dtype is None else LossScaler(256.0)
-        Step(state, device=CPU, grad_clip=0.0, autocast=dtype).on_drawn(objective, drawn, 0.1)
+        state.loss_scaler = None if dtype is None else LossScaler(256.0)
+        Step(state, device=CPU, grad_clip=0.0, autocast=dtype).take(objective, drawn, 0.1)
         grads[dtype] = torch.cat([g.flatten() for g in optimizer.grads])
-        assert state.scale is None or state.scale.skipped == 0
+        assert state.loss_scaler is None or state.loss_scaler.skipped == 0
     error = (grads[torch.float16] - grads[None]).norm() / grads[None].norm()
     assert 0 < error < 5e-3
 
@@ -115,19 +115,19 @@ def test_an_overflow_changes_nothing_but_the_scale() -> None:
     state = TrainState(net, AdamW(params), EMA(params, 0.9))
     assert state.ema is not None
     step = Step(state, device=CPU, autocast=torch.float16)
-    assert state.scale is not None
-    state.scale.scale = 256.0
+    assert state.loss_scaler is not None
+    state.loss_scaler.scale = 256.0
     drawn = drawn_batch(objective, 64)
-    step.on_drawn(objective, drawn, 0.1)
+    step.take(objective, drawn, 0.1)
     kept = [t.clone() for t in (*params.values(), *state.optimizer.tensors().values(), *state.ema.shadow.values())]
-    state.scale.scale = 2.0**60
-    _, norm = step.on_drawn(objective, drawn, 0.1)
+    state.loss_scaler.scale = 2.0**60
+    _, norm = step.take(objective, drawn, 0.1)
     now = [*params.values(), *state.optimizer.tensors().values(), *state.ema.shadow.values()]
     assert all(torch.equal(a, b) for a, b in zip(kept, now, strict=True))
     assert not norm.isfinite()
     assert all(p.grad is None for p in params.values())
     assert state.ema.updates == 1
-    assert (state.scale.scale, state.scale.skipped) == (2.0**59, 1)
+    assert (state.loss_scaler.scale, state.loss_scaler.skipped) == (2.0**59, 1)
 
 
 def test_the_scale_doubles_after_a_calm_interval_and_goes_on_from_what_was_kept() -> None:
@@ -158,18 +158,18 @@ def test_a_step_whose_loss_is_not_finite_changes_nothing_even_where_the_gradient
     state = TrainState(net, AdamW(params), EMA(params, 0.9))
     assert state.ema is not None
     step, drawn = Step(state, device=CPU), drawn_batch(objective, 16)
-    step.on_drawn(objective, drawn, 0.1)
+    step.take(objective, drawn, 0.1)
     kept = [t.clone() for t in (*params.values(), *state.optimizer.tensors().values(), *state.ema.shadow.values())]
 
     class Shifted(FlowMatching):
         def compare(self, output: Tensor, point) -> Tensor:
             return super().compare(output, point) + value  # a constant has no gradient
 
-    _, norm = step.on_drawn(Shifted(), drawn, 0.1)
+    _, norm = step.take(Shifted(), drawn, 0.1)
     now = [*params.values(), *state.optimizer.tensors().values(), *state.ema.shadow.values()]
     assert not norm.isfinite()
     assert all(torch.equal(a, b) for a, b in zip(kept, now, strict=True))
-    step.on_drawn(objective, drawn, 0.1)
+    step.take(objective, drawn, 0.1)
     assert not torch.equal(kept[0], next(iter(params.values())))
 
 

@@ -61,15 +61,15 @@ def never_ending(rank: int) -> None:
 
     from advect.training.step import Step
 
-    real = Step.on_drawn
+    real = Step.take
 
-    def on_drawn(self: Step, objective, drawn, lr: float):
+    def take(self: Step, loss, inputs, lr: float):
         while int(os.environ.get("RANK", 0)) == rank and self.state.progress.step == 7:
             Path("stuck").touch()
             time.sleep(0.01)
-        return real(self, objective, drawn, lr)
+        return real(self, loss, inputs, lr)
 
-    Step.on_drawn = on_drawn
+    Step.take = take
 
 
 @pytest.mark.parametrize(("n", "rank"), [(1, 0), (2, 1)])

@@ -19,8 +19,8 @@ from advect.core.files import atomic_write, make_folder
 from advect.model.load import AVERAGE, METADATA, read_model_metadata
 from advect.model.metadata import ModelMetadata
 from advect.training import find_checkpoint
-from advect.training.posthoc_ema import SNAPSHOTS, Snapshot, combine, read_snapshots
-from advect.training.power_ema import LONGEST, Fit, Profiles
+from advect.training.ema import LONGEST
+from advect.training.posthoc_ema import SNAPSHOTS, Fit, Profiles, Snapshot, combine, read_snapshots
 from advect.training.state import DATA, MODEL
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class EmaArguments:
 
 @dataclass(frozen=True)
 class AverageFile:
-    """An average that was written: its file, length and step, and the error of its profile; see ``power_ema.Fit``."""
+    """An average that was written, and the error of its profile (``posthoc_ema.Fit``)."""
 
     file: Path
     length: float

@@ -177,7 +177,7 @@ def _new_trainer(
     header = {"card": metadata.to_text(), "data": metadata.tensors}
     state = new_state(context, config.network, t, source.spec, objective, weights=weights, **header)
     limits, rate = _plan(config, source, context.env.world)
-    hooks = build_callbacks(context, config, build_flow(metadata, state.net, context.device), objective, source)
+    callbacks = build_callbacks(context, config, build_flow(metadata, state.net, context.device), objective, source)
     return new_trainer(
         context,
         t,
@@ -187,7 +187,7 @@ def _new_trainer(
         rate=rate,
         limits=limits,
         log_every=config.output.log_every,
-        hooks=hooks,
+        callbacks=callbacks,
     )
 
 

@@ -35,7 +35,7 @@ from advect.training import (
     hidden_matrices,
     named_params,
 )
-from advect.training.callbacks import Checkpoints, MetricsFile, ProgressBar
+from advect.training.callbacks import CheckpointCallback, MetricsFile, ProgressBar
 from advect.training.loggers import Logger, TensorBoardLogger, WandbLogger
 from advect.training.precision import on_meta
 
@@ -91,7 +91,7 @@ def new_trainer(
     rate: LearningRate,
     limits: StopCriteria,
     log_every: int,
-    hooks: Sequence[Callback],
+    callbacks: Sequence[Callback],
 ) -> Trainer:
     """A trainer of ``state`` on ``split``; nothing is written until it runs."""
     device, env = context.device, context.env
@@ -106,19 +106,19 @@ def new_trainer(
         autocast=pick_precision(t.mixed_precision, device, t.half),
         accumulate=t.accumulate,
         compile_model=t.compile_model,
-        pair_ahead=t.pair_ahead,
+        prefetch_coupling=t.pair_ahead,
         max_bad_steps=t.max_bad_steps,
         seed=context.seed,
         log_every=log_every,
         device=device,
-        hooks=hooks,
+        callbacks=callbacks,
     )
 
 
 def build_callbacks(
     context: RunContext, config: Config, flow: Flow, objective: Loss, source: Dataset
 ) -> tuple[Callback, ...]:
-    """The hooks of a run, in their order; only the first process writes and shows."""
+    """The callbacks of a run, in their order; only the first process writes and shows."""
     out, run_dir, first = config.output, context.run_dir, context.env.is_first
     metrics, boards = MetricsFile(run_dir / "metrics.jsonl"), _boards(config, run_dir) if first else ()
     watch = SampleGridCallback(
@@ -133,7 +133,7 @@ def build_callbacks(
         boards=boards,
     )
     writer = CheckpointWriter(run_dir / "checkpoints", keep_last=out.keep_last, keep_every=out.keep_every)
-    checkpoints = Checkpoints(writer, every=out.save_every, every_epochs=out.save_epochs)
+    checkpoints = CheckpointCallback(writer, every=out.save_every, every_epochs=out.save_epochs)
     t, bar = config.training, ProgressBar()
     snapshots = []
     if t.posthoc_ema:

@@ -21,7 +21,7 @@ from advect.evaluation.workspace import MemoryWorkspace, open_cache
 from advect.metrics.base import find_metrics
 from advect.model.flow import Flow
 from advect.reporting.sample_grids import PeriodicCallback
-from advect.training.callbacks import Checkpoints, MetricsFile
+from advect.training.callbacks import CheckpointCallback, MetricsFile
 from advect.training.loggers import Logger
 from advect.training.trainer import Trainer
 
@@ -78,7 +78,7 @@ class EvalCallback(PeriodicCallback):
         self,
         evaluator: Evaluator,
         loss: Callable[[], float],
-        checkpoints: Checkpoints,
+        checkpoints: CheckpointCallback,
         *,
         every: int,
         seed: int,

@@ -1,4 +1,4 @@
-"""What every training objective is."""
+"""Losses: sample a path, run the network, compare."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from advect.core.random import Generator
-from advect.core.types import Batch, Network
+from advect.core.types import Batch, Conditions, Network, PathSample
+
+LossInput = tuple[PathSample, Conditions | None]
+"""A sample of the path (B rows) and the conditions for the network."""
 
 
 class Loss(ABC):
@@ -32,13 +35,22 @@ class Loss(ABC):
     )
 
     @abstractmethod
+    def sample(self, batch: Batch, generator: Generator = None) -> LossInput:
+        """Sample source, coupling, times and path for ``batch``, and drop conditions, all with ``generator``."""
+
+    @abstractmethod
+    def compare(self, output: Tensor, sample: PathSample) -> Tensor:
+        """The loss (B,) of the network's output (B, ...) at a sample of the path."""
+
     def __call__(self, net: Network, batch: Batch, generator: Generator = None) -> Tensor:
-        """Return the loss (B,) of ``net`` on ``batch``; all its randomness comes from ``generator``."""
+        """The loss (B,) of ``net`` on ``batch``."""
+        sample, cond = self.sample(batch, generator)
+        return self.compare(net(sample.x_t, sample.t, cond), sample)
 
     def state_dict(self) -> dict[str, list[float]]:
-        """What a checkpoint must keep, as plain numbers; most objectives have nothing."""
+        """What a checkpoint keeps, as plain numbers."""
         return {}
 
     def load_state_dict(self, state: dict[str, list[float]]) -> None:
-        """Take what ``state_dict`` gave."""
-        assert not state, "an objective with a state takes it itself"
+        """Restore ``state_dict``."""
+        assert not state, "a loss with a state restores it itself"

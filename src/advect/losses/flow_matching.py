@@ -12,9 +12,9 @@ from torch import Tensor
 from advect.core.errors import UserError, did_you_mean
 from advect.core.random import Generator
 from advect.core.registry import register
-from advect.core.types import Batch, Conditions, Network, PathSample, drop_conditions, expand_right, real_steps
+from advect.core.types import Batch, PathSample, drop_conditions, expand_right, real_steps
 from advect.couplings import Coupling, Independent
-from advect.losses.base import Loss
+from advect.losses.base import Loss, LossInput
 from advect.paths import AffinePath, BrownianBridge, CondOT, Path
 from advect.sources import Gaussian, SourceDistribution
 from advect.times import Stratified, TimeDistribution
@@ -105,12 +105,7 @@ class FlowMatching(Loss):
         """The space of the loss."""
         return self.loss or self.prediction
 
-    def __call__(self, net: Network, batch: Batch, generator: Generator = None) -> Tensor:
-        point, cond = self.draw(batch, generator)
-        return self.compare(net(point.x_t, point.t, cond), point)
-
-    def draw(self, batch: Batch, generator: Generator = None) -> tuple[PathSample, Conditions | None]:
-        """Draw a point of the path for each sample of the batch, and its conditions, some of them dropped."""
+    def sample(self, batch: Batch, generator: Generator = None) -> LossInput:
         x0 = self.source.sample_like(batch.x1, generator) if batch.x0 is None else batch.x0
         x0, x1, cond = self.coupling.pair(x0, batch.x1, batch.cond, generator)
         real = real_steps(cond, x1)
@@ -119,37 +114,36 @@ class FlowMatching(Loss):
         t = self.times.sample(len(x1), generator, x1.device)
         if self._keeps_inside:
             t = t.clamp(self.margin, 1 - self.margin)
-        point = self.path.sample(x0, x1, t, generator)
-        return point, drop_conditions(cond, self.cond_dropout, generator)
+        sample = self.path.sample(x0, x1, t, generator)
+        return sample, drop_conditions(cond, self.cond_dropout, generator)
 
-    def compare(self, output: Tensor, point: PathSample) -> Tensor:
-        """The loss (B,) of the network's output (B, *S) at a drawn point."""
+    def compare(self, output: Tensor, sample: PathSample) -> Tensor:
         if self.space != self.prediction:
             assert isinstance(self.path, AffinePath)
-            output = self.path.convert(output, point.x_t, point.t, self.prediction, self.space)
-        loss = (output - self.target(point)).square().flatten(1).mean(1)
+            output = self.path.convert(output, sample.x_t, sample.t, self.prediction, self.space)
+        loss = (output - self.target(sample)).square().flatten(1).mean(1)
         if self.penalty == "pseudo-huber":
             loss = loss / (torch.sqrt(loss + C**2) + C)  # sqrt(m + c^2) - c, which would cancel
         if self.weight is not None:
-            loss = loss * self.weight(point.t).to(loss.dtype)
-        return self.times.importance_weight(point.t, loss)
+            loss = loss * self.weight(sample.t).to(loss.dtype)
+        return self.times.importance_weight(sample.t, loss)
 
-    def target(self, point: PathSample) -> Tensor:
+    def target(self, sample: PathSample) -> Tensor:
         """What the loss compares with, (B, *S)."""
         match self.space:
             case "velocity":
-                return point.u_t
+                return sample.u_t
             case "data":
-                return point.x1
+                return sample.x1
             case "noise":
                 assert isinstance(self.path, AffinePath)
                 if self.path.sigma_min == 0:
-                    return point.x0
-                alpha, sigma, _, _ = (expand_right(c, point.x_t) for c in self.path.coefficients(point.t))
-                return (point.x_t - alpha * point.x1) / sigma
+                    return sample.x0
+                alpha, sigma, _, _ = (expand_right(c, sample.x_t) for c in self.path.coefficients(sample.t))
+                return (sample.x_t - alpha * sample.x1) / sigma
             case "score":
-                x0 = None if isinstance(self.path, AffinePath) else point.x0
-                return self.path.conditional_score(point.x_t, point.t, x1=point.x1, x0=x0)
+                x0 = None if isinstance(self.path, AffinePath) else sample.x0
+                return self.path.conditional_score(sample.x_t, sample.t, x1=sample.x1, x0=x0)
 
     def state_dict(self) -> dict[str, list[float]]:
         return self.times.state_dict()

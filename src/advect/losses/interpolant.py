@@ -10,8 +10,8 @@ from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.random import Generator
-from advect.core.types import Batch, Conditions, Network
-from advect.losses.base import Loss
+from advect.core.types import Batch, Conditions, Network, PathSample
+from advect.losses.base import Loss, LossInput
 from advect.losses.flow_matching import FlowMatching
 from advect.paths import AffinePath
 
@@ -55,7 +55,9 @@ class StochasticInterpolantLoss(Loss):
 
     def __post_init__(self) -> None:
         if not self.score_weight >= 0:
-            raise UserError(f"VelocityAndScore.score_weight must be >= 0, got {self.score_weight}; 1 is usual")
+            raise UserError(
+                f"StochasticInterpolantLoss.score_weight must be >= 0, got {self.score_weight}; 1 is usual"
+            )
         _ = self.score
 
     @cached_property
@@ -64,10 +66,12 @@ class StochasticInterpolantLoss(Loss):
         affine = isinstance(self.flow.path, AffinePath)
         return replace(self.flow, prediction="score", loss="noise" if affine else "score")
 
-    def __call__(self, net: Heads, batch: Batch, generator: Generator = None) -> Tensor:
-        point, cond = self.score.draw(batch, generator)
-        velocity, score = split_heads(net(point.x_t, point.t, cond), point.x_t)
-        return self.flow.compare(velocity, point) + self.score_weight * self.score.compare(score, point)
+    def sample(self, batch: Batch, generator: Generator = None) -> LossInput:
+        return self.score.sample(batch, generator)
+
+    def compare(self, output: Tensor, sample: PathSample) -> Tensor:
+        velocity, score = split_heads(output, sample.x_t)
+        return self.flow.compare(velocity, sample) + self.score_weight * self.score.compare(score, sample)
 
     def state_dict(self) -> dict[str, list[float]]:
         return self.flow.state_dict()

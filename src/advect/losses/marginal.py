@@ -10,8 +10,8 @@ from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.random import Generator
-from advect.core.types import Batch, Network
-from advect.losses.base import Loss
+from advect.core.types import Batch, PathSample
+from advect.losses.base import Loss, LossInput
 from advect.paths.analytic import AnalyticMarginals
 from advect.times import Stratified, TimeDistribution
 from advect.weights import Weight
@@ -37,16 +37,20 @@ class MarginalMatching(Loss):
         if self.target not in ("velocity", "score"):
             raise UserError(f"MarginalMatching.target must be 'velocity' or 'score', got {self.target!r}")
 
-    def __call__(self, net: Network, batch: Batch, generator: Generator = None) -> Tensor:
+    @torch.no_grad()
+    def sample(self, batch: Batch, generator: Generator = None) -> LossInput:
+        """x_t ~ p_t with its target as ``u_t``; the path's ends are unknown, NaN."""
         t = self.times.sample(len(batch), generator, batch.x1.device).clamp(self.margin, 1 - self.margin)
-        with torch.no_grad():
-            x_t = self.law.sample(len(batch), t, generator).to(batch.x1)
-            field_at = self.law.velocity if self.target == "velocity" else self.law.score
-            wanted = field_at(x_t, t)
-        loss = (net(x_t, t, batch.cond) - wanted).square().flatten(1).mean(1)
+        x_t = self.law.sample(len(batch), t, generator).to(batch.x1)
+        exact = self.law.velocity if self.target == "velocity" else self.law.score
+        unknown = torch.full_like(x_t, float("nan"))
+        return PathSample(x_t=x_t, t=t, u_t=exact(x_t, t), x0=unknown, x1=unknown), batch.cond
+
+    def compare(self, output: Tensor, sample: PathSample) -> Tensor:
+        loss = (output - sample.u_t).square().flatten(1).mean(1)
         if self.weight is not None:
-            loss = loss * self.weight(t).to(loss.dtype)
-        return self.times.importance_weight(t, loss)
+            loss = loss * self.weight(sample.t).to(loss.dtype)
+        return self.times.importance_weight(sample.t, loss)
 
     def state_dict(self) -> dict[str, list[float]]:
         return self.times.state_dict()

@@ -12,8 +12,8 @@ from torch import Tensor
 from advect.core.errors import UserError, did_you_mean
 from advect.core.random import Generator
 from advect.core.registry import register
-from advect.core.types import Batch, Conditions, Network, PathSample
-from advect.losses.base import Loss
+from advect.core.types import Batch, PathSample
+from advect.losses.base import Loss, LossInput
 from advect.losses.flow_matching import FlowMatching
 from advect.paths import AffinePath
 from advect.times import Stratified, TimeDistribution
@@ -77,16 +77,11 @@ class ScoreMatching(Loss):
             return 2 * c.sigma * (c.sigma * c.d_alpha / c.alpha - c.d_sigma) / scale
         return 1 / scale
 
-    def __call__(self, net: Network, batch: Batch, generator: Generator = None) -> Tensor:
-        return self.regression(net, batch, generator)
+    def sample(self, batch: Batch, generator: Generator = None) -> LossInput:
+        return self.regression.sample(batch, generator)
 
-    def draw(self, batch: Batch, generator: Generator = None) -> tuple[PathSample, Conditions | None]:
-        """As :meth:`FlowMatching.draw`."""
-        return self.regression.draw(batch, generator)
-
-    def compare(self, output: Tensor, point: PathSample) -> Tensor:
-        """As :meth:`FlowMatching.compare`."""
-        return self.regression.compare(output, point)
+    def compare(self, output: Tensor, sample: PathSample) -> Tensor:
+        return self.regression.compare(output, sample)
 
     def state_dict(self) -> dict[str, list[float]]:
         return self.times.state_dict()

@@ -16,9 +16,9 @@ from advect.data.figure import save_png
 from advect.distributed.comm import all_sum, broadcast_object, current, gather_objects
 from advect.losses import Loss
 from advect.model.flow import Flow, Samples
-from advect.training.callbacks import Callback, EverySteps, MetricsFile
+from advect.training.callbacks import EverySteps, MetricsFile
 from advect.training.loggers import Logger
-from advect.training.trainer import Trainer
+from advect.training.trainer import Callback, Trainer
 
 
 class PeriodicCallback(Callback):

@@ -142,7 +142,7 @@ def fit_flow(
             steps=start + settings.steps, max_steps=training.max_steps, max_minutes=training.max_minutes
         ),
         log_every=every,
-        hooks=[curve, *callbacks],
+        callbacks=[curve, *callbacks],
     )
     reason = trainer.run()
     weights, step = _copied({**state.net.state_dict(), **(state.ema.shadow if state.ema else {})}), state.progress.step

@@ -1,4 +1,4 @@
-"""What a run leaves behind while it trains: the metrics, a progress bar, checkpoints."""
+"""Metrics file, progress bar, checkpoints, and actions every so many steps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -19,33 +18,9 @@ from advect.core.errors import UserError
 from advect.core.files import atomic_write_text
 from advect.distributed.comm import sync_errors
 from advect.training.state import Progress
-
-if TYPE_CHECKING:
-    from advect.training.trainer import Trainer
+from advect.training.trainer import Callback, Trainer
 
 logger = logging.getLogger(__name__)
-
-
-class Callback:
-    """What happens around the steps: logging, pictures, checkpoints. Every method may be left out.
-
-    All processes call ``on_step``, ``on_epoch``, ``on_log`` and ``on_end`` at the same steps.
-    """
-
-    trouble: UserError | None = None
-    """Why the run cannot go on, found by something that works beside it."""
-
-    def on_start(self, trainer: Trainer) -> None: ...
-    def on_log(self, trainer: Trainer, row: dict) -> None: ...
-    def on_epoch(self, trainer: Trainer, loss: float) -> None: ...
-    def on_step(self, trainer: Trainer) -> None: ...
-    def on_bad_step(self, trainer: Trainer, row: dict) -> None: ...
-    def on_rollback(self, trainer: Trainer, row: dict) -> None: ...
-    def on_end(self, trainer: Trainer, reason: str) -> None: ...
-    def close(self) -> None: ...
-
-    def checkpoint_before(self, step: int) -> Path | None:
-        """The newest checkpoint of fewer than ``step`` finished steps, once it is whole."""
 
 
 class MetricsFile(Callback):
@@ -182,7 +157,7 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-class Checkpoints(Callback):
+class CheckpointCallback(Callback):
     """Writes a checkpoint every ``every`` steps, after every ``every_epochs``-th epoch, and at the end of the run.
 
     0 turns the first two off, and within a row of bad steps they are left out. A ``writer`` writes them beside the
@@ -234,7 +209,7 @@ class Checkpoints(Callback):
         with sync_errors():
             self.writer.wait()  # whose contents the next one may overwrite
         self.writer.write(trainer.state.progress.step, trainer.state.contents())
-        trainer.log.blocked += time.monotonic() - began
+        trainer.metrics.blocked += time.monotonic() - began
         self._saved_step = trainer.state.progress.step
 
     def close(self) -> None:

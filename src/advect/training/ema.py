@@ -1,28 +1,41 @@
-"""Exponential and power-function moving averages of the weights."""
+"""Exponential and power-function moving averages of the weights.
+
+Power functions: Karras et al. 2024, "Analyzing and improving the training dynamics of diffusion models", section 3
+and appendix C. After t updates the average of exponent gamma is
+
+    integral_0^t p(tau) weights(tau) dtau,    p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1)
+
+Its *length* sigma_rel, the standard deviation of p over t, is a share of the training: 0.05 averages over about the
+last tenth, whatever t is. gamma = 0, the plain mean of all weights, has length 1 / sqrt(12) = 0.289.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.training.power_ema import exponent, share
+
+LONGEST = 1 / math.sqrt(12)
+"""The length of the plain mean of all weights, which the averages here stay below."""
 
 EMA_FILE = "ema.safetensors"
 """The weight file of the average that sampling uses."""
 
 
 class EMA:
-    """``shadow <- shadow + share_n (weights - shadow)`` at the n-th update, for one or several averages.
+    """``shadow <- shadow + w_n (weights - shadow)`` at the n-th update, for one or several averages.
 
-    A fixed decay has ``1 - share_n = min(decay, (1 + n) / (10 + n))``; that warm-up lets it forget the random start.
+    A fixed decay has ``1 - w_n = min(decay, (1 + n) / (10 + n))``; that warm-up lets it forget the random start.
     The first, ``decay``, is ``shadow``, which :meth:`applied` lends to the network; ``also`` are further decays, and
-    ``lengths`` those of power-function averages (see ``power_ema``). All are kept in float32, elementwise, for the
+    ``lengths`` those of power-function averages. All are kept in float32, elementwise, for the
     named tensors as they lie here: of sharded parameters, this process's part.
 
     Attributes:
@@ -43,9 +56,9 @@ class EMA:
                 raise UserError(
                     f"ema_decay must lie in [0, 1), got {value}; 0.9999 is usual, use_ema=False turns it off"
                 )
-        rules: dict[str, Callable[[int], float]] = {EMA_FILE: partial(_fixed_share, decay)}
-        rules |= {decay_file(value): partial(_fixed_share, value) for value in also}
-        rules |= {length_file(value): partial(share, exponent(value)) for value in lengths}
+        rules: dict[str, Callable[[int], float]] = {EMA_FILE: partial(_fixed_weight, decay)}
+        rules |= {decay_file(value): partial(_fixed_weight, value) for value in also}
+        rules |= {length_file(value): partial(ema_weight, exponent(value)) for value in lengths}
         self.decay, self.updates = decay, 0
         self.lengths = {length_file(value): value for value in lengths}
         self._params, self._rules = list(params.values()), list(rules.values())
@@ -99,5 +112,32 @@ def length_file(length: float) -> str:
     return f"ema-length-{length}.safetensors"
 
 
-def _fixed_share(decay: float, updates: int) -> float:
+def _fixed_weight(decay: float, updates: int) -> float:
     return 1 - min(decay, (1 + updates) / (10 + updates))
+
+
+def exponent(length: float) -> float:
+    """gamma of a length: the positive root of gamma + 1 = length^2 (gamma + 2)^2 (gamma + 3), equation 123 there.
+
+    Raises UserError where there is none.
+    """
+    if not 0 < length < LONGEST:
+        raise UserError(
+            f"an EMA length must be above 0 and below {LONGEST:.3f}, got {length}; it is a share of the training, and "
+            "0.05 to 0.15 are usual"
+        )
+    roots = np.roots([1, 7, 16 - length**-2, 12 - length**-2])
+    return float(roots[np.isreal(roots)].real.max())
+
+
+def length_of(gamma: float) -> float:
+    """The length of an exponent, sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3))."""
+    return math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
+
+
+def ema_weight(gamma: float, updates: int) -> float:
+    """The weight of the parameters in the n-th update of the average, 1 - (1 - 1/n)^(gamma + 1).
+
+    The average is then that of the integral with weights that stand still between two updates.
+    """
+    return 1.0 if updates == 1 else -math.expm1((gamma + 1) * math.log1p(-1 / updates))

@@ -13,8 +13,7 @@ from PIL import Image
 
 from advect.core.errors import UserError, optional_import
 from advect.core.files import atomic_write_text
-from advect.training.callbacks import Callback
-from advect.training.trainer import Trainer
+from advect.training.trainer import Callback, Trainer
 
 _NO_CURVES = ("step", "seen", "seconds")
 

@@ -7,6 +7,7 @@ length, and ``average.json``.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,10 +30,9 @@ from advect.checkpoint.manifest import (
 from advect.checkpoint.weights import load_weights
 from advect.core.errors import UserError
 from advect.distributed.comm import broadcast_object, current, sync_errors
-from advect.training.callbacks import Callback
-from advect.training.ema import length_file
+from advect.training.ema import LONGEST, exponent, length_file, length_of
 from advect.training.state import TrainState
-from advect.training.trainer import Trainer
+from advect.training.trainer import Callback, Trainer
 
 SNAPSHOTS = "ema"
 """The folder of a run's snapshots."""
@@ -50,7 +50,7 @@ class Snapshots(Callback):
 
     With ``every`` None they are 16 to 31, evenly spread over the run however long it becomes: where :func:`spacing`
     doubles, every other one is removed. That of an end which was not due is removed where the run goes on. So what
-    lies in ``folder`` depends on the steps trained alone, as long as this comes before the hook that writes
+    lies in ``folder`` depends on the steps trained alone, as long as this comes before the callback that writes
     checkpoints: what a killed run stored beyond its checkpoint is removed and written again.
     """
 
@@ -185,3 +185,66 @@ def _read_facts(path: Path) -> dict:
         return json.loads((path / _FACTS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+
+
+_NOTHING = 1e-12
+"""Directions in which the stored profiles hardly differ, as a share of the largest, are left out."""
+
+
+def _inner(ta: np.ndarray, ga: np.ndarray, tb: np.ndarray, gb: np.ndarray) -> np.ndarray:
+    """The integral of p_a p_b, in logarithms as the powers are large.
+
+    (ga + 1) (gb + 1) min(ta, tb)^(ga + gb + 1) / ((ga + gb + 1) ta^(ga + 1) tb^(gb + 1))
+    """
+    both = ga + gb + 1
+    powers = both * np.log(np.minimum(ta, tb)) - (ga + 1) * np.log(ta) - (gb + 1) * np.log(tb)
+    return (ga + 1) * (gb + 1) / both * np.exp(powers)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Factors of the stored averages, which sum to 1, and the error of their profile.
+
+    ``error`` is the norm of the difference between the profile wanted and the one rebuilt, over that of the former.
+    """
+
+    factors: np.ndarray
+    error: float
+
+
+class Profiles:
+    """The profiles of averages stored after ``updates`` with ``lengths``, each a sequence of N numbers."""
+
+    def __init__(self, updates: Sequence[int], lengths: Sequence[float]) -> None:
+        exponents = {length: exponent(length) for length in set(lengths)}
+        self._t = np.array(updates, np.float64)
+        self._gamma = np.array([exponents[length] for length in lengths])
+        self._gram = self._against(self._t[:, None], self._gamma[:, None])
+        self._norm = np.sqrt(np.diag(self._gram))
+        values, vectors = np.linalg.eigh(self._gram / np.outer(self._norm, self._norm))
+        kept = values > _NOTHING * values.max()
+        self._inverse = (vectors[:, kept] / values[kept]) @ vectors[:, kept].T
+
+    def _against(self, t: np.ndarray, gamma: np.ndarray) -> np.ndarray:
+        return _inner(t, gamma, self._t, self._gamma)
+
+    def fit(self, updates: int, length: float) -> Fit:
+        """The combination nearest to the average of ``length`` after ``updates``, in the mean square.
+
+        Its factors are held to a sum of 1, so that weights that stand still are rebuilt as they are.
+        """
+        t, gamma = np.array(float(updates)), np.array(exponent(length))
+        wanted = self._against(t, gamma)
+        one = 1 / self._norm
+        free, shift = self._inverse @ (wanted / self._norm), self._inverse @ one
+        factors = (free + (1 - one @ free) / (one @ shift) * shift) / self._norm
+        square = float(_inner(t, gamma, t, gamma))
+        left = square - 2 * factors @ wanted + factors @ self._gram @ factors
+        return Fit(factors, math.sqrt(max(0.0, left) / square))
+
+    def reach(self, updates: int, error: float) -> tuple[float, float]:
+        """The shortest and the longest length around the stored ones that are rebuilt within ``error``."""
+        grid = np.round(np.arange(0.005, LONGEST, 0.005), 3).tolist()
+        within = [length for length in grid if self.fit(updates, length).error <= error]
+        stored = [length_of(gamma) for gamma in self._gamma]
+        return min([*within, *stored]), max([*within, *stored])

@@ -109,7 +109,7 @@ class TrainState:
         self.data = dict(data or {})
         self.parallel, self.twin = parallel or Parallel(), on_meta(net) if twin is None else twin
         self.net, self.optimizer, self.ema, self.card, self.extra = net, optimizer, ema, card, extra
-        self.scale: LossScaler | None = None
+        self.loss_scaler: LossScaler | None = None
         self.progress = Progress()
         self._stage = Stage()
 
@@ -157,8 +157,8 @@ class TrainState:
         facts = {**asdict(self.progress), "ema_updates": self.ema.updates if self.ema else 0}
         facts["world"] = current().world
         facts["extra"] = self.extra.state_dict() if self.extra else {}
-        if self.scale is not None:
-            facts["loss_scale"] = self.scale.state_dict()
+        if self.loss_scaler is not None:
+            facts["loss_scale"] = self.loss_scaler.state_dict()
         return facts
 
     def _as_params(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -185,8 +185,8 @@ class TrainState:
         if self.extra is not None and self.extra.state_dict().keys() == extra.keys():
             self.extra.load_state_dict(extra)
         self.progress = Progress.from_dict(values)
-        if self.scale is not None and scale is not None:
-            self.scale.load_state_dict(scale)
+        if self.loss_scaler is not None and scale is not None:
+            self.loss_scaler.load_state_dict(scale)
 
     def _load_weights(self, folder: Path) -> None:
         here = self.net.state_dict()

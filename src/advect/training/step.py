@@ -1,11 +1,12 @@
-"""One training step: loss, gradients, clipping, update, average."""
+"""One training step, and the numbers of the last ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import time
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, fields
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,36 +14,29 @@ from torch import Tensor
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.core.types import Batch, Conditions, Network, PathSample
+from advect.distributed.comm import all_sum, current
 from advect.distributed.parallel import local
 from advect.training.optim import clip_gradients, gradient_norm
 from advect.training.precision import LossScaler, step_flops
-from advect.training.state import TrainState
+from advect.training.state import Progress, TrainState
 
-Drawn = tuple[PathSample, Conditions | None]
+LossInput = tuple[PathSample, Conditions | None]
 
 
 class Loss(Protocol):
-    """``objective(net, batch, rng)`` is the loss (B,)."""
+    """A loss in two halves, of which the first needs no network."""
 
-    def __call__(self, net: Network, batch: Batch, generator: CounterRng, /) -> Tensor: ...
-
-
-@runtime_checkable
-class TwoPart(Loss, Protocol):
-    """An objective in two halves, the first of which does not need the network."""
-
-    def draw(self, batch: Batch, generator: CounterRng, /) -> Drawn: ...
-    def compare(self, output: Tensor, point: PathSample, /) -> Tensor: ...
+    def sample(self, batch: Batch, generator: CounterRng, /) -> LossInput: ...
+    def compare(self, output: Tensor, sample: PathSample, /) -> Tensor: ...
 
 
 class Step:
-    """``take`` moves ``state`` along the gradient of a loss; the network alone runs in reduced precision.
+    """One update of ``state``; the network alone runs in reduced precision.
 
-    With ``accumulate`` N a drawn batch is computed in N parts, one after the other, whose gradients sum to that of the
-    batch: the same step in less memory. A step whose loss or gradient is not finite, on any process, changes neither
-    weights nor moments on any. Its norm, which is then not finite either, tells so; a GPU is not waited for, but in
-    float16, where the loss is scaled and the scale follows, so that there the average takes the weights in once more.
-    ``flops`` is a step's arithmetic in the network, known after the first step on a drawn batch.
+    With ``accumulate`` N a batch is computed in N parts, whose gradients sum to that of the batch. A step whose loss
+    or gradient is not finite, on any process, changes neither weights nor moments on any, and returns that norm. No
+    GPU is waited for, except in float16, where the loss scale follows the gradients; elsewhere a skipped step still
+    updates the EMA. ``flops`` is the network's arithmetic of a step, known after the first.
     """
 
     def __init__(
@@ -66,76 +60,145 @@ class Step:
         self.flops: int | None = None
         self._counted = False
         self._params = [p for p in state.net.parameters() if p.requires_grad]
-        if autocast is torch.float16 and state.scale is None:
-            state.scale = LossScaler()
+        if autocast is torch.float16 and state.loss_scaler is None:
+            state.loss_scaler = LossScaler()
 
-    def on_drawn(self, objective: TwoPart, drawn: Drawn, lr: float) -> tuple[Tensor, Tensor]:
-        """Step on a drawn batch; return the mean loss and the norm of its gradient, scalars on the device."""
-        rows = len(drawn[0].t)
-        if not self._counted:
-            self._counted = True
-            self.flops = step_flops(self.state.twin, drawn[0].x_t, drawn[0].t, drawn[1])
+    def take(self, loss: Loss, inputs: LossInput, lr: float) -> tuple[Tensor, Tensor]:
+        """Take the step; return the mean loss and the gradient's norm, scalars on the device."""
+        self._count_flops(inputs)
+        mean = self._gradient(loss, inputs)
+        grads = [local(p.grad) for p in self._params if p.grad is not None]
+        if self.state.loss_scaler is not None:
+            self.state.loss_scaler.unscale(grads)
+        norm = self.parallel.global_norm(gradient_norm(grads))
+        skip, bad = self._bad(norm)
+        if skip:
+            return mean, norm
+        if self.grad_clip > 0:
+            clip_gradients(grads, self.grad_clip, norm)
+        self.state.optimizer.step(lr, bad)
+        if self.state.ema is not None:
+            self.state.ema.update()
+        return mean, norm
+
+    def _gradient(self, loss: Loss, inputs: LossInput) -> Tensor:
+        """Add the gradient of the mean loss to the parameters; return that mean."""
+        rows = len(inputs[0].t)
+        parts = split_rows(inputs, self.accumulate)
         total: Tensor | None = None
-        parts = split_rows(drawn, self.accumulate)
-        for point, cond in parts:
-            with self.parallel.gradient_sync(self._wrapped, point is parts[-1][0]):
+        for sample, cond in parts:
+            with self.parallel.gradient_sync(self._wrapped, sample is parts[-1][0]):
                 with self._precision():
-                    output = self.net(point.x_t, point.t, cond)
-                loss = objective.compare(output, point)
-                loss = loss.mean() if self.accumulate == 1 else loss.sum() / rows
-                self._backward(loss)
-            total = loss.detach() if total is None else total + loss.detach()
+                    output = self.net(sample.x_t, sample.t, cond)
+                losses = loss.compare(output, sample)
+                mean = losses.mean() if self.accumulate == 1 else losses.sum() / rows
+                self._backward(mean)
+            total = mean.detach() if total is None else total + mean.detach()
         assert total is not None
-        return total, self._update(lr)
-
-    def on_batch(self, loss: Callable[[Network], Tensor], lr: float) -> tuple[Tensor, Tensor]:
-        """Step on ``loss(net)`` (B,), all of which runs in reduced precision; return as :meth:`on_drawn` does."""
-        with self._precision():
-            mean = loss(self.net).float().mean()
-        self._backward(mean)
-        return mean.detach(), self._update(lr)
+        return total
 
     def _precision(self) -> AbstractContextManager:
         return nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast)
 
     def _backward(self, loss: Tensor) -> None:
-        scale = 1.0 if self.state.scale is None else self.state.scale.scale
+        scaler = self.state.loss_scaler
+        scale = 1.0 if scaler is None else scaler.scale
         loss.backward(loss.detach() * 0 + scale)  # NaN from a loss that is not finite, so that no gradient hides it
 
-    def _update(self, lr: float) -> Tensor:
-        """Clip, move the weights and their averages; return the norm, NaN or infinite where the step is skipped."""
-        state = self.state
-        grads = [local(p.grad) for p in self._params if p.grad is not None]
-        if state.scale is not None:
-            state.scale.unscale(grads)
-        norm = self.parallel.global_norm(gradient_norm(grads))
-        bad: Tensor | None = None
-        if state.scale is not None or norm.device.type == "cpu":
-            finite = bool(norm.isfinite())
-            if state.scale is not None:
-                state.scale.adapt(finite)
-            if not finite:
-                for p in self._params:
-                    p.grad = None
-                return norm
-        else:
-            bad = (~norm.isfinite()).float()
-        if self.grad_clip > 0:
-            clip_gradients(grads, self.grad_clip, norm)
-        state.optimizer.step(lr, bad)
-        if state.ema is not None:
-            state.ema.update()
-        return norm
+    def _bad(self, norm: Tensor) -> tuple[bool, Tensor | None]:
+        """Whether to skip the update, dropping the gradients; on a GPU the flag instead, which is not waited for."""
+        scaler = self.state.loss_scaler
+        if scaler is None and norm.device.type != "cpu":
+            return False, (~norm.isfinite()).float()
+        finite = bool(norm.isfinite())
+        if scaler is not None:
+            scaler.adapt(finite)
+        if not finite:
+            for p in self._params:
+                p.grad = None
+        return not finite, None
+
+    def _count_flops(self, inputs: LossInput) -> None:
+        if not self._counted:
+            self._counted = True
+            sample, cond = inputs
+            self.flops = step_flops(self.state.twin, sample.x_t, sample.t, cond)
 
 
-def split_rows(drawn: Drawn, parts: int) -> list[Drawn]:
-    """Cut a drawn batch into at most ``parts`` of nearly equal numbers of rows."""
-    point, cond = drawn
+def split_rows(inputs: LossInput, parts: int) -> list[LossInput]:
+    """Cut a batch into at most ``parts`` of nearly equal numbers of rows."""
+    sample, cond = inputs
     if parts == 1:
-        return [drawn]
-    columns = {f.name: getattr(point, f.name).tensor_split(parts) for f in fields(point)}
-    points = [PathSample(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+        return [inputs]
+    columns = {f.name: getattr(sample, f.name).tensor_split(parts) for f in fields(sample)}
+    samples = [PathSample(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
     conds: list[Conditions | None] = [None] * parts
     if cond is not None:
         conds = [{name: value.tensor_split(parts)[i] for name, value in cond.items()} for i in range(parts)]
-    return [(p, c) for p, c in zip(points, conds, strict=True) if len(p.t)]
+    return [(p, c) for p, c in zip(samples, conds, strict=True) if len(p.t)]
+
+
+@dataclass(frozen=True)
+class BadStep:
+    """A step that was skipped: its number, from 1, its loss and the norm of its gradient."""
+
+    step: int
+    loss: float
+    norm: float
+
+
+class StepMetrics:
+    """Losses and gradient norms of the last steps, and the speed since the last row.
+
+    Reading them waits for the device and for the other processes, so they wait for :meth:`read`.
+    """
+
+    def __init__(self, progress: Progress, *, scaled: bool) -> None:
+        self.progress, self._scaled = progress, scaled
+        self._pending: list[tuple[Tensor, Tensor]] = []
+        self._began = self._row_time = time.monotonic()
+        self._seconds_before, self._row_step = progress.seconds, progress.step
+        self.waited = self.blocked = 0.0
+
+    def add(self, loss: Tensor, norm: Tensor) -> None:
+        """Take in a step: this process's mean loss and the norm of the whole gradient."""
+        self._pending.append((loss, norm))
+
+    def read(self) -> list[BadStep]:
+        """Take the steps since the last reading into the progress, and return those that were skipped, in order."""
+        progress = self.progress
+        progress.seconds = self._seconds_before + time.monotonic() - self._began
+        pending, self._pending = self._pending, []
+        if not pending:
+            return []
+        losses, norms = (torch.stack(values) for values in zip(*pending, strict=True))
+        world = current().world
+        means = losses if world == 1 else all_sum(losses.double()) / world
+        bad = []
+        for i, (loss, norm) in enumerate(zip(means.tolist(), norms.tolist(), strict=True)):
+            if math.isfinite(loss) and math.isfinite(norm):
+                progress.bad_row = 0
+                progress.loss.add(loss)
+                progress.grad_norm.add(norm)
+                progress.epoch_loss.add(loss)
+            elif self._scaled and math.isfinite(loss):
+                continue  # an overflow in float16, which the scale takes care of
+            else:
+                progress.bad += 1
+                progress.bad_row += 1
+                bad.append(BadStep(progress.step - len(pending) + i + 1, loss, norm))
+        return bad
+
+    def speed(self, samples: int) -> dict[str, float]:
+        """Samples a second, the share of time spent waiting for data and for checkpoints, since the last row."""
+        now, progress = time.monotonic(), self.progress
+        elapsed, steps = max(now - self._row_time, 1e-9), progress.step - self._row_step
+        speed = {
+            "samples_per_s": steps * samples / elapsed,
+            "data_wait": self.waited / elapsed,
+            "checkpoint_wait": self.blocked / elapsed,
+            "seconds": progress.seconds,
+            "steps_per_s": steps / elapsed,
+        }
+        self._row_time, self._row_step, self.waited, self.blocked = now, progress.step, 0.0, 0.0
+        return speed

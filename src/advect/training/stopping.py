@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import FrameType, TracebackType
@@ -11,7 +12,7 @@ from types import FrameType, TracebackType
 import torch
 
 from advect.core.errors import UserError
-from advect.distributed.comm import control_group
+from advect.distributed.comm import control_group, sync_errors
 from advect.distributed.env import STOPPING
 
 
@@ -82,7 +83,7 @@ class StopConsensus:
     def __init__(self) -> None:
         self._sent: tuple[torch.Tensor, torch.distributed.Work] | None = None
 
-    def meet(self, words: Sequence[int]) -> list[int]:
+    def all_max(self, words: Sequence[int]) -> list[int]:
         """Send ``words`` and return, for each, the largest that any process sent at the last boundary, at first 0."""
         group = control_group()
         if group is None:
@@ -109,15 +110,51 @@ class StopConsensus:
         self._received()
 
 
-def code_of(reason: str | None) -> int:
-    """A number for a reason to stop that not all processes know of: a signal's name, or the minutes; 0 for none."""
+class StopGuard:
+    """Decides between steps, for all processes at once, whether a run ends. Within the block it heeds signals."""
+
+    def __init__(self) -> None:
+        self._signals, self._consensus = StopSignals(), StopConsensus()
+        self._began = time.monotonic()
+
+    def __enter__(self) -> StopGuard:
+        self._signals.__enter__()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._signals.__exit__(kind, error, trace)
+
+    def reason(self, criteria: StopCriteria, step: int, trouble: UserError | None) -> str | None:
+        """Why the run ends after ``step`` steps, if it does. Raises ``trouble``, or that of another process."""
+        local = self._signals.received
+        minutes = (time.monotonic() - self._began) / 60
+        if local is None and criteria.max_minutes is not None and minutes >= criteria.max_minutes:
+            local = MINUTES
+        code, failed = self._consensus.all_max([_code_of(local), int(trouble is not None)])
+        if failed:
+            self._consensus.close()
+            with sync_errors():
+                if trouble is not None:
+                    raise trouble
+        if code:
+            return _reason_of(code)
+        if step >= criteria.steps:
+            return "finished"
+        if criteria.max_steps is not None and step >= criteria.max_steps:
+            return "max-steps"
+        return None
+
+    def close(self) -> None:
+        """Receive what other processes have sent."""
+        self._consensus.close()
+
+
+def _code_of(reason: str | None) -> int:
+    """A number for a reason that one process may know alone: a signal's, or that of the minutes; 0 for none."""
     if reason is None:
         return 0
     return _MINUTES_CODE if reason == MINUTES else int(signal.Signals[reason])
 
 
-def reason_of(code: int) -> str | None:
-    """The reason with that number."""
-    if code == 0:
-        return None
+def _reason_of(code: int) -> str:
     return MINUTES if code == _MINUTES_CODE else signal.Signals(code).name

@@ -1,4 +1,4 @@
-"""Trouble that a user can do something about, told as such."""
+"""What keeps a run going, or says why it cannot: memory, stalls, steps that are not finite."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
 from advect.core.errors import UserError
+from advect.training.state import TrainState
+from advect.training.step import BadStep
 
 LOWER_RATE = 0.3
-"""What the learning rate is multiplied with when a run is rolled back."""
+"""Factor of the learning rate after a rollback."""
 
 _MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 @contextmanager
 def explain_oom() -> Iterator[None]:
-    """Turn running out of memory into a UserError that names the flags that help."""
+    """Turn out-of-memory errors into a UserError that names the flags that help."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -34,8 +37,8 @@ def explain_oom() -> Iterator[None]:
         ) from error
 
 
-def not_finite(bad: int, loss: float, norm: float, step: int, *, rolled_back: bool) -> UserError:
-    """The end of a run of which ``bad`` steps in a row, the last of them ``step``, were not finite."""
+def divergence_error(bad: int, loss: float, norm: float, step: int, *, rolled_back: bool) -> UserError:
+    """The error of a run of which ``bad`` steps in a row, the last of them ``step``, were not finite."""
     tried = "also after going back to a checkpoint with a lower rate" if rolled_back else "and there is no checkpoint"
     error = UserError(
         f"the loss or its gradient was not finite in {bad} steps in a row, the last of them step {step:,} (loss "
@@ -47,10 +50,10 @@ def not_finite(bad: int, loss: float, norm: float, step: int, *, rolled_back: bo
 
 
 class Watchdog:
-    """Tells when something takes long: ``say(name, seconds)`` after ``patience`` seconds, and at each doubling."""
+    """Reports stalls: ``report(name, seconds)`` after ``patience`` seconds, and at each doubling."""
 
-    def __init__(self, say: Callable[[str, float], None], *, patience: float = 30.0) -> None:
-        self._say, self._patience = say, patience
+    def __init__(self, report: Callable[[str, float], None], *, patience: float = 30.0) -> None:
+        self._report, self._patience = report, patience
         self._doing: tuple[str, float] | None = None
         self._due = patience
         self._end = threading.Event()
@@ -58,27 +61,43 @@ class Watchdog:
         self._thread.start()
 
     def begin(self, name: str) -> None:
-        """From now on ``name`` is being done."""
+        """Start the clock of ``name``."""
         self._doing = name, time.monotonic()
 
     def end(self) -> None:
-        """It is done."""
+        """Stop the clock."""
         self._doing = None
 
     def close(self) -> None:
-        """Stop watching."""
+        """End the thread."""
         self._end.set()
         self._thread.join()
 
     def _watch(self) -> None:
-        told: tuple[str, float] | None = None
+        reported: tuple[str, float] | None = None
         while not self._end.wait(self._patience / 4):
             doing = self._doing
             if doing is None:
                 continue
-            if doing is not told:
-                told, self._due = doing, self._patience
+            if doing is not reported:
+                reported, self._due = doing, self._patience
             seconds = time.monotonic() - doing[1]
             if seconds >= self._due:
-                self._say(doing[0], seconds)
+                self._report(doing[0], seconds)
                 self._due = 2 * seconds
+
+
+def roll_back(state: TrainState, checkpoint: Path | None, bad: BadStep) -> dict:
+    """Restore ``checkpoint``, of before the bad steps, with a lower rate; return the row for the log.
+
+    Raises UserError where there is none, or the run has been rolled back before.
+    """
+    progress = state.progress
+    if progress.rate < 1 or checkpoint is None:
+        raise divergence_error(progress.bad_row, bad.loss, bad.norm, bad.step, rolled_back=progress.rate < 1)
+    state.load(checkpoint)
+    restored = state.progress
+    restored.rate = LOWER_RATE
+    restored.bad = progress.bad
+    restored.bad_row = 0
+    return {"step": restored.step, "rolled_back_from": bad.step, "rate": restored.rate}
