@@ -1,4 +1,4 @@
-"""Networks by name: built for the data, on the command line, in config.yaml and in a card."""
+"""Networks by name: built for the data, on the command line, in config.yaml and in metadata."""
 
 from __future__ import annotations
 

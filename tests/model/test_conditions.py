@@ -1,4 +1,4 @@
-"""Conditions of every kind: named, drawn, written to a card and read back."""
+"""Conditions of every kind: named, drawn, written to metadata and read back."""
 
 from __future__ import annotations
 

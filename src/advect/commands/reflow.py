@@ -27,6 +27,7 @@ from advect.core.random import Stream, stream_seed
 from advect.core.types import Category
 from advect.data import Dataset
 from advect.data.figure import save_png
+from advect.data.modality import dataset_modality
 from advect.distributed.comm import broadcast_object, sync_errors
 from advect.distributed.context import RunContext, run_context
 from advect.evaluation.features import FeatureConfig
@@ -178,8 +179,8 @@ def check_measure(source: Dataset, a: ReflowArguments) -> None:
     """Raise UserError where :func:`measure_flows` could not measure flows to these data."""
     if not len(source.held_out):
         raise UserError(f"{source.name} has no held-out samples to measure with; hold some out, or give --no-measure")
-    if a.features.features is not None and not source.modality.is_image:
-        raise UserError(f"--features is for images, and these are {source.modality.name} data; leave it out")
+    if a.features.features is not None and not dataset_modality(source).is_image:
+        raise UserError(f"--features is for images, and these are {dataset_modality(source).name} data; leave it out")
     a.features.network(torch.device("cpu"))
 
 
@@ -189,7 +190,7 @@ def measure_flows(context: RunContext, flows: Mapping[str, Path], source: Datase
     All processes call it; the report's path comes back. Evaluations are gone on with where an earlier call ended.
     """
     folder, device = context.run_dir, a.settings.training.device
-    metrics = source.modality.reflow_metrics
+    metrics = dataset_modality(source).reflow_metrics
     told = []
     for i, (name, run) in enumerate(flows.items()):
         logger.info(f"measuring {name}")
@@ -308,13 +309,13 @@ def _make(place: Path, source: Dataset, folder: Path, pairing: PairConfig, conte
     """Have the flow of a checkpoint make pairs, unless they are there."""
     with sync_errors():
         flow = load(place, device=context.device)
-        card = read_model_metadata(weight_file(place, ema=True))
-        if card.fingerprint != source.fingerprint:
+        metadata = read_model_metadata(weight_file(place, ema=True))
+        if metadata.fingerprint != source.fingerprint:
             raise UserError(f"the data of {place} have changed since it was trained; give the data it was trained on")
     if not (folder / FACTS).is_file():
         logger.info(f"making {pairing.num_pairs:,} pairs in {folder}")
     made_by = weights_identity(place, True)
-    make_pairs(flow, card.noise, source, folder, pairing, made_by=made_by)
+    make_pairs(flow, metadata.noise, source, folder, pairing, made_by=made_by)
 
 
 def _config(a: ReflowArguments, pairs: Path, place: Path, *, guided: bool, distil: bool) -> Config:

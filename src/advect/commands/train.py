@@ -173,16 +173,16 @@ def _new_trainer(
     """Network, loss, data and callbacks as a trainer; nothing is written until it runs."""
     t = config.training
     check_method(config.method, t)
-    objective = build_loss(config.method, source.spec, metadata.noise, metadata.source_tensors)
-    header = {"card": metadata.to_text(), "data": metadata.tensors}
-    state = new_state(context, config.network, t, source.spec, objective, weights=weights, **header)
+    loss = build_loss(config.method, source.spec, metadata.noise, metadata.source_tensors)
+    header = {"metadata": metadata.to_text(), "data": metadata.tensors}
+    state = new_state(context, config.network, t, source.spec, loss, weights=weights, **header)
     limits, rate = _plan(config, source, context.env.world)
-    callbacks = build_callbacks(context, config, build_flow(metadata, state.net, context.device), objective, source)
+    callbacks = build_callbacks(context, config, build_flow(metadata, state.net, context.device), loss, source)
     return new_trainer(
         context,
         t,
         state,
-        objective,
+        loss,
         source.train,
         rate=rate,
         limits=limits,

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -17,9 +17,6 @@ from advect.core.errors import UserError
 from advect.core.random import CounterRng, Generator, Stream, stream_seed
 from advect.core.types import Batch, Category, Conditions, DataSpec
 from advect.data.transforms import Transform
-
-if TYPE_CHECKING:
-    from advect.data.modality import Modality
 
 
 class Split(ABC):
@@ -122,13 +119,6 @@ class Dataset:
     def metadata(self) -> dict[str, Any]:
         """A JSON object with what writing samples in the data's own format needs; empty where arrays say all."""
         return {}
-
-    @property
-    def modality(self) -> Modality:
-        """How these data are written, plotted and compared."""
-        from advect.data.modality import modality_of
-
-        return modality_of(self.spec, self.transform, self.metadata)
 
     @property
     def real(self) -> Dataset:

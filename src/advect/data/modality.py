@@ -15,7 +15,7 @@ from torch import Tensor
 from advect.core.errors import UserError
 from advect.core.files import atomic_write
 from advect.core.types import NULL, Batch, Category, Conditions, DataSpec, Quantity, without_padding
-from advect.data.base import Split
+from advect.data.base import Dataset, Split
 from advect.data.figure import save_png
 from advect.data.transforms import Transform
 
@@ -170,6 +170,11 @@ def modality_of(spec: DataSpec, transform: Transform, metadata: Mapping[str, Any
     """The modality of some data, of which only its own module is imported."""
     module = importlib.import_module(PLACES[(metadata or {}).get("kind", spec.kind)])
     return module.MODALITY(spec, transform, metadata)
+
+
+def dataset_modality(dataset: Dataset) -> Modality:
+    """The modality of a data set."""
+    return modality_of(dataset.spec, dataset.transform, dataset.metadata)
 
 
 def write_npz(folder: Path, arrays: Mapping[str, Tensor], conditions: Conditions) -> Path:

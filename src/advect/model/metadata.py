@@ -1,4 +1,4 @@
-"""The card in the header of a weight file: all that is needed to rebuild the network and to sample."""
+"""The metadata in the header of a weight file: all that is needed to rebuild the network and to sample."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class ModelMetadata:
         return _without("noise.", self.tensors)
 
     def to_text(self) -> str:
-        """The card as JSON."""
+        """The metadata as JSON."""
         values = {
             "format": FORMAT,
             "preset": self.preset,
@@ -87,9 +87,9 @@ class ModelMetadata:
 
     @staticmethod
     def from_text(text: str | None, where: Path | str, tensors: Mapping[str, Tensor] | None = None) -> ModelMetadata:
-        """Read a card; UserError when the file has none, one of another format, or one whose tensors are not there."""
+        """Read metadata. Raises UserError where there are none, of another format, or whose tensors are missing."""
         if text is None:
-            raise UserError(f"{where} was not written by advect: its header has no card")
+            raise UserError(f"{where} was not written by advect: its header has no metadata")
         values = json.loads(text)
         if values["format"] != FORMAT:
             raise UserError(

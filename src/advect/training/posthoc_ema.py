@@ -105,7 +105,7 @@ class Snapshots(Callback):
 def _fill(folder: Path, state: TrainState, averages: dict[str, dict[str, Tensor]], due: bool) -> None:
     assert state.ema is not None
     for file, tensors in averages.items():
-        save_file(tensors, folder / file, metadata={"advect": state.card})
+        save_file(tensors, folder / file, metadata={"advect": state.metadata})
     rest = sorted(state.net.state_dict().keys() - state.ema.shadow.keys())
     facts = {"updates": state.ema.updates, "lengths": list(state.ema.lengths.values()), "rest": rest, "due": due}
     (folder / _FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")

@@ -88,11 +88,11 @@ class Optimizer(Protocol):
 
 
 class TrainState:
-    """Network, optimiser, average, ``extra``, loss scale and progress; ``card`` says how to rebuild the network.
+    """Network, optimiser, EMA, ``extra``, loss scale and progress.
 
-    ``card`` travels in the header of all weight files, so that each of them alone can be sampled from; ``data`` are
-    tensors too large for it, in a file beside them where there are any. ``parallel`` says how the processes share the
-    network, and ``twin`` is a copy of it without values, for those that cannot be copied once they are shared.
+    ``metadata``, JSON that says how to rebuild the network, lies in the header of every weight file, so each alone
+    can be sampled from; ``data`` are tensors too large for it, in a file of their own. ``parallel`` says how processes
+    share the network, and ``twin`` is a copy of it without values, for those that cannot be copied once shared.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class TrainState:
         net: nn.Module,
         optimizer: Optimizer,
         ema: EMA | None,
-        card: str = "{}",
+        metadata: str = "{}",
         extra: Stateful | None = None,
         data: Mapping[str, Tensor] | None = None,
         parallel: Parallel | None = None,
@@ -108,7 +108,7 @@ class TrainState:
     ) -> None:
         self.data = dict(data or {})
         self.parallel, self.twin = parallel or Parallel(), on_meta(net) if twin is None else twin
-        self.net, self.optimizer, self.ema, self.card, self.extra = net, optimizer, ema, card, extra
+        self.net, self.optimizer, self.ema, self.metadata, self.extra = net, optimizer, ema, metadata, extra
         self.loss_scaler: LossScaler | None = None
         self.progress = Progress()
         self._stage = Stage()
@@ -133,7 +133,7 @@ class TrainState:
         moments = copy(self._as_params(self.optimizer.tensors()), "optimizer")
         self._stage.finish()
         contents = StateSnapshot(texts={PROGRESS: json.dumps(self._facts()) + "\n"})
-        contents.headers = {file: {"advect": self.card} for file in (MODEL, *files)}
+        contents.headers = {file: {"advect": self.metadata} for file in (MODEL, *files)}
         if self.data:
             contents.tensors[DATA] = copy(self.data, "data")
         if not self.sharded:
