@@ -47,8 +47,8 @@ class SampleArguments:
     """The same seed gives the same samples."""
 
     cond: tuple[str, ...] = ()
-    """Conditions as NAME=VALUE, such as label=7. NAME=cycle takes each value in turn, NAME=none samples without;
-    conditions that are not named are drawn as often as in the data.
+    """Conditions as NAME=VALUE, such as label=7; the value is the label in the data. NAME=cycle takes each value in
+    turn, NAME=none samples without; conditions that are not named are drawn as often as in the data.
     """
 
     guidance: float = 1.0
@@ -90,11 +90,6 @@ class SampleArguments:
             guidance_interval=self.guidance_interval,
         )
 
-    @property
-    def conditions(self) -> dict[str, str]:
-        """``--cond`` as names and values."""
-        return parse_conditions(self.cond)
-
 
 def run(words: list[str]) -> None:
     """Run ``advect sample`` with the words after it. Raises UserError."""
@@ -109,7 +104,7 @@ def run(words: list[str]) -> None:
         a.sampler,
         seed=a.seed,
         batch_size=a.batch_size,
-        cond=a.conditions,
+        cond=a.cond,
         ema=a.use_ema if a.ema_decay is None else a.ema_decay,
         save_individual=a.save_individual,
         output_dir=a.output_dir,

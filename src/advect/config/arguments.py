@@ -11,7 +11,7 @@ from advect.checkpoint.manifest import find_checkpoint
 from advect.config.autodetect import describe, format_for, image_size, trains_on
 from advect.config.config import Config, MethodConfig, OutputConfig, Preset, TrainingConfig
 from advect.config.data import data as data_section
-from advect.config.flags import dashed, parse_sections, taken, value_of, without_prefixed
+from advect.config.flags import parse_sections, taken, typed_words, value_of, without_prefixed
 from advect.config.presets import DEFAULT, PRESETS, get_preset
 from advect.config.section import Section, flag
 from advect.config.yaml_file import read_flags
@@ -50,7 +50,7 @@ def parse_train(words: list[str], notes: list[str] | None = None) -> tuple[str, 
 
     ``notes`` gets a line on how the data of ``--data`` are read.
     """
-    words = [dashed(word) for word in words]
+    words = typed_words(words)
     name = words[0] if words and not words[0].startswith("-") else None
     flags, data = taken("--data", words[1:] if name else words)
     config, resume = value_of("--config", flags), value_of("--resume-from", flags)

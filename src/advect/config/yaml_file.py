@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from advect.config.config import Config
+from advect.config.flags import kept
 from advect.config.section import plain
 from advect.core.errors import UserError
 
@@ -53,5 +54,5 @@ def _flags(key: str, value: object) -> list[str]:
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no-{name}"]
     if isinstance(value, list):
-        return [f"--{name}", *map(str, value)]
-    return [f"--{name}", str(value)]
+        return [f"--{name}", *(kept(str(one)) for one in value)]
+    return [f"--{name}", kept(str(value))]

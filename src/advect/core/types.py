@@ -79,11 +79,13 @@ class PathSample:
 class Category:
     """A categorical condition: its values are ``0 .. len(names) - 1``, or ``NULL`` where it is not given.
 
-    ``frequencies`` are the shares of the values in the training data; they sum to one.
+    ``frequencies`` are the shares of the values in the training data; they sum to one. ``names`` are the labels in
+    the data, as text; where the data have numbers and what these are called, ``numbers`` are those.
     """
 
     names: tuple[str, ...]
     frequencies: tuple[float, ...]
+    numbers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

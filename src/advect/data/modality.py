@@ -15,7 +15,7 @@ from torch import Tensor
 from advect.core.errors import UserError
 from advect.core.files import atomic_write
 from advect.core.types import NULL, Batch, Category, Conditions, DataSpec, Quantity, without_padding
-from advect.data.base import Dataset, Split
+from advect.data.base import Dataset, Split, label_array
 from advect.data.figure import save_png
 from advect.data.transforms import Transform
 
@@ -168,8 +168,12 @@ def modalities() -> list[type[Modality]]:
 
 def modality_of(spec: DataSpec, transform: Transform, metadata: Mapping[str, Any] | None = None) -> Modality:
     """The modality of some data, of which only its own module is imported."""
-    module = importlib.import_module(PLACES[(metadata or {}).get("kind", spec.kind)])
-    return module.MODALITY(spec, transform, metadata)
+    return modality_class((metadata or {}).get("kind", spec.kind))(spec, transform, metadata)
+
+
+def modality_class(kind: str) -> type[Modality]:
+    """The modality of a kind; its transforms are known from then on."""
+    return importlib.import_module(PLACES[kind]).MODALITY
 
 
 def dataset_modality(dataset: Dataset) -> Modality:
@@ -177,9 +181,11 @@ def dataset_modality(dataset: Dataset) -> Modality:
     return modality_of(dataset.spec, dataset.transform, dataset.metadata)
 
 
-def write_npz(folder: Path, arrays: Mapping[str, Tensor], conditions: Conditions) -> Path:
-    """samples.npz, without pickle; return its path."""
-    plain = {name: value.numpy() for name, value in {**arrays, **conditions}.items()}
+def write_npz(folder: Path, arrays: Mapping[str, Tensor], conditions: Conditions, spec: DataSpec) -> Path:
+    """samples.npz, without pickle, with the conditions by :func:`labels_of`; return its path."""
+    plain = {name: value.numpy() for name, value in arrays.items()}
+    for name, value in labels_of(conditions, spec).items():
+        plain[f"condition_{name}" if name in arrays else name] = value
 
     def write(path: Path) -> None:
         with path.open("wb") as file:
@@ -187,6 +193,24 @@ def write_npz(folder: Path, arrays: Mapping[str, Tensor], conditions: Conditions
 
     atomic_write(folder / "samples.npz", write)
     return folder / "samples.npz"
+
+
+def labels_of(conditions: Conditions, spec: DataSpec) -> dict[str, np.ndarray]:
+    """Conditions (n, ...) in the data's own values: labels (n,), lengths (n,), and quantities (n,) or (n, d).
+
+    Quantities that are not given are NaN; of labels see :func:`~advect.data.base.label_array`.
+    """
+    found = {}
+    for name, value in conditions.items():
+        kind = spec.conditions[name]
+        if isinstance(kind, Category):
+            found[name] = label_array(kind.names, value.cpu().numpy())
+        elif isinstance(kind, Quantity):
+            own = value.cpu().double().numpy() * np.asarray(kind.std) + np.asarray(kind.mean)
+            found[name] = own[:, 0] if own.shape[1] == 1 else own
+        else:
+            found[name] = value.cpu().numpy()
+    return found
 
 
 def condition_columns(conditions: Conditions, spec: DataSpec) -> dict[str, list[Any]]:

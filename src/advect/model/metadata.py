@@ -16,6 +16,7 @@ from advect.config.yaml_file import to_dict
 from advect.core.errors import UserError
 from advect.core.types import Category, Condition, DataSpec, Length, Quantity
 from advect.data import Dataset, Transform, transform_from_config
+from advect.data.modality import modality_class
 
 FORMAT = 4
 
@@ -102,6 +103,7 @@ class ModelMetadata:
                 f"{where} cannot be used apart from its checkpoint, which holds {min(missing)!r} for it; give the "
                 "checkpoint's folder, such as runs/cells/checkpoints/step-00001000"
             )
+        modality_class(values.get("facts", {}).get("kind", values["spec"]["kind"]))  # knows the transform
         conditions = {name: _read(facts) for name, facts in values["spec"]["conditions"].items()}
         return ModelMetadata(
             preset=values["preset"],

@@ -27,6 +27,7 @@ from advect.data.cells.conditions import (
     control_cells,
     read_columns,
     split_by_digest,
+    split_control,
 )
 from advect.data.cells.matrix import (
     CellMatrix,
@@ -135,7 +136,7 @@ class Cells(Dataset):
         cells, self._starts = train[~controls[train]], train[controls[train]]
         check_controls(cells, self._starts, control)
         self._columns = read_columns(obs, conditions, continuous, used=np.flatnonzero(~controls), train=cells)
-        self._control = (control or "").partition("=")[0]
+        self._control = split_control(control, obs.columns)[0] if control else ""
         linear = Normalised(matrix, found.libraries, target_sum=target, log1p=False)
         chosen = _choose(linear, var.index, genes, highly_variable, train)
         self._values = Normalised(matrix.columns(chosen), found.libraries, target_sum=target, log1p=log1p)

@@ -42,7 +42,7 @@ class Images(Modality):
         return image_grid(x, low, high, columns=values if 2 <= values <= 16 else 8)
 
     def write_data(self, x: Tensor, conditions: Conditions, folder: Path, first: int) -> list[Path]:
-        return [write_npz(folder, {"x": x}, conditions)]
+        return [write_npz(folder, {"x": x}, conditions, self.spec)]
 
     @property
     def pixel_range(self) -> tuple[float, float] | None:

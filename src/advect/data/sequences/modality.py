@@ -26,7 +26,7 @@ class SequencesModality(Modality):
     def write_data(self, x: Tensor, conditions: Conditions, folder: Path, first: int) -> list[Path]:
         named = {name: value for name, value in conditions.items() if name != LENGTH}
         arrays = {"values": x, **({"lengths": conditions[LENGTH]} if LENGTH in conditions else {})}
-        files = [write_npz(folder, arrays, named)]
+        files = [write_npz(folder, arrays, named, self.spec)]
         if find_spec("pandas") is not None:
             channels = [f"value_{i}" for i in range(x.shape[2])]
             plain = {"channels": channels, "id": "id", "order": "step", "conditions": []}

@@ -35,7 +35,7 @@ class Vectors(Modality):
             others = dict(zip([self.metadata["label"]], columns.values(), strict=False))
             write_vectors(files[0], x.numpy(), column=self.metadata["column"], others=others)
         else:
-            files = [write_npz(folder, {"x": x}, conditions), folder / "samples.csv"]
+            files = [write_npz(folder, {"x": x}, conditions, self.spec), folder / "samples.csv"]
             atomic_write(files[-1], lambda path: _write_csv(path, x, columns))
         return files
 
