@@ -151,10 +151,10 @@ def test_a_flow_from_controls_starts_at_those_of_its_own_type() -> None:
 def test_vectors_are_an_archive_and_a_table_with_named_conditions(tmp_path: Path) -> None:
     dose = Quantity(("dose",), (10.0,), (2.0,), ((10.0,),))
     spec = DataSpec((2,), "vector", {"kind": Category(("x", "y"), (0.5, 0.5)), "dose": dose})
-    x, _, files = written(Flow(Still(), spec, Identity()), tmp_path, n=3, kind=torch.tensor([1, -1, 0]), dose=12.0)
+    x, _, files = written(Flow(Still(), spec, Identity()), tmp_path, n=3, kind=["y", None, "x"], dose=12.0)
     assert [f.name for f in files] == ["samples.npz", "samples.csv", "samples.png"]
     with np.load(files[0]) as saved:
-        assert np.array_equal(saved["x"], x.numpy()) and saved["kind"].tolist() == [1, -1, 0]
+        assert np.array_equal(saved["x"], x.numpy()) and saved["kind"].tolist() == ["y", "", "x"]
     with files[1].open(newline="") as file:
         head, *rows = csv.reader(file)
     assert head == ["x1", "x2", "kind", "dose"] and [row[2] for row in rows] == ["y", "", "x"]

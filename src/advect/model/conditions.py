@@ -51,24 +51,24 @@ def resolve_conditions(
     depends on the seed and i alone. Only ``rows``, a range within 0 .. n, are computed if given. Raises UserError for
     an unknown condition or value.
     """
-    cond = dict(cond) if isinstance(cond, Mapping) else parse_conditions(cond or (), spec)
-    for name in cond:
+    given: dict[str, Any] = dict(cond) if isinstance(cond, Mapping) else dict(parse_conditions(cond or (), spec))
+    for name in given:
         if name not in spec.conditions:
             where = did_you_mean(str(name), spec.conditions) if spec.conditions else "; this flow has none"
             raise UserError(f"condition {name!r} is not known{where}")
     rows = range(n) if rows is None else rows
     values = {}
     for i, (name, condition) in enumerate(spec.conditions.items()):
-        if name not in cond:
+        if name not in given:
             rng = CounterRng(stream_seed(seed, Stream.CONDITIONS), i, len(rows), start=rows.start, total=n)
             u = rng.uniform((len(rows),), dtype=torch.float64)
             values[name] = _sampled(condition, u)
-        elif isinstance(cond[name], Encoded):
-            values[name] = _of_data(name, cond[name].values, condition, n, rows)
+        elif isinstance(given[name], Encoded):
+            values[name] = _of_data(name, given[name].values, condition, n, rows)
         elif isinstance(condition, Quantity):
-            values[name] = _vectors(name, cond[name], condition, n, rows)
+            values[name] = _vectors(name, given[name], condition, n, rows)
         else:
-            values[name] = _codes(name, cond[name], condition, n, rows)
+            values[name] = _codes(name, given[name], condition, n, rows)
     return values
 
 
