@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
@@ -38,6 +38,8 @@ class SourceDistribution(ABC):
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """Sample x0 of ``shape`` (B, *S)."""
+        if not dtype.is_floating_point:
+            raise UserError(f"a source samples real numbers, not {dtype}; give the data as floats, x.float()")
         return self._draw(tuple(shape), generator, device, dtype)
 
     def sample_like(self, x1: Tensor, generator: Generator = None) -> Tensor:
@@ -83,13 +85,28 @@ class MatchedGaussian(SourceDistribution):
             raise UserError(f"MatchedGaussian.mean must be finite, got {self.mean}; 0 is usual")
 
     @staticmethod
-    def from_data(x: Tensor, *, per_feature: bool = False, centre: bool = False) -> MatchedGaussian:
-        """Match x (N, *S): the overall deviation, or of each element if ``per_feature``; the mean if ``centre``."""
-        axes = (0,) if per_feature else tuple(range(x.ndim))
-        std, mean = torch.std_mean(x.double(), axes, correction=0)
+    def from_data(x: Tensor | Iterable[Tensor], *, per_feature: bool = False, centre: bool = False) -> MatchedGaussian:
+        """Match x (N, *S), whole or in batches, in float64.
+
+        Takes the overall deviation, or that of each element if ``per_feature``; and the mean if ``centre``. Raises
+        UserError where x is empty.
+        """
+        count, mean, square = 0, torch.zeros(()), torch.zeros(())
+        for batch in [x] if isinstance(x, Tensor) else x:
+            rows = batch.double() if per_feature else batch.double().flatten()
+            if not len(rows):
+                continue
+            # Moments of the batches join by Chan, Golub & LeVeque 1983.
+            n, centre_here = len(rows), rows.mean(0)
+            gap, total = centre_here - mean, count + len(rows)
+            square = square + (rows - centre_here).square().sum(0) + gap.square() * (count * n / total)
+            mean, count = mean + gap * (n / total), total
+        if count == 0:
+            raise UserError("MatchedGaussian.from_data needs at least one row, got none")
+        std = (square / count).sqrt()
         if not per_feature:
             return MatchedGaussian(float(std), float(mean) if centre else 0.0)
-        return MatchedGaussian(std.to(x.dtype), mean.to(x.dtype) if centre else 0.0)
+        return MatchedGaussian(std.float(), mean.float() if centre else 0.0)
 
     def _draw(self, shape: Shape, generator: Generator, device: torch.device | None, dtype: torch.dtype) -> Tensor:
         z = random.normal(shape, generator, device=device, dtype=dtype)

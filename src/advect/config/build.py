@@ -98,8 +98,9 @@ def fit_source(method: MethodConfig, dataset: Dataset) -> dict[str, Any]:
         return {"kind": EMPIRICAL}
     cls, found = method.part("source"), method.arguments("source")
     if cls.fits_data:  # pyright: ignore[reportAttributeAccessIssue]
-        x1 = dataset.train.fetch(np.arange(min(len(dataset.train), 10_000))).x1
-        made = cls.from_data(x1, **found)  # pyright: ignore[reportAttributeAccessIssue]
+        rows = np.arange(len(dataset.train))
+        batches = (dataset.train.fetch(part).x1 for part in np.array_split(rows, -(-len(rows) // 1024)))
+        made = cls.from_data(batches, **found)  # pyright: ignore[reportAttributeAccessIssue]
         found = {f.name: getattr(made, f.name) for f in fields(made)}
     return {"kind": method.source, **found}
 
