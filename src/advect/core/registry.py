@@ -20,6 +20,7 @@ import re
 import sys
 import types
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
@@ -39,9 +40,11 @@ HOMES = {
     "diffusion": "advect.solvers.diffusion_coefficients",
     "optimizer": "advect.training.optim",
     "data-format": "advect.data",
+    "modality": "advect.data.*.modality",
     "metric": "advect.metrics",
 }
-"""For each kind of part the module or package that holds it; a package's search leaves out the homes of others."""
+"""For each kind of part the module or package that holds it, or a pattern of modules; a package's search leaves out
+the homes of others."""
 
 GROUP = "advect.parts"
 """Entry points of other packages."""
@@ -204,8 +207,9 @@ def _scan(kind: str) -> dict[str, _Seen]:
 
 def _modules(home: str) -> list[tuple[str, Path]]:
     """The modules of a home with their files, without importing them."""
+    package, pattern = home.split(".*")[0], home if "*" in home else f"{home}.*"
     try:
-        spec = importlib.util.find_spec(home)
+        spec = importlib.util.find_spec(package)
     except ModuleNotFoundError:
         return []
     if spec is None or spec.origin is None:
@@ -214,8 +218,9 @@ def _modules(home: str) -> list[tuple[str, Path]]:
     if spec.submodule_search_locations is None:
         return [(home, file)]
     inner = sorted(path for path in file.parent.rglob("*.py") if path.name != "__init__.py")
-    named = [(".".join((home, *path.relative_to(file.parent).with_suffix("").parts)), path) for path in inner]
-    return [(module, path) for module, path in named if module not in others]
+    named = [(".".join((package, *path.relative_to(file.parent).with_suffix("").parts)), path) for path in inner]
+    mine = lambda module: fnmatchcase(module, pattern) and not any(fnmatchcase(module, other) for other in others)
+    return [(module, path) for module, path in named if mine(module)]
 
 
 def _load_entry_points() -> None:

@@ -112,14 +112,15 @@ Condition = Category | Quantity | Length
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What a network and a sampler need to know about the data: shape of one sample, kind and conditions.
+    """What a network and a sampler need to know about the data: shape of one sample, modality and conditions.
 
-    ``kind`` is ``"image"`` for ``(C, H, W)``, ``"vector"`` for ``(D,)`` and ``"sequence"`` for ``(L, C)``, whose
-    samples are zero after their last real step where the data have the condition ``LENGTH``.
+    ``modality`` is the registered name of an ``advect.data.modality.Modality``, such as ``"image"`` (C, H, W),
+    ``"vector"`` (D,) or ``"sequence"`` (L, C); samples of the last are zero after their last real step where the data
+    have the condition ``LENGTH``.
     """
 
     shape: tuple[int, ...]
-    kind: str
+    modality: str
     conditions: dict[str, Condition]
 
 
