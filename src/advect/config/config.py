@@ -56,7 +56,9 @@ class MethodConfig(Section):
     velocity.
     """
     label_dropout: float | None = None
-    """Share of samples trained without conditions, for guidance; default 0.1 if the data have conditions."""
+    """Share of samples trained without conditions, for guidance; each of several is also dropped on its own in this
+    share; default 0.1 if the data have conditions.
+    """
 
     usual = frozenset({"path", "source", "coupling", "times", "prediction", "label_dropout"})
     _at_least = (("sigma_min", 0), ("margin", 0))

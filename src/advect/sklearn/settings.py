@@ -10,16 +10,11 @@ from typing import Any, Literal, Union, get_args, get_origin
 from advect.config.build import networks_for
 from advect.config.config import MethodConfig, NetworkConfig, TrainingConfig, network
 from advect.config.section import Section, value_types
+from advect.core import registry
 from advect.core.errors import UserError, did_you_mean
 
 DEFAULTS: dict[str, Any] = {"lr_schedule": "cosine", "ema_decay": 0.999, "lr_warmup_steps": 100}
 """Defaults that differ from the command line's."""
-
-RATES = {"vector": 4e-3, "image": 1e-3}
-"""Default learning rates."""
-
-STEPS = {"vector": 8000, "image": 2000}
-"""Default training steps."""
 
 _ARGUMENTS = {"batch_size", "learning_rate", "device", "coupling", "label_dropout"}
 _ELSEWHERE = {"num_epochs": "steps", "max_steps": "steps", "seed": "random_state", "width": "hidden"}
@@ -43,29 +38,29 @@ class Settings:
 def resolve(
     options: Mapping[str, Any] | None,
     *,
-    kind: str,
+    modality: str,
     hidden: int | Sequence[int] | None,
     labelled: bool,
     steps: int | None,
     data_options: Sequence[str],
     arguments: Mapping[str, Any],
 ) -> Settings:
-    """Settings of a fit to data of ``kind`` "vector" or "image".
+    """Settings of a fit to data of a modality.
 
     ``arguments`` are the estimator's section fields, ``options`` further flags with underscores. Raises UserError for
     an unknown name or a value out of range.
     """
-    options = dict(options or {})
-    name = options.pop("network", "unet" if kind == "image" else "mlp")
-    if name not in networks_for(kind):
-        fitting = " or ".join(networks_for(kind))
-        raise UserError(f"options['network'] is {name!r}, and the data are {kind}s; take {fitting}")
+    options, usual = dict(options or {}), registry.get("modality", modality).estimator  # pyright: ignore[reportAttributeAccessIssue]
+    name = options.pop("network", usual.network)
+    if name not in networks_for(modality):
+        fitting = " or ".join(networks_for(modality))
+        raise UserError(f"options['network'] is {name!r}, and the data are {modality}s; take {fitting}")
     data = {key: options.pop(key) for key in data_options if key in options}
     sections: tuple[Section, ...] = (MethodConfig(), TrainingConfig(), network(name))
-    steps = STEPS[kind] if steps is None else int(steps)
+    steps = usual.steps if steps is None else int(steps)
     defaults = {**DEFAULTS, "lr_warmup_steps": min(DEFAULTS["lr_warmup_steps"], steps // 10)}
     if arguments["learning_rate"] is None:
-        arguments = {**arguments, "learning_rate": RATES[kind]}
+        arguments = {**arguments, "learning_rate": usual.learning_rate}
     values = {**defaults, **options, **arguments}
     for key in values:
         if key in options and (key in _ARGUMENTS or key in _ELSEWHERE):
