@@ -1,7 +1,4 @@
-"""Couplings: which source sample is paired with which data sample of a batch.
-
-Every coupling leaves x1 and its conditions in their order and moves x0. See docs/couplings.md for when it helps.
-"""
+"""Couplings of the source and data samples of a batch, by permuting x0; see docs/couplings.md."""
 
 from __future__ import annotations
 
@@ -18,28 +15,28 @@ from advect.core import random
 from advect.core.errors import UserError
 from advect.core.random import Generator
 from advect.core.registry import register
-from advect.core.types import Conditions, check_pair
+from advect.core.types import LENGTH, Conditions, check_pair, is_null, real_steps
 
 
 class Coupling(ABC):
-    """Pairs a batch x0 (B, *S) with x1 (B, *S) and its conditions; both marginals stay, in expectation."""
+    """Pairing of x0 (B, *S) with x1 (B, *S) and its conditions that keeps both marginals in expectation."""
 
     part_kind: ClassVar[str] = "coupling"
     independent: ClassVar[bool] = False
-    """Whether x0 and x1 stay independent draws."""
+    """Whether x0 and x1 stay independent."""
     needs_conditions: ClassVar[bool] = False
 
     @abstractmethod
     def pair(
         self, x0: Tensor, x1: Tensor, cond: Conditions | None = None, generator: Generator = None
     ) -> tuple[Tensor, Tensor, Conditions | None]:
-        """Return (x0, x1, cond), reordered so that row i of each belongs together."""
+        """Return (x0, x1, cond), with rows matched."""
 
 
 @register("independent")
 @dataclass(frozen=True)
 class Independent(Coupling):
-    """Pair row i with row i: x0 and x1 stay independent draws."""
+    """Pair row i with row i: x0 and x1 stay independent."""
 
     independent = True
 
@@ -53,7 +50,7 @@ class Independent(Coupling):
 @register("pairs")
 @dataclass(frozen=True)
 class DataPairs(Coupling):
-    """Keep the pairs in which the data come, those of --pairs."""
+    """Keep the pairs of the data, those of --pairs."""
 
     def pair(
         self, x0: Tensor, x1: Tensor, cond: Conditions | None = None, generator: Generator = None
@@ -64,9 +61,9 @@ class DataPairs(Coupling):
 
 @dataclass(frozen=True)
 class GivenPairs(Coupling):
-    """The partner of each datum is known: x0 = ``partner(x1, cond)`` (B, *S), such as its blurred or control version.
+    """Known pairs: x0 = ``partner(x1, cond)`` (B, *S), such as the blurred or control version of x1.
 
-    What the source drew is not used. Raises UserError where the partners have another shape.
+    Source samples are not used. Raises UserError for partners of another shape.
     """
 
     partner: Callable[[Tensor, Conditions | None], Tensor]
@@ -79,22 +76,30 @@ class GivenPairs(Coupling):
         return x0, x1, cond
 
 
-def squared_distances(x1: Tensor, x0: Tensor) -> Tensor:
-    """``|x1_i - x0_j|^2`` (B, B), in float32 at least, by one matrix product after centring."""
+def squared_distances(x1: Tensor, x0: Tensor, real: Tensor | None = None) -> Tensor:
+    """``|x1_i - x0_j|^2`` (B, B), in float32 at least, by one matrix product after centring.
+
+    Of sequences (B, L, C) whose ``real`` steps (B, L) are not all, x0_j counts where x1_i is real, as in training.
+    """
     a, b = x1.flatten(1), x0.flatten(1)
     dtype = torch.promote_types(a.dtype, torch.float32)
-    centre = a.to(dtype).mean(0)
-    a, b = a.to(dtype) - centre, b.to(dtype) - centre
+    a, b = a.to(dtype), b.to(dtype)
+    if real is None:
+        centre = a.mean(0)
+        a, b = a - centre, b - centre
     with torch.autocast(a.device.type, enabled=False):  # mixed precision would round the cost, and pair otherwise
-        return torch.addmm(a.square().sum(1)[:, None] + b.square().sum(1), a, b.T, alpha=-2)
+        if real is None:
+            return torch.addmm(a.square().sum(1)[:, None] + b.square().sum(1), a, b.T, alpha=-2)
+        mask = real[:, :, None].expand_as(x1).flatten(1).to(dtype)
+        a = a * mask
+        return torch.addmm(a.square().sum(1)[:, None] + mask @ b.square().T, a, b.T, alpha=-2)
 
 
 def assign(cost: Tensor) -> Tensor:
-    """The permutation p (B,) with the least ``sum_i cost[i, p_i]``, exactly, by the CPU.
+    """Permutation p (B,) with the least ``sum_i cost[i, p_i]``, exact, on the CPU.
 
-    Shortest augmenting paths (Crouse 2016), in SciPy, on the flattened cost of a batch that is not small: at all sizes
-    and dimensions of bench/coupling.py this is faster than the network simplex. Raises UserError for a cost that is
-    not finite.
+    Shortest augmenting paths (Crouse 2016) by SciPy, on the flattened cost of large batches; faster than the network
+    simplex (bench/coupling.py). Raises UserError for a non-finite cost.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -107,11 +112,9 @@ def assign(cost: Tensor) -> Tensor:
 
 
 def flatten_cost(cost: Tensor) -> Tensor:
-    """The cost (B, B) less a price for each row and each column, in float64.
+    """The cost (B, B) less a price for each row and each column, in float64; the optimal permutation is unchanged.
 
-    That adds the same to every permutation, so the best one stays the best. The prices are those of entropic transport
-    (Cuturi 2013) at three falling temperatures, near those of exact transport, with which the solver has little left
-    to do.
+    Prices of entropic transport (Cuturi 2013) at three falling temperatures, which leave the solver little to do.
     """
     cost = cost.double()
     cost = cost - cost.mean(0)
@@ -136,53 +139,61 @@ def flatten_cost(cost: Tensor) -> Tensor:
 @register("ot")
 @dataclass(frozen=True)
 class ExactOT(Coupling):
-    """The permutation of x0 with the least total squared distance to x1: each sample is used once.
+    """The permutation of x0 with the least total squared distance to x1.
 
     Minibatch optimal transport (Tong et al. 2024, "Improving and generalizing flow-based generative models", section
-    3.2.4; Pooladian et al. 2023), without the replacement that drawing from a transport plan brings. With
-    conditions it biases the source given a condition: see :class:`ConditionalOT`.
+    3.2.4; Pooladian et al. 2023), without replacement. Biases the source given a condition, see
+    :class:`ConditionalOT`.
     """
 
     def pair(
         self, x0: Tensor, x1: Tensor, cond: Conditions | None = None, generator: Generator = None
     ) -> tuple[Tensor, Tensor, Conditions | None]:
         check_pair(x0, x1)
-        return x0[transport(x0, x1).to(x0.device)], x1, cond
+        return x0[transport(x0, x1, real_steps(cond, x1)).to(x0.device)], x1, cond
 
 
-def transport(x0: Tensor, x1: Tensor) -> Tensor:
-    """The rows of x0 (B,) that exact transport pairs with the rows of x1; in one dimension by sorting."""
+def transport(x0: Tensor, x1: Tensor, real: Tensor | None = None) -> Tensor:
+    """Rows of x0 (B,) that exact transport pairs with the rows of x1; in one dimension by sorting."""
     if len(x1) < 2:
         return torch.arange(len(x1))
     if math.prod(x1.shape[1:]) == 1:
         rows = torch.empty(len(x1), dtype=torch.long)
         rows[x1.flatten().argsort().cpu()] = x0.flatten().argsort().cpu()
         return rows
-    return assign(squared_distances(x1, x0))
+    return assign(squared_distances(x1, x0, real))
 
 
 @register("conditional-ot")
 @dataclass(frozen=True, kw_only=True)
 class ConditionalOT(Coupling):
-    """Exact transport whose cost counts the conditions, so that the source stays independent of them.
+    """Exact transport whose cost includes the conditions, which keeps the source independent of them.
 
-    Before the pairing row i of the noise belongs to the condition of row i. PairConfig it with a datum of another
-    condition costs ``penalty``, relative to the mean distance, for each condition that differs (Cheng & Schwing 2025,
-    "The curse of conditions", eq. 9). With the default, infinite penalty transport stays within the groups of equal
-    conditions: the source given a condition is then unbiased, which plain transport does not keep. Raises UserError
-    for a negative penalty, and where there are no conditions.
+    Pairing the noise of one row with a datum of another condition costs ``penalty`` times the mean distance, for each
+    category that differs, and ``continuous`` times it for a mean squared difference of a continuous condition or a
+    length (after C2OT: Cheng & Schwing 2025, "The curse of conditions", who take the cosine). An infinite penalty
+    restricts transport to groups of equal categories, and leaves the source given a category unbiased. Raises
+    UserError for a negative price, and without conditions.
 
     Args:
-        penalty: price of a partner of another condition, relative to the mean distance.
+        penalty: price of a partner of another category, relative to the mean distance.
+        continuous: price of a mean squared difference of a continuous condition, relative to the mean distance; 30
+            moves the noise's mean by less than 0.02 deviations a deviation of the condition.
     """
 
     needs_conditions = True
 
     penalty: float = math.inf
+    continuous: float = 30.0
 
     def __post_init__(self) -> None:
         if not self.penalty >= 0:
-            raise UserError(f"ConditionalOT.penalty must be >= 0, got {self.penalty}; 0 is plain transport")
+            raise UserError(f"ConditionalOT.penalty must be >= 0, got {self.penalty}; 0 ignores categories")
+        if not 0 <= self.continuous < math.inf:
+            raise UserError(
+                f"ConditionalOT.continuous must be finite and >= 0, got {self.continuous}; 0 ignores continuous "
+                "conditions, 30 is usual"
+            )
 
     def pair(
         self, x0: Tensor, x1: Tensor, cond: Conditions | None = None, generator: Generator = None
@@ -190,20 +201,34 @@ class ConditionalOT(Coupling):
         check_pair(x0, x1)
         if not cond:
             raise UserError("ConditionalOT needs conditions, and the batch has none; take ExactOT")
-        values = [value.reshape(len(x1), -1).double().cpu() for value in cond.values()]
-        if math.isinf(self.penalty):
-            keys = torch.cat(values, 1)
-            rows = torch.arange(len(x1))
-            groups = keys.unique(dim=0, return_inverse=True)[1]
-            for group in groups.unique():
-                members = (groups == group).nonzero()[:, 0]
-                there = members.to(x0.device)
-                rows[members] = members[transport(x0[there], x1[there])]
-        else:
-            cost = squared_distances(x1, x0).cpu()
-            mismatch = sum((v[:, None] != v[None]).any(2).double() for v in values)
-            rows = assign(cost + self.penalty * cost.mean() * mismatch)
-        return x0[rows.to(x0.device)], x1, cond
+        cost = _relative(squared_distances(x1, x0, real_steps(cond, x1)))
+        categories = []
+        for name, value in cond.items():
+            if name == LENGTH or value.is_floating_point():
+                missing = is_null(value) if name != LENGTH else torch.zeros_like(value, dtype=torch.bool)
+                numbers = torch.nan_to_num(value.reshape(len(x1), -1).double())
+                cost = cost + self.continuous * _relative(squared_distances(numbers, numbers)).to(cost.device)
+                value = missing
+            categories.append(value.reshape(len(x1), -1).long())
+        return x0[self._assign(cost, torch.cat(categories, 1)).to(x0.device)], x1, cond
+
+    def _assign(self, cost: Tensor, categories: Tensor) -> Tensor:
+        """The rows of x0 for a cost (B, B) and categories (B, K)."""
+        if not math.isinf(self.penalty):
+            mismatch = (categories[:, None] != categories[None]).sum(2).to(cost)
+            return assign(cost + self.penalty * mismatch)
+        rows = torch.arange(len(cost))
+        groups = categories.unique(dim=0, return_inverse=True)[1]
+        for group in groups.unique():
+            here = (groups == group).nonzero()[:, 0]
+            members = here.cpu()
+            rows[members] = members[assign(cost[here][:, here])]
+        return rows
+
+
+def _relative(cost: Tensor) -> Tensor:
+    """A cost in units of its mean."""
+    return cost / cost.mean().clamp(min=1e-30)
 
 
 @register("sinkhorn")
@@ -211,13 +236,12 @@ class ConditionalOT(Coupling):
 class Sinkhorn(Coupling):
     """Entropic transport (Cuturi 2013) in the log domain on the batch's device; partners are drawn from its plan.
 
-    ``epsilon`` > 0 is the regularisation relative to the mean squared distance: small is close to exact and needs more
-    ``iterations``. For each datum a row of x0 is drawn from the plan, with replacement: in expectation each is
-    used once. It needs no transfer to the CPU; in many dimensions it gains little over a random pairing.
+    Draws with replacement: each row of x0 is used once in expectation. Gains little in many dimensions.
 
     Args:
-        epsilon: regularisation, relative to the mean squared distance.
-        iterations: of the fixed point.
+        epsilon: regularisation > 0, relative to the mean squared distance; smaller is closer to exact and needs
+            more iterations.
+        iterations: number of fixed-point iterations.
     """
 
     epsilon: float = 0.05
@@ -229,9 +253,9 @@ class Sinkhorn(Coupling):
         if self.iterations < 1:
             raise UserError(f"Sinkhorn.iterations must be at least 1, got {self.iterations}; 100 is usual")
 
-    def log_plan(self, x0: Tensor, x1: Tensor) -> Tensor:
-        """The logarithm of the plan (B, B), rows for x1; each row sums to one, each column nearly so."""
-        cost = squared_distances(x1, x0)
+    def log_plan(self, x0: Tensor, x1: Tensor, real: Tensor | None = None) -> Tensor:
+        """Logarithm of the plan (B, B), rows for x1; rows sum to one, columns nearly so."""
+        cost = squared_distances(x1, x0, real)
         kernel = -cost / (self.epsilon * cost.mean()).clamp(min=1e-30)
         for _ in range(self.iterations):
             kernel = kernel - kernel.logsumexp(0, keepdim=True)
@@ -242,6 +266,6 @@ class Sinkhorn(Coupling):
         self, x0: Tensor, x1: Tensor, cond: Conditions | None = None, generator: Generator = None
     ) -> tuple[Tensor, Tensor, Conditions | None]:
         check_pair(x0, x1)
-        plan = self.log_plan(x0, x1)
+        plan = self.log_plan(x0, x1, real_steps(cond, x1))
         u = random.uniform(plan.shape, generator, device=plan.device).clamp(min=2.0**-25)
         return x0[(plan - (-u.log()).log()).argmax(1)], x1, cond

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from advect.commands.sample import parse_sample
-from advect.config.arguments import parse_config, parse_train
+from advect.config.arguments import parse_config, parse_train, to_yaml
 from advect.config.flags import kept, typed_words
-from advect.config.yaml_file import to_yaml
 
 
 def test_a_name_that_begins_with_dashes_is_a_value_after_an_equals_sign(tmp_path: Path) -> None:

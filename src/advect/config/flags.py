@@ -1,19 +1,22 @@
-"""From words of the command line to sections: the flags of their fields and of the parts that they choose."""
+"""Flags of sections and of the parts they choose."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import field, fields, is_dataclass, make_dataclass
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_type_hints
 
 import tyro
 
 from advect.config.section import Choice, Section, field_docs, flag
 from advect.core import registry
 from advect.core.errors import UserError, did_you_mean
+from advect.distributed.comm import sync_errors
 
 A = TypeVar("A")
 Sections = Mapping[str, Section]
@@ -30,9 +33,9 @@ def parse_words(kind: type[A], words: Sequence[str], *, prog: str, description: 
 
 
 def parse_sections(sections: Sections, words: Sequence[str], *, prog: str, description: str) -> dict[str, Section]:
-    """The sections with what the words give. Raises UserError for an unknown flag and for a bad value.
+    """Update sections by command-line words. Raises UserError for unknown flags and bad values.
 
-    A choice that the words make comes with its own flags. ``--help`` shows the usual flags, ``--help-all`` all.
+    A chosen part brings its own flags. ``--help`` shows the usual flags, ``--help-all`` all.
     """
     words = typed_words(words)
     sections = {name: _chosen(section, words) for name, section in sections.items()}
@@ -52,7 +55,7 @@ def parse_sections(sections: Sections, words: Sequence[str], *, prog: str, descr
 
 
 def _chosen(section: Section, words: Sequence[str]) -> Section:
-    """The section with the parts that the words choose."""
+    """Section with the parts chosen by the words."""
     for choice in section.choices():
         name = value_of(flag(choice.field), words)
         if name is not None and name != "None":
@@ -77,7 +80,7 @@ class _Group:
 
 
 def _parser(sections: Sections, *, brief: bool, choices_help: bool) -> tuple[type, dict[str, str]]:
-    """A dataclass of dataclasses whose fields are the flags, and for each flag the section that it belongs to."""
+    """Dataclass of flags by group, and the section that owns each flag."""
     groups: dict[str, _Group] = {}
     owners: dict[str, str] = {}
     for key, section in sections.items():
@@ -139,7 +142,7 @@ def _run_tyro(parser: type[A], words: Sequence[str], sections: Sections, *, prog
 
 
 def _one_sentence(box: str) -> str:
-    """The words inside the frame that tyro draws around an error, without its title."""
+    """Text inside tyro's error frame, without its title."""
     lines = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()
     inside = [re.sub(r"[│─]+", " ", line) for line in lines if not line.startswith(("╭", "╰"))]
     words = " ".join(" ".join(inside).split()).split(" Argument helptext")[0].split(" For full helptext")[0]
@@ -161,7 +164,7 @@ def _unknown(word: str, flags: list[str], sections: Sections, prog: str) -> str:
 
 
 def _parts_with(choice: Choice, option: str) -> list[str]:
-    """The parts that have an argument of this name."""
+    """Parts with an argument of this name."""
     return [name for name in choice.names() if option in {a.name for a in registry.arguments(choice.get(name))}]
 
 
@@ -215,7 +218,7 @@ def _plain(value: Any) -> Any:
 
 
 def value_of(name: str, words: Sequence[str]) -> str | None:
-    """The value that a flag has in the words, the last one where it comes twice."""
+    """Value of a flag in the words, the last if repeated."""
     found = None
     for i, word in enumerate(words):
         if word == name:
@@ -228,7 +231,7 @@ def value_of(name: str, words: Sequence[str]) -> str | None:
 
 
 def taken(name: str, words: Sequence[str]) -> tuple[list[str], str | None]:
-    """The words without a flag, and the value that it had."""
+    """The words without a flag, and its value."""
     value, rest = value_of(name, words), []
     places = iter(words)
     for word in places:
@@ -245,10 +248,30 @@ def without_flag(name: str, words: Sequence[str]) -> list[str]:
 
 
 def without_prefixed(prefix: str, words: Sequence[str], *, keep: Sequence[str]) -> list[str]:
-    """The words without the flags of a prefix and their values, but those to ``keep``."""
+    """The words without flags of a prefix and their values, except those to ``keep``."""
     left, name = [], ""
     for word in words:
         name = word if word.startswith("--") else name
         if name in keep or not name.replace("--no-", "--").startswith(flag(prefix)):
             left.append(word)
     return left
+
+
+def split_place(
+    words: list[str], command: str, what: str = "run", example: str = "runs/digits"
+) -> tuple[Path, list[str]]:
+    """Split RUN from the flags; --help needs none."""
+    if words and not words[0].startswith("-"):
+        return Path(words[0]), words[1:]
+    if any(word in ("-h", "--help") for word in words):
+        return Path(), words
+    raise UserError(f"{command} needs a {what} first, such as: {command} {example}")
+
+
+def launch_processes(command: str, words: list[str], nproc: int, device: str) -> NoReturn:
+    """Run the command in ``nproc`` processes; exit with their code."""
+    from advect.distributed.launch import check_nproc, launch
+
+    with sync_errors():
+        check_nproc(nproc, device)
+    sys.exit(launch([sys.executable, "-m", "advect", command, *without_flag("--nproc", words)], nproc))

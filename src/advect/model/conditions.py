@@ -45,11 +45,11 @@ def resolve_conditions(
     seed: int,
     rows: range | None = None,
 ) -> Conditions:
-    """Each condition of ``spec`` as the network takes it: whole numbers (n,), or standardised ones (n, d).
+    """Network inputs for each condition of ``spec``: integers (n,), or standardised (n, d).
 
-    ``cond`` has values by name, or words NAME=VALUE. Conditions not in it are sampled by their frequency in the training data, a quantity from its examples; row i
-    depends on the seed and i alone. Only ``rows``, a range within 0 .. n, are computed if given. Raises UserError for
-    an unknown condition or value.
+    ``cond`` has values by name, or words NAME=VALUE. Conditions not in it are sampled from the training frequencies,
+    quantities from examples; row i depends on seed and i alone. ``rows`` restricts the result. Raises UserError for an
+    unknown condition or value.
     """
     given: dict[str, Any] = dict(cond) if isinstance(cond, Mapping) else dict(parse_conditions(cond or (), spec))
     for name in given:
@@ -73,7 +73,7 @@ def resolve_conditions(
 
 
 def _sampled(condition: Condition, u: Tensor) -> Tensor:
-    """The values at quantiles u (n,) in [0, 1) of the training data."""
+    """Values at quantiles u (n,) in [0, 1) of the training data."""
     if isinstance(condition, Quantity):
         examples = _standardised(condition, condition.examples)
         return examples[(u * len(examples)).long()]
@@ -249,14 +249,14 @@ def _row(name: str, value: Any) -> list[float]:
 
 
 def _standardised(quantity: Quantity, rows: Sequence[Sequence[float]]) -> Tensor:
-    """Rows (n, d) in the data's units as the network takes them."""
+    """Rows (n, d) in data units, standardised."""
     x = torch.tensor(rows, dtype=torch.float64).reshape(-1, len(quantity.mean))
     mean, std = (torch.tensor(moments, dtype=torch.float64) for moments in (quantity.mean, quantity.std))
     return ((x - mean) / std).float()
 
 
 def number_or_name(word: str | None) -> float | str | None:
-    """``--diffusion`` as a number, where it is one."""
+    """``--diffusion`` as a number if it is one."""
     try:
         return None if word is None else float(word)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Metrics file, progress bar, checkpoints, and actions every so many steps."""
+"""Callbacks for the metrics file, the progress bar, checkpoints and periodic actions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable
+from abc import abstractmethod
+from contextlib import nullcontext
 from pathlib import Path
 
 from tqdm import tqdm
@@ -16,7 +17,7 @@ from advect.checkpoint.async_writer import CheckpointWriter
 from advect.checkpoint.manifest import checkpoint_name, checkpoint_step, list_checkpoints
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text
-from advect.distributed.comm import sync_errors
+from advect.distributed.comm import broadcast_object, sync_errors
 from advect.training.state import Progress
 from advect.training.trainer import Callback, Trainer
 
@@ -24,9 +25,8 @@ logger = logging.getLogger(__name__)
 
 
 class MetricsFile(Callback):
-    """``metrics.jsonl``: one JSON object a logged step. On resumption rows beyond the checkpoint are dropped.
-
-    Those of the bad steps that a run is rolled back for stay.
+    """``metrics.jsonl``: one JSON object a logged step. Resumption drops the rows after the checkpoint; a rollback
+    keeps its bad steps.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,7 +43,7 @@ class MetricsFile(Callback):
         self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, row: dict) -> None:
-        """Append a row and hand it to the operating system at once."""
+        """Append and flush a row."""
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
 
@@ -67,10 +67,7 @@ class MetricsFile(Callback):
 
 
 def _kept(lines: list[str], progress: Progress, keep: str) -> list[str]:
-    """The rows up to a run's step, and those with a field called ``keep``.
-
-    What a rolling back has left is not looked at again by a run that goes on from after it.
-    """
+    """Rows up to the run's step, and those with a field ``keep``; rows before the last rollback stay as they are."""
     rows = [(line, _row(line)) for line in lines]
     left = [i for i, (_, row) in enumerate(rows) if "rolled_back_from" in row] if progress.rate < 1 else []
     first = left[-1] + 1 if left else 0
@@ -87,7 +84,7 @@ def _row(line: str) -> dict:
 
 
 class ProgressBar(Callback):
-    """Steps done with loss, samples a second and time left; plain lines where the output is not a terminal."""
+    """Progress bar with loss, samples a second and time left; plain lines without a terminal."""
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
@@ -143,7 +140,7 @@ class ProgressBar(Callback):
 
 
 def _work(row: dict) -> str:
-    """The network's arithmetic a second, and its share of the device's peak where that is known."""
+    """Arithmetic per second, and its share of the device's peak if known."""
     if "flops_per_s" not in row:
         return ""
     rate = row["flops_per_s"]
@@ -158,10 +155,8 @@ def _clock(seconds: float) -> str:
 
 
 class CheckpointCallback(Callback):
-    """Writes a checkpoint every ``every`` steps, after every ``every_epochs``-th epoch, and at the end of the run.
-
-    0 turns the first two off, and within a row of bad steps they are left out. A ``writer`` writes them beside the
-    training, on every process. When the run ends, the last one is whole.
+    """Write a checkpoint every ``every`` steps, every ``every_epochs`` epochs (0: never) and at the end of the run.
+    None is written within a series of bad steps. Writing overlaps training, and is complete when the run ends.
     """
 
     def __init__(self, writer: CheckpointWriter, *, every: int, every_epochs: int) -> None:
@@ -171,7 +166,7 @@ class CheckpointCallback(Callback):
 
     @property
     def trouble(self) -> UserError | None:  # type: ignore[override]
-        """Why a checkpoint could not be written."""
+        """Error of the last write."""
         return self.writer.trouble
 
     def on_start(self, trainer: Trainer) -> None:
@@ -202,7 +197,7 @@ class CheckpointCallback(Callback):
         self._saved_step = row["step"]
 
     def save(self, trainer: Trainer) -> None:
-        """Have a checkpoint written of the step just finished, unless there is one."""
+        """Write a checkpoint of the last step, unless there is one."""
         if trainer.state.progress.step == self._saved_step or not trainer.flush():
             return
         began = time.monotonic()
@@ -216,27 +211,51 @@ class CheckpointCallback(Callback):
         self.writer.close()
 
 
-class EverySteps(Callback):
-    """Calls ``action(step)`` every ``every`` steps, with the averaged weights in the network where there are any."""
+class PeriodicCallback(Callback):
+    """Call :meth:`run` every ``every`` steps (0: never) and at the end, with EMA weights if any.
 
-    def __init__(self, every: int, action: Callable[[int], None]) -> None:
-        self.every, self.action = every, action
+    A call interrupted by a kill is repeated on resumption.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every, self._seen = every, -1
+
+    @abstractmethod
+    def run(self, step: int) -> None:
+        """Act after ``step`` steps; on all processes."""
+
+    @abstractmethod
+    def has_run(self, step: int) -> bool:
+        """Whether the results of a step are complete; on the first process."""
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Repeat an interrupted call at the checkpoint's step."""
+        step = trainer.state.progress.step
+        self._seen = step if broadcast_object(self.has_run(step)) else -1
+        if step != self._seen and self.every and step and step % self.every == 0:
+            self.run_now(trainer)
 
     def on_step(self, trainer: Trainer) -> None:
-        if self.every and trainer.state.progress.step % self.every == 0:
-            self.run(trainer)
+        step = trainer.state.progress.step
+        if self.every and step % self.every == 0 and step != self._seen:  # seen: the step was rolled back
+            self.run_now(trainer)
 
-    def run(self, trainer: Trainer) -> None:
-        """Call the action now."""
+    def on_end(self, trainer: Trainer, reason: str) -> None:
+        if self.every and not reason.startswith("SIG") and trainer.state.progress.step != self._seen:
+            self.run_now(trainer)
+
+    def on_rollback(self, trainer: Trainer, row: dict) -> None:
+        self._seen = row["step"]
+
+    def run_now(self, trainer: Trainer) -> None:
+        """Call :meth:`run`, unless the last steps were rolled back."""
         if not trainer.flush():
             return
         net, ema = trainer.state.net, trainer.state.ema
+        self._seen = trainer.state.progress.step
         net.eval()
         try:
-            if ema is None:
-                self.action(trainer.state.progress.step)
-            else:
-                with ema.applied():
-                    self.action(trainer.state.progress.step)
+            with nullcontext() if ema is None else ema.applied():
+                self.run(self._seen)
         finally:
             net.train()

@@ -1,0 +1,251 @@
+"""Guards of the loop: when it stops, and what it does about stalls, lack of memory and steps that are not finite."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+
+import torch
+
+from advect.core.errors import UserError
+from advect.distributed.comm import control_group, sync_errors
+from advect.distributed.env import STOPPING
+from advect.training.state import TrainState
+from advect.training.step import BadStep
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopCriteria:
+    """End after ``steps``, or earlier after ``max_steps`` finished steps or ``max_minutes`` of this start.
+
+    The two maxima do not affect the learning-rate schedule.
+    """
+
+    steps: int
+    max_steps: int | None = None
+    max_minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"num_epochs leaves {self.steps} steps to train; raise --num-epochs or lower --batch-size")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise UserError(f"max_steps must be at least 1, got {self.max_steps}; leave it out for no limit")
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise UserError(f"max_minutes must be > 0, got {self.max_minutes}; leave it out for no limit")
+
+    @property
+    def last_step(self) -> int:
+        """Number of finished steps at the end, minutes aside."""
+        return self.steps if self.max_steps is None else min(self.steps, self.max_steps)
+
+
+class StopSignals:
+    """Context in which the first signal of STOPPING sets :attr:`received`; a second one interrupts at once.
+
+    No effect outside the main thread.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._before: dict[signal.Signals, object] = {}
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number).name
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for number in STOPPING:
+                self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+
+MINUTES = "max-minutes"
+_MINUTES_CODE = 1000
+
+
+class StopConsensus:
+    """Agree across processes on stopping after the same step, without waiting.
+
+    Each call starts an asynchronous all-reduce (max) and returns the result of the previous one, so a signal takes
+    effect one step later than in a single process, where the values are returned directly.
+    """
+
+    def __init__(self) -> None:
+        self._sent: tuple[torch.Tensor, torch.distributed.Work] | None = None
+
+    def all_max(self, words: Sequence[int]) -> list[int]:
+        """Send ``words``; return the element-wise maximum over processes of the previous call, at first 0."""
+        group = control_group()
+        if group is None:
+            return list(words)
+        import torch.distributed as dist
+
+        largest = self._received() or [0] * len(words)
+        tensor = torch.tensor(list(words), dtype=torch.int64)
+        work = dist.all_reduce(tensor, dist.ReduceOp.MAX, group=group, async_op=True)
+        assert work is not None
+        self._sent = tensor, work
+        return largest
+
+    def _received(self) -> list[int] | None:
+        if self._sent is None:
+            return None
+        tensor, work = self._sent
+        self._sent = None
+        work.wait()
+        return tensor.tolist()
+
+    def close(self) -> None:
+        """Complete the pending exchange."""
+        self._received()
+
+
+class StopGuard:
+    """Decide between steps, for all processes, whether the run ends. A context that handles signals."""
+
+    def __init__(self) -> None:
+        self._signals, self._consensus = StopSignals(), StopConsensus()
+        self._began = time.monotonic()
+
+    def __enter__(self) -> StopGuard:
+        self._signals.__enter__()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._signals.__exit__(kind, error, trace)
+
+    def reason(self, criteria: StopCriteria, step: int, trouble: UserError | None) -> str | None:
+        """Reason to end after ``step`` steps, or None. Raises ``trouble``, or that of another process."""
+        local = self._signals.received
+        minutes = (time.monotonic() - self._began) / 60
+        if local is None and criteria.max_minutes is not None and minutes >= criteria.max_minutes:
+            local = MINUTES
+        code, failed = self._consensus.all_max([_code_of(local), int(trouble is not None)])
+        if failed:
+            self._consensus.close()
+            with sync_errors():
+                if trouble is not None:
+                    raise trouble
+        if code:
+            return _reason_of(code)
+        if step >= criteria.steps:
+            return "finished"
+        if criteria.max_steps is not None and step >= criteria.max_steps:
+            return "max-steps"
+        return None
+
+    def close(self) -> None:
+        """Complete the pending exchange."""
+        self._consensus.close()
+
+
+def _code_of(reason: str | None) -> int:
+    """Number of a reason known to one process only (a signal, the minutes); 0 for none."""
+    if reason is None:
+        return 0
+    return _MINUTES_CODE if reason == MINUTES else int(signal.Signals[reason])
+
+
+def _reason_of(code: int) -> str:
+    return MINUTES if code == _MINUTES_CODE else signal.Signals(code).name
+
+
+LOWER_RATE = 0.3
+"""Factor of the learning rate after a rollback."""
+
+_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+@contextmanager
+def explain_oom() -> Iterator[None]:
+    """Turn out-of-memory errors into a UserError naming the flags that help."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        text = str(error).lower()
+        if isinstance(error, RuntimeError) and not any(words in text for words in _MEMORY):
+            raise
+        first = str(error).strip().splitlines()[0] if str(error).strip() else "no more to be had"
+        raise UserError(
+            f"out of memory ({first}); the last checkpoint is whole; in this order try --mixed-precision, "
+            "--accumulate 2 or more (the same step in parts), --grad-checkpointing, a smaller --batch-size, fewer "
+            "channels, --parallel fsdp where there are several GPUs, and fewer --num-samples if it drew samples"
+        ) from error
+
+
+def divergence_error(bad: int, loss: float, norm: float, step: int, *, rolled_back: bool) -> UserError:
+    """Error of a run with ``bad`` non-finite steps in a row, the last being ``step``."""
+    tried = "also after going back to a checkpoint with a lower rate" if rolled_back else "and there is no checkpoint"
+    error = UserError(
+        f"the loss or its gradient was not finite in {bad} steps in a row, the last of them step {step:,} (loss "
+        f"{loss:g}, gradient norm {norm:g}), {tried}; lower --learning-rate, keep --grad-clip at 1, train with "
+        "--no-mixed-precision, and look at the rows that metrics.jsonl names with advect doctor; checkpoints are whole"
+    )
+    error.agreed = True  # as loss and norm are those of all processes
+    return error
+
+
+class Watchdog:
+    """Call ``report(name, seconds)`` when an operation takes ``patience`` seconds, and at each doubling."""
+
+    def __init__(self, report: Callable[[str, float], None], *, patience: float = 30.0) -> None:
+        self._report, self._patience = report, patience
+        self._doing: tuple[str, float] | None = None
+        self._due = patience
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="advect-watchdog", daemon=True)
+        self._thread.start()
+
+    def begin(self, name: str) -> None:
+        """Start the clock of ``name``."""
+        self._doing = name, time.monotonic()
+
+    def end(self) -> None:
+        """Stop the clock."""
+        self._doing = None
+
+    def close(self) -> None:
+        """Stop the thread."""
+        self._end.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        reported: tuple[str, float] | None = None
+        while not self._end.wait(self._patience / 4):
+            doing = self._doing
+            if doing is None:
+                continue
+            if doing is not reported:
+                reported, self._due = doing, self._patience
+            seconds = time.monotonic() - doing[1]
+            if seconds >= self._due:
+                self._report(doing[0], seconds)
+                self._due = 2 * seconds
+
+
+def roll_back(state: TrainState, checkpoint: Path | None, bad: BadStep) -> dict:
+    """Restore ``checkpoint`` with a lower rate; return the row to log.
+
+    Raises UserError without a checkpoint, or after an earlier rollback.
+    """
+    progress = state.progress
+    if progress.rate < 1 or checkpoint is None:
+        raise divergence_error(progress.bad_row, bad.loss, bad.norm, bad.step, rolled_back=progress.rate < 1)
+    state.load(checkpoint)
+    restored = state.progress
+    restored.rate = LOWER_RATE
+    restored.bad = progress.bad
+    restored.bad_row = 0
+    return {"step": restored.step, "rolled_back_from": bad.step, "rate": restored.rate}
