@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from advect.commands.sample import parse_sample
-from advect.config.arguments import parse_config, parse_train, to_yaml
+from advect.config.arguments import parse_config, parse_train
 from advect.config.flags import kept, typed_words
 
 
@@ -23,5 +23,5 @@ def test_a_name_that_begins_with_dashes_is_a_value_after_an_equals_sign(tmp_path
     words = ["table", "--data-dir", str(tmp_path / "t.csv"), "--conditions=--a"]
     preset, a = parse_train(words)
     assert a.settings.data.conditions == ("--a",)
-    (tmp_path / "config.yaml").write_text(to_yaml(a.settings, preset))
+    (tmp_path / "config.yaml").write_text(a.settings.to_yaml(preset))
     assert parse_config(tmp_path / "config.yaml")[1] == a.settings

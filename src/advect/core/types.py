@@ -78,8 +78,8 @@ class PathSample:
 class Category:
     """Categorical condition with values ``0 .. len(names) - 1``, or ``NULL``.
 
-    ``frequencies`` are the shares of the values in the training data, of sum one. ``names`` are the labels in the data,
-    as text; where the data have numbers, and names for these, ``numbers`` are those.
+    ``frequencies`` are the shares of the values in the training data, of sum one. ``names`` are the labels in the
+    data, as text; where the data have numbers, and names for these, ``numbers`` are those.
     """
 
     names: tuple[str, ...]

@@ -270,7 +270,8 @@ def parse_conditions(words: Sequence[str], spec: DataSpec | None = None) -> dict
     """
     cond: dict[str, str] = {}
     for word in words:
-        splits = [(word[:i], word[i + 1 :]) for i, letter in enumerate(word) if letter == "=" and 0 < i < len(word) - 1]
+        places = [i for i, letter in enumerate(word) if letter == "=" and 0 < i < len(word) - 1]
+        splits = [(word[:i], word[i + 1 :]) for i in places]
         if not splits:
             raise UserError(f"--cond {word} should be NAME=VALUE, such as label=7")
         known = [] if spec is None else [(name, value) for name, value in splits if name in spec.conditions]
