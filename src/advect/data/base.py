@@ -132,7 +132,7 @@ class Dataset:
         return registry.get("modality", self.spec.modality)(self.spec, self.transform, self.metadata)
 
     @property
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> Mapping[str, Any]:
         """A JSON object with what writing samples in the data's own format needs; empty where arrays say all."""
         return {}
 

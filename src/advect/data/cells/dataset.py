@@ -41,7 +41,7 @@ from advect.data.cells.matrix import (
     survey,
 )
 from advect.data.cells.transform import Chain, Components, Expression, Space
-from advect.data.cells.write import obs_facts, var_facts
+from advect.data.cells.write import CellsMetadata, obs_facts, var_facts
 from advect.data.transforms import Identity, Standardize, Transform
 
 if TYPE_CHECKING:
@@ -193,8 +193,7 @@ class Cells(Dataset):
         return self.controls() if self._control else None
 
     @property
-    def metadata(self) -> dict[str, Any]:
-        """What :func:`~advect.data.cells.write.write_h5ad` needs beside samples, as JSON: genes, units, names."""
+    def metadata(self) -> CellsMetadata:
         return {
             "space": self._expression.space,
             "counted": self._counted,
