@@ -157,8 +157,8 @@ class Modality(ABC):
         return self.comparable(x)
 
     def feature_space(self, x: Tensor) -> Tensor:
-        """Comparable samples (n, *S) as vectors (n, *K) between which distances mean something."""
-        return x
+        """Comparable samples (n, *S) as vectors (n, *K) between which distances mean something, also in float32."""
+        return self.transform.centred(x)
 
 
 def modalities() -> list[type[Modality]]:

@@ -46,7 +46,8 @@ class PixelSplit(Split):
             mirrored = uniform((len(indices),), rng).numpy() < 0.5
             x[mirrored] = x[mirrored, ..., ::-1]
         if x.dtype != np.uint8:  # PyTorch takes neither every width of whole numbers nor every order of bytes
-            x = x.astype(np.result_type(x.dtype, np.float32), copy=False)
+            wide = x.dtype.itemsize > 4 or (x.dtype.kind in "iu" and x.dtype.itemsize == 4)
+            x = x.astype(np.float64 if wide else np.float32, copy=False)
         x1 = self._transform.forward(torch.from_numpy(x))
         if not self._labels:
             return Batch(x1)
