@@ -1,7 +1,4 @@
-"""Couplings: which source sample is paired with which data sample of a batch.
-
-Every coupling leaves x1 and its conditions in their order and moves x0. See docs/couplings.md for when it helps.
-"""
+"""Couplings of the source and data samples of a batch, by permuting x0; see docs/couplings.md."""
 
 from __future__ import annotations
 
@@ -22,24 +19,24 @@ from advect.core.types import Conditions, check_pair
 
 
 class Coupling(ABC):
-    """Pairs a batch x0 (B, *S) with x1 (B, *S) and its conditions; both marginals stay, in expectation."""
+    """Pairing of x0 (B, *S) with x1 (B, *S) and its conditions that keeps both marginals in expectation."""
 
     part_kind: ClassVar[str] = "coupling"
     independent: ClassVar[bool] = False
-    """Whether x0 and x1 stay independent draws."""
+    """Whether x0 and x1 stay independent."""
     needs_conditions: ClassVar[bool] = False
 
     @abstractmethod
     def pair(
         self, x0: Tensor, x1: Tensor, cond: Conditions | None = None, generator: Generator = None
     ) -> tuple[Tensor, Tensor, Conditions | None]:
-        """Return (x0, x1, cond), reordered so that row i of each belongs together."""
+        """Return (x0, x1, cond), with rows matched."""
 
 
 @register("independent")
 @dataclass(frozen=True)
 class Independent(Coupling):
-    """Pair row i with row i: x0 and x1 stay independent draws."""
+    """Pair row i with row i: x0 and x1 stay independent."""
 
     independent = True
 
@@ -53,7 +50,7 @@ class Independent(Coupling):
 @register("pairs")
 @dataclass(frozen=True)
 class DataPairs(Coupling):
-    """Keep the pairs in which the data come, those of --pairs."""
+    """Keep the pairs of the data, those of --pairs."""
 
     def pair(
         self, x0: Tensor, x1: Tensor, cond: Conditions | None = None, generator: Generator = None
@@ -64,9 +61,9 @@ class DataPairs(Coupling):
 
 @dataclass(frozen=True)
 class GivenPairs(Coupling):
-    """The partner of each datum is known: x0 = ``partner(x1, cond)`` (B, *S), such as its blurred or control version.
+    """Known pairs: x0 = ``partner(x1, cond)`` (B, *S), such as the blurred or control version of x1.
 
-    What the source drew is not used. Raises UserError where the partners have another shape.
+    Source samples are not used. Raises UserError for partners of another shape.
     """
 
     partner: Callable[[Tensor, Conditions | None], Tensor]
@@ -90,11 +87,10 @@ def squared_distances(x1: Tensor, x0: Tensor) -> Tensor:
 
 
 def assign(cost: Tensor) -> Tensor:
-    """The permutation p (B,) with the least ``sum_i cost[i, p_i]``, exactly, by the CPU.
+    """Permutation p (B,) with the least ``sum_i cost[i, p_i]``, exact, on the CPU.
 
-    Shortest augmenting paths (Crouse 2016), in SciPy, on the flattened cost of a batch that is not small: at all sizes
-    and dimensions of bench/coupling.py this is faster than the network simplex. Raises UserError for a cost that is
-    not finite.
+    Shortest augmenting paths (Crouse 2016) by SciPy, on the flattened cost of large batches; faster than the network
+    simplex (bench/coupling.py). Raises UserError for a non-finite cost.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -107,11 +103,9 @@ def assign(cost: Tensor) -> Tensor:
 
 
 def flatten_cost(cost: Tensor) -> Tensor:
-    """The cost (B, B) less a price for each row and each column, in float64.
+    """The cost (B, B) less a price for each row and each column, in float64; the optimal permutation is unchanged.
 
-    That adds the same to every permutation, so the best one stays the best. The prices are those of entropic transport
-    (Cuturi 2013) at three falling temperatures, near those of exact transport, with which the solver has little left
-    to do.
+    Prices of entropic transport (Cuturi 2013) at three falling temperatures, which leave the solver little to do.
     """
     cost = cost.double()
     cost = cost - cost.mean(0)
@@ -136,11 +130,11 @@ def flatten_cost(cost: Tensor) -> Tensor:
 @register("ot")
 @dataclass(frozen=True)
 class ExactOT(Coupling):
-    """The permutation of x0 with the least total squared distance to x1: each sample is used once.
+    """The permutation of x0 with the least total squared distance to x1.
 
     Minibatch optimal transport (Tong et al. 2024, "Improving and generalizing flow-based generative models", section
-    3.2.4; Pooladian et al. 2023), without the replacement that drawing from a transport plan brings. With
-    conditions it biases the source given a condition: see :class:`ConditionalOT`.
+    3.2.4; Pooladian et al. 2023), without replacement. Biases the source given a condition, see
+    :class:`ConditionalOT`.
     """
 
     def pair(
@@ -151,7 +145,7 @@ class ExactOT(Coupling):
 
 
 def transport(x0: Tensor, x1: Tensor) -> Tensor:
-    """The rows of x0 (B,) that exact transport pairs with the rows of x1; in one dimension by sorting."""
+    """Rows of x0 (B,) that exact transport pairs with the rows of x1; in one dimension by sorting."""
     if len(x1) < 2:
         return torch.arange(len(x1))
     if math.prod(x1.shape[1:]) == 1:
@@ -164,13 +158,12 @@ def transport(x0: Tensor, x1: Tensor) -> Tensor:
 @register("conditional-ot")
 @dataclass(frozen=True, kw_only=True)
 class ConditionalOT(Coupling):
-    """Exact transport whose cost counts the conditions, so that the source stays independent of them.
+    """Exact transport whose cost includes the conditions, which keeps the source independent of them.
 
-    Before the pairing row i of the noise belongs to the condition of row i. PairConfig it with a datum of another
-    condition costs ``penalty``, relative to the mean distance, for each condition that differs (Cheng & Schwing 2025,
-    "The curse of conditions", eq. 9). With the default, infinite penalty transport stays within the groups of equal
-    conditions: the source given a condition is then unbiased, which plain transport does not keep. Raises UserError
-    for a negative penalty, and where there are no conditions.
+    Pairing the noise of one row with a datum of another condition costs ``penalty`` times the mean distance, for each
+    condition that differs (Cheng & Schwing 2025, "The curse of conditions", eq. 9). An infinite penalty restricts
+    transport to groups of equal conditions, and leaves the source given a condition unbiased. Raises UserError for a
+    negative penalty, and without conditions.
 
     Args:
         penalty: price of a partner of another condition, relative to the mean distance.
@@ -211,13 +204,12 @@ class ConditionalOT(Coupling):
 class Sinkhorn(Coupling):
     """Entropic transport (Cuturi 2013) in the log domain on the batch's device; partners are drawn from its plan.
 
-    ``epsilon`` > 0 is the regularisation relative to the mean squared distance: small is close to exact and needs more
-    ``iterations``. For each datum a row of x0 is drawn from the plan, with replacement: in expectation each is
-    used once. It needs no transfer to the CPU; in many dimensions it gains little over a random pairing.
+    Draws with replacement: each row of x0 is used once in expectation. Gains little in many dimensions.
 
     Args:
-        epsilon: regularisation, relative to the mean squared distance.
-        iterations: of the fixed point.
+        epsilon: regularisation > 0, relative to the mean squared distance; smaller is closer to exact and needs
+            more iterations.
+        iterations: number of fixed-point iterations.
     """
 
     epsilon: float = 0.05
@@ -230,7 +222,7 @@ class Sinkhorn(Coupling):
             raise UserError(f"Sinkhorn.iterations must be at least 1, got {self.iterations}; 100 is usual")
 
     def log_plan(self, x0: Tensor, x1: Tensor) -> Tensor:
-        """The logarithm of the plan (B, B), rows for x1; each row sums to one, each column nearly so."""
+        """Logarithm of the plan (B, B), rows for x1; rows sum to one, columns nearly so."""
         cost = squared_distances(x1, x0)
         kernel = -cost / (self.epsilon * cost.mean()).clamp(min=1e-30)
         for _ in range(self.iterations):

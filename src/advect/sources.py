@@ -1,4 +1,4 @@
-"""Source distributions: where a flow starts, at t = 0."""
+"""Source distributions, at t = 0."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Shape = tuple[int, ...]
 
 
 class SourceDistribution(ABC):
-    """A distribution that samples x0 of any shape (B, *S)."""
+    """Distribution of x0 of any shape (B, *S)."""
 
     part_kind: ClassVar[str] = "source"
     standard_normal: ClassVar[bool] = False
-    """Whether it is N(0, I), which scores and the conversion between predictions need."""
+    """Whether it is N(0, I), as scores and conversions need."""
     fits_data: ClassVar[bool] = False
-    """Whether a run makes it by ``from_data(x1)``."""
+    """Whether a run builds it by ``from_data(x1)``."""
 
     def sample(
         self,
@@ -37,16 +37,16 @@ class SourceDistribution(ABC):
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Draw x0 of ``shape`` (B, *S)."""
+        """Sample x0 of ``shape`` (B, *S)."""
         return self._draw(tuple(shape), generator, device, dtype)
 
     def sample_like(self, x1: Tensor, generator: Generator = None) -> Tensor:
-        """Draw x0 with the shape, device and dtype of x1 (B, *S)."""
+        """Sample x0 with the shape, device and dtype of x1 (B, *S)."""
         return self.sample(x1.shape, generator, device=x1.device, dtype=x1.dtype)
 
     @abstractmethod
     def _draw(self, shape: Shape, generator: Generator, device: torch.device | None, dtype: torch.dtype) -> Tensor:
-        """Draw x0 of ``shape``."""
+        """Sample x0 of ``shape``."""
 
 
 @register("gaussian")
@@ -65,8 +65,8 @@ class Gaussian(SourceDistribution):
 class MatchedGaussian(SourceDistribution):
     """``N(mean, std^2)``, with the mean and deviation of the data: one number, or one for each element (*S).
 
-    Starting at the data's own scale leaves the flow less to do. :meth:`from_data` measures both. Raises UserError
-    unless std > 0 and both are finite, and for samples of another shape than theirs.
+    :meth:`from_data` measures both. Raises UserError unless std > 0 and both are finite, and for samples of another
+    shape.
     """
 
     fits_data = True
@@ -84,7 +84,7 @@ class MatchedGaussian(SourceDistribution):
 
     @staticmethod
     def from_data(x: Tensor, *, per_feature: bool = False, centre: bool = False) -> MatchedGaussian:
-        """Match x (N, *S): its overall deviation or, ``per_feature``, that of each element; with its mean if asked."""
+        """Match x (N, *S): the overall deviation, or of each element if ``per_feature``; the mean if ``centre``."""
         axes = (0,) if per_feature else tuple(range(x.ndim))
         std, mean = torch.std_mean(x.double(), axes, correction=0)
         if not per_feature:
@@ -108,7 +108,7 @@ class MatchedGaussian(SourceDistribution):
 class SparseGaussian(SourceDistribution):
     """A Gaussian times a Bernoulli mask: each element is 0 with probability ``dropout``, in [0, 1), else N(0, 1).
 
-    For data in which many values are exactly zero, such as gene expression.
+    For data with many exact zeros, such as gene expression.
 
     Args:
         dropout: probability that an element is 0.
@@ -127,9 +127,9 @@ class SparseGaussian(SourceDistribution):
 
 @dataclass(frozen=True)
 class Custom(SourceDistribution):
-    """Whatever ``draw(shape, generator, device, dtype)`` returns, a tensor of that shape.
+    """Samples of ``draw(shape, generator, device, dtype)``.
 
-    Draw through ``advect.core.random``, so that training resumes bit for bit. Raises UserError for another shape.
+    Use ``advect.core.random`` in ``draw`` for exact resumption. Raises UserError for another shape.
     """
 
     draw: Callable[[Sequence[int], Generator, torch.device | None, torch.dtype], Tensor]
@@ -143,15 +143,15 @@ class Custom(SourceDistribution):
 
 @dataclass(frozen=True, eq=False)
 class Empirical(SourceDistribution):
-    """Rows of a data set, drawn evenly with replacement: a flow from one data set to another.
+    """Rows of a data set, sampled uniformly with replacement.
 
     Args:
         x: the rows (N, *S), N >= 1.
-        cond: for each condition, the rows' whole numbers (N,); :meth:`sample_matching` draws among equals.
-        noise: deviation of Gaussian noise on each drawn row, >= 0.
+        cond: integer conditions (N,) of the rows, for :meth:`sample_matching`.
+        noise: deviation of added Gaussian noise, >= 0.
 
     Raises:
-        UserError: the shapes do not fit, or noise is negative.
+        UserError: shapes that do not match, or negative noise.
     """
 
     x: Tensor = field(repr=False)
@@ -172,12 +172,12 @@ class Empirical(SourceDistribution):
             raise UserError(f"Empirical.noise must be finite and >= 0, got {self.noise}; 0 draws the rows themselves")
 
     def tensors(self) -> dict[str, Tensor]:
-        """What has to be stored to build this again: the rows as "x", each condition as "cond." and its name."""
+        """Tensors to rebuild this: the rows "x", each condition with the prefix "cond."."""
         return {"x": self.x, **{f"cond.{name}": value for name, value in self.cond.items()}}
 
     @staticmethod
     def from_tensors(tensors: Mapping[str, Tensor], *, noise: float = 0.0) -> Empirical:
-        """The distribution of :meth:`tensors`."""
+        """Inverse of :meth:`tensors`."""
         cond = {name.removeprefix("cond."): value for name, value in tensors.items() if name.startswith("cond.")}
         return Empirical(tensors["x"], cond=cond, noise=noise)
 
@@ -190,9 +190,9 @@ class Empirical(SourceDistribution):
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Draw x0 of ``shape`` (B, *S), for each b among the rows that agree with ``cond`` (B,), or all if none does.
+        """Sample x0 of ``shape`` (B, *S), each among the rows that match ``cond`` (B,), or among all if none does.
 
-        Conditions that are not given, or that the rows have not, match any row.
+        Null conditions, and those that the rows lack, match any row.
         """
         shared = [name for name in self.cond if name in (cond or {})]
         if not cond or not shared:
@@ -217,7 +217,7 @@ class Empirical(SourceDistribution):
         fits: Tensor,
         which: Tensor,
     ) -> Tensor:
-        """Draw row b evenly among the rows that ``fits[which[b]]`` (K, N) marks, each K marking one at least."""
+        """Sample row b uniformly among the rows marked by ``fits[which[b]]`` (K, N), at least one for each K."""
         if tuple(shape[1:]) != tuple(self.x.shape[1:]):
             raise UserError(
                 f"Empirical.x has samples of shape {tuple(self.x.shape[1:])}, asked for {tuple(shape[1:])}"

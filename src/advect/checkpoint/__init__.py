@@ -1,1 +1,1 @@
-"""Checkpoint folders: written whole, verified when read, never a pickle."""
+"""Checkpoint folders: written atomically, verified when read, never pickles."""

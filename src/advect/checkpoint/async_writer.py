@@ -1,4 +1,4 @@
-"""Checkpoints written by a thread while training goes on."""
+"""Asynchronous writing of checkpoints."""
 
 from __future__ import annotations
 
@@ -38,11 +38,10 @@ from advect.distributed.parallel import as_sharded, local
 
 @dataclass
 class StateSnapshot:
-    """The files of a checkpoint: tensors by file and name with the file's header, and texts by file.
+    """Files of a checkpoint: tensors by file and name, headers and texts by file.
 
-    Of a sharded run ``shards`` are this process's parts, as sharded tensors, under names that begin with a group such
-    as ``model.``; the tensors of a file in ``gathered`` are those of its groups, later ones winning, and are put
-    together from what all processes have written.
+    Of a sharded run ``shards`` are this process's sharded tensors, named with a group prefix such as ``model.``.
+    ``gathered`` maps a file to the groups it is assembled from; later groups win.
     """
 
     tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
@@ -66,14 +65,14 @@ class StateSnapshot:
 
 
 class Stage:
-    """Copies of tensors on the CPU. Those of a GPU go through pinned memory, which is kept for the next time."""
+    """Copies of tensors on the CPU; those of a GPU reuse pinned memory."""
 
     def __init__(self) -> None:
         self._pinned: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def copy(self, tensors: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:
-        """A copy of each tensor, or of this process's part of it, as a sharded tensor."""
+        """Copy each tensor, or its local shard as a sharded tensor."""
         return {name: self._copied(tensor, f"{group}.{name}") for name, tensor in tensors.items()}
 
     def _copied(self, tensor: Tensor, key: str) -> Tensor:
@@ -85,7 +84,7 @@ class Stage:
         return as_sharded(self._pinned[key].copy_(here, non_blocking=True), tensor)
 
     def finish(self) -> None:
-        """Wait until the copies from a GPU are done."""
+        """Wait for the copies from a GPU."""
         if self._pinned:
             torch.cuda.synchronize()
 
@@ -94,12 +93,10 @@ T = TypeVar("T")
 
 
 class CheckpointWriter:
-    """Writes checkpoints into ``folder``, one at a time, and removes old checkpoints.
+    """Write checkpoints into ``folder``, one at a time, and remove old ones as :func:`retain` does.
 
-    The first process writes those of whole states; all write their own part of sharded ones. ``keep_last`` and
-    ``keep_every`` are those of :func:`retain`. With ``background`` a thread writes, and training waits only for the
-    write before. What fails is kept in ``trouble``, and raised by :meth:`wait`; the checkpoints before stay as they
-    were.
+    The first process writes whole states, every process its shards. With ``background`` a thread writes, and the next
+    write waits for it. Errors are stored in ``trouble`` and raised by :meth:`wait`; earlier checkpoints stay intact.
     """
 
     def __init__(self, folder: Path, *, keep_last: int, keep_every: int = 0, background: bool = True) -> None:
@@ -109,15 +106,12 @@ class CheckpointWriter:
         self.trouble: UserError | None = None
 
     def write(self, step: int, contents: StateSnapshot) -> None:
-        """Write the checkpoint of ``step``. Raises UserError where the one before it could not be written."""
+        """Write the checkpoint of ``step``. Raises UserError if the previous write failed."""
         self.wait()
         self._do(self._write, step, contents)
 
     def mark(self, best: Best) -> None:
-        """Once what is being written is whole, have ``best`` name this checkpoint; it stays until another is better.
-
-        All processes call it, with the same.
-        """
+        """Point ``best`` to this checkpoint after pending writes, and retain it. Call on all processes."""
         self._do(self._mark, best)
 
     def _do(self, work: Callable[..., None], *arguments: object) -> None:
@@ -128,14 +122,14 @@ class CheckpointWriter:
             self._pending.append(self._pool.submit(work, *arguments))
 
     def wait(self) -> None:
-        """Wait until the last checkpoint is on the disk. Raises UserError where it could not be written."""
+        """Wait for pending writes. Raises UserError if one failed."""
         while self._pending:
             self._pending.pop(0).result()
         if self.trouble is not None:
             raise self.trouble
 
     def close(self) -> None:
-        """Let the thread end its work."""
+        """Stop the thread after its work."""
         if self._pool is not None:
             self._pool.shutdown(wait=True)
 
@@ -163,7 +157,7 @@ class CheckpointWriter:
 
 
 def _write_sharded(folder: Path, step: int, contents: StateSnapshot) -> None:
-    """Write a checkpoint to which every process adds its part; all processes call it together."""
+    """Write a checkpoint from every process's shards; collective."""
     first = current().is_first
     partial = Path(_together(lambda: str(open_checkpoint(folder, step)) if first else "")[0])
     shards = partial / SHARDS
@@ -183,7 +177,7 @@ def _summed(partial: Path, files: list[Path]) -> Sums:
 
 
 def _finish(partial: Path, folder: Path, step: int, contents: StateSnapshot, sums: list[Sums]) -> None:
-    """Write what is not sharded, and make the folder the checkpoint."""
+    """Write the files that are not sharded, and complete the checkpoint."""
     known = {name: facts for part in sums for name, facts in part.items()}
     for name, groups in contents.gathered.items():
         contents.write_tensors(partial / name, name, assemble(partial / SHARDS, groups))
@@ -192,7 +186,7 @@ def _finish(partial: Path, folder: Path, step: int, contents: StateSnapshot, sum
 
 
 def _together(work: Callable[[], T]) -> list[T]:
-    """Do each process's work and return all results; where one fails, all raise its error."""
+    """Run ``work`` on each process and return all results; an error of one is raised by all."""
     result: T | None = None
     failure: tuple[int | None, str] | None = None
     own: Exception | None = None

@@ -1,8 +1,7 @@
-"""Checkpoint folders: whole or absent, verified when read, never able to run code.
+"""Checkpoint folders: complete or absent, verified when read, without executable content.
 
-A checkpoint is written into a hidden folder beside its place, synced to the disk, and renamed. Its
-``manifest.json`` lists the size and SHA-256 of every file, and its own. ``latest`` names the newest one, and
-``best``, where there is one, the one that measures best.
+A checkpoint is written into a hidden folder, synced, and renamed. ``manifest.json`` lists the size and SHA-256 of
+every file, and its own SHA-256. ``latest`` names the newest checkpoint, ``best`` the best.
 """
 
 from __future__ import annotations
@@ -51,11 +50,11 @@ def checkpoint_name(step: int) -> str:
 
 
 Sums = dict[str, dict[str, int | str]]
-"""The size and SHA-256 of files, by their names within a checkpoint."""
+"""Size and SHA-256 of files, by their names within a checkpoint."""
 
 
 def sum_files(folder: Path, files: list[Path]) -> Sums:
-    """What a manifest says of ``files`` in ``folder``."""
+    """Manifest entries of ``files`` in ``folder``."""
     return {p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "sha256": _digest(p)} for p in files}
 
 
@@ -65,10 +64,9 @@ def checkpoint_step(path: Path) -> int:
 
 
 def write_checkpoint(folder: Path, step: int, fill: Callable[[Path], None]) -> Path:
-    """Let ``fill`` write files into a new folder and make it the checkpoint of ``step`` in ``folder``.
+    """Write the checkpoint of ``step`` in ``folder`` atomically, from the files that ``fill`` writes.
 
-    An older checkpoint of the same step is replaced; ``latest`` names the new one. Whatever fails or is killed
-    before the end leaves the earlier checkpoints as they were.
+    Replaces a checkpoint of the same step and updates ``latest``. A failure or kill leaves earlier checkpoints intact.
     """
     partial = open_checkpoint(folder, step)
     try:
@@ -79,7 +77,7 @@ def write_checkpoint(folder: Path, step: int, fill: Callable[[Path], None]) -> P
 
 
 def open_checkpoint(folder: Path, step: int) -> Path:
-    """Make the hidden folder in which the checkpoint of ``step`` is written."""
+    """Create the hidden folder for the checkpoint of ``step``."""
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
     partial = folder / f".{checkpoint_name(step)}.{os.getpid()}.partial"
@@ -88,9 +86,8 @@ def open_checkpoint(folder: Path, step: int) -> Path:
 
 
 def close_checkpoint(partial: Path, folder: Path, step: int, known: Sums | None = None) -> Path:
-    """Make the hidden folder the checkpoint of ``step``: manifest, sync, rename, ``latest``.
-
-    ``known`` are sums of files that are on the disk already.
+    """Complete the checkpoint of ``step``: manifest, sync, rename, ``latest``. ``known`` are sums of files already
+    synced.
     """
     known, final = known or {}, folder / checkpoint_name(step)
     new = [p for p in _files(partial) if p.relative_to(partial).as_posix() not in known]
@@ -121,7 +118,7 @@ def _replace(partial: Path, final: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed write left behind; put back a checkpoint that was being replaced."""
+    """Remove the remains of killed writes; restore a checkpoint that was being replaced."""
     for old in folder.glob(".step-*.old"):
         final = folder / old.name.split(".")[1]
         if final.exists():
@@ -134,18 +131,20 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in ``folder``, oldest first."""
+    """Checkpoints in ``folder``, oldest first."""
     return sorted(p for p in folder.glob("step-*") if _NAME.fullmatch(p.name) and (p / _MANIFEST).is_file())
 
 
 def _latest(folder: Path) -> str:
-    """The name in ``latest``, or nothing."""
+    """Name in ``latest``, or ""."""
     file = folder / _LATEST
     return file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
 
 
 def retain(folder: Path, last: int, every: int = 0) -> None:
-    """Remove all but the newest ``last`` checkpoints (0: all), each ``every``-th step's (0: none), and the best."""
+    """Remove all checkpoints but the newest ``last`` (0: keep all), those of every ``every``-th step (0: none), and
+    the best.
+    """
     best = read_best(folder)
     newest = _latest(folder)  # a run that went on from an older checkpoint has written an earlier step last
     for path in sorted(list_checkpoints(folder), key=lambda p: p.name == newest)[:-last] if last else []:
@@ -157,14 +156,14 @@ def retain(folder: Path, last: int, every: int = 0) -> None:
 
 
 def names_checkpoint(path: Path) -> bool:
-    """Whether ``path`` is a file that names a checkpoint beside it: ``best`` or ``latest``."""
+    """Whether ``path`` is a file ``best`` or ``latest``."""
     return path.name in (BEST, _LATEST) and path.is_file()
 
 
 def find_checkpoint(path: Path) -> Path:
-    """Return the checkpoint folder that ``path`` means: itself, what ``best`` names, or the newest of a run folder.
+    """Checkpoint folder for ``path``: a checkpoint, a ``best`` or ``latest`` file, or the newest of a run folder.
 
-    A damaged or incomplete one too, for :func:`verify_checkpoint` to tell of. Raises UserError when there is none.
+    Not verified, see :func:`verify_checkpoint`. Raises UserError if there is none.
     """
     if names_checkpoint(path):
         best = read_best(path.parent) if path.name == BEST else None
@@ -191,7 +190,7 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def find_weights(path: Path) -> Path:
-    """A weight file as it is; of anything else the checkpoint, as :func:`find_checkpoint`."""
+    """A weight file itself, else :func:`find_checkpoint`."""
     return path if path.is_file() and not names_checkpoint(path) else find_checkpoint(path)
 
 
@@ -201,9 +200,9 @@ def _siblings(path: Path) -> str:
 
 
 def newest_whole(run: Path) -> Path | None:
-    """The newest checkpoint of a run folder that passes :func:`verify_checkpoint`; None where there is none at all.
+    """Newest checkpoint of a run folder that passes :func:`verify_checkpoint`; None if the run has none.
 
-    Damaged ones are passed over with a warning. Raises UserError where all are damaged.
+    Skips damaged ones with a warning. Raises UserError if all are damaged.
     """
     folder = run / "checkpoints"
     if not any((*folder.glob("step-*"), *folder.glob(".step-*.old"))):
@@ -224,9 +223,9 @@ def newest_whole(run: Path) -> Path | None:
 
 
 def verify_checkpoint(path: Path) -> dict:
-    """Compare every file with the manifest and return the manifest.
+    """Check every file against the manifest; return the manifest.
 
-    Raises UserError when the checkpoint is damaged, incomplete, or of a newer format than this version reads.
+    Raises UserError if the checkpoint is damaged, incomplete, or of a newer format.
     """
     try:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
@@ -264,7 +263,7 @@ BEST = "best"
 
 @dataclass(frozen=True)
 class Best:
-    """A checkpoint by its name, such as ``step-00001000``, and the smallest ``value`` of ``metric``, which it has."""
+    """Name of the best checkpoint, such as ``step-00001000``, and the ``metric`` and ``value`` it minimises."""
 
     name: str
     metric: str
@@ -272,7 +271,7 @@ class Best:
 
 
 def read_best(folder: Path) -> Best | None:
-    """What ``best`` in a folder of checkpoints says; None where there is none, or it is damaged."""
+    """Content of ``best`` in a folder of checkpoints; None if absent or damaged."""
     try:
         values = json.loads((folder / BEST).read_text(encoding="utf-8"))
         return Best(str(values["name"]), str(values["metric"]), float(values["value"]))
@@ -281,7 +280,7 @@ def read_best(folder: Path) -> Best | None:
 
 
 def write_best(folder: Path, best: Best | None) -> None:
-    """Make ``best`` in a folder say so, in one step; None removes it."""
+    """Write ``best`` atomically; None removes it."""
     if best is not None:
         atomic_write_text(folder / BEST, json.dumps(asdict(best)) + "\n")
     else:
@@ -290,7 +289,7 @@ def write_best(folder: Path, best: Best | None) -> None:
 
 @contextmanager
 def explain_disk_error(folder: Path, step: int) -> Iterator[None]:
-    """Turn a failed write of a checkpoint of ``step`` to ``folder`` into a UserError that names the last whole one."""
+    """Turn a failed write of a checkpoint into a UserError naming the last complete one."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -307,7 +306,7 @@ def explain_disk_error(folder: Path, step: int) -> Iterator[None]:
 
 @contextmanager
 def explain_full_disk(run: Path) -> Iterator[None]:
-    """Turn a full disk, met by anything else in the folder ``run``, into a UserError."""
+    """Turn errors of a full disk, anywhere in the folder ``run``, into a UserError."""
     try:
         yield
     except OSError as error:
@@ -321,6 +320,6 @@ def explain_full_disk(run: Path) -> Iterator[None]:
 
 
 def is_full(error: Exception) -> bool:
-    """Whether an error, also one of safetensors, says that no space, or no more of a quota, is left."""
+    """Whether an error, also one of safetensors, means a full disk or quota."""
     full = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
     return getattr(error, "errno", None) in full or any(f"os error {n})" in str(error).lower() for n in full)

@@ -1,7 +1,6 @@
-"""State that is spread over processes, in PyTorch's distributed checkpoints with safetensors files: no pickles.
+"""Sharded state as PyTorch distributed checkpoints in safetensors files.
 
-Every process writes the parts that it keeps. Reading asks each file for the rows that are wanted, so that another
-number of processes, or one alone, can take the state up (``torch.distributed.checkpoint``).
+Every process writes its shards, and reads only the rows it needs, so another number of processes can resume.
 """
 
 from __future__ import annotations
@@ -19,14 +18,13 @@ from advect.distributed.comm import background_group, control_group, current
 from advect.distributed.parallel import local
 
 SHARDS = "state/shards"
-"""The folder of a checkpoint that holds them."""
+"""Their folder in a checkpoint."""
 
 
 @contextmanager
 def _exchange() -> Iterator[None]:
-    """Raise the error of the first process that fails, as PyTorch wraps them up in a BaseException.
-
-    It also warns of what is meant here: plain tensors are written once, and one process may read alone.
+    """Re-raise the first process's error from PyTorch's CheckpointException; silence its warnings about local
+    reads.
     """
     from torch.distributed.checkpoint.api import CheckpointException
 
@@ -40,7 +38,7 @@ def _exchange() -> Iterator[None]:
 
 
 def save_shards(folder: Path, tensors: dict[str, Tensor]) -> list[Path]:
-    """Write this process's parts of ``tensors`` into ``folder``; return its files. All processes call it together."""
+    """Write this process's shards of ``tensors`` into ``folder``; return its files. Collective."""
     from torch.distributed.checkpoint import HuggingFaceStorageWriter, save
 
     with _exchange():
@@ -50,9 +48,8 @@ def save_shards(folder: Path, tensors: dict[str, Tensor]) -> list[Path]:
 
 
 def load_shards(folder: Path, like: Mapping[str, Tensor], group: str) -> tuple[dict[str, Tensor], Collection[str]]:
-    """The tensors called ``group``.NAME for each NAME in ``like``, as this process's parts of them; and those missing.
-
-    Sharded tensors in ``like`` say which rows this process wants; all processes call it together.
+    """Load ``group``.NAME for each NAME in ``like``, sharded as ``like`` is; return local shards and missing names.
+    Collective.
     """
     from torch.distributed.checkpoint import HuggingFaceStorageReader, load
 
@@ -69,7 +66,7 @@ def load_shards(folder: Path, like: Mapping[str, Tensor], group: str) -> tuple[d
 
 
 def names(folder: Path, group: str) -> set[str]:
-    """The names of the tensors of a group."""
+    """Names of the tensors of a group."""
     found: set[str] = set()
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="pt") as tensors:
@@ -78,7 +75,7 @@ def names(folder: Path, group: str) -> set[str]:
 
 
 def assemble(folder: Path, groups: Collection[str]) -> dict[str, Tensor]:
-    """The whole tensors of some groups under their own names, those of later groups winning; one process's work."""
+    """Load the whole tensors of ``groups``, without the prefix; later groups win. For one process."""
     from torch.distributed.checkpoint import HuggingFaceStorageReader, load
 
     with _exchange():

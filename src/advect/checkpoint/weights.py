@@ -1,4 +1,4 @@
-"""Weight files: safetensors, whole or as far as this process needs them."""
+"""Weight files (safetensors), whole or the local shard."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from advect.distributed.parallel import local_range
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file; UserError when it is none."""
+    """Load a safetensors file. Raises UserError if it is damaged."""
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
@@ -24,9 +24,9 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_part(path: Path, owners: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Read a safetensors file, but of a sharded tensor no more than the rows that this process keeps.
+    """Load a safetensors file; of sharded tensors, this process's rows.
 
-    ``owners`` are parameters by name; a tensor has that of its own name, or of its name without a first word.
+    ``owners`` are parameters by name; a tensor may carry a prefix before the parameter's name.
     """
     with _opened(path) as file:
         part = {}
@@ -38,7 +38,7 @@ def load_part(path: Path, owners: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of a safetensors file's tensors."""
+    """Shapes of the tensors of a safetensors file."""
     with _opened(path) as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
@@ -53,7 +53,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def check_same_shapes(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Tensor], source: Path) -> None:
-    """Raise a UserError that names the first differences between a file's shapes and a network's tensors."""
+    """Raise UserError naming the first differences between the shapes of a file and of a network."""
     differs = [
         f"{name} is {found[name]} there and {tuple(wanted[name].shape)} here"
         for name in wanted

@@ -1,4 +1,4 @@
-"""Process-wide settings that make training faster, and what a device can do."""
+"""Process-wide performance settings, and capabilities of devices."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 
 def tune_process() -> None:
-    """Let glibc keep freed memory, and flush denormal numbers to zero, for the rest of the process.
+    """Make glibc keep freed memory, and flush denormal numbers to zero, in this process.
 
-    By default glibc returns large tensors to the system, so that each CPU step pays for page faults. Denormal numbers,
-    as in Adam's moments where a gradient stays zero, make CPU arithmetic several times slower.
+    Avoids page faults at each CPU step, and slow arithmetic with denormals, as in Adam's moments of zero gradients.
     """
     torch.set_flush_denormal(True)
     if sys.platform != "linux":
@@ -30,16 +29,16 @@ def tune_process() -> None:
 
 
 def use_tf32(device: torch.device, on: bool) -> None:
-    """Let CUDA multiply float32 with 10 bits of mantissa (TF32), or not, in this process; a CPU ignores it."""
+    """Enable or disable TF32 (10-bit mantissa) float32 products on CUDA in this process."""
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if on else "highest")
         torch.backends.cudnn.allow_tf32 = on
 
 
 def be_deterministic(device: torch.device) -> None:
-    """Restrict CUDA to deterministic kernels in this process; to be called before the first product on the device.
+    """Restrict CUDA to deterministic kernels in this process; call before the first product on the device.
 
-    It costs workspace memory and time. A CPU is deterministic on a fixed number of threads.
+    A CPU is deterministic at a fixed number of threads.
     """
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -48,7 +47,7 @@ def be_deterministic(device: torch.device) -> None:
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16: CUDA from Ampere on, a CPU with AMX or AVX512-BF16."""
+    """Whether the hardware multiplies bfloat16: CUDA from Ampere on, CPUs with AMX or AVX512-BF16."""
     if device.type == "cuda":
         with torch.cuda.device(device):
             return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -59,14 +58,14 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def best_half(device: torch.device) -> torch.dtype | None:
-    """The 16-bit type faster than float32: bfloat16 in hardware, which needs no loss scale, else float16 on a GPU."""
+    """16-bit type faster than float32: bfloat16 in hardware, else float16 on a GPU, None on a CPU."""
     if has_fast_bfloat16(device):
         return torch.bfloat16
     return None if device.type == "cpu" else torch.float16
 
 
 def pick_precision(mixed: bool, device: torch.device, half: str = "auto") -> torch.dtype | None:
-    """The 16-bit type of mixed precision; None for float32. "auto" is :func:`best_half`.
+    """16-bit type of mixed precision; None for float32. "auto" is :func:`best_half`.
 
     Raises UserError for "bf16" on a GPU without it.
     """
@@ -80,7 +79,7 @@ def pick_precision(mixed: bool, device: torch.device, half: str = "auto") -> tor
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raise UserError where torch.compile finds no C++ compiler for the CPU."""
+    """Raise UserError if torch.compile finds no C++ compiler for the CPU."""
     if device.type != "cpu":
         return
     from torch._inductor.cpp_builder import get_cpp_compiler
@@ -118,7 +117,7 @@ _NO_BFLOAT16 = ("V100", "T4")
 
 
 def peak_flops(name: str, dtype: torch.dtype) -> float | None:
-    """Peak dense FLOP/s of the GPU called ``name`` in float16 or bfloat16, from its data sheet; None if unknown."""
+    """Peak dense FLOP/s of the GPU ``name`` in float16 or bfloat16, from its data sheet; None if unknown."""
     if dtype not in (torch.float16, torch.bfloat16):
         return None
     words = name.replace("-", " ").replace("_", " ")
@@ -129,7 +128,7 @@ def peak_flops(name: str, dtype: torch.dtype) -> float | None:
 
 
 def device_peak(device: torch.device, dtype: torch.dtype | None) -> float | None:
-    """:func:`peak_flops` of a device; ``dtype`` None is float32. None for CPUs, whose clocks vary."""
+    """:func:`peak_flops` of a device; None for CPUs and float32 (``dtype`` None)."""
     if device.type != "cuda" or dtype is None:
         return None
     return peak_flops(torch.cuda.get_device_name(device), dtype)

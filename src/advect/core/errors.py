@@ -1,4 +1,4 @@
-"""Errors of the user: one sentence with the argument, its value and the fix."""
+"""User errors."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from types import ModuleType
 
 
 class UserError(ValueError):
-    """A mistake of the user. The command line prints its message alone and exits with 2."""
+    """A mistake of the user. The command line prints the message alone and exits with 2."""
 
     agreed = False
     """Whether all processes raise it with the same message; see :func:`advect.distributed.comm.sync_errors`."""
 
 
 def did_you_mean(value: str, options: Iterable[str]) -> str:
-    """Return "; did you mean 'x'?" for the nearest option, else the list of options."""
+    """ "; did you mean 'x'?" for the nearest option, else the list of options."""
     options = list(options)
     near = difflib.get_close_matches(value, options, n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else f"; choose from {', '.join(options)}"
 
 
 def optional_import(module: str, extra: str) -> ModuleType:
-    """Import an optional library, or say which extra of advect installs it."""
+    """Import an optional library. Raises UserError naming the extra that installs it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""A folder that one process at a time writes to."""
+"""Atomic writes and folder locks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside ``folder`` survive a power cut."""
+    """Sync renames in ``folder`` to disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -25,13 +25,13 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Make the content of ``path`` survive a power cut."""
+    """Sync the content of ``path`` to disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a file beside ``path``, then rename it onto ``path`` in one step."""
+    """Replace ``path`` by the file that ``write`` fills."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         write(partial)
@@ -43,19 +43,19 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Write ``text`` in UTF-8 to ``path`` in one step."""
+    """Replace the content of ``path`` by ``text`` in UTF-8."""
     atomic_write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove what :func:`atomic_write` leaves in a folder where it is killed."""
+    """Remove leftovers of a killed :func:`atomic_write`."""
     for partial in folder.glob(".*.partial"):
         if partial.is_file():
             partial.unlink(missing_ok=True)
 
 
 def make_folder(path: Path, argument: str) -> Path:
-    """Make a folder and see that it can be written to; else a UserError that names the argument."""
+    """Create a folder; UserError naming the argument if it cannot be written to."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".writable-{os.getpid()}"
@@ -78,13 +78,11 @@ LOCK = ".lock"
 
 @contextmanager
 def lock_folder(folder: Path, argument: str) -> Iterator[None]:
-    """Lock ``folder`` against other processes within the block, by its file ``.lock``.
+    """Lock ``folder`` against other processes by ``flock`` on its file ``.lock``, which names the last holder.
 
-    The lock is the operating system's own (flock), which lets go when the process ends, however it does; the file,
-    which stays, says who had it last. Across hosts it holds where the file system says so, as NFS and Lustre
-    usually do. Where there is no flock, a note says so, and nothing is locked.
-
-    Raises UserError, which names ``argument``, where another process holds it, or the folder cannot be written to.
+    The operating system releases the lock when the process ends. Across hosts it works if the file system supports it
+    (NFS and Lustre usually do); without flock a message says that nothing is locked. Raises UserError naming
+    ``argument`` if another process holds the lock, or the folder cannot be written to.
     """
     handle = _open(folder, argument)
     try:
@@ -106,7 +104,7 @@ def _open(folder: Path, argument: str) -> int:
 
 
 def _take(handle: int, folder: Path, argument: str) -> bool:
-    """Whether the lock is ours now; False where there is none to have."""
+    """Whether the lock was taken; False if locking is unsupported."""
     if fcntl is None:
         return False
     try:

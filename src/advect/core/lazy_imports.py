@@ -1,4 +1,4 @@
-"""Packages that import a name when it is first used, so that no run loads parts that it does not need."""
+"""Lazy imports of a package's names."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ _IMPORT = re.compile(r"^    from (\S+) import (\w+) as (\w+)$", re.MULTILINE)
 
 
 def lazy_imports(package: str) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
-    """``__getattr__`` and ``__dir__`` of a package whose ``__init__.py`` lists its imports under ``TYPE_CHECKING``.
+    """``__getattr__`` and ``__dir__`` of a package that lists its imports under ``TYPE_CHECKING``.
 
-    Each is a line ``from MODULE import NAME as NAME``. A name must not be that of a submodule, which would take its
-    place, unless it means the submodule.
+    Each is a line ``from MODULE import NAME as NAME``. NAME must not be another submodule's name.
     """
     module = sys.modules[package]
     text = Path(str(module.__file__)).read_text(encoding="utf-8")

@@ -1,12 +1,10 @@
-"""Counter-based random numbers: each is a pure function of (seed, step, draw, position, element).
+"""Counter-based random numbers: pure functions of (seed, step, draw, position, element).
 
-A training step draws noise, times and dropout through a :class:`CounterRng`. Nothing is stored between
-steps, so a resumed run continues with the numbers it would have drawn, and a batch that is split over
-processes draws for each of its rows what one process would have drawn (Salmon et al. 2011, "Parallel random
-numbers: as easy as 1, 2, 3"). The hash is the finaliser of SplitMix64 (Steele, Lea & Flood 2014), keyed
-before and inside, in 64-bit integer tensor operations: the same bits on every device.
+No state is stored: a resumed run draws the same numbers, and so do the rows of a batch split over processes (Salmon et
+al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). The hash is the finaliser of SplitMix64 (Steele, Lea & Flood
+2014), keyed before and inside, in int64 tensor operations: the same bits on every device.
 
-Components take ``generator``: a CounterRng, a ``torch.Generator``, or None for PyTorch's global state.
+A ``generator`` argument is a :class:`CounterRng`, a ``torch.Generator``, or None for PyTorch's global state.
 """
 
 from __future__ import annotations
@@ -28,13 +26,13 @@ _M1, _M2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 def _signed(x: int) -> int:
-    """The int64 with the bits of the unsigned 64-bit x."""
+    """Reinterpret an unsigned 64-bit integer as int64."""
     x &= _MASK
     return x - (1 << 64) if x >> 63 else x
 
 
 def mix(*words: int) -> int:
-    """Hash whole numbers to one unsigned 64-bit number, order mattering."""
+    """Hash integers, in order, to an unsigned 64-bit number."""
     h = 0
     for word in words:
         h = (h + word + _GOLDEN) & _MASK
@@ -46,7 +44,7 @@ def mix(*words: int) -> int:
 
 @unique
 class Stream(IntEnum):
-    """Each independent stream of random numbers; see :func:`stream_seed`. A new stream takes a new number."""
+    """Independent streams of random numbers, see :func:`stream_seed`; numbers are permanent."""
 
     INIT = 0  # weights of a new network
     ORDER = 1  # order of the examples
@@ -75,12 +73,12 @@ class Stream(IntEnum):
 
 
 def stream_seed(seed: int, stream: Stream, *words: int) -> int:
-    """The seed (64 bits) of ``stream`` in a run of ``seed``; ``words`` number independent parts of the stream."""
+    """Seed (64 bits) of ``stream`` in a run of ``seed``; ``words`` number independent parts."""
     return mix(seed, stream, *words)
 
 
 Bits = np.ndarray | Tensor
-"""int64: NumPy's on the CPU, where its small operations cost a third of PyTorch's, and PyTorch's elsewhere."""
+"""int64: NumPy on the CPU (three times faster for small operations), PyTorch elsewhere."""
 
 
 def _arange(start: int, stop: int, device: torch.device | None) -> Bits:
@@ -90,7 +88,7 @@ def _arange(start: int, stop: int, device: torch.device | None) -> Bits:
 
 
 def _hash(counter: Bits, key: int) -> Bits:
-    """64 random bits for each number of ``counter``, in place; the masks make the shifts logical ones."""
+    """64 random bits for each element of ``counter``, in place; masks make the shifts logical."""
     counter *= _signed(_GOLDEN)
     counter += _signed(mix(key, 1))
     counter ^= (counter >> 30) & ((1 << 34) - 1)
@@ -103,7 +101,7 @@ def _hash(counter: Bits, key: int) -> Bits:
 
 
 def _real(bits: Bits, dtype: torch.dtype) -> Bits:
-    """The same numbers as float64 where dtype is, else as float32."""
+    """The numbers as float64 if dtype is, else float32."""
     double = dtype == torch.float64
     if isinstance(bits, np.ndarray):
         return bits.astype(np.float64 if double else np.float32)
@@ -117,8 +115,7 @@ def _tensor(values: Bits) -> Tensor:
 class CounterRng:
     """Random numbers for rows ``start .. start + count`` of a global batch of ``total`` rows at one step.
 
-    Draws are numbered in the order in which they are asked for, so a step that asks for the same things in
-    the same order gets the same numbers. The first axis of every draw is the ``count`` rows.
+    Draws are numbered in call order. The first axis of every draw is the ``count`` rows.
     """
 
     def __init__(self, seed: int, step: int, count: int, *, start: int = 0, total: int | None = None) -> None:
@@ -130,10 +127,7 @@ class CounterRng:
 
     @classmethod
     def at(cls, seed: int, step: int, places: np.ndarray, *, total: int) -> CounterRng:
-        """Random numbers for the rows ``places`` (B,) int64 of the batch, in any order, as that of all rows has them.
-
-        It has no permutations.
-        """
+        """Random numbers for the rows ``places`` (B,) int64 of the batch, in any order; without permutations."""
         rng = cls(seed, step, len(places), total=total)
         if len(places) and not (places.min() >= 0 and places.max() < total):
             raise UserError(f"rows {places.min()} to {places.max()} do not lie in a batch of {total}")
@@ -141,7 +135,7 @@ class CounterRng:
         return rng
 
     def _bits(self, width: int, device: torch.device | None) -> Bits:
-        """Random bits of the rows of the next draw, ``width`` words each."""
+        """Random bits for the next draw, ``width`` words a row."""
         self._draw += 1
         if self._places is None:
             counter = _arange(self.start * width, (self.start + self.count) * width, device)
@@ -159,7 +153,7 @@ class CounterRng:
     def uniform(
         self, shape: Sequence[int], *, device: torch.device | None = None, dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """Uniform numbers in [0, 1): multiples of 2^-53 for float64, of 2^-24 for float32, rounded for the others."""
+        """Uniform numbers in [0, 1): multiples of 2^-53 (float64) or 2^-24 (float32, rounded for other types)."""
         width, n = self._width(shape), 53 if dtype == torch.float64 else 24
         bits = self._bits(width, device)
         bits >>= 64 - n
@@ -201,7 +195,7 @@ Generator = CounterRng | torch.Generator | None
 def normal(
     shape: Sequence[int], generator: Generator = None, *, device: torch.device | None = None, dtype: torch.dtype
 ) -> Tensor:
-    """Standard normal tensor of ``shape`` from any kind of generator."""
+    """Standard normal tensor of ``shape``."""
     if isinstance(generator, CounterRng):
         return generator.normal(shape, device=device, dtype=dtype)
     return torch.randn(tuple(shape), generator=generator, device=device, dtype=dtype)
@@ -214,17 +208,14 @@ def uniform(
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Uniform tensor on [0, 1) of ``shape`` from any kind of generator."""
+    """Uniform tensor on [0, 1) of ``shape``."""
     if isinstance(generator, CounterRng):
         return generator.uniform(shape, device=device, dtype=dtype)
     return torch.rand(tuple(shape), generator=generator, device=device, dtype=dtype)
 
 
 def permutation(n: int, generator: Generator = None, *, device: torch.device | None = None) -> tuple[Tensor, int]:
-    """The n rows' places (n,) in a random permutation, and how many places that permutation has.
-
-    The second number is n, but for a CounterRng of a batch that is shared between processes.
-    """
+    """Positions (n,) of the rows in a random permutation, and its length: n, or a CounterRng's ``total``."""
     if isinstance(generator, CounterRng):
         return generator.permutation(device=device), generator.total
     return torch.randperm(n, generator=generator, device=device), n

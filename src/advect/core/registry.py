@@ -1,12 +1,11 @@
-"""The registry of parts: ``@register("ot")`` on a class makes it a choice of its kind.
+"""Registry of parts: ``@register("ot")`` makes a class a choice of its kind.
 
-A part's kind comes from its base class, which sets ``part_kind``. Its constructor is its configuration: an argument
-that is plain (a number, text, a path, a choice, a tuple of these) and has a default can be set by a flag, and its
-help is its entry under "Args:" in the docstring of the class. The base class names in ``part_given`` the arguments
-that a run sets itself. ``part_examples``, keyword arguments by the tuple, serve the contract tests.
+The base class sets ``part_kind``. The constructor is the configuration: plain arguments (numbers, text, paths,
+choices, tuples of these) with a default become flags, with their entry under "Args:" in the class docstring as help.
+``part_given`` names arguments that a run sets; ``part_examples`` (dicts of arguments) serve the contract tests.
 
-Names are read from the source of the package that is a kind's home, so that only a part that is asked for is
-imported. Other packages add parts by entry points of the group ``advect.parts``, each naming a module or a class.
+Names are read from the source of a kind's home, so only requested parts are imported. Other packages add parts by
+entry points of the group ``advect.parts``, each naming a module or class.
 """
 
 from __future__ import annotations
@@ -41,13 +40,13 @@ HOMES = {
     "data-format": "advect.data",
     "metric": "advect.metrics",
 }
-"""For each kind of part the module or package that holds it; a package's search leaves out the homes of others."""
+"""Module or package of each kind of part; nested homes are searched for their own kind only."""
 
 GROUP = "advect.parts"
-"""Entry points of other packages."""
+"""Entry-point group of other packages."""
 
 REQUIRED = inspect.Parameter.empty
-"""The default of an argument that has none."""
+"""Default of an argument that has none."""
 
 C = TypeVar("C", bound=type)
 
@@ -55,7 +54,7 @@ _REGISTERED = re.compile(r'^@register\("([^"]+)"\)\n(?:@.*\n)*class \w+.*:\n(?: 
 
 
 class _Seen(NamedTuple):
-    """A part in the source of a module that may not be imported yet."""
+    """A part read from source, not yet imported."""
 
     module: str
     summary: str
@@ -67,9 +66,9 @@ _loaded: set[str] = set()
 
 
 def register(name: str) -> Callable[[C], C]:
-    """Make a class the part ``name`` of its base's kind.
+    """Register a class as the part ``name`` of its kind.
 
-    Raises UserError for a name that another class of the kind has, and TypeError for a base without ``part_kind``.
+    Raises UserError if another class of the kind has the name, TypeError for a base without ``part_kind``.
     """
 
     def add(cls: C) -> C:
@@ -89,13 +88,13 @@ def register(name: str) -> Callable[[C], C]:
 
 
 def choices(kind: str) -> tuple[str, ...]:
-    """The names of all parts of a kind: the project's in the order of its files, then those of others."""
+    """Names of all parts of a kind: the project's in file order, then those of other packages."""
     _load_entry_points()
     return tuple(dict.fromkeys([*_scan(kind), *_parts.get(kind, ())]))
 
 
 def get(kind: str, name: str) -> type:
-    """The class of a part; imports its module. Raises UserError for an unknown name."""
+    """Class of a part; imports its module. Raises UserError for an unknown name."""
     if name not in choices(kind):
         raise UserError(f"{kind} {name!r} is not known{did_you_mean(name, choices(kind))}")
     if name not in _parts.get(kind, {}):
@@ -104,7 +103,7 @@ def get(kind: str, name: str) -> type:
 
 
 def name_of(part: object) -> str:
-    """The name of a part, or of its class. Raises TypeError where it has none."""
+    """Name of a part or its class. Raises TypeError if not registered."""
     cls = part if isinstance(part, type) else type(part)
     name = cls.__dict__.get("part_name")
     if name is None:
@@ -113,12 +112,12 @@ def name_of(part: object) -> str:
 
 
 def unregister(cls: type) -> None:
-    """Take a class away; for parts that a test defines."""
+    """Remove a class; for tests."""
     _parts[cls.part_kind].pop(cls.part_name)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Argument(NamedTuple):
-    """An argument of a part's constructor that a flag can set."""
+    """A constructor argument that a flag sets."""
 
     name: str
     type: Any
@@ -127,7 +126,7 @@ class Argument(NamedTuple):
 
 
 def arguments(cls: type) -> tuple[Argument, ...]:
-    """The configuration of a part: its plain arguments with a default, less those that a run gives."""
+    """Plain arguments of a part with a default, except those that a run gives."""
     given, docs = getattr(cls, "part_given", ()), argument_docs(cls)
     found = []
     for name, parameter in parameters(cls).items():
@@ -140,13 +139,13 @@ def arguments(cls: type) -> tuple[Argument, ...]:
 
 
 def parameters(cls: type) -> dict[str, inspect.Parameter]:
-    """The named parameters of a constructor."""
+    """Named parameters of a constructor."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {name: p for name, p in inspect.signature(cls).parameters.items() if p.kind in named}
 
 
 def argument_docs(cls: type) -> dict[str, str]:
-    """What the docstrings of a class and its bases say of each argument, under "Args:"."""
+    """Entries under "Args:" in the docstrings of a class and its bases."""
     docs: dict[str, str] = {}
     for base in cls.__mro__:
         text = inspect.cleandoc(base.__dict__.get("__doc__") or "")
@@ -159,24 +158,24 @@ def argument_docs(cls: type) -> dict[str, str]:
 
 
 def summaries(kind: str) -> dict[str, str]:
-    """The first sentence of each part's docstring, without importing it."""
+    """First sentence of each part's docstring, without importing it."""
     parts, seen = _parts.get(kind, {}), _scan(kind)
     return {name: summary(parts[name]) if name in parts else seen[name].summary for name in choices(kind)}
 
 
 def summary(cls: type) -> str:
-    """The first sentence of a part's docstring."""
+    """First sentence of a part's docstring."""
     return first_sentence(cls.__dict__.get("__doc__") or "")
 
 
 def first_sentence(doc: str) -> str:
-    """The first sentence of a docstring as one line without its marks."""
+    """First sentence of a docstring as one line, without markup."""
     text = " ".join(inspect.cleandoc(doc).split("\n\n")[0].split()).replace("``", "`")
     return re.split(r"(?<=\.)\s(?=[A-Z])", text)[0].rstrip(".")
 
 
 def markdown_table(kind: str) -> str:
-    """A table of a kind's parts: name, class, summary and arguments with their defaults."""
+    """Table of a kind's parts: name, class, summary, arguments with defaults."""
     rows = ["| name | class | | arguments |", "|---|---|---|---|"]
     for name in choices(kind):
         cls = get(kind, name)
@@ -190,7 +189,7 @@ def _place(cls: type) -> str:
 
 
 def _scan(kind: str) -> dict[str, _Seen]:
-    """The parts that a kind's home defines, read from its source. Raises UserError for a name twice."""
+    """Parts in the source of a kind's home. Raises UserError for a duplicate name."""
     if kind not in _scans:
         found: dict[str, _Seen] = {}
         for module, file in _modules(HOMES[kind]) if kind in HOMES else ():
@@ -203,7 +202,7 @@ def _scan(kind: str) -> dict[str, _Seen]:
 
 
 def _modules(home: str) -> list[tuple[str, Path]]:
-    """The modules of a home with their files, without importing them."""
+    """Modules of a home with their files, without importing them."""
     try:
         spec = importlib.util.find_spec(home)
     except ModuleNotFoundError:
@@ -219,7 +218,7 @@ def _modules(home: str) -> list[tuple[str, Path]]:
 
 
 def _load_entry_points() -> None:
-    """Import what other packages offer, once; one that fails is reported and left out."""
+    """Import the parts of other packages, once; warn of those that fail."""
     key = "\0".join(sys.path)
     if key in _loaded:
         return
@@ -238,7 +237,7 @@ def _load_entry_points() -> None:
 
 
 def _annotation(cls: type, name: str, annotation: Any) -> Any:
-    """The annotation of an argument as a type; None where it does not resolve."""
+    """Annotation of an argument as a type; None if it does not resolve."""
     if not isinstance(annotation, str):
         return annotation
     for base in cls.__mro__:
@@ -253,7 +252,7 @@ def _annotation(cls: type, name: str, annotation: Any) -> Any:
 
 
 def _plain(type_: Any) -> Any:
-    """The type where a flag can give it (sequences as tuples), else None."""
+    """The type, sequences as tuples, if a flag can give it, else None."""
     if type_ in (bool, int, float, str, Path, type(None)):
         return type_
     origin, inner = get_origin(type_), get_args(type_)

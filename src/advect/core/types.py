@@ -1,4 +1,4 @@
-"""The convention, stated once, and the few types that every layer shares.
+"""Conventions and shared types.
 
 Time runs from the source (noise) at ``t = 0`` to the data at ``t = 1``. For an affine path::
 
@@ -6,8 +6,8 @@ Time runs from the source (noise) at ``t = 0`` to the data at ``t = 1``. For an 
     u_t = alpha_t' x_1 + sigma_t' x_0      the conditional velocity, the regression target
     dX_t = u_t(X_t) dt                     sampling, from t = 0 to t = 1
 
-Names in code are these symbols: ``x0, x1, t, x_t, u_t, alpha, sigma, d_alpha, d_sigma``. The batch axis
-comes first: ``x (B, *S)``, ``t (B,)``, and a condition is a dict of tensors ``(B, ...)`` or None.
+Names in code: ``x0, x1, t, x_t, u_t, alpha, sigma, d_alpha, d_sigma``. The batch axis is first: ``x (B, *S)``, ``t
+(B,)``; conditions are a dict of tensors ``(B, ...)`` or None.
 """
 
 from __future__ import annotations
@@ -26,26 +26,22 @@ from advect.core.random import Generator
 Conditions = dict[str, Tensor]
 
 NULL = -1
-"""The value of a categorical condition that says "not given": networks embed it as a learned null token.
-
-A continuous condition says so with a row of NaN.
-"""
+"""Value of a categorical condition that is not given, embedded as a learned null; continuous ones use a row of NaN."""
 
 LENGTH = "length"
-"""The name of the condition (B,) that tells how many steps of a sequence (L, C) are real; it is never dropped."""
+"""Condition (B,) with the number of real steps of a sequence (L, C); never dropped."""
 
 
 class Network(Protocol):
-    """What objectives and samplers ask of a network: ``net(x_t (B, *S), t (B,), cond) -> (B, *S)``."""
+    """Interface of networks: ``net(x_t (B, *S), t (B,), cond) -> (B, *S)``."""
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Data in model units: ``x1 (B, *S)`` and, for each condition, a tensor ``(B, ...)``.
-
-    ``x0 (B, *S)``, where the data bring it, is where the flow starts instead of noise, such as control cells.
+    """Data in model units: ``x1 (B, *S)``, conditions ``(B, ...)``, and start points ``x0 (B, *S)`` if the data have
+    them.
     """
 
     x1: Tensor
@@ -56,7 +52,7 @@ class Batch:
         return len(self.x1)
 
     def to(self, device: torch.device) -> Batch:
-        """Return this batch on ``device``."""
+        """Move to ``device``."""
         if self.x1.device == device:
             return self
         cond = None if self.cond is None else {k: v.to(device, non_blocking=True) for k, v in self.cond.items()}
@@ -66,7 +62,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class PathSample:
-    """A point of a conditional path: ``x_t, u_t, x0, x1 (B, *S)`` and ``t (B,)``."""
+    """Sample of a conditional path: ``x_t, u_t, x0, x1 (B, *S)`` and ``t (B,)``."""
 
     x_t: Tensor
     t: Tensor
@@ -77,9 +73,9 @@ class PathSample:
 
 @dataclass(frozen=True)
 class Category:
-    """A categorical condition: its values are ``0 .. len(names) - 1``, or ``NULL`` where it is not given.
+    """Categorical condition with values ``0 .. len(names) - 1``, or ``NULL``.
 
-    ``frequencies`` are the shares of the values in the training data; they sum to one.
+    ``frequencies`` are the shares of the values in the training data, of sum one.
     """
 
     names: tuple[str, ...]
@@ -88,10 +84,10 @@ class Category:
 
 @dataclass(frozen=True)
 class Quantity:
-    """A continuous condition, a vector of d standardised numbers, or a row of NaN where it is not given.
+    """Continuous condition: d standardised numbers, or a row of NaN if not given.
 
-    ``names`` (d) are those of its entries, ``mean`` and ``std`` (d) their moments in the training data, in its own
-    units, and ``examples`` some rows (d) of the data in those units, from which values are drawn when none are named.
+    ``names``, ``mean`` and ``std`` have d entries, the latter in data units; ``examples`` are rows (d) of the data in
+    data units, sampled if no value is requested.
     """
 
     names: tuple[str, ...]
@@ -102,7 +98,7 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Length:
-    """The condition called ``LENGTH``: 1 .. len(frequencies) real steps, with their shares in the training data."""
+    """Condition ``LENGTH``: 1 .. len(frequencies) real steps, with their shares in the training data."""
 
     frequencies: tuple[float, ...]
 
@@ -112,10 +108,10 @@ Condition = Category | Quantity | Length
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What a network and a sampler need to know about the data: shape of one sample, kind and conditions.
+    """Shape of one sample, kind and conditions of the data.
 
-    ``kind`` is ``"image"`` for ``(C, H, W)``, ``"vector"`` for ``(D,)`` and ``"sequence"`` for ``(L, C)``, whose
-    samples are zero after their last real step where the data have the condition ``LENGTH``.
+    ``kind`` is ``"image"`` (C, H, W), ``"vector"`` (D,) or ``"sequence"`` (L, C); sequences with the condition
+    ``LENGTH`` are zero after their last real step.
     """
 
     shape: tuple[int, ...]
@@ -124,7 +120,7 @@ class DataSpec:
 
 
 def expand_right(t: Tensor, x: Tensor) -> Tensor:
-    """Reshape t (B,) to (B, 1, ..., 1) so that it broadcasts over x (B, *S)."""
+    """Reshape t (B,) to (B, 1, ..., 1) to broadcast over x (B, *S)."""
     return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
 
 
@@ -139,17 +135,27 @@ def check_pair(x0: Tensor, x1: Tensor, t: Tensor | None = None) -> None:
 
 
 def drop_conditions(cond: Conditions | None, probability: float, generator: Generator = None) -> Conditions | None:
-    """Replace, sample by sample, all conditions (B, ...) by null with ``probability`` (Ho & Salimans 2022, alg. 1)."""
-    if not cond or probability == 0:
+    """Replace conditions (B, ...) by null, sample by sample: all with ``probability``, and each of several on its own.
+
+    All together is what classifier-free guidance needs (Ho & Salimans 2022, alg. 1). Of K > 1 conditions each is then
+    missing with the same probability p by itself too, so that the network learns every subset: a subset of m < K is
+    missing in a share (1 - p) p^m (1 - p)^(K - m) of the samples. A length is never dropped.
+    """
+    names = [name for name in cond or {} if name != LENGTH]
+    if not cond or not names or probability == 0:
         return cond
-    first = next(iter(cond.values()))
-    drop = random.uniform((len(first),), generator, device=first.device) < probability
-    null = null_conditions(cond)
-    return {name: torch.where(expand_right(drop, value), null[name], value) for name, value in cond.items()}
+    first = cond[names[0]]
+    draws = 1 if len(names) == 1 else 1 + len(names)
+    drop = random.uniform((len(first), draws), generator, device=first.device) < probability
+    null, dropped = null_conditions(cond), dict(cond)
+    for i, name in enumerate(names):
+        missing = drop[:, 0] | drop[:, min(1 + i, draws - 1)]
+        dropped[name] = torch.where(expand_right(missing, cond[name]), null[name], cond[name])
+    return dropped
 
 
 def null_conditions(cond: Conditions) -> Conditions:
-    """The same conditions, none of them given: whole numbers are NULL, others NaN; a length stays."""
+    """Null values for all conditions: NULL for integers, NaN for floats; lengths stay."""
     return {
         name: value if name == LENGTH else torch.full_like(value, math.nan if value.is_floating_point() else NULL)
         for name, value in cond.items()
@@ -157,19 +163,19 @@ def null_conditions(cond: Conditions) -> Conditions:
 
 
 def is_null(value: Tensor) -> Tensor:
-    """Which samples (B,) are without this condition (B, ...)."""
+    """Mask (B,) of samples without this condition (B, ...)."""
     missing = value.isnan() if value.is_floating_point() else value == NULL
     return missing.flatten(1).any(1) if missing.ndim > 1 else missing
 
 
 def real_steps(cond: Conditions | None, x: Tensor) -> Tensor | None:
-    """Which steps of sequences x (B, L, C) are real, (B, L), or None where all are."""
+    """Mask (B, L) of real steps of sequences x (B, L, C), or None if all are."""
     if not cond or LENGTH not in cond:
         return None
     return torch.arange(x.shape[1], device=x.device) < cond[LENGTH][:, None]
 
 
 def without_padding(x: Tensor, cond: Conditions) -> Tensor:
-    """x with zeros after the last real step of each sample, where it is a sequence (n, L, C) with lengths."""
+    """x with zeros after the last real step of sequences (n, L, C) with lengths."""
     real = real_steps(cond, x)
     return x if real is None else torch.where(real[:, :, None], x, 0.0)

@@ -1,1 +1,1 @@
-"""Processes that share one run: who they are, what they tell each other, how they start."""
+"""Processes of a run: environment, communication, launch, parallelism."""

@@ -1,7 +1,6 @@
 """Communication between a run's processes.
 
-All functions but :func:`process_group` do nothing in a single process; all processes call them in the same order,
-from the main thread. PyTorch's distributed package is imported only where there are several processes.
+Collective functions: all processes call them in the same order. No-ops in a single process.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ T = TypeVar("T")
 N = TypeVar("N", int, float)
 
 LONG_TIMEOUT = timedelta(days=30)
-"""For processes that work by themselves; one that ends is noticed at once."""
+"""Timeout of :func:`without_timeout`; a process that ends is noticed at once."""
 
 
 class PeerFailed(RuntimeError):
-    """Another process has failed with a bug; its own traceback says how."""
+    """Another process failed with a bug, shown by its traceback."""
 
 
 @dataclass(frozen=True)
@@ -42,20 +41,17 @@ _group: _Group | None = None
 
 
 def current() -> DistEnv:
-    """This process among those that have joined; alone outside of :func:`process_group`."""
+    """This process's rank and world; a single process outside :func:`process_group`."""
     return DistEnv() if _group is None else _group.processes
 
 
 def control_group() -> ProcessGroup | None:
-    """The Gloo group of the main threads; None for a single process."""
+    """Gloo group of the main threads; None for a single process."""
     return None if _group is None else _group.control
 
 
 def background_group() -> ProcessGroup | None:
-    """The Gloo group of one background thread a process, such as the writer of checkpoints; None for a single process.
-
-    Exchanges of two threads in one group would be taken for each other.
-    """
+    """Gloo group of one background thread per process, such as the checkpoint writer; None for a single process."""
     return None if _group is None else _group.background
 
 
@@ -63,15 +59,15 @@ def background_group() -> ProcessGroup | None:
 def process_group(
     device: torch.device | None = None, *, processes: DistEnv | None = None, timeout: timedelta | None = None
 ) -> Iterator[DistEnv]:
-    """Within the block the processes of the environment, or ``processes``, form PyTorch's default group.
+    """Context with PyTorch's default process group, of the environment or of ``processes``.
 
-    Gloo serves CPU tensors and NCCL those of GPUs. Nothing happens inside such a block, or for a single process.
+    Gloo for CPU tensors, NCCL for GPU tensors. No-op if nested or for a single process.
 
     Args:
-        device: a CPU leaves NCCL out; a GPU becomes PyTorch's current one. None: NCCL wherever CUDA is.
-        timeout: by default :func:`timeout_of`.
+        device: a CPU leaves NCCL out; a GPU becomes PyTorch's current one. None: NCCL if CUDA is available.
+        timeout: default :func:`timeout_of`.
 
-    Raises UserError where the others do not come in time or cannot be reached, or the port is taken.
+    Raises UserError if the other processes do not join in time or cannot be reached, or the port is taken.
     """
     me = processes or (DistEnv.from_environment() if _group is None else _group.processes)
     if _group is not None or me.world == 1:
@@ -128,12 +124,12 @@ def _join(me: DistEnv, device: torch.device | None, timeout: timedelta) -> None:
 
 
 def _store_prefix() -> str:
-    """A prefix for this start: torchrun restarts processes on a store that remembers the last ones."""
+    """Prefix per start, as torchrun restarts processes on the same store."""
     return f"advect-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
 
 
 def _leave(clean: bool) -> None:
-    """Leave the group. NCCL is closed after a clean end only, as it would wait for processes that failed."""
+    """Leave the group. NCCL is closed only after a clean end, as closing would wait for failed processes."""
     global _group
     import torch.distributed as dist
 
@@ -143,7 +139,7 @@ def _leave(clean: bool) -> None:
 
 
 def all_sum(tensor: torch.Tensor) -> torch.Tensor:
-    """Sum each process's ``tensor`` (*S) in place, on its device, and return it."""
+    """Sum ``tensor`` (*S) over processes in place, on its device, and return it."""
     if _group is not None:
         import torch.distributed as dist
 
@@ -152,7 +148,7 @@ def all_sum(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def all_max(values: Sequence[N]) -> list[N]:
-    """The maximum of each value over the processes; exact for integers up to 2^53, undefined for NaN."""
+    """Maximum of each value over processes; exact for integers up to 2^53, undefined for NaN."""
     if _group is None:
         return list(values)
     import torch
@@ -164,12 +160,12 @@ def all_max(values: Sequence[N]) -> list[N]:
 
 
 def all_objects(value: T) -> list[T]:
-    """Each process's ``value``, by rank, on all processes."""
+    """Every process's ``value``, by rank, on all processes."""
     return _all_objects(value, control_group())
 
 
 def all_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """Every process's rows (n, *S), by rank, as (world * n, *S); all have as many."""
+    """Every process's rows (n, *S), by rank, as (world * n, *S); n must be equal."""
     if _group is None:
         return tensor
     import torch
@@ -181,7 +177,7 @@ def all_rows(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def background_objects(value: T) -> list[T]:
-    """:func:`all_objects` between one background thread of each process."""
+    """:func:`all_objects` between background threads."""
     return _all_objects(value, background_group())
 
 
@@ -196,7 +192,7 @@ def _all_objects(value: T, group: ProcessGroup | None) -> list[T]:
 
 
 def gather_objects(value: T) -> list[T] | None:
-    """Each process's ``value``, by rank, on the first process; None on the others."""
+    """Every process's ``value``, by rank, on the first process; None on the others."""
     if _group is None:
         return [value]
     import torch.distributed as dist
@@ -227,9 +223,9 @@ def barrier() -> None:
 
 @contextmanager
 def without_timeout() -> Iterator[None]:
-    """Within the block each process works by itself, for hours if need be; it ends when all are through.
+    """Context for long independent work of each process; ends when all have finished.
 
-    A failure is raised at once, unlike in :func:`sync_errors`; the others then raise what :func:`is_lost_peer` knows.
+    An error is raised at once; the other processes then raise one that :func:`is_lost_peer` recognises.
     """
     if _group is None:
         yield
@@ -246,10 +242,10 @@ def without_timeout() -> Iterator[None]:
 
 @contextmanager
 def sync_errors() -> Iterator[None]:
-    """Within the block each process works without exchanges; it ends when all are through.
+    """Context for work without communication; ends when all processes have finished.
 
-    A UserError of one, the first by rank, is raised by all, so that nobody waits for a process that has given up. Any
-    other error is raised where it happened, and PeerFailed by the others.
+    A UserError (of the lowest rank) is raised by all. Any other error is raised where it occurred, and PeerFailed
+    elsewhere.
     """
     if _group is None:
         yield
@@ -281,7 +277,7 @@ def _text(failure: Exception, me: DistEnv) -> str:
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Whether an error only says that another process has gone or failed."""
+    """Whether an error only means that another process is gone."""
     if isinstance(error, PeerFailed):
         return True
     if not isinstance(error, RuntimeError):

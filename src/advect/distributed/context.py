@@ -1,7 +1,4 @@
-"""What the jobs of one command share: device, processes, run folder and seed; its messages and bars.
-
-PyTorch is imported where a device is asked for, not before.
-"""
+"""Device, processes, run folder and seed of a command; its console output."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunContext:
-    """The device of this process, its place among all of the run, the run's folder where it has one, and the seed."""
+    """Device and rank of this process, the run folder if any, and the seed."""
 
     device: torch.device
     env: DistEnv
@@ -34,9 +31,8 @@ class RunContext:
 
 @contextmanager
 def run_context(device: str, *, run_dir: Path = Path(), seed: int = 0) -> Iterator[RunContext]:
-    """Within the block this process is tuned, and has joined the others on a device of its own.
-
-    See :func:`pick_device` and :func:`process_group`, whose UserErrors it raises.
+    """Context with a tuned process, its device, and the process group; see :func:`pick_device` and
+    :func:`process_group`.
     """
     from advect.core.device import tune_process
 
@@ -47,10 +43,9 @@ def run_context(device: str, *, run_dir: Path = Path(), seed: int = 0) -> Iterat
 
 
 def pick_device(name: str | torch.device) -> torch.device:
-    """The device called ``name``; "auto" is the first GPU where there is one.
+    """Device called ``name``; "auto" is a GPU if available. Each process takes the GPU of its local rank.
 
-    Among several processes each has a GPU of its own, which becomes PyTorch's current one. Raises UserError where
-    there is no such device, or none for each process.
+    Raises UserError if there is no such device, or not one per process.
     """
     import torch
 
@@ -69,11 +64,11 @@ def pick_device(name: str | torch.device) -> torch.device:
 
 
 EVERY_RANK = {"every_rank": True}
-"""``extra`` of a note or warning that any process may show; by default the first one alone does."""
+"""``extra`` of a log message for all ranks; default: the first only."""
 
 
 class ConsoleHandler(logging.Handler):
-    """Plain lines above tqdm's bars, from the first process of a run: warnings on standard error, notes on output."""
+    """Log lines of the first process above tqdm bars: warnings on stderr, the rest on stdout."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return (current().is_first or getattr(record, "every_rank", False)) and bool(super().filter(record))
@@ -88,7 +83,7 @@ class ConsoleHandler(logging.Handler):
 
 
 def log_to_console() -> None:
-    """Show the package's messages on the terminal, once."""
+    """Show the package's messages on the terminal; idempotent."""
     logger = logging.getLogger("advect")
     logger.setLevel(logging.INFO)
     if not any(isinstance(handler, ConsoleHandler) for handler in logger.handlers):
@@ -97,7 +92,7 @@ def log_to_console() -> None:
 
 @contextmanager
 def only_warnings() -> Iterator[None]:
-    """Within the block notes are dropped."""
+    """Context that hides messages below warnings."""
     logger = logging.getLogger("advect")
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -108,7 +103,7 @@ def only_warnings() -> Iterator[None]:
 
 
 def progress_bar(total: int, title: str, unit: str) -> tqdm:
-    """A bar on the first process, where standard error is a terminal."""
+    """Bar on the first process, if stderr is a terminal."""
     from tqdm import tqdm
 
     return tqdm(total=total, desc=title, unit=unit, disable=None if current().is_first else True)

@@ -1,4 +1,4 @@
-"""This process among those of a run, from the environment of torchrun or SLURM."""
+"""Rank and world of this process, from the environment of torchrun or SLURM."""
 
 from __future__ import annotations
 
@@ -18,18 +18,17 @@ if TYPE_CHECKING:
 
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-"""Ctrl+C; the end of a job; and what a scheduler can send before it takes a machine away, not on Windows."""
+"""Signals that end a run: Ctrl+C, termination, and preemption (not on Windows)."""
 
 
 TIMEOUT = timedelta(minutes=10)
-"""How long a process waits for the others, to join and in each exchange, unless ADVECT_TIMEOUT is set."""
+"""Default wait for other processes, to join and in each exchange; ADVECT_TIMEOUT overrides it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistEnv:
-    """Rank of this process among ``world``, and among those on its host; by default a single process.
-
-    The first process waits for the others at ``address`` and ``port``.
+    """Rank among ``world`` processes and on the host; rendezvous at ``address`` and ``port``. Default: a single
+    process.
     """
 
     rank: int = 0
@@ -52,23 +51,23 @@ class DistEnv:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is rank 0, which writes, prints and decides."""
+        """Whether this is rank 0, which writes and prints."""
         return self.rank == 0
 
     @property
     def name(self) -> str:
-        """The process as messages call it."""
+        """Name in messages."""
         return f"rank {self.rank} ({socket.gethostname()})"
 
     def share(self, n: int) -> range:
-        """This process's share of ``n`` rows: contiguous, and as large as any other's but for one row."""
+        """This process's contiguous share of ``n`` rows; sizes differ by at most one."""
         return range(self.rank * n // self.world, (self.rank + 1) * n // self.world)
 
     def device(self, device: torch.device) -> torch.device:
-        """The device of this process where all use ``device``: of GPUs the one of its local rank.
+        """Device of this process, where all use ``device``: the GPU of its local rank, or the only visible one under
+        SLURM.
 
-        A process that sees one GPU only, as with SLURM's ``--gpus-per-task``, takes that one. Raises UserError where
-        a host has fewer GPUs than processes, or ``device`` names one GPU for all.
+        Raises UserError if a host has fewer GPUs than processes, or ``device`` names one GPU for all.
         """
         if device.type != "cuda" or self.world == 1:
             return device
@@ -90,7 +89,7 @@ class DistEnv:
     def from_environment(cls, env: Mapping[str, str] | None = None) -> DistEnv:
         """From the variables of ``torchrun`` or of a SLURM step; a single process without them.
 
-        Raises UserError where they are incomplete, not numbers, or contradict each other.
+        Raises UserError if they are incomplete, not numbers, or contradictory.
         """
         env = os.environ if env is None else env
         if "RANK" not in env and "WORLD_SIZE" not in env:
@@ -112,12 +111,12 @@ class DistEnv:
 
 
 def count_cores() -> int:
-    """How many cores this process may use."""
+    """Number of cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def timeout_of(env: Mapping[str, str] | None = None) -> timedelta:
-    """The seconds in the environment variable ADVECT_TIMEOUT, else TIMEOUT. Raises UserError for what is no time."""
+    """Seconds in ADVECT_TIMEOUT, else TIMEOUT. Raises UserError for an invalid value."""
     word = (os.environ if env is None else env).get("ADVECT_TIMEOUT")
     if word is None:
         return TIMEOUT
@@ -147,11 +146,11 @@ def _number(env: Mapping[str, str], name: str, default: int | None = None) -> in
 
 
 def slurm_variables(env: Mapping[str, str]) -> dict[str, str]:
-    """RANK, WORLD_SIZE and so on for a task of a step with several tasks; empty for any other process.
+    """RANK, WORLD_SIZE etc. of a task in a SLURM step of several tasks; empty otherwise, as for batch scripts and
+    salloc.
 
-    A batch script and a shell of ``salloc`` stand in no such step and are single, whatever the job has asked for.
-    MASTER_ADDR and MASTER_PORT are the step's first host, and a number between 10,000 and 29,999 that the job's
-    and step's numbers give, unless they are set. Raises UserError where SLURM's variables make no sense.
+    Unless set, MASTER_ADDR is the step's first host, and MASTER_PORT lies in 10,000 to 29,999, derived from the job
+    and step numbers. Raises UserError if SLURM's variables are incomplete.
     """
     tasks = env.get("SLURM_STEP_NUM_TASKS", "")
     if not tasks.isdecimal() or int(tasks) < 2:
@@ -175,7 +174,7 @@ def slurm_variables(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def hosts(nodelist: str) -> list[str]:
-    """The names in a list such as ``node[01-03,7],login``. Raises UserError where it is not one."""
+    """Names in a list such as ``node[01-03,7],login``. Raises UserError if malformed."""
     if not re.fullmatch(r"(?:[^\[\],]|\[[\d,-]+\])+(?:,(?:[^\[\],]|\[[\d,-]+\])+)*", nodelist):
         raise UserError(f"SLURM's list of nodes {nodelist!r} cannot be read; give MASTER_ADDR and MASTER_PORT")
     return [name for entry in re.split(r",(?![^\[]*\])", nodelist) for name in _expanded(entry)]
@@ -199,7 +198,7 @@ def _expanded(entry: str) -> Iterator[str]:
 
 
 def _tasks_here(env: Mapping[str, str]) -> int | None:
-    """How many of the step's tasks run on this node, from a list such as ``4(x2),3``; None where not told."""
+    """Tasks of the step on this node, from a list such as ``4(x2),3``; None if unknown."""
     counts: list[int] = []
     for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", env.get("SLURM_STEP_TASKS_PER_NODE", "")):
         counts += [int(count)] * int(times or 1)
@@ -208,6 +207,6 @@ def _tasks_here(env: Mapping[str, str]) -> int | None:
 
 
 def _port(env: Mapping[str, str]) -> int:
-    """The same for all tasks of a step, and seldom that of another step on the same node."""
+    """Port common to the tasks of a step, seldom shared with other steps."""
     numbers = [int(value) if value.isdecimal() else 0 for value in (env["SLURM_JOB_ID"], env.get("SLURM_STEP_ID", ""))]
     return 10_000 + (7 * numbers[0] + numbers[1]) % 20_000

@@ -1,4 +1,4 @@
-"""``--nproc N``: the same run as with ``torchrun`` on this machine, in N processes that end together."""
+"""``--nproc N``: N local processes, as with ``torchrun``, that end together."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from advect.distributed.comm import is_lost_peer, process_group
 from advect.distributed.env import STOPPING, DistEnv, count_cores
 
 LOST_PEER = 75
-"""Exit code of a process that has failed only as another one did."""
+"""Exit code of a process that failed because another one did."""
 GRACE = 3.0
-"""Seconds that processes have to end once one has failed, and again after SIGTERM, before SIGKILL."""
+"""Seconds to end after a failure, and again after SIGTERM, before SIGKILL."""
 _LIFELINE = "ADVECT_LIFELINE"
 _WARNING = "warning: "
 
 
 def check_nproc(nproc: int, device: str) -> None:
-    """Raise UserError where ``nproc`` processes cannot be started here, or are already."""
+    """Raise UserError if ``nproc`` processes cannot be started, or a launcher started this one."""
     world = DistEnv.from_environment().world
     if nproc < 1:
         raise UserError(f"--nproc must be at least 1, got {nproc}")
@@ -51,10 +51,10 @@ def check_nproc(nproc: int, device: str) -> None:
 
 
 def launch(command: Sequence[str], nproc: int) -> int:
-    """Run a command in ``nproc`` processes; return the exit code of the first that failed, 128 + its signal, else 0.
+    """Run a command in ``nproc`` processes; return the exit code of the first failure, 128 + its signal, else 0.
 
-    The first process has the terminal; of the others only warnings are shown, and the error of the first that fails.
-    Signals are passed on. Where this process is killed, the others end as by SIGTERM.
+    The terminal belongs to the first process; of the others warnings are shown, and the first failure's error. Signals
+    are forwarded. If the launcher is killed, the processes end as by SIGTERM.
     """
     with _spawned(command, nproc) as children, _forwarding_signals(children) as passed:
         failed = _wait(children, passed)
@@ -72,12 +72,12 @@ class _Child:
     rank: int
     process: subprocess.Popen
     said: IO[bytes] | None
-    """Its standard error; None for the first process, which writes to the terminal."""
+    """Standard error; None for the first process, which uses the terminal."""
     heard: int = 0
-    """Bytes of it that have been searched for warnings."""
+    """Bytes of it searched for warnings."""
 
     def print_warnings(self) -> None:
-        """Print the new lines that begin with "warning: "."""
+        """Print new lines that begin with "warning: "."""
         if self.said is None:
             return
         text = os.pread(self.said.fileno(), 1 << 16, self.heard)  # seek would move its writing position
@@ -88,7 +88,7 @@ class _Child:
                 print(line, file=sys.stderr, flush=True)
 
     def send(self, number: int) -> None:
-        """Signal the process, with SIGKILL its children too, unless it has ended."""
+        """Signal the process if alive; SIGKILL reaches its process group."""
         if self.process.returncode is None:
             with suppress(ProcessLookupError):
                 (os.killpg if number == signal.SIGKILL else os.kill)(self.process.pid, number)
@@ -96,7 +96,7 @@ class _Child:
 
 @contextmanager
 def _spawned(command: Sequence[str], nproc: int) -> Iterator[list[_Child]]:
-    """The processes, each in a group of its own, so that Ctrl+C reaches them through this one alone."""
+    """The processes, each in its own group: Ctrl+C reaches them through the launcher only."""
     lifeline, held = os.pipe()  # closed for them by whatever ends this process
     threads = max(1, count_cores() // nproc)
     env = {"OMP_NUM_THREADS": str(threads), **os.environ, _LIFELINE: str(lifeline)}
@@ -135,7 +135,7 @@ def _free_port() -> int:
 
 @contextmanager
 def _forwarding_signals(children: Sequence[_Child]) -> Iterator[list[int]]:
-    """Forward each signal to all children; the list holds those so far."""
+    """Forward signals to all children; yields the list of those received."""
     passed: list[int] = []
 
     def pass_on(number: int, frame: object) -> None:
@@ -152,9 +152,9 @@ def _forwarding_signals(children: Sequence[_Child]) -> Iterator[list[int]]:
 
 
 def _wait(children: Sequence[_Child], passed: Sequence[int]) -> list[_Child]:
-    """Wait until all have ended, as they must after one failure; return those that failed first, in order.
+    """Wait until all have ended, ending them after a failure; return the first failures, in order.
 
-    Those that only lost a peer count where no other failed.
+    Exits with LOST_PEER count only if no other process failed.
     """
     ended: queue.Queue[_Child] = queue.Queue()
     for child in children:
@@ -182,7 +182,7 @@ def _wait(children: Sequence[_Child], passed: Sequence[int]) -> list[_Child]:
 
 
 def _report(first: _Child, *, heard: bool) -> None:
-    """Print how the first process failed, and its standard error unless that was ``heard``."""
+    """Print how the first process failed, and its standard error unless ``heard``."""
     code = first.process.returncode
     if code < 0:
         hint = "; this is often a lack of memory" if -code == signal.SIGKILL else ""
@@ -212,9 +212,9 @@ def hold_lifeline() -> bool:
 
 
 def run_shared(command: Callable[[], None]) -> None:
-    """Run ``command`` in all processes of the run, and leave when all are through.
+    """Run ``command`` in all processes of the run.
 
-    A UserError that all raise is printed by the first. Exits with LOST_PEER where another process has failed.
+    A UserError common to all is printed once. Exits with LOST_PEER if another process failed.
     """
     launched, code = hold_lifeline(), 0
     try:

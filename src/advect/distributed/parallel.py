@@ -18,12 +18,12 @@ Kind = Literal["none", "ddp", "fsdp"]
 
 
 def local(x: Tensor) -> Tensor:
-    """This process's shard of a tensor, sharing its memory; plain tensors as they are."""
+    """This process's shard of a tensor, sharing memory; plain tensors unchanged."""
     return x.detach().to_local() if hasattr(x, "to_local") else x  # type: ignore[operator]
 
 
 def as_sharded(part: Tensor, param: Tensor) -> Tensor:
-    """The sharded tensor of which ``part`` is this process's shard, sharded as ``param`` is; plain ones stay plain."""
+    """Sharded tensor with the local shard ``part``, sharded as ``param``; plain if ``param`` is."""
     if not hasattr(param, "to_local"):
         return part
     from torch.distributed.tensor import DTensor
@@ -36,20 +36,20 @@ def as_sharded(part: Tensor, param: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _cpu_mesh() -> Any:
-    """A one-dimensional mesh for copies on the CPU of what a GPU holds."""
+    """One-dimensional mesh for CPU copies of GPU shards."""
     from torch.distributed.device_mesh import init_device_mesh
 
     return init_device_mesh("cpu", (current().world,))
 
 
 def gather_whole(part: Tensor, param: Tensor) -> Tensor:
-    """The whole tensor of which ``part`` is this process's shard, sharded as ``param`` is; called by all processes."""
+    """Whole tensor with the local shard ``part``, sharded as ``param``; collective."""
     whole = as_sharded(part, param)
     return whole.full_tensor() if whole is not part else part  # type: ignore[attr-defined]
 
 
 def local_range(param: Tensor) -> range | None:
-    """The rows of this process's shard; None for a plain tensor."""
+    """Rows of this process's shard; None for a plain tensor."""
     if not hasattr(param, "to_local"):
         return None
     size = -(-len(param) // param.device_mesh.size())  # type: ignore[attr-defined]  # as torch.chunk cuts
@@ -58,18 +58,17 @@ def local_range(param: Tensor) -> range | None:
 
 
 def local_rows(whole: Tensor, param: Tensor) -> Tensor:
-    """This process's rows of ``whole``, sharded as ``param`` is; plain ones whole."""
+    """This process's rows of ``whole``, sharded as ``param``; all for a plain one."""
     rows = local_range(param)
     return whole if rows is None else whole[rows.start : rows.stop]
 
 
 @dataclass(frozen=True)
 class Parallel:
-    """How processes share a network.
+    """Parallelism of a network: "none", "ddp" or "fsdp".
 
-    "none": a single process. "ddp": replicas, whose gradients are averaged as they become ready (Li et al. 2020,
-    "PyTorch Distributed"). "fsdp": each process has a shard of every weight, gradient, moment and average, and gathers
-    a block at a time while it computes (Zhao et al. 2023, "PyTorch FSDP"); PyTorch's ``fully_shard``.
+    ddp: replicas with averaged gradients (Li et al. 2020, "PyTorch Distributed"). fsdp: weights, gradients, moments
+    and averages sharded, gathered block by block (Zhao et al. 2023, "PyTorch FSDP"), by ``fully_shard``.
     """
 
     kind: Kind = "none"
@@ -83,7 +82,9 @@ class Parallel:
 
     @classmethod
     def choose(cls, asked: str, net: nn.Module, device: torch.device) -> Parallel:
-        """``asked``, or for "auto" what suits: fsdp where weights, gradients and moments would fill half of a GPU."""
+        """``asked``; "auto" is fsdp if weights, gradients, moments and average (20 bytes a parameter) fill half of
+        a GPU.
+        """
         if asked != "auto":
             return cls(asked)  # type: ignore[arg-type]
         if current().world == 1:
@@ -94,9 +95,8 @@ class Parallel:
         return cls("fsdp" if 20 * sum(p.numel() for p in net.parameters()) > room / 2 else "ddp")
 
     def place(self, net: nn.Module, device: torch.device, half: torch.dtype | None = None) -> nn.Module:
-        """Move the network to ``device``; for fsdp shard it, with weights gathered in ``half``.
-
-        It must be the same on all processes.
+        """Move the network, equal on all processes, to ``device``; for fsdp shard it, gathering weights in
+        ``half``.
         """
         if self.kind != "fsdp":
             return net.to(device)
@@ -114,7 +114,7 @@ class Parallel:
         return net.to(device)  # what is no parameter
 
     def wrap(self, net: nn.Module) -> nn.Module:
-        """The network to call in a training step."""
+        """Network to call in a training step."""
         if self.kind != "ddp":
             return net
         from torch.nn.parallel import DistributedDataParallel
@@ -122,7 +122,7 @@ class Parallel:
         return DistributedDataParallel(net, gradient_as_bucket_view=True)
 
     def gradient_sync(self, net: nn.Module, last: bool) -> AbstractContextManager:
-        """Within the block gradients are averaged if this is the ``last`` micro-batch, else accumulated."""
+        """Context that averages gradients in the ``last`` micro-batch and accumulates them before."""
         if self.kind == "fsdp":
             net.set_requires_gradient_sync(last)  # type: ignore[operator]
         elif self.kind == "ddp" and not last:
@@ -130,12 +130,12 @@ class Parallel:
         return nullcontext()
 
     def global_norm(self, norm: Tensor) -> Tensor:
-        """The norm () over all processes from each one's ``norm`` () of its shards."""
+        """Norm () over all processes, from the ``norm`` () of this one's shards."""
         return all_sum(norm.square()).sqrt() if self.kind == "fsdp" else norm
 
 
 def _blocks(net: nn.Module) -> Iterator[nn.Module]:
-    """The items of the outermost module lists: the blocks that a network runs in turn."""
+    """Items of the outermost module lists: the network's blocks."""
     for child in net.children():
         if isinstance(child, nn.ModuleList):
             yield from (block for block in child if any(True for _ in block.parameters()))

@@ -1,4 +1,4 @@
-"""Losses: sample a path, run the network, compare."""
+"""Base class of losses."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from advect.core.random import Generator
 from advect.core.types import Batch, Conditions, Network, PathSample
 
 LossInput = tuple[PathSample, Conditions | None]
-"""A sample of the path (B rows) and the conditions for the network."""
+"""A path sample (B rows) and the network's conditions."""
 
 
 class Loss(ABC):
     """A loss a sample, for a network and a batch.
 
-    A run gives its constructor those of the parts and values in ``part_given`` that it takes.
+    A run sets the constructor arguments in ``part_given``.
     """
 
     part_kind: ClassVar[str] = "loss"
@@ -36,19 +36,19 @@ class Loss(ABC):
 
     @abstractmethod
     def sample(self, batch: Batch, generator: Generator = None) -> LossInput:
-        """Sample source, coupling, times and path for ``batch``, and drop conditions, all with ``generator``."""
+        """Sample source, coupling, times and path for ``batch``, and drop conditions."""
 
     @abstractmethod
     def compare(self, output: Tensor, sample: PathSample) -> Tensor:
-        """The loss (B,) of the network's output (B, ...) at a sample of the path."""
+        """Loss (B,) of the network's output (B, ...) at a path sample."""
 
     def __call__(self, net: Network, batch: Batch, generator: Generator = None) -> Tensor:
-        """The loss (B,) of ``net`` on ``batch``."""
+        """Loss (B,) of ``net`` on ``batch``."""
         sample, cond = self.sample(batch, generator)
         return self.compare(net(sample.x_t, sample.t, cond), sample)
 
     def state_dict(self) -> dict[str, list[float]]:
-        """What a checkpoint keeps, as plain numbers."""
+        """State for a checkpoint, as plain numbers."""
         return {}
 
     def load_state_dict(self, state: dict[str, list[float]]) -> None:

@@ -1,4 +1,4 @@
-"""Conditional flow matching, for a network that predicts velocity, data, noise or score."""
+"""Conditional flow matching with predictions of velocity, data, noise or score."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Kind = Literal["velocity", "data", "noise", "score"]
 Penalty = Literal["squared", "pseudo-huber"]
 
 C = 0.00054
-"""Where the pseudo-Huber penalty turns from square to norm, for a residual per element."""
+"""Pseudo-Huber constant c for a root mean square residual."""
 
 
 @register("flow-matching")
@@ -32,27 +32,25 @@ C = 0.00054
 class FlowMatching(Loss):
     """A regression of the velocity, or of another prediction.
 
-    ``E w(t) |f - f*|^2``, the mean over the elements of a sample, for any conditional path.
+    ``E w(t) |f - f*|^2``, the mean over elements. The targets u_t, x1, x0 and the conditional score have the marginal
+    fields as minimisers (Lipman et al. 2023, "Flow matching for generative modeling", eq. 9 and theorem 2).
 
-    ``prediction`` is what the network's output means and ``loss`` the space in which it is compared, by default the
-    same: with ``prediction="data", loss="velocity"`` the network predicts the data and is trained on the velocity
-    that follows from it. Targets are the conditional velocity u_t, x1, x0, and the conditional score. The minimiser
-    is the marginal field, the posterior mean of the target (Lipman et al. 2023, "Flow matching for generative
-    modeling", eq. 9 and theorem 2).
+    Attributes:
+        prediction: meaning of the network's output.
+        loss: space of the loss, default ``prediction``; a data prediction may be trained on the velocity it
+            implies.
+        weight: maps t (B,) to w (B,).
+        margin: keeps t in [margin, 1 - margin] where an end may make the loss infinite: if ``loss`` differs from
+            ``prediction``, for scores, bridges, and schedules with infinite derivatives.
+        cond_dropout: share in [0, 1] of samples without conditions, for classifier-free guidance (Ho & Salimans
+            2022).
+        penalty: of a sample's mean squared residual m: m, or the pseudo-Huber sqrt(m + c^2) - c (Song & Dhariwal
+            2023, "Improved techniques for training consistency models", section 3.3), biased unless x_t nearly
+            determines the target, as in reflow (Lee, Lin & Fanti 2024, "Improving the training of rectified
+            flows").
 
-    Conversions divide by alpha or sigma, and some paths are infinitely fast at an end, so with ``loss`` other than
-    ``prediction``, with a score, on a Bridge and on schedules whose derivatives are infinite at an end, t is moved
-    into [margin, 1 - margin]. ``weight`` maps t (B,) to w (B,). ``cond_dropout`` in [0, 1] is the share of samples
-    trained without their conditions, which classifier-free guidance needs (Ho & Salimans 2022).
-
-    ``penalty`` is what a sample pays for its mean squared residual m: m itself, or sqrt(m + c^2) - c, the pseudo-Huber
-    loss of Song & Dhariwal 2023 ("Improved techniques for training consistency models", section 3.3; their c, 0.00054
-    sqrt(d), is that of a norm over d elements), which large residuals move less. Its minimiser is the marginal field
-    only where x_t determines the target, as it nearly does on reflow's pairs, for which Lee, Lin & Fanti 2024
-    ("Improving the training of rectified flows") use it.
-
-    Raises UserError for combinations that have no meaning: a path that is not affine with anything but its own
-    velocity or score, and a score where x0 is not Gaussian noise drawn apart from x1.
+    Raises UserError for undefined combinations: predictions other than velocity or score without an affine path, and
+    scores unless x0 is Gaussian noise independent of x1.
     """
 
     path: Path = field(default_factory=AffinePath)
@@ -93,8 +91,13 @@ class FlowMatching(Loss):
         return gaussian and isinstance(self.source, Gaussian) and isinstance(self.coupling, Independent)
 
     @cached_property
+    def _times(self) -> TimeDistribution:
+        """The times on the interval where the loss is finite."""
+        return self.times.within(self.margin) if self._keeps_inside else self.times
+
+    @property
     def _keeps_inside(self) -> bool:
-        """Whether an end of [0, 1] can make a loss that is not finite."""
+        """Whether the loss can be infinite at an end of [0, 1]."""
         if isinstance(self.path, AffinePath):
             finite = all(self.path.schedule.finite_ends())
             return self.space != self.prediction or self.space == "score" or not finite
@@ -102,7 +105,7 @@ class FlowMatching(Loss):
 
     @property
     def space(self) -> Kind:
-        """The space of the loss."""
+        """Space of the loss."""
         return self.loss or self.prediction
 
     def sample(self, batch: Batch, generator: Generator = None) -> LossInput:
@@ -111,9 +114,7 @@ class FlowMatching(Loss):
         real = real_steps(cond, x1)
         if real is not None:  # padding is zero in noise, data and velocity, so that it adds nothing to the loss
             x0 = x0 * real[:, :, None]
-        t = self.times.sample(len(x1), generator, x1.device)
-        if self._keeps_inside:
-            t = t.clamp(self.margin, 1 - self.margin)
+        t = self._times.sample(len(x1), generator, x1.device)
         sample = self.path.sample(x0, x1, t, generator)
         return sample, drop_conditions(cond, self.cond_dropout, generator)
 
@@ -126,10 +127,10 @@ class FlowMatching(Loss):
             loss = loss / (torch.sqrt(loss + C**2) + C)  # sqrt(m + c^2) - c, which would cancel
         if self.weight is not None:
             loss = loss * self.weight(sample.t).to(loss.dtype)
-        return self.times.importance_weight(sample.t, loss)
+        return self._times.importance_weight(sample.t, loss)
 
     def target(self, sample: PathSample) -> Tensor:
-        """What the loss compares with, (B, *S)."""
+        """Target of the loss, (B, *S)."""
         match self.space:
             case "velocity":
                 return sample.u_t
@@ -153,8 +154,8 @@ class FlowMatching(Loss):
 
 
 def rectified_flow(**parts) -> FlowMatching:
-    """The rectified flow of Liu et al. 2023, "Flow straight and fast", eq. 1: straight lines, target x1 - x0.
+    """Rectified flow (Liu et al. 2023, "Flow straight and fast", eq. 1): straight paths, target x1 - x0.
 
-    ``parts`` are those of :class:`FlowMatching` but the path.
+    ``parts`` are arguments of :class:`FlowMatching`.
     """
     return FlowMatching(path=AffinePath(CondOT()), **parts)

@@ -1,4 +1,4 @@
-"""One network with two heads, a velocity and a score."""
+"""A network with two heads, velocity and score."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from advect.losses.flow_matching import FlowMatching
 from advect.paths import AffinePath
 
 Heads = Callable[[Tensor, Tensor, Conditions | None], Tensor]
-"""``net(x_t (B, C, ...), t (B,), cond) -> (B, 2 C, ...)``, the velocity's channels first, then the score's."""
+"""``net(x_t (B, C, ...), t (B,), cond) -> (B, 2 C, ...)``: velocity channels, then score channels."""
 
 
 def split_heads(output: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor]:
-    """Split (B, 2 C, ...) into velocity and score (B, C, ...); UserError where there are not twice the channels."""
+    """Split (B, 2 C, ...) into velocity and score (B, C, ...). Raises UserError for another number of channels."""
     if output.shape != (x_t.shape[0], 2 * x_t.shape[1], *x_t.shape[2:]):
         raise UserError(
             f"a network with two heads must put out twice the channels of x_t {tuple(x_t.shape)}, "
@@ -31,23 +31,22 @@ def split_heads(output: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def velocity_head(net: Heads) -> Network:
-    """The network's velocity alone, (B, C, ...)."""
+    """The velocity (B, C, ...)."""
     return lambda x_t, t, cond=None: split_heads(net(x_t, t, cond), x_t)[0]
 
 
 def score_head(net: Heads) -> Network:
-    """The network's score alone, (B, C, ...)."""
+    """The score (B, C, ...)."""
     return lambda x_t, t, cond=None: split_heads(net(x_t, t, cond), x_t)[1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StochasticInterpolantLoss(Loss):
-    """``flow + score_weight score``: both heads trained at the same points, from one call of the network.
+    """``flow + score_weight score``: joint training of both heads, for SDEs with any diffusion.
 
-    What an SDE with any diffusion needs when velocity and score cannot be had from each other (Albergo et al. 2023,
-    "Stochastic interpolants", section 2; Tong et al. 2024, "Simulation-free Schroedinger bridges", eq. 9). ``score``
-    takes the path and times of ``flow``: on an affine path denoising score matching, weighted by sigma^2, and on any
-    other the conditional score itself. Raises UserError for a negative weight.
+    Albergo et al. 2023, "Stochastic interpolants", section 2; Tong et al. 2024, "Simulation-free Schroedinger
+    bridges", eq. 9. ``score`` uses the path and times of ``flow``: denoising score matching weighted by sigma^2 on an
+    affine path, else the conditional score. Raises UserError for a negative weight.
     """
 
     flow: FlowMatching = field(default_factory=FlowMatching)
@@ -62,7 +61,7 @@ class StochasticInterpolantLoss(Loss):
 
     @cached_property
     def score(self) -> FlowMatching:
-        """The regression that trains the score's head."""
+        """Loss of the score head."""
         affine = isinstance(self.flow.path, AffinePath)
         return replace(self.flow, prediction="score", loss="noise" if affine else "score")
 

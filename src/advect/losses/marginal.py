@@ -1,8 +1,9 @@
-"""The losses that conditional flow and score matching stand in for, where the marginals are known."""
+"""Flow and score matching against known marginal fields."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -21,10 +22,10 @@ from advect.weights import Weight
 class MarginalMatching(Loss):
     """``E w(t) |net(x_t, t) - f_t(x_t)|^2`` with the exact marginal field f of ``law``, x_t ~ p_t.
 
-    ``target`` "velocity" gives the flow-matching loss (Lipman et al. 2023, eq. 5), "score" explicit score matching
-    (Hyvarinen 2005; Vincent 2011, eq. 8). The conditional losses differ from these by a constant in the network's
-    parameters, so their gradients agree (Lipman et al. 2023, theorem 2; Vincent 2011, eq. 11). A batch gives only its
-    number of samples. t stays within [margin, 1 - margin]. Raises UserError for an unknown target.
+    ``target`` "velocity" is the flow-matching loss (Lipman et al. 2023, eq. 5), "score" explicit score matching
+    (Hyvarinen 2005; Vincent 2011, eq. 8). Conditional losses differ by a constant (Lipman et al. 2023, theorem 2;
+    Vincent 2011, eq. 11). Batches only set the number of samples. t stays in [margin, 1 - margin]. Raises UserError
+    for an unknown target.
     """
 
     law: AnalyticMarginals
@@ -37,10 +38,14 @@ class MarginalMatching(Loss):
         if self.target not in ("velocity", "score"):
             raise UserError(f"MarginalMatching.target must be 'velocity' or 'score', got {self.target!r}")
 
+    @cached_property
+    def _times(self) -> TimeDistribution:
+        return self.times.within(self.margin)
+
     @torch.no_grad()
     def sample(self, batch: Batch, generator: Generator = None) -> LossInput:
-        """x_t ~ p_t with its target as ``u_t``; the path's ends are unknown, NaN."""
-        t = self.times.sample(len(batch), generator, batch.x1.device).clamp(self.margin, 1 - self.margin)
+        """Sample x_t ~ p_t, with its target as ``u_t``; the ends are NaN."""
+        t = self._times.sample(len(batch), generator, batch.x1.device)
         x_t = self.law.sample(len(batch), t, generator).to(batch.x1)
         exact = self.law.velocity if self.target == "velocity" else self.law.score
         unknown = torch.full_like(x_t, float("nan"))
@@ -50,7 +55,7 @@ class MarginalMatching(Loss):
         loss = (output - sample.u_t).square().flatten(1).mean(1)
         if self.weight is not None:
             loss = loss * self.weight(sample.t).to(loss.dtype)
-        return self.times.importance_weight(sample.t, loss)
+        return self._times.importance_weight(sample.t, loss)
 
     def state_dict(self) -> dict[str, list[float]]:
         return self.times.state_dict()

@@ -26,18 +26,17 @@ Weighting = Literal["sigma2", "uniform", "likelihood"]
 class ScoreMatching(Loss):
     """A regression of the score of the noised data.
 
-    ``E lambda(t) |s - grad log p_t(x_t | x1)|^2`` on an affine path from Gaussian noise.
+    ``E lambda(t) |s - grad log p_t(x_t | x1)|^2`` on an affine path from Gaussian noise (Vincent 2011; Song et al.
+    2021, "Score-based generative modeling through stochastic differential equations", eq. 7). ``prediction="noise"``
+    predicts -sigma s. ``weighting`` is lambda:
 
-    Vincent 2011; Song et al. 2021, "Score-based generative modeling through stochastic differential equations",
-    eq. 7. The network predicts the score or, with ``prediction="noise"``, the noise -sigma s. ``weighting`` is lambda:
-
-    - "sigma2": sigma^2, which makes the loss that of the noise, |sigma s + x0|^2, finite at the ends (Ho et al. 2020);
+    - "sigma2": sigma^2, the loss of the noise, |sigma s + x0|^2, finite at the ends (Ho et al. 2020);
     - "uniform": 1, which grows like 1 / sigma^2 towards the data;
-    - "likelihood": g^2 = 2 sigma (sigma alpha' / alpha - sigma'), the diffusion of the noising process, whose integral
-      bounds the likelihood (Song et al. 2021, "Maximum likelihood training of score-based diffusion models", eq. 7);
+    - "likelihood": g^2 = 2 sigma (sigma alpha' / alpha - sigma'), a bound of the likelihood (Song et al. 2021,
+      "Maximum likelihood training of score-based diffusion models", eq. 7);
     - any function of t (B,) to lambda (B,).
 
-    t stays within [margin, 1 - margin]. Raises UserError for an unknown weighting or prediction.
+    t stays in [margin, 1 - margin]. Raises UserError for an unknown weighting or prediction.
     """
 
     path: AffinePath = field(default_factory=AffinePath)
@@ -57,7 +56,7 @@ class ScoreMatching(Loss):
 
     @cached_property
     def regression(self) -> FlowMatching:
-        """The same loss as a regression of the noise: |s - s*|^2 = |noise - noise*|^2 / sigma^2."""
+        """Equivalent regression of the noise: |s - s*|^2 = |noise - noise*|^2 / sigma^2."""
         return FlowMatching(
             path=self.path,
             times=self.times,

@@ -1,4 +1,4 @@
-"""Numbers that compare sets of samples; nothing here knows of flows or runs."""
+"""Metrics of sets of samples."""
 
 from advect.metrics.base import EvalContext as EvalContext
 from advect.metrics.base import FlowMetric as FlowMetric

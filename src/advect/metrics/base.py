@@ -1,7 +1,7 @@
-"""What a metric is: samples against a reference, or a measurement of the flow itself.
+"""Base classes of metrics: samples against a reference, or a property of the flow.
 
-A metric is a class with ``@register("name")`` in a file here, or in another package (advect.core.registry). ``advect
-eval --metrics``, the report and evaluation during training take it from there; its first sentence is its help.
+Registered classes serve ``advect eval --metrics``, the report and evaluation during training; the first sentence of
+the docstring is the help.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from advect.metrics.statistics import FEATURES, ROWS, SampleStatistics
 T = TypeVar("T")
 
 PAIRS = 5000
-"""Rows of a set between which all distances are taken."""
+"""Most rows of a set for all-pairs distances."""
 
 COLUMNS, LABELS = "columns", "labels"
-"""What a metric may need of data, beside what is kept of a row: columns of a table, a categorical condition."""
+"""Needs beyond the rows: columns of a table, a categorical condition."""
 
 
 @dataclass(frozen=True)
 class EvalContext:
-    """What the comparisons of one evaluation share.
+    """Data shared by the metrics of one evaluation.
 
     Attributes:
         train, held_out: rows of either split, one of them the reference.
         categories: categorical conditions of the data.
-        categorical: of a table, whether each column is one of categories; else empty.
-        standardise: whether each feature has a unit of its own.
-        train_samples, held_out_samples: whole rows (N, *S), where a metric needs SAMPLES.
-        cache: what metrics compute once.
+        categorical: of a table, whether each column is categorical; else empty.
+        standardise: whether features have different units.
+        train_samples, held_out_samples: whole rows (N, *S), if a metric needs SAMPLES.
+        cache: results computed once.
     """
 
     train: SampleStatistics
@@ -51,7 +51,7 @@ class EvalContext:
     cache: dict[str, Any] = field(default_factory=dict)
 
     def once(self, name: str, make: Callable[[], T]) -> T:
-        """What ``make`` gives the first time."""
+        """Cached result of ``make``."""
         if name not in self.cache:
             self.cache[name] = make()
         return self.cache[name]
@@ -61,10 +61,10 @@ class Metric(ABC):
     """Numbers of samples x against a reference y.
 
     Attributes:
-        needs: what it looks at beside features: VALUES, SAMPLES, COLUMNS, LABELS.
-        at_least: the fewest rows of either set.
-        rows: the most rows of either set that it looks at; None for all.
-        better: which numbers are better.
+        needs: inputs beside features: VALUES, SAMPLES, COLUMNS, LABELS.
+        at_least: fewest rows of either set.
+        rows: most rows used of either set; None for all.
+        better: direction of improvement.
     """
 
     part_kind: ClassVar[str] = "metric"
@@ -75,10 +75,10 @@ class Metric(ABC):
 
     @abstractmethod
     def compare(self, x: SampleStatistics, y: SampleStatistics, context: EvalContext) -> dict[str, float]:
-        """The numbers of samples x by name; those that are not defined are left out."""
+        """Numbers of samples x by name, without undefined ones."""
 
     def floor(self, x: SampleStatistics, y: SampleStatistics, context: EvalContext) -> dict[str, float]:
-        """The numbers of real rows x by the same names: what a perfect flow reaches."""
+        """The same numbers for real rows x: those of a perfect flow."""
         return self.compare(x, y, context)
 
 
@@ -93,16 +93,16 @@ class FeatureMetric(Metric):
 
     @abstractmethod
     def distance(self, x: Tensor, y: Tensor) -> float:
-        """The distance of x (N, D) and y (M, D)."""
+        """Distance of x (N, D) and y (M, D)."""
 
 
 class FlowMetric(ABC):
-    """A measurement of the flow itself, whatever the solver.
+    """A property of the flow itself, independent of the solver.
 
     Attributes:
-        key: what a result calls it.
-        samples: how many samples it is taken of, at most.
-        held_out: whether it is taken of held-out rows, and not of samples.
+        key: name in results.
+        samples: most samples used.
+        held_out: whether held-out rows are used instead of samples.
     """
 
     part_kind: ClassVar[str] = "metric"
@@ -114,19 +114,19 @@ class FlowMetric(ABC):
     def measure(self, flow: Any, n: int, rows: range, data: Callable[[range], Any], options: Any) -> dict[str, Tensor]:
         """Tensors of ``rows`` of n samples, or of the held-out rows and conditions ``data(rows)``.
 
-        ``flow`` is an advect.model.flow.Flow, and ``options`` an advect.evaluation.protocol.EvalConfig.
+        ``flow`` is an advect.model.flow.Flow, ``options`` an advect.evaluation.protocol.EvalConfig.
         """
 
     @abstractmethod
     def reduce(self, parts: Iterator[dict[str, Tensor]], flow: Any) -> dict[str, Any]:
-        """The result, as JSON, of all parts in their order."""
+        """Result, as JSON, of all parts in order."""
 
 
 def find_metrics(names: Sequence[str], usual: Sequence[str], offers: Iterable[str], kind: str) -> dict[str, Any]:
-    """The named metrics, or by default the usual ones that the data allow, by name.
+    """Metrics by name; by default those of ``usual`` that the data allow.
 
-    ``offers`` is what the data have of what metrics need, ``kind`` their name. Raises UserError for an unknown name,
-    and a metric that these data do not allow.
+    ``offers`` is what the data provide of the metrics' needs, ``kind`` their name in messages. Raises UserError for an
+    unknown name, and a metric that the data do not allow.
     """
     offers, known = frozenset(offers), tuple(dict.fromkeys((*usual, *registry.choices("metric"))))
     for name in names:
@@ -147,7 +147,7 @@ def find_metrics(names: Sequence[str], usual: Sequence[str], offers: Iterable[st
 
 
 def check_rows(metrics: Mapping[str, Any], sets: Mapping[str, int]) -> None:
-    """Raise UserError where a metric needs more rows than one of the sets, by what it is called, has."""
+    """Raise UserError if a metric needs more rows than a set, named by its argument, has."""
     for name, metric in metrics.items():
         for what, count in sets.items():
             if isinstance(metric, Metric) and count < metric.at_least:
@@ -158,5 +158,5 @@ def check_rows(metrics: Mapping[str, Any], sets: Mapping[str, int]) -> None:
 
 
 def finite(numbers: Mapping[str, float]) -> dict[str, float]:
-    """Those of the numbers that are finite."""
+    """The finite numbers."""
     return {name: value for name, value in numbers.items() if math.isfinite(value)}

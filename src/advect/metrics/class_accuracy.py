@@ -1,4 +1,4 @@
-"""Classes of samples: whether they are those asked for, and in which shares they occur."""
+"""Classes of samples: agreement with the condition, and shares."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from advect.metrics.base import LABELS, PAIRS, EvalContext, Metric
 from advect.metrics.statistics import CONDITION, FEATURES, SampleStatistics, subsample
 
 Labelled = tuple[Tensor, Tensor]
-"""Features (N, D) and labels (N,), negative where there is none."""
+"""Features (N, D) and labels (N,), negative if missing."""
 
 
 @dataclass(frozen=True)
 class ProbeClassifier:
-    """A support vector classifier (RBF kernel) of features; ``fitted_on`` is its number of rows."""
+    """Support vector classifier (RBF kernel) of features, fitted on ``fitted_on`` rows."""
 
     classifier: Any
     fitted_on: int
@@ -30,7 +30,7 @@ class ProbeClassifier:
     def fit(
         cls, data: Labelled, *, standardise: bool = False, limit: int = PAIRS, seed: int = 0
     ) -> ProbeClassifier | None:
-        """Fit to at most ``limit`` labelled rows, with ``standardise`` scaled by feature; None for one class."""
+        """Fit to at most ``limit`` labelled rows, scaled by feature if ``standardise``; None for a single class."""
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
         from sklearn.svm import SVC  # takes a second to import
@@ -44,12 +44,12 @@ class ProbeClassifier:
         return cls(classifier.fit(x.numpy(), y.numpy()), len(y))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The class (N,) int64 of features x (N, D)."""
+        """Class (N,) int64 of features x (N, D)."""
         return torch.from_numpy(self.classifier.predict(x.numpy()))
 
 
 def labelled_rows(x: Tensor, labels: Tensor, limit: int, seed: int) -> Labelled:
-    """At most ``limit`` rows with a label, chosen by the seed, and those labels."""
+    """At most ``limit`` random rows with a label, and their labels."""
     known = (labels >= 0).nonzero().flatten().cpu()
     chosen = known[subsample(len(known), limit, seed)]
     return x[chosen], labels.cpu()[chosen]
@@ -57,11 +57,11 @@ def labelled_rows(x: Tensor, labels: Tensor, limit: int, seed: int) -> Labelled:
 
 @dataclass(frozen=True)
 class ClassAccuracy:
-    """Share in [0, 1] of samples that a classifier of real data assigns to the class asked for.
+    """Share in [0, 1] of samples that a classifier of real data assigns to their condition.
 
     Attributes:
-        classifier_accuracy: its accuracy on training rows, to which it was not fitted.
-        by_class: name, number of samples, and share of each class asked for.
+        classifier_accuracy: accuracy of the classifier on training rows, not used to fit it.
+        by_class: name, number of samples and share of each class.
         samples, fitted_on, checked_on: numbers of samples, held-out rows and training rows.
     """
 
@@ -82,10 +82,10 @@ def class_accuracy(
     limit: int = PAIRS,
     seed: int = 0,
 ) -> ClassAccuracy | None:
-    """Compare the classes asked for, the labels of ``samples``, with those of ``probe``, fitted to held-out rows.
+    """Accuracy of the labels of ``samples`` under ``probe``, a classifier fitted to held-out rows.
 
-    It is checked on at most ``limit`` training rows. Rows without a label are left out; None where none is left.
-    Raises UserError for other than one class a sample.
+    The classifier is checked on at most ``limit`` training rows. Unlabelled rows are left out; None if no row is left.
+    Raises UserError unless there is one class a sample.
     """
     if len(samples[0]) != len(samples[1]):
         raise UserError(f"samples must have one class each, got {len(samples[1])} for {len(samples[0])} samples")
@@ -106,7 +106,7 @@ class ClassShares:
 
     Attributes:
         distance: total variation ``sum |x - y| / 2``, in [0, 1].
-        floor: its mean for two sets of these sizes of the same law.
+        floor: its mean for two sets of these sizes from one law.
     """
 
     x: Tensor
@@ -116,10 +116,11 @@ class ClassShares:
 
 
 def class_shares(x: Tensor, y: Tensor, *, classes: int) -> ClassShares:
-    """Compare the classes x (N,) of samples with those of data, y (M,).
+    """Compare the classes x (N,) of samples with y (M,) of data, integers below ``classes``; negative ones are left
+    out.
 
-    Classes are 0 .. ``classes`` - 1; rows with negative ones are left out. The floor takes errors as normal:
-    ``sum sqrt(2 / pi) sqrt(p (1 - p) (1 / N + 1 / M)) / 2``. Raises UserError for other numbers and an empty set.
+    The floor is ``sum sqrt(2 / pi) sqrt(p (1 - p) (1 / N + 1 / M)) / 2``, for normal errors. Raises UserError for
+    other labels and an empty set.
     """
     if classes < 1:
         raise UserError(f"classes must be at least 1, got {classes}")
@@ -145,7 +146,7 @@ def _labelled(x: SampleStatistics, name: str) -> Labelled:
 
 
 def _classifiers(context: EvalContext) -> dict[str, ProbeClassifier]:
-    """A classifier of held-out rows for each categorical condition of two classes."""
+    """Classifiers of held-out rows for each categorical condition with two classes or more."""
     fit = lambda name: ProbeClassifier.fit(_labelled(context.held_out, name), standardise=context.standardise)
     found = context.once("classifiers", lambda: {name: fit(name) for name in context.categories})
     return {name: probe for name, probe in found.items() if probe is not None}
@@ -153,10 +154,9 @@ def _classifiers(context: EvalContext) -> dict[str, ProbeClassifier]:
 
 @register("class_shares")
 class ClassSharesMetric(Metric):
-    """Distance of the shares of classes from those of training data, as a classifier sees both.
+    """Distance between the class shares of samples and training data, under a classifier of held-out rows.
 
-    The classifier is fitted to held-out rows, so shares are always held against training rows. The floor is the
-    distance by chance.
+    The floor is the distance expected by chance.
     """
 
     needs = frozenset({LABELS})
@@ -180,9 +180,9 @@ class ClassSharesMetric(Metric):
 
 @register("class_accuracy")
 class ClassAccuracyMetric(Metric):
-    """Share of samples that show the class asked for, as a classifier of held-out rows sees it.
+    """Share of samples whose class, under a classifier of held-out rows, matches their condition.
 
-    The floor is its accuracy on training rows.
+    The floor is the classifier's accuracy on training rows.
     """
 
     needs = frozenset({LABELS})
@@ -190,7 +190,7 @@ class ClassAccuracyMetric(Metric):
     better = "higher"
 
     def details(self, x: SampleStatistics, context: EvalContext) -> dict[str, ClassAccuracy]:
-        """The accuracy for each categorical condition."""
+        """Accuracy for each categorical condition."""
         found = {
             name: class_accuracy(
                 probe, _labelled(x, name), _labelled(context.train, name), category=context.categories[name]

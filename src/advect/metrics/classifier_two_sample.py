@@ -1,4 +1,4 @@
-"""Whether a classifier can tell samples from data."""
+"""Classifier two-sample test."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from advect.metrics.statistics import check_pair
 
 @dataclass(frozen=True)
 class TwoSampleTest:
-    """How often a classifier tells from which of two sets a row is that it has not been fitted to.
+    """Accuracy of a classifier at telling two sets apart, on rows it was not fitted to.
 
     Attributes:
-        accuracy: 1/2 where the sets are alike, 1 where they can always be told apart.
-        standard_error: of the accuracy, ``sqrt(a (1 - a) / rows)``.
-        p_value: the chance of such an accuracy or a higher one if both laws were equal.
-        rows: how many were asked about, as many of each set; as many or more were fitted to.
+        accuracy: 1/2 for indistinguishable sets, 1 for separable ones.
+        standard_error: ``sqrt(a (1 - a) / rows)``.
+        p_value: probability of at least this accuracy for equal laws.
+        rows: number of test rows, half of each set.
     """
 
     accuracy: float
@@ -35,21 +35,20 @@ class TwoSampleTest:
 def two_sample_test(
     x: Tensor, y: Tensor, *, classifier: Any = None, test_share: float = 0.5, seed: int = 0
 ) -> TwoSampleTest:
-    """The classifier two-sample test (Lopez-Paz & Oquab 2017, sec. 3) of x (N, *S) and y (M, *S), N and M >= 20.
+    """Classifier two-sample test (Lopez-Paz & Oquab 2017, sec. 3) of x (N, *S) and y (M, *S), N and M >= 20.
 
-    The larger set is subsampled to the size of the other; a share of either is put aside, and the classifier fitted
-    to the rest. The p-value is that of a fair coin. An accuracy near 1/2 tells of this classifier alone.
+    The larger set is subsampled to the size of the other. The p-value is binomial. An accuracy near 1/2 holds for this
+    classifier only.
 
     Args:
-        x, y: in any units, as trees ask only for the order of values.
-        classifier: with scikit-learn's ``fit(X, y)`` and ``predict(X)``; it is cloned. By default
-            ``HistGradientBoostingClassifier``, which sees single columns, their variances and combinations; of pixels
-            a convolutional network would see more.
-        test_share: of the rows to ask about, in (0, 1).
-        seed: of the choice of rows, and of the default classifier.
+        x, y: samples in any units, as trees are invariant to scale.
+        classifier: scikit-learn classifier, cloned; default ``HistGradientBoostingClassifier``, unsuited to
+            pixels.
+        test_share: share of test rows, in (0, 1).
+        seed: seed of the split and of the default classifier.
 
     Raises:
-        UserError: too few samples, dimensions that differ, values that are not finite, ``test_share`` out of range.
+        UserError: too few samples, different dimensions, non-finite values, ``test_share`` out of range.
     """
     from scipy.stats import binomtest
     from sklearn.base import clone
@@ -75,7 +74,7 @@ def two_sample_test(
 
 @register("two_sample")
 class TwoSampleMetric(FeatureMetric):
-    """How often a classifier tells samples from data; 1/2 is best."""
+    """Accuracy of a classifier at telling samples from data; 1/2 is best."""
 
     at_least = 20
     rows = PAIRS

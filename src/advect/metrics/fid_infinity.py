@@ -1,4 +1,4 @@
-"""The Frechet distance extrapolated to infinitely many samples."""
+"""Frechet distance extrapolated to infinitely many samples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from advect.metrics.base import EvalContext, Metric
 from advect.metrics.statistics import FEATURES, GaussianFit, Moments, SampleStatistics, check_samples
 
 BLOCK = 4096
-"""Rows that are taken to float64 at once."""
+"""Rows converted to float64 at once."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Extrapolation:
     """The line ``distance = value + slope / N`` through distances at several N.
 
     Attributes:
-        value: its end at 1 / N = 0; below 0 where noise outweighs the distance.
-        slope: the bias of N samples, times N.
-        residual: the root of the mean squared distance of the points from the line.
+        value: intercept; may be below 0 by noise.
+        slope: bias of N samples, times N.
+        residual: root mean squared residual.
         sizes, distances: the points.
     """
 
@@ -37,9 +37,9 @@ class Extrapolation:
 
 
 def extrapolate(sizes: Sequence[int], distances: Sequence[float]) -> Extrapolation:
-    """Fit distances at N = sizes by a line in 1 / N, by least squares (Chong & Forsyth 2020, sec. 3).
+    """Least-squares line in 1 / N through distances at N = sizes (Chong & Forsyth 2020, sec. 3).
 
-    Raises UserError for fewer than three different sizes, sizes below 2 and values that are not finite.
+    Raises UserError for fewer than three different sizes, sizes below 2 and non-finite values.
     """
     if len(sizes) != len(distances) or len(set(sizes)) < 3 or min(sizes) < 2:
         raise UserError(f"sizes must be three different numbers >= 2 or more, one a distance, got {list(sizes)}")
@@ -54,20 +54,20 @@ def extrapolate(sizes: Sequence[int], distances: Sequence[float]) -> Extrapolati
 def frechet_at_infinity(
     x: Tensor, target: GaussianFit, *, points: int = 15, smallest: int | None = None, seed: int = 0
 ) -> Extrapolation:
-    """The squared Frechet distance to ``target`` that infinitely many samples like x (N, *S) would have.
+    """Squared Frechet distance from x (N, *S) to ``target``, extrapolated to infinitely many samples.
 
-    The bias is about proportional to 1 / N (Chong & Forsyth 2020), so distances at ``points`` sizes from ``smallest``
-    to N, of rows drawn anew, are extrapolated. The bias of the finite reference remains.
+    The bias is about proportional to 1 / N (Chong & Forsyth 2020): distances of random subsets at ``points`` sizes
+    from ``smallest`` to N are extrapolated. The bias of the finite reference remains.
 
     Args:
         x: features of samples.
-        target: the reference in D dimensions.
-        points: >= 3.
-        smallest: >= 2; a tenth of N by default. Below D the bias bends, so let it be larger than D where N allows.
-        seed: of the draws.
+        target: reference in D dimensions.
+        points: number of sizes, >= 3.
+        smallest: smallest size, >= 2; default N / 10. Prefer more than D, below which the bias is not linear.
+        seed: seed of the subsets.
 
     Raises:
-        UserError: arguments out of range, dimensions that differ, values that are not finite.
+        UserError: arguments out of range, different dimensions, non-finite values.
     """
     x = check_samples(x, "x", at_least=2)
     smallest = max(2, len(x) // 10) if smallest is None else smallest

@@ -1,4 +1,4 @@
-"""Measurements of a flow itself: how straight its paths are, and the likelihood of held-out data."""
+"""Straightness of the paths, and likelihood of held-out data."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from advect.core.registry import register
 from advect.metrics.base import FlowMetric
 
 FEW = 32
-"""Up to so many dimensions the divergence is exact."""
+"""Most dimensions for an exact divergence."""
 
 
 @register("straightness")
 class StraightnessMetric(FlowMetric):
-    """How straight the paths are from noise to data."""
+    """Straightness of the paths from noise to data."""
 
     key = "straightness"
 
@@ -44,8 +44,7 @@ class StraightnessMetric(FlowMetric):
 class LikelihoodMetric(FlowMetric):
     """Bits per dimension of held-out rows, given their conditions.
 
-    Whole grey levels are spread over the unit around them, so that it bounds the bits that coding the levels takes
-    (Theis et al. 2016).
+    Integer grey levels are dequantised uniformly, for an upper bound of the code length (Theis et al. 2016).
     """
 
     key = "bits_per_dim"
@@ -73,7 +72,7 @@ class LikelihoodMetric(FlowMetric):
 
 
 def dequantised(flow: Any) -> bool:
-    """Whether samples are images of whole grey levels, to be made continuous for a density."""
+    """Whether samples are images with integer grey levels, to be dequantised."""
     return bool(getattr(flow.transform, "integer", False))
 
 

@@ -1,4 +1,4 @@
-"""The Frechet distance between Gaussians fitted to two sets of samples."""
+"""Frechet distance between Gaussians fitted to two sets of samples."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from advect.metrics.statistics import GaussianFit, SampleStatistics
 def frechet_distance(x: Tensor, y: Tensor) -> float:
     """Squared Frechet distance between Gaussians fitted to x (N, *S) and y (M, *S), N and M >= 2.
 
-    Of Inception features it is the FID (Heusel et al. 2017, eq. 6). In squared units of the data; it depends on N
-    and M. Raises UserError for fewer than 2 samples, different dimensions and values that are not finite.
+    The FID for Inception features (Heusel et al. 2017, eq. 6). In squared data units; depends on N and M. Raises
+    UserError for fewer than 2 samples, different dimensions and non-finite values.
     """
     return GaussianFit.from_samples(x, argument="x").distance(GaussianFit.from_samples(y, argument="y"))
 

@@ -1,4 +1,4 @@
-"""The kernel distance of two sets of features, with its standard error."""
+"""Kernel distance with its standard error."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from advect.metrics.statistics import FEATURES, SampleStatistics, check_samples
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """A squared maximum mean discrepancy and how sure it is.
+    """Squared maximum mean discrepancy with its uncertainty.
 
     Attributes:
-        value: the mean over the subsets; without bias, so it may be below 0.
-        standard_error: of the value, from the spread between subsets, which share no row.
-        subsets, size: how many subsets, and the rows of each set in one.
+        value: mean over subsets; unbiased, so possibly below 0.
+        standard_error: from the spread between disjoint subsets.
+        subsets, size: number of subsets, and rows of each set in one.
     """
 
     value: float
@@ -40,23 +40,21 @@ def kernel_distance(
     coef0: float = 1.0,
     seed: int = 0,
 ) -> KernelDistance:
-    """The unbiased squared MMD of x (N, *S) and y (M, *S) under ``k(a, b) = (gamma a.b + coef0)^degree``.
+    """Unbiased squared MMD of x (N, *S) and y (M, *S) under ``k(a, b) = (gamma a.b + coef0)^degree``.
 
-    Of Inception features it is the KID (Binkowski et al. 2018, sec. 4), whose expectation depends on neither N nor M.
-    Both sets are shuffled and cut into disjoint subsets, in each of which it is eq. 4 (Gretton et al. 2012, eq. 3), so
-    that their spread gives the standard error.
+    The KID for Inception features (Binkowski et al. 2018, sec. 4), with expectation independent of N and M. Averages
+    disjoint random subsets (eq. 4; Gretton et al. 2012, eq. 3), whose spread gives the standard error.
 
     Args:
         x, y: N, M >= 4.
-        size: rows of each set in a subset, from 2 to half of the smaller set; by default at most 1,000 and such
-            that there are ten subsets.
+        size: rows of each set in a subset, 2 to half of the smaller set; default: ten subsets, of at most 1,000.
         degree: >= 1.
-        gamma: > 0; 1 / D by default.
+        gamma: > 0; default 1 / D.
         coef0: >= 0.
-        seed: of the shuffles.
+        seed: seed of the shuffles.
 
     Raises:
-        UserError: too few samples, dimensions that differ, values that are not finite, arguments out of range.
+        UserError: too few samples, different dimensions, non-finite values, arguments out of range.
     """
     x, y = check_samples(x, "x", at_least=4), check_samples(y, "y", at_least=4)
     if x.shape[1] != y.shape[1]:
@@ -92,7 +90,7 @@ def kernel_distance(
 
 
 def _between(own: Tensor, other: Tensor, across: Tensor) -> Tensor:
-    """The unbiased squared MMD from kernel matrices (n, n)."""
+    """Unbiased squared MMD from kernel matrices (n, n)."""
     n = len(own)
     pairs = own.sum() - own.trace() + other.sum() - other.trace()
     return pairs / (n * (n - 1)) - 2 * across.mean()
@@ -100,7 +98,7 @@ def _between(own: Tensor, other: Tensor, across: Tensor) -> Tensor:
 
 @register("kernel")
 class KernelMetric(Metric):
-    """Kernel distance, without bias, and its standard error."""
+    """Unbiased kernel distance, and its standard error."""
 
     at_least = 4
 

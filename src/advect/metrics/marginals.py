@@ -1,4 +1,4 @@
-"""Samples against data feature by feature: means, variances, zeros, whole distributions and correlations."""
+"""Comparisons by feature: means, variances, zeros, distributions and correlations."""
 
 from __future__ import annotations
 
@@ -14,31 +14,30 @@ from advect.metrics.statistics import FEATURES, VALUES, SampleStatistics, check_
 
 
 def mean_r2(x: Tensor, y: Tensor) -> float:
-    """R^2 of the features' means: how far those of samples x (N, *S) explain those of data y (M, *S), at most 1.
+    """R^2 of the features' means of samples x (N, *S) against data y (M, *S), at most 1.
 
-    ``1 - sum (m_x - m_y)^2 / sum (m_y - mean m_y)^2``, which also counts a shift and is not the square of a
-    correlation. Raises UserError for different dimensions, values that are not finite, and features whose means in y
-    are all equal.
+    ``1 - sum (m_x - m_y)^2 / sum (m_y - mean m_y)^2``; not a squared correlation, as shifts count. Raises UserError
+    for different dimensions, non-finite values, and equal means of all features in y.
     """
     a, b = check_pair(x, y)
     return _r2(a.mean(0), b.mean(0), "means")
 
 
 def variance_r2(x: Tensor, y: Tensor) -> float:
-    """R^2 of the features' unbiased variances, as :func:`mean_r2` of the means; N and M >= 2."""
+    """R^2 of the features' unbiased variances, as :func:`mean_r2`; N and M >= 2."""
     a, b = check_pair(x, y, at_least=2)
     return _r2(a.var(0), b.var(0), "variances")
 
 
 def zero_share(x: Tensor) -> float:
-    """The share in [0, 1] of the values of x (N, *S) that are exactly zero."""
+    """Share in [0, 1] of exact zeros in x (N, *S)."""
     return float((check_samples(x, "x") == 0).double().mean())
 
 
 def correlation_error(x: Tensor, y: Tensor) -> float:
-    """Mean of |r_x - r_y| over all pairs of features of x (N, *S) and y (M, *S), in [0, 2]; r is Pearson's.
+    """Mean of |r_x - r_y| over pairs of features of x (N, *S) and y (M, *S), in [0, 2], for Pearson's r.
 
-    Features that are constant in either set are left out. Raises UserError unless two features vary in both.
+    Features constant in either set are left out. Raises UserError unless two features vary in both.
     """
     a, b = check_pair(x, y, at_least=2)
     varying = (a != a[:1]).any(0) & (b != b[:1]).any(0)
@@ -51,13 +50,13 @@ def correlation_error(x: Tensor, y: Tensor) -> float:
 
 
 def kolmogorov_smirnov(x: Tensor, y: Tensor) -> Tensor:
-    """The largest gap (D,) between distribution functions of each feature of x (N, *S) and y (M, *S), in [0, 1]."""
+    """Kolmogorov-Smirnov distance (D,) of each feature of x (N, *S) and y (M, *S), in [0, 1]."""
     a, b = check_pair(x, y)
     return torch.stack([distribution_gap(p, q) for p, q in zip(a.T.contiguous(), b.T.contiguous(), strict=True)])
 
 
 def distribution_gap(p: Tensor, q: Tensor) -> Tensor:
-    """The largest gap, a scalar in [0, 1], between the distribution functions of p (N,) and q (M,)."""
+    """Kolmogorov-Smirnov distance of p (N,) and q (M,), a scalar in [0, 1]."""
     p, q = p.sort().values, q.sort().values
     places = torch.cat([p, q])
     below = [torch.searchsorted(s, places, right=True) / len(s) for s in (p, q)]
@@ -78,7 +77,7 @@ def _correlations(x: Tensor) -> Tensor:
 
 
 SPARSE = 0.01
-"""Zeros are counted where at least this share of the reference's values is zero."""
+"""Share of zeros in the reference from which zeros are compared."""
 
 MEASURES: dict[str, Callable[[Tensor, Tensor], float]] = {
     "kolmogorov_smirnov": lambda x, y: float(kolmogorov_smirnov(x, y).mean()),

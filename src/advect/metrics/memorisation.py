@@ -1,4 +1,4 @@
-"""Whether samples are copies of training data."""
+"""Memorisation of training data."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ class Memorisation:
     Attributes:
         sample_distances, held_out_distances: of samples (n,) and held-out rows (M,).
         threshold: 1st percentile of the held-out distances.
-        share_closer: share of samples below it; about 0.01 for a flow that has not memorised.
-        samples, neighbours: some samples (s, *S) at even ranks of distance, and their nearest training rows
-            (s, k, *S).
+        share_closer: share of samples below it; about 0.01 without memorisation.
+        samples, neighbours: samples (s, *S) at evenly spaced ranks, and their nearest training rows (s, k, *S).
         distances, indices: of these neighbours (s, k).
     """
 
@@ -39,7 +38,7 @@ class Memorisation:
 
 
 def memorisation(samples: Tensor, train: Tensor, held_out: Tensor, *, shown: int = 12, k: int = 3) -> Memorisation:
-    """Compare how near samples (n, *S) and held_out (M, *S) come to train (N, *S)."""
+    """Compare the distances of samples (n, *S) and held_out (M, *S) to train (N, *S)."""
     near = nearest_neighbours(samples, train, k=min(k, len(train)))
     real = nearest_neighbours(held_out, train).distances[:, 0]
     own = near.distances[:, 0]
@@ -59,15 +58,15 @@ def memorisation(samples: Tensor, train: Tensor, held_out: Tensor, *, shown: int
 
 @register("memorisation")
 class MemorisationMetric(Metric):
-    """Share of samples nearer to a training row than 99% of held-out rows are, and the median distance.
+    """Share of samples nearer to a training row than 99% of held-out rows, and the median distance.
 
-    Distances are those of whole samples. The floor is of held-out rows.
+    Distances between whole samples. The floor is that of held-out rows.
     """
 
     needs = frozenset({SAMPLES})
 
     def details(self, x: SampleStatistics, context: EvalContext) -> Memorisation:
-        """All distances, and some samples beside their neighbours."""
+        """All distances, and some samples with their neighbours."""
         assert context.train_samples is not None and context.held_out_samples is not None
         return memorisation(x.rows[SAMPLES], context.train_samples, context.held_out_samples)
 

@@ -17,14 +17,14 @@ BLOCK = 2048
 """Rows whose distances to all others are held at once."""
 
 WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
-"""The usual kernel widths, in units of the median distance."""
+"""Usual kernel widths, in units of the median distance."""
 
 
 def energy_distance(x: Tensor, y: Tensor, *, unbiased: bool = False) -> float:
-    """``2 E|X - Y| - E|X - X'| - E|Y - Y'|`` (Szekely & Rizzo 2013) of x (N, *S) and y (M, *S), Euclidean.
+    """``2 E|X - Y| - E|X - X'| - E|Y - Y'|`` (Szekely & Rizzo 2013) of x (N, *S) and y (M, *S), in data units.
 
-    The V-statistic, >= 0; with ``unbiased`` the U-statistic (N, M >= 2), of mean 0 for equal laws. In units of the
-    data. Raises UserError for different dimensions and values that are not finite.
+    V-statistic, >= 0; with ``unbiased`` the U-statistic (N, M >= 2). Raises UserError for different dimensions and
+    non-finite values.
     """
     a, b = check_pair(x, y, at_least=2 if unbiased else 1)
     across, own, other = (_mean(lambda d: d, p, q) for p, q in ((a, b), (a, a), (b, b)))
@@ -37,19 +37,19 @@ def energy_distance(x: Tensor, y: Tensor, *, unbiased: bool = False) -> float:
 def rbf_mmd(
     x: Tensor, y: Tensor, *, widths: Sequence[float] = WIDTHS, scale: float | None = None, unbiased: bool = False
 ) -> float:
-    """The squared maximum mean discrepancy of x (N, *S) and y (M, *S) under a mixture of Gaussian kernels.
+    """Squared MMD of x (N, *S) and y (M, *S) under a mixture of Gaussian kernels.
 
-    ``k(a, b)`` is the mean of ``exp(-|a - b|^2 / (2 (w scale)^2))`` over the ``widths`` w (Gretton et al. 2012,
-    eq. 5, >= 0; with ``unbiased`` eq. 3, of mean 0 for equal laws).
+    ``k(a, b)`` is the mean of ``exp(-|a - b|^2 / (2 (w scale)^2))`` over the ``widths`` w (Gretton et al. 2012, eq. 5,
+    >= 0; eq. 3 if ``unbiased``).
 
     Args:
         x, y: N, M >= 1, or >= 2 with ``unbiased``.
         widths: > 0, in units of ``scale``.
-        scale: > 0, in data units; by default :func:`median_distance` of y. Give it where values are compared.
+        scale: > 0, in data units; default :func:`median_distance` of y. Set it to compare values.
         unbiased: leave out pairs of a sample with itself.
 
     Raises:
-        UserError: the dimensions differ, values are not finite, or a width or the scale is not positive.
+        UserError: different dimensions, non-finite values, a width or scale <= 0.
     """
     a, b = check_pair(x, y, at_least=2 if unbiased else 1)
     if not widths or not all(w > 0 for w in widths):
@@ -69,7 +69,7 @@ def rbf_mmd(
 
 
 def median_distance(x: Tensor) -> float:
-    """The median Euclidean distance between different rows of x (N, *S), N >= 2, of the first 2,048."""
+    """Median Euclidean distance between rows of x (N, *S), N >= 2, of the first 2,048."""
     a = check_pair(x, x, at_least=2)[0][:BLOCK]
     return float(torch.pdist(a).median())
 
@@ -92,8 +92,8 @@ def within(
 ) -> dict[int, float]:
     """``measure(x, y)`` of the rows of x (N, *S) and y (M, *S) in each group, int64 (N,) and (M,).
 
-    Groups of fewer than ``at_least`` rows in either set and rows of no group (NULL) are left out. Raises UserError for
-    lengths that do not fit, and where no group is left.
+    Leaves out groups with fewer than ``at_least`` rows in either set, and NULL. Raises UserError for lengths that do
+    not match, and if no group is left.
     """
     for name, rows, groups in (("x", x, x_groups), ("y", y, y_groups)):
         if groups.shape != rows.shape[:1]:
@@ -110,7 +110,7 @@ def within(
 
 @register("energy")
 class EnergyMetric(FeatureMetric):
-    """Energy distance, without bias."""
+    """Unbiased energy distance."""
 
     def distance(self, x: Tensor, y: Tensor) -> float:
         return energy_distance(x, y, unbiased=True)
@@ -118,7 +118,7 @@ class EnergyMetric(FeatureMetric):
 
 @register("mmd")
 class MmdMetric(FeatureMetric):
-    """Squared maximum mean discrepancy under Gaussian kernels of several widths, without bias."""
+    """Unbiased squared maximum mean discrepancy under Gaussian kernels of several widths."""
 
     def distance(self, x: Tensor, y: Tensor) -> float:
         return rbf_mmd(x, y, unbiased=True)
@@ -126,7 +126,7 @@ class MmdMetric(FeatureMetric):
 
 @register("energy_within")
 class EnergyWithinMetric(Metric):
-    """Energy distance within each category, on average, of those with 20 rows."""
+    """Mean energy distance within the categories of a condition that have 20 rows."""
 
     needs = frozenset({LABELS})
     rows = PAIRS

@@ -25,9 +25,8 @@ class Neighbours:
 def nearest_neighbours(queries: Tensor, references: Tensor, *, k: int = 1, memory_mb: int = 256) -> Neighbours:
     """The k nearest of references (R, *S) for each of queries (Q, *S).
 
-    Candidates come from ``|q|^2 - 2 q r + |r|^2`` in float64, in blocks of about ``memory_mb`` MB, distances from
-    differences, so a copy lies at exactly 0. Raises UserError for different shapes, k outside 1 .. R and values that
-    are not finite.
+    Candidates by ``|q|^2 - 2 q r + |r|^2`` in float64, in blocks of about ``memory_mb`` MB; distances by differences,
+    so copies are at exactly 0. Raises UserError for different shapes, k outside 1 .. R and non-finite values.
     """
     queries, references = check_samples(queries, "queries"), check_samples(references, "references")
     if queries.shape[1] != references.shape[1]:
@@ -44,13 +43,13 @@ def nearest_neighbours(queries: Tensor, references: Tensor, *, k: int = 1, memor
 
 
 def block_rows(dimension: int, memory_mb: int) -> int:
-    """The largest n for which two blocks (n, D) and two products (n, n) of float64 take ``memory_mb`` MB."""
+    """Largest n for which two blocks (n, D) and two products (n, n) of float64 take ``memory_mb`` MB."""
     budget = memory_mb * 2**20 / 16
     return max(1, int((dimension**2 / 4 + budget) ** 0.5 - dimension / 2))
 
 
 def _search(queries: Tensor, references: Tensor, k: int, rows: int) -> Neighbours:
-    """The neighbours of one block of queries."""
+    """Neighbours of one block of queries."""
     # Near the origin the squares are small beside the distances, and rounding with them.
     centre = queries.double().mean(0)
     q = queries.double() - centre
@@ -76,17 +75,17 @@ def _distance(x: Tensor, y: Tensor) -> Tensor:
 
 
 ROUNDING = 1e-12
-"""The error of a squared distance by products, as a share of the squares."""
+"""Relative error of squared distances by products."""
 
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """Shares of samples and data within balls that reach to their centre's ``k``-th neighbour in its own set.
+    """Shares of samples and data within balls that reach to their centre's ``k``-th neighbour in its set.
 
     Attributes:
         precision: share of samples within a ball of data.
         recall: share of data within a ball of samples.
-        density: number of balls of data around a sample, over k; 1 on average for equal laws, and may exceed it.
+        density: number of balls of data around a sample, over k; 1 on average for equal laws.
         coverage: share of data with a sample in its ball; see :func:`expected_coverage`.
     """
 
@@ -101,9 +100,9 @@ class PrecisionRecall:
 def precision_recall(x: Tensor, y: Tensor, *, k: int = 5, memory_mb: int = 256) -> PrecisionRecall:
     """Compare samples x (N, *S) with data y (M, *S), N and M > k, in blocks of about ``memory_mb`` MB.
 
-    Precision and recall: Kynkaanniemi et al. (2019, eq. 1 and 2; k = 3 at 50,000 samples). Density and coverage:
-    Naeem et al. (2020, eq. 4 and 6; k = 5). All depend on N, M and k. Raises UserError for k rows or fewer,
-    different dimensions and values that are not finite.
+    Precision and recall: Kynkaanniemi et al. (2019, eq. 1 and 2; k = 3 at 50,000 samples). Density and coverage: Naeem
+    et al. (2020, eq. 4 and 6; k = 5). All depend on N, M and k. Raises UserError for k rows or fewer, different
+    dimensions and non-finite values.
     """
     if k < 1:
         raise UserError(f"k must be at least 1, got {k}; 5 is usual")

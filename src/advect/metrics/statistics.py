@@ -1,4 +1,4 @@
-"""What is kept of a set of samples of any size: moments of all its features, and some of its rows."""
+"""Statistics of a set of samples: moments of all features, and some rows."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from advect.core.errors import UserError
 from advect.core.random import CounterRng, Stream, stream_seed
 
 ROWS = 10_000
-"""Most rows of a set that are kept; moments are those of all rows."""
+"""Most rows stored of a set; moments use all."""
 
 BLOCK = 512
-"""Rows whose moments are taken at once."""
+"""Rows per update of the moments."""
 
 FEATURES, VALUES, SAMPLES, CONDITION = "features", "values", "samples", "cond."
-"""Names of rows: features, single values, whole samples and, as a prefix, conditions."""
+"""Names of rows: features, values, whole samples and, as a prefix, conditions."""
 
 
 def subsample(n: int, limit: int, seed: int) -> Tensor:
-    """At most ``limit`` of the indices 0 .. n - 1, chosen by the seed, in random order."""
+    """At most ``limit`` of the indices 0 .. n - 1, in random order of ``seed``."""
     return CounterRng(stream_seed(seed, Stream.SUBSAMPLE), 0, n).permutation()[:limit]
 
 
 def check_samples(x: Tensor, argument: str, *, at_least: int = 1) -> Tensor:
-    """x (N, *S) as (N, D). Raises UserError for fewer than ``at_least`` rows and values that are not finite."""
+    """x (N, *S) as (N, D). Raises UserError for fewer than ``at_least`` rows and non-finite values."""
     if x.ndim < 2 or len(x) < at_least:
         raise UserError(
             f"{argument} must be (N, ...) with N >= {at_least}, got shape {tuple(x.shape)}; give more samples"
@@ -41,7 +41,9 @@ def check_samples(x: Tensor, argument: str, *, at_least: int = 1) -> Tensor:
 
 
 def check_pair(x: Tensor, y: Tensor, *, at_least: int = 1) -> tuple[Tensor, Tensor]:
-    """x (N, *S) and y (M, *S) as (N, D) and (M, D), float64. Raises UserError as above, and where D differs."""
+    """x (N, *S) and y (M, *S) as (N, D) and (M, D), float64. Raises UserError as :func:`check_samples`, and for
+    different D.
+    """
     a = check_samples(x, "x", at_least=at_least).double()
     b = check_samples(y, "y", at_least=at_least).to(a)
     if a.shape[1] != b.shape[1]:
@@ -53,8 +55,7 @@ def check_pair(x: Tensor, y: Tensor, *, at_least: int = 1) -> tuple[Tensor, Tens
 class Moments:
     """``count``, ``mean (D,)`` and ``scatter (D, D) = sum (x - mean)(x - mean)^T`` of samples, float64, CPU.
 
-    ``a + b`` are those of the union (Chan, Golub & LeVeque 1983, eq. 2.1), in any batches up to rounding. No
-    difference of large numbers is taken, so values far from the origin lose no digits.
+    ``a + b`` are the moments of the union (Chan, Golub & LeVeque 1983, eq. 2.1), stable far from the origin.
     """
 
     count: int
@@ -69,7 +70,7 @@ class Moments:
 
     @classmethod
     def from_samples(cls, x: Tensor, *, argument: str = "x") -> Moments:
-        """Moments of x (N, *S), N >= 1. Raises UserError for values that are not finite."""
+        """Moments of x (N, *S), N >= 1. Raises UserError for non-finite values."""
         x = check_samples(x, argument).to("cpu", torch.float64)
         mean = x.mean(0)
         x = x - mean
@@ -77,7 +78,7 @@ class Moments:
 
     @classmethod
     def merged(cls, parts: Iterable[Moments]) -> Moments:
-        """Moments of all samples of one part or more."""
+        """Moments of the union of one part or more."""
         first, *others = parts
         return sum(others, first)
 
@@ -103,20 +104,20 @@ class Moments:
         return self.scatter / (self.count - 1)
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """All as tensors by name, for a file."""
+        """Tensors by name, for a file."""
         return {"count": torch.tensor(self.count), "mean": self.mean, "scatter": self.scatter}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Moments:
-        """Inverse of :meth:`to_tensors`, to the last bit."""
+        """Exact inverse of :meth:`to_tensors`."""
         return cls(int(tensors["count"]), tensors["mean"], tensors["scatter"])
 
 
 @dataclass(frozen=True)
 class GaussianFit:
-    """A Gaussian: ``mean (D,)`` and ``root (D, R)`` with covariance ``root root^T``, float64, CPU; R may be < D.
+    """Gaussian with ``mean (D,)`` and covariance ``root root^T``, ``root (D, R)``, float64, CPU; R may be < D.
 
-    A root of the covariance, taken later, would lose half of the digits where samples hardly vary.
+    Storing the root keeps the precision of nearly constant directions.
     """
 
     mean: Tensor
@@ -132,9 +133,9 @@ class GaussianFit:
 
     @classmethod
     def from_moments(cls, mean: Tensor, covariance: Tensor) -> GaussianFit:
-        """The Gaussian of ``mean (D,)`` and symmetric ``covariance (D, D)`` of any rank.
+        """Gaussian of ``mean (D,)`` and symmetric ``covariance (D, D)`` of any rank.
 
-        Raises UserError for shapes that do not match, values that are not finite and negative eigenvalues.
+        Raises UserError for shapes that do not match, non-finite values and negative eigenvalues.
         """
         mean, covariance = mean.detach().to("cpu", torch.float64), covariance.detach().to("cpu", torch.float64)
         if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
@@ -154,14 +155,14 @@ class GaussianFit:
 
     @classmethod
     def from_running(cls, moments: Moments) -> GaussianFit:
-        """The Gaussian of these moments. Raises UserError for fewer than 2 samples."""
+        """Gaussian of ``moments``. Raises UserError for fewer than 2 samples."""
         return cls.from_moments(moments.mean, moments.covariance)
 
     def distance(self, other: GaussianFit) -> float:
         """``|m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2))`` (Dowson & Landau 1982, squared).
 
-        With ``C_i = A_i A_i^T`` the trace of the root is the sum of the singular values of ``A_1^T A_2``, at any
-        rank. Raises UserError for different dimensions.
+        With ``C_i = A_i A_i^T`` the trace of the root is the sum of the singular values of ``A_1^T A_2``. Raises
+        UserError for different dimensions.
         """
         if self.mean.shape != other.mean.shape:
             raise UserError(
@@ -176,9 +177,8 @@ class GaussianFit:
 
 @dataclass(frozen=True)
 class SampleStatistics:
-    """``count`` samples: moments of all features, and ``rows``, tensors (k, ...) by name of some samples.
-
-    These k = min(count, ROWS) are chosen without repetition and in random order. FEATURES (k, d) are always there.
+    """Moments of ``count`` samples, and ``rows``, tensors (k, ...) by name of min(count, ROWS) random ones, with
+    FEATURES.
     """
 
     count: int
@@ -187,10 +187,9 @@ class SampleStatistics:
 
     @classmethod
     def from_parts(cls, parts: Iterable[Mapping[str, Tensor]], count: int) -> SampleStatistics:
-        """Statistics of ``count`` samples in parts, each with tensors (n, ...) of the same names.
+        """Statistics of ``count`` samples in parts of tensors (n, ...) with the same names.
 
-        Moments are summed in blocks of rows, so that no bit depends on the parts. Raises UserError for features
-        that are not finite.
+        The result does not depend on the parts, to the last bit. Raises UserError for non-finite features.
         """
         chosen = subsample(count, ROWS, 0)
         slots = torch.full((count,), -1)
@@ -217,16 +216,16 @@ class SampleStatistics:
         return GaussianFit.from_running(self.moments)
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """All as tensors by name, for a file."""
+        """Tensors by name, for a file."""
         return {**self.moments.to_tensors(), **{f"rows.{name}": value for name, value in self.rows.items()}}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> SampleStatistics:
-        """Inverse of :meth:`to_tensors`, to the last bit."""
+        """Exact inverse of :meth:`to_tensors`."""
         moments = Moments.from_tensors(tensors)
         kept = {name.removeprefix("rows."): v for name, v in tensors.items() if name.startswith("rows.")}
         return cls(moments.count, moments, kept)
 
     def take(self, name: str, limit: int) -> Tensor:
-        """The first ``limit`` rows of a name."""
+        """First ``limit`` rows of a name."""
         return self.rows[name][:limit]

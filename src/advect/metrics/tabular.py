@@ -1,7 +1,7 @@
-"""Tables with columns of any types: each column by itself, and the association of each pair.
+"""Tables of mixed columns: distribution of each column, association of each pair.
 
 Tables are float64 (N, K): numbers, codes of categories, and NaN for missing values, as in advect.data.Table. All
-measures are invariant to rising functions of numbers, so that no unit outweighs others.
+measures are invariant to increasing transforms of numbers.
 """
 
 from __future__ import annotations
@@ -21,10 +21,8 @@ from advect.metrics.statistics import VALUES, SampleStatistics
 def column_gaps(x: Tensor, y: Tensor, *, categorical: Sequence[bool]) -> Tensor:
     """Distance of each column's distribution in x (N, K) and y (M, K): (K,) in [0, 1], float64.
 
-    Of numbers Kolmogorov-Smirnov's, missing values being the largest; of categories the total variation
-    ``sum |p - q| / 2``, missing ones being one category more.
-
-    Raises UserError for shapes that do not fit and infinite values.
+    Kolmogorov-Smirnov for numbers, missing values being largest; total variation ``sum |p - q| / 2`` for categories,
+    missing being one more. Raises UserError for shapes that do not match and infinite values.
     """
     x, y = _checked(x, "x", categorical), _checked(y, "y", categorical)
     pairs = zip(x.T, y.T, categorical, strict=True)
@@ -32,13 +30,12 @@ def column_gaps(x: Tensor, y: Tensor, *, categorical: Sequence[bool]) -> Tensor:
 
 
 def associations(x: Tensor, *, categorical: Sequence[bool]) -> Tensor:
-    """Association of each pair of columns of x (N, K): (K, K) float64, symmetric, with 1 on its diagonal.
+    """Association of each pair of columns of x (N, K): (K, K) float64, symmetric, with unit diagonal.
 
-    Of two numbers Spearman's correlation, in [-1, 1]; of two categories Cramer's V; of a category and a number the
-    correlation ratio of ranks, ``sqrt(SS between categories / SS in all)``, both in [0, 1]. Rows that miss a number
-    are left out; a missing category is one more. A constant column has 0. V and ratio are biased upwards in few rows.
-
-    Raises UserError for shapes that do not fit and infinite values.
+    Numbers: Spearman's correlation, in [-1, 1]. Categories: Cramer's V. Mixed: correlation ratio of ranks, ``sqrt(SS
+    between categories / SS in all)``; both in [0, 1] and biased upwards for few rows. Rows with missing numbers are
+    left out; a missing category is one more. A constant column has 0. Raises UserError for shapes that do not match
+    and infinite values.
     """
     x = _checked(x, "x", categorical)
     found = torch.eye(x.shape[1], dtype=torch.float64)
@@ -49,9 +46,9 @@ def associations(x: Tensor, *, categorical: Sequence[bool]) -> Tensor:
 
 
 def association_error(x: Tensor, y: Tensor, *, categorical: Sequence[bool]) -> float:
-    """Mean of ``|a_x - a_y|`` over all pairs of columns, a being the :func:`associations` of x (N, K) and y (M, K).
+    """Mean of ``|a_x - a_y|`` over pairs of columns, for the :func:`associations` a of x (N, K) and y (M, K).
 
-    Raises UserError as they do, and for tables of one column.
+    Raises UserError as they do, and for a single column.
     """
     if len(categorical) < 2:
         raise UserError(f"association_error needs two columns or more, got {len(categorical)}")
@@ -97,12 +94,12 @@ def _association(p: Tensor, q: Tensor, p_categorical: bool, q_categorical: bool)
 
 
 def _codes(x: Tensor) -> Tensor:
-    """The places 0, 1, ... (N,) of categories among those that occur, missing ones last."""
+    """Codes 0, 1, ... (N,) of the categories that occur, missing last."""
     return torch.where(x.isnan(), torch.inf, x).unique(return_inverse=True)[1]
 
 
 def _ranks(x: Tensor) -> Tensor:
-    """Ranks (N,) less their mean; equal values share the mean of theirs."""
+    """Centred ranks (N,); ties share their mean."""
     _, place, counts = x.unique(return_inverse=True, return_counts=True)
     ranks = (counts.cumsum(0) - (counts - 1) / 2).double()[place]
     return ranks - ranks.mean()

@@ -12,19 +12,18 @@ from advect.metrics.base import EvalContext, FeatureMetric, Metric
 from advect.metrics.statistics import FEATURES, ROWS, SampleStatistics, check_pair
 
 EXACT = "donot_use_mm_for_euclid_dist"
-"""The short cut by products would lose digits of small distances."""
+"""Mode of cdist without matrix products, which lose digits of small distances."""
 
 
 PAIRED = 2000
-"""Rows of a set that exact transport pairs."""
+"""Most rows for exact transport."""
 
 
 def wasserstein(x: Tensor, y: Tensor, *, order: int = 1) -> float:
-    """The exact Wasserstein distance of x (N, *S) and y (N, *S), Euclidean, in the data's units.
+    """Exact Wasserstein distance of x (N, *S) and y (N, *S), in data units.
 
-    ``(min over pairings of the mean of |x_i - y_j|^p)^(1/p)``; order is p, 1 or 2. It takes N^2 memory and up to N^3
-    time, seconds at 2,000, and depends on N, so compare at one N only. Raises UserError for another order, sets of
-    different sizes or dimensions, and values that are not finite.
+    ``(min over pairings of the mean of |x_i - y_j|^p)^(1/p)``, order p 1 or 2. N^2 memory, up to N^3 time (seconds at
+    2,000); depends on N. Raises UserError for another order, different sizes or dimensions, and non-finite values.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -38,11 +37,10 @@ def wasserstein(x: Tensor, y: Tensor, *, order: int = 1) -> float:
 
 
 def sliced_wasserstein(x: Tensor, y: Tensor, *, order: int = 2, lines: int = 512, seed: int = 0) -> float:
-    """The sliced Wasserstein distance (Bonneel et al. 2015) of x (N, *S) and y (M, *S), in the data's units.
+    """Sliced Wasserstein distance (Bonneel et al. 2015) of x (N, *S) and y (M, *S), in data units.
 
-    ``(mean over lines of W_p^p of the projections)^(1/p)`` over random directions of the seed, in which the
-    one-dimensional distance is exact. Raises UserError for another order than 1 or 2, fewer than one line, different
-    dimensions, and values that are not finite.
+    ``(mean over lines of W_p^p of the projections)^(1/p)`` over random directions, exact along each. Raises UserError
+    for an order other than 1 or 2, fewer than one line, different dimensions, and non-finite values.
     """
     a, b = check_pair(x, y)
     _check_order(order)
@@ -70,7 +68,7 @@ def _check_order(order: int) -> None:
 
 @register("sliced_wasserstein")
 class SlicedWassersteinMetric(FeatureMetric):
-    """Wasserstein distance over random lines."""
+    """Sliced Wasserstein distance."""
 
     rows = ROWS
 
@@ -80,7 +78,7 @@ class SlicedWassersteinMetric(FeatureMetric):
 
 @register("wasserstein")
 class WassersteinMetric(Metric):
-    """Exact Wasserstein distance of as many rows of both sets."""
+    """Exact Wasserstein distance of equally many rows."""
 
     rows = PAIRED
 

@@ -1,4 +1,4 @@
-"""The base of all networks, and checks of their arguments."""
+"""Base class of networks, and argument checks."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from advect.core.errors import UserError, did_you_mean
 class FlowNetwork(nn.Module):
     """``net(x_t (B, *S), t (B,), cond) -> (B, *S)``.
 
-    A run sets the arguments ``shape`` S or ``dim``, ``conditions`` and ``grad_checkpointing``; the rest are flags.
+    A run sets ``shape`` S or ``dim``, ``conditions`` and ``grad_checkpointing``; other arguments are flags.
     """
 
     part_kind: ClassVar[str] = "network"
     part_given: ClassVar[tuple[str, ...]] = ("shape", "dim", "conditions", "grad_checkpointing")
     takes: ClassVar[Literal["vector", "image", "sequence"]]
-    """The kind of data: S is (D,), (C, H, W) or (L, C)."""
+    """Kind of data: S is (D,), (C, H, W) or (L, C)."""
     channels_last: ClassVar[bool] = False
     """Whether this memory format is faster."""
 
 
 def check_inputs(net: str, x_t: Tensor, t: Tensor, shape: Sequence[int | str]) -> None:
-    """Raise UserError unless x_t is (B, *shape) and t (B,); a letter in ``shape`` is any size."""
+    """Raise UserError unless x_t is (B, *shape) and t (B,); a letter in ``shape`` matches any size."""
     right = x_t.ndim == len(shape) + 1 and all(
         isinstance(wanted, str) or wanted == got for wanted, got in zip(shape, x_t.shape[1:], strict=True)
     )
@@ -56,10 +56,7 @@ def check_choice(net: str, name: str, value: str, choices: Sequence[str]) -> Non
 
 
 def check_divisible(net: str, sizes: Sequence[int], factor: int, why: str, *, other: str) -> None:
-    """Raise UserError unless height and width, the last two sizes, are multiples of ``factor``.
-
-    The message has the reason ``why``, the nearest sizes, and an ``other`` change to make.
-    """
+    """Raise UserError, with ``why`` and an ``other`` fix, unless the last two sizes are multiples of ``factor``."""
     for name, size in zip(("height", "width"), sizes[-2:], strict=True):
         if size % factor:
             below, above = size - size % factor, size - size % factor + factor

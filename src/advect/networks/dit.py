@@ -1,4 +1,4 @@
-"""A diffusion transformer for images and latents."""
+"""Diffusion transformer for images and latents."""
 
 from __future__ import annotations
 
@@ -37,39 +37,34 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "L": (24, 1024, 16),
     "XL": (28, 1152, 16),
 }
-"""Depth, width and heads of table 1 of Peebles & Xie (2023)."""
+"""Depth, width and heads (Peebles & Xie 2023, table 1)."""
 
 
 @register("dit")
 class DiT(FlowNetwork):
-    """A diffusion transformer for images and latents.
+    """A diffusion transformer for images and latents (Peebles & Xie 2023, "Scalable diffusion models").
 
-    net(x_t (B, C, H, W), t (B,), cond) -> (B, C, H, W) (Peebles & Xie 2023, "Scalable diffusion models").
-
-    ``shape`` is that of one image or latent, (C, H, W). Patches become tokens, blocks change them under adaLN-zero,
-    and a linear layer makes patches of them. ``size`` sets depth, width and heads, each of which may be given instead.
-    A new net returns zeros, without the paper's output channels for a variance.
-
-    Positions are fixed sines and cosines ("sincos") or rotations of queries and keys ("rotary"). For images of another
-    height or width they are stretched to the trained range ("interpolate", the default with sincos) or continue beyond
-    it ("extrapolate", the default with rotary). ``registers`` are learned tokens (Darcet et al. 2024).
+    net(x_t (B, C, H, W), t (B,), cond) -> (B, C, H, W), for ``shape`` (C, H, W); other heights and widths work too.
+    Blocks with adaLN-zero; the paper's variance channels are left out. Outputs zero at initialisation. Registers:
+    Darcet et al. 2024.
 
     Args:
         size: depth, width and heads of DiT-S, B, L or XL: 33, 130, 458 and 675 million parameters.
-        depth: blocks, if not those of size.
-        width: channels of a token, if not those of size.
-        heads: attention heads, if not those of size.
-        patch_size: pixels a side of the patch that becomes a token; half of it costs four times more.
+        depth: number of blocks; default from size.
+        width: channels of a token; default from size.
+        heads: attention heads; default from size.
+        patch_size: pixels a side of a token; half of it costs four times more.
         norm: LayerNorm or RMSNorm.
-        mlp: activation between the blocks' linear layers.
-        positions: how tokens know their places: added sines, or rotated queries and keys.
-        resize: how places of images of other sizes lie; by default interpolate with sincos, extrapolate with rotary.
-        qk_norm: normalise queries and keys, which steadies large networks and bfloat16.
+        mlp: activation in the blocks' MLP.
+        positions: added sines and cosines, or rotated queries and keys.
+        resize: positions for other image sizes: stretched to the trained range (default with sincos) or continued
+            beyond it (default with rotary).
+        qk_norm: normalise queries and keys; stabilises large networks and bfloat16.
         registers: learned tokens beside those of the image.
-        dropout: share of activations dropped at the end of each branch while training.
-        time_embedding: how the network sees the time: sines of 1000 t, or of random frequencies.
+        dropout: dropout probability at the end of each branch.
+        time_embedding: sinusoids of 1000 t, or of random frequencies.
 
-    Raises UserError for an argument out of range, a size that the patch does not divide, and inputs of another shape.
+    Raises UserError for an argument out of range, a size not divisible by the patch, and inputs of another shape.
     """
 
     takes = "image"
@@ -140,7 +135,7 @@ class DiT(FlowNetwork):
         return F.pixel_shuffle(out, self.patch).to(x_t.dtype)
 
     def _places(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """The coordinates of the rows (H,) and of the columns (W,) of patches (B, ., H, W)."""
+        """Coordinates of the rows (H,) and columns (W,) of patches (B, ., H, W)."""
         rows, columns = (
             coordinates(size, side // self.patch, self.resize, patches.device)
             for size, side in zip(patches.shape[2:], self.shape[1:], strict=True)

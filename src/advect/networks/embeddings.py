@@ -18,65 +18,64 @@ from advect.networks.base import check_choice
 Positions = Literal["sincos", "rotary"]
 Resize = Literal["interpolate", "extrapolate"]
 Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines (N, d / 2) of the angles of a head's d / 2 channel pairs at N positions."""
+"""Cosines and sines (N, d / 2) of the rotation angles of a head's d / 2 channel pairs at N positions."""
 
 
 def coordinates(size: int, trained: int, resize: Resize, device: torch.device | None = None) -> Tensor:
-    """The positions (size,) of the tokens along an axis: 0 .. trained - 1 for ``size`` = ``trained``.
+    """Positions (size,) of tokens along an axis trained at 0 .. trained - 1.
 
-    Other sizes are stretched to the trained range, pixel edges aligned ("interpolate"), or keep the spacing
-    ("extrapolate").
+    "interpolate" stretches other sizes to the trained range, aligning pixel edges; "extrapolate" keeps the spacing.
     """
     places = torch.arange(size, device=device, dtype=torch.float32)
     return places if resize == "extrapolate" else (places + 0.5) * (trained / size) - 0.5
 
 
 def _angles(places: Tensor, count: int, base: float) -> Tensor:
-    """positions (N,) times ``count`` frequencies from 1 down towards 1 / base, (N, count)."""
+    """positions (N,) times ``count`` geometric frequencies from 1 towards 1 / base, (N, count)."""
     octave = torch.arange(count, device=places.device, dtype=places.dtype) / count
     return places[:, None] * base**-octave
 
 
 def _on_grid(rows: Tensor, columns: Tensor) -> Tensor:
-    """Join features of rows (H, k) and columns (W, k) of a grid, row by row, to (H W, 2 k)."""
+    """Combine features of rows (H, k) and columns (W, k), row by row, to (H W, 2 k)."""
     h, w = len(rows), len(columns)
     return torch.cat([rows[:, None].expand(h, w, -1), columns[None].expand(h, w, -1)], 2).flatten(0, 1)
 
 
 def grid_sincos(rows: Tensor, columns: Tensor, features: int) -> Tensor:
-    """Sines and cosines (H W, features) of positions on a grid, half for rows (H,) and half for columns (W,).
+    """Sinusoidal embeddings (H W, features) of rows (H,) and columns (W,), half each (Vaswani et al. 2017).
 
-    ``features`` is a multiple of 4. Frequencies as in Vaswani et al. (2017) for each axis.
+    ``features`` must be a multiple of 4.
     """
     each = [_angles(places, features // 4, 10_000.0) for places in (rows, columns)]
     return _on_grid(*(torch.cat([angles.sin(), angles.cos()], 1) for angles in each))
 
 
 def grid_rotation(rows: Tensor, columns: Tensor, features: int) -> Rotation:
-    """The rotation of heads of ``features`` channels on a grid: half the pairs by row, half by column.
+    """Axial rotary embedding of heads of ``features`` channels: half the pairs by row, half by column.
 
-    ``features`` is a multiple of 4. The base is 100, as images have few positions an axis (Heo et al. 2024, "Rotary
-    position embedding for vision transformer").
+    ``features`` must be a multiple of 4. The base is 100 (Heo et al. 2024, "Rotary position embedding for vision
+    transformer").
     """
     angles = _on_grid(*(_angles(places, features // 4, 100.0) for places in (rows, columns)))
     return angles.cos(), angles.sin()
 
 
 def line_rotation(places: Tensor, features: int) -> Rotation:
-    """The rotation of heads of ``features`` channels (even) at positions (N,) of a sequence (Su et al. 2021)."""
+    """Rotary embedding of heads of ``features`` channels (even) at positions (N,) (Su et al. 2021)."""
     angles = _angles(places, features // 2, 10_000.0)
     return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Rotate each pair (x_i, x_{i + d/2}) of x (B, heads, N, d), so that q.k depends on relative positions alone."""
+    """Rotate the pairs (x_i, x_{i + d/2}) of x (B, heads, N, d)."""
     cos, sin = (part.to(x.dtype) for part in rotation)
     a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
 
 def prepend_identity(rotation: Rotation, count: int) -> Rotation:
-    """The rotation with ``count`` tokens in front that are not rotated."""
+    """Add ``count`` unrotated tokens in front."""
     cos, sin = rotation
     return (
         torch.cat([cos.new_ones(count, cos.shape[1]), cos]),
@@ -89,20 +88,19 @@ TimeKind = Literal["sinusoidal", "fourier"]
 
 @dataclass(frozen=True)
 class Vector:
-    """A continuous condition of ``size`` standardised numbers a sample, a row of NaN where not given."""
+    """Continuous condition of ``size`` standardised numbers; a row of NaN if not given."""
 
     size: int
 
 
 ConditionSizes = Mapping[str, int | Vector]
-"""For each condition the number of its classes, or a :class:`Vector`."""
+"""Number of classes, or a :class:`Vector`, by condition."""
 
 
 def sinusoids(t: Tensor, features: int) -> Tensor:
-    """Sines and cosines (B, features) of 1000 t, t (B,) in [0, 1], at wavelengths 2 pi to 2 pi 10^4.
+    """Sines and cosines (B, features) of 1000 t, t (B,) in [0, 1], at wavelengths 2 pi to 2 pi 10^4 (Ho et al. 2020).
 
-    As Ho, Jain & Abbeel (2020), after Vaswani et al. (2017). Angles are float32 at least: bfloat16 would round 1000 t
-    to multiples of 4.
+    In float32 at least: bfloat16 would round 1000 t to multiples of 4.
     """
     half = (features + 1) // 2
     t = t.to(torch.promote_types(t.dtype, torch.float32))
@@ -112,10 +110,10 @@ def sinusoids(t: Tensor, features: int) -> Tensor:
 
 
 class FourierFeatures(nn.Module):
-    """Sines and cosines (B, features) of 2 pi w t, t (B,), at fixed random frequencies w of N(0, scale^2).
+    """Sines and cosines (B, features) of 2 pi w t, t (B,), with random frequencies w ~ N(0, scale^2) in a buffer.
 
-    (Tancik et al. 2020, "Fourier features let networks learn high frequency functions"; Song et al. 2021, with scale
-    16.) The frequencies are a buffer, saved with the weights.
+    Tancik et al. 2020, "Fourier features let networks learn high frequency functions"; scale 16 as in Song et al.
+    2021.
     """
 
     frequencies: Tensor
@@ -132,10 +130,7 @@ class FourierFeatures(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Embed t (B,) in [0, 1] as (B, dim): ``width`` features, then two linear layers with SiLU between them.
-
-    ``dim`` is 4 width by default. Features are the :func:`sinusoids` of 1000 t, or :class:`FourierFeatures`.
-    """
+    """Embed t (B,) in [0, 1] as (B, dim): ``width`` features, linear, SiLU, linear; ``dim`` is 4 width by default."""
 
     def __init__(self, width: int, dim: int | None = None, *, kind: TimeKind = "sinusoidal") -> None:
         super().__init__()
@@ -152,15 +147,13 @@ class TimeEmbedding(nn.Module):
 
 
 class ConditionEmbedding(nn.Module):
-    """Add to h (B, dim) an embedding of each sample's conditions.
+    """Add the embeddings of a sample's conditions to h (B, dim).
 
-    ``sizes`` maps a condition's name to its number of values, or to a :class:`Vector`. Row 0 of each table is the
-    learned "not given", and row v + 1 the value v of a category, so that ``NULL = -1`` selects row 0; a vector goes
-    through two linear layers, and a row with a NaN is "not given". A condition that is missing is so for all samples.
-    Values are not checked against ``sizes``, since reading them would stall a GPU: PyTorch's embedding raises
-    IndexError on the CPU and a device-side assertion on CUDA.
+    ``sizes`` maps a condition to its number of classes, or to a :class:`Vector` embedded by an MLP. Row 0 of each
+    table is the learned null, row v + 1 the class v. A row with NaN, or an absent condition, is null. Class values are
+    not checked: PyTorch's embedding raises IndexError on the CPU, a device-side assertion on CUDA.
 
-    Raises UserError for a size below 1, an unknown name, or a condition whose shape is not (B,), or (B, size).
+    Raises UserError for a size below 1, an unknown name, or a condition whose shape is not (B,) or (B, size).
     """
 
     def __init__(self, sizes: ConditionSizes, dim: int) -> None:
@@ -206,6 +199,6 @@ class ConditionEmbedding(nn.Module):
 
 
 def _embed_vectors(value: Tensor, embed: nn.Module, null: Tensor) -> Tensor:
-    """The embedding (B, dim) of rows (B, d), which is ``null`` for those with a NaN; none reaches a product."""
+    """Embeddings (B, dim) of rows (B, d), ``null`` for those with NaN."""
     missing = is_null(value)[:, None]
     return torch.where(missing, null, embed(torch.where(missing, 0.0, value)))

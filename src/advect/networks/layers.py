@@ -1,4 +1,4 @@
-"""Layers that networks share: checkpointing, dropout, GELU, attention and adaLN-zero."""
+"""Shared layers: gradient checkpointing, dropout, GELU, attention, adaLN-zero."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ Norm = Literal["layer", "rms"]
 
 
 def checkpoint(block: nn.Module, *inputs: Tensor | tuple[Tensor, Tensor] | None, recompute: bool) -> Tensor:
-    """``block(*inputs)``; with ``recompute`` its activations are computed again in the backward pass, to save memory.
-
-    Gradients are the same bit for bit, dropout included, as PyTorch's random state is restored.
+    """``block(*inputs)``; ``recompute`` recomputes activations in the backward pass. Gradients are equal bit for
+    bit.
     """
     if recompute and block.training:
         return torch_checkpoint.checkpoint(block, *inputs, use_reentrant=False)  # pyright: ignore[reportReturnType]
@@ -30,8 +29,8 @@ _LEVELS = 1 << 16
 def dropout(h: Tensor, p: float) -> Tensor:
     """Zero each element of h with probability p in [0, 1), and divide the others by 1 - p (Srivastava et al. 2014).
 
-    ``F.dropout`` on GPUs and where compiled. On CPUs that draws 32 bits an element and takes as long as a 3x3
-    convolution in bfloat16; here 64 bits serve four elements, and p is rounded to a multiple of 2^-16.
+    On CPUs, where ``F.dropout`` in bfloat16 takes as long as a 3x3 convolution, 64 random bits serve four elements,
+    and p is rounded to a multiple of 2^-16.
     """
     if h.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(h, p)
@@ -46,15 +45,14 @@ def dropout(h: Tensor, p: float) -> Tensor:
 _LINEAR = 2 * math.sqrt(2 / math.pi)
 _CUBIC = 0.044715 * _LINEAR
 _CHUNK = 1 << 16
-"""Elements at a time for each thread, so that three float32 buffers fit a core's cache."""
+"""Elements a thread at a time: three float32 buffers fit a core's cache."""
 
 
 def tanh_gelu(x: Tensor) -> Tensor:
     """x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2 (Hendrycks & Gimpel 2016).
 
-    ``F.gelu(x, approximate="tanh")``, except for gradients in bfloat16 on CPUs. There PyTorch takes as long as for the
-    matrix product before; value and derivative computed together in float32 take two thirds of it, without a
-    forward-mode derivative.
+    In bfloat16 training on CPUs, value and derivative are computed together in float32, a third faster than
+    ``F.gelu``; without a forward-mode derivative.
     """
     trains = torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling()
     if trains and x.device.type == "cpu" and x.dtype is torch.bfloat16 and x.is_contiguous():
@@ -64,8 +62,8 @@ def tanh_gelu(x: Tensor) -> Tensor:
 
 
 class _TanhGelu(torch.autograd.Function):
-    """Saves the derivative, not x: with p = x (a + b x^2) and s = sigmoid(p), as 1 + tanh(p / 2) = 2 s,
-    y = x s and y' = s + y (1 - s) (a + 3 b x^2).
+    """Saves the derivative: with p = x (a + b x^2) and s = sigmoid(p), y = x s and y' = s + y (1 - s) (a + 3 b
+    x^2).
     """
 
     @staticmethod
@@ -98,14 +96,14 @@ def _fill(x: Tensor, y: Tensor, slope: Tensor) -> None:
 
 
 PLAIN_TOKENS = 512
-"""Most tokens for the plain formula on CPUs, whose N^2 scores take memory."""
+"""Most tokens for the unfused formula on CPUs, which stores N^2 scores."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d)) v for q, k, v (B, heads, N, d), over all keys or those ``real`` (B, N).
 
-    On CPUs the plain formula: the fused kernel's backward is 3 to 10 times slower in bfloat16 at up to 256 tokens,
-    and it has no forward-mode derivative.
+    Unfused on CPUs: the fused kernel's backward is 3 to 10 times slower in bfloat16 at up to 256 tokens, and has no
+    forward-mode derivative.
     """
     keys = None if real is None else real[:, None, None, :]
     if q.device.type != "cpu" or k.shape[2] > PLAIN_TOKENS:
@@ -117,14 +115,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None) -> Tenso
 
 
 def zeroed(layer: M) -> M:
-    """Set a layer's weights to zero, so that its branch starts absent."""
+    """Zero a layer's parameters."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
 
 
 def plain_norm(kind: Norm, width: int) -> nn.Module:
-    """Normalisation of each token, without weights as modulation follows."""
+    """Normalisation of each token without weights, for modulation."""
     cls = nn.LayerNorm if kind == "layer" else nn.RMSNorm
     return cls(width, eps=1e-6, elementwise_affine=False)
 
@@ -135,7 +133,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class Head(nn.Module):
-    """The last layer: x (B, N, width) or (B, width) normalised, modulated by emb (B, emb), and a linear layer."""
+    """Output layer: x (B, N, width) or (B, width), normalised, modulated by emb (B, emb), then linear."""
 
     def __init__(self, norm: Norm, width: int, emb: int, out: int) -> None:
         super().__init__()
@@ -152,9 +150,8 @@ class Head(nn.Module):
 
 
 def start_adaln_zero(net: nn.Module) -> None:
-    """Initialise as Peebles & Xie (2023): modulations and last layer zero, so that the net predicts zero.
-
-    Other linear layers get Glorot's uniform weights, embeddings of time and conditions N(0, 0.02^2).
+    """Initialise as Peebles & Xie (2023): modulations and output zero; linear layers Glorot uniform; embeddings N(0,
+    0.02^2).
     """
     for name, module in net.named_modules():
         if not isinstance(module, nn.Linear):

@@ -1,4 +1,4 @@
-"""A transformer for sequences, and its blocks: tokens (B, N, width) under adaLN-zero by emb (B, emb)."""
+"""Transformer for sequences, and its blocks with adaLN-zero."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ MlpKind = Literal["gelu", "swiglu"]
 
 @dataclass(frozen=True, kw_only=True)
 class BlockOptions:
-    """What all blocks of a transformer share."""
+    """Options common to a transformer's blocks."""
 
     width: int
     heads: int
@@ -50,7 +50,7 @@ class BlockOptions:
     dropout: float = 0.0
 
     def check(self, net: str, *, pairs: int) -> None:
-        """Raise UserError for a value out of range, and unless heads have a multiple of ``pairs`` channels."""
+        """Raise UserError for a value out of range, or if head widths are no multiple of ``pairs``."""
         check_at_least(net, 1, width=self.width, heads=self.heads)
         check_share(net, dropout=self.dropout)
         check_choice(net, "norm", self.norm, get_args(Norm))
@@ -62,10 +62,9 @@ class BlockOptions:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention (Vaswani et al. 2017) of x (B, N, width).
+    """Multi-head self-attention of x (B, N, width) (Vaswani et al. 2017).
 
-    ``qk_norm`` bounds the scores (Dehghani et al. 2023, "Scaling vision transformers to 22 billion parameters"), by
-    RMSNorm as in Esser et al. (2024).
+    ``qk_norm`` is RMSNorm of queries and keys (Dehghani et al. 2023; Esser et al. 2024).
     """
 
     def __init__(self, o: BlockOptions) -> None:
@@ -86,7 +85,7 @@ class Attention(nn.Module):
 
 
 class Gelu(nn.Module):
-    """Two linear layers, 4 times as wide between, with GELU."""
+    """MLP with GELU, 4 times as wide inside."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -112,10 +111,9 @@ class SwiGlu(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """x (B, N, width) and emb (B, emb) -> (B, N, width): attention and MLP under adaLN-zero (Peebles & Xie 2023).
+    """x (B, N, width), emb (B, emb) -> (B, N, width): attention and MLP under adaLN-zero (Peebles & Xie 2023).
 
-    A linear layer that starts at zero makes shift, scale and gate of both branches from emb, so that a new block is
-    the identity. Keys that are not ``real`` (B, N) are masked.
+    The identity at initialisation. Keys that are not ``real`` (B, N) are masked.
     """
 
     def __init__(self, o: BlockOptions, emb: int) -> None:
@@ -140,20 +138,19 @@ class TransformerBlock(nn.Module):
 class SequenceTransformer(FlowNetwork):
     """A transformer for sequences.
 
-    net(x_t (B, L, C), t (B,), cond) -> (B, L, C), a transformer with rotary positions and adaLN-zero.
-
-    ``shape`` is that of one sequence, (L, C); other lengths work too. ``cond["length"]`` (B,), never null, is the
-    number of real steps: later ones are masked and never read, and the output is zero there. A new net returns zeros.
+    net(x_t (B, L, C), t (B,), cond) -> (B, L, C), for ``shape`` (L, C); other lengths work too. Rotary positions and
+    adaLN-zero. ``cond["length"]`` (B,), never null, is the number of real steps: later ones are masked, and their
+    output is zero. Outputs zero at initialisation.
 
     Args:
         width: channels of a step.
-        depth: blocks.
+        depth: number of blocks.
         heads: attention heads.
         norm: LayerNorm or RMSNorm.
-        mlp: activation between the blocks' linear layers.
-        qk_norm: normalise queries and keys, which steadies large networks and bfloat16.
-        dropout: share of activations dropped at the end of each branch while training.
-        time_embedding: how the network sees the time: sines of 1000 t, or of random frequencies.
+        mlp: activation in the blocks' MLP.
+        qk_norm: normalise queries and keys; stabilises large networks and bfloat16.
+        dropout: dropout probability at the end of each branch.
+        time_embedding: sinusoids of 1000 t, or of random frequencies.
 
     Raises UserError for an argument out of range and for inputs of another shape.
     """

@@ -1,4 +1,4 @@
-"""A U-Net for images."""
+"""U-Net for images."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ from advect.networks.layers import attend, checkpoint, dropout, zeroed
 
 
 def largest_divisor(n: int, at_most: int) -> int:
-    """The largest divisor of n up to ``at_most``."""
+    """Largest divisor of n up to ``at_most``."""
     return next((d for d in range(min(n, at_most), 1, -1) if n % d == 0), 1)
 
 
 def group_norm(channels: int, *, affine: bool = True) -> nn.GroupNorm:
-    """GroupNorm (Wu & He 2018) of at most 32 groups of at least 16 channels.
-
-    16 channels a group are as good as 32 groups (ibid.); smaller groups are two to three times slower on CPUs.
+    """GroupNorm (Wu & He 2018) of at most 32 groups, of at least 16 channels each, as smaller ones are slow on
+    CPUs.
     """
     return nn.GroupNorm(largest_divisor(channels, min(32, channels // 16)), channels, affine=affine)
 
@@ -43,7 +42,9 @@ class FiLM(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """h (B, c_in, H, W), emb (B, E) -> (B, c_out, H, W): two 3x3 convolutions with FiLM between, zero at first."""
+    """h (B, c_in, H, W), emb (B, E) -> (B, c_out, H, W): two 3x3 convolutions with FiLM between; zero branch at
+    first.
+    """
 
     def __init__(self, c_in: int, c_out: int, emb: int, dropout: float) -> None:
         super().__init__()
@@ -63,7 +64,7 @@ class ResidualBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """x (B, C, H, W) plus self-attention over its H W positions, with heads at least ``head_width`` wide."""
+    """Residual self-attention over the H W positions of x (B, C, H, W), with heads at least ``head_width`` wide."""
 
     def __init__(self, channels: int, head_width: int) -> None:
         super().__init__()
@@ -91,7 +92,7 @@ class Upsample(nn.Module):
 
 
 class Stage(nn.Module):
-    """Optional resampling, optional skip connection, a residual block, and optional attention."""
+    """Optional resampling and skip connection, a residual block, optional attention."""
 
     def __init__(self, resample: nn.Module | None, block: ResidualBlock, attention: SelfAttention | None) -> None:
         super().__init__()
@@ -108,30 +109,25 @@ class Stage(nn.Module):
 
 @register("unet")
 class UNet(FlowNetwork):
-    """A U-Net for images.
+    """A U-Net for images (Ronneberger et al. 2015; Ho et al. 2020).
 
-    net(x_t (B, C, H, W), t (B,), cond) -> (B, C, H, W) (Ronneberger et al. 2015; Ho et al. 2020).
-
-    ``shape`` is that of one image, (C, H, W). Level i has ``num_res_blocks`` residual blocks of
-    ``model_channels * channel_mult[i]`` channels on the way down and on the way up, there with skip connections;
-    between levels height and width halve. Attention is in the middle and at levels whose longer side is in
-    ``attention_resolutions``. Time and conditions modulate each block (FiLM). A new net returns zeros.
-
-    With ``patch_size`` p the net sees (C p^2, H / p, W / p), at a cost p^2 times less; attention resolutions are those
-    of the feature maps.
+    net(x_t (B, C, H, W), t (B,), cond) -> (B, C, H, W), for ``shape`` (C, H, W). Level i has ``num_res_blocks``
+    residual blocks of ``model_channels * channel_mult[i]`` channels each way; levels halve height and width. Attention
+    in the middle and at levels whose longer side is in ``attention_resolutions``. Time and conditions enter by FiLM.
+    Outputs zero at initialisation.
 
     Args:
         model_channels: channels at the highest resolution.
         channel_mult: multiples of the channels, one for each resolution; each further one halves height and width.
         num_res_blocks: residual blocks at each resolution.
-        attention_resolutions: heights of the feature maps that have self-attention.
-        dropout: share of activations dropped inside the residual blocks while training.
+        attention_resolutions: sizes of the feature maps that have self-attention.
+        dropout: dropout probability inside the residual blocks.
         head_width: channels of an attention head.
-        patch_size: pixels a side that are folded into channels first; 2 costs a quarter.
-        time_embedding: how the network sees the time: sines of 1000 t, or of random frequencies.
+        patch_size: pixels a side folded into channels first; 2 costs a quarter.
+        time_embedding: sinusoids of 1000 t, or of random frequencies.
 
-    Raises UserError for an argument out of range, a size that cannot be halved so often, an attention resolution
-    that no level has, and inputs of another shape.
+    Raises UserError for an argument out of range, a size that cannot be halved so often, an attention resolution that
+    no level has, and inputs of another shape.
     """
 
     takes = "image"

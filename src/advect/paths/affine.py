@@ -22,11 +22,11 @@ class AffinePath(Path):
     """``x_t = alpha_t x_1 + sigma_t x_0 + sigma_min eps`` with the velocity ``u_t = alpha_t' x_1 + sigma_t' x_0``.
 
     Args:
-        schedule: of alpha and sigma.
-        sigma_min: standard deviation >= 0 of an independent Gaussian jitter, constant in time and so absent from u_t
-            (Tong et al. 2024, "Improving and generalizing flow-based generative models", eq. 14 and 15).
-        gaussian_source: whether x0 ~ N(0, I), independent of x1. Without it a path has no law given x1 alone, no score
-            without jitter, and no conversion of a velocity to a score.
+        schedule: schedule of alpha and sigma.
+        sigma_min: standard deviation >= 0 of an independent Gaussian jitter, constant in time and so absent from
+            u_t (Tong et al. 2024, "Improving and generalizing flow-based generative models", eq. 14 and 15).
+        gaussian_source: whether x0 ~ N(0, I), independent of x1. Otherwise there is no law given x1 alone, no
+            score without jitter, and no conversion of velocities to scores.
     """
 
     schedule: Schedule = field(default_factory=CondOT)
@@ -51,7 +51,7 @@ class AffinePath(Path):
     def coefficients(self, t: Tensor) -> Coefficients:
         """Coefficients with ``x_t ~ N(alpha x_1, sigma^2 I)`` given x1: ``sigma = sqrt(sigma_t^2 + sigma_min^2)``.
 
-        "noise" is then ``(x_t - alpha x_1) / sigma``, the source and the jitter together.
+        "noise" is then ``(x_t - alpha x_1) / sigma``: source and jitter together.
         """
         c = self.schedule.coefficients(t)
         if self.sigma_min == 0:
@@ -61,13 +61,13 @@ class AffinePath(Path):
 
     @property
     def effective_schedule(self) -> Schedule:
-        """The schedule without jitter that has this path's marginals."""
+        """Schedule without jitter with the same marginals."""
         return self.schedule if self.sigma_min == 0 else Jittered(self)
 
     def convert(self, value: Tensor, x: Tensor, t: Tensor, source: str, target: str) -> Tensor:
         """Convert ``value`` (B, *S), a ``source`` (velocity, data, noise or score) at x, t (B,), to ``target``.
 
-        Raises UserError as ``paths.convert.convert`` does, and where a score or jitter needs a Gaussian source.
+        Raises UserError as ``paths.convert.convert``, and where a score or jitter needs a Gaussian source.
         """
         if source == target:
             return value
@@ -79,9 +79,9 @@ class AffinePath(Path):
         return convert(value, x, self.coefficients(t), source, target)
 
     def conditional_velocity(self, x: Tensor, t: Tensor, *, x1: Tensor, x0: Tensor | None = None) -> Tensor:
-        """u_t(x | x1) = alpha' x1 + sigma' (x - alpha x1) / sigma, or alpha' x1 + sigma' x0 given both ends.
+        """u_t(x | x1) = alpha' x1 + sigma' (x - alpha x1) / sigma, or alpha' x1 + sigma' x0 given both ends, (B, *S).
 
-        The first, eq. 15 of Lipman et al. 2023, needs a Gaussian source and sigma > 0. All (B, *S).
+        The first (Lipman et al. 2023, eq. 15) needs a Gaussian source and sigma > 0.
         """
         check_point(x, t, x1, x0)
         if x0 is not None:
@@ -91,9 +91,9 @@ class AffinePath(Path):
         return convert(x1, x, self.coefficients(t), "data", "velocity")
 
     def conditional_score(self, x: Tensor, t: Tensor, *, x1: Tensor, x0: Tensor | None = None) -> Tensor:
-        """-(x - alpha x1) / sigma^2 given x1, or -(x - alpha x1 - sigma x0) / sigma_min^2 given both ends.
+        """-(x - alpha x1) / sigma^2 given x1, or -(x - alpha x1 - sigma x0) / sigma_min^2 given both ends, (B, *S).
 
-        Raises UserError for the first without a Gaussian source and sigma > 0, the second without jitter. All (B, *S).
+        Raises UserError for the first without a Gaussian source and sigma > 0, the second without jitter.
         """
         check_point(x, t, x1, x0)
         if x0 is None:
@@ -113,7 +113,7 @@ class AffinePath(Path):
 
 @dataclass(frozen=True)
 class Jittered(Schedule):
-    """The coefficients of a path with its jitter in sigma."""
+    """Coefficients of a path with its jitter in sigma."""
 
     path: AffinePath
 

@@ -1,8 +1,8 @@
-"""Data laws with closed-form marginals p_t, velocity and score under every affine path.
+"""Data laws with closed-form marginals p_t, velocity and score under affine paths.
 
 With data ``sum_k w_k N(m_k, C_k)`` and a Gaussian source, ``p_t = sum_k w_k N(alpha m_k, alpha^2 C_k + sigma^2 I)``,
-and each field is the posterior mean of the conditional ones (Lipman et al. 2023, "Flow matching for generative
-modeling", eq. 8). A finite data set is the case C_k = 0: perfect memorisation.
+and fields are posterior means of the conditional ones (Lipman et al. 2023, "Flow matching for generative modeling",
+eq. 8). Finite data are the case C_k = 0: perfect memorisation.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Posterior(NamedTuple):
 def isotropic_posterior(
     x: Tensor, alpha: Tensor, sigma: Tensor, means: Tensor, variances: Tensor, log_weights: Tensor, chunk: int
 ) -> Posterior:
-    """For ``sum_k w_k N(m_k, c_k I)``, with x (B, D), alpha and sigma (B, 1), means (K, D), c and log w (K,).
+    """Posterior for ``sum_k w_k N(m_k, c_k I)``, x (B, D), alpha and sigma (B, 1), means (K, D), c and log w (K,).
 
     ``v_k = alpha^2 c_k + sigma^2`` must be positive. With posterior weights p_k,
 
@@ -69,7 +69,7 @@ def isotropic_posterior(
 def full_posterior(
     x: Tensor, alpha: Tensor, sigma: Tensor, means: Tensor, values: Tensor, vectors: Tensor, log_weights: Tensor
 ) -> Posterior:
-    """For ``sum_k w_k N(m_k, Q_k diag(l_k) Q_k^T)``, with values l (K, D) and vectors Q (K, D, D)."""
+    """Posterior for ``sum_k w_k N(m_k, Q_k diag(l_k) Q_k^T)``, with values l (K, D) and vectors Q (K, D, D)."""
     centred = x.double()[:, None] - alpha[:, :, None] * means
     z = torch.einsum("bkd,kde->bke", centred, vectors)
     v = alpha.square()[:, :, None] * values + sigma.square()[:, :, None]
@@ -84,10 +84,10 @@ _NO_NOISE = "has no density where sigma = 0, at t = 1 of most schedules; stay at
 
 
 class AnalyticMarginals(ABC):
-    """A data law on samples of ``shape`` with its marginals under ``path``, whose source is N(0, I).
+    """Data law on samples of ``shape`` and its marginals under ``path``, with source N(0, I).
 
-    Fields take x (B, *S) and t (B,) and return (B, *S) in the dtype of x, differentiably and computed in float64.
-    They raise UserError where x and t do not match, t is outside [0, 1], or there is no value.
+    Fields map x (B, *S), t (B,) to (B, *S) in the dtype of x, differentiably, computed in float64. They raise
+    UserError for shapes that do not match, t outside [0, 1], or undefined values.
     """
 
     path: AffinePath
@@ -95,11 +95,11 @@ class AnalyticMarginals(ABC):
     @property
     @abstractmethod
     def _rows(self) -> Tensor:
-        """The means of the components (K, *S)."""
+        """Means of the components (K, *S)."""
 
     @property
     def shape(self) -> torch.Size:
-        """The shape S of one sample."""
+        """Shape S of one sample."""
         return self._rows.shape[1:]
 
     @abstractmethod
@@ -108,14 +108,14 @@ class AnalyticMarginals(ABC):
 
     @abstractmethod
     def _posterior(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Posterior:
-        """The posterior at x (B, D), alpha and sigma (B, 1), all float64."""
+        """Posterior at x (B, D), alpha and sigma (B, 1), all float64."""
 
     @abstractmethod
     def _check_noise(self, sigma: Tensor) -> None:
-        """Raise UserError where p_t has no density with this sigma."""
+        """Raise UserError where p_t has no density."""
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
-        """u_t(x) = alpha' E[x_1 | x] + sigma' E[x_0 | x], the field whose flow has the marginals p_t."""
+        """Marginal velocity u_t(x) = alpha' E[x_1 | x] + sigma' E[x_0 | x]."""
         c = self.path.coefficients(self._times(x, t))
         self._check_noise(c.sigma)
         refuse(
@@ -127,7 +127,7 @@ class AnalyticMarginals(ABC):
         return u.view_as(x).to(x.dtype)
 
     def score(self, x: Tensor, t: Tensor) -> Tensor:
-        """The gradient of log p_t at x."""
+        """Gradient of log p_t at x."""
         return self._at(x, t).score.view_as(x).to(x.dtype)
 
     def log_prob(self, x: Tensor, t: Tensor) -> Tensor:
@@ -140,13 +140,13 @@ class AnalyticMarginals(ABC):
         return (-expand_right(sigma, x) * self._at(x, t).score.view_as(x)).to(x.dtype)
 
     def data(self, x: Tensor, t: Tensor) -> Tensor:
-        """E[x_1 | x_t = x], the ideal denoiser; in the limit of no noise the nearest row of finite data."""
+        """E[x_1 | x_t = x], the ideal denoiser; for finite data and sigma -> 0 the nearest row."""
         c = self.path.coefficients(self._times(x, t))
         sigma = c.sigma.clamp(min=1e-30)[:, None]
         return self._posterior(x.flatten(1).double(), c.alpha[:, None], sigma).data.view_as(x).to(x.dtype)
 
     def sample(self, n: int, t: float | Tensor = 1.0, generator: Generator = None) -> Tensor:
-        """Sample p_t, (n, *S), t in [0, 1] one number or (n,)."""
+        """Sample p_t, (n, *S), at t in [0, 1], one number or (n,)."""
         x1 = self.draw(n, generator)
         x0 = random.normal(x1.shape, generator, device=x1.device, dtype=x1.dtype)
         times = torch.as_tensor(t, dtype=x1.dtype, device=x1.device).expand(n)
@@ -178,9 +178,9 @@ class AnalyticMarginals(ABC):
 class GaussianMixture(AnalyticMarginals):
     """``sum_k weights_k N(means_k, stds_k^2 I)``, or with full ``covariances``.
 
-    ``means`` (K, *S); ``stds`` > 0, one number or (K,); or ``covariances`` (K, D, D) positive definite, with D the
-    number of elements of a sample; ``weights`` (K,) > 0, normalised, equal by default. Fields exist wherever the
-    schedule's derivatives are finite.
+    ``means`` (K, *S); ``stds`` > 0, one number or (K,), or positive definite ``covariances`` (K, D, D) of the D
+    elements; ``weights`` (K,) > 0, normalised, equal by default. Fields exist where the schedule's derivatives are
+    finite.
     """
 
     means: Tensor = field(repr=False)
@@ -254,10 +254,10 @@ class GaussianMixture(AnalyticMarginals):
 
 @dataclass(frozen=True, eq=False)
 class FiniteData(AnalyticMarginals):
-    """The N rows of ``x`` (N, *S), each with probability 1 / N: what memorisation of the data learns.
+    """The N rows of ``x`` (N, *S), each with probability 1 / N: perfect memorisation.
 
-    Memory is O(chunk (B + D)) numbers beside x. Where sigma = 0, velocity, score, noise and log_prob raise UserError,
-    and ``data`` is the nearest row. log_prob is exact to about 1e-16 |x|^2 / sigma^2.
+    Memory O(chunk (B + D)) beside x. Where sigma = 0, velocity, score, noise and log_prob raise UserError, and
+    ``data`` is the nearest row. log_prob is exact to about 1e-16 |x|^2 / sigma^2.
     """
 
     x: Tensor = field(repr=False)

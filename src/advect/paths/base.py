@@ -1,4 +1,4 @@
-"""The interface of conditional paths, and checks of their arguments."""
+"""Interface of conditional paths, and argument checks."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from advect.core.types import PathSample, check_pair, expand_right
 
 
 class Path(ABC):
-    """A conditional law p_t(x | z) with a velocity that carries the source at t = 0 to the data at t = 1.
+    """Conditional law p_t(x | z) and velocity, from the source at t = 0 to the data at t = 1.
 
-    z is the pair (x0, x1) or, for a Gaussian source, x1 alone.
+    z is (x0, x1) or, for a Gaussian source, x1.
     """
 
     part_kind: ClassVar[str] = "path"
     width: ClassVar[str | None] = None
-    """The argument set by a run's sigma_min; None for a path without noise."""
+    """Argument set by a run's sigma_min; None for a path without noise."""
 
     @abstractmethod
     def sample(self, x0: Tensor, x1: Tensor, t: Tensor, generator: Generator = None) -> PathSample:
         """Sample x_t (B, *S) between x0 and x1 (B, *S) at t (B,), with its velocity u_t.
 
-        Raises UserError where shapes, devices or dtypes differ and, except on a GPU, where it would stall every step,
-        for t outside [0, 1].
+        Raises UserError for different shapes, devices or dtypes and, except on a GPU, which would stall, t outside [0,
+        1].
         """
 
     @abstractmethod
@@ -36,7 +36,7 @@ class Path(ABC):
 
     @abstractmethod
     def conditional_score(self, x: Tensor, t: Tensor, *, x1: Tensor, x0: Tensor | None = None) -> Tensor:
-        """The gradient of log p_t(x | z) (B, *S) at any x (B, *S). Raises UserError where there is no density."""
+        """Gradient of log p_t(x | z) (B, *S) at any x (B, *S). Raises UserError where there is no density."""
 
 
 def check_ends(x0: Tensor, x1: Tensor, t: Tensor) -> None:
@@ -55,19 +55,19 @@ def check_ends(x0: Tensor, x1: Tensor, t: Tensor) -> None:
 
 
 def check_point(x: Tensor, t: Tensor, x1: Tensor, x0: Tensor | None) -> None:
-    """Raise UserError unless x is like x1, and as ``check_ends`` does."""
+    """Raise UserError unless x is like x1, and as :func:`check_ends`."""
     if x.shape != x1.shape or x.dtype != x1.dtype or x.device != x1.device:
         raise UserError(f"x must be like x1, {tuple(x1.shape)} {x1.dtype}, got {tuple(x.shape)} {x.dtype}")
     check_ends(x1 if x0 is None else x0, x1, t)
 
 
 def require_x0(x0: Tensor | None, path: str) -> Tensor:
-    """x0. Raises UserError for None, as the path has no law given x1 alone."""
+    """x0. Raises UserError for None."""
     if x0 is None:
         raise UserError(f"{path} has a law given both ends only; pass x0 as well as x1")
     return x0
 
 
 def align(coefficient: Tensor, x: Tensor) -> Tensor:
-    """A coefficient (B,) as (B, 1, ..., 1) in the dtype of x (B, *S)."""
+    """Coefficient (B,) as (B, 1, ..., 1) in the dtype of x (B, *S)."""
     return expand_right(coefficient, x).to(x.dtype)

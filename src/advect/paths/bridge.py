@@ -1,4 +1,4 @@
-"""The Brownian bridge between pairs: the conditional path of a Schroedinger bridge."""
+"""Brownian bridge between pairs: the conditional path of a Schroedinger bridge."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from advect.paths.convert import refuse
 class BrownianBridge(Path):
     """``x_t ~ N(m_t, w_t^2)`` with ``m_t = (1 - t) x0 + t x1`` and ``w_t = sigma sqrt(t (1 - t))``, sigma > 0.
 
-    ``u_t(x | x0, x1) = x1 - x0 + (1 - 2 t) / (2 t (1 - t)) (x - m_t)`` and ``score = (m_t - x) / w_t^2``. The source
-    may be any data. With pairs from entropic optimal transport of regularisation 2 sigma^2 the marginals are those of
-    the Schroedinger bridge, ``dX = (u_t + sigma^2 / 2 score) dt + sigma dW``.
+    ``u_t(x | x0, x1) = x1 - x0 + (1 - 2 t) / (2 t (1 - t)) (x - m_t)`` and ``score = (m_t - x) / w_t^2``, for any
+    source. Pairs of entropic transport with regularisation 2 sigma^2 give the marginals of the Schroedinger bridge,
+    ``dX = (u_t + sigma^2 / 2 score) dt + sigma dW``.
 
-    At t = 0 and t = 1, where w = 0, the velocity is its mean x1 - x0, and the score raises UserError. Near the ends
-    the velocity grows like 1 / sqrt(t) and its mean square over t diverges logarithmically: keep times off both ends.
+    At t = 0 and 1 the velocity is its mean x1 - x0, and the score raises UserError. Near the ends the velocity grows
+    like 1 / sqrt(t), and its mean square over t diverges: keep times off both ends.
+
     Tong et al. 2024, "Improving and generalizing flow-based generative models", on SB-CFM; Tong et al. 2024,
     "Simulation-free Schroedinger bridges via score and flow matching", eq. 8.
     """

@@ -1,17 +1,17 @@
-"""Velocity, data, noise and score of an affine path: each from any other.
+"""Conversions between velocity, data, noise and score of an affine path.
 
-On ``x_t = alpha x_1 + sigma x_0`` four fields are equivalent::
+For ``x_t = alpha x_1 + sigma x_0``::
 
     data      E[x_1 | x_t]              noise   E[x_0 | x_t]
     velocity  alpha' data + sigma' noise        with   x_t = alpha data + sigma noise
     score     grad log p_t(x_t) = -noise / sigma
 
-The first three are linear in each other for any source. The score needs x_0 ~ N(0, I) independent of x_1 (Tweedie's
-formula), without a coupling such as optimal transport.
+The score needs x_0 ~ N(0, I) independent of x_1 (Tweedie's formula), without couplings such as optimal transport.
 
-Every function takes ``(value, x, alpha, sigma, d_alpha, d_sigma)``, with value and x (B, *S) and coefficients that
-broadcast over x (see ``core.types.expand_right``), and raises UserError at times where the answer is not determined:
-a score where sigma = 0, data from noise where alpha = 0, a velocity where a derivative of the schedule is infinite.
+Functions take ``(value, x, alpha, sigma, d_alpha, d_sigma)``, with value and x (B, *S) and coefficients that broadcast
+over x (see ``core.types.expand_right``). They raise UserError where the result is undetermined: a score where sigma =
+0, data from noise where alpha = 0, a velocity where a derivative of the schedule is infinite.
+
 Ma et al. 2024, "SiT", eq. 9; Lipman et al. 2024, "Flow matching guide and code", Table 1.
 """
 
@@ -27,11 +27,11 @@ from advect.core.types import expand_right
 from advect.paths.schedules import Coefficients
 
 KINDS = ("velocity", "data", "noise", "score")
-"""The names that ``convert`` knows."""
+"""Names for :func:`convert`."""
 
 
 def refuse(where: Tensor, message: str | Callable[[], str]) -> None:
-    """Raise UserError where any element is true. Compiled code does not look, nor does a GPU, which would wait."""
+    """Raise UserError where any element is true; unchecked on GPUs, which would stall, and in compiled code."""
     if where.device.type == "cpu" and not torch.compiler.is_compiling() and where.any():
         raise UserError(message if isinstance(message, str) else message())
 
@@ -54,7 +54,7 @@ def _finite(d_alpha: Tensor, d_sigma: Tensor) -> None:
 
 
 def _determinant(alpha: Tensor, sigma: Tensor, d_alpha: Tensor, d_sigma: Tensor) -> Tensor:
-    """sigma alpha' - alpha sigma' > 0, which is sigma^2 times the derivative of alpha / sigma."""
+    """sigma alpha' - alpha sigma' > 0: sigma^2 times the derivative of alpha / sigma."""
     _finite(d_alpha, d_sigma)
     determinant = sigma * d_alpha - alpha * d_sigma
     refuse(
@@ -167,10 +167,10 @@ _FUNCTIONS = {
 
 
 def convert(value: Tensor, x: Tensor, coefficients: Coefficients, source: str, target: str) -> Tensor:
-    """Convert ``value`` (B, *S), a ``source`` at x (B, *S), to the ``target``; both are among KINDS.
+    """Convert ``value`` (B, *S), a ``source`` at x (B, *S), to ``target``, both in KINDS.
 
     Coefficients are (B,) or broadcast over x. Raises UserError for unknown names, shapes that do not match, and an
-    undetermined target (see the module).
+    undetermined target.
     """
     for name in (source, target):
         if name not in KINDS:

@@ -1,4 +1,4 @@
-"""Paths given by an interpolant, a function of both ends and time."""
+"""Paths given by an interpolant of both ends and time."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Psi = Callable[[Tensor, Tensor, Tensor], Tensor]
 class InterpolantPath(Path):
     """``x_t = psi(x0, x1, t)`` for any differentiable psi, with ``u_t = d psi / dt`` by forward-mode differentiation.
 
-    psi goes from x0 to x1, treats each row by itself, and is deterministic, so that there is no conditional score.
-    Lipman et al. 2023, "Flow matching for generative modeling", eq. 13 and 14, with psi a function of both ends as
-    in Albergo & Vanden-Eijnden 2023, "Building normalizing flows with stochastic interpolants".
+    psi goes from x0 to x1, row by row, deterministically: there is no conditional score. Lipman et al. 2023, "Flow
+    matching for generative modeling", eq. 13 and 14, with psi of both ends as in Albergo & Vanden-Eijnden 2023,
+    "Building normalizing flows with stochastic interpolants".
     """
 
     psi: Psi
@@ -44,7 +44,7 @@ class InterpolantPath(Path):
         return self._point(x0, x1, t)[1]
 
     def conditional_score(self, x: Tensor, t: Tensor, *, x1: Tensor, x0: Tensor | None = None) -> Tensor:
-        """Raises UserError: given both ends x_t is one point."""
+        """Raises UserError: the conditional law is a point."""
         raise UserError("an InterpolantPath has no score; use BrownianBridge or AffinePath")
 
     def _point(self, x0: Tensor, x1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

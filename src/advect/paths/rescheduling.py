@@ -1,4 +1,4 @@
-"""Sampling along another schedule than that of training."""
+"""Sampling under another schedule than that of training."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class ScheduleMap(NamedTuple):
 
 
 def schedule_map(r: Tensor, old: Schedule, new: Schedule) -> ScheduleMap:
-    """The time and scale at which the path of ``old`` passes where that of ``new`` is at r, in float64.
+    """Time and scale of the ``old`` path that match the ``new`` one at r, in float64.
 
-    Both have the same ratio alpha / sigma; derivatives follow from ::
+    Both have the same alpha / sigma; derivatives follow from ::
 
         A = c alpha,  S = c sigma                    capitals: the new coefficients at r
         A' = c' alpha + c t' alpha',  S' = c' sigma + c t' sigma'
 
-    Raises UserError for noise levels that the old schedule does not reach, for infinite derivatives of the new one,
-    and where the old velocity carries no signal.
+    Raises UserError for noise levels outside the old schedule, infinite derivatives of the new one, and where the old
+    velocity vanishes.
     """
     r = r.double()
     big = new.coefficients(r)
@@ -70,13 +70,13 @@ def _range(old: Schedule, new: Schedule) -> str:
 def change_schedule(
     velocity: Callable[[Tensor, Tensor], Tensor], old: Schedule, new: Schedule
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """The velocity along ``new`` of a flow whose ``velocity(x, t)`` belongs to ``old``.
+    """Velocity along ``new`` of a flow whose ``velocity(x, t)`` belongs to ``old``.
 
-    ``U_r(x) = (c' / c) x + c t' u_t(x / c)`` with (t, c) of ``schedule_map``: exact, so that from the same noise both
-    flows end in the same samples, up to the solver's error.
+    ``U_r(x) = (c' / c) x + c t' u_t(x / c)`` with (t, c) of :func:`schedule_map`; exact: the same noise gives the same
+    samples, up to solver error.
+
     Karras et al. 2022, "Elucidating the design space of diffusion-based generative models", eq. 4; Pokle et al. 2024,
-    "Training-free linear image inverses via flows"; Lipman et al. 2024, "Flow matching guide and code", on the change
-    of the schedule after training.
+    "Training-free linear image inverses via flows"; Lipman et al. 2024, "Flow matching guide and code".
     """
     for name, schedule in (("old", old), ("new", new)):
         if not isinstance(schedule, Schedule):

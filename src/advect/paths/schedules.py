@@ -25,15 +25,14 @@ class Coefficients(NamedTuple):
 
 
 class Schedule(ABC):
-    """Coefficients of ``x_t = alpha_t x_1 + sigma_t x_0``, from noise at t = 0 to data at t = 1.
+    """Coefficients of ``x_t = alpha_t x_1 + sigma_t x_0``, with alpha / sigma strictly increasing in t.
 
-    alpha / sigma rises strictly, so that times are noise levels.
-    Registered, it is the choice of an :class:`~advect.paths.AffinePath` on it.
+    As a registered part it stands for an :class:`~advect.paths.AffinePath` on it.
     """
 
     part_kind: ClassVar[str] = "path"
     width: ClassVar[str | None] = None
-    """The argument that a run's sigma_min sets; None where that is a jitter on the path."""
+    """Argument set by a run's sigma_min; None if that is a jitter on the path."""
 
     @abstractmethod
     def coefficients(self, t: Tensor) -> Coefficients:
@@ -45,20 +44,21 @@ class Schedule(ABC):
         return start, end
 
     def snr(self, t: Tensor) -> Tensor:
-        """``alpha^2 / sigma^2`` at t, infinite where sigma = 0; Kingma et al. 2021, "Variational diffusion models"."""
+        """``alpha^2 / sigma^2`` at t, infinite where sigma = 0 (Kingma et al. 2021, "Variational diffusion
+        models").
+        """
         c = self.coefficients(t)
         return (c.alpha / c.sigma).square()
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """``2 (log alpha - log sigma)`` at t, infinite where alpha = 0 (downwards) or sigma = 0 (upwards)."""
+        """``2 (log alpha - log sigma)`` at t; -inf where alpha = 0, inf where sigma = 0."""
         c = self.coefficients(t)
         return 2 * (c.alpha.log() - c.sigma.log())
 
     def time_of(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """The t in [0, 1] at which ``alpha_t / sigma_t`` equals ``alpha / sigma``, shaped like both.
+        """The t in [0, 1] with ``alpha_t / sigma_t = alpha / sigma``, shaped like both; out of range, the nearest end.
 
-        (0, 1) is pure noise, (1, 0) pure data; a ratio out of reach gives the nearest end. Bisection in float64 where
-        there is no closed form.
+        By bisection in float64 if there is no closed form.
         """
         a, s = alpha.double(), sigma.double()
         low, high = torch.zeros_like(a), torch.ones_like(a)
@@ -79,8 +79,8 @@ class Schedule(ABC):
 class CondOT(Schedule):
     """The straight line, alpha_t = t and sigma_t = 1 - t, finite everywhere.
 
-    Lipman et al. 2023, "Flow matching for generative modeling", eq. 20 with sigma_min = 0; Liu et al. 2023,
-    "Flow straight and fast" (rectified flow), eq. 1.
+    Lipman et al. 2023, "Flow matching for generative modeling", eq. 20 with sigma_min = 0; Liu et al. 2023, "Flow
+    straight and fast" (rectified flow), eq. 1.
     """
 
     def coefficients(self, t: Tensor) -> Coefficients:
@@ -96,7 +96,7 @@ class CondOT(Schedule):
 class LipmanOT(Schedule):
     """alpha_t = t and sigma_t = 1 - (1 - sigma_min) t, finite everywhere; sigma_1 = sigma_min in [0, 1).
 
-    Lipman et al. 2023, "Flow matching for generative modeling", eq. 20. With sigma_min > 0 there is a score at t = 1.
+    Lipman et al. 2023, "Flow matching for generative modeling", eq. 20. sigma_min > 0 gives a score at t = 1.
     """
 
     width = "sigma_min"
@@ -121,9 +121,8 @@ class LipmanOT(Schedule):
 class Polynomial(Schedule):
     """alpha_t = t^n and sigma_t = 1 - t^n with n >= 1, finite everywhere.
 
-    The straight line at another pace, slow at the noise. For n > 1 the velocity is 0 at t = 0, and does not determine
-    the data.
-    Lipman et al. 2024, "Flow matching guide and code", the polynomial schedules of affine paths.
+    Straight, slow near the noise. For n > 1 the velocity at t = 0 is 0, and does not determine the data. Lipman et al.
+    2024, "Flow matching guide and code".
 
     Args:
         n: the power of time, at least 1.

@@ -18,12 +18,12 @@ _ROUNDING = 1e-15
 
 
 def linear(t: Tensor) -> Tensor:
-    """The noise level 1 - t."""
+    """Noise level 1 - t."""
     return 1 - t
 
 
 def _slope(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The derivative of an elementwise function, in forward mode."""
+    """Derivative of an elementwise function, in forward mode."""
     return lambda t: jvp(f, (t.contiguous(),), (torch.ones(t.shape, dtype=t.dtype, device=t.device),))[1]
 
 
@@ -32,11 +32,10 @@ def _slope(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 class VariancePreserving(Schedule):
     """sigma_t = s(t), alpha_t = sqrt(1 - s(t)^2), for any s that falls from at most 1 to 0.
 
-    ``sigma`` is s, an elementwise function of PyTorch operations, differentiated in forward mode, in float64.
+    ``sigma`` is s, an elementwise PyTorch function, differentiated in forward mode in float64. Where s = 1 (t = 0),
+    ``d_alpha = -s s' / alpha`` is infinite unless s' = 0: with the default, linear s the velocity's mean square over t
+    diverges, and times must stay off 0. Where s' = 0, d_alpha is its limit sqrt(-s'').
 
-    Where s = 1 (t = 0), ``d_alpha = -s s' / alpha`` is infinite unless s' = 0, as for the default, linear s: there is
-    no velocity at t = 0, its mean square over t diverges logarithmically, and times must stay off 0. Where s' = 0,
-    d_alpha takes its limit sqrt(-s'').
     Lipman et al. 2023, "Flow matching for generative modeling", eq. 18 and 19.
     """
 
@@ -100,12 +99,12 @@ class Trigonometric(Schedule):
 class Cosine(Schedule):
     """The cosine schedule: ``alpha_t^2 = f(1 - t) / f(0)`` with ``f(u) = cos^2((u + offset) / (1 + offset) pi / 2)``.
 
-    ``alpha_t = sin(w t) / sin(w)`` with ``w = pi / (2 (1 + offset))``; Trigonometric as offset goes to 0. t = 0 is
-    finite, without the paper's cap on beta. At t = 1 d_sigma is minus infinity.
-    Nichol & Dhariwal 2021, "Improved denoising diffusion probabilistic models", eq. 17, with its offset of 0.008.
+    ``alpha_t = sin(w t) / sin(w)`` with ``w = pi / (2 (1 + offset))``; Trigonometric as offset -> 0. Finite at t = 0,
+    without the paper's cap on beta; d_sigma is -inf at t = 1. Nichol & Dhariwal 2021, "Improved denoising diffusion
+    probabilistic models", eq. 17.
 
     Args:
-        offset: how far from Trigonometric, above 0.
+        offset: distance from Trigonometric, above 0.
     """
 
     offset: float = 0.008
@@ -131,11 +130,10 @@ class Cosine(Schedule):
 class BetaLinear(Schedule):
     """DDPM's schedule in continuous time: noise added at rate ``beta(u) = beta_min + u (beta_max - beta_min)``.
 
-    With ``u = 1 - t`` and ``B = beta_min u + (beta_max - beta_min) u^2 / 2``, ``alpha_t = exp(-B / 2)`` and
-    ``sigma_t = sqrt(1 - exp(-B))``.
+    With ``u = 1 - t`` and ``B = beta_min u + (beta_max - beta_min) u^2 / 2``, ``alpha_t = exp(-B / 2)`` and ``sigma_t
+    = sqrt(1 - exp(-B))``. ``alpha_0 = exp(-(beta_min + beta_max) / 4)``, 0.0066 by default, is not 0; d_sigma is -inf
+    at t = 1.
 
-    At t = 0 ``alpha_0 = exp(-(beta_min + beta_max) / 4)``, 0.0066 by default: not quite pure noise. At t = 1 d_sigma
-    is minus infinity.
     Ho et al. 2020, "Denoising diffusion probabilistic models", section 4; Song et al. 2021, "Score-based generative
     modeling through stochastic differential equations", eq. 33.
 

@@ -1,4 +1,4 @@
-"""The engine: loop, checkpoints, average of the weights."""
+"""Training loop, optimisers, averages of the weights."""
 
 from advect.checkpoint.manifest import find_checkpoint as find_checkpoint
 from advect.checkpoint.manifest import verify_checkpoint as verify_checkpoint

@@ -1,4 +1,4 @@
-"""Metrics file, progress bar, checkpoints, and actions every so many steps."""
+"""Callbacks for the metrics file, the progress bar, checkpoints and periodic actions."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ logger = logging.getLogger(__name__)
 
 
 class MetricsFile(Callback):
-    """``metrics.jsonl``: one JSON object a logged step. On resumption rows beyond the checkpoint are dropped.
-
-    Those of the bad steps that a run is rolled back for stay.
+    """``metrics.jsonl``: one JSON object a logged step. Resumption drops the rows after the checkpoint; a rollback
+    keeps its bad steps.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,7 +42,7 @@ class MetricsFile(Callback):
         self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, row: dict) -> None:
-        """Append a row and hand it to the operating system at once."""
+        """Append and flush a row."""
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
 
@@ -67,10 +66,7 @@ class MetricsFile(Callback):
 
 
 def _kept(lines: list[str], progress: Progress, keep: str) -> list[str]:
-    """The rows up to a run's step, and those with a field called ``keep``.
-
-    What a rolling back has left is not looked at again by a run that goes on from after it.
-    """
+    """Rows up to the run's step, and those with a field ``keep``; rows before the last rollback stay as they are."""
     rows = [(line, _row(line)) for line in lines]
     left = [i for i, (_, row) in enumerate(rows) if "rolled_back_from" in row] if progress.rate < 1 else []
     first = left[-1] + 1 if left else 0
@@ -87,7 +83,7 @@ def _row(line: str) -> dict:
 
 
 class ProgressBar(Callback):
-    """Steps done with loss, samples a second and time left; plain lines where the output is not a terminal."""
+    """Progress bar with loss, samples a second and time left; plain lines without a terminal."""
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
@@ -143,7 +139,7 @@ class ProgressBar(Callback):
 
 
 def _work(row: dict) -> str:
-    """The network's arithmetic a second, and its share of the device's peak where that is known."""
+    """Arithmetic per second, and its share of the device's peak if known."""
     if "flops_per_s" not in row:
         return ""
     rate = row["flops_per_s"]
@@ -158,10 +154,8 @@ def _clock(seconds: float) -> str:
 
 
 class CheckpointCallback(Callback):
-    """Writes a checkpoint every ``every`` steps, after every ``every_epochs``-th epoch, and at the end of the run.
-
-    0 turns the first two off, and within a row of bad steps they are left out. A ``writer`` writes them beside the
-    training, on every process. When the run ends, the last one is whole.
+    """Write a checkpoint every ``every`` steps, every ``every_epochs`` epochs (0: never) and at the end of the run.
+    None is written within a series of bad steps. Writing overlaps training, and is complete when the run ends.
     """
 
     def __init__(self, writer: CheckpointWriter, *, every: int, every_epochs: int) -> None:
@@ -171,7 +165,7 @@ class CheckpointCallback(Callback):
 
     @property
     def trouble(self) -> UserError | None:  # type: ignore[override]
-        """Why a checkpoint could not be written."""
+        """Error of the last write."""
         return self.writer.trouble
 
     def on_start(self, trainer: Trainer) -> None:
@@ -202,7 +196,7 @@ class CheckpointCallback(Callback):
         self._saved_step = row["step"]
 
     def save(self, trainer: Trainer) -> None:
-        """Have a checkpoint written of the step just finished, unless there is one."""
+        """Write a checkpoint of the last step, unless there is one."""
         if trainer.state.progress.step == self._saved_step or not trainer.flush():
             return
         began = time.monotonic()
@@ -217,7 +211,7 @@ class CheckpointCallback(Callback):
 
 
 class EverySteps(Callback):
-    """Calls ``action(step)`` every ``every`` steps, with the averaged weights in the network where there are any."""
+    """Call ``action(step)`` every ``every`` steps, with the averaged weights if there are any."""
 
     def __init__(self, every: int, action: Callable[[int], None]) -> None:
         self.every, self.action = every, action

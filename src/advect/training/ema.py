@@ -1,12 +1,12 @@
 """Exponential and power-function moving averages of the weights.
 
-Power functions: Karras et al. 2024, "Analyzing and improving the training dynamics of diffusion models", section 3
-and appendix C. After t updates the average of exponent gamma is
+Power functions: Karras et al. 2024, "Analyzing and improving the training dynamics of diffusion models", section 3 and
+appendix C. After t updates the average of exponent gamma is
 
     integral_0^t p(tau) weights(tau) dtau,    p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1)
 
-Its *length* sigma_rel, the standard deviation of p over t, is a share of the training: 0.05 averages over about the
-last tenth, whatever t is. gamma = 0, the plain mean of all weights, has length 1 / sqrt(12) = 0.289.
+Its *length* sigma_rel is the standard deviation of p over t: 0.05 averages over about the last tenth of training, 1 /
+sqrt(12) = 0.289 (gamma = 0) over all.
 """
 
 from __future__ import annotations
@@ -24,23 +24,22 @@ from torch import Tensor
 from advect.core.errors import UserError
 
 LONGEST = 1 / math.sqrt(12)
-"""The length of the plain mean of all weights, which the averages here stay below."""
+"""Length of the plain mean of all weights, an upper bound."""
 
 EMA_FILE = "ema.safetensors"
-"""The weight file of the average that sampling uses."""
+"""Weight file of the average used for sampling."""
 
 
 class EMA:
-    """``shadow <- shadow + w_n (weights - shadow)`` at the n-th update, for one or several averages.
+    """One or several averages ``shadow <- shadow + w_n (weights - shadow)`` at the n-th update, in float32.
 
-    A fixed decay has ``1 - w_n = min(decay, (1 + n) / (10 + n))``; that warm-up lets it forget the random start.
-    The first, ``decay``, is ``shadow``, which :meth:`applied` lends to the network; ``also`` are further decays, and
-    ``lengths`` those of power-function averages. All are kept in float32, elementwise, for the
-    named tensors as they lie here: of sharded parameters, this process's part.
+    A fixed decay is warmed up: ``1 - w_n = min(decay, (1 + n) / (10 + n))``. The average of ``decay`` is ``shadow``,
+    used by :meth:`applied`; ``also`` gives further decays, ``lengths`` power-function averages. Of sharded parameters,
+    each process averages its shard.
 
     Attributes:
-        shadows: the averages by the name of their weight file, ``shadow`` first.
-        lengths: of the files of power-function averages, their lengths.
+        shadows: averages by the name of their weight file, ``shadow`` first.
+        lengths: lengths of the power-function averages by file name.
     """
 
     def __init__(
@@ -68,13 +67,13 @@ class EMA:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights as they are now."""
+        """Update with the current weights."""
         self.updates += 1
         for shadow, rule in zip(self._lists, self._rules, strict=True):
             torch._foreach_lerp_(shadow, self._params, rule(self.updates))
 
     def check_files(self, folder: Path) -> None:
-        """Raise a UserError where a checkpoint lacks one of the averages, as none can be begun in the middle."""
+        """Raise UserError if a checkpoint lacks one of the averages."""
         if not (folder / EMA_FILE).is_file():
             raise UserError(f"checkpoint {folder} was written without an EMA; resume it with --no-use-ema")
         if absent := [file for file in self.shadows if not (folder / file).is_file()]:
@@ -84,7 +83,7 @@ class EMA:
             )
 
     def load(self, shadows: Mapping[str, Mapping[str, Tensor]], updates: int) -> None:
-        """Take the averages, by the names of their files, and their count from a checkpoint."""
+        """Restore the averages, by file name, and their number of updates."""
         for file, shadow in self.shadows.items():
             for name, value in shadow.items():
                 value.copy_(shadows[file][name])
@@ -92,7 +91,7 @@ class EMA:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within the block, which records no gradients, the network has the averaged weights."""
+        """Swap the averaged weights in, without gradients."""
         with torch.no_grad():
             kept = [p.clone() for p in self._params]
             torch._foreach_copy_(self._params, self._lists[0])
@@ -103,12 +102,12 @@ class EMA:
 
 
 def decay_file(decay: float) -> str:
-    """The weight file of a further average: ``ema-0.999.safetensors``."""
+    """Weight file of a further average: ``ema-0.999.safetensors``."""
     return f"ema-{decay}.safetensors"
 
 
 def length_file(length: float) -> str:
-    """The weight file of a power-function average: ``ema-length-0.05.safetensors``."""
+    """Weight file of a power-function average: ``ema-length-0.05.safetensors``."""
     return f"ema-length-{length}.safetensors"
 
 
@@ -117,9 +116,9 @@ def _fixed_weight(decay: float, updates: int) -> float:
 
 
 def exponent(length: float) -> float:
-    """gamma of a length: the positive root of gamma + 1 = length^2 (gamma + 2)^2 (gamma + 3), equation 123 there.
+    """Exponent gamma of a length: the positive root of gamma + 1 = length^2 (gamma + 2)^2 (gamma + 3) (eq. 123).
 
-    Raises UserError where there is none.
+    Raises UserError for a length outside (0, LONGEST).
     """
     if not 0 < length < LONGEST:
         raise UserError(
@@ -131,13 +130,12 @@ def exponent(length: float) -> float:
 
 
 def length_of(gamma: float) -> float:
-    """The length of an exponent, sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3))."""
+    """Length of an exponent, sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3))."""
     return math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
 
 
 def ema_weight(gamma: float, updates: int) -> float:
-    """The weight of the parameters in the n-th update of the average, 1 - (1 - 1/n)^(gamma + 1).
-
-    The average is then that of the integral with weights that stand still between two updates.
+    """Weight of the parameters in the n-th update, 1 - (1 - 1/n)^(gamma + 1): weights piecewise constant between
+    updates.
     """
     return 1.0 if updates == 1 else -math.expm1((gamma + 1) * math.log1p(-1 / updates))

@@ -1,7 +1,4 @@
-"""Endless orders of the examples: pure functions of (seed, place), so that a resumed run needs to store none of it.
-
-Whoever takes disjoint places, such as the processes that share a batch, takes disjoint examples of an epoch.
-"""
+"""Epoch orders and batches as pure functions of (seed, position), without state to store."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from advect.core.types import Batch
 
 
 class EpochSampler:
-    """An endless order of ``n`` examples: each epoch a new permutation, a pure function of (seed, epoch)."""
+    """Endless order of ``n`` examples: a new permutation each epoch, a pure function of (seed, epoch)."""
 
     def __init__(self, n: int, seed: int) -> None:
         self.n, self._seed = n, stream_seed(seed, Stream.ORDER)
@@ -28,7 +25,7 @@ class EpochSampler:
         return CounterRng(self._seed, epoch, self.n).permutation().numpy()
 
     def indices(self, first: int, count: int) -> np.ndarray:
-        """The examples (count,) at places first, first + 1, ... of the order; a batch may span epochs."""
+        """Indices (count,) at positions first, first + 1, ...; may span epochs."""
         epoch, place = divmod(first, self.n)
         if place + count <= self.n:
             return self._permutation(epoch)[place : place + count]
@@ -41,19 +38,18 @@ class EpochSampler:
 
 
 class ShardSampler:
-    """An endless order that stays within a few shards at a time, for examples that are slow to reach at random.
+    """Endless order that reads a few shards at a time, for slow random access.
 
-    Each epoch puts the shards in a new order, takes ``together`` of them at a time, and mixes the examples of these.
-    It visits every example once an epoch, and is a pure function of (seed, epoch).
+    Each epoch shuffles the shards and mixes the examples of ``together`` consecutive ones. Every example occurs once
+    an epoch; a pure function of (seed, epoch).
 
     Args:
-        sizes: how many examples each shard has; shard 0 has the examples 0 .. sizes[0] - 1, and so on. Empty shards
-            are passed over.
-        seed: of the order.
-        together: how many shards are mixed, >= 1. More mix better and are kept open at once.
+        sizes: examples per shard, numbered consecutively; may be 0.
+        seed: seed of the order.
+        together: shards mixed and open at once, >= 1.
 
     Raises:
-        UserError: a size is negative, all are 0, or ``together`` is less than 1.
+        UserError: a size is negative, all are 0, or ``together`` < 1.
     """
 
     def __init__(self, sizes: Sequence[int], seed: int, *, together: int = 8) -> None:
@@ -69,7 +65,7 @@ class ShardSampler:
         self._group = lru_cache(maxsize=4)(self._mixed_group)
 
     def indices(self, first: int, count: int) -> np.ndarray:
-        """The examples (count,) at places first, first + 1, ... of the order; a batch may span groups and epochs."""
+        """Indices (count,) at positions first, first + 1, ...; may span groups and epochs."""
         parts = [np.empty(0, np.int64)]
         while count:
             epoch, place = divmod(first, self.n)
@@ -81,7 +77,7 @@ class ShardSampler:
         return np.concatenate(parts)
 
     def _shuffled_shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The shards in this epoch's order, and the places at which its groups end."""
+        """The epoch's order of shards, and the positions at which its groups end."""
         order = CounterRng(stream_seed(self._seed, Stream.SHARDS), epoch, len(self._sizes)).permutation().numpy()
         ends = np.cumsum(self._sizes[order])
         last = np.append(np.arange(self._together - 1, len(order) - 1, self._together), len(order) - 1)
@@ -100,9 +96,8 @@ T = TypeVar("T")
 
 
 class Prefetcher(Generic[T]):
-    """``Prefetcher(draw)(step)`` is ``draw(step)``, with step + 1 already under way in a thread.
-
-    ``draw`` must be a function of the step alone, so that doing it early changes nothing.
+    """``Prefetcher(draw)(step)`` returns ``draw(step)`` and starts ``draw(step + 1)`` in a thread; ``draw`` must
+    be pure.
     """
 
     def __init__(self, draw: Callable[[int], T]) -> None:
@@ -121,7 +116,7 @@ class Prefetcher(Generic[T]):
 
 
 class Examples(Protocol):
-    """What a loader draws from; the splits of ``advect.data`` are such."""
+    """Interface of a loader's data, such as a split of a dataset."""
 
     def __len__(self) -> int: ...
 
@@ -129,14 +124,11 @@ class Examples(Protocol):
 
 
 class Loader:
-    """Batches of ``batch_size`` consecutive places of the epoch order; step 0 begins at place 0.
+    """Batches of ``batch_size`` consecutive positions of the epoch order.
 
-    Examples with an attribute ``shards``, the sizes of the runs that are near to one another on a disk, are taken in a
-    :class:`ShardSampler`, others in an :class:`EpochSampler`.
-
-    Of ``world`` processes each takes its ``batch_size`` rows of a global batch, the one of ``rank`` 0 the first ones,
-    so that together they see what one process with the global batch would. With ``workers`` > 0 that many threads
-    prepare the following steps' batches ahead; what they prepare does not depend on their number.
+    Examples with ``shards`` (sizes) are read through a :class:`ShardSampler`, others through an :class:`EpochSampler`.
+    Each of ``world`` processes takes ``batch_size`` rows of the global batch, in the order of ranks. ``workers``
+    threads prepare later batches; their number does not change the batches.
     """
 
     def __init__(
@@ -162,18 +154,18 @@ class Loader:
         return len(self.examples)
 
     def start_at(self, step: int, seen: int) -> None:
-        """Let ``step`` begin at place ``seen`` of the order, as a run does that continues after so many samples."""
+        """Place the start of ``step`` at position ``seen`` of the order."""
         self._origin = (step, seen)
         self._ahead.clear()
 
     def rng(self, stream: Stream, step: int) -> CounterRng:
-        """The random numbers of ``stream`` for this process's rows of the global batch of ``step``."""
+        """Random numbers of ``stream`` for this process's rows of the global batch."""
         return CounterRng(
             stream_seed(self._seed, stream), step, self.batch_size, start=self.first_row, total=self.global_batch
         )
 
     def indices(self, step: int) -> np.ndarray:
-        """The examples (global_batch,) of ``step``, those of all processes."""
+        """Indices (global_batch,) of ``step``, over all processes."""
         return self._indices(step, 0, self.global_batch)
 
     def _indices(self, step: int, first_row: int, rows: int) -> np.ndarray:
@@ -185,7 +177,7 @@ class Loader:
         return self.examples.fetch(indices, self.rng(Stream.AUGMENTATION, step))
 
     def batch(self, step: int) -> Batch:
-        """Return the batch of ``step``."""
+        """The batch of ``step``."""
         if self._workers == 0:
             return self._make(step)
         pool = self._pool = self._pool or ThreadPoolExecutor(self._workers, thread_name_prefix="advect-loader")

@@ -1,4 +1,4 @@
-"""Where a run's curves and pictures can be watched: TensorBoard, and Weights & Biases."""
+"""TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _NO_CURVES = ("step", "seen", "seconds")
 
 
 class Logger(Callback):
-    """The logged rows as curves under ``train/``; and what else is written to it."""
+    """Logged rows as curves under ``train/``, further scalars and pictures."""
 
     @abstractmethod
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Add a point to each curve of ``values``."""
+        """Add a point to each curve."""
 
     @abstractmethod
     def picture(self, name: str, image: Image.Image, step: int) -> None:
@@ -37,7 +37,7 @@ class Logger(Callback):
 
 
 class TensorBoardLogger(Logger):
-    """Event files in a folder. On resumption those beyond the checkpoint are struck out."""
+    """Event files in a folder. Resumption purges those after the checkpoint."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -64,10 +64,10 @@ class TensorBoardLogger(Logger):
 
 
 class WandbLogger(Logger):
-    """A run on Weights & Biases, or with ``mode`` "offline" a folder that ``wandb sync`` sends there later.
+    """A run on Weights & Biases; with ``mode`` "offline" a folder for ``wandb sync``.
 
-    ``folder/id`` keeps the run's name on the server, so that a resumed run goes on with the same curves; points that
-    are there already stay as they are. Raises UserError where the library is missing, or online nobody is logged in.
+    ``folder/id`` stores the run's identifier for resumption. Raises UserError if the library is missing or login
+    fails.
     """
 
     def __init__(

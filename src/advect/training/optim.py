@@ -1,4 +1,4 @@
-"""Muon: steps along orthogonal matrices for the weights of hidden layers, AdamW for all else."""
+"""AdamW, Muon, clipping and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -18,10 +18,8 @@ from advect.distributed.parallel import gather_whole, local, local_rows
 
 
 class AdamW:
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019), on PyTorch's fused kernel where there is one.
-
-    It calls the functional form of ``torch.optim.AdamW``: the class walks over its groups at every step, which
-    costs as much as the update itself for a small network.
+    """AdamW (Loshchilov & Hutter 2019) by PyTorch's functional form, fused where available; faster than the class for
+    small networks.
     """
 
     def __init__(
@@ -44,7 +42,7 @@ class AdamW:
 
     @torch.no_grad()
     def step(self, lr: float, bad: Tensor | None = None) -> None:
-        """Move the parameters along their gradients, and let go of these; nothing moves where ``bad`` () is 1."""
+        """Update the parameters and drop their gradients; no update if ``bad`` () is 1."""
         pairs = zip(self._params, self._local, strict=True)
         grads = [torch.zeros_like(here) if p.grad is None else local(p.grad) for p, here in pairs]
         adamw(
@@ -67,13 +65,13 @@ class AdamW:
             p.grad = None
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps, by name."""
+        """State for a checkpoint, by name."""
         moments = {f"exp_avg.{name}": value for name, value in self.exp_avg.items()}
         moments |= {f"exp_avg_sq.{name}": value for name, value in self.exp_avg_sq.items()}
         return moments | ({"updates": self._steps[0]} if self._steps else {})
 
     def load(self, tensors: dict[str, Tensor], step: int) -> None:
-        """Take what ``tensors`` gave; ``step`` is the number of updates where an older checkpoint does not tell it."""
+        """Restore ``tensors``; ``step`` is the number of updates where they lack it."""
         for name in self.exp_avg:
             self.exp_avg[name].copy_(tensors[f"exp_avg.{name}"])
             self.exp_avg_sq[name].copy_(tensors[f"exp_avg_sq.{name}"])
@@ -83,26 +81,24 @@ class AdamW:
 
 @torch.no_grad()
 def gradient_norm(grads: list[Tensor]) -> Tensor:
-    """The joint norm of the gradients, a scalar."""
+    """Joint norm of the gradients, a scalar."""
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
 
 
 @torch.no_grad()
 def clip_gradients(grads: list[Tensor], max_norm: float, norm: Tensor) -> None:
-    """Scale the gradients, of joint norm ``norm``, so that it is at most ``max_norm`` (Pascanu et al. 2013)."""
+    """Scale gradients of joint norm ``norm`` to at most ``max_norm`` (Pascanu et al. 2013)."""
     if not (norm.device.type == "cpu" and norm <= max_norm):  # reading a GPU's norm would wait
         torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
 
 
 _OUTER = ("first", "stem", "conditions", "head", "last", "through")
-"""What the networks call the layers that data and conditions enter and leave by."""
+"""Names of input and output layers in the networks."""
 
 
 def hidden_matrices(net: nn.Module) -> set[str]:
-    """The names of the weights that Muon moves: of linear layers and convolutions but the first and last ones.
-
-    These are known by their names: first, stem, conditions, head, last, through. Embedding tables, normalisation and
-    biases are no matrices that map features to features (Jordan et al. 2024).
+    """Names of the weights for Muon: linear layers and convolutions, except input and output layers (Jordan et al.
+    2024).
     """
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     return {
@@ -113,10 +109,10 @@ def hidden_matrices(net: nn.Module) -> set[str]:
 
 
 def orthogonalise(x: Tensor, *, steps: int = 5) -> Tensor:
-    """Bring the singular values of each matrix of x (K, M, N) near 1 (0.7 to 1.2), keeping its singular vectors.
+    """Bring the singular values of each matrix of x (K, M, N) to 0.7 to 1.2, keeping its singular vectors.
 
-    Quintic Newton-Schulz iteration with the coefficients of Jordan et al. 2024, "Muon: an optimizer for hidden
-    layers", in the type of x. A matrix of zeros stays so.
+    Quintic Newton-Schulz iteration of Jordan et al. 2024, "Muon: an optimizer for hidden layers", in the dtype of x.
+    Zero matrices stay zero.
     """
     wide = x.shape[1] <= x.shape[2]
     y = x if wide else x.mT
@@ -129,19 +125,19 @@ def orthogonalise(x: Tensor, *, steps: int = 5) -> Tensor:
 
 
 def _matrix(x: Tensor, like: Tensor) -> Tensor:
-    """x (out, in, ...) as (out, rest), its columns in the order of ``like``'s memory, so that ``like`` is a view."""
+    """x (out, in, ...) as (out, rest), with the columns in ``like``'s memory order: a view of ``like`` itself."""
     x = x if like.is_contiguous() else x.movedim(1, -1)
     return x.flatten(1)
 
 
 class Muon:
-    """Momentum, orthogonalised, for the matrices named in ``hidden``; AdamW for the other parameters.
+    """Orthogonalised Nesterov momentum for the matrices in ``hidden``, AdamW for the rest.
 
-    A convolution's weight is the matrix (out, in * kernel). The update of an A x B matrix is scaled by 0.2 sqrt(max(A,
-    B)), which gives it the size of AdamW's, whose learning rate and decay hold for both (Liu et al. 2025, "Muon is
-    scalable for LLM training", eq. 4). Matrices of one shape are orthogonalised together, in bfloat16 where the device
-    has it; sharded ones are gathered for it, on every process. Raises UserError for a name that is no parameter, or a
-    vector's.
+    A convolution's weight is the matrix (out, in * kernel). Updates of A x B matrices are scaled by 0.2 sqrt(max(A,
+    B)) to AdamW's size, sharing its learning rate and decay (Liu et al. 2025, "Muon is scalable for LLM training", eq.
+    4). Matrices of one shape are batched, in bfloat16 where fast; sharded ones are gathered on every process.
+
+    Raises UserError for a name that is no parameter with two or more dimensions.
     """
 
     def __init__(
@@ -168,7 +164,7 @@ class Muon:
 
     @torch.no_grad()
     def step(self, lr: float, bad: Tensor | None = None) -> None:
-        """Move the parameters along their gradients, and let go of these; nothing moves where ``bad`` () is 1."""
+        """Update the parameters and drop their gradients; no update if ``bad`` () is 1."""
         skip = bad is not None and bool(bad)  # waits for a GPU
         for (rows, columns), names in self._groups.items():
             params = [self._params[name] for name in names]
@@ -191,11 +187,11 @@ class Muon:
         torch._foreach_add_([_matrix(x, x) for x in here], updates, alpha=-lr * size)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps, by name."""
+        """State for a checkpoint, by name."""
         return self.rest.tensors() | {f"momentum.{name}": value for name, value in self.buffers.items()}
 
     def load(self, tensors: dict[str, Tensor], step: int) -> None:
-        """Take what ``tensors`` gave."""
+        """Restore ``tensors``."""
         for name, value in self.buffers.items():
             value.copy_(tensors[f"momentum.{name}"])
         self.rest.load(tensors, step)
@@ -203,7 +199,7 @@ class Muon:
 
 @dataclass(frozen=True, kw_only=True)
 class LearningRate:
-    """Linear warm-up over ``warmup`` steps to ``peak``, then constant, or a half cosine to 0 at step ``total``."""
+    """Linear warm-up over ``warmup`` steps to ``peak``, then constant, or half a cosine to 0 at step ``total``."""
 
     peak: float
     warmup: int
@@ -219,7 +215,7 @@ class LearningRate:
             raise UserError(f"LearningRate.warmup must be >= 0 steps, got {self.warmup}")
 
     def __call__(self, step: int) -> float:
-        """Return the rate of the update that follows ``step`` finished ones."""
+        """Rate of the update after ``step`` finished ones."""
         if step < self.warmup:
             return self.peak * (step + 1) / self.warmup
         if self.shape == "constant":

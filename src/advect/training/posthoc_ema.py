@@ -1,7 +1,7 @@
-"""Power-function averages stored while a run trains, and their combination afterwards.
+"""Snapshots of power-function averages during training, and their combination afterwards.
 
-A snapshot is a folder such as ``ema/step-00001000``, written and verified as a checkpoint is: one weight file for each
-length, and ``average.json``.
+A snapshot is a folder such as ``ema/step-00001000``, written like a checkpoint: a weight file for each length, and
+``average.json``.
 """
 
 from __future__ import annotations
@@ -35,23 +35,22 @@ from advect.training.state import TrainState
 from advect.training.trainer import Callback, Trainer
 
 SNAPSHOTS = "ema"
-"""The folder of a run's snapshots."""
+"""Folder of a run's snapshots."""
 
 _FACTS = "average.json"
 
 
 def spacing(step: int) -> int:
-    """Steps between two snapshots of a run of ``step`` steps: a power of two, 8 or more, that leaves 16 to 31."""
+    """Steps between two snapshots at step ``step``: a power of two, at least 8, leaving 16 to 31 of them."""
     return max(8, 1 << max(0, (step // 16).bit_length() - 1))
 
 
 class Snapshots(Callback):
-    """Stores the power-function averages every ``every`` steps, and at the end of the run.
+    """Store the power-function averages every ``every`` steps and at the end of the run.
 
-    With ``every`` None they are 16 to 31, evenly spread over the run however long it becomes: where :func:`spacing`
-    doubles, every other one is removed. That of an end which was not due is removed where the run goes on. So what
-    lies in ``folder`` depends on the steps trained alone, as long as this comes before the callback that writes
-    checkpoints: what a killed run stored beyond its checkpoint is removed and written again.
+    With ``every`` None there are 16 to 31, evenly spread: when :func:`spacing` doubles, every other one is removed. On
+    resumption those after the checkpoint, and an unscheduled one of the previous end, are removed: ``folder`` depends
+    on the steps trained alone. Must precede the callback that writes checkpoints.
     """
 
     def __init__(self, folder: Path, *, every: int | None = None) -> None:
@@ -62,7 +61,7 @@ class Snapshots(Callback):
         self.start_at(trainer.state.progress.step)
 
     def start_at(self, step: int) -> None:
-        """Remove what was stored beyond ``step``, from which the run goes on, and by an end that was not due."""
+        """Remove snapshots after ``step``, and unscheduled ones."""
         if current().is_first:
             remove_leftovers(self.folder)
             for path in list_checkpoints(self.folder):
@@ -79,7 +78,7 @@ class Snapshots(Callback):
         self.save(trainer, due=False)
 
     def save(self, trainer: Trainer, *, due: bool) -> None:
-        """Store the averages of the step just finished, unless they are, or there is nothing in them yet."""
+        """Store the averages of the last step, unless stored or empty."""
         state, step = trainer.state, trainer.state.progress.step
         if step == self._saved_step or state.ema is None or state.ema.updates == 0:
             return
@@ -112,7 +111,7 @@ def _fill(folder: Path, state: TrainState, averages: dict[str, dict[str, Tensor]
 
 
 def _remove(path: Path) -> None:
-    """Remove a snapshot in one step; what is left of it by a kill, the next one that is written removes."""
+    """Remove a snapshot atomically; leftovers of a kill are removed with the next one written."""
     doomed = path.with_name(f".{path.name}.removed.partial")
     shutil.rmtree(doomed, ignore_errors=True)
     path.rename(doomed)
@@ -120,14 +119,14 @@ def _remove(path: Path) -> None:
 
 
 def bring(folder: Path, to: Path) -> None:
-    """Copy the snapshots of another run, where there are any, to one that goes on from it in its own folder."""
+    """Copy the snapshots of the run that another continues."""
     if folder.is_dir() and not to.exists():
         shutil.copytree(folder, to)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Averages of ``lengths`` after ``updates``, in ``path``; ``rest`` are tensors there that are not averaged."""
+    """Averages of ``lengths`` after ``updates``, in ``path``; ``rest`` names tensors that are not averaged."""
 
     path: Path
     step: int
@@ -137,9 +136,9 @@ class Snapshot:
 
 
 def read_snapshots(folder: Path, step: int | None = None) -> list[Snapshot]:
-    """The snapshots in ``folder`` up to that of ``step``, or the newest, verified and by rising step.
+    """Verified snapshots in ``folder`` up to ``step`` (default: the newest), by rising step.
 
-    Raises UserError where there are none, none of that step, or one is damaged.
+    Raises UserError if there is none, none of that step, or one is damaged.
     """
     paths = {checkpoint_step(path): path for path in list_checkpoints(folder)}
     if not paths:
@@ -162,9 +161,10 @@ def read_snapshots(folder: Path, step: int | None = None) -> list[Snapshot]:
 
 
 def combine(snapshots: Sequence[Snapshot], factors: Sequence[np.ndarray]) -> list[dict[str, Tensor]]:
-    """For each of ``factors``, one for each snapshot's each length, the sum of the averages, in float32.
+    """Weighted sums of the averages in float32, one for each of ``factors`` (a factor for each length of each
+    snapshot).
 
-    What is not averaged is as in the last snapshot. Each file is read once.
+    Tensors that are not averaged come from the last snapshot. Each file is read once.
     """
     newest = snapshots[-1]
     start = load_weights(newest.path / length_file(newest.lengths[0]))
@@ -188,11 +188,11 @@ def _read_facts(path: Path) -> dict:
 
 
 _NOTHING = 1e-12
-"""Directions in which the stored profiles hardly differ, as a share of the largest, are left out."""
+"""Relative eigenvalue below which directions of the Gram matrix are left out."""
 
 
 def _inner(ta: np.ndarray, ga: np.ndarray, tb: np.ndarray, gb: np.ndarray) -> np.ndarray:
-    """The integral of p_a p_b, in logarithms as the powers are large.
+    """Integral of p_a p_b, through logarithms:
 
     (ga + 1) (gb + 1) min(ta, tb)^(ga + gb + 1) / ((ga + gb + 1) ta^(ga + 1) tb^(gb + 1))
     """
@@ -203,17 +203,14 @@ def _inner(ta: np.ndarray, ga: np.ndarray, tb: np.ndarray, gb: np.ndarray) -> np
 
 @dataclass(frozen=True)
 class Fit:
-    """Factors of the stored averages, which sum to 1, and the error of their profile.
-
-    ``error`` is the norm of the difference between the profile wanted and the one rebuilt, over that of the former.
-    """
+    """Factors of the stored averages, of sum 1, and the relative L2 error of the combined profile."""
 
     factors: np.ndarray
     error: float
 
 
 class Profiles:
-    """The profiles of averages stored after ``updates`` with ``lengths``, each a sequence of N numbers."""
+    """Profiles of N averages stored after ``updates`` with ``lengths``."""
 
     def __init__(self, updates: Sequence[int], lengths: Sequence[float]) -> None:
         exponents = {length: exponent(length) for length in set(lengths)}
@@ -229,10 +226,7 @@ class Profiles:
         return _inner(t, gamma, self._t, self._gamma)
 
     def fit(self, updates: int, length: float) -> Fit:
-        """The combination nearest to the average of ``length`` after ``updates``, in the mean square.
-
-        Its factors are held to a sum of 1, so that weights that stand still are rebuilt as they are.
-        """
+        """Least-squares combination for the average of ``length`` after ``updates``, with factors that sum to 1."""
         t, gamma = np.array(float(updates)), np.array(exponent(length))
         wanted = self._against(t, gamma)
         one = 1 / self._norm
@@ -243,7 +237,7 @@ class Profiles:
         return Fit(factors, math.sqrt(max(0.0, left) / square))
 
     def reach(self, updates: int, error: float) -> tuple[float, float]:
-        """The shortest and the longest length around the stored ones that are rebuilt within ``error``."""
+        """Shortest and longest length with an error of at most ``error``."""
         grid = np.round(np.arange(0.005, LONGEST, 0.005), 3).tolist()
         within = [length for length in grid if self.fit(updates, length).error <= error]
         stored = [length_of(gamma) for gamma in self._gamma]

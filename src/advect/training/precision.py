@@ -1,4 +1,4 @@
-"""A loss scale that finds its own size, for gradients in float16."""
+"""Loss scaling for float16, and counted floating-point operations."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ _LEAST = 2.0**-14
 class LossScaler:
     """Dynamic loss scaling (Micikevicius et al. 2018, "Mixed precision training", section 3.2).
 
-    The loss is multiplied by ``scale``, so that small gradients do not vanish in float16. A step whose gradients
-    overflow is skipped and the scale halved; after ``interval`` steps in a row without one it is doubled.
-    ``skipped`` counts the skipped steps. All is plain numbers, which a checkpoint keeps.
+    A step with overflowing gradients is skipped and halves ``scale``; ``interval`` good steps in a row double it.
+    ``skipped`` counts skipped steps.
     """
 
     def __init__(self, start: float = 2.0**16, *, interval: int = 2000) -> None:
@@ -37,9 +36,9 @@ class LossScaler:
             torch._foreach_mul_(grads, 1 / self.scale)
 
     def adapt(self, finite: bool) -> None:
-        """Move the scale after a step whose gradients were finite, or were not and so changed nothing.
+        """Update the scale after a step with finite or overflowed gradients.
 
-        Raises UserError where they stay infinite however small the scale.
+        Raises UserError if the scale falls below its minimum.
         """
         if not finite:
             self.scale, self._good = self.scale / 2, 0
@@ -57,22 +56,19 @@ class LossScaler:
             self.scale, self._good = 2 * self.scale, 0
 
     def state_dict(self) -> dict[str, float]:
-        """What a checkpoint keeps."""
+        """State for a checkpoint."""
         return {"scale": self.scale, "good": self._good, "skipped": self.skipped}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Take what ``state_dict`` gave."""
+        """Restore ``state_dict``."""
         self.scale, self._good, self.skipped = state["scale"], int(state["good"]), int(state["skipped"])
 
 
 def step_flops(twin: nn.Module, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> int | None:
-    """The floating-point operations of one forward and backward of ``twin(x_t, t, cond)``, nothing being computed.
+    """Floating-point operations of a forward and backward pass of ``twin(x_t, t, cond)``, without computing it.
 
-    ``twin`` is the network's :func:`on_meta`.
-
-    Counted as PyTorch's counter does: matrix products, convolutions and attention, two for each multiplication with
-    its addition. Activations that checkpointing computes again are not counted twice, so that the number is the
-    model's and not the program's. None for a network that cannot run on tensors without values.
+    ``twin`` is made by :func:`on_meta`. Counts matrix products, convolutions and attention, two for each multiply-add;
+    recomputed activations do not count. None if the network needs the values of tensors.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -87,7 +83,7 @@ def step_flops(twin: nn.Module, x_t: Tensor, t: Tensor, cond: Conditions | None 
 
 
 def on_meta(net: nn.Module) -> nn.Module:
-    """A copy of the network whose tensors have shapes alone, without checkpointing; no weight is copied on the way."""
+    """Copy of the network on the meta device, without gradient checkpointing."""
     memo: dict[int, Any] = {}
     for p in net.parameters():
         memo[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)

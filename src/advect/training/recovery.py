@@ -1,4 +1,4 @@
-"""What keeps a run going, or says why it cannot: memory, stalls, steps that are not finite."""
+"""Recovery from non-finite steps; messages for lack of memory and stalls."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 @contextmanager
 def explain_oom() -> Iterator[None]:
-    """Turn out-of-memory errors into a UserError that names the flags that help."""
+    """Turn out-of-memory errors into a UserError naming the flags that help."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -38,7 +38,7 @@ def explain_oom() -> Iterator[None]:
 
 
 def divergence_error(bad: int, loss: float, norm: float, step: int, *, rolled_back: bool) -> UserError:
-    """The error of a run of which ``bad`` steps in a row, the last of them ``step``, were not finite."""
+    """Error of a run with ``bad`` non-finite steps in a row, the last being ``step``."""
     tried = "also after going back to a checkpoint with a lower rate" if rolled_back else "and there is no checkpoint"
     error = UserError(
         f"the loss or its gradient was not finite in {bad} steps in a row, the last of them step {step:,} (loss "
@@ -50,7 +50,7 @@ def divergence_error(bad: int, loss: float, norm: float, step: int, *, rolled_ba
 
 
 class Watchdog:
-    """Reports stalls: ``report(name, seconds)`` after ``patience`` seconds, and at each doubling."""
+    """Call ``report(name, seconds)`` when an operation takes ``patience`` seconds, and at each doubling."""
 
     def __init__(self, report: Callable[[str, float], None], *, patience: float = 30.0) -> None:
         self._report, self._patience = report, patience
@@ -69,7 +69,7 @@ class Watchdog:
         self._doing = None
 
     def close(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         self._end.set()
         self._thread.join()
 
@@ -88,9 +88,9 @@ class Watchdog:
 
 
 def roll_back(state: TrainState, checkpoint: Path | None, bad: BadStep) -> dict:
-    """Restore ``checkpoint``, of before the bad steps, with a lower rate; return the row for the log.
+    """Restore ``checkpoint`` with a lower rate; return the row to log.
 
-    Raises UserError where there is none, or the run has been rolled back before.
+    Raises UserError without a checkpoint, or after an earlier rollback.
     """
     progress = state.progress
     if progress.rate < 1 or checkpoint is None:

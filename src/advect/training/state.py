@@ -1,4 +1,4 @@
-"""Everything that a training run changes, and its way to the disk and back."""
+"""State of a training run, saved to and loaded from checkpoints."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MODEL, OPTIMIZER, DATA, PROGRESS = (
 
 @dataclass
 class Mean:
-    """A running mean of numbers; sums in float64, so that its parts can be stored and continued exactly."""
+    """Running mean as a float64 sum and count, exact across checkpoints."""
 
     total: float = 0.0
     count: int = 0
@@ -40,7 +40,7 @@ class Mean:
         self.count += 1
 
     def take(self) -> float:
-        """Return the mean and start anew."""
+        """Return the mean and reset."""
         mean = self.total / max(1, self.count)
         self.total, self.count = 0.0, 0
         return mean
@@ -48,10 +48,10 @@ class Mean:
 
 @dataclass
 class Progress:
-    """How far a run is: finished steps, samples seen, seconds of training, and means that span checkpoints.
+    """Finished steps, samples seen, seconds of training, and running means.
 
-    ``bad`` counts the steps that were skipped as not finite, ``bad_row`` those in a row up to now; ``rate`` is what
-    the learning rate is multiplied with, below 1 once the run has been rolled back.
+    ``bad`` counts skipped non-finite steps, ``bad_row`` the current series; ``rate`` multiplies the learning rate,
+    below 1 after a rollback.
     """
 
     step: int = 0
@@ -73,14 +73,14 @@ class Progress:
 
 
 class Stateful(Protocol):
-    """Something else that a run changes, such as an objective that learns its times, as plain numbers."""
+    """Further state as plain numbers, such as that of learned times."""
 
     def state_dict(self) -> dict[str, list[float]]: ...
     def load_state_dict(self, state: dict[str, list[float]]) -> None: ...
 
 
 class Optimizer(Protocol):
-    """What moves the weights. ``tensors`` are what a checkpoint keeps of it, by name, and ``load`` takes them back."""
+    """Interface of optimisers; ``tensors`` are stored in checkpoints by name."""
 
     def step(self, lr: float, bad: Tensor | None = None, /) -> None: ...
     def tensors(self) -> dict[str, Tensor]: ...
@@ -90,9 +90,11 @@ class Optimizer(Protocol):
 class TrainState:
     """Network, optimiser, EMA, ``extra``, loss scale and progress.
 
-    ``metadata``, JSON that says how to rebuild the network, lies in the header of every weight file, so each alone
-    can be sampled from; ``data`` are tensors too large for it, in a file of their own. ``parallel`` says how processes
-    share the network, and ``twin`` is a copy of it without values, for those that cannot be copied once shared.
+    Args:
+        metadata: JSON that rebuilds the network, stored in the header of every weight file.
+        data: tensors too large for the header, stored in a file of their own.
+        parallel: how processes share the network.
+        twin: copy of the network on the meta device, for networks that cannot be copied once sharded.
     """
 
     def __init__(
@@ -115,7 +117,7 @@ class TrainState:
 
     @property
     def sharded(self) -> bool:
-        """Whether each process keeps a part of every tensor."""
+        """Whether each process holds a shard of every tensor."""
         return self.parallel.kind == "fsdp"
 
     def save(self, folder: Path) -> None:
@@ -123,9 +125,8 @@ class TrainState:
         self.contents().write(folder)
 
     def contents(self) -> StateSnapshot:
-        """A copy on the CPU of all that a checkpoint holds, of a sharded run this process's part of it.
-
-        The memory of the last one may be used again.
+        """Copy on the CPU of all that a checkpoint holds (this process's shards). May reuse the memory of the previous
+        copy.
         """
         copy, files = self._stage.copy, self.ema.shadows if self.ema else {}
         weights = copy(self.net.state_dict(), "model")
@@ -147,7 +148,7 @@ class TrainState:
         return contents
 
     def whole_average(self, file: str) -> dict[str, Tensor]:
-        """The content of one average's weight file, on the CPU; of a sharded run all processes must ask."""
+        """Content of an average's weight file, on the CPU; collective for a sharded run."""
         assert self.ema is not None
         weights = self.net.state_dict()
         shadow = self.ema.shadows[file]
@@ -162,7 +163,7 @@ class TrainState:
         return facts
 
     def _as_params(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors of this process's, each named after a parameter but for a first word, as shards of whole ones."""
+        """Local tensors, named after parameters with an optional prefix, as shards of the whole ones."""
         if not self.sharded:
             return dict(tensors)
         params = named_params(self.net)
@@ -170,9 +171,9 @@ class TrainState:
         return {name: x if (p := owners[name]) is None else as_sharded(x, p) for name, x in tensors.items()}
 
     def load(self, folder: Path) -> None:
-        """Continue from a verified checkpoint; UserError says what differs where it is of another network.
+        """Restore a verified checkpoint, from any number of processes, sharded or not.
 
-        It may have been written by another number of processes, sharded or not.
+        Raises UserError if it is of another network or optimiser.
         """
         values = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
         updates, extra, scale = values.pop("ema_updates"), values.pop("extra", {}), values.pop("loss_scale", None)
@@ -195,7 +196,7 @@ class TrainState:
             local(here[name]).copy_(value)
 
     def _read(self, path: Path) -> dict[str, Tensor]:
-        """The tensors of a file, named after the network's but for a first word, as far as this process keeps them."""
+        """Tensors of a file, named after the network's with an optional prefix; this process's shards."""
         return load_part(path, self.net.state_dict()) if self.sharded else load_weights(path)
 
     def _load_optimizer(self, folder: Path, step: int) -> None:
@@ -214,5 +215,5 @@ class TrainState:
 
 
 def named_params(net: nn.Module) -> dict[str, Tensor]:
-    """The trainable parameters by name."""
+    """Trainable parameters by name."""
     return {name: p for name, p in net.named_parameters() if p.requires_grad}

@@ -1,4 +1,4 @@
-"""One training step, and the numbers of the last ones."""
+"""Training step and its metrics."""
 
 from __future__ import annotations
 
@@ -24,19 +24,18 @@ LossInput = tuple[PathSample, Conditions | None]
 
 
 class Loss(Protocol):
-    """A loss in two halves, of which the first needs no network."""
+    """A loss in two parts; ``sample`` needs no network."""
 
     def sample(self, batch: Batch, generator: CounterRng, /) -> LossInput: ...
     def compare(self, output: Tensor, sample: PathSample, /) -> Tensor: ...
 
 
 class Step:
-    """One update of ``state``; the network alone runs in reduced precision.
+    """Update ``state`` by one step; only the network runs in reduced precision.
 
-    With ``accumulate`` N a batch is computed in N parts, whose gradients sum to that of the batch. A step whose loss
-    or gradient is not finite, on any process, changes neither weights nor moments on any, and returns that norm. No
-    GPU is waited for, except in float16, where the loss scale follows the gradients; elsewhere a skipped step still
-    updates the EMA. ``flops`` is the network's arithmetic of a step, known after the first.
+    ``accumulate`` N splits a batch into N parts. A loss or gradient that is not finite on any process leaves weights
+    and moments unchanged on all; the returned norm is then not finite. Only float16 waits for the GPU; otherwise a
+    skipped step on a GPU still updates the EMA. ``flops`` is the network's arithmetic per step, known after the first.
     """
 
     def __init__(
@@ -64,7 +63,7 @@ class Step:
             state.loss_scaler = LossScaler()
 
     def take(self, loss: Loss, inputs: LossInput, lr: float) -> tuple[Tensor, Tensor]:
-        """Take the step; return the mean loss and the gradient's norm, scalars on the device."""
+        """Take the step; return the mean loss and the gradient norm, scalars on the device."""
         self._count_flops(inputs)
         mean = self._gradient(loss, inputs)
         grads = [local(p.grad) for p in self._params if p.grad is not None]
@@ -82,7 +81,7 @@ class Step:
         return mean, norm
 
     def _gradient(self, loss: Loss, inputs: LossInput) -> Tensor:
-        """Add the gradient of the mean loss to the parameters; return that mean."""
+        """Accumulate the gradient of the mean loss; return that mean."""
         rows = len(inputs[0].t)
         parts = split_rows(inputs, self.accumulate)
         total: Tensor | None = None
@@ -106,7 +105,7 @@ class Step:
         loss.backward(loss.detach() * 0 + scale)  # NaN from a loss that is not finite, so that no gradient hides it
 
     def _bad(self, norm: Tensor) -> tuple[bool, Tensor | None]:
-        """Whether to skip the update, dropping the gradients; on a GPU the flag instead, which is not waited for."""
+        """Whether to skip the update, dropping the gradients; on a GPU a flag instead, without synchronisation."""
         scaler = self.state.loss_scaler
         if scaler is None and norm.device.type != "cpu":
             return False, (~norm.isfinite()).float()
@@ -126,7 +125,7 @@ class Step:
 
 
 def split_rows(inputs: LossInput, parts: int) -> list[LossInput]:
-    """Cut a batch into at most ``parts`` of nearly equal numbers of rows."""
+    """Split a batch into at most ``parts`` of nearly equal size."""
     sample, cond = inputs
     if parts == 1:
         return [inputs]
@@ -140,7 +139,7 @@ def split_rows(inputs: LossInput, parts: int) -> list[LossInput]:
 
 @dataclass(frozen=True)
 class BadStep:
-    """A step that was skipped: its number, from 1, its loss and the norm of its gradient."""
+    """A skipped step: its number (from 1), loss and gradient norm."""
 
     step: int
     loss: float
@@ -148,10 +147,7 @@ class BadStep:
 
 
 class StepMetrics:
-    """Losses and gradient norms of the last steps, and the speed since the last row.
-
-    Reading them waits for the device and for the other processes, so they wait for :meth:`read`.
-    """
+    """Losses, gradient norms and speed since the last row. Values stay on the device until :meth:`read`."""
 
     def __init__(self, progress: Progress, *, scaled: bool) -> None:
         self.progress, self._scaled = progress, scaled
@@ -161,11 +157,13 @@ class StepMetrics:
         self.waited = self.blocked = 0.0
 
     def add(self, loss: Tensor, norm: Tensor) -> None:
-        """Take in a step: this process's mean loss and the norm of the whole gradient."""
+        """Add a step: this process's mean loss and the global gradient norm."""
         self._pending.append((loss, norm))
 
     def read(self) -> list[BadStep]:
-        """Take the steps since the last reading into the progress, and return those that were skipped, in order."""
+        """Add pending steps to the progress; return the bad ones in order. Collective; synchronises with the
+        device.
+        """
         progress = self.progress
         progress.seconds = self._seconds_before + time.monotonic() - self._began
         pending, self._pending = self._pending, []
@@ -190,7 +188,7 @@ class StepMetrics:
         return bad
 
     def speed(self, samples: int) -> dict[str, float]:
-        """Samples a second, the share of time spent waiting for data and for checkpoints, since the last row."""
+        """Samples a second, and shares of time waiting for data and checkpoints, since the last row."""
         now, progress = time.monotonic(), self.progress
         elapsed, steps = max(now - self._row_time, 1e-9), progress.step - self._row_step
         speed = {

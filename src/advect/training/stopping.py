@@ -1,4 +1,4 @@
-"""What all processes of a run decide together between two steps."""
+"""Decisions to stop, common to all processes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from advect.distributed.env import STOPPING
 
 @dataclass(frozen=True, kw_only=True)
 class StopCriteria:
-    """When a run ends: after ``steps``; earlier after ``max_steps`` finished steps or ``max_minutes`` of this start.
+    """End after ``steps``, or earlier after ``max_steps`` finished steps or ``max_minutes`` of this start.
 
-    The two maxima do not enter the schedule of the learning rate, so a run that they end and that is resumed
-    equals one that was never stopped.
+    The two maxima do not affect the learning-rate schedule.
     """
 
     steps: int
@@ -38,14 +37,14 @@ class StopCriteria:
 
     @property
     def last_step(self) -> int:
-        """The number of finished steps at which the run ends, if its minutes suffice."""
+        """Number of finished steps at the end, minutes aside."""
         return self.steps if self.max_steps is None else min(self.steps, self.max_steps)
 
 
 class StopSignals:
-    """Within the block the first of STOPPING sets :attr:`received`; a second one interrupts at once.
+    """Context in which the first signal of STOPPING sets :attr:`received`; a second one interrupts at once.
 
-    Outside the main thread, where Python allows no handlers, the block changes nothing.
+    No effect outside the main thread.
     """
 
     def __init__(self) -> None:
@@ -73,18 +72,17 @@ _MINUTES_CODE = 1000
 
 
 class StopConsensus:
-    """Lets every process stop at the same step, whichever of them was told to.
+    """Agree across processes on stopping after the same step, without waiting.
 
-    Each boundary sends what this process knows while the step that follows computes, and answers with the largest of
-    what all of them sent at the boundary before: nobody waits, and a signal takes effect one step later than in a
-    process on its own, which gets its own word back at once.
+    Each call starts an asynchronous all-reduce (max) and returns the result of the previous one, so a signal takes
+    effect one step later than in a single process, where the values are returned directly.
     """
 
     def __init__(self) -> None:
         self._sent: tuple[torch.Tensor, torch.distributed.Work] | None = None
 
     def all_max(self, words: Sequence[int]) -> list[int]:
-        """Send ``words`` and return, for each, the largest that any process sent at the last boundary, at first 0."""
+        """Send ``words``; return the element-wise maximum over processes of the previous call, at first 0."""
         group = control_group()
         if group is None:
             return list(words)
@@ -106,12 +104,12 @@ class StopConsensus:
         return tensor.tolist()
 
     def close(self) -> None:
-        """Take in what is still on its way."""
+        """Complete the pending exchange."""
         self._received()
 
 
 class StopGuard:
-    """Decides between steps, for all processes at once, whether a run ends. Within the block it heeds signals."""
+    """Decide between steps, for all processes, whether the run ends. A context that handles signals."""
 
     def __init__(self) -> None:
         self._signals, self._consensus = StopSignals(), StopConsensus()
@@ -125,7 +123,7 @@ class StopGuard:
         self._signals.__exit__(kind, error, trace)
 
     def reason(self, criteria: StopCriteria, step: int, trouble: UserError | None) -> str | None:
-        """Why the run ends after ``step`` steps, if it does. Raises ``trouble``, or that of another process."""
+        """Reason to end after ``step`` steps, or None. Raises ``trouble``, or that of another process."""
         local = self._signals.received
         minutes = (time.monotonic() - self._began) / 60
         if local is None and criteria.max_minutes is not None and minutes >= criteria.max_minutes:
@@ -145,12 +143,12 @@ class StopGuard:
         return None
 
     def close(self) -> None:
-        """Receive what other processes have sent."""
+        """Complete the pending exchange."""
         self._consensus.close()
 
 
 def _code_of(reason: str | None) -> int:
-    """A number for a reason that one process may know alone: a signal's, or that of the minutes; 0 for none."""
+    """Number of a reason known to one process only (a signal, the minutes); 0 for none."""
     if reason is None:
         return 0
     return _MINUTES_CODE if reason == MINUTES else int(signal.Signals[reason])

@@ -1,4 +1,4 @@
-"""The training loop."""
+"""Training loop."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ T = TypeVar("T")
 
 
 class Callback:
-    """What happens around the steps: logs, sample grids, checkpoints. Each event may be left out.
+    """Events of training, all optional.
 
     All processes call ``on_step``, ``on_epoch``, ``on_log`` and ``on_end`` at the same steps.
     """
 
     trouble: UserError | None = None
-    """Why the run cannot go on, found in the background."""
+    """Error of a background task that ends the run."""
 
     def on_start(self, trainer: Trainer) -> None: ...
     def on_log(self, trainer: Trainer, row: dict) -> None: ...
@@ -47,15 +47,14 @@ class Callback:
     def close(self) -> None: ...
 
     def checkpoint_before(self, step: int) -> Path | None:
-        """The newest whole checkpoint of fewer than ``step`` finished steps."""
+        """Newest complete checkpoint with fewer than ``step`` finished steps."""
 
 
 class Trainer:
-    """Trains ``state.net`` with ``loss`` on the loader's batches, and calls its callbacks.
+    """Train ``state.net`` with ``loss`` on the loader's batches, and call the callbacks.
 
-    Every random number of a step comes from (seed, step, row of the global batch), so that the state alone determines
-    what follows; only what layers such as dropout draw depends on the number of processes too. With
-    ``prefetch_coupling`` a thread samples source, coupling, times and path of the next step during this one.
+    Randomness is a function of (seed, step, row of the global batch); layers such as dropout also depend on the rank.
+    ``prefetch_coupling`` samples source, coupling, times and path of the next step in a thread.
     """
 
     def __init__(
@@ -100,18 +99,18 @@ class Trainer:
 
     @property
     def epoch(self) -> int:
-        """The number of finished passes over the data."""
+        """Finished passes over the data."""
         return self.state.progress.seen // len(self.loader)
 
     @property
     def learning_rate(self) -> float:
-        """The rate of the next step."""
+        """Rate of the next step."""
         return self.rate(self.state.progress.step) * self.state.progress.rate
 
     def run(self) -> str:
-        """Train; return why it ended: "finished", "max-steps", "max-minutes" or the name of a signal.
+        """Train; return the reason of the end: "finished", "max-steps", "max-minutes" or a signal's name.
 
-        Raises UserError when the loss stays not finite, memory runs out, or a callback has trouble; on all processes.
+        Raises UserError on all processes if the loss stays non-finite, memory runs out, or a callback has trouble.
         """
         with ExitStack() as cleanup:
             stop = cleanup.enter_context(StopGuard())
@@ -153,13 +152,13 @@ class Trainer:
         progress.seen += self.loader.global_batch
 
     def _inputs(self, step: int) -> LossInput:
-        """The samples of the step's paths, with the time that they take counted as waiting for data."""
+        """Path samples of the step; prefetching counts as waiting for data."""
         if self._prefetcher is not None:
             return self._wait_for(self._prefetcher, step)
         return self._sample(step)
 
     def _sample(self, step: int) -> LossInput:
-        """Batch, source, coupling, times and path."""
+        """Sample batch, source, coupling, times and path."""
         batch = self.loader.batch(step) if self._prefetcher else self._wait_for(self.loader.batch, step)
         return self.loss.sample(batch.to(self.device), self.loader.rng(Stream.STEP, step))
 
@@ -175,10 +174,9 @@ class Trainer:
             callback.on_step(self)
 
     def flush(self) -> bool:
-        """Read the losses and norms of the last steps, which waits for the device; False after a rollback.
+        """Read the metrics of the last steps, synchronising with the device; False after a rollback.
 
-        Raises UserError where too many steps in a row were not finite, and a rollback is not possible or has not
-        helped.
+        Raises UserError after too many bad steps in a row without a possible or helpful rollback.
         """
         for bad in self.metrics.read():
             rows = self.loader.indices(bad.step - 1).tolist()
@@ -230,7 +228,7 @@ class Trainer:
         return next((callback.trouble for callback in self.callbacks if callback.trouble is not None), None)
 
     def _seed_layers(self, step: int) -> None:
-        """Seed PyTorch's own generator, which layers such as dropout draw from."""
+        """Seed PyTorch's global generators, for layers such as dropout."""
         rank = current().rank
         seed = stream_seed(self.seed, Stream.LAYERS, step, *([rank] if rank else []))
         torch.default_generator.manual_seed(seed)
@@ -238,7 +236,7 @@ class Trainer:
             torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
 
     def _wait_for(self, get: Callable[[int], T], step: int) -> T:
-        """``get(step)``, its time counted as waiting for data."""
+        """``get(step)``, timed as waiting for data."""
         began = time.monotonic()
         self._watchdog.begin("data")
         value = get(step)
