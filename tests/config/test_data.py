@@ -223,8 +223,8 @@ def test_data_are_recognised_trained_on_and_sampled_without(
     assert flow.null == bool(set(names) - {LENGTH})
     x = flow.sample(3, steps=2).x
     assert len(x) == 3 and x.ndim == len(shape) + 1
-    own = {"cells": "cells", "table": "table", "sequences": "sequences"}
-    assert flow.facts.get("kind") == ("vectors" if make is embeddings else own.get(preset))
+    own = {"cells": "cells", "table": "table", "sequences": "sequence"}
+    assert flow.modality.name == own.get(preset, "image" if len(shape) == 3 else "vector")
 
 
 def test_many_cells_of_many_genes_are_cut_down_unless_asked(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_vectors_are_standardised_by_the_training_rows():
     x = RNG.normal(50, 3, (200, 4)).astype(np.float32)
     source = Arrays(x, held_out=0.5)
     train = source.train.fetch(np.arange(100)).x1
-    assert (source.spec.shape, source.spec.kind) == ((4,), "vector")
+    assert (source.spec.shape, source.spec.modality) == ((4,), "vector")
     assert train.dtype == torch.float32
     assert torch.allclose(train.mean(0), torch.zeros(4), atol=1e-4)
     assert torch.allclose(train.std(0, unbiased=False), torch.ones(4), atol=1e-4)
@@ -63,7 +63,7 @@ def test_labels_stay_with_their_rows():
 def test_eight_bit_images_need_no_range_and_equal_the_same_images_as_floats():
     x = RNG.integers(0, 256, (20, 3, 4, 5), dtype=np.uint8)
     bits, floats = Arrays(x), Arrays(x.astype(np.int32), value_range=(0, 255))
-    assert (bits.spec.shape, bits.spec.kind) == ((3, 4, 5), "image")
+    assert (bits.spec.shape, bits.spec.modality) == ((3, 4, 5), "image")
     assert bits.transform == floats.transform == PixelScale(0, 255, integer=True)
     rows = np.array([3, 1])
     assert torch.equal(bits.train.fetch(rows).x1, floats.train.fetch(rows).x1)

@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from advect.core.errors import UserError
+from advect.data.images.modality import Images
+from advect.data.vectors.modality import Vectors
 from advect.doctor import Finding
 from advect.doctor import data as d
 from advect.doctor import formats as f
@@ -19,7 +21,7 @@ VALUES = d.ValueStats(
     train=5000,
     held_out=500,
     looked=2000,
-    kind="vector",
+    modality=Vectors,
     shape=(4,),
     low=-3.0,
     high=9.0,
@@ -50,7 +52,7 @@ TROUBLE = {
     "NaN": (d.check_infinite, replace(VALUES, infinite=3), "problem", "fill"),
     "equal": (d.check_range, replace(VALUES, low=1.0, high=1.0), "problem", "other data"),
     "outliers": (d.check_range, replace(VALUES, extreme=400.0), "note", "logarithm"),
-    "dark": (d.check_range, replace(VALUES, kind="image", deviation=0.01), "problem", "--value-range"),
+    "dark": (d.check_range, replace(VALUES, modality=Images, deviation=0.01), "problem", "--value-range"),
     "unscaled": (d.check_range, replace(VALUES, deviation=15.0, extreme=19.0), "problem", "standardise"),
     "constant": (d.check_constant, replace(VALUES, constant=2), "note", "leave them out"),
     "copies": (d.check_copies, replace(VALUES, copies=1500), "problem", "copies"),

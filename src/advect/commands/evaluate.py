@@ -18,7 +18,6 @@ from advect.config.flags import parse_words
 from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, make_folder
-from advect.data.modality import modalities
 from advect.distributed.comm import broadcast_object, current, sync_errors
 from advect.distributed.context import run_context
 from advect.evaluation import results
@@ -74,7 +73,7 @@ def parse_compare(flags: list[str]) -> CompareArguments:
 
 def _about() -> str:
     """What the command does, and what it can measure."""
-    usual = {cls.name: cls.metrics for cls in modalities()}
+    usual: dict[str, Any] = {name: registry.get("modality", name).metrics for name in registry.choices("modality")}  # pyright: ignore[reportAttributeAccessIssue]
     names = dict.fromkeys([*(name for metrics in usual.values() for name in metrics), *registry.choices("metric")])
     lines = [f"  {name}: {registry.summary(registry.get('metric', name))} ({_when(name, usual)})" for name in names]
     return (

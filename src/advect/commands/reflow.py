@@ -27,7 +27,6 @@ from advect.core.random import Stream, stream_seed
 from advect.core.types import Category
 from advect.data import Dataset
 from advect.data.figure import save_png
-from advect.data.modality import dataset_modality
 from advect.distributed.comm import broadcast_object, sync_errors
 from advect.distributed.context import RunContext, run_context
 from advect.evaluation.features import FeatureConfig
@@ -179,8 +178,8 @@ def check_measure(source: Dataset, a: ReflowArguments) -> None:
     """Raise UserError where :func:`measure_flows` could not measure flows to these data."""
     if not len(source.held_out):
         raise UserError(f"{source.name} has no held-out samples to measure with; hold some out, or give --no-measure")
-    if a.features.features is not None and not dataset_modality(source).is_image:
-        raise UserError(f"--features is for images, and these are {dataset_modality(source).name} data; leave it out")
+    if a.features.features is not None:
+        source.modality.check_features("--features")
     a.features.network(torch.device("cpu"))
 
 
@@ -190,7 +189,7 @@ def measure_flows(context: RunContext, flows: Mapping[str, Path], source: Datase
     All processes call it; the report's path comes back. Evaluations are gone on with where an earlier call ended.
     """
     folder, device = context.run_dir, a.settings.training.device
-    metrics = dataset_modality(source).reflow_metrics
+    metrics = source.modality.reflow_metrics
     told = []
     for i, (name, run) in enumerate(flows.items()):
         logger.info(f"measuring {name}")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from advect.config.build import layout_of
 from advect.config.config import Preset
 from advect.config.presets import get_preset
 from advect.core import registry
@@ -35,7 +36,7 @@ def describe(path: str | Path, preset: str | None = None, data_format: str | Non
         if not found:
             raise UserError(f"--data {path} cannot be read as --data-format {data_format}; leave that out")
     cls, seen = found[0]
-    own = get_preset(preset or cls.usual_preset or ("images" if seen.kind == "image" else "arrays"))
+    own = get_preset(preset or cls.usual_preset or usual_preset(seen.modality))
     if preset is not None:
         fitting = [pair for pair in found if fits(own, *pair)]
         if not fitting:
@@ -48,9 +49,14 @@ def describe(path: str | Path, preset: str | None = None, data_format: str | Non
 
 
 def fits(preset: Preset, cls: type[Dataset], seen: Detected) -> bool:
-    """Whether a preset trains on data of a format: on its name, and with its network on its kind."""
+    """Whether a preset trains on data of a format: on its name, and with its network on its layout."""
     takes: str = preset.config.network.part("network").takes  # pyright: ignore[reportAttributeAccessIssue]
-    return bool(preset.takes) and trains_on(preset, registry.name_of(cls)) and takes == seen.kind
+    return bool(preset.takes) and trains_on(preset, registry.name_of(cls)) and takes == layout_of(seen.modality)
+
+
+def usual_preset(modality: str) -> str:
+    """The preset for data of a modality."""
+    return registry.get("modality", modality).usual_preset  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def trains_on(preset: Preset, data_format: str) -> bool:

@@ -28,9 +28,9 @@ from advect.weights import Uniform, Weight
 def build_network(config: NetworkConfig, spec: DataSpec, *, grad_checkpointing: bool = False) -> nn.Module:
     """Make the network for data of this shape and these conditions. Raises UserError where they do not fit."""
     cls: Any = config.part("network")
-    if cls.takes != spec.kind:
-        usual = " or ".join(f"--network {name}" for name in networks_for(spec.kind))
-        raise UserError(f"--network {config.network} does not take {spec.kind} data {spec.shape}; use {usual}")
+    if cls.takes != layout_of(spec.modality):
+        usual = " or ".join(f"--network {name}" for name in networks_for(spec.modality))
+        raise UserError(f"--network {config.network} does not take {spec.modality} data {spec.shape}; use {usual}")
     if grad_checkpointing and "grad_checkpointing" not in registry.parameters(cls):
         raise UserError(f"--grad-checkpointing does nothing for --network {config.network}; leave it out")
     net = config.build(
@@ -43,10 +43,15 @@ def build_network(config: NetworkConfig, spec: DataSpec, *, grad_checkpointing: 
     return net.to(memory_format=torch.channels_last) if cls.channels_last else net
 
 
-def networks_for(kind: str) -> list[str]:
-    """The networks that take data of a kind."""
+def networks_for(modality: str) -> list[str]:
+    """The networks that take data of a modality: those of its layout."""
     found: dict[str, Any] = {name: registry.get("network", name) for name in registry.choices("network")}
-    return [name for name, cls in found.items() if cls.takes == kind]
+    return [name for name, cls in found.items() if cls.takes == layout_of(modality)]
+
+
+def layout_of(modality: str) -> str:
+    """The axes of a sample that a network sees, by the name that networks give them."""
+    return registry.get("modality", modality).layout  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _sizes(spec: DataSpec) -> dict[str, int | Vector]:

@@ -108,14 +108,14 @@ Condition = Category | Quantity | Length
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Shape of one sample, kind and conditions of the data.
+    """Shape of one sample, modality and conditions of the data.
 
-    ``kind`` is ``"image"`` (C, H, W), ``"vector"`` (D,) or ``"sequence"`` (L, C); sequences with the condition
-    ``LENGTH`` are zero after their last real step.
+    ``modality`` is a registered name: ``"image"`` (C, H, W), ``"vector"``, ``"table"`` and ``"cells"`` (D,),
+    ``"sequence"`` (L, C), ...; sequences with the condition ``LENGTH`` are zero after their last real step.
     """
 
     shape: tuple[int, ...]
-    kind: str
+    modality: str
     conditions: dict[str, Condition]
 
 

@@ -15,7 +15,7 @@ from advect.core.errors import UserError, did_you_mean
 from advect.core.registry import register
 from advect.core.types import DataSpec
 from advect.data.arrays import SAMPLES, array_header
-from advect.data.base import Dataset, Detected, Preview, category, check_share
+from advect.data.base import Dataset, Detected, Preview, array_modality, category, check_share
 from advect.data.images.stores import require_path
 from advect.data.splits import PixelSplit, fingerprint_of, row_digests, split_by_content
 from advect.data.tables.dataset import PARQUET
@@ -128,7 +128,7 @@ class ArrayFile(Dataset):
         self._columns = found.columns
         super().__init__(
             name=file.stem,
-            spec=DataSpec(shape=x.shape[1:], kind="vector" if vectors else "image", conditions=dict(conditions)),
+            spec=DataSpec(shape=x.shape[1:], modality=array_modality(x.shape[1:]), conditions=dict(conditions)),
             transform=transform,
             train=PixelSplit(x, train, numbers, transform, flip=horizontal_flip),
             held_out=PixelSplit(x, rest, numbers, transform),
@@ -140,7 +140,7 @@ class ArrayFile(Dataset):
         """Of Parquet, the names of the columns, with which samples are written as such a file."""
         if self._columns is None:
             return {}
-        return {"kind": "vectors", "column": self._columns[0], "label": self._columns[1]}
+        return {"column": self._columns[0], "label": self._columns[1]}
 
 
 def _load(file: Path, column: str | None, labels: Sequence[str]) -> _Parts:

@@ -6,17 +6,23 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, Generator, Stream, stream_seed
 from advect.core.types import Batch, Category, Conditions, DataSpec
 from advect.data.transforms import Transform
+
+if TYPE_CHECKING:
+    from advect.data.images.folder import ImageSplit
+    from advect.data.modality import Modality
 
 
 class Split(ABC):
@@ -28,6 +34,11 @@ class Split(ABC):
     """
 
     shards: Sequence[int] | None = None
+
+    @property
+    def files(self) -> ImageSplit | None:
+        """The split where its samples are image files decoded at each fetch, which the doctor looks at; else None."""
+        return None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -42,7 +53,7 @@ class Split(ABC):
 
 
 class Detected(NamedTuple):
-    """That a path can be read in a format: how likely, which kind of data it holds, and a line of words about it.
+    """That a path can be read in a format: how likely, a line of words about it, and the modality of its data.
 
     Of several formats the one of the highest priority is taken: 80 and more for layouts that nothing else has, 60 for
     a table, 10 for a folder with any images.
@@ -50,7 +61,7 @@ class Detected(NamedTuple):
 
     priority: int
     words: str
-    kind: str = "image"
+    modality: str = "image"
 
 
 class Preview(NamedTuple):
@@ -69,7 +80,7 @@ class Dataset:
 
     Attributes:
         name: what reports call it.
-        spec: shape of one sample, kind and conditions.
+        spec: shape of one sample, modality and conditions.
         transform: between data units and the model units that the splits hand out.
         train: the samples to train on.
         held_out: samples kept for measuring, none of them in ``train``; it may be empty.
@@ -114,6 +125,11 @@ class Dataset:
             raise UserError(f"{name} has no samples to train on; give at least one")
         self.name, self.spec, self.transform = name, spec, transform
         self.train, self.held_out, self.fingerprint = train, held_out, fingerprint
+
+    @cached_property
+    def modality(self) -> Modality:
+        """How samples are written, plotted and compared."""
+        return registry.get("modality", self.spec.modality)(self.spec, self.transform, self.metadata)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -188,7 +204,7 @@ class ArrayDataset(Dataset):
             name=name,
             spec=DataSpec(
                 shape=shape,
-                kind="image" if len(shape) == 3 else "vector",
+                modality=array_modality(shape),
                 conditions={key: category(train.labels[key], values) for key, values in names.items()},
             ),
             transform=transform,
@@ -196,6 +212,11 @@ class ArrayDataset(Dataset):
             held_out=ArraySplit(held_out, transform),
             fingerprint=fingerprint(train, held_out, names),
         )
+
+
+def array_modality(shape: Sequence[int]) -> str:
+    """The modality of arrays whose samples have this shape, (D,) or (C, H, W)."""
+    return "image" if len(shape) == 3 else "vector"
 
 
 def category(labels: np.ndarray, names: Sequence[str]) -> Category:

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from advect.core.registry import name_of
 from advect.core.types import LENGTH, NULL, Category, Conditions, Length
 from advect.data import Dataset, Split
-from advect.data.images.folder import ImageSplit
+from advect.data.modality import Modality
 from advect.doctor.report import Figure, Finding, Level
 
 FEW, FEW_HELD_OUT, FEW_OF_A_CLASS = 500, 50, 20
@@ -24,7 +25,7 @@ class ValueStats:
 
     Attributes:
         train, held_out: samples in each split.
-        kind, shape: of one sample.
+        modality, shape: of one sample.
         low, high: range in data units.
         mean, deviation, extreme: mean, standard deviation and largest absolute value in model units.
         constant, features: number of constant features, and of all.
@@ -38,7 +39,7 @@ class ValueStats:
     train: int
     held_out: int
     looked: int
-    kind: str
+    modality: type[Modality]
     shape: tuple[int, ...]
     low: float
     high: float
@@ -113,7 +114,7 @@ def measure_values(dataset: Dataset, look: int) -> ValueStats:
         train=len(dataset.train),
         held_out=len(dataset.held_out),
         looked=len(x),
-        kind=dataset.spec.kind,
+        modality=type(dataset.modality),
         shape=tuple(dataset.spec.shape),
         low=float(shown.min()) if len(shown) else 0.0,
         high=float(shown.max()) if len(shown) else 0.0,
@@ -166,13 +167,12 @@ def sequence_lengths(dataset: Dataset) -> LengthStats | None:
 
 def measure_images(dataset: Dataset, look: int) -> ImageStats | None:
     """Statistics of at most ``look`` image files of both splits; None where samples are not image files."""
-    split, rest = dataset.train, dataset.held_out
-    if not isinstance(split, ImageSplit):
+    split, rest = dataset.train.files, dataset.held_out.files
+    if split is None:
         return None
-    both = np.concatenate([split.rows, rest.rows if isinstance(rest, ImageSplit) else split.rows[:0]])
+    both = np.concatenate([split.rows, split.rows[:0] if rest is None else rest.rows])
     chosen = both[evenly_spaced(len(both), look)]
-    part = ImageSplit(split.store, chosen, {}, split.decoder)
-    unreadable = part.find_unreadable()
+    unreadable = split.at(chosen).find_unreadable()
     channels, height, width = split.decoder.shape
     smaller, grey, sides = 0, 0, []
     for row in chosen.tolist():
@@ -221,7 +221,7 @@ def check_count(v: ValueStats) -> Finding:
         "training samples": v.train,
         "held out": v.held_out,
         "shape": "x".join(map(str, v.shape)),
-        "kind": v.kind,
+        "kind": name_of(v.modality),
         "looked at": v.looked,
     }
     if v.train < FEW:
@@ -262,25 +262,8 @@ def check_range(v: ValueStats) -> Finding:
     }
     if v.low == v.high:
         return Finding("problem", "All values of the data are equal", figures, "other data: there is nothing to learn")
-    if v.kind == "image" and v.deviation < 0.1:
-        return Finding(
-            "problem",
-            "The images use a small part of the range of pixels: they are nearly uniform",
-            figures,
-            "pixels from 0 to 255, or from 0 to 1 as real numbers; or the right --value-range",
-        )
-    if v.kind == "image" and not -1.01 <= v.mean <= 1.01:
-        return Finding("problem", "The pixels lie outside their range", figures, "the right --value-range")
-    if v.kind != "image" and v.extreme > 20:
-        return Finding(
-            "note",
-            "There are values far from all others, which dominate the loss",
-            figures,
-            "take them out or take the logarithm; for tables, quantile scaling",
-        )
-    if v.kind != "image" and not 0.1 < v.deviation < 10:
-        return Finding("problem", "The values in model units are not near deviation 1", figures, "standardise them")
-    return Finding("ok", "The values are finite and of the size that networks learn from", figures)
+    found = v.modality.check_range(mean=v.mean, std=v.deviation, extreme=v.extreme)
+    return Finding(found.level, found.title, figures, found.fix)
 
 
 def check_offset(v: ValueStats) -> Finding | None:
@@ -300,11 +283,9 @@ def check_constant(v: ValueStats) -> Finding | None:
     """Check for constant features."""
     if not v.constant or v.low == v.high:
         return None
-    share = v.constant / v.features
+    found = v.modality.check_constant(v.constant / v.features)
     figures: dict[str, Figure] = {"constant": v.constant, "features": v.features, "looked at": v.looked}
-    level: Level = "note" if v.kind != "image" or share > 0.5 else "ok"
-    advice = "leave them out" if v.kind != "image" else "crop the images, where it is an empty border"
-    return Finding(level, "Some features never change", figures, advice if level == "note" else "")
+    return Finding(found.level, found.title, figures, found.fix)
 
 
 def check_copies(v: ValueStats) -> Finding | None:

@@ -17,7 +17,6 @@ from advect.core.errors import UserError
 from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import NULL, Category, Conditions
 from advect.data import Dataset, Split
-from advect.data.modality import dataset_modality
 from advect.doctor.report import Figure, Finding
 from advect.doctor.run import RunFacts
 from advect.evaluation.features import Projection
@@ -62,7 +61,7 @@ def compare(
     x = x[fine]
     asked = {name: value[fine] for name, value in asked.items()} if asked else None
     features = Projection.fit(data, seed=seed)
-    scale = _scale(features(data)) if not dataset_modality(source).is_image else torch.ones(1)
+    scale = _scale(features(data)) if source.modality.marginals else torch.ones(1)
     own, real = features(x) / scale, features(data) / scale
     name = next((n for n, c in source.spec.conditions.items() if isinstance(c, Category)), None)
     groups, shares, faithful = "clusters", {}, None
@@ -73,7 +72,7 @@ def compare(
         seen = labels[nearest_neighbours(own, real).indices[:, 0]]
         groups, shares = f"classes of {name}", _shares(labels, seen, list(category.names))
         if held_out[1] and len(held_out[0]) > 1:
-            standardise = not dataset_modality(source).is_image and features.pca is None
+            standardise = source.modality.marginals and features.pca is None
             real_labels = (features(held_out[0]), held_out[1][name])
             probe = ProbeClassifier.fit(real_labels, standardise=standardise, seed=seed)
             seen_as = (features(x), asked[name]), (features(data), labels)

@@ -46,10 +46,7 @@ def online_evaluator(flow: Flow, dataset: Dataset, *, samples: int, features: Pa
     with sync_errors():
         space = FeatureSpace(flow, dataset)
         if features is not None:
-            if not space.modality.is_image:
-                raise UserError(
-                    f"--eval-features {features} is for images, and these are {space.modality.name} data; leave it out"
-                )
+            space.modality.check_features(f"--eval-features {features}")
             space = FeatureSpace(flow, dataset, FeatureNetwork(features, device=flow.device))
             space.data(dataset.held_out, torch.zeros(1, dtype=torch.int64))
         metrics = find_metrics(space.modality.online_metrics, (), (), space.modality.name)

@@ -143,17 +143,15 @@ class FeatureSpace:
         self.flow, self.dataset, self.network, self.keep = flow, dataset, network, frozenset(keep)
         self.modality = flow.modality
         self.categories = {name: c for name, c in flow.spec.conditions.items() if isinstance(c, Category)}
-        if network is not None and not self.modality.is_image:
-            raise UserError(
-                f"--features {network.name} is for images, and this flow makes {self.modality.name} data; leave it out"
-            )
+        if network is not None:
+            self.modality.check_features(f"--features {network.name}")
 
     @property
     def offers(self) -> set[str]:
         """What these data have of what metrics need."""
         labels = {LABELS} if self.categories and len(self.dataset.held_out) else set()
         columns = {COLUMNS} if self.modality.categorical else set()
-        return {SAMPLES} | labels | columns | (set() if self.modality.is_image else {VALUES})
+        return {SAMPLES} | labels | columns | ({VALUES} if self.modality.marginals else set())
 
     def samples(self, x: Tensor, cond: Conditions, *, first: int, seed: int) -> dict[str, Tensor]:
         """What is kept of samples x (n, *S) of the flow; ``first`` is the index of the first one."""
@@ -197,19 +195,19 @@ class FeatureSpace:
 
     def _of_data(self) -> Features:
         """The values themselves, or principal components of training rows."""
-        train, image = self.dataset.train, self.modality.is_image
+        train = self.dataset.train
         size = self.whole(train, torch.zeros(1, dtype=torch.int64))[0].numel()
         if size <= DIRECT_LIMIT:
             identity, exact = f"values of {size} dimensions", f"values of {size} dimensions, {self._exact()}"
-            return Features(self.modality.space, identity, exact, size, Projection(), standardise=not image)
+            standardise = self.modality.marginals
+            return Features(self.modality.space, identity, exact, size, Projection(), standardise=standardise)
         count = max(2 * COMPONENTS, min(FIT_ROWS, FIT_VALUES // size))
         fitted = Projection.fit(self.whole(train, subsample(len(train), count, 0).sort().values))
         k, digest = int(fitted.pca.n_components_), hashlib.sha256()
         for array in (fitted.pca.mean_, fitted.pca.components_):
             digest.update(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
-        values = "pixels" if image else "values"
         return Features(
-            name=f"the first {k} principal components of the training data's {size:,} {values}",
+            name=f"the first {k} principal components of the training data's {size:,} {self.modality.value_name}",
             identity=f"{k} principal components of training data {self.dataset.fingerprint}",
             exact=f"principal components {digest.hexdigest()}, {self._exact()}",
             dimensions=k,

@@ -120,11 +120,13 @@ def _evaluator(flow: Flow, dataset: Dataset, samples: int) -> Evaluator:
 
 
 def _describe_data(space: FeatureSpace, context: EvalContext) -> dict[str, Any]:
-    """Kind and shape of the data, and the range of the training values, which pictures use."""
+    """Shape of the data in words and numbers, and the range of the training values, which pictures use."""
     train = context.train_samples
     assert train is not None
     return {
-        "kind": space.flow.spec.kind,
+        "modality": space.modality.name,
+        "words": space.modality.describe(train.shape[1:]),
+        "marginals": space.modality.marginals,
         "shape": list(train.shape[1:]),
         "low": float(train.min()),
         "high": float(train.max()),

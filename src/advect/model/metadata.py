@@ -17,7 +17,7 @@ from advect.core.errors import UserError
 from advect.core.types import Category, Condition, DataSpec, Length, Quantity
 from advect.data import Dataset, Transform, transform_from_config
 
-FORMAT = 4
+FORMAT = 5
 
 _CONDITIONS: dict[str, type[Condition]] = {"category": Category, "quantity": Quantity, "length": Length}
 
@@ -74,7 +74,7 @@ class ModelMetadata:
             "config": self.config,
             "spec": {
                 "shape": self.spec.shape,
-                "kind": self.spec.kind,
+                "modality": self.spec.modality,
                 "conditions": {name: _written(condition) for name, condition in self.spec.conditions.items()},
             },
             "transform": self.transform.to_config(),
@@ -107,7 +107,7 @@ class ModelMetadata:
             preset=values["preset"],
             config=values["config"],
             network=NetworkConfig.of(values["config"]["network"]),
-            spec=DataSpec(tuple(values["spec"]["shape"]), values["spec"]["kind"], conditions),
+            spec=DataSpec(tuple(values["spec"]["shape"]), values["spec"]["modality"], conditions),
             transform=transform_from_config(values["transform"], _without("transform.", tensors)),
             noise=values["noise"],
             fingerprint=values["fingerprint"],

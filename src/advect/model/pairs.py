@@ -74,9 +74,13 @@ class PairConfig:
 
     def stored(self, modality: Modality) -> ImageStore:
         """The type on the disk for these data."""
-        if self.store == "uint8" and not modality.is_image:
-            raise UserError(f"--store uint8 is for images, and the data are {modality.name}s; take float32 or bf16")
-        return modality.pair_storage if self.store == "auto" else self.store
+        if self.store == "auto":
+            return modality.pair_stores[0]
+        if self.store not in modality.pair_stores:
+            raise UserError(
+                f"--store {self.store} does not go with {modality.name} data; take {' or '.join(modality.pair_stores)}"
+            )
+        return self.store
 
 
 def make_pairs(

@@ -67,17 +67,9 @@ def describe(run: RunFolder) -> dict[str, Any]:
 
 def _subtitle(run: RunFolder) -> str:
     data = (run.quality or {}).get("data", {})
-    shape = data.get("shape", [])
-    match shape:
-        case [dimension]:
-            kind = f"{dimension}-dimensional vectors"
-        case [steps, channels]:
-            kind = f"sequences of up to {plural(steps, 'step')} in {plural(channels, 'channel')}"
-        case _:
-            kind = f"{' x '.join(map(str, shape))} images"
     parts = [
         f"preset {run.config['preset']}" if run.config.get("preset") else "",
-        f"{kind}, {plural(data['train'], 'training example')}" if data else "",
+        f"{data['words']}, {plural(data['train'], 'training example')}" if data else "",
         str(run.environment.get("device", "")),
         str(run.environment.get("time", ""))[:10],
     ]
@@ -173,7 +165,7 @@ def _quality(run: RunFolder) -> dict[str, Any] | None:
         "protocol": f"{frechet['samples']:,} samples a point against {frechet['held_out']:,} held-out rows, "
         f"in {space}; the same noise for all points; seed {run.quality['seed']}.",
         "samples": f"{frechet['samples']:,}",
-        "two_moments": run.quality["data"]["kind"] != "image",
+        "two_moments": run.quality["data"]["marginals"],
         "marginals": list(_marginals(run.quality.get("marginals", {}))),
     }
 

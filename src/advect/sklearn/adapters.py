@@ -15,7 +15,7 @@ from torch import Tensor
 from advect.core.errors import UserError
 from advect.core.types import Category
 from advect.data import Arrays, Cells, Table, TableTransform, Transform, frame_of
-from advect.data.base import category
+from advect.data.base import array_modality, category
 from advect.data.tables.columns import Categories, Column, Number
 
 LABEL = "label"
@@ -87,6 +87,11 @@ class DataAdapter(ABC):
     def __init__(self, data: Any, options: Mapping[str, Any]) -> None:
         """Fit the transform. Raises UserError for unusable data or options."""
 
+    @classmethod
+    def modality(cls, data: Any) -> str:
+        """The modality of data by name, as the flow sees it."""
+        return "vector"
+
     @abstractmethod
     def to_tensor(self, data: Any) -> Tensor:
         """Data as (N, *S) in data units. Raises UserError for values unknown to the transform."""
@@ -109,6 +114,10 @@ class ArrayAdapter(DataAdapter):
             options["value_range"] = (low, high if high > low else low + 1)
         self.transform = Arrays(x, held_out=0.0, **options).transform
         self.dtype = x.dtype
+
+    @classmethod
+    def modality(cls, data: np.ndarray) -> str:
+        return array_modality(data.shape[1:])
 
     def to_tensor(self, data: np.ndarray) -> Tensor:
         own = data.dtype.kind == "f" and data.dtype.itemsize <= 8  # PyTorch has no long double

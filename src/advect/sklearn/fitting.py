@@ -24,7 +24,7 @@ from advect.core.errors import UserError
 from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import Batch, Condition, DataSpec
 from advect.data import Dataset, Transform
-from advect.data.base import random_split
+from advect.data.base import array_modality, random_split
 from advect.data.splits import MemorySplit
 from advect.distributed.comm import current
 from advect.distributed.context import RunContext, pick_device
@@ -186,7 +186,7 @@ def _dataset(
     splits = [MemorySplit(rows[i], {name: values[i] for name, values in cond.items()}) for i in (train, held_out)]
     return Dataset(
         name="the data",
-        spec=DataSpec(rows.shape[1:], "image" if rows.ndim == 4 else "vector", conditions),
+        spec=DataSpec(rows.shape[1:], array_modality(rows.shape[1:]), conditions),
         transform=adapter.transform,
         train=splits[0],
         held_out=splits[1],

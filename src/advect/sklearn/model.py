@@ -103,7 +103,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         values = None if y is None else check_labels(y, len(x))
         labels = None if values is None else Labels.from_values(values)
         self.classes_: Any = None if labels is None else labels.classes
-        settings = self._settings("image" if getattr(x, "ndim", 2) == 4 else "vector", adapter)
+        settings = self._settings(adapter.modality(x), adapter)
         seed = int(check_random_state(self.random_state).randint(_SEEDS))
         return self._train(adapter(x, settings.data), labels, settings, x, values, seed)
 
@@ -119,7 +119,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         if (y is None) != (self.classes_ is None):
             raise UserError("partial_fit needs y where fit had labels, and none where it had none")
         fitted = self._fitted
-        settings = self._settings(self.flow_.spec.kind, type(fitted.adapter))
+        settings = self._settings(self.flow_.spec.modality, type(fitted.adapter))
         values = None if y is None else check_labels(y, len(x))
         return self._train(fitted.adapter, fitted.labels, settings, x, values, fitted.seed, fitted)
 
@@ -132,11 +132,11 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         if self.early_stopping and not 0 < self.validation_fraction < 1:
             raise UserError(f"validation_fraction must lie in (0, 1), got {self.validation_fraction}; 0.1 is usual")
 
-    def _settings(self, kind: str, adapter: type[DataAdapter]) -> Settings:
+    def _settings(self, modality: str, adapter: type[DataAdapter]) -> Settings:
         names = ("learning_rate", "batch_size", "coupling", "label_dropout", "device")
         return resolve(
             self.options,
-            kind=kind,
+            modality=modality,
             hidden=self.hidden,
             labelled=self.classes_ is not None,
             steps=self.steps,

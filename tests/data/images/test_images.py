@@ -63,7 +63,7 @@ def test_files_are_found_below_the_folder_in_sorted_order(tmp_path):
     source = ImageFolder(tmp_path, image_size=8, held_out=0)
     assert fetch(source.train, range(6)).shape == (6, 3, 8, 8)
     assert source.spec.shape == (3, 8, 8)
-    assert (source.spec.kind, source.spec.conditions, len(source.held_out)) == ("image", {}, 0)
+    assert (source.spec.modality, source.spec.conditions, len(source.held_out)) == ("image", {}, 0)
 
 
 def test_links_to_folders_are_followed_but_not_round_in_circles(tmp_path):

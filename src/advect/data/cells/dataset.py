@@ -97,7 +97,7 @@ class Cells(Dataset):
     @classmethod
     def recognises(cls, path: Path) -> Detected | None:
         there = path.is_file() and path.suffix.lower() == ".h5ad"
-        return Detected(80, "an .h5ad file of single cells", "vector") if there else None
+        return Detected(80, "an .h5ad file of single cells", "cells") if there else None
 
     @classmethod
     def preview(cls, path: Path) -> Preview:
@@ -153,7 +153,7 @@ class Cells(Dataset):
         held_starts = rest[controls[rest]]
         super().__init__(
             name="cells",
-            spec=DataSpec((pca or len(chosen),), "vector", {k: c.condition for k, c in self._columns.items()}),
+            spec=DataSpec((pca or len(chosen),), "cells", {k: c.condition for k, c in self._columns.items()}),
             transform=Chain([self._expression, *model]),
             train=self._split(cells, self._starts),
             held_out=self._split(rest[~controls[rest]], held_starts if len(held_starts) else self._starts),
@@ -196,7 +196,6 @@ class Cells(Dataset):
     def metadata(self) -> dict[str, Any]:
         """What :func:`~advect.data.cells.write.write_h5ad` needs beside samples, as JSON: genes, units, names."""
         return {
-            "kind": "cells",
             "space": self._expression.space,
             "counted": self._counted,
             "expression": {k: v for k, v in self._expression.to_config().items() if k != "kind"},

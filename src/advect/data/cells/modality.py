@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from advect.core.errors import optional_import
 from advect.core.random import CounterRng, Stream, stream_seed
+from advect.core.registry import register
 from advect.core.types import Conditions, DataSpec
 from advect.data.base import Split
 from advect.data.cells.conditions import CellSplit
@@ -23,10 +24,10 @@ from advect.data.vectors.modality import Vectors
 from advect.data.vectors.plot import vector_plot
 
 
+@register("cells")
 class CellsModality(Vectors):
     """Cells, compared as expression: samples.h5ad, in counts or expression as trained."""
 
-    name = "cells"
     usual_preset = "cells"
     metrics = (*DISTANCES, "marginals", "energy_within", "straightness")
 
@@ -40,6 +41,9 @@ class CellsModality(Vectors):
     def components(self) -> Components | None:
         parts = self.transform.parts if isinstance(self.transform, Chain) else ()
         return next((part for part in parts if isinstance(part, Components)), None)
+
+    def describe(self, shape: Sequence[int]) -> str:
+        return f"cells with {shape[0]:,} genes"
 
     def check_output(self, *, individual: bool = False) -> None:
         Modality.check_output(self, individual=individual)
@@ -76,6 +80,3 @@ class CellsModality(Vectors):
         if not metadata.get("counted"):
             return x
         return count_noise(x, metadata, CounterRng(stream_seed(seed, Stream.COUNTS), 0, len(x), start=first))
-
-
-MODALITY = CellsModality

@@ -78,7 +78,7 @@ class CelebA(Dataset):
         conditions = {name: category(values[train], _NO_YES) for name, values in labels.items()}
         super().__init__(
             name="celeba",
-            spec=DataSpec(shape=decoder.shape, kind="image", conditions=dict(conditions)),
+            spec=DataSpec(shape=decoder.shape, modality="image", conditions=dict(conditions)),
             transform=PIXELS,
             train=ImageSplit(store, train, labels, decoder, flip=horizontal_flip, unreadable=self.unreadable),
             held_out=ImageSplit(store, rest, labels, decoder, unreadable=self.unreadable),

@@ -155,7 +155,7 @@ class Cifar(Dataset):
         conditions = {name: category(train.labels[name], names[name]) for name in wanted}
         super().__init__(
             name="cifar10" if layout.labels == ("label",) else "cifar100",
-            spec=DataSpec(shape=(3, 32, 32), kind="image", conditions=dict(conditions)),
+            spec=DataSpec(shape=(3, 32, 32), modality="image", conditions=dict(conditions)),
             transform=PIXELS,
             train=PixelSplit(train.x, np.arange(len(train.x)), train.labels, PIXELS, flip=horizontal_flip),
             held_out=PixelSplit(test.x, np.arange(len(test.x)), test.labels, PIXELS),

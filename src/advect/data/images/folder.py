@@ -195,7 +195,7 @@ class ImageFolder(Dataset):
             name="image-folder",
             spec=DataSpec(
                 shape=decoder.shape,
-                kind="image",
+                modality="image",
                 conditions={} if classes is None else {"label": category(classes.labels[train], classes.names)},
             ),
             transform=PIXELS,
@@ -272,6 +272,14 @@ class ImageSplit(Split):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def files(self) -> ImageSplit:
+        return self
+
+    def at(self, rows: np.ndarray) -> ImageSplit:
+        """The images at these rows (n,) of the store, without labels."""
+        return ImageSplit(self.store, rows, {}, self.decoder)
 
     @property
     def names(self) -> list[str]:

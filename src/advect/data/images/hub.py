@@ -102,7 +102,7 @@ class HubImages(Dataset):
         specs = {name: _category(numbers[train], names[name]) for name, numbers in labels.items()}
         super().__init__(
             name=Path(title).name,
-            spec=DataSpec(shape=decoder.shape, kind="image", conditions=dict(specs)),
+            spec=DataSpec(shape=decoder.shape, modality="image", conditions=dict(specs)),
             transform=PIXELS,
             train=ImageSplit(store, train, labels, decoder, flip=horizontal_flip, unreadable=self.unreadable),
             held_out=ImageSplit(store, rest, labels, decoder, unreadable=self.unreadable),

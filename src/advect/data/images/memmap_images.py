@@ -82,7 +82,7 @@ class Packed(Dataset):
             name="image-folder",
             spec=DataSpec(
                 shape=tuple(manifest["shape"][1:]),
-                kind="image",
+                modality="image",
                 conditions={name: category(labels[name][train], values) for name, values in conditions.items()},
             ),
             transform=PIXELS,

@@ -164,7 +164,7 @@ class ParquetImages(Dataset):
             name="image-parquet",
             spec=DataSpec(
                 shape=decoder.shape,
-                kind="image",
+                modality="image",
                 conditions={} if classes is None else {"label": category(classes.labels[train], classes.names)},
             ),
             transform=PIXELS,

@@ -252,7 +252,7 @@ class Shards(Dataset):
             name="image-shards",
             spec=DataSpec(
                 shape=decoder.shape,
-                kind="image",
+                modality="image",
                 conditions={} if classes is None else {"label": category(classes.labels[train], classes.names)},
             ),
             transform=PIXELS,

@@ -135,7 +135,6 @@ class Sequences(Dataset):
     def metadata(self) -> dict[str, Any]:
         """A JSON object from which :func:`steps_of` makes tables without the data."""
         return {
-            "kind": "sequences",
             "channels": list(self._channels),
             "id": self._keys[0],
             "order": self._keys[1],

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
 
+from advect.core.registry import register
 from advect.core.types import LENGTH, Batch, Conditions
 from advect.data.modality import Modality, write_npz
 from advect.data.sequences.dataset import steps_of
@@ -15,13 +17,18 @@ from advect.data.sequences.plot import series_plot
 from advect.data.tables.dataset import write_table
 
 
+@register("sequence")
 class SequencesModality(Modality):
     """Sequences (L, C): samples.npz with ``values`` and ``lengths``, and, with pandas, samples.csv of steps."""
 
-    name = "sequence"
+    layout = "sequence"
     usual_preset = "sequences"
     shown = 3
     trajectories = 4
+
+    def describe(self, shape: Sequence[int]) -> str:
+        steps, channels = shape
+        return f"sequences of up to {steps:,} steps in {channels:,} channel{'s' * (channels != 1)}"
 
     def write_data(self, x: Tensor, conditions: Conditions, folder: Path, first: int) -> list[Path]:
         named = {name: value for name, value in conditions.items() if name != LENGTH}
@@ -41,6 +48,3 @@ class SequencesModality(Modality):
             return series_plot(x, conditions.get(LENGTH), names=names)
         real = (reference.cond or {}).get(LENGTH)
         return series_plot(x, conditions.get(LENGTH), reference.x1, real, names=names)
-
-
-MODALITY = SequencesModality

@@ -206,7 +206,7 @@ class Table(Dataset):
 
     @classmethod
     def recognises(cls, path: Path) -> Detected | None:
-        return Detected(60, "a CSV or Parquet table", "vector") if is_table_file(path) else None
+        return Detected(60, "a CSV or Parquet table", "table") if is_table_file(path) else None
 
     @classmethod
     def preview(cls, path: Path) -> Preview:
@@ -258,7 +258,7 @@ class Table(Dataset):
         cond = {c: v for c, (_, v) in specs.items()}
         super().__init__(
             name=name or (Path(data).name if isinstance(data, str | os.PathLike) else "table"),
-            spec=DataSpec(x.shape[1:], "vector", {c: spec for c, (spec, _) in specs.items()}),
+            spec=DataSpec(x.shape[1:], "table", {c: spec for c, (spec, _) in specs.items()}),
             transform=transform,
             train=MemorySplit(x[train], {c: v[train] for c, v in cond.items()}),
             held_out=MemorySplit(x[rest], {c: v[rest] for c, v in cond.items()}),
@@ -269,7 +269,6 @@ class Table(Dataset):
     def metadata(self) -> dict[str, Any]:
         """A JSON object from which :func:`frame_of` makes data frames without the data."""
         return {
-            "kind": "table",
             "suffix": self._suffix,
             "order": self._order,
             "transform": self.transform.to_config(),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
 
 from advect.core.errors import optional_import
+from advect.core.registry import register
 from advect.core.types import Conditions
 from advect.data.modality import DISTANCES, Modality
 from advect.data.tables.dataset import frame_of, write_table
@@ -15,10 +17,10 @@ from advect.data.vectors.modality import Vectors
 from advect.data.vectors.plot import vector_plot
 
 
+@register("table")
 class Tables(Vectors):
     """Rows of a table: samples.csv, or .parquet where that was read. Distances are those of scaled columns."""
 
-    name = "table"
     usual_preset = "table"
     metrics = (*DISTANCES, "columns", "straightness")
 
@@ -27,6 +29,9 @@ class Tables(Vectors):
     @property
     def categorical(self) -> tuple[bool, ...]:
         return tuple(column["kind"] != "number" for column in self.metadata["transform"]["columns"])
+
+    def describe(self, shape: Sequence[int]) -> str:
+        return f"rows of {len(self.metadata['transform']['columns']):,} columns"
 
     def check_output(self, *, individual: bool = False) -> None:
         Modality.check_output(self, individual=individual)
@@ -49,6 +54,3 @@ class Tables(Vectors):
     def feature_space(self, x: Tensor) -> Tensor:
         """Rows (n, D) in table units as scaled columns (n, K)."""
         return self.transform.forward(x)
-
-
-MODALITY = Tables

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,22 @@ from torch import Tensor
 
 from advect.core.errors import optional_import
 from advect.core.files import atomic_write
+from advect.core.registry import register
 from advect.core.types import Batch, Conditions
 from advect.data.modality import Modality, condition_columns, write_npz
 from advect.data.vectors.parquet import write_vectors
 from advect.data.vectors.plot import scatter_plot, vector_plot
 
 
+@register("vector")
 class Vectors(Modality):
     """Vectors (D,): samples.parquet where such a column was read, else samples.npz with ``x`` and samples.csv."""
 
-    name = "vector"
+    layout = "vector"
     trajectories = 200
+
+    def describe(self, shape: Sequence[int]) -> str:
+        return f"{shape[0]}-dimensional vectors"
 
     def check_output(self, *, individual: bool = False) -> None:
         Modality.check_output(self, individual=individual)
@@ -60,6 +66,3 @@ def _write_csv(path: Path, x: Tensor, columns: dict[str, list[Any]]) -> None:
         rows.writerow([*(f"x{i + 1}" for i in range(x.shape[1])), *columns])
         # A float32 has its shortest digits as numpy's own scalar only.
         rows.writerows([*map(str, row), *others] for row, *others in zip(x.numpy(), *columns.values(), strict=True))
-
-
-MODALITY = Vectors
