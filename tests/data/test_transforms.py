@@ -95,7 +95,7 @@ def test_log_det_is_that_of_the_jacobian_by_differentiation(transform):
     assert transform.log_det(3) == pytest.approx(torch.linalg.slogdet(jacobian).logabsdet.item(), rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize(("offset", "spread"), [(1.7e9, 1000.0), (1e15, 3.0), (3.0, 1e-12), (0.0, 1e-12), (0.0, 1e200)])
+@pytest.mark.parametrize(("offset", "spread"), [(1.7e9, 1e3), (1e15, 3.0), (3.0, 1e-12), (0.0, 1e-12), (0.0, 1e200)])
 def test_a_spread_survives_any_offset(offset, spread):
     x = offset + spread * np.random.default_rng(0).normal(size=(200, 2))
     sequences = SequenceScale.fit(x, ragged=False)
