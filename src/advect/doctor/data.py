@@ -272,10 +272,10 @@ def check_offset(v: ValueStats) -> Finding | None:
         return None
     figures: dict[str, Figure] = {"feature": v.farthest, "distance from zero in deviations": v.offset}
     if v.coarse:
-        title = "Values were cut to float32 before they came here: they lie on a grid that is coarse beside their spread"
+        title = "Values were cut to float32 before they came here: their grid is coarse beside their spread"
         return Finding("problem", title, figures | {"such features": v.coarse}, "write the data anew as float64")
     title = "Some features lie so far from zero that float32 cannot hold them"
-    advice = "nothing for training: they are centred in float64 and samples are float64; keep that type when you use them"
+    advice = "none for training, which centres them in float64; samples are float64: keep that type"
     return Finding("note", title, figures, advice)
 
 

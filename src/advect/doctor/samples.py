@@ -52,7 +52,7 @@ def compare(
     seed: int = 0,
 ) -> SampleFacts:
     """Measure samples x (n, *S), drawn for the conditions ``asked``, beside data with theirs, all in data units."""
-    space = dataset_modality(source).feature_space
+    space = source.modality.feature_space
     x, train, held_out = space(x), (space(train[0]), train[1]), (space(held_out[0]), held_out[1])
     fine = torch.isfinite(x.flatten(1)).all(1)
     count, data = int(fine.sum()), train[0]
