@@ -1,4 +1,4 @@
-"""What commands share: the RUN argument, and processes on this machine for --nproc."""
+"""The RUN argument, and --nproc."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from advect.distributed.comm import sync_errors
 def split_place(
     words: list[str], command: str, what: str = "run", example: str = "runs/digits"
 ) -> tuple[Path, list[str]]:
-    """Split the RUN argument from the flags; --help needs none."""
+    """Split RUN from the flags; --help needs none."""
     if words and not words[0].startswith("-"):
         return Path(words[0]), words[1:]
     if any(word in ("-h", "--help") for word in words):
@@ -23,7 +23,7 @@ def split_place(
 
 
 def launch_processes(command: str, words: list[str], nproc: int, device: str) -> NoReturn:
-    """Run the command in ``nproc`` processes, and exit as they do."""
+    """Run the command in ``nproc`` processes; exit with their code."""
     from advect.distributed.launch import check_nproc, launch
 
     with sync_errors():

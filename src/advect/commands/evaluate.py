@@ -34,12 +34,12 @@ SHARED = True
 
 @dataclass(frozen=True, kw_only=True)
 class CompareArguments:
-    """What one call of ``advect eval --compare`` asks for."""
+    """Flags of ``advect eval --compare``."""
 
     compare: tuple[Path, ...]
     """Result files."""
     force: bool = False
-    """Compare numbers of different protocols, too."""
+    """Compare different protocols too."""
 
 
 def run(words: list[str]) -> None:
@@ -66,13 +66,13 @@ def parse_eval(flags: list[str]) -> EvalConfig:
 
 
 def parse_compare(flags: list[str]) -> CompareArguments:
-    """Parse the words after ``advect eval`` where --compare is among them. Raises UserError."""
+    """Parse the words after ``advect eval`` with --compare. Raises UserError."""
     about = "Compare results that were measured by one protocol."
     return parse_words(CompareArguments, flags, prog="advect eval", description=about)
 
 
 def _about() -> str:
-    """What the command does, and what it can measure."""
+    """Description of the command and the metrics."""
     usual: dict[str, Any] = {name: registry.get("modality", name).metrics for name in registry.choices("modality")}  # pyright: ignore[reportAttributeAccessIssue]
     names = dict.fromkeys([*(name for metrics in usual.values() for name in metrics), *registry.choices("metric")])
     lines = [f"  {name}: {registry.summary(registry.get('metric', name))} ({_when(name, usual)})" for name in names]
@@ -92,15 +92,11 @@ LIBRARIES = ("advect", "torch", "numpy", "scikit-learn", "python")
 
 
 def evaluate(run: Path, config: EvalConfig) -> tuple[Path, dict[str, Any]]:
-    """Measure a run as ``config`` asks, and return the result file and what it holds.
+    """Evaluate a run; return the result file and its content.
 
-    The file, ``RUN/evaluation/eval-<hash>.json`` unless ``config`` names another, appears whole or not at all. Samples
-    are drawn in parts that do not depend on the number of processes, are looked at part by part, and lie on disk
-    meanwhile; a call that was ended goes on from them when it is repeated, and ends with the same numbers. Memory does
-    not grow with the number of samples. Several processes share the work and all return the same.
-
-    Raises UserError for a bad request, before anything is written, for data that have moved or changed, and where
-    files cannot be written.
+    The file, ``RUN/evaluation/eval-HASH.json`` by default, is written atomically. Samples are drawn in parts on disk:
+    memory is bounded, and a repeated call resumes with the same numbers, on any number of processes. Raises UserError
+    for a bad request, before writing, moved or changed data, and failed writes.
     """
     with run_context(config.device) as context:
         with sync_errors():
@@ -132,7 +128,7 @@ def evaluate(run: Path, config: EvalConfig) -> tuple[Path, dict[str, Any]]:
 
 
 def _measure(plan: Plan, evaluator: Evaluator) -> dict[str, Any]:
-    """What is measured, on the first process: the floor, the flow itself, and a point for each way."""
+    """Results on the first process: floor, flow, and a point for each sampler."""
     points, floor, config = [], {}, plan.config
     if evaluator.compared:
         floor = evaluator.floor
@@ -155,7 +151,7 @@ def _measure(plan: Plan, evaluator: Evaluator) -> dict[str, Any]:
 
 
 def _point(way: SamplerConfig, found: Sequence[Mapping[str, Any]], n: int) -> dict[str, Any]:
-    """One way's numbers over the seeds; a number that one of them has not is left out."""
+    """A sampler's numbers over the seeds; incomplete ones are left out."""
     metrics = {}
     for name in found[0]["metrics"]:
         values = [f["metrics"][name] for f in found if name in f["metrics"]]
@@ -174,13 +170,13 @@ def _point(way: SamplerConfig, found: Sequence[Mapping[str, Any]], n: int) -> di
 
 
 def _short_hash(protocol: Mapping[str, Any], subject: Mapping[str, Any]) -> str:
-    """Eight characters for these numbers, wherever the run lies."""
+    """Eight characters of hash, independent of the run's folder."""
     what = [protocol, {name: value for name, value in subject.items() if name != "run"}]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _check_output(output: Path) -> None:
-    """Raise UserError where a file cannot be written; remove what a killed call has left of it."""
+    """Raise UserError if a file cannot be written; remove leftovers of a killed call."""
     if output.is_dir():
         raise UserError(f"--output {output} is a folder; name a file, such as {output / 'eval.json'}")
     there = next(folder for folder in output.absolute().parents if folder.exists())

@@ -22,18 +22,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ReportArguments:
-    """What one call of ``advect report`` asks for."""
+    """Flags of ``advect report``."""
 
     num_samples: int = 1000
-    """Samples for each point of the quality curve, at most as many as the training data."""
+    """Samples a point of the quality curve, at most the number of training samples."""
     nfes: tuple[int, ...] | None = None
-    """Numbers of network evaluations at which quality is measured."""
+    """Numbers of network evaluations to measure."""
     seed: int = 0
     """Seed of the samples."""
     measure: bool = True
-    """Measure anew; --no-measure makes the page of what is in the run folder."""
+    """Measure; --no-measure uses what the run folder holds."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
+    """cpu, cuda, cuda:1 ...; auto takes a GPU if available."""
 
 
 def run(words: list[str]) -> None:
@@ -66,8 +66,8 @@ def report(
 ) -> tuple[Path, dict]:
     """Measure a run and write its ``report.html``; return the file and the measurements.
 
-    With ``measure`` False the page is made of what the folder already holds. Raises UserError where ``run`` is
-    not a run folder with a checkpoint, or the data have moved.
+    With ``measure`` False the page uses existing files. Raises UserError if ``run`` is no run folder with a
+    checkpoint, or the data have moved.
     """
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is not a run folder: it has no config.yaml; give one such as runs/digits")
@@ -82,7 +82,7 @@ def report(
 
 
 def summary(results: dict) -> list[str]:
-    """The measurements' main figures, a line each."""
+    """Main figures of the measurements, as lines."""
     frechet = results["frechet"]
     best = frechet["best"]
     lines = [

@@ -70,7 +70,7 @@ def _without_limit(reason: str) -> str:
 
 
 def exit_by_signal(reason: str) -> None:
-    """Exit as a signal would have it, where one ended the run."""
+    """Exit with a signal's code if one ended the run."""
     if reason.startswith("SIG"):
         sys.exit(128 + signal.Signals[reason])
 
@@ -83,14 +83,14 @@ def train(
     resume_from: Path | None = None,
     resume: str = "no",
 ) -> tuple[Path, str]:
-    """Train into ``run_dir`` (runs/PRESET); return the folder and why the run ended.
+    """Train into ``run_dir`` (runs/PRESET); return the folder and the reason of the end.
 
     Args:
-        resume_from: run folder or checkpoint to continue, bit for bit, in its own folder unless ``run_dir`` is given.
-        resume: "auto" continues from the newest undamaged checkpoint in ``run_dir``, or begins where there is none.
+        resume_from: run folder or checkpoint to continue, bit for bit, in its folder unless ``run_dir`` is given.
+        resume: "auto" continues from the newest undamaged checkpoint in ``run_dir``, if any.
 
-    Everything is checked before the first file is written. Raises UserError for settings that do not fit the data, a
-    run folder in use, and a checkpoint of another network or data.
+    Checked before writing. Raises UserError for settings that do not fit the data, a run folder in use, and a
+    checkpoint of another network or data.
     """
     usual = run_dir or Path("runs") / preset
     with run_context(config.training.device, run_dir=usual, seed=config.training.seed) as context:
@@ -144,7 +144,7 @@ def _train(config: Config, preset: str, context: RunContext, checkpoint: Path | 
 
 
 def _open(config: Config) -> tuple[Dataset, dict[str, Any]]:
-    """The training data, and the arguments of their source distribution."""
+    """Training data, and arguments of their source distribution."""
     source, pairs = build_dataset(config.data), config.training.pairs
     if (config.method.coupling == "pairs") != (pairs is not None):
         raise UserError("--coupling pairs and --pairs PATH go together; give both, as advect reflow does, or neither")
@@ -170,7 +170,7 @@ def _first_weights(config: Config) -> dict[str, Tensor] | None:
 def _new_trainer(
     config: Config, source: Dataset, metadata: ModelMetadata, context: RunContext, weights: Mapping[str, Tensor] | None
 ) -> Trainer:
-    """Network, loss, data and callbacks as a trainer; nothing is written until it runs."""
+    """Trainer with network, loss, data and callbacks."""
     t = config.training
     check_method(config.method, t)
     loss = build_loss(config.method, source.spec, metadata.noise, metadata.source_tensors)

@@ -1,4 +1,4 @@
-"""From words of the command line, or a ``config.yaml``, to a configuration: the one parser of both."""
+"""Parser of command lines and ``config.yaml`` files."""
 
 from __future__ import annotations
 
@@ -26,19 +26,17 @@ class TrainArguments(Section):
 
     settings: Config = field(metadata={"flag": False})
     data: str | None = None
-    """Data of your own, a file or folder: what it holds is recognised, and a preset chosen where none is named. It is
-    --data-dir with all that follows from it.
-    """
+    """Your data, a file or folder: --data-dir with the format detected, and a preset chosen if none is named."""
     run_dir: Path | None = None
-    """Folder to write the run to; by default runs/PRESET."""
+    """Folder of the run; default runs/PRESET."""
     resume_from: Path | None = None
-    """Run folder or checkpoint to continue, bit for bit; its configuration is taken unless a PRESET is named."""
+    """Run folder or checkpoint to continue, bit for bit, with its configuration unless a PRESET is named."""
     resume: Literal["no", "auto"] = "no"
-    """auto: go on from the newest whole checkpoint in the run folder, or begin where there is none."""
+    """auto: continue from the newest undamaged checkpoint in the run folder, or begin if there is none."""
     config: Path | None = None
-    """A run's config.yaml to repeat; flags given beside it win."""
+    """A run's config.yaml to repeat; flags override it."""
     nproc: int = 1
-    """Processes on this machine, on a GPU each where there are any; as torchrun --nproc_per_node starts them."""
+    """Local processes, one a GPU if there are any, as by torchrun --nproc_per_node."""
     dry_run: bool = False
     """Print the resolved configuration and stop."""
 
@@ -46,9 +44,9 @@ class TrainArguments(Section):
 
 
 def parse_train(words: list[str], notes: list[str] | None = None) -> tuple[str, TrainArguments]:
-    """Parse the words after ``advect train``: the preset's name and the arguments. Raises UserError.
+    """Parse the words after ``advect train``: name of the preset, and arguments. Raises UserError.
 
-    ``notes`` gets a line on how the data of ``--data`` are read.
+    A line on the data of ``--data`` is added to ``notes``.
     """
     words = [dashed(word) for word in words]
     name = words[0] if words and not words[0].startswith("-") else None
@@ -83,7 +81,7 @@ def parse_train(words: list[str], notes: list[str] | None = None) -> tuple[str, 
 
 
 def _without_replaced(given: list[str], flags: Sequence[str]) -> list[str]:
-    """The flags of a file without the arguments of parts for which the words choose others."""
+    """Flags of a file, without arguments of parts that the words replace."""
     for section in (MethodConfig, TrainingConfig, OutputConfig):
         plain = tuple(flag(f.name) for f in fields(section))
         for choice in section.choices():
@@ -94,13 +92,13 @@ def _without_replaced(given: list[str], flags: Sequence[str]) -> list[str]:
 
 
 def parse_config(path: Path) -> tuple[str, Config]:
-    """Read a ``config.yaml``: the preset's name and the configuration. Raises UserError."""
+    """Read a ``config.yaml``: name of the preset, and configuration. Raises UserError."""
     name, flags = _recorded(path)
     return name, _parse(get_preset(name), flags).settings
 
 
 def _recorded(path: Path) -> tuple[str, list[str]]:
-    """The preset and the flags of a ``config.yaml``; one that names no format has the preset's own."""
+    """Preset and flags of a ``config.yaml``; the format defaults to the preset's."""
     name, flags = read_flags(path)
     if value_of("--data-format", flags) is None:
         flags += ["--data-format", get_preset(name).config.data.data_format]
@@ -108,7 +106,7 @@ def _recorded(path: Path) -> tuple[str, list[str]]:
 
 
 def parse_settings(run: S, words: Sequence[str], *, prog: str, description: str) -> S:
-    """The arguments ``run`` of a command, whose ``settings`` are a configuration, with what the words give."""
+    """Arguments ``run`` of a command, with a configuration ``settings``, updated by the words."""
     config: Config = run.settings
     sections = {f.name: getattr(config, f.name) for f in fields(config)}
     found = parse_sections({"run": run, **sections}, words, prog=prog, description=description)
@@ -126,7 +124,7 @@ def _parse(preset: Preset, flags: list[str]) -> TrainArguments:
 
 
 def _with_data(preset: Preset, flags: list[str]) -> Config:
-    """The preset's configuration for the data that the flags name."""
+    """The preset's configuration for the data named by the flags."""
     config, place = preset.config, value_of("--data-dir", flags)
     data_format = value_of("--data-format", flags)
     if data_format is None:
@@ -153,5 +151,5 @@ def _about(preset: Preset) -> str:
 
 
 def run_folder(path: Path) -> Path:
-    """The run folder of a run folder or checkpoint."""
+    """Run folder of a run folder or checkpoint."""
     return find_checkpoint(path).parent.parent

@@ -1,4 +1,4 @@
-"""Which preset and flags train on the data that a path holds."""
+"""Preset and flags for the data at a path."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STEPS = 3000
 
 
 class DetectedData(NamedTuple):
-    """The preset for some data, the flags that it needs for them, and one line of words about what they are."""
+    """Preset, flags and a one-line description of some data."""
 
     preset: str
     flags: list[str]
@@ -26,9 +26,9 @@ class DetectedData(NamedTuple):
 
 
 def describe(path: str | Path, preset: str | None = None, data_format: str | None = None) -> DetectedData:
-    """What a path holds, read as ``data_format`` and for ``preset`` where those are named.
+    """Describe a path, read as ``data_format`` and for ``preset`` if given.
 
-    Raises UserError for a path that is not there or holds nothing known, and a preset or format that does not fit.
+    Raises UserError for a missing path, unknown data, and a preset or format that does not fit.
     """
     found = autodetect(path)
     if data_format is not None:
@@ -49,7 +49,7 @@ def describe(path: str | Path, preset: str | None = None, data_format: str | Non
 
 
 def fits(preset: Preset, cls: type[Dataset], seen: Detected) -> bool:
-    """Whether a preset trains on data of a format: on its name, and with its network on its layout."""
+    """Whether a preset trains on a format, and its network on that layout."""
     takes: str = preset.config.network.part("network").takes  # pyright: ignore[reportAttributeAccessIssue]
     return bool(preset.takes) and trains_on(preset, registry.name_of(cls)) and takes == layout_of(seen.modality)
 
@@ -60,7 +60,7 @@ def usual_preset(modality: str) -> str:
 
 
 def trains_on(preset: Preset, data_format: str) -> bool:
-    """Whether a preset takes a format: its own, one that it names, or one that names it."""
+    """Whether a preset takes a format: its own, one it names, or one that names it."""
     if data_format in (preset.config.data.data_format, *preset.takes):
         return True
     known = data_format in registry.choices(FORMAT)
@@ -68,10 +68,7 @@ def trains_on(preset: Preset, data_format: str) -> bool:
 
 
 def format_for(preset: Preset, path: str) -> str | None:
-    """The format that the preset reads a path as; None where it takes but one, or the path holds none of them.
-
-    Whoever opens the data then says what is wrong.
-    """
+    """Format as which the preset reads a path; None if it takes only one, or the path fits none."""
     if len(preset.takes) < 2:
         return None
     try:
@@ -81,7 +78,7 @@ def format_for(preset: Preset, path: str) -> str | None:
 
 
 def image_size(data_format: str, path: Path) -> tuple[int, int] | None:
-    """Height and width of images that cannot be resized; None of others, and where the file does not tell."""
+    """Height and width of images that cannot be resized; None for others and unreadable files."""
     try:
         return registry.get(FORMAT, data_format).image_size(path)
     except (OSError, EOFError, ValueError, KeyError, UserError, StopIteration):
@@ -97,10 +94,7 @@ def _preview(cls: type[Dataset], path: str | Path) -> Preview:
 
 
 def _flags(first: Preview, preset: Preset) -> list[str]:
-    """The options that the data need; an image size goes with presets that follow it.
-
-    Where there are many samples, as many epochs as make about 3,000 steps, if the preset's make more.
-    """
+    """Flags that the data need; fewer epochs for many samples, about 3,000 steps."""
     options: dict[str, Any] = dict(first.options)
     if preset.fit is None:
         options.pop("image_size", None)
@@ -112,5 +106,5 @@ def _flags(first: Preview, preset: Preset) -> list[str]:
 
 
 def words_of(options: Mapping[str, Any]) -> list[str]:
-    """Plain values as words of the command line."""
+    """Plain values as command-line words."""
     return [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]

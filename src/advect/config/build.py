@@ -1,4 +1,4 @@
-"""From the sections of a configuration to the parts that they name."""
+"""Construction of the parts named by a configuration."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from advect.weights import Uniform, Weight
 
 
 def build_network(config: NetworkConfig, spec: DataSpec, *, grad_checkpointing: bool = False) -> nn.Module:
-    """Make the network for data of this shape and these conditions. Raises UserError where they do not fit."""
+    """Network for data of this shape and these conditions. Raises UserError if they do not fit."""
     cls: Any = config.part("network")
     if cls.takes != layout_of(spec.modality):
         usual = " or ".join(f"--network {name}" for name in networks_for(spec.modality))
@@ -44,7 +44,7 @@ def build_network(config: NetworkConfig, spec: DataSpec, *, grad_checkpointing: 
 
 
 def networks_for(modality: str) -> list[str]:
-    """The networks that take data of a modality: those of its layout."""
+    """Networks that take data of a modality, by its layout."""
     found: dict[str, Any] = {name: registry.get("network", name) for name in registry.choices("network")}
     return [name for name, cls in found.items() if cls.takes == layout_of(modality)]
 
@@ -55,7 +55,7 @@ def layout_of(modality: str) -> str:
 
 
 def _sizes(spec: DataSpec) -> dict[str, int | Vector]:
-    """The conditions as networks count them; a length is not embedded, but read from the condition itself."""
+    """Sizes of the embedded conditions; lengths are not embedded."""
     return {
         name: Vector(len(condition.mean)) if isinstance(condition, Quantity) else len(condition.names)
         for name, condition in spec.conditions.items()
@@ -64,7 +64,7 @@ def _sizes(spec: DataSpec) -> dict[str, int | Vector]:
 
 
 def build_path(method: MethodConfig, source: Mapping[str, Any] | None = None) -> Path:
-    """The path to data from the source of :func:`fit_source`. Raises UserError for a bridge without width."""
+    """Path to data from the source of :func:`fit_source`. Raises UserError for a bridge without width."""
     cls: Any = method.part("path")
     given, jitter = {}, method.sigma_min
     if cls.width is not None:
@@ -81,7 +81,7 @@ def build_path(method: MethodConfig, source: Mapping[str, Any] | None = None) ->
 
 
 def _plain_noise(method: MethodConfig, source: Mapping[str, Any] | None) -> bool:
-    """Whether x0 is N(0, I), drawn apart from x1."""
+    """Whether x0 is N(0, I), independent of x1."""
     name = method.source if source is None else source["kind"]
     cls: Any = Empirical if name == EMPIRICAL else registry.get("source", name)
     coupling: Any = method.part("coupling")
@@ -89,13 +89,13 @@ def _plain_noise(method: MethodConfig, source: Mapping[str, Any] | None) -> bool
 
 
 EMPIRICAL = "empirical"
-"""The kind of a source whose samples the data bring."""
+"""Kind of a source with samples from the data."""
 
 
 def fit_source(method: MethodConfig, dataset: Dataset) -> dict[str, Any]:
-    """What :func:`build_source_distribution` needs, as plain values: kind and arguments, some measured on the data.
+    """Arguments of :func:`build_source_distribution` as plain values: kind and parameters, some fitted to the data.
 
-    Data that bring their own starts, such as control cells, are "empirical". Raises UserError for a --source beside.
+    Data with start points, such as control cells, are "empirical". Raises UserError if --source is given too.
     """
     if dataset.source_samples() is not None:
         if method.source != MethodConfig.source:
@@ -110,7 +110,7 @@ def fit_source(method: MethodConfig, dataset: Dataset) -> dict[str, Any]:
 
 
 def source_tensors(dataset: Dataset) -> dict[str, Tensor]:
-    """What :func:`build_source_distribution` needs besides: the starts that the data bring, if any."""
+    """Tensors for :func:`build_source_distribution`: start points of the data, if any."""
     starts = dataset.source_samples()
     return {} if starts is None else Empirical(starts[0], cond=starts[1]).tensors()
 
@@ -118,7 +118,7 @@ def source_tensors(dataset: Dataset) -> dict[str, Tensor]:
 def build_source_distribution(
     facts: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
 ) -> SourceDistribution:
-    """The source distribution of :func:`fit_source` and :func:`source_tensors`."""
+    """Source distribution of :func:`fit_source` and :func:`source_tensors`."""
     options = {name: value for name, value in facts.items() if name != "kind"}
     if facts["kind"] == EMPIRICAL:
         return Empirical.from_tensors(tensors or {}, **options)
@@ -126,13 +126,13 @@ def build_source_distribution(
 
 
 def build_times(method: MethodConfig) -> TimeDistribution:
-    """The times, stratified over the batch where that has a meaning."""
+    """Distribution of times, stratified over the batch if possible."""
     times = method.build("times")
     return Stratified(times) if times.stratify else times
 
 
 def build_weight(method: MethodConfig, path: Path, space: str) -> Weight | None:
-    """The weight of a loss in ``space``; None for 1. Raises UserError for one that the path does not have."""
+    """Weight of a loss in ``space``; None for 1. Raises UserError if the path has none."""
     cls = method.part("weight")
     if cls is Uniform:
         return None
@@ -146,9 +146,9 @@ def build_weight(method: MethodConfig, path: Path, space: str) -> Weight | None:
 
 
 def label_dropout(method: MethodConfig, spec: DataSpec) -> float:
-    """The share of samples trained without their conditions; a length is always given.
+    """Share of samples trained without conditions; lengths are always given.
 
-    Raises UserError where one is asked for and the data have no conditions.
+    Raises UserError if positive for data without conditions.
     """
     droppable = any(not isinstance(condition, Length) for condition in spec.conditions.values())
     if method.label_dropout is None:
@@ -161,7 +161,7 @@ def label_dropout(method: MethodConfig, spec: DataSpec) -> float:
 def build_loss(
     method: MethodConfig, spec: DataSpec, source: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
 ) -> Loss:
-    """Make the loss. Raises UserError for settings that contradict each other or the data."""
+    """Loss of a configuration. Raises UserError for contradictory or unsuitable settings."""
     dropout = label_dropout(method, spec)
     if method.part("coupling").needs_conditions and not spec.conditions:  # pyright: ignore[reportAttributeAccessIssue]
         raise UserError(f"--coupling {method.coupling} needs labels, and the data have none; take --coupling ot")
@@ -191,7 +191,7 @@ def build_loss(
 
 
 def _check_used(method: MethodConfig) -> None:
-    """Raise UserError for a value that the objective has no use for."""
+    """Raise UserError for a value that the objective does not use."""
     takes = registry.parameters(method.part("objective"))
     for f in fields(method):
         value = getattr(method, f.name)

@@ -1,4 +1,4 @@
-"""The data of a run: their format, their place, and the arguments of that format's data set."""
+"""Data of a run: format, place, and arguments of the format's data set."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class DataConfig(Section):
     """The data."""
 
     data_format: str = part("data-format", default="digits", prefix="")
-    """How --data or --data-dir is read, where it could be read in more than one way; sequences, say, of a CSV file."""
+    """Format of --data or --data-dir, if ambiguous; such as sequences for a CSV file."""
     data_dir: str | Path | None = None
-    """The data: a file or a folder; of some formats a URL, a pattern, or a name on the hub."""
+    """File or folder; for some formats a URL, a pattern, or a name on the hub."""
 
     usual = frozenset({"data_dir"})
 
     def __post_init__(self) -> None:
-        """Keep a path as an absolute one, so that a run works from any folder."""
+        """Make paths absolute."""
         super().__post_init__()
         if self.data_dir is None:
             return
@@ -39,11 +39,11 @@ class DataConfig(Section):
 
     @property
     def dataset(self) -> type[Dataset]:
-        """The class of the format."""
+        """Class of the format."""
         return self.part("data_format")
 
     def values(self) -> dict[str, Any]:
-        """All values by name; no place for data that come with a library."""
+        """All values by name, without data_dir for data that come with a library."""
         found = super().values()
         if self.dataset.place is None:
             del found["data_dir"]
@@ -51,12 +51,12 @@ class DataConfig(Section):
 
 
 def data(data_format: str, **options: Any) -> DataConfig:
-    """The data of a format with those arguments that are not the default."""
+    """Data of a format, with arguments that differ from the defaults."""
     return DataConfig(data_format=data_format, options=options)
 
 
 def build_dataset(config: DataConfig) -> Dataset:
-    """Open the data. Raises UserError for data that are missing, empty or damaged, or do not fit their flags."""
+    """Open the data. Raises UserError for missing, empty, damaged or unsuitable data."""
     cls, options = config.dataset, config.arguments("data_format")
     if cls.place is not None and config.data_dir is None:
         raise UserError(f"--data-dir is not given; name {cls.place}")

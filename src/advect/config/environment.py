@@ -20,7 +20,7 @@ _LIBRARIES = ("advect", "torch", "numpy", "safetensors", "scikit-learn", "pillow
 
 
 def write_environment(context: RunContext, *, fingerprint: str, step: int) -> None:
-    """Write the file, or append this start where the run is resumed."""
+    """Write the file, or append a resumption."""
     path = context.run_dir / "environment.json"
     start = {
         "command": command_line(),
@@ -41,7 +41,7 @@ def write_environment(context: RunContext, *, fingerprint: str, step: int) -> No
 
 
 def command_line() -> str:
-    """The command that started this process."""
+    """Command that started this process."""
     program = Path(sys.argv[0]).name
     words = ["advect", *sys.argv[1:]] if program in ("advect", "__main__.py") else [program, *sys.argv[1:]]
     return shlex.join(words)
@@ -59,7 +59,7 @@ def versions() -> dict[str, str]:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's product name, or the CPU's architecture."""
+    """Product name of the GPU, or architecture of the CPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
 
 

@@ -1,4 +1,4 @@
-"""From words of the command line to sections: the flags of their fields and of the parts that they choose."""
+"""Flags of sections and of the parts they choose."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def parse_words(kind: type[A], words: Sequence[str], *, prog: str, description: 
 
 
 def parse_sections(sections: Sections, words: Sequence[str], *, prog: str, description: str) -> dict[str, Section]:
-    """The sections with what the words give. Raises UserError for an unknown flag and for a bad value.
+    """Update sections by command-line words. Raises UserError for unknown flags and bad values.
 
-    A choice that the words make comes with its own flags. ``--help`` shows the usual flags, ``--help-all`` all.
+    A chosen part brings its own flags. ``--help`` shows the usual flags, ``--help-all`` all.
     """
     words = [dashed(word) for word in words]
     sections = {name: _chosen(section, words) for name, section in sections.items()}
@@ -52,7 +52,7 @@ def parse_sections(sections: Sections, words: Sequence[str], *, prog: str, descr
 
 
 def _chosen(section: Section, words: Sequence[str]) -> Section:
-    """The section with the parts that the words choose."""
+    """Section with the parts chosen by the words."""
     for choice in section.choices():
         name = value_of(flag(choice.field), words)
         if name is not None and name != "None":
@@ -77,7 +77,7 @@ class _Group:
 
 
 def _parser(sections: Sections, *, brief: bool, choices_help: bool) -> tuple[type, dict[str, str]]:
-    """A dataclass of dataclasses whose fields are the flags, and for each flag the section that it belongs to."""
+    """Dataclass of flags by group, and the section that owns each flag."""
     groups: dict[str, _Group] = {}
     owners: dict[str, str] = {}
     for key, section in sections.items():
@@ -139,7 +139,7 @@ def _run_tyro(parser: type[A], words: Sequence[str], sections: Sections, *, prog
 
 
 def _one_sentence(box: str) -> str:
-    """The words inside the frame that tyro draws around an error, without its title."""
+    """Text inside tyro's error frame, without its title."""
     lines = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()
     inside = [re.sub(r"[│─]+", " ", line) for line in lines if not line.startswith(("╭", "╰"))]
     words = " ".join(" ".join(inside).split()).split(" Argument helptext")[0].split(" For full helptext")[0]
@@ -161,7 +161,7 @@ def _unknown(word: str, flags: list[str], sections: Sections, prog: str) -> str:
 
 
 def _parts_with(choice: Choice, option: str) -> list[str]:
-    """The parts that have an argument of this name."""
+    """Parts with an argument of this name."""
     return [name for name in choice.names() if option in {a.name for a in registry.arguments(choice.get(name))}]
 
 
@@ -172,7 +172,7 @@ def dashed(word: str) -> str:
 
 
 def value_of(name: str, words: Sequence[str]) -> str | None:
-    """The value that a flag has in the words, the last one where it comes twice."""
+    """Value of a flag in the words, the last if repeated."""
     found = None
     for i, word in enumerate(words):
         if word == name:
@@ -185,7 +185,7 @@ def value_of(name: str, words: Sequence[str]) -> str | None:
 
 
 def taken(name: str, words: Sequence[str]) -> tuple[list[str], str | None]:
-    """The words without a flag, and the value that it had."""
+    """The words without a flag, and its value."""
     value, rest = value_of(name, words), []
     places = iter(words)
     for word in places:
@@ -202,7 +202,7 @@ def without_flag(name: str, words: Sequence[str]) -> list[str]:
 
 
 def without_prefixed(prefix: str, words: Sequence[str], *, keep: Sequence[str]) -> list[str]:
-    """The words without the flags of a prefix and their values, but those to ``keep``."""
+    """The words without flags of a prefix and their values, except those to ``keep``."""
     left, name = [], ""
     for word in words:
         name = word if word.startswith("--") else name

@@ -1,4 +1,4 @@
-"""Where a run begins: from nothing or from a checkpoint, in a folder that it locks."""
+"""Start of a run, new or from a checkpoint, in a locked folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def resolve_checkpoint(run_dir: Path, resume_from: Path | None, resume: str) -> Path | None:
-    """The undamaged checkpoint to continue from; None to begin."""
+    """Undamaged checkpoint to continue from, or None."""
     if resume == "auto":
         return newest_whole(run_dir)
     checkpoint = find_checkpoint(resume_from) if resume_from else None
@@ -30,7 +30,7 @@ def resolve_checkpoint(run_dir: Path, resume_from: Path | None, resume: str) -> 
 
 
 def check_folder(run_dir: Path, checkpoint: Path | None, again: bool) -> None:
-    """Raise UserError unless the run may be written there; ``again``: also where one was killed early."""
+    """Raise UserError unless the run may be written there; ``again`` also allows a run killed early."""
     if run_dir.is_file():
         raise UserError(f"--run-dir {run_dir} is a file; name a folder")
     own = checkpoint is not None and checkpoint.parent.parent.resolve() == run_dir.resolve()
@@ -42,7 +42,7 @@ def check_folder(run_dir: Path, checkpoint: Path | None, again: bool) -> None:
 
 @contextmanager
 def lock_run_dir(run_dir: Path, checkpoint: Path | None, again: bool) -> Iterator[None]:
-    """Lock the folder against other runs within the block, on the first process, and check it again."""
+    """Lock the folder against other runs on the first process, and check it again."""
     if not current().is_first:
         yield
         return
@@ -52,7 +52,7 @@ def lock_run_dir(run_dir: Path, checkpoint: Path | None, again: bool) -> Iterato
 
 
 def check_same_run(there: ModelMetadata, here: ModelMetadata, checkpoint: Path) -> None:
-    """Raise UserError for another network or data shape; note what else differs, as the run is then another."""
+    """Raise UserError for another network or data shape; log other differences."""
     if there.spec.shape != here.spec.shape or there.spec.conditions.keys() != here.spec.conditions.keys():
         raise UserError(
             f"checkpoint {checkpoint} was trained on data of shape {there.spec.shape} with conditions "

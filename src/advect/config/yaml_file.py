@@ -1,8 +1,4 @@
-"""``config.yaml``: a configuration as sections of flags, and back into flags.
-
-A file is read by turning it into command-line flags, so it has one parser, one set of checks and one kind of
-error with the command line.
-"""
+"""``config.yaml``: configuration to flags and back, through the command line's parser."""
 
 from __future__ import annotations
 
@@ -17,18 +13,18 @@ from advect.core.errors import UserError
 
 
 def to_dict(config: Config) -> dict[str, dict[str, object]]:
-    """The configuration as sections of plain values."""
+    """Configuration as sections of plain values."""
     sections = {f.name: getattr(config, f.name).values() for f in fields(config)}
     return {key: {name: plain(value) for name, value in values.items()} for key, values in sections.items()}
 
 
 def to_yaml(config: Config, preset: str) -> str:
-    """The text of ``config.yaml``: the preset that it started from, and every value."""
+    """Text of ``config.yaml``: the preset, and every value."""
     return yaml.safe_dump({"preset": preset, **to_dict(config)}, sort_keys=False)
 
 
 def read_flags(path: Path) -> tuple[str, list[str]]:
-    """Read a ``config.yaml``: the preset's name, and the flags that give every value in the file."""
+    """Read a ``config.yaml``: name of the preset, and flags for all values."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

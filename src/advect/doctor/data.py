@@ -1,4 +1,4 @@
-"""A data set as training sees it, measured, and verdicts on it."""
+"""Statistics of a data set as seen in training, and checks."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class ValueStats:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassShares:
-    """The values of a categorical condition with their shares of ``train`` samples."""
+    """Shares of a categorical condition's values in ``train`` samples."""
 
     name: str
     shares: dict[str, float]
@@ -87,7 +87,7 @@ class ImageStats:
 
 @dataclass(frozen=True, kw_only=True)
 class LengthStats:
-    """The numbers of real steps of sequences."""
+    """Numbers of real steps of sequences."""
 
     shortest: int
     median: int
@@ -95,12 +95,12 @@ class LengthStats:
 
 
 def evenly_spaced(n: int, look: int) -> np.ndarray:
-    """At most ``look`` of the numbers 0 .. n - 1, evenly spaced, (k,) int64."""
+    """At most ``look`` evenly spaced integers in 0 .. n - 1, (k,) int64."""
     return np.unique(np.linspace(0, n - 1, min(n, look)).round().astype(np.int64)) if n else np.arange(0)
 
 
 def measure_values(dataset: Dataset, look: int) -> ValueStats:
-    """Statistics of at most ``look`` training samples. Raises UserError for an unreadable one."""
+    """Statistics of at most ``look`` training samples. Raises UserError if one is unreadable."""
     x, cond = _fetch(dataset.train, evenly_spaced(len(dataset.train), look))
     real = _real_values(x, cond)
     data = dataset.transform.inverse(x).flatten(1)
@@ -146,7 +146,7 @@ def _offsets(data: Tensor, cond: Conditions) -> tuple[float, int, int]:
 
 
 def class_shares(dataset: Dataset) -> list[ClassShares]:
-    """The shares of the classes of each categorical condition."""
+    """Class shares of each categorical condition."""
     return [
         ClassShares(name=name, shares=dict(zip(c.names, c.frequencies, strict=True)), train=len(dataset.train))
         for name, c in dataset.spec.conditions.items()
@@ -155,7 +155,7 @@ def class_shares(dataset: Dataset) -> list[ClassShares]:
 
 
 def sequence_lengths(dataset: Dataset) -> LengthStats | None:
-    """Statistics of the lengths of sequences; None where all are equal."""
+    """Statistics of sequence lengths; None if all are equal."""
     condition = dataset.spec.conditions.get(LENGTH)
     if not isinstance(condition, Length):
         return None
@@ -166,7 +166,7 @@ def sequence_lengths(dataset: Dataset) -> LengthStats | None:
 
 
 def measure_images(dataset: Dataset, look: int) -> ImageStats | None:
-    """Statistics of at most ``look`` image files of both splits; None where samples are not image files."""
+    """Statistics of at most ``look`` image files of both splits; None for other data."""
     split, rest = dataset.train.files, dataset.held_out.files
     if split is None:
         return None
@@ -208,7 +208,7 @@ def _fetch(split: Split, chosen: np.ndarray) -> tuple[Tensor, Conditions]:
 
 
 def _real_values(x: Tensor, cond: Conditions) -> Tensor:
-    """All values of x (N, *S) but the padding of sequences."""
+    """Values of x (N, *S) without padding."""
     if LENGTH not in cond or (cond[LENGTH] == NULL).any():
         return x.flatten()
     real = torch.arange(x.shape[1]) < cond[LENGTH][:, None]

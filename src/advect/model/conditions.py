@@ -1,4 +1,4 @@
-"""Conditions as a user names them, and as a network takes them."""
+"""Conditions from users' values to network inputs."""
 
 from __future__ import annotations
 
@@ -13,22 +13,20 @@ from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import NULL, Category, Condition, Conditions, DataSpec, Length, Quantity
 
 ConditionValue = float | str | None | Sequence[float] | Tensor
-"""One value for all samples, "cycle" for each value in turn, or a tensor as the network takes it.
+"""A value for all samples, "cycle" for each in turn, or a network input.
 
-A value is the number or name of a category; the numbers, or their text "a,b,c", of a quantity in data units; or a
-length. None or "none" is the null of a category or quantity. A tensor is (n,) whole numbers, or (n, d) standardised
-numbers for a quantity.
+A value is a category's number or name, a quantity's numbers in data units (or text "a,b,c"), or a length. None or
+"none" is the null. A tensor is (n,) integers, or (n, d) standardised numbers for a quantity.
 """
 
 
 def resolve_conditions(
     spec: DataSpec, n: int, cond: Mapping[str, ConditionValue] | None, seed: int, rows: range | None = None
 ) -> Conditions:
-    """Each condition of ``spec`` as the network takes it: whole numbers (n,), or standardised ones (n, d).
+    """Network inputs for each condition of ``spec``: integers (n,), or standardised (n, d).
 
-    Conditions not in ``cond`` are sampled by their frequency in the training data, a quantity from its examples; row i
-    depends on the seed and i alone. Only ``rows``, a range within 0 .. n, are computed if given. Raises UserError for
-    an unknown condition or value.
+    Conditions not in ``cond`` are sampled from the training frequencies, quantities from examples; row i depends on
+    seed and i alone. ``rows`` restricts the result. Raises UserError for an unknown condition or value.
     """
     cond = dict(cond or {})
     for name in cond:
@@ -50,7 +48,7 @@ def resolve_conditions(
 
 
 def _sampled(condition: Condition, u: Tensor) -> Tensor:
-    """The values at quantiles u (n,) in [0, 1) of the training data."""
+    """Values at quantiles u (n,) in [0, 1) of the training data."""
     if isinstance(condition, Quantity):
         examples = _standardised(condition, condition.examples)
         return examples[(u * len(examples)).long()]
@@ -75,7 +73,7 @@ def _numbers(name: str, value: ConditionValue, condition: Category | Length, n: 
 
 
 def _range(condition: Category | Length) -> tuple[int, int, int]:
-    """Minimum, maximum and null of a condition; a length has no null."""
+    """Minimum, maximum and null of a condition; lengths have no null."""
     if isinstance(condition, Length):
         return 1, len(condition.frequencies), 1
     return 0, len(condition.names) - 1, NULL
@@ -123,14 +121,14 @@ def _row(name: str, value: float | str | Sequence[float]) -> list[float]:
 
 
 def _standardised(quantity: Quantity, rows: Sequence[Sequence[float]]) -> Tensor:
-    """Rows (n, d) in the data's units as the network takes them."""
+    """Rows (n, d) in data units, standardised."""
     x = torch.tensor(rows, dtype=torch.float64).reshape(-1, len(quantity.mean))
     mean, std = (torch.tensor(moments, dtype=torch.float64) for moments in (quantity.mean, quantity.std))
     return ((x - mean) / std).float()
 
 
 def number_or_name(word: str | None) -> float | str | None:
-    """``--diffusion`` as a number, where it is one."""
+    """``--diffusion`` as a number if it is one."""
     try:
         return None if word is None else float(word)
     except ValueError:
@@ -138,7 +136,7 @@ def number_or_name(word: str | None) -> float | str | None:
 
 
 def parse_conditions(words: tuple[str, ...]) -> dict[str, str]:
-    """``--cond NAME=VALUE ...`` as values by name. Raises UserError for other words."""
+    """``--cond NAME=VALUE ...`` as a dict. Raises UserError for other words."""
     cond: dict[str, str] = {}
     for word in words:
         name, equals, value = word.partition("=")

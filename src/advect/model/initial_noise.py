@@ -1,4 +1,4 @@
-"""The state of each sample at t = 0, a function of the seed and the sample's number alone."""
+"""Initial states, functions of seed and sample number."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from advect.sources import Empirical, SourceDistribution
 
 @dataclass(frozen=True)
 class InitialNoise:
-    """The distribution p_0 of a flow: its source, plus Gaussian noise of standard deviation ``jitter``."""
+    """Distribution p_0: source, plus Gaussian noise of standard deviation ``jitter``."""
 
     source: SourceDistribution
     jitter: float = 0.0
@@ -24,9 +24,9 @@ class InitialNoise:
     def sample(
         self, rng: CounterRng, shape: tuple[int, ...], cond: Conditions, *, device: torch.device | None = None
     ) -> Tensor:
-        """Sample x0 (n, *S) of ``shape`` S for the n rows of ``rng``, given conditions (n,); 0 in padding.
+        """Sample x0 (n, *S) for the n rows of ``rng``, given conditions (n,); 0 in padding.
 
-        An empirical source samples among the rows that agree with the conditions.
+        An empirical source samples among rows with the same conditions.
         """
         whole = (rng.count, *shape)
         if isinstance(self.source, Empirical):
@@ -38,10 +38,10 @@ class InitialNoise:
         return without_padding(x0, cond)
 
     def replay(self, places: np.ndarray, shape: tuple[int, ...], cond: Conditions, *, seed: int, total: int) -> Tensor:
-        """The x0 (n, *S) of the samples ``places`` (n,) of ``total``; see :func:`noise_of`."""
+        """x0 (n, *S) of the samples ``places`` (n,) of ``total``; see :func:`noise_of`."""
         return self.sample(CounterRng.at(stream_seed(seed, Stream.INITIAL_NOISE), 0, places, total=total), shape, cond)
 
 
 def noise_of(seed: int, rows: range, total: int) -> CounterRng:
-    """The random numbers of the initial states of the samples ``rows`` of ``total``."""
+    """Random numbers of the initial states of samples ``rows`` of ``total``."""
     return CounterRng(stream_seed(seed, Stream.INITIAL_NOISE), 0, len(rows), start=rows.start, total=total)

@@ -1,4 +1,4 @@
-"""Loading a flow from a run folder, a checkpoint or a weight file."""
+"""Loading of flows from run folders, checkpoints and weight files."""
 
 from __future__ import annotations
 
@@ -21,20 +21,18 @@ from advect.model.sampler_config import SamplerConfig
 from advect.training.state import DATA, EMA_FILE, MODEL
 
 METADATA, AVERAGE = "advect", "average"
-"""Entries in the header of a weight file: its metadata, and what average ``advect ema`` made."""
+"""Header entries of a weight file: metadata, and the average made by ``advect ema``."""
 
 
 def load(path: str | Path, *, ema: bool | float = True, device: str | torch.device = "auto") -> Flow:
     """Load a trained flow.
 
     Args:
-        path: a run folder (its newest checkpoint, verified first), ``RUN/checkpoints/best``, a checkpoint or a
-            weight file.
-        ema: True for the averaged weights where there are any, False for the others, a number for the average of
-            that decay, one of ``--ema-decay`` and ``--ema-also``.
-        device: "cpu", "cuda", "cuda:1" ...; "auto" takes a GPU where there is one.
+        path: a run folder (newest checkpoint, verified), ``RUN/checkpoints/best``, a checkpoint or a weight file.
+        ema: True for averaged weights if any, False for raw ones, a number for the average of that decay.
+        device: "cpu", "cuda", "cuda:1" ...; "auto" takes a GPU if available.
 
-    Raises UserError when nothing is there, or the checkpoint is damaged or of a newer format.
+    Raises UserError if missing, damaged or of a newer format.
     """
     file = source = find_weights(Path(path))
     if source.is_file():
@@ -60,7 +58,7 @@ def _check_file(file: Path, ema: bool | float) -> None:
 
 
 def weight_file(checkpoint: Path, *, ema: bool | float) -> Path:
-    """The weight file of a checkpoint that ``ema`` means; see :func:`load`."""
+    """Weight file of a checkpoint for ``ema``; see :func:`load`."""
     if not (checkpoint / MODEL).is_file() and list(checkpoint.glob("ema-length-*.safetensors")):
         raise UserError(f"{checkpoint} is a snapshot for advect ema; give the file that it writes, or the run folder")
     main = checkpoint / EMA_FILE
@@ -79,7 +77,7 @@ def weight_file(checkpoint: Path, *, ema: bool | float) -> Path:
 
 
 def build_flow(metadata: ModelMetadata, net: nn.Module, place: torch.device) -> Flow:
-    """The flow of a network on the device ``place``, and of its metadata."""
+    """Flow of a network on device ``place``, and its metadata."""
     output, training = metadata.config["output"], metadata.config["training"]
     return Flow(
         net,
@@ -98,14 +96,14 @@ def build_flow(metadata: ModelMetadata, net: nn.Module, place: torch.device) -> 
 
 
 def read_model_metadata(file: Path) -> ModelMetadata:
-    """The metadata of a weight file, with the tensors beside it in its checkpoint."""
+    """Metadata of a weight file, with the tensors beside it in its checkpoint."""
     beside = file.parent / DATA
     tensors = load_weights(beside) if beside.is_file() else None
     return ModelMetadata.from_text(_header(file).get(METADATA), file, tensors)
 
 
 def read_average(file: Path) -> dict[str, float] | None:
-    """Length, step and error of an average that ``advect ema`` made; None for any other weight file."""
+    """Length, step and error of an average by ``advect ema``; None for other weight files."""
     text = _header(file).get(AVERAGE)
     return None if text is None else json.loads(text)
 

@@ -1,4 +1,4 @@
-"""The metadata in the header of a weight file: all that is needed to rebuild the network and to sample."""
+"""Metadata in weight files, to rebuild the network and sample."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ _CONDITIONS: dict[str, type[Condition]] = {"category": Category, "quantity": Qua
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """Preset and configuration of a run, its network, the data's shape, conditions, transform and facts.
+    """Preset and configuration of a run; network; shape, conditions, transform and facts of the data.
 
-    ``tensors`` are what is too large for JSON of the transform ("transform." and its name) and noise ("noise.").
-    They are no part of the text; a checkpoint keeps them in a file of its own.
+    ``tensors`` of the transform ("transform.NAME") and noise ("noise.NAME") are stored in a file of their own.
     """
 
     preset: str
@@ -42,7 +41,7 @@ class ModelMetadata:
 
     @staticmethod
     def from_run(config: Config, preset: str, source: Dataset, noise: dict[str, Any]) -> ModelMetadata:
-        """The metadata of a run on ``source`` from ``noise``, the arguments of ``build_source_distribution``."""
+        """Metadata of a run on ``source``; ``noise`` are the arguments of ``build_source_distribution``."""
         facts = source.metadata
         return ModelMetadata(
             preset=preset,
@@ -58,12 +57,12 @@ class ModelMetadata:
 
     @property
     def method(self) -> MethodConfig:
-        """The method's section of the configuration."""
+        """Method section of the configuration."""
         return MethodConfig.of(self.config["method"])
 
     @property
     def source_tensors(self) -> dict[str, Tensor]:
-        """The tensors that ``build_source_distribution`` takes."""
+        """Tensors for ``build_source_distribution``."""
         return _without("noise.", self.tensors)
 
     def to_text(self) -> str:
@@ -87,7 +86,7 @@ class ModelMetadata:
 
     @staticmethod
     def from_text(text: str | None, where: Path | str, tensors: Mapping[str, Tensor] | None = None) -> ModelMetadata:
-        """Read metadata. Raises UserError where there are none, of another format, or whose tensors are missing."""
+        """Read metadata. Raises UserError if missing, of another format, or without its tensors."""
         if text is None:
             raise UserError(f"{where} was not written by advect: its header has no metadata")
         values = json.loads(text)

@@ -1,4 +1,4 @@
-"""Sampling from a run to files, whole or in shards."""
+"""Sampling of runs to files, whole or in shards."""
 
 from __future__ import annotations
 
@@ -52,14 +52,12 @@ def sample_run(
     part_size: int | None = None,
     device: str = "auto",
 ) -> list[Path]:
-    """Sample from a run into a folder; return the files: those of ``Modality.write``, and samples.json.
+    """Sample a run into a folder; return the files of ``Modality.write``, and samples.json.
 
-    More than ``part_size`` (10,000) samples, or several processes, make shards, see ``sharded_samples``. The first
-    process returns their folders, samples.png and samples.json, the others nothing. Repeated, the call continues
-    after the complete shards.
-
-    Raises UserError for a bad argument, before anything is written, and where ``output_dir`` cannot be written to, or
-    holds other samples, unless ``overwrite``.
+    More than ``part_size`` (10,000) samples, or several processes, make shards (see ``sharded_samples``); the first
+    process returns their folders, samples.png and samples.json, others []. Resumable after complete shards. Raises
+    UserError for a bad argument, before writing, and if ``output_dir`` cannot be written to or holds other samples,
+    unless ``overwrite``.
     """
     sampler = sampler or SamplerConfig()
     folder = output_dir or _default_folder(run, seed)
@@ -116,11 +114,11 @@ _KINDS = {
     ".png": "picture:",
     ".json": "facts:",
 }
-"""Labels of the files by suffix."""
+"""Labels of files by suffix."""
 
 
 def describe_files(files: Sequence[Path], *, individual: bool) -> list[str]:
-    """A line for each file of :func:`sample_run`, one for all shards, and one for all single images."""
+    """Lines describing the files of :func:`sample_run`."""
     lines = [f"{_KINDS[f.suffix]:8} {f}" for f in files if f.suffix and not f.stem.startswith("sample-")]
     parts = [file for file in files if not file.suffix]
     if parts:
@@ -131,7 +129,7 @@ def describe_files(files: Sequence[Path], *, individual: bool) -> list[str]:
 
 
 class _Still(nn.Module):
-    """A network without cost, for trials."""
+    """Zero network for trials."""
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
         return torch.zeros_like(x_t)
@@ -145,7 +143,7 @@ def check_sampler(
     n: int = 1,
     batch_size: int = 256,
 ) -> None:
-    """Raise UserError where samples cannot be drawn so, by drawing one of them without the network."""
+    """Raise UserError for an impossible sampler, by a trial of one sample without the network."""
     trial = copy(flow)
     trial.net = _Still()
     trial.sample(n, cond=cond, batch_size=batch_size, rows=range(1), **asdict(sampler))
@@ -153,7 +151,7 @@ def check_sampler(
 
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[None]:
-    """Make a folder, and remove it where the block fails, if it is new and still empty."""
+    """Create a folder; remove it on failure if new and empty."""
     new = not folder.exists()
     make_folder(folder, "--output-dir")
     try:
@@ -165,14 +163,14 @@ def _new_folder(folder: Path) -> Iterator[None]:
 
 
 def weights_identity(place: Path, ema: bool | float) -> dict[str, object]:
-    """Identity of the weights: their SHA-256 and a readable name."""
+    """SHA-256 and readable name of the weights."""
     file = place if place.is_file() else weight_file(place, ema=ema)
     digest = str(sum_files(file.parent, [file])[file.name]["sha256"])
     return {"format": 1, "sha256": digest, "weights": f"{file.absolute().parent.name}/{file.name} ({digest[:8]})"}
 
 
 def conditions_to_dict(cond: Mapping[str, ConditionValue] | None) -> dict[str, object]:
-    """The conditions asked for, as JSON."""
+    """Requested conditions as JSON."""
     return {name: _listed(value) if isinstance(value, Tensor) else value for name, value in (cond or {}).items()}
 
 
@@ -181,20 +179,20 @@ def _listed(value: Tensor) -> str:
 
 
 def averaged(run: Path, ema: bool | float) -> bool | float | dict[str, float] | None:
-    """Whether the weights are averaged, or by which average; None for a weight file that does not say."""
+    """Whether weights are averaged, or the average; None if unknown."""
     if run.is_file():
         return {EMA_FILE: True, MODEL: False}.get(run.name, read_average(run))
     return ema and (find_checkpoint(run) / EMA_FILE).is_file() if isinstance(ema, bool) else ema
 
 
 def _resolved(sampler: SamplerConfig, flow: Flow) -> dict[str, Any]:
-    """The sampler with the run's own choices filled in, and what it costs."""
+    """Resolved sampler, with its cost."""
     config = sampler.resolve(flow.sampler)
     return asdict(config) | ({} if config.nfe is None else {"nfe": config.nfe})
 
 
 def _default_folder(run: Path, seed: int) -> Path:
-    """``RUN/generated/seed-N`` for a run or a checkpoint inside one, else ``generated/seed-N`` here."""
+    """``RUN/generated/seed-N``, or ``generated/seed-N`` outside a run."""
     for folder in (run, *run.absolute().parents):
         if (folder / "config.yaml").is_file():
             return folder / "generated" / f"seed-{seed}"

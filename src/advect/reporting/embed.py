@@ -1,4 +1,4 @@
-"""Pictures inside a page, as data URIs of bounded size."""
+"""Pictures as data URIs of bounded size."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from PIL import Image
 from advect.data.images.plot import image_grid, to_bytes
 
 _SMALLER = ((1, 80), (1, 55), (0.7, 50), (0.5, 45), (0.35, 35), (0.2, 20))
-"""Shares of the size, with qualities."""
+"""Scales and WebP qualities to try."""
 
 
 def data_uri(image: Image.Image, limit: int) -> str:
-    """The image as PNG when that takes at most ``limit`` bytes, else as the best WebP that does."""
+    """Image as PNG if at most ``limit`` bytes, else as the best WebP that fits."""
     data = _encode(image, "PNG")
     if len(data) <= limit:
         return _uri(data, "png")
@@ -33,7 +33,7 @@ def data_uri(image: Image.Image, limit: int) -> str:
 
 
 def file_uri(file: Path, limit: int) -> str | None:
-    """The picture in a file, or None when it is not a whole picture."""
+    """Picture of a file, or None if damaged."""
     try:
         with Image.open(file) as image:
             image.load()
@@ -45,21 +45,21 @@ def file_uri(file: Path, limit: int) -> str | None:
 
 
 def tile_uri(x: np.ndarray, low: float, high: float) -> str:
-    """One image (C, H, W) in data units, a pixel to a pixel, in at most 6 KB."""
+    """One image (C, H, W) in data units, at most 6 KB."""
     y = to_bytes(torch.from_numpy(x), low, high).numpy()
     plain = y[0] if len(y) == 1 else y.transpose(1, 2, 0) if len(y) == 3 else np.concatenate(list(y), axis=1)
     return data_uri(Image.fromarray(np.ascontiguousarray(plain)), 6_000)
 
 
 def strip_uri(x: np.ndarray, low: float, high: float) -> str:
-    """States (T, N, C, H, W) as a grid with a row a sample and a column a time, in at most 250 KB."""
+    """States (T, N, C, H, W) as a grid of samples by times, at most 250 KB."""
     t, n = x.shape[:2]
     rows = torch.from_numpy(x).transpose(0, 1).reshape(t * n, *x.shape[2:])
     return data_uri(image_grid(rows, low, high, columns=t, min_pixels=72), 250_000)
 
 
 def evenly(items: Sequence, count: int) -> list:
-    """At most ``count`` of the items at even distances, the first and the last included."""
+    """At most ``count`` evenly spaced items, with the first and the last."""
     if len(items) <= count:
         return list(items)
     return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]

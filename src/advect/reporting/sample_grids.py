@@ -1,4 +1,4 @@
-"""Sample grids and the held-out loss during training."""
+"""Sample grids and held-out loss during training."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from advect.training.trainer import Callback, Trainer
 
 
 class PeriodicCallback(Callback):
-    """Calls :meth:`run` every ``every`` steps and at the end, 0 for never, with EMA weights where there are any.
+    """Call :meth:`run` every ``every`` steps (0: never) and at the end, with EMA weights if any.
 
-    A call that a kill cut short is repeated when the run is resumed.
+    A call interrupted by a kill is repeated on resumption.
     """
 
     def __init__(self, every: int) -> None:
@@ -33,14 +33,14 @@ class PeriodicCallback(Callback):
 
     @abstractmethod
     def run(self, step: int) -> None:
-        """Look at the network after ``step`` steps; called by all processes."""
+        """Act after ``step`` steps; on all processes."""
 
     @abstractmethod
     def has_run(self, step: int) -> bool:
-        """Whether the results of a step are complete; asked of the first process."""
+        """Whether the results of a step are complete; on the first process."""
 
     def on_start(self, trainer: Trainer) -> None:
-        """Repeat the call at the checkpoint's step where it was due and cut short."""
+        """Repeat an interrupted call at the checkpoint's step."""
         step = trainer.state.progress.step
         self._seen = step if broadcast_object(self.has_run(step)) else -1
         if step != self._seen and self.every and step and step % self.every == 0:
@@ -67,10 +67,7 @@ class PeriodicCallback(Callback):
 
 @torch.no_grad()
 def held_out_loss(flow: Flow, objective: Loss, split: Split, seed: int, limit: int = 2048) -> float:
-    """Mean loss over the first ``limit`` held-out rows, with the same noise and times at each call.
-
-    Processes share each batch, and call the network equally often.
-    """
+    """Mean loss over the first ``limit`` held-out rows, with the same noise and times at each call; collective."""
     me, total, count = current(), torch.zeros((), dtype=torch.float64), min(limit, len(split))
     for first in range(0, count, 256):
         rows = min(256, count - first)
@@ -83,9 +80,9 @@ def held_out_loss(flow: Flow, objective: Loss, split: Split, seed: int, limit: i
 
 
 class SampleGridCallback(PeriodicCallback):
-    """A sample grid and the held-out loss every ``every`` steps, with EMA weights.
+    """Sample grid and held-out loss every ``every`` steps, with EMA weights.
 
-    Processes draw equal shares of the samples; the first, which has ``metrics``, writes them.
+    Processes share the sampling; the first, which has ``metrics``, writes.
     """
 
     def __init__(
@@ -117,7 +114,7 @@ class SampleGridCallback(PeriodicCallback):
         return self._picture(step).exists()
 
     def _picture(self, step: int) -> Path:
-        """The last file that a step writes."""
+        """Last file written at a step."""
         return self.folder / f"step-{step:08d}.png"
 
     def run(self, step: int) -> None:

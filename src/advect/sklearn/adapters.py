@@ -1,4 +1,4 @@
-"""Adapters between the kinds of data a FlowModel takes (arrays, frames, AnnData) and tensors."""
+"""Adapters between data (arrays, frames, AnnData) and tensors."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from advect.data.base import array_modality, category
 from advect.data.tables.columns import Categories, Column, Number
 
 LABEL = "label"
-"""The name of the condition y."""
+"""Name of the condition y."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """The sorted distinct labels (K,); a label's code is its index."""
+    """Sorted distinct labels (K,); codes are indices."""
 
     classes: np.ndarray
 
     @classmethod
     def from_values(cls, values: np.ndarray) -> Labels:
-        """The distinct ones of values (n,). Raises UserError for real numbers."""
+        """Labels of values (n,). Raises UserError for real numbers."""
         if type_of_target(values) == "continuous":
             raise UserError("y holds real numbers, which are no labels; leave it out, or make it a column of X")
         return cls(np.unique(values))
 
     def codes(self, values: np.ndarray) -> np.ndarray:
-        """The codes (n,) int64 of values (n,). Raises UserError for an unknown label."""
+        """Codes (n,) int64 of values (n,). Raises UserError for an unknown label."""
         codes = np.searchsorted(self.classes, values).clip(max=len(self.classes) - 1)
         unknown = self.classes[codes] != values
         if unknown.any():
@@ -44,12 +44,12 @@ class Labels:
         return codes.astype(np.int64)
 
     def category(self, codes: np.ndarray) -> Category:
-        """The condition of data with these codes (n,)."""
+        """Condition of data with these codes (n,)."""
         return category(codes, [str(value) for value in self.classes])
 
 
 def check_labels(y: Any, n: int) -> np.ndarray:
-    """y as an array (n,) of numbers or text. Raises UserError for another shape and for NaN."""
+    """y as an array (n,) of numbers or text. Raises UserError for another shape and NaN."""
     values = np.asarray(y)
     if values.shape == (n, 1):
         values = values[:, 0]
@@ -61,7 +61,7 @@ def check_labels(y: Any, n: int) -> np.ndarray:
 
 
 def label_condition(labels: Labels | None, y: Any, n: int) -> dict[str, Tensor]:
-    """The condition of y, one label for n rows or (n,), empty for None. Raises UserError if unfit."""
+    """Condition of y, one label or (n,); empty for None. Raises UserError if unsuitable."""
     if y is None:
         return {}
     if labels is None:
@@ -71,12 +71,12 @@ def label_condition(labels: Labels | None, y: Any, n: int) -> dict[str, Tensor]:
 
 
 class DataAdapter(ABC):
-    """Converts one kind of data, to the first of which its transform is fitted.
+    """Converter of one kind of data, with a transform fitted to the first.
 
     Attributes:
         transform: between data units and model units.
-        options: names of its options among the estimator's.
-        label: the kind in an error message, plural.
+        options: names of its options.
+        label: name of the kind in messages, plural.
     """
 
     transform: Transform
@@ -102,7 +102,7 @@ class DataAdapter(ABC):
 
 
 class ArrayAdapter(DataAdapter):
-    """Arrays (N, D), or images (N, C, H, W) with the data's own range unless ``value_range`` is given."""
+    """Arrays (N, D), or images (N, C, H, W), by default with the data's range as ``value_range``."""
 
     label = "arrays"
     options = ("value_range",)
@@ -129,9 +129,9 @@ class ArrayAdapter(DataAdapter):
 
 
 class FrameAdapter(DataAdapter):
-    """pandas data frames with columns of any types.
+    """pandas data frames of any column types.
 
-    Frames of numbers without missing values are standardised, which keeps a density; others are scaled by quantiles.
+    Frames of complete numbers are standardised, which keeps a density; others scaled by quantiles.
     """
 
     label = "frames"
@@ -185,7 +185,7 @@ def _values(series: Any, column: Column) -> np.ndarray:
 
 
 class CellsAdapter(DataAdapter):
-    """AnnData: X as it is, each gene standardised, or its principal components with ``pca``."""
+    """AnnData: X as is, standardised by gene, or principal components (``pca``)."""
 
     label = "cells"
     options = ("pca",)
@@ -207,7 +207,7 @@ class CellsAdapter(DataAdapter):
 
 
 def adapter_class(data: Any) -> type[DataAdapter]:
-    """The adapter for data: AnnData, pandas frames, else arrays."""
+    """Adapter class for data: AnnData, pandas frames, else arrays."""
     if all(hasattr(data, name) for name in ("obs", "var", "layers", "X")):
         return CellsAdapter
     module = type(data).__module__.partition(".")[0]

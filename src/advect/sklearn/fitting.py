@@ -1,4 +1,4 @@
-"""Training of an estimator: the engine of ``advect train`` on data in memory, without a run folder."""
+"""Training of an estimator, on data in memory, without a run folder."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ _EVALUATIONS = 40
 """Points of a loss curve."""
 
 _HELD_OUT_DRAWS = 2048
-"""Least number of draws of noise and time behind a held-out loss."""
+"""Least number of draws of noise and time for a held-out loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FittedFlow:
-    """The outcome of training, on the CPU, to be pickled.
+    """Result of training, on the CPU, picklable.
 
     Attributes:
         spec: of the data in model units, with the conditions of the first call.
-        source: the fitted parameters of the source distribution.
-        state: what further training starts from.
-        weights: what to predict with: EMA, or the best by early stopping.
+        source: fitted parameters of the source distribution.
+        state: state for further training.
+        weights: EMA, or the best by early stopping.
         losses, held_out_losses: of this call.
-        step: training steps behind ``weights``.
-        stop_reason: of the trainer.
+        step: training steps of ``weights``.
+        stop_reason: reason of the trainer.
     """
 
     adapter: DataAdapter
@@ -72,7 +72,7 @@ class FittedFlow:
     stop_reason: str
 
     def flow(self, device: str) -> Flow:
-        """The flow on a device, by name."""
+        """Flow on a device, by name."""
         place, method = pick_device(device), self.settings.method
         with torch.random.fork_rng():
             net = build_network(self.settings.network, self.spec)
@@ -105,8 +105,8 @@ def fit_flow(
 ) -> FittedFlow:
     """Train ``settings.steps`` steps on x (N, *S), in data units, with labels y (N,), from ``previous`` or anew.
 
-    With ``validation`` > 0, that share of the rows is held out. Training then ends after ``patience`` evaluations
-    without a lower held-out loss, and the weights are those of the lowest. Raises UserError as the configuration does.
+    ``validation`` > 0 holds out that share; training ends after ``patience`` evaluations without improvement, with the
+    best weights. Raises UserError as the configuration does.
     """
     dataset = _dataset(adapter, labels, x, y, validation, seed, previous.spec.conditions if previous else None)
     source = previous.source if previous else fit_source(settings.method, dataset)
@@ -196,7 +196,7 @@ def _dataset(
 
 @dataclass
 class SavedState:
-    """A copy on the CPU of a :class:`TrainState`: weights, optimiser moments, EMA and its updates, progress."""
+    """CPU copy of a :class:`TrainState`."""
 
     net: dict[str, Tensor]
     optimizer: dict[str, Tensor]
@@ -247,11 +247,11 @@ class LossCurve(Callback):
 
 
 class EarlyStopping(Callback):
-    """Evaluates the held-out loss every ``every`` steps; stops after ``patience`` evaluations without a lower one.
+    """Evaluate the held-out loss every ``every`` steps; stop after ``patience`` evaluations without improvement.
 
     Attributes:
         losses: all held-out losses.
-        best, best_step: the weights of the lowest, and their step.
+        best, best_step: weights of the lowest, and their step.
     """
 
     def __init__(self, held_out: Batch, loss: Loss, *, every: int, patience: int, seed: int) -> None:
@@ -298,10 +298,7 @@ def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def double_precision(flow: Flow) -> Flow:
-    """``flow`` with float64 weights and model units.
-
-    In float32 a matrix product's sums depend on its number of rows, by more than scikit-learn allows scores to.
-    """
+    """``flow`` in float64, as float32 sums depend on the number of rows by more than scikit-learn's checks allow."""
     return Flow(
         copy.deepcopy(flow.net).double(),
         flow.spec,

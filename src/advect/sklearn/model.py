@@ -1,4 +1,4 @@
-"""A flow as a scikit-learn estimator."""
+"""Flow as a scikit-learn estimator."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         self.device, self.options, self.random_state, self.verbose = device, options, random_state, verbose
 
     def fit(self, X: Any, y: Any = None) -> FlowModel:
-        """Learn the distribution of X, given labels y (N,), numbers or text, if any."""
+        """Fit the distribution of X, given labels y (N,), numbers or text, if any."""
         self._check_arguments()
         x = self._check_data(X, reset=True)
         adapter = adapter_class(X)
@@ -110,7 +110,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
     def partial_fit(self, X: Any, y: Any = None) -> FlowModel:
         """Train ``steps`` more steps on X, with the optimiser's state; the first call is :meth:`fit`.
 
-        Scalings and categories stay those of the first call, and labels must be among ``classes_``.
+        Scalings and categories stay those of the first call; labels must be in ``classes_``.
         """
         if not hasattr(self, "flow_"):
             return self.fit(X, y)
@@ -178,10 +178,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         return self
 
     def sample(self, n: int = 1, y: Any = None) -> Any:
-        """Draw n samples, of the same kind as X.
-
-        y is one label for all or (n,); without it labels are drawn by their shares in training.
-        """
+        """Sample n samples of the kind of X, for y, one label or (n,), default by training frequencies."""
         check_is_fitted(self)
         steps = None if self.solver == "dopri5" else int(self.sample_steps)
         seed = int(check_random_state(self.random_state).randint(_SEEDS))
@@ -196,7 +193,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         return self._in_blocks("log_prob", self._tensor(X), y)
 
     def score(self, X: Any, y: Any = None) -> float:
-        """The mean of :meth:`score_samples`; y is ignored by a model without labels, as pipelines pass it always."""
+        """Mean of :meth:`score_samples`; y is ignored by a model without labels."""
         check_is_fitted(self)
         return float(self.score_samples(X, y if self.classes_ is not None else None).mean())
 
@@ -236,7 +233,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         return self._fitted.adapter.to_tensor(self._check_data(X, reset=False))
 
     def _check_data(self, X: Any, *, reset: bool) -> Any:
-        """Validate X, whose features must be those of the fit unless ``reset``."""
+        """Validate X, with the features of the fit unless ``reset``."""
         adapter = adapter_class(X)
         if not reset and adapter is not type(self._fitted.adapter):
             raise UserError(f"X is another kind of data than the one fitted, {self._fitted.adapter.label}")

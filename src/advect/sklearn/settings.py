@@ -1,4 +1,4 @@
-"""From the estimator's arguments and options to the sections of the command line's configuration."""
+"""Estimator arguments and options as configuration sections."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from advect.core import registry
 from advect.core.errors import UserError, did_you_mean
 
 DEFAULTS: dict[str, Any] = {"lr_schedule": "cosine", "ema_decay": 0.999, "lr_warmup_steps": 100}
-"""What the estimator takes where the command line's default suits long runs."""
+"""Defaults that differ from the command line's."""
 
 _ARGUMENTS = {"batch_size", "learning_rate", "device", "coupling", "label_dropout"}
 _ELSEWHERE = {"num_epochs": "steps", "max_steps": "steps", "seed": "random_state", "width": "hidden"}
 _ELSEWHERE |= {"depth": "hidden", "model_channels": "hidden", "channel_mult": "hidden"}
 
 _OF_RUNS = {"ema_also", "posthoc_ema", "posthoc_lengths", "posthoc_every"}
-"""Options whose outcome lies in a run folder."""
+"""Options that need a run folder."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The sections of a run's configuration, as one fit takes them, the options of the data, and the steps."""
+    """Configuration sections of a fit, options of the data, and steps."""
 
     method: MethodConfig
     training: TrainingConfig
@@ -45,10 +45,10 @@ def resolve(
     data_options: Sequence[str],
     arguments: Mapping[str, Any],
 ) -> Settings:
-    """The settings of a fit to data of a modality, with labels or without.
+    """Settings of a fit to data of a modality.
 
-    ``arguments`` are those of the estimator that are fields of a section, ``options`` the rest, by the names of the
-    command line's flags with underscores. Raises UserError for an unknown name and for a value out of its range.
+    ``arguments`` are the estimator's section fields, ``options`` further flags with underscores. Raises UserError for
+    an unknown name or a value out of range.
     """
     options, usual = dict(options or {}), registry.get("modality", modality).estimator  # pyright: ignore[reportAttributeAccessIssue]
     name = options.pop("network", usual.network)
@@ -90,7 +90,7 @@ def resolve(
 
 
 def _sizes(network: str, hidden: int | Sequence[int] | None) -> dict[str, Any]:
-    """The network's width and depth, by its own names."""
+    """Width and depth by the network's argument names."""
     if hidden is None:
         hidden = {"mlp": (256, 256, 256), "unet": (32, 64)}.get(network)
         if hidden is None:

@@ -1,4 +1,4 @@
-"""Single cells of one's own."""
+"""Presets for vectors, tables, cells and sequences."""
 
 from advect.config.config import Config, OutputConfig, Preset, TrainingConfig, network
 from advect.config.data import data

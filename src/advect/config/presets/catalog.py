@@ -23,7 +23,7 @@ DEFAULT = "digits"
 
 
 def get_preset(name: str) -> Preset:
-    """Return the preset called ``name``; UserError with the nearest name when there is none."""
+    """Preset ``name``. Raises UserError with the nearest name if unknown."""
     if name not in PRESETS:
         raise UserError(f"preset {name!r} is not known{did_you_mean(name, PRESETS)}")
     return PRESETS[name]

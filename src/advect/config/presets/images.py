@@ -1,4 +1,4 @@
-"""Images of one's own, of any size."""
+"""Presets for images."""
 
 from dataclasses import replace
 
@@ -15,10 +15,10 @@ from advect.config.data import data
 
 
 def fit_images(config: Config, height: int, width: int) -> Config:
-    """With a U-Net for images of a size: the full one where there is a GPU, else one that a CPU trains in minutes.
+    """Configuration with a U-Net for the image size: full with a GPU, else one that a CPU trains in minutes.
 
-    A patch of 4 x 4 pixels has 48 numbers of noise, too many for 64 channels to carry to a velocity: there the network
-    predicts the data (Li & He 2025, "Back to basics: let denoising generative models denoise").
+    Patches of 4 x 4 pixels predict the data, as 64 channels cannot carry 48 numbers of noise (Li & He 2025, "Back to
+    basics: let denoising generative models denoise").
     """
     net = full_unet(height, width) if has_gpu() else folded_unet(height, width)
     method = config.method
@@ -28,14 +28,14 @@ def fit_images(config: Config, height: int, width: int) -> Config:
 
 
 def has_gpu() -> bool:
-    """Whether a run on --device auto takes a GPU."""
+    """Whether --device auto is a GPU."""
     import torch  # takes a second to import
 
     return torch.cuda.is_available()
 
 
 def folded_unet(height: int, width: int) -> NetworkConfig:
-    """A small U-Net on pixels folded into channels, so that maps have some 16 pixels; attention in the middle only."""
+    """Small U-Net on pixels folded into channels, for maps of about 16 pixels; attention in the middle only."""
     small, fold = min(height, width), 1
     while fold < 4 and small >= 24 * fold and height % (4 * fold) == width % (4 * fold) == 0:
         fold *= 2
@@ -56,7 +56,7 @@ def folded_unet(height: int, width: int) -> NetworkConfig:
 
 
 def full_unet(height: int, width: int) -> NetworkConfig:
-    """A U-Net that halves images as often as they allow, down to 4 pixels, with attention from 16 pixels on."""
+    """U-Net that halves images down to 4 pixels if divisible, with attention from 16 pixels on."""
     small = min(height, width)
     halvings = 0
     while halvings < 3 and height % 2 ** (halvings + 1) == width % 2 ** (halvings + 1) == 0 and small >> halvings >= 8:
