@@ -18,9 +18,8 @@ from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.registry import register, unregister
 from advect.core.types import Batch, Conditions, DataSpec
-from advect.data.base import Dataset
+from advect.data.base import ArraySplit, Dataset
 from advect.data.modality import EstimatorDefaults, Modality
-from advect.data.splits import MemorySplit
 from advect.data.transforms import Identity
 from advect.model.flow import Flow
 from advect.sklearn.settings import resolve
@@ -31,7 +30,7 @@ class Chords(Dataset):
 
     def __init__(self) -> None:
         x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
-        train, held_out = MemorySplit(x[:40], {}), MemorySplit(x[40:], {})
+        train, held_out = ArraySplit(x[:40]), ArraySplit(x[40:])
         spec = DataSpec((3,), "chord", {})
         super().__init__(
             name="chords", spec=spec, transform=Identity(), train=train, held_out=held_out, fingerprint="0"

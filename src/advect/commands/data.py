@@ -1,4 +1,4 @@
-"""advect data {pack,verify} PATH: decode and resize images once; read every byte of a pack."""
+"""advect data {pack,verify} PATH: decode and resize images once; verify a pack."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""advect ema RUN --length 0.05: average the weights over any length, after advect train --posthoc-ema."""
+"""advect ema RUN --length 0.05: average weights over any length, after advect train --posthoc-ema."""
 
 from __future__ import annotations
 

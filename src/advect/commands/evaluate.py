@@ -1,4 +1,4 @@
-"""advect eval RUN [flags]: measure a run against held-out data, by a protocol that makes numbers comparable."""
+"""advect eval RUN [flags]: measure a run against held-out data by a recorded protocol."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""advect reflow RUN [flags]: straighten a trained flow, so that few steps draw as well as many did."""
+"""advect reflow RUN [flags]: straighten a trained flow, for sampling in few steps."""
 
 from __future__ import annotations
 

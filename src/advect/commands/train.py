@@ -1,4 +1,4 @@
-"""advect train [PRESET] [flags]: train; no preset means digits, real data that needs no download."""
+"""advect train [PRESET] [flags]: train a flow; the default preset is digits, which needs no download."""
 
 from __future__ import annotations
 

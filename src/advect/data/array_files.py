@@ -15,9 +15,9 @@ from advect.core.errors import UserError, did_you_mean
 from advect.core.registry import register
 from advect.core.types import DataSpec
 from advect.data.arrays import SAMPLES, array_header
-from advect.data.base import Dataset, Detected, Preview, array_modality, category, check_share
+from advect.data.base import ArraySplit, Dataset, Detected, Preview, array_modality, category, check_share
 from advect.data.images.stores import require_path
-from advect.data.splits import PixelSplit, fingerprint_of, row_digests, split_by_content
+from advect.data.splits import fingerprint_of, row_digests, split_by_content
 from advect.data.tables.dataset import PARQUET
 from advect.data.transforms import PixelScale, Standardize, Transform
 from advect.data.vectors.parquet import read_vectors, vector_columns
@@ -130,8 +130,8 @@ class ArrayFile(Dataset):
             name=file.stem,
             spec=DataSpec(shape=x.shape[1:], modality=array_modality(x.shape[1:]), conditions=dict(conditions)),
             transform=transform,
-            train=PixelSplit(x, train, numbers, transform, flip=horizontal_flip),
-            held_out=PixelSplit(x, rest, numbers, transform),
+            train=ArraySplit(x, numbers, transform, rows=train, flip=horizontal_flip),
+            held_out=ArraySplit(x, numbers, transform, rows=rest),
             fingerprint=fingerprint_of(digests, repr((x.dtype.str, x.shape, found.train, names)), numbers),
         )
 

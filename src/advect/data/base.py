@@ -16,7 +16,7 @@ from torch import Tensor
 
 from advect.core import registry
 from advect.core.errors import UserError
-from advect.core.random import CounterRng, Generator, Stream, stream_seed
+from advect.core.random import CounterRng, Generator, Stream, stream_seed, uniform
 from advect.core.types import Batch, Category, Conditions, DataSpec
 from advect.data.transforms import Transform
 
@@ -162,25 +162,65 @@ class Rows:
 
 
 class ArraySplit(Split):
-    """Samples that lie in memory: 8-bit ones as they are, converted at each fetch; others in model units."""
+    """Rows of an array in memory, or mapped from a file; only those fetched are read and converted.
 
-    def __init__(self, rows: Rows, transform: Transform) -> None:
-        self._transform = transform if rows.x.dtype == np.uint8 else None
-        x = rows.x if self._transform else transform.forward(torch.from_numpy(rows.x)).numpy()
-        self._x = np.ascontiguousarray(x)
-        self._labels = {key: np.ascontiguousarray(labels, np.int64) for key, labels in rows.labels.items()}
+    Args:
+        x: (N, *S), in model units, or of any real type in data units where there is a ``transform``.
+        cond: for each condition a row (N, ...) for every row of x, of the type networks are given.
+        transform: from data units to model units.
+        rows: (n,) the rows of x in this split; by default all.
+        flip: mirror half of the images (C, H, W) that are fetched with an rng.
+
+    Raises:
+        ValueError: a condition has not a row a sample.
+    """
+
+    def __init__(
+        self,
+        x: np.ndarray,
+        cond: Mapping[str, np.ndarray] | None = None,
+        transform: Transform | None = None,
+        *,
+        rows: np.ndarray | None = None,
+        flip: bool = False,
+    ) -> None:
+        self._x = np.ascontiguousarray(x, np.float32) if transform is None else np.asarray(x)
+        self._transform, self._rows, self._flip = transform, rows, flip
+        self._plain = self._x.flags.carray and self._x.dtype.isnative
+        self._cond: dict[str, np.ndarray] = {}
+        for name, values in (cond or {}).items():
+            if len(values) != len(x):
+                raise ValueError(f"condition {name!r} has {len(values)} rows for {len(x)} samples")
+            some = values if rows is None else values[rows]
+            self._cond[name] = np.ascontiguousarray(some, np.int64 if some.dtype.kind in "biu" else None)
 
     def __len__(self) -> int:
-        return len(self._x)
+        return len(self._x if self._rows is None else self._rows)
 
     def fetch(self, indices: np.ndarray, rng: Generator = None) -> Batch:
-        # A toy network steps in a millisecond or two: NumPy's take costs a sixth of PyTorch's index_select.
-        x = torch.from_numpy(self._x.take(indices, axis=0))
-        if self._transform:
-            x = self._transform.forward(x)
-        if not self._labels:
-            return Batch(x)
-        return Batch(x, {key: torch.from_numpy(labels.take(indices)) for key, labels in self._labels.items()})
+        places = indices if self._rows is None else self._rows[indices]
+        # A toy network steps in a millisecond or two: NumPy's take costs a sixth of PyTorch's index_select. It copies
+        # an array that is mapped or strided as a whole, of which indexing reads these rows alone.
+        x = self._x.take(places, axis=0) if self._plain else np.array(self._x[places])
+        if self._flip and rng is not None:
+            mirrored = uniform((len(indices),), rng).numpy() < 0.5
+            x[mirrored] = x[mirrored, ..., ::-1]
+        if x.dtype != np.uint8:  # PyTorch takes neither every width of whole numbers nor every order of bytes
+            wide = x.dtype.itemsize > 4 or (x.dtype.kind in "iu" and x.dtype.itemsize == 4)
+            x = x.astype(np.float64 if wide else np.float32, copy=False)
+        x1 = torch.from_numpy(x)
+        if self._transform is not None:
+            x1 = self._transform.forward(x1)
+        if not self._cond:
+            return Batch(x1)
+        return Batch(x1, {name: torch.from_numpy(values.take(indices, axis=0)) for name, values in self._cond.items()})
+
+
+def _split(rows: Rows, transform: Transform) -> ArraySplit:
+    """8-bit samples as they are, converted at each fetch; others in model units."""
+    if rows.x.dtype == np.uint8:
+        return ArraySplit(rows.x, rows.labels, transform)
+    return ArraySplit(transform.forward(torch.from_numpy(rows.x)).numpy(), rows.labels)
 
 
 class ArrayDataset(Dataset):
@@ -208,8 +248,8 @@ class ArrayDataset(Dataset):
                 conditions={key: category(train.labels[key], values) for key, values in names.items()},
             ),
             transform=transform,
-            train=ArraySplit(train, transform),
-            held_out=ArraySplit(held_out, transform),
+            train=_split(train, transform),
+            held_out=_split(held_out, transform),
             fingerprint=fingerprint(train, held_out, names),
         )
 

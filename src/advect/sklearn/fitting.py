@@ -24,8 +24,7 @@ from advect.core.errors import UserError
 from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import Batch, Condition, DataSpec
 from advect.data import Dataset, Transform
-from advect.data.base import array_modality, random_split
-from advect.data.splits import MemorySplit
+from advect.data.base import ArraySplit, array_modality, random_split
 from advect.distributed.comm import current
 from advect.distributed.context import RunContext, pick_device
 from advect.losses import Loss
@@ -183,7 +182,7 @@ def _dataset(
     train, held_out = random_split(len(rows), validation, seed=seed)
     if validation and not len(held_out):
         raise UserError(f"early_stopping needs at least 2 rows, n_samples = {len(rows)}; leave it out")
-    splits = [MemorySplit(rows[i], {name: values[i] for name, values in cond.items()}) for i in (train, held_out)]
+    splits = [ArraySplit(rows, cond, rows=i) for i in (train, held_out)]
     return Dataset(
         name="the data",
         spec=DataSpec(rows.shape[1:], array_modality(rows.shape[1:]), conditions),

@@ -18,10 +18,10 @@ from advect.core.errors import UserError, optional_import
 from advect.core.registry import register
 from advect.core.types import LENGTH, Condition, Conditions, DataSpec, Length
 from advect.data.arrays import array_header
-from advect.data.base import Dataset, Detected, Preview
+from advect.data.base import ArraySplit, Dataset, Detected, Preview
 from advect.data.sequences.files import Ragged, is_sequence_array, is_table, read_arrays, read_steps, step_columns
 from advect.data.sequences.transform import SequenceScale
-from advect.data.splits import MemorySplit, split_groups
+from advect.data.splits import split_groups
 from advect.data.tables.columns import column_from_config
 from advect.data.tables.dataset import is_table_file
 from advect.data.tables.infer_columns import column_values, condition_of
@@ -126,8 +126,8 @@ class Sequences(Dataset):
             name=name or (Path(data).name if isinstance(data, str | os.PathLike) else "sequences"),
             spec=DataSpec(x.shape[1:], "sequence", specs),
             transform=transform,
-            train=MemorySplit(x[train], {key: v[train] for key, v in cond.items()}),
-            held_out=MemorySplit(x[rest], {key: v[rest] for key, v in cond.items()}),
+            train=ArraySplit(x, cond, rows=train),
+            held_out=ArraySplit(x, cond, rows=rest),
             fingerprint=_fingerprint(ragged, train),
         )
 

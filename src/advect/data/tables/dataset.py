@@ -19,8 +19,8 @@ from advect.core.errors import UserError, did_you_mean, optional_import
 from advect.core.files import atomic_write
 from advect.core.registry import register
 from advect.core.types import Conditions, DataSpec
-from advect.data.base import Dataset, Detected, Preview
-from advect.data.splits import MemorySplit, equal_rows, split_groups
+from advect.data.base import ArraySplit, Dataset, Detected, Preview
+from advect.data.splits import equal_rows, split_groups
 from advect.data.tables.columns import Column, column_from_config
 from advect.data.tables.infer_columns import column_values, condition_of, read_column, read_condition
 from advect.data.tables.scaling import require_scaling
@@ -260,8 +260,8 @@ class Table(Dataset):
             name=name or (Path(data).name if isinstance(data, str | os.PathLike) else "table"),
             spec=DataSpec(x.shape[1:], "table", {c: spec for c, (spec, _) in specs.items()}),
             transform=transform,
-            train=MemorySplit(x[train], {c: v[train] for c, v in cond.items()}),
-            held_out=MemorySplit(x[rest], {c: v[rest] for c, v in cond.items()}),
+            train=ArraySplit(x, cond, rows=train),
+            held_out=ArraySplit(x, cond, rows=rest),
             fingerprint=_fingerprint(values, train, transform, self._told),
         )
 
