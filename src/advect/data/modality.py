@@ -208,8 +208,8 @@ class Modality(ABC, Generic[M]):
         return self.comparable(x)
 
     def feature_space(self, x: Tensor) -> Tensor:
-        """Comparable samples (n, *S) as vectors (n, *K) between which distances mean something."""
-        return x
+        """Comparable samples (n, *S) as vectors (n, *K) between which distances mean something, also in float32."""
+        return self.transform.centred(x)
 
 
 def modality_of(spec: DataSpec, transform: Transform, metadata: Mapping[str, Any] | None = None) -> Modality:
