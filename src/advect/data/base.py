@@ -133,7 +133,7 @@ class Dataset:
         return registry.get("modality", self.spec.modality)(self.spec, self.transform, self.metadata)
 
     @property
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> Mapping[str, Any]:
         """A JSON object with what writing samples in the data's own format needs; empty where arrays say all."""
         return {}
 
@@ -207,7 +207,8 @@ class ArraySplit(Split):
             mirrored = uniform((len(indices),), rng).numpy() < 0.5
             x[mirrored] = x[mirrored, ..., ::-1]
         if x.dtype != np.uint8:  # PyTorch takes neither every width of whole numbers nor every order of bytes
-            x = x.astype(np.result_type(x.dtype, np.float32), copy=False)
+            wide = x.dtype.itemsize > 4 or (x.dtype.kind in "iu" and x.dtype.itemsize == 4)
+            x = x.astype(np.float64 if wide else np.float32, copy=False)
         x1 = torch.from_numpy(x)
         if self._transform is not None:
             x1 = self._transform.forward(x1)

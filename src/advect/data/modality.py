@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 from PIL import Image
@@ -28,6 +28,10 @@ HELD_OUT = 2000
 DISTANCES = ("frechet", "sliced_wasserstein", "wasserstein", "energy", "mmd", "two_sample")
 
 
+M = TypeVar("M", bound=Mapping[str, Any])
+"""What a data set says of itself, a TypedDict that is JSON."""
+
+
 class EstimatorDefaults(NamedTuple):
     """What ``advect.FlowModel`` takes where None is given."""
 
@@ -48,7 +52,7 @@ class Verdict(NamedTuple):
 FINE = Verdict("ok", "The values are finite and of the size that networks learn from")
 
 
-class Modality(ABC):
+class Modality(ABC, Generic[M]):
     """One kind of data: how samples of it are written, plotted and compared, and what is usual for it.
 
     A registered one is the modality of every data set whose ``spec.modality`` is its name.
@@ -88,8 +92,8 @@ class Modality(ABC):
     marginals: ClassVar[bool] = True
     """Whether each element is a quantity of its own, with a unit and a distribution worth a look."""
 
-    def __init__(self, spec: DataSpec, transform: Transform, metadata: Mapping[str, Any] | None = None) -> None:
-        self.spec, self.transform, self.metadata = spec, transform, metadata or {}
+    def __init__(self, spec: DataSpec, transform: Transform, metadata: M | None = None) -> None:
+        self.spec, self.transform, self.metadata = spec, transform, cast(M, metadata or {})
 
     @property
     def name(self) -> str:
@@ -204,8 +208,8 @@ class Modality(ABC):
         return self.comparable(x)
 
     def feature_space(self, x: Tensor) -> Tensor:
-        """Comparable samples (n, *S) as vectors (n, *K) between which distances mean something."""
-        return x
+        """Comparable samples (n, *S) as vectors (n, *K) between which distances mean something, also in float32."""
+        return self.transform.centred(x)
 
 
 def modality_of(spec: DataSpec, transform: Transform, metadata: Mapping[str, Any] | None = None) -> Modality:

@@ -31,6 +31,9 @@ class ValueStats:
         constant, features: number of constant features, and of all.
         infinite: samples with NaN or infinite values.
         copies: samples equal to an earlier one.
+        offset: largest ratio of a feature's distance from zero to its deviation.
+        farthest: that feature.
+        coarse: features whose values all lie on float32's grid, though that is coarse beside their deviation.
     """
 
     train: int
@@ -47,6 +50,9 @@ class ValueStats:
     features: int = 1
     infinite: int = 0
     copies: int = 0
+    offset: float = 0.0
+    farthest: int = 0
+    coarse: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +109,7 @@ def measure_values(dataset: Dataset, look: int) -> ValueStats:
     fine = real[torch.isfinite(real)].double()
     rows = flat.numpy()
     shown = data[torch.isfinite(data)]
+    offset, farthest, coarse = _offsets(dataset.transform.inverse(x[~infinite]), cond)
     return ValueStats(
         train=len(dataset.train),
         held_out=len(dataset.held_out),
@@ -118,7 +125,24 @@ def measure_values(dataset: Dataset, look: int) -> ValueStats:
         features=flat.shape[1],
         infinite=int(infinite.sum()),
         copies=len(rows) - len({row.tobytes() for row in rows}),
+        offset=offset,
+        farthest=farthest,
+        coarse=coarse,
     )
+
+
+def _offsets(data: Tensor, cond: Conditions) -> tuple[float, int, int]:
+    """``offset``, ``farthest`` and ``coarse`` of :class:`ValueStats` for data (N, *S) in data units."""
+    if LENGTH in cond or data.ndim > 3 or len(data) < 2:
+        return 0.0, 0, 0
+    x = data.double().reshape(-1, data.shape[-1])  # the channels of sequences
+    mean, std = x.mean(0), x.std(0, correction=0)
+    ratio = torch.where(std > 0, mean.abs() / std, 0.0).nan_to_num(0.0)
+    grid = 2.0 ** (x.abs().amax(0).clamp(min=1e-300).log2().floor() - 23)
+    steps = x / grid
+    # Model units, of which these data were made, keep 2^-24 of a deviation.
+    on_grid = ((steps - steps.round()).abs() < 0.05).all(0) & (std < 2**20 * grid)
+    return float(ratio.max()), int(ratio.argmax()), int((on_grid & (std > 0) & (std < 2**9 * grid)).sum())
 
 
 def class_shares(dataset: Dataset) -> list[ClassShares]:
@@ -242,6 +266,19 @@ def check_range(v: ValueStats) -> Finding:
     return Finding(found.level, found.title, figures, found.fix)
 
 
+def check_offset(v: ValueStats) -> Finding | None:
+    """Check for features whose distance from zero leaves float32 few digits for their spread."""
+    if v.offset < 2**14:
+        return None
+    figures: dict[str, Figure] = {"feature": v.farthest, "distance from zero in deviations": v.offset}
+    if v.coarse:
+        title = "Values were cut to float32 before they came here: their grid is coarse beside their spread"
+        return Finding("problem", title, figures | {"such features": v.coarse}, "write the data anew as float64")
+    title = "Some features lie so far from zero that float32 cannot hold them"
+    advice = "none for training, which centres them in float64; samples are float64: keep that type"
+    return Finding("note", title, figures, advice)
+
+
 def check_constant(v: ValueStats) -> Finding | None:
     """Check for constant features."""
     if not v.constant or v.low == v.high:
@@ -341,5 +378,5 @@ def check_lengths(n: LengthStats) -> Finding:
     return Finding("ok", "The sequences have lengths near one another", figures)
 
 
-VALUE_CHECKS = (check_count, check_held_out, check_infinite, check_range, check_constant, check_copies)
+VALUE_CHECKS = (check_count, check_held_out, check_infinite, check_range, check_offset, check_constant, check_copies)
 IMAGE_CHECKS = (check_unreadable, check_sizes, check_grey)

@@ -52,6 +52,8 @@ def compare(
     seed: int = 0,
 ) -> SampleFacts:
     """Measure samples x (n, *S), with conditions ``asked``, beside data and their conditions, in data units."""
+    space = source.modality.feature_space
+    x, train, held_out = space(x), (space(train[0]), train[1]), (space(held_out[0]), held_out[1])
     fine = torch.isfinite(x.flatten(1)).all(1)
     count, data = int(fine.sum()), train[0]
     if count < 2 or len(data) < 2:

@@ -108,7 +108,7 @@ class Flow:
         sampler: SamplerConfig | None = None,
         device: torch.device | None = None,
         autocast: torch.dtype | None = None,
-        facts: dict[str, Any] | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         self.net, self.spec, self.transform = net, spec, transform
         self.path, self.source, self.prediction = path or AffinePath(), source or Gaussian(), prediction

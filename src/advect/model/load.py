@@ -45,7 +45,7 @@ class ModelMetadata:
     transform: Transform
     noise: dict[str, Any]
     fingerprint: str
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod

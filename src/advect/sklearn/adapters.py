@@ -121,7 +121,8 @@ class ArrayAdapter(DataAdapter):
         return array_modality(data.shape[1:])
 
     def to_tensor(self, data: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.array(data, np.float64 if data.dtype.kind in "biu" else data.dtype))
+        own = data.dtype.kind == "f" and data.dtype.itemsize <= 8  # PyTorch has no long double
+        return torch.from_numpy(np.array(data, data.dtype if own else np.float64))
 
     def from_tensor(self, x: Tensor) -> np.ndarray:
         values = x.numpy()

@@ -42,7 +42,7 @@ from advect.data.cells.matrix import (
     survey,
 )
 from advect.data.cells.transform import Chain, Components, Expression, Space
-from advect.data.cells.write import obs_facts, var_facts
+from advect.data.cells.write import CellsMetadata, obs_facts, var_facts
 from advect.data.transforms import Identity, Standardize, Transform
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Cells(Dataset):
         normalise: scale each cell to ``target_sum``.
         target_sum: > 0; 1e4 is the custom.
         log1p: take log(1 + x).
-        standardise: (x - mean) / (std + 1e-8) over the training cells; 1 instead of a deviation of 0.
+        standardise: (x - mean) / std over the training cells; 1 instead of a deviation of 0.
         highly_variable: how many genes to keep, by dispersion (Zheng et al. 2017) over the training cells.
         genes: the names of the genes to keep, in this order; with ``highly_variable`` the choice is among them.
         pca: how many principal components to train on; the way back gives all genes, as smooth expectations, from
@@ -194,8 +194,7 @@ class Cells(Dataset):
         return self.controls() if self._control else None
 
     @property
-    def metadata(self) -> dict[str, Any]:
-        """What :func:`~advect.data.cells.write.write_h5ad` needs beside samples, as JSON: genes, units, names."""
+    def metadata(self) -> CellsMetadata:
         return {
             "space": self._expression.space,
             "counted": self._counted,
@@ -310,7 +309,9 @@ def _fit(values: CellMatrix, train: np.ndarray, *, standardise: bool, pca: int |
         parts.append(Components(torch.from_numpy(components).float(), torch.from_numpy(mean).float()))
         mean = np.zeros(pca)
     if standardise:
-        std = np.where(variance > 0, np.sqrt(variance) + 1e-8, 1.0)
+        # Expression is float32: a smaller deviation than its last bit is rounding.
+        varies = np.sqrt(variance) > np.finfo(np.float32).eps * np.abs(mean)
+        std = np.where(varies, np.sqrt(variance), 1.0)
         parts.append(Standardize(mean.tolist(), std.tolist()))
     return parts or [Identity()]
 

@@ -12,13 +12,13 @@ from torch import Tensor
 from advect.core.registry import register
 from advect.core.types import LENGTH, Batch, Conditions
 from advect.data.modality import Modality, write_npz
-from advect.data.sequences.dataset import steps_of
+from advect.data.sequences.dataset import SequenceMetadata, steps_of
 from advect.data.sequences.plot import series_plot
 from advect.data.tables.dataset import write_table
 
 
 @register("sequence")
-class SequencesModality(Modality):
+class SequencesModality(Modality[SequenceMetadata]):
     """Sequences (L, C): samples.npz with ``values`` and ``lengths``, and, with pandas, samples.csv of steps."""
 
     layout = "sequence"
