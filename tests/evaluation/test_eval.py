@@ -210,7 +210,7 @@ MISTAKES = [
     ("--features nowhere.pt", "features nowhere.pt is no file"),
     ("--features text.pt", "features text.pt is neither a TorchScript file nor a state dict"),
     ("--cond labl=7", "condition 'labl' is not known; did you mean 'label'?"),
-    ("--cond label=17", "condition 'label' must lie in 0 to 9"),
+    ("--cond label=17", "condition 'label' has no value '17'"),
     ("--guidance-interval 0.2 0.8", "guidance_interval is given, but guidance is 1"),
     ("--repeat 0", "--repeat must be at least 1, got 0"),
     ("--num-samples 0", "--num-samples must be at least 1, got 0"),

@@ -13,7 +13,7 @@ from advect.checkpoint.manifest import find_checkpoint
 from advect.config.build import layout_of
 from advect.config.config import Config, MethodConfig, OutputConfig, Preset, TrainingConfig
 from advect.config.config import data as data_section
-from advect.config.flags import dashed, parse_sections, taken, value_of, without_prefixed
+from advect.config.flags import kept, parse_sections, taken, typed_words, value_of, without_prefixed
 from advect.config.presets import DEFAULT, PRESETS, get_preset
 from advect.config.section import Section, flag
 from advect.core import registry
@@ -148,7 +148,7 @@ def parse_train(words: list[str], notes: list[str] | None = None) -> tuple[str, 
 
     A line on the data of ``--data`` is added to ``notes``.
     """
-    words = [dashed(word) for word in words]
+    words = typed_words(words)
     name = words[0] if words and not words[0].startswith("-") else None
     flags, data = taken("--data", words[1:] if name else words)
     config, resume = value_of("--config", flags), value_of("--resume-from", flags)
@@ -281,5 +281,5 @@ def _flags_of(key: str, value: object) -> list[str]:
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no-{name}"]
     if isinstance(value, list):
-        return [f"--{name}", *map(str, value)]
-    return [f"--{name}", str(value)]
+        return [f"--{name}", *(kept(str(one)) for one in value)]
+    return [f"--{name}", kept(str(value))]

@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from advect.data.repeats import content_of_rows
 from advect.data.splits import fingerprint_of, row_digests, split_by_content
 from advect.data.tables.dataset import PARQUET
 from advect.data.transforms import PixelScale, Standardize, Transform
-from advect.data.vectors.parquet import read_vectors, vector_columns
+from advect.data.vectors.parquet import VectorMetadata, read_vectors, vector_columns
 
 LABELS = ("y", "labels", "label", "targets", "Y", "arr_1")
 _TRAIN, _TEST = ("x_train", "y_train"), ("x_test", "y_test")
@@ -139,8 +139,7 @@ class ArrayFile(Dataset):
         )
 
     @property
-    def metadata(self) -> dict[str, Any]:
-        """Of Parquet, the names of the columns, with which samples are written as such a file."""
+    def metadata(self) -> VectorMetadata:
         if self._columns is None:
             return {}
         return {"column": self._columns[0], "label": self._columns[1]}

@@ -39,7 +39,7 @@ def gather_samples(run: Path, samples: int, *, seed: int = 0, device: str = "aut
     source = build_dataset(parse_config(folder / "config.yaml")[1].data)
     train, held_out = rows_of(source, source.train, DATA_LIMIT), rows_of(source, source.held_out, DATA_LIMIT)
     made = flow.sample(samples, seed=seed)
-    return compare(made.x, made.cond, train, held_out, source, seed=seed)
+    return compare(made.x, made.encoded, train, held_out, source, seed=seed)
 
 
 def compare(

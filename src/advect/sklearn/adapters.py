@@ -17,6 +17,7 @@ from advect.core.types import Category
 from advect.data import Arrays, Cells, Table, TableTransform, Transform, frame_of
 from advect.data.base import array_modality, category
 from advect.data.tables.columns import Categories, Column, Number
+from advect.model.conditions import Encoded
 
 LABEL = "label"
 """Name of the condition y."""
@@ -60,14 +61,14 @@ def check_labels(y: Any, n: int) -> np.ndarray:
     return np.array([str(value) for value in values]) if values.dtype.kind == "O" else values
 
 
-def label_condition(labels: Labels | None, y: Any, n: int) -> dict[str, Tensor]:
+def label_condition(labels: Labels | None, y: Any, n: int) -> dict[str, Encoded]:
     """Condition of y, one label or (n,); empty for None. Raises UserError if unsuitable."""
     if y is None:
         return {}
     if labels is None:
         raise UserError("y is given, but the model was fitted without labels; leave it out, or fit with y")
     values = np.full(n, y) if np.ndim(y) == 0 else check_labels(y, n)
-    return {LABEL: torch.from_numpy(labels.codes(values))}
+    return {LABEL: Encoded(torch.from_numpy(labels.codes(values)))}
 
 
 class DataAdapter(ABC):

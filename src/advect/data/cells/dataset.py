@@ -27,6 +27,7 @@ from advect.data.cells.conditions import (
     control_cells,
     read_columns,
     split_by_digest,
+    split_control,
 )
 from advect.data.cells.matrix import (
     CellMatrix,
@@ -41,7 +42,7 @@ from advect.data.cells.matrix import (
     survey,
 )
 from advect.data.cells.transform import Chain, Components, Expression, Space
-from advect.data.cells.write import obs_facts, var_facts
+from advect.data.cells.write import CellsMetadata, obs_facts, var_facts
 from advect.data.transforms import Identity, Standardize, Transform
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class Cells(Dataset):
         cells, self._starts = train[~controls[train]], train[controls[train]]
         check_controls(cells, self._starts, control)
         self._columns = read_columns(obs, conditions, continuous, used=np.flatnonzero(~controls), train=cells)
-        self._control = (control or "").partition("=")[0]
+        self._control = split_control(control, obs.columns)[0] if control else ""
         linear = Normalised(matrix, found.libraries, target_sum=target, log1p=False)
         chosen = _choose(linear, var.index, genes, highly_variable, train)
         self._values = Normalised(matrix.columns(chosen), found.libraries, target_sum=target, log1p=log1p)
@@ -193,8 +194,7 @@ class Cells(Dataset):
         return self.controls() if self._control else None
 
     @property
-    def metadata(self) -> dict[str, Any]:
-        """What :func:`~advect.data.cells.write.write_h5ad` needs beside samples, as JSON: genes, units, names."""
+    def metadata(self) -> CellsMetadata:
         return {
             "space": self._expression.space,
             "counted": self._counted,

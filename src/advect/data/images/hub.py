@@ -99,7 +99,10 @@ class HubImages(Dataset):
         found = {name: _classes(title, column, tables) for name, column in columns.items()}
         labels = {name: numbers for name, (numbers, _) in found.items()}
         names = {name: values for name, (_, values) in found.items()}
-        specs = {name: _category(numbers[train], names[name]) for name, numbers in labels.items()}
+        specs = {
+            name: _category(numbers[train], names[name], numbered=_is_numbered(tables[0].features[columns[name]]))
+            for name, numbers in labels.items()
+        }
         super().__init__(
             name=Path(title).name,
             spec=DataSpec(shape=decoder.shape, modality="image", conditions=dict(specs)),
@@ -214,6 +217,11 @@ def _classes(title: str, column: str, tables: list[Any]) -> tuple[np.ndarray, tu
     return np.array([NULL if v is None else order[v] for v in values], np.int64), tuple(map(str, order))
 
 
-def _category(labels: np.ndarray, names: tuple[str, ...]) -> Category:
+def _is_numbered(feature: Any) -> bool:
+    """Whether a column holds numbers or truth values, to which names are given."""
+    return hasattr(feature, "names") or getattr(feature, "dtype", "") == "bool"
+
+
+def _category(labels: np.ndarray, names: tuple[str, ...], *, numbered: bool) -> Category:
     """The category with the shares of the rows that have a class."""
-    return category(labels[labels != NULL], names)
+    return category(labels[labels != NULL], names, range(len(names)) if numbered else ())

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -26,6 +26,19 @@ from advect.data.splits import split_groups
 from advect.data.tables.columns import column_from_config
 from advect.data.tables.dataset import is_table_file
 from advect.data.tables.infer_columns import column_values, condition_of
+
+
+class SequenceMetadata(TypedDict):
+    """What :func:`steps_of` makes tables from without the data, as JSON.
+
+    Names of the channels and of the columns of sequences (``id``) and steps (``order``); configurations of the
+    conditions' columns.
+    """
+
+    channels: list[str]
+    id: str
+    order: str
+    conditions: list[dict[str, Any]]
 
 
 @register("sequences")
@@ -133,8 +146,7 @@ class Sequences(Dataset):
         )
 
     @property
-    def metadata(self) -> dict[str, Any]:
-        """A JSON object from which :func:`steps_of` makes tables without the data."""
+    def metadata(self) -> SequenceMetadata:
         return {
             "channels": list(self._channels),
             "id": self._keys[0],
@@ -151,13 +163,13 @@ def sequences_of(x: Tensor, cond: Conditions | None) -> list[np.ndarray]:
     return [row[:length] for row, length in zip(whole, cond[LENGTH].tolist(), strict=True)]
 
 
-def steps_of(x: Tensor, cond: Conditions | None, facts: Mapping[str, Any], *, first: int = 0) -> Any:
+def steps_of(x: Tensor, cond: Conditions | None, facts: SequenceMetadata, *, first: int = 0) -> Any:
     """Samples as a pandas DataFrame of one row a step: id from ``first``, step from 0, the conditions, the channels.
 
     Args:
         x: (B, L, C) in data units, what the transform's ``inverse`` gives.
         cond: as networks are given them; a condition that is null or not there comes back as missing.
-        facts: what :meth:`Sequences.facts` said.
+        facts: ``Sequences.metadata``.
 
     Raises:
         UserError: x has other channels, or pandas is not installed.

@@ -7,9 +7,9 @@ import gzip
 import hashlib
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -177,6 +177,19 @@ def write_table(path: str | os.PathLike[str], frame: Any) -> None:
     atomic_write(file, lambda partial: frame.to_csv(partial, index=False, sep=separator, compression=compression))
 
 
+class TableMetadata(TypedDict):
+    """What :func:`frame_of` makes data frames from without the data, as JSON.
+
+    ``suffix`` of the file samples are written to; ``order`` of all columns; the configurations of the transform and of
+    the columns that are conditions.
+    """
+
+    suffix: str
+    order: list[str]
+    transform: dict[str, Any]
+    conditions: list[dict[str, Any]]
+
+
 @register("table")
 class Table(Dataset):
     """Rows of a table as vectors (D,): numbers scaled, categories as codes of +-1, a dimension more where values miss.
@@ -267,8 +280,7 @@ class Table(Dataset):
         )
 
     @property
-    def metadata(self) -> dict[str, Any]:
-        """A JSON object from which :func:`frame_of` makes data frames without the data."""
+    def metadata(self) -> TableMetadata:
         return {
             "suffix": self._suffix,
             "order": self._order,
@@ -277,13 +289,13 @@ class Table(Dataset):
         }
 
 
-def frame_of(x: Tensor, cond: Conditions | None, facts: Mapping[str, Any]) -> Any:
+def frame_of(x: Tensor, cond: Conditions | None, facts: TableMetadata) -> Any:
     """Samples as a pandas DataFrame like the one trained on, the conditions at their places.
 
     Args:
         x: (B, K) in table units, what the transform's ``inverse`` gives.
         cond: as networks are given them; a column whose condition is null or not there comes back as missing.
-        facts: what :meth:`Table.facts` said.
+        facts: ``Table.metadata``.
 
     Raises:
         UserError: x has not the table's columns, or pandas is not installed.

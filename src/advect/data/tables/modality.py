@@ -12,13 +12,13 @@ from advect.core.errors import optional_import
 from advect.core.registry import register
 from advect.core.types import Conditions
 from advect.data.modality import DISTANCES, Modality
-from advect.data.tables.dataset import frame_of, write_table
-from advect.data.vectors.modality import Vectors
+from advect.data.tables.dataset import TableMetadata, frame_of, write_table
+from advect.data.vectors.modality import VectorPlots
 from advect.data.vectors.plot import vector_plot
 
 
 @register("table")
-class Tables(Vectors):
+class Tables(VectorPlots[TableMetadata]):
     """Rows of a table: samples.csv, or .parquet where that was read. Distances are those of scaled columns."""
 
     usual_preset = "table"
