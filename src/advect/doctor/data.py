@@ -15,6 +15,7 @@ from advect.core.registry import name_of
 from advect.core.types import LENGTH, NULL, Category, Conditions, Length
 from advect.data import Dataset, Split
 from advect.data.modality import Modality
+from advect.data.repeats import copied
 from advect.doctor.report import Figure, Finding, Level
 
 FEW, FEW_HELD_OUT, FEW_OF_A_CLASS = 500, 50, 20
@@ -31,7 +32,8 @@ class ValueStats:
         mean, deviation, extreme: mean, standard deviation and largest absolute value in model units.
         constant, features: number of constant features, and of all.
         infinite: samples with NaN or infinite values.
-        copies: samples equal to an earlier one.
+        copies: samples equal to an earlier one that are no coincidence.
+        repeats: samples equal to an earlier one.
         offset: largest ratio of a feature's distance from zero to its deviation.
         farthest: that feature.
         coarse: features whose values all lie on float32's grid, though that is coarse beside their deviation.
@@ -51,6 +53,7 @@ class ValueStats:
     features: int = 1
     infinite: int = 0
     copies: int = 0
+    repeats: int = 0
     offset: float = 0.0
     farthest: int = 0
     coarse: int = 0
@@ -111,6 +114,7 @@ def measure_values(dataset: Dataset, look: int) -> ValueStats:
     infinite = ~torch.isfinite(flat).all(1)
     fine = real[torch.isfinite(real)].double()
     rows = flat.numpy()
+    groups = np.unique([row.tobytes() for row in rows], return_inverse=True)[1].reshape(-1)
     shown = data[torch.isfinite(data)]
     offset, farthest, coarse = _offsets(dataset.transform.inverse(x[~infinite]), cond)
     return ValueStats(
@@ -127,11 +131,17 @@ def measure_values(dataset: Dataset, look: int) -> ValueStats:
         constant=int((flat.amax(0) == flat.amin(0)).sum()) if len(x) > 1 else 0,
         features=flat.shape[1],
         infinite=int(infinite.sum()),
-        copies=len(rows) - len({row.tobytes() for row in rows}),
+        copies=_extra(groups[copied(rows.reshape(len(rows), -1), groups)]),
+        repeats=_extra(groups),
         offset=offset,
         farthest=farthest,
         coarse=coarse,
     )
+
+
+def _extra(groups: np.ndarray) -> int:
+    """The rows that are not the first of their group (n,)."""
+    return len(groups) - len(np.unique(groups))
 
 
 def _offsets(data: Tensor, cond: Conditions) -> tuple[float, int, int]:
@@ -296,6 +306,9 @@ def check_copies(v: ValueStats) -> Finding | None:
     """Check for duplicate samples."""
     share = v.copies / max(v.looked, 1)
     figures: dict[str, Figure] = {"copies": v.copies, "looked at": v.looked, "share": share}
+    if not v.copies and v.repeats:
+        figures = {"equal to another": v.repeats, "looked at": v.looked}
+        return Finding("ok", "Some rows are equal, as rows of few or of usual values are: they are no copies", figures)
     if not v.copies:
         return Finding("ok", "No sample comes twice", figures)
     level: Level = "problem" if share > 0.5 else "note" if share > 0.01 else "ok"

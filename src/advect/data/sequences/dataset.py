@@ -19,6 +19,7 @@ from advect.core.registry import register
 from advect.core.types import LENGTH, Condition, Conditions, DataSpec, Length
 from advect.data.arrays import array_header
 from advect.data.base import ArraySplit, Dataset, Detected, Preview
+from advect.data.repeats import copied
 from advect.data.sequences.files import Ragged, is_sequence_array, is_table, read_arrays, read_steps, step_columns
 from advect.data.sequences.transform import SequenceScale
 from advect.data.splits import split_groups
@@ -44,8 +45,8 @@ class SequenceMetadata(TypedDict):
 class Sequences(Dataset):
     """Sequences (L, C), each channel standardised over real steps, zero in model units after the last one.
 
-    Where lengths differ, the condition ``LENGTH`` tells them, (B,) int64 from 1 to L. Equal sequences, and the windows
-    of one, are never on both sides of the split.
+    Where lengths differ, the condition ``LENGTH`` tells them, (B,) int64 from 1 to L. Copies of a sequence, and the
+    windows of one, are never on both sides of the split.
 
     Args:
         data: an array (N, L, C), a list of (L_i, C), a ``.npy`` or ``.npz`` file (``values``, and ``lengths`` where
@@ -201,12 +202,23 @@ def _shorten(ragged: Ragged, max_length: int | None, long: str) -> tuple[Ragged,
     contents = [x.shape[0].to_bytes(8) + (x + 0.0).tobytes() for x in ragged.steps]
     digests = [hashlib.sha256(content).hexdigest() for content in contents]
     groups = np.unique(digests, return_inverse=True)[1].reshape(-1)
+    groups = np.where(copied(_heads(ragged.steps), groups), groups, len(groups) + np.arange(len(groups)))
+    groups = np.unique(groups, return_inverse=True)[1].reshape(-1)
     if max_length is None or long == "truncate":
         return ragged, groups
     owner = np.repeat(np.arange(len(ragged.steps)), [-(-len(x) // max_length) for x in ragged.steps])
     steps = [x[i : i + max_length] for x in ragged.steps for i in range(0, len(x), max_length)]
     conditions = {key: (column, values[owner]) for key, (column, values) in ragged.conditions.items()}
     return replace(ragged, steps=steps, conditions=conditions), groups[owner]
+
+
+def _heads(steps: list[np.ndarray], values: int = 256) -> np.ndarray:
+    """The first values of each sequence (N, K), NaN after its end."""
+    width = min(max(x.size for x in steps), values)
+    heads = np.full((len(steps), width), np.nan)
+    for row, x in zip(heads, steps, strict=True):
+        row[: x.size] = x.reshape(-1)[:width]
+    return heads
 
 
 def _conditions(

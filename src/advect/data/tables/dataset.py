@@ -20,7 +20,7 @@ from advect.core.files import atomic_write
 from advect.core.registry import register
 from advect.core.types import Conditions, DataSpec
 from advect.data.base import ArraySplit, Dataset, Detected, Preview
-from advect.data.splits import equal_rows, split_groups
+from advect.data.repeats import split_rows
 from advect.data.tables.columns import Column, column_from_config
 from advect.data.tables.infer_columns import column_values, condition_of, read_column, read_condition
 from advect.data.tables.scaling import require_scaling
@@ -195,7 +195,8 @@ class Table(Dataset):
     """Rows of a table as vectors (D,): numbers scaled, categories as codes of +-1, a dimension more where values miss.
 
     Numbers, whole numbers, booleans, categories, text, times and missing values come back as they were. Times in CSV
-    are ISO 8601. Equal rows are never on both sides of the split. A constant column is not learned but comes back.
+    are ISO 8601. Copies of a row are never on both sides of the split, while rows that are equal by chance, and each
+    value of a column of few, are on both. A constant column is not learned but comes back.
 
     Args:
         data: the file (see :func:`read_table`) or a pandas DataFrame.
@@ -255,7 +256,7 @@ class Table(Dataset):
 
         # The split needs the values and the scalings need the split.
         values = np.stack([v for _, v in read(None).values()], 1)
-        train, rest = split_groups(equal_rows(values), held_out, seed=seed)
+        train, rest = split_rows(values, held_out, seed=seed)
         is_train = np.zeros(len(values), bool)
         is_train[train] = True
         columns = read(is_train)
