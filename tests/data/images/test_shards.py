@@ -168,7 +168,7 @@ def test_one_damaged_image_is_passed_over_and_what_is_no_picture_counted(tmp_pat
     assert len(data.train.fetch(np.arange(150))) == 150
     assert list(data.unreadable) == [f"{tmp_path}/a.tar: 070.PNG"]
     again = Shards(tmp_path, image_size=8, held_out=0.0, skip_unreadable=False)  # by the kept index
-    with pytest.raises(UserError, match="070.PNG cannot be read"):
+    with pytest.raises(UserError, match=r"070\.PNG cannot be read"):
         again.train.fetch(np.array([70]))
 
 
