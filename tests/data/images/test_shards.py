@@ -159,7 +159,8 @@ def test_a_shard_cut_short_is_named(folder):
 def test_one_damaged_image_is_passed_over_and_what_is_no_picture_counted(tmp_path, caplog):
     members = {"README.md": b"hello", "notes.cls": b"1"}
     for i in range(150):
-        members |= {f"{i:03}.PNG": png(i)[:100] if i == 70 else png(i), f"{i:03}.CLS": "²³".encode()[2 * (i % 2) :][:2]}
+        members[f"{i:03}.PNG"] = png(i)[:100] if i == 70 else png(i)
+        members[f"{i:03}.CLS"] = "²³"[i % 2].encode()
     shard(tmp_path / "a.tar", members)
     with caplog.at_level("INFO"):
         data = Shards(tmp_path, image_size=8, held_out=0.0)
