@@ -15,6 +15,7 @@ from advect.core.errors import UserError
 from advect.core.types import LENGTH, Category, DataSpec, Quantity
 from advect.data import Cells, Dataset, Identity, Sequences, Table
 from advect.data.tables.files import read_table
+from advect.data.transforms import PixelScale
 from advect.evaluation.quality import measure_quality
 from advect.model.conditions import encoded
 from advect.model.flow import Flow
@@ -166,9 +167,18 @@ def test_single_images_are_written_on_demand_and_refused_for_other_data(tmp_path
     flow = Flow(Still(), DataSpec((1, 4, 4), "image", {}), Identity())
     files = flow.modality.write(flow.sample(2, steps=1).x, {}, tmp_path, individual=True)
     assert [f.name for f in files] == ["samples.npz", "samples.png", "sample-000000.png", "sample-000001.png"]
-    assert Image.open(files[2]).size == (52, 52)
+    assert Image.open(files[2]).size == (4, 4)
     with pytest.raises(UserError, match="this flow makes sequence data"):
         flow_on(ragged()).modality.write(torch.zeros(1, 5, 2), {}, tmp_path, individual=True)
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
+def test_a_single_image_has_the_pixels_of_the_sample(channels: int, mode: str, tmp_path: Path) -> None:
+    x = torch.randint(0, 256, (2, channels, 3, 5)).float()
+    flow = Flow(Still(), DataSpec((channels, 3, 5), "image", {}), PixelScale(0, 255, integer=True))
+    image = Image.open(flow.modality.write(x, {}, tmp_path, individual=True)[-1])
+    assert image.mode == mode
+    assert np.array_equal(np.asarray(image).reshape(3, 5, channels), x[1].movedim(0, 2).numpy())
 
 
 def test_samples_that_have_numbers_count_on_from_the_first_ones(tmp_path: Path) -> None:

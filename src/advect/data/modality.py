@@ -170,7 +170,7 @@ class Modality(ABC, Generic[M]):
         save_png(self.plot(x[: self.most_plotted], shown), files[-1])
         for i in range(len(x) if individual else 0):
             files.append(folder / f"sample-{first + i:06d}.png")
-            save_png(self.plot(x[i : i + 1], {}), files[-1])
+            save_png(self.picture(x[i]), files[-1])
         return files
 
     @abstractmethod
@@ -180,6 +180,10 @@ class Modality(ABC, Generic[M]):
     @abstractmethod
     def plot(self, x: Tensor, conditions: Conditions, reference: Batch | None = None) -> Image.Image:
         """Plot samples x (n, *S) with their conditions (n, ...) beside held-out data, both in data units."""
+
+    def picture(self, x: Tensor) -> Image.Image:
+        """A sample (*S) as an image file of its own: of images its pixels, no more and no fewer."""
+        return self.plot(x[None], {})
 
     def reference(self, held_out: Split) -> Batch | None:
         """Held-out samples in data units to plot samples over; None where there are none."""

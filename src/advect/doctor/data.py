@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -73,6 +74,7 @@ class ImageStats:
 
     Attributes:
         unreadable: files that cannot be decoded, with the reasons.
+        left_out: numbers of files that are no pictures, by suffix.
         asked: height and width for training, in pixels.
         smaller, least: files with a shorter side than asked; the shortest side of all, in pixels.
         grey, channels: files without colour; channels for training.
@@ -81,6 +83,7 @@ class ImageStats:
     looked: int
     total: int
     unreadable: dict[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
     asked: tuple[int, int]
     smaller: int = 0
     least: int
@@ -202,6 +205,7 @@ def measure_images(dataset: Dataset, look: int) -> ImageStats | None:
         looked=len(chosen),
         total=len(both),
         unreadable=unreadable,
+        left_out=split.store.left_out,
         asked=(height, width),
         smaller=smaller,
         least=min(sides, default=0),
@@ -344,8 +348,11 @@ def check_classes(c: ClassShares) -> Finding | None:
 def check_unreadable(p: ImageStats) -> Finding:
     """Check for files that cannot be decoded."""
     figures: dict[str, Figure] = {"unreadable": len(p.unreadable), "looked at": p.looked, "of": p.total}
+    if others := sum(p.left_out.values()):
+        figures |= {"left out as no picture": others, "of these": ", ".join(f"{k} {n}" for k, n in p.left_out.items())}
     if not p.unreadable:
-        return Finding("ok", "All images that were looked at can be read", figures)
+        title = "All images that were looked at can be read"
+        return Finding("note" if others > p.total else "ok", title, figures)
     name, why = next(iter(p.unreadable.items()))
     share = len(p.unreadable) / p.looked
     return Finding(

@@ -136,6 +136,8 @@ class HubStore(ImageStore):
         image = self._tables[part][int(index - self._starts[part])][self._column]
         if image is None:
             raise ValueError("the image is missing")
+        if image["bytes"] is None and not image["path"]:
+            raise ValueError("the image is missing")
         return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
 
 

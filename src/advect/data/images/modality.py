@@ -74,6 +74,13 @@ class Images(Modality):
         low, high = self.pixel_range or _range(x)
         return image_grid(x, low, high, columns=values if 2 <= values <= 16 else 8)
 
+    def picture(self, x: Tensor) -> Image.Image:
+        low, high = self.pixel_range or _range(x)
+        pixels = to_bytes(x, low, high)
+        if len(pixels) not in (1, 3, 4):  # channels side by side
+            pixels = pixels.movedim(0, 1).flatten(1)[None]
+        return Image.fromarray((pixels[0] if len(pixels) == 1 else pixels.movedim(0, 2)).numpy())
+
     def write_data(self, x: Tensor, conditions: Conditions, folder: Path, first: int) -> list[Path]:
         return [write_npz(folder, {"x": x}, conditions, self.spec)]
 
