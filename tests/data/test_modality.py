@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from advect.core.errors import UserError
 from advect.core.types import LENGTH, Category, DataSpec, Quantity
 from advect.data import Cells, Dataset, Identity, Sequences, Table
-from advect.data.tables.dataset import read_table
+from advect.data.tables.files import read_table
 from advect.data.transforms import PixelScale
 from advect.evaluation.quality import measure_quality
 from advect.model.conditions import encoded

@@ -19,7 +19,7 @@ from advect.data.base import ArraySplit, Dataset, Detected, Preview, array_modal
 from advect.data.images.stores import require_path
 from advect.data.repeats import content_of_rows
 from advect.data.splits import fingerprint_of, row_digests, split_by_content
-from advect.data.tables.dataset import PARQUET
+from advect.data.tables.files import PARQUET
 from advect.data.transforms import PixelScale, Standardize, Transform
 from advect.data.vectors.parquet import VectorMetadata, read_vectors, vector_columns
 

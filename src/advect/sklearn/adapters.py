@@ -18,6 +18,7 @@ from advect.data import Arrays, Cells, Table, TableTransform, Transform, frame_o
 from advect.data.base import array_modality, category
 from advect.data.cells.matrix import held_matrix
 from advect.data.tables.columns import Categories, Column, Number
+from advect.data.tables.infer_columns import number_values
 from advect.model.conditions import Encoded
 
 LABEL = "label"
@@ -176,14 +177,8 @@ def _values(series: Any, column: Column) -> np.ndarray:
             raise UserError(f"column {column.name!r} has {unknown[0]!r}, which the data fitted had not; leave it out")
         pairs = zip(series.tolist(), absent, strict=True)
         return np.array([np.nan if a else places[v] for v, a in pairs], np.float64)
-    if isinstance(column, Number) and column.unit:
-        import pandas as pd
-
-        times = pd.to_datetime(series)
-        times = times.dt.tz_convert("UTC").dt.tz_localize(None) if times.dt.tz is not None else times
-        counts = times.to_numpy(f"datetime64[{column.unit}]").astype(np.int64) - column.origin
-        return np.where(absent, np.nan, counts.astype(np.float64))
-    return series.astype("Float64").to_numpy(np.float64, na_value=np.nan)
+    assert isinstance(column, Number)
+    return number_values(series, column)
 
 
 class CellsAdapter(DataAdapter):

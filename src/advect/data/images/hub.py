@@ -18,7 +18,7 @@ from advect.data.images.decoding import Decoder
 from advect.data.images.folder import PIXELS, ImageSplit, Unreadable, content_digests, one_line
 from advect.data.images.stores import ImageStore
 from advect.data.splits import fingerprint_of, split_by_content
-from advect.data.tables.dataset import parquet_fields
+from advect.data.tables.files import parquet_fields
 
 _HELD_OUT = ("test", "validation", "valid", "val")
 

@@ -24,7 +24,7 @@ from advect.data.sequences.files import Ragged, is_sequence_array, is_table, rea
 from advect.data.sequences.transform import SequenceScale
 from advect.data.splits import split_groups
 from advect.data.tables.columns import column_from_config
-from advect.data.tables.dataset import is_table_file
+from advect.data.tables.files import is_table_file
 from advect.data.tables.infer_columns import column_values, condition_of
 
 

@@ -17,7 +17,7 @@ from advect.core.types import LENGTH, Batch, Conditions
 from advect.data.figure import ALARM, OTHERS, SAMPLES, TEXT, new_figure, style, to_image
 from advect.data.modality import Modality, write_npz
 from advect.data.sequences.dataset import SequenceMetadata, steps_of
-from advect.data.tables.dataset import write_table
+from advect.data.tables.files import write_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

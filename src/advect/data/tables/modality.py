@@ -12,7 +12,8 @@ from advect.core.errors import optional_import
 from advect.core.registry import register
 from advect.core.types import Conditions
 from advect.data.modality import DISTANCES, Modality
-from advect.data.tables.dataset import TableMetadata, frame_of, write_table
+from advect.data.tables.dataset import TableMetadata, frame_of
+from advect.data.tables.files import write_table
 from advect.data.vectors.modality import VectorPlots
 from advect.data.vectors.plot import vector_plot
 
@@ -41,7 +42,9 @@ class Tables(VectorPlots[TableMetadata]):
 
     def write_data(self, x: Tensor, conditions: Conditions, folder: Path, first: int) -> list[Path]:
         file = folder / ("samples" + self.metadata.get("suffix", ".csv"))
-        write_table(file, frame_of(x, conditions, self.metadata))
+        facts = self.metadata
+        frame = frame_of(x, conditions, facts, text=file.suffix == ".csv")
+        write_table(file, frame, index=facts.get("index", ()), separator=facts.get("separator"))
         return [file]
 
     def plot_wide(self, x: Tensor, reference: Tensor | None) -> Image.Image:

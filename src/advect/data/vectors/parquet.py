@@ -10,7 +10,7 @@ import numpy as np
 
 from advect.core.errors import UserError, did_you_mean, optional_import
 from advect.core.files import atomic_write
-from advect.data.tables.dataset import parquet_fields
+from advect.data.tables.files import parquet_fields
 
 
 class VectorMetadata(TypedDict, total=False):
