@@ -1,4 +1,4 @@
-"""Modalities: how images, tables, cells, sequences and vectors are written, plotted and compared, and their defaults."""
+"""Modalities: how kinds of data are written, plotted and compared, and their defaults."""
 
 from __future__ import annotations
 
