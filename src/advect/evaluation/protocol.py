@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from advect.checkpoint.manifest import checkpoint_step
-from advect.config.arguments import parse_config
+from advect.config.arguments import data_of
 from advect.config.build import build_dataset
 from advect.core.errors import UserError
 from advect.data import Dataset, Split
@@ -50,6 +50,8 @@ class EvalConfig:
 
     features: FeatureConfig = field(default_factory=FeatureConfig)
 
+    data: str | None = None
+    """The data's place if they have moved since the training."""
     num_samples: int | None = None
     """Samples a point; default 10,000, at most the number of training rows, which the floor needs."""
 
@@ -136,7 +138,7 @@ class Plan:
     @classmethod
     def make(cls, run: Path, place: Path, config: EvalConfig) -> Plan:
         """Plan everything but the rows. Raises UserError for what cannot be done."""
-        folder, flow, dataset, subject = open_run(run, place, config.ema, config.device)
+        folder, flow, dataset, subject = open_run(run, place, config.ema, config.device, config.data)
         network = config.features.network(flow.device)
         space = FeatureSpace(flow, dataset, network)
         metrics = find_metrics(config.metrics, space.modality.metrics, space.offers, space.modality.name)
@@ -273,8 +275,10 @@ class Plan:
         return facts | ({"likelihood_samples": c.likelihood_samples} if "likelihood" in self.metrics else {})
 
 
-def open_run(run: Path, place: Path, ema: bool | float, device: str) -> tuple[Path, Flow, Dataset, dict[str, Any]]:
-    """Folder of the run, flow of the weights at ``place``, data, and description of the weights.
+def open_run(
+    run: Path, place: Path, ema: bool | float, device: str, data: str | None = None
+) -> tuple[Path, Flow, Dataset, dict[str, Any]]:
+    """Folder of the run, flow of the weights at ``place``, data (now at ``data``), and description of the weights.
 
     Raises UserError if the weights lie in no run folder, or the data are missing or have changed.
     """
@@ -285,7 +289,7 @@ def open_run(run: Path, place: Path, ema: bool | float, device: str) -> tuple[Pa
             " with; give one such as runs/digits"
         )
     metadata = read_model_metadata(place if place.is_file() else weight_file(place, ema=ema))
-    dataset = build_dataset(parse_config(folder / "config.yaml")[1].data)
+    dataset = build_dataset(data_of(folder, data))
     if dataset.fingerprint != metadata.fingerprint:
         raise UserError(
             f"the data of {folder} have changed since {place.name} was trained, so that held-out rows"

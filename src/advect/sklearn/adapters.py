@@ -16,6 +16,7 @@ from advect.core.errors import UserError
 from advect.core.types import Category
 from advect.data import Arrays, Cells, Table, TableTransform, Transform, frame_of
 from advect.data.base import array_modality, category
+from advect.data.cells.matrix import held_matrix
 from advect.data.tables.columns import Categories, Column, Number
 from advect.data.tables.infer_columns import number_values
 from advect.model.conditions import Encoded
@@ -191,7 +192,8 @@ class CellsAdapter(DataAdapter):
         self.transform, self.var = source.transform, data.var.copy()
 
     def to_tensor(self, data: Any) -> Tensor:
-        x = data.X.toarray() if hasattr(data.X, "toarray") else np.asarray(data.X)
+        matrix = held_matrix(data, None)
+        x = matrix.rows(np.arange(matrix.shape[0])).toarray()
         if not np.isfinite(x).all():
             raise UserError("X of the AnnData object holds NaN or infinite values; remove those cells")
         return torch.from_numpy(np.array(x, np.float32))

@@ -30,10 +30,12 @@ from advect.data.cells.conditions import (
     split_control,
 )
 from advect.data.cells.matrix import (
+    RAW,
     CellMatrix,
     MatrixStats,
     Normalised,
     held_matrix,
+    is_raw,
     least,
     moments,
     most_variable,
@@ -69,7 +71,7 @@ class Cells(Dataset):
 
     Args:
         path: an .h5ad file, or an AnnData object.
-        layer: the layer that holds the values; None for X.
+        layer: the layer that holds the values; None for X, "raw" for ``.raw`` with its genes.
         conditions: columns of obs as categories; an empty value is "not given".
         continuous: columns of obs as numbers; an empty value is "not given".
         normalise: scale each cell to ``target_sum``.
@@ -221,19 +223,22 @@ def _read(
     """What is found in the values, the values, and the tables obs and var, all checked."""
     optional_import("anndata", "cells")
     if isinstance(path, str | os.PathLike):
-        where, matrix, obs, var = _open(Path(path), layer, backed=backed)
+        where, matrix, obs, var, has_raw = _open(Path(path), layer, backed=backed)
     elif all(hasattr(path, name) for name in ("X", "obs", "var", "layers")):
         where, matrix, obs, var = "the AnnData object", held_matrix(path, layer), path.obs, path.var
+        has_raw = path.raw is not None
+        if has_raw and is_raw(layer, path.layers):
+            var = path.raw.var
     else:
         raise UserError(f"path must be an .h5ad file or an AnnData object, got {type(path).__name__}")
     _check_names(var.index, where)
     found = survey(matrix, where)
-    _check_values(found, where, scale)
+    _check_values(found, where, scale, raw=has_raw and layer is None)
     return found, matrix, obs, var
 
 
-def _open(path: Path, layer: str | None, *, backed: bool) -> tuple[str, CellMatrix, pd.DataFrame, pd.DataFrame]:
-    """What to call the values of a file, the values, and the tables obs and var."""
+def _open(path: Path, layer: str | None, *, backed: bool) -> tuple[str, CellMatrix, pd.DataFrame, pd.DataFrame, bool]:
+    """What to call the values of a file, the values, the tables obs and var, and whether there is a ``.raw``."""
     import h5py
     import pandas as pd
     from anndata.io import read_elem
@@ -246,10 +251,12 @@ def _open(path: Path, layer: str | None, *, backed: bool) -> tuple[str, CellMatr
     except OSError as error:
         raise UserError(f"{path} is not an .h5ad file, or a damaged one ({error}); write it again") from error
     try:
-        tables: list[Any] = [read_elem(cast(Any, file[name])) if name in file else None for name in ("obs", "var")]
+        raw, layers = "raw/X" in file, list(cast(Any, file["layers"])) if "layers" in file else []
+        var = "raw/var" if raw and is_raw(layer, layers) else "var"
+        tables: list[Any] = [read_elem(cast(Any, file[name])) if name in file else None for name in ("obs", var)]
         if not all(isinstance(table, pd.DataFrame) for table in tables):
             raise UserError(f"{path} has no tables obs and var; write it with a recent AnnData.write_h5ad")
-        return where, stored_matrix(file, layer, backed=backed, where=where), tables[0], tables[1]
+        return where, stored_matrix(file, layer, backed=backed, where=where), tables[0], tables[1], raw
     finally:
         if not backed:
             file.close()
@@ -265,7 +272,7 @@ def _check_names(genes: Any, where: str) -> None:
     )
 
 
-def _check_values(found: MatrixStats, where: str, scale: Expression) -> None:
+def _check_values(found: MatrixStats, where: str, scale: Expression, *, raw: bool) -> None:
     """Refuse values to which the steps that were asked for do not apply."""
     asked = scale.target_sum is not None or scale.log1p
     off = "normalise=False, log1p=False (--no-normalise --no-log1p)"
@@ -274,7 +281,7 @@ def _check_values(found: MatrixStats, where: str, scale: Expression) -> None:
     if asked and not found.whole and found.highest <= LARGEST_LOG:
         raise UserError(
             f"{where} looks log-normalised already: its values are not whole, the largest is {found.highest:.4g};"
-            f" give {off}"
+            f" give {off}{', or layer=' + repr(RAW) + ' (--layer raw) for the counts in .raw' if raw else ''}"
         )
     if scale.space == "counts" and not (found.whole and found.lowest >= 0):
         raise UserError(f"space is 'counts', but {where} does not hold counts; give space='expression'")
