@@ -152,7 +152,7 @@ def _code(name: str, value: Any, condition: Category | Length) -> int:
         return NULL
     if isinstance(condition, Length):
         return _length(name, value, len(condition.frequencies))
-    code = _place(value, condition)
+    code = label_place(value, condition)
     if code is None:
         what = f"{value!r}" if isinstance(value, str | int | float) else str(value)
         raise UserError(f"condition {name!r} has no value {what}{did_you_mean(str(value), condition.names)}")
@@ -168,7 +168,7 @@ def _length(name: str, value: Any, longest: int) -> int:
     return int(number)
 
 
-def _place(value: Any, category: Category) -> int | None:
+def label_place(value: Any, category: Category) -> int | None:
     """The place of a label among the names: of its text, of an equal number, or of its number in the data."""
     names = category.names
     if str(value) in names:
