@@ -13,12 +13,12 @@ from typing import Any, Literal
 import torch
 
 from advect.checkpoint.manifest import find_checkpoint
-from advect.commands import base
 from advect.commands.evaluate import evaluate
 from advect.commands.train import exit_by_signal, train
 from advect.config.arguments import parse_config, parse_settings, run_folder
 from advect.config.build import build_dataset
 from advect.config.config import Config
+from advect.config.flags import launch_processes, split_place
 from advect.config.presets import DEFAULT, get_preset
 from advect.config.section import Section
 from advect.core.errors import UserError
@@ -102,11 +102,11 @@ class ReflowArguments(Section):
 
 def run(words: list[str]) -> None:
     """Run ``advect reflow`` with the words after it. Raises UserError."""
-    place, flags = base.split_place(words, "advect reflow")
+    place, flags = split_place(words, "advect reflow")
     with sync_errors():
         preset, a = parse_reflow(place if words[0] == str(place) else None, flags)
     if a.nproc != 1:
-        base.launch_processes("reflow", words, a.nproc, a.settings.training.device)
+        launch_processes("reflow", words, a.nproc, a.settings.training.device)
     result = reflow(place, preset, a)
     if result.reason != "finished":
         logger.info(f"stopped by {result.reason}; to go on, type: {shlex.join(['advect', 'reflow', *words])}")
@@ -241,7 +241,7 @@ def _decode(
     for nfe in shown:
         samples = flow.sample(flow.modality.shown, steps=nfe, solver=SOLVER, grid="uniform", cond=cond, **guided)
         files[str(nfe)] = f"pictures/{name}-{nfe:03d}.png"
-        image = flow.modality.plot(samples.x, samples.cond, behind)
+        image = flow.modality.plot(samples.x, samples.encoded, behind)
         save_png(image, pictures / Path(files[str(nfe)]).name)
     return files
 

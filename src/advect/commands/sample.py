@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from advect.commands.base import launch_processes, split_place
-from advect.config.flags import parse_words
+from advect.config.flags import launch_processes, parse_words, split_place
 from advect.core.errors import UserError
 from advect.distributed.comm import sync_errors
 from advect.model.conditions import number_or_name, parse_conditions
@@ -47,8 +46,8 @@ class SampleArguments:
     """The same seed gives the same samples."""
 
     cond: tuple[str, ...] = ()
-    """Conditions as NAME=VALUE, such as label=7. NAME=cycle takes each value in turn, NAME=none none; others follow
-    the data's frequencies.
+    """Conditions as NAME=VALUE, such as label=7, the label in the data. NAME=cycle takes each value in turn, NAME=none
+    none; others follow the data's frequencies.
     """
 
     guidance: float = 1.0
@@ -88,11 +87,6 @@ class SampleArguments:
             guidance_interval=self.guidance_interval,
         )
 
-    @property
-    def conditions(self) -> dict[str, str]:
-        """``--cond`` as names and values."""
-        return parse_conditions(self.cond)
-
 
 def run(words: list[str]) -> None:
     """Run ``advect sample`` with the words after it. Raises UserError."""
@@ -107,7 +101,7 @@ def run(words: list[str]) -> None:
         a.sampler,
         seed=a.seed,
         batch_size=a.batch_size,
-        cond=a.conditions,
+        cond=a.cond,
         ema=a.use_ema if a.ema_decay is None else a.ema_decay,
         save_individual=a.save_individual,
         output_dir=a.output_dir,

@@ -28,7 +28,6 @@ from advect.data.modality import Modality
 from advect.data.pairs import ImageStore, PairedDataset, Pairs, write_pairs
 from advect.distributed.comm import broadcast_object, current, sync_errors
 from advect.model.flow import Flow
-from advect.model.initial_noise import InitialNoise
 from advect.model.sampler_config import SamplerConfig
 from advect.model.sampling import check_sampler
 from advect.model.sharded_samples import (
@@ -41,6 +40,7 @@ from advect.model.sharded_samples import (
     write_shards,
 )
 from advect.solvers import integrate
+from advect.sources import InitialNoise
 
 FORMAT, FACTS, PART = 1, "pairs.json", 2048
 
@@ -109,7 +109,7 @@ def make_pairs(
         n, seed = pairing.num_pairs - inverted, pairing.seed
         options = {"batch_size": pairing.batch_size, "model_units": True, "progress": bar}
         samples = flow.sample(n, seed=seed, rows=rows, **asdict(sampler), **options)
-        return write_pairs(place, samples.x, samples.cond, store=store)
+        return write_pairs(place, samples.x, samples.encoded, store=store)
 
     written = {"generated": _make(folder / "generated", pairing.num_pairs - inverted, plan, generate)}
     if inverted:
