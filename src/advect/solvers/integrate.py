@@ -11,7 +11,7 @@ from torch import Tensor
 from advect.core.errors import UserError
 from advect.paths import Schedule
 from advect.solvers.base import Solver, Velocity, all_finite, get_solver, not_finite
-from advect.solvers.time_grids import check_interval, resolve_grid
+from advect.solvers.time_grids import TimeGrid, check_interval, resolve_grid
 
 STEPS = 50
 """Default steps of a solver of fixed step."""
@@ -41,7 +41,7 @@ def solve(
     *,
     solver: str | Solver = "midpoint",
     steps: int | None = None,
-    grid: str | Tensor | None = None,
+    grid: str | TimeGrid | Tensor | None = None,
     t0: float = 0.0,
     t1: float = 1.0,
     trajectory: bool = False,
@@ -72,7 +72,7 @@ def integrate(
     *,
     solver: str | Solver = "midpoint",
     steps: int | None = None,
-    grid: str | Tensor | None = None,
+    grid: str | TimeGrid | Tensor | None = None,
     t0: float = 0.0,
     t1: float = 1.0,
     trajectory: bool = False,
@@ -116,7 +116,7 @@ def integrate(
 
 
 def solver_times(
-    method: Solver, steps: int | None, grid: str | Tensor | None, *, t0: float, t1: float, trajectory: bool
+    method: Solver, steps: int | None, grid: str | TimeGrid | Tensor | None, *, t0: float, t1: float, trajectory: bool
 ) -> list[float]:
     """The times at which ``method`` has to give the state, t0 first, t1 last."""
     if method.adaptive and not trajectory:
