@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import advect as package
-from advect.checkpoint.weights import load_weights
+from advect.checkpoint.tensor_files import load_weights
 from advect.config.arguments import parse_config
 from advect.config.build import build_dataset
 from advect.core.errors import UserError

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from advect.checkpoint.manifest import list_checkpoints
-from advect.checkpoint.weights import load_weights
+from advect.checkpoint.tensor_files import load_weights
 from advect.core.errors import UserError
 from advect.training.state import EMA_FILE, MODEL, OPTIMIZER
 from forked import Run, ranks

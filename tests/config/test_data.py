@@ -14,10 +14,8 @@ import torch
 from PIL import Image
 
 from advect import load
-from advect.config.arguments import parse_train
-from advect.config.autodetect import describe
-from advect.config.presets.images import folded_unet
-from advect.config.yaml_file import to_yaml
+from advect.config.arguments import describe, parse_train
+from advect.config.presets import folded_unet
 from advect.core.errors import UserError
 from advect.core.types import LENGTH
 from advect.data import pack, write_table
@@ -216,7 +214,7 @@ def test_data_are_recognised_trained_on_and_sampled_without(
     found = describe(place)
     assert found.preset == preset and words in found.words
     name, again = parse_train(["--config", "run/config.yaml"])
-    assert name == preset and to_yaml(again.settings, name) == Path("run/config.yaml").read_text()
+    assert name == preset and again.settings.to_yaml(name) == Path("run/config.yaml").read_text()
     shutil.rmtree("data")
     flow = load("run")
     assert flow.spec.shape == shape and list(flow.spec.conditions) == names
@@ -347,7 +345,7 @@ def test_a_configuration_keeps_its_format_and_its_data_may_move(
     monkeypatch.chdir(tmp_path)
     place, told = celeba(tmp_path), []
     name, a = parse_train(["images", "--data-dir", str(place), "--data-format", "image-folder"])
-    text = to_yaml(a.settings, name)
+    text = a.settings.to_yaml(name)
     Path("config.yaml").write_text(text)
     moved = place.rename(tmp_path / "moved")
     _, again = parse_train(["--config", "config.yaml", "--data", "moved"], told)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
-from advect.config.autodetect import usual_preset
+from advect.config.arguments import usual_preset
 from advect.config.build import build_network, networks_for
 from advect.config.config import network
 from advect.core import registry

@@ -17,7 +17,7 @@ from advect.core.types import LENGTH, NULL, Category, Conditions, DataSpec, Leng
 from advect.data import Identity, Moons
 from advect.model.conditions import resolve_conditions
 from advect.model.flow import Flow
-from advect.model.metadata import ModelMetadata
+from advect.model.load import ModelMetadata
 
 DOSE = Quantity(("dose", "hours"), (10.0, 2.0), (5.0, 0.5), ((10.0, 2.0), (20.0, 3.0), (0.0, 1.0)))
 SPEC = DataSpec(

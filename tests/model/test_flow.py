@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import advect
-from advect.checkpoint.weights import load_weights
+from advect.checkpoint.tensor_files import load_weights
 from advect.core.errors import UserError
 from advect.core.types import DataSpec
 from advect.data import Identity

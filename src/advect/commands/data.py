@@ -1,4 +1,4 @@
-"""advect data {pack,verify} PATH: decode and resize images once; read every byte of a pack."""
+"""advect data {pack,verify} PATH: decode and resize images once; verify a pack."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from advect.commands.base import split_place
-from advect.config.flags import parse_words
+from advect.config.flags import parse_words, split_place
 from advect.core.errors import UserError, did_you_mean
 from advect.data import Packed, pack, packed_path
 from advect.data.images.decoding import Decoder

@@ -1,4 +1,4 @@
-"""advect doctor [PRESET|RUN] [flags]: say what is wrong with the machine, with a run or with --data PATH."""
+"""advect doctor [PRESET|RUN] [flags]: diagnose the machine, a run, or --data PATH."""
 
 from __future__ import annotations
 

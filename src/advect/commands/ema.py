@@ -1,4 +1,4 @@
-"""advect ema RUN --length 0.05: average the weights over any length, after advect train --posthoc-ema."""
+"""advect ema RUN --length 0.05: average weights over any length, after advect train --posthoc-ema."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from advect.commands.base import split_place
-from advect.config.flags import parse_words
+from advect.config.flags import parse_words, split_place
 from advect.core.errors import UserError
 from advect.core.files import atomic_write, make_folder
-from advect.model.load import AVERAGE, METADATA, read_model_metadata
-from advect.model.metadata import ModelMetadata
+from advect.model.load import AVERAGE, METADATA, ModelMetadata, read_model_metadata
 from advect.training import find_checkpoint
 from advect.training.ema import LONGEST
 from advect.training.posthoc_ema import SNAPSHOTS, Fit, Profiles, Snapshot, combine, read_snapshots

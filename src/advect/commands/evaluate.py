@@ -1,4 +1,4 @@
-"""advect eval RUN [flags]: measure a run against held-out data, by a protocol that makes numbers comparable."""
+"""advect eval RUN [flags]: measure a run against held-out data by a recorded protocol."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from advect.checkpoint.manifest import find_weights
-from advect.commands import base
-from advect.config.environment import device_name, versions
-from advect.config.flags import parse_words
+from advect.config.flags import launch_processes, parse_words, split_place
+from advect.config.resume import device_name, versions
 from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, make_folder
@@ -50,11 +49,11 @@ def run(words: list[str]) -> None:
             lines = results.compare(c.compare, force=c.force)
         logger.info("\n".join(lines))
         return
-    place, flags = base.split_place(words, "advect eval")
+    place, flags = split_place(words, "advect eval")
     with sync_errors():
         a = parse_eval(flags)
     if a.nproc != 1:
-        base.launch_processes("eval", words, a.nproc, a.device)
+        launch_processes("eval", words, a.nproc, a.device)
     file, result = evaluate(place, a)
     logger.info("\n".join([*results.table(result), *results.flow_lines(result), f"result: {file}"]))
 

@@ -1,4 +1,4 @@
-"""advect reflow RUN [flags]: straighten a trained flow, so that few steps draw as well as many did."""
+"""advect reflow RUN [flags]: straighten a trained flow, for sampling in few steps."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any, Literal
 import torch
 
 from advect.checkpoint.manifest import find_checkpoint
-from advect.commands import base
 from advect.commands.evaluate import evaluate
 from advect.commands.train import exit_by_signal, train
 from advect.config.arguments import parse_config, parse_settings, run_folder
 from advect.config.build import build_dataset
 from advect.config.config import Config
+from advect.config.flags import launch_processes, split_place
 from advect.config.presets import DEFAULT, get_preset
 from advect.config.section import Section
 from advect.core.errors import UserError
@@ -102,11 +102,11 @@ class ReflowArguments(Section):
 
 def run(words: list[str]) -> None:
     """Run ``advect reflow`` with the words after it. Raises UserError."""
-    place, flags = base.split_place(words, "advect reflow")
+    place, flags = split_place(words, "advect reflow")
     with sync_errors():
         preset, a = parse_reflow(place if words[0] == str(place) else None, flags)
     if a.nproc != 1:
-        base.launch_processes("reflow", words, a.nproc, a.settings.training.device)
+        launch_processes("reflow", words, a.nproc, a.settings.training.device)
     result = reflow(place, preset, a)
     if result.reason != "finished":
         logger.info(f"stopped by {result.reason}; to go on, type: {shlex.join(['advect', 'reflow', *words])}")

@@ -7,10 +7,9 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from advect.commands.base import split_place
 from advect.config.arguments import parse_config
 from advect.config.build import build_dataset
-from advect.config.flags import parse_words
+from advect.config.flags import parse_words, split_place
 from advect.core.device import tune_process
 from advect.core.errors import UserError
 from advect.evaluation.quality import NFES, measure_quality

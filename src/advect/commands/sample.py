@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from advect.commands.base import launch_processes, split_place
-from advect.config.flags import parse_words
+from advect.config.flags import launch_processes, parse_words, split_place
 from advect.core.errors import UserError
 from advect.distributed.comm import sync_errors
 from advect.model.conditions import number_or_name, parse_conditions

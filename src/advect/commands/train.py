@@ -1,4 +1,4 @@
-"""advect train [PRESET] [flags]: train; no preset means digits, real data that needs no download."""
+"""advect train [PRESET] [flags]: train a flow; the default preset is digits, which needs no download."""
 
 from __future__ import annotations
 
@@ -17,23 +17,20 @@ import numpy as np
 from torch import Tensor
 
 from advect.checkpoint.manifest import explain_full_disk, find_weights, remove_leftovers
-from advect.checkpoint.weights import load_weights
-from advect.commands import base
+from advect.checkpoint.tensor_files import load_weights
 from advect.config.arguments import parse_train
 from advect.config.build import build_dataset, build_loss, fit_source
 from advect.config.build_trainer import build_callbacks, check_method, new_state, new_trainer
 from advect.config.config import Config
-from advect.config.environment import write_environment
-from advect.config.run_folder import check_folder, check_same_run, lock_run_dir, resolve_checkpoint
-from advect.config.yaml_file import to_yaml
+from advect.config.flags import launch_processes
+from advect.config.resume import check_folder, check_same_run, lock_run_dir, resolve_checkpoint, write_environment
 from advect.core.device import pick_precision
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, make_folder, remove_partial
 from advect.data import Dataset
 from advect.distributed.comm import broadcast_object, sync_errors
 from advect.distributed.context import RunContext, run_context
-from advect.model.load import build_flow, read_model_metadata, weight_file
-from advect.model.metadata import ModelMetadata
+from advect.model.load import ModelMetadata, build_flow, read_model_metadata, weight_file
 from advect.training import LearningRate, StopCriteria, Trainer
 from advect.training.state import MODEL
 
@@ -48,10 +45,10 @@ def run(words: list[str]) -> None:
     with sync_errors():
         preset, a = parse_train(words, notes)
     if a.dry_run:
-        logger.info(to_yaml(a.settings, preset).rstrip("\n"))
+        logger.info(a.settings.to_yaml(preset).rstrip("\n"))
         return
     if a.nproc != 1:
-        base.launch_processes("train", words, a.nproc, a.settings.training.device)
+        launch_processes("train", words, a.nproc, a.settings.training.device)
     for line in notes:
         logger.info(line)
     where = {"run_dir": a.run_dir, "resume_from": a.resume_from, "resume": a.resume}
@@ -131,7 +128,7 @@ def _train(config: Config, preset: str, context: RunContext, checkpoint: Path | 
                     from advect.training.posthoc_ema import SNAPSHOTS, bring
 
                     bring(checkpoint.parent.parent / SNAPSHOTS, run_dir / SNAPSHOTS)
-                atomic_write_text(run_dir / "config.yaml", to_yaml(config, preset))
+                atomic_write_text(run_dir / "config.yaml", config.to_yaml(preset))
                 step = trainer.state.progress.step
                 write_environment(context, fingerprint=source.fingerprint, step=step)
         _announce(config, preset, source, trainer, context)

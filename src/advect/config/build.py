@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from advect.config.config import MethodConfig, NetworkConfig
-from advect.config.data import build_dataset as build_dataset
-from advect.config.section import flag
+from advect.config.config import DataConfig, MethodConfig, NetworkConfig
+from advect.config.section import flag, with_flags
 from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.types import DataSpec, Length, Quantity
@@ -23,6 +22,19 @@ from advect.paths import AffinePath, Path
 from advect.sources import Empirical, SourceDistribution
 from advect.times import Stratified, TimeDistribution
 from advect.weights import Uniform, Weight
+
+
+def build_dataset(config: DataConfig) -> Dataset:
+    """Open the data. Raises UserError for missing, empty, damaged or unsuitable data."""
+    cls, options = config.dataset, config.arguments("data_format")
+    if cls.place is not None and config.data_dir is None:
+        raise UserError(f"--data-dir is not given; name {cls.place}")
+    try:
+        return cls.open(*([] if cls.place is None else [config.data_dir]), **options)
+    except UserError as error:
+        words = with_flags(str(error), cls, {name: flag(name) for name in options})
+        first = words.split(" ", 1)[0]
+        raise UserError(flag(first) + words[len(first) :] if first in options else words) from error
 
 
 def build_network(config: NetworkConfig, spec: DataSpec, *, grad_checkpointing: bool = False) -> nn.Module:
@@ -103,8 +115,9 @@ def fit_source(method: MethodConfig, dataset: Dataset) -> dict[str, Any]:
         return {"kind": EMPIRICAL}
     cls, found = method.part("source"), method.arguments("source")
     if cls.fits_data:  # pyright: ignore[reportAttributeAccessIssue]
-        x1 = dataset.train.fetch(np.arange(min(len(dataset.train), 10_000))).x1
-        made = cls.from_data(x1, **found)  # pyright: ignore[reportAttributeAccessIssue]
+        rows = np.arange(len(dataset.train))
+        batches = (dataset.train.fetch(part).x1 for part in np.array_split(rows, -(-len(rows) // 1024)))
+        made = cls.from_data(batches, **found)  # pyright: ignore[reportAttributeAccessIssue]
         found = {f.name: getattr(made, f.name) for f in fields(made)}
     return {"kind": method.source, **found}
 

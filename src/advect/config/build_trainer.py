@@ -11,7 +11,6 @@ from torch import Tensor
 from advect.checkpoint.async_writer import CheckpointWriter
 from advect.config.build import build_network
 from advect.config.config import Config, MethodConfig, NetworkConfig, TrainingConfig
-from advect.config.yaml_file import to_dict
 from advect.core.device import be_deterministic, pick_precision, use_tf32
 from advect.core.errors import UserError
 from advect.core.random import Stream, stream_seed
@@ -37,7 +36,7 @@ from advect.training import (
 )
 from advect.training.callbacks import CheckpointCallback, MetricsFile, ProgressBar
 from advect.training.loggers import Logger, TensorBoardLogger, WandbLogger
-from advect.training.precision import on_meta
+from advect.training.state import on_meta
 
 
 def check_method(method: MethodConfig, t: TrainingConfig) -> None:
@@ -161,7 +160,7 @@ def _boards(config: Config, run_dir: Path) -> tuple[Logger, ...]:
     if out.wandb == "none":
         return (board,)
     project, name = out.wandb_project or "advect", run_dir.resolve().name
-    shared = WandbLogger(run_dir / "wandb", mode=out.wandb, project=project, name=name, config=to_dict(config))
+    shared = WandbLogger(run_dir / "wandb", mode=out.wandb, project=project, name=name, config=config.to_dict())
     return board, shared
 
 

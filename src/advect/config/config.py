@@ -3,13 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from advect.config.data import DataConfig as DataConfig
-from advect.config.section import Section, part
+import yaml
+
+from advect.config.section import Section, part, plain
 from advect.core.errors import UserError
+from advect.data.base import Dataset
+from advect.data.remote import is_remote
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Section):
+    """The data."""
+
+    data_format: str = part("data-format", default="digits", prefix="")
+    """Format of --data or --data-dir, if ambiguous; such as sequences for a CSV file."""
+    data_dir: str | Path | None = None
+    """File or folder; for some formats a URL, a pattern, or a name on the hub."""
+
+    usual = frozenset({"data_dir"})
+
+    def __post_init__(self) -> None:
+        """Make paths absolute."""
+        super().__post_init__()
+        if self.data_dir is None:
+            return
+        cls, text = self.dataset, str(self.data_dir)
+        if cls.place is None:
+            raise UserError(f"--data-dir {text} does not go with {self.data_format}, which brings its own data")
+        path = Path(text).expanduser().absolute()
+        if not cls.remote:
+            object.__setattr__(self, "data_dir", path)
+        elif not is_remote(text) and (path.exists() or path.suffix in (".tar", ".parquet", ".pq")):
+            object.__setattr__(self, "data_dir", str(path))
+
+    @property
+    def dataset(self) -> type[Dataset]:
+        """Class of the format."""
+        return self.part("data_format")
+
+    def values(self) -> dict[str, Any]:
+        """All values by name, without data_dir for data that come with a library."""
+        found = super().values()
+        if self.dataset.place is None:
+            del found["data_dir"]
+        return found
+
+
+def data(data_format: str, **options: Any) -> DataConfig:
+    """Data of a format, with arguments that differ from the defaults."""
+    return DataConfig(data_format=data_format, options=options)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -269,6 +315,18 @@ class Config:
     method: MethodConfig = field(default_factory=MethodConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
+
+    def to_dict(self) -> dict[str, dict[str, object]]:
+        """The configuration as sections of plain values."""
+        sections = {f.name: getattr(self, f.name).values() for f in fields(self)}
+        return {key: {name: plain(value) for name, value in values.items()} for key, values in sections.items()}
+
+    def to_yaml(self, preset: str) -> str:
+        """The text of ``config.yaml``: the preset that it started from, and every value.
+
+        A file is read by turning it into flags, so that it and the command line have one parser and one set of checks.
+        """
+        return yaml.safe_dump({"preset": preset, **self.to_dict()}, sort_keys=False)
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import field, fields, make_dataclass
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_type_hints
 
 import tyro
 
 from advect.config.section import Choice, Section, field_docs, flag
 from advect.core import registry
 from advect.core.errors import UserError, did_you_mean
+from advect.distributed.comm import sync_errors
 
 A = TypeVar("A")
 Sections = Mapping[str, Section]
@@ -209,3 +212,23 @@ def without_prefixed(prefix: str, words: Sequence[str], *, keep: Sequence[str]) 
         if name in keep or not name.replace("--no-", "--").startswith(flag(prefix)):
             left.append(word)
     return left
+
+
+def split_place(
+    words: list[str], command: str, what: str = "run", example: str = "runs/digits"
+) -> tuple[Path, list[str]]:
+    """Split RUN from the flags; --help needs none."""
+    if words and not words[0].startswith("-"):
+        return Path(words[0]), words[1:]
+    if any(word in ("-h", "--help") for word in words):
+        return Path(), words
+    raise UserError(f"{command} needs a {what} first, such as: {command} {example}")
+
+
+def launch_processes(command: str, words: list[str], nproc: int, device: str) -> NoReturn:
+    """Run the command in ``nproc`` processes; exit with their code."""
+    from advect.distributed.launch import check_nproc, launch
+
+    with sync_errors():
+        check_nproc(nproc, device)
+    sys.exit(launch([sys.executable, "-m", "advect", command, *without_flag("--nproc", words)], nproc))

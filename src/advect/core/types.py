@@ -48,6 +48,9 @@ class Batch:
     cond: Conditions | None = None
     x0: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        check_floating(x1=self.x1, x0=self.x0)
+
     def __len__(self) -> int:
         return len(self.x1)
 
@@ -124,6 +127,13 @@ def expand_right(t: Tensor, x: Tensor) -> Tensor:
     return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
 
 
+def check_floating(**tensors: Tensor | None) -> None:
+    """Raise UserError for a tensor of whole numbers, in which a flow cannot move."""
+    for name, x in tensors.items():
+        if x is not None and not x.is_floating_point():
+            raise UserError(f"{name} holds {x.dtype}, and a flow needs real numbers; give {name}.float(), scaled")
+
+
 def check_pair(x0: Tensor, x1: Tensor, t: Tensor | None = None) -> None:
     """Raise UserError unless x0 and x1 are both (B, *S), on one device, and t is (B,)."""
     if x0.shape != x1.shape:
@@ -132,6 +142,7 @@ def check_pair(x0: Tensor, x1: Tensor, t: Tensor | None = None) -> None:
         raise UserError(f"x0 and x1 must be on one device, got {x0.device} and {x1.device}; move one with .to()")
     if t is not None and t.shape != x1.shape[:1]:
         raise UserError(f"t must have shape ({len(x1)},), one time a sample, got {tuple(t.shape)}")
+    check_floating(x0=x0, x1=x1)
 
 
 def drop_conditions(cond: Conditions | None, probability: float, generator: Generator = None) -> Conditions | None:

@@ -20,8 +20,7 @@ from advect.evaluation.features import FeatureSpace
 from advect.evaluation.workspace import MemoryWorkspace, open_cache
 from advect.metrics.base import find_metrics
 from advect.model.flow import Flow
-from advect.reporting.sample_grids import PeriodicCallback
-from advect.training.callbacks import CheckpointCallback, MetricsFile
+from advect.training.callbacks import CheckpointCallback, MetricsFile, PeriodicCallback
 from advect.training.loggers import Logger
 from advect.training.trainer import Trainer
 

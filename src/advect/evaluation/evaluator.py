@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from advect.config.environment import versions
+from advect.config.resume import versions
 from advect.data import Dataset, Split
 from advect.evaluation.features import FeatureSpace
 from advect.evaluation.workspace import Fill, ReferenceCache, Tensors, Workspace, on_rank_zero

@@ -20,7 +20,6 @@ from advect.data import Transform
 from advect.data.modality import Modality, modality_of
 from advect.losses.flow_matching import Kind
 from advect.model.conditions import ConditionValue, resolve_conditions
-from advect.model.initial_noise import InitialNoise, noise_of
 from advect.model.sampler_config import DEFAULT, SamplerConfig
 from advect.paths import AffinePath, BrownianBridge, Path, Schedule
 from advect.solvers import (
@@ -35,7 +34,7 @@ from advect.solvers import (
     log_prob,
     standard_normal_log_prob,
 )
-from advect.sources import Gaussian, SourceDistribution
+from advect.sources import Gaussian, InitialNoise, SourceDistribution, noise_of
 
 
 @dataclass(frozen=True)

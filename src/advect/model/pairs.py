@@ -28,7 +28,6 @@ from advect.data.modality import Modality
 from advect.data.pairs import ImageStore, PairedDataset, Pairs, write_pairs
 from advect.distributed.comm import broadcast_object, current, sync_errors
 from advect.model.flow import Flow
-from advect.model.initial_noise import InitialNoise
 from advect.model.sampler_config import SamplerConfig
 from advect.model.sampling import check_sampler
 from advect.model.sharded_samples import (
@@ -41,6 +40,7 @@ from advect.model.sharded_samples import (
     write_shards,
 )
 from advect.solvers import integrate
+from advect.sources import InitialNoise
 
 FORMAT, FACTS, PART = 1, "pairs.json", 2048
 

@@ -13,8 +13,8 @@ from markupsafe import Markup
 
 from advect.core.files import atomic_write_text
 from advect.reporting import plots
-from advect.reporting.embed import evenly, file_uri, strip_uri, tile_uri
 from advect.reporting.evaluations import evaluated, measured
+from advect.reporting.plots import evenly, file_uri, strip_uri, tile_uri
 from advect.reporting.run_folder import RunFolder, read_run
 from advect.reporting.style import duration, number, percent, plural
 

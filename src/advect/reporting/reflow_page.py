@@ -10,8 +10,8 @@ from typing import Any
 
 from advect.core.errors import UserError
 from advect.reporting import plots
-from advect.reporting.embed import file_uri
 from advect.reporting.page import write_page
+from advect.reporting.plots import file_uri
 from advect.reporting.style import number, plural
 
 REFLOW, FORMAT, PICTURE_BYTES = "reflow.json", 1, 60_000

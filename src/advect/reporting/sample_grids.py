@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,56 +12,12 @@ from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import Batch, Category
 from advect.data import Split
 from advect.data.figure import save_png
-from advect.distributed.comm import all_sum, broadcast_object, current, gather_objects
+from advect.distributed.comm import all_sum, current, gather_objects
 from advect.losses import Loss
 from advect.model.flow import Flow, Samples
-from advect.training.callbacks import EverySteps, MetricsFile
+from advect.training.callbacks import MetricsFile, PeriodicCallback
 from advect.training.loggers import Logger
-from advect.training.trainer import Callback, Trainer
-
-
-class PeriodicCallback(Callback):
-    """Call :meth:`run` every ``every`` steps (0: never) and at the end, with EMA weights if any.
-
-    A call interrupted by a kill is repeated on resumption.
-    """
-
-    def __init__(self, every: int) -> None:
-        self.every, self._seen = every, -1
-        self._timer = EverySteps(every, self.run)
-
-    @abstractmethod
-    def run(self, step: int) -> None:
-        """Act after ``step`` steps; on all processes."""
-
-    @abstractmethod
-    def has_run(self, step: int) -> bool:
-        """Whether the results of a step are complete; on the first process."""
-
-    def on_start(self, trainer: Trainer) -> None:
-        """Repeat an interrupted call at the checkpoint's step."""
-        step = trainer.state.progress.step
-        self._seen = step if broadcast_object(self.has_run(step)) else -1
-        if step != self._seen and self.every and step and step % self.every == 0:
-            self.run_now(trainer)
-
-    def on_step(self, trainer: Trainer) -> None:
-        step = trainer.state.progress.step
-        if self.every and step % self.every == 0 and step != self._seen:  # seen: the step was rolled back
-            self.run_now(trainer)
-
-    def on_end(self, trainer: Trainer, reason: str) -> None:
-        if self.every and not reason.startswith("SIG") and trainer.state.progress.step != self._seen:
-            self.run_now(trainer)
-
-    def on_rollback(self, trainer: Trainer, row: dict) -> None:
-        self._seen = row["step"]
-
-    def run_now(self, trainer: Trainer) -> None:
-        """Call :meth:`run`, unless the last steps were rolled back."""
-        if trainer.flush():
-            self._seen = trainer.state.progress.step
-            self._timer.run(trainer)
+from advect.training.trainer import Trainer
 
 
 @torch.no_grad()

@@ -33,7 +33,7 @@ from advect.model.flow import Flow
 from advect.sklearn.adapters import LABEL, DataAdapter, Labels
 from advect.sklearn.settings import Settings
 from advect.training import Callback, LearningRate, StopCriteria, Trainer, TrainState
-from advect.training.callbacks import EverySteps, ProgressBar
+from advect.training.callbacks import PeriodicCallback, ProgressBar
 from advect.training.state import EMA_FILE, Progress
 
 _EVALUATIONS = 40
@@ -245,7 +245,7 @@ class LossCurve(Callback):
         self.losses.append(row["loss"])
 
 
-class EarlyStopping(Callback):
+class EarlyStopping(PeriodicCallback):
     """Evaluate the held-out loss every ``every`` steps; stop after ``patience`` evaluations without improvement.
 
     Attributes:
@@ -254,6 +254,7 @@ class EarlyStopping(Callback):
     """
 
     def __init__(self, held_out: Batch, loss: Loss, *, every: int, patience: int, seed: int) -> None:
+        super().__init__(every)
         self.batch = _repeated(held_out, -(-_HELD_OUT_DRAWS // len(held_out)))
         self.loss = loss
         self.patience = patience
@@ -261,21 +262,21 @@ class EarlyStopping(Callback):
         self.losses: list[float] = []
         self.best: dict[str, Tensor] = {}
         self.best_step = 0
-        self._timer = EverySteps(every, self._evaluate)
 
     def on_start(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self.batch = self.batch.to(trainer.device)
+        super().on_start(trainer)
 
-    def on_step(self, trainer: Trainer) -> None:
-        self._timer.on_step(trainer)
+    def has_run(self, step: int) -> bool:
+        return True  # the step that training starts from belongs to the call before
 
     def on_end(self, trainer: Trainer, reason: str) -> None:
-        if not self.losses or trainer.state.progress.step % self._timer.every:
-            self._timer.run(trainer)
+        if trainer.state.progress.step != self._seen:
+            self.run_now(trainer)
 
     @torch.no_grad()
-    def _evaluate(self, step: int) -> None:
+    def run(self, step: int) -> None:
         net = self._trainer.state.net
         rng = CounterRng(stream_seed(self.seed, Stream.HELD_OUT_LOSS), 0, len(self.batch))
         loss = self.loss(net, self.batch, rng).mean().item()

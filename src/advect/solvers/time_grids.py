@@ -1,6 +1,5 @@
-"""Grids of times for solvers of fixed step: (steps + 1,) numbers that rise from 0 to 1.
-
-All in this project's time, noise at 0 and data at 1. From data to noise a solver walks the same times backwards.
+"""Time grids for fixed-step solvers: (steps + 1,) increasing times from 0 (noise) to 1 (data), reversed from data to
+noise.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from advect.paths import Schedule
 
 
 def check_steps(steps: int) -> None:
-    """Raise UserError unless there is a step to make."""
+    """Raise UserError unless steps >= 1."""
     if steps < 1:
         raise UserError(f"steps must be at least 1, got {steps}; 50 is usual")
 
@@ -184,8 +183,7 @@ def resolve_grid(
 class GridCoefficients:
     """``alpha, sigma, d_alpha, d_sigma``, each (n + 1,) float64 on the CPU, at the n + 1 times of a grid.
 
-    ``x = alpha x_1 + sigma x_0`` and ``u = alpha' x_1 + sigma' x_0`` are solved for data and noise, over the
-    ``determinant`` alpha' sigma - sigma' alpha.
+    ``determinant`` is alpha' sigma - sigma' alpha, of the system for data and noise given x and u.
     """
 
     alpha: Tensor
@@ -195,19 +193,18 @@ class GridCoefficients:
     determinant: Tensor
 
     def data(self) -> tuple[Tensor, Tensor]:
-        """The weights (n + 1,) of x and of u in E[x_1 | x] = (sigma u - sigma' x) / determinant."""
+        """Weights (n + 1,) of x and u in E[x_1 | x] = (sigma u - sigma' x) / determinant."""
         return -self.d_sigma / self.determinant, self.sigma / self.determinant
 
     def noise(self) -> tuple[Tensor, Tensor]:
-        """The weights (n + 1,) of x and of u in E[x_0 | x] = (alpha' x - alpha u) / determinant."""
+        """Weights (n + 1,) of x and u in E[x_0 | x] = (alpha' x - alpha u) / determinant."""
         return self.d_alpha / self.determinant, -self.alpha / self.determinant
 
 
 def coefficients_on(schedule: Schedule, grid: Sequence[float]) -> GridCoefficients:
-    """The coefficients at the times of ``grid``.
+    """Coefficients at the times of ``grid``.
 
-    Raises UserError at a time at which the velocity does not tell data from noise (determinant 0) or a coefficient is
-    not finite; the last time is let pass, since solvers mostly do not convert there.
+    Raises UserError where the determinant is 0 or not finite, except at the last time.
     """
     alpha, sigma, d_alpha, d_sigma = schedule.coefficients(torch.tensor(grid, dtype=torch.float64))
     determinant = d_alpha * sigma - d_sigma * alpha
