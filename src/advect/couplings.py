@@ -25,6 +25,8 @@ class Coupling(ABC):
     independent: ClassVar[bool] = False
     """Whether x0 and x1 stay independent."""
     needs_conditions: ClassVar[bool] = False
+    across_conditions: ClassVar[bool] = False
+    """Whether rows are matched whatever their conditions, which biases samples given a condition."""
 
     @abstractmethod
     def pair(
@@ -146,6 +148,8 @@ class ExactOT(Coupling):
     :class:`ConditionalOT`.
     """
 
+    across_conditions = True
+
     def pair(
         self, x0: Tensor, x1: Tensor, cond: Conditions | None = None, generator: Generator = None
     ) -> tuple[Tensor, Tensor, Conditions | None]:
@@ -244,6 +248,7 @@ class Sinkhorn(Coupling):
         iterations: number of fixed-point iterations.
     """
 
+    across_conditions = True
     epsilon: float = 0.05
     iterations: int = 100
 

@@ -194,3 +194,11 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
         examine_words(["celeba64"])
     with pytest.raises(UserError, match="--look must be at least 2"):
         examine_words(["moons"], look=1)
+
+
+def test_columns_far_from_zero(tmp_path: Path) -> None:
+    x = np.c_[1.7e9 + np.random.default_rng(0).uniform(0, 3600, 600), np.random.default_rng(1).normal(size=600)]
+    np.save(tmp_path / "unix.npy", x)
+    assert titled(examine_data(tmp_path / "unix.npy"), "far from zero").level == "note"
+    np.save(tmp_path / "cut.npy", x.astype(np.float32))
+    assert titled(examine_data(tmp_path / "cut.npy"), "cut to float32").level == "problem"

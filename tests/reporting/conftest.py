@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from advect.data.figure import save_png
-from advect.data.images.plot import image_grid
+from advect.data.images.modality import image_grid
 
 CONFIG = """preset: digits
 data: {}

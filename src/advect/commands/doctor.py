@@ -23,7 +23,9 @@ class DoctorArguments:
     """Flags of ``advect doctor``."""
 
     data: str | None = None
-    """File or folder of your data, read as by advect train --data; its flags may follow, also after a PRESET."""
+    """File or folder of your data, read as by advect train --data; its flags may follow, also after a PRESET. With a
+    RUN, where its data are now, for --samples.
+    """
 
     samples: int = 0
     """Of a run: number of samples to compare with the data; 500 is usual, 0 is none."""
@@ -62,14 +64,14 @@ def doctor(words: list[str]) -> tuple[str, bool]:
     a = parse_words(DoctorArguments, own, prog=prog, description="Say what is wrong, and what to try.")
     if a.samples and (what is None or of_data):
         raise UserError(f"--samples {a.samples} is for a run; name one: advect doctor runs/digits --samples 500")
-    if what and a.data:
-        raise UserError(f"{what} and --data {a.data} contradict each other; give one of them")
+    if what and a.data and not of_data and not a.samples:
+        raise UserError(f"--data {a.data} of a run is where its data are now, for --samples 500; give both or neither")
     tune_process()
     with only_warnings():
         if of_data:
             findings = examine_data(training, look=a.look, device=a.device)
         elif what:
-            findings = examine_run(Path(what), samples=a.samples, seed=a.seed, device=a.device)
+            findings = examine_run(Path(what), samples=a.samples, seed=a.seed, device=a.device, data=a.data)
         else:
             findings = examine_machine(a.run_dir, device=a.device)
     return to_json(findings) if a.json else show(findings), is_healthy(findings)

@@ -241,7 +241,7 @@ def _decode(
     for nfe in shown:
         samples = flow.sample(flow.modality.shown, steps=nfe, solver=SOLVER, grid="uniform", cond=cond, **guided)
         files[str(nfe)] = f"pictures/{name}-{nfe:03d}.png"
-        image = flow.modality.plot(samples.x, samples.cond, behind)
+        image = flow.modality.plot(samples.x, samples.encoded, behind)
         save_png(image, pictures / Path(files[str(nfe)]).name)
     return files
 

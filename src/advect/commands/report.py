@@ -7,7 +7,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from advect.config.arguments import parse_config
+from advect.config.arguments import data_of
 from advect.config.build import build_dataset
 from advect.config.flags import parse_words, split_place
 from advect.core.device import tune_process
@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 class ReportArguments:
     """Flags of ``advect report``."""
 
+    data: str | None = None
+    """The data's place if they have moved since the training."""
     num_samples: int = 1000
     """Samples a point of the quality curve, at most the number of training samples."""
     nfes: tuple[int, ...] | None = None
@@ -39,7 +41,8 @@ def run(words: list[str]) -> None:
     """Run ``advect report`` with the words after it. Raises UserError."""
     place, flags = split_place(words, "advect report")
     a = parse_report(flags)
-    page, results = report(place, samples=a.num_samples, nfes=a.nfes, seed=a.seed, measure=a.measure, device=a.device)
+    options = {"samples": a.num_samples, "nfes": a.nfes, "seed": a.seed, "measure": a.measure, "data": a.data}
+    page, results = report(place, device=a.device, **options)
     for line in summary(results) if results else []:
         logger.info(line)
     logger.info(f"report: {page}")
@@ -49,8 +52,8 @@ def parse_report(flags: list[str]) -> ReportArguments:
     """Parse the words after ``advect report RUN``. Raises UserError."""
     about = "Measure a run and write a report."
     a = parse_words(ReportArguments, flags, prog="advect report RUN", description=about)
-    if not a.measure and (a.nfes or a.num_samples != ReportArguments.num_samples):
-        raise UserError("--no-measure measures nothing, so --nfes and --num-samples would be ignored; leave them out")
+    if not a.measure and (a.nfes or a.data or a.num_samples != ReportArguments.num_samples):
+        raise UserError("--no-measure measures nothing; leave --nfes, --num-samples and --data out")
     return a
 
 
@@ -62,6 +65,7 @@ def report(
     seed: int = 0,
     device: str = "auto",
     measure: bool = True,
+    data: str | None = None,
 ) -> tuple[Path, dict]:
     """Measure a run and write its ``report.html``; return the file and the measurements.
 
@@ -74,7 +78,7 @@ def report(
     results = run / "evaluation" / "quality.json"
     if measure:
         flow = load(run, device=device)
-        dataset = build_dataset(parse_config(run / "config.yaml")[1].data)
+        dataset = build_dataset(data_of(run, data))
         measure_quality(flow, dataset, run / "evaluation", samples=samples, nfes=nfes or NFES, seed=seed)
     page = write_report(run)
     return page, json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}

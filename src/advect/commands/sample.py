@@ -46,8 +46,8 @@ class SampleArguments:
     """The same seed gives the same samples."""
 
     cond: tuple[str, ...] = ()
-    """Conditions as NAME=VALUE, such as label=7. NAME=cycle takes each value in turn, NAME=none none; others follow
-    the data's frequencies.
+    """Conditions as NAME=VALUE, such as label=7, the label in the data. NAME=cycle takes each value in turn, NAME=none
+    none; others follow the data's frequencies.
     """
 
     guidance: float = 1.0
@@ -87,11 +87,6 @@ class SampleArguments:
             guidance_interval=self.guidance_interval,
         )
 
-    @property
-    def conditions(self) -> dict[str, str]:
-        """``--cond`` as names and values."""
-        return parse_conditions(self.cond)
-
 
 def run(words: list[str]) -> None:
     """Run ``advect sample`` with the words after it. Raises UserError."""
@@ -106,7 +101,7 @@ def run(words: list[str]) -> None:
         a.sampler,
         seed=a.seed,
         batch_size=a.batch_size,
-        cond=a.conditions,
+        cond=a.cond,
         ema=a.use_ema if a.ema_decay is None else a.ema_decay,
         save_individual=a.save_individual,
         output_dir=a.output_dir,

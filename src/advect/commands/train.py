@@ -16,7 +16,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from advect.checkpoint.manifest import explain_full_disk, find_weights, remove_leftovers
+from advect.checkpoint.manifest import (
+    checkpoint_step,
+    explain_full_disk,
+    find_checkpoint,
+    find_weights,
+    remove_leftovers,
+)
 from advect.checkpoint.tensor_files import load_weights
 from advect.config.arguments import parse_train
 from advect.config.build import build_dataset, build_loss, fit_source
@@ -24,9 +30,11 @@ from advect.config.build_trainer import build_callbacks, check_method, new_state
 from advect.config.config import Config
 from advect.config.flags import launch_processes
 from advect.config.resume import check_folder, check_same_run, lock_run_dir, resolve_checkpoint, write_environment
+from advect.core import registry
 from advect.core.device import pick_precision
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, make_folder, remove_partial
+from advect.core.types import Length
 from advect.data import Dataset
 from advect.distributed.comm import broadcast_object, sync_errors
 from advect.distributed.context import RunContext, run_context
@@ -55,15 +63,12 @@ def run(words: list[str]) -> None:
     folder, reason = train(a.settings, preset, **where)
     typed = shlex.quote(str(folder))
     if reason != "finished":
-        logger.info(f"stopped by {reason}; to go on, type: advect train --resume-from {typed}{_without_limit(reason)}")
+        more = f" --max-steps {2 * checkpoint_step(find_checkpoint(folder))}" if reason == "max-steps" else ""
+        logger.info(f"stopped by {reason}; to go on, type: advect train --resume-from {typed}{more}")
     else:
         logger.info(f"finished: {folder}")
     logger.info(f"next: advect sample {typed}   advect report {typed}")
     exit_by_signal(reason)
-
-
-def _without_limit(reason: str) -> str:
-    return {"max-steps": " --max-steps None", "max-minutes": " --max-minutes None"}.get(reason, "")
 
 
 def exit_by_signal(reason: str) -> None:
@@ -203,7 +208,15 @@ def _announce(config: Config, preset: str, source: Dataset, trainer: Trainer, co
         f"{tuple(source.spec.shape)}; {type(net).__name__} with {params:,} parameters on {trainer.device}"
     )
     begin = f"resuming at step {step:,}" if step else "training"
-    logger.info(f"{begin} to step {limits.last_step:,} in {context.run_dir}")
+    if step >= limits.last_step:
+        limit = "--num-epochs" if limits.max_steps is None or limits.max_steps > limits.steps else "--max-steps"
+        logger.info(
+            f"note: nothing is left to train: step {step:,} is done, and {limit} ends the run at step "
+            f"{limits.last_step:,}; raise it to go on"
+        )
+    else:
+        logger.info(f"{begin} to step {limits.last_step:,} in {context.run_dir}")
+    _note_coupling(config, source)
     if limits.max_steps is not None and limits.max_steps > limits.steps:
         logger.info(
             f"note: --max-steps {limits.max_steps:,} lies beyond the {limits.steps:,} steps of --num-epochs "
@@ -225,3 +238,13 @@ def _announce(config: Config, preset: str, source: Dataset, trainer: Trainer, co
         )
     if trainer.loader.global_batch < 32:
         logger.info(f"note: a batch of {trainer.loader.global_batch} gives noisy gradients; 32 or more is usual")
+
+
+def _note_coupling(config: Config, source: Dataset) -> None:
+    """Say where a coupling biases samples given conditions."""
+    across = registry.get("coupling", config.method.coupling).across_conditions  # pyright: ignore[reportAttributeAccessIssue]
+    if across and any(not isinstance(kind, Length) for kind in source.spec.conditions.values()):
+        logger.info(
+            f"note: --coupling {config.method.coupling} pairs noise with data whatever their conditions, which biases "
+            "samples given a condition; --coupling conditional-ot does not"
+        )

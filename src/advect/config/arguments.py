@@ -11,9 +11,9 @@ import yaml
 
 from advect.checkpoint.manifest import find_checkpoint
 from advect.config.build import layout_of
-from advect.config.config import Config, MethodConfig, OutputConfig, Preset, TrainingConfig
+from advect.config.config import Config, DataConfig, MethodConfig, OutputConfig, Preset, TrainingConfig
 from advect.config.config import data as data_section
-from advect.config.flags import dashed, parse_sections, taken, value_of, without_prefixed
+from advect.config.flags import kept, parse_sections, taken, typed_words, value_of, without_prefixed
 from advect.config.presets import DEFAULT, PRESETS, get_preset
 from advect.config.section import Section, flag
 from advect.core import registry
@@ -148,7 +148,7 @@ def parse_train(words: list[str], notes: list[str] | None = None) -> tuple[str, 
 
     A line on the data of ``--data`` is added to ``notes``.
     """
-    words = [dashed(word) for word in words]
+    words = typed_words(words)
     name = words[0] if words and not words[0].startswith("-") else None
     flags, data = taken("--data", words[1:] if name else words)
     config, resume = value_of("--config", flags), value_of("--resume-from", flags)
@@ -189,6 +189,27 @@ def _without_replaced(given: list[str], flags: Sequence[str]) -> list[str]:
             if None not in (old, new) and old != new:
                 given = without_prefixed(choice.prefix, given, keep=plain)
     return given
+
+
+def data_of(folder: Path, data: str | Path | None = None) -> DataConfig:
+    """The data of the run in a folder, at ``data`` if they have moved. Raises UserError if they are not there."""
+    config = parse_config(folder / "config.yaml")[1].data
+    if data is not None:
+        if config.dataset.place is None:
+            raise UserError(
+                f"--data {data} does not go with this run, whose data, {config.data_format}, are a library's"
+            )
+        config = config.replaced(data_dir=str(data) if config.dataset.remote else Path(data))
+    place = config.data_dir
+    if (
+        place is not None
+        and Path(place).is_absolute()
+        and not set("*?[{") & set(str(place))
+        and not Path(place).exists()
+    ):
+        why = f"--data {data} does not exist" if data else f"the data of {folder} are no longer at {place}"
+        raise UserError(f"{why}; give --data PATH with the place they have now")
+    return config
 
 
 def parse_config(path: Path) -> tuple[str, Config]:
@@ -281,5 +302,5 @@ def _flags_of(key: str, value: object) -> list[str]:
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no-{name}"]
     if isinstance(value, list):
-        return [f"--{name}", *map(str, value)]
-    return [f"--{name}", str(value)]
+        return [f"--{name}", *(kept(str(one)) for one in value)]
+    return [f"--{name}", kept(str(value))]

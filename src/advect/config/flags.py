@@ -7,7 +7,7 @@ import io
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import field, fields, make_dataclass
+from dataclasses import field, fields, is_dataclass, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_type_hints
 
@@ -27,7 +27,7 @@ _STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
 def parse_words(kind: type[A], words: Sequence[str], *, prog: str, description: str) -> A:
     """Parse words into the section or dataclass ``kind``. Raises UserError."""
     if not issubclass(kind, Section):
-        return _run_tyro(kind, [dashed(word) for word in words], {}, prog=prog, description=description)
+        return _run_tyro(kind, typed_words(words), {}, prog=prog, description=description)
     found = parse_sections({kind.__name__: kind()}, words, prog=prog, description=description)
     return found[kind.__name__]  # pyright: ignore[reportReturnType]
 
@@ -37,7 +37,7 @@ def parse_sections(sections: Sections, words: Sequence[str], *, prog: str, descr
 
     A chosen part brings its own flags. ``--help`` shows the usual flags, ``--help-all`` all.
     """
-    words = [dashed(word) for word in words]
+    words = typed_words(words)
     sections = {name: _chosen(section, words) for name, section in sections.items()}
     brief = not {"-h", "--help"}.isdisjoint(words)
     if brief:
@@ -138,7 +138,7 @@ def _run_tyro(parser: type[A], words: Sequence[str], sections: Sections, *, prog
             tyro.cli(parser, args=["--help"], **options)
         flags = sorted(set(re.findall(r"--[a-z][a-z0-9-]*", re.sub(r"\x1b\[[0-9;]*m", "", text.getvalue()))))
         raise UserError(_unknown(unknown[0], flags, sections, prog))
-    return value
+    return _plain(value)
 
 
 def _one_sentence(box: str) -> str:
@@ -174,6 +174,49 @@ def dashed(word: str) -> str:
     return name.replace("_", "-") + equals + value if word.startswith("--") else word
 
 
+_KEPT = "\ue000"
+"""Stands before a value that begins with a dash, which would be taken for a flag."""
+
+
+def kept(value: str) -> str:
+    """A value, marked where it begins with a dash and is no number."""
+    try:
+        float(value)
+    except ValueError:
+        return _KEPT + value if value.startswith("-") else value
+    return value
+
+
+def typed_words(words: Sequence[str]) -> list[str]:
+    """Words with dashed flags. ``--flag=--name`` gives a value that begins with dashes; repeated, it gives several."""
+    words = [dashed(word) for word in words]
+    split = [word.partition("=") for word in words]
+    repeatable = {"--cond", *(n for n, _, value in split if n.startswith("--") and kept(value) != value)}
+    found: list[str] = []
+    values: dict[str, list[str]] = {}
+    owner = found
+    for word, (name, equals, value) in zip(words, split, strict=True):
+        if name in repeatable:
+            owner = values.setdefault(name, [])
+            owner += [kept(value)] if equals else []
+        else:
+            owner = found if word.startswith("--") else owner
+            owner.append(word)
+    return found + [word for name, some in values.items() for word in (name, *some)]
+
+
+def _plain(value: Any) -> Any:
+    """Values without the marks of :func:`kept`."""
+    if isinstance(value, str):
+        return value.removeprefix(_KEPT)
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        for f in fields(value):
+            object.__setattr__(value, f.name, _plain(getattr(value, f.name)))
+    return value
+
+
 def value_of(name: str, words: Sequence[str]) -> str | None:
     """Value of a flag in the words, the last if repeated."""
     found = None
@@ -181,7 +224,7 @@ def value_of(name: str, words: Sequence[str]) -> str | None:
         if word == name:
             if i + 1 == len(words):
                 raise UserError(f"{name} needs a value")
-            found = words[i + 1]
+            found = _plain(words[i + 1])
         if word.startswith(name + "="):
             found = word.partition("=")[2]
     return found

@@ -78,11 +78,13 @@ class PathSample:
 class Category:
     """Categorical condition with values ``0 .. len(names) - 1``, or ``NULL``.
 
-    ``frequencies`` are the shares of the values in the training data, of sum one.
+    ``frequencies`` are the shares of the values in the training data, of sum one. ``names`` are the labels in the
+    data, as text; where the data have numbers, and names for these, ``numbers`` are those.
     """
 
     names: tuple[str, ...]
     frequencies: tuple[float, ...]
+    numbers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from torch import Tensor
 from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, Generator, Stream, stream_seed, uniform
-from advect.core.types import Batch, Category, Conditions, DataSpec
+from advect.core.types import NULL, Batch, Category, Conditions, DataSpec
 from advect.data.transforms import Transform
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class Dataset:
         return registry.get("modality", self.spec.modality)(self.spec, self.transform, self.metadata)
 
     @property
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> Mapping[str, Any]:
         """A JSON object with what writing samples in the data's own format needs; empty where arrays say all."""
         return {}
 
@@ -206,7 +207,8 @@ class ArraySplit(Split):
             mirrored = uniform((len(indices),), rng).numpy() < 0.5
             x[mirrored] = x[mirrored, ..., ::-1]
         if x.dtype != np.uint8:  # PyTorch takes neither every width of whole numbers nor every order of bytes
-            x = x.astype(np.result_type(x.dtype, np.float32), copy=False)
+            wide = x.dtype.itemsize > 4 or (x.dtype.kind in "iu" and x.dtype.itemsize == 4)
+            x = x.astype(np.float64 if wide else np.float32, copy=False)
         x1 = torch.from_numpy(x)
         if self._transform is not None:
             x1 = self._transform.forward(x1)
@@ -244,7 +246,7 @@ class ArrayDataset(Dataset):
             spec=DataSpec(
                 shape=shape,
                 modality=array_modality(shape),
-                conditions={key: category(train.labels[key], values) for key, values in names.items()},
+                conditions={key: category(train.labels[key], v, range(len(v))) for key, v in names.items()},
             ),
             transform=transform,
             train=_split(train, transform),
@@ -258,10 +260,41 @@ def array_modality(shape: Sequence[int]) -> str:
     return "image" if len(shape) == 3 else "vector"
 
 
-def category(labels: np.ndarray, names: Sequence[str]) -> Category:
-    """The category of these names, with the shares of the labels (N,) in 0 .. len(names) - 1."""
+def category(labels: np.ndarray, names: Sequence[str], numbers: Sequence[int] = ()) -> Category:
+    """The category of these names, with the shares of the labels (N,) in 0 .. len(names) - 1.
+
+    ``numbers`` are what the data have in place of the names, such as CIFAR-10's 3 for cat.
+    """
     counts = np.bincount(labels, minlength=len(names))
-    return Category(tuple(names), tuple((counts / max(len(labels), 1)).tolist()))
+    numbers = () if all(label_number(name) is not None for name in names) else tuple(numbers)
+    return Category(tuple(names), tuple((counts / max(len(labels), 1)).tolist()), numbers)
+
+
+def label_number(name: str) -> int | float | None:
+    """The number that a label is the text of, as Python writes it; None of other text, such as 007 or 1_0."""
+    for kind in (int, float):
+        try:
+            number = kind(name)
+        except ValueError:
+            continue
+        return number if str(number) == name and math.isfinite(number) else None
+    return None
+
+
+def label_array(names: Sequence[str], codes: np.ndarray) -> np.ndarray:
+    """The labels (n,) of codes (n,): integers, real numbers or truth values where all names are such, else text.
+
+    Where there is none, an integer or real number is NaN, and text is empty.
+    """
+    given, numbers = codes != NULL, [label_number(name) for name in names]
+    if all(number is not None for number in numbers):
+        whole = all(isinstance(number, int) and abs(number) < 2**63 for number in numbers) and given.all()
+        table = np.array([*numbers, 0 if whole else math.nan], np.int64 if whole else np.float64)
+    elif set(names) <= {"True", "False"} and given.all():
+        table = np.array([*(name == "True" for name in names), False])
+    else:
+        table = np.array([*names, ""], np.str_)
+    return table[np.where(given, codes, len(names))]
 
 
 def fingerprint(train: Rows, held_out: Rows, names: Mapping[str, Sequence[str]]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 from PIL import Image
@@ -15,7 +15,7 @@ from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.files import atomic_write
 from advect.core.types import NULL, Batch, Category, Conditions, DataSpec, Quantity, without_padding
-from advect.data.base import Split
+from advect.data.base import Split, label_array
 from advect.data.figure import save_png
 from advect.data.transforms import Transform
 
@@ -26,6 +26,10 @@ HELD_OUT = 2000
 """Held-out samples that samples are plotted over, at most."""
 
 DISTANCES = ("frechet", "sliced_wasserstein", "wasserstein", "energy", "mmd", "two_sample")
+
+
+M = TypeVar("M", bound=Mapping[str, Any])
+"""What a data set says of itself, a TypedDict that is JSON."""
 
 
 class EstimatorDefaults(NamedTuple):
@@ -48,7 +52,7 @@ class Verdict(NamedTuple):
 FINE = Verdict("ok", "The values are finite and of the size that networks learn from")
 
 
-class Modality(ABC):
+class Modality(ABC, Generic[M]):
     """One kind of data: how samples of it are written, plotted and compared, and what is usual for it.
 
     A registered one is the modality of every data set whose ``spec.modality`` is its name.
@@ -88,8 +92,8 @@ class Modality(ABC):
     marginals: ClassVar[bool] = True
     """Whether each element is a quantity of its own, with a unit and a distribution worth a look."""
 
-    def __init__(self, spec: DataSpec, transform: Transform, metadata: Mapping[str, Any] | None = None) -> None:
-        self.spec, self.transform, self.metadata = spec, transform, metadata or {}
+    def __init__(self, spec: DataSpec, transform: Transform, metadata: M | None = None) -> None:
+        self.spec, self.transform, self.metadata = spec, transform, cast(M, metadata or {})
 
     @property
     def name(self) -> str:
@@ -166,7 +170,7 @@ class Modality(ABC):
         save_png(self.plot(x[: self.most_plotted], shown), files[-1])
         for i in range(len(x) if individual else 0):
             files.append(folder / f"sample-{first + i:06d}.png")
-            save_png(self.plot(x[i : i + 1], {}), files[-1])
+            save_png(self.picture(x[i]), files[-1])
         return files
 
     @abstractmethod
@@ -176,6 +180,10 @@ class Modality(ABC):
     @abstractmethod
     def plot(self, x: Tensor, conditions: Conditions, reference: Batch | None = None) -> Image.Image:
         """Plot samples x (n, *S) with their conditions (n, ...) beside held-out data, both in data units."""
+
+    def picture(self, x: Tensor) -> Image.Image:
+        """A sample (*S) as an image file of its own: of images its pixels, no more and no fewer."""
+        return self.plot(x[None], {})
 
     def reference(self, held_out: Split) -> Batch | None:
         """Held-out samples in data units to plot samples over; None where there are none."""
@@ -204,8 +212,8 @@ class Modality(ABC):
         return self.comparable(x)
 
     def feature_space(self, x: Tensor) -> Tensor:
-        """Comparable samples (n, *S) as vectors (n, *K) between which distances mean something."""
-        return x
+        """Comparable samples (n, *S) as vectors (n, *K) between which distances mean something, also in float32."""
+        return self.transform.centred(x)
 
 
 def modality_of(spec: DataSpec, transform: Transform, metadata: Mapping[str, Any] | None = None) -> Modality:
@@ -213,9 +221,11 @@ def modality_of(spec: DataSpec, transform: Transform, metadata: Mapping[str, Any
     return registry.get("modality", spec.modality)(spec, transform, metadata)
 
 
-def write_npz(folder: Path, arrays: Mapping[str, Tensor], conditions: Conditions) -> Path:
-    """samples.npz, without pickle; return its path."""
-    plain = {name: value.numpy() for name, value in {**arrays, **conditions}.items()}
+def write_npz(folder: Path, arrays: Mapping[str, Tensor], conditions: Conditions, spec: DataSpec) -> Path:
+    """samples.npz, without pickle, with the conditions by :func:`labels_of`; return its path."""
+    plain = {name: value.numpy() for name, value in arrays.items()}
+    for name, value in labels_of(conditions, spec).items():
+        plain[f"condition_{name}" if name in arrays else name] = value
 
     def write(path: Path) -> None:
         with path.open("wb") as file:
@@ -223,6 +233,24 @@ def write_npz(folder: Path, arrays: Mapping[str, Tensor], conditions: Conditions
 
     atomic_write(folder / "samples.npz", write)
     return folder / "samples.npz"
+
+
+def labels_of(conditions: Conditions, spec: DataSpec) -> dict[str, np.ndarray]:
+    """Conditions (n, ...) in the data's own values: labels (n,), lengths (n,), and quantities (n,) or (n, d).
+
+    Quantities that are not given are NaN; of labels see :func:`~advect.data.base.label_array`.
+    """
+    found = {}
+    for name, value in conditions.items():
+        kind = spec.conditions[name]
+        if isinstance(kind, Category):
+            found[name] = label_array(kind.names, value.cpu().numpy())
+        elif isinstance(kind, Quantity):
+            own = value.cpu().double().numpy() * np.asarray(kind.std) + np.asarray(kind.mean)
+            found[name] = own[:, 0] if own.shape[1] == 1 else own
+        else:
+            found[name] = value.cpu().numpy()
+    return found
 
 
 def condition_columns(conditions: Conditions, spec: DataSpec) -> dict[str, list[Any]]:

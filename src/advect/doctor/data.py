@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +15,7 @@ from advect.core.registry import name_of
 from advect.core.types import LENGTH, NULL, Category, Conditions, Length
 from advect.data import Dataset, Split
 from advect.data.modality import Modality
+from advect.data.repeats import copied
 from advect.doctor.report import Figure, Finding, Level
 
 FEW, FEW_HELD_OUT, FEW_OF_A_CLASS = 500, 50, 20
@@ -30,7 +32,11 @@ class ValueStats:
         mean, deviation, extreme: mean, standard deviation and largest absolute value in model units.
         constant, features: number of constant features, and of all.
         infinite: samples with NaN or infinite values.
-        copies: samples equal to an earlier one.
+        copies: samples equal to an earlier one that are no coincidence.
+        repeats: samples equal to an earlier one.
+        offset: largest ratio of a feature's distance from zero to its deviation.
+        farthest: that feature.
+        coarse: features whose values all lie on float32's grid, though that is coarse beside their deviation.
     """
 
     train: int
@@ -47,6 +53,10 @@ class ValueStats:
     features: int = 1
     infinite: int = 0
     copies: int = 0
+    repeats: int = 0
+    offset: float = 0.0
+    farthest: int = 0
+    coarse: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +74,7 @@ class ImageStats:
 
     Attributes:
         unreadable: files that cannot be decoded, with the reasons.
+        left_out: numbers of files that are no pictures, by suffix.
         asked: height and width for training, in pixels.
         smaller, least: files with a shorter side than asked; the shortest side of all, in pixels.
         grey, channels: files without colour; channels for training.
@@ -72,6 +83,7 @@ class ImageStats:
     looked: int
     total: int
     unreadable: dict[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
     asked: tuple[int, int]
     smaller: int = 0
     least: int
@@ -102,7 +114,9 @@ def measure_values(dataset: Dataset, look: int) -> ValueStats:
     infinite = ~torch.isfinite(flat).all(1)
     fine = real[torch.isfinite(real)].double()
     rows = flat.numpy()
+    groups = np.unique([row.tobytes() for row in rows], return_inverse=True)[1].reshape(-1)
     shown = data[torch.isfinite(data)]
+    offset, farthest, coarse = _offsets(dataset.transform.inverse(x[~infinite]), cond)
     return ValueStats(
         train=len(dataset.train),
         held_out=len(dataset.held_out),
@@ -117,8 +131,31 @@ def measure_values(dataset: Dataset, look: int) -> ValueStats:
         constant=int((flat.amax(0) == flat.amin(0)).sum()) if len(x) > 1 else 0,
         features=flat.shape[1],
         infinite=int(infinite.sum()),
-        copies=len(rows) - len({row.tobytes() for row in rows}),
+        copies=_extra(groups[copied(rows.reshape(len(rows), -1), groups)]),
+        repeats=_extra(groups),
+        offset=offset,
+        farthest=farthest,
+        coarse=coarse,
     )
+
+
+def _extra(groups: np.ndarray) -> int:
+    """The rows that are not the first of their group (n,)."""
+    return len(groups) - len(np.unique(groups))
+
+
+def _offsets(data: Tensor, cond: Conditions) -> tuple[float, int, int]:
+    """``offset``, ``farthest`` and ``coarse`` of :class:`ValueStats` for data (N, *S) in data units."""
+    if LENGTH in cond or data.ndim > 3 or len(data) < 2:
+        return 0.0, 0, 0
+    x = data.double().reshape(-1, data.shape[-1])  # the channels of sequences
+    mean, std = x.mean(0), x.std(0, correction=0)
+    ratio = torch.where(std > 0, mean.abs() / std, 0.0).nan_to_num(0.0)
+    grid = 2.0 ** (x.abs().amax(0).clamp(min=1e-300).log2().floor() - 23)
+    steps = x / grid
+    # Model units, of which these data were made, keep 2^-24 of a deviation.
+    on_grid = ((steps - steps.round()).abs() < 0.05).all(0) & (std < 2**20 * grid)
+    return float(ratio.max()), int(ratio.argmax()), int((on_grid & (std > 0) & (std < 2**9 * grid)).sum())
 
 
 def class_shares(dataset: Dataset) -> list[ClassShares]:
@@ -168,6 +205,7 @@ def measure_images(dataset: Dataset, look: int) -> ImageStats | None:
         looked=len(chosen),
         total=len(both),
         unreadable=unreadable,
+        left_out=split.store.left_out,
         asked=(height, width),
         smaller=smaller,
         least=min(sides, default=0),
@@ -242,6 +280,19 @@ def check_range(v: ValueStats) -> Finding:
     return Finding(found.level, found.title, figures, found.fix)
 
 
+def check_offset(v: ValueStats) -> Finding | None:
+    """Check for features whose distance from zero leaves float32 few digits for their spread."""
+    if v.offset < 2**14:
+        return None
+    figures: dict[str, Figure] = {"feature": v.farthest, "distance from zero in deviations": v.offset}
+    if v.coarse:
+        title = "Values were cut to float32 before they came here: their grid is coarse beside their spread"
+        return Finding("problem", title, figures | {"such features": v.coarse}, "write the data anew as float64")
+    title = "Some features lie so far from zero that float32 cannot hold them"
+    advice = "none for training, which centres them in float64; samples are float64: keep that type"
+    return Finding("note", title, figures, advice)
+
+
 def check_constant(v: ValueStats) -> Finding | None:
     """Check for constant features."""
     if not v.constant or v.low == v.high:
@@ -255,6 +306,9 @@ def check_copies(v: ValueStats) -> Finding | None:
     """Check for duplicate samples."""
     share = v.copies / max(v.looked, 1)
     figures: dict[str, Figure] = {"copies": v.copies, "looked at": v.looked, "share": share}
+    if not v.copies and v.repeats:
+        figures = {"equal to another": v.repeats, "looked at": v.looked}
+        return Finding("ok", "Some rows are equal, as rows of few or of usual values are: they are no copies", figures)
     if not v.copies:
         return Finding("ok", "No sample comes twice", figures)
     level: Level = "problem" if share > 0.5 else "note" if share > 0.01 else "ok"
@@ -294,8 +348,11 @@ def check_classes(c: ClassShares) -> Finding | None:
 def check_unreadable(p: ImageStats) -> Finding:
     """Check for files that cannot be decoded."""
     figures: dict[str, Figure] = {"unreadable": len(p.unreadable), "looked at": p.looked, "of": p.total}
+    if others := sum(p.left_out.values()):
+        figures |= {"left out as no picture": others, "of these": ", ".join(f"{k} {n}" for k, n in p.left_out.items())}
     if not p.unreadable:
-        return Finding("ok", "All images that were looked at can be read", figures)
+        title = "All images that were looked at can be read"
+        return Finding("note" if others > p.total else "ok", title, figures)
     name, why = next(iter(p.unreadable.items()))
     share = len(p.unreadable) / p.looked
     return Finding(
@@ -341,5 +398,5 @@ def check_lengths(n: LengthStats) -> Finding:
     return Finding("ok", "The sequences have lengths near one another", figures)
 
 
-VALUE_CHECKS = (check_count, check_held_out, check_infinite, check_range, check_constant, check_copies)
+VALUE_CHECKS = (check_count, check_held_out, check_infinite, check_range, check_offset, check_constant, check_copies)
 IMAGE_CHECKS = (check_unreadable, check_sizes, check_grey)

@@ -115,7 +115,9 @@ def examine_machine(folder: Path = Path("runs"), *, device: str = "auto") -> lis
     return run_checks(measure_machine(folder, device), MACHINE_CHECKS)
 
 
-def examine_run(path: Path, *, samples: int = 0, seed: int = 0, device: str = "auto") -> list[Finding]:
+def examine_run(
+    path: Path, *, samples: int = 0, seed: int = 0, device: str = "auto", data: str | None = None
+) -> list[Finding]:
     """Examine a run folder and, if ``samples`` > 0, new samples beside the data.
 
     Raises UserError without a run at ``path``, or if it cannot be sampled.
@@ -126,7 +128,7 @@ def examine_run(path: Path, *, samples: int = 0, seed: int = 0, device: str = "a
         return findings
     if facts.checkpoint is None:
         raise UserError(f"--samples {samples} needs a checkpoint, and {path} has none; leave --samples out")
-    return findings + run_checks(gather_samples(path, samples, seed=seed, device=device), SAMPLE_CHECKS)
+    return findings + run_checks(gather_samples(path, samples, seed=seed, device=device, data=data), SAMPLE_CHECKS)
 
 
 def _examine_file(data: ResolvedData, look: int, findings: list[Finding]) -> list[str]:

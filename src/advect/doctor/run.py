@@ -189,12 +189,11 @@ def check_progress(run: RunFacts) -> Finding | None:
             figures,
             "train again with --save-every smaller than the step it reached",
         )
-    limit = " --max-minutes None" if run.option("training", "max_minutes") else ""
     return Finding(
         "note",
         "The run stopped before its end",
         {**figures, "minutes since": run.idle / 60},
-        f"advect train --resume-from {run.path}{limit} continues it bit for bit",
+        f"advect train --resume-from {run.path} continues it bit for bit",
     )
 
 

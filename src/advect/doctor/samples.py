@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advect.config.arguments import parse_config
+from advect.config.arguments import data_of
 from advect.config.build import build_dataset
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, Stream, stream_seed
@@ -27,7 +27,9 @@ from advect.solvers import get_solver
 DATA_LIMIT, CLUSTERS = 5000, 10
 
 
-def gather_samples(run: Path, samples: int, *, seed: int = 0, device: str = "auto") -> SampleFacts:
+def gather_samples(
+    run: Path, samples: int, *, seed: int = 0, device: str = "auto", data: str | None = None
+) -> SampleFacts:
     """Sample a run and compare with its data.
 
     Raises UserError without a checkpoint, for moved or too few data, or ``samples`` below 16.
@@ -36,10 +38,10 @@ def gather_samples(run: Path, samples: int, *, seed: int = 0, device: str = "aut
         raise UserError(f"--samples must be at least 16, got {samples}; 500 is usual")
     flow = load(run, device=device)
     folder = run if (run / "config.yaml").is_file() else run.absolute().parent.parent
-    source = build_dataset(parse_config(folder / "config.yaml")[1].data)
+    source = build_dataset(data_of(folder, data))
     train, held_out = rows_of(source, source.train, DATA_LIMIT), rows_of(source, source.held_out, DATA_LIMIT)
     made = flow.sample(samples, seed=seed)
-    return compare(made.x, made.cond, train, held_out, source, seed=seed)
+    return compare(made.x, made.encoded, train, held_out, source, seed=seed)
 
 
 def compare(
@@ -52,6 +54,8 @@ def compare(
     seed: int = 0,
 ) -> SampleFacts:
     """Measure samples x (n, *S), with conditions ``asked``, beside data and their conditions, in data units."""
+    space = source.modality.feature_space
+    x, train, held_out = space(x), (space(train[0]), train[1]), (space(held_out[0]), held_out[1])
     fine = torch.isfinite(x.flatten(1)).all(1)
     count, data = int(fine.sum()), train[0]
     if count < 2 or len(data) < 2:

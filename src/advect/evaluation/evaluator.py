@@ -19,7 +19,7 @@ from advect.evaluation.features import FeatureSpace
 from advect.evaluation.workspace import Fill, ReferenceCache, Tensors, Workspace, on_rank_zero
 from advect.metrics.base import EvalContext, FlowMetric, Metric, finite
 from advect.metrics.statistics import ROWS, SAMPLES, SampleStatistics, subsample
-from advect.model.conditions import ConditionValue
+from advect.model.conditions import ConditionValue, encoded
 from advect.model.flow import Flow
 from advect.model.sampler_config import SamplerConfig
 
@@ -159,7 +159,7 @@ class Evaluator:
 
         def data(rows: range) -> tuple[Tensor, dict[str, ConditionValue]]:
             batch = held_out.fetch(places[rows.start : rows.stop].numpy())
-            return self.flow.transform.inverse(batch.x1), {**(batch.cond or {})}
+            return self.flow.transform.inverse(batch.x1), encoded(batch.cond)
 
         def fill(rows: range, bar: tqdm) -> Tensors:
             found = metric.measure(self.flow, n, rows, data, options)
@@ -180,7 +180,7 @@ class Evaluator:
             n = max(rows.stop, request.n)
             made = self.flow.sample(n, **how, cond=request.cond, rows=rows, progress=bar)
             took = time.perf_counter() - began
-            kept = self.space.samples(made.x, made.cond, first=rows.start, seed=request.seed)
+            kept = self.space.samples(made.x, made.encoded, first=rows.start, seed=request.seed)
             if left <= 0:
                 return {}
             cost = torch.tensor([took, made.nfe * min(left, len(rows))], dtype=torch.float64)

@@ -223,7 +223,7 @@ class FeatureSpace:
                 kept[VALUES] = flat
             else:
                 chosen = torch.linspace(0, flat.shape[1] - 1, min(MOST_VALUES, flat.shape[1])).round().long()
-                kept[VALUES] = flat[:, chosen].float()
+                kept[VALUES] = flat[:, chosen]
         return kept | {CONDITION + name: cond[name] for name in self.categories}
 
     def _exact(self) -> str:

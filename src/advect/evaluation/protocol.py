@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from advect.checkpoint.manifest import checkpoint_step
-from advect.config.arguments import parse_config
+from advect.config.arguments import data_of
 from advect.config.build import build_dataset
 from advect.core.errors import UserError
 from advect.data import Dataset, Split
@@ -23,7 +23,14 @@ from advect.evaluation.features import FeatureConfig, FeatureSpace
 from advect.evaluation.workspace import ReferenceCache
 from advect.metrics.base import FlowMetric, Metric, check_rows, find_metrics
 from advect.metrics.statistics import subsample
-from advect.model.conditions import ConditionValue, number_or_name, parse_conditions, resolve_conditions
+from advect.model.conditions import (
+    ConditionValue,
+    encoded,
+    is_one_label,
+    number_or_name,
+    parse_conditions,
+    resolve_conditions,
+)
 from advect.model.flow import Flow
 from advect.model.load import load, read_model_metadata, weight_file
 from advect.model.sampler_config import SamplerConfig, plan_sweep
@@ -43,6 +50,8 @@ class EvalConfig:
 
     features: FeatureConfig = field(default_factory=FeatureConfig)
 
+    data: str | None = None
+    """The data's place if they have moved since the training."""
     num_samples: int | None = None
     """Samples a point; default 10,000, at most the number of training rows, which the floor needs."""
 
@@ -100,11 +109,6 @@ class EvalConfig:
         parse_conditions(self.cond)
 
     @property
-    def conditions(self) -> Mapping[str, ConditionValue]:
-        """``cond`` as names and values."""
-        return parse_conditions(self.cond)
-
-    @property
     def ema(self) -> bool | float:
         """Weights to load, as in :func:`advect.model.load.load`."""
         return self.use_ema if self.ema_decay is None else self.ema_decay
@@ -134,7 +138,7 @@ class Plan:
     @classmethod
     def make(cls, run: Path, place: Path, config: EvalConfig) -> Plan:
         """Plan everything but the rows. Raises UserError for what cannot be done."""
-        folder, flow, dataset, subject = open_run(run, place, config.ema, config.device)
+        folder, flow, dataset, subject = open_run(run, place, config.ema, config.device, config.data)
         network = config.features.network(flow.device)
         space = FeatureSpace(flow, dataset, network)
         metrics = find_metrics(config.metrics, space.modality.metrics, space.offers, space.modality.name)
@@ -163,11 +167,16 @@ class Plan:
         """The data."""
         return self.space.dataset
 
+    @property
+    def conditions(self) -> Mapping[str, ConditionValue]:
+        """The conditions of all samples by name."""
+        return parse_conditions(self.config.cond, self.flow.spec)
+
     def request(self, sampler: SamplerConfig, seed: int) -> SampleRequest:
         """Samples of one seed."""
         c = self.config
         sampler = replace(sampler, guidance=c.guidance, guidance_interval=c.guidance_interval)
-        return SampleRequest(n=self.samples, sampler=sampler, seed=seed, cond=c.conditions, batch_size=c.batch_size)
+        return SampleRequest(n=self.samples, sampler=sampler, seed=seed, cond=self.conditions, batch_size=c.batch_size)
 
     def _check(self) -> None:
         """Try solvers, features and density on a single sample."""
@@ -182,7 +191,7 @@ class Plan:
             if way.solver not in tried:
                 tried.add(way.solver)
                 few = replace(self.request(way, 0).sampler, steps=way.steps and 1)
-                cond, size = self.config.conditions, self.config.batch_size
+                cond, size = self.conditions, self.config.batch_size
                 self.flow.sample(self.samples, **asdict(few), cond=cond, batch_size=size, rows=range(1))
         if self.space.network is not None:
             self.space.data(reference, torch.zeros(1, dtype=torch.int64))
@@ -193,7 +202,7 @@ class Plan:
                 raise UserError(f"--likelihood-samples must be at least 2, got {self.config.likelihood_samples}")
             batch = held_out.fetch(np.zeros(1, np.int64))
             x = self.flow.transform.inverse(batch.x1)
-            self.flow.log_prob(x, cond={**(batch.cond or {})}, steps=1, solver="euler", trace="hutchinson")
+            self.flow.log_prob(x, cond=encoded(batch.cond), steps=1, solver="euler", trace="hutchinson")
 
     @property
     def _splits(self) -> tuple[Split, Split]:
@@ -210,7 +219,7 @@ class Plan:
             self._check_apart(cache)
         asked = self._asked()
         reference, other = (_matching(split, asked) for split in self._splits)
-        words = ", ".join(f"{name}={self.config.conditions[name]}" for name in asked)
+        words = ", ".join(f"{name}={self.conditions[name]}" for name in asked)
         if asked and not len(reference):
             raise UserError(f"no row to compare with has {words}; leave --cond out")
         if asked:
@@ -225,12 +234,9 @@ class Plan:
         return EvalRows(self.config.reference, reference, floor, str(asked) if asked else "")
 
     def _asked(self) -> dict[str, int]:
-        """Categories requested of all samples."""
-        fixed = {
-            name: value
-            for name, value in self.config.conditions.items()
-            if name in self.space.categories and value not in ("none", "cycle")
-        }
+        """The categories that all samples are asked to have."""
+        known = self.space.categories
+        fixed = {k: v for k, v in self.conditions.items() if k in known and is_one_label(known[k], v)}
         found = resolve_conditions(self.flow.spec, 1, fixed, 0)
         return {name: int(found[name]) for name in fixed}
 
@@ -262,15 +268,17 @@ class Plan:
             "ways": [way.to_dict() for way in self.sweep],
             "guidance": c.guidance,
             "guidance_interval": c.guidance_interval,
-            "conditions": conditions_to_dict(c.conditions),
+            "conditions": conditions_to_dict(self.conditions),
             "seeds": c.seeds,
             "rows_for_distances": {name: limit for name, limit in limits.items() if limit},
         }
         return facts | ({"likelihood_samples": c.likelihood_samples} if "likelihood" in self.metrics else {})
 
 
-def open_run(run: Path, place: Path, ema: bool | float, device: str) -> tuple[Path, Flow, Dataset, dict[str, Any]]:
-    """Folder of the run, flow of the weights at ``place``, data, and description of the weights.
+def open_run(
+    run: Path, place: Path, ema: bool | float, device: str, data: str | None = None
+) -> tuple[Path, Flow, Dataset, dict[str, Any]]:
+    """Folder of the run, flow of the weights at ``place``, data (now at ``data``), and description of the weights.
 
     Raises UserError if the weights lie in no run folder, or the data are missing or have changed.
     """
@@ -281,7 +289,7 @@ def open_run(run: Path, place: Path, ema: bool | float, device: str) -> tuple[Pa
             " with; give one such as runs/digits"
         )
     metadata = read_model_metadata(place if place.is_file() else weight_file(place, ema=ema))
-    dataset = build_dataset(parse_config(folder / "config.yaml")[1].data)
+    dataset = build_dataset(data_of(folder, data))
     if dataset.fingerprint != metadata.fingerprint:
         raise UserError(
             f"the data of {folder} have changed since {place.name} was trained, so that held-out rows"

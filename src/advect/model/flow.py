@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -17,7 +18,7 @@ from advect.core.errors import UserError
 from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import LENGTH, Conditions, DataSpec, is_null, without_padding
 from advect.data import Transform
-from advect.data.modality import Modality, modality_of
+from advect.data.modality import Modality, labels_of, modality_of
 from advect.losses.flow_matching import Kind
 from advect.model.conditions import ConditionValue, resolve_conditions
 from advect.model.sampler_config import DEFAULT, SamplerConfig
@@ -41,23 +42,49 @@ from advect.sources import Gaussian, InitialNoise, SourceDistribution, noise_of
 class Samples:
     """Samples x (n, *S), or trajectories (steps + 1, n, *S), with their conditions (n, ...).
 
-    ``nfe`` is the number of velocity evaluations a sample; guided ones count once.
+    ``encoded`` are the conditions as network inputs, ``cond`` the same by the data's labels and units. ``nfe`` is the
+    number of velocity evaluations a sample; guided ones count once.
     """
 
     x: Tensor
-    cond: Conditions
+    encoded: Conditions
     nfe: float
+    spec: DataSpec
 
-    def __getitem__(self, rows: slice) -> Samples:
-        """Subset of samples (not trajectories)."""
-        return Samples(self.x[rows], {name: value[rows] for name, value in self.cond.items()}, self.nfe)
+    @property
+    def cond(self) -> dict[str, np.ndarray]:
+        """The conditions (n, ...) as labels and numbers of the data, which flows take; see ``labels_of``."""
+        return labels_of(self.encoded, self.spec)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.x, dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of x."""
+        return tuple(self.x.shape)
+
+    @overload
+    def __getitem__(self, rows: slice) -> Samples: ...
+    @overload
+    def __getitem__(self, rows: Any) -> Tensor: ...
+
+    def __getitem__(self, rows: Any) -> Samples | Tensor:
+        """Some of the samples, which are no trajectories, by a slice; what else x is indexed by gives a tensor."""
+        if not isinstance(rows, slice):
+            return self.x[rows]
+        cond = {name: value[rows] for name, value in self.encoded.items()}
+        return Samples(self.x[rows], cond, self.nfe, self.spec)
 
     @staticmethod
     def concatenate(parts: Sequence[Samples]) -> Samples:
-        """Concatenate samples (not trajectories)."""
-        cond = {name: torch.cat([part.cond[name] for part in parts]) for name in parts[0].cond}
+        """Samples, no trajectories, one after the other."""
+        cond = {name: torch.cat([part.encoded[name] for part in parts]) for name in parts[0].encoded}
         nfe = sum(part.nfe * len(part.x) for part in parts) / sum(len(part.x) for part in parts)
-        return Samples(torch.cat([part.x for part in parts]), cond, nfe)
+        return Samples(torch.cat([part.x for part in parts]), cond, nfe, parts[0].spec)
 
 
 class Flow:
@@ -81,7 +108,7 @@ class Flow:
         sampler: SamplerConfig | None = None,
         device: torch.device | None = None,
         autocast: torch.dtype | None = None,
-        facts: dict[str, Any] | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         self.net, self.spec, self.transform = net, spec, transform
         self.path, self.source, self.prediction = path or AffinePath(), source or Gaussian(), prediction
@@ -119,7 +146,12 @@ class Flow:
         return self.path.convert(output.to(x_t.dtype), x_t, inside, self.prediction, "velocity")
 
     def conditions(
-        self, n: int, cond: Mapping[str, ConditionValue] | None = None, seed: int = 0, *, rows: range | None = None
+        self,
+        n: int,
+        cond: Mapping[str, ConditionValue] | Sequence[str] | None = None,
+        seed: int = 0,
+        *,
+        rows: range | None = None,
     ) -> Conditions:
         """Conditions of :meth:`sample`, integers (n,) or standardised (n, d), of ``rows`` if given."""
         values = resolve_conditions(self.spec, n, cond, seed, rows)
@@ -167,7 +199,7 @@ class Flow:
         grid: str | None = None,
         diffusion: float | str | None = None,
         seed: int = 0,
-        cond: Mapping[str, ConditionValue] | None = None,
+        cond: Mapping[str, ConditionValue] | Sequence[str] | None = None,
         guidance: float = 1.0,
         guidance_interval: tuple[float, float] | None = None,
         trajectory: bool = False,
@@ -184,7 +216,8 @@ class Flow:
         Args:
             steps, solver, grid: default those of the run's sample grids; "dopri5" is adaptive.
             diffusion: g(t), a number or a name, of the SDE, by "euler-maruyama" or "heun".
-            cond: values of conditions; others follow the training frequencies.
+            cond: for each condition it names, a value in the data such as a label, or n of them, see
+                ``ConditionValue``; others follow the training frequencies.
             guidance: scale of classifier-free guidance, within ``guidance_interval`` of t if given.
             trajectory: return the states at all grid times, (steps + 1, n, *S).
             rows: a range within 0 .. n, to sample a share.
@@ -207,7 +240,7 @@ class Flow:
         if not model_units:
             inverse = lambda state: without_padding(self.transform.inverse(state), conditions)
             x = torch.stack([inverse(state) for state in x]) if trajectory else inverse(x)
-        return Samples(x, conditions, int(nfe) if nfe.is_integer() else nfe)
+        return Samples(x, conditions, int(nfe) if nfe.is_integer() else nfe, self.spec)
 
     @torch.no_grad()
     def straightness(
@@ -217,7 +250,7 @@ class Flow:
         steps: int = 100,
         solver: str = "euler",
         seed: int = 0,
-        cond: Mapping[str, ConditionValue] | None = None,
+        cond: Mapping[str, ConditionValue] | Sequence[str] | None = None,
         guidance: float = 1.0,
         guidance_interval: tuple[float, float] | None = None,
         batch_size: int = 256,

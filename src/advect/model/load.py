@@ -16,6 +16,7 @@ from advect.checkpoint.manifest import find_weights, verify_checkpoint
 from advect.checkpoint.tensor_files import check_same_shapes, load_weights, read_shapes
 from advect.config.build import build_network, build_path, build_source_distribution, label_dropout, source_tensors
 from advect.config.config import Config, MethodConfig, NetworkConfig
+from advect.core import registry
 from advect.core.device import pick_precision
 from advect.core.errors import UserError
 from advect.core.types import Category, Condition, DataSpec, Length, Quantity
@@ -44,7 +45,7 @@ class ModelMetadata:
     transform: Transform
     noise: dict[str, Any]
     fingerprint: str
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
@@ -109,6 +110,7 @@ class ModelMetadata:
                 f"{where} cannot be used apart from its checkpoint, which holds {min(missing)!r} for it; give the "
                 "checkpoint's folder, such as runs/cells/checkpoints/step-00001000"
             )
+        registry.get("modality", values["spec"]["modality"])  # its module registers the transforms of such data
         conditions = {name: _read(facts) for name, facts in values["spec"]["conditions"].items()}
         return ModelMetadata(
             preset=values["preset"],

@@ -109,7 +109,7 @@ def make_pairs(
         n, seed = pairing.num_pairs - inverted, pairing.seed
         options = {"batch_size": pairing.batch_size, "model_units": True, "progress": bar}
         samples = flow.sample(n, seed=seed, rows=rows, **asdict(sampler), **options)
-        return write_pairs(place, samples.x, samples.cond, store=store)
+        return write_pairs(place, samples.x, samples.encoded, store=store)
 
     written = {"generated": _make(folder / "generated", pairing.num_pairs - inverted, plan, generate)}
     if inverted:

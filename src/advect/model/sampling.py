@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -27,7 +28,7 @@ from advect.core.files import atomic_write_text, make_folder
 from advect.core.types import Conditions
 from advect.distributed.comm import broadcast_object, sync_errors
 from advect.distributed.context import progress_bar, run_context
-from advect.model.conditions import ConditionValue
+from advect.model.conditions import ConditionValue, Encoded, parse_conditions
 from advect.model.flow import Flow
 from advect.model.load import load, read_average, weight_file
 from advect.model.sampler_config import SamplerConfig
@@ -44,7 +45,7 @@ def sample_run(
     *,
     seed: int = 0,
     batch_size: int = 256,
-    cond: Mapping[str, ConditionValue] | None = None,
+    cond: Mapping[str, ConditionValue] | Sequence[str] | None = None,
     ema: bool | float = True,
     save_individual: bool = False,
     output_dir: Path | None = None,
@@ -53,6 +54,8 @@ def sample_run(
     device: str = "auto",
 ) -> list[Path]:
     """Sample a run into a folder; return the files of ``Modality.write``, and samples.json.
+
+    ``cond`` has values by name, or words NAME=VALUE.
 
     More than ``part_size`` (10,000) samples, or several processes, make shards (see ``sharded_samples``); the first
     process returns their folders, samples.png and samples.json, others []. Resumable after complete shards. Raises
@@ -72,6 +75,7 @@ def sample_run(
         with sync_errors():
             flow = load(place, ema=ema, device=context.device)
             flow.modality.check_output(individual=save_individual)
+            cond = cond if cond is None or isinstance(cond, Mapping) else parse_conditions(cond, flow.spec)
             count = count_shards(n, part_size, me.world)
             if me.is_first:
                 stack.enter_context(_new_folder(folder))  # now, as sampling may take an hour
@@ -88,7 +92,7 @@ def sample_run(
             options = {"batch_size": batch_size, "rows": rows, "progress": bar}
             samples = flow.sample(n, seed=seed, cond=cond, **asdict(sampler), **options)
             options = {"individual": save_individual, "first": rows.start, "seed": seed}
-            return flow.modality.write(samples.x, samples.cond, folder, **options)
+            return flow.modality.write(samples.x, samples.encoded, folder, **options)
 
         parts = SampleShards(folder=folder, n=n, count=broadcast_object(count))
         if parts.count > 1:
@@ -170,12 +174,18 @@ def weights_identity(place: Path, ema: bool | float) -> dict[str, object]:
 
 
 def conditions_to_dict(cond: Mapping[str, ConditionValue] | None) -> dict[str, object]:
-    """Requested conditions as JSON."""
-    return {name: _listed(value) if isinstance(value, Tensor) else value for name, value in (cond or {}).items()}
+    """The conditions asked for, as JSON."""
+    return {name: _as_json(value) for name, value in (cond or {}).items()}
 
 
-def _listed(value: Tensor) -> str:
-    return f"as listed, sha256 {hashlib.sha256(value.cpu().contiguous().numpy().tobytes()).hexdigest()}"
+def _as_json(value: ConditionValue) -> object:
+    """One value as it is, more of them as their sum."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    array = np.asarray(value.values.cpu() if isinstance(value, Encoded) else value)
+    if array.ndim == 0 or array.size <= 8:
+        return array.tolist()
+    return f"as listed, sha256 {hashlib.sha256(repr(array.tolist()).encode()).hexdigest()}"
 
 
 def averaged(run: Path, ema: bool | float) -> bool | float | dict[str, float] | None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from advect.data.images.plot import image_grid, to_bytes
+from advect.data.images.modality import image_grid, to_bytes
 from advect.reporting.style import (
     FIRST,
     INK,

@@ -79,7 +79,7 @@ class SampleGridCallback(PeriodicCallback):
             return
         if self._reference is None:
             self._reference = self.flow.modality.reference(self.held_out)
-        image = self.flow.modality.plot(samples.x, samples.cond, self._reference)
+        image = self.flow.modality.plot(samples.x, samples.encoded, self._reference)
         for board in self.boards:
             board.picture("samples", image, step)
         if loss is not None:

@@ -16,7 +16,10 @@ from advect.core.errors import UserError
 from advect.core.types import Category
 from advect.data import Arrays, Cells, Table, TableTransform, Transform, frame_of
 from advect.data.base import array_modality, category
+from advect.data.cells.matrix import held_matrix
 from advect.data.tables.columns import Categories, Column, Number
+from advect.data.tables.infer_columns import number_values
+from advect.model.conditions import Encoded, label_place
 
 LABEL = "label"
 """Name of the condition y."""
@@ -36,12 +39,14 @@ class Labels:
         return cls(np.unique(values))
 
     def codes(self, values: np.ndarray) -> np.ndarray:
-        """Codes (n,) int64 of values (n,). Raises UserError for an unknown label."""
-        codes = np.searchsorted(self.classes, values).clip(max=len(self.classes) - 1)
-        unknown = self.classes[codes] != values
-        if unknown.any():
-            raise UserError(f"y has {values[unknown][0]!r}, which is not among the labels fitted: {self.classes}")
-        return codes.astype(np.int64)
+        """Codes (n,) int64 of values (n,), matched as conditions are. Raises UserError for an unknown label."""
+        distinct, which = np.unique(values, return_inverse=True)
+        known = self.category(np.zeros(0, np.int64))
+        codes = [label_place(value, known) for value in distinct.tolist()]
+        if None in codes:
+            value = distinct.tolist()[codes.index(None)]
+            raise UserError(f"y has {value!r}, which is not among the labels fitted: {self.classes}")
+        return np.array(codes, np.int64)[which.reshape(-1)]
 
     def category(self, codes: np.ndarray) -> Category:
         """Condition of data with these codes (n,)."""
@@ -60,14 +65,14 @@ def check_labels(y: Any, n: int) -> np.ndarray:
     return np.array([str(value) for value in values]) if values.dtype.kind == "O" else values
 
 
-def label_condition(labels: Labels | None, y: Any, n: int) -> dict[str, Tensor]:
+def label_condition(labels: Labels | None, y: Any, n: int) -> dict[str, Encoded]:
     """Condition of y, one label or (n,); empty for None. Raises UserError if unsuitable."""
     if y is None:
         return {}
     if labels is None:
         raise UserError("y is given, but the model was fitted without labels; leave it out, or fit with y")
     values = np.full(n, y) if np.ndim(y) == 0 else check_labels(y, n)
-    return {LABEL: torch.from_numpy(labels.codes(values))}
+    return {LABEL: Encoded(torch.from_numpy(labels.codes(values)))}
 
 
 class DataAdapter(ABC):
@@ -120,7 +125,8 @@ class ArrayAdapter(DataAdapter):
         return array_modality(data.shape[1:])
 
     def to_tensor(self, data: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.array(data, np.float64 if data.dtype.kind in "biu" else data.dtype))
+        own = data.dtype.kind == "f" and data.dtype.itemsize <= 8  # PyTorch has no long double
+        return torch.from_numpy(np.array(data, data.dtype if own else np.float64))
 
     def from_tensor(self, x: Tensor) -> np.ndarray:
         values = x.numpy()
@@ -173,14 +179,8 @@ def _values(series: Any, column: Column) -> np.ndarray:
             raise UserError(f"column {column.name!r} has {unknown[0]!r}, which the data fitted had not; leave it out")
         pairs = zip(series.tolist(), absent, strict=True)
         return np.array([np.nan if a else places[v] for v, a in pairs], np.float64)
-    if isinstance(column, Number) and column.unit:
-        import pandas as pd
-
-        times = pd.to_datetime(series)
-        times = times.dt.tz_convert("UTC").dt.tz_localize(None) if times.dt.tz is not None else times
-        counts = times.to_numpy(f"datetime64[{column.unit}]").astype(np.int64) - column.origin
-        return np.where(absent, np.nan, counts.astype(np.float64))
-    return series.astype("Float64").to_numpy(np.float64, na_value=np.nan)
+    assert isinstance(column, Number)
+    return number_values(series, column)
 
 
 class CellsAdapter(DataAdapter):
@@ -194,7 +194,8 @@ class CellsAdapter(DataAdapter):
         self.transform, self.var = source.transform, data.var.copy()
 
     def to_tensor(self, data: Any) -> Tensor:
-        x = data.X.toarray() if hasattr(data.X, "toarray") else np.asarray(data.X)
+        matrix = held_matrix(data, None)
+        x = matrix.rows(np.arange(matrix.shape[0])).toarray()
         if not np.isfinite(x).all():
             raise UserError("X of the AnnData object holds NaN or infinite values; remove those cells")
         return torch.from_numpy(np.array(x, np.float32))

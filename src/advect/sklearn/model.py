@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
 
 from advect.core.errors import UserError
+from advect.model.conditions import Encoded
 from advect.sklearn.adapters import (
     LABEL,
     ArrayAdapter,
@@ -222,7 +223,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         parts = []
         for first in range(0, len(x), rows):
             block = slice(first, first + rows)
-            part = {name: value[block] for name, value in cond.items()}
+            part = {name: Encoded(value.values[block]) for name, value in cond.items()}
             options: dict[str, Any] = {"cond": part or None, "steps": int(self.density_steps), "solver": "rk4"}
             parts.append(getattr(flow, what)(x[block], **options))
         return torch.cat(parts).numpy().astype(np.float64)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -17,15 +16,15 @@ from advect.core.types import Conditions, DataSpec
 from advect.data.base import Split
 from advect.data.cells.conditions import CellSplit
 from advect.data.cells.transform import Chain, Components, Expression
-from advect.data.cells.write import count_noise, write_h5ad
+from advect.data.cells.write import CellsMetadata, count_noise, write_h5ad
 from advect.data.modality import DISTANCES, Modality
 from advect.data.transforms import Transform
-from advect.data.vectors.modality import Vectors
+from advect.data.vectors.modality import VectorPlots
 from advect.data.vectors.plot import vector_plot
 
 
 @register("cells")
-class CellsModality(Vectors):
+class CellsModality(VectorPlots[CellsMetadata]):
     """Cells, compared as expression: samples.h5ad, in counts or expression as trained."""
 
     usual_preset = "cells"
@@ -33,7 +32,7 @@ class CellsModality(Vectors):
 
     space = "expression"
 
-    def __init__(self, spec: DataSpec, transform: Transform, metadata: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, spec: DataSpec, transform: Transform, metadata: CellsMetadata | None = None) -> None:
         super().__init__(spec, transform, metadata)
         self._expression = Expression(**self.metadata["expression"])
 
@@ -75,7 +74,7 @@ class CellsModality(Vectors):
         expression = {**self.metadata["expression"], "space": "expression"}
         return self._counted(self.comparable(x), {**self.metadata, "expression": expression}, first, seed)
 
-    def _counted(self, x: Tensor, metadata: Mapping[str, Any], first: int, seed: int) -> Tensor:
+    def _counted(self, x: Tensor, metadata: CellsMetadata, first: int, seed: int) -> Tensor:
         """Cells with molecules counted around x, where x is what components expect."""
         if not metadata.get("counted"):
             return x

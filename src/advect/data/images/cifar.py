@@ -151,7 +151,7 @@ class Cifar(Dataset):
         names = {name: _names(folder, layout, name) for name in wanted}
         train = _join([_read(folder / name, layout, names) for name in layout.train])
         test = _read(folder / layout.test, layout, names)
-        conditions = {name: category(train.labels[name], names[name]) for name in wanted}
+        conditions = {name: category(train.labels[name], names[name], range(len(names[name]))) for name in wanted}
         super().__init__(
             name="cifar10" if layout.labels == ("label",) else "cifar100",
             spec=DataSpec(shape=(3, 32, 32), modality="image", conditions=dict(conditions)),

@@ -12,13 +12,14 @@ from advect.core.errors import optional_import
 from advect.core.registry import register
 from advect.core.types import Conditions
 from advect.data.modality import DISTANCES, Modality
-from advect.data.tables.dataset import frame_of, write_table
-from advect.data.vectors.modality import Vectors
+from advect.data.tables.dataset import TableMetadata, frame_of
+from advect.data.tables.files import write_table
+from advect.data.vectors.modality import VectorPlots
 from advect.data.vectors.plot import vector_plot
 
 
 @register("table")
-class Tables(Vectors):
+class Tables(VectorPlots[TableMetadata]):
     """Rows of a table: samples.csv, or .parquet where that was read. Distances are those of scaled columns."""
 
     usual_preset = "table"
@@ -41,7 +42,9 @@ class Tables(Vectors):
 
     def write_data(self, x: Tensor, conditions: Conditions, folder: Path, first: int) -> list[Path]:
         file = folder / ("samples" + self.metadata.get("suffix", ".csv"))
-        write_table(file, frame_of(x, conditions, self.metadata))
+        facts = self.metadata
+        frame = frame_of(x, conditions, facts, text=file.suffix == ".csv")
+        write_table(file, frame, index=facts.get("index", ()), separator=facts.get("separator"))
         return [file]
 
     def plot_wide(self, x: Tensor, reference: Tensor | None) -> Image.Image:

@@ -14,36 +14,16 @@ from advect.core.errors import optional_import
 from advect.core.files import atomic_write
 from advect.core.registry import register
 from advect.core.types import Batch, Conditions
-from advect.data.modality import Modality, condition_columns, write_npz
-from advect.data.vectors.parquet import write_vectors
+from advect.data.modality import M, Modality, condition_columns, write_npz
+from advect.data.vectors.parquet import VectorMetadata, write_vectors
 from advect.data.vectors.plot import scatter_plot, vector_plot
 
 
-@register("vector")
-class Vectors(Modality):
-    """Vectors (D,): samples.parquet where such a column was read, else samples.npz with ``x`` and samples.csv."""
+class VectorPlots(Modality[M]):
+    """Data whose samples are vectors (D,), plotted as points or quantiles."""
 
     layout = "vector"
     trajectories = 200
-
-    def describe(self, shape: Sequence[int]) -> str:
-        return f"{shape[0]}-dimensional vectors"
-
-    def check_output(self, *, individual: bool = False) -> None:
-        Modality.check_output(self, individual=individual)
-        if "column" in self.metadata:
-            optional_import("pyarrow", "tables")
-
-    def write_data(self, x: Tensor, conditions: Conditions, folder: Path, first: int) -> list[Path]:
-        columns = condition_columns(conditions, self.spec)
-        if "column" in self.metadata:
-            files = [folder / "samples.parquet"]  # of one condition or none, which has its own name there
-            others = dict(zip([self.metadata["label"]], columns.values(), strict=False))
-            write_vectors(files[0], x.numpy(), column=self.metadata["column"], others=others)
-        else:
-            files = [write_npz(folder, {"x": x}, conditions), folder / "samples.csv"]
-            atomic_write(files[-1], lambda path: _write_csv(path, x, columns))
-        return files
 
     def plot(self, x: Tensor, conditions: Conditions, reference: Batch | None = None) -> Image.Image:
         """In up to two dimensions a scatter plot over the data; in more their first two principal components, beside
@@ -57,6 +37,30 @@ class Vectors(Modality):
     def plot_wide(self, x: Tensor, reference: Tensor | None) -> Image.Image:
         """The plot of more than two dimensions."""
         return vector_plot(x, reference)
+
+
+@register("vector")
+class Vectors(VectorPlots[VectorMetadata]):
+    """Vectors (D,): samples.parquet where such a column was read, else samples.npz with ``x`` and samples.csv."""
+
+    def describe(self, shape: Sequence[int]) -> str:
+        return f"{shape[0]}-dimensional vectors"
+
+    def check_output(self, *, individual: bool = False) -> None:
+        Modality.check_output(self, individual=individual)
+        if "column" in self.metadata:
+            optional_import("pyarrow", "tables")
+
+    def write_data(self, x: Tensor, conditions: Conditions, folder: Path, first: int) -> list[Path]:
+        columns = condition_columns(conditions, self.spec)
+        if "column" in self.metadata:
+            files = [folder / "samples.parquet"]  # of one condition or none, which has its own name there
+            others = dict(zip([self.metadata.get("label") or "label"], columns.values(), strict=False))
+            write_vectors(files[0], x.numpy(), column=self.metadata["column"], others=others)
+        else:
+            files = [write_npz(folder, {"x": x}, conditions, self.spec), folder / "samples.csv"]
+            atomic_write(files[-1], lambda path: _write_csv(path, x, columns))
+        return files
 
 
 def _write_csv(path: Path, x: Tensor, columns: dict[str, list[Any]]) -> None:
