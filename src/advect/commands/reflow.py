@@ -31,6 +31,7 @@ from advect.distributed.comm import broadcast_object, sync_errors
 from advect.distributed.context import RunContext, run_context
 from advect.evaluation.features import FeatureConfig
 from advect.evaluation.protocol import EvalConfig
+from advect.model.conditions import CYCLE
 from advect.model.load import load, read_model_metadata, weight_file
 from advect.model.pairs import FACTS, PairConfig, make_pairs
 from advect.model.sampler_config import SamplerConfig
@@ -235,7 +236,7 @@ def _decode(
     """Sample the same noise at each cost; return the pictures' names."""
     flow = load(run, device=device)
     pictures = make_folder(folder / "pictures", "--output-dir")
-    cond = {c: "cycle" for c, kind in list(flow.spec.conditions.items())[:1] if isinstance(kind, Category)}
+    cond = {c: CYCLE for c, kind in list(flow.spec.conditions.items())[:1] if isinstance(kind, Category)}
     behind = flow.modality.reference(source.held_out)
     files = {}
     for nfe in shown:

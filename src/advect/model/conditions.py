@@ -24,6 +24,14 @@ class Encoded:
     values: Tensor
 
 
+class _Cycle:
+    def __repr__(self) -> str:
+        return "cycle"
+
+
+CYCLE = _Cycle()
+"""Each value in turn, whatever the labels are called."""
+
 ConditionValue = Any
 """One value for all samples, "cycle" for each value in turn, or a list or array of n values, one a sample.
 
@@ -104,7 +112,7 @@ def _codes(name: str, value: ConditionValue, condition: Category | Length, n: in
             known[key] = known[key] if key in known else _code(name, one, condition)
         return torch.tensor([known[type(one), one] for one in some])
     value = _scalar(value)
-    if value == "cycle" and not _is_label(condition, value):
+    if value is CYCLE or (value == "cycle" and not _is_label(condition, value)):
         low, count = (1, len(condition.frequencies)) if isinstance(condition, Length) else (0, len(condition.names))
         return low + torch.arange(rows.start, rows.stop) % count
     return torch.full((len(rows),), _code(name, value, condition))

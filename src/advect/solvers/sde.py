@@ -20,8 +20,8 @@ from advect.core.errors import UserError, did_you_mean
 from advect.core.random import Generator
 from advect.paths import CondOT, Schedule
 from advect.solvers.base import Velocity, not_finite, stage_times
-from advect.solvers.diffusion_coefficients import DiffusionCoefficient, diffusion_on
-from advect.solvers.time_grids import GridCoefficients, coefficients_on, resolve_grid
+from advect.solvers.diffusion_coefficients import Diffusion, SigmaDiffusion, diffusion_on
+from advect.solvers.time_grids import GridCoefficients, TimeGrid, coefficients_on, resolve_grid
 
 SDE_SOLVERS = ("euler-maruyama", "heun")
 LAST_STEPS = ("mean", "euler", "tweedie", "noisy")
@@ -36,10 +36,10 @@ def integrate_sde(
     score: Velocity | None,
     x0: Tensor,
     *,
-    diffusion: DiffusionCoefficient = 1.0,
+    diffusion: Diffusion = 1.0,
     steps: int | None = None,
     solver: str = "euler-maruyama",
-    grid: str | Tensor = "uniform",
+    grid: str | TimeGrid | Tensor = "uniform",
     t0: float = 0.0,
     t1: float = 1.0,
     last_step: LastStep = "mean",
@@ -55,8 +55,8 @@ def integrate_sde(
     Args:
         score: None converts it from the velocity of the affine path of ``schedule``, which needs sigma > 0: from noise
             to data it is not asked for at t = 1, but by "heun" with ``last_step="noisy"``.
-        diffusion: g(t): a number, a function of t (n,), or a name of DIFFUSIONS ("sigma" is ``schedule``'s).
-            Where g is 0 no score is asked for.
+        diffusion: g(t): a number, a function of t (n,), or a registered coefficient or its name, such as "sigma" of
+            ``schedule``. Where g is 0 no score is asked for.
         steps: by default 250; ``grid`` is as in :func:`integrate`.
         solver: "euler-maruyama", weak order 1 and, the noise being additive and g smooth, strong order 1 (1/2 where g
             jumps; Kloeden & Platen 1992, 10.2), or "heun", the stochastic trapezoid of weak order 2 for additive noise
@@ -72,7 +72,8 @@ def integrate_sde(
     """
     _check_names(solver, last_step)
     times = resolve_grid(grid, steps, STEPS, t0=t0, t1=t1)
-    if schedule is not None and score is not None and diffusion != "sigma" and last_step != "tweedie":
+    of_path = diffusion == "sigma" or isinstance(diffusion, SigmaDiffusion)
+    if schedule is not None and score is not None and not of_path and last_step != "tweedie":
         raise UserError("schedule is given, but score, diffusion and last_step do not use it; leave it out")
     g = diffusion_on(diffusion, schedule or CondOT(), times)
     path = coefficients_on(schedule or CondOT(), times) if score is None or last_step == "tweedie" else None

@@ -22,6 +22,7 @@ from advect.data.images.folder import (
     Unreadable,
     content_digests,
     files_fingerprint,
+    note_left_out,
     one_line,
     sub_folder_classes,
 )
@@ -70,6 +71,7 @@ def pack(
     store = images if isinstance(images, ImageStore) else open_store(images)
     if not len(store):
         raise UserError(f"{images} holds no image to pack; name a folder or an archive with images")
+    note_left_out(images, store)
     unreadable = Unreadable(len(store))
     digests = content_digests(store, unreadable)
     classes = labels if isinstance(labels, Mapping) else _folder_classes(store, labels)

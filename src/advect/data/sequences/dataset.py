@@ -23,7 +23,7 @@ from advect.data.repeats import copied
 from advect.data.sequences.files import Ragged, is_sequence_array, is_table, read_arrays, read_steps, step_columns
 from advect.data.sequences.transform import SequenceScale
 from advect.data.splits import split_groups
-from advect.data.tables.columns import column_from_config
+from advect.data.tables.columns import Categories, Column, Number, column_from_config
 from advect.data.tables.files import is_table_file
 from advect.data.tables.infer_columns import column_values, condition_of
 
@@ -36,6 +36,9 @@ class SequenceMetadata(TypedDict):
     """
 
     channels: list[str]
+    columns: list[dict[str, Any]]
+    order_values: list[float] | None
+    order_column: dict[str, Any] | None
     id: str
     order: str
     conditions: list[dict[str, Any]]
@@ -58,6 +61,7 @@ class Sequences(Dataset):
         labels: for arrays, conditions by name, (N,) each.
         conditions: for a table, columns; for an archive, names of arrays (N,).
             Reals become a ``Quantity``, texts and whole numbers a ``Category``.
+        missing, decimal, date_order: how a CSV file is read, as of a table.
         max_length: sequences that are longer are cut to it; None cuts none.
         long: how they are cut: "truncate" keeps their first steps, "window" makes a sequence of each next
             ``max_length`` steps and of the rest.
@@ -101,6 +105,9 @@ class Sequences(Dataset):
         order_column: str | None = None,
         value_columns: Sequence[str] = (),
         conditions: Sequence[str] = (),
+        missing: Sequence[str] = (),
+        decimal: Literal["auto", ".", ","] = "auto",
+        date_order: Literal["auto", "dmy", "mdy"] = "auto",
         max_length: int | None = None,
         long: Literal["truncate", "window"] = "truncate",
         held_out: float = 0.1,
@@ -115,7 +122,14 @@ class Sequences(Dataset):
                     "Sequences.id_column is not given; name the column of the table that tells sequences apart"
                 )
             ragged = read_steps(
-                data, id=id_column, order=order_column, values=value_columns, conditions=tuple(conditions)
+                data,
+                id=id_column,
+                order=order_column,
+                values=value_columns,
+                conditions=tuple(conditions),
+                missing=missing or None,
+                decimal=decimal,
+                date_order=date_order,
             )
         else:
             if id_column is not None or order_column is not None or value_columns:
@@ -128,6 +142,7 @@ class Sequences(Dataset):
         is_train = np.zeros(len(groups), bool)
         is_train[train] = True
 
+        self._columns, self._order = ragged.columns, ragged.order
         self._channels, self._keys = ragged.channels, (id_column or "id", order_column or "step")
         self._told = [column for column, _ in ragged.conditions.values()]
         sizes = np.array([len(x) for x in ragged.steps], np.int64)
@@ -149,6 +164,9 @@ class Sequences(Dataset):
     def metadata(self) -> SequenceMetadata:
         return {
             "channels": list(self._channels),
+            "columns": [column.to_config() for column in self._columns],
+            "order_values": None if self._order is None else self._order[1],
+            "order_column": None if self._order is None else self._order[0].to_config(),
             "id": self._keys[0],
             "order": self._keys[1],
             "conditions": [column.to_config() for column in self._told],
@@ -164,7 +182,10 @@ def sequences_of(x: Tensor, cond: Conditions | None) -> list[np.ndarray]:
 
 
 def steps_of(x: Tensor, cond: Conditions | None, facts: SequenceMetadata, *, first: int = 0) -> Any:
-    """Samples as a pandas DataFrame of one row a step: id from ``first``, step from 0, the conditions, the channels.
+    """Samples as a pandas DataFrame of one row a step: id from ``first``, order, the conditions, the channels.
+
+    Channels have the types of the table. So has the order where all sequences of the data share its values; else the
+    column ``step`` counts from 0.
 
     Args:
         x: (B, L, C) in data units, what the transform's ``inverse`` gives.
@@ -182,13 +203,31 @@ def steps_of(x: Tensor, cond: Conditions | None, facts: SequenceMetadata, *, fir
     sizes = [len(row) for row in rows]
     place = np.repeat(np.arange(len(rows)), sizes)
     step = np.concatenate([np.arange(size) for size in sizes]) if sizes else place
-    parts: list[Any] = [pd.DataFrame({facts["id"]: first + place, facts["order"]: step})]
+    known = facts.get("order_values")
+    parts: list[Any] = [pd.DataFrame({facts["id"]: first + place})]
+    if known and (config := facts.get("order_column")):
+        parts.append(column_from_config(config).to_text(np.array(known, np.float64)[step]))
+    else:
+        parts.append(pd.Series(step, name="step_number" if "step" in channels else "step"))
     for column in map(column_from_config, facts["conditions"]):
         given = (cond or {}).get(column.name)
         told = torch.full((len(x),), torch.nan) if given is None else column_values(column, given.detach().cpu())
         parts.append(column.to_series(told.double().numpy()[place]))
-    parts.append(pd.DataFrame(np.concatenate(rows) if rows else np.empty((0, len(channels))), columns=channels))
+    values = np.concatenate(rows) if rows else np.empty((0, len(channels)))
+    configs = facts.get("columns") or [None] * len(channels)
+    for name, config, own in zip(channels, configs, values.T, strict=True):
+        parts.append(pd.Series(own, name=name) if config is None else _as_written(column_from_config(config), own))
     return pd.concat(parts, axis=1)
+
+
+def _as_written(column: Column, x: np.ndarray) -> Any:
+    """A channel (S,) in table units as a Series of its own type: the nearest value that it can have."""
+    own = torch.from_numpy(np.ascontiguousarray(x)).double()
+    if isinstance(column, Number):
+        own = column.rounded(own)
+    elif isinstance(column, Categories):
+        own = own.round().clamp(0, len(column.names) - 1)
+    return column.to_text(own.numpy())
 
 
 def _shorten(ragged: Ragged, max_length: int | None, long: str) -> tuple[Ragged, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import logging
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -19,8 +20,10 @@ from advect.core.errors import UserError, did_you_mean, optional_import
 from advect.data.arrays import array_header
 from advect.data.tables.columns import Categories, Column, Number
 from advect.data.tables.files import CSV, PARQUET, read_table
-from advect.data.tables.infer_columns import read_condition
+from advect.data.tables.infer_columns import read_column, read_condition
 from advect.data.tables.scaling import StandardScaling
+
+logger = logging.getLogger(__name__)
 
 _IDS = ("sequence_id", "series_id", "trajectory_id", "unique_id", "seq_id", "sequence", "series", "trajectory", "id")
 _MORE_IDS = ("patient", "subject", "animal", "track", "individual", "unit")
@@ -86,6 +89,10 @@ class Ragged:
     steps: list[np.ndarray]
     channels: tuple[str, ...]
     conditions: dict[str, tuple[Column, np.ndarray]]
+    columns: tuple[Column, ...] = ()
+    """What the channels of a table are; none of arrays."""
+    order: tuple[Column, list[float]] | None = None
+    """The column of the steps' order and its values, where all sequences have the same."""
 
 
 def read_arrays(data: Any, lengths: Any, conditions: Mapping[str, Any] | Sequence[str]) -> Ragged:
@@ -217,7 +224,13 @@ def is_table(data: Any) -> bool:
 
 
 def read_steps(
-    data: Any, *, id: str, order: str | None = None, values: Sequence[str] = (), conditions: Sequence[str] = ()
+    data: Any,
+    *,
+    id: str,
+    order: str | None = None,
+    values: Sequence[str] = (),
+    conditions: Sequence[str] = (),
+    **words: Any,
 ) -> Ragged:
     """Sequences from a table of one row a step.
 
@@ -227,12 +240,14 @@ def read_steps(
         order: the column by which a sequence's rows are sorted; None leaves them in the order of the table.
         values: the columns of the channels, in the order of the table; by default all others.
         conditions: columns that are the same in all rows of a sequence.
+        words: of CSV, ``missing``, ``decimal`` and ``date_order`` of :func:`read_table`.
 
     Raises:
         UserError: a column is not there, not of finite numbers, misses values, or changes within a sequence.
     """
     pd = optional_import("pandas", "tables")
-    frame = read_table(data) if isinstance(data, str | os.PathLike) else data.reset_index(drop=True)
+    frame = read_table(data, **words) if isinstance(data, str | os.PathLike) else data.reset_index(drop=True)
+    forms = frame.attrs.get("forms", {})
     keys = [id] if order is None else [id, order]
     named = [*keys, *conditions]
     for name in (*named, *values):
@@ -245,13 +260,45 @@ def read_steps(
         )
     for name in keys:
         _require_all(frame[name].isna().to_numpy(bool), name)
-    matrix = np.stack([_numbers(frame[name]) for name in channels], 1)
+    date_order = words.get("date_order", "auto")
+    read = [_channel(frame[name], forms.get(name), date_order) for name in channels]
+    matrix = np.stack([x for _, x in read], 1)
     places = pd.factorize(frame[id])[0]
-    times = np.zeros(len(frame)) if order is None else pd.factorize(frame[order], sort=True)[0]
+    key = None if order is None else _order(frame[order], forms.get(order), date_order)
+    times = np.zeros(len(frame)) if key is None else key[1]
     rows = np.lexsort((times, places))
     starts = np.flatnonzero(np.diff(places[rows], prepend=-1))
     told = {name: _constant(frame[name], places, rows[starts], id) for name in conditions}
-    return Ragged(np.split(matrix[rows], starts[1:]), tuple(map(str, channels)), told)
+    columns = tuple(column for column, _ in read)
+    common = None if key is None else _common(np.split(times[rows], starts[1:]))
+    if key is not None and common is None:
+        logger.info("sequences differ in their %r, so that samples have the number of the step instead", order)
+    kept = None if key is None or common is None else (key[0], common)
+    return Ragged(np.split(matrix[rows], starts[1:]), tuple(map(str, channels)), told, columns, kept)
+
+
+def _order(series: Any, form: Any, date_order: str) -> tuple[Column, np.ndarray]:
+    """The column that sorts steps and its values (N,): numbers or times, as text would be sorted by its letters."""
+    try:
+        column, values = read_column(
+            series, None, scaling="standard", categorical=False, form=form, date_order=date_order
+        )
+    except UserError:
+        if not optional_import("pandas", "tables").api.types.is_object_dtype(series.dtype):
+            raise
+        column, values = None, np.empty(0)
+    if not isinstance(column, Number):
+        raise UserError(
+            f"the order column {series.name!r} holds {series.iloc[0]!r}, which is no number or date that sorts steps;"
+            " write it as 2024-01-31 or as a number, or leave order_column out where rows are in order"
+        )
+    return column, values
+
+
+def _common(times: list[np.ndarray]) -> list[float] | None:
+    """The values of the order that all sequences share, the shorter ones their first; None where they differ."""
+    longest = max(times, key=len)
+    return longest.tolist() if all((x == longest[: len(x)]).all() for x in times) else None
 
 
 def _require_all(bad: np.ndarray, name: str) -> None:
@@ -260,18 +307,28 @@ def _require_all(bad: np.ndarray, name: str) -> None:
         raise UserError(f"column {name!r} misses a value in row {row}; fill it in or remove the row")
 
 
-def _numbers(series: Any) -> np.ndarray:
+def _channel(series: Any, form: Any, date_order: str) -> tuple[Column, np.ndarray]:
+    """A column of numbers, times or booleans, and its values (N,) in table units."""
     types = optional_import("pandas", "tables").api.types
-    if not types.is_numeric_dtype(series.dtype) or types.is_complex_dtype(series.dtype):
+    _require_all(series.isna().to_numpy(bool), series.name)
+    if types.is_numeric_dtype(series.dtype) and not types.is_complex_dtype(series.dtype):
+        infinite = np.isinf(series.to_numpy(np.float64, na_value=np.nan))
+        if infinite.any():
+            raise UserError(f"column {series.name!r} is infinite in row {int(infinite.argmax())}; mend that row")
+    try:
+        column, values = read_column(
+            series, None, scaling="standard", categorical=False, form=form, date_order=date_order
+        )
+    except UserError:
+        if not types.is_object_dtype(series.dtype):
+            raise
+        column, values = None, np.empty(0)
+    if column is None or (isinstance(column, Categories) and not set(column.names) <= {True, False}):
         raise UserError(
             f"column {series.name!r} has values of {series.dtype}, which no channel can be;"
             " name the channels with --value-columns, or give it to --conditions"
         )
-    values = series.to_numpy(np.float64, na_value=np.nan)
-    _require_all(np.isnan(values), series.name)
-    if np.isinf(values).any():
-        raise UserError(f"column {series.name!r} is infinite in row {int(np.isinf(values).argmax())}; mend that row")
-    return values
+    return column, values
 
 
 def _constant(series: Any, places: np.ndarray, firsts: np.ndarray, id: str) -> tuple[Column, np.ndarray]:
