@@ -225,7 +225,7 @@ def write_table(
     atomic_write(file, lambda partial: frame.to_csv(partial, index=False, sep=separator, compression=compression))
 
 
-def require_columns(frame: Any, names: Sequence[str], argument: str) -> None:
+def require_columns(frame: Any, names: Collection[str], argument: str) -> None:
     if isinstance(names, str):
         raise UserError(f"{argument} must be several names, got the text {names!r}; give ({names!r},)")
     for name in names:

@@ -61,13 +61,13 @@ def infer_text(
     if missing is not None:
         absent, marks = absent | marks, np.zeros(len(words), bool)
     if not plain.any():
-        return Read("text", np.where(absent, None, words), {}, "no values")
+        return Read("text", _without(words, absent), {}, "no values")
     found = _typed(name, words[plain].tolist(), decimal, date_order, numeric, only_dates)
     if found is None:
         if numeric:
             odd = next(w for w in words[plain] if not re.fullmatch(r"[+-]?[\d.,]+", w))
             raise UserError(f"numeric has {name!r}, which holds {odd!r}; name it to --missing or make it a number")
-        return Read("text", np.where(absent, None, words), {}, "words")
+        return Read("text", _without(words, absent), {}, "words")
     kind, values, form, why = found
     whole = np.full(len(words), None, object)
     whole[plain] = list(values)
@@ -75,6 +75,13 @@ def infer_text(
         form = {**form, "missing": max(set(words[marks]), key=words[marks].tolist().count)}
         why += f", {form['missing']!r} among them is a missing value"
     return Read(kind, whole, form, why)
+
+
+def _without(words: np.ndarray, absent: np.ndarray) -> np.ndarray:
+    """A copy of words (N,) with None where ``absent`` (N,)."""
+    left = words.astype(object)
+    left[absent] = None
+    return left
 
 
 def _typed(name: str, words: list[str], decimal: str, order: str, numeric: bool, only_dates: bool) -> Any:
