@@ -31,8 +31,8 @@ from advect.data.tables.infer_columns import column_values, condition_of
 class SequenceMetadata(TypedDict):
     """JSON that :func:`steps_of` needs to write tables without the data.
 
-    Names of channels and of the columns of sequences (``id``) and steps (``order``); column configurations of the
-    conditions.
+    Names of channels and of the columns of sequences (``id``) and steps (``order``); configurations of the channels'
+    columns, of the conditions' and of the order's, with its values if all sequences share them.
     """
 
     channels: list[str]
@@ -61,6 +61,7 @@ class Sequences(Dataset):
         labels: conditions of arrays by name, (N,) each.
         conditions: columns of a table, or names of arrays (N,) in an archive. Reals become a ``Quantity``, texts and
             whole numbers a ``Category``.
+        missing, decimal, date_order: reading of CSV, as for ``Table``.
         max_length: maximum length; None for no limit.
         long: treatment of longer sequences: "truncate" keeps the first steps, "window" cuts consecutive windows of
             ``max_length`` steps and the rest.
@@ -181,7 +182,10 @@ def sequences_of(x: Tensor, cond: Conditions | None) -> list[np.ndarray]:
 
 
 def steps_of(x: Tensor, cond: Conditions | None, facts: SequenceMetadata, *, first: int = 0) -> Any:
-    """Samples as a pandas DataFrame with one row per step: id from ``first``, step from 0, conditions, channels.
+    """Samples as a pandas DataFrame with one row per step: id from ``first``, order, conditions, channels.
+
+    Channels have the table's types. So has the order if all sequences of the data share its values; else the column
+    ``step`` counts from 0.
 
     Args:
         x: (B, L, C) in data units.
@@ -217,7 +221,7 @@ def steps_of(x: Tensor, cond: Conditions | None, facts: SequenceMetadata, *, fir
 
 
 def _as_written(column: Column, x: np.ndarray) -> Any:
-    """A channel (S,) in table units as a Series of its own type: the nearest value that it can have."""
+    """Channel (S,) in table units as a Series of its type, rounded to possible values."""
     own = torch.from_numpy(np.ascontiguousarray(x)).double()
     if isinstance(column, Number):
         own = column.rounded(own)

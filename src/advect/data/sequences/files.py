@@ -90,9 +90,9 @@ class Ragged:
     channels: tuple[str, ...]
     conditions: dict[str, tuple[Column, np.ndarray]]
     columns: tuple[Column, ...] = ()
-    """What the channels of a table are; none of arrays."""
+    """Columns of a table's channels; empty for arrays."""
     order: tuple[Column, list[float]] | None = None
-    """The column of the steps' order and its values, where all sequences have the same."""
+    """Order column and its values, if all sequences share them."""
 
 
 def read_arrays(data: Any, lengths: Any, conditions: Mapping[str, Any] | Sequence[str]) -> Ragged:
@@ -240,6 +240,7 @@ def read_steps(
         order: column that orders a sequence's rows; None keeps the table's order.
         values: columns of the channels, in table order; default all others.
         conditions: columns constant within each sequence.
+        words: for CSV, ``missing``, ``decimal`` and ``date_order`` of :func:`read_table`.
 
     Raises:
         UserError: a column is missing, incomplete, not finite numbers, or changes within a sequence.
@@ -277,7 +278,7 @@ def read_steps(
 
 
 def _order(series: Any, form: Any, date_order: str) -> tuple[Column, np.ndarray]:
-    """The column that sorts steps and its values (N,): numbers or times, as text would be sorted by its letters."""
+    """Order column and its values (N,), numbers or times. Raises UserError for text, which would sort by letters."""
     try:
         column, values = read_column(
             series, None, scaling="standard", categorical=False, form=form, date_order=date_order
@@ -295,7 +296,7 @@ def _order(series: Any, form: Any, date_order: str) -> tuple[Column, np.ndarray]
 
 
 def _common(times: list[np.ndarray]) -> list[float] | None:
-    """The values of the order that all sequences share, the shorter ones their first; None where they differ."""
+    """Order values that all sequences share (shorter ones their prefix); None if they differ."""
     longest = max(times, key=len)
     return longest.tolist() if all((x == longest[: len(x)]).all() for x in times) else None
 
@@ -307,7 +308,7 @@ def _require_all(bad: np.ndarray, name: str) -> None:
 
 
 def _channel(series: Any, form: Any, date_order: str) -> tuple[Column, np.ndarray]:
-    """A column of numbers, times or booleans, and its values (N,) in table units."""
+    """Column of numbers, times or booleans, and its values (N,) in table units."""
     types = optional_import("pandas", "tables").api.types
     _require_all(series.isna().to_numpy(bool), series.name)
     if types.is_numeric_dtype(series.dtype) and not types.is_complex_dtype(series.dtype):

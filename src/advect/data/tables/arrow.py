@@ -41,8 +41,9 @@ def arrow_text(kind: Any) -> str:
 
 
 def arrow_values(name: str, array: Any) -> tuple[str, list[Any], bool, int | None]:
-    """Kind ("text", also for booleans; "number"; "real"), values with None where missing, whether they count time
-    units, and decimal places.
+    """Values of an Arrow array: kind ("text", "number" or "real"), list, time-ness, decimal places.
+
+    Booleans are "text"; missing values are None; time-ness tells whether values count time units.
 
     Raises:
         UserError: of an unsupported type.

@@ -43,8 +43,7 @@ class TableMetadata(TypedDict):
 
 @register("table")
 class Table(Dataset):
-    """Table rows as vectors (D,): scaled numbers, categories as codes of +-1, an indicator where values are
-    missing.
+    """Table rows as vectors (D,): scaled numbers, categories as +-1 codes, an indicator where values are missing.
 
     Numbers, whole numbers, booleans, categories, text, times and missing values return in their own types. Copies of a
     row share a side of the split; rows equal by coincidence do not, and values of a column of few reach both sides.

@@ -78,7 +78,7 @@ def infer_text(
 
 
 def _without(words: np.ndarray, absent: np.ndarray) -> np.ndarray:
-    """A copy of words (N,) with None where ``absent`` (N,)."""
+    """Copy of words (N,) with None where ``absent`` (N,)."""
     left = words.astype(object)
     left[absent] = None
     return left
@@ -183,9 +183,7 @@ def _minutes(zone: str | None) -> int:
 
 
 def _zones(stamps: np.ndarray, zones: list[str]) -> list[list[Any]]:
-    """Pairs of start time (UTC seconds since 1970) and offset; the most frequent offset if time does not determine
-    it.
-    """
+    """Pairs of start time (UTC seconds since 1970) and offset; one, the commonest, if offsets do not follow time."""
     order = np.argsort(stamps, kind="stable")
     counts, names = stamps.astype("M8[s]").astype(np.int64)[order], np.array(zones, object)[order]
     change = np.flatnonzero(np.append(True, names[1:] != names[:-1]))

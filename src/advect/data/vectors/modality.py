@@ -26,9 +26,7 @@ class VectorPlots(Modality[M]):
     trajectories = 200
 
     def plot(self, x: Tensor, conditions: Conditions, reference: Batch | None = None) -> Image.Image:
-        """Scatter plot over the data for D <= 2; else the first two principal components and quantiles of each
-        feature.
-        """
+        """Scatter plot over the data for D <= 2; else two principal components and quantiles per feature."""
         behind = None if reference is None else reference.x1
         if max(x.shape[1], self.spec.shape[0]) <= 2:
             return scatter_plot(x, behind)
