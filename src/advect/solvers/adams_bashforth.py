@@ -1,4 +1,4 @@
-"""The two-step method of Adams and Bashforth."""
+"""Two-step Adams-Bashforth method."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from advect.solvers.base import Solver, Velocity, expanded_times
 @register("ab2")
 @dataclass(frozen=True)
 class AdamsBashforth2(Solver):
-    """The two-step method of Adams and Bashforth: order 2 at one evaluation a step.
+    """Two-step Adams-Bashforth method: order 2 at one evaluation per step.
 
-    ``x + h ((1 + r/2) u_n - r/2 u_(n-1))``, r the ratio of this step to the one before, on any grid
-    (Hairer, Norsett & Wanner 1993, III.5, eq. 5.2). The first step is a midpoint step.
+    ``x + h ((1 + r/2) u_n - r/2 u_(n-1))``, r the ratio of this step to the previous, on any grid (Hairer, Norsett &
+    Wanner 1993, III.5, eq. 5.2). Starts with a midpoint step.
     """
 
     order, evaluations = 2, 1

@@ -1,4 +1,4 @@
-"""The interface of solvers of ``dx = u(x, t) dt``."""
+"""Interface of solvers for ``dx = u(x, t) dt``."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Solver(ABC):
-    """Carries a state along a grid of times.
+    """Integrates a state along a grid of times.
 
     Attributes:
         order: order of convergence.
         evaluations: calls of u per step.
-        adaptive: whether it chooses its own steps, so that calls are counted only as it goes.
-        affine_only: whether it integrates nothing but the velocity of an affine path.
+        adaptive: whether it chooses its own steps; calls are then known only afterwards.
+        affine_only: whether it requires the velocity of an affine path.
     """
 
     part_kind: ClassVar[str] = "solver"
@@ -38,26 +38,26 @@ class Solver(ABC):
 
     @property
     def name(self) -> str:
-        """The registered name, or that of the class."""
+        """Registered name, else the class name."""
         return getattr(self, "part_name", type(self).__name__)
 
     @abstractmethod
     def iterate(self, u: Velocity, x: Tensor, grid: Sequence[float]) -> Iterator[Tensor]:
-        """Start with x (B, *S) at ``grid[0]`` and yield the state (B, *S) at each later time of the grid.
+        """Yield the state (B, *S) at each later time of the grid, starting from x (B, *S) at ``grid[0]``.
 
-        Times rise or fall; u gets them as (B,), in float32 or the wider type of x. x is not modified.
+        Times increase or decrease; u gets them as (B,), float32 or the wider type of x. x is not modified.
         """
 
     def nfe(self, steps: int) -> int | None:
-        """The calls of u in ``steps`` steps; None for an adaptive solver."""
+        """Calls of u in ``steps`` steps; None if adaptive."""
         return None if self.adaptive else steps * self.evaluations
 
 
 def get_solver(solver: str | Solver, **options: Any) -> Solver:
-    """The solver of that name, or the one given, with those of its options that are not None.
+    """Solver of that name, or the one given, with the options that are not None.
 
-    Options are ``rtol``, ``atol``, ``max_steps`` (dopri5) and ``schedule`` (dpmpp2m). Raises UserError for an unknown
-    name, with the nearest one, and for an option that the solver does not have.
+    Options: ``rtol``, ``atol``, ``max_steps`` (dopri5), ``schedule`` (dpmpp2m). Raises UserError for an unknown name
+    or an option the solver lacks.
     """
     if isinstance(solver, str):
         solver = get("solver", solver)()
@@ -76,12 +76,12 @@ def _options(cls: type) -> set[str]:
 
 
 def all_finite(x: Tensor) -> bool:
-    """Whether all of x is finite; its sum, one small operation, nearly always tells."""
+    """Whether all of x is finite; its sum nearly always decides."""
     return math.isfinite(x.sum().item()) or bool(torch.isfinite(x).all())
 
 
 def not_finite(name: str, t: float) -> str:
-    """The error message for a state that is not finite from t on."""
+    """Error message for a non-finite state from t on."""
     return (
         f"the state of solver {name!r} is not finite from t = {t:.4g} on; "
         "the network has diverged or the start is not finite: take an earlier checkpoint"
@@ -92,9 +92,9 @@ _LARGEST_CONTIGUOUS = 1 << 20
 
 
 def stage_times(grid: Sequence[float], nodes: Sequence[float], x: Tensor) -> list[tuple[Tensor, ...]]:
-    """For each step from a to b of the grid, the times (B,) of its stages, ``a + c (b - a)`` for each node c.
+    """Stage times (B,) ``a + c (b - a)`` of each step from a to b, for each node c.
 
-    Made all at once, as a small tensor costs as much as a step's arithmetic.
+    Built at once: a small tensor costs as much as a step's arithmetic.
     """
     flat = [(1 - c) * a + c * b for a, b in pairwise(grid) for c in nodes]
     times = expanded_times(flat, x)
@@ -102,9 +102,9 @@ def stage_times(grid: Sequence[float], nodes: Sequence[float], x: Tensor) -> lis
 
 
 def expanded_times(times: Sequence[float], x: Tensor) -> tuple[Tensor, ...]:
-    """Each time as (B,), B the length of x, in float32 or the wider type of x.
+    """Each time as (B,), B = len(x), float32 or the wider type of x.
 
-    Contiguous times make a small network 2% faster than times of stride 0; very large ones keep stride 0.
+    Contiguous, 2% faster for small networks than stride 0, which very large ones keep.
     """
     t = torch.tensor(times, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
     t = t[:, None].expand(-1, len(x))

@@ -1,7 +1,6 @@
-"""Diffusion coefficients g(t) >= 0 for sampling by a stochastic differential equation.
+"""Diffusion coefficients g(t) >= 0 for SDE sampling.
 
-Any of them keeps the marginals of the flow; they differ in how fast the path forgets where it came from and in the
-error of a step.
+All keep the flow's marginals; they differ in how fast paths forget their start and in the error per step.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from advect.paths import Schedule
 
 @dataclass(frozen=True)
 class DiffusionCoefficient(ABC):
-    """g(t), ``scale`` times a shape.
+    """g(t) = ``scale`` times a shape.
 
     Args:
-        scale: factor of g.
+        scale: factor, finite and >= 0.
     """
 
     part_kind: ClassVar[str] = "diffusion"
@@ -38,11 +37,11 @@ class DiffusionCoefficient(ABC):
 
     @abstractmethod
     def shape(self, t: Tensor, schedule: Schedule) -> Tensor:
-        """The shape (n,) >= 0 at the times t (n,) of a path of this schedule."""
+        """Shape (n,) >= 0 at t (n,) for a path's schedule."""
 
 
 Diffusion = float | str | DiffusionCoefficient | Callable[[Tensor], Tensor]
-"""g: a number, the name of a registered coefficient, one such, or ``g(t (n,)) -> (n,)``."""
+"""A number, a registered coefficient or its name, or ``g(t (n,)) -> (n,)``."""
 
 
 @register("constant")
@@ -57,7 +56,7 @@ class ConstantDiffusion(DiffusionCoefficient):
 @register("sigma")
 @dataclass(frozen=True)
 class SigmaDiffusion(DiffusionCoefficient):
-    """g = scale sigma_t, the noise of the path: it dies out at the data, and g^2 times the score with it."""
+    """g = scale sigma_t; g and g^2 times the score vanish at the data."""
 
     def shape(self, t: Tensor, schedule: Schedule) -> Tensor:
         return schedule.coefficients(t).sigma
@@ -66,7 +65,7 @@ class SigmaDiffusion(DiffusionCoefficient):
 @register("decreasing")
 @dataclass(frozen=True)
 class DecreasingDiffusion(DiffusionCoefficient):
-    """g = scale (1 + cos(pi t)) / 2, most at the noise and 0 at the data, a shape that Ma et al. 2024 ("SiT") try."""
+    """g = scale (1 + cos(pi t)) / 2, largest at the noise, 0 at the data (Ma et al. 2024, "SiT")."""
 
     def shape(self, t: Tensor, schedule: Schedule) -> Tensor:
         return (1 + torch.cos(math.pi * t)) / 2
@@ -75,7 +74,7 @@ class DecreasingDiffusion(DiffusionCoefficient):
 @register("increasing-decreasing")
 @dataclass(frozen=True)
 class IncreasingDecreasingDiffusion(DiffusionCoefficient):
-    """g = scale sin(pi t), most in the middle and 0 at both ends, another of the shapes of Ma et al. 2024."""
+    """g = scale sin(pi t), largest in the middle, 0 at both ends (Ma et al. 2024, "SiT")."""
 
     def shape(self, t: Tensor, schedule: Schedule) -> Tensor:
         return torch.sin(math.pi * t)
@@ -84,10 +83,10 @@ class IncreasingDecreasingDiffusion(DiffusionCoefficient):
 @register("ddpm")
 @dataclass(frozen=True)
 class DDPMDiffusion(DiffusionCoefficient):
-    """g^2 = scale^2 (20 - 19.9 t), the beta of DDPM in continuous time.
+    """g^2 = scale^2 (20 - 19.9 t), DDPM's beta in continuous time.
 
-    Song et al. 2021, appendix C, with 0.1 and 20. With the variance-preserving schedule of the same beta it gives
-    their reverse-time equation.
+    Song et al. 2021, appendix C, with 0.1 and 20; with the variance-preserving schedule of that beta it gives their
+    reverse-time equation.
     """
 
     def shape(self, t: Tensor, schedule: Schedule) -> Tensor:
@@ -95,9 +94,9 @@ class DDPMDiffusion(DiffusionCoefficient):
 
 
 def diffusion_on(diffusion: Diffusion, schedule: Schedule, grid: Sequence[float]) -> list[float]:
-    """The values of g at the times of ``grid``.
+    """Values of g on ``grid``.
 
-    Raises UserError for an unknown name, and where g is negative, not finite, or not one number a time.
+    Raises UserError for an unknown name or g negative, not finite, or not one number per time.
     """
     t = torch.tensor(list(grid), dtype=torch.float64)
     if isinstance(diffusion, str):

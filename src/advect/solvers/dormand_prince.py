@@ -1,4 +1,4 @@
-"""The adaptive method of Dormand and Prince."""
+"""Adaptive Dormand-Prince method."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ _SAFETY, _SHRINK, _GROW, _BETA = 0.9, 0.2, 10.0, 0.04
 _EXPONENT = 1 / 5 - 0.75 * _BETA
 
 Norm = Callable[[Tensor], float]
-"""Size of an error (B, *S) in units of the tolerance; a step is accepted where it is at most 1."""
+"""Size of an error (B, *S) in units of the tolerance; steps with at most 1 are accepted."""
 
 
 def worst_sample(error: Tensor) -> float:
-    """The maximum over the batch of the root mean square over a sample's elements."""
+    """Maximum over the batch of each sample's root mean square."""
     flat = error.flatten(1)
     return torch.linalg.vector_norm(flat, dim=1).amax().item() / math.sqrt(flat.shape[1])
 
@@ -53,21 +53,20 @@ def worst_sample(error: Tensor) -> float:
 @register("dopri5")
 @dataclass(frozen=True)
 class DormandPrince(Solver):
-    """The adaptive method of Dormand and Prince: order 5 with an embedded error of order 4.
+    """Adaptive Dormand-Prince method: order 5 with an embedded error of order 4.
 
-    A step from x to x' is accepted when its error, divided by ``atol + rtol max(|x|, |x'|)``, is at most 1 in
-    ``norm``. The next step is chosen by a proportional-integral controller (Gustafsson 1991). All samples of a batch
-    share their steps, and so depend on each other within the tolerance. Times inside a step come from the method's
-    continuous extension.
+    Accepts a step from x to x' if its error divided by ``atol + rtol max(|x|, |x'|)`` is at most 1 in ``norm``. Step
+    sizes follow a proportional-integral controller (Gustafsson 1991). Samples of a batch share steps, so they depend
+    on each other within the tolerance. Times inside a step use the continuous extension.
 
-    Raises UserError, with the time reached, where ``max_steps`` do not suffice, steps shrink to nothing, or no step
-    leaves the state finite.
+    Raises UserError, with the time reached, if ``max_steps`` do not suffice, steps shrink to nothing, or the state is
+    not finite.
 
     Args:
         rtol: relative tolerance.
         atol: absolute tolerance.
-        max_steps: limit of steps, rejected ones included.
-        norm: size of a scaled error; by default that of the worst sample.
+        max_steps: limit of steps, including rejected ones.
+        norm: size of a scaled error; default that of the worst sample.
     """
 
     order, evaluations, adaptive = 5, 6, True
@@ -125,19 +124,19 @@ class DormandPrince(Solver):
             raise UserError(f"{self._at(t)}, where its steps have shrunk to nothing; raise rtol and atol")
 
     def _scaled(self, error: Tensor, size: Tensor) -> float:
-        """Norm of an error (B, *S), inf where it is not finite."""
+        """Norm of an error (B, *S); inf if not finite."""
         value = self.norm(error.div_(size.mul_(self.rtol).add_(self.atol)))
         return value if math.isfinite(value) else math.inf
 
     @torch.no_grad()
     def _error(self, x: Tensor, x_new: Tensor, k: list[Tensor], h: float) -> float:
-        """Not differentiated: the choice of steps is not part of the flow."""
+        """Scaled error, without gradients: step selection is not part of the flow."""
         error = _combine(k[0] * (h * _ERROR[0]), k[1:], _ERROR[1:], h)
         return self._scaled(error, torch.maximum(x.abs(), x_new.abs()))
 
     @torch.no_grad()
     def _first_step(self, u: Velocity, x: Tensor, k1: Tensor, t: float, end: float) -> float:
-        """Hairer, Norsett & Wanner 1993, II.4, "starting step size": one call of u."""
+        """Initial step at one call of u (Hairer, Norsett & Wanner 1993, II.4, "starting step size")."""
         d0, d1 = self._scaled(x.clone(), x.abs()), self._scaled(k1.clone(), x.abs())
         if max(d0, d1) == math.inf:
             raise UserError(not_finite(self.name, t))
@@ -159,7 +158,7 @@ def _combine(x: Tensor, k: Sequence[Tensor], weights: Sequence[float], h: float)
 
 
 def _stages(u: Velocity, x: Tensor, k1: Tensor, t: float, after: float) -> tuple[Tensor, list[Tensor]]:
-    """The state at ``after`` and the seven slopes, the last of them there."""
+    """State at ``after`` and the seven slopes, the last one there."""
     h, k, y = after - t, [k1], x
     for weights, time in zip(_STAGES, expanded_times([(1 - c) * t + c * after for c in _NODES], x), strict=True):
         y = _combine(x.add(k1, alpha=h * weights[0]), k[1:], weights[1:], h)
@@ -168,7 +167,7 @@ def _stages(u: Velocity, x: Tensor, k1: Tensor, t: float, after: float) -> tuple
 
 
 def _between(x: Tensor, x_new: Tensor, k: list[Tensor], h: float, theta: float) -> Tensor:
-    """The state at t + theta h, for theta in (0, 1), to order 4."""
+    """State at t + theta h, theta in (0, 1), to order 4."""
     rise = x_new - x
     left = (k[0] * h).sub_(rise)
     right = rise.sub(k[-1], alpha=h).sub_(left)

@@ -17,22 +17,22 @@ from advect.solvers.time_grids import coefficients_on
 @register("dpmpp2m")
 @dataclass(frozen=True)
 class DPMSolverPlusPlus2M(Solver):
-    """DPM-Solver++(2M) for the velocity of an affine path: order 2 at one evaluation a step.
+    """DPM-Solver++(2M) for velocities of affine paths: order 2 at one evaluation per step.
 
-    Exact where the data prediction D that the velocity implies is constant. A step from t to t' is ::
+    Exact for a constant data prediction D. A step from t to t' (Lu et al. 2022, "DPM-Solver++", algorithm 2 and eq.
+    9):
 
-        x' = (sigma'/sigma) x + (alpha' - alpha sigma'/sigma) (D_n + r/2 (D_n - D_(n-1)))
+    ``x' = (sigma'/sigma) x + (alpha' - alpha sigma'/sigma) (D_n + r/2 (D_n - D_(n-1)))``
 
-    as in Lu et al. 2022, "DPM-Solver++", algorithm 2 and eq. 9, but with the ratio r of the steps in t: in
-    log(alpha/sigma), infinite at both ends, the first two steps and the last would lose the second order, and errors
-    were 2 to 3 times as large. From data to noise alpha and sigma, data and noise are exchanged, so that sigma = 0 is
-    no singularity.
+    r is the ratio of steps in t. In log(alpha/sigma), infinite at both ends, the first two steps and the last would
+    lose order 2, with 2 to 3 times the error. From data to noise the roles of alpha and sigma, data and noise are
+    exchanged, so sigma = 0 is no singularity.
 
-    The order is 2 as long as steps in log(alpha/sigma) shrink with the grid. On all of [0, 1], where they do not, the
-    error is of order h^2 log(1/h).
+    Order 2 requires steps in log(alpha/sigma) that shrink with the grid; on all of [0, 1] the error is O(h^2
+    log(1/h)).
 
     Args:
-        schedule: the path's.
+        schedule: the path's schedule.
     """
 
     order, evaluations, affine_only = 2, 1, True
@@ -54,7 +54,7 @@ class DPMSolverPlusPlus2M(Solver):
 
 
 def _weights(schedule: Schedule, grid: Sequence[float]) -> list[list[float]]:
-    """For each step the weights of x and u in D, 1 + r/2, and the weights of x and of the extrapolated D in x'."""
+    """Per step: weights of x and u in D, 1 + r/2, weights of x and of the extrapolated D in x'."""
     path = coefficients_on(schedule, grid)
     if grid[-1] > grid[0]:
         near, far, (w_x, w_u) = path.alpha, path.sigma, path.data()

@@ -1,4 +1,4 @@
-"""Guidance: velocities extrapolated away from a worse one."""
+"""Guidance: extrapolation of velocities away from a weaker one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from advect.core.types import Conditions, Network, expand_right, null_conditions
 from advect.solvers.base import Velocity
 
 Interval = tuple[float, float]
-"""The times [lo, hi] at which guidance acts."""
+"""Times [lo, hi] at which guidance acts."""
 
 
 def guided_velocity(
@@ -18,10 +18,10 @@ def guided_velocity(
 ) -> Velocity:
     """``u = u(x, t, null) + scale (u(x, t, cond) - u(x, t, null))``, Ho & Salimans 2022, eq. 6.
 
-    ``scale`` 1 is the conditional flow itself and 0 the unconditional one, each at one call of the network;
-    any other scale calls it once on a batch of twice the size. Outside ``interval`` the flow is the conditional one,
-    at one call (Kynkaanniemi et al. 2024, "Applying guidance in a limited interval improves sample and distribution
-    quality in diffusion models", whose noise levels are times here). Raises UserError unless 0 <= lo < hi <= 1.
+    ``scale`` 1 is the conditional flow, 0 the unconditional one, each at one network call; other scales use one call
+    at twice the batch. Outside ``interval`` the flow is conditional (Kynkaanniemi et al. 2024, "Applying guidance in a
+    limited interval improves sample and distribution quality in diffusion models"; their noise levels are times here).
+    Raises UserError unless 0 <= lo < hi <= 1.
     """
     _check_interval(interval)
     if not cond or scale == 1:
@@ -42,12 +42,11 @@ def guided_velocity(
 def autoguided_velocity(
     velocity: Velocity, weak: Velocity, scale: float, *, interval: Interval | None = None
 ) -> Velocity:
-    """``u = weak(x, t) + scale (velocity(x, t) - weak(x, t))``, Karras et al. 2024, "Guiding a diffusion model with a
-    bad version of itself", eq. 3.
+    """``u = weak(x, t) + scale (velocity(x, t) - weak(x, t))``, autoguidance.
 
-    ``weak`` is the velocity of a smaller or less trained network under the same conditions. ``scale`` 1 is
-    ``velocity`` and 0 is ``weak``, each at one call; any other scale calls both. Outside ``interval`` the flow is
-    ``velocity`` itself. Raises UserError unless 0 <= lo < hi <= 1.
+    Karras et al. 2024, "Guiding a diffusion model with a bad version of itself", eq. 3. ``weak`` comes from a smaller
+    or less trained network under the same conditions. ``scale`` 1 is ``velocity``, 0 ``weak``, each at one call; other
+    scales call both. Outside ``interval`` the flow is ``velocity``. Raises UserError unless 0 <= lo < hi <= 1.
     """
     _check_interval(interval)
     if scale == 1:
@@ -58,7 +57,7 @@ def autoguided_velocity(
 
 
 def _within(interval: Interval | None, inside: Velocity, outside: Velocity) -> Velocity:
-    """``inside`` where lo <= t <= hi and ``outside`` elsewhere, and neither is called for nothing."""
+    """``inside`` for lo <= t <= hi, else ``outside``, without unneeded calls."""
     if interval is None:
         return inside
     low, high = interval

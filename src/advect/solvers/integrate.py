@@ -1,4 +1,4 @@
-"""Sampling by integrating the flow's ordinary differential equation."""
+"""Sampling by integrating the flow's ODE."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from advect.solvers.base import Solver, Velocity, all_finite, get_solver, not_fi
 from advect.solvers.time_grids import TimeGrid, check_interval, resolve_grid
 
 STEPS = 50
-"""Default steps of a solver of fixed step."""
+"""Default steps of fixed-step solvers."""
 
 
 @dataclass(frozen=True)
 class Solution:
-    """The outcome of a solver.
+    """Result of a solver.
 
     Attributes:
-        x: the state (B, *S) at the last time.
-        times: the n + 1 times of the grid; the two ends for an adaptive solver without trajectory.
-        states: the trajectory (n + 1, B, *S) at these times, or None.
-        nfe: number of calls of the velocity.
+        x: state (B, *S) at the last time.
+        times: the n + 1 grid times; the two ends for an adaptive solver without trajectory.
+        states: trajectory (n + 1, B, *S) at these times, or None.
+        nfe: number of velocity calls.
     """
 
     x: Tensor
@@ -51,7 +51,7 @@ def solve(
     max_steps: int | None = None,
     schedule: Schedule | None = None,
 ) -> Solution:
-    """Carry x0 (B, *S) from t0 to t1 along ``velocity(x, t (B,))``; see :func:`integrate` for the arguments."""
+    """Integrate x0 (B, *S) from t0 to t1 along ``velocity(x, t (B,))``; arguments as in :func:`integrate`."""
     check_floating(x0=x0)
     method = get_solver(solver, rtol=rtol, atol=atol, max_steps=max_steps, schedule=schedule)
     times = solver_times(method, steps, grid, t0=t0, t1=t1, trajectory=trajectory)
@@ -83,22 +83,22 @@ def integrate(
     max_steps: int | None = None,
     schedule: Schedule | None = None,
 ) -> Tensor:
-    """Carry x0 (B, *S) from t0 to t1 along ``velocity(x, t (B,))``. :func:`solve` also returns the cost.
+    """Integrate x0 (B, *S) from t0 to t1 along ``velocity(x, t (B,))``. :func:`solve` also returns the cost.
 
-    With ``t0 > t1`` the flow runs backwards, from data to noise, over the same times. Returns x (B, *S) at t1 or,
-    with ``trajectory``, the states at all times of the grid (steps + 1, B, *S), x0 first.
+    ``t0 > t1`` runs backwards, from data to noise. Returns x (B, *S) at t1 or, with ``trajectory``, all states (steps
+    + 1, B, *S), x0 first.
 
     Args:
         solver: "euler", "midpoint", "heun", "rk4", "ab2", "dpmpp2m", "dopri5", or a :class:`Solver`.
-        steps: number of steps, by default 50. An adaptive solver takes ``steps`` and ``grid`` only with
-            ``trajectory``, as the times to report.
-        grid: "uniform" (default), "cosine", "edm", "shifted", or the times (steps + 1,), without ``steps``, such as
-            those of :func:`t_grid`.
-        rtol, atol, max_steps: of an adaptive solver, by default 1e-5, 1e-5 and 1000.
-        schedule: the path's, for "dpmpp2m"; by default the straight path's.
+        steps: number of steps, default 50. Adaptive solvers take ``steps`` and ``grid`` only with ``trajectory``, as
+            report times.
+        grid: "uniform" (default), "cosine", "edm", "shifted", or times (steps + 1,), without ``steps``, such as those
+            of :func:`t_grid`.
+        rtol, atol, max_steps: of adaptive solvers, default 1e-5, 1e-5 and 1000.
+        schedule: the path's, for "dpmpp2m"; default the straight path's.
 
-    Raises UserError for an unknown name, an unused option, steps < 1, times outside [0, 1], and a state that is not
-    finite, with its t.
+    Raises UserError for an unknown name, an unused option, steps < 1, times outside [0, 1], or a non-finite state
+    (with its t).
     """
     solution = solve(
         velocity,
@@ -120,7 +120,7 @@ def integrate(
 def solver_times(
     method: Solver, steps: int | None, grid: str | TimeGrid | Tensor | None, *, t0: float, t1: float, trajectory: bool
 ) -> list[float]:
-    """The times at which ``method`` has to give the state, t0 first, t1 last."""
+    """Times at which ``method`` reports the state, t0 first, t1 last."""
     if method.adaptive and not trajectory:
         for name, value in (("steps", steps), ("grid", grid)):
             if value is not None:
@@ -135,7 +135,7 @@ def solver_times(
 
 
 class _Counted:
-    """A velocity that counts its calls."""
+    """Velocity that counts its calls."""
 
     def __init__(self, velocity: Velocity) -> None:
         self.velocity, self.calls = velocity, 0

@@ -1,4 +1,4 @@
-"""Explicit Runge-Kutta methods of fixed step (Hairer, Norsett & Wanner 1993, chapter II)."""
+"""Explicit fixed-step Runge-Kutta methods (Hairer, Norsett & Wanner 1993, chapter II)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from advect.solvers.base import Solver, Velocity, stage_times
 
 @dataclass(frozen=True)
 class RungeKutta(Solver):
-    """A one-step method; ``nodes`` are the times of its stages within a step, in [0, 1]."""
+    """One-step method with stages at ``nodes`` in [0, 1] of a step."""
 
     nodes: ClassVar[tuple[float, ...]]
 
     @abstractmethod
     def step(self, u: Velocity, x: Tensor, t: Sequence[Tensor], h: float) -> Tensor:
-        """x (B, *S) after a step of width h; t has the time (B,) of each node."""
+        """State (B, *S) after a step of width h; t holds the time (B,) of each node."""
 
     def iterate(self, u: Velocity, x: Tensor, grid: Sequence[float]) -> Iterator[Tensor]:
         widths = [b - a for a, b in pairwise(grid)]
@@ -45,7 +45,7 @@ class Euler(RungeKutta):
 @register("midpoint")
 @dataclass(frozen=True)
 class Midpoint(RungeKutta):
-    """The explicit midpoint rule, ``x + h u(x + h/2 u(x, t), t + h/2)``: order 2."""
+    """Explicit midpoint rule, ``x + h u(x + h/2 u(x, t), t + h/2)``: order 2."""
 
     order, evaluations, nodes = 2, 2, (0.0, 0.5)
 
@@ -57,7 +57,7 @@ class Midpoint(RungeKutta):
 @register("heun")
 @dataclass(frozen=True)
 class Heun(RungeKutta):
-    """Heun's method, the explicit trapezoid, ``x + h/2 (k1 + k2)`` with ``k2 = u(x + h k1, t + h)``: order 2."""
+    """Heun's method (explicit trapezoid), ``x + h/2 (k1 + k2)``, ``k2 = u(x + h k1, t + h)``: order 2."""
 
     order, evaluations, nodes = 2, 2, (0.0, 1.0)
 
@@ -70,7 +70,7 @@ class Heun(RungeKutta):
 @register("rk4")
 @dataclass(frozen=True)
 class RK4(RungeKutta):
-    """The classical method of Kutta 1901, ``x + h/6 (k1 + 2 k2 + 2 k3 + k4)``: order 4."""
+    """Classical method (Kutta 1901), ``x + h/6 (k1 + 2 k2 + 2 k3 + k4)``: order 4."""
 
     order, evaluations, nodes = 4, 4, (0.0, 0.5, 1.0)
 

@@ -1,9 +1,8 @@
-"""Sampling by a stochastic differential equation with the marginals of the flow.
+"""Sampling by an SDE with the flow's marginals.
 
-    dX_t = [u_t(X_t) + g_t^2/2 score_t(X_t)] dt + g_t dW_t
-
-has the marginals p_t of ``dX_t = u_t(X_t) dt`` for every g_t >= 0 (Ma et al. 2024, "SiT"; Song et al. 2021,
-"Score-based generative modeling", appendix D.1, between one g and none). The noise is additive: g depends on t alone.
+``dX_t = [u_t(X_t) + g_t^2/2 score_t(X_t)] dt + g_t dW_t`` has the marginals p_t of ``dX_t = u_t(X_t) dt`` for every
+g_t >= 0 (Ma et al. 2024, "SiT"; Song et al. 2021, "Score-based generative modeling", appendix D.1, between one g and
+none). The noise is additive: g depends on t only.
 """
 
 from __future__ import annotations
@@ -106,7 +105,7 @@ def integrate_sde(
 
 
 class _Drift:
-    """``u + d g^2/2 score`` at the n-th time of the grid; d is 1 from noise to data and -1 the other way."""
+    """Drift ``u + d g^2/2 score`` at the n-th grid time; d is 1 from noise to data, -1 reversed."""
 
     def __init__(
         self, u: Velocity, score: Velocity | None, path: GridCoefficients | None, g: Sequence[float], d: float

@@ -22,9 +22,9 @@ class Straightness:
     """Deviation of a flow from straight lines at constant speed.
 
     Attributes:
-        value: mean over samples, elements and time of the squared difference of the velocity from its time
-            average; 0 for straight lines.
-        distance: mean square of that average; from 0 to 1 that of x1 - x0.
+        value: mean over samples, elements and time of the squared deviation of the velocity from its time average; 0
+            for straight lines.
+        distance: mean square of that average; over [0, 1] that of x1 - x0.
     """
 
     value: float

@@ -1,6 +1,4 @@
-"""Time grids for fixed-step solvers: (steps + 1,) increasing times from 0 (noise) to 1 (data), reversed from data to
-noise.
-"""
+"""Time grids for fixed-step solvers: (steps + 1,) times from 0 (noise) to 1 (data), or reversed."""
 
 from __future__ import annotations
 
@@ -32,13 +30,13 @@ def _unit(steps: int) -> Tensor:
 
 @dataclass(frozen=True)
 class TimeGrid(ABC):
-    """Where the steps of a solver lie."""
+    """Placement of solver steps."""
 
     part_kind: ClassVar[str] = "grid"
 
     @abstractmethod
     def __call__(self, steps: int) -> Tensor:
-        """The times (steps + 1,) float64, rising from 0 to 1. Raises UserError for steps < 1."""
+        """Increasing times (steps + 1,) float64 from 0 to 1. Raises UserError for steps < 1."""
 
 
 @register("uniform")
@@ -53,9 +51,9 @@ class UniformGrid(TimeGrid):
 @register("cosine")
 @dataclass(frozen=True)
 class CosineGrid(TimeGrid):
-    """Dense at both ends, t_i = (1 - cos(pi i / steps)) / 2, the Chebyshev-Lobatto points.
+    """Dense at both ends, t_i = (1 - cos(pi i / steps)) / 2 (Chebyshev-Lobatto points).
 
-    For flows that bend near the noise and near the data; the widest steps are pi/2 times the uniform ones.
+    For flows that bend near noise and data; the widest steps are pi/2 times the uniform ones.
     """
 
     def __call__(self, steps: int) -> Tensor:
@@ -67,13 +65,13 @@ class CosineGrid(TimeGrid):
 @register("edm")
 @dataclass(frozen=True)
 class EDMGrid(TimeGrid):
-    """The times at which sigma/alpha of the straight path takes the noise levels of Karras et al. 2022, eq. 5.
+    """Times at which sigma/alpha of the straight path takes the noise levels of Karras et al. 2022, eq. 5.
 
-    ``sigma_i^(1/rho)`` falls in equal steps from sigma_max to sigma_min, and t_i = 1 / (1 + sigma_i). The first time
-    is moved to 0, where a flow starts (from 1 / (1 + sigma_max)), and the last is 1, as theirs is sigma = 0.
+    ``sigma_i^(1/rho)`` decreases linearly from sigma_max to sigma_min; t_i = 1 / (1 + sigma_i). The first time, 1 / (1
+    + sigma_max), is moved to 0; the last is 1 (sigma = 0).
 
     Args:
-        rho: exponent; larger ones put more steps near the data.
+        rho: exponent; larger values put more steps near the data.
         sigma_min: lowest noise level.
         sigma_max: highest noise level.
     """
@@ -103,11 +101,11 @@ class EDMGrid(TimeGrid):
 class ShiftedGrid(TimeGrid):
     """More steps near the noise, t = s / (s + shift (1 - s)) for uniform s.
 
-    The resolution-dependent shift of Esser et al. 2024, "Scaling rectified flow transformers", eq. 23, with
-    shift = sqrt(m / n) for m pixels where n needed none.
+    Resolution-dependent shift of Esser et al. 2024, "Scaling rectified flow transformers", eq. 23: shift = sqrt(m / n)
+    for m pixels if n needed none.
 
     Args:
-        shift: 1 is the uniform grid.
+        shift: 1 gives the uniform grid.
     """
 
     shift: float = 3.0
@@ -126,11 +124,11 @@ class ShiftedGrid(TimeGrid):
 def t_grid(
     steps: int, grid: str | TimeGrid = "uniform", *, t0: float = 0.0, t1: float = 1.0, **parameters: Any
 ) -> Tensor:
-    """The ``grid`` of ``steps`` steps from t0 to t1, (steps + 1,) float64, falling where t0 > t1.
+    """Times of ``grid`` from t0 to t1, (steps + 1,) float64, decreasing if t0 > t1.
 
-    ``parameters`` are those of a grid given by name, such as rho of "edm" and shift of "shifted". The unit grid
-    is laid over the interval linearly. Raises UserError for an unknown grid, a parameter that it does not have,
-    steps < 1, and t0 and t1 that are equal or outside [0, 1].
+    ``parameters`` configure a grid given by name, such as rho of "edm" and shift of "shifted". The unit grid is scaled
+    to the interval. Raises UserError for an unknown grid or parameter, steps < 1, or t0 and t1 equal or outside [0,
+    1].
     """
     check_interval(t0, t1)
     if isinstance(grid, str):
@@ -145,7 +143,7 @@ def t_grid(
 
 
 def check_interval(t0: float, t1: float) -> None:
-    """Raise UserError unless t0 and t1 are different times in [0, 1]."""
+    """Raise UserError unless t0 and t1 differ and lie in [0, 1]."""
     if not (0 <= t0 <= 1 and 0 <= t1 <= 1):
         raise UserError(f"t0 and t1 must lie in [0, 1] (0 is noise, 1 is data), got {t0} and {t1}")
     if t0 == t1:
@@ -155,9 +153,9 @@ def check_interval(t0: float, t1: float) -> None:
 def resolve_grid(
     grid: str | TimeGrid | Tensor, steps: int | None, default: int, *, t0: float, t1: float
 ) -> list[float]:
-    """The times from t0 to t1 that a caller means by ``grid`` and ``steps``, of which None means ``default``.
+    """Times from t0 to t1 given by ``grid`` and ``steps`` (None means ``default``).
 
-    A tensor holds the times themselves, (n + 1,), rising or falling from one of t0 and t1 to the other.
+    A tensor holds the times (n + 1,) themselves, monotone between t0 and t1 in either direction.
     """
     if isinstance(grid, (str, TimeGrid)):
         return t_grid(default if steps is None else steps, grid, t0=t0, t1=t1).tolist()
@@ -181,9 +179,9 @@ def resolve_grid(
 
 @dataclass(frozen=True)
 class GridCoefficients:
-    """``alpha, sigma, d_alpha, d_sigma``, each (n + 1,) float64 on the CPU, at the n + 1 times of a grid.
+    """``alpha, sigma, d_alpha, d_sigma``, each (n + 1,) float64 on the CPU, on a grid of n + 1 times.
 
-    ``determinant`` is alpha' sigma - sigma' alpha, of the system for data and noise given x and u.
+    ``determinant`` is alpha' sigma - sigma' alpha, of the system that gives data and noise from x and u.
     """
 
     alpha: Tensor
@@ -202,9 +200,9 @@ class GridCoefficients:
 
 
 def coefficients_on(schedule: Schedule, grid: Sequence[float]) -> GridCoefficients:
-    """Coefficients at the times of ``grid``.
+    """Coefficients on ``grid``.
 
-    Raises UserError where the determinant is 0 or not finite, except at the last time.
+    Raises UserError if the determinant is not finite and > 0, except at the last time.
     """
     alpha, sigma, d_alpha, d_sigma = schedule.coefficients(torch.tensor(grid, dtype=torch.float64))
     determinant = d_alpha * sigma - d_sigma * alpha
