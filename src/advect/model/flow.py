@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal, overload
 
@@ -24,11 +24,14 @@ from advect.model.conditions import ConditionValue, resolve_conditions
 from advect.model.sampler_config import DEFAULT, SamplerConfig
 from advect.paths import AffinePath, BrownianBridge, Path, Schedule
 from advect.solvers import (
+    DiffusionCoefficient,
+    SDESolver,
+    Solver,
     Straightness,
+    TimeGrid,
     Velocity,
     bits_per_dim,
     deviations,
-    get_solver,
     guided_velocity,
     integrate,
     integrate_sde,
@@ -195,9 +198,9 @@ class Flow:
         n: int,
         *,
         steps: int | None = None,
-        solver: str | None = None,
-        grid: str | None = None,
-        diffusion: float | str | None = None,
+        solver: str | Solver | SDESolver | None = None,
+        grid: str | TimeGrid | None = None,
+        diffusion: float | str | DiffusionCoefficient | None = None,
         seed: int = 0,
         cond: Mapping[str, ConditionValue] | Sequence[str] | None = None,
         guidance: float = 1.0,
@@ -293,14 +296,15 @@ class Flow:
 
     def _integrator(self, config: SamplerConfig, trajectory: bool) -> Callable[[Velocity, Tensor, CounterRng], Tensor]:
         """Function from noise to data for a batch."""
-        (t0, t1), solver = self.span, config.solver or ""
+        t0, t1 = self.span
         options: dict[str, Any] = {"steps": config.steps, "t0": t0, "t1": t1, "trajectory": trajectory}
         if config.diffusion is not None:
-            options |= {"solver": solver, "grid": config.grid, "diffusion": config.diffusion}
+            options |= {"solver": config.sde_solver, "grid": config.grid, "diffusion": config.diffusion}
             options["schedule"] = self._schedule("--diffusion", score=True)
             return lambda u, x0, rng: integrate_sde(u, None, x0, generator=rng, **options)
-        schedule = self._schedule(solver, score=False) if solver == "dpmpp2m" else None
-        method = get_solver(solver, schedule=schedule)
+        method = config.ode_solver
+        if "schedule" in {f.name for f in fields(method)}:
+            method = replace(method, schedule=self._schedule(method.name, score=False))
         return lambda u, x0, rng: integrate(u, x0, solver=method, grid=config.grid, **options)
 
     @property
