@@ -123,7 +123,10 @@ def _plain(values: Any) -> list[Any]:
     """JSON values, None where missing."""
     import pandas as pd
 
-    return [None if missing else getattr(v, "item", lambda v=v: v)() for v, missing in zip(values, pd.isna(values))]
+    return [
+        None if missing else getattr(v, "item", lambda v=v: v)()
+        for v, missing in zip(values, pd.isna(values), strict=True)
+    ]
 
 
 def var_table(facts: Mapping[str, Any]) -> Any:
