@@ -250,11 +250,12 @@ class Plan:
         shared = int(found["shared"]) * max(1.0, len(train) / LOOKED_AT)
         if shared >= ALL_SHARED * len(held_out):
             raise UserError(
-                f"of the {len(held_out):,} held-out rows {int(found['shared']):,} are copies of training rows, so that the"
-                " reference is the training set; hold other rows out, or give --reference train"
+                f"of the {len(held_out):,} held-out rows {int(found['shared']):,} are copies of training rows, so that"
+                " the reference is the training set; hold other rows out, or give --reference train"
             )
         if found["shared"]:
-            logger.info(f"note: {int(found['shared']):,} of {len(held_out):,} held-out rows are copies of training rows")
+            count = int(found["shared"])
+            logger.info(f"note: {count:,} of {len(held_out):,} held-out rows are copies of training rows")
 
     def protocol(self, rows: EvalRows) -> dict[str, Any]:
         """What results must have in common to be compared."""
