@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,3 +76,23 @@ def diffusion_on(diffusion: DiffusionCoefficient, schedule: Schedule, grid: Sequ
         if not 0 <= value < math.inf:
             raise UserError(f"the diffusion g must be finite and >= 0, got {value} at t = {time:.4g}")
     return values
+
+
+# Gauss-Legendre nodes and weights of a step of width 1.
+_NODES, _WEIGHTS = (torch.from_numpy(v) / 2 for v in np.polynomial.legendre.leggauss(6))
+
+
+def relaxation(diffusion: DiffusionCoefficient, schedule: Schedule, grid: Sequence[float]) -> list[float]:
+    """``int g^2 / (2 sigma^2) dt`` >= 0 over each step of ``grid``: how far the SDE renews the noise in it.
+
+    Infinite where g does not vanish with sigma at an end of the step. Raises UserError as :func:`diffusion_on` does.
+    """
+    times = torch.tensor(list(grid), dtype=torch.float64)
+    widths = times.diff()
+    inside = times[:-1, None] + widths[:, None] * (_NODES + 0.5)
+    g = torch.tensor(diffusion_on(diffusion, schedule, inside.flatten().tolist()), dtype=torch.float64)
+    at_grid = torch.tensor(diffusion_on(diffusion, schedule, grid), dtype=torch.float64)
+    sigma = schedule.coefficients(inside.flatten()).sigma
+    rates = (g / sigma).square().view_as(inside) @ _WEIGHTS * widths.abs() / 2
+    ends = (at_grid > 0) & (schedule.coefficients(times).sigma == 0)
+    return torch.where(ends[:-1] | ends[1:], math.inf, rates).tolist()
