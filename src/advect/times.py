@@ -1,7 +1,6 @@
 """Distributions of the training time t in [0, 1].
 
-Each is given by its quantile function, the inverse of its distribution function, so that any of them can be
-stratified: ``Stratified(LogitNormal())``.
+Each is given by its quantile function, so that any can be stratified: ``Stratified(LogitNormal())``.
 """
 
 from __future__ import annotations
@@ -42,11 +41,12 @@ class TimeDistribution(ABC):
         """Draw t (n,) in float32."""
         return self.quantile(random.uniform((n,), generator, device=device))
 
-    def importance_weight(self, t: Tensor, loss: Tensor) -> Tensor:
-        """The losses (B,) at t (B,) times what makes their expectation that of the times meant; here once.
+    def within(self, t_eps: float) -> TimeDistribution:
+        """The same law on [t_eps, 1 - t_eps], 0 <= t_eps < 1/2, for losses that are infinite at an end."""
+        return Within(self, t_eps) if t_eps else self
 
-        Distributions are chosen for what they emphasise, so only importance sampling changes anything.
-        """
+    def importance_weight(self, t: Tensor, loss: Tensor) -> Tensor:
+        """The losses (B,) at t (B,), weighted to the expectation meant; only importance sampling changes them."""
         return loss
 
     def state_dict(self) -> dict[str, list[float]]:
@@ -56,6 +56,33 @@ class TimeDistribution(ABC):
     def load_state_dict(self, state: dict[str, list[float]]) -> None:
         """Take what ``state_dict`` gave."""
         assert not state, "a distribution with a state takes it itself"
+
+
+@dataclass(frozen=True)
+class Within(TimeDistribution):
+    """``t = t_eps + (1 - 2 t_eps) s`` for s from ``base``; clamping s instead would heap its tails up at the ends."""
+
+    base: TimeDistribution
+    t_eps: float
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return self._map(self.base.quantile(u))
+
+    def density(self, t: Tensor) -> Tensor:
+        s, width = self._inverse(t), 1 - 2 * self.t_eps
+        return torch.where((s >= 0) & (s <= 1), self.base.density(s.clamp(0, 1)) / width, 0.0)
+
+    def sample(self, n: int, generator: Generator = None, device: torch.device | None = None) -> Tensor:
+        return self._map(self.base.sample(n, generator, device))
+
+    def importance_weight(self, t: Tensor, loss: Tensor) -> Tensor:
+        return self.base.importance_weight(self._inverse(t), loss)
+
+    def _map(self, s: Tensor) -> Tensor:
+        return self.t_eps + (1 - 2 * self.t_eps) * s
+
+    def _inverse(self, t: Tensor) -> Tensor:
+        return (t - self.t_eps) / (1 - 2 * self.t_eps)
 
 
 @register("uniform")
@@ -77,9 +104,8 @@ class Uniform(TimeDistribution):
 class Stratified(TimeDistribution):
     """One draw of ``base`` in each of B bins of equal probability, in random order.
 
-    Each t alone has the law of ``base``, so the loss keeps its expectation, with less variance: the batch covers all
-    times. The order is random so that t does not depend on the place in the batch. With a CounterRng the B bins are
-    those of the global batch, also when processes share it.
+    The loss keeps its expectation, with less variance. With a CounterRng the bins are those of the global batch, also
+    when processes share it.
     """
 
     stratify = False
@@ -130,13 +156,14 @@ class Constant(TimeDistribution):
     def density(self, t: Tensor) -> Tensor:
         return torch.where(t == self.t, math.inf, 0.0)
 
+    def within(self, t_eps: float) -> TimeDistribution:
+        return Constant(min(max(self.t, t_eps), 1 - t_eps))
+
 
 @register("logit-normal")
 @dataclass(frozen=True, kw_only=True)
 class LogitNormal(TimeDistribution):
-    """``logit(t) ~ N(mean, std^2)``: more of the middle; mean > 0 favours the data (Esser et al. 2024, eq. 19).
-
-    In their time, with data at 0, the sign of the mean is the other one.
+    """``logit(t) ~ N(mean, std^2)``: more of the middle (Esser et al. 2024, whose mean has the other sign).
 
     Args:
         mean: of the logit of t; above 0 favours the data.
@@ -165,8 +192,7 @@ class LogitNormal(TimeDistribution):
 class UShaped(TimeDistribution):
     """``p(t) = a cosh(a (t - 1/2)) / (2 sinh(a / 2))``: more of both ends.
 
-    The mixture of exp(a t) and its mirror image with which Lee et al. 2024, "Improving the training of rectified
-    flows", section 4.1, train on reflowed pairs; they take a = 4.
+    For reflowed pairs (Lee et al. 2024, "Improving the training of rectified flows").
 
     Args:
         a: how much the ends are favoured, in (0, 80].
@@ -188,9 +214,9 @@ class UShaped(TimeDistribution):
 @register("shifted")
 @dataclass(frozen=True)
 class Shifted(TimeDistribution):
-    """``t = s / (s + shift (1 - s))`` for s from ``base``: with shift > 1 more of the times are near the noise.
+    """``t = s / (s + shift (1 - s))`` for s from ``base``: with shift > 1 more times near the noise.
 
-    The shift for resolution of Esser et al. 2024, eq. 23: sqrt(m / n) for m pixels where n needed none.
+    Esser et al. 2024 take sqrt(m / n) for m pixels where n needed none.
 
     Args:
         base: the distribution of s.
@@ -226,11 +252,10 @@ class Shifted(TimeDistribution):
 class Importance(TimeDistribution):
     """More of the times at which the loss is large, with exact weights, so that its expectation stays the uniform one.
 
-    [0, 1] is cut into ``bins`` equal ones, each drawn with a probability that mixes its running mean loss with
-    ``floor`` of uniform times; within a bin t is uniform. A loss at t is divided by the density there (Kahn & Marshall
-    1953). The means are moving averages with ``momentum``, taken from losses that are being trained on; they are this
-    object's state, which ``state_dict`` gives and ``load_state_dict`` takes. Raises UserError for bins < 2, momentum
-    outside [0, 1) and floor outside (0, 1].
+    Each of ``bins`` equal parts of [0, 1] is drawn with a probability that mixes its running mean loss with ``floor``
+    of uniform times, and a loss is divided by the density at its t (Kahn & Marshall 1953). Only losses that are
+    trained on move the means, which are the state. Raises UserError for bins < 2, momentum outside [0, 1) and floor
+    outside (0, 1].
 
     Args:
         bins: equal parts of [0, 1].

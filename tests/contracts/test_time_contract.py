@@ -35,6 +35,9 @@ TIMES = [
     trained(),
     Stratified(trained()),
     Shifted(trained(), 2.0),
+    Stratified(trained()).within(0.2),
+    LogitNormal().within(1e-3),
+    Constant(0.0).within(0.05),
 ]
 SPREAD = [times for times in TIMES if not isinstance(times, Constant)]
 
@@ -79,6 +82,13 @@ class TestTimes:
         with torch.no_grad():
             weighted = times.importance_weight(t, torch.ones_like(t))
         assert float(weighted.double().mean()) == pytest.approx(1, abs=0.02)
+
+    @pytest.mark.parametrize("t_eps", [0.0, 1e-3, 0.05, 0.2])
+    def test_an_interval_is_kept_by_the_law(self, times, t_eps):
+        t = times.within(t_eps).sample(20_000, CounterRng(0, 0, 20_000))
+        assert t.min() >= t_eps - 1e-7 and t.max() <= 1 - t_eps + 1e-7
+        if not isinstance(times, Constant):  # nothing is heaped up at an end, as clamping would
+            assert ((t <= t_eps + 1e-7) | (t >= 1 - t_eps - 1e-7)).double().mean() < 1e-3
 
     def test_the_state_comes_back(self, times):
         state = times.state_dict()

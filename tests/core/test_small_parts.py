@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
 from advect.core.errors import UserError, did_you_mean, optional_import
 from advect.core.random import CounterRng
-from advect.core.types import NULL, Batch, check_pair, drop_conditions, expand_right, null_conditions
+from advect.core.types import (
+    LENGTH,
+    NULL,
+    Batch,
+    check_pair,
+    drop_conditions,
+    expand_right,
+    is_null,
+    null_conditions,
+)
 
 
-def test_dropping_hits_whole_samples_in_the_asked_share():
+def test_one_condition_is_dropped_in_the_asked_share():
     n = 20_000
-    cond = {"label": torch.arange(n), "batch": torch.arange(n) + 7}
+    cond = {"label": torch.arange(n), LENGTH: torch.arange(n) + 7}
     dropped = drop_conditions(cond, 0.3, CounterRng(0, 0, n))
     assert dropped is not None
     gone = dropped["label"] == NULL
-    assert torch.equal(gone, dropped["batch"] == NULL)
+    assert torch.equal(dropped[LENGTH], cond[LENGTH])  # never dropped, and no second condition
     assert torch.equal(dropped["label"][~gone], cond["label"][~gone])
     assert abs(gone.double().mean() - 0.3) < 4 * (0.3 * 0.7 / n) ** 0.5
     assert dropped["label"].dtype == torch.int64
     assert torch.equal(cond["label"], torch.arange(n))
+
+
+def test_several_conditions_are_dropped_together_and_each_on_its_own():
+    n, p = 50_000, 0.2
+    cond = {"a": torch.arange(n), "b": torch.arange(n), "c": torch.randn(n, 2)}
+    dropped = drop_conditions(cond, p, CounterRng(0, 0, n))
+    missing = torch.stack([is_null(value) for value in dropped.values()], 1)
+    for subset in itertools.product([False, True], repeat=3):
+        m = sum(subset)
+        share = (1 - p) * p**m * (1 - p) ** (3 - m) + (p if m == 3 else 0)
+        found = (missing == torch.tensor(subset)).all(1).double().mean()
+        assert abs(found - share) < 4 * (share * (1 - share) / n) ** 0.5
+    assert not dropped["c"][missing[:, 2]].isfinite().any()
 
 
 def test_dropping_all_none_and_nothing():
@@ -32,10 +56,10 @@ def test_dropping_all_none_and_nothing():
 
 
 def test_which_samples_are_dropped_does_not_depend_on_the_split_over_processes():
-    cond = torch.arange(30)
-    whole = drop_conditions({"c": cond}, 0.5, CounterRng(1, 2, 30))["c"]
-    tail = drop_conditions({"c": cond[11:]}, 0.5, CounterRng(1, 2, 19, start=11, total=30))["c"]
-    assert torch.equal(whole[11:], tail)
+    cond = {"c": torch.arange(30), "d": torch.arange(30)}
+    whole = drop_conditions(cond, 0.5, CounterRng(1, 2, 30))
+    tail = drop_conditions({k: v[11:] for k, v in cond.items()}, 0.5, CounterRng(1, 2, 19, start=11, total=30))
+    assert all(torch.equal(whole[k][11:], tail[k]) for k in cond)
 
 
 def test_null_conditions_are_all_null_and_new():

@@ -11,8 +11,8 @@ from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.core.types import NULL, Batch
 from advect.losses import FlowMatching
-from advect.paths import AffinePath
-from advect.times import Uniform
+from advect.paths import AffinePath, BrownianBridge
+from advect.times import Importance, Uniform
 
 MEAN, SPREAD = 2.0, 0.5
 
@@ -203,3 +203,18 @@ def test_a_penalty_that_is_not_known_is_told() -> None:
         UserError, match=r"FlowMatching\.penalty 'pseudo-hubert' is not known; did you mean 'pseudo-huber'"
     ):
         FlowMatching(penalty="pseudo-hubert")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.001, 0.05, 0.2])
+def test_importance_times_keep_a_constant_loss_whatever_the_interval(margin):
+    times = Importance(momentum=0.5, floor=0.1)
+    times.update(torch.linspace(0, 1, 500), torch.linspace(4, 0, 500).square())  # far from even
+    loss_fn, n, means = FlowMatching(path=BrownianBridge(1.0), times=times, margin=margin), 2000, []
+    for step in range(60):
+        sample, _ = loss_fn.sample(data(n), CounterRng(0, step, n))
+        assert sample.t.min() >= margin - 1e-7 and sample.t.max() <= 1 - margin + 1e-7
+        means.append(loss_fn.compare(loss_fn.target(sample) + 0.1**0.5, sample).mean())
+    mean, error = mean_and_error(torch.stack(means))
+    assert mean == pytest.approx(0.1, abs=4 * error + 1e-6)
+    assert error < 2e-3
+    assert times.probabilities() == pytest.approx(1 / times.bins, rel=0.02)  # every bin has learned that it is

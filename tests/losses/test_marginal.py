@@ -37,21 +37,14 @@ def mean_loss_and_gradient(objective, net: nn.Module) -> tuple[float, float, Ten
 MARGIN = 0.15
 PAIRS = {
     "flow matching": (
-        lambda: FlowMatching(times=Inner()),
-        lambda: MarginalMatching(law=LAW, target="velocity", times=Inner(), margin=MARGIN),
+        lambda: FlowMatching(times=Stratified().within(MARGIN)),
+        lambda: MarginalMatching(law=LAW, target="velocity", margin=MARGIN),
     ),
     "score matching": (
-        lambda: ScoreMatching(weighting="uniform", times=Inner(), margin=MARGIN),
-        lambda: MarginalMatching(law=LAW, target="score", times=Inner(), margin=MARGIN),
+        lambda: ScoreMatching(weighting="uniform", margin=MARGIN),
+        lambda: MarginalMatching(law=LAW, target="score", margin=MARGIN),
     ),
 }
-
-
-class Inner(Stratified):
-    """Stratified times moved into [MARGIN, 1 - MARGIN], so that both losses see the same law of t."""
-
-    def sample(self, n, generator=None, device=None):
-        return MARGIN + (1 - 2 * MARGIN) * super().sample(n, generator, device)
 
 
 @pytest.mark.parametrize("kind", PAIRS)

@@ -56,7 +56,9 @@ class MethodConfig(Section):
     data with --loss velocity.
     """
     label_dropout: float | None = None
-    """Share of samples trained without their conditions, for guidance; by default 0.1 where the data have some."""
+    """Share of samples trained without their conditions, for guidance; of several, each is dropped in this share on
+    its own as well, so that any may be left out; by default 0.1 where the data have some.
+    """
 
     usual = frozenset({"path", "source", "coupling", "times", "prediction", "label_dropout"})
     _at_least = (("sigma_min", 0), ("margin", 0))

@@ -135,13 +135,23 @@ def check_pair(x0: Tensor, x1: Tensor, t: Tensor | None = None) -> None:
 
 
 def drop_conditions(cond: Conditions | None, probability: float, generator: Generator = None) -> Conditions | None:
-    """Replace all conditions (B, ...) of a sample by null with ``probability`` (Ho & Salimans 2022, alg. 1)."""
-    if not cond or probability == 0:
+    """Replace conditions (B, ...) by null, sample by sample: all with ``probability``, and each of several on its own.
+
+    All together is what classifier-free guidance needs (Ho & Salimans 2022, alg. 1). Of K > 1 conditions each is then
+    missing with the same probability p by itself too, so that the network learns every subset: a subset of m < K is
+    missing in a share (1 - p) p^m (1 - p)^(K - m) of the samples. A length is never dropped.
+    """
+    names = [name for name in cond or {} if name != LENGTH]
+    if not cond or not names or probability == 0:
         return cond
-    first = next(iter(cond.values()))
-    drop = random.uniform((len(first),), generator, device=first.device) < probability
-    null = null_conditions(cond)
-    return {name: torch.where(expand_right(drop, value), null[name], value) for name, value in cond.items()}
+    first = cond[names[0]]
+    draws = 1 if len(names) == 1 else 1 + len(names)
+    drop = random.uniform((len(first), draws), generator, device=first.device) < probability
+    null, dropped = null_conditions(cond), dict(cond)
+    for i, name in enumerate(names):
+        missing = drop[:, 0] | drop[:, min(1 + i, draws - 1)]
+        dropped[name] = torch.where(expand_right(missing, cond[name]), null[name], cond[name])
+    return dropped
 
 
 def null_conditions(cond: Conditions) -> Conditions:

@@ -91,6 +91,11 @@ class FlowMatching(Loss):
         return gaussian and isinstance(self.source, Gaussian) and isinstance(self.coupling, Independent)
 
     @cached_property
+    def _times(self) -> TimeDistribution:
+        """The times on the interval where the loss is finite."""
+        return self.times.within(self.margin) if self._keeps_inside else self.times
+
+    @property
     def _keeps_inside(self) -> bool:
         """Whether the loss can be infinite at an end of [0, 1]."""
         if isinstance(self.path, AffinePath):
@@ -109,9 +114,7 @@ class FlowMatching(Loss):
         real = real_steps(cond, x1)
         if real is not None:  # padding is zero in noise, data and velocity, so that it adds nothing to the loss
             x0 = x0 * real[:, :, None]
-        t = self.times.sample(len(x1), generator, x1.device)
-        if self._keeps_inside:
-            t = t.clamp(self.margin, 1 - self.margin)
+        t = self._times.sample(len(x1), generator, x1.device)
         sample = self.path.sample(x0, x1, t, generator)
         return sample, drop_conditions(cond, self.cond_dropout, generator)
 
@@ -124,7 +127,7 @@ class FlowMatching(Loss):
             loss = loss / (torch.sqrt(loss + C**2) + C)  # sqrt(m + c^2) - c, which would cancel
         if self.weight is not None:
             loss = loss * self.weight(sample.t).to(loss.dtype)
-        return self.times.importance_weight(sample.t, loss)
+        return self._times.importance_weight(sample.t, loss)
 
     def target(self, sample: PathSample) -> Tensor:
         """Target of the loss, (B, *S)."""

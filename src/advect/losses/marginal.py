@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -37,10 +38,14 @@ class MarginalMatching(Loss):
         if self.target not in ("velocity", "score"):
             raise UserError(f"MarginalMatching.target must be 'velocity' or 'score', got {self.target!r}")
 
+    @cached_property
+    def _times(self) -> TimeDistribution:
+        return self.times.within(self.margin)
+
     @torch.no_grad()
     def sample(self, batch: Batch, generator: Generator = None) -> LossInput:
         """Sample x_t ~ p_t, with its target as ``u_t``; the ends are NaN."""
-        t = self.times.sample(len(batch), generator, batch.x1.device).clamp(self.margin, 1 - self.margin)
+        t = self._times.sample(len(batch), generator, batch.x1.device)
         x_t = self.law.sample(len(batch), t, generator).to(batch.x1)
         exact = self.law.velocity if self.target == "velocity" else self.law.score
         unknown = torch.full_like(x_t, float("nan"))
@@ -50,7 +55,7 @@ class MarginalMatching(Loss):
         loss = (output - sample.u_t).square().flatten(1).mean(1)
         if self.weight is not None:
             loss = loss * self.weight(sample.t).to(loss.dtype)
-        return self.times.importance_weight(sample.t, loss)
+        return self._times.importance_weight(sample.t, loss)
 
     def state_dict(self) -> dict[str, list[float]]:
         return self.times.state_dict()
