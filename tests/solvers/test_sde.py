@@ -175,9 +175,7 @@ def test_no_g_explodes_on_finite_data(g, solver):
 
 def test_an_explicit_score_that_is_too_stiff_is_slowed_down_with_a_warning(caplog):
     law, warned = FiniteData(ROWS), "lowered there, which keeps the marginals"
-    x = integrate_sde(
-        law.velocity, law.score, noise(500), diffusion=1.0, steps=1000, generator=CounterRng(0, 0, 500)
-    )
+    x = integrate_sde(law.velocity, law.score, noise(500), diffusion=1.0, steps=1000, generator=CounterRng(0, 0, 500))
     assert torch.cdist(x, ROWS).min(1).values.max() < 0.02
     assert [warned in record.message for record in caplog.records] == [True]
     integrate_sde(mixture.velocity, mixture.score, noise(9), steps=200)
@@ -353,7 +351,10 @@ def test_shape_and_dtype_are_kept_and_no_graph(shape, dtype):
         ({"diffusion": lambda t: 1 - 2 * t}, r"must be finite and >= 0, got -0.5 at t = 0.75"),
         ({"diffusion": lambda t: torch.ones(2)}, r"one number a time, \(5,\), got \(2,\)"),
         ({"steps": 0}, "steps must be at least 1"),
-        ({"schedule": CondOT(), "diffusion": 0.5}, "schedule is given, but score, diffusion and last_step do not use it"),
+        (
+            {"schedule": CondOT(), "diffusion": 0.5},
+            "schedule is given, but score, diffusion and last_step do not use it",
+        ),
         ({"last_step": "tweedie", "t1": 0.5}, "last_step 'tweedie' predicts the data, at t = 1, but t1 is 0.5"),
     ],
 )

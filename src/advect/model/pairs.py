@@ -29,7 +29,7 @@ from advect.data.pairs import ImageStore, PairedDataset, Pairs, write_pairs
 from advect.distributed.comm import broadcast_object, current, sync_errors
 from advect.model.flow import Flow
 from advect.model.initial_noise import InitialNoise
-from advect.model.sampler_config import SamplerConfig
+from advect.model.sampler_config import DEFAULT, SamplerConfig
 from advect.model.sampling import check_sampler
 from advect.model.sharded_samples import (
     PLAN,
@@ -40,7 +40,6 @@ from advect.model.sharded_samples import (
     remove_partial_parts,
     write_shards,
 )
-from advect.solvers import integrate
 
 FORMAT, FACTS, PART = 1, "pairs.json", 2048
 
@@ -161,14 +160,13 @@ def _invert(
     order = CounterRng(stream_seed(pairing.seed, Stream.INVERTED_ROWS), 0, total).permutation().numpy()
     places = np.resize(order, n)[rows.start : rows.stop]
     batch = dataset.train.fetch(places)
-    t0, t1 = flow.span
     solver = "heun" if sampler.adaptive or sampler.solver in (None, "dpmpp2m") else sampler.solver
     steps = sampler.steps or flow.sampler.steps
     ends = []
     for first in range(0, len(places), pairing.batch_size):
-        part = {k: v[first : first + pairing.batch_size].to(flow.device) for k, v in (batch.cond or {}).items()}
-        x1 = batch.x1[first : first + pairing.batch_size].to(flow.device)
-        ends.append(integrate(flow.velocity(part), x1, solver=solver, steps=steps, t0=t1, t1=t0).float().cpu())
+        part = {k: v[first : first + pairing.batch_size] for k, v in (batch.cond or {}).items()}
+        x1 = batch.x1[first : first + pairing.batch_size]
+        ends.append(flow.to_noise(x1, part, solver=solver, steps=steps or DEFAULT.steps))
         bar.update(len(x1))
     return write_pairs(place, batch.x1, batch.cond or {}, x0=torch.cat(ends), store=store)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from advect.core.errors import UserError, did_you_mean
+from advect.core.registry import choices
 from advect.solvers import SDE_SOLVERS, get_solver
 from advect.solvers.sde import STEPS as SDE_STEPS
 from advect.solvers.time_grids import GRIDS
@@ -106,7 +107,7 @@ def plan_sweep(
 def _check_equation(solver: str, diffusion: float | str | None) -> None:
     """Raise UserError where a solver of the one equation is asked for the other."""
     if diffusion is None:
-        if solver in SDE_SOLVERS and solver != "heun":
+        if solver in SDE_SOLVERS and solver not in choices("solver"):
             raise UserError(f"solver {solver!r} is for the stochastic equation; give --diffusion, such as 0.5")
         get_solver(solver)
     elif solver not in SDE_SOLVERS:

@@ -6,6 +6,7 @@ error of a step.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from advect.core.errors import UserError, did_you_mean
 from advect.paths import Schedule
+
+logger = logging.getLogger(__name__)
 
 DiffusionCoefficient = float | str | Callable[[Tensor], Tensor]
 """g: a number, a name of DIFFUSIONS, or ``g(t (n,)) -> (n,)``."""
@@ -96,3 +99,30 @@ def relaxation(diffusion: DiffusionCoefficient, schedule: Schedule, grid: Sequen
     rates = (g / sigma).square().view_as(inside) @ _WEIGHTS * widths.abs() / 2
     ends = (at_grid > 0) & (schedule.coefficients(times).sigma == 0)
     return torch.where(ends[:-1] | ends[1:], math.inf, rates).tolist()
+
+
+BOUND = 1.0
+"""The largest g^2 / (2 sigma) with a learned score."""
+
+
+def bounded_diffusion(diffusion: DiffusionCoefficient, schedule: Schedule) -> DiffusionCoefficient:
+    """``min(g, sqrt(2 BOUND sigma_t))``, which has the same marginals, for a learned velocity; logs where it is lower.
+
+    The drift g^2/2 score is ``g^2 / (2 sigma)`` times the predicted noise, so that where g does not vanish with sigma
+    it multiplies the errors of a network without bound.
+    """
+
+    def lowered(t: Tensor) -> Tensor:
+        g = torch.tensor(diffusion_on(diffusion, schedule, t.tolist()), dtype=torch.float64)
+        return torch.minimum(g, (2 * BOUND * schedule.coefficients(t.double()).sigma).sqrt())
+
+    t = torch.linspace(0, 1, 1001, dtype=torch.float64)
+    g = torch.tensor(diffusion_on(diffusion, schedule, t.tolist()), dtype=torch.float64)
+    where = (g > lowered(t) + 1e-9).nonzero()
+    if not len(where):
+        return diffusion
+    logger.warning(
+        f"diffusion {diffusion} is lowered to sqrt({2 * BOUND:g} sigma_t) where it is larger, from t = "
+        f"{t[where[0, 0]].item():.3g} on: the same law, but errors of the network are not multiplied"
+    )
+    return lowered
