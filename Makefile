@@ -15,8 +15,8 @@ help:  ## list the targets
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "advect needs Python 3.11 or newer; run: make PYTHON=python3.11 setup")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch setuptools
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt torch setuptools
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $@
 
 setup: $(VENV)/.ready  ## make .venv with everything in it
@@ -48,8 +48,8 @@ format: setup  ## rewrite the code in the house's format
 
 .venv-peers/.ready: bench/peers/requirements.txt
 	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --quiet -c constraints.txt torch numpy scipy scikit-learn POT absl-py
-	.venv-peers/bin/python -m pip install --quiet --no-deps -r bench/peers/requirements.txt
+	.venv-peers/bin/python -m pip install -qq -c constraints.txt torch numpy scipy scikit-learn POT absl-py
+	.venv-peers/bin/python -m pip install -qq --no-deps -r bench/peers/requirements.txt
 	@touch $@
 
 bench-peers: .venv-peers/.ready  ## make .venv-peers with the libraries that benchmarks compare with

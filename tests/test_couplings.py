@@ -196,7 +196,7 @@ def test_only_conditional_transport_leaves_the_source_independent_of_the_conditi
 
 @pytest.mark.parametrize("penalty", [-0.1, math.nan])
 def test_a_penalty_is_not_negative(penalty):
-    with pytest.raises(UserError, match=r"ConditionalOT\.penalty must be >= 0, got .*; 0 is plain transport"):
+    with pytest.raises(UserError, match=r"ConditionalOT\.penalty must be >= 0, got .*; 0 ignores categories"):
         ConditionalOT(penalty=penalty)
 
 
@@ -277,3 +277,51 @@ def test_mixed_precision_changes_no_pair(dims):
         with torch.autocast("cpu", torch.bfloat16):
             mixed = coupling.pair(x0, x1, None, torch.Generator().manual_seed(1))[0]
         assert torch.equal(plain, mixed)
+
+
+def test_a_continuous_condition_is_kept_independent_of_the_noise_at_lower_cost():
+    n, steps, coupling, slopes, costs = 128, 40, ConditionalOT(), [], []
+    for step in range(steps):
+        generator = torch.Generator().manual_seed(step)
+        c, noise, x0 = torch.randn(n, 1, generator=generator), *torch.randn(2, n, 2, generator=generator)
+        x1 = torch.cat([c, -c], 1) + 0.3 * noise
+        y0, _, _ = coupling.pair(x0, x1, {"dose": c})
+        slopes.append((y0 * c).mean(0))
+        costs.append(torch.tensor([mean_cost(x0, x1), mean_cost(y0, x1)]))
+    before, after = torch.stack(costs).mean(0).tolist()
+    assert after < 0.9 * before  # groups of equal values would have one row each, and change nothing
+    assert torch.stack(slopes).mean(0).abs().max() < 0.02 + 4 / (n * steps) ** 0.5  # plain transport: 0.68
+
+
+def test_missing_continuous_conditions_are_a_group():
+    x0, x1 = batch(40, 2)
+    dose = torch.randn(40, 1)
+    dose[::2] = math.nan
+    y0 = ConditionalOT().pair(x0, x1, {"dose": dose})[0]
+    assert rows(y0[::2]) == rows(x0[::2])
+    assert mean_cost(y0[::2], x1[::2]) == pytest.approx(mean_cost(ExactOT().pair(x0[::2], x1[::2])[0], x1[::2]))
+
+
+@pytest.mark.parametrize("coupling", [ExactOT(), Sinkhorn()], ids=repr)
+def test_padding_does_not_count_in_the_pairing(coupling):
+    n, steps = 6, 5
+    x0, x1 = batch(n, steps, 2)
+    length = torch.tensor([1, 2, 3, 4, 5, 2])
+    real = (torch.arange(steps) < length[:, None])[:, :, None]
+    x1 = x1 * real
+    y0 = coupling.pair(x0, x1, {"length": length}, torch.Generator().manual_seed(0))[0]
+    if isinstance(coupling, ExactOT):
+        best = min(mean_cost(x0[list(p)] * real, x1) for p in itertools.permutations(range(n)))
+        assert mean_cost(y0 * real, x1) == pytest.approx(best)
+    every = torch.full((n,), 2)
+    junk = x0 + 100 * (torch.arange(steps) >= 2)[:, None] * torch.randn(n, steps, 2)
+    pairs = [
+        coupling.pair(x, x1 * 0 + x1[:, :1], {"length": every}, torch.Generator().manual_seed(0))[0]
+        for x in (x0, junk)
+    ]
+    assert torch.equal(pairs[0][:, :2], pairs[1][:, :2])
+
+
+def test_whole_numbers_are_refused_in_a_sentence():
+    with pytest.raises(UserError, match=r"x1 holds torch\.int64, and a flow needs real numbers"):
+        ExactOT().pair(torch.randn(4, 2), torch.arange(8).reshape(4, 2))

@@ -48,6 +48,23 @@ def test_matched_gaussian_has_the_mean_and_deviation_of_the_data():
     assert MatchedGaussian.from_data(x, per_feature=True).mean == 0
 
 
+@pytest.mark.parametrize("per_feature", [False, True])
+def test_batches_have_the_moments_of_the_whole(per_feature):
+    x = 1e6 + torch.randn(1000, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    parts = [x[:0], x[:7], x[7:8], x[8:900], x[900:]]
+    found = MatchedGaussian.from_data(iter(parts), per_feature=per_feature, centre=True)
+    std, mean = torch.std_mean(x, 0 if per_feature else (0, 1, 2), correction=0)
+    torch.testing.assert_close(torch.as_tensor(found.std).double(), std, rtol=1e-6, atol=0)
+    torch.testing.assert_close(torch.as_tensor(found.mean).double(), mean, rtol=1e-6, atol=0)
+    whole_numbers = torch.arange(10).reshape(5, 2)
+    assert MatchedGaussian.from_data(whole_numbers).std == pytest.approx(8.25**0.5)
+
+
+def test_no_source_samples_whole_numbers():
+    with pytest.raises(UserError, match=r"a source samples real numbers, not torch\.int64"):
+        Gaussian().sample_like(torch.arange(6).reshape(3, 2))
+
+
 def test_matched_gaussian_is_the_gaussian_moved_and_scaled():
     std, mean = torch.rand(1, 2, 2) + 0.5, torch.randn(1, 2, 2)
     z = Gaussian().sample((5, 1, 2, 2), CounterRng(0, 0, 5))

@@ -1,21 +1,22 @@
-"""Source distributions, at t = 0."""
+"""Source distributions p_0, and the start x0 of each sample at t = 0."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from advect.core import random
 from advect.core.errors import UserError
-from advect.core.random import Generator
+from advect.core.random import CounterRng, Generator, Stream, stream_seed
 from advect.core.registry import register
-from advect.core.types import NULL, Conditions
+from advect.core.types import NULL, Conditions, without_padding
 
 Shape = tuple[int, ...]
 
@@ -40,6 +41,8 @@ class SourceDistribution(ABC):
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """Sample x0 of ``shape`` (B, *S)."""
+        if not dtype.is_floating_point:
+            raise UserError(f"a source samples real numbers, not {dtype}; give the data as floats, x.float()")
         return self._draw(tuple(shape), generator, device, dtype)
 
     def sample_like(self, x1: Tensor, generator: Generator = None) -> Tensor:
@@ -103,13 +106,28 @@ class MatchedGaussian(SourceDistribution):
         return -(z.square() / 2 + std.log() + math.log(2 * math.pi) / 2).flatten(1).sum(1)
 
     @staticmethod
-    def from_data(x: Tensor, *, per_feature: bool = False, centre: bool = False) -> MatchedGaussian:
-        """Match x (N, *S): the overall deviation, or of each element if ``per_feature``; the mean if ``centre``."""
-        axes = (0,) if per_feature else tuple(range(x.ndim))
-        std, mean = torch.std_mean(x.double(), axes, correction=0)
+    def from_data(x: Tensor | Iterable[Tensor], *, per_feature: bool = False, centre: bool = False) -> MatchedGaussian:
+        """Match x (N, *S), whole or in batches, in float64.
+
+        Takes the overall deviation, or that of each element if ``per_feature``; and the mean if ``centre``. Raises
+        UserError where x is empty.
+        """
+        count, mean, square = 0, torch.zeros(()), torch.zeros(())
+        for batch in [x] if isinstance(x, Tensor) else x:
+            rows = batch.double() if per_feature else batch.double().flatten()
+            if not len(rows):
+                continue
+            # Moments of the batches join by Chan, Golub & LeVeque 1983.
+            n, centre_here = len(rows), rows.mean(0)
+            gap, total = centre_here - mean, count + len(rows)
+            square = square + (rows - centre_here).square().sum(0) + gap.square() * (count * n / total)
+            mean, count = mean + gap * (n / total), total
+        if count == 0:
+            raise UserError("MatchedGaussian.from_data needs at least one row, got none")
+        std = (square / count).sqrt()
         if not per_feature:
             return MatchedGaussian(float(std), float(mean) if centre else 0.0)
-        return MatchedGaussian(std.to(x.dtype), mean.to(x.dtype) if centre else 0.0)
+        return MatchedGaussian(std.float(), mean.float() if centre else 0.0)
 
     def _draw(self, shape: Shape, generator: Generator, device: torch.device | None, dtype: torch.dtype) -> Tensor:
         z = random.normal(shape, generator, device=device, dtype=dtype)
@@ -252,3 +270,36 @@ class Empirical(SourceDistribution):
         if self.noise:
             x0 = x0 + self.noise * random.normal(x0.shape, generator, device=x0.device, dtype=dtype)
         return x0
+
+
+@dataclass(frozen=True)
+class InitialNoise:
+    """Distribution p_0: source, plus Gaussian noise of standard deviation ``jitter``."""
+
+    source: SourceDistribution
+    jitter: float = 0.0
+
+    def sample(
+        self, rng: CounterRng, shape: tuple[int, ...], cond: Conditions, *, device: torch.device | None = None
+    ) -> Tensor:
+        """Sample x0 (n, *S) for the n rows of ``rng``, given conditions (n,); 0 in padding.
+
+        An empirical source samples among rows with the same conditions.
+        """
+        whole = (rng.count, *shape)
+        if isinstance(self.source, Empirical):
+            x0 = self.source.sample_matching(cond, whole, rng, device=device)
+        else:
+            x0 = self.source.sample(whole, rng, device=device)
+        if self.jitter > 0:
+            x0 = x0 + self.jitter * random.normal(whole, rng, device=x0.device, dtype=x0.dtype)
+        return without_padding(x0, cond)
+
+    def replay(self, places: np.ndarray, shape: tuple[int, ...], cond: Conditions, *, seed: int, total: int) -> Tensor:
+        """x0 (n, *S) of the samples ``places`` (n,) of ``total``; see :func:`noise_of`."""
+        return self.sample(CounterRng.at(stream_seed(seed, Stream.INITIAL_NOISE), 0, places, total=total), shape, cond)
+
+
+def noise_of(seed: int, rows: range, total: int) -> CounterRng:
+    """Random numbers of the initial states of samples ``rows`` of ``total``."""
+    return CounterRng(stream_seed(seed, Stream.INITIAL_NOISE), 0, len(rows), start=rows.start, total=total)

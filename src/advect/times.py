@@ -23,11 +23,11 @@ _TOP = 1 - 2**-24
 
 
 class TimeDistribution(ABC):
-    """A distribution of t on [0, 1]."""
+    """Distribution of t on [0, 1]."""
 
     part_kind: ClassVar[str] = "times"
     stratify: ClassVar[bool] = True
-    """Whether a run draws it in strata, as :class:`Stratified` does."""
+    """Whether a run stratifies it, see :class:`Stratified`."""
 
     @abstractmethod
     def quantile(self, u: Tensor) -> Tensor:

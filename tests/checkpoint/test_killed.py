@@ -20,7 +20,7 @@ import pytest
 from torch import Tensor
 
 from advect.checkpoint.manifest import list_checkpoints
-from advect.checkpoint.sharded import SHARDS, assemble
+from advect.checkpoint.tensor_files import SHARDS, assemble
 from advect.distributed.parallel import Kind
 from advect.training.state import EMA_FILE, MODEL, OPTIMIZER, PROGRESS, load_weights
 from forked import advect_ranks, ranks

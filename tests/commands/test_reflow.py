@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import advect as package
-from advect.checkpoint.weights import load_weights
+from advect.checkpoint.tensor_files import load_weights
 from advect.config.arguments import parse_config
 from advect.config.build import build_dataset
 from advect.core.errors import UserError
@@ -246,3 +246,10 @@ def test_weights_to_begin_with_are_the_averaged_ones(advect: Callable[..., None]
     shutil.rmtree("copy")
     advect("train --resume-from gone --max-steps 2")  # what it began with is not asked for again
     assert math.isfinite(float(package.load("gone").sample(2, steps=1).x.sum()))
+
+
+def test_fewer_pairs_than_a_batch_are_learned(advect: Callable[..., None], tmp_path: Path) -> None:
+    np.save(tmp_path / "small.npy", np.random.default_rng(0).normal(size=(60, 2)))
+    advect("train --data", tmp_path / "small.npy", "--run-dir s --max-steps 2 --width 16 --sample-every 0")
+    advect("reflow s --max-steps 2 --no-measure --pair-steps 1 --sample-every 0 --num-pairs 30")
+    assert (Path("s") / "reflow" / "2-rectified" / "checkpoints").is_dir()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from advect.checkpoint.manifest import list_checkpoints
-from advect.checkpoint.weights import load_weights
+from advect.checkpoint.tensor_files import load_weights
 from advect.core.errors import UserError
 from advect.training.state import EMA_FILE, MODEL, OPTIMIZER
 from forked import Run, ranks
@@ -216,3 +216,24 @@ def test_a_finished_run_resumes_to_its_own_end(advect: Callable[..., None]) -> N
     before = sorted(p.name for p in Path("run/checkpoints").iterdir())
     advect("train --resume-from run")
     assert sorted(p.name for p in Path("run/checkpoints").iterdir()) == before
+
+
+def test_the_line_to_go_on_is_a_command_that_goes_on(
+    advect: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    advect("train digits --run-dir few --max-steps 3", SMALL)
+    line = "advect train --resume-from few --max-steps 6"
+    assert f"stopped by max-steps; to go on, type: {line}\n" in capsys.readouterr().out
+    advect("train --resume-from few --max-steps 2")
+    out = capsys.readouterr().out
+    assert "nothing is left to train: step 3 is done, and --max-steps ends the run at step 2" in out and line in out
+    advect(line.removeprefix("advect "))
+    assert list_checkpoints(Path("few/checkpoints"))[-1].name == "step-00000006"
+    advect("train --resume-from few --max-steps 100 --max-minutes 0.001")
+    assert "stopped by max-minutes; to go on, type: advect train --resume-from few\n" in capsys.readouterr().out
+
+
+def test_transport_across_labels_is_told(advect: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    for run, coupling, told in (("a", "ot", True), ("b", "conditional-ot", False)):
+        advect("train digits --run-dir", run, "--max-steps 1 --coupling", coupling, SMALL)
+        assert ("biases samples given a condition" in capsys.readouterr().out) == told

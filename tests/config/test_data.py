@@ -14,10 +14,8 @@ import torch
 from PIL import Image
 
 from advect import load
-from advect.config.arguments import parse_train
-from advect.config.autodetect import describe
-from advect.config.presets.images import folded_unet
-from advect.config.yaml_file import to_yaml
+from advect.config.arguments import describe, parse_train
+from advect.config.presets import folded_unet
 from advect.core.errors import UserError
 from advect.core.types import LENGTH
 from advect.data import pack, write_table
@@ -216,15 +214,15 @@ def test_data_are_recognised_trained_on_and_sampled_without(
     found = describe(place)
     assert found.preset == preset and words in found.words
     name, again = parse_train(["--config", "run/config.yaml"])
-    assert name == preset and to_yaml(again.settings, name) == Path("run/config.yaml").read_text()
+    assert name == preset and again.settings.to_yaml(name) == Path("run/config.yaml").read_text()
     shutil.rmtree("data")
     flow = load("run")
     assert flow.spec.shape == shape and list(flow.spec.conditions) == names
     assert flow.null == bool(set(names) - {LENGTH})
     x = flow.sample(3, steps=2).x
     assert len(x) == 3 and x.ndim == len(shape) + 1
-    own = {"cells": "cells", "table": "table", "sequences": "sequences"}
-    assert flow.facts.get("kind") == ("vectors" if make is embeddings else own.get(preset))
+    own = {"cells": "cells", "table": "table", "sequences": "sequence"}
+    assert flow.modality.name == own.get(preset, "image" if len(shape) == 3 else "vector")
 
 
 def test_many_cells_of_many_genes_are_cut_down_unless_asked(tmp_path: Path) -> None:
@@ -347,7 +345,7 @@ def test_a_configuration_keeps_its_format_and_its_data_may_move(
     monkeypatch.chdir(tmp_path)
     place, told = celeba(tmp_path), []
     name, a = parse_train(["images", "--data-dir", str(place), "--data-format", "image-folder"])
-    text = to_yaml(a.settings, name)
+    text = a.settings.to_yaml(name)
     Path("config.yaml").write_text(text)
     moved = place.rename(tmp_path / "moved")
     _, again = parse_train(["--config", "config.yaml", "--data", "moved"], told)

@@ -8,10 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from advect.config.arguments import parse_config, parse_train
-from advect.config.autodetect import describe
+from advect.config.arguments import describe, parse_config, parse_train
 from advect.config.build import build_dataset
-from advect.config.yaml_file import to_yaml
 from advect.core import registry
 from advect.core.errors import UserError
 from advect.data.base import ArrayDataset, Detected, Rows, check_share
@@ -56,7 +54,7 @@ def test_it_is_detected_has_flags_and_survives_yaml(place: Path, tmp_path: Path)
     assert (name, data.data_format, data.data_dir, data.columns) == ("arrays", "ledger", place, 3)
     dataset = build_dataset(data)
     assert dataset.spec.shape == (3,) and len(dataset.held_out) == 10
-    (tmp_path / "config.yaml").write_text(to_yaml(a.settings, name))
+    (tmp_path / "config.yaml").write_text(a.settings.to_yaml(name))
     assert parse_config(tmp_path / "config.yaml") == (name, a.settings)
 
 

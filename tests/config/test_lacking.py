@@ -60,8 +60,8 @@ def test_out_of_memory_names_the_flags_that_help(tmp_path: Path, n: int) -> None
 def stalling(rank: int) -> None:
     """Let the data of the fifth step come once the watch has spoken twice of it."""
     from advect.training import trainer
+    from advect.training.guards import Watchdog
     from advect.training.loader import Loader
-    from advect.training.recovery import Watchdog
 
     told, report, make = threading.Semaphore(0), trainer.Trainer._report_stall, Loader._make
 

@@ -12,17 +12,38 @@ import pytest
 import torch
 
 import advect as package
-from advect.config.build import build_loss, build_path
+from advect.config.build import build_loss, build_path, fit_source
 from advect.config.config import MethodConfig
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
-from advect.core.types import DataSpec
+from advect.core.types import Batch, DataSpec
 from advect.data import Identity
 from advect.losses import FlowMatching
 from advect.model.load import read_model_metadata
 from advect.paths import AffinePath, GaussianMixture
 from advect.solvers import integrate
 from advect.training.state import MODEL
+
+
+class Rows:
+    """12,000 rows of deviation 1, but the last 2,000, of deviation 10."""
+
+    train = property(lambda self: self)
+
+    def __len__(self) -> int:
+        return 12_000
+
+    def source_samples(self) -> None: ...
+
+    def fetch(self, indices: np.ndarray) -> Batch:
+        x = torch.tensor(np.where(indices % 2, 1.0, -1.0) * np.where(indices < 10_000, 1.0, 10.0))
+        return Batch(x[:, None].float())
+
+
+def test_a_matched_source_reads_all_rows() -> None:
+    found = fit_source(MethodConfig(source="matched"), Rows())  # type: ignore[arg-type]
+    assert found["std"] == pytest.approx((10_000 / 12_000 + 100 * 2_000 / 12_000) ** 0.5)
+
 
 PLANE = DataSpec((2,), "vector", {})
 SMALL = "--width 16 --batch-size 64 --log-every 5 --sample-every 0 --max-steps 10"

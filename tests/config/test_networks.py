@@ -11,7 +11,6 @@ import yaml
 from advect.config.arguments import parse_config, parse_train
 from advect.config.build import build_network, networks_for
 from advect.config.config import network
-from advect.config.yaml_file import to_yaml
 from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.types import LENGTH, Category, DataSpec, Length, Quantity
@@ -79,7 +78,7 @@ def test_the_command_line_takes_another_network_and_its_flags(tmp_path: Path) ->
     preset, arguments = parse_train(words)
     config = arguments.settings
     assert config.network.values() == network("dit", depth=3, width=32, heads=2, qk_norm=True).values()
-    text = to_yaml(config, preset)
+    text = config.to_yaml(preset)
     assert yaml.safe_load(text)["network"]["network"] == "dit"
     (tmp_path / "config.yaml").write_text(text)
     assert parse_config(tmp_path / "config.yaml") == ("digits", config)

@@ -97,7 +97,7 @@ class TestPath:
             path.sample(x, x, t[:1])
         with pytest.raises(UserError, match=r"one floating dtype, got torch\.float32 and torch\.float64; cast both"):
             path.sample(x, x.double(), t)
-        with pytest.raises(UserError, match=r"one floating dtype, got torch\.int64"):
+        with pytest.raises(UserError, match=r"torch\.int64"):
             path.sample(x.long(), x.long(), t)
         with pytest.raises(UserError, match="x0 and x1 must be on one device"):
             path.sample(x, x.to("meta"), t)

@@ -306,6 +306,8 @@ def test_scattered_rows_have_the_numbers_of_the_whole_batch(shape: tuple[int, ..
         assert torch.equal(some.uniform((4, *shape)), whole.uniform((20, *shape))[places])
     with pytest.raises(UserError, match="do not lie in a batch of 13"):
         CounterRng.at(7, 3, places, total=13)
+    again = CounterRng.at(7, 3, np.array([1, 0, 1]), total=2).normal((3,))  # more draws than rows
+    assert torch.equal(again, CounterRng(7, 3, 2).normal((2,))[[1, 0, 1]])
 
 
 def test_streams_share_no_numbers() -> None:

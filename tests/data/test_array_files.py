@@ -103,7 +103,7 @@ def test_vectors_are_standardised_by_their_training_rows(tmp_path):
     x = RNG.normal(5, [1, 100], (300, 2))
     source = ArrayFile(saved(tmp_path / "a.npy", x))
     rows = source.train.fetch(np.arange(len(source.train))).x1
-    assert source.spec.kind == "vector" and 10 <= len(source.held_out) <= 50
+    assert source.spec.modality == "vector" and 10 <= len(source.held_out) <= 50
     torch.testing.assert_close(rows.mean(0), torch.zeros(2), atol=1e-5, rtol=0)
     torch.testing.assert_close(rows.std(0, correction=0), torch.ones(2), atol=1e-5, rtol=0)
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from advect.core.errors import UserError
-from advect.data import Arrays, PixelScale, Standardize
+from advect.core.random import CounterRng
+from advect.data import Arrays, ArraySplit, PixelScale, Standardize
 
 RNG = np.random.default_rng(0)
 
@@ -38,7 +39,7 @@ def test_vectors_are_standardised_by_the_training_rows():
     x = RNG.normal(50, 3, (200, 4)).astype(np.float32)
     source = Arrays(x, held_out=0.5)
     train = source.train.fetch(np.arange(100)).x1
-    assert (source.spec.shape, source.spec.kind) == ((4,), "vector")
+    assert (source.spec.shape, source.spec.modality) == ((4,), "vector")
     assert train.dtype == torch.float32
     assert torch.allclose(train.mean(0), torch.zeros(4), atol=1e-4)
     assert torch.allclose(train.std(0, unbiased=False), torch.ones(4), atol=1e-4)
@@ -63,7 +64,7 @@ def test_labels_stay_with_their_rows():
 def test_eight_bit_images_need_no_range_and_equal_the_same_images_as_floats():
     x = RNG.integers(0, 256, (20, 3, 4, 5), dtype=np.uint8)
     bits, floats = Arrays(x), Arrays(x.astype(np.int32), value_range=(0, 255))
-    assert (bits.spec.shape, bits.spec.kind) == ((3, 4, 5), "image")
+    assert (bits.spec.shape, bits.spec.modality) == ((3, 4, 5), "image")
     assert bits.transform == floats.transform == PixelScale(0, 255, integer=True)
     rows = np.array([3, 1])
     assert torch.equal(bits.train.fetch(rows).x1, floats.train.fetch(rows).x1)
@@ -154,3 +155,21 @@ def test_bad_input(x, arguments, words):
         Arrays(x, **arguments)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_split_gives_the_same_rows_wherever_and_however_they_lie(tmp_path) -> None:
+    x = np.arange(240, dtype=np.uint8).reshape(10, 2, 3, 4)
+    np.save(tmp_path / "x.npy", x)
+    same = [x, np.load(tmp_path / "x.npy", mmap_mode="r"), np.asfortranarray(x), x.astype(">u2"), x.astype(np.int64)]
+    rows, labels = np.array([7, 2, 5]), {"label": np.arange(10, dtype=np.int8), "dose": np.ones((10, 2), np.float32)}
+    for array in same:
+        split = ArraySplit(array, labels, PixelScale(0, 255, integer=True), rows=rows, flip=True)
+        batch, plain = split.fetch(np.array([2, 0])), ArraySplit(x / np.float32(127.5) - 1).fetch(np.array([5, 7]))
+        torch.testing.assert_close(batch.x1, plain.x1)
+        cond = batch.cond or {}
+        assert cond["label"].tolist() == [5, 7] and cond["label"].dtype == torch.int64 and cond["dose"].shape == (2, 2)
+        both = split.fetch(np.zeros(64, np.int64), CounterRng(0, 0, 64)).x1
+        mirrored = (both == both[0].flip(-1)).flatten(1).all(1).sum()
+        assert 10 < mirrored < 54 and ((both == both[0]).flatten(1).all(1)).sum() + mirrored == 64
+    with pytest.raises(ValueError, match="has 9 rows for 10 samples"):
+        ArraySplit(x, {"label": np.zeros(9)})

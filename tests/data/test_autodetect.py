@@ -76,7 +76,7 @@ def test_arrays(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.zeros((3, 2)))
     assert name(tmp_path / "a.npz") == "array-file"
     np.save(tmp_path / "steps.npy", np.zeros((3, 4, 4)))
-    assert [(registry.name_of(cls), seen.kind) for cls, seen in autodetect(tmp_path / "steps.npy")] == [
+    assert [(registry.name_of(cls), seen.modality) for cls, seen in autodetect(tmp_path / "steps.npy")] == [
         ("sequences", "sequence"),
         ("array-file", "image"),
     ]

@@ -46,7 +46,7 @@ def test_each_class_of_digits_is_halved(digits):
 
 def test_digits_are_images_in_model_units(digits):
     assert isinstance(digits, Dataset)
-    assert (digits.name, digits.spec.shape, digits.spec.kind) == ("digits", (1, 8, 8), "image")
+    assert (digits.name, digits.spec.shape, digits.spec.modality) == ("digits", (1, 8, 8), "image")
     x1 = everything(digits.train).x1
     assert (x1.dtype, x1.min(), x1.max()) == (torch.float32, -1, 1)
 
@@ -79,7 +79,7 @@ def test_moons_lie_on_their_half_circles():
     x, y = moons.transform.inverse(everything(moons.train).x1).T
     upper, lower = (x**2 + y**2 - 1).abs(), ((x - 1) ** 2 + (y - 0.5) ** 2 - 1).abs()
     assert torch.minimum(upper, lower).max() < 1e-5
-    assert (moons.spec.shape, moons.spec.kind, moons.spec.conditions) == ((2,), "vector", {})
+    assert (moons.spec.shape, moons.spec.modality, moons.spec.conditions) == ((2,), "vector", {})
 
 
 def test_moons_splits_are_independent_draws_that_the_seed_decides():

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from advect.core.errors import UserError
 from advect.core.types import LENGTH, Category, DataSpec, Quantity
 from advect.data import Cells, Dataset, Identity, Sequences, Table
-from advect.data.tables.dataset import read_table
+from advect.data.tables.files import read_table
+from advect.data.transforms import PixelScale
 from advect.evaluation.quality import measure_quality
+from advect.model.conditions import encoded
 from advect.model.flow import Flow
 from advect.sources import Empirical
 
@@ -33,7 +35,7 @@ def flow_on(source: Dataset, /, **options) -> Flow:
 
 def written(flow: Flow, folder: Path, n: int = 6, **cond) -> tuple[Tensor, dict[str, Tensor], list[Path]]:
     conditions = flow.conditions(n, cond)
-    x = flow.sample(n, steps=1, cond=conditions).x
+    x = flow.sample(n, steps=1, cond=encoded(conditions)).x
     files = flow.modality.write(x, conditions, folder)
     assert sorted(files) == sorted(folder.iterdir())
     Image.open(folder / "samples.png").verify()
@@ -66,7 +68,7 @@ def cells(**options) -> Cells:
 def test_sequences_are_zero_after_their_drawn_or_named_length() -> None:
     flow = flow_on(ragged())
     conditions = flow.conditions(200)
-    x = flow.sample(200, steps=1, cond=conditions).x
+    x = flow.sample(200, steps=1, cond=encoded(conditions)).x
     assert conditions[LENGTH].unique().tolist() == [2, 3, 4, 5]
     real = torch.arange(5) < conditions[LENGTH][:, None]
     assert (x[real] != 0).all() and (x[~real] == 0).all()
@@ -150,10 +152,10 @@ def test_a_flow_from_controls_starts_at_those_of_its_own_type() -> None:
 def test_vectors_are_an_archive_and_a_table_with_named_conditions(tmp_path: Path) -> None:
     dose = Quantity(("dose",), (10.0,), (2.0,), ((10.0,),))
     spec = DataSpec((2,), "vector", {"kind": Category(("x", "y"), (0.5, 0.5)), "dose": dose})
-    x, _, files = written(Flow(Still(), spec, Identity()), tmp_path, n=3, kind=torch.tensor([1, -1, 0]), dose=12.0)
+    x, _, files = written(Flow(Still(), spec, Identity()), tmp_path, n=3, kind=["y", None, "x"], dose=12.0)
     assert [f.name for f in files] == ["samples.npz", "samples.csv", "samples.png"]
     with np.load(files[0]) as saved:
-        assert np.array_equal(saved["x"], x.numpy()) and saved["kind"].tolist() == [1, -1, 0]
+        assert np.array_equal(saved["x"], x.numpy()) and saved["kind"].tolist() == ["y", "", "x"]
     with files[1].open(newline="") as file:
         head, *rows = csv.reader(file)
     assert head == ["x1", "x2", "kind", "dose"] and [row[2] for row in rows] == ["y", "", "x"]
@@ -165,9 +167,18 @@ def test_single_images_are_written_on_demand_and_refused_for_other_data(tmp_path
     flow = Flow(Still(), DataSpec((1, 4, 4), "image", {}), Identity())
     files = flow.modality.write(flow.sample(2, steps=1).x, {}, tmp_path, individual=True)
     assert [f.name for f in files] == ["samples.npz", "samples.png", "sample-000000.png", "sample-000001.png"]
-    assert Image.open(files[2]).size == (52, 52)
+    assert Image.open(files[2]).size == (4, 4)
     with pytest.raises(UserError, match="this flow makes sequence data"):
         flow_on(ragged()).modality.write(torch.zeros(1, 5, 2), {}, tmp_path, individual=True)
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
+def test_a_single_image_has_the_pixels_of_the_sample(channels: int, mode: str, tmp_path: Path) -> None:
+    x = torch.randint(0, 256, (2, channels, 3, 5)).float()
+    flow = Flow(Still(), DataSpec((channels, 3, 5), "image", {}), PixelScale(0, 255, integer=True))
+    image = Image.open(flow.modality.write(x, {}, tmp_path, individual=True)[-1])
+    assert image.mode == mode
+    assert np.array_equal(np.asarray(image).reshape(3, 5, channels), x[1].movedim(0, 2).numpy())
 
 
 def test_samples_that_have_numbers_count_on_from_the_first_ones(tmp_path: Path) -> None:
@@ -201,15 +212,15 @@ def test_what_has_no_density_says_so_in_its_own_words() -> None:
     with pytest.raises(UserError, match="sequences of different lengths have no common log_det"):
         flow_on(ragged()).log_prob(torch.zeros(2, 5, 2), cond={LENGTH: 5})
     with pytest.raises(UserError, match="components of 7 genes have no density per gene"):
-        flow_on(cells(pca=3)).log_prob(torch.zeros(2, 7), cond={"type": 0})
+        flow_on(cells(pca=3)).log_prob(torch.zeros(2, 7), cond={"type": "a"})
 
 
 def test_data_of_another_shape_than_the_network_sees_is_encoded_and_decoded() -> None:
     flow = flow_on(cells(pca=3))
     assert flow.data_shape == (7,) and flow.spec.shape == (3,)
-    x = flow.sample(2, steps=1, cond={"type": 0}).x
-    z = flow.encode(x, cond={"type": 0}, steps=1)
-    assert z.shape == (2, 3) and flow.decode(z, cond={"type": 0}, steps=1).shape == (2, 7)
+    x = flow.sample(2, steps=1, cond={"type": "a"}).x
+    z = flow.encode(x, cond={"type": "a"}, steps=1)
+    assert z.shape == (2, 3) and flow.decode(z, cond={"type": "a"}, steps=1).shape == (2, 7)
     with pytest.raises(UserError, match=r"x must have shape \(n, 7\), got \(2, 3\)"):
         flow.encode(z)
 
@@ -220,7 +231,7 @@ def test_each_kind_is_drawn_over_its_data_and_measured(tmp_path: Path, kind: str
     source = kinds[kind]()
     flow = flow_on(source)
     conditions = flow.conditions(20)
-    x = flow.sample(20, steps=1, cond=conditions).x
+    x = flow.sample(20, steps=1, cond=encoded(conditions)).x
     width, height = flow.modality.plot(x, conditions, flow.modality.reference(source.held_out)).size
     assert width == 1024 and 300 < height < 800
     found = measure_quality(flow, source, tmp_path, nfes=(1, 2))
@@ -235,7 +246,7 @@ def test_vectors_of_parquet_come_back_as_such_a_file(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     spec = DataSpec((2,), "vector", {"label": Category(("x", "y"), (0.5, 0.5))})
     flow = Flow(Still(), spec, Identity(), facts={"kind": "vectors", "column": "embedding", "label": "y"})
-    x, _, files = written(flow, tmp_path, n=3, label=torch.tensor([1, 0, 0]))
+    x, _, files = written(flow, tmp_path, n=3, label=["y", "x", "x"])
     assert [f.name for f in files] == ["samples.parquet", "samples.png"]
     table = parquet.read_table(files[0])
     assert table.column_names == ["embedding", "y"] and str(table.schema[0].type).startswith("fixed_size_list<")

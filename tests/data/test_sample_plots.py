@@ -10,9 +10,9 @@ from PIL import Image
 from advect.core.errors import UserError
 from advect.core.types import Category, DataSpec
 from advect.data.figure import save_png
-from advect.data.images.plot import image_grid
+from advect.data.images.modality import image_grid
 from advect.data.modality import modality_of
-from advect.data.sequences.plot import series_plot
+from advect.data.sequences.modality import series_plot
 from advect.data.vectors.plot import scatter_plot, vector_plot
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from advect.core.errors import UserError
-from advect.data import Identity, PixelScale, Standardize, transform_from_config
+from advect.data import Identity, PixelScale, SequenceScale, Standardize, transform_from_config
 
 AWKWARD = Standardize([0.1, -1e-300, 1 / 3, 1e17], [1e-8, 2**-52, 0.3, 7.0])
 
@@ -93,3 +93,28 @@ def test_log_det_is_that_of_the_jacobian_by_differentiation(transform):
     x = torch.tensor([1.0, 2.0, 3.0])
     jacobian = torch.autograd.functional.jacobian(lambda x: transform.forward(x[None])[0], x)
     assert transform.log_det(3) == pytest.approx(torch.linalg.slogdet(jacobian).logabsdet.item(), rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize(("offset", "spread"), [(1.7e9, 1e3), (1e15, 3.0), (3.0, 1e-12), (0.0, 1e-12), (0.0, 1e200)])
+def test_a_spread_survives_any_offset(offset, spread):
+    x = offset + spread * np.random.default_rng(0).normal(size=(200, 2))
+    sequences = SequenceScale.fit(x, ragged=False)
+    for transform, data in ((Standardize.fit(x), x), (sequences, x.reshape(10, 20, 2))):
+        model = transform.forward(torch.from_numpy(data))
+        assert model.dtype == torch.float32
+        assert float(model.std()) == pytest.approx(1, rel=0.02)
+        back = transform.inverse(model).numpy()
+        assert np.abs((back - data) / spread).max() < 1e-6
+        if spread < 1e30:
+            assert float(transform.centred(torch.from_numpy(back)).float().std()) == pytest.approx(spread, rel=0.05)
+
+
+def test_values_that_differ_by_rounding_are_constant():
+    transform = Standardize.fit(np.array([[0.3], [0.1 + 0.2]]))
+    assert transform.std == (1.0,)
+
+
+def test_real_pixels_far_from_zero_keep_their_differences():
+    scale = PixelScale(1e6, 1e6 + 1)
+    x = 1e6 + torch.rand(50, dtype=torch.float64)
+    assert float((scale.inverse(scale.forward(x)) - x).abs().max()) < 1e-6

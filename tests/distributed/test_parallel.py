@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from advect.checkpoint.async_writer import CheckpointWriter
-from advect.checkpoint.weights import load_weights
+from advect.checkpoint.tensor_files import load_weights
 from advect.core.random import CounterRng
 from advect.core.types import Batch
 from advect.distributed.comm import all_objects, broadcast_object, current
@@ -26,8 +26,7 @@ from advect.training import (
     named_params,
     verify_checkpoint,
 )
-from advect.training.precision import on_meta
-from advect.training.state import EMA_FILE, MODEL
+from advect.training.state import EMA_FILE, MODEL, on_meta
 from advect.training.step import Step
 from forked import run_ranks
 

@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from advect.core.errors import UserError
+from advect.data.images.modality import Images
+from advect.data.vectors.modality import Vectors
 from advect.doctor import Finding
 from advect.doctor import data as d
 from advect.doctor import formats as f
@@ -19,7 +21,7 @@ VALUES = d.ValueStats(
     train=5000,
     held_out=500,
     looked=2000,
-    kind="vector",
+    modality=Vectors,
     shape=(4,),
     low=-3.0,
     high=9.0,
@@ -50,7 +52,7 @@ TROUBLE = {
     "NaN": (d.check_infinite, replace(VALUES, infinite=3), "problem", "fill"),
     "equal": (d.check_range, replace(VALUES, low=1.0, high=1.0), "problem", "other data"),
     "outliers": (d.check_range, replace(VALUES, extreme=400.0), "note", "logarithm"),
-    "dark": (d.check_range, replace(VALUES, kind="image", deviation=0.01), "problem", "--value-range"),
+    "dark": (d.check_range, replace(VALUES, modality=Images, deviation=0.01), "problem", "--value-range"),
     "unscaled": (d.check_range, replace(VALUES, deviation=15.0, extreme=19.0), "problem", "standardise"),
     "constant": (d.check_constant, replace(VALUES, constant=2), "note", "leave them out"),
     "copies": (d.check_copies, replace(VALUES, copies=1500), "problem", "copies"),
@@ -192,3 +194,11 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
         examine_words(["celeba64"])
     with pytest.raises(UserError, match="--look must be at least 2"):
         examine_words(["moons"], look=1)
+
+
+def test_columns_far_from_zero(tmp_path: Path) -> None:
+    x = np.c_[1.7e9 + np.random.default_rng(0).uniform(0, 3600, 600), np.random.default_rng(1).normal(size=600)]
+    np.save(tmp_path / "unix.npy", x)
+    assert titled(examine_data(tmp_path / "unix.npy"), "far from zero").level == "note"
+    np.save(tmp_path / "cut.npy", x.astype(np.float32))
+    assert titled(examine_data(tmp_path / "cut.npy"), "cut to float32").level == "problem"

@@ -92,7 +92,7 @@ def test_mistakes_exit_with_a_sentence(advect: Callable[..., None], tmp_path: Pa
         advect("doctor", tmp_path)
     with pytest.raises(UserError, match="preset digits brings its own data"):
         advect("doctor digits --data", tmp_path / "x.npy")
-    with pytest.raises(UserError, match="contradict"):
+    with pytest.raises(UserError, match="give both or neither"):
         advect("doctor runs/x --data x")
     with pytest.raises(UserError, match="--colour is not a flag of advect train arrays"):
         advect("doctor --colour red --data", tmp_path / "x.npy")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -210,7 +211,7 @@ MISTAKES = [
     ("--features nowhere.pt", "features nowhere.pt is no file"),
     ("--features text.pt", "features text.pt is neither a TorchScript file nor a state dict"),
     ("--cond labl=7", "condition 'labl' is not known; did you mean 'label'?"),
-    ("--cond label=17", "condition 'label' must lie in 0 to 9"),
+    ("--cond label=17", "condition 'label' has no value '17'"),
     ("--guidance-interval 0.2 0.8", "guidance_interval is given, but guidance is 1"),
     ("--repeat 0", "--repeat must be at least 1, got 0"),
     ("--num-samples 0", "--num-samples must be at least 1, got 0"),
@@ -251,13 +252,33 @@ def test_no_run_and_moved_data_and_changed_data_are_told(
     x = np.random.default_rng(0).normal(size=(200, 3))
     np.save("x.npy", x)
     advect(f"train --data x.npy {QUICK} --run-dir run")
-    assert "--features net.pt is for images, and this flow makes vector data" in _with_network(say)
+    assert "--features net.pt is for images, and these are vector data" in _with_network(say)
     np.save("x.npy", x + 1)
     assert "the data of run have changed since step-00000002 was trained" in say("eval run")
     Path("x.npy").unlink()
-    assert "x.npy" in say("eval run")
+    assert "x.npy; give --data PATH" in say("eval run")
+    assert "--data y.npy does not exist" in say("eval run --data y.npy")
     shutil.copy("run/checkpoints/step-00000002/model.safetensors", "alone.safetensors")
     assert "alone.safetensors is no run folder and lies in none" in say("eval alone.safetensors")
+
+
+def test_data_that_have_moved_are_named_by_data(
+    advect: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    np.save("x.npy", np.random.default_rng(0).normal(size=(200, 3)))
+    advect(f"train --data x.npy {QUICK} --run-dir run")
+    Path("x.npy").rename("y.npy")
+    for words in ("eval run", "report run", "doctor run --samples 20"):
+        assert "the data of run are no longer at" in mistake(words, monkeypatch, capsys)
+    advect("eval run --data y.npy --num-samples 20 --num-steps 1")
+    advect("report run --data y.npy --num-samples 20 --nfes 2")
+    assert Path("run/report.html").is_file()
+    with contextlib.suppress(SystemExit):
+        advect("doctor run --samples 20 --data y.npy")
+    assert "samples" in capsys.readouterr().out
+    np.save("z.npy", np.zeros((200, 3)))
+    assert "have changed since" in mistake("eval run --data z.npy", monkeypatch, capsys)
+    assert "for --samples 500; give both or neither" in mistake("doctor run --data y.npy", monkeypatch, capsys)
 
 
 def _with_network(say: Callable[[str], str]) -> str:

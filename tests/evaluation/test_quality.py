@@ -51,7 +51,8 @@ def test_files_hold_what_a_report_needs_and_are_the_same_again(digits_run: Path,
     names = ["neighbours.npz", "quality.json", "trajectories.npz"]
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == names
     assert json.loads((tmp_path / "a/quality.json").read_text()) == result
-    assert result["data"] == {"kind": "image", "shape": [1, 8, 8], "low": 0, "high": 16, "train": len(Digits().train)}
+    about = {"modality": "image", "words": "1 x 8 x 8 images", "marginals": False, "shape": [1, 8, 8]}
+    assert result["data"] == {**about, "low": 0, "high": 16, "train": len(Digits().train)}
     label = result["fidelity"]["label"]
     assert 0 <= label["share"] < 0.6 < label["classifier_accuracy"] and label["samples"] == 120
     assert sum(c["samples"] for c in label["by_class"]) == 120

@@ -126,9 +126,16 @@ def test_mmd_of_gaussians_has_its_closed_form() -> None:
         (lambda x: variance_r2(x[:1], x), "N >= 2"),
         (lambda x: energy_distance(x * torch.nan, x), "NaN or infinite values in 4 of 4"),
         (lambda x: rbf_mmd(x, x, widths=(0,)), "widths must be one or more numbers > 0"),
-        (lambda x: rbf_mmd(x, torch.zeros(4, 3)), "scale must be > 0, got 0.0"),
+        (lambda x: rbf_mmd(x, x, scale=0.0), "scale must be > 0, got 0.0"),
     ],
 )
 def test_mistakes_are_told(call, text: str) -> None:
     with pytest.raises(UserError, match=text):
         call(torch.arange(12.0).reshape(4, 3))
+
+
+def test_mmd_of_rare_events_has_a_scale() -> None:
+    x, y = torch.zeros(100, 2), torch.zeros(100, 2)
+    y[:5] = 1
+    assert median_distance(y) == pytest.approx(2**0.5)
+    assert rbf_mmd(x, y) > 0 and rbf_mmd(y, x) == pytest.approx(rbf_mmd(x, y), rel=0.5) and rbf_mmd(x, x) == 0

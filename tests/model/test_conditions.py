@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,9 @@ from advect.config.presets import get_preset
 from advect.core.errors import UserError
 from advect.core.types import LENGTH, NULL, Category, Conditions, DataSpec, Length, Quantity
 from advect.data import Identity, Moons
-from advect.model.conditions import resolve_conditions
+from advect.model.conditions import Encoded, parse_conditions, resolve_conditions
 from advect.model.flow import Flow
-from advect.model.metadata import ModelMetadata
+from advect.model.load import ModelMetadata
 
 DOSE = Quantity(("dose", "hours"), (10.0, 2.0), (5.0, 0.5), ((10.0, 2.0), (20.0, 3.0), (0.0, 1.0)))
 SPEC = DataSpec(
@@ -38,7 +39,7 @@ def resolve(n: int = 3, **cond) -> Conditions:
         {"type": "cycle", "dose": "cycle", LENGTH: "cycle"},
         {"type": "none", "dose": None, LENGTH: 2},
         {"type": "b", "dose": (1.0, 2.0)},
-        {"type": torch.arange(9) % 2, "dose": torch.arange(18.0).view(9, 2), LENGTH: torch.arange(9) % 6 + 1},
+        {"type": list("ababababa"), "dose": torch.arange(18.0).view(9, 2), LENGTH: torch.arange(9) % 6 + 1},
     ],
 )
 def test_some_rows_are_those_of_all(cond: dict) -> None:
@@ -58,11 +59,15 @@ def test_a_quantity_of_one_number_is_named_by_it() -> None:
     assert resolve_conditions(spec, 2, {"age": "65"}, 0)["age"].tolist() == [[1.5], [1.5]]
 
 
-def test_none_is_a_row_of_nan_and_a_tensor_is_taken_as_it_is() -> None:
-    for none in (None, "none"):
+def test_none_is_a_row_of_nan_and_rows_are_in_the_units_of_the_data() -> None:
+    for none in (None, "none", math.nan):
         assert resolve(dose=none)["dose"].isnan().all()
+    rows = [[20, 1.5], None, [10, 2]]
+    torch.testing.assert_close(
+        resolve(dose=rows)["dose"], torch.tensor([[2, -1], [math.nan] * 2, [0, 0]]), equal_nan=True
+    )
     rows = torch.randn(3, 2)
-    assert torch.equal(resolve(dose=rows)["dose"], rows)
+    assert torch.equal(resolve(dose=Encoded(rows))["dose"], rows)
     assert resolve(dose="cycle")["dose"][:, 0].tolist() == [0, 2, -2]
 
 
@@ -88,6 +93,10 @@ def test_a_length_is_a_number_of_steps() -> None:
         ({"dose": "1,x"}, "needs numbers such as"),
         ({"dose": (1.0, math.inf)}, "needs 2 finite numbers"),
         ({"dose": torch.zeros(3)}, r"'dose' must have shape \(3, 2\)"),
+        ({"type": ["a", "b"]}, "'type' must have 3 values, one a sample, got 2"),
+        ({"type": 0}, "'type' has no value 0; choose from a, b"),
+        ({"type": "1"}, "'type' has no value '1'"),
+        ({"type": Encoded(torch.zeros(2))}, r"'type' must have shape \(3,\)"),
         ({"length": 0}, "'length' must lie in 1 to 6, got 0"),
         ({"length": 7}, "'length' must lie in 1 to 6, got 7"),
         ({"length": torch.tensor([1, -1, 2])}, "'length' must lie in 1 to 6"),
@@ -99,6 +108,75 @@ def test_a_length_is_a_number_of_steps() -> None:
 def test_mistakes_are_told(cond: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         resolve(**cond)
+
+
+CODES = DataSpec(
+    (2,),
+    "vector",
+    {
+        "label": Category(("1", "2", "3"), (0.2, 0.3, 0.5)),
+        "animal": Category(("cat", "dog", "none"), (0.2, 0.3, 0.5), (0, 1, 2)),
+        "flag": Category(("False", "True"), (0.5, 0.5)),
+        "dose": Category(("0.1", "2.0"), (0.5, 0.5)),
+        "code": Category(("007", "7"), (0.5, 0.5)),
+        "a": Category(("x",), (1.0,)),
+        "a=b": Category(("x", "y=z"), (0.5, 0.5)),
+    },
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "codes"),
+    [
+        *(("label", v, [1, 1]) for v in (2, "2", 2.0, "2.0", np.int64(2), np.float32(2), np.str_("2"), b"2")),
+        *(("label", v, [1, 1]) for v in (torch.tensor(2), np.array(2), np.array([2, 2]))),
+        *(("label", v, [2, 0]) for v in ([3, 1], (3, 1), np.array(["3", "1"]), torch.tensor([3, 1]))),
+        ("label", [[3], [1]], None),
+        ("label", [2, None], [1, NULL]),
+        ("animal", "dog", [1, 1]),
+        ("animal", 1, [1, 1]),
+        ("animal", "none", [2, 2]),
+        ("animal", None, [NULL, NULL]),
+        ("flag", [True, np.bool_(False)], [1, 0]),
+        ("dose", np.float32(0.1), [0, 0]),
+        ("dose", "2", [1, 1]),
+        ("code", "007", [0, 0]),
+        ("code", 7, [1, 1]),
+    ],
+)
+def test_a_value_is_the_label_in_the_data_and_never_its_place(name, value, codes) -> None:
+    if codes is None:
+        with pytest.raises(UserError, match="one value a sample"):
+            resolve_conditions(CODES, 2, {name: value}, 0)
+    else:
+        assert resolve_conditions(CODES, 2, {name: value}, 0)[name].tolist() == codes
+
+
+@pytest.mark.parametrize(("name", "value"), [("label", 0), ("label", "0"), ("label", "03"), ("code", "07")])
+def test_what_no_label_is_equal_to_is_refused(name, value) -> None:
+    with pytest.raises(UserError, match=rf"condition '{name}' has no value"):
+        resolve_conditions(CODES, 2, {name: value}, 0)
+
+
+def test_words_may_have_an_equals_sign_in_name_and_value() -> None:
+    assert parse_conditions(["a=b=y=z", "label=2"], CODES) == {"a=b": "y=z", "label": "2"}
+    assert parse_conditions(["a=x"], CODES) == {"a": "x"}
+    with pytest.raises(UserError, match="gives label twice"):
+        parse_conditions(["label=1", "label=2"], CODES)
+
+
+def test_samples_tell_their_conditions_by_labels() -> None:
+    class Still(nn.Module):
+        def forward(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
+            return torch.zeros_like(x_t)
+
+    flow = Flow(Still(), CODES, Identity())
+    samples = flow.sample(3, steps=1, cond={"label": [3, 1, 2], "animal": ["dog", None, 2], "dose": 2})
+    told = samples.cond
+    assert told["label"].tolist() == [3, 1, 2] and told["label"].dtype == np.int64
+    assert told["animal"].tolist() == ["dog", "", "none"] and told["dose"].tolist() == [2.0, 2.0, 2.0]
+    again = flow.sample(3, steps=1, cond={"label": told["label"], "dose": told["dose"]})
+    assert torch.equal(again.encoded["label"], samples.encoded["label"])
 
 
 def card_of(spec: DataSpec) -> ModelMetadata:

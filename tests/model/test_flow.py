@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import advect
-from advect.checkpoint.weights import load_weights
+from advect.checkpoint.tensor_files import load_weights
 from advect.core.errors import UserError
 from advect.core.types import DataSpec
 from advect.data import Identity
@@ -109,9 +109,9 @@ def test_a_weight_file_alone_can_be_sampled_from(digits_run: Path, tmp_path: Pat
         ({"n": 2, "solver": "midpont"}, "did you mean 'midpoint'"),
         ({"n": 2, "batch_size": 0}, "batch_size must be at least 1"),
         ({"n": 2, "cond": {"lable": 3}}, "condition 'lable' is not known; did you mean 'label'"),
-        ({"n": 2, "cond": {"label": 10}}, "must lie in 0 to 9, got 10"),
+        ({"n": 2, "cond": {"label": 10}}, "has no value 10"),
         ({"n": 2, "cond": {"label": "x"}}, "has no value 'x'"),
-        ({"n": 2, "cond": {"label": torch.zeros(3)}}, r"must have shape \(2,\)"),
+        ({"n": 2, "cond": {"label": torch.zeros(3)}}, "must have 2 values, one a sample, got 3"),
     ],
 )
 def test_bad_arguments_are_told(digits_run: Path, arguments: dict, message: str) -> None:
@@ -201,9 +201,9 @@ def test_a_u_net_has_a_density_whatever_the_layout_of_its_weights(digits_run: Pa
 def test_samples_come_with_their_conditions_and_their_cost(digits_run: Path) -> None:
     flow = advect.load(digits_run)
     samples = flow.sample(5, steps=3, solver="midpoint", seed=2, batch_size=2)
-    assert samples.nfe == 6 and torch.equal(samples.cond["label"], flow.conditions(5, None, 2)["label"])
+    assert samples.nfe == 6 and torch.equal(samples.encoded["label"], flow.conditions(5, None, 2)["label"])
     assert flow.sample(2, steps=2, solver="rk4", guidance=2.0).nfe == 8
     assert flow.sample(2, steps=4, diffusion=0.5).nfe == 4
     parts = [flow.sample(5, steps=3, solver="midpoint", seed=2, rows=rows) for rows in (range(2), range(2, 5))]
     whole = Samples.concatenate(parts)[1:]
-    assert torch.equal(whole.x, samples.x[1:]) and torch.equal(whole.cond["label"], samples.cond["label"][1:])
+    assert torch.equal(whole.x, samples.x[1:]) and torch.equal(whole.encoded["label"], samples.encoded["label"][1:])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from advect.data.figure import save_png
-from advect.data.images.plot import image_grid
+from advect.data.images.modality import image_grid
 
 CONFIG = """preset: digits
 data: {}
@@ -24,7 +24,7 @@ output:
 """
 
 
-def quality(kind: str, shape: list[int]) -> dict:
+def quality(words: str, shape: list[int]) -> dict:
     """What an evaluation writes to quality.json."""
     curves = {
         "euler": {"nfe": [1, 2, 4], "distance": [9.0, 3.0, 0.5]},
@@ -34,7 +34,7 @@ def quality(kind: str, shape: list[int]) -> dict:
     return {
         "format": 1,
         "seed": 3,
-        "data": {"kind": kind, "shape": shape, "low": 0.0, "high": 16.0, "train": 1234},
+        "data": {"words": words, "marginals": len(shape) < 3, "shape": shape, "low": 0.0, "high": 16.0, "train": 1234},
         "frechet": {
             "features": "pixel space",
             "dimensions": 64,
@@ -86,8 +86,8 @@ def whole_run(run: Path, *, shape: tuple[int, ...] = (1, 8, 8), pictures: int = 
     for i in range(pictures):
         x = torch.from_numpy(rng.random((64, channels, pixels, pixels)))
         save_png(image_grid(x, 0, 1), run / "samples" / f"step-{100 * i:08d}.png")
-    kind = "image" if len(shape) == 3 else "vector"
-    (run / "evaluation/quality.json").write_text(json.dumps(quality(kind, list(shape))))
+    words = " x ".join(map(str, shape)) + " images" if len(shape) == 3 else f"{shape[0]}-dimensional vectors"
+    (run / "evaluation/quality.json").write_text(json.dumps(quality(words, list(shape))))
 
     def draw(*lead: int) -> np.ndarray:
         return rng.random((*lead, *shape), dtype=np.float32) * 16

@@ -198,7 +198,9 @@ class TestTraining:
 
     def test_vectors_have_another_usual_rate_and_length_than_images(self) -> None:
         unset: Any = {"hidden": None, "steps": None, "arguments": {"learning_rate": None}}
-        vectors, images = (resolve({}, kind=k, labelled=False, data_options=(), **unset) for k in ("vector", "image"))
+        vectors, images = (
+            resolve({}, modality=m, labelled=False, data_options=(), **unset) for m in ("vector", "image")
+        )
         assert (vectors.steps, vectors.training.learning_rate) == (8000, 4e-3)
         assert (images.steps, images.training.learning_rate) == (2000, 1e-3)
 

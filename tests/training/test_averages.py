@@ -15,7 +15,7 @@ from test_resume import assert_same_end, wait_for_step
 
 import advect as package
 from advect import cli
-from advect.checkpoint.weights import load_weights
+from advect.checkpoint.tensor_files import load_weights
 from advect.commands import ema
 from advect.commands.ema import EmaArguments, rebuild
 from advect.core.errors import UserError

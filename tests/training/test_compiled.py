@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from advect.checkpoint.weights import load_weights
+from advect.checkpoint.tensor_files import load_weights
 from advect.core.device import check_compiler
 from advect.core.errors import UserError
 from advect.networks import MLP

@@ -8,7 +8,8 @@ from torch import nn
 
 from advect.core.device import device_peak, peak_flops
 from advect.networks import MLP
-from advect.training.precision import on_meta, step_flops
+from advect.training.state import on_meta
+from advect.training.step import step_flops
 
 
 def test_of_an_mlp() -> None:

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from advect.distributed.env import STOPPING
-from advect.training.stopping import StopSignals
+from advect.training.guards import StopSignals
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from advect.checkpoint.weights import load_weights
+from advect.checkpoint.tensor_files import load_weights
 from advect.core.errors import UserError
 from advect.training import EMA, AdamW, Trainer, TrainState, named_params
 from advect.training.ema import length_file

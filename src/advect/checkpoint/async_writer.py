@@ -29,7 +29,7 @@ from advect.checkpoint.manifest import (
     write_best,
     write_checkpoint,
 )
-from advect.checkpoint.sharded import SHARDS, assemble, save_shards
+from advect.checkpoint.tensor_files import SHARDS, assemble, save_shards
 from advect.core.errors import UserError
 from advect.core.files import sync_file
 from advect.distributed.comm import background_objects, current

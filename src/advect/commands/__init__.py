@@ -1,1 +1,1 @@
-"""The commands of the command line, one a file: flags and job."""
+"""Commands of the command line, one a file."""

@@ -1,4 +1,4 @@
-"""advect data {pack,verify} PATH: decode and resize images once; read every byte of a pack."""
+"""advect data {pack,verify} PATH: decode and resize images once; verify a pack."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from advect.commands.base import split_place
-from advect.config.flags import parse_words
+from advect.config.flags import parse_words, split_place
 from advect.core.errors import UserError, did_you_mean
 from advect.data import Packed, pack, packed_path
 from advect.data.images.decoding import Decoder
@@ -22,15 +21,15 @@ class PackArguments:
     """Flags of ``advect data pack``."""
 
     output: Path | None = None
-    """Folder to write; by default beside PATH, where training finds it by itself."""
+    """Output folder; default beside PATH, where training finds it."""
     image_size: int = 64
-    """Height and width in pixels: the shorter side is resized to it and the centre cropped."""
+    """Height and width in pixels, by resizing the shorter side and centre-cropping."""
     channels: Literal[1, 3, 4] = 3
     """3 for colour, 1 for grey, 4 for colour with its alpha."""
     background: str = "white"
-    """What shows through transparent images: a colour's name, or #rrggbb."""
+    """Colour behind transparent images: a name, or #rrggbb."""
     workers: int = 2
-    """Threads that decode."""
+    """Decoding threads."""
 
 
 JOBS = ("pack", "verify")
@@ -55,7 +54,7 @@ def run(words: list[str]) -> None:
 
 
 def pack_images(place: Path, a: PackArguments, *, progress: bool = True) -> str:
-    """Pack the images of a folder or archive, or go on where a call before was ended; say where they are now."""
+    """Pack the images of a folder or archive, resumably; return a description of the result."""
     decoder = Decoder(image_size=a.image_size, channels=a.channels, background=a.background)
     folder = pack(
         place,
@@ -77,7 +76,7 @@ def _left_out(source: Packed) -> str:
 
 
 def verify_pack(folder: Path) -> str:
-    """Read every byte of a packed folder and say what is in it. Raises UserError where one has changed."""
+    """Read every byte of a packed folder; return a summary. Raises UserError if damaged."""
     source = Packed(folder)
     source.verify()
     count = len(source.train) + len(source.held_out)

@@ -1,4 +1,4 @@
-"""advect doctor [PRESET|RUN] [flags]: say what is wrong with the machine, with a run or with --data PATH."""
+"""advect doctor [PRESET|RUN] [flags]: diagnose the machine, a run, or --data PATH."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ class DoctorArguments:
     """Flags of ``advect doctor``."""
 
     data: str | None = None
-    """A file or folder of data of your own to look at, as advect train --data would read it. Flags of advect train may
-    follow, such as --image-size 64 or --conditions cell_type; they may follow a PRESET, too.
+    """File or folder of your data, read as by advect train --data; its flags may follow, also after a PRESET. With a
+    RUN, where its data are now, for --samples.
     """
 
     samples: int = 0
-    """Of a run: draw so many samples and compare them with the data; 500 is usual, 0 is none."""
+    """Of a run: number of samples to compare with the data; 500 is usual, 0 is none."""
     look: int = 2000
-    """Of data: look at so many samples at most, evenly spaced."""
+    """Of data: most samples examined, evenly spaced."""
     seed: int = 0
     """Of a run: seed of the samples."""
     run_dir: Path = Path("runs")
-    """Of the machine: where runs are to go."""
+    """Of the machine: folder of runs."""
     json: bool = False
     """Print the findings as JSON."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
+    """cpu, cuda, cuda:1 ...; auto takes a GPU if available."""
 
 
 _BESIDE_DATA = {"--look": 1, "--json": 0, "--device": 1, "--samples": 1, "--help": 0, "-h": 0}
-"""The flags of its own, with their numbers of values, among those of ``advect train``."""
+"""Own flags among those of ``advect train``, with their numbers of values."""
 
 
 def run(words: list[str]) -> None:
-    """Run ``advect doctor`` with the words after it; exit with 1 where something is wrong. Raises UserError."""
+    """Run ``advect doctor``; exit with 1 if there is a problem. Raises UserError."""
     text, healthy = doctor(words)
     logger.info(text)
     if not healthy:
@@ -54,7 +54,7 @@ def run(words: list[str]) -> None:
 
 
 def doctor(words: list[str]) -> tuple[str, bool]:
-    """Answer ``advect doctor`` with these words: the text, and whether nothing is a problem. Raises UserError."""
+    """Text for ``advect doctor``, and whether there is no problem. Raises UserError."""
     what = words[0] if words and not words[0].startswith("-") else None
     own, training = (words[1:] if what else words), []
     of_data = what in PRESETS or (what is None and any(word.partition("=")[0] == "--data" for word in words))
@@ -64,21 +64,21 @@ def doctor(words: list[str]) -> tuple[str, bool]:
     a = parse_words(DoctorArguments, own, prog=prog, description="Say what is wrong, and what to try.")
     if a.samples and (what is None or of_data):
         raise UserError(f"--samples {a.samples} is for a run; name one: advect doctor runs/digits --samples 500")
-    if what and a.data:
-        raise UserError(f"{what} and --data {a.data} contradict each other; give one of them")
+    if what and a.data and not of_data and not a.samples:
+        raise UserError(f"--data {a.data} of a run is where its data are now, for --samples 500; give both or neither")
     tune_process()
     with only_warnings():
         if of_data:
             findings = examine_data(training, look=a.look, device=a.device)
         elif what:
-            findings = examine_run(Path(what), samples=a.samples, seed=a.seed, device=a.device)
+            findings = examine_run(Path(what), samples=a.samples, seed=a.seed, device=a.device, data=a.data)
         else:
             findings = examine_machine(a.run_dir, device=a.device)
     return to_json(findings) if a.json else show(findings), is_healthy(findings)
 
 
 def _split_flags(words: list[str], own: dict[str, int]) -> tuple[list[str], list[str]]:
-    """The flags in ``own`` with their values, and all other words."""
+    """Flags in ``own`` with their values, and all other words."""
     mine, others, left = [], [], 0
     for word in words:
         name, equals, _ = word.partition("=")

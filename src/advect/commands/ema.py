@@ -1,4 +1,4 @@
-"""advect ema RUN --length 0.05: average the weights over any length, after advect train --posthoc-ema."""
+"""advect ema RUN --length 0.05: average weights over any length, after advect train --posthoc-ema."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from advect.commands.base import split_place
-from advect.config.flags import parse_words
+from advect.config.flags import parse_words, split_place
 from advect.core.errors import UserError
 from advect.core.files import atomic_write, make_folder
-from advect.model.load import AVERAGE, METADATA, read_model_metadata
-from advect.model.metadata import ModelMetadata
+from advect.model.load import AVERAGE, METADATA, ModelMetadata, read_model_metadata
 from advect.training import find_checkpoint
 from advect.training.ema import LONGEST
 from advect.training.posthoc_ema import SNAPSHOTS, Fit, Profiles, Snapshot, combine, read_snapshots
@@ -26,7 +24,7 @@ from advect.training.state import DATA, MODEL
 logger = logging.getLogger(__name__)
 
 MAX_ERROR = 0.1
-"""An average whose profile would be farther off than this is refused."""
+"""Largest accepted error of a profile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,21 +32,21 @@ class EmaArguments:
     """Flags of ``advect ema``."""
 
     length: tuple[float, ...] = ()
-    """Lengths of the averages, each a file of its own: the standard deviation of their weights in time, as a share of
-    the run; 0.05 averages over about its last tenth.
+    """Lengths of the averages: standard deviation of their weights in time, as a share of the run; 0.05 averages over
+    about the last tenth.
     """
 
     step: int | None = None
-    """The step, one of those in RUN/ema, at which the averages end; by default the newest."""
+    """Step of a snapshot in RUN/ema at which averages end; default the newest."""
     output: Path | None = None
-    """File to write, for one length; by default RUN/ema/length-LENGTH-step-STEP.safetensors."""
+    """Output file, for one length; default RUN/ema/length-LENGTH-step-STEP.safetensors."""
     overwrite: bool = False
     """Replace the file of --output."""
 
 
 @dataclass(frozen=True)
 class AverageFile:
-    """An average that was written, and the error of its profile (``posthoc_ema.Fit``)."""
+    """A written average, and the error of its profile (``posthoc_ema.Fit``)."""
 
     file: Path
     length: float
@@ -68,10 +66,9 @@ def run(words: list[str]) -> None:
 
 
 def rebuild(run: Path, a: EmaArguments) -> list[AverageFile]:
-    """Write the averages asked for, as weight files that ``advect.load`` takes; the job of ``advect ema``.
+    """Write averages of a run trained with --posthoc-ema, as weight files.
 
-    ``run`` is a run folder that was trained with --posthoc-ema. Raises UserError, before anything is written, for a
-    length that its snapshots do not reach, a step without one, a damaged one, and a file that is in the way.
+    Raises UserError, before writing, for a length out of reach, a missing or damaged snapshot, and an existing file.
     """
     _check(a)
     folder = run if (run / SNAPSHOTS).is_dir() else find_checkpoint(run).parent.parent
@@ -125,7 +122,7 @@ def _fit(snapshots: Sequence[Snapshot], lengths: Sequence[float]) -> list[Fit]:
 
 
 def _write_beside(metadata: ModelMetadata, checkpoint: Path, folder: Path) -> None:
-    """Put what the metadata needs beside the weights; UserError where another run's is there."""
+    """Write the metadata's tensors beside the weights. Raises UserError if another run's are there."""
     if not metadata.tensors:
         return
     there, content = folder / DATA, (checkpoint / DATA).read_bytes()

@@ -1,4 +1,4 @@
-"""advect eval RUN [flags]: measure a run against held-out data, by a protocol that makes numbers comparable."""
+"""advect eval RUN [flags]: measure a run against held-out data by a recorded protocol."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ from statistics import fmean, stdev
 from typing import Any
 
 from advect.checkpoint.manifest import find_weights
-from advect.commands import base
-from advect.config.environment import device_name, versions
-from advect.config.flags import parse_words
+from advect.config.flags import launch_processes, parse_words, split_place
+from advect.config.resume import device_name, versions
 from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, make_folder
-from advect.data.modality import modalities
 from advect.distributed.comm import broadcast_object, current, sync_errors
 from advect.distributed.context import run_context
 from advect.evaluation import results
@@ -35,12 +33,12 @@ SHARED = True
 
 @dataclass(frozen=True, kw_only=True)
 class CompareArguments:
-    """What one call of ``advect eval --compare`` asks for."""
+    """Flags of ``advect eval --compare``."""
 
     compare: tuple[Path, ...]
     """Result files."""
     force: bool = False
-    """Compare numbers of different protocols, too."""
+    """Compare different protocols too."""
 
 
 def run(words: list[str]) -> None:
@@ -51,11 +49,11 @@ def run(words: list[str]) -> None:
             lines = results.compare(c.compare, force=c.force)
         logger.info("\n".join(lines))
         return
-    place, flags = base.split_place(words, "advect eval")
+    place, flags = split_place(words, "advect eval")
     with sync_errors():
         a = parse_eval(flags)
     if a.nproc != 1:
-        base.launch_processes("eval", words, a.nproc, a.device)
+        launch_processes("eval", words, a.nproc, a.device)
     file, result = evaluate(place, a)
     logger.info("\n".join([*results.table(result), *results.flow_lines(result), f"result: {file}"]))
 
@@ -67,14 +65,14 @@ def parse_eval(flags: list[str]) -> EvalConfig:
 
 
 def parse_compare(flags: list[str]) -> CompareArguments:
-    """Parse the words after ``advect eval`` where --compare is among them. Raises UserError."""
+    """Parse the words after ``advect eval`` with --compare. Raises UserError."""
     about = "Compare results that were measured by one protocol."
     return parse_words(CompareArguments, flags, prog="advect eval", description=about)
 
 
 def _about() -> str:
-    """What the command does, and what it can measure."""
-    usual = {cls.name: cls.metrics for cls in modalities()}
+    """Description of the command and the metrics."""
+    usual: dict[str, Any] = {name: registry.get("modality", name).metrics for name in registry.choices("modality")}  # pyright: ignore[reportAttributeAccessIssue]
     names = dict.fromkeys([*(name for metrics in usual.values() for name in metrics), *registry.choices("metric")])
     lines = [f"  {name}: {registry.summary(registry.get('metric', name))} ({_when(name, usual)})" for name in names]
     return (
@@ -93,15 +91,11 @@ LIBRARIES = ("advect", "torch", "numpy", "scikit-learn", "python")
 
 
 def evaluate(run: Path, config: EvalConfig) -> tuple[Path, dict[str, Any]]:
-    """Measure a run as ``config`` asks, and return the result file and what it holds.
+    """Evaluate a run; return the result file and its content.
 
-    The file, ``RUN/evaluation/eval-<hash>.json`` unless ``config`` names another, appears whole or not at all. Samples
-    are drawn in parts that do not depend on the number of processes, are looked at part by part, and lie on disk
-    meanwhile; a call that was ended goes on from them when it is repeated, and ends with the same numbers. Memory does
-    not grow with the number of samples. Several processes share the work and all return the same.
-
-    Raises UserError for a bad request, before anything is written, for data that have moved or changed, and where
-    files cannot be written.
+    The file, ``RUN/evaluation/eval-HASH.json`` by default, is written atomically. Samples are drawn in parts on disk:
+    memory is bounded, and a repeated call resumes with the same numbers, on any number of processes. Raises UserError
+    for a bad request, before writing, moved or changed data, and failed writes.
     """
     with run_context(config.device) as context:
         with sync_errors():
@@ -133,7 +127,7 @@ def evaluate(run: Path, config: EvalConfig) -> tuple[Path, dict[str, Any]]:
 
 
 def _measure(plan: Plan, evaluator: Evaluator) -> dict[str, Any]:
-    """What is measured, on the first process: the floor, the flow itself, and a point for each way."""
+    """Results on the first process: floor, flow, and a point for each sampler."""
     points, floor, config = [], {}, plan.config
     if evaluator.compared:
         floor = evaluator.floor
@@ -156,7 +150,7 @@ def _measure(plan: Plan, evaluator: Evaluator) -> dict[str, Any]:
 
 
 def _point(way: SamplerConfig, found: Sequence[Mapping[str, Any]], n: int) -> dict[str, Any]:
-    """One way's numbers over the seeds; a number that one of them has not is left out."""
+    """A sampler's numbers over the seeds; incomplete ones are left out."""
     metrics = {}
     for name in found[0]["metrics"]:
         values = [f["metrics"][name] for f in found if name in f["metrics"]]
@@ -175,13 +169,13 @@ def _point(way: SamplerConfig, found: Sequence[Mapping[str, Any]], n: int) -> di
 
 
 def _short_hash(protocol: Mapping[str, Any], subject: Mapping[str, Any]) -> str:
-    """Eight characters for these numbers, wherever the run lies."""
+    """Eight characters of hash, independent of the run's folder."""
     what = [protocol, {name: value for name, value in subject.items() if name != "run"}]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _check_output(output: Path) -> None:
-    """Raise UserError where a file cannot be written; remove what a killed call has left of it."""
+    """Raise UserError if a file cannot be written; remove leftovers of a killed call."""
     if output.is_dir():
         raise UserError(f"--output {output} is a folder; name a file, such as {output / 'eval.json'}")
     there = next(folder for folder in output.absolute().parents if folder.exists())

@@ -1,4 +1,4 @@
-"""advect reflow RUN [flags]: straighten a trained flow, so that few steps draw as well as many did."""
+"""advect reflow RUN [flags]: straighten a trained flow, for sampling in few steps."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any, Literal
 import torch
 
 from advect.checkpoint.manifest import find_checkpoint
-from advect.commands import base
 from advect.commands.evaluate import evaluate
 from advect.commands.train import exit_by_signal, train
 from advect.config.arguments import parse_config, parse_settings, run_folder
 from advect.config.build import build_dataset
 from advect.config.config import Config
+from advect.config.flags import launch_processes, split_place
 from advect.config.presets import DEFAULT, get_preset
 from advect.config.section import Section
 from advect.core.errors import UserError
@@ -27,7 +27,6 @@ from advect.core.random import Stream, stream_seed
 from advect.core.types import Category
 from advect.data import Dataset
 from advect.data.figure import save_png
-from advect.data.modality import dataset_modality
 from advect.distributed.comm import broadcast_object, sync_errors
 from advect.distributed.context import RunContext, run_context
 from advect.evaluation.features import FeatureConfig
@@ -47,46 +46,44 @@ NFES = (1, 2, 4, 8, 16, 32, 100)
 
 @dataclass(frozen=True, kw_only=True)
 class ReflowArguments(Section):
-    """Pairs and flows; the flags of training are by default those of the run."""
+    """Pairs and flows; training flags default to the run's."""
 
     settings: Config = field(metadata={"flag": False})
 
     iterations: int = 2
-    """How many times pairs are made by the last flow and the next one is trained on them."""
+    """Number of rounds of pairs and training."""
     distill: bool = False
-    """Train a further flow on pairs of the last one at t = 0 alone, which draws in one step."""
+    """Train a last flow on pairs at t = 0 only, for one-step sampling."""
     num_pairs: int | None = None
-    """Pairs for each flow; by default as many as the run has training samples."""
+    """Pairs for each flow; default the number of training samples."""
     pair_solver: Literal["euler", "midpoint", "heun", "rk4", "ab2", "dpmpp2m", "dopri5"] | None = None
-    """Solver that makes the pairs; by default that of the run's own sample grids."""
+    """Solver for the pairs; default that of the run's sample grids."""
     pair_steps: int | None = None
-    """Its steps; by default as many as the run's own sample grids."""
+    """Its steps; default those of the run's sample grids."""
     pair_grid: Literal["uniform", "cosine", "edm", "shifted"] | None = None
-    """Where its steps lie."""
+    """Its time grid."""
 
     guidance: float = 1.0
-    """Scale of classifier-free guidance for the pairs of the first flow: the next ones have learned it, and sample
-    without.
-    """
+    """Scale of classifier-free guidance for the first flow's pairs; later flows learn it."""
 
     guidance_interval: tuple[float, float] | None = None
-    """Times LO HI between which guidance acts; by default all."""
+    """Times LO HI between which guidance acts; default all."""
     real_share: float = 0.0
-    """Share of the pairs that are real data, carried back to noise along the flow (Lee, Lin & Fanti 2024)."""
+    """Share of pairs that are real data carried back to noise (Lee, Lin & Fanti 2024)."""
     store: Literal["auto", "float32", "bf16", "uint8"] = "auto"
-    """Type of samples on the disk; auto: bf16 for images, finer than their grey levels, and float32 for all else."""
+    """Storage type of samples; auto: bf16 for images, else float32."""
     output_dir: Path | None = None
-    """Folder for pairs, flows and report; by default RUN/reflow."""
+    """Folder for pairs, flows and report; default RUN/reflow."""
 
     measure: bool = True
     """Measure all flows at the end, and write the report."""
     features: FeatureConfig = field(default_factory=FeatureConfig)
     measure_samples: int = 2000
-    """Samples for each point that is measured."""
+    """Samples for each measured point."""
     nfes: tuple[int, ...] = NFES
-    """Numbers of network evaluations at which the flows are measured, with Euler's method."""
+    """Numbers of network evaluations for measurements, by Euler's method."""
     nproc: int = 1
-    """Processes on this machine, on a GPU each where there are any; as torchrun --nproc_per_node starts them."""
+    """Local processes, one a GPU if there are any, as by torchrun --nproc_per_node."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,11 +102,11 @@ class ReflowArguments(Section):
 
 def run(words: list[str]) -> None:
     """Run ``advect reflow`` with the words after it. Raises UserError."""
-    place, flags = base.split_place(words, "advect reflow")
+    place, flags = split_place(words, "advect reflow")
     with sync_errors():
         preset, a = parse_reflow(place if words[0] == str(place) else None, flags)
     if a.nproc != 1:
-        base.launch_processes("reflow", words, a.nproc, a.settings.training.device)
+        launch_processes("reflow", words, a.nproc, a.settings.training.device)
     result = reflow(place, preset, a)
     if result.reason != "finished":
         logger.info(f"stopped by {result.reason}; to go on, type: {shlex.join(['advect', 'reflow', *words])}")
@@ -121,7 +118,7 @@ def run(words: list[str]) -> None:
 
 
 def parse_reflow(run: Path | None, words: list[str]) -> tuple[str, ReflowArguments]:
-    """Parse the words after ``advect reflow RUN``: the run's preset and the arguments; without a run, for --help.
+    """Parse the words after ``advect reflow RUN``: the run's preset, and arguments; without a run for --help.
 
     Raises UserError, also for another network than the run's.
     """
@@ -157,9 +154,9 @@ def parse_reflow(run: Path | None, words: list[str]) -> tuple[str, ReflowArgumen
 
 
 def for_pairs(config: Config) -> Config:
-    """The configuration of a flow that learns the pairs of one trained with ``config``: straight lines, no jitter.
+    """Configuration to train on pairs of a flow of ``config``: straight paths, no jitter.
 
-    Noise and score tell nothing at t = 0, where pairs begin, so that such a network learns the velocity instead.
+    Predicts the velocity instead of noise or score, which are uninformative at t = 0.
     """
     method = config.method.replaced(objective="flow-matching", path="cond-ot", sigma_min=0.0, coupling="pairs")
     if method.prediction in ("noise", "score"):
@@ -169,28 +166,25 @@ def for_pairs(config: Config) -> Config:
 
 
 SHOWN = (1, 2, 4, 8, 100)
-"""Numbers of evaluations at which the same noise is decoded for the eye."""
+"""Numbers of evaluations for the pictures."""
 
 SOLVER = "euler"
-"""The solver of the report: one evaluation a step, and exact on straight paths."""
+"""Solver of the report: one evaluation a step, exact on straight paths."""
 
 
 def check_measure(source: Dataset, a: ReflowArguments) -> None:
-    """Raise UserError where :func:`measure_flows` could not measure flows to these data."""
+    """Raise UserError if :func:`measure_flows` cannot measure these data."""
     if not len(source.held_out):
         raise UserError(f"{source.name} has no held-out samples to measure with; hold some out, or give --no-measure")
-    if a.features.features is not None and not dataset_modality(source).is_image:
-        raise UserError(f"--features is for images, and these are {dataset_modality(source).name} data; leave it out")
+    if a.features.features is not None:
+        source.modality.check_features("--features")
     a.features.network(torch.device("cpu"))
 
 
 def measure_flows(context: RunContext, flows: Mapping[str, Path], source: Dataset, a: ReflowArguments) -> Path:
-    """Measure flows by their names, of which the first is the run's own, and write reflow.json and report.html.
-
-    All processes call it; the report's path comes back. Evaluations are gone on with where an earlier call ended.
-    """
+    """Measure flows by name, the run's first; write reflow.json and report.html. Collective and resumable."""
     folder, device = context.run_dir, a.settings.training.device
-    metrics = dataset_modality(source).reflow_metrics
+    metrics = source.modality.reflow_metrics
     told = []
     for i, (name, run) in enumerate(flows.items()):
         logger.info(f"measuring {name}")
@@ -222,7 +216,7 @@ def measure_flows(context: RunContext, flows: Mapping[str, Path], source: Datase
 
 
 def _about(run: Path, i: int, result: dict[str, Any]) -> str:
-    """What a flow was trained on, in a sentence."""
+    """Training of a flow, as a sentence."""
     step = result["subject"]["step"]
     if i == 0:
         return f"The run itself, at step {step:,}."
@@ -238,7 +232,7 @@ def _about(run: Path, i: int, result: dict[str, Any]) -> str:
 def _decode(
     folder: Path, name: str, run: Path, shown: list[int], source: Dataset, device: str, guided: dict[str, Any]
 ) -> dict[str, str]:
-    """Draw the same samples at each cost, and return their pictures' names in the folder."""
+    """Sample the same noise at each cost; return the pictures' names."""
     flow = load(run, device=device)
     pictures = make_folder(folder / "pictures", "--output-dir")
     cond = {c: "cycle" for c, kind in list(flow.spec.conditions.items())[:1] if isinstance(kind, Category)}
@@ -247,14 +241,14 @@ def _decode(
     for nfe in shown:
         samples = flow.sample(flow.modality.shown, steps=nfe, solver=SOLVER, grid="uniform", cond=cond, **guided)
         files[str(nfe)] = f"pictures/{name}-{nfe:03d}.png"
-        image = flow.modality.plot(samples.x, samples.cond, behind)
+        image = flow.modality.plot(samples.x, samples.encoded, behind)
         save_png(image, pictures / Path(files[str(nfe)]).name)
     return files
 
 
 @dataclass(frozen=True)
 class ReflowResult:
-    """How a call ended: which flows there are, the first one's run included, why the last one stopped, the report."""
+    """Flows of a call, the run's included, why the last one stopped, and the report."""
 
     flows: dict[str, Path]
     reason: str
@@ -262,11 +256,10 @@ class ReflowResult:
 
 
 def reflow(run: Path, preset: str, a: ReflowArguments) -> ReflowResult:
-    """Make pairs and train on them as often as asked, shared by all processes; go on where an earlier call ended.
+    """Make pairs and train on them repeatedly, over all processes; resumable.
 
-    Each flow begins with the averaged weights of the one before, and learns pairs that it has made (Liu, Gong & Liu
-    2023, "Flow straight and fast", alg. 1). Raises UserError for arguments that do not fit the run, and for a folder
-    that holds the work of another call.
+    Each flow starts from the averaged weights of the previous one (Liu, Gong & Liu 2023, "Flow straight and fast",
+    alg. 1). Raises UserError for unsuitable arguments, and a folder of another call.
     """
     folder = (a.output_dir or run_folder(run) / "reflow").absolute()
     with run_context(a.settings.training.device, run_dir=folder) as context:
@@ -294,7 +287,7 @@ def reflow(run: Path, preset: str, a: ReflowArguments) -> ReflowResult:
 
 
 def _pairing(a: ReflowArguments, k: int, rows: int) -> PairConfig:
-    """How the pairs of round k are made; their noise is none that an evaluation draws."""
+    """Settings of the pairs of round k, with noise unused by evaluations."""
     sampler = SamplerConfig(a.pair_solver, a.pair_steps, a.pair_grid)
     return PairConfig(
         num_pairs=rows if a.num_pairs is None else a.num_pairs,
@@ -306,7 +299,7 @@ def _pairing(a: ReflowArguments, k: int, rows: int) -> PairConfig:
 
 
 def _make(place: Path, source: Dataset, folder: Path, pairing: PairConfig, context: RunContext) -> None:
-    """Have the flow of a checkpoint make pairs, unless they are there."""
+    """Make pairs by the flow of a checkpoint, unless complete."""
     with sync_errors():
         flow = load(place, device=context.device)
         metadata = read_model_metadata(weight_file(place, ema=True))

@@ -7,10 +7,9 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from advect.commands.base import split_place
-from advect.config.arguments import parse_config
+from advect.config.arguments import data_of
 from advect.config.build import build_dataset
-from advect.config.flags import parse_words
+from advect.config.flags import parse_words, split_place
 from advect.core.device import tune_process
 from advect.core.errors import UserError
 from advect.evaluation.quality import NFES, measure_quality
@@ -22,25 +21,28 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ReportArguments:
-    """What one call of ``advect report`` asks for."""
+    """Flags of ``advect report``."""
 
+    data: str | None = None
+    """The data's place if they have moved since the training."""
     num_samples: int = 1000
-    """Samples for each point of the quality curve, at most as many as the training data."""
+    """Samples a point of the quality curve, at most the number of training samples."""
     nfes: tuple[int, ...] | None = None
-    """Numbers of network evaluations at which quality is measured."""
+    """Numbers of network evaluations to measure."""
     seed: int = 0
     """Seed of the samples."""
     measure: bool = True
-    """Measure anew; --no-measure makes the page of what is in the run folder."""
+    """Measure; --no-measure uses what the run folder holds."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
+    """cpu, cuda, cuda:1 ...; auto takes a GPU if available."""
 
 
 def run(words: list[str]) -> None:
     """Run ``advect report`` with the words after it. Raises UserError."""
     place, flags = split_place(words, "advect report")
     a = parse_report(flags)
-    page, results = report(place, samples=a.num_samples, nfes=a.nfes, seed=a.seed, measure=a.measure, device=a.device)
+    options = {"samples": a.num_samples, "nfes": a.nfes, "seed": a.seed, "measure": a.measure, "data": a.data}
+    page, results = report(place, device=a.device, **options)
     for line in summary(results) if results else []:
         logger.info(line)
     logger.info(f"report: {page}")
@@ -50,8 +52,8 @@ def parse_report(flags: list[str]) -> ReportArguments:
     """Parse the words after ``advect report RUN``. Raises UserError."""
     about = "Measure a run and write a report."
     a = parse_words(ReportArguments, flags, prog="advect report RUN", description=about)
-    if not a.measure and (a.nfes or a.num_samples != ReportArguments.num_samples):
-        raise UserError("--no-measure measures nothing, so --nfes and --num-samples would be ignored; leave them out")
+    if not a.measure and (a.nfes or a.data or a.num_samples != ReportArguments.num_samples):
+        raise UserError("--no-measure measures nothing; leave --nfes, --num-samples and --data out")
     return a
 
 
@@ -63,11 +65,12 @@ def report(
     seed: int = 0,
     device: str = "auto",
     measure: bool = True,
+    data: str | None = None,
 ) -> tuple[Path, dict]:
     """Measure a run and write its ``report.html``; return the file and the measurements.
 
-    With ``measure`` False the page is made of what the folder already holds. Raises UserError where ``run`` is
-    not a run folder with a checkpoint, or the data have moved.
+    With ``measure`` False the page uses existing files. Raises UserError if ``run`` is no run folder with a
+    checkpoint, or the data have moved.
     """
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is not a run folder: it has no config.yaml; give one such as runs/digits")
@@ -75,14 +78,14 @@ def report(
     results = run / "evaluation" / "quality.json"
     if measure:
         flow = load(run, device=device)
-        dataset = build_dataset(parse_config(run / "config.yaml")[1].data)
+        dataset = build_dataset(data_of(run, data))
         measure_quality(flow, dataset, run / "evaluation", samples=samples, nfes=nfes or NFES, seed=seed)
     page = write_report(run)
     return page, json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
 
 
 def summary(results: dict) -> list[str]:
-    """The measurements' main figures, a line each."""
+    """Main figures of the measurements, as lines."""
     frechet = results["frechet"]
     best = frechet["best"]
     lines = [

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from advect.commands.base import launch_processes, split_place
-from advect.config.flags import parse_words
+from advect.config.flags import launch_processes, parse_words, split_place
 from advect.core.errors import UserError
 from advect.distributed.comm import sync_errors
 from advect.model.conditions import number_or_name, parse_conditions
@@ -25,58 +24,56 @@ class SampleArguments:
     """Flags of ``advect sample``."""
 
     num_samples: int = 64
-    """How many samples."""
+    """Number of samples."""
     num_steps: int | None = None
-    """Solver steps; by default as many as the run's own sample grids."""
+    """Solver steps; default those of the run's sample grids."""
 
     solver: Literal["euler", "midpoint", "heun", "rk4", "ab2", "dpmpp2m", "dopri5", "euler-maruyama"] | None = None
-    """Solver; by default that of the run's own sample grids. euler: order 1. midpoint, heun: order 2, two evaluations
-    a step. ab2, dpmpp2m: order 2, one evaluation; dpmpp2m is exact where the data's prediction stands still. rk4:
-    order 4, four evaluations. dopri5: adaptive. euler-maruyama, heun: with --diffusion.
+    """Solver; default that of the run's sample grids. euler: order 1. midpoint, heun: order 2, two evaluations a step.
+    ab2, dpmpp2m: order 2, one evaluation. rk4: order 4, four evaluations. dopri5: adaptive. euler-maruyama, heun: with
+    --diffusion.
     """
 
     grid: Literal["uniform", "cosine", "edm", "shifted"] | None = None
-    """Where the steps lie: evenly; dense at both ends; as EDM's noise levels; more near the noise."""
+    """Placement of the steps: even; dense at both ends; EDM's noise levels; dense near the noise."""
 
     diffusion: str | None = None
-    """Sample the stochastic equation with this g(t): a number such as 0.5, or a name such as sigma; more of it forgets
-    errors and needs more steps.
+    """Sample the SDE with this g(t): a number such as 0.5, or a name such as sigma; larger values forget errors and
+    need more steps.
     """
 
     seed: int = 0
     """The same seed gives the same samples."""
 
     cond: tuple[str, ...] = ()
-    """Conditions as NAME=VALUE, such as label=7. NAME=cycle takes each value in turn, NAME=none samples without;
-    conditions that are not named are drawn as often as in the data.
+    """Conditions as NAME=VALUE, such as label=7, the label in the data. NAME=cycle takes each value in turn, NAME=none
+    none; others follow the data's frequencies.
     """
 
     guidance: float = 1.0
     """Scale of classifier-free guidance: 1 is none, 2 or 3 follows the condition more closely."""
     guidance_interval: tuple[float, float] | None = None
-    """Times LO HI between which guidance acts; by default all."""
+    """Times LO HI between which guidance acts; default all."""
     use_ema: bool = True
     """Use the averaged weights."""
     ema_decay: float | None = None
-    """Use the average of this decay, one of those that the run was trained with."""
+    """Use the average of this decay, one of the run's."""
     save_individual: bool = False
-    """Write each image to a file of its own, too."""
+    """Also write each image to a file of its own."""
     output_dir: Path | None = None
-    """Folder for the samples, a picture and their facts; by default RUN/generated/seed-SEED."""
+    """Output folder; default RUN/generated/seed-SEED."""
     overwrite: bool = False
-    """Replace other samples that are there already."""
+    """Replace other samples."""
     batch_size: int = 256
     """Samples drawn at once."""
 
     part_size: int | None = None
-    """More samples than this, 10,000 by default, are written in parts of at most this many, which several processes
-    share. A call that has been ended goes on after its whole parts when it is repeated.
-    """
+    """Most samples a part, default 10,000; processes share parts, and a repeated call resumes after complete ones."""
 
     device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
+    """cpu, cuda, cuda:1 ...; auto takes a GPU if available."""
     nproc: int = 1
-    """Processes on this machine, on a GPU each where there are any; as torchrun --nproc_per_node starts them."""
+    """Local processes, one a GPU if there are any, as by torchrun --nproc_per_node."""
 
     @property
     def sampler(self) -> SamplerConfig:
@@ -89,11 +86,6 @@ class SampleArguments:
             guidance=self.guidance,
             guidance_interval=self.guidance_interval,
         )
-
-    @property
-    def conditions(self) -> dict[str, str]:
-        """``--cond`` as names and values."""
-        return parse_conditions(self.cond)
 
 
 def run(words: list[str]) -> None:
@@ -109,7 +101,7 @@ def run(words: list[str]) -> None:
         a.sampler,
         seed=a.seed,
         batch_size=a.batch_size,
-        cond=a.conditions,
+        cond=a.cond,
         ema=a.use_ema if a.ema_decay is None else a.ema_decay,
         save_individual=a.save_individual,
         output_dir=a.output_dir,

@@ -1,4 +1,4 @@
-"""advect train [PRESET] [flags]: train; no preset means digits, real data that needs no download."""
+"""advect train [PRESET] [flags]: train a flow; the default preset is digits, which needs no download."""
 
 from __future__ import annotations
 
@@ -16,24 +16,29 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from advect.checkpoint.manifest import explain_full_disk, find_weights, remove_leftovers
-from advect.checkpoint.weights import load_weights
-from advect.commands import base
+from advect.checkpoint.manifest import (
+    checkpoint_step,
+    explain_full_disk,
+    find_checkpoint,
+    find_weights,
+    remove_leftovers,
+)
+from advect.checkpoint.tensor_files import load_weights
 from advect.config.arguments import parse_train
 from advect.config.build import build_dataset, build_loss, fit_source
 from advect.config.build_trainer import build_callbacks, check_method, new_state, new_trainer
 from advect.config.config import Config
-from advect.config.environment import write_environment
-from advect.config.run_folder import check_folder, check_same_run, lock_run_dir, resolve_checkpoint
-from advect.config.yaml_file import to_yaml
+from advect.config.flags import launch_processes
+from advect.config.resume import check_folder, check_same_run, lock_run_dir, resolve_checkpoint, write_environment
+from advect.core import registry
 from advect.core.device import pick_precision
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, make_folder, remove_partial
+from advect.core.types import Length
 from advect.data import Dataset
 from advect.distributed.comm import broadcast_object, sync_errors
 from advect.distributed.context import RunContext, run_context
-from advect.model.load import build_flow, read_model_metadata, weight_file
-from advect.model.metadata import ModelMetadata
+from advect.model.load import ModelMetadata, build_flow, read_model_metadata, weight_file
 from advect.training import LearningRate, StopCriteria, Trainer
 from advect.training.state import MODEL
 
@@ -48,29 +53,26 @@ def run(words: list[str]) -> None:
     with sync_errors():
         preset, a = parse_train(words, notes)
     if a.dry_run:
-        logger.info(to_yaml(a.settings, preset).rstrip("\n"))
+        logger.info(a.settings.to_yaml(preset).rstrip("\n"))
         return
     if a.nproc != 1:
-        base.launch_processes("train", words, a.nproc, a.settings.training.device)
+        launch_processes("train", words, a.nproc, a.settings.training.device)
     for line in notes:
         logger.info(line)
     where = {"run_dir": a.run_dir, "resume_from": a.resume_from, "resume": a.resume}
     folder, reason = train(a.settings, preset, **where)
     typed = shlex.quote(str(folder))
     if reason != "finished":
-        logger.info(f"stopped by {reason}; to go on, type: advect train --resume-from {typed}{_without_limit(reason)}")
+        more = f" --max-steps {2 * checkpoint_step(find_checkpoint(folder))}" if reason == "max-steps" else ""
+        logger.info(f"stopped by {reason}; to go on, type: advect train --resume-from {typed}{more}")
     else:
         logger.info(f"finished: {folder}")
     logger.info(f"next: advect sample {typed}   advect report {typed}")
     exit_by_signal(reason)
 
 
-def _without_limit(reason: str) -> str:
-    return {"max-steps": " --max-steps None", "max-minutes": " --max-minutes None"}.get(reason, "")
-
-
 def exit_by_signal(reason: str) -> None:
-    """Exit as a signal would have it, where one ended the run."""
+    """Exit with a signal's code if one ended the run."""
     if reason.startswith("SIG"):
         sys.exit(128 + signal.Signals[reason])
 
@@ -83,14 +85,14 @@ def train(
     resume_from: Path | None = None,
     resume: str = "no",
 ) -> tuple[Path, str]:
-    """Train into ``run_dir`` (runs/PRESET); return the folder and why the run ended.
+    """Train into ``run_dir`` (runs/PRESET); return the folder and the reason of the end.
 
     Args:
-        resume_from: run folder or checkpoint to continue, bit for bit, in its own folder unless ``run_dir`` is given.
-        resume: "auto" continues from the newest undamaged checkpoint in ``run_dir``, or begins where there is none.
+        resume_from: run folder or checkpoint to continue, bit for bit, in its folder unless ``run_dir`` is given.
+        resume: "auto" continues from the newest undamaged checkpoint in ``run_dir``, if any.
 
-    Everything is checked before the first file is written. Raises UserError for settings that do not fit the data, a
-    run folder in use, and a checkpoint of another network or data.
+    Checked before writing. Raises UserError for settings that do not fit the data, a run folder in use, and a
+    checkpoint of another network or data.
     """
     usual = run_dir or Path("runs") / preset
     with run_context(config.training.device, run_dir=usual, seed=config.training.seed) as context:
@@ -131,7 +133,7 @@ def _train(config: Config, preset: str, context: RunContext, checkpoint: Path | 
                     from advect.training.posthoc_ema import SNAPSHOTS, bring
 
                     bring(checkpoint.parent.parent / SNAPSHOTS, run_dir / SNAPSHOTS)
-                atomic_write_text(run_dir / "config.yaml", to_yaml(config, preset))
+                atomic_write_text(run_dir / "config.yaml", config.to_yaml(preset))
                 step = trainer.state.progress.step
                 write_environment(context, fingerprint=source.fingerprint, step=step)
         _announce(config, preset, source, trainer, context)
@@ -144,7 +146,7 @@ def _train(config: Config, preset: str, context: RunContext, checkpoint: Path | 
 
 
 def _open(config: Config) -> tuple[Dataset, dict[str, Any]]:
-    """The training data, and the arguments of their source distribution."""
+    """Training data, and arguments of their source distribution."""
     source, pairs = build_dataset(config.data), config.training.pairs
     if (config.method.coupling == "pairs") != (pairs is not None):
         raise UserError("--coupling pairs and --pairs PATH go together; give both, as advect reflow does, or neither")
@@ -170,7 +172,7 @@ def _first_weights(config: Config) -> dict[str, Tensor] | None:
 def _new_trainer(
     config: Config, source: Dataset, metadata: ModelMetadata, context: RunContext, weights: Mapping[str, Tensor] | None
 ) -> Trainer:
-    """Network, loss, data and callbacks as a trainer; nothing is written until it runs."""
+    """Trainer with network, loss, data and callbacks."""
     t = config.training
     check_method(config.method, t)
     loss = build_loss(config.method, source.spec, metadata.noise, metadata.source_tensors)
@@ -206,7 +208,15 @@ def _announce(config: Config, preset: str, source: Dataset, trainer: Trainer, co
         f"{tuple(source.spec.shape)}; {type(net).__name__} with {params:,} parameters on {trainer.device}"
     )
     begin = f"resuming at step {step:,}" if step else "training"
-    logger.info(f"{begin} to step {limits.last_step:,} in {context.run_dir}")
+    if step >= limits.last_step:
+        limit = "--num-epochs" if limits.max_steps is None or limits.max_steps > limits.steps else "--max-steps"
+        logger.info(
+            f"note: nothing is left to train: step {step:,} is done, and {limit} ends the run at step "
+            f"{limits.last_step:,}; raise it to go on"
+        )
+    else:
+        logger.info(f"{begin} to step {limits.last_step:,} in {context.run_dir}")
+    _note_coupling(config, source)
     if limits.max_steps is not None and limits.max_steps > limits.steps:
         logger.info(
             f"note: --max-steps {limits.max_steps:,} lies beyond the {limits.steps:,} steps of --num-epochs "
@@ -228,3 +238,13 @@ def _announce(config: Config, preset: str, source: Dataset, trainer: Trainer, co
         )
     if trainer.loader.global_batch < 32:
         logger.info(f"note: a batch of {trainer.loader.global_batch} gives noisy gradients; 32 or more is usual")
+
+
+def _note_coupling(config: Config, source: Dataset) -> None:
+    """Say where a coupling biases samples given conditions."""
+    across = registry.get("coupling", config.method.coupling).across_conditions  # pyright: ignore[reportAttributeAccessIssue]
+    if across and any(not isinstance(kind, Length) for kind in source.spec.conditions.values()):
+        logger.info(
+            f"note: --coupling {config.method.coupling} pairs noise with data whatever their conditions, which biases "
+            "samples given a condition; --coupling conditional-ot does not"
+        )

@@ -1,1 +1,1 @@
-"""The configuration of a run, and what is built from it."""
+"""Configuration of a run, and construction of its parts."""

@@ -1,21 +1,121 @@
-"""From words of the command line, or a ``config.yaml``, to a configuration: the one parser of both."""
+"""Parser of command lines and ``config.yaml`` files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import yaml
 
 from advect.checkpoint.manifest import find_checkpoint
-from advect.config.autodetect import describe, format_for, image_size, trains_on
-from advect.config.config import Config, MethodConfig, OutputConfig, Preset, TrainingConfig
-from advect.config.data import data as data_section
-from advect.config.flags import dashed, parse_sections, taken, value_of, without_prefixed
+from advect.config.build import layout_of
+from advect.config.config import Config, DataConfig, MethodConfig, OutputConfig, Preset, TrainingConfig
+from advect.config.config import data as data_section
+from advect.config.flags import kept, parse_sections, taken, typed_words, value_of, without_prefixed
 from advect.config.presets import DEFAULT, PRESETS, get_preset
 from advect.config.section import Section, flag
-from advect.config.yaml_file import read_flags
+from advect.core import registry
 from advect.core.errors import UserError, did_you_mean
+from advect.data.autodetect import FORMAT, autodetect
+from advect.data.base import Dataset, Detected, Preview
+
+_STEPS = 3000
+
+
+class DetectedData(NamedTuple):
+    """Preset, flags and a one-line description of some data."""
+
+    preset: str
+    flags: list[str]
+    words: str
+
+
+def describe(path: str | Path, preset: str | None = None, data_format: str | None = None) -> DetectedData:
+    """Describe a path, read as ``data_format`` and for ``preset`` if given.
+
+    Raises UserError for a missing path, unknown data, and a preset or format that does not fit.
+    """
+    found = autodetect(path)
+    if data_format is not None:
+        found = [pair for pair in found if registry.name_of(pair[0]) == data_format]
+        if not found:
+            raise UserError(f"--data {path} cannot be read as --data-format {data_format}; leave that out")
+    cls, seen = found[0]
+    own = get_preset(preset or cls.usual_preset or usual_preset(seen.modality))
+    if preset is not None:
+        fitting = [pair for pair in found if fits(own, *pair)]
+        if not fitting:
+            brings = "brings its own data" if not own.takes else f"does not train on {seen.words}"
+            raise UserError(f"preset {preset} {brings}, so --data {path} does not go with it; leave PRESET out")
+        cls, seen = fitting[0]
+    first = _preview(cls, path)
+    flags = ["--data-dir", str(path), "--data-format", registry.name_of(cls), *_flags(first, own)]
+    return DetectedData(own.name, flags, first.words or seen.words)
+
+
+def fits(preset: Preset, cls: type[Dataset], seen: Detected) -> bool:
+    """Whether a preset trains on a format, and its network on that layout."""
+    takes: str = preset.config.network.part("network").takes  # pyright: ignore[reportAttributeAccessIssue]
+    return bool(preset.takes) and trains_on(preset, registry.name_of(cls)) and takes == layout_of(seen.modality)
+
+
+def usual_preset(modality: str) -> str:
+    """The preset for data of a modality."""
+    return registry.get("modality", modality).usual_preset  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def trains_on(preset: Preset, data_format: str) -> bool:
+    """Whether a preset takes a format: its own, one it names, or one that names it."""
+    if data_format in (preset.config.data.data_format, *preset.takes):
+        return True
+    known = data_format in registry.choices(FORMAT)
+    return bool(preset.takes) and known and registry.get(FORMAT, data_format).usual_preset == preset.name
+
+
+def format_for(preset: Preset, path: str) -> str | None:
+    """Format as which the preset reads a path; None if it takes only one, or the path fits none."""
+    if len(preset.takes) < 2:
+        return None
+    try:
+        return next((registry.name_of(cls) for cls, seen in autodetect(path) if fits(preset, cls, seen)), None)
+    except UserError:
+        return None
+
+
+def image_size(data_format: str, path: Path) -> tuple[int, int] | None:
+    """Height and width of images that cannot be resized; None for others and unreadable files."""
+    try:
+        return registry.get(FORMAT, data_format).image_size(path)
+    except (OSError, EOFError, ValueError, KeyError, UserError, StopIteration):
+        return None
+
+
+def _preview(cls: type[Dataset], path: str | Path) -> Preview:
+    place = Path(path).expanduser()
+    try:
+        return cls.preview(place) if place.exists() else Preview()
+    except (ImportError, OSError, EOFError, KeyError, ValueError):  # whoever opens the data says what is wrong
+        return Preview()
+
+
+def _flags(first: Preview, preset: Preset) -> list[str]:
+    """Flags that the data need; fewer epochs for many samples, about 3,000 steps."""
+    options: dict[str, Any] = dict(first.options)
+    if preset.fit is None:
+        options.pop("image_size", None)
+    training = preset.config.training
+    if first.samples is not None:
+        epochs = max(1, round(_STEPS * training.batch_size / max(first.samples, 1)))
+        options |= {"num_epochs": epochs} if epochs < training.num_epochs else {}
+    return words_of(options)
+
+
+def words_of(options: Mapping[str, Any]) -> list[str]:
+    """Plain values as command-line words."""
+    return [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
 
 S = TypeVar("S", bound=Section)
 
@@ -26,19 +126,17 @@ class TrainArguments(Section):
 
     settings: Config = field(metadata={"flag": False})
     data: str | None = None
-    """Data of your own, a file or folder: what it holds is recognised, and a preset chosen where none is named. It is
-    --data-dir with all that follows from it.
-    """
+    """Your data, a file or folder: --data-dir with the format detected, and a preset chosen if none is named."""
     run_dir: Path | None = None
-    """Folder to write the run to; by default runs/PRESET."""
+    """Folder of the run; default runs/PRESET."""
     resume_from: Path | None = None
-    """Run folder or checkpoint to continue, bit for bit; its configuration is taken unless a PRESET is named."""
+    """Run folder or checkpoint to continue, bit for bit, with its configuration unless a PRESET is named."""
     resume: Literal["no", "auto"] = "no"
-    """auto: go on from the newest whole checkpoint in the run folder, or begin where there is none."""
+    """auto: continue from the newest undamaged checkpoint in the run folder, or begin if there is none."""
     config: Path | None = None
-    """A run's config.yaml to repeat; flags given beside it win."""
+    """A run's config.yaml to repeat; flags override it."""
     nproc: int = 1
-    """Processes on this machine, on a GPU each where there are any; as torchrun --nproc_per_node starts them."""
+    """Local processes, one a GPU if there are any, as by torchrun --nproc_per_node."""
     dry_run: bool = False
     """Print the resolved configuration and stop."""
 
@@ -46,11 +144,11 @@ class TrainArguments(Section):
 
 
 def parse_train(words: list[str], notes: list[str] | None = None) -> tuple[str, TrainArguments]:
-    """Parse the words after ``advect train``: the preset's name and the arguments. Raises UserError.
+    """Parse the words after ``advect train``: name of the preset, and arguments. Raises UserError.
 
-    ``notes`` gets a line on how the data of ``--data`` are read.
+    A line on the data of ``--data`` is added to ``notes``.
     """
-    words = [dashed(word) for word in words]
+    words = typed_words(words)
     name = words[0] if words and not words[0].startswith("-") else None
     flags, data = taken("--data", words[1:] if name else words)
     config, resume = value_of("--config", flags), value_of("--resume-from", flags)
@@ -83,7 +181,7 @@ def parse_train(words: list[str], notes: list[str] | None = None) -> tuple[str, 
 
 
 def _without_replaced(given: list[str], flags: Sequence[str]) -> list[str]:
-    """The flags of a file without the arguments of parts for which the words choose others."""
+    """Flags of a file, without arguments of parts that the words replace."""
     for section in (MethodConfig, TrainingConfig, OutputConfig):
         plain = tuple(flag(f.name) for f in fields(section))
         for choice in section.choices():
@@ -93,14 +191,35 @@ def _without_replaced(given: list[str], flags: Sequence[str]) -> list[str]:
     return given
 
 
+def data_of(folder: Path, data: str | Path | None = None) -> DataConfig:
+    """The data of the run in a folder, at ``data`` if they have moved. Raises UserError if they are not there."""
+    config = parse_config(folder / "config.yaml")[1].data
+    if data is not None:
+        if config.dataset.place is None:
+            raise UserError(
+                f"--data {data} does not go with this run, whose data, {config.data_format}, are a library's"
+            )
+        config = config.replaced(data_dir=str(data) if config.dataset.remote else Path(data))
+    place = config.data_dir
+    if (
+        place is not None
+        and Path(place).is_absolute()
+        and not set("*?[{") & set(str(place))
+        and not Path(place).exists()
+    ):
+        why = f"--data {data} does not exist" if data else f"the data of {folder} are no longer at {place}"
+        raise UserError(f"{why}; give --data PATH with the place they have now")
+    return config
+
+
 def parse_config(path: Path) -> tuple[str, Config]:
-    """Read a ``config.yaml``: the preset's name and the configuration. Raises UserError."""
+    """Read a ``config.yaml``: name of the preset, and configuration. Raises UserError."""
     name, flags = _recorded(path)
     return name, _parse(get_preset(name), flags).settings
 
 
 def _recorded(path: Path) -> tuple[str, list[str]]:
-    """The preset and the flags of a ``config.yaml``; one that names no format has the preset's own."""
+    """Preset and flags of a ``config.yaml``; the format defaults to the preset's."""
     name, flags = read_flags(path)
     if value_of("--data-format", flags) is None:
         flags += ["--data-format", get_preset(name).config.data.data_format]
@@ -108,7 +227,7 @@ def _recorded(path: Path) -> tuple[str, list[str]]:
 
 
 def parse_settings(run: S, words: Sequence[str], *, prog: str, description: str) -> S:
-    """The arguments ``run`` of a command, whose ``settings`` are a configuration, with what the words give."""
+    """Arguments ``run`` of a command, with a configuration ``settings``, updated by the words."""
     config: Config = run.settings
     sections = {f.name: getattr(config, f.name) for f in fields(config)}
     found = parse_sections({"run": run, **sections}, words, prog=prog, description=description)
@@ -126,7 +245,7 @@ def _parse(preset: Preset, flags: list[str]) -> TrainArguments:
 
 
 def _with_data(preset: Preset, flags: list[str]) -> Config:
-    """The preset's configuration for the data that the flags name."""
+    """The preset's configuration for the data named by the flags."""
     config, place = preset.config, value_of("--data-dir", flags)
     data_format = value_of("--data-format", flags)
     if data_format is None:
@@ -153,5 +272,35 @@ def _about(preset: Preset) -> str:
 
 
 def run_folder(path: Path) -> Path:
-    """The run folder of a run folder or checkpoint."""
+    """Run folder of a run folder or checkpoint."""
     return find_checkpoint(path).parent.parent
+
+
+def read_flags(path: Path) -> tuple[str, list[str]]:
+    """Read a ``config.yaml``: name of the preset, and flags for all values."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {path} cannot be read ({error.strerror}); give a run's config.yaml") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} is not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict) or not isinstance(values.get("preset"), str):
+        raise UserError(f"--config {path} does not name its preset; its first line should be like 'preset: digits'")
+    flags: list[str] = []
+    for name, section in values.items():
+        if name == "preset":
+            continue
+        if not isinstance(section, dict):
+            raise UserError(f"--config {path}: {name} should be a section of names and values, got {section!r}")
+        for key, value in section.items():
+            flags += _flags_of(str(key), value)
+    return values["preset"], flags
+
+
+def _flags_of(key: str, value: object) -> list[str]:
+    name = key.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    if isinstance(value, list):
+        return [f"--{name}", *(kept(str(one)) for one in value)]
+    return [f"--{name}", kept(str(value))]

@@ -1,4 +1,4 @@
-"""From the sections of a configuration to the parts that they name."""
+"""Construction of the parts named by a configuration."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from advect.config.config import MethodConfig, NetworkConfig
-from advect.config.data import build_dataset as build_dataset
-from advect.config.section import flag
+from advect.config.config import DataConfig, MethodConfig, NetworkConfig
+from advect.config.section import flag, with_flags
 from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.types import DataSpec, Length, Quantity
@@ -25,12 +24,25 @@ from advect.times import Stratified, TimeDistribution
 from advect.weights import Uniform, Weight
 
 
+def build_dataset(config: DataConfig) -> Dataset:
+    """Open the data. Raises UserError for missing, empty, damaged or unsuitable data."""
+    cls, options = config.dataset, config.arguments("data_format")
+    if cls.place is not None and config.data_dir is None:
+        raise UserError(f"--data-dir is not given; name {cls.place}")
+    try:
+        return cls.open(*([] if cls.place is None else [config.data_dir]), **options)
+    except UserError as error:
+        words = with_flags(str(error), cls, {name: flag(name) for name in options})
+        first = words.split(" ", 1)[0]
+        raise UserError(flag(first) + words[len(first) :] if first in options else words) from error
+
+
 def build_network(config: NetworkConfig, spec: DataSpec, *, grad_checkpointing: bool = False) -> nn.Module:
-    """Make the network for data of this shape and these conditions. Raises UserError where they do not fit."""
+    """Network for data of this shape and these conditions. Raises UserError if they do not fit."""
     cls: Any = config.part("network")
-    if cls.takes != spec.kind:
-        usual = " or ".join(f"--network {name}" for name in networks_for(spec.kind))
-        raise UserError(f"--network {config.network} does not take {spec.kind} data {spec.shape}; use {usual}")
+    if cls.takes != layout_of(spec.modality):
+        usual = " or ".join(f"--network {name}" for name in networks_for(spec.modality))
+        raise UserError(f"--network {config.network} does not take {spec.modality} data {spec.shape}; use {usual}")
     if grad_checkpointing and "grad_checkpointing" not in registry.parameters(cls):
         raise UserError(f"--grad-checkpointing does nothing for --network {config.network}; leave it out")
     net = config.build(
@@ -43,14 +55,19 @@ def build_network(config: NetworkConfig, spec: DataSpec, *, grad_checkpointing: 
     return net.to(memory_format=torch.channels_last) if cls.channels_last else net
 
 
-def networks_for(kind: str) -> list[str]:
-    """The networks that take data of a kind."""
+def networks_for(modality: str) -> list[str]:
+    """Networks that take data of a modality, by its layout."""
     found: dict[str, Any] = {name: registry.get("network", name) for name in registry.choices("network")}
-    return [name for name, cls in found.items() if cls.takes == kind]
+    return [name for name, cls in found.items() if cls.takes == layout_of(modality)]
+
+
+def layout_of(modality: str) -> str:
+    """The axes of a sample that a network sees, by the name that networks give them."""
+    return registry.get("modality", modality).layout  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _sizes(spec: DataSpec) -> dict[str, int | Vector]:
-    """The conditions as networks count them; a length is not embedded, but read from the condition itself."""
+    """Sizes of the embedded conditions; lengths are not embedded."""
     return {
         name: Vector(len(condition.mean)) if isinstance(condition, Quantity) else len(condition.names)
         for name, condition in spec.conditions.items()
@@ -59,7 +76,7 @@ def _sizes(spec: DataSpec) -> dict[str, int | Vector]:
 
 
 def build_path(method: MethodConfig, source: Mapping[str, Any] | None = None) -> Path:
-    """The path to data from the source of :func:`fit_source`. Raises UserError for a bridge without width."""
+    """Path to data from the source of :func:`fit_source`. Raises UserError for a bridge without width."""
     cls: Any = method.part("path")
     given, jitter = {}, method.sigma_min
     if cls.width is not None:
@@ -76,7 +93,7 @@ def build_path(method: MethodConfig, source: Mapping[str, Any] | None = None) ->
 
 
 def _plain_noise(method: MethodConfig, source: Mapping[str, Any] | None) -> bool:
-    """Whether x0 is N(0, I), drawn apart from x1."""
+    """Whether x0 is N(0, I), independent of x1."""
     name = method.source if source is None else source["kind"]
     cls: Any = Empirical if name == EMPIRICAL else registry.get("source", name)
     coupling: Any = method.part("coupling")
@@ -84,13 +101,13 @@ def _plain_noise(method: MethodConfig, source: Mapping[str, Any] | None) -> bool
 
 
 EMPIRICAL = "empirical"
-"""The kind of a source whose samples the data bring."""
+"""Kind of a source with samples from the data."""
 
 
 def fit_source(method: MethodConfig, dataset: Dataset) -> dict[str, Any]:
-    """What :func:`build_source_distribution` needs, as plain values: kind and arguments, some measured on the data.
+    """Arguments of :func:`build_source_distribution` as plain values: kind and parameters, some fitted to the data.
 
-    Data that bring their own starts, such as control cells, are "empirical". Raises UserError for a --source beside.
+    Data with start points, such as control cells, are "empirical". Raises UserError if --source is given too.
     """
     if dataset.source_samples() is not None:
         if method.source != MethodConfig.source:
@@ -98,14 +115,15 @@ def fit_source(method: MethodConfig, dataset: Dataset) -> dict[str, Any]:
         return {"kind": EMPIRICAL}
     cls, found = method.part("source"), method.arguments("source")
     if cls.fits_data:  # pyright: ignore[reportAttributeAccessIssue]
-        x1 = dataset.train.fetch(np.arange(min(len(dataset.train), 10_000))).x1
-        made = cls.from_data(x1, **found)  # pyright: ignore[reportAttributeAccessIssue]
+        rows = np.arange(len(dataset.train))
+        batches = (dataset.train.fetch(part).x1 for part in np.array_split(rows, -(-len(rows) // 1024)))
+        made = cls.from_data(batches, **found)  # pyright: ignore[reportAttributeAccessIssue]
         found = {f.name: getattr(made, f.name) for f in fields(made)}
     return {"kind": method.source, **found}
 
 
 def source_tensors(dataset: Dataset) -> dict[str, Tensor]:
-    """What :func:`build_source_distribution` needs besides: the starts that the data bring, if any."""
+    """Tensors for :func:`build_source_distribution`: start points of the data, if any."""
     starts = dataset.source_samples()
     return {} if starts is None else Empirical(starts[0], cond=starts[1]).tensors()
 
@@ -113,7 +131,7 @@ def source_tensors(dataset: Dataset) -> dict[str, Tensor]:
 def build_source_distribution(
     facts: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
 ) -> SourceDistribution:
-    """The source distribution of :func:`fit_source` and :func:`source_tensors`."""
+    """Source distribution of :func:`fit_source` and :func:`source_tensors`."""
     options = {name: value for name, value in facts.items() if name != "kind"}
     if facts["kind"] == EMPIRICAL:
         return Empirical.from_tensors(tensors or {}, **options)
@@ -121,13 +139,13 @@ def build_source_distribution(
 
 
 def build_times(method: MethodConfig) -> TimeDistribution:
-    """The times, stratified over the batch where that has a meaning."""
+    """Distribution of times, stratified over the batch if possible."""
     times = method.build("times")
     return Stratified(times) if times.stratify else times
 
 
 def build_weight(method: MethodConfig, path: Path, space: str) -> Weight | None:
-    """The weight of a loss in ``space``; None for 1. Raises UserError for one that the path does not have."""
+    """Weight of a loss in ``space``; None for 1. Raises UserError if the path has none."""
     cls = method.part("weight")
     if cls is Uniform:
         return None
@@ -141,9 +159,9 @@ def build_weight(method: MethodConfig, path: Path, space: str) -> Weight | None:
 
 
 def label_dropout(method: MethodConfig, spec: DataSpec) -> float:
-    """The share of samples trained without their conditions; a length is always given.
+    """Share of samples trained without conditions; lengths are always given.
 
-    Raises UserError where one is asked for and the data have no conditions.
+    Raises UserError if positive for data without conditions.
     """
     droppable = any(not isinstance(condition, Length) for condition in spec.conditions.values())
     if method.label_dropout is None:
@@ -156,7 +174,7 @@ def label_dropout(method: MethodConfig, spec: DataSpec) -> float:
 def build_loss(
     method: MethodConfig, spec: DataSpec, source: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
 ) -> Loss:
-    """Make the loss. Raises UserError for settings that contradict each other or the data."""
+    """Loss of a configuration. Raises UserError for contradictory or unsuitable settings."""
     dropout = label_dropout(method, spec)
     if method.part("coupling").needs_conditions and not spec.conditions:  # pyright: ignore[reportAttributeAccessIssue]
         raise UserError(f"--coupling {method.coupling} needs labels, and the data have none; take --coupling ot")
@@ -186,7 +204,7 @@ def build_loss(
 
 
 def _check_used(method: MethodConfig) -> None:
-    """Raise UserError for a value that the objective has no use for."""
+    """Raise UserError for a value that the objective does not use."""
     takes = registry.parameters(method.part("objective"))
     for f in fields(method):
         value = getattr(method, f.name)

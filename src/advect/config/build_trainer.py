@@ -1,4 +1,4 @@
-"""From the training section of a configuration to the engine: state and trainer."""
+"""Construction of training state, trainer and callbacks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import Tensor
 from advect.checkpoint.async_writer import CheckpointWriter
 from advect.config.build import build_network
 from advect.config.config import Config, MethodConfig, NetworkConfig, TrainingConfig
-from advect.config.yaml_file import to_dict
 from advect.core.device import be_deterministic, pick_precision, use_tf32
 from advect.core.errors import UserError
 from advect.core.random import Stream, stream_seed
@@ -37,11 +36,11 @@ from advect.training import (
 )
 from advect.training.callbacks import CheckpointCallback, MetricsFile, ProgressBar
 from advect.training.loggers import Logger, TensorBoardLogger, WandbLogger
-from advect.training.precision import on_meta
+from advect.training.state import on_meta
 
 
 def check_method(method: MethodConfig, t: TrainingConfig) -> None:
-    """Raise UserError where the method and the way to train contradict each other."""
+    """Raise UserError if method and training contradict each other."""
     for flag, asked in (("--pair-ahead", t.pair_ahead), ("--accumulate", t.accumulate > 1)):
         if asked and method.times == "importance":
             raise UserError(f"{flag} and --times importance contradict each other: times are learned from whole steps")
@@ -57,10 +56,7 @@ def new_state(
     weights: Mapping[str, Tensor] | None = None,
     **kept,
 ) -> TrainState:
-    """A state at its first step, on the context's device, from ``weights`` or else from its seed.
-
-    ``kept`` goes into it as it is. The processes that have joined share its network as ``t`` says.
-    """
+    """Initial state on the context's device, from ``weights`` or the seed; ``kept`` is passed to it."""
     device = context.device
     if t.deterministic:
         be_deterministic(device)
@@ -93,7 +89,7 @@ def new_trainer(
     log_every: int,
     callbacks: Sequence[Callback],
 ) -> Trainer:
-    """A trainer of ``state`` on ``split``; nothing is written until it runs."""
+    """Trainer of ``state`` on ``split``."""
     device, env = context.device, context.env
     use_tf32(device, t.tf32)
     return Trainer(
@@ -118,7 +114,7 @@ def new_trainer(
 def build_callbacks(
     context: RunContext, config: Config, flow: Flow, objective: Loss, source: Dataset
 ) -> tuple[Callback, ...]:
-    """The callbacks of a run, in their order; only the first process writes and shows."""
+    """Callbacks of a run, in order; only the first process writes and prints."""
     out, run_dir, first = config.output, context.run_dir, context.env.is_first
     metrics, boards = MetricsFile(run_dir / "metrics.jsonl"), _boards(config, run_dir) if first else ()
     watch = SampleGridCallback(
@@ -164,12 +160,12 @@ def _boards(config: Config, run_dir: Path) -> tuple[Logger, ...]:
     if out.wandb == "none":
         return (board,)
     project, name = out.wandb_project or "advect", run_dir.resolve().name
-    shared = WandbLogger(run_dir / "wandb", mode=out.wandb, project=project, name=name, config=to_dict(config))
+    shared = WandbLogger(run_dir / "wandb", mode=out.wandb, project=project, name=name, config=config.to_dict())
     return board, shared
 
 
 def kept_measure(asked: str | None, measured: tuple[str, ...]) -> str | None:
-    """The measure of the best checkpoint, of those ``measured``, the first of which does for images."""
+    """Measure of the best checkpoint, among ``measured``."""
     if asked == "auto":
         return "energy" if "energy" in measured else measured[0]
     if asked in ("kernel", "energy") and asked not in measured:

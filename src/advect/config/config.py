@@ -1,15 +1,61 @@
-"""The configuration of a run: sections of plain values and parts, each a flag of the command line."""
+"""Configuration of a run: sections of plain values and parts, each a flag."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from advect.config.data import DataConfig as DataConfig
-from advect.config.section import Section, part
+import yaml
+
+from advect.config.section import Section, part, plain
 from advect.core.errors import UserError
+from advect.data.base import Dataset
+from advect.data.remote import is_remote
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Section):
+    """The data."""
+
+    data_format: str = part("data-format", default="digits", prefix="")
+    """Format of --data or --data-dir, if ambiguous; such as sequences for a CSV file."""
+    data_dir: str | Path | None = None
+    """File or folder; for some formats a URL, a pattern, or a name on the hub."""
+
+    usual = frozenset({"data_dir"})
+
+    def __post_init__(self) -> None:
+        """Make paths absolute."""
+        super().__post_init__()
+        if self.data_dir is None:
+            return
+        cls, text = self.dataset, str(self.data_dir)
+        if cls.place is None:
+            raise UserError(f"--data-dir {text} does not go with {self.data_format}, which brings its own data")
+        path = Path(text).expanduser().absolute()
+        if not cls.remote:
+            object.__setattr__(self, "data_dir", path)
+        elif not is_remote(text) and (path.exists() or path.suffix in (".tar", ".parquet", ".pq")):
+            object.__setattr__(self, "data_dir", str(path))
+
+    @property
+    def dataset(self) -> type[Dataset]:
+        """Class of the format."""
+        return self.part("data_format")
+
+    def values(self) -> dict[str, Any]:
+        """All values by name, without data_dir for data that come with a library."""
+        found = super().values()
+        if self.dataset.place is None:
+            del found["data_dir"]
+        return found
+
+
+def data(data_format: str, **options: Any) -> DataConfig:
+    """Data of a format, with arguments that differ from the defaults."""
+    return DataConfig(data_format=data_format, options=options)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -17,13 +63,13 @@ class NetworkConfig(Section):
     """The network."""
 
     network: str = part("network", default="unet", prefix="")
-    """Kind of network; one that is not the preset's own comes with its own defaults, and its own flags."""
+    """Kind of network; one other than the preset's has its own defaults and flags."""
 
     usual = frozenset({"network"})
 
 
 def network(name: str, **options: Any) -> NetworkConfig:
-    """The network ``name`` with those arguments of its constructor that are not the default."""
+    """Network ``name`` with arguments that differ from the defaults."""
     return NetworkConfig(network=name, options=options)
 
 
@@ -32,32 +78,32 @@ class MethodConfig(Section):
     """What is learned: objective, path, source, coupling, times, weights and conditions."""
 
     objective: str = part("loss", default="flow-matching")
-    """What is minimised."""
+    """Loss."""
     path: str = part("path", default="cond-ot")
-    """How noise becomes data."""
+    """Probability path from noise to data."""
     sigma_min: float = 0.0
-    """Standard deviation of extra noise on the path; with lipman-ot and bridge their own sigma."""
+    """Standard deviation of extra noise on the path; the sigma of lipman-ot and bridge."""
     source: str = part("source", default="gaussian")
-    """Where the flow starts."""
+    """Distribution at t = 0."""
     coupling: str = part("coupling", default="independent")
-    """Which noise goes to which data of a batch."""
+    """Pairing of noise and data in a batch."""
     times: str = part("times", default="stratified")
-    """Which times are trained on."""
+    """Distribution of training times."""
     weight: str = part("weight", default="uniform")
     """Weight of time in the loss."""
     prediction: Literal["velocity", "data", "noise", "score"] = "velocity"
-    """What the network's output means; sampling converts it."""
+    """Meaning of the network's output; sampling converts it."""
     loss: Literal["same", "velocity", "data", "noise", "score"] = "same"
-    """The space of the loss; same is that of the prediction."""
+    """Space of the loss; same as the prediction by default."""
     penalty: Literal["squared", "pseudo-huber"] = "squared"
-    """What a sample pays for its residual; pseudo-huber, for reflow's pairs, is its norm where it is not tiny."""
+    """Penalty of a sample's residual; pseudo-huber, for reflow, is about its norm."""
     margin: float = 1e-3
-    """How far t stays from 0 and 1 where a conversion or the path itself is infinite there; 0.05 steadies --prediction
-    data with --loss velocity.
+    """Distance of t from 0 and 1 where a conversion or the path is infinite; 0.05 for --prediction data with --loss
+    velocity.
     """
     label_dropout: float | None = None
-    """Share of samples trained without their conditions, for guidance; of several, each is dropped in this share on
-    its own as well, so that any may be left out; by default 0.1 where the data have some.
+    """Share of samples trained without conditions, for guidance; each of several is also dropped on its own in this
+    share; default 0.1 if the data have conditions.
     """
 
     usual = frozenset({"path", "source", "coupling", "times", "prediction", "label_dropout"})
@@ -70,75 +116,74 @@ class TrainingConfig(Section):
     """Optimisation."""
 
     batch_size: int = 128
-    """Samples a step, on each process."""
+    """Samples a step and process."""
     init_from: Path | None = None
-    """Begin with the averaged weights of this run, checkpoint or weight file, whose network is the same."""
+    """Start from the averaged weights of this run, checkpoint or weight file, of the same network."""
     pairs: Path | None = None
-    """Learn the pairs of noise and samples in this folder, which advect reflow makes, instead of the data."""
+    """Train on the pairs in this folder, made by advect reflow."""
 
     parallel: Literal["auto", "none", "ddp", "fsdp"] = "auto"
-    """How several processes share the network. ddp: each has all of it. fsdp: each keeps a part of weights, moments
-    and averages, for networks too large for one device. auto: none for one process; ddp, or fsdp where ddp would fill
-    half of a GPU's memory.
+    """Parallelism. ddp: replicas. fsdp: shards of weights, moments and averages, for networks too large for one
+    device. auto: none for one process, else ddp, or fsdp where ddp would fill half of a GPU's memory.
     """
     num_epochs: int = 100
-    """Passes over the data: the length of the run, and of a cosine schedule."""
+    """Passes over the data: length of the run, and of a cosine schedule."""
     max_steps: int | None = None
-    """Stop after this many steps in all, if the epochs have not ended; the schedule stays that of the epochs."""
+    """Stop after this many steps in all; the schedule stays that of the epochs."""
     max_minutes: float | None = None
-    """Stop this start of the run after so many minutes; the schedule stays that of the epochs."""
+    """Stop this start after so many minutes; the schedule stays that of the epochs."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """adamw, or muon: orthogonal steps for the matrices of hidden layers, and AdamW for all else."""
+    """adamw, or muon: orthogonalised momentum for hidden matrices, AdamW for the rest."""
     learning_rate: float = 2e-4
-    """Peak learning rate; that of AdamW suits muon too."""
+    """Peak learning rate; AdamW's suits muon too."""
     lr_schedule: Literal["constant", "cosine"] = "constant"
-    """What follows the warm-up."""
+    """Schedule after the warm-up."""
     lr_warmup_steps: int = 1000
     """Steps of linear warm-up."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
     grad_clip: float = 1.0
-    """Largest norm of the gradient; 0 turns clipping off."""
+    """Largest gradient norm; 0 turns clipping off."""
     use_ema: bool = True
-    """Keep an exponential moving average of the weights and sample with it."""
+    """Average the weights (EMA), and sample with the average."""
     ema_decay: float = 0.9999
-    """Decay of that average; it is warmed up."""
+    """Decay of the average; warmed up."""
     ema_also: tuple[float, ...] = ()
-    """Decays of further averages, kept beside it; `advect sample RUN --ema-decay` takes one of them."""
+    """Decays of further averages, for `advect sample RUN --ema-decay`."""
 
     posthoc_ema: bool = False
-    """Store averages by a power of time (Karras et al. 2024), from which `advect ema RUN` rebuilds one of any length
-    after the run: 16 to 31 snapshots in RUN/ema, each of 4 bytes a parameter for each of --posthoc-lengths.
+    """Store power-function averages (Karras et al. 2024), from which `advect ema RUN` rebuilds any length: 16 to 31
+    snapshots in RUN/ema, each of 4 bytes a parameter for each of --posthoc-lengths.
     """
     posthoc_lengths: tuple[float, ...] = (0.05, 0.1)
-    """Their lengths, standard deviations in time as shares of the run; each is kept in memory as well."""
+    """Their lengths, standard deviations in time as shares of the run; each also takes memory."""
     posthoc_every: int | None = None
-    """Steps between two snapshots, all of which are kept; by default they are thinned out as the run grows."""
+    """Steps between snapshots, all kept; by default they are thinned out as the run grows."""
 
     mixed_precision: bool = False
-    """Run the network in a 16-bit type where the device is faster in one; weights and optimiser stay in float32."""
+    """Run the network in a 16-bit type if the device is faster; weights and optimiser stay in float32."""
     half: Literal["auto", "bf16", "fp16"] = "auto"
-    """That type: bf16, fp16 with a loss scale, or what suits the device; on a CPU without bf16, auto stays in fp32."""
+    """The 16-bit type: bf16, fp16 with loss scaling, or auto; on a CPU without bf16, auto stays in float32."""
     deterministic: bool = False
-    """Same bits each time on a GPU too, from slower kernels; a CPU's are so already."""
+    """Bitwise reproducible on a GPU, with slower kernels; a CPU always is."""
     tf32: bool = True
-    """Let a GPU multiply float32 with 10 bits of mantissa."""
+    """Multiply float32 as TF32 (10-bit mantissa) on a GPU."""
     max_bad_steps: int = 10
-    """After so many steps in a row that are not finite, go back to a checkpoint with a lower rate, once; then stop."""
+    """After so many non-finite steps in a row, return once to a checkpoint with a lower rate; then stop."""
     accumulate: int = 1
-    """Compute each batch in so many parts, one after the other: the same step in less memory."""
+    """Compute each batch in so many parts: the same step in less memory."""
     grad_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them: less memory, a third more arithmetic."""
+    """Recompute activations in the backward pass: less memory, a third more arithmetic."""
     compile_model: bool = False
     """Compile the network with torch.compile."""
     pair_ahead: bool = False
-    """Draw and pair the next step's noise in a thread while this one computes; for --coupling ot and its kin."""
+    """Draw and pair the next step's noise in a thread; for --coupling ot and similar."""
     num_workers: int = 0
     """Threads that prepare batches ahead."""
     seed: int = 0
-    """Seed of the network's start, the data's order, the noise, the times and the dropout."""
+    """Seed of weights, data order, noise, times and dropout."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
+    """cpu, cuda, cuda:1 ...; auto takes a GPU if available."""
 
     usual = frozenset(
         {
@@ -192,20 +237,20 @@ def _words(values: tuple[float, ...]) -> str:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OutputConfig(Section):
-    """What the run writes, and when."""
+    """Outputs of the run."""
 
     log_every: int = 50
-    """Steps between two rows of metrics.jsonl."""
+    """Steps between rows of metrics.jsonl."""
     sample_every: int = 1000
-    """Steps between two sample grids, with the held-out loss; 0 for none."""
+    """Steps between sample grids, with the held-out loss; 0 for none."""
     save_every: int = 1000
-    """Steps between two checkpoints; 0 for none but those at epochs and at the end."""
+    """Steps between checkpoints; 0 for none but those at epochs and the end."""
     save_epochs: int = 1
-    """A checkpoint after every so many epochs; 0 for none."""
+    """Epochs between checkpoints; 0 for none."""
     keep_last: int = 3
-    """How many of the newest checkpoints are kept; 0 keeps all."""
+    """Number of newest checkpoints kept; 0 keeps all."""
     keep_every: int = 0
-    """Keep those of each so many steps, too; 0 for none."""
+    """Also keep those of every so many steps; 0 for none."""
     num_samples: int = 64
     """Samples in a grid."""
     sample_steps: int = 50
@@ -213,23 +258,23 @@ class OutputConfig(Section):
     solver: Literal["euler", "midpoint", "heun", "rk4", "ab2", "dpmpp2m"] = "midpoint"
     """Solver for a grid, and the default of advect sample."""
     grid: Literal["uniform", "cosine", "edm", "shifted"] = "uniform"
-    """Where the solver's steps lie: evenly; dense at both ends; as EDM's noise levels; more near the noise."""
+    """Placement of the solver's steps: even; dense at both ends; EDM's noise levels; dense near the noise."""
     eval_every: int = 0
-    """Steps between two measurements of samples against held-out data; 0 for none."""
+    """Steps between evaluations of samples against held-out data; 0 for none."""
     eval_samples: int = 2000
-    """Samples of a measurement; as many training samples give the floor."""
+    """Samples of an evaluation, and of training data for the floor."""
     eval_features: Path | None = None
-    """File of a network in whose features images are compared, such as the FID Inception; by default pixels."""
+    """File of a feature network for images, such as the FID Inception; default pixels."""
 
     keep_best: Literal["auto", "frechet", "kernel", "energy", "held-out-loss"] | None = "auto"
-    """With --eval-every, keep the checkpoint where this is smallest; checkpoints/best names it. auto: frechet for
-    images, which have kernel too, and energy for all else, of which it sees more than means and covariances.
+    """With --eval-every, keep the checkpoint with the smallest value, named by checkpoints/best. auto: frechet for
+    images (which also have kernel), else energy, which sees more than means and covariances.
     """
 
     wandb: Literal["none", "online", "offline"] = "none"
-    """Curves and sample grids on Weights & Biases; offline writes them to RUN/wandb for a later wandb sync."""
+    """Curves and sample grids on Weights & Biases; offline writes to RUN/wandb for wandb sync."""
     wandb_project: str | None = None
-    """Project on Weights & Biases; by default advect."""
+    """Project on Weights & Biases; default advect."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -263,7 +308,7 @@ class OutputConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """All that determines a run, but the place where it is written."""
+    """All that determines a run, except its folder."""
 
     data: DataConfig
     network: NetworkConfig
@@ -271,13 +316,25 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
 
+    def to_dict(self) -> dict[str, dict[str, object]]:
+        """The configuration as sections of plain values."""
+        sections = {f.name: getattr(self, f.name).values() for f in fields(self)}
+        return {key: {name: plain(value) for name, value in values.items()} for key, values in sections.items()}
+
+    def to_yaml(self, preset: str) -> str:
+        """The text of ``config.yaml``: the preset that it started from, and every value.
+
+        A file is read by turning it into flags, so that it and the command line have one parser and one set of checks.
+        """
+        return yaml.safe_dump({"preset": preset, **self.to_dict()}, sort_keys=False)
+
 
 @dataclass(frozen=True)
 class Preset:
-    """A named starting point: what it trains on and with, and one line about it.
+    """A named configuration, with one line about it.
 
-    ``takes`` names the formats of data that it trains on, none where it brings its own data;
-    ``fit`` is the configuration for images of a height and a width, where that depends on them.
+    ``takes`` lists the data formats it trains on, none if it has its own data; ``fit`` adapts the configuration to an
+    image height and width.
     """
 
     name: str

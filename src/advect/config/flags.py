@@ -1,19 +1,22 @@
-"""From words of the command line to sections: the flags of their fields and of the parts that they choose."""
+"""Flags of sections and of the parts they choose."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import re
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import field, fields, make_dataclass
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from dataclasses import field, fields, is_dataclass, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_type_hints
 
 import tyro
 
 from advect.config.section import Choice, Section, field_docs, flag
 from advect.core import registry
 from advect.core.errors import UserError, did_you_mean
+from advect.distributed.comm import sync_errors
 
 A = TypeVar("A")
 Sections = Mapping[str, Section]
@@ -24,17 +27,17 @@ _STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
 def parse_words(kind: type[A], words: Sequence[str], *, prog: str, description: str) -> A:
     """Parse words into the section or dataclass ``kind``. Raises UserError."""
     if not issubclass(kind, Section):
-        return _run_tyro(kind, [dashed(word) for word in words], {}, prog=prog, description=description)
+        return _run_tyro(kind, typed_words(words), {}, prog=prog, description=description)
     found = parse_sections({kind.__name__: kind()}, words, prog=prog, description=description)
     return found[kind.__name__]  # pyright: ignore[reportReturnType]
 
 
 def parse_sections(sections: Sections, words: Sequence[str], *, prog: str, description: str) -> dict[str, Section]:
-    """The sections with what the words give. Raises UserError for an unknown flag and for a bad value.
+    """Update sections by command-line words. Raises UserError for unknown flags and bad values.
 
-    A choice that the words make comes with its own flags. ``--help`` shows the usual flags, ``--help-all`` all.
+    A chosen part brings its own flags. ``--help`` shows the usual flags, ``--help-all`` all.
     """
-    words = [dashed(word) for word in words]
+    words = typed_words(words)
     sections = {name: _chosen(section, words) for name, section in sections.items()}
     brief = not {"-h", "--help"}.isdisjoint(words)
     if brief:
@@ -52,7 +55,7 @@ def parse_sections(sections: Sections, words: Sequence[str], *, prog: str, descr
 
 
 def _chosen(section: Section, words: Sequence[str]) -> Section:
-    """The section with the parts that the words choose."""
+    """Section with the parts chosen by the words."""
     for choice in section.choices():
         name = value_of(flag(choice.field), words)
         if name is not None and name != "None":
@@ -77,7 +80,7 @@ class _Group:
 
 
 def _parser(sections: Sections, *, brief: bool, choices_help: bool) -> tuple[type, dict[str, str]]:
-    """A dataclass of dataclasses whose fields are the flags, and for each flag the section that it belongs to."""
+    """Dataclass of flags by group, and the section that owns each flag."""
     groups: dict[str, _Group] = {}
     owners: dict[str, str] = {}
     for key, section in sections.items():
@@ -135,11 +138,11 @@ def _run_tyro(parser: type[A], words: Sequence[str], sections: Sections, *, prog
             tyro.cli(parser, args=["--help"], **options)
         flags = sorted(set(re.findall(r"--[a-z][a-z0-9-]*", re.sub(r"\x1b\[[0-9;]*m", "", text.getvalue()))))
         raise UserError(_unknown(unknown[0], flags, sections, prog))
-    return value
+    return _plain(value)
 
 
 def _one_sentence(box: str) -> str:
-    """The words inside the frame that tyro draws around an error, without its title."""
+    """Text inside tyro's error frame, without its title."""
     lines = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()
     inside = [re.sub(r"[│─]+", " ", line) for line in lines if not line.startswith(("╭", "╰"))]
     words = " ".join(" ".join(inside).split()).split(" Argument helptext")[0].split(" For full helptext")[0]
@@ -161,7 +164,7 @@ def _unknown(word: str, flags: list[str], sections: Sections, prog: str) -> str:
 
 
 def _parts_with(choice: Choice, option: str) -> list[str]:
-    """The parts that have an argument of this name."""
+    """Parts with an argument of this name."""
     return [name for name in choice.names() if option in {a.name for a in registry.arguments(choice.get(name))}]
 
 
@@ -171,21 +174,64 @@ def dashed(word: str) -> str:
     return name.replace("_", "-") + equals + value if word.startswith("--") else word
 
 
+_KEPT = "\ue000"
+"""Stands before a value that begins with a dash, which would be taken for a flag."""
+
+
+def kept(value: str) -> str:
+    """A value, marked where it begins with a dash and is no number."""
+    try:
+        float(value)
+    except ValueError:
+        return _KEPT + value if value.startswith("-") else value
+    return value
+
+
+def typed_words(words: Sequence[str]) -> list[str]:
+    """Words with dashed flags. ``--flag=--name`` gives a value that begins with dashes; repeated, it gives several."""
+    words = [dashed(word) for word in words]
+    split = [word.partition("=") for word in words]
+    repeatable = {"--cond", *(n for n, _, value in split if n.startswith("--") and kept(value) != value)}
+    found: list[str] = []
+    values: dict[str, list[str]] = {}
+    owner = found
+    for word, (name, equals, value) in zip(words, split, strict=True):
+        if name in repeatable:
+            owner = values.setdefault(name, [])
+            owner += [kept(value)] if equals else []
+        else:
+            owner = found if word.startswith("--") else owner
+            owner.append(word)
+    return found + [word for name, some in values.items() for word in (name, *some)]
+
+
+def _plain(value: Any) -> Any:
+    """Values without the marks of :func:`kept`."""
+    if isinstance(value, str):
+        return value.removeprefix(_KEPT)
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        for f in fields(value):
+            object.__setattr__(value, f.name, _plain(getattr(value, f.name)))
+    return value
+
+
 def value_of(name: str, words: Sequence[str]) -> str | None:
-    """The value that a flag has in the words, the last one where it comes twice."""
+    """Value of a flag in the words, the last if repeated."""
     found = None
     for i, word in enumerate(words):
         if word == name:
             if i + 1 == len(words):
                 raise UserError(f"{name} needs a value")
-            found = words[i + 1]
+            found = _plain(words[i + 1])
         if word.startswith(name + "="):
             found = word.partition("=")[2]
     return found
 
 
 def taken(name: str, words: Sequence[str]) -> tuple[list[str], str | None]:
-    """The words without a flag, and the value that it had."""
+    """The words without a flag, and its value."""
     value, rest = value_of(name, words), []
     places = iter(words)
     for word in places:
@@ -202,10 +248,30 @@ def without_flag(name: str, words: Sequence[str]) -> list[str]:
 
 
 def without_prefixed(prefix: str, words: Sequence[str], *, keep: Sequence[str]) -> list[str]:
-    """The words without the flags of a prefix and their values, but those to ``keep``."""
+    """The words without flags of a prefix and their values, except those to ``keep``."""
     left, name = [], ""
     for word in words:
         name = word if word.startswith("--") else name
         if name in keep or not name.replace("--no-", "--").startswith(flag(prefix)):
             left.append(word)
     return left
+
+
+def split_place(
+    words: list[str], command: str, what: str = "run", example: str = "runs/digits"
+) -> tuple[Path, list[str]]:
+    """Split RUN from the flags; --help needs none."""
+    if words and not words[0].startswith("-"):
+        return Path(words[0]), words[1:]
+    if any(word in ("-h", "--help") for word in words):
+        return Path(), words
+    raise UserError(f"{command} needs a {what} first, such as: {command} {example}")
+
+
+def launch_processes(command: str, words: list[str], nproc: int, device: str) -> NoReturn:
+    """Run the command in ``nproc`` processes; exit with their code."""
+    from advect.distributed.launch import check_nproc, launch
+
+    with sync_errors():
+        check_nproc(nproc, device)
+    sys.exit(launch([sys.executable, "-m", "advect", command, *without_flag("--nproc", words)], nproc))

@@ -1,4 +1,4 @@
-"""The sections of a configuration: plain values, and parts chosen by name with the arguments of their constructors."""
+"""Sections of a configuration: plain values, and parts with their constructor arguments."""
 
 from __future__ import annotations
 
@@ -16,55 +16,53 @@ from advect.core.errors import UserError, did_you_mean
 
 
 class Choice(NamedTuple):
-    """A field that chooses a part: the kinds it chooses from, and the prefix of the flags of that part's arguments."""
+    """Field that chooses a part: its kinds, and the prefix of the part's flags."""
 
     field: str
     kinds: tuple[str, ...]
     prefix: str
 
     def names(self) -> tuple[str, ...]:
-        """All that can be chosen."""
+        """All choices."""
         return tuple(dict.fromkeys(name for kind in self.kinds for name in registry.choices(kind)))
 
     def get(self, name: str) -> type:
-        """The class of a part. Raises UserError for an unknown name."""
+        """Class of a part. Raises UserError for an unknown name."""
         for kind in self.kinds:
             if name in registry.choices(kind):
                 return registry.get(kind, name)
         raise UserError(f"{flag(self.field)} {name} is not known{did_you_mean(str(name), self.names())}")
 
     def summaries(self) -> dict[str, str]:
-        """The help of each choice."""
+        """Help of each choice."""
         return {name: text for kind in reversed(self.kinds) for name, text in registry.summaries(kind).items()}
 
 
 def part(*kinds: str, default: Any = MISSING, prefix: str | None = None) -> Any:
-    """A field of a :class:`Section` that chooses a part of one of these kinds.
+    """Field of a :class:`Section` that chooses a part of one of these kinds.
 
-    The arguments of the part are options of the section, named ``prefix`` and the argument; by default the prefix is
-    the field's name and an underscore.
+    The part's arguments are options of the section with the prefix, default the field's name and an underscore.
     """
     return field(default=default, metadata={"kinds": kinds, "prefix": prefix})
 
 
 def flag(name: str) -> str:
-    """The flag of a field or an option."""
+    """Flag of a field or option."""
     return "--" + name.replace("_", "-")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Section:
-    """Values that are checked as they are made, so that a bad one is refused before anything is written.
+    """Values validated at construction.
 
-    ``options`` are the arguments of the chosen parts where they are not the default, by the names of their flags:
-    ``path_n`` for ``n`` of ``path``. They also read as attributes of the section. Sections are equal where all values
-    are; declare them ``eq=False``.
+    ``options`` are arguments of the chosen parts that differ from the defaults, named as flags: ``path_n`` for ``n``
+    of ``path``. They are also attributes. Sections compare by values; declare subclasses ``eq=False``.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     usual: ClassVar[frozenset[str]] = frozenset()
-    """The fields that ``--help`` shows; ``--help-all`` shows all."""
+    """Fields shown by ``--help``; ``--help-all`` shows all."""
     _at_least: ClassVar[tuple[tuple[str, float], ...]] = ()
     _above: ClassVar[tuple[tuple[str, float], ...]] = ()
     _below_one: ClassVar[tuple[str, ...]] = ()
@@ -91,7 +89,7 @@ class Section:
 
     @classmethod
     def choices(cls) -> tuple[Choice, ...]:
-        """The fields that choose a part."""
+        """Fields that choose a part."""
         return tuple(
             Choice(f.name, f.metadata["kinds"], f.name + "_" if f.metadata["prefix"] is None else f.metadata["prefix"])
             for f in fields(cls)
@@ -100,24 +98,21 @@ class Section:
 
     @classmethod
     def choice(cls, name: str) -> Choice:
-        """The field ``name``, which chooses a part."""
+        """The choice of field ``name``."""
         return next(choice for choice in cls.choices() if choice.field == name)
 
     @classmethod
     def _owner(cls, option: str) -> Choice | None:
-        """The choice that an option belongs to: the one of the longest prefix."""
+        """Choice that an option belongs to, by the longest prefix."""
         fitting = [choice for choice in cls.choices() if option.startswith(choice.prefix)]
         return max(fitting, key=lambda choice: len(choice.prefix), default=None)
 
     def part(self, name: str) -> type:
-        """The class that the field ``name`` chooses."""
+        """Class chosen by field ``name``."""
         return self.choice(name).get(getattr(self, name))
 
     def arguments(self, name: str) -> dict[str, Any]:
-        """The arguments of the part that the field ``name`` chooses, with their defaults.
-
-        Raises UserError for an option that the part does not have.
-        """
+        """Arguments of the part chosen by field ``name``, with defaults. Raises UserError for an unknown option."""
         cls, choice = self.part(name), self.choice(name)
         known = registry.arguments(cls)
         for option in self.options:
@@ -128,9 +123,9 @@ class Section:
         return {a.name: self.options.get(choice.prefix + a.name, a.default) for a in known}
 
     def build(self, name: str, **given: Any) -> Any:
-        """Make the part that the field ``name`` chooses, with those of the ``given`` arguments that it takes.
+        """Build the part chosen by field ``name``, with the ``given`` arguments it takes.
 
-        Raises UserError, naming the flag, for an argument that the part refuses.
+        Raises UserError naming the flag of a refused argument.
         """
         cls, prefix = self.part(name), self.choice(name).prefix
         takes, options = registry.parameters(cls), self.arguments(name)
@@ -143,7 +138,7 @@ class Section:
             raise UserError(with_flags(words, cls, flags)) from error
 
     def values(self) -> dict[str, Any]:
-        """All values by name: the fields, and after each choice the arguments of its part."""
+        """All values by name: fields, each choice followed by its part's arguments."""
         found: dict[str, Any] = {}
         for f in fields(self):
             if f.name != "options" and f.metadata.get("flag", True):
@@ -155,14 +150,14 @@ class Section:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """The section of :meth:`values`; lists become tuples."""
+        """Section with these :meth:`values`; lists become tuples."""
         names = {f.name for f in fields(cls)}
         plain = {name: _tuples(value) for name, value in values.items()}
         options = {name: value for name, value in plain.items() if name not in names}
         return cls(options=options, **{name: value for name, value in plain.items() if name in names})
 
     def replaced(self, **values: Any) -> Self:
-        """With other values; a part that is newly chosen comes with its own defaults."""
+        """Copy with other values; newly chosen parts have their own defaults."""
         names = {f.name for f in fields(self)} - {"options"}
         old, options = {name: getattr(self, name) for name in names}, dict(self.options)
         for choice in self.choices():
@@ -191,7 +186,7 @@ class Section:
 
 
 def with_flags(words: str, cls: type, flags: Mapping[str, str]) -> str:
-    """An error's words with the flags of a part's arguments in place of ``Class.argument``."""
+    """Error message with ``Class.argument`` replaced by flags."""
     for name, typed in flags.items():
         words = words.replace(f"{cls.__name__}.{name}", typed)
     return words
@@ -206,14 +201,14 @@ def _tuples(value: Any) -> Any:
 
 
 def plain(value: object) -> object:
-    """A value of a section as YAML and JSON have it."""
+    """Value for YAML and JSON."""
     if isinstance(value, Path):
         return str(value)
     return list(value) if isinstance(value, tuple) else value
 
 
 def value_types(section: Section) -> dict[str, Any]:
-    """The type of each of :meth:`Section.values`."""
+    """Type of each of :meth:`Section.values`."""
     hints, found = get_type_hints(type(section)), {}
     for f in fields(section):
         if f.name != "options" and f.metadata.get("flag", True):
@@ -226,7 +221,7 @@ def value_types(section: Section) -> dict[str, Any]:
 
 @cache
 def field_docs(cls: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass and its bases."""
+    """Docstring of each field of a dataclass and its bases."""
     docs: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]

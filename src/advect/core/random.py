@@ -128,7 +128,8 @@ class CounterRng:
     @classmethod
     def at(cls, seed: int, step: int, places: np.ndarray, *, total: int) -> CounterRng:
         """Random numbers for the rows ``places`` (B,) int64 of the batch, in any order; without permutations."""
-        rng = cls(seed, step, len(places), total=total)
+        rng = cls(seed, step, len(places))  # which may be more than there are, as places may come again
+        rng.total = total
         if len(places) and not (places.min() >= 0 and places.max() < total):
             raise UserError(f"rows {places.min()} to {places.max()} do not lie in a batch of {total}")
         rng._places = places

@@ -19,6 +19,7 @@ import re
 import sys
 import types
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
@@ -38,9 +39,10 @@ HOMES = {
     "diffusion": "advect.solvers.diffusion_coefficients",
     "optimizer": "advect.training.optim",
     "data-format": "advect.data",
+    "modality": "advect.data.*.modality",
     "metric": "advect.metrics",
 }
-"""Module or package of each kind of part; nested homes are searched for their own kind only."""
+"""Module, package or pattern of modules of each kind of part; nested homes are searched for their own kind only."""
 
 GROUP = "advect.parts"
 """Entry-point group of other packages."""
@@ -203,8 +205,9 @@ def _scan(kind: str) -> dict[str, _Seen]:
 
 def _modules(home: str) -> list[tuple[str, Path]]:
     """Modules of a home with their files, without importing them."""
+    package, pattern = home.split(".*")[0], home if "*" in home else f"{home}.*"
     try:
-        spec = importlib.util.find_spec(home)
+        spec = importlib.util.find_spec(package)
     except ModuleNotFoundError:
         return []
     if spec is None or spec.origin is None:
@@ -213,8 +216,9 @@ def _modules(home: str) -> list[tuple[str, Path]]:
     if spec.submodule_search_locations is None:
         return [(home, file)]
     inner = sorted(path for path in file.parent.rglob("*.py") if path.name != "__init__.py")
-    named = [(".".join((home, *path.relative_to(file.parent).with_suffix("").parts)), path) for path in inner]
-    return [(module, path) for module, path in named if module not in others]
+    named = [(".".join((package, *path.relative_to(file.parent).with_suffix("").parts)), path) for path in inner]
+    mine = lambda module: fnmatchcase(module, pattern) and not any(fnmatchcase(module, other) for other in others)
+    return [(module, path) for module, path in named if mine(module)]
 
 
 def _load_entry_points() -> None:

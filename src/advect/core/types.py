@@ -48,6 +48,9 @@ class Batch:
     cond: Conditions | None = None
     x0: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        check_floating(x1=self.x1, x0=self.x0)
+
     def __len__(self) -> int:
         return len(self.x1)
 
@@ -75,11 +78,13 @@ class PathSample:
 class Category:
     """Categorical condition with values ``0 .. len(names) - 1``, or ``NULL``.
 
-    ``frequencies`` are the shares of the values in the training data, of sum one.
+    ``frequencies`` are the shares of the values in the training data, of sum one. ``names`` are the labels in the
+    data, as text; where the data have numbers, and names for these, ``numbers`` are those.
     """
 
     names: tuple[str, ...]
     frequencies: tuple[float, ...]
+    numbers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,20 +113,27 @@ Condition = Category | Quantity | Length
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Shape of one sample, kind and conditions of the data.
+    """Shape of one sample, modality and conditions of the data.
 
-    ``kind`` is ``"image"`` (C, H, W), ``"vector"`` (D,) or ``"sequence"`` (L, C); sequences with the condition
-    ``LENGTH`` are zero after their last real step.
+    ``modality`` is a registered name: ``"image"`` (C, H, W), ``"vector"``, ``"table"`` and ``"cells"`` (D,),
+    ``"sequence"`` (L, C), ...; sequences with the condition ``LENGTH`` are zero after their last real step.
     """
 
     shape: tuple[int, ...]
-    kind: str
+    modality: str
     conditions: dict[str, Condition]
 
 
 def expand_right(t: Tensor, x: Tensor) -> Tensor:
     """Reshape t (B,) to (B, 1, ..., 1) to broadcast over x (B, *S)."""
     return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
+
+
+def check_floating(**tensors: Tensor | None) -> None:
+    """Raise UserError for a tensor of whole numbers, in which a flow cannot move."""
+    for name, x in tensors.items():
+        if x is not None and not x.is_floating_point():
+            raise UserError(f"{name} holds {x.dtype}, and a flow needs real numbers; give {name}.float(), scaled")
 
 
 def check_pair(x0: Tensor, x1: Tensor, t: Tensor | None = None) -> None:
@@ -132,6 +144,7 @@ def check_pair(x0: Tensor, x1: Tensor, t: Tensor | None = None) -> None:
         raise UserError(f"x0 and x1 must be on one device, got {x0.device} and {x1.device}; move one with .to()")
     if t is not None and t.shape != x1.shape[:1]:
         raise UserError(f"t must have shape ({len(x1)},), one time a sample, got {tuple(t.shape)}")
+    check_floating(x0=x0, x1=x1)
 
 
 def drop_conditions(cond: Conditions | None, probability: float, generator: Generator = None) -> Conditions | None:

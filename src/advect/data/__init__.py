@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from advect.data.sequences.transform import SequenceScale as SequenceScale
     from advect.data.tables.dataset import Table as Table
     from advect.data.tables.dataset import frame_of as frame_of
-    from advect.data.tables.dataset import read_table as read_table
-    from advect.data.tables.dataset import write_table as write_table
+    from advect.data.tables.files import read_table as read_table
+    from advect.data.tables.files import write_table as write_table
     from advect.data.tables.transform import TableTransform as TableTransform
     from advect.data.toy import Digits as Digits
     from advect.data.toy import Moons as Moons

@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -15,12 +15,13 @@ from advect.core.errors import UserError, did_you_mean
 from advect.core.registry import register
 from advect.core.types import DataSpec
 from advect.data.arrays import SAMPLES, array_header
-from advect.data.base import Dataset, Detected, Preview, category, check_share
+from advect.data.base import ArraySplit, Dataset, Detected, Preview, array_modality, category, check_share
 from advect.data.images.stores import require_path
-from advect.data.splits import PixelSplit, fingerprint_of, row_digests, split_by_content
-from advect.data.tables.dataset import PARQUET
+from advect.data.repeats import content_of_rows
+from advect.data.splits import fingerprint_of, row_digests, split_by_content
+from advect.data.tables.files import PARQUET
 from advect.data.transforms import PixelScale, Standardize, Transform
-from advect.data.vectors.parquet import read_vectors, vector_columns
+from advect.data.vectors.parquet import VectorMetadata, read_vectors, vector_columns
 
 LABELS = ("y", "labels", "label", "targets", "Y", "arr_1")
 _TRAIN, _TEST = ("x_train", "y_train"), ("x_test", "y_test")
@@ -61,7 +62,8 @@ class ArrayFile(Dataset):
         labels: whether the labels of an ``.npz`` or Parquet file are the condition ``label``; "auto" says yes where
             there are some.
         held_out: the share kept for measuring, in [0, 1), decided for each row by a hash of its bytes, so that
-            exact copies share a side. None is the file's own split, else 0.1.
+            exact copies share a side, while vectors that are equal by chance, such as zeros, are on both. None is the
+            file's own split, else 0.1.
         horizontal_flip: mirror half of the images, at random, while training.
 
     Raises:
@@ -120,7 +122,8 @@ class ArrayFile(Dataset):
         if found.train is not None and held_out is None:
             train, rest = np.arange(found.train), np.arange(found.train, len(x))
         else:
-            train, rest = split_by_content(digests, 0.1 if held_out is None else held_out)
+            decides = content_of_rows(x, digests) if vectors else digests
+            train, rest = split_by_content(decides, 0.1 if held_out is None else held_out)
         low, high = (0, 255) if x.dtype == np.uint8 and value_range is None else _extent(file, x)
         transform = Standardize.fit(x[train]) if vectors else _scale(file, x.dtype, low, high, value_range)
         numbers, names = _classes(file, found.labels, len(x), labels)
@@ -128,19 +131,18 @@ class ArrayFile(Dataset):
         self._columns = found.columns
         super().__init__(
             name=file.stem,
-            spec=DataSpec(shape=x.shape[1:], kind="vector" if vectors else "image", conditions=dict(conditions)),
+            spec=DataSpec(shape=x.shape[1:], modality=array_modality(x.shape[1:]), conditions=dict(conditions)),
             transform=transform,
-            train=PixelSplit(x, train, numbers, transform, flip=horizontal_flip),
-            held_out=PixelSplit(x, rest, numbers, transform),
+            train=ArraySplit(x, numbers, transform, rows=train, flip=horizontal_flip),
+            held_out=ArraySplit(x, numbers, transform, rows=rest),
             fingerprint=fingerprint_of(digests, repr((x.dtype.str, x.shape, found.train, names)), numbers),
         )
 
     @property
-    def metadata(self) -> dict[str, Any]:
-        """Of Parquet, the names of the columns, with which samples are written as such a file."""
+    def metadata(self) -> VectorMetadata:
         if self._columns is None:
             return {}
-        return {"kind": "vectors", "column": self._columns[0], "label": self._columns[1]}
+        return {"column": self._columns[0], "label": self._columns[1]}
 
 
 def _load(file: Path, column: str | None, labels: Sequence[str]) -> _Parts:

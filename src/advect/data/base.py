@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from advect.core import registry
 from advect.core.errors import UserError
-from advect.core.random import CounterRng, Generator, Stream, stream_seed
-from advect.core.types import Batch, Category, Conditions, DataSpec
+from advect.core.random import CounterRng, Generator, Stream, stream_seed, uniform
+from advect.core.types import NULL, Batch, Category, Conditions, DataSpec
 from advect.data.transforms import Transform
+
+if TYPE_CHECKING:
+    from advect.data.images.folder import ImageSplit
+    from advect.data.modality import Modality
 
 
 class Split(ABC):
@@ -28,6 +35,11 @@ class Split(ABC):
     """
 
     shards: Sequence[int] | None = None
+
+    @property
+    def files(self) -> ImageSplit | None:
+        """The split where its samples are image files decoded at each fetch, which the doctor looks at; else None."""
+        return None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -42,7 +54,7 @@ class Split(ABC):
 
 
 class Detected(NamedTuple):
-    """That a path can be read in a format: how likely, which kind of data it holds, and a line of words about it.
+    """That a path can be read in a format: how likely, a line of words about it, and the modality of its data.
 
     Of several formats the one of the highest priority is taken: 80 and more for layouts that nothing else has, 60 for
     a table, 10 for a folder with any images.
@@ -50,7 +62,7 @@ class Detected(NamedTuple):
 
     priority: int
     words: str
-    kind: str = "image"
+    modality: str = "image"
 
 
 class Preview(NamedTuple):
@@ -69,7 +81,7 @@ class Dataset:
 
     Attributes:
         name: what reports call it.
-        spec: shape of one sample, kind and conditions.
+        spec: shape of one sample, modality and conditions.
         transform: between data units and the model units that the splits hand out.
         train: the samples to train on.
         held_out: samples kept for measuring, none of them in ``train``; it may be empty.
@@ -115,8 +127,13 @@ class Dataset:
         self.name, self.spec, self.transform = name, spec, transform
         self.train, self.held_out, self.fingerprint = train, held_out, fingerprint
 
+    @cached_property
+    def modality(self) -> Modality:
+        """How samples are written, plotted and compared."""
+        return registry.get("modality", self.spec.modality)(self.spec, self.transform, self.metadata)
+
     @property
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> Mapping[str, Any]:
         """A JSON object with what writing samples in the data's own format needs; empty where arrays say all."""
         return {}
 
@@ -146,25 +163,65 @@ class Rows:
 
 
 class ArraySplit(Split):
-    """Samples that lie in memory: 8-bit ones as they are, converted at each fetch; others in model units."""
+    """Rows of an array in memory, or mapped from a file; only those fetched are read and converted.
 
-    def __init__(self, rows: Rows, transform: Transform) -> None:
-        self._transform = transform if rows.x.dtype == np.uint8 else None
-        x = rows.x if self._transform else transform.forward(torch.from_numpy(rows.x)).numpy()
-        self._x = np.ascontiguousarray(x)
-        self._labels = {key: np.ascontiguousarray(labels, np.int64) for key, labels in rows.labels.items()}
+    Args:
+        x: (N, *S), in model units, or of any real type in data units where there is a ``transform``.
+        cond: for each condition a row (N, ...) for every row of x, of the type networks are given.
+        transform: from data units to model units.
+        rows: (n,) the rows of x in this split; by default all.
+        flip: mirror half of the images (C, H, W) that are fetched with an rng.
+
+    Raises:
+        ValueError: a condition has not a row a sample.
+    """
+
+    def __init__(
+        self,
+        x: np.ndarray,
+        cond: Mapping[str, np.ndarray] | None = None,
+        transform: Transform | None = None,
+        *,
+        rows: np.ndarray | None = None,
+        flip: bool = False,
+    ) -> None:
+        self._x = np.ascontiguousarray(x, np.float32) if transform is None else np.asarray(x)
+        self._transform, self._rows, self._flip = transform, rows, flip
+        self._plain = self._x.flags.carray and self._x.dtype.isnative
+        self._cond: dict[str, np.ndarray] = {}
+        for name, values in (cond or {}).items():
+            if len(values) != len(x):
+                raise ValueError(f"condition {name!r} has {len(values)} rows for {len(x)} samples")
+            some = values if rows is None else values[rows]
+            self._cond[name] = np.ascontiguousarray(some, np.int64 if some.dtype.kind in "biu" else None)
 
     def __len__(self) -> int:
-        return len(self._x)
+        return len(self._x if self._rows is None else self._rows)
 
     def fetch(self, indices: np.ndarray, rng: Generator = None) -> Batch:
-        # A toy network steps in a millisecond or two: NumPy's take costs a sixth of PyTorch's index_select.
-        x = torch.from_numpy(self._x.take(indices, axis=0))
-        if self._transform:
-            x = self._transform.forward(x)
-        if not self._labels:
-            return Batch(x)
-        return Batch(x, {key: torch.from_numpy(labels.take(indices)) for key, labels in self._labels.items()})
+        places = indices if self._rows is None else self._rows[indices]
+        # A toy network steps in a millisecond or two: NumPy's take costs a sixth of PyTorch's index_select. It copies
+        # an array that is mapped or strided as a whole, of which indexing reads these rows alone.
+        x = self._x.take(places, axis=0) if self._plain else np.array(self._x[places])
+        if self._flip and rng is not None:
+            mirrored = uniform((len(indices),), rng).numpy() < 0.5
+            x[mirrored] = x[mirrored, ..., ::-1]
+        if x.dtype != np.uint8:  # PyTorch takes neither every width of whole numbers nor every order of bytes
+            wide = x.dtype.itemsize > 4 or (x.dtype.kind in "iu" and x.dtype.itemsize == 4)
+            x = x.astype(np.float64 if wide else np.float32, copy=False)
+        x1 = torch.from_numpy(x)
+        if self._transform is not None:
+            x1 = self._transform.forward(x1)
+        if not self._cond:
+            return Batch(x1)
+        return Batch(x1, {name: torch.from_numpy(values.take(indices, axis=0)) for name, values in self._cond.items()})
+
+
+def _split(rows: Rows, transform: Transform) -> ArraySplit:
+    """8-bit samples as they are, converted at each fetch; others in model units."""
+    if rows.x.dtype == np.uint8:
+        return ArraySplit(rows.x, rows.labels, transform)
+    return ArraySplit(transform.forward(torch.from_numpy(rows.x)).numpy(), rows.labels)
 
 
 class ArrayDataset(Dataset):
@@ -188,20 +245,56 @@ class ArrayDataset(Dataset):
             name=name,
             spec=DataSpec(
                 shape=shape,
-                kind="image" if len(shape) == 3 else "vector",
-                conditions={key: category(train.labels[key], values) for key, values in names.items()},
+                modality=array_modality(shape),
+                conditions={key: category(train.labels[key], v, range(len(v))) for key, v in names.items()},
             ),
             transform=transform,
-            train=ArraySplit(train, transform),
-            held_out=ArraySplit(held_out, transform),
+            train=_split(train, transform),
+            held_out=_split(held_out, transform),
             fingerprint=fingerprint(train, held_out, names),
         )
 
 
-def category(labels: np.ndarray, names: Sequence[str]) -> Category:
-    """The category of these names, with the shares of the labels (N,) in 0 .. len(names) - 1."""
+def array_modality(shape: Sequence[int]) -> str:
+    """The modality of arrays whose samples have this shape, (D,) or (C, H, W)."""
+    return "image" if len(shape) == 3 else "vector"
+
+
+def category(labels: np.ndarray, names: Sequence[str], numbers: Sequence[int] = ()) -> Category:
+    """The category of these names, with the shares of the labels (N,) in 0 .. len(names) - 1.
+
+    ``numbers`` are what the data have in place of the names, such as CIFAR-10's 3 for cat.
+    """
     counts = np.bincount(labels, minlength=len(names))
-    return Category(tuple(names), tuple((counts / max(len(labels), 1)).tolist()))
+    numbers = () if all(label_number(name) is not None for name in names) else tuple(numbers)
+    return Category(tuple(names), tuple((counts / max(len(labels), 1)).tolist()), numbers)
+
+
+def label_number(name: str) -> int | float | None:
+    """The number that a label is the text of, as Python writes it; None of other text, such as 007 or 1_0."""
+    for kind in (int, float):
+        try:
+            number = kind(name)
+        except ValueError:
+            continue
+        return number if str(number) == name and math.isfinite(number) else None
+    return None
+
+
+def label_array(names: Sequence[str], codes: np.ndarray) -> np.ndarray:
+    """The labels (n,) of codes (n,): integers, real numbers or truth values where all names are such, else text.
+
+    Where there is none, an integer or real number is NaN, and text is empty.
+    """
+    given, numbers = codes != NULL, [label_number(name) for name in names]
+    if all(number is not None for number in numbers):
+        whole = all(isinstance(number, int) and abs(number) < 2**63 for number in numbers) and given.all()
+        table = np.array([*numbers, 0 if whole else math.nan], np.int64 if whole else np.float64)
+    elif set(names) <= {"True", "False"} and given.all():
+        table = np.array([*(name == "True" for name in names), False])
+    else:
+        table = np.array([*names, ""], np.str_)
+    return table[np.where(given, codes, len(names))]
 
 
 def fingerprint(train: Rows, held_out: Rows, names: Mapping[str, Sequence[str]]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,7 +134,7 @@ class PairedDataset(Dataset):
         return self._data
 
     @property
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> Mapping[str, Any]:
         return self._data.metadata
 
     def source_samples(self) -> tuple[Tensor, Conditions] | None:

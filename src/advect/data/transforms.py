@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -19,12 +19,19 @@ from torch import Tensor
 
 from advect.core.errors import UserError, did_you_mean
 
+_WIDE = (torch.float64, torch.int32, torch.int64)
+"""Types with digits that float32 has not."""
+
 _KINDS: dict[str, type[Transform]] = {}
 """Each transform by the name that its configuration has."""
 
 
 class Transform(ABC):
-    """A map between data units and model units, float32 in both directions, on the device of its argument."""
+    """A map between data units and model units, on the device of its argument.
+
+    Model units are float32. So are data units, unless float32 has not the digits for them, which :func:`needs_float64`
+    tells: then they are float64.
+    """
 
     kind: ClassVar[str]
 
@@ -37,7 +44,11 @@ class Transform(ABC):
 
     @abstractmethod
     def inverse(self, x: Tensor) -> Tensor:
-        """Model units (B, *S) to data units (B, *S), float32."""
+        """Model units (B, *S) to data units (B, *S)."""
+
+    def centred(self, x: Tensor) -> Tensor:
+        """Data units (B, *S) less a constant wherever they are float64, so that distances survive in float32."""
+        return x
 
     @abstractmethod
     def log_det(self, elements: int) -> float:
@@ -57,6 +68,11 @@ class Transform(ABC):
     def from_config(cls, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> Transform:
         """Build the transform of :meth:`to_config`, less its kind, and :meth:`tensors`. Raises TypeError if unfit."""
         return cls(**config, **tensors)
+
+
+def needs_float64(mean: Sequence[float], std: Sequence[float]) -> bool:
+    """Whether float32 would round data of these moments (D,) by more than 4e-6 of a deviation, or cannot hold them."""
+    return any(not abs(m) <= 64 * s or abs(m) + 20 * s > 1e38 or s < 1e-30 for m, s in zip(mean, std, strict=True))
 
 
 @dataclass(frozen=True)
@@ -105,11 +121,17 @@ class PixelScale(Transform):
                 " for 8-bit images give [0, 255]"
             )
 
+    @cached_property
+    def _dtype(self) -> torch.dtype:
+        wide = needs_float64([(self.low + self.high) / 2], [(self.high - self.low) / 4])
+        return torch.float64 if wide else torch.float32
+
     def forward(self, x: Tensor) -> Tensor:
-        return (x.to(torch.float32) - self.low).mul_(2 / (self.high - self.low)).sub_(1)
+        y = x.to(self._dtype if x.dtype in _WIDE else torch.float32) - self.low
+        return y.mul_(2 / (self.high - self.low)).sub_(1).to(torch.float32)
 
     def inverse(self, x: Tensor) -> Tensor:
-        y = (x.to(torch.float32) + 1).mul_((self.high - self.low) / 2).add_(self.low)
+        y = (x.to(self._dtype) + 1).mul_((self.high - self.low) / 2).add_(self.low)
         if self.integer:
             y = y.round_()
         return y.clamp_(self.low, self.high)
@@ -153,35 +175,52 @@ class Standardize(Transform):
 
     @classmethod
     def fit(cls, x: np.ndarray) -> Standardize:
-        """The transform that standardises x (N, D): its mean and its deviation + 1e-8, or 1 where x is constant.
+        """The transform that standardises x (N, D): its mean and its deviation, or 1 where x is constant.
 
-        A deviation near 0 would throw the first other value of a constant feature to 1e8 model units.
+        Values that differ in the last bit of a float64 alone are constant: rounding is not to be learned.
         """
-        mean = x.mean(0, dtype=np.float64)
-        # In blocks: the deviations of a whole table in float64 can be more than fits into memory.
-        square = sum((((x[i : i + 4096] - mean) ** 2).sum(0) for i in range(0, len(x), 4096)), np.zeros_like(mean))
-        std = np.where(x.min(0) == x.max(0), 1.0, np.sqrt(square / len(x)) + 1e-8)
-        return cls(mean.tolist(), std.tolist())
+        low, high = x.min(0).astype(np.float64), x.max(0).astype(np.float64)
+        constant = high - low <= np.finfo(np.float64).eps * np.maximum(np.abs(low), np.abs(high))
+        # A power of two changes no digit, and squares of 1e200 and of 1e-200 stay in range.
+        unit = np.exp2(np.floor(np.log2(np.where(constant, 1.0, high - low))))
+        mean = unit * sum(_blocks(x, lambda part: (part / unit).sum(0))) / len(x)
+        square = sum(_blocks(x, lambda part: (((part - mean) / unit) ** 2).sum(0)))
+        std = np.where(constant, 1.0, unit * np.sqrt(square / len(x)))
+        return cls(np.where(constant, low, mean).tolist(), std.tolist())
 
     @cached_property
     def _moments(self) -> Tensor:
         """Mean and deviation, (2, D) float64."""
         return torch.tensor([self.mean, self.std], dtype=torch.float64)
 
+    @cached_property
+    def wide(self) -> bool:
+        """Whether data units are float64."""
+        return needs_float64(self.mean, self.std)
+
     def forward(self, x: Tensor) -> Tensor:
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        dtype = torch.float64 if self.wide or x.dtype in _WIDE else torch.float32
         mean, std = self._moments.to(x.device, dtype)
         return (x.to(dtype) - mean).div_(std).to(torch.float32)
 
     def inverse(self, x: Tensor) -> Tensor:
-        mean, std = self._moments.to(x.device, torch.float32)
-        return torch.addcmul(mean, x.to(torch.float32), std)
+        dtype = torch.float64 if self.wide else torch.float32
+        mean, std = self._moments.to(x.device, dtype)
+        return torch.addcmul(mean, x.to(dtype), std)
+
+    def centred(self, x: Tensor) -> Tensor:
+        return x.double() - self._moments[0].to(x.device) if self.wide else x
 
     def log_det(self, elements: int) -> float:
         return -sum(math.log(std) for std in self.std)
 
     def to_config(self) -> dict[str, Any]:
         return {"kind": self.kind, "mean": list(self.mean), "std": list(self.std)}
+
+
+def _blocks(x: np.ndarray, of: Callable[[np.ndarray], np.ndarray]) -> Iterator[np.ndarray]:
+    """``of`` blocks of x (N, D) in float64, of which the whole can be more than fits into memory."""
+    return (of(x[i : i + 4096].astype(np.float64)) for i in range(0, len(x), 4096))
 
 
 def transform_from_config(config: dict[str, Any], tensors: Mapping[str, Tensor] | None = None) -> Transform:

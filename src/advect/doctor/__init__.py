@@ -1,4 +1,4 @@
-"""Diagnosis of a machine, data or a run: figures, a verdict on them, and what to try."""
+"""Diagnosis of a machine, data or a run."""
 
 from advect.doctor.examine import examine_data as examine_data
 from advect.doctor.examine import examine_machine as examine_machine

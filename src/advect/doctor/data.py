@@ -1,8 +1,9 @@
-"""A data set as training sees it, measured, and verdicts on it."""
+"""Statistics of a data set as seen in training, and checks."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,9 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from advect.core.registry import name_of
 from advect.core.types import LENGTH, NULL, Category, Conditions, Length
 from advect.data import Dataset, Split
-from advect.data.images.folder import ImageSplit
+from advect.data.modality import Modality
+from advect.data.repeats import copied
 from advect.doctor.report import Figure, Finding, Level
 
 FEW, FEW_HELD_OUT, FEW_OF_A_CLASS = 500, 50, 20
@@ -24,18 +27,22 @@ class ValueStats:
 
     Attributes:
         train, held_out: samples in each split.
-        kind, shape: of one sample.
+        modality, shape: of one sample.
         low, high: range in data units.
         mean, deviation, extreme: mean, standard deviation and largest absolute value in model units.
         constant, features: number of constant features, and of all.
         infinite: samples with NaN or infinite values.
-        copies: samples equal to an earlier one.
+        copies: samples equal to an earlier one that are no coincidence.
+        repeats: samples equal to an earlier one.
+        offset: largest ratio of a feature's distance from zero to its deviation.
+        farthest: that feature.
+        coarse: features whose values all lie on float32's grid, though that is coarse beside their deviation.
     """
 
     train: int
     held_out: int
     looked: int
-    kind: str
+    modality: type[Modality]
     shape: tuple[int, ...]
     low: float
     high: float
@@ -46,11 +53,15 @@ class ValueStats:
     features: int = 1
     infinite: int = 0
     copies: int = 0
+    repeats: int = 0
+    offset: float = 0.0
+    farthest: int = 0
+    coarse: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassShares:
-    """The values of a categorical condition with their shares of ``train`` samples."""
+    """Shares of a categorical condition's values in ``train`` samples."""
 
     name: str
     shares: dict[str, float]
@@ -63,6 +74,7 @@ class ImageStats:
 
     Attributes:
         unreadable: files that cannot be decoded, with the reasons.
+        left_out: numbers of files that are no pictures, by suffix.
         asked: height and width for training, in pixels.
         smaller, least: files with a shorter side than asked; the shortest side of all, in pixels.
         grey, channels: files without colour; channels for training.
@@ -71,6 +83,7 @@ class ImageStats:
     looked: int
     total: int
     unreadable: dict[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
     asked: tuple[int, int]
     smaller: int = 0
     least: int
@@ -80,7 +93,7 @@ class ImageStats:
 
 @dataclass(frozen=True, kw_only=True)
 class LengthStats:
-    """The numbers of real steps of sequences."""
+    """Numbers of real steps of sequences."""
 
     shortest: int
     median: int
@@ -88,12 +101,12 @@ class LengthStats:
 
 
 def evenly_spaced(n: int, look: int) -> np.ndarray:
-    """At most ``look`` of the numbers 0 .. n - 1, evenly spaced, (k,) int64."""
+    """At most ``look`` evenly spaced integers in 0 .. n - 1, (k,) int64."""
     return np.unique(np.linspace(0, n - 1, min(n, look)).round().astype(np.int64)) if n else np.arange(0)
 
 
 def measure_values(dataset: Dataset, look: int) -> ValueStats:
-    """Statistics of at most ``look`` training samples. Raises UserError for an unreadable one."""
+    """Statistics of at most ``look`` training samples. Raises UserError if one is unreadable."""
     x, cond = _fetch(dataset.train, evenly_spaced(len(dataset.train), look))
     real = _real_values(x, cond)
     data = dataset.transform.inverse(x).flatten(1)
@@ -101,12 +114,14 @@ def measure_values(dataset: Dataset, look: int) -> ValueStats:
     infinite = ~torch.isfinite(flat).all(1)
     fine = real[torch.isfinite(real)].double()
     rows = flat.numpy()
+    groups = np.unique([row.tobytes() for row in rows], return_inverse=True)[1].reshape(-1)
     shown = data[torch.isfinite(data)]
+    offset, farthest, coarse = _offsets(dataset.transform.inverse(x[~infinite]), cond)
     return ValueStats(
         train=len(dataset.train),
         held_out=len(dataset.held_out),
         looked=len(x),
-        kind=dataset.spec.kind,
+        modality=type(dataset.modality),
         shape=tuple(dataset.spec.shape),
         low=float(shown.min()) if len(shown) else 0.0,
         high=float(shown.max()) if len(shown) else 0.0,
@@ -116,12 +131,35 @@ def measure_values(dataset: Dataset, look: int) -> ValueStats:
         constant=int((flat.amax(0) == flat.amin(0)).sum()) if len(x) > 1 else 0,
         features=flat.shape[1],
         infinite=int(infinite.sum()),
-        copies=len(rows) - len({row.tobytes() for row in rows}),
+        copies=_extra(groups[copied(rows.reshape(len(rows), -1), groups)]),
+        repeats=_extra(groups),
+        offset=offset,
+        farthest=farthest,
+        coarse=coarse,
     )
 
 
+def _extra(groups: np.ndarray) -> int:
+    """The rows that are not the first of their group (n,)."""
+    return len(groups) - len(np.unique(groups))
+
+
+def _offsets(data: Tensor, cond: Conditions) -> tuple[float, int, int]:
+    """``offset``, ``farthest`` and ``coarse`` of :class:`ValueStats` for data (N, *S) in data units."""
+    if LENGTH in cond or data.ndim > 3 or len(data) < 2:
+        return 0.0, 0, 0
+    x = data.double().reshape(-1, data.shape[-1])  # the channels of sequences
+    mean, std = x.mean(0), x.std(0, correction=0)
+    ratio = torch.where(std > 0, mean.abs() / std, 0.0).nan_to_num(0.0)
+    grid = 2.0 ** (x.abs().amax(0).clamp(min=1e-300).log2().floor() - 23)
+    steps = x / grid
+    # Model units, of which these data were made, keep 2^-24 of a deviation.
+    on_grid = ((steps - steps.round()).abs() < 0.05).all(0) & (std < 2**20 * grid)
+    return float(ratio.max()), int(ratio.argmax()), int((on_grid & (std > 0) & (std < 2**9 * grid)).sum())
+
+
 def class_shares(dataset: Dataset) -> list[ClassShares]:
-    """The shares of the classes of each categorical condition."""
+    """Class shares of each categorical condition."""
     return [
         ClassShares(name=name, shares=dict(zip(c.names, c.frequencies, strict=True)), train=len(dataset.train))
         for name, c in dataset.spec.conditions.items()
@@ -130,7 +168,7 @@ def class_shares(dataset: Dataset) -> list[ClassShares]:
 
 
 def sequence_lengths(dataset: Dataset) -> LengthStats | None:
-    """Statistics of the lengths of sequences; None where all are equal."""
+    """Statistics of sequence lengths; None if all are equal."""
     condition = dataset.spec.conditions.get(LENGTH)
     if not isinstance(condition, Length):
         return None
@@ -141,14 +179,13 @@ def sequence_lengths(dataset: Dataset) -> LengthStats | None:
 
 
 def measure_images(dataset: Dataset, look: int) -> ImageStats | None:
-    """Statistics of at most ``look`` image files of both splits; None where samples are not image files."""
-    split, rest = dataset.train, dataset.held_out
-    if not isinstance(split, ImageSplit):
+    """Statistics of at most ``look`` image files of both splits; None for other data."""
+    split, rest = dataset.train.files, dataset.held_out.files
+    if split is None:
         return None
-    both = np.concatenate([split.rows, rest.rows if isinstance(rest, ImageSplit) else split.rows[:0]])
+    both = np.concatenate([split.rows, split.rows[:0] if rest is None else rest.rows])
     chosen = both[evenly_spaced(len(both), look)]
-    part = ImageSplit(split.store, chosen, {}, split.decoder)
-    unreadable = part.find_unreadable()
+    unreadable = split.at(chosen).find_unreadable()
     channels, height, width = split.decoder.shape
     smaller, grey, sides = 0, 0, []
     for row in chosen.tolist():
@@ -168,6 +205,7 @@ def measure_images(dataset: Dataset, look: int) -> ImageStats | None:
         looked=len(chosen),
         total=len(both),
         unreadable=unreadable,
+        left_out=split.store.left_out,
         asked=(height, width),
         smaller=smaller,
         least=min(sides, default=0),
@@ -184,7 +222,7 @@ def _fetch(split: Split, chosen: np.ndarray) -> tuple[Tensor, Conditions]:
 
 
 def _real_values(x: Tensor, cond: Conditions) -> Tensor:
-    """All values of x (N, *S) but the padding of sequences."""
+    """Values of x (N, *S) without padding."""
     if LENGTH not in cond or (cond[LENGTH] == NULL).any():
         return x.flatten()
     real = torch.arange(x.shape[1]) < cond[LENGTH][:, None]
@@ -197,7 +235,7 @@ def check_count(v: ValueStats) -> Finding:
         "training samples": v.train,
         "held out": v.held_out,
         "shape": "x".join(map(str, v.shape)),
-        "kind": v.kind,
+        "kind": name_of(v.modality),
         "looked at": v.looked,
     }
     if v.train < FEW:
@@ -238,42 +276,39 @@ def check_range(v: ValueStats) -> Finding:
     }
     if v.low == v.high:
         return Finding("problem", "All values of the data are equal", figures, "other data: there is nothing to learn")
-    if v.kind == "image" and v.deviation < 0.1:
-        return Finding(
-            "problem",
-            "The images use a small part of the range of pixels: they are nearly uniform",
-            figures,
-            "pixels from 0 to 255, or from 0 to 1 as real numbers; or the right --value-range",
-        )
-    if v.kind == "image" and not -1.01 <= v.mean <= 1.01:
-        return Finding("problem", "The pixels lie outside their range", figures, "the right --value-range")
-    if v.kind != "image" and v.extreme > 20:
-        return Finding(
-            "note",
-            "There are values far from all others, which dominate the loss",
-            figures,
-            "take them out or take the logarithm; for tables, quantile scaling",
-        )
-    if v.kind != "image" and not 0.1 < v.deviation < 10:
-        return Finding("problem", "The values in model units are not near deviation 1", figures, "standardise them")
-    return Finding("ok", "The values are finite and of the size that networks learn from", figures)
+    found = v.modality.check_range(mean=v.mean, std=v.deviation, extreme=v.extreme)
+    return Finding(found.level, found.title, figures, found.fix)
+
+
+def check_offset(v: ValueStats) -> Finding | None:
+    """Check for features whose distance from zero leaves float32 few digits for their spread."""
+    if v.offset < 2**14:
+        return None
+    figures: dict[str, Figure] = {"feature": v.farthest, "distance from zero in deviations": v.offset}
+    if v.coarse:
+        title = "Values were cut to float32 before they came here: their grid is coarse beside their spread"
+        return Finding("problem", title, figures | {"such features": v.coarse}, "write the data anew as float64")
+    title = "Some features lie so far from zero that float32 cannot hold them"
+    advice = "none for training, which centres them in float64; samples are float64: keep that type"
+    return Finding("note", title, figures, advice)
 
 
 def check_constant(v: ValueStats) -> Finding | None:
     """Check for constant features."""
     if not v.constant or v.low == v.high:
         return None
-    share = v.constant / v.features
+    found = v.modality.check_constant(v.constant / v.features)
     figures: dict[str, Figure] = {"constant": v.constant, "features": v.features, "looked at": v.looked}
-    level: Level = "note" if v.kind != "image" or share > 0.5 else "ok"
-    advice = "leave them out" if v.kind != "image" else "crop the images, where it is an empty border"
-    return Finding(level, "Some features never change", figures, advice if level == "note" else "")
+    return Finding(found.level, found.title, figures, found.fix)
 
 
 def check_copies(v: ValueStats) -> Finding | None:
     """Check for duplicate samples."""
     share = v.copies / max(v.looked, 1)
     figures: dict[str, Figure] = {"copies": v.copies, "looked at": v.looked, "share": share}
+    if not v.copies and v.repeats:
+        figures = {"equal to another": v.repeats, "looked at": v.looked}
+        return Finding("ok", "Some rows are equal, as rows of few or of usual values are: they are no copies", figures)
     if not v.copies:
         return Finding("ok", "No sample comes twice", figures)
     level: Level = "problem" if share > 0.5 else "note" if share > 0.01 else "ok"
@@ -313,8 +348,11 @@ def check_classes(c: ClassShares) -> Finding | None:
 def check_unreadable(p: ImageStats) -> Finding:
     """Check for files that cannot be decoded."""
     figures: dict[str, Figure] = {"unreadable": len(p.unreadable), "looked at": p.looked, "of": p.total}
+    if others := sum(p.left_out.values()):
+        figures |= {"left out as no picture": others, "of these": ", ".join(f"{k} {n}" for k, n in p.left_out.items())}
     if not p.unreadable:
-        return Finding("ok", "All images that were looked at can be read", figures)
+        title = "All images that were looked at can be read"
+        return Finding("note" if others > p.total else "ok", title, figures)
     name, why = next(iter(p.unreadable.items()))
     share = len(p.unreadable) / p.looked
     return Finding(
@@ -360,5 +398,5 @@ def check_lengths(n: LengthStats) -> Finding:
     return Finding("ok", "The sequences have lengths near one another", figures)
 
 
-VALUE_CHECKS = (check_count, check_held_out, check_infinite, check_range, check_constant, check_copies)
+VALUE_CHECKS = (check_count, check_held_out, check_infinite, check_range, check_offset, check_constant, check_copies)
 IMAGE_CHECKS = (check_unreadable, check_sizes, check_grey)

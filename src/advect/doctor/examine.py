@@ -1,4 +1,4 @@
-"""Examination of data, a machine or a run: the facts of each, and the checks on them."""
+"""Examination of data, a machine or a run."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ from advect.doctor.run import RUN_CHECKS, read_facts
 from advect.doctor.samples import QUALITY_CHECKS, SAMPLE_CHECKS, gather_samples
 
 STATE_BYTES = 20
-"""Bytes per parameter in training: weight, gradient, two moments and the EMA, in float32."""
+"""Bytes a parameter in training: weight, gradient, two moments and EMA, in float32."""
 
 SHARE = 0.6
-"""Share of free memory to plan with: allocators, libraries and other programs need the rest."""
+"""Share of free memory to use."""
 
 STEPS_AN_EPOCH, LARGEST, SMALLEST = 20, 512, 8
 
 
 @dataclass(frozen=True)
 class ResolvedData:
-    """A data set named on the command line.
+    """Data named on the command line.
 
     Attributes:
-        format: name of its format.
-        path: its file or folder; None without one.
-        preset, settings: the preset that trains on it, and its configuration.
+        format: data format.
+        path: file or folder, or None.
+        preset, settings: preset for the data, and its configuration.
         fixed_batch: whether the batch size was given, to be judged and not chosen.
     """
 
@@ -70,7 +70,7 @@ class ResolvedData:
 
     @classmethod
     def from_words(cls, words: Sequence[str]) -> ResolvedData:
-        """Resolve the words after ``advect train``: a preset, ``--data PATH``, flags. Raises UserError."""
+        """Parse the words after ``advect train``: a preset, ``--data PATH``, flags. Raises UserError."""
         preset, arguments = parse_train(list(words))
         data = arguments.settings.data
         place = data.data_dir
@@ -84,7 +84,7 @@ class ResolvedData:
         return cls(data.data_format, path, preset, arguments.settings, fixed)
 
     def build(self, without: Sequence[str] = ()) -> Dataset:
-        """Open the data set, a table without some columns. Raises UserError where it cannot be used."""
+        """Open the data set, ``without`` some columns of a table. Raises UserError if unusable."""
         data = self.settings.data
         if issubclass(data.dataset, Table):
             asked = {*data.drop, *data.conditions, *data.continuous_conditions, *data.categorical}
@@ -93,9 +93,9 @@ class ResolvedData:
 
 
 def examine_data(words: Sequence[str], *, look: int = 2000, device: str = "auto") -> list[Finding]:
-    """Examine at most ``look`` samples of the data that the words after ``advect train`` name.
+    """Examine at most ``look`` samples of the data named by the words after ``advect train``.
 
-    Raises UserError for mistakes in the words and for a path without known data.
+    Raises UserError for mistakes in the words, and unknown data.
     """
     if look < 2:
         raise UserError(f"--look must be at least 2 samples, got {look}; 2000 is usual")
@@ -111,14 +111,16 @@ def examine_data(words: Sequence[str], *, look: int = 2000, device: str = "auto"
 
 
 def examine_machine(folder: Path = Path("runs"), *, device: str = "auto") -> list[Finding]:
-    """Examine this machine; ``folder`` is that of runs."""
+    """Examine this machine; ``folder`` is the folder of runs."""
     return run_checks(measure_machine(folder, device), MACHINE_CHECKS)
 
 
-def examine_run(path: Path, *, samples: int = 0, seed: int = 0, device: str = "auto") -> list[Finding]:
-    """Examine a run folder and, with ``samples`` > 0, so many new samples beside the data.
+def examine_run(
+    path: Path, *, samples: int = 0, seed: int = 0, device: str = "auto", data: str | None = None
+) -> list[Finding]:
+    """Examine a run folder and, if ``samples`` > 0, new samples beside the data.
 
-    Raises UserError where there is no run at ``path``, or it cannot be sampled.
+    Raises UserError without a run at ``path``, or if it cannot be sampled.
     """
     facts = read_facts(path)
     findings = run_checks(facts, (*RUN_CHECKS, *LOSS_CHECKS, *QUALITY_CHECKS))
@@ -126,11 +128,11 @@ def examine_run(path: Path, *, samples: int = 0, seed: int = 0, device: str = "a
         return findings
     if facts.checkpoint is None:
         raise UserError(f"--samples {samples} needs a checkpoint, and {path} has none; leave --samples out")
-    return findings + run_checks(gather_samples(path, samples, seed=seed, device=device), SAMPLE_CHECKS)
+    return findings + run_checks(gather_samples(path, samples, seed=seed, device=device, data=data), SAMPLE_CHECKS)
 
 
 def _examine_file(data: ResolvedData, look: int, findings: list[Finding]) -> list[str]:
-    """Examine a file of cells, a table or an array as stored; returns the columns to leave out of a table."""
+    """Examine a stored file of cells, a table or an array; return the columns to leave out of a table."""
     if data.path is None or not data.path.is_file():
         return []
     settings = data.settings.data
@@ -149,7 +151,7 @@ def _examine_file(data: ResolvedData, look: int, findings: list[Finding]) -> lis
 
 
 def _examine_dataset(dataset: Dataset, look: int) -> Iterator[Finding]:
-    """The findings in turn, so that those before unreadable data are reported too."""
+    """Findings in turn, so that those before unreadable data are reported."""
     images = measure_images(dataset, look)
     if images is not None:
         yield from run_checks(images, IMAGE_CHECKS)
@@ -188,12 +190,12 @@ class Plan:
     """Figures for choosing a batch size.
 
     Attributes:
-        parameters: number of the network's.
-        activations: bytes kept for the backward pass for each sample, in float32.
+        parameters: number of parameters.
+        activations: bytes stored for the backward pass a sample, in float32.
         free: free memory of ``device`` in bytes.
         train: training samples.
-        usual: the preset's batch size, or the one given.
-        fixed: whether it was given, to be judged and not chosen.
+        usual: batch size of the preset, or the one given.
+        fixed: whether it was given.
     """
 
     network: str
@@ -207,17 +209,17 @@ class Plan:
     fixed: bool = False
 
     def memory(self, batch: int) -> float:
-        """Memory of training with this batch size, in bytes."""
+        """Bytes of memory for training at this batch size."""
         return STATE_BYTES * self.parameters + self.activations * batch
 
     @property
     def most(self) -> int:
-        """The largest batch that fits, or 0."""
+        """Largest batch that fits, or 0."""
         return max(int((SHARE * self.free - STATE_BYTES * self.parameters) / self.activations), 0)
 
     @property
     def batch(self) -> int:
-        """The batch size: the usual one, or less to fit the memory or for more steps an epoch."""
+        """Batch size: the usual one, reduced to fit the memory or for more steps an epoch."""
         if self.fixed:
             return self.usual
         by_data = max(self.train // STEPS_AN_EPOCH, SMALLEST)
@@ -225,7 +227,7 @@ class Plan:
 
 
 def check_plan(p: Plan) -> Finding:
-    """Suggest a network and batch size, and check that they fit the memory."""
+    """Suggest a network and batch size, and check their memory."""
     figures: dict[str, Figure] = {
         "network": p.network,
         "parameters": p.parameters,
@@ -252,9 +254,9 @@ def check_plan(p: Plan) -> Finding:
 
 
 def measure_network(config: NetworkConfig, spec: DataSpec) -> tuple[int, float]:
-    """The number of parameters, and the bytes a forward pass keeps for each sample, by meta tensors.
+    """Number of parameters, and bytes stored by a forward pass a sample, by meta tensors.
 
-    Raises UserError where the network does not take such data.
+    Raises UserError if the network does not fit the data.
     """
     rows = 2
     kept: dict[int, Tensor] = {}
@@ -289,5 +291,5 @@ def _conditions(spec: DataSpec, rows: int) -> Conditions | None:
 
 
 def _power(n: int) -> int:
-    """The largest power of two up to n; 1 for less."""
+    """Largest power of two up to n, at least 1."""
     return 2 ** max(n, 1).bit_length() // 2

@@ -1,4 +1,4 @@
-"""Files of cells, tables and arrays as stored, measured, and verdicts on them."""
+"""Statistics of stored cells, tables and arrays, and checks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class CellStats:
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnStats:
-    """Statistics of a table's column.
+    """Statistics of a column.
 
     Attributes:
         missing: share of missing values.
@@ -61,7 +61,7 @@ class ColumnStats:
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayStats:
-    """Shape and type of an array in a file, and rows that are not finite, of ``looked``."""
+    """Shape and type of a stored array, and non-finite rows of ``looked``."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -195,7 +195,7 @@ def check_units(c: CellStats) -> Finding:
 
 
 def check_genes(c: CellStats) -> Finding:
-    """Check the number of genes, and of those found in no cell."""
+    """Check the numbers of genes and of silent ones."""
     figures: dict[str, Figure] = {"genes": c.genes, "never found": c.silent, "cells looked at": c.looked}
     if c.genes > 5000:
         title = "There are many genes, most of which vary little"
@@ -263,7 +263,7 @@ def check_ids(columns: list[ColumnStats]) -> Finding | None:
 
 
 def looks_like_id(columns: list[ColumnStats]) -> list[str]:
-    """The names of columns with a distinct name or integer in each row."""
+    """Names of columns with a distinct name or integer in each row."""
     return [
         c.name
         for c in columns

@@ -1,4 +1,4 @@
-"""Verdicts on a run's losses, gradients and training options."""
+"""Checks of a run's losses, gradients and training options."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from advect.doctor.report import Figure, Finding
 from advect.doctor.run import FEW_ROWS, RunFacts
 
 CERTAIN = 3.0
-"""Standard errors by which two means must differ to be called different."""
+"""Standard errors of a significant difference."""
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """The mean of values (n,) and its standard error, infinite for n = 1."""
+    """Mean of values (n,) and its standard error, infinite for n = 1."""
     if len(values) < 2:
         return float(values.mean()), math.inf
     return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
@@ -79,7 +79,7 @@ def _flat_advice(rate: float, warmup: int, steps: int) -> str:
 
 
 def check_still_falling(run: RunFacts) -> Finding | None:
-    """Check whether the loss was still falling at the end, without over-fitting: the run was too short."""
+    """Check for a loss still falling at the end, without over-fitting."""
     n = len(run.loss)
     if n < 4 * FEW_ROWS or run.planned is None or run.last_step < run.planned or over_fits(run):
         return None
@@ -167,7 +167,7 @@ def check_over_fitting(run: RunFacts) -> Finding | None:
 
 
 def over_fits(run: RunFacts) -> bool:
-    """Whether the run over-fits, so that no check advises to train longer."""
+    """Whether the run over-fits, so that longer training is not advised."""
     finding = check_over_fitting(run)
     return finding is not None and finding.level != "ok"
 

@@ -1,4 +1,4 @@
-"""The machine: what it has, measured, and verdicts on it."""
+"""Measurements of the machine, and checks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from advect.distributed.env import count_cores
 from advect.doctor.report import Figure, Finding
 
 OLDEST, KNOWN_GOOD = (2, 8), ("2.8", "2.11", "2.13")
-"""The oldest supported PyTorch, and the tested versions."""
+"""Oldest supported PyTorch, and tested versions."""
 
 GIB = 2**30
 
@@ -44,7 +44,7 @@ _COMPILE_SECONDS, _GROUP_SECONDS = 180.0, 60.0
 
 @dataclass(frozen=True)
 class Probe:
-    """The outcome of a trial in a subprocess: seconds taken, or None and the error."""
+    """Outcome of a trial in a subprocess: seconds, or None and the error."""
 
     seconds: float | None
     error: str = ""
@@ -52,7 +52,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Products:
-    """Matrix products: FLOP/s in float32 and in 16 bits, and the relative error in 16 bits."""
+    """Matrix products: FLOP/s in float32 and 16 bits, and the relative error in 16 bits."""
 
     half: str
     single_rate: float
@@ -65,14 +65,14 @@ class Machine:
     """Figures of a machine; memory and disk in bytes.
 
     Attributes:
-        device, device_memory, device_free: of the device that "auto" selects.
+        device, device_memory, device_free: of the device selected by "auto".
         built_for_gpu, gpu_driver: whether PyTorch is a GPU build; whether a GPU driver is installed.
-        cores, threads, omp: usable processor cores, PyTorch's threads, OMP_NUM_THREADS.
+        cores, threads, omp: usable cores, PyTorch's threads, OMP_NUM_THREADS.
         chosen_half: 16-bit type of --mixed-precision; None for float32.
         backend, distributed: backend of process groups, and its trial.
-        folder, disk_free: folder of runs, and free space there.
-        shm: size of /dev/shm; None without one.
-        libraries: optional ones, each with its version or None, and the extra that installs it.
+        folder, disk_free: folder of runs, and free space.
+        shm: size of /dev/shm, or None.
+        libraries: version (or None) and extra of each optional library.
     """
 
     python: str
@@ -146,7 +146,7 @@ def device_memory(device: torch.device) -> tuple[int, int]:
 
 
 def measure_products(device: torch.device, half: torch.dtype) -> Products:
-    """Time products of square matrices in float32 and in ``half``; the fastest of five each."""
+    """Time square matrix products in float32 and in ``half``, the fastest of five."""
     n = 4096 if device.type == "cuda" else 384
     a = torch.randn(n, n, device=device, generator=torch.Generator(device).manual_seed(0))
     exact, single = _timed(a, device)
@@ -180,7 +180,9 @@ def _version(name: str) -> str | None:
 
 
 def run_probe(name: str, argument: str, *, timeout: float) -> Probe:
-    """Run a trial in a subprocess for at most ``timeout`` seconds: ``compile`` (a device) or ``group`` (a backend)."""
+    """Run a trial, ``compile`` (a device) or ``group`` (a backend), in a subprocess for at most ``timeout``
+    seconds.
+    """
     words = [sys.executable, "-m", "advect.doctor.machine", name, argument]
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False)
@@ -192,7 +194,7 @@ def run_probe(name: str, argument: str, *, timeout: float) -> Probe:
 
 
 def read_answer(code: int, out: str, err: str) -> Probe:
-    """Parse a trial's output: the last line of ``out``, or else the last error line of ``err``."""
+    """Parse a trial's output: the last line of ``out``, else the last error of ``err``."""
     try:
         return Probe(float(json.loads(out.strip().splitlines()[-1])["seconds"]))
     except (ValueError, KeyError, IndexError, TypeError):
@@ -233,7 +235,7 @@ def check_versions(m: Machine) -> Finding:
 
 
 def check_device(m: Machine) -> Finding:
-    """Check the device, and for a GPU that PyTorch does not see."""
+    """Check the device, and for a GPU unseen by PyTorch."""
     figures: dict[str, Figure] = {
         "device": m.device,
         "memory (GiB)": m.device_memory / GIB,
@@ -366,7 +368,7 @@ MACHINE_CHECKS: tuple[Callable[[Machine], Finding | None], ...] = (
 
 
 def main() -> None:
-    """Run the trial named on the command line and print its seconds as JSON."""
+    """Run the trial named on the command line; print its seconds as JSON."""
     trial = {"compile": _compile, "group": _group}[sys.argv[1]]
     began = time.monotonic()
     trial(sys.argv[2])

@@ -1,4 +1,4 @@
-"""Findings: verdicts with the figures behind them, as text and as JSON."""
+"""Findings as text and JSON."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Level = Literal["ok", "note", "problem"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One verdict.
+    """One finding.
 
     Attributes:
         level: "ok", "note" (worth knowing) or "problem" (to be fixed).
         title: the verdict, a sentence.
-        figures: the numbers and words behind it, by name.
+        figures: numbers and words behind it, by name.
         advice: what to try, with the flag; may be empty.
     """
 
@@ -33,7 +33,7 @@ class Finding:
 
 
 def show(findings: Sequence[Finding]) -> str:
-    """The findings as text for a terminal, problems last, and a line of counts."""
+    """Findings as text for a terminal, problems last, with counts."""
     order = ("ok", "note", "problem")
     lines = []
     for finding in sorted(findings, key=lambda f: order.index(f.level)):
@@ -48,7 +48,7 @@ def show(findings: Sequence[Finding]) -> str:
 
 
 def to_json(findings: Sequence[Finding]) -> str:
-    """The findings as a JSON object ``{healthy, findings}``, without NaN and infinity."""
+    """Findings as a JSON object ``{healthy, findings}``, without NaN and infinity."""
     rows = [
         {
             "level": f.level,
@@ -71,7 +71,7 @@ def _text(value: Figure) -> str:
 
 
 def run_checks(facts: T, checks: Iterable[Callable[[T], Finding | None]]) -> list[Finding]:
-    """The findings of the checks on ``facts``, in order, without None."""
+    """Findings of the checks on ``facts``, in order."""
     return [finding for check in checks if (finding := check(facts)) is not None]
 
 

@@ -1,4 +1,4 @@
-"""A run folder: its logs and checkpoints as numbers, and verdicts on its progress and speed."""
+"""Figures of a run folder, and checks of progress and speed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from advect.reporting.run_folder import read_run
 Section = dict[str, Any]
 
 FEW_ROWS = 4
-"""Logged rows below which no trend is judged."""
+"""Fewest logged rows to judge a trend."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,18 +29,18 @@ class RunFacts:
     """Figures of a run, from its folder.
 
     Attributes:
-        step, loss, grad_norm, rate, speed, wait: (R,) for each logged row the step, mean loss, mean gradient norm,
-            learning rate, samples per second, and share of time waiting for data; NaN if missing.
+        step, loss, grad_norm, rate, speed, wait: (R,) step, mean loss, mean gradient norm, learning rate, samples
+            a second, and share of time waiting for data, by logged row; NaN if missing.
         held_step, held_loss: (H,) steps and values of the held-out loss.
-        infinite: rows with a loss or norm that is not finite.
+        infinite: rows with a non-finite loss or norm.
         skipped: steps skipped by float16 loss scaling.
-        epoch_step, epochs: step of the last finished epoch, and number of finished epochs.
+        epoch_step, epochs: step of the last finished epoch, and number of epochs.
         checkpoint: step of the newest complete checkpoint, or None.
-        damaged: why the newest checkpoint is unusable; empty if it is not.
-        idle, seconds: seconds since the last row; seconds of training.
+        damaged: damage of the newest checkpoint, or "".
+        idle, seconds: seconds since the last row, and of training.
         config: sections of config.yaml.
         quality: evaluation/quality.json, or None.
-        path: the run folder as typed by the user.
+        path: run folder as typed.
     """
 
     step: np.ndarray
@@ -65,12 +65,12 @@ class RunFacts:
 
     @property
     def last_step(self) -> int:
-        """The last step of any row or checkpoint, or 0."""
+        """Last step of any row or checkpoint, or 0."""
         return max(int(self.step[-1]) if len(self.step) else 0, self.epoch_step, self.checkpoint or 0)
 
     @property
     def planned(self) -> int | None:
-        """The final step by the configuration, or None before the first epoch has ended."""
+        """Final step by the configuration, or None before the end of the first epoch."""
         t = self.config.get("training", {})
         limits = [t["max_steps"]] if t.get("max_steps") else []
         if self.epochs and t.get("num_epochs"):
@@ -78,7 +78,7 @@ class RunFacts:
         return min(limits) if limits else None
 
     def option(self, section: str, name: str, default: Any = None) -> Any:
-        """A setting of config.yaml, or the default."""
+        """Setting of config.yaml, or the default."""
         return self.config.get(section, {}).get(name, default)
 
 
@@ -127,7 +127,7 @@ def _number(value: object) -> float:
 
 
 def _rest_of_metrics(file: Path) -> tuple[int, int, float]:
-    """Number of rows that are not finite, step of the last epoch's end, and seconds since the last write."""
+    """Number of non-finite rows, step of the last epoch's end, and seconds since the last write."""
     if not file.is_file():
         return 0, 0, math.inf
     infinite, ended = 0, 0
@@ -142,7 +142,7 @@ def _rest_of_metrics(file: Path) -> tuple[int, int, float]:
 
 
 def _newest(folder: Path) -> tuple[int | None, str]:
-    """The step of the newest checkpoint, and its damage if any."""
+    """Step of the newest checkpoint, and its damage."""
     try:
         checkpoint = find_checkpoint(folder)
     except UserError:
@@ -170,7 +170,7 @@ def check_logged(run: RunFacts) -> Finding | None:
 
 
 def check_progress(run: RunFacts) -> Finding | None:
-    """Check whether the run has finished, is running or was stopped."""
+    """Check whether the run finished, is running or was stopped."""
     if not run.last_step:
         return None
     planned = run.planned
@@ -189,12 +189,11 @@ def check_progress(run: RunFacts) -> Finding | None:
             figures,
             "train again with --save-every smaller than the step it reached",
         )
-    limit = " --max-minutes None" if run.option("training", "max_minutes") else ""
     return Finding(
         "note",
         "The run stopped before its end",
         {**figures, "minutes since": run.idle / 60},
-        f"advect train --resume-from {run.path}{limit} continues it bit for bit",
+        f"advect train --resume-from {run.path} continues it bit for bit",
     )
 
 
@@ -227,7 +226,7 @@ def check_data_wait(run: RunFacts) -> Finding | None:
 
 
 def check_speed(run: RunFacts) -> Finding | None:
-    """Check for falling throughput, without the first row, which includes start-up and compilation."""
+    """Check for falling throughput, without the first row (start-up and compilation)."""
     speed = run.speed[1:][np.isfinite(run.speed[1:])]
     if len(speed) < 2 * FEW_ROWS:
         return None

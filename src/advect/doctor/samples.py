@@ -1,4 +1,4 @@
-"""Verdicts on a run's samples, from figures that were measured on them."""
+"""Checks of a run's samples."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advect.config.arguments import parse_config
+from advect.config.arguments import data_of
 from advect.config.build import build_dataset
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import NULL, Category, Conditions
 from advect.data import Dataset, Split
-from advect.data.modality import dataset_modality
 from advect.doctor.report import Figure, Finding
 from advect.doctor.run import RunFacts
 from advect.evaluation.features import Projection
@@ -28,19 +27,21 @@ from advect.solvers import get_solver
 DATA_LIMIT, CLUSTERS = 5000, 10
 
 
-def gather_samples(run: Path, samples: int, *, seed: int = 0, device: str = "auto") -> SampleFacts:
-    """Draw ``samples`` samples of a run and compare them with its data.
+def gather_samples(
+    run: Path, samples: int, *, seed: int = 0, device: str = "auto", data: str | None = None
+) -> SampleFacts:
+    """Sample a run and compare with its data.
 
-    Raises UserError where the run has no checkpoint, its data have moved or are too few, or ``samples`` is below 16.
+    Raises UserError without a checkpoint, for moved or too few data, or ``samples`` below 16.
     """
     if samples < 16:
         raise UserError(f"--samples must be at least 16, got {samples}; 500 is usual")
     flow = load(run, device=device)
     folder = run if (run / "config.yaml").is_file() else run.absolute().parent.parent
-    source = build_dataset(parse_config(folder / "config.yaml")[1].data)
+    source = build_dataset(data_of(folder, data))
     train, held_out = rows_of(source, source.train, DATA_LIMIT), rows_of(source, source.held_out, DATA_LIMIT)
     made = flow.sample(samples, seed=seed)
-    return compare(made.x, made.cond, train, held_out, source, seed=seed)
+    return compare(made.x, made.encoded, train, held_out, source, seed=seed)
 
 
 def compare(
@@ -52,7 +53,9 @@ def compare(
     *,
     seed: int = 0,
 ) -> SampleFacts:
-    """Measure samples x (n, *S), drawn for the conditions ``asked``, beside data with theirs, all in data units."""
+    """Measure samples x (n, *S), with conditions ``asked``, beside data and their conditions, in data units."""
+    space = source.modality.feature_space
+    x, train, held_out = space(x), (space(train[0]), train[1]), (space(held_out[0]), held_out[1])
     fine = torch.isfinite(x.flatten(1)).all(1)
     count, data = int(fine.sum()), train[0]
     if count < 2 or len(data) < 2:
@@ -60,7 +63,7 @@ def compare(
     x = x[fine]
     asked = {name: value[fine] for name, value in asked.items()} if asked else None
     features = Projection.fit(data, seed=seed)
-    scale = _scale(features(data)) if not dataset_modality(source).is_image else torch.ones(1)
+    scale = _scale(features(data)) if source.modality.marginals else torch.ones(1)
     own, real = features(x) / scale, features(data) / scale
     name = next((n for n, c in source.spec.conditions.items() if isinstance(c, Category)), None)
     groups, shares, faithful = "clusters", {}, None
@@ -71,7 +74,7 @@ def compare(
         seen = labels[nearest_neighbours(own, real).indices[:, 0]]
         groups, shares = f"classes of {name}", _shares(labels, seen, list(category.names))
         if held_out[1] and len(held_out[0]) > 1:
-            standardise = not dataset_modality(source).is_image and features.pca is None
+            standardise = source.modality.marginals and features.pca is None
             real_labels = (features(held_out[0]), held_out[1][name])
             probe = ProbeClassifier.fit(real_labels, standardise=standardise, seed=seed)
             seen_as = (features(x), asked[name]), (features(data), labels)
@@ -93,7 +96,7 @@ def compare(
 
 
 def rows_of(source: Dataset, split: Split, limit: int) -> tuple[Tensor, Conditions | None]:
-    """At most ``limit`` samples (n, *S) of a split, evenly spaced, in data units, and their conditions (n, ...)."""
+    """At most ``limit`` evenly spaced samples (n, *S) of a split, in data units, and their conditions (n, ...)."""
     if not len(split):
         return torch.empty(0, *source.spec.shape), None
     places = np.linspace(0, len(split) - 1, min(len(split), limit)).round().astype(np.int64)
@@ -109,20 +112,20 @@ def _scale(x: Tensor) -> Tensor:
 
 
 def _spread(x: Tensor, seed: int) -> float:
-    """The mean distance between two different rows of x (N, d), over at most 1,000 of them."""
+    """Mean distance between rows of x (N, d), of at most 1,000."""
     few = x[CounterRng(stream_seed(seed, Stream.DOCTOR), 1, len(x)).permutation()[:1000]].double()
     return float(torch.pdist(few).mean())
 
 
 def _shares(data: Tensor, samples: Tensor, names: list[str]) -> dict[str, tuple[float, float]]:
-    """The share of each group in the labels (N,) of data and (n,) of samples, both without NULL."""
+    """Share of each group in the labels (N,) of data and (n,) of samples, without NULL."""
     a, b = (torch.bincount(v[v != NULL], minlength=len(names)).double() for v in (data, samples))
     pairs = zip((a / a.sum().clamp(min=1)).tolist(), (b / b.sum().clamp(min=1)).tolist(), strict=True)
     return dict(zip(names, pairs, strict=True))
 
 
 def _clusters(own: Tensor, real: Tensor, seed: int) -> dict[str, tuple[float, float]]:
-    """The shares of clusters of the data, found by k-means, in data and samples."""
+    """Shares of the data's k-means clusters, in data and samples."""
     from sklearn.cluster import KMeans  # takes a second to import
 
     count = min(CLUSTERS, len(real) // 20)
@@ -138,13 +141,13 @@ class SampleFacts:
     """Figures of samples beside data.
 
     Attributes:
-        samples, data: how many of each were compared.
-        infinite: samples with values that are not finite, which are left out of the rest.
-        spread, data_spread: the mean distance between two samples, and between two rows of data, in feature space.
-        groups: what the shares are of: the classes of a condition, or clusters of the data.
-        shares: for each group its share of the data, and of the samples.
-        faithful: the share of samples that show the class asked for, and a classifier's accuracy on real data.
-        share_closer: the share of samples nearer to a training row than 99% of held-out rows are.
+        samples, data: numbers compared.
+        infinite: non-finite samples, left out of the rest.
+        spread, data_spread: mean distance between samples, and between rows of data, in feature space.
+        groups: what the shares are of: the classes of a condition, or clusters.
+        shares: share of the data and of the samples, by group.
+        faithful: share of samples in the class asked for, and a classifier's accuracy on real data.
+        share_closer: share of samples nearer to a training row than 99% of held-out rows.
     """
 
     samples: int
@@ -159,7 +162,7 @@ class SampleFacts:
 
 
 def check_finite(facts: SampleFacts) -> Finding | None:
-    """Samples that are not numbers."""
+    """Check for non-finite samples."""
     if not facts.infinite:
         return None
     return Finding(
@@ -171,7 +174,7 @@ def check_finite(facts: SampleFacts) -> Finding | None:
 
 
 def check_spread(facts: SampleFacts) -> Finding | None:
-    """Samples that lie nearer to one another than data do, or farther apart."""
+    """Check the distance between samples against that between data."""
     if not facts.data_spread:
         return None
     ratio = facts.spread / facts.data_spread
@@ -199,7 +202,7 @@ def check_spread(facts: SampleFacts) -> Finding | None:
 
 
 def check_shares(facts: SampleFacts) -> Finding | None:
-    """Groups of the data that the samples leave out, beyond what chance does."""
+    """Check for missing groups, beyond chance."""
     if len(facts.shares) < 2:
         return None
     away = sum(abs(a - b) for a, b in facts.shares.values()) / 2
@@ -232,7 +235,7 @@ def check_shares(facts: SampleFacts) -> Finding | None:
 
 
 def check_faithful(facts: SampleFacts) -> Finding | None:
-    """Samples that do not show the class that was asked for."""
+    """Check for samples without the class asked for."""
     if facts.faithful is None:
         return None
     share, accuracy = facts.faithful
@@ -248,14 +251,14 @@ def check_faithful(facts: SampleFacts) -> Finding | None:
 
 
 def check_memorisation(facts: SampleFacts) -> Finding | None:
-    """Samples that are copies of training data: nearer to it than new data are."""
+    """Check for copies of training data."""
     if facts.share_closer is None:
         return None
     return memorised(facts.share_closer, {"samples": facts.samples})
 
 
 def memorised(share: float, figures: dict[str, Figure]) -> Finding:
-    """The verdict on the share of samples that are closer to training data than 99% of held-out data are."""
+    """Finding on the share of samples nearer to training data than 99% of held-out data."""
     figures = {"closer to a training row than 99% of held-out rows": share, "expected": 0.01, **figures}
     if share <= 0.1:
         return Finding("ok", "The samples are no copies of the training data", figures)
@@ -277,7 +280,7 @@ SAMPLE_CHECKS: tuple[Callable[[SampleFacts], Finding | None], ...] = (
 
 
 def check_quality(run: RunFacts) -> Finding | None:
-    """What ``advect report`` measured: samples far from data, and whether more solver steps would help."""
+    """Check the distance measured by ``advect report``, and the number of solver steps."""
     frechet = _section(run, "frechet")
     if not frechet:
         return None
@@ -307,13 +310,13 @@ def check_quality(run: RunFacts) -> Finding | None:
 
 
 def check_copies(run: RunFacts) -> Finding | None:
-    """What ``advect report`` measured of memorisation."""
+    """Check the memorisation measured by ``advect report``."""
     found = _section(run, "memorisation")
     return memorised(float(found["share_closer"]), {"measured by": "advect report"}) if found else None
 
 
 def check_solver(run: RunFacts) -> Finding | None:
-    """Sample grids that are drawn with too few evaluations to be judged by."""
+    """Check for sample grids with too few evaluations."""
     solver, steps = run.option("output", "solver"), run.option("output", "sample_steps")
     if not solver or not steps or steps * _cost(solver) >= 16:
         return None
@@ -335,7 +338,7 @@ def _cost(solver: str) -> int:
 
 
 def _own_distance(run: RunFacts, curves: dict[str, Any]) -> tuple[int, float] | None:
-    """The run's own number of evaluations, or the nearest that was measured, and the distance there."""
+    """The run's number of evaluations, or the nearest measured, and its distance."""
     curve, steps = curves.get(run.option("output", "solver", "")), run.option("output", "sample_steps")
     if not curve or not steps:
         return None

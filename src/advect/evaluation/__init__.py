@@ -1,4 +1,4 @@
-"""How good a trained flow is: samples against held-out data, in a space of features."""
+"""Evaluation of trained flows: samples against held-out data, in feature space."""
 
 from typing import TYPE_CHECKING
 

@@ -20,22 +20,21 @@ from advect.evaluation.features import FeatureSpace
 from advect.evaluation.workspace import MemoryWorkspace, open_cache
 from advect.metrics.base import find_metrics
 from advect.model.flow import Flow
-from advect.reporting.sample_grids import PeriodicCallback
-from advect.training.callbacks import CheckpointCallback, MetricsFile
+from advect.training.callbacks import CheckpointCallback, MetricsFile, PeriodicCallback
 from advect.training.loggers import Logger
 from advect.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
 FEWEST = 20
-"""The fewest rows of either split."""
+"""Fewest rows of either split."""
 
 
 def online_evaluator(flow: Flow, dataset: Dataset, *, samples: int, features: Path | None) -> Evaluator:
-    """The evaluator of a run that trains: two distances, and nothing on disk but the cache.
+    """Evaluator for training: the modality's two distances, in memory except for the cache.
 
-    ``features`` names a file with a network. Raises UserError for too few rows, and ``features`` that cannot be read
-    or do not fit the data.
+    ``features`` is a file with a network. Raises UserError for too few rows, and unreadable or unsuitable
+    ``features``.
     """
     for split, part in (("training", dataset.train), ("held-out", dataset.held_out)):
         if len(part) < FEWEST:
@@ -46,10 +45,7 @@ def online_evaluator(flow: Flow, dataset: Dataset, *, samples: int, features: Pa
     with sync_errors():
         space = FeatureSpace(flow, dataset)
         if features is not None:
-            if not space.modality.is_image:
-                raise UserError(
-                    f"--eval-features {features} is for images, and these are {space.modality.name} data; leave it out"
-                )
+            space.modality.check_features(f"--eval-features {features}")
             space = FeatureSpace(flow, dataset, FeatureNetwork(features, device=flow.device))
             space.data(dataset.held_out, torch.zeros(1, dtype=torch.int64))
         metrics = find_metrics(space.modality.online_metrics, (), (), space.modality.name)
@@ -58,7 +54,7 @@ def online_evaluator(flow: Flow, dataset: Dataset, *, samples: int, features: Pa
 
 
 def measure(evaluator: Evaluator, request: SampleRequest) -> dict[str, float]:
-    """The numbers of samples by name and, as NAME_floor, each metric's of training data; on the first process."""
+    """Metrics of samples and, as NAME_floor, of training data, on the first process."""
     found, floor = evaluator.measure(request), evaluator.floor
     if found is None or floor is None:
         return {}
@@ -66,12 +62,12 @@ def measure(evaluator: Evaluator, request: SampleRequest) -> dict[str, float]:
 
 
 class EvalCallback(PeriodicCallback):
-    """Every ``every`` steps, with EMA weights: metrics of samples, and the best checkpoint.
+    """Metrics of samples every ``every`` steps, with EMA weights, and the best checkpoint.
 
-    The samples have the same noise each time. Numbers and floors go to a row of ``metrics``, as ``eval_NAME``, and to
-    the ``boards``, as ``eval/NAME``; a process without ``metrics`` only helps. ``keep`` names a metric, or
-    "held-out-loss", which ``loss`` computes: a checkpoint of the step with its smallest value is kept, and the file
-    ``best`` names it. As rows tell what was best, it outlives a run that is killed.
+    The samples use the same noise each time. Values go to ``metrics`` as ``eval_NAME`` and to ``boards`` as
+    ``eval/NAME``; only the first process has them. ``keep`` names a metric, or "held-out-loss" (computed by ``loss``);
+    the checkpoint with its smallest value is retained, and named by the file ``best``. The best follows from the rows,
+    so it survives kills.
     """
 
     def __init__(
@@ -130,7 +126,7 @@ class EvalCallback(PeriodicCallback):
             board.scalars({name.replace("_", "/", 1): value for name, value in values.items()}, step)
 
     def run_now(self, trainer: Trainer) -> None:
-        """Look, and keep the checkpoint if none was better; within a row of bad steps none is kept."""
+        """Evaluate, and keep the checkpoint if it is the best; not within a series of bad steps."""
         super().run_now(trainer)
         progress = trainer.state.progress
         if self._row.get("step") != progress.step:
@@ -145,7 +141,7 @@ class EvalCallback(PeriodicCallback):
             logger.info(self._words() + ("; the best up to now" if better and self.keep is not None else ""))
 
     def _words(self) -> str:
-        """The last row, as a person reads it."""
+        """The last row as text."""
         row, told = self._row, []
         for name, value in row.items():
             if isinstance(value, float) and not name.endswith(("_floor", "_se")):
@@ -155,14 +151,14 @@ class EvalCallback(PeriodicCallback):
         return f"step {self._row['step']:,}, against held-out data: {', '.join(told)}"
 
     def _rows(self) -> list[dict]:
-        """The rows of earlier looks that can be compared with those to come; none but on the first process."""
+        """Comparable rows of earlier evaluations; empty on other processes than the first."""
         if self.metrics is None or not self.metrics.path.exists():
             return []
         rows = map(json.loads, self.metrics.path.read_text(encoding="utf-8").splitlines())
         return [row for row in rows if self._protocol.items() <= row.items() and self._kept in row]
 
     def _recall(self, trainer: Trainer) -> None:
-        """Find the best of the steps up to now whose checkpoint is there, and see that ``best`` names it."""
+        """Find the best existing checkpoint up to now, and make ``best`` name it."""
         folder, best = self.checkpoints.writer.folder, None
         if self.metrics is not None and self.keep is not None:
             rows = [row for row in self._rows() if math.isfinite(row[self._kept])]

@@ -1,4 +1,4 @@
-"""The evaluator behind ``advect eval``, ``advect report`` and evaluation during training."""
+"""Evaluator of ``advect eval``, ``advect report`` and training."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from advect.config.environment import versions
+from advect.config.resume import versions
 from advect.data import Dataset, Split
 from advect.evaluation.features import FeatureSpace
 from advect.evaluation.workspace import Fill, ReferenceCache, Tensors, Workspace, on_rank_zero
 from advect.metrics.base import EvalContext, FlowMetric, Metric, finite
 from advect.metrics.statistics import ROWS, SAMPLES, SampleStatistics, subsample
-from advect.model.conditions import ConditionValue
+from advect.model.conditions import ConditionValue, encoded
 from advect.model.flow import Flow
 from advect.model.sampler_config import SamplerConfig
 
 NEIGHBOURS = 20_000
-"""Most training rows among which the nearest is looked for, evenly spread over the data."""
+"""Most training rows for nearest neighbours, evenly spaced."""
 
 _COST = "cost"
 
 
 @dataclass(frozen=True)
 class EvalRows:
-    """Indices ``reference`` into one split and ``floor`` into the other; ``where`` names their categories."""
+    """Indices ``reference`` into one split and ``floor`` into the other; ``where`` describes their categories."""
 
     split: Literal["held-out", "train"]
     reference: Tensor
@@ -48,7 +48,7 @@ class EvalRows:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRequest:
-    """``n`` samples: how, with which seed and conditions, and how many at once."""
+    """``n`` samples of a sampler, with seed and conditions."""
 
     n: int
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
@@ -59,11 +59,10 @@ class SampleRequest:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """``metrics`` of samples of a flow against ``rows`` of its data, in the features of ``space``.
+    """``metrics`` of a flow's samples against ``rows`` of its data, in the features of ``space``.
 
-    All processes use each method and property together; the first gets the numbers, the others None. Their number
-    changes no bit of what is sampled. Memory does not grow with the samples, which lie in ``work``; ``cache`` keeps
-    what was computed of data.
+    Methods and properties are collective; the first process gets the results, others None. Samples do not depend on
+    the number of processes. ``work`` stores samples, so memory is bounded; ``cache`` stores results on data.
     """
 
     space: FeatureSpace
@@ -79,18 +78,18 @@ class Evaluator:
 
     @property
     def compared(self) -> dict[str, Metric]:
-        """The metrics that compare samples with data."""
+        """Metrics that compare samples with data."""
         return {name: metric for name, metric in self.metrics.items() if isinstance(metric, Metric)}
 
     @property
     def _splits(self) -> tuple[Split, Split]:
-        """That of the reference, and the other one."""
+        """Split of the reference, and the other one."""
         train, held_out = self.space.dataset.train, self.space.dataset.held_out
         return (held_out, train) if self.rows.split == "held-out" else (train, held_out)
 
     @cached_property
     def context(self) -> EvalContext | None:
-        """What all comparisons share."""
+        """Data shared by all metrics."""
         split, other = self._splits
         reference = self._statistics("reference", split, self.rows.reference)
         real = self._statistics("floor", other, self.rows.floor) if len(self.rows.floor) else reference
@@ -106,7 +105,7 @@ class Evaluator:
 
     @cached_property
     def floor(self) -> dict[str, float] | None:
-        """The numbers of real rows of the other split: what a perfect flow reaches."""
+        """Metrics of real rows of the other split: those of a perfect flow."""
         context = self.context
         return on_rank_zero(lambda: self._floor(context) if context is not None else {})
 
@@ -118,7 +117,7 @@ class Evaluator:
         name: str = "samples",
         title: str = "sample",
     ) -> dict[str, Any] | None:
-        """Metrics, by default all, and cost of samples, the set ``name`` of the workspace."""
+        """Metrics (default all) and cost of samples, stored as ``name`` in the workspace."""
         context = self.context
 
         def reduce(parts: Iterator[Tensors]) -> dict[str, Any]:
@@ -131,14 +130,14 @@ class Evaluator:
         return self.work.cached_json(name, request.n, self._sampler(request), reduce, title=title)
 
     def sample(self, request: SampleRequest, *, title: str = "sample") -> SampleStatistics | None:
-        """What is kept of samples."""
+        """Statistics of samples."""
         reduce = lambda parts: _with_cost(parts, request.n)[0]
         return self.work.map_rows("samples", request.n, self._sampler(request), reduce, title=title)
 
     def compare(
         self, x: SampleStatistics, context: EvalContext, names: Sequence[str] | None = None
     ) -> dict[str, float]:
-        """The finite numbers of samples x against the reference; on the first process alone."""
+        """Finite metrics of samples x against the reference; on the first process."""
         reference, found = self._reference(context), {}
         chosen = [name for name in self.compared if names is None or name in names]
         for name in tqdm(chosen, desc="measure", unit="metric", disable=None, leave=False):
@@ -146,7 +145,7 @@ class Evaluator:
         return finite(found)
 
     def measure_flow(self, options: Any, n: int) -> dict[str, Any]:
-        """The measurements of the flow itself, by their keys; ``n`` is the number of samples at most."""
+        """Metrics of the flow itself, by key, from at most ``n`` samples."""
         return {
             metric.key: self._measure_flow(name, metric, options, n)
             for name, metric in self.metrics.items()
@@ -160,7 +159,7 @@ class Evaluator:
 
         def data(rows: range) -> tuple[Tensor, dict[str, ConditionValue]]:
             batch = held_out.fetch(places[rows.start : rows.stop].numpy())
-            return self.flow.transform.inverse(batch.x1), {**(batch.cond or {})}
+            return self.flow.transform.inverse(batch.x1), encoded(batch.cond)
 
         def fill(rows: range, bar: tqdm) -> Tensors:
             found = metric.measure(self.flow, n, rows, data, options)
@@ -173,7 +172,7 @@ class Evaluator:
         return context.held_out if self.rows.split == "held-out" else context.train
 
     def _sampler(self, request: SampleRequest) -> Fill:
-        """From rows of the samples, none beyond the last, to what is kept of them, and the cost."""
+        """Function from a range of rows to the stored tensors of these samples, and the cost."""
         how = {**asdict(request.sampler), "seed": request.seed, "batch_size": request.batch_size}
 
         def fill(rows: range, bar: tqdm) -> Tensors:
@@ -181,7 +180,7 @@ class Evaluator:
             n = max(rows.stop, request.n)
             made = self.flow.sample(n, **how, cond=request.cond, rows=rows, progress=bar)
             took = time.perf_counter() - began
-            kept = self.space.samples(made.x, made.cond, first=rows.start, seed=request.seed)
+            kept = self.space.samples(made.x, made.encoded, first=rows.start, seed=request.seed)
             if left <= 0:
                 return {}
             cost = torch.tensor([took, made.nfe * min(left, len(rows))], dtype=torch.float64)
@@ -190,7 +189,7 @@ class Evaluator:
         return fill
 
     def _statistics(self, name: str, split: Split, places: Tensor) -> SampleStatistics | None:
-        """Statistics of these rows of a split, cached."""
+        """Cached statistics of rows of a split."""
         key = {
             "fingerprint": self.space.dataset.fingerprint,
             "split": "train" if split is self.space.dataset.train else "held-out",
@@ -215,14 +214,14 @@ class Evaluator:
         )
 
     def _whole(self, name: str, split: Split, limit: int) -> Tensor | None:
-        """Whole rows of a split, evenly thinned."""
+        """Whole rows of a split, evenly spaced."""
         places = torch.from_numpy(np.linspace(0, len(split) - 1, min(len(split), limit)).round().astype(np.int64))
         fill = lambda rows, bar: {SAMPLES: self.space.whole(split, places[rows.start : rows.stop])}
         reduce = lambda parts: torch.cat([part[SAMPLES] for part in parts])
         return self.work.map_rows(name.replace(" ", "-"), len(places), _within(fill, len(places)), reduce, title=name)
 
     def _described(self, split: Split, places: Tensor) -> str:
-        """Which rows of a split: number and categories."""
+        """Number and categories of rows of a split."""
         return f"{len(places)} of {len(split)}" + (f" where {self.rows.where}" if self.rows.where else "")
 
     def _floor(self, context: EvalContext) -> dict[str, float]:
@@ -251,7 +250,7 @@ class Evaluator:
 
 
 def _within(fill: Any, n: int) -> Any:
-    """``fill`` of the rows below n alone, which moves the bar on."""
+    """``fill`` restricted to rows below n; updates the bar."""
 
     def inside(rows: range, bar: tqdm) -> Tensors:
         rows = range(rows.start, min(rows.stop, n))
@@ -263,7 +262,7 @@ def _within(fill: Any, n: int) -> Any:
 
 
 def _with_cost(parts: Iterator[Tensors], n: int) -> tuple[SampleStatistics, float, float]:
-    """The statistics of n samples, the seconds they took, and how often the velocity was asked for."""
+    """Statistics of n samples, seconds, and number of velocity evaluations."""
     cost = torch.zeros(2, dtype=torch.float64)
 
     def kept() -> Iterator[Tensors]:

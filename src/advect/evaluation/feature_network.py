@@ -1,4 +1,4 @@
-"""Features of images by a network from a file that the user names."""
+"""Features of images by a network from a file."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from advect.core.errors import UserError
 
 Layer = tuple[str, int, tuple[int, int], int]
-"""Name, channels that come out, size of the kernel, stride."""
+"""Name, output channels, kernel size, stride."""
 
 SIDE = 299
-"""Height and width of the images that the Inception network takes."""
+"""Input height and width of the Inception network."""
 
 
 class Convolution(nn.Module):
-    """Convolution, normalisation by running statistics, ReLU; padded to keep the size where the stride is 1."""
+    """Convolution, batch normalisation, ReLU; size-preserving padding at stride 1."""
 
     def __init__(self, channels: int, out: int, kernel: tuple[int, int], stride: int, padded: bool) -> None:
         super().__init__()
@@ -40,10 +40,10 @@ class Convolution(nn.Module):
 
 
 class Block(nn.Module):
-    """Parallel chains of convolutions, and a pool of the input, joined along the channels.
+    """Parallel chains of convolutions and a pool, concatenated along channels.
 
-    A chain that ends in "a" and "b" forks there. ``pool`` is "mean" (without the padding) or "max", followed by the
-    convolution ``branch_pool``, or "halve", of stride 2.
+    A chain that ends in "a" and "b" forks there. ``pool`` is "mean" (excluding padding) or "max", with the convolution
+    ``branch_pool``, or "halve", of stride 2.
     """
 
     def __init__(self, channels: int, chains: list[list[Layer]], pool: str, pooled: int = 0) -> None:
@@ -60,7 +60,7 @@ class Block(nn.Module):
             self.branch_pool = Convolution(channels, pooled, (1, 1), 1, False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, out, H', W'), halved where the pool halves."""
+        """(N, C, H, W) to (N, out, H', W'), halved by the pool "halve"."""
         found = [part for chain in self.chains for part in self._follow(x, chain)]
         if self.pool == "halve":
             return torch.cat([*found, F.max_pool2d(x, 3, 2)], 1)
@@ -107,10 +107,9 @@ def _forked(channels: int, pool: str) -> Block:
 
 
 class Inception(nn.Module):
-    """Inception v3 (Szegedy et al. 2016) as TensorFlow's graph of 2015-12-05, up to its 2,048 features.
+    """Inception v3 (Szegedy et al. 2016) as in TensorFlow's graph of 2015-12-05, up to its 2,048 features.
 
-    Unlike the later network, means do not count the padding, and the last block's pool is the maximum. Parameters have
-    the names of the published PyTorch ports.
+    Mean pools exclude padding, and the last block pools by maximum. Parameters are named as in the PyTorch ports.
     """
 
     def __init__(self) -> None:
@@ -135,9 +134,9 @@ class Inception(nn.Module):
 
     @classmethod
     def from_weights(cls, weights: Mapping[str, Tensor]) -> Inception:
-        """The network with these weights by name, less those of the classifier.
+        """Network with these weights by name, without the classifier.
 
-        Raises UserError for a weight that is missing, of another shape, or not known.
+        Raises UserError for a missing, unknown or differently shaped weight.
         """
         net = cls()
         wanted = net.state_dict()
@@ -157,30 +156,30 @@ class Inception(nn.Module):
 
 
 class FeatureNetwork:
-    """Maps images (N, C, H, W) of 0 to 255 to the features (N, d) of a network, in batches.
+    """Map images (N, C, H, W) of 0 to 255 to features (N, d), in batches.
 
-    Images are rounded, as in a file, grey ones repeated to three channels, resized to ``size`` (bilinear, not
-    antialiased, corners not aligned) and given as ``(x - mean) / std``; defaults are those of Heusel et al. (2017).
-    Distances agree between programs only where all of this does.
+    Images are rounded, grey ones repeated to three channels, resized to ``size`` (bilinear, not antialiased, corners
+    not aligned), and normalised as ``(x - mean) / std``; defaults as in Heusel et al. (2017). Distances are comparable
+    only if all of this agrees.
 
     Args:
-        path: a TorchScript file, from (N, 3, size, size) to (N, d) or (N, d, 1, 1); or the 2015 FID Inception's
-            weights as a state dict, in a .safetensors file or one of PyTorch's. **A TorchScript file runs the code in
-            it: name only files whose origin you trust.** State dicts run none. Nothing is downloaded.
-        size: height and width of the network's images.
-        mean, std: one number, or one a channel, in units of 0 to 255.
-        bf16: compute in bfloat16, two to four times faster where the device has it; such features count as others.
+        path: a TorchScript file, from (N, 3, size, size) to (N, d) or (N, d, 1, 1), or the 2015 FID Inception's
+            state dict, in a .safetensors or PyTorch file. **A TorchScript file runs the code in it: use trusted
+            files only.** Nothing is downloaded.
+        size: input height and width.
+        mean, std: one number or one a channel, in units of 0 to 255.
+        bf16: compute in bfloat16, two to four times faster where supported; not comparable with float32.
         batch: images at once.
-        device: where it runs.
+        device: device of the network.
 
     Attributes:
-        name: the file's name.
-        identity: sha256 of the file and of how images are prepared, in hexadecimal.
-        sha256: of the file.
+        name: file name.
+        identity: hexadecimal sha256 of the file and the preparation of images.
+        sha256: sha256 of the file.
         dimensions: d.
 
     Raises:
-        UserError: the file is missing or holds no such network, or an argument is out of range.
+        UserError: no such network in the file, or an argument out of range.
     """
 
     def __init__(
@@ -214,9 +213,9 @@ class FeatureNetwork:
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
-        """Map images x (N, C, H, W), C being 1 or 3, to (N, d), float32 on the CPU.
+        """Map images x (N, C, H, W), C 1 or 3, to (N, d), float32 on the CPU.
 
-        Raises UserError for other shapes, values that are not finite, and values in [-1, 1] that are no bytes.
+        Raises UserError for other shapes, non-finite values, and values in [-1, 1].
         """
         if x.ndim != 4 or x.shape[1] not in (1, 3) or not len(x):
             raise UserError(
@@ -252,7 +251,7 @@ class FeatureNetwork:
 
 
 def _channels(value: float | Sequence[float], argument: str) -> Tensor:
-    """The number, or one a channel, as (1 or 3, 1, 1)."""
+    """One number, or one a channel, as (1 or 3, 1, 1)."""
     numbers = torch.atleast_1d(torch.as_tensor(value, dtype=torch.float32))
     if numbers.shape not in ((1,), (3,)) or not torch.isfinite(numbers).all():
         raise UserError(f"{argument} must be one finite number or three, got {value}")
@@ -260,7 +259,7 @@ def _channels(value: float | Sequence[float], argument: str) -> Tensor:
 
 
 def _load(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The network of a file, by what the file holds and not by its name."""
+    """Network of a file, by content and not by name."""
     try:
         if _is_script(path):
             net = torch.jit.load(str(path), map_location=device)
@@ -290,7 +289,7 @@ def _load(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
 
 
 def _is_script(path: Path) -> bool:
-    """Whether a file is a zip archive with code, as TorchScript has and PyTorch's files of tensors have not."""
+    """Whether a file is a TorchScript archive."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:

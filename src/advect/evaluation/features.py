@@ -1,4 +1,4 @@
-"""The features in which samples are compared with data, and the units that both are brought to."""
+"""Feature space of samples and data, and their units."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ from advect.metrics.statistics import CONDITION, FEATURES, SAMPLES, VALUES, subs
 from advect.model.flow import Flow
 
 DIRECT_LIMIT, COMPONENTS, FIT_ROWS = 512, 128, 10_000
-"""Most dimensions that are compared as they are; principal components beyond them, and rows they are fitted to."""
+"""Most dimensions compared directly; beyond, principal components, and rows to fit them."""
 
 FIT_VALUES = 30_000_000
-"""Principal components are fitted to so many values at most, and two rows a component at least."""
+"""Most values to fit principal components, but at least two rows a component."""
 
 MOST_VALUES = 1000
-"""Single values of a sample that are kept, evenly chosen."""
+"""Values stored per sample, evenly spaced."""
 
 BATCH = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureConfig:
-    """The network in whose features images are compared, and how images are prepared for it."""
+    """Network for the features of images, and their preparation."""
 
     features: Path | None = None
-    """File with the network, such as the Inception of 2015; a TorchScript file runs the code in it. By default the
-    values themselves up to 512 of them, else 128 principal components.
+    """File of the network, such as the Inception of 2015; a TorchScript file runs the code in it. By default the
+    values, or 128 principal components of more than 512.
     """
 
     feature_size: int = SIDE
-    """Height and width that it wants; 224 for DINOv2."""
+    """Input height and width; 224 for DINOv2."""
     feature_mean: tuple[float, ...] = (128.0,)
-    """What it wants subtracted from values of 0 to 255, one number or three; 123.7 116.3 103.5 for DINOv2."""
+    """Mean subtracted from values of 0 to 255, one number or three; 123.7 116.3 103.5 for DINOv2."""
     feature_std: tuple[float, ...] = (128.0,)
-    """What it wants them divided by then; 58.4 57.1 57.4 for DINOv2."""
+    """Divisor after that; 58.4 57.1 57.4 for DINOv2."""
     feature_bf16: bool = False
-    """Compute in bfloat16: faster where the device has it, and comparable with the same only."""
+    """Compute in bfloat16: faster where supported, comparable only with itself."""
 
     def __post_init__(self) -> None:
         changed = [f.name for f in fields(self) if f.name != "features" and getattr(self, f.name) != f.default]
@@ -57,7 +57,7 @@ class FeatureConfig:
             raise UserError(f"--{changed[0].replace('_', '-')} does nothing without --features; give it, too")
 
     def network(self, device: torch.device) -> FeatureNetwork | None:
-        """The network on a device; None where none is named. Raises UserError for a file or values that do not do."""
+        """Network on a device, or None. Raises UserError for an unusable file or value."""
         if self.features is None:
             return None
         return FeatureNetwork(
@@ -72,15 +72,15 @@ class FeatureConfig:
 
 @dataclass(frozen=True)
 class Features:
-    """A ``map`` of samples (n, *S) to features (n, d = ``dimensions``), float32.
+    """``map`` from samples (n, *S) to features (n, d = ``dimensions``), float32.
 
     Attributes:
-        name: in words.
-        identity: equal ones are comparable, up to rounding.
-        exact: equal ones are equal to the last bit.
-        sha256: of the network's file.
+        name: description.
+        identity: equal if comparable, up to rounding.
+        exact: equal if bitwise equal.
+        sha256: hash of the network's file.
         variance_kept: share of the training data's variance, in (0, 1].
-        standardise: whether they are single values, each with its unit.
+        standardise: whether features have different units.
     """
 
     name: str
@@ -93,20 +93,20 @@ class Features:
     standardise: bool = False
 
     def to_dict(self) -> dict[str, str | int]:
-        """What a protocol says of them."""
+        """Description for a protocol."""
         facts: dict[str, str | int] = {"name": self.name, "identity": self.identity, "dimensions": self.dimensions}
         return facts if self.sha256 is None else {**facts, "sha256": self.sha256}
 
 
 @dataclass(frozen=True)
 class Projection:
-    """From x (N, *S) to (N, d): the values up to DIRECT_LIMIT of them, else principal components."""
+    """Map x (N, *S) to (N, d): the values, or principal components beyond DIRECT_LIMIT."""
 
     pca: Any = None
 
     @classmethod
     def fit(cls, train: Tensor, *, seed: int = 0) -> Projection:
-        """Fit to at most FIT_ROWS rows of train (N, *S), the same on any number of threads."""
+        """Fit to at most FIT_ROWS rows of train (N, *S), independently of the number of threads."""
         if train[0].numel() <= DIRECT_LIMIT:
             return cls()
         from sklearn.decomposition import PCA  # takes a second to import
@@ -124,14 +124,14 @@ class Projection:
 class FeatureSpace:
     """Samples of a flow and rows of its data, in the same units and features.
 
-    The units are those of the modality: data units, padding being 0; of tables distances in model units and columns in
-    their own, rounded as samples are; of cells expression, as measured, and of samples as ``advect sample`` writes it.
+    Units are the modality's: data units with zero padding; for tables model units for distances and data units for
+    columns, rounded as samples are; for cells measured expression, samples as written by ``advect sample``.
 
     Args:
         flow, dataset: a flow and its data.
-        network: gives the features; by default those of the modality, else values or their principal components.
-        keep: kept beside features: VALUES, of a table all columns, else at most MOST_VALUES; SAMPLES, of samples
-            alone.
+        network: feature network; default the modality's features, else values or principal components.
+        keep: tensors stored beside features: VALUES (all columns of a table, else at most MOST_VALUES), and
+            SAMPLES (of samples only).
 
     Raises:
         UserError: a network for other data than images.
@@ -143,20 +143,18 @@ class FeatureSpace:
         self.flow, self.dataset, self.network, self.keep = flow, dataset, network, frozenset(keep)
         self.modality = flow.modality
         self.categories = {name: c for name, c in flow.spec.conditions.items() if isinstance(c, Category)}
-        if network is not None and not self.modality.is_image:
-            raise UserError(
-                f"--features {network.name} is for images, and this flow makes {self.modality.name} data; leave it out"
-            )
+        if network is not None:
+            self.modality.check_features(f"--features {network.name}")
 
     @property
     def offers(self) -> set[str]:
-        """What these data have of what metrics need."""
+        """What the data provide of the metrics' needs."""
         labels = {LABELS} if self.categories and len(self.dataset.held_out) else set()
         columns = {COLUMNS} if self.modality.categorical else set()
-        return {SAMPLES} | labels | columns | (set() if self.modality.is_image else {VALUES})
+        return {SAMPLES} | labels | columns | ({VALUES} if self.modality.marginals else set())
 
     def samples(self, x: Tensor, cond: Conditions, *, first: int, seed: int) -> dict[str, Tensor]:
-        """What is kept of samples x (n, *S) of the flow; ``first`` is the index of the first one."""
+        """Stored tensors of samples x (n, *S), the first having index ``first``."""
         parts = []
         for i in range(0, len(x), BATCH):
             some = self.modality.measured(x[i : i + BATCH], first=first + i, seed=seed)
@@ -166,7 +164,7 @@ class FeatureSpace:
         return _joined(parts)
 
     def data(self, split: Split, places: Tensor) -> dict[str, Tensor]:
-        """What is kept of the rows of a split at ``places`` (n,)."""
+        """Stored tensors of the rows of a split at ``places`` (n,)."""
         return _joined([self._kept(*self.modality.data(split, some.numpy())) for some in places.split(BATCH)])
 
     def whole(self, split: Split, places: Tensor) -> Tensor:
@@ -175,12 +173,12 @@ class FeatureSpace:
         return torch.cat([self.modality.feature_space(x) for x in parts]).float()
 
     def states(self, x: Tensor) -> Tensor:
-        """States (n, *S) on the way to a sample, in the units of distances."""
+        """Intermediate states (n, *S), in the units of distances."""
         return self.modality.feature_space(self.modality.comparable(x)).float()
 
     @cached_property
     def features(self) -> Features:
-        """The features, fitted at the first use."""
+        """Features, fitted at first use."""
         if self.network is not None:
             return self._of_network(self.network)
         components = self.modality.components
@@ -196,20 +194,20 @@ class FeatureSpace:
         return Features(network.name, network.identity, exact, network.dimensions, to_bytes, network.sha256)
 
     def _of_data(self) -> Features:
-        """The values themselves, or principal components of training rows."""
-        train, image = self.dataset.train, self.modality.is_image
+        """The values, or principal components of training rows."""
+        train = self.dataset.train
         size = self.whole(train, torch.zeros(1, dtype=torch.int64))[0].numel()
         if size <= DIRECT_LIMIT:
             identity, exact = f"values of {size} dimensions", f"values of {size} dimensions, {self._exact()}"
-            return Features(self.modality.space, identity, exact, size, Projection(), standardise=not image)
+            standardise = self.modality.marginals
+            return Features(self.modality.space, identity, exact, size, Projection(), standardise=standardise)
         count = max(2 * COMPONENTS, min(FIT_ROWS, FIT_VALUES // size))
         fitted = Projection.fit(self.whole(train, subsample(len(train), count, 0).sort().values))
         k, digest = int(fitted.pca.n_components_), hashlib.sha256()
         for array in (fitted.pca.mean_, fitted.pca.components_):
             digest.update(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
-        values = "pixels" if image else "values"
         return Features(
-            name=f"the first {k} principal components of the training data's {size:,} {values}",
+            name=f"the first {k} principal components of the training data's {size:,} {self.modality.value_name}",
             identity=f"{k} principal components of training data {self.dataset.fingerprint}",
             exact=f"principal components {digest.hexdigest()}, {self._exact()}",
             dimensions=k,
@@ -225,11 +223,11 @@ class FeatureSpace:
                 kept[VALUES] = flat
             else:
                 chosen = torch.linspace(0, flat.shape[1] - 1, min(MOST_VALUES, flat.shape[1])).round().long()
-                kept[VALUES] = flat[:, chosen].float()
+                kept[VALUES] = flat[:, chosen]
         return kept | {CONDITION + name: cond[name] for name in self.categories}
 
     def _exact(self) -> str:
-        """The flow's transform to data units."""
+        """Hash of the flow's transform to data units."""
         transform = self.flow.transform
         digest = hashlib.sha256(json.dumps(transform.to_config(), sort_keys=True).encode())
         for name, value in sorted(transform.tensors().items()):

@@ -1,4 +1,4 @@
-"""What ``advect eval`` will do, settled and checked before anything is drawn or written."""
+"""Configuration and plan of ``advect eval``, checked before sampling."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from advect.checkpoint.manifest import checkpoint_step
-from advect.config.arguments import parse_config
+from advect.config.arguments import data_of
 from advect.config.build import build_dataset
 from advect.core.errors import UserError
 from advect.data import Dataset, Split
@@ -23,7 +23,14 @@ from advect.evaluation.features import FeatureConfig, FeatureSpace
 from advect.evaluation.workspace import ReferenceCache
 from advect.metrics.base import FlowMetric, Metric, check_rows, find_metrics
 from advect.metrics.statistics import subsample
-from advect.model.conditions import ConditionValue, number_or_name, parse_conditions, resolve_conditions
+from advect.model.conditions import (
+    ConditionValue,
+    encoded,
+    is_one_label,
+    number_or_name,
+    parse_conditions,
+    resolve_conditions,
+)
 from advect.model.flow import Flow
 from advect.model.load import load, read_model_metadata, weight_file
 from advect.model.sampler_config import SamplerConfig, plan_sweep
@@ -34,62 +41,62 @@ logger = logging.getLogger(__name__)
 SAMPLES = 10_000
 
 ALL_SHARED = 0.9
-"""A reference of which such a share are training rows is the training set."""
+"""Share of reference rows in training from which the reference counts as the training set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """What to evaluate and how: the flags of ``advect eval``; None, and what is empty, is the run's own or usual."""
+    """Flags of ``advect eval``; None and empty values mean the run's or the usual ones."""
 
     features: FeatureConfig = field(default_factory=FeatureConfig)
 
+    data: str | None = None
+    """The data's place if they have moved since the training."""
     num_samples: int | None = None
-    """How many samples a point has; by default 10,000, or as many as there are training rows where those are fewer, as
-    the floor is of as many of them.
-    """
+    """Samples a point; default 10,000, at most the number of training rows, which the floor needs."""
 
     reference: Literal["held-out", "train"] = "held-out"
-    """What samples are compared with."""
+    """Split that samples are compared with."""
     metrics: tuple[str, ...] = ()
-    """What is measured, of those above; by default what is usual for the kind of data."""
+    """Metrics, of those above; default the usual ones for the data."""
     solver: tuple[str, ...] = ()
-    """One solver or several; by default the run's own."""
+    """Solvers; default the run's."""
     grid: tuple[str, ...] = ()
-    """One grid of times or several; by default the run's own."""
+    """Time grids; default the run's."""
     nfe: tuple[int, ...] = ()
-    """Numbers of network evaluations; each solver takes those that it can meet."""
+    """Numbers of network evaluations; each solver takes those it can meet."""
     num_steps: tuple[int, ...] = ()
-    """Numbers of solver steps; by default the run's own."""
+    """Numbers of solver steps; default the run's."""
     diffusion: str | None = None
-    """Sample the stochastic equation with this g(t), a number or a name, by euler-maruyama or heun."""
+    """Sample the SDE with this g(t), a number or a name, by euler-maruyama or heun."""
     guidance: float = 1.0
     """Scale of classifier-free guidance; 1 is none."""
     guidance_interval: tuple[float, float] | None = None
-    """Times LO HI between which guidance acts; by default all."""
+    """Times LO HI between which guidance acts; default all."""
 
     cond: tuple[str, ...] = ()
-    """Conditions as NAME=VALUE, such as label=7; samples of one category are compared with the rows of that category.
-    Conditions that are not named are drawn as often as in the data.
+    """Conditions as NAME=VALUE, such as label=7; compared with the rows of that category. Others follow the data's
+    frequencies.
     """
 
     seed: int = 0
     """Seed of the samples, the first one with --repeat."""
     repeat: int = 1
-    """Measure with so many seeds, and tell mean and spread."""
+    """Number of seeds, for mean and spread."""
     use_ema: bool = True
     """Use the averaged weights."""
     ema_decay: float | None = None
-    """Use the average of this decay, one of those that the run was trained with."""
+    """Use the average of this decay, one of the run's."""
     batch_size: int = 256
     """Samples drawn at once."""
     likelihood_samples: int = 256
-    """Held-out rows whose likelihood is taken, with --metrics likelihood."""
+    """Held-out rows for --metrics likelihood."""
     output: Path | None = None
-    """File for the result; by default RUN/evaluation/eval-HASH.json."""
+    """Result file; default RUN/evaluation/eval-HASH.json."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
+    """cpu, cuda, cuda:1 ...; auto takes a GPU if available."""
     nproc: int = 1
-    """Processes on this machine, on a GPU each where there are any; as torchrun --nproc_per_node starts them."""
+    """Local processes, one a GPU if there are any, as by torchrun --nproc_per_node."""
 
     def __post_init__(self) -> None:
         for flag, value in (("--repeat", self.repeat), ("--num-samples", self.num_samples)):
@@ -102,26 +109,21 @@ class EvalConfig:
         parse_conditions(self.cond)
 
     @property
-    def conditions(self) -> Mapping[str, ConditionValue]:
-        """``cond`` as names and values."""
-        return parse_conditions(self.cond)
-
-    @property
     def ema(self) -> bool | float:
-        """Which weights, as in :func:`advect.model.load.load`."""
+        """Weights to load, as in :func:`advect.model.load.load`."""
         return self.use_ema if self.ema_decay is None else self.ema_decay
 
     @property
     def seeds(self) -> list[int]:
-        """One of each repetition."""
+        """Seed of each repetition."""
         return list(range(self.seed, self.seed + self.repeat))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is settled: the run and its data, the sweep, the metrics, and the number of samples.
+    """Checked plan: run, data, sweep, metrics and number of samples.
 
-    ``subject`` is what a result says of the weights at ``place`` of the run in ``folder``.
+    ``subject`` describes the weights at ``place`` of the run in ``folder``.
     """
 
     config: EvalConfig
@@ -135,8 +137,8 @@ class Plan:
 
     @classmethod
     def make(cls, run: Path, place: Path, config: EvalConfig) -> Plan:
-        """Settle everything but the rows of data. Raises UserError for all that cannot be done."""
-        folder, flow, dataset, subject = open_run(run, place, config.ema, config.device)
+        """Plan everything but the rows. Raises UserError for what cannot be done."""
+        folder, flow, dataset, subject = open_run(run, place, config.ema, config.device, config.data)
         network = config.features.network(flow.device)
         space = FeatureSpace(flow, dataset, network)
         metrics = find_metrics(config.metrics, space.modality.metrics, space.offers, space.modality.name)
@@ -162,17 +164,22 @@ class Plan:
 
     @property
     def dataset(self) -> Dataset:
-        """Its data."""
+        """The data."""
         return self.space.dataset
 
+    @property
+    def conditions(self) -> Mapping[str, ConditionValue]:
+        """The conditions of all samples by name."""
+        return parse_conditions(self.config.cond, self.flow.spec)
+
     def request(self, sampler: SamplerConfig, seed: int) -> SampleRequest:
-        """The samples of one seed."""
+        """Samples of one seed."""
         c = self.config
         sampler = replace(sampler, guidance=c.guidance, guidance_interval=c.guidance_interval)
-        return SampleRequest(n=self.samples, sampler=sampler, seed=seed, cond=c.conditions, batch_size=c.batch_size)
+        return SampleRequest(n=self.samples, sampler=sampler, seed=seed, cond=self.conditions, batch_size=c.batch_size)
 
     def _check(self) -> None:
-        """Try all at the scale of one sample: each solver, the features, the density."""
+        """Try solvers, features and density on a single sample."""
         reference, held_out = self._splits[0], self.dataset.held_out
         if not len(reference):
             raise UserError(
@@ -184,7 +191,7 @@ class Plan:
             if way.solver not in tried:
                 tried.add(way.solver)
                 few = replace(self.request(way, 0).sampler, steps=way.steps and 1)
-                cond, size = self.config.conditions, self.config.batch_size
+                cond, size = self.conditions, self.config.batch_size
                 self.flow.sample(self.samples, **asdict(few), cond=cond, batch_size=size, rows=range(1))
         if self.space.network is not None:
             self.space.data(reference, torch.zeros(1, dtype=torch.int64))
@@ -195,24 +202,24 @@ class Plan:
                 raise UserError(f"--likelihood-samples must be at least 2, got {self.config.likelihood_samples}")
             batch = held_out.fetch(np.zeros(1, np.int64))
             x = self.flow.transform.inverse(batch.x1)
-            self.flow.log_prob(x, cond={**(batch.cond or {})}, steps=1, solver="euler", trace="hutchinson")
+            self.flow.log_prob(x, cond=encoded(batch.cond), steps=1, solver="euler", trace="hutchinson")
 
     @property
     def _splits(self) -> tuple[Split, Split]:
-        """The split of the reference, and the other one."""
+        """Split of the reference, and the other one."""
         train, held_out = self.dataset.train, self.dataset.held_out
         return (held_out, train) if self.config.reference == "held-out" else (train, held_out)
 
     def choose_rows(self, cache: ReferenceCache) -> EvalRows:
-        """The rows of the categories that are asked for.
+        """Rows of the requested categories.
 
-        Raises UserError where held-out rows are training rows, and where a metric has too few.
+        Raises UserError if held-out rows are training rows, or a metric has too few.
         """
         if self.config.reference == "held-out":
             self._check_apart(cache)
         asked = self._asked()
         reference, other = (_matching(split, asked) for split in self._splits)
-        words = ", ".join(f"{name}={self.config.conditions[name]}" for name in asked)
+        words = ", ".join(f"{name}={self.conditions[name]}" for name in asked)
         if asked and not len(reference):
             raise UserError(f"no row to compare with has {words}; leave --cond out")
         if asked:
@@ -228,11 +235,8 @@ class Plan:
 
     def _asked(self) -> dict[str, int]:
         """The categories that all samples are asked to have."""
-        fixed = {
-            name: value
-            for name, value in self.config.conditions.items()
-            if name in self.space.categories and value not in ("none", "cycle")
-        }
+        known = self.space.categories
+        fixed = {k: v for k, v in self.conditions.items() if k in known and is_one_label(known[k], v)}
         found = resolve_conditions(self.flow.spec, 1, fixed, 0)
         return {name: int(found[name]) for name in fixed}
 
@@ -250,7 +254,7 @@ class Plan:
             logger.info(f"note: {int(found['shared']):,} of {len(held_out):,} held-out rows equal training rows")
 
     def protocol(self, rows: EvalRows) -> dict[str, Any]:
-        """All that numbers have to have in common to be compared."""
+        """What results must have in common to be compared."""
         c = self.config
         limits = {name: metric.rows for name, metric in self.metrics.items() if isinstance(metric, Metric)}
         facts: dict[str, Any] = {
@@ -264,17 +268,19 @@ class Plan:
             "ways": [way.to_dict() for way in self.sweep],
             "guidance": c.guidance,
             "guidance_interval": c.guidance_interval,
-            "conditions": conditions_to_dict(c.conditions),
+            "conditions": conditions_to_dict(self.conditions),
             "seeds": c.seeds,
             "rows_for_distances": {name: limit for name, limit in limits.items() if limit},
         }
         return facts | ({"likelihood_samples": c.likelihood_samples} if "likelihood" in self.metrics else {})
 
 
-def open_run(run: Path, place: Path, ema: bool | float, device: str) -> tuple[Path, Flow, Dataset, dict[str, Any]]:
-    """The run's folder, the flow of the weights at ``place``, its data, and what a result says of the weights.
+def open_run(
+    run: Path, place: Path, ema: bool | float, device: str, data: str | None = None
+) -> tuple[Path, Flow, Dataset, dict[str, Any]]:
+    """Folder of the run, flow of the weights at ``place``, data (now at ``data``), and description of the weights.
 
-    Raises UserError where the weights lie in no run folder, or the data are not there or have changed since.
+    Raises UserError if the weights lie in no run folder, or the data are missing or have changed.
     """
     folder = next((f for f in (run, *place.absolute().parents) if (f / "config.yaml").is_file()), None)
     if folder is None:
@@ -283,7 +289,7 @@ def open_run(run: Path, place: Path, ema: bool | float, device: str) -> tuple[Pa
             " with; give one such as runs/digits"
         )
     metadata = read_model_metadata(place if place.is_file() else weight_file(place, ema=ema))
-    dataset = build_dataset(parse_config(folder / "config.yaml")[1].data)
+    dataset = build_dataset(data_of(folder, data))
     if dataset.fingerprint != metadata.fingerprint:
         raise UserError(
             f"the data of {folder} have changed since {place.name} was trained, so that held-out rows"
@@ -313,11 +319,11 @@ def _matching(split: Split, asked: Mapping[str, int]) -> Tensor:
 
 
 LOOKED_AT = 100_000
-"""Most training rows that held-out ones are compared with, evenly spread."""
+"""Most training rows compared with held-out ones, evenly spaced."""
 
 
 def shared_rows(train: Split, held_out: Split) -> int:
-    """The number of held-out rows that equal one of the first LOOKED_AT training rows, evenly thinned, bit by bit."""
+    """Number of held-out rows equal to one of at most LOOKED_AT training rows."""
     known = set(_digests(train))
     return sum(digest in known for digest in _digests(held_out))
 

@@ -1,4 +1,4 @@
-"""What ``advect report`` measures: quality against cost, classes, memorisation and trajectories, as files."""
+"""Measurements of ``advect report``: quality against cost, classes, memorisation, trajectories."""
 
 from __future__ import annotations
 
@@ -29,25 +29,22 @@ NFES = (1, 2, 4, 8, 16, 32, 64)
 SOLVERS = ("euler", "midpoint")
 
 REFERENCE = 10_000
-"""Most held-out rows that samples are compared with."""
+"""Most held-out rows for comparison."""
 
 FORMAT = 1
 TIMES, STEPS = 10, 36
-"""Times at which trajectories are kept, and steps of the midpoint method that they are followed by."""
+"""Stored times of trajectories, and their steps of the midpoint method."""
 
 
 def measure_quality(
     flow: Flow, dataset: Dataset, out_dir: Path, *, samples: int = 1000, nfes: Sequence[int] = NFES, seed: int = 0
 ) -> dict[str, Any]:
-    """Measure a flow against its data, and write quality.json, neighbours.npz and trajectories.npz to ``out_dir``.
+    """Measure a flow against its data; write quality.json, neighbours.npz and trajectories.npz to ``out_dir``.
 
-    The Frechet distance is taken for each solver and number of network evaluations (NFE), of at most ``samples``
-    samples and no more than training rows, as the floor needs as many; all points start from the same noise. The
-    samples of the last one are looked at for classes, memorisation and, of vectors in three dimensions or more,
-    marginals.
-
-    Files are written whole or not at all, quality.json last, and are equal for equal arguments; returns what it holds.
-    Raises UserError for fewer than two rows of a split and for NFEs that a solver cannot meet.
+    Frechet distance for each solver and number of network evaluations (NFE), of at most ``samples`` samples, at most
+    the number of training rows, from the same noise. Classes, memorisation and, for vectors in three dimensions or
+    more, marginals use the last point's samples. Files are written atomically, quality.json last; returns its content.
+    Raises UserError for fewer than two rows of a split, and NFEs that a solver cannot meet.
     """
     if min(len(dataset.held_out), len(dataset.train)) < 2:
         raise UserError(
@@ -87,10 +84,10 @@ def measure_quality(
 
 
 def trajectories(space: FeatureSpace, context: EvalContext, *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Some samples followed from noise (t = 0) to data (t = 1).
+    """Trajectories of some samples from noise (t = 0) to data (t = 1).
 
-    Returns times t (T,) and states (T, n, *S) in data units, of tables in model units; vectors in three dimensions or
-    more in the first two principal components of training rows.
+    Returns times t (T,) and states (T, n, *S) in data units, model units for tables; vectors in three dimensions or
+    more as the first two principal components of training rows.
     """
     flow = space.flow
     count = flow.modality.trajectories
@@ -120,11 +117,13 @@ def _evaluator(flow: Flow, dataset: Dataset, samples: int) -> Evaluator:
 
 
 def _describe_data(space: FeatureSpace, context: EvalContext) -> dict[str, Any]:
-    """Kind and shape of the data, and the range of the training values, which pictures use."""
+    """Shape of the data in words and numbers, and the range of the training values, for pictures."""
     train = context.train_samples
     assert train is not None
     return {
-        "kind": space.flow.spec.kind,
+        "modality": space.modality.name,
+        "words": space.modality.describe(train.shape[1:]),
+        "marginals": space.modality.marginals,
         "shape": list(train.shape[1:]),
         "low": float(train.min()),
         "high": float(train.max()),
@@ -135,7 +134,7 @@ def _describe_data(space: FeatureSpace, context: EvalContext) -> dict[str, Any]:
 def _describe_curves(
     evaluator: Evaluator, context: EvalContext, curves: Mapping[str, Any], floor: float, samples: int
 ) -> dict[str, Any]:
-    """The distances, the features they were taken in, and how many samples they compare."""
+    """Distances, features, and numbers of samples."""
     features = evaluator.space.features
     points = [(d, nfe, solver) for solver, c in curves.items() for nfe, d in zip(c["nfe"], c["distance"], strict=True)]
     distance, nfe, solver = min(points)  # of equal distances, the cheapest
@@ -152,7 +151,7 @@ def _describe_curves(
 
 
 def _describe_classes(evaluator: Evaluator, samples: SampleStatistics, context: EvalContext) -> dict[str, Any]:
-    """For each categorical condition the shares, and how many rows they were taken of."""
+    """Class accuracy for each categorical condition."""
     metric = evaluator.compared.get("class_accuracy")
     if not isinstance(metric, ClassAccuracyMetric):
         return {}
@@ -167,7 +166,7 @@ def _describe_marginals(samples: Mapping[str, float], floor: Mapping[str, float]
 
 
 def _describe_memorisation(memory: Memorisation) -> dict[str, float]:
-    """The distances in a few numbers."""
+    """Summary of the distances."""
     return {
         "percentile": PERCENTILE,
         "threshold": memory.threshold,
@@ -178,7 +177,7 @@ def _describe_memorisation(memory: Memorisation) -> dict[str, float]:
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, Tensor]) -> None:
-    """Write tensors as a compressed .npz without pickle, whole or not at all; float64 becomes float32."""
+    """Write tensors atomically as a compressed .npz without pickle; float64 becomes float32."""
     plain = {name: (x.float() if x.is_floating_point() else x).numpy() for name, x in arrays.items()}
 
     def write(partial: Path) -> None:

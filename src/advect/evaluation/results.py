@@ -1,4 +1,4 @@
-"""Result files of ``advect eval``: reading them, laying them out, and comparing those of one protocol."""
+"""Result files of ``advect eval``: reading, tables, comparison."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FORMAT = 1
 
 _PARTS = ("protocol", "subject", "made_with", "floor", "flow", "points")
 _NOT_BINDING = ("seeds",)
-"""What two protocols may differ in."""
+"""Entries in which comparable protocols may differ."""
 
 _DEVICE = ("device", "processes")
 
@@ -21,7 +21,7 @@ Result = Mapping[str, Any]
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """What a result file holds. Raises UserError for a file that is none, or of a newer format."""
+    """Content of a result file. Raises UserError for another file or a newer format."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -38,14 +38,14 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def differences(there: Result, here: Result) -> list[str]:
-    """What differs between the protocols of two results, in words; none where their numbers can be compared."""
+    """Differences between the protocols of two results, as text; empty if comparable."""
     a, b = _flat(there["protocol"]), _flat(here["protocol"])
     names = [name for name in dict.fromkeys((*a, *b)) if name not in _NOT_BINDING and a.get(name) != b.get(name)]
     return [f"{name} was {_word(a.get(name))} there and is {_word(b.get(name))} here" for name in names]
 
 
 def _flat(protocol: Result) -> dict[str, Any]:
-    """The protocol with what is nested under names such as ``features.identity``."""
+    """Protocol with nested entries named such as ``features.identity``."""
     found: dict[str, Any] = {}
     for name, value in protocol.items():
         if isinstance(value, dict) and value:
@@ -61,10 +61,9 @@ def _word(value: Any) -> str:
 
 
 def compare(files: Sequence[Path], *, force: bool) -> list[str]:
-    """Lines of a table with the points of several results.
+    """Table of several results, as lines.
 
-    Raises UserError where the protocol of one differs from that of the first, unless ``force``, which puts what
-    differs above the table.
+    Raises UserError for different protocols unless ``force``, which lists the differences first.
     """
     if len(files) < 2:
         raise UserError(f"--compare needs two files or more, got {len(files)}")
@@ -92,7 +91,7 @@ def compare(files: Sequence[Path], *, force: bool) -> list[str]:
 
 
 def _notes(first: Path, there: Result, file: Path, here: Result) -> list[str]:
-    """Libraries whose versions differ, which may move the last digits."""
+    """Notes on differing library versions."""
     a, b = there["made_with"], here["made_with"]
     names = [name for name in dict.fromkeys((*a, *b)) if name not in _DEVICE and a.get(name) != b.get(name)]
     told = ", ".join(f"{name} {a.get(name)} and {b.get(name)}" for name in names)
@@ -104,16 +103,16 @@ def _name(result: Result) -> str:
 
 
 def table(result: Result) -> list[str]:
-    """Lines of a table with the points of one result."""
+    """Table of one result, as lines."""
     return _laid_out([*_points("", result), *_floor(result)])
 
 
 Row = dict[str, str]
-"""A line of a table: what stands in each column."""
+"""Cells of a table row, by column."""
 
 
 def _points(name: str, result: Result) -> list[Row]:
-    """A line a point."""
+    """One row a point."""
     return [
         ({"run": name} if name else {})
         | {"way": way_name(point), "NFE": f"{point['nfe']:.6g}", "seconds": f"{point['seconds']:.3g}"}
@@ -123,14 +122,14 @@ def _points(name: str, result: Result) -> list[Row]:
 
 
 def _floor(result: Result) -> list[Row]:
-    """The floor's line, where there is one."""
+    """Row of the floor, if any."""
     floor = result["floor"]
     numbers = {metric: f"{value:.4g}" for metric, value in floor["metrics"].items()}
     return [{"way": f"floor, {floor['samples']:,} rows", **numbers}] if numbers else []
 
 
 def way_name(point: Mapping[str, Any]) -> str:
-    """Solver, steps, grid and diffusion of a point, in few words."""
+    """Short name of a point's solver, steps, grid and diffusion."""
     words = [point["solver"]]
     if point["steps"] is not None:
         words.append(f"{point['steps']} {point['grid']}")
@@ -144,11 +143,11 @@ def spread(told: Mapping[str, Any]) -> str:
 
 
 WIDE = 110
-"""A table that would be wider stands on its side."""
+"""Width from which tables are transposed."""
 
 
 def _laid_out(rows: Sequence[Row]) -> list[str]:
-    """Columns under their names or, where that is too wide for a terminal and narrower so, a line for each name."""
+    """Aligned table; transposed if it is too wide and becomes narrower."""
     if not rows:
         return []
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -166,7 +165,7 @@ def _aligned(grid: Sequence[Sequence[str]]) -> list[str]:
 
 
 def flow_lines(result: Result) -> list[str]:
-    """What was measured of the flow itself, a line each."""
+    """Metrics of the flow itself, as lines."""
     lines, flow = [], result["flow"]
     if "straightness" in flow:
         found = flow["straightness"]

@@ -1,7 +1,7 @@
-"""Where an evaluation keeps its work: in a folder, so that a killed call goes on, or in memory; and a cache of data.
+"""Workspaces of evaluations, in a folder (resumable) or in memory; cache of reference data.
 
-WORK/NAME/part-00000-of-00020/    rows that have been drawn, as SampleShards
-WORK/NAME.json                    what they came to; the parts are then removed
+WORK/NAME/part-00000-of-00020/    completed rows, as SampleShards
+WORK/NAME.json                    their result; the parts are then removed
 """
 
 from __future__ import annotations
@@ -32,24 +32,23 @@ Key = Mapping[str, str | int]
 
 
 class ReferenceCache:
-    """Tensors by what they were computed of, one .safetensors file a key in ``folder``, made where it is missing.
+    """Cached tensors in ``folder``, one .safetensors file a key; created if missing.
 
-    A key says all that the tensors depend on. A file appears whole or not at all and carries its key; a damaged one
-    counts as missing. So a cache never changes a number, and may be deleted any time. Raises UserError for a folder
-    that cannot be written to.
+    A key contains all that the tensors depend on. Files are written atomically and contain their key; damaged ones
+    count as missing. The cache may be deleted any time. Raises UserError if the folder cannot be written to.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = make_folder(Path(folder), "cache folder")
 
     def path(self, key: Key) -> Path:
-        """The file of a key. Raises UserError for an empty key or value."""
+        """File of a key. Raises UserError for an empty key or value."""
         if not key or not all(str(value) for value in key.values()):
             raise UserError(f"the key of cached tensors must say what they were computed of, got {dict(key)}")
         return self.folder / f"{hashlib.sha256(_text(key).encode()).hexdigest()[:32]}.safetensors"
 
     def load(self, key: Key) -> dict[str, Tensor] | None:
-        """The tensors of a key by name, on the CPU, or None."""
+        """Tensors of a key by name, on the CPU, or None."""
         path = self.path(key)
         try:
             with safe_open(path, framework="pt") as file:
@@ -60,12 +59,12 @@ class ReferenceCache:
             return None
 
     def save(self, key: Key, tensors: Mapping[str, Tensor]) -> None:
-        """Write the tensors of a key in one step."""
+        """Write the tensors of a key atomically."""
         whole = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
         atomic_write(self.path(key), lambda partial: save_file(whole, partial, metadata={"key": _text(key)}))
 
     def get(self, key: Key, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """The tensors of a key, made and saved where there are none."""
+        """Tensors of a key, made and saved if missing."""
         found = self.load(key)
         if found is None:
             found = dict(make())
@@ -74,7 +73,7 @@ class ReferenceCache:
 
 
 def open_cache() -> ReferenceCache:
-    """The cache below ADVECT_CACHE of the environment, else below ~/.cache/advect."""
+    """Cache below the environment variable ADVECT_CACHE, default ~/.cache/advect."""
     folder = Path(os.environ.get("ADVECT_CACHE") or Path.home() / ".cache" / "advect") / "features"
     try:
         return ReferenceCache(folder)
@@ -87,10 +86,10 @@ def _text(key: Key) -> str:
 
 
 PART = 500
-"""Most rows of a part on disk, on any number of processes."""
+"""Most rows of a part on disk."""
 
 CHUNK = 256
-"""Rows that a process looks at, at once, where they stay in memory."""
+"""Rows of a process at once, in memory."""
 
 _FILE = "rows.safetensors"
 
@@ -98,16 +97,15 @@ T = TypeVar("T")
 Tensors = dict[str, Tensor]
 
 Fill = Callable[[range, tqdm], Tensors]
-"""From rows of a set, and the bar to move on, to the tensors that are kept of them."""
+"""Function from a range of rows, and the bar to update, to their stored tensors."""
 
 Reduce = Callable[[Iterator[Tensors]], T]
-"""From the tensors of all parts, in their order, to what they come to."""
+"""Function from the tensors of all parts, in order, to the result."""
 
 
 def on_rank_zero(job: Callable[[], T]) -> T | None:
-    """What ``job`` gives on the first process, and None on the others, which wait without timeout.
-
-    All raise its UserError.
+    """Result of ``job`` on the first process, None on the others, which wait without timeout. All raise its
+    UserError.
     """
     found, mistake = None, None
     with without_timeout():
@@ -123,7 +121,7 @@ def on_rank_zero(job: Callable[[], T]) -> T | None:
 
 
 class Workspace(ABC):
-    """Maps rows to tensors, shared by all processes, and reduces them on the first; all processes call all methods."""
+    """Map rows to tensors on all processes, reduce on the first; methods are collective."""
 
     def map_rows(
         self,
@@ -135,24 +133,24 @@ class Workspace(ABC):
         title: str,
         load: Callable[[], T | None] = lambda: None,
     ) -> T | None:
-        """On the first process what ``load`` gives, or else what ``reduce`` makes of n rows, part by part."""
+        """On the first process, the result of ``load``, else of ``reduce`` over n rows in parts."""
         found = load() if current().is_first else None
         return self._map(name, n, fill, reduce, title) if broadcast_object(found is None) else found
 
     @abstractmethod
     def _map(self, name: str, n: int, fill: Fill, reduce: Reduce[T], title: str) -> T | None:
-        """As above, where nothing was loaded."""
+        """:meth:`map_rows` without ``load``."""
 
     def cached_json(self, name: str, n: int, fill: Fill, reduce: Reduce[Any], *, title: str) -> Any:
-        """As :meth:`map_rows`, for JSON, which a folder keeps."""
+        """:meth:`map_rows` for JSON, stored by folders."""
         return self.map_rows(name, n, fill, reduce, title=title)
 
 
 @dataclass(frozen=True)
 class MemoryWorkspace(Workspace):
-    """Nothing is kept; each process takes every world-th chunk; ``show`` shows bars.
+    """Workspace without storage; each process takes every world-th chunk.
 
-    All call ``fill`` equally often, as a sharded network needs, at the end with rows beyond n, of which it keeps none.
+    All call ``fill`` equally often, as sharded networks need; rows beyond n are dropped.
     """
 
     show: bool = True
@@ -183,10 +181,9 @@ class MemoryWorkspace(Workspace):
 
 @contextmanager
 def open_workspace(folder: Path, *, stamp: str) -> Iterator[FolderWorkspace]:
-    """Work in a folder that is gone after the block; where the block fails, it stays for the next call.
+    """Workspace in a folder, removed after the block, kept for resumption on failure.
 
-    Numbers of another ``stamp`` are measured anew. Raises UserError for a folder that cannot be written to, or in
-    which another process works.
+    Results of another ``stamp`` are measured again. Raises UserError if the folder cannot be written to or is in use.
     """
     first = current().is_first
     with ExitStack() as stack:
@@ -205,7 +202,7 @@ def open_workspace(folder: Path, *, stamp: str) -> Iterator[FolderWorkspace]:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder, and that which it lies in where nothing else does."""
+    """Remove a folder, and its parent if empty."""
     shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):
         folder.parent.rmdir()
@@ -213,7 +210,7 @@ def _remove(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class FolderWorkspace(Workspace):
-    """The folder of an evaluation, as :func:`open_workspace` gives it."""
+    """Workspace in a folder; see :func:`open_workspace`."""
 
     folder: Path
     stamp: str
@@ -254,7 +251,7 @@ class FolderWorkspace(Workspace):
         return self.map_rows(name, n, fill, keep, title=title, load=load)
 
     def _shards(self, name: str, n: int) -> SampleShards:
-        """The parts of a set, whose folder the first process makes."""
+        """Parts of a set, in a folder made by the first process."""
         parts = SampleShards(folder=self.folder / name, n=n, count=-(-n // PART))
         plan = {"rows": n, "parts": parts.count, "stamp": self.stamp}
         with sync_errors():

@@ -10,9 +10,9 @@ from advect.metrics.class_accuracy import class_accuracy as class_accuracy
 from advect.metrics.class_accuracy import class_shares as class_shares
 from advect.metrics.classifier_two_sample import TwoSampleTest as TwoSampleTest
 from advect.metrics.classifier_two_sample import two_sample_test as two_sample_test
-from advect.metrics.fid_infinity import Extrapolation as Extrapolation
-from advect.metrics.fid_infinity import extrapolate as extrapolate
-from advect.metrics.fid_infinity import frechet_at_infinity as frechet_at_infinity
+from advect.metrics.frechet import Extrapolation as Extrapolation
+from advect.metrics.frechet import extrapolate as extrapolate
+from advect.metrics.frechet import frechet_at_infinity as frechet_at_infinity
 from advect.metrics.frechet import frechet_distance as frechet_distance
 from advect.metrics.kid import KernelDistance as KernelDistance
 from advect.metrics.kid import kernel_distance as kernel_distance

@@ -27,7 +27,7 @@ class StraightnessMetric(FlowMetric):
         found = flow.straightness(
             n,
             seed=options.seed,
-            cond=options.conditions,
+            cond=options.cond,
             guidance=options.guidance,
             guidance_interval=options.guidance_interval,
             batch_size=options.batch_size,

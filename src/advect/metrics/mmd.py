@@ -54,7 +54,7 @@ def rbf_mmd(
     a, b = check_pair(x, y, at_least=2 if unbiased else 1)
     if not widths or not all(w > 0 for w in widths):
         raise UserError(f"widths must be one or more numbers > 0, got {tuple(widths)}; {WIDTHS} is usual")
-    scale = median_distance(y) if scale is None else scale
+    scale = (median_distance(y) or median_distance(x) or 1.0) if scale is None else scale
     if not scale > 0:
         raise UserError(f"scale must be > 0, got {scale}; give a distance between samples")
 
@@ -71,7 +71,11 @@ def rbf_mmd(
 def median_distance(x: Tensor) -> float:
     """Median Euclidean distance between rows of x (N, *S), N >= 2, of the first 2,048."""
     a = check_pair(x, x, at_least=2)[0][:BLOCK]
-    return float(torch.pdist(a).median())
+    distances = torch.pdist(a)
+    median = distances.median()
+    if median == 0 and distances.any():  # most rows are equal, as of rare events
+        median = distances[distances > 0].median()
+    return float(median)
 
 
 def _mean(of: Callable[[Tensor], Tensor], a: Tensor, b: Tensor) -> float:

@@ -1,1 +1,1 @@
-"""A trained flow: load it, sample from it, ask for densities."""
+"""Trained flows: loading, sampling, densities."""

@@ -1,56 +1,79 @@
-"""Conditions as a user names them, and as a network takes them."""
+"""Conditions as a user names them, by labels of the data, and as a network takes them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from advect.core.errors import UserError, did_you_mean
 from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import NULL, Category, Condition, Conditions, DataSpec, Length, Quantity
+from advect.data.base import label_number
 
-ConditionValue = float | str | None | Sequence[float] | Tensor
-"""One value for all samples, "cycle" for each value in turn, or a tensor as the network takes it.
 
-A value is the number or name of a category; the numbers, or their text "a,b,c", of a quantity in data units; or a
-length. None or "none" is the null of a category or quantity. A tensor is (n,) whole numbers, or (n, d) standardised
-numbers for a quantity.
+@dataclass(frozen=True)
+class Encoded:
+    """A condition as a network takes it and data sets hand it out: codes (n,), or standardised numbers (n, d)."""
+
+    values: Tensor
+
+
+ConditionValue = Any
+"""One value for all samples, "cycle" for each value in turn, or a list or array of n values, one a sample.
+
+A value is that in the data: the label of a category, a number or text; the numbers, or their text "a,b,c", of a
+quantity in its own units; or a length. None, or "none" where no label is called so, is the null of a category or
+quantity. Lists, tuples, NumPy arrays, tensors and pandas series are taken.
 """
 
 
-def resolve_conditions(
-    spec: DataSpec, n: int, cond: Mapping[str, ConditionValue] | None, seed: int, rows: range | None = None
-) -> Conditions:
-    """Each condition of ``spec`` as the network takes it: whole numbers (n,), or standardised ones (n, d).
+def encoded(cond: Conditions | None) -> dict[str, Encoded]:
+    """Conditions of a batch of data, to be given to a flow as they are."""
+    return {name: Encoded(value) for name, value in (cond or {}).items()}
 
-    Conditions not in ``cond`` are sampled by their frequency in the training data, a quantity from its examples; row i
-    depends on the seed and i alone. Only ``rows``, a range within 0 .. n, are computed if given. Raises UserError for
-    an unknown condition or value.
+
+def resolve_conditions(
+    spec: DataSpec,
+    n: int,
+    cond: Mapping[str, ConditionValue] | Sequence[str] | None,
+    seed: int,
+    rows: range | None = None,
+) -> Conditions:
+    """Network inputs for each condition of ``spec``: integers (n,), or standardised (n, d).
+
+    ``cond`` has values by name, or words NAME=VALUE. Conditions not in it are sampled from the training frequencies,
+    quantities from examples; row i depends on seed and i alone. ``rows`` restricts the result. Raises UserError for an
+    unknown condition or value.
     """
-    cond = dict(cond or {})
-    for name in cond:
+    given: dict[str, Any] = dict(cond) if isinstance(cond, Mapping) else dict(parse_conditions(cond or (), spec))
+    for name in given:
         if name not in spec.conditions:
-            where = did_you_mean(name, spec.conditions) if spec.conditions else "; this flow has none"
+            where = did_you_mean(str(name), spec.conditions) if spec.conditions else "; this flow has none"
             raise UserError(f"condition {name!r} is not known{where}")
     rows = range(n) if rows is None else rows
     values = {}
     for i, (name, condition) in enumerate(spec.conditions.items()):
-        if name not in cond:
+        if name not in given:
             rng = CounterRng(stream_seed(seed, Stream.CONDITIONS), i, len(rows), start=rows.start, total=n)
             u = rng.uniform((len(rows),), dtype=torch.float64)
             values[name] = _sampled(condition, u)
+        elif isinstance(given[name], Encoded):
+            values[name] = _of_data(name, given[name].values, condition, n, rows)
         elif isinstance(condition, Quantity):
-            values[name] = _vectors(name, cond[name], condition, n, rows)
+            values[name] = _vectors(name, given[name], condition, n, rows)
         else:
-            values[name] = _numbers(name, cond[name], condition, n, rows)
+            values[name] = _codes(name, given[name], condition, n, rows)
     return values
 
 
 def _sampled(condition: Condition, u: Tensor) -> Tensor:
-    """The values at quantiles u (n,) in [0, 1) of the training data."""
+    """Values at quantiles u (n,) in [0, 1) of the training data."""
     if isinstance(condition, Quantity):
         examples = _standardised(condition, condition.examples)
         return examples[(u * len(examples)).long()]
@@ -59,63 +82,166 @@ def _sampled(condition: Condition, u: Tensor) -> Tensor:
     return places + 1 if isinstance(condition, Length) else places
 
 
-def _numbers(name: str, value: ConditionValue, condition: Category | Length, n: int, rows: range) -> Tensor:
-    low, high, null = _range(condition)
+def _of_data(name: str, values: Tensor, condition: Condition, n: int, rows: range) -> Tensor:
+    shape = (n, len(condition.mean)) if isinstance(condition, Quantity) else (n,)
+    if values.shape != shape:
+        raise UserError(f"condition {name!r} must have shape {shape}, a row a sample, got {tuple(values.shape)}")
+    some = values[rows.start : rows.stop].cpu()
+    return some.float() if isinstance(condition, Quantity) else some.long()
+
+
+def _codes(name: str, value: ConditionValue, condition: Category | Length, n: int, rows: range) -> Tensor:
+    listed = _listed(value)
+    if listed is not None:
+        if len(listed) != n:
+            raise UserError(f"condition {name!r} must have {n} values, one a sample, got {len(listed)}")
+        known: dict[Any, int] = {}
+        some = [_scalar(one) for one in listed[rows.start : rows.stop]]
+        for one in some:
+            if not isinstance(one, Hashable):
+                raise UserError(f"condition {name!r} must have one value a sample, got {one!r}")
+            key = (type(one), one)
+            known[key] = known[key] if key in known else _code(name, one, condition)
+        return torch.tensor([known[type(one), one] for one in some])
+    value = _scalar(value)
+    if value == "cycle" and not _is_label(condition, value):
+        low, count = (1, len(condition.frequencies)) if isinstance(condition, Length) else (0, len(condition.names))
+        return low + torch.arange(rows.start, rows.stop) % count
+    return torch.full((len(rows),), _code(name, value, condition))
+
+
+def _listed(value: ConditionValue) -> list[Any] | None:
+    """The values in a list or array (n,); None for one value. A list of lists keeps its rows."""
+    if isinstance(value, str | bytes) or not (isinstance(value, Sequence) or hasattr(value, "__array__")):
+        return None
     if isinstance(value, Tensor):
-        if value.shape != (n,):
-            raise UserError(f"condition {name!r} must have shape ({n},), one a sample, got {tuple(value.shape)}")
-        numbers = value[rows.start : rows.stop].long().cpu()
-    elif value == "cycle":
-        numbers = low + torch.arange(rows.start, rows.stop) % (high - low + 1)
-    else:
-        numbers = torch.full((len(rows),), _number(name, value, condition))
-    if (((numbers < low) | (numbers > high)) & (numbers != null)).any():
-        raise UserError(f"condition {name!r} must lie in {low} to {high}, got {value}")
-    return numbers
+        value = value.detach().cpu().numpy()
+    if isinstance(value, Sequence):
+        return list(value)
+    array = np.asarray(value)
+    return None if array.ndim == 0 else list(array)
 
 
-def _range(condition: Category | Length) -> tuple[int, int, int]:
-    """Minimum, maximum and null of a condition; a length has no null."""
-    if isinstance(condition, Length):
-        return 1, len(condition.frequencies), 1
-    return 0, len(condition.names) - 1, NULL
+def _scalar(value: Any) -> Any:
+    """One value as Python has it: a NumPy scalar, or an array of one, as its number or text; NaN is None."""
+    if isinstance(value, np.floating) and not isinstance(value, float):
+        value = float(str(value))  # 0.1 and not 0.10000000149
+    elif hasattr(value, "item") and np.size(value) == 1:
+        value = value.item()
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    return None if value is None or value != value or str(value) == "<NA>" else value
 
 
-def _number(name: str, value: ConditionValue, condition: Category | Length) -> int:
-    names = condition.names if isinstance(condition, Category) else ()
-    if value is None or value == "none":
+def _is_label(condition: Condition, value: str) -> bool:
+    return isinstance(condition, Category) and value in condition.names
+
+
+def is_one_label(condition: Condition, value: ConditionValue) -> bool:
+    """Whether a value is a label of a category, the same for all samples."""
+    value = None if _listed(value) is not None else _scalar(value)
+    asks = isinstance(value, str) and value in ("cycle", "none") and not _is_label(condition, value)
+    return isinstance(condition, Category) and value is not None and not asks
+
+
+def _code(name: str, value: Any, condition: Category | Length) -> int:
+    """The code of a label, or a length."""
+    if value is None or (value == "none" and not _is_label(condition, value)):
         if isinstance(condition, Length):
             raise UserError(f"condition {name!r} is always given; name one of 1 to {len(condition.frequencies)}")
         return NULL
-    if isinstance(value, int | float) and float(value).is_integer():
-        return int(value)
-    if isinstance(value, str) and value in names:
-        return names.index(value)
-    if isinstance(value, str) and value.isdecimal():
-        return int(value)
-    fix = did_you_mean(str(value), names) if names else f"; it is a whole number of 1 to {_range(condition)[1]}"
-    raise UserError(f"condition {name!r} has no value {value!r}{fix}")
+    if isinstance(condition, Length):
+        return _length(name, value, len(condition.frequencies))
+    code = _place(value, condition)
+    if code is None:
+        what = f"{value!r}" if isinstance(value, str | int | float) else str(value)
+        raise UserError(f"condition {name!r} has no value {what}{did_you_mean(str(value), condition.names)}")
+    return code
+
+
+def _length(name: str, value: Any, longest: int) -> int:
+    number = as_number(value)
+    if number is None or number != int(number):
+        raise UserError(f"condition {name!r} has no value {value!r}; it is a whole number of 1 to {longest}")
+    if not 1 <= number <= longest:
+        raise UserError(f"condition {name!r} must lie in 1 to {longest}, got {value}")
+    return int(number)
+
+
+def _place(value: Any, category: Category) -> int | None:
+    """The place of a label among the names: of its text, of an equal number, or of its number in the data."""
+    names = category.names
+    if str(value) in names:
+        return names.index(str(value))
+    if isinstance(value, bool | np.bool_):
+        words = ("true", "yes") if value else ("false", "no")
+        places = [i for i, name in enumerate(names) if name.lower() in words]
+        if len(places) == 1:
+            return places[0]
+    number = label_number(value) if isinstance(value, str) else as_number(value)
+    if number is None:
+        return None
+    same = [i for i, name in enumerate(names) if label_number(name) == number]
+    if len(same) == 1:
+        return same[0]
+    return category.numbers.index(int(number)) if number in category.numbers else None
+
+
+def as_number(value: Any) -> int | float | None:
+    """A value, or its text, as a number, whole ones exactly; None where it is none."""
+    if isinstance(value, int | float):
+        return value if math.isfinite(value) else None
+    for kind in (int, float):
+        try:
+            number = kind(value)
+        except (TypeError, ValueError):
+            continue
+        return number if math.isfinite(number) and "_" not in str(value) else None
+    return None
 
 
 def _vectors(name: str, value: ConditionValue, quantity: Quantity, n: int, rows: range) -> Tensor:
-    d = len(quantity.mean)
-    if isinstance(value, Tensor):
-        if value.shape != (n, d):
-            raise UserError(f"condition {name!r} must have shape ({n}, {d}), a row a sample, got {tuple(value.shape)}")
-        return value[rows.start : rows.stop].float().cpu()
-    if value is None or value == "none":
-        return torch.full((len(rows), d), math.nan)
-    if value == "cycle":
-        return _standardised(quantity, quantity.examples)[torch.arange(rows.start, rows.stop) % len(quantity.examples)]
-    row = _row(name, value)
+    d, listed = len(quantity.mean), _listed(value)
+    if listed is None:
+        value = _scalar(value)
+        if value is None or value == "none":
+            return torch.full((len(rows), d), math.nan)
+        if value == "cycle":
+            places = torch.arange(rows.start, rows.stop) % len(quantity.examples)
+            return _standardised(quantity, quantity.examples)[places]
+    elif not (len(listed) == d and all(_listed(one) is None for one in listed)):
+        return _standardised(quantity, _rows(name, listed, quantity, n)[rows.start : rows.stop])
+    row = _row(name, value if listed is None else listed)
     if len(row) != d or not all(map(math.isfinite, row)):
         raise UserError(f"condition {name!r} needs {d} finite numbers ({', '.join(quantity.names)}), got {value!r}")
     return _standardised(quantity, [row]).expand(len(rows), d).clone()
 
 
-def _row(name: str, value: float | str | Sequence[float]) -> list[float]:
+def _rows(name: str, listed: Sequence[Any], quantity: Quantity, n: int) -> list[list[float]]:
+    """A row of numbers for each of n samples, NaN where none are given."""
+    d = len(quantity.mean)
+    found = []
+    for one in listed:
+        entries = _listed(one)
+        entries = [_scalar(one)] if entries is None else entries
+        row = [math.nan] * d if entries == [None] else _row(name, [_nan(entry) for entry in entries])
+        found.append(row)
+    if len(found) != n or any(len(row) != d for row in found):
+        shape = f"{n} numbers" if d == 1 else f"shape ({n}, {d})"
+        got = (len(found), len(found[0])) if found else (0,)
+        raise UserError(f"condition {name!r} must have {shape}, a row a sample, got {got}")
+    if any(map(math.isinf, (value for row in found for value in row))):
+        raise UserError(f"condition {name!r} needs finite numbers, or NaN where it is not given")
+    return found
+
+
+def _nan(entry: Any) -> Any:
+    return math.nan if _scalar(entry) is None else entry
+
+
+def _row(name: str, value: Any) -> list[float]:
     """The numbers in 3.5, (1, 2) or "1,2"."""
-    words = value.split(",") if isinstance(value, str) else [value] if isinstance(value, int | float) else value
+    words = value.split(",") if isinstance(value, str) else value if isinstance(value, Sequence) else [value]
     try:
         return [float(word) for word in words]
     except (TypeError, ValueError):
@@ -123,26 +249,36 @@ def _row(name: str, value: float | str | Sequence[float]) -> list[float]:
 
 
 def _standardised(quantity: Quantity, rows: Sequence[Sequence[float]]) -> Tensor:
-    """Rows (n, d) in the data's units as the network takes them."""
+    """Rows (n, d) in data units, standardised."""
     x = torch.tensor(rows, dtype=torch.float64).reshape(-1, len(quantity.mean))
     mean, std = (torch.tensor(moments, dtype=torch.float64) for moments in (quantity.mean, quantity.std))
     return ((x - mean) / std).float()
 
 
 def number_or_name(word: str | None) -> float | str | None:
-    """``--diffusion`` as a number, where it is one."""
+    """``--diffusion`` as a number if it is one."""
     try:
         return None if word is None else float(word)
     except ValueError:
         return word
 
 
-def parse_conditions(words: tuple[str, ...]) -> dict[str, str]:
-    """``--cond NAME=VALUE ...`` as values by name. Raises UserError for other words."""
+def parse_conditions(words: Sequence[str], spec: DataSpec | None = None) -> dict[str, str]:
+    """``--cond NAME=VALUE ...`` as values by name; names of ``spec`` may hold "=" themselves.
+
+    Raises UserError for other words, and for a condition that is given twice.
+    """
     cond: dict[str, str] = {}
     for word in words:
-        name, equals, value = word.partition("=")
-        if not (name and equals and value):
+        places = [i for i, letter in enumerate(word) if letter == "=" and 0 < i < len(word) - 1]
+        splits = [(word[:i], word[i + 1 :]) for i in places]
+        if not splits:
             raise UserError(f"--cond {word} should be NAME=VALUE, such as label=7")
+        known = [] if spec is None else [(name, value) for name, value in splits if name in spec.conditions]
+        # Of the names a and a=b the word a=b=c may mean either: whichever has such a value, else the longer one.
+        fitting = [(name, value) for name, value in known if spec and _is_label(spec.conditions[name], value)]
+        name, value = (fitting or known or splits[:1])[-1]
+        if spec is not None and name in cond:
+            raise UserError(f"--cond gives {name} twice, as {cond[name]} and {value}; give one of them")
         cond[name] = value
     return cond

@@ -1,4 +1,4 @@
-"""A trained flow: sample from it, encode data, and ask for densities."""
+"""Trained flow: sampling, encoding, densities."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -17,11 +18,10 @@ from advect.core.errors import UserError
 from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import LENGTH, Conditions, DataSpec, is_null, without_padding
 from advect.data import Transform
-from advect.data.modality import Modality, modality_of
+from advect.data.modality import Modality, labels_of, modality_of
 from advect.losses.flow_matching import Kind
 from advect.model.conditions import ConditionValue, resolve_conditions
 from advect.model.coordinates import Angle, Coordinates, Plain, Rectified
-from advect.model.initial_noise import InitialNoise, noise_of
 from advect.model.sampler_config import DEFAULT, SamplerConfig
 from advect.paths import AffinePath, BrownianBridge, CondOT, LipmanOT, Path, Schedule
 from advect.paths.base import align
@@ -39,39 +39,64 @@ from advect.solvers.diffusion_coefficients import bounded_diffusion
 from advect.solvers.integrate import solver_times
 from advect.solvers.sde import STEPS as SDE_STEPS
 from advect.solvers.time_grids import resolve_grid
-from advect.sources import Gaussian, SourceDistribution
+from advect.sources import Gaussian, InitialNoise, SourceDistribution, noise_of
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples x (n, *S), or trajectories (len(times), n, *S), with the conditions (n, ...) they were drawn for.
+    """Samples x (n, *S), or trajectories (len(times), n, *S), with their conditions (n, ...).
 
-    ``nfe`` is the number of network evaluations a sample, a guided one counting once.
+    ``encoded`` are the conditions as network inputs, ``cond`` the same by the data's labels and units. ``nfe`` is the
+    number of velocity evaluations a sample; guided ones count once.
     """
 
     x: Tensor
-    cond: Conditions
+    encoded: Conditions
     nfe: float
+    spec: DataSpec
     times: tuple[float, ...] | None = None
 
-    def __getitem__(self, rows: slice) -> Samples:
-        """Some of the samples, which are no trajectories."""
-        return Samples(self.x[rows], {name: value[rows] for name, value in self.cond.items()}, self.nfe)
+    @property
+    def cond(self) -> dict[str, np.ndarray]:
+        """The conditions (n, ...) as labels and numbers of the data, which flows take; see ``labels_of``."""
+        return labels_of(self.encoded, self.spec)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.x, dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of x."""
+        return tuple(self.x.shape)
+
+    @overload
+    def __getitem__(self, rows: slice) -> Samples: ...
+    @overload
+    def __getitem__(self, rows: Any) -> Tensor: ...
+
+    def __getitem__(self, rows: Any) -> Samples | Tensor:
+        """Some of the samples, which are no trajectories, by a slice; what else x is indexed by gives a tensor."""
+        if not isinstance(rows, slice):
+            return self.x[rows]
+        cond = {name: value[rows] for name, value in self.encoded.items()}
+        return Samples(self.x[rows], cond, self.nfe, self.spec)
 
     @staticmethod
     def concatenate(parts: Sequence[Samples]) -> Samples:
         """Samples, no trajectories, one after the other."""
-        cond = {name: torch.cat([part.cond[name] for part in parts]) for name in parts[0].cond}
+        cond = {name: torch.cat([part.encoded[name] for part in parts]) for name in parts[0].encoded}
         nfe = sum(part.nfe * len(part.x) for part in parts) / sum(len(part.x) for part in parts)
-        return Samples(torch.cat([part.x for part in parts]), cond, nfe)
+        return Samples(torch.cat([part.x for part in parts]), cond, nfe, parts[0].spec)
 
 
 class Flow:
-    """A network with what sampling needs: the data's shape, conditions and transform, the path and its source.
+    """Network ``net(x_t (B, *S), t (B,), cond)`` with shape, conditions and transform of the data, path and source.
 
-    ``net(x_t (B, *S), t (B,), cond)`` gives the ``prediction`` in model units. ``margin`` is the loss's: how far t
-    stays from 0 and 1 where a conversion or the path is infinite. ``null``: conditions were dropped in training, as
-    guidance and unconditional samples need. ``facts``: those of ``Dataset.metadata``, for writing samples.
+    The network gives the ``prediction`` in model units. ``margin`` keeps t from 0 and 1 as in the loss. ``null``:
+    whether conditions were dropped in training, as guidance needs. ``facts``: ``Dataset.metadata``.
     """
 
     def __init__(
@@ -88,7 +113,7 @@ class Flow:
         sampler: SamplerConfig | None = None,
         device: torch.device | None = None,
         autocast: torch.dtype | None = None,
-        facts: dict[str, Any] | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         self.net, self.spec, self.transform = net, spec, transform
         self.path, self.source, self.prediction = path or AffinePath(), source or Gaussian(), prediction
@@ -97,23 +122,23 @@ class Flow:
 
     @cached_property
     def modality(self) -> Modality:
-        """How samples are written, plotted and compared."""
+        """Writing, plotting and comparison of samples."""
         return modality_of(self.spec, self.transform, self.facts)
 
     @cached_property
     def data_shape(self) -> tuple[int, ...]:
-        """Shape of a sample in data units, which for tables and components is not that of the spec."""
+        """Shape of a sample in data units."""
         return tuple(self.transform.inverse(torch.zeros(1, *self.spec.shape)).shape[1:])
 
     def velocity(
         self, cond: Conditions | None = None, *, guidance: float = 1.0, interval: tuple[float, float] | None = None
     ) -> Velocity:
-        """The velocity ``u(x (B, *S), t (B,)) -> (B, *S)`` in model units, under conditions (B,), guided if asked."""
+        """Velocity ``u(x (B, *S), t (B,)) -> (B, *S)`` in model units, under conditions (B,), with guidance."""
         self.net.eval()
         return guided_velocity(self._velocity, cond, guidance, interval=interval)
 
     def output(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
-        """The network's output (B, *S), in the precision of its training."""
+        """Network output (B, *S), in the training precision."""
         with torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext():
             return self.net(x_t, t, cond)
 
@@ -144,9 +169,14 @@ class Flow:
         return align(of_x, x_t) * x_t + align(of_output, x_t) * output
 
     def conditions(
-        self, n: int, cond: Mapping[str, ConditionValue] | None = None, seed: int = 0, *, rows: range | None = None
+        self,
+        n: int,
+        cond: Mapping[str, ConditionValue] | Sequence[str] | None = None,
+        seed: int = 0,
+        *,
+        rows: range | None = None,
     ) -> Conditions:
-        """The conditions of :meth:`sample`: whole numbers (n,) or standardised (n, d) each; of ``rows`` if given."""
+        """Conditions of :meth:`sample`, integers (n,) or standardised (n, d), of ``rows`` if given."""
         values = resolve_conditions(self.spec, n, cond, seed, rows)
         if not self.null and any(is_null(value).any() for value in values.values()):
             raise UserError("the flow was trained with --label-dropout 0, so it knows no missing condition; give all")
@@ -202,7 +232,7 @@ class Flow:
         return guided_velocity(net, self._on_device(cond), guidance, interval=interval)
 
     def _schedule(self, what: str, *, score: bool) -> Schedule:
-        """The schedule of an affine path; with ``score``, of one whose velocity gives the score."""
+        """Schedule of an affine path; ``score`` requires that the velocity gives the score."""
         if not isinstance(self.path, AffinePath):
             raise UserError(
                 f"{what} needs an affine path, and this flow has {self.path}; take a solver such as midpoint"
@@ -224,7 +254,7 @@ class Flow:
         grid: str | None = None,
         diffusion: float | str | None = None,
         seed: int = 0,
-        cond: Mapping[str, ConditionValue] | None = None,
+        cond: Mapping[str, ConditionValue] | Sequence[str] | None = None,
         guidance: float = 1.0,
         guidance_interval: tuple[float, float] | None = None,
         trajectory: bool = False,
@@ -233,23 +263,22 @@ class Flow:
         model_units: bool = False,
         progress: bool | tqdm = False,
     ) -> Samples:
-        """Draw n samples (n, *S) in data units, on the CPU: float32, or float64 for tables.
+        """Sample n samples (n, *S) in data units, on the CPU: float32, or float64 for tables.
 
-        Sample i depends on the seed and i alone, not on n or ``batch_size``. A flow that starts from data, such as
-        control cells, starts each sample from a row that agrees with its categories, or from any if none does.
-        Sequences are zero after their last step.
+        Sample i depends on the seed and i alone. An empirical source starts from rows with the same categories, if
+        any. Padding of sequences is zero.
 
         Args:
-            steps, solver, grid: by default those of the run's own sample grids; "dopri5" chooses its own steps.
-            diffusion: g(t), a number or a name, of the stochastic equation, by "euler-maruyama" or "heun".
-            cond: a value for each condition it names; the others, the lengths of sequences among them, are drawn as
-                often as they occur in the training data.
+            steps, solver, grid: default those of the run's sample grids; "dopri5" is adaptive.
+            diffusion: g(t), a number or a name, of the SDE, by "euler-maruyama" or "heun".
+            cond: for each condition it names, a value in the data such as a label, or n of them, see
+                ``ConditionValue``; others follow the training frequencies.
             guidance: scale of classifier-free guidance, within ``guidance_interval`` of t if given.
             trajectory: return the states at ``times``, (len(times), n, *S): those of the grid and of the
                 exact steps at the ends (see :class:`Coordinates`).
-            rows: a range within 0 .. n: draw these of the n samples alone, such as one process's share.
-            model_units: leave the samples as the network has them.
-            progress: show a bar, or move on one that is there.
+            rows: a range within 0 .. n, to sample a share.
+            model_units: skip the transform to data units.
+            progress: show a bar, or update one.
 
         Raises UserError for a bad argument.
         """
@@ -267,7 +296,8 @@ class Flow:
         if not model_units:
             inverse = lambda state: without_padding(self.transform.inverse(state), conditions)
             x = torch.stack([inverse(state) for state in x]) if trajectory else inverse(x)
-        return Samples(x, conditions, int(nfe) if nfe.is_integer() else nfe, times if trajectory else None)
+        nfe = int(nfe) if nfe.is_integer() else nfe
+        return Samples(x, conditions, nfe, self.spec, times if trajectory else None)
 
     @torch.no_grad()
     def straightness(
@@ -277,16 +307,16 @@ class Flow:
         steps: int = 100,
         solver: str = "euler",
         seed: int = 0,
-        cond: Mapping[str, ConditionValue] | None = None,
+        cond: Mapping[str, ConditionValue] | Sequence[str] | None = None,
         guidance: float = 1.0,
         guidance_interval: tuple[float, float] | None = None,
         batch_size: int = 256,
         rows: range | None = None,
         progress: bool | tqdm = False,
     ) -> Straightness:
-        """Straightness of the paths of the n samples of :meth:`sample`, in model units.
+        """Straightness of the paths of n samples, in model units, see :func:`advect.solvers.straightness`.
 
-        See :func:`advect.solvers.straightness`. The zero padding of sequences counts as elements.
+        Zero padding counts as elements.
         """
         rows = _rows(n, rows, batch_size)
         self._check_guidance(guidance, guidance_interval)
@@ -310,7 +340,7 @@ class Flow:
     def _initial_states(
         self, n: int, rows: range, conditions: Conditions, seed: int, batch_size: int, progress: bool | tqdm
     ) -> Iterator[tuple[Tensor, Conditions, CounterRng]]:
-        """Batches of initial states (B, *S), conditions (B,) and random numbers for these rows of n samples."""
+        """Batches of initial states (B, *S), conditions (B,) and random numbers for ``rows`` of n samples."""
         with nullcontext(progress) if isinstance(progress, tqdm) else _sample_bar(len(rows), progress) as bar:
             for first in rows[::batch_size]:
                 last = min(first + batch_size, rows.stop)
@@ -371,14 +401,14 @@ class Flow:
 
     @property
     def initial_noise(self) -> InitialNoise:
-        """The distribution at t = 0: the source, and the path's jitter."""
+        """Distribution at t = 0: source and jitter."""
         return InitialNoise(self.source, self.path.sigma_min if isinstance(self.path, AffinePath) else 0.0)
 
     @torch.no_grad()
     def encode(
         self, x: Tensor, *, cond: Mapping[str, ConditionValue] | None = None, steps: int = 50, solver: str = "rk4"
     ) -> Tensor:
-        """Integrate data x (n, *S) back to noise z (n, *S) at t = 0; the inverse of :meth:`decode`."""
+        """Integrate data x (n, *S) to noise z (n, *S) at t = 0; inverse of :meth:`decode`."""
         given = self._given(len(x), cond)
         model = self.transform.forward(self._checked(x, self.data_shape))
         return self.to_noise(model, given, solver=solver, steps=steps)
@@ -421,7 +451,7 @@ class Flow:
         trace: Literal["exact", "hutchinson"] = "exact",
         seed: int = 0,
     ) -> Tensor:
-        """The log-density (n,) of data x (n, *S) per data unit, in nats, by the change of variables along the flow.
+        """Log-density (n,) of data x (n, *S) per data unit, in nats, by change of variables.
 
         It is that of :meth:`sample`'s law, in float32 whatever the precision of training, through the same coordinates
         and exact steps at the ends, the determinants of which are of their traces. ``trace``: "exact" costs a
@@ -471,7 +501,7 @@ class Flow:
 
 
 class _Counted:
-    """A velocity that counts the rows it is asked for."""
+    """Velocity that counts evaluated rows."""
 
     def __init__(self, velocity: Velocity) -> None:
         self.velocity, self.calls = velocity, 0
@@ -483,7 +513,7 @@ class _Counted:
 
 @contextmanager
 def _row_by_row(net: nn.Module) -> Iterator[None]:
-    """Within the block no weight is channels-last, for which group normalisation has no forward derivative."""
+    """Context without channels-last weights, for which group normalisation has no forward derivative."""
     last = any(p.ndim == 4 and not p.is_contiguous() for p in net.parameters())
     try:
         net.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue] - not in the stub
@@ -494,7 +524,7 @@ def _row_by_row(net: nn.Module) -> Iterator[None]:
 
 
 def _rows(n: int, rows: range | None, batch_size: int) -> range:
-    """The rows of n samples asked for, by default all."""
+    """Requested rows of n samples, default all."""
     if n < 1:
         raise UserError(f"the number of samples must be at least 1, got {n}")
     if batch_size < 1:
@@ -505,5 +535,5 @@ def _rows(n: int, rows: range | None, batch_size: int) -> range:
 
 
 def _sample_bar(total: int, show: bool) -> tqdm:
-    """A bar of samples; hidden unless ``show``."""
+    """Bar of samples, hidden unless ``show``."""
     return tqdm(total=total, unit="sample", desc="sample", disable=not show)

@@ -1,40 +1,165 @@
-"""Loading a flow from a run folder, a checkpoint or a weight file."""
+"""Weight files with the metadata in their header, and loading a flow from one, a checkpoint or a run folder."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from advect.checkpoint.manifest import find_weights, verify_checkpoint
-from advect.checkpoint.weights import check_same_shapes, load_weights, read_shapes
-from advect.config.build import build_network, build_path, build_source_distribution, label_dropout
+from advect.checkpoint.tensor_files import check_same_shapes, load_weights, read_shapes
+from advect.config.build import build_network, build_path, build_source_distribution, label_dropout, source_tensors
+from advect.config.config import Config, MethodConfig, NetworkConfig
+from advect.core import registry
 from advect.core.device import pick_precision
 from advect.core.errors import UserError
+from advect.core.types import Category, Condition, DataSpec, Length, Quantity
+from advect.data import Dataset, Transform, transform_from_config
 from advect.distributed.context import pick_device
 from advect.model.flow import Flow
-from advect.model.metadata import ModelMetadata
 from advect.model.sampler_config import SamplerConfig
 from advect.training.state import DATA, EMA_FILE, MODEL
 
+FORMAT = 5
+
+_CONDITIONS: dict[str, type[Condition]] = {"category": Category, "quantity": Quantity, "length": Length}
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """Preset and configuration of a run; network; shape, conditions, transform and facts of the data.
+
+    ``tensors`` of the transform ("transform.NAME") and noise ("noise.NAME") are stored in a file of their own.
+    """
+
+    preset: str
+    config: dict[str, dict]
+    network: NetworkConfig
+    spec: DataSpec
+    transform: Transform
+    noise: dict[str, Any]
+    fingerprint: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    @staticmethod
+    def from_run(config: Config, preset: str, source: Dataset, noise: dict[str, Any]) -> ModelMetadata:
+        """Metadata of a run on ``source``; ``noise`` are the arguments of ``build_source_distribution``."""
+        facts = source.metadata
+        return ModelMetadata(
+            preset=preset,
+            config=config.to_dict(),
+            network=config.network,
+            spec=source.spec,
+            transform=source.transform,
+            noise=noise,
+            fingerprint=source.fingerprint,
+            facts=facts,
+            tensors=_prefixed("transform.", source.transform.tensors()) | _prefixed("noise.", source_tensors(source)),
+        )
+
+    @property
+    def method(self) -> MethodConfig:
+        """Method section of the configuration."""
+        return MethodConfig.of(self.config["method"])
+
+    @property
+    def source_tensors(self) -> dict[str, Tensor]:
+        """Tensors for ``build_source_distribution``."""
+        return _without("noise.", self.tensors)
+
+    def to_text(self) -> str:
+        """The metadata as JSON."""
+        values = {
+            "format": FORMAT,
+            "preset": self.preset,
+            "config": self.config,
+            "spec": {
+                "shape": self.spec.shape,
+                "modality": self.spec.modality,
+                "conditions": {name: _written(condition) for name, condition in self.spec.conditions.items()},
+            },
+            "transform": self.transform.to_config(),
+            "noise": self.noise,
+            "fingerprint": self.fingerprint,
+            "facts": self.facts,
+            "tensors": sorted(self.tensors),
+        }
+        return json.dumps(values)
+
+    @staticmethod
+    def from_text(text: str | None, where: Path | str, tensors: Mapping[str, Tensor] | None = None) -> ModelMetadata:
+        """Read metadata. Raises UserError if missing, of another format, or without its tensors."""
+        if text is None:
+            raise UserError(f"{where} was not written by advect: its header has no metadata")
+        values = json.loads(text)
+        if values["format"] != FORMAT:
+            raise UserError(
+                f"{where} has model format {values['format']}, and this advect reads {FORMAT}; "
+                + ("install a newer one" if values["format"] > FORMAT else "train it again, or use the advect of then")
+            )
+        tensors = dict(tensors or {})
+        if missing := set(values.get("tensors", ())) - tensors.keys():
+            raise UserError(
+                f"{where} cannot be used apart from its checkpoint, which holds {min(missing)!r} for it; give the "
+                "checkpoint's folder, such as runs/cells/checkpoints/step-00001000"
+            )
+        registry.get("modality", values["spec"]["modality"])  # its module registers the transforms of such data
+        conditions = {name: _read(facts) for name, facts in values["spec"]["conditions"].items()}
+        return ModelMetadata(
+            preset=values["preset"],
+            config=values["config"],
+            network=NetworkConfig.of(values["config"]["network"]),
+            spec=DataSpec(tuple(values["spec"]["shape"]), values["spec"]["modality"], conditions),
+            transform=transform_from_config(values["transform"], _without("transform.", tensors)),
+            noise=values["noise"],
+            fingerprint=values["fingerprint"],
+            facts=values.get("facts", {}),
+            tensors=tensors,
+        )
+
+
+def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def _without(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _written(condition: Condition) -> dict[str, Any]:
+    kind = next(name for name, cls in _CONDITIONS.items() if isinstance(condition, cls))
+    return {"kind": kind, **asdict(condition)}
+
+
+def _read(facts: dict[str, Any]) -> Condition:
+    cls = _CONDITIONS[facts.get("kind", "category")]
+    return cls(**{name: _tuples(value) for name, value in facts.items() if name != "kind"})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
 METADATA, AVERAGE = "advect", "average"
-"""Entries in the header of a weight file: its metadata, and what average ``advect ema`` made."""
+"""Header entries of a weight file: metadata, and the average made by ``advect ema``."""
 
 
 def load(path: str | Path, *, ema: bool | float = True, device: str | torch.device = "auto") -> Flow:
     """Load a trained flow.
 
     Args:
-        path: a run folder (its newest checkpoint, verified first), ``RUN/checkpoints/best``, a checkpoint or a
-            weight file.
-        ema: True for the averaged weights where there are any, False for the others, a number for the average of
-            that decay, one of ``--ema-decay`` and ``--ema-also``.
-        device: "cpu", "cuda", "cuda:1" ...; "auto" takes a GPU where there is one.
+        path: a run folder (newest checkpoint, verified), ``RUN/checkpoints/best``, a checkpoint or a weight file.
+        ema: True for averaged weights if any, False for raw ones, a number for the average of that decay.
+        device: "cpu", "cuda", "cuda:1" ...; "auto" takes a GPU if available.
 
-    Raises UserError when nothing is there, or the checkpoint is damaged or of a newer format.
+    Raises UserError if missing, damaged or of a newer format.
     """
     file = source = find_weights(Path(path))
     if source.is_file():
@@ -60,7 +185,7 @@ def _check_file(file: Path, ema: bool | float) -> None:
 
 
 def weight_file(checkpoint: Path, *, ema: bool | float) -> Path:
-    """The weight file of a checkpoint that ``ema`` means; see :func:`load`."""
+    """Weight file of a checkpoint for ``ema``; see :func:`load`."""
     if not (checkpoint / MODEL).is_file() and list(checkpoint.glob("ema-length-*.safetensors")):
         raise UserError(f"{checkpoint} is a snapshot for advect ema; give the file that it writes, or the run folder")
     main = checkpoint / EMA_FILE
@@ -79,7 +204,7 @@ def weight_file(checkpoint: Path, *, ema: bool | float) -> Path:
 
 
 def build_flow(metadata: ModelMetadata, net: nn.Module, place: torch.device) -> Flow:
-    """The flow of a network on the device ``place``, and of its metadata."""
+    """Flow of a network on device ``place``, and its metadata."""
     output, training = metadata.config["output"], metadata.config["training"]
     return Flow(
         net,
@@ -98,14 +223,14 @@ def build_flow(metadata: ModelMetadata, net: nn.Module, place: torch.device) -> 
 
 
 def read_model_metadata(file: Path) -> ModelMetadata:
-    """The metadata of a weight file, with the tensors beside it in its checkpoint."""
+    """Metadata of a weight file, with the tensors beside it in its checkpoint."""
     beside = file.parent / DATA
     tensors = load_weights(beside) if beside.is_file() else None
     return ModelMetadata.from_text(_header(file).get(METADATA), file, tensors)
 
 
 def read_average(file: Path) -> dict[str, float] | None:
-    """Length, step and error of an average that ``advect ema`` made; None for any other weight file."""
+    """Length, step and error of an average by ``advect ema``; None for other weight files."""
     text = _header(file).get(AVERAGE)
     return None if text is None else json.loads(text)
 

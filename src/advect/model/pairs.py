@@ -1,8 +1,8 @@
-"""Pairs of noise and samples that a flow makes, for the next flow to learn.
+"""Pairs of noise and samples for reflow.
 
-PAIRS/generated/   in parts, see ``sharded_samples``: x1 and conditions; x0 follows from the seed and is not stored
-PAIRS/inverted/    the same of real data, with the x0 that the flow carries it back to; with a real share only
-PAIRS/pairs.json   written last: how they were made, and the sums of all files
+PAIRS/generated/   in parts, see ``sharded_samples``: x1 and conditions; x0 follows from the seed
+PAIRS/inverted/    real data with their x0, if there is a real share
+PAIRS/pairs.json   written last: settings, and sums of all files
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from advect.data.modality import Modality
 from advect.data.pairs import ImageStore, PairedDataset, Pairs, write_pairs
 from advect.distributed.comm import broadcast_object, current, sync_errors
 from advect.model.flow import Flow
-from advect.model.initial_noise import InitialNoise
 from advect.model.sampler_config import DEFAULT, SamplerConfig
 from advect.model.sampling import check_sampler
 from advect.model.sharded_samples import (
@@ -40,15 +39,16 @@ from advect.model.sharded_samples import (
     remove_partial_parts,
     write_shards,
 )
+from advect.sources import InitialNoise
 
 FORMAT, FACTS, PART = 1, "pairs.json", 2048
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairConfig:
-    """How pairs are made; ``real_share`` of them are real data carried back to noise.
+    """Settings of pairs; ``real_share`` of them are real data carried back to noise.
 
-    ``store`` "auto" is bf16 for images and float32 for all else.
+    ``store`` "auto" is bf16 for images, else float32.
     """
 
     num_pairs: int
@@ -72,10 +72,14 @@ class PairConfig:
             )
 
     def stored(self, modality: Modality) -> ImageStore:
-        """The type on the disk for these data."""
-        if self.store == "uint8" and not modality.is_image:
-            raise UserError(f"--store uint8 is for images, and the data are {modality.name}s; take float32 or bf16")
-        return modality.pair_storage if self.store == "auto" else self.store
+        """Storage type for these data."""
+        if self.store == "auto":
+            return modality.pair_stores[0]
+        if self.store not in modality.pair_stores:
+            raise UserError(
+                f"--store {self.store} does not go with {modality.name} data; take {' or '.join(modality.pair_stores)}"
+            )
+        return self.store
 
 
 def make_pairs(
@@ -87,11 +91,10 @@ def make_pairs(
     *,
     made_by: Mapping[str, object],
 ) -> None:
-    """Make pairs by a flow into a folder, shared by all processes, or go on where an earlier call was ended.
+    """Make pairs by a flow into a folder, over all processes; resumable.
 
-    ``noise`` are the facts of its start, ``made_by`` what identifies its weights. Nothing happens where all is
-    there. Raises UserError for arguments that do not fit the flow, before anything is written, and for a
-    folder that holds other pairs.
+    ``noise`` describes the source, ``made_by`` the weights. Raises UserError for unsuitable arguments, before writing,
+    and for a folder with other pairs.
     """
     inverted = round(pairing.real_share * pairing.num_pairs)
     store, sampler = pairing.stored(flow.modality), pairing.sampler.resolve(flow.sampler)
@@ -105,7 +108,7 @@ def make_pairs(
         n, seed = pairing.num_pairs - inverted, pairing.seed
         options = {"batch_size": pairing.batch_size, "model_units": True, "progress": bar}
         samples = flow.sample(n, seed=seed, rows=rows, **asdict(sampler), **options)
-        return write_pairs(place, samples.x, samples.cond, store=store)
+        return write_pairs(place, samples.x, samples.encoded, store=store)
 
     written = {"generated": _make(folder / "generated", pairing.num_pairs - inverted, plan, generate)}
     if inverted:
@@ -125,7 +128,7 @@ def make_pairs(
 
 
 def _make(folder: Path, n: int, plan: dict, fill: Callable[[range, Path, tqdm], list[Path]]) -> list[dict] | None:
-    """Make n pairs in parts; what part.json says of each, on the first process."""
+    """Make n pairs in parts; content of each part.json, on the first process."""
     count = 0
     with sync_errors():
         if current().is_first:
@@ -136,7 +139,7 @@ def _make(folder: Path, n: int, plan: dict, fill: Callable[[range, Path, tqdm], 
 
 
 def _claim(folder: Path, plan: dict) -> int:
-    """Make the plan that of the folder, and return in how many parts it has been cut."""
+    """Record the plan in the folder; return its number of parts."""
     plan = json.loads(json.dumps(plan))
     if not (folder / PLAN).is_file():
         remove_partial_parts(make_folder(folder, "--output-dir"))
@@ -155,7 +158,7 @@ def _claim(folder: Path, plan: dict) -> int:
 def _invert(
     flow: Flow, dataset: Dataset, pairing: PairConfig, store: ImageStore, n: int, rows: range, place: Path, bar: tqdm
 ) -> list[Path]:
-    """Carry real data back to t = 0 (Lee, Lin & Fanti 2024), and write these pairs."""
+    """Carry real data back to t = 0 (Lee, Lin & Fanti 2024), and write the pairs."""
     total, sampler = len(dataset.train), pairing.sampler.resolve(flow.sampler)
     order = CounterRng(stream_seed(pairing.seed, Stream.INVERTED_ROWS), 0, total).permutation().numpy()
     places = np.resize(order, n)[rows.start : rows.stop]
@@ -172,9 +175,9 @@ def _invert(
 
 
 def open_pairs(folder: Path, source: Dataset) -> tuple[PairedDataset, dict[str, Any]]:
-    """The source of the pairs in a folder, which were made for ``source``, and the facts of the noise they start from.
+    """Dataset of the pairs in a folder made for ``source``, and the arguments of their source distribution.
 
-    Raises UserError where the folder has no pairs, or not all of them, or they were made for other data.
+    Raises UserError for missing or incomplete pairs, and other data.
     """
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
@@ -202,7 +205,7 @@ def open_pairs(folder: Path, source: Dataset) -> tuple[PairedDataset, dict[str, 
 
 
 def start_facts(noise: Mapping[str, Any], jitter: float) -> dict[str, Any]:
-    """The facts of a source with ``jitter``, as ``build_source_distribution`` takes them."""
+    """Arguments of ``build_source_distribution`` for a source with ``jitter``."""
     if jitter == 0:
         return dict(noise)
     match noise["kind"]:

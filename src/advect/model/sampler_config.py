@@ -1,4 +1,4 @@
-"""How samples are drawn from a flow, and the sweep over several such ways."""
+"""Sampler settings, and sweeps over them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from advect.solvers.time_grids import GRIDS
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """Solver, steps and their grid, g(t) of the stochastic equation, and guidance: arguments of :meth:`Flow.sample`.
+    """Arguments of :meth:`Flow.sample`: solver, steps, grid, g(t) of the SDE, guidance.
 
-    None is the flow's own choice. An adaptive solver has no steps and no grid.
+    None is the flow's default. Adaptive solvers have no steps and grid.
     """
 
     solver: str | None = None
@@ -29,13 +29,13 @@ class SamplerConfig:
 
     @property
     def adaptive(self) -> bool:
-        """Whether the solver chooses its own steps. Raises UserError for an unknown solver."""
+        """Whether the solver is adaptive. Raises UserError for an unknown solver."""
         return self.diffusion is None and self.solver is not None and get_solver(self.solver).adaptive
 
     def resolve(self, own: SamplerConfig, *, trajectory: bool = False) -> SamplerConfig:
-        """With the flow's ``own`` choices in place of None, or those usual for the stochastic equation.
+        """Fill None from the flow's ``own`` sampler, or the SDE's defaults.
 
-        With ``trajectory`` an adaptive solver gets steps and grid, too: the times at which it reports.
+        With ``trajectory`` adaptive solvers also get steps and grid, as output times.
         """
         usual = own if self.diffusion is None else replace(own, solver=SDE_SOLVERS[0], steps=SDE_STEPS)
         config = replace(self, solver=self.solver or usual.solver)
@@ -45,7 +45,7 @@ class SamplerConfig:
 
     @property
     def nfe(self) -> int | None:
-        """Network evaluations a sample of the resolved ODE; None where the solver chooses, or for the SDE."""
+        """Evaluations a sample of the resolved ODE; None for adaptive solvers and SDEs."""
         if self.diffusion is not None or self.adaptive or self.solver is None or self.steps is None:
             return None
         return get_solver(self.solver).nfe(self.steps)
@@ -73,11 +73,10 @@ def plan_sweep(
     steps: Sequence[int] = (),
     diffusion: float | str | None = None,
 ) -> list[SamplerConfig]:
-    """Each solver on each grid with each number of steps, or of evaluations so far as it can meet them.
+    """All combinations of solvers, grids, and numbers of steps or of evaluations that the solver can meet.
 
-    What is not given is as in the flow's ``own`` sampler, or usual for the stochastic equation. An adaptive solver
-    comes once. Raises UserError for unknown names, numbers below 1, flags that contradict one another or that nothing
-    uses, and a solver that can meet none of ``nfes``.
+    Defaults are the flow's ``own`` sampler, or the SDE's. Adaptive solvers occur once. Raises UserError for unknown
+    names, numbers below 1, contradictory or unused flags, and a solver that meets none of ``nfes``.
     """
     if nfes and steps:
         raise UserError("--nfe and --num-steps contradict each other; give one of them")
@@ -105,7 +104,7 @@ def plan_sweep(
 
 
 def _check_equation(solver: str, diffusion: float | str | None) -> None:
-    """Raise UserError where a solver of the one equation is asked for the other."""
+    """Raise UserError for a solver of the other equation (ODE or SDE)."""
     if diffusion is None:
         if solver in SDE_SOLVERS and solver not in choices("solver"):
             raise UserError(f"solver {solver!r} is for the stochastic equation; give --diffusion, such as 0.5")
@@ -115,7 +114,7 @@ def _check_equation(solver: str, diffusion: float | str | None) -> None:
 
 
 def _steps_for(solver: str, nfes: Sequence[int], diffusion: float | str | None) -> list[int]:
-    """The numbers of steps that cost one of these numbers of evaluations."""
+    """Numbers of steps with these numbers of evaluations."""
     if diffusion is None:
         cost = get_solver(solver).evaluations
         steps = [nfe // cost for nfe in nfes if nfe % cost == 0]

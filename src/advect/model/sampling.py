@@ -1,4 +1,4 @@
-"""Sampling from a run to files, whole or in shards."""
+"""Sampling of runs to files, whole or in shards."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -27,7 +28,7 @@ from advect.core.files import atomic_write_text, make_folder
 from advect.core.types import Conditions
 from advect.distributed.comm import broadcast_object, sync_errors
 from advect.distributed.context import progress_bar, run_context
-from advect.model.conditions import ConditionValue
+from advect.model.conditions import ConditionValue, Encoded, parse_conditions
 from advect.model.flow import Flow
 from advect.model.load import load, read_average, weight_file
 from advect.model.sampler_config import SamplerConfig
@@ -44,7 +45,7 @@ def sample_run(
     *,
     seed: int = 0,
     batch_size: int = 256,
-    cond: Mapping[str, ConditionValue] | None = None,
+    cond: Mapping[str, ConditionValue] | Sequence[str] | None = None,
     ema: bool | float = True,
     save_individual: bool = False,
     output_dir: Path | None = None,
@@ -52,14 +53,14 @@ def sample_run(
     part_size: int | None = None,
     device: str = "auto",
 ) -> list[Path]:
-    """Sample from a run into a folder; return the files: those of ``Modality.write``, and samples.json.
+    """Sample a run into a folder; return the files of ``Modality.write``, and samples.json.
 
-    More than ``part_size`` (10,000) samples, or several processes, make shards, see ``sharded_samples``. The first
-    process returns their folders, samples.png and samples.json, the others nothing. Repeated, the call continues
-    after the complete shards.
+    ``cond`` has values by name, or words NAME=VALUE.
 
-    Raises UserError for a bad argument, before anything is written, and where ``output_dir`` cannot be written to, or
-    holds other samples, unless ``overwrite``.
+    More than ``part_size`` (10,000) samples, or several processes, make shards (see ``sharded_samples``); the first
+    process returns their folders, samples.png and samples.json, others []. Resumable after complete shards. Raises
+    UserError for a bad argument, before writing, and if ``output_dir`` cannot be written to or holds other samples,
+    unless ``overwrite``.
     """
     sampler = sampler or SamplerConfig()
     folder = output_dir or _default_folder(run, seed)
@@ -74,6 +75,7 @@ def sample_run(
         with sync_errors():
             flow = load(place, ema=ema, device=context.device)
             flow.modality.check_output(individual=save_individual)
+            cond = cond if cond is None or isinstance(cond, Mapping) else parse_conditions(cond, flow.spec)
             count = count_shards(n, part_size, me.world)
             if me.is_first:
                 stack.enter_context(_new_folder(folder))  # now, as sampling may take an hour
@@ -90,7 +92,7 @@ def sample_run(
             options = {"batch_size": batch_size, "rows": rows, "progress": bar}
             samples = flow.sample(n, seed=seed, cond=cond, **asdict(sampler), **options)
             options = {"individual": save_individual, "first": rows.start, "seed": seed}
-            return flow.modality.write(samples.x, samples.cond, folder, **options)
+            return flow.modality.write(samples.x, samples.encoded, folder, **options)
 
         parts = SampleShards(folder=folder, n=n, count=broadcast_object(count))
         if parts.count > 1:
@@ -116,11 +118,11 @@ _KINDS = {
     ".png": "picture:",
     ".json": "facts:",
 }
-"""Labels of the files by suffix."""
+"""Labels of files by suffix."""
 
 
 def describe_files(files: Sequence[Path], *, individual: bool) -> list[str]:
-    """A line for each file of :func:`sample_run`, one for all shards, and one for all single images."""
+    """Lines describing the files of :func:`sample_run`."""
     lines = [f"{_KINDS[f.suffix]:8} {f}" for f in files if f.suffix and not f.stem.startswith("sample-")]
     parts = [file for file in files if not file.suffix]
     if parts:
@@ -131,7 +133,7 @@ def describe_files(files: Sequence[Path], *, individual: bool) -> list[str]:
 
 
 class _Still(nn.Module):
-    """A network without cost, for trials."""
+    """Zero network for trials."""
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
         return torch.zeros_like(x_t)
@@ -145,7 +147,7 @@ def check_sampler(
     n: int = 1,
     batch_size: int = 256,
 ) -> None:
-    """Raise UserError where samples cannot be drawn so, by drawing one of them without the network."""
+    """Raise UserError for an impossible sampler, by a trial of one sample without the network."""
     trial = copy(flow)
     trial.net = _Still()
     trial.sample(n, cond=cond, batch_size=batch_size, rows=range(1), **asdict(sampler))
@@ -153,7 +155,7 @@ def check_sampler(
 
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[None]:
-    """Make a folder, and remove it where the block fails, if it is new and still empty."""
+    """Create a folder; remove it on failure if new and empty."""
     new = not folder.exists()
     make_folder(folder, "--output-dir")
     try:
@@ -165,7 +167,7 @@ def _new_folder(folder: Path) -> Iterator[None]:
 
 
 def weights_identity(place: Path, ema: bool | float) -> dict[str, object]:
-    """Identity of the weights: their SHA-256 and a readable name."""
+    """SHA-256 and readable name of the weights."""
     file = place if place.is_file() else weight_file(place, ema=ema)
     digest = str(sum_files(file.parent, [file])[file.name]["sha256"])
     return {"format": 1, "sha256": digest, "weights": f"{file.absolute().parent.name}/{file.name} ({digest[:8]})"}
@@ -173,28 +175,34 @@ def weights_identity(place: Path, ema: bool | float) -> dict[str, object]:
 
 def conditions_to_dict(cond: Mapping[str, ConditionValue] | None) -> dict[str, object]:
     """The conditions asked for, as JSON."""
-    return {name: _listed(value) if isinstance(value, Tensor) else value for name, value in (cond or {}).items()}
+    return {name: _as_json(value) for name, value in (cond or {}).items()}
 
 
-def _listed(value: Tensor) -> str:
-    return f"as listed, sha256 {hashlib.sha256(value.cpu().contiguous().numpy().tobytes()).hexdigest()}"
+def _as_json(value: ConditionValue) -> object:
+    """One value as it is, more of them as their sum."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    array = np.asarray(value.values.cpu() if isinstance(value, Encoded) else value)
+    if array.ndim == 0 or array.size <= 8:
+        return array.tolist()
+    return f"as listed, sha256 {hashlib.sha256(repr(array.tolist()).encode()).hexdigest()}"
 
 
 def averaged(run: Path, ema: bool | float) -> bool | float | dict[str, float] | None:
-    """Whether the weights are averaged, or by which average; None for a weight file that does not say."""
+    """Whether weights are averaged, or the average; None if unknown."""
     if run.is_file():
         return {EMA_FILE: True, MODEL: False}.get(run.name, read_average(run))
     return ema and (find_checkpoint(run) / EMA_FILE).is_file() if isinstance(ema, bool) else ema
 
 
 def _resolved(sampler: SamplerConfig, flow: Flow) -> dict[str, Any]:
-    """The sampler with the run's own choices filled in, and what it costs."""
+    """Resolved sampler, with its cost."""
     config = sampler.resolve(flow.sampler)
     return asdict(config) | ({} if config.nfe is None else {"nfe": config.nfe})
 
 
 def _default_folder(run: Path, seed: int) -> Path:
-    """``RUN/generated/seed-N`` for a run or a checkpoint inside one, else ``generated/seed-N`` here."""
+    """``RUN/generated/seed-N``, or ``generated/seed-N`` outside a run."""
     for folder in (run, *run.absolute().parents):
         if (folder / "config.yaml").is_file():
             return folder / "generated" / f"seed-{seed}"

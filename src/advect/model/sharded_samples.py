@@ -1,7 +1,7 @@
-"""Samples in shards: folders of contiguous rows, each written atomically, by any number of processes.
+"""Samples in shards: folders of contiguous rows, written atomically by any number of processes.
 
-OUTPUT/plan.json               the request and the number of shards; written first
-OUTPUT/part-00000-of-00005/    the files of its rows, and part.json with their sizes and SHA-256
+OUTPUT/plan.json               request and number of shards; written first
+OUTPUT/part-00000-of-00005/    files of its rows, and part.json with sizes and SHA-256
 OUTPUT/samples.json            written last: the plan and all shards
 """
 
@@ -37,9 +37,9 @@ _LEFT = re.compile(rf"\.({_OURS.pattern}|plan\.json)\.\d+\.partial")
 
 
 def count_shards(n: int, size: int | None, world: int) -> int:
-    """Number of shards of n samples, of at most ``size`` each, for ``world`` processes.
+    """Number of shards of n samples, at most ``size`` each, for ``world`` processes.
 
-    Where ``size`` is None, or would give one shard for several processes, all processes get equally many.
+    Equal for all processes if ``size`` is None, or would give a single shard.
     """
     if size is not None and size < 1:
         raise UserError(f"--part-size must be at least 1, got {size}; {PART_SIZE} is usual")
@@ -67,10 +67,10 @@ def _remove(folder: Path, names: re.Pattern[str]) -> None:
 
 
 def open_plan(folder: Path, plan: Mapping[str, Any], *, fixed: bool, overwrite: bool) -> int:
-    """Write ``plan`` to the folder if it has several shards, and return their number.
+    """Write ``plan`` if it has several shards; return their number.
 
-    A folder with the same plan is continued, with its own number of shards unless ``fixed``. Raises UserError where it
-    holds other samples, unless ``overwrite``.
+    A folder with the same plan is continued, with its number of shards unless ``fixed``. Raises UserError if it holds
+    other samples, unless ``overwrite``.
     """
     plan = json.loads(json.dumps(plan))
     if (folder / PLAN).is_file():
@@ -111,7 +111,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def plan_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
-    """The first difference of two plans, in words; weights are compared by their sum."""
+    """First difference of two plans, as text."""
     for name, value in here.items():
         if name != "weights" and there.get(name) != value:
             name = "weights" if name == "sha256" else name
@@ -121,22 +121,22 @@ def plan_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleShards:
-    """``n`` samples in ``count`` folders of contiguous rows, equal in size but for one row."""
+    """``n`` samples in ``count`` folders of contiguous rows; sizes differ by at most one."""
 
     folder: Path
     n: int
     count: int
 
     def rows(self, k: int) -> range:
-        """The rows of shard k."""
+        """Rows of shard k."""
         return range(k * self.n // self.count, (k + 1) * self.n // self.count)
 
     def place(self, k: int) -> Path:
-        """The folder of shard k."""
+        """Folder of shard k."""
         return self.folder / f"part-{k:05d}-of-{self.count:05d}"
 
     def read(self, k: int) -> dict[str, Any] | None:
-        """The contents of part.json of shard k, verified byte by byte; None unless the shard is complete."""
+        """Verified content of part.json of shard k; None unless complete."""
         folder, rows = self.place(k), self.rows(k)
         facts = _read(folder / PART)
         try:
@@ -146,9 +146,9 @@ class SampleShards:
         return facts if facts == {"rows": [rows.start, rows.stop], "files": found} else None
 
     def write(self, k: int, fill: Callable[[Path], list[Path]]) -> dict[str, Any]:
-        """Make shard k of a new folder into which ``fill`` writes and syncs files; return the contents of part.json.
+        """Write shard k from the files that ``fill`` writes and syncs; return the content of part.json.
 
-        Raises UserError where the disk is full or cannot be written to; complete shards stay.
+        Raises UserError if the disk is full or not writable; complete shards stay.
         """
         place, rows = self.place(k), self.rows(k)
         partial = self.folder / f".{place.name}.{os.getpid()}.partial"
@@ -170,7 +170,7 @@ class SampleShards:
         return facts
 
     def finish(self, facts: Mapping[str, Any], written: Mapping[int, dict[str, Any]]) -> list[Path]:
-        """Write samples.json, of ``facts`` and the shards' contents ``written``, and the first shard's picture."""
+        """Write samples.json, of ``facts`` and ``written`` shards, and the first shard's picture."""
         picture, listed = self.folder / "samples.png", self.folder / "samples.json"
         atomic_write(picture, lambda partial: shutil.copyfile(self.place(0) / picture.name, partial))
         parts = [{"folder": self.place(k).name, **written[k]} for k in range(self.count)]
@@ -185,11 +185,10 @@ def write_shards(
     *,
     title: str = "sample",
 ) -> dict[int, dict] | None:
-    """Let ``fill(rows, folder, bar)`` write the missing shards of this process: rank, rank + world, ...
+    """Write this process's missing shards (rank, rank + world, ...) by ``fill(rows, folder, bar)``.
 
-    Returns the contents of each part.json on the first process, once all processes are through; None on the others.
-    Damaged shards are noted and written again. Raises UserError where a shard cannot be written, or the processes do
-    not see one folder.
+    Returns the content of each part.json on the first process, None on others. Damaged shards are rewritten and
+    logged. Raises UserError if a shard cannot be written, or the processes do not share the folder.
     """
     me = current()
     mine = range(me.rank, parts.count, me.world)

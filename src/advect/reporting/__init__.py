@@ -1,4 +1,4 @@
-"""The report of a run, and sample grids while it trains."""
+"""Reports of runs, and sample grids during training."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""What ``advect eval`` measured, in a report: a table for each result, and a chart where there is one."""
+"""Results of ``advect eval`` in a report: tables and charts."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from advect.reporting.run_folder import RunFolder
 from advect.reporting.style import number
 
 SHOWN = 6
-"""The newest so many results are shown."""
+"""Number of results shown."""
 
 Result = Mapping[str, Any]
 
 
 def evaluated(run: RunFolder) -> list[dict[str, Any]]:
-    """The newest results, the newest first."""
+    """Results, newest first."""
     return [_result(run, i, result) for i, result in enumerate(reversed(run.results[-SHOWN:]))]
 
 
@@ -52,7 +52,7 @@ def _spread(told: Result | None) -> str:
 
 
 def _of_flow(found: Result) -> str:
-    """Straightness and likelihood, where they were measured."""
+    """Straightness and likelihood, if measured."""
     words = ""
     if "straightness" in found:
         words += f" Straightness {number(found['straightness']['relative'])} of the paths' mean square."
@@ -62,7 +62,7 @@ def _of_flow(found: Result) -> str:
 
 
 def _chart(i: int, result: Result, metrics: list[str]) -> Markup | None:
-    """The first metric against evaluations, a line a solver and grid, where one has three points or more."""
+    """Chart of the first metric against evaluations, if a solver has three points."""
     metric = metrics[0] if metrics else None
     curves: dict[str, dict[str, list[float]]] = {}
     for point in sorted(result["points"], key=lambda p: p["nfe"]):
@@ -85,11 +85,11 @@ _WORDS = {
 }
 
 PROTOCOL = ("eval_samples", "eval_features")
-"""What rows need to have in common to be compared."""
+"""Entries that comparable rows share."""
 
 
 def measured(run: RunFolder) -> dict[str, Any] | None:
-    """The distances of samples to held-out data, of the last protocol; None where nothing was measured."""
+    """Distances to held-out data during training, under the last protocol; None if not measured."""
     if not run.evals:
         return None
     last = run.evals[-1]
@@ -109,7 +109,7 @@ def measured(run: RunFolder) -> dict[str, Any] | None:
 
 
 def _best(run: RunFolder) -> dict[str, str] | None:
-    """The checkpoint that is kept: where, its step, and by what it is the best."""
+    """The best checkpoint: place, step and metric."""
     name, metric = (str((run.best or {}).get(key, "")) for key in ("name", "metric"))
     kind, _, step = name.partition("-")
     if kind != "step" or not step.isdecimal():

@@ -1,4 +1,4 @@
-"""What a report says, taken from a run folder; the template only lays it out."""
+"""Content of a report, from a run folder."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from markupsafe import Markup
 
 from advect.core.files import atomic_write_text
 from advect.reporting import plots
-from advect.reporting.embed import evenly, file_uri, strip_uri, tile_uri
 from advect.reporting.evaluations import evaluated, measured
+from advect.reporting.plots import evenly, file_uri, strip_uri, tile_uri
 from advect.reporting.run_folder import RunFolder, read_run
 from advect.reporting.style import duration, number, percent, plural
 
 
 def write_report(run_dir: Path | str) -> Path:
-    """Write ``run_dir``/report.html from the files of that folder, whole or not at all; return its path.
+    """Write ``run_dir``/report.html, self-contained, atomically; return its path.
 
-    Absent parts are named with the command that makes them, damaged ones noted. The page holds all it needs. Raises
-    UserError where ``run_dir`` is no run folder.
+    Missing parts are named with the command that makes them, damaged ones noted. Raises UserError if ``run_dir`` is no
+    run folder.
     """
     run = read_run(Path(run_dir))
     return write_page(run.path / "report.html", "template.html", describe(run))
 
 
 def write_page(path: Path, template: str, values: dict[str, Any]) -> Path:
-    """Write a page of a template, whole or not at all; return its path."""
+    """Write a page from a template atomically; return its path."""
     from jinja2 import Environment, StrictUndefined  # a report is rarely wanted; the command line starts faster
     from markupsafe import Markup
 
@@ -45,7 +45,7 @@ GRIDS, GRID_BYTES = 12, 100_000
 
 
 def describe(run: RunFolder) -> dict[str, Any]:
-    """The values of the template; a section without data is None."""
+    """Values for the template; None for sections without data."""
     return {
         "title": run.path.resolve().name,
         "subtitle": _subtitle(run),
@@ -67,17 +67,9 @@ def describe(run: RunFolder) -> dict[str, Any]:
 
 def _subtitle(run: RunFolder) -> str:
     data = (run.quality or {}).get("data", {})
-    shape = data.get("shape", [])
-    match shape:
-        case [dimension]:
-            kind = f"{dimension}-dimensional vectors"
-        case [steps, channels]:
-            kind = f"sequences of up to {plural(steps, 'step')} in {plural(channels, 'channel')}"
-        case _:
-            kind = f"{' x '.join(map(str, shape))} images"
     parts = [
         f"preset {run.config['preset']}" if run.config.get("preset") else "",
-        f"{kind}, {plural(data['train'], 'training example')}" if data else "",
+        f"{data['words']}, {plural(data['train'], 'training example')}" if data else "",
         str(run.environment.get("device", "")),
         str(run.environment.get("time", ""))[:10],
     ]
@@ -85,7 +77,7 @@ def _subtitle(run: RunFolder) -> str:
 
 
 def _cards(run: RunFolder) -> Iterator[dict[str, str]]:
-    """The figures at the top: label, value, and what to compare it with."""
+    """Headline figures: label, value, comparison."""
     if run.quality:
         frechet = run.quality["frechet"]
         best = frechet["best"]
@@ -116,7 +108,7 @@ def _cards(run: RunFolder) -> Iterator[dict[str, str]]:
 
 
 def _work_card(run: RunFolder) -> Iterator[dict[str, str]]:
-    """The network's arithmetic a second, beside the device's peak where that is known."""
+    """Arithmetic per second, with the share of the device's peak if known."""
     rates = [row["flops_per_s"] for row in run.steps if row.get("flops_per_s")]
     shares = [row["mfu"] for row in run.steps if row.get("mfu")]
     if rates:
@@ -140,7 +132,7 @@ def _grids(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def _range(run: RunFolder, x: np.ndarray) -> tuple[float, float]:
-    """The values of black and white: of the training data, else of x."""
+    """Values of black and white: those of the training data, else of x."""
     data = (run.quality or {}).get("data", {})
     low, high = data.get("low", float(x.min())), data.get("high", float(x.max()))
     return (low, high) if low < high else (low, low + 1)
@@ -173,7 +165,7 @@ def _quality(run: RunFolder) -> dict[str, Any] | None:
         "protocol": f"{frechet['samples']:,} samples a point against {frechet['held_out']:,} held-out rows, "
         f"in {space}; the same noise for all points; seed {run.quality['seed']}.",
         "samples": f"{frechet['samples']:,}",
-        "two_moments": run.quality["data"]["kind"] != "image",
+        "two_moments": run.quality["data"]["marginals"],
         "marginals": list(_marginals(run.quality.get("marginals", {}))),
     }
 
@@ -188,7 +180,7 @@ _MEASURES = {
 
 
 def _marginals(found: dict[str, dict[str, float]]) -> Iterator[dict[str, str]]:
-    """Rows of a table: the measure, of samples, of training data, and at best."""
+    """Table rows: measure, samples, training data, best value."""
     for name, (label, best) in _MEASURES.items():
         if name in found:
             numbers = {"own": number(found[name]["samples"]), "real": number(found[name]["floor"])}
@@ -262,7 +254,7 @@ def _config(run: RunFolder) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Names and values of a nested dict, row by row."""
+    """Names and values of a nested dict, as rows."""
     for key, value in values.items():
         name = f"{prefix}{key}".replace("_", " ")
         if isinstance(value, dict):
@@ -274,7 +266,7 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, st
 
 
 def _plain(value: object) -> str:
-    """A value as a reader would write it."""
+    """Value as text."""
     if isinstance(value, list):
         return " ".join(map(str, value))
     if isinstance(value, bool):
@@ -283,7 +275,7 @@ def _plain(value: object) -> str:
 
 
 def _commands(run: RunFolder) -> dict[str, str]:
-    """The commands to repeat, measure and sample the run, and the original one."""
+    """Commands to repeat, measure and sample the run, and the original one."""
     folder = shlex.quote(str(run.path))
     again = shlex.join(["--config", str(run.path / "config.yaml"), "--run-dir", f"{run.path}-again"])
     return {

@@ -1,12 +1,18 @@
-"""The charts of a report."""
+"""The charts of a report, and pictures as data URIs."""
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from PIL import Image
 
+from advect.data.images.modality import image_grid, to_bytes
 from advect.reporting.style import (
     FIRST,
     INK,
@@ -30,7 +36,7 @@ Series = tuple[Sequence[float], Sequence[float]]
 
 
 def smooth(values: Sequence[float]) -> np.ndarray:
-    """Mean over a moving window of a fortieth of the values (n,), narrower at both ends."""
+    """Moving average over a fortieth of the values (n,), narrower at both ends."""
     y = np.asarray(values, dtype=float)
     reach = len(y) // 80
     total = np.concatenate([[0.0], np.cumsum(y)])
@@ -40,13 +46,13 @@ def smooth(values: Sequence[float]) -> np.ndarray:
 
 
 def _thin(*columns: Any) -> list[np.ndarray]:
-    """The same, evenly chosen rows of each column, at most 800, first and last included."""
+    """Evenly spaced common rows of the columns, at most 800."""
     places = np.unique(np.linspace(0, len(columns[0]) - 1, POINTS).round().astype(int))
     return [np.asarray(c, dtype=float)[places] for c in columns]
 
 
 def _scale_y(axes: Axes, values: Sequence[float] | np.ndarray) -> None:
-    """A logarithmic axis with plain numbers where positive values span a factor of 4 or more."""
+    """Logarithmic axis for positive values that span a factor of 4 or more."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     low, high = float(np.min(values)), float(np.max(values))
@@ -67,7 +73,7 @@ def _step_axis(axes: Axes, ticks: int) -> None:
 
 
 def loss_chart(train: Series, held_out: Series) -> str:
-    """Training loss at each logged step, faint, its moving mean, and the held-out loss; the latter may be empty."""
+    """Training loss, its moving average, and the held-out loss (may be empty)."""
     figure, axes = new_chart(9, 3.2, x="step", y="loss")
     steps, raw, mean = _thin(train[0], train[1], smooth(train[1]))
     axes.plot(steps, raw, color=FIRST, linewidth=0.8, alpha=0.28)
@@ -83,7 +89,7 @@ def loss_chart(train: Series, held_out: Series) -> str:
 
 
 def eval_chart(distances: Series, floor: float | None) -> str:
-    """Distance of samples to held-out data at each measured step, the floor dashed."""
+    """Distance of samples to held-out data by step, with the floor."""
     figure, axes = new_chart(9, 2.8, x="step", y="Frechet distance to held-out data")
     steps, values = _thin(*distances)
     marker = "o" if len(values) <= 60 else None
@@ -97,7 +103,7 @@ def eval_chart(distances: Series, floor: float | None) -> str:
 
 
 def step_chart(series: Series, name: str, label: str, *, mean: bool = True) -> str:
-    """A small chart of one quantity against the step; ``name`` is the id of its SVG."""
+    """Small chart of one quantity by step; ``name`` is the SVG's id."""
     figure, axes = new_chart(3.3, 2.1, x="step", y=label)
     steps, raw, smoothed = _thin(series[0], series[1], smooth(series[1]))
     axes.plot(steps, raw, color=FIRST, linewidth=0.8 if mean else 1.8, alpha=0.28 if mean else 1)
@@ -117,10 +123,7 @@ def quality_chart(
     label: str = "Frechet distance to held-out data",
     name: str = "quality",
 ) -> str:
-    """Distance to held-out data against network evaluations, one line a solver or flow, the floor dashed.
-
-    ``name`` is the id of its SVG.
-    """
+    """Distance to held-out data by network evaluations, a line a solver or flow; ``name`` is the SVG's id."""
     from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
     figure, axes = new_chart(9, 3.4, x="network evaluations a sample", y=label)
@@ -148,7 +151,7 @@ def quality_chart(
 
 
 def neighbour_chart(samples: np.ndarray, held_out: np.ndarray, threshold: float) -> str:
-    """Histograms of the distances of samples (n,) and held-out rows (m,) to the nearest training row."""
+    """Histograms of distances of samples (n,) and held-out rows (m,) to the nearest training row."""
     figure, axes = new_chart(9, 2.8, x="distance to the nearest training row", y="share a bin, %")
     bins = np.histogram_bin_edges(np.concatenate([samples, held_out]), 50).tolist()
     for values, colour, label in ((held_out, SECOND, "held-out data"), (samples, FIRST, "samples")):
@@ -161,9 +164,8 @@ def neighbour_chart(samples: np.ndarray, held_out: np.ndarray, threshold: float)
 
 
 def trajectory_chart(x: np.ndarray, *, components: bool = False) -> str:
-    """Ways (T, N, D) from noise to data of vectors, in their first two dimensions (D = 1: value against time).
-
-    With ``components`` those are principal components.
+    """Trajectories (T, N, D) of vectors in the first two dimensions, or principal ``components`` (D = 1: value by
+    time).
     """
     flat = x.shape[2] == 1
     what = "principal component" if components else "dimension"
@@ -185,9 +187,9 @@ def trajectory_chart(x: np.ndarray, *, components: bool = False) -> str:
 
 
 def series_chart(t: np.ndarray, x: np.ndarray) -> str:
-    """Ways (T, N, L, C) of sequences: a row a sample, at most three, and a column a time, at most five.
+    """Trajectories (T, N, L, C) of sequences: at most three samples (rows), five times (columns), four channels.
 
-    Steps that are zero to the end in all channels of the last state are padding. Four channels at most are drawn.
+    Steps that are zero to the end of the last state are padding.
     """
     places = np.unique(np.linspace(0, len(t) - 1, min(5, len(t))).round().astype(int))
     count = min(3, x.shape[1])
@@ -202,3 +204,65 @@ def series_chart(t: np.ndarray, x: np.ndarray) -> str:
             if i == 0:
                 grid[i, j].set_title(f"t = {t[place]:.2f}", fontsize=8.5, color=MUTED)
     return to_svg(figure, "trajectories")
+
+
+_SMALLER = ((1, 80), (1, 55), (0.7, 50), (0.5, 45), (0.35, 35), (0.2, 20))
+"""Scales and WebP qualities to try."""
+
+
+def data_uri(image: Image.Image, limit: int) -> str:
+    """Image as PNG if at most ``limit`` bytes, else as the best WebP that fits."""
+    data = _encode(image, "PNG")
+    if len(data) <= limit:
+        return _uri(data, "png")
+    for share, quality in _SMALLER:
+        smaller = image.convert("RGB")
+        if share < 1:
+            smaller = smaller.resize((max(1, round(share * image.width)), max(1, round(share * image.height))))
+        data = _encode(smaller, "WEBP", quality=quality, method=2)
+        if len(data) <= limit:
+            break
+    return _uri(data, "webp")
+
+
+def file_uri(file: Path, limit: int) -> str | None:
+    """Picture of a file, or None if damaged."""
+    try:
+        with Image.open(file) as image:
+            image.load()
+            if image.format == "PNG" and file.stat().st_size <= limit:
+                return _uri(file.read_bytes(), "png")
+            return data_uri(image if image.mode in ("L", "RGB") else image.convert("RGB"), limit)
+    except (OSError, ValueError, SyntaxError):
+        return None
+
+
+def tile_uri(x: np.ndarray, low: float, high: float) -> str:
+    """One image (C, H, W) in data units, at most 6 KB."""
+    y = to_bytes(torch.from_numpy(x), low, high).numpy()
+    plain = y[0] if len(y) == 1 else y.transpose(1, 2, 0) if len(y) == 3 else np.concatenate(list(y), axis=1)
+    return data_uri(Image.fromarray(np.ascontiguousarray(plain)), 6_000)
+
+
+def strip_uri(x: np.ndarray, low: float, high: float) -> str:
+    """States (T, N, C, H, W) as a grid of samples by times, at most 250 KB."""
+    t, n = x.shape[:2]
+    rows = torch.from_numpy(x).transpose(0, 1).reshape(t * n, *x.shape[2:])
+    return data_uri(image_grid(rows, low, high, columns=t, min_pixels=72), 250_000)
+
+
+def evenly(items: Sequence, count: int) -> list:
+    """At most ``count`` evenly spaced items, with the first and the last."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
+
+
+def _encode(image: Image.Image, form: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=form, **options)
+    return buffer.getvalue()
+
+
+def _uri(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,4 +1,4 @@
-"""``report.html`` of a reflow: what each flow reaches at each cost, and the same noise as each decodes it."""
+"""``report.html`` of a reflow: quality by cost, and the same noise decoded by each flow."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 
 from advect.core.errors import UserError
 from advect.reporting import plots
-from advect.reporting.embed import file_uri
 from advect.reporting.page import write_page
+from advect.reporting.plots import file_uri
 from advect.reporting.style import number, plural
 
 REFLOW, FORMAT, PICTURE_BYTES = "reflow.json", 1, 60_000
 
 
 def write_reflow(folder: Path) -> Path:
-    """Write ``folder``/report.html from its reflow.json and pictures, whole or not at all; return its path.
+    """Write ``folder``/report.html from reflow.json and pictures, atomically; return its path.
 
-    Raises UserError where there is no whole reflow.json of this version.
+    Raises UserError without a valid reflow.json of this version.
     """
     try:
         told = json.loads((folder / REFLOW).read_text(encoding="utf-8"))
@@ -32,7 +32,7 @@ def write_reflow(folder: Path) -> Path:
 
 
 def curve(flow: dict[str, Any], metric: str) -> dict[str, list[Any]]:
-    """A flow's numbers of evaluations, and the means of a metric there."""
+    """Numbers of evaluations, and means of a metric."""
     points = [p for p in flow["result"]["points"] if metric in p["metrics"]]
     return {"nfe": [p["nfe"] for p in points], "distance": [p["metrics"][metric]["mean"] for p in points]}
 
@@ -77,7 +77,7 @@ def _cards(flows: list[dict], curves: dict[str, dict], floor: float) -> Iterator
 
 
 def _verdict(flows: list[dict], curves: dict[str, dict]) -> str:
-    """How few evaluations of the last rectified flow are as good as how many of the first."""
+    """Evaluations of the last rectified flow that match the first flow's."""
     rectified = [curves[flow["name"]] for flow in flows if flow["name"] != "distilled"]
     before, after = (dict(zip(c["nfe"], c["distance"], strict=True)) for c in (rectified[0], rectified[-1]))
     for nfe in sorted(after):

@@ -1,4 +1,4 @@
-"""Reading a run folder, any part of which may be absent or damaged."""
+"""Reading a run folder with missing or damaged parts."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _NUMBER = re.compile(r"(\d+)\D*$")
 
 @dataclass
 class RunFolder:
-    """What a run folder holds; an absent part is empty or None.
+    """Content of a run folder; missing parts are empty or None.
 
     Attributes:
         path: the folder.
         config_text, config, environment: config.yaml as text and as sections, and environment.json.
-        steps, held_out, evals: rows of metrics.jsonl with a training loss, a held-out loss, and the distance of
-            samples to held-out data, by rising step.
-        best: checkpoints/best, which names the best checkpoint.
-        epochs: how many have ended.
+        steps, held_out, evals: rows of metrics.jsonl with training loss, held-out loss, and distances to held-out
+            data, by step.
+        best: content of checkpoints/best.
+        epochs: number of finished epochs.
         grids: sample pictures with their step, in order.
-        quality, results: evaluation/quality.json, and evaluation/eval-*.json, the newest last.
+        quality, results: evaluation/quality.json, and evaluation/eval-*.json, newest last.
         trajectories, neighbours: arrays of these files.
-        notes: what could not be read.
+        notes: unreadable parts.
     """
 
     path: Path
@@ -54,7 +54,7 @@ class RunFolder:
 
 
 def read_run(path: Path) -> RunFolder:
-    """Read all parts of a run folder; UserError when it is none of a run's."""
+    """Read all parts of a run folder. Raises UserError if it is none."""
     if not any((path / name).exists() for name in ("config.yaml", "environment.json", "metrics.jsonl")):
         raise UserError(f"{path} is not a run folder: it has no config.yaml; give a folder that advect train wrote")
     run = RunFolder(path)
@@ -122,7 +122,7 @@ def _arrays(run: RunFolder, name: str, wanted: set[str]) -> dict[str, np.ndarray
 
 
 def _read_metrics(run: RunFolder) -> None:
-    """Sort the rows of metrics.jsonl by kind. A run that was cut short may end in half a line."""
+    """Sort the rows of metrics.jsonl by kind; the last line of a killed run may be cut."""
     broken: list[int] = []
     rows: dict[str, dict[int, dict[str, Any]]] = {"loss": {}, "held_out_loss": {}, "eval_frechet": {}}
     lines = _text(run, "metrics.jsonl").splitlines()

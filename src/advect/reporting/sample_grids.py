@@ -1,8 +1,7 @@
-"""Sample grids and the held-out loss during training."""
+"""Sample grids and held-out loss during training."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,64 +12,17 @@ from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import Batch, Category
 from advect.data import Split
 from advect.data.figure import save_png
-from advect.distributed.comm import all_sum, broadcast_object, current, gather_objects
+from advect.distributed.comm import all_sum, current, gather_objects
 from advect.losses import Loss
 from advect.model.flow import Flow, Samples
-from advect.training.callbacks import EverySteps, MetricsFile
+from advect.training.callbacks import MetricsFile, PeriodicCallback
 from advect.training.loggers import Logger
-from advect.training.trainer import Callback, Trainer
-
-
-class PeriodicCallback(Callback):
-    """Calls :meth:`run` every ``every`` steps and at the end, 0 for never, with EMA weights where there are any.
-
-    A call that a kill cut short is repeated when the run is resumed.
-    """
-
-    def __init__(self, every: int) -> None:
-        self.every, self._seen = every, -1
-        self._timer = EverySteps(every, self.run)
-
-    @abstractmethod
-    def run(self, step: int) -> None:
-        """Look at the network after ``step`` steps; called by all processes."""
-
-    @abstractmethod
-    def has_run(self, step: int) -> bool:
-        """Whether the results of a step are complete; asked of the first process."""
-
-    def on_start(self, trainer: Trainer) -> None:
-        """Repeat the call at the checkpoint's step where it was due and cut short."""
-        step = trainer.state.progress.step
-        self._seen = step if broadcast_object(self.has_run(step)) else -1
-        if step != self._seen and self.every and step and step % self.every == 0:
-            self.run_now(trainer)
-
-    def on_step(self, trainer: Trainer) -> None:
-        step = trainer.state.progress.step
-        if self.every and step % self.every == 0 and step != self._seen:  # seen: the step was rolled back
-            self.run_now(trainer)
-
-    def on_end(self, trainer: Trainer, reason: str) -> None:
-        if self.every and not reason.startswith("SIG") and trainer.state.progress.step != self._seen:
-            self.run_now(trainer)
-
-    def on_rollback(self, trainer: Trainer, row: dict) -> None:
-        self._seen = row["step"]
-
-    def run_now(self, trainer: Trainer) -> None:
-        """Call :meth:`run`, unless the last steps were rolled back."""
-        if trainer.flush():
-            self._seen = trainer.state.progress.step
-            self._timer.run(trainer)
+from advect.training.trainer import Trainer
 
 
 @torch.no_grad()
 def held_out_loss(flow: Flow, objective: Loss, split: Split, seed: int, limit: int = 2048) -> float:
-    """Mean loss over the first ``limit`` held-out rows, with the same noise and times at each call.
-
-    Processes share each batch, and call the network equally often.
-    """
+    """Mean loss over the first ``limit`` held-out rows, with the same noise and times at each call; collective."""
     me, total, count = current(), torch.zeros((), dtype=torch.float64), min(limit, len(split))
     for first in range(0, count, 256):
         rows = min(256, count - first)
@@ -83,9 +35,9 @@ def held_out_loss(flow: Flow, objective: Loss, split: Split, seed: int, limit: i
 
 
 class SampleGridCallback(PeriodicCallback):
-    """A sample grid and the held-out loss every ``every`` steps, with EMA weights.
+    """Sample grid and held-out loss every ``every`` steps, with EMA weights.
 
-    Processes draw equal shares of the samples; the first, which has ``metrics``, writes them.
+    Processes share the sampling; the first, which has ``metrics``, writes.
     """
 
     def __init__(
@@ -117,7 +69,7 @@ class SampleGridCallback(PeriodicCallback):
         return self._picture(step).exists()
 
     def _picture(self, step: int) -> Path:
-        """The last file that a step writes."""
+        """Last file written at a step."""
         return self.folder / f"step-{step:08d}.png"
 
     def run(self, step: int) -> None:
@@ -127,7 +79,7 @@ class SampleGridCallback(PeriodicCallback):
             return
         if self._reference is None:
             self._reference = self.flow.modality.reference(self.held_out)
-        image = self.flow.modality.plot(samples.x, samples.cond, self._reference)
+        image = self.flow.modality.plot(samples.x, samples.encoded, self._reference)
         for board in self.boards:
             board.picture("samples", image, step)
         if loss is not None:

@@ -1,4 +1,4 @@
-"""Charts as SVG that takes its colours and font from the page around it."""
+"""Charts as SVG in the page's colours and font, and number formats."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def number(value: float) -> str:
-    """Three significant digits, thousands grouped, millions as such: 0.0123, 4.56, 12,345, 6.79 M."""
+    """Three significant digits: 0.0123, 4.56, 12,345, 6.79 M."""
     if value != value or abs(value) == float("inf"):
         return str(value)
     if abs(value) >= 1e6:
@@ -24,12 +24,12 @@ def number(value: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share in [0, 1] in percent with one decimal."""
+    """Share in [0, 1] as percent with one decimal."""
     return f"{100 * share:.1f}%"
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the two largest units that fit."""
+    """Seconds in the two largest units."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.3g} s" if seconds < 10 else f"{whole} s"
@@ -42,7 +42,7 @@ def duration(seconds: float) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """The count with its noun: 1 epoch, 2 epochs."""
+    """Count with its noun: 1 epoch, 2 epochs."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
@@ -52,11 +52,11 @@ FIRST, SECOND, THIRD = "#010104", "#010105", "#010106"
 _NAMES = {INK: "ink", MUTED: "muted", LINE: "line", FIRST: "first", SECOND: "second", THIRD: "third"}
 
 _PLACES, _DIGITS = re.compile(r'\b(?:d|x|y|width|height)="[^"]*"'), re.compile(r"(\.\d\d)\d+")
-"""Coordinates, and the digits of them that nobody sees."""
+"""Coordinates, and digits below visibility."""
 
 
 def new_chart(width: float, height: float, *, x: str, y: str) -> tuple[Figure, Axes]:
-    """A figure of that many inches with one pair of axes, labelled ``x`` and ``y``."""
+    """Figure (inches) with one pair of axes, labelled ``x`` and ``y``."""
     figure, grid = new_charts(width, height)
     axes = grid[0, 0]
     axes.set_xlabel(x, fontsize=8.5, color=MUTED)
@@ -65,7 +65,7 @@ def new_chart(width: float, height: float, *, x: str, y: str) -> tuple[Figure, A
 
 
 def new_charts(width: float, height: float, *, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
-    """A figure of that many inches with so many pairs of axes, (rows, columns), of one scale."""
+    """Figure (inches) with (rows, columns) axes of common scale."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -80,12 +80,12 @@ def new_charts(width: float, height: float, *, rows: int = 1, columns: int = 1) 
 
 
 def add_legend(axes: Axes) -> None:
-    """A plain legend in the page's colours."""
+    """Plain legend in the page's colours."""
     axes.legend(fontsize=8.5, frameon=False, labelcolor=INK, loc="best")
 
 
 def to_svg(figure: Figure, name: str) -> str:
-    """The figure as inline SVG, the same for the same figure; ``name`` makes its ids its own on the page."""
+    """Figure as reproducible inline SVG; ``name`` prefixes its ids."""
     import matplotlib as mpl
 
     buffer = io.StringIO()

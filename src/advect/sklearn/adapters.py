@@ -1,4 +1,4 @@
-"""Adapters between the kinds of data a FlowModel takes (arrays, frames, AnnData) and tensors."""
+"""Adapters between data (arrays, frames, AnnData) and tensors."""
 
 from __future__ import annotations
 
@@ -15,28 +15,31 @@ from torch import Tensor
 from advect.core.errors import UserError
 from advect.core.types import Category
 from advect.data import Arrays, Cells, Table, TableTransform, Transform, frame_of
-from advect.data.base import category
+from advect.data.base import array_modality, category
+from advect.data.cells.matrix import held_matrix
 from advect.data.tables.columns import Categories, Column, Number
+from advect.data.tables.infer_columns import number_values
+from advect.model.conditions import Encoded
 
 LABEL = "label"
-"""The name of the condition y."""
+"""Name of the condition y."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """The sorted distinct labels (K,); a label's code is its index."""
+    """Sorted distinct labels (K,); codes are indices."""
 
     classes: np.ndarray
 
     @classmethod
     def from_values(cls, values: np.ndarray) -> Labels:
-        """The distinct ones of values (n,). Raises UserError for real numbers."""
+        """Labels of values (n,). Raises UserError for real numbers."""
         if type_of_target(values) == "continuous":
             raise UserError("y holds real numbers, which are no labels; leave it out, or make it a column of X")
         return cls(np.unique(values))
 
     def codes(self, values: np.ndarray) -> np.ndarray:
-        """The codes (n,) int64 of values (n,). Raises UserError for an unknown label."""
+        """Codes (n,) int64 of values (n,). Raises UserError for an unknown label."""
         codes = np.searchsorted(self.classes, values).clip(max=len(self.classes) - 1)
         unknown = self.classes[codes] != values
         if unknown.any():
@@ -44,12 +47,12 @@ class Labels:
         return codes.astype(np.int64)
 
     def category(self, codes: np.ndarray) -> Category:
-        """The condition of data with these codes (n,)."""
+        """Condition of data with these codes (n,)."""
         return category(codes, [str(value) for value in self.classes])
 
 
 def check_labels(y: Any, n: int) -> np.ndarray:
-    """y as an array (n,) of numbers or text. Raises UserError for another shape and for NaN."""
+    """y as an array (n,) of numbers or text. Raises UserError for another shape and NaN."""
     values = np.asarray(y)
     if values.shape == (n, 1):
         values = values[:, 0]
@@ -60,23 +63,23 @@ def check_labels(y: Any, n: int) -> np.ndarray:
     return np.array([str(value) for value in values]) if values.dtype.kind == "O" else values
 
 
-def label_condition(labels: Labels | None, y: Any, n: int) -> dict[str, Tensor]:
-    """The condition of y, one label for n rows or (n,), empty for None. Raises UserError if unfit."""
+def label_condition(labels: Labels | None, y: Any, n: int) -> dict[str, Encoded]:
+    """Condition of y, one label or (n,); empty for None. Raises UserError if unsuitable."""
     if y is None:
         return {}
     if labels is None:
         raise UserError("y is given, but the model was fitted without labels; leave it out, or fit with y")
     values = np.full(n, y) if np.ndim(y) == 0 else check_labels(y, n)
-    return {LABEL: torch.from_numpy(labels.codes(values))}
+    return {LABEL: Encoded(torch.from_numpy(labels.codes(values)))}
 
 
 class DataAdapter(ABC):
-    """Converts one kind of data, to the first of which its transform is fitted.
+    """Converter of one kind of data, with a transform fitted to the first.
 
     Attributes:
         transform: between data units and model units.
-        options: names of its options among the estimator's.
-        label: the kind in an error message, plural.
+        options: names of its options.
+        label: name of the kind in messages, plural.
     """
 
     transform: Transform
@@ -86,6 +89,11 @@ class DataAdapter(ABC):
     @abstractmethod
     def __init__(self, data: Any, options: Mapping[str, Any]) -> None:
         """Fit the transform. Raises UserError for unusable data or options."""
+
+    @classmethod
+    def modality(cls, data: Any) -> str:
+        """The modality of data by name, as the flow sees it."""
+        return "vector"
 
     @abstractmethod
     def to_tensor(self, data: Any) -> Tensor:
@@ -97,7 +105,7 @@ class DataAdapter(ABC):
 
 
 class ArrayAdapter(DataAdapter):
-    """Arrays (N, D), or images (N, C, H, W) with the data's own range unless ``value_range`` is given."""
+    """Arrays (N, D), or images (N, C, H, W), by default with the data's range as ``value_range``."""
 
     label = "arrays"
     options = ("value_range",)
@@ -110,8 +118,13 @@ class ArrayAdapter(DataAdapter):
         self.transform = Arrays(x, held_out=0.0, **options).transform
         self.dtype = x.dtype
 
+    @classmethod
+    def modality(cls, data: np.ndarray) -> str:
+        return array_modality(data.shape[1:])
+
     def to_tensor(self, data: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.array(data, np.float64 if data.dtype.kind in "biu" else data.dtype))
+        own = data.dtype.kind == "f" and data.dtype.itemsize <= 8  # PyTorch has no long double
+        return torch.from_numpy(np.array(data, data.dtype if own else np.float64))
 
     def from_tensor(self, x: Tensor) -> np.ndarray:
         values = x.numpy()
@@ -119,9 +132,9 @@ class ArrayAdapter(DataAdapter):
 
 
 class FrameAdapter(DataAdapter):
-    """pandas data frames with columns of any types.
+    """pandas data frames of any column types.
 
-    Frames of numbers without missing values are standardised, which keeps a density; others are scaled by quantiles.
+    Frames of complete numbers are standardised, which keeps a density; others scaled by quantiles.
     """
 
     label = "frames"
@@ -164,18 +177,12 @@ def _values(series: Any, column: Column) -> np.ndarray:
             raise UserError(f"column {column.name!r} has {unknown[0]!r}, which the data fitted had not; leave it out")
         pairs = zip(series.tolist(), absent, strict=True)
         return np.array([np.nan if a else places[v] for v, a in pairs], np.float64)
-    if isinstance(column, Number) and column.unit:
-        import pandas as pd
-
-        times = pd.to_datetime(series)
-        times = times.dt.tz_convert("UTC").dt.tz_localize(None) if times.dt.tz is not None else times
-        counts = times.to_numpy(f"datetime64[{column.unit}]").astype(np.int64) - column.origin
-        return np.where(absent, np.nan, counts.astype(np.float64))
-    return series.astype("Float64").to_numpy(np.float64, na_value=np.nan)
+    assert isinstance(column, Number)
+    return number_values(series, column)
 
 
 class CellsAdapter(DataAdapter):
-    """AnnData: X as it is, each gene standardised, or its principal components with ``pca``."""
+    """AnnData: X as is, standardised by gene, or principal components (``pca``)."""
 
     label = "cells"
     options = ("pca",)
@@ -185,7 +192,8 @@ class CellsAdapter(DataAdapter):
         self.transform, self.var = source.transform, data.var.copy()
 
     def to_tensor(self, data: Any) -> Tensor:
-        x = data.X.toarray() if hasattr(data.X, "toarray") else np.asarray(data.X)
+        matrix = held_matrix(data, None)
+        x = matrix.rows(np.arange(matrix.shape[0])).toarray()
         if not np.isfinite(x).all():
             raise UserError("X of the AnnData object holds NaN or infinite values; remove those cells")
         return torch.from_numpy(np.array(x, np.float32))
@@ -197,7 +205,7 @@ class CellsAdapter(DataAdapter):
 
 
 def adapter_class(data: Any) -> type[DataAdapter]:
-    """The adapter for data: AnnData, pandas frames, else arrays."""
+    """Adapter class for data: AnnData, pandas frames, else arrays."""
     if all(hasattr(data, name) for name in ("obs", "var", "layers", "X")):
         return CellsAdapter
     module = type(data).__module__.partition(".")[0]

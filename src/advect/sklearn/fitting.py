@@ -1,4 +1,4 @@
-"""Training of an estimator: the engine of ``advect train`` on data in memory, without a run folder."""
+"""Training of an estimator, on data in memory, without a run folder."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from advect.core.errors import UserError
 from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import Batch, Condition, DataSpec
 from advect.data import Dataset, Transform
-from advect.data.base import random_split
-from advect.data.splits import MemorySplit
+from advect.data.base import ArraySplit, array_modality, random_split
 from advect.distributed.comm import current
 from advect.distributed.context import RunContext, pick_device
 from advect.losses import Loss
@@ -34,28 +33,28 @@ from advect.model.flow import Flow
 from advect.sklearn.adapters import LABEL, DataAdapter, Labels
 from advect.sklearn.settings import Settings
 from advect.training import Callback, LearningRate, StopCriteria, Trainer, TrainState
-from advect.training.callbacks import EverySteps, ProgressBar
+from advect.training.callbacks import PeriodicCallback, ProgressBar
 from advect.training.state import EMA_FILE, Progress
 
 _EVALUATIONS = 40
 """Points of a loss curve."""
 
 _HELD_OUT_DRAWS = 2048
-"""Least number of draws of noise and time behind a held-out loss."""
+"""Least number of draws of noise and time for a held-out loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FittedFlow:
-    """The outcome of training, on the CPU, to be pickled.
+    """Result of training, on the CPU, picklable.
 
     Attributes:
         spec: of the data in model units, with the conditions of the first call.
-        source: the fitted parameters of the source distribution.
-        state: what further training starts from.
-        weights: what to predict with: EMA, or the best by early stopping.
+        source: fitted parameters of the source distribution.
+        state: state for further training.
+        weights: EMA, or the best by early stopping.
         losses, held_out_losses: of this call.
-        step: training steps behind ``weights``.
-        stop_reason: of the trainer.
+        step: training steps of ``weights``.
+        stop_reason: reason of the trainer.
     """
 
     adapter: DataAdapter
@@ -72,7 +71,7 @@ class FittedFlow:
     stop_reason: str
 
     def flow(self, device: str) -> Flow:
-        """The flow on a device, by name."""
+        """Flow on a device, by name."""
         place, method = pick_device(device), self.settings.method
         with torch.random.fork_rng():
             net = build_network(self.settings.network, self.spec)
@@ -105,8 +104,8 @@ def fit_flow(
 ) -> FittedFlow:
     """Train ``settings.steps`` steps on x (N, *S), in data units, with labels y (N,), from ``previous`` or anew.
 
-    With ``validation`` > 0, that share of the rows is held out. Training then ends after ``patience`` evaluations
-    without a lower held-out loss, and the weights are those of the lowest. Raises UserError as the configuration does.
+    ``validation`` > 0 holds out that share; training ends after ``patience`` evaluations without improvement, with the
+    best weights. Raises UserError as the configuration does.
     """
     dataset = _dataset(adapter, labels, x, y, validation, seed, previous.spec.conditions if previous else None)
     source = previous.source if previous else fit_source(settings.method, dataset)
@@ -183,10 +182,10 @@ def _dataset(
     train, held_out = random_split(len(rows), validation, seed=seed)
     if validation and not len(held_out):
         raise UserError(f"early_stopping needs at least 2 rows, n_samples = {len(rows)}; leave it out")
-    splits = [MemorySplit(rows[i], {name: values[i] for name, values in cond.items()}) for i in (train, held_out)]
+    splits = [ArraySplit(rows, cond, rows=i) for i in (train, held_out)]
     return Dataset(
         name="the data",
-        spec=DataSpec(rows.shape[1:], "image" if rows.ndim == 4 else "vector", conditions),
+        spec=DataSpec(rows.shape[1:], array_modality(rows.shape[1:]), conditions),
         transform=adapter.transform,
         train=splits[0],
         held_out=splits[1],
@@ -196,7 +195,7 @@ def _dataset(
 
 @dataclass
 class SavedState:
-    """A copy on the CPU of a :class:`TrainState`: weights, optimiser moments, EMA and its updates, progress."""
+    """CPU copy of a :class:`TrainState`."""
 
     net: dict[str, Tensor]
     optimizer: dict[str, Tensor]
@@ -246,15 +245,16 @@ class LossCurve(Callback):
         self.losses.append(row["loss"])
 
 
-class EarlyStopping(Callback):
-    """Evaluates the held-out loss every ``every`` steps; stops after ``patience`` evaluations without a lower one.
+class EarlyStopping(PeriodicCallback):
+    """Evaluate the held-out loss every ``every`` steps; stop after ``patience`` evaluations without improvement.
 
     Attributes:
         losses: all held-out losses.
-        best, best_step: the weights of the lowest, and their step.
+        best, best_step: weights of the lowest, and their step.
     """
 
     def __init__(self, held_out: Batch, loss: Loss, *, every: int, patience: int, seed: int) -> None:
+        super().__init__(every)
         self.batch = _repeated(held_out, -(-_HELD_OUT_DRAWS // len(held_out)))
         self.loss = loss
         self.patience = patience
@@ -262,21 +262,21 @@ class EarlyStopping(Callback):
         self.losses: list[float] = []
         self.best: dict[str, Tensor] = {}
         self.best_step = 0
-        self._timer = EverySteps(every, self._evaluate)
 
     def on_start(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self.batch = self.batch.to(trainer.device)
+        super().on_start(trainer)
 
-    def on_step(self, trainer: Trainer) -> None:
-        self._timer.on_step(trainer)
+    def has_run(self, step: int) -> bool:
+        return True  # the step that training starts from belongs to the call before
 
     def on_end(self, trainer: Trainer, reason: str) -> None:
-        if not self.losses or trainer.state.progress.step % self._timer.every:
-            self._timer.run(trainer)
+        if trainer.state.progress.step != self._seen:
+            self.run_now(trainer)
 
     @torch.no_grad()
-    def _evaluate(self, step: int) -> None:
+    def run(self, step: int) -> None:
         net = self._trainer.state.net
         rng = CounterRng(stream_seed(self.seed, Stream.HELD_OUT_LOSS), 0, len(self.batch))
         loss = self.loss(net, self.batch, rng).mean().item()
@@ -298,10 +298,7 @@ def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def double_precision(flow: Flow) -> Flow:
-    """``flow`` with float64 weights and model units.
-
-    In float32 a matrix product's sums depend on its number of rows, by more than scikit-learn allows scores to.
-    """
+    """``flow`` in float64, as float32 sums depend on the number of rows by more than scikit-learn's checks allow."""
     return Flow(
         copy.deepcopy(flow.net).double(),
         flow.spec,

@@ -1,4 +1,4 @@
-"""A flow as a scikit-learn estimator."""
+"""Flow as a scikit-learn estimator."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
 
 from advect.core.errors import UserError
+from advect.model.conditions import Encoded
 from advect.sklearn.adapters import (
     LABEL,
     ArrayAdapter,
@@ -96,21 +97,21 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         self.device, self.options, self.random_state, self.verbose = device, options, random_state, verbose
 
     def fit(self, X: Any, y: Any = None) -> FlowModel:
-        """Learn the distribution of X, given labels y (N,), numbers or text, if any."""
+        """Fit the distribution of X, given labels y (N,), numbers or text, if any."""
         self._check_arguments()
         x = self._check_data(X, reset=True)
         adapter = adapter_class(X)
         values = None if y is None else check_labels(y, len(x))
         labels = None if values is None else Labels.from_values(values)
         self.classes_: Any = None if labels is None else labels.classes
-        settings = self._settings("image" if getattr(x, "ndim", 2) == 4 else "vector", adapter)
+        settings = self._settings(adapter.modality(x), adapter)
         seed = int(check_random_state(self.random_state).randint(_SEEDS))
         return self._train(adapter(x, settings.data), labels, settings, x, values, seed)
 
     def partial_fit(self, X: Any, y: Any = None) -> FlowModel:
         """Train ``steps`` more steps on X, with the optimiser's state; the first call is :meth:`fit`.
 
-        Scalings and categories stay those of the first call, and labels must be among ``classes_``.
+        Scalings and categories stay those of the first call; labels must be in ``classes_``.
         """
         if not hasattr(self, "flow_"):
             return self.fit(X, y)
@@ -119,7 +120,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         if (y is None) != (self.classes_ is None):
             raise UserError("partial_fit needs y where fit had labels, and none where it had none")
         fitted = self._fitted
-        settings = self._settings(self.flow_.spec.kind, type(fitted.adapter))
+        settings = self._settings(self.flow_.spec.modality, type(fitted.adapter))
         values = None if y is None else check_labels(y, len(x))
         return self._train(fitted.adapter, fitted.labels, settings, x, values, fitted.seed, fitted)
 
@@ -132,11 +133,11 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         if self.early_stopping and not 0 < self.validation_fraction < 1:
             raise UserError(f"validation_fraction must lie in (0, 1), got {self.validation_fraction}; 0.1 is usual")
 
-    def _settings(self, kind: str, adapter: type[DataAdapter]) -> Settings:
+    def _settings(self, modality: str, adapter: type[DataAdapter]) -> Settings:
         names = ("learning_rate", "batch_size", "coupling", "label_dropout", "device")
         return resolve(
             self.options,
-            kind=kind,
+            modality=modality,
             hidden=self.hidden,
             labelled=self.classes_ is not None,
             steps=self.steps,
@@ -178,10 +179,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         return self
 
     def sample(self, n: int = 1, y: Any = None) -> Any:
-        """Draw n samples, of the same kind as X.
-
-        y is one label for all or (n,); without it labels are drawn by their shares in training.
-        """
+        """Sample n samples of the kind of X, for y, one label or (n,), default by training frequencies."""
         check_is_fitted(self)
         steps = None if self.solver == "dopri5" else int(self.sample_steps)
         seed = int(check_random_state(self.random_state).randint(_SEEDS))
@@ -196,7 +194,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         return self._in_blocks("log_prob", self._tensor(X), y)
 
     def score(self, X: Any, y: Any = None) -> float:
-        """The mean of :meth:`score_samples`; y is ignored by a model without labels, as pipelines pass it always."""
+        """Mean of :meth:`score_samples`; y is ignored by a model without labels."""
         check_is_fitted(self)
         return float(self.score_samples(X, y if self.classes_ is not None else None).mean())
 
@@ -225,7 +223,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         parts = []
         for first in range(0, len(x), rows):
             block = slice(first, first + rows)
-            part = {name: value[block] for name, value in cond.items()}
+            part = {name: Encoded(value.values[block]) for name, value in cond.items()}
             options: dict[str, Any] = {"cond": part or None, "steps": int(self.density_steps), "solver": "rk4"}
             parts.append(getattr(flow, what)(x[block], **options))
         return torch.cat(parts).numpy().astype(np.float64)
@@ -236,7 +234,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         return self._fitted.adapter.to_tensor(self._check_data(X, reset=False))
 
     def _check_data(self, X: Any, *, reset: bool) -> Any:
-        """Validate X, whose features must be those of the fit unless ``reset``."""
+        """Validate X, with the features of the fit unless ``reset``."""
         adapter = adapter_class(X)
         if not reset and adapter is not type(self._fitted.adapter):
             raise UserError(f"X is another kind of data than the one fitted, {self._fitted.adapter.label}")

@@ -1,4 +1,4 @@
-"""From the estimator's arguments and options to the sections of the command line's configuration."""
+"""Estimator arguments and options as configuration sections."""
 
 from __future__ import annotations
 
@@ -10,28 +10,23 @@ from typing import Any, Literal, Union, get_args, get_origin
 from advect.config.build import networks_for
 from advect.config.config import MethodConfig, NetworkConfig, TrainingConfig, network
 from advect.config.section import Section, value_types
+from advect.core import registry
 from advect.core.errors import UserError, did_you_mean
 
 DEFAULTS: dict[str, Any] = {"lr_schedule": "cosine", "ema_decay": 0.999, "lr_warmup_steps": 100}
-"""What the estimator takes where the command line's default suits long runs."""
-
-RATES = {"vector": 4e-3, "image": 1e-3}
-"""The learning rate where None is given."""
-
-STEPS = {"vector": 8000, "image": 2000}
-"""The training steps where None is given: on two moons the held-out density gains until about there, half a minute."""
+"""Defaults that differ from the command line's."""
 
 _ARGUMENTS = {"batch_size", "learning_rate", "device", "coupling", "label_dropout"}
 _ELSEWHERE = {"num_epochs": "steps", "max_steps": "steps", "seed": "random_state", "width": "hidden"}
 _ELSEWHERE |= {"depth": "hidden", "model_channels": "hidden", "channel_mult": "hidden"}
 
 _OF_RUNS = {"ema_also", "posthoc_ema", "posthoc_lengths", "posthoc_every"}
-"""Options whose outcome lies in a run folder."""
+"""Options that need a run folder."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The sections of a run's configuration, as one fit takes them, the options of the data, and the steps."""
+    """Configuration sections of a fit, options of the data, and steps."""
 
     method: MethodConfig
     training: TrainingConfig
@@ -43,29 +38,29 @@ class Settings:
 def resolve(
     options: Mapping[str, Any] | None,
     *,
-    kind: str,
+    modality: str,
     hidden: int | Sequence[int] | None,
     labelled: bool,
     steps: int | None,
     data_options: Sequence[str],
     arguments: Mapping[str, Any],
 ) -> Settings:
-    """The settings of a fit to data of ``kind`` "vector" or "image", with labels or without.
+    """Settings of a fit to data of a modality.
 
-    ``arguments`` are those of the estimator that are fields of a section, ``options`` the rest, by the names of the
-    command line's flags with underscores. Raises UserError for an unknown name and for a value out of its range.
+    ``arguments`` are the estimator's section fields, ``options`` further flags with underscores. Raises UserError for
+    an unknown name or a value out of range.
     """
-    options = dict(options or {})
-    name = options.pop("network", "unet" if kind == "image" else "mlp")
-    if name not in networks_for(kind):
-        fitting = " or ".join(networks_for(kind))
-        raise UserError(f"options['network'] is {name!r}, and the data are {kind}s; take {fitting}")
+    options, usual = dict(options or {}), registry.get("modality", modality).estimator  # pyright: ignore[reportAttributeAccessIssue]
+    name = options.pop("network", usual.network)
+    if name not in networks_for(modality):
+        fitting = " or ".join(networks_for(modality))
+        raise UserError(f"options['network'] is {name!r}, and the data are {modality}s; take {fitting}")
     data = {key: options.pop(key) for key in data_options if key in options}
     sections: tuple[Section, ...] = (MethodConfig(), TrainingConfig(), network(name))
-    steps = STEPS[kind] if steps is None else int(steps)
+    steps = usual.steps if steps is None else int(steps)
     defaults = {**DEFAULTS, "lr_warmup_steps": min(DEFAULTS["lr_warmup_steps"], steps // 10)}
     if arguments["learning_rate"] is None:
-        arguments = {**arguments, "learning_rate": RATES[kind]}
+        arguments = {**arguments, "learning_rate": usual.learning_rate}
     values = {**defaults, **options, **arguments}
     for key in values:
         if key in options and (key in _ARGUMENTS or key in _ELSEWHERE):
@@ -95,7 +90,7 @@ def resolve(
 
 
 def _sizes(network: str, hidden: int | Sequence[int] | None) -> dict[str, Any]:
-    """The network's width and depth, by its own names."""
+    """Width and depth by the network's argument names."""
     if hidden is None:
         hidden = {"mlp": (256, 256, 256), "unet": (32, 64)}.get(network)
         if hidden is None:

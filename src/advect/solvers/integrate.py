@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
+from advect.core.types import check_floating
 from advect.paths import Schedule
 from advect.solvers.base import Solver, Velocity, all_finite, get_solver, not_finite
 from advect.solvers.time_grids import check_interval, resolve_grid
@@ -51,6 +52,7 @@ def solve(
     schedule: Schedule | None = None,
 ) -> Solution:
     """Carry x0 (B, *S) from t0 to t1 along ``velocity(x, t (B,))``; see :func:`integrate` for the arguments."""
+    check_floating(x0=x0)
     method = get_solver(solver, rtol=rtol, atol=atol, max_steps=max_steps, schedule=schedule)
     times = solver_times(method, steps, grid, t0=t0, t1=t1, trajectory=trajectory)
     counted = _Counted(velocity)

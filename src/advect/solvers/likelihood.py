@@ -1,4 +1,4 @@
-"""The density that a flow gives to data, by the instantaneous change of variables."""
+"""Log-density of a flow by the instantaneous change of variables."""
 
 from __future__ import annotations
 
@@ -23,18 +23,17 @@ NOISES = ("rademacher", "gaussian")
 
 
 class QuadraticForms:
-    """``v^T J v`` for vectors v, J the Jacobian of ``velocity`` in x, for each sample by itself.
+    """``v^T J v`` by sample, for vectors v and the Jacobian J of ``velocity`` in x.
 
-    In forward mode, all vectors at once, since it needs no graph; in reverse mode, one vector after the other, from
-    the first time on that an operator of the velocity turns out to have no forward derivative.
-    Row i of the velocity must depend on row i of x alone: batch normalisation in training mode, say, is no such map.
+    Forward mode over all vectors at once; reverse mode, one by one, once an operator has no forward derivative. Row i
+    of the velocity must depend on row i of x only.
     """
 
     def __init__(self, velocity: Velocity, *, create_graph: bool = False) -> None:
         self.velocity, self.create_graph, self.forward_mode = velocity, create_graph, True
 
     def __call__(self, x: Tensor, t: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """The velocity (B, *S) at x (B, *S), t (B,), and the forms (K, B) of vectors (K, B, *S)."""
+        """Velocity (B, *S) at x (B, *S), t (B,), and forms (K, B) of vectors (K, B, *S)."""
         if self.forward_mode:
             try:
                 return self._forward(x, t, vectors)
@@ -64,7 +63,7 @@ class QuadraticForms:
 
 
 class ExactDivergence:
-    """The trace by one basis vector an element of x, ``chunk`` of them at once."""
+    """Trace by one basis vector an element of x, ``chunk`` at once."""
 
     def __init__(self, forms: QuadraticForms, chunk: int) -> None:
         if chunk < 1:
@@ -72,7 +71,7 @@ class ExactDivergence:
         self.forms, self.chunk = forms, chunk
 
     def __call__(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The velocity (B, *S) and its divergence (B,) at x (B, *S), t (B,)."""
+        """Velocity (B, *S) and divergence (B,) at x (B, *S), t (B,)."""
         size = math.prod(x.shape[1:])
         u, total = x, x.new_zeros(len(x))
         for first in range(0, size, self.chunk):
@@ -84,25 +83,23 @@ class ExactDivergence:
 
 
 class HutchinsonDivergence:
-    """The mean of ``v^T J v`` over probes v (K, B, *S) of covariance I: unbiased (Hutchinson 1990).
+    """Mean of ``v^T J v`` over probes v (K, B, *S) of covariance I: unbiased (Hutchinson 1990).
 
-    The probes stay the same along a solution, so that its ODE is a smooth one (Grathwohl et al. 2019, "FFJORD",
-    section 3.1).
+    The probes are fixed along a solution (Grathwohl et al. 2019, "FFJORD", section 3.1).
     """
 
     def __init__(self, forms: QuadraticForms, probes: Tensor) -> None:
         self.forms, self.probes = forms, probes
 
     def __call__(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The velocity (B, *S) and an estimate of its divergence (B,) at x (B, *S), t (B,)."""
+        """Velocity (B, *S) and estimated divergence (B,) at x (B, *S), t (B,)."""
         u, forms = self.forms(x, t, self.probes)
         return u, forms.mean(0)
 
 
 def draw_probes(x: Tensor, count: int, noise: str, generator: Generator = None) -> Tensor:
-    """``count`` vectors (count, B, *S) of covariance I, of signs ("rademacher") or normal ("gaussian").
-
-    Signs give the least variance of all independent entries (Hutchinson 1990, proposition 1).
+    """``count`` vectors (count, B, *S) of covariance I: signs ("rademacher", least variance) or normal
+    ("gaussian").
     """
     if count < 1:
         raise UserError(f"probes must be at least 1, got {count}")
@@ -148,24 +145,23 @@ def log_prob(
     """Log density (B,), in nats, of data x1 (B, *S) under the flow of ``velocity(x, t (B,))``.
 
     ``log p_1(x_1) = log p_0(x_0) - int_0^1 div u_t(x_t) dt`` along the solution that ends in x1 (Chen et al. 2018,
-    "Neural ordinary differential equations", theorem 1; Lipman et al. 2023, appendix C). State and integral are solved
-    as one system, from data to noise.
+    "Neural ordinary differential equations", theorem 1; Lipman et al. 2023, appendix C), state and integral solved as
+    one system.
 
     Args:
-        source: the log density (B,) of the source at x0 (B, *S), by default that of N(0, I).
-        t0, t1: the times of the source and of x1.
-        solver, steps, grid, rtol, atol, max_steps: as in :func:`integrate`; the adaptive solver keeps the integral,
-            too, within its tolerances. "dpmpp2m" solves for nothing but a path's state and is refused.
-        trace: "exact" costs as many passes as x has elements, ``chunk`` of them at once (by default 32);
-            "hutchinson" costs ``probes`` (by default 1) and is an unbiased estimate of the integral.
-        noise: the probes' entries, "rademacher" (default) or "gaussian", drawn from ``generator``.
-        log_det: log |det| (B,) of the preprocessing's Jacobian, from data to x1, in nats: the density then is that of
-            the data before it. :func:`elementwise_log_det` computes it for scalings.
-        create_graph: keep the graph through the solver, so that the density can be differentiated in x1 and in the
-            parameters of the velocity. Otherwise nothing is.
+            source: log density (B,) of the source at x0 (B, *S); default N(0, I).
+    t0, t1: times of the source and of x1.
+        solver, steps, grid, rtol, atol, max_steps: as in :func:`integrate`; tolerances include the integral.
+            "dpmpp2m" is refused.
+        trace: "exact" costs as many passes as x has elements, ``chunk`` (32) at once; "hutchinson" costs
+            ``probes`` (1), unbiased.
+        noise: entries of the probes, "rademacher" (default) or "gaussian", from ``generator``.
+        log_det: log |det| (B,) of the preprocessing's Jacobian, in nats, for the density of raw data; see
+            :func:`elementwise_log_det`.
+        create_graph: make the density differentiable in x1 and the parameters.
 
-    Fused attention is replaced by plain attention meanwhile, for it has no forward derivative.
-    Raises UserError for an unknown name, an option that nothing uses, and a state that stops being finite.
+    Uses unfused attention, which has a forward derivative. Raises UserError for an unknown name, an unused option, and
+    a non-finite state.
     """
     method = get_solver(solver, rtol=rtol, atol=atol, max_steps=max_steps)
     if method.affine_only:
@@ -210,7 +206,7 @@ def make_divergence(
 
 
 def _solve_both(divergence: Divergence, x1: Tensor, method: Solver, times: list[float]) -> tuple[Tensor, Tensor]:
-    """x0 (B, *S), and the integral of the divergence from 1 to 0 (B,), which is carried as one more column."""
+    """x0 (B, *S), and the integral of the divergence from 1 to 0 (B,), as one more column."""
 
     def system(z: Tensor, t: Tensor) -> Tensor:
         u, trace = divergence(z[:, :-1].reshape(x1.shape), t)
@@ -224,7 +220,7 @@ def _solve_both(divergence: Divergence, x1: Tensor, method: Solver, times: list[
 
 
 def _state_and_integral(error: Tensor) -> float:
-    """The state's norm is a mean over its elements, in which the integral's own error would drown."""
+    """Error norm of the state (a mean over elements) and of the integral separately."""
     return max(worst_sample(error[:, :-1]), error[:, -1].abs().amax().item())
 
 
@@ -241,9 +237,9 @@ def _check_trace(trace: str, *, chunk: object, probes: object, noise: object, ge
 
 
 def elementwise_log_det(transform: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """log |det| (B,) of the Jacobian at x (B, *S) of a differentiable map that treats each element by itself.
+    """log |det| (B,) of the Jacobian at x (B, *S) of a differentiable elementwise map, such as a scaling.
 
-    Such are the scalings between data units and model units. Raises UserError where a derivative is 0 or not finite.
+    Raises UserError where a derivative is 0 or not finite.
     """
     with torch.enable_grad():
         at = x.detach().requires_grad_()
@@ -257,11 +253,10 @@ def elementwise_log_det(transform: Callable[[Tensor], Tensor], x: Tensor) -> Ten
 
 
 def dequantise(x: Tensor, *, bin_width: float = 1.0, generator: Generator = None) -> Tensor:
-    """x (B, *S) plus uniform noise on [0, bin_width): data of whole numbers made continuous.
+    """x (B, *S) plus uniform noise on [0, bin_width), for integer data.
 
-    The expected log density of the result, plus the number of elements times log(bin_width), is at most the log
-    probability of the numbers themselves (Theis et al. 2016, "A note on the evaluation of generative models", eq. 4).
-    Raises UserError unless bin_width > 0.
+    The expected log density plus the number of elements times log(bin_width) bounds the log probability from below
+    (Theis et al. 2016, "A note on the evaluation of generative models", eq. 4). Raises UserError unless bin_width > 0.
     """
     _check_bin(bin_width)
     dtype = x.dtype if x.dtype.is_floating_point else torch.float32
@@ -269,11 +264,10 @@ def dequantise(x: Tensor, *, bin_width: float = 1.0, generator: Generator = None
 
 
 def bits_per_dim(log_prob: Tensor, dims: int, *, bin_width: float = 1.0) -> Tensor:
-    """Bits for each of ``dims`` elements of data that ``log_prob`` (B,), in nats and data units, gives, (B,).
+    """Bits per dimension (B,) from ``log_prob`` (B,), in nats: ``-(log_prob / dims + log(bin_width)) / log(2)``.
 
-    ``-(log_prob / dims + log(bin_width)) / log(2)``: for dequantised data, ``bin_width`` is the distance between
-    neighbouring values in the units of log_prob, such as 1 for bytes and 1/255 for bytes over 255.
-    Raises UserError unless dims >= 1 and bin_width > 0.
+    ``bin_width`` is the spacing of dequantised values, such as 1 for bytes and 1/255 for bytes over 255. Raises
+    UserError unless dims >= 1 and bin_width > 0.
     """
     if dims < 1:
         raise UserError(f"dims must be at least 1, got {dims}; it is the number of elements of one sample")

@@ -1,4 +1,4 @@
-"""How straight the paths of a flow are, and so how few steps can follow them."""
+"""Straightness of a flow's paths."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from advect.solvers.base import Solver, Velocity, all_finite, expanded_times, ge
 from advect.solvers.integrate import explain_divergence, solver_times
 
 STEPS = 100
-"""Steps where a caller names none."""
+"""Default number of steps."""
 
 
 @dataclass(frozen=True)
 class Straightness:
-    """How far a flow is from straight lines at constant speed.
+    """Deviation of a flow from straight lines at constant speed.
 
     Attributes:
-        value: the mean, over samples, elements and time, of the squared difference between the velocity and its mean
-            over time; 0 for straight lines at constant speed.
-        distance: the mean, over samples and elements, of that mean velocity squared: from 0 to 1 of |x1 - x0|^2.
+        value: mean over samples, elements and time of the squared difference of the velocity from its time
+            average; 0 for straight lines.
+        distance: mean square of that average; from 0 to 1 that of x1 - x0.
     """
 
     value: float
@@ -32,12 +32,12 @@ class Straightness:
 
     @staticmethod
     def of(deviation: Tensor, distance: Tensor) -> Straightness:
-        """The means of what :func:`deviations` says of samples (N,)."""
+        """Means of :func:`deviations` (N,)."""
         return Straightness(deviation.double().mean().item(), distance.double().mean().item())
 
     @property
     def relative(self) -> float:
-        """``value`` as a share of ``distance``, which does not depend on the data's scale."""
+        """``value`` over ``distance``, independent of scale."""
         if self.distance > 0:
             return self.value / self.distance
         return 0.0 if self.value == 0 else math.inf
@@ -52,11 +52,10 @@ def straightness(
     t0: float = 0.0,
     t1: float = 1.0,
 ) -> Straightness:
-    """The straightness of the flow of ``velocity(x, t (B,))`` from x0 (B, *S), all of them at once.
+    """Straightness of the flow of ``velocity(x, t (B,))`` from x0 (B, *S), in one batch.
 
-    ``S = int_0^1 E|x1 - x0 - v(x_t, t)|^2 dt``, an element's share of it (Liu et al. 2023, "Flow straight and
-    fast"). Over another interval x1 - x0 is divided by its length. No state but the last is kept, and the error
-    in ``steps`` is of the solver's order. Raises UserError as :func:`deviations` does.
+    ``S = int_0^1 E|x1 - x0 - v(x_t, t)|^2 dt`` per element (Liu et al. 2023, "Flow straight and fast"); over another
+    interval x1 - x0 is divided by its length. Raises UserError as :func:`deviations`.
     """
     return Straightness.of(*deviations(velocity, x0, steps=steps, solver=solver, t0=t0, t1=t1))
 
@@ -71,13 +70,11 @@ def deviations(
     t0: float = 0.0,
     t1: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Each sample's deviation (B,) and distance (B,), of which :class:`Straightness` has the means.
+    """Deviation (B,) and distance (B,) of each sample, averaged by :class:`Straightness`.
 
-    With v0 the velocity at the start and d = (x1 - x0) / (t1 - t0), ``int |v - d|^2 = int |v - v0|^2 - |d - v0|^2``:
-    the integral is carried along as one more column of the state, so that it is as exact as the solver, and v0 keeps
-    the difference from cancelling where paths are nearly straight. This costs one call of the velocity more than the
-    solver's. Raises UserError for an adaptive solver, for "dpmpp2m", which solves for nothing but a path's state, and
-    where a state stops being finite.
+    With v0 the initial velocity and d = (x1 - x0) / (t1 - t0), ``int |v - d|^2 = int |v - v0|^2 - |d - v0|^2``: the
+    integral is one more column of the state, and v0 avoids cancellation. Costs one velocity more than the solver.
+    Raises UserError for an adaptive solver, for "dpmpp2m", and for a non-finite state.
     """
     method = get_solver(solver)
     if method.adaptive or method.affine_only:

@@ -1,6 +1,5 @@
-"""Grids of times for solvers of fixed step: (steps + 1,) numbers that rise from 0 to 1.
-
-All in this project's time, noise at 0 and data at 1. From data to noise a solver walks the same times backwards.
+"""Time grids for fixed-step solvers: (steps + 1,) increasing times from 0 (noise) to 1 (data), reversed from data to
+noise.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from advect.paths import Schedule
 
 
 def check_steps(steps: int) -> None:
-    """Raise UserError unless there is a step to make."""
+    """Raise UserError unless steps >= 1."""
     if steps < 1:
         raise UserError(f"steps must be at least 1, got {steps}; 50 is usual")
 
@@ -35,21 +34,17 @@ def uniform_grid(steps: int) -> Tensor:
 
 
 def cosine_grid(steps: int) -> Tensor:
-    """t_i = (1 - cos(pi i / steps)) / 2, the Chebyshev-Lobatto points: dense at both ends, sparse in the middle.
-
-    For flows that bend near the noise and near the data; the widest steps are pi/2 times the uniform ones.
-    """
+    """t_i = (1 - cos(pi i / steps)) / 2, the Chebyshev-Lobatto points: dense at both ends."""
     grid = (1 - torch.cos(math.pi * _unit(steps))) / 2
     grid[-1] = 1.0
     return grid
 
 
 def edm_grid(steps: int, *, rho: float = 7.0, sigma_min: float = 0.002, sigma_max: float = 80.0) -> Tensor:
-    """The times at which sigma/alpha of the straight path takes the noise levels of Karras et al. 2022, eq. 5.
+    """Times at which sigma/alpha of the straight path takes the noise levels of Karras et al. 2022, eq. 5.
 
-    ``sigma_i^(1/rho)`` falls in equal steps from sigma_max to sigma_min, and t_i = 1 / (1 + sigma_i). The first time
-    is moved to 0, where a flow starts (from 1 / (1 + sigma_max)), and the last is 1, as theirs is sigma = 0.
-    Raises UserError unless rho > 0 and 0 < sigma_min < sigma_max.
+    ``sigma_i^(1/rho)`` falls linearly from sigma_max to sigma_min, t_i = 1 / (1 + sigma_i); the first time is moved to
+    0, the last is 1. Raises UserError unless rho > 0 and 0 < sigma_min < sigma_max.
     """
     if not 0 < rho < math.inf:
         raise UserError(f"rho must be finite and > 0, got {rho}; Karras et al. take 7")
@@ -65,10 +60,10 @@ def edm_grid(steps: int, *, rho: float = 7.0, sigma_min: float = 0.002, sigma_ma
 
 
 def shifted_grid(steps: int, *, shift: float = 3.0) -> Tensor:
-    """t = s / (s + shift (1 - s)) for uniform s: with shift > 1 more of the steps are spent near the noise.
+    """t = s / (s + shift (1 - s)) for uniform s: dense near the noise for shift > 1.
 
-    The resolution-dependent shift of Esser et al. 2024, "Scaling rectified flow transformers", eq. 23, with
-    shift = sqrt(m / n) for m pixels where n needed none. Raises UserError unless shift > 0.
+    Resolution-dependent shift of Esser et al. 2024, "Scaling rectified flow transformers", eq. 23: sqrt(m / n) for m
+    pixels where n needed none. Raises UserError unless shift > 0.
     """
     if not 0 < shift < math.inf:
         raise UserError(f"shift must be finite and > 0, got {shift}; 1 is the uniform grid, 3 is usual")
@@ -85,11 +80,10 @@ GRIDS: dict[str, Callable[..., Tensor]] = {
 
 
 def t_grid(steps: int, grid: str = "uniform", *, t0: float = 0.0, t1: float = 1.0, **parameters: Any) -> Tensor:
-    """The grid called ``grid`` of ``steps`` steps from t0 to t1, (steps + 1,) float64, falling where t0 > t1.
+    """Grid ``grid`` of ``steps`` steps from t0 to t1, (steps + 1,) float64, scaled linearly; decreasing if t0 > t1.
 
-    ``parameters`` are those of the grid's own function, such as rho of "edm" and shift of "shifted". The unit grid
-    is laid over the interval linearly. Raises UserError for an unknown grid, a parameter that it does not have,
-    steps < 1, and t0 and t1 that are equal or outside [0, 1].
+    ``parameters`` are those of the grid's function. Raises UserError for an unknown grid or parameter, steps < 1, and
+    t0, t1 equal or outside [0, 1].
     """
     check_interval(t0, t1)
     if grid not in GRIDS:
@@ -112,9 +106,8 @@ def check_interval(t0: float, t1: float) -> None:
 
 
 def resolve_grid(grid: str | Tensor, steps: int | None, default: int, *, t0: float, t1: float) -> list[float]:
-    """The times from t0 to t1 that a caller means by ``grid`` and ``steps``, of which None means ``default``.
-
-    A tensor holds the times themselves, (n + 1,), rising or falling from one of t0 and t1 to the other.
+    """Times from t0 to t1 for ``grid`` and ``steps`` (None: ``default``); a tensor (n + 1,) holds the times, in either
+    direction.
     """
     if isinstance(grid, str):
         return t_grid(default if steps is None else steps, grid, t0=t0, t1=t1).tolist()
@@ -140,8 +133,7 @@ def resolve_grid(grid: str | Tensor, steps: int | None, default: int, *, t0: flo
 class GridCoefficients:
     """``alpha, sigma, d_alpha, d_sigma``, each (n + 1,) float64 on the CPU, at the n + 1 times of a grid.
 
-    ``x = alpha x_1 + sigma x_0`` and ``u = alpha' x_1 + sigma' x_0`` are solved for data and noise, over the
-    ``determinant`` alpha' sigma - sigma' alpha.
+    ``determinant`` is alpha' sigma - sigma' alpha, of the system for data and noise given x and u.
     """
 
     alpha: Tensor
@@ -151,19 +143,18 @@ class GridCoefficients:
     determinant: Tensor
 
     def data(self) -> tuple[Tensor, Tensor]:
-        """The weights (n + 1,) of x and of u in E[x_1 | x] = (sigma u - sigma' x) / determinant."""
+        """Weights (n + 1,) of x and u in E[x_1 | x] = (sigma u - sigma' x) / determinant."""
         return -self.d_sigma / self.determinant, self.sigma / self.determinant
 
     def noise(self) -> tuple[Tensor, Tensor]:
-        """The weights (n + 1,) of x and of u in E[x_0 | x] = (alpha' x - alpha u) / determinant."""
+        """Weights (n + 1,) of x and u in E[x_0 | x] = (alpha' x - alpha u) / determinant."""
         return self.d_alpha / self.determinant, -self.alpha / self.determinant
 
 
 def coefficients_on(schedule: Schedule, grid: Sequence[float]) -> GridCoefficients:
-    """The coefficients at the times of ``grid``.
+    """Coefficients at the times of ``grid``.
 
-    Raises UserError at a time at which the velocity does not tell data from noise (determinant 0) or a coefficient is
-    not finite; the last time is let pass, since solvers mostly do not convert there.
+    Raises UserError where the determinant is 0 or not finite, except at the last time.
     """
     alpha, sigma, d_alpha, d_sigma = schedule.coefficients(torch.tensor(grid, dtype=torch.float64))
     determinant = d_alpha * sigma - d_sigma * alpha

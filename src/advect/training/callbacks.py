@@ -7,7 +7,8 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable
+from abc import abstractmethod
+from contextlib import nullcontext
 from pathlib import Path
 
 from tqdm import tqdm
@@ -16,7 +17,7 @@ from advect.checkpoint.async_writer import CheckpointWriter
 from advect.checkpoint.manifest import checkpoint_name, checkpoint_step, list_checkpoints
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text
-from advect.distributed.comm import sync_errors
+from advect.distributed.comm import broadcast_object, sync_errors
 from advect.training.state import Progress
 from advect.training.trainer import Callback, Trainer
 
@@ -210,27 +211,51 @@ class CheckpointCallback(Callback):
         self.writer.close()
 
 
-class EverySteps(Callback):
-    """Call ``action(step)`` every ``every`` steps, with the averaged weights if there are any."""
+class PeriodicCallback(Callback):
+    """Call :meth:`run` every ``every`` steps (0: never) and at the end, with EMA weights if any.
 
-    def __init__(self, every: int, action: Callable[[int], None]) -> None:
-        self.every, self.action = every, action
+    A call interrupted by a kill is repeated on resumption.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every, self._seen = every, -1
+
+    @abstractmethod
+    def run(self, step: int) -> None:
+        """Act after ``step`` steps; on all processes."""
+
+    @abstractmethod
+    def has_run(self, step: int) -> bool:
+        """Whether the results of a step are complete; on the first process."""
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Repeat an interrupted call at the checkpoint's step."""
+        step = trainer.state.progress.step
+        self._seen = step if broadcast_object(self.has_run(step)) else -1
+        if step != self._seen and self.every and step and step % self.every == 0:
+            self.run_now(trainer)
 
     def on_step(self, trainer: Trainer) -> None:
-        if self.every and trainer.state.progress.step % self.every == 0:
-            self.run(trainer)
+        step = trainer.state.progress.step
+        if self.every and step % self.every == 0 and step != self._seen:  # seen: the step was rolled back
+            self.run_now(trainer)
 
-    def run(self, trainer: Trainer) -> None:
-        """Call the action now."""
+    def on_end(self, trainer: Trainer, reason: str) -> None:
+        if self.every and not reason.startswith("SIG") and trainer.state.progress.step != self._seen:
+            self.run_now(trainer)
+
+    def on_rollback(self, trainer: Trainer, row: dict) -> None:
+        self._seen = row["step"]
+
+    def run_now(self, trainer: Trainer) -> None:
+        """Call :meth:`run`, unless the last steps were rolled back."""
         if not trainer.flush():
             return
         net, ema = trainer.state.net, trainer.state.ema
+        self._seen = trainer.state.progress.step
         net.eval()
         try:
-            if ema is None:
-                self.action(trainer.state.progress.step)
-            else:
-                with ema.applied():
-                    self.action(trainer.state.progress.step)
+            with nullcontext() if ema is None else ema.applied():
+                self.run(self._seen)
         finally:
             net.train()

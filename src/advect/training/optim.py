@@ -1,4 +1,4 @@
-"""AdamW, Muon, clipping and the learning-rate schedule."""
+"""Optimisers AdamW and Muon, learning rate, gradient clipping and loss scale."""
 
 from __future__ import annotations
 
@@ -222,3 +222,56 @@ class LearningRate:
             return self.peak
         progress = min(1.0, (step - self.warmup) / max(1, self.total - self.warmup))
         return self.peak * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+_LEAST = 2.0**-14
+
+
+class LossScaler:
+    """Dynamic loss scaling (Micikevicius et al. 2018, "Mixed precision training", section 3.2).
+
+    A step with overflowing gradients is skipped and halves ``scale``; ``interval`` good steps in a row double it.
+    ``skipped`` counts skipped steps.
+    """
+
+    def __init__(self, start: float = 2.0**16, *, interval: int = 2000) -> None:
+        if not start > 0:
+            raise UserError(f"LossScale.start must be > 0, got {start}; 65536 is usual")
+        if interval < 1:
+            raise UserError(f"LossScale.interval must be at least 1 step, got {interval}; 2000 is usual")
+        self.scale, self.interval = float(start), interval
+        self.skipped = self._good = 0
+
+    @torch.no_grad()
+    def unscale(self, grads: list[Tensor]) -> None:
+        """Divide the gradients by the scale."""
+        if grads:
+            torch._foreach_mul_(grads, 1 / self.scale)
+
+    def adapt(self, finite: bool) -> None:
+        """Update the scale after a step with finite or overflowed gradients.
+
+        Raises UserError if the scale falls below its minimum.
+        """
+        if not finite:
+            self.scale, self._good = self.scale / 2, 0
+            self.skipped += 1
+            if self.scale < _LEAST:
+                error = UserError(
+                    f"the gradient in float16 is not finite even with the loss scaled by {2 * self.scale:g}; lower "
+                    "--learning-rate, or train with --no-mixed-precision; the last checkpoint is whole"
+                )
+                error.agreed = True  # as the norm is that of all processes
+                raise error
+            return
+        self._good += 1
+        if self._good == self.interval:
+            self.scale, self._good = 2 * self.scale, 0
+
+    def state_dict(self) -> dict[str, float]:
+        """State for a checkpoint."""
+        return {"scale": self.scale, "good": self._good, "skipped": self.skipped}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Restore ``state_dict``."""
+        self.scale, self._good, self.skipped = state["scale"], int(state["good"]), int(state["skipped"])

@@ -27,7 +27,7 @@ from advect.checkpoint.manifest import (
     verify_checkpoint,
     write_checkpoint,
 )
-from advect.checkpoint.weights import load_weights
+from advect.checkpoint.tensor_files import load_weights
 from advect.core.errors import UserError
 from advect.distributed.comm import broadcast_object, current, sync_errors
 from advect.training.ema import LONGEST, exponent, length_file, length_of

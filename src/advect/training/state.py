@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from advect.checkpoint.async_writer import Stage, StateSnapshot
-from advect.checkpoint.sharded import SHARDS, load_shards
-from advect.checkpoint.weights import check_same_shapes, load_part, load_weights, read_shapes
+from advect.checkpoint.tensor_files import SHARDS, check_same_shapes, load_part, load_shards, load_weights, read_shapes
 from advect.core.errors import UserError
 from advect.distributed.comm import current
 from advect.distributed.parallel import Parallel, as_sharded, gather_whole, local
 from advect.training.ema import EMA
 from advect.training.ema import EMA_FILE as EMA_FILE
-from advect.training.precision import LossScaler, on_meta
+from advect.training.optim import LossScaler
 
 MODEL, OPTIMIZER, DATA, PROGRESS = (
     "model.safetensors",
@@ -217,3 +218,17 @@ class TrainState:
 def named_params(net: nn.Module) -> dict[str, Tensor]:
     """Trainable parameters by name."""
     return {name: p for name, p in net.named_parameters() if p.requires_grad}
+
+
+def on_meta(net: nn.Module) -> nn.Module:
+    """Copy of the network on the meta device, without gradient checkpointing."""
+    memo: dict[int, Any] = {}
+    for p in net.parameters():
+        memo[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
+    for b in net.buffers():
+        memo[id(b)] = torch.empty_like(b, device="meta")
+    twin = deepcopy(net, memo).train()
+    for module in twin.modules():
+        if hasattr(module, "grad_checkpointing"):
+            module.grad_checkpointing = False  # pyright: ignore[reportArgumentType]
+    return twin

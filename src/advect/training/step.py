@@ -9,15 +9,14 @@ from dataclasses import dataclass, fields
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.core.types import Batch, Conditions, Network, PathSample
 from advect.distributed.comm import all_sum, current
 from advect.distributed.parallel import local
-from advect.training.optim import clip_gradients, gradient_norm
-from advect.training.precision import LossScaler, step_flops
+from advect.training.optim import LossScaler, clip_gradients, gradient_norm
 from advect.training.state import Progress, TrainState
 
 LossInput = tuple[PathSample, Conditions | None]
@@ -200,3 +199,21 @@ class StepMetrics:
         }
         self._row_time, self._row_step, self.waited, self.blocked = now, progress.step, 0.0, 0.0
         return speed
+
+
+def step_flops(twin: nn.Module, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> int | None:
+    """Floating-point operations of a forward and backward pass of ``twin(x_t, t, cond)``, without computing it.
+
+    ``twin`` is made by ``on_meta``. Counts matrix products, convolutions and attention, two for each multiply-add;
+    recomputed activations do not count. None if the network needs the values of tensors.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x, times = torch.empty_like(x_t, device="meta"), torch.empty_like(t, device="meta")
+    given = cond and {name: torch.empty_like(value, device="meta") for name, value in cond.items()}
+    try:
+        with FlopCounterMode(display=False) as counter, torch.enable_grad():
+            twin(x, times, given).sum().backward()
+    except (NotImplementedError, RuntimeError):  # a network that looks at values
+        return None
+    return counter.get_total_flops()

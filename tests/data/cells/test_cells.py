@@ -333,3 +333,26 @@ def test_a_file_of_something_else(tmp_path):
 def test_numbers_as_categories_are_in_their_own_order():
     source = Cells(table(plate=np.array([10, 2, 9])[np.arange(N) % 3]), conditions=["plate"])
     assert source.spec.conditions["plate"].names == ("2", "9", "10")
+
+
+@pytest.mark.parametrize("kind", ["csr", "csc", "dense"])
+def test_an_object_that_is_backed_gives_the_cells_of_one_in_memory(tmp_path, kind):
+    make = {"csr": sp.csr_matrix, "csc": sp.csc_matrix, "dense": np.asarray}[kind]
+    table(make(counts())).write_h5ad(tmp_path / "x.h5ad")
+    backed, held = Cells(anndata.read_h5ad(tmp_path / "x.h5ad", backed="r")), Cells(table())
+    assert backed.fingerprint == held.fingerprint
+    assert torch.equal(everything(backed.train).x1, everything(held.train).x1)
+
+
+@pytest.mark.parametrize("how", ["file", "on disk", "object", "backed"])
+def test_raw_is_a_layer_with_genes_of_its_own(tmp_path, how):
+    full = table(sp.csr_matrix(counts()))
+    data = full[:, :10].copy()
+    data.raw, data.X = full, log_normalised(counts() + 1)[:, :10]
+    data.write_h5ad(tmp_path / "x.h5ad")
+    path = {"object": data, "backed": anndata.read_h5ad(tmp_path / "x.h5ad", backed="r")}.get(how, tmp_path / "x.h5ad")
+    with pytest.raises(UserError, match=r"looks log-normalised already.*\(--layer raw\)"):
+        Cells(path)
+    cells = Cells(path, layer="raw", backed=how == "on disk")
+    assert cells.spec.shape == (D,) and cells.metadata["var"]["genes"] == GENES
+    assert torch.equal(everything(cells.train).x1, everything(Cells(full).train).x1)

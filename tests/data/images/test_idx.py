@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_both_parts_come_back_in_order(folder):
     source = FashionMnist(folder)
-    assert (source.name, source.spec.shape, source.spec.kind) == ("fashion-mnist", (1, 28, 28), "image")
+    assert (source.name, source.spec.shape, source.spec.modality) == ("fashion-mnist", (1, 28, 28), "image")
     for part, split in (("train", source.train), ("t10k", source.held_out)):
         batch = split.fetch(np.arange(len(split)))
         assert torch.equal(source.transform.inverse(batch.x1)[:, 0], torch.from_numpy(IMAGES[part]).float())

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,7 @@ from advect.core.random import CounterRng
 from advect.data import ImageFolder
 from advect.data.images.decoding import Decoder
 from advect.data.images.folder import ImageSplit
-from advect.data.images.stores import find_images
+from advect.data.images.stores import find_images, holds_images
 from advect.data.splits import split_by_content
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -59,11 +60,13 @@ def test_files_are_found_below_the_folder_in_sorted_order(tmp_path):
     for name in ("notes.txt", ".hidden.png", "._a.jpeg", ".cache/e.png", "png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"not an image")
-    assert find_images(tmp_path) == ["a.jpeg", "b.png", "b/2.PNG", "b/ünï/日本.jpg", "c.webp", "d.bmp"]
+    names, left_out = find_images(tmp_path)
+    assert names == ["a.jpeg", "b.png", "b/2.PNG", "b/ünï/日本.jpg", "c.webp", "d.bmp"]
+    assert left_out == {".txt": 1, "no suffix": 1}
     source = ImageFolder(tmp_path, image_size=8, held_out=0)
     assert fetch(source.train, range(6)).shape == (6, 3, 8, 8)
     assert source.spec.shape == (3, 8, 8)
-    assert (source.spec.kind, source.spec.conditions, len(source.held_out)) == ("image", {}, 0)
+    assert (source.spec.modality, source.spec.conditions, len(source.held_out)) == ("image", {}, 0)
 
 
 def test_links_to_folders_are_followed_but_not_round_in_circles(tmp_path):
@@ -71,7 +74,7 @@ def test_links_to_folders_are_followed_but_not_round_in_circles(tmp_path):
     picture(tmp_path / "elsewhere" / "b.png")
     (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "data" / "self").symlink_to(tmp_path / "data")
-    assert find_images(tmp_path / "data") == ["a.png", "link/b.png"]
+    assert find_images(tmp_path / "data")[0] == ["a.png", "link/b.png"]
 
 
 def digests(*values: object) -> list[bytes]:
@@ -397,7 +400,7 @@ def test_bad_arguments(folder, arguments, words):
 
 def test_a_folder_without_images_and_a_file_in_its_place(tmp_path):
     (tmp_path / "notes.txt").write_text("none")
-    with pytest.raises(UserError, match=r"holds no image; put \.png, \.jpg"):
+    with pytest.raises(UserError, match=r"holds no image; put pictures in it"):
         ImageFolder(tmp_path)
     with pytest.raises(UserError, match="is a file, not a folder"):
         ImageFolder(tmp_path / "notes.txt")
@@ -407,3 +410,45 @@ def test_a_link_to_nothing_is_named(folder):
     (folder / "gone.png").symlink_to(folder / "nothing.png")
     with pytest.raises(UserError, match=r"gone\.png cannot be read \(No such file"):
         ImageFolder(folder, skip_unreadable=False)
+
+
+FORMATS = {"GIF": ".gif", "TIFF": ".tif", "JPEG": ".jfif", "PPM": ".ppm", "PNG": "", "WEBP": ".dat", "BMP": ".img"}
+
+
+@pytest.mark.parametrize("archive", [None, "zip", "tar", "gztar"])
+def test_pictures_are_told_by_their_content_and_others_are_counted(tmp_path, caplog, archive):
+    for i, (kind, suffix) in enumerate(FORMATS.items()):
+        Image.new("RGB", (8, 8), (10 * i, 0, 0)).save(tmp_path / f"{i}{suffix}", kind)
+    for name, content in {"a.txt": b"P6 is no picture here", "b.wav": b"RIFF....WAVE", "c": b"BMI of all"}.items():
+        (tmp_path / name).write_bytes(content)
+    place = tmp_path
+    if archive:
+        place = Path(shutil.make_archive(str(tmp_path.with_name("all")), archive, tmp_path))
+    with caplog.at_level("INFO"):
+        data = ImageFolder(place, image_size=8, held_out=0.0)
+    assert len(data.train) == len(FORMATS) and holds_images(place)
+    red = ((data.train.fetch(np.arange(7)).x1[:, 0, 0, 0] + 1) * 127.5).sort().values
+    assert torch.allclose(red, torch.arange(0.0, 70, 10), atol=3)
+    assert "3 files are left out as no picture" in caplog.text and ".wav 1" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("values", "mode", "expected"),
+    [
+        (np.array([[0, 0.5], [0.25, 1]], np.float32), "F", [0, 128, 64, 255]),
+        (np.array([[0, 300], [0, 1]], np.float32), "F", "real numbers lie in 0 to 300, not 0 to 1"),
+        (np.array([[0, np.nan], [0, 1]], np.float32), "F", "real numbers lie in"),
+        (np.array([[0, 255], [7, 1]], np.int32), "I", "32-bit whole numbers, 0 to 255, have no known white"),
+        (np.array([[0, 65535], [257, 514]], np.uint16), "I;16", [0, 255, 1, 2]),
+    ],
+)
+def test_grey_values_of_other_types_are_scaled_by_a_rule_or_refused(tmp_path, values, mode, expected):
+    image = Image.fromarray(values)
+    assert image.mode == mode
+    image.save(tmp_path / "x.tif")
+    decode = Decoder(image_size=2, channels=1)
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            decode((tmp_path / "x.tif").read_bytes())
+    else:
+        assert decode((tmp_path / "x.tif").read_bytes()).reshape(-1).tolist() == expected

@@ -15,6 +15,7 @@ from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.data import remote
 from advect.data.images.shards import Shards, ShardStore
+from advect.data.images.stores import open_store
 from advect.training import Loader
 
 
@@ -131,7 +132,6 @@ def _bmp(noise) -> bytes:
 @pytest.mark.parametrize(
     ("members", "words"),
     [
-        ({"1.png": b"x", "2.cls": b"1"}, "has no image for sample '2'"),
         ({"1.png": b"x", "1.jpg": b"x"}, "has two images for sample '1'"),
         ({"1.png": b"x", "1.cls": b"1", "2.png": b"y"}, "2.png has no .cls"),
         ({"1.png": b"x", "1.json": b"{"}, "is a damaged shard ("),
@@ -154,3 +154,34 @@ def test_a_shard_cut_short_is_named(folder):
     path.write_bytes(b"hello")
     with pytest.raises(UserError, match=r"shard-002\.tar is a damaged shard"):
         Shards(folder)
+
+
+def test_one_damaged_image_is_passed_over_and_what_is_no_picture_counted(tmp_path, caplog):
+    members = {"README.md": b"hello", "notes.cls": b"1"}
+    for i in range(150):
+        members[f"{i:03}.PNG"] = png(i)[:100] if i == 70 else png(i)
+        members[f"{i:03}.CLS"] = "²³"[i % 2].encode()
+    shard(tmp_path / "a.tar", members)
+    with caplog.at_level("INFO"):
+        data = Shards(tmp_path, image_size=8, held_out=0.0)
+    assert data.spec.conditions["label"].names == ("²", "³")
+    assert "2 files are left out as no picture" in caplog.text
+    assert len(data.train.fetch(np.arange(150))) == 150
+    assert list(data.unreadable) == [f"{tmp_path}/a.tar: 070.PNG"]
+    again = Shards(tmp_path, image_size=8, held_out=0.0, skip_unreadable=False)  # by the kept index
+    with pytest.raises(UserError, match=r"070\.PNG cannot be read"):
+        again.train.fetch(np.array([70]))
+
+
+def test_a_link_of_a_tar_may_come_before_its_target_or_lead_nowhere(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, target in (("d/1.png", "2.png"), ("d/2.png", "../z.png"), ("d/3.png", "none.png")):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, target
+            archive.addfile(info)
+        info = tarfile.TarInfo("z.png")
+        info.size = len(png(1))
+        archive.addfile(info, io.BytesIO(png(1)))
+    store = open_store(tmp_path / "a.tar")
+    assert store.names == ["d/1.png", "d/2.png", "z.png"] and all(store.read(i) == png(1) for i in range(3))
+    assert store.left_out == {"links to nothing in it": 1}

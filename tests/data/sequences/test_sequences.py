@@ -23,7 +23,7 @@ def everything(source):
 def test_a_ragged_list_comes_back_as_it_was():
     source = Sequences(RAGGED, held_out=0)
     batch = everything(source)
-    assert (source.spec.shape, source.spec.kind) == ((8, 2), "sequence")
+    assert (source.spec.shape, source.spec.modality) == ((8, 2), "sequence")
     assert batch.cond[LENGTH].dtype == torch.int64
     assert batch.cond[LENGTH].tolist() == LENGTHS.tolist()
     transform = transform_from_config(json.loads(json.dumps(source.transform.to_config())))

@@ -39,7 +39,7 @@ def test_lists_of_any_kind_are_the_same_vectors(tmp_path, name):
     kind = KINDS[name]
     x = np.round(X * 100).astype(np.int16) if name == "whole" else X.astype(kind.value_type.to_pandas_dtype())
     source = ArrayFile(saved(tmp_path, list(x), kind, text=["t"] * 30), held_out=0)
-    assert source.spec.shape == (4,) and source.spec.kind == "vector" and not source.spec.conditions
+    assert source.spec.shape == (4,) and source.spec.modality == "vector" and not source.spec.conditions
     found = source.transform.inverse(source.train.fetch(np.arange(30)).x1)
     torch.testing.assert_close(found.double(), torch.from_numpy(x.astype(float)), rtol=1e-5, atol=1e-5)
     assert read_vectors(tmp_path / "a.parquet", column="v", labels=()).x.dtype == x.dtype
@@ -51,7 +51,7 @@ def test_labels_are_read_beside_them_and_all_comes_back(tmp_path):
     assert source.spec.conditions["label"].names == ("high", "low")
     labels = source.train.fetch(np.arange(30)).cond["label"]
     assert [("high", "low")[i] for i in labels] == words.tolist()
-    assert source.metadata == {"kind": "vectors", "column": "v", "label": "label"}
+    assert source.metadata == {"column": "v", "label": "label"}
     assert not ArrayFile(tmp_path / "a.parquet", labels="no").spec.conditions
     write_vectors(tmp_path / "b.parquet", X, column="v", others={"label": words})
     again = read_vectors(tmp_path / "b.parquet", column=None, labels=("y", "label"))
@@ -60,9 +60,9 @@ def test_labels_are_read_beside_them_and_all_comes_back(tmp_path):
 
 def test_a_file_with_vectors_is_recognised_before_it_is_a_table(tmp_path):
     found = autodetect(saved(tmp_path, X.tolist(), n=np.arange(30)))
-    assert [(registry.name_of(cls), seen.kind) for cls, seen in found] == [
+    assert [(registry.name_of(cls), seen.modality) for cls, seen in found] == [
         ("array-file", "vector"),
-        ("table", "vector"),
+        ("table", "table"),
         ("sequences", "sequence"),
     ]
     pq.write_table(pa.table({"words": [["a"], ["b"]]}), tmp_path / "b.parquet")

@@ -95,6 +95,14 @@ def _quantity(values: Any, used: np.ndarray, train: np.ndarray) -> Column:
     return Column(quantity, ((numbers - mean) / std).astype(np.float32)[:, None])
 
 
+def split_control(control: str, columns: Any) -> tuple[str, str]:
+    """Column and value of ``"column=value"``; the longest column that fits, as its name may hold "=" too."""
+    splits = [(control[:i], control[i + 1 :]) for i, letter in enumerate(control) if letter == "="]
+    if not splits:
+        raise UserError(f"control must be 'column=value', such as 'perturbation=control', got {control!r}")
+    return next((split for split in reversed(splits) if split[0] in columns), splits[0])
+
+
 def control_cells(obs: Any, control: str | None) -> np.ndarray:
     """Which cells (N,) are controls, by ``"column=value"``; none are without it.
 
@@ -103,9 +111,7 @@ def control_cells(obs: Any, control: str | None) -> np.ndarray:
     """
     if control is None:
         return np.zeros(len(obs), dtype=bool)
-    name, equals, value = control.partition("=")
-    if not equals:
-        raise UserError(f"control must be 'column=value', such as 'perturbation=control', got {control!r}")
+    name, value = split_control(control, obs.columns)
     values = column(obs, name, "control")
     here = (values.notna() & (values.astype(str) == value)).to_numpy()
     if not here.any():

@@ -27,12 +27,15 @@ from advect.data.cells.conditions import (
     control_cells,
     read_columns,
     split_by_digest,
+    split_control,
 )
 from advect.data.cells.matrix import (
+    RAW,
     CellMatrix,
     MatrixStats,
     Normalised,
     held_matrix,
+    is_raw,
     least,
     moments,
     most_variable,
@@ -41,7 +44,7 @@ from advect.data.cells.matrix import (
     survey,
 )
 from advect.data.cells.transform import Chain, Components, Expression, Space
-from advect.data.cells.write import obs_facts, var_facts
+from advect.data.cells.write import CellsMetadata, obs_facts, var_facts
 from advect.data.transforms import Identity, Standardize, Transform
 
 if TYPE_CHECKING:
@@ -68,13 +71,13 @@ class Cells(Dataset):
 
     Args:
         path: an .h5ad file, or an AnnData object.
-        layer: the layer that holds the values; None for X.
+        layer: the layer that holds the values; None for X, "raw" for ``.raw`` with its genes.
         conditions: columns of obs as categories; an empty value is "not given".
         continuous: columns of obs as numbers; an empty value is "not given".
         normalise: scale each cell to ``target_sum``.
         target_sum: > 0; 1e4 is the custom.
         log1p: take log(1 + x).
-        standardise: (x - mean) / (std + 1e-8) over the training cells; 1 instead of a deviation of 0.
+        standardise: (x - mean) / std over the training cells; 1 instead of a deviation of 0.
         highly_variable: how many genes to keep, by dispersion (Zheng et al. 2017) over the training cells.
         genes: the names of the genes to keep, in this order; with ``highly_variable`` the choice is among them.
         pca: how many principal components to train on; the way back gives all genes, as smooth expectations, from
@@ -97,7 +100,7 @@ class Cells(Dataset):
     @classmethod
     def recognises(cls, path: Path) -> Detected | None:
         there = path.is_file() and path.suffix.lower() == ".h5ad"
-        return Detected(80, "an .h5ad file of single cells", "vector") if there else None
+        return Detected(80, "an .h5ad file of single cells", "cells") if there else None
 
     @classmethod
     def preview(cls, path: Path) -> Preview:
@@ -135,7 +138,7 @@ class Cells(Dataset):
         cells, self._starts = train[~controls[train]], train[controls[train]]
         check_controls(cells, self._starts, control)
         self._columns = read_columns(obs, conditions, continuous, used=np.flatnonzero(~controls), train=cells)
-        self._control = (control or "").partition("=")[0]
+        self._control = split_control(control, obs.columns)[0] if control else ""
         linear = Normalised(matrix, found.libraries, target_sum=target, log1p=False)
         chosen = _choose(linear, var.index, genes, highly_variable, train)
         self._values = Normalised(matrix.columns(chosen), found.libraries, target_sum=target, log1p=log1p)
@@ -153,7 +156,7 @@ class Cells(Dataset):
         held_starts = rest[controls[rest]]
         super().__init__(
             name="cells",
-            spec=DataSpec((pca or len(chosen),), "vector", {k: c.condition for k, c in self._columns.items()}),
+            spec=DataSpec((pca or len(chosen),), "cells", {k: c.condition for k, c in self._columns.items()}),
             transform=Chain([self._expression, *model]),
             train=self._split(cells, self._starts),
             held_out=self._split(rest[~controls[rest]], held_starts if len(held_starts) else self._starts),
@@ -193,10 +196,8 @@ class Cells(Dataset):
         return self.controls() if self._control else None
 
     @property
-    def metadata(self) -> dict[str, Any]:
-        """What :func:`~advect.data.cells.write.write_h5ad` needs beside samples, as JSON: genes, units, names."""
+    def metadata(self) -> CellsMetadata:
         return {
-            "kind": "cells",
             "space": self._expression.space,
             "counted": self._counted,
             "expression": {k: v for k, v in self._expression.to_config().items() if k != "kind"},
@@ -222,19 +223,22 @@ def _read(
     """What is found in the values, the values, and the tables obs and var, all checked."""
     optional_import("anndata", "cells")
     if isinstance(path, str | os.PathLike):
-        where, matrix, obs, var = _open(Path(path), layer, backed=backed)
+        where, matrix, obs, var, has_raw = _open(Path(path), layer, backed=backed)
     elif all(hasattr(path, name) for name in ("X", "obs", "var", "layers")):
         where, matrix, obs, var = "the AnnData object", held_matrix(path, layer), path.obs, path.var
+        has_raw = path.raw is not None
+        if has_raw and is_raw(layer, path.layers):
+            var = path.raw.var
     else:
         raise UserError(f"path must be an .h5ad file or an AnnData object, got {type(path).__name__}")
     _check_names(var.index, where)
     found = survey(matrix, where)
-    _check_values(found, where, scale)
+    _check_values(found, where, scale, raw=has_raw and layer is None)
     return found, matrix, obs, var
 
 
-def _open(path: Path, layer: str | None, *, backed: bool) -> tuple[str, CellMatrix, pd.DataFrame, pd.DataFrame]:
-    """What to call the values of a file, the values, and the tables obs and var."""
+def _open(path: Path, layer: str | None, *, backed: bool) -> tuple[str, CellMatrix, pd.DataFrame, pd.DataFrame, bool]:
+    """What to call the values of a file, the values, the tables obs and var, and whether there is a ``.raw``."""
     import h5py
     import pandas as pd
     from anndata.io import read_elem
@@ -247,10 +251,12 @@ def _open(path: Path, layer: str | None, *, backed: bool) -> tuple[str, CellMatr
     except OSError as error:
         raise UserError(f"{path} is not an .h5ad file, or a damaged one ({error}); write it again") from error
     try:
-        tables: list[Any] = [read_elem(cast(Any, file[name])) if name in file else None for name in ("obs", "var")]
+        raw, layers = "raw/X" in file, list(cast(Any, file["layers"])) if "layers" in file else []
+        var = "raw/var" if raw and is_raw(layer, layers) else "var"
+        tables: list[Any] = [read_elem(cast(Any, file[name])) if name in file else None for name in ("obs", var)]
         if not all(isinstance(table, pd.DataFrame) for table in tables):
             raise UserError(f"{path} has no tables obs and var; write it with a recent AnnData.write_h5ad")
-        return where, stored_matrix(file, layer, backed=backed, where=where), tables[0], tables[1]
+        return where, stored_matrix(file, layer, backed=backed, where=where), tables[0], tables[1], raw
     finally:
         if not backed:
             file.close()
@@ -266,7 +272,7 @@ def _check_names(genes: Any, where: str) -> None:
     )
 
 
-def _check_values(found: MatrixStats, where: str, scale: Expression) -> None:
+def _check_values(found: MatrixStats, where: str, scale: Expression, *, raw: bool) -> None:
     """Refuse values to which the steps that were asked for do not apply."""
     asked = scale.target_sum is not None or scale.log1p
     off = "normalise=False, log1p=False (--no-normalise --no-log1p)"
@@ -275,7 +281,7 @@ def _check_values(found: MatrixStats, where: str, scale: Expression) -> None:
     if asked and not found.whole and found.highest <= LARGEST_LOG:
         raise UserError(
             f"{where} looks log-normalised already: its values are not whole, the largest is {found.highest:.4g};"
-            f" give {off}"
+            f" give {off}{', or layer=' + repr(RAW) + ' (--layer raw) for the counts in .raw' if raw else ''}"
         )
     if scale.space == "counts" and not (found.whole and found.lowest >= 0):
         raise UserError(f"space is 'counts', but {where} does not hold counts; give space='expression'")
@@ -310,7 +316,9 @@ def _fit(values: CellMatrix, train: np.ndarray, *, standardise: bool, pca: int |
         parts.append(Components(torch.from_numpy(components).float(), torch.from_numpy(mean).float()))
         mean = np.zeros(pca)
     if standardise:
-        std = np.where(variance > 0, np.sqrt(variance) + 1e-8, 1.0)
+        # Expression is float32: a smaller deviation than its last bit is rounding.
+        varies = np.sqrt(variance) > np.finfo(np.float32).eps * np.abs(mean)
+        std = np.where(varies, np.sqrt(variance), 1.0)
         parts.append(Standardize(mean.tolist(), std.tolist()))
     return parts or [Identity()]
 

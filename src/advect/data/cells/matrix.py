@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,9 @@ import torch
 
 from advect.core.errors import UserError, did_you_mean
 from advect.core.random import CounterRng, Stream, stream_seed
+
+RAW = "raw"
+"""The name of ``AnnData.raw`` as a layer, which has genes of its own."""
 
 BLOCK = 4096
 """Rows that a pass over a matrix takes at a time."""
@@ -134,7 +137,7 @@ def as_rows(matrix: Any, *, copy: bool = True) -> InMemory:
 
 
 def stored_matrix(file: Any, layer: str | None, *, backed: bool, where: str) -> CellMatrix:
-    """X, or a layer, of an open .h5ad file, in memory or ``backed`` by the file.
+    """X, a layer or ``.raw`` of an open .h5ad file, in memory or ``backed`` by the file.
 
     Raises:
         UserError: it is not there, or it is backed and stored by columns.
@@ -143,9 +146,11 @@ def stored_matrix(file: Any, layer: str | None, *, backed: bool, where: str) -> 
     from anndata.io import read_elem
 
     layers = list(file["layers"]) if "layers" in file else []
-    stored = file.get("X") if layer is None else file["layers"][layer] if layer in layers else None
+    raw = "raw" in file and "X" in file["raw"]
+    place = "X" if layer is None else "raw/X" if is_raw(layer, layers) and raw else f"layers/{layer}"
+    stored = file.get(place)
     if stored is None or stored.attrs.get("encoding-type") == "null":
-        raise UserError(_no_matrix(where.split(", layer ")[0], layer, layers))
+        raise UserError(_no_matrix(where.split(", layer ")[0], layer, layers, raw=raw))
     if not backed:
         return as_rows(stored if isinstance(stored, h5py.Dataset) else read_elem(stored), copy=False)
     if stored.attrs.get("encoding-type") == "csc_matrix":
@@ -156,14 +161,30 @@ def stored_matrix(file: Any, layer: str | None, *, backed: bool, where: str) -> 
 
 
 def held_matrix(data: Any, layer: str | None) -> CellMatrix:
-    """X, or a layer, of an AnnData object. Raises UserError where it is not there."""
-    matrix = data.X if layer is None else data.layers.get(layer)
+    """X, a layer or ``.raw`` of an AnnData object, on the disk where it is backed.
+
+    Raises UserError where it is not there.
+    """
+    if layer is not None and is_raw(layer, data.layers) and data.raw is not None:
+        matrix = data.raw.X
+    else:
+        matrix = data.X if layer is None else data.layers.get(layer)
     if matrix is None:
-        raise UserError(_no_matrix("the AnnData object", layer, list(data.layers)))
-    return as_rows(matrix)
+        raise UserError(_no_matrix("the AnnData object", layer, list(data.layers), raw=data.raw is not None))
+    if getattr(matrix, "format", "") == "csr" and hasattr(matrix, "group"):
+        return OnDisk(matrix.group)
+    if hasattr(matrix, "to_memory"):  # backed, by columns
+        matrix = matrix.to_memory()
+    return OnDisk(matrix) if hasattr(matrix, "id") and hasattr(matrix, "file") else as_rows(matrix)
 
 
-def _no_matrix(where: str, layer: str | None, layers: list[str]) -> str:
+def is_raw(layer: str | None, layers: Iterable[str]) -> bool:
+    """Whether ``layer`` means ``.raw``, as no layer is called so."""
+    return layer == RAW and RAW not in layers
+
+
+def _no_matrix(where: str, layer: str | None, layers: list[str], *, raw: bool) -> str:
+    layers = [*layers, *([RAW] if raw and RAW not in layers else [])]
     if layer is None:
         return f"{where} has no X" + (f"; choose a layer from {', '.join(layers)}" if layers else "; it has no cells")
     fix = did_you_mean(layer, layers) if layers else "; it has none, leave layer out"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -12,27 +11,28 @@ from torch import Tensor
 
 from advect.core.errors import optional_import
 from advect.core.random import CounterRng, Stream, stream_seed
+from advect.core.registry import register
 from advect.core.types import Conditions, DataSpec
 from advect.data.base import Split
 from advect.data.cells.conditions import CellSplit
 from advect.data.cells.transform import Chain, Components, Expression
-from advect.data.cells.write import count_noise, write_h5ad
+from advect.data.cells.write import CellsMetadata, count_noise, write_h5ad
 from advect.data.modality import DISTANCES, Modality
 from advect.data.transforms import Transform
-from advect.data.vectors.modality import Vectors
+from advect.data.vectors.modality import VectorPlots
 from advect.data.vectors.plot import vector_plot
 
 
-class CellsModality(Vectors):
+@register("cells")
+class CellsModality(VectorPlots[CellsMetadata]):
     """Cells, compared as expression: samples.h5ad, in counts or expression as trained."""
 
-    name = "cells"
     usual_preset = "cells"
     metrics = (*DISTANCES, "marginals", "energy_within", "straightness")
 
     space = "expression"
 
-    def __init__(self, spec: DataSpec, transform: Transform, metadata: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, spec: DataSpec, transform: Transform, metadata: CellsMetadata | None = None) -> None:
         super().__init__(spec, transform, metadata)
         self._expression = Expression(**self.metadata["expression"])
 
@@ -40,6 +40,9 @@ class CellsModality(Vectors):
     def components(self) -> Components | None:
         parts = self.transform.parts if isinstance(self.transform, Chain) else ()
         return next((part for part in parts if isinstance(part, Components)), None)
+
+    def describe(self, shape: Sequence[int]) -> str:
+        return f"cells with {shape[0]:,} genes"
 
     def check_output(self, *, individual: bool = False) -> None:
         Modality.check_output(self, individual=individual)
@@ -71,11 +74,8 @@ class CellsModality(Vectors):
         expression = {**self.metadata["expression"], "space": "expression"}
         return self._counted(self.comparable(x), {**self.metadata, "expression": expression}, first, seed)
 
-    def _counted(self, x: Tensor, metadata: Mapping[str, Any], first: int, seed: int) -> Tensor:
+    def _counted(self, x: Tensor, metadata: CellsMetadata, first: int, seed: int) -> Tensor:
         """Cells with molecules counted around x, where x is what components expect."""
         if not metadata.get("counted"):
             return x
         return count_noise(x, metadata, CounterRng(stream_seed(seed, Stream.COUNTS), 0, len(x), start=first))
-
-
-MODALITY = CellsModality

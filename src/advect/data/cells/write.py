@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -20,7 +20,22 @@ from advect.data.cells.conditions import Column
 from advect.data.cells.transform import Expression, Space
 
 
-def count_noise(x: Tensor, facts: Mapping[str, Any], generator: Generator = None) -> Tensor:
+class CellsMetadata(TypedDict):
+    """What :func:`write_h5ad` needs beside samples, as JSON.
+
+    ``space`` is "expression" or "counts"; ``counted``: molecules are counted around samples; ``expression``: arguments
+    of :class:`Expression`; ``library_quantiles`` of the sums of counts of training cells; tables ``var`` and ``obs``.
+    """
+
+    space: Space
+    counted: bool
+    expression: dict[str, Any]
+    library_quantiles: list[float]
+    var: dict[str, Any]
+    obs: dict[str, Any]
+
+
+def count_noise(x: Tensor, facts: CellsMetadata, generator: Generator = None) -> Tensor:
     """Cells (B, D) with counted molecules, whose expected expression is x (B, D), both in the space of the facts.
 
     Components, and what a flow makes of them, are smooth: they say how much of a gene a cell is expected to show. What
@@ -155,7 +170,7 @@ def obs_table(facts: Mapping[str, Any], conditions: Conditions, count: int, *, f
     return pd.DataFrame(columns, index=pd.Index([f"generated-{first + i}" for i in range(count)]))
 
 
-def to_counts(x: Tensor, facts: Mapping[str, Any], generator: Generator = None) -> Tensor:
+def to_counts(x: Tensor, facts: CellsMetadata, generator: Generator = None) -> Tensor:
     """Counts (B, D) of expression x (B, D), non-negative, and whole where the training counts were.
 
     The library size of each cell is drawn from the 101 stored quantiles of the training cells; without a generator
@@ -174,7 +189,7 @@ def to_counts(x: Tensor, facts: Mapping[str, Any], generator: Generator = None) 
 def write_h5ad(
     path: str | os.PathLike[str],
     x: Tensor,
-    facts: Mapping[str, Any],
+    facts: CellsMetadata,
     *,
     conditions: Conditions | None = None,
     space: Space | None = None,

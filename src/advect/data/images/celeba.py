@@ -75,10 +75,10 @@ class CelebA(Dataset):
         labels = _attributes(folder, attributes, store) if attributes else {}
         train, rest = (np.flatnonzero(parts == _PARTS[part]) for part in ("train", held_out))
         self.unreadable = Unreadable(len(store)) if skip_unreadable else None
-        conditions = {name: category(values[train], _NO_YES) for name, values in labels.items()}
+        conditions = {name: category(values[train], _NO_YES, (-1, 1)) for name, values in labels.items()}
         super().__init__(
             name="celeba",
-            spec=DataSpec(shape=decoder.shape, kind="image", conditions=dict(conditions)),
+            spec=DataSpec(shape=decoder.shape, modality="image", conditions=dict(conditions)),
             transform=PIXELS,
             train=ImageSplit(store, train, labels, decoder, flip=horizontal_flip, unreadable=self.unreadable),
             held_out=ImageSplit(store, rest, labels, decoder, unreadable=self.unreadable),

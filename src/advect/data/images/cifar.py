@@ -13,10 +13,9 @@ import numpy as np
 from advect.core.errors import UserError
 from advect.core.registry import register
 from advect.core.types import DataSpec
-from advect.data.base import Dataset, Detected, Rows, category, fingerprint
+from advect.data.base import ArraySplit, Dataset, Detected, Rows, category, fingerprint
 from advect.data.images.folder import PIXELS
 from advect.data.images.stores import require_folder
-from advect.data.splits import PixelSplit
 
 
 class _RefusedError(Exception):
@@ -152,13 +151,13 @@ class Cifar(Dataset):
         names = {name: _names(folder, layout, name) for name in wanted}
         train = _join([_read(folder / name, layout, names) for name in layout.train])
         test = _read(folder / layout.test, layout, names)
-        conditions = {name: category(train.labels[name], names[name]) for name in wanted}
+        conditions = {name: category(train.labels[name], names[name], range(len(names[name]))) for name in wanted}
         super().__init__(
             name="cifar10" if layout.labels == ("label",) else "cifar100",
-            spec=DataSpec(shape=(3, 32, 32), kind="image", conditions=dict(conditions)),
+            spec=DataSpec(shape=(3, 32, 32), modality="image", conditions=dict(conditions)),
             transform=PIXELS,
-            train=PixelSplit(train.x, np.arange(len(train.x)), train.labels, PIXELS, flip=horizontal_flip),
-            held_out=PixelSplit(test.x, np.arange(len(test.x)), test.labels, PIXELS),
+            train=ArraySplit(train.x, train.labels, PIXELS, flip=horizontal_flip),
+            held_out=ArraySplit(test.x, test.labels, PIXELS),
             fingerprint=fingerprint(train, test, names),
         )
 

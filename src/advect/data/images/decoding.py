@@ -15,11 +15,12 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 @dataclass(frozen=True, kw_only=True)
 class Decoder:
-    """Decodes PNG, JPEG, WebP and BMP to (channels, H, W) uint8, in any thread.
+    """Decodes what Pillow reads to (channels, H, W) uint8, in any thread; of several frames the first.
 
     An image is turned as its EXIF data says, laid on the background where it is transparent and ``channels`` is not
     4, scaled so that its shorter side fits (bicubic, antialiased) and cropped along the other. 16 bits a channel
-    become 8; grey images become colour ones and the other way about (ITU-R BT.601 luma).
+    become 8. Real numbers, as in some TIFFs, are 0 for black to 1 for white; images beyond are refused, as are whole
+    numbers of 32 bits. Grey images become colour ones and the other way about (ITU-R BT.601 luma).
 
     Args:
         image_size: height and width in pixels, >= 1; one number is both.
@@ -75,19 +76,34 @@ class Decoder:
             # A JPEG decoder that halves while it decodes is several times faster; twice the size keeps the quality.
             image.draft(None, (int(wanted), int(wanted)))
             window = None if self.window is None else self.window * image.width / full
-            image = self._flatten(ImageOps.exif_transpose(image))
+            image = self._flatten(ImageOps.exif_transpose(image), image.format)
         box = _box(image.size, (width, height), window, place)
         image = image.resize((width, height), Image.Resampling.BICUBIC, box=box)
         return np.asarray(image).reshape(height, width, self.channels).transpose(2, 0, 1)
 
-    def _flatten(self, image: Image.Image) -> Image.Image:
+    def _flatten(self, image: Image.Image, image_format: str | None) -> Image.Image:
         """The image in 8 bits a channel, laid on the background where it is transparent."""
-        if image.mode.startswith("I"):  # 16-bit grey, which Pillow would cut off at 255
-            image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+        if image.mode[0] in "IF":  # 16-bit grey, which Pillow would cut off at 255, or real numbers
+            image = Image.fromarray(_eight_bits(image.mode, image_format, np.asarray(image)))
         if image.has_transparency_data and self.channels != 4:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, self.background), image)
         return image.convert(_MODES[self.channels])
+
+
+def _eight_bits(mode: str, image_format: str | None, values: np.ndarray) -> np.ndarray:
+    """Grey values (H, W) of Pillow's modes I (32 bits), I;16 and F (real numbers) as uint8.
+
+    Raises ValueError where the values of black and white are not known.
+    """
+    low, high = float(values.min()), float(values.max())
+    if mode == "F":
+        if not (low >= 0 and high <= 1):  # also for NaN
+            raise ValueError(f"its real numbers lie in {low:g} to {high:g}, not 0 to 1; save it with 8 or 16 bits")
+        return (values * 255).round().astype(np.uint8)
+    if mode == "I" and (image_format not in ("PNG", "PPM") or not 0 <= low <= high <= 65535):
+        raise ValueError(f"its 32-bit whole numbers, {low:g} to {high:g}, have no known white; save it with 16 bits")
+    return (values // 257).astype(np.uint8)
 
 
 def _box(

@@ -25,7 +25,7 @@ from advect.core.registry import arguments, register
 from advect.core.types import Batch, DataSpec
 from advect.data.base import Dataset, Detected, Preview, Split, category, check_share
 from advect.data.images.decoding import Decoder
-from advect.data.images.stores import SUFFIXES, ImageStore, holds_images, open_store, starts_like_image
+from advect.data.images.stores import ImageStore, describe_left_out, holds_images, open_store, starts_like_image
 from advect.data.splits import split_by_content
 from advect.data.transforms import PixelScale
 
@@ -105,7 +105,8 @@ class ImageFolder(Dataset):
     give the same splits, pixels and fingerprint, wherever they lie.
 
     Args:
-        data_dir: the folder or archive; files count by their suffix, in any case: png, jpg, jpeg, webp, bmp.
+        data_dir: the folder or archive. Pictures are what has a suffix of one, in any case, or begins like one; other
+            files are counted and left out.
         image_size: height and width in pixels, >= 1; one number is both.
         channels: 3 for colour, 1 for grey, 4 for colour with its alpha.
         crop: the side in pixels of a square to cut from the centre before scaling; None takes all.
@@ -183,8 +184,9 @@ class ImageFolder(Dataset):
         store = open_store(data_dir)
         if not len(store):
             raise UserError(
-                f"data_dir {str(data_dir)!r} holds no image; put {', '.join(SUFFIXES)} files in it or below it"
+                f"data_dir {str(data_dir)!r} holds no image; put pictures in it or below it, such as .png or .jpg"
             )
+        note_left_out(data_dir, store)
         self.unreadable = Unreadable(len(store)) if skip_unreadable else None
         digests = content_digests(store, self.unreadable)
         own = official_split(store.names) if held_out is None else None
@@ -195,7 +197,7 @@ class ImageFolder(Dataset):
             name="image-folder",
             spec=DataSpec(
                 shape=decoder.shape,
-                kind="image",
+                modality="image",
                 conditions={} if classes is None else {"label": category(classes.labels[train], classes.names)},
             ),
             transform=PIXELS,
@@ -223,6 +225,12 @@ def _usual_size(store: ImageStore) -> int:
         except Exception:  # whatever a damaged file leads Pillow to; training names it
             continue
     return max(4, min(_LARGEST, int(statistics.median(sides)) // 4 * 4)) if sides else _LARGEST
+
+
+def note_left_out(place: object, store: ImageStore) -> None:
+    """Say once what was left out of a store."""
+    if store.left_out:
+        logger.info(f"note: {place}: {describe_left_out(store.left_out)}")
 
 
 class Unreadable(dict[str, str]):
@@ -272,6 +280,14 @@ class ImageSplit(Split):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def files(self) -> ImageSplit:
+        return self
+
+    def at(self, rows: np.ndarray) -> ImageSplit:
+        """The images at these rows (n,) of the store, without labels."""
+        return ImageSplit(self.store, rows, {}, self.decoder)
 
     @property
     def names(self) -> list[str]:

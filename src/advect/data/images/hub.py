@@ -18,7 +18,7 @@ from advect.data.images.decoding import Decoder
 from advect.data.images.folder import PIXELS, ImageSplit, Unreadable, content_digests, one_line
 from advect.data.images.stores import ImageStore
 from advect.data.splits import fingerprint_of, split_by_content
-from advect.data.tables.dataset import parquet_fields
+from advect.data.tables.files import parquet_fields
 
 _HELD_OUT = ("test", "validation", "valid", "val")
 
@@ -99,10 +99,13 @@ class HubImages(Dataset):
         found = {name: _classes(title, column, tables) for name, column in columns.items()}
         labels = {name: numbers for name, (numbers, _) in found.items()}
         names = {name: values for name, (_, values) in found.items()}
-        specs = {name: _category(numbers[train], names[name]) for name, numbers in labels.items()}
+        specs = {
+            name: _category(numbers[train], names[name], numbered=_is_numbered(tables[0].features[columns[name]]))
+            for name, numbers in labels.items()
+        }
         super().__init__(
             name=Path(title).name,
-            spec=DataSpec(shape=decoder.shape, kind="image", conditions=dict(specs)),
+            spec=DataSpec(shape=decoder.shape, modality="image", conditions=dict(specs)),
             transform=PIXELS,
             train=ImageSplit(store, train, labels, decoder, flip=horizontal_flip, unreadable=self.unreadable),
             held_out=ImageSplit(store, rest, labels, decoder, unreadable=self.unreadable),
@@ -132,6 +135,8 @@ class HubStore(ImageStore):
         part = int(np.searchsorted(self._starts, index, side="right")) - 1
         image = self._tables[part][int(index - self._starts[part])][self._column]
         if image is None:
+            raise ValueError("the image is missing")
+        if image["bytes"] is None and not image["path"]:
             raise ValueError("the image is missing")
         return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
 
@@ -214,6 +219,11 @@ def _classes(title: str, column: str, tables: list[Any]) -> tuple[np.ndarray, tu
     return np.array([NULL if v is None else order[v] for v in values], np.int64), tuple(map(str, order))
 
 
-def _category(labels: np.ndarray, names: tuple[str, ...]) -> Category:
+def _is_numbered(feature: Any) -> bool:
+    """Whether a column holds numbers or truth values, to which names are given."""
+    return hasattr(feature, "names") or getattr(feature, "dtype", "") == "bool"
+
+
+def _category(labels: np.ndarray, names: tuple[str, ...], *, numbered: bool) -> Category:
     """The category with the shares of the rows that have a class."""
-    return category(labels[labels != NULL], names)
+    return category(labels[labels != NULL], names, range(len(names)) if numbered else ())

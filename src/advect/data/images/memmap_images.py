@@ -14,12 +14,12 @@ import numpy as np
 from advect.core.errors import UserError
 from advect.core.registry import register
 from advect.core.types import DataSpec
-from advect.data.base import Dataset, Detected, Preview, category, check_share
+from advect.data.base import ArraySplit, Dataset, Detected, Preview, category, check_share
 from advect.data.images.decoding import Decoder
 from advect.data.images.folder import PIXELS, Unreadable, content_digests, files_fingerprint, official_split
 from advect.data.images.packing import MANIFEST, PIXEL_FILE, read_manifest, settings_of
 from advect.data.images.stores import open_store, require_path
-from advect.data.splits import PixelSplit, split_by_content
+from advect.data.splits import split_by_content
 
 logger = logging.getLogger(__name__)
 
@@ -82,12 +82,12 @@ class Packed(Dataset):
             name="image-folder",
             spec=DataSpec(
                 shape=tuple(manifest["shape"][1:]),
-                kind="image",
+                modality="image",
                 conditions={name: category(labels[name][train], values) for name, values in conditions.items()},
             ),
             transform=PIXELS,
-            train=PixelSplit(pixels, train, labels, PIXELS, flip=horizontal_flip),
-            held_out=PixelSplit(pixels, rest, labels, PIXELS),
+            train=ArraySplit(pixels, labels, PIXELS, rows=train, flip=horizontal_flip),
+            held_out=ArraySplit(pixels, labels, PIXELS, rows=rest),
             fingerprint=manifest["fingerprint"],
         )
 

@@ -2,31 +2,64 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from advect.core.errors import UserError
+from advect.core.registry import register
 from advect.core.types import Batch, Category, Conditions
 from advect.data.base import Split
-from advect.data.images.plot import image_grid
-from advect.data.modality import Modality, write_npz
+from advect.data.modality import FINE, EstimatorDefaults, Modality, Verdict, write_npz
+
+GAP, BACKGROUND = 2, 255
+"""Of a grid: pixels between images, and their grey level."""
 
 
+@register("image")
 class Images(Modality):
     """Images (C, H, W): samples.npz with ``x``, and a grid."""
 
-    name = "image"
+    layout = "image"
     usual_preset = "images"
     metrics = ("frechet", "kernel", "manifolds", "class_shares", "straightness")
     online_metrics = ("frechet", "kernel")
     reflow_metrics = ("frechet", "kernel")
-    pair_storage = "bf16"
+    pair_stores = ("bf16", "float32", "uint8")
+    estimator = EstimatorDefaults("unet", 2000, 1e-3)
     shown = 16
     most_plotted = 100
     space = "pixel space"
-    is_image = True
+    value_name = "pixels"
+    feature_networks = True
+    marginals = False
+
+    @classmethod
+    def check_range(cls, *, mean: float, std: float, extreme: float) -> Verdict:
+        if std < 0.1:
+            title = "The images use a small part of the range of pixels: they are nearly uniform"
+            fix = "pixels from 0 to 255, or from 0 to 1 as real numbers; or the right --value-range"
+            return Verdict("problem", title, fix)
+        if not -1.01 <= mean <= 1.01:
+            return Verdict("problem", "The pixels lie outside their range", "the right --value-range")
+        return FINE
+
+    @classmethod
+    def check_constant(cls, share: float) -> Verdict:
+        title = "Some features never change"
+        if share <= 0.5:
+            return Verdict("ok", title)
+        return Verdict("note", title, "crop the images, where it is an empty border")
+
+    def check_output(self, *, individual: bool = False) -> None:
+        pass
+
+    def describe(self, shape: Sequence[int]) -> str:
+        return f"{' x '.join(map(str, shape))} images"
 
     def reference(self, held_out: Split) -> Batch | None:
         """None: a grid shows samples alone."""
@@ -41,8 +74,15 @@ class Images(Modality):
         low, high = self.pixel_range or _range(x)
         return image_grid(x, low, high, columns=values if 2 <= values <= 16 else 8)
 
+    def picture(self, x: Tensor) -> Image.Image:
+        low, high = self.pixel_range or _range(x)
+        pixels = to_bytes(x, low, high)
+        if len(pixels) not in (1, 3, 4):  # channels side by side
+            pixels = pixels.movedim(0, 1).flatten(1)[None]
+        return Image.fromarray((pixels[0] if len(pixels) == 1 else pixels.movedim(0, 2)).numpy())
+
     def write_data(self, x: Tensor, conditions: Conditions, folder: Path, first: int) -> list[Path]:
-        return [write_npz(folder, {"x": x}, conditions)]
+        return [write_npz(folder, {"x": x}, conditions, self.spec)]
 
     @property
     def pixel_range(self) -> tuple[float, float] | None:
@@ -57,4 +97,38 @@ def _range(x: Tensor) -> tuple[float, float]:
     return low, high if low < high else low + 1
 
 
-MODALITY = Images
+def to_bytes(x: Tensor, low: float, high: float) -> Tensor:
+    """Map [low, high] to 0 .. 255 (uint8), values outside to the nearer end and NaN to 0."""
+    if not low < high:
+        raise UserError(f"low must be below high, got {low} and {high}; give the values of black and white")
+    y = (x.detach().cpu().double() - low) * (255 / (high - low))
+    return y.nan_to_num(0, 255, 0).clamp(0, 255).round().to(torch.uint8)
+
+
+def image_grid(
+    x: Tensor, low: float, high: float, *, columns: int = 8, rows: int | None = None, min_pixels: int = 48
+) -> Image.Image:
+    """Arrange x (N, C, H, W), in data units with black at ``low`` and white at ``high``, row by row.
+
+    Images whose longer side is under ``min_pixels`` are enlarged by a whole factor, each pixel to a square.
+    ``rows`` bounds the number of rows. One channel is shown grey and three in colour; any other number of
+    channels side by side. Raises UserError for another shape, no image, or sizes below 1.
+    """
+    if x.ndim != 4 or not len(x):
+        raise UserError(f"x must be images (N, C, H, W) with N >= 1, got shape {tuple(x.shape)}")
+    if columns < 1 or min_pixels < 1 or (rows is not None and rows < 1):
+        raise UserError(f"columns, rows and min_pixels must be at least 1, got {columns}, {rows} and {min_pixels}")
+    x = x if rows is None else x[: rows * columns]
+    y = to_bytes(x, low, high)
+    if y.shape[1] not in (1, 3):
+        y = y.movedim(1, 2).flatten(2)[:, None]
+    scale = math.ceil(min_pixels / max(y.shape[2:]))
+    y = y.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    n, c, h, w = y.shape
+    columns = min(columns, n)
+    rows = math.ceil(n / columns)
+    canvas = torch.full((rows * (h + GAP) + GAP, columns * (w + GAP) + GAP, c), BACKGROUND, dtype=torch.uint8)
+    for i, image in enumerate(y):
+        top, left = GAP + (i // columns) * (h + GAP), GAP + (i % columns) * (w + GAP)
+        canvas[top : top + h, left : left + w] = image.movedim(0, 2)
+    return Image.fromarray((canvas[..., 0] if c == 1 else canvas).numpy())

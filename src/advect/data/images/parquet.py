@@ -17,11 +17,19 @@ from advect.core.registry import register
 from advect.core.types import DataSpec
 from advect.data.base import Dataset, Detected, Preview, category, check_share
 from advect.data.images.decoding import Decoder
-from advect.data.images.folder import PIXELS, Classes, ImageSplit, files_fingerprint, one_line
+from advect.data.images.folder import (
+    PIXELS,
+    Classes,
+    ImageSplit,
+    Unreadable,
+    files_fingerprint,
+    note_left_out,
+    one_line,
+)
 from advect.data.images.stores import ImageStore
 from advect.data.remote import File, list_files
 from advect.data.splits import split_by_content
-from advect.data.tables.dataset import image_columns
+from advect.data.tables.files import image_columns
 
 _KEPT = 10  # row groups in memory: those that training mixes, and the next ones
 
@@ -85,7 +93,10 @@ class ParquetStore(ImageStore):
                 if len(self._kept) > _KEPT:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(group)
-            return self._kept[group][row]
+            content = self._kept[group][row]
+        if not content:
+            raise ValueError("the image is missing")
+        return content
 
     def digest(self, index: int) -> bytes:
         return self.digests[index]
@@ -122,6 +133,10 @@ class ParquetImages(Dataset):
         background: what shows through transparent images.
         held_out: the share kept for measuring, in [0, 1), decided by each image's content.
         cache_dir: for copies of remote files.
+        skip_unreadable: pass over images that cannot be read, and name them; more than 1% of them end the run.
+
+    Attributes:
+        unreadable: the images that could not be read so far, each with the reason.
 
     Raises:
         UserError: see :class:`ParquetStore`; or an argument is out of its range.
@@ -151,25 +166,36 @@ class ParquetImages(Dataset):
         background: str | tuple[int, int, int] = "white",
         held_out: float = 0.05,
         cache_dir: Path | str | None = None,
+        skip_unreadable: bool = True,
     ) -> None:
         check_share(held_out)
         decoder = Decoder(image_size=image_size, channels=channels, background=background)
         store = ParquetStore(data_dir, image=image_column, label=label_column, cache_dir=cache_dir)
+        note_left_out(data_dir, store)
+        self.unreadable = Unreadable(len(store)) if skip_unreadable else None
         train, rest = split_by_content(store.digests, held_out)
         classes = store.classes
         values = {} if classes is None else {"label": classes.labels}
-        split = ImageSplit(store, train, values, decoder, flip=horizontal_flip, random_crop=random_crop)
+        split = ImageSplit(
+            store,
+            train,
+            values,
+            decoder,
+            flip=horizontal_flip,
+            random_crop=random_crop,
+            unreadable=self.unreadable,
+        )
         split.shards = np.diff(np.searchsorted(train, np.cumsum(store.sizes)), prepend=0).tolist()
         super().__init__(
             name="image-parquet",
             spec=DataSpec(
                 shape=decoder.shape,
-                kind="image",
+                modality="image",
                 conditions={} if classes is None else {"label": category(classes.labels[train], classes.names)},
             ),
             transform=PIXELS,
             train=split,
-            held_out=ImageSplit(store, rest, values, decoder),
+            held_out=ImageSplit(store, rest, values, decoder, unreadable=self.unreadable),
             fingerprint=files_fingerprint(store, store.digests),
         )
 

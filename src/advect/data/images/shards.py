@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -21,12 +22,13 @@ from advect.core.registry import register
 from advect.core.types import DataSpec
 from advect.data.base import Dataset, Detected, category, check_share
 from advect.data.images.decoding import Decoder
-from advect.data.images.folder import PIXELS, Classes, ImageSplit, files_fingerprint
-from advect.data.images.stores import ImageStore, is_image, is_tar
+from advect.data.images.folder import PIXELS, Classes, ImageSplit, Unreadable, files_fingerprint, note_left_out
+from advect.data.images.stores import START, ImageStore, is_image, is_tar, is_visible, starts_like_image
 from advect.data.remote import File, is_remote, list_files
 from advect.data.splits import MIDDLE, file_digest, middle_of, split_by_content
 
-_VERSION = 1
+_VERSION = 2
+_METADATA = ("cls", "json", "txt")
 
 
 @dataclass(frozen=True)
@@ -42,19 +44,20 @@ class Member:
 
 def read_index(
     files: Sequence[File], *, cache_dir: str | PathLike[str] | None = None, progress: bool = True
-) -> list[list[Member]]:
-    """The images of each shard in their order, from the kept index where the shard has not changed since.
+) -> list[tuple[list[Member], Counter[str]]]:
+    """The images of each shard in their order, and counts of what else is there, from the kept index where the shard
+    has not changed since.
 
     An index lies beside its shard as ``NAME.index.json``, or in ``cache_dir``; where neither can be written, nowhere.
 
     Raises:
-        UserError: a shard is damaged, has no image, or a sample of it has no image or two.
+        UserError: a shard is damaged, has no image, or a sample of it has two.
     """
     bar = tqdm(files, desc="index", unit="shard", disable=not progress or len(files) < 2)
     return [_index(file, None if cache_dir is None else Path(cache_dir)) for file in bar]
 
 
-def _index(file: File, cache_dir: Path | None) -> list[Member]:
+def _index(file: File, cache_dir: Path | None) -> tuple[list[Member], Counter[str]]:
     stamp = [_VERSION, file.size]
     if not is_remote(file.address):
         stamp.append(Path(file.address).stat().st_mtime_ns)
@@ -66,40 +69,46 @@ def _index(file: File, cache_dir: Path | None) -> list[Member]:
         try:
             kept = json.loads(place.read_text(encoding="utf-8"))
             if kept["stamp"] == stamp:
-                return [Member(**member) for member in kept["members"]]
+                return [Member(**member) for member in kept["members"]], Counter(kept["left_out"])
         except (OSError, ValueError, KeyError, TypeError):
             continue
-    members = scan(file)
+    members, left_out = scan(file)
+    text = json.dumps({"stamp": stamp, "members": [asdict(m) for m in members], "left_out": left_out})
     for place in places:
         try:
-            atomic_write_text(place, json.dumps({"stamp": stamp, "members": [asdict(m) for m in members]}))
+            atomic_write_text(place, text)
             break
         except OSError:
             continue
-    return members
+    return members, left_out
 
 
-def scan(file: File) -> list[Member]:
-    """The images of a shard by one pass over its headers. Raises as :func:`read_index` does."""
+def scan(file: File) -> tuple[list[Member], Counter[str]]:
+    """The images of a shard by one pass over its headers, and counts of what else is there.
+
+    Raises as :func:`read_index` does.
+    """
+    left_out = Counter[str]()
     images: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, str] = {}
+    others: dict[str, str] = {}
     try:
         with file.open() as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
-            keys = []
             for member in archive:
                 folder, _, base = member.name.rpartition("/")
                 stem, _, suffix = base.partition(".")
                 if ".." in member.name.split("/") or member.name.startswith("/"):
                     raise UserError(f"{file.address} has the member {member.name!r}, which leads out; pack it anew")
-                if not member.isfile() or not stem:
+                if not member.isfile() or not stem or not is_visible(member.name.removeprefix("./")):
                     continue
-                key = f"{folder}/{stem}"
-                keys.append(key)
-                if is_image(member.name):
+                key, suffix = f"{folder}/{stem}", suffix.lower()
+                if is_image(base) or (suffix not in _METADATA and starts_like_image(_start(file, member))):
                     if key in images:
                         raise UserError(f"{file.address} has two images for sample {stem!r}; keep one")
                     images[key] = (member.name, member.offset_data, member.size)
-                elif suffix in ("cls", "json"):
+                else:
+                    others[key] = base
+                if suffix in ("cls", "json"):
                     label = _label(suffix, file.read(member.offset_data, member.size))
                     if label is not None:
                         labels[key] = label
@@ -107,12 +116,16 @@ def scan(file: File) -> list[Member]:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{file.address} is a damaged shard ({error}); copy or download it again") from error
-    for key in keys:
+    for key, base in others.items():
         if key not in images:
-            raise UserError(f"{file.address} has no image for sample {key.lstrip('/')!r}; pack the shard again")
+            left_out[f"{base.partition('.')[2].lower() or 'no suffix'} of no picture"] += 1
     if not images:
         raise UserError(f"{file.address} holds no image; name the right shards")
-    return [_member(file, key, *place, labels.get(key)) for key, place in images.items()]
+    return [_member(file, key, *place, labels.get(key)) for key, place in images.items()], left_out
+
+
+def _start(file: File, member: tarfile.TarInfo) -> bytes:
+    return file.read(member.offset_data, min(START, member.size))
 
 
 def _member(file: File, key: str, name: str, offset: int, size: int, label: str | None) -> Member:
@@ -160,7 +173,8 @@ class ShardStore(ImageStore):
     ) -> None:
         addresses = list_files(address, ".tar")
         self._files = [File(name, cache_dir=cache_dir) for name in addresses]
-        indices = read_index(self._files, cache_dir=cache_dir, progress=progress)
+        found = read_index(self._files, cache_dir=cache_dir, progress=progress)
+        indices, self.left_out = [members for members, _ in found], sum((other for _, other in found), Counter[str]())
         self.sizes = [len(index) for index in indices]
         self._shard = np.repeat(np.arange(len(indices)), self.sizes)
         members = [member for index in indices for member in index]
@@ -215,6 +229,10 @@ class Shards(Dataset):
         background: what shows through transparent images.
         held_out: the share kept for measuring, in [0, 1), decided by each image's content.
         cache_dir: see :class:`ShardStore`.
+        skip_unreadable: pass over images that cannot be read, and name them; more than 1% of them end the run.
+
+    Attributes:
+        unreadable: the images that could not be read so far, each with the reason.
 
     Raises:
         UserError: see :class:`ShardStore`; or an argument is out of its range.
@@ -238,26 +256,37 @@ class Shards(Dataset):
         background: str | tuple[int, int, int] = "white",
         held_out: float = 0.05,
         cache_dir: Path | str | None = None,
+        skip_unreadable: bool = True,
     ) -> None:
         check_share(held_out)
         decoder = Decoder(image_size=image_size, channels=channels, background=background)
         store = ShardStore(data_dir, cache_dir=cache_dir)
+        note_left_out(data_dir, store)
+        self.unreadable = Unreadable(len(store)) if skip_unreadable else None
         train, rest = split_by_content(store.digests, held_out)
         classes = store.classes
         values = {} if classes is None else {"label": classes.labels}
-        split = ImageSplit(store, train, values, decoder, flip=horizontal_flip, random_crop=random_crop)
+        split = ImageSplit(
+            store,
+            train,
+            values,
+            decoder,
+            flip=horizontal_flip,
+            random_crop=random_crop,
+            unreadable=self.unreadable,
+        )
         ends = np.cumsum(store.sizes)
         split.shards = np.diff(np.searchsorted(train, ends), prepend=0).tolist()
         super().__init__(
             name="image-shards",
             spec=DataSpec(
                 shape=decoder.shape,
-                kind="image",
+                modality="image",
                 conditions={} if classes is None else {"label": category(classes.labels[train], classes.names)},
             ),
             transform=PIXELS,
             train=split,
-            held_out=ImageSplit(store, rest, values, decoder),
+            held_out=ImageSplit(store, rest, values, decoder, unreadable=self.unreadable),
             fingerprint=files_fingerprint(store, store.digests),
         )
 
@@ -270,7 +299,7 @@ def _classes(members: Sequence[Member], names: Sequence[str]) -> Classes | None:
     if None in labels:
         raise UserError(f"{names[labels.index(None)]} has no .cls and no label in a .json, but others have; add it")
     found = {label for label in labels if label is not None}
-    numeric = all(label.isdigit() for label in found)
-    order = sorted(found, key=int) if numeric else sorted(found)
+    numeric = all(label.isascii() and label.lstrip("-").isdecimal() for label in found)
+    order = sorted(found, key=lambda label: (int(label), label)) if numeric else sorted(found)
     number = {label: i for i, label in enumerate(order)}
     return Classes(np.array([number[str(label)] for label in labels], np.int64), tuple(order))

@@ -14,18 +14,34 @@ import tempfile
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from advect.core.errors import UserError
 from advect.data.splits import MIDDLE, file_digest, middle_of
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SUFFIXES = frozenset(
+    {
+        *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".jp2"),
+        *(".j2k", ".jpx", ".avif", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".qoi", ".tga", ".ico", ".pcx", ".sgi"),
+        *(".ras", ".psd", ".dds"),
+    }
+)
+"""Suffixes of the pictures that Pillow reads; other files are pictures where they begin like one."""
 
 START = 12
 """How many bytes tell the format of an image."""
 
-_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF", b"BM")
+_STARTS = (
+    *(b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"qoif", b"8BPS"),
+    *(b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"DDS "),
+    *(b"P%d%b" % (kind, space) for kind in range(1, 7) for space in (b"\n", b" ", b"\r", b"\t")),
+)
+_TEXTS = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".md", ".xml", ".html", ".yaml", ".yml", ".cls", ".py", ".npy")
+_SNIFFED = 200
+"""Files without a picture's suffix that are opened to see whether there is a picture at all."""
 
 
 class ImageStore(ABC):
@@ -36,6 +52,8 @@ class ImageStore(ABC):
     """
 
     names: list[str]
+    left_out: Mapping[str, int] = {}
+    """How many files are no pictures, by suffix, or by what else they are."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -64,30 +82,72 @@ class ImageStore(ABC):
 
 
 def starts_like_image(start: bytes) -> bool:
-    """Whether a file with these first bytes is a PNG, JPEG, WebP or BMP, whole or not."""
-    return start.startswith(_STARTS)
+    """Whether a file with these first bytes is a picture of a usual format, whole or not."""
+    if start[:4] == b"RIFF":
+        return start[8:12] == b"WEBP"
+    if start[:2] == b"BM":
+        return start[6:10] == bytes(4)  # reserved, and text has other letters there
+    return start.startswith(_STARTS) or start[4:12] in (b"ftypavif", b"ftypavis")
+
+
+def is_visible(name: str) -> bool:
+    """Whether neither a name with "/" nor a folder above it starts with a dot, or is what macOS adds to archives."""
+    return not any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 
 def is_image(name: str) -> bool:
-    """Whether a name with "/" ends like an image's; names that start with a dot, and all below them, do not count."""
-    return name.lower().endswith(SUFFIXES) and not any(part.startswith(".") for part in PurePosixPath(name).parts)
+    """Whether a visible name with "/" ends like an image's."""
+    return PurePosixPath(name).suffix.lower() in SUFFIXES and is_visible(name)
+
+
+def pick_images(names: Iterable[str], start: Callable[[str], bytes]) -> tuple[list[str], Counter[str]]:
+    """The sorted names of pictures, by suffix or by their first bytes ``start(name)``, and counts of other files."""
+    found, left_out = [], Counter[str]()
+    for name in filter(is_visible, names):
+        if is_image(name) or _begins_like_image(name, start):
+            found.append(name)
+        else:
+            left_out[PurePosixPath(name).suffix.lower() or "no suffix"] += 1
+    return sorted(found), left_out
+
+
+def _begins_like_image(name: str, start: Callable[[str], bytes]) -> bool:
+    if PurePosixPath(name).suffix.lower() in _TEXTS:
+        return False
+    try:
+        return starts_like_image(start(name))
+    except (OSError, ValueError):
+        return False
+
+
+def describe_left_out(left_out: Mapping[str, int]) -> str:
+    """Counts of files that are no pictures, in words; empty without any."""
+    total = sum(left_out.values())
+    kinds = ", ".join(f"{name} {count:,}" for name, count in Counter(left_out).most_common(5))
+    return f"{total:,} file{'s are' if total > 1 else ' is'} left out as no picture ({kinds})" if total else ""
 
 
 def holds_images(path: Path) -> bool:
     """Whether there is an image in a folder or below it, or in a zip or tar; the search ends at the first."""
+    others: list[Path] = []
     if path.is_dir():
         for folder, folders, files in os.walk(path):
             folders[:] = [name for name in folders if not name.startswith(".")]
             if any(is_image(name) for name in files if not Path(folder, name).is_dir()):
                 return True
-        return False
+            others += [Path(folder, name) for name in files[: _SNIFFED - len(others)]]
+        return any(
+            is_visible(path.name) and _begins_like_image(path.name, lambda _, p=path: _start(p)) for path in others
+        )
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                return any(is_image(name) for name in archive.namelist())
+                return any(map(is_image, archive.namelist())) or bool(len(ZipStore(path)))
         if is_tar(path):
             with tarfile.open(path) as archive:
-                return any(is_image(member.name.removeprefix("./")) for member in archive)
+                if any(is_image(member.name.removeprefix("./")) for member in archive):
+                    return True
+            return bool(len(TarStore(path)))
     except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError):
         return True  # it is an archive, though a damaged one: whoever opens it says so
     return False
@@ -123,7 +183,8 @@ class FolderStore(ImageStore):
     """The image files of a folder and its sub-folders."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.names = root, find_images(root)
+        self.root = root
+        self.names, self.left_out = find_images(root)
 
     def title(self, index: int) -> str:
         return str(self.root / self.names[index])
@@ -135,8 +196,7 @@ class FolderStore(ImageStore):
         return (self.root / self.names[index]).read_bytes()
 
     def start(self, index: int) -> bytes:
-        with (self.root / self.names[index]).open("rb", buffering=0) as file:
-            return file.read(START)
+        return _start(self.root / self.names[index])
 
     def digest(self, index: int) -> bytes:
         with (self.root / self.names[index]).open("rb", buffering=0) as file:
@@ -144,8 +204,15 @@ class FolderStore(ImageStore):
             return file_digest(size, os.pread(file.fileno(), MIDDLE, middle_of(size)))
 
 
-def find_images(root: Path) -> list[str]:
-    """Sorted paths, relative to ``root`` and with "/", of the images below it. Links to folders are followed, once.
+def _start(path: Path) -> bytes:
+    with path.open("rb", buffering=0) as file:
+        return file.read(START)
+
+
+def find_images(root: Path) -> tuple[list[str], Counter[str]]:
+    """Sorted paths, relative to ``root`` and with "/", of the images below it, and counts of other files.
+
+    Links to folders are followed, once.
 
     Raises:
         UserError: a folder cannot be read.
@@ -162,8 +229,8 @@ def find_images(root: Path) -> list[str]:
             continue
         seen.add(place)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        names += [Path(folder, name).relative_to(root).as_posix() for name in files if is_image(name)]
-    return sorted(names)
+        names += [Path(folder, name).relative_to(root).as_posix() for name in files]
+    return pick_images(names, lambda name: _start(root / name))
 
 
 _COMPRESSED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
@@ -207,7 +274,7 @@ class ZipStore(ImageStore):
         self._path = path
         with zipfile.ZipFile(path) as archive:
             members = {_inside(m.filename, path): m for m in archive.infolist() if not m.is_dir()}
-        self.names = sorted(filter(is_image, members))
+            self.names, self.left_out = pick_images(members, lambda name: _zip_start(archive, members[name]))
         self._members = [members[name] for name in self.names]
         for member in self._members:
             if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -247,18 +314,19 @@ class TarStore(ImageStore):
         self._path = path
         self._file = _plain(path)
         places: dict[str, tuple[int, int]] = {}
+        links: dict[str, str] = {}
         with tarfile.open(fileobj=self._file, mode="r:") as archive:
             for member in archive:
                 name = _inside(member.name, path)
                 if member.isfile():
                     places[name] = (member.offset_data, member.size)
-                elif member.islnk() or (member.issym() and is_image(name)):
+                elif member.islnk() or member.issym():
                     folder = "" if member.islnk() else posixpath.dirname(name)
-                    target = posixpath.normpath(posixpath.join(folder, member.linkname))
-                    if target not in places:
-                        raise UserError(f"{path} has {name!r}, a link to {member.linkname!r}, which is not in it")
-                    places[name] = places[target]
-        self.names = sorted(filter(is_image, places))
+                    links[name] = posixpath.normpath(posixpath.join(folder, member.linkname))
+        lost = _follow(links, places)
+        self.names, self.left_out = pick_images(places, lambda name: self._start(places[name]))
+        if lost:
+            self.left_out["links to nothing in it"] = lost
         self._places = [places[name] for name in self.names]
 
     def title(self, index: int) -> str:
@@ -271,13 +339,23 @@ class TarStore(ImageStore):
         return _read_at(self._file, *self._places[index])
 
     def start(self, index: int) -> bytes:
-        offset, size = self._places[index]
-        return _read_at(self._file, offset, min(START, size))
+        return self._start(self._places[index])
+
+    def _start(self, place: tuple[int, int]) -> bytes:
+        return _read_at(self._file, place[0], min(START, place[1]))
 
     def digest(self, index: int) -> bytes:
         offset, size = self._places[index]
         start = middle_of(size)
         return file_digest(size, _read_at(self._file, offset + start, min(MIDDLE, size - start)))
+
+
+def _zip_start(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    try:
+        with archive.open(member) as file:
+            return file.read(START)
+    except (RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:  # encrypted, or damaged
+        raise ValueError(str(error)) from error
 
 
 def _plain(path: Path) -> IO[bytes]:
@@ -293,6 +371,21 @@ def _plain(path: Path) -> IO[bytes]:
         shutil.copyfileobj(content, spool, 1 << 20)
     spool.seek(0)
     return spool
+
+
+def _follow(links: Mapping[str, str], places: dict[str, tuple[int, int]]) -> int:
+    """Give links, whose targets may be links that come later, the places of what they lead to; the count of others."""
+    lost = 0
+    for name, target in links.items():
+        seen = {name}
+        while target in links and target not in places and target not in seen:
+            seen.add(target)
+            target = links[target]
+        if target in places:
+            places[name] = places[target]
+        else:
+            lost += is_visible(name)
+    return lost
 
 
 def _read_at(file: IO[bytes], offset: int, count: int) -> bytes:

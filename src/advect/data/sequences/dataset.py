@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -18,21 +18,35 @@ from advect.core.errors import UserError, optional_import
 from advect.core.registry import register
 from advect.core.types import LENGTH, Condition, Conditions, DataSpec, Length
 from advect.data.arrays import array_header
-from advect.data.base import Dataset, Detected, Preview
+from advect.data.base import ArraySplit, Dataset, Detected, Preview
+from advect.data.repeats import copied
 from advect.data.sequences.files import Ragged, is_sequence_array, is_table, read_arrays, read_steps, step_columns
 from advect.data.sequences.transform import SequenceScale
-from advect.data.splits import MemorySplit, split_groups
+from advect.data.splits import split_groups
 from advect.data.tables.columns import column_from_config
-from advect.data.tables.dataset import is_table_file
+from advect.data.tables.files import is_table_file
 from advect.data.tables.infer_columns import column_values, condition_of
+
+
+class SequenceMetadata(TypedDict):
+    """What :func:`steps_of` makes tables from without the data, as JSON.
+
+    Names of the channels and of the columns of sequences (``id``) and steps (``order``); configurations of the
+    conditions' columns.
+    """
+
+    channels: list[str]
+    id: str
+    order: str
+    conditions: list[dict[str, Any]]
 
 
 @register("sequences")
 class Sequences(Dataset):
     """Sequences (L, C), each channel standardised over real steps, zero in model units after the last one.
 
-    Where lengths differ, the condition ``LENGTH`` tells them, (B,) int64 from 1 to L. Equal sequences, and the windows
-    of one, are never on both sides of the split.
+    Where lengths differ, the condition ``LENGTH`` tells them, (B,) int64 from 1 to L. Copies of a sequence, and the
+    windows of one, are never on both sides of the split.
 
     Args:
         data: an array (N, L, C), a list of (L_i, C), a ``.npy`` or ``.npz`` file (``values``, and ``lengths`` where
@@ -126,16 +140,14 @@ class Sequences(Dataset):
             name=name or (Path(data).name if isinstance(data, str | os.PathLike) else "sequences"),
             spec=DataSpec(x.shape[1:], "sequence", specs),
             transform=transform,
-            train=MemorySplit(x[train], {key: v[train] for key, v in cond.items()}),
-            held_out=MemorySplit(x[rest], {key: v[rest] for key, v in cond.items()}),
+            train=ArraySplit(x, cond, rows=train),
+            held_out=ArraySplit(x, cond, rows=rest),
             fingerprint=_fingerprint(ragged, train),
         )
 
     @property
-    def metadata(self) -> dict[str, Any]:
-        """A JSON object from which :func:`steps_of` makes tables without the data."""
+    def metadata(self) -> SequenceMetadata:
         return {
-            "kind": "sequences",
             "channels": list(self._channels),
             "id": self._keys[0],
             "order": self._keys[1],
@@ -151,13 +163,13 @@ def sequences_of(x: Tensor, cond: Conditions | None) -> list[np.ndarray]:
     return [row[:length] for row, length in zip(whole, cond[LENGTH].tolist(), strict=True)]
 
 
-def steps_of(x: Tensor, cond: Conditions | None, facts: Mapping[str, Any], *, first: int = 0) -> Any:
+def steps_of(x: Tensor, cond: Conditions | None, facts: SequenceMetadata, *, first: int = 0) -> Any:
     """Samples as a pandas DataFrame of one row a step: id from ``first``, step from 0, the conditions, the channels.
 
     Args:
         x: (B, L, C) in data units, what the transform's ``inverse`` gives.
         cond: as networks are given them; a condition that is null or not there comes back as missing.
-        facts: what :meth:`Sequences.facts` said.
+        facts: ``Sequences.metadata``.
 
     Raises:
         UserError: x has other channels, or pandas is not installed.
@@ -190,12 +202,23 @@ def _shorten(ragged: Ragged, max_length: int | None, long: str) -> tuple[Ragged,
     contents = [x.shape[0].to_bytes(8) + (x + 0.0).tobytes() for x in ragged.steps]
     digests = [hashlib.sha256(content).hexdigest() for content in contents]
     groups = np.unique(digests, return_inverse=True)[1].reshape(-1)
+    groups = np.where(copied(_heads(ragged.steps), groups), groups, len(groups) + np.arange(len(groups)))
+    groups = np.unique(groups, return_inverse=True)[1].reshape(-1)
     if max_length is None or long == "truncate":
         return ragged, groups
     owner = np.repeat(np.arange(len(ragged.steps)), [-(-len(x) // max_length) for x in ragged.steps])
     steps = [x[i : i + max_length] for x in ragged.steps for i in range(0, len(x), max_length)]
     conditions = {key: (column, values[owner]) for key, (column, values) in ragged.conditions.items()}
     return replace(ragged, steps=steps, conditions=conditions), groups[owner]
+
+
+def _heads(steps: list[np.ndarray], values: int = 256) -> np.ndarray:
+    """The first values of each sequence (N, K), NaN after its end."""
+    width = min(max(x.size for x in steps), values)
+    heads = np.full((len(steps), width), np.nan)
+    for row, x in zip(heads, steps, strict=True):
+        row[: x.size] = x.reshape(-1)[:width]
+    return heads
 
 
 def _conditions(

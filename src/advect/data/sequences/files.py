@@ -18,7 +18,7 @@ from torch import Tensor
 from advect.core.errors import UserError, did_you_mean, optional_import
 from advect.data.arrays import array_header
 from advect.data.tables.columns import Categories, Column, Number
-from advect.data.tables.dataset import CSV, PARQUET, read_table
+from advect.data.tables.files import CSV, PARQUET, read_table
 from advect.data.tables.infer_columns import read_condition
 from advect.data.tables.scaling import StandardScaling
 

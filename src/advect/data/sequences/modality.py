@@ -2,31 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from advect.core.errors import UserError
+from advect.core.registry import register
 from advect.core.types import LENGTH, Batch, Conditions
+from advect.data.figure import ALARM, OTHERS, SAMPLES, TEXT, new_figure, style, to_image
 from advect.data.modality import Modality, write_npz
-from advect.data.sequences.dataset import steps_of
-from advect.data.sequences.plot import series_plot
-from advect.data.tables.dataset import write_table
+from advect.data.sequences.dataset import SequenceMetadata, steps_of
+from advect.data.tables.files import write_table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ROWS, COLUMNS, CHANNELS = 4, 4, 4
+WIDTH, ROW, MARGIN = 1024, 165, 60
+LINES: tuple[tuple[str, Any], ...] = ((SAMPLES, "-"), (OTHERS[0], "--"), (OTHERS[1], "-."), (OTHERS[2], ":"))
 
 
-class SequencesModality(Modality):
+@register("sequence")
+class SequencesModality(Modality[SequenceMetadata]):
     """Sequences (L, C): samples.npz with ``values`` and ``lengths``, and, with pandas, samples.csv of steps."""
 
-    name = "sequence"
+    layout = "sequence"
     usual_preset = "sequences"
     shown = 3
     trajectories = 4
 
+    def describe(self, shape: Sequence[int]) -> str:
+        steps, channels = shape
+        return f"sequences of up to {steps:,} steps in {channels:,} channel{'s' * (channels != 1)}"
+
     def write_data(self, x: Tensor, conditions: Conditions, folder: Path, first: int) -> list[Path]:
         named = {name: value for name, value in conditions.items() if name != LENGTH}
         arrays = {"values": x, **({"lengths": conditions[LENGTH]} if LENGTH in conditions else {})}
-        files = [write_npz(folder, arrays, named)]
+        files = [write_npz(folder, arrays, named, self.spec)]
         if find_spec("pandas") is not None:
             channels = [f"value_{i}" for i in range(x.shape[2])]
             plain = {"channels": channels, "id": "id", "order": "step", "conditions": []}
@@ -43,4 +60,82 @@ class SequencesModality(Modality):
         return series_plot(x, conditions.get(LENGTH), reference.x1, real, names=names)
 
 
-MODALITY = SequencesModality
+def series_plot(
+    x: Tensor,
+    lengths: Tensor | None = None,
+    reference: Tensor | None = None,
+    reference_lengths: Tensor | None = None,
+    *,
+    names: Sequence[str] = (),
+) -> Image.Image:
+    """Draw the first of the sequences x (N, L, C), on the left, beside the first of ``reference`` (M, L, C).
+
+    All plots have the same axes, which span the data, or the samples without any. Up to eight of each are drawn, or
+    sixteen samples without data, and of their channels the first four, which ``names`` (C) names. Steps from
+    ``lengths`` (N,) on are padding and left out. Raises UserError for another shape.
+    """
+    for value, argument in ((x, "x"), (reference, "reference")):
+        if value is not None and (value.ndim != 3 or not value.numel()):
+            raise UserError(f"{argument} must be sequences (N, L, C), got shape {tuple(value.shape)}")
+    samples = _cut(x, lengths, ROWS * COLUMNS)
+    data = [] if reference is None else _cut(reference, reference_lengths, ROWS * COLUMNS // 2)
+    if data:
+        samples = samples[: ROWS * COLUMNS // 2]
+    half = COLUMNS // 2
+    rows = max(-(-len(samples) // (half if data else COLUMNS)), -(-len(data) // half))
+    figure = new_figure(WIDTH, ROW * rows + MARGIN)
+    grid = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False)
+    own, real = (grid[:, :half], grid[:, half:]) if data else (grid, grid[:, :0])
+    for places, lines in ((own, samples), (real, data)):
+        for i, axes in enumerate(places.flat):
+            _draw(axes, lines[i] if i < len(lines) else None)
+    low, high = _range(data or samples)
+    grid[0, 0].set(xlim=(0, max(x.shape[1] - 1, 1)), ylim=(low, high))
+    figure.supxlabel("step", fontsize=7, color=TEXT)
+    for places, title in ((own, "samples"), (real, "data")):
+        if places.size:
+            places[0, 0].set_title(title, fontsize=8, color=TEXT, loc="left", fontweight="bold")
+    _legend(figure, x.shape[2], names)
+    lost = int((~np.array([np.isfinite(line).all() for line in _cut(x, lengths, len(x))])).sum())
+    if lost:
+        grid[0, 1].set_title(f"{lost} of {len(x)} are not finite", fontsize=7, color=ALARM)
+    return to_image(figure)
+
+
+def _legend(figure, channels: int, names: Sequence[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    if channels == 1:
+        return
+    shown = list(names or [f"channel {i + 1}" for i in range(channels)])[:CHANNELS]
+    lines = [Line2D([], [], color=c, linestyle=s, linewidth=1.2) for c, s in LINES[: len(shown)]]
+    title = f"the first {CHANNELS} of {channels} channels:" if channels > CHANNELS else None
+    figure.legend(
+        lines, shown, loc="outside upper right", ncols=CHANNELS, fontsize=6.5, frameon=False, title=title,
+        title_fontsize=6.5, labelcolor=TEXT,
+    )  # fmt: skip
+
+
+def _cut(x: Tensor, lengths: Tensor | None, count: int) -> list[np.ndarray]:
+    """The first of x (N, L, C) without padding, (L_i, at most 4)."""
+    whole = x[:count, :, :CHANNELS].detach().cpu().double().numpy()
+    ends = [x.shape[1]] * len(whole) if lengths is None else lengths[: len(whole)].tolist()
+    return [line[:end] for line, end in zip(whole, ends, strict=True)]
+
+
+def _draw(axes: Axes, line: np.ndarray | None) -> None:
+    style(axes)
+    if line is None:
+        axes.set_axis_off()
+        return
+    for values, (colour, dash) in zip(line.T, LINES, strict=False):
+        axes.plot(values, color=colour, linestyle=dash, linewidth=1.1, marker="." if len(values) == 1 else None)
+
+
+def _range(lines: list[np.ndarray]) -> tuple[float, float]:
+    """The values that all plots span, with a little room."""
+    values = np.concatenate([line.ravel() for line in lines])
+    values = values[np.isfinite(values)]
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
+    room = 0.12 * (high - low) or 1.0
+    return low - room, high + room

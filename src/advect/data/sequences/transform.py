@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.data.transforms import Standardize, Transform
+from advect.data.transforms import Standardize, Transform, needs_float64
 
 
 @dataclass(frozen=True)
@@ -53,18 +53,30 @@ class SequenceScale(Transform):
         """Mean and deviation, (2, C) float64."""
         return torch.tensor([self.mean, self.std], dtype=torch.float64)
 
+    @cached_property
+    def wide(self) -> bool:
+        """Whether data units are float64."""
+        return needs_float64(self.mean, self.std)
+
     def forward(self, x: Tensor) -> Tensor:
         mean, std = self._moments.to(x.device)
         return torch.nan_to_num((x.double() - mean) / std, nan=0.0).float()
 
     def inverse(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Model units (B, L, C) to data units; steps from ``lengths`` (B,) on are 0 where those are given."""
-        mean, std = self._moments.to(x.device, torch.float32)
-        y = torch.addcmul(mean, x.float(), std)
+        dtype = torch.float64 if self.wide else torch.float32
+        mean, std = self._moments.to(x.device, dtype)
+        y = torch.addcmul(mean, x.to(dtype), std)
         if lengths is None:
             return y
         real = torch.arange(x.shape[1], device=x.device) < lengths.to(x.device)[:, None]
         return torch.where(real[..., None], y, 0.0)
+
+    def centred(self, x: Tensor) -> Tensor:
+        """Data units (B, L, C) less the mean where they are float64; steps of zeros, which are padding, stay."""
+        if not self.wide:
+            return x
+        return torch.where((x == 0).all(-1, keepdim=True), 0.0, x.double() - self._moments[0].to(x.device))
 
     def log_det(self, elements: int) -> float:
         """That of a sample of so many elements, all of its steps real.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError, did_you_mean, optional_import
+from advect.data.tables.arrow import arrow_series
 from advect.data.tables.scaling import Scaling, scaling_from_config
+from advect.data.tables.text import write_number, write_time
 
 ONE_HOT = 50
 """The most categories that get a dimension each; more are written as bits."""
@@ -31,11 +33,15 @@ class Column(ABC):
         name: of the column.
         dtype: the type of its values in a data frame, by name, such as "int64".
         missing: whether values can be missing, for which an extra dimension is 1, and else -1.
+        form: how the values were written, where they were text (advect.data.tables.text).
+        arrow: the Arrow type of values that NumPy has no type for, see :func:`arrow_text`.
     """
 
     name: str
     dtype: str
     missing: bool = False
+    form: Mapping[str, Any] = field(default_factory=dict)
+    arrow: str = ""
     kind: ClassVar[str]
 
     @property
@@ -73,6 +79,10 @@ class Column(ABC):
     def to_series(self, x: np.ndarray) -> Any:
         """Table units (B,), NaN where missing, to a pandas Series of the column's own type and name."""
 
+    def to_text(self, x: np.ndarray) -> Any:
+        """The same as a Series of text as in the column's file, where the values were text; else :meth:`to_series`."""
+        return self.to_series(x)
+
     def to_config(self) -> dict[str, Any]:
         """A JSON object from which :func:`column_from_config` builds an equal column."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -90,7 +100,8 @@ class Number(Column):
         low, high: the smallest and the largest value, in which the way back ends; equal for a constant.
         decimals: the way back is rounded to so many places, or not where None; 0 for whole numbers.
         unit: for times, "D", "s", "ms", "us" or "ns", else "".
-        origin: for times, the units from 1970 to the 0 of the column.
+        origin: for times the units from 1970 to the 0 of the column, for whole numbers beyond 2^53 the least of them.
+        step: for times of Arrow types, how many of their units one of the column is.
     """
 
     scaling: Scaling
@@ -99,6 +110,7 @@ class Number(Column):
     decimals: int | None = None
     unit: str = ""
     origin: int = 0
+    step: int = 1
     kind: ClassVar[str] = "number"
 
     def __post_init__(self) -> None:
@@ -126,15 +138,39 @@ class Number(Column):
     def to_series(self, x: np.ndarray) -> Any:
         pd = optional_import("pandas", "tables")
         absent = np.isnan(x)
+        if self.arrow:
+            return arrow_series(self.arrow, self.dtype, self._exact(x, absent)).rename(self.name)
+        if self.unit and self.form and not self.dtype.startswith("datetime"):
+            return pd.Series(self._words(x, None), name=self.name, dtype=self.dtype)
         if self.unit:
             return _times(pd, x, absent, self).rename(self.name)
         whole = self.dtype.lower().startswith(("int", "uint"))
         if not whole:
             return pd.Series(np.asarray(x, np.float64), name=self.name, dtype=self.dtype)
-        values = pd.array(np.where(absent, 0, x).round().astype(np.int64), dtype=nullable(self.dtype))
+        own = [0 if a else v for v, a in zip(self._exact(x, absent), absent, strict=True)]
+        values = pd.array(np.array(own, self.dtype.lower()), dtype=nullable(self.dtype))
         values[absent] = pd.NA
         series = pd.Series(values, name=self.name)
         return series if absent.any() else series.astype(self.dtype)
+
+    def _exact(self, x: np.ndarray, absent: np.ndarray) -> list[Any]:
+        """Values (B,) as Python numbers, of whole ones exact ones; None where missing."""
+        if self.decimals != 0 or self.dtype.lower().startswith(("float", "double")):
+            return [None if a else float(v) for v, a in zip(x, absent, strict=True)]
+        return [None if a else round(v) * self.step + self.origin for v, a in zip(x.tolist(), absent, strict=True)]
+
+    def _words(self, x: np.ndarray, missing: str | None) -> list[str | None]:
+        """Values (B,) in table units as they were written."""
+        absent = np.isnan(x)
+        exact = self._exact(x, absent)
+        if self.unit:
+            return [missing if v is None else write_time(np.datetime64(v, self.unit), self.form) for v in exact]
+        return [missing if v is None else write_number(v, self.form) for v in exact]
+
+    def to_text(self, x: np.ndarray) -> Any:
+        pd = optional_import("pandas", "tables")
+        words = self._words(x, self.form.get("missing", "")) if self.form else None
+        return self.to_series(x) if words is None else pd.Series(words, name=self.name, dtype=object)
 
 
 def nullable(dtype: str) -> str:
@@ -208,6 +244,8 @@ class Categories(Column):
             values = pd.Categorical.from_codes(where[places], dtype=pd.CategoricalDtype(kinds, ordered=self.ordered))
             return pd.Series(values, name=self.name)
         values = np.array([*self.names, None], object)[places]
+        if self.arrow:
+            return arrow_series(self.arrow, self.dtype, values.tolist()).rename(self.name)
         if absent.any() and self.dtype == "bool":
             return pd.Series(values, name=self.name, dtype="boolean")
         dtype = nullable(self.dtype) if absent.any() and "int" in self.dtype else self.dtype

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,15 +14,23 @@ from torch import Tensor
 from advect.core.errors import UserError, optional_import
 from advect.core.types import LENGTH, NULL, Category, Quantity
 from advect.data.base import category
+from advect.data.tables.arrow import arrow_array, arrow_text, arrow_values
 from advect.data.tables.columns import Categories, Column, Number
 from advect.data.tables.scaling import StandardScaling, require_scaling
+from advect.data.tables.text import as_series, infer_text
 
 EXACT = 2**53
 """The largest whole number below which float64 has all."""
 
 
 def read_column(
-    series: Any, train: np.ndarray | None, *, scaling: str, categorical: bool
+    series: Any,
+    train: np.ndarray | None,
+    *,
+    scaling: str,
+    categorical: bool,
+    form: Mapping[str, Any] | None = None,
+    date_order: str = "auto",
 ) -> tuple[Column, np.ndarray]:
     """The column that a series is, and its values (N,) in table units, float64, NaN where missing.
 
@@ -28,6 +39,8 @@ def read_column(
         train: (N,) bool, the rows to which the scaling is fitted (names, range and decimals follow all); None for all.
         scaling: "quantile" or "standard".
         categorical: take numbers for categories.
+        form: how the values were written, where they come from a file of text.
+        date_order: of dates that are text, see :func:`advect.data.tables.text.infer_text`.
 
     Raises:
         UserError: there are no values, or infinite ones, or ones of a type that no column has, or a text in each row
@@ -45,19 +58,58 @@ def read_column(
     if not series.notna().any():
         raise UserError(f"column {name!r} has no values; leave it out with drop=({name!r},), --drop {name}")
     types = pd.api.types
+    if (array := arrow_array(series)) is not None:
+        return _read_arrow(pd, series, array, train, scaling, categorical, date_order)
     if types.is_datetime64_any_dtype(series.dtype):
-        return _read_times(series, train, scaling)
+        return _read_times(series, train, scaling, str(series.dtype), form)
     if types.is_bool_dtype(series.dtype) or isinstance(series.dtype, pd.CategoricalDtype):
         return _read_categories(series, str(series.dtype))
     if types.is_numeric_dtype(series.dtype) and not types.is_complex_dtype(series.dtype):
-        return _read_categories(series, str(series.dtype)) if categorical else _read_numbers(series, train, scaling)
+        return (
+            _read_categories(series, str(series.dtype)) if categorical else _read_numbers(series, train, scaling, form)
+        )
     if types.is_object_dtype(series.dtype) or types.is_string_dtype(series.dtype):
-        return _read_objects(pd, series, train, scaling, categorical)
+        return _read_objects(series, train, scaling, categorical, date_order)
     raise UserError(f"column {name!r} has the type {series.dtype}, which a table cannot hold; drop or convert it")
 
 
+def _read_arrow(
+    pd: Any,
+    series: Any,
+    array: Any,
+    train: np.ndarray | None,
+    scaling: str,
+    categorical: bool,
+    date_order: str,
+) -> tuple[Column, np.ndarray]:
+    """A column of an Arrow type, or of Python objects that have one."""
+    kind, values, step, decimals = arrow_values(series.name, array)
+    about: dict[str, Any] = {"arrow": arrow_text(array.type)}
+    if kind == "text" or (categorical and kind == "number" and not step):
+        plain = pd.Series(values, name=series.name, dtype=object)
+        if kind == "text":
+            column, found = _read_objects(plain, train, scaling, categorical, date_order)
+        else:
+            column, found = _read_categories(plain, "object")
+        if isinstance(column, Number):
+            return replace(column, dtype=str(series.dtype)), found
+        return replace(column, dtype=str(series.dtype), **about), found
+    if kind == "real":
+        numbers = np.array([np.nan if v is None else v for v in values], np.float64)
+        places = _decimals(numbers) if decimals is None else decimals
+        return _number(series.name, str(series.dtype), numbers, train, scaling, places, **about), numbers
+    there = [v for v in values if v is not None]
+    origin = min(there) if step or max(map(abs, there)) >= EXACT else 0
+    step = max(math.gcd(*(v - origin for v in there)), 1) if step else 1
+    numbers = np.array([np.nan if v is None else (v - origin) // step for v in values], np.float64)
+    if np.nanmax(np.abs(numbers)) >= EXACT:
+        raise UserError(f"column {series.name!r} spans more than 2^53 units, which no float64 holds; make it coarser")
+    about |= {"origin": origin, "step": step}
+    return _number(series.name, str(series.dtype), numbers, train, scaling, 0, **about), numbers
+
+
 def _read_objects(
-    pd: Any, series: Any, train: np.ndarray | None, scaling: str, categorical: bool
+    series: Any, train: np.ndarray | None, scaling: str, categorical: bool, date_order: str
 ) -> tuple[Column, np.ndarray]:
     present = series.dropna()
     kinds = sorted({type(value).__name__ for value in present})
@@ -66,13 +118,10 @@ def _read_objects(
     if kinds != ["str"]:
         raise UserError(f"column {series.name!r} holds {' and '.join(kinds)} among its values; make them one type")
     if not categorical:
-        # Dates in CSV are text; ISO 8601 alone, as 03/04/2020 can be read in two ways.
-        try:
-            parsed = pd.to_datetime(series, format="ISO8601")
-        except (ValueError, TypeError):
-            parsed = None
-        if parsed is not None and pd.api.types.is_datetime64_any_dtype(parsed.dtype):
-            return _read_times(parsed, train, scaling)
+        words = np.array([None if a else v for v, a in zip(series, series.isna(), strict=True)], object)
+        read = infer_text(series.name, words, date_order=date_order, only_dates=True, missing=())
+        if read.kind == "time":
+            return _read_times(as_series(read, series.name), train, scaling, str(series.dtype), read.form)
         if len(present) > 2 and present.nunique() == len(present):
             raise UserError(
                 f"column {series.name!r} has another text in each of its {len(present)} rows, as a name or an id has;"
@@ -100,7 +149,9 @@ def _read_categories(series: Any, dtype: str) -> tuple[Column, np.ndarray]:
     return Categories(name=series.name, dtype=dtype, missing=bool(absent.any()), names=names, **extra), values
 
 
-def _read_numbers(series: Any, train: np.ndarray | None, scaling: str) -> tuple[Column, np.ndarray]:
+def _read_numbers(
+    series: Any, train: np.ndarray | None, scaling: str, form: Mapping[str, Any] | None
+) -> tuple[Column, np.ndarray]:
     narrow = {"float16": np.float16, "float32": np.float32}.get(str(series.dtype).lower())
     values = series.to_numpy(narrow or np.float64, na_value=np.nan)
     if narrow:
@@ -113,12 +164,20 @@ def _read_numbers(series: Any, train: np.ndarray | None, scaling: str) -> tuple[
             f" {int(infinite.argmax())}; remove those rows or make them missing"
         )
     whole = str(series.dtype).lower().startswith(("int", "uint"))
+    about: dict[str, Any] = {"form": form} if form else {}
+    if whole and np.nanmax(np.abs(values)) >= EXACT:
+        absent = np.isnan(values)
+        exact = [0 if a else int(v) for v, a in zip(series, absent, strict=True)]
+        origin = min(v for v, a in zip(exact, absent, strict=True) if not a)
+        values = np.array([np.nan if a else v - origin for v, a in zip(exact, absent, strict=True)], np.float64)
+        about["origin"] = origin
     if whole and np.nanmax(np.abs(values)) >= EXACT:
         raise UserError(
             f"column {series.name!r} has whole numbers beyond 2^53, which no float64 holds;"
             f" leave it out with drop=({series.name!r},), --drop {series.name}, or make it text"
         )
-    return _number(series.name, str(series.dtype), values, train, scaling, 0 if whole else _decimals(values)), values
+    decimals = 0 if whole else _decimals(values)
+    return _number(series.name, str(series.dtype), values, train, scaling, decimals, **about), values
 
 
 def _number(
@@ -151,8 +210,9 @@ def _decimals(values: np.ndarray) -> int | None:
     return next((places for places in range(7) if (np.round(present, places) == present).all()), None)
 
 
-def _read_times(series: Any, train: np.ndarray | None, scaling: str) -> tuple[Column, np.ndarray]:
-    dtype = str(series.dtype)
+def _read_times(
+    series: Any, train: np.ndarray | None, scaling: str, dtype: str, form: Mapping[str, Any] | None
+) -> tuple[Column, np.ndarray]:
     absent = series.isna().to_numpy(bool)
     plain = series if getattr(series.dtype, "tz", None) is None else series.dt.tz_convert("UTC").dt.tz_localize(None)
     stamps = plain.to_numpy()
@@ -161,7 +221,27 @@ def _read_times(series: Any, train: np.ndarray | None, scaling: str) -> tuple[Co
     counts = stamps.astype(f"M8[{unit}]").astype(np.int64)
     origin = int(counts[~absent].min())
     values = np.where(absent, np.nan, (counts - origin).astype(np.float64))
-    return _number(series.name, dtype, values, train, scaling, 0, unit=unit, origin=origin), values
+    about: dict[str, Any] = {"unit": unit, "origin": origin} | ({"form": form} if form else {})
+    return _number(series.name, dtype, values, train, scaling, 0, **about), values
+
+
+def number_values(series: Any, column: Number) -> np.ndarray:
+    """A series (N,) of numbers or times in the table units of another one's column, NaN where missing.
+
+    Raises:
+        UserError: it is of another kind.
+    """
+    if not series.notna().any():
+        return np.full(len(series), np.nan)
+    own, values = read_column(series, None, scaling="standard", categorical=False)
+    if not isinstance(own, Number) or bool(own.unit) != bool(column.unit) or bool(own.arrow) != bool(column.arrow):
+        raise UserError(f"column {column.name!r} holds {series.dtype} here, and {column.dtype} in the data fitted")
+    if not column.unit:
+        return (values * own.step + (own.origin - column.origin)) / column.step
+    absent = np.isnan(values)
+    counts = np.where(absent, 0, values).astype(np.int64) + own.origin
+    counts = counts.astype(f"M8[{own.unit}]").astype(f"M8[{column.unit}]").astype(np.int64) - column.origin
+    return np.where(absent, np.nan, counts.astype(np.float64))
 
 
 FEW = 20
@@ -172,7 +252,12 @@ EXAMPLES = 64
 
 
 def read_condition(
-    series: Any, train: np.ndarray | None, *, categorical: bool = False, continuous: bool = False
+    series: Any,
+    train: np.ndarray | None,
+    *,
+    categorical: bool = False,
+    continuous: bool = False,
+    form: Mapping[str, Any] | None = None,
 ) -> tuple[Column, np.ndarray]:
     """A pandas Series as a column fit for :func:`condition_of`, and its values (N,) in table units, NaN where missing.
 
@@ -189,7 +274,8 @@ def read_condition(
     if continuous and (not types.is_numeric_dtype(series.dtype) or types.is_bool_dtype(series.dtype)):
         raise UserError(f"continuous_conditions has {series.name!r}, whose values are {series.dtype}; use conditions")
     few = types.is_integer_dtype(series.dtype) and series.nunique() <= FEW
-    return read_column(series, train, scaling="standard", categorical=categorical or (few and not continuous))
+    names = categorical or (few and not continuous)
+    return read_column(series, train, scaling="standard", categorical=names, form=form)
 
 
 def condition_of(column: Column, values: np.ndarray, train: np.ndarray) -> tuple[Category | Quantity, np.ndarray]:

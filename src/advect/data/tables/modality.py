@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
 
 from advect.core.errors import optional_import
+from advect.core.registry import register
 from advect.core.types import Conditions
 from advect.data.modality import DISTANCES, Modality
-from advect.data.tables.dataset import frame_of, write_table
-from advect.data.vectors.modality import Vectors
+from advect.data.tables.dataset import TableMetadata, frame_of
+from advect.data.tables.files import write_table
+from advect.data.vectors.modality import VectorPlots
 from advect.data.vectors.plot import vector_plot
 
 
-class Tables(Vectors):
+@register("table")
+class Tables(VectorPlots[TableMetadata]):
     """Rows of a table: samples.csv, or .parquet where that was read. Distances are those of scaled columns."""
 
-    name = "table"
     usual_preset = "table"
     metrics = (*DISTANCES, "columns", "straightness")
 
@@ -28,6 +31,9 @@ class Tables(Vectors):
     def categorical(self) -> tuple[bool, ...]:
         return tuple(column["kind"] != "number" for column in self.metadata["transform"]["columns"])
 
+    def describe(self, shape: Sequence[int]) -> str:
+        return f"rows of {len(self.metadata['transform']['columns']):,} columns"
+
     def check_output(self, *, individual: bool = False) -> None:
         Modality.check_output(self, individual=individual)
         optional_import("pandas", "tables")
@@ -36,7 +42,9 @@ class Tables(Vectors):
 
     def write_data(self, x: Tensor, conditions: Conditions, folder: Path, first: int) -> list[Path]:
         file = folder / ("samples" + self.metadata.get("suffix", ".csv"))
-        write_table(file, frame_of(x, conditions, self.metadata))
+        facts = self.metadata
+        frame = frame_of(x, conditions, facts, text=file.suffix == ".csv")
+        write_table(file, frame, index=facts.get("index", ()), separator=facts.get("separator"))
         return [file]
 
     def plot_wide(self, x: Tensor, reference: Tensor | None) -> Image.Image:
@@ -49,6 +57,3 @@ class Tables(Vectors):
     def feature_space(self, x: Tensor) -> Tensor:
         """Rows (n, D) in table units as scaled columns (n, K)."""
         return self.transform.forward(x)
-
-
-MODALITY = Tables

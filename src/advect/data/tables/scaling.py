@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError, did_you_mean
+from advect.data.transforms import Standardize
 
 KNOTS = 1000
 """The most quantiles that are stored of a column."""
@@ -52,8 +53,8 @@ class StandardScaling(Scaling):
     @classmethod
     def fit(cls, x: np.ndarray) -> StandardScaling:
         """The scaling that standardises x (N,), N >= 1; of a constant it only subtracts the mean."""
-        constant = x.min() == x.max()
-        return cls(float(x[0]), 1.0) if constant else cls(float(x.mean()), float(x.std()))
+        fitted = Standardize.fit(x[:, None])
+        return cls(fitted.mean[0], fitted.std[0])
 
     def forward(self, x: Tensor) -> Tensor:
         return (x.double() - self.mean) / self.std

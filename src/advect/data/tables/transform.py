@@ -52,17 +52,16 @@ class TableTransform(Transform):
         parts = zip(self.columns, x.split(self.widths, 1), strict=True)
         return torch.stack([column.inverse(part) for column, part in parts], 1)
 
-    def to_frame(self, x: Tensor) -> Any:
-        """Table units (B, K) as a pandas DataFrame with the columns' own types, names and order.
+    def to_frame(self, x: Tensor, *, text: bool = False) -> Any:
+        """Table units (B, K) as a pandas DataFrame with the columns' own types, names and order, or written as text.
 
         Raises:
             UserError: pandas is not installed.
         """
         pd = optional_import("pandas", "tables")
         values = x.detach().cpu().double().numpy()
-        return pd.concat(
-            [c.to_series(np.ascontiguousarray(v)) for c, v in zip(self.columns, values.T, strict=True)], axis=1
-        )
+        pairs = zip(self.columns, map(np.ascontiguousarray, values.T), strict=True)
+        return pd.concat([c.to_text(v) if text else c.to_series(v) for c, v in pairs], axis=1)
 
     def log_det(self, elements: int) -> float:
         """The constant for real numbers under standard scaling.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +12,18 @@ from torch import Tensor
 
 from advect.core.errors import optional_import
 from advect.core.files import atomic_write
+from advect.core.registry import register
 from advect.core.types import Batch, Conditions
-from advect.data.modality import Modality, condition_columns, write_npz
-from advect.data.vectors.parquet import write_vectors
+from advect.data.modality import M, Modality, condition_columns, write_npz
+from advect.data.vectors.parquet import VectorMetadata, write_vectors
 from advect.data.vectors.plot import scatter_plot, vector_plot
 
 
-class Vectors(Modality):
-    """Vectors (D,): samples.parquet where such a column was read, else samples.npz with ``x`` and samples.csv."""
+class VectorPlots(Modality[M]):
+    """Data whose samples are vectors (D,), plotted as points or quantiles."""
 
-    name = "vector"
+    layout = "vector"
     trajectories = 200
-
-    def check_output(self, *, individual: bool = False) -> None:
-        Modality.check_output(self, individual=individual)
-        if "column" in self.metadata:
-            optional_import("pyarrow", "tables")
-
-    def write_data(self, x: Tensor, conditions: Conditions, folder: Path, first: int) -> list[Path]:
-        columns = condition_columns(conditions, self.spec)
-        if "column" in self.metadata:
-            files = [folder / "samples.parquet"]  # of one condition or none, which has its own name there
-            others = dict(zip([self.metadata["label"]], columns.values(), strict=False))
-            write_vectors(files[0], x.numpy(), column=self.metadata["column"], others=others)
-        else:
-            files = [write_npz(folder, {"x": x}, conditions), folder / "samples.csv"]
-            atomic_write(files[-1], lambda path: _write_csv(path, x, columns))
-        return files
 
     def plot(self, x: Tensor, conditions: Conditions, reference: Batch | None = None) -> Image.Image:
         """In up to two dimensions a scatter plot over the data; in more their first two principal components, beside
@@ -53,6 +39,30 @@ class Vectors(Modality):
         return vector_plot(x, reference)
 
 
+@register("vector")
+class Vectors(VectorPlots[VectorMetadata]):
+    """Vectors (D,): samples.parquet where such a column was read, else samples.npz with ``x`` and samples.csv."""
+
+    def describe(self, shape: Sequence[int]) -> str:
+        return f"{shape[0]}-dimensional vectors"
+
+    def check_output(self, *, individual: bool = False) -> None:
+        Modality.check_output(self, individual=individual)
+        if "column" in self.metadata:
+            optional_import("pyarrow", "tables")
+
+    def write_data(self, x: Tensor, conditions: Conditions, folder: Path, first: int) -> list[Path]:
+        columns = condition_columns(conditions, self.spec)
+        if "column" in self.metadata:
+            files = [folder / "samples.parquet"]  # of one condition or none, which has its own name there
+            others = dict(zip([self.metadata.get("label") or "label"], columns.values(), strict=False))
+            write_vectors(files[0], x.numpy(), column=self.metadata["column"], others=others)
+        else:
+            files = [write_npz(folder, {"x": x}, conditions, self.spec), folder / "samples.csv"]
+            atomic_write(files[-1], lambda path: _write_csv(path, x, columns))
+        return files
+
+
 def _write_csv(path: Path, x: Tensor, columns: dict[str, list[Any]]) -> None:
     """A row for each of x (n, D): x1 to xD, then the columns."""
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -60,6 +70,3 @@ def _write_csv(path: Path, x: Tensor, columns: dict[str, list[Any]]) -> None:
         rows.writerow([*(f"x{i + 1}" for i in range(x.shape[1])), *columns])
         # A float32 has its shortest digits as numpy's own scalar only.
         rows.writerows([*map(str, row), *others] for row, *others in zip(x.numpy(), *columns.values(), strict=True))
-
-
-MODALITY = Vectors

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
 from advect.core.errors import UserError, did_you_mean, optional_import
 from advect.core.files import atomic_write
-from advect.data.tables.dataset import parquet_fields
+from advect.data.tables.files import parquet_fields
+
+
+class VectorMetadata(TypedDict, total=False):
+    """The columns of vectors and of labels in the Parquet file that was read, in which samples are written too."""
+
+    column: str
+    label: str | None
 
 
 class VectorColumn(NamedTuple):

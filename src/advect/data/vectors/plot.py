@@ -91,8 +91,9 @@ def _limit(axes: Axes, points: np.ndarray, behind: np.ndarray) -> None:
     if not ends:
         return
     low, high = np.concatenate(ends).min(0), np.concatenate(ends).max(0)
-    half = 0.58 * max(float((high - low).max()), 1e-6)
     centre = (low + high) / 2
+    least = 1e-6 if (low == high).all() else 4 * float(np.spacing(np.abs(centre).max()))
+    half = 0.58 * max(float((high - low).max()), least)
     axes.set(xlim=(centre[0] - half, centre[0] + half), ylim=(centre[1] - half, centre[1] + half), aspect="equal")
 
 

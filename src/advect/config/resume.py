@@ -1,18 +1,27 @@
-"""Where a run begins: from nothing or from a checkpoint, in a folder that it locks."""
+"""Where a run begins: from nothing or from a checkpoint, in a folder that it locks and whose environment it notes."""
 
 from __future__ import annotations
 
 import json
 import logging
+import platform
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+import torch
 
 from advect.checkpoint.manifest import newest_whole
 from advect.core.errors import UserError
-from advect.core.files import LOCK, lock_folder
+from advect.core.files import LOCK, atomic_write_text, lock_folder
 from advect.distributed.comm import current
-from advect.model.metadata import ModelMetadata
+from advect.distributed.context import RunContext
+from advect.model.load import ModelMetadata
 from advect.training import find_checkpoint, verify_checkpoint
 from advect.training.state import PROGRESS
 
@@ -20,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def resolve_checkpoint(run_dir: Path, resume_from: Path | None, resume: str) -> Path | None:
-    """The undamaged checkpoint to continue from; None to begin."""
+    """Undamaged checkpoint to continue from, or None."""
     if resume == "auto":
         return newest_whole(run_dir)
     checkpoint = find_checkpoint(resume_from) if resume_from else None
@@ -30,7 +39,7 @@ def resolve_checkpoint(run_dir: Path, resume_from: Path | None, resume: str) -> 
 
 
 def check_folder(run_dir: Path, checkpoint: Path | None, again: bool) -> None:
-    """Raise UserError unless the run may be written there; ``again``: also where one was killed early."""
+    """Raise UserError unless the run may be written there; ``again`` also allows a run killed early."""
     if run_dir.is_file():
         raise UserError(f"--run-dir {run_dir} is a file; name a folder")
     own = checkpoint is not None and checkpoint.parent.parent.resolve() == run_dir.resolve()
@@ -42,7 +51,7 @@ def check_folder(run_dir: Path, checkpoint: Path | None, again: bool) -> None:
 
 @contextmanager
 def lock_run_dir(run_dir: Path, checkpoint: Path | None, again: bool) -> Iterator[None]:
-    """Lock the folder against other runs within the block, on the first process, and check it again."""
+    """Lock the folder against other runs on the first process, and check it again."""
     if not current().is_first:
         yield
         return
@@ -52,7 +61,7 @@ def lock_run_dir(run_dir: Path, checkpoint: Path | None, again: bool) -> Iterato
 
 
 def check_same_run(there: ModelMetadata, here: ModelMetadata, checkpoint: Path) -> None:
-    """Raise UserError for another network or data shape; note what else differs, as the run is then another."""
+    """Raise UserError for another network or data shape; log other differences."""
     if there.spec.shape != here.spec.shape or there.spec.conditions.keys() != here.spec.conditions.keys():
         raise UserError(
             f"checkpoint {checkpoint} was trained on data of shape {there.spec.shape} with conditions "
@@ -91,3 +100,59 @@ def _differences(there: dict, here: dict) -> list[tuple[str, str]]:
         if name in there.get(section, {})
         and there[section][name] != value  # a flag newer than the run changes nothing
     ]
+
+
+_LIBRARIES = ("advect", "torch", "numpy", "safetensors", "scikit-learn", "pillow", "tyro")
+
+
+def write_environment(context: RunContext, *, fingerprint: str, step: int) -> None:
+    """Write the file, or append a resumption."""
+    path = context.run_dir / "environment.json"
+    start = {
+        "command": command_line(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "step": step,
+        "device": device_name(context.device),
+        "processes": context.env.world,
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "git_commit": _git_commit(),
+        "data_fingerprint": fingerprint,
+    }
+    values = start
+    if path.exists() and step > 0:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values.setdefault("resumed", []).append(start)
+    atomic_write_text(path, json.dumps(values, indent=1) + "\n")
+
+
+def command_line() -> str:
+    """Command that started this process."""
+    program = Path(sys.argv[0]).name
+    words = ["advect", *sys.argv[1:]] if program in ("advect", "__main__.py") else [program, *sys.argv[1:]]
+    return shlex.join(words)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, the platform and the main libraries."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def device_name(device: torch.device) -> str:
+    """Product name of the GPU, or architecture of the CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
+
+
+def _git_commit() -> str | None:
+    """The commit of the working directory, if any."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,4 +1,6 @@
-"""Images of one's own, of any size."""
+"""Named starting points: what each trains on, with which network, and for how long."""
+
+from __future__ import annotations
 
 from dataclasses import replace
 
@@ -9,16 +11,17 @@ from advect.config.config import (
     OutputConfig,
     Preset,
     TrainingConfig,
+    data,
     network,
 )
-from advect.config.data import data
+from advect.core.errors import UserError, did_you_mean
 
 
 def fit_images(config: Config, height: int, width: int) -> Config:
-    """With a U-Net for images of a size: the full one where there is a GPU, else one that a CPU trains in minutes.
+    """Configuration with a U-Net for the image size: full with a GPU, else one that a CPU trains in minutes.
 
-    A patch of 4 x 4 pixels has 48 numbers of noise, too many for 64 channels to carry to a velocity: there the network
-    predicts the data (Li & He 2025, "Back to basics: let denoising generative models denoise").
+    Patches of 4 x 4 pixels predict the data, as 64 channels cannot carry 48 numbers of noise (Li & He 2025, "Back to
+    basics: let denoising generative models denoise").
     """
     net = full_unet(height, width) if has_gpu() else folded_unet(height, width)
     method = config.method
@@ -28,14 +31,14 @@ def fit_images(config: Config, height: int, width: int) -> Config:
 
 
 def has_gpu() -> bool:
-    """Whether a run on --device auto takes a GPU."""
+    """Whether --device auto is a GPU."""
     import torch  # takes a second to import
 
     return torch.cuda.is_available()
 
 
 def folded_unet(height: int, width: int) -> NetworkConfig:
-    """A small U-Net on pixels folded into channels, so that maps have some 16 pixels; attention in the middle only."""
+    """Small U-Net on pixels folded into channels, for maps of about 16 pixels; attention in the middle only."""
     small, fold = min(height, width), 1
     while fold < 4 and small >= 24 * fold and height % (4 * fold) == width % (4 * fold) == 0:
         fold *= 2
@@ -56,7 +59,7 @@ def folded_unet(height: int, width: int) -> NetworkConfig:
 
 
 def full_unet(height: int, width: int) -> NetworkConfig:
-    """A U-Net that halves images as often as they allow, down to 4 pixels, with attention from 16 pixels on."""
+    """U-Net that halves images down to 4 pixels if divisible, with attention from 16 pixels on."""
     small = min(height, width)
     halvings = 0
     while halvings < 3 and height % 2 ** (halvings + 1) == width % 2 ** (halvings + 1) == 0 and small >> halvings >= 8:
@@ -209,3 +212,130 @@ DIGITS = Preset(
         output=OutputConfig(log_every=20, sample_every=500, save_every=500, save_epochs=50, num_samples=100),
     ),
 )
+
+
+MOONS = Preset(
+    "moons",
+    "two half moons in the plane, a small MLP: seconds",
+    Config(
+        data=data("moons"),
+        network=network("mlp", width=256, depth=4),
+        training=TrainingConfig(
+            batch_size=256,
+            num_epochs=100,
+            learning_rate=1e-3,
+            lr_schedule="cosine",
+            lr_warmup_steps=100,
+            ema_decay=0.999,
+        ),
+        output=OutputConfig(
+            log_every=100, sample_every=1000, save_every=2000, save_epochs=50, num_samples=2000, sample_steps=25
+        ),
+    ),
+)
+
+
+ARRAYS = Preset(
+    "arrays",
+    "vectors of your own from a .npy, .npz or Parquet file (--data-dir), a residual MLP",
+    Config(
+        data=data("array-file"),
+        network=network("resmlp", width=256),
+        training=TrainingConfig(
+            batch_size=256,
+            num_epochs=200,
+            learning_rate=1e-3,
+            lr_schedule="cosine",
+            lr_warmup_steps=200,
+            ema_decay=0.999,
+        ),
+        output=OutputConfig(log_every=50, sample_every=1000, save_every=1000, save_epochs=50, num_samples=1000),
+    ),
+    takes=("array-file",),
+)
+
+
+TABLE = Preset(
+    "table",
+    "a CSV or Parquet table of any column types (--data-dir), a residual MLP",
+    Config(
+        data=data("table"),
+        network=network("resmlp", width=256),
+        training=TrainingConfig(
+            batch_size=256,
+            num_epochs=1000,
+            learning_rate=1e-3,
+            lr_schedule="cosine",
+            lr_warmup_steps=100,
+            ema_decay=0.999,
+        ),
+        output=OutputConfig(
+            log_every=50, sample_every=1000, save_every=1000, save_epochs=50, num_samples=1000, sample_steps=25
+        ),
+    ),
+    takes=("table",),
+)
+
+
+CELLS = Preset(
+    "cells",
+    "single cells from an .h5ad file (--data-dir): genes or components, by columns of obs, a residual MLP",
+    # Found by experiment, docs/experiments/cells.md: without dropout the held-out loss rises after 150 epochs.
+    Config(
+        data=data("cells"),
+        network=network("resmlp", width=256, depth=3, dropout=0.1),
+        training=TrainingConfig(
+            batch_size=256,
+            num_epochs=250,
+            learning_rate=1e-3,
+            lr_schedule="cosine",
+            lr_warmup_steps=200,
+            ema_decay=0.995,
+        ),
+        output=OutputConfig(log_every=50, sample_every=1000, save_every=1000, save_epochs=50, num_samples=1000),
+    ),
+    takes=("cells",),
+)
+
+
+SEQUENCES = Preset(
+    "sequences",
+    "sequences (N, L, C), or of many lengths, or a table of one row a step (--data-dir), a transformer",
+    Config(
+        data=data("sequences"),
+        network=network("transformer", width=128, depth=4),
+        training=TrainingConfig(
+            batch_size=64,
+            num_epochs=200,
+            learning_rate=1e-3,
+            lr_schedule="cosine",
+            lr_warmup_steps=200,
+            ema_decay=0.999,
+        ),
+        output=OutputConfig(log_every=50, sample_every=1000, save_every=1000, save_epochs=50, num_samples=64),
+    ),
+    takes=("sequences",),
+)
+
+
+_PRESETS = (
+    DIGITS,
+    MOONS,
+    FASHION_MNIST,
+    CIFAR10,
+    CELEBA64,
+    IMAGES,
+    CELLS,
+    TABLE,
+    SEQUENCES,
+    ARRAYS,
+)
+PRESETS: dict[str, Preset] = {preset.name: preset for preset in _PRESETS}
+DEFAULT = "digits"
+
+
+def get_preset(name: str) -> Preset:
+    """Preset ``name``. Raises UserError with the nearest name if unknown."""
+    if name not in PRESETS:
+        raise UserError(f"preset {name!r} is not known{did_you_mean(name, PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,135 @@
+"""Rows that come more than once: copies, which may not be on both sides of a split, or just common values."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from advect.core.random import CounterRng, Stream, stream_seed, uniform
+from advect.data.base import check_share
+from advect.data.splits import equal_rows
+
+SAMPLED, COLUMNS = 2000, 256
+"""Rows and columns of which frequencies are estimated."""
+
+CHANCE = 0.1
+"""Rows are copies where independent columns would give fewer equal ones than this."""
+
+LONG = 16
+"""Columns from which on equality means something though none is measured, as of pixels."""
+
+COMMON = 0.2
+"""A row that makes up more of the data than this share is common, not copied."""
+
+
+def copied(x: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Which rows (N,) of x (N, K) lie in a group of copies.
+
+    Equal rows are copies where equality is no coincidence: the row is long, or has a measured value, and independent
+    columns, each with its own frequencies, would hardly make so many. A row of zeros, or one that comes very often, is
+    common and not copied.
+
+    Args:
+        x: real numbers; NaN is a value.
+        groups: (N,) int64, 0 .. G - 1, the group of equal rows that each row is in.
+    """
+    n, counts = len(x), np.bincount(groups)
+    repeated = np.flatnonzero(counts > 1)
+    if not len(repeated):
+        return np.zeros(n, bool)
+    first = np.full(len(counts), n)
+    np.minimum.at(first, groups, np.arange(n))
+    some = first[np.unique(np.linspace(0, len(first) - 1, min(len(first), SAMPLED)).astype(np.int64))]
+    columns = np.unique(np.linspace(0, x.shape[1] - 1, min(x.shape[1], COLUMNS)).astype(np.int64))
+    found = [_shares(x[some, column], x[first[repeated], column]) for column in columns]
+    log_chance = sum(np.log(share) for share, _ in found) * (x.shape[1] / len(columns))
+    filled = np.nan_to_num(x[first[repeated]]).any(1)
+    long = filled & (x.shape[1] >= LONG) | np.any([real for _, real in found], 0)
+    # The expected number of other rows that equal this one.
+    chance = n * np.exp(np.minimum(log_chance, 0))
+    copies = long & (chance < CHANCE * (counts[repeated] - 1)) & (counts[repeated] <= max(10, COMMON * n))
+    marked = np.zeros(len(counts), bool)
+    marked[repeated[copies]] = True
+    return marked[groups]
+
+
+def _shares(column: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How often each of the values ``own`` (R,) occurs, estimated from those of different rows (m,), and which ones
+    are measured: rare values of a column that hardly has the same one twice.
+    """
+    m = len(column)
+    values, counts = np.unique(column, return_counts=True)
+    place = np.searchsorted(values, own).clip(max=len(values) - 1)
+    seen = np.where((values[place] == own) | (np.isnan(values[place]) & np.isnan(own)), counts[place], 1)
+    # A value that was seen once is as rare as rows that agree in such values.
+    alone = max((counts * (counts - 1)).sum() / max(m * (m - 1), 1), m**-2.0)
+    share = np.where(seen > 1, seen / m, min(alone, 1 / m))
+    return share, (seen <= max(1, m / 100)) & (len(values) > m / 2) & (np.nan_to_num(own) != 0)
+
+
+def split_rows(x: np.ndarray, held_out: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of x (N, K) float64 to train on and those held out, (n,) and (m,) rising.
+
+    Copies share a side. Of other rows each side has its share, also of the rarest values of columns of few values,
+    which a random split could leave out of one.
+
+    Args:
+        x: NaN is a missing value.
+        held_out: the share to hold out, in [0, 1); one row at least where it is > 0 and N >= 2.
+        seed: of the order.
+
+    Raises:
+        UserError: the share is out of its range.
+    """
+    check_share(held_out)
+    n = len(x)
+    if not held_out or n < 2:
+        return np.arange(n), np.arange(0)
+    equal = equal_rows(x)
+    groups = np.where(copied(x, equal), equal, equal.max() + 1 + np.arange(n))
+    _, first, groups = np.unique(groups, return_index=True, return_inverse=True)
+    # Of copies one decides for all.
+    _, held = _stratified(_rarest(x)[first], held_out, seed=seed)
+    rest = np.isin(groups.reshape(-1), held)
+    return np.flatnonzero(~rest), np.flatnonzero(rest)
+
+
+def _rarest(x: np.ndarray) -> np.ndarray:
+    """The stratum (N,) of each row: which value of which column is its rarest, of columns with few values."""
+    n = len(x)
+    least, stratum = np.full(n, n + 1), np.zeros(n, np.int64)
+    for column in range(x.shape[1]):
+        values, place, counts = np.unique(x[:, column], return_inverse=True, return_counts=True)
+        if len(values) > max(2, n**0.5):
+            continue  # a column of numbers
+        own = counts[place.reshape(-1)]
+        stratum = np.where(own < least, place.reshape(-1) * x.shape[1] + column + 1, stratum)
+        least = np.minimum(least, own)
+    return stratum
+
+
+def _stratified(stratum: np.ndarray, held_out: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hold out every so many-th row of a random order within strata (N,), which lie one after the other."""
+    n = len(stratum)
+    rng = CounterRng(stream_seed(seed, Stream.HELD_OUT), 0, n)
+    order = rng.permutation().numpy()
+    order = order[np.argsort(stratum[order], kind="stable")]
+    count = min(max(round(n * held_out), 1), n - 1)
+    start = float(uniform((n,), rng)[0])
+    held = order[np.floor((np.arange(count) + start) * n / count).astype(np.int64)]
+    rest = np.zeros(n, bool)
+    rest[held] = True
+    return np.flatnonzero(~rest), np.flatnonzero(rest)
+
+
+def content_of_rows(x: np.ndarray, digests: Sequence[bytes]) -> list[bytes]:
+    """What decides by itself on which side each row of x (N, D) lies: its digest, the same for copies alone."""
+    groups = np.unique(np.array(digests), return_inverse=True)[1].reshape(-1)
+    together, seen = copied(x, groups), np.zeros(len(groups), np.int64)
+    found = []
+    for digest, group, copy in zip(digests, groups.tolist(), together.tolist(), strict=True):
+        k, seen[group] = int(seen[group]), seen[group] + 1
+        found.append(digest if copy or not k else hashlib.sha256(digest + k.to_bytes(8, "big")).digest())
+    return found

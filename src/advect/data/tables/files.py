@@ -1,0 +1,235 @@
+"""Tables in CSV and Parquet files: columns of CSV get their types from all of their values."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import logging
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from advect.core.errors import UserError, did_you_mean, optional_import
+from advect.core.files import atomic_write
+from advect.data.tables.text import as_series, infer_text
+
+logger = logging.getLogger(__name__)
+
+PARQUET = (".parquet", ".pq")
+CSV = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
+
+
+def read_table(
+    path: str | os.PathLike[str],
+    *,
+    text: Collection[str] = (),
+    numeric: Collection[str] = (),
+    missing: Sequence[str] | None = None,
+    decimal: str = "auto",
+    date_order: str = "auto",
+) -> Any:
+    """The pandas DataFrame in a file; its suffix says which kind, and of CSV the separator is found out.
+
+    Args:
+        path: ``.parquet`` or ``.pq``, or ``.csv``, ``.tsv`` or ``.txt``, plain or with ``.gz``.
+        text: columns of a CSV file to read as text, whatever they hold.
+        numeric, missing, decimal, date_order: of a CSV file, see :func:`advect.data.tables.text.infer_text`.
+
+    The type of a column of CSV follows from all of its values; ``attrs["forms"]`` of the frame says how they were
+    written, ``attrs["why"]`` why they were read so. Named levels of a Parquet file's index are columns, and
+    ``attrs["index"]`` their names.
+
+    Raises:
+        UserError: the file is missing, empty, damaged, of another kind, ragged, or names a column twice.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f"the table {str(path)!r} does not exist or is not a file; check its name")
+    pd = optional_import("pandas", "tables")
+    name = file.name.lower()
+    if not name.endswith(PARQUET + CSV):
+        raise UserError(f"the table {str(path)!r} is neither CSV nor Parquet by its name; end it in .csv or .parquet")
+    if not file.stat().st_size:
+        raise UserError(f"{file} is empty; give a file with a header and rows")
+    if name.endswith(PARQUET):
+        optional_import("pyarrow", "tables")
+        return _read_parquet(pd, file)
+    words = {"missing": missing, "decimal": decimal, "date_order": date_order}
+    return _read_csv(pd, file, text, numeric, words)
+
+
+def _read_parquet(pd: Any, file: Path) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    def own(kind: Any) -> Any:
+        """The pandas type of what NumPy has none for, or none that can be missing."""
+        if pa.types.is_integer(kind):
+            return pd.array([], dtype=str(kind).replace("uint", "UInt").replace("int", "Int")).dtype
+        exact = pa.types.is_date(kind) or pa.types.is_time(kind) or pa.types.is_decimal(kind)
+        return pd.ArrowDtype(kind) if exact or pa.types.is_duration(kind) or pa.types.is_large_string(kind) else None
+
+    try:
+        table = parquet.ParquetFile(file).read()
+        frame = table.to_pandas(types_mapper=own)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is not a readable Parquet file ({_line(error)}); write it again") from error
+    names = [name for name in frame.index.names if name is not None]
+    if not names and not isinstance(frame.index, pd.RangeIndex):
+        logger.info("%s has an index without a name, which is left out", file.name)
+    frame = frame.reset_index(names) if names else frame
+    about = (table.schema.pandas_metadata or {}).get("columns", ())
+    backed = {column["name"] for column in about if str(column["numpy_type"]).endswith("[pyarrow]")}
+    for column in frame.columns if not frame.columns.has_duplicates else ():
+        dtype = str(frame[column].dtype)
+        if column in backed:
+            frame[column] = frame[column].astype(pd.ArrowDtype(table.schema.field(column).type))
+        elif dtype.startswith(("Int", "UInt")) and not frame[column].isna().any():
+            frame[column] = frame[column].astype(dtype.lower())
+    frame.attrs = {"index": names}
+    return frame
+
+
+def _read_csv(pd: Any, file: Path, text: Collection[str], numeric: Collection[str], words: dict[str, Any]) -> Any:
+    separator = _check_csv(file)
+    try:
+        frame = pd.read_csv(
+            file,
+            sep=separator,
+            dtype=str,
+            keep_default_na=False,
+            na_filter=False,
+            encoding="utf-8-sig",
+            index_col=False,
+        )
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError) as error:
+        raise UserError(f"{file} is not a readable CSV file ({_line(error)}); mend or write it again") from error
+    require_columns(frame, numeric, "numeric")
+    columns, forms, why = {}, {}, {}
+    for column in frame.columns:
+        values = frame[column].to_numpy(object)
+        if column in text:
+            empty = {"", *(words["missing"] or ())}
+            columns[column] = pd.Series([None if v in empty else v for v in values], dtype=object)
+            continue
+        read = infer_text(column, values, numeric=column in numeric, **words)
+        columns[column] = as_series(read, column)
+        why[column] = f"{read.kind} ({read.why})"
+        if read.form:
+            forms[column] = read.form
+    typed = pd.DataFrame(columns, columns=frame.columns)
+    typed.attrs = {"forms": forms, "why": why, "separator": separator}
+    logger.info("%s: %s", file.name, "; ".join(f"{column} is {reason}" for column, reason in why.items()))
+    return typed
+
+
+def _check_csv(file: Path) -> str:
+    """The separator of a CSV file, once each row has been seen to have as many fields as the header."""
+    try:
+        with (gzip.open if file.suffix.lower() == ".gz" else open)(
+            file, "rt", encoding="utf-8-sig", newline=""
+        ) as lines:
+            header = lines.readline()
+            separator = max(",;\t|", key=header.count)
+            lines.seek(0)
+            rows = csv.reader(lines, delimiter=separator)
+            names = next(rows, [])
+            twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+            if twice is not None:
+                raise UserError(f"{file} names the column {twice!r} twice; rename one")
+            if not any(names):
+                raise UserError(f"{file} has no header; write the columns' names into its first line")
+            for row in rows:
+                if row and len(row) != len(names):  # an empty line is no row
+                    raise UserError(
+                        f"{file} line {rows.line_num} has {len(row)} fields, the header {len(names)}"
+                        f" (separator {separator!r}); mend or remove that line"
+                    )
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file} is not a readable CSV file in UTF-8 ({_line(error)}); mend or convert it") from error
+    return separator
+
+
+def is_table_file(path: Path) -> bool:
+    """Whether a path is a CSV or Parquet file that holds no images."""
+    return path.is_file() and path.name.lower().endswith((*CSV, *PARQUET)) and not image_columns(path)
+
+
+def parquet_fields(path: Path) -> list[Any]:
+    """The columns of a Parquet file, or of the first one in a folder; none where there is no such file."""
+    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))[:1]
+    if not files or not files[0].name.lower().endswith(PARQUET):
+        return []
+    try:
+        import pyarrow.parquet
+
+        return list(pyarrow.parquet.read_schema(files[0]))
+    except (ImportError, OSError, ValueError):
+        return []
+
+
+def image_columns(path: Path) -> list[str]:
+    """The columns of Parquet files that can hold images: bytes, or a struct with ``bytes``."""
+    return [
+        field.name
+        for field in parquet_fields(path)
+        if str(field.type) in ("binary", "large_binary") or f"{field.name}.bytes" in {c.name for c in field.flatten()}
+    ]
+
+
+def row_count(path: Path) -> int:
+    """About how many rows a table has, told without reading their values: line breaks in quotes count, too.
+
+    Raises:
+        ImportError, OSError, EOFError, ValueError: the file cannot be read, or pyarrow is not installed for Parquet.
+    """
+    if path.name.lower().endswith(PARQUET):
+        import pyarrow.parquet
+
+        return pyarrow.parquet.read_metadata(path).num_rows
+    with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as file:
+        lines = sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+    return max(lines - 1, 0)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def write_table(
+    path: str | os.PathLike[str], frame: Any, *, index: Sequence[str] = (), separator: str | None = None
+) -> None:
+    """Write a pandas DataFrame without its index, whole or not at all; the suffix is that of :func:`read_table`.
+
+    Args:
+        index: columns that are the index in Parquet.
+        separator: of CSV; by default a comma, or a tab in ``.tsv``.
+
+    Raises:
+        UserError: the suffix is another one, or the folder does not exist.
+    """
+    file = Path(path).expanduser()
+    name = file.name.lower()
+    if not name.endswith(PARQUET + CSV):
+        raise UserError(f"a table cannot be written to {str(path)!r}; end the name in .csv or .parquet")
+    if not file.parent.is_dir():
+        raise UserError(f"the folder of {str(path)!r} does not exist; make it first")
+    if name.endswith(PARQUET):
+        optional_import("pyarrow", "tables")
+        whole = frame.set_index(list(index)) if index else frame
+        atomic_write(file, lambda partial: whole.to_parquet(partial, engine="pyarrow", index=bool(index)))
+        return
+    separator = separator or ("\t" if ".tsv" in file.suffixes else ",")
+    compression = "gzip" if name.endswith(".gz") else None
+    atomic_write(file, lambda partial: frame.to_csv(partial, index=False, sep=separator, compression=compression))
+
+
+def require_columns(frame: Any, names: Sequence[str], argument: str) -> None:
+    if isinstance(names, str):
+        raise UserError(f"{argument} must be several names, got the text {names!r}; give ({names!r},)")
+    for name in names:
+        if name not in frame.columns:
+            raise UserError(
+                f"{argument} has {name!r}, which is no column{did_you_mean(name, map(str, frame.columns))}"
+            )

@@ -1,0 +1,289 @@
+"""What a column of text is, told from all of its values: numbers, dates or words; and how it is written again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from advect.core.errors import UserError
+
+MISSING = ("NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "NULL", "null", "None", "none", "-")
+"""Words for a missing value among numbers, dates and booleans. Among other words they are words."""
+
+CODES = re.compile(r"(^|_)(zip|zip_?code|post_?code|postal_?code|plz|postleitzahl|phone|telephone|tel)$")
+"""Names of columns whose digits are no quantity."""
+
+_GROUPS = ((",", "."), (".", ","), ("'", "."), (" ", ","))
+_ISO = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)(?:([T ])(\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,9}))?)?(Z|[+-]\d\d:?\d\d)?)?", re.ASCII
+)
+_DAY = re.compile(r"(\d{1,4})([./-])(\d{1,2})\2(\d{1,4})(?: (\d\d):(\d\d)(?::(\d\d))?)?", re.ASCII)
+
+
+class Read(NamedTuple):
+    """A column of text as values, NaN or None where missing, how they are written, and why it was read so."""
+
+    kind: Literal["number", "time", "bool", "text"]
+    values: np.ndarray
+    form: dict[str, Any]
+    why: str
+
+
+def infer_text(
+    name: str,
+    words: np.ndarray,
+    *,
+    missing: Sequence[str] | None = None,
+    decimal: str = "auto",
+    date_order: str = "auto",
+    numeric: bool = False,
+    only_dates: bool = False,
+) -> Read:
+    """What the words (N,), str or None, of a column are; an empty word is missing.
+
+    Args:
+        missing: the words that are missing values, in any column; None takes ``MISSING`` where all others are numbers,
+            dates, times or booleans.
+        decimal: "." or ","; "auto" tells it from all numbers.
+        date_order: "dmy" or "mdy" for 03/04/2020; "auto" tells it from all dates.
+        numeric: read digits as numbers also where they look like codes.
+        only_dates: look for dates alone, as in text that has a type of its own.
+
+    Raises:
+        UserError: numbers or dates that can be read in two ways, or ``numeric`` is asked of other words.
+    """
+    absent = np.array([w is None or w == "" for w in words], bool)
+    marks = np.isin(words.astype(object), list(MISSING if missing is None else missing)) & ~absent
+    plain = ~(absent | marks)
+    if missing is not None:
+        absent, marks = absent | marks, np.zeros(len(words), bool)
+    if not plain.any():
+        return Read("text", np.where(absent, None, words), {}, "no values")
+    found = _typed(name, words[plain].tolist(), decimal, date_order, numeric, only_dates)
+    if found is None:
+        if numeric:
+            odd = next(w for w in words[plain] if not re.fullmatch(r"[+-]?[\d.,]+", w))
+            raise UserError(f"numeric has {name!r}, which holds {odd!r}; name it to --missing or make it a number")
+        return Read("text", np.where(absent, None, words), {}, "words")
+    kind, values, form, why = found
+    whole = np.full(len(words), None, object)
+    whole[plain] = list(values)
+    if marks.any():
+        form = {**form, "missing": max(set(words[marks]), key=words[marks].tolist().count)}
+        why += f", {form['missing']!r} among them is a missing value"
+    return Read(kind, whole, form, why)
+
+
+def _typed(name: str, words: list[str], decimal: str, order: str, numeric: bool, only_dates: bool) -> Any:
+    """Kind, values, form and reason of words that are all of one kind; None of others."""
+    if not only_dates:
+        if set(words) <= {"True", "False"}:
+            return "bool", [w == "True" for w in words], {}, "True and False"
+        if found := _numbers(name, words, decimal, numeric):
+            return found
+    return _iso(words) or _days(name, words, order)
+
+
+def _numbers(name: str, words: list[str], decimal: str, numeric: bool) -> Any:
+    infinite = [w for w in words if re.fullmatch(r"[+-]?inf(inity)?", w, re.I)]
+    finite = [w for w in words if w not in infinite] or ["0"]
+    fits = [mark for mark in ".," if all(re.fullmatch(_pattern(mark), w) for w in finite)]
+    grouped = [g for g in _GROUPS if all(re.fullmatch(_grouped(*g), w) for w in finite)]
+    grouped = [g for g in grouped if any(g[0] in w for w in finite)]
+    if decimal != "auto":
+        fits, grouped = [m for m in fits if m == decimal], [g for g in grouped if g[1] == decimal]
+    both = any(len(re.findall(r"[.,]", w)) > 1 for w in finite)
+    if not fits and not both and decimal == "auto":
+        grouped = []  # 1.234 and 12 alike: a group of thousands is told from a second mark alone
+    if not fits and not grouped:
+        return None
+    if fits == [","] and (",", ".") in grouped and decimal == "auto":
+        raise UserError(
+            f"column {name!r} has numbers such as {next(w for w in finite if ',' in w)!r}, whose comma can be decimal"
+            " or part thousands; say --decimal , or --decimal ."
+        )
+    group, mark = ("", fits[0]) if fits else grouped[0]
+    plain = [w.replace(group, "") if group else w for w in words]
+    whole = all(re.fullmatch(r"-?\d+", w) for w in plain)
+    zeros = any(re.match(r"-?0\d", w) for w in plain)
+    if not numeric and not group and (zeros or any(w.startswith("+") for w in plain)):
+        return None
+    if not numeric and whole and CODES.search(name.lower()):
+        return None
+    if whole and not infinite:
+        values: list[Any] = [int(w) for w in plain]
+        if max(map(abs, values)) >= 2**63:
+            return None
+        return "number", values, {"group": group} if group else {}, "whole numbers"
+    values = [float(w.replace(mark, ".")) for w in plain]
+    places = {len(w.partition(mark)[2]) for w in plain}
+    form: dict[str, Any] = {"decimal": mark} if mark == "," else {}
+    form |= {"group": group} if group else {}
+    if len(places) == 1 and not any("e" in w.lower() for w in plain) and not infinite:
+        form["places"] = places.pop()
+    return "number", values, form, "numbers" + (" with a decimal comma" if mark == "," else "")
+
+
+def _pattern(mark: str) -> str:
+    m = re.escape(mark)
+    return rf"[+-]?(\d+({m}\d*)?|{m}\d+)([eE][+-]?\d+)?"
+
+
+def _grouped(group: str, mark: str) -> str:
+    return rf"-?\d{{1,3}}({re.escape(group)}\d{{3}})*({re.escape(mark)}\d+)?"
+
+
+def _iso(words: list[str]) -> Any:
+    """Full ISO dates: nanoseconds, or coarser units, of UTC. 2024-01 and 20240101 are codes."""
+    parts = [_ISO.fullmatch(w) for w in words]
+    if not all(parts):
+        return None
+    fields = [p.groups() for p in parts if p]
+    if len({f[3] for f in fields}) > 1 or len({f[6] is None for f in fields}) > 1:
+        return None
+    zones = {bool(f[8]) for f in fields}
+    if len(zones) > 1:
+        return None
+    digits = {len(f[7] or "") for f in fields}
+    unit = "D" if fields[0][3] is None else ("s", "ms", "us", "ns")[-(-max(digits) // 3)]
+    try:
+        stamps = np.array([_stamp(f) for f in fields], f"M8[{unit}]")
+    except ValueError:
+        return None
+    form: dict[str, Any] = {"date": "iso", "separator": fields[0][3], "seconds": fields[0][6] is not None}
+    form |= {"digits": max(digits), "trim": len(digits) > 1}
+    if zones == {True}:
+        minutes = np.array([_minutes(f[8]) for f in fields])
+        stamps = stamps - minutes.astype("m8[m]")
+        form |= {"zones": _zones(stamps, [f[8] for f in fields])}
+        return "time", stamps, form, "ISO times with offsets, which become UTC"
+    return "time", stamps, form, "ISO dates"
+
+
+def _stamp(f: tuple[str | None, ...]) -> str:
+    day = f"{f[0]}-{f[1]}-{f[2]}"
+    return day if f[3] is None else f"{day}T{f[4]}:{f[5]}:{f[6] or '00'}" + (f".{f[7]}" if f[7] else "")
+
+
+def _minutes(zone: str | None) -> int:
+    if zone in (None, "Z"):
+        return 0
+    sign = -1 if zone[0] == "-" else 1
+    return sign * (int(zone[1:3]) * 60 + int(zone[-2:]))
+
+
+def _zones(stamps: np.ndarray, zones: list[str]) -> list[list[Any]]:
+    """From which time (UTC, seconds from 1970) on which offset holds, if time tells it; else the commonest alone."""
+    order = np.argsort(stamps, kind="stable")
+    counts, names = stamps.astype("M8[s]").astype(np.int64)[order], np.array(zones, object)[order]
+    change = np.flatnonzero(np.append(True, names[1:] != names[:-1]))
+    if len(change) > 400 or len(change) > max(2, len(names) / 10):
+        return [[int(counts[0]), max(set(zones), key=zones.count)]]
+    return [[int(counts[i]), str(names[i])] for i in change]
+
+
+def _days(name: str, words: list[str], order: str) -> Any:
+    """Dates such as 31.12.2020, 12/31/2020 and 2020/12/31, with a time or without."""
+    parts = [_DAY.fullmatch(w) for w in words]
+    if not all(parts):
+        return None
+    fields = [p.groups() for p in parts if p]
+    marks, year_first = {f[1] for f in fields}, {len(f[0]) == 4 for f in fields}
+    shapes = {(f[4] is None, f[6] is None) for f in fields}
+    if len(marks) > 1 or len(year_first) > 1 or len(shapes) > 1:
+        return None
+    if any(len(f[0 if year_first == {True} else 3]) != 4 for f in fields):
+        return None
+    first, middle = np.array([int(f[0]) for f in fields]), np.array([int(f[2]) for f in fields])
+    if year_first == {True}:
+        found = "ymd"
+    elif order != "auto":
+        found = order
+    elif first.max() > 12 or middle.max() > 12 or marks == {"."}:
+        found = "dmy" if middle.max() <= 12 else "mdy"
+    else:
+        raise UserError(
+            f"column {name!r} has dates such as {words[0]!r}, whose day may come first or second; say --date-order dmy"
+            f" or mdy, or keep them as words with categorical=({name!r},), --categorical {name}"
+        )
+    places = {"ymd": (0, 2, 3), "dmy": (3, 2, 0), "mdy": (3, 0, 2)}[found]
+    clock = fields[0][4] is not None
+    try:
+        days = ["-".join(f[i].zfill(4 if i == places[0] else 2) for i in places) for f in fields]
+        times = [f"T{f[4]}:{f[5]}:{f[6] or '00'}" if clock else "" for f in fields]
+        stamps = np.array([d + t for d, t in zip(days, times, strict=True)], "M8[s]" if clock else "M8[D]")
+    except ValueError:
+        return None
+    padded = all(len(f[i]) >= 2 for f in fields for i in places)
+    form = {"date": found, "mark": marks.pop(), "padded": padded, "clock": clock, "seconds": fields[0][6] is not None}
+    return "time", stamps, form, f"dates in the order {found}"
+
+
+def as_series(read: Read, name: str) -> Any:
+    """The values as a pandas Series: int64, float64, bool, datetime64 or object, nullable where values are missing."""
+    import pandas as pd
+
+    absent = np.array([v is None for v in read.values], bool)
+    there = read.values[~absent]
+    if read.kind == "time":
+        stamps = np.full(len(absent), np.datetime64("NaT"), there[0].dtype)
+        stamps[~absent] = there.astype(stamps.dtype)
+        years = stamps[~absent].astype("M8[Y]").astype(int) + 1970
+        wide = years.min() < 1678 or years.max() > 2261
+        unit = np.datetime_data(stamps.dtype)[0]
+        series = pd.Series(stamps.astype(f"M8[{'s' if unit == 'D' else unit}]" if wide else "M8[ns]"), name=name)
+        return series.dt.tz_localize("UTC") if read.form.get("zones") else series
+    if read.kind == "bool":
+        return pd.Series(read.values, name=name, dtype="boolean" if absent.any() else "bool")
+    if read.kind == "number" and all(isinstance(v, int) for v in there):
+        return pd.Series(read.values, name=name, dtype="Int64" if absent.any() else "int64")
+    if read.kind == "number":
+        return pd.Series([np.nan if v is None else v for v in read.values], name=name, dtype="float64")
+    return pd.Series(read.values, name=name, dtype=object)
+
+
+def write_number(value: float, form: Mapping[str, Any]) -> str:
+    """A number as the column wrote them."""
+    group, mark = form.get("group", ""), form.get("decimal", "." if form.get("group") != "." else ",")
+    text = f"{value:.{form['places']}f}" if "places" in form else repr(value)
+    if not isinstance(value, int) and "places" not in form and text.endswith(".0"):
+        text = text[:-2]
+    if group:
+        head, dot, tail = text.partition(".")
+        text = f"{int(head):,}".replace(",", group) + (mark if dot else "") + tail
+        return "-" + text if head.startswith("-") and not text.startswith("-") else text
+    return text.replace(".", mark)
+
+
+def write_time(stamp: np.datetime64, form: Mapping[str, Any]) -> str:
+    """A time (UTC where offsets are known) as the column wrote them."""
+    zone, clock = "", form.get("clock", form.get("separator"))
+    digits = form.get("digits", 0)
+    stamp = stamp.astype(f"M8[{('s', 'ms', 'us', 'ns')[-(-digits // 3)]}]" if clock else "M8[D]")
+    if zones := form.get("zones"):
+        count = int(stamp.astype("M8[s]").astype(np.int64))
+        zone = next((z for start, z in reversed(zones) if start <= count), zones[0][1])
+        stamp = stamp + np.timedelta64(_minutes(zone), "m")
+    day, _, clock = str(stamp).partition("T")
+    if form["date"] == "iso":
+        if form["separator"] is None:
+            return day
+        clock, _, fraction = clock.partition(".")
+        fraction = fraction[: form["digits"]].ljust(form["digits"], "0")
+        keep = fraction and not (form["trim"] and not int(fraction))
+        return (
+            day
+            + form["separator"]
+            + (clock if form["seconds"] else clock[:5])
+            + (f".{fraction}" if keep else "")
+            + zone
+        )
+    year, month, date = day.split("-")
+    named = {"y": year, "m": month, "d": date}
+    if not form["padded"]:
+        named = {key: str(int(value)) for key, value in named.items()}
+    text = form["mark"].join(named[key] for key in form["date"])
+    return f"{text} {clock if form['seconds'] else clock[:5]}" if form["clock"] else text
