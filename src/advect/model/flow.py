@@ -30,6 +30,7 @@ from advect.solvers import (
     Straightness,
     Velocity,
     bits_per_dim,
+    dequantise,
     deviations,
     get_solver,
     guided_velocity,
@@ -270,7 +271,7 @@ class Flow:
 
         Args:
             steps, solver, grid: default those of the run's sample grids; "dopri5" is adaptive.
-            diffusion: g(t), a number or a name, of the SDE, by "euler-maruyama" or "heun".
+            diffusion: g(t), a number or a name, of the SDE, by "ab2", "euler-maruyama" or "heun".
             cond: for each condition it names, a value in the data such as a label, or n of them, see
                 ``ConditionValue``; others follow the training frequencies.
             guidance: scale of classifier-free guidance, within ``guidance_interval`` of t if given.
@@ -360,9 +361,8 @@ class Flow:
         if isinstance(self.coordinates, Rectified):
             schedule = None if schedule is None else CondOT()
         method = get_solver(config.solver or "", schedule=schedule)
-        steps, grid = (None, None) if method.adaptive and not trajectory else (config.steps, config.grid)
-        times = solver_times(method, steps, grid, t0=0.0, t1=1.0, trajectory=trajectory)
-        way = self.coordinates if steps is None else self.coordinates.until_last(times)
+        times = solver_times(method, config.steps, config.grid, t0=0.0, t1=1.0, trajectory=trajectory)
+        way = self.coordinates if method.adaptive and not trajectory else self.coordinates.until_last(times)
 
         def follow(field: Velocity, x0: Tensor, rng: CounterRng) -> Tensor:
             y = way.enter(field, x0, rng)
@@ -419,7 +419,7 @@ class Flow:
         way, times, method = self._way(solver, steps)
         with self._full_precision():
             field = self._field(way, cond)
-            y = way.back(field, without_padding(x1, cond).to(self.device).float(), method, times)
+            y = way.back(field, without_padding(x1, cond).to(self.device), method, times)
         return without_padding(y.float().cpu(), cond)
 
     def _way(self, solver: str, steps: int) -> tuple[Coordinates, list[float], Solver]:
@@ -435,7 +435,7 @@ class Flow:
         """Integrate noise z (n, *S) to data (n, *S) in data units."""
         given = self._given(len(z), cond)
         way, times, method = self._way(solver, steps)
-        x0 = without_padding(self._checked(z, self.spec.shape), given).to(self.device).float()
+        x0 = without_padding(self._checked(z, self.spec.shape), given).to(self.device)
         with self._full_precision():
             field, rng = self._field(way, given), CounterRng(stream_seed(0, Stream.INITIAL_NOISE), 1, len(z))
             x = way.finish(field, way.solve(field, way.enter(field, x0, rng), method, times)[-1])
@@ -466,7 +466,7 @@ class Flow:
             )
         if LENGTH in self.spec.conditions:
             raise UserError("log_prob needs samples of one size, and this flow makes sequences of several lengths")
-        model, options = self.transform.forward(x).to(self.device).float(), {"trace": trace}
+        model, options = self.transform.forward(x).to(self.device), {"trace": trace}
         if trace == "hutchinson":
             options["generator"] = CounterRng(stream_seed(seed, Stream.LOG_PROB), 0, len(x))
         way, times, method = self._way(solver, steps)
@@ -489,9 +489,16 @@ class Flow:
             self.autocast = autocast
             torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = flags
 
-    def bits_per_dim(self, x: Tensor, **options) -> Tensor:
-        """``-log2 p(x) / D`` (n,), with the options of :meth:`log_prob`."""
-        return bits_per_dim(self.log_prob(x, **options), x[0].numel())
+    def bits_per_dim(self, x: Tensor, *, seed: int = 0, **options) -> Tensor:
+        """``-log2 p(x) / D`` (n,), with the options of :meth:`log_prob`.
+
+        Integers of a flow of integers get uniform noise first, of the unit around them, for a bound of the bits that
+        code them (Theis et al. 2016, "A note on the evaluation of generative models").
+        """
+        if getattr(self.transform, "integer", False) and bool((x == x.round()).all()):
+            rng = CounterRng(stream_seed(seed, Stream.DEQUANTISE), 0, len(x))
+            x = dequantise(x, generator=rng) - 0.5
+        return bits_per_dim(self.log_prob(x, seed=seed, **options), x[0].numel())
 
     @staticmethod
     def _checked(x: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -149,8 +149,8 @@ def log_prob(
     one system.
 
     Args:
-            source: log density (B,) of the source at x0 (B, *S); default N(0, I).
-    t0, t1: times of the source and of x1.
+        source: log density (B,) of the source at x0 (B, *S); default N(0, I).
+        t0, t1: times of the source and of x1.
         solver, steps, grid, rtol, atol, max_steps: as in :func:`integrate`; tolerances include the integral.
             "dpmpp2m" is refused.
         trace: "exact" costs as many passes as x has elements, ``chunk`` (32) at once; "hutchinson" costs
