@@ -466,7 +466,7 @@ class Flow:
             )
         if LENGTH in self.spec.conditions:
             raise UserError("log_prob needs samples of one size, and this flow makes sequences of several lengths")
-        model, options = self.transform.forward(x).to(self.device), {"trace": trace}
+        model, options = self.transform.forward(x).to(self.device), dict[str, Any](trace=trace)
         if trace == "hutchinson":
             options["generator"] = CounterRng(stream_seed(seed, Stream.LOG_PROB), 0, len(x))
         way, times, method = self._way(solver, steps)

@@ -28,7 +28,7 @@ from advect.data.modality import Modality
 from advect.data.pairs import ImageStore, PairedDataset, Pairs, write_pairs
 from advect.distributed.comm import broadcast_object, current, sync_errors
 from advect.model.flow import Flow
-from advect.model.sampler_config import DEFAULT, SamplerConfig
+from advect.model.sampler_config import SamplerConfig
 from advect.model.sampling import check_sampler
 from advect.model.sharded_samples import (
     PLAN,
@@ -169,7 +169,7 @@ def _invert(
     for first in range(0, len(places), pairing.batch_size):
         part = {k: v[first : first + pairing.batch_size] for k, v in (batch.cond or {}).items()}
         x1 = batch.x1[first : first + pairing.batch_size]
-        ends.append(flow.to_noise(x1, part, solver=solver, steps=steps or DEFAULT.steps))
+        ends.append(flow.to_noise(x1, part, solver=solver, steps=steps or 50))
         bar.update(len(x1))
     return write_pairs(place, batch.x1, batch.cond or {}, x0=torch.cat(ends), store=store)
 
