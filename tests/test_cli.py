@@ -76,7 +76,7 @@ MISTAKES = [
     ("eval nowhere --compare notes/a.png", "'nowhere' is one word too many"),
     ("train digits --lr 1", "did you mean --lr-schedule or --lr-warmup-steps?"),
     ("train moons --solver rk9", "invalid choice 'rk9' for argument '--solver'"),
-    ("report nowhere --no-measure --nfes 4", "--nfes and --num-samples would be ignored"),
+    ("report nowhere --no-measure --nfes 4", "measures nothing; leave --nfes"),
     ("presets now", "takes no arguments"),
     ("train --data nowhere", "'nowhere' does not exist; name a file or folder of data"),
     ("train --data empty", "'empty' is a folder without data that is known here; it may hold png, jpg, webp"),

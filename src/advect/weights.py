@@ -1,17 +1,7 @@
-"""Weights of time in a loss: functions of t (B,) that return w (B,).
+"""Time weights of a loss: w (B,) at t (B,), multiplying the squared error.
 
-They multiply the squared error in the space in which it is taken. In this project's time, data at t = 1:
-
-==================  ===========================  ==========================================================
-here                in texts with data at t = 0  what it does
-==================  ===========================  ==========================================================
-TSquared            (1 - t)^2                    favours the data's end, where details are decided
-OneMinusTSquared    t^2                          favours the noise's end, where the layout is decided
-InverseSNR          1 / SNR                      sigma^2 / alpha^2, grows towards the noise
-MinSNR              min(SNR, gamma)              Hang et al. 2023, eq. 8; for the data, noise or velocity
-==================  ===========================  ==========================================================
-
-Uniform weights are the default of every objective (None).
+TSquared favours the data (t = 1), (1 - t)^2 in texts with the data at 0; OneMinusTSquared the noise. Losses default to
+None, uniform.
 """
 
 from __future__ import annotations
@@ -20,20 +10,20 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
-from advect.core.errors import UserError
+from advect.core.errors import UserError, did_you_mean
 from advect.core.registry import register
 
 Weight = Callable[[Tensor], Tensor]
-"""``w(t (B,)) -> (B,)``; any function of t will do."""
+"""``w(t (B,)) -> (B,)``, any function of t."""
 
 
 class TimeWeight(ABC):
-    """A weight that a run can choose. It may take the ``schedule`` of an affine path and the loss's ``prediction``."""
+    """Configurable weight; may take an affine path's ``schedule`` and the loss's ``prediction``."""
 
     part_kind: ClassVar[str] = "weight"
     part_given: ClassVar[tuple[str, ...]] = ("schedule", "prediction")
@@ -44,7 +34,7 @@ class TimeWeight(ABC):
 
 
 class HasCoefficients(Protocol):
-    """A schedule of ``advect.paths``: ``coefficients(t)`` gives alpha, sigma and their derivatives."""
+    """Schedule whose ``coefficients(t)`` gives alpha, sigma and their derivatives."""
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
 
@@ -76,58 +66,94 @@ class OneMinusTSquared(TimeWeight):
         return (1 - t).square()
 
 
-@register("inverse-snr")
+Prediction = Literal["data", "noise", "velocity", "score"]
+
+
 @dataclass(frozen=True)
-class InverseSNR(TimeWeight):
-    """``1 / SNR(t) = sigma^2 / alpha^2``, at most ``limit``, which it reaches towards the noise, where SNR = 0.
+class SNRWeight(TimeWeight):
+    """Function of SNR = alpha^2 / sigma^2 on the squared error of one prediction, for a loss of any other.
+
+    A data error d equals a noise error alpha / sigma d, a velocity error (alpha' sigma - alpha sigma') / sigma d and a
+    score error alpha / sigma^2 d. t is clamped to [1e-6, 1 - 1e-6], so weights are finite.
 
     Args:
-        limit: largest weight.
+        of: prediction whose error is weighted; "loss" is that of the loss itself.
     """
 
     schedule: HasCoefficients
+    prediction: Prediction = "velocity"
+    of: Literal["loss", "data", "noise", "velocity", "score"] = "loss"
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("prediction", self.prediction, get_args(Prediction)),
+            ("of", self.of, ("loss", *get_args(Prediction))),
+        ):
+            if value not in known:
+                raise UserError(f"{type(self).__name__}.{name} {value!r} is not known{did_you_mean(value, known)}")
+
+    @abstractmethod
+    def of_snr(self, snr: Tensor) -> Tensor:
+        """Weight (B,) at signal-to-noise ratios (B,)."""
+
+    def __call__(self, t: Tensor) -> Tensor:
+        alpha, sigma, d_alpha, d_sigma = self.schedule.coefficients(t.double().clamp(1e-6, 1 - 1e-6))
+        data = torch.ones_like(alpha)
+        errors = {
+            "data": data,
+            "noise": alpha / sigma,
+            "velocity": (d_alpha * sigma - alpha * d_sigma) / sigma,
+            "score": alpha / sigma.square(),
+        }
+        of = self.prediction if self.of == "loss" else self.of
+        weight = self.of_snr((alpha / sigma).square())
+        weight = weight * (errors[of] / errors[self.prediction]).square()
+        return weight.clamp(max=torch.finfo(t.dtype).max).to(t.dtype)
+
+
+@register("inverse-snr")
+@dataclass(frozen=True)
+class InverseSNR(SNRWeight):
+    """``1 / SNR``, by default on the noise error, which makes the data error uniform.
+
+    With ``of="loss"`` it grows towards the noise, up to ``limit``.
+
+    Args:
+        limit: largest 1 / SNR.
+    """
+
+    prediction: Prediction = "noise"
+    of: Literal["loss", "data", "noise", "velocity", "score"] = "noise"
     limit: float = 1e3
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_above_zero("InverseSNR.limit", self.limit)
 
-    def __call__(self, t: Tensor) -> Tensor:
-        alpha, sigma, _, _ = self.schedule.coefficients(t)
-        return torch.where(alpha > 0, (sigma / alpha).square(), self.limit).clamp(max=self.limit)
+    def of_snr(self, snr: Tensor) -> Tensor:
+        return (1 / snr).clamp(max=self.limit)
 
 
 @register("min-snr")
 @dataclass(frozen=True)
-class MinSNR(TimeWeight):
-    """``min(SNR, gamma)`` on the error of the data, told in the space of ``prediction`` (Hang et al. 2023, eq. 8).
+class MinSNR(SNRWeight):
+    """``min(SNR, gamma)``, by default on the loss itself.
 
-    With SNR = alpha^2 / sigma^2 an error of the noise is SNR times, and one of the velocity
-    ((alpha' sigma - alpha sigma') / sigma)^2 times that of the data, so their weights are ``min(SNR, gamma) / SNR =
-    min(1, gamma / SNR)`` and ``min(alpha^2, gamma sigma^2) / (alpha' sigma - alpha sigma')^2``: all finite.
+    Hang et al. 2023, "Efficient diffusion training via min-SNR weighting strategy", weight the data error
+    (``of="data"``), equal to ``min(1, gamma / SNR)`` on the noise error.
 
     Args:
-        gamma: the signal-to-noise ratio at which it is clipped.
+        gamma: largest weight.
     """
 
-    schedule: HasCoefficients
     gamma: float = 5.0
-    prediction: Literal["data", "noise", "velocity"] = "velocity"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_above_zero("MinSNR.gamma", self.gamma)
-        if self.prediction not in ("data", "noise", "velocity"):
-            raise UserError(f"MinSNR needs a loss of data, noise or velocity, got {self.prediction!r}")
 
-    def __call__(self, t: Tensor) -> Tensor:
-        alpha, sigma, d_alpha, d_sigma = self.schedule.coefficients(t)
-        signal, noise = alpha.square(), sigma.square()
-        if self.prediction == "data":
-            return torch.where(noise > 0, signal / noise, math.inf).clamp(max=self.gamma)
-        if self.prediction == "noise":
-            return torch.where(signal > 0, self.gamma * noise / signal, math.inf).clamp(max=1.0)
-        least = torch.minimum(signal, self.gamma * noise)
-        # Where a path stands still at an end both are 0, and so is the limit.
-        return torch.where(least > 0, least / (d_alpha * sigma - alpha * d_sigma).square(), 0.0)
+    def of_snr(self, snr: Tensor) -> Tensor:
+        return snr.clamp(max=self.gamma)
 
 
 def _check_above_zero(name: str, value: float) -> None:

@@ -198,7 +198,7 @@ def test_mistakes_are_told_and_nothing_is_written(
         (moons_run, "--guidance 2", "no conditions|trained with"),
         (digits_run, "--guidance 2 --real-share 0.5", "--real-share 0.5 and --guidance 2.0 contradict"),
         (moons_run, "--real-share 1", "--real-share must be at least 0 and below 1"),
-        (moons_run, "--store uint8", "--store uint8 is for images"),
+        (moons_run, "--store uint8", "--store uint8 does not go with vector data"),
         (moons_run, "--pair-solver dopri5 --pair-steps 3", "chooses its own steps"),
         (moons_run, "--pair-solver eulr", "--pair-solver"),
         (moons_run, "--width 7", "its network must stay"),

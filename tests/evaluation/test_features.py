@@ -37,7 +37,7 @@ def test_two_flows_to_the_same_units_share_their_features_and_others_do_not(moon
     assert (moons.name, digits.name) == ("data space", "pixel space")
     assert moons.standardise and not digits.standardise
     space = open_space(moons_run)
-    with pytest.raises(UserError, match=r"--features net\.pt is for images, and this flow makes vector data"):
+    with pytest.raises(UserError, match=r"--features net\.pt is for images, and these are vector data"):
         network = object.__new__(FeatureNetwork)
         network.name = "net.pt"
         FeatureSpace(space.flow, space.dataset, network)

@@ -16,7 +16,7 @@ from advect.config.presets import get_preset
 from advect.core.errors import UserError
 from advect.core.types import LENGTH, NULL, Category, Conditions, DataSpec, Length, Quantity
 from advect.data import Identity, Moons
-from advect.model.conditions import Encoded, parse_conditions, resolve_conditions
+from advect.model.conditions import CYCLE, Encoded, parse_conditions, resolve_conditions
 from advect.model.flow import Flow
 from advect.model.load import ModelMetadata
 
@@ -150,6 +150,13 @@ def test_a_value_is_the_label_in_the_data_and_never_its_place(name, value, codes
             resolve_conditions(CODES, 2, {name: value}, 0)
     else:
         assert resolve_conditions(CODES, 2, {name: value}, 0)[name].tolist() == codes
+
+
+def test_words_that_are_labels_mean_the_labels() -> None:
+    spec = DataSpec((2,), "vector", {"ride": Category(("cycle", "none", "walk"), (0.2, 0.3, 0.5))})
+    codes = lambda value: resolve_conditions(spec, 3, {"ride": value}, 0)["ride"].tolist()
+    assert codes("cycle") == [0, 0, 0] and codes("none") == [1, 1, 1]
+    assert codes(CYCLE) == [0, 1, 2] and codes(None) == [NULL] * 3
 
 
 @pytest.mark.parametrize(("name", "value"), [("label", 0), ("label", "0"), ("label", "03"), ("code", "07")])

@@ -49,7 +49,7 @@ class Exact(nn.Module):
 
 def flow_of(law, kind: str, margin: float = 1e-3, **more) -> Flow:
     spec = DataSpec(tuple(law.shape), "vector", {})
-    return Flow(Exact(getattr(law, kind)), spec, Identity(), path=law.path, prediction=kind, margin=margin, **more)
+    return Flow(Exact(getattr(law, kind)), spec, Identity(), path=law.path, prediction=kind, t_eps=margin, **more)
 
 
 def finite(path: str) -> FiniteData:

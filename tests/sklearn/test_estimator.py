@@ -19,6 +19,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import advect
 from advect import FlowModel, UserError
+from advect.sklearn.adapters import Labels, label_condition
 from advect.sklearn.settings import resolve
 
 
@@ -143,6 +144,13 @@ class TestLabels:
             model.sample(3, 7)
         with pytest.raises(UserError, match="without labels"):
             small().fit(points).sample(3, 0)
+
+    def test_a_label_is_equal_by_its_number_or_text(self) -> None:
+        labels = Labels.from_values(np.array([30, 10, 20, 10]))
+        for y in (20, "20", 20.0, np.int8(20), [20, "20"], torch.tensor([20, 20])):
+            assert label_condition(labels, y, 2)["label"].values.tolist() == [1, 1]
+        with pytest.raises(UserError, match="y has 1, which is not among"):
+            label_condition(labels, 1, 2)
 
     def test_real_numbers_are_no_labels(self, points: np.ndarray) -> None:
         with pytest.raises(UserError, match="no labels"):

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
+from advect.core.registry import choices
 from advect.paths import CondOT, FiniteData
-from advect.solvers import DIFFUSIONS, integrate, integrate_sde
+from advect.solvers import integrate, integrate_sde
 
 N = 4000
 
@@ -92,7 +93,7 @@ def test_the_statistics_see_a_sde_without_its_score():
     assert worst_ks(wrong, 1.0) > 2 * KS and worst_moment(wrong, 1.0) > 2 * MOMENT
 
 
-@pytest.mark.parametrize("name", DIFFUSIONS)
+@pytest.mark.parametrize("name", choices("diffusion"))
 @pytest.mark.parametrize("score", [mixture.score, None])
 def test_euler_maruyama_with_every_named_diffusion(name, score):
     x = integrate_sde(

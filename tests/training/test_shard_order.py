@@ -24,7 +24,7 @@ class Sharded:
         return sum(self.shards)
 
     def fetch(self, indices, rng=None) -> Batch:
-        return Batch(torch.from_numpy(indices))
+        return Batch(torch.from_numpy(indices).double())
 
 
 def test_order_is_pinned():

@@ -31,6 +31,7 @@ from advect.distributed.comm import broadcast_object, sync_errors
 from advect.distributed.context import RunContext, run_context
 from advect.evaluation.features import FeatureConfig
 from advect.evaluation.protocol import EvalConfig
+from advect.model.conditions import CYCLE
 from advect.model.load import load, read_model_metadata, weight_file
 from advect.model.pairs import FACTS, PairConfig, make_pairs
 from advect.model.sampler_config import SamplerConfig
@@ -160,7 +161,7 @@ def for_pairs(config: Config) -> Config:
     """
     method = config.method.replaced(objective="flow-matching", path="cond-ot", sigma_min=0.0, coupling="pairs")
     if method.prediction in ("noise", "score"):
-        method = method.replaced(prediction="velocity", loss="same", weight="uniform")
+        method = method.replaced(prediction="velocity", loss_space="same", weight="uniform")
     training = replace(config.training, max_steps=None, max_minutes=None, pair_ahead=False)
     return replace(config, method=method, training=training)
 
@@ -235,7 +236,7 @@ def _decode(
     """Sample the same noise at each cost; return the pictures' names."""
     flow = load(run, device=device)
     pictures = make_folder(folder / "pictures", "--output-dir")
-    cond = {c: "cycle" for c, kind in list(flow.spec.conditions.items())[:1] if isinstance(kind, Category)}
+    cond = {c: CYCLE for c, kind in list(flow.spec.conditions.items())[:1] if isinstance(kind, Category)}
     behind = flow.modality.reference(source.held_out)
     files = {}
     for nfe in shown:
@@ -317,7 +318,7 @@ def _config(a: ReflowArguments, pairs: Path, place: Path, *, guided: bool, disti
     if guided:  # a pair that was made for a label is none of no label
         method = method.replaced(label_dropout=0.0)
     if distil:
-        method = method.replaced(times="start", loss="same", weight="uniform", margin=1e-3)
+        method = method.replaced(times="start", loss_space="same", weight="uniform", t_eps=1e-3)
         output = output.replaced(solver="euler", sample_steps=1, grid="uniform")
     training = replace(config.training, init_from=place, pairs=pairs)
     return replace(config, method=method, training=training, output=output)

@@ -24,6 +24,14 @@ class Encoded:
     values: Tensor
 
 
+class _Cycle:
+    def __repr__(self) -> str:
+        return "cycle"
+
+
+CYCLE = _Cycle()
+"""Each value in turn, whatever the labels are called."""
+
 ConditionValue = Any
 """One value for all samples, "cycle" for each value in turn, or a list or array of n values, one a sample.
 
@@ -104,7 +112,7 @@ def _codes(name: str, value: ConditionValue, condition: Category | Length, n: in
             known[key] = known[key] if key in known else _code(name, one, condition)
         return torch.tensor([known[type(one), one] for one in some])
     value = _scalar(value)
-    if value == "cycle" and not _is_label(condition, value):
+    if value is CYCLE or (value == "cycle" and not _is_label(condition, value)):
         low, count = (1, len(condition.frequencies)) if isinstance(condition, Length) else (0, len(condition.names))
         return low + torch.arange(rows.start, rows.stop) % count
     return torch.full((len(rows),), _code(name, value, condition))
@@ -152,7 +160,7 @@ def _code(name: str, value: Any, condition: Category | Length) -> int:
         return NULL
     if isinstance(condition, Length):
         return _length(name, value, len(condition.frequencies))
-    code = _place(value, condition)
+    code = label_place(value, condition)
     if code is None:
         what = f"{value!r}" if isinstance(value, str | int | float) else str(value)
         raise UserError(f"condition {name!r} has no value {what}{did_you_mean(str(value), condition.names)}")
@@ -168,7 +176,7 @@ def _length(name: str, value: Any, longest: int) -> int:
     return int(number)
 
 
-def _place(value: Any, category: Category) -> int | None:
+def label_place(value: Any, category: Category) -> int | None:
     """The place of a label among the names: of its text, of an equal number, or of its number in the data."""
     names = category.names
     if str(value) in names:

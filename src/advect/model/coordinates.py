@@ -17,7 +17,7 @@ from advect.core import random
 from advect.core.random import Generator
 from advect.paths import BrownianBridge, CondOT, Schedule
 from advect.solvers import Solver, Velocity, integrate, log_prob
-from advect.solvers.diffusion_coefficients import DiffusionCoefficient, diffusion_on
+from advect.solvers.diffusion_coefficients import Diffusion, diffusion_on
 from advect.solvers.likelihood import make_divergence
 
 Field = Callable[[Tensor], Tensor]
@@ -288,7 +288,7 @@ class Rectified(Coordinates):
     def until_last(self, times: Sequence[float]) -> Coordinates:
         return replace(self, high=min(max(times[-2], self.low), self.reach)) if self.open else self
 
-    def diffusion(self, g: DiffusionCoefficient) -> DiffusionCoefficient:
+    def diffusion(self, g: Diffusion) -> Diffusion:
         """The g of y at tau that renews the noise as the ``g`` of x at t does."""
 
         def changed(tau: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ class Samples:
 class Flow:
     """Network ``net(x_t (B, *S), t (B,), cond)`` with shape, conditions and transform of the data, path and source.
 
-    The network gives the ``prediction`` in model units. ``margin`` keeps t from 0 and 1 as in the loss. ``null``:
+    The network gives the ``prediction`` in model units. ``t_eps`` keeps t from 0 and 1 as in the loss. ``null``:
     whether conditions were dropped in training, as guidance needs. ``facts``: ``Dataset.metadata``.
     """
 
@@ -109,7 +109,7 @@ class Flow:
         path: Path | None = None,
         source: SourceDistribution | None = None,
         prediction: Kind = "velocity",
-        margin: float = 1e-3,
+        t_eps: float = 1e-3,
         null: bool = True,
         sampler: SamplerConfig | None = None,
         device: torch.device | None = None,
@@ -118,7 +118,7 @@ class Flow:
     ) -> None:
         self.net, self.spec, self.transform = net, spec, transform
         self.path, self.source, self.prediction = path or AffinePath(), source or Gaussian(), prediction
-        self.margin, self.null, self.facts = margin, null, facts or {}
+        self.t_eps, self.null, self.facts = t_eps, null, facts or {}
         self.sampler, self.device, self.autocast = sampler or DEFAULT, device or torch.device("cpu"), autocast
 
     @cached_property
@@ -147,7 +147,7 @@ class Flow:
         if self.prediction == "velocity":
             return self.output(x_t, t, cond)
         # A prediction of data has a value everywhere, only the division by sigma has not.
-        inside = t.clamp(self._margin, 1 - self._margin)
+        inside = t.clamp(self._t_eps, 1 - self._t_eps)
         output = self.output(x_t, t if self.prediction == "data" else inside, cond)
         assert isinstance(self.path, AffinePath)
         return self.path.convert(output.to(x_t.dtype), x_t, inside, self.prediction, "velocity")
@@ -191,14 +191,14 @@ class Flow:
         return {name: value.to(self.device) for name, value in cond.items()}
 
     @property
-    def _margin(self) -> float:
-        return self.margin or 1e-3
+    def _t_eps(self) -> float:
+        return self.t_eps or 1e-3
 
     @cached_property
     def coordinates(self) -> Coordinates:
         """Where the ODE is solved: samples, encodings and densities are of one law."""
         if isinstance(self.path, BrownianBridge):
-            return Angle(self._margin, 1 - self._margin, path=self.path, density=self.source.has_density)
+            return Angle(self._t_eps, 1 - self._t_eps, path=self.path, density=self.source.has_density)
         if not isinstance(self.path, AffinePath):
             return Plain()
         plain = self.prediction == "velocity" and isinstance(self.path.schedule, CondOT | LipmanOT)
@@ -208,7 +208,7 @@ class Flow:
     def rectified(self) -> Rectified:
         """Coordinates in which an affine path is straight, over the times at which the network was trained."""
         assert isinstance(self.path, AffinePath)
-        gaussian, low, high = self.path.gaussian_source, self._margin, 1 - self._margin
+        gaussian, low, high = self.path.gaussian_source, self._t_eps, 1 - self._t_eps
         way = Rectified(
             schedule=self.path.effective_schedule if gaussian else self.path.schedule,
             noise=math.hypot(1.0, self.path.sigma_min) if gaussian else 1.0,
@@ -218,7 +218,7 @@ class Flow:
             low, high = 0.0, 1.0
         if self.prediction == "data":
             low = 0.0
-        return replace(way, low=low if way.defined(self.prediction, low) else self._margin, high=high, reach=high)
+        return replace(way, low=low if way.defined(self.prediction, low) else self._t_eps, high=high, reach=high)
 
     def _field(
         self,

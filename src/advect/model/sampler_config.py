@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from advect.core import registry
 from advect.core.errors import UserError, did_you_mean
 from advect.core.registry import choices
 from advect.solvers import SDE_SOLVERS, get_solver
 from advect.solvers.sde import STEPS as SDE_STEPS
-from advect.solvers.time_grids import GRIDS
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,7 @@ def plan_sweep(
         if any(n < 1 for n in numbers):
             raise UserError(f"{flag} must be at least 1, got {min(numbers)}")
     for grid in grids:
-        if grid not in GRIDS:
-            raise UserError(f"grid {grid!r} is not known{did_you_mean(grid, GRIDS)}")
+        registry.get("grid", grid)
     sweep: dict[SamplerConfig, None] = {}
     for solver in solvers or (None,):
         if solver is not None:

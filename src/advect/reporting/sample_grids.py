@@ -14,6 +14,7 @@ from advect.data import Split
 from advect.data.figure import save_png
 from advect.distributed.comm import all_sum, current, gather_objects
 from advect.losses import Loss
+from advect.model.conditions import CYCLE
 from advect.model.flow import Flow, Samples
 from advect.training.callbacks import MetricsFile, PeriodicCallback
 from advect.training.loggers import Logger
@@ -58,7 +59,7 @@ class SampleGridCallback(PeriodicCallback):
         self.samples, self.seed, self.metrics, self.boards = samples, seed, metrics, boards
         self._reference: Batch | None = None
         categories = [name for name, kind in flow.spec.conditions.items() if isinstance(kind, Category)]
-        self._cond = dict.fromkeys(categories[:1], "cycle")
+        self._cond = dict.fromkeys(categories[:1], CYCLE)
 
     def on_start(self, trainer: Trainer) -> None:
         if self.metrics is not None:

@@ -19,7 +19,7 @@ from advect.data.base import array_modality, category
 from advect.data.cells.matrix import held_matrix
 from advect.data.tables.columns import Categories, Column, Number
 from advect.data.tables.infer_columns import number_values
-from advect.model.conditions import Encoded
+from advect.model.conditions import Encoded, label_place
 
 LABEL = "label"
 """Name of the condition y."""
@@ -39,12 +39,14 @@ class Labels:
         return cls(np.unique(values))
 
     def codes(self, values: np.ndarray) -> np.ndarray:
-        """Codes (n,) int64 of values (n,). Raises UserError for an unknown label."""
-        codes = np.searchsorted(self.classes, values).clip(max=len(self.classes) - 1)
-        unknown = self.classes[codes] != values
-        if unknown.any():
-            raise UserError(f"y has {values[unknown][0]!r}, which is not among the labels fitted: {self.classes}")
-        return codes.astype(np.int64)
+        """Codes (n,) int64 of values (n,), matched as conditions are. Raises UserError for an unknown label."""
+        distinct, which = np.unique(values, return_inverse=True)
+        known = self.category(np.zeros(0, np.int64))
+        codes = [label_place(value, known) for value in distinct.tolist()]
+        if None in codes:
+            value = distinct.tolist()[codes.index(None)]
+            raise UserError(f"y has {value!r}, which is not among the labels fitted: {self.classes}")
+        return np.array(codes, np.int64)[which.reshape(-1)]
 
     def category(self, codes: np.ndarray) -> Category:
         """Condition of data with these codes (n,)."""

@@ -4,7 +4,6 @@ from advect.solvers.adams_bashforth import AdamsBashforth2 as AdamsBashforth2
 from advect.solvers.base import Solver as Solver
 from advect.solvers.base import Velocity as Velocity
 from advect.solvers.base import get_solver as get_solver
-from advect.solvers.diffusion_coefficients import DIFFUSIONS as DIFFUSIONS
 from advect.solvers.diffusion_coefficients import DiffusionCoefficient as DiffusionCoefficient
 from advect.solvers.dormand_prince import DormandPrince as DormandPrince
 from advect.solvers.dpm_solver import DPMSolverPlusPlus2M as DPMSolverPlusPlus2M
@@ -28,5 +27,5 @@ from advect.solvers.sde import integrate_sde as integrate_sde
 from advect.solvers.straightness import Straightness as Straightness
 from advect.solvers.straightness import deviations as deviations
 from advect.solvers.straightness import straightness as straightness
-from advect.solvers.time_grids import GRIDS as GRIDS
+from advect.solvers.time_grids import TimeGrid as TimeGrid
 from advect.solvers.time_grids import t_grid as t_grid

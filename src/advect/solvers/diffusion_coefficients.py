@@ -8,70 +8,108 @@ from __future__ import annotations
 
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from advect.core.errors import UserError, did_you_mean
+from advect.core.errors import UserError
+from advect.core.registry import get, register
 from advect.paths import Schedule
 
 logger = logging.getLogger(__name__)
 
-DiffusionCoefficient = float | str | Callable[[Tensor], Tensor]
-"""g: a number, a name of DIFFUSIONS, or ``g(t (n,)) -> (n,)``."""
 
+@dataclass(frozen=True)
+class DiffusionCoefficient(ABC):
+    """g(t), ``scale`` times a shape.
 
-def constant(t: Tensor, schedule: Schedule) -> Tensor:
-    """g = 1."""
-    return torch.ones_like(t)
-
-
-def sigma(t: Tensor, schedule: Schedule) -> Tensor:
-    """g = sigma_t, the noise of the path: it dies out at the data, and g^2 times the score with it."""
-    return schedule.coefficients(t).sigma
-
-
-def decreasing(t: Tensor, schedule: Schedule) -> Tensor:
-    """g = (1 + cos(pi t)) / 2, most at the noise and 0 at the data, a shape that Ma et al. 2024 ("SiT") try."""
-    return (1 + torch.cos(math.pi * t)) / 2
-
-
-def increasing_decreasing(t: Tensor, schedule: Schedule) -> Tensor:
-    """g = sin(pi t), most in the middle and 0 at both ends, another of the shapes of Ma et al. 2024."""
-    return torch.sin(math.pi * t)
-
-
-def ddpm(t: Tensor, schedule: Schedule) -> Tensor:
-    """g^2 = 20 - 19.9 t: the beta of DDPM in continuous time (Song et al. 2021, appendix C, with 0.1 and 20).
-
-    With the variance-preserving schedule of the same beta it gives their reverse-time equation.
+    Args:
+        scale: factor of g.
     """
-    return torch.sqrt(20 - 19.9 * t)
+
+    part_kind: ClassVar[str] = "diffusion"
+
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.scale < math.inf:
+            raise UserError(f"{type(self).__name__}.scale must be finite and >= 0, got {self.scale}; 1 is usual")
+
+    @abstractmethod
+    def shape(self, t: Tensor, schedule: Schedule) -> Tensor:
+        """The shape (n,) >= 0 at the times t (n,) of a path of this schedule."""
 
 
-DIFFUSIONS: dict[str, Callable[[Tensor, Schedule], Tensor]] = {
-    "constant": constant,
-    "sigma": sigma,
-    "decreasing": decreasing,
-    "increasing-decreasing": increasing_decreasing,
-    "ddpm": ddpm,
-}
+Diffusion = float | str | DiffusionCoefficient | Callable[[Tensor], Tensor]
+"""g: a number, the name of a registered coefficient, one such, or ``g(t (n,)) -> (n,)``."""
 
 
-def diffusion_on(diffusion: DiffusionCoefficient, schedule: Schedule, grid: Sequence[float]) -> list[float]:
+@register("constant")
+@dataclass(frozen=True)
+class ConstantDiffusion(DiffusionCoefficient):
+    """g = scale."""
+
+    def shape(self, t: Tensor, schedule: Schedule) -> Tensor:
+        return torch.ones_like(t)
+
+
+@register("sigma")
+@dataclass(frozen=True)
+class SigmaDiffusion(DiffusionCoefficient):
+    """g = scale sigma_t, the noise of the path: it dies out at the data, and g^2 times the score with it."""
+
+    def shape(self, t: Tensor, schedule: Schedule) -> Tensor:
+        return schedule.coefficients(t).sigma
+
+
+@register("decreasing")
+@dataclass(frozen=True)
+class DecreasingDiffusion(DiffusionCoefficient):
+    """g = scale (1 + cos(pi t)) / 2, most at the noise and 0 at the data, a shape that Ma et al. 2024 ("SiT") try."""
+
+    def shape(self, t: Tensor, schedule: Schedule) -> Tensor:
+        return (1 + torch.cos(math.pi * t)) / 2
+
+
+@register("increasing-decreasing")
+@dataclass(frozen=True)
+class IncreasingDecreasingDiffusion(DiffusionCoefficient):
+    """g = scale sin(pi t), most in the middle and 0 at both ends, another of the shapes of Ma et al. 2024."""
+
+    def shape(self, t: Tensor, schedule: Schedule) -> Tensor:
+        return torch.sin(math.pi * t)
+
+
+@register("ddpm")
+@dataclass(frozen=True)
+class DDPMDiffusion(DiffusionCoefficient):
+    """g^2 = scale^2 (20 - 19.9 t), the beta of DDPM in continuous time.
+
+    Song et al. 2021, appendix C, with 0.1 and 20. With the variance-preserving schedule of the same beta it gives
+    their reverse-time equation.
+    """
+
+    def shape(self, t: Tensor, schedule: Schedule) -> Tensor:
+        return torch.sqrt(20 - 19.9 * t)
+
+
+def diffusion_on(diffusion: Diffusion, schedule: Schedule, grid: Sequence[float]) -> list[float]:
     """The values of g at the times of ``grid``.
 
     Raises UserError for an unknown name, and where g is negative, not finite, or not one number a time.
     """
     t = torch.tensor(list(grid), dtype=torch.float64)
     if isinstance(diffusion, str):
-        if diffusion not in DIFFUSIONS:
-            raise UserError(f"diffusion {diffusion!r} is not known{did_you_mean(diffusion, DIFFUSIONS)}")
-        g = DIFFUSIONS[diffusion](t, schedule)
+        diffusion = get("diffusion", diffusion)()
+    if isinstance(diffusion, DiffusionCoefficient):
+        g = diffusion.scale * diffusion.shape(t, schedule)
     else:
-        g = diffusion(t) if callable(diffusion) else torch.full_like(t, float(diffusion))
+        g = diffusion(t) if callable(diffusion) else torch.full_like(t, float(diffusion))  # pyright: ignore
     if g.shape != t.shape:
         raise UserError(f"diffusion must give one number a time, {tuple(t.shape)}, got {tuple(g.shape)}")
     values = g.detach().double().cpu().tolist()
@@ -85,7 +123,7 @@ def diffusion_on(diffusion: DiffusionCoefficient, schedule: Schedule, grid: Sequ
 _NODES, _WEIGHTS = (torch.from_numpy(v) / 2 for v in np.polynomial.legendre.leggauss(6))
 
 
-def relaxation(diffusion: DiffusionCoefficient, schedule: Schedule, grid: Sequence[float]) -> list[float]:
+def relaxation(diffusion: Diffusion, schedule: Schedule, grid: Sequence[float]) -> list[float]:
     """``int g^2 / (2 sigma^2) dt`` >= 0 over each step of ``grid``: how far the SDE renews the noise in it.
 
     Infinite where g does not vanish with sigma at an end of the step. Raises UserError as :func:`diffusion_on` does.
@@ -105,7 +143,7 @@ BOUND = 1.0
 """The largest g^2 / (2 sigma) with a learned score."""
 
 
-def bounded_diffusion(diffusion: DiffusionCoefficient, schedule: Schedule) -> DiffusionCoefficient:
+def bounded_diffusion(diffusion: Diffusion, schedule: Schedule) -> Diffusion:
     """``min(g, sqrt(2 BOUND sigma_t))``, which has the same marginals, for a learned velocity; logs where it is lower.
 
     The drift g^2/2 score is ``g^2 / (2 sigma)`` times the predicted noise, so that where g does not vanish with sigma

@@ -12,7 +12,7 @@ from advect.core.errors import UserError
 from advect.core.types import check_floating
 from advect.paths import Schedule
 from advect.solvers.base import Solver, Velocity, all_finite, get_solver, not_finite
-from advect.solvers.time_grids import check_interval, resolve_grid
+from advect.solvers.time_grids import TimeGrid, check_interval, resolve_grid
 
 STEPS = 50
 """Default steps of a solver of fixed step."""
@@ -42,7 +42,7 @@ def solve(
     *,
     solver: str | Solver = "midpoint",
     steps: int | None = None,
-    grid: str | Tensor | None = None,
+    grid: str | TimeGrid | Tensor | None = None,
     t0: float = 0.0,
     t1: float = 1.0,
     trajectory: bool = False,
@@ -74,7 +74,7 @@ def integrate(
     *,
     solver: str | Solver = "midpoint",
     steps: int | None = None,
-    grid: str | Tensor | None = None,
+    grid: str | TimeGrid | Tensor | None = None,
     t0: float = 0.0,
     t1: float = 1.0,
     trajectory: bool = False,
@@ -118,7 +118,7 @@ def integrate(
 
 
 def solver_times(
-    method: Solver, steps: int | None, grid: str | Tensor | None, *, t0: float, t1: float, trajectory: bool
+    method: Solver, steps: int | None, grid: str | TimeGrid | Tensor | None, *, t0: float, t1: float, trajectory: bool
 ) -> list[float]:
     """The times at which ``method`` has to give the state, t0 first, t1 last."""
     if method.adaptive and not trajectory:

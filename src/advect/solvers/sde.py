@@ -21,8 +21,8 @@ from advect.core.errors import UserError, did_you_mean
 from advect.core.random import Generator
 from advect.paths import CondOT, Schedule
 from advect.solvers.base import Velocity, not_finite, stage_times
-from advect.solvers.diffusion_coefficients import DiffusionCoefficient, diffusion_on, relaxation
-from advect.solvers.time_grids import GridCoefficients, coefficients_on, resolve_grid
+from advect.solvers.diffusion_coefficients import Diffusion, SigmaDiffusion, diffusion_on, relaxation
+from advect.solvers.time_grids import GridCoefficients, TimeGrid, coefficients_on, resolve_grid
 
 SDE_SOLVERS = ("ab2", "euler-maruyama", "heun")
 LAST_STEPS = ("mean", "euler", "tweedie", "noisy")
@@ -39,10 +39,10 @@ def integrate_sde(
     score: Velocity | None,
     x0: Tensor,
     *,
-    diffusion: DiffusionCoefficient = "sigma",
+    diffusion: Diffusion = "sigma",
     steps: int | None = None,
     solver: str = "euler-maruyama",
-    grid: str | Tensor = "uniform",
+    grid: str | TimeGrid | Tensor = "uniform",
     t0: float = 0.0,
     t1: float = 1.0,
     last_step: LastStep = "mean",
@@ -60,8 +60,8 @@ def integrate_sde(
             drawn apart from the data. Steps then are exponential, stable for any g (see :class:`_Exponential`). With
             a score they are explicit: where ``g^2 h |score|^2 / 2`` exceeds 1 per element, g is lowered to it, with
             a warning, as any lower g has the same marginals.
-        diffusion: g(t): a number, a function of t (n,), or a name of DIFFUSIONS; by default sigma_t of ``schedule``,
-            0 at the data. Where g is 0 no score is asked for.
+        diffusion: g(t): a number, a function of t (n,), or a registered coefficient or its name; by default sigma_t of
+            ``schedule``, 0 at the data. Where g is 0 no score is asked for.
         steps: by default 250; ``grid`` is as in :func:`integrate`.
         solver: "euler-maruyama", weak order 1 and, the noise being additive and g smooth, strong order 1 (1/2 where g
             jumps; Kloeden & Platen 1992, 10.2), "ab2", which extrapolates from the step before at no further call
@@ -78,7 +78,8 @@ def integrate_sde(
     """
     _check_names(solver, last_step)
     times = resolve_grid(grid, steps, STEPS, t0=t0, t1=t1)
-    if schedule is not None and score is not None and diffusion != "sigma" and last_step != "tweedie":
+    of_path = diffusion == "sigma" or isinstance(diffusion, SigmaDiffusion)
+    if schedule is not None and score is not None and not of_path and last_step != "tweedie":
         raise UserError("schedule is given, but score, diffusion and last_step do not use it; leave it out")
     if last_step == "tweedie" and t1 != 1:
         raise UserError(f"last_step 'tweedie' predicts the data, at t = 1, but t1 is {t1}; take 'mean'")

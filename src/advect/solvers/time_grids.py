@@ -5,14 +5,16 @@ noise.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from advect.core.errors import UserError, did_you_mean
+from advect.core.errors import UserError
+from advect.core.registry import get, register
 from advect.paths import Schedule
 
 
@@ -28,70 +30,115 @@ def _unit(steps: int) -> Tensor:
     return torch.arange(steps + 1, dtype=torch.float64) / steps
 
 
-def uniform_grid(steps: int) -> Tensor:
+@dataclass(frozen=True)
+class TimeGrid(ABC):
+    """Where the steps of a solver lie."""
+
+    part_kind: ClassVar[str] = "grid"
+
+    @abstractmethod
+    def __call__(self, steps: int) -> Tensor:
+        """The times (steps + 1,) float64, rising from 0 to 1. Raises UserError for steps < 1."""
+
+
+@register("uniform")
+@dataclass(frozen=True)
+class UniformGrid(TimeGrid):
     """Equal steps, t_i = i / steps."""
-    return _unit(steps)
+
+    def __call__(self, steps: int) -> Tensor:
+        return _unit(steps)
 
 
-def cosine_grid(steps: int) -> Tensor:
-    """t_i = (1 - cos(pi i / steps)) / 2, the Chebyshev-Lobatto points: dense at both ends."""
-    grid = (1 - torch.cos(math.pi * _unit(steps))) / 2
-    grid[-1] = 1.0
-    return grid
+@register("cosine")
+@dataclass(frozen=True)
+class CosineGrid(TimeGrid):
+    """Dense at both ends, t_i = (1 - cos(pi i / steps)) / 2, the Chebyshev-Lobatto points.
 
-
-def edm_grid(steps: int, *, rho: float = 7.0, sigma_min: float = 0.002, sigma_max: float = 80.0) -> Tensor:
-    """Times at which sigma/alpha of the straight path takes the noise levels of Karras et al. 2022, eq. 5.
-
-    ``sigma_i^(1/rho)`` falls linearly from sigma_max to sigma_min, t_i = 1 / (1 + sigma_i); the first time is moved to
-    0, the last is 1. Raises UserError unless rho > 0 and 0 < sigma_min < sigma_max.
+    For flows that bend near the noise and near the data; the widest steps are pi/2 times the uniform ones.
     """
-    if not 0 < rho < math.inf:
-        raise UserError(f"rho must be finite and > 0, got {rho}; Karras et al. take 7")
-    if not 0 < sigma_min < sigma_max < math.inf:
-        raise UserError(f"the noise levels need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
-    check_steps(steps)
-    high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
-    grid = torch.ones(steps + 1, dtype=torch.float64)
-    grid[:-1] = 1 / (1 + (high + ramp * (low - high)) ** rho)
-    grid[0] = 0.0
-    return grid
+
+    def __call__(self, steps: int) -> Tensor:
+        grid = (1 - torch.cos(math.pi * _unit(steps))) / 2
+        grid[-1] = 1.0
+        return grid
 
 
-def shifted_grid(steps: int, *, shift: float = 3.0) -> Tensor:
-    """t = s / (s + shift (1 - s)) for uniform s: dense near the noise for shift > 1.
+@register("edm")
+@dataclass(frozen=True)
+class EDMGrid(TimeGrid):
+    """The times at which sigma/alpha of the straight path takes the noise levels of Karras et al. 2022, eq. 5.
 
-    Resolution-dependent shift of Esser et al. 2024, "Scaling rectified flow transformers", eq. 23: sqrt(m / n) for m
-    pixels where n needed none. Raises UserError unless shift > 0.
+    ``sigma_i^(1/rho)`` falls in equal steps from sigma_max to sigma_min, and t_i = 1 / (1 + sigma_i). The first time
+    is moved to 0, where a flow starts (from 1 / (1 + sigma_max)), and the last is 1, as theirs is sigma = 0.
+
+    Args:
+        rho: exponent; larger ones put more steps near the data.
+        sigma_min: lowest noise level.
+        sigma_max: highest noise level.
     """
-    if not 0 < shift < math.inf:
-        raise UserError(f"shift must be finite and > 0, got {shift}; 1 is the uniform grid, 3 is usual")
-    s = _unit(steps)
-    return s / (s + shift * (1 - s))
+
+    rho: float = 7.0
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rho < math.inf:
+            raise UserError(f"EDMGrid.rho must be finite and > 0, got {self.rho}; Karras et al. take 7")
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise UserError(f"EDMGrid needs 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}")
+
+    def __call__(self, steps: int) -> Tensor:
+        check_steps(steps)
+        high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
+        ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+        grid = torch.ones(steps + 1, dtype=torch.float64)
+        grid[:-1] = 1 / (1 + (high + ramp * (low - high)) ** self.rho)
+        grid[0] = 0.0
+        return grid
 
 
-GRIDS: dict[str, Callable[..., Tensor]] = {
-    "uniform": uniform_grid,
-    "cosine": cosine_grid,
-    "edm": edm_grid,
-    "shifted": shifted_grid,
-}
+@register("shifted")
+@dataclass(frozen=True)
+class ShiftedGrid(TimeGrid):
+    """More steps near the noise, t = s / (s + shift (1 - s)) for uniform s.
+
+    The resolution-dependent shift of Esser et al. 2024, "Scaling rectified flow transformers", eq. 23, with
+    shift = sqrt(m / n) for m pixels where n needed none.
+
+    Args:
+        shift: 1 is the uniform grid.
+    """
+
+    shift: float = 3.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.shift < math.inf:
+            raise UserError(
+                f"ShiftedGrid.shift must be finite and > 0, got {self.shift}; 1 is the uniform grid, 3 is usual"
+            )
+
+    def __call__(self, steps: int) -> Tensor:
+        s = _unit(steps)
+        return s / (s + self.shift * (1 - s))
 
 
-def t_grid(steps: int, grid: str = "uniform", *, t0: float = 0.0, t1: float = 1.0, **parameters: Any) -> Tensor:
-    """Grid ``grid`` of ``steps`` steps from t0 to t1, (steps + 1,) float64, scaled linearly; decreasing if t0 > t1.
+def t_grid(
+    steps: int, grid: str | TimeGrid = "uniform", *, t0: float = 0.0, t1: float = 1.0, **parameters: Any
+) -> Tensor:
+    """The ``grid`` of ``steps`` steps from t0 to t1, (steps + 1,) float64, falling where t0 > t1.
 
-    ``parameters`` are those of the grid's function. Raises UserError for an unknown grid or parameter, steps < 1, and
-    t0, t1 equal or outside [0, 1].
+    ``parameters`` are those of a grid given by name, such as rho of "edm" and shift of "shifted". The unit grid
+    is laid over the interval linearly. Raises UserError for an unknown grid, a parameter that it does not have,
+    steps < 1, and t0 and t1 that are equal or outside [0, 1].
     """
     check_interval(t0, t1)
-    if grid not in GRIDS:
-        raise UserError(f"grid {grid!r} is not known{did_you_mean(str(grid), GRIDS)}")
-    try:
-        unit = GRIDS[grid](steps, **parameters)
-    except TypeError as error:
-        raise UserError(f"grid {grid!r} does not take {', '.join(parameters)}") from error
+    if isinstance(grid, str):
+        try:
+            grid = get("grid", grid)(**parameters)
+        except TypeError as error:
+            raise UserError(f"grid {grid!r} does not take {', '.join(parameters)}") from error
+    unit = grid(steps)  # pyright: ignore[reportCallIssue]
     low, high = min(t0, t1), max(t0, t1)
     times = (1 - unit) * low + unit * high
     return times if t0 < t1 else times.flip(0)
@@ -105,11 +152,14 @@ def check_interval(t0: float, t1: float) -> None:
         raise UserError(f"t0 and t1 are both {t0}, so that there is no way to go; 0 and 1 are usual")
 
 
-def resolve_grid(grid: str | Tensor, steps: int | None, default: int, *, t0: float, t1: float) -> list[float]:
-    """Times from t0 to t1 for ``grid`` and ``steps`` (None: ``default``); a tensor (n + 1,) holds the times, in either
-    direction.
+def resolve_grid(
+    grid: str | TimeGrid | Tensor, steps: int | None, default: int, *, t0: float, t1: float
+) -> list[float]:
+    """The times from t0 to t1 that a caller means by ``grid`` and ``steps``, of which None means ``default``.
+
+    A tensor holds the times themselves, (n + 1,), rising or falling from one of t0 and t1 to the other.
     """
-    if isinstance(grid, str):
+    if isinstance(grid, (str, TimeGrid)):
         return t_grid(default if steps is None else steps, grid, t0=t0, t1=t1).tolist()
     check_interval(t0, t1)
     if steps is not None:

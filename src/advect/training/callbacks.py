@@ -187,6 +187,10 @@ class CheckpointCallback(Callback):
         with sync_errors():
             self.writer.wait()
 
+    def on_bad_data(self, trainer: Trainer) -> None:
+        if trainer.state.progress.step:
+            self.on_end(trainer, "data")
+
     def checkpoint_before(self, step: int) -> Path | None:
         with sync_errors():
             self.writer.wait()

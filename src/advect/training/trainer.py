@@ -43,6 +43,7 @@ class Callback:
     def on_bad_step(self, trainer: Trainer, row: dict) -> None: ...
     def on_rollback(self, trainer: Trainer, row: dict) -> None: ...
     def on_end(self, trainer: Trainer, reason: str) -> None: ...
+    def on_bad_data(self, trainer: Trainer) -> None: ...
     def close(self) -> None: ...
 
     def checkpoint_before(self, step: int) -> Path | None:
@@ -144,7 +145,13 @@ class Trainer:
     def _train_step(self) -> None:
         progress = self.state.progress
         self._seed_layers(progress.step)
-        inputs = self._inputs(progress.step)
+        try:
+            inputs = self._inputs(progress.step)
+        except UserError:  # of the data, such as too many damaged images: what was learned is kept
+            if current().world == 1:
+                for callback in self.callbacks:
+                    callback.on_bad_data(self)
+            raise
         loss, norm = self.step.take(self.loss, inputs, self.learning_rate)
         self.metrics.add(loss, norm)
         progress.step += 1

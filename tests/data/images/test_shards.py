@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from advect.cli import main
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.data import remote
@@ -185,3 +186,16 @@ def test_a_link_of_a_tar_may_come_before_its_target_or_lead_nowhere(tmp_path):
     store = open_store(tmp_path / "a.tar")
     assert store.names == ["d/1.png", "d/2.png", "z.png"] and all(store.read(i) == png(1) for i in range(3))
     assert store.left_out == {"links to nothing in it": 1}
+
+
+def test_too_many_damaged_images_end_a_training_with_a_checkpoint(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d").mkdir()
+    shard(tmp_path / "d" / "a.tar", {f"{i:03}.png": png(i)[:90] if i % 20 == 7 else png(i) for i in range(100)})
+    words = "train --data d --image-size 8 --batch-size 1 --model-channels 8 --run-dir run"
+    monkeypatch.setattr("sys.argv", ["advect", *words.split(), "--sample-every", "0", "--num-epochs", "2"])
+    with pytest.raises(SystemExit):
+        main()
+    err = capsys.readouterr().err
+    assert "2 images cannot be read, more than 1%" in err and "(image file is truncated)" in err
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").glob("step-*")]

@@ -155,6 +155,57 @@ def test_a_table_of_steps_comes_back(tmp_path):
     pd.testing.assert_frame_equal(found[rest], frame[rest], check_dtype=False, check_exact=False, rtol=1e-5, atol=1e-5)
 
 
+def visits(pd, starts=("2024-01-30", "2024-01-30")):
+    return pd.concat(
+        [
+            pd.DataFrame(
+                {
+                    "who": name,
+                    "date": pd.date_range(start, periods=3).strftime("%Y-%m-%d"),
+                    "pulse": [61, 62, 63],
+                    "ward": [True, False, True],
+                    "grams": [0.25, 0.5, 0.75],
+                }
+            )
+            for name, start in zip("ab", starts, strict=True)
+        ],
+        ignore_index=True,
+    )
+
+
+def test_channels_and_the_order_of_a_table_come_back_in_their_own_type(tmp_path):
+    pd = pytest.importorskip("pandas")
+    frame = visits(pd)
+    frame.to_csv(tmp_path / "visits.csv", index=False)
+    data = Sequences(tmp_path / "visits.csv", id_column="who", order_column="date", held_out=0)
+    batch = everything(data)
+    back = steps_of(data.transform.inverse(batch.x1), batch.cond, json.loads(json.dumps(data.metadata)))
+    assert back.drop(columns="who").to_csv(index=False) == frame.drop(columns="who").to_csv(index=False)
+
+
+def test_an_order_that_differs_between_sequences_comes_back_as_a_number(tmp_path):
+    pd = pytest.importorskip("pandas")
+    visits(pd, ("2024-01-30", "2023-05-01")).to_csv(tmp_path / "visits.csv", index=False)
+    data = Sequences(tmp_path / "visits.csv", id_column="who", order_column="date", held_out=0)
+    batch = everything(data)
+    back = steps_of(data.transform.inverse(batch.x1), batch.cond, data.metadata)
+    assert list(back) == ["who", "step", "pulse", "ward", "grams"] and back["step"].tolist() == [0, 1, 2] * 2
+
+
+def test_an_order_of_other_dates_is_not_sorted_as_text(tmp_path):
+    """As text 1/10/2024 comes before 1/9/2024."""
+    pd = pytest.importorskip("pandas")
+    days = ["9/30/2024", "10/1/2024", "10/13/2024"]
+    frame = visits(pd).assign(date=[*days, *days])
+    frame.iloc[::-1].to_csv(tmp_path / "visits.csv", index=False)
+    data = Sequences(tmp_path / "visits.csv", id_column="who", order_column="date", held_out=0)
+    x = data.transform.inverse(everything(data).x1)
+    assert torch.allclose(x[:, :, 0], torch.tensor([61.0, 62, 63]).to(x).expand(2, 3), atol=1e-4)
+    frame.assign(date=["soon", "later", "last"] * 2).to_csv(tmp_path / "words.csv", index=False)
+    with pytest.raises(UserError, match="date"):
+        Sequences(tmp_path / "words.csv", id_column="who", order_column="date", value_columns=("pulse",))
+
+
 U = {"id_column": "who", "value_columns": ("u",)}
 
 

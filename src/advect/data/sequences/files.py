@@ -1,9 +1,10 @@
-"""Sequences from arrays, in memory, in .npy files and in .npz archives."""
+"""Sequences from arrays (in memory, ``.npy``, ``.npz``) and tables."""
 
 from __future__ import annotations
 
 import csv
 import gzip
+import logging
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -19,8 +20,10 @@ from advect.core.errors import UserError, did_you_mean, optional_import
 from advect.data.arrays import array_header
 from advect.data.tables.columns import Categories, Column, Number
 from advect.data.tables.files import CSV, PARQUET, read_table
-from advect.data.tables.infer_columns import read_condition
+from advect.data.tables.infer_columns import read_column, read_condition
 from advect.data.tables.scaling import StandardScaling
+
+logger = logging.getLogger(__name__)
 
 _IDS = ("sequence_id", "series_id", "trajectory_id", "unique_id", "seq_id", "sequence", "series", "trajectory", "id")
 _MORE_IDS = ("patient", "subject", "animal", "track", "individual", "unit")
@@ -29,9 +32,9 @@ _ROWS = 1000
 
 
 def step_columns(path: Path) -> tuple[str, str] | None:
-    """The columns that tell a table's sequences apart and order their steps; None where it has one row a sample.
+    """Columns that identify and order a table's sequences, by usual names; None for one row per sample.
 
-    They are known by usual names, and values of the first must repeat within the first rows.
+    Values of the first must repeat within the first rows.
     """
     try:
         names, rows = _parquet_head(path) if path.name.lower().endswith(PARQUET) else _csv_head(path)
@@ -48,7 +51,7 @@ def step_columns(path: Path) -> tuple[str, str] | None:
 
 
 def is_sequence_array(path: Path) -> bool:
-    """Whether a NumPy file is an array (N, L, C), or values with the lengths of sequences beside them."""
+    """Whether a NumPy file is an array (N, L, C), or values with lengths."""
     array = array_header(path)
     if array is None or len(array.shape) not in (2, 3):
         return False
@@ -78,28 +81,32 @@ def _parquet_head(path: Path) -> tuple[list[str], list[list[str]]]:
 
 @dataclass(frozen=True)
 class Ragged:
-    """Sequences (L_i, C) float64, the names of their C channels, and what each sequence is besides.
+    """Sequences (L_i, C) float64, channel names, and conditions.
 
-    ``conditions`` holds, for each name, the column and its values (N,) in table units, NaN where missing.
+    ``conditions`` maps names to a column and values (N,) in table units, NaN where missing.
     """
 
     steps: list[np.ndarray]
     channels: tuple[str, ...]
     conditions: dict[str, tuple[Column, np.ndarray]]
+    columns: tuple[Column, ...] = ()
+    """Columns of a table's channels; empty for arrays."""
+    order: tuple[Column, list[float]] | None = None
+    """Order column and its values, if all sequences share them."""
 
 
 def read_arrays(data: Any, lengths: Any, conditions: Mapping[str, Any] | Sequence[str]) -> Ragged:
     """Sequences from arrays.
 
     Args:
-        data: (N, L, C), or a list of (L_i, C), or the path of a ``.npy`` or ``.npz`` file. An archive has ``values``
-            and, where lengths differ, ``lengths``; one array alone may have any name.
-        lengths: (N,) whole numbers, the real steps of each: the first so many of (N, L, C), or, of values (S, C) that
-            follow one another, the next so many. None where all are real.
-        conditions: labels (N,), a text, a whole number or a real for each sequence; or names of arrays in an archive.
+        data: (N, L, C), list of (L_i, C), or path of a ``.npy`` or ``.npz`` file. An archive has ``values`` and, if
+            they differ, ``lengths``; a single array may have any name.
+        lengths: (N,) whole numbers: leading real steps in (N, L, C), or lengths of consecutive pieces of values (S,
+            C). None if all steps are real.
+        conditions: texts, whole numbers or reals (N,) by name; or names of arrays in an archive.
 
     Raises:
-        UserError: the arrays do not fit together or hold other than finite real numbers; it says what.
+        UserError: the arrays do not fit together or hold other than finite real numbers.
     """
     if isinstance(data, str | os.PathLike):
         data, lengths, conditions = _open(Path(data).expanduser(), lengths, conditions)
@@ -191,7 +198,7 @@ def _check(steps: list[np.ndarray]) -> None:
 
 
 def _label(name: str, values: Any, count: int) -> tuple[Column, np.ndarray]:
-    """A condition from an array, for which no pandas is needed."""
+    """Condition from an array, without pandas."""
     array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
     if array.shape != (count,) or array.dtype.kind not in "buifU":
         raise UserError(
@@ -210,29 +217,37 @@ def _label(name: str, values: Any, count: int) -> tuple[Column, np.ndarray]:
 
 
 def is_table(data: Any) -> bool:
-    """Whether this is a data frame or the name of a CSV or Parquet file."""
+    """Whether this is a data frame or the path of a CSV or Parquet file."""
     if isinstance(data, str | os.PathLike):
         return str(data).lower().endswith(PARQUET + CSV)
     return hasattr(data, "columns")
 
 
 def read_steps(
-    data: Any, *, id: str, order: str | None = None, values: Sequence[str] = (), conditions: Sequence[str] = ()
+    data: Any,
+    *,
+    id: str,
+    order: str | None = None,
+    values: Sequence[str] = (),
+    conditions: Sequence[str] = (),
+    **words: Any,
 ) -> Ragged:
-    """Sequences from a table of one row a step.
+    """Sequences from a table with one row per step.
 
     Args:
-        data: a CSV or Parquet file, or a pandas DataFrame.
-        id: the column that is the same in all rows of a sequence; sequences keep the order in which they begin.
-        order: the column by which a sequence's rows are sorted; None leaves them in the order of the table.
-        values: the columns of the channels, in the order of the table; by default all others.
-        conditions: columns that are the same in all rows of a sequence.
+        data: CSV or Parquet file, or pandas DataFrame.
+        id: column that identifies sequences, kept in order of first appearance.
+        order: column that orders a sequence's rows; None keeps the table's order.
+        values: columns of the channels, in table order; default all others.
+        conditions: columns constant within each sequence.
+        words: for CSV, ``missing``, ``decimal`` and ``date_order`` of :func:`read_table`.
 
     Raises:
-        UserError: a column is not there, not of finite numbers, misses values, or changes within a sequence.
+        UserError: a column is missing, incomplete, not finite numbers, or changes within a sequence.
     """
     pd = optional_import("pandas", "tables")
-    frame = read_table(data) if isinstance(data, str | os.PathLike) else data.reset_index(drop=True)
+    frame = read_table(data, **words) if isinstance(data, str | os.PathLike) else data.reset_index(drop=True)
+    forms = frame.attrs.get("forms", {})
     keys = [id] if order is None else [id, order]
     named = [*keys, *conditions]
     for name in (*named, *values):
@@ -245,13 +260,45 @@ def read_steps(
         )
     for name in keys:
         _require_all(frame[name].isna().to_numpy(bool), name)
-    matrix = np.stack([_numbers(frame[name]) for name in channels], 1)
+    date_order = words.get("date_order", "auto")
+    read = [_channel(frame[name], forms.get(name), date_order) for name in channels]
+    matrix = np.stack([x for _, x in read], 1)
     places = pd.factorize(frame[id])[0]
-    times = np.zeros(len(frame)) if order is None else pd.factorize(frame[order], sort=True)[0]
+    key = None if order is None else _order(frame[order], forms.get(order), date_order)
+    times = np.zeros(len(frame)) if key is None else key[1]
     rows = np.lexsort((times, places))
     starts = np.flatnonzero(np.diff(places[rows], prepend=-1))
     told = {name: _constant(frame[name], places, rows[starts], id) for name in conditions}
-    return Ragged(np.split(matrix[rows], starts[1:]), tuple(map(str, channels)), told)
+    columns = tuple(column for column, _ in read)
+    common = None if key is None else _common(np.split(times[rows], starts[1:]))
+    if key is not None and common is None:
+        logger.info("sequences differ in their %r, so that samples have the number of the step instead", order)
+    kept = None if key is None or common is None else (key[0], common)
+    return Ragged(np.split(matrix[rows], starts[1:]), tuple(map(str, channels)), told, columns, kept)
+
+
+def _order(series: Any, form: Any, date_order: str) -> tuple[Column, np.ndarray]:
+    """Order column and its values (N,), numbers or times. Raises UserError for text, which would sort by letters."""
+    try:
+        column, values = read_column(
+            series, None, scaling="standard", categorical=False, form=form, date_order=date_order
+        )
+    except UserError:
+        if not optional_import("pandas", "tables").api.types.is_object_dtype(series.dtype):
+            raise
+        column, values = None, np.empty(0)
+    if not isinstance(column, Number):
+        raise UserError(
+            f"the order column {series.name!r} holds {series.iloc[0]!r}, which is no number or date that sorts steps;"
+            " write it as 2024-01-31 or as a number, or leave order_column out where rows are in order"
+        )
+    return column, values
+
+
+def _common(times: list[np.ndarray]) -> list[float] | None:
+    """Order values that all sequences share (shorter ones their prefix); None if they differ."""
+    longest = max(times, key=len)
+    return longest.tolist() if all((x == longest[: len(x)]).all() for x in times) else None
 
 
 def _require_all(bad: np.ndarray, name: str) -> None:
@@ -260,22 +307,32 @@ def _require_all(bad: np.ndarray, name: str) -> None:
         raise UserError(f"column {name!r} misses a value in row {row}; fill it in or remove the row")
 
 
-def _numbers(series: Any) -> np.ndarray:
+def _channel(series: Any, form: Any, date_order: str) -> tuple[Column, np.ndarray]:
+    """Column of numbers, times or booleans, and its values (N,) in table units."""
     types = optional_import("pandas", "tables").api.types
-    if not types.is_numeric_dtype(series.dtype) or types.is_complex_dtype(series.dtype):
+    _require_all(series.isna().to_numpy(bool), series.name)
+    if types.is_numeric_dtype(series.dtype) and not types.is_complex_dtype(series.dtype):
+        infinite = np.isinf(series.to_numpy(np.float64, na_value=np.nan))
+        if infinite.any():
+            raise UserError(f"column {series.name!r} is infinite in row {int(infinite.argmax())}; mend that row")
+    try:
+        column, values = read_column(
+            series, None, scaling="standard", categorical=False, form=form, date_order=date_order
+        )
+    except UserError:
+        if not types.is_object_dtype(series.dtype):
+            raise
+        column, values = None, np.empty(0)
+    if column is None or (isinstance(column, Categories) and not set(column.names) <= {True, False}):
         raise UserError(
             f"column {series.name!r} has values of {series.dtype}, which no channel can be;"
             " name the channels with --value-columns, or give it to --conditions"
         )
-    values = series.to_numpy(np.float64, na_value=np.nan)
-    _require_all(np.isnan(values), series.name)
-    if np.isinf(values).any():
-        raise UserError(f"column {series.name!r} is infinite in row {int(np.isinf(values).argmax())}; mend that row")
-    return values
+    return column, values
 
 
 def _constant(series: Any, places: np.ndarray, firsts: np.ndarray, id: str) -> tuple[Column, np.ndarray]:
-    """The condition of each sequence, from the first row of each."""
+    """Condition of each sequence, from its first row."""
     own = series.iloc[firsts]
     there = own.iloc[places].reset_index(drop=True)
     plain = series.reset_index(drop=True)
