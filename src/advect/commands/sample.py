@@ -29,7 +29,7 @@ class SampleArguments(Section):
     """Solver steps; default those of the run's sample grids."""
 
     solver: str | None = part("solver", "sde-solver", default=None)
-    """Solver; default that of the run's sample grids. With --diffusion, euler-maruyama or heun."""
+    """Solver; default that of the run's sample grids. With --diffusion: ab2, the default, euler-maruyama or heun."""
     grid: str | None = part("grid", default=None)
     """Placement of the steps; default that of the run's sample grids."""
 

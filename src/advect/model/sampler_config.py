@@ -9,7 +9,6 @@ from typing import Any
 from advect.core import registry
 from advect.core.errors import UserError
 from advect.solvers import DiffusionCoefficient, SDESolver, Solver, TimeGrid, get_sde_solver, get_solver
-from advect.solvers.sde import SOLVER as SDE_SOLVER
 from advect.solvers.sde import STEPS as SDE_STEPS
 
 
@@ -53,7 +52,7 @@ class SamplerConfig:
 
         With ``trajectory`` adaptive solvers also get steps and grid, as output times.
         """
-        usual = own if self.diffusion is None else replace(own, solver=SDE_SOLVER, steps=SDE_STEPS)
+        usual = own if self.diffusion is None else replace(own, solver="ab2", steps=SDE_STEPS)
         config = replace(self, solver=self.solver or usual.solver)
         if config.adaptive and not trajectory:
             return config
