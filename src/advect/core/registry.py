@@ -263,8 +263,8 @@ def _plain(type_: Any) -> Any:
     if origin is Literal:
         return type_
     if origin in (Union, types.UnionType):
-        parts = [_plain(part) for part in inner]
-        return None if None in parts else Union[tuple(parts)]  # noqa: UP007
+        parts = [_plain(part) for part in inner if get_origin(part) is not Callable]
+        return None if None in parts or not parts else Union[tuple(parts)]  # noqa: UP007
     if origin in (tuple, Sequence, list):
         parts = [part if part is ... else _plain(part) for part in inner]
         if None in parts or not parts:
