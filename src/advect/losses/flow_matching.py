@@ -123,7 +123,7 @@ class FlowMatching(Loss):
         return self.importance_weight(sample.t, self.error(output, sample))
 
     def importance_weight(self, t: Tensor, loss: Tensor) -> Tensor:
-        """Losses (B,) at t (B,) over the density that t was drawn from, once a step, as importance times learn here."""
+        """Losses (B,) over the density of t (B,); once a step, as importance times learn here."""
         return self._times.importance_weight(t, loss)
 
     def error(self, output: Tensor, sample: PathSample) -> Tensor:
