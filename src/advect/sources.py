@@ -30,7 +30,7 @@ class SourceDistribution(ABC):
     has_density: ClassVar[bool] = False
     """Whether it has :meth:`log_prob`."""
     fits_data: ClassVar[bool] = False
-    """Whether a run builds it by ``from_data(x1)``."""
+    """Whether a run builds it by ``from_data(x1)``, whose plain arguments are flags."""
 
     def sample(
         self,
@@ -83,19 +83,25 @@ class MatchedGaussian(SourceDistribution):
 
     :meth:`from_data` measures both. Raises UserError unless std > 0 and both are finite, and for samples of another
     shape.
+
+    Args:
+        per_feature: the deviation of each element of a sample, not of all.
+        centre: take the mean, too, not 0.
     """
 
     fits_data = True
     has_density = True
+    part_builder = "from_data"
     part_examples = ({"std": 0.5, "mean": 3.0},)
 
-    std: float | Tensor
-    mean: float | Tensor = 0.0
+    std: float | Sequence | Tensor
+    mean: float | Sequence | Tensor = 0.0
 
     def __post_init__(self) -> None:
         std = torch.as_tensor(self.std)
         if not bool(((std > 0) & torch.isfinite(std)).all()):
-            raise UserError(f"MatchedGaussian.std must be finite and > 0, got {self.std}; constant features have none")
+            least = float(std.min())
+            raise UserError(f"MatchedGaussian.std must be finite and > 0, got {least}; constant features have none")
         if not bool(torch.isfinite(torch.as_tensor(self.mean)).all()):
             raise UserError(f"MatchedGaussian.mean must be finite, got {self.mean}; 0 is usual")
 
