@@ -23,9 +23,9 @@ NOISES = ("rademacher", "gaussian")
 
 
 class QuadraticForms:
-    """Per-sample ``v^T J v`` for vectors v and the Jacobian J of ``velocity`` in x.
+    """``v^T J v`` by sample, for vectors v and the Jacobian J of ``velocity`` in x.
 
-    Forward mode over all vectors at once; reverse mode, one by one, if an operator lacks a forward derivative. Row i
+    Forward mode over all vectors at once; reverse mode, one by one, once an operator has no forward derivative. Row i
     of the velocity must depend on row i of x only.
     """
 
@@ -63,7 +63,7 @@ class QuadraticForms:
 
 
 class ExactDivergence:
-    """Trace from one basis vector per element of x, ``chunk`` at once."""
+    """Trace by one basis vector an element of x, ``chunk`` at once."""
 
     def __init__(self, forms: QuadraticForms, chunk: int) -> None:
         if chunk < 1:
@@ -129,6 +129,8 @@ def log_prob(
     solver: str | Solver = "dopri5",
     steps: int | None = None,
     grid: str | Tensor | None = None,
+    t0: float = 0.0,
+    t1: float = 1.0,
     rtol: float | None = None,
     atol: float | None = None,
     max_steps: int | None = None,
@@ -142,21 +144,23 @@ def log_prob(
 ) -> Tensor:
     """Log density (B,), in nats, of data x1 (B, *S) under the flow of ``velocity(x, t (B,))``.
 
-    ``log p_1(x_1) = log p_0(x_0) - int_0^1 div u_t(x_t) dt`` along the solution ending in x1 (Chen et al. 2018,
-    "Neural ordinary differential equations", theorem 1; Lipman et al. 2023, appendix C), solved jointly with the
-    state.
+    ``log p_1(x_1) = log p_0(x_0) - int_0^1 div u_t(x_t) dt`` along the solution that ends in x1 (Chen et al. 2018,
+    "Neural ordinary differential equations", theorem 1; Lipman et al. 2023, appendix C), state and integral solved as
+    one system.
 
     Args:
         source: log density (B,) of the source at x0 (B, *S); default N(0, I).
-        solver, steps, grid, rtol, atol, max_steps: as in :func:`integrate`; tolerances include the integral. "dpmpp2m"
-            is refused.
-        trace: "exact" costs one pass per element of x, ``chunk`` (32) at once; "hutchinson" ``probes`` (1), unbiased.
-        noise: entries of the probes from ``generator``, "rademacher" (default) or "gaussian".
-        log_det: log |det| (B,) of the preprocessing's Jacobian, in nats, for densities of raw data; see
+        t0, t1: times of the source and of x1.
+        solver, steps, grid, rtol, atol, max_steps: as in :func:`integrate`; tolerances include the integral.
+            "dpmpp2m" is refused.
+        trace: "exact" costs as many passes as x has elements, ``chunk`` (32) at once; "hutchinson" costs
+            ``probes`` (1), unbiased.
+        noise: entries of the probes, "rademacher" (default) or "gaussian", from ``generator``.
+        log_det: log |det| (B,) of the preprocessing's Jacobian, in nats, for the density of raw data; see
             :func:`elementwise_log_det`.
         create_graph: make the density differentiable in x1 and the parameters.
 
-    Uses unfused attention, which has a forward derivative. Raises UserError for an unknown name, an unused option, or
+    Uses unfused attention, which has a forward derivative. Raises UserError for an unknown name, an unused option, and
     a non-finite state.
     """
     method = get_solver(solver, rtol=rtol, atol=atol, max_steps=max_steps)
@@ -164,17 +168,41 @@ def log_prob(
         raise UserError(f"solver {method.name!r} cannot integrate a divergence; take 'dopri5' or 'midpoint'")
     if isinstance(method, DormandPrince) and method.norm is worst_sample:
         method = replace(method, norm=_state_and_integral)
-    times = solver_times(method, steps, grid, t0=1.0, t1=0.0, trajectory=False)
-    _check_trace(trace, chunk=chunk, probes=probes, noise=noise, generator=generator)
-    forms = QuadraticForms(velocity, create_graph=create_graph)
-    if trace == "exact":
-        divergence = ExactDivergence(forms, 32 if chunk is None else chunk)
-    else:
-        v = draw_probes(x1, 1 if probes is None else probes, noise or "rademacher", generator)
-        divergence = HutchinsonDivergence(forms, v)
+    times = solver_times(method, steps, grid, t0=t1, t1=t0, trajectory=False)
+    divergence = make_divergence(
+        velocity,
+        x1,
+        trace=trace,
+        chunk=chunk,
+        probes=probes,
+        noise=noise,
+        generator=generator,
+        create_graph=create_graph,
+    )
     with torch.set_grad_enabled(create_graph), sdpa_kernel(SDPBackend.MATH):
         x0, change = _solve_both(divergence, x1, method, times)
         return source(x0) + change + log_det
+
+
+def make_divergence(
+    velocity: Velocity,
+    x: Tensor,
+    *,
+    trace: str = "exact",
+    chunk: int | None = None,
+    probes: int | None = None,
+    noise: str | None = None,
+    generator: Generator = None,
+    create_graph: bool = False,
+) -> Divergence:
+    """The divergence of ``velocity`` at states like x (B, *S), with the arguments of :func:`log_prob`."""
+    _check_trace(trace, chunk=chunk, probes=probes, noise=noise, generator=generator)
+    forms = QuadraticForms(velocity, create_graph=create_graph)
+    if trace == "exact":
+        return ExactDivergence(forms, 32 if chunk is None else chunk)
+    return HutchinsonDivergence(
+        forms, draw_probes(x, 1 if probes is None else probes, noise or "rademacher", generator)
+    )
 
 
 def _solve_both(divergence: Divergence, x1: Tensor, method: Solver, times: list[float]) -> tuple[Tensor, Tensor]:
@@ -236,10 +264,10 @@ def dequantise(x: Tensor, *, bin_width: float = 1.0, generator: Generator = None
 
 
 def bits_per_dim(log_prob: Tensor, dims: int, *, bin_width: float = 1.0) -> Tensor:
-    """Bits per dimension (B,) from ``log_prob`` (B,) in nats: ``-(log_prob / dims + log(bin_width)) / log(2)``.
+    """Bits per dimension (B,) from ``log_prob`` (B,), in nats: ``-(log_prob / dims + log(bin_width)) / log(2)``.
 
-    ``bin_width`` is the spacing of dequantised values: 1 for bytes, 1/255 for bytes over 255. Raises UserError unless
-    dims >= 1 and bin_width > 0.
+    ``bin_width`` is the spacing of dequantised values, such as 1 for bytes and 1/255 for bytes over 255. Raises
+    UserError unless dims >= 1 and bin_width > 0.
     """
     if dims < 1:
         raise UserError(f"dims must be at least 1, got {dims}; it is the number of elements of one sample")
