@@ -103,9 +103,9 @@ class ReflowArguments(Section):
 
 def run(words: list[str]) -> None:
     """Run ``advect reflow`` with the words after it. Raises UserError."""
-    place, flags = split_place(words, "advect reflow")
+    place, flags = split_place(words, "advect reflow", ReflowArguments)
     with sync_errors():
-        preset, a = parse_reflow(place if words[0] == str(place) else None, flags)
+        preset, a = parse_reflow(place if len(flags) < len(words) else None, flags)
     if a.nproc != 1:
         launch_processes("reflow", words, a.nproc, a.settings.training.device)
     result = reflow(place, preset, a)
