@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import advect as package
+from advect.config.arguments import parse_train
 from advect.config.build import build_loss, build_path, fit_source
 from advect.config.config import MethodConfig
 from advect.core.errors import UserError
@@ -69,11 +70,11 @@ CHOICES = [
     "--weight min-snr",
     "--weight inverse-snr --weight-of loss",
     "--prediction data",
-    "--prediction data --loss velocity --margin 0.05",
+    "--prediction data --loss-space velocity --t-eps 0.05",
     "--prediction noise",
-    "--prediction score --loss noise",
-    "--penalty pseudo-huber",
-    "--penalty pseudo-huber --prediction data --loss velocity --weight t2 --margin 0.05",
+    "--prediction score --loss-space noise",
+    "--loss-type pseudo-huber",
+    "--loss-type pseudo-huber --prediction data --loss-space velocity --weight t2 --t-eps 0.05",
     "--objective score-matching --prediction score",
     "--objective score-matching --prediction noise --path ddpm",
 ]
@@ -93,15 +94,26 @@ def test_conditional_transport_trains_on_labels(advect: Callable[..., None]) -> 
     assert Path("runs/digits/checkpoints/step-00000002").is_dir()
 
 
-def test_the_penalty_reaches_the_objective_and_the_run(advect: Callable[..., None]) -> None:
+def test_flags_have_a_second_spelling() -> None:
+    old, new = (
+        parse_train(["moons", *words.split()])[1].settings.method
+        for words in (
+            "--margin 0.05 --penalty=pseudo-huber --loss data",
+            "--t-eps 0.05 --loss-type pseudo-huber --loss_space data",
+        )
+    )
+    assert old == new and (new.t_eps, new.loss_type, new.loss_space) == (0.05, "pseudo-huber", "data")
+
+
+def test_the_loss_type_reaches_the_loss_and_the_run(advect: Callable[..., None]) -> None:
     default = build_loss(MethodConfig(), PLANE, {"kind": "gaussian"})
-    assert isinstance(default, FlowMatching) and default.penalty == "squared"
+    assert isinstance(default, FlowMatching) and default.loss_type == "squared"
     advect("train moons --run-dir plain", SMALL)
-    advect("train moons --run-dir robust --penalty pseudo-huber", SMALL)
+    advect("train moons --run-dir robust --loss-type pseudo-huber", SMALL)
     rows = (Path(run, "metrics.jsonl").read_text().splitlines()[0] for run in ("plain", "robust"))
     plain, robust = (json.loads(row)["loss"] for row in rows)
     assert 0 < robust < plain**0.5  # a mean of roots is below the root of the mean
-    assert read_model_metadata(Path("robust/checkpoints/step-00000010") / MODEL).method.penalty == "pseudo-huber"
+    assert read_model_metadata(Path("robust/checkpoints/step-00000010") / MODEL).method.loss_type == "pseudo-huber"
 
 
 @pytest.mark.parametrize("times", ["importance", "u-shaped"])
@@ -148,8 +160,8 @@ def test_pairing_ahead_changes_nothing(advect: Callable[..., None]) -> None:
             "not take --weight t2; leave it",
         ),
         (
-            "moons --objective score-matching --prediction score --penalty pseudo-huber",
-            "does not take --penalty pseudo-huber; leave it at squared",
+            "moons --objective score-matching --prediction score --loss-type pseudo-huber",
+            "does not take --loss-type pseudo-huber; leave it at squared",
         ),
         ("moons --prediction score --source sparse", "Gaussian noise drawn apart from x1"),
         ("moons --path bridge --sigma-min 0.5 --prediction score", "gives no velocity to sample with"),
@@ -278,5 +290,5 @@ def test_min_snr_is_told_the_space_of_the_loss() -> None:
         ("data", "same", "data"),
         ("data", "noise", "noise"),
     ):
-        method = MethodConfig(weight="min-snr", prediction=prediction, loss=loss, label_dropout=0)  # type: ignore[arg-type]
+        method = MethodConfig(weight="min-snr", prediction=prediction, loss_space=loss, label_dropout=0)  # type: ignore[arg-type]
         assert build_loss(method, spec, {"kind": "gaussian"}).weight.prediction == space  # type: ignore[attr-defined]

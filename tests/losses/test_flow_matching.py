@@ -167,7 +167,7 @@ def with_offsets(offset: Tensor, **options) -> tuple[Tensor, Tensor]:
 def test_pseudo_huber_is_the_published_loss_over_the_root_of_the_dimension(d: int) -> None:
     size = torch.logspace(-6, 2, 9, dtype=torch.float64)
     offset = size[:, None] * torch.randn(9, d, generator=torch.Generator().manual_seed(d), dtype=torch.float64)
-    loss, gradient = with_offsets(offset, penalty="pseudo-huber")
+    loss, gradient = with_offsets(offset, loss_type="pseudo-huber")
     c, norm = 0.00054 * d**0.5, offset.norm(dim=1)  # Song & Dhariwal 2023: sqrt(|r|^2 + c^2) - c
     torch.testing.assert_close(loss, (torch.sqrt(norm**2 + c**2) - c) / d**0.5, rtol=1e-7, atol=1e-13)
     expected = offset / torch.sqrt(norm**2 + c**2)[:, None] / d**0.5
@@ -176,7 +176,7 @@ def test_pseudo_huber_is_the_published_loss_over_the_root_of_the_dimension(d: in
 
 def test_pseudo_huber_is_square_where_the_residual_is_small_and_its_norm_where_large() -> None:
     offset = torch.tensor([[0.0], [1e-6], [1e-5], [10.0], [1e4]]).expand(-1, 6)
-    loss, gradient = with_offsets(offset, penalty="pseudo-huber")
+    loss, gradient = with_offsets(offset, loss_type="pseudo-huber")
     assert loss[0] == 0 and torch.equal(gradient[0], torch.zeros(6))
     torch.testing.assert_close(loss[1:3], offset[1:3, 0].square() / (2 * 0.00054), rtol=2e-2, atol=0)
     torch.testing.assert_close(loss[3:], offset[3:, 0], rtol=1e-3, atol=0)
@@ -184,8 +184,8 @@ def test_pseudo_huber_is_square_where_the_residual_is_small_and_its_norm_where_l
 
 def test_pseudo_huber_is_weighted_after_the_penalty() -> None:
     offset = torch.full((4, 2), 5.0)
-    plain, _ = with_offsets(offset, penalty="pseudo-huber")
-    weighted, _ = with_offsets(offset, penalty="pseudo-huber", weight=lambda t: 3 * torch.ones_like(t))
+    plain, _ = with_offsets(offset, loss_type="pseudo-huber")
+    weighted, _ = with_offsets(offset, loss_type="pseudo-huber", weight=lambda t: 3 * torch.ones_like(t))
     torch.testing.assert_close(weighted, 3 * plain)
 
 
@@ -195,24 +195,24 @@ def test_squared_residuals_are_the_default_to_the_bit() -> None:
     point, _ = objective.sample(Batch(torch.ones(64, 3, 5)), CounterRng(3, 0, 64))
     expected = ((point.u_t + offset) - point.u_t).square().flatten(1).mean(1)
     assert torch.equal(objective.compare(point.u_t + offset, point), expected)
-    assert torch.equal(FlowMatching(penalty="squared").compare(point.u_t + offset, point), expected)
+    assert torch.equal(FlowMatching(loss_type="squared").compare(point.u_t + offset, point), expected)
 
 
 def test_a_penalty_that_is_not_known_is_told() -> None:
     with pytest.raises(
-        UserError, match=r"FlowMatching\.penalty 'pseudo-hubert' is not known; did you mean 'pseudo-huber'"
+        UserError, match=r"FlowMatching\.loss_type 'pseudo-hubert' is not known; did you mean 'pseudo-huber'"
     ):
-        FlowMatching(penalty="pseudo-hubert")  # type: ignore[arg-type]
+        FlowMatching(loss_type="pseudo-hubert")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("margin", [0.0, 0.001, 0.05, 0.2])
-def test_importance_times_keep_a_constant_loss_whatever_the_interval(margin):
+@pytest.mark.parametrize("t_eps", [0.0, 0.001, 0.05, 0.2])
+def test_importance_times_keep_a_constant_loss_whatever_the_interval(t_eps):
     times = Importance(momentum=0.5, floor=0.1)
     times.update(torch.linspace(0, 1, 500), torch.linspace(4, 0, 500).square())  # far from even
-    loss_fn, n, means = FlowMatching(path=BrownianBridge(1.0), times=times, margin=margin), 2000, []
+    loss_fn, n, means = FlowMatching(path=BrownianBridge(1.0), times=times, t_eps=t_eps), 2000, []
     for step in range(60):
         sample, _ = loss_fn.sample(data(n), CounterRng(0, step, n))
-        assert sample.t.min() >= margin - 1e-7 and sample.t.max() <= 1 - margin + 1e-7
+        assert sample.t.min() >= t_eps - 1e-7 and sample.t.max() <= 1 - t_eps + 1e-7
         means.append(loss_fn.compare(loss_fn.target(sample) + 0.1**0.5, sample).mean())
     mean, error = mean_and_error(torch.stack(means))
     assert mean == pytest.approx(0.1, abs=4 * error + 1e-6)

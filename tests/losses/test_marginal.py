@@ -38,11 +38,11 @@ MARGIN = 0.15
 PAIRS = {
     "flow matching": (
         lambda: FlowMatching(times=Stratified().within(MARGIN)),
-        lambda: MarginalMatching(law=LAW, target="velocity", margin=MARGIN),
+        lambda: MarginalMatching(law=LAW, target="velocity", t_eps=MARGIN),
     ),
     "score matching": (
-        lambda: ScoreMatching(weighting="uniform", margin=MARGIN),
-        lambda: MarginalMatching(law=LAW, target="score", margin=MARGIN),
+        lambda: ScoreMatching(weighting="uniform", t_eps=MARGIN),
+        lambda: MarginalMatching(law=LAW, target="score", t_eps=MARGIN),
     ),
 }
 

@@ -42,7 +42,7 @@ def loss_of(objective, net, n: int = 4096) -> torch.Tensor:
 @pytest.mark.parametrize("path", [AffinePath(), AffinePath(Trigonometric()), AffinePath(sigma_min=0.3)], ids=str)
 @pytest.mark.parametrize("space", KINDS)
 def test_exact_fields_have_one_loss_whatever_is_predicted(path: AffinePath, space: str) -> None:
-    given = {"path": path, "loss": space, "times": Stratified().within(0.02), "margin": 0.0}
+    given = {"path": path, "loss_space": space, "times": Stratified().within(0.02), "t_eps": 0.0}
     losses = [loss_of(FlowMatching(prediction=p, **given), exact(p, path)).mean() for p in KINDS]  # type: ignore[arg-type]
     if path.sigma_min == 0 or space != "velocity":
         torch.testing.assert_close(torch.stack(losses), losses[0].expand(4), rtol=2e-3, atol=1e-6)
@@ -51,7 +51,7 @@ def test_exact_fields_have_one_loss_whatever_is_predicted(path: AffinePath, spac
 @pytest.mark.parametrize(("prediction", "space"), list(itertools.product(KINDS, KINDS)))
 def test_any_other_field_has_a_larger_loss_by_its_own_distance(prediction: str, space: str) -> None:
     path = AffinePath()
-    objective = FlowMatching(path=path, prediction=prediction, loss=space, margin=0.05)  # type: ignore[arg-type]
+    objective = FlowMatching(path=path, prediction=prediction, loss_space=space, t_eps=0.05)  # type: ignore[arg-type]
     best = exact(prediction, path)
     moved = lambda x, t, cond=None: best(x, t) + 0.3 * torch.sin(3 * x)
     extra = loss_of(objective, moved, 30_000) - loss_of(objective, best, 30_000)
@@ -68,7 +68,7 @@ def test_any_other_field_has_a_larger_loss_by_its_own_distance(prediction: str, 
 @pytest.mark.parametrize("prediction", ["score", "noise"])
 def test_denoising_score_matching_is_its_definition(weighting, prediction: str) -> None:
     n, path = 256, AffinePath(Trigonometric())
-    objective = ScoreMatching(path=path, weighting=weighting, prediction=prediction, margin=0.05)  # type: ignore[arg-type]
+    objective = ScoreMatching(path=path, weighting=weighting, prediction=prediction, t_eps=0.05)  # type: ignore[arg-type]
     net = lambda x, t, cond=None: torch.tanh(x) * expand_right(1 + t, x)
     x1 = torch.randn(n, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     loss = objective(net, Batch(x1), CounterRng(0, 0, n))
@@ -107,7 +107,7 @@ def test_two_heads_train_on_the_sum_and_split_for_sampling() -> None:
     net = MLP(2, width=8)
     both = lambda x, t, cond=None: torch.cat([net(x, t), -2 * net(x, t)], 1)
     batch = Batch(torch.randn(32, 2))
-    objective = StochasticInterpolantLoss(flow=FlowMatching(margin=0.01), score_weight=0.5)
+    objective = StochasticInterpolantLoss(flow=FlowMatching(t_eps=0.01), score_weight=0.5)
     loss = objective(both, batch, CounterRng(0, 0, 32))
     point, _ = objective.score.sample(batch, CounterRng(0, 0, 32))
     velocity, score = velocity_head(both)(point.x_t, point.t, None), score_head(both)(point.x_t, point.t, None)
@@ -120,7 +120,7 @@ def test_two_heads_train_on_the_sum_and_split_for_sampling() -> None:
 
 
 def test_two_heads_on_a_bridge_regress_its_own_velocity_and_score() -> None:
-    objective = StochasticInterpolantLoss(flow=FlowMatching(path=BrownianBridge(0.5), margin=0.05))
+    objective = StochasticInterpolantLoss(flow=FlowMatching(path=BrownianBridge(0.5), t_eps=0.05))
     point, _ = objective.score.sample(Batch(torch.randn(16, 2)), CounterRng(0, 0, 16))
     target = objective.flow.path.conditional_score(point.x_t, point.t, x1=point.x1, x0=point.x0)
     both = lambda x, t, cond=None: torch.cat([point.u_t, target], 1)
@@ -140,13 +140,16 @@ def test_a_general_path_trains_on_its_derivative() -> None:
     ("parts", "message"),
     [
         ({"prediction": "velocty"}, "did you mean 'velocity'"),
-        ({"loss": "dat"}, "did you mean 'data'"),
-        ({"margin": 0.5}, r"margin must lie in \[0, 0.5\)"),
+        ({"loss_space": "dat"}, "did you mean 'data'"),
+        ({"t_eps": 0.5}, r"t_eps must lie in \[0, 0.5\)"),
         ({"cond_dropout": -0.1}, r"cond_dropout must lie in \[0, 1\]"),
         ({"path": BrownianBridge(1.0), "prediction": "data"}, "needs an AffinePath, got BrownianBridge"),
-        ({"path": InterpolantPath(lambda a, b, t: a), "loss": "noise"}, "needs an AffinePath, got InterpolantPath"),
+        (
+            {"path": InterpolantPath(lambda a, b, t: a), "loss_space": "noise"},
+            "needs an AffinePath, got InterpolantPath",
+        ),
         ({"coupling": ExactOT(), "prediction": "score"}, "Gaussian noise drawn apart from x1"),
-        ({"path": AffinePath(gaussian_source=False), "loss": "score"}, "Gaussian noise drawn apart from x1"),
+        ({"path": AffinePath(gaussian_source=False), "loss_space": "score"}, "Gaussian noise drawn apart from x1"),
     ],
 )
 def test_combinations_without_a_meaning_are_refused(parts: dict, message: str) -> None:

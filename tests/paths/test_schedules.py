@@ -22,6 +22,41 @@ from advect.paths import (
 T = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
 
 
+def quarter(t: torch.Tensor) -> torch.Tensor:
+    return torch.cos(math.pi / 2 * t)
+
+
+HALF, INF = math.pi / 2, math.inf
+W = HALF / 1.008
+# For each schedule (alpha, sigma, d_alpha, d_sigma) at t = 0 and t = 1, by hand.
+ENDS = {
+    CondOT(): ((0, 1, 1, -1), (1, 0, 1, -1)),
+    LipmanOT(): ((0, 1, 1, -0.9999), (1, 1e-4, 1, -0.9999)),
+    LipmanOT(sigma_min=0.25): ((0, 1, 1, -0.75), (1, 0.25, 1, -0.75)),
+    Polynomial(1): ((0, 1, 1, -1), (1, 0, 1, -1)),
+    Polynomial(2): ((0, 1, 0, 0), (1, 0, 2, -2)),
+    Polynomial(1.5): ((0, 1, 0, 0), (1, 0, 1.5, -1.5)),
+    Polynomial(3): ((0, 1, 0, 0), (1, 0, 3, -3)),
+    VariancePreserving(): ((0, 1, INF, -1), (1, 0, 0, -1)),
+    VariancePreserving(quarter): ((0, 1, HALF, 0), (1, 0, 0, -HALF)),
+    VariancePreserving(lambda t: (1 - t) ** 2): ((0, 1, INF, -2), (1, 0, 0, 0)),
+    Trigonometric(): ((0, 1, HALF, 0), (1, 0, 0, -HALF)),
+    Cosine(): ((0, 1, W / math.sin(W), 0), (1, 0, W / math.tan(W), -INF)),
+    BetaLinear(): (
+        (math.exp(-5.025), math.sqrt(1 - math.exp(-10.05)), 10 * math.exp(-5.025), -10 * math.exp(-10.05)),
+        (1, 0, 0.05, -INF),
+    ),
+}
+
+
+@pytest.mark.parametrize(("schedule", "ends"), ENDS.items(), ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ends(schedule, ends, dtype):
+    c = schedule.coefficients(torch.tensor([0.0, 1.0], dtype=dtype))
+    for i, end in enumerate(ends):
+        assert [float(value[i]) for value in c] == pytest.approx(end, rel=2e-5, abs=1e-7)
+
+
 def close(a: Schedule, b: Schedule, tolerance: float) -> None:
     for x, y in zip(a.coefficients(T), b.coefficients(T), strict=True):
         torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance)

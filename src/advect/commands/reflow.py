@@ -161,7 +161,7 @@ def for_pairs(config: Config) -> Config:
     """
     method = config.method.replaced(objective="flow-matching", path="cond-ot", sigma_min=0.0, coupling="pairs")
     if method.prediction in ("noise", "score"):
-        method = method.replaced(prediction="velocity", loss="same", weight="uniform")
+        method = method.replaced(prediction="velocity", loss_space="same", weight="uniform")
     training = replace(config.training, max_steps=None, max_minutes=None, pair_ahead=False)
     return replace(config, method=method, training=training)
 
@@ -318,7 +318,7 @@ def _config(a: ReflowArguments, pairs: Path, place: Path, *, guided: bool, disti
     if guided:  # a pair that was made for a label is none of no label
         method = method.replaced(label_dropout=0.0)
     if distil:
-        method = method.replaced(times="start", loss="same", weight="uniform", margin=1e-3)
+        method = method.replaced(times="start", loss_space="same", weight="uniform", t_eps=1e-3)
         output = output.replaced(solver="euler", sample_steps=1, grid="uniform")
     training = replace(config.training, init_from=place, pairs=pairs)
     return replace(config, method=method, training=training, output=output)

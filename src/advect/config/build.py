@@ -187,7 +187,7 @@ def build_loss(
             f"--prediction {method.prediction} gives no velocity to sample with on --path {method.path} --sigma-min "
             f"{method.sigma_min} with this source and coupling; predict the velocity"
         )
-    space = method.prediction if method.loss == "same" else method.loss
+    space = method.prediction if method.loss_space == "same" else method.loss_space
     return method.build(
         "objective",
         path=path,
@@ -196,9 +196,9 @@ def build_loss(
         times=build_times(method),
         weight=build_weight(method, path, space),
         prediction=method.prediction,
-        loss=space,
-        penalty=method.penalty,
-        margin=method.margin,
+        loss_space=space,
+        loss_type=method.loss_type,
+        t_eps=method.t_eps,
         cond_dropout=dropout,
     )
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
-from advect.config.section import Section, part, plain
+from advect.config.section import Section, aliased, part, plain
 from advect.core.errors import UserError
 from advect.data.base import Dataset
 from advect.data.remote import is_remote
@@ -93,13 +93,13 @@ class MethodConfig(Section):
     """Weight of time in the loss."""
     prediction: Literal["velocity", "data", "noise", "score"] = "velocity"
     """Meaning of the network's output; sampling converts it."""
-    loss: Literal["same", "velocity", "data", "noise", "score"] = "same"
+    loss_space: Literal["same", "velocity", "data", "noise", "score"] = aliased("same", "loss")
     """Space of the loss; same as the prediction by default."""
-    penalty: Literal["squared", "pseudo-huber"] = "squared"
-    """Penalty of a sample's residual; pseudo-huber, for reflow, is about its norm."""
-    margin: float = 1e-3
-    """Distance of t from 0 and 1 where a conversion or the path is infinite; 0.05 for --prediction data with --loss
-    velocity.
+    loss_type: Literal["squared", "pseudo-huber"] = aliased("squared", "penalty")
+    """Function of a sample's residual; pseudo-huber, for reflow, is about its norm."""
+    t_eps: float = aliased(1e-3, "margin")
+    """Distance of t from 0 and 1 where a conversion or the path is infinite; 0.05 for --prediction data with
+    --loss-space velocity.
     """
     label_dropout: float | None = None
     """Share of samples trained without conditions, for guidance; each of several is also dropped on its own in this
@@ -107,7 +107,7 @@ class MethodConfig(Section):
     """
 
     usual = frozenset({"path", "source", "coupling", "times", "prediction", "label_dropout"})
-    _at_least = (("sigma_min", 0), ("margin", 0))
+    _at_least = (("sigma_min", 0), ("t_eps", 0))
     _below_one = ("label_dropout",)
 
 

@@ -69,8 +69,8 @@ class _Group:
     def __init__(self, about: str) -> None:
         self.about, self.fields = about, []
 
-    def add(self, name: str, type_: Any, default: Any, words: str) -> None:
-        typed = Annotated[type_, tyro.conf.arg(help=words)]
+    def add(self, name: str, type_: Any, default: Any, words: str, aliases: Sequence[str] = ()) -> None:
+        typed = Annotated[type_, tyro.conf.arg(help=words, aliases=[flag(alias) for alias in aliases] or None)]
         self.fields.append((name, typed, field(default=default)))
 
     def dataclass(self, title: str) -> type:
@@ -97,7 +97,7 @@ def _parser(sections: Sections, *, brief: bool, choices_help: bool) -> tuple[typ
                 words = _choices_help(words, choice) if choices_help else words
             _claim(owners, f.name, key)
             if not brief or not section.usual or f.name in section.usual:
-                group.add(f.name, type_, default, words)
+                group.add(f.name, type_, default, words, f.metadata.get("aliases", ()))
             if choice is not None and default is not None:
                 cls, values = section.part(f.name), section.arguments(f.name)
                 own = group

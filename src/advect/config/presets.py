@@ -26,7 +26,7 @@ def fit_images(config: Config, height: int, width: int) -> Config:
     net = full_unet(height, width) if has_gpu() else folded_unet(height, width)
     method = config.method
     if net.options.get("patch_size", 1) >= 4:
-        method = replace(method, prediction="data", loss="velocity", margin=0.05)
+        method = replace(method, prediction="data", loss_space="velocity", t_eps=0.05)
     return replace(config, network=net, method=method)
 
 

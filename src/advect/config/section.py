@@ -46,6 +46,11 @@ def part(*kinds: str, default: Any = MISSING, prefix: str | None = None) -> Any:
     return field(default=default, metadata={"kinds": kinds, "prefix": prefix})
 
 
+def aliased(default: Any, *names: str) -> Any:
+    """Field of a :class:`Section` whose flag may also be spelled by these names."""
+    return field(default=default, metadata={"aliases": names})
+
+
 def flag(name: str) -> str:
     """Flag of a field or option."""
     return "--" + name.replace("_", "-")

@@ -28,9 +28,9 @@ class Loss(ABC):
         "times",
         "weight",
         "prediction",
-        "loss",
-        "penalty",
-        "margin",
+        "loss_space",
+        "loss_type",
+        "t_eps",
         "cond_dropout",
     )
 

@@ -21,7 +21,7 @@ from advect.times import Stratified, TimeDistribution
 from advect.weights import Weight
 
 Kind = Literal["velocity", "data", "noise", "score"]
-Penalty = Literal["squared", "pseudo-huber"]
+LossType = Literal["squared", "pseudo-huber"]
 
 C = 0.00054
 """Pseudo-Huber constant c for a root mean square residual."""
@@ -37,14 +37,14 @@ class FlowMatching(Loss):
 
     Attributes:
         prediction: meaning of the network's output.
-        loss: space of the loss, default ``prediction``; a data prediction may be trained on the velocity it
+        loss_space: space of the loss, default ``prediction``; a data prediction may be trained on the velocity it
             implies.
         weight: maps t (B,) to w (B,).
-        margin: keeps t in [margin, 1 - margin] where an end may make the loss infinite: if ``loss`` differs from
+        t_eps: keeps t in [t_eps, 1 - t_eps] where an end may make the loss infinite: if ``loss_space`` differs from
             ``prediction``, for scores, bridges, and schedules with infinite derivatives.
         cond_dropout: share in [0, 1] of samples without conditions, for classifier-free guidance (Ho & Salimans
             2022).
-        penalty: of a sample's mean squared residual m: m, or the pseudo-Huber sqrt(m + c^2) - c (Song & Dhariwal
+        loss_type: of a sample's mean squared residual m: m, or the pseudo-Huber sqrt(m + c^2) - c (Song & Dhariwal
             2023, "Improved techniques for training consistency models", section 3.3), biased unless x_t nearly
             determines the target, as in reflow (Lee, Lin & Fanti 2024, "Improving the training of rectified
             flows").
@@ -59,25 +59,26 @@ class FlowMatching(Loss):
     times: TimeDistribution = field(default_factory=Stratified)
     weight: Weight | None = None
     prediction: Kind = "velocity"
-    loss: Kind | None = None
-    penalty: Penalty = "squared"
-    margin: float = 1e-3
+    loss_space: Kind | None = None
+    loss_type: LossType = "squared"
+    t_eps: float = 1e-3
     cond_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        names = ("prediction", self.prediction, Kind), ("loss", self.space, Kind), ("penalty", self.penalty, Penalty)
-        for name, value, kind in names:
+        names = {"prediction": Kind, "loss_space": Kind, "loss_type": LossType}
+        for name, kind in names.items():
+            value = self.space if name == "loss_space" else getattr(self, name)
             if value not in get_args(kind):
                 raise UserError(f"FlowMatching.{name} {value!r} is not known{did_you_mean(value, get_args(kind))}")
         if not 0 <= self.cond_dropout <= 1:
             raise UserError(f"FlowMatching.cond_dropout must lie in [0, 1], got {self.cond_dropout}; 0.1 is usual")
-        if not 0 <= self.margin < 0.5:
-            raise UserError(f"FlowMatching.margin must lie in [0, 0.5), got {self.margin}; 0.001 is usual")
+        if not 0 <= self.t_eps < 0.5:
+            raise UserError(f"FlowMatching.t_eps must lie in [0, 0.5), got {self.t_eps}; 0.001 is usual")
         kinds = {self.prediction, self.space}
         if not isinstance(self.path, AffinePath):
             if len(kinds) > 1 or kinds & {"data", "noise"}:
                 raise UserError(
-                    f"prediction {self.prediction!r} with loss {self.space!r} needs an AffinePath, got "
+                    f"prediction {self.prediction!r} with loss_space {self.space!r} needs an AffinePath, got "
                     f"{type(self.path).__name__}; predict the velocity"
                 )
         elif "score" in kinds and not self._plain_noise():
@@ -93,7 +94,7 @@ class FlowMatching(Loss):
     @cached_property
     def _times(self) -> TimeDistribution:
         """The times on the interval where the loss is finite."""
-        return self.times.within(self.margin) if self._keeps_inside else self.times
+        return self.times.within(self.t_eps) if self._keeps_inside else self.times
 
     @property
     def _keeps_inside(self) -> bool:
@@ -106,7 +107,7 @@ class FlowMatching(Loss):
     @property
     def space(self) -> Kind:
         """Space of the loss."""
-        return self.loss or self.prediction
+        return self.loss_space or self.prediction
 
     def sample(self, batch: Batch, generator: Generator = None) -> LossInput:
         x0 = self.source.sample_like(batch.x1, generator) if batch.x0 is None else batch.x0
@@ -123,7 +124,7 @@ class FlowMatching(Loss):
             assert isinstance(self.path, AffinePath)
             output = self.path.convert(output, sample.x_t, sample.t, self.prediction, self.space)
         loss = (output - self.target(sample)).square().flatten(1).mean(1)
-        if self.penalty == "pseudo-huber":
+        if self.loss_type == "pseudo-huber":
             loss = loss / (torch.sqrt(loss + C**2) + C)  # sqrt(m + c^2) - c, which would cancel
         if self.weight is not None:
             loss = loss * self.weight(sample.t).to(loss.dtype)

@@ -63,7 +63,7 @@ class StochasticInterpolantLoss(Loss):
     def score(self) -> FlowMatching:
         """Loss of the score head."""
         affine = isinstance(self.flow.path, AffinePath)
-        return replace(self.flow, prediction="score", loss="noise" if affine else "score")
+        return replace(self.flow, prediction="score", loss_space="noise" if affine else "score")
 
     def sample(self, batch: Batch, generator: Generator = None) -> LossInput:
         return self.score.sample(batch, generator)

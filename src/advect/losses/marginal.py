@@ -24,7 +24,7 @@ class MarginalMatching(Loss):
 
     ``target`` "velocity" is the flow-matching loss (Lipman et al. 2023, eq. 5), "score" explicit score matching
     (Hyvarinen 2005; Vincent 2011, eq. 8). Conditional losses differ by a constant (Lipman et al. 2023, theorem 2;
-    Vincent 2011, eq. 11). Batches only set the number of samples. t stays in [margin, 1 - margin]. Raises UserError
+    Vincent 2011, eq. 11). Batches only set the number of samples. t stays in [t_eps, 1 - t_eps]. Raises UserError
     for an unknown target.
     """
 
@@ -32,7 +32,7 @@ class MarginalMatching(Loss):
     target: Literal["velocity", "score"] = "velocity"
     times: TimeDistribution = field(default_factory=Stratified)
     weight: Weight | None = None
-    margin: float = 1e-3
+    t_eps: float = 1e-3
 
     def __post_init__(self) -> None:
         if self.target not in ("velocity", "score"):
@@ -40,7 +40,7 @@ class MarginalMatching(Loss):
 
     @cached_property
     def _times(self) -> TimeDistribution:
-        return self.times.within(self.margin)
+        return self.times.within(self.t_eps)
 
     @torch.no_grad()
     def sample(self, batch: Batch, generator: Generator = None) -> LossInput:

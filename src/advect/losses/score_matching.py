@@ -36,14 +36,14 @@ class ScoreMatching(Loss):
       "Maximum likelihood training of score-based diffusion models", eq. 7);
     - any function of t (B,) to lambda (B,).
 
-    t stays in [margin, 1 - margin]. Raises UserError for an unknown weighting or prediction.
+    t stays in [t_eps, 1 - t_eps]. Raises UserError for an unknown weighting or prediction.
     """
 
     path: AffinePath = field(default_factory=AffinePath)
     times: TimeDistribution = field(default_factory=Stratified)
     weighting: Weighting | Callable[[Tensor], Tensor] = "sigma2"
     prediction: Literal["score", "noise"] = "score"
-    margin: float = 1e-3
+    t_eps: float = 1e-3
     cond_dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -62,8 +62,8 @@ class ScoreMatching(Loss):
             times=self.times,
             weight=None if self.weighting == "sigma2" else self._weight,
             prediction=self.prediction,
-            loss="noise",
-            margin=self.margin,
+            loss_space="noise",
+            t_eps=self.t_eps,
             cond_dropout=self.cond_dropout,
         )
 

@@ -90,7 +90,7 @@ class Samples:
 class Flow:
     """Network ``net(x_t (B, *S), t (B,), cond)`` with shape, conditions and transform of the data, path and source.
 
-    The network gives the ``prediction`` in model units. ``margin`` keeps t from 0 and 1 as in the loss. ``null``:
+    The network gives the ``prediction`` in model units. ``t_eps`` keeps t from 0 and 1 as in the loss. ``null``:
     whether conditions were dropped in training, as guidance needs. ``facts``: ``Dataset.metadata``.
     """
 
@@ -103,7 +103,7 @@ class Flow:
         path: Path | None = None,
         source: SourceDistribution | None = None,
         prediction: Kind = "velocity",
-        margin: float = 1e-3,
+        t_eps: float = 1e-3,
         null: bool = True,
         sampler: SamplerConfig | None = None,
         device: torch.device | None = None,
@@ -112,7 +112,7 @@ class Flow:
     ) -> None:
         self.net, self.spec, self.transform = net, spec, transform
         self.path, self.source, self.prediction = path or AffinePath(), source or Gaussian(), prediction
-        self.margin, self.null, self.facts = margin, null, facts or {}
+        self.t_eps, self.null, self.facts = t_eps, null, facts or {}
         self.sampler, self.device, self.autocast = sampler or DEFAULT, device or torch.device("cpu"), autocast
 
     @cached_property
@@ -138,7 +138,7 @@ class Flow:
             return self.net(x_t, t, cond)
 
     def _velocity(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
-        inside = t if self.prediction == "velocity" else t.clamp(self.margin, 1 - self.margin)
+        inside = t if self.prediction == "velocity" else t.clamp(self.t_eps, 1 - self.t_eps)
         output = self.output(x_t, inside, cond)
         if self.prediction == "velocity":
             return output
@@ -168,13 +168,13 @@ class Flow:
 
     @cached_property
     def span(self) -> tuple[float, float]:
-        """Integration limits: 0 and 1, or ``margin`` inside where the path is infinitely fast."""
+        """Integration limits: 0 and 1, or ``t_eps`` inside where the path is infinitely fast."""
         if isinstance(self.path, BrownianBridge):
-            return self.margin, 1 - self.margin
+            return self.t_eps, 1 - self.t_eps
         if not isinstance(self.path, AffinePath):
             return 0.0, 1.0
         start, end = self.path.schedule.finite_ends()
-        return 0.0 if start else self.margin, 1.0 if end else 1 - self.margin
+        return 0.0 if start else self.t_eps, 1.0 if end else 1 - self.t_eps
 
     def _schedule(self, what: str, *, score: bool) -> Schedule:
         """Schedule of an affine path; ``score`` requires that the velocity gives the score."""

@@ -26,7 +26,7 @@ from advect.model.flow import Flow
 from advect.model.sampler_config import SamplerConfig
 from advect.training.state import DATA, EMA_FILE, MODEL
 
-FORMAT = 5
+FORMAT = 6
 
 _CONDITIONS: dict[str, type[Condition]] = {"category": Category, "quantity": Quantity, "length": Length}
 
@@ -213,7 +213,7 @@ def build_flow(metadata: ModelMetadata, net: nn.Module, place: torch.device) -> 
         path=build_path(metadata.method, metadata.noise),
         source=build_source_distribution(metadata.noise, metadata.source_tensors),
         prediction=metadata.method.prediction,
-        margin=metadata.method.margin,
+        t_eps=metadata.method.t_eps,
         null=label_dropout(metadata.method, metadata.spec) > 0,
         facts=metadata.facts,
         sampler=SamplerConfig(solver=output["solver"], steps=output["sample_steps"], grid=output["grid"]),

@@ -83,7 +83,7 @@ class FittedFlow:
             path=build_path(method),
             source=build_source_distribution(self.source),
             prediction=method.prediction,
-            margin=method.margin,
+            t_eps=method.t_eps,
             null=label_dropout(method, self.spec) > 0,
             device=place,
         )
@@ -306,7 +306,7 @@ def double_precision(flow: Flow) -> Flow:
         path=flow.path,
         source=flow.source,
         prediction=cast(Kind, flow.prediction),
-        margin=flow.margin,
+        t_eps=flow.t_eps,
         null=flow.null,
         device=flow.device,
     )
