@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar
+from functools import cached_property
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from advect.core import random
 from advect.core.errors import UserError
 from advect.core.random import Generator
-from advect.core.registry import register
+from advect.core.registry import get, register
 from advect.distributed.comm import all_rows
 
 _TOP = 1 - 2**-24
@@ -211,6 +212,9 @@ class UShaped(TimeDistribution):
         return self.a * torch.cosh(self.a * (t - 0.5)) / (2 * math.sinh(self.a / 2))
 
 
+Base = Literal["uniform", "logit-normal", "u-shaped"]
+
+
 @register("shifted")
 @dataclass(frozen=True)
 class Shifted(TimeDistribution):
@@ -223,29 +227,34 @@ class Shifted(TimeDistribution):
         shift: > 1 favours the noise.
     """
 
-    base: TimeDistribution = field(default_factory=Uniform)
+    base: Base | TimeDistribution = "uniform"
     shift: float = 3.0
 
     def __post_init__(self) -> None:
         if not 0 < self.shift < math.inf:
             raise UserError(f"Shifted.shift must be finite and > 0, got {self.shift}; 1 changes nothing, 3 is usual")
+        _ = self._law
+
+    @cached_property
+    def _law(self) -> TimeDistribution:
+        return get("times", self.base)() if isinstance(self.base, str) else self.base
 
     def quantile(self, u: Tensor) -> Tensor:
-        s = self.base.quantile(u)
+        s = self._law.quantile(u)
         return s / (s + self.shift * (1 - s))
 
     def density(self, t: Tensor) -> Tensor:
         rest = 1 + (self.shift - 1) * t
-        return self.base.density(self.shift * t / rest) * self.shift / rest.square()
+        return self._law.density(self.shift * t / rest) * self.shift / rest.square()
 
     def importance_weight(self, t: Tensor, loss: Tensor) -> Tensor:
-        return self.base.importance_weight(self.shift * t / (1 + (self.shift - 1) * t), loss)
+        return self._law.importance_weight(self.shift * t / (1 + (self.shift - 1) * t), loss)
 
     def state_dict(self) -> dict[str, list[float]]:
-        return self.base.state_dict()
+        return self._law.state_dict()
 
     def load_state_dict(self, state: dict[str, list[float]]) -> None:
-        self.base.load_state_dict(state)
+        self._law.load_state_dict(state)
 
 
 @register("importance")

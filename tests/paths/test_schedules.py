@@ -73,7 +73,8 @@ def test_the_variance_is_preserved(schedule):
 def test_the_same_schedule_by_another_way():
     close(LipmanOT(sigma_min=0), CondOT(), 1e-15)
     close(Polynomial(1), CondOT(), 1e-15)
-    close(VariancePreserving(lambda t: torch.cos(math.pi / 2 * t)), Trigonometric(), 1e-12)
+    close(VariancePreserving("cosine"), Trigonometric(), 1e-12)
+    close(VariancePreserving(lambda t: 1 - t.square()), VariancePreserving("quadratic"), 0.0)
     close(Cosine(1e-9), Trigonometric(), 1e-5)
     close(VariancePreserving(lambda t: BetaLinear().coefficients(t).sigma), BetaLinear(), 1e-9)
 
@@ -92,6 +93,14 @@ def test_beta_linear_is_the_limit_of_ddpms_products():
     assert ((1 - betas).cumprod(0).sqrt() / alpha - 1).abs().max() < 0.06
     fine = torch.linspace(1e-7, 2e-5, 1_000_000, dtype=torch.float64)
     assert float((-fine).log1p().sum().exp().sqrt() / alpha[-1]) == pytest.approx(1, rel=1e-4)
+
+
+def test_the_quadratic_noise_level_is_finite_at_both_ends():
+    # alpha = t sqrt(2 - t^2), alpha' = 2 (1 - t^2) / sqrt(2 - t^2)
+    c, alpha = VariancePreserving("quadratic").coefficients(T), T * (2 - T.square()).sqrt()
+    torch.testing.assert_close(c.alpha, alpha, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(c.d_alpha, 2 * (1 - T.square()) / (2 - T.square()).sqrt(), rtol=1e-9, atol=1e-12)
+    assert VariancePreserving("quadratic").finite_ends() == (True, True)
 
 
 def test_beta_linear_solves_its_equation():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -39,7 +39,6 @@ from advect.model.sharded_samples import (
     remove_partial_parts,
     write_shards,
 )
-from advect.solvers import integrate
 from advect.sources import InitialNoise
 
 FORMAT, FACTS, PART = 1, "pairs.json", 2048
@@ -99,7 +98,7 @@ def make_pairs(
     """
     inverted = round(pairing.real_share * pairing.num_pairs)
     store, sampler = pairing.stored(flow.modality), pairing.sampler.resolve(flow.sampler)
-    plan: dict[str, Any] = {"format": FORMAT, **made_by, **asdict(pairing), **asdict(sampler), "store": store}
+    plan: dict[str, Any] = {"format": FORMAT, **made_by, **vars(pairing), **sampler.facts(), "store": store}
     plan |= {"data": source.fingerprint}
     del plan["sampler"]
     with sync_errors():
@@ -108,7 +107,7 @@ def make_pairs(
     def generate(rows: range, place: Path, bar: tqdm) -> list[Path]:
         n, seed = pairing.num_pairs - inverted, pairing.seed
         options = {"batch_size": pairing.batch_size, "model_units": True, "progress": bar}
-        samples = flow.sample(n, seed=seed, rows=rows, **asdict(sampler), **options)
+        samples = flow.sample(n, seed=seed, rows=rows, **sampler.arguments(), **options)
         return write_pairs(place, samples.x, samples.encoded, store=store)
 
     written = {"generated": _make(folder / "generated", pairing.num_pairs - inverted, plan, generate)}
@@ -164,14 +163,14 @@ def _invert(
     order = CounterRng(stream_seed(pairing.seed, Stream.INVERTED_ROWS), 0, total).permutation().numpy()
     places = np.resize(order, n)[rows.start : rows.stop]
     batch = dataset.train.fetch(places)
-    t0, t1 = flow.span
-    solver = "heun" if sampler.adaptive or sampler.solver in (None, "dpmpp2m") else sampler.solver
+    method = sampler.ode_solver
+    solver = "heun" if method.adaptive or method.affine_only else method
     steps = sampler.steps or flow.sampler.steps
     ends = []
     for first in range(0, len(places), pairing.batch_size):
-        part = {k: v[first : first + pairing.batch_size].to(flow.device) for k, v in (batch.cond or {}).items()}
-        x1 = batch.x1[first : first + pairing.batch_size].to(flow.device)
-        ends.append(integrate(flow.velocity(part), x1, solver=solver, steps=steps, t0=t1, t1=t0).float().cpu())
+        part = {k: v[first : first + pairing.batch_size] for k, v in (batch.cond or {}).items()}
+        x1 = batch.x1[first : first + pairing.batch_size]
+        ends.append(flow.to_noise(x1, part, solver=solver, steps=steps or 50))
         bar.update(len(x1))
     return write_pairs(place, batch.x1, batch.cond or {}, x0=torch.cat(ends), store=store)
 

@@ -121,7 +121,12 @@ def var_facts(var: Any) -> dict[str, Any]:
 
 def _plain(values: Any) -> list[Any]:
     """JSON values, None where missing."""
-    return [None if v != v or str(v) in ("<NA>", "NaT") else getattr(v, "item", lambda v=v: v)() for v in values]
+    import pandas as pd
+
+    return [
+        None if missing else getattr(v, "item", lambda v=v: v)()
+        for v, missing in zip(values, pd.isna(values), strict=True)
+    ]
 
 
 def var_table(facts: Mapping[str, Any]) -> Any:
