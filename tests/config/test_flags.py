@@ -40,6 +40,8 @@ def test_flags_may_stand_before_the_preset() -> None:
     ):
         first, *rest = place_first(words.split(), TrainArguments)
         assert first == "digits" and sorted([first, *rest]) == sorted(words.split())
-    preset, a = parse_train("--channel-mult 1 2 --max-steps 3 --no-use-ema moons --run-dir digits".split()[3:])
+    preset, a = parse_train(
+        ["--channel-mult", "1", "2", "--max-steps", "3", "--no-use-ema", "moons", "--run-dir", "digits"][3:]
+    )
     assert (preset, a.run_dir, a.settings.training.max_steps) == ("moons", Path("digits"), 3)
     assert place_first(["--conditions", "label", "digits"], TrainArguments)[0] == "--conditions"  # two conditions
