@@ -27,8 +27,10 @@ class SourceDistribution(ABC):
     part_kind: ClassVar[str] = "source"
     standard_normal: ClassVar[bool] = False
     """Whether it is N(0, I), as scores and conversions need."""
+    has_density: ClassVar[bool] = False
+    """Whether it has :meth:`log_prob`."""
     fits_data: ClassVar[bool] = False
-    """Whether a run builds it by ``from_data(x1)``."""
+    """Whether a run builds it by ``from_data(x1)``, whose plain arguments are flags."""
 
     def sample(
         self,
@@ -47,6 +49,13 @@ class SourceDistribution(ABC):
         """Sample x0 with the shape, device and dtype of x1 (B, *S)."""
         return self.sample(x1.shape, generator, device=x1.device, dtype=x1.dtype)
 
+    def log_prob(self, x0: Tensor, *, jitter: float = 0.0) -> Tensor:
+        """The log density (B,) at x0 (B, *S) of a draw plus Gaussian noise of deviation ``jitter``, in nats.
+
+        Raises UserError for a source without density.
+        """
+        raise UserError(f"{type(self).__name__} has no density; start a flow that needs one from Gaussian()")
+
     @abstractmethod
     def _draw(self, shape: Shape, generator: Generator, device: torch.device | None, dtype: torch.dtype) -> Tensor:
         """Sample x0 of ``shape``."""
@@ -58,6 +67,10 @@ class Gaussian(SourceDistribution):
     """The standard Gaussian N(0, I)."""
 
     standard_normal = True
+    has_density = True
+
+    def log_prob(self, x0: Tensor, *, jitter: float = 0.0) -> Tensor:
+        return MatchedGaussian(1.0).log_prob(x0, jitter=jitter)
 
     def _draw(self, shape: Shape, generator: Generator, device: torch.device | None, dtype: torch.dtype) -> Tensor:
         return random.normal(shape, generator, device=device, dtype=dtype)
@@ -70,20 +83,33 @@ class MatchedGaussian(SourceDistribution):
 
     :meth:`from_data` measures both. Raises UserError unless std > 0 and both are finite, and for samples of another
     shape.
+
+    Args:
+        per_feature: the deviation of each element of a sample, not of all.
+        centre: take the mean, too, not 0.
     """
 
     fits_data = True
+    has_density = True
+    part_builder = "from_data"
     part_examples = ({"std": 0.5, "mean": 3.0},)
 
-    std: float | Tensor
-    mean: float | Tensor = 0.0
+    std: float | Sequence | Tensor
+    mean: float | Sequence | Tensor = 0.0
 
     def __post_init__(self) -> None:
         std = torch.as_tensor(self.std)
         if not bool(((std > 0) & torch.isfinite(std)).all()):
-            raise UserError(f"MatchedGaussian.std must be finite and > 0, got {self.std}; constant features have none")
+            least = float(std.min())
+            raise UserError(f"MatchedGaussian.std must be finite and > 0, got {least}; constant features have none")
         if not bool(torch.isfinite(torch.as_tensor(self.mean)).all()):
             raise UserError(f"MatchedGaussian.mean must be finite, got {self.mean}; 0 is usual")
+
+    def log_prob(self, x0: Tensor, *, jitter: float = 0.0) -> Tensor:
+        std, mean = (torch.as_tensor(v, device=x0.device, dtype=x0.dtype) for v in (self.std, self.mean))
+        std = torch.hypot(std, torch.full_like(std, jitter)).expand(x0.shape[1:])
+        z = (x0 - mean) / std
+        return -(z.square() / 2 + std.log() + math.log(2 * math.pi) / 2).flatten(1).sum(1)
 
     @staticmethod
     def from_data(x: Tensor | Iterable[Tensor], *, per_feature: bool = False, centre: bool = False) -> MatchedGaussian:

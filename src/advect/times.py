@@ -1,6 +1,6 @@
-"""Distributions of the training time t in [0, 1].
+"""Distributions of the training time t in [0, 1], given by quantile functions.
 
-Each is given by its quantile function, so that any can be stratified: ``Stratified(LogitNormal())``.
+Any can be stratified: ``Stratified(LogitNormal())``.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar
+from functools import cached_property
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from advect.core import random
 from advect.core.errors import UserError
 from advect.core.random import Generator
-from advect.core.registry import register
+from advect.core.registry import get, register
 from advect.distributed.comm import all_rows
 
 _TOP = 1 - 2**-24
@@ -27,11 +28,11 @@ class TimeDistribution(ABC):
 
     part_kind: ClassVar[str] = "times"
     stratify: ClassVar[bool] = True
-    """Whether a run stratifies it, see :class:`Stratified`."""
+    """Whether runs stratify it, see :class:`Stratified`."""
 
     @abstractmethod
     def quantile(self, u: Tensor) -> Tensor:
-        """The time t (n,) below which the share u (n,) in [0, 1) of the distribution lies."""
+        """Quantiles t (n,) at levels u (n,) in [0, 1)."""
 
     @abstractmethod
     def density(self, t: Tensor) -> Tensor:
@@ -42,25 +43,25 @@ class TimeDistribution(ABC):
         return self.quantile(random.uniform((n,), generator, device=device))
 
     def within(self, t_eps: float) -> TimeDistribution:
-        """The same law on [t_eps, 1 - t_eps], 0 <= t_eps < 1/2, for losses that are infinite at an end."""
+        """Same law on [t_eps, 1 - t_eps], 0 <= t_eps < 1/2, for losses infinite at an end."""
         return Within(self, t_eps) if t_eps else self
 
     def importance_weight(self, t: Tensor, loss: Tensor) -> Tensor:
-        """The losses (B,) at t (B,), weighted to the expectation meant; only importance sampling changes them."""
+        """Losses (B,) at t (B,), weighted for an unbiased expectation; changed by importance sampling only."""
         return loss
 
     def state_dict(self) -> dict[str, list[float]]:
-        """What a checkpoint must keep, as plain numbers; most distributions have nothing."""
+        """Checkpoint state as plain numbers; usually empty."""
         return {}
 
     def load_state_dict(self, state: dict[str, list[float]]) -> None:
-        """Take what ``state_dict`` gave."""
+        """Restore ``state_dict``."""
         assert not state, "a distribution with a state takes it itself"
 
 
 @dataclass(frozen=True)
 class Within(TimeDistribution):
-    """``t = t_eps + (1 - 2 t_eps) s`` for s from ``base``; clamping s instead would heap its tails up at the ends."""
+    """``t = t_eps + (1 - 2 t_eps) s`` for s from ``base``; clamping would pile up tails at the ends."""
 
     base: TimeDistribution
     t_eps: float
@@ -88,7 +89,7 @@ class Within(TimeDistribution):
 @register("uniform")
 @dataclass(frozen=True)
 class Uniform(TimeDistribution):
-    """t uniform on [0, 1), independently for each sample."""
+    """Independent uniform t on [0, 1)."""
 
     stratify = False
 
@@ -102,10 +103,10 @@ class Uniform(TimeDistribution):
 @register("stratified")
 @dataclass(frozen=True)
 class Stratified(TimeDistribution):
-    """One draw of ``base`` in each of B bins of equal probability, in random order.
+    """One draw of ``base`` in each of B equiprobable bins, in random order.
 
-    The loss keeps its expectation, with less variance. With a CounterRng the bins are those of the global batch, also
-    when processes share it.
+    Keeps the loss's expectation and lowers its variance. With a CounterRng bins span the global batch of all
+    processes.
     """
 
     stratify = False
@@ -136,10 +137,10 @@ class Stratified(TimeDistribution):
 @register("start")
 @dataclass(frozen=True)
 class Constant(TimeDistribution):
-    """Always the same t in [0, 1]; it has no density.
+    """Constant t in [0, 1], without density.
 
     Args:
-        t: that time.
+        t: the time.
     """
 
     stratify = False
@@ -163,11 +164,11 @@ class Constant(TimeDistribution):
 @register("logit-normal")
 @dataclass(frozen=True, kw_only=True)
 class LogitNormal(TimeDistribution):
-    """``logit(t) ~ N(mean, std^2)``: more of the middle (Esser et al. 2024, whose mean has the other sign).
+    """``logit(t) ~ N(mean, std^2)``, favours the middle (Esser et al. 2024, mean of opposite sign).
 
     Args:
-        mean: of the logit of t; above 0 favours the data.
-        std: of the logit of t.
+        mean: mean of logit(t); > 0 favours the data.
+        std: standard deviation of logit(t), > 0.
     """
 
     mean: float = 0.0
@@ -190,12 +191,12 @@ class LogitNormal(TimeDistribution):
 @register("u-shaped")
 @dataclass(frozen=True, kw_only=True)
 class UShaped(TimeDistribution):
-    """``p(t) = a cosh(a (t - 1/2)) / (2 sinh(a / 2))``: more of both ends.
+    """``p(t) = a cosh(a (t - 1/2)) / (2 sinh(a / 2))``, favours both ends.
 
     For reflowed pairs (Lee et al. 2024, "Improving the training of rectified flows").
 
     Args:
-        a: how much the ends are favoured, in (0, 80].
+        a: concentration at the ends, in (0, 80].
     """
 
     a: float = 4.0
@@ -211,55 +212,62 @@ class UShaped(TimeDistribution):
         return self.a * torch.cosh(self.a * (t - 0.5)) / (2 * math.sinh(self.a / 2))
 
 
+Base = Literal["uniform", "logit-normal", "u-shaped"]
+
+
 @register("shifted")
 @dataclass(frozen=True)
 class Shifted(TimeDistribution):
-    """``t = s / (s + shift (1 - s))`` for s from ``base``: with shift > 1 more times near the noise.
+    """``t = s / (s + shift (1 - s))`` for s from ``base``.
 
-    Esser et al. 2024 take sqrt(m / n) for m pixels where n needed none.
+    Esser et al. 2024 use sqrt(m / n) for m pixels if n needed no shift.
 
     Args:
-        base: the distribution of s.
-        shift: above 1 favours the noise.
+        base: distribution of s.
+        shift: > 1 favours the noise.
     """
 
-    base: TimeDistribution = field(default_factory=Uniform)
+    base: Base | TimeDistribution = "uniform"
     shift: float = 3.0
 
     def __post_init__(self) -> None:
         if not 0 < self.shift < math.inf:
             raise UserError(f"Shifted.shift must be finite and > 0, got {self.shift}; 1 changes nothing, 3 is usual")
+        _ = self._law
+
+    @cached_property
+    def _law(self) -> TimeDistribution:
+        return get("times", self.base)() if isinstance(self.base, str) else self.base
 
     def quantile(self, u: Tensor) -> Tensor:
-        s = self.base.quantile(u)
+        s = self._law.quantile(u)
         return s / (s + self.shift * (1 - s))
 
     def density(self, t: Tensor) -> Tensor:
         rest = 1 + (self.shift - 1) * t
-        return self.base.density(self.shift * t / rest) * self.shift / rest.square()
+        return self._law.density(self.shift * t / rest) * self.shift / rest.square()
 
     def importance_weight(self, t: Tensor, loss: Tensor) -> Tensor:
-        return self.base.importance_weight(self.shift * t / (1 + (self.shift - 1) * t), loss)
+        return self._law.importance_weight(self.shift * t / (1 + (self.shift - 1) * t), loss)
 
     def state_dict(self) -> dict[str, list[float]]:
-        return self.base.state_dict()
+        return self._law.state_dict()
 
     def load_state_dict(self, state: dict[str, list[float]]) -> None:
-        self.base.load_state_dict(state)
+        self._law.load_state_dict(state)
 
 
 @register("importance")
 class Importance(TimeDistribution):
-    """More of the times at which the loss is large, with exact weights, so that its expectation stays the uniform one.
+    """Times of large loss, reweighted exactly to the uniform expectation.
 
-    Each of ``bins`` equal parts of [0, 1] is drawn with a probability that mixes its running mean loss with ``floor``
-    of uniform times, and a loss is divided by the density at its t (Kahn & Marshall 1953). Only losses that are
-    trained on move the means, which are the state. Raises UserError for bins < 2, momentum outside [0, 1) and floor
-    outside (0, 1].
+    Each of ``bins`` equal parts of [0, 1] has a probability mixing its running mean loss with a share ``floor`` of
+    uniform; losses are divided by the density (Kahn & Marshall 1953). Only training losses update the means, which are
+    the state. Raises UserError for bins < 2, momentum outside [0, 1) or floor outside (0, 1].
 
     Args:
         bins: equal parts of [0, 1].
-        momentum: of the running mean losses.
+        momentum: momentum of the running mean losses.
         floor: share of uniform times.
     """
 
@@ -277,7 +285,7 @@ class Importance(TimeDistribution):
         return f"Importance(bins={self.bins}, momentum={self.momentum}, floor={self.floor})"
 
     def probabilities(self) -> Tensor:
-        """The probability of each bin, (bins,) float64."""
+        """Bin probabilities (bins,) float64."""
         share = self._loss / self._loss.sum().clamp(min=1e-300)
         return (1 - self.floor) * share + (1 - (1 - self.floor) * share.sum()) / self.bins
 
@@ -302,7 +310,7 @@ class Importance(TimeDistribution):
         return weighted
 
     def update(self, t: Tensor, loss: Tensor) -> None:
-        """Move the mean of each bin that t (B,) visits towards its losses (B,); those not finite do not count."""
+        """Update the mean of each bin with losses (B,) at t (B,), ignoring non-finite ones."""
         finite = torch.isfinite(loss)
         here = (self._bin(t)[None] == torch.arange(self.bins, device=t.device)[:, None]) & finite
         count = here.sum(1)
@@ -311,11 +319,11 @@ class Importance(TimeDistribution):
         self._loss = torch.where(count > 0, torch.lerp(mean, self._loss, self.momentum), self._loss)
 
     def state_dict(self) -> dict[str, list[float]]:
-        """The running mean losses."""
+        """Running mean losses."""
         return {"loss": self._loss.tolist()}
 
     def load_state_dict(self, state: dict[str, list[float]]) -> None:
-        """Take them. Raises UserError for another number of bins."""
+        """Restore them. Raises UserError for another number of bins."""
         if len(state["loss"]) != self.bins:
             raise UserError(f"these importance times have {len(state['loss'])} bins, and this object {self.bins}")
         self._loss = torch.tensor(state["loss"], dtype=torch.float64)

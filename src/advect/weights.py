@@ -1,7 +1,7 @@
-"""Weights of time in a loss: functions of t (B,) that return w (B,).
+"""Time weights of a loss: w (B,) at t (B,), multiplying the squared error.
 
-They multiply the squared error in the space of the loss. TSquared favours the data's end, (1 - t)^2 where a text has
-the data at 0; OneMinusTSquared the noise's. Uniform weights are the default of every loss (None).
+TSquared favours the data (t = 1), (1 - t)^2 in texts with the data at 0; OneMinusTSquared the noise. Losses default to
+None, uniform.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from advect.core.errors import UserError, did_you_mean
 from advect.core.registry import register
 
 Weight = Callable[[Tensor], Tensor]
-"""``w(t (B,)) -> (B,)``; any function of t will do."""
+"""``w(t (B,)) -> (B,)``, any function of t."""
 
 
 class TimeWeight(ABC):
-    """A weight that a run can choose. It may take the ``schedule`` of an affine path and the loss's ``prediction``."""
+    """Configurable weight; may take an affine path's ``schedule`` and the loss's ``prediction``."""
 
     part_kind: ClassVar[str] = "weight"
     part_given: ClassVar[tuple[str, ...]] = ("schedule", "prediction")
@@ -34,7 +34,7 @@ class TimeWeight(ABC):
 
 
 class HasCoefficients(Protocol):
-    """A schedule of ``advect.paths``: ``coefficients(t)`` gives alpha, sigma and their derivatives."""
+    """Schedule whose ``coefficients(t)`` gives alpha, sigma and their derivatives."""
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
 
@@ -71,13 +71,13 @@ Prediction = Literal["data", "noise", "velocity", "score"]
 
 @dataclass(frozen=True)
 class SNRWeight(TimeWeight):
-    """A function of SNR = alpha^2 / sigma^2 on the squared error of one prediction, for a loss of any other.
+    """Function of SNR = alpha^2 / sigma^2 on the squared error of one prediction, for a loss of any other.
 
-    An error d of the data is one of alpha / sigma d of the noise, (alpha' sigma - alpha sigma') / sigma d of the
-    velocity and alpha / sigma^2 d of the score. Each weight is finite, as t keeps 1e-6 away from 0 and 1.
+    A data error d equals a noise error alpha / sigma d, a velocity error (alpha' sigma - alpha sigma') / sigma d and a
+    score error alpha / sigma^2 d. t is clamped to [1e-6, 1 - 1e-6], so weights are finite.
 
     Args:
-        of: prediction whose error the weight is meant for; loss takes it as it is, whatever the loss compares.
+        of: prediction whose error is weighted; "loss" is that of the loss itself.
     """
 
     schedule: HasCoefficients
@@ -94,7 +94,7 @@ class SNRWeight(TimeWeight):
 
     @abstractmethod
     def of_snr(self, snr: Tensor) -> Tensor:
-        """The weight (B,) at signal-to-noise ratios (B,)."""
+        """Weight (B,) at signal-to-noise ratios (B,)."""
 
     def __call__(self, t: Tensor) -> Tensor:
         alpha, sigma, d_alpha, d_sigma = self.schedule.coefficients(t.double().clamp(1e-6, 1 - 1e-6))
@@ -114,9 +114,9 @@ class SNRWeight(TimeWeight):
 @register("inverse-snr")
 @dataclass(frozen=True)
 class InverseSNR(SNRWeight):
-    """``1 / SNR``, by default on the error of the noise, where it makes that of the data even.
+    """``1 / SNR``, by default on the noise error, which makes the data error uniform.
 
-    On another loss as it is (``of="loss"``) it grows without bound towards the noise, up to ``limit``.
+    With ``of="loss"`` it grows towards the noise, up to ``limit``.
 
     Args:
         limit: largest 1 / SNR.
@@ -137,10 +137,10 @@ class InverseSNR(SNRWeight):
 @register("min-snr")
 @dataclass(frozen=True)
 class MinSNR(SNRWeight):
-    """``min(SNR, gamma)``, by default on the loss as it is.
+    """``min(SNR, gamma)``, by default on the loss itself.
 
-    Hang et al. 2023, "Efficient diffusion training via min-SNR weighting strategy", mean it for the error of the data
-    (``of="data"``), where it is ``min(1, gamma / SNR)`` on that of the noise.
+    Hang et al. 2023, "Efficient diffusion training via min-SNR weighting strategy", weight the data error
+    (``of="data"``), equal to ``min(1, gamma / SNR)`` on the noise error.
 
     Args:
         gamma: largest weight.

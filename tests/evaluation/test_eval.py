@@ -315,12 +315,12 @@ def test_a_reference_that_is_the_training_set_is_refused_unless_asked_for(
     np.savez("same.npz", x_train=x, x_test=x[:60])
     advect(f"train --data same.npz {QUICK} --run-dir same")
     told = mistake("eval same --num-samples 50", monkeypatch, capsys)
-    assert "of the 60 held-out rows 60 are training rows, so that the reference is the training set" in told
+    assert "of the 60 held-out rows 60 are copies of training rows, so that the reference is the training set" in told
     assert not Path("same/evaluation").exists()
     np.savez("some.npz", x_train=x, x_test=np.concatenate([x[:3], x[:57] + 1]))
     advect(f"train --data some.npz {QUICK} --run-dir some")
     advect("eval some --num-samples 50 --num-steps 1 --metrics frechet")
-    assert "note: 3 of 60 held-out rows equal training rows" in capsys.readouterr().out
+    assert "note: 3 of 60 held-out rows are copies of training rows" in capsys.readouterr().out
     np.save("none.npy", x)
     advect(f"train --data none.npy --held-out 0 {QUICK} --run-dir none")
     assert "none has no held-out rows to compare with" in mistake("eval none", monkeypatch, capsys)

@@ -55,11 +55,11 @@ def test_two_processes_find_the_numbers_of_one(moons_run: Path, alone: dict[str,
 
 
 def test_a_mistake_that_only_the_first_process_finds_is_that_of_both(moons_run: Path, tmp_path: Path) -> None:
-    cache = {"fingerprint": Moons().fingerprint, "what": "held-out rows in training", "rows": LOOKED_AT}
+    cache = {"fingerprint": Moons().fingerprint, "what": "held-out copies of training rows", "rows": LOOKED_AT}
     ReferenceCache(tmp_path / "cache/features").save(cache, {"shared": torch.tensor(9999)})
     first, second = advect_ranks(2, f"eval {moons_run} {WORDS}", cwd=tmp_path, code=2, ADVECT_CACHE=tmp_path / "cache")
     assert second.err == ""
-    assert "9,999 are training rows, so that the reference is the training set" in first.err
+    assert "9,999 are copies of training rows, so that the reference is the training set" in first.err
     assert first.err.count("\n") == 1
 
 

@@ -18,7 +18,13 @@ def test_equal_rows_are_counted_wherever_they_lie() -> None:
     train, other = x[:500], x[500:]
     assert shared_rows(split(train), split(other)) == 0
     assert shared_rows(split(train), split(np.concatenate([other, train[[7, 499, 7]]]))) == 3
-    assert shared_rows(split(np.array([[0.0, 1.0]])), split(np.array([[-0.0, 1.0], [0.0, 1.0 + 1e-6]]))) == 1
+    train[0], other[0], other[1] = (0, 1, 2), (-0.0, 1, 2), (0, 1 + 1e-6, 2)
+    assert shared_rows(split(train), split(other)) == 1
+
+
+def test_rows_of_few_values_are_equal_and_no_copies() -> None:
+    x = np.random.default_rng(0).integers(0, 2, (400, 3))
+    assert shared_rows(split(x[:300]), split(x[300:])) == 0
 
 
 def test_of_a_large_training_set_a_share_is_known(monkeypatch) -> None:

@@ -22,7 +22,7 @@ from advect.losses import (
 from advect.networks import MLP
 from advect.paths import AffinePath, BrownianBridge, CondOT, InterpolantPath, Trigonometric
 from advect.paths.analytic import GaussianMixture
-from advect.times import Stratified
+from advect.times import Importance, Stratified
 
 KINDS = ("velocity", "data", "noise", "score")
 LAW = GaussianMixture(torch.tensor([[1.5, 0.0], [-1.0, 1.0]]), stds=torch.tensor([0.4, 0.6]))
@@ -117,6 +117,21 @@ def test_two_heads_train_on_the_sum_and_split_for_sampling() -> None:
     torch.testing.assert_close(loss, expected)
     with pytest.raises(UserError, match=r"twice the channels of x_t \(32, 2\), got \(32, 2\)"):
         loss_fn(net, batch, CounterRng(0, 0, 32))
+
+
+def test_importance_times_leave_the_loss_of_two_heads_as_it_was() -> None:
+    both = lambda x, t, cond=None: torch.cat([x * 0, 3 * x], 1)
+    n, found = 500, []
+    times = Importance(bins=16, momentum=0.0, floor=0.1)
+    objective = StochasticInterpolantLoss(flow=FlowMatching(times=times))
+    x1 = LAW.draw(n, CounterRng(1, 0, n))
+    for step in range(400):
+        found.append(objective(both, Batch(x1), CounterRng(3, step, n)).mean())
+    uniform = StochasticInterpolantLoss(flow=FlowMatching())
+    expected = torch.stack([uniform(both, Batch(x1), CounterRng(4, step, n)).mean() for step in range(400)])
+    weighted = torch.stack(found[1:])
+    error = (weighted.var() / len(weighted) + expected.var() / 400).sqrt()
+    assert abs(weighted.mean() - expected.mean()) < 4 * error < 0.02 * expected.mean()
 
 
 def test_two_heads_on_a_bridge_regress_its_own_velocity_and_score() -> None:

@@ -29,7 +29,7 @@ def test_each_solver_takes_the_costs_that_it_can_meet_and_an_adaptive_one_comes_
 
 
 def test_the_stochastic_equation_has_its_own_solvers_steps_and_costs() -> None:
-    assert plan_sweep(OWN, diffusion=0.5) == [SamplerConfig("euler-maruyama", 250, "cosine", 0.5)]
+    assert plan_sweep(OWN, diffusion=0.5) == [SamplerConfig("ab2", 250, "cosine", 0.5)]
     found = plan_sweep(OWN, solvers=["euler-maruyama", "heun"], nfes=[7, 8], diffusion="sigma")
     # Heun's last step asks for the velocity once.
     assert [(way.solver, way.steps) for way in found] == [("euler-maruyama", 7), ("euler-maruyama", 8), ("heun", 4)]
@@ -47,7 +47,7 @@ def test_the_stochastic_equation_has_its_own_solvers_steps_and_costs() -> None:
         ({"solvers": ["euler-maruyama"]}, "solver 'euler-maruyama' is for the stochastic equation; give --diffusion"),
         (
             {"solvers": ["euler"], "diffusion": 1.0},
-            "solver 'euler' does not take --diffusion; choose from euler-mar",
+            "solver 'euler' does not take --diffusion; choose from ab2",
         ),
     ],
 )

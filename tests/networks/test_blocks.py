@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from advect.networks import DiT, ResidualMLP, SequenceTransformer, UNet
 from advect.networks.layers import attend
 from advect.networks.unet import FiLM, ResidualBlock, SelfAttention, group_norm, largest_divisor
 
@@ -75,3 +76,16 @@ def test_dropout_is_for_training_only() -> None:
     without = ResidualBlock(8, 8, 4, 0.0)
     torch.nn.init.normal_(without.conv2.weight)
     assert torch.equal(without(x, emb), without(x, emb))
+
+
+@pytest.mark.parametrize(
+    ("net", "shape"),
+    [
+        (lambda: UNet((1, 8, 8), model_channels=8, channel_mult=(1, 2), attention_resolutions=(4,)), (1, 8, 8)),
+        (lambda: DiT((3, 4, 8), width=16, depth=2, heads=2), (3, 4, 8)),
+        (lambda: SequenceTransformer((7, 3), width=16, depth=2, heads=2), (7, 3)),
+        (lambda: ResidualMLP(3, width=16, depth=2), (3,)),
+    ],
+)
+def test_a_new_network_of_residual_blocks_predicts_zero(net, shape) -> None:
+    assert not net()(torch.randn(4, *shape), torch.rand(4)).any()

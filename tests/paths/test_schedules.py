@@ -22,6 +22,41 @@ from advect.paths import (
 T = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
 
 
+def quarter(t: torch.Tensor) -> torch.Tensor:
+    return torch.cos(math.pi / 2 * t)
+
+
+HALF, INF = math.pi / 2, math.inf
+W = HALF / 1.008
+# For each schedule (alpha, sigma, d_alpha, d_sigma) at t = 0 and t = 1, by hand.
+ENDS = {
+    CondOT(): ((0, 1, 1, -1), (1, 0, 1, -1)),
+    LipmanOT(): ((0, 1, 1, -0.9999), (1, 1e-4, 1, -0.9999)),
+    LipmanOT(sigma_min=0.25): ((0, 1, 1, -0.75), (1, 0.25, 1, -0.75)),
+    Polynomial(1): ((0, 1, 1, -1), (1, 0, 1, -1)),
+    Polynomial(2): ((0, 1, 0, 0), (1, 0, 2, -2)),
+    Polynomial(1.5): ((0, 1, 0, 0), (1, 0, 1.5, -1.5)),
+    Polynomial(3): ((0, 1, 0, 0), (1, 0, 3, -3)),
+    VariancePreserving(): ((0, 1, INF, -1), (1, 0, 0, -1)),
+    VariancePreserving(quarter): ((0, 1, HALF, 0), (1, 0, 0, -HALF)),
+    VariancePreserving(lambda t: (1 - t) ** 2): ((0, 1, INF, -2), (1, 0, 0, 0)),
+    Trigonometric(): ((0, 1, HALF, 0), (1, 0, 0, -HALF)),
+    Cosine(): ((0, 1, W / math.sin(W), 0), (1, 0, W / math.tan(W), -INF)),
+    BetaLinear(): (
+        (math.exp(-5.025), math.sqrt(1 - math.exp(-10.05)), 10 * math.exp(-5.025), -10 * math.exp(-10.05)),
+        (1, 0, 0.05, -INF),
+    ),
+}
+
+
+@pytest.mark.parametrize(("schedule", "ends"), ENDS.items(), ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ends(schedule, ends, dtype):
+    c = schedule.coefficients(torch.tensor([0.0, 1.0], dtype=dtype))
+    for i, end in enumerate(ends):
+        assert [float(value[i]) for value in c] == pytest.approx(end, rel=2e-5, abs=1e-7)
+
+
 def close(a: Schedule, b: Schedule, tolerance: float) -> None:
     for x, y in zip(a.coefficients(T), b.coefficients(T), strict=True):
         torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance)
@@ -38,7 +73,8 @@ def test_the_variance_is_preserved(schedule):
 def test_the_same_schedule_by_another_way():
     close(LipmanOT(sigma_min=0), CondOT(), 1e-15)
     close(Polynomial(1), CondOT(), 1e-15)
-    close(VariancePreserving(lambda t: torch.cos(math.pi / 2 * t)), Trigonometric(), 1e-12)
+    close(VariancePreserving("cosine"), Trigonometric(), 1e-12)
+    close(VariancePreserving(lambda t: 1 - t.square()), VariancePreserving("quadratic"), 0.0)
     close(Cosine(1e-9), Trigonometric(), 1e-5)
     close(VariancePreserving(lambda t: BetaLinear().coefficients(t).sigma), BetaLinear(), 1e-9)
 
@@ -57,6 +93,14 @@ def test_beta_linear_is_the_limit_of_ddpms_products():
     assert ((1 - betas).cumprod(0).sqrt() / alpha - 1).abs().max() < 0.06
     fine = torch.linspace(1e-7, 2e-5, 1_000_000, dtype=torch.float64)
     assert float((-fine).log1p().sum().exp().sqrt() / alpha[-1]) == pytest.approx(1, rel=1e-4)
+
+
+def test_the_quadratic_noise_level_is_finite_at_both_ends():
+    # alpha = t sqrt(2 - t^2), alpha' = 2 (1 - t^2) / sqrt(2 - t^2)
+    c, alpha = VariancePreserving("quadratic").coefficients(T), T * (2 - T.square()).sqrt()
+    torch.testing.assert_close(c.alpha, alpha, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(c.d_alpha, 2 * (1 - T.square()) / (2 - T.square()).sqrt(), rtol=1e-9, atol=1e-12)
+    assert VariancePreserving("quadratic").finite_ends() == (True, True)
 
 
 def test_beta_linear_solves_its_equation():

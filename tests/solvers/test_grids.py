@@ -6,23 +6,8 @@ import pytest
 import torch
 
 from advect.core.errors import UserError
-from advect.core.registry import choices, get
+from advect.core.registry import get
 from advect.solvers import t_grid
-
-
-@pytest.mark.parametrize("name", choices("grid"))
-@pytest.mark.parametrize("steps", [1, 2, 3, 50, 1000])
-def test_every_grid_rises_from_0_to_1(name, steps):
-    grid = t_grid(steps, name)
-    assert grid.shape == (steps + 1,) and grid.dtype == torch.float64
-    assert grid[0] == 0 and grid[-1] == 1 and (grid.diff() > 0).all()
-
-
-@pytest.mark.parametrize("name", choices("grid"))
-def test_backwards_the_times_are_the_same(name):
-    there, back = t_grid(9, name, t0=0.25, t1=0.75), t_grid(9, name, t0=0.75, t1=0.25)
-    assert torch.equal(there, back.flip(0))
-    torch.testing.assert_close(there, 0.25 + 0.5 * t_grid(9, name))
 
 
 def test_values():
@@ -55,12 +40,6 @@ def test_mistakes(arguments, message):
     name, parameters = (*arguments, {})[:2]
     with pytest.raises(UserError, match=message):
         t_grid(5, name, **parameters)
-
-
-@pytest.mark.parametrize("name", choices("grid"))
-def test_too_few_steps(name):
-    with pytest.raises(UserError, match="steps must be at least 1, got 0; 50 is usual"):
-        t_grid(0, name)
 
 
 def test_a_grid_may_be_an_object():

@@ -11,7 +11,7 @@ from torch import Tensor
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.core.registry import choices
-from advect.paths import CondOT
+from advect.paths import CondOT, FiniteData
 from advect.solvers import integrate, integrate_sde
 
 N = 4000
@@ -89,7 +89,7 @@ def test_the_sde_keeps_the_marginals_of_the_flow_for_five_g(g):
 
 
 def test_the_statistics_see_a_sde_without_its_score():
-    wrong = integrate_sde(mixture.velocity, zero, noise(N), steps=60, generator=CounterRng(1, 0, N))
+    wrong = integrate_sde(mixture.velocity, zero, noise(N), diffusion=1.0, steps=60, generator=CounterRng(1, 0, N))
     assert worst_ks(wrong, 1.0) > 2 * KS and worst_moment(wrong, 1.0) > 2 * MOMENT
 
 
@@ -122,19 +122,73 @@ def test_from_data_to_noise_it_keeps_the_marginals_too(solver):
 
 
 def test_without_noise_it_is_the_flow():
+    run = lambda score, solver: integrate_sde(
+        mixture.velocity, score, noise(9), diffusion=0.0, solver=solver, steps=20, last_step="noisy"
+    )
     for solver, same in (("euler-maruyama", "euler"), ("heun", "heun")):
-        x = integrate_sde(mixture.velocity, None, noise(9), diffusion=0.0, solver=solver, steps=20, last_step="noisy")
-        torch.testing.assert_close(x, integrate(mixture.velocity, noise(9), solver=same, steps=20))
-
-
-def test_a_converted_score_is_the_score():
-    for solver in ("euler-maruyama", "heun"):
-        options = {"solver": solver, "steps": 30, "diffusion": "ddpm"}
-        given, converted = (
-            integrate_sde(mixture.velocity, score, noise(50), generator=CounterRng(0, 0, 50), **options)
-            for score in (mixture.score, None)
+        torch.testing.assert_close(
+            run(mixture.score, solver), integrate(mixture.velocity, noise(9), solver=same, steps=20)
         )
-        torch.testing.assert_close(given, converted, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        run(None, "euler-maruyama"), integrate(mixture.velocity, noise(9), solver="euler", steps=20)
+    )
+
+
+@pytest.mark.parametrize("g", [0.5, 2.0, "ddpm"])
+def test_from_the_velocity_alone_heun_keeps_the_marginals(g):
+    states = integrate_sde(
+        mixture.velocity,
+        None,
+        noise(N),
+        diffusion=g,
+        solver="heun",
+        steps=120,
+        generator=CounterRng(1, 0, N),
+        trajectory=True,
+    )
+    for t in (0.25, 0.5, 0.75, 1.0):
+        assert worst_ks(states[round(120 * t)], t) < KS
+        assert worst_moment(states[round(120 * t)], t) < MOMENT
+
+
+# --- Stiff scores. ---
+
+ROWS = torch.tensor([[-1.0, 0.5], [0.3, 2.0], [1.5, -1.0]], dtype=torch.float64)
+SIX = [0.1, 0.5, 1.0, 3.0, "ddpm", "increasing-decreasing"]
+
+
+@pytest.mark.parametrize("g", SIX)
+@pytest.mark.parametrize("solver", ["euler-maruyama", "heun"])
+def test_no_g_explodes_on_finite_data(g, solver):
+    """The score of finite data grows like 1 / sigma^2, so that explicit steps with g > 0 at t = 1 diverge."""
+    law = FiniteData(ROWS)
+    for steps in (1, 10, 300):
+        x = integrate_sde(
+            law.velocity, None, noise(500), diffusion=g, steps=steps, solver=solver, generator=CounterRng(0, 0, 500)
+        )
+        if steps == 1:
+            continue
+        distance = torch.cdist(x, ROWS).min(1)
+        assert distance.values.quantile(0.98) < 1e-6  # else still between two rows at the last step
+        shares = torch.bincount(distance.indices, minlength=3) / 500
+        assert steps < 300 or (shares - 1 / 3).abs().max() < 0.09
+
+
+def test_an_explicit_score_that_is_too_stiff_is_slowed_down_with_a_warning(caplog):
+    law, warned = FiniteData(ROWS), "lowered there, which keeps the marginals"
+    x = integrate_sde(law.velocity, law.score, noise(500), diffusion=1.0, steps=1000, generator=CounterRng(0, 0, 500))
+    assert torch.cdist(x, ROWS).min(1).values.max() < 0.02
+    assert [warned in record.message for record in caplog.records] == [True]
+    integrate_sde(mixture.velocity, mixture.score, noise(9), steps=200)
+    assert len(caplog.records) == 1
+
+
+def test_from_data_to_noise_the_velocity_alone_does():
+    x1 = mixture.sample(N, 1.0, seed=5)
+    x0 = integrate_sde(
+        mixture.velocity, None, x1, diffusion=1.0, t0=1.0, t1=0.0, steps=100, generator=CounterRng(3, 0, N)
+    )
+    assert worst_ks(x0, 0.0) < 1.2 * KS
 
 
 # --- Orders, on dX = -a X dt + g(t) dW, whose solution is known along each path. ---
@@ -299,11 +353,9 @@ def test_shape_and_dtype_are_kept_and_no_graph(shape, dtype):
         ({"diffusion": lambda t: torch.ones(2)}, r"one number a time, \(5,\), got \(2,\)"),
         ({"steps": 0}, "steps must be at least 1"),
         (
-            {"score": None, "solver": "heun", "last_step": "noisy"},
-            r"at t = 1, where sigma = 0; take another last_step",
+            {"schedule": CondOT(), "diffusion": 0.5},
+            "schedule is given, but score, diffusion and last_step do not use it",
         ),
-        ({"score": None, "t0": 1.0, "t1": 0.0}, r"at t = 1, where sigma = 0; start a little before t = 1"),
-        ({"schedule": CondOT()}, "schedule is given, but score, diffusion and last_step do not use it"),
         ({"last_step": "tweedie", "t1": 0.5}, "last_step 'tweedie' predicts the data, at t = 1, but t1 is 0.5"),
     ],
 )

@@ -118,7 +118,8 @@ def fit_source(method: MethodConfig, dataset: Dataset) -> dict[str, Any]:
         rows = np.arange(len(dataset.train))
         batches = (dataset.train.fetch(part).x1 for part in np.array_split(rows, -(-len(rows) // 1024)))
         made = cls.from_data(batches, **found)  # pyright: ignore[reportAttributeAccessIssue]
-        found = {f.name: getattr(made, f.name) for f in fields(made)}
+        values = {f.name: getattr(made, f.name) for f in fields(made)}
+        found = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in values.items()}
     return {"kind": method.source, **found}
 
 

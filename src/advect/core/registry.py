@@ -2,7 +2,8 @@
 
 The base class sets ``part_kind``. The constructor is the configuration: plain arguments (numbers, text, paths,
 choices, tuples of these) with a default become flags, with their entry under "Args:" in the class docstring as help.
-``part_given`` names arguments that a run sets; ``part_examples`` (dicts of arguments) serve the contract tests.
+``part_given`` names arguments that a run sets; ``part_builder`` a method whose arguments are taken instead of the
+constructor's; ``part_examples`` (dicts of arguments) serve the contract tests.
 
 Names are read from the source of a kind's home, so only requested parts are imported. Other packages add parts by
 entry points of the group ``advect.parts``, each naming a module or class.
@@ -131,7 +132,8 @@ def arguments(cls: type) -> tuple[Argument, ...]:
     """Plain arguments of a part with a default, except those that a run gives."""
     given, docs = getattr(cls, "part_given", ()), argument_docs(cls)
     found = []
-    for name, parameter in parameters(cls).items():
+    builder = getattr(cls, "part_builder", None)
+    for name, parameter in parameters(getattr(cls, builder) if builder else cls).items():
         plain = None if name in given else _plain(_annotation(cls, name, parameter.annotation))
         if plain is not None and parameter.default is not REQUIRED:
             default = parameter.default
@@ -140,8 +142,8 @@ def arguments(cls: type) -> tuple[Argument, ...]:
     return tuple(found)
 
 
-def parameters(cls: type) -> dict[str, inspect.Parameter]:
-    """Named parameters of a constructor."""
+def parameters(cls: Callable) -> dict[str, inspect.Parameter]:
+    """Named parameters of a constructor or function."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {name: p for name, p in inspect.signature(cls).parameters.items() if p.kind in named}
 
@@ -245,7 +247,7 @@ def _annotation(cls: type, name: str, annotation: Any) -> Any:
     if not isinstance(annotation, str):
         return annotation
     for base in cls.__mro__:
-        init = base.__dict__.get("__init__")
+        init = base.__dict__.get(getattr(cls, "part_builder", "__init__"))
         fields = inspect.get_annotations(base)
         if name in fields or name in getattr(init, "__annotations__", {}):
             try:
@@ -256,15 +258,16 @@ def _annotation(cls: type, name: str, annotation: Any) -> Any:
 
 
 def _plain(type_: Any) -> Any:
-    """The type, sequences as tuples, if a flag can give it, else None."""
+    """The type, sequences as tuples, if a flag can give it, else None; of a union without functions and parts."""
     if type_ in (bool, int, float, str, Path, type(None)):
         return type_
     origin, inner = get_origin(type_), get_args(type_)
     if origin is Literal:
         return type_
     if origin in (Union, types.UnionType):
-        parts = [_plain(part) for part in inner]
-        return None if None in parts else Union[tuple(parts)]  # noqa: UP007
+        in_python = [get_origin(part) is Callable or hasattr(part, "part_kind") for part in inner]
+        parts = [_plain(part) for part, only in zip(inner, in_python, strict=True) if not only]
+        return None if None in parts or not parts else Union[tuple(parts)]  # noqa: UP007
     if origin in (tuple, Sequence, list):
         parts = [part if part is ... else _plain(part) for part in inner]
         if None in parts or not parts:

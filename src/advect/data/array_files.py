@@ -1,4 +1,4 @@
-"""Images or vectors in a NumPy file, ``.npy``, mapped and not loaded, or ``.npz``; vectors in a Parquet file."""
+"""Images or vectors in NumPy files (``.npy``, memory-mapped, or ``.npz``); vectors in Parquet files."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _RANGES = {"u": ((0, 255),), "f": ((0, 1), (-1, 1))}
 
 
 class _Parts(NamedTuple):
-    """Samples x (N, ...), their labels (N,) or None, and how many come first to be trained on, or None.
+    """Samples x (N, ...), labels (N,) or None, and the number of leading training samples or None.
 
-    ``columns`` are the names that x and labels have in a Parquet file.
+    ``columns`` are the names of x and labels in a Parquet file.
     """
 
     x: np.ndarray
@@ -43,31 +43,29 @@ class _Parts(NamedTuple):
 
 @register("array-file")
 class ArrayFile(Dataset):
-    """Images (N, H, W), (N, H, W, C) or (N, C, H, W), or vectors (N, D), from a file that NumPy wrote.
+    """Images (N, H, W), (N, H, W, C) or (N, C, H, W), or vectors (N, D), from a NumPy file.
 
-    Vectors can also be a column of a Parquet file whose rows are lists of numbers, all of one length.
+    Vectors may also be a Parquet column of equally long lists of numbers.
 
-    A ``.npy`` is memory-mapped: it is read once from end to end to tell copies apart and to find its range, and then
-    only where a batch lies. Other files are loaded. Nothing pickled is ever read.
+    A ``.npy`` is memory-mapped: read once to find copies and the value range, then only where batches lie. Other files
+    are loaded. Nothing is unpickled.
 
     Args:
         path: the ``.npy``, ``.npz``, ``.parquet`` or ``.pq`` file. In an ``.npz`` the samples are called x, images,
-            data, samples or arr_0, and the labels, as a column of them in Parquet, y, labels, label, targets or arr_1;
-            or x_train, y_train, x_test, y_test, which is the split.
-        value_range: of images, the lowest and highest value a pixel can take. None is (0, 255) for 8-bit ones and for
-            other whole numbers within it, and (0, 1) or (-1, 1), the first that holds them, for real numbers.
-        layout: where images have their channels: "channels_first", "channels_last", or "auto", which takes the axis of
-            1, 3 or 4.
-        vector_column: of Parquet, the column whose rows are lists of numbers; None takes the only one.
-        labels: whether the labels of an ``.npz`` or Parquet file are the condition ``label``; "auto" says yes where
-            there are some.
-        held_out: the share kept for measuring, in [0, 1), decided for each row by a hash of its bytes, so that
-            exact copies share a side, while vectors that are equal by chance, such as zeros, are on both. None is the
-            file's own split, else 0.1.
-        horizontal_flip: mirror half of the images, at random, while training.
+            data, samples or arr_0 and the labels (in Parquet too) y, labels, label, targets or arr_1; x_train,
+            y_train, x_test and y_test define a split.
+        value_range: lowest and highest pixel value. None: (0, 255) for whole numbers within it; for real numbers the
+            first of (0, 1) and (-1, 1) that fits.
+        layout: position of the image channels: "channels_first", "channels_last", or "auto" (the axis of size 1, 3 or
+            4).
+        vector_column: Parquet column of lists of numbers; None takes the only one.
+        labels: whether labels in an ``.npz`` or Parquet file become the condition ``label``; "auto": if present.
+        held_out: share held out, in [0, 1), chosen by a hash of each row's bytes: copies share a side, vectors equal
+            by coincidence (such as zeros) do not. None is the file's own split, else 0.1.
+        horizontal_flip: mirror half of the images at random while training.
 
     Raises:
-        UserError: the file cannot be read, holds something else, or its range is not known.
+        UserError: the file is unreadable or unsuitable, or its range is unknown.
     """
 
     place: ClassVar[str | None] = "the .npy, .npz or Parquet file"
@@ -146,7 +144,7 @@ class ArrayFile(Dataset):
 
 
 def _load(file: Path, column: str | None, labels: Sequence[str]) -> _Parts:
-    """The arrays of a file, none of them unpickled; of Parquet the labels, too, in the first of such columns."""
+    """Arrays of a file, never unpickled; Parquet labels come from the first column named in ``labels``."""
     if file.name.lower().endswith(PARQUET):
         found = read_vectors(file, column=column, labels=labels)
         return _Parts(found.x, found.labels, None, (found.name, found.label))
@@ -184,7 +182,7 @@ def _members(file: Path, content: Mapping[str, np.ndarray]) -> _Parts:
 
 
 def _arranged(file: Path, x: np.ndarray, layout: str) -> np.ndarray:
-    """x as vectors (N, D) or images (N, C, H, W), without a copy."""
+    """View of x as vectors (N, D) or images (N, C, H, W)."""
     options = ("auto", "channels_first", "channels_last")
     if layout not in options:
         raise UserError(f"layout {layout!r} is unknown{did_you_mean(layout, options)}")
@@ -208,7 +206,7 @@ def _arranged(file: Path, x: np.ndarray, layout: str) -> np.ndarray:
 
 
 def _extent(file: Path, x: np.ndarray) -> tuple[float, float]:
-    """The lowest and the highest value, all of them finite."""
+    """Lowest and highest value. Raises UserError unless all are finite."""
     lows, highs = [], []
     for row, sample in enumerate(x):
         lows.append(sample.min())
@@ -219,7 +217,7 @@ def _extent(file: Path, x: np.ndarray) -> tuple[float, float]:
 
 
 def _scale(file: Path, dtype: np.dtype, low: float, high: float, value_range: tuple[float, float] | None) -> Transform:
-    """How pixels of this type, which lie in [low, high], become model units."""
+    """Pixel scaling for this type and the value range [low, high]."""
     whole = dtype.kind in "bui"
     options = _RANGES["u" if whole else "f"] if value_range is None else (value_range,)
     for least, most in options:
@@ -235,7 +233,7 @@ def _scale(file: Path, dtype: np.dtype, low: float, high: float, value_range: tu
 def _classes(
     file: Path, labels: np.ndarray | None, count: int, wanted: Literal["auto", "yes", "no"]
 ) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, ...]]]:
-    """The numbers (N,) of the classes and the classes' names: those in the file, or whole numbers themselves."""
+    """Class codes (N,) and class names; whole numbers are their own names."""
     if labels is None or wanted == "no":
         if wanted == "yes":
             raise UserError(f"{file} has no labels; save them as y, or give labels='no'")

@@ -1,4 +1,4 @@
-"""One's own arrays: a table (N, D) or images (N, C, H, W), with labels or without."""
+"""User-supplied arrays: vectors (N, D) or images (N, C, H, W), optionally labelled."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from advect.data.base import ArrayDataset, Rows, random_split
 from advect.data.transforms import PixelScale, Standardize, Transform
 
 SAMPLES = ("x", "images", "data", "samples", "X", "arr_0")
-"""What the samples in an ``.npz`` can be called."""
+"""Accepted names of the samples in an ``.npz``."""
 
 
 class Arrays(ArrayDataset):
-    """Samples from arrays that the user has: vectors are standardised, images scaled from their range to [-1, 1].
+    """Arrays as a data set: vectors are standardised, images scaled from their range to [-1, 1].
 
     Args:
-        x: (N, D) vectors or (N, C, H, W) images; NumPy, PyTorch, or whatever ``np.asarray`` takes; real and finite.
-        conditions: for each name, labels (N,), whole numbers >= 0.
-        names: for each condition, the names of its values 0, 1, ...; by default "0" to the largest label.
-        held_out: the share of the rows, drawn at random, that is kept for measuring, in [0, 1).
-        value_range: for images only, the lowest and the highest value a pixel can take; 8-bit images need none.
-        seed: of the split.
-        name: what reports call the data.
+        x: (N, D) vectors or (N, C, H, W) images; anything ``np.asarray`` takes; real and finite.
+        conditions: labels (N,) by name, whole numbers >= 0.
+        names: value names 0, 1, ... by condition; default "0" to the largest label.
+        held_out: share of the rows held out at random, in [0, 1).
+        value_range: lowest and highest pixel value; optional for 8-bit images.
+        seed: seed of the split.
+        name: name in reports.
 
     Raises:
-        UserError: x, the labels, their names, the share or the range cannot be used; it says why.
+        UserError: x, the labels, their names, the share or the range is invalid.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Arrays(ArrayDataset):
 
 
 def _samples(x: Any) -> tuple[np.ndarray, bool]:
-    """x as uint8, float32 or float64, and whether it came as whole numbers."""
+    """x as uint8, float32 or float64, and whether it held whole numbers."""
     if isinstance(x, Tensor):
         x = x.detach().cpu()
         x = (x.float() if x.is_floating_point() and x.itemsize < 4 else x).numpy()
@@ -95,7 +95,7 @@ def _check_finite(x: np.ndarray) -> None:
 
 
 def _labels(key: str, values: Any, count: int) -> np.ndarray:
-    """The labels of one condition, (N,) int64."""
+    """Labels of one condition, (N,) int64."""
     labels = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
     if labels.dtype.kind not in "bui":
         raise UserError(
@@ -114,7 +114,7 @@ def _labels(key: str, values: Any, count: int) -> np.ndarray:
 
 
 def _names(labels: Mapping[str, np.ndarray], names: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    """The names of each condition's values, as given or "0", "1", ..."""
+    """Names of each condition's values, as given or "0", "1", ..."""
     unknown = sorted(set(names) - set(labels))
     if unknown:
         raise UserError(f"names has {unknown[0]!r}, which conditions has not; give conditions={{{unknown[0]!r}: ...}}")
@@ -162,7 +162,7 @@ class ArrayHeader(NamedTuple):
 
 
 def array_header(path: Path) -> ArrayHeader | None:
-    """What the header of a ``.npy`` or ``.npz`` says of its samples; None where there are none."""
+    """Header of the samples in a ``.npy`` or ``.npz``; None if there are none."""
     try:
         if path.suffix.lower() == ".npy":
             with path.open("rb") as file:

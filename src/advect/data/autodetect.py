@@ -1,4 +1,4 @@
-"""Which formats of data a path holds: every registered format is asked, see ``Dataset.recognises``."""
+"""Detection of data formats; asks every registered format's ``recognises``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FILE = (
 
 
 def formats() -> Iterator[type[Dataset]]:
-    """All registered formats that are read from a path."""
+    """Registered formats that are read from a path."""
     for name in registry.choices(FORMAT):
         cls = registry.get(FORMAT, name)
         if cls.place is not None:
@@ -32,10 +32,10 @@ def formats() -> Iterator[type[Dataset]]:
 
 
 def autodetect(path: str | os.PathLike[str]) -> list[tuple[type[Dataset], Detected]]:
-    """The formats that a path, a pattern or a URL can be read as, the likeliest first.
+    """Formats that fit a path, pattern or URL, likeliest first.
 
     Raises:
-        UserError: the path does not exist, or holds none of them.
+        UserError: the path does not exist or fits no format.
     """
     place, text = Path(path).expanduser(), str(path)
     if not place.exists() and (is_remote(text) or set(text) & set("{*?[")):

@@ -1,4 +1,4 @@
-"""What data is to the rest of the house: a source with two splits that hand out batches in model units."""
+"""Data sets: two splits that return batches in model units."""
 
 from __future__ import annotations
 
@@ -27,37 +27,37 @@ if TYPE_CHECKING:
 
 
 class Split(ABC):
-    """The samples 0 .. len - 1 of a part of the data. Several threads may fetch at once.
+    """Samples 0 .. len - 1 of one part of the data. Thread-safe.
 
     Attributes:
-        shards: the sizes of the runs of samples that are near to one another, where far ones are slow to reach; else
-            None. They sum to len, and training then visits a few shards at a time.
+        shards: sizes, summing to len, of runs of neighbouring samples, where random access is slow; training visits a
+            few at a time. None otherwise.
     """
 
     shards: Sequence[int] | None = None
 
     @property
     def files(self) -> ImageSplit | None:
-        """The split where its samples are image files decoded at each fetch, which the doctor looks at; else None."""
+        """The split if its samples are image files decoded at each fetch (the doctor inspects them), else None."""
         return None
 
     @abstractmethod
     def __len__(self) -> int:
-        """The number of samples."""
+        """Number of samples."""
 
     @abstractmethod
     def fetch(self, indices: np.ndarray, rng: Generator = None) -> Batch:
-        """The samples at ``indices`` (B,) int64, in that order, in model units.
+        """Samples at ``indices`` (B,) int64, in that order, in model units.
 
-        ``rng``, where given, drives augmentation and has B rows, a row for each index; None augments nothing.
+        ``rng`` with B rows, one per index, drives augmentation; None disables it.
         """
 
 
 class Detected(NamedTuple):
-    """That a path can be read in a format: how likely, a line of words about it, and the modality of its data.
+    """A format that can read a path: priority, description, modality.
 
-    Of several formats the one of the highest priority is taken: 80 and more for layouts that nothing else has, 60 for
-    a table, 10 for a folder with any images.
+    The highest priority wins: 80 and more for layouts unique to a format, 60 for tables, 10 for any folder with
+    images.
     """
 
     priority: int
@@ -66,7 +66,7 @@ class Detected(NamedTuple):
 
 
 class Preview(NamedTuple):
-    """What a first look at data tells: words with counts, the options that it needs, and about how many samples."""
+    """First look at data: description with counts, required options, approximate number of samples."""
 
     words: str = ""
     options: Mapping[str, Any] = {}
@@ -74,49 +74,49 @@ class Preview(NamedTuple):
 
 
 class Dataset:
-    """Data to train and measure on. A concrete data set's constructor ends by calling this one.
+    """Data for training and evaluation. Constructors of subclasses end by calling this one.
 
-    A registered data set is a format: its constructor's arguments are flags, and where ``place`` is set, the first
-    one is ``--data-dir``. Its class methods tell whether a path holds it.
+    A registered data set is a format: its constructor's arguments are flags, the first one ``--data-dir`` where
+    ``place`` is set.
 
     Attributes:
-        name: what reports call it.
-        spec: shape of one sample, modality and conditions.
-        transform: between data units and the model units that the splits hand out.
-        train: the samples to train on.
-        held_out: samples kept for measuring, none of them in ``train``; it may be empty.
-        fingerprint: sha256, in hexadecimal, of what the data is; the same in every process.
+        name: name in reports.
+        spec: sample shape, modality and conditions.
+        transform: between data units and model units.
+        train: training samples.
+        held_out: evaluation samples, disjoint from ``train``; may be empty.
+        fingerprint: sha256 (hex) of the data; equal in every process.
 
     Raises:
-        UserError: there is nothing to train on.
+        UserError: there are no training samples.
     """
 
     part_kind: ClassVar[str] = "data-format"
     place: ClassVar[str | None] = None
-    """What the first argument names, for messages; None where the data come with a library."""
+    """Description of the first argument, for messages; None where a library provides the data."""
     remote: ClassVar[bool] = False
-    """Whether the first argument may be a URL, a pattern, or a name on the hub."""
+    """Whether the first argument may be a URL, a pattern or a hub name."""
     usual_preset: ClassVar[str | None] = None
-    """The preset for these data, which then takes them; None: a preset that names this format takes it."""
+    """Preset for these data; None: the preset that names this format."""
 
     @classmethod
     def recognises(cls, path: Path) -> Detected | None:
-        """Whether an existing path holds this format, told from names and first bytes; None where it does not."""
+        """Detect this format in an existing path from names and first bytes; None if absent."""
         return None
 
     @classmethod
     def preview(cls, path: Path) -> Preview:
-        """A first look at data of this format. It may fail; whoever opens the data says why."""
+        """First look at the data. It may fail; opening the data gives the reason."""
         return Preview()
 
     @classmethod
     def image_size(cls, path: Path) -> tuple[int, int] | None:
-        """Height and width of images that are not resized; None of other data."""
+        """Height and width of images that are not resized; None for other data."""
         return None
 
     @classmethod
     def open(cls, *place: Any, **options: Any) -> Dataset:
-        """The data set that a run asks for by flags; a format may answer with an equal one that is faster to read."""
+        """Data set for command-line flags; a format may return an equal one that is faster to read."""
         return cls(*place, **options)
 
     def __init__(
@@ -134,16 +134,16 @@ class Dataset:
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """A JSON object with what writing samples in the data's own format needs; empty where arrays say all."""
+        """JSON object needed to write samples in the data's own format; empty if arrays suffice."""
         return {}
 
     @property
     def real(self) -> Dataset:
-        """The data to hold samples against: these, unless they are pairs that a flow has made for others."""
+        """Reference data for evaluation: this data set, unless it holds pairs generated by a flow."""
         return self
 
     def source_samples(self) -> tuple[Tensor, Conditions] | None:
-        """Samples of p_0 that the data bring, (n, *S) in model units, and their categories (n,); None is noise."""
+        """Samples of p_0 from the data, (n, *S) in model units, and their categories (n,); None means noise."""
         return None
 
     def __repr__(self) -> str:
@@ -153,7 +153,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Rows:
-    """Samples x (N, *S) in data units and, for each condition, labels (N,) int64."""
+    """Samples x (N, *S) in data units, with labels (N,) int64 for each condition."""
 
     x: np.ndarray
     labels: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -163,17 +163,17 @@ class Rows:
 
 
 class ArraySplit(Split):
-    """Rows of an array in memory, or mapped from a file; only those fetched are read and converted.
+    """Rows of an array in memory or memory-mapped; only fetched rows are read and converted.
 
     Args:
-        x: (N, *S), in model units, or of any real type in data units where there is a ``transform``.
-        cond: for each condition a row (N, ...) for every row of x, of the type networks are given.
+        x: (N, *S) in model units or, with a ``transform``, of any real type in data units.
+        cond: conditions, each with N rows of the type networks take.
         transform: from data units to model units.
-        rows: (n,) the rows of x in this split; by default all.
-        flip: mirror half of the images (C, H, W) that are fetched with an rng.
+        rows: (n,) rows of x in this split; default all.
+        flip: mirror half of the images (C, H, W) fetched with an rng.
 
     Raises:
-        ValueError: a condition has not a row a sample.
+        ValueError: a condition does not have N rows.
     """
 
     def __init__(
@@ -218,16 +218,16 @@ class ArraySplit(Split):
 
 
 def _split(rows: Rows, transform: Transform) -> ArraySplit:
-    """8-bit samples as they are, converted at each fetch; others in model units."""
+    """Split of 8-bit samples, converted at each fetch, or of others in model units."""
     if rows.x.dtype == np.uint8:
         return ArraySplit(rows.x, rows.labels, transform)
     return ArraySplit(transform.forward(torch.from_numpy(rows.x)).numpy(), rows.labels)
 
 
 class ArrayDataset(Dataset):
-    """A source whose samples lie in memory: (D,) are vectors, (C, H, W) images.
+    """Data set in memory; samples are vectors (D,) or images (C, H, W).
 
-    ``names`` are the names of each condition's values. The fingerprint covers samples, labels and names.
+    ``names`` holds the names of each condition's values. The fingerprint covers samples, labels and names.
     """
 
     def __init__(
@@ -256,14 +256,14 @@ class ArrayDataset(Dataset):
 
 
 def array_modality(shape: Sequence[int]) -> str:
-    """The modality of arrays whose samples have this shape, (D,) or (C, H, W)."""
+    """Modality of arrays with samples of shape (D,) or (C, H, W)."""
     return "image" if len(shape) == 3 else "vector"
 
 
 def category(labels: np.ndarray, names: Sequence[str], numbers: Sequence[int] = ()) -> Category:
-    """The category of these names, with the shares of the labels (N,) in 0 .. len(names) - 1.
+    """Category with the frequencies of labels (N,) in 0 .. len(names) - 1.
 
-    ``numbers`` are what the data have in place of the names, such as CIFAR-10's 3 for cat.
+    ``numbers`` are the data's codes for the names, such as 3 for cat in CIFAR-10.
     """
     counts = np.bincount(labels, minlength=len(names))
     numbers = () if all(label_number(name) is not None for name in names) else tuple(numbers)
@@ -271,7 +271,7 @@ def category(labels: np.ndarray, names: Sequence[str], numbers: Sequence[int] = 
 
 
 def label_number(name: str) -> int | float | None:
-    """The number that a label is the text of, as Python writes it; None of other text, such as 007 or 1_0."""
+    """Number whose Python text is the label; None for other text, such as 007 or 1_0."""
     for kind in (int, float):
         try:
             number = kind(name)
@@ -282,9 +282,9 @@ def label_number(name: str) -> int | float | None:
 
 
 def label_array(names: Sequence[str], codes: np.ndarray) -> np.ndarray:
-    """The labels (n,) of codes (n,): integers, real numbers or truth values where all names are such, else text.
+    """Labels (n,) for codes (n,): integers, reals or booleans if all names are such, else text.
 
-    Where there is none, an integer or real number is NaN, and text is empty.
+    A missing label is NaN in numbers and empty in text.
     """
     given, numbers = codes != NULL, [label_number(name) for name in names]
     if all(number is not None for number in numbers):
@@ -298,7 +298,7 @@ def label_array(names: Sequence[str], codes: np.ndarray) -> np.ndarray:
 
 
 def fingerprint(train: Rows, held_out: Rows, names: Mapping[str, Sequence[str]]) -> str:
-    """sha256, in hexadecimal, of the samples, their labels and the labels' names."""
+    """sha256 (hex) of samples, labels and label names."""
     digest = hashlib.sha256(repr([(key, tuple(names[key])) for key in sorted(names)]).encode())
     for rows in (train, held_out):
         for array in (rows.x, *(rows.labels[key] for key in sorted(rows.labels))):
@@ -308,13 +308,13 @@ def fingerprint(train: Rows, held_out: Rows, names: Mapping[str, Sequence[str]])
 
 
 def check_share(held_out: float) -> None:
-    """Raise UserError unless ``held_out`` is a share in [0, 1)."""
+    """Raise UserError unless ``held_out`` is in [0, 1)."""
     if not 0 <= held_out < 1:
         raise UserError(f"held_out must be a share in [0, 1), got {held_out}; 0.1 keeps a tenth for measuring")
 
 
 def random_split(n: int, held_out: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The indices of 0 .. n - 1 to train on and those held out, both rising; a share > 0 of n >= 2 is at least one."""
+    """Sorted training and held-out indices of 0 .. n - 1; a share > 0 of n >= 2 holds out at least one."""
     check_share(held_out)
     count = min(max(round(n * held_out), 1), n - 1) if held_out else 0
     order = CounterRng(stream_seed(seed, Stream.HELD_OUT), 0, n).permutation().numpy()

@@ -1,4 +1,4 @@
-"""Figures of samples beside data: their colours, axes, and the picture that they become."""
+"""Figures of samples and data: colours, axes, conversion to images."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 DATA, SAMPLES, TEXT, ALARM = "#b4bac4", "#2f6fdf", "#5b6472", "#c0392b"
 OTHERS = ("#dd7a35", "#1b9e77", "#7b3294")
-"""Beside that of samples: orange, green and purple differ in lightness too."""
+"""Orange, green and purple; they differ from ``SAMPLES`` in lightness too."""
 
 
 def new_figure(width: int, height: int) -> Figure:
-    """A figure of so many pixels."""
+    """Figure of ``width`` x ``height`` pixels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -30,17 +30,17 @@ def new_figure(width: int, height: int) -> Figure:
 
 
 def style(axes: Axes) -> None:
-    """Thin grey axes with small figures."""
+    """Apply thin grey axes with small tick labels."""
     axes.tick_params(labelsize=6, color=DATA, labelcolor=TEXT, length=2)
     axes.spines[:].set_color(DATA)
 
 
 def to_image(figure: Figure) -> Image.Image:
-    """The figure as an RGB picture."""
+    """Figure as an RGB image."""
     figure.canvas.draw()
     return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())  # type: ignore[attr-defined]
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    """Write ``image`` to ``path`` as PNG, whole or not at all."""
+    """Write ``image`` to ``path`` as PNG, atomically."""
     atomic_write(path, lambda partial: image.save(partial, format="PNG", optimize=True))

@@ -1,4 +1,4 @@
-"""What images, tables, cells, sequences and vectors do differently: files, pictures, comparison, usual choices."""
+"""Modalities: how kinds of data are written, plotted and compared, and their defaults."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
     from advect.data.cells.transform import Components
 
 HELD_OUT = 2000
-"""Held-out samples that samples are plotted over, at most."""
+"""Maximum number of held-out samples plotted behind samples."""
 
 DISTANCES = ("frechet", "sliced_wasserstein", "wasserstein", "energy", "mmd", "two_sample")
 
 
 M = TypeVar("M", bound=Mapping[str, Any])
-"""What a data set says of itself, a TypedDict that is JSON."""
+"""Metadata of a data set, a JSON TypedDict."""
 
 
 class EstimatorDefaults(NamedTuple):
-    """What ``advect.FlowModel`` takes where None is given."""
+    """Defaults of ``advect.FlowModel``."""
 
     network: str = "mlp"
     steps: int = 8000
-    """On two moons the held-out density gains until about there, half a minute."""
+    """Held-out density on two moons improves until about there (30 s)."""
     learning_rate: float = 4e-3
 
 
 class Verdict(NamedTuple):
-    """What the doctor says of some statistics, and how to mend it."""
+    """The doctor's finding about some statistics, and the fix."""
 
     level: Literal["ok", "note", "problem"]
     title: str
@@ -53,56 +53,56 @@ FINE = Verdict("ok", "The values are finite and of the size that networks learn 
 
 
 class Modality(ABC, Generic[M]):
-    """One kind of data: how samples of it are written, plotted and compared, and what is usual for it.
+    """A kind of data: how samples are written, plotted and compared, with defaults.
 
-    A registered one is the modality of every data set whose ``spec.modality`` is its name.
+    Its registered name is the ``spec.modality`` of its data sets.
 
     Args:
         spec: shape and conditions of one sample.
         transform: between data units and model units.
-        metadata: what the data set says of itself, see ``Dataset.metadata``.
+        metadata: see ``Dataset.metadata``.
     """
 
     part_kind: ClassVar[str] = "modality"
     layout: ClassVar[str]
-    """The axes of a sample, as in ``FlowNetwork.takes``: "vector" (D,), "sequence" (L, C) or "image" (C, H, W)."""
+    """Axes of a sample, as in ``FlowNetwork.takes``: "vector" (D,), "sequence" (L, C) or "image" (C, H, W)."""
     usual_preset: ClassVar[str] = "arrays"
     metrics: ClassVar[tuple[str, ...]] = (*DISTANCES, "marginals", "straightness")
-    """The metrics that are usual for these data, in the order of a table."""
+    """Default metrics, in table order."""
     online_metrics: ClassVar[tuple[str, ...]] = ("frechet", "energy")
-    """Those measured while a run trains."""
+    """Metrics measured during training."""
     reflow_metrics: ClassVar[tuple[str, ...]] = ("energy", "sliced_wasserstein")
-    """Those that compare flows, the first one being drawn."""
+    """Metrics that compare flows; the first is plotted."""
     pair_stores: ClassVar[tuple[Literal["float32", "bf16", "uint8"], ...]] = ("float32", "bf16")
-    """How reflow can store samples, the usual way first."""
+    """Storage types of samples for reflow, the default first."""
     estimator: ClassVar[EstimatorDefaults] = EstimatorDefaults()
-    """The settings of the scikit-learn estimator."""
+    """Defaults of the scikit-learn estimator."""
     shown: ClassVar[int] = 1000
-    """Samples in a picture of a report."""
+    """Samples in a report's picture."""
     most_plotted: ClassVar[int | None] = None
-    """Samples in samples.png, at most."""
+    """Maximum number of samples in samples.png."""
     trajectories: ClassVar[int] = 8
     """Trajectories in a report."""
     space: ClassVar[str] = "data space"
-    """The units in which values are compared."""
+    """Units in which values are compared."""
     value_name: ClassVar[str] = "values"
-    """What the elements of a sample are called."""
+    """Name of a sample's elements."""
     feature_networks: ClassVar[bool] = False
-    """Whether a network that was trained on images gives features."""
+    """Whether networks trained on images give features."""
     marginals: ClassVar[bool] = True
-    """Whether each element is a quantity of its own, with a unit and a distribution worth a look."""
+    """Whether each element is a quantity with its own unit and distribution."""
 
     def __init__(self, spec: DataSpec, transform: Transform, metadata: M | None = None) -> None:
         self.spec, self.transform, self.metadata = spec, transform, cast(M, metadata or {})
 
     @property
     def name(self) -> str:
-        """In words for messages: "this flow makes NAME data"."""
+        """Name in messages: "this flow makes NAME data"."""
         return registry.name_of(self)
 
     @classmethod
     def check_range(cls, *, mean: float, std: float, extreme: float) -> Verdict:
-        """What the doctor says of mean, deviation and largest magnitude in model units."""
+        """The doctor's verdict on mean, deviation and largest magnitude in model units."""
         if extreme > 20:
             fix = "take them out or take the logarithm; for tables, quantile scaling"
             return Verdict("note", "There are values far from all others, which dominate the loss", fix)
@@ -112,37 +112,37 @@ class Modality(ABC, Generic[M]):
 
     @classmethod
     def check_constant(cls, share: float) -> Verdict:
-        """What the doctor says of a ``share`` > 0 of elements that never change."""
+        """The doctor's verdict on a ``share`` > 0 of constant elements."""
         return Verdict("note", "Some features never change", "leave them out")
 
     def check_features(self, what: str) -> None:
-        """Raise UserError where ``what`` asks for the features of an image network and these data have none."""
+        """Raise UserError if ``what`` needs image-network features, which these data lack."""
         if not self.feature_networks:
             raise UserError(f"{what} is for images, and these are {self.name} data; leave it out")
 
     @abstractmethod
     def describe(self, shape: Sequence[int]) -> str:
-        """What a sample of this shape, in the units of :meth:`data`, is: "64-dimensional vectors"."""
+        """Description of a sample of this shape in the units of :meth:`data`: "64-dimensional vectors"."""
 
     @property
     def categorical(self) -> tuple[bool, ...]:
-        """Of a table, whether each column is one of categories."""
+        """Whether each column of a table is categorical."""
         return ()
 
     @property
     def components(self) -> Components | None:
-        """The transform's principal components, in which samples are compared; None where it has none."""
+        """The transform's principal components, in which samples are compared; None if it has none."""
         return None
 
     @property
     def pixel_range(self) -> tuple[float, float] | None:
-        """The values of black and white, where the transform of images knows them."""
+        """Values of black and white, if the image transform knows them."""
         return None
 
     def check_output(self, *, individual: bool = False) -> None:
-        """See, before anything is drawn, that samples can be written, each as an image of its own where asked.
+        """Check before sampling that samples can be written, as single images if ``individual``.
 
-        Raises UserError where they cannot, or a library is missing.
+        Raises UserError if they cannot or a library is missing.
         """
         if individual:
             raise UserError(f"--save-individual writes images, and this flow makes {self.name} data; leave it out")
@@ -157,11 +157,11 @@ class Modality(ABC, Generic[M]):
         first: int = 0,
         seed: int = 0,
     ) -> list[Path]:
-        """Write samples x (n, *S), in data units, with their conditions (n, ...) into a folder; return the files.
+        """Write samples x (n, *S) in data units with conditions (n, ...) to a folder; return the files.
 
-        What is in the data's own format comes first, then samples.png, and with ``individual`` a PNG for each image.
-        Where samples have numbers, ``first`` is that of the first one; ``seed`` is that of what is counted around x.
-        Raises UserError where x does not fit, or a library is missing.
+        Files in the data's own format come first, then samples.png, then with ``individual`` one PNG per image.
+        ``first`` is the number of the first sample, ``seed`` the seed of count sampling. Raises UserError if x does
+        not fit or a library is missing.
         """
         self.check_output(individual=individual)
         x = self.counted(x, first=first, seed=seed)
@@ -179,14 +179,14 @@ class Modality(ABC, Generic[M]):
 
     @abstractmethod
     def plot(self, x: Tensor, conditions: Conditions, reference: Batch | None = None) -> Image.Image:
-        """Plot samples x (n, *S) with their conditions (n, ...) beside held-out data, both in data units."""
+        """Plot samples x (n, *S) with conditions (n, ...) beside held-out data, all in data units."""
 
     def picture(self, x: Tensor) -> Image.Image:
-        """A sample (*S) as an image file of its own: of images its pixels, no more and no fewer."""
+        """One sample (*S) as an image file; for images exactly their pixels."""
         return self.plot(x[None], {})
 
     def reference(self, held_out: Split) -> Batch | None:
-        """Held-out samples in data units to plot samples over; None where there are none."""
+        """Held-out samples in data units to plot behind samples; None if there are none."""
         if len(held_out) == 0:
             return None
         batch = held_out.fetch(np.arange(min(HELD_OUT, len(held_out))))
@@ -194,35 +194,35 @@ class Modality(ABC, Generic[M]):
         return Batch(without_padding(self.transform.inverse(batch.x1), cond), cond)
 
     def data(self, split: Split, indices: np.ndarray) -> tuple[Tensor, Conditions]:
-        """Samples of a split at ``indices`` (n,) as they are compared, (n, *S), and their conditions."""
+        """Samples of a split at ``indices`` (n,) in comparison units, (n, *S), and their conditions."""
         batch = split.fetch(indices)
         cond = batch.cond or {}
         return without_padding(self.transform.inverse(batch.x1), cond), cond
 
     def comparable(self, x: Tensor) -> Tensor:
-        """States x (n, *S) of a flow, in data units, in the units of :meth:`data`."""
+        """Flow states x (n, *S) from data units to the units of :meth:`data`."""
         return x
 
     def counted(self, x: Tensor, *, first: int = 0, seed: int = 0) -> Tensor:
-        """Samples x (n, *S), in data units, as they are written: cells that components expect are counted."""
+        """Samples x (n, *S) in data units as written: expected expression becomes counts."""
         return x
 
     def measured(self, x: Tensor, *, first: int = 0, seed: int = 0) -> Tensor:
-        """Samples x (n, *S), in data units, as written and in the units of :meth:`data`."""
+        """Samples x (n, *S) in data units, as written, in the units of :meth:`data`."""
         return self.comparable(x)
 
     def feature_space(self, x: Tensor) -> Tensor:
-        """Comparable samples (n, *S) as vectors (n, *K) between which distances mean something, also in float32."""
+        """Comparable samples (n, *S) as vectors (n, *K) with meaningful distances, also in float32."""
         return self.transform.centred(x)
 
 
 def modality_of(spec: DataSpec, transform: Transform, metadata: Mapping[str, Any] | None = None) -> Modality:
-    """The modality of some data. Raises UserError for one that is not registered."""
+    """Modality of some data. Raises UserError if it is not registered."""
     return registry.get("modality", spec.modality)(spec, transform, metadata)
 
 
 def write_npz(folder: Path, arrays: Mapping[str, Tensor], conditions: Conditions, spec: DataSpec) -> Path:
-    """samples.npz, without pickle, with the conditions by :func:`labels_of`; return its path."""
+    """Write samples.npz without pickle, with the conditions of :func:`labels_of`; return its path."""
     plain = {name: value.numpy() for name, value in arrays.items()}
     for name, value in labels_of(conditions, spec).items():
         plain[f"condition_{name}" if name in arrays else name] = value
@@ -236,9 +236,9 @@ def write_npz(folder: Path, arrays: Mapping[str, Tensor], conditions: Conditions
 
 
 def labels_of(conditions: Conditions, spec: DataSpec) -> dict[str, np.ndarray]:
-    """Conditions (n, ...) in the data's own values: labels (n,), lengths (n,), and quantities (n,) or (n, d).
+    """Conditions (n, ...) in data values: labels (n,), lengths (n,), quantities (n,) or (n, d).
 
-    Quantities that are not given are NaN; of labels see :func:`~advect.data.base.label_array`.
+    Missing quantities are NaN; for labels see :func:`~advect.data.base.label_array`.
     """
     found = {}
     for name, value in conditions.items():
@@ -254,7 +254,7 @@ def labels_of(conditions: Conditions, spec: DataSpec) -> dict[str, np.ndarray]:
 
 
 def condition_columns(conditions: Conditions, spec: DataSpec) -> dict[str, list[Any]]:
-    """Conditions as a person reads them: names, and numbers in their own units; empty where not given."""
+    """Conditions as table columns: names, and numbers in their own units; empty where missing."""
     columns: dict[str, list[Any]] = {}
     for name, value in conditions.items():
         kind = spec.conditions[name]

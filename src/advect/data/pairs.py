@@ -1,4 +1,4 @@
-"""Pairs of a flow's start and end on the disk, and the source that trains on them instead of on data."""
+"""Stored pairs of a flow's start and end, and the data set that trains on them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from advect.core.types import Batch, Conditions
 from advect.data.base import Dataset, Split
 
 ImageStore = Literal["float32", "bf16", "uint8"]
-"""How x1 lies on the disk: as it is; rounded to 8 bits of mantissa, finer than grey levels; as 256 grey levels of
-[-1, 1], to which it is clamped."""
+"""Storage type of x1: unchanged; bfloat16 (8 significant bits, finer than grey levels); 256 grey levels of [-1, 1],
+with clamping.
+"""
 
 X0, X1, COND = "x0.npy", "x1.npy", "cond."
 
 Starts = Callable[[np.ndarray, Conditions], Tensor]
-"""``starts(places (B,), cond (B,))`` is the x0 (B, *S) that pairs at these places begin with, which no file holds."""
+"""``starts(places (B,), cond (B,))`` recomputes the x0 (B, *S) of pairs whose x0 is not stored."""
 
 
 def write_pairs(
     folder: Path, x1: Tensor, cond: Conditions, *, x0: Tensor | None = None, store: ImageStore
 ) -> list[Path]:
-    """Write pairs of model units (n, *S) and their conditions (n, ...) into a folder; return the files."""
+    """Write pairs in model units (n, *S) and conditions (n, ...) to a folder; return the files."""
     arrays = {X1: pack(x1, store), **{f"{COND}{name}.npy": value.numpy() for name, value in cond.items()}}
     if x0 is not None:
         arrays[X0] = x0.float().numpy()
@@ -39,7 +40,7 @@ def write_pairs(
 
 
 def pack(x: Tensor, store: ImageStore) -> np.ndarray:
-    """x (n, *S) in model units as it lies on the disk; bf16 as the int16 of its bits, for which NumPy has no name."""
+    """Storage array of x (n, *S) in model units; bf16 as int16 bits, since NumPy has no bfloat16."""
     match store:
         case "float32":
             return x.float().numpy()
@@ -50,7 +51,7 @@ def pack(x: Tensor, store: ImageStore) -> np.ndarray:
 
 
 def unpack(array: np.ndarray, store: ImageStore) -> Tensor:
-    """The float32 tensor (n, *S) of :func:`pack`."""
+    """float32 tensor (n, *S) from :func:`pack`'s array."""
     x = torch.from_numpy(array)
     if store == "bf16":
         return x.view(torch.bfloat16).float()
@@ -58,7 +59,7 @@ def unpack(array: np.ndarray, store: ImageStore) -> Tensor:
 
 
 class Pairs:
-    """The pairs in ``folders``, one after the other; those from ``generated`` on have their x0 on the disk too."""
+    """Pairs in ``folders``, concatenated; from index ``generated`` on x0 is stored too."""
 
     def __init__(self, folders: Sequence[Path], generated: int, starts: Starts, store: ImageStore) -> None:
         self._generated, self._starts = generated, starts
@@ -80,7 +81,7 @@ class Pairs:
         return int(self._first[-1])
 
     def at(self, places: np.ndarray) -> Batch:
-        """The pairs at ``places`` (B,) int64."""
+        """Pairs at ``places`` (B,) int64."""
         part = np.searchsorted(self._first, places, side="right") - 1
         x1 = np.empty((len(places), *self._x1[0].shape[1:]), self._x1[0].dtype)
         stored = np.empty(x1.shape if self._x0 else (0,), np.float32)
@@ -99,7 +100,7 @@ class Pairs:
 
 
 class PairSplit(Split):
-    """The pairs first .. last."""
+    """Pairs first .. last - 1."""
 
     def __init__(self, pairs: Pairs, first: int, last: int) -> None:
         self._pairs, self._first, self._last = pairs, first, last
@@ -112,7 +113,7 @@ class PairSplit(Split):
 
 
 class PairedDataset(Dataset):
-    """Pairs for data of which they were made: all of the data's own, fingerprint included, but what is trained on.
+    """Generated pairs for a data set, whose spec, transform, metadata and fingerprint they keep.
 
     The first twentieth of the generated pairs, at most 2,048, is held out.
     """

@@ -1,4 +1,4 @@
-"""Files by their address: local ones, and through fsspec those of ``s3://``, ``gs://``, ``memory://`` and the like."""
+"""Local files, and remote ones (``s3://``, ``gs://``, ``memory://``, ...) through fsspec."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """``a-{008..010}.tar`` as ``a-008.tar``, ``a-009.tar``, ``a-010.tar``; a pattern without braces as itself.
+    """Expand ``a-{008..010}.tar`` to ``a-008.tar``, ``a-009.tar``, ``a-010.tar``.
 
     Raises:
         UserError: a range runs backwards.
@@ -38,10 +38,10 @@ def is_remote(address: str) -> bool:
 
 
 def list_files(address: str | os.PathLike[str] | Sequence[str], suffix: str) -> list[str]:
-    """The files that addresses name, sorted within each: a file, a folder (its files with ``suffix``), braces, globs.
+    """Files of addresses, sorted within each: a file, a folder (files with ``suffix``), braces, globs.
 
     Raises:
-        UserError: there is none.
+        UserError: there are none.
     """
     addresses = [os.fspath(address)] if isinstance(address, str | os.PathLike) else list(address)
     files = []
@@ -69,11 +69,11 @@ def _list_remote(pattern: str, suffix: str) -> list[str]:
 
 
 class File:
-    """A file at an address, read in any order by any thread.
+    """File at an address with thread-safe random access.
 
     Args:
-        address: a path, or a URL for fsspec.
-        cache_dir: keep a whole copy of a remote file in this folder, and read that; None reads ranges from afar.
+        address: path, or URL for fsspec.
+        cache_dir: folder for a full copy of a remote file; None reads ranges remotely.
 
     Raises:
         UserError: it cannot be opened.
@@ -105,7 +105,7 @@ class File:
         self._system, self._path = None, str(copy)
 
     def read(self, start: int, count: int) -> bytes:
-        """``count`` bytes from ``start``. Raises OSError or ValueError where there are fewer."""
+        """Read ``count`` bytes from ``start``. Raises OSError or ValueError if there are fewer."""
         if self._system is not None:
             content = self._system.cat_file(self._path, start=start, end=start + count)
         else:
@@ -115,5 +115,5 @@ class File:
         return content
 
     def open(self) -> BinaryIO:
-        """The file as a stream with a position of its own."""
+        """Stream with its own position."""
         return cast(BinaryIO, self._system.open(self._path, "rb") if self._system else Path(self._path).open("rb"))

@@ -1,4 +1,4 @@
-"""Rows that come more than once: copies, which may not be on both sides of a split, or just common values."""
+"""Repeated rows: copies, which must share a side of a split, or rows equal by coincidence."""
 
 from __future__ import annotations
 
@@ -12,28 +12,27 @@ from advect.data.base import check_share
 from advect.data.splits import equal_rows
 
 SAMPLED, COLUMNS = 2000, 256
-"""Rows and columns of which frequencies are estimated."""
+"""Maximum rows and columns used to estimate frequencies."""
 
 CHANCE = 0.1
-"""Rows are copies where independent columns would give fewer equal ones than this."""
+"""Rows are copies if independent columns would give fewer equal rows than this."""
 
 LONG = 16
-"""Columns from which on equality means something though none is measured, as of pixels."""
+"""Columns (such as pixels) from which equality is significant even without measured values."""
 
 COMMON = 0.2
-"""A row that makes up more of the data than this share is common, not copied."""
+"""Rows that make up a larger share of the data are common, not copies."""
 
 
 def copied(x: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Which rows (N,) of x (N, K) lie in a group of copies.
+    """Whether each row (N,) of x (N, K) belongs to a group of copies.
 
-    Equal rows are copies where equality is no coincidence: the row is long, or has a measured value, and independent
-    columns, each with its own frequencies, would hardly make so many. A row of zeros, or one that comes very often, is
-    common and not copied.
+    Equal rows are copies if they are long or hold a measured value, and independent columns with their own frequencies
+    would hardly give so many. Rows of zeros and very common rows are not copies.
 
     Args:
-        x: real numbers; NaN is a value.
-        groups: (N,) int64, 0 .. G - 1, the group of equal rows that each row is in.
+        x: real numbers; NaN counts as a value.
+        groups: (N,) int64 in 0 .. G - 1, the group of equal rows of each row.
     """
     n, counts = len(x), np.bincount(groups)
     repeated = np.flatnonzero(counts > 1)
@@ -56,8 +55,9 @@ def copied(x: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
 
 def _shares(column: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How often each of the values ``own`` (R,) occurs, estimated from those of different rows (m,), and which ones
-    are measured: rare values of a column that hardly has the same one twice.
+    """Estimated frequency (R,) of the values ``own`` (R,) from distinct rows (m,), and which are measured.
+
+    Measured values are rare values of a column that hardly repeats any.
     """
     m = len(column)
     values, counts = np.unique(column, return_counts=True)
@@ -70,18 +70,18 @@ def _shares(column: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def split_rows(x: np.ndarray, held_out: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of x (N, K) float64 to train on and those held out, (n,) and (m,) rising.
+    """Sorted training and held-out rows, (n,) and (m,), of x (N, K) float64.
 
-    Copies share a side. Of other rows each side has its share, also of the rarest values of columns of few values,
-    which a random split could leave out of one.
+    Copies share a side. Other rows are stratified by the rarest value of their columns of few values, so rare values
+    reach both sides.
 
     Args:
         x: NaN is a missing value.
-        held_out: the share to hold out, in [0, 1); one row at least where it is > 0 and N >= 2.
-        seed: of the order.
+        held_out: share to hold out, in [0, 1); at least one row if it is > 0 and N >= 2.
+        seed: seed of the order.
 
     Raises:
-        UserError: the share is out of its range.
+        UserError: the share is out of range.
     """
     check_share(held_out)
     n = len(x)
@@ -97,7 +97,7 @@ def split_rows(x: np.ndarray, held_out: float, *, seed: int) -> tuple[np.ndarray
 
 
 def _rarest(x: np.ndarray) -> np.ndarray:
-    """The stratum (N,) of each row: which value of which column is its rarest, of columns with few values."""
+    """Stratum (N,) of each row: its rarest value among columns of few values."""
     n = len(x)
     least, stratum = np.full(n, n + 1), np.zeros(n, np.int64)
     for column in range(x.shape[1]):
@@ -111,7 +111,7 @@ def _rarest(x: np.ndarray) -> np.ndarray:
 
 
 def _stratified(stratum: np.ndarray, held_out: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Hold out every so many-th row of a random order within strata (N,), which lie one after the other."""
+    """Systematic sample from a random order within strata (N,): sorted rest and held-out indices."""
     n = len(stratum)
     rng = CounterRng(stream_seed(seed, Stream.HELD_OUT), 0, n)
     order = rng.permutation().numpy()
@@ -125,7 +125,7 @@ def _stratified(stratum: np.ndarray, held_out: float, *, seed: int) -> tuple[np.
 
 
 def content_of_rows(x: np.ndarray, digests: Sequence[bytes]) -> list[bytes]:
-    """What decides by itself on which side each row of x (N, D) lies: its digest, the same for copies alone."""
+    """Per-row key for a split by content of x (N, D): the digest, shared by copies only."""
     groups = np.unique(np.array(digests), return_inverse=True)[1].reshape(-1)
     together, seen = copied(x, groups), np.zeros(len(groups), np.int64)
     found = []

@@ -1,4 +1,4 @@
-"""What lies on which side of a split: groups together, equal content together."""
+"""Splits that keep groups, or equal content, on one side."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from advect.data.base import check_share
 
 
 def split_groups(groups: np.ndarray, held_out: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The indices to train on and those held out, both rising, no group on both sides.
+    """Sorted training and held-out indices, with no group on both sides.
 
-    Groups are taken in random order for as long as the held-out part stays within its share; a group that is larger
-    than what is left is passed over, so a few large groups can leave the held-out part small or empty.
+    Groups are held out in random order; one larger than the remaining share is skipped, so a few large groups can
+    leave the held-out part small or empty.
 
     Args:
-        groups: (N,) int64, 0 .. G - 1, the group of each sample.
-        held_out: the share of the samples to hold out, in [0, 1); one sample at least where it is > 0 and N >= 2.
-        seed: of the order.
+        groups: (N,) int64 in 0 .. G - 1, the group of each sample.
+        held_out: share to hold out, in [0, 1); at least one sample is allotted if it is > 0 and N >= 2.
+        seed: seed of the order.
 
     Raises:
-        UserError: the share is out of its range.
+        UserError: the share is out of range.
     """
     check_share(held_out)
     n, counts = len(groups), np.bincount(groups)
@@ -40,44 +40,43 @@ def split_groups(groups: np.ndarray, held_out: float, *, seed: int) -> tuple[np.
 
 
 def equal_rows(x: np.ndarray) -> np.ndarray:
-    """The group (N,) of each row of x (N, K) float64, equal rows sharing one; NaN equals NaN, and -0.0 equals 0.0."""
+    """Group (N,) of equal rows of x (N, K) float64; NaN equals NaN, -0.0 equals 0.0."""
     same = np.where(np.isnan(x), np.nan, x) + 0.0
     rows = np.ascontiguousarray(same).view(np.dtype((np.void, same.itemsize * same.shape[1]))).ravel()
     return np.unique(rows, return_inverse=True)[1].reshape(-1)
 
 
 MIDDLE = 8192
-"""How many bytes of a file tell it apart from another of the same size, bytes."""
+"""Bytes of a file that, with its size, identify it."""
 
 
 def file_digest(size: int, middle: bytes) -> bytes:
-    """What a file of ``size`` bytes is known by: sha256 of that and of the :data:`MIDDLE` bytes in its middle.
+    """sha256 of a file's ``size`` and its middle :data:`MIDDLE` bytes.
 
-    Exact copies have equal digests. Files that differ in other places only, which no compressed image does, share one
-    too: they are kept in one split, no more.
+    Copies have equal digests. Files that differ elsewhere only (never compressed images) share one and hence a side.
     """
     return hashlib.sha256(b"%d\0" % size + middle).digest()
 
 
 def middle_of(size: int) -> int:
-    """Where the :data:`MIDDLE` bytes in the middle of a file of ``size`` bytes begin."""
+    """Offset of the :data:`MIDDLE` middle bytes of a file of ``size`` bytes."""
     return max(0, (size - MIDDLE) // 2)
 
 
 def row_digests(x: np.ndarray) -> list[bytes]:
-    """sha256 of the bytes of each row of x (N, *S), which is read once, a row at a time."""
+    """sha256 of each row's bytes of x (N, *S), read once, row by row."""
     return [hashlib.sha256(np.ascontiguousarray(row).reshape(-1).view(np.uint8).data).digest() for row in x]
 
 
 def split_by_content(digests: Sequence[bytes], held_out: float) -> tuple[np.ndarray, np.ndarray]:
-    """The indices to train on and those held out, both rising: the ones whose digest, as a number in [0, 1), is low.
+    """Sorted training and held-out indices; digests that are low as a number in [0, 1) are held out.
 
-    A digest decides by itself, so that copies share a side and new samples move no old one. Where the share is
-    not 0 and there are two different samples or more, each side has at least one.
+    Copies share a side and new samples move no old one. If the share is not 0 and two samples differ, neither side is
+    empty.
 
     Args:
-        digests: one a sample, of 8 bytes or more.
-        held_out: the share kept for measuring, in [0, 1).
+        digests: one per sample, of 8 bytes or more.
+        held_out: share held out, in [0, 1).
     """
     places = np.array([int.from_bytes(digest[:8], "big") for digest in digests], np.uint64)
     if not held_out or len(places) < 2 or (low := places.min()) == (high := places.max()):
@@ -87,7 +86,7 @@ def split_by_content(digests: Sequence[bytes], held_out: float) -> tuple[np.ndar
 
 
 def fingerprint_of(digests: Sequence[bytes], about: str, labels: Mapping[str, np.ndarray]) -> str:
-    """sha256, in hexadecimal, of the samples' digests, of their labels (N,) and of what else there is to say."""
+    """sha256 (hex) of the samples' digests, labels (N,) and the text ``about``."""
     whole = hashlib.sha256(about.encode())
     for digest in digests:
         whole.update(digest)

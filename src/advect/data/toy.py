@@ -1,4 +1,4 @@
-"""Two interleaved half circles in the plane: the toy on which one sees what a flow does."""
+"""Toy data: two moons and 8x8 digits."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ SPLIT_SEED = 0
 class Digits(ArrayDataset):
     """8x8 grey digits (1, 8, 8), values 0 to 16, condition ``label`` "0" to "9" (Alpaydin & Kaynak 1998, UCI).
 
-    Half is for training (899) and half held out (898), each class halved: sorted by class and, within a class, by
-    a hash of ``SPLIT_SEED`` and the index, every second digit is held out. Both halves keep the original order.
+    899 training and 898 held-out samples, each class halved: in the order of a hash of ``SPLIT_SEED`` and the index,
+    every second digit of a class is held out. Both halves keep the original order.
     """
 
     def __init__(self) -> None:
@@ -46,12 +46,12 @@ class Moons(ArrayDataset):
     """Points (2,) on two half circles of radius 1, without conditions, standardised for the model.
 
     Args:
-        n: points in each split, >= 2; the two splits are drawn independently.
-        noise: standard deviation of the Gaussian noise on both coordinates, >= 0.
-        seed: of both draws.
+        n: points per split, >= 2; the splits are drawn independently.
+        noise: standard deviation of Gaussian noise on both coordinates, >= 0.
+        seed: seed of both draws.
 
     Raises:
-        UserError: n or noise is out of its range.
+        UserError: n or noise is out of range.
     """
 
     part_given: ClassVar[tuple[str, ...]] = ("n", "seed")

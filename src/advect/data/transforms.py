@@ -1,7 +1,7 @@
-"""Between data units, which a user reads, and model units, which a network sees; both ways.
+"""Invertible transforms between data units and model units.
 
-A transform is fixed once the data is known and is stored as a small JSON object, with tensors beside it where it has
-large ones, so that samples of a trained model come back in the data's own units.
+Fixed after fitting and stored as a small JSON object, with large parts as tensors, so that samples return to data
+units.
 """
 
 from __future__ import annotations
@@ -20,17 +20,16 @@ from torch import Tensor
 from advect.core.errors import UserError, did_you_mean
 
 _WIDE = (torch.float64, torch.int32, torch.int64)
-"""Types with digits that float32 has not."""
+"""Types that float32 cannot represent exactly."""
 
 _KINDS: dict[str, type[Transform]] = {}
-"""Each transform by the name that its configuration has."""
+"""Transforms by the kind in their configuration."""
 
 
 class Transform(ABC):
-    """A map between data units and model units, on the device of its argument.
+    """Map between data units and model units, on its argument's device.
 
-    Model units are float32. So are data units, unless float32 has not the digits for them, which :func:`needs_float64`
-    tells: then they are float64.
+    Model units are float32. Data units are float64 if :func:`needs_float64`, else float32.
     """
 
     kind: ClassVar[str]
@@ -40,38 +39,39 @@ class Transform(ABC):
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """Data units (B, *S), of any real type, to model units (B, *S), float32."""
+        """Data units (B, *S) of any real type to model units (B, *S) float32."""
 
     @abstractmethod
     def inverse(self, x: Tensor) -> Tensor:
         """Model units (B, *S) to data units (B, *S)."""
 
     def centred(self, x: Tensor) -> Tensor:
-        """Data units (B, *S) less a constant wherever they are float64, so that distances survive in float32."""
+        """Data units (B, *S), less a constant if float64, so that distances survive in float32."""
         return x
 
     @abstractmethod
     def log_det(self, elements: int) -> float:
-        """log |det d forward / dx| of a sample with so many elements: what a log-density gains on the way to model
-        units. It is a constant for all of these transforms; the clamping and rounding of the way back are left out.
+        """log |det d forward / dx| for samples of ``elements`` elements, added to log-densities in model units.
+
+        Constant for all transforms; clamping and rounding in ``inverse`` are ignored.
         """
 
     @abstractmethod
     def to_config(self) -> dict[str, Any]:
-        """A JSON object from which :func:`transform_from_config` builds an equal transform, to the last bit."""
+        """JSON object from which :func:`transform_from_config` builds an equal transform, bit for bit."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is too large for JSON, by name; :func:`transform_from_config` takes it beside the configuration."""
+        """Tensors by name, stored beside the configuration for :func:`transform_from_config`."""
         return {}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> Transform:
-        """Build the transform of :meth:`to_config`, less its kind, and :meth:`tensors`. Raises TypeError if unfit."""
+        """Build from :meth:`to_config` without its kind, and :meth:`tensors`. Raises TypeError if they do not fit."""
         return cls(**config, **tensors)
 
 
 def needs_float64(mean: Sequence[float], std: Sequence[float]) -> bool:
-    """Whether float32 would round data of these moments (D,) by more than 4e-6 of a deviation, or cannot hold them."""
+    """Whether float32 rounds data with these moments (D,) by more than 4e-6 deviations or overflows."""
     return any(not abs(m) <= 64 * s or abs(m) + 20 * s > 1e38 or s < 1e-30 for m, s in zip(mean, std, strict=True))
 
 
@@ -96,15 +96,15 @@ class Identity(Transform):
 
 @dataclass(frozen=True)
 class PixelScale(Transform):
-    """Map the range [low, high] to [-1, 1] linearly; the way back ends inside the range.
+    """Linear map from [low, high] to [-1, 1]; the inverse is clamped to the range.
 
     Args:
-        low: the smallest value of the data, black.
-        high: the largest value of the data, white.
-        integer: whether the data is whole numbers, to which the way back then rounds.
+        low: smallest value of the data, black.
+        high: largest value of the data, white.
+        integer: whether the inverse rounds to whole numbers.
 
     Raises:
-        UserError: low and high are not finite numbers with low < high.
+        UserError: low and high are not finite with low < high.
     """
 
     low: float
@@ -145,14 +145,14 @@ class PixelScale(Transform):
 
 @dataclass(frozen=True)
 class Standardize(Transform):
-    """Subtract the mean and divide by the standard deviation, for each feature of x (B, D) by itself.
+    """Subtract the mean and divide by the standard deviation, per feature of x (B, D).
 
     Args:
         mean: (D,) in data units.
         std: (D,) in data units, > 0.
 
     Raises:
-        UserError: the two differ in length, are empty or not finite, or a deviation is not positive.
+        UserError: lengths differ or are 0, or a value is not finite, or a deviation not positive.
     """
 
     mean: Sequence[float]
@@ -175,9 +175,9 @@ class Standardize(Transform):
 
     @classmethod
     def fit(cls, x: np.ndarray) -> Standardize:
-        """The transform that standardises x (N, D): its mean and its deviation, or 1 where x is constant.
+        """Fit mean and deviation of x (N, D); the deviation is 1 where x is constant.
 
-        Values that differ in the last bit of a float64 alone are constant: rounding is not to be learned.
+        Values that differ only in the last bit of float64 count as constant.
         """
         low, high = x.min(0).astype(np.float64), x.max(0).astype(np.float64)
         constant = high - low <= np.finfo(np.float64).eps * np.maximum(np.abs(low), np.abs(high))
@@ -219,15 +219,15 @@ class Standardize(Transform):
 
 
 def _blocks(x: np.ndarray, of: Callable[[np.ndarray], np.ndarray]) -> Iterator[np.ndarray]:
-    """``of`` blocks of x (N, D) in float64, of which the whole can be more than fits into memory."""
+    """Apply ``of`` to float64 blocks of x (N, D), which may exceed memory as a whole."""
     return (of(x[i : i + 4096].astype(np.float64)) for i in range(0, len(x), 4096))
 
 
 def transform_from_config(config: dict[str, Any], tensors: Mapping[str, Tensor] | None = None) -> Transform:
-    """Build the transform that ``to_config`` and ``tensors`` described.
+    """Build the transform that ``to_config`` and ``tensors`` describe.
 
     Raises:
-        UserError: the kind is unknown, or an entry or a tensor is missing or does not belong there.
+        UserError: unknown kind, or missing or unexpected entries or tensors.
     """
     entries = dict(config)
     kind = entries.pop("kind", None)

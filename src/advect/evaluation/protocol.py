@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from advect.config.arguments import data_of
 from advect.config.build import build_dataset
 from advect.core.errors import UserError
 from advect.data import Dataset, Split
+from advect.data.repeats import COLUMNS, copied
+from advect.data.splits import equal_rows
 from advect.evaluation.evaluator import EvalRows, SampleRequest
 from advect.evaluation.features import FeatureConfig, FeatureSpace
 from advect.evaluation.workspace import ReferenceCache
@@ -242,16 +245,17 @@ class Plan:
 
     def _check_apart(self, cache: ReferenceCache) -> None:
         train, held_out = self.dataset.train, self.dataset.held_out
-        key = {"fingerprint": self.dataset.fingerprint, "what": "held-out rows in training", "rows": LOOKED_AT}
+        key = {"fingerprint": self.dataset.fingerprint, "what": "held-out copies of training rows", "rows": LOOKED_AT}
         found = cache.get(key, lambda: {"shared": torch.tensor(shared_rows(train, held_out))})
         shared = int(found["shared"]) * max(1.0, len(train) / LOOKED_AT)
         if shared >= ALL_SHARED * len(held_out):
             raise UserError(
-                f"of the {len(held_out):,} held-out rows {int(found['shared']):,} are training rows, so that the"
-                " reference is the training set; hold other rows out, or give --reference train"
+                f"of the {len(held_out):,} held-out rows {int(found['shared']):,} are copies of training rows, so that"
+                " the reference is the training set; hold other rows out, or give --reference train"
             )
         if found["shared"]:
-            logger.info(f"note: {int(found['shared']):,} of {len(held_out):,} held-out rows equal training rows")
+            count = int(found["shared"])
+            logger.info(f"note: {count:,} of {len(held_out):,} held-out rows are copies of training rows")
 
     def protocol(self, rows: EvalRows) -> dict[str, Any]:
         """What results must have in common to be compared."""
@@ -323,13 +327,22 @@ LOOKED_AT = 100_000
 
 
 def shared_rows(train: Split, held_out: Split) -> int:
-    """Number of held-out rows equal to one of at most LOOKED_AT training rows."""
+    """Number of held-out rows that are copies of one of at most LOOKED_AT training rows; see ``data.repeats``."""
     known = set(_digests(train))
-    return sum(digest in known for digest in _digests(held_out))
+    digests = list(_digests(held_out))
+    shared = np.array([digest in known for digest in digests], bool)
+    if not shared.any() or math.prod(held_out.fetch(np.zeros(1, np.int64)).x1.shape[1:]) > COLUMNS:
+        return int(shared.sum())
+    x = np.concatenate([row.reshape(1, -1) for split in (held_out, train) for row in _rows(split)])
+    return int((copied(x, equal_rows(x))[: len(shared)] & shared).sum())
 
 
 def _digests(split: Split) -> Iterator[bytes]:
+    return (hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in _rows(split))
+
+
+def _rows(split: Split) -> Iterator[np.ndarray]:
+    """Evenly spaced rows (D,), at most LOOKED_AT."""
     places = np.linspace(0, len(split) - 1, min(len(split), LOOKED_AT)).round().astype(np.int64)
     for i in range(0, len(places), 256):
-        x = split.fetch(places[i : i + 256]).x1.flatten(1).numpy() + 0.0  # -0.0 equals 0.0
-        yield from (hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in x)
+        yield from split.fetch(places[i : i + 256]).x1.flatten(1).numpy() + 0.0  # -0.0 equals 0.0

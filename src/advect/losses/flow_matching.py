@@ -120,6 +120,14 @@ class FlowMatching(Loss):
         return sample, drop_conditions(cond, self.cond_dropout, generator)
 
     def compare(self, output: Tensor, sample: PathSample) -> Tensor:
+        return self.importance_weight(sample.t, self.error(output, sample))
+
+    def importance_weight(self, t: Tensor, loss: Tensor) -> Tensor:
+        """Losses (B,) over the density of t (B,); once a step, as importance times learn here."""
+        return self._times.importance_weight(t, loss)
+
+    def error(self, output: Tensor, sample: PathSample) -> Tensor:
+        """``w(t) |f - f*|^2`` (B,) at a path sample, whatever law t was drawn from."""
         if self.space != self.prediction:
             assert isinstance(self.path, AffinePath)
             output = self.path.convert(output, sample.x_t, sample.t, self.prediction, self.space)
@@ -128,7 +136,7 @@ class FlowMatching(Loss):
             loss = loss / (torch.sqrt(loss + C**2) + C)  # sqrt(m + c^2) - c, which would cancel
         if self.weight is not None:
             loss = loss * self.weight(sample.t).to(loss.dtype)
-        return self._times.importance_weight(sample.t, loss)
+        return loss
 
     def target(self, sample: PathSample) -> Tensor:
         """Target of the loss, (B, *S)."""

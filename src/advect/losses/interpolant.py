@@ -70,7 +70,8 @@ class StochasticInterpolantLoss(Loss):
 
     def compare(self, output: Tensor, sample: PathSample) -> Tensor:
         velocity, score = split_heads(output, sample.x_t)
-        return self.flow.compare(velocity, sample) + self.score_weight * self.score.compare(score, sample)
+        loss = self.flow.error(velocity, sample) + self.score_weight * self.score.error(score, sample)
+        return self.score.importance_weight(sample.t, loss)
 
     def state_dict(self) -> dict[str, list[float]]:
         return self.flow.state_dict()

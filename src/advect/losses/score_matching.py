@@ -52,6 +52,11 @@ class ScoreMatching(Loss):
             raise UserError(f"ScoreMatching.weighting {self.weighting!r} is not known{fix}")
         if self.prediction not in ("score", "noise"):
             raise UserError(f"ScoreMatching.prediction must be 'score' or 'noise', got {self.prediction!r}")
+        if not self.path.gaussian_source:
+            raise UserError(
+                "ScoreMatching needs x0 to be Gaussian noise drawn apart from x1, not "
+                "gaussian_source=False; take FlowMatching"
+            )
         _ = self.regression
 
     @cached_property
@@ -77,6 +82,8 @@ class ScoreMatching(Loss):
         return 1 / scale
 
     def sample(self, batch: Batch, generator: Generator = None) -> LossInput:
+        if batch.x0 is not None:
+            raise UserError("ScoreMatching draws its own noise, and the data bring x0; take FlowMatching")
         return self.regression.sample(batch, generator)
 
     def compare(self, output: Tensor, sample: PathSample) -> Tensor:

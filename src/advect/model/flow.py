@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, overload
 
@@ -21,26 +21,31 @@ from advect.data import Transform
 from advect.data.modality import Modality, labels_of, modality_of
 from advect.losses.flow_matching import Kind
 from advect.model.conditions import ConditionValue, resolve_conditions
+from advect.model.coordinates import Angle, Coordinates, Plain, Rectified
 from advect.model.sampler_config import DEFAULT, SamplerConfig
-from advect.paths import AffinePath, BrownianBridge, Path, Schedule
+from advect.paths import AffinePath, BrownianBridge, CondOT, LipmanOT, Path, Schedule
+from advect.paths.base import align
 from advect.solvers import (
+    Solver,
     Straightness,
     Velocity,
     bits_per_dim,
+    dequantise,
     deviations,
     get_solver,
     guided_velocity,
-    integrate,
     integrate_sde,
-    log_prob,
-    standard_normal_log_prob,
 )
+from advect.solvers.diffusion_coefficients import bounded_diffusion
+from advect.solvers.integrate import solver_times
+from advect.solvers.sde import STEPS as SDE_STEPS
+from advect.solvers.time_grids import resolve_grid
 from advect.sources import Gaussian, InitialNoise, SourceDistribution, noise_of
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples x (n, *S), or trajectories (steps + 1, n, *S), with their conditions (n, ...).
+    """Samples x (n, *S), or trajectories (len(times), n, *S), with their conditions (n, ...).
 
     ``encoded`` are the conditions as network inputs, ``cond`` the same by the data's labels and units. ``nfe`` is the
     number of velocity evaluations a sample; guided ones count once.
@@ -50,6 +55,7 @@ class Samples:
     encoded: Conditions
     nfe: float
     spec: DataSpec
+    times: tuple[float, ...] | None = None
 
     @property
     def cond(self) -> dict[str, np.ndarray]:
@@ -138,12 +144,30 @@ class Flow:
             return self.net(x_t, t, cond)
 
     def _velocity(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
-        inside = t if self.prediction == "velocity" else t.clamp(self.t_eps, 1 - self.t_eps)
-        output = self.output(x_t, inside, cond)
         if self.prediction == "velocity":
-            return output
+            return self.output(x_t, t, cond)
+        # A prediction of data has a value everywhere, only the division by sigma has not.
+        inside = t.clamp(self._t_eps, 1 - self._t_eps)
+        output = self.output(x_t, t if self.prediction == "data" else inside, cond)
         assert isinstance(self.path, AffinePath)
         return self.path.convert(output.to(x_t.dtype), x_t, inside, self.prediction, "velocity")
+
+    def _straight_velocity(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
+        """The prediction of data less that of noise, which :class:`Rectified` follows, from any prediction."""
+        output = self.output(x_t, t, cond).to(x_t.dtype)
+        alpha, sigma, d_alpha, d_sigma = self.rectified.schedule.coefficients(t.double())
+        both = alpha + sigma
+        match self.prediction:
+            case "velocity":
+                determinant = sigma * d_alpha - alpha * d_sigma
+                of_x, of_output = -(d_alpha + d_sigma) / determinant, both / determinant
+            case "data":
+                of_x, of_output = -1 / sigma, both / sigma
+            case "noise":
+                of_x, of_output = 1 / alpha, -both / alpha
+            case "score":
+                of_x, of_output = 1 / alpha, both * sigma / alpha
+        return align(of_x, x_t) * x_t + align(of_output, x_t) * output
 
     def conditions(
         self,
@@ -166,15 +190,47 @@ class Flow:
     def _on_device(self, cond: Conditions) -> Conditions:
         return {name: value.to(self.device) for name, value in cond.items()}
 
+    @property
+    def _t_eps(self) -> float:
+        return self.t_eps or 1e-3
+
     @cached_property
-    def span(self) -> tuple[float, float]:
-        """Integration limits: 0 and 1, or ``t_eps`` inside where the path is infinitely fast."""
+    def coordinates(self) -> Coordinates:
+        """Where the ODE is solved: samples, encodings and densities are of one law."""
         if isinstance(self.path, BrownianBridge):
-            return self.t_eps, 1 - self.t_eps
+            return Angle(self._t_eps, 1 - self._t_eps, path=self.path, density=self.source.has_density)
         if not isinstance(self.path, AffinePath):
-            return 0.0, 1.0
-        start, end = self.path.schedule.finite_ends()
-        return 0.0 if start else self.t_eps, 1.0 if end else 1 - self.t_eps
+            return Plain()
+        plain = self.prediction == "velocity" and isinstance(self.path.schedule, CondOT | LipmanOT)
+        return Plain() if plain else self.rectified
+
+    @cached_property
+    def rectified(self) -> Rectified:
+        """Coordinates in which an affine path is straight, over the times at which the network was trained."""
+        assert isinstance(self.path, AffinePath)
+        gaussian, low, high = self.path.gaussian_source, self._t_eps, 1 - self._t_eps
+        way = Rectified(
+            schedule=self.path.effective_schedule if gaussian else self.path.schedule,
+            noise=math.hypot(1.0, self.path.sigma_min) if gaussian else 1.0,
+            open=self.prediction == "data",
+        )
+        if self.prediction == "velocity" and all(self.path.schedule.finite_ends()):
+            low, high = 0.0, 1.0
+        if self.prediction == "data":
+            low = 0.0
+        return replace(way, low=low if way.defined(self.prediction, low) else self._t_eps, high=high, reach=high)
+
+    def _field(
+        self,
+        coordinates: Coordinates,
+        cond: Conditions,
+        guidance: float = 1.0,
+        interval: tuple[float, float] | None = None,
+    ) -> Velocity:
+        """The field that ``coordinates`` follow, in model units, under conditions (B,), guided if asked."""
+        self.net.eval()
+        net = self._straight_velocity if isinstance(coordinates, Rectified) else self._velocity
+        return guided_velocity(net, self._on_device(cond), guidance, interval=interval)
 
     def _schedule(self, what: str, *, score: bool) -> Schedule:
         """Schedule of an affine path; ``score`` requires that the velocity gives the score."""
@@ -215,11 +271,12 @@ class Flow:
 
         Args:
             steps, solver, grid: default those of the run's sample grids; "dopri5" is adaptive.
-            diffusion: g(t), a number or a name, of the SDE, by "euler-maruyama" or "heun".
+            diffusion: g(t), a number or a name, of the SDE, by "ab2", "euler-maruyama" or "heun".
             cond: for each condition it names, a value in the data such as a label, or n of them, see
                 ``ConditionValue``; others follow the training frequencies.
             guidance: scale of classifier-free guidance, within ``guidance_interval`` of t if given.
-            trajectory: return the states at all grid times, (steps + 1, n, *S).
+            trajectory: return the states at ``times``, (len(times), n, *S): those of the grid and of the
+                exact steps at the ends (see :class:`Coordinates`).
             rows: a range within 0 .. n, to sample a share.
             model_units: skip the transform to data units.
             progress: show a bar, or update one.
@@ -228,19 +285,20 @@ class Flow:
         """
         config = SamplerConfig(solver, steps, grid, diffusion, guidance, guidance_interval)
         config = config.resolve(self.sampler, trajectory=trajectory)
-        follow, rows = self._integrator(config, trajectory), _rows(n, rows, batch_size)
+        (coordinates, times, follow), rows = self._integrator(config, trajectory), _rows(n, rows, batch_size)
         self._check_guidance(guidance, guidance_interval)
         conditions = self.conditions(n, cond, seed, rows=rows)
         parts, calls = [], 0
         for x0, part, rng in self._initial_states(n, rows, conditions, seed, batch_size, progress):
-            u = _Counted(self.velocity(part, guidance=guidance, interval=guidance_interval))
-            parts.append(follow(u, x0, rng).float().cpu())
-            calls += u.calls
+            field = _Counted(self._field(coordinates, part, guidance, guidance_interval))
+            parts.append(follow(field, x0, rng).float().cpu())
+            calls += field.calls
         x, nfe = torch.cat(parts, dim=1 if trajectory else 0), calls / len(rows)
         if not model_units:
             inverse = lambda state: without_padding(self.transform.inverse(state), conditions)
             x = torch.stack([inverse(state) for state in x]) if trajectory else inverse(x)
-        return Samples(x, conditions, int(nfe) if nfe.is_integer() else nfe, self.spec)
+        nfe = int(nfe) if nfe.is_integer() else nfe
+        return Samples(x, conditions, nfe, self.spec, times if trajectory else None)
 
     @torch.no_grad()
     def straightness(
@@ -263,9 +321,11 @@ class Flow:
         """
         rows = _rows(n, rows, batch_size)
         self._check_guidance(guidance, guidance_interval)
-        (t0, t1), conditions, parts = self.span, self.conditions(n, cond, seed, rows=rows), []
-        for x0, part, _ in self._initial_states(n, rows, conditions, seed, batch_size, progress):
+        conditions, parts = self.conditions(n, cond, seed, rows=rows), []
+        way, t0, t1 = self.coordinates, self.coordinates.low, self.coordinates.high
+        for x0, part, rng in self._initial_states(n, rows, conditions, seed, batch_size, progress):
             u = self.velocity(part, guidance=guidance, interval=guidance_interval)
+            x0 = way.enter(self._field(way, part, guidance, guidance_interval), x0, rng) * way.scale(t0)
             inside: Velocity = lambda x, t, u=u, part=part: without_padding(u(x, t), part)
             parts.append(torch.stack(deviations(inside, x0, steps=steps, solver=solver, t0=t0, t1=t1)).cpu())
         return Straightness.of(*torch.cat(parts, 1))
@@ -291,17 +351,53 @@ class Flow:
                 yield self.initial_noise.sample(rng, self.spec.shape, part, device=self.device), part, rng
                 bar.update(last - first)
 
-    def _integrator(self, config: SamplerConfig, trajectory: bool) -> Callable[[Velocity, Tensor, CounterRng], Tensor]:
-        """Function from noise to data for a batch."""
-        (t0, t1), solver = self.span, config.solver or ""
-        options: dict[str, Any] = {"steps": config.steps, "t0": t0, "t1": t1, "trajectory": trajectory}
+    def _integrator(
+        self, config: SamplerConfig, trajectory: bool
+    ) -> tuple[Coordinates, tuple[float, ...], Callable[[Velocity, Tensor, CounterRng], Tensor]]:
+        """The coordinates, the times of a trajectory, and how a batch goes from noise to data along a field."""
         if config.diffusion is not None:
-            options |= {"solver": solver, "grid": config.grid, "diffusion": config.diffusion}
-            options["schedule"] = self._schedule("--diffusion", score=True)
-            return lambda u, x0, rng: integrate_sde(u, None, x0, generator=rng, **options)
-        schedule = self._schedule(solver, score=False) if solver == "dpmpp2m" else None
-        method = get_solver(solver, schedule=schedule)
-        return lambda u, x0, rng: integrate(u, x0, solver=method, grid=config.grid, **options)
+            return self._stochastic_integrator(config, trajectory)
+        schedule = self._schedule(config.solver or "", score=False) if config.solver == "dpmpp2m" else None
+        if isinstance(self.coordinates, Rectified):
+            schedule = None if schedule is None else CondOT()
+        method = get_solver(config.solver or "", schedule=schedule)
+        times = solver_times(method, config.steps, config.grid, t0=0.0, t1=1.0, trajectory=trajectory)
+        way = self.coordinates if method.adaptive and not trajectory else self.coordinates.until_last(times)
+
+        def follow(field: Velocity, x0: Tensor, rng: CounterRng) -> Tensor:
+            y = way.enter(field, x0, rng)
+            states = way.solve(field, y, method, times, trajectory=trajectory)
+            return way.trajectory(field, x0, states, times) if trajectory else way.finish(field, states[-1])
+
+        return way, way.all_times(times), follow
+
+    def _stochastic_integrator(
+        self, config: SamplerConfig, trajectory: bool
+    ) -> tuple[Coordinates, tuple[float, ...], Callable[[Velocity, Tensor, CounterRng], Tensor]]:
+        """The same of the stochastic equation, whose last step is exact for the data that its velocity predicts."""
+        schedule, diffusion, way = self._schedule("--diffusion", score=True), config.diffusion, self.coordinates
+        assert diffusion is not None
+        diffusion = bounded_diffusion(diffusion, schedule)
+        times = resolve_grid(config.grid or "uniform", config.steps, SDE_STEPS, t0=0.0, t1=1.0)
+        if isinstance(way, Plain):
+            taus = times
+        else:
+            assert isinstance(way, Rectified)
+            times = [*way.grid(times)[:-1], 1.0]
+            taus, diffusion, schedule = way.times(times), way.diffusion(diffusion), CondOT()
+        options: dict[str, Any] = {"solver": config.solver or "", "diffusion": diffusion, "schedule": schedule}
+        options |= {"t0": taus[0], "t1": taus[-1], "last_step": "noisy", "trajectory": trajectory}
+
+        def follow(field: Velocity, x0: Tensor, rng: CounterRng) -> Tensor:
+            y = way.enter(field, x0, rng)
+            grid = torch.tensor(taus, dtype=torch.float64)
+            found = integrate_sde(way.velocity(field), None, y, grid=grid, generator=rng, **options)
+            if not trajectory:
+                return found * way.scale(1.0)
+            states = [x0] * (way.low > 0) + [y * way.scale(t) for y, t in zip(found, times, strict=True)]
+            return torch.stack(states)
+
+        return way, (*[0.0] * (way.low > 0), *times), follow
 
     @property
     def initial_noise(self) -> InitialNoise:
@@ -314,8 +410,23 @@ class Flow:
     ) -> Tensor:
         """Integrate data x (n, *S) to noise z (n, *S) at t = 0; inverse of :meth:`decode`."""
         given = self._given(len(x), cond)
-        z = self.transform.forward(self._checked(x, self.data_shape))
-        return self._along(z, given, solver=solver, steps=steps, t0=self.span[1], t1=self.span[0])
+        model = self.transform.forward(self._checked(x, self.data_shape))
+        return self.to_noise(model, given, solver=solver, steps=steps)
+
+    @torch.no_grad()
+    def to_noise(self, x1: Tensor, cond: Conditions, *, solver: str = "rk4", steps: int = 50) -> Tensor:
+        """Integrate x1 (n, *S), in model units, back to noise (n, *S) at t = 0, in float32."""
+        way, times, method = self._way(solver, steps)
+        with self._full_precision():
+            field = self._field(way, cond)
+            y = way.back(field, without_padding(x1, cond).to(self.device), method, times)
+        return without_padding(y.float().cpu(), cond)
+
+    def _way(self, solver: str, steps: int) -> tuple[Coordinates, list[float], Solver]:
+        """Coordinates, times t and solver for encodings and densities; an adaptive solver chooses its own steps."""
+        method = get_solver(solver)
+        times = [0.0, 1.0] if method.adaptive else resolve_grid("uniform", steps, 50, t0=0.0, t1=1.0)
+        return self.coordinates if method.adaptive else self.coordinates.until_last(times), times, method
 
     @torch.no_grad()
     def decode(
@@ -323,10 +434,12 @@ class Flow:
     ) -> Tensor:
         """Integrate noise z (n, *S) to data (n, *S) in data units."""
         given = self._given(len(z), cond)
-        x = self._along(
-            self._checked(z, self.spec.shape), given, solver=solver, steps=steps, t0=self.span[0], t1=self.span[1]
-        )
-        return without_padding(self.transform.inverse(x), given)
+        way, times, method = self._way(solver, steps)
+        x0 = without_padding(self._checked(z, self.spec.shape), given).to(self.device)
+        with self._full_precision():
+            field, rng = self._field(way, given), CounterRng(stream_seed(0, Stream.INITIAL_NOISE), 1, len(z))
+            x = way.finish(field, way.solve(field, way.enter(field, x0, rng), method, times)[-1])
+        return without_padding(self.transform.inverse(x.float().cpu()), given)
 
     def log_prob(
         self,
@@ -340,47 +453,52 @@ class Flow:
     ) -> Tensor:
         """Log-density (n,) of data x (n, *S) per data unit, in nats, by change of variables.
 
-        ``trace`` "exact" costs a derivative per element, "hutchinson" (unbiased) one. Conditions not in ``cond`` are
-        null. Raises UserError unless the source is the standard Gaussian, sequences have one length and the data have
-        a density.
+        It is that of :meth:`sample`'s law, in float32 whatever the precision of training, through the same coordinates
+        and exact steps at the ends, the determinants of which are of their traces. ``trace``: "exact" costs a
+        derivative per element, "hutchinson" one derivative, unbiased. Conditions not in ``cond`` are null. Raises
+        UserError unless the source has a density, sequences are of one length and the data have a density.
         """
         x = self._checked(x, self.data_shape)
         log_det = self.transform.log_det(x[0].numel())
-        if not isinstance(self.source, Gaussian):
+        if not self.source.has_density:
             raise UserError(
                 f"log_prob needs a source with a density, and this flow starts from {type(self.source).__name__}"
             )
         if LENGTH in self.spec.conditions:
             raise UserError("log_prob needs samples of one size, and this flow makes sequences of several lengths")
-        model = self.transform.forward(x).to(self.device)
-        u = self.velocity(self._on_device(self._given(len(x), cond)))
-        rng = CounterRng(stream_seed(seed, Stream.LOG_PROB), 0, len(x))
-        with _row_by_row(self.net):
-            value = log_prob(
-                u,
-                model,
-                source=self._log_start,
-                solver=solver,
-                steps=steps,
-                trace=trace,
-                generator=None if trace == "exact" else rng,
-                log_det=log_det,
-            )
-        return value.float().cpu()
+        model, options = self.transform.forward(x).to(self.device), dict[str, Any](trace=trace)
+        if trace == "hutchinson":
+            options["generator"] = CounterRng(stream_seed(seed, Stream.LOG_PROB), 0, len(x))
+        way, times, method = self._way(solver, steps)
+        jitter = self.path.sigma_min if isinstance(self.path, AffinePath) else 0.0
+        start = lambda x0: self.source.log_prob(x0, jitter=jitter)
+        with _row_by_row(self.net), self._full_precision():
+            value = way.log_prob(self._field(way, self._given(len(x), cond)), model, start, method, times, options)
+        return (value + log_det).float().cpu()
 
-    def _log_start(self, z: Tensor) -> Tensor:
-        """log p_0 (n,) at z (n, *S)."""
-        scale = math.hypot(1.0, self.path.sigma_min) if isinstance(self.path, AffinePath) else 1.0
-        return standard_normal_log_prob(z / scale) - z[0].numel() * math.log(scale)
+    @contextmanager
+    def _full_precision(self) -> Iterator[None]:
+        """Within the block networks run in float32: densities and encodings need derivatives and inverses."""
+        autocast, flags = self.autocast, (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+        self.autocast = None
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        try:
+            with torch.autocast(self.device.type, enabled=False):
+                yield
+        finally:
+            self.autocast = autocast
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = flags
 
-    def bits_per_dim(self, x: Tensor, **options) -> Tensor:
-        """``-log2 p(x) / D`` (n,), with the options of :meth:`log_prob`."""
-        return bits_per_dim(self.log_prob(x, **options), x[0].numel())
+    def bits_per_dim(self, x: Tensor, *, seed: int = 0, **options) -> Tensor:
+        """``-log2 p(x) / D`` (n,), with the options of :meth:`log_prob`.
 
-    def _along(self, x: Tensor, cond: Conditions, **way) -> Tensor:
-        u = self.velocity(self._on_device(cond))
-        end = integrate(u, without_padding(x, cond).to(self.device), **way)
-        return without_padding(end.float().cpu(), cond)
+        Integers of a flow of integers get uniform noise first, of the unit around them, for a bound of the bits that
+        code them (Theis et al. 2016, "A note on the evaluation of generative models").
+        """
+        if getattr(self.transform, "integer", False) and bool((x == x.round()).all()):
+            rng = CounterRng(stream_seed(seed, Stream.DEQUANTISE), 0, len(x))
+            x = dequantise(x, generator=rng) - 0.5
+        return bits_per_dim(self.log_prob(x, seed=seed, **options), x[0].numel())
 
     @staticmethod
     def _checked(x: Tensor, shape: tuple[int, ...]) -> Tensor:

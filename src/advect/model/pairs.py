@@ -39,7 +39,6 @@ from advect.model.sharded_samples import (
     remove_partial_parts,
     write_shards,
 )
-from advect.solvers import integrate
 from advect.sources import InitialNoise
 
 FORMAT, FACTS, PART = 1, "pairs.json", 2048
@@ -164,14 +163,13 @@ def _invert(
     order = CounterRng(stream_seed(pairing.seed, Stream.INVERTED_ROWS), 0, total).permutation().numpy()
     places = np.resize(order, n)[rows.start : rows.stop]
     batch = dataset.train.fetch(places)
-    t0, t1 = flow.span
     solver = "heun" if sampler.adaptive or sampler.solver in (None, "dpmpp2m") else sampler.solver
     steps = sampler.steps or flow.sampler.steps
     ends = []
     for first in range(0, len(places), pairing.batch_size):
-        part = {k: v[first : first + pairing.batch_size].to(flow.device) for k, v in (batch.cond or {}).items()}
-        x1 = batch.x1[first : first + pairing.batch_size].to(flow.device)
-        ends.append(integrate(flow.velocity(part), x1, solver=solver, steps=steps, t0=t1, t1=t0).float().cpu())
+        part = {k: v[first : first + pairing.batch_size] for k, v in (batch.cond or {}).items()}
+        x1 = batch.x1[first : first + pairing.batch_size]
+        ends.append(flow.to_noise(x1, part, solver=solver, steps=steps or 50))
         bar.update(len(x1))
     return write_pairs(place, batch.x1, batch.cond or {}, x0=torch.cat(ends), store=store)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from advect.core import registry
 from advect.core.errors import UserError, did_you_mean
+from advect.core.registry import choices
 from advect.solvers import SDE_SOLVERS, get_solver
 from advect.solvers.sde import STEPS as SDE_STEPS
 
@@ -104,7 +105,7 @@ def plan_sweep(
 def _check_equation(solver: str, diffusion: float | str | None) -> None:
     """Raise UserError for a solver of the other equation (ODE or SDE)."""
     if diffusion is None:
-        if solver in SDE_SOLVERS and solver != "heun":
+        if solver in SDE_SOLVERS and solver not in choices("solver"):
             raise UserError(f"solver {solver!r} is for the stochastic equation; give --diffusion, such as 0.5")
         get_solver(solver)
     elif solver not in SDE_SOLVERS:

@@ -69,6 +69,21 @@ class DiT(FlowNetwork):
 
     takes = "image"
 
+    part_examples = (
+        {"width": 16, "depth": 2, "heads": 2},
+        {
+            "width": 16,
+            "depth": 2,
+            "heads": 2,
+            "norm": "rms",
+            "mlp": "swiglu",
+            "positions": "rotary",
+            "qk_norm": True,
+            "registers": 3,
+            "time_embedding": "fourier",
+        },
+    )
+
     def __init__(
         self,
         shape: Sequence[int],

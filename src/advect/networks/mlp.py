@@ -52,6 +52,8 @@ class MLP(FlowNetwork):
 
     takes = "vector"
 
+    part_examples = ({"width": 16}, {"width": 8, "depth": 2, "time_features": 0})
+
     def __init__(
         self,
         dim: int,
@@ -126,6 +128,8 @@ class ResidualMLP(FlowNetwork):
     """
 
     takes = "vector"
+
+    part_examples = ({"width": 16, "depth": 2},)
 
     def __init__(
         self,

@@ -157,6 +157,8 @@ class SequenceTransformer(FlowNetwork):
 
     takes = "sequence"
 
+    part_examples = ({"width": 16, "depth": 2, "heads": 2},)
+
     def __init__(
         self,
         shape: Sequence[int],

@@ -132,7 +132,17 @@ class UNet(FlowNetwork):
 
     takes = "image"
     channels_last = True
-    part_examples = ({"model_channels": 8, "channel_mult": (1, 2), "attention_resolutions": ()},)
+    part_examples = (
+        {"model_channels": 8, "channel_mult": (1, 2), "attention_resolutions": (4,)},
+        {"model_channels": 8, "channel_mult": (1, 1), "attention_resolutions": ()},
+        {
+            "model_channels": 8,
+            "channel_mult": (1, 1),
+            "attention_resolutions": (2,),
+            "patch_size": 2,
+            "time_embedding": "fourier",
+        },
+    )
 
     def __init__(
         self,

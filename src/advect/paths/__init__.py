@@ -25,6 +25,5 @@ if TYPE_CHECKING:
     from advect.paths.variance_preserving import Cosine as Cosine
     from advect.paths.variance_preserving import Trigonometric as Trigonometric
     from advect.paths.variance_preserving import VariancePreserving as VariancePreserving
-    from advect.paths.variance_preserving import linear as linear
 else:
     __getattr__, __dir__ = lazy_imports(__name__)

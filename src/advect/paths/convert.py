@@ -36,14 +36,19 @@ def refuse(where: Tensor, message: str | Callable[[], str]) -> None:
         raise UserError(message if isinstance(message, str) else message())
 
 
+def _or_nan(value: Tensor, undefined: Tensor) -> Tensor:
+    """``value``, NaN where ``undefined``: what :func:`refuse` cannot raise on a GPU or in compiled code."""
+    return torch.where(undefined, torch.nan, value)
+
+
 def _positive(sigma: Tensor, what: str) -> Tensor:
     refuse(sigma == 0, f"{what} is not defined where sigma = 0, at t = 1 of most schedules; stay at t <= 0.999, say")
-    return sigma
+    return _or_nan(sigma, sigma == 0)
 
 
 def _some(alpha: Tensor, what: str) -> Tensor:
     refuse(alpha == 0, f"{what} is not defined where alpha = 0, at t = 0 of most schedules; stay at t >= 0.001, say")
-    return alpha
+    return _or_nan(alpha, alpha == 0)
 
 
 def _finite(d_alpha: Tensor, d_sigma: Tensor) -> None:
@@ -60,7 +65,7 @@ def _determinant(alpha: Tensor, sigma: Tensor, d_alpha: Tensor, d_sigma: Tensor)
     refuse(
         determinant == 0, "the velocity says nothing where the schedule stands still; stay 0.001, say, away from there"
     )
-    return determinant
+    return _or_nan(determinant, determinant == 0)
 
 
 def velocity_from_data(

@@ -58,7 +58,9 @@ def schedule_map(r: Tensor, old: Schedule, new: Schedule) -> ScheduleMap:
     # Where an old derivative is infinite, the other coefficient alone gives c'.
     d_scale = torch.where(small.d_sigma.isinf(), big.d_alpha / small.alpha, d_scale)
     d_scale = torch.where(small.d_alpha.isinf(), big.d_sigma / small.sigma, d_scale)
-    return ScheduleMap(t, scale, d_scale, speed)
+    # Neither a GPU nor compiled code has raised above.
+    undefined = out_of_reach | ~torch.isfinite(big.d_alpha) | ~torch.isfinite(big.d_sigma) | (determinant == 0)
+    return ScheduleMap(t, *(torch.where(undefined, torch.nan, value) for value in (scale, d_scale, speed)))
 
 
 def _range(old: Schedule, new: Schedule) -> str:

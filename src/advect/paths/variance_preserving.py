@@ -5,21 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.func import jvp
 
-from advect.core.errors import UserError
+from advect.core.errors import UserError, did_you_mean
 from advect.core.registry import register
 from advect.paths.schedules import Coefficients, Schedule
 
 _ROUNDING = 1e-15
 
 
-def linear(t: Tensor) -> Tensor:
-    """Noise level 1 - t."""
-    return 1 - t
+Level = Literal["linear", "quadratic", "cosine"]
+
+LEVELS: dict[str, Callable[[Tensor], Tensor]] = {
+    "linear": lambda t: 1 - t,
+    "quadratic": lambda t: 1 - t.square(),
+    "cosine": lambda t: torch.cos(math.pi / 2 * t),
+}
 
 
 def _slope(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -32,18 +38,29 @@ def _slope(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 class VariancePreserving(Schedule):
     """sigma_t = s(t), alpha_t = sqrt(1 - s(t)^2), for any s that falls from at most 1 to 0.
 
-    ``sigma`` is s, an elementwise PyTorch function, differentiated in forward mode in float64. Where s = 1 (t = 0),
+    A function s is elementwise in PyTorch, and differentiated in forward mode in float64. Where s = 1 (t = 0),
     ``d_alpha = -s s' / alpha`` is infinite unless s' = 0: with the default, linear s the velocity's mean square over t
     diverges, and times must stay off 0. Where s' = 0, d_alpha is its limit sqrt(-s'').
 
     Lipman et al. 2023, "Flow matching for generative modeling", eq. 18 and 19.
+
+    Args:
+        sigma: the noise level s: 1 - t, 1 - t^2 or cos(pi t / 2), the last two with a finite velocity at t = 0; or any
+            function, in Python.
     """
 
-    sigma: Callable[[Tensor], Tensor] = linear
+    sigma: Level | Callable[[Tensor], Tensor] = "linear"
+
+    @cached_property
+    def _level(self) -> Callable[[Tensor], Tensor]:
+        return LEVELS[self.sigma] if isinstance(self.sigma, str) else self.sigma
 
     def __post_init__(self) -> None:
+        if isinstance(self.sigma, str) and self.sigma not in get_args(Level):
+            fix = did_you_mean(self.sigma, get_args(Level))
+            raise UserError(f"VariancePreserving.sigma {self.sigma!r} is not known{fix}")
         t = torch.linspace(0, 1, 101, dtype=torch.float64)
-        s = self.sigma(t)
+        s = self._level(t)
         if not isinstance(s, Tensor) or s.shape != t.shape:
             raise UserError("VariancePreserving.sigma must return one noise level a time, a tensor shaped like t")
         if not ((s > -_ROUNDING) & (s < 1 + _ROUNDING)).all() or not (s.diff() < 0).all() or s[-1] > _ROUNDING:
@@ -53,25 +70,28 @@ class VariancePreserving(Schedule):
             )
 
     def __repr__(self) -> str:
-        return f"VariancePreserving(sigma={getattr(self.sigma, '__name__', type(self.sigma).__name__)})"
+        name = (
+            self.sigma if isinstance(self.sigma, str) else getattr(self.sigma, "__name__", type(self.sigma).__name__)
+        )
+        return f"VariancePreserving(sigma={name})"
 
     def coefficients(self, t: Tensor) -> Coefficients:
         u = t.double()  # 1 - s keeps its digits where s is near 1
-        (alpha, s), ds = self._values(u), _slope(self.sigma)(u)
+        (alpha, s), ds = self._values(u), _slope(self._level)(u)
         d_alpha = -s * ds / alpha
         flat = (alpha == 0) & (ds.abs() < 1e-6)
         if flat.any():
-            d_alpha = torch.where(flat, (-_slope(_slope(self.sigma))(u)).sqrt(), d_alpha)
+            d_alpha = torch.where(flat, (-_slope(_slope(self._level))(u)).sqrt(), d_alpha)
         return Coefficients(*(c.to(t.dtype) for c in (alpha, s, d_alpha, ds)))
 
     def time_of(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        if self.sigma is not linear:
+        if self.sigma != "linear":
             return super().time_of(alpha, sigma)
         norm = torch.hypot(alpha, sigma)
         return alpha.square() / (norm * (norm + sigma))
 
     def _values(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        s = self.sigma(t).clamp(max=1)
+        s = self._level(t).clamp(max=1)
         s = torch.where((t == 1) & (s < _ROUNDING), 0, s)  # cos(pi / 2) comes out as 6e-17
         return ((1 - s) * (1 + s)).sqrt(), s
 

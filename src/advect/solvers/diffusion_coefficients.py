@@ -6,18 +6,22 @@ error of a step.
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.registry import get, register
 from advect.paths import Schedule
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -113,3 +117,50 @@ def diffusion_on(diffusion: Diffusion, schedule: Schedule, grid: Sequence[float]
         if not 0 <= value < math.inf:
             raise UserError(f"the diffusion g must be finite and >= 0, got {value} at t = {time:.4g}")
     return values
+
+
+# Gauss-Legendre nodes and weights of a step of width 1.
+_NODES, _WEIGHTS = (torch.from_numpy(v) / 2 for v in np.polynomial.legendre.leggauss(6))
+
+
+def relaxation(diffusion: Diffusion, schedule: Schedule, grid: Sequence[float]) -> list[float]:
+    """``int g^2 / (2 sigma^2) dt`` >= 0 over each step of ``grid``: how far the SDE renews the noise in it.
+
+    Infinite where g does not vanish with sigma at an end of the step. Raises UserError as :func:`diffusion_on` does.
+    """
+    times = torch.tensor(list(grid), dtype=torch.float64)
+    widths = times.diff()
+    inside = times[:-1, None] + widths[:, None] * (_NODES + 0.5)
+    g = torch.tensor(diffusion_on(diffusion, schedule, inside.flatten().tolist()), dtype=torch.float64)
+    at_grid = torch.tensor(diffusion_on(diffusion, schedule, grid), dtype=torch.float64)
+    sigma = schedule.coefficients(inside.flatten()).sigma
+    rates = (g / sigma).square().view_as(inside) @ _WEIGHTS * widths.abs() / 2
+    ends = (at_grid > 0) & (schedule.coefficients(times).sigma == 0)
+    return torch.where(ends[:-1] | ends[1:], math.inf, rates).tolist()
+
+
+BOUND = 1.0
+"""The largest g^2 / (2 sigma) with a learned score."""
+
+
+def bounded_diffusion(diffusion: Diffusion, schedule: Schedule) -> Diffusion:
+    """``min(g, sqrt(2 BOUND sigma_t))``, which has the same marginals, for a learned velocity; logs where it is lower.
+
+    The drift g^2/2 score is ``g^2 / (2 sigma)`` times the predicted noise, so that where g does not vanish with sigma
+    it multiplies the errors of a network without bound.
+    """
+
+    def lowered(t: Tensor) -> Tensor:
+        g = torch.tensor(diffusion_on(diffusion, schedule, t.tolist()), dtype=torch.float64)
+        return torch.minimum(g, (2 * BOUND * schedule.coefficients(t.double()).sigma).sqrt())
+
+    t = torch.linspace(0, 1, 1001, dtype=torch.float64)
+    g = torch.tensor(diffusion_on(diffusion, schedule, t.tolist()), dtype=torch.float64)
+    where = (g > lowered(t) + 1e-9).nonzero()
+    if not len(where):
+        return diffusion
+    logger.warning(
+        f"diffusion {diffusion} is lowered to sqrt({2 * BOUND:g} sigma_t) where it is larger, from t = "
+        f"{t[where[0, 0]].item():.3g} on: the same law, but errors of the network are not multiplied"
+    )
+    return lowered

@@ -129,6 +129,8 @@ def log_prob(
     solver: str | Solver = "dopri5",
     steps: int | None = None,
     grid: str | Tensor | None = None,
+    t0: float = 0.0,
+    t1: float = 1.0,
     rtol: float | None = None,
     atol: float | None = None,
     max_steps: int | None = None,
@@ -148,6 +150,7 @@ def log_prob(
 
     Args:
         source: log density (B,) of the source at x0 (B, *S); default N(0, I).
+        t0, t1: times of the source and of x1.
         solver, steps, grid, rtol, atol, max_steps: as in :func:`integrate`; tolerances include the integral.
             "dpmpp2m" is refused.
         trace: "exact" costs as many passes as x has elements, ``chunk`` (32) at once; "hutchinson" costs
@@ -165,17 +168,41 @@ def log_prob(
         raise UserError(f"solver {method.name!r} cannot integrate a divergence; take 'dopri5' or 'midpoint'")
     if isinstance(method, DormandPrince) and method.norm is worst_sample:
         method = replace(method, norm=_state_and_integral)
-    times = solver_times(method, steps, grid, t0=1.0, t1=0.0, trajectory=False)
-    _check_trace(trace, chunk=chunk, probes=probes, noise=noise, generator=generator)
-    forms = QuadraticForms(velocity, create_graph=create_graph)
-    if trace == "exact":
-        divergence = ExactDivergence(forms, 32 if chunk is None else chunk)
-    else:
-        v = draw_probes(x1, 1 if probes is None else probes, noise or "rademacher", generator)
-        divergence = HutchinsonDivergence(forms, v)
+    times = solver_times(method, steps, grid, t0=t1, t1=t0, trajectory=False)
+    divergence = make_divergence(
+        velocity,
+        x1,
+        trace=trace,
+        chunk=chunk,
+        probes=probes,
+        noise=noise,
+        generator=generator,
+        create_graph=create_graph,
+    )
     with torch.set_grad_enabled(create_graph), sdpa_kernel(SDPBackend.MATH):
         x0, change = _solve_both(divergence, x1, method, times)
         return source(x0) + change + log_det
+
+
+def make_divergence(
+    velocity: Velocity,
+    x: Tensor,
+    *,
+    trace: str = "exact",
+    chunk: int | None = None,
+    probes: int | None = None,
+    noise: str | None = None,
+    generator: Generator = None,
+    create_graph: bool = False,
+) -> Divergence:
+    """The divergence of ``velocity`` at states like x (B, *S), with the arguments of :func:`log_prob`."""
+    _check_trace(trace, chunk=chunk, probes=probes, noise=noise, generator=generator)
+    forms = QuadraticForms(velocity, create_graph=create_graph)
+    if trace == "exact":
+        return ExactDivergence(forms, 32 if chunk is None else chunk)
+    return HutchinsonDivergence(
+        forms, draw_probes(x, 1 if probes is None else probes, noise or "rademacher", generator)
+    )
 
 
 def _solve_both(divergence: Divergence, x1: Tensor, method: Solver, times: list[float]) -> tuple[Tensor, Tensor]:

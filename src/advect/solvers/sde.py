@@ -8,6 +8,7 @@ has the marginals p_t of ``dX_t = u_t(X_t) dt`` for every g_t >= 0 (Ma et al. 20
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -20,12 +21,14 @@ from advect.core.errors import UserError, did_you_mean
 from advect.core.random import Generator
 from advect.paths import CondOT, Schedule
 from advect.solvers.base import Velocity, not_finite, stage_times
-from advect.solvers.diffusion_coefficients import Diffusion, SigmaDiffusion, diffusion_on
+from advect.solvers.diffusion_coefficients import Diffusion, SigmaDiffusion, diffusion_on, relaxation
 from advect.solvers.time_grids import GridCoefficients, TimeGrid, coefficients_on, resolve_grid
 
-SDE_SOLVERS = ("euler-maruyama", "heun")
+SDE_SOLVERS = ("ab2", "euler-maruyama", "heun")
 LAST_STEPS = ("mean", "euler", "tweedie", "noisy")
 STEPS = 250
+
+logger = logging.getLogger(__name__)
 
 LastStep = Literal["mean", "euler", "tweedie", "noisy"]
 
@@ -36,7 +39,7 @@ def integrate_sde(
     score: Velocity | None,
     x0: Tensor,
     *,
-    diffusion: Diffusion = 1.0,
+    diffusion: Diffusion = "sigma",
     steps: int | None = None,
     solver: str = "euler-maruyama",
     grid: str | TimeGrid | Tensor = "uniform",
@@ -53,48 +56,44 @@ def integrate_sde(
     ``trajectory``, the states at all times of the grid (steps + 1, B, *S), x0 first.
 
     Args:
-        score: None converts it from the velocity of the affine path of ``schedule``, which needs sigma > 0: from noise
-            to data it is not asked for at t = 1, but by "heun" with ``last_step="noisy"``.
-        diffusion: g(t): a number, a function of t (n,), or a registered coefficient or its name, such as "sigma" of
-            ``schedule``. Where g is 0 no score is asked for.
+        score: None takes it from the velocity of the affine path of ``schedule``, which must have a Gaussian source
+            drawn apart from the data. Steps then are exponential, stable for any g (see :class:`_Exponential`). With
+            a score they are explicit: where ``g^2 h |score|^2 / 2`` exceeds 1 per element, g is lowered to it, with
+            a warning, as any lower g has the same marginals.
+        diffusion: g(t): a number, a function of t (n,), or a registered coefficient or its name; by default sigma_t of
+            ``schedule``, 0 at the data. Where g is 0 no score is asked for.
         steps: by default 250; ``grid`` is as in :func:`integrate`.
         solver: "euler-maruyama", weak order 1 and, the noise being additive and g smooth, strong order 1 (1/2 where g
-            jumps; Kloeden & Platen 1992, 10.2), or "heun", the stochastic trapezoid of weak order 2 for additive noise
-            at twice the calls (their 15.1).
-        last_step: "mean" leaves the noise of the last step out (Song et al. 2021, appendix G), "euler" takes it along
-            the flow instead, "tweedie" goes to the prediction of the data that the velocity implies on the path of
-            ``schedule`` (Efron 2011), and "noisy" is a step like all others. The first three ask for nothing at t1.
+            jumps; Kloeden & Platen 1992, 10.2), "ab2", which extrapolates from the step before at no further call
+            (Buckwar & Winkler 2006; Xue et al. 2023, "SA-Solver"), or "heun", the stochastic trapezoid of weak order
+            2 at twice the calls (Kloeden & Platen, 15.1).
+        last_step: "mean" leaves the noise of the last step out (Song et al. 2021, appendix G), "euler" follows the
+            flow instead, "tweedie" ends in the prediction of the data (Efron 2011), and "noisy" is a step like all
+            others. The first three ask for nothing at t1.
         schedule: the path's, by default the straight path's; only where one of the above needs it.
         generator: of the noise. With a CounterRng the noise of a row depends on seed, step and row alone.
 
-    Raises UserError for an unknown name, an argument out of range, a ``schedule`` that nothing uses, a score at
-    sigma = 0, and when a state stops being finite (it says at which t).
+    Raises UserError for an unknown name, an argument out of range, a ``schedule`` that nothing uses, a velocity that
+    does not tell data from noise, and when a state stops being finite (it says at which t).
     """
     _check_names(solver, last_step)
     times = resolve_grid(grid, steps, STEPS, t0=t0, t1=t1)
     of_path = diffusion == "sigma" or isinstance(diffusion, SigmaDiffusion)
     if schedule is not None and score is not None and not of_path and last_step != "tweedie":
         raise UserError("schedule is given, but score, diffusion and last_step do not use it; leave it out")
-    g = diffusion_on(diffusion, schedule or CondOT(), times)
-    path = coefficients_on(schedule or CondOT(), times) if score is None or last_step == "tweedie" else None
-    if score is None and path is not None:
-        _check_score(path.sigma.tolist(), g, times, solver == "heun" and last_step == "noisy")
     if last_step == "tweedie" and t1 != 1:
         raise UserError(f"last_step 'tweedie' predicts the data, at t = 1, but t1 is {t1}; take 'mean'")
-    drift = _Drift(velocity, score, path, g, math.copysign(1.0, t1 - t0))
+    path = coefficients_on(schedule or CondOT(), times) if score is None or last_step == "tweedie" else None
+    if score is None and path is not None:
+        rates = relaxation(diffusion, schedule or CondOT(), times)
+        step = _Exponential(velocity, path, rates, times, solver, generator)
+    else:
+        g = diffusion_on(diffusion, schedule or CondOT(), times)
+        step = _Explicit(velocity, score, path, g, times, solver, generator)
     x, states, finite = x0, [x0], []
     stages = stage_times(times, (0.0, 1.0), x)
     for n, t in enumerate(stages):
-        h = times[n + 1] - times[n]
-        if n < len(stages) - 1 or last_step == "noisy":
-            x = _step(drift, x, n, t, h, solver, generator)
-        elif last_step == "mean":
-            x = x.add(drift(x, n, t[0]), alpha=h)
-        elif last_step == "euler":
-            x = x.add(velocity(x, t[0]), alpha=h)
-        elif path is not None:
-            of_x, of_u = path.data()
-            x = x.mul(of_x[n].item()).add_(velocity(x, t[0]), alpha=of_u[n].item())
+        x = step(x, n, t, "noisy" if n < len(stages) - 1 else last_step)
         finite.append(torch.isfinite(x).all())
         if trajectory:
             states.append(x)
@@ -105,48 +104,130 @@ def integrate_sde(
     return torch.stack(states) if trajectory else x
 
 
-class _Drift:
-    """``u + d g^2/2 score`` at the n-th time of the grid; d is 1 from noise to data and -1 the other way."""
+class _Exponential:
+    """Steps that are exact for a constant prediction D of the data, on ``x = alpha D + sigma e``::
+
+        e' = exp(-L) e + sqrt(1 - exp(-2 L)) xi,    x' = alpha' D + sigma' e',    L = int g^2 / (2 sigma^2) dt
+
+    as e is an Ornstein-Uhlenbeck process at constant D; L = 0 is a step of DDIM (Song et al. 2021, "Denoising
+    diffusion implicit models"). Stable for any g, and finite at sigma = 0. "ab2" extrapolates D from the step before
+    to the middle of the step; "heun" repeats a step with the mean of D at both ends.
+    """
 
     def __init__(
-        self, u: Velocity, score: Velocity | None, path: GridCoefficients | None, g: Sequence[float], d: float
+        self,
+        u: Velocity,
+        path: GridCoefficients,
+        rates: Sequence[float],
+        times: Sequence[float],
+        solver: str,
+        generator: Generator,
     ) -> None:
-        self.u, self.score, self.g, self.half = u, score, g, [d * value**2 / 2 for value in g]
-        if path is not None:
-            # score = -noise / sigma, a sum of x and u
-            self.of_x, self.of_u = ((-w / path.sigma).tolist() for w in path.noise())
+        self.u, self.rates, self.times, self.solver, self.generator = u, rates, times, solver, generator
+        self.previous: Tensor | None = None
+        self.alpha, self.sigma = path.alpha.tolist(), path.sigma.tolist()
+        self.data, self.noise = ([w.tolist() for w in pair] for pair in (path.data(), path.noise()))
 
-    def __call__(self, x: Tensor, n: int, t: Tensor) -> Tensor:
-        u, half = self.u(x, t), self.half[n]
-        if half == 0:
-            return u
-        if self.score is not None:
-            return u.add(self.score(x, t), alpha=half)
-        return u.mul(1 + half * self.of_u[n]).add_(x, alpha=half * self.of_x[n])
+    def __call__(self, x: Tensor, n: int, t: Sequence[Tensor], kind: str) -> Tensor:
+        u, sigma = self.u(x, t[0]), self.sigma[n + 1]
+        data = self._sum(x, u, self.data, n)
+        if kind == "tweedie":
+            return data
+        noise = self._sum(x, u, self.noise, n)
+        keep = 1.0 if kind == "euler" else math.exp(-self.rates[n])
+        fresh = math.sqrt(-math.expm1(-2 * self.rates[n])) if kind == "noisy" else 0.0
+        rest = noise.mul(sigma * keep)
+        if fresh * sigma > 0:
+            xi = random.normal(x.shape, self.generator, device=x.device, dtype=x.dtype)
+            rest.add_(xi, alpha=sigma * fresh)
+        new = rest.add(data, alpha=self.alpha[n + 1])
+        if self.sigma[n] == 0 or sigma == 0 or kind != "noisy":
+            return new
+        # x = alpha D + sigma e at the old time, so that another D takes its share of x with it.
+        weight = self.alpha[n + 1] - self.alpha[n] * sigma / self.sigma[n] * keep
+        if self.solver == "heun":
+            change = self._sum(new, self.u(new, t[1]), self.data, n + 1).sub_(data)
+            new.add_(change, alpha=weight / 2)
+        elif self.solver == "ab2":
+            if self.previous is not None:
+                ratio = (self.times[n + 1] - self.times[n]) / (self.times[n] - self.times[n - 1])
+                new.add_(data - self.previous, alpha=weight * ratio / 2)
+            self.previous = data
+        return new
+
+    @staticmethod
+    def _sum(x: Tensor, u: Tensor, weights: Sequence[Sequence[float]], n: int) -> Tensor:
+        return x.mul(weights[0][n]).add_(u, alpha=weights[1][n])
 
 
-def _step(
-    drift: _Drift, x: Tensor, n: int, t: Sequence[Tensor], h: float, solver: str, generator: Generator
-) -> Tensor:
-    g, k1 = drift.g, drift(x, n, t[0])
-    xi = random.normal(x.shape, generator, device=x.device, dtype=x.dtype)
-    if solver == "euler-maruyama":
-        return x.add(k1, alpha=h).add_(xi, alpha=g[n] * math.sqrt(abs(h)))
-    # The trapezoid of g^2 is the noise's variance to the third order in h, which weak order 2 needs.
-    noisy = x.add(xi, alpha=math.sqrt((g[n] ** 2 + g[n + 1] ** 2) / 2 * abs(h)))
-    k2 = drift(noisy.add(k1, alpha=h), n + 1, t[1])
-    return noisy.add_(k1, alpha=h / 2).add_(k2, alpha=h / 2)
+_UNSTABLE = 1.0
+"""The largest g^2 h |score|^2 / 2 an element of an explicit step; it stops contracting at 2."""
+
+
+class _Explicit:
+    """Steps of ``u + d g^2/2 score``; d is 1 from noise to data and -1 the other way."""
+
+    def __init__(
+        self,
+        u: Velocity,
+        score: Velocity | None,
+        path: GridCoefficients | None,
+        g: Sequence[float],
+        times: Sequence[float],
+        solver: str,
+        generator: Generator,
+    ) -> None:
+        self.u, self.score, self.path, self.g, self.times = u, score, path, g, times
+        self.solver, self.generator, self.warned = solver, generator, False
+        self.previous: Tensor | None = None
+        self.d = math.copysign(1.0, times[-1] - times[0])
+
+    def __call__(self, x: Tensor, n: int, t: Sequence[Tensor], kind: str) -> Tensor:
+        h, g, u = self.times[n + 1] - self.times[n], self.g[n], self.u(x, t[0])
+        if kind == "euler":
+            return x.add(u, alpha=h)
+        if kind == "tweedie" and self.path is not None:
+            of_x, of_u = self.path.data()
+            return x.mul(of_x[n].item()).add_(u, alpha=of_u[n].item())
+        k1 = u
+        if g > 0 and self.score is not None:
+            s = self.score(x, t[0])
+            g = self._stable(g, s, h, self.times[n])
+            k1 = u.add(s, alpha=self.d * g**2 / 2)
+        if kind == "mean":
+            return x.add(k1, alpha=h)
+        xi = random.normal(x.shape, self.generator, device=x.device, dtype=x.dtype)
+        if self.solver != "heun":
+            new = x.add(k1, alpha=h).add_(xi, alpha=g * math.sqrt(abs(h)))
+            if self.solver == "ab2":
+                if self.previous is not None:
+                    new.add_(k1 - self.previous, alpha=h * h / (self.times[n] - self.times[n - 1]) / 2)
+                self.previous = k1
+            return new
+        after = min(self.g[n + 1], g) if g < self.g[n] else self.g[n + 1]
+        # The trapezoid of g^2 is the noise's variance to the third order in h, which weak order 2 needs.
+        noisy = x.add(xi, alpha=math.sqrt((g**2 + after**2) / 2 * abs(h)))
+        there = noisy.add(k1, alpha=h)
+        k2 = self.u(there, t[1])
+        if after > 0 and self.score is not None:
+            k2 = k2.add(self.score(there, t[1]), alpha=self.d * after**2 / 2)
+        return noisy.add_(k1, alpha=h / 2).add_(k2, alpha=h / 2)
+
+    def _stable(self, g: float, score: Tensor, h: float, t: float) -> float:
+        """g, or the largest with a stable step; the mean square of a score is the mean curvature of -log p."""
+        rate = g**2 * abs(h) / 2 * score.square().mean().item()
+        if not _UNSTABLE < rate < math.inf:
+            return g
+        if not self.warned:
+            self.warned = True
+            logger.warning(
+                f"diffusion {g:.3g} needs shorter steps than {abs(h):.3g} from t = {t:.3g} on; lowered there, which "
+                "keeps the marginals: take a g that is 0 at the data, such as 'sigma', or more steps"
+            )
+        return g * math.sqrt(_UNSTABLE / rate)
 
 
 def _check_names(solver: str, last_step: str) -> None:
     for name, value, known in (("solver", solver, SDE_SOLVERS), ("last_step", last_step, LAST_STEPS)):
         if value not in known:
             raise UserError(f"{name} {value!r} is not known{did_you_mean(str(value), known)}")
-
-
-def _check_score(sigma: Sequence[float], g: Sequence[float], times: Sequence[float], at_end: bool) -> None:
-    """The score is minus the noise over sigma, so that sigma = 0 has none."""
-    for n in range(len(times) if at_end else len(times) - 1):
-        if g[n] > 0 and not sigma[n] > 0:
-            fix = "take another last_step" if n == len(times) - 1 else "start a little before t = 1, or give a score"
-            raise UserError(f"the score cannot be had from the velocity at t = {times[n]:.4g}, where sigma = 0; {fix}")

@@ -27,6 +27,8 @@ def data():
             "mito": np.arange(D) % 2 == 0,
             "symbol": [f"ß{i}" for i in range(D)],
             "class": pd.Categorical(["x", "y", "z"] * 3, categories=["z", "y", "x", "w"], ordered=True),
+            "exons": pd.array([None, *range(D - 1)], dtype="Int64"),
+            "kept": pd.array([None, *[i % 2 == 0 for i in range(D - 1)]], dtype="boolean"),
         },
         index=pd.Index([f"G{i}" for i in range(D)], name="gene_id"),
     )

@@ -1,4 +1,4 @@
-"""The columns of ``obs`` as conditions, and the cells that are controls."""
+"""Columns of ``obs`` as conditions, and control cells."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ EXAMPLES = 256
 
 @dataclass(frozen=True)
 class Column:
-    """One condition: what the model is told of it, and its values: (N,) int64, or (N, 1) float32, standardised."""
+    """One condition: its description and values, (N,) int64 or (N, 1) float32, standardised."""
 
     condition: Category | Quantity
     values: np.ndarray
 
 
 def column(obs: Any, name: str, argument: str) -> Any:
-    """A column of obs. Raises UserError where there is none of that name."""
+    """Column of obs. Raises UserError if it is missing."""
     if name not in obs.columns:
         fix = did_you_mean(name, map(str, obs.columns)) if len(obs.columns) else "; it has no columns"
         raise UserError(f"{argument} names {name!r}, which obs has not{fix}")
@@ -40,7 +40,7 @@ def column(obs: Any, name: str, argument: str) -> Any:
 def read_columns(
     obs: Any, conditions: Sequence[str], continuous: Sequence[str], *, used: np.ndarray, train: np.ndarray
 ) -> dict[str, Column]:
-    """The conditions by name: names are those that occur among the cells ``used``, figures those of ``train``."""
+    """Conditions by name; category names come from the cells ``used``, statistics from ``train``."""
     for argument, names in (("conditions", conditions), ("continuous", continuous)):
         if isinstance(names, str):
             raise UserError(f"{argument} must be a list of columns, got {names!r}; give [{names!r}]")
@@ -54,7 +54,7 @@ def read_columns(
 
 
 def _category(values: Any, used: np.ndarray, train: np.ndarray) -> Column:
-    """Names are in the order that a pandas categorical has, or sorted, numbers as such; NaN and "" are not given."""
+    """Category in pandas' categorical order, else sorted (numbers numerically); NaN and "" are missing."""
     given = values.notna().to_numpy() & (values.astype(str) != "").to_numpy()
     text = values.astype(str).to_numpy(dtype=object)
     present = set(text[used][given[used]])
@@ -96,7 +96,7 @@ def _quantity(values: Any, used: np.ndarray, train: np.ndarray) -> Column:
 
 
 def split_control(control: str, columns: Any) -> tuple[str, str]:
-    """Column and value of ``"column=value"``; the longest column that fits, as its name may hold "=" too."""
+    """Column and value of ``"column=value"``; the longest matching column, whose name may hold "="."""
     splits = [(control[:i], control[i + 1 :]) for i, letter in enumerate(control) if letter == "="]
     if not splits:
         raise UserError(f"control must be 'column=value', such as 'perturbation=control', got {control!r}")
@@ -104,10 +104,10 @@ def split_control(control: str, columns: Any) -> tuple[str, str]:
 
 
 def control_cells(obs: Any, control: str | None) -> np.ndarray:
-    """Which cells (N,) are controls, by ``"column=value"``; none are without it.
+    """Whether each cell (N,) is a control, by ``"column=value"``; None marks no cell.
 
     Raises:
-        UserError: column or value is not there, or all cells are controls.
+        UserError: column or value is missing, or all cells are controls.
     """
     if control is None:
         return np.zeros(len(obs), dtype=bool)
@@ -123,10 +123,10 @@ def control_cells(obs: Any, control: str | None) -> np.ndarray:
 
 
 def split_by_digest(digests: np.ndarray, held_out: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The cells to train on and those held out, both rising: by the hash of each cell's digest and the seed.
+    """Sorted training and held-out cells, by a hash of each cell's digest and the seed.
 
-    Equal cells fall on one side, and the order of the cells does not matter. A share > 0 holds at least one cell out
-    and trains on at least one, if two differ; groups of equal cells are held out whole until the share is reached.
+    Equal cells share a side; the order of cells does not matter. Groups of equal cells are held out whole until the
+    share is reached; a share > 0 leaves neither side empty if two cells differ.
     """
     kinds, which, sizes = np.unique(digests, return_inverse=True, return_counts=True)
     if not held_out or len(kinds) < 2:
@@ -141,7 +141,7 @@ def split_by_digest(digests: np.ndarray, held_out: float, *, seed: int) -> tuple
 
 
 class Starts:
-    """Control cells (m,) to start at, for cells (n,) whose whole numbers (n, g) agree with theirs (m, g)."""
+    """Control cells (m,) matched to cells (n,) by equal codes (m, g) and (n, g)."""
 
     def __init__(self, controls: np.ndarray, control_codes: np.ndarray, cell_codes: np.ndarray) -> None:
         together = np.concatenate([control_codes, cell_codes])
@@ -154,7 +154,7 @@ class Starts:
         self._first, self._size = np.where(size, first, 0), np.where(size, size, len(controls))
 
     def draw(self, indices: np.ndarray, rng: Generator) -> np.ndarray:
-        """A control for each of the cells at ``indices`` (B,); always the same one without an rng."""
+        """Draw a control for each cell at ``indices`` (B,); fixed without an rng."""
         if rng is None:
             u = np.array([mix(int(i)) for i in indices], dtype=np.float64) / 2**64
         else:
@@ -164,14 +164,14 @@ class Starts:
 
 
 class CellSplit(Split):
-    """Cells of a matrix of expression.
+    """Cells of an expression matrix.
 
     Args:
         matrix: expression (N, D) of all cells.
-        cells: those (n,) of this split.
+        cells: (n,) cells of this split.
         to_model: from expression to model units.
-        columns: the conditions of all cells, (N,) int64 or (N, 1) float32.
-        starts: where each cell of the split starts, if the data says so.
+        columns: conditions of all cells, (N,) int64 or (N, 1) float32.
+        starts: controls matched to the cells of the split, if any.
     """
 
     def __init__(
@@ -195,16 +195,16 @@ class CellSplit(Split):
         return Batch(self.rows(self.cells[indices]), cond or None, x0)
 
     def rows(self, cells: np.ndarray) -> torch.Tensor:
-        """Any cells (B,) of the matrix in model units (B, *S)."""
+        """Cells (B,) of the matrix in model units (B, *S)."""
         return self._to_model.forward(torch.from_numpy(self._matrix.rows(cells).toarray()))
 
     def expression(self, indices: np.ndarray) -> torch.Tensor:
-        """The expression (B, D) of the samples at ``indices`` (B,) as it was measured, with all its zeros."""
+        """Measured expression (B, D) at ``indices`` (B,), zeros included."""
         return torch.from_numpy(self._matrix.rows(self.cells[indices]).toarray())
 
 
 def check_controls(cells: np.ndarray, starts: np.ndarray, control: str | None) -> None:
-    """Raise UserError unless there are cells to train on, and controls to start at where asked."""
+    """Raise UserError unless there are training cells and, with ``control``, training controls."""
     if not len(cells) or (control is not None and not len(starts)):
         raise UserError(
             f"{len(cells)} cells are left to train on and {len(starts)} controls ({control}) to start at;"

@@ -1,4 +1,4 @@
-"""Single cells from an .h5ad file: expression by genes or by components, conditions from obs, starts from controls."""
+"""Single cells from an .h5ad file: expression of genes or components, conditions from obs, controls as starts."""
 
 from __future__ import annotations
 
@@ -51,46 +51,46 @@ if TYPE_CHECKING:
     import pandas as pd
 
 VARIABLE, COMPONENTS = 2000, 50
-"""What many cells are cut down to, see docs/experiments/cells.md; ``--pca None`` takes the genes themselves."""
+"""Defaults for many cells, see docs/experiments/cells.md; ``--pca None`` takes the genes themselves."""
 
 LARGEST_LOG = 20.0
-"""No logarithm of a count comes near: log(1 + 1e8) is 18.4."""
+"""Above any logarithm of a count: log(1 + 1e8) is 18.4."""
 
 
 @register("cells")
 class Cells(Dataset):
-    """Cells (D,) of an AnnData file: D genes, or components of them, in the units that ``space`` says.
+    """Cells (D,) of an AnnData file: D genes or components, in the units of ``space``.
 
-    Counts are scaled to ``target_sum`` a cell, with the sum over all genes of the file, and log(1 + x) taken; then
-    genes are chosen; then each gene, or with ``pca`` each component's score, is standardised. Matrices stay sparse:
-    a fetch makes its own rows dense and nothing else is. Cells with the same values in all genes lie in one split.
+    Steps: scale counts to ``target_sum`` per cell, summed over all genes of the file; take log(1 + x); select genes;
+    standardise each gene or, with ``pca``, each component score. Matrices stay sparse except for fetched rows. Cells
+    with equal values in all genes share a split.
 
     With ``control`` the samples are the other cells, and ``Batch.x0`` holds control cells of the same split, drawn
-    evenly from those that agree in all other categorical conditions, or from all where none does. Without an rng,
-    sample i has a fixed control.
+    uniformly from those equal in all other categorical conditions, or from all if none is. Without an rng, sample i
+    has a fixed control.
 
     Args:
-        path: an .h5ad file, or an AnnData object.
-        layer: the layer that holds the values; None for X, "raw" for ``.raw`` with its genes.
-        conditions: columns of obs as categories; an empty value is "not given".
-        continuous: columns of obs as numbers; an empty value is "not given".
+        path: an .h5ad file or an AnnData object.
+        layer: layer of the values; None for X, "raw" for ``.raw`` with its genes.
+        conditions: columns of obs as categories; empty values are missing.
+        continuous: columns of obs as numbers; empty values are missing.
         normalise: scale each cell to ``target_sum``.
-        target_sum: > 0; 1e4 is the custom.
+        target_sum: > 0; usually 1e4.
         log1p: take log(1 + x).
-        standardise: (x - mean) / std over the training cells; 1 instead of a deviation of 0.
-        highly_variable: how many genes to keep, by dispersion (Zheng et al. 2017) over the training cells.
-        genes: the names of the genes to keep, in this order; with ``highly_variable`` the choice is among them.
-        pca: how many principal components to train on; the way back gives all genes, as smooth expectations, from
-            which :func:`~advect.data.cells.write.count_noise` draws cells as they are counted.
+        standardise: (x - mean) / std over the training cells; a deviation of 0 becomes 1.
+        highly_variable: number of genes to keep, by dispersion (Zheng et al. 2017) over the training cells.
+        genes: names of the genes to keep, in this order; ``highly_variable`` then selects among them.
+        pca: number of principal components; the inverse gives all genes as smooth expectations, from which
+            :func:`~advect.data.cells.write.count_noise` draws counts.
         control: "column=value" of the cells that the flow starts at.
-        held_out: the share of the cells kept for measuring, in [0, 1).
-        seed: of the split and of the components' search.
-        space: the data units, "expression" (what normalise and log1p make of the counts) or "counts" (rounded, for
-            cells of the median library size).
-        backed: leave the matrix in the file and read rows as they are asked for.
+        held_out: share of the cells held out, in [0, 1).
+        seed: seed of the split and of the search for components.
+        space: data units: "expression" (after normalise and log1p) or "counts" (rounded, for cells of the median
+            library size).
+        backed: leave the matrix in the file and read rows on demand.
 
     Raises:
-        UserError: the file, its values, a name or an argument cannot be used; it says why.
+        UserError: the file, its values, a name or an argument is invalid.
     """
 
     place: ClassVar[str | None] = "the .h5ad file"
@@ -165,7 +165,7 @@ class Cells(Dataset):
 
     @property
     def _matched(self) -> list[str]:
-        """The categories that cells and their controls share: what a control is called is not one."""
+        """Categories that cells and controls share, without the control's own."""
         return [k for k, c in self._columns.items() if isinstance(c.condition, Category) and k != self._control]
 
     def _split(self, cells: np.ndarray, controls: np.ndarray) -> CellSplit:
@@ -177,9 +177,9 @@ class Cells(Dataset):
         return CellSplit(self._values, cells, self._to_model, columns, starts)
 
     def controls(self, limit: int = 5000) -> tuple[Tensor, Conditions]:
-        """Training controls in model units (n, D), ``limit`` at most, evenly spaced, and their categories (n,).
+        """Up to ``limit`` evenly spaced training controls in model units (n, D), and their categories (n,).
 
-        They are what has to be stored to sample without the data: ``sources.Empirical(x, cond=cond)``.
+        Stored for sampling without the data: ``sources.Empirical(x, cond=cond)``.
 
         Raises:
             UserError: the data was built without ``control``.
@@ -192,7 +192,7 @@ class Cells(Dataset):
         return x, {name: torch.from_numpy(self._columns[name].values[cells]) for name in self._matched}
 
     def source_samples(self) -> tuple[Tensor, Conditions] | None:
-        """The training controls, see :meth:`controls`; None without ``control``."""
+        """Training controls, see :meth:`controls`; None without ``control``."""
         return self.controls() if self._control else None
 
     @property
@@ -208,7 +208,7 @@ class Cells(Dataset):
 
 
 def cell_counts(path: Path) -> tuple[int, int]:
-    """How many cells and genes an .h5ad file holds, by its indices."""
+    """Numbers of cells and genes in an .h5ad file, from its indices."""
     import h5py
 
     with h5py.File(path) as file:
@@ -220,7 +220,7 @@ def cell_counts(path: Path) -> tuple[int, int]:
 def _read(
     path: Any, layer: str | None, scale: Expression, *, backed: bool
 ) -> tuple[MatrixStats, CellMatrix, pd.DataFrame, pd.DataFrame]:
-    """What is found in the values, the values, and the tables obs and var, all checked."""
+    """Checked statistics, values, obs and var."""
     optional_import("anndata", "cells")
     if isinstance(path, str | os.PathLike):
         where, matrix, obs, var, has_raw = _open(Path(path), layer, backed=backed)
@@ -238,7 +238,7 @@ def _read(
 
 
 def _open(path: Path, layer: str | None, *, backed: bool) -> tuple[str, CellMatrix, pd.DataFrame, pd.DataFrame, bool]:
-    """What to call the values of a file, the values, the tables obs and var, and whether there is a ``.raw``."""
+    """Name of the values for messages, values, obs, var, and whether ``.raw`` exists."""
     import h5py
     import pandas as pd
     from anndata.io import read_elem
@@ -273,7 +273,7 @@ def _check_names(genes: Any, where: str) -> None:
 
 
 def _check_values(found: MatrixStats, where: str, scale: Expression, *, raw: bool) -> None:
-    """Refuse values to which the steps that were asked for do not apply."""
+    """Raise UserError if the requested steps do not apply to the values."""
     asked = scale.target_sum is not None or scale.log1p
     off = "normalise=False, log1p=False (--no-normalise --no-log1p)"
     if asked and found.lowest < 0:
@@ -290,7 +290,7 @@ def _check_values(found: MatrixStats, where: str, scale: Expression, *, raw: boo
 def _choose(
     linear: CellMatrix, names: Any, genes: Sequence[str] | None, highly_variable: int | None, train: np.ndarray
 ) -> np.ndarray:
-    """The columns to keep, of a matrix before the logarithm."""
+    """Columns to keep of a matrix before the logarithm."""
     chosen = np.arange(linear.shape[1])
     if genes is not None:
         known = {str(name): i for i, name in enumerate(names)}
@@ -308,7 +308,7 @@ def _choose(
 
 
 def _fit(values: CellMatrix, train: np.ndarray, *, standardise: bool, pca: int | None, seed: int) -> list[Transform]:
-    """The way from expression to model units, by what the training cells are."""
+    """Transforms from expression to model units, fitted on the training cells."""
     mean, variance = moments(values, train)
     parts: list[Transform] = []
     if pca is not None:
@@ -324,7 +324,7 @@ def _fit(values: CellMatrix, train: np.ndarray, *, standardise: bool, pca: int |
 
 
 def _quantiles(libraries: np.ndarray) -> list[float]:
-    """The 101 percentiles of the library sizes of cells that are not empty."""
+    """The 101 percentiles of the library sizes of non-empty cells."""
     sizes = libraries[libraries > 0]
     if not len(sizes):
         raise UserError("normalise needs counts, and every training cell is empty; check the file")
@@ -332,7 +332,7 @@ def _quantiles(libraries: np.ndarray) -> list[float]:
 
 
 def _fingerprint(found: MatrixStats, columns: dict[str, Column], genes: list[str], options: list[Any]) -> str:
-    """sha256 of all cells, their conditions, the genes kept and the options."""
+    """sha256 (hex) of all cells, conditions, kept genes and options."""
     digest = hashlib.sha256(json.dumps([options, genes, sorted(columns)]).encode())
     digest.update(found.digests.tobytes())
     for name in sorted(columns):

@@ -1,4 +1,4 @@
-"""Matrices of cells by genes, read by rows: sparse ones are never made dense as a whole."""
+"""Matrices of cells by genes, read by rows; sparse ones are never dense as a whole."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from advect.core.errors import UserError, did_you_mean
 from advect.core.random import CounterRng, Stream, stream_seed
 
 RAW = "raw"
-"""The name of ``AnnData.raw`` as a layer, which has genes of its own."""
+"""Layer name of ``AnnData.raw``, which has its own genes."""
 
 BLOCK = 4096
-"""Rows that a pass over a matrix takes at a time."""
+"""Rows per block of a pass over a matrix."""
 
 
 class CellMatrix(ABC):
-    """Cells by genes (N, D), float32, handed out as CSR rows in canonical form: sorted, no zeros, no doubles."""
+    """Cells by genes (N, D) float32; rows are canonical CSR: sorted, without zeros or duplicates."""
 
     shape: tuple[int, int]
 
     @abstractmethod
     def rows(self, indices: np.ndarray) -> Any:
-        """The rows at ``indices`` (B,) int64, in that order, as a CSR matrix (B, D) of its own. Threads may ask."""
+        """Rows at ``indices`` (B,) int64, in that order, as a new CSR matrix (B, D). Thread-safe."""
 
     @abstractmethod
     def columns(self, indices: np.ndarray) -> CellMatrix:
-        """The matrix of these genes (d,), in that order."""
+        """Matrix of the genes ``indices`` (d,), in that order."""
 
     def blocks(self, indices: np.ndarray) -> Iterator[tuple[np.ndarray, Any]]:
-        """All rows at ``indices`` (n,), a block at a time: the block's indices and its rows."""
+        """Iterate over the rows at ``indices`` (n,) in blocks of indices and rows."""
         for first in range(0, len(indices), BLOCK):
             part = indices[first : first + BLOCK]
             yield part, self.rows(part)
 
 
 class InMemory(CellMatrix):
-    """A CSR matrix in memory: 8 bytes for each value that is not zero."""
+    """CSR matrix in memory, 8 bytes per non-zero value."""
 
     def __init__(self, matrix: Any) -> None:
         self._matrix, self.shape = matrix, matrix.shape
@@ -57,13 +57,13 @@ class InMemory(CellMatrix):
 
 
 class Normalised(CellMatrix):
-    """``log(1 + x * target_sum / library)`` of each value, with either part left out if asked.
+    """``log(1 + x * target_sum / library)``; scaling and logarithm are optional.
 
     Args:
         matrix: counts (N, D).
-        libraries: the sum (N,) of each cell's counts over all its genes; a cell without counts stays without.
-        target_sum: what the counts are scaled to sum to; None for no scaling.
-        log1p: whether the logarithm is taken.
+        libraries: (N,) sum of each cell's counts over all genes; cells without counts stay 0.
+        target_sum: sum of the scaled counts; None for no scaling.
+        log1p: whether to take the logarithm.
     """
 
     def __init__(self, matrix: CellMatrix, libraries: np.ndarray, *, target_sum: float | None, log1p: bool) -> None:
@@ -85,7 +85,7 @@ class Normalised(CellMatrix):
 
 
 class OnDisk(CellMatrix):
-    """A matrix in an open HDF5 file, of which nothing but the rows asked for is read (h5py lets one thread in)."""
+    """Matrix in an open HDF5 file; only requested rows are read (h5py serialises threads)."""
 
     def __init__(self, stored: Any, columns: np.ndarray | None = None) -> None:
         self._stored, self._columns = stored, columns
@@ -103,7 +103,7 @@ class OnDisk(CellMatrix):
         return OnDisk(self._stored, indices if self._columns is None else self._columns[indices])
 
     def _read(self, order: np.ndarray) -> Any:
-        """The rows at ``order``, rising; neighbours are read at once."""
+        """Rows at sorted ``order``; neighbours are read together."""
         from scipy.sparse import csr_matrix
 
         if not len(order):
@@ -120,14 +120,14 @@ class OnDisk(CellMatrix):
 
 
 def _canonical(matrix: Any) -> Any:
-    """The CSR matrix with each row sorted, doubles summed and stored zeros left out, in place."""
+    """Sort rows, sum duplicates and drop stored zeros of a CSR matrix, in place."""
     matrix.sum_duplicates()
     matrix.eliminate_zeros()
     return matrix
 
 
 def as_rows(matrix: Any, *, copy: bool = True) -> InMemory:
-    """A matrix of any layout, dense or sparse, as float32 rows; it stays as it is unless ``copy`` is off."""
+    """Any dense or sparse matrix as float32 rows; ``copy=False`` may modify it."""
     from scipy.sparse import csr_matrix, issparse, vstack
 
     if issparse(matrix):
@@ -140,7 +140,7 @@ def stored_matrix(file: Any, layer: str | None, *, backed: bool, where: str) -> 
     """X, a layer or ``.raw`` of an open .h5ad file, in memory or ``backed`` by the file.
 
     Raises:
-        UserError: it is not there, or it is backed and stored by columns.
+        UserError: it is missing, or backed and stored by columns.
     """
     import h5py
     from anndata.io import read_elem
@@ -161,9 +161,9 @@ def stored_matrix(file: Any, layer: str | None, *, backed: bool, where: str) -> 
 
 
 def held_matrix(data: Any, layer: str | None) -> CellMatrix:
-    """X, a layer or ``.raw`` of an AnnData object, on the disk where it is backed.
+    """X, a layer or ``.raw`` of an AnnData object, on disk if backed.
 
-    Raises UserError where it is not there.
+    Raises UserError if it is missing.
     """
     if layer is not None and is_raw(layer, data.layers) and data.raw is not None:
         matrix = data.raw.X
@@ -179,7 +179,7 @@ def held_matrix(data: Any, layer: str | None) -> CellMatrix:
 
 
 def is_raw(layer: str | None, layers: Iterable[str]) -> bool:
-    """Whether ``layer`` means ``.raw``, as no layer is called so."""
+    """Whether ``layer`` means ``.raw``: no layer has that name."""
     return layer == RAW and RAW not in layers
 
 
@@ -193,7 +193,7 @@ def _no_matrix(where: str, layer: str | None, layers: list[str], *, raw: bool) -
 
 @dataclass(frozen=True)
 class MatrixStats:
-    """One pass over all cells: library sizes (N,), a digest (N,) of each, the range, and whether all are whole."""
+    """Library sizes (N,) and digests (N,) of all cells, value range, and whether all values are whole."""
 
     libraries: np.ndarray
     digests: np.ndarray
@@ -203,7 +203,7 @@ class MatrixStats:
 
 
 def survey(matrix: CellMatrix, where: str) -> MatrixStats:
-    """Measure a matrix. Raises UserError where it is empty or holds NaN or infinity."""
+    """Measure a matrix in one pass. Raises UserError if it is empty or holds NaN or infinity."""
     if not all(matrix.shape):
         raise UserError(f"{where} is empty, its shape is {matrix.shape}; give at least one cell and one gene")
     libraries, digests = np.empty(matrix.shape[0]), np.empty(matrix.shape[0], "S16")
@@ -228,7 +228,7 @@ def survey(matrix: CellMatrix, where: str) -> MatrixStats:
 
 
 def _digests(rows: Any) -> list[bytes]:
-    """A hash of the genes and values of each CSR row; hexadecimal, as an "S" array drops ending zeros."""
+    """Hex hash of genes and values per CSR row ("S" arrays drop trailing zero bytes)."""
     genes, values, ends = rows.indices.astype("<i8"), rows.data.astype("<f4"), rows.indptr
     return [
         hashlib.blake2b(genes[a:b].tobytes() + values[a:b].tobytes(), digest_size=8).hexdigest().encode()
@@ -237,7 +237,7 @@ def _digests(rows: Any) -> list[bytes]:
 
 
 def moments(matrix: CellMatrix, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance (D,) of each gene over ``rows`` (n,), float64; the variance of a constant gene is 0."""
+    """Mean and variance (D,) float64 of each gene over ``rows`` (n,); 0 variance for constant genes."""
     genes = matrix.shape[1]
     total, present = np.zeros(genes), np.zeros(genes)
     for _, block in matrix.blocks(rows):
@@ -253,20 +253,20 @@ def moments(matrix: CellMatrix, rows: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def least(matrix: CellMatrix, rows: np.ndarray) -> float:
-    """The smallest value > 0 in ``rows`` (n,) of a matrix; 0 where there is none, or some are negative."""
+    """Smallest value > 0 in ``rows`` (n,); 0 if there is none or some are negative."""
     values = [float(block.data.min()) for _, block in matrix.blocks(rows) if block.nnz]
     return max(0.0, min(values, default=0.0))
 
 
 def most_variable(mean: np.ndarray, variance: np.ndarray, count: int) -> np.ndarray:
-    """The ``count`` genes, rising, whose dispersion stands out most among genes of like mean.
+    """The ``count`` genes, sorted, with the highest normalised dispersion.
 
-    The dispersion variance / mean of normalised counts, less the median of its bin and over its median absolute
-    deviation, in 20 bins of equally many expressed genes, or fewer that hold 50 genes each (Zheng et al. 2017,
-    "Massively parallel digital transcriptional profiling of single cells").
+    Dispersion variance / mean of normalised counts, less the median of its bin, divided by its median absolute
+    deviation, in up to 20 equal bins of at least 50 expressed genes (Zheng et al. 2017, "Massively parallel digital
+    transcriptional profiling of single cells").
 
     Raises:
-        UserError: fewer genes than asked for are expressed.
+        UserError: fewer than ``count`` genes vary.
     """
     expressed = np.flatnonzero((mean > 0) & (variance > 0))
     if not 1 <= count <= len(expressed):
@@ -286,14 +286,14 @@ def most_variable(mean: np.ndarray, variance: np.ndarray, count: int) -> np.ndar
 def principal_components(
     matrix: CellMatrix, rows: np.ndarray, mean: np.ndarray, count: int, *, seed: int = 0, passes: int = 8
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The first components V (k, D) and the variances (k,) along them, largest first, of ``rows`` (n,) of a matrix.
+    """First components V (k, D) and their variances (k,), largest first, of ``rows`` (n,) of a matrix.
 
-    A randomised block Krylov method on the covariance (Musco & Musco 2015, algorithm 2): each of ``passes`` + 1 passes
-    multiplies a block of vectors by it, with the mean (D,) subtracted from the products and never from the rows.
-    Each component's largest entry is positive. Variances are those of the n rows, divided by n.
+    Randomised block Krylov method on the covariance (Musco & Musco 2015, algorithm 2) in ``passes`` + 1 passes; the
+    mean (D,) is subtracted from products, never from rows. Each component's largest entry is positive. Variances
+    divide by n.
 
     Raises:
-        UserError: ``count`` components are more than the cells or genes allow.
+        UserError: ``count`` exceeds what the cells or genes allow.
     """
     limit = min(len(rows) - 1, matrix.shape[1])
     if not 1 <= count <= limit:

@@ -1,4 +1,4 @@
-"""Cells: an .h5ad file with the genes of the data, molecules counted around what components expect."""
+"""Cells: .h5ad files with the data's genes and counts drawn around component expectations."""
 
 from __future__ import annotations
 
@@ -53,29 +53,29 @@ class CellsModality(VectorPlots[CellsMetadata]):
         return [folder / "samples.h5ad"]
 
     def plot_wide(self, x: Tensor, reference: Tensor | None) -> Image.Image:
-        """Principal components, and quantiles of genes by their names."""
+        """Principal components, and quantiles of named genes."""
         return vector_plot(x, reference, names=self.metadata["var"]["genes"])
 
     def data(self, split: Split, indices: np.ndarray) -> tuple[Tensor, Conditions]:
-        """Cells as measured expression (n, D), with all their zeros."""
+        """Measured expression (n, D), zeros included."""
         batch, cond = super().data(split, indices)
         return (split.expression(indices) if isinstance(split, CellSplit) else self.comparable(batch)), cond
 
     def comparable(self, x: Tensor) -> Tensor:
-        """Cells (n, D) in the flow's units as expression."""
+        """Cells (n, D) from data units to expression."""
         return self._expression.forward(x)
 
     def counted(self, x: Tensor, *, first: int = 0, seed: int = 0) -> Tensor:
-        """Cells with molecules counted around what components expect, see :func:`~advect.data.count_noise`."""
+        """Cells with counts drawn around component expectations, see :func:`~advect.data.cells.write.count_noise`."""
         return self._counted(x, self.metadata, first, seed)
 
     def measured(self, x: Tensor, *, first: int = 0, seed: int = 0) -> Tensor:
-        """Expression of cells, scaled by each cell's own size as data are."""
+        """Expression normalised by each cell's own library size, as in the data."""
         expression = {**self.metadata["expression"], "space": "expression"}
         return self._counted(self.comparable(x), {**self.metadata, "expression": expression}, first, seed)
 
     def _counted(self, x: Tensor, metadata: CellsMetadata, first: int, seed: int) -> Tensor:
-        """Cells with molecules counted around x, where x is what components expect."""
+        """Cells with drawn counts, if x is a component expectation."""
         if not metadata.get("counted"):
             return x
         return count_noise(x, metadata, CounterRng(stream_seed(seed, Stream.COUNTS), 0, len(x), start=first))

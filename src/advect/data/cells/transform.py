@@ -1,4 +1,4 @@
-"""From the expression of cells to model units and back: library sizes and logarithms, principal components, chains."""
+"""Transforms of expression: library sizes and logarithms, principal components, chains."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ Space = Literal["expression", "counts"]
 
 @dataclass(frozen=True, kw_only=True)
 class Expression(Transform):
-    """The expression that a cell's counts give, ``log(1 + counts * target_sum / library)``, for each gene.
+    """Expression of counts, ``log(1 + counts * target_sum / library)``, per gene.
 
-    In the space "expression" these values are themselves the data units, and the way back ends at what there is in the
-    data, 0 or at least ``smallest``: what lies nearer to 0 becomes exactly 0, and what is negative.
-    In the space "counts" the data units are counts of a cell with the given library size, rounded if asked.
+    In the space "expression" these values are the data units; the inverse sets negatives and values nearer to 0 than
+    to ``smallest`` to exactly 0. In the space "counts" data units are counts of a cell with the given library size,
+    optionally rounded.
 
     Args:
-        space: the data units, "expression" or "counts".
-        target_sum: what the counts of a cell are scaled to sum to, > 0; None for no scaling.
-        log1p: whether the logarithm is taken.
-        library: the library size, the sum of a cell's counts over all its genes, that counts are given for, > 0.
-        non_negative: whether the way back ends at zero or above; counts always do.
-        integer: whether counts are rounded to whole numbers.
-        smallest: the smallest expression above 0 in the data, >= 0; with 0 nothing positive becomes 0.
+        space: data units, "expression" or "counts".
+        target_sum: sum of a cell's scaled counts, > 0; None for no scaling.
+        log1p: whether to take the logarithm.
+        library: library size (sum of a cell's counts over all genes) of returned counts, > 0.
+        non_negative: whether the inverse is clamped at 0; counts always are.
+        integer: whether counts are rounded.
+        smallest: smallest positive expression in the data, >= 0; 0 sets no positive value to 0.
 
     Raises:
         UserError: target_sum or library is not positive, or the space is unknown.
@@ -67,7 +67,7 @@ class Expression(Transform):
         return torch.where(x < self.smallest / 2, 0.0, x.clamp(min=0)) if self.non_negative else x
 
     def counts(self, x: Tensor, library: Tensor | None = None) -> Tensor:
-        """The counts (B, D) of expression x (B, D), for cells of library sizes (B,), by default all ``library``."""
+        """Counts (B, D) of expression x (B, D) for library sizes (B,), default ``library``."""
         x = x.to(torch.float32)
         x = (x.expm1() if self.log1p else x).clamp(min=0)
         if self.target_sum is not None:
@@ -87,9 +87,9 @@ class Expression(Transform):
 
 @dataclass(frozen=True, eq=False)
 class Components(Transform):
-    """Scores on k principal components, ``V (x - mean)``, and back to all D features, ``mean + V^T z``.
+    """Scores on k principal components, ``V (x - mean)``; the inverse is ``mean + V^T z``.
 
-    The way forth and back is the projection on the components; :meth:`forward` after :meth:`inverse` is the identity.
+    Forward then inverse projects on the components; inverse then forward is the identity.
 
     Args:
         components: V (k, D), orthonormal rows.
@@ -140,7 +140,7 @@ class Components(Transform):
 
 @dataclass(frozen=True)
 class Chain(Transform):
-    """One transform after another: forward takes the parts in their order, inverse in the opposite one."""
+    """Composition of transforms, applied in order; the inverse reverses it."""
 
     parts: Sequence[Transform]
     kind: ClassVar[str] = "chain"
@@ -171,7 +171,7 @@ class Chain(Transform):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> Chain:
-        """Build the parts, each with those of ``tensors`` whose names begin with its number."""
+        """Build the parts, each with the ``tensors`` whose names start with its index."""
         return cls(
             [
                 transform_from_config(

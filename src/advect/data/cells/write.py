@@ -1,4 +1,4 @@
-"""Generated cells as an .h5ad file, written from stored facts alone: no training data is at hand."""
+"""Write generated cells as .h5ad from stored metadata, without training data."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from advect.data.cells.transform import Expression, Space
 
 
 class CellsMetadata(TypedDict):
-    """What :func:`write_h5ad` needs beside samples, as JSON.
+    """JSON that :func:`write_h5ad` needs beside samples.
 
-    ``space`` is "expression" or "counts"; ``counted``: molecules are counted around samples; ``expression``: arguments
-    of :class:`Expression`; ``library_quantiles`` of the sums of counts of training cells; tables ``var`` and ``obs``.
+    ``space`` is "expression" or "counts"; ``counted``: samples are expectations to draw counts from; ``expression``:
+    arguments of :class:`Expression`; ``library_quantiles``: of training cells' library sizes; tables ``var`` and
+    ``obs``.
     """
 
     space: Space
@@ -36,23 +37,22 @@ class CellsMetadata(TypedDict):
 
 
 def count_noise(x: Tensor, facts: CellsMetadata, generator: Generator = None) -> Tensor:
-    """Cells (B, D) with counted molecules, whose expected expression is x (B, D), both in the space of the facts.
+    """Draw cells (B, D) with Poisson counts of expected expression x (B, D), both in ``facts["space"]``.
 
-    Components, and what a flow makes of them, are smooth: they say how much of a gene a cell is expected to show. What
-    is then counted, gene by gene, is close to Poisson (Sarkar & Stephens 2021, "Separating measurement and expression
-    models clarifies confusion in single-cell RNA sequencing analysis"). So each cell gets a library size, one of the
-    101 stored percentiles of the training cells, and each gene a Poisson count. The rate is not ``expm1(x)``, as the
-    logarithm is concave: it is the one for which the mean of the drawn expression is x, or 0 where x < 0.
+    Components give smooth expectations; measured counts around them are close to Poisson (Sarkar & Stephens 2021,
+    "Separating measurement and expression models clarifies confusion in single-cell RNA sequencing analysis"). Each
+    cell draws one of the 101 stored percentiles as its library size. The rate makes the mean drawn expression equal x
+    (0 where x < 0); ``expm1(x)`` would not, since the logarithm is concave.
 
-    Library sizes are drawn apart from x, so that what ties a cell's size to its kind is lost.
+    Library sizes are independent of x, so their dependence on the kind of cell is lost.
 
     Args:
-        x: as ``transform.inverse`` gives it.
-        facts: those of ``Cells.metadata`` of components of counts: they say "counted".
+        x: result of ``transform.inverse``.
+        facts: ``Cells.metadata`` for components of counts, with "counted" true.
         generator: draws sizes and counts.
 
     Raises:
-        UserError: the facts are not those of components of counts.
+        UserError: the metadata is not for components of counts.
     """
     if not facts.get("counted"):
         raise UserError("count_cells needs a flow of components of counts (--pca on whole numbers); take x as it is")
@@ -77,8 +77,8 @@ def count_noise(x: Tensor, facts: CellsMetadata, generator: Generator = None) ->
 def mean_log(means: np.ndarray, step: float) -> np.ndarray:
     """``E log(1 + step K)`` for Poisson counts K of ``means`` (n,) > 0.
 
-    By ``log(1 + y) = integral of (1 - e^(-y v)) e^(-v) / v`` over v > 0, of which the mean over K has a closed form;
-    with v = e^w the trapezoidal rule converges faster than any power.
+    Uses ``log(1 + y) = integral of (1 - e^(-y v)) e^(-v) / v`` over v > 0, whose mean over K is closed-form; with v =
+    e^w the trapezoidal rule converges exponentially.
     """
     low = -18 - np.log(max(1.0, float(means.max()) * step))
     w = np.arange(low, 4, 0.1)
@@ -88,7 +88,7 @@ def mean_log(means: np.ndarray, step: float) -> np.ndarray:
 
 
 def _rates(expected: np.ndarray, step: float) -> np.ndarray:
-    """The means of Poisson counts K for which ``E log(1 + step K)`` is ``expected`` (n, D) >= 0."""
+    """Poisson means for which ``E log(1 + step K)`` is ``expected`` (n, D) >= 0."""
     last = max(float(expected.max()), 1.0)
     grid = np.exp(np.linspace(-12, last + 1, 400)) / step
     while mean_log(grid[-1:], step)[0] < last:  # few molecules: the logarithm's mean lies far below that of the mean
@@ -98,7 +98,7 @@ def _rates(expected: np.ndarray, step: float) -> np.ndarray:
 
 
 def poisson_quantile(chance: np.ndarray, means: np.ndarray) -> np.ndarray:
-    """The smallest k with ``P(K <= k) >= chance``, of Poisson counts of ``means`` >= 0; the same shapes, float64."""
+    """Smallest k with ``P(K <= k) >= chance`` for Poisson ``means`` >= 0; same shape, float64."""
     from scipy.special import pdtr, pdtrik  # a tenth of a second to import
 
     counts = np.zeros_like(means)
@@ -109,7 +109,7 @@ def poisson_quantile(chance: np.ndarray, means: np.ndarray) -> np.ndarray:
 
 
 def var_facts(var: Any) -> dict[str, Any]:
-    """The genes and all columns of a ``var`` table as JSON, from which :func:`var_table` builds an equal one."""
+    """Genes and columns of a ``var`` table as JSON, inverted by :func:`var_table`."""
     columns = {}
     for name, values in var.items():
         entry: dict[str, Any] = {"dtype": str(values.dtype), "values": _plain(values)}
@@ -120,12 +120,17 @@ def var_facts(var: Any) -> dict[str, Any]:
 
 
 def _plain(values: Any) -> list[Any]:
-    """As values of JSON; what is missing as None."""
-    return [None if v != v or str(v) in ("<NA>", "NaT") else getattr(v, "item", lambda v=v: v)() for v in values]
+    """JSON values, None where missing."""
+    import pandas as pd
+
+    return [
+        None if missing else getattr(v, "item", lambda v=v: v)()
+        for v, missing in zip(values, pd.isna(values), strict=True)
+    ]
 
 
 def var_table(facts: Mapping[str, Any]) -> Any:
-    """The ``var`` table of :func:`var_facts`."""
+    """``var`` table from :func:`var_facts`."""
     import pandas as pd
 
     columns = {}
@@ -138,7 +143,7 @@ def var_table(facts: Mapping[str, Any]) -> Any:
 
 
 def obs_facts(columns: Mapping[str, Column]) -> dict[str, Any]:
-    """What turns conditions back into columns of ``obs``: the names of categories, mean and deviation of numbers."""
+    """Category names, and means and deviations of numbers, to restore columns of ``obs``."""
     return {
         name: {"names": list(c.condition.names)}
         if isinstance(c.condition, Category)
@@ -149,9 +154,9 @@ def obs_facts(columns: Mapping[str, Column]) -> dict[str, Any]:
 
 
 def obs_table(facts: Mapping[str, Any], conditions: Conditions, count: int, *, first: int = 0) -> Any:
-    """The ``obs`` table of ``count`` cells: each condition by its names or in its own units, empty where not given.
+    """``obs`` table of ``count`` cells: conditions by name or in their own units, empty if missing.
 
-    Cells are called by their numbers, from ``first``.
+    Cells are numbered from ``first``.
     """
     import pandas as pd
 
@@ -171,10 +176,10 @@ def obs_table(facts: Mapping[str, Any], conditions: Conditions, count: int, *, f
 
 
 def to_counts(x: Tensor, facts: CellsMetadata, generator: Generator = None) -> Tensor:
-    """Counts (B, D) of expression x (B, D), non-negative, and whole where the training counts were.
+    """Counts (B, D) of expression x (B, D), non-negative, and whole if the training counts were.
 
-    The library size of each cell is drawn from the 101 stored quantiles of the training cells; without a generator
-    it is their median. ``facts`` are those of ``Cells.metadata``. Raises UserError where x is counts by them already.
+    Library sizes are drawn from the 101 stored quantiles; without a generator they are the median. ``facts`` is
+    ``Cells.metadata``. Raises UserError if x is counts already.
     """
     if facts["space"] == "counts":
         raise UserError("the flow was trained to give counts, so x is counts already; take x as it is")
@@ -197,20 +202,20 @@ def write_h5ad(
     notes: Mapping[str, Any] | None = None,
     first: int = 0,
 ) -> None:
-    """Write cells x (n, D), in the data units of training, as an .h5ad file with the training data's ``var``.
+    """Write cells x (n, D) in data units as an .h5ad file with the training data's ``var``.
 
     Args:
-        path: the file, replaced whole if it is there.
-        x: as ``transform.inverse`` gives them, in the space ``facts["space"]``.
-        facts: of ``Cells.metadata``.
-        conditions: as the network takes them; they become columns of ``obs`` by name and in their own units.
-        space: "expression" or "counts"; by default as x is. From expression to counts, see :func:`to_counts`.
-        generator: draws library sizes; without it cells have the median size.
+        path: file, replaced atomically.
+        x: result of ``transform.inverse``, in the space ``facts["space"]``.
+        facts: ``Cells.metadata``.
+        conditions: as given to the network; written to ``obs`` by name and in their own units.
+        space: "expression" or "counts"; default that of x. See :func:`to_counts`.
+        generator: draws library sizes; None uses the median.
         notes: plain values for ``uns["advect"]``, beside space, target_sum and log1p.
-        first: the number by which the first cell is called.
+        first: number of the first cell.
 
     Raises:
-        UserError: x, its conditions or the space do not fit the facts.
+        UserError: x, its conditions or the space do not fit the metadata.
     """
     anndata = optional_import("anndata", "cells")
     from scipy.sparse import csr_matrix

@@ -1,4 +1,4 @@
-"""CelebA, 202,599 faces with 40 attributes each, in its official layout."""
+"""CelebA, 202,599 faces with 40 attributes, in its official layout."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from advect.data.images.stores import ImageStore, open_store, require_folder
 
 PARTITION, ATTRIBUTES, IMAGES = "list_eval_partition", "list_attr_celeba", "img_align_celeba"
 PLACES = ("", "Eval", "Anno", "Img")
-"""Where upstream puts the lists and the images; all of them in one folder is as well."""
+"""Sub-folders of the lists and images upstream; "" for all in one folder."""
 
 _PARTS = {"train": 0, "valid": 1, "test": 2}
 _NO_YES = ("no", "yes")
@@ -30,21 +30,21 @@ class CelebA(Dataset):
     """Aligned and cropped faces (Liu, Luo, Wang & Tang 2015, "Deep learning face attributes in the wild").
 
     Args:
-        data_dir: the folder with ``img_align_celeba`` (a folder, or a zip or tar of it), ``list_eval_partition``
-            and, for attributes, ``list_attr_celeba``; both ``.txt`` as upstream, or ``.csv`` as mirrors have them.
-        image_size: height and width in pixels, >= 1; one number is both.
-        attributes: conditions, any of the 40, such as "Smiling" and "Male"; the values are "no" and "yes".
-        crop: the side in pixels of the square that is cut from the centre of the 178 x 218 images before scaling; 140
-            is that of Tolstikhin et al. 2018 and many since. None cuts the largest, 178.
-        held_out: which of upstream's parts is kept for measuring, "valid" (19,867) or "test" (19,962).
-        horizontal_flip: mirror half of the images, at random, while training.
-        skip_unreadable: pass over images that cannot be read, and name them; more than 1% of them end the run.
+        data_dir: folder with ``img_align_celeba`` (a folder, or a zip or tar of it), ``list_eval_partition`` and, for
+            attributes, ``list_attr_celeba``; lists as upstream's ``.txt`` or mirrors' ``.csv``.
+        image_size: height and width in pixels, >= 1; one number for both.
+        attributes: conditions out of the 40, such as "Smiling" and "Male", with values "no" and "yes".
+        crop: side in pixels of the central square cut from the 178 x 218 images before scaling; 140 follows Tolstikhin
+            et al. 2018. None cuts the largest, 178.
+        held_out: upstream part held out, "valid" (19,867) or "test" (19,962).
+        horizontal_flip: mirror half of the images at random while training.
+        skip_unreadable: skip and list unreadable images; more than 1% are an error.
 
     Attributes:
-        unreadable: the images that could not be read so far, each with the reason.
+        unreadable: unreadable images found so far, with reasons.
 
     Raises:
-        UserError: a file is missing or damaged, the lists and the images disagree, or an attribute is unknown.
+        UserError: a file is missing or damaged, lists and images disagree, or an attribute is unknown.
     """
 
     place: ClassVar[str | None] = "the folder with img_align_celeba and list_eval_partition.txt"
@@ -87,7 +87,7 @@ class CelebA(Dataset):
 
 
 def _sizes_and_parts(store: ImageStore, parts: np.ndarray) -> list[bytes]:
-    """What tells each image apart: not its content, for reading 1.4 GB at every start would tell little more."""
+    """Size and part of each image; hashing 1.4 GB of content at every start would add little."""
     try:
         return [b"%d %d" % (store.size(i), part) for i, part in enumerate(parts.tolist())]
     except OSError as error:
@@ -95,7 +95,7 @@ def _sizes_and_parts(store: ImageStore, parts: np.ndarray) -> list[bytes]:
 
 
 def find_celeba(folder: Path) -> bool:
-    """Whether a folder holds CelebA's list of parts, or its images together with a list."""
+    """Whether a folder holds CelebA's list of parts."""
     return any((folder / place / f"{PARTITION}{suffix}").is_file() for place in PLACES for suffix in (".txt", ".csv"))
 
 
@@ -107,7 +107,7 @@ def _find(folder: Path, name: str, suffixes: Sequence[str]) -> Path:
 
 
 def _parts(path: Path, store: ImageStore) -> np.ndarray:
-    """The part (0, 1 or 2) of every image of the store."""
+    """Part (0, 1 or 2) of every image in the store."""
     rows = [(line, _words(text)) for line, text in _lines(path)]
     if rows and rows[0][1][0] == "image_id":
         rows = rows[1:]
@@ -120,7 +120,7 @@ def _parts(path: Path, store: ImageStore) -> np.ndarray:
 
 
 def _attributes(folder: Path, wanted: Sequence[str], store: ImageStore) -> dict[str, np.ndarray]:
-    """For each wanted attribute, 0 (no) or 1 (yes) for every image of the store."""
+    """Wanted attributes: 0 (no) or 1 (yes) for every image in the store."""
     path = _find(folder, ATTRIBUTES, (".txt", ".csv"))
     lines = _lines(path)
     if lines and lines[0][1].strip().isdigit():  # upstream begins with the number of images
@@ -145,7 +145,7 @@ def _attributes(folder: Path, wanted: Sequence[str], store: ImageStore) -> dict[
 
 
 def _by_image(path: Path, values: dict[str, int] | dict[str, list[bool]], store: ImageStore) -> np.ndarray:
-    """The values of the images in the store's order, int64; the names of both must agree."""
+    """Values in the store's order, int64. Raises UserError unless the names agree."""
     names = [name.rsplit("/", 1)[-1] for name in store.names]
     lost, unlisted = sorted(values.keys() - set(names)), sorted(set(names) - values.keys())
     if lost or unlisted:
@@ -158,12 +158,12 @@ def _by_image(path: Path, values: dict[str, int] | dict[str, list[bool]], store:
 
 
 def _words(line: str) -> list[str]:
-    """The entries of a line, parted by spaces as upstream does or by commas as its mirrors do."""
+    """Entries of a line, separated by spaces (upstream) or commas (mirrors)."""
     return line.replace(",", " ").split()
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
-    """The lines that are not empty, each with its number from 1."""
+    """Non-empty lines with their numbers from 1."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

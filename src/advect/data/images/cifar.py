@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 as upstream ships them, in the binary layout or the Python one."""
+"""CIFAR-10 and CIFAR-100 in upstream's binary or Python layout."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from advect.data.images.stores import require_folder
 
 
 class _RefusedError(Exception):
-    """The pickle wants more than plain data."""
+    """The pickle needs more than plain data."""
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """How Python 3 writes bytes into the older protocols."""
+    """Python 3's encoding of bytes in older pickle protocols."""
     if encoding != "latin1":
         raise _RefusedError(f"it encodes text as {encoding!r}")
     return text.encode("latin1")
@@ -51,13 +51,12 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def read_plain_pickle(path: Path) -> Any:
-    """What a pickle holds, if that is numbers, text, bytes, lists, tuples, dicts and NumPy arrays and nothing else.
+    """Load a pickle of numbers, text, bytes, lists, tuples, dicts and NumPy arrays only.
 
-    Text that Python 2 wrote is read as Latin-1. A pickle names functions to call; all but those that build an array
-    are refused before they are called.
+    Python 2 text is read as Latin-1. Functions other than array constructors are refused before they are called.
 
     Raises:
-        UserError: the file cannot be read, is no pickle, or asks for anything else.
+        UserError: the file is unreadable, no pickle, or needs anything else.
     """
     try:
         return _PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
@@ -73,7 +72,7 @@ _PIXELS = 3 * 32 * 32
 
 
 class _Layout(NamedTuple):
-    """Files of one way to ship one set, and the labels in them: names of the binary bytes or of the pickles' keys."""
+    """Files of one layout, and its labels: names of the binary label bytes or of the pickle keys."""
 
     kind: str
     train: tuple[str, ...]
@@ -105,17 +104,17 @@ _NAME_KEYS = {"label": ("label_names", "fine_label_names"), "superclass": ("coar
 class Cifar(Dataset):
     """CIFAR-10 or CIFAR-100 (Krizhevsky 2009): 50,000 + 10,000 colour images (3, 32, 32), 0 to 255.
 
-    The training batches are for training, the test batch is held out. Pickles are read by
-    :func:`~advect.data.images.cifar.read_plain_pickle`, which runs nothing that they name.
+    The test batch is held out. Pickles are read by :func:`~advect.data.images.cifar.read_plain_pickle`, which runs no
+    code from them.
 
     Args:
-        data_dir: the folder with upstream's files, such as ``data_batch_1.bin``, or the one around it.
-        labels: whether there is the condition ``label``, one of 10 classes or of 100.
-        superclasses: whether CIFAR-100's 20 coarse classes are the condition ``superclass``.
-        horizontal_flip: mirror half of the images, at random, while training.
+        data_dir: folder with upstream's files, such as ``data_batch_1.bin``, or its parent.
+        labels: whether to add the condition ``label``, one of 10 or 100 classes.
+        superclasses: whether to add CIFAR-100's 20 coarse classes as the condition ``superclass``.
+        horizontal_flip: mirror half of the images at random while training.
 
     Raises:
-        UserError: a file is missing or damaged, or superclasses are asked of CIFAR-10.
+        UserError: a file is missing or damaged, or CIFAR-10 is asked for superclasses.
     """
 
     place: ClassVar[str | None] = "the folder with the files of CIFAR-10 or CIFAR-100"
@@ -163,7 +162,7 @@ class Cifar(Dataset):
 
 
 def find_layout(folder: Path) -> tuple[Path, _Layout] | None:
-    """The folder, this one or upstream's inside it, that holds a CIFAR, and how; None where there is none."""
+    """Folder (this one or upstream's inside it) and layout of a CIFAR; None if absent."""
     for layout in LAYOUTS:
         for place in (folder, folder / layout.folder):
             # "train" and "test" may be anything: the names of the classes beside them tell.
@@ -179,7 +178,7 @@ def _join(parts: list[Rows]) -> Rows:
 
 
 def _read(path: Path, layout: _Layout, names: dict[str, tuple[str, ...]]) -> Rows:
-    """The images (N, 3, 32, 32) uint8 and the wanted labels of one file."""
+    """Images (N, 3, 32, 32) uint8 and the wanted labels of one file."""
     if not path.is_file():
         raise UserError(f"{path} is missing; download all files of the set into one folder")
     rows = _read_binary(path, layout) if layout.kind.startswith("binary") else _read_pickle(path, layout)
@@ -194,7 +193,7 @@ def _read(path: Path, layout: _Layout, names: dict[str, tuple[str, ...]]) -> Row
 
 
 def _read_binary(path: Path, layout: _Layout) -> Rows:
-    """A byte a label, then 3,072 bytes: the red, green and blue planes; for each image."""
+    """Read records of one byte per label, then 3,072 bytes in red, green and blue planes."""
     width = len(layout.labels) + _PIXELS
     content = np.fromfile(path, np.uint8)
     if not len(content) or len(content) % width:
@@ -205,7 +204,7 @@ def _read_binary(path: Path, layout: _Layout) -> Rows:
 
 
 def _read_pickle(path: Path, layout: _Layout) -> Rows:
-    """A dict with ``data`` (N, 3072) uint8 and lists of labels."""
+    """Read a dict with ``data`` (N, 3072) uint8 and lists of labels."""
     batch = read_plain_pickle(path)
     x = _entry(path, batch, ("data",))
     if not isinstance(x, np.ndarray) or x.dtype != np.uint8 or x.ndim != 2 or x.shape[1] != _PIXELS:
@@ -225,7 +224,7 @@ def _entry(path: Path, batch: Any, keys: tuple[str, ...]) -> Any:
 
 
 def _names(folder: Path, layout: _Layout, label: str) -> tuple[str, ...]:
-    """The classes' names, from upstream's own list; plain numbers where that file was left out."""
+    """Class names from upstream's list; numbers if that file is missing."""
     path = folder / layout.names[layout.labels.index(label) if len(layout.names) > 1 else 0]
     if not path.is_file():
         counts = {"label": 10 if layout.labels == ("label",) else 100, "superclass": 20}

@@ -1,4 +1,4 @@
-"""From the bytes of an image file to pixels of one size."""
+"""Decoding of image files to pixels of one size."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 @dataclass(frozen=True, kw_only=True)
 class Decoder:
-    """Decodes what Pillow reads to (channels, H, W) uint8, in any thread; of several frames the first.
+    """Decode images to (channels, H, W) uint8 with Pillow; thread-safe. Takes the first of several frames.
 
-    An image is turned as its EXIF data says, laid on the background where it is transparent and ``channels`` is not
-    4, scaled so that its shorter side fits (bicubic, antialiased) and cropped along the other. 16 bits a channel
-    become 8. Real numbers, as in some TIFFs, are 0 for black to 1 for white; images beyond are refused, as are whole
-    numbers of 32 bits. Grey images become colour ones and the other way about (ITU-R BT.601 luma).
+    Applies EXIF rotation, composites transparency on the background unless ``channels`` is 4, scales the shorter side
+    to fit (bicubic, antialiased) and crops the longer. 16 bits per channel become 8. Real numbers, as in some TIFFs,
+    run from 0 (black) to 1 (white); images outside and 32-bit whole numbers are refused. Grey and colour convert to
+    each other (ITU-R BT.601 luma).
 
     Args:
-        image_size: height and width in pixels, >= 1; one number is both.
-        channels: 3 for colour, 1 for grey, 4 for colour with its alpha.
-        background: what shows through: a colour's name, "#rrggbb", or three numbers 0 to 255.
-        window: take the ``window`` x ``window`` pixels in the centre first; None takes all.
+        image_size: height and width in pixels, >= 1; one number for both.
+        channels: 3 for colour, 1 for grey, 4 for colour with alpha.
+        background: colour behind transparency: a name, "#rrggbb", or three numbers 0 to 255.
+        window: side in pixels of the central square to cut first; None takes all.
 
     Raises:
-        UserError: an argument is out of its range.
+        UserError: an argument is out of range.
     """
 
     image_size: int | tuple[int, int] = 64
@@ -55,19 +55,19 @@ class Decoder:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """The shape (channels, H, W) of every image."""
+        """Shape (channels, H, W) of every image."""
         height, width = self.image_size  # pyright: ignore[reportGeneralTypeIssues]
         return (self.channels, height, width)
 
     def __call__(self, content: bytes, place: tuple[float, float] | None = None) -> np.ndarray:
-        """The image as (channels, H, W) uint8.
+        """Decode one image to (channels, H, W) uint8.
 
         Args:
-            content: the bytes of the file.
-            place: where to crop, (vertically, horizontally) in [0, 1); None is the centre.
+            content: bytes of the file.
+            place: crop position (vertical, horizontal) in [0, 1]; None is the centre.
 
         Raises:
-            Exception: whatever a damaged file leads the decoder to.
+            Exception: any error of the decoder on a damaged file.
         """
         _, height, width = self.shape
         with Image.open(io.BytesIO(content)) as image:
@@ -82,7 +82,7 @@ class Decoder:
         return np.asarray(image).reshape(height, width, self.channels).transpose(2, 0, 1)
 
     def _flatten(self, image: Image.Image, image_format: str | None) -> Image.Image:
-        """The image in 8 bits a channel, laid on the background where it is transparent."""
+        """Image with 8 bits per channel, transparency composited on the background."""
         if image.mode[0] in "IF":  # 16-bit grey, which Pillow would cut off at 255, or real numbers
             image = Image.fromarray(_eight_bits(image.mode, image_format, np.asarray(image)))
         if image.has_transparency_data and self.channels != 4:
@@ -94,7 +94,7 @@ class Decoder:
 def _eight_bits(mode: str, image_format: str | None, values: np.ndarray) -> np.ndarray:
     """Grey values (H, W) of Pillow's modes I (32 bits), I;16 and F (real numbers) as uint8.
 
-    Raises ValueError where the values of black and white are not known.
+    Raises ValueError if the values of black and white are unknown.
     """
     low, high = float(values.min()), float(values.max())
     if mode == "F":
@@ -109,7 +109,7 @@ def _eight_bits(mode: str, image_format: str | None, values: np.ndarray) -> np.n
 def _box(
     size: tuple[int, int], target: tuple[int, int], window: float | None, place: tuple[float, float] | None
 ) -> tuple[float, float, float, float]:
-    """The part (left, top, right, bottom) of an image of ``size`` that becomes the target, both (width, height)."""
+    """Part (left, top, right, bottom) of an image of ``size`` that becomes the target; sizes are (width, height)."""
     whole = size if window is None else (min(window, size[0]), min(window, size[1]))
     scale = min(whole[0] / target[0], whole[1] / target[1])
     width, height = min(scale * target[0], whole[0]), min(scale * target[1], whole[1])
@@ -124,7 +124,7 @@ def _box(
 
 
 def colour(background: str | tuple[int, int, int]) -> tuple[int, int, int]:
-    """A colour as red, green and blue, 0 to 255. Raises UserError where it is none."""
+    """Red, green and blue, 0 to 255. Raises UserError if it is no colour."""
     if isinstance(background, str):
         try:
             return ImageColor.getrgb(background)[:3]

@@ -1,4 +1,4 @@
-"""A folder or an archive of pictures, of any sizes and in any sub-folders, as images of one size."""
+"""Folders or archives of images of any sizes, resized to one size."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ MEASURE = frozenset({"test", "testing", "val", "valid", "validation"})
 
 @dataclass(frozen=True)
 class Classes:
-    """The class of every image, labels (N,) int64, and the classes' names, sorted."""
+    """Classes of images: labels (N,) int64 and sorted names."""
 
     labels: np.ndarray
     names: tuple[str, ...]
 
 
 def official_split(names: Sequence[str]) -> tuple[np.ndarray, np.ndarray] | None:
-    """The indices below a folder "train" and those below "test" or "val", or None where the images lie otherwise."""
+    """Indices below a folder "train" and below "test" or "val"; None for other layouts."""
     tops = [parts[0].lower() if len(parts) > 1 else "" for parts in _below_the_common(names)]
     if not (set(tops) & TRAIN and set(tops) & MEASURE and set(tops) <= TRAIN | MEASURE):
         return None
@@ -51,14 +51,14 @@ def official_split(names: Sequence[str]) -> tuple[np.ndarray, np.ndarray] | None
 
 
 def sub_folder_classes(names: Sequence[str], wanted: Literal["auto", "yes", "no"]) -> Classes | None:
-    """The classes that the first differing folder of each path names, below "train" and "test" where there are such.
+    """Classes from the first differing folder of each path, below "train" and "test" if present.
 
     Args:
         names: paths with "/".
-        wanted: "no" for none; "yes" where there must be some; "auto" for whatever is there.
+        wanted: "no" for none, "yes" to require them, "auto" to use them if present.
 
     Raises:
-        UserError: classes are wanted but some images lie in no sub-folder, or all in one.
+        UserError: classes are required, but some images lie in no sub-folder or all in one.
     """
     if wanted not in ("auto", "yes", "no"):
         raise UserError(f"labels must be 'auto', 'yes' or 'no', got {wanted!r}")
@@ -79,7 +79,7 @@ def sub_folder_classes(names: Sequence[str], wanted: Literal["auto", "yes", "no"
 
 
 def _below_the_common(names: Sequence[str]) -> list[list[str]]:
-    """The parts of each path without the folders that all share: archives often wrap everything in one folder."""
+    """Parts of each path without common leading folders, which archives often add."""
     paths = [name.split("/") for name in names]
     shared = 0
     while all(len(parts) > shared + 1 and parts[shared] == paths[0][shared] for parts in paths):
@@ -90,7 +90,7 @@ def _below_the_common(names: Sequence[str]) -> list[list[str]]:
 logger = logging.getLogger(__name__)
 
 PIXELS = PixelScale(0, 255, integer=True)
-"""How decoded images become model units."""
+"""Transform of decoded images to model units."""
 
 _MOST_UNREADABLE = 0.01
 _LOOKED_AT, _LARGEST = 64, 64
@@ -99,33 +99,32 @@ _READERS = 16  # on a network disk a file takes milliseconds to open, and many a
 
 @register("image-folder")
 class ImageFolder(Dataset):
-    """The images of a folder, a zip or a tar (compressed or not), as (channels, H, W), 0 to 255, see :class:`Decoder`.
+    """Images of a folder, zip or tar (compressed or not) as (channels, H, W), 0 to 255, see :class:`Decoder`.
 
-    The archives are read in place. Files and folders whose names start with a dot are passed over. The same files
-    give the same splits, pixels and fingerprint, wherever they lie.
+    Archives are read in place. Names that start with a dot are ignored. The same files give the same splits, pixels
+    and fingerprint in any location.
 
     Args:
-        data_dir: the folder or archive. Pictures are what has a suffix of one, in any case, or begins like one; other
-            files are counted and left out.
-        image_size: height and width in pixels, >= 1; one number is both.
-        channels: 3 for colour, 1 for grey, 4 for colour with its alpha.
-        crop: the side in pixels of a square to cut from the centre before scaling; None takes all.
-        random_crop: crop the longer side of training images anywhere, at random, instead of in the centre.
-        horizontal_flip: mirror half of the images, at random, while training.
-        background: what shows through transparent images: a colour's name, "#rrggbb", or three numbers 0 to 255.
-        labels: whether the sub-folders are classes, the condition ``label``. "auto" says yes where every image lies
-            in a sub-folder and there are at least two of them.
-        held_out: the share kept for measuring, in [0, 1), decided for each file by a hash of its size and of the 8 KiB
-            in its middle, so that exact copies share a side and new files move no old one. None is the split of
-            the folders "train" and "test" (or "val") where the images lie in such, else 0.05.
-        skip_unreadable: pass over images that cannot be read, and name them; more than 1% of them end the run.
+        data_dir: folder or archive. Images are recognised by suffix (any case) or first bytes; other files are counted
+            and left out.
+        image_size: height and width in pixels, >= 1; one number for both.
+        channels: 3 for colour, 1 for grey, 4 for colour with alpha.
+        crop: side in pixels of a central square to cut before scaling; None takes all.
+        random_crop: crop the longer side of training images at random, not in the centre.
+        horizontal_flip: mirror half of the images at random while training.
+        background: colour behind transparency: a name, "#rrggbb", or three numbers 0 to 255.
+        labels: whether sub-folders are classes, the condition ``label``; "auto": if every image lies in one of at
+            least two sub-folders.
+        held_out: share held out, in [0, 1), chosen by a hash of each file's size and middle 8 KiB: copies share a
+            side, new files move no old one. None uses the folders "train" and "test" (or "val") if present, else 0.05.
+        skip_unreadable: skip and list unreadable images; more than 1% are an error.
 
     Attributes:
-        unreadable: the images that could not be read so far, each with the reason.
+        unreadable: unreadable images found so far, with reasons.
 
     Raises:
-        UserError: the folder is missing, unreadable or without images, or an argument is out of its range; a
-            fetch raises it for a file that is not a readable image, or when more than 1% are not.
+        UserError: the folder is missing, unreadable or without images, or an argument is out of range; in a fetch, an
+            image, or more than 1%, is unreadable.
     """
 
     place: ClassVar[str | None] = "the folder or archive with images"
@@ -147,7 +146,7 @@ class ImageFolder(Dataset):
 
     @classmethod
     def open(cls, data_dir: Any, **options: Any) -> Dataset:
-        """The pack of exactly these images where ``advect data pack`` made one, else the images themselves."""
+        """Matching pack of ``advect data pack`` if one exists, else the images themselves."""
         from advect.data.images.memmap_images import Packed, matching_pack
 
         asked = {a.name: options.get(a.name, a.default) for a in arguments(cls)}
@@ -216,7 +215,7 @@ class ImageFolder(Dataset):
 
 
 def _usual_size(store: ImageStore) -> int:
-    """A side in pixels: that of the median image, a multiple of 4 and at most 64."""
+    """Side in pixels of the median image, a multiple of 4 and at most 64."""
     sides = []
     for index in np.linspace(0, len(store) - 1, min(_LOOKED_AT, len(store))).astype(int).tolist():
         try:
@@ -228,20 +227,20 @@ def _usual_size(store: ImageStore) -> int:
 
 
 def note_left_out(place: object, store: ImageStore) -> None:
-    """Say once what was left out of a store."""
+    """Log what was left out of a store."""
     if store.left_out:
         logger.info(f"note: {place}: {describe_left_out(store.left_out)}")
 
 
 class Unreadable(dict[str, str]):
-    """The images that could not be read, each with the reason, of ``total``; more than 1% of them are an error."""
+    """Unreadable images with reasons, out of ``total``; more than 1% are an error."""
 
     def __init__(self, total: int) -> None:
         super().__init__()
         self._most = max(1, int(_MOST_UNREADABLE * total))
 
     def add(self, title: str, reason: str) -> None:
-        """Note one. Raises UserError where it is one too many."""
+        """Record one. Raises UserError above the limit."""
         self[title] = reason
         if len(self) > self._most:
             raise UserError(
@@ -251,16 +250,16 @@ class Unreadable(dict[str, str]):
 
 
 class ImageSplit(Split):
-    """Some images of a store, decoded at each fetch.
+    """Images of a store, decoded at each fetch.
 
     Args:
-        store: where they lie.
-        rows: (N,) their numbers in it.
-        labels: for each condition, a whole number (len(store),) for every image of the store.
-        decoder: what makes pixels of them.
-        flip: mirror half of the images that are fetched with an rng.
+        store: encoded images.
+        rows: (N,) indices into the store.
+        labels: for each condition, a whole number (len(store),) per image of the store.
+        decoder: image decoder.
+        flip: mirror half of the images fetched with an rng.
         random_crop: crop those at random.
-        unreadable: where to note images that cannot be read, and take the next one; None raises at the first.
+        unreadable: record of skipped images, each replaced by the next; None raises at the first.
     """
 
     def __init__(
@@ -286,12 +285,12 @@ class ImageSplit(Split):
         return self
 
     def at(self, rows: np.ndarray) -> ImageSplit:
-        """The images at these rows (n,) of the store, without labels."""
+        """Images at rows (n,) of the store, without labels."""
         return ImageSplit(self.store, rows, {}, self.decoder)
 
     @property
     def names(self) -> list[str]:
-        """The names of the images inside the store."""
+        """Names of the images inside the store."""
         return [self.store.names[int(row)] for row in self.rows]
 
     def fetch(self, indices: np.ndarray, rng: Generator = None) -> Batch:
@@ -311,7 +310,7 @@ class ImageSplit(Split):
         return Batch(x, {name: torch.from_numpy(values[taken]) for name, values in self._labels.items()})
 
     def find_unreadable(self, *, workers: int = 4) -> dict[str, str]:
-        """Decode every image once, and tell which cannot be read, and why."""
+        """Decode every image once; return the unreadable ones with reasons."""
 
         def reason(row: int) -> str | None:
             try:
@@ -324,7 +323,7 @@ class ImageSplit(Split):
             return {self.store.title(row): why for row, why in zip(self.rows, reasons, strict=True) if why}
 
     def _decode(self, index: int, place: tuple[float, float] | None) -> tuple[np.ndarray, int]:
-        """The image at ``index`` and that index, or the next readable one and its."""
+        """Image at ``index`` and that index, or the next readable image and its index."""
         title = reason = ""
         for candidate in chain(range(index, len(self)), range(index)):
             row = self.rows[candidate]
@@ -341,19 +340,19 @@ class ImageSplit(Split):
 
 
 def one_line(error: Exception) -> str:
-    """What an exception says, on one line."""
+    """Message of an exception on one line."""
     if isinstance(error, UnidentifiedImageError):  # it tells where in memory the bytes lie
         return "it is in no image format that is known here"
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def content_digests(store: ImageStore, unreadable: Unreadable | None = None) -> list[bytes]:
-    """The digest of every image, or of its name where its bytes cannot be read, which is then noted.
+    """Digest of every image; of its name if its bytes are unreadable, which is recorded.
 
-    A file that is no image by its first bytes is noted, too, so that a folder of many such is refused at once.
+    Files that are no image by their first bytes are recorded too, so a folder of many is refused at once.
 
     Raises:
-        UserError: one cannot be read and there is nowhere to note it, or too many cannot.
+        UserError: an image is unreadable and ``unreadable`` is None, or too many are.
     """
 
     def digest(index: int) -> bytes:
@@ -375,7 +374,7 @@ def content_digests(store: ImageStore, unreadable: Unreadable | None = None) -> 
 
 
 def _note_unknown(store: ImageStore, index: int, unreadable: Unreadable) -> None:
-    """Note an image that is in no format that Pillow knows either."""
+    """Record an image whose format Pillow does not know."""
     try:
         with Image.open(io.BytesIO(store.read(index))):
             return
@@ -385,7 +384,7 @@ def _note_unknown(store: ImageStore, index: int, unreadable: Unreadable) -> None
 
 
 def files_fingerprint(store: ImageStore, digests: Sequence[bytes]) -> str:
-    """sha256 of the names of the files and of something of each (its digest, or its size)."""
+    """sha256 (hex) of file names and a value per file (digest or size)."""
     # A name is the same on file systems that compose accents and on those that take them apart.
     keys = (unicodedata.normalize("NFC", name).encode("utf-8", "surrogateescape") for name in store.names)
     lines = [b"%b\0%b\n" % (key, digest) for key, digest in zip(keys, digests, strict=True)]

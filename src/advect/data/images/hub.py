@@ -1,4 +1,4 @@
-"""Images of a Hugging Face dataset: from the hub, from Parquet files, or saved on disk."""
+"""Images of a Hugging Face dataset: from the hub, Parquet files, or saved on disk."""
 
 from __future__ import annotations
 
@@ -25,29 +25,28 @@ _HELD_OUT = ("test", "validation", "valid", "val")
 
 @register("hub-images")
 class HubImages(Dataset):
-    """A dataset of the Hugging Face hub, or one like it on disk, as images (channels, H, W), see :class:`Decoder`.
+    """Dataset of the Hugging Face hub, or one like it on disk, as images (channels, H, W), see :class:`Decoder`.
 
     Args:
-        name: a name on the hub such as "uoft-cs/cifar10", a ``.parquet`` file, a folder of such, or a folder that
-            ``save_to_disk`` wrote.
-        configuration: which of a hub dataset's configurations.
-        image_size: height and width in pixels, >= 1; one number is both.
-        channels: 3 for colour, 1 for grey, 4 for colour with its alpha.
-        crop: the side in pixels of a square to cut from the centre before scaling; None takes all.
-        horizontal_flip: mirror half of the images, at random, while training.
-        background: what shows through transparent images: a colour's name, "#rrggbb", or three numbers 0 to 255.
+        name: hub name such as "uoft-cs/cifar10", a ``.parquet`` file, a folder of them, or a ``save_to_disk`` folder.
+        configuration: configuration of a hub dataset.
+        image_size: height and width in pixels, >= 1; one number for both.
+        channels: 3 for colour, 1 for grey, 4 for colour with alpha.
+        crop: side in pixels of a central square to cut before scaling; None takes all.
+        horizontal_flip: mirror half of the images at random while training.
+        background: colour behind transparency: a name, "#rrggbb", or three numbers 0 to 255.
         image_column: None is the first column of images.
-        conditions: columns of classes, yes and no, whole numbers or words. None is the first column of named classes,
-            if any, as the condition ``label``; others keep their names.
-        held_out: the share of the split "train" kept for measuring, in [0, 1), as for :class:`ImageFolder`. None is
-            the dataset's own "test" or "validation" where it has one, else 0.05.
-        skip_unreadable: pass over images that cannot be read, and name them; more than 1% of them end the run.
+        conditions: columns of classes, booleans, whole numbers or words, under their own names. None is the first
+            column of named classes, if any, as ``label``.
+        held_out: share of the split "train" held out, in [0, 1), as for :class:`ImageFolder`. None is the dataset's
+            "test" or "validation" if present, else 0.05.
+        skip_unreadable: skip and list unreadable images; more than 1% are an error.
 
     Attributes:
-        unreadable: the images that could not be read so far, each with the reason.
+        unreadable: unreadable images found so far, with reasons.
 
     Raises:
-        UserError: ``datasets`` is not installed, the dataset cannot be opened, or it has no such column.
+        UserError: ``datasets`` is not installed, the dataset cannot be opened, or a column is missing.
     """
 
     place: ClassVar[str | None] = "a dataset of the hub, or the folder of one"
@@ -114,7 +113,7 @@ class HubImages(Dataset):
 
 
 class HubStore(ImageStore):
-    """The images of one column, one split after the other; Arrow maps them, so that they are not in memory."""
+    """Images of one column, split after split, memory-mapped by Arrow."""
 
     def __init__(self, title: str, splits: dict[str, Any], column: str) -> None:
         datasets = optional_import("datasets", "images")
@@ -142,14 +141,14 @@ class HubStore(ImageStore):
 
 
 def is_saved_dataset(path: Path) -> bool:
-    """Whether a folder is what ``save_to_disk`` writes."""
+    """Whether a folder was written by ``save_to_disk``."""
     return (path / "dataset_dict.json").is_file() or all(
         (path / name).is_file() for name in ("state.json", "dataset_info.json")
     )
 
 
 def _open(name: str, configuration: str | None) -> dict[str, Any]:
-    """The splits of a dataset by their names."""
+    """Splits of a dataset by name."""
     datasets = optional_import("datasets", "images")
     path = Path(name).expanduser()
     try:
@@ -172,7 +171,7 @@ def _open(name: str, configuration: str | None) -> dict[str, Any]:
 
 
 def _image_column(title: str, features: Any, wanted: str | None) -> str:
-    """The name of the column of images: encoded ones, with their bytes or their paths."""
+    """Name of the column of encoded images, stored as bytes or paths."""
     datasets = optional_import("datasets", "images")
     images = [
         name
@@ -191,7 +190,7 @@ def _image_column(title: str, features: Any, wanted: str | None) -> str:
 
 
 def _condition_columns(title: str, features: Any, wanted: Sequence[str] | None) -> dict[str, str]:
-    """For each condition the column that it comes from."""
+    """Source column of each condition."""
     datasets = optional_import("datasets", "images")
     if wanted is None:
         classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
@@ -203,7 +202,7 @@ def _condition_columns(title: str, features: Any, wanted: Sequence[str] | None) 
 
 
 def _classes(title: str, column: str, tables: list[Any]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The numbers (N,) of the classes of all rows, NULL where there is none, and the classes' names."""
+    """Class codes (N,) of all rows, NULL if missing, and class names."""
     feature = tables[0].features[column]
     values = [value for table in tables for value in table[column]]
     names = getattr(feature, "names", None)
@@ -220,10 +219,10 @@ def _classes(title: str, column: str, tables: list[Any]) -> tuple[np.ndarray, tu
 
 
 def _is_numbered(feature: Any) -> bool:
-    """Whether a column holds numbers or truth values, to which names are given."""
+    """Whether a column holds numbers or booleans with separate names."""
     return hasattr(feature, "names") or getattr(feature, "dtype", "") == "bool"
 
 
 def _category(labels: np.ndarray, names: tuple[str, ...], *, numbered: bool) -> Category:
-    """The category with the shares of the rows that have a class."""
+    """Category with the frequencies of the rows that have a class."""
     return category(labels[labels != NULL], names, range(len(names)) if numbered else ())

@@ -1,4 +1,4 @@
-"""The IDX format, in which MNIST and its successors come, and the sets in it."""
+"""The IDX format, and MNIST-like sets in it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _AGAIN = "download it again"
 
 
 def read_idx(path: Path, *, ndim: int) -> np.ndarray:
-    """The unsigned bytes of an IDX file, plain or gzipped (its content decides, not its name), with ``ndim`` axes.
+    """Unsigned bytes of an IDX file with ``ndim`` axes, plain or gzipped by content.
 
-    The format: the bytes 0, 0, 8 (unsigned bytes) and the number of axes; each axis as a big-endian uint32; the data.
+    Format: bytes 0, 0, 8 (unsigned bytes), number of axes; each axis as big-endian uint32; data.
 
     Raises:
-        UserError: the file cannot be read or unpacked, is not such a file, or has too few or too many bytes.
+        UserError: the file is unreadable, not IDX, or has the wrong number of bytes.
     """
     content = _read(path)
     magic, header = bytes([0, 0, 8, ndim]), 4 + 4 * ndim
@@ -62,19 +62,18 @@ def _read(path: Path) -> bytes:
 
 @register("mnist")
 class Mnist(ArrayDataset):
-    """MNIST (LeCun, Cortes & Burges 1998) or any set in its four files, such as KMNIST, or a part of EMNIST.
+    """MNIST (LeCun, Cortes & Burges 1998) or a set in the same four files, such as KMNIST or a part of EMNIST.
 
-    Grey images (1, H, W), 0 to 255, with the condition ``label``. The train files are for training, the t10k or test
-    files are held out.
+    Grey images (1, H, W), 0 to 255, condition ``label``. The t10k or test files are held out.
 
     Args:
-        data_dir: the folder with ``train-images-idx3-ubyte`` and its three companions, plain or with ``.gz``; all
-            of one prefix, such as ``emnist-balanced-``, whose images are then turned upright.
-        names: of the classes 0, 1, ...; by default "0" to the highest label.
-        labels: whether there is the condition ``label``.
+        data_dir: folder with ``train-images-idx3-ubyte`` and its three companions, plain or ``.gz``, with one prefix;
+            images of the prefix ``emnist`` are turned upright.
+        names: names of the classes 0, 1, ...; default "0" to the highest label.
+        labels: whether to add the condition ``label``.
 
     Raises:
-        UserError: a file is missing, damaged, or not what its name says.
+        UserError: a file is missing, damaged, or of another kind.
     """
 
     place: ClassVar[str | None] = "the folder with the four IDX files of the set"
@@ -112,10 +111,10 @@ class Mnist(ArrayDataset):
 
 
 def find_parts(folder: Path) -> tuple[str, str]:
-    """The prefix of the four files in a folder, often none, and what the held-out ones are called: t10k or test.
+    """Prefix of the four files, often empty, and the name of the held-out part: t10k or test.
 
     Raises:
-        UserError: there is no file of training images, or there are several.
+        UserError: there is no file of training images, or several.
     """
     end = "train-images-idx3-ubyte"
     found = sorted({path.name.removesuffix(".gz").removesuffix(end) for path in folder.glob(f"*{end}*")
@@ -136,7 +135,7 @@ def is_idx(folder: Path) -> bool:
 
 
 def idx_image_size(folder: Path) -> tuple[int, int]:
-    """Height and width of a set's images, from the header of its training images."""
+    """Height and width from the header of the training images."""
     file = next(folder.glob(f"{find_parts(folder)[0]}train-images-idx3-ubyte*"))
     with file.open("rb") as start:
         opener = gzip.open if start.read(2) == b"\x1f\x8b" else open
@@ -147,15 +146,15 @@ def idx_image_size(folder: Path) -> tuple[int, int]:
 
 @register("fashion-mnist")
 class FashionMnist(ArrayDataset):
-    """70,000 grey pictures of clothes (1, 28, 28), values 0 to 255, condition ``label`` (Xiao, Rasul & Vollgraf 2017).
+    """70,000 grey clothing images (1, 28, 28), 0 to 255, condition ``label`` (Xiao, Rasul & Vollgraf 2017).
 
     Args:
-        data_dir: the folder with the four upstream files, ``train-images-idx3-ubyte`` and so on, plain or with
-            ``.gz``. The train files are for training, the t10k files are held out.
-        labels: whether there is the condition ``label``.
+        data_dir: folder with upstream's four files, ``train-images-idx3-ubyte`` and so on, plain or ``.gz``; the t10k
+            files are held out.
+        labels: whether to add the condition ``label``.
 
     Raises:
-        UserError: a file is missing, damaged, or not what its name says.
+        UserError: a file is missing, damaged, or of another kind.
     """
 
     place: ClassVar[str | None] = "the folder with the four IDX files of Fashion-MNIST"
@@ -185,7 +184,7 @@ class FashionMnist(ArrayDataset):
 
 
 def _labelled(folder: Path, part: str, classes: int) -> Rows:
-    """The images (N, 1, 28, 28) and labels (N,) of one part."""
+    """Images (N, 1, 28, 28) and labels (N,) of one part."""
     rows, image_file = _images(folder, part), _find(folder, f"{part}-images-idx3-ubyte")
     if rows.x.shape[2:] != (28, 28):
         shape = (len(rows.x), *rows.x.shape[2:])
@@ -200,7 +199,7 @@ def _labelled(folder: Path, part: str, classes: int) -> Rows:
 
 
 def _images(folder: Path, part: str) -> Rows:
-    """The images (N, 1, H, W) and labels (N,) of one part."""
+    """Images (N, 1, H, W) and labels (N,) of one part."""
     image_file = _find(folder, f"{part}-images-idx3-ubyte")
     label_file = _find(folder, f"{part}-labels-idx1-ubyte")
     images, labels = read_idx(image_file, ndim=3), read_idx(label_file, ndim=1)

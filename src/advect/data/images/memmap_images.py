@@ -1,4 +1,4 @@
-"""Images that were packed: decoded once, and read from a memory-mapped file since."""
+"""Packed images: decoded once, then memory-mapped."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ logger = logging.getLogger(__name__)
 
 @register("packed")
 class Packed(Dataset):
-    """The images of a folder that :func:`~advect.data.images.packing.pack` wrote, (channels, H, W), 0 to 255.
+    """Images packed by :func:`~advect.data.images.packing.pack`, (channels, H, W), 0 to 255.
 
-    Splits, classes and fingerprint are those of the ``ImageFolder`` of the originals, so a run may change from one to
-    the other; unreadable images are left out. Opening it compares sizes only; :meth:`verify` reads everything.
+    Splits, classes and fingerprint equal those of the originals' ``ImageFolder``, so runs may switch between them;
+    unreadable images are left out. Opening compares sizes only; :meth:`verify` reads everything.
 
     Args:
-        data_dir: the packed folder.
-        horizontal_flip: mirror half of the images, at random, while training.
-        held_out: the share kept for measuring, in [0, 1), as for ``ImageFolder``.
+        data_dir: packed folder.
+        horizontal_flip: mirror half of the images at random while training.
+        held_out: share held out, in [0, 1), as for ``ImageFolder``.
 
     Raises:
-        UserError: the folder is no whole pack, or an argument is out of its range.
+        UserError: the folder is no complete pack, or an argument is out of range.
 
     Attributes:
-        left_out: the names of images that could not be read.
+        left_out: names of unreadable images.
     """
 
     place: ClassVar[str | None] = "the folder that advect data pack wrote"
@@ -92,7 +92,7 @@ class Packed(Dataset):
         )
 
     def verify(self) -> None:
-        """Read every byte. Raises UserError that names the file and the images whose bytes have changed."""
+        """Read every byte. Raises UserError with the file and the changed images."""
         for name, entry in self._manifest["files"].items():
             if hashlib.sha256((self.folder / name).read_bytes()).hexdigest() != entry["sha256"]:
                 raise UserError(
@@ -111,15 +111,15 @@ class Packed(Dataset):
 
 
 def packed_path(data_dir: str | os.PathLike[str], decoder: Decoder) -> Path:
-    """Where the pack of a folder or archive lies by default: beside it, named after it and the shape (C, H, W)."""
+    """Default location of a pack: beside the folder or archive, named after it and the shape (C, H, W)."""
     path = Path(data_dir).absolute()
     return path.with_name(f"{path.name}.packed-{'x'.join(map(str, decoder.shape))}")
 
 
 def matching_pack(data_dir: str | os.PathLike[str], decoder: Decoder) -> Path | None:
-    """The whole pack of exactly these images with these settings: ``data_dir`` itself, or one beside it; else None.
+    """Complete pack of these images and settings, ``data_dir`` itself or one beside it; else None.
 
-    It reads a little of every original, to see whether any has changed since; ``say`` is told where one has.
+    Reads a little of every original to detect changes, and logs them.
     """
     path = Path(data_dir).absolute()
     wanted = settings_of(decoder)
@@ -146,7 +146,7 @@ def matching_pack(data_dir: str | os.PathLike[str], decoder: Decoder) -> Path | 
 
 
 def _whole_manifest(folder: Path) -> dict:
-    """The manifest, after a look at the sizes of the files."""
+    """Manifest, after checking the sizes of the files."""
     manifest = read_manifest(folder)
     if manifest is None:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Images: files, a grid, pixels in [0, 255] for a feature network."""
+"""Images: files, grids, pixel values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from advect.data.base import Split
 from advect.data.modality import FINE, EstimatorDefaults, Modality, Verdict, write_npz
 
 GAP, BACKGROUND = 2, 255
-"""Of a grid: pixels between images, and their grey level."""
+"""Grid: pixels between images and their grey level."""
 
 
 @register("image")
@@ -66,9 +66,9 @@ class Images(Modality):
         return None
 
     def plot(self, x: Tensor, conditions: Conditions, reference: Batch | None = None) -> Image.Image:
-        """A grid with a column for each value of the first category when there are 2 to 16, else of 8 columns.
+        """Grid with a column per value of the first category if it has 2 to 16, else 8 columns.
 
-        Black and white are the transform's ``low`` and ``high``; where it has none, the range of x.
+        Black and white are the transform's ``low`` and ``high``, else the range of x.
         """
         values = next((len(c.names) for c in self.spec.conditions.values() if isinstance(c, Category)), 0)
         low, high = self.pixel_range or _range(x)
@@ -86,7 +86,7 @@ class Images(Modality):
 
     @property
     def pixel_range(self) -> tuple[float, float] | None:
-        """The values of black and white, where the transform knows them."""
+        """Values of black and white, if the transform knows them."""
         low, high = getattr(self.transform, "low", None), getattr(self.transform, "high", None)
         return None if low is None or high is None else (low, high)
 
@@ -98,7 +98,7 @@ def _range(x: Tensor) -> tuple[float, float]:
 
 
 def to_bytes(x: Tensor, low: float, high: float) -> Tensor:
-    """Map [low, high] to 0 .. 255 (uint8), values outside to the nearer end and NaN to 0."""
+    """Map [low, high] to 0 .. 255 (uint8), clamped; NaN becomes 0."""
     if not low < high:
         raise UserError(f"low must be below high, got {low} and {high}; give the values of black and white")
     y = (x.detach().cpu().double() - low) * (255 / (high - low))
@@ -108,11 +108,11 @@ def to_bytes(x: Tensor, low: float, high: float) -> Tensor:
 def image_grid(
     x: Tensor, low: float, high: float, *, columns: int = 8, rows: int | None = None, min_pixels: int = 48
 ) -> Image.Image:
-    """Arrange x (N, C, H, W), in data units with black at ``low`` and white at ``high``, row by row.
+    """Arrange x (N, C, H, W) in data units row by row, black at ``low``, white at ``high``.
 
-    Images whose longer side is under ``min_pixels`` are enlarged by a whole factor, each pixel to a square.
-    ``rows`` bounds the number of rows. One channel is shown grey and three in colour; any other number of
-    channels side by side. Raises UserError for another shape, no image, or sizes below 1.
+    Images with a longer side under ``min_pixels`` are enlarged by a whole factor. ``rows`` bounds the number of rows.
+    One channel is grey, three are colour, others are shown side by side. Raises UserError for another shape, no image,
+    or sizes below 1.
     """
     if x.ndim != 4 or not len(x):
         raise UserError(f"x must be images (N, C, H, W) with N >= 1, got shape {tuple(x.shape)}")

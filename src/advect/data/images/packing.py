@@ -1,4 +1,4 @@
-"""Decode and resize images once, into a folder that training then reads at the speed of memory."""
+"""Decode and resize images once into a memory-mappable folder."""
 
 from __future__ import annotations
 
@@ -45,26 +45,25 @@ def pack(
     workers: int = 2,
     progress: bool = True,
 ) -> Path:
-    """Write the images to ``out_folder`` as uint8 (N, C, H, W), to be opened by :class:`Packed`.
+    """Write images to ``out_folder`` as uint8 (N, C, H, W) for :class:`Packed`.
 
-    Pixels, labels, digests and names lie in files of their own; ``manifest.json`` comes last, and a folder without it
-    is not taken for whole. The same call after a kill goes on behind the last block whose sha256 is right, and ends
-    in the same bytes as if nothing had happened. A folder that is whole already is left as it is. Images that
-    cannot be read are noted in the manifest and left out, as training passes over them.
+    Pixels, labels, digests and names have their own files; ``manifest.json`` is written last and marks the pack
+    complete. Rerunning after a kill resumes behind the last block with a correct sha256 and gives the same bytes. A
+    complete pack is left as is. Unreadable images are listed in the manifest and left out.
 
     Args:
-        images: a folder or archive, see :func:`~advect.data.images.stores.open_store`, or any store.
-        out_folder: the folder to write, made where it is missing.
+        images: folder or archive, see :func:`~advect.data.images.stores.open_store`, or any store.
+        out_folder: folder to write, created if missing.
         image_size: height and width in pixels, as for :class:`~advect.data.images.decoding.Decoder`.
-        channels: 3 for colour, 1 for grey, 4 for colour with its alpha.
-        background: what shows through transparent images.
+        channels: 3 for colour, 1 for grey, 4 for colour with alpha.
+        background: colour behind transparency.
         labels: whether sub-folders are classes, as for ``ImageFolder``; or the classes of each condition.
-        workers: threads that decode, >= 1.
-        progress: show a bar.
+        workers: decoding threads, >= 1.
+        progress: show a progress bar.
 
     Raises:
-        UserError: more than 1% of the images cannot be read, or none can, the disk is full, the folder holds another
-            pack, or a bad argument.
+        UserError: no image or less than 99% are readable, the disk is full, the folder holds another pack, or a bad
+            argument.
     """
     if workers < 1:
         raise UserError(f"workers must be at least 1, got {workers}; the number of processor cores is usual")
@@ -108,12 +107,12 @@ def pack(
 
 
 def settings_of(decoder: Decoder) -> dict:
-    """What decides the pixels besides the originals, as JSON has it."""
+    """Settings that determine the pixels, as JSON."""
     return json.loads(json.dumps(asdict(decoder)))
 
 
 def read_manifest(folder: Path) -> dict | None:
-    """The manifest of a whole pack, or None. Raises UserError where it is damaged."""
+    """Manifest of a complete pack, or None. Raises UserError if it is damaged."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if isinstance(manifest, dict) and manifest.get("version") == VERSION and "settings" in manifest:
@@ -145,13 +144,13 @@ def _is_whole(folder: Path, plan: dict) -> bool:
 
 
 def _tidy(folder: Path) -> None:
-    """Remove what only a pack under way needs; a kill may have come in between."""
+    """Remove the files that only an unfinished pack needs."""
     for name in (_PLAN, _JOURNAL):
         (folder / name).unlink(missing_ok=True)
 
 
 def _begin(folder: Path, plan: dict) -> None:
-    """Leave what an earlier call with the same plan has written, and clear what another has."""
+    """Keep the blocks of an earlier call with the same plan; discard those of another."""
     try:
         before = json.loads((folder / _PLAN).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -164,7 +163,7 @@ def _begin(folder: Path, plan: dict) -> None:
 
 
 def _write_sides(folder: Path, store: ImageStore, digests: list[bytes], classes: Mapping[str, Classes]) -> dict:
-    """Write what is small: names, digests (N, 32) and labels (N, conditions). Returns size and sha256 of each."""
+    """Write names, digests (N, 32) and labels (N, conditions); return size and sha256 of each."""
     table = np.stack([c.labels for c in classes.values()], 1) if classes else np.empty((len(store), 0), np.int64)
     contents = {
         "names.json": json.dumps(list(store.names)).encode(),
@@ -177,7 +176,7 @@ def _write_sides(folder: Path, store: ImageStore, digests: list[bytes], classes:
 
 
 class _Block(NamedTuple):
-    """Images that were written: the sha256 of their pixels, and the rows of those that cannot be read, which are 0."""
+    """Written images: sha256 of their pixels, and rows of unreadable ones, whose pixels are 0."""
 
     digest: str
     lost: list[int]
@@ -201,7 +200,7 @@ def _write_blocks(
     workers: int,
     progress: bool,
 ) -> list[_Block]:
-    """Write the pixels that are missing, block by block; each is on the disk before its sha256 is noted."""
+    """Write missing pixels block by block, syncing each before recording its sha256."""
     (total, *shape), block = plan["shape"], plan["block"]
     size = int(np.prod(shape))
     path, journal = folder / PIXEL_FILE, folder / _JOURNAL
@@ -242,7 +241,7 @@ def _flush(file: BinaryIO, content: bytes) -> None:
 
 
 def _verified(path: Path, journal: Path, *, block: int, total: int) -> Iterator[_Block]:
-    """The blocks from the start on that are as the journal says."""
+    """Leading blocks that match the journal."""
     noted = journal.read_text(encoding="ascii", errors="replace").split("\n")[:-1] if journal.exists() else []
     with path.open("rb") as file:
         for number, written in enumerate(map(_Block.parse, filter(str.strip, noted))):
@@ -253,7 +252,7 @@ def _verified(path: Path, journal: Path, *, block: int, total: int) -> Iterator[
 
 
 def _decode(store: ImageStore, decoder: Decoder, row: int, reasons: dict[int, str]) -> bytes:
-    """The pixels of an image; zeros, and the reason, of one that cannot be read."""
+    """Pixels of an image; zeros, with the reason recorded, if unreadable."""
     try:
         return np.ascontiguousarray(decoder(store.read(row))).tobytes()
     except Exception as error:  # a decoder raises whatever a damaged file leads it to

@@ -1,4 +1,4 @@
-"""Images in Parquet files, as Hugging Face writes them, read row group by row group."""
+"""Images in Parquet files of the Hugging Face layout, read by row group."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ _KEPT = 10  # row groups in memory: those that training mixes, and the next ones
 
 
 class ParquetStore(ImageStore):
-    """The encoded images of a column of Parquet files; the last few row groups are kept in memory.
+    """Encoded images of a column of Parquet files; the last few row groups stay in memory.
 
     Args:
-        address: a file, a folder, ``part-{000..099}.parquet``, a glob, or a list of these; paths or URLs.
-        image: the column of the images: bytes, or a struct with the field ``bytes``.
-        label: the column of the classes, whole numbers or text; None for none.
-        cache_dir: keep whole copies of remote files in this folder.
+        address: file, folder, ``part-{000..099}.parquet``, glob, or a list of these; paths or URLs.
+        image: column of images: bytes, or a struct with the field ``bytes``.
+        label: column of classes, whole numbers or text; None for none.
+        cache_dir: folder for full copies of remote files.
 
     Attributes:
         names: ``file:row``.
-        sizes: the number of images in each row group.
-        classes: of the label column, or None.
+        sizes: number of images in each row group.
+        classes: classes of the label column, or None.
 
     Raises:
-        UserError: there is no file, one is damaged, or it lacks a column.
+        UserError: there is no file, one is damaged, or a column is missing.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class ParquetStore(ImageStore):
         return group, index - int(self._starts[group])
 
     def _decode(self, group: int) -> list[bytes]:
-        """The images of a row group; an empty one where a row has none."""
+        """Images of a row group; empty bytes for a row without one."""
         table, name, number = self._groups[group]
         try:
             column = table.read_row_group(number, columns=[self._image]).column(self._image).to_pylist()
@@ -120,26 +120,26 @@ class ParquetStore(ImageStore):
 
 @register("parquet-images")
 class ParquetImages(Dataset):
-    """The images of Parquet files as (channels, H, W), 0 to 255. Training visits a few row groups at a time.
+    """Images of Parquet files as (channels, H, W), 0 to 255. Training visits a few row groups at a time.
 
     Args:
-        data_dir: the files, see :class:`ParquetStore`; so is cache_dir.
-        image_column: the column of the images.
-        label_column: the column of the classes; None for none.
-        image_size: height and width in pixels, as for ``ImageFolder``; so are the next four.
-        channels: 3 for colour, 1 for grey, 4 for colour with its alpha.
-        random_crop: crop the longer side of training images anywhere, at random, instead of in the centre.
-        horizontal_flip: mirror half of the images, at random, while training.
-        background: what shows through transparent images.
-        held_out: the share kept for measuring, in [0, 1), decided by each image's content.
-        cache_dir: for copies of remote files.
-        skip_unreadable: pass over images that cannot be read, and name them; more than 1% of them end the run.
+        data_dir: files, see :class:`ParquetStore`.
+        image_column: column of images.
+        label_column: column of classes; None for none.
+        image_size: height and width in pixels; one number for both.
+        channels: 3 for colour, 1 for grey, 4 for colour with alpha.
+        random_crop: crop the longer side of training images at random, not in the centre.
+        horizontal_flip: mirror half of the images at random while training.
+        background: colour behind transparency.
+        held_out: share held out, in [0, 1), chosen by each image's content.
+        cache_dir: folder for full copies of remote files.
+        skip_unreadable: skip and list unreadable images; more than 1% are an error.
 
     Attributes:
-        unreadable: the images that could not be read so far, each with the reason.
+        unreadable: unreadable images found so far, with reasons.
 
     Raises:
-        UserError: see :class:`ParquetStore`; or an argument is out of its range.
+        UserError: see :class:`ParquetStore`; or an argument is out of range.
     """
 
     place: ClassVar[str | None] = "the Parquet files or the folder with them"

@@ -1,4 +1,4 @@
-"""Images in tar shards with WebDataset's naming, on a local disk or anything that fsspec opens."""
+"""Images in tar shards with WebDataset naming, local or remote through fsspec."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _METADATA = ("cls", "json", "txt")
 
 @dataclass(frozen=True)
 class Member:
-    """An image in a shard: its name, where its bytes begin, how many there are, their digest (hex) and its label."""
+    """Image in a shard: name, byte offset and size, digest (hex), label."""
 
     name: str
     offset: int
@@ -45,13 +45,13 @@ class Member:
 def read_index(
     files: Sequence[File], *, cache_dir: str | PathLike[str] | None = None, progress: bool = True
 ) -> list[tuple[list[Member], Counter[str]]]:
-    """The images of each shard in their order, and counts of what else is there, from the kept index where the shard
-    has not changed since.
+    """Images of each shard in order, and counts of other files, from the cached index if the shard is unchanged.
 
-    An index lies beside its shard as ``NAME.index.json``, or in ``cache_dir``; where neither can be written, nowhere.
+    The index lies beside its shard as ``NAME.index.json``, else in ``cache_dir``; if neither is writable, it is not
+    cached.
 
     Raises:
-        UserError: a shard is damaged, has no image, or a sample of it has two.
+        UserError: a shard is damaged, has no image, or a sample has two.
     """
     bar = tqdm(files, desc="index", unit="shard", disable=not progress or len(files) < 2)
     return [_index(file, None if cache_dir is None else Path(cache_dir)) for file in bar]
@@ -84,9 +84,9 @@ def _index(file: File, cache_dir: Path | None) -> tuple[list[Member], Counter[st
 
 
 def scan(file: File) -> tuple[list[Member], Counter[str]]:
-    """The images of a shard by one pass over its headers, and counts of what else is there.
+    """Images of a shard and counts of other files, in one pass over its headers.
 
-    Raises as :func:`read_index` does.
+    Raises as :func:`read_index`.
     """
     left_out = Counter[str]()
     images: dict[str, tuple[str, int, int]] = {}
@@ -147,21 +147,21 @@ def _label(suffix: str, content: bytes) -> str | None:
 
 
 class ShardStore(ImageStore):
-    """The images of tar shards, found by an index that is made once for each shard.
+    """Images of tar shards, located by an index built once per shard.
 
     Args:
-        address: a tar, a folder of tars, ``shard-{000..099}.tar``, a glob, or a list of these; paths or URLs.
-        cache_dir: for indices that cannot lie beside their shard, and for whole copies of remote shards; None reads
-            remote shards range by range.
-        progress: show a bar while indices are made.
+        address: tar, folder of tars, ``shard-{000..099}.tar``, glob, or a list of these; paths or URLs.
+        cache_dir: folder for indices that cannot lie beside their shard and for full copies of remote shards; None
+            reads remote shards by range.
+        progress: show a progress bar while indexing.
 
     Attributes:
-        names: ``shard/key.suffix``, in the order of the shards.
-        sizes: the number of images in each shard.
-        classes: from the members ``.cls`` (a whole number or a name) or ``.json`` ({"label": ...}), or None.
+        names: ``shard/key.suffix``, in shard order.
+        sizes: number of images in each shard.
+        classes: from members ``.cls`` (a whole number or name) or ``.json`` ({"label": ...}), or None.
 
     Raises:
-        UserError: there is no shard, one is damaged, or some samples have a label and others have none.
+        UserError: there is no shard, one is damaged, or only some samples have a label.
     """
 
     def __init__(
@@ -199,7 +199,7 @@ class ShardStore(ImageStore):
 
 
 def is_shards(path: Path) -> bool:
-    """Whether a path is a folder of tars, or a tar in which an image has a companion of its name."""
+    """Whether a path is a folder of tars, or a tar whose images have companions of the same name."""
     if path.is_dir():
         return any(name.name.endswith(".tar") and name.is_file() for name in path.iterdir())
     if path.suffix.lower() != ".tar" or not is_tar(path):
@@ -216,26 +216,26 @@ def is_shards(path: Path) -> bool:
 
 @register("shards")
 class Shards(Dataset):
-    """The images of tar shards as (channels, H, W), 0 to 255; only what is fetched is read.
+    """Images of tar shards as (channels, H, W), 0 to 255; only fetched bytes are read.
 
-    Training visits a few shards at a time, so that a pass reads each shard nearly in order.
+    Training visits a few shards at a time and reads each nearly in order.
 
     Args:
-        data_dir: the shards, see :class:`ShardStore`.
-        image_size: height and width in pixels, as for ``ImageFolder``; so are the next four.
-        channels: 3 for colour, 1 for grey, 4 for colour with its alpha.
-        random_crop: crop the longer side of training images anywhere, at random, instead of in the centre.
-        horizontal_flip: mirror half of the images, at random, while training.
-        background: what shows through transparent images.
-        held_out: the share kept for measuring, in [0, 1), decided by each image's content.
+        data_dir: shards, see :class:`ShardStore`.
+        image_size: height and width in pixels; one number for both.
+        channels: 3 for colour, 1 for grey, 4 for colour with alpha.
+        random_crop: crop the longer side of training images at random, not in the centre.
+        horizontal_flip: mirror half of the images at random while training.
+        background: colour behind transparency.
+        held_out: share held out, in [0, 1), chosen by each image's content.
         cache_dir: see :class:`ShardStore`.
-        skip_unreadable: pass over images that cannot be read, and name them; more than 1% of them end the run.
+        skip_unreadable: skip and list unreadable images; more than 1% are an error.
 
     Attributes:
-        unreadable: the images that could not be read so far, each with the reason.
+        unreadable: unreadable images found so far, with reasons.
 
     Raises:
-        UserError: see :class:`ShardStore`; or an argument is out of its range.
+        UserError: see :class:`ShardStore`; or an argument is out of range.
     """
 
     place: ClassVar[str | None] = "the tar shards or the folder with them"
@@ -292,7 +292,7 @@ class Shards(Dataset):
 
 
 def _classes(members: Sequence[Member], names: Sequence[str]) -> Classes | None:
-    """The classes, named by their labels: numbers in their order, other names sorted."""
+    """Classes named by their labels: numeric order, or sorted names."""
     labels = [m.label for m in members]
     if all(label is None for label in labels):
         return None

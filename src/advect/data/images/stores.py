@@ -1,4 +1,4 @@
-"""Images inside zip and tar archives, read in place: nothing is unpacked into a folder."""
+"""Encoded images in folders, zips and tars, read in place."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ SUFFIXES = frozenset(
         *(".ras", ".psd", ".dds"),
     }
 )
-"""Suffixes of the pictures that Pillow reads; other files are pictures where they begin like one."""
+"""Image suffixes that Pillow reads; other files are recognised by their first bytes."""
 
 START = 12
-"""How many bytes tell the format of an image."""
+"""Bytes that identify an image format."""
 
 _STARTS = (
     *(b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"qoif", b"8BPS"),
@@ -41,48 +41,48 @@ _STARTS = (
 )
 _TEXTS = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".md", ".xml", ".html", ".yaml", ".yml", ".cls", ".py", ".npy")
 _SNIFFED = 200
-"""Files without a picture's suffix that are opened to see whether there is a picture at all."""
+"""Maximum number of files without an image suffix opened to detect images."""
 
 
 class ImageStore(ABC):
-    """Encoded images 0 .. len - 1. They are listed and not loaded; several threads may read at once.
+    """Encoded images 0 .. len - 1, listed but not loaded. Thread-safe.
 
     Attributes:
-        names: their paths with "/" inside the store, sorted.
+        names: sorted paths with "/" inside the store.
     """
 
     names: list[str]
     left_out: Mapping[str, int] = {}
-    """How many files are no pictures, by suffix, or by what else they are."""
+    """Counts of non-image files by suffix or kind."""
 
     def __len__(self) -> int:
         return len(self.names)
 
     @abstractmethod
     def title(self, index: int) -> str:
-        """What a message calls image ``index``: its name and where to find it."""
+        """Name and location of image ``index``, for messages."""
 
     @abstractmethod
     def size(self, index: int) -> int:
-        """The bytes of image ``index``. Raises OSError where it cannot be looked at."""
+        """Bytes of image ``index``. Raises OSError if it is inaccessible."""
 
     @abstractmethod
     def read(self, index: int) -> bytes:
-        """The encoded image ``index``. Raises OSError or ValueError where it cannot be read."""
+        """Encoded image ``index``. Raises OSError or ValueError if it is unreadable."""
 
     def start(self, index: int) -> bytes:
-        """The first :data:`START` bytes of image ``index``. Raises as ``read`` does."""
+        """First :data:`START` bytes of image ``index``. Raises as ``read``."""
         return self.read(index)[:START]
 
     def digest(self, index: int) -> bytes:
-        """The content hash of image ``index``. Raises as ``read`` does."""
+        """Content hash of image ``index``. Raises as ``read``."""
         content = self.read(index)
         start = middle_of(len(content))
         return file_digest(len(content), content[start : start + MIDDLE])
 
 
 def starts_like_image(start: bytes) -> bool:
-    """Whether a file with these first bytes is a picture of a usual format, whole or not."""
+    """Whether these first bytes are those of a common image format."""
     if start[:4] == b"RIFF":
         return start[8:12] == b"WEBP"
     if start[:2] == b"BM":
@@ -91,17 +91,17 @@ def starts_like_image(start: bytes) -> bool:
 
 
 def is_visible(name: str) -> bool:
-    """Whether neither a name with "/" nor a folder above it starts with a dot, or is what macOS adds to archives."""
+    """Whether no part of a name with "/" starts with a dot or is macOS's archive folder."""
     return not any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 
 def is_image(name: str) -> bool:
-    """Whether a visible name with "/" ends like an image's."""
+    """Whether a visible name with "/" has an image suffix."""
     return PurePosixPath(name).suffix.lower() in SUFFIXES and is_visible(name)
 
 
 def pick_images(names: Iterable[str], start: Callable[[str], bytes]) -> tuple[list[str], Counter[str]]:
-    """The sorted names of pictures, by suffix or by their first bytes ``start(name)``, and counts of other files."""
+    """Sorted names of images, by suffix or first bytes ``start(name)``, and counts of other files."""
     found, left_out = [], Counter[str]()
     for name in filter(is_visible, names):
         if is_image(name) or _begins_like_image(name, start):
@@ -121,14 +121,14 @@ def _begins_like_image(name: str, start: Callable[[str], bytes]) -> bool:
 
 
 def describe_left_out(left_out: Mapping[str, int]) -> str:
-    """Counts of files that are no pictures, in words; empty without any."""
+    """Counts of non-image files in words; empty if there are none."""
     total = sum(left_out.values())
     kinds = ", ".join(f"{name} {count:,}" for name, count in Counter(left_out).most_common(5))
     return f"{total:,} file{'s are' if total > 1 else ' is'} left out as no picture ({kinds})" if total else ""
 
 
 def holds_images(path: Path) -> bool:
-    """Whether there is an image in a folder or below it, or in a zip or tar; the search ends at the first."""
+    """Whether a folder (recursively), zip or tar holds an image; stops at the first."""
     others: list[Path] = []
     if path.is_dir():
         for folder, folders, files in os.walk(path):
@@ -157,11 +157,11 @@ def require_folder(data_dir: str | os.PathLike[str] | None, *, holding: str) -> 
     """``data_dir`` as a path to an existing folder.
 
     Args:
-        data_dir: what the user gave; "~" is the home folder.
-        holding: what the folder should hold, for the message.
+        data_dir: user's path; "~" is the home folder.
+        holding: expected content, for the message.
 
     Raises:
-        UserError: nothing was given, or it does not exist, or it is not a folder.
+        UserError: it is not given, does not exist, or is not a folder.
     """
     folder = require_path(data_dir, holding=holding)
     if not folder.is_dir():
@@ -170,7 +170,7 @@ def require_folder(data_dir: str | os.PathLike[str] | None, *, holding: str) -> 
 
 
 def require_path(data_dir: str | os.PathLike[str] | None, *, holding: str) -> Path:
-    """``data_dir`` as a path that exists, a folder or a file. Raises UserError where nothing is given or there."""
+    """``data_dir`` as an existing file or folder. Raises UserError if not given or missing."""
     if data_dir is None or not str(data_dir):
         raise UserError(f"data_dir is not given; name the folder that holds {holding}")
     path = Path(data_dir).expanduser()
@@ -180,7 +180,7 @@ def require_path(data_dir: str | os.PathLike[str] | None, *, holding: str) -> Pa
 
 
 class FolderStore(ImageStore):
-    """The image files of a folder and its sub-folders."""
+    """Image files of a folder and its sub-folders."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -210,12 +210,12 @@ def _start(path: Path) -> bytes:
 
 
 def find_images(root: Path) -> tuple[list[str], Counter[str]]:
-    """Sorted paths, relative to ``root`` and with "/", of the images below it, and counts of other files.
+    """Sorted paths, relative to ``root`` with "/", of the images below it, and counts of other files.
 
-    Links to folders are followed, once.
+    Follows links to folders, once.
 
     Raises:
-        UserError: a folder cannot be read.
+        UserError: a folder is unreadable.
     """
     names, seen = [], set()
 
@@ -238,10 +238,10 @@ _HEADER = 30  # bytes of a zip member's own header, before its name and its extr
 
 
 def open_store(data_dir: str | os.PathLike[str] | None) -> ImageStore:
-    """The images of a folder, a zip, or a tar, compressed or not; the content of a file decides, not its name.
+    """Images of a folder, zip or tar (compressed or not), told by content, not name.
 
     Raises:
-        UserError: there is nothing of the kind at ``data_dir``, or the archive is damaged or cannot be read in place.
+        UserError: ``data_dir`` is none of these, damaged, or cannot be read in place.
     """
     path = require_path(data_dir, holding="the images")
     if path.is_dir():
@@ -260,7 +260,7 @@ def open_store(data_dir: str | os.PathLike[str] | None) -> ImageStore:
 
 
 def is_tar(path: Path) -> bool:
-    """Whether a file is a tar, compressed or not; one that cannot be read is not."""
+    """Whether a file is a readable tar, compressed or not."""
     try:
         return tarfile.is_tarfile(path)
     except (OSError, EOFError, zlib.error, lzma.LZMAError):
@@ -268,7 +268,7 @@ def is_tar(path: Path) -> bool:
 
 
 class ZipStore(ImageStore):
-    """The images of a zip archive, stored or deflated, each found by its offset."""
+    """Images of a zip archive, stored or deflated, located by offset."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -304,10 +304,9 @@ class ZipStore(ImageStore):
 
 
 class TarStore(ImageStore):
-    """The images of a tar archive, indexed once and then read by offset.
+    """Images of a tar archive, indexed once and read by offset.
 
-    A compressed archive can only be read from its start, so it is decompressed once, into a temporary file without
-    a name that goes with the store: it takes the disk space of the images for as long.
+    A compressed archive is decompressed once into an anonymous temporary file that lives as long as the store.
     """
 
     def __init__(self, path: Path) -> None:
@@ -359,7 +358,7 @@ def _zip_start(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
 
 
 def _plain(path: Path) -> IO[bytes]:
-    """The archive without its compression."""
+    """Archive without its compression."""
     file = path.open("rb")
     start = file.read(6)
     opener = next((opener for magic, opener in _COMPRESSED.items() if start.startswith(magic)), None)
@@ -374,7 +373,7 @@ def _plain(path: Path) -> IO[bytes]:
 
 
 def _follow(links: Mapping[str, str], places: dict[str, tuple[int, int]]) -> int:
-    """Give links, whose targets may be links that come later, the places of what they lead to; the count of others."""
+    """Resolve links, also through later links, to the places of their targets; return the count of dangling ones."""
     lost = 0
     for name, target in links.items():
         seen = {name}
@@ -389,7 +388,7 @@ def _follow(links: Mapping[str, str], places: dict[str, tuple[int, int]]) -> int
 
 
 def _read_at(file: IO[bytes], offset: int, count: int) -> bytes:
-    """``count`` bytes from ``offset``; it moves no position, so that threads and forks do not disturb each other."""
+    """Read ``count`` bytes at ``offset`` without moving the file position (safe in threads and forks)."""
     content = os.pread(file.fileno(), count, offset)
     if len(content) < count:
         raise ValueError(f"the archive ends {count - len(content)} bytes too early")
@@ -397,7 +396,7 @@ def _read_at(file: IO[bytes], offset: int, count: int) -> bytes:
 
 
 def _inside(name: str, archive: Path) -> str:
-    """A member's path without "./", which must not lead out of the archive."""
+    """Member path without "./". Raises UserError if it leads out of the archive."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
         raise UserError(f"{archive} has the member {name!r}, which leads out of it; do not trust it, or pack it anew")

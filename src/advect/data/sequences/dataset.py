@@ -1,4 +1,4 @@
-"""One's own sequences, of one length or of many, and samples as such again."""
+"""Sequences of equal or varying length, and samples as sequences or tables."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from advect.data.tables.infer_columns import column_values, condition_of
 
 
 class SequenceMetadata(TypedDict):
-    """What :func:`steps_of` makes tables from without the data, as JSON.
+    """JSON that :func:`steps_of` needs to write tables without the data.
 
-    Names of the channels and of the columns of sequences (``id``) and steps (``order``); configurations of the
-    conditions' columns.
+    Names of channels and of the columns of sequences (``id``) and steps (``order``); configurations of the channels'
+    columns, of the conditions' and of the order's, with its values if all sequences share them.
     """
 
     channels: list[str]
@@ -46,31 +46,31 @@ class SequenceMetadata(TypedDict):
 
 @register("sequences")
 class Sequences(Dataset):
-    """Sequences (L, C), each channel standardised over real steps, zero in model units after the last one.
+    """Sequences (L, C), each channel standardised over real steps; padding is 0 in model units.
 
-    Where lengths differ, the condition ``LENGTH`` tells them, (B,) int64 from 1 to L. Copies of a sequence, and the
-    windows of one, are never on both sides of the split.
+    If lengths differ, the condition ``LENGTH`` (B,) int64 in 1 .. L gives them. Copies of a sequence, and windows of
+    one, share a side of the split.
 
     Args:
-        data: an array (N, L, C), a list of (L_i, C), a ``.npy`` or ``.npz`` file (``values``, and ``lengths`` where
-            they differ), or a table of one row a step: a CSV or Parquet file or a pandas DataFrame.
-        lengths: for one array, the real steps of each sequence (see :func:`read_arrays`).
-        id_column: for a table, the column that tells sequences apart.
-        order_column: for a table, the column that sorts their rows, such as a time.
-        value_columns: for a table, the columns of the channels; by default all others.
-        labels: for arrays, conditions by name, (N,) each.
-        conditions: for a table, columns; for an archive, names of arrays (N,).
-            Reals become a ``Quantity``, texts and whole numbers a ``Category``.
-        missing, decimal, date_order: how a CSV file is read, as of a table.
-        max_length: sequences that are longer are cut to it; None cuts none.
-        long: how they are cut: "truncate" keeps their first steps, "window" makes a sequence of each next
-            ``max_length`` steps and of the rest.
-        held_out: the share of the sequences, drawn at random, that is kept for measuring, in [0, 1).
-        seed: of the split.
-        name: what reports call the data; by default the file's name.
+        data: array (N, L, C), list of (L_i, C), ``.npy`` or ``.npz`` file (``values``, and ``lengths`` if they
+            differ), or a table with one row per step: CSV or Parquet file or pandas DataFrame.
+        lengths: real steps of each sequence in one array (see :func:`read_arrays`).
+        id_column: table column that identifies sequences.
+        order_column: table column that orders steps, such as a time.
+        value_columns: table columns of the channels; default all others.
+        labels: conditions of arrays by name, (N,) each.
+        conditions: columns of a table, or names of arrays (N,) in an archive. Reals become a ``Quantity``, texts and
+            whole numbers a ``Category``.
+        missing, decimal, date_order: reading of CSV, as for ``Table``.
+        max_length: maximum length; None for no limit.
+        long: treatment of longer sequences: "truncate" keeps the first steps, "window" cuts consecutive windows of
+            ``max_length`` steps and the rest.
+        held_out: share of the sequences held out at random, in [0, 1).
+        seed: seed of the split.
+        name: name in reports; default the file's name.
 
     Raises:
-        UserError: the data cannot be used, or an argument; it says which and why.
+        UserError: the data or an argument is invalid.
     """
 
     place: ClassVar[str | None] = "the file of sequences"
@@ -174,7 +174,7 @@ class Sequences(Dataset):
 
 
 def sequences_of(x: Tensor, cond: Conditions | None) -> list[np.ndarray]:
-    """Samples (B, L, C) in data units as a list of (L_i, C), cut to the lengths in ``cond`` where those are given."""
+    """Samples (B, L, C) in data units as a list of (L_i, C), cut to the lengths in ``cond`` if given."""
     whole = x.detach().cpu().numpy()
     if not cond or LENGTH not in cond:
         return list(whole)
@@ -182,14 +182,14 @@ def sequences_of(x: Tensor, cond: Conditions | None) -> list[np.ndarray]:
 
 
 def steps_of(x: Tensor, cond: Conditions | None, facts: SequenceMetadata, *, first: int = 0) -> Any:
-    """Samples as a pandas DataFrame of one row a step: id from ``first``, order, the conditions, the channels.
+    """Samples as a pandas DataFrame with one row per step: id from ``first``, order, conditions, channels.
 
-    Channels have the types of the table. So has the order where all sequences of the data share its values; else the
-    column ``step`` counts from 0.
+    Channels have the table's types. So has the order if all sequences of the data share its values; else the column
+    ``step`` counts from 0.
 
     Args:
-        x: (B, L, C) in data units, what the transform's ``inverse`` gives.
-        cond: as networks are given them; a condition that is null or not there comes back as missing.
+        x: (B, L, C) in data units.
+        cond: as given to networks; null or absent conditions become missing values.
         facts: ``Sequences.metadata``.
 
     Raises:
@@ -221,7 +221,7 @@ def steps_of(x: Tensor, cond: Conditions | None, facts: SequenceMetadata, *, fir
 
 
 def _as_written(column: Column, x: np.ndarray) -> Any:
-    """A channel (S,) in table units as a Series of its own type: the nearest value that it can have."""
+    """Channel (S,) in table units as a Series of its type, rounded to possible values."""
     own = torch.from_numpy(np.ascontiguousarray(x)).double()
     if isinstance(column, Number):
         own = column.rounded(own)
@@ -231,7 +231,7 @@ def _as_written(column: Column, x: np.ndarray) -> Any:
 
 
 def _shorten(ragged: Ragged, max_length: int | None, long: str) -> tuple[Ragged, np.ndarray]:
-    """The sequences cut to ``max_length``, and of each the group (N,) of those that may not be split."""
+    """Sequences cut to ``max_length``, and the group (N,) of each that a split must keep together."""
     if long not in ("truncate", "window"):
         raise UserError(f"long must be 'truncate' or 'window', got {long!r}")
     if max_length is not None and max_length < 1:
@@ -252,7 +252,7 @@ def _shorten(ragged: Ragged, max_length: int | None, long: str) -> tuple[Ragged,
 
 
 def _heads(steps: list[np.ndarray], values: int = 256) -> np.ndarray:
-    """The first values of each sequence (N, K), NaN after its end."""
+    """First values of each sequence (N, K), NaN after its end."""
     width = min(max(x.size for x in steps), values)
     heads = np.full((len(steps), width), np.nan)
     for row, x in zip(heads, steps, strict=True):
@@ -274,7 +274,7 @@ def _conditions(
 
 
 def _padded(steps: list[np.ndarray], length: int, transform: SequenceScale) -> np.ndarray:
-    """The sequences in model units (N, length, C), float32."""
+    """Sequences in model units (N, length, C) float32."""
     x = np.zeros((len(steps), length, steps[0].shape[1]), np.float32)
     for row, values in zip(x, steps, strict=True):
         row[: len(values)] = transform.forward(torch.from_numpy(values)[None])[0].numpy()
@@ -282,7 +282,7 @@ def _padded(steps: list[np.ndarray], length: int, transform: SequenceScale) -> n
 
 
 def _fingerprint(ragged: Ragged, train: np.ndarray) -> str:
-    """sha256, in hexadecimal, of the steps, the conditions with their names, and the split."""
+    """sha256 (hex) of steps, conditions with names, and split."""
     columns = {key: getattr(column, "names", ()) for key, (column, _) in ragged.conditions.items()}
     digest = hashlib.sha256(json.dumps([ragged.channels, columns]).encode())
     for x in (*ragged.steps, *(values for _, values in ragged.conditions.values())):

@@ -1,4 +1,4 @@
-"""Sequences from arrays, in memory, in .npy files and in .npz archives."""
+"""Sequences from arrays (in memory, ``.npy``, ``.npz``) and tables."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _ROWS = 1000
 
 
 def step_columns(path: Path) -> tuple[str, str] | None:
-    """The columns that tell a table's sequences apart and order their steps; None where it has one row a sample.
+    """Columns that identify and order a table's sequences, by usual names; None for one row per sample.
 
-    They are known by usual names, and values of the first must repeat within the first rows.
+    Values of the first must repeat within the first rows.
     """
     try:
         names, rows = _parquet_head(path) if path.name.lower().endswith(PARQUET) else _csv_head(path)
@@ -51,7 +51,7 @@ def step_columns(path: Path) -> tuple[str, str] | None:
 
 
 def is_sequence_array(path: Path) -> bool:
-    """Whether a NumPy file is an array (N, L, C), or values with the lengths of sequences beside them."""
+    """Whether a NumPy file is an array (N, L, C), or values with lengths."""
     array = array_header(path)
     if array is None or len(array.shape) not in (2, 3):
         return False
@@ -81,32 +81,32 @@ def _parquet_head(path: Path) -> tuple[list[str], list[list[str]]]:
 
 @dataclass(frozen=True)
 class Ragged:
-    """Sequences (L_i, C) float64, the names of their C channels, and what each sequence is besides.
+    """Sequences (L_i, C) float64, channel names, and conditions.
 
-    ``conditions`` holds, for each name, the column and its values (N,) in table units, NaN where missing.
+    ``conditions`` maps names to a column and values (N,) in table units, NaN where missing.
     """
 
     steps: list[np.ndarray]
     channels: tuple[str, ...]
     conditions: dict[str, tuple[Column, np.ndarray]]
     columns: tuple[Column, ...] = ()
-    """What the channels of a table are; none of arrays."""
+    """Columns of a table's channels; empty for arrays."""
     order: tuple[Column, list[float]] | None = None
-    """The column of the steps' order and its values, where all sequences have the same."""
+    """Order column and its values, if all sequences share them."""
 
 
 def read_arrays(data: Any, lengths: Any, conditions: Mapping[str, Any] | Sequence[str]) -> Ragged:
     """Sequences from arrays.
 
     Args:
-        data: (N, L, C), or a list of (L_i, C), or the path of a ``.npy`` or ``.npz`` file. An archive has ``values``
-            and, where lengths differ, ``lengths``; one array alone may have any name.
-        lengths: (N,) whole numbers, the real steps of each: the first so many of (N, L, C), or, of values (S, C) that
-            follow one another, the next so many. None where all are real.
-        conditions: labels (N,), a text, a whole number or a real for each sequence; or names of arrays in an archive.
+        data: (N, L, C), list of (L_i, C), or path of a ``.npy`` or ``.npz`` file. An archive has ``values`` and, if
+            they differ, ``lengths``; a single array may have any name.
+        lengths: (N,) whole numbers: leading real steps in (N, L, C), or lengths of consecutive pieces of values (S,
+            C). None if all steps are real.
+        conditions: texts, whole numbers or reals (N,) by name; or names of arrays in an archive.
 
     Raises:
-        UserError: the arrays do not fit together or hold other than finite real numbers; it says what.
+        UserError: the arrays do not fit together or hold other than finite real numbers.
     """
     if isinstance(data, str | os.PathLike):
         data, lengths, conditions = _open(Path(data).expanduser(), lengths, conditions)
@@ -198,7 +198,7 @@ def _check(steps: list[np.ndarray]) -> None:
 
 
 def _label(name: str, values: Any, count: int) -> tuple[Column, np.ndarray]:
-    """A condition from an array, for which no pandas is needed."""
+    """Condition from an array, without pandas."""
     array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
     if array.shape != (count,) or array.dtype.kind not in "buifU":
         raise UserError(
@@ -217,7 +217,7 @@ def _label(name: str, values: Any, count: int) -> tuple[Column, np.ndarray]:
 
 
 def is_table(data: Any) -> bool:
-    """Whether this is a data frame or the name of a CSV or Parquet file."""
+    """Whether this is a data frame or the path of a CSV or Parquet file."""
     if isinstance(data, str | os.PathLike):
         return str(data).lower().endswith(PARQUET + CSV)
     return hasattr(data, "columns")
@@ -232,18 +232,18 @@ def read_steps(
     conditions: Sequence[str] = (),
     **words: Any,
 ) -> Ragged:
-    """Sequences from a table of one row a step.
+    """Sequences from a table with one row per step.
 
     Args:
-        data: a CSV or Parquet file, or a pandas DataFrame.
-        id: the column that is the same in all rows of a sequence; sequences keep the order in which they begin.
-        order: the column by which a sequence's rows are sorted; None leaves them in the order of the table.
-        values: the columns of the channels, in the order of the table; by default all others.
-        conditions: columns that are the same in all rows of a sequence.
-        words: of CSV, ``missing``, ``decimal`` and ``date_order`` of :func:`read_table`.
+        data: CSV or Parquet file, or pandas DataFrame.
+        id: column that identifies sequences, kept in order of first appearance.
+        order: column that orders a sequence's rows; None keeps the table's order.
+        values: columns of the channels, in table order; default all others.
+        conditions: columns constant within each sequence.
+        words: for CSV, ``missing``, ``decimal`` and ``date_order`` of :func:`read_table`.
 
     Raises:
-        UserError: a column is not there, not of finite numbers, misses values, or changes within a sequence.
+        UserError: a column is missing, incomplete, not finite numbers, or changes within a sequence.
     """
     pd = optional_import("pandas", "tables")
     frame = read_table(data, **words) if isinstance(data, str | os.PathLike) else data.reset_index(drop=True)
@@ -278,7 +278,7 @@ def read_steps(
 
 
 def _order(series: Any, form: Any, date_order: str) -> tuple[Column, np.ndarray]:
-    """The column that sorts steps and its values (N,): numbers or times, as text would be sorted by its letters."""
+    """Order column and its values (N,), numbers or times. Raises UserError for text, which would sort by letters."""
     try:
         column, values = read_column(
             series, None, scaling="standard", categorical=False, form=form, date_order=date_order
@@ -296,7 +296,7 @@ def _order(series: Any, form: Any, date_order: str) -> tuple[Column, np.ndarray]
 
 
 def _common(times: list[np.ndarray]) -> list[float] | None:
-    """The values of the order that all sequences share, the shorter ones their first; None where they differ."""
+    """Order values that all sequences share (shorter ones their prefix); None if they differ."""
     longest = max(times, key=len)
     return longest.tolist() if all((x == longest[: len(x)]).all() for x in times) else None
 
@@ -308,7 +308,7 @@ def _require_all(bad: np.ndarray, name: str) -> None:
 
 
 def _channel(series: Any, form: Any, date_order: str) -> tuple[Column, np.ndarray]:
-    """A column of numbers, times or booleans, and its values (N,) in table units."""
+    """Column of numbers, times or booleans, and its values (N,) in table units."""
     types = optional_import("pandas", "tables").api.types
     _require_all(series.isna().to_numpy(bool), series.name)
     if types.is_numeric_dtype(series.dtype) and not types.is_complex_dtype(series.dtype):
@@ -332,7 +332,7 @@ def _channel(series: Any, form: Any, date_order: str) -> tuple[Column, np.ndarra
 
 
 def _constant(series: Any, places: np.ndarray, firsts: np.ndarray, id: str) -> tuple[Column, np.ndarray]:
-    """The condition of each sequence, from the first row of each."""
+    """Condition of each sequence, from its first row."""
     own = series.iloc[firsts]
     there = own.iloc[places].reset_index(drop=True)
     plain = series.reset_index(drop=True)

@@ -1,4 +1,4 @@
-"""Sequences: an archive and a table of one row a step, lines."""
+"""Sequences: archives and tables of steps, line plots."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LINES: tuple[tuple[str, Any], ...] = ((SAMPLES, "-"), (OTHERS[0], "--"), (OTHERS
 
 @register("sequence")
 class SequencesModality(Modality[SequenceMetadata]):
-    """Sequences (L, C): samples.npz with ``values`` and ``lengths``, and, with pandas, samples.csv of steps."""
+    """Sequences (L, C): samples.npz with ``values`` and ``lengths`` and, with pandas, samples.csv of steps."""
 
     layout = "sequence"
     usual_preset = "sequences"
@@ -52,7 +52,7 @@ class SequencesModality(Modality[SequenceMetadata]):
         return files
 
     def plot(self, x: Tensor, conditions: Conditions, reference: Batch | None = None) -> Image.Image:
-        """Samples as lines, beside those of the data."""
+        """Line plots of samples beside data."""
         names = tuple(self.metadata.get("channels", ()))
         if reference is None:
             return series_plot(x, conditions.get(LENGTH), names=names)
@@ -68,11 +68,11 @@ def series_plot(
     *,
     names: Sequence[str] = (),
 ) -> Image.Image:
-    """Draw the first of the sequences x (N, L, C), on the left, beside the first of ``reference`` (M, L, C).
+    """Draw the first sequences x (N, L, C) on the left, beside the first of ``reference`` (M, L, C).
 
-    All plots have the same axes, which span the data, or the samples without any. Up to eight of each are drawn, or
-    sixteen samples without data, and of their channels the first four, which ``names`` (C) names. Steps from
-    ``lengths`` (N,) on are padding and left out. Raises UserError for another shape.
+    All plots share axes that span the data, or the samples if there is none. Draws up to eight of each, or sixteen
+    samples without data, and the first four channels, named by ``names`` (C). Steps from ``lengths`` (N,) on are
+    padding. Raises UserError for another shape.
     """
     for value, argument in ((x, "x"), (reference, "reference")):
         if value is not None and (value.ndim != 3 or not value.numel()):
@@ -117,7 +117,7 @@ def _legend(figure, channels: int, names: Sequence[str]) -> None:
 
 
 def _cut(x: Tensor, lengths: Tensor | None, count: int) -> list[np.ndarray]:
-    """The first of x (N, L, C) without padding, (L_i, at most 4)."""
+    """First sequences of x (N, L, C) without padding, (L_i, at most 4)."""
     whole = x[:count, :, :CHANNELS].detach().cpu().double().numpy()
     ends = [x.shape[1]] * len(whole) if lengths is None else lengths[: len(whole)].tolist()
     return [line[:end] for line, end in zip(whole, ends, strict=True)]
@@ -133,7 +133,7 @@ def _draw(axes: Axes, line: np.ndarray | None) -> None:
 
 
 def _range(lines: list[np.ndarray]) -> tuple[float, float]:
-    """The values that all plots span, with a little room."""
+    """Value range of all plots, with a margin."""
     values = np.concatenate([line.ravel() for line in lines])
     values = values[np.isfinite(values)]
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)

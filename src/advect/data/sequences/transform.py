@@ -1,4 +1,4 @@
-"""The channels of padded sequences in model units and back."""
+"""Standardisation of padded sequences."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from advect.data.transforms import Standardize, Transform, needs_float64
 
 @dataclass(frozen=True)
 class SequenceScale(Transform):
-    """Standardise each channel of sequences (B, L, C), whose steps after the last real one are NaN in data units.
+    """Standardise each channel of sequences (B, L, C); padding is NaN in data units, 0 in model units.
 
-    Padding is 0 in model units. On the way back a step of zeros cannot be told from one at the mean, so that the
-    padding comes back as the mean unless ``inverse`` is told the lengths.
+    The inverse cannot tell padding from steps at the mean: without lengths it returns the mean there.
 
     Args:
         mean: (C,) in data units, over real steps.
@@ -29,7 +28,7 @@ class SequenceScale(Transform):
         ragged: whether lengths differ.
 
     Raises:
-        UserError: the two differ in length, are empty or not finite, or a deviation is not positive.
+        UserError: lengths of mean and std differ or are 0, a value is not finite, or a deviation not positive.
     """
 
     mean: Sequence[float]
@@ -44,7 +43,7 @@ class SequenceScale(Transform):
 
     @classmethod
     def fit(cls, steps: np.ndarray, *, ragged: bool) -> SequenceScale:
-        """The scale that standardises the real steps (S, C) of all sequences."""
+        """Fit to the real steps (S, C) of all sequences."""
         fitted = Standardize.fit(steps)
         return cls(fitted.mean, fitted.std, ragged)
 
@@ -63,7 +62,7 @@ class SequenceScale(Transform):
         return torch.nan_to_num((x.double() - mean) / std, nan=0.0).float()
 
     def inverse(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Model units (B, L, C) to data units; steps from ``lengths`` (B,) on are 0 where those are given."""
+        """Model units (B, L, C) to data units; steps from ``lengths`` (B,) on are 0 if given."""
         dtype = torch.float64 if self.wide else torch.float32
         mean, std = self._moments.to(x.device, dtype)
         y = torch.addcmul(mean, x.to(dtype), std)
@@ -73,16 +72,16 @@ class SequenceScale(Transform):
         return torch.where(real[..., None], y, 0.0)
 
     def centred(self, x: Tensor) -> Tensor:
-        """Data units (B, L, C) less the mean where they are float64; steps of zeros, which are padding, stay."""
+        """Data units (B, L, C), less the mean if float64; steps of zeros (padding) stay."""
         if not self.wide:
             return x
         return torch.where((x == 0).all(-1, keepdim=True), 0.0, x.double() - self._moments[0].to(x.device))
 
     def log_det(self, elements: int) -> float:
-        """That of a sample of so many elements, all of its steps real.
+        """log |det d forward / dx| of a sample of ``elements`` elements, all steps real.
 
         Raises:
-            UserError: lengths differ, and with them the number of elements that are scaled.
+            UserError: lengths differ.
         """
         if self.ragged:
             raise UserError("sequences of different lengths have no common log_det; train on those of one length")

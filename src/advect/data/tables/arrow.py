@@ -1,4 +1,4 @@
-"""Columns of Arrow types, and of Python's dates, times, durations and decimals, as numbers or text and back."""
+"""Columns of Arrow types and of Python dates, times, durations and decimals, as numbers or text and back."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from advect.core.errors import UserError, optional_import
 
 
 def arrow_array(series: Any) -> Any:
-    """The Arrow array of a Series that has an Arrow type, a timedelta64, or Python objects of one type, but not text
-    or booleans; None of others.
+    """Arrow array of a Series of Arrow type, timedelta64, or Python objects of one type; else None.
+
+    None also for text and booleans.
     """
     pd = optional_import("pandas", "tables")
     own = isinstance(series.dtype, pd.ArrowDtype) or series.dtype.kind == "m"
@@ -34,17 +35,18 @@ def arrow_array(series: Any) -> Any:
 
 
 def arrow_text(kind: Any) -> str:
-    """An Arrow type as text, from which :func:`arrow_series` has it again."""
+    """Arrow type as text, inverted by :func:`arrow_series`."""
     arrow = optional_import("pyarrow", "tables")
     return base64.b64encode(arrow.schema([("x", kind)]).serialize().to_pybytes()).decode()
 
 
 def arrow_values(name: str, array: Any) -> tuple[str, list[Any], bool, int | None]:
-    """What an array holds: "text" (and booleans), "number" or "real"; its values, None where missing; whether they
-    count units of time; and decimal places.
+    """Values of an Arrow array: kind ("text", "number" or "real"), list, time-ness, decimal places.
+
+    Booleans are "text"; missing values are None; time-ness tells whether values count time units.
 
     Raises:
-        UserError: of a type that no column has.
+        UserError: of an unsupported type.
     """
     arrow = optional_import("pyarrow", "tables")
     types, kind = arrow.types, array.type
@@ -67,7 +69,7 @@ def arrow_values(name: str, array: Any) -> tuple[str, list[Any], bool, int | Non
 
 
 def arrow_series(text: str, dtype: str, values: Sequence[Any]) -> Any:
-    """Values, None where missing, as a Series of the Arrow type that :func:`arrow_text` told, or of ``dtype``."""
+    """Values, None where missing, as a Series of the type from :func:`arrow_text`, or of ``dtype``."""
     pd, arrow = optional_import("pandas", "tables"), optional_import("pyarrow", "tables")
     kind = arrow.ipc.read_schema(arrow.py_buffer(base64.b64decode(text))).field(0).type
     if arrow.types.is_decimal(kind):
@@ -87,6 +89,6 @@ def arrow_series(text: str, dtype: str, values: Sequence[Any]) -> Any:
 
 
 def _storage(kind: Any) -> Any:
-    """The whole numbers in which Arrow keeps a type of time."""
+    """Integer type in which Arrow stores a temporal type."""
     arrow = optional_import("pyarrow", "tables")
     return arrow.int32() if kind.bit_width == 32 else arrow.int64()

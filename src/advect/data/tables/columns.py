@@ -1,7 +1,7 @@
-"""What is stored of a column: how its values become model units and come back as they were.
+"""Stored columns: conversion of values to model units and back to their original types.
 
-In "table units" every column is one of real numbers: a number is itself, a category its place among the names, a
-time whole units after an origin, and a missing value NaN.
+In "table units" every column holds reals: a number is itself, a category its index among the names, a time whole units
+after an origin, a missing value NaN.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from advect.data.tables.scaling import Scaling, scaling_from_config
 from advect.data.tables.text import write_number, write_time
 
 ONE_HOT = 50
-"""The most categories that get a dimension each; more are written as bits."""
+"""Maximum number of one-hot categories; more are encoded as bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +30,11 @@ class Column(ABC):
     """One column of a table.
 
     Args:
-        name: of the column.
-        dtype: the type of its values in a data frame, by name, such as "int64".
-        missing: whether values can be missing, for which an extra dimension is 1, and else -1.
-        form: how the values were written, where they were text (advect.data.tables.text).
-        arrow: the Arrow type of values that NumPy has no type for, see :func:`arrow_text`.
+        name: column name.
+        dtype: pandas type name of the values, such as "int64".
+        missing: whether values can be missing; an extra dimension is then 1 where missing, else -1.
+        form: how text values were written (advect.data.tables.text).
+        arrow: Arrow type of values without a NumPy type, see :func:`arrow_text`.
     """
 
     name: str
@@ -47,15 +47,15 @@ class Column(ABC):
     @property
     @abstractmethod
     def value_width(self) -> int:
-        """The dimensions of a value, without that of its absence; 0 where it is always the same."""
+        """Dimensions of a value without the missing indicator; 0 for constants."""
 
     @property
     def width(self) -> int:
-        """The dimensions of the column in model units."""
+        """Dimensions of the column in model units."""
         return self.value_width + self.missing
 
     def forward(self, x: Tensor) -> Tensor:
-        """Table units (B,) to model units (B, width), float32; a missing value lies at 0, with its indicator at 1."""
+        """Table units (B,) to model units (B, width) float32; a missing value is 0 with indicator 1."""
         absent = x.isnan()
         z = self._encode(torch.where(absent, torch.zeros_like(x), x))
         z = torch.where(absent[:, None], 0.0, z)
@@ -63,28 +63,28 @@ class Column(ABC):
         return (torch.cat([z, indicator], 1) if self.missing else z).float()
 
     def inverse(self, z: Tensor) -> Tensor:
-        """Model units (B, width) to table units (B,), float64, of which all can occur in the column."""
+        """Model units (B, width) to table units (B,) float64, restricted to values the column can have."""
         x = self._decode(z[:, : self.value_width].double())
         return torch.where(z[:, -1] > 0, torch.nan, x) if self.missing else x
 
     @abstractmethod
     def _encode(self, x: Tensor) -> Tensor:
-        """Table units (B,) without NaN to (B, value_width), float64."""
+        """Table units (B,) without NaN to (B, value_width) float64."""
 
     @abstractmethod
     def _decode(self, z: Tensor) -> Tensor:
-        """The way back."""
+        """Inverse of :meth:`_encode`."""
 
     @abstractmethod
     def to_series(self, x: np.ndarray) -> Any:
-        """Table units (B,), NaN where missing, to a pandas Series of the column's own type and name."""
+        """Table units (B,), NaN where missing, as a pandas Series of the column's type and name."""
 
     def to_text(self, x: np.ndarray) -> Any:
-        """The same as a Series of text as in the column's file, where the values were text; else :meth:`to_series`."""
+        """As :meth:`to_series`, but written as in the file if the values were text."""
         return self.to_series(x)
 
     def to_config(self) -> dict[str, Any]:
-        """A JSON object from which :func:`column_from_config` builds an equal column."""
+        """JSON object from which :func:`column_from_config` builds an equal column."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         if isinstance(values.get("scaling"), Scaling):
             values["scaling"] = values["scaling"].to_config()
@@ -93,15 +93,15 @@ class Column(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Number(Column):
-    """Numbers, whole numbers and times.
+    """Reals, whole numbers and times.
 
     Args:
-        scaling: to model units and back; a configuration of one is built.
-        low, high: the smallest and the largest value, in which the way back ends; equal for a constant.
-        decimals: the way back is rounded to so many places, or not where None; 0 for whole numbers.
+        scaling: to model units and back; configurations are built.
+        low, high: range of values, to which the inverse is clamped; equal for a constant.
+        decimals: decimal places of the inverse, 0 for whole numbers; None for no rounding.
         unit: for times, "D", "s", "ms", "us" or "ns", else "".
-        origin: for times the units from 1970 to the 0 of the column, for whole numbers beyond 2^53 the least of them.
-        step: for times of Arrow types, how many of their units one of the column is.
+        origin: table unit 0: for times in units since 1970, for whole numbers beyond 2^53 the smallest value.
+        step: for times of Arrow types, their units per table unit.
     """
 
     scaling: Scaling
@@ -130,7 +130,7 @@ class Number(Column):
         return self.rounded(self.scaling.inverse(z[:, 0])) if self.value_width else z.new_full((len(z),), self.low)
 
     def rounded(self, x: Tensor) -> Tensor:
-        """The nearest values that the column can have."""
+        """Nearest values that the column can have."""
         if self.decimals is not None:
             x = x.round(decimals=self.decimals)
         return x.clamp(self.low, self.high)
@@ -154,13 +154,13 @@ class Number(Column):
         return series if absent.any() else series.astype(self.dtype)
 
     def _exact(self, x: np.ndarray, absent: np.ndarray) -> list[Any]:
-        """Values (B,) as Python numbers, of whole ones exact ones; None where missing."""
+        """Values (B,) as Python numbers, exact for whole ones; None where missing."""
         if self.decimals != 0 or self.dtype.lower().startswith(("float", "double")):
             return [None if a else float(v) for v, a in zip(x, absent, strict=True)]
         return [None if a else round(v) * self.step + self.origin for v, a in zip(x.tolist(), absent, strict=True)]
 
     def _words(self, x: np.ndarray, missing: str | None) -> list[str | None]:
-        """Values (B,) in table units as they were written."""
+        """Values (B,) in table units as originally written."""
         absent = np.isnan(x)
         exact = self._exact(x, absent)
         if self.unit:
@@ -174,7 +174,7 @@ class Number(Column):
 
 
 def nullable(dtype: str) -> str:
-    """The pandas type of whole numbers that may be missing: "uint8" to "UInt8"."""
+    """Nullable pandas type of whole numbers: "uint8" to "UInt8"."""
     return dtype.replace("uint", "UInt").replace("int", "Int") if dtype.islower() else dtype
 
 
@@ -191,14 +191,15 @@ def _times(pd: Any, x: np.ndarray, absent: np.ndarray, column: Number) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Categories(Column):
-    """Values of a finite set: 2, or more than ``ONE_HOT``, as bits of +-1 (Chen, Zhang & Hinton 2023, "Analog bits"),
-    else one-hot in [-1, 1]. The nearest code decides on the way back.
+    """Values of a finite set, encoded as +-1: bits for 2 or more than ``ONE_HOT`` categories, else one-hot.
+
+    Bits follow Chen, Zhang & Hinton 2023, "Analog bits". The inverse takes the nearest code.
 
     Args:
-        names: the values that occur, text, whole numbers, reals or booleans, in their order.
-        categories: of a categorical dtype, all its categories in order.
+        names: occurring values (text, whole numbers, reals or booleans), in order.
+        categories: all categories of a categorical dtype, in order.
         ordered: whether that dtype is ordered.
-        category_dtype: the type of its categories.
+        category_dtype: type of its categories.
     """
 
     names: Sequence[Any]
@@ -219,7 +220,7 @@ class Categories(Column):
 
     @cached_property
     def _codes(self) -> Tensor:
-        """The code of each category, (n, value_width) float64 of +-1."""
+        """Code of each category, (n, value_width) float64 of +-1."""
         n = len(self.names)
         if 2 < n <= ONE_HOT:
             return torch.eye(n, dtype=torch.float64) * 2 - 1
@@ -256,10 +257,10 @@ _KINDS: Mapping[str, type[Number] | type[Categories]] = {"number": Number, "cate
 
 
 def column_from_config(config: Mapping[str, Any]) -> Column:
-    """Build the column that ``to_config`` described.
+    """Build the column that ``to_config`` describes.
 
     Raises:
-        UserError: the kind is unknown, or an entry is missing or does not belong there.
+        UserError: unknown kind, or missing or unexpected entries.
     """
     entries = dict(config)
     kind = str(entries.pop("kind", None))

@@ -1,4 +1,4 @@
-"""One's own tables: columns of any types in a CSV or Parquet file or a pandas DataFrame, and samples as such again."""
+"""Tables with columns of any types from CSV, Parquet or pandas, and samples as tables."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from advect.data.transforms import transform_from_config
 
 
 class TableMetadata(TypedDict):
-    """What :func:`frame_of` makes data frames from without the data, as JSON.
+    """JSON that :func:`frame_of` needs to make data frames without the data.
 
-    ``suffix`` of the file samples are written to, its ``index`` in Parquet and ``separator`` in CSV; ``order`` of all
-    columns; the configurations of the transform and of the columns that are conditions.
+    ``suffix``, Parquet ``index`` and CSV ``separator`` of the sample file; ``order`` of all columns; configurations of
+    the transform and of the condition columns.
     """
 
     suffix: str
@@ -43,31 +43,31 @@ class TableMetadata(TypedDict):
 
 @register("table")
 class Table(Dataset):
-    """Rows of a table as vectors (D,): numbers scaled, categories as codes of +-1, a dimension more where values miss.
+    """Table rows as vectors (D,): scaled numbers, categories as +-1 codes, an indicator where values are missing.
 
-    Numbers, whole numbers, booleans, categories, text, times and missing values come back as they were. Times in CSV
-    are ISO 8601. Copies of a row are never on both sides of the split, while rows that are equal by chance, and each
-    value of a column of few, are on both. A constant column is not learned but comes back.
+    Numbers, whole numbers, booleans, categories, text, times and missing values return in their own types. Copies of a
+    row share a side of the split; rows equal by coincidence do not, and values of a column of few reach both sides.
+    Constant columns are restored, not learned.
 
     Args:
-        data: the file (see :func:`read_table`) or a pandas DataFrame.
-        conditions: columns that the model is told instead of learning them: numbers become a ``Quantity``, others and
-            whole numbers of at most ``FEW`` values a ``Category``; a missing value is null.
-        continuous_conditions: more such columns, of numbers, that are a ``Quantity`` however few values they have.
-        scaling: of numbers, "quantile" (to standard normal) or "standard" (mean 0, deviation 1).
+        data: file (see :func:`read_table`) or pandas DataFrame.
+        conditions: columns used as conditions: numbers become a ``Quantity``; others, and whole numbers of at most
+            ``FEW`` values, a ``Category``; missing values are null.
+        continuous_conditions: further condition columns of numbers, always a ``Quantity``.
+        scaling: scaling of numbers, "quantile" (to standard normal) or "standard" (mean 0, deviation 1).
         drop: columns to leave out.
-        categorical: columns of numbers or text whose values are names of something, such as postcodes.
-        numeric: columns of CSV that are numbers though their digits look like codes, such as 007.
-        missing: words of CSV that are missing values, in every column. By default NA, None and their like are that
-            among numbers, dates and booleans, and words among words; an empty field always is.
-        decimal: the decimal mark of CSV, "." or ","; "auto" tells it from all values of a column.
-        date_order: of dates that are text, "dmy" or "mdy" for 03/04/2020; "auto" tells it from all values.
-        held_out: the share of the rows, drawn at random, that is kept for measuring, in [0, 1).
-        seed: of the split.
-        name: what reports call the data; by default the file's name.
+        categorical: columns of numbers or text whose values are names, such as postcodes.
+        numeric: CSV columns of numbers that look like codes, such as 007.
+        missing: CSV words that are missing values in every column. Default: NA, None and the like among numbers, dates
+            and booleans, not among words; empty fields always.
+        decimal: decimal mark of CSV, "." or ","; "auto" infers it from all values of a column.
+        date_order: order of text dates such as 03/04/2020, "dmy" or "mdy"; "auto" infers it from all values.
+        held_out: share of the rows held out at random, in [0, 1).
+        seed: seed of the split.
+        name: name in reports; default the file's name.
 
     Raises:
-        UserError: the file or a column cannot be used, or an argument; it says which and why.
+        UserError: the file, a column or an argument is invalid.
     """
 
     place: ClassVar[str | None] = "the CSV or Parquet file"
@@ -169,16 +169,16 @@ class Table(Dataset):
 
 
 def frame_of(x: Tensor, cond: Conditions | None, facts: TableMetadata, *, text: bool = False) -> Any:
-    """Samples as a pandas DataFrame like the one trained on, the conditions at their places.
+    """Samples as a pandas DataFrame like the training table, conditions in their places.
 
     Args:
-        x: (B, K) in table units, what the transform's ``inverse`` gives.
-        cond: as networks are given them; a column whose condition is null or not there comes back as missing.
+        x: (B, K) in table units, from the transform's ``inverse``.
+        cond: as given to networks; null or absent conditions become missing values.
         facts: ``Table.metadata``.
-        text: write values as the file of text did, instead of giving them their types.
+        text: write values as in the text file instead of restoring types.
 
     Raises:
-        UserError: x has not the table's columns, or pandas is not installed.
+        UserError: x has other columns, or pandas is not installed.
     """
     pd = optional_import("pandas", "tables")
     transform = transform_from_config(facts["transform"])
@@ -216,7 +216,7 @@ def _frame(data: Any, drop: Sequence[str], categorical: Sequence[str], words: di
 
 
 def _fingerprint(values: np.ndarray, train: np.ndarray, transform: TableTransform, told: list[Column]) -> str:
-    """sha256, in hexadecimal, of the values, the split and what the columns mean, but not of their pandas types."""
+    """sha256 (hex) of values, split and columns, but not their pandas types."""
     meanings = [column.to_config() for column in (*transform.columns, *told)]
     for meaning in meanings:
         for key in ("dtype", "category_dtype", "form", "arrow"):

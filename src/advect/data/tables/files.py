@@ -1,4 +1,4 @@
-"""Tables in CSV and Parquet files: columns of CSV get their types from all of their values."""
+"""Tables in CSV and Parquet files; CSV column types are inferred from all values."""
 
 from __future__ import annotations
 
@@ -29,19 +29,18 @@ def read_table(
     decimal: str = "auto",
     date_order: str = "auto",
 ) -> Any:
-    """The pandas DataFrame in a file; its suffix says which kind, and of CSV the separator is found out.
+    """pandas DataFrame of a file; the suffix gives the format, the CSV separator is detected.
 
     Args:
-        path: ``.parquet`` or ``.pq``, or ``.csv``, ``.tsv`` or ``.txt``, plain or with ``.gz``.
-        text: columns of a CSV file to read as text, whatever they hold.
-        numeric, missing, decimal, date_order: of a CSV file, see :func:`advect.data.tables.text.infer_text`.
+        path: ``.parquet`` or ``.pq``; or ``.csv``, ``.tsv`` or ``.txt``, plain or with ``.gz``.
+        text: CSV columns to read as text.
+        numeric, missing, decimal, date_order: for CSV, see :func:`advect.data.tables.text.infer_text`.
 
-    The type of a column of CSV follows from all of its values; ``attrs["forms"]`` of the frame says how they were
-    written, ``attrs["why"]`` why they were read so. Named levels of a Parquet file's index are columns, and
-    ``attrs["index"]`` their names.
+    ``attrs["forms"]`` holds how CSV columns were written, ``attrs["why"]`` the reasons for their types. Named index
+    levels of Parquet become columns, listed in ``attrs["index"]``.
 
     Raises:
-        UserError: the file is missing, empty, damaged, of another kind, ragged, or names a column twice.
+        UserError: the file is missing, empty, damaged, ragged, of another kind, or repeats a column name.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -64,7 +63,7 @@ def _read_parquet(pd: Any, file: Path) -> Any:
     import pyarrow.parquet as parquet
 
     def own(kind: Any) -> Any:
-        """The pandas type of what NumPy has none for, or none that can be missing."""
+        """pandas type for values without a NumPy type or without missing values there."""
         if pa.types.is_integer(kind):
             return pd.array([], dtype=str(kind).replace("uint", "UInt").replace("int", "Int")).dtype
         exact = pa.types.is_date(kind) or pa.types.is_time(kind) or pa.types.is_decimal(kind)
@@ -125,7 +124,7 @@ def _read_csv(pd: Any, file: Path, text: Collection[str], numeric: Collection[st
 
 
 def _check_csv(file: Path) -> str:
-    """The separator of a CSV file, once each row has been seen to have as many fields as the header."""
+    """Separator of a CSV file. Raises UserError unless each row has as many fields as the header."""
     try:
         with (gzip.open if file.suffix.lower() == ".gz" else open)(
             file, "rt", encoding="utf-8-sig", newline=""
@@ -152,12 +151,12 @@ def _check_csv(file: Path) -> str:
 
 
 def is_table_file(path: Path) -> bool:
-    """Whether a path is a CSV or Parquet file that holds no images."""
+    """Whether a path is a CSV or Parquet file without images."""
     return path.is_file() and path.name.lower().endswith((*CSV, *PARQUET)) and not image_columns(path)
 
 
 def parquet_fields(path: Path) -> list[Any]:
-    """The columns of a Parquet file, or of the first one in a folder; none where there is no such file."""
+    """Fields of a Parquet file, or of the first in a folder; empty if there is none."""
     files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))[:1]
     if not files or not files[0].name.lower().endswith(PARQUET):
         return []
@@ -170,7 +169,7 @@ def parquet_fields(path: Path) -> list[Any]:
 
 
 def image_columns(path: Path) -> list[str]:
-    """The columns of Parquet files that can hold images: bytes, or a struct with ``bytes``."""
+    """Columns of Parquet files that can hold images: bytes, or a struct with ``bytes``."""
     return [
         field.name
         for field in parquet_fields(path)
@@ -179,10 +178,10 @@ def image_columns(path: Path) -> list[str]:
 
 
 def row_count(path: Path) -> int:
-    """About how many rows a table has, told without reading their values: line breaks in quotes count, too.
+    """Approximate row count without reading values; line breaks in quotes count too.
 
     Raises:
-        ImportError, OSError, EOFError, ValueError: the file cannot be read, or pyarrow is not installed for Parquet.
+        ImportError, OSError, EOFError, ValueError: the file is unreadable, or pyarrow is missing for Parquet.
     """
     if path.name.lower().endswith(PARQUET):
         import pyarrow.parquet
@@ -200,14 +199,14 @@ def _line(error: Exception) -> str:
 def write_table(
     path: str | os.PathLike[str], frame: Any, *, index: Sequence[str] = (), separator: str | None = None
 ) -> None:
-    """Write a pandas DataFrame without its index, whole or not at all; the suffix is that of :func:`read_table`.
+    """Write a pandas DataFrame without its index, atomically; suffixes as for :func:`read_table`.
 
     Args:
-        index: columns that are the index in Parquet.
-        separator: of CSV; by default a comma, or a tab in ``.tsv``.
+        index: columns that form the Parquet index.
+        separator: of CSV; default a comma, or a tab in ``.tsv``.
 
     Raises:
-        UserError: the suffix is another one, or the folder does not exist.
+        UserError: another suffix, or the folder does not exist.
     """
     file = Path(path).expanduser()
     name = file.name.lower()

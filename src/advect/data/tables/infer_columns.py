@@ -1,4 +1,4 @@
-"""What kind of column a pandas Series is, and its values in table units."""
+"""Kinds of pandas columns, and their values in table units."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from advect.data.tables.scaling import StandardScaling, require_scaling
 from advect.data.tables.text import as_series, infer_text
 
 EXACT = 2**53
-"""The largest whole number below which float64 has all."""
+"""float64 represents all whole numbers up to this."""
 
 
 def read_column(
@@ -32,19 +32,18 @@ def read_column(
     form: Mapping[str, Any] | None = None,
     date_order: str = "auto",
 ) -> tuple[Column, np.ndarray]:
-    """The column that a series is, and its values (N,) in table units, float64, NaN where missing.
+    """Column of a series, and its values (N,) in table units, float64, NaN where missing.
 
     Args:
-        series: of numbers, booleans, text, categories or times.
-        train: (N,) bool, the rows to which the scaling is fitted (names, range and decimals follow all); None for all.
+        series: numbers, booleans, text, categories or times.
+        train: (N,) bool, rows to fit the scaling to; None for all. Names, range and decimals use all rows.
         scaling: "quantile" or "standard".
-        categorical: take numbers for categories.
-        form: how the values were written, where they come from a file of text.
-        date_order: of dates that are text, see :func:`advect.data.tables.text.infer_text`.
+        categorical: treat numbers as categories.
+        form: how the values were written in a text file.
+        date_order: see :func:`advect.data.tables.text.infer_text`.
 
     Raises:
-        UserError: there are no values, or infinite ones, or ones of a type that no column has, or a text in each row
-            that no other row has.
+        UserError: no values, infinite values, an unsupported type, or a different text in every row.
     """
     pd = optional_import("pandas", "tables")
     name = series.name
@@ -82,7 +81,7 @@ def _read_arrow(
     categorical: bool,
     date_order: str,
 ) -> tuple[Column, np.ndarray]:
-    """A column of an Arrow type, or of Python objects that have one."""
+    """Column of an Arrow type, or of Python objects that have one."""
     kind, values, step, decimals = arrow_values(series.name, array)
     about: dict[str, Any] = {"arrow": arrow_text(array.type)}
     if kind == "text" or (categorical and kind == "number" and not step):
@@ -205,7 +204,7 @@ def _number(
 
 
 def _decimals(values: np.ndarray) -> int | None:
-    """The fewest decimal places, up to 6, in which all values are written out; None if that is not enough."""
+    """Fewest decimal places, up to 6, that represent all values; None if more are needed."""
     present = values[~np.isnan(values)]
     return next((places for places in range(7) if (np.round(present, places) == present).all()), None)
 
@@ -226,7 +225,7 @@ def _read_times(
 
 
 def number_values(series: Any, column: Number) -> np.ndarray:
-    """A series (N,) of numbers or times in the table units of another one's column, NaN where missing.
+    """Series (N,) of numbers or times in the table units of ``column``, NaN where missing.
 
     Raises:
         UserError: it is of another kind.
@@ -245,10 +244,10 @@ def number_values(series: Any, column: Number) -> np.ndarray:
 
 
 FEW = 20
-"""The most different whole numbers of a condition that is a category."""
+"""Maximum number of different whole numbers in a categorical condition."""
 
 EXAMPLES = 64
-"""The rows of a quantity that are kept as examples."""
+"""Rows of a quantity kept as examples."""
 
 
 def read_condition(
@@ -259,16 +258,17 @@ def read_condition(
     continuous: bool = False,
     form: Mapping[str, Any] | None = None,
 ) -> tuple[Column, np.ndarray]:
-    """A pandas Series as a column fit for :func:`condition_of`, and its values (N,) in table units, NaN where missing.
+    """Column of a series for :func:`condition_of`, and its values (N,) in table units, NaN where missing.
 
     Args:
         series: the values.
-        train: (N,) bool, the rows to which the scaling is fitted; None for all.
-        categorical: take numbers for categories, as whole numbers of at most ``FEW`` values are anyway.
-        continuous: take numbers for numbers, however few there are.
+        train: (N,) bool, rows to fit the scaling to; None for all.
+        categorical: treat numbers as categories, the default for whole numbers of at most ``FEW`` values.
+        continuous: treat numbers as numbers, however few.
+        form: how the values were written in a text file.
 
     Raises:
-        UserError: as :func:`read_column`; or ``continuous`` is asked of what is no number.
+        UserError: as :func:`read_column`; or ``continuous`` values are not numbers.
     """
     types = optional_import("pandas", "tables").api.types
     if continuous and (not types.is_numeric_dtype(series.dtype) or types.is_bool_dtype(series.dtype)):
@@ -279,15 +279,15 @@ def read_condition(
 
 
 def condition_of(column: Column, values: np.ndarray, train: np.ndarray) -> tuple[Category | Quantity, np.ndarray]:
-    """The condition that a column is, and its values: int64 (N,) or float32 (N, 1), null where missing.
+    """Condition of a column, and its values: int64 (N,) or float32 (N, 1), null where missing.
 
     Args:
-        column: a number under standard scaling, or categories.
+        column: number under standard scaling, or categories.
         values: (N,) in table units, NaN where missing.
-        train: (N,) bool, the rows from which frequencies and examples are taken.
+        train: (N,) bool, rows that give frequencies and examples.
 
     Raises:
-        UserError: the column has the name of the condition that sequences have.
+        UserError: the column has the reserved name of sequence lengths.
     """
     if column.name == LENGTH:
         raise UserError(f"a condition cannot be called {LENGTH!r}, which is that of sequences; rename the column")
@@ -305,7 +305,7 @@ def condition_of(column: Column, values: np.ndarray, train: np.ndarray) -> tuple
 
 
 def column_values(column: Column, cond: Tensor) -> Tensor:
-    """The way back: a condition's values (B,) or (B, 1) to table units (B,), float64, NaN where null."""
+    """Condition values (B,) or (B, 1) to table units (B,) float64, NaN where null."""
     if isinstance(column, Number):
         return column.rounded(column.scaling.inverse(cond.double().reshape(-1)))
     return torch.where(cond < 0, torch.nan, cond.double())

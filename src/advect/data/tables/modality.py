@@ -20,7 +20,7 @@ from advect.data.vectors.plot import vector_plot
 
 @register("table")
 class Tables(VectorPlots[TableMetadata]):
-    """Rows of a table: samples.csv, or .parquet where that was read. Distances are those of scaled columns."""
+    """Table rows: samples.csv, or .parquet if that was read. Distances use scaled columns."""
 
     usual_preset = "table"
     metrics = (*DISTANCES, "columns", "straightness")
@@ -48,7 +48,7 @@ class Tables(VectorPlots[TableMetadata]):
         return [file]
 
     def plot_wide(self, x: Tensor, reference: Tensor | None) -> Image.Image:
-        """Components of the scaled columns, as a column has a unit of its own, or codes; quantiles of numbers."""
+        """Components of scaled columns (columns differ in unit or are codes); quantiles of numbers."""
         columns = self.metadata["transform"]["columns"]
         numbers = [i for i, column in enumerate(columns) if column["kind"] == "number"]
         names = [column["name"] for column in columns]

@@ -1,4 +1,4 @@
-"""How the numbers of one column become nearly Gaussian ones, and back."""
+"""Scalings of one column's numbers to near-Gaussian values and back."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from advect.core.errors import UserError, did_you_mean
 from advect.data.transforms import Standardize
 
 KNOTS = 1000
-"""The most quantiles that are stored of a column."""
+"""Maximum number of stored quantiles per column."""
 
 
 class Scaling(ABC):
-    """A rising map of real numbers, float64 in both directions, on the device of its argument."""
+    """Increasing map of reals, float64 both ways, on its argument's device."""
 
     kind: ClassVar[str]
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """Numbers (B,) of the column to model units (B,)."""
+        """Column values (B,) to model units (B,)."""
 
     @abstractmethod
     def inverse(self, z: Tensor) -> Tensor:
-        """Model units (B,) to numbers (B,) of the column."""
+        """Model units (B,) to column values (B,)."""
 
     @abstractmethod
     def to_config(self) -> dict[str, Any]:
-        """A JSON object from which :func:`scaling_from_config` builds an equal scaling, to the last bit."""
+        """JSON object from which :func:`scaling_from_config` builds an equal scaling, bit for bit."""
 
 
 @dataclass(frozen=True)
 class StandardScaling(Scaling):
-    """Subtract the mean and divide by the standard deviation, which is > 0."""
+    """Subtract the mean and divide by the standard deviation, > 0."""
 
     mean: float
     std: float
@@ -52,7 +52,7 @@ class StandardScaling(Scaling):
 
     @classmethod
     def fit(cls, x: np.ndarray) -> StandardScaling:
-        """The scaling that standardises x (N,), N >= 1; of a constant it only subtracts the mean."""
+        """Fit to x (N,), N >= 1; constants are only centred."""
         fitted = Standardize.fit(x[:, None])
         return cls(fitted.mean[0], fitted.std[0])
 
@@ -68,17 +68,17 @@ class StandardScaling(Scaling):
 
 @dataclass(frozen=True)
 class QuantileScaling(Scaling):
-    """Map the i-th smallest of n numbers to the normal quantile of (i + 1/2) / n, and lines between them.
+    """Map the i-th smallest of n numbers to the normal quantile of (i + 1/2) / n, with linear interpolation.
 
-    A number that occurs often owns an interval of model units: it goes to the interval's normal median, and all of
-    the interval comes back as that number. Beyond the ends the map goes on as a line of the mean slope.
+    A repeated number owns an interval of model units: it maps to the interval's normal median, and the interval maps
+    back to it. Beyond the ends the map continues with the mean slope.
 
     Args:
-        count: n, the numbers that it was fitted to.
-        values: at most ``KNOTS`` of them, evenly spaced in rank from the smallest to the largest.
+        count: n, the size of the fitted sample.
+        values: at most ``KNOTS`` order statistics, evenly spaced in rank from smallest to largest.
 
     Raises:
-        UserError: there are no values, or more than ``count``, or they are not finite and sorted.
+        UserError: values are none, more than ``count``, not finite or not sorted.
     """
 
     count: int
@@ -95,12 +95,12 @@ class QuantileScaling(Scaling):
 
     @classmethod
     def fit(cls, x: np.ndarray) -> QuantileScaling:
-        """The scaling that makes x (N,), N >= 1, standard normal."""
+        """Fit the map of x (N,), N >= 1, to standard normal."""
         return cls(len(x), np.sort(x)[_ranks(len(x), min(len(x), KNOTS))].tolist())
 
     @cached_property
     def _knots(self) -> Tensor:
-        """The stored values, their levels in (0, 1) and the normal quantiles of those, (3, K) float64."""
+        """Stored values, their levels in (0, 1) and normal quantiles, (3, K) float64."""
         levels = torch.from_numpy((_ranks(self.count, len(self.values)) + 0.5) / self.count)
         return torch.stack([torch.tensor(self.values, dtype=torch.float64), levels, torch.special.ndtri(levels)])
 
@@ -126,7 +126,7 @@ def _ranks(count: int, knots: int) -> np.ndarray:
 
 
 def _lines(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
-    """Piecewise linear interpolation at x (B,) of the rising points (xs, ys), each (K,)."""
+    """Piecewise linear interpolation at x (B,) of increasing points (xs, ys), each (K,)."""
     if len(xs) == 1 or xs[0] == xs[-1] or ys[0] == ys[-1]:
         return x - xs.mean() + ys.mean()
     right = torch.searchsorted(xs, x).clamp(1, len(xs) - 1)
@@ -144,13 +144,13 @@ SCALINGS: Mapping[str, type[StandardScaling] | type[QuantileScaling]] = {
 
 
 def require_scaling(kind: str) -> type[StandardScaling] | type[QuantileScaling]:
-    """The scaling of that name, or a UserError."""
+    """Scaling of that name. Raises UserError if unknown."""
     if kind not in SCALINGS:
         raise UserError(f"unknown scaling {kind!r}{did_you_mean(kind, SCALINGS)}")
     return SCALINGS[kind]
 
 
 def scaling_from_config(config: Mapping[str, Any]) -> Scaling:
-    """Build the scaling that ``to_config`` described, or raise UserError."""
+    """Build the scaling that ``to_config`` describes, or raise UserError."""
     entries = dict(config)
     return require_scaling(str(entries.pop("kind", None)))(**entries)

@@ -1,4 +1,4 @@
-"""What a column of text is, told from all of its values: numbers, dates or words; and how it is written again."""
+"""Type inference for text columns from all values (numbers, dates, words), and writing them back alike."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 from advect.core.errors import UserError
 
 MISSING = ("NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "NULL", "null", "None", "none", "-")
-"""Words for a missing value among numbers, dates and booleans. Among other words they are words."""
+"""Missing values among numbers, dates and booleans; among words they are words."""
 
 CODES = re.compile(r"(^|_)(zip|zip_?code|post_?code|postal_?code|plz|postleitzahl|phone|telephone|tel)$")
-"""Names of columns whose digits are no quantity."""
+"""Names of columns whose digits are codes."""
 
 _GROUPS = ((",", "."), (".", ","), ("'", "."), (" ", ","))
 _ISO = re.compile(
@@ -24,7 +24,7 @@ _DAY = re.compile(r"(\d{1,4})([./-])(\d{1,2})\2(\d{1,4})(?: (\d\d):(\d\d)(?::(\d
 
 
 class Read(NamedTuple):
-    """A column of text as values, NaN or None where missing, how they are written, and why it was read so."""
+    """Values of a text column (NaN or None where missing), how they are written, and the reason for the kind."""
 
     kind: Literal["number", "time", "bool", "text"]
     values: np.ndarray
@@ -42,18 +42,18 @@ def infer_text(
     numeric: bool = False,
     only_dates: bool = False,
 ) -> Read:
-    """What the words (N,), str or None, of a column are; an empty word is missing.
+    """Infer the kind of words (N,), str or None; empty words are missing.
 
     Args:
-        missing: the words that are missing values, in any column; None takes ``MISSING`` where all others are numbers,
-            dates, times or booleans.
-        decimal: "." or ","; "auto" tells it from all numbers.
-        date_order: "dmy" or "mdy" for 03/04/2020; "auto" tells it from all dates.
-        numeric: read digits as numbers also where they look like codes.
-        only_dates: look for dates alone, as in text that has a type of its own.
+        missing: words that are missing values in any column; None: ``MISSING`` where all others are numbers, dates,
+            times or booleans.
+        decimal: "." or ","; "auto" infers it from all numbers.
+        date_order: "dmy" or "mdy" for 03/04/2020; "auto" infers it from all dates.
+        numeric: read digits that look like codes as numbers.
+        only_dates: infer dates only, for text of its own type.
 
     Raises:
-        UserError: numbers or dates that can be read in two ways, or ``numeric`` is asked of other words.
+        UserError: numbers or dates are ambiguous, or ``numeric`` words are no numbers.
     """
     absent = np.array([w is None or w == "" for w in words], bool)
     marks = np.isin(words.astype(object), list(MISSING if missing is None else missing)) & ~absent
@@ -78,14 +78,14 @@ def infer_text(
 
 
 def _without(words: np.ndarray, absent: np.ndarray) -> np.ndarray:
-    """A copy of words (N,) with None where ``absent`` (N,)."""
+    """Copy of words (N,) with None where ``absent`` (N,)."""
     left = words.astype(object)
     left[absent] = None
     return left
 
 
 def _typed(name: str, words: list[str], decimal: str, order: str, numeric: bool, only_dates: bool) -> Any:
-    """Kind, values, form and reason of words that are all of one kind; None of others."""
+    """Kind, values, form and reason if all words are of one kind, else None."""
     if not only_dates:
         if set(words) <= {"True", "False"}:
             return "bool", [w == "True" for w in words], {}, "True and False"
@@ -144,7 +144,7 @@ def _grouped(group: str, mark: str) -> str:
 
 
 def _iso(words: list[str]) -> Any:
-    """Full ISO dates: nanoseconds, or coarser units, of UTC. 2024-01 and 20240101 are codes."""
+    """Full ISO dates, times in UTC to nanoseconds; 2024-01 and 20240101 are codes."""
     parts = [_ISO.fullmatch(w) for w in words]
     if not all(parts):
         return None
@@ -183,7 +183,7 @@ def _minutes(zone: str | None) -> int:
 
 
 def _zones(stamps: np.ndarray, zones: list[str]) -> list[list[Any]]:
-    """From which time (UTC, seconds from 1970) on which offset holds, if time tells it; else the commonest alone."""
+    """Pairs of start time (UTC seconds since 1970) and offset; one, the commonest, if offsets do not follow time."""
     order = np.argsort(stamps, kind="stable")
     counts, names = stamps.astype("M8[s]").astype(np.int64)[order], np.array(zones, object)[order]
     change = np.flatnonzero(np.append(True, names[1:] != names[:-1]))
@@ -193,7 +193,7 @@ def _zones(stamps: np.ndarray, zones: list[str]) -> list[list[Any]]:
 
 
 def _days(name: str, words: list[str], order: str) -> Any:
-    """Dates such as 31.12.2020, 12/31/2020 and 2020/12/31, with a time or without."""
+    """Dates such as 31.12.2020, 12/31/2020 and 2020/12/31, with or without a time."""
     parts = [_DAY.fullmatch(w) for w in words]
     if not all(parts):
         return None
@@ -230,7 +230,7 @@ def _days(name: str, words: list[str], order: str) -> Any:
 
 
 def as_series(read: Read, name: str) -> Any:
-    """The values as a pandas Series: int64, float64, bool, datetime64 or object, nullable where values are missing."""
+    """Values as a pandas Series: int64, float64, bool, datetime64 or object; nullable if values are missing."""
     import pandas as pd
 
     absent = np.array([v is None for v in read.values], bool)
@@ -253,7 +253,7 @@ def as_series(read: Read, name: str) -> Any:
 
 
 def write_number(value: float, form: Mapping[str, Any]) -> str:
-    """A number as the column wrote them."""
+    """Number written as in the column."""
     group, mark = form.get("group", ""), form.get("decimal", "." if form.get("group") != "." else ",")
     text = f"{value:.{form['places']}f}" if "places" in form else repr(value)
     if not isinstance(value, int) and "places" not in form and text.endswith(".0"):
@@ -266,7 +266,7 @@ def write_number(value: float, form: Mapping[str, Any]) -> str:
 
 
 def write_time(stamp: np.datetime64, form: Mapping[str, Any]) -> str:
-    """A time (UTC where offsets are known) as the column wrote them."""
+    """Time (UTC if offsets are known) written as in the column."""
     zone, clock = "", form.get("clock", form.get("separator"))
     digits = form.get("digits", 0)
     stamp = stamp.astype(f"M8[{('s', 'ms', 'us', 'ns')[-(-digits // 3)]}]" if clock else "M8[D]")

@@ -1,4 +1,4 @@
-"""A table's columns in model units and back, from what the checkpoint stores alone."""
+"""Table columns to model units and back, from checkpoint contents alone."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from advect.data.transforms import Transform
 
 @dataclass(frozen=True)
 class TableTransform(Transform):
-    """Columns (B, K) in table units to a vector (B, D): see :class:`Number` and :class:`Categories`.
+    """Columns (B, K) in table units to vectors (B, D), see :class:`Number` and :class:`Categories`.
 
-    Table units are float64, as float32 has not the digits of dates and large whole numbers.
+    Table units are float64: float32 lacks digits for dates and large whole numbers.
 
     Args:
-        columns: one or more, in the order of the table; configurations of columns are built.
+        columns: one or more, in table order; configurations are built.
 
     Raises:
-        UserError: all columns are constant, so that there is nothing to learn.
+        UserError: all columns are constant.
     """
 
     columns: Sequence[Column]
@@ -41,19 +41,19 @@ class TableTransform(Transform):
 
     @property
     def widths(self) -> list[int]:
-        """The dimensions of each column in model units; they sum to D."""
+        """Dimensions of each column in model units; they sum to D."""
         return [column.width for column in self.columns]
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([c.forward(part) for c, part in zip(self.columns, x.double().unbind(1), strict=True)], 1)
 
     def inverse(self, x: Tensor) -> Tensor:
-        """Model units (B, D) to table units (B, K), float64; NaN is a missing value."""
+        """Model units (B, D) to table units (B, K) float64; NaN is missing."""
         parts = zip(self.columns, x.split(self.widths, 1), strict=True)
         return torch.stack([column.inverse(part) for column, part in parts], 1)
 
     def to_frame(self, x: Tensor, *, text: bool = False) -> Any:
-        """Table units (B, K) as a pandas DataFrame with the columns' own types, names and order, or written as text.
+        """Table units (B, K) as a pandas DataFrame with the columns' types, names and order, or as text.
 
         Raises:
             UserError: pandas is not installed.
@@ -64,7 +64,7 @@ class TableTransform(Transform):
         return pd.concat([c.to_text(v) if text else c.to_series(v) for c, v in pairs], axis=1)
 
     def log_det(self, elements: int) -> float:
-        """The constant for real numbers under standard scaling.
+        """Constant log-determinant of reals under standard scaling.
 
         Raises:
             UserError: a column has no density, or its scaling is not linear.

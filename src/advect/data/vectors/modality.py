@@ -1,4 +1,4 @@
-"""Vectors: a Parquet column or an archive and CSV, a scatter plot."""
+"""Vectors: Parquet columns, or archives and CSV; scatter plots."""
 
 from __future__ import annotations
 
@@ -20,28 +20,26 @@ from advect.data.vectors.plot import scatter_plot, vector_plot
 
 
 class VectorPlots(Modality[M]):
-    """Data whose samples are vectors (D,), plotted as points or quantiles."""
+    """Vectors (D,), plotted as points or quantiles."""
 
     layout = "vector"
     trajectories = 200
 
     def plot(self, x: Tensor, conditions: Conditions, reference: Batch | None = None) -> Image.Image:
-        """In up to two dimensions a scatter plot over the data; in more their first two principal components, beside
-        the quantiles of each feature.
-        """
+        """Scatter plot over the data for D <= 2; else two principal components and quantiles per feature."""
         behind = None if reference is None else reference.x1
         if max(x.shape[1], self.spec.shape[0]) <= 2:
             return scatter_plot(x, behind)
         return self.plot_wide(x, behind)
 
     def plot_wide(self, x: Tensor, reference: Tensor | None) -> Image.Image:
-        """The plot of more than two dimensions."""
+        """Plot of more than two dimensions."""
         return vector_plot(x, reference)
 
 
 @register("vector")
 class Vectors(VectorPlots[VectorMetadata]):
-    """Vectors (D,): samples.parquet where such a column was read, else samples.npz with ``x`` and samples.csv."""
+    """Vectors (D,): samples.parquet if read from such a column, else samples.npz with ``x`` and samples.csv."""
 
     def describe(self, shape: Sequence[int]) -> str:
         return f"{shape[0]}-dimensional vectors"
@@ -64,7 +62,7 @@ class Vectors(VectorPlots[VectorMetadata]):
 
 
 def _write_csv(path: Path, x: Tensor, columns: dict[str, list[Any]]) -> None:
-    """A row for each of x (n, D): x1 to xD, then the columns."""
+    """Write x (n, D) as columns x1 to xD, then the other columns."""
     with path.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow([*(f"x{i + 1}" for i in range(x.shape[1])), *columns])

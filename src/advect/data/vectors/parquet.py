@@ -1,4 +1,4 @@
-"""Vectors in a Parquet file: a column whose rows are lists of numbers, all of one length, such as embeddings."""
+"""Vectors in Parquet files: columns of equally long lists of numbers, such as embeddings."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from advect.data.tables.files import parquet_fields
 
 
 class VectorMetadata(TypedDict, total=False):
-    """The columns of vectors and of labels in the Parquet file that was read, in which samples are written too."""
+    """Names of the vector and label columns read, used again for samples."""
 
     column: str
     label: str | None
 
 
 class VectorColumn(NamedTuple):
-    """A column of vectors x (N, D) and its name, and the labels (N,) and theirs where a column holds some."""
+    """Vectors x (N, D) with their column's name, and labels (N,) with theirs, if any."""
 
     name: str
     x: np.ndarray
@@ -30,7 +30,7 @@ class VectorColumn(NamedTuple):
 
 
 def is_vector_type(kind: Any) -> bool:
-    """Whether an Arrow type is that of lists of real numbers, of a fixed length or not."""
+    """Whether an Arrow type is lists of real numbers, of fixed length or not."""
     types = optional_import("pyarrow", "tables").types
     if not (types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)):
         return False
@@ -38,19 +38,20 @@ def is_vector_type(kind: Any) -> bool:
 
 
 def vector_columns(path: Path) -> list[str]:
-    """The columns of a Parquet file that are lists of numbers."""
+    """Columns of a Parquet file that hold lists of numbers."""
     return [field.name for field in parquet_fields(path) if is_vector_type(field.type)] if path.is_file() else []
 
 
 def read_vectors(file: Path, *, column: str | None, labels: Collection[str]) -> VectorColumn:
-    """The vectors of a Parquet file, and the labels in the first of the columns ``labels`` that it has.
+    """Vectors of a Parquet file, with labels from the first column it has out of ``labels``.
 
     Args:
-        file: of Parquet.
-        column: the column of lists; None takes the only one.
+        file: Parquet file.
+        column: column of lists; None takes the only one.
 
     Raises:
-        UserError: the file is damaged, has no such column or several, or its lists differ in length or lack numbers.
+        UserError: the file is damaged, the column is missing or ambiguous, or its lists are incomplete or differ in
+            length.
     """
     parquet = optional_import("pyarrow.parquet", "tables")
     try:
@@ -78,7 +79,7 @@ def read_vectors(file: Path, *, column: str | None, labels: Collection[str]) -> 
 
 
 def _chosen(file: Path, schema: Any, column: str | None) -> str:
-    """The name of the column of vectors."""
+    """Name of the column of vectors."""
     names = [field.name for field in schema if is_vector_type(field.type)]
     if column is None:
         if len(names) == 1:
@@ -96,7 +97,7 @@ def _chosen(file: Path, schema: Any, column: str | None) -> str:
 
 
 def _matrix(file: Path, name: str, chunk: Any, before: Sequence[np.ndarray]) -> np.ndarray:
-    """The lists of an Arrow array as (n, D); ``before`` are those of the rows that come first."""
+    """Lists of an Arrow array as (n, D); ``before`` holds the preceding rows."""
     compute = optional_import("pyarrow.compute", "tables")
     first = sum(map(len, before))
     lengths = compute.list_value_length(chunk)
@@ -120,7 +121,7 @@ def _matrix(file: Path, name: str, chunk: Any, before: Sequence[np.ndarray]) -> 
 
 
 def write_vectors(file: Path, x: np.ndarray, *, column: str, others: Mapping[str, Sequence[Any]]) -> None:
-    """Write x (N, D) as a column of lists, and other columns (N,), as :func:`read_vectors` reads them."""
+    """Write x (N, D) as a column of lists and other columns (N,), readable by :func:`read_vectors`."""
     arrow, parquet = optional_import("pyarrow", "tables"), optional_import("pyarrow.parquet", "tables")
     flat = arrow.array(np.ascontiguousarray(x).reshape(-1))
     lists = arrow.FixedSizeListArray.from_arrays(flat, x.shape[1])

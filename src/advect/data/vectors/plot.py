@@ -1,4 +1,4 @@
-"""Vectors in many dimensions: where they lie, and each feature by itself."""
+"""Plots of vectors: projections and quantiles per feature."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ SIZE, POINTS = 512, 2000
 
 
 def scatter_plot(x: Tensor, reference: Tensor | None = None) -> Image.Image:
-    """Plot x (N, D) over ``reference`` (M, D), at most 2,000 points of each, as a picture of 512 x 512 pixels.
+    """Plot x (N, D) over ``reference`` (M, D), at most 2,000 points each, in 512 x 512 pixels.
 
-    With D = 1 both are histograms; with D > 2 the axes are the first two principal components of the
-    reference, or of x without one. The axes span the reference and the middle 98% of x. Samples that are not
-    finite are left out and counted in the picture. Raises UserError for another shape.
+    D = 1 gives histograms; D > 2 the first two principal components of the reference, or of x without one. Axes span
+    the reference and the middle 98% of x. Non-finite samples are omitted and counted in the title. Raises UserError
+    for another shape.
     """
     figure = new_figure(SIZE, SIZE)
     draw_scatter(figure.subplots(), rows(x, "x"), reference_rows(x, reference))
@@ -32,7 +32,7 @@ def scatter_plot(x: Tensor, reference: Tensor | None = None) -> Image.Image:
 
 
 def draw_scatter(axes: Axes, points: np.ndarray, behind: np.ndarray) -> None:
-    """What :func:`scatter_plot` shows of rows (N, D) and (M, D), M = 0 without data, in a pair of axes."""
+    """Draw :func:`scatter_plot` of rows (N, D) and (M, D), M = 0 without data, on axes."""
     finite = np.asarray(np.isfinite(points).all(axis=1))
     lost, points = int((~finite).sum()), points[finite]
     wide = points.shape[1] > 2
@@ -58,14 +58,14 @@ def draw_scatter(axes: Axes, points: np.ndarray, behind: np.ndarray) -> None:
 
 
 def rows(x: Tensor, argument: str) -> np.ndarray:
-    """The first 2,000 of x (N, D), float64; UserError for another shape."""
+    """First 2,000 rows of x (N, D), float64; UserError for another shape."""
     if x.ndim != 2 or not x.numel():
         raise UserError(f"{argument} must be vectors (N, D) with N and D >= 1, got shape {tuple(x.shape)}")
     return x[:POINTS].detach().cpu().double().numpy()
 
 
 def reference_rows(x: Tensor, reference: Tensor | None) -> np.ndarray:
-    """The same of the reference (M, D), none without one; UserError for another D than that of x."""
+    """Same for the reference (M, D), empty if None; UserError unless D matches x."""
     behind = rows(x, "x")[:0] if reference is None else rows(reference, "reference")
     if behind.shape[1] != x.shape[1]:
         raise UserError(f"reference must have the dimension of x, got {behind.shape[1]} and {x.shape[1]}")
@@ -73,7 +73,7 @@ def reference_rows(x: Tensor, reference: Tensor | None) -> np.ndarray:
 
 
 def _flat(points: np.ndarray, behind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both sets in at most two dimensions."""
+    """Both sets projected to at most two dimensions."""
     basis = behind if len(behind) > 1 else points
     if points.shape[1] <= 2 or len(basis) < 2:
         return points[:, :2], behind[:, :2]
@@ -86,7 +86,7 @@ def _flat(points: np.ndarray, behind: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _limit(axes: Axes, points: np.ndarray, behind: np.ndarray) -> None:
-    """Equal units on both axes, and no room for far outliers of the samples."""
+    """Equal units on both axes, ignoring far outliers of the samples."""
     ends = [z for z in (behind, np.quantile(points, (0.01, 0.99), axis=0) if len(points) else points) if len(z)]
     if not ends:
         return
@@ -108,18 +108,17 @@ def vector_plot(
     features: Sequence[int] | None = None,
     embed: Callable[[Tensor], Tensor] | None = None,
 ) -> Image.Image:
-    """Draw x (N, D) over ``reference`` (M, D): principal components, and beside them quantiles of each feature.
+    """Draw x (N, D) over ``reference`` (M, D): principal components and quantiles of each feature.
 
-    Of the second part each line is a feature: its percentiles in x against those in the reference, both less the
-    reference's mean and over its deviation, so that the diagonal is a perfect match. At most 200 features, evenly
-    chosen, are drawn, and the three farthest from the diagonal are named. NaN, a missing value, is left out. Without
-    a reference there is the first part alone.
+    Each line of the second part is a feature: its percentiles in x against the reference, standardised by the
+    reference, so that the diagonal is a perfect match. At most 200 evenly chosen features are drawn; the three
+    farthest off are named. NaN (missing) is omitted. Without a reference only the first part is drawn.
 
     Args:
         x, reference: at most 2,000 rows of each are drawn.
-        names: of the features (D); by default x1 to xD.
-        features: those of which quantiles are drawn, such as numbers but not codes; by default all.
-        embed: what the components are of, (n, D) -> (n, K); by default the values themselves.
+        names: feature names (D); default x1 to xD.
+        features: features with quantiles, such as numbers but not codes; default all.
+        embed: maps (n, D) -> (n, K) before the components; default the identity.
 
     Raises:
         UserError: another shape.
@@ -140,7 +139,7 @@ def vector_plot(
 
 
 def draw_quantiles(axes: Axes, points: np.ndarray, behind: np.ndarray, names: list[str]) -> None:
-    """The quantile plot of :func:`vector_plot` in a pair of axes."""
+    """Draw the quantile plot of :func:`vector_plot` on axes."""
     style(axes)
     chosen = np.unique(np.linspace(0, points.shape[1] - 1, min(FEATURES, points.shape[1])).round().astype(int))
     lines = {i: line for i in chosen if (line := _quantiles(points[:, i], behind[:, i])) is not None}
@@ -163,7 +162,7 @@ def draw_quantiles(axes: Axes, points: np.ndarray, behind: np.ndarray, names: li
 
 
 def _quantiles(own: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Percentiles of the data and of the samples (99,), in deviations of the data; None where it does not vary."""
+    """Standardised percentiles of data and samples (99,); None if the data is constant."""
     own, real = own[np.isfinite(own)], real[np.isfinite(real)]
     if not len(own) or not len(real) or real.std() == 0:
         return None
