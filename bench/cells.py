@@ -29,7 +29,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +39,7 @@ from torch import Tensor
 import advect
 from advect.core.random import CounterRng
 from advect.data import Cells, Expression, count_noise
+from advect.data.cells.write import CellsMetadata
 from advect.metrics import (
     energy_distance,
     mean_r2,
@@ -60,7 +60,7 @@ class Real:
     types: Tensor
     held_out: Tensor
     wanted: Tensor
-    facts: dict[str, Any]
+    facts: CellsMetadata
 
     @classmethod
     def read(cls, path: Path, condition: str, genes: int, held_out: float) -> Real:
@@ -124,8 +124,8 @@ def flow_draw(run: Path, condition: str, real: Real) -> tuple[Draw, bool]:
 
 def contestants(real: Real, runs: list[Path], condition: str, components: int) -> dict[str, Draw]:
     """All rows of the table by name."""
-    facts = {**real.facts, "counted": True}
-    facts["expression"] = {**facts["expression"], "smallest": 0.0}
+    expression = {**real.facts["expression"], "smallest": 0.0}
+    facts: CellsMetadata = {**real.facts, "counted": True, "expression": expression}
     counted = lambda draw: lambda seed: count_noise(draw(seed), facts, CounterRng(seed, 1, len(real.wanted)))
     rows: dict[str, Draw] = {"training": training(real)}
     for run in runs:

@@ -75,7 +75,7 @@ MISTAKES = [
     ("eval --compare notes/a.png notes/a.png", "notes/a.png is not JSON; give a file that advect eval wrote"),
     ("eval nowhere --compare notes/a.png", "'nowhere' is one word too many"),
     ("train digits --lr 1", "did you mean --lr-schedule or --lr-warmup-steps?"),
-    ("train moons --solver rk9", "invalid choice 'rk9' for argument '--solver'"),
+    ("train moons --solver rk9", "--solver rk9 is not known; did you mean 'rk4'?"),
     ("report nowhere --no-measure --nfes 4", "measures nothing; leave --nfes"),
     ("presets now", "takes no arguments"),
     ("train --data nowhere", "'nowhere' does not exist; name a file or folder of data"),

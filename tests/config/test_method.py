@@ -276,7 +276,7 @@ def test_the_density_in_data_units_integrates_to_one(moons_run: Path) -> None:
         ({"solver": "dopri5", "steps": 5}, "chooses its own steps|steps is 5"),
         ({"grid": "sqare"}, "grid 'sqare' is not known"),
         ({"diffusion": "sigm"}, "did you mean 'sigma'"),
-        ({"diffusion": 0.5, "solver": "rk4"}, "solver 'rk4' is not known"),
+        ({"diffusion": 0.5, "solver": "rk4"}, "solver 'rk4' does not take a diffusion"),
         ({"guidance_interval": (0.1, 0.5)}, "guidance is 1, which is none"),
     ],
 )

@@ -47,7 +47,7 @@ def test_the_stochastic_equation_has_its_own_solvers_steps_and_costs() -> None:
         ({"solvers": ["euler-maruyama"]}, "solver 'euler-maruyama' is for the stochastic equation; give --diffusion"),
         (
             {"solvers": ["euler"], "diffusion": 1.0},
-            "solver 'euler' does not take --diffusion; choose from ab2",
+            "solver 'euler' does not take a diffusion; choose from euler-maruyama, ab2, heun",
         ),
     ],
 )

@@ -344,7 +344,7 @@ def test_shape_and_dtype_are_kept_and_no_graph(shape, dtype):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"solver": "euler"}, r"solver 'euler' is not known; .*euler-maruyama"),
+        ({"solver": "euler"}, r"solver 'euler' does not take a diffusion; .*euler-maruyama"),
         ({"last_step": "maen"}, r"last_step 'maen' is not known; did you mean 'mean'\?"),
         ({"diffusion": "sigmma"}, r"diffusion 'sigmma' is not known; did you mean 'sigma'\?"),
         ({"diffusion": -1.0}, r"the diffusion g must be finite and >= 0, got -1.0 at t = 0"),

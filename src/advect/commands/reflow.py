@@ -20,7 +20,7 @@ from advect.config.build import build_dataset
 from advect.config.config import Config
 from advect.config.flags import launch_processes, split_place
 from advect.config.presets import DEFAULT, get_preset
-from advect.config.section import Section
+from advect.config.section import Section, part
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, make_folder
 from advect.core.random import Stream, stream_seed
@@ -45,7 +45,7 @@ SHARED = True
 NFES = (1, 2, 4, 8, 16, 32, 100)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ReflowArguments(Section):
     """Pairs and flows; training flags default to the run's."""
 
@@ -57,11 +57,11 @@ class ReflowArguments(Section):
     """Train a last flow on pairs at t = 0 only, for one-step sampling."""
     num_pairs: int | None = None
     """Pairs for each flow; default the number of training samples."""
-    pair_solver: Literal["euler", "midpoint", "heun", "rk4", "ab2", "dpmpp2m", "dopri5"] | None = None
+    pair_solver: str | None = part("solver", default=None)
     """Solver for the pairs; default that of the run's sample grids."""
     pair_steps: int | None = None
     """Its steps; default those of the run's sample grids."""
-    pair_grid: Literal["uniform", "cosine", "edm", "shifted"] | None = None
+    pair_grid: str | None = part("grid", default=None)
     """Its time grid."""
 
     guidance: float = 1.0
@@ -90,8 +90,11 @@ class ReflowArguments(Section):
         super().__post_init__()
         if self.iterations < 1:
             raise UserError(f"--iterations must be at least 1, got {self.iterations}; 1 or 2 is usual")
-        if self.pair_solver == "dopri5" and (self.pair_steps or self.pair_grid):
-            raise UserError("--pair-solver dopri5 chooses its own steps; leave --pair-steps and --pair-grid out")
+        adaptive = self.pair_solver is not None and self.part("pair_solver").adaptive  # pyright: ignore
+        if adaptive and (self.pair_steps or self.pair_grid):
+            raise UserError(
+                f"--pair-solver {self.pair_solver} chooses its own steps; leave --pair-steps and --pair-grid out"
+            )
         if not self.nfes or min(self.nfes) < 1:
             raise UserError(f"--nfes must be whole numbers of at least 1, got {list(self.nfes)}; such as 1 4 20")
         if self.measure_samples < 20:
@@ -289,7 +292,7 @@ def reflow(run: Path, preset: str, a: ReflowArguments) -> ReflowResult:
 
 def _pairing(a: ReflowArguments, k: int, rows: int) -> PairConfig:
     """Settings of the pairs of round k, with noise unused by evaluations."""
-    sampler = SamplerConfig(a.pair_solver, a.pair_steps, a.pair_grid)
+    sampler = SamplerConfig(a.chosen("pair_solver"), a.pair_steps, a.chosen("pair_grid"))
     return PairConfig(
         num_pairs=rows if a.num_pairs is None else a.num_pairs,
         sampler=replace(sampler, guidance=a.guidance, guidance_interval=a.guidance_interval) if k == 0 else sampler,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from advect.config.flags import launch_processes, parse_words, split_place
+from advect.config.section import Section, part
 from advect.core.errors import UserError
 from advect.distributed.comm import sync_errors
-from advect.model.conditions import number_or_name, parse_conditions
+from advect.model.conditions import parse_conditions
 from advect.model.sampler_config import SamplerConfig
 from advect.model.sampling import describe_files, sample_run
 
@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 SHARED = True
 
 
-@dataclass(frozen=True, kw_only=True)
-class SampleArguments:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SampleArguments(Section):
     """Flags of ``advect sample``."""
 
     num_samples: int = 64
@@ -28,16 +28,12 @@ class SampleArguments:
     num_steps: int | None = None
     """Solver steps; default those of the run's sample grids."""
 
-    solver: Literal["euler", "midpoint", "heun", "rk4", "ab2", "dpmpp2m", "dopri5", "euler-maruyama"] | None = None
-    """Solver; default that of the run's sample grids. euler: order 1. midpoint, heun: order 2, two evaluations a step.
-    ab2, dpmpp2m: order 2, one evaluation. rk4: order 4, four evaluations. dopri5: adaptive. euler-maruyama, heun: with
-    --diffusion.
-    """
+    solver: str | None = part("solver", "sde-solver", default=None)
+    """Solver; default that of the run's sample grids. With --diffusion: ab2, the default, euler-maruyama or heun."""
+    grid: str | None = part("grid", default=None)
+    """Placement of the steps; default that of the run's sample grids."""
 
-    grid: Literal["uniform", "cosine", "edm", "shifted"] | None = None
-    """Placement of the steps: even; dense at both ends; EDM's noise levels; dense near the noise."""
-
-    diffusion: str | None = None
+    diffusion: str | None = part("diffusion", default=None, number=("constant", "scale"))
     """Sample the SDE with this g(t): a number such as 0.5, or a name such as sigma; larger values forget errors and
     need more steps.
     """
@@ -80,9 +76,9 @@ class SampleArguments:
         """How to sample."""
         return SamplerConfig(
             steps=self.num_steps,
-            solver=self.solver,
-            grid=self.grid,
-            diffusion=number_or_name(self.diffusion),
+            solver=self.chosen("solver"),
+            grid=self.chosen("grid"),
+            diffusion=self.chosen("diffusion"),
             guidance=self.guidance,
             guidance_interval=self.guidance_interval,
         )

@@ -254,11 +254,11 @@ class OutputConfig(Section):
     num_samples: int = 64
     """Samples in a grid."""
     sample_steps: int = 50
-    """Solver steps for a grid."""
-    solver: Literal["euler", "midpoint", "heun", "rk4", "ab2", "dpmpp2m"] = "midpoint"
+    """Solver steps for a grid; an adaptive solver chooses its own."""
+    solver: str = part("solver", default="midpoint")
     """Solver for a grid, and the default of advect sample."""
-    grid: Literal["uniform", "cosine", "edm", "shifted"] = "uniform"
-    """Placement of the solver's steps: even; dense at both ends; EDM's noise levels; dense near the noise."""
+    grid: str = part("grid", default="uniform")
+    """Placement of the solver's steps."""
     eval_every: int = 0
     """Steps between evaluations of samples against held-out data; 0 for none."""
     eval_samples: int = 2000

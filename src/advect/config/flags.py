@@ -39,7 +39,7 @@ def parse_sections(sections: Sections, words: Sequence[str], *, prog: str, descr
     """
     words = typed_words(words)
     sections = {name: _chosen(section, words) for name, section in sections.items()}
-    brief = not {"-h", "--help"}.isdisjoint(words)
+    brief = not {"-h", "--help"}.isdisjoint(words) and any(section.usual for section in sections.values())
     if brief:
         description += f"\n\nThese are the usual flags; {prog} --help-all shows all."
     if "--help-all" in words:
@@ -93,7 +93,8 @@ def _parser(sections: Sections, *, brief: bool, choices_help: bool) -> tuple[typ
             default, type_, words = getattr(section, f.name), hints[f.name], docs.get(f.name, "")
             if choice is not None:
                 optional = type(None) in getattr(type_, "__args__", ())
-                type_ = Literal[choice.names()] | None if optional else Literal[choice.names()]  # pyright: ignore
+                type_ = str if choice.number else Literal[choice.names()]  # pyright: ignore
+                type_ = type_ | None if optional else type_  # pyright: ignore
                 words = _choices_help(words, choice) if choices_help else words
             _claim(owners, f.name, key)
             if not brief or not section.usual or f.name in section.usual:

@@ -16,11 +16,12 @@ from advect.core.errors import UserError, did_you_mean
 
 
 class Choice(NamedTuple):
-    """Field that chooses a part: its kinds, and the prefix of the part's flags."""
+    """Field that chooses a part: its kinds, the prefix of the part's flags, and what a number in its place means."""
 
     field: str
     kinds: tuple[str, ...]
     prefix: str
+    number: tuple[str, str] | None = None
 
     def names(self) -> tuple[str, ...]:
         """All choices."""
@@ -38,12 +39,13 @@ class Choice(NamedTuple):
         return {name: text for kind in reversed(self.kinds) for name, text in registry.summaries(kind).items()}
 
 
-def part(*kinds: str, default: Any = MISSING, prefix: str | None = None) -> Any:
+def part(*kinds: str, default: Any = MISSING, prefix: str | None = None, number: tuple[str, str] | None = None) -> Any:
     """Field of a :class:`Section` that chooses a part of one of these kinds.
 
-    The part's arguments are options of the section with the prefix, default the field's name and an underscore.
+    The part's arguments are options of the section with the prefix, default the field's name and an underscore. With
+    ``number``, a part and one of its arguments, a number stands for that part with that value.
     """
-    return field(default=default, metadata={"kinds": kinds, "prefix": prefix})
+    return field(default=default, metadata={"kinds": kinds, "prefix": prefix, "number": number})
 
 
 def aliased(default: Any, *names: str) -> Any:
@@ -83,6 +85,7 @@ class Section:
             if not all(0 <= v < 1 for v in _each(getattr(self, name))):
                 raise UserError(f"{flag(name)} must be at least 0 and below 1, got {getattr(self, name)}")
         for choice in self.choices():
+            self._resolve_number(choice)
             name = getattr(self, choice.field)
             if name is not None and name not in choice.names():
                 raise UserError(f"{flag(choice.field)} {name} is not known{did_you_mean(str(name), choice.names())}")
@@ -92,13 +95,28 @@ class Section:
                 names = [f.name for f in fields(self) if f.name != "options"]
                 raise UserError(f"{type(self).__name__} has no value {option!r}{did_you_mean(option, names)}")
 
+    def _resolve_number(self, choice: Choice) -> None:
+        """A number in place of a name as the part that it stands for."""
+        value, number = getattr(self, choice.field), as_number(getattr(self, choice.field))
+        if choice.number is None or number is None:
+            return
+        name, argument = choice.number
+        option = choice.prefix + argument
+        if self.options.get(option, number) != number:
+            raise UserError(
+                f"{flag(choice.field)} {value} and {flag(option)} {self.options[option]} contradict each other; leave"
+                " one out"
+            )
+        object.__setattr__(self, choice.field, name)
+        object.__setattr__(self, "options", {**self.options, option: number})
+
     @classmethod
     def choices(cls) -> tuple[Choice, ...]:
         """Fields that choose a part."""
         return tuple(
-            Choice(f.name, f.metadata["kinds"], f.name + "_" if f.metadata["prefix"] is None else f.metadata["prefix"])
+            Choice(f.name, m["kinds"], f.name + "_" if m["prefix"] is None else m["prefix"], m["number"])
             for f in fields(cls)
-            if "kinds" in f.metadata
+            if "kinds" in (m := f.metadata)
         )
 
     @classmethod
@@ -141,6 +159,17 @@ class Section:
             flags = {option: flag(prefix + option) for option in options}
             flags |= {name: flag(name) for name in given.keys() & {f.name for f in fields(self)}}
             raise UserError(with_flags(words, cls, flags)) from error
+
+    def chosen(self, name: str) -> Any:
+        """The part chosen by field ``name``: None, its name or number, or the part itself where it has options."""
+        value = getattr(self, name)
+        if value is None:
+            return None
+        choice, given = self.choice(name), self.arguments(name)
+        if choice.number is not None and value == choice.number[0]:
+            return given[choice.number[1]]
+        usual = {a.name: a.default for a in registry.arguments(self.part(name))}
+        return value if given == usual else self.build(name)
 
     def values(self) -> dict[str, Any]:
         """All values by name: fields, each choice followed by its part's arguments."""
@@ -195,6 +224,14 @@ def with_flags(words: str, cls: type, flags: Mapping[str, str]) -> str:
     for name, typed in flags.items():
         words = words.replace(f"{cls.__name__}.{name}", typed)
     return words
+
+
+def as_number(value: Any) -> float | None:
+    """A number, or text that is one; else None."""
+    try:
+        return None if value is None else float(value)
+    except (TypeError, ValueError):
+        return None
 
 
 def _each(value: Any) -> Iterator[Any]:

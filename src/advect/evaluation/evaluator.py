@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -173,7 +173,7 @@ class Evaluator:
 
     def _sampler(self, request: SampleRequest) -> Fill:
         """Function from a range of rows to the stored tensors of these samples, and the cost."""
-        how = {**asdict(request.sampler), "seed": request.seed, "batch_size": request.batch_size}
+        how = {**request.sampler.arguments(), "seed": request.seed, "batch_size": request.batch_size}
 
         def fill(rows: range, bar: tqdm) -> Tensors:
             began, left = time.perf_counter(), request.n - rows.start

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -195,7 +195,7 @@ class Plan:
                 tried.add(way.solver)
                 few = replace(self.request(way, 0).sampler, steps=way.steps and 1)
                 cond, size = self.conditions, self.config.batch_size
-                self.flow.sample(self.samples, **asdict(few), cond=cond, batch_size=size, rows=range(1))
+                self.flow.sample(self.samples, **few.arguments(), cond=cond, batch_size=size, rows=range(1))
         if self.space.network is not None:
             self.space.data(reference, torch.zeros(1, dtype=torch.int64))
         if any(isinstance(metric, FlowMetric) and metric.held_out for metric in self.metrics.values()):

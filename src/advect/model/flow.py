@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal, overload
 
@@ -26,8 +26,11 @@ from advect.model.sampler_config import DEFAULT, SamplerConfig
 from advect.paths import AffinePath, BrownianBridge, CondOT, LipmanOT, Path, Schedule
 from advect.paths.base import align
 from advect.solvers import (
+    DiffusionCoefficient,
+    SDESolver,
     Solver,
     Straightness,
+    TimeGrid,
     Velocity,
     bits_per_dim,
     dequantise,
@@ -251,9 +254,9 @@ class Flow:
         n: int,
         *,
         steps: int | None = None,
-        solver: str | None = None,
-        grid: str | None = None,
-        diffusion: float | str | None = None,
+        solver: str | Solver | SDESolver | None = None,
+        grid: str | TimeGrid | None = None,
+        diffusion: float | str | DiffusionCoefficient | None = None,
         seed: int = 0,
         cond: Mapping[str, ConditionValue] | Sequence[str] | None = None,
         guidance: float = 1.0,
@@ -357,10 +360,10 @@ class Flow:
         """The coordinates, the times of a trajectory, and how a batch goes from noise to data along a field."""
         if config.diffusion is not None:
             return self._stochastic_integrator(config, trajectory)
-        schedule = self._schedule(config.solver or "", score=False) if config.solver == "dpmpp2m" else None
-        if isinstance(self.coordinates, Rectified):
-            schedule = None if schedule is None else CondOT()
-        method = get_solver(config.solver or "", schedule=schedule)
+        method = config.ode_solver
+        if "schedule" in {f.name for f in fields(method)}:
+            schedule = self._schedule(method.name, score=False)
+            method = replace(method, schedule=CondOT() if isinstance(self.coordinates, Rectified) else schedule)
         times = solver_times(method, config.steps, config.grid, t0=0.0, t1=1.0, trajectory=trajectory)
         way = self.coordinates if method.adaptive and not trajectory else self.coordinates.until_last(times)
 
@@ -385,7 +388,7 @@ class Flow:
             assert isinstance(way, Rectified)
             times = [*way.grid(times)[:-1], 1.0]
             taus, diffusion, schedule = way.times(times), way.diffusion(diffusion), CondOT()
-        options: dict[str, Any] = {"solver": config.solver or "", "diffusion": diffusion, "schedule": schedule}
+        options: dict[str, Any] = {"solver": config.sde_solver, "diffusion": diffusion, "schedule": schedule}
         options |= {"t0": taus[0], "t1": taus[-1], "last_step": "noisy", "trajectory": trajectory}
 
         def follow(field: Velocity, x0: Tensor, rng: CounterRng) -> Tensor:
@@ -414,7 +417,7 @@ class Flow:
         return self.to_noise(model, given, solver=solver, steps=steps)
 
     @torch.no_grad()
-    def to_noise(self, x1: Tensor, cond: Conditions, *, solver: str = "rk4", steps: int = 50) -> Tensor:
+    def to_noise(self, x1: Tensor, cond: Conditions, *, solver: str | Solver = "rk4", steps: int = 50) -> Tensor:
         """Integrate x1 (n, *S), in model units, back to noise (n, *S) at t = 0, in float32."""
         way, times, method = self._way(solver, steps)
         with self._full_precision():
@@ -422,7 +425,7 @@ class Flow:
             y = way.back(field, without_padding(x1, cond).to(self.device), method, times)
         return without_padding(y.float().cpu(), cond)
 
-    def _way(self, solver: str, steps: int) -> tuple[Coordinates, list[float], Solver]:
+    def _way(self, solver: str | Solver, steps: int) -> tuple[Coordinates, list[float], Solver]:
         """Coordinates, times t and solver for encodings and densities; an adaptive solver chooses its own steps."""
         method = get_solver(solver)
         times = [0.0, 1.0] if method.adaptive else resolve_grid("uniform", steps, 50, t0=0.0, t1=1.0)

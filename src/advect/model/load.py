@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from advect.checkpoint.manifest import find_weights, verify_checkpoint
 from advect.checkpoint.tensor_files import check_same_shapes, load_weights, read_shapes
 from advect.config.build import build_network, build_path, build_source_distribution, label_dropout, source_tensors
-from advect.config.config import Config, MethodConfig, NetworkConfig
+from advect.config.config import Config, MethodConfig, NetworkConfig, OutputConfig
 from advect.core import registry
 from advect.core.device import pick_precision
 from advect.core.errors import UserError
@@ -216,10 +216,17 @@ def build_flow(metadata: ModelMetadata, net: nn.Module, place: torch.device) -> 
         t_eps=metadata.method.t_eps,
         null=label_dropout(metadata.method, metadata.spec) > 0,
         facts=metadata.facts,
-        sampler=SamplerConfig(solver=output["solver"], steps=output["sample_steps"], grid=output["grid"]),
+        sampler=_sampler(output),
         device=place,
         autocast=pick_precision(training["mixed_precision"], place, training.get("half", "auto")),
     )
+
+
+def _sampler(output: Mapping[str, Any]) -> SamplerConfig:
+    """The sampler of the run's sample grids, of the recorded values of OutputConfig."""
+    used = {name: value for name, value in output.items() if name.startswith(("solver", "grid", "sample_steps"))}
+    chosen = OutputConfig.of(used)
+    return SamplerConfig(chosen.chosen("solver"), chosen.sample_steps, chosen.chosen("grid"))
 
 
 def read_model_metadata(file: Path) -> ModelMetadata:

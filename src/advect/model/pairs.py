@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -98,7 +98,7 @@ def make_pairs(
     """
     inverted = round(pairing.real_share * pairing.num_pairs)
     store, sampler = pairing.stored(flow.modality), pairing.sampler.resolve(flow.sampler)
-    plan: dict[str, Any] = {"format": FORMAT, **made_by, **asdict(pairing), **asdict(sampler), "store": store}
+    plan: dict[str, Any] = {"format": FORMAT, **made_by, **vars(pairing), **sampler.facts(), "store": store}
     plan |= {"data": source.fingerprint}
     del plan["sampler"]
     with sync_errors():
@@ -107,7 +107,7 @@ def make_pairs(
     def generate(rows: range, place: Path, bar: tqdm) -> list[Path]:
         n, seed = pairing.num_pairs - inverted, pairing.seed
         options = {"batch_size": pairing.batch_size, "model_units": True, "progress": bar}
-        samples = flow.sample(n, seed=seed, rows=rows, **asdict(sampler), **options)
+        samples = flow.sample(n, seed=seed, rows=rows, **sampler.arguments(), **options)
         return write_pairs(place, samples.x, samples.encoded, store=store)
 
     written = {"generated": _make(folder / "generated", pairing.num_pairs - inverted, plan, generate)}
@@ -163,7 +163,8 @@ def _invert(
     order = CounterRng(stream_seed(pairing.seed, Stream.INVERTED_ROWS), 0, total).permutation().numpy()
     places = np.resize(order, n)[rows.start : rows.stop]
     batch = dataset.train.fetch(places)
-    solver = "heun" if sampler.adaptive or sampler.solver in (None, "dpmpp2m") else sampler.solver
+    method = sampler.ode_solver
+    solver = "heun" if method.adaptive or method.affine_only else method
     steps = sampler.steps or flow.sampler.steps
     ends = []
     for first in range(0, len(places), pairing.batch_size):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from advect.core import registry
-from advect.core.errors import UserError, did_you_mean
-from advect.core.registry import choices
-from advect.solvers import SDE_SOLVERS, get_solver
+from advect.core.errors import UserError
+from advect.solvers import DiffusionCoefficient, SDESolver, Solver, TimeGrid, get_sde_solver, get_solver
 from advect.solvers.sde import STEPS as SDE_STEPS
 
 
@@ -17,27 +16,43 @@ from advect.solvers.sde import STEPS as SDE_STEPS
 class SamplerConfig:
     """Arguments of :meth:`Flow.sample`: solver, steps, grid, g(t) of the SDE, guidance.
 
-    None is the flow's default. Adaptive solvers have no steps and grid.
+    Parts are names or objects; None is the flow's default. Adaptive solvers have no steps and grid.
     """
 
-    solver: str | None = None
+    solver: str | Solver | SDESolver | None = None
     steps: int | None = None
-    grid: str | None = None
-    diffusion: float | str | None = None
+    grid: str | TimeGrid | None = None
+    diffusion: float | str | DiffusionCoefficient | None = None
     guidance: float = 1.0
     guidance_interval: tuple[float, float] | None = None
 
     @property
     def adaptive(self) -> bool:
         """Whether the solver is adaptive. Raises UserError for an unknown solver."""
-        return self.diffusion is None and self.solver is not None and get_solver(self.solver).adaptive
+        return self.diffusion is None and self.solver is not None and self.ode_solver.adaptive
+
+    @property
+    def ode_solver(self) -> Solver:
+        """The solver of the ODE. Raises UserError for one of the SDE, and an unknown name."""
+        solver = self.solver
+        assert solver is not None
+        stochastic = set(registry.choices("sde-solver")) - set(registry.choices("solver"))
+        if isinstance(solver, SDESolver) or solver in stochastic:
+            raise UserError(f"solver {_words(solver)!r} is for the stochastic equation; give --diffusion, such as 0.5")
+        return get_solver(solver)
+
+    @property
+    def sde_solver(self) -> SDESolver:
+        """The solver of the SDE. Raises UserError for one of the ODE, and an unknown name."""
+        assert self.solver is not None
+        return get_sde_solver(self.solver)
 
     def resolve(self, own: SamplerConfig, *, trajectory: bool = False) -> SamplerConfig:
         """Fill None from the flow's ``own`` sampler, or the SDE's defaults.
 
         With ``trajectory`` adaptive solvers also get steps and grid, as output times.
         """
-        usual = own if self.diffusion is None else replace(own, solver=SDE_SOLVERS[0], steps=SDE_STEPS)
+        usual = own if self.diffusion is None else replace(own, solver="ab2", steps=SDE_STEPS)
         config = replace(self, solver=self.solver or usual.solver)
         if config.adaptive and not trajectory:
             return config
@@ -48,17 +63,35 @@ class SamplerConfig:
         """Evaluations a sample of the resolved ODE; None for adaptive solvers and SDEs."""
         if self.diffusion is not None or self.adaptive or self.solver is None or self.steps is None:
             return None
-        return get_solver(self.solver).nfe(self.steps)
+        return self.ode_solver.nfe(self.steps)
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of :meth:`Flow.sample`."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def facts(self) -> dict[str, Any]:
+        """All values as JSON, parts as names with arguments."""
+        return {name: _words(value) for name, value in self.arguments().items()}
 
     def to_dict(self) -> dict[str, Any]:
         """Solver, grid, steps and diffusion as JSON."""
-        return {"solver": self.solver, "grid": self.grid, "steps": self.steps, "diffusion": self.diffusion}
+        facts = self.facts()
+        return {name: facts[name] for name in ("solver", "grid", "steps", "diffusion")}
 
     def __str__(self) -> str:
-        words = [str(self.solver)]
+        words = [str(_words(self.solver))]
         if self.steps is not None:
-            words.append(f"{self.steps} {self.grid} step{'s' * (self.steps != 1)}")
-        return " ".join(words) + ("" if self.diffusion is None else f", diffusion {self.diffusion}")
+            words.append(f"{self.steps} {_words(self.grid)} step{'s' * (self.steps != 1)}")
+        return " ".join(words) + ("" if self.diffusion is None else f", diffusion {_words(self.diffusion)}")
+
+
+def _words(value: Any) -> Any:
+    """A part as its name with the arguments that differ from the defaults, such as ``edm(rho=5.0)``; others as is."""
+    if not isinstance(value, Solver | SDESolver | TimeGrid | DiffusionCoefficient):
+        return value
+    given = [f"{a.name}={v}" for a in registry.arguments(type(value)) if (v := getattr(value, a.name)) != a.default]
+    name = getattr(value, "part_name", type(value).__name__)
+    return name + (f"({', '.join(given)})" if given else "")
 
 
 DEFAULT = SamplerConfig("midpoint", 50, "uniform")
@@ -67,11 +100,11 @@ DEFAULT = SamplerConfig("midpoint", 50, "uniform")
 def plan_sweep(
     own: SamplerConfig,
     *,
-    solvers: Sequence[str] = (),
-    grids: Sequence[str] = (),
+    solvers: Sequence[str | Solver | SDESolver] = (),
+    grids: Sequence[str | TimeGrid] = (),
     nfes: Sequence[int] = (),
     steps: Sequence[int] = (),
-    diffusion: float | str | None = None,
+    diffusion: float | str | DiffusionCoefficient | None = None,
 ) -> list[SamplerConfig]:
     """All combinations of solvers, grids, and numbers of steps or of evaluations that the solver can meet.
 
@@ -84,16 +117,17 @@ def plan_sweep(
         if any(n < 1 for n in numbers):
             raise UserError(f"{flag} must be at least 1, got {min(numbers)}")
     for grid in grids:
-        registry.get("grid", grid)
+        if isinstance(grid, str):
+            registry.get("grid", grid)
     sweep: dict[SamplerConfig, None] = {}
     for solver in solvers or (None,):
-        if solver is not None:
-            _check_equation(solver, diffusion)
         usual = SamplerConfig(solver, diffusion=diffusion).resolve(own)
+        if diffusion is not None:
+            _ = usual.sde_solver  # raises for one of the ODE
         if usual.adaptive:
             sweep[usual] = None
             continue
-        counts = _steps_for(str(usual.solver), nfes, diffusion) if nfes else steps or (usual.steps,)
+        counts = _steps_for(usual, nfes) if nfes else steps or (usual.steps,)
         sweep |= dict.fromkeys(replace(usual, grid=g, steps=n) for g in grids or (usual.grid,) for n in counts)
     if all(config.adaptive for config in sweep):
         for flag, value in (("--grid", grids), ("--nfe", nfes), ("--num-steps", steps)):
@@ -102,27 +136,17 @@ def plan_sweep(
     return list(sweep)
 
 
-def _check_equation(solver: str, diffusion: float | str | None) -> None:
-    """Raise UserError for a solver of the other equation (ODE or SDE)."""
-    if diffusion is None:
-        if solver in SDE_SOLVERS and solver not in choices("solver"):
-            raise UserError(f"solver {solver!r} is for the stochastic equation; give --diffusion, such as 0.5")
-        get_solver(solver)
-    elif solver not in SDE_SOLVERS:
-        raise UserError(f"solver {solver!r} does not take --diffusion{did_you_mean(solver, SDE_SOLVERS)}")
-
-
-def _steps_for(solver: str, nfes: Sequence[int], diffusion: float | str | None) -> list[int]:
+def _steps_for(config: SamplerConfig, nfes: Sequence[int]) -> list[int]:
     """Numbers of steps with these numbers of evaluations."""
-    if diffusion is None:
-        cost = get_solver(solver).evaluations
+    if config.diffusion is None:
+        cost = config.ode_solver.evaluations
         steps = [nfe // cost for nfe in nfes if nfe % cost == 0]
-    else:  # the trapezoid needs one evaluation less, as its last step goes to the mean
-        cost = 1 + (solver == "heun")
+    else:  # the last step, to the mean, takes one evaluation
+        cost = config.sde_solver.evaluations
         steps = [(nfe + cost - 1) // cost for nfe in nfes if (nfe + cost - 1) % cost == 0]
     if not steps:
         raise UserError(
-            f"--nfe {' '.join(map(str, nfes))} holds none that {solver} can meet, at {cost} a step; add another, or"
-            " leave it out"
+            f"--nfe {' '.join(map(str, nfes))} holds none that {_words(config.solver)} can meet, at {cost} a step; add"
+            " another, or leave it out"
         )
     return steps

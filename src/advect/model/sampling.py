@@ -8,7 +8,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +89,7 @@ def sample_run(
 
         def fill(rows: range, folder: Path, bar: tqdm) -> list[Path]:
             options = {"batch_size": batch_size, "rows": rows, "progress": bar}
-            samples = flow.sample(n, seed=seed, cond=cond, **asdict(sampler), **options)
+            samples = flow.sample(n, seed=seed, cond=cond, **sampler.arguments(), **options)
             options = {"individual": save_individual, "first": rows.start, "seed": seed}
             return flow.modality.write(samples.x, samples.encoded, folder, **options)
 
@@ -150,7 +149,7 @@ def check_sampler(
     """Raise UserError for an impossible sampler, by a trial of one sample without the network."""
     trial = copy(flow)
     trial.net = _Still()
-    trial.sample(n, cond=cond, batch_size=batch_size, rows=range(1), **asdict(sampler))
+    trial.sample(n, cond=cond, batch_size=batch_size, rows=range(1), **sampler.arguments())
 
 
 @contextmanager
@@ -198,7 +197,7 @@ def averaged(run: Path, ema: bool | float) -> bool | float | dict[str, float] | 
 def _resolved(sampler: SamplerConfig, flow: Flow) -> dict[str, Any]:
     """Resolved sampler, with its cost."""
     config = sampler.resolve(flow.sampler)
-    return asdict(config) | ({} if config.nfe is None else {"nfe": config.nfe})
+    return config.facts() | ({} if config.nfe is None else {"nfe": config.nfe})
 
 
 def _default_folder(run: Path, seed: int) -> Path:

@@ -22,7 +22,8 @@ from advect.solvers.runge_kutta import Euler as Euler
 from advect.solvers.runge_kutta import Heun as Heun
 from advect.solvers.runge_kutta import Midpoint as Midpoint
 from advect.solvers.sde import LAST_STEPS as LAST_STEPS
-from advect.solvers.sde import SDE_SOLVERS as SDE_SOLVERS
+from advect.solvers.sde import SDESolver as SDESolver
+from advect.solvers.sde import get_sde_solver as get_sde_solver
 from advect.solvers.sde import integrate_sde as integrate_sde
 from advect.solvers.straightness import Straightness as Straightness
 from advect.solvers.straightness import deviations as deviations

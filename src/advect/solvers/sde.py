@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -19,18 +20,57 @@ from torch import Tensor
 from advect.core import random
 from advect.core.errors import UserError, did_you_mean
 from advect.core.random import Generator
+from advect.core.registry import choices, get, name_of, register
 from advect.paths import CondOT, Schedule
-from advect.solvers.base import Velocity, not_finite, stage_times
+from advect.solvers.base import Solver, Velocity, not_finite, stage_times
 from advect.solvers.diffusion_coefficients import Diffusion, SigmaDiffusion, diffusion_on, relaxation
 from advect.solvers.time_grids import GridCoefficients, TimeGrid, coefficients_on, resolve_grid
 
-SDE_SOLVERS = ("ab2", "euler-maruyama", "heun")
+SOLVER = "euler-maruyama"
 LAST_STEPS = ("mean", "euler", "tweedie", "noisy")
 STEPS = 250
 
 logger = logging.getLogger(__name__)
 
 LastStep = Literal["mean", "euler", "tweedie", "noisy"]
+
+
+@dataclass(frozen=True)
+class SDESolver:
+    """How the drift of a step of the stochastic equation is estimated.
+
+    Attributes:
+        evaluations: of the drift in a step.
+        corrects: whether a step is repeated with the mean of the drift at both ends.
+        extrapolates: whether the drift is extrapolated from the step before.
+    """
+
+    part_kind: ClassVar[str] = "sde-solver"
+    evaluations: ClassVar[int] = 1
+    corrects: ClassVar[bool] = False
+    extrapolates: ClassVar[bool] = False
+
+
+@register("euler-maruyama")
+@dataclass(frozen=True)
+class EulerMaruyama(SDESolver):
+    """For --diffusion: weak order 1, one evaluation a step (Kloeden & Platen 1992, 10.2)."""
+
+
+@register("ab2")
+@dataclass(frozen=True)
+class AdamsBashforthMaruyama(SDESolver):
+    """The drift extrapolated from the step before, one evaluation a step (Buckwar & Winkler 2006)."""
+
+    extrapolates = True
+
+
+@register("heun")
+@dataclass(frozen=True)
+class StochasticHeun(SDESolver):
+    """The stochastic trapezoid: weak order 2, two evaluations a step (Kloeden & Platen 1992, 15.1)."""
+
+    evaluations, corrects = 2, True
 
 
 @torch.no_grad()
@@ -41,7 +81,7 @@ def integrate_sde(
     *,
     diffusion: Diffusion = "sigma",
     steps: int | None = None,
-    solver: str = "euler-maruyama",
+    solver: str | SDESolver = SOLVER,
     grid: str | TimeGrid | Tensor = "uniform",
     t0: float = 0.0,
     t1: float = 1.0,
@@ -76,7 +116,9 @@ def integrate_sde(
     Raises UserError for an unknown name, an argument out of range, a ``schedule`` that nothing uses, a velocity that
     does not tell data from noise, and when a state stops being finite (it says at which t).
     """
-    _check_names(solver, last_step)
+    method = get_sde_solver(solver)
+    if last_step not in LAST_STEPS:
+        raise UserError(f"last_step {last_step!r} is not known{did_you_mean(str(last_step), LAST_STEPS)}")
     times = resolve_grid(grid, steps, STEPS, t0=t0, t1=t1)
     of_path = diffusion == "sigma" or isinstance(diffusion, SigmaDiffusion)
     if schedule is not None and score is not None and not of_path and last_step != "tweedie":
@@ -86,10 +128,10 @@ def integrate_sde(
     path = coefficients_on(schedule or CondOT(), times) if score is None or last_step == "tweedie" else None
     if score is None and path is not None:
         rates = relaxation(diffusion, schedule or CondOT(), times)
-        step = _Exponential(velocity, path, rates, times, solver, generator)
+        step = _Exponential(velocity, path, rates, times, method, generator)
     else:
         g = diffusion_on(diffusion, schedule or CondOT(), times)
-        step = _Explicit(velocity, score, path, g, times, solver, generator)
+        step = _Explicit(velocity, score, path, g, times, method, generator)
     x, states, finite = x0, [x0], []
     stages = stage_times(times, (0.0, 1.0), x)
     for n, t in enumerate(stages):
@@ -100,7 +142,7 @@ def integrate_sde(
     bad = [n for n, ok in enumerate(torch.stack(finite).tolist()) if not ok]
     if bad:
         start = not torch.isfinite(x0).all()
-        raise UserError(not_finite(solver, times[0] if start else times[bad[0] + 1]))
+        raise UserError(not_finite(name_of(method), times[0] if start else times[bad[0] + 1]))
     return torch.stack(states) if trajectory else x
 
 
@@ -120,7 +162,7 @@ class _Exponential:
         path: GridCoefficients,
         rates: Sequence[float],
         times: Sequence[float],
-        solver: str,
+        solver: SDESolver,
         generator: Generator,
     ) -> None:
         self.u, self.rates, self.times, self.solver, self.generator = u, rates, times, solver, generator
@@ -145,10 +187,10 @@ class _Exponential:
             return new
         # x = alpha D + sigma e at the old time, so that another D takes its share of x with it.
         weight = self.alpha[n + 1] - self.alpha[n] * sigma / self.sigma[n] * keep
-        if self.solver == "heun":
+        if self.solver.corrects:
             change = self._sum(new, self.u(new, t[1]), self.data, n + 1).sub_(data)
             new.add_(change, alpha=weight / 2)
-        elif self.solver == "ab2":
+        elif self.solver.extrapolates:
             if self.previous is not None:
                 ratio = (self.times[n + 1] - self.times[n]) / (self.times[n] - self.times[n - 1])
                 new.add_(data - self.previous, alpha=weight * ratio / 2)
@@ -174,7 +216,7 @@ class _Explicit:
         path: GridCoefficients | None,
         g: Sequence[float],
         times: Sequence[float],
-        solver: str,
+        solver: SDESolver,
         generator: Generator,
     ) -> None:
         self.u, self.score, self.path, self.g, self.times = u, score, path, g, times
@@ -197,9 +239,9 @@ class _Explicit:
         if kind == "mean":
             return x.add(k1, alpha=h)
         xi = random.normal(x.shape, self.generator, device=x.device, dtype=x.dtype)
-        if self.solver != "heun":
+        if not self.solver.corrects:
             new = x.add(k1, alpha=h).add_(xi, alpha=g * math.sqrt(abs(h)))
-            if self.solver == "ab2":
+            if self.solver.extrapolates:
                 if self.previous is not None:
                     new.add_(k1 - self.previous, alpha=h * h / (self.times[n] - self.times[n - 1]) / 2)
                 self.previous = k1
@@ -227,7 +269,11 @@ class _Explicit:
         return g * math.sqrt(_UNSTABLE / rate)
 
 
-def _check_names(solver: str, last_step: str) -> None:
-    for name, value, known in (("solver", solver, SDE_SOLVERS), ("last_step", last_step, LAST_STEPS)):
-        if value not in known:
-            raise UserError(f"{name} {value!r} is not known{did_you_mean(str(value), known)}")
+def get_sde_solver(solver: str | Solver | SDESolver) -> SDESolver:
+    """The solver of that name, or the one given. Raises UserError for an unknown name, with the nearest one."""
+    if isinstance(solver, SDESolver):
+        return solver
+    name, known = solver if isinstance(solver, str) else solver.name, choices("sde-solver")
+    if name not in known:
+        raise UserError(f"solver {name!r} does not take a diffusion{did_you_mean(name, known)}")
+    return get("sde-solver", name)()
