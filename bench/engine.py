@@ -1,7 +1,7 @@
 """What the engine costs: over a bare loop, for a checkpoint, and for a second process.
 
 Contestants of the first two tables are in one process and take turns, so that a noisy machine is noisy for all, and
-figures are medians over the rounds. The bare loop has the same network, data, objective, clipping, AdamW and average,
+figures are medians over the rounds. The bare loop has the same network, data, loss, clipping, AdamW and average,
 called one after the other; the plain one draws with torch.randn and takes PyTorch's own optimiser and clipping.
 """
 
@@ -88,13 +88,13 @@ def engine(name: str, callbacks: tuple = ()) -> tuple[EvalWorkspace, Trainer]:
 def bare(name: str) -> EvalWorkspace:
     """The same work, and nothing around it."""
     state, loader = new(name)
-    objective, params, done = FlowMatching(), list(state.net.parameters()), 0
+    loss_fn, params, done = FlowMatching(), list(state.net.parameters()), 0
 
     def work(n: int) -> None:
         nonlocal done
         for step in range(done, done + n):
-            point, cond = objective.sample(loader.batch(step), loader.rng(Stream.STEP, step))
-            objective.compare(state.net(point.x_t, point.t, cond), point).mean().backward()
+            point, cond = loss_fn.sample(loader.batch(step), loader.rng(Stream.STEP, step))
+            loss_fn.compare(state.net(point.x_t, point.t, cond), point).mean().backward()
             grads = [p.grad for p in params if p.grad is not None]
             clip_gradients(grads, 1.0, gradient_norm(grads))
             state.optimizer.step(RATE(step))

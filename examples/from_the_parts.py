@@ -16,7 +16,7 @@ def main(steps: int) -> None:
     torch.manual_seed(0)
     data = advect.data.Moons(n=5000)
     net = advect.networks.MLP(2, width=128, depth=4)
-    objective = advect.losses.FlowMatching(
+    loss_fn = advect.losses.FlowMatching(
         path=advect.paths.AffinePath(advect.paths.CondOT()),
         source=advect.sources.Gaussian(),
         coupling=advect.couplings.Independent(),
@@ -26,7 +26,7 @@ def main(steps: int) -> None:
     x1, held_out = (part.fetch(np.arange(len(part))).x1 for part in (data.train, data.held_out))
     for _ in range(steps):
         batch = Batch(x1[torch.randint(len(x1), (256,))])
-        loss = objective(net, batch).mean()
+        loss = loss_fn(net, batch).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from advect.commands.sample import parse_sample
-from advect.config.arguments import parse_config, parse_train
-from advect.config.flags import kept, typed_words
+from advect.config.arguments import TrainArguments, parse_config, parse_train
+from advect.config.flags import kept, place_first, typed_words
 
 
 def test_a_name_that_begins_with_dashes_is_a_value_after_an_equals_sign(tmp_path: Path) -> None:
@@ -25,3 +25,23 @@ def test_a_name_that_begins_with_dashes_is_a_value_after_an_equals_sign(tmp_path
     assert a.settings.data.conditions == ("--a",)
     (tmp_path / "config.yaml").write_text(a.settings.to_yaml(preset))
     assert parse_config(tmp_path / "config.yaml")[1] == a.settings
+
+
+def test_flags_may_stand_before_the_preset() -> None:
+    for words in (
+        "--max-steps 3 digits",
+        "--channel-mult 1 2 digits --max-steps 3",
+        "--no-use-ema digits",
+        "--mixed-precision digits --seed 1",
+        "--run_dir=moons digits",
+        "--data-format digits digits",
+        "--resume auto --run-dir moons digits",
+        "--network-patch-size 2 --seed -1 digits",
+    ):
+        first, *rest = place_first(words.split(), TrainArguments)
+        assert first == "digits" and sorted([first, *rest]) == sorted(words.split())
+    preset, a = parse_train(
+        ["--channel-mult", "1", "2", "--max-steps", "3", "--no-use-ema", "moons", "--run-dir", "digits"][3:]
+    )
+    assert (preset, a.run_dir, a.settings.training.max_steps) == ("moons", Path("digits"), 3)
+    assert place_first(["--conditions", "label", "digits"], TrainArguments)[0] == "--conditions"  # two conditions

@@ -247,7 +247,7 @@ def test_no_run_and_moved_data_and_changed_data_are_told(
     advect: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     say = lambda words: mistake(words, monkeypatch, capsys)
-    assert "advect eval needs a run first" in say("eval")
+    assert "advect eval needs a run, such as" in say("eval")
     assert "nowhere does not exist" in say("eval nowhere")
     x = np.random.default_rng(0).normal(size=(200, 3))
     np.save("x.npy", x)

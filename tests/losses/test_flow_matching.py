@@ -45,8 +45,8 @@ def test_the_best_network_is_left_with_the_conditional_variance(times):
 
 def test_the_best_network_under_jitter_knows_less():
     n, jitter = 200_000, 0.4
-    objective = FlowMatching(path=AffinePath(sigma_min=jitter))
-    loss = objective(lambda x, t, cond: best_velocity(x, t, jitter), data(n), CounterRng(0, 0, n))
+    loss_fn = FlowMatching(path=AffinePath(sigma_min=jitter))
+    loss = loss_fn(lambda x, t, cond: best_velocity(x, t, jitter), data(n), CounterRng(0, 0, n))
     t = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
     gain = (t * SPREAD**2 - (1 - t)) ** 2 / (t**2 * SPREAD**2 + (1 - t) ** 2 + jitter**2)
     mean, error = mean_and_error(loss)
@@ -121,27 +121,27 @@ def test_dropout_changes_neither_noise_nor_times():
 @pytest.mark.parametrize("times", [{}, {"times": Uniform()}], ids=["stratified", "uniform"])
 @pytest.mark.parametrize("cuts", [(0, 8, 16), (0, 5, 6, 16), (0, 1, 16)])
 def test_a_batch_shared_by_processes_has_the_losses_of_the_whole(cuts, times):
-    objective = FlowMatching(path=AffinePath(sigma_min=0.1), cond_dropout=0.5, **times)
+    loss_fn = FlowMatching(path=AffinePath(sigma_min=0.1), cond_dropout=0.5, **times)
     x1, label = data(16, d=3).x1.float(), torch.arange(16)
 
     def net(x, t, cond):
         return x.sin() + t[:, None] + cond["label"][:, None]
 
-    whole = objective(net, Batch(x1, {"label": label}), CounterRng(7, 8, 16))
+    whole = loss_fn(net, Batch(x1, {"label": label}), CounterRng(7, 8, 16))
     parts = [
-        objective(net, Batch(x1[a:b], {"label": label[a:b]}), CounterRng(7, 8, b - a, start=a, total=16))
+        loss_fn(net, Batch(x1[a:b], {"label": label[a:b]}), CounterRng(7, 8, b - a, start=a, total=16))
         for a, b in pairwise(cuts)
     ]
     assert torch.equal(torch.cat(parts), whole)
 
 
 def test_all_randomness_comes_from_the_generator():
-    objective = FlowMatching(path=AffinePath(sigma_min=0.1), cond_dropout=0.5)
+    loss_fn = FlowMatching(path=AffinePath(sigma_min=0.1), cond_dropout=0.5)
     batch = Batch(torch.ones(9, 2), {"label": torch.arange(9)})
     net = lambda x, t, cond: x * t[:, None] + cond["label"][:, None]
     before = torch.random.get_rng_state()
-    by_counter = [objective(net, batch, CounterRng(1, step, 9)) for step in (0, 0, 1)]
-    by_torch = [objective(net, batch, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    by_counter = [loss_fn(net, batch, CounterRng(1, step, 9)) for step in (0, 0, 1)]
+    by_torch = [loss_fn(net, batch, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
     for first, again, other in (by_counter, by_torch):
         assert torch.equal(first, again)
         assert not torch.equal(first, other)
@@ -156,10 +156,10 @@ def test_cond_dropout_is_validated(share):
 
 def with_offsets(offset: Tensor, **options) -> tuple[Tensor, Tensor]:
     """The loss (n,) and its gradient (n, d) of a network that misses each target by its row of offset (n, d)."""
-    objective = FlowMatching(**options)
-    point, _ = objective.sample(Batch(torch.ones_like(offset)), CounterRng(3, 0, len(offset)))
+    loss_fn = FlowMatching(**options)
+    point, _ = loss_fn.sample(Batch(torch.ones_like(offset)), CounterRng(3, 0, len(offset)))
     output = (point.u_t + offset).requires_grad_()
-    loss = objective.compare(output, point)
+    loss = loss_fn.compare(output, point)
     return loss.detach(), torch.autograd.grad(loss.sum(), output)[0]
 
 
@@ -191,10 +191,10 @@ def test_pseudo_huber_is_weighted_after_the_penalty() -> None:
 
 def test_squared_residuals_are_the_default_to_the_bit() -> None:
     offset = torch.randn(64, 3, 5, generator=torch.Generator().manual_seed(0))
-    objective = FlowMatching()
-    point, _ = objective.sample(Batch(torch.ones(64, 3, 5)), CounterRng(3, 0, 64))
+    loss_fn = FlowMatching()
+    point, _ = loss_fn.sample(Batch(torch.ones(64, 3, 5)), CounterRng(3, 0, 64))
     expected = ((point.u_t + offset) - point.u_t).square().flatten(1).mean(1)
-    assert torch.equal(objective.compare(point.u_t + offset, point), expected)
+    assert torch.equal(loss_fn.compare(point.u_t + offset, point), expected)
     assert torch.equal(FlowMatching(loss_type="squared").compare(point.u_t + offset, point), expected)
 
 

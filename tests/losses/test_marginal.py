@@ -26,10 +26,10 @@ def random_net(seed: int) -> nn.Module:
     return net
 
 
-def mean_loss_and_gradient(objective, net: nn.Module) -> tuple[float, float, Tensor]:
+def mean_loss_and_gradient(loss_fn, net: nn.Module) -> tuple[float, float, Tensor]:
     """Mean, its standard error, and the flat gradient of the mean, over N draws."""
     x1 = LAW.draw(N, CounterRng(1, 0, N)).float()
-    loss = objective(net, Batch(x1), CounterRng(2, 0, N))
+    loss = loss_fn(net, Batch(x1), CounterRng(2, 0, N))
     gradient = torch.autograd.grad(loss.mean(), list(net.parameters()))
     return loss.mean().item(), (loss.std() / N**0.5).item(), torch.cat([g.flatten() for g in gradient])
 
@@ -74,10 +74,10 @@ def test_the_gradients_agree(kind: str) -> None:
 
 def test_the_exact_field_has_no_marginal_loss() -> None:
     for target in ("velocity", "score"):
-        objective = MarginalMatching(law=LAW, target=target)
+        loss_fn = MarginalMatching(law=LAW, target=target)
         exact = getattr(LAW, target)
         net = lambda x, t, cond, exact=exact: exact(x, t)
-        assert objective(net, Batch(torch.zeros(64, 2)), CounterRng(0, 0, 64)).abs().max() == 0
+        assert loss_fn(net, Batch(torch.zeros(64, 2)), CounterRng(0, 0, 64)).abs().max() == 0
 
 
 def test_an_unknown_target_is_told() -> None:

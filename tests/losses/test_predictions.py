@@ -34,9 +34,9 @@ def exact(kind: str, path: AffinePath):
     return lambda x, t, cond=None: field(x, t)
 
 
-def loss_of(objective, net, n: int = 4096) -> torch.Tensor:
+def loss_of(loss_fn, net, n: int = 4096) -> torch.Tensor:
     x1 = LAW.draw(n, CounterRng(1, 0, n))
-    return objective(net, Batch(x1.double()), CounterRng(2, 0, n))
+    return loss_fn(net, Batch(x1.double()), CounterRng(2, 0, n))
 
 
 @pytest.mark.parametrize("path", [AffinePath(), AffinePath(Trigonometric()), AffinePath(sigma_min=0.3)], ids=str)
@@ -51,13 +51,13 @@ def test_exact_fields_have_one_loss_whatever_is_predicted(path: AffinePath, spac
 @pytest.mark.parametrize(("prediction", "space"), list(itertools.product(KINDS, KINDS)))
 def test_any_other_field_has_a_larger_loss_by_its_own_distance(prediction: str, space: str) -> None:
     path = AffinePath()
-    objective = FlowMatching(path=path, prediction=prediction, loss_space=space, t_eps=0.05)  # type: ignore[arg-type]
+    loss_fn = FlowMatching(path=path, prediction=prediction, loss_space=space, t_eps=0.05)  # type: ignore[arg-type]
     best = exact(prediction, path)
     moved = lambda x, t, cond=None: best(x, t) + 0.3 * torch.sin(3 * x)
-    extra = loss_of(objective, moved, 30_000) - loss_of(objective, best, 30_000)
+    extra = loss_of(loss_fn, moved, 30_000) - loss_of(loss_fn, best, 30_000)
     n = 30_000
     x1 = LAW.draw(n, CounterRng(1, 0, n)).double()
-    point, _ = objective.sample(Batch(x1), CounterRng(2, 0, n))
+    point, _ = loss_fn.sample(Batch(x1), CounterRng(2, 0, n))
     unit = lambda value: path.convert(value, point.x_t, point.t, prediction, space)
     far = (unit(moved(point.x_t, point.t)) - unit(best(point.x_t, point.t))).square().mean(1)
     assert (extra.mean() - far.mean()).abs() < 5 * (extra - far).std() / n**0.5
@@ -68,11 +68,11 @@ def test_any_other_field_has_a_larger_loss_by_its_own_distance(prediction: str, 
 @pytest.mark.parametrize("prediction", ["score", "noise"])
 def test_denoising_score_matching_is_its_definition(weighting, prediction: str) -> None:
     n, path = 256, AffinePath(Trigonometric())
-    objective = ScoreMatching(path=path, weighting=weighting, prediction=prediction, t_eps=0.05)  # type: ignore[arg-type]
+    loss_fn = ScoreMatching(path=path, weighting=weighting, prediction=prediction, t_eps=0.05)  # type: ignore[arg-type]
     net = lambda x, t, cond=None: torch.tanh(x) * expand_right(1 + t, x)
     x1 = torch.randn(n, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    loss = objective(net, Batch(x1), CounterRng(0, 0, n))
-    point, _ = objective.sample(Batch(x1), CounterRng(0, 0, n))
+    loss = loss_fn(net, Batch(x1), CounterRng(0, 0, n))
+    point, _ = loss_fn.sample(Batch(x1), CounterRng(0, 0, n))
     alpha, sigma, d_alpha, d_sigma = path.schedule.coefficients(point.t)
     output = net(point.x_t, point.t)
     score = output if prediction == "score" else -output / expand_right(sigma, output)
@@ -107,16 +107,16 @@ def test_two_heads_train_on_the_sum_and_split_for_sampling() -> None:
     net = MLP(2, width=8)
     both = lambda x, t, cond=None: torch.cat([net(x, t), -2 * net(x, t)], 1)
     batch = Batch(torch.randn(32, 2))
-    objective = StochasticInterpolantLoss(flow=FlowMatching(t_eps=0.01), score_weight=0.5)
-    loss = objective(both, batch, CounterRng(0, 0, 32))
-    point, _ = objective.score.sample(batch, CounterRng(0, 0, 32))
+    loss_fn = StochasticInterpolantLoss(flow=FlowMatching(t_eps=0.01), score_weight=0.5)
+    loss = loss_fn(both, batch, CounterRng(0, 0, 32))
+    point, _ = loss_fn.score.sample(batch, CounterRng(0, 0, 32))
     velocity, score = velocity_head(both)(point.x_t, point.t, None), score_head(both)(point.x_t, point.t, None)
     assert torch.equal(velocity, net(point.x_t, point.t)) and torch.equal(score, -2 * velocity)
     sigma = (1 - point.t)[:, None]
     expected = (velocity - point.u_t).square().mean(1) + 0.5 * (sigma * score + point.x0).square().mean(1)
     torch.testing.assert_close(loss, expected)
     with pytest.raises(UserError, match=r"twice the channels of x_t \(32, 2\), got \(32, 2\)"):
-        objective(net, batch, CounterRng(0, 0, 32))
+        loss_fn(net, batch, CounterRng(0, 0, 32))
 
 
 def test_importance_times_leave_the_loss_of_two_heads_as_it_was() -> None:
@@ -135,11 +135,11 @@ def test_importance_times_leave_the_loss_of_two_heads_as_it_was() -> None:
 
 
 def test_two_heads_on_a_bridge_regress_its_own_velocity_and_score() -> None:
-    objective = StochasticInterpolantLoss(flow=FlowMatching(path=BrownianBridge(0.5), t_eps=0.05))
-    point, _ = objective.score.sample(Batch(torch.randn(16, 2)), CounterRng(0, 0, 16))
-    target = objective.flow.path.conditional_score(point.x_t, point.t, x1=point.x1, x0=point.x0)
+    loss_fn = StochasticInterpolantLoss(flow=FlowMatching(path=BrownianBridge(0.5), t_eps=0.05))
+    point, _ = loss_fn.score.sample(Batch(torch.randn(16, 2)), CounterRng(0, 0, 16))
+    target = loss_fn.flow.path.conditional_score(point.x_t, point.t, x1=point.x1, x0=point.x0)
     both = lambda x, t, cond=None: torch.cat([point.u_t, target], 1)
-    loss = objective(both, Batch(point.x1), CounterRng(0, 0, 16))
+    loss = loss_fn(both, Batch(point.x1), CounterRng(0, 0, 16))
     assert loss.abs().max() < 1e-9
 
 

@@ -33,11 +33,11 @@ class Recorder:
     def load(self, tensors: dict[str, Tensor], step: int) -> None: ...
 
 
-def drawn_batch(objective: FlowMatching, rows: int):
+def drawn_batch(loss_fn: FlowMatching, rows: int):
     generator = torch.Generator().manual_seed(0)
     x1 = torch.randn(rows, 2, generator=generator)
     cond = {"class": torch.randint(0, 3, (rows,), generator=generator)}
-    return objective.sample(Batch(x1, cond), CounterRng(7, 0, rows))
+    return loss_fn.sample(Batch(x1, cond), CounterRng(7, 0, rows))
 
 
 def small_net() -> MLP:
@@ -47,22 +47,22 @@ def small_net() -> MLP:
 
 @pytest.mark.parametrize(("rows", "parts"), [(32, 2), (32, 5), (7, 3), (3, 8)])
 def test_parts_have_the_gradient_and_loss_of_the_whole_batch(rows: int, parts: int) -> None:
-    objective = FlowMatching(coupling=ExactOT(), cond_dropout=0.3)
-    drawn = drawn_batch(objective, rows)
+    loss_fn = FlowMatching(coupling=ExactOT(), cond_dropout=0.3)
+    drawn = drawn_batch(loss_fn, rows)
     found = []
     for accumulate in (1, parts):
         net = small_net()
         optimizer = Recorder(net)
         step = Step(TrainState(net, optimizer, None), device=CPU, grad_clip=0.0, accumulate=accumulate)
-        loss, norm = step.take(objective, drawn, 0.1)
+        loss, norm = step.take(loss_fn, drawn, 0.1)
         found.append((loss, norm, optimizer.grads))
     torch.testing.assert_close(found[1], found[0], rtol=2e-5, atol=1e-6)
 
 
 def test_activations_computed_again_give_the_same_gradient_dropout_included() -> None:
-    objective = FlowMatching()
+    loss_fn = FlowMatching()
     x1 = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    drawn = objective.sample(Batch(x1), CounterRng(7, 0, 6))
+    drawn = loss_fn.sample(Batch(x1), CounterRng(7, 0, 6))
     found = []
     for again in (False, True):
         torch.manual_seed(0)
@@ -79,7 +79,7 @@ def test_activations_computed_again_give_the_same_gradient_dropout_included() ->
         optimizer = Recorder(net)
         step = Step(TrainState(net, optimizer, None), device=CPU, grad_clip=0.0)
         torch.manual_seed(1)
-        loss, _ = step.take(objective, drawn, 0.1)
+        loss, _ = step.take(loss_fn, drawn, 0.1)
         found.append((loss, optimizer.grads, step.flops))
     torch.testing.assert_close(found[0], found[1])
 
@@ -94,15 +94,15 @@ def test_rows_are_split_once_each_and_in_order() -> None:
 
 
 def test_the_gradient_in_float16_is_that_of_float32_unscaled() -> None:
-    objective = FlowMatching()
-    drawn = drawn_batch(objective, 64)
+    loss_fn = FlowMatching()
+    drawn = drawn_batch(loss_fn, 64)
     grads = {}
     for dtype in (None, torch.float16):
         net = small_net()
         optimizer = Recorder(net)
         state = TrainState(net, optimizer, None)
         state.loss_scaler = None if dtype is None else LossScaler(256.0)
-        Step(state, device=CPU, grad_clip=0.0, autocast=dtype).take(objective, drawn, 0.1)
+        Step(state, device=CPU, grad_clip=0.0, autocast=dtype).take(loss_fn, drawn, 0.1)
         grads[dtype] = torch.cat([g.flatten() for g in optimizer.grads])
         assert state.loss_scaler is None or state.loss_scaler.skipped == 0
     error = (grads[torch.float16] - grads[None]).norm() / grads[None].norm()
@@ -110,18 +110,18 @@ def test_the_gradient_in_float16_is_that_of_float32_unscaled() -> None:
 
 
 def test_an_overflow_changes_nothing_but_the_scale() -> None:
-    net, objective = small_net(), FlowMatching()
+    net, loss_fn = small_net(), FlowMatching()
     params = named_params(net)
     state = TrainState(net, AdamW(params), EMA(params, 0.9))
     assert state.ema is not None
     step = Step(state, device=CPU, autocast=torch.float16)
     assert state.loss_scaler is not None
     state.loss_scaler.scale = 256.0
-    drawn = drawn_batch(objective, 64)
-    step.take(objective, drawn, 0.1)
+    drawn = drawn_batch(loss_fn, 64)
+    step.take(loss_fn, drawn, 0.1)
     kept = [t.clone() for t in (*params.values(), *state.optimizer.tensors().values(), *state.ema.shadow.values())]
     state.loss_scaler.scale = 2.0**60
-    _, norm = step.take(objective, drawn, 0.1)
+    _, norm = step.take(loss_fn, drawn, 0.1)
     now = [*params.values(), *state.optimizer.tensors().values(), *state.ema.shadow.values()]
     assert all(torch.equal(a, b) for a, b in zip(kept, now, strict=True))
     assert not norm.isfinite()
@@ -153,12 +153,12 @@ def test_a_loss_that_is_never_finite_ends_the_run() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_step_whose_loss_is_not_finite_changes_nothing_even_where_the_gradient_would_be(value: float) -> None:
-    net, objective = small_net(), FlowMatching()
+    net, loss_fn = small_net(), FlowMatching()
     params = named_params(net)
     state = TrainState(net, AdamW(params), EMA(params, 0.9))
     assert state.ema is not None
-    step, drawn = Step(state, device=CPU), drawn_batch(objective, 16)
-    step.take(objective, drawn, 0.1)
+    step, drawn = Step(state, device=CPU), drawn_batch(loss_fn, 16)
+    step.take(loss_fn, drawn, 0.1)
     kept = [t.clone() for t in (*params.values(), *state.optimizer.tensors().values(), *state.ema.shadow.values())]
 
     class Shifted(FlowMatching):
@@ -169,7 +169,7 @@ def test_a_step_whose_loss_is_not_finite_changes_nothing_even_where_the_gradient
     now = [*params.values(), *state.optimizer.tensors().values(), *state.ema.shadow.values()]
     assert not norm.isfinite()
     assert all(torch.equal(a, b) for a, b in zip(kept, now, strict=True))
-    step.take(objective, drawn, 0.1)
+    step.take(loss_fn, drawn, 0.1)
     assert not torch.equal(kept[0], next(iter(params.values())))
 
 

@@ -189,15 +189,15 @@ def _together(work: Callable[[], T]) -> list[T]:
     """Run ``work`` on each process and return all results; an error of one is raised by all."""
     result: T | None = None
     failure: tuple[int | None, str] | None = None
-    own: Exception | None = None
+    cause: Exception | None = None
     try:
         result = work()
     except (OSError, SafetensorError, RuntimeError) as error:
-        own = error
+        cause = error
         full = is_full(error) or "No space left" in str(error)  # as PyTorch's checkpoints tell it
         failure = errno.ENOSPC if full else getattr(error, "errno", None), str(error)
-    told = background_objects((result, failure))
-    for _, trouble in told:
+    outcomes = background_objects((result, failure))
+    for _, trouble in outcomes:
         if trouble is not None:
-            raise OSError(trouble[0] or errno.EIO, os.strerror(trouble[0]) if trouble[0] else trouble[1]) from own
-    return [value for value, _ in told]  # type: ignore[misc]
+            raise OSError(trouble[0] or errno.EIO, os.strerror(trouble[0]) if trouble[0] else trouble[1]) from cause
+    return [value for value, _ in outcomes]  # type: ignore[misc]

@@ -42,7 +42,7 @@ def run(words: list[str]) -> None:
     if words[0] not in JOBS:
         raise UserError(f"advect data {words[0]} is not known{did_you_mean(words[0], JOBS)}")
     command = f"advect data {words[0]}"
-    place, flags = split_place(words[1:], command, "PATH", "faces")
+    place, flags = split_place(words[1:], command, PackArguments, what="PATH", example="faces")
     if words[0] == "verify":
         if flags:
             raise UserError(f"{command} takes a PATH alone, got {flags[0]!r}")

@@ -7,7 +7,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from advect.config.flags import parse_words
+from advect.config.arguments import TrainArguments
+from advect.config.flags import parse_words, place_first
 from advect.config.presets import PRESETS
 from advect.core.device import tune_process
 from advect.core.errors import UserError
@@ -55,6 +56,8 @@ def run(words: list[str]) -> None:
 
 def doctor(words: list[str]) -> tuple[str, bool]:
     """Text for ``advect doctor``, and whether there is no problem. Raises UserError."""
+    if words and words[0].startswith("-"):
+        words = place_first(words, TrainArguments, DoctorArguments)
     what = words[0] if words and not words[0].startswith("-") else None
     own, training = (words[1:] if what else words), []
     of_data = what in PRESETS or (what is None and any(word.partition("=")[0] == "--data" for word in words))

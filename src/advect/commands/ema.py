@@ -56,7 +56,7 @@ class AverageFile:
 
 def run(words: list[str]) -> None:
     """Run ``advect ema`` with the words after it. Raises UserError."""
-    place, flags = split_place(words, "advect ema")
+    place, flags = split_place(words, "advect ema", EmaArguments)
     about = "Average the weights of a run that was trained with --posthoc-ema, over any length of it."
     made = rebuild(place, parse_words(EmaArguments, flags, prog="advect ema RUN", description=about))
     for average in made:

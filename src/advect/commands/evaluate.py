@@ -49,7 +49,7 @@ def run(words: list[str]) -> None:
             lines = results.compare(c.compare, force=c.force)
         logger.info("\n".join(lines))
         return
-    place, flags = split_place(words, "advect eval")
+    place, flags = split_place(words, "advect eval", EvalConfig)
     with sync_errors():
         a = parse_eval(flags)
     if a.nproc != 1:

@@ -106,9 +106,9 @@ class ReflowArguments(Section):
 
 def run(words: list[str]) -> None:
     """Run ``advect reflow`` with the words after it. Raises UserError."""
-    place, flags = split_place(words, "advect reflow")
+    place, flags = split_place(words, "advect reflow", ReflowArguments)
     with sync_errors():
-        preset, a = parse_reflow(place if words[0] == str(place) else None, flags)
+        preset, a = parse_reflow(place if len(flags) < len(words) else None, flags)
     if a.nproc != 1:
         launch_processes("reflow", words, a.nproc, a.settings.training.device)
     result = reflow(place, preset, a)
@@ -189,7 +189,7 @@ def measure_flows(context: RunContext, flows: Mapping[str, Path], source: Datase
     """Measure flows by name, the run's first; write reflow.json and report.html. Collective and resumable."""
     folder, device = context.run_dir, a.settings.training.device
     metrics = source.modality.reflow_metrics
-    told = []
+    measured = []
     for i, (name, run) in enumerate(flows.items()):
         logger.info(f"measuring {name}")
         distilled = name == "distilled"
@@ -205,15 +205,15 @@ def measure_flows(context: RunContext, flows: Mapping[str, Path], source: Datase
             guidance_interval=a.guidance_interval if i == 0 else None,
         )
         _, result = evaluate(run, config)
-        told.append({"name": name, "run": str(run), "about": _about(run, i, result), "result": result})
+        measured.append({"name": name, "run": str(run), "about": _about(run, i, result), "result": result})
     shown = [nfe for nfe in SHOWN if nfe in a.nfes] or [min(a.nfes), max(a.nfes)]
     if context.env.is_first:
-        for i, flow in enumerate(told):
+        for i, flow in enumerate(measured):
             guided = {"guidance": a.guidance, "guidance_interval": a.guidance_interval} if i == 0 else {}
             at = [1] if flow["name"] == "distilled" else shown
             flow["pictures"] = _decode(folder, flow["name"], Path(flow["run"]), at, source, device, guided)
         title = run_folder(next(iter(flows.values()))).resolve().name
-        values = {"format": FORMAT, "title": title, "metric": metrics[0], "shown": shown, "flows": told}
+        values = {"format": FORMAT, "title": title, "metric": metrics[0], "shown": shown, "flows": measured}
         atomic_write_text(folder / REFLOW, json.dumps(values, indent=1, allow_nan=False) + "\n")
         write_reflow(folder)
     return folder / "report.html"

@@ -39,7 +39,7 @@ class ReportArguments:
 
 def run(words: list[str]) -> None:
     """Run ``advect report`` with the words after it. Raises UserError."""
-    place, flags = split_place(words, "advect report")
+    place, flags = split_place(words, "advect report", ReportArguments)
     a = parse_report(flags)
     options = {"samples": a.num_samples, "nfes": a.nfes, "seed": a.seed, "measure": a.measure, "data": a.data}
     page, results = report(place, device=a.device, **options)

@@ -86,7 +86,7 @@ class SampleArguments(Section):
 
 def run(words: list[str]) -> None:
     """Run ``advect sample`` with the words after it. Raises UserError."""
-    place, flags = split_place(words, "advect sample")
+    place, flags = split_place(words, "advect sample", SampleArguments)
     with sync_errors():
         a = parse_sample(flags)
     if a.nproc != 1:

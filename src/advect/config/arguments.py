@@ -13,7 +13,7 @@ from advect.checkpoint.manifest import find_checkpoint
 from advect.config.build import layout_of
 from advect.config.config import Config, DataConfig, MethodConfig, OutputConfig, Preset, TrainingConfig
 from advect.config.config import data as data_section
-from advect.config.flags import kept, parse_sections, taken, typed_words, value_of, without_prefixed
+from advect.config.flags import kept, parse_sections, place_first, taken, typed_words, value_of, without_prefixed
 from advect.config.presets import DEFAULT, PRESETS, get_preset
 from advect.config.section import Section, flag
 from advect.core import registry
@@ -148,6 +148,8 @@ def parse_train(words: list[str], notes: list[str] | None = None) -> tuple[str, 
 
     A line on the data of ``--data`` is added to ``notes``.
     """
+    if words and words[0].startswith("-") and not PRESETS.keys().isdisjoint(words):
+        words = place_first(words, TrainArguments)
     words = typed_words(words)
     name = words[0] if words and not words[0].startswith("-") else None
     flags, data = taken("--data", words[1:] if name else words)

@@ -205,7 +205,7 @@ def build_loss(
 
 
 def _check_used(method: MethodConfig) -> None:
-    """Raise UserError for a value that the objective does not use."""
+    """Raise UserError for a value that the loss does not use."""
     takes = registry.parameters(method.part("objective"))
     for f in fields(method):
         value = getattr(method, f.name)

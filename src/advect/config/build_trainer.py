@@ -51,12 +51,12 @@ def new_state(
     network: NetworkConfig,
     t: TrainingConfig,
     spec: DataSpec,
-    objective: Loss,
+    loss_fn: Loss,
     *,
     weights: Mapping[str, Tensor] | None = None,
-    **kept,
+    **options,
 ) -> TrainState:
-    """Initial state on the context's device, from ``weights`` or the seed; ``kept`` is passed to it."""
+    """Initial state on the context's device, from ``weights`` or the seed; ``options`` are passed to it."""
     device = context.device
     if t.deterministic:
         be_deterministic(device)
@@ -74,14 +74,14 @@ def new_state(
         optimizer = AdamW(params, weight_decay=t.weight_decay)
     lengths, parts = t.posthoc_lengths if t.posthoc_ema else (), {name: local(p) for name, p in params.items()}
     ema = EMA(parts, t.ema_decay, also=t.ema_also, lengths=lengths) if t.use_ema else None
-    return TrainState(net, optimizer, ema, extra=objective, parallel=parallel, twin=twin, **kept)
+    return TrainState(net, optimizer, ema, extra=loss_fn, parallel=parallel, twin=twin, **options)
 
 
 def new_trainer(
     context: RunContext,
     t: TrainingConfig,
     state: TrainState,
-    objective: Loss,
+    loss_fn: Loss,
     split: Split,
     *,
     rate: LearningRate,
@@ -94,7 +94,7 @@ def new_trainer(
     use_tf32(device, t.tf32)
     return Trainer(
         state,
-        objective,
+        loss_fn,
         Loader(split, t.batch_size, seed=context.seed, workers=t.num_workers, rank=env.rank, world=env.world),
         rate=rate,
         limits=limits,
@@ -112,21 +112,21 @@ def new_trainer(
 
 
 def build_callbacks(
-    context: RunContext, config: Config, flow: Flow, objective: Loss, source: Dataset
+    context: RunContext, config: Config, flow: Flow, loss_fn: Loss, source: Dataset
 ) -> tuple[Callback, ...]:
     """Callbacks of a run, in order; only the first process writes and prints."""
     out, run_dir, first = config.output, context.run_dir, context.env.is_first
-    metrics, boards = MetricsFile(run_dir / "metrics.jsonl"), _boards(config, run_dir) if first else ()
+    metrics, loggers = MetricsFile(run_dir / "metrics.jsonl"), _loggers(config, run_dir) if first else ()
     watch = SampleGridCallback(
         flow,
-        objective,
+        loss_fn,
         source.held_out,
         run_dir / "samples",
         every=out.sample_every,
         samples=out.num_samples,
         seed=context.seed,
         metrics=metrics if first else None,
-        boards=boards,
+        loggers=loggers,
     )
     writer = CheckpointWriter(run_dir / "checkpoints", keep_last=out.keep_last, keep_every=out.keep_every)
     checkpoints = CheckpointCallback(writer, every=out.save_every, every_epochs=out.save_epochs)
@@ -141,27 +141,27 @@ def build_callbacks(
         from advect.evaluation.callback import EvalCallback, online_evaluator
 
         evaluator = online_evaluator(flow, source.real, samples=out.eval_samples, features=out.eval_features)
-        loss = lambda: held_out_loss(flow, objective, source.held_out, context.seed)
+        loss = lambda: held_out_loss(flow, loss_fn, source.held_out, context.seed)
         keep = kept_measure(out.keep_best, tuple(evaluator.metrics))
         options = {
             "every": out.eval_every,
             "seed": context.seed,
             "keep": keep,
             "metrics": watch.metrics,
-            "boards": boards,
+            "loggers": loggers,
         }
         quality = [EvalCallback(evaluator, loss, checkpoints, **options)]
     shared = *snapshots, checkpoints, watch, *quality  # a checkpoint's snapshot is there before it
-    return (metrics, *boards, bar, *shared) if first else shared
+    return (metrics, *loggers, bar, *shared) if first else shared
 
 
-def _boards(config: Config, run_dir: Path) -> tuple[Logger, ...]:
-    out, board = config.output, TensorBoardLogger(run_dir / "tensorboard")
+def _loggers(config: Config, run_dir: Path) -> tuple[Logger, ...]:
+    out, tensorboard = config.output, TensorBoardLogger(run_dir / "tensorboard")
     if out.wandb == "none":
-        return (board,)
+        return (tensorboard,)
     project, name = out.wandb_project or "advect", run_dir.resolve().name
     shared = WandbLogger(run_dir / "wandb", mode=out.wandb, project=project, name=name, config=config.to_dict())
-    return board, shared
+    return tensorboard, shared
 
 
 def kept_measure(asked: str | None, measured: tuple[str, ...]) -> str | None:

@@ -75,7 +75,7 @@ def network(name: str, **options: Any) -> NetworkConfig:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MethodConfig(Section):
-    """What is learned: objective, path, source, coupling, times, weights and conditions."""
+    """What is learned: loss, path, source, coupling, times, weights and conditions."""
 
     objective: str = part("loss", default="flow-matching")
     """Loss."""

@@ -42,9 +42,9 @@ def check_folder(run_dir: Path, checkpoint: Path | None, again: bool) -> None:
     """Raise UserError unless the run may be written there; ``again`` also allows a run killed early."""
     if run_dir.is_file():
         raise UserError(f"--run-dir {run_dir} is a file; name a folder")
-    own = checkpoint is not None and checkpoint.parent.parent.resolve() == run_dir.resolve()
-    own = own or (again and (run_dir / "config.yaml").is_file())
-    if not own and run_dir.is_dir() and any(path.name != LOCK for path in run_dir.iterdir()):
+    resumed = checkpoint is not None and checkpoint.parent.parent.resolve() == run_dir.resolve()
+    resumed = resumed or (again and (run_dir / "config.yaml").is_file())
+    if not resumed and run_dir.is_dir() and any(path.name != LOCK for path in run_dir.iterdir()):
         resume = f", or continue it with --resume-from {run_dir}" if (run_dir / "checkpoints").is_dir() else ""
         raise UserError(f"--run-dir {run_dir} is not empty; name a new folder with --run-dir{resume}")
 

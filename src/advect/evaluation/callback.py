@@ -55,16 +55,16 @@ def online_evaluator(flow: Flow, dataset: Dataset, *, samples: int, features: Pa
 
 def measure(evaluator: Evaluator, request: SampleRequest) -> dict[str, float]:
     """Metrics of samples and, as NAME_floor, of training data, on the first process."""
-    found, floor = evaluator.measure(request), evaluator.floor
-    if found is None or floor is None:
+    result, floor = evaluator.measure(request), evaluator.floor
+    if result is None or floor is None:
         return {}
-    return found["metrics"] | {f"{name}_floor": floor[name] for name in evaluator.metrics if name in floor}
+    return result["metrics"] | {f"{name}_floor": floor[name] for name in evaluator.metrics if name in floor}
 
 
 class EvalCallback(PeriodicCallback):
     """Metrics of samples every ``every`` steps, with EMA weights, and the best checkpoint.
 
-    The samples use the same noise each time. Values go to ``metrics`` as ``eval_NAME`` and to ``boards`` as
+    The samples use the same noise each time. Values go to ``metrics`` as ``eval_NAME`` and to ``loggers`` as
     ``eval/NAME``; only the first process has them. ``keep`` names a metric, or "held-out-loss" (computed by ``loss``);
     the checkpoint with its smallest value is retained, and named by the file ``best``. The best follows from the rows,
     so it survives kills.
@@ -80,13 +80,13 @@ class EvalCallback(PeriodicCallback):
         seed: int,
         keep: str | None,
         metrics: MetricsFile | None,
-        boards: Sequence[Logger],
+        loggers: Sequence[Logger],
     ) -> None:
         super().__init__(every)
         self.evaluator, self.loss, self.checkpoints, self.keep = evaluator, loss, checkpoints, keep
-        self.metrics, self.boards, self.samples = metrics, boards, len(evaluator.rows.floor)
+        self.metrics, self.loggers, self.samples = metrics, loggers, len(evaluator.rows.floor)
         self._request = SampleRequest(n=self.samples, seed=seed)
-        self._kept = "eval_" + (keep or "frechet").replace("-", "_")
+        self._metric = "eval_" + (keep or "frechet").replace("-", "_")
         self._row: dict = {}
         self._best: float | None = None
         self._protocol: dict[str, int | str] = {}
@@ -118,12 +118,12 @@ class EvalCallback(PeriodicCallback):
     def run(self, step: int) -> None:
         values = {f"eval_{name}": value for name, value in measure(self.evaluator, self._request).items()}
         if self.keep == "held-out-loss":
-            values[self._kept] = self.loss()
+            values[self._metric] = self.loss()
         self._row = broadcast_object({"step": step, **values, **self._protocol})
         if self.metrics is not None:
             self.metrics.write(self._row)
-        for board in self.boards:
-            board.scalars({name.replace("_", "/", 1): value for name, value in values.items()}, step)
+        for tracker in self.loggers:
+            tracker.scalars({name.replace("_", "/", 1): value for name, value in values.items()}, step)
 
     def run_now(self, trainer: Trainer) -> None:
         """Evaluate, and keep the checkpoint if it is the best; not within a series of bad steps."""
@@ -131,7 +131,7 @@ class EvalCallback(PeriodicCallback):
         progress = trainer.state.progress
         if self._row.get("step") != progress.step:
             return
-        value = self._row[self._kept]
+        value = self._row[self._metric]
         better = math.isfinite(value) and (self._best is None or value < self._best) and not progress.bad_row
         if better and self.keep is not None:
             self._best = value
@@ -142,30 +142,30 @@ class EvalCallback(PeriodicCallback):
 
     def _words(self) -> str:
         """The last row as text."""
-        row, told = self._row, []
+        row, words = self._row, []
         for name, value in row.items():
             if isinstance(value, float) and not name.endswith(("_floor", "_se")):
                 error = f" +- {row[f'{name}_se']:.2g}" if f"{name}_se" in row else ""
                 floor = f" (training data {row[f'{name}_floor']:.4g})" if f"{name}_floor" in row else ""
-                told.append(f"{name.removeprefix('eval_').replace('_', ' ')} {value:.4g}{error}{floor}")
-        return f"step {self._row['step']:,}, against held-out data: {', '.join(told)}"
+                words.append(f"{name.removeprefix('eval_').replace('_', ' ')} {value:.4g}{error}{floor}")
+        return f"step {self._row['step']:,}, against held-out data: {', '.join(words)}"
 
     def _rows(self) -> list[dict]:
         """Comparable rows of earlier evaluations; empty on other processes than the first."""
         if self.metrics is None or not self.metrics.path.exists():
             return []
         rows = map(json.loads, self.metrics.path.read_text(encoding="utf-8").splitlines())
-        return [row for row in rows if self._protocol.items() <= row.items() and self._kept in row]
+        return [row for row in rows if self._protocol.items() <= row.items() and self._metric in row]
 
     def _recall(self, trainer: Trainer) -> None:
         """Find the best existing checkpoint up to now, and make ``best`` name it."""
         folder, best = self.checkpoints.writer.folder, None
         if self.metrics is not None and self.keep is not None:
-            rows = [row for row in self._rows() if math.isfinite(row[self._kept])]
+            rows = [row for row in self._rows() if math.isfinite(row[self._metric])]
             rows = [row for row in rows if (folder / checkpoint_name(row["step"])).is_dir()]
             if rows:
-                row = min(rows, key=lambda row: row[self._kept])
-                best = Best(checkpoint_name(row["step"]), self.keep, row[self._kept])
+                row = min(rows, key=lambda row: row[self._metric])
+                best = Best(checkpoint_name(row["step"]), self.keep, row[self._metric])
             there = read_best(folder)
             later = there is not None and checkpoint_step(Path(there.name)) > trainer.state.progress.step
             if best != there and (best is not None or later):

@@ -124,8 +124,8 @@ class Evaluator:
             assert context is not None
             samples, seconds, calls = _with_cost(parts, request.n)
             nfe = calls / request.n
-            found = self.compare(samples, context, names)
-            return {"metrics": found, "seconds": seconds, "nfe": int(nfe) if nfe.is_integer() else nfe}
+            metrics = self.compare(samples, context, names)
+            return {"metrics": metrics, "seconds": seconds, "nfe": int(nfe) if nfe.is_integer() else nfe}
 
         return self.work.cached_json(name, request.n, self._sampler(request), reduce, title=title)
 
@@ -138,11 +138,11 @@ class Evaluator:
         self, x: SampleStatistics, context: EvalContext, names: Sequence[str] | None = None
     ) -> dict[str, float]:
         """Finite metrics of samples x against the reference; on the first process."""
-        reference, found = self._reference(context), {}
+        reference, values = self._reference(context), {}
         chosen = [name for name in self.compared if names is None or name in names]
         for name in tqdm(chosen, desc="measure", unit="metric", disable=None, leave=False):
-            found |= self.compared[name].compare(x, reference, context)
-        return finite(found)
+            values |= self.compared[name].compare(x, reference, context)
+        return finite(values)
 
     def measure_flow(self, options: Any, n: int) -> dict[str, Any]:
         """Metrics of the flow itself, by key, from at most ``n`` samples."""
@@ -162,9 +162,9 @@ class Evaluator:
             return self.flow.transform.inverse(batch.x1), encoded(batch.cond)
 
         def fill(rows: range, bar: tqdm) -> Tensors:
-            found = metric.measure(self.flow, n, rows, data, options)
+            sums = metric.measure(self.flow, n, rows, data, options)
             bar.update(len(rows))
-            return found
+            return sums
 
         return self.work.cached_json(name, n, fill, lambda parts: metric.reduce(parts, self.flow), title=name)
 
@@ -180,11 +180,11 @@ class Evaluator:
             n = max(rows.stop, request.n)
             made = self.flow.sample(n, **how, cond=request.cond, rows=rows, progress=bar)
             took = time.perf_counter() - began
-            kept = self.space.samples(made.x, made.encoded, first=rows.start, seed=request.seed)
+            stored = self.space.samples(made.x, made.encoded, first=rows.start, seed=request.seed)
             if left <= 0:
                 return {}
             cost = torch.tensor([took, made.nfe * min(left, len(rows))], dtype=torch.float64)
-            return {name: value[:left] for name, value in kept.items()} | {_COST: cost}
+            return {name: value[:left] for name, value in stored.items()} | {_COST: cost}
 
         return fill
 
@@ -229,7 +229,7 @@ class Evaluator:
         other = context.train if reference is context.held_out else context.held_out
         if not len(self.rows.floor):
             return {}
-        found: dict[str, float] = {}
+        values: dict[str, float] = {}
         for name, metric in self.compared.items():
             described = zip(self._splits, (self.rows.reference, self.rows.floor), strict=True)
             key = {
@@ -245,8 +245,8 @@ class Evaluator:
                 numbers = finite(metric.floor(other, reference, context))
                 return {what: torch.tensor(value, dtype=torch.float64) for what, value in numbers.items()}
 
-            found |= {what: float(value) for what, value in sorted(self.cache.get(key, take).items())}
-        return found
+            values |= {what: float(value) for what, value in sorted(self.cache.get(key, take).items())}
+        return values
 
 
 def _within(fill: Any, n: int) -> Any:
@@ -254,9 +254,9 @@ def _within(fill: Any, n: int) -> Any:
 
     def inside(rows: range, bar: tqdm) -> Tensors:
         rows = range(rows.start, min(rows.stop, n))
-        found = fill(rows, bar) if rows else {}
+        tensors = fill(rows, bar) if rows else {}
         bar.update(len(rows))
-        return found
+        return tensors
 
     return inside
 
@@ -265,9 +265,9 @@ def _with_cost(parts: Iterator[Tensors], n: int) -> tuple[SampleStatistics, floa
     """Statistics of n samples, seconds, and number of velocity evaluations."""
     cost = torch.zeros(2, dtype=torch.float64)
 
-    def kept() -> Iterator[Tensors]:
+    def without_cost() -> Iterator[Tensors]:
         for part in parts:
             cost.add_(part.pop(_COST))
             yield part
 
-    return SampleStatistics.from_parts(kept(), n), float(cost[0]), float(cost[1])
+    return SampleStatistics.from_parts(without_cost(), n), float(cost[0]), float(cost[1])

@@ -158,14 +158,14 @@ class FeatureSpace:
         parts = []
         for i in range(0, len(x), BATCH):
             some = self.modality.measured(x[i : i + BATCH], first=first + i, seed=seed)
-            kept = self._kept(some, {name: value[i : i + BATCH] for name, value in cond.items()})
+            stored = self._stored(some, {name: value[i : i + BATCH] for name, value in cond.items()})
             near = {SAMPLES: self.modality.feature_space(some).float()} if SAMPLES in self.keep else {}
-            parts.append(kept | near)
+            parts.append(stored | near)
         return _joined(parts)
 
     def data(self, split: Split, places: Tensor) -> dict[str, Tensor]:
         """Stored tensors of the rows of a split at ``places`` (n,)."""
-        return _joined([self._kept(*self.modality.data(split, some.numpy())) for some in places.split(BATCH)])
+        return _joined([self._stored(*self.modality.data(split, some.numpy())) for some in places.split(BATCH)])
 
     def whole(self, split: Split, places: Tensor) -> Tensor:
         """Whole rows (n, *S) of a split, in the units of distances."""
@@ -215,16 +215,16 @@ class FeatureSpace:
             variance_kept=float(fitted.pca.explained_variance_ratio_.sum()),
         )
 
-    def _kept(self, x: Tensor, cond: Conditions) -> dict[str, Tensor]:
-        kept = {FEATURES: self.features.map(self.modality.feature_space(x))}
+    def _stored(self, x: Tensor, cond: Conditions) -> dict[str, Tensor]:
+        stored = {FEATURES: self.features.map(self.modality.feature_space(x))}
         if VALUES in self.keep:
             flat = x.flatten(1)
             if self.modality.categorical:
-                kept[VALUES] = flat
+                stored[VALUES] = flat
             else:
                 chosen = torch.linspace(0, flat.shape[1] - 1, min(MOST_VALUES, flat.shape[1])).round().long()
-                kept[VALUES] = flat[:, chosen]
-        return kept | {CONDITION + name: cond[name] for name in self.categories}
+                stored[VALUES] = flat[:, chosen]
+        return stored | {CONDITION + name: cond[name] for name in self.categories}
 
     def _exact(self) -> str:
         """Hash of the flow's transform to data units."""

@@ -23,18 +23,18 @@ Result = Mapping[str, Any]
 def read_result(path: Path) -> dict[str, Any]:
     """Content of a result file. Raises UserError for another file or a newer format."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        result = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); give a file that advect eval wrote") from error
     except ValueError as error:
         raise UserError(f"{path} is not JSON; give a file that advect eval wrote") from error
-    if not isinstance(found, dict) or any(part not in found for part in _PARTS):
+    if not isinstance(result, dict) or any(part not in result for part in _PARTS):
         raise UserError(f"{path} is no result of advect eval; give a file such as runs/digits/evaluation/eval-*.json")
-    if found.get("format") != FORMAT:
+    if result.get("format") != FORMAT:
         raise UserError(
-            f"{path} has format {found.get('format')}, and this advect reads {FORMAT}; install the one that wrote it"
+            f"{path} has format {result.get('format')}, and this advect reads {FORMAT}; install the one that wrote it"
         )
-    return found
+    return result
 
 
 def differences(there: Result, here: Result) -> list[str]:
@@ -46,13 +46,13 @@ def differences(there: Result, here: Result) -> list[str]:
 
 def _flat(protocol: Result) -> dict[str, Any]:
     """Protocol with nested entries named such as ``features.identity``."""
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in protocol.items():
         if isinstance(value, dict) and value:
-            found |= {f"{name}.{inner}": v for inner, v in value.items()}
+            flat |= {f"{name}.{inner}": v for inner, v in value.items()}
         else:
-            found[name] = value
-    return found
+            flat[name] = value
+    return flat
 
 
 def _word(value: Any) -> str:
@@ -70,12 +70,12 @@ def compare(files: Sequence[Path], *, force: bool) -> list[str]:
     results = [read_result(file) for file in files]
     lines: list[str] = []
     for file, result in zip(files[1:], results[1:], strict=True):
-        found = differences(results[0], result)
-        if found and not force:
+        differing = differences(results[0], result)
+        if differing and not force:
             raise UserError(
-                f"{files[0]} and {file} have different protocols: {found[0]}; measure both alike, or give --force"
+                f"{files[0]} and {file} have different protocols: {differing[0]}; measure both alike, or give --force"
             )
-        lines += [f"differs: {files[0]} and {file}: {text}" for text in found]
+        lines += [f"differs: {files[0]} and {file}: {text}" for text in differing]
         lines += _notes(files[0], results[0], file, result)
     names = [_name(result) for result in results]
     if len(set(names)) < len(names):
@@ -84,9 +84,9 @@ def compare(files: Sequence[Path], *, force: bool) -> list[str]:
             if len({file.name for file in files}) == len(files)
             else list(map(str, files))
         )
-    told = list(zip(names, results, strict=True))
-    rows = [row for name, result in told for row in _points(name, result)]
-    floors = [row for _, result in told for row in _floor(result)]
+    named = list(zip(names, results, strict=True))
+    rows = [row for name, result in named for row in _points(name, result)]
+    floors = [row for _, result in named for row in _floor(result)]
     return lines + _laid_out([*rows, *(row for i, row in enumerate(floors) if row not in floors[:i])])
 
 
@@ -94,8 +94,8 @@ def _notes(first: Path, there: Result, file: Path, here: Result) -> list[str]:
     """Notes on differing library versions."""
     a, b = there["made_with"], here["made_with"]
     names = [name for name in dict.fromkeys((*a, *b)) if name not in _DEVICE and a.get(name) != b.get(name)]
-    told = ", ".join(f"{name} {a.get(name)} and {b.get(name)}" for name in names)
-    return [f"note: {first} and {file} were made with {told}"] if names else []
+    versions = ", ".join(f"{name} {a.get(name)} and {b.get(name)}" for name in names)
+    return [f"note: {first} and {file} were made with {versions}"] if names else []
 
 
 def _name(result: Result) -> str:
@@ -116,7 +116,7 @@ def _points(name: str, result: Result) -> list[Row]:
     return [
         ({"run": name} if name else {})
         | {"way": way_name(point), "NFE": f"{point['nfe']:.6g}", "seconds": f"{point['seconds']:.3g}"}
-        | {metric: spread(told) for metric, told in point["metrics"].items()}
+        | {metric: spread(value) for metric, value in point["metrics"].items()}
         for point in result["points"]
     ]
 
@@ -136,10 +136,10 @@ def way_name(point: Mapping[str, Any]) -> str:
     return " ".join(words) + ("" if point["diffusion"] is None else f" g={point['diffusion']}")
 
 
-def spread(told: Mapping[str, Any]) -> str:
+def spread(metric: Mapping[str, Any]) -> str:
     """Mean and standard deviation over the seeds."""
-    mean = f"{told['mean']:.4g}"
-    return mean if told["std"] is None else f"{mean} ± {told['std']:.2g}"
+    mean = f"{metric['mean']:.4g}"
+    return mean if metric["std"] is None else f"{mean} ± {metric['std']:.2g}"
 
 
 WIDE = 110

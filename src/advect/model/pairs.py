@@ -197,8 +197,8 @@ def open_pairs(folder: Path, source: Dataset) -> tuple[PairedDataset, dict[str, 
     folders = []
     for kind, parts in facts["parts"].items():
         whole = SampleShards(folder=folder / kind, n=facts[kind], count=len(parts))
-        for k, told in enumerate(parts):
-            if current().is_first and whole.read(k) != told:  # once for all processes, as it reads every byte
+        for k, expected in enumerate(parts):
+            if current().is_first and whole.read(k) != expected:  # once for all processes, as it reads every byte
                 raise UserError(f"{whole.place(k)} is missing or damaged; repeat advect reflow, which makes it anew")
             folders.append(whole.place(k))
     pairs = Pairs(folders, n, starts, facts["store"])

@@ -167,7 +167,7 @@ def _resolve(size: str | None, depth: int | None, width: int | None, heads: int 
         check_choice("DiT", "size", size, get_args(Size))
     given = {"depth": depth, "width": width, "heads": heads}
     named = SIZES[size] if size else (None, None, None)
-    values = [own if own is not None else usual for own, usual in zip(given.values(), named, strict=True)]
+    values = [value if value is not None else preset for value, preset in zip(given.values(), named, strict=True)]
     if None in values:
         missing = ", ".join(name for name, value in zip(given, values, strict=True) if value is None)
         raise UserError(f"DiT.size is None, so depth, width and heads are needed, and {missing} is missing; give it")

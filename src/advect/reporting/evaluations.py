@@ -28,8 +28,8 @@ def _result(run: RunFolder, i: int, result: Result) -> dict[str, Any]:
     metrics = list(dict.fromkeys(name for point in points for name in point["metrics"]))
     rows = [[_way(p), f"{p['nfe']:.6g}", *(_spread(p["metrics"].get(m)) for m in metrics)] for p in points]
     if floor["metrics"]:
-        told = [number(floor["metrics"][m]) if m in floor["metrics"] else "" for m in metrics]
-        rows.append([f"floor: {floor['samples']:,} real training rows", "", *told])
+        floors = [number(floor["metrics"][m]) if m in floor["metrics"] else "" for m in metrics]
+        rows.append([f"floor: {floor['samples']:,} real training rows", "", *floors])
     return {
         "title": f"{result['subject']['checkpoint']}, {protocol['samples']:,} samples",
         "said": f"Against {protocol['reference']:,} {protocol['split']} rows, in {protocol['features']['name']}; "
@@ -45,19 +45,19 @@ def _way(point: Result) -> str:
     return f"{point['solver']}{steps}" + ("" if point["diffusion"] is None else f", g {point['diffusion']}")
 
 
-def _spread(told: Result | None) -> str:
-    if told is None:
+def _spread(metric: Result | None) -> str:
+    if metric is None:
         return ""
-    return number(told["mean"]) + ("" if told["std"] is None else f" ± {number(told['std'])}")
+    return number(metric["mean"]) + ("" if metric["std"] is None else f" ± {number(metric['std'])}")
 
 
-def _of_flow(found: Result) -> str:
+def _of_flow(flow: Result) -> str:
     """Straightness and likelihood, if measured."""
     words = ""
-    if "straightness" in found:
-        words += f" Straightness {number(found['straightness']['relative'])} of the paths' mean square."
-    if "bits_per_dim" in found:
-        words += f" {number(found['bits_per_dim']['mean'])} bits per dimension of held-out rows."
+    if "straightness" in flow:
+        words += f" Straightness {number(flow['straightness']['relative'])} of the paths' mean square."
+    if "bits_per_dim" in flow:
+        words += f" {number(flow['bits_per_dim']['mean'])} bits per dimension of held-out rows."
     return words
 
 

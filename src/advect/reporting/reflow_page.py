@@ -23,12 +23,12 @@ def write_reflow(folder: Path) -> Path:
     Raises UserError without a valid reflow.json of this version.
     """
     try:
-        told = json.loads((folder / REFLOW).read_text(encoding="utf-8"))
-        if told["format"] != FORMAT:
+        content = json.loads((folder / REFLOW).read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
             raise UserError(f"{folder / REFLOW} is of another version of advect; repeat advect reflow")
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder / REFLOW} is missing or damaged; repeat advect reflow, which writes it") from error
-    return write_page(folder / "report.html", "reflow.html", _describe(folder, told))
+    return write_page(folder / "report.html", "reflow.html", _describe(folder, content))
 
 
 def curve(flow: dict[str, Any], metric: str) -> dict[str, list[Any]]:
@@ -37,17 +37,17 @@ def curve(flow: dict[str, Any], metric: str) -> dict[str, list[Any]]:
     return {"nfe": [p["nfe"] for p in points], "distance": [p["metrics"][metric]["mean"] for p in points]}
 
 
-def _describe(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
+def _describe(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
     from markupsafe import Markup
 
-    flows, metric = told["flows"], told["metric"]
+    flows, metric = content["flows"], content["metric"]
     first, protocol = flows[0]["result"], flows[0]["result"]["protocol"]
     floor = first["floor"]["metrics"][metric]
     curves = {flow["name"]: curve(flow, metric) for flow in flows}
     nfes = sorted({nfe for c in curves.values() for nfe in c["nfe"]})
-    shown = [int(nfe) for nfe in told["shown"]]
+    shown = [int(nfe) for nfe in content["shown"]]
     return {
-        "title": told["title"],
+        "title": content["title"],
         "subtitle": f"{plural(len(flows), 'flow')} · {protocol['data']}",
         "cards": list(_cards(flows, curves, floor)),
         "solver": first["points"][0]["solver"],
@@ -88,8 +88,8 @@ def _verdict(flows: list[dict], curves: dict[str, dict]) -> str:
     return "The last flow needs as many evaluations as the first."
 
 
-def _row(flow: dict, own: dict[str, list[Any]], nfes: list[int]) -> dict[str, Any]:
-    values = dict(zip(own["nfe"], own["distance"], strict=True))
+def _row(flow: dict, points: dict[str, list[Any]], nfes: list[int]) -> dict[str, Any]:
+    values = dict(zip(points["nfe"], points["distance"], strict=True))
     cells = [number(values[nfe]) if nfe in values else "" for nfe in nfes]
     return {"name": flow["name"], "cells": cells, "straightness": _straightness(flow)}
 

@@ -22,16 +22,16 @@ from advect.training.trainer import Trainer
 
 
 @torch.no_grad()
-def held_out_loss(flow: Flow, objective: Loss, split: Split, seed: int, limit: int = 2048) -> float:
+def held_out_loss(flow: Flow, loss_fn: Loss, split: Split, seed: int, limit: int = 2048) -> float:
     """Mean loss over the first ``limit`` held-out rows, with the same noise and times at each call; collective."""
     me, total, count = current(), torch.zeros((), dtype=torch.float64), min(limit, len(split))
     for first in range(0, count, 256):
         rows = min(256, count - first)
         mine = me.share(rows)
-        own = mine or range(1)  # a process without a row computes one uncounted
-        batch = split.fetch(np.arange(first + own.start, first + own.stop)).to(flow.device)
-        rng = CounterRng(stream_seed(seed, Stream.HELD_OUT_LOSS), first, len(own), start=own.start, total=rows)
-        total += objective(flow.output, batch, rng).double().sum().cpu() * bool(mine)
+        span = mine or range(1)  # a process without a row computes one uncounted
+        batch = split.fetch(np.arange(first + span.start, first + span.stop)).to(flow.device)
+        rng = CounterRng(stream_seed(seed, Stream.HELD_OUT_LOSS), first, len(span), start=span.start, total=rows)
+        total += loss_fn(flow.output, batch, rng).double().sum().cpu() * bool(mine)
     return all_sum(total).item() / count
 
 
@@ -44,7 +44,7 @@ class SampleGridCallback(PeriodicCallback):
     def __init__(
         self,
         flow: Flow,
-        objective: Loss,
+        loss_fn: Loss,
         held_out: Split,
         folder: Path,
         *,
@@ -52,11 +52,11 @@ class SampleGridCallback(PeriodicCallback):
         samples: int,
         seed: int,
         metrics: MetricsFile | None,
-        boards: Sequence[Logger],
+        loggers: Sequence[Logger],
     ) -> None:
         super().__init__(every)
-        self.flow, self.objective, self.held_out, self.folder = flow, objective, held_out, folder
-        self.samples, self.seed, self.metrics, self.boards = samples, seed, metrics, boards
+        self.flow, self.loss_fn, self.held_out, self.folder = flow, loss_fn, held_out, folder
+        self.samples, self.seed, self.metrics, self.loggers = samples, seed, metrics, loggers
         self._reference: Batch | None = None
         categories = [name for name, kind in flow.spec.conditions.items() if isinstance(kind, Category)]
         self._cond = dict.fromkeys(categories[:1], CYCLE)
@@ -75,18 +75,18 @@ class SampleGridCallback(PeriodicCallback):
 
     def run(self, step: int) -> None:
         samples = self._sample()
-        loss = held_out_loss(self.flow, self.objective, self.held_out, self.seed) if len(self.held_out) else None
+        loss = held_out_loss(self.flow, self.loss_fn, self.held_out, self.seed) if len(self.held_out) else None
         if self.metrics is None or samples is None:
             return
         if self._reference is None:
             self._reference = self.flow.modality.reference(self.held_out)
         image = self.flow.modality.plot(samples.x, samples.encoded, self._reference)
-        for board in self.boards:
-            board.picture("samples", image, step)
+        for tracker in self.loggers:
+            tracker.picture("samples", image, step)
         if loss is not None:
             self.metrics.write({"step": step, "held_out_loss": loss})
-            for board in self.boards:
-                board.scalars({"held_out/loss": loss}, step)
+            for tracker in self.loggers:
+                tracker.scalars({"held_out/loss": loss}, step)
         save_png(image, self._picture(step))
 
     def _sample(self) -> Samples | None:

@@ -38,8 +38,8 @@ class MetricsFile(Callback):
     def _open(self, trainer: Trainer, *, keep: str = "") -> None:
         if self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines()
-            kept = _kept(lines, trainer.state.progress, keep)
-            atomic_write_text(self.path, "".join(line + "\n" for line in kept))
+            resumed = _resumed_rows(lines, trainer.state.progress, keep)
+            atomic_write_text(self.path, "".join(line + "\n" for line in resumed))
         self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, row: dict) -> None:
@@ -66,7 +66,7 @@ class MetricsFile(Callback):
             self._file.close()
 
 
-def _kept(lines: list[str], progress: Progress, keep: str) -> list[str]:
+def _resumed_rows(lines: list[str], progress: Progress, keep: str) -> list[str]:
     """Rows up to the run's step, and those with a field ``keep``; rows before the last rollback stay as they are."""
     rows = [(line, _row(line)) for line in lines]
     left = [i for i, (_, row) in enumerate(rows) if "rolled_back_from" in row] if progress.rate < 1 else []
