@@ -91,11 +91,13 @@ def _parser(sections: Sections, *, brief: bool, choices_help: bool) -> tuple[typ
                 continue
             choice = section.choice(f.name) if "kinds" in f.metadata else None
             default, type_, words = getattr(section, f.name), hints[f.name], docs.get(f.name, "")
-            if choice is not None:
+            names = section.names().get(f.name) if choice is None else choice.names()
+            if names is not None:
                 optional = type(None) in getattr(type_, "__args__", ())
-                type_ = str if choice.number else Literal[choice.names()]  # pyright: ignore
+                type_ = str if choice is not None and choice.number else Literal[names]  # pyright: ignore
                 type_ = type_ | None if optional else type_  # pyright: ignore
-                words = _choices_help(words, choice) if choices_help else words
+            if choice is not None and choices_help:
+                words = _choices_help(words, choice)
             _claim(owners, f.name, key)
             if not brief or not section.usual or f.name in section.usual:
                 group.add(f.name, type_, default, words, f.metadata.get("aliases", ()))
@@ -106,6 +108,8 @@ def _parser(sections: Sections, *, brief: bool, choices_help: bool) -> tuple[typ
                     own = groups[f"{f.name} {default}"] = _Group(registry.summary(cls) + ".")
                 for a in registry.arguments(cls):
                     _claim(owners, choice.prefix + a.name, key)
+                    if brief and not f.metadata["brief"]:
+                        continue
                     own.add(choice.prefix + a.name, a.type, values[a.name], a.help)
     made = [(title.replace("-", "_").replace(" ", "_"), group) for title, group in groups.items() if group.fields]
     types = [(name, cls := group.dataclass(name), field(default_factory=cls)) for name, group in made]
@@ -158,10 +162,10 @@ def _unknown(word: str, flags: list[str], sections: Sections, prog: str) -> str:
         for choice in section.choices():
             option = name[2:].replace("-", "_").removeprefix(choice.prefix)
             if name.startswith(flag(choice.prefix)) and (others := _parts_with(choice, option)):
-                return f"{word} is not a flag of {prog}; it goes with {flag(choice.field)} {' or '.join(others)}"
+                return f"{name} is not a flag of {prog}; it goes with {flag(choice.field)} {' or '.join(others)}"
     begun = [flag for flag in flags if flag.startswith(f"{name}-")]
     near = f"; did you mean {' or '.join(begun)}?" if begun else did_you_mean(name, flags)
-    return f"{word} is not a flag of {prog}" + (near if "did you mean" in near else f"; see {prog} --help")
+    return f"{name} is not a flag of {prog}" + (near if "did you mean" in near else f"; see {prog} --help")
 
 
 def _parts_with(choice: Choice, option: str) -> list[str]:

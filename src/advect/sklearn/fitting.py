@@ -134,7 +134,7 @@ def fit_flow(
             peak=training.learning_rate,
             warmup=training.lr_warmup_steps,
             total=settings.steps,
-            shape=training.lr_schedule,
+            schedule=training.build("lr_schedule"),
             start=start,
         ),
         limits=StopCriteria(
