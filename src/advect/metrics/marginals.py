@@ -56,7 +56,7 @@ def kolmogorov_smirnov(x: Tensor, y: Tensor) -> Tensor:
 
 
 def distribution_gaps(x: Tensor, y: Tensor) -> Tensor:
-    """Kolmogorov-Smirnov distance (D,), float64, of each column of x (N, D) and y (M, D), which may hold infinities."""
+    """Kolmogorov-Smirnov distance (D,), float64, by column of x (N, D) and y (M, D); infinities are taken."""
     from scipy.stats import ks_2samp  # half a second to import
 
     with np.errstate(all="ignore"):  # of its p-value, for single rows
