@@ -60,7 +60,7 @@ def distribution_gaps(x: Tensor, y: Tensor) -> Tensor:
     from scipy.stats import ks_2samp  # half a second to import
 
     with np.errstate(all="ignore"):  # of its p-value, for single rows
-        statistic = ks_2samp(x.cpu().numpy(), y.cpu().numpy(), method="asymp").statistic
+        statistic = ks_2samp(x.cpu().numpy(), y.cpu().numpy(), method="asymp")[0]
     return torch.as_tensor(statistic, dtype=torch.float64)
 
 
