@@ -135,7 +135,7 @@ class TrainingConfig(Section):
     """Stop after this many steps in all; the schedule stays that of the epochs."""
     max_minutes: float | None = None
     """Stop this start after so many minutes; the schedule stays that of the epochs."""
-    optimizer: str = part("optimizer", default="adamw", brief=False)
+    optimizer: str = part("optimizer", default="adamw")
     """Optimiser."""
     learning_rate: float = 2e-4
     """Peak learning rate; AdamW's suits muon too."""

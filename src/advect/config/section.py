@@ -39,20 +39,13 @@ class Choice(NamedTuple):
         return {name: text for kind in reversed(self.kinds) for name, text in registry.summaries(kind).items()}
 
 
-def part(
-    *kinds: str,
-    default: Any = MISSING,
-    prefix: str | None = None,
-    number: tuple[str, str] | None = None,
-    brief: bool = True,
-) -> Any:
+def part(*kinds: str, default: Any = MISSING, prefix: str | None = None, number: tuple[str, str] | None = None) -> Any:
     """Field of a :class:`Section` that chooses a part of one of these kinds.
 
     The part's arguments are options of the section with the prefix, default the field's name and an underscore. With
-    ``number``, a part and one of its arguments, a number stands for that part with that value. Without ``brief`` its
-    arguments are shown by ``--help-all`` alone.
+    ``number``, a part and one of its arguments, a number stands for that part with that value.
     """
-    return field(default=default, metadata={"kinds": kinds, "prefix": prefix, "number": number, "brief": brief})
+    return field(default=default, metadata={"kinds": kinds, "prefix": prefix, "number": number})
 
 
 def named(kind: str, *others: str, default: Any = MISSING) -> Any:
@@ -81,7 +74,9 @@ class Section:
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     usual: ClassVar[frozenset[str]] = frozenset()
-    """Fields shown by ``--help``; ``--help-all`` shows all."""
+    """Fields shown by ``--help``; ``--help-all`` shows all. Empty: all are usual."""
+    groups: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Fields by the title that the help gives them; others stand under the section's own."""
     _at_least: ClassVar[tuple[tuple[str, float], ...]] = ()
     _above: ClassVar[tuple[tuple[str, float], ...]] = ()
     _below_one: ClassVar[tuple[str, ...]] = ()
