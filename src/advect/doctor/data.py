@@ -109,7 +109,7 @@ def measure_values(dataset: Dataset, look: int) -> ValueStats:
     """Statistics of at most ``look`` training samples. Raises UserError if one is unreadable."""
     x, cond = _fetch(dataset.train, evenly_spaced(len(dataset.train), look))
     real = _real_values(x, cond)
-    data = dataset.transform.inverse(x).flatten(1)
+    data = dataset.transform.inverse(x).flatten(1)  # columns of a table, not their codes
     flat = x.flatten(1)
     infinite = ~torch.isfinite(flat).all(1)
     fine = real[torch.isfinite(real)].double()
@@ -131,7 +131,7 @@ def measure_values(dataset: Dataset, look: int) -> ValueStats:
         constant=int((flat.amax(0) == flat.amin(0)).sum()) if len(x) > 1 else 0,
         features=flat.shape[1],
         infinite=int(infinite.sum()),
-        copies=_extra(groups[copied(rows.reshape(len(rows), -1), groups)]),
+        copies=_extra(groups[copied(data.double().cpu().numpy(), groups)]),
         repeats=_extra(groups),
         offset=offset,
         farthest=farthest,
