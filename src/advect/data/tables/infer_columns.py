@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advect.core.errors import UserError, optional_import
+from advect.core.errors import UserError, optional_import, quoted_flag
 from advect.core.types import LENGTH, NULL, Category, Quantity
 from advect.data.base import category
 from advect.data.tables.arrow import arrow_array, arrow_text, arrow_values
@@ -55,7 +55,9 @@ def read_column(
     if not isinstance(series.dtype, pd.CategoricalDtype):
         series = series.infer_objects()
     if not series.notna().any():
-        raise UserError(f"column {name!r} has no values; leave it out with drop=({name!r},), --drop {name}")
+        raise UserError(
+            f"column {name!r} has no values; leave it out with drop=({name!r},), {quoted_flag('drop', name)}"
+        )
     types = pd.api.types
     if (array := arrow_array(series)) is not None:
         return _read_arrow(pd, series, array, train, scaling, categorical, date_order)
@@ -124,8 +126,8 @@ def _read_objects(
         if len(present) > 2 and present.nunique() == len(present):
             raise UserError(
                 f"column {series.name!r} has another text in each of its {len(present)} rows, as a name or an id has;"
-                f" leave it out with drop=({series.name!r},), --drop {series.name},"
-                f" or keep it with categorical=({series.name!r},), --categorical {series.name}"
+                f" leave it out with drop=({series.name!r},), {quoted_flag('drop', series.name)},"
+                f" or keep it with categorical=({series.name!r},), {quoted_flag('categorical', series.name)}"
             )
     return _read_categories(series, str(series.dtype))
 
@@ -173,7 +175,7 @@ def _read_numbers(
     if whole and np.nanmax(np.abs(values)) >= EXACT:
         raise UserError(
             f"column {series.name!r} has whole numbers beyond 2^53, which no float64 holds;"
-            f" leave it out with drop=({series.name!r},), --drop {series.name}, or make it text"
+            f" leave it out with drop=({series.name!r},), {quoted_flag('drop', series.name)}, or make it text"
         )
     decimals = 0 if whole else _decimals(values)
     return _number(series.name, str(series.dtype), values, train, scaling, decimals, **about), values

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from advect.core.errors import UserError
+from advect.core.errors import UserError, quoted_flag
 
 MISSING = ("NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "NULL", "null", "None", "none", "-")
 """Missing values among numbers, dates and booleans; among words they are words."""
@@ -214,7 +214,7 @@ def _days(name: str, words: list[str], order: str) -> Any:
     else:
         raise UserError(
             f"column {name!r} has dates such as {words[0]!r}, whose day may come first or second; say --date-order dmy"
-            f" or mdy, or keep them as words with categorical=({name!r},), --categorical {name}"
+            f" or mdy, or keep them as words with categorical=({name!r},), {quoted_flag('categorical', name)}"
         )
     places = {"ymd": (0, 2, 3), "dmy": (3, 2, 0), "mdy": (3, 0, 2)}[found]
     clock = fields[0][4] is not None
