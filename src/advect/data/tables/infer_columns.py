@@ -14,7 +14,7 @@ from torch import Tensor
 from advect.core.errors import UserError, optional_import, quoted_flag
 from advect.core.types import LENGTH, NULL, Category, Quantity
 from advect.data.base import category
-from advect.data.tables.arrow import arrow_array, arrow_text, arrow_values
+from advect.data.tables.arrow import arrow_array, arrow_text, arrow_time_unit, arrow_values
 from advect.data.tables.columns import Categories, Column, Number
 from advect.data.tables.scaling import StandardScaling, require_scaling
 from advect.data.tables.text import as_series, infer_text
@@ -289,7 +289,7 @@ def condition_of(column: Column, values: np.ndarray, train: np.ndarray) -> tuple
         train: (N,) bool, rows that give frequencies and examples.
 
     Raises:
-        UserError: the column has the reserved name of sequence lengths.
+        UserError: the column has the reserved name of sequence lengths, or holds durations or times of day.
     """
     if column.name == LENGTH:
         raise UserError(f"a condition cannot be called {LENGTH!r}, which is that of sequences; rename the column")
@@ -302,7 +302,14 @@ def condition_of(column: Column, values: np.ndarray, train: np.ndarray) -> tuple
     given = values[train & ~absent]
     some = given[np.unique(np.linspace(0, len(given) - 1, min(len(given), EXAMPLES)).astype(np.int64))]
     scaling = column.scaling
-    spec = Quantity((column.name,), (scaling.mean,), (scaling.std,), tuple((float(v),) for v in some))
+    unit = arrow_time_unit(column.arrow) if column.arrow else column.unit
+    if unit is None:
+        raise UserError(
+            f"condition {column.name!r} holds {column.dtype}, durations or times of day; make them numbers, such as"
+            " seconds"
+        )
+    moments = (scaling.mean,), (scaling.std,), tuple((float(v),) for v in some)
+    spec = Quantity((column.name,), *moments, unit=unit, origin=column.origin, step=column.step)
     return spec, ((values - scaling.mean) / scaling.std).astype(np.float32)[:, None]
 
 

@@ -143,6 +143,18 @@ def _grouped(group: str, mark: str) -> str:
     return rf"-?\d{{1,3}}({re.escape(group)}\d{{3}})*({re.escape(mark)}\d+)?"
 
 
+def read_iso(word: str) -> np.datetime64 | None:
+    """An ISO date or time, in UTC if it has an offset; None for other words."""
+    match = _ISO.fullmatch(word)
+    if match is None:
+        return None
+    fields = match.groups()
+    try:
+        return np.datetime64(_stamp(fields)) - np.timedelta64(_minutes(fields[8]), "m")
+    except ValueError:
+        return None
+
+
 def _iso(words: list[str]) -> Any:
     """Full ISO dates, times in UTC to nanoseconds; 2024-01 and 20240101 are codes."""
     parts = [_ISO.fullmatch(w) for w in words]
