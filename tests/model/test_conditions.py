@@ -271,5 +271,5 @@ def test_dates_and_large_numbers_are_named_as_in_the_data(tmp_path, suffix) -> N
 def test_durations_are_refused_as_conditions() -> None:
     pd = pytest.importorskip("pandas")
     frame = pd.DataFrame({"x": np.arange(9.0), "wait": pd.to_timedelta(np.arange(9), unit="min")})
-    with pytest.raises(UserError, match="'wait' holds timedelta64.*durations or times of day; make them numbers"):
+    with pytest.raises(UserError, match=r"'wait' holds timedelta64.*durations or times of day; make them numbers"):
         Table(frame, conditions=("wait",))

@@ -154,7 +154,8 @@ def _offsets(data: Tensor, cond: Conditions) -> tuple[float, int, int]:
     grid = 2.0 ** (x.abs().amax(0).clamp(min=1e-300).log2().floor() - 23)
     steps = x / grid
     # Model units, of which these data were made, keep 2^-24 of a deviation.
-    on_grid = ((steps - steps.round()).abs() < 0.05).all(0) & (std < 2**20 * grid)
+    places = steps.round()
+    on_grid = ((steps - places).abs() < 0.05).all(0) & (std < 2**20 * grid) & (places != places[0]).any(0)
     return float(ratio.max()), int(ratio.argmax()), int((on_grid & (std > 0) & (std < 2**9 * grid)).sum())
 
 

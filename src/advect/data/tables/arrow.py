@@ -69,7 +69,7 @@ def arrow_values(name: str, array: Any) -> tuple[str, list[Any], bool, int | Non
 
 
 def arrow_time_unit(text: str) -> str | None:
-    """NumPy unit of dates and time stamps of the type from :func:`arrow_text`; "" for numbers, None for other times."""
+    """NumPy unit of dates and time stamps of the type from :func:`arrow_text`; "" for numbers, None for others."""
     arrow = optional_import("pyarrow", "tables")
     kind = _type_of(text)
     if arrow.types.is_date(kind):
