@@ -190,8 +190,16 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def find_weights(path: Path) -> Path:
-    """A weight file itself, else :func:`find_checkpoint`."""
-    return path if path.is_file() and not names_checkpoint(path) else find_checkpoint(path)
+    """A weight file itself, else the checkpoint that samples come from.
+
+    In a run folder that is the best by the held-out loss, where the run watched it, else the newest.
+    """
+    if path.is_file() and not names_checkpoint(path):
+        return path
+    best = read_best(path / "checkpoints") if path.is_dir() else None
+    if best is not None and best.metric == "held-out-loss" and (path / "checkpoints" / best.name).is_dir():
+        return path / "checkpoints" / best.name
+    return find_checkpoint(path)
 
 
 def _siblings(path: Path) -> str:

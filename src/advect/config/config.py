@@ -118,8 +118,8 @@ class MethodConfig(Section):
 class TrainingConfig(Section):
     """Optimisation."""
 
-    batch_size: int = 128
-    """Samples a step and process."""
+    batch_size: int | None = None
+    """Samples a step and process; by default those of the data's kind, and at most a quarter of the rows."""
     init_from: Path | None = None
     """Start from the averaged weights of this run, checkpoint or weight file, of the same network."""
     pairs: Path | None = None
@@ -129,20 +129,24 @@ class TrainingConfig(Section):
     """Parallelism. ddp: replicas. fsdp: shards of weights, moments and averages, for networks too large for one
     device. auto: none for one process, else ddp, or fsdp where ddp would fill half of a GPU's memory.
     """
-    num_epochs: int = 100
-    """Passes over the data: length of the run, and of a cosine schedule."""
+    num_epochs: float | None = None
+    """Passes over the data: length of the run, and of a cosine schedule; by default as many as the data need."""
     max_steps: int | None = None
     """Stop after this many steps in all; the schedule stays that of the epochs."""
     max_minutes: float | None = None
-    """Stop this start after so many minutes; the schedule stays that of the epochs."""
+    """End this start, its schedule included, after so many minutes, or earlier with the epochs."""
+    early_stopping: Literal["auto", "yes", "no"] = "auto"
+    """Watch the held-out loss, end the run when it no longer falls, and sample from the best checkpoint. auto: for up to
+    20,000 rows, if --num-epochs is open.
+    """
     optimizer: str = part("optimizer", default="adamw")
     """Optimiser."""
     learning_rate: float = 2e-4
     """Peak learning rate; AdamW's suits muon too."""
     lr_schedule: str = part("lr-schedule", default="constant")
     """Schedule after the warm-up."""
-    lr_warmup_steps: int = 1000
-    """Steps of linear warm-up."""
+    lr_warmup_steps: int | None = None
+    """Steps of linear warm-up; by default a twentieth of the run, up to 100."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
     grad_clip: float = 1.0
@@ -203,7 +207,6 @@ class TrainingConfig(Section):
     )
     _at_least = (
         ("batch_size", 1),
-        ("num_epochs", 1),
         ("max_steps", 1),
         ("lr_warmup_steps", 0),
         ("weight_decay", 0),
@@ -213,7 +216,7 @@ class TrainingConfig(Section):
         ("num_workers", 0),
         ("posthoc_every", 1),
     )
-    _above = (("learning_rate", 0), ("max_minutes", 0), ("posthoc_lengths", 0))
+    _above = (("learning_rate", 0), ("num_epochs", 0), ("max_minutes", 0), ("posthoc_lengths", 0))
     _below_one = ("ema_decay", "ema_also", "posthoc_lengths")
 
     def __post_init__(self) -> None:
@@ -242,15 +245,15 @@ def _words(values: tuple[float, ...]) -> str:
 class OutputConfig(Section):
     """Outputs of the run."""
 
-    log_every: int = 50
-    """Steps between rows of metrics.jsonl."""
+    log_every: int | None = None
+    """Steps between rows of metrics.jsonl; by default a few hundred rows, and one at least every ten seconds."""
     log_gradients: int = 0
     """Steps between histograms of the gradients by layer, before clipping, in TensorBoard and W&B; 0 for none."""
-    sample_every: int = 1000
-    """Steps between sample grids, with the held-out loss; 0 for none."""
-    save_every: int = 1000
-    """Steps between checkpoints; 0 for none but those at epochs and the end."""
-    save_epochs: int = 1
+    sample_every: int | None = None
+    """Steps between sample grids, with the held-out loss; 0 for none; by default one after half a minute, then every minute."""
+    save_every: int | None = None
+    """Steps between checkpoints; 0 for none but those at epochs and the end; by default every two minutes."""
+    save_epochs: int = 0
     """Epochs between checkpoints; 0 for none."""
     keep_last: int = 3
     """Number of newest checkpoints kept; 0 keeps all."""

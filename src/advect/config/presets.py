@@ -83,19 +83,14 @@ IMAGES = Preset(
         data=data("image-folder"),
         network=full_unet(64, 64),
         training=TrainingConfig(
-            batch_size=64,
-            num_epochs=200,
             optimizer="muon",
             learning_rate=2e-3,
             lr_schedule="cosine",
-            lr_warmup_steps=100,
             ema_decay=0.9995,
             mixed_precision=True,
             num_workers=2,
         ),
-        output=OutputConfig(
-            log_every=50, sample_every=1000, save_every=1000, save_epochs=50, solver="dpmpp2m", sample_steps=20
-        ),
+        output=OutputConfig(solver="dpmpp2m", sample_steps=20),
     ),
     takes=(
         "image-folder",
@@ -128,7 +123,7 @@ CELEBA64 = Preset(
             ema_decay=0.9999,
             num_workers=4,
         ),
-        output=OutputConfig(log_every=50, sample_every=1000, save_every=5000),
+        output=OutputConfig(log_every=50, sample_every=1000, save_every=5000, save_epochs=1),
     ),
     takes=("image-folder", "celeba", "packed", "shards", "parquet-images", "hub-images"),
 )
@@ -187,7 +182,9 @@ FASHION_MNIST = Preset(
             ema_decay=0.9995,
             mixed_precision=True,
         ),
-        output=OutputConfig(log_every=50, sample_every=1000, save_every=1000, solver="dpmpp2m", sample_steps=20),
+        output=OutputConfig(
+            log_every=50, sample_every=1000, save_every=1000, save_epochs=1, solver="dpmpp2m", sample_steps=20
+        ),
     ),
     takes=("fashion-mnist",),
 )
@@ -242,14 +239,11 @@ ARRAYS = Preset(
         data=data("array-file"),
         network=network("resmlp", width=256),
         training=TrainingConfig(
-            batch_size=256,
-            num_epochs=200,
             learning_rate=1e-3,
             lr_schedule="cosine",
-            lr_warmup_steps=200,
             ema_decay=0.999,
         ),
-        output=OutputConfig(log_every=50, sample_every=1000, save_every=1000, save_epochs=50, num_samples=1000),
+        output=OutputConfig(num_samples=1000),
     ),
     takes=("array-file",),
 )
@@ -262,16 +256,11 @@ TABLE = Preset(
         data=data("table"),
         network=network("resmlp", width=256),
         training=TrainingConfig(
-            batch_size=256,
-            num_epochs=1000,
             learning_rate=1e-3,
             lr_schedule="cosine",
-            lr_warmup_steps=100,
             ema_decay=0.999,
         ),
-        output=OutputConfig(
-            log_every=50, sample_every=1000, save_every=1000, save_epochs=50, num_samples=1000, sample_steps=25
-        ),
+        output=OutputConfig(num_samples=1000, sample_steps=25),
     ),
     takes=("table",),
 )
@@ -285,14 +274,11 @@ CELLS = Preset(
         data=data("cells"),
         network=network("resmlp", width=256, depth=3, dropout=0.1),
         training=TrainingConfig(
-            batch_size=256,
-            num_epochs=250,
             learning_rate=1e-3,
             lr_schedule="cosine",
-            lr_warmup_steps=200,
             ema_decay=0.995,
         ),
-        output=OutputConfig(log_every=50, sample_every=1000, save_every=1000, save_epochs=50, num_samples=1000),
+        output=OutputConfig(num_samples=1000),
     ),
     takes=("cells",),
 )
@@ -305,14 +291,11 @@ SEQUENCES = Preset(
         data=data("sequences"),
         network=network("transformer", width=128, depth=4),
         training=TrainingConfig(
-            batch_size=64,
-            num_epochs=200,
             learning_rate=1e-3,
             lr_schedule="cosine",
-            lr_warmup_steps=200,
             ema_decay=0.999,
         ),
-        output=OutputConfig(log_every=50, sample_every=1000, save_every=1000, save_epochs=50, num_samples=64),
+        output=OutputConfig(num_samples=64),
     ),
     takes=("sequences",),
 )

@@ -41,6 +41,21 @@ class EstimatorDefaults(NamedTuple):
     learning_rate: float = 4e-3
 
 
+class Recipe(NamedTuple):
+    """How long to train: see ``advect.config.plan``.
+
+    ``least_steps`` is what a network needs to learn anything, however few the rows; ``cpu_steps`` and ``gpu_steps`` bound
+    a run without a time of its own.
+    """
+
+    batch_size: int = 256
+    epochs: int = 200
+    least_steps: int = 3000
+    cpu_steps: int = 30_000
+    gpu_steps: int = 200_000
+    warmup: int = 100
+
+
 class Verdict(NamedTuple):
     """The doctor's finding about some statistics, and the fix."""
 
@@ -77,6 +92,8 @@ class Modality(ABC, Generic[M]):
     """Storage types of samples for reflow, the default first."""
     estimator: ClassVar[EstimatorDefaults] = EstimatorDefaults()
     """Defaults of the scikit-learn estimator."""
+    recipe: ClassVar[Recipe] = Recipe()
+    """Batch size and length of a run by default."""
     shown: ClassVar[int] = 1000
     """Samples in a report's picture."""
     most_plotted: ClassVar[int | None] = None

@@ -23,14 +23,20 @@ from advect.training.trainer import Trainer
 
 
 @torch.no_grad()
-def held_out_loss(flow: Flow, loss_fn: Loss, split: Split, seed: int, limit: int = 2048) -> float:
-    """Mean loss over the first ``limit`` held-out rows, with the same noise and times at each call; collective."""
-    me, total, count = current(), torch.zeros((), dtype=torch.float64), min(limit, len(split))
+def held_out_loss(
+    flow: Flow, loss_fn: Loss, split: Split, seed: int, limit: int = 2048, draws: int | None = None
+) -> float:
+    """Mean loss over the first ``limit`` held-out rows, with the same noise and times at each call; collective.
+
+    ``draws`` of noise and time, more than there are rows, take the rows in turn.
+    """
+    me, total = current(), torch.zeros((), dtype=torch.float64)
+    count = min(limit, len(split)) if draws is None else draws
     for first in range(0, count, 256):
         rows = min(256, count - first)
         mine = me.share(rows)
         span = mine or range(1)  # a process without a row computes one uncounted
-        batch = split.fetch(np.arange(first + span.start, first + span.stop)).to(flow.device)
+        batch = split.fetch(np.arange(first + span.start, first + span.stop) % len(split)).to(flow.device)
         rng = CounterRng(stream_seed(seed, Stream.HELD_OUT_LOSS), first, len(span), start=span.start, total=rows)
         total += loss_fn(flow.output, batch, rng).double().sum().cpu() * bool(mine)
     return all_sum(total).item() / count

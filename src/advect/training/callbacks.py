@@ -101,6 +101,7 @@ class ProgressBar(Callback):
         self._printed = -60.0
 
     def on_step(self, trainer: Trainer) -> None:
+        self._bar.total = trainer.limits.last_step
         self._bar.update()
 
     def on_log(self, trainer: Trainer, row: dict) -> None:
@@ -110,6 +111,8 @@ class ProgressBar(Callback):
         elif row["seconds"] - self._printed >= 15 or row["step"] == trainer.limits.last_step:
             self._printed = row["seconds"]
             left = (trainer.limits.last_step - row["step"]) * trainer.loader.global_batch / speed
+            if trainer.limits.max_minutes is not None:
+                left = max(0.0, min(left, 60 * trainer.limits.max_minutes - trainer.clock))
             self._bar.write(
                 f"step {row['step']:,}/{trainer.limits.last_step:,}  epoch {row['epoch']}  loss {row['loss']:.4f}  "
                 f"{speed:,.0f} samples/s{work}  {_clock(left)} left",
@@ -154,14 +157,19 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+SAVE_SECONDS, FIRST_SECONDS, EVERY_SECONDS = 120.0, 30.0, 60.0
+"""Between checkpoints, before the first picture, and between pictures, where no number of steps is given."""
+
+
 class CheckpointCallback(Callback):
-    """Write a checkpoint every ``every`` steps, every ``every_epochs`` epochs (0: never) and at the end of the run.
-    None is written within a series of bad steps. Writing overlaps training, and is complete when the run ends.
+    """Write a checkpoint every ``every`` steps (None: every two minutes), every ``every_epochs`` epochs (0: never) and
+    at the end of the run. None is written within a series of bad steps. Writing overlaps training, and is complete when
+    the run ends.
     """
 
-    def __init__(self, writer: CheckpointWriter, *, every: int, every_epochs: int) -> None:
+    def __init__(self, writer: CheckpointWriter, *, every: int | None, every_epochs: int) -> None:
         self.writer, self.every, self.every_epochs = writer, every, every_epochs
-        self._saved_step = -1
+        self._saved_step, self._saved_at = -1, 0.0
         self._epoch_due = False
 
     @property
@@ -177,7 +185,10 @@ class CheckpointCallback(Callback):
         self._epoch_due = bool(self.every_epochs) and trainer.epoch % self.every_epochs == 0
 
     def on_step(self, trainer: Trainer) -> None:
-        due = self._epoch_due or (self.every and trainer.state.progress.step % self.every == 0)
+        if self.every is None:
+            due = self._epoch_due or trainer.clock - self._saved_at >= SAVE_SECONDS
+        else:
+            due = self._epoch_due or (self.every and trainer.state.progress.step % self.every == 0)
         if due and trainer.flush() and trainer.state.progress.bad_row == 0:  # or they would drive out the good ones
             self.save(trainer)
         self._epoch_due = False
@@ -209,7 +220,7 @@ class CheckpointCallback(Callback):
             self.writer.wait()  # whose contents the next one may overwrite
         self.writer.write(trainer.state.progress.step, trainer.state.contents())
         trainer.metrics.blocked += time.monotonic() - began
-        self._saved_step = trainer.state.progress.step
+        self._saved_step, self._saved_at = trainer.state.progress.step, trainer.clock
 
     def close(self) -> None:
         self.writer.close()
@@ -218,11 +229,12 @@ class CheckpointCallback(Callback):
 class PeriodicCallback(Callback):
     """Call :meth:`run` every ``every`` steps (0: never) and at the end, with EMA weights if any.
 
-    A call interrupted by a kill is repeated on resumption.
+    None is by time: soon after the start, then about every minute, and never more than a tenth of the time. A call
+    interrupted by a kill is repeated on resumption.
     """
 
-    def __init__(self, every: int) -> None:
-        self.every, self._seen = every, -1
+    def __init__(self, every: int | None) -> None:
+        self.every, self._seen, self._due = every, -1, FIRST_SECONDS
 
     @abstractmethod
     def run(self, step: int) -> None:
@@ -241,11 +253,12 @@ class PeriodicCallback(Callback):
 
     def on_step(self, trainer: Trainer) -> None:
         step = trainer.state.progress.step
-        if self.every and step % self.every == 0 and step != self._seen:  # seen: the step was rolled back
+        due = trainer.clock >= self._due if self.every is None else self.every and step % self.every == 0
+        if due and step != self._seen:  # seen: the step was rolled back
             self.run_now(trainer)
 
     def on_end(self, trainer: Trainer, reason: str) -> None:
-        if self.every and not reason.startswith("SIG") and trainer.state.progress.step != self._seen:
+        if self.every != 0 and not reason.startswith("SIG") and trainer.state.progress.step != self._seen:
             self.run_now(trainer)
 
     def on_rollback(self, trainer: Trainer, row: dict) -> None:
@@ -255,7 +268,7 @@ class PeriodicCallback(Callback):
         """Call :meth:`run`, unless the last steps were rolled back."""
         if not trainer.flush():
             return
-        net, ema = trainer.state.net, trainer.state.ema
+        net, ema, began = trainer.state.net, trainer.state.ema, time.monotonic()
         self._seen = trainer.state.progress.step
         net.eval()
         try:
@@ -263,3 +276,6 @@ class PeriodicCallback(Callback):
                 self.run(self._seen)
         finally:
             net.train()
+        if self.every is None:
+            took = broadcast_object(time.monotonic() - began)
+            self._due = trainer.clock + took + max(EVERY_SECONDS, 10 * took)

@@ -16,7 +16,7 @@ import torch
 from advect.core.errors import UserError
 from advect.distributed.comm import control_group, sync_errors
 from advect.distributed.env import STOPPING
-from advect.training.state import TrainState
+from advect.training.state import Progress, TrainState
 from advect.training.step import BadStep
 
 
@@ -24,7 +24,7 @@ from advect.training.step import BadStep
 class StopCriteria:
     """End after ``steps``, or earlier after ``max_steps`` finished steps or ``max_minutes`` of this start.
 
-    The two maxima do not affect the learning-rate schedule.
+    ``max_steps`` does not affect the learning-rate schedule; for the minutes see :class:`TimePlan`.
     """
 
     steps: int
@@ -72,7 +72,6 @@ class StopSignals:
 
 
 MINUTES = "max-minutes"
-_MINUTES_CODE = 1000
 
 
 class StopConsensus:
@@ -113,11 +112,15 @@ class StopConsensus:
 
 
 class StopGuard:
-    """Decide between steps, for all processes, whether the run ends. A context that handles signals."""
+    """Decide between steps, for all processes, whether the run ends. A context that handles signals.
+
+    Attributes:
+        clock: seconds since the start, the same on all processes.
+    """
 
     def __init__(self) -> None:
         self._signals, self._consensus = StopSignals(), StopConsensus()
-        self._began = time.monotonic()
+        self._began, self.clock = time.monotonic(), 0.0
 
     def __enter__(self) -> StopGuard:
         self._signals.__enter__()
@@ -128,20 +131,21 @@ class StopGuard:
 
     def reason(self, criteria: StopCriteria, step: int, trouble: UserError | None) -> str | None:
         """Reason to end after ``step`` steps, or None. Raises ``trouble``, or that of another process."""
-        local = self._signals.received
-        minutes = (time.monotonic() - self._began) / 60
-        if local is None and criteria.max_minutes is not None and minutes >= criteria.max_minutes:
-            local = MINUTES
-        code, failed = self._consensus.all_max([_code_of(local), int(trouble is not None)])
+        received, milliseconds = self._signals.received, int(1000 * (time.monotonic() - self._began))
+        number = int(signal.Signals[received]) if received else 0
+        code, failed, clock = self._consensus.all_max([number, int(trouble is not None), milliseconds])
+        self.clock = clock / 1000
         if failed:
             self._consensus.close()
             with sync_errors():
                 if trouble is not None:
                     raise trouble
         if code:
-            return _reason_of(code)
+            return signal.Signals(code).name
         if step >= criteria.steps:
             return "finished"
+        if criteria.max_minutes is not None and self.clock >= 60 * criteria.max_minutes:
+            return MINUTES
         if criteria.max_steps is not None and step >= criteria.max_steps:
             return "max-steps"
         return None
@@ -151,15 +155,45 @@ class StopGuard:
         self._consensus.close()
 
 
-def _code_of(reason: str | None) -> int:
-    """Number of a reason known to one process only (a signal, the minutes); 0 for none."""
-    if reason is None:
-        return 0
-    return _MINUTES_CODE if reason == MINUTES else int(signal.Signals[reason])
+class TimePlan:
+    """Choose the last step so that a run, its schedule and its end included, takes ``minutes`` of this start.
 
+    The rate of the first seconds decides, and is checked again as the run goes on. Each decision is recorded in the
+    state as (step, last step), so that a resumed run keeps to it; only a run that had reached its end gets new ones.
 
-def _reason_of(code: int) -> str:
-    return MINUTES if code == _MINUTES_CODE else signal.Signals(code).name
+    Attributes:
+        fixed: whether the state's last decision holds.
+    """
+
+    CHECKS = (0.04, 0.3, 0.6, 0.85)
+    """Shares of the time at which the last step is chosen."""
+    FIRST_STEPS = 5
+    """Steps that are not timed: allocation, caches, compilation."""
+
+    def __init__(self, minutes: float | None, progress: Progress) -> None:
+        self.seconds = None if minutes is None else 60 * minutes
+        plans = progress.plans
+        self.fixed = minutes is not None and bool(plans) and progress.step < plans[-1][1]
+        self._checks = [] if minutes is None or self.fixed else list(self.CHECKS)
+        self._first: tuple[int, float] | None = None
+        self._start, self._last, self._longest = progress.step, 0.0, 0.0
+
+    def last_step(self, step: int, clock: float) -> int | None:
+        """The new last step if it is to be chosen now, after ``step`` steps and ``clock`` seconds of this start."""
+        if self.seconds is None or not self._checks:
+            return None
+        self._longest, self._last = max(self._longest, clock - self._last), clock
+        if self._first is None:
+            if step - self._start >= self.FIRST_STEPS or clock > self._checks[0] * self.seconds / 2:
+                self._first, self._longest = (step, clock), 0.0
+            return None
+        if clock < self._checks[0] * self.seconds or step <= self._first[0]:
+            return None
+        while self._checks and clock >= self._checks[0] * self.seconds:
+            del self._checks[0]
+        pace = (clock - self._first[1]) / (step - self._first[0])
+        left = self.seconds - clock - 1.5 * self._longest  # the longest pause so far was a picture or a checkpoint
+        return step + max(1, int(left / pace))
 
 
 LOWER_RATE = 0.3

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from advect.core.errors import UserError
 from advect.core.registry import register
+
+
+REWARMED = 0.5
+"""Share of the schedule at which a finished run goes on when it is given more time."""
 
 
 class RateSchedule(ABC):
@@ -48,12 +52,17 @@ class CosineDecay(RateSchedule):
 
 @dataclass(frozen=True, kw_only=True)
 class LearningRate:
-    """Linear warm-up over ``warmup`` steps to ``peak``, then ``schedule`` up to step ``total``."""
+    """Linear warm-up over ``warmup`` steps to ``peak``, then ``schedule`` up to step ``total``.
+
+    After :meth:`replanned` the schedule goes on from its ``passed`` share at step ``start``.
+    """
 
     peak: float
     warmup: int
     total: int
     schedule: RateSchedule = ConstantRate()
+    start: int = 0
+    passed: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.peak > 0:
@@ -65,4 +74,20 @@ class LearningRate:
         """Rate of the update after ``step`` finished ones."""
         if step < self.warmup:
             return self.peak * (step + 1) / self.warmup
-        return self.peak * self.schedule(min(1.0, (step - self.warmup) / max(1, self.total - self.warmup)))
+        return self.peak * self.schedule(self.progress(step))
+
+    def progress(self, step: int) -> float:
+        """Share of the schedule that lies behind ``step``, from 0 to 1."""
+        start = max(self.start, self.warmup)
+        share = (step - start) / max(1, self.total - start)
+        return self.passed + (1 - self.passed) * min(1.0, max(0.0, share))
+
+    def replanned(self, step: int, total: int) -> LearningRate:
+        """The rate of a run that ends at ``total`` instead, and is the same up to ``step``.
+
+        A warm-up that is not over is cut to a twentieth of the run. A schedule that is over (more time for a finished
+        run) goes back to its middle.
+        """
+        passed = self.progress(step)
+        warmup = min(self.warmup, max(step, total // 20))
+        return replace(self, warmup=warmup, total=total, start=step, passed=passed if passed < 1 else REWARMED)

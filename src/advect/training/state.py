@@ -52,7 +52,7 @@ class Progress:
     """Finished steps, samples seen, seconds of training, and running means.
 
     ``bad`` counts skipped non-finite steps, ``bad_row`` the current series; ``rate`` multiplies the learning rate,
-    below 1 after a rollback.
+    below 1 after a rollback. ``plans`` holds a pair (step, last step) for each change of the run's length.
     """
 
     step: int = 0
@@ -64,6 +64,7 @@ class Progress:
     bad: int = 0
     bad_row: int = 0
     rate: float = 1.0
+    plans: list[list[int]] = field(default_factory=list)
 
     @staticmethod
     def from_dict(values: dict) -> Progress:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +18,7 @@ from advect.core.errors import UserError
 from advect.core.random import Stream, stream_seed
 from advect.distributed.comm import current
 from advect.distributed.context import EVERY_RANK
-from advect.training.guards import StopCriteria, StopGuard, Watchdog, explain_oom, roll_back
+from advect.training.guards import StopCriteria, StopGuard, TimePlan, Watchdog, explain_oom, roll_back
 from advect.training.learning_rate import LearningRate
 from advect.training.loader import Loader, Prefetcher
 from advect.training.state import TrainState
@@ -26,6 +27,9 @@ from advect.training.step import Loss, LossInput, Step, StepMetrics
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+LOG_SECONDS = 10.0
+"""Longest time between logged steps, if their number is not given."""
 
 
 class Callback:
@@ -75,16 +79,17 @@ class Trainer:
         prefetch_coupling: bool = False,
         max_bad_steps: int = 10,
         seed: int = 0,
-        log_every: int = 50,
+        log_every: int | None = 50,
         log_gradients: int = 0,
         device: torch.device | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        if log_every < 1:
+        if log_every is not None and log_every < 1:
             raise UserError(f"log_every must be at least 1 step, got {log_every}")
         if max_bad_steps < 1:
             raise UserError(f"max_bad_steps must be at least 1 step, got {max_bad_steps}; 10 is usual")
         self.state, self.loss, self.loader, self.rate, self.limits = state, loss, loader, rate, limits
+        self._usual_rate, self._usual_limits = rate, limits
         self.seed, self.max_bad_steps = seed, max_bad_steps
         self.log_every, self.log_gradients = log_every, log_gradients
         self.device = device or torch.device("cpu")
@@ -130,13 +135,28 @@ class Trainer:
             cleanup.callback(self._watchdog.close)
             return self._loop(stop)
 
+    def stop(self, reason: str) -> None:
+        """End the run after this step; call on all processes."""
+        self._reason = reason
+
+    @property
+    def clock(self) -> float:
+        """Seconds since the start, the same on all processes."""
+        return self._stop.clock
+
     def _loop(self, stop: StopGuard) -> str:
+        self._stop, self._logged, self._reason = stop, 0.0, None
         self._start_from_state()
+        time_plan = TimePlan(self.limits.max_minutes, self.state.progress)
+        if self.state.progress.plans and not time_plan.fixed:
+            self._end_at(self._usual_limits.steps)  # until the clock says where
         self.state.net.train()
         for callback in self.callbacks:
             callback.on_start(self)
         while True:
-            reason = stop.reason(self.limits, self.state.progress.step, self._trouble())
+            reason = stop.reason(self.limits, self.state.progress.step, self._trouble()) or self._reason
+            if (last := time_plan.last_step(self.state.progress.step, self.clock)) is not None:
+                self._end_at(last)
             if reason is None:
                 self._train_step()
                 self._after_step()
@@ -182,7 +202,7 @@ class Trainer:
 
     def _after_step(self) -> None:
         progress, size = self.state.progress, len(self.loader)
-        if progress.step % self.log_every == 0 and self.flush():
+        if self._log_due() and self.flush():
             self._log()
         if progress.seen // size > (progress.seen - self.loader.global_batch) // size and self.flush():
             loss = progress.epoch_loss.take()
@@ -211,8 +231,31 @@ class Trainer:
                 return False
         return True
 
+    def _log_due(self) -> bool:
+        """Whether to log this step: every so many, or 300 times and at least every ten seconds."""
+        step = self.state.progress.step
+        if self.log_every is not None:
+            return step % self.log_every == 0
+        due = step % max(1, self.limits.steps // 300) == 0 or self.clock - self._logged >= LOG_SECONDS
+        self._logged = self.clock if due else self._logged
+        return due
+
+    def _end_at(self, last: int) -> None:
+        """Make ``last`` the run's last step, unless it was to end before."""
+        progress, last = self.state.progress, min(last, self._usual_limits.steps)
+        if last != self.limits.steps:
+            progress.plans.append([progress.step, last])
+            self._follow(progress.plans[-1:])
+
+    def _follow(self, plans: Sequence[Sequence[int]]) -> None:
+        for step, last in plans:
+            self.rate = self.rate.replanned(step, last)
+            self.limits = replace(self.limits, steps=last)
+
     def _start_from_state(self) -> None:
         progress = self.state.progress
+        self.rate, self.limits = self._usual_rate, self._usual_limits
+        self._follow(progress.plans)
         self.metrics = StepMetrics(progress, scaled=self.state.loss_scaler is not None)
         self.loader.start_at(progress.step, progress.seen)
 

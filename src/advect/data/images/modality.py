@@ -14,7 +14,7 @@ from advect.core.errors import UserError
 from advect.core.registry import register
 from advect.core.types import Batch, Category, Conditions
 from advect.data.base import Split
-from advect.data.modality import FINE, EstimatorDefaults, Modality, Verdict, write_npz
+from advect.data.modality import FINE, EstimatorDefaults, Modality, Recipe, Verdict, write_npz
 
 GAP, BACKGROUND = 2, 255
 """Grid: pixels between images and their grey level."""
@@ -31,6 +31,7 @@ class Images(Modality):
     reflow_metrics = ("frechet", "kernel")
     pair_stores = ("bf16", "float32", "uint8")
     estimator = EstimatorDefaults("unet", 2000, 1e-3)
+    recipe = Recipe(batch_size=64, epochs=200, cpu_steps=10_000, gpu_steps=200_000)
     shown = 16
     most_plotted = 100
     space = "pixel space"

@@ -1,0 +1,98 @@
+"""Sizes of a run that follow from its data: batch, steps and warm-up.
+
+Presets and users may leave batch size, epochs and warm-up open (None); :func:`resolve` fills them in from the number of
+rows, the modality and the device. Whatever is given stays.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from advect.config.config import Config, TrainingConfig
+from advect.core import registry
+from advect.data.modality import Recipe
+
+WARMUP_SHARE = 20
+"""A planned warm-up takes at most one step in so many."""
+
+FEW = 20_000
+"""Rows up to which a run is watched for overtraining by default."""
+
+EVALUATIONS = 40
+"""Measurements of the held-out loss in a run."""
+
+_FEW_ROWS = 4
+"""A planned batch takes at most one row in so many."""
+_SMALLEST = 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of a run on ``rows`` rows; ``batch`` is that of all processes together."""
+
+    rows: int
+    batch: int
+    steps: int
+    warmup: int
+    why: str
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the data."""
+        return self.steps * self.batch / self.rows
+
+
+def make_plan(t: TrainingConfig, recipe: Recipe, rows: int, *, world: int = 1, gpu: bool = False) -> Plan:
+    """Sizes for training on ``rows`` rows.
+
+    A batch holds at most a quarter of the rows. The run takes ``recipe.epochs`` passes, but never fewer steps than
+    learning takes, nor more than a CPU or GPU does in reasonable time (no such bound with --max-minutes, which ends
+    the schedule by the clock).
+    """
+    batch = world * t.batch_size if t.batch_size else _planned_batch(recipe, rows)
+    if t.num_epochs is not None:
+        steps, why = max(1, math.ceil(t.num_epochs * rows / batch - 1e-6)), f"{t.num_epochs:g} epochs"
+    else:
+        wanted = math.ceil(recipe.epochs * rows / batch)
+        most = recipe.gpu_steps if gpu else recipe.cpu_steps
+        if wanted < recipe.least_steps:
+            steps, why = recipe.least_steps, f"the fewest that learning takes, for {rows:,} rows"
+        elif wanted > most and t.max_minutes is None:
+            steps, why = most, f"the most by default on a {'GPU' if gpu else 'CPU'}, for {rows:,} rows"
+        else:
+            steps, why = wanted, f"{recipe.epochs} passes over {rows:,} rows"
+    if t.lr_warmup_steps is not None:
+        warmup = t.lr_warmup_steps
+    else:
+        warmup = min(recipe.warmup, steps // WARMUP_SHARE)
+    return Plan(rows, batch, steps, warmup, why)
+
+
+def resolve(
+    config: Config, modality: str, rows: int, held_out: int, *, world: int = 1, gpu: bool = False
+) -> tuple[Config, Plan]:
+    """The configuration with every open size filled in for ``world`` processes, and the plan."""
+    t = config.training
+    plan = make_plan(t, recipe_of(modality), rows, world=world, gpu=gpu)
+    early = t.early_stopping
+    if early == "auto":
+        early = "yes" if t.num_epochs is None and held_out and rows <= FEW and not config.output.eval_every else "no"
+    filled = {
+        "early_stopping": early,
+        "batch_size": t.batch_size or max(1, plan.batch // world),
+        "num_epochs": t.num_epochs or plan.epochs,
+        "lr_warmup_steps": plan.warmup,
+    }
+    return replace(config, training=t.replaced(**filled)), plan
+
+
+def recipe_of(modality: str) -> Recipe:
+    """How long to train on data of a modality."""
+    return registry.get("modality", modality).recipe  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _planned_batch(recipe: Recipe, rows: int) -> int:
+    """Largest power of two up to the recipe's and to a quarter of the rows."""
+    most = max(_SMALLEST, rows // _FEW_ROWS)
+    return min(recipe.batch_size, 2 ** (most.bit_length() - 1))
