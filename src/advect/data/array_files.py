@@ -123,7 +123,7 @@ class ArrayFile(Dataset):
             decides = content_of_rows(x, digests) if vectors else digests
             train, rest = split_by_content(decides, 0.1 if held_out is None else held_out)
         low, high = (0, 255) if x.dtype == np.uint8 and value_range is None else _extent(file, x)
-        if vectors and x.dtype.kind in "iu" and max(abs(low), abs(high)) >= 2**53 and _is_rounded(x):
+        if vectors and x.dtype.kind in "iu" and float64_rounds(x):
             raise UserError(
                 f"{file} has whole numbers beyond 2^53 that float64 does not hold; subtract the least, or divide them"
             )
@@ -212,8 +212,10 @@ def _arranged(file: Path, x: np.ndarray, layout: str) -> np.ndarray:
     raise UserError(f"{file} has shape {x.shape}, where {why}; say layout='channels_first' or 'channels_last'")
 
 
-def _is_rounded(x: np.ndarray) -> bool:
+def float64_rounds(x: np.ndarray) -> bool:
     """Whether float64 changes whole numbers x."""
+    if x.dtype.itemsize < 8 or not x.size or (int(x.max()) < 2**53 and int(x.min()) > -(2**53)):
+        return False
     top = np.nextafter(float(np.iinfo(x.dtype).max), 0)
     return not np.array_equal(np.minimum(x.astype(np.float64), top).astype(x.dtype), x)
 
