@@ -50,7 +50,7 @@ def read_column(
     if not isinstance(name, str):
         raise UserError(f"column {name!r} has a name that is not text; rename it, e.g. frame.columns.astype(str)")
     series = series.reset_index(drop=True)
-    if not getattr(series.dtype, "isnative", True):
+    if isinstance(series.dtype, np.dtype) and not series.dtype.isnative:
         series = series.astype(series.dtype.newbyteorder("="))
     if isinstance(series.dtype, pd.SparseDtype):
         series = series.sparse.to_dense()
