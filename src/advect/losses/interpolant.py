@@ -45,7 +45,7 @@ class StochasticInterpolantLoss(Loss):
     """``flow + score_weight score``: joint training of both heads, for SDEs with any diffusion.
 
     Albergo et al. 2023, "Stochastic interpolants", section 2; Tong et al. 2024, "Simulation-free Schroedinger
-    bridges", eq. 9. ``score`` uses the path and times of ``flow``: denoising score matching weighted by sigma^2 on an
+    bridges". ``score`` uses the path and times of ``flow``: denoising score matching weighted by sigma^2 on an
     affine path, else the conditional score. Raises UserError for a negative weight.
     """
 
