@@ -354,6 +354,18 @@ class Flow:
                 yield self.initial_noise.sample(rng, self.spec.shape, part, device=self.device), part, rng
                 bar.update(last - first)
 
+    def nfe(self, config: SamplerConfig) -> int | None:
+        """Evaluations a sample by ``config``, those of the exact steps at the ends included; None if adaptive.
+
+        Counted on a field that is zero.
+        """
+        config = config.resolve(self.sampler)
+        if config.adaptive:
+            return None
+        field = _Counted(lambda x, t: torch.zeros_like(x))
+        self._integrator(config, trajectory=False)[2](field, torch.zeros(1, 1), noise_of(0, range(1), 1))
+        return field.calls
+
     def _integrator(
         self, config: SamplerConfig, trajectory: bool
     ) -> tuple[Coordinates, tuple[float, ...], Callable[[Velocity, Tensor, CounterRng], Tensor]]:
@@ -394,7 +406,8 @@ class Flow:
         def follow(field: Velocity, x0: Tensor, rng: CounterRng) -> Tensor:
             y = way.enter(field, x0, rng)
             grid = torch.tensor(taus, dtype=torch.float64)
-            found = integrate_sde(way.velocity(field), None, y, grid=grid, generator=rng, **options)
+            with way.user_times():
+                found = integrate_sde(way.velocity(field), None, y, grid=grid, generator=rng, **options)
             if not trajectory:
                 return found * way.scale(1.0)
             states = [x0] * (way.low > 0) + [y * way.scale(t) for y, t in zip(found, times, strict=True)]

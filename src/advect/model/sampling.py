@@ -197,7 +197,7 @@ def averaged(run: Path, ema: bool | float) -> bool | float | dict[str, float] | 
 def _resolved(sampler: SamplerConfig, flow: Flow) -> dict[str, Any]:
     """Resolved sampler, with its cost."""
     config = sampler.resolve(flow.sampler)
-    return config.facts() | ({} if config.nfe is None else {"nfe": config.nfe})
+    return config.facts() | ({} if (nfe := flow.nfe(config)) is None else {"nfe": nfe})
 
 
 def _default_folder(run: Path, seed: int) -> Path:
