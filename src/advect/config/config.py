@@ -65,6 +65,11 @@ class NetworkConfig(Section):
     network: str = part("network", default="unet", prefix="")
     """Kind of network; one other than the preset's has its own defaults and flags."""
 
+    score_network: Literal["none", "head", "separate"] = "none"
+    """What predicts the score, for --objective stochastic-interpolant: a second output of the network, or a second
+    network.
+    """
+
     usual = frozenset({"network"})
 
 
@@ -315,6 +320,19 @@ class Config:
     method: MethodConfig = field(default_factory=MethodConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
+
+    def __post_init__(self) -> None:
+        objective, second = self.method.objective, self.network.score_network
+        if second == "none" and objective == MethodConfig.objective:
+            return
+        learns_score = self.method.part("objective").learns_score  # pyright: ignore[reportAttributeAccessIssue]
+        if learns_score and second == "none":
+            raise UserError(f"--objective {objective} needs --score-network head or separate; give it, too")
+        if second != "none" and not learns_score:
+            raise UserError(
+                f"--score-network {second} does nothing with --objective {objective}; give --objective "
+                "stochastic-interpolant"
+            )
 
     def to_dict(self) -> dict[str, dict[str, object]]:
         """The configuration as sections of plain values."""

@@ -16,10 +16,11 @@ from tqdm import tqdm
 
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, Stream, stream_seed
-from advect.core.types import LENGTH, Conditions, DataSpec, is_null, without_padding
+from advect.core.types import LENGTH, Conditions, DataSpec, Network, is_null, without_padding
 from advect.data import Transform
 from advect.data.modality import Modality, labels_of, modality_of
 from advect.losses.flow_matching import Kind
+from advect.losses.interpolant import split_heads
 from advect.model.conditions import ConditionValue, resolve_conditions
 from advect.model.coordinates import Angle, Coordinates, Plain, Rectified
 from advect.model.sampler_config import DEFAULT, SamplerConfig
@@ -41,6 +42,7 @@ from advect.solvers import (
 )
 from advect.solvers.diffusion_coefficients import bounded_diffusion
 from advect.solvers.integrate import solver_times
+from advect.solvers.interpolant_sde import integrate_interpolant
 from advect.solvers.sde import STEPS as SDE_STEPS
 from advect.solvers.time_grids import resolve_grid
 from advect.sources import Gaussian, InitialNoise, SourceDistribution, noise_of
@@ -99,8 +101,9 @@ class Samples:
 class Flow:
     """Network ``net(x_t (B, *S), t (B,), cond)`` with shape, conditions and transform of the data, path and source.
 
-    The network gives the ``prediction`` in model units. ``t_eps`` keeps t from 0 and 1 as in the loss. ``null``:
-    whether conditions were dropped in training, as guidance needs. ``facts``: ``Dataset.metadata``.
+    The network gives the ``prediction`` in model units and, with ``learned_score``, after it on axis 1 the noise of
+    the path (see ``StochasticInterpolantLoss``). ``t_eps`` keeps t from 0 and 1 as in the loss. ``null``: whether
+    conditions were dropped in training, as guidance needs. ``facts``: ``Dataset.metadata``.
     """
 
     def __init__(
@@ -112,6 +115,7 @@ class Flow:
         path: Path | None = None,
         source: SourceDistribution | None = None,
         prediction: Kind = "velocity",
+        learned_score: bool = False,
         t_eps: float = 1e-3,
         null: bool = True,
         sampler: SamplerConfig | None = None,
@@ -121,7 +125,7 @@ class Flow:
     ) -> None:
         self.net, self.spec, self.transform = net, spec, transform
         self.path, self.source, self.prediction = path or AffinePath(), source or Gaussian(), prediction
-        self.t_eps, self.null, self.facts = t_eps, null, facts or {}
+        self.learned_score, self.t_eps, self.null, self.facts = learned_score, t_eps, null, facts or {}
         self.sampler, self.device, self.autocast = sampler or DEFAULT, device or torch.device("cpu"), autocast
 
     @cached_property
@@ -142,22 +146,57 @@ class Flow:
         return guided_velocity(self._velocity, cond, guidance, interval=interval)
 
     def output(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
-        """Network output (B, *S), in the training precision."""
+        """Network output (B, *S), or (B, 2 C, ...) with a learned score, in the training precision."""
         with torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext():
             return self.net(x_t, t, cond)
 
+    def score(
+        self, cond: Conditions | None = None, *, guidance: float = 1.0, interval: tuple[float, float] | None = None
+    ) -> Velocity:
+        """Score ``s(x (B, *S), t (B,)) -> (B, *S)`` in model units, like :meth:`velocity`, at t clear of both ends.
+
+        The learned one, or that of the velocity. Raises UserError where the velocity does not give it.
+        """
+        self.net.eval()
+        if not self.learned_score:
+            self._schedule("the score", score=True)
+        return guided_velocity(self._score, cond, guidance, interval=interval)
+
+    def _score(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
+        inside = t.clamp(self._t_eps, 1 - self._t_eps)
+        if self.learned_score:
+            eta = split_heads(self.output(x_t, inside, cond), x_t)[1].to(x_t.dtype)
+            return -eta / align(self.path.interpolant(inside).gamma, x_t)
+        assert isinstance(self.path, AffinePath)
+        output = self._predicted(x_t, inside, cond).to(x_t.dtype)
+        return self.path.convert(output, x_t, inside, self.prediction, "score")
+
+    def _predicted(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
+        """The ``prediction`` (B, *S)."""
+        output = self.output(x_t, t, cond)
+        return split_heads(output, x_t)[0] if self.learned_score else output
+
     def _velocity(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
         if self.prediction == "velocity":
-            return self.output(x_t, t, cond)
+            return self._predicted(x_t, t, cond)
         # A prediction of data has a value everywhere, only the division by sigma has not.
         inside = t.clamp(self._t_eps, 1 - self._t_eps)
-        output = self.output(x_t, t if self.prediction == "data" else inside, cond)
+        return self._as_velocity(self._predicted(x_t, t if self.prediction == "data" else inside, cond), x_t, inside)
+
+    def _as_velocity(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        if self.prediction == "velocity":
+            return output.to(x_t.dtype)
         assert isinstance(self.path, AffinePath)
-        return self.path.convert(output.to(x_t.dtype), x_t, inside, self.prediction, "velocity")
+        return self.path.convert(output.to(x_t.dtype), x_t, t, self.prediction, "velocity")
+
+    def _both(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
+        """Velocity and eta (B, 2 C, ...), at t clear of both ends."""
+        first, eta = split_heads(self.output(x_t, t, cond), x_t)
+        return torch.cat([self._as_velocity(first, x_t, t), eta.to(x_t.dtype)], 1)
 
     def _straight_velocity(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
         """The prediction of data less that of noise, which :class:`Rectified` follows, from any prediction."""
-        output = self.output(x_t, t, cond).to(x_t.dtype)
+        output = self._predicted(x_t, t, cond).to(x_t.dtype)
         alpha, sigma, d_alpha, d_sigma = self.rectified.schedule.coefficients(t.double())
         both = alpha + sigma
         match self.prediction:
@@ -225,26 +264,30 @@ class Flow:
 
     def _field(
         self,
-        coordinates: Coordinates,
+        followed: Coordinates | Network,
         cond: Conditions,
         guidance: float = 1.0,
         interval: tuple[float, float] | None = None,
     ) -> Velocity:
-        """The field that ``coordinates`` follow, in model units, under conditions (B,), guided if asked."""
+        """The field that coordinates follow, or another, in model units, under conditions (B,), guided if asked."""
         self.net.eval()
-        net = self._straight_velocity if isinstance(coordinates, Rectified) else self._velocity
+        net = followed
+        if isinstance(net, Coordinates):
+            net = self._straight_velocity if isinstance(net, Rectified) else self._velocity
         return guided_velocity(net, self._on_device(cond), guidance, interval=interval)
 
     def _schedule(self, what: str, *, score: bool) -> Schedule:
         """Schedule of an affine path; ``score`` requires that the velocity gives the score."""
+        plain = isinstance(self.path, AffinePath) and self.path.gaussian_source and isinstance(self.source, Gaussian)
+        if score and not plain:
+            raise UserError(
+                f"{what} needs the score, which follows from the velocity only on an affine path from Gaussian noise "
+                "drawn apart from the data; this flow has another path, source or coupling: leave it out, or train "
+                "with --objective stochastic-interpolant --score-network head"
+            )
         if not isinstance(self.path, AffinePath):
             raise UserError(
                 f"{what} needs an affine path, and this flow has {self.path}; take a solver such as midpoint"
-            )
-        if score and not (self.path.gaussian_source and isinstance(self.source, Gaussian)):
-            raise UserError(
-                f"{what} needs the score, which follows from the velocity only where noise is Gaussian and drawn apart"
-                " from the data; this flow was trained with another source or coupling: take a solver such as midpoint"
             )
         return self.path.effective_schedule
 
@@ -288,12 +331,12 @@ class Flow:
         """
         config = SamplerConfig(solver, steps, grid, diffusion, guidance, guidance_interval)
         config = config.resolve(self.sampler, trajectory=trajectory)
-        (coordinates, times, follow), rows = self._integrator(config, trajectory), _rows(n, rows, batch_size)
+        (followed, times, follow), rows = self._integrator(config, trajectory), _rows(n, rows, batch_size)
         self._check_guidance(guidance, guidance_interval)
         conditions = self.conditions(n, cond, seed, rows=rows)
         parts, calls = [], 0
         for x0, part, rng in self._initial_states(n, rows, conditions, seed, batch_size, progress):
-            field = _Counted(self._field(coordinates, part, guidance, guidance_interval))
+            field = _Counted(self._field(followed, part, guidance, guidance_interval))
             parts.append(follow(field, x0, rng).float().cpu())
             calls += field.calls
         x, nfe = torch.cat(parts, dim=1 if trajectory else 0), calls / len(rows)
@@ -356,8 +399,10 @@ class Flow:
 
     def _integrator(
         self, config: SamplerConfig, trajectory: bool
-    ) -> tuple[Coordinates, tuple[float, ...], Callable[[Velocity, Tensor, CounterRng], Tensor]]:
-        """The coordinates, the times of a trajectory, and how a batch goes from noise to data along a field."""
+    ) -> tuple[Coordinates | Network, tuple[float, ...], Callable[[Velocity, Tensor, CounterRng], Tensor]]:
+        """The field to follow, the times of a trajectory, and how a batch goes from noise to data along it."""
+        if config.diffusion is not None and self.learned_score:
+            return self._interpolant_integrator(config, trajectory)
         if config.diffusion is not None:
             return self._stochastic_integrator(config, trajectory)
         method = config.ode_solver
@@ -401,6 +446,25 @@ class Flow:
             return torch.stack(states)
 
         return way, (*[0.0] * (way.low > 0), *times), follow
+
+    def _interpolant_integrator(
+        self, config: SamplerConfig, trajectory: bool
+    ) -> tuple[Network, tuple[float, ...], Callable[[Velocity, Tensor, CounterRng], Tensor]]:
+        """The same with the learned score: one call of the network gives it and the velocity."""
+        diffusion, low, high = config.diffusion, self._t_eps, 1 - self._t_eps
+        assert diffusion is not None
+        if isinstance(self.path, AffinePath) and self.path.gaussian_source:
+            diffusion = bounded_diffusion(diffusion, self.path.effective_schedule)
+        grid = resolve_grid(config.grid or "uniform", config.steps, SDE_STEPS, t0=0.0, t1=1.0)
+        times = (0.0, low, *(t for t in grid if low + 1e-7 < t < high - 1e-7), high, 1.0)
+        options: dict[str, Any] = {"times": times, "diffusion": diffusion, "solver": config.sde_solver}
+        options |= {"inside": (low, high), "fresh": not self.source.has_density, "trajectory": trajectory}
+
+        def follow(field: Velocity, x0: Tensor, rng: CounterRng) -> Tensor:
+            heads = lambda x, t: split_heads(field(x, t), x)
+            return integrate_interpolant(heads, self.path, x0, generator=rng, **options)
+
+        return self._both, times, follow
 
     @property
     def initial_noise(self) -> InitialNoise:
