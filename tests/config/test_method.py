@@ -138,20 +138,6 @@ def test_a_learned_score_is_evaluated_and_reported_like_any_run(advect: Callable
 
 
 def test_a_bridge_without_a_score_refuses_a_diffusion_and_says_how(advect: Callable[..., None]) -> None:
-    advect("train moons --run-dir run --path bridge --sigma-min 0.5", SCORE, "--score-network head", SMALL)
-    advect("train --resume-from run --max-steps 12 --sample-every 6")
-    assert any("held_out_loss" in row for row in Path("run/metrics.jsonl").read_text().splitlines())
-    advect("eval run --num-samples 50 --metrics energy --diffusion 0.5 --num-steps 5")
-    result = json.loads(next(Path("run/evaluation").glob("eval-*.json")).read_text())
-    assert "0.5" in json.dumps(result)
-    advect("report run --num-samples 40")
-    with pytest.raises(UserError, match="advect reflow trains no score, and the run has --score-network head"):
-        advect("reflow run")
-    with pytest.raises(UserError, match="has another network: score_network was head there and is separate here"):
-        advect("train --resume-from run --score-network separate")
-
-
-def test_a_bridge_without_a_score_refuses_a_diffusion_and_says_how(advect: Callable[..., None]) -> None:
     advect("train moons --run-dir run --path bridge --sigma-min 0.5", SMALL)
     with pytest.raises(UserError, match=r"needs the score.*--objective stochastic-interpolant --score-network head"):
         advect("sample run --diffusion 0.5")

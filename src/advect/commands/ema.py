@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from advect.config.flags import parse_words, split_place
+from advect.config.section import Section
 from advect.core.errors import UserError
 from advect.core.files import atomic_write, make_folder
 from advect.model.load import AVERAGE, METADATA, ModelMetadata, read_model_metadata
@@ -27,8 +28,8 @@ MAX_ERROR = 0.1
 """Largest accepted error of a profile."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class EmaArguments:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EmaArguments(Section):
     """Flags of ``advect ema``."""
 
     length: tuple[float, ...] = ()

@@ -10,6 +10,7 @@ from pathlib import Path
 from advect.config.arguments import data_of
 from advect.config.build import build_dataset
 from advect.config.flags import parse_words, split_place
+from advect.config.section import Section
 from advect.core.device import tune_process
 from advect.core.errors import UserError
 from advect.evaluation.quality import NFES, measure_quality
@@ -19,8 +20,8 @@ from advect.reporting import write_report
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReportArguments:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ReportArguments(Section):
     """Flags of ``advect report``."""
 
     data: str | None = None

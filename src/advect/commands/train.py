@@ -189,6 +189,7 @@ def _new_trainer(
         rate=rate,
         limits=limits,
         log_every=config.output.log_every,
+        log_gradients=config.output.log_gradients,
         callbacks=callbacks,
     )
 

@@ -87,6 +87,7 @@ def new_trainer(
     rate: LearningRate,
     limits: StopCriteria,
     log_every: int,
+    log_gradients: int = 0,
     callbacks: Sequence[Callback],
 ) -> Trainer:
     """Trainer of ``state`` on ``split``."""
@@ -106,6 +107,7 @@ def new_trainer(
         max_bad_steps=t.max_bad_steps,
         seed=context.seed,
         log_every=log_every,
+        log_gradients=log_gradients,
         device=device,
         callbacks=callbacks,
     )

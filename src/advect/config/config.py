@@ -246,6 +246,8 @@ class OutputConfig(Section):
 
     log_every: int = 50
     """Steps between rows of metrics.jsonl."""
+    log_gradients: int = 0
+    """Steps between histograms of the gradients by layer, before clipping, in TensorBoard and W&B; 0 for none."""
     sample_every: int = 1000
     """Steps between sample grids, with the held-out loss; 0 for none."""
     save_every: int = 1000
@@ -299,6 +301,7 @@ class OutputConfig(Section):
     usual = frozenset({"sample_every", "save_every", "num_samples", "solver", "eval_every"})
     _at_least = (
         ("log_every", 1),
+        ("log_gradients", 0),
         ("sample_every", 0),
         ("save_every", 0),
         ("save_epochs", 0),
