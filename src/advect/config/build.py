@@ -53,7 +53,7 @@ def build_network(config: NetworkConfig, spec: DataSpec, *, grad_checkpointing: 
     net = config.build("network", **options)
     if config.score_network == "separate":
         net = VelocityAndScore(net, config.build("network", **options))
-    return net.to(memory_format=torch.channels_last) if cls.channels_last else net
+    return net.to(memory_format=torch.channels_last) if cls.channels_last else net  # pyright: ignore[reportCallIssue]
 
 
 def networks_for(modality: str) -> list[str]:

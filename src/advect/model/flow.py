@@ -14,17 +14,18 @@ from tqdm import tqdm
 from advect.core.device import contiguous_weights, full_precision
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, Stream, stream_seed
-from advect.core.types import LENGTH, Conditions, DataSpec, Network, is_null, without_padding
+from advect.core.types import LENGTH, Conditions, DataSpec, is_null, without_padding
 from advect.data import Transform
 from advect.data.modality import Modality, modality_of
 from advect.losses.flow_matching import Kind
 from advect.losses.interpolant import split_heads
 from advect.model.conditions import ConditionValue, resolve_conditions
 from advect.model.coordinates import Coordinates, Rectified
-from advect.model.integrators import coordinates_of, make_integrator
+from advect.model.integrators import coordinates_of, make_integrator, make_interpolant_integrator, with_score
 from advect.model.sampler_config import DEFAULT, SamplerConfig
 from advect.model.samples import Samples
 from advect.paths import AffinePath, Path
+from advect.paths.base import align
 from advect.paths.convert import data_minus_noise
 from advect.solvers import (
     DiffusionCoefficient,
@@ -39,14 +40,7 @@ from advect.solvers import (
     get_solver,
     guided_velocity,
 )
-<<<<<<< HEAD
-from advect.solvers.diffusion_coefficients import bounded_diffusion
-from advect.solvers.integrate import solver_times
-from advect.solvers.interpolant_sde import integrate_interpolant
-from advect.solvers.sde import STEPS as SDE_STEPS
-=======
 from advect.solvers.integrate import CountedVelocity
->>>>>>> main
 from advect.solvers.time_grids import resolve_grid
 from advect.sources import Gaussian, InitialNoise, SourceDistribution, noise_of
 
@@ -106,13 +100,13 @@ class Flow:
     def score(
         self, cond: Conditions | None = None, *, guidance: float = 1.0, interval: tuple[float, float] | None = None
     ) -> Velocity:
-        """Score ``s(x (B, *S), t (B,)) -> (B, *S)`` in model units, like :meth:`velocity`, at t clear of both ends.
+        """Score ``s(x (B, *S), t (B,)) -> (B, *S)`` in model units, like :meth:`velocity`, clear of both ends of time.
 
         The learned one, or that of the velocity. Raises UserError where the velocity does not give it.
         """
         self.net.eval()
         if not self.learned_score:
-            self._schedule("the score", score=True)
+            with_score("the score", self.path, self.source)
         return guided_velocity(self._score, cond, guidance, interval=interval)
 
     def _score(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
@@ -120,9 +114,13 @@ class Flow:
         if self.learned_score:
             eta = split_heads(self.output(x_t, inside, cond), x_t)[1].to(x_t.dtype)
             return -eta / align(self.path.interpolant(inside).gamma, x_t)
+        return self._converted(self.output(x_t, inside, cond), x_t, inside, "score")
+
+    def _converted(self, prediction: Tensor, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
+        if self.prediction == kind:
+            return prediction.to(x_t.dtype)
         assert isinstance(self.path, AffinePath)
-        output = self._predicted(x_t, inside, cond).to(x_t.dtype)
-        return self.path.convert(output, x_t, inside, self.prediction, "score")
+        return self.path.convert(prediction.to(x_t.dtype), x_t, t, self.prediction, kind)
 
     def _predicted(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
         """The ``prediction`` (B, *S)."""
@@ -134,43 +132,19 @@ class Flow:
             return self._predicted(x_t, t, cond)
         # A prediction of data has a value everywhere, only the division by sigma has not.
         inside = t.clamp(self._t_eps, 1 - self._t_eps)
-        return self._as_velocity(self._predicted(x_t, t if self.prediction == "data" else inside, cond), x_t, inside)
+        prediction = self._predicted(x_t, t if self.prediction == "data" else inside, cond)
+        return self._converted(prediction, x_t, inside, "velocity")
 
-    def _as_velocity(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        if self.prediction == "velocity":
-            return output.to(x_t.dtype)
-        assert isinstance(self.path, AffinePath)
-        return self.path.convert(output.to(x_t.dtype), x_t, t, self.prediction, "velocity")
+    def _velocity_and_noise(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
+        """Velocity and predicted noise of the path (B, 2 C, ...), clear of both ends of time."""
+        prediction, eta = split_heads(self.output(x_t, t, cond), x_t)
+        return torch.cat([self._converted(prediction, x_t, t, "velocity"), eta.to(x_t.dtype)], 1)
 
-    def _both(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
-        """Velocity and eta (B, 2 C, ...), at t clear of both ends."""
-        first, eta = split_heads(self.output(x_t, t, cond), x_t)
-        return torch.cat([self._as_velocity(first, x_t, t), eta.to(x_t.dtype)], 1)
-
-<<<<<<< HEAD
-    def _straight_velocity(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
-        """The prediction of data less that of noise, which :class:`Rectified` follows, from any prediction."""
-        output = self._predicted(x_t, t, cond).to(x_t.dtype)
-        alpha, sigma, d_alpha, d_sigma = self.rectified.schedule.coefficients(t.double())
-        both = alpha + sigma
-        match self.prediction:
-            case "velocity":
-                determinant = sigma * d_alpha - alpha * d_sigma
-                of_x, of_output = -(d_alpha + d_sigma) / determinant, both / determinant
-            case "data":
-                of_x, of_output = -1 / sigma, both / sigma
-            case "noise":
-                of_x, of_output = 1 / alpha, -both / alpha
-            case "score":
-                of_x, of_output = 1 / alpha, both * sigma / alpha
-        return align(of_x, x_t) * x_t + align(of_output, x_t) * output
-=======
     def _rectified_velocity(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
         """The prediction of data less that of noise, which :class:`Rectified` follows."""
         assert isinstance(self.coordinates, Rectified)
-        output = self.output(x_t, t, cond).to(x_t.dtype)
+        output = self._predicted(x_t, t, cond).to(x_t.dtype)
         return data_minus_noise(output, x_t, self.coordinates.schedule.coefficients(t.double()), self.prediction)
->>>>>>> main
 
     def conditions(
         self,
@@ -204,39 +178,22 @@ class Flow:
 
     def _field(
         self,
-        followed: Coordinates | Network,
+        coordinates: Coordinates,
         cond: Conditions,
         guidance: float = 1.0,
         interval: tuple[float, float] | None = None,
+        *,
+        noise: bool = False,
     ) -> Velocity:
-        """The field that coordinates follow, or another, in model units, under conditions (B,), guided if asked."""
+        """The field that ``coordinates`` follow, in model units, under conditions (B,), guided if asked.
+
+        With ``noise`` it is the velocity and the predicted noise.
+        """
         self.net.eval()
-<<<<<<< HEAD
-        net = followed
-        if isinstance(net, Coordinates):
-            net = self._straight_velocity if isinstance(net, Rectified) else self._velocity
-        return guided_velocity(net, self._on_device(cond), guidance, interval=interval)
-
-    def _schedule(self, what: str, *, score: bool) -> Schedule:
-        """Schedule of an affine path; ``score`` requires that the velocity gives the score."""
-        plain = isinstance(self.path, AffinePath) and self.path.gaussian_source and isinstance(self.source, Gaussian)
-        if score and not plain:
-            raise UserError(
-                f"{what} needs the score, which follows from the velocity only on an affine path from Gaussian noise "
-                "drawn apart from the data; this flow has another path, source or coupling: leave it out, or train "
-                "with --objective stochastic-interpolant --score-network head"
-            )
-        if not isinstance(self.path, AffinePath):
-            raise UserError(
-                f"{what} needs an affine path, and this flow has {self.path}; take a solver such as midpoint"
-            )
-        return self.path.effective_schedule
-
-=======
         net = self._rectified_velocity if isinstance(coordinates, Rectified) else self._velocity
+        net = self._velocity_and_noise if noise else net
         return guided_velocity(net, self._on_device(cond), guidance, interval=interval)
 
->>>>>>> main
     @torch.no_grad()
     def sample(
         self,
@@ -277,27 +234,23 @@ class Flow:
         """
         config = SamplerConfig(solver, steps, grid, diffusion, guidance, guidance_interval)
         config = config.resolve(self.sampler, trajectory=trajectory)
-<<<<<<< HEAD
-        (followed, times, follow), rows = self._integrator(config, trajectory), _rows(n, rows, batch_size)
-=======
-        integrator = make_integrator(config, self.coordinates, self.path, self.source, trajectory=trajectory)
+        noise = self.learned_score and diffusion is not None
+        if noise:
+            integrator = make_interpolant_integrator(
+                config, self._t_eps, self.path, self.source, trajectory=trajectory
+            )
+        else:
+            integrator = make_integrator(config, self.coordinates, self.path, self.source, trajectory=trajectory)
         rows = _rows(n, rows, batch_size)
->>>>>>> main
         self._check_guidance(guidance, guidance_interval)
         conditions = self.conditions(n, cond, seed, rows=rows)
         parts, evaluations = [], 0
         for x0, part, rng in self._initial_states(n, rows, conditions, seed, batch_size, progress):
-<<<<<<< HEAD
-            field = _Counted(self._field(followed, part, guidance, guidance_interval))
-            parts.append(follow(field, x0, rng).float().cpu())
-            calls += field.calls
-        x, nfe = torch.cat(parts, dim=1 if trajectory else 0), calls / len(rows)
-=======
-            field = CountedVelocity(self._field(integrator.coordinates, part, guidance, guidance_interval))
+            field = self._field(integrator.coordinates, part, guidance, guidance_interval, noise=noise)
+            field = CountedVelocity(field)
             parts.append(integrator(field, x0, rng).float().cpu())
             evaluations += field.rows
         x, nfe = torch.cat(parts, dim=1 if trajectory else 0), evaluations / len(rows)
->>>>>>> main
         if not model_units:
             inverse = lambda state: without_padding(self.transform.inverse(state), conditions)
             x = torch.stack([inverse(state) for state in x]) if trajectory else inverse(x)
@@ -355,78 +308,6 @@ class Flow:
                 yield self.initial_noise.sample(rng, self.spec.shape, part, device=self.device), part, rng
                 bar.update(last - first)
 
-<<<<<<< HEAD
-    def _integrator(
-        self, config: SamplerConfig, trajectory: bool
-    ) -> tuple[Coordinates | Network, tuple[float, ...], Callable[[Velocity, Tensor, CounterRng], Tensor]]:
-        """The field to follow, the times of a trajectory, and how a batch goes from noise to data along it."""
-        if config.diffusion is not None and self.learned_score:
-            return self._interpolant_integrator(config, trajectory)
-        if config.diffusion is not None:
-            return self._stochastic_integrator(config, trajectory)
-        method = config.ode_solver
-        if "schedule" in {f.name for f in fields(method)}:
-            schedule = self._schedule(method.name, score=False)
-            method = replace(method, schedule=CondOT() if isinstance(self.coordinates, Rectified) else schedule)
-        times = solver_times(method, config.steps, config.grid, t0=0.0, t1=1.0, trajectory=trajectory)
-        way = self.coordinates if method.adaptive and not trajectory else self.coordinates.until_last(times)
-
-        def follow(field: Velocity, x0: Tensor, rng: CounterRng) -> Tensor:
-            y = way.enter(field, x0, rng)
-            states = way.solve(field, y, method, times, trajectory=trajectory)
-            return way.trajectory(field, x0, states, times) if trajectory else way.finish(field, states[-1])
-
-        return way, way.all_times(times), follow
-
-    def _stochastic_integrator(
-        self, config: SamplerConfig, trajectory: bool
-    ) -> tuple[Coordinates, tuple[float, ...], Callable[[Velocity, Tensor, CounterRng], Tensor]]:
-        """The same of the stochastic equation, whose last step is exact for the data that its velocity predicts."""
-        schedule, diffusion, way = self._schedule("--diffusion", score=True), config.diffusion, self.coordinates
-        assert diffusion is not None
-        diffusion = bounded_diffusion(diffusion, schedule)
-        times = resolve_grid(config.grid or "uniform", config.steps, SDE_STEPS, t0=0.0, t1=1.0)
-        if isinstance(way, Plain):
-            taus = times
-        else:
-            assert isinstance(way, Rectified)
-            times = [*way.grid(times)[:-1], 1.0]
-            taus, diffusion, schedule = way.times(times), way.diffusion(diffusion), CondOT()
-        options: dict[str, Any] = {"solver": config.sde_solver, "diffusion": diffusion, "schedule": schedule}
-        options |= {"t0": taus[0], "t1": taus[-1], "last_step": "noisy", "trajectory": trajectory}
-
-        def follow(field: Velocity, x0: Tensor, rng: CounterRng) -> Tensor:
-            y = way.enter(field, x0, rng)
-            grid = torch.tensor(taus, dtype=torch.float64)
-            found = integrate_sde(way.velocity(field), None, y, grid=grid, generator=rng, **options)
-            if not trajectory:
-                return found * way.scale(1.0)
-            states = [x0] * (way.low > 0) + [y * way.scale(t) for y, t in zip(found, times, strict=True)]
-            return torch.stack(states)
-
-        return way, (*[0.0] * (way.low > 0), *times), follow
-
-    def _interpolant_integrator(
-        self, config: SamplerConfig, trajectory: bool
-    ) -> tuple[Network, tuple[float, ...], Callable[[Velocity, Tensor, CounterRng], Tensor]]:
-        """The same with the learned score: one call of the network gives it and the velocity."""
-        diffusion, low, high = config.diffusion, self._t_eps, 1 - self._t_eps
-        assert diffusion is not None
-        if isinstance(self.path, AffinePath) and self.path.gaussian_source:
-            diffusion = bounded_diffusion(diffusion, self.path.effective_schedule)
-        grid = resolve_grid(config.grid or "uniform", config.steps, SDE_STEPS, t0=0.0, t1=1.0)
-        times = (0.0, low, *(t for t in grid if low + 1e-7 < t < high - 1e-7), high, 1.0)
-        options: dict[str, Any] = {"times": times, "diffusion": diffusion, "solver": config.sde_solver}
-        options |= {"inside": (low, high), "fresh": not self.source.has_density, "trajectory": trajectory}
-
-        def follow(field: Velocity, x0: Tensor, rng: CounterRng) -> Tensor:
-            heads = lambda x, t: split_heads(field(x, t), x)
-            return integrate_interpolant(heads, self.path, x0, generator=rng, **options)
-
-        return self._both, times, follow
-
-=======
->>>>>>> main
     @property
     def initial_noise(self) -> InitialNoise:
         """Distribution at t = 0: source and jitter."""
@@ -434,19 +315,37 @@ class Flow:
 
     @torch.no_grad()
     def encode(
-        self, x: Tensor, *, cond: Mapping[str, ConditionValue] | None = None, steps: int = 50, solver: str = "rk4"
+        self,
+        x: Tensor,
+        *,
+        cond: Mapping[str, ConditionValue] | None = None,
+        steps: int = 50,
+        solver: str = "rk4",
+        guidance: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
     ) -> Tensor:
-        """Integrate data x (n, *S) to noise z (n, *S) at t = 0; inverse of :meth:`decode`."""
+        """Integrate data x (n, *S) to noise z (n, *S) at t = 0; inverse of :meth:`decode` of the same guidance."""
+        self._check_guidance(guidance, guidance_interval)
         given = self._given(len(x), cond)
         model = self.transform.forward(self._checked(x, self.data_shape))
-        return self.to_noise(model, given, solver=solver, steps=steps)
+        guide = {"guidance": guidance, "interval": guidance_interval}
+        return self.to_noise(model, given, solver=solver, steps=steps, **guide)
 
     @torch.no_grad()
-    def to_noise(self, x1: Tensor, cond: Conditions, *, solver: str | Solver = "rk4", steps: int = 50) -> Tensor:
+    def to_noise(
+        self,
+        x1: Tensor,
+        cond: Conditions,
+        *,
+        solver: str | Solver = "rk4",
+        steps: int = 50,
+        guidance: float = 1.0,
+        interval: tuple[float, float] | None = None,
+    ) -> Tensor:
         """Integrate x1 (n, *S), in model units, back to noise (n, *S) at t = 0, in float32."""
         way, times, method = self._way(solver, steps)
         with self._full_precision():
-            field = self._field(way, cond)
+            field = self._field(way, cond, guidance, interval)
             y = way.back(field, without_padding(x1, cond).to(self.device), method, times)
         return without_padding(y.float().cpu(), cond)
 
@@ -458,14 +357,23 @@ class Flow:
 
     @torch.no_grad()
     def decode(
-        self, z: Tensor, *, cond: Mapping[str, ConditionValue] | None = None, steps: int = 50, solver: str = "rk4"
+        self,
+        z: Tensor,
+        *,
+        cond: Mapping[str, ConditionValue] | None = None,
+        steps: int = 50,
+        solver: str = "rk4",
+        guidance: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
     ) -> Tensor:
-        """Integrate noise z (n, *S) to data (n, *S) in data units."""
+        """Integrate noise z (n, *S) to data (n, *S) in data units, guided as in :meth:`sample` if asked."""
+        self._check_guidance(guidance, guidance_interval)
         given = self._given(len(z), cond)
         way, times, method = self._way(solver, steps)
         x0 = without_padding(self._checked(z, self.spec.shape), given).to(self.device)
         with self._full_precision():
-            field, rng = self._field(way, given), CounterRng(stream_seed(0, Stream.INITIAL_NOISE), 1, len(z))
+            field = self._field(way, given, guidance, guidance_interval)
+            rng = CounterRng(stream_seed(0, Stream.INITIAL_NOISE), 1, len(z))
             x = way.finish(field, way.solve(field, way.enter(field, x0, rng), method, times)[-1])
         return without_padding(self.transform.inverse(x.float().cpu()), given)
 
