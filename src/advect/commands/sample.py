@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from advect.checkpoint.manifest import named_checkpoint
 from advect.config.flags import launch_processes, parse_words, split_place
 from advect.config.section import Section, part
 from advect.core.errors import UserError
@@ -22,6 +23,9 @@ SHARED = True
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SampleArguments(Section):
     """Flags of ``advect sample``."""
+
+    checkpoint: str | None = None
+    """Checkpoint of the run: epoch-50, step-1000, best or latest, the default."""
 
     num_samples: int = 64
     """Number of samples."""
@@ -92,7 +96,7 @@ def run(words: list[str]) -> None:
     if a.nproc != 1:
         launch_processes("sample", words, a.nproc, a.device)
     files = sample_run(
-        place,
+        named_checkpoint(place, a.checkpoint),
         a.num_samples,
         a.sampler,
         seed=a.seed,

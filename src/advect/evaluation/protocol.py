@@ -53,6 +53,9 @@ class EvalConfig:
 
     features: FeatureConfig = field(default_factory=FeatureConfig)
 
+    checkpoint: str | None = None
+    """Checkpoint of the run: epoch-50, step-1000, best or latest, the default."""
+
     data: str | None = None
     """The data's place if they have moved since the training."""
     num_samples: int | None = None
