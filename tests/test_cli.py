@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -272,14 +273,48 @@ def test_report_of_images_and_of_vectors(advect: Callable[..., None], digits_run
         assert quality
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], ["presets"], ["train", "--help"], ["sample", "--help"]])
-def test_help_teaches(words: list[str], capsys: pytest.CaptureFixture) -> None:
-    try:
-        cli.run(words)
-    except SystemExit as stop:
-        assert not stop.code
-    text = capsys.readouterr().out
-    assert "digits" in text or "--num-samples" in text
+@pytest.mark.parametrize("words", [[], ["--help"], ["presets", "--help"]])
+def test_the_first_help_names_what_to_start_with(words: list[str], capsys: pytest.CaptureFixture) -> None:
+    cli.run(words)
+    assert "digits" in capsys.readouterr().out
+
+
+def flags_in_help(words: str, capsys: pytest.CaptureFixture) -> tuple[set[str], str]:
+    with pytest.raises(SystemExit) as stop:
+        cli.run(words.split())
+    assert not stop.value.code
+    text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    return set(re.findall(r"^[│ ] (--[a-z0-9-]+)", text, flags=re.MULTILINE)), text
+
+
+@pytest.mark.parametrize(
+    ("command", "hidden"),
+    [
+        ("train", True),
+        ("train moons", True),
+        ("reflow RUN", True),
+        ("eval RUN", True),
+        ("eval --compare", False),
+        ("sample", False),
+        ("report RUN", False),
+        ("ema RUN", False),
+        ("doctor", False),
+        ("data pack PATH", False),
+    ],
+)
+def test_help_shows_two_dozen_flags_and_says_how_to_see_all(
+    command: str, hidden: bool, capsys: pytest.CaptureFixture
+) -> None:
+    usual, text = flags_in_help(f"{command} --help", capsys)
+    every, _ = flags_in_help(f"{command} --help-all", capsys)
+    assert 1 < len(usual) <= 30 and usual <= every and (usual < every) is hidden
+    assert ("--help-all shows all" if hidden else "These are all flags") in text
+
+
+@pytest.mark.parametrize("words", ["data --help", "data verify PATH --help"])
+def test_jobs_on_data_are_explained(words: str, capsys: pytest.CaptureFixture) -> None:
+    cli.run(words.split())
+    assert "verify PATH" in capsys.readouterr().out
 
 
 def test_importing_advect_and_help_load_nothing_heavy() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from advect.checkpoint.manifest import checkpoint_step, named_checkpoint
 from advect.config.flags import parse_words, split_place
+from advect.config.section import Section
 from advect.core.errors import UserError
 from advect.core.files import atomic_write, make_folder
 from advect.model.load import AVERAGE, METADATA, ModelMetadata, read_model_metadata
@@ -28,8 +29,8 @@ MAX_ERROR = 0.1
 """Largest accepted error of a profile."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class EmaArguments:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EmaArguments(Section):
     """Flags of ``advect ema``."""
 
     checkpoint: str | None = None

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from advect.checkpoint.manifest import find_checkpoint, named_checkpoint
 from advect.config.flags import parse_words, split_place
+from advect.config.section import Section
 from advect.core.device import tune_process
 from advect.core.errors import UserError
 from advect.evaluation.protocol import open_run
@@ -18,8 +19,8 @@ from advect.reporting import write_report
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReportArguments:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ReportArguments(Section):
     """Flags of ``advect report``."""
 
     checkpoint: str | None = None

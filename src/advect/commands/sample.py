@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from advect.checkpoint.manifest import named_checkpoint
 from advect.config.flags import launch_processes, parse_words, split_place
@@ -74,6 +75,14 @@ class SampleArguments(Section):
     """cpu, cuda, cuda:1 ...; auto takes a GPU if available."""
     nproc: int = 1
     """Local processes, one a GPU if there are any, as by torchrun --nproc_per_node."""
+
+    groups: ClassVar = {
+        "samples": ("num_samples", "seed", "cond", "guidance", "guidance_interval"),
+        "solver": ("solver", "num_steps", "grid", "diffusion"),
+        "weights": ("checkpoint", "use_ema", "ema_decay"),
+        "output": ("output_dir", "save_individual", "overwrite"),
+        "processes": ("batch_size", "part_size", "device", "nproc"),
+    }
 
     @property
     def sampler(self) -> SamplerConfig:
