@@ -221,7 +221,7 @@ def epochs(tmp_path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["epoch-50", "epoch_50", "checkpoint_epoch_50", "checkpoint_epoch_50.pt", "epoch-050"])
+@pytest.mark.parametrize("name", ["epoch-50", "checkpoint_epoch_50", "checkpoint_epoch_50.pth", "epoch-050"])
 @pytest.mark.parametrize("inside", ["", "checkpoints"])
 def test_a_checkpoint_is_found_by_its_epoch(epochs, name, inside):
     found = find_checkpoint(epochs / inside / name)
@@ -244,7 +244,7 @@ def test_other_names_of_a_checkpoint(epochs):
     }.items():
         with pytest.raises(UserError, match=message):
             find_checkpoint(named_checkpoint(epochs, name))
-    with pytest.raises(UserError, match="--checkpoint epoch-1 is one of a run folder, and .* is none"):
+    with pytest.raises(UserError, match=r"--checkpoint epoch-1 is one of a run folder, and .* is none"):
         named_checkpoint(epochs / "checkpoints" / "step-00000250", "epoch-1")
 
 

@@ -247,7 +247,7 @@ KEEP = "--keep-epochs --save-epochs 1 --keep-last 1 --save-every 10"
 def test_checkpoints_of_epochs_are_kept_through_kills_and_found_by_their_epoch(
     advect: Callable[..., None],
 ) -> None:
-    """The run is stopped within its third epoch, of 27.8 steps, and goes on from there and from a kill in its second."""
+    """The run is stopped within its third epoch, of 27.8 steps, and goes on from there or a kill in its second."""
     flags = "--width 16 --batch-size 360 --num-epochs 4 --log-every 5 --sample-every 0 --num-samples 8"
     advect("train moons --run-dir run --max-steps 75 --posthoc-ema --posthoc-every 1", flags, KEEP)
     ends = [math.ceil(epoch * 10_000 / 360) for epoch in (1, 2, 3, 4)]
@@ -270,7 +270,7 @@ def test_checkpoints_of_epochs_are_kept_through_kills_and_found_by_their_epoch(
     assert Path(f"run/ema/length-0.1-step-{ends[2]:08d}.safetensors").is_file()
     advect("eval run --num-samples 40 --num-steps 2 --metrics energy --checkpoint epoch-3 --output eval.json")
     assert json.loads(Path("eval.json").read_text())["subject"]["step"] == ends[2]
-    with pytest.raises(UserError, match="has no checkpoint of epoch 9; there are those of epochs 1-4$"):
+    with pytest.raises(UserError, match=r"has no checkpoint of epoch 9; there are those of epochs 1-4$"):
         advect("sample run --checkpoint epoch-9")
 
 

@@ -50,8 +50,9 @@ def measure_quality(
 
     Frechet distance for each solver and number of network evaluations (NFE), of at most ``samples`` samples, at most
     the number of training rows, from the same noise. Classes, memorisation and, for vectors in three dimensions or
-    more, marginals use the last point's samples. ``step`` is the flow's, for the record. Files are written atomically, quality.json last; returns its content.
-    Raises UserError for fewer than two rows of a split, and NFEs that a solver cannot meet.
+    more, marginals use the last point's samples. ``step`` is the flow's, for the record. Files are written atomically,
+    quality.json last; returns its content. Raises UserError for fewer than two rows of a split, and NFEs that a solver
+    cannot meet.
     """
     if min(len(dataset.held_out), len(dataset.train)) < 2:
         raise UserError(

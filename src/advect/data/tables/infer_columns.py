@@ -139,15 +139,14 @@ def _read_objects(
     return _read_categories(series, str(series.dtype), form)
 
 
-def _read_categories(
-    series: Any, dtype: str, form: Mapping[str, Any] | None = None
-) -> tuple[Column, np.ndarray]:
+def _read_categories(series: Any, dtype: str, form: Mapping[str, Any] | None = None) -> tuple[Column, np.ndarray]:
     absent = series.isna().to_numpy(bool)
     extra: dict[str, Any] = {"form": form} if form else {}
     if dtype == "category":
         kinds = series.cat.categories
         names = kinds[np.unique(series.cat.codes[~absent])].tolist()
-        extra |= {"categories": kinds.tolist(), "ordered": bool(series.cat.ordered), "category_dtype": str(kinds.dtype)}
+        extra |= {"categories": kinds.tolist(), "ordered": bool(series.cat.ordered)}
+        extra["category_dtype"] = str(kinds.dtype)
     else:
         names = sorted(set(series[~absent].tolist()))
     for kind in {type(value) for value in (*names, *extra.get("categories", ()))} - {str, int, float, bool}:

@@ -112,8 +112,8 @@ def _no_numbers(name: str, words: list[str], decimal: str) -> UserError:
     large = next((w for w in words if re.fullmatch(r"[+-]?\d+", w) and abs(int(w)) >= 2**63), None)
     if large is not None:
         return UserError(
-            f"numeric has {name!r}, which holds {large}, beyond the whole numbers of 64 bits; take it out of --numeric,"
-            " and it is text"
+            f"numeric has {name!r}, which holds {large}, beyond the whole numbers of 64 bits; take it out of"
+            " --numeric, and it is text"
         )
     return UserError(
         f"numeric has {name!r}, whose numbers are written in several ways, such as {words[0]!r}; write all with one"
