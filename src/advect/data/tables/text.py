@@ -71,7 +71,7 @@ def infer_text(
     whole = np.full(len(words), None, object)
     whole[plain] = list(values)
     if marks.any():
-        mark = _commonest(words[marks])
+        mark = _commonest(words[marks].tolist())
         form = {**form, "missing": mark}
         why += f", {mark!r} among them is a missing value"
     return Read(kind, whole, form, why)
