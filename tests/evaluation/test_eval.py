@@ -343,3 +343,14 @@ def test_results_are_compared_by_the_command_line(
         advect("eval --compare a.json c.json")
     advect("eval --compare a.json c.json --force")
     assert capsys.readouterr().out.startswith("differs: a.json and c.json: samples was 40 there and is 41 here\n")
+
+
+def test_usual_metrics_that_need_more_rows_than_are_held_out_are_left_out(
+    tmp_path: Path, advect: Callable[..., None], capsys: pytest.CaptureFixture
+) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(60, 2)))
+    advect(f"train --data {tmp_path / 'x.npy'} --run-dir {tmp_path / 'run'} {QUICK}")
+    capsys.readouterr()
+    advect(f"eval {tmp_path / 'run'} --num-steps 1")
+    told = capsys.readouterr().out
+    assert "note: without two_sample (20 rows), as there are" in told and "energy" in told

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from advect.core.errors import UserError, optional_import
+from advect.core.errors import UserError, optional_import, quoted_flag
 from advect.data import read_table
 from advect.data.cells.matrix import CellMatrix, stored_matrix
 from advect.doctor.data import evenly_spaced
@@ -246,9 +246,11 @@ def check_missing(columns: list[ColumnStats]) -> Finding | None:
     }
     if gone:
         words = ", ".join(gone[:5])
-        return Finding("problem", "A column has no values at all", {**figures, "empty": words}, f"--drop {words}")
+        return Finding(
+            "problem", "A column has no values at all", {**figures, "empty": words}, quoted_flag("drop", *gone[:5])
+        )
     if worst.missing > 0.5:
-        return Finding("note", "A column misses most of its values", figures, f"--drop {worst.name}")
+        return Finding("note", "A column misses most of its values", figures, quoted_flag("drop", worst.name))
     return Finding("ok", "Values are missing; missingness is learned with the rest", figures)
 
 
@@ -259,7 +261,7 @@ def check_ids(columns: list[ColumnStats]) -> Finding | None:
         return None
     figures: dict[str, Figure] = {"columns": ", ".join(ids[:5]), "rows": columns[0].rows}
     title = "A column has another value in each row, as a name or a number of rows has"
-    return Finding("note", title, figures, f"--drop {' '.join(ids[:5])}")
+    return Finding("note", title, figures, quoted_flag("drop", *ids[:5]))
 
 
 def looks_like_id(columns: list[ColumnStats]) -> list[str]:

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advect.core.errors import UserError, optional_import
+from advect.core.errors import UserError, optional_import, quoted_flag
 from advect.core.types import LENGTH, NULL, Category, Quantity
 from advect.data.base import category
-from advect.data.tables.arrow import arrow_array, arrow_text, arrow_values
+from advect.data.tables.arrow import arrow_array, arrow_text, arrow_time_unit, arrow_values
 from advect.data.tables.columns import Categories, Column, Number
 from advect.data.tables.scaling import StandardScaling, require_scaling
 from advect.data.tables.text import as_series, infer_text
@@ -55,7 +55,9 @@ def read_column(
     if not isinstance(series.dtype, pd.CategoricalDtype):
         series = series.infer_objects()
     if not series.notna().any():
-        raise UserError(f"column {name!r} has no values; leave it out with drop=({name!r},), --drop {name}")
+        raise UserError(
+            f"column {name!r} has no values; leave it out with drop=({name!r},), {quoted_flag('drop', name)}"
+        )
     types = pd.api.types
     if (array := arrow_array(series)) is not None:
         return _read_arrow(pd, series, array, train, scaling, categorical, date_order)
@@ -124,8 +126,8 @@ def _read_objects(
         if len(present) > 2 and present.nunique() == len(present):
             raise UserError(
                 f"column {series.name!r} has another text in each of its {len(present)} rows, as a name or an id has;"
-                f" leave it out with drop=({series.name!r},), --drop {series.name},"
-                f" or keep it with categorical=({series.name!r},), --categorical {series.name}"
+                f" leave it out with drop=({series.name!r},), {quoted_flag('drop', series.name)},"
+                f" or keep it with categorical=({series.name!r},), {quoted_flag('categorical', series.name)}"
             )
     return _read_categories(series, str(series.dtype))
 
@@ -173,7 +175,7 @@ def _read_numbers(
     if whole and np.nanmax(np.abs(values)) >= EXACT:
         raise UserError(
             f"column {series.name!r} has whole numbers beyond 2^53, which no float64 holds;"
-            f" leave it out with drop=({series.name!r},), --drop {series.name}, or make it text"
+            f" leave it out with drop=({series.name!r},), {quoted_flag('drop', series.name)}, or make it text"
         )
     decimals = 0 if whole else _decimals(values)
     return _number(series.name, str(series.dtype), values, train, scaling, decimals, **about), values
@@ -287,7 +289,7 @@ def condition_of(column: Column, values: np.ndarray, train: np.ndarray) -> tuple
         train: (N,) bool, rows that give frequencies and examples.
 
     Raises:
-        UserError: the column has the reserved name of sequence lengths.
+        UserError: the column has the reserved name of sequence lengths, or holds durations or times of day.
     """
     if column.name == LENGTH:
         raise UserError(f"a condition cannot be called {LENGTH!r}, which is that of sequences; rename the column")
@@ -300,7 +302,14 @@ def condition_of(column: Column, values: np.ndarray, train: np.ndarray) -> tuple
     given = values[train & ~absent]
     some = given[np.unique(np.linspace(0, len(given) - 1, min(len(given), EXAMPLES)).astype(np.int64))]
     scaling = column.scaling
-    spec = Quantity((column.name,), (scaling.mean,), (scaling.std,), tuple((float(v),) for v in some))
+    unit = arrow_time_unit(column.arrow) if column.arrow else column.unit
+    if unit is None:
+        raise UserError(
+            f"condition {column.name!r} holds {column.dtype}, durations or times of day; make them numbers, such as"
+            " seconds"
+        )
+    moments = (scaling.mean,), (scaling.std,), tuple((float(v),) for v in some)
+    spec = Quantity((column.name,), *moments, unit=unit, origin=column.origin, step=column.step)
     return spec, ((values - scaling.mean) / scaling.std).astype(np.float32)[:, None]
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from advect.core.errors import UserError
+from advect.core.errors import UserError, quoted_flag
 
 MISSING = ("NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "NULL", "null", "None", "none", "-")
 """Missing values among numbers, dates and booleans; among words they are words."""
@@ -143,6 +143,18 @@ def _grouped(group: str, mark: str) -> str:
     return rf"-?\d{{1,3}}({re.escape(group)}\d{{3}})*({re.escape(mark)}\d+)?"
 
 
+def read_iso(word: str) -> np.datetime64 | None:
+    """An ISO date or time, in UTC if it has an offset; None for other words."""
+    match = _ISO.fullmatch(word)
+    if match is None:
+        return None
+    fields = match.groups()
+    try:
+        return np.datetime64(_stamp(fields)) - np.timedelta64(_minutes(fields[8]), "m")
+    except ValueError:
+        return None
+
+
 def _iso(words: list[str]) -> Any:
     """Full ISO dates, times in UTC to nanoseconds; 2024-01 and 20240101 are codes."""
     parts = [_ISO.fullmatch(w) for w in words]
@@ -214,7 +226,7 @@ def _days(name: str, words: list[str], order: str) -> Any:
     else:
         raise UserError(
             f"column {name!r} has dates such as {words[0]!r}, whose day may come first or second; say --date-order dmy"
-            f" or mdy, or keep them as words with categorical=({name!r},), --categorical {name}"
+            f" or mdy, or keep them as words with categorical=({name!r},), {quoted_flag('categorical', name)}"
         )
     places = {"ymd": (0, 2, 3), "dmy": (3, 2, 0), "mdy": (3, 0, 2)}[found]
     clock = fields[0][4] is not None
