@@ -258,6 +258,8 @@ class OutputConfig(Section):
     """Number of newest checkpoints kept; 0 keeps all."""
     keep_every: int = 0
     """Also keep those of every so many steps; 0 for none."""
+    keep_epochs: bool = False
+    """Also keep all those of epochs (--save-epochs); --checkpoint epoch-50 finds that of epoch 50."""
     num_samples: int = 64
     """Samples in a grid."""
     sample_steps: int = 50
@@ -290,6 +292,8 @@ class OutputConfig(Section):
                 f"--wandb-project {self.wandb_project} does nothing with --wandb none; give --wandb online or offline,"
                 " or --wandb-project None"
             )
+        if self.keep_epochs and not self.save_epochs:
+            raise UserError("--keep-epochs does nothing with --save-epochs 0; give --save-epochs 1, or leave it out")
         if self.eval_features is not None:
             object.__setattr__(self, "eval_features", self.eval_features.expanduser().absolute())
         for name in ("eval_samples", "eval_features", "keep_best"):
