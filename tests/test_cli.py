@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -234,6 +235,33 @@ def test_every_listed_flag_is_parsed_and_dry_run_prints_the_configuration(
     assert not (tmp_path / "out").exists() and not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("digits --dropout 2", "--dropout must be in [0, 1), got 2.0"),
+        ("digits --channel-mult 0", "--channel-mult must name a multiple >= 1"),
+        ("digits --network mlp", "--network mlp does not take image data"),
+        ("moons --path polynomial --path-n -1", "--path-n must be finite and >= 1, got -1.0"),
+        ("moons --times logit-normal --times-std -1", "--times-std must be > 0"),
+        ("moons --grid shifted --grid-shift -1", "--grid-shift must be finite and > 0"),
+        ("moons --objective score-matching", "--prediction must be 'score' or 'noise'"),
+        ("images --data faces --crop 0", "--crop"),
+        ("celeba64 --data-dir later --image-size 30", "(3, 30, 30) must have a height divisible by 8"),
+        ("arrays --data-dir later.npy --coupling sinkhorn --coupling-epsilon -1", "--coupling-epsilon"),
+    ],
+)
+def test_a_dry_run_builds_every_part_and_writes_nothing(
+    advect: Callable[..., None], tmp_path: Path, words: str, message: str
+) -> None:
+    (tmp_path / "faces").mkdir()
+    for i in range(3):
+        Image.new("RGB", (80, 80), (i, 0, 0)).save(f"faces/{i}.png")
+    with pytest.raises(UserError) as error:
+        advect("train", words, "--dry-run")
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["faces"]
+
+
 def test_no_preset_means_digits(advect: Callable[..., None], capsys: pytest.CaptureFixture) -> None:
     advect("train --dry-run")
     assert capsys.readouterr().out.startswith("preset: digits\n")
@@ -272,14 +300,48 @@ def test_report_of_images_and_of_vectors(advect: Callable[..., None], digits_run
         assert quality
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], ["presets"], ["train", "--help"], ["sample", "--help"]])
-def test_help_teaches(words: list[str], capsys: pytest.CaptureFixture) -> None:
-    try:
-        cli.run(words)
-    except SystemExit as stop:
-        assert not stop.code
-    text = capsys.readouterr().out
-    assert "digits" in text or "--num-samples" in text
+@pytest.mark.parametrize("words", [[], ["--help"], ["presets", "--help"]])
+def test_the_first_help_names_what_to_start_with(words: list[str], capsys: pytest.CaptureFixture) -> None:
+    cli.run(words)
+    assert "digits" in capsys.readouterr().out
+
+
+def flags_in_help(words: str, capsys: pytest.CaptureFixture) -> tuple[set[str], str]:
+    with pytest.raises(SystemExit) as stop:
+        cli.run(words.split())
+    assert not stop.value.code
+    text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    return set(re.findall(r"^[│ ] (--[a-z0-9-]+)", text, flags=re.MULTILINE)), text
+
+
+@pytest.mark.parametrize(
+    ("command", "hidden"),
+    [
+        ("train", True),
+        ("train moons", True),
+        ("reflow RUN", True),
+        ("eval RUN", True),
+        ("eval --compare", False),
+        ("sample", False),
+        ("report RUN", False),
+        ("ema RUN", False),
+        ("doctor", False),
+        ("data pack PATH", False),
+    ],
+)
+def test_help_shows_two_dozen_flags_and_says_how_to_see_all(
+    command: str, hidden: bool, capsys: pytest.CaptureFixture
+) -> None:
+    usual, text = flags_in_help(f"{command} --help", capsys)
+    every, _ = flags_in_help(f"{command} --help-all", capsys)
+    assert 1 < len(usual) <= 30 and usual <= every and (usual < every) is hidden
+    assert ("--help-all shows all" if hidden else "These are all flags") in text
+
+
+@pytest.mark.parametrize("words", ["data --help", "data verify PATH --help"])
+def test_jobs_on_data_are_explained(words: str, capsys: pytest.CaptureFixture) -> None:
+    cli.run(words.split())
+    assert "verify PATH" in capsys.readouterr().out
 
 
 def test_importing_advect_and_help_load_nothing_heavy() -> None:

@@ -143,8 +143,12 @@ def test_help_shows_the_usual_flags_and_help_all_shows_all(capsys: pytest.Captur
             parse(word)
         text = capsys.readouterr().out
         assert ("--doors" in text) is doors and ("--help-all" in text) is not doors
-        for words in ("What it rolls on. round: A round wheel. square: A square wheel.", "in metres", "{None,diesel}"):
+        for words in ("What it rolls on. round: A round wheel. square: A square wheel.", "{None,diesel}"):
             assert words in " ".join(text.replace("│", " ").split()), text
+        assert ("in metres" in text) is doors
+    with pytest.raises(SystemExit):
+        parse("--wheel round --help")
+    assert "in metres" in capsys.readouterr().out  # the words choose the wheel
 
 
 def test_a_flag_has_one_owner() -> None:

@@ -80,7 +80,7 @@ def whole(params: dict[str, Tensor], values: dict[str, Tensor]) -> list[list[flo
 
 def gradients(net: str, kind: str, accumulate: int) -> tuple[list, float]:
     state = make(net, kind)
-    params, kept = named_params(state.net), {}
+    params, kept, seen = named_params(state.net), {}, {}
 
     class Recorder:
         def step(self, lr: float, bad: Tensor | None = None) -> None:
@@ -90,7 +90,8 @@ def gradients(net: str, kind: str, accumulate: int) -> tuple[list, float]:
 
     state.optimizer = Recorder()  # type: ignore[assignment]
     step = Step(state, device=CPU, grad_clip=0.0, accumulate=accumulate)
-    _, norm = step.take(FlowMatching(), drawn(net, 0), 0.1)
+    _, norm = step.take(FlowMatching(), drawn(net, 0), 0.1, seen.update)  # as a log of gradients sees them
+    assert [seen[name].flatten().tolist() for name in params] == whole(params, kept)
     return whole(params, kept), norm.item()
 
 

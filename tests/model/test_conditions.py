@@ -15,7 +15,8 @@ from advect.config.config import Config
 from advect.config.presets import get_preset
 from advect.core.errors import UserError
 from advect.core.types import LENGTH, NULL, Category, Conditions, DataSpec, Length, Quantity
-from advect.data import Identity, Moons
+from advect.data import Identity, Moons, Table
+from advect.data.modality import labels_of
 from advect.model.conditions import CYCLE, Encoded, parse_conditions, resolve_conditions
 from advect.model.flow import Flow
 from advect.model.load import ModelMetadata
@@ -242,3 +243,33 @@ def test_a_density_over_several_lengths_is_refused() -> None:
 
 def test_null_is_the_number_that_networks_know() -> None:
     assert resolve(type="none")["type"].tolist() == [NULL] * 3
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ""])
+def test_dates_and_large_numbers_are_named_as_in_the_data(tmp_path, suffix) -> None:
+    pd = pytest.importorskip("pandas")
+    days = pd.date_range("2020-01-01", periods=60, freq="7h")
+    table = {"x": np.arange(60.0), "at": days, "id": 2**60 + 1000 * np.arange(60), "day": days.normalize().astype(str)}
+    frame = pd.DataFrame(table)
+    if suffix:
+        write = frame.to_csv if suffix == ".csv" else frame.to_parquet
+        write(tmp_path / f"t{suffix}", index=False)
+    data = Table(tmp_path / f"t{suffix}" if suffix else frame, conditions=("at", "id", "day"), held_out=0.0)
+    asked = {"at": "2020-01-10T14:00:00", "id": str(2**60 + 7000), "day": np.datetime64("2020-01-03", "ns")}
+    told = labels_of(resolve_conditions(data.spec, 2, asked, 0), data.spec)
+    assert abs(told["at"] - np.datetime64("2020-01-10T14:00:00")).max() < np.timedelta64(2, "s")
+    assert (told["id"] - 2**60).tolist() == [7000, 7000]
+    assert (told["day"] == np.datetime64("2020-01-03")).all()
+    each = {"at": days[:2], "id": [2**60, 2**60 + 59_000], "day": [pd.Timestamp("2020-01-02", tz="UTC"), None]}
+    given = resolve_conditions(data.spec, 2, each, 0)
+    assert torch.isnan(given["day"][:, 0]).tolist() == [False, True]
+    assert (labels_of(given, data.spec)["id"] - 2**60).tolist() == [0, 59_000]
+    with pytest.raises(UserError, match="needs an ISO date such as 2024-01-31 or 2024-01-31T10:00; got '5'"):
+        resolve_conditions(data.spec, 2, {"at": "5"}, 0)
+
+
+def test_durations_are_refused_as_conditions() -> None:
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame({"x": np.arange(9.0), "wait": pd.to_timedelta(np.arange(9), unit="min")})
+    with pytest.raises(UserError, match=r"'wait' holds timedelta64.*durations or times of day; make them numbers"):
+        Table(frame, conditions=("wait",))

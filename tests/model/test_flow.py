@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import shutil
 from pathlib import Path
@@ -16,7 +17,8 @@ from advect.checkpoint.tensor_files import load_weights
 from advect.core.errors import UserError
 from advect.core.types import DataSpec
 from advect.data import Identity
-from advect.model.flow import Flow, Samples
+from advect.model.flow import Flow
+from advect.model.samples import Samples
 from advect.training.state import EMA_FILE, MODEL
 
 
@@ -150,6 +152,16 @@ def gaussian_flow() -> Flow:
             return (4 * t - (1 - t)) / (4 * t**2 + (1 - t) ** 2) * x
 
     return Flow(Net(), DataSpec((3,), "vector", {}), Identity())
+
+
+def test_samples_taken_for_a_tensor_say_where_it_is() -> None:
+    samples = gaussian_flow().sample(3, steps=1)
+    with pytest.raises(AttributeError, match=r"Samples has no attribute 'double'; .* use samples\.x\.double"):
+        samples.double()  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match=r"Samples has no attribute 'doubled'$"):
+        samples.doubled  # type: ignore[attr-defined]  # noqa: B018
+    assert np.array_equal(np.asarray(samples), samples.x.numpy())
+    assert torch.equal(copy.deepcopy(samples).x, samples.x)
 
 
 def test_straightness_is_that_of_the_samples_that_would_be_drawn() -> None:

@@ -44,6 +44,9 @@ def test_each_field_gives_each_other(shape, alpha, sigma, d_alpha, d_sigma):
     for source, target in PAIRS:
         found = convert.convert(fields[source], x, c, source, target)
         torch.testing.assert_close(found, fields[target], rtol=1e-6, atol=1e-8)
+    for source in convert.KINDS:
+        found = convert.data_minus_noise(fields[source], x, c, source)
+        torch.testing.assert_close(found, fields["data"] - fields["noise"], rtol=1e-6, atol=1e-8)
 
 
 def test_the_functions_are_those_of_the_table():

@@ -8,10 +8,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from advect.core.errors import UserError
+from advect.model.load import load
+from advect.training.loggers import TensorBoardLogger
+from advect.training.state import Progress
 
 FLAGS = "--width 16 --batch-size 64 --log-every 5 --sample-every 20 --num-samples 50"
 
@@ -74,9 +79,55 @@ def test_tensorboard_has_the_rows_and_the_pictures(moons_run: Path) -> None:
     assert [image.step for image in events.Images("samples")] == [20, 40]
 
 
+def test_tensorboard_has_the_gradients_by_layer(advect: Callable[..., None], moons_run: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import HISTOGRAMS, EventAccumulator
+
+    advect("train moons --run-dir run --max-steps 6 --log-gradients 3 --grad-clip 0.001", FLAGS, "--log-every 1")
+    events = EventAccumulator("run/tensorboard", size_guidance={HISTOGRAMS: 0})
+    events.Reload()
+    names = events.Tags()["histograms"]
+    sizes = {f"gradients/{name}": shape.numel() for name, shape in network_shapes(Path("run")).items()}
+    assert set(names) == sizes.keys()
+    for i, step in enumerate((3, 6)):
+        found = {name: events.Histograms(name)[i] for name in names}
+        assert {event.step for event in found.values()} == {step}
+        assert {name: event.histogram_value.num for name, event in found.items()} == sizes
+        square = sum(event.histogram_value.sum_squares for event in found.values())
+        assert square**0.5 == pytest.approx(rows(Path("run"))[step]["grad_norm"], rel=1e-5)
+    off = EventAccumulator(str(moons_run / "tensorboard"))
+    off.Reload()
+    assert off.Tags()["histograms"] == []
+
+
+def network_shapes(run: Path) -> dict[str, torch.Size]:
+    """Shapes of the trained parameters, by name."""
+    net = load(run).net
+    return {name: p.shape for name, p in net.named_parameters() if p.requires_grad}
+
+
+def test_the_histogram_of_a_layer_is_that_of_its_values(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    grad = torch.randn(7, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).bfloat16()
+    logger, trainer = TensorBoardLogger(tmp_path), SimpleNamespace(state=SimpleNamespace(progress=Progress()))
+    logger.on_start(trainer)  # pyright: ignore[reportArgumentType]
+    logger.on_gradients(trainer, {"first.weight": grad}, 4)  # pyright: ignore[reportArgumentType]
+    logger.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    (event,) = events.Histograms("gradients/first.weight")
+    values, found = grad.double(), event.histogram_value
+    assert (event.step, found.num) == (4, 35)
+    assert (found.min, found.max) == (values.min().item(), values.max().item())
+    assert (found.sum, found.sum_squares) == pytest.approx((values.sum().item(), values.square().sum().item()))
+    edges = torch.tensor([-torch.inf, *found.bucket_limit], dtype=torch.float64)
+    counts = [((values > low) & (values <= high)).sum().item() for low, high in zip(edges, edges[1:], strict=False)]
+    assert counts == list(found.bucket)
+
+
 def test_weights_and_biases_offline_and_resumed(advect: Callable[..., None], tmp_path: Path) -> None:
     pytest.importorskip("wandb")
-    advect("train moons --run-dir run --max-steps 20 --wandb offline --wandb-project toys", FLAGS)
+    advect("train moons --run-dir run --max-steps 20 --wandb offline --wandb-project toys --log-gradients 10", FLAGS)
     advect("train --resume-from run --max-steps 40")
     first, second = sorted(tmp_path.glob("run/wandb/offline-run-*/*.wandb"))
     await_end(first)
@@ -92,6 +143,8 @@ def test_weights_and_biases_offline_and_resumed(advect: Callable[..., None], tmp
         for step, values in logged.items():
             row = rows(tmp_path / "run")[step]
             assert all(values[f"train/{name}"] == row[name] for name in ("loss", "grad_norm", "lr", "epoch"))
+            grads = {name.split("/")[1] for name in values if name.startswith("gradients/")}
+            assert grads == (network_shapes(Path("run")).keys() if step % 10 == 0 else set())
     last = history(second)[40]
     assert last["held_out/loss"] == rows(tmp_path / "run")[40]["held_out_loss"]
     picture = second.parent / "files" / last["samples/path"]

@@ -109,6 +109,35 @@ def test_the_gradient_in_float16_is_that_of_float32_unscaled() -> None:
     assert 0 < error < 5e-3
 
 
+@pytest.mark.parametrize(
+    ("options", "scale", "error"),
+    [
+        ({"grad_clip": 1e-3}, None, 0),
+        ({"grad_clip": 1e-3, "accumulate": 3}, None, 1e-6),
+        ({"grad_clip": 1e-3, "autocast": torch.float16}, 256.0, 5e-3),
+        ({"grad_clip": 1e-3, "autocast": torch.bfloat16}, None, 3e-2),
+        pytest.param({"grad_clip": 1e-3, "compile_model": True}, None, 1e-5, marks=pytest.mark.slow),
+    ],
+    ids=["clipped", "parts", "float16", "bfloat16", "compiled"],
+)
+def test_observed_gradients_are_those_of_the_mean_loss_unscaled_and_not_clipped(
+    options: dict, scale: float | None, error: float
+) -> None:
+    loss_fn, net, seen = FlowMatching(), small_net(), {}
+    sample, cond = drawn_batch(loss_fn, 64)
+    params = named_params(net)
+    mean = loss_fn.compare(net(sample.x_t, sample.t, cond), sample).mean()
+    true = dict(zip(params, torch.autograd.grad(mean, list(params.values())), strict=True))
+    state = TrainState(net, AdamW(params), None)
+    state.loss_scaler = None if scale is None else LossScaler(scale)
+    step = Step(state, device=CPU, **options)
+    keep = lambda grads: seen.update({name: grad.clone() for name, grad in grads.items()})
+    step.take(loss_fn, (sample, cond), 0.1, keep)
+    assert seen.keys() == true.keys()
+    whole = lambda grads: torch.cat([grads[name].flatten() for name in true])
+    assert (whole(seen) - whole(true)).norm() <= error * whole(true).norm()
+
+
 def test_an_overflow_changes_nothing_but_the_scale() -> None:
     net, loss_fn = small_net(), FlowMatching()
     params = named_params(net)
@@ -121,7 +150,9 @@ def test_an_overflow_changes_nothing_but_the_scale() -> None:
     step.take(loss_fn, drawn, 0.1)
     kept = [t.clone() for t in (*params.values(), *state.optimizer.tensors().values(), *state.ema.shadow.values())]
     state.loss_scaler.scale = 2.0**60
-    _, norm = step.take(loss_fn, drawn, 0.1)
+    seen: list[dict] = []
+    _, norm = step.take(loss_fn, drawn, 0.1, seen.append)
+    assert seen == []
     now = [*params.values(), *state.optimizer.tensors().values(), *state.ema.shadow.values()]
     assert all(torch.equal(a, b) for a, b in zip(kept, now, strict=True))
     assert not norm.isfinite()

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from advect.config.flags import parse_words, split_place
+from advect.config.flags import asks_help, parse_words, split_place
+from advect.config.section import Section
 from advect.core.errors import UserError, did_you_mean
 from advect.data import Packed, pack, packed_path
 from advect.data.images.decoding import Decoder
@@ -16,8 +17,8 @@ from advect.data.images.decoding import Decoder
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PackArguments:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PackArguments(Section):
     """Flags of ``advect data pack``."""
 
     output: Path | None = None
@@ -32,24 +33,32 @@ class PackArguments:
     """Decoding threads."""
 
 
-JOBS = ("pack", "verify")
+JOBS = {
+    "pack": "Decode and resize images once. Ended by anything, it goes on where it was.",
+    "verify": "Read every byte of a packed folder; it takes no flags.",
+}
 
 
 def run(words: list[str]) -> None:
     """Run ``advect data`` with the words after it. Raises UserError."""
-    if not words or words[0] in ("-h", "--help"):
+    if words and asks_help(words[:1]):
+        logger.info("\n".join(f"advect data {job} PATH [flags]   {about}" for job, about in JOBS.items()))
+        return
+    if not words:
         raise UserError(f"advect data needs one of {', '.join(JOBS)}, such as: advect data pack faces")
     if words[0] not in JOBS:
         raise UserError(f"advect data {words[0]} is not known{did_you_mean(words[0], JOBS)}")
     command = f"advect data {words[0]}"
     place, flags = split_place(words[1:], command, PackArguments, what="PATH", example="faces")
     if words[0] == "verify":
+        if asks_help(flags):
+            logger.info(f"{command} PATH: {JOBS['verify']}")
+            return
         if flags:
             raise UserError(f"{command} takes a PATH alone, got {flags[0]!r}")
         logger.info(verify_pack(place))
         return
-    about = "Decode and resize images once. Ended by anything, it goes on where it was."
-    a = parse_words(PackArguments, flags, prog=f"{command} PATH", description=about)
+    a = parse_words(PackArguments, flags, prog=f"{command} PATH", description=JOBS["pack"])
     logger.info(f"packed: {pack_images(place, a, progress=sys.stderr.isatty())}")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from advect.config.arguments import TrainArguments
 from advect.config.flags import parse_words, place_first
 from advect.config.presets import PRESETS
+from advect.config.section import Section
 from advect.core.device import tune_process
 from advect.core.errors import UserError
 from advect.distributed.context import only_warnings
@@ -19,8 +20,8 @@ from advect.doctor.report import is_healthy, show, to_json
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class DoctorArguments:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DoctorArguments(Section):
     """Flags of ``advect doctor``."""
 
     data: str | None = None
@@ -42,7 +43,7 @@ class DoctorArguments:
     """cpu, cuda, cuda:1 ...; auto takes a GPU if available."""
 
 
-_BESIDE_DATA = {"--look": 1, "--json": 0, "--device": 1, "--samples": 1, "--help": 0, "-h": 0}
+_BESIDE_DATA = {"--look": 1, "--json": 0, "--device": 1, "--samples": 1, "--help": 0, "--help-all": 0, "-h": 0}
 """Own flags among those of ``advect train``, with their numbers of values."""
 
 

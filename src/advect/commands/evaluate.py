@@ -11,9 +11,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from advect.checkpoint.manifest import find_weights
-from advect.config.flags import launch_processes, parse_words, split_place
+from advect.checkpoint.manifest import find_weights, named_checkpoint
+from advect.config.flags import asks_help, launch_processes, parse_words, split_place
 from advect.config.resume import device_name, versions
+from advect.config.section import Section
 from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, make_folder
@@ -31,11 +32,11 @@ logger = logging.getLogger(__name__)
 SHARED = True
 
 
-@dataclass(frozen=True, kw_only=True)
-class CompareArguments:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CompareArguments(Section):
     """Flags of ``advect eval --compare``."""
 
-    compare: tuple[Path, ...]
+    compare: tuple[Path, ...] = ()
     """Result files."""
     force: bool = False
     """Compare different protocols too."""
@@ -60,7 +61,7 @@ def run(words: list[str]) -> None:
 
 def parse_eval(flags: list[str]) -> EvalConfig:
     """Parse the words after ``advect eval RUN``. Raises UserError."""
-    about = _about() if any(flag == "-h" or flag.startswith("--help") for flag in flags) else ""
+    about = _about() if asks_help(flags) else ""
     return parse_words(EvalConfig, flags, prog="advect eval RUN", description=about)
 
 
@@ -99,7 +100,7 @@ def evaluate(run: Path, config: EvalConfig) -> tuple[Path, dict[str, Any]]:
     """
     with run_context(config.device) as context:
         with sync_errors():
-            place = find_weights(run) if context.env.is_first else run
+            place = find_weights(named_checkpoint(run, config.checkpoint)) if context.env.is_first else run
         place = broadcast_object(place)  # a run that still trains has newer ones by and by
         with sync_errors():
             plan, cache = Plan.make(run, place, config), open_cache()

@@ -18,7 +18,7 @@ from advect.commands.train import exit_by_signal, train
 from advect.config.arguments import parse_config, parse_settings, run_folder
 from advect.config.build import build_dataset
 from advect.config.config import Config
-from advect.config.flags import launch_processes, split_place
+from advect.config.flags import asks_help, launch_processes, split_place
 from advect.config.presets import DEFAULT, get_preset
 from advect.config.section import Section, part
 from advect.core.errors import UserError
@@ -86,6 +86,8 @@ class ReflowArguments(Section):
     nproc: int = 1
     """Local processes, one a GPU if there are any, as by torchrun --nproc_per_node."""
 
+    usual = frozenset({"iterations", "distill", "num_pairs", "guidance", "output_dir", "measure", "nproc"})
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.iterations < 1:
@@ -108,7 +110,8 @@ def run(words: list[str]) -> None:
     """Run ``advect reflow`` with the words after it. Raises UserError."""
     place, flags = split_place(words, "advect reflow", ReflowArguments)
     with sync_errors():
-        preset, a = parse_reflow(place if len(flags) < len(words) else None, flags)
+        known = len(flags) < len(words) and not (asks_help(flags) and not place.exists())
+        preset, a = parse_reflow(place if known else None, flags)
     if a.nproc != 1:
         launch_processes("reflow", words, a.nproc, a.settings.training.device)
     result = reflow(place, preset, a)
@@ -162,6 +165,11 @@ def for_pairs(config: Config) -> Config:
 
     Predicts the velocity instead of noise or score, which are uninformative at t = 0.
     """
+    if config.network.score_network != "none":
+        raise UserError(
+            f"advect reflow trains no score, and the run has --score-network {config.network.score_network}; take a "
+            "run without"
+        )
     method = config.method.replaced(objective="flow-matching", path="cond-ot", sigma_min=0.0, coupling="pairs")
     if method.prediction in ("noise", "score"):
         method = method.replaced(prediction="velocity", loss_space="same", weight="uniform")

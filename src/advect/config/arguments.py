@@ -67,11 +67,14 @@ def usual_preset(modality: str) -> str:
 
 
 def trains_on(preset: Preset, data_format: str) -> bool:
-    """Whether a preset takes a format: its own, one it names, or one that names it."""
+    """Whether a preset takes a format: its own, one it names, one that names it, or one that neither names."""
     if data_format in (preset.config.data.data_format, *preset.takes):
         return True
-    known = data_format in registry.choices(FORMAT)
-    return bool(preset.takes) and known and registry.get(FORMAT, data_format).usual_preset == preset.name
+    if not preset.takes or data_format not in registry.choices(FORMAT):
+        return False
+    named = {name for p in PRESETS.values() for name in (p.config.data.data_format, *p.takes)}
+    own = registry.get(FORMAT, data_format).usual_preset
+    return own == preset.name or (own is None and data_format not in named)
 
 
 def format_for(preset: Preset, path: str) -> str | None:
@@ -138,7 +141,7 @@ class TrainArguments(Section):
     nproc: int = 1
     """Local processes, one a GPU if there are any, as by torchrun --nproc_per_node."""
     dry_run: bool = False
-    """Print the resolved configuration and stop."""
+    """Build all parts and the network, print the resolved configuration and stop."""
 
     usual = frozenset({"data", "run_dir", "resume_from", "config", "nproc", "dry_run"})
 

@@ -19,33 +19,33 @@ from advect.core.errors import UserError, did_you_mean
 from advect.distributed.comm import sync_errors
 
 A = TypeVar("A")
+S = TypeVar("S", bound=Section)
 Sections = Mapping[str, Section]
 
 _STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
 
 
-def parse_words(kind: type[A], words: Sequence[str], *, prog: str, description: str) -> A:
-    """Parse words into the section or dataclass ``kind``. Raises UserError."""
-    if not issubclass(kind, Section):
-        return _run_tyro(kind, typed_words(words), {}, prog=prog, description=description)
-    found = parse_sections({kind.__name__: kind()}, words, prog=prog, description=description)
-    return found[kind.__name__]  # pyright: ignore[reportReturnType]
+def parse_words(kind: type[S], words: Sequence[str], *, prog: str, description: str) -> S:
+    """Parse words into the section ``kind``. Raises UserError."""
+    title = prog.split()[1]
+    return parse_sections({title: kind()}, words, prog=prog, description=description)[title]  # pyright: ignore
 
 
 def parse_sections(sections: Sections, words: Sequence[str], *, prog: str, description: str) -> dict[str, Section]:
     """Update sections by command-line words. Raises UserError for unknown flags and bad values.
 
-    A chosen part brings its own flags. ``--help`` shows the usual flags, ``--help-all`` all.
+    A chosen part brings its own flags. ``--help`` shows the usual flags, and those of the parts that the words choose;
+    ``--help-all`` shows all.
     """
     words = typed_words(words)
     sections = {name: _chosen(section, words) for name, section in sections.items()}
-    brief = not {"-h", "--help"}.isdisjoint(words) and any(section.usual for section in sections.values())
-    if brief:
-        description += f"\n\nThese are the usual flags; {prog} --help-all shows all."
-    if "--help-all" in words:
+    every, help_ = "--help-all" in words, asks_help(words)
+    parser, owners = _parser(sections, words, brief=help_ and not every, choices_help=help_)
+    if help_:
         words = ["--help"]
-    help_ = "--help" in words or "-h" in words
-    parser, owners = _parser(sections, brief=brief, choices_help=help_)
+        shown = {f.name for group in fields(parser) for f in fields(group.default_factory)}  # pyright: ignore
+        some = f"These are the usual flags; {prog} --help-all shows all."
+        description += "\n\n" + (some if owners.keys() - shown else "These are all flags.")
     values = vars(_run_tyro(parser, words, sections, prog=prog, description=description))
     flat = {name: value for group in values.values() for name, value in vars(group).items()}
     return {
@@ -63,14 +63,22 @@ def _chosen(section: Section, words: Sequence[str]) -> Section:
     return section
 
 
+def asks_help(words: Sequence[str]) -> bool:
+    """Whether the words ask for help."""
+    return not {"-h", "--help", "--help-all"}.isdisjoint(words)
+
+
 class _Group:
     """Flags under one title."""
 
-    def __init__(self, about: str) -> None:
+    def __init__(self, about: str = "") -> None:
         self.about, self.fields = about, []
 
     def add(self, name: str, type_: Any, default: Any, words: str, aliases: Sequence[str] = ()) -> None:
-        typed = Annotated[type_, tyro.conf.arg(help=words, aliases=[flag(alias) for alias in aliases] or None)]
+        if is_dataclass(type_):  # its fields stand in this group
+            typed = Annotated[type_, tyro.conf.arg(name="")]
+        else:
+            typed = Annotated[type_, tyro.conf.arg(help=words, aliases=[flag(alias) for alias in aliases] or None)]
         self.fields.append((name, typed, field(default=default)))
 
     def dataclass(self, title: str) -> type:
@@ -79,37 +87,49 @@ class _Group:
         return made
 
 
-def _parser(sections: Sections, *, brief: bool, choices_help: bool) -> tuple[type, dict[str, str]]:
+def _parser(
+    sections: Sections, words: Sequence[str], *, brief: bool, choices_help: bool
+) -> tuple[type, dict[str, str]]:
     """Dataclass of flags by group, and the section that owns each flag."""
     groups: dict[str, _Group] = {}
     owners: dict[str, str] = {}
     for key, section in sections.items():
         hints, docs = get_type_hints(type(section)), field_docs(type(section))
-        group = groups[key] = _Group(registry.summary(type(section)) + ".")
+        usual = section.usual if brief and section.usual else {f.name for f in fields(section)}
+        titles = {name: title for title, names in section.groups.items() for name in names}
+        groups[key] = _Group(registry.summary(type(section)) + ".")
+        groups |= {title: _Group() for title in section.groups}
         for f in fields(section):
             if f.name == "options" or not f.metadata.get("flag", True):
                 continue
+            title = titles.get(f.name, key)
             choice = section.choice(f.name) if "kinds" in f.metadata else None
-            default, type_, words = getattr(section, f.name), hints[f.name], docs.get(f.name, "")
+            default, type_, help_ = getattr(section, f.name), hints[f.name], docs.get(f.name, "")
             if choice is not None:
                 optional = type(None) in getattr(type_, "__args__", ())
                 type_ = str if choice.number else Literal[choice.names()]  # pyright: ignore
                 type_ = type_ | None if optional else type_  # pyright: ignore
-                words = _choices_help(words, choice) if choices_help else words
+                help_ = _choices_help(help_, choice) if choices_help else help_
             _claim(owners, f.name, key)
-            if not brief or not section.usual or f.name in section.usual:
-                group.add(f.name, type_, default, words, f.metadata.get("aliases", ()))
+            if f.name in usual:
+                groups[title].add(f.name, type_, default, help_, f.metadata.get("aliases", ()))
             if choice is not None and default is not None:
-                cls, values = section.part(f.name), section.arguments(f.name)
-                own = group
-                if choice.prefix and values:
-                    own = groups[f"{f.name} {default}"] = _Group(registry.summary(cls) + ".")
-                for a in registry.arguments(cls):
+                group = _part_group(groups, section, choice, title)
+                for a in registry.arguments(section.part(f.name)):
                     _claim(owners, choice.prefix + a.name, key)
-                    own.add(choice.prefix + a.name, a.type, values[a.name], a.help)
+                    if not brief or value_of(flag(f.name), words) is not None:
+                        group.add(choice.prefix + a.name, a.type, section.arguments(f.name)[a.name], a.help)
     made = [(title.replace("-", "_").replace(" ", "_"), group) for title, group in groups.items() if group.fields]
     types = [(name, cls := group.dataclass(name), field(default_factory=cls)) for name, group in made]
     return make_dataclass("Flags", types, kw_only=True), owners
+
+
+def _part_group(groups: dict[str, _Group], section: Section, choice: Choice, title: str) -> _Group:
+    """Group of the arguments of a part: one of its own where its flags have a prefix."""
+    if not choice.prefix or not section.arguments(choice.field):
+        return groups[title]
+    name = f"{choice.field} {getattr(section, choice.field)}"
+    return groups.setdefault(name, _Group(registry.summary(section.part(choice.field)) + "."))
 
 
 def _claim(owners: dict[str, str], name: str, key: str) -> None:
@@ -158,10 +178,10 @@ def _unknown(word: str, flags: list[str], sections: Sections, prog: str) -> str:
         for choice in section.choices():
             option = name[2:].replace("-", "_").removeprefix(choice.prefix)
             if name.startswith(flag(choice.prefix)) and (others := _parts_with(choice, option)):
-                return f"{word} is not a flag of {prog}; it goes with {flag(choice.field)} {' or '.join(others)}"
+                return f"{name} is not a flag of {prog}; it goes with {flag(choice.field)} {' or '.join(others)}"
     begun = [flag for flag in flags if flag.startswith(f"{name}-")]
     near = f"; did you mean {' or '.join(begun)}?" if begun else did_you_mean(name, flags)
-    return f"{word} is not a flag of {prog}" + (near if "did you mean" in near else f"; see {prog} --help")
+    return f"{name} is not a flag of {prog}" + (near if "did you mean" in near else f"; see {prog} --help")
 
 
 def _parts_with(choice: Choice, option: str) -> list[str]:
@@ -328,7 +348,7 @@ def split_place(
         words = place_first(words, kind, required=True)
     if words and not words[0].startswith("-"):
         return Path(words[0]), words[1:]
-    if any(word in ("-h", "--help", "--help-all") for word in words):
+    if asks_help(words):
         return Path(), words
     raise UserError(f"{command} needs a {what}, such as: {command} {example}")
 

@@ -69,7 +69,9 @@ class Section:
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     usual: ClassVar[frozenset[str]] = frozenset()
-    """Fields shown by ``--help``; ``--help-all`` shows all."""
+    """Fields shown by ``--help``; ``--help-all`` shows all. Empty: all are usual."""
+    groups: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Fields by the title that the help gives them; others stand under the section's own."""
     _at_least: ClassVar[tuple[tuple[str, float], ...]] = ()
     _above: ClassVar[tuple[tuple[str, float], ...]] = ()
     _below_one: ClassVar[tuple[str, ...]] = ()

@@ -5,8 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from advect.core.errors import UserError
 
@@ -33,6 +36,30 @@ def use_tf32(device: torch.device, on: bool) -> None:
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if on else "highest")
         torch.backends.cudnn.allow_tf32 = on
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Context of float32 without autocast and TF32."""
+    flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = flags
+
+
+@contextmanager
+def contiguous_weights(net: nn.Module) -> Iterator[None]:
+    """Context without channels-last weights, for which group normalisation has no forward derivative."""
+    last = any(p.ndim == 4 and not p.is_contiguous() for p in net.parameters())
+    try:
+        net.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue] - not in the stub
+        yield
+    finally:
+        if last:
+            net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 def be_deterministic(device: torch.device) -> None:

@@ -97,7 +97,7 @@ class Dataset:
     remote: ClassVar[bool] = False
     """Whether the first argument may be a URL, a pattern or a hub name."""
     usual_preset: ClassVar[str | None] = None
-    """Preset for these data; None: the preset that names this format."""
+    """Preset for these data; None: those that name this format, or if none does, that of the modality."""
 
     @classmethod
     def recognises(cls, path: Path) -> Detected | None:

@@ -109,7 +109,7 @@ def measure_values(dataset: Dataset, look: int) -> ValueStats:
     """Statistics of at most ``look`` training samples. Raises UserError if one is unreadable."""
     x, cond = _fetch(dataset.train, evenly_spaced(len(dataset.train), look))
     real = _real_values(x, cond)
-    data = dataset.transform.inverse(x).flatten(1)
+    data = dataset.transform.inverse(x).flatten(1)  # columns of a table, not their codes
     flat = x.flatten(1)
     infinite = ~torch.isfinite(flat).all(1)
     fine = real[torch.isfinite(real)].double()
@@ -131,7 +131,7 @@ def measure_values(dataset: Dataset, look: int) -> ValueStats:
         constant=int((flat.amax(0) == flat.amin(0)).sum()) if len(x) > 1 else 0,
         features=flat.shape[1],
         infinite=int(infinite.sum()),
-        copies=_extra(groups[copied(rows.reshape(len(rows), -1), groups)]),
+        copies=_extra(groups[copied(data.double().cpu().numpy(), groups)]),
         repeats=_extra(groups),
         offset=offset,
         farthest=farthest,
@@ -154,7 +154,8 @@ def _offsets(data: Tensor, cond: Conditions) -> tuple[float, int, int]:
     grid = 2.0 ** (x.abs().amax(0).clamp(min=1e-300).log2().floor() - 23)
     steps = x / grid
     # Model units, of which these data were made, keep 2^-24 of a deviation.
-    on_grid = ((steps - steps.round()).abs() < 0.05).all(0) & (std < 2**20 * grid)
+    places = steps.round()
+    on_grid = ((steps - places).abs() < 0.05).all(0) & (std < 2**20 * grid) & (places != places[0]).any(0)
     return float(ratio.max()), int(ratio.argmax()), int((on_grid & (std > 0) & (std < 2**9 * grid)).sum())
 
 

@@ -38,9 +38,7 @@ class FeatureConfig:
     """Network for the features of images, and their preparation."""
 
     features: Path | None = None
-    """File of the network, such as the Inception of 2015; a TorchScript file runs the code in it. By default the
-    values, or 128 principal components of more than 512.
-    """
+    """File of the network, such as Inception; TorchScript runs the code in it. Default: values, or 128 components."""
 
     feature_size: int = SIDE
     """Input height and width; 224 for DINOv2."""

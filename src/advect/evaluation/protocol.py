@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from advect.checkpoint.manifest import checkpoint_step
 from advect.config.arguments import data_of
 from advect.config.build import build_dataset
+from advect.config.section import Section
 from advect.core.errors import UserError
 from advect.data import Dataset, Split
 from advect.data.repeats import COLUMNS, copied
@@ -47,11 +48,14 @@ ALL_SHARED = 0.9
 """Share of reference rows in training from which the reference counts as the training set."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvalConfig:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EvalConfig(Section):
     """Flags of ``advect eval``; None and empty values mean the run's or the usual ones."""
 
     features: FeatureConfig = field(default_factory=FeatureConfig)
+
+    checkpoint: str | None = None
+    """Checkpoint of the run: epoch-50, step-1000, best or latest, the default."""
 
     data: str | None = None
     """The data's place if they have moved since the training."""
@@ -101,7 +105,39 @@ class EvalConfig:
     nproc: int = 1
     """Local processes, one a GPU if there are any, as by torchrun --nproc_per_node."""
 
+    groups: ClassVar = {
+        "comparison": (
+            "data",
+            "num_samples",
+            "reference",
+            "metrics",
+            "likelihood_samples",
+            "seed",
+            "repeat",
+            "output",
+        ),
+        "features": ("features",),
+        "solver": ("solver", "num_steps", "nfe", "grid", "diffusion"),
+        "conditions": ("cond", "guidance", "guidance_interval"),
+        "weights": ("checkpoint", "use_ema", "ema_decay"),
+        "processes": ("batch_size", "device", "nproc"),
+    }
+    usual = frozenset(
+        {
+            *groups["comparison"],
+            *groups["features"],
+            *groups["solver"],
+            "cond",
+            "guidance",
+            "checkpoint",
+            "use_ema",
+            "device",
+            "nproc",
+        }
+    ) - {"likelihood_samples"}
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         for flag, value in (("--repeat", self.repeat), ("--num-samples", self.num_samples)):
             if value is not None and value < 1:
                 raise UserError(f"{flag} must be at least 1, got {value}")
@@ -157,9 +193,20 @@ class Plan:
             diffusion=number_or_name(config.diffusion),
         )
         samples = config.num_samples or min(SAMPLES, len(dataset.train))
-        plan = cls(config, folder, place, subject, space, sweep, metrics, samples)
+        plan = cls(config, folder, place, subject, space, sweep, metrics, samples)._without_needy()
         plan._check()
         return plan
+
+    def _without_needy(self) -> Plan:
+        """Without the usual metrics that need more rows than the reference has, if others remain."""
+        rows = len(self._splits[0])
+        least = {name: metric.at_least for name, metric in self.metrics.items() if isinstance(metric, Metric)}
+        needy = {name: n for name, n in least.items() if n > rows}
+        if self.config.metrics or not needy or len(needy) == len(least):
+            return self
+        names = ", ".join(f"{name} ({n} rows)" for name, n in needy.items())
+        logger.info(f"note: without {names}, as there are {rows} rows of the data to compare with")
+        return replace(self, metrics={name: m for name, m in self.metrics.items() if name not in needy})
 
     @property
     def flow(self) -> Flow:

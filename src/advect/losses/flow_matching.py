@@ -135,11 +135,15 @@ class FlowMatching(Loss):
             # Conversions are affine, so that their linear part takes one residual to another.
             inside = sample.t.clamp(self.t_eps, 1 - self.t_eps)
             residual = self.path.convert(residual, torch.zeros_like(residual), inside, self.prediction, self.space)
+        return self.weighted(residual, sample.t)
+
+    def weighted(self, residual: Tensor, t: Tensor) -> Tensor:
+        """The loss (B,) of residuals (B, *S) at t (B,)."""
         loss = residual.square().flatten(1).mean(1)
         if self.loss_type == "pseudo-huber":
             loss = loss / (torch.sqrt(loss + C**2) + C)  # sqrt(m + c^2) - c, which would cancel
         if self.weight is not None:
-            loss = loss * self.weight(sample.t).to(loss.dtype)
+            loss = loss * self.weight(t).to(loss.dtype)
         return loss
 
     def target(self, sample: PathSample) -> Tensor:

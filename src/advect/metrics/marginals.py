@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,16 +52,16 @@ def correlation_error(x: Tensor, y: Tensor) -> float:
 
 def kolmogorov_smirnov(x: Tensor, y: Tensor) -> Tensor:
     """Kolmogorov-Smirnov distance (D,) of each feature of x (N, *S) and y (M, *S), in [0, 1]."""
-    a, b = check_pair(x, y)
-    return torch.stack([distribution_gap(p, q) for p, q in zip(a.T.contiguous(), b.T.contiguous(), strict=True)])
+    return distribution_gaps(*check_pair(x, y))
 
 
-def distribution_gap(p: Tensor, q: Tensor) -> Tensor:
-    """Kolmogorov-Smirnov distance of p (N,) and q (M,), a scalar in [0, 1]."""
-    p, q = p.sort().values, q.sort().values
-    places = torch.cat([p, q])
-    below = [torch.searchsorted(s, places, right=True) / len(s) for s in (p, q)]
-    return (below[0].double() - below[1].double()).abs().max()
+def distribution_gaps(x: Tensor, y: Tensor) -> Tensor:
+    """Kolmogorov-Smirnov distance (D,), float64, by column of x (N, D) and y (M, D); infinities are taken."""
+    from scipy.stats import ks_2samp  # half a second to import
+
+    with np.errstate(all="ignore"):  # of its p-value, for single rows
+        statistic = ks_2samp(x.cpu().numpy(), y.cpu().numpy(), method="asymp")[0]
+    return torch.as_tensor(statistic, dtype=torch.float64)
 
 
 def _r2(found: Tensor, wanted: Tensor, what: str) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor
 from advect.core.errors import UserError
 from advect.core.registry import register
 from advect.metrics.base import COLUMNS, EvalContext, Metric
-from advect.metrics.marginals import distribution_gap
+from advect.metrics.marginals import distribution_gaps
 from advect.metrics.statistics import VALUES, SampleStatistics
 
 
@@ -70,7 +70,7 @@ def _checked(x: Tensor, argument: str, categorical: Sequence[bool]) -> Tensor:
 
 def _gap(p: Tensor, q: Tensor) -> Tensor:
     last = lambda v: torch.where(v.isnan(), torch.inf, v)
-    return distribution_gap(last(p), last(q))
+    return distribution_gaps(last(p)[:, None], last(q)[:, None])[0]
 
 
 def _total_variation(p: Tensor, q: Tensor) -> Tensor:
@@ -100,18 +100,18 @@ def _codes(x: Tensor) -> Tensor:
 
 def _ranks(x: Tensor) -> Tensor:
     """Centred ranks (N,); ties share their mean."""
-    _, place, counts = x.unique(return_inverse=True, return_counts=True)
-    ranks = (counts.cumsum(0) - (counts - 1) / 2).double()[place]
+    from scipy.stats import rankdata
+
+    ranks = torch.from_numpy(rankdata(x.numpy()))
     return ranks - ranks.mean()
 
 
 def _cramers_v(p: Tensor, q: Tensor) -> Tensor:
-    """``sqrt(chi^2 / (n (min(r, c) - 1)))`` of the r x c table of codes (n,) (Cramer 1946)."""
+    from scipy.stats.contingency import association
+
     r, c = int(p.max()) + 1, int(q.max()) + 1
-    counts = (p * c + q).bincount(minlength=r * c).reshape(r, c).double()
-    expected = counts.sum(1, keepdim=True) * counts.sum(0) / len(p)
-    chi2 = ((counts - expected).square() / expected).sum()
-    return _share(chi2, chi2.new_tensor(len(p) * (min(r, c) - 1))).sqrt()
+    counts = (p * c + q).bincount(minlength=r * c).reshape(r, c)
+    return torch.tensor(association(counts.numpy(), method="cramer") if min(r, c) > 1 else 0.0, dtype=torch.float64)
 
 
 def _correlation_ratio(codes: Tensor, values: Tensor) -> Tensor:

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from advect.core.device import contiguous_weights, full_precision
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import LENGTH, Conditions, DataSpec, is_null, without_padding
 from advect.data import Transform
-from advect.data.modality import Modality, labels_of, modality_of
+from advect.data.modality import Modality, modality_of
 from advect.losses.flow_matching import Kind
+from advect.losses.interpolant import split_heads
 from advect.model.conditions import ConditionValue, resolve_conditions
-from advect.model.coordinates import Angle, Coordinates, Plain, Rectified
+from advect.model.coordinates import Coordinates, Rectified
+from advect.model.integrators import (
+    Integrator,
+    coordinates_of,
+    make_integrator,
+    make_interpolant_integrator,
+    with_score,
+)
 from advect.model.sampler_config import DEFAULT, SamplerConfig
-from advect.paths import AffinePath, BrownianBridge, CondOT, LipmanOT, Path, Schedule
+from advect.model.samples import Samples
+from advect.paths import AffinePath, Path
 from advect.paths.base import align
+from advect.paths.convert import data_minus_noise
 from advect.solvers import (
     DiffusionCoefficient,
     SDESolver,
@@ -37,70 +45,18 @@ from advect.solvers import (
     deviations,
     get_solver,
     guided_velocity,
-    integrate_sde,
 )
-from advect.solvers.diffusion_coefficients import bounded_diffusion
-from advect.solvers.integrate import solver_times
-from advect.solvers.sde import STEPS as SDE_STEPS
+from advect.solvers.integrate import CountedVelocity
 from advect.solvers.time_grids import resolve_grid
 from advect.sources import Gaussian, InitialNoise, SourceDistribution, noise_of
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Samples x (n, *S), or trajectories (len(times), n, *S), with their conditions (n, ...).
-
-    ``encoded`` are the conditions as network inputs, ``cond`` the same by the data's labels and units. ``nfe`` is the
-    number of velocity evaluations a sample; guided ones count once.
-    """
-
-    x: Tensor
-    encoded: Conditions
-    nfe: float
-    spec: DataSpec
-    times: tuple[float, ...] | None = None
-
-    @property
-    def cond(self) -> dict[str, np.ndarray]:
-        """The conditions (n, ...) as labels and numbers of the data, which flows take; see ``labels_of``."""
-        return labels_of(self.encoded, self.spec)
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.array(self.x, dtype)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of x."""
-        return tuple(self.x.shape)
-
-    @overload
-    def __getitem__(self, rows: slice) -> Samples: ...
-    @overload
-    def __getitem__(self, rows: Any) -> Tensor: ...
-
-    def __getitem__(self, rows: Any) -> Samples | Tensor:
-        """Some of the samples, which are no trajectories, by a slice; what else x is indexed by gives a tensor."""
-        if not isinstance(rows, slice):
-            return self.x[rows]
-        cond = {name: value[rows] for name, value in self.encoded.items()}
-        return Samples(self.x[rows], cond, self.nfe, self.spec)
-
-    @staticmethod
-    def concatenate(parts: Sequence[Samples]) -> Samples:
-        """Samples, no trajectories, one after the other."""
-        cond = {name: torch.cat([part.encoded[name] for part in parts]) for name in parts[0].encoded}
-        nfe = sum(part.nfe * len(part.x) for part in parts) / sum(len(part.x) for part in parts)
-        return Samples(torch.cat([part.x for part in parts]), cond, nfe, parts[0].spec)
 
 
 class Flow:
     """Network ``net(x_t (B, *S), t (B,), cond)`` with shape, conditions and transform of the data, path and source.
 
-    The network gives the ``prediction`` in model units. ``t_eps`` keeps t from 0 and 1 as in the loss. ``null``:
-    whether conditions were dropped in training, as guidance needs. ``facts``: ``Dataset.metadata``.
+    The network gives the ``prediction`` in model units and, with ``learned_score``, after it on axis 1 the noise of
+    the path (see ``StochasticInterpolantLoss``). ``t_eps`` keeps t from 0 and 1 as in the loss. ``null``: whether
+    conditions were dropped in training, as guidance needs. ``facts``: ``Dataset.metadata``.
     """
 
     def __init__(
@@ -112,6 +68,7 @@ class Flow:
         path: Path | None = None,
         source: SourceDistribution | None = None,
         prediction: Kind = "velocity",
+        learned_score: bool = False,
         t_eps: float = 1e-3,
         null: bool = True,
         sampler: SamplerConfig | None = None,
@@ -121,7 +78,7 @@ class Flow:
     ) -> None:
         self.net, self.spec, self.transform = net, spec, transform
         self.path, self.source, self.prediction = path or AffinePath(), source or Gaussian(), prediction
-        self.t_eps, self.null, self.facts = t_eps, null, facts or {}
+        self.learned_score, self.t_eps, self.null, self.facts = learned_score, t_eps, null, facts or {}
         self.sampler, self.device, self.autocast = sampler or DEFAULT, device or torch.device("cpu"), autocast
 
     @cached_property
@@ -142,35 +99,58 @@ class Flow:
         return guided_velocity(self._velocity, cond, guidance, interval=interval)
 
     def output(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
-        """Network output (B, *S), in the training precision."""
+        """Network output (B, *S), or (B, 2 C, ...) with a learned score, in the training precision."""
         with torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext():
             return self.net(x_t, t, cond)
 
+    def score(
+        self, cond: Conditions | None = None, *, guidance: float = 1.0, interval: tuple[float, float] | None = None
+    ) -> Velocity:
+        """Score ``s(x (B, *S), t (B,)) -> (B, *S)`` in model units, like :meth:`velocity`, clear of both ends of time.
+
+        The learned one, or that of the velocity. Raises UserError where the velocity does not give it.
+        """
+        self.net.eval()
+        if not self.learned_score:
+            with_score("the score", self.path, self.source)
+        return guided_velocity(self._score, cond, guidance, interval=interval)
+
+    def _score(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
+        inside = t.clamp(self._t_eps, 1 - self._t_eps)
+        if self.learned_score:
+            eta = split_heads(self.output(x_t, inside, cond), x_t)[1].to(x_t.dtype)
+            return -eta / align(self.path.interpolant(inside).gamma, x_t)
+        return self._converted(self.output(x_t, inside, cond), x_t, inside, "score")
+
+    def _converted(self, prediction: Tensor, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
+        if self.prediction == kind:
+            return prediction.to(x_t.dtype)
+        assert isinstance(self.path, AffinePath)
+        return self.path.convert(prediction.to(x_t.dtype), x_t, t, self.prediction, kind)
+
+    def _predicted(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
+        """The ``prediction`` (B, *S)."""
+        output = self.output(x_t, t, cond)
+        return split_heads(output, x_t)[0] if self.learned_score else output
+
     def _velocity(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
         if self.prediction == "velocity":
-            return self.output(x_t, t, cond)
+            return self._predicted(x_t, t, cond)
         # A prediction of data has a value everywhere, only the division by sigma has not.
         inside = t.clamp(self._t_eps, 1 - self._t_eps)
-        output = self.output(x_t, t if self.prediction == "data" else inside, cond)
-        assert isinstance(self.path, AffinePath)
-        return self.path.convert(output.to(x_t.dtype), x_t, inside, self.prediction, "velocity")
+        prediction = self._predicted(x_t, t if self.prediction == "data" else inside, cond)
+        return self._converted(prediction, x_t, inside, "velocity")
 
-    def _straight_velocity(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
-        """The prediction of data less that of noise, which :class:`Rectified` follows, from any prediction."""
-        output = self.output(x_t, t, cond).to(x_t.dtype)
-        alpha, sigma, d_alpha, d_sigma = self.rectified.schedule.coefficients(t.double())
-        both = alpha + sigma
-        match self.prediction:
-            case "velocity":
-                determinant = sigma * d_alpha - alpha * d_sigma
-                of_x, of_output = -(d_alpha + d_sigma) / determinant, both / determinant
-            case "data":
-                of_x, of_output = -1 / sigma, both / sigma
-            case "noise":
-                of_x, of_output = 1 / alpha, -both / alpha
-            case "score":
-                of_x, of_output = 1 / alpha, both * sigma / alpha
-        return align(of_x, x_t) * x_t + align(of_output, x_t) * output
+    def _velocity_and_noise(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
+        """Velocity and predicted noise of the path (B, 2 C, ...), clear of both ends of time."""
+        prediction, eta = split_heads(self.output(x_t, t, cond), x_t)
+        return torch.cat([self._converted(prediction, x_t, t, "velocity"), eta.to(x_t.dtype)], 1)
+
+    def _rectified_velocity(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
+        """The prediction of data less that of noise, which :class:`Rectified` follows."""
+        assert isinstance(self.coordinates, Rectified)
+        output = self._predicted(x_t, t, cond).to(x_t.dtype)
+        return data_minus_noise(output, x_t, self.coordinates.schedule.coefficients(t.double()), self.prediction)
 
     def conditions(
         self,
@@ -200,28 +180,7 @@ class Flow:
     @cached_property
     def coordinates(self) -> Coordinates:
         """Where the ODE is solved: samples, encodings and densities are of one law."""
-        if isinstance(self.path, BrownianBridge):
-            return Angle(self._t_eps, 1 - self._t_eps, path=self.path, density=self.source.has_density)
-        if not isinstance(self.path, AffinePath):
-            return Plain()
-        plain = self.prediction == "velocity" and isinstance(self.path.schedule, CondOT | LipmanOT)
-        return Plain() if plain else self.rectified
-
-    @cached_property
-    def rectified(self) -> Rectified:
-        """Coordinates in which an affine path is straight, over the times at which the network was trained."""
-        assert isinstance(self.path, AffinePath)
-        gaussian, low, high = self.path.gaussian_source, self._t_eps, 1 - self._t_eps
-        way = Rectified(
-            schedule=self.path.effective_schedule if gaussian else self.path.schedule,
-            noise=math.hypot(1.0, self.path.sigma_min) if gaussian else 1.0,
-            open=self.prediction == "data",
-        )
-        if self.prediction == "velocity" and all(self.path.schedule.finite_ends()):
-            low, high = 0.0, 1.0
-        if self.prediction == "data":
-            low = 0.0
-        return replace(way, low=low if way.defined(self.prediction, low) else self._t_eps, high=high, reach=high)
+        return coordinates_of(self.path, self.source, self.prediction, self._t_eps)
 
     def _field(
         self,
@@ -229,24 +188,17 @@ class Flow:
         cond: Conditions,
         guidance: float = 1.0,
         interval: tuple[float, float] | None = None,
+        *,
+        noise: bool = False,
     ) -> Velocity:
-        """The field that ``coordinates`` follow, in model units, under conditions (B,), guided if asked."""
-        self.net.eval()
-        net = self._straight_velocity if isinstance(coordinates, Rectified) else self._velocity
-        return guided_velocity(net, self._on_device(cond), guidance, interval=interval)
+        """The field that ``coordinates`` follow, in model units, under conditions (B,), guided if asked.
 
-    def _schedule(self, what: str, *, score: bool) -> Schedule:
-        """Schedule of an affine path; ``score`` requires that the velocity gives the score."""
-        if not isinstance(self.path, AffinePath):
-            raise UserError(
-                f"{what} needs an affine path, and this flow has {self.path}; take a solver such as midpoint"
-            )
-        if score and not (self.path.gaussian_source and isinstance(self.source, Gaussian)):
-            raise UserError(
-                f"{what} needs the score, which follows from the velocity only where noise is Gaussian and drawn apart"
-                " from the data; this flow was trained with another source or coupling: take a solver such as midpoint"
-            )
-        return self.path.effective_schedule
+        With ``noise`` it is the velocity and the predicted noise.
+        """
+        self.net.eval()
+        net = self._rectified_velocity if isinstance(coordinates, Rectified) else self._velocity
+        net = self._velocity_and_noise if noise else net
+        return guided_velocity(net, self._on_device(cond), guidance, interval=interval)
 
     @torch.no_grad()
     def sample(
@@ -288,20 +240,22 @@ class Flow:
         """
         config = SamplerConfig(solver, steps, grid, diffusion, guidance, guidance_interval)
         config = config.resolve(self.sampler, trajectory=trajectory)
-        (coordinates, times, follow), rows = self._integrator(config, trajectory), _rows(n, rows, batch_size)
+        noise, integrator = self._takes_score(config), self._integrator(config, trajectory)
+        rows = _rows(n, rows, batch_size)
         self._check_guidance(guidance, guidance_interval)
         conditions = self.conditions(n, cond, seed, rows=rows)
-        parts, calls = [], 0
+        parts, evaluations = [], 0
         for x0, part, rng in self._initial_states(n, rows, conditions, seed, batch_size, progress):
-            field = _Counted(self._field(coordinates, part, guidance, guidance_interval))
-            parts.append(follow(field, x0, rng).float().cpu())
-            calls += field.calls
-        x, nfe = torch.cat(parts, dim=1 if trajectory else 0), calls / len(rows)
+            field = self._field(integrator.coordinates, part, guidance, guidance_interval, noise=noise)
+            field = CountedVelocity(field)
+            parts.append(integrator(field, x0, rng).float().cpu())
+            evaluations += field.rows
+        x, nfe = torch.cat(parts, dim=1 if trajectory else 0), evaluations / len(rows)
         if not model_units:
             inverse = lambda state: without_padding(self.transform.inverse(state), conditions)
             x = torch.stack([inverse(state) for state in x]) if trajectory else inverse(x)
         nfe = int(nfe) if nfe.is_integer() else nfe
-        return Samples(x, conditions, nfe, self.spec, times if trajectory else None)
+        return Samples(x, conditions, nfe, self.spec, integrator.times if trajectory else None)
 
     @torch.no_grad()
     def straightness(
@@ -354,6 +308,15 @@ class Flow:
                 yield self.initial_noise.sample(rng, self.spec.shape, part, device=self.device), part, rng
                 bar.update(last - first)
 
+    def _takes_score(self, config: SamplerConfig) -> bool:
+        """Whether the field is that of both heads, velocity and noise."""
+        return self.learned_score and config.diffusion is not None
+
+    def _integrator(self, config: SamplerConfig, trajectory: bool) -> Integrator:
+        if self._takes_score(config):
+            return make_interpolant_integrator(config, self._t_eps, self.path, self.source, trajectory=trajectory)
+        return make_integrator(config, self.coordinates, self.path, self.source, trajectory=trajectory)
+
     def nfe(self, config: SamplerConfig) -> int | None:
         """Evaluations a sample by ``config``, those of the exact steps at the ends included; None if adaptive.
 
@@ -362,58 +325,9 @@ class Flow:
         config = config.resolve(self.sampler)
         if config.adaptive:
             return None
-        field = _Counted(lambda x, t: torch.zeros_like(x))
-        self._integrator(config, trajectory=False)[2](field, torch.zeros(1, 1), noise_of(0, range(1), 1))
-        return field.calls
-
-    def _integrator(
-        self, config: SamplerConfig, trajectory: bool
-    ) -> tuple[Coordinates, tuple[float, ...], Callable[[Velocity, Tensor, CounterRng], Tensor]]:
-        """The coordinates, the times of a trajectory, and how a batch goes from noise to data along a field."""
-        if config.diffusion is not None:
-            return self._stochastic_integrator(config, trajectory)
-        method = config.ode_solver
-        if "schedule" in {f.name for f in fields(method)}:
-            schedule = self._schedule(method.name, score=False)
-            method = replace(method, schedule=CondOT() if isinstance(self.coordinates, Rectified) else schedule)
-        times = solver_times(method, config.steps, config.grid, t0=0.0, t1=1.0, trajectory=trajectory)
-        way = self.coordinates if method.adaptive and not trajectory else self.coordinates.until_last(times)
-
-        def follow(field: Velocity, x0: Tensor, rng: CounterRng) -> Tensor:
-            y = way.enter(field, x0, rng)
-            states = way.solve(field, y, method, times, trajectory=trajectory)
-            return way.trajectory(field, x0, states, times) if trajectory else way.finish(field, states[-1])
-
-        return way, way.all_times(times), follow
-
-    def _stochastic_integrator(
-        self, config: SamplerConfig, trajectory: bool
-    ) -> tuple[Coordinates, tuple[float, ...], Callable[[Velocity, Tensor, CounterRng], Tensor]]:
-        """The same of the stochastic equation, whose last step is exact for the data that its velocity predicts."""
-        schedule, diffusion, way = self._schedule("--diffusion", score=True), config.diffusion, self.coordinates
-        assert diffusion is not None
-        diffusion = bounded_diffusion(diffusion, schedule)
-        times = resolve_grid(config.grid or "uniform", config.steps, SDE_STEPS, t0=0.0, t1=1.0)
-        if isinstance(way, Plain):
-            taus = times
-        else:
-            assert isinstance(way, Rectified)
-            times = [*way.grid(times)[:-1], 1.0]
-            taus, diffusion, schedule = way.times(times), way.diffusion(diffusion), CondOT()
-        options: dict[str, Any] = {"solver": config.sde_solver, "diffusion": diffusion, "schedule": schedule}
-        options |= {"t0": taus[0], "t1": taus[-1], "last_step": "noisy", "trajectory": trajectory}
-
-        def follow(field: Velocity, x0: Tensor, rng: CounterRng) -> Tensor:
-            y = way.enter(field, x0, rng)
-            grid = torch.tensor(taus, dtype=torch.float64)
-            with way.user_times():
-                found = integrate_sde(way.velocity(field), None, y, grid=grid, generator=rng, **options)
-            if not trajectory:
-                return found * way.scale(1.0)
-            states = [x0] * (way.low > 0) + [y * way.scale(t) for y, t in zip(found, times, strict=True)]
-            return torch.stack(states)
-
-        return way, (*[0.0] * (way.low > 0), *times), follow
+        field = CountedVelocity(lambda x, t: x.new_zeros(len(x), 1 + self._takes_score(config)))
+        self._integrator(config, trajectory=False)(field, torch.zeros(1, 1), noise_of(0, range(1), 1))
+        return field.rows
 
     @property
     def initial_noise(self) -> InitialNoise:
@@ -422,19 +336,37 @@ class Flow:
 
     @torch.no_grad()
     def encode(
-        self, x: Tensor, *, cond: Mapping[str, ConditionValue] | None = None, steps: int = 50, solver: str = "rk4"
+        self,
+        x: Tensor,
+        *,
+        cond: Mapping[str, ConditionValue] | None = None,
+        steps: int = 50,
+        solver: str = "rk4",
+        guidance: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
     ) -> Tensor:
-        """Integrate data x (n, *S) to noise z (n, *S) at t = 0; inverse of :meth:`decode`."""
+        """Integrate data x (n, *S) to noise z (n, *S) at t = 0; inverse of :meth:`decode` of the same guidance."""
+        self._check_guidance(guidance, guidance_interval)
         given = self._given(len(x), cond)
         model = self.transform.forward(self._checked(x, self.data_shape))
-        return self.to_noise(model, given, solver=solver, steps=steps)
+        guide = {"guidance": guidance, "interval": guidance_interval}
+        return self.to_noise(model, given, solver=solver, steps=steps, **guide)
 
     @torch.no_grad()
-    def to_noise(self, x1: Tensor, cond: Conditions, *, solver: str | Solver = "rk4", steps: int = 50) -> Tensor:
+    def to_noise(
+        self,
+        x1: Tensor,
+        cond: Conditions,
+        *,
+        solver: str | Solver = "rk4",
+        steps: int = 50,
+        guidance: float = 1.0,
+        interval: tuple[float, float] | None = None,
+    ) -> Tensor:
         """Integrate x1 (n, *S), in model units, back to noise (n, *S) at t = 0, in float32."""
         way, times, method = self._way(solver, steps)
         with self._full_precision():
-            field = self._field(way, cond)
+            field = self._field(way, cond, guidance, interval)
             y = way.back(field, without_padding(x1, cond).to(self.device), method, times)
         return without_padding(y.float().cpu(), cond)
 
@@ -446,14 +378,23 @@ class Flow:
 
     @torch.no_grad()
     def decode(
-        self, z: Tensor, *, cond: Mapping[str, ConditionValue] | None = None, steps: int = 50, solver: str = "rk4"
+        self,
+        z: Tensor,
+        *,
+        cond: Mapping[str, ConditionValue] | None = None,
+        steps: int = 50,
+        solver: str = "rk4",
+        guidance: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
     ) -> Tensor:
-        """Integrate noise z (n, *S) to data (n, *S) in data units."""
+        """Integrate noise z (n, *S) to data (n, *S) in data units, guided as in :meth:`sample` if asked."""
+        self._check_guidance(guidance, guidance_interval)
         given = self._given(len(z), cond)
         way, times, method = self._way(solver, steps)
         x0 = without_padding(self._checked(z, self.spec.shape), given).to(self.device)
         with self._full_precision():
-            field, rng = self._field(way, given), CounterRng(stream_seed(0, Stream.INITIAL_NOISE), 1, len(z))
+            field = self._field(way, given, guidance, guidance_interval)
+            rng = CounterRng(stream_seed(0, Stream.INITIAL_NOISE), 1, len(z))
             x = way.finish(field, way.solve(field, way.enter(field, x0, rng), method, times)[-1])
         return without_padding(self.transform.inverse(x.float().cpu()), given)
 
@@ -488,22 +429,19 @@ class Flow:
         way, times, method = self._way(solver, steps)
         jitter = self.path.sigma_min if isinstance(self.path, AffinePath) else 0.0
         start = lambda x0: self.source.log_prob(x0, jitter=jitter)
-        with _row_by_row(self.net), self._full_precision():
+        with contiguous_weights(self.net), self._full_precision():
             value = way.log_prob(self._field(way, self._given(len(x), cond)), model, start, method, times, options)
         return (value + log_det).float().cpu()
 
     @contextmanager
     def _full_precision(self) -> Iterator[None]:
         """Within the block networks run in float32: densities and encodings need derivatives and inverses."""
-        autocast, flags = self.autocast, (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
-        self.autocast = None
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        autocast, self.autocast = self.autocast, None
         try:
-            with torch.autocast(self.device.type, enabled=False):
+            with full_precision(self.device):
                 yield
         finally:
             self.autocast = autocast
-            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = flags
 
     def bits_per_dim(self, x: Tensor, *, seed: int = 0, **options) -> Tensor:
         """``-log2 p(x) / D`` (n,), with the options of :meth:`log_prob`.
@@ -521,29 +459,6 @@ class Flow:
         if x.shape[1:] != shape or len(x) == 0:
             raise UserError(f"x must have shape (n, {', '.join(map(str, shape))}), got {tuple(x.shape)}")
         return x
-
-
-class _Counted:
-    """Velocity that counts evaluated rows."""
-
-    def __init__(self, velocity: Velocity) -> None:
-        self.velocity, self.calls = velocity, 0
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        self.calls += len(x)
-        return self.velocity(x, t)
-
-
-@contextmanager
-def _row_by_row(net: nn.Module) -> Iterator[None]:
-    """Context without channels-last weights, for which group normalisation has no forward derivative."""
-    last = any(p.ndim == 4 and not p.is_contiguous() for p in net.parameters())
-    try:
-        net.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue] - not in the stub
-        yield
-    finally:
-        if last:
-            net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 def _rows(n: int, rows: range | None, batch_size: int) -> range:

@@ -185,3 +185,25 @@ def convert(value: Tensor, x: Tensor, coefficients: Coefficients, source: str, t
     if source == target:
         return value
     return _FUNCTIONS[source, target](value, x, *(expand_right(c, x).to(x.dtype) for c in coefficients))
+
+
+def data_minus_noise(value: Tensor, x: Tensor, coefficients: Coefficients, source: str) -> Tensor:
+    """data - noise (B, *S) from ``value``, a ``source`` in KINDS at x; coefficients (B,), of which float64 helps.
+
+    It has no pole where data or noise alone has one that the other's cancels.
+    """
+    alpha, sigma, d_alpha, d_sigma = coefficients
+    both = alpha + sigma
+    match source:
+        case "velocity":
+            determinant = sigma * d_alpha - alpha * d_sigma
+            of_x, of_value = -(d_alpha + d_sigma) / determinant, both / determinant
+        case "data":
+            of_x, of_value = -1 / sigma, both / sigma
+        case "noise":
+            of_x, of_value = 1 / alpha, -both / alpha
+        case "score":
+            of_x, of_value = 1 / alpha, both * sigma / alpha
+        case _:
+            raise UserError(f"there is no {source!r} to convert{did_you_mean(source, KINDS)}")
+    return expand_right(of_x, x).to(x.dtype) * x + expand_right(of_value, x).to(x.dtype) * value

@@ -15,7 +15,8 @@ from advect.data.figure import save_png
 from advect.distributed.comm import all_sum, current, gather_objects
 from advect.losses import Loss
 from advect.model.conditions import CYCLE
-from advect.model.flow import Flow, Samples
+from advect.model.flow import Flow
+from advect.model.samples import Samples
 from advect.training.callbacks import MetricsFile, PeriodicCallback
 from advect.training.loggers import Logger
 from advect.training.trainer import Trainer

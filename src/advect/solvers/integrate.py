@@ -55,7 +55,7 @@ def solve(
     check_floating(x0=x0)
     method = get_solver(solver, rtol=rtol, atol=atol, max_steps=max_steps, schedule=schedule)
     times = solver_times(method, steps, grid, t0=t0, t1=t1, trajectory=trajectory)
-    counted = _Counted(velocity)
+    counted = CountedVelocity(velocity)
     x, states = x0, [x0]
     for x in method.iterate(counted if method.adaptive else velocity, x0, times):
         if trajectory:
@@ -134,14 +134,15 @@ def solver_times(
     return resolve_grid("uniform" if grid is None else grid, steps, STEPS, t0=t0, t1=t1)
 
 
-class _Counted:
-    """Velocity that counts its calls."""
+class CountedVelocity:
+    """Velocity that counts its ``calls``, and the ``rows`` evaluated in them."""
 
     def __init__(self, velocity: Velocity) -> None:
-        self.velocity, self.calls = velocity, 0
+        self.velocity, self.calls, self.rows = velocity, 0, 0
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         self.calls += 1
+        self.rows += len(x)
         return self.velocity(x, t)
 
 

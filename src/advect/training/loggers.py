@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from advect.core.errors import UserError, optional_import
 from advect.core.files import atomic_write_text
@@ -19,11 +20,15 @@ _NO_CURVES = ("step", "seen", "seconds")
 
 
 class Logger(Callback):
-    """Logged rows as curves under ``train/``, further scalars and pictures."""
+    """Logged rows as curves under ``train/``, gradients as histograms, further scalars and pictures."""
 
     @abstractmethod
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Add a point to each curve."""
+
+    @abstractmethod
+    def histogram(self, name: str, values: np.ndarray, step: int) -> None:
+        """Add a histogram of finite ``values``."""
 
     @abstractmethod
     def picture(self, name: str, image: Image.Image, step: int) -> None:
@@ -31,6 +36,10 @@ class Logger(Callback):
 
     def on_log(self, trainer: Trainer, row: dict) -> None:
         self.scalars({f"train/{name}": row[name] for name in row if name not in _NO_CURVES}, row["step"])
+
+    def on_gradients(self, trainer: Trainer, grads: dict[str, Tensor], step: int) -> None:
+        for name, grad in grads.items():
+            self.histogram(f"gradients/{name}", grad.detach().float().cpu().numpy().ravel(), step)
 
     def on_epoch(self, trainer: Trainer, loss: float) -> None:
         self.scalars({"train/epoch_loss": loss}, trainer.state.progress.step)
@@ -54,6 +63,9 @@ class TensorBoardLogger(Logger):
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
+
+    def histogram(self, name: str, values: np.ndarray, step: int) -> None:
+        self._writer.add_histogram(name, values, step)
 
     def picture(self, name: str, image: Image.Image, step: int) -> None:
         self._writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
@@ -115,6 +127,9 @@ class WandbLogger(Logger):
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         self._run.log(dict(values), step=step)
+
+    def histogram(self, name: str, values: np.ndarray, step: int) -> None:
+        self._run.log({name: self._wandb.Histogram(values)}, step=step)
 
     def picture(self, name: str, image: Image.Image, step: int) -> None:
         self._run.log({name: self._wandb.Image(image.convert("RGB"))}, step=step)

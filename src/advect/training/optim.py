@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -108,8 +109,13 @@ def hidden_matrices(net: nn.Module) -> dict[str, int]:
         f"{name}.weight" if name else "weight": 1
         for name, module in net.named_modules()
         if isinstance(module, kinds) and module.weight.requires_grad
-        if not (name.split(".")[0] in _APART or name.split(".")[-1] == "modulation")
+        if not (_first_part(name) in _APART or name.split(".")[-1] == "modulation")
     }
+
+
+def _first_part(name: str) -> str:
+    """Name of the part of a network, or of one of the two in ``VelocityAndScore``, that a module is in."""
+    return re.sub(r"^(velocity|score)\.", "", name).split(".")[0]
 
 
 def orthogonalise(x: Tensor, *, steps: int = 5) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Protocol
@@ -15,9 +16,9 @@ from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.core.types import Batch, Conditions, Network, PathSample
 from advect.distributed.comm import all_sum, current
-from advect.distributed.parallel import local
+from advect.distributed.parallel import gather_whole, local
 from advect.training.optim import LossScaler, clip_gradients, gradient_norm
-from advect.training.state import Progress, TrainState
+from advect.training.state import Progress, TrainState, named_params
 
 LossInput = tuple[PathSample, Conditions | None]
 
@@ -61,14 +62,22 @@ class Step:
         if autocast is torch.float16 and state.loss_scaler is None:
             state.loss_scaler = LossScaler()
 
-    def take(self, loss: Loss, inputs: LossInput, lr: float) -> tuple[Tensor, Tensor]:
-        """Take the step; return the mean loss and the gradient norm, scalars on the device."""
+    def take(
+        self, loss: Loss, inputs: LossInput, lr: float, observe: Callable[[dict[str, Tensor]], None] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Take the step; return the mean loss and the gradient norm, scalars on the device.
+
+        ``observe`` gets the gradient of the mean loss by parameter, whole and before clipping, if it is finite; it is
+        given on all processes or none, and synchronises with the device.
+        """
         self._count_flops(inputs)
         mean = self._gradient(loss, inputs)
         grads = [local(p.grad) for p in self._params if p.grad is not None]
         if self.state.loss_scaler is not None:
             self.state.loss_scaler.unscale(grads)
         norm = self.parallel.global_norm(gradient_norm(grads))
+        if observe is not None and norm.isfinite():
+            observe(self._whole_gradients())
         skip, bad = self._bad(norm)
         if skip:
             return mean, norm
@@ -94,6 +103,11 @@ class Step:
             total = mean.detach() if total is None else total + mean.detach()
         assert total is not None
         return total
+
+    def _whole_gradients(self) -> dict[str, Tensor]:
+        """Gradients by parameter name; collective for a sharded network."""
+        params = named_params(self.state.net)
+        return {name: gather_whole(local(p.grad), p) for name, p in params.items() if p.grad is not None}
 
     def _precision(self) -> AbstractContextManager:
         return nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast)

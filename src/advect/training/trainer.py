@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from advect.core.device import check_compiler, device_peak
 from advect.core.errors import UserError
@@ -38,6 +39,7 @@ class Callback:
 
     def on_start(self, trainer: Trainer) -> None: ...
     def on_log(self, trainer: Trainer, row: dict) -> None: ...
+    def on_gradients(self, trainer: Trainer, grads: dict[str, Tensor], step: int) -> None: ...
     def on_epoch(self, trainer: Trainer, loss: float) -> None: ...
     def on_step(self, trainer: Trainer) -> None: ...
     def on_bad_step(self, trainer: Trainer, row: dict) -> None: ...
@@ -54,6 +56,7 @@ class Trainer:
     """Train ``state.net`` with ``loss`` on the loader's batches, and call the callbacks.
 
     Randomness is a function of (seed, step, row of the global batch); layers such as dropout also depend on the rank.
+    ``log_gradients`` N hands the gradients of every N-th step to the callbacks (0: never).
     ``prefetch_coupling`` samples source, coupling, times and path of the next step in a thread.
     """
 
@@ -73,6 +76,7 @@ class Trainer:
         max_bad_steps: int = 10,
         seed: int = 0,
         log_every: int = 50,
+        log_gradients: int = 0,
         device: torch.device | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
@@ -81,7 +85,8 @@ class Trainer:
         if max_bad_steps < 1:
             raise UserError(f"max_bad_steps must be at least 1 step, got {max_bad_steps}; 10 is usual")
         self.state, self.loss, self.loader, self.rate, self.limits = state, loss, loader, rate, limits
-        self.seed, self.log_every, self.max_bad_steps = seed, log_every, max_bad_steps
+        self.seed, self.max_bad_steps = seed, max_bad_steps
+        self.log_every, self.log_gradients = log_every, log_gradients
         self.device = device or torch.device("cpu")
         self.callbacks = callbacks
         if compile_model:
@@ -101,6 +106,12 @@ class Trainer:
     def epoch(self) -> int:
         """Finished passes over the data."""
         return self.state.progress.seen // len(self.loader)
+
+    @property
+    def ended_epoch(self) -> int | None:
+        """The epoch that the last step ended, or None."""
+        before = (self.state.progress.seen - self.loader.global_batch) // len(self.loader)
+        return self.epoch if self.epoch > max(before, 0) else None
 
     @property
     def learning_rate(self) -> float:
@@ -152,10 +163,17 @@ class Trainer:
                 for callback in self.callbacks:
                     callback.on_bad_data(self)
             raise
-        loss, norm = self.step.take(self.loss, inputs, self.learning_rate)
+        observe = None
+        if self.log_gradients and (progress.step + 1) % self.log_gradients == 0:
+            observe = self._show_gradients
+        loss, norm = self.step.take(self.loss, inputs, self.learning_rate, observe)
         self.metrics.add(loss, norm)
         progress.step += 1
         progress.seen += self.loader.global_batch
+
+    def _show_gradients(self, grads: dict[str, Tensor]) -> None:
+        for callback in self.callbacks:
+            callback.on_gradients(self, grads, self.state.progress.step + 1)
 
     def _inputs(self, step: int) -> LossInput:
         """Path samples of the step; prefetching counts as waiting for data."""
@@ -169,10 +187,10 @@ class Trainer:
         return self.loss.sample(batch.to(self.device), self.loader.rng(Stream.STEP, step))
 
     def _after_step(self) -> None:
-        progress, size = self.state.progress, len(self.loader)
+        progress = self.state.progress
         if progress.step % self.log_every == 0 and self.flush():
             self._log()
-        if progress.seen // size > (progress.seen - self.loader.global_batch) // size and self.flush():
+        if self.ended_epoch is not None and self.flush():
             loss = progress.epoch_loss.take()
             for callback in self.callbacks:
                 callback.on_epoch(self, loss)

@@ -29,13 +29,14 @@ from advect.data.transforms import transform_from_config
 class TableMetadata(TypedDict):
     """JSON that :func:`frame_of` needs to make data frames without the data.
 
-    ``suffix``, Parquet ``index`` and CSV ``separator`` of the sample file; ``order`` of all columns; configurations of
-    the transform and of the condition columns.
+    ``suffix``, Parquet ``index`` and CSV ``separator`` of the sample file, and columns ``unnamed`` there; ``order`` of
+    all columns; configurations of the transform and of the condition columns.
     """
 
     suffix: str
     index: list[str]
     separator: str | None
+    unnamed: list[str]
     order: list[str]
     transform: dict[str, Any]
     conditions: list[dict[str, Any]]
@@ -140,6 +141,7 @@ class Table(Dataset):
         self._suffix = ".parquet" if str(path).lower().endswith(PARQUET) else ".csv"
         self._order = list(columns)
         self._index = [name for name in frame.attrs.get("index", ()) if name in columns]
+        self._unnamed = [name for name in frame.attrs.get("unnamed", ()) if name in columns]
         self._separator = frame.attrs.get("separator")
         self._told = [columns[c][0] for c in told]
         transform = TableTransform([column for c, (column, _) in columns.items() if c not in told])
@@ -162,6 +164,7 @@ class Table(Dataset):
             "suffix": self._suffix,
             "index": self._index,
             "separator": self._separator,
+            "unnamed": self._unnamed,
             "order": self._order,
             "transform": self.transform.to_config(),
             "conditions": [column.to_config() for column in self._told],
