@@ -15,7 +15,7 @@ from advect.solvers.sde import STEPS as SDE_STEPS
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """Arguments of :meth:`Flow.sample`: solver, steps, grid, g(t) of the SDE, guidance.
+    """Arguments of :meth:`Flow.sample`: solver, steps, grid, g(t) of the SDE, guidance, image size.
 
     Parts are names or objects; None is the flow's default. Adaptive solvers have no steps and grid.
     """
@@ -26,6 +26,7 @@ class SamplerConfig:
     diffusion: float | str | DiffusionCoefficient | None = None
     guidance: float = 1.0
     guidance_interval: tuple[float, float] | None = None
+    image_size: tuple[int, int] | None = None
 
     @property
     def adaptive(self) -> bool:

@@ -132,11 +132,11 @@ def describe_files(files: Sequence[Path], *, individual: bool) -> list[str]:
 
 
 class _Still(nn.Module):
-    """Zero network for trials, of so many outputs."""
+    """Zero network in place of ``net`` for trials, with so many outputs."""
 
-    def __init__(self, outputs: int) -> None:
+    def __init__(self, net: nn.Module, outputs: int) -> None:
         super().__init__()
-        self.outputs = outputs
+        self.outputs, self.check_size = outputs, getattr(net, "check_size", None)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
         return torch.cat([torch.zeros_like(x_t)] * self.outputs, 1)
@@ -152,7 +152,7 @@ def check_sampler(
 ) -> None:
     """Raise UserError for an impossible sampler, by a trial of one sample without the network."""
     trial = copy(flow)
-    trial.net = _Still(2 if flow.learned_score else 1)
+    trial.net = _Still(flow.net, 2 if flow.learned_score else 1)
     trial.sample(n, cond=cond, batch_size=batch_size, rows=range(1), **sampler.arguments())
 
 
