@@ -130,12 +130,12 @@ class ArrayFile(Dataset):
         transform = Standardize.fit(x[train]) if vectors else _scale(file, x.dtype, low, high, value_range)
         numbers, names = _classes(file, found.labels, len(x), labels)
         conditions = {name: category(numbers[name][train], names[name]) for name in names}
-        self._metadata: VectorMetadata = {}
+        self._written: VectorMetadata = {}
         if found.columns is not None:
-            self._metadata |= {"column": found.columns[0], "label": found.columns[1]}
+            self._written |= {"column": found.columns[0], "label": found.columns[1]}
         if vectors and found.x.dtype.kind in "bui":
             ends = {"low": x.min(0).tolist(), "high": x.max(0).tolist()}
-            self._metadata |= {"whole": found.x.dtype.name, **ends}
+            self._written |= {"whole": found.x.dtype.name, **ends}
         super().__init__(
             name=file.stem,
             spec=DataSpec(shape=x.shape[1:], modality=array_modality(x.shape[1:]), conditions=dict(conditions)),
@@ -147,7 +147,7 @@ class ArrayFile(Dataset):
 
     @property
     def metadata(self) -> VectorMetadata:
-        return self._metadata
+        return self._written
 
 
 def _load(file: Path, column: str | None, labels: Sequence[str]) -> _Parts:

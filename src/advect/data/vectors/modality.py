@@ -60,7 +60,9 @@ class Vectors(VectorPlots[VectorMetadata]):
         if "column" in self.metadata:
             files = [folder / "samples.parquet"]  # of one condition or none, which has its own name there
             labels = labels_of(conditions, self.spec)
-            others = dict(zip([self.metadata.get("label") or "label"], labels.values(), strict=False))
+            others = dict(
+                zip([self.metadata.get("label") or "label"], (v.tolist() for v in labels.values()), strict=False)
+            )
             write_vectors(files[0], x.numpy(), column=self.metadata["column"], others=others)
         else:
             files = [write_npz(folder, {"x": x}, conditions, self.spec), folder / "samples.csv"]
