@@ -26,7 +26,7 @@ from advect.checkpoint.manifest import (
 from advect.checkpoint.tensor_files import load_weights
 from advect.config.arguments import parse_train
 from advect.config.build import build_dataset, build_loss, fit_source
-from advect.config.build_trainer import build_callbacks, check_method, new_state, new_trainer
+from advect.config.build_trainer import build_callbacks, check_config, check_method, new_state, new_trainer
 from advect.config.config import Config
 from advect.config.flags import launch_processes
 from advect.config.resume import check_folder, check_same_run, lock_run_dir, resolve_checkpoint, write_environment
@@ -53,6 +53,8 @@ def run(words: list[str]) -> None:
     with sync_errors():
         preset, a = parse_train(words, notes)
     if a.dry_run:
+        with sync_errors():
+            check_config(a.settings)
         logger.info(a.settings.to_yaml(preset).rstrip("\n"))
         return
     if a.nproc != 1:

@@ -141,7 +141,7 @@ class TrainArguments(Section):
     nproc: int = 1
     """Local processes, one a GPU if there are any, as by torchrun --nproc_per_node."""
     dry_run: bool = False
-    """Print the resolved configuration and stop."""
+    """Build all parts and the network, print the resolved configuration and stop."""
 
     usual = frozenset({"data", "run_dir", "resume_from", "config", "nproc", "dry_run"})
 

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from advect.checkpoint.async_writer import CheckpointWriter
-from advect.config.build import build_network
+from advect.config.build import (
+    build_dataset,
+    build_loss,
+    build_network,
+    build_path,
+    build_times,
+    build_weight,
+    fit_source,
+    source_tensors,
+)
 from advect.config.config import HELD_OUT_LOSS, Config, MethodConfig, NetworkConfig, TrainingConfig
+from advect.core import registry
 from advect.core.device import be_deterministic, pick_precision, use_tf32
 from advect.core.errors import UserError
 from advect.core.random import Stream, stream_seed
@@ -45,6 +56,38 @@ def check_method(method: MethodConfig, t: TrainingConfig) -> None:
         if asked and method.times == "importance":
             raise UserError(f"{flag} and --times importance contradict each other: times are learned from whole steps")
     _ = build_optimizer(t, skip_init(nn.Linear, 1, 1)), t.build("lr_schedule")  # refuse bad arguments now
+
+
+def check_config(config: Config) -> None:
+    """Raise UserError for a value that a part or the network refuses; write nothing.
+
+    Data that are not there yet are left out, and the network is tried on a shape that they may have.
+    """
+    method, t, place = config.method, config.training, config.data.data_dir
+    check_method(method, t)
+    for part in ("solver", "grid"):
+        config.output.build(part)
+    if config.data.dataset.place is None or (place is not None and Path(place).exists()):
+        dataset = build_dataset(config.data)
+        spec = dataset.spec
+        if t.pairs is None:
+            build_loss(method, spec, fit_source(method, dataset), source_tensors(dataset))
+    else:
+        path = build_path(method)
+        space = method.prediction if method.loss_space == "same" else method.loss_space
+        build_weight(method, path, space)
+        build_times(method)
+        method.build("coupling")
+        spec = _example_spec(config)
+    with torch.device("meta"):
+        build_network(config.network, spec, grad_checkpointing=t.grad_checkpointing)
+
+
+def _example_spec(config: Config) -> DataSpec:
+    """What the network takes, in the image size of the configuration if it has one."""
+    modality: Any = registry.get("modality", config.network.part("network").takes)  # pyright: ignore
+    side, shape = getattr(config.data, "image_size", None), modality.example_shape
+    return DataSpec((*shape[:-2], side, side) if side and len(shape) == 3 else shape, modality.part_name, {})
 
 
 def new_state(

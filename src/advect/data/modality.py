@@ -66,6 +66,8 @@ class Modality(ABC, Generic[M]):
     part_kind: ClassVar[str] = "modality"
     layout: ClassVar[str]
     """Axes of a sample, as in ``FlowNetwork.takes``: "vector" (D,), "sequence" (L, C) or "image" (C, H, W)."""
+    example_shape: ClassVar[tuple[int, ...]] = (16,)
+    """Shape on which a network is tried before the data are there."""
     usual_preset: ClassVar[str] = "arrays"
     metrics: ClassVar[tuple[str, ...]] = (*DISTANCES, "marginals", "straightness")
     """Default metrics, in table order."""

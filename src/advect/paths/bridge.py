@@ -20,10 +20,12 @@ from advect.paths.convert import refuse
 @register("bridge")
 @dataclass(frozen=True)
 class BrownianBridge(Path):
-    """``x_t ~ N(m_t, w_t^2)`` with ``m_t = (1 - t) x0 + t x1`` and ``w_t = sigma sqrt(t (1 - t))``, sigma > 0.
+    """A Brownian bridge of width sigma between x0 and x1, ``N((1 - t) x0 + t x1, sigma^2 t (1 - t))``.
 
+    With mean ``m_t = (1 - t) x0 + t x1`` and width ``w_t = sigma sqrt(t (1 - t))``, sigma > 0,
     ``u_t(x | x0, x1) = x1 - x0 + (1 - 2 t) / (2 t (1 - t)) (x - m_t)`` and ``score = (m_t - x) / w_t^2``, for any
-    source. Pairs of entropic transport with regularisation 2 sigma^2 give the marginals of the Schroedinger bridge,
+    source.
+    Pairs of entropic transport with regularisation 2 sigma^2 give the marginals of the Schroedinger bridge,
     ``dX = (u_t + sigma^2 / 2 score) dt + sigma dW``.
 
     At t = 0 and 1 the velocity is its mean x1 - x0, and the score raises UserError. Near the ends the velocity grows

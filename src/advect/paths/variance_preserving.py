@@ -36,7 +36,7 @@ def _slope(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 @register("vp")
 @dataclass(frozen=True, repr=False)
 class VariancePreserving(Schedule):
-    """sigma_t = s(t), alpha_t = sqrt(1 - s(t)^2), for any s that falls from at most 1 to 0.
+    """A path of unit variance by a noise level s(t) from 1 to 0, sigma_t = s(t) and alpha_t = sqrt(1 - s(t)^2).
 
     A function s is elementwise in PyTorch, and differentiated in forward mode in float64. Where s = 1 (t = 0),
     ``d_alpha = -s s' / alpha`` is infinite unless s' = 0: with the default, linear s the velocity's mean square over t
@@ -99,7 +99,7 @@ class VariancePreserving(Schedule):
 @register("trigonometric")
 @dataclass(frozen=True)
 class Trigonometric(Schedule):
-    """alpha_t = sin(pi t / 2) and sigma_t = cos(pi t / 2), finite everywhere: a quarter circle at constant speed.
+    """A quarter circle from noise to data at constant speed, alpha_t = sin(pi t / 2) and sigma_t = cos(pi t / 2).
 
     Albergo & Vanden-Eijnden 2023, "Building normalizing flows with stochastic interpolants"; "GVP" in Ma et al. 2024,
     "SiT".
@@ -117,11 +117,11 @@ class Trigonometric(Schedule):
 @register("cosine")
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """The cosine schedule: ``alpha_t^2 = f(1 - t) / f(0)`` with ``f(u) = cos^2((u + offset) / (1 + offset) pi / 2)``.
+    """The cosine schedule of diffusion models, ``alpha_t = sin(w t) / sin(w)`` with ``w = pi / (2 (1 + offset))``.
 
-    ``alpha_t = sin(w t) / sin(w)`` with ``w = pi / (2 (1 + offset))``; Trigonometric as offset -> 0. Finite at t = 0,
-    without the paper's cap on beta; d_sigma is -inf at t = 1. Nichol & Dhariwal 2021, "Improved denoising diffusion
-    probabilistic models", eq. 17.
+    ``alpha_t^2 = f(1 - t) / f(0)`` with ``f(u) = cos^2((u + offset) / (1 + offset) pi / 2)``; Trigonometric as
+    offset -> 0. Finite at t = 0, without the paper's cap on beta; d_sigma is -inf at t = 1. Nichol & Dhariwal 2021,
+    "Improved denoising diffusion probabilistic models", eq. 17.
 
     Args:
         offset: distance from Trigonometric, above 0.
@@ -148,9 +148,9 @@ class Cosine(Schedule):
 @register("ddpm")
 @dataclass(frozen=True)
 class BetaLinear(Schedule):
-    """DDPM's schedule in continuous time: noise added at rate ``beta(u) = beta_min + u (beta_max - beta_min)``.
+    """DDPM's schedule: at ``u = 1 - t`` noise is added at rate ``beta_min + u (beta_max - beta_min)``, linear in u.
 
-    With ``u = 1 - t`` and ``B = beta_min u + (beta_max - beta_min) u^2 / 2``, ``alpha_t = exp(-B / 2)`` and ``sigma_t
+    With ``B = beta_min u + (beta_max - beta_min) u^2 / 2``, ``alpha_t = exp(-B / 2)`` and ``sigma_t
     = sqrt(1 - exp(-B))``. ``alpha_0 = exp(-(beta_min + beta_max) / 4)``, 0.0066 by default, is not 0; d_sigma is -inf
     at t = 1.
 

@@ -79,7 +79,7 @@ class DormandPrince(Solver):
     def __post_init__(self) -> None:
         for name, value in (("rtol", self.rtol), ("atol", self.atol)):
             if not 0 <= value < math.inf:
-                raise UserError(f"{name} must be finite and >= 0, got {value}; 1e-5 is usual")
+                raise UserError(f"DormandPrince.{name} must be finite and >= 0, got {value}; 1e-5 is usual")
         if self.rtol == self.atol == 0:
             raise UserError("rtol and atol are both 0, which no step can meet; 1e-5 is usual for both")
         if self.max_steps < 1:
