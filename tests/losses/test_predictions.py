@@ -10,7 +10,7 @@ import torch
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.core.types import Batch, expand_right
-from advect.couplings import ExactOT
+from advect.couplings import ExactOT, Independent
 from advect.losses import (
     FlowMatching,
     ScoreMatching,
@@ -106,13 +106,15 @@ def test_a_weight_multiplies_the_loss_of_each_sample() -> None:
 def test_two_heads_train_on_the_sum_and_split_for_sampling() -> None:
     net = MLP(2, width=8)
     both = lambda x, t, cond=None: torch.cat([net(x, t), -2 * net(x, t)], 1)
-    batch = Batch(torch.randn(32, 2))
-    loss_fn = StochasticInterpolantLoss(flow=FlowMatching(t_eps=0.01), score_weight=0.5)
+    batch, loss_fn = Batch(torch.randn(32, 2)), StochasticInterpolantLoss(score_weight=0.5)
     loss = loss_fn(both, batch, CounterRng(0, 0, 32))
-    point, _ = loss_fn.score.sample(batch, CounterRng(0, 0, 32))
-    velocity, score = velocity_head(both)(point.x_t, point.t, None), score_head(both)(point.x_t, point.t, None)
-    assert torch.equal(velocity, net(point.x_t, point.t)) and torch.equal(score, -2 * velocity)
+    point, _ = loss_fn.sample(batch, CounterRng(0, 0, 32))
+    velocity, score = (
+        head(point.x_t, point.t, None) for head in (velocity_head(both), score_head(both, loss_fn.path))
+    )
     sigma = (1 - point.t)[:, None]
+    assert torch.equal(velocity, net(point.x_t, point.t))
+    torch.testing.assert_close(score, 2 * velocity / sigma)
     expected = (velocity - point.u_t).square().mean(1) + 0.5 * (sigma * score + point.x0).square().mean(1)
     torch.testing.assert_close(loss, expected)
     with pytest.raises(UserError, match=r"twice the channels of x_t \(32, 2\), got \(32, 2\)"):
@@ -122,25 +124,46 @@ def test_two_heads_train_on_the_sum_and_split_for_sampling() -> None:
 def test_importance_times_leave_the_loss_of_two_heads_as_it_was() -> None:
     both = lambda x, t, cond=None: torch.cat([x * 0, 3 * x], 1)
     n, found = 500, []
-    times = Importance(bins=16, momentum=0.0, floor=0.1)
-    objective = StochasticInterpolantLoss(flow=FlowMatching(times=times))
+    objective = StochasticInterpolantLoss(times=Importance(bins=16, momentum=0.0, floor=0.1))
     x1 = LAW.draw(n, CounterRng(1, 0, n))
     for step in range(400):
         found.append(objective(both, Batch(x1), CounterRng(3, step, n)).mean())
-    uniform = StochasticInterpolantLoss(flow=FlowMatching())
+    uniform = StochasticInterpolantLoss()
     expected = torch.stack([uniform(both, Batch(x1), CounterRng(4, step, n)).mean() for step in range(400)])
     weighted = torch.stack(found[1:])
     error = (weighted.var() / len(weighted) + expected.var() / 400).sqrt()
     assert abs(weighted.mean() - expected.mean()) < 4 * error < 0.02 * expected.mean()
 
 
-def test_two_heads_on_a_bridge_regress_its_own_velocity_and_score() -> None:
-    loss_fn = StochasticInterpolantLoss(flow=FlowMatching(path=BrownianBridge(0.5), t_eps=0.05))
-    point, _ = loss_fn.score.sample(Batch(torch.randn(16, 2)), CounterRng(0, 0, 16))
-    target = loss_fn.flow.path.conditional_score(point.x_t, point.t, x1=point.x1, x0=point.x0)
-    both = lambda x, t, cond=None: torch.cat([point.u_t, target], 1)
-    loss = loss_fn(both, Batch(point.x1), CounterRng(0, 0, 16))
+@pytest.mark.parametrize(
+    ("path", "coupling"),
+    [
+        (BrownianBridge(0.5), Independent()),
+        (BrownianBridge(2.0), ExactOT()),
+        (AffinePath(sigma_min=0.3, gaussian_source=False), ExactOT()),
+        (AffinePath(Trigonometric()), Independent()),
+        (AffinePath(sigma_min=0.3), Independent()),
+    ],
+    ids=str,
+)
+def test_the_second_head_is_minus_gamma_times_the_conditional_score(path, coupling) -> None:
+    loss_fn = StochasticInterpolantLoss(path=path, coupling=coupling, t_eps=0.05)
+    point, _ = loss_fn.sample(Batch(torch.randn(16, 2)), CounterRng(0, 0, 16))
+    gaussian = isinstance(path, AffinePath) and path.gaussian_source
+    score = path.conditional_score(point.x_t, point.t, x1=point.x1, x0=None if gaussian else point.x0)
+    torch.testing.assert_close(-loss_fn.noise(point), path.interpolant(point.t).gamma[:, None] * score)
+    # The jitter of a Gaussian source is noise of the score and none of the velocity.
+    loss = loss_fn.compare(torch.cat([point.u_t, loss_fn.noise(point)], 1), point)
     assert loss.abs().max() < 1e-9
+
+
+def test_the_target_of_the_score_is_bounded_up_to_both_ends_of_a_bridge() -> None:
+    for t_eps in (1e-3, 1e-6):
+        loss_fn = StochasticInterpolantLoss(path=BrownianBridge(0.5), t_eps=t_eps)
+        point, _ = loss_fn.sample(Batch(torch.randn(4000, 2).double()), CounterRng(0, 0, 4000))
+        noise = loss_fn.noise(point)
+        for half in (point.t < 0.01, point.t > 0.99):
+            assert noise[half].square().mean().item() == pytest.approx(1, abs=0.4)
 
 
 def test_a_general_path_trains_on_its_derivative() -> None:
@@ -177,5 +200,5 @@ def test_unknown_weightings_are_told() -> None:
         ScoreMatching(weighting="unifrom")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="must be 'score' or 'noise', got 'data'"):
         ScoreMatching(prediction="data")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="must be >= 0, got -1"):
+    with pytest.raises(UserError, match="must be finite and >= 0, got -1"):
         StochasticInterpolantLoss(score_weight=-1)

@@ -8,6 +8,7 @@ from torch import nn
 
 from advect.core.errors import UserError
 from advect.networks import MLP, UNet
+from advect.networks.base import VelocityAndScore
 from advect.training import AdamW, Muon, hidden_matrices, named_params
 from advect.training import optim as module
 from advect.training.optim import orthogonalise
@@ -104,6 +105,8 @@ def test_continued_from_what_it_stored_it_is_the_same_to_the_last_bit() -> None:
 
 def test_outer_layers_tables_norms_and_biases_are_left_to_adamw() -> None:
     assert hidden_matrices(MLP(2, width=8, depth=4, conditions={"class": 3})) == {"hidden.0.weight", "hidden.1.weight"}
+    two = VelocityAndScore(MLP(2, width=8, depth=3), MLP(2, width=8, depth=3))
+    assert hidden_matrices(two) == {"velocity.hidden.0.weight", "score.hidden.0.weight"}
     net = UNet((1, 8, 8), model_channels=8, channel_mult=(1, 2), attention_resolutions=(), conditions={"class": 3})
     hidden, params = hidden_matrices(net), named_params(net)
     assert "down.0.block.conv1.weight" in hidden

@@ -165,6 +165,11 @@ def for_pairs(config: Config) -> Config:
 
     Predicts the velocity instead of noise or score, which are uninformative at t = 0.
     """
+    if config.network.score_network != "none":
+        raise UserError(
+            f"advect reflow trains no score, and the run has --score-network {config.network.score_network}; take a "
+            "run without"
+        )
     method = config.method.replaced(objective="flow-matching", path="cond-ot", sigma_min=0.0, coupling="pairs")
     if method.prediction in ("noise", "score"):
         method = method.replaced(prediction="velocity", loss_space="same", weight="uniform")

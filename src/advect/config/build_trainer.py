@@ -177,7 +177,8 @@ def build_callbacks(
         metrics=metrics if first else None,
         loggers=loggers,
     )
-    writer = CheckpointWriter(run_dir / "checkpoints", keep_last=out.keep_last, keep_every=out.keep_every)
+    keep = {"keep_last": out.keep_last, "keep_every": out.keep_every, "keep_epochs": out.keep_epochs}
+    writer = CheckpointWriter(run_dir / "checkpoints", **keep)
     checkpoints = CheckpointCallback(writer, every=out.save_every, every_epochs=out.save_epochs)
     t, bar = config.training, ProgressBar()
     snapshots = []

@@ -68,6 +68,11 @@ class NetworkConfig(Section):
     network: str = part("network", default="unet", prefix="")
     """Kind of network; one other than the preset's has its own defaults and flags."""
 
+    score_network: Literal["none", "head", "separate"] = "none"
+    """What predicts the score, for --objective stochastic-interpolant: a second output of the network, or a second
+    network.
+    """
+
     usual = frozenset({"network"})
 
 
@@ -256,6 +261,8 @@ class OutputConfig(Section):
     """Number of newest checkpoints kept; 0 keeps all."""
     keep_every: int = 0
     """Also keep those of every so many steps; 0 for none."""
+    keep_epochs: bool = False
+    """Also keep all those of epochs (--save-epochs); --checkpoint epoch-50 finds that of epoch 50."""
     num_samples: int = 64
     """Samples in a grid."""
     sample_steps: int = 50
@@ -288,6 +295,8 @@ class OutputConfig(Section):
                 f"--wandb-project {self.wandb_project} does nothing with --wandb none; give --wandb online or offline,"
                 " or --wandb-project None"
             )
+        if self.keep_epochs and not self.save_epochs:
+            raise UserError("--keep-epochs does nothing with --save-epochs 0; give --save-epochs 1, or leave it out")
         if self.eval_features is not None:
             object.__setattr__(self, "eval_features", self.eval_features.expanduser().absolute())
         for name in ("eval_samples", "eval_features", "keep_best"):
@@ -321,6 +330,19 @@ class Config:
     method: MethodConfig = field(default_factory=MethodConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
+
+    def __post_init__(self) -> None:
+        objective, second = self.method.objective, self.network.score_network
+        if second == "none" and objective == MethodConfig.objective:
+            return
+        learns_score = self.method.part("objective").learns_score  # pyright: ignore[reportAttributeAccessIssue]
+        if learns_score and second == "none":
+            raise UserError(f"--objective {objective} needs --score-network head or separate; give it, too")
+        if second != "none" and not learns_score:
+            raise UserError(
+                f"--score-network {second} does nothing with --objective {objective}; give --objective "
+                "stochastic-interpolant"
+            )
 
     def to_dict(self) -> dict[str, dict[str, object]]:
         """The configuration as sections of plain values."""

@@ -140,7 +140,9 @@ def _examine_file(data: ResolvedData, look: int, findings: list[Finding]) -> lis
         if issubclass(settings.dataset, Cells):
             findings += run_checks(read_cells(data.path, look, settings.layer), CELL_CHECKS)
         elif issubclass(settings.dataset, Table):
-            columns = read_columns(data.path)
+            words = {"missing": settings.missing or None, "decimal": settings.decimal}
+            words |= {"text": settings.categorical, "numeric": settings.numeric, "date_order": settings.date_order}
+            columns = read_columns(data.path, **words)
             findings += run_checks(columns, COLUMN_CHECKS)
             return sorted({*looks_like_id(columns), *(c.name for c in columns if c.missing == 1)})
         elif data.format in ("array-file", "sequences") and (array := measure_array(data.path, look)):

@@ -37,14 +37,22 @@ TIMES, STEPS = 10, 36
 
 
 def measure_quality(
-    flow: Flow, dataset: Dataset, out_dir: Path, *, samples: int = 1000, nfes: Sequence[int] = NFES, seed: int = 0
+    flow: Flow,
+    dataset: Dataset,
+    out_dir: Path,
+    *,
+    samples: int = 1000,
+    nfes: Sequence[int] = NFES,
+    seed: int = 0,
+    step: int | None = None,
 ) -> dict[str, Any]:
     """Measure a flow against its data; write quality.json, neighbours.npz and trajectories.npz to ``out_dir``.
 
     Frechet distance for each solver and number of network evaluations (NFE), of at most ``samples`` samples, at most
     the number of training rows, from the same noise. Classes, memorisation and, for vectors in three dimensions or
-    more, marginals use the last point's samples. Files are written atomically, quality.json last; returns its content.
-    Raises UserError for fewer than two rows of a split, and NFEs that a solver cannot meet.
+    more, marginals use the last point's samples. ``step`` is the flow's, for the record. Files are written atomically,
+    quality.json last; returns its content. Raises UserError for fewer than two rows of a split, and NFEs that a solver
+    cannot meet.
     """
     if min(len(dataset.held_out), len(dataset.train)) < 2:
         raise UserError(
@@ -72,6 +80,7 @@ def measure_quality(
     result = {
         "format": FORMAT,
         "seed": seed,
+        "step": step,
         "data": _describe_data(evaluator.space, context),
         "frechet": _describe_curves(evaluator, context, curves, floor["frechet"], n),
         "samples_by": {"solver": SOLVERS[-1], "nfe": curves[SOLVERS[-1]]["nfe"][-1]},

@@ -131,11 +131,15 @@ class FlowMatching(Loss):
         if self.space != self.prediction:
             assert isinstance(self.path, AffinePath)
             output = self.path.convert(output, sample.x_t, sample.t, self.prediction, self.space)
-        loss = (output - self.target(sample)).square().flatten(1).mean(1)
+        return self.weighted(output - self.target(sample), sample.t)
+
+    def weighted(self, residual: Tensor, t: Tensor) -> Tensor:
+        """The loss (B,) of residuals (B, *S) at t (B,)."""
+        loss = residual.square().flatten(1).mean(1)
         if self.loss_type == "pseudo-huber":
             loss = loss / (torch.sqrt(loss + C**2) + C)  # sqrt(m + c^2) - c, which would cancel
         if self.weight is not None:
-            loss = loss * self.weight(sample.t).to(loss.dtype)
+            loss = loss * self.weight(t).to(loss.dtype)
         return loss
 
     def target(self, sample: PathSample) -> Tensor:

@@ -140,10 +140,14 @@ def describe_files(files: Sequence[Path], *, individual: bool) -> list[str]:
 
 
 class _Still(nn.Module):
-    """Zero network for trials."""
+    """Zero network for trials, of so many outputs."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.outputs = outputs
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
-        return torch.zeros_like(x_t)
+        return torch.cat([torch.zeros_like(x_t)] * self.outputs, 1)
 
 
 def check_sampler(
@@ -156,7 +160,7 @@ def check_sampler(
 ) -> None:
     """Raise UserError for an impossible sampler, by a trial of one sample without the network."""
     trial = copy(flow)
-    trial.net = _Still()
+    trial.net = _Still(2 if flow.learned_score else 1)
     trial.sample(n, cond=cond, batch_size=batch_size, rows=range(1), **sampler.arguments())
 
 

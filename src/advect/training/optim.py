@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Collection
@@ -138,8 +139,13 @@ def hidden_matrices(net: nn.Module) -> set[str]:
     return {
         f"{name}.weight" if name else "weight"
         for name, module in net.named_modules()
-        if isinstance(module, kinds) and module.weight.requires_grad and name.split(".")[0] not in _OUTER
+        if isinstance(module, kinds) and module.weight.requires_grad and _first_part(name) not in _OUTER
     }
+
+
+def _first_part(name: str) -> str:
+    """Name of the part of a network, or of one of the two in ``VelocityAndScore``, that a module is in."""
+    return re.sub(r"^(velocity|score)\.", "", name).split(".")[0]
 
 
 def orthogonalise(x: Tensor, *, steps: int = 5) -> Tensor:

@@ -15,7 +15,7 @@ import numpy as np
 
 from advect.core.errors import UserError, did_you_mean, optional_import
 from advect.core.files import atomic_write
-from advect.data.tables.text import as_series, infer_text
+from advect.data.tables.text import Read, as_series, infer_text, without_missing
 
 logger = logging.getLogger(__name__)
 
@@ -113,10 +113,10 @@ def _read_csv(pd: Any, file: Path, text: Collection[str], numeric: Collection[st
     for column in frame.columns:
         values = frame[column].to_numpy(object)
         if column in text:
-            empty = {"", *(words["missing"] or ())}
-            columns[column] = pd.Series([None if v in empty else v for v in values], dtype=object)
-            continue
-        read = infer_text(column, values, numeric=column in numeric, **words)
+            left, form = without_missing(values, np.isin(values, ["", *(words["missing"] or ())]))
+            read = Read("text", left, form, "as asked")
+        else:
+            read = infer_text(column, values, numeric=column in numeric, **words)
         columns[column] = as_series(read, column)
         why[column] = f"{read.kind} ({read.why})"
         if read.form:
