@@ -106,8 +106,8 @@ class MethodConfig(Section):
     loss_type: Literal["squared", "pseudo-huber"] = aliased("squared", "penalty")
     """Function of a sample's residual; pseudo-huber, for reflow, is about its norm."""
     t_eps: float = aliased(1e-3, "margin")
-    """Distance of t from 0 and 1 where a conversion or the path is infinite; 0.05 for --prediction data with
-    --loss-space velocity.
+    """Distance from t = 0 and 1 at which an infinite target, or factor of --loss-space, is cut; 0.05 for --prediction
+    data with --loss-space velocity.
     """
     label_dropout: float | None = None
     """Share of samples trained without conditions, for guidance; each of several is also dropped on its own in this
