@@ -37,6 +37,7 @@ from advect.training import (
     hidden_matrices,
     named_params,
 )
+from advect.training.learning_rate import CosineDecay
 
 CONTESTANTS = ("all", "embeddings", "split", "both", "adamw")
 REPEATS = 8
@@ -98,7 +99,7 @@ def main() -> None:
             for name in a.contestants:
                 net = copy.deepcopy(start)
                 state = TrainState(net, optimizer(name, net), EMA(named_params(net), 0.99))
-                schedule = LearningRate(peak=rate, warmup=a.steps // 20, total=a.steps, shape="cosine")
+                schedule = LearningRate(peak=rate, warmup=a.steps // 20, total=a.steps, schedule=CosineDecay())
                 limits, loader = StopCriteria(steps=a.steps), Loader(data.train, 64, seed=seed)
                 Trainer(state, FlowMatching(), loader, rate=schedule, limits=limits, seed=seed, log_every=10**6).run()
                 assert state.ema is not None

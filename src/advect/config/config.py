@@ -9,10 +9,13 @@ from typing import Any, Literal
 
 import yaml
 
-from advect.config.section import Section, aliased, part, plain
+from advect.config.section import Section, aliased, named, part, plain
 from advect.core.errors import UserError
 from advect.data.base import Dataset
 from advect.data.remote import is_remote
+
+HELD_OUT_LOSS = "held-out-loss"
+"""Choice of --keep-best beside the metrics."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,11 +140,11 @@ class TrainingConfig(Section):
     """Stop after this many steps in all; the schedule stays that of the epochs."""
     max_minutes: float | None = None
     """Stop this start after so many minutes; the schedule stays that of the epochs."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """adamw, or muon: orthogonalised momentum for hidden matrices, AdamW for the rest."""
+    optimizer: str = part("optimizer", default="adamw")
+    """Optimiser."""
     learning_rate: float = 2e-4
     """Peak learning rate; AdamW's suits muon too."""
-    lr_schedule: Literal["constant", "cosine"] = "constant"
+    lr_schedule: str = part("lr-schedule", default="constant")
     """Schedule after the warm-up."""
     lr_warmup_steps: int = 1000
     """Steps of linear warm-up."""
@@ -275,7 +278,7 @@ class OutputConfig(Section):
     eval_features: Path | None = None
     """File of a feature network for images, such as the FID Inception; default pixels."""
 
-    keep_best: Literal["auto", "frechet", "kernel", "energy", "held-out-loss"] | None = "auto"
+    keep_best: str | None = named("metric", "auto", HELD_OUT_LOSS, default="auto")
     """With --eval-every, keep the checkpoint with the smallest value, named by checkpoints/best. auto: frechet for
     images (which also have kernel), else energy, which sees more than means and covariances.
     """
