@@ -90,10 +90,10 @@ def plant(victim: int, value: float, steps: list[int], above: float = 0.0, kill:
 
     rank, real, run = int(os.environ.get("RANK", 0)), Step.take, Trainer.run
 
-    def take(self: Step, loss, inputs, lr: float):
+    def take(self: Step, loss, inputs, lr: float, observe=None):
         if rank == victim and self.state.progress.step + 1 in steps and lr > above:
             inputs[0].u_t[0, 0] = value
-        return real(self, loss, inputs, lr)
+        return real(self, loss, inputs, lr, observe)
 
     def noted(self: Trainer) -> str:
         reason = run(self)

@@ -37,6 +37,15 @@ def test_copied_rows_share_a_side(row):
     assert sorted([*train, *rest]) == list(range(len(x)))
 
 
+@pytest.mark.parametrize("n", [60, 200, 1000, 8000])
+@pytest.mark.parametrize("rest", [None, 2, 8])
+def test_rounded_values_that_meet_are_no_copies(n, rest):
+    x = RNG.normal(size=(n, 1)).round(3)
+    if rest:
+        x = np.concatenate([x, RNG.integers(0, rest, (n, 1))], 1)
+    assert not copied(x, equal_rows(x)).any()
+
+
 def test_rare_values_are_on_both_sides_in_their_shares():
     x = rare()
     train, rest = split_rows(x, 0.1, seed=0)

@@ -254,7 +254,8 @@ def test_no_run_and_moved_data_and_changed_data_are_told(
     advect(f"train --data x.npy {QUICK} --run-dir run")
     assert "--features net.pt is for images, and these are vector data" in _with_network(say)
     np.save("x.npy", x + 1)
-    assert "the data of run have changed since step-00000002 was trained" in say("eval run")
+    for words in ("eval run", "report run", "doctor run --samples 20"):
+        assert "the data of run have changed since step-00000002 was trained" in say(words)
     Path("x.npy").unlink()
     assert "x.npy; give --data PATH" in say("eval run")
     assert "--data y.npy does not exist" in say("eval run --data y.npy")
@@ -277,7 +278,8 @@ def test_data_that_have_moved_are_named_by_data(
         advect("doctor run --samples 20 --data y.npy")
     assert "samples" in capsys.readouterr().out
     np.save("z.npy", np.zeros((200, 3)))
-    assert "have changed since" in mistake("eval run --data z.npy", monkeypatch, capsys)
+    for words in ("eval run", "report run", "doctor run --samples 20"):
+        assert "have changed since" in mistake(f"{words} --data z.npy", monkeypatch, capsys)
     assert "for --samples 500; give both or neither" in mistake("doctor run --data y.npy", monkeypatch, capsys)
 
 
@@ -343,3 +345,14 @@ def test_results_are_compared_by_the_command_line(
         advect("eval --compare a.json c.json")
     advect("eval --compare a.json c.json --force")
     assert capsys.readouterr().out.startswith("differs: a.json and c.json: samples was 40 there and is 41 here\n")
+
+
+def test_usual_metrics_that_need_more_rows_than_are_held_out_are_left_out(
+    tmp_path: Path, advect: Callable[..., None], capsys: pytest.CaptureFixture
+) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(60, 2)))
+    advect(f"train --data {tmp_path / 'x.npy'} --run-dir {tmp_path / 'run'} {QUICK}")
+    capsys.readouterr()
+    advect(f"eval {tmp_path / 'run'} --num-steps 1")
+    told = capsys.readouterr().out
+    assert "note: without two_sample (20 rows), as there are" in told and "energy" in told

@@ -15,7 +15,8 @@ from advect.config.config import Config
 from advect.config.presets import get_preset
 from advect.core.errors import UserError
 from advect.core.types import LENGTH, NULL, Category, Conditions, DataSpec, Length, Quantity
-from advect.data import Identity, Moons
+from advect.data import Identity, Moons, Table
+from advect.data.modality import labels_of
 from advect.model.conditions import CYCLE, Encoded, parse_conditions, resolve_conditions
 from advect.model.flow import Flow
 from advect.model.load import ModelMetadata
@@ -228,6 +229,37 @@ def test_padding_stays_zero_on_the_way_back() -> None:
     torch.testing.assert_close(flow.decode(z, cond=given), x)
 
 
+class ByLabel(nn.Module):
+    """The constant velocity 1 of label 0, 3 of label 1, and -1 without a label."""
+
+    def forward(self, x: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
+        label = cond["label"] if cond else torch.full((len(x),), NULL)
+        return torch.where(label == NULL, -1.0, 1.0 + 2 * label)[:, None].expand_as(x)
+
+
+def test_decoding_is_guided_as_sampling_is_and_encoding_undoes_it() -> None:
+    flow = Flow(ByLabel(), DataSpec((2,), "vector", {"label": Category(("a", "b"), (0.5, 0.5))}), Identity())
+    z, of_b = torch.randn(5, 2), {"label": "b"}
+    for guide, moved in (
+        ({}, 3.0),
+        ({"guidance": 2.0}, -1 + 2 * 4.0),
+        ({"guidance": 0.0}, -1.0),
+        ({"guidance": 2.0, "guidance_interval": (0.0, 0.495)}, 0.5 * 7 + 0.5 * 3),
+    ):
+        x = flow.decode(z, cond=of_b, solver="euler", **guide)
+        torch.testing.assert_close(x, z + moved)
+        torch.testing.assert_close(flow.encode(x, cond=of_b, steps=200, **guide), z, atol=0.05, rtol=0)
+        drawn = flow.sample(5, cond=of_b, solver="euler", steps=50, trajectory=True, **guide).x
+        torch.testing.assert_close(drawn[-1] - drawn[0], torch.full((5, 2), moved))
+    for call in (flow.encode, flow.decode):
+        with pytest.raises(UserError, match="guidance is 1, which is none"):
+            call(z, guidance_interval=(0.1, 0.5))
+        with pytest.raises(UserError, match="0 <= lo < hi <= 1"):
+            call(z, cond=of_b, guidance=2.0, guidance_interval=(0.5, 0.1))
+    with pytest.raises(UserError, match="no conditions to guide by"):
+        Flow(Ones(), DataSpec((2,), "vector", {}), Identity()).decode(z, guidance=2.0)
+
+
 def test_a_flow_that_knows_no_null_refuses_a_missing_quantity() -> None:
     flow = Flow(Ones(), SPEC, Identity(), null=False)
     flow.conditions(2)
@@ -242,3 +274,33 @@ def test_a_density_over_several_lengths_is_refused() -> None:
 
 def test_null_is_the_number_that_networks_know() -> None:
     assert resolve(type="none")["type"].tolist() == [NULL] * 3
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ""])
+def test_dates_and_large_numbers_are_named_as_in_the_data(tmp_path, suffix) -> None:
+    pd = pytest.importorskip("pandas")
+    days = pd.date_range("2020-01-01", periods=60, freq="7h")
+    table = {"x": np.arange(60.0), "at": days, "id": 2**60 + 1000 * np.arange(60), "day": days.normalize().astype(str)}
+    frame = pd.DataFrame(table)
+    if suffix:
+        write = frame.to_csv if suffix == ".csv" else frame.to_parquet
+        write(tmp_path / f"t{suffix}", index=False)
+    data = Table(tmp_path / f"t{suffix}" if suffix else frame, conditions=("at", "id", "day"), held_out=0.0)
+    asked = {"at": "2020-01-10T14:00:00", "id": str(2**60 + 7000), "day": np.datetime64("2020-01-03", "ns")}
+    told = labels_of(resolve_conditions(data.spec, 2, asked, 0), data.spec)
+    assert abs(told["at"] - np.datetime64("2020-01-10T14:00:00")).max() < np.timedelta64(2, "s")
+    assert (told["id"] - 2**60).tolist() == [7000, 7000]
+    assert (told["day"] == np.datetime64("2020-01-03")).all()
+    each = {"at": days[:2], "id": [2**60, 2**60 + 59_000], "day": [pd.Timestamp("2020-01-02", tz="UTC"), None]}
+    given = resolve_conditions(data.spec, 2, each, 0)
+    assert torch.isnan(given["day"][:, 0]).tolist() == [False, True]
+    assert (labels_of(given, data.spec)["id"] - 2**60).tolist() == [0, 59_000]
+    with pytest.raises(UserError, match="needs an ISO date such as 2024-01-31 or 2024-01-31T10:00; got '5'"):
+        resolve_conditions(data.spec, 2, {"at": "5"}, 0)
+
+
+def test_durations_are_refused_as_conditions() -> None:
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame({"x": np.arange(9.0), "wait": pd.to_timedelta(np.arange(9), unit="min")})
+    with pytest.raises(UserError, match=r"'wait' holds timedelta64.*durations or times of day; make them numbers"):
+        Table(frame, conditions=("wait",))

@@ -9,10 +9,13 @@ from typing import Any, Literal
 
 import yaml
 
-from advect.config.section import Section, aliased, part, plain
+from advect.config.section import Section, aliased, named, part, plain
 from advect.core.errors import UserError
 from advect.data.base import Dataset
 from advect.data.remote import is_remote
+
+HELD_OUT_LOSS = "held-out-loss"
+"""Choice of --keep-best beside the metrics."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,11 @@ class NetworkConfig(Section):
     network: str = part("network", default="unet", prefix="")
     """Kind of network; one other than the preset's has its own defaults and flags."""
 
+    score_network: Literal["none", "head", "separate"] = "none"
+    """What predicts the score, for --objective stochastic-interpolant: a second output of the network, or a second
+    network.
+    """
+
     usual = frozenset({"network"})
 
 
@@ -98,8 +106,8 @@ class MethodConfig(Section):
     loss_type: Literal["squared", "pseudo-huber"] = aliased("squared", "penalty")
     """Function of a sample's residual; pseudo-huber, for reflow, is about its norm."""
     t_eps: float = aliased(1e-3, "margin")
-    """Distance of t from 0 and 1 where a conversion or the path is infinite; 0.05 for --prediction data with
-    --loss-space velocity.
+    """Distance from t = 0 and 1 at which an infinite target, or factor of --loss-space, is cut; 0.05 for --prediction
+    data with --loss-space velocity.
     """
     label_dropout: float | None = None
     """Share of samples trained without conditions, for guidance; each of several is also dropped on its own in this
@@ -132,11 +140,11 @@ class TrainingConfig(Section):
     """Stop after this many steps in all; the schedule stays that of the epochs."""
     max_minutes: float | None = None
     """Stop this start after so many minutes; the schedule stays that of the epochs."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """adamw, or muon: orthogonalised momentum for hidden matrices, AdamW for the rest."""
+    optimizer: str = part("optimizer", default="adamw")
+    """Optimiser."""
     learning_rate: float = 2e-4
     """Peak learning rate; AdamW's suits muon too."""
-    lr_schedule: Literal["constant", "cosine"] = "constant"
+    lr_schedule: str = part("lr-schedule", default="constant")
     """Schedule after the warm-up."""
     lr_warmup_steps: int = 1000
     """Steps of linear warm-up."""
@@ -253,6 +261,8 @@ class OutputConfig(Section):
     """Number of newest checkpoints kept; 0 keeps all."""
     keep_every: int = 0
     """Also keep those of every so many steps; 0 for none."""
+    keep_epochs: bool = False
+    """Also keep all those of epochs (--save-epochs); --checkpoint epoch-50 finds that of epoch 50."""
     num_samples: int = 64
     """Samples in a grid."""
     sample_steps: int = 50
@@ -268,7 +278,7 @@ class OutputConfig(Section):
     eval_features: Path | None = None
     """File of a feature network for images, such as the FID Inception; default pixels."""
 
-    keep_best: Literal["auto", "frechet", "kernel", "energy", "held-out-loss"] | None = "auto"
+    keep_best: str | None = named("metric", "auto", HELD_OUT_LOSS, default="auto")
     """With --eval-every, keep the checkpoint with the smallest value, named by checkpoints/best. auto: frechet for
     images (which also have kernel), else energy, which sees more than means and covariances.
     """
@@ -285,6 +295,8 @@ class OutputConfig(Section):
                 f"--wandb-project {self.wandb_project} does nothing with --wandb none; give --wandb online or offline,"
                 " or --wandb-project None"
             )
+        if self.keep_epochs and not self.save_epochs:
+            raise UserError("--keep-epochs does nothing with --save-epochs 0; give --save-epochs 1, or leave it out")
         if self.eval_features is not None:
             object.__setattr__(self, "eval_features", self.eval_features.expanduser().absolute())
         for name in ("eval_samples", "eval_features", "keep_best"):
@@ -318,6 +330,19 @@ class Config:
     method: MethodConfig = field(default_factory=MethodConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
+
+    def __post_init__(self) -> None:
+        objective, second = self.method.objective, self.network.score_network
+        if second == "none" and objective == MethodConfig.objective:
+            return
+        learns_score = self.method.part("objective").learns_score  # pyright: ignore[reportAttributeAccessIssue]
+        if learns_score and second == "none":
+            raise UserError(f"--objective {objective} needs --score-network head or separate; give it, too")
+        if second != "none" and not learns_score:
+            raise UserError(
+                f"--score-network {second} does nothing with --objective {objective}; give --objective "
+                "stochastic-interpolant"
+            )
 
     def to_dict(self) -> dict[str, dict[str, object]]:
         """The configuration as sections of plain values."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import shlex
 from collections.abc import Iterable
 from types import ModuleType
 
@@ -20,6 +21,11 @@ def did_you_mean(value: str, options: Iterable[str]) -> str:
     options = list(options)
     near = difflib.get_close_matches(value, options, n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else f"; choose from {', '.join(options)}"
+
+
+def quoted_flag(name: str, *values: str) -> str:
+    """ "--name value ..." as a shell takes it: values with blanks or other special characters in quotes."""
+    return shlex.join([f"--{name}", *values])
 
 
 def optional_import(module: str, extra: str) -> ModuleType:

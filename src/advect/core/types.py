@@ -93,12 +93,18 @@ class Quantity:
 
     ``names``, ``mean`` and ``std`` have d entries, the latter in data units; ``examples`` are rows (d) of the data in
     data units, sampled if no value is requested.
+
+    Dates, times and whole numbers beyond 2^53 are counted in ``step`` units from ``origin``: times in ``unit`` ("D",
+    "s", "ms", "us" or "ns") since 1970, UTC where the data have offsets.
     """
 
     names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     examples: tuple[tuple[float, ...], ...]
+    unit: str = ""
+    origin: int = 0
+    step: int = 1
 
 
 @dataclass(frozen=True)

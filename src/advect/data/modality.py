@@ -248,11 +248,21 @@ def labels_of(conditions: Conditions, spec: DataSpec) -> dict[str, np.ndarray]:
         if isinstance(kind, Category):
             found[name] = label_array(kind.names, value.cpu().numpy())
         elif isinstance(kind, Quantity):
-            own = value.cpu().double().numpy() * np.asarray(kind.std) + np.asarray(kind.mean)
+            own = quantity_values(value, kind)
             found[name] = own[:, 0] if own.shape[1] == 1 else own
         else:
             found[name] = value.cpu().numpy()
     return found
+
+
+def quantity_values(x: Tensor, kind: Quantity) -> np.ndarray:
+    """Standardised x (n, d) in data units; dates and times are datetime64, whole numbers beyond 2^53 int64."""
+    own = x.detach().cpu().double().numpy() * np.asarray(kind.std) + np.asarray(kind.mean)
+    absent = np.isnan(own)
+    if not kind.unit and (not kind.origin or absent.any()):
+        return own * kind.step + kind.origin
+    counts = np.where(absent, 0, own).round().astype(np.int64) * kind.step + kind.origin
+    return np.where(absent, np.datetime64("NaT"), counts.astype(f"M8[{kind.unit}]")) if kind.unit else counts
 
 
 def condition_columns(conditions: Conditions, spec: DataSpec) -> dict[str, list[Any]]:
@@ -263,10 +273,10 @@ def condition_columns(conditions: Conditions, spec: DataSpec) -> dict[str, list[
         if isinstance(kind, Category):
             columns[name] = ["" if i == NULL else kind.names[i] for i in value.tolist()]
         elif isinstance(kind, Quantity):
-            own = value.double() * value.new_tensor(kind.std).double() + value.new_tensor(kind.mean).double()
+            own = quantity_values(value, kind)
             for i, entry in enumerate(kind.names):
                 title = name if len(kind.names) == 1 else f"{name}.{entry}"
-                columns[title] = ["" if v != v else v for v in own[:, i].tolist()]
+                columns[title] = ["" if v != v else str(v) if kind.unit else v.item() for v in own[:, i]]
         else:
             columns[name] = value.tolist()
     return columns

@@ -15,7 +15,7 @@ SAMPLED, COLUMNS = 2000, 256
 """Maximum rows and columns used to estimate frequencies."""
 
 CHANCE = 0.1
-"""Rows are copies if independent columns would give fewer equal rows than this."""
+"""Rows are copies if independent columns would give at most this share of the equal pairs."""
 
 LONG = 16
 """Columns (such as pixels) from which equality is significant even without measured values."""
@@ -28,7 +28,8 @@ def copied(x: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Whether each row (N,) of x (N, K) belongs to a group of copies.
 
     Equal rows are copies if they are long or hold a measured value, and independent columns with their own frequencies
-    would hardly give so many. Rows of zeros and very common rows are not copies.
+    would hardly give so many: at most ``CHANCE`` of those marked (Benjamini & Hochberg 1995). Rows of zeros and very
+    common rows are not copies.
 
     Args:
         x: real numbers; NaN counts as a value.
@@ -47,10 +48,13 @@ def copied(x: np.ndarray, groups: np.ndarray) -> np.ndarray:
     filled = np.nan_to_num(x[first[repeated]]).any(1)
     long = filled & (x.shape[1] >= LONG) | np.any([real for _, real in found], 0)
     # The expected number of other rows that equal this one.
-    chance = n * np.exp(np.minimum(log_chance, 0))
-    copies = long & (chance < CHANCE * (counts[repeated] - 1)) & (counts[repeated] <= max(10, COMMON * n))
+    chance = n * np.exp(np.minimum(log_chance, 0)) / (counts[repeated] - 1)
+    apart = np.flatnonzero(long & (counts[repeated] <= max(10, COMMON * n)))
+    apart = apart[np.argsort(chance[apart])]
+    # Coincidence would give n * chance / 2 pairs as unlikely as this one or more.
+    fits = np.flatnonzero(n * chance[apart] / 2 < CHANCE * (1 + np.arange(len(apart))))
     marked = np.zeros(len(counts), bool)
-    marked[repeated[copies]] = True
+    marked[repeated[apart[: fits[-1] + 1 if len(fits) else 0]]] = True
     return marked[groups]
 
 
@@ -64,9 +68,20 @@ def _shares(column: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray
     place = np.searchsorted(values, own).clip(max=len(values) - 1)
     seen = np.where((values[place] == own) | (np.isnan(values[place]) & np.isnan(own)), counts[place], 1)
     # A value that was seen once is as rare as rows that agree in such values.
-    alone = max((counts * (counts - 1)).sum() / max(m * (m - 1), 1), m**-2.0)
+    alone = max((counts * (counts - 1)).sum() / max(m * (m - 1), 1), m**-2.0, _rounded(values, column))
     share = np.where(seen > 1, seen / m, min(alone, 1 / m))
     return share, (seen <= max(1, m / 100)) & (len(values) > m / 2) & (np.nan_to_num(own) != 0)
+
+
+def _rounded(values: np.ndarray, column: np.ndarray) -> float:
+    """Chance that two values of a column (m,) agree because they are rounded; 0 unless ``values`` lie on a grid."""
+    gaps = np.diff(values[np.isfinite(values)])
+    if len(gaps) < 2:
+        return 0.0
+    steps = gaps / gaps.min()
+    low, high = np.nanquantile(column, [0.25, 0.75])
+    # The integral of the square of a normal density is 0.38 divided by its interquartile range.
+    return float(0.38 * gaps.min() / (high - low)) if (abs(steps - steps.round()) < 1e-3).all() and high > low else 0.0
 
 
 def split_rows(x: np.ndarray, held_out: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:

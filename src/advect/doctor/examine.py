@@ -21,20 +21,20 @@ from advect.doctor.data import (
     IMAGE_CHECKS,
     VALUE_CHECKS,
     check_classes,
-    check_lengths,
     class_shares,
     measure_images,
     measure_values,
-    sequence_lengths,
 )
 from advect.doctor.formats import (
     CELL_CHECKS,
     COLUMN_CHECKS,
     check_array,
+    check_lengths,
     looks_like_id,
     measure_array,
     read_cells,
     read_columns,
+    sequence_lengths,
 )
 from advect.doctor.losses import LOSS_CHECKS
 from advect.doctor.machine import MACHINE_CHECKS, device_memory, measure_machine
@@ -140,7 +140,9 @@ def _examine_file(data: ResolvedData, look: int, findings: list[Finding]) -> lis
         if issubclass(settings.dataset, Cells):
             findings += run_checks(read_cells(data.path, look, settings.layer), CELL_CHECKS)
         elif issubclass(settings.dataset, Table):
-            columns = read_columns(data.path)
+            words = {"missing": settings.missing or None, "decimal": settings.decimal}
+            words |= {"text": settings.categorical, "numeric": settings.numeric, "date_order": settings.date_order}
+            columns = read_columns(data.path, **words)
             findings += run_checks(columns, COLUMN_CHECKS)
             return sorted({*looks_like_id(columns), *(c.name for c in columns if c.missing == 1)})
         elif data.format in ("array-file", "sequences") and (array := measure_array(data.path, look)):

@@ -1,4 +1,4 @@
-"""Statistics of stored cells, tables and arrays, and checks."""
+"""Statistics of cells, tables, arrays and sequences, and checks."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from advect.core.errors import UserError, optional_import
-from advect.data import read_table
+from advect.core.errors import UserError, optional_import, quoted_flag
+from advect.core.types import LENGTH, Length
+from advect.data import Dataset, read_table
 from advect.data.cells.matrix import CellMatrix, stored_matrix
 from advect.doctor.data import evenly_spaced
 from advect.doctor.report import Figure, Finding
@@ -48,6 +49,7 @@ class ColumnStats:
         distinct: number of distinct values.
         named: whether values are names, not numbers.
         rare: names that occur fewer than five times.
+        why: kind and reason, of a column of CSV.
     """
 
     name: str
@@ -57,6 +59,11 @@ class ColumnStats:
     distinct: int
     named: bool
     rare: int = 0
+    why: str = ""
+
+
+MOST_TYPES = 20
+"""Most columns whose type is explained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +74,15 @@ class ArrayStats:
     dtype: str
     looked: int
     infinite: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthStats:
+    """Numbers of real steps of sequences."""
+
+    shortest: int
+    median: int
+    longest: int
 
 
 def measure_array(path: Path, look: int) -> ArrayStats | None:
@@ -129,9 +145,12 @@ def measure_cells(matrix: CellMatrix, look: int) -> CellStats:
     )
 
 
-def read_columns(path: Path) -> list[ColumnStats]:
-    """Statistics of the columns of a CSV or Parquet file. Raises UserError if unreadable."""
-    return measure_columns(read_table(path))
+def read_columns(path: Path, **options: Any) -> list[ColumnStats]:
+    """Statistics of the columns of a CSV or Parquet file, read by :func:`read_table` with ``options``.
+
+    Raises UserError if unreadable.
+    """
+    return measure_columns(read_table(path, **options))
 
 
 def measure_columns(frame: Any) -> list[ColumnStats]:
@@ -150,9 +169,21 @@ def measure_columns(frame: Any) -> list[ColumnStats]:
                 distinct=len(counts),
                 named=bool(named),
                 rare=int((counts < 5).sum()) if named else 0,
+                why=frame.attrs.get("why", {}).get(name, ""),
             )
         )
     return columns
+
+
+def sequence_lengths(dataset: Dataset) -> LengthStats | None:
+    """Statistics of sequence lengths; None if all are equal."""
+    condition = dataset.spec.conditions.get(LENGTH)
+    if not isinstance(condition, Length):
+        return None
+    shares = np.array(condition.frequencies)
+    present = np.flatnonzero(shares) + 1
+    middle = int(np.searchsorted(shares.cumsum(), 0.5 * shares.sum())) + 1
+    return LengthStats(shortest=int(present[0]), median=middle, longest=int(present[-1]))
 
 
 def check_array(a: ArrayStats) -> Finding:
@@ -233,6 +264,17 @@ def check_columns(columns: list[ColumnStats]) -> Finding | None:
     return Finding("ok", "The table can be read", figures)
 
 
+def check_types(columns: list[ColumnStats]) -> Finding | None:
+    """Say why columns of text got their types, those that are not plain first."""
+    plain = ("number (whole numbers)", "number (numbers)", "text (words)")
+    told = sorted((c for c in columns if c.why), key=lambda c: c.why in plain)
+    if not told:
+        return None
+    figures: dict[str, Figure] = {c.name: c.why for c in told[:MOST_TYPES]}
+    figures |= {"and others": len(told) - MOST_TYPES} if len(told) > MOST_TYPES else {}
+    return Finding("ok", "The columns' types follow from all their values", figures)
+
+
 def check_missing(columns: list[ColumnStats]) -> Finding | None:
     """Check for missing values."""
     gone = [c.name for c in columns if c.missing == 1]
@@ -246,9 +288,11 @@ def check_missing(columns: list[ColumnStats]) -> Finding | None:
     }
     if gone:
         words = ", ".join(gone[:5])
-        return Finding("problem", "A column has no values at all", {**figures, "empty": words}, f"--drop {words}")
+        return Finding(
+            "problem", "A column has no values at all", {**figures, "empty": words}, quoted_flag("drop", *gone[:5])
+        )
     if worst.missing > 0.5:
-        return Finding("note", "A column misses most of its values", figures, f"--drop {worst.name}")
+        return Finding("note", "A column misses most of its values", figures, quoted_flag("drop", worst.name))
     return Finding("ok", "Values are missing; missingness is learned with the rest", figures)
 
 
@@ -259,7 +303,7 @@ def check_ids(columns: list[ColumnStats]) -> Finding | None:
         return None
     figures: dict[str, Figure] = {"columns": ", ".join(ids[:5]), "rows": columns[0].rows}
     title = "A column has another value in each row, as a name or a number of rows has"
-    return Finding("note", title, figures, f"--drop {' '.join(ids[:5])}")
+    return Finding("note", title, figures, quoted_flag("drop", *ids[:5]))
 
 
 def looks_like_id(columns: list[ColumnStats]) -> list[str]:
@@ -289,5 +333,14 @@ def check_rare(columns: list[ColumnStats]) -> Finding | None:
     )
 
 
+def check_lengths(n: LengthStats) -> Finding:
+    """Check for sequences much longer than the rest."""
+    figures: dict[str, Figure] = {"shortest": n.shortest, "median": n.median, "longest": n.longest}
+    if n.longest > 4 * n.median:
+        title = "A few sequences are far longer than the rest: most of the arithmetic goes into padding"
+        return Finding("note", title, figures, f"--max-length {2 * n.median}, with --long truncate or window")
+    return Finding("ok", "The sequences have lengths near one another", figures)
+
+
 CELL_CHECKS = (check_units, check_genes, check_libraries)
-COLUMN_CHECKS = (check_columns, check_missing, check_ids, check_rare)
+COLUMN_CHECKS = (check_columns, check_types, check_missing, check_ids, check_rare)

@@ -54,6 +54,9 @@ class EvalConfig(Section):
 
     features: FeatureConfig = field(default_factory=FeatureConfig)
 
+    checkpoint: str | None = None
+    """Checkpoint of the run: epoch-50, step-1000, best or latest, the default."""
+
     data: str | None = None
     """The data's place if they have moved since the training."""
     num_samples: int | None = None
@@ -116,7 +119,7 @@ class EvalConfig(Section):
         "features": ("features",),
         "solver": ("solver", "num_steps", "nfe", "grid", "diffusion"),
         "conditions": ("cond", "guidance", "guidance_interval"),
-        "weights": ("use_ema", "ema_decay"),
+        "weights": ("checkpoint", "use_ema", "ema_decay"),
         "processes": ("batch_size", "device", "nproc"),
     }
     usual = frozenset(
@@ -126,6 +129,7 @@ class EvalConfig(Section):
             *groups["solver"],
             "cond",
             "guidance",
+            "checkpoint",
             "use_ema",
             "device",
             "nproc",
@@ -181,6 +185,7 @@ class Plan:
         space = FeatureSpace(flow, dataset, network, keep=needs)
         sweep = plan_sweep(
             flow.sampler,
+            flow.nfe,
             solvers=config.solver,
             grids=config.grid,
             nfes=config.nfe,
@@ -188,9 +193,20 @@ class Plan:
             diffusion=number_or_name(config.diffusion),
         )
         samples = config.num_samples or min(SAMPLES, len(dataset.train))
-        plan = cls(config, folder, place, subject, space, sweep, metrics, samples)
+        plan = cls(config, folder, place, subject, space, sweep, metrics, samples)._without_needy()
         plan._check()
         return plan
+
+    def _without_needy(self) -> Plan:
+        """Without the usual metrics that need more rows than the reference has, if others remain."""
+        rows = len(self._splits[0])
+        least = {name: metric.at_least for name, metric in self.metrics.items() if isinstance(metric, Metric)}
+        needy = {name: n for name, n in least.items() if n > rows}
+        if self.config.metrics or not needy or len(needy) == len(least):
+            return self
+        names = ", ".join(f"{name} ({n} rows)" for name, n in needy.items())
+        logger.info(f"note: without {names}, as there are {rows} rows of the data to compare with")
+        return replace(self, metrics={name: m for name, m in self.metrics.items() if name not in needy})
 
     @property
     def flow(self) -> Flow:

@@ -15,6 +15,7 @@ from advect.core.errors import UserError, did_you_mean
 from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import NULL, Category, Condition, Conditions, DataSpec, Length, Quantity
 from advect.data.base import label_number
+from advect.data.tables.text import read_iso
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,8 @@ def _listed(value: ConditionValue) -> list[Any] | None:
 
 def _scalar(value: Any) -> Any:
     """One value as Python has it: a NumPy scalar, or an array of one, as its number or text; NaN is None."""
+    if isinstance(value, np.datetime64):
+        return None if np.isnat(value) else value
     if isinstance(value, np.floating) and not isinstance(value, float):
         value = float(str(value))  # 0.1 and not 0.10000000149
     elif hasattr(value, "item") and np.size(value) == 1:
@@ -219,7 +222,7 @@ def _vectors(name: str, value: ConditionValue, quantity: Quantity, n: int, rows:
             return _standardised(quantity, quantity.examples)[places]
     elif not (len(listed) == d and all(_listed(one) is None for one in listed)):
         return _standardised(quantity, _rows(name, listed, quantity, n)[rows.start : rows.stop])
-    row = _row(name, value if listed is None else listed)
+    row = _row(name, value if listed is None else listed, quantity)
     if len(row) != d or not all(map(math.isfinite, row)):
         raise UserError(f"condition {name!r} needs {d} finite numbers ({', '.join(quantity.names)}), got {value!r}")
     return _standardised(quantity, [row]).expand(len(rows), d).clone()
@@ -232,7 +235,7 @@ def _rows(name: str, listed: Sequence[Any], quantity: Quantity, n: int) -> list[
     for one in listed:
         entries = _listed(one)
         entries = [_scalar(one)] if entries is None else entries
-        row = [math.nan] * d if entries == [None] else _row(name, [_nan(entry) for entry in entries])
+        row = [math.nan] * d if entries == [None] else _row(name, [_nan(entry) for entry in entries], quantity)
         found.append(row)
     if len(found) != n or any(len(row) != d for row in found):
         shape = f"{n} numbers" if d == 1 else f"shape ({n}, {d})"
@@ -247,13 +250,32 @@ def _nan(entry: Any) -> Any:
     return math.nan if _scalar(entry) is None else entry
 
 
-def _row(name: str, value: Any) -> list[float]:
-    """The numbers in 3.5, (1, 2) or "1,2"."""
+def _row(name: str, value: Any, quantity: Quantity) -> list[float]:
+    """The numbers in 3.5, (1, 2) or "1,2"; of dates and large whole numbers, those after the quantity's origin."""
     words = value.split(",") if isinstance(value, str) else value if isinstance(value, Sequence) else [value]
+    if quantity.unit:
+        return [_time(name, word, quantity) for word in words]
     try:
+        if quantity.origin:
+            return [(int(word) - quantity.origin) / quantity.step for word in words]
         return [float(word) for word in words]
     except (TypeError, ValueError):
         raise UserError(f"condition {name!r} needs numbers such as 1.5 or 1.5,2; got {value!r}") from None
+
+
+def _time(name: str, value: Any, quantity: Quantity) -> float:
+    """A date or time, as text or an object that has an ISO form, in units of the quantity; NaN stays."""
+    if isinstance(value, float) and math.isnan(value):
+        return value
+    text = value if isinstance(value, str) else getattr(value, "isoformat", lambda: str(value))()
+    stamp = read_iso(text)
+    if stamp is None:
+        raise UserError(f"condition {name!r} needs an ISO date such as 2024-01-31 or 2024-01-31T10:00; got {value!r}")
+    count, unit = int(stamp.astype(np.int64)) * _NS[np.datetime_data(stamp.dtype)[0]], _NS[quantity.unit]
+    return (count - quantity.origin * unit) / (unit * quantity.step)
+
+
+_NS = {"D": 86_400 * 10**9, "h": 3_600 * 10**9, "m": 60 * 10**9, "s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 
 
 def _standardised(quantity: Quantity, rows: Sequence[Sequence[float]]) -> Tensor:

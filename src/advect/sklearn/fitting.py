@@ -20,6 +20,7 @@ from advect.config.build import (
     label_dropout,
 )
 from advect.config.build_trainer import check_method, new_state, new_trainer
+from advect.config.config import TrainingConfig
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import Batch, Condition, DataSpec
@@ -117,31 +118,23 @@ def fit_flow(
     if previous:
         previous.state.restore(state)
     start, every = state.progress.step, max(1, settings.steps // _EVALUATIONS)
-    curve, callbacks, stopping = LossCurve(), list[Callback](), None
+    curve, stopping = LossCurve(), None
     if len(dataset.held_out):
         held_out = dataset.held_out.fetch(np.arange(len(dataset.held_out)))
         stopping = EarlyStopping(held_out, loss, every=every, patience=patience, seed=seed)
-        callbacks.append(stopping)
-    if verbose:
-        callbacks.append(ProgressBar())
+    callbacks: list[Callback] = [curve, *([stopping] if stopping else []), *([ProgressBar()] if verbose else [])]
     trainer = new_trainer(
         context,
         training,
         state,
         loss,
         dataset.train,
-        rate=_DelayedLearningRate(
-            peak=training.learning_rate,
-            warmup=training.lr_warmup_steps,
-            total=settings.steps,
-            shape=training.lr_schedule,
-            start=start,
-        ),
+        rate=_rate(training, settings.steps, start),
         limits=StopCriteria(
             steps=start + settings.steps, max_steps=training.max_steps, max_minutes=training.max_minutes
         ),
         log_every=every,
-        callbacks=[curve, *callbacks],
+        callbacks=callbacks,
     )
     reason = trainer.run()
     weights, step = _copied({**state.net.state_dict(), **(state.ema.shadow if state.ema else {})}), state.progress.step
@@ -223,6 +216,17 @@ class SavedState:
             state.ema.load({EMA_FILE: shadow}, updates)
         if state.extra is not None:
             state.extra.load_state_dict(self.extra)
+
+
+def _rate(training: TrainingConfig, steps: int, start: int) -> LearningRate:
+    """The schedule over ``steps`` steps from ``start`` on."""
+    return _DelayedLearningRate(
+        peak=training.learning_rate,
+        warmup=training.lr_warmup_steps,
+        total=steps,
+        schedule=training.build("lr_schedule"),
+        start=start,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

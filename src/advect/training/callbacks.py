@@ -207,7 +207,7 @@ class CheckpointCallback(Callback):
         began = time.monotonic()
         with sync_errors():
             self.writer.wait()  # whose contents the next one may overwrite
-        self.writer.write(trainer.state.progress.step, trainer.state.contents())
+        self.writer.write(trainer.state.progress.step, trainer.state.contents(), trainer.ended_epoch)
         trainer.metrics.blocked += time.monotonic() - began
         self._saved_step = trainer.state.progress.step
 

@@ -18,8 +18,8 @@ from advect.core.random import Stream, stream_seed
 from advect.distributed.comm import current
 from advect.distributed.context import EVERY_RANK
 from advect.training.guards import StopCriteria, StopGuard, Watchdog, explain_oom, roll_back
+from advect.training.learning_rate import LearningRate
 from advect.training.loader import Loader, Prefetcher
-from advect.training.optim import LearningRate
 from advect.training.state import TrainState
 from advect.training.step import Loss, LossInput, Step, StepMetrics
 
@@ -108,6 +108,12 @@ class Trainer:
         return self.state.progress.seen // len(self.loader)
 
     @property
+    def ended_epoch(self) -> int | None:
+        """The epoch that the last step ended, or None."""
+        before = (self.state.progress.seen - self.loader.global_batch) // len(self.loader)
+        return self.epoch if self.epoch > max(before, 0) else None
+
+    @property
     def learning_rate(self) -> float:
         """Rate of the next step."""
         return self.rate(self.state.progress.step) * self.state.progress.rate
@@ -181,10 +187,10 @@ class Trainer:
         return self.loss.sample(batch.to(self.device), self.loader.rng(Stream.STEP, step))
 
     def _after_step(self) -> None:
-        progress, size = self.state.progress, len(self.loader)
+        progress = self.state.progress
         if progress.step % self.log_every == 0 and self.flush():
             self._log()
-        if progress.seen // size > (progress.seen - self.loader.global_batch) // size and self.flush():
+        if self.ended_epoch is not None and self.flush():
             loss = progress.epoch_loss.take()
             for callback in self.callbacks:
                 callback.on_epoch(self, loss)

@@ -215,6 +215,15 @@ def test_csv_and_parquet_are_the_same_data(tmp_path):
     assert Table(plain).fingerprint != Table(plain, seed=1).fingerprint != Table(plain.iloc[1:]).fingerprint
 
 
+def test_a_column_without_a_name_and_years_as_names_come_back(tmp_path):
+    for header in (",2019,2020", "2019,2020,Unnamed: 2"):
+        (tmp_path / "t.csv").write_text(header + "\n" + "".join(f"{i},{i % 7},{i % 3}\n" for i in range(40)))
+        table = Table(tmp_path / "t.csv", held_out=0.0)
+        rows = table.transform.inverse(table.train.fetch(np.arange(40)).x1)
+        table.modality.write_data(rows, {}, tmp_path, 0)
+        assert (tmp_path / "samples.csv").read_text() == (tmp_path / "t.csv").read_text()
+
+
 def test_names_with_zeros_in_front_are_kept_where_they_are_categories(tmp_path):
     (tmp_path / "t.csv").write_text("code,x\n007,1.5\n010,2\n007,3\n")
     found = both_ways(Table(tmp_path / "t.csv", categorical=("code",), held_out=0))

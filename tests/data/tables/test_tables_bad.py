@@ -67,6 +67,9 @@ def test_bad_frames(frame, arguments, words):
         ("t.parquet", b"PAR1 no", "not a readable Parquet file"),
         ("t.xlsx", b"PK", "neither CSV nor Parquet"),
         ("t.csv", b"a,b\n1,\n2,\n", "column 'b' has no values"),
+        ("t.csv", b"a,b,\n1,x,\n2,x,\n", "leave it out with drop=('Unnamed: 2',), --drop 'Unnamed: 2'"),
+        ("t.csv", b"0.5,1\n0.2,2\n", "begins with a row of numbers (0.5,1)"),
+        ("t.csv", b"5,3,3\n1,2,0\n", "begins with a row of numbers (5,3,3)"),
     ],
 )
 def test_bad_files(tmp_path, name, content, words):

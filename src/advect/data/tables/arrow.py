@@ -68,10 +68,24 @@ def arrow_values(name: str, array: Any) -> tuple[str, list[Any], bool, int | Non
     raise UserError(f"column {name!r} has the type {kind}, which a table cannot hold; drop or convert it")
 
 
+def arrow_time_unit(text: str) -> str | None:
+    """NumPy unit of dates and time stamps of the type from :func:`arrow_text`; "" for numbers, None for others."""
+    arrow = optional_import("pyarrow", "tables")
+    kind = _type_of(text)
+    if arrow.types.is_date(kind):
+        return "D" if kind.bit_width == 32 else "ms"
+    return kind.unit if arrow.types.is_timestamp(kind) else None if arrow.types.is_temporal(kind) else ""
+
+
+def _type_of(text: str) -> Any:
+    arrow = optional_import("pyarrow", "tables")
+    return arrow.ipc.read_schema(arrow.py_buffer(base64.b64decode(text))).field(0).type
+
+
 def arrow_series(text: str, dtype: str, values: Sequence[Any]) -> Any:
     """Values, None where missing, as a Series of the type from :func:`arrow_text`, or of ``dtype``."""
     pd, arrow = optional_import("pandas", "tables"), optional_import("pyarrow", "tables")
-    kind = arrow.ipc.read_schema(arrow.py_buffer(base64.b64decode(text))).field(0).type
+    kind = _type_of(text)
     if arrow.types.is_decimal(kind):
         places = max(kind.scale, 0)
         array = arrow.array([None if v is None else Decimal(f"{v:.{places}f}") for v in values], kind)

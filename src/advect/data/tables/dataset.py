@@ -29,13 +29,14 @@ from advect.data.transforms import transform_from_config
 class TableMetadata(TypedDict):
     """JSON that :func:`frame_of` needs to make data frames without the data.
 
-    ``suffix``, Parquet ``index`` and CSV ``separator`` of the sample file; ``order`` of all columns; configurations of
-    the transform and of the condition columns.
+    ``suffix``, Parquet ``index`` and CSV ``separator`` of the sample file, and columns ``unnamed`` there; ``order`` of
+    all columns; configurations of the transform and of the condition columns.
     """
 
     suffix: str
     index: list[str]
     separator: str | None
+    unnamed: list[str]
     order: list[str]
     transform: dict[str, Any]
     conditions: list[dict[str, Any]]
@@ -108,24 +109,14 @@ class Table(Dataset):
             require_columns(frame, names, argument)
         told = [column for column in frame.columns if column in {*conditions, *continuous_conditions}]
 
+        condition = lambda c: {"categorical": c in categorical, "continuous": c in continuous_conditions}
+        feature = lambda c: {"categorical": c in categorical, "scaling": scaling, "date_order": date_order}
+
         def read(train: np.ndarray | None) -> dict[str, tuple[Column, np.ndarray]]:
             return {
-                c: read_condition(
-                    frame[c],
-                    train,
-                    categorical=c in categorical,
-                    continuous=c in continuous_conditions,
-                    form=forms.get(c),
-                )
+                c: read_condition(frame[c], train, form=forms.get(c), **condition(c))
                 if c in told
-                else read_column(
-                    frame[c],
-                    train,
-                    scaling=scaling,
-                    categorical=c in categorical,
-                    form=forms.get(c),
-                    date_order=date_order,
-                )
+                else read_column(frame[c], train, form=forms.get(c), **feature(c))
                 for c in frame.columns
             }
 
@@ -140,6 +131,7 @@ class Table(Dataset):
         self._suffix = ".parquet" if str(path).lower().endswith(PARQUET) else ".csv"
         self._order = list(columns)
         self._index = [name for name in frame.attrs.get("index", ()) if name in columns]
+        self._unnamed = [name for name in frame.attrs.get("unnamed", ()) if name in columns]
         self._separator = frame.attrs.get("separator")
         self._told = [columns[c][0] for c in told]
         transform = TableTransform([column for c, (column, _) in columns.items() if c not in told])
@@ -162,6 +154,7 @@ class Table(Dataset):
             "suffix": self._suffix,
             "index": self._index,
             "separator": self._separator,
+            "unnamed": self._unnamed,
             "order": self._order,
             "transform": self.transform.to_config(),
             "conditions": [column.to_config() for column in self._told],

@@ -6,13 +6,16 @@ import csv
 import gzip
 import logging
 import os
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from advect.core.errors import UserError, did_you_mean, optional_import
 from advect.core.files import atomic_write
-from advect.data.tables.text import as_series, infer_text
+from advect.data.tables.text import Read, as_series, infer_text, without_missing
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +39,9 @@ def read_table(
         text: CSV columns to read as text.
         numeric, missing, decimal, date_order: for CSV, see :func:`advect.data.tables.text.infer_text`.
 
-    ``attrs["forms"]`` holds how CSV columns were written, ``attrs["why"]`` the reasons for their types. Named index
-    levels of Parquet become columns, listed in ``attrs["index"]``.
+    ``attrs["forms"]`` holds how CSV columns were written, ``attrs["why"]`` the reasons for their types,
+    ``attrs["unnamed"]`` the columns without a name, here "Unnamed: 0" and so on. Named index levels of Parquet become
+    columns, listed in ``attrs["index"]``.
 
     Raises:
         UserError: the file is missing, empty, damaged, ragged, of another kind, or repeats a column name.
@@ -91,7 +95,7 @@ def _read_parquet(pd: Any, file: Path) -> Any:
 
 
 def _read_csv(pd: Any, file: Path, text: Collection[str], numeric: Collection[str], words: dict[str, Any]) -> Any:
-    separator = _check_csv(file)
+    separator, names = _check_csv(file)
     try:
         frame = pd.read_csv(
             file,
@@ -109,22 +113,23 @@ def _read_csv(pd: Any, file: Path, text: Collection[str], numeric: Collection[st
     for column in frame.columns:
         values = frame[column].to_numpy(object)
         if column in text:
-            empty = {"", *(words["missing"] or ())}
-            columns[column] = pd.Series([None if v in empty else v for v in values], dtype=object)
-            continue
-        read = infer_text(column, values, numeric=column in numeric, **words)
+            left, form = without_missing(values, np.isin(values, ["", *(words["missing"] or ())]))
+            read = Read("text", left, form, "as asked")
+        else:
+            read = infer_text(column, values, numeric=column in numeric, **words)
         columns[column] = as_series(read, column)
         why[column] = f"{read.kind} ({read.why})"
         if read.form:
             forms[column] = read.form
     typed = pd.DataFrame(columns, columns=frame.columns)
-    typed.attrs = {"forms": forms, "why": why, "separator": separator}
+    unnamed = [column for column, name in zip(frame.columns, names, strict=True) if not name]
+    typed.attrs = {"forms": forms, "why": why, "separator": separator, "unnamed": unnamed}
     logger.info("%s: %s", file.name, "; ".join(f"{column} is {reason}" for column, reason in why.items()))
     return typed
 
 
-def _check_csv(file: Path) -> str:
-    """Separator of a CSV file. Raises UserError unless each row has as many fields as the header."""
+def _check_csv(file: Path) -> tuple[str, list[str]]:
+    """Separator and header of a CSV file. Raises UserError unless each row has as many fields as the header."""
     try:
         with (gzip.open if file.suffix.lower() == ".gz" else open)(
             file, "rt", encoding="utf-8-sig", newline=""
@@ -134,6 +139,11 @@ def _check_csv(file: Path) -> str:
             lines.seek(0)
             rows = csv.reader(lines, delimiter=separator)
             names = next(rows, [])
+            if _is_data(names):
+                raise UserError(
+                    f"{file} begins with a row of numbers ({separator.join(names[:3])}), which would be the columns'"
+                    " names; write names into a line before it"
+                )
             twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
             if twice is not None:
                 raise UserError(f"{file} names the column {twice!r} twice; rename one")
@@ -147,7 +157,16 @@ def _check_csv(file: Path) -> str:
                     )
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{file} is not a readable CSV file in UTF-8 ({_line(error)}); mend or convert it") from error
-    return separator
+    return separator, names
+
+
+def _is_data(names: list[str]) -> bool:
+    """Whether a first row is numbers that are no names, as years and wavelengths in order are."""
+    if not names or not all(re.fullmatch(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?", name) for name in names):
+        return False
+    steps = np.diff([float(name.replace(",", ".")) for name in names])
+    ordered = (steps > 0).all() or (steps < 0).all()
+    return not (ordered and (len(names) > 7 or all(name.isdecimal() for name in names)))
 
 
 def is_table_file(path: Path) -> bool:

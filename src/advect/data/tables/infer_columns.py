@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advect.core.errors import UserError, optional_import
+from advect.core.errors import UserError, optional_import, quoted_flag
 from advect.core.types import LENGTH, NULL, Category, Quantity
 from advect.data.base import category
-from advect.data.tables.arrow import arrow_array, arrow_text, arrow_values
+from advect.data.tables.arrow import arrow_array, arrow_text, arrow_time_unit, arrow_values
 from advect.data.tables.columns import Categories, Column, Number
 from advect.data.tables.scaling import StandardScaling, require_scaling
 from advect.data.tables.text import as_series, infer_text
@@ -55,20 +55,24 @@ def read_column(
     if not isinstance(series.dtype, pd.CategoricalDtype):
         series = series.infer_objects()
     if not series.notna().any():
-        raise UserError(f"column {name!r} has no values; leave it out with drop=({name!r},), --drop {name}")
+        raise UserError(
+            f"column {name!r} has no values; leave it out with drop=({name!r},), {quoted_flag('drop', name)}"
+        )
     types = pd.api.types
     if (array := arrow_array(series)) is not None:
         return _read_arrow(pd, series, array, train, scaling, categorical, date_order)
     if types.is_datetime64_any_dtype(series.dtype):
         return _read_times(series, train, scaling, str(series.dtype), form)
     if types.is_bool_dtype(series.dtype) or isinstance(series.dtype, pd.CategoricalDtype):
-        return _read_categories(series, str(series.dtype))
+        return _read_categories(series, str(series.dtype), form)
     if types.is_numeric_dtype(series.dtype) and not types.is_complex_dtype(series.dtype):
         return (
-            _read_categories(series, str(series.dtype)) if categorical else _read_numbers(series, train, scaling, form)
+            _read_categories(series, str(series.dtype), form)
+            if categorical
+            else _read_numbers(series, train, scaling, form)
         )
     if types.is_object_dtype(series.dtype) or types.is_string_dtype(series.dtype):
-        return _read_objects(series, train, scaling, categorical, date_order)
+        return _read_objects(series, train, scaling, categorical, date_order, form)
     raise UserError(f"column {name!r} has the type {series.dtype}, which a table cannot hold; drop or convert it")
 
 
@@ -108,7 +112,12 @@ def _read_arrow(
 
 
 def _read_objects(
-    series: Any, train: np.ndarray | None, scaling: str, categorical: bool, date_order: str
+    series: Any,
+    train: np.ndarray | None,
+    scaling: str,
+    categorical: bool,
+    date_order: str,
+    form: Mapping[str, Any] | None = None,
 ) -> tuple[Column, np.ndarray]:
     present = series.dropna()
     kinds = sorted({type(value).__name__ for value in present})
@@ -124,19 +133,20 @@ def _read_objects(
         if len(present) > 2 and present.nunique() == len(present):
             raise UserError(
                 f"column {series.name!r} has another text in each of its {len(present)} rows, as a name or an id has;"
-                f" leave it out with drop=({series.name!r},), --drop {series.name},"
-                f" or keep it with categorical=({series.name!r},), --categorical {series.name}"
+                f" leave it out with drop=({series.name!r},), {quoted_flag('drop', series.name)},"
+                f" or keep it with categorical=({series.name!r},), {quoted_flag('categorical', series.name)}"
             )
-    return _read_categories(series, str(series.dtype))
+    return _read_categories(series, str(series.dtype), form)
 
 
-def _read_categories(series: Any, dtype: str) -> tuple[Column, np.ndarray]:
+def _read_categories(series: Any, dtype: str, form: Mapping[str, Any] | None = None) -> tuple[Column, np.ndarray]:
     absent = series.isna().to_numpy(bool)
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] = {"form": form} if form else {}
     if dtype == "category":
         kinds = series.cat.categories
         names = kinds[np.unique(series.cat.codes[~absent])].tolist()
-        extra = {"categories": kinds.tolist(), "ordered": bool(series.cat.ordered), "category_dtype": str(kinds.dtype)}
+        extra |= {"categories": kinds.tolist(), "ordered": bool(series.cat.ordered)}
+        extra["category_dtype"] = str(kinds.dtype)
     else:
         names = sorted(set(series[~absent].tolist()))
     for kind in {type(value) for value in (*names, *extra.get("categories", ()))} - {str, int, float, bool}:
@@ -173,7 +183,7 @@ def _read_numbers(
     if whole and np.nanmax(np.abs(values)) >= EXACT:
         raise UserError(
             f"column {series.name!r} has whole numbers beyond 2^53, which no float64 holds;"
-            f" leave it out with drop=({series.name!r},), --drop {series.name}, or make it text"
+            f" leave it out with drop=({series.name!r},), {quoted_flag('drop', series.name)}, or make it text"
         )
     decimals = 0 if whole else _decimals(values)
     return _number(series.name, str(series.dtype), values, train, scaling, decimals, **about), values
@@ -287,7 +297,7 @@ def condition_of(column: Column, values: np.ndarray, train: np.ndarray) -> tuple
         train: (N,) bool, rows that give frequencies and examples.
 
     Raises:
-        UserError: the column has the reserved name of sequence lengths.
+        UserError: the column has the reserved name of sequence lengths, or holds durations or times of day.
     """
     if column.name == LENGTH:
         raise UserError(f"a condition cannot be called {LENGTH!r}, which is that of sequences; rename the column")
@@ -300,7 +310,14 @@ def condition_of(column: Column, values: np.ndarray, train: np.ndarray) -> tuple
     given = values[train & ~absent]
     some = given[np.unique(np.linspace(0, len(given) - 1, min(len(given), EXAMPLES)).astype(np.int64))]
     scaling = column.scaling
-    spec = Quantity((column.name,), (scaling.mean,), (scaling.std,), tuple((float(v),) for v in some))
+    unit = arrow_time_unit(column.arrow) if column.arrow else column.unit
+    if unit is None:
+        raise UserError(
+            f"condition {column.name!r} holds {column.dtype}, durations or times of day; make them numbers, such as"
+            " seconds"
+        )
+    moments = (scaling.mean,), (scaling.std,), tuple((float(v),) for v in some)
+    spec = Quantity((column.name,), *moments, unit=unit, origin=column.origin, step=column.step)
     return spec, ((values - scaling.mean) / scaling.std).astype(np.float32)[:, None]
 
 

@@ -44,6 +44,7 @@ class Tables(VectorPlots[TableMetadata]):
         file = folder / ("samples" + self.metadata.get("suffix", ".csv"))
         facts = self.metadata
         frame = frame_of(x, conditions, facts, text=file.suffix == ".csv")
+        frame = frame.rename(columns=dict.fromkeys(facts.get("unnamed", ()), ""))
         write_table(file, frame, index=facts.get("index", ()), separator=facts.get("separator"))
         return [file]
 
