@@ -139,17 +139,19 @@ def plan_sweep(
 
 
 def _steps_for(config: SamplerConfig, cost: Cost, nfes: Sequence[int]) -> list[int]:
-    """Numbers of steps with these numbers of evaluations, or the next below that the solver can meet."""
+    """Numbers of steps with these numbers of evaluations, or if it meets none, the next below."""
 
     def calls(steps: int) -> int:
         return cost(replace(config, steps=steps)) or 0
 
-    steps: list[int] = []
+    exact, below = [], []
     for nfe in nfes:
         near = 1 + bisect_left(range(1, 4 * nfe + 1), nfe, key=calls)
         # A grid may lose a step as it gets finer, where times at the ends are left to the exact steps.
-        below = [(calls(n), -n) for n in (near - 1, near, near + 1) if n > 0 and calls(n) <= nfe]
-        steps += [-n for _, n in sorted(below)[-1:]]
+        some = [n for n in (near, near - 1, near + 1) if n > 0 and calls(n) <= nfe]
+        exact += [n for n in some if calls(n) == nfe][:1]
+        below += sorted(some, key=calls)[-1:]
+    steps = exact or below
     if not steps:
         solver = config.ode_solver if config.diffusion is None else config.sde_solver
         raise UserError(
