@@ -133,3 +133,9 @@ def test_a_sweep_by_evaluations_costs_what_was_asked_for(path: str, grid: str) -
     euler = [flow.nfe(way) for way in ways if way.solver == "euler"]
     assert euler == asked
     assert {flow.nfe(way) for way in ways} <= set(asked)
+
+
+def test_a_sweep_takes_the_next_number_of_evaluations_below_where_none_can_be_met() -> None:
+    flow = Flow(Toward(), DataSpec((2,), "vector", {}), Identity(), path=PATHS["bridge"], t_eps=0.05)
+    ways = plan_sweep(flow.sampler, flow.nfe, solvers=["midpoint"], nfes=[1, 8, 16])
+    assert [flow.nfe(way) for way in ways] in ([7, 15], [8, 16])

@@ -106,10 +106,10 @@ def plan_sweep(
     steps: Sequence[int] = (),
     diffusion: float | str | DiffusionCoefficient | None = None,
 ) -> list[SamplerConfig]:
-    """All combinations of solvers, grids, and numbers of steps or of evaluations that the solver can meet at its cost.
+    """All combinations of solvers, grids, and numbers of steps or of at most so many evaluations.
 
     Defaults are the flow's ``own`` sampler, or the SDE's. Adaptive solvers occur once. Raises UserError for unknown
-    names, numbers below 1, contradictory or unused flags, and a solver that meets none of ``nfes``.
+    names, numbers below 1, contradictory or unused flags, and a solver that takes more than all ``nfes``.
     """
     if nfes and steps:
         raise UserError("--nfe and --num-steps contradict each other; give one of them")
@@ -139,16 +139,19 @@ def plan_sweep(
 
 
 def _steps_for(config: SamplerConfig, cost: Cost, nfes: Sequence[int]) -> list[int]:
-    """Numbers of steps with these numbers of evaluations."""
+    """Numbers of steps with these numbers of evaluations, or if it meets none, the next below."""
 
     def calls(steps: int) -> int:
         return cost(replace(config, steps=steps)) or 0
 
-    steps = []
+    exact, below = [], []
     for nfe in nfes:
         near = 1 + bisect_left(range(1, 4 * nfe + 1), nfe, key=calls)
         # A grid may lose a step as it gets finer, where times at the ends are left to the exact steps.
-        steps += [n for n in (near, near - 1, near + 1) if n > 0 and calls(n) == nfe][:1]
+        some = [n for n in (near, near - 1, near + 1) if n > 0 and calls(n) <= nfe]
+        exact += [n for n in some if calls(n) == nfe][:1]
+        below += sorted(some, key=calls)[-1:]
+    steps = exact or below
     if not steps:
         solver = config.ode_solver if config.diffusion is None else config.sde_solver
         raise UserError(
