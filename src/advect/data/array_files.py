@@ -132,10 +132,10 @@ class ArrayFile(Dataset):
         conditions = {name: category(numbers[name][train], names[name]) for name in names}
         self._written: VectorMetadata = {}
         if found.columns is not None:
-            self._written |= {"column": found.columns[0], "label": found.columns[1]}
+            self._written["column"], self._written["label"] = found.columns
         if vectors and found.x.dtype.kind in "bui":
-            ends = {"low": x.min(0).tolist(), "high": x.max(0).tolist()}
-            self._written |= {"whole": found.x.dtype.name, **ends}
+            self._written["whole"] = found.x.dtype.name
+            self._written["low"], self._written["high"] = x.min(0).tolist(), x.max(0).tolist()
         super().__init__(
             name=file.stem,
             spec=DataSpec(shape=x.shape[1:], modality=array_modality(x.shape[1:]), conditions=dict(conditions)),
