@@ -239,6 +239,33 @@ def test_every_listed_flag_is_parsed_and_dry_run_prints_the_configuration(
     assert not (tmp_path / "out").exists() and not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("digits --dropout 2", "--dropout must be in [0, 1), got 2.0"),
+        ("digits --channel-mult 0", "--channel-mult must name a multiple >= 1"),
+        ("digits --network mlp", "--network mlp does not take image data"),
+        ("moons --path polynomial --path-n -1", "--path-n must be finite and >= 1, got -1.0"),
+        ("moons --times logit-normal --times-std -1", "--times-std must be > 0"),
+        ("moons --grid shifted --grid-shift -1", "--grid-shift must be finite and > 0"),
+        ("moons --objective score-matching", "--prediction must be 'score' or 'noise'"),
+        ("images --data faces --crop 0", "--crop"),
+        ("celeba64 --data-dir later --image-size 30", "(3, 30, 30) must have a height divisible by 8"),
+        ("arrays --data-dir later.npy --coupling sinkhorn --coupling-epsilon -1", "--coupling-epsilon"),
+    ],
+)
+def test_a_dry_run_builds_every_part_and_writes_nothing(
+    advect: Callable[..., None], tmp_path: Path, words: str, message: str
+) -> None:
+    (tmp_path / "faces").mkdir()
+    for i in range(3):
+        Image.new("RGB", (80, 80), (i, 0, 0)).save(f"faces/{i}.png")
+    with pytest.raises(UserError) as error:
+        advect("train", words, "--dry-run")
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["faces"]
+
+
 def test_no_preset_means_digits(advect: Callable[..., None], capsys: pytest.CaptureFixture) -> None:
     advect("train --dry-run")
     assert capsys.readouterr().out.startswith("preset: digits\n")

@@ -31,6 +31,14 @@ PAGES = [
 BOGUS = "--no-such-flag"
 WORDS = {"PATH": "shapes", "PATH/TO/IMAGES": "shapes", "faces": "shapes", "photos": "shapes", "PRESET": "images"}
 WORDS |= {"photos.zip": "shapes.zip", "screen.h5ad": "cells.h5ad", "emoji64": "shapes", "RUN": "runs/digits"}
+WORDS |= {
+    f"runs/celeba64{end}": f"runs/digits{newest}"
+    for end, newest in {
+        "": "",
+        "/checkpoints/epoch-50": "/checkpoints/latest",
+        "/checkpoints/checkpoint_epoch_50": "/checkpoints/latest",
+    }.items()
+}
 WORDS |= {"NAME": "dit", "SEED": "0", "runs/moons": "runs/digits", "runs/faces": "runs/digits"}
 """Files of docs/data.md and values that stand for placeholders."""
 

@@ -11,6 +11,7 @@ from advect.checkpoint.manifest import (
     FORMAT,
     checkpoint_name,
     list_checkpoints,
+    named_checkpoint,
     remove_leftovers,
     retain,
 )
@@ -195,7 +196,68 @@ def test_keep_last_keeps_the_one_that_latest_names(tmp_path):
     assert find_checkpoint(tmp_path).name == "step-00000015"
 
 
+@pytest.mark.parametrize(("last", "every", "kept"), [(0, 0, [1, 2, 5, 7, 9]), (1, 0, [2, 7, 9]), (2, 5, [2, 5, 7, 9])])
+def test_those_of_epochs_are_kept(tmp_path, last, every, kept):
+    for step, epoch in ((1, None), (2, 1), (5, None), (7, 3), (9, None)):
+        write_checkpoint(tmp_path, step, fill, epoch)
+    retain(tmp_path, last, every, epochs=True)
+    assert [p.name for p in list_checkpoints(tmp_path)] == [checkpoint_name(step) for step in kept]
+    retain(tmp_path, 1)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000009"]
+
+
 # --- Which one a path means ---
+
+
+EPOCHS = {1: 100, 2: 200, 3: 300, 50: 5000}
+
+
+@pytest.fixture
+def epochs(tmp_path) -> Path:
+    """A run folder with checkpoints of some epochs, and one of step 250 within an epoch."""
+    for epoch, step in EPOCHS.items():
+        write_checkpoint(tmp_path / "checkpoints", step, fill, epoch)
+    write_checkpoint(tmp_path / "checkpoints", 250, fill)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["epoch-50", "checkpoint_epoch_50", "checkpoint_epoch_50.pth", "epoch-050"])
+@pytest.mark.parametrize("inside", ["", "checkpoints"])
+def test_a_checkpoint_is_found_by_its_epoch(epochs, name, inside):
+    found = find_checkpoint(epochs / inside / name)
+    assert found == epochs / "checkpoints" / "step-00005000"
+    assert verify_checkpoint(found)["epoch"] == 50
+    assert find_checkpoint(named_checkpoint(epochs, name)) == found
+
+
+def test_other_names_of_a_checkpoint(epochs):
+    assert named_checkpoint(epochs, None) == epochs
+    assert find_checkpoint(named_checkpoint(epochs, "latest")).name == "step-00000250"
+    assert find_checkpoint(named_checkpoint(epochs, "step-250")).name == "step-00000250"
+    assert "epoch" not in verify_checkpoint(epochs / "checkpoints" / "step-00000250")
+    for name, message in {
+        "epoch-4": "has no checkpoint of epoch 4; there are those of epochs 1-3, 50$",
+        "step-1000": r"step-00001000 does not exist; whole checkpoints beside it: .*step-00005000$",
+        "best": "has no best checkpoint; it is found by a training with --eval-every$",
+        "../epoch-1": "--checkpoint ../epoch-1 should be like epoch-50, step-1000, best or latest$",
+        "50": "--checkpoint 50 should be like epoch-50, step-1000, best or latest$",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            find_checkpoint(named_checkpoint(epochs, name))
+    with pytest.raises(UserError, match=r"--checkpoint epoch-1 is one of a run folder, and .* is none"):
+        named_checkpoint(epochs / "checkpoints" / "step-00000250", "epoch-1")
+
+
+def test_a_run_without_epochs_says_how_to_have_them(run):
+    with pytest.raises(UserError, match="no checkpoint of epoch 1; there is none of any epoch, which --save-epochs 1"):
+        find_checkpoint(run / "epoch-1")
+
+
+def test_the_epoch_is_sealed(epochs):
+    file = epochs / "checkpoints" / "step-00000100" / "manifest.json"
+    file.write_text(file.read_text().replace('"epoch": 1', '"epoch": 9'))
+    with pytest.raises(UserError, match="does not match its own sum"):
+        verify_checkpoint(find_checkpoint(epochs / "epoch-9"))
 
 
 def test_a_run_folder_means_its_latest_and_a_checkpoint_itself(run):

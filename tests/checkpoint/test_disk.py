@@ -57,10 +57,10 @@ def fill_at(step: int) -> None:
 
     real = Step.take
 
-    def take(self: Step, loss, inputs, lr: float):
+    def take(self: Step, loss, inputs, lr: float, observe=None):
         if int(os.environ.get("RANK", 0)) == 0 and self.state.progress.step + 1 == step:
             fill()
-        return real(self, loss, inputs, lr)
+        return real(self, loss, inputs, lr, observe)
 
     Step.take = take
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import signal
 import sys
 import time
@@ -11,38 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from advect.checkpoint.manifest import list_checkpoints
-from advect.checkpoint.tensor_files import load_weights
+from advect.checkpoint.manifest import checkpoint_step, list_checkpoints
 from advect.core.errors import UserError
-from advect.training.state import EMA_FILE, MODEL, OPTIMIZER
-from forked import Run, ranks
+from forked import ranks
+from runs import assert_same_end, losses, newest_step, wait_for_step
 
 SMALL = (
     "--model-channels 8 --batch-size 32 --num-epochs 3 --log-every 4 "
     "--sample-every 10 --num-samples 4 --sample-steps 2"
 )
 TINY = "--width 16 --batch-size 64 --log-every 5 --sample-every 20 --num-samples 8 --num-epochs 5"
-
-
-def assert_same_end(one: Path, other: Path, step: int, *, since: int = 0) -> None:
-    """Weights, averages and moments are equal bit for bit, and so are the losses logged after step ``since``."""
-    for name in (MODEL, EMA_FILE, OPTIMIZER):
-        a, b = (load_weights(run / "checkpoints" / f"step-{step:08d}" / name) for run in (one, other))
-        assert a.keys() == b.keys()
-        for key in a:
-            assert (a[key] == b[key]).all(), f"{name}: {key}"
-    assert [r for r in losses(one) if r[0] > since] == losses(other)
-    states = [
-        json.loads((r / "checkpoints" / f"step-{step:08d}" / "state/run.json").read_text()) for r in (one, other)
-    ]
-    for state in states:
-        state.pop("seconds")
-    assert states[0] == states[1]
-
-
-def losses(run: Path) -> list[tuple[int, float, float]]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [(r["step"], r["loss"], r["lr"]) for r in rows if "loss" in r]
 
 
 def test_stopped_anywhere_and_resumed_equals_never_stopped(advect: Callable[..., None]) -> None:
@@ -125,16 +105,6 @@ ENDLESS = f"train digits --run-dir run {SMALL} --num-epochs 1000 --save-every 5"
 def stats(pid: int | None) -> list[str]:
     """What Linux says of each thread of a process; the third word is its state."""
     return [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
-
-
-def newest_step(run: Path) -> int:
-    return max((int(p.name.split("-")[1]) for p in list_checkpoints(run / "checkpoints")), default=0)
-
-
-def wait_for_step(process: Run, run: Path, step: int) -> None:
-    """Poll until the run has a checkpoint of ``step`` or later, or has ended."""
-    while process.alive() and newest_step(run) < step:
-        time.sleep(0.002)
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
@@ -237,3 +207,45 @@ def test_transport_across_labels_is_told(advect: Callable[..., None], capsys: py
     for run, coupling, told in (("a", "ot", True), ("b", "conditional-ot", False)):
         advect("train digits --run-dir", run, "--max-steps 1 --coupling", coupling, SMALL)
         assert ("biases samples given a condition" in capsys.readouterr().out) == told
+
+
+KEEP = "--keep-epochs --save-epochs 1 --keep-last 1 --save-every 10"
+
+
+def test_checkpoints_of_epochs_are_kept_through_kills_and_found_by_their_epoch(
+    advect: Callable[..., None],
+) -> None:
+    """The run is stopped within its third epoch, of 27.8 steps, and goes on from there or a kill in its second."""
+    flags = "--width 16 --batch-size 360 --num-epochs 4 --log-every 5 --sample-every 0 --num-samples 8"
+    advect("train moons --run-dir run --max-steps 75 --posthoc-ema --posthoc-every 1", flags, KEEP)
+    ends = [math.ceil(epoch * 10_000 / 360) for epoch in (1, 2, 3, 4)]
+    assert steps_of(Path("run")) == [*ends[:2], 75]
+    shutil.copytree("run", "killed")
+    for leftover in ("step-00000075", f"step-{ends[1]:08d}"):  # as a kill while the second epoch's was written
+        shutil.rmtree(Path("killed/checkpoints") / leftover)
+    Path("killed/checkpoints/latest").write_text(f"step-{ends[0]:08d}\n")
+    for run in ("run", "killed"):
+        advect(f"train --resume-from {run} --max-steps None")
+        assert steps_of(Path(run)) == ends
+    assert_same_end(Path("run"), Path("killed"), ends[3])
+    advect("train --resume-from run/checkpoints/checkpoint_epoch_2 --run-dir fork")
+    assert steps_of(Path("fork")) == ends[2:]
+    for command in ("sample run --num-samples 4", "report run --num-samples 20 --nfes 2", "ema run --length 0.1"):
+        advect(command, "--checkpoint epoch-3")
+    assert json.loads(Path("run/generated/seed-0/samples.json").read_text())["checkpoint"] == f"step-{ends[2]:08d}"
+    assert json.loads(Path("run/evaluation/quality.json").read_text())["step"] == ends[2]
+    assert f"the checkpoint of step {ends[2]:,}" in Path("run/report.html").read_text()
+    assert Path(f"run/ema/length-0.1-step-{ends[2]:08d}.safetensors").is_file()
+    advect("eval run --num-samples 40 --num-steps 2 --metrics energy --checkpoint epoch-3 --output eval.json")
+    assert json.loads(Path("eval.json").read_text())["subject"]["step"] == ends[2]
+    with pytest.raises(UserError, match=r"has no checkpoint of epoch 9; there are those of epochs 1-4$"):
+        advect("sample run --checkpoint epoch-9")
+
+
+def steps_of(run: Path) -> list[int]:
+    return [checkpoint_step(path) for path in list_checkpoints(run / "checkpoints")]
+
+
+def test_keeping_epochs_that_are_not_saved_is_a_mistake(advect: Callable[..., None]) -> None:
+    with pytest.raises(UserError, match="--keep-epochs does nothing with --save-epochs 0; give --save-epochs 1"):
+        advect("train moons --keep-epochs --save-epochs 0")

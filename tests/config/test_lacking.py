@@ -29,7 +29,7 @@ def little_memory(rank: int) -> None:
 
     real = Step.take
 
-    def take(self: Step, loss, inputs, lr: float):
+    def take(self: Step, loss, inputs, lr: float, observe=None):
         if int(os.environ.get("RANK", 0)) == rank and self.state.progress.step == 4:
             pages = int(Path("/proc/self/statm").read_text().split()[0])
             limit = pages * resource.getpagesize() + 300 * 2**20
@@ -38,7 +38,7 @@ def little_memory(rank: int) -> None:
             parts = {f.name: getattr(inputs[0], f.name)[:1] for f in fields(inputs[0])}
             large = {name: x.expand(rows, *x.shape[1:]) for name, x in parts.items()}
             inputs = type(inputs[0])(**large), inputs[1]
-        return real(self, loss, inputs, lr)
+        return real(self, loss, inputs, lr, observe)
 
     Step.take = take
 

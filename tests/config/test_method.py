@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import advect as package
 from advect.config.arguments import parse_train
@@ -79,7 +80,16 @@ CHOICES = [
     "--loss-type pseudo-huber --prediction data --loss-space velocity --weight t2 --t-eps 0.05",
     "--objective score-matching --prediction score --objective-weighting likelihood",
     "--objective score-matching --prediction noise --path ddpm",
+    "--objective stochastic-interpolant --score-network head",
 ]
+SCORES = [
+    "--score-network head --optimizer muon",
+    "--score-network separate --path bridge --sigma-min 0.5 --optimizer muon",
+    "--score-network head --coupling ot --sigma-min 0.2 --objective-score-weight 0.5",
+    "--score-network separate --prediction data --path vp --times importance",
+    "--score-network head --network resmlp --depth 1 --source matched --sigma-min 0.3",
+]
+SCORE = "--objective stochastic-interpolant"
 
 
 @pytest.mark.parametrize("flags", CHOICES)
@@ -89,6 +99,80 @@ def test_a_choice_trains_and_samples(advect: Callable[..., None], flags: str) ->
     assert np.isfinite(row["loss"]) and row["grad_norm"] > 0
     x = package.load("run").sample(50, steps=8).x
     assert x.shape == (50, 2) and torch.isfinite(x).all()
+
+
+@pytest.mark.parametrize("flags", SCORES)
+def test_a_learned_score_samples_the_stochastic_equation_and_resumes_bit_for_bit(
+    advect: Callable[..., None], flags: str
+) -> None:
+    advect("train moons --run-dir whole", SMALL, SCORE, flags)
+    advect("train moons --run-dir parts", SMALL, SCORE, flags, "--max-steps 6")
+    advect("train --resume-from parts --max-steps 10")
+    whole, parts = (package.load(run).net.state_dict() for run in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    flow = package.load("whole")
+    x, t = torch.randn(5, 2), torch.full((5,), 0.4)
+    assert flow.learned_score and flow.score()(x, t).shape == flow.velocity()(x, t).shape == (5, 2)
+    sde, ode = flow.sample(50, steps=8, diffusion=0.5).x, flow.sample(50, steps=8).x
+    assert torch.isfinite(sde).all() and torch.isfinite(ode).all() and not torch.equal(sde, ode)
+    advect("sample whole --num-samples 9 --num-steps 8 --diffusion sigma --solver heun")
+    facts = json.loads(Path("whole/generated/seed-0/samples.json").read_text())
+    assert facts["diffusion"] == "sigma" and facts["n"] == 9
+
+
+def test_a_learned_score_is_evaluated_and_reported_like_any_run(advect: Callable[..., None]) -> None:
+    advect(
+        "train moons --run-dir run --path bridge --sigma-min 0.5 --score-network head",
+        SCORE,
+        SMALL,
+        "--sample-every 5",
+    )
+    assert any("held_out_loss" in row for row in Path("run/metrics.jsonl").read_text().splitlines())
+    advect("eval run --num-samples 50 --metrics energy --diffusion 0.5 --num-steps 5")
+    result = json.loads(next(Path("run/evaluation").glob("eval-*.json")).read_text())
+    assert "0.5" in json.dumps(result)
+    advect("report run --num-samples 40")
+    with pytest.raises(UserError, match="advect reflow trains no score, and the run has --score-network head"):
+        advect("reflow run")
+    with pytest.raises(UserError, match="has another network: score_network was head there and is separate here"):
+        advect("train --resume-from run --score-network separate")
+
+
+def test_a_bridge_without_a_score_refuses_a_diffusion_and_says_how(advect: Callable[..., None]) -> None:
+    advect("train moons --run-dir run --path bridge --sigma-min 0.5", SMALL)
+    with pytest.raises(UserError, match=r"needs the score.*--objective stochastic-interpolant --score-network head"):
+        advect("sample run --diffusion 0.5")
+
+
+def test_the_networks_of_all_layouts_have_a_second_head(advect: Callable[..., None]) -> None:
+    small = "--max-steps 2 --batch-size 8 --sample-every 0"
+    for run, flags in (
+        ("unet", "--model-channels 8 --patch-size 2 --channel-mult 1 2 --attention-resolutions"),
+        ("dit", "--network dit --size None --width 16 --depth 1 --heads 2"),
+    ):
+        advect("train digits --score-network head --run-dir", run, SCORE, small, flags)
+        flow = package.load(run)
+        assert flow.sample(2, steps=3, diffusion="sigma", cond={"label": 3}, guidance=2.0).x.shape == (2, 1, 8, 8)
+
+
+def test_a_dit_draws_images_of_other_sizes_and_others_refuse(advect: Callable[..., None], moons_run: Path) -> None:
+    tiny = "--network dit --size None --width 16 --depth 1 --heads 2 --max-steps 2 --batch-size 8 --sample-every 0"
+    advect("train digits --run-dir dit", tiny)
+    flow = package.load("dit")
+    other, same = flow.sample(3, steps=2, image_size=(12, 16)).x, flow.sample(3, steps=2, image_size=(8, 8)).x
+    assert other.shape == (3, 1, 12, 16) and torch.equal(same, flow.sample(3, steps=2).x)
+    advect("sample dit --num-samples 2 --num-steps 2 --image-size 12 16 --save-individual")
+    folder = Path("dit/generated/seed-0")
+    assert json.loads((folder / "samples.json").read_text())["image_size"] == [12, 16]
+    with Image.open(min(folder.glob("sample-*.png"))) as image:
+        assert image.size == (16, 12)
+    with pytest.raises(UserError, match=r"must have a height divisible by 2, since patch_size is 2, got 9"):
+        advect("sample dit --image-size 9 8 --output-dir odd")
+    advect("train digits --run-dir unet --max-steps 1 --sample-every 0 --model-channels 8")
+    for run, message in (("unet", "UNet takes samples of one size"), (moons_run, "this flow makes vector data")):
+        with pytest.raises(UserError, match=message):
+            advect("sample", run, "--image-size 12 12 --output-dir out")
+    assert not Path("out").exists() and not Path("odd").exists()
 
 
 def test_conditional_transport_trains_on_labels(advect: Callable[..., None]) -> None:
@@ -170,6 +254,16 @@ def test_pairing_ahead_changes_nothing(advect: Callable[..., None]) -> None:
         ("moons --coupling ot --sigma-min 0.1 --prediction data", "gives no velocity to sample with"),
         ("moons --path bridge --sigma-min 1 --weight min-snr", "needs the signal-to-noise ratio"),
         ("moons --path bridge --sigma-min 1 --prediction data", "gives no velocity to sample with"),
+        ("moons --objective stochastic-interpolant", "needs --score-network head or separate; give it, too"),
+        ("moons --score-network head", "does nothing with --objective flow-matching; give --objective stoch"),
+        (
+            f"moons {SCORE} --score-network head --coupling ot",
+            "--source gaussian and --coupling ot; give --sigma-min",
+        ),
+        (
+            f"moons {SCORE} --score-network head --objective-score-weight -1",
+            "--objective-score-weight must be finite and >= 0, got -1",
+        ),
     ],
 )
 def test_contradictions_are_refused_before_anything_is_written(

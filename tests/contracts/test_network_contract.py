@@ -81,6 +81,17 @@ def test_output_is_a_velocity_of_the_input(made):
     assert torch.equal(net(x, t), net(x, t, None))
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_second_output_follows_the_first_on_axis_1_and_has_its_own_weights(name):
+    make, shape = NETWORKS[name]
+    net = alive(make(conditions=CONDITIONS, outputs=2))
+    x, t, cond = inputs(shape)
+    out = net(x, t, cond)
+    assert out.shape == (5, 2 * shape[0], *shape[1:])
+    first, second = out.chunk(2, 1)
+    assert not torch.allclose(first, second)
+
+
 def test_null_is_the_same_as_not_given(made):
     net, shape = made
     x, t, cond = inputs(shape)

@@ -39,6 +39,14 @@ def net(x: Tensor, t: Tensor, cond: Conditions | None) -> Tensor:
     return x.sin() + t[:, None]
 
 
+def two_heads(x: Tensor, t: Tensor, cond: Conditions | None) -> Tensor:
+    return torch.cat([net(x, t, cond), x.cos()], 1)
+
+
+def net_of(loss):
+    return two_heads if loss.learns_score else net
+
+
 def batch(rows: slice = slice(None)) -> Batch:
     x1 = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
     return Batch(x1[rows], {"label": torch.arange(40)[rows]})
@@ -47,25 +55,26 @@ def batch(rows: slice = slice(None)) -> Batch:
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 class TestLoss:
     def test_a_finite_number_a_sample_that_is_not_negative(self, loss):
-        found = loss(net, batch(), CounterRng(0, 0, 40))
+        found = loss(net_of(loss), batch(), CounterRng(0, 0, 40))
         assert found.shape == (40,) and found.dtype == torch.float32
         assert found.isfinite().all() and (found >= 0).all() and len(found.unique()) > 1
 
     def test_the_generator_alone_decides(self, loss):
         before = torch.random.get_rng_state()
-        first, again, other = (loss(net, batch(), CounterRng(seed, 0, 40)) for seed in (1, 1, 2))
+        first, again, other = (loss(net_of(loss), batch(), CounterRng(seed, 0, 40)) for seed in (1, 1, 2))
         assert torch.equal(first, again) and not torch.equal(first, other)
         assert torch.equal(before, torch.random.get_rng_state())
 
     def test_it_compares_the_output_at_what_it_has_drawn(self, loss):
         sample, cond = loss.sample(batch(), CounterRng(3, 0, 40))
-        whole = loss(net, batch(), CounterRng(3, 0, 40))
-        assert torch.equal(loss.compare(net(sample.x_t, sample.t, cond), sample), whole)
+        whole = loss(net_of(loss), batch(), CounterRng(3, 0, 40))
+        assert torch.equal(loss.compare(net_of(loss)(sample.x_t, sample.t, cond), sample), whole)
 
     def test_a_shared_batch_joins_to_the_whole(self, loss):
-        whole = loss(net, batch(), CounterRng(4, 0, 40))
+        whole = loss(net_of(loss), batch(), CounterRng(4, 0, 40))
         parts = [
-            loss(net, batch(slice(a, b)), CounterRng(4, 0, b - a, start=a, total=40)) for a, b in ((0, 13), (13, 40))
+            loss(net_of(loss), batch(slice(a, b)), CounterRng(4, 0, b - a, start=a, total=40))
+            for a, b in ((0, 13), (13, 40))
         ]
         torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-5, atol=1e-6)
 

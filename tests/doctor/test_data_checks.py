@@ -147,9 +147,15 @@ def test_an_array_with_nan_and_copies(tmp_path: Path) -> None:
 
 def test_a_table_with_ids_and_gaps(tmp_path: Path) -> None:
     pytest.importorskip("pandas")
-    rows = ["id,age,town"] + [f"p{i},{20 + i % 50},{'' if i % 3 else 'Rome'}" for i in range(120)]
+    rows = ["id,age,town,code"] + [f"p{i},{20 + i % 50},{'' if i % 3 else 'Rome'},0{i % 9}" for i in range(120)]
     (tmp_path / "people.csv").write_text("\n".join(rows))
     found = examine_data(tmp_path / "people.csv")
+    types = {"id": "text (words)", "age": "number (whole numbers)", "town": "text (words)"}
+    codes = {"code": "text (digits after a 0 or a plus, which codes have)"}
+    assert titled(found, "types follow from all their values").figures == codes | types
+    numbers = examine_data(tmp_path / "people.csv", "--numeric", "code", "--missing", "Rome")
+    types |= {"code": "number (whole numbers)", "town": "text (no values)"}
+    assert titled(numbers, "types follow from all their values").figures == types
     assert titled(found, "another value in each row").advice == "--drop id"
     assert titled(found, "misses most").figures["most in"] == "town"
     assert titled(found, "It suggests").figures["network"] == "resmlp"  # the column id was left out

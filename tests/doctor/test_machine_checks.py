@@ -11,7 +11,7 @@ import torch
 from advect.config.config import network
 from advect.core.types import Category, DataSpec
 from advect.doctor import machine as m
-from advect.doctor.examine import Plan, check_plan, measure_network
+from advect.doctor.examine import MemoryNeeds, check_plan, measure_network
 from advect.doctor.report import run_checks
 
 FINE = m.Machine(
@@ -91,7 +91,7 @@ def test_a_trial_that_fails_tells_why_and_one_that_hangs_is_ended() -> None:
     assert "code -9" in m.read_answer(-9, "", "").error
 
 
-PLAN = Plan(
+PLAN = MemoryNeeds(
     network="unet",
     preset="digits",
     parameters=10**6,
@@ -100,15 +100,15 @@ PLAN = Plan(
     device="cpu",
     train=10_000,
     usual=128,
+    steps=3000,
 )
 
 
-def test_the_batch_is_the_usual_one_unless_memory_or_data_are_short() -> None:
+def test_the_batch_is_the_planned_one_unless_memory_is_short() -> None:
     assert PLAN.batch == 128
-    assert replace(PLAN, train=900).batch == 32  # 28 or more steps an epoch
     assert replace(PLAN, free=5 * 10**7).batch == 8  # 30 MB less 20 MB for the state, at 1 MB a sample
-    assert "because of the memory" in check_plan(replace(PLAN, free=5 * 10**7)).title
-    assert "because of the steps" in check_plan(replace(PLAN, train=900)).title
+    short = check_plan(replace(PLAN, free=5 * 10**7))
+    assert short.level == "note" and "--batch-size 8" in short.advice
 
 
 def test_what_does_not_fit_is_a_problem() -> None:

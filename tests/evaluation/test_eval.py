@@ -219,7 +219,7 @@ MISTAKES = [
     ("--ema-decay 0.5", "has no average of decay 0.5"),
     ("--no-use-ema --ema-decay 0.9", "contradict each other"),
     ("--output folder", "--output folder is a folder; name a file"),
-    ("--nfe 3 --solver heun", "--nfe 3 holds none that heun can meet"),
+    ("--nfe 1 --solver heun", "--nfe 1 holds none that heun can meet"),
     ("--reference test", "'test'"),
     ("--batch-size 0", "batch_size must be at least 1, got 0"),
 ]  # fmt: skip
@@ -254,7 +254,8 @@ def test_no_run_and_moved_data_and_changed_data_are_told(
     advect(f"train --data x.npy {QUICK} --run-dir run")
     assert "--features net.pt is for images, and these are vector data" in _with_network(say)
     np.save("x.npy", x + 1)
-    assert "the data of run have changed since step-00000002 was trained" in say("eval run")
+    for words in ("eval run", "report run", "doctor run --samples 20"):
+        assert "the data of run have changed since step-00000002 was trained" in say(words)
     Path("x.npy").unlink()
     assert "x.npy; give --data PATH" in say("eval run")
     assert "--data y.npy does not exist" in say("eval run --data y.npy")
@@ -277,7 +278,8 @@ def test_data_that_have_moved_are_named_by_data(
         advect("doctor run --samples 20 --data y.npy")
     assert "samples" in capsys.readouterr().out
     np.save("z.npy", np.zeros((200, 3)))
-    assert "have changed since" in mistake("eval run --data z.npy", monkeypatch, capsys)
+    for words in ("eval run", "report run", "doctor run --samples 20"):
+        assert "have changed since" in mistake(f"{words} --data z.npy", monkeypatch, capsys)
     assert "for --samples 500; give both or neither" in mistake("doctor run --data y.npy", monkeypatch, capsys)
 
 

@@ -7,10 +7,11 @@ import itertools
 import pytest
 import torch
 
+from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.core.types import Batch, expand_right
-from advect.couplings import ExactOT
+from advect.couplings import ExactOT, Independent
 from advect.losses import (
     FlowMatching,
     ScoreMatching,
@@ -20,7 +21,15 @@ from advect.losses import (
     velocity_head,
 )
 from advect.networks import MLP
-from advect.paths import AffinePath, BrownianBridge, CondOT, InterpolantPath, Trigonometric
+from advect.paths import (
+    AffinePath,
+    BrownianBridge,
+    CondOT,
+    Cosine,
+    InterpolantPath,
+    Trigonometric,
+    VariancePreserving,
+)
 from advect.paths.analytic import GaussianMixture
 from advect.times import Importance, Stratified
 
@@ -73,17 +82,50 @@ def test_denoising_score_matching_is_its_definition(weighting, prediction: str) 
     x1 = torch.randn(n, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     loss = loss_fn(net, Batch(x1), CounterRng(0, 0, n))
     point, _ = loss_fn.sample(Batch(x1), CounterRng(0, 0, n))
-    alpha, sigma, d_alpha, d_sigma = path.schedule.coefficients(point.t)
-    output = net(point.x_t, point.t)
-    score = output if prediction == "score" else -output / expand_right(sigma, output)
-    target = -point.x0 / expand_right(sigma, output)
+    output, sigma = net(point.x_t, point.t), path.schedule.coefficients(point.t).sigma
+    noise = -expand_right(sigma, output) * output if prediction == "score" else output
+    inside = point.t.clamp(0.05, 0.95)  # what is divided by sigma^2 stays finite
+    alpha, sigma, d_alpha, d_sigma = path.schedule.coefficients(inside)
     weights = {
         "sigma2": sigma**2,
         "uniform": torch.ones_like(sigma),
         "likelihood": 2 * sigma * (sigma * d_alpha / alpha - d_sigma),
     }
-    weight = weights[weighting] if isinstance(weighting, str) else weighting(point.t)
-    torch.testing.assert_close(loss, weight * (score - target).square().mean(1), rtol=1e-4, atol=1e-6)
+    weight = (weights[weighting] if isinstance(weighting, str) else weighting(point.t)) / sigma**2
+    torch.testing.assert_close(loss, weight * (noise - point.x0).square().mean(1), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("path", [CondOT(), VariancePreserving(), Trigonometric(), Cosine()], ids=str)
+@pytest.mark.parametrize(("prediction", "space"), [("data", "velocity"), ("data", "score"), ("noise", "velocity")])
+def test_every_time_is_trained_and_only_the_factor_of_the_loss_is_cut(path, prediction, space) -> None:
+    t_eps, n = 0.05, 2001
+    loss_fn = FlowMatching(path=AffinePath(path), prediction=prediction, loss_space=space, t_eps=t_eps)
+    x1 = torch.randn(n, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert loss_fn.sample(Batch(x1), CounterRng(0, 0, n))[0].t.max() > 1 - t_eps / 10
+    x0, t = x1.flip(0).roll(1, 1), torch.linspace(0, 1, n, dtype=torch.float64)
+    sample = AffinePath(path).sample(x0, x1, t)
+    target, off = (x1 if prediction == "data" else x0), torch.tensor([0.3, -0.4])
+    alpha, sigma, d_alpha, d_sigma = path.coefficients(t.clamp(t_eps, 1 - t_eps))
+    determinant = d_alpha * sigma - alpha * d_sigma
+    factors = {
+        ("data", "velocity"): determinant / sigma,
+        ("data", "score"): alpha / sigma**2,
+        ("noise", "velocity"): determinant / alpha,
+    }
+    expected = factors[prediction, space] ** 2 * off.square().mean()
+    torch.testing.assert_close(loss_fn.compare(target + off, sample), expected, rtol=1e-6, atol=0)
+    assert loss_fn.compare(target, sample).max() == 0
+
+
+@pytest.mark.parametrize("prediction", ["data", "noise"])
+def test_finite_targets_are_trained_up_to_the_ends_of_any_schedule(prediction: str) -> None:
+    n = 1000
+    loss_fn = FlowMatching(path=AffinePath(VariancePreserving()), prediction=prediction, t_eps=0.05)
+    times = loss_fn.sample(Batch(torch.randn(n, 2)), CounterRng(0, 0, n))[0].t
+    assert times.min() < 0.002 and times.max() > 0.998
+    moving = FlowMatching(path=AffinePath(VariancePreserving()), t_eps=0.05)  # whose derivative is infinite at t = 0
+    times = moving.sample(Batch(torch.randn(n, 2)), CounterRng(0, 0, n))[0].t
+    assert times.min() >= 0.05 and times.max() <= 0.95
 
 
 def test_rectified_flow_is_the_straight_line() -> None:
@@ -106,13 +148,15 @@ def test_a_weight_multiplies_the_loss_of_each_sample() -> None:
 def test_two_heads_train_on_the_sum_and_split_for_sampling() -> None:
     net = MLP(2, width=8)
     both = lambda x, t, cond=None: torch.cat([net(x, t), -2 * net(x, t)], 1)
-    batch = Batch(torch.randn(32, 2))
-    loss_fn = StochasticInterpolantLoss(flow=FlowMatching(t_eps=0.01), score_weight=0.5)
+    batch, loss_fn = Batch(torch.randn(32, 2)), StochasticInterpolantLoss(score_weight=0.5)
     loss = loss_fn(both, batch, CounterRng(0, 0, 32))
-    point, _ = loss_fn.score.sample(batch, CounterRng(0, 0, 32))
-    velocity, score = velocity_head(both)(point.x_t, point.t, None), score_head(both)(point.x_t, point.t, None)
-    assert torch.equal(velocity, net(point.x_t, point.t)) and torch.equal(score, -2 * velocity)
+    point, _ = loss_fn.sample(batch, CounterRng(0, 0, 32))
+    velocity, score = (
+        head(point.x_t, point.t, None) for head in (velocity_head(both), score_head(both, loss_fn.path))
+    )
     sigma = (1 - point.t)[:, None]
+    assert torch.equal(velocity, net(point.x_t, point.t))
+    torch.testing.assert_close(score, 2 * velocity / sigma)
     expected = (velocity - point.u_t).square().mean(1) + 0.5 * (sigma * score + point.x0).square().mean(1)
     torch.testing.assert_close(loss, expected)
     with pytest.raises(UserError, match=r"twice the channels of x_t \(32, 2\), got \(32, 2\)"):
@@ -122,25 +166,46 @@ def test_two_heads_train_on_the_sum_and_split_for_sampling() -> None:
 def test_importance_times_leave_the_loss_of_two_heads_as_it_was() -> None:
     both = lambda x, t, cond=None: torch.cat([x * 0, 3 * x], 1)
     n, found = 500, []
-    times = Importance(bins=16, momentum=0.0, floor=0.1)
-    objective = StochasticInterpolantLoss(flow=FlowMatching(times=times))
+    objective = StochasticInterpolantLoss(times=Importance(bins=16, momentum=0.0, floor=0.1))
     x1 = LAW.draw(n, CounterRng(1, 0, n))
     for step in range(400):
         found.append(objective(both, Batch(x1), CounterRng(3, step, n)).mean())
-    uniform = StochasticInterpolantLoss(flow=FlowMatching())
+    uniform = StochasticInterpolantLoss()
     expected = torch.stack([uniform(both, Batch(x1), CounterRng(4, step, n)).mean() for step in range(400)])
     weighted = torch.stack(found[1:])
     error = (weighted.var() / len(weighted) + expected.var() / 400).sqrt()
     assert abs(weighted.mean() - expected.mean()) < 4 * error < 0.02 * expected.mean()
 
 
-def test_two_heads_on_a_bridge_regress_its_own_velocity_and_score() -> None:
-    loss_fn = StochasticInterpolantLoss(flow=FlowMatching(path=BrownianBridge(0.5), t_eps=0.05))
-    point, _ = loss_fn.score.sample(Batch(torch.randn(16, 2)), CounterRng(0, 0, 16))
-    target = loss_fn.flow.path.conditional_score(point.x_t, point.t, x1=point.x1, x0=point.x0)
-    both = lambda x, t, cond=None: torch.cat([point.u_t, target], 1)
-    loss = loss_fn(both, Batch(point.x1), CounterRng(0, 0, 16))
+@pytest.mark.parametrize(
+    ("path", "coupling"),
+    [
+        (BrownianBridge(0.5), Independent()),
+        (BrownianBridge(2.0), ExactOT()),
+        (AffinePath(sigma_min=0.3, gaussian_source=False), ExactOT()),
+        (AffinePath(Trigonometric()), Independent()),
+        (AffinePath(sigma_min=0.3), Independent()),
+    ],
+    ids=str,
+)
+def test_the_second_head_is_minus_gamma_times_the_conditional_score(path, coupling) -> None:
+    loss_fn = StochasticInterpolantLoss(path=path, coupling=coupling, t_eps=0.05)
+    point, _ = loss_fn.sample(Batch(torch.randn(16, 2)), CounterRng(0, 0, 16))
+    gaussian = isinstance(path, AffinePath) and path.gaussian_source
+    score = path.conditional_score(point.x_t, point.t, x1=point.x1, x0=None if gaussian else point.x0)
+    torch.testing.assert_close(-loss_fn.noise(point), path.interpolant(point.t).gamma[:, None] * score)
+    # The jitter of a Gaussian source is noise of the score and none of the velocity.
+    loss = loss_fn.compare(torch.cat([point.u_t, loss_fn.noise(point)], 1), point)
     assert loss.abs().max() < 1e-9
+
+
+def test_the_target_of_the_score_is_bounded_up_to_both_ends_of_a_bridge() -> None:
+    for t_eps in (1e-3, 1e-6):
+        loss_fn = StochasticInterpolantLoss(path=BrownianBridge(0.5), t_eps=t_eps)
+        point, _ = loss_fn.sample(Batch(torch.randn(4000, 2).double()), CounterRng(0, 0, 4000))
+        noise = loss_fn.noise(point)
+        for half in (point.t < 0.01, point.t > 0.99):
+            assert noise[half].square().mean().item() == pytest.approx(1, abs=0.4)
 
 
 def test_a_general_path_trains_on_its_derivative() -> None:
@@ -172,10 +237,19 @@ def test_combinations_without_a_meaning_are_refused(parts: dict, message: str) -
         FlowMatching(**parts)
 
 
+def test_score_matching_takes_plain_noise_alone() -> None:
+    x = torch.randn(4, 2)
+    with pytest.raises(UserError, match="drawn apart from x1, not gaussian_source=False; take FlowMatching"):
+        ScoreMatching(path=AffinePath(gaussian_source=False))
+    with pytest.raises(UserError, match="draws its own noise, and the data bring x0; take FlowMatching"):
+        ScoreMatching().sample(Batch(x, x0=x))
+    assert not {"source", "coupling"} & registry.parameters(ScoreMatching).keys()  # nor do flags give it any
+
+
 def test_unknown_weightings_are_told() -> None:
     with pytest.raises(UserError, match="did you mean 'uniform'"):
         ScoreMatching(weighting="unifrom")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="must be 'score' or 'noise', got 'data'"):
         ScoreMatching(prediction="data")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="must be >= 0, got -1"):
+    with pytest.raises(UserError, match="must be finite and >= 0, got -1"):
         StochasticInterpolantLoss(score_weight=-1)

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from test_killed import newest_step
 
 from forked import Run, advect_ranks, ranks
+from runs import newest_step
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs forked processes")
 
@@ -63,11 +63,11 @@ def never_ending(rank: int) -> None:
 
     real = Step.take
 
-    def take(self: Step, loss, inputs, lr: float):
+    def take(self: Step, loss, inputs, lr: float, observe=None):
         while int(os.environ.get("RANK", 0)) == rank and self.state.progress.step == 7:
             Path("stuck").touch()
             time.sleep(0.01)
-        return real(self, loss, inputs, lr)
+        return real(self, loss, inputs, lr, observe)
 
     Step.take = take
 

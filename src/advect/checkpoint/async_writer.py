@@ -99,16 +99,26 @@ class CheckpointWriter:
     write waits for it. Errors are stored in ``trouble`` and raised by :meth:`wait`; earlier checkpoints stay intact.
     """
 
-    def __init__(self, folder: Path, *, keep_last: int, keep_every: int = 0, background: bool = True) -> None:
-        self.folder, self.keep_last, self.keep_every = folder, keep_last, keep_every
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep_last: int,
+        keep_every: int = 0,
+        keep_epochs: bool = False,
+        background: bool = True,
+    ) -> None:
+        self.folder, self._kept = folder, (keep_last, keep_every, keep_epochs)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="advect-checkpoint") if background else None
         self._pending: list[Future[None]] = []
         self.trouble: UserError | None = None
 
-    def write(self, step: int, contents: StateSnapshot) -> None:
-        """Write the checkpoint of ``step``. Raises UserError if the previous write failed."""
+    def write(self, step: int, contents: StateSnapshot, epoch: int | None = None) -> None:
+        """Write the checkpoint of ``step``, the end of ``epoch`` if given. Raises UserError if the previous write
+        failed.
+        """
         self.wait()
-        self._do(self._write, step, contents)
+        self._do(self._write, step, contents, epoch)
 
     def mark(self, best: Best) -> None:
         """Point ``best`` to this checkpoint after pending writes, and retain it. Call on all processes."""
@@ -133,15 +143,15 @@ class CheckpointWriter:
         if self._pool is not None:
             self._pool.shutdown(wait=True)
 
-    def _write(self, step: int, contents: StateSnapshot) -> None:
+    def _write(self, step: int, contents: StateSnapshot, epoch: int | None) -> None:
         try:
             with explain_disk_error(self.folder, step):
                 if contents.shards:
-                    _write_sharded(self.folder, step, contents)
+                    _write_sharded(self.folder, step, contents, epoch)
                 elif current().is_first:
-                    write_checkpoint(self.folder, step, contents.write)
+                    write_checkpoint(self.folder, step, contents.write, epoch)
                 if current().is_first:
-                    retain(self.folder, self.keep_last, self.keep_every)
+                    retain(self.folder, *self._kept)
         except UserError as error:
             self.trouble = error
 
@@ -151,12 +161,12 @@ class CheckpointWriter:
         try:
             with explain_disk_error(self.folder, checkpoint_step(Path(best.name))):
                 write_best(self.folder, best)
-                retain(self.folder, self.keep_last, self.keep_every)
+                retain(self.folder, *self._kept)
         except UserError as error:
             self.trouble = error
 
 
-def _write_sharded(folder: Path, step: int, contents: StateSnapshot) -> None:
+def _write_sharded(folder: Path, step: int, contents: StateSnapshot, epoch: int | None) -> None:
     """Write a checkpoint from every process's shards; collective."""
     first = current().is_first
     partial = Path(_together(lambda: str(open_checkpoint(folder, step)) if first else "")[0])
@@ -164,7 +174,7 @@ def _write_sharded(folder: Path, step: int, contents: StateSnapshot) -> None:
     try:
         _together(lambda: shards.mkdir(parents=True) if first else None)
         sums = _together(lambda: _summed(partial, save_shards(shards, contents.shards)))
-        _together(lambda: _finish(partial, folder, step, contents, sums) if first else None)
+        _together(lambda: _finish(partial, folder, step, contents, sums, epoch) if first else None)
     finally:
         if first:
             shutil.rmtree(partial, ignore_errors=True)
@@ -176,13 +186,15 @@ def _summed(partial: Path, files: list[Path]) -> Sums:
     return sum_files(partial, files)
 
 
-def _finish(partial: Path, folder: Path, step: int, contents: StateSnapshot, sums: list[Sums]) -> None:
+def _finish(
+    partial: Path, folder: Path, step: int, contents: StateSnapshot, sums: list[Sums], epoch: int | None
+) -> None:
     """Write the files that are not sharded, and complete the checkpoint."""
     known = {name: facts for part in sums for name, facts in part.items()}
     for name, groups in contents.gathered.items():
         contents.write_tensors(partial / name, name, assemble(partial / SHARDS, groups))
     contents.write(partial)
-    close_checkpoint(partial, folder, step, known)
+    close_checkpoint(partial, folder, step, known, epoch)
 
 
 def _together(work: Callable[[], T]) -> list[T]:

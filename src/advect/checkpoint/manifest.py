@@ -1,7 +1,8 @@
 """Checkpoint folders: complete or absent, verified when read, without executable content.
 
 A checkpoint is written into a hidden folder, synced, and renamed. ``manifest.json`` lists the size and SHA-256 of
-every file, and its own SHA-256. ``latest`` names the newest checkpoint, ``best`` the best.
+every file, and its own SHA-256, and the epoch of a checkpoint that was written at an epoch's end. ``latest`` names the
+newest checkpoint, ``best`` the best.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 _MANIFEST, _LATEST = "manifest.json", "latest"
 _NAME = re.compile(r"step-\d{8,}")
+_STEP = re.compile(r"step-(\d+)")
+_EPOCH = re.compile(r"(?:checkpoint[-_])?epoch[-_](\d+)(?:\.pth?)?")
 
 
 def _digest(path: Path) -> str:
@@ -63,15 +66,26 @@ def checkpoint_step(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def write_checkpoint(folder: Path, step: int, fill: Callable[[Path], None]) -> Path:
+def checkpoint_epoch(path: Path) -> int | None:
+    """The epoch at whose end a checkpoint was written, None for others; not verified."""
+    try:
+        epoch = json.loads((path / _MANIFEST).read_text(encoding="utf-8")).get("epoch")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return epoch if isinstance(epoch, int) else None
+
+
+def write_checkpoint(folder: Path, step: int, fill: Callable[[Path], None], epoch: int | None = None) -> Path:
     """Write the checkpoint of ``step`` in ``folder`` atomically, from the files that ``fill`` writes.
+
+    ``epoch`` is the one that the step ended, if any.
 
     Replaces a checkpoint of the same step and updates ``latest``. A failure or kill leaves earlier checkpoints intact.
     """
     partial = open_checkpoint(folder, step)
     try:
         fill(partial)
-        return close_checkpoint(partial, folder, step)
+        return close_checkpoint(partial, folder, step, epoch=epoch)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -85,13 +99,16 @@ def open_checkpoint(folder: Path, step: int) -> Path:
     return partial
 
 
-def close_checkpoint(partial: Path, folder: Path, step: int, known: Sums | None = None) -> Path:
+def close_checkpoint(
+    partial: Path, folder: Path, step: int, known: Sums | None = None, epoch: int | None = None
+) -> Path:
     """Complete the checkpoint of ``step``: manifest, sync, rename, ``latest``. ``known`` are sums of files already
     synced.
     """
     known, final = known or {}, folder / checkpoint_name(step)
     new = [p for p in _files(partial) if p.relative_to(partial).as_posix() not in known]
-    manifest = {"format": FORMAT, "step": step, "files": {**known, **sum_files(partial, new)}}
+    of_epoch = {} if epoch is None else {"epoch": epoch}
+    manifest = {"format": FORMAT, "step": step, **of_epoch, "files": {**known, **sum_files(partial, new)}}
     manifest["sha256"] = _seal(manifest)
     (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     for path in [*new, partial / _MANIFEST]:
@@ -141,14 +158,16 @@ def _latest(folder: Path) -> str:
     return file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
 
 
-def retain(folder: Path, last: int, every: int = 0) -> None:
-    """Remove all checkpoints but the newest ``last`` (0: keep all), those of every ``every``-th step (0: none), and
-    the best.
+def retain(folder: Path, last: int, every: int = 0, epochs: bool = False) -> None:
+    """Remove all checkpoints but the newest ``last`` (0: keep all), those of every ``every``-th step (0: none), with
+    ``epochs`` those of epochs' ends, and the best.
     """
     best = read_best(folder)
     newest = _latest(folder)  # a run that went on from an older checkpoint has written an earlier step last
     for path in sorted(list_checkpoints(folder), key=lambda p: p.name == newest)[:-last] if last else []:
         if (every and checkpoint_step(path) % every == 0) or (best is not None and path.name == best.name):
+            continue
+        if epochs and checkpoint_epoch(path) is not None:
             continue
         doomed = path.with_name(f".{path.name}.{os.getpid()}.partial")
         path.rename(doomed)
@@ -160,11 +179,55 @@ def names_checkpoint(path: Path) -> bool:
     return path.name in (BEST, _LATEST) and path.is_file()
 
 
+def named_checkpoint(run: Path, name: str | None) -> Path:
+    """Place for :func:`find_checkpoint` of the checkpoint ``name`` of a run folder: ``epoch-50``, ``step-1000``,
+    ``best`` or ``latest``; the run itself for None. Raises UserError for other names, and what is no run folder.
+    """
+    if name is None:
+        return run
+    if not (run / "checkpoints").is_dir():
+        raise UserError(f"--checkpoint {name} is one of a run folder, and {run} is none; give one such as runs/digits")
+    if name == _LATEST:
+        return run
+    if name == BEST and not (run / "checkpoints" / BEST).is_file():
+        raise UserError(f"{run} has no best checkpoint; it is found by a training with --eval-every")
+    if name != BEST and not _STEP.fullmatch(name) and not _EPOCH.fullmatch(name):
+        raise UserError(f"--checkpoint {name} should be like epoch-50, step-1000, best or latest")
+    return run / "checkpoints" / name
+
+
+def _of_epoch(path: Path, epoch: int) -> Path:
+    """The checkpoint of an epoch, beside ``path`` or in the run folder that it is in."""
+    folder = path.parent / "checkpoints" if (path.parent / "checkpoints").is_dir() else path.parent
+    found = {e: p for p in list_checkpoints(folder) if (e := checkpoint_epoch(p)) is not None}
+    if epoch in found:
+        return found[epoch]
+    there = f"there are those of epochs {_ranges(sorted(found))}" if found else "there is none of any epoch"
+    fix = "" if found else ", which --save-epochs 1 writes and --keep-epochs keeps"
+    raise UserError(f"{folder} has no checkpoint of epoch {epoch}; {there}{fix}")
+
+
+def _ranges(numbers: list[int]) -> str:
+    """1-3, 7 for [1, 2, 3, 7]."""
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and n == runs[-1][-1] + 1:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
+
+
 def find_checkpoint(path: Path) -> Path:
     """Checkpoint folder for ``path``: a checkpoint, a ``best`` or ``latest`` file, or the newest of a run folder.
 
+    ``RUN/epoch-50`` and ``RUN/checkpoints/epoch-50`` are that of an epoch's end, also called ``checkpoint_epoch_50``.
     Not verified, see :func:`verify_checkpoint`. Raises UserError if there is none.
     """
+    if (of_epoch := _EPOCH.fullmatch(path.name)) and not path.exists():
+        return _of_epoch(path, int(of_epoch[1]))
+    if (of_step := _STEP.fullmatch(path.name)) and not path.exists():
+        path = path.with_name(checkpoint_name(int(of_step[1])))
     if names_checkpoint(path):
         best = read_best(path.parent) if path.name == BEST else None
         name = _latest(path.parent) if path.name == _LATEST else best.name if best else ""

@@ -12,6 +12,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
+from advect.checkpoint.manifest import checkpoint_step, named_checkpoint
 from advect.config.flags import parse_words, split_place
 from advect.config.section import Section
 from advect.core.errors import UserError
@@ -31,6 +32,9 @@ MAX_ERROR = 0.1
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EmaArguments(Section):
     """Flags of ``advect ema``."""
+
+    checkpoint: str | None = None
+    """Checkpoint of the run: epoch-50, step-1000, best or latest; averages end at its step"""
 
     length: tuple[float, ...] = ()
     """Lengths of the averages: standard deviation of their weights in time, as a share of the run; 0.05 averages over
@@ -73,7 +77,10 @@ def rebuild(run: Path, a: EmaArguments) -> list[AverageFile]:
     """
     _check(a)
     folder = run if (run / SNAPSHOTS).is_dir() else find_checkpoint(run).parent.parent
-    snapshots = read_snapshots(folder / SNAPSHOTS, a.step)
+    end = a.step
+    if a.checkpoint is not None:
+        end = checkpoint_step(find_checkpoint(named_checkpoint(folder, a.checkpoint)))
+    snapshots = read_snapshots(folder / SNAPSHOTS, end)
     step = snapshots[-1].step
     fits = _fit(snapshots, a.length)
     checkpoint = find_checkpoint(folder)
@@ -95,6 +102,8 @@ def _check(a: EmaArguments) -> None:
         raise UserError(f"--length needs one or more different lengths, such as 0.05 0.1, got {got}")
     if bad := [length for length in a.length if not 0 < length < LONGEST]:
         raise UserError(f"--length must be above 0 and below {LONGEST:.3f}, the plain mean of all steps, got {bad[0]}")
+    if a.step is not None and a.checkpoint is not None:
+        raise UserError(f"--step {a.step} and --checkpoint {a.checkpoint} both name the end; give one of them")
     if a.output is None:
         if a.overwrite:
             raise UserError("--overwrite is about the file of --output; give that, or leave it out")

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from advect.checkpoint.manifest import find_weights
+from advect.checkpoint.manifest import find_weights, named_checkpoint
 from advect.config.flags import asks_help, launch_processes, parse_words, split_place
 from advect.config.resume import device_name, versions
 from advect.config.section import Section
@@ -100,7 +100,7 @@ def evaluate(run: Path, config: EvalConfig) -> tuple[Path, dict[str, Any]]:
     """
     with run_context(config.device) as context:
         with sync_errors():
-            place = find_weights(run) if context.env.is_first else run
+            place = find_weights(named_checkpoint(run, config.checkpoint)) if context.env.is_first else run
         place = broadcast_object(place)  # a run that still trains has newer ones by and by
         with sync_errors():
             plan, cache = Plan.make(run, place, config), open_cache()

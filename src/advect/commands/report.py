@@ -7,14 +7,13 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from advect.config.arguments import data_of
-from advect.config.build import build_dataset
+from advect.checkpoint.manifest import find_checkpoint, named_checkpoint
 from advect.config.flags import parse_words, split_place
 from advect.config.section import Section
 from advect.core.device import tune_process
 from advect.core.errors import UserError
+from advect.evaluation.protocol import open_run
 from advect.evaluation.quality import NFES, measure_quality
-from advect.model.load import load
 from advect.reporting import write_report
 
 logger = logging.getLogger(__name__)
@@ -23,6 +22,9 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReportArguments(Section):
     """Flags of ``advect report``."""
+
+    checkpoint: str | None = None
+    """Checkpoint of the run: epoch-50, step-1000, best or latest, the default."""
 
     data: str | None = None
     """The data's place if they have moved since the training."""
@@ -43,7 +45,7 @@ def run(words: list[str]) -> None:
     place, flags = split_place(words, "advect report", ReportArguments)
     a = parse_report(flags)
     options = {"samples": a.num_samples, "nfes": a.nfes, "seed": a.seed, "measure": a.measure, "data": a.data}
-    page, results = report(place, device=a.device, **options)
+    page, results = report(place, device=a.device, checkpoint=a.checkpoint, **options)
     for line in summary(results) if results else []:
         logger.info(line)
     logger.info(f"report: {page}")
@@ -53,8 +55,8 @@ def parse_report(flags: list[str]) -> ReportArguments:
     """Parse the words after ``advect report RUN``. Raises UserError."""
     about = "Measure a run and write a report."
     a = parse_words(ReportArguments, flags, prog="advect report RUN", description=about)
-    if not a.measure and (a.nfes or a.data or a.num_samples != ReportArguments.num_samples):
-        raise UserError("--no-measure measures nothing; leave --nfes, --num-samples and --data out")
+    if not a.measure and (a.nfes or a.data or a.checkpoint or a.num_samples != ReportArguments.num_samples):
+        raise UserError("--no-measure measures nothing; leave --nfes, --num-samples, --checkpoint and --data out")
     return a
 
 
@@ -67,20 +69,22 @@ def report(
     device: str = "auto",
     measure: bool = True,
     data: str | None = None,
+    checkpoint: str | None = None,
 ) -> tuple[Path, dict]:
     """Measure a run and write its ``report.html``; return the file and the measurements.
 
-    With ``measure`` False the page uses existing files. Raises UserError if ``run`` is no run folder with a
-    checkpoint, or the data have moved.
+    ``checkpoint`` names the one that is measured, default the newest. With ``measure`` False the page uses existing
+    files. Raises UserError if ``run`` is no run folder with a checkpoint, or the data have moved or changed.
     """
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is not a run folder: it has no config.yaml; give one such as runs/digits")
     tune_process()
     results = run / "evaluation" / "quality.json"
     if measure:
-        flow = load(run, device=device)
-        dataset = build_dataset(data_of(run, data))
-        measure_quality(flow, dataset, run / "evaluation", samples=samples, nfes=nfes or NFES, seed=seed)
+        place = find_checkpoint(named_checkpoint(run, checkpoint))
+        _, flow, dataset, subject = open_run(run, place, True, device, data)
+        options = {"samples": samples, "nfes": nfes or NFES, "seed": seed, "step": subject["step"]}
+        measure_quality(flow, dataset, run / "evaluation", **options)
     page = write_report(run)
     return page, json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from advect.checkpoint.manifest import named_checkpoint
 from advect.config.flags import launch_processes, parse_words, split_place
 from advect.config.section import Section, part
 from advect.core.errors import UserError
@@ -23,6 +24,9 @@ SHARED = True
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SampleArguments(Section):
     """Flags of ``advect sample``."""
+
+    checkpoint: str | None = None
+    """Checkpoint of the run: epoch-50, step-1000, best or latest, the default."""
 
     num_samples: int = 64
     """Number of samples."""
@@ -51,6 +55,8 @@ class SampleArguments(Section):
     """Scale of classifier-free guidance: 1 is none, 2 or 3 follows the condition more closely."""
     guidance_interval: tuple[float, float] | None = None
     """Times LO HI between which guidance acts; default all."""
+    image_size: tuple[int, int] | None = None
+    """Height and width of the images, if other than those of training; a DiT takes them, in multiples of its patch."""
     use_ema: bool = True
     """Use the averaged weights."""
     ema_decay: float | None = None
@@ -75,7 +81,7 @@ class SampleArguments(Section):
     groups: ClassVar = {
         "samples": ("num_samples", "seed", "cond", "guidance", "guidance_interval"),
         "solver": ("solver", "num_steps", "grid", "diffusion"),
-        "weights": ("use_ema", "ema_decay"),
+        "weights": ("checkpoint", "use_ema", "ema_decay"),
         "output": ("output_dir", "save_individual", "overwrite"),
         "processes": ("batch_size", "part_size", "device", "nproc"),
     }
@@ -90,6 +96,7 @@ class SampleArguments(Section):
             diffusion=self.chosen("diffusion"),
             guidance=self.guidance,
             guidance_interval=self.guidance_interval,
+            image_size=self.image_size,
         )
 
 
@@ -101,7 +108,7 @@ def run(words: list[str]) -> None:
     if a.nproc != 1:
         launch_processes("sample", words, a.nproc, a.device)
     files = sample_run(
-        place,
+        named_checkpoint(place, a.checkpoint),
         a.num_samples,
         a.sampler,
         seed=a.seed,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import shlex
 import signal
 import sys
@@ -26,9 +25,10 @@ from advect.checkpoint.manifest import (
 from advect.checkpoint.tensor_files import load_weights
 from advect.config.arguments import parse_train
 from advect.config.build import build_dataset, build_loss, fit_source
-from advect.config.build_trainer import build_callbacks, check_method, new_state, new_trainer
+from advect.config.build_trainer import build_callbacks, check_config, check_method, new_state, new_trainer
 from advect.config.config import Config
 from advect.config.flags import launch_processes
+from advect.config.plan import Plan, make_plan, recipe_of, resolve
 from advect.config.resume import check_folder, check_same_run, lock_run_dir, resolve_checkpoint, write_environment
 from advect.core import registry
 from advect.core.device import pick_precision
@@ -53,6 +53,8 @@ def run(words: list[str]) -> None:
     with sync_errors():
         preset, a = parse_train(words, notes)
     if a.dry_run:
+        with sync_errors():
+            check_config(a.settings)
         logger.info(a.settings.to_yaml(preset).rstrip("\n"))
         return
     if a.nproc != 1:
@@ -113,6 +115,7 @@ def _train(config: Config, preset: str, context: RunContext, checkpoint: Path | 
             if run_dir.is_dir():  # a folder in use is refused before the data are read
                 claims.enter_context(lock_run_dir(run_dir, checkpoint, again))
             source, noise = _open(config)
+            config, plan = _planned(config, source, context)
             metadata = ModelMetadata.from_run(config, preset, source, noise)
             if checkpoint:
                 check_same_run(read_model_metadata(checkpoint / MODEL), metadata, checkpoint)
@@ -136,7 +139,7 @@ def _train(config: Config, preset: str, context: RunContext, checkpoint: Path | 
                 atomic_write_text(run_dir / "config.yaml", config.to_yaml(preset))
                 step = trainer.state.progress.step
                 write_environment(context, fingerprint=source.fingerprint, step=step)
-        _announce(config, preset, source, trainer, context)
+        _announce(config, preset, source, trainer, context, plan)
         reason = trainer.run()
     if unreadable := getattr(source, "unreadable", None):
         first, why = next(iter(unreadable.items()))
@@ -178,8 +181,9 @@ def _new_trainer(
     loss = build_loss(config.method, source.spec, metadata.noise, metadata.source_tensors)
     header = {"metadata": metadata.to_text(), "data": metadata.tensors}
     state = new_state(context, config.network, t, source.spec, loss, weights=weights, **header)
-    limits, rate = _plan(config, source, context.env.world)
-    callbacks = build_callbacks(context, config, build_flow(metadata, state.net, context.device), loss, source)
+    limits, rate = _limits(config, source, context.env.world)
+    flow = build_flow(metadata, state.net, context.device)
+    callbacks = build_callbacks(context, config, flow, loss, source, limits.steps)
     return new_trainer(
         context,
         t,
@@ -194,15 +198,21 @@ def _new_trainer(
     )
 
 
-def _plan(config: Config, source: Dataset, world: int) -> tuple[StopCriteria, LearningRate]:
+def _planned(config: Config, source: Dataset, context: RunContext) -> tuple[Config, Plan]:
+    """The configuration with the sizes that follow from the data, and the plan."""
+    rows, held_out, gpu = len(source.train), len(source.held_out), context.device.type != "cpu"
+    return resolve(config, source.spec.modality, rows, held_out, world=context.env.world, gpu=gpu)
+
+
+def _limits(config: Config, source: Dataset, world: int) -> tuple[StopCriteria, LearningRate]:
     t = config.training
-    steps = math.ceil(t.num_epochs * len(source.train) / (t.batch_size * world))
-    limits = StopCriteria(steps=steps, max_steps=t.max_steps, max_minutes=t.max_minutes)
+    plan = make_plan(t, recipe_of(source.spec.modality), len(source.train), world=world)
+    limits = StopCriteria(steps=plan.steps, max_steps=t.max_steps, max_minutes=t.max_minutes)
     schedule = t.build("lr_schedule")
-    return limits, LearningRate(peak=t.learning_rate, warmup=t.lr_warmup_steps, total=steps, schedule=schedule)
+    return limits, LearningRate(peak=t.learning_rate, warmup=plan.warmup, total=plan.steps, schedule=schedule)
 
 
-def _announce(config: Config, preset: str, source: Dataset, trainer: Trainer, context: RunContext) -> None:
+def _announce(config: Config, preset: str, source: Dataset, trainer: Trainer, context: RunContext, plan: Plan) -> None:
     t, limits, step, net = config.training, trainer.limits, trainer.state.progress.step, trainer.state.twin
     params = sum(p.numel() for p in net.parameters())
     logger.info(
@@ -218,7 +228,13 @@ def _announce(config: Config, preset: str, source: Dataset, trainer: Trainer, co
         )
     else:
         logger.info(f"{begin} to step {limits.last_step:,} in {context.run_dir}")
+        logger.info(_plan_words(config, plan))
     _note_coupling(config, source)
+    if t.lr_warmup_steps and 2 * t.lr_warmup_steps > limits.last_step and not step:
+        logger.info(
+            f"note: the warm-up takes {t.lr_warmup_steps:,} of {limits.last_step:,} steps, so that little is learned; "
+            "lower --lr-warmup-steps to a twentieth of the run, or train longer"
+        )
     if limits.max_steps is not None and limits.max_steps > limits.steps:
         logger.info(
             f"note: --max-steps {limits.max_steps:,} lies beyond the {limits.steps:,} steps of --num-epochs "
@@ -240,6 +256,17 @@ def _announce(config: Config, preset: str, source: Dataset, trainer: Trainer, co
         )
     if trainer.loader.global_batch < 32:
         logger.info(f"note: a batch of {trainer.loader.global_batch} gives noisy gradients; 32 or more is usual")
+
+
+def _plan_words(config: Config, plan: Plan) -> str:
+    """The plan in a line."""
+    t = config.training
+    end = f"{plan.steps:,} steps"
+    if t.max_minutes is not None:
+        end = f"as many steps as {t.max_minutes:g} minutes allow, at most {plan.steps:,}"
+    parts = [f"batches of {plan.batch:,}", f"{t.lr_warmup_steps:,} of warm-up"]
+    parts += ["ends when the held-out loss no longer falls"] if t.early_stopping == "yes" else []
+    return f"plan: {end} ({plan.why}), {', '.join(parts)}; minutes are told once they are measured"
 
 
 def _note_coupling(config: Config, source: Dataset) -> None:

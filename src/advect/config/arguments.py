@@ -21,8 +21,6 @@ from advect.core.errors import UserError, did_you_mean
 from advect.data.autodetect import FORMAT, autodetect
 from advect.data.base import Dataset, Detected, Preview
 
-_STEPS = 3000
-
 
 class DetectedData(NamedTuple):
     """Preset, flags and a one-line description of some data."""
@@ -104,14 +102,10 @@ def _preview(cls: type[Dataset], path: str | Path) -> Preview:
 
 
 def _flags(first: Preview, preset: Preset) -> list[str]:
-    """Flags that the data need; fewer epochs for many samples, about 3,000 steps."""
+    """Flags that the data need."""
     options: dict[str, Any] = dict(first.options)
     if preset.fit is None:
         options.pop("image_size", None)
-    training = preset.config.training
-    if first.samples is not None:
-        epochs = max(1, round(_STEPS * training.batch_size / max(first.samples, 1)))
-        options |= {"num_epochs": epochs} if epochs < training.num_epochs else {}
     return words_of(options)
 
 
@@ -141,7 +135,7 @@ class TrainArguments(Section):
     nproc: int = 1
     """Local processes, one a GPU if there are any, as by torchrun --nproc_per_node."""
     dry_run: bool = False
-    """Print the resolved configuration and stop."""
+    """Build all parts and the network, print the resolved configuration and stop."""
 
     usual = frozenset({"data", "run_dir", "resume_from", "config", "nproc", "dry_run"})
 

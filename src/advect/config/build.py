@@ -18,6 +18,7 @@ from advect.core.types import DataSpec, Length, Quantity
 from advect.data import Dataset
 from advect.losses import Loss
 from advect.networks import Vector
+from advect.networks.base import VelocityAndScore
 from advect.paths import AffinePath, Path
 from advect.sources import Empirical, SourceDistribution
 from advect.times import Stratified, TimeDistribution
@@ -45,14 +46,14 @@ def build_network(config: NetworkConfig, spec: DataSpec, *, grad_checkpointing: 
         raise UserError(f"--network {config.network} does not take {spec.modality} data {spec.shape}; use {usual}")
     if grad_checkpointing and "grad_checkpointing" not in registry.parameters(cls):
         raise UserError(f"--grad-checkpointing does nothing for --network {config.network}; leave it out")
-    net = config.build(
-        "network",
-        shape=spec.shape,
-        dim=spec.shape[0],
-        conditions=_sizes(spec),
-        grad_checkpointing=grad_checkpointing,
-    )
-    return net.to(memory_format=torch.channels_last) if cls.channels_last else net
+    if config.score_network == "head" and "outputs" not in registry.parameters(cls):
+        raise UserError(f"--network {config.network} has one output; take --score-network separate")
+    options = {"shape": spec.shape, "dim": spec.shape[0], "conditions": _sizes(spec)}
+    options |= {"grad_checkpointing": grad_checkpointing, "outputs": 2 if config.score_network == "head" else 1}
+    net = config.build("network", **options)
+    if config.score_network == "separate":
+        net = VelocityAndScore(net, config.build("network", **options))
+    return net.to(memory_format=torch.channels_last) if cls.channels_last else net  # pyright: ignore[reportCallIssue]
 
 
 def networks_for(modality: str) -> list[str]:
@@ -187,6 +188,12 @@ def build_loss(
         raise UserError(
             f"--prediction {method.prediction} gives no velocity to sample with on --path {method.path} --sigma-min "
             f"{method.sigma_min} with this source and coupling; predict the velocity"
+        )
+    learns_score: bool = method.part("objective").learns_score  # pyright: ignore[reportAttributeAccessIssue]
+    if learns_score and isinstance(path, AffinePath) and not path.gaussian_source and path.sigma_min == 0:
+        raise UserError(
+            f"--objective {method.objective} needs noise on the path, which has none with --source {method.source} "
+            f"and --coupling {method.coupling}; give --sigma-min, 0.1 say, in model units"
         )
     space = method.prediction if method.loss_space == "same" else method.loss_space
     return method.build(

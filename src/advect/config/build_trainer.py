@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from advect.checkpoint.async_writer import CheckpointWriter
-from advect.config.build import build_network
+from advect.config.build import (
+    build_dataset,
+    build_loss,
+    build_network,
+    build_path,
+    build_times,
+    build_weight,
+    fit_source,
+    source_tensors,
+)
 from advect.config.config import HELD_OUT_LOSS, Config, MethodConfig, NetworkConfig, TrainingConfig
+from advect.config.plan import EVALUATIONS
+from advect.core import registry
 from advect.core.device import be_deterministic, pick_precision, use_tf32
 from advect.core.errors import UserError
 from advect.core.random import Stream, stream_seed
@@ -45,6 +58,38 @@ def check_method(method: MethodConfig, t: TrainingConfig) -> None:
         if asked and method.times == "importance":
             raise UserError(f"{flag} and --times importance contradict each other: times are learned from whole steps")
     _ = build_optimizer(t, skip_init(nn.Linear, 1, 1)), t.build("lr_schedule")  # refuse bad arguments now
+
+
+def check_config(config: Config) -> None:
+    """Raise UserError for a value that a part or the network refuses; write nothing.
+
+    Data that are not there yet are left out, and the network is tried on a shape that they may have.
+    """
+    method, t, place = config.method, config.training, config.data.data_dir
+    check_method(method, t)
+    for part in ("solver", "grid"):
+        config.output.build(part)
+    if config.data.dataset.place is None or (place is not None and Path(place).exists()):
+        dataset = build_dataset(config.data)
+        spec = dataset.spec
+        if t.pairs is None:
+            build_loss(method, spec, fit_source(method, dataset), source_tensors(dataset))
+    else:
+        path = build_path(method)
+        space = method.prediction if method.loss_space == "same" else method.loss_space
+        build_weight(method, path, space)
+        build_times(method)
+        method.build("coupling")
+        spec = _example_spec(config)
+    with torch.device("meta"):
+        build_network(config.network, spec, grad_checkpointing=t.grad_checkpointing)
+
+
+def _example_spec(config: Config) -> DataSpec:
+    """What the network takes, in the image size of the configuration if it has one."""
+    modality: Any = registry.get("modality", config.network.part("network").takes)  # pyright: ignore
+    side, shape = getattr(config.data, "image_size", None), modality.example_shape
+    return DataSpec((*shape[:-2], side, side) if side and len(shape) == 3 else shape, modality.part_name, {})
 
 
 def new_state(
@@ -90,12 +135,13 @@ def new_trainer(
     *,
     rate: LearningRate,
     limits: StopCriteria,
-    log_every: int,
+    log_every: int | None,
     log_gradients: int = 0,
     callbacks: Sequence[Callback],
 ) -> Trainer:
     """Trainer of ``state`` on ``split``."""
     device, env = context.device, context.env
+    assert t.batch_size is not None  # resolved from the data
     use_tf32(device, t.tf32)
     return Trainer(
         state,
@@ -118,9 +164,9 @@ def new_trainer(
 
 
 def build_callbacks(
-    context: RunContext, config: Config, flow: Flow, loss_fn: Loss, source: Dataset
+    context: RunContext, config: Config, flow: Flow, loss_fn: Loss, source: Dataset, steps: int
 ) -> tuple[Callback, ...]:
-    """Callbacks of a run, in order; only the first process writes and prints."""
+    """Callbacks of a run of ``steps``, in order; only the first process writes and prints."""
     out, run_dir, first = config.output, context.run_dir, context.env.is_first
     metrics, loggers = MetricsFile(run_dir / "metrics.jsonl"), _loggers(config, run_dir) if first else ()
     watch = SampleGridCallback(
@@ -134,7 +180,8 @@ def build_callbacks(
         metrics=metrics if first else None,
         loggers=loggers,
     )
-    writer = CheckpointWriter(run_dir / "checkpoints", keep_last=out.keep_last, keep_every=out.keep_every)
+    keep = {"keep_last": out.keep_last, "keep_every": out.keep_every, "keep_epochs": out.keep_epochs}
+    writer = CheckpointWriter(run_dir / "checkpoints", **keep)
     checkpoints = CheckpointCallback(writer, every=out.save_every, every_epochs=out.save_epochs)
     t, bar = config.training, ProgressBar()
     snapshots = []
@@ -157,8 +204,20 @@ def build_callbacks(
             "loggers": loggers,
         }
         quality = [EvalCallback(evaluator, loss, checkpoints, **options)]
+    elif t.early_stopping == "yes":
+        from advect.evaluation.callback import EarlyStopping
+
+        draws = max(min(len(source.held_out), most_draws(source.spec)), most_draws(source.spec) // 2)
+        loss = lambda: held_out_loss(flow, loss_fn, source.held_out, context.seed, draws=draws)
+        every = max(1, steps // EVALUATIONS)
+        quality = [EarlyStopping(loss, checkpoints, every=every, metrics=watch.metrics, loggers=loggers)]
     shared = *snapshots, checkpoints, watch, *quality  # a checkpoint's snapshot is there before it
     return (metrics, *loggers, bar, *shared) if first else shared
+
+
+def most_draws(spec: DataSpec) -> int:
+    """Draws of noise and time for a held-out loss that is watched: fewer for images, whose elements average."""
+    return 4096 if math.prod(spec.shape) <= 256 else 512
 
 
 def _loggers(config: Config, run_dir: Path) -> tuple[Logger, ...]:

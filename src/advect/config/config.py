@@ -68,6 +68,11 @@ class NetworkConfig(Section):
     network: str = part("network", default="unet", prefix="")
     """Kind of network; one other than the preset's has its own defaults and flags."""
 
+    score_network: Literal["none", "head", "separate"] = "none"
+    """What predicts the score, for --objective stochastic-interpolant: a second output of the network, or a second
+    network.
+    """
+
     usual = frozenset({"network"})
 
 
@@ -101,8 +106,8 @@ class MethodConfig(Section):
     loss_type: Literal["squared", "pseudo-huber"] = aliased("squared", "penalty")
     """Function of a sample's residual; pseudo-huber, for reflow, is about its norm."""
     t_eps: float = aliased(1e-3, "margin")
-    """Distance of t from 0 and 1 where a conversion or the path is infinite; 0.05 for --prediction data with
-    --loss-space velocity.
+    """Distance from t = 0 and 1 at which an infinite target, or factor of --loss-space, is cut; 0.05 for --prediction
+    data with --loss-space velocity.
     """
     label_dropout: float | None = None
     """Share of samples trained without conditions, for guidance; each of several is also dropped on its own in this
@@ -136,8 +141,8 @@ class TrainingConfig(Section):
     max_minutes: float | None = None
     """End this start, its schedule included, after so many minutes, or earlier with the epochs."""
     early_stopping: Literal["auto", "yes", "no"] = "auto"
-    """Watch the held-out loss, end the run when it no longer falls, and sample from the best checkpoint. auto: for up to
-    20,000 rows, if --num-epochs is open.
+    """Watch the held-out loss, end the run when it no longer falls, and sample from the best checkpoint. auto: for up
+    to 20,000 rows, if --num-epochs is open.
     """
     optimizer: str = part("optimizer", default="adamw")
     """Optimiser."""
@@ -250,7 +255,9 @@ class OutputConfig(Section):
     log_gradients: int = 0
     """Steps between histograms of the gradients by layer, before clipping, in TensorBoard and W&B; 0 for none."""
     sample_every: int | None = None
-    """Steps between sample grids, with the held-out loss; 0 for none; by default one after half a minute, then every minute."""
+    """Steps between sample grids, with the held-out loss; 0 for none; by default one after half a minute, then every
+    minute.
+    """
     save_every: int | None = None
     """Steps between checkpoints; 0 for none but those at epochs and the end; by default every two minutes."""
     save_epochs: int = 0
@@ -259,6 +266,8 @@ class OutputConfig(Section):
     """Number of newest checkpoints kept; 0 keeps all."""
     keep_every: int = 0
     """Also keep those of every so many steps; 0 for none."""
+    keep_epochs: bool = False
+    """Also keep all those of epochs (--save-epochs); --checkpoint epoch-50 finds that of epoch 50."""
     num_samples: int = 64
     """Samples in a grid."""
     sample_steps: int = 50
@@ -291,6 +300,8 @@ class OutputConfig(Section):
                 f"--wandb-project {self.wandb_project} does nothing with --wandb none; give --wandb online or offline,"
                 " or --wandb-project None"
             )
+        if self.keep_epochs and not self.save_epochs:
+            raise UserError("--keep-epochs does nothing with --save-epochs 0; give --save-epochs 1, or leave it out")
         if self.eval_features is not None:
             object.__setattr__(self, "eval_features", self.eval_features.expanduser().absolute())
         for name in ("eval_samples", "eval_features", "keep_best"):
@@ -324,6 +335,19 @@ class Config:
     method: MethodConfig = field(default_factory=MethodConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
+
+    def __post_init__(self) -> None:
+        objective, second = self.method.objective, self.network.score_network
+        if second == "none" and objective == MethodConfig.objective:
+            return
+        learns_score = self.method.part("objective").learns_score  # pyright: ignore[reportAttributeAccessIssue]
+        if learns_score and second == "none":
+            raise UserError(f"--objective {objective} needs --score-network head or separate; give it, too")
+        if second != "none" and not learns_score:
+            raise UserError(
+                f"--score-network {second} does nothing with --objective {objective}; give --objective "
+                "stochastic-interpolant"
+            )
 
     def to_dict(self) -> dict[str, dict[str, object]]:
         """The configuration as sections of plain values."""

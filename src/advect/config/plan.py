@@ -1,7 +1,7 @@
 """Sizes of a run that follow from its data: batch, steps and warm-up.
 
-Presets and users may leave batch size, epochs and warm-up open (None); :func:`resolve` fills them in from the number of
-rows, the modality and the device. Whatever is given stays.
+Presets and users may leave batch size, epochs and warm-up open (None); :func:`resolve` fills them in from the number
+of rows, the modality and the device. Whatever is given stays.
 """
 
 from __future__ import annotations
@@ -62,10 +62,8 @@ def make_plan(t: TrainingConfig, recipe: Recipe, rows: int, *, world: int = 1, g
             steps, why = most, f"the most by default on a {'GPU' if gpu else 'CPU'}, for {rows:,} rows"
         else:
             steps, why = wanted, f"{recipe.epochs} passes over {rows:,} rows"
-    if t.lr_warmup_steps is not None:
-        warmup = t.lr_warmup_steps
-    else:
-        warmup = min(recipe.warmup, steps // WARMUP_SHARE)
+    given = t.lr_warmup_steps
+    warmup = min(recipe.warmup, steps // WARMUP_SHARE) if given is None else given
     return Plan(rows, batch, steps, warmup, why)
 
 

@@ -66,11 +66,10 @@ class Detected(NamedTuple):
 
 
 class Preview(NamedTuple):
-    """First look at data: description with counts, required options, approximate number of samples."""
+    """First look at data: description with counts, and required options."""
 
     words: str = ""
     options: Mapping[str, Any] = {}
-    samples: int | None = None
 
 
 class Dataset:

@@ -44,8 +44,8 @@ class EstimatorDefaults(NamedTuple):
 class Recipe(NamedTuple):
     """How long to train: see ``advect.config.plan``.
 
-    ``least_steps`` is what a network needs to learn anything, however few the rows; ``cpu_steps`` and ``gpu_steps`` bound
-    a run without a time of its own.
+    ``least_steps`` is what a network needs to learn anything, however few the rows; ``cpu_steps`` and ``gpu_steps``
+    bound a run without a time of its own.
     """
 
     batch_size: int = 256
@@ -81,6 +81,8 @@ class Modality(ABC, Generic[M]):
     part_kind: ClassVar[str] = "modality"
     layout: ClassVar[str]
     """Axes of a sample, as in ``FlowNetwork.takes``: "vector" (D,), "sequence" (L, C) or "image" (C, H, W)."""
+    example_shape: ClassVar[tuple[int, ...]] = (16,)
+    """Shape on which a network is tried before the data are there."""
     usual_preset: ClassVar[str] = "arrays"
     metrics: ClassVar[tuple[str, ...]] = (*DISTANCES, "marginals", "straightness")
     """Default metrics, in table order."""

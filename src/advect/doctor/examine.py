@@ -13,6 +13,7 @@ from torch import Tensor
 from advect.config.arguments import parse_train
 from advect.config.build import build_dataset, build_network
 from advect.config.config import Config, NetworkConfig
+from advect.config.plan import resolve
 from advect.core.errors import UserError
 from advect.core.types import Category, Conditions, DataSpec, Length, Quantity
 from advect.data import Cells, Dataset, Table
@@ -47,8 +48,6 @@ STATE_BYTES = 20
 
 SHARE = 0.6
 """Share of free memory to use."""
-
-STEPS_AN_EPOCH, LARGEST, SMALLEST = 20, 512, 8
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,9 @@ def _examine_file(data: ResolvedData, look: int, findings: list[Finding]) -> lis
         if issubclass(settings.dataset, Cells):
             findings += run_checks(read_cells(data.path, look, settings.layer), CELL_CHECKS)
         elif issubclass(settings.dataset, Table):
-            columns = read_columns(data.path)
+            words = {"missing": settings.missing or None, "decimal": settings.decimal}
+            words |= {"text": settings.categorical, "numeric": settings.numeric, "date_order": settings.date_order}
+            columns = read_columns(data.path, **words)
             findings += run_checks(columns, COLUMN_CHECKS)
             return sorted({*looks_like_id(columns), *(c.name for c in columns if c.missing == 1)})
         elif data.format in ("array-file", "sequences") and (array := measure_array(data.path, look)):
@@ -166,12 +167,14 @@ def _examine_dataset(dataset: Dataset, look: int) -> Iterator[Finding]:
 
 
 def _suggest(data: ResolvedData, dataset: Dataset, free: int, device: str) -> Finding:
-    network = data.settings.network
+    network, held_out = data.settings.network, len(dataset.held_out)
+    gpu = not device.startswith("cpu")
+    _, plan = resolve(data.settings, dataset.spec.modality, len(dataset.train), held_out, gpu=gpu)
     try:
         parameters, activations = measure_network(network, dataset.spec)
     except UserError as error:  # a preset's network may not take this shape
         return Finding("note", "The network of the preset does not fit the data", {"why": str(error)})
-    plan = Plan(
+    needs = MemoryNeeds(
         network=network.network,
         preset=data.preset,
         parameters=parameters,
@@ -179,22 +182,25 @@ def _suggest(data: ResolvedData, dataset: Dataset, free: int, device: str) -> Fi
         free=free,
         device=device,
         train=len(dataset.train),
-        usual=data.settings.training.batch_size,
+        usual=plan.batch,
+        steps=plan.steps,
+        why=plan.why,
         fixed=data.fixed_batch,
     )
-    return check_plan(plan)
+    return check_plan(needs)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Figures for choosing a batch size.
+class MemoryNeeds:
+    """Figures of a run's plan, and of the memory it needs.
 
     Attributes:
         parameters: number of parameters.
         activations: bytes stored for the backward pass a sample, in float32.
         free: free memory of ``device`` in bytes.
         train: training samples.
-        usual: batch size of the preset, or the one given.
+        usual: batch size that advect train would take.
+        steps, why: its number of steps, and the reason.
         fixed: whether it was given.
     """
 
@@ -206,6 +212,8 @@ class Plan:
     device: str
     train: int
     usual: int
+    steps: int
+    why: str = ""
     fixed: bool = False
 
     def memory(self, batch: int) -> float:
@@ -219,14 +227,11 @@ class Plan:
 
     @property
     def batch(self) -> int:
-        """Batch size: the usual one, reduced to fit the memory or for more steps an epoch."""
-        if self.fixed:
-            return self.usual
-        by_data = max(self.train // STEPS_AN_EPOCH, SMALLEST)
-        return _power(min(self.usual, by_data, max(self.most, 1), LARGEST))
+        """The usual batch size, reduced to fit the memory."""
+        return self.usual if self.fixed or self.usual <= self.most else _power(max(self.most, 1))
 
 
-def check_plan(p: Plan) -> Finding:
+def check_plan(p: MemoryNeeds) -> Finding:
     """Suggest a network and batch size, and check their memory."""
     figures: dict[str, Figure] = {
         "network": p.network,
@@ -235,7 +240,8 @@ def check_plan(p: Plan) -> Finding:
         "memory for it (GiB)": p.memory(p.batch) / 2**30,
         f"free on {p.device} (GiB)": p.free / 2**30,
         "largest batch that fits": p.most,
-        "steps an epoch": math.ceil(p.train / p.batch),
+        "steps": p.steps,
+        "because": p.why,
     }
     if p.most < (p.batch if p.fixed else 1):
         return Finding(
@@ -248,9 +254,10 @@ def check_plan(p: Plan) -> Finding:
         )
     if p.fixed:
         return Finding("ok", "The configuration fits the memory", figures)
-    why = "memory" if p.most < min(p.usual, p.train // STEPS_AN_EPOCH) else "steps an epoch"
-    reason = "as usual" if p.batch >= _power(p.usual) else f"less than the usual {p.usual}, because of the {why}"
-    return Finding("ok", f"It suggests preset {p.preset} with --batch-size {p.batch}, {reason}", figures)
+    if p.batch < p.usual:
+        title = f"The planned batch of {p.usual} does not fit the memory"
+        return Finding("note", title, figures, f"advect train {p.preset} --batch-size {p.batch}")
+    return Finding("ok", f"Preset {p.preset} would train {p.steps:,} steps with batches of {p.batch}", figures)
 
 
 def measure_network(config: NetworkConfig, spec: DataSpec) -> tuple[int, float]:

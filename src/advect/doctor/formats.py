@@ -49,6 +49,7 @@ class ColumnStats:
         distinct: number of distinct values.
         named: whether values are names, not numbers.
         rare: names that occur fewer than five times.
+        why: kind and reason, of a column of CSV.
     """
 
     name: str
@@ -58,6 +59,11 @@ class ColumnStats:
     distinct: int
     named: bool
     rare: int = 0
+    why: str = ""
+
+
+MOST_TYPES = 20
+"""Most columns whose type is explained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,9 +145,12 @@ def measure_cells(matrix: CellMatrix, look: int) -> CellStats:
     )
 
 
-def read_columns(path: Path) -> list[ColumnStats]:
-    """Statistics of the columns of a CSV or Parquet file. Raises UserError if unreadable."""
-    return measure_columns(read_table(path))
+def read_columns(path: Path, **options: Any) -> list[ColumnStats]:
+    """Statistics of the columns of a CSV or Parquet file, read by :func:`read_table` with ``options``.
+
+    Raises UserError if unreadable.
+    """
+    return measure_columns(read_table(path, **options))
 
 
 def measure_columns(frame: Any) -> list[ColumnStats]:
@@ -160,6 +169,7 @@ def measure_columns(frame: Any) -> list[ColumnStats]:
                 distinct=len(counts),
                 named=bool(named),
                 rare=int((counts < 5).sum()) if named else 0,
+                why=frame.attrs.get("why", {}).get(name, ""),
             )
         )
     return columns
@@ -254,6 +264,17 @@ def check_columns(columns: list[ColumnStats]) -> Finding | None:
     return Finding("ok", "The table can be read", figures)
 
 
+def check_types(columns: list[ColumnStats]) -> Finding | None:
+    """Say why columns of text got their types, those that are not plain first."""
+    plain = ("number (whole numbers)", "number (numbers)", "text (words)")
+    told = sorted((c for c in columns if c.why), key=lambda c: c.why in plain)
+    if not told:
+        return None
+    figures: dict[str, Figure] = {c.name: c.why for c in told[:MOST_TYPES]}
+    figures |= {"and others": len(told) - MOST_TYPES} if len(told) > MOST_TYPES else {}
+    return Finding("ok", "The columns' types follow from all their values", figures)
+
+
 def check_missing(columns: list[ColumnStats]) -> Finding | None:
     """Check for missing values."""
     gone = [c.name for c in columns if c.missing == 1]
@@ -312,10 +333,6 @@ def check_rare(columns: list[ColumnStats]) -> Finding | None:
     )
 
 
-CELL_CHECKS = (check_units, check_genes, check_libraries)
-COLUMN_CHECKS = (check_columns, check_missing, check_ids, check_rare)
-
-
 def check_lengths(n: LengthStats) -> Finding:
     """Check for sequences much longer than the rest."""
     figures: dict[str, Figure] = {"shortest": n.shortest, "median": n.median, "longest": n.longest}
@@ -323,3 +340,7 @@ def check_lengths(n: LengthStats) -> Finding:
         title = "A few sequences are far longer than the rest: most of the arithmetic goes into padding"
         return Finding("note", title, figures, f"--max-length {2 * n.median}, with --long truncate or window")
     return Finding("ok", "The sequences have lengths near one another", figures)
+
+
+CELL_CHECKS = (check_units, check_genes, check_libraries)
+COLUMN_CHECKS = (check_columns, check_types, check_missing, check_ids, check_rare)

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advect.config.arguments import data_of
-from advect.config.build import build_dataset
+from advect.checkpoint.manifest import find_weights
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import NULL, Category, Conditions
@@ -20,8 +19,8 @@ from advect.data import Dataset, Split
 from advect.doctor.report import Figure, Finding
 from advect.doctor.run import RunFacts
 from advect.evaluation.features import Projection
+from advect.evaluation.protocol import open_run
 from advect.metrics import ProbeClassifier, class_accuracy, memorisation, nearest_neighbours
-from advect.model.load import load
 from advect.solvers import get_solver
 
 DATA_LIMIT, CLUSTERS = 5000, 10
@@ -32,13 +31,11 @@ def gather_samples(
 ) -> SampleFacts:
     """Sample a run and compare with its data.
 
-    Raises UserError without a checkpoint, for moved or too few data, or ``samples`` below 16.
+    Raises UserError without a checkpoint, for moved, changed or too few data, or ``samples`` below 16.
     """
     if samples < 16:
         raise UserError(f"--samples must be at least 16, got {samples}; 500 is usual")
-    flow = load(run, device=device)
-    folder = run if (run / "config.yaml").is_file() else run.absolute().parent.parent
-    source = build_dataset(data_of(folder, data))
+    _, flow, source, _ = open_run(run, find_weights(run), True, device, data)
     train, held_out = rows_of(source, source.train, DATA_LIMIT), rows_of(source, source.held_out, DATA_LIMIT)
     made = flow.sample(samples, seed=seed)
     return compare(made.x, made.encoded, train, held_out, source, seed=seed)
@@ -293,11 +290,12 @@ def check_quality(run: RunFacts) -> Finding | None:
     }
     own = _own_distance(run, frechet["curves"])
     if own is not None and own[1] > 1.5 * best["distance"] and own[0] < best["nfe"]:
+        steps = best.get("steps", best["nfe"] // _cost(best["solver"]))
         return Finding(
             "note",
             "The run's own solver takes too few steps",
             {**figures, "evaluations of the run's own": own[0], "their distance": own[1]},
-            f"advect sample --solver {best['solver']} --num-steps {best['nfe'] // _cost(best['solver'])}",
+            f"advect sample --solver {best['solver']} --num-steps {steps}",
         )
     if best["distance"] <= 5 * floor:
         return Finding("ok", "The samples' distance to held-out data is near that of real data", figures)

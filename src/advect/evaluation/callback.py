@@ -198,7 +198,7 @@ class EvalCallback(BestCheckpoint):
 
 
 class EarlyStopping(BestCheckpoint):
-    """Held-out loss with the same noise and times at each call; ends the run after ``patience`` without a lower one."""
+    """Held-out loss of fixed noise and times; ends the run after ``patience`` measurements without a lower one."""
 
     def __init__(
         self, loss: Callable[[], float], checkpoints: CheckpointCallback, *, patience: int = 10, **options

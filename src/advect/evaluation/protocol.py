@@ -54,6 +54,9 @@ class EvalConfig(Section):
 
     features: FeatureConfig = field(default_factory=FeatureConfig)
 
+    checkpoint: str | None = None
+    """Checkpoint of the run: epoch-50, step-1000, best or latest, the default."""
+
     data: str | None = None
     """The data's place if they have moved since the training."""
     num_samples: int | None = None
@@ -116,7 +119,7 @@ class EvalConfig(Section):
         "features": ("features",),
         "solver": ("solver", "num_steps", "nfe", "grid", "diffusion"),
         "conditions": ("cond", "guidance", "guidance_interval"),
-        "weights": ("use_ema", "ema_decay"),
+        "weights": ("checkpoint", "use_ema", "ema_decay"),
         "processes": ("batch_size", "device", "nproc"),
     }
     usual = frozenset(
@@ -126,6 +129,7 @@ class EvalConfig(Section):
             *groups["solver"],
             "cond",
             "guidance",
+            "checkpoint",
             "use_ema",
             "device",
             "nproc",
@@ -181,6 +185,7 @@ class Plan:
         space = FeatureSpace(flow, dataset, network, keep=needs)
         sweep = plan_sweep(
             flow.sampler,
+            flow.nfe,
             solvers=config.solver,
             grids=config.grid,
             nfes=config.nfe,

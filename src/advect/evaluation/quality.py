@@ -37,31 +37,40 @@ TIMES, STEPS = 10, 36
 
 
 def measure_quality(
-    flow: Flow, dataset: Dataset, out_dir: Path, *, samples: int = 1000, nfes: Sequence[int] = NFES, seed: int = 0
+    flow: Flow,
+    dataset: Dataset,
+    out_dir: Path,
+    *,
+    samples: int = 1000,
+    nfes: Sequence[int] = NFES,
+    seed: int = 0,
+    step: int | None = None,
 ) -> dict[str, Any]:
     """Measure a flow against its data; write quality.json, neighbours.npz and trajectories.npz to ``out_dir``.
 
     Frechet distance for each solver and number of network evaluations (NFE), of at most ``samples`` samples, at most
     the number of training rows, from the same noise. Classes, memorisation and, for vectors in three dimensions or
-    more, marginals use the last point's samples. Files are written atomically, quality.json last; returns its content.
-    Raises UserError for fewer than two rows of a split, and NFEs that a solver cannot meet.
+    more, marginals use the last point's samples. ``step`` is the flow's, for the record. Files are written atomically,
+    quality.json last; returns its content. Raises UserError for fewer than two rows of a split, and NFEs that a solver
+    cannot meet.
     """
     if min(len(dataset.held_out), len(dataset.train)) < 2:
         raise UserError(
             f"{dataset.name} has {len(dataset.train)} training and {len(dataset.held_out)} held-out samples, too few"
             " to measure with; give more data, or --no-measure"
         )
-    sweep = plan_sweep(flow.sampler, solvers=SOLVERS, nfes=nfes)
+    sweep = plan_sweep(flow.sampler, flow.nfe, solvers=SOLVERS, nfes=nfes)
     evaluator = _evaluator(flow, dataset, samples)
     n, folder = len(evaluator.rows.floor), make_folder(out_dir, "out_dir")
     context, floor, final = evaluator.context, evaluator.floor, None
     assert context is not None and floor is not None
-    curves: dict[str, dict[str, list]] = {solver: {"nfe": [], "distance": []} for solver in SOLVERS}
+    curves: dict[str, dict[str, list]] = {solver: {"nfe": [], "steps": [], "distance": []} for solver in SOLVERS}
     for sampler in sweep:
         final = evaluator.sample(SampleRequest(n=n, sampler=sampler, seed=seed), title=str(sampler))
         assert final is not None
         curve = curves[str(sampler.solver)]
-        curve["nfe"].append(sampler.nfe)
+        curve["nfe"].append(flow.nfe(sampler))
+        curve["steps"].append(sampler.steps)
         curve["distance"].append(evaluator.compare(final, context, ("frechet",))["frechet"])
     assert final is not None
     numbers = evaluator.compare(final, context)
@@ -72,6 +81,7 @@ def measure_quality(
     result = {
         "format": FORMAT,
         "seed": seed,
+        "step": step,
         "data": _describe_data(evaluator.space, context),
         "frechet": _describe_curves(evaluator, context, curves, floor["frechet"], n),
         "samples_by": {"solver": SOLVERS[-1], "nfe": curves[SOLVERS[-1]]["nfe"][-1]},
@@ -136,8 +146,12 @@ def _describe_curves(
 ) -> dict[str, Any]:
     """Distances, features, and numbers of samples."""
     features = evaluator.space.features
-    points = [(d, nfe, solver) for solver, c in curves.items() for nfe, d in zip(c["nfe"], c["distance"], strict=True)]
-    distance, nfe, solver = min(points)  # of equal distances, the cheapest
+    points = [
+        (*point, solver)
+        for solver, c in curves.items()
+        for point in zip(c["distance"], c["nfe"], c["steps"], strict=True)
+    ]
+    distance, nfe, steps, solver = min(points)  # of equal distances, the cheapest
     return {
         "features": features.name,
         "dimensions": features.dimensions,
@@ -145,7 +159,7 @@ def _describe_curves(
         "samples": samples,
         "held_out": context.held_out.count,
         "floor": floor,
-        "best": {"solver": solver, "nfe": nfe, "distance": distance},
+        "best": {"solver": solver, "nfe": nfe, "steps": steps, "distance": distance},
         "curves": curves,
     }
 

@@ -34,6 +34,9 @@ class Loss(ABC):
         "cond_dropout",
     )
 
+    learns_score: ClassVar[bool] = False
+    """Whether the network has a second output, for the score; see ``StochasticInterpolantLoss``."""
+
     @abstractmethod
     def sample(self, batch: Batch, generator: Generator = None) -> LossInput:
         """Sample source, coupling, times and path for ``batch``, and drop conditions."""

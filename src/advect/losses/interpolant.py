@@ -1,77 +1,135 @@
-"""A network with two heads, velocity and score."""
+"""Joint regression of velocity and score, for stochastic differential equations."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.random import Generator
+from advect.core.registry import register
 from advect.core.types import Batch, Conditions, Network, PathSample
+from advect.couplings import Coupling, Independent
 from advect.losses.base import Loss, LossInput
-from advect.losses.flow_matching import FlowMatching
-from advect.paths import AffinePath
+from advect.losses.flow_matching import FlowMatching, Kind, LossType
+from advect.paths import AffinePath, Path
+from advect.paths.base import align
+from advect.sources import Gaussian, SourceDistribution
+from advect.times import Stratified, TimeDistribution
+from advect.weights import Weight
 
 Heads = Callable[[Tensor, Tensor, Conditions | None], Tensor]
-"""``net(x_t (B, C, ...), t (B,), cond) -> (B, 2 C, ...)``: velocity channels, then score channels."""
+"""``net(x_t (B, C, ...), t (B,), cond) -> (B, 2 C, ...)``: the prediction of the flow, then that of the noise z."""
 
 
 def split_heads(output: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor]:
-    """Split (B, 2 C, ...) into velocity and score (B, C, ...). Raises UserError for another number of channels."""
+    """Split (B, 2 C, ...) into both heads (B, C, ...). Raises UserError for another number of channels."""
     if output.shape != (x_t.shape[0], 2 * x_t.shape[1], *x_t.shape[2:]):
         raise UserError(
             f"a network with two heads must put out twice the channels of x_t {tuple(x_t.shape)}, "
             f"got {tuple(output.shape)}"
         )
-    velocity, score = output.chunk(2, 1)
-    return velocity, score
+    first, second = output.chunk(2, 1)
+    return first, second
 
 
 def velocity_head(net: Heads) -> Network:
-    """The velocity (B, C, ...)."""
+    """The first head, the velocity (B, C, ...) unless another prediction was trained."""
     return lambda x_t, t, cond=None: split_heads(net(x_t, t, cond), x_t)[0]
 
 
-def score_head(net: Heads) -> Network:
-    """The score (B, C, ...)."""
-    return lambda x_t, t, cond=None: split_heads(net(x_t, t, cond), x_t)[1]
+def score_head(net: Heads, path: Path) -> Network:
+    """The score (B, C, ...) of the second head on ``path``, minus its noise over gamma; not where gamma is 0."""
+
+    def score(x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
+        return -split_heads(net(x_t, t, cond), x_t)[1] / align(path.interpolant(t).gamma, x_t)
+
+    return score
 
 
+@register("stochastic-interpolant")
 @dataclass(frozen=True, kw_only=True)
 class StochasticInterpolantLoss(Loss):
-    """``flow + score_weight score``: joint training of both heads, for SDEs with any diffusion.
+    """A regression of the velocity and of the score, for SDEs on any path with noise; needs --score-network.
 
-    Albergo et al. 2023, "Stochastic interpolants", section 2; Tong et al. 2024, "Simulation-free Schroedinger
-    bridges", eq. 9. ``score`` uses the path and times of ``flow``: denoising score matching weighted by sigma^2 on an
-    affine path, else the conditional score. Raises UserError for a negative weight.
+    ``flow + score_weight E w(t) |eta - z|^2`` on ``x_t = alpha x1 + beta x0 + gamma z`` (Albergo et al. 2023,
+    "Stochastic interpolants"; Tong et al. 2024, "Simulation-free Schrödinger bridges via score and flow matching").
+    The second head eta predicts the path's noise, of unit variance up to both ends; the score is -eta / gamma, so that
+    this is the regression of the score with the weight gamma^2: sigma^2 t (1 - t) on a Brownian bridge.
+
+    Args:
+        score_weight: weight of the score in the sum.
+
+    Raises UserError for a negative weight and a path without noise: on an affine path x0 is the noise if it is
+    Gaussian and drawn apart from x1, else there is only the jitter sigma_min > 0.
     """
 
-    flow: FlowMatching = field(default_factory=FlowMatching)
+    learns_score: ClassVar[bool] = True
+
+    path: Path = field(default_factory=AffinePath)
+    source: SourceDistribution = field(default_factory=Gaussian)
+    coupling: Coupling = field(default_factory=Independent)
+    times: TimeDistribution = field(default_factory=Stratified)
+    weight: Weight | None = None
+    prediction: Kind = "velocity"
+    loss_space: Kind | None = None
+    loss_type: LossType = "squared"
+    t_eps: float = 1e-3
+    cond_dropout: float = 0.0
     score_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.score_weight >= 0:
+        if not 0 <= self.score_weight < math.inf:
             raise UserError(
-                f"StochasticInterpolantLoss.score_weight must be >= 0, got {self.score_weight}; 1 is usual"
+                f"StochasticInterpolantLoss.score_weight must be finite and >= 0, got {self.score_weight}; 1 is usual"
             )
-        _ = self.score
+        plain = isinstance(self.source, Gaussian) and isinstance(self.coupling, Independent)
+        if isinstance(self.path, AffinePath) and self.path.gaussian_source and not plain:
+            raise UserError(
+                "the source or coupling is not that of an AffinePath with gaussian_source=True; set it to False, and "
+                "sigma_min > 0"
+            )
+        self.path.interpolant(torch.tensor([0.5]))
+        _ = self.flow
 
     @cached_property
-    def score(self) -> FlowMatching:
-        """Loss of the score head."""
-        affine = isinstance(self.flow.path, AffinePath)
-        return replace(self.flow, prediction="score", loss_space="noise" if affine else "score")
+    def flow(self) -> FlowMatching:
+        """Loss of the first head."""
+        return FlowMatching(
+            path=self.path,
+            source=self.source,
+            coupling=self.coupling,
+            times=self.times,
+            weight=self.weight,
+            prediction=self.prediction,
+            loss_space=self.loss_space,
+            loss_type=self.loss_type,
+            t_eps=self.t_eps,
+            cond_dropout=self.cond_dropout,
+        )
 
     def sample(self, batch: Batch, generator: Generator = None) -> LossInput:
-        return self.score.sample(batch, generator)
+        return self.flow.sample(batch, generator)
 
     def compare(self, output: Tensor, sample: PathSample) -> Tensor:
-        velocity, score = split_heads(output, sample.x_t)
-        loss = self.flow.error(velocity, sample) + self.score_weight * self.score.error(score, sample)
-        return self.score.importance_weight(sample.t, loss)
+        prediction, eta = split_heads(output, sample.x_t)
+        score = self.flow.weighted(eta - self.noise(sample), sample.t)
+        loss = self.flow.error(prediction, sample) + self.score_weight * score
+        return self.flow.importance_weight(sample.t, loss)
+
+    def noise(self, sample: PathSample) -> Tensor:
+        """z (B, *S) of a path sample."""
+        path = self.path
+        if isinstance(path, AffinePath) and path.gaussian_source and path.sigma_min == 0:
+            return sample.x0
+        alpha, beta, gamma, *_ = (align(c, sample.x_t) for c in path.interpolant(sample.t))
+        return (sample.x_t - alpha * sample.x1 - beta * sample.x0) / gamma
 
     def state_dict(self) -> dict[str, list[float]]:
         return self.flow.state_dict()

@@ -18,12 +18,20 @@ from advect.core.types import LENGTH, Conditions, DataSpec, is_null, without_pad
 from advect.data import Transform
 from advect.data.modality import Modality, modality_of
 from advect.losses.flow_matching import Kind
+from advect.losses.interpolant import split_heads
 from advect.model.conditions import ConditionValue, resolve_conditions
 from advect.model.coordinates import Coordinates, Rectified
-from advect.model.integrators import coordinates_of, make_integrator
+from advect.model.integrators import (
+    Integrator,
+    coordinates_of,
+    make_integrator,
+    make_interpolant_integrator,
+    with_score,
+)
 from advect.model.sampler_config import DEFAULT, SamplerConfig
 from advect.model.samples import Samples
 from advect.paths import AffinePath, Path
+from advect.paths.base import align
 from advect.paths.convert import data_minus_noise
 from advect.solvers import (
     DiffusionCoefficient,
@@ -46,8 +54,9 @@ from advect.sources import Gaussian, InitialNoise, SourceDistribution, noise_of
 class Flow:
     """Network ``net(x_t (B, *S), t (B,), cond)`` with shape, conditions and transform of the data, path and source.
 
-    The network gives the ``prediction`` in model units. ``t_eps`` keeps t from 0 and 1 as in the loss. ``null``:
-    whether conditions were dropped in training, as guidance needs. ``facts``: ``Dataset.metadata``.
+    The network gives the ``prediction`` in model units and, with ``learned_score``, after it on axis 1 the noise of
+    the path (see ``StochasticInterpolantLoss``). ``t_eps`` keeps t from 0 and 1 as in the loss. ``null``: whether
+    conditions were dropped in training, as guidance needs. ``facts``: ``Dataset.metadata``.
     """
 
     def __init__(
@@ -59,6 +68,7 @@ class Flow:
         path: Path | None = None,
         source: SourceDistribution | None = None,
         prediction: Kind = "velocity",
+        learned_score: bool = False,
         t_eps: float = 1e-3,
         null: bool = True,
         sampler: SamplerConfig | None = None,
@@ -68,7 +78,7 @@ class Flow:
     ) -> None:
         self.net, self.spec, self.transform = net, spec, transform
         self.path, self.source, self.prediction = path or AffinePath(), source or Gaussian(), prediction
-        self.t_eps, self.null, self.facts = t_eps, null, facts or {}
+        self.learned_score, self.t_eps, self.null, self.facts = learned_score, t_eps, null, facts or {}
         self.sampler, self.device, self.autocast = sampler or DEFAULT, device or torch.device("cpu"), autocast
 
     @cached_property
@@ -89,23 +99,57 @@ class Flow:
         return guided_velocity(self._velocity, cond, guidance, interval=interval)
 
     def output(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
-        """Network output (B, *S), in the training precision."""
+        """Network output (B, *S), or (B, 2 C, ...) with a learned score, in the training precision."""
         with torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext():
             return self.net(x_t, t, cond)
 
+    def score(
+        self, cond: Conditions | None = None, *, guidance: float = 1.0, interval: tuple[float, float] | None = None
+    ) -> Velocity:
+        """Score ``s(x (B, *S), t (B,)) -> (B, *S)`` in model units, like :meth:`velocity`, clear of both ends of time.
+
+        The learned one, or that of the velocity. Raises UserError where the velocity does not give it.
+        """
+        self.net.eval()
+        if not self.learned_score:
+            with_score("the score", self.path, self.source)
+        return guided_velocity(self._score, cond, guidance, interval=interval)
+
+    def _score(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
+        inside = t.clamp(self._t_eps, 1 - self._t_eps)
+        if self.learned_score:
+            eta = split_heads(self.output(x_t, inside, cond), x_t)[1].to(x_t.dtype)
+            return -eta / align(self.path.interpolant(inside).gamma, x_t)
+        return self._converted(self.output(x_t, inside, cond), x_t, inside, "score")
+
+    def _converted(self, prediction: Tensor, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
+        if self.prediction == kind:
+            return prediction.to(x_t.dtype)
+        assert isinstance(self.path, AffinePath)
+        return self.path.convert(prediction.to(x_t.dtype), x_t, t, self.prediction, kind)
+
+    def _predicted(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
+        """The ``prediction`` (B, *S)."""
+        output = self.output(x_t, t, cond)
+        return split_heads(output, x_t)[0] if self.learned_score else output
+
     def _velocity(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
         if self.prediction == "velocity":
-            return self.output(x_t, t, cond)
+            return self._predicted(x_t, t, cond)
         # A prediction of data has a value everywhere, only the division by sigma has not.
         inside = t.clamp(self._t_eps, 1 - self._t_eps)
-        output = self.output(x_t, t if self.prediction == "data" else inside, cond)
-        assert isinstance(self.path, AffinePath)
-        return self.path.convert(output.to(x_t.dtype), x_t, inside, self.prediction, "velocity")
+        prediction = self._predicted(x_t, t if self.prediction == "data" else inside, cond)
+        return self._converted(prediction, x_t, inside, "velocity")
+
+    def _velocity_and_noise(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
+        """Velocity and predicted noise of the path (B, 2 C, ...), clear of both ends of time."""
+        prediction, eta = split_heads(self.output(x_t, t, cond), x_t)
+        return torch.cat([self._converted(prediction, x_t, t, "velocity"), eta.to(x_t.dtype)], 1)
 
     def _rectified_velocity(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
         """The prediction of data less that of noise, which :class:`Rectified` follows."""
         assert isinstance(self.coordinates, Rectified)
-        output = self.output(x_t, t, cond).to(x_t.dtype)
+        output = self._predicted(x_t, t, cond).to(x_t.dtype)
         return data_minus_noise(output, x_t, self.coordinates.schedule.coefficients(t.double()), self.prediction)
 
     def conditions(
@@ -144,10 +188,16 @@ class Flow:
         cond: Conditions,
         guidance: float = 1.0,
         interval: tuple[float, float] | None = None,
+        *,
+        noise: bool = False,
     ) -> Velocity:
-        """The field that ``coordinates`` follow, in model units, under conditions (B,), guided if asked."""
+        """The field that ``coordinates`` follow, in model units, under conditions (B,), guided if asked.
+
+        With ``noise`` it is the velocity and the predicted noise.
+        """
         self.net.eval()
         net = self._rectified_velocity if isinstance(coordinates, Rectified) else self._velocity
+        net = self._velocity_and_noise if noise else net
         return guided_velocity(net, self._on_device(cond), guidance, interval=interval)
 
     @torch.no_grad()
@@ -163,6 +213,7 @@ class Flow:
         cond: Mapping[str, ConditionValue] | Sequence[str] | None = None,
         guidance: float = 1.0,
         guidance_interval: tuple[float, float] | None = None,
+        image_size: tuple[int, int] | None = None,
         trajectory: bool = False,
         batch_size: int = 256,
         rows: range | None = None,
@@ -180,6 +231,7 @@ class Flow:
             cond: for each condition it names, a value in the data such as a label, or n of them, see
                 ``ConditionValue``; others follow the training frequencies.
             guidance: scale of classifier-free guidance, within ``guidance_interval`` of t if given.
+            image_size: height and width of images by a network that takes others than it was trained on, a DiT.
             trajectory: return the states at ``times``, (len(times), n, *S): those of the grid and of the
                 exact steps at the ends (see :class:`Coordinates`).
             rows: a range within 0 .. n, to sample a share.
@@ -188,15 +240,17 @@ class Flow:
 
         Raises UserError for a bad argument.
         """
-        config = SamplerConfig(solver, steps, grid, diffusion, guidance, guidance_interval)
+        config = SamplerConfig(solver, steps, grid, diffusion, guidance, guidance_interval, image_size)
         config = config.resolve(self.sampler, trajectory=trajectory)
-        integrator = make_integrator(config, self.coordinates, self.path, self.source, trajectory=trajectory)
+        noise, integrator = self._takes_score(config), self._integrator(config, trajectory)
         rows = _rows(n, rows, batch_size)
         self._check_guidance(guidance, guidance_interval)
+        shape = self._shape(image_size)
         conditions = self.conditions(n, cond, seed, rows=rows)
         parts, evaluations = [], 0
-        for x0, part, rng in self._initial_states(n, rows, conditions, seed, batch_size, progress):
-            field = CountedVelocity(self._field(integrator.coordinates, part, guidance, guidance_interval))
+        for x0, part, rng in self._initial_states(n, rows, conditions, seed, batch_size, progress, shape):
+            field = self._field(integrator.coordinates, part, guidance, guidance_interval, noise=noise)
+            field = CountedVelocity(field)
             parts.append(integrator(field, x0, rng).float().cpu())
             evaluations += field.rows
         x, nfe = torch.cat(parts, dim=1 if trajectory else 0), evaluations / len(rows)
@@ -244,8 +298,32 @@ class Flow:
         if guidance == 1 and interval is not None:
             raise UserError("guidance_interval is given, but guidance is 1, which is none; give a guidance such as 2")
 
+    def _shape(self, image_size: tuple[int, int] | None) -> tuple[int, ...]:
+        """Shape of a sample in model units. Raises UserError for a size that network or source do not take."""
+        if image_size is None or image_size == self.spec.shape[1:]:
+            return self.spec.shape
+        if self.modality.layout != "image":
+            raise UserError(f"image_size is {image_size}, but this flow makes {self.spec.modality} data; leave it out")
+        shape = (self.spec.shape[0], *image_size)
+        check = getattr(self.net, "check_size", None)
+        if check is None:
+            raise UserError(f"image_size is {image_size}, but this network has a size of its own; leave it out")
+        check(shape)
+        if not self.source.standard_normal:
+            raise UserError(
+                f"image_size is {image_size}, but {type(self.source).__name__} has the size of the data; leave it out"
+            )
+        return shape
+
     def _initial_states(
-        self, n: int, rows: range, conditions: Conditions, seed: int, batch_size: int, progress: bool | tqdm
+        self,
+        n: int,
+        rows: range,
+        conditions: Conditions,
+        seed: int,
+        batch_size: int,
+        progress: bool | tqdm,
+        shape: tuple[int, ...] | None = None,
     ) -> Iterator[tuple[Tensor, Conditions, CounterRng]]:
         """Batches of initial states (B, *S), conditions (B,) and random numbers for ``rows`` of n samples."""
         with nullcontext(progress) if isinstance(progress, tqdm) else _sample_bar(len(rows), progress) as bar:
@@ -254,8 +332,29 @@ class Flow:
                 rng = noise_of(seed, range(first, last), n)
                 here = slice(first - rows.start, last - rows.start)
                 part = self._on_device({name: value[here] for name, value in conditions.items()})
-                yield self.initial_noise.sample(rng, self.spec.shape, part, device=self.device), part, rng
+                yield self.initial_noise.sample(rng, shape or self.spec.shape, part, device=self.device), part, rng
                 bar.update(last - first)
+
+    def _takes_score(self, config: SamplerConfig) -> bool:
+        """Whether the field is that of both heads, velocity and noise."""
+        return self.learned_score and config.diffusion is not None
+
+    def _integrator(self, config: SamplerConfig, trajectory: bool) -> Integrator:
+        if self._takes_score(config):
+            return make_interpolant_integrator(config, self._t_eps, self.path, self.source, trajectory=trajectory)
+        return make_integrator(config, self.coordinates, self.path, self.source, trajectory=trajectory)
+
+    def nfe(self, config: SamplerConfig) -> int | None:
+        """Evaluations a sample by ``config``, those of the exact steps at the ends included; None if adaptive.
+
+        Counted on a field that is zero.
+        """
+        config = config.resolve(self.sampler)
+        if config.adaptive:
+            return None
+        field = CountedVelocity(lambda x, t: x.new_zeros(len(x), 1 + self._takes_score(config)))
+        self._integrator(config, trajectory=False)(field, torch.zeros(1, 1), noise_of(0, range(1), 1))
+        return field.rows
 
     @property
     def initial_noise(self) -> InitialNoise:
@@ -264,19 +363,37 @@ class Flow:
 
     @torch.no_grad()
     def encode(
-        self, x: Tensor, *, cond: Mapping[str, ConditionValue] | None = None, steps: int = 50, solver: str = "rk4"
+        self,
+        x: Tensor,
+        *,
+        cond: Mapping[str, ConditionValue] | None = None,
+        steps: int = 50,
+        solver: str = "rk4",
+        guidance: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
     ) -> Tensor:
-        """Integrate data x (n, *S) to noise z (n, *S) at t = 0; inverse of :meth:`decode`."""
+        """Integrate data x (n, *S) to noise z (n, *S) at t = 0; inverse of :meth:`decode` of the same guidance."""
+        self._check_guidance(guidance, guidance_interval)
         given = self._given(len(x), cond)
         model = self.transform.forward(self._checked(x, self.data_shape))
-        return self.to_noise(model, given, solver=solver, steps=steps)
+        guide = {"guidance": guidance, "interval": guidance_interval}
+        return self.to_noise(model, given, solver=solver, steps=steps, **guide)
 
     @torch.no_grad()
-    def to_noise(self, x1: Tensor, cond: Conditions, *, solver: str | Solver = "rk4", steps: int = 50) -> Tensor:
+    def to_noise(
+        self,
+        x1: Tensor,
+        cond: Conditions,
+        *,
+        solver: str | Solver = "rk4",
+        steps: int = 50,
+        guidance: float = 1.0,
+        interval: tuple[float, float] | None = None,
+    ) -> Tensor:
         """Integrate x1 (n, *S), in model units, back to noise (n, *S) at t = 0, in float32."""
         way, times, method = self._way(solver, steps)
         with self._full_precision():
-            field = self._field(way, cond)
+            field = self._field(way, cond, guidance, interval)
             y = way.back(field, without_padding(x1, cond).to(self.device), method, times)
         return without_padding(y.float().cpu(), cond)
 
@@ -288,14 +405,23 @@ class Flow:
 
     @torch.no_grad()
     def decode(
-        self, z: Tensor, *, cond: Mapping[str, ConditionValue] | None = None, steps: int = 50, solver: str = "rk4"
+        self,
+        z: Tensor,
+        *,
+        cond: Mapping[str, ConditionValue] | None = None,
+        steps: int = 50,
+        solver: str = "rk4",
+        guidance: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
     ) -> Tensor:
-        """Integrate noise z (n, *S) to data (n, *S) in data units."""
+        """Integrate noise z (n, *S) to data (n, *S) in data units, guided as in :meth:`sample` if asked."""
+        self._check_guidance(guidance, guidance_interval)
         given = self._given(len(z), cond)
         way, times, method = self._way(solver, steps)
         x0 = without_padding(self._checked(z, self.spec.shape), given).to(self.device)
         with self._full_precision():
-            field, rng = self._field(way, given), CounterRng(stream_seed(0, Stream.INITIAL_NOISE), 1, len(z))
+            field = self._field(way, given, guidance, guidance_interval)
+            rng = CounterRng(stream_seed(0, Stream.INITIAL_NOISE), 1, len(z))
             x = way.finish(field, way.solve(field, way.enter(field, x0, rng), method, times)[-1])
         return without_padding(self.transform.inverse(x.float().cpu()), given)
 

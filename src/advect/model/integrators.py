@@ -11,12 +11,14 @@ from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.random import Generator
+from advect.losses.interpolant import split_heads
 from advect.model.coordinates import Angle, Coordinates, Plain, Rectified
 from advect.model.sampler_config import SamplerConfig
 from advect.paths import AffinePath, BrownianBridge, CondOT, LipmanOT, Path, Schedule
 from advect.solvers import SDESolver, Solver, Velocity, integrate_sde
 from advect.solvers.diffusion_coefficients import Diffusion, bounded_diffusion
 from advect.solvers.integrate import solver_times
+from advect.solvers.interpolant_sde import integrate_interpolant
 from advect.solvers.sde import STEPS as SDE_STEPS
 from advect.solvers.time_grids import resolve_grid
 from advect.sources import Gaussian, SourceDistribution
@@ -108,24 +110,57 @@ class SDEIntegrator(Integrator):
     def __call__(self, field: Velocity, x0: Tensor, rng: Generator) -> Tensor:
         way = self.coordinates
         y = way.enter(field, x0, rng)
-        found = integrate_sde(
-            way.velocity(field),
-            None,
-            y,
-            solver=self.solver,
-            diffusion=self.diffusion,
-            schedule=self.schedule,
-            grid=torch.tensor(self.taus, dtype=torch.float64),
-            t0=self.taus[0],
-            t1=self.taus[-1],
-            generator=rng,
-            last_step="noisy",
-            trajectory=self.trajectory,
-        )
+        with way.user_times():
+            found = integrate_sde(
+                way.velocity(field),
+                None,
+                y,
+                solver=self.solver,
+                diffusion=self.diffusion,
+                schedule=self.schedule,
+                grid=torch.tensor(self.taus, dtype=torch.float64),
+                t0=self.taus[0],
+                t1=self.taus[-1],
+                generator=rng,
+                last_step="noisy",
+                trajectory=self.trajectory,
+            )
         if not self.trajectory:
             return found * way.scale(1.0)
         states = [y * way.scale(t) for y, t in zip(found, self.grid, strict=True)]
         return torch.stack([x0] * (way.low > 0) + states)
+
+
+@dataclass(frozen=True)
+class InterpolantIntegrator(Integrator):
+    """Solution of the SDE with a learned score over the times ``grid``; its field is velocity and predicted noise.
+
+    ``fresh``: the source is points, which get the width of the path in the first step.
+    """
+
+    solver: SDESolver
+    grid: tuple[float, ...]
+    path: Path
+    diffusion: Diffusion
+    fresh: bool
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        return self.grid
+
+    def __call__(self, field: Velocity, x0: Tensor, rng: Generator) -> Tensor:
+        return integrate_interpolant(
+            lambda x, t: split_heads(field(x, t), x),
+            self.path,
+            x0,
+            times=self.grid,
+            diffusion=self.diffusion,
+            solver=self.solver,
+            inside=(self.coordinates.low, self.coordinates.high),
+            fresh=self.fresh,
+            generator=rng,
+            trajectory=self.trajectory,
+        )
 
 
 def make_integrator(
@@ -146,17 +181,36 @@ def make_integrator(
     return ODEIntegrator(way, trajectory, solver, tuple(grid))
 
 
+def make_interpolant_integrator(
+    config: SamplerConfig, t_eps: float, path: Path, source: SourceDistribution, *, trajectory: bool
+) -> InterpolantIntegrator:
+    """Integrator of the SDE with a learned score, on any path with noise."""
+    assert config.diffusion is not None
+    diffusion, low, high = config.diffusion, t_eps, 1 - t_eps
+    if isinstance(path, AffinePath) and path.gaussian_source:
+        diffusion = bounded_diffusion(diffusion, path.effective_schedule)
+    grid = resolve_grid(config.grid or "uniform", config.steps, SDE_STEPS, t0=0.0, t1=1.0)
+    way = Plain(low, high)
+    times = (0.0, *way.grid(grid), 1.0)
+    return InterpolantIntegrator(way, trajectory, config.sde_solver, times, path, diffusion, not source.has_density)
+
+
+def with_score(what: str, path: Path, source: SourceDistribution) -> AffinePath:
+    """The path, if the velocity tells the score on it."""
+    if isinstance(path, AffinePath) and path.gaussian_source and isinstance(source, Gaussian):
+        return path
+    raise UserError(
+        f"{what} needs the score, which follows from the velocity only on an affine path from Gaussian noise drawn "
+        "apart from the data; this flow has another path, source or coupling: leave it out, or train with --objective "
+        "stochastic-interpolant --score-network head"
+    )
+
+
 def _make_sde(
     config: SamplerConfig, way: Coordinates, path: Path, source: SourceDistribution, trajectory: bool
 ) -> SDEIntegrator:
-    affine = _affine("--diffusion", path)
-    if not (affine.gaussian_source and isinstance(source, Gaussian)):
-        raise UserError(
-            "--diffusion needs the score, which follows from the velocity only where noise is Gaussian and drawn apart"
-            " from the data; this flow was trained with another source or coupling: take a solver such as midpoint"
-        )
+    schedule = with_score("--diffusion", path, source).effective_schedule
     assert config.diffusion is not None
-    schedule = affine.effective_schedule
     diffusion = bounded_diffusion(config.diffusion, schedule)
     grid = taus = resolve_grid(config.grid or "uniform", config.steps, SDE_STEPS, t0=0.0, t1=1.0)
     if isinstance(way, Rectified):

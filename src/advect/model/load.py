@@ -213,6 +213,7 @@ def build_flow(metadata: ModelMetadata, net: nn.Module, place: torch.device) -> 
         path=build_path(metadata.method, metadata.noise),
         source=build_source_distribution(metadata.noise, metadata.source_tensors),
         prediction=metadata.method.prediction,
+        learned_score=metadata.network.score_network != "none",
         t_eps=metadata.method.t_eps,
         null=label_dropout(metadata.method, metadata.spec) > 0,
         facts=metadata.facts,

@@ -140,10 +140,14 @@ def describe_files(files: Sequence[Path], *, individual: bool) -> list[str]:
 
 
 class _Still(nn.Module):
-    """Zero network for trials."""
+    """Zero network in place of ``net`` for trials, with so many outputs."""
+
+    def __init__(self, net: nn.Module, outputs: int) -> None:
+        super().__init__()
+        self.outputs, self.check_size = outputs, getattr(net, "check_size", None)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
-        return torch.zeros_like(x_t)
+        return torch.cat([torch.zeros_like(x_t)] * self.outputs, 1)
 
 
 def check_sampler(
@@ -156,7 +160,7 @@ def check_sampler(
 ) -> None:
     """Raise UserError for an impossible sampler, by a trial of one sample without the network."""
     trial = copy(flow)
-    trial.net = _Still()
+    trial.net = _Still(flow.net, 2 if flow.learned_score else 1)
     trial.sample(n, cond=cond, batch_size=batch_size, rows=range(1), **sampler.arguments())
 
 
@@ -205,7 +209,7 @@ def averaged(run: Path, ema: bool | float) -> bool | float | dict[str, float] | 
 def _resolved(sampler: SamplerConfig, flow: Flow) -> dict[str, Any]:
     """Resolved sampler, with its cost."""
     config = sampler.resolve(flow.sampler)
-    return config.facts() | ({} if config.nfe is None else {"nfe": config.nfe})
+    return config.facts() | ({} if (nfe := flow.nfe(config)) is None else {"nfe": nfe})
 
 
 def _default_folder(run: Path, seed: int) -> Path:

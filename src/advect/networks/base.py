@@ -5,23 +5,46 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from advect.core.errors import UserError, did_you_mean
+from advect.core.types import Conditions
 
 
 class FlowNetwork(nn.Module):
     """``net(x_t (B, *S), t (B,), cond) -> (B, *S)``.
 
-    A run sets ``shape`` S or ``dim``, ``conditions`` and ``grad_checkpointing``; other arguments are flags.
+    A run sets ``shape`` S or ``dim``, ``conditions``, ``grad_checkpointing`` and ``outputs``; other arguments are
+    flags. With ``outputs`` 2, a velocity and a score, the result has both one after the other on axis 1.
     """
 
     part_kind: ClassVar[str] = "network"
-    part_given: ClassVar[tuple[str, ...]] = ("shape", "dim", "conditions", "grad_checkpointing")
+    part_given: ClassVar[tuple[str, ...]] = ("shape", "dim", "conditions", "grad_checkpointing", "outputs")
     takes: ClassVar[Literal["vector", "image", "sequence"]]
     """Kind of data: S is (D,), (C, H, W) or (L, C)."""
     channels_last: ClassVar[bool] = False
     """Whether this memory format is faster."""
+
+    def check_size(self, shape: Sequence[int]) -> None:
+        """Raise UserError unless the network takes samples of ``shape`` beside those that it was made for."""
+        raise UserError(f"{type(self).__name__} takes samples of one size; leave the image size out, or train a DiT")
+
+
+class VelocityAndScore(nn.Module):
+    """Two networks of the same inputs: their outputs (B, *S) one after the other on axis 1."""
+
+    def __init__(self, velocity: nn.Module, score: nn.Module) -> None:
+        super().__init__()
+        self.velocity, self.score = velocity, score
+
+    def check_size(self, shape: Sequence[int]) -> None:
+        """Raise UserError unless both networks take samples of ``shape``."""
+        for net in (self.velocity, self.score):
+            net.check_size(shape)  # pyright: ignore[reportCallIssue]
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
+        return torch.cat([self.velocity(x_t, t, cond), self.score(x_t, t, cond)], 1)
 
 
 def check_inputs(net: str, x_t: Tensor, t: Tensor, shape: Sequence[int | str]) -> None:

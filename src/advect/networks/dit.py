@@ -103,6 +103,7 @@ class DiT(FlowNetwork):
         time_embedding: TimeKind = "sinusoidal",
         conditions: ConditionSizes | None = None,
         grad_checkpointing: bool = False,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
         depth, width, heads = _resolve(size, depth, width, heads)
@@ -124,7 +125,7 @@ class DiT(FlowNetwork):
         self.conditions = ConditionEmbedding(conditions or {}, width)
         self.stem = nn.Linear(self.shape[0] * patch_size**2, width)
         self.blocks = nn.ModuleList(TransformerBlock(options, width) for _ in range(depth))
-        self.head = Head(norm, width, width, self.shape[0] * patch_size**2)
+        self.head = Head(norm, width, width, outputs * self.shape[0] * patch_size**2)
         start_adaln_zero(self)
         self.registers = nn.Parameter(0.02 * torch.randn(registers, width)) if registers else None
 
@@ -148,6 +149,9 @@ class DiT(FlowNetwork):
             h = h[:, len(self.registers) :]
         out = self.head(h, emb).transpose(1, 2).unflatten(2, patches.shape[2:])
         return F.pixel_shuffle(out, self.patch).to(x_t.dtype)
+
+    def check_size(self, shape: Sequence[int]) -> None:
+        _check_shape(shape, self.patch)
 
     def _places(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Coordinates of the rows (H,) and columns (W,) of patches (B, ., H, W)."""

@@ -63,6 +63,7 @@ class MLP(FlowNetwork):
         activation: Activation = "silu",
         time_features: int = 1,
         conditions: ConditionSizes | None = None,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
         check_at_least("MLP", 1, dim=dim, width=width)
@@ -73,7 +74,7 @@ class MLP(FlowNetwork):
         self.first = _he_linear(dim + 1 + 2 * time_features, width)
         self.conditions = ConditionEmbedding(conditions or {}, width)
         self.hidden = nn.ModuleList(_he_linear(width, width) for _ in range(depth - 2))
-        self.last = nn.Linear(width, dim)
+        self.last = nn.Linear(width, outputs * dim)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
         check_inputs("MLP", x_t, t, (self.dim,))
@@ -142,17 +143,18 @@ class ResidualMLP(FlowNetwork):
         time_embedding: TimeKind = "sinusoidal",
         conditions: ConditionSizes | None = None,
         grad_checkpointing: bool = False,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
         check_at_least("ResidualMLP", 1, dim=dim, width=width, depth=depth, expansion=expansion)
         check_share("ResidualMLP", dropout=dropout)
-        self.dim, self.grad_checkpointing = dim, grad_checkpointing
+        self.dim, self.outputs, self.grad_checkpointing = dim, outputs, grad_checkpointing
         self.time = TimeEmbedding(min(width, 256), width, kind=time_embedding)
         self.conditions = ConditionEmbedding(conditions or {}, width)
         self.stem = nn.Linear(dim, width)
         self.blocks = nn.ModuleList(ResidualBlock(width, expansion * width, width, dropout) for _ in range(depth))
-        self.head = Head("layer", width, width, dim)
-        self.through = nn.Linear(width, dim)
+        self.head = Head("layer", width, width, outputs * dim)
+        self.through = nn.Linear(width, outputs * dim)
         start_adaln_zero(self)
         zeroed(self.through)
 
@@ -162,4 +164,5 @@ class ResidualMLP(FlowNetwork):
         h = self.stem(x_t)
         for block in self.blocks:
             h = checkpoint(block, h, emb, recompute=self.grad_checkpointing)
-        return torch.addcmul(self.head(h, emb).to(x_t.dtype), self.through(emb).to(x_t.dtype), x_t)
+        x = x_t if self.outputs == 1 else x_t.repeat(1, self.outputs)
+        return torch.addcmul(self.head(h, emb).to(x_t.dtype), self.through(emb).to(x_t.dtype), x)

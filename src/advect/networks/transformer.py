@@ -173,6 +173,7 @@ class SequenceTransformer(FlowNetwork):
         time_embedding: TimeKind = "sinusoidal",
         conditions: ConditionSizes | None = None,
         grad_checkpointing: bool = False,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
         if len(shape) != 2 or min(shape) < 1:
@@ -185,11 +186,12 @@ class SequenceTransformer(FlowNetwork):
         if conditions and LENGTH in conditions:
             raise UserError(f"the condition {LENGTH!r} is known to SequenceTransformer; leave it out of conditions")
         self.channels, self.head_width, self.grad_checkpointing = shape[1], width // heads, grad_checkpointing
+        self.outputs = outputs
         self.time = TimeEmbedding(256, width, kind=time_embedding)
         self.conditions = ConditionEmbedding(conditions or {}, width)
         self.stem = nn.Linear(self.channels, width)
         self.blocks = nn.ModuleList(TransformerBlock(options, width) for _ in range(depth))
-        self.head = Head(norm, width, width, self.channels)
+        self.head = Head(norm, width, width, outputs * self.channels)
         start_adaln_zero(self)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
@@ -203,7 +205,8 @@ class SequenceTransformer(FlowNetwork):
         rotation = line_rotation(torch.arange(x_t.shape[1], device=x_t.device, dtype=torch.float32), self.head_width)
         for block in self.blocks:
             h = checkpoint(block, h, emb, rotation, real, recompute=self.grad_checkpointing)
-        return _keep(self.head(h, emb).to(x_t.dtype), real)
+        out = _keep(self.head(h, emb).to(x_t.dtype), real)
+        return out if self.outputs == 1 else torch.cat(out.chunk(self.outputs, 2), 1)
 
 
 def _keep(x: Tensor, real: Tensor | None) -> Tensor:

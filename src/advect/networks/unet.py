@@ -158,6 +158,7 @@ class UNet(FlowNetwork):
         time_embedding: TimeKind = "sinusoidal",
         conditions: ConditionSizes | None = None,
         grad_checkpointing: bool = False,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
         check_at_least(
@@ -198,7 +199,9 @@ class UNet(FlowNetwork):
                 double = Upsample(last, width) if self.up and not i else None
                 self.up.append(stage(2 * width, width, attention, double))
                 last = width
-        self.head = nn.Sequential(group_norm(last), nn.SiLU(), zeroed(nn.Conv2d(last, channels, 3, padding=1)))
+        self.head = nn.Sequential(
+            group_norm(last), nn.SiLU(), zeroed(nn.Conv2d(last, outputs * channels, 3, padding=1))
+        )
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
         check_inputs("UNet", x_t, t, self.shape)

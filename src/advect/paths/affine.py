@@ -12,7 +12,7 @@ from advect.core import random
 from advect.core.errors import UserError
 from advect.core.random import Generator
 from advect.core.types import PathSample
-from advect.paths.base import Path, align, check_ends, check_point
+from advect.paths.base import InterpolantCoefficients, Path, align, check_ends, check_point
 from advect.paths.convert import convert
 from advect.paths.schedules import Coefficients, CondOT, Schedule
 
@@ -24,7 +24,7 @@ class AffinePath(Path):
     Args:
         schedule: schedule of alpha and sigma.
         sigma_min: standard deviation >= 0 of an independent Gaussian jitter, constant in time and so absent from
-            u_t (Tong et al. 2024, "Improving and generalizing flow-based generative models", eq. 14 and 15).
+            u_t (Tong et al. 2024, "Improving and generalizing flow-based generative models").
         gaussian_source: whether x0 ~ N(0, I), independent of x1. Otherwise there is no law given x1 alone, no
             score without jitter, and no conversion of velocities to scores.
     """
@@ -81,7 +81,7 @@ class AffinePath(Path):
     def conditional_velocity(self, x: Tensor, t: Tensor, *, x1: Tensor, x0: Tensor | None = None) -> Tensor:
         """u_t(x | x1) = alpha' x1 + sigma' (x - alpha x1) / sigma, or alpha' x1 + sigma' x0 given both ends, (B, *S).
 
-        The first (Lipman et al. 2023, eq. 15) needs a Gaussian source and sigma > 0.
+        The first (Lipman et al. 2023) needs a Gaussian source and sigma > 0.
         """
         check_point(x, t, x1, x0)
         if x0 is not None:
@@ -105,6 +105,20 @@ class AffinePath(Path):
             )
         c = self.schedule.coefficients(t)
         return (align(c.alpha, x) * x1 + align(c.sigma, x) * x0 - x) / self.sigma_min**2
+
+    def interpolant(self, t: Tensor) -> InterpolantCoefficients:
+        """x1, x0 and jitter, or x1 and all noise if the source is Gaussian. Raises UserError where there is none."""
+        c = self.coefficients(t) if self.gaussian_source else self.schedule.coefficients(t)
+        none = torch.zeros_like(c.alpha)
+        if self.gaussian_source:
+            return InterpolantCoefficients(c.alpha, none, c.sigma, c.d_alpha, none, c.d_sigma)
+        if self.sigma_min == 0:
+            raise UserError(
+                "with this source or coupling the path has no noise, and so no score; set AffinePath.sigma_min > 0, "
+                "or use BrownianBridge"
+            )
+        jitter = torch.full_like(c.alpha, self.sigma_min)
+        return InterpolantCoefficients(c.alpha, c.sigma, jitter, c.d_alpha, c.d_sigma, none)
 
     def _check_gaussian(self, what: str) -> None:
         if not self.gaussian_source:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -37,6 +37,25 @@ class Path(ABC):
     @abstractmethod
     def conditional_score(self, x: Tensor, t: Tensor, *, x1: Tensor, x0: Tensor | None = None) -> Tensor:
         """Gradient of log p_t(x | z) (B, *S) at any x (B, *S). Raises UserError where there is no density."""
+
+    def interpolant(self, t: Tensor) -> InterpolantCoefficients:
+        """The path as one of x1, x0 and noise. Raises UserError for a path without noise, which has no score."""
+        raise UserError(f"{type(self).__name__} has no noise, and so no score; take BrownianBridge or AffinePath")
+
+
+class InterpolantCoefficients(NamedTuple):
+    """Of ``x_t = alpha x1 + beta x0 + gamma z`` with z ~ N(0, I) drawn apart, and derivatives, each shaped like t.
+
+    Albergo et al. 2023, "Stochastic interpolants"; z is the source itself where that is Gaussian noise, and beta 0.
+    The score is ``-E[z | x_t] / gamma``.
+    """
+
+    alpha: Tensor
+    beta: Tensor
+    gamma: Tensor
+    d_alpha: Tensor
+    d_beta: Tensor
+    d_gamma: Tensor
 
 
 def check_ends(x0: Tensor, x1: Tensor, t: Tensor) -> None:

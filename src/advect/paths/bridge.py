@@ -1,4 +1,4 @@
-"""Brownian bridge between pairs: the conditional path of a Schroedinger bridge."""
+"""Brownian bridge between pairs."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from advect.core.errors import UserError
 from advect.core.random import Generator
 from advect.core.registry import register
 from advect.core.types import PathSample
-from advect.paths.base import Path, align, check_ends, check_point, require_x0
+from advect.paths.base import InterpolantCoefficients, Path, align, check_ends, check_point, require_x0
 from advect.paths.convert import refuse
 
 
 @register("bridge")
 @dataclass(frozen=True)
 class BrownianBridge(Path):
-    """``x_t ~ N(m_t, w_t^2)`` with ``m_t = (1 - t) x0 + t x1`` and ``w_t = sigma sqrt(t (1 - t))``, sigma > 0.
+    """A Brownian bridge of width sigma between x0 and x1, ``N((1 - t) x0 + t x1, sigma^2 t (1 - t))``.
 
+    With mean ``m_t = (1 - t) x0 + t x1`` and width ``w_t = sigma sqrt(t (1 - t))``, sigma > 0,
     ``u_t(x | x0, x1) = x1 - x0 + (1 - 2 t) / (2 t (1 - t)) (x - m_t)`` and ``score = (m_t - x) / w_t^2``, for any
-    source. Pairs of entropic transport with regularisation 2 sigma^2 give the marginals of the Schroedinger bridge,
-    ``dX = (u_t + sigma^2 / 2 score) dt + sigma dW``.
+    source. ``dX = (u_t + sigma^2 / 2 score) dt + sigma dW``, with a learned score, is the Schrödinger bridge for pairs
+    of entropic transport of ``|x0 - x1|^2`` with regularisation 2 sigma^2, and for no others.
 
     At t = 0 and 1 the velocity is its mean x1 - x0, and the score raises UserError. Near the ends the velocity grows
     like 1 / sqrt(t), and its mean square over t diverges: keep times off both ends.
 
     Tong et al. 2024, "Improving and generalizing flow-based generative models", on SB-CFM; Tong et al. 2024,
-    "Simulation-free Schroedinger bridges via score and flow matching", eq. 8.
+    "Simulation-free Schrödinger bridges via score and flow matching".
     """
 
     width = "sigma"
@@ -72,6 +73,11 @@ class BrownianBridge(Path):
             "a BrownianBridge has no score at t = 0 and t = 1, where its width is 0; stay 0.001 inside",
         )
         return (torch.lerp(x0, x1, align(t, x)) - x) / align(self.sigma**2 * room, x)
+
+    def interpolant(self, t: Tensor) -> InterpolantCoefficients:
+        """x1, x0 and the bridge's own noise, the derivative of whose width is infinite at both ends."""
+        one, width = torch.ones_like(t), self.sigma * (t * (1 - t)).sqrt()
+        return InterpolantCoefficients(t, 1 - t, width, one, -one, self.sigma**2 * (1 - 2 * t) / (2 * width))
 
 
 def _growth(t: Tensor) -> Tensor:

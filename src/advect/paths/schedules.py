@@ -77,10 +77,10 @@ class Schedule(ABC):
 @register("cond-ot")
 @dataclass(frozen=True)
 class CondOT(Schedule):
-    """The straight line, alpha_t = t and sigma_t = 1 - t, finite everywhere.
+    """The straight line from noise to data at constant speed, alpha_t = t and sigma_t = 1 - t.
 
-    Lipman et al. 2023, "Flow matching for generative modeling", eq. 20 with sigma_min = 0; Liu et al. 2023, "Flow
-    straight and fast" (rectified flow), eq. 1.
+    Lipman et al. 2023, "Flow matching for generative modeling", with sigma_min = 0; Liu et al. 2023, "Flow
+    straight and fast" (rectified flow).
     """
 
     def coefficients(self, t: Tensor) -> Coefficients:
@@ -94,9 +94,9 @@ class CondOT(Schedule):
 @register("lipman-ot")
 @dataclass(frozen=True)
 class LipmanOT(Schedule):
-    """alpha_t = t and sigma_t = 1 - (1 - sigma_min) t, finite everywhere; sigma_1 = sigma_min in [0, 1).
+    """The straight line with noise of width sigma_min left at the data, alpha_t = t, sigma_t = 1 - (1 - sigma_min) t.
 
-    Lipman et al. 2023, "Flow matching for generative modeling", eq. 20. sigma_min > 0 gives a score at t = 1.
+    Lipman et al. 2023, "Flow matching for generative modeling". sigma_min > 0 gives a score at t = 1.
     """
 
     width = "sigma_min"
@@ -119,9 +119,9 @@ class LipmanOT(Schedule):
 @register("polynomial")
 @dataclass(frozen=True)
 class Polynomial(Schedule):
-    """alpha_t = t^n and sigma_t = 1 - t^n with n >= 1, finite everywhere.
+    """The straight line, slow near the noise, alpha_t = t^n and sigma_t = 1 - t^n with n >= 1.
 
-    Straight, slow near the noise. For n > 1 the velocity at t = 0 is 0, and does not determine the data. Lipman et al.
+    For n > 1 the velocity at t = 0 is 0, and does not determine the data. Lipman et al.
     2024, "Flow matching guide and code".
 
     Args:

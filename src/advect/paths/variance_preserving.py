@@ -36,13 +36,13 @@ def _slope(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 @register("vp")
 @dataclass(frozen=True, repr=False)
 class VariancePreserving(Schedule):
-    """sigma_t = s(t), alpha_t = sqrt(1 - s(t)^2), for any s that falls from at most 1 to 0.
+    """A path of unit variance by a noise level s(t) from 1 to 0, sigma_t = s(t) and alpha_t = sqrt(1 - s(t)^2).
 
     A function s is elementwise in PyTorch, and differentiated in forward mode in float64. Where s = 1 (t = 0),
     ``d_alpha = -s s' / alpha`` is infinite unless s' = 0: with the default, linear s the velocity's mean square over t
     diverges, and times must stay off 0. Where s' = 0, d_alpha is its limit sqrt(-s'').
 
-    Lipman et al. 2023, "Flow matching for generative modeling", eq. 18 and 19.
+    Lipman et al. 2023, "Flow matching for generative modeling".
 
     Args:
         sigma: the noise level s: 1 - t, 1 - t^2 or cos(pi t / 2), the last two with a finite velocity at t = 0; or any
@@ -99,7 +99,7 @@ class VariancePreserving(Schedule):
 @register("trigonometric")
 @dataclass(frozen=True)
 class Trigonometric(Schedule):
-    """alpha_t = sin(pi t / 2) and sigma_t = cos(pi t / 2), finite everywhere: a quarter circle at constant speed.
+    """A quarter circle from noise to data at constant speed, alpha_t = sin(pi t / 2) and sigma_t = cos(pi t / 2).
 
     Albergo & Vanden-Eijnden 2023, "Building normalizing flows with stochastic interpolants"; "GVP" in Ma et al. 2024,
     "SiT".
@@ -117,11 +117,11 @@ class Trigonometric(Schedule):
 @register("cosine")
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """The cosine schedule: ``alpha_t^2 = f(1 - t) / f(0)`` with ``f(u) = cos^2((u + offset) / (1 + offset) pi / 2)``.
+    """The cosine schedule of diffusion models, ``alpha_t = sin(w t) / sin(w)`` with ``w = pi / (2 (1 + offset))``.
 
-    ``alpha_t = sin(w t) / sin(w)`` with ``w = pi / (2 (1 + offset))``; Trigonometric as offset -> 0. Finite at t = 0,
-    without the paper's cap on beta; d_sigma is -inf at t = 1. Nichol & Dhariwal 2021, "Improved denoising diffusion
-    probabilistic models", eq. 17.
+    ``alpha_t^2 = f(1 - t) / f(0)`` with ``f(u) = cos^2((u + offset) / (1 + offset) pi / 2)``; Trigonometric as
+    offset -> 0. Finite at t = 0, without the paper's cap on beta; d_sigma is -inf at t = 1. Nichol & Dhariwal 2021,
+    "Improved denoising diffusion probabilistic models".
 
     Args:
         offset: distance from Trigonometric, above 0.
@@ -148,14 +148,14 @@ class Cosine(Schedule):
 @register("ddpm")
 @dataclass(frozen=True)
 class BetaLinear(Schedule):
-    """DDPM's schedule in continuous time: noise added at rate ``beta(u) = beta_min + u (beta_max - beta_min)``.
+    """DDPM's schedule: at ``u = 1 - t`` noise is added at rate ``beta_min + u (beta_max - beta_min)``, linear in u.
 
-    With ``u = 1 - t`` and ``B = beta_min u + (beta_max - beta_min) u^2 / 2``, ``alpha_t = exp(-B / 2)`` and ``sigma_t
+    With ``B = beta_min u + (beta_max - beta_min) u^2 / 2``, ``alpha_t = exp(-B / 2)`` and ``sigma_t
     = sqrt(1 - exp(-B))``. ``alpha_0 = exp(-(beta_min + beta_max) / 4)``, 0.0066 by default, is not 0; d_sigma is -inf
     at t = 1.
 
     Ho et al. 2020, "Denoising diffusion probabilistic models", section 4; Song et al. 2021, "Score-based generative
-    modeling through stochastic differential equations", eq. 33.
+    modeling through stochastic differential equations".
 
     Args:
         beta_min: rate at the data.

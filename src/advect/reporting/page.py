@@ -150,6 +150,11 @@ def _trajectories(run: RunFolder) -> dict[str, Any] | None:
     return {"svg": Markup(plots.trajectory_chart(x, components=wide and x.shape[2] == 2))}
 
 
+def _of_step(quality: dict[str, Any]) -> str:
+    step = quality.get("step")
+    return "" if step is None else f"; the checkpoint of step {step:,}"
+
+
 def _quality(run: RunFolder) -> dict[str, Any] | None:
     if not run.quality:
         return None
@@ -163,7 +168,7 @@ def _quality(run: RunFolder) -> dict[str, Any] | None:
         "svg": Markup(plots.quality_chart(frechet["curves"], floor)),
         "best": f"{best['solver']} at {plural(best['nfe'], 'evaluation')} reaches {number(best['distance'])}{ratio}",
         "protocol": f"{frechet['samples']:,} samples a point against {frechet['held_out']:,} held-out rows, "
-        f"in {space}; the same noise for all points; seed {run.quality['seed']}.",
+        f"in {space}; the same noise for all points; seed {run.quality['seed']}{_of_step(run.quality)}.",
         "samples": f"{frechet['samples']:,}",
         "two_moments": run.quality["data"]["marginals"],
         "marginals": list(_marginals(run.quality.get("marginals", {}))),

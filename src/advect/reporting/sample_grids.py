@@ -43,7 +43,7 @@ def held_out_loss(
 
 
 class SampleGridCallback(PeriodicCallback):
-    """Sample grid and held-out loss every ``every`` steps, with EMA weights.
+    """Sample grid and held-out loss every ``every`` steps, or by time, with EMA weights.
 
     Processes share the sampling; the first, which has ``metrics``, writes.
     """
@@ -55,7 +55,7 @@ class SampleGridCallback(PeriodicCallback):
         held_out: Split,
         folder: Path,
         *,
-        every: int,
+        every: int | None,
         samples: int,
         seed: int,
         metrics: MetricsFile | None,

@@ -222,7 +222,7 @@ def _rate(training: TrainingConfig, steps: int, start: int) -> LearningRate:
     """The schedule over ``steps`` steps from ``start`` on."""
     return _DelayedLearningRate(
         peak=training.learning_rate,
-        warmup=training.lr_warmup_steps,
+        warmup=training.lr_warmup_steps or 0,
         total=steps,
         schedule=training.build("lr_schedule"),
         start=start,

@@ -163,8 +163,8 @@ SAVE_SECONDS, FIRST_SECONDS, EVERY_SECONDS = 120.0, 30.0, 60.0
 
 class CheckpointCallback(Callback):
     """Write a checkpoint every ``every`` steps (None: every two minutes), every ``every_epochs`` epochs (0: never) and
-    at the end of the run. None is written within a series of bad steps. Writing overlaps training, and is complete when
-    the run ends.
+    at the end of the run. None is written within a series of bad steps. Writing overlaps training, and is complete
+    when the run ends.
     """
 
     def __init__(self, writer: CheckpointWriter, *, every: int | None, every_epochs: int) -> None:
@@ -218,7 +218,7 @@ class CheckpointCallback(Callback):
         began = time.monotonic()
         with sync_errors():
             self.writer.wait()  # whose contents the next one may overwrite
-        self.writer.write(trainer.state.progress.step, trainer.state.contents())
+        self.writer.write(trainer.state.progress.step, trainer.state.contents(), trainer.ended_epoch)
         trainer.metrics.blocked += time.monotonic() - began
         self._saved_step, self._saved_at = trainer.state.progress.step, trainer.clock
 

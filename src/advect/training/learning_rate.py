@@ -10,7 +10,6 @@ from typing import ClassVar
 from advect.core.errors import UserError
 from advect.core.registry import register
 
-
 REWARMED = 0.5
 """Share of the schedule at which a finished run goes on when it is given more time."""
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -126,20 +127,29 @@ def clip_gradients(grads: list[Tensor], max_norm: float, norm: Tensor) -> None:
         torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
 
 
-_OUTER = ("first", "stem", "conditions", "head", "last", "through")
-"""Names of input and output layers in the networks."""
+_APART = ("first", "stem", "time", "conditions", "head", "last", "through")
+"""Names of input and output layers and of embeddings in the networks."""
 
 
-def hidden_matrices(net: nn.Module) -> set[str]:
-    """Names of the weights for Muon: linear layers and convolutions, except input and output layers (Jordan et al.
-    2024).
+def hidden_matrices(net: nn.Module) -> dict[str, int]:
+    """Names of the weights for Muon, with the number of matrices that each stacks in its rows.
+
+    They are those of linear layers and convolutions, except input and output layers (Jordan et al. 2024), time
+    embeddings and modulations, whose inputs are nearly the same in all samples; fused queries, keys and values count
+    as one. Both by measurement, bench/muon.py.
     """
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     return {
-        f"{name}.weight" if name else "weight"
+        f"{name}.weight" if name else "weight": 1
         for name, module in net.named_modules()
-        if isinstance(module, kinds) and module.weight.requires_grad and name.split(".")[0] not in _OUTER
+        if isinstance(module, kinds) and module.weight.requires_grad
+        if not (_first_part(name) in _APART or name.split(".")[-1] == "modulation")
     }
+
+
+def _first_part(name: str) -> str:
+    """Name of the part of a network, or of one of the two in ``VelocityAndScore``, that a module is in."""
+    return re.sub(r"^(velocity|score)\.", "", name).split(".")[0]
 
 
 def orthogonalise(x: Tensor, *, steps: int = 5) -> Tensor:
@@ -168,9 +178,10 @@ def _matrix(x: Tensor, like: Tensor) -> Tensor:
 class Muon(Optimizer):
     """Orthogonalised Nesterov momentum for hidden matrices, AdamW for the rest.
 
-    A convolution's weight is the matrix (out, in * kernel). Updates of A x B matrices are scaled by 0.2 sqrt(max(A,
-    B)) to AdamW's size, sharing its learning rate and decay (Liu et al. 2025, "Muon is scalable for LLM training", eq.
-    4). Matrices of one shape are batched, in bfloat16 where fast; sharded ones are gathered on every process.
+    ``hidden`` has the number of matrices that a weight stacks in its rows, such as 3 for queries, keys and values. A
+    convolution's weight is the matrix (out, in * kernel). Updates of A x B matrices are scaled by 0.2 sqrt(max(A,
+    B)) to AdamW's size, sharing its learning rate and decay (Liu et al. 2025, "Muon is scalable for LLM training").
+    Matrices of one shape are batched, in bfloat16 where fast; sharded ones are gathered on every process.
 
     Raises UserError for a name in ``hidden`` that is no parameter with two or more dimensions.
 
@@ -182,7 +193,7 @@ class Muon(Optimizer):
     def __init__(
         self,
         params: dict[str, Tensor],
-        hidden: Collection[str],
+        hidden: Mapping[str, int],
         *,
         weight_decay: float = 0.0,
         momentum: float = 0.95,
@@ -193,7 +204,7 @@ class Muon(Optimizer):
             raise UserError(f"Muon.momentum must lie in [0, 1), got {momentum}; 0.95 is usual")
         _check_moments("Muon", betas, eps)
         for name in hidden:
-            if name not in params or params[name].ndim < 2:
+            if name not in params or params[name].ndim < 2 or len(params[name]) % hidden[name]:
                 raise UserError(f"Muon needs the names of matrices, and {name!r} is none; see hidden_matrices(net)")
         self.weight_decay, self.momentum = weight_decay, momentum
         rest = {name: p for name, p in params.items() if name not in hidden}
@@ -201,29 +212,32 @@ class Muon(Optimizer):
         self._params = {name: p for name, p in params.items() if name in hidden}
         self.buffers = {name: torch.zeros_like(local(p)) for name, p in self._params.items()}
         self._bfloat16 = all(has_fast_bfloat16(p.device) for p in self._params.values())
-        self._groups: dict[tuple[int, int], list[str]] = defaultdict(list)
+        self._groups: dict[tuple[int, int, int], list[str]] = defaultdict(list)
         for name, p in self._params.items():
-            self._groups[p.shape[0], p[0].numel()].append(name)
+            self._groups[hidden[name], p.shape[0] // hidden[name], p[0].numel()].append(name)
 
     @torch.no_grad()
     def step(self, lr: float, bad: Tensor | None = None, /) -> None:
         skip = bad is not None and bool(bad)  # waits for a GPU
-        for (rows, columns), names in self._groups.items():
+        for (parts, rows, columns), names in self._groups.items():
             params = [self._params[name] for name in names]
             if not skip:
-                self._move(params, [self.buffers[name] for name in names], lr, 0.2 * max(rows, columns) ** 0.5)
+                size = 0.2 * max(rows, columns) ** 0.5
+                self._move(params, [self.buffers[name] for name in names], parts, lr, size)
             for p in params:
                 p.grad = None
         self.rest.step(lr, bad)
 
-    def _move(self, params: list[Tensor], buffers: list[Tensor], lr: float, size: float) -> None:
+    def _move(self, params: list[Tensor], buffers: list[Tensor], parts: int, lr: float, size: float) -> None:
         here = [local(p) for p in params]
         grads = [torch.zeros_like(x) if p.grad is None else local(p.grad) for p, x in zip(params, here, strict=True)]
         torch._foreach_lerp_(buffers, grads, 1 - self.momentum)
         ahead = torch._foreach_lerp(grads, buffers, self.momentum)  # Nesterov
         whole = [gather_whole(u, p) for u, p in zip(ahead, params, strict=True)]
         stack = torch.stack([_matrix(u, p) for u, p in zip(whole, params, strict=True)])
-        updates = orthogonalise(stack.bfloat16() if self._bfloat16 else stack).to(here[0].dtype).unbind()
+        stack = stack.unflatten(1, (parts, -1)).flatten(0, 1)
+        moved = orthogonalise(stack.bfloat16() if self._bfloat16 else stack).to(here[0].dtype)
+        updates = moved.unflatten(0, (-1, parts)).flatten(1, 2).unbind()
         updates = [local_rows(u, p) for u, p in zip(updates, params, strict=True)]
         torch._foreach_mul_(here, 1 - lr * self.weight_decay)
         torch._foreach_add_([_matrix(x, x) for x in here], updates, alpha=-lr * size)

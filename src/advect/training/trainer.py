@@ -113,6 +113,12 @@ class Trainer:
         return self.state.progress.seen // len(self.loader)
 
     @property
+    def ended_epoch(self) -> int | None:
+        """The epoch that the last step ended, or None."""
+        before = (self.state.progress.seen - self.loader.global_batch) // len(self.loader)
+        return self.epoch if self.epoch > max(before, 0) else None
+
+    @property
     def learning_rate(self) -> float:
         """Rate of the next step."""
         return self.rate(self.state.progress.step) * self.state.progress.rate
@@ -201,10 +207,10 @@ class Trainer:
         return self.loss.sample(batch.to(self.device), self.loader.rng(Stream.STEP, step))
 
     def _after_step(self) -> None:
-        progress, size = self.state.progress, len(self.loader)
+        progress = self.state.progress
         if self._log_due() and self.flush():
             self._log()
-        if progress.seen // size > (progress.seen - self.loader.global_batch) // size and self.flush():
+        if self.ended_epoch is not None and self.flush():
             loss = progress.epoch_loss.take()
             for callback in self.callbacks:
                 callback.on_epoch(self, loss)

@@ -11,6 +11,7 @@ pd = pytest.importorskip("pandas")
 
 from advect.core.errors import UserError  # noqa: E402
 from advect.core.random import CounterRng  # noqa: E402
+from advect.core.types import NULL  # noqa: E402
 from advect.data import Cells, to_counts, write_h5ad  # noqa: E402
 
 N, D = 80, 9
@@ -117,3 +118,37 @@ def test_counts_do_not_become_expression(tmp_path, data):
         write_h5ad(tmp_path / "x.h5ad", torch.rand(3, D), Cells(data, space="counts").metadata, space="expression")
     with pytest.raises(UserError, match="x is counts already"):
         to_counts(torch.rand(3, D), Cells(data, space="counts").metadata)
+
+
+@pytest.mark.parametrize("absent", [False, True])
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        (np.arange(N) % 3, "int64"),
+        (np.arange(N) % 3, "uint8"),
+        (np.arange(N) % 2 == 0, "bool"),
+        (np.arange(N) % 2 / 4, "float32"),
+        (pd.array([7, None] * (N // 2), "Int64"), "Int64"),
+        (pd.Categorical(np.arange(N) % 3, categories=[2, 0, 1], ordered=True), "category"),
+        (pd.Categorical(np.array(["b", "a"])[np.arange(N) % 2], categories=["b", "a"]), "category"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_categories_come_back_in_their_type(tmp_path, data, values, dtype, absent):
+    data.obs["kind"] = pd.Series(values, data.obs.index).astype(dtype)
+    data.write_h5ad(tmp_path / "data.h5ad")
+    cells = Cells(tmp_path / "data.h5ad", conditions=["kind"], held_out=0)
+    facts = json.loads(json.dumps(cells.metadata))
+    batch = cells.train.fetch(np.arange(N))
+    codes = batch.cond["kind"].clone()
+    codes[:1] = NULL if absent else codes[:1]
+    new = written(tmp_path, cells.transform.inverse(batch.x1), facts, conditions={"kind": codes}).obs["kind"]
+    old = data.obs["kind"].where([not absent, *[True] * (N - 1)])
+    assert new.isna().tolist() == old.isna().tolist()
+    assert new.dropna().tolist() == old.dropna().tolist()
+    types = [{type(value) for value in column.dropna().tolist()} for column in (new, data.obs["kind"])]
+    assert types[0] == types[1]
+    if dtype == "category":
+        assert (new.cat.categories.tolist(), new.cat.ordered) == (old.cat.categories.tolist(), old.cat.ordered)
+    elif not absent:
+        assert str(new.dtype) == dtype

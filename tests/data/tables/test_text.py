@@ -14,6 +14,7 @@ import pyarrow.parquet as pq  # noqa: E402
 
 from advect.core.errors import UserError  # noqa: E402
 from advect.data import Table, frame_of, write_table  # noqa: E402
+from advect.data.tables.files import read_table  # noqa: E402
 
 N = 120
 RNG = np.random.default_rng(0)
@@ -87,6 +88,50 @@ def test_flags_overrule_the_guess(tmp_path):
     x, y = Table(tmp_path / "a.csv", numeric=("x",), missing=("-9",)).transform.columns
     assert (x.kind, x.high, y.names, y.missing) == ("number", 12, ("a",), True)
     assert Table(tmp_path / "a.csv").transform.columns[0].names == ("007", "012")
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "why"),
+    [
+        ("x", ["007", "12"], "text (digits after a 0 or a plus, which codes have)"),
+        ("zip", ["107", "12"], "text (codes, by its name)"),
+        ("x", ["12345678901234567890", "1"], "text (whole numbers of over 64 bits)"),
+        ("x", ["1", "2", "x"], "text (words, as 'x' among numbers is none)"),
+        ("x", ["a", "b"], "text (words)"),
+        ("x", ["1", "2,5"], "number (numbers with a decimal comma)"),
+        ("x", ["1", "NA"], "number (whole numbers, 'NA' among them is a missing value)"),
+    ],
+)
+def test_the_reason_of_a_type_is_told(tmp_path, name, words, why):
+    pd.DataFrame({name: words * 9, "y": "a"}).to_csv(tmp_path / "a.csv", index=False, sep=";")
+    assert read_table(tmp_path / "a.csv").attrs["why"] == {name: why, "y": "text (words)"}
+
+
+@pytest.mark.parametrize("option", [{}, {"categorical": ("w",)}, {"conditions": ("w",)}])
+@pytest.mark.parametrize("words", [["a", "b", "?"], ["1", "22", "?"], ["true", "True", "?"], ["True", "False", "?"]])
+def test_words_that_are_missing_values_come_back(tmp_path, words, option):
+    pd.DataFrame({"x": RNG.integers(0, 99, N), "w": words * (N // 3)}).to_csv(tmp_path / "a.csv", index=False)
+    table, out = sent_back(tmp_path / "a.csv", tmp_path, missing=("?", "n/a"), **option)
+    assert out.read_text() == (tmp_path / "a.csv").read_text()
+    assert (table.transform.columns[-1] if "conditions" not in option else table._told[0]).missing
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["9223372036854775808", "1"], "holds 9223372036854775808, beyond the whole numbers of 64 bits"),
+        (["-9223372036854775808", "1"], "holds -9223372036854775808, beyond"),
+        (["1", "x"], "holds 'x'; name it to --missing"),
+        (["1.5", "1,5"], "written in several ways, such as '1.5'"),
+        (["2020-01-01", "2020-01-02"], "holds '2020-01-01'"),
+        (["True", "False"], "holds 'True'"),
+        (["1.2.3", "4"], "holds '1.2.3'"),
+    ],
+)
+def test_a_column_called_numeric_that_is_not_is_one_sentence(tmp_path, words, told):
+    pd.DataFrame({"x": words * (N // 2)}).to_csv(tmp_path / "a.csv", index=False)
+    with pytest.raises(UserError, match=f"^numeric has 'x', wh.*{told}"):
+        Table(tmp_path / "a.csv", numeric=("x",))
 
 
 def test_every_type_of_a_parquet_file_comes_back(tmp_path):

@@ -23,10 +23,17 @@ EXAMPLES = 256
 
 @dataclass(frozen=True)
 class Column:
-    """One condition: its description and values, (N,) int64 or (N, 1) float32, standardised."""
+    """One condition: its description and values, (N,) int64 or (N, 1) float32, standardised.
+
+    ``labels`` are the categories in their own type, ``ordered`` those of an ordered categorical; ``dtype`` is that of
+    the column in ``obs``.
+    """
 
     condition: Category | Quantity
     values: np.ndarray
+    labels: tuple[Any, ...] = ()
+    dtype: str = ""
+    ordered: bool = False
 
 
 def column(obs: Any, name: str, argument: str) -> Any:
@@ -74,7 +81,14 @@ def _category(values: Any, used: np.ndarray, train: np.ndarray) -> Column:
     number = {name: i for i, name in enumerate(names)}
     codes = np.array([number.get(t, NULL) if ok else NULL for t, ok in zip(text, given, strict=True)], np.int64)
     counts = np.bincount(codes[train][codes[train] >= 0], minlength=len(names))
-    return Column(Category(tuple(names), tuple((counts / max(counts.sum(), 1)).tolist())), codes)
+    own = values.cat.categories if hasattr(values, "cat") else values[given].drop_duplicates()
+    plain = {str(word): getattr(v, "item", lambda v=v: v)() for word, v in zip(own.astype(str), own, strict=True)}
+    labels = tuple(plain[name] for name in names)
+    if {type(label) for label in labels} - {str, int, float, bool}:
+        labels = tuple(names)
+    shares = tuple((counts / max(counts.sum(), 1)).tolist())
+    ordered = bool(hasattr(values, "cat") and values.cat.ordered)
+    return Column(Category(tuple(names), shares), codes, labels, str(values.dtype), ordered)
 
 
 def _quantity(values: Any, used: np.ndarray, train: np.ndarray) -> Column:

@@ -143,9 +143,9 @@ def var_table(facts: Mapping[str, Any]) -> Any:
 
 
 def obs_facts(columns: Mapping[str, Column]) -> dict[str, Any]:
-    """Category names, and means and deviations of numbers, to restore columns of ``obs``."""
+    """Categories and their type, and means and deviations of numbers, to restore columns of ``obs``."""
     return {
-        name: {"names": list(c.condition.names)}
+        name: {"labels": list(c.labels), "dtype": c.dtype, "ordered": c.ordered}
         if isinstance(c.condition, Category)
         else {"mean": c.condition.mean[0], "std": c.condition.std[0]}
         for name, c in columns.items()
@@ -167,12 +167,24 @@ def obs_table(facts: Mapping[str, Any], conditions: Conditions, count: int, *, f
         if len(values) != count:
             raise UserError(f"conditions[{name!r}] must have a value for each of {count} cells, got {len(values)}")
         array, entry = values.detach().cpu().numpy(), facts[name]
-        if "names" in entry:
-            codes = np.where(array == NULL, -1, array)
-            columns[name] = pd.Categorical.from_codes(codes.tolist(), categories=entry["names"])
+        if "labels" in entry:
+            columns[name] = _labels(np.where(array == NULL, -1, array).astype(np.int64), entry)
         else:
             columns[name] = array.astype(np.float64).reshape(count) * entry["std"] + entry["mean"]
     return pd.DataFrame(columns, index=pd.Index([f"generated-{first + i}" for i in range(count)]))
+
+
+def _labels(codes: np.ndarray, entry: Mapping[str, Any]) -> Any:
+    """Categories of codes (n,), -1 where missing, in the type of the column of ``obs``; text is categorical."""
+    import pandas as pd
+
+    dtype, labels = entry["dtype"], entry["labels"]
+    if dtype != "category" and isinstance(labels[0], int | float):  # booleans too
+        values = pd.Series([None if code < 0 else labels[code] for code in codes], dtype=object)
+        plain = isinstance(labels[0], float) or not (codes < 0).any()
+        nullable = "boolean" if isinstance(labels[0], bool) else dtype.replace("uint", "UInt").replace("int", "Int")
+        return values.astype(dtype if plain else nullable).array
+    return pd.Categorical.from_codes(codes.tolist(), categories=pd.Index(labels), ordered=entry["ordered"])
 
 
 def to_counts(x: Tensor, facts: CellsMetadata, generator: Generator = None) -> Tensor:

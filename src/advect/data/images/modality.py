@@ -25,6 +25,7 @@ class Images(Modality):
     """Images (C, H, W): samples.npz with ``x``, and a grid."""
 
     layout = "image"
+    example_shape = (3, 64, 64)
     usual_preset = "images"
     metrics = ("frechet", "kernel", "manifolds", "class_shares", "straightness")
     online_metrics = ("frechet", "kernel")

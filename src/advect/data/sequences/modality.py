@@ -32,6 +32,7 @@ class SequencesModality(Modality[SequenceMetadata]):
     """Sequences (L, C): samples.npz with ``values`` and ``lengths`` and, with pandas, samples.csv of steps."""
 
     layout = "sequence"
+    example_shape = (16, 4)
     usual_preset = "sequences"
     shown = 3
     trajectories = 4

@@ -252,6 +252,15 @@ class Categories(Column):
         dtype = nullable(self.dtype) if absent.any() and "int" in self.dtype else self.dtype
         return pd.Series(values, name=self.name, dtype=dtype)
 
+    def to_text(self, x: np.ndarray) -> Any:
+        series = self.to_series(x)
+        absent = np.isnan(x)
+        if "missing" not in self.form or not absent.any():
+            return series
+        words = series.astype(object)
+        words[absent] = self.form["missing"]
+        return words
+
 
 _KINDS: Mapping[str, type[Number] | type[Categories]] = {"number": Number, "categories": Categories}
 

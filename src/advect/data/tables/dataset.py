@@ -19,7 +19,7 @@ from advect.core.types import Conditions, DataSpec
 from advect.data.base import ArraySplit, Dataset, Detected, Preview
 from advect.data.repeats import split_rows
 from advect.data.tables.columns import Column, column_from_config
-from advect.data.tables.files import PARQUET, is_table_file, read_table, require_columns, row_count
+from advect.data.tables.files import PARQUET, is_table_file, read_table, require_columns
 from advect.data.tables.infer_columns import column_values, condition_of, read_column, read_condition
 from advect.data.tables.scaling import require_scaling
 from advect.data.tables.transform import TableTransform
@@ -81,7 +81,7 @@ class Table(Dataset):
 
     @classmethod
     def preview(cls, path: Path) -> Preview:
-        return Preview("a table of one row a sample", samples=row_count(path))
+        return Preview("a table of one row a sample")
 
     def __init__(
         self,
@@ -202,6 +202,9 @@ def _frame(data: Any, drop: Sequence[str], categorical: Sequence[str], words: di
         twice = frame.columns[frame.columns.duplicated()][0]
         raise UserError(f"the table has the column {twice!r} twice; rename one")
     require_columns(frame, drop, "drop")
+    # pandas cannot select rows of values in the other byte order, as FITS and HDF5 hold them.
+    swapped = {c: d.newbyteorder("=") for c, d in frame.dtypes.items() if isinstance(d, np.dtype) and not d.isnative}
+    frame = frame.astype(swapped) if swapped else frame
     frame = frame.drop(columns=list(drop))
     if not frame.size:
         raise UserError(f"the table is empty, its shape is {frame.shape}; give at least one row and one column")

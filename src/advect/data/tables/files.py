@@ -15,7 +15,7 @@ import numpy as np
 
 from advect.core.errors import UserError, did_you_mean, optional_import
 from advect.core.files import atomic_write
-from advect.data.tables.text import as_series, infer_text
+from advect.data.tables.text import Read, as_series, infer_text, without_missing
 
 logger = logging.getLogger(__name__)
 
@@ -113,10 +113,10 @@ def _read_csv(pd: Any, file: Path, text: Collection[str], numeric: Collection[st
     for column in frame.columns:
         values = frame[column].to_numpy(object)
         if column in text:
-            empty = {"", *(words["missing"] or ())}
-            columns[column] = pd.Series([None if v in empty else v for v in values], dtype=object)
-            continue
-        read = infer_text(column, values, numeric=column in numeric, **words)
+            left, form = without_missing(values, np.isin(values, ["", *(words["missing"] or ())]))
+            read = Read("text", left, form, "as asked")
+        else:
+            read = infer_text(column, values, numeric=column in numeric, **words)
         columns[column] = as_series(read, column)
         why[column] = f"{read.kind} ({read.why})"
         if read.form:
@@ -194,21 +194,6 @@ def image_columns(path: Path) -> list[str]:
         for field in parquet_fields(path)
         if str(field.type) in ("binary", "large_binary") or f"{field.name}.bytes" in {c.name for c in field.flatten()}
     ]
-
-
-def row_count(path: Path) -> int:
-    """Approximate row count without reading values; line breaks in quotes count too.
-
-    Raises:
-        ImportError, OSError, EOFError, ValueError: the file is unreadable, or pyarrow is missing for Parquet.
-    """
-    if path.name.lower().endswith(PARQUET):
-        import pyarrow.parquet
-
-        return pyarrow.parquet.read_metadata(path).num_rows
-    with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as file:
-        lines = sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
-    return max(lines - 1, 0)
 
 
 def _line(error: Exception) -> str:

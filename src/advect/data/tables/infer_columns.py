@@ -50,6 +50,8 @@ def read_column(
     if not isinstance(name, str):
         raise UserError(f"column {name!r} has a name that is not text; rename it, e.g. frame.columns.astype(str)")
     series = series.reset_index(drop=True)
+    if isinstance(series.dtype, np.dtype) and not series.dtype.isnative:
+        series = series.astype(series.dtype.newbyteorder("="))
     if isinstance(series.dtype, pd.SparseDtype):
         series = series.sparse.to_dense()
     if not isinstance(series.dtype, pd.CategoricalDtype):
@@ -64,13 +66,15 @@ def read_column(
     if types.is_datetime64_any_dtype(series.dtype):
         return _read_times(series, train, scaling, str(series.dtype), form)
     if types.is_bool_dtype(series.dtype) or isinstance(series.dtype, pd.CategoricalDtype):
-        return _read_categories(series, str(series.dtype))
+        return _read_categories(series, str(series.dtype), form)
     if types.is_numeric_dtype(series.dtype) and not types.is_complex_dtype(series.dtype):
         return (
-            _read_categories(series, str(series.dtype)) if categorical else _read_numbers(series, train, scaling, form)
+            _read_categories(series, str(series.dtype), form)
+            if categorical
+            else _read_numbers(series, train, scaling, form)
         )
     if types.is_object_dtype(series.dtype) or types.is_string_dtype(series.dtype):
-        return _read_objects(series, train, scaling, categorical, date_order)
+        return _read_objects(series, train, scaling, categorical, date_order, form)
     raise UserError(f"column {name!r} has the type {series.dtype}, which a table cannot hold; drop or convert it")
 
 
@@ -110,7 +114,12 @@ def _read_arrow(
 
 
 def _read_objects(
-    series: Any, train: np.ndarray | None, scaling: str, categorical: bool, date_order: str
+    series: Any,
+    train: np.ndarray | None,
+    scaling: str,
+    categorical: bool,
+    date_order: str,
+    form: Mapping[str, Any] | None = None,
 ) -> tuple[Column, np.ndarray]:
     present = series.dropna()
     kinds = sorted({type(value).__name__ for value in present})
@@ -129,16 +138,17 @@ def _read_objects(
                 f" leave it out with drop=({series.name!r},), {quoted_flag('drop', series.name)},"
                 f" or keep it with categorical=({series.name!r},), {quoted_flag('categorical', series.name)}"
             )
-    return _read_categories(series, str(series.dtype))
+    return _read_categories(series, str(series.dtype), form)
 
 
-def _read_categories(series: Any, dtype: str) -> tuple[Column, np.ndarray]:
+def _read_categories(series: Any, dtype: str, form: Mapping[str, Any] | None = None) -> tuple[Column, np.ndarray]:
     absent = series.isna().to_numpy(bool)
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] = {"form": form} if form else {}
     if dtype == "category":
         kinds = series.cat.categories
         names = kinds[np.unique(series.cat.codes[~absent])].tolist()
-        extra = {"categories": kinds.tolist(), "ordered": bool(series.cat.ordered), "category_dtype": str(kinds.dtype)}
+        extra |= {"categories": kinds.tolist(), "ordered": bool(series.cat.ordered)}
+        extra["category_dtype"] = str(kinds.dtype)
     else:
         names = sorted(set(series[~absent].tolist()))
     for kind in {type(value) for value in (*names, *extra.get("categories", ()))} - {str, int, float, bool}:

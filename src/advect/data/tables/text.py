@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +17,7 @@ MISSING = ("NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "NULL", "null", "No
 CODES = re.compile(r"(^|_)(zip|zip_?code|post_?code|postal_?code|plz|postleitzahl|phone|telephone|tel)$")
 """Names of columns whose digits are codes."""
 
+_INFINITE = r"[+-]?inf(inity)?"
 _GROUPS = ((",", "."), (".", ","), ("'", "."), (" ", ","))
 _ISO = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)(?:([T ])(\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,9}))?)?(Z|[+-]\d\d:?\d\d)?)?", re.ASCII
@@ -58,30 +60,65 @@ def infer_text(
     absent = np.array([w is None or w == "" for w in words], bool)
     marks = np.isin(words.astype(object), list(MISSING if missing is None else missing)) & ~absent
     plain = ~(absent | marks)
-    if missing is not None:
-        absent, marks = absent | marks, np.zeros(len(words), bool)
-    if not plain.any():
-        return Read("text", _without(words, absent), {}, "no values")
-    found = _typed(name, words[plain].tolist(), decimal, date_order, numeric, only_dates)
+    found = _typed(name, words[plain].tolist(), decimal, date_order, numeric, only_dates) if plain.any() else None
+    if numeric and plain.any() and (found is None or found[0] != "number"):
+        raise _no_numbers(name, words[plain].tolist(), decimal)
     if found is None:
-        if numeric:
-            odd = next(w for w in words[plain] if not re.fullmatch(r"[+-]?[\d.,]+", w))
-            raise UserError(f"numeric has {name!r}, which holds {odd!r}; name it to --missing or make it a number")
-        return Read("text", _without(words, absent), {}, "words")
+        gone = absent if missing is None else absent | marks
+        why = _why_words(name, words[plain].tolist()) if plain.any() else "no values"
+        return Read("text", *without_missing(words, gone), why)
     kind, values, form, why = found
     whole = np.full(len(words), None, object)
     whole[plain] = list(values)
     if marks.any():
-        form = {**form, "missing": max(set(words[marks]), key=words[marks].tolist().count)}
-        why += f", {form['missing']!r} among them is a missing value"
+        mark = _commonest(words[marks].tolist())
+        form = {**form, "missing": mark}
+        why += f", {mark!r} among them is a missing value"
     return Read(kind, whole, form, why)
 
 
-def _without(words: np.ndarray, absent: np.ndarray) -> np.ndarray:
-    """Copy of words (N,) with None where ``absent`` (N,)."""
+def without_missing(words: np.ndarray, absent: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    """Copy of words (N,) with None where ``absent`` (N,), and the form: the commonest word for these, if any."""
     left = words.astype(object)
+    marks = [w for w in left[absent] if w]
     left[absent] = None
-    return left
+    return left, {"missing": _commonest(marks)} if marks else {}
+
+
+def _why_words(name: str, words: list[str]) -> str:
+    """Why words that are not of one other kind are text."""
+    digits = [bool(re.fullmatch(r"[+-]?\d+", w)) for w in words]
+    numbers = [bool(re.fullmatch(_pattern("."), w) or re.fullmatch(_pattern(","), w)) for w in words]
+    if all(digits):
+        if any(re.match(r"\+|-?0\d", w) for w in words):
+            return "digits after a 0 or a plus, which codes have"
+        return "codes, by its name" if CODES.search(name.lower()) else "whole numbers of over 64 bits"
+    if 2 * sum(numbers) > len(words) > sum(numbers):
+        return f"words, as {words[numbers.index(False)]!r} among numbers is none"
+    return "words"
+
+
+def _commonest(words: Sequence[str]) -> str:
+    return Counter(words).most_common(1)[0][0]
+
+
+def _no_numbers(name: str, words: list[str], decimal: str) -> UserError:
+    """Error for a column that ``numeric`` names and that is not all numbers of one form."""
+    marks = ".," if decimal == "auto" else decimal
+    forms = [_pattern(mark) for mark in marks] + [_grouped(*g) for g in _GROUPS if g[1] in marks] + [_INFINITE]
+    odd = next((w for w in words if not any(re.fullmatch(form, w, re.I) for form in forms)), None)
+    if odd is not None:
+        return UserError(f"numeric has {name!r}, which holds {odd!r}; name it to --missing or make it a number")
+    large = next((w for w in words if re.fullmatch(r"[+-]?\d+", w) and abs(int(w)) >= 2**63), None)
+    if large is not None:
+        return UserError(
+            f"numeric has {name!r}, which holds {large}, beyond the whole numbers of 64 bits; take it out of"
+            " --numeric, and it is text"
+        )
+    return UserError(
+        f"numeric has {name!r}, whose numbers are written in several ways, such as {words[0]!r}; write all with one"
+        " decimal mark"
+    )
 
 
 def _typed(name: str, words: list[str], decimal: str, order: str, numeric: bool, only_dates: bool) -> Any:
@@ -95,7 +132,7 @@ def _typed(name: str, words: list[str], decimal: str, order: str, numeric: bool,
 
 
 def _numbers(name: str, words: list[str], decimal: str, numeric: bool) -> Any:
-    infinite = [w for w in words if re.fullmatch(r"[+-]?inf(inity)?", w, re.I)]
+    infinite = [w for w in words if re.fullmatch(_INFINITE, w, re.I)]
     finite = [w for w in words if w not in infinite] or ["0"]
     fits = [mark for mark in ".," if all(re.fullmatch(_pattern(mark), w) for w in finite)]
     grouped = [g for g in _GROUPS if all(re.fullmatch(_grouped(*g), w) for w in finite)]
