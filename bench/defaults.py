@@ -68,7 +68,7 @@ def tuned(candidates: Iterator[Callable[[], Any]], train: np.ndarray, test: np.n
 
     best = max(candidates, key=score)().fit(train)
     values = [float(best.score_samples(x).mean()) for x in (test, train)]
-    return Fit(*values, time.perf_counter() - start)
+    return Fit(values[0], values[1], time.perf_counter() - start)
 
 
 def mixtures(rows: int, floor: float) -> Iterator[Callable[[], Any]]:

@@ -31,6 +31,7 @@ from advect.networks import MLP, UNet
 from advect.training import (
     EMA,
     AdamW,
+    CosineDecay,
     LearningRate,
     Loader,
     StopCriteria,
@@ -41,7 +42,7 @@ from advect.training import (
 from advect.training.callbacks import CheckpointCallback
 from advect.training.optim import clip_gradients, gradient_norm
 
-RATE = LearningRate(peak=1e-4, warmup=100, total=10**6, shape="cosine")
+RATE = LearningRate(peak=1e-4, warmup=100, total=10**6, schedule=CosineDecay())
 SHAPES = {"mlp": ((2,), 256), "unet": ((3, 32, 32), 4)}
 EvalWorkspace = Callable[[int], None]
 

@@ -28,6 +28,7 @@ def contestant() -> None:
     from advect.training import (
         EMA,
         AdamW,
+        CosineDecay,
         LearningRate,
         Loader,
         StopCriteria,
@@ -44,7 +45,7 @@ def contestant() -> None:
     print(sum(p.numel() for p in net.parameters()), "parameters", file=sys.stderr)
     params = named_params(net)
     state = TrainState(net, AdamW(params), EMA(params, 0.999))
-    rate = LearningRate(peak=1e-3, warmup=100, total=100_000, shape="cosine")
+    rate = LearningRate(peak=1e-3, warmup=100, total=100_000, schedule=CosineDecay())
     loader = Loader(source.train, 256)
 
     def work(n: int) -> None:

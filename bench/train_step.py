@@ -73,6 +73,7 @@ def contestant(args: argparse.Namespace) -> None:
     from advect.training import (
         EMA,
         AdamW,
+        CosineDecay,
         LearningRate,
         Loader,
         StopCriteria,
@@ -104,7 +105,7 @@ def contestant(args: argparse.Namespace) -> None:
         state,
         FlowMatching(),
         Loader(Noise(), BATCH),
-        rate=LearningRate(peak=1e-4, warmup=100, total=100_000, shape="cosine"),
+        rate=LearningRate(peak=1e-4, warmup=100, total=100_000, schedule=CosineDecay()),
         limits=StopCriteria(steps=10**9),
         autocast=None if args.fp32 else torch.bfloat16,
         compile_model=args.compile,

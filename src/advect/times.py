@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -212,9 +212,6 @@ class UShaped(TimeDistribution):
         return self.a * torch.cosh(self.a * (t - 0.5)) / (2 * math.sinh(self.a / 2))
 
 
-Base = Literal["uniform", "logit-normal", "u-shaped"]
-
-
 @register("shifted")
 @dataclass(frozen=True)
 class Shifted(TimeDistribution):
@@ -223,11 +220,11 @@ class Shifted(TimeDistribution):
     Esser et al. 2024 use sqrt(m / n) for m pixels if n needed no shift.
 
     Args:
-        base: distribution of s.
+        base: distribution of s, another one's name.
         shift: > 1 favours the noise.
     """
 
-    base: Base | TimeDistribution = "uniform"
+    base: str | TimeDistribution = "uniform"
     shift: float = 3.0
 
     def __post_init__(self) -> None:

@@ -5,26 +5,21 @@ A fault is planted in the process itself: it kills at the n-th time that it come
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from torch import Tensor
 
-from advect.checkpoint.manifest import list_checkpoints
-from advect.checkpoint.tensor_files import SHARDS, assemble
 from advect.distributed.parallel import Kind
-from advect.training.state import EMA_FILE, MODEL, OPTIMIZER, PROGRESS, load_weights
 from forked import advect_ranks, ranks
 from processes import advect_command, environment
+from runs import end_of, kill_at, newest_step
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs forked processes")
 
@@ -36,65 +31,6 @@ SMALL = (
 PLACES = ("step", "write", "rename", "save")
 
 
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def kill_at(victim: int, place: str, nth: int) -> None:
-    """Have the process of rank ``victim`` killed when it comes to ``place`` for the ``nth`` time.
-
-    "step": with gradients known, and the weights not yet moved. "write": some files of a checkpoint are written.
-    "rename": all are, under the name of none. "save": as "step", while the thread is within a write.
-    """
-    if int(os.environ.get("RANK", 0)) != victim:
-        return
-    from advect.training.step import Step
-
-    bad, left, writing = Step._bad, [nth], threading.Event()
-
-    def count() -> None:
-        left[0] -= 1
-        if left[0] <= 0:
-            die()
-
-    def dying(self: Step, norm: Tensor) -> tuple[bool, Tensor | None]:
-        if place == "step" or (place == "save" and writing.is_set()):
-            count()
-        return bad(self, norm)
-
-    def hook(event: str, arguments: tuple) -> None:
-        if event not in ("open", "os.rename") or ".partial" not in str(arguments[0]) or left[0] <= 0:
-            return
-        if place == "save" and event == "open" and threading.current_thread() is not threading.main_thread():
-            writing.set()
-            time.sleep(0.05)  # for the other thread to come to its step; without it this is a write like others
-        elif (place, event) in (("write", "open"), ("rename", "os.rename")):
-            count()
-
-    Step._bad = dying
-    sys.addaudithook(hook)
-
-
-def newest_step(run: Path) -> int:
-    return max((int(p.name.split("-")[1]) for p in list_checkpoints(run / "checkpoints")), default=0)
-
-
-def state(run: Path) -> dict[str, object]:
-    """Weights, averages, moments, progress and logged losses at the end of a run."""
-    folder = run / "checkpoints" / f"step-{STEPS:08d}"
-    tensors = {name: load_weights(folder / name) for name in (MODEL, EMA_FILE)}
-    if (folder / SHARDS).is_dir():
-        tensors[OPTIMIZER] = assemble(folder / SHARDS, ["optimizer"])
-    else:
-        tensors[OPTIMIZER] = load_weights(folder / OPTIMIZER)
-    facts = json.loads((folder / PROGRESS).read_text())
-    facts.pop("seconds")
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    logged = [(r["step"], r.get("loss"), r.get("epoch_loss"), r.get("held_out_loss")) for r in rows]
-    bits = {f"{file} {name}": x.numpy().tobytes() for file, named in tensors.items() for name, x in named.items()}
-    return {**bits, "progress": facts, "rows": logged}
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, Kind], dict[str, object]]:
     """``whole(2, "ddp")``: the end of a run that nobody disturbed."""
@@ -104,7 +40,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, Kind], dic
         if (n, kind) not in ends:
             folder = tmp_path_factory.mktemp("whole")
             advect_ranks(n, f"{SMALL} --run-dir whole --parallel {kind}", cwd=folder)
-            ends[n, kind] = state(folder / "whole")
+            ends[n, kind] = end_of(folder / "whole")
         return ends[n, kind]
 
     return end
@@ -135,7 +71,7 @@ def test_killed_at_each_place_and_resumed_equals_never_killed(
             assert codes == [-signal.SIGKILL if rank == victim else 75 for rank in range(n)]
     assert died >= min(3, len(kills))
     advect_ranks(n, words, cwd=tmp_path)
-    assert state(tmp_path / "run") == whole(n, kind)
+    assert end_of(tmp_path / "run") == whole(n, kind)
     assert not [*(tmp_path / "run").rglob("*.partial"), *(tmp_path / "run").rglob("*.old")]
 
 
@@ -154,7 +90,7 @@ def test_all_killed_at_random_moments_and_resumed_equals_never_killed(
             time.sleep(draw.uniform(0, 0.1))
             run.kill()
     advect_ranks(n, words, cwd=tmp_path)
-    assert state(tmp_path / "run") == whole(n, kind)
+    assert end_of(tmp_path / "run") == whole(n, kind)
 
 
 @pytest.mark.parametrize(

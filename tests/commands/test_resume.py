@@ -14,37 +14,15 @@ from pathlib import Path
 import pytest
 
 from advect.checkpoint.manifest import checkpoint_step, list_checkpoints
-from advect.checkpoint.tensor_files import load_weights
 from advect.core.errors import UserError
-from advect.training.state import EMA_FILE, MODEL, OPTIMIZER
-from forked import Run, ranks
+from forked import ranks
+from runs import assert_same_end, losses, newest_step, wait_for_step
 
 SMALL = (
     "--model-channels 8 --batch-size 32 --num-epochs 3 --log-every 4 "
     "--sample-every 10 --num-samples 4 --sample-steps 2"
 )
 TINY = "--width 16 --batch-size 64 --log-every 5 --sample-every 20 --num-samples 8 --num-epochs 5"
-
-
-def assert_same_end(one: Path, other: Path, step: int, *, since: int = 0) -> None:
-    """Weights, averages and moments are equal bit for bit, and so are the losses logged after step ``since``."""
-    for name in (MODEL, EMA_FILE, OPTIMIZER):
-        a, b = (load_weights(run / "checkpoints" / f"step-{step:08d}" / name) for run in (one, other))
-        assert a.keys() == b.keys()
-        for key in a:
-            assert (a[key] == b[key]).all(), f"{name}: {key}"
-    assert [r for r in losses(one) if r[0] > since] == losses(other)
-    states = [
-        json.loads((r / "checkpoints" / f"step-{step:08d}" / "state/run.json").read_text()) for r in (one, other)
-    ]
-    for state in states:
-        state.pop("seconds")
-    assert states[0] == states[1]
-
-
-def losses(run: Path) -> list[tuple[int, float, float]]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [(r["step"], r["loss"], r["lr"]) for r in rows if "loss" in r]
 
 
 def test_stopped_anywhere_and_resumed_equals_never_stopped(advect: Callable[..., None]) -> None:
@@ -127,16 +105,6 @@ ENDLESS = f"train digits --run-dir run {SMALL} --num-epochs 1000 --save-every 5"
 def stats(pid: int | None) -> list[str]:
     """What Linux says of each thread of a process; the third word is its state."""
     return [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
-
-
-def newest_step(run: Path) -> int:
-    return max((int(p.name.split("-")[1]) for p in list_checkpoints(run / "checkpoints")), default=0)
-
-
-def wait_for_step(process: Run, run: Path, step: int) -> None:
-    """Poll until the run has a checkpoint of ``step`` or later, or has ended."""
-    while process.alive() and newest_step(run) < step:
-        time.sleep(0.002)
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])

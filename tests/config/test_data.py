@@ -20,6 +20,7 @@ from advect.core.errors import UserError
 from advect.core.types import LENGTH
 from advect.data import pack, write_table
 from advect.sources import Empirical
+from own_data import cells, table
 
 QUICK = "--max-steps 2 --batch-size 4 --sample-every 0 --log-every 1 --lr-warmup-steps 0 --run-dir run"
 UNET = "--model-channels 8 --channel-mult 1 1 --attention-resolutions --num-res-blocks 1 --num-workers 0"
@@ -151,20 +152,6 @@ def steps(place: Path) -> Path:
     rows = "".join(f"{i // 4},{i % 4},{RNG.normal()},{i // 4 % 2}\n" for i in range(80))
     (place / "steps.csv").write_text(f"id,step,x,kind\n{rows}")
     return place / "steps.csv"
-
-
-def table(place: Path) -> Path:
-    rows = "".join(f"{RNG.normal()},{i},{'ab'[i % 2]},{'' if i % 5 else 3}\n" for i in range(60))
-    (place / "table.csv").write_text(f"x,n,kind,gap\n{rows}")
-    return place / "table.csv"
-
-
-def cells(place: Path) -> Path:
-    anndata, pd = pytest.importorskip("anndata"), pytest.importorskip("pandas")
-    obs = {"type": np.array(["a", "b"])[np.arange(90) % 2], "drug": np.array(["none", "x", "y"])[np.arange(90) // 30]}
-    x = RNG.poisson(5, (90, 8)).astype(np.float32)
-    anndata.AnnData(x, pd.DataFrame(obs, index=[str(i) for i in range(90)])).write_h5ad(place / "cells.h5ad")
-    return place / "cells.h5ad"
 
 
 CASES = [

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import advect as package
 from advect.config.arguments import parse_train
@@ -152,6 +153,26 @@ def test_the_networks_of_all_layouts_have_a_second_head(advect: Callable[..., No
         advect("train digits --score-network head --run-dir", run, SCORE, small, flags)
         flow = package.load(run)
         assert flow.sample(2, steps=3, diffusion="sigma", cond={"label": 3}, guidance=2.0).x.shape == (2, 1, 8, 8)
+
+
+def test_a_dit_draws_images_of_other_sizes_and_others_refuse(advect: Callable[..., None], moons_run: Path) -> None:
+    tiny = "--network dit --size None --width 16 --depth 1 --heads 2 --max-steps 2 --batch-size 8 --sample-every 0"
+    advect("train digits --run-dir dit", tiny)
+    flow = package.load("dit")
+    other, same = flow.sample(3, steps=2, image_size=(12, 16)).x, flow.sample(3, steps=2, image_size=(8, 8)).x
+    assert other.shape == (3, 1, 12, 16) and torch.equal(same, flow.sample(3, steps=2).x)
+    advect("sample dit --num-samples 2 --num-steps 2 --image-size 12 16 --save-individual")
+    folder = Path("dit/generated/seed-0")
+    assert json.loads((folder / "samples.json").read_text())["image_size"] == [12, 16]
+    with Image.open(min(folder.glob("sample-*.png"))) as image:
+        assert image.size == (16, 12)
+    with pytest.raises(UserError, match=r"must have a height divisible by 2, since patch_size is 2, got 9"):
+        advect("sample dit --image-size 9 8 --output-dir odd")
+    advect("train digits --run-dir unet --max-steps 1 --sample-every 0 --model-channels 8")
+    for run, message in (("unet", "UNet takes samples of one size"), (moons_run, "this flow makes vector data")):
+        with pytest.raises(UserError, match=message):
+            advect("sample", run, "--image-size 12 12 --output-dir out")
+    assert not Path("out").exists() and not Path("odd").exists()
 
 
 def test_conditional_transport_trains_on_labels(advect: Callable[..., None]) -> None:

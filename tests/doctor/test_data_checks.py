@@ -64,7 +64,7 @@ TROUBLE = {
     "one unreadable": (d.check_unreadable, replace(PICTURES, unreadable={"a": "x"}), "note", "repair"),
     "small": (d.check_sizes, replace(PICTURES, smaller=80, least=32), "problem", "--image-size 32"),
     "grey": (d.check_grey, replace(PICTURES, grey=99), "note", "--channels 1"),
-    "lengths": (d.check_lengths, d.LengthStats(shortest=1, median=10, longest=500), "note", "--max-length 20"),
+    "lengths": (f.check_lengths, f.LengthStats(shortest=1, median=10, longest=500), "note", "--max-length 20"),
     "array": (f.check_array, f.ArrayStats(shape=(9, 2), dtype="<f4", looked=9, infinite=1), "problem", "remove"),
     "logarithms": (f.check_units, replace(CELLS, whole=False, highest=8.0), "note", "--no-log1p"),
     "scaled": (f.check_units, replace(CELLS, whole=False, lowest=-2.0), "note", "--layer"),
@@ -98,7 +98,7 @@ def test_good_data_are_found_good() -> None:
     columns = [AGE, TOWN]
     found += [f.check_columns(columns), f.check_missing(columns), f.check_ids(columns), f.check_rare(columns)]
     found += [d.check_classes(d.ClassShares(name="l", shares={"a": 0.6, "b": 0.4}, train=5000))]
-    found += [d.check_lengths(d.LengthStats(shortest=8, median=10, longest=12))]
+    found += [f.check_lengths(f.LengthStats(shortest=8, median=10, longest=12))]
     assert {finding.level for finding in found if finding} == {"ok"}
 
 

@@ -11,9 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_data import cells, table
-from test_killed import die
-from test_killed import state as end_of
 
 import advect as package
 from advect.checkpoint.manifest import list_checkpoints
@@ -21,6 +18,8 @@ from advect.commands.evaluate import evaluate
 from advect.core.errors import UserError
 from advect.evaluation.protocol import EvalConfig
 from forked import advect_ranks, ranks
+from own_data import cells, table
+from runs import NAN, die, end_of, plant
 
 SMALL = "train moons --width 16 --batch-size 64 --sample-every 0 --sample-steps 4 --eval-samples 200"
 MEASURED = "--eval-every 20 --keep-best frechet"
@@ -283,8 +282,6 @@ def test_killed_anywhere_and_resumed_it_keeps_the_same_best(tmp_path: Path, n: i
 
 @linux
 def test_a_best_outlives_a_rolling_back(tmp_path: Path) -> None:
-    from test_bad_steps import NAN, plant
-
     words = f"{SHORT} --save-every 3 --max-bad-steps 3 --run-dir run"
     advect_ranks(1, words, cwd=tmp_path, before=plant, arguments=(0, NAN, list(range(17, 24)), 2e-3))
     run = tmp_path / "run"

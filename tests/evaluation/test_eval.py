@@ -219,7 +219,7 @@ MISTAKES = [
     ("--ema-decay 0.5", "has no average of decay 0.5"),
     ("--no-use-ema --ema-decay 0.9", "contradict each other"),
     ("--output folder", "--output folder is a folder; name a file"),
-    ("--nfe 3 --solver heun", "--nfe 3 holds none that heun can meet"),
+    ("--nfe 1 --solver heun", "--nfe 1 holds none that heun can meet"),
     ("--reference test", "'test'"),
     ("--batch-size 0", "batch_size must be at least 1, got 0"),
 ]  # fmt: skip

@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 
+from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.core.types import Batch, expand_right
@@ -20,7 +21,15 @@ from advect.losses import (
     velocity_head,
 )
 from advect.networks import MLP
-from advect.paths import AffinePath, BrownianBridge, CondOT, InterpolantPath, Trigonometric
+from advect.paths import (
+    AffinePath,
+    BrownianBridge,
+    CondOT,
+    Cosine,
+    InterpolantPath,
+    Trigonometric,
+    VariancePreserving,
+)
 from advect.paths.analytic import GaussianMixture
 from advect.times import Importance, Stratified
 
@@ -73,17 +82,50 @@ def test_denoising_score_matching_is_its_definition(weighting, prediction: str) 
     x1 = torch.randn(n, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     loss = loss_fn(net, Batch(x1), CounterRng(0, 0, n))
     point, _ = loss_fn.sample(Batch(x1), CounterRng(0, 0, n))
-    alpha, sigma, d_alpha, d_sigma = path.schedule.coefficients(point.t)
-    output = net(point.x_t, point.t)
-    score = output if prediction == "score" else -output / expand_right(sigma, output)
-    target = -point.x0 / expand_right(sigma, output)
+    output, sigma = net(point.x_t, point.t), path.schedule.coefficients(point.t).sigma
+    noise = -expand_right(sigma, output) * output if prediction == "score" else output
+    inside = point.t.clamp(0.05, 0.95)  # what is divided by sigma^2 stays finite
+    alpha, sigma, d_alpha, d_sigma = path.schedule.coefficients(inside)
     weights = {
         "sigma2": sigma**2,
         "uniform": torch.ones_like(sigma),
         "likelihood": 2 * sigma * (sigma * d_alpha / alpha - d_sigma),
     }
-    weight = weights[weighting] if isinstance(weighting, str) else weighting(point.t)
-    torch.testing.assert_close(loss, weight * (score - target).square().mean(1), rtol=1e-4, atol=1e-6)
+    weight = (weights[weighting] if isinstance(weighting, str) else weighting(point.t)) / sigma**2
+    torch.testing.assert_close(loss, weight * (noise - point.x0).square().mean(1), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("path", [CondOT(), VariancePreserving(), Trigonometric(), Cosine()], ids=str)
+@pytest.mark.parametrize(("prediction", "space"), [("data", "velocity"), ("data", "score"), ("noise", "velocity")])
+def test_every_time_is_trained_and_only_the_factor_of_the_loss_is_cut(path, prediction, space) -> None:
+    t_eps, n = 0.05, 2001
+    loss_fn = FlowMatching(path=AffinePath(path), prediction=prediction, loss_space=space, t_eps=t_eps)
+    x1 = torch.randn(n, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert loss_fn.sample(Batch(x1), CounterRng(0, 0, n))[0].t.max() > 1 - t_eps / 10
+    x0, t = x1.flip(0).roll(1, 1), torch.linspace(0, 1, n, dtype=torch.float64)
+    sample = AffinePath(path).sample(x0, x1, t)
+    target, off = (x1 if prediction == "data" else x0), torch.tensor([0.3, -0.4])
+    alpha, sigma, d_alpha, d_sigma = path.coefficients(t.clamp(t_eps, 1 - t_eps))
+    determinant = d_alpha * sigma - alpha * d_sigma
+    factors = {
+        ("data", "velocity"): determinant / sigma,
+        ("data", "score"): alpha / sigma**2,
+        ("noise", "velocity"): determinant / alpha,
+    }
+    expected = factors[prediction, space] ** 2 * off.square().mean()
+    torch.testing.assert_close(loss_fn.compare(target + off, sample), expected, rtol=1e-6, atol=0)
+    assert loss_fn.compare(target, sample).max() == 0
+
+
+@pytest.mark.parametrize("prediction", ["data", "noise"])
+def test_finite_targets_are_trained_up_to_the_ends_of_any_schedule(prediction: str) -> None:
+    n = 1000
+    loss_fn = FlowMatching(path=AffinePath(VariancePreserving()), prediction=prediction, t_eps=0.05)
+    times = loss_fn.sample(Batch(torch.randn(n, 2)), CounterRng(0, 0, n))[0].t
+    assert times.min() < 0.002 and times.max() > 0.998
+    moving = FlowMatching(path=AffinePath(VariancePreserving()), t_eps=0.05)  # whose derivative is infinite at t = 0
+    times = moving.sample(Batch(torch.randn(n, 2)), CounterRng(0, 0, n))[0].t
+    assert times.min() >= 0.05 and times.max() <= 0.95
 
 
 def test_rectified_flow_is_the_straight_line() -> None:
@@ -193,6 +235,15 @@ def test_a_general_path_trains_on_its_derivative() -> None:
 def test_combinations_without_a_meaning_are_refused(parts: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         FlowMatching(**parts)
+
+
+def test_score_matching_takes_plain_noise_alone() -> None:
+    x = torch.randn(4, 2)
+    with pytest.raises(UserError, match="drawn apart from x1, not gaussian_source=False; take FlowMatching"):
+        ScoreMatching(path=AffinePath(gaussian_source=False))
+    with pytest.raises(UserError, match="draws its own noise, and the data bring x0; take FlowMatching"):
+        ScoreMatching().sample(Batch(x, x0=x))
+    assert not {"source", "coupling"} & registry.parameters(ScoreMatching).keys()  # nor do flags give it any
 
 
 def test_unknown_weightings_are_told() -> None:

@@ -229,6 +229,37 @@ def test_padding_stays_zero_on_the_way_back() -> None:
     torch.testing.assert_close(flow.decode(z, cond=given), x)
 
 
+class ByLabel(nn.Module):
+    """The constant velocity 1 of label 0, 3 of label 1, and -1 without a label."""
+
+    def forward(self, x: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
+        label = cond["label"] if cond else torch.full((len(x),), NULL)
+        return torch.where(label == NULL, -1.0, 1.0 + 2 * label)[:, None].expand_as(x)
+
+
+def test_decoding_is_guided_as_sampling_is_and_encoding_undoes_it() -> None:
+    flow = Flow(ByLabel(), DataSpec((2,), "vector", {"label": Category(("a", "b"), (0.5, 0.5))}), Identity())
+    z, of_b = torch.randn(5, 2), {"label": "b"}
+    for guide, moved in (
+        ({}, 3.0),
+        ({"guidance": 2.0}, -1 + 2 * 4.0),
+        ({"guidance": 0.0}, -1.0),
+        ({"guidance": 2.0, "guidance_interval": (0.0, 0.495)}, 0.5 * 7 + 0.5 * 3),
+    ):
+        x = flow.decode(z, cond=of_b, solver="euler", **guide)
+        torch.testing.assert_close(x, z + moved)
+        torch.testing.assert_close(flow.encode(x, cond=of_b, steps=200, **guide), z, atol=0.05, rtol=0)
+        drawn = flow.sample(5, cond=of_b, solver="euler", steps=50, trajectory=True, **guide).x
+        torch.testing.assert_close(drawn[-1] - drawn[0], torch.full((5, 2), moved))
+    for call in (flow.encode, flow.decode):
+        with pytest.raises(UserError, match="guidance is 1, which is none"):
+            call(z, guidance_interval=(0.1, 0.5))
+        with pytest.raises(UserError, match="0 <= lo < hi <= 1"):
+            call(z, cond=of_b, guidance=2.0, guidance_interval=(0.5, 0.1))
+    with pytest.raises(UserError, match="no conditions to guide by"):
+        Flow(Ones(), DataSpec((2,), "vector", {}), Identity()).decode(z, guidance=2.0)
+
+
 def test_a_flow_that_knows_no_null_refuses_a_missing_quantity() -> None:
     flow = Flow(Ones(), SPEC, Identity(), null=False)
     flow.conditions(2)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from advect.core.errors import UserError
 from advect.core.types import DataSpec
 from advect.data import Identity
 from advect.model.flow import Flow
@@ -190,3 +191,29 @@ def test_densities_and_encodings_run_in_full_precision():
     torch.testing.assert_close(half.log_prob(x), full.log_prob(x), rtol=0, atol=0)
     torch.testing.assert_close(half.decode(half.encode(x)), x, rtol=0, atol=2e-6)
     assert half.autocast == torch.bfloat16 and not torch.equal(half.sample(9, seed=1).x, full.sample(9, seed=1).x)
+
+
+@pytest.mark.parametrize("path", ["cond-ot", "vp", "cosine", "bridge"])
+@pytest.mark.parametrize("how", [{"solver": "euler"}, {"solver": "dopri5"}, {"solver": "ab2"}, {"diffusion": "sigma"}])
+def test_a_state_that_is_not_finite_is_told_with_the_time_of_the_path(path, how):
+    if path == "bridge" and "diffusion" in how:
+        pytest.skip("a bridge has no score")
+    way = BrownianBridge(0.5) if path == "bridge" else AffinePath(PATHS[path])
+    net = Exact(lambda x, t: torch.where(t[:, None] > 0.52, torch.nan, -x))
+    flow = Flow(net, DataSpec((2,), "vector", {}), Identity(), path=way)
+    steps = {} if how.get("solver") == "dopri5" else {"steps": 10}
+    with pytest.raises(UserError, match=r"not finite from t = \S+ on") as told:
+        flow.sample(4, **how, **steps)
+    t = float(str(told.value).split("from t = ")[1].split()[0])
+    assert 0.5 < t <= (0.7 if steps else 0.53)
+    for run in (flow.log_prob, flow.encode):
+        with pytest.raises(UserError, match=r"not finite from t = (1|0\.9\S*) on"):
+            run(torch.ones(2, 2))
+
+
+def test_an_exact_last_step_that_is_not_finite_is_told():
+    net = Exact(lambda x, t: torch.where(t[:, None] > 0.9985, torch.nan, -x))
+    flow = Flow(net, DataSpec((2,), "vector", {}), Identity(), path=AffinePath(VariancePreserving()))
+    for trajectory in (False, True):
+        with pytest.raises(UserError, match="'exact last step' is not finite from t = 1 on"):
+            flow.sample(4, solver="euler", steps=10, trajectory=trajectory)

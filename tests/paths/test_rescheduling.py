@@ -118,6 +118,21 @@ def test_noise_levels_out_of_reach_are_refused_with_the_range():
     assert change_schedule(velocity, LipmanOT(0.1), CondOT())(x, t + 0.9).isfinite().all()
 
 
+def test_what_cannot_raise_in_compiled_code_is_not_a_number(monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    x, t = torch.ones(2, 2), torch.tensor([0.5, 0.95])
+    found = change_schedule(lambda x, t: x, LipmanOT(0.1), CondOT())(x, t)
+    assert found[0].isfinite().all() and found[1].isnan().all()
+    found = change_schedule(lambda x, t: x, CondOT(), VariancePreserving())(x, torch.tensor([0.5, 0.0]))
+    assert found[0].isfinite().all() and found[1].isnan().all()
+    for source, target in (("data", "velocity"), ("data", "noise"), ("velocity", "score"), ("noise", "score")):
+        found = AffinePath().convert(x, x, torch.tensor([0.5, 1.0]), source, target)
+        assert found[0].isfinite().all() and found[1].isnan().all()
+    for source, target in (("noise", "data"), ("score", "velocity")):
+        found = AffinePath().convert(x, x, torch.tensor([0.5, 0.0]), source, target)
+        assert found[0].isfinite().all() and found[1].isnan().all()
+
+
 def test_mistakes_are_named():
     velocity, x, t = (lambda x, t: x), torch.zeros(1, 2), torch.zeros(1)
     with pytest.raises(

@@ -6,13 +6,17 @@ from itertools import pairwise
 import plane_mixture as mixture
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.core.registry import choices
-from advect.paths import CondOT, FiniteData
-from advect.solvers import integrate, integrate_sde
+from advect.core.types import Batch, DataSpec
+from advect.data import Identity
+from advect.model.flow import Flow
+from advect.paths import AffinePath, BrownianBridge, CondOT, FiniteData
+from advect.solvers import integrate, integrate_sde, log_prob
+from advect.sources import Empirical, MatchedGaussian
 
 N = 4000
 
@@ -363,6 +367,36 @@ def test_wrong_arguments(arguments, message):
     score = arguments.pop("score", mixture.score)
     with pytest.raises(UserError, match=message):
         integrate_sde(mixture.velocity, score, noise(3), **{"steps": 4, **arguments})
+
+
+def test_whole_numbers_are_refused():
+    x = torch.ones(2, 2, dtype=torch.int64)
+    message = r"x[01] holds torch\.int64, and a flow needs real numbers; give x[01]\.float\(\)"
+    for run in (
+        lambda: integrate_sde(mixture.velocity, mixture.score, x),
+        lambda: integrate(mixture.velocity, x),
+        lambda: log_prob(mixture.velocity, x),
+        lambda: AffinePath().sample(x, x, torch.rand(2)),
+        lambda: Batch(x),
+    ):
+        with pytest.raises(UserError, match=message):
+            run()
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"path": AffinePath(gaussian_source=False)},
+        {"path": BrownianBridge(0.5)},
+        {"source": MatchedGaussian(2.0, 1.0)},
+        {"source": Empirical(torch.zeros(4, 2))},
+    ],
+    ids=str,
+)
+def test_a_flow_whose_velocity_gives_no_score_takes_no_diffusion(parts):
+    flow = Flow(nn.Identity(), DataSpec((2,), "vector", {}), Identity(), **parts)
+    with pytest.raises(UserError, match=r"--diffusion needs (the score|an affine path)"):
+        flow.sample(2, diffusion=0.5)
 
 
 @pytest.mark.parametrize(("bad", "t"), [(0.55, "0.7"), (-1.0, "0.1")])

@@ -6,11 +6,11 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from advect.core.errors import UserError
-from advect.training import AdamW, LearningRate
+from advect.training import AdamW, CosineDecay, LearningRate
 from advect.training.optim import clip_gradients, gradient_norm
 
 SHAPES = [(5, 3), (3,), (2, 1, 3, 3), (1,)]
-RATE = LearningRate(peak=0.05, warmup=5, total=20, shape="cosine")
+RATE = LearningRate(peak=0.05, warmup=5, total=20, schedule=CosineDecay())
 
 
 def parameters(dtype: torch.dtype = torch.float32) -> dict[str, nn.Parameter]:
@@ -104,9 +104,13 @@ def test_a_parameter_without_gradient_stays_and_the_others_move_as_torchs_own():
         torch.testing.assert_close(params[name], torchs[name], rtol=2e-5, atol=1e-6)
 
 
-def test_weight_decay_is_validated():
+def test_arguments_are_validated():
     with pytest.raises(UserError, match=r"weight_decay must be >= 0, got -0\.1; 0\.01 is usual"):
         AdamW({}, weight_decay=-0.1)
+    with pytest.raises(UserError, match=r"AdamW\.betas must lie in \[0, 1\), got 0\.9 1\.5"):
+        AdamW({}, betas=(0.9, 1.5))
+    with pytest.raises(UserError, match=r"AdamW\.eps must be > 0, got 0\.0"):
+        AdamW({}, eps=0.0)
 
 
 @pytest.mark.parametrize("max_norm", [1e-3, 1.0, 12.0, 1e6])

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from test_resume import assert_same_end, wait_for_step
 
 import advect as package
 from advect import cli
@@ -24,6 +23,7 @@ from advect.sklearn import FlowModel
 from advect.training import write_checkpoint
 from advect.training.state import EMA_FILE, MODEL
 from forked import ranks
+from runs import assert_same_end, wait_for_step
 
 FLAGS = "--width 16 --batch-size 64 --log-every 50 --sample-every 0 --ema-also 0.9 0.99 --posthoc-ema"
 ALSO = ("ema-0.9.safetensors", "ema-0.99.safetensors")

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_killed import kill_at
-from test_killed import state as end_of
 
 from forked import advect_ranks, ranks
+from runs import NAN, end_of, plant
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs forked processes")
 
@@ -22,33 +19,6 @@ SMALL = (
     " --num-epochs 100 --run-dir run"
 )
 LOW = 5e-4
-
-
-def plant(victim: int, value: float, steps: list[int], above: float = 0.0, kill: tuple | None = None) -> None:
-    """Put ``value`` into the targets of rank ``victim`` at ``steps``, if the learning rate is ``above`` some rate.
-
-    At the end each process notes its loss scale and the hash of its weights in a file of its own.
-    """
-    from advect.training.step import Step
-    from advect.training.trainer import Trainer
-
-    rank, real, run = int(os.environ.get("RANK", 0)), Step.take, Trainer.run
-
-    def take(self: Step, loss, inputs, lr: float, observe=None):
-        if rank == victim and self.state.progress.step + 1 in steps and lr > above:
-            inputs[0].u_t[0, 0] = value
-        return real(self, loss, inputs, lr, observe)
-
-    def noted(self: Trainer) -> str:
-        reason = run(self)
-        weights = b"".join(x.numpy().tobytes() for x in self.state.net.state_dict().values())
-        scale = self.state.loss_scaler.scale if self.state.loss_scaler else 0.0
-        Path(f"rank{rank}").write_text(f"{scale} {hashlib.sha256(weights).hexdigest()}")
-        return reason
-
-    Step.take, Trainer.run = take, noted
-    if kill is not None:
-        kill_at(*kill)
 
 
 def rows(run: Path) -> list[dict]:
@@ -63,7 +33,6 @@ def indices(run: Path, step: int) -> list[int]:
 
 
 ONE, TWO = (1, "--batch-size 64"), (2, "--batch-size 32")
-NAN = float("nan")
 
 
 @pytest.mark.parametrize(("n", "words"), [ONE, TWO])

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from advect.core.errors import UserError
-from advect.training import LearningRate
+from advect.training import ConstantRate, CosineDecay, LearningRate
 
 
 def test_warm_up_is_a_straight_line_that_starts_above_zero():
@@ -16,7 +16,7 @@ def test_warm_up_is_a_straight_line_that_starts_above_zero():
 
 
 def test_half_a_cosine_from_the_peak_to_zero():
-    rate = LearningRate(peak=2.0, warmup=10, total=50, shape="cosine")
+    rate = LearningRate(peak=2.0, warmup=10, total=50, schedule=CosineDecay())
     assert rate(9) == rate(10) == 2.0
     assert rate(20) == pytest.approx(1 + math.sqrt(0.5))
     assert rate(30) == pytest.approx(1.0)
@@ -27,13 +27,13 @@ def test_half_a_cosine_from_the_peak_to_zero():
 
 
 def test_no_warm_up_starts_at_the_peak():
-    for shape in ("constant", "cosine"):
-        assert LearningRate(peak=0.1, warmup=0, total=10, shape=shape)(0) == 0.1
+    for schedule in (ConstantRate(), CosineDecay()):
+        assert LearningRate(peak=0.1, warmup=0, total=10, schedule=schedule)(0) == 0.1
 
 
-@pytest.mark.parametrize("shape", ["constant", "cosine"])
-def test_a_run_shorter_than_its_warm_up_never_stops_rising(shape):
-    rate = LearningRate(peak=1.0, warmup=10, total=5, shape=shape)
+@pytest.mark.parametrize("schedule", [ConstantRate(), CosineDecay()])
+def test_a_run_shorter_than_its_warm_up_never_stops_rising(schedule):
+    rate = LearningRate(peak=1.0, warmup=10, total=5, schedule=schedule)
     assert [rate(step) for step in range(5)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
 
 
@@ -43,7 +43,6 @@ def test_a_run_shorter_than_its_warm_up_never_stops_rising(shape):
         ({"peak": 0.0}, r"LearningRate\.peak must be > 0, got 0\.0; 2e-4 is usual"),
         ({"peak": float("nan")}, r"LearningRate\.peak must be > 0, got nan"),
         ({"warmup": -1}, r"LearningRate\.warmup must be >= 0 steps, got -1"),
-        ({"shape": "linear"}, r"'constant' or 'cosine', got 'linear'"),
     ],
 )
 def test_arguments_out_of_range(arguments, message):

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from test_killed import newest_step
 
 from forked import Run, advect_ranks, ranks
+from runs import newest_step
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs forked processes")
 

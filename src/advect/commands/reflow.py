@@ -34,7 +34,7 @@ from advect.evaluation.protocol import EvalConfig
 from advect.model.conditions import CYCLE
 from advect.model.load import load, read_model_metadata, weight_file
 from advect.model.pairs import FACTS, PairConfig, make_pairs
-from advect.model.sampler_config import SamplerConfig
+from advect.model.sampler_config import SamplerConfig, plan_sweep
 from advect.model.sampling import weights_identity
 from advect.reporting.reflow_page import FORMAT, REFLOW, write_reflow
 
@@ -251,7 +251,10 @@ def _decode(
     behind = flow.modality.reference(source.held_out)
     files = {}
     for nfe in shown:
-        samples = flow.sample(flow.modality.shown, steps=nfe, solver=SOLVER, grid="uniform", cond=cond, **guided)
+        if nfe < (flow.nfe(SamplerConfig(SOLVER, 1, "uniform")) or 0):
+            continue  # the exact steps at the ends take more
+        (sampler,) = plan_sweep(flow.sampler, flow.nfe, solvers=[SOLVER], grids=["uniform"], nfes=[nfe])
+        samples = flow.sample(flow.modality.shown, cond=cond, **(sampler.arguments() | guided))
         files[str(nfe)] = f"pictures/{name}-{nfe:03d}.png"
         image = flow.modality.plot(samples.x, samples.encoded, behind)
         save_png(image, pictures / Path(files[str(nfe)]).name)

@@ -55,6 +55,8 @@ class SampleArguments(Section):
     """Scale of classifier-free guidance: 1 is none, 2 or 3 follows the condition more closely."""
     guidance_interval: tuple[float, float] | None = None
     """Times LO HI between which guidance acts; default all."""
+    image_size: tuple[int, int] | None = None
+    """Height and width of the images, if other than those of training; a DiT takes them, in multiples of its patch."""
     use_ema: bool = True
     """Use the averaged weights."""
     ema_decay: float | None = None
@@ -94,6 +96,7 @@ class SampleArguments(Section):
             diffusion=self.chosen("diffusion"),
             guidance=self.guidance,
             guidance_interval=self.guidance_interval,
+            image_size=self.image_size,
         )
 
 

@@ -200,7 +200,8 @@ def _plan(config: Config, source: Dataset, world: int) -> tuple[StopCriteria, Le
     t = config.training
     steps = math.ceil(t.num_epochs * len(source.train) / (t.batch_size * world))
     limits = StopCriteria(steps=steps, max_steps=t.max_steps, max_minutes=t.max_minutes)
-    return limits, LearningRate(peak=t.learning_rate, warmup=t.lr_warmup_steps, total=steps, shape=t.lr_schedule)
+    schedule = t.build("lr_schedule")
+    return limits, LearningRate(peak=t.learning_rate, warmup=t.lr_warmup_steps, total=steps, schedule=schedule)
 
 
 def _announce(config: Config, preset: str, source: Dataset, trainer: Trainer, context: RunContext) -> None:

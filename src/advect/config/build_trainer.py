@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from advect.checkpoint.async_writer import CheckpointWriter
 from advect.config.build import (
@@ -20,7 +21,7 @@ from advect.config.build import (
     fit_source,
     source_tensors,
 )
-from advect.config.config import Config, MethodConfig, NetworkConfig, TrainingConfig
+from advect.config.config import HELD_OUT_LOSS, Config, MethodConfig, NetworkConfig, TrainingConfig
 from advect.core import registry
 from advect.core.device import be_deterministic, pick_precision, use_tf32
 from advect.core.errors import UserError
@@ -34,11 +35,10 @@ from advect.model.flow import Flow
 from advect.reporting.sample_grids import SampleGridCallback, held_out_loss
 from advect.training import (
     EMA,
-    AdamW,
     Callback,
     LearningRate,
     Loader,
-    Muon,
+    Optimizer,
     StopCriteria,
     Trainer,
     TrainState,
@@ -55,6 +55,7 @@ def check_method(method: MethodConfig, t: TrainingConfig) -> None:
     for flag, asked in (("--pair-ahead", t.pair_ahead), ("--accumulate", t.accumulate > 1)):
         if asked and method.times == "importance":
             raise UserError(f"{flag} and --times importance contradict each other: times are learned from whole steps")
+    _ = build_optimizer(t, skip_init(nn.Linear, 1, 1)), t.build("lr_schedule")  # refuse bad arguments now
 
 
 def check_config(config: Config) -> None:
@@ -111,13 +112,16 @@ def new_state(
     parallel, twin = Parallel.choose(t.parallel, net, device), on_meta(net)
     net = parallel.place(net, device, pick_precision(t.mixed_precision, device, t.half))
     params = named_params(net)
-    if t.optimizer == "muon":
-        optimizer = Muon(params, hidden_matrices(net), weight_decay=t.weight_decay)
-    else:
-        optimizer = AdamW(params, weight_decay=t.weight_decay)
+    optimizer = build_optimizer(t, net)
     lengths, parts = t.posthoc_lengths if t.posthoc_ema else (), {name: local(p) for name, p in params.items()}
     ema = EMA(parts, t.ema_decay, also=t.ema_also, lengths=lengths) if t.use_ema else None
     return TrainState(net, optimizer, ema, extra=loss_fn, parallel=parallel, twin=twin, **options)
+
+
+def build_optimizer(t: TrainingConfig, net: nn.Module) -> Optimizer:
+    """Optimiser of the network's parameters. Raises UserError for bad arguments."""
+    given = {"params": named_params(net), "hidden": hidden_matrices(net), "weight_decay": t.weight_decay}
+    return t.build("optimizer", **given)
 
 
 def new_trainer(
@@ -214,6 +218,6 @@ def kept_measure(asked: str | None, measured: tuple[str, ...]) -> str | None:
     """Measure of the best checkpoint, among ``measured``."""
     if asked == "auto":
         return "energy" if "energy" in measured else measured[0]
-    if asked in ("kernel", "energy") and asked not in measured:
+    if asked not in (None, HELD_OUT_LOSS, *measured):
         raise UserError(f"--keep-best {asked} is not measured of these data; take {' or '.join(measured)}")
     return asked

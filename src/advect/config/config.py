@@ -9,10 +9,13 @@ from typing import Any, Literal
 
 import yaml
 
-from advect.config.section import Section, aliased, part, plain
+from advect.config.section import Section, aliased, named, part, plain
 from advect.core.errors import UserError
 from advect.data.base import Dataset
 from advect.data.remote import is_remote
+
+HELD_OUT_LOSS = "held-out-loss"
+"""Choice of --keep-best beside the metrics."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +106,8 @@ class MethodConfig(Section):
     loss_type: Literal["squared", "pseudo-huber"] = aliased("squared", "penalty")
     """Function of a sample's residual; pseudo-huber, for reflow, is about its norm."""
     t_eps: float = aliased(1e-3, "margin")
-    """Distance of t from 0 and 1 where a conversion or the path is infinite; 0.05 for --prediction data with
-    --loss-space velocity.
+    """Distance from t = 0 and 1 at which an infinite target, or factor of --loss-space, is cut; 0.05 for --prediction
+    data with --loss-space velocity.
     """
     label_dropout: float | None = None
     """Share of samples trained without conditions, for guidance; each of several is also dropped on its own in this
@@ -137,11 +140,11 @@ class TrainingConfig(Section):
     """Stop after this many steps in all; the schedule stays that of the epochs."""
     max_minutes: float | None = None
     """Stop this start after so many minutes; the schedule stays that of the epochs."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """adamw, or muon: orthogonalised momentum for hidden matrices, AdamW for the rest."""
+    optimizer: str = part("optimizer", default="adamw")
+    """Optimiser."""
     learning_rate: float = 2e-4
     """Peak learning rate; AdamW's suits muon too."""
-    lr_schedule: Literal["constant", "cosine"] = "constant"
+    lr_schedule: str = part("lr-schedule", default="constant")
     """Schedule after the warm-up."""
     lr_warmup_steps: int = 1000
     """Steps of linear warm-up."""
@@ -275,7 +278,7 @@ class OutputConfig(Section):
     eval_features: Path | None = None
     """File of a feature network for images, such as the FID Inception; default pixels."""
 
-    keep_best: Literal["auto", "frechet", "kernel", "energy", "held-out-loss"] | None = "auto"
+    keep_best: str | None = named("metric", "auto", HELD_OUT_LOSS, default="auto")
     """With --eval-every, keep the checkpoint with the smallest value, named by checkpoints/best. auto: frechet for
     images (which also have kernel), else energy, which sees more than means and covariances.
     """

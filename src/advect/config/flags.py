@@ -105,11 +105,13 @@ def _parser(
             title = titles.get(f.name, key)
             choice = section.choice(f.name) if "kinds" in f.metadata else None
             default, type_, help_ = getattr(section, f.name), hints[f.name], docs.get(f.name, "")
-            if choice is not None:
+            names = section.names().get(f.name) if choice is None else choice.names()
+            if names is not None:
                 optional = type(None) in getattr(type_, "__args__", ())
-                type_ = str if choice.number else Literal[choice.names()]  # pyright: ignore
+                type_ = str if choice is not None and choice.number else Literal[names]  # pyright: ignore
                 type_ = type_ | None if optional else type_  # pyright: ignore
-                help_ = _choices_help(help_, choice) if choices_help else help_
+            if choice is not None and choices_help:
+                help_ = _choices_help(help_, choice)
             _claim(owners, f.name, key)
             if f.name in usual:
                 groups[title].add(f.name, type_, default, help_, f.metadata.get("aliases", ()))

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from advect.checkpoint.manifest import newest_whole
+from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.files import LOCK, atomic_write_text, lock_folder
 from advect.distributed.comm import current
@@ -83,7 +84,7 @@ def check_same_run(there: ModelMetadata, here: ModelMetadata, checkpoint: Path) 
     if world * there.config["training"]["batch_size"] == current().world * here.config["training"]["batch_size"]:
         free.add("batch_size")
     free |= {"data_dir", "cache_dir", "backed", "skip_unreadable"}  # the fingerprint tells whether data differ
-    if here.config["training"]["lr_schedule"] == "constant":
+    if not registry.get("lr-schedule", here.config["training"]["lr_schedule"]).by_length:
         free.add("num_epochs")
     for section, text in differs:
         if section in ("data", "method", "training") and text.split()[0] not in free:

@@ -48,6 +48,11 @@ def part(*kinds: str, default: Any = MISSING, prefix: str | None = None, number:
     return field(default=default, metadata={"kinds": kinds, "prefix": prefix, "number": number})
 
 
+def named(kind: str, *others: str, default: Any = MISSING) -> Any:
+    """Field of a :class:`Section` that names a part of this kind, without its arguments, or one of the ``others``."""
+    return field(default=default, metadata={"named": (kind, others)})
+
+
 def aliased(default: Any, *names: str) -> Any:
     """Field of a :class:`Section` whose flag may also be spelled by these names."""
     return field(default=default, metadata={"aliases": names})
@@ -86,6 +91,9 @@ class Section:
         for name in self._below_one:
             if not all(0 <= v < 1 for v in _each(getattr(self, name))):
                 raise UserError(f"{flag(name)} must be at least 0 and below 1, got {getattr(self, name)}")
+        for name, known in self.names().items():
+            if (value := getattr(self, name)) is not None and value not in known:
+                raise UserError(f"{flag(name)} {value} is not known{did_you_mean(str(value), known)}")
         for choice in self.choices():
             self._resolve_number(choice)
             name = getattr(self, choice.field)
@@ -120,6 +128,12 @@ class Section:
             for f in fields(cls)
             if "kinds" in (m := f.metadata)
         )
+
+    @classmethod
+    def names(cls) -> dict[str, tuple[str, ...]]:
+        """Choices of the fields that name a part."""
+        named = {f.name: f.metadata["named"] for f in fields(cls) if "named" in f.metadata}
+        return {name: (*others, *registry.choices(kind)) for name, (kind, others) in named.items()}
 
     @classmethod
     def choice(cls, name: str) -> Choice:

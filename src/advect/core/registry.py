@@ -39,6 +39,7 @@ HOMES = {
     "grid": "advect.solvers.time_grids",
     "diffusion": "advect.solvers.diffusion_coefficients",
     "optimizer": "advect.training.optim",
+    "lr-schedule": "advect.training.learning_rate",
     "data-format": "advect.data",
     "modality": "advect.data.*.modality",
     "metric": "advect.metrics",

@@ -12,11 +12,11 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 
 from advect.core.errors import UserError, did_you_mean
+from advect.core.files import require_path
 from advect.core.registry import register
 from advect.core.types import DataSpec
 from advect.data.arrays import SAMPLES, array_header
 from advect.data.base import ArraySplit, Dataset, Detected, Preview, array_modality, category, check_share
-from advect.data.images.stores import require_path
 from advect.data.repeats import content_of_rows
 from advect.data.splits import fingerprint_of, row_digests, split_by_content
 from advect.data.tables.files import PARQUET

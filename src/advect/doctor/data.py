@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from advect.core.registry import name_of
-from advect.core.types import LENGTH, NULL, Category, Conditions, Length
+from advect.core.types import LENGTH, NULL, Category, Conditions
 from advect.data import Dataset, Split
 from advect.data.modality import Modality
 from advect.data.repeats import copied
@@ -91,15 +91,6 @@ class ImageStats:
     channels: int = 3
 
 
-@dataclass(frozen=True, kw_only=True)
-class LengthStats:
-    """Numbers of real steps of sequences."""
-
-    shortest: int
-    median: int
-    longest: int
-
-
 def evenly_spaced(n: int, look: int) -> np.ndarray:
     """At most ``look`` evenly spaced integers in 0 .. n - 1, (k,) int64."""
     return np.unique(np.linspace(0, n - 1, min(n, look)).round().astype(np.int64)) if n else np.arange(0)
@@ -166,17 +157,6 @@ def class_shares(dataset: Dataset) -> list[ClassShares]:
         for name, c in dataset.spec.conditions.items()
         if isinstance(c, Category)
     ]
-
-
-def sequence_lengths(dataset: Dataset) -> LengthStats | None:
-    """Statistics of sequence lengths; None if all are equal."""
-    condition = dataset.spec.conditions.get(LENGTH)
-    if not isinstance(condition, Length):
-        return None
-    shares = np.array(condition.frequencies)
-    present = np.flatnonzero(shares) + 1
-    middle = int(np.searchsorted(shares.cumsum(), 0.5 * shares.sum())) + 1
-    return LengthStats(shortest=int(present[0]), median=middle, longest=int(present[-1]))
 
 
 def measure_images(dataset: Dataset, look: int) -> ImageStats | None:
@@ -388,15 +368,6 @@ def check_grey(p: ImageStats) -> Finding | None:
     figures: dict[str, Figure] = {"without colour": p.grey, "looked at": p.looked, "channels": p.channels}
     title = "Most images are grey, and are trained on in colour"
     return Finding("note", title, figures, "--channels 1 costs less and cannot give coloured samples")
-
-
-def check_lengths(n: LengthStats) -> Finding:
-    """Check for sequences much longer than the rest."""
-    figures: dict[str, Figure] = {"shortest": n.shortest, "median": n.median, "longest": n.longest}
-    if n.longest > 4 * n.median:
-        title = "A few sequences are far longer than the rest: most of the arithmetic goes into padding"
-        return Finding("note", title, figures, f"--max-length {2 * n.median}, with --long truncate or window")
-    return Finding("ok", "The sequences have lengths near one another", figures)
 
 
 VALUE_CHECKS = (check_count, check_held_out, check_infinite, check_range, check_offset, check_constant, check_copies)

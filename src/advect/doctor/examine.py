@@ -21,20 +21,20 @@ from advect.doctor.data import (
     IMAGE_CHECKS,
     VALUE_CHECKS,
     check_classes,
-    check_lengths,
     class_shares,
     measure_images,
     measure_values,
-    sequence_lengths,
 )
 from advect.doctor.formats import (
     CELL_CHECKS,
     COLUMN_CHECKS,
     check_array,
+    check_lengths,
     looks_like_id,
     measure_array,
     read_cells,
     read_columns,
+    sequence_lengths,
 )
 from advect.doctor.losses import LOSS_CHECKS
 from advect.doctor.machine import MACHINE_CHECKS, device_memory, measure_machine

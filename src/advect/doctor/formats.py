@@ -1,4 +1,4 @@
-"""Statistics of stored cells, tables and arrays, and checks."""
+"""Statistics of cells, tables, arrays and sequences, and checks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from advect.core.errors import UserError, optional_import, quoted_flag
-from advect.data import read_table
+from advect.core.types import LENGTH, Length
+from advect.data import Dataset, read_table
 from advect.data.cells.matrix import CellMatrix, stored_matrix
 from advect.doctor.data import evenly_spaced
 from advect.doctor.report import Figure, Finding
@@ -73,6 +74,15 @@ class ArrayStats:
     dtype: str
     looked: int
     infinite: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthStats:
+    """Numbers of real steps of sequences."""
+
+    shortest: int
+    median: int
+    longest: int
 
 
 def measure_array(path: Path, look: int) -> ArrayStats | None:
@@ -163,6 +173,17 @@ def measure_columns(frame: Any) -> list[ColumnStats]:
             )
         )
     return columns
+
+
+def sequence_lengths(dataset: Dataset) -> LengthStats | None:
+    """Statistics of sequence lengths; None if all are equal."""
+    condition = dataset.spec.conditions.get(LENGTH)
+    if not isinstance(condition, Length):
+        return None
+    shares = np.array(condition.frequencies)
+    present = np.flatnonzero(shares) + 1
+    middle = int(np.searchsorted(shares.cumsum(), 0.5 * shares.sum())) + 1
+    return LengthStats(shortest=int(present[0]), median=middle, longest=int(present[-1]))
 
 
 def check_array(a: ArrayStats) -> Finding:
@@ -310,6 +331,15 @@ def check_rare(columns: list[ColumnStats]) -> Finding | None:
         {"columns": len(rare), "most in": worst, "rare names there": rare[worst]},
         "join them into one, such as 'other'",
     )
+
+
+def check_lengths(n: LengthStats) -> Finding:
+    """Check for sequences much longer than the rest."""
+    figures: dict[str, Figure] = {"shortest": n.shortest, "median": n.median, "longest": n.longest}
+    if n.longest > 4 * n.median:
+        title = "A few sequences are far longer than the rest: most of the arithmetic goes into padding"
+        return Finding("note", title, figures, f"--max-length {2 * n.median}, with --long truncate or window")
+    return Finding("ok", "The sequences have lengths near one another", figures)
 
 
 CELL_CHECKS = (check_units, check_genes, check_libraries)

@@ -290,11 +290,12 @@ def check_quality(run: RunFacts) -> Finding | None:
     }
     own = _own_distance(run, frechet["curves"])
     if own is not None and own[1] > 1.5 * best["distance"] and own[0] < best["nfe"]:
+        steps = best.get("steps", best["nfe"] // _cost(best["solver"]))
         return Finding(
             "note",
             "The run's own solver takes too few steps",
             {**figures, "evaluations of the run's own": own[0], "their distance": own[1]},
-            f"advect sample --solver {best['solver']} --num-steps {best['nfe'] // _cost(best['solver'])}",
+            f"advect sample --solver {best['solver']} --num-steps {steps}",
         )
     if best["distance"] <= 5 * floor:
         return Finding("ok", "The samples' distance to held-out data is near that of real data", figures)

@@ -185,6 +185,7 @@ class Plan:
         space = FeatureSpace(flow, dataset, network, keep=needs)
         sweep = plan_sweep(
             flow.sampler,
+            flow.nfe,
             solvers=config.solver,
             grids=config.grid,
             nfes=config.nfe,

@@ -59,17 +59,18 @@ def measure_quality(
             f"{dataset.name} has {len(dataset.train)} training and {len(dataset.held_out)} held-out samples, too few"
             " to measure with; give more data, or --no-measure"
         )
-    sweep = plan_sweep(flow.sampler, solvers=SOLVERS, nfes=nfes)
+    sweep = plan_sweep(flow.sampler, flow.nfe, solvers=SOLVERS, nfes=nfes)
     evaluator = _evaluator(flow, dataset, samples)
     n, folder = len(evaluator.rows.floor), make_folder(out_dir, "out_dir")
     context, floor, final = evaluator.context, evaluator.floor, None
     assert context is not None and floor is not None
-    curves: dict[str, dict[str, list]] = {solver: {"nfe": [], "distance": []} for solver in SOLVERS}
+    curves: dict[str, dict[str, list]] = {solver: {"nfe": [], "steps": [], "distance": []} for solver in SOLVERS}
     for sampler in sweep:
         final = evaluator.sample(SampleRequest(n=n, sampler=sampler, seed=seed), title=str(sampler))
         assert final is not None
         curve = curves[str(sampler.solver)]
-        curve["nfe"].append(sampler.nfe)
+        curve["nfe"].append(flow.nfe(sampler))
+        curve["steps"].append(sampler.steps)
         curve["distance"].append(evaluator.compare(final, context, ("frechet",))["frechet"])
     assert final is not None
     numbers = evaluator.compare(final, context)
@@ -145,8 +146,12 @@ def _describe_curves(
 ) -> dict[str, Any]:
     """Distances, features, and numbers of samples."""
     features = evaluator.space.features
-    points = [(d, nfe, solver) for solver, c in curves.items() for nfe, d in zip(c["nfe"], c["distance"], strict=True)]
-    distance, nfe, solver = min(points)  # of equal distances, the cheapest
+    points = [
+        (*point, solver)
+        for solver, c in curves.items()
+        for point in zip(c["distance"], c["nfe"], c["steps"], strict=True)
+    ]
+    distance, nfe, steps, solver = min(points)  # of equal distances, the cheapest
     return {
         "features": features.name,
         "dimensions": features.dimensions,
@@ -154,7 +159,7 @@ def _describe_curves(
         "samples": samples,
         "held_out": context.held_out.count,
         "floor": floor,
-        "best": {"solver": solver, "nfe": nfe, "distance": distance},
+        "best": {"solver": solver, "nfe": nfe, "steps": steps, "distance": distance},
         "curves": curves,
     }
 

@@ -33,15 +33,16 @@ class FlowMatching(Loss):
     """A regression of the velocity, or of another prediction.
 
     ``E w(t) |f - f*|^2``, the mean over elements. The targets u_t, x1, x0 and the conditional score have the marginal
-    fields as minimisers (Lipman et al. 2023, "Flow matching for generative modeling", eq. 9 and theorem 2).
+    fields as minimisers (Lipman et al. 2023, "Flow matching for generative modeling", theorem 2).
 
     Attributes:
         prediction: meaning of the network's output.
         loss_space: space of the loss, default ``prediction``; a data prediction may be trained on the velocity it
             implies.
         weight: maps t (B,) to w (B,).
-        t_eps: keeps t in [t_eps, 1 - t_eps] where an end may make the loss infinite: if ``loss_space`` differs from
-            ``prediction``, for scores, bridges, and schedules with infinite derivatives.
+        t_eps: distance from 0 and 1 at which what is infinite there is cut. Targets are: t stays in [t_eps, 1 - t_eps]
+            for scores, bridges, and velocities of schedules with infinite derivatives. The factor between
+            ``prediction`` and another ``loss_space`` is: it is taken at the t inside, and every t is trained.
         cond_dropout: share in [0, 1] of samples without conditions, for classifier-free guidance (Ho & Salimans
             2022).
         loss_type: of a sample's mean squared residual m: m, or the pseudo-Huber sqrt(m + c^2) - c (Song & Dhariwal
@@ -93,15 +94,15 @@ class FlowMatching(Loss):
 
     @cached_property
     def _times(self) -> TimeDistribution:
-        """The times on the interval where the loss is finite."""
-        return self.times.within(self.t_eps) if self._keeps_inside else self.times
+        """The times on the interval where the target is finite."""
+        return self.times.within(self.t_eps) if self._infinite_target else self.times
 
     @property
-    def _keeps_inside(self) -> bool:
-        """Whether the loss can be infinite at an end of [0, 1]."""
+    def _infinite_target(self) -> bool:
+        """Whether the network's target can be infinite at an end of [0, 1]."""
         if isinstance(self.path, AffinePath):
-            finite = all(self.path.schedule.finite_ends())
-            return self.space != self.prediction or self.space == "score" or not finite
+            moving = self.prediction == "velocity" and not all(self.path.schedule.finite_ends())
+            return moving or self.prediction == "score"
         return isinstance(self.path, BrownianBridge)
 
     @property
@@ -128,10 +129,13 @@ class FlowMatching(Loss):
 
     def error(self, output: Tensor, sample: PathSample) -> Tensor:
         """``w(t) |f - f*|^2`` (B,) at a path sample, whatever law t was drawn from."""
+        residual = output - self.target(sample)
         if self.space != self.prediction:
             assert isinstance(self.path, AffinePath)
-            output = self.path.convert(output, sample.x_t, sample.t, self.prediction, self.space)
-        return self.weighted(output - self.target(sample), sample.t)
+            # Conversions are affine, so that their linear part takes one residual to another.
+            inside = sample.t.clamp(self.t_eps, 1 - self.t_eps)
+            residual = self.path.convert(residual, torch.zeros_like(residual), inside, self.prediction, self.space)
+        return self.weighted(residual, sample.t)
 
     def weighted(self, residual: Tensor, t: Tensor) -> Tensor:
         """The loss (B,) of residuals (B, *S) at t (B,)."""
@@ -143,9 +147,11 @@ class FlowMatching(Loss):
         return loss
 
     def target(self, sample: PathSample) -> Tensor:
-        """Target of the loss, (B, *S)."""
-        match self.space:
+        """What the network should put out, (B, *S)."""
+        match self.prediction:
             case "velocity":
+                if isinstance(self.path, AffinePath) and self.path.sigma_min > 0 and self.space != "velocity":
+                    return self.path.conditional_velocity(sample.x_t, sample.t, x1=sample.x1)  # of the jitter as well
                 return sample.u_t
             case "data":
                 return sample.x1
@@ -167,7 +173,7 @@ class FlowMatching(Loss):
 
 
 def rectified_flow(**parts) -> FlowMatching:
-    """Rectified flow (Liu et al. 2023, "Flow straight and fast", eq. 1): straight paths, target x1 - x0.
+    """Rectified flow (Liu et al. 2023, "Flow straight and fast"): straight paths, target x1 - x0.
 
     ``parts`` are arguments of :class:`FlowMatching`.
     """

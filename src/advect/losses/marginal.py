@@ -22,9 +22,9 @@ from advect.weights import Weight
 class MarginalMatching(Loss):
     """``E w(t) |net(x_t, t) - f_t(x_t)|^2`` with the exact marginal field f of ``law``, x_t ~ p_t.
 
-    ``target`` "velocity" is the flow-matching loss (Lipman et al. 2023, eq. 5), "score" explicit score matching
-    (Hyvarinen 2005; Vincent 2011, eq. 8). Conditional losses differ by a constant (Lipman et al. 2023, theorem 2;
-    Vincent 2011, eq. 11). Batches only set the number of samples. t stays in [t_eps, 1 - t_eps]. Raises UserError
+    ``target`` "velocity" is the flow-matching loss (Lipman et al. 2023), "score" explicit score matching
+    (Hyvarinen 2005; Vincent 2011). Conditional losses differ by a constant (Lipman et al. 2023, theorem 2;
+    Vincent 2011). Batches only set the number of samples. t stays in [t_eps, 1 - t_eps]. Raises UserError
     for an unknown target.
     """
 

@@ -27,16 +27,17 @@ class ScoreMatching(Loss):
     """A regression of the score of the noised data.
 
     ``E lambda(t) |s - grad log p_t(x_t | x1)|^2`` on an affine path from Gaussian noise (Vincent 2011; Song et al.
-    2021, "Score-based generative modeling through stochastic differential equations", eq. 7). ``prediction="noise"``
+    2021, "Score-based generative modeling through stochastic differential equations"). ``prediction="noise"``
     predicts -sigma s. ``weighting`` is lambda:
 
     - "sigma2": sigma^2, the loss of the noise, |sigma s + x0|^2, finite at the ends (Ho et al. 2020);
     - "uniform": 1, which grows like 1 / sigma^2 towards the data;
     - "likelihood": g^2 = 2 sigma (sigma alpha' / alpha - sigma'), a bound of the likelihood (Song et al. 2021,
-      "Maximum likelihood training of score-based diffusion models", eq. 7);
+      "Maximum likelihood training of score-based diffusion models");
     - any function of t (B,) to lambda (B,).
 
-    t stays in [t_eps, 1 - t_eps]. Raises UserError for an unknown weighting or prediction.
+    lambda / sigma^2 and the times of scores stay in [t_eps, 1 - t_eps]. Raises UserError for an unknown weighting or
+    prediction.
     """
 
     path: AffinePath = field(default_factory=AffinePath)
@@ -73,7 +74,7 @@ class ScoreMatching(Loss):
         )
 
     def _weight(self, t: Tensor) -> Tensor:
-        c = self.path.coefficients(t)
+        c = self.path.coefficients(t.clamp(self.t_eps, 1 - self.t_eps))
         scale = c.sigma.square()
         if callable(self.weighting):
             return self.weighting(t) / scale

@@ -18,7 +18,7 @@ from advect.metrics.statistics import FEATURES, GaussianFit, Moments, SampleStat
 def frechet_distance(x: Tensor, y: Tensor) -> float:
     """Squared Frechet distance between Gaussians fitted to x (N, *S) and y (M, *S), N and M >= 2.
 
-    The FID for Inception features (Heusel et al. 2017, eq. 6). In squared data units; depends on N and M. Raises
+    The FID for Inception features (Heusel et al. 2017). In squared data units; depends on N and M. Raises
     UserError for fewer than 2 samples, different dimensions and non-finite values.
     """
     return GaussianFit.from_samples(x, argument="x").distance(GaussianFit.from_samples(y, argument="y"))

@@ -43,7 +43,7 @@ def kernel_distance(
     """Unbiased squared MMD of x (N, *S) and y (M, *S) under ``k(a, b) = (gamma a.b + coef0)^degree``.
 
     The KID for Inception features (Binkowski et al. 2018, sec. 4), with expectation independent of N and M. Averages
-    disjoint random subsets (eq. 4; Gretton et al. 2012, eq. 3), whose spread gives the standard error.
+    disjoint random subsets (Gretton et al. 2012), whose spread gives the standard error.
 
     Args:
         x, y: N, M >= 4.

@@ -39,8 +39,8 @@ def rbf_mmd(
 ) -> float:
     """Squared MMD of x (N, *S) and y (M, *S) under a mixture of Gaussian kernels.
 
-    ``k(a, b)`` is the mean of ``exp(-|a - b|^2 / (2 (w scale)^2))`` over the ``widths`` w (Gretton et al. 2012, eq. 5,
-    >= 0; eq. 3 if ``unbiased``).
+    ``k(a, b)`` is the mean of ``exp(-|a - b|^2 / (2 (w scale)^2))`` over the ``widths`` w (Gretton et al. 2012),
+    the estimate >= 0, or without bias if ``unbiased``.
 
     Args:
         x, y: N, M >= 1, or >= 2 with ``unbiased``.

@@ -100,8 +100,8 @@ class PrecisionRecall:
 def precision_recall(x: Tensor, y: Tensor, *, k: int = 5, memory_mb: int = 256) -> PrecisionRecall:
     """Compare samples x (N, *S) with data y (M, *S), N and M > k, in blocks of about ``memory_mb`` MB.
 
-    Precision and recall: Kynkaanniemi et al. (2019, eq. 1 and 2; k = 3 at 50,000 samples). Density and coverage: Naeem
-    et al. (2020, eq. 4 and 6; k = 5). All depend on N, M and k. Raises UserError for k rows or fewer, different
+    Precision and recall: Kynkaanniemi et al. (2019; k = 3 at 50,000 samples). Density and coverage: Naeem
+    et al. (2020; k = 5). All depend on N, M and k. Raises UserError for k rows or fewer, different
     dimensions and non-finite values.
     """
     if k < 1:
@@ -138,7 +138,7 @@ def _squares(a: Tensor, b: Tensor) -> Tensor:
 def expected_coverage(n: int, m: int, *, k: int = 5) -> float:
     """Mean coverage of m rows by n samples of the same law: ``1 - prod_(i = 1..k) (m - i) / (n + m - i)``.
 
-    In any dimension (Naeem et al. 2020, eq. 10). Raises UserError unless n >= 1 and 1 <= k < m.
+    In any dimension (Naeem et al. 2020). Raises UserError unless n >= 1 and 1 <= k < m.
     """
     if n < 1 or not 1 <= k < m:
         raise UserError(f"n must be >= 1 and k in 1 .. m - 1, got n = {n}, m = {m} and k = {k}")

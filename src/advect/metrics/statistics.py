@@ -55,7 +55,7 @@ def check_pair(x: Tensor, y: Tensor, *, at_least: int = 1) -> tuple[Tensor, Tens
 class Moments:
     """``count``, ``mean (D,)`` and ``scatter (D, D) = sum (x - mean)(x - mean)^T`` of samples, float64, CPU.
 
-    ``a + b`` are the moments of the union (Chan, Golub & LeVeque 1983, eq. 2.1), stable far from the origin.
+    ``a + b`` are the moments of the union (Chan, Golub & LeVeque 1983), stable far from the origin.
     """
 
     count: int

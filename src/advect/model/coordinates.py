@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -16,7 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from advect.core import random
 from advect.core.random import Generator
 from advect.paths import BrownianBridge, CondOT, Schedule
-from advect.solvers import Solver, Velocity, integrate, log_prob
+from advect.solvers import Solver, SolverError, Velocity, integrate, log_prob
+from advect.solvers.base import all_finite, not_finite
 from advect.solvers.diffusion_coefficients import Diffusion, diffusion_on
 from advect.solvers.likelihood import make_divergence
 
@@ -76,6 +78,18 @@ class Coordinates(ABC):
         """tau, rising in [0, 1], at times t."""
 
     @abstractmethod
+    def time_of(self, tau: Tensor) -> Tensor:
+        """t at times tau, both (n,), float64."""
+
+    @contextmanager
+    def user_times(self) -> Iterator[None]:
+        """Within it errors of solvers tell t instead of tau."""
+        try:
+            yield
+        except SolverError as error:
+            raise error.at(self.time_of(torch.tensor([error.t], dtype=torch.float64)).item()) from error
+
+    @abstractmethod
     def velocity(self, field: Velocity) -> Velocity:
         """dy / dtau at y (B, *S), tau (B,)."""
 
@@ -129,20 +143,21 @@ class Coordinates(ABC):
         way: dict[str, Any] = {"t0": taus[0], "t1": taus[-1], "trajectory": trajectory}
         if trajectory or not method.adaptive:
             way["grid"] = torch.tensor(taus, dtype=torch.float64)
-        found = integrate(self.velocity(field), y, solver=method, **way)
+        with self.user_times():
+            found = integrate(self.velocity(field), y, solver=method, **way)
         return found.unbind() if trajectory else [found]
 
     def finish(self, field: Velocity, y: Tensor) -> Tensor:
         """x at t = 1 of y at ``high``."""
         for step in self.last(field):
             y = step(y)
-        return y * self.scale(1.0)
+        return _finite(y, "exact last step", 1.0) * self.scale(1.0)
 
     def trajectory(self, field: Velocity, x0: Tensor, states: Sequence[Tensor], times: Sequence[float]) -> Tensor:
         """The trajectory x (len(all_times), B, *S) of states y on the grid."""
         y, ends = states[-1], []
         for step in self.last(field):
-            ends.append(y := step(y))
+            ends.append(y := _finite(step(y), "exact last step", 1.0))
         at = [*self.grid(times), *self.end_times]
         x = [y * self.scale(t) for y, t in zip([*states, *ends], at, strict=True)]
         return torch.stack([x0] * (self.low > 0) + x)
@@ -154,8 +169,9 @@ class Coordinates(ABC):
             y = step.inverse(y)
         if len(taus) > 1:
             grid = None if method.adaptive else torch.tensor(taus, dtype=torch.float64)
-            y = integrate(self.velocity(field), y, solver=method, grid=grid, t0=taus[-1], t1=taus[0])
-        return (y if first is None else first.inverse(y)) * self.start
+            with self.user_times():
+                y = integrate(self.velocity(field), y, solver=method, grid=grid, t0=taus[-1], t1=taus[0])
+        return _finite(y if first is None else first.inverse(y), "exact first step", 0.0) * self.start
 
     def log_prob(
         self,
@@ -185,16 +201,10 @@ class Coordinates(ABC):
             if len(taus) == 1:
                 return at_low(y) + change + gain
         grid = None if method.adaptive else torch.tensor(taus, dtype=torch.float64)
-        value = log_prob(
-            self.velocity(field),
-            y,
-            source=lambda y: at_low(y.detach()),
-            solver=method,
-            grid=grid,
-            t0=taus[0],
-            t1=taus[-1],
-            **options,
-        )
+        start = lambda y: at_low(y.detach())
+        way: dict[str, Any] = {"solver": method, "grid": grid, "t0": taus[0], "t1": taus[-1]}
+        with self.user_times():
+            value = log_prob(self.velocity(field), y, source=start, **way, **options)
         return value + change + gain
 
     def until_last(self, times: Sequence[float]) -> Coordinates:
@@ -202,11 +212,21 @@ class Coordinates(ABC):
         return self
 
 
+def _finite(y: Tensor, step: str, t: float) -> Tensor:
+    """y, if it is finite."""
+    if not all_finite(y):
+        raise not_finite(step, t)
+    return y
+
+
 class Plain(Coordinates):
     """The state itself, at t from 0 to 1."""
 
     def times(self, t: Sequence[float]) -> list[float]:
         return list(t)
+
+    def time_of(self, tau: Tensor) -> Tensor:
+        return tau
 
     def velocity(self, field: Velocity) -> Velocity:
         return field
@@ -246,6 +266,9 @@ class Rectified(Coordinates):
     def times(self, t: Sequence[float]) -> list[float]:
         return [alpha / (alpha + sigma) for alpha, sigma in map(self._at, t)]
 
+    def time_of(self, tau: Tensor) -> Tensor:
+        return self.schedule.time_of(tau, 1 - tau)
+
     def scale(self, t: float) -> float:
         return sum(self._at(t))
 
@@ -255,8 +278,7 @@ class Rectified(Coordinates):
 
     def velocity(self, field: Velocity) -> Velocity:
         def changed(y: Tensor, tau: Tensor) -> Tensor:
-            s = tau[:1].double()  # one time for all rows
-            t = self.schedule.time_of(s, 1 - s).clamp(self.low, self.high)
+            t = self.time_of(tau[:1].double()).clamp(self.low, self.high)  # one time for all rows
             c = self.schedule.coefficients(t)
             return field(y * (c.alpha + c.sigma).to(y.dtype).view((1,) * y.ndim), t.to(tau.dtype).expand(len(y)))
 
@@ -292,7 +314,7 @@ class Rectified(Coordinates):
         """The g of y at tau that renews the noise as the ``g`` of x at t does."""
 
         def changed(tau: Tensor) -> Tensor:
-            t = self.schedule.time_of(tau.double(), 1 - tau.double())
+            t = self.time_of(tau.double())
             alpha, sigma, d_alpha, d_sigma = self.schedule.coefficients(t)
             values = torch.tensor(diffusion_on(g, self.schedule, t.tolist()), dtype=torch.float64)
             determinant = sigma * d_alpha - alpha * d_sigma
@@ -320,10 +342,12 @@ class Angle(Coordinates):
     def times(self, t: Sequence[float]) -> list[float]:
         return [math.acos(1 - 2 * value) / math.pi for value in t]
 
+    def time_of(self, tau: Tensor) -> Tensor:
+        return (1 - torch.cos(math.pi * tau)) / 2
+
     def velocity(self, field: Velocity) -> Velocity:
         def changed(y: Tensor, tau: Tensor) -> Tensor:
-            t = (1 - torch.cos(math.pi * tau[:1].double())) / 2
-            t = t.clamp(self.low, self.high)
+            t = self.time_of(tau[:1].double()).clamp(self.low, self.high)
             return field(y, t.to(tau.dtype).expand(len(y))) * (math.pi * (t * (1 - t)).sqrt()).item()
 
         return changed

@@ -21,7 +21,13 @@ from advect.losses.flow_matching import Kind
 from advect.losses.interpolant import split_heads
 from advect.model.conditions import ConditionValue, resolve_conditions
 from advect.model.coordinates import Coordinates, Rectified
-from advect.model.integrators import coordinates_of, make_integrator, make_interpolant_integrator, with_score
+from advect.model.integrators import (
+    Integrator,
+    coordinates_of,
+    make_integrator,
+    make_interpolant_integrator,
+    with_score,
+)
 from advect.model.sampler_config import DEFAULT, SamplerConfig
 from advect.model.samples import Samples
 from advect.paths import AffinePath, Path
@@ -207,6 +213,7 @@ class Flow:
         cond: Mapping[str, ConditionValue] | Sequence[str] | None = None,
         guidance: float = 1.0,
         guidance_interval: tuple[float, float] | None = None,
+        image_size: tuple[int, int] | None = None,
         trajectory: bool = False,
         batch_size: int = 256,
         rows: range | None = None,
@@ -224,6 +231,7 @@ class Flow:
             cond: for each condition it names, a value in the data such as a label, or n of them, see
                 ``ConditionValue``; others follow the training frequencies.
             guidance: scale of classifier-free guidance, within ``guidance_interval`` of t if given.
+            image_size: height and width of images by a network that takes others than it was trained on, a DiT.
             trajectory: return the states at ``times``, (len(times), n, *S): those of the grid and of the
                 exact steps at the ends (see :class:`Coordinates`).
             rows: a range within 0 .. n, to sample a share.
@@ -232,20 +240,15 @@ class Flow:
 
         Raises UserError for a bad argument.
         """
-        config = SamplerConfig(solver, steps, grid, diffusion, guidance, guidance_interval)
+        config = SamplerConfig(solver, steps, grid, diffusion, guidance, guidance_interval, image_size)
         config = config.resolve(self.sampler, trajectory=trajectory)
-        noise = self.learned_score and diffusion is not None
-        if noise:
-            integrator = make_interpolant_integrator(
-                config, self._t_eps, self.path, self.source, trajectory=trajectory
-            )
-        else:
-            integrator = make_integrator(config, self.coordinates, self.path, self.source, trajectory=trajectory)
+        noise, integrator = self._takes_score(config), self._integrator(config, trajectory)
         rows = _rows(n, rows, batch_size)
         self._check_guidance(guidance, guidance_interval)
+        shape = self._shape(image_size)
         conditions = self.conditions(n, cond, seed, rows=rows)
         parts, evaluations = [], 0
-        for x0, part, rng in self._initial_states(n, rows, conditions, seed, batch_size, progress):
+        for x0, part, rng in self._initial_states(n, rows, conditions, seed, batch_size, progress, shape):
             field = self._field(integrator.coordinates, part, guidance, guidance_interval, noise=noise)
             field = CountedVelocity(field)
             parts.append(integrator(field, x0, rng).float().cpu())
@@ -295,8 +298,32 @@ class Flow:
         if guidance == 1 and interval is not None:
             raise UserError("guidance_interval is given, but guidance is 1, which is none; give a guidance such as 2")
 
+    def _shape(self, image_size: tuple[int, int] | None) -> tuple[int, ...]:
+        """Shape of a sample in model units. Raises UserError for a size that network or source do not take."""
+        if image_size is None or image_size == self.spec.shape[1:]:
+            return self.spec.shape
+        if self.modality.layout != "image":
+            raise UserError(f"image_size is {image_size}, but this flow makes {self.spec.modality} data; leave it out")
+        shape = (self.spec.shape[0], *image_size)
+        check = getattr(self.net, "check_size", None)
+        if check is None:
+            raise UserError(f"image_size is {image_size}, but this network has a size of its own; leave it out")
+        check(shape)
+        if not self.source.standard_normal:
+            raise UserError(
+                f"image_size is {image_size}, but {type(self.source).__name__} has the size of the data; leave it out"
+            )
+        return shape
+
     def _initial_states(
-        self, n: int, rows: range, conditions: Conditions, seed: int, batch_size: int, progress: bool | tqdm
+        self,
+        n: int,
+        rows: range,
+        conditions: Conditions,
+        seed: int,
+        batch_size: int,
+        progress: bool | tqdm,
+        shape: tuple[int, ...] | None = None,
     ) -> Iterator[tuple[Tensor, Conditions, CounterRng]]:
         """Batches of initial states (B, *S), conditions (B,) and random numbers for ``rows`` of n samples."""
         with nullcontext(progress) if isinstance(progress, tqdm) else _sample_bar(len(rows), progress) as bar:
@@ -305,8 +332,29 @@ class Flow:
                 rng = noise_of(seed, range(first, last), n)
                 here = slice(first - rows.start, last - rows.start)
                 part = self._on_device({name: value[here] for name, value in conditions.items()})
-                yield self.initial_noise.sample(rng, self.spec.shape, part, device=self.device), part, rng
+                yield self.initial_noise.sample(rng, shape or self.spec.shape, part, device=self.device), part, rng
                 bar.update(last - first)
+
+    def _takes_score(self, config: SamplerConfig) -> bool:
+        """Whether the field is that of both heads, velocity and noise."""
+        return self.learned_score and config.diffusion is not None
+
+    def _integrator(self, config: SamplerConfig, trajectory: bool) -> Integrator:
+        if self._takes_score(config):
+            return make_interpolant_integrator(config, self._t_eps, self.path, self.source, trajectory=trajectory)
+        return make_integrator(config, self.coordinates, self.path, self.source, trajectory=trajectory)
+
+    def nfe(self, config: SamplerConfig) -> int | None:
+        """Evaluations a sample by ``config``, those of the exact steps at the ends included; None if adaptive.
+
+        Counted on a field that is zero.
+        """
+        config = config.resolve(self.sampler)
+        if config.adaptive:
+            return None
+        field = CountedVelocity(lambda x, t: x.new_zeros(len(x), 1 + self._takes_score(config)))
+        self._integrator(config, trajectory=False)(field, torch.zeros(1, 1), noise_of(0, range(1), 1))
+        return field.rows
 
     @property
     def initial_noise(self) -> InitialNoise:

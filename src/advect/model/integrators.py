@@ -110,20 +110,21 @@ class SDEIntegrator(Integrator):
     def __call__(self, field: Velocity, x0: Tensor, rng: Generator) -> Tensor:
         way = self.coordinates
         y = way.enter(field, x0, rng)
-        found = integrate_sde(
-            way.velocity(field),
-            None,
-            y,
-            solver=self.solver,
-            diffusion=self.diffusion,
-            schedule=self.schedule,
-            grid=torch.tensor(self.taus, dtype=torch.float64),
-            t0=self.taus[0],
-            t1=self.taus[-1],
-            generator=rng,
-            last_step="noisy",
-            trajectory=self.trajectory,
-        )
+        with way.user_times():
+            found = integrate_sde(
+                way.velocity(field),
+                None,
+                y,
+                solver=self.solver,
+                diffusion=self.diffusion,
+                schedule=self.schedule,
+                grid=torch.tensor(self.taus, dtype=torch.float64),
+                t0=self.taus[0],
+                t1=self.taus[-1],
+                generator=rng,
+                last_step="noisy",
+                trajectory=self.trajectory,
+            )
         if not self.trajectory:
             return found * way.scale(1.0)
         states = [y * way.scale(t) for y, t in zip(found, self.grid, strict=True)]

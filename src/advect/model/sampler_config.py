@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from advect.solvers.sde import STEPS as SDE_STEPS
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """Arguments of :meth:`Flow.sample`: solver, steps, grid, g(t) of the SDE, guidance.
+    """Arguments of :meth:`Flow.sample`: solver, steps, grid, g(t) of the SDE, guidance, image size.
 
     Parts are names or objects; None is the flow's default. Adaptive solvers have no steps and grid.
     """
@@ -25,6 +26,7 @@ class SamplerConfig:
     diffusion: float | str | DiffusionCoefficient | None = None
     guidance: float = 1.0
     guidance_interval: tuple[float, float] | None = None
+    image_size: tuple[int, int] | None = None
 
     @property
     def adaptive(self) -> bool:
@@ -58,13 +60,6 @@ class SamplerConfig:
             return config
         return replace(config, steps=usual.steps if self.steps is None else self.steps, grid=self.grid or usual.grid)
 
-    @property
-    def nfe(self) -> int | None:
-        """Evaluations a sample of the resolved ODE; None for adaptive solvers and SDEs."""
-        if self.diffusion is not None or self.adaptive or self.solver is None or self.steps is None:
-            return None
-        return self.ode_solver.nfe(self.steps)
-
     def arguments(self) -> dict[str, Any]:
         """The arguments of :meth:`Flow.sample`."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
@@ -97,8 +92,13 @@ def _words(value: Any) -> Any:
 DEFAULT = SamplerConfig("midpoint", 50, "uniform")
 
 
+Cost = Callable[[SamplerConfig], int | None]
+"""Evaluations a sample; None if known only afterwards. See :meth:`advect.model.flow.Flow.nfe`."""
+
+
 def plan_sweep(
     own: SamplerConfig,
+    cost: Cost,
     *,
     solvers: Sequence[str | Solver | SDESolver] = (),
     grids: Sequence[str | TimeGrid] = (),
@@ -106,10 +106,10 @@ def plan_sweep(
     steps: Sequence[int] = (),
     diffusion: float | str | DiffusionCoefficient | None = None,
 ) -> list[SamplerConfig]:
-    """All combinations of solvers, grids, and numbers of steps or of evaluations that the solver can meet.
+    """All combinations of solvers, grids, and numbers of steps or of at most so many evaluations.
 
     Defaults are the flow's ``own`` sampler, or the SDE's. Adaptive solvers occur once. Raises UserError for unknown
-    names, numbers below 1, contradictory or unused flags, and a solver that meets none of ``nfes``.
+    names, numbers below 1, contradictory or unused flags, and a solver that takes more than all ``nfes``.
     """
     if nfes and steps:
         raise UserError("--nfe and --num-steps contradict each other; give one of them")
@@ -127,8 +127,10 @@ def plan_sweep(
         if usual.adaptive:
             sweep[usual] = None
             continue
-        counts = _steps_for(usual, nfes) if nfes else steps or (usual.steps,)
-        sweep |= dict.fromkeys(replace(usual, grid=g, steps=n) for g in grids or (usual.grid,) for n in counts)
+        for grid in grids or (usual.grid,):
+            config = replace(usual, grid=grid)
+            counts = _steps_for(config, cost, nfes) if nfes else steps or (usual.steps,)
+            sweep |= dict.fromkeys(replace(config, steps=n) for n in counts)
     if all(config.adaptive for config in sweep):
         for flag, value in (("--grid", grids), ("--nfe", nfes), ("--num-steps", steps)):
             if value:
@@ -136,17 +138,24 @@ def plan_sweep(
     return list(sweep)
 
 
-def _steps_for(config: SamplerConfig, nfes: Sequence[int]) -> list[int]:
-    """Numbers of steps with these numbers of evaluations."""
-    if config.diffusion is None:
-        cost = config.ode_solver.evaluations
-        steps = [nfe // cost for nfe in nfes if nfe % cost == 0]
-    else:  # the last step, to the mean, takes one evaluation
-        cost = config.sde_solver.evaluations
-        steps = [(nfe + cost - 1) // cost for nfe in nfes if (nfe + cost - 1) % cost == 0]
+def _steps_for(config: SamplerConfig, cost: Cost, nfes: Sequence[int]) -> list[int]:
+    """Numbers of steps with these numbers of evaluations, or if it meets none, the next below."""
+
+    def calls(steps: int) -> int:
+        return cost(replace(config, steps=steps)) or 0
+
+    exact, below = [], []
+    for nfe in nfes:
+        near = 1 + bisect_left(range(1, 4 * nfe + 1), nfe, key=calls)
+        # A grid may lose a step as it gets finer, where times at the ends are left to the exact steps.
+        some = [n for n in (near, near - 1, near + 1) if n > 0 and calls(n) <= nfe]
+        exact += [n for n in some if calls(n) == nfe][:1]
+        below += sorted(some, key=calls)[-1:]
+    steps = exact or below
     if not steps:
+        solver = config.ode_solver if config.diffusion is None else config.sde_solver
         raise UserError(
-            f"--nfe {' '.join(map(str, nfes))} holds none that {_words(config.solver)} can meet, at {cost} a step; add"
-            " another, or leave it out"
+            f"--nfe {' '.join(map(str, nfes))} holds none that {_words(config.solver)} can meet, at"
+            f" {solver.evaluations} a step and at least {calls(1)} in all; add another, or leave it out"
         )
     return steps

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from pathlib import Path
@@ -27,6 +27,7 @@ from advect.core.files import atomic_write_text, make_folder
 from advect.core.types import Conditions
 from advect.distributed.comm import broadcast_object, sync_errors
 from advect.distributed.context import progress_bar, run_context
+from advect.distributed.env import DistEnv
 from advect.model.conditions import ConditionValue, Encoded, parse_conditions
 from advect.model.flow import Flow
 from advect.model.load import load, read_average, weight_file
@@ -94,19 +95,26 @@ def sample_run(
             return flow.modality.write(samples.x, samples.encoded, folder, **options)
 
         parts = SampleShards(folder=folder, n=n, count=broadcast_object(count))
-        if parts.count > 1:
-            if me.is_first and me.world > parts.count:
-                idle = me.world - parts.count
-                logger.info(f"note: {parts.count} parts leave {idle} of {me.world} processes idle; see --part-size")
-            written = write_shards(parts, fill)
-            return [] if written is None else parts.finish(facts, written)
-        if not me.is_first:
-            return []
-        with progress_bar(n, "sample", "sample") as bar:
-            files = fill(range(n), folder, bar)
-        facts |= {"files": [file.name for file in files]}
-        atomic_write_text(folder / "samples.json", json.dumps(facts, indent=1) + "\n")
-        return [*files, folder / "samples.json"]
+        return _write(parts, fill, facts, me)
+
+
+def _write(
+    parts: SampleShards, fill: Callable[[range, Path, tqdm], list[Path]], facts: dict[str, object], me: DistEnv
+) -> list[Path]:
+    """Fill one folder or all shards, and write samples.json with the ``facts``; return the files."""
+    if parts.count > 1:
+        if me.is_first and me.world > parts.count:
+            idle = me.world - parts.count
+            logger.info(f"note: {parts.count} parts leave {idle} of {me.world} processes idle; see --part-size")
+        written = write_shards(parts, fill)
+        return [] if written is None else parts.finish(facts, written)
+    if not me.is_first:
+        return []
+    with progress_bar(parts.n, "sample", "sample") as bar:
+        files = fill(range(parts.n), parts.folder, bar)
+    facts = {**facts, "files": [file.name for file in files]}
+    atomic_write_text(parts.folder / "samples.json", json.dumps(facts, indent=1) + "\n")
+    return [*files, parts.folder / "samples.json"]
 
 
 _KINDS = {
@@ -132,11 +140,11 @@ def describe_files(files: Sequence[Path], *, individual: bool) -> list[str]:
 
 
 class _Still(nn.Module):
-    """Zero network for trials, of so many outputs."""
+    """Zero network in place of ``net`` for trials, with so many outputs."""
 
-    def __init__(self, outputs: int) -> None:
+    def __init__(self, net: nn.Module, outputs: int) -> None:
         super().__init__()
-        self.outputs = outputs
+        self.outputs, self.check_size = outputs, getattr(net, "check_size", None)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
         return torch.cat([torch.zeros_like(x_t)] * self.outputs, 1)
@@ -152,7 +160,7 @@ def check_sampler(
 ) -> None:
     """Raise UserError for an impossible sampler, by a trial of one sample without the network."""
     trial = copy(flow)
-    trial.net = _Still(2 if flow.learned_score else 1)
+    trial.net = _Still(flow.net, 2 if flow.learned_score else 1)
     trial.sample(n, cond=cond, batch_size=batch_size, rows=range(1), **sampler.arguments())
 
 
@@ -201,7 +209,7 @@ def averaged(run: Path, ema: bool | float) -> bool | float | dict[str, float] | 
 def _resolved(sampler: SamplerConfig, flow: Flow) -> dict[str, Any]:
     """Resolved sampler, with its cost."""
     config = sampler.resolve(flow.sampler)
-    return config.facts() | ({} if config.nfe is None else {"nfe": config.nfe})
+    return config.facts() | ({} if (nfe := flow.nfe(config)) is None else {"nfe": nfe})
 
 
 def _default_folder(run: Path, seed: int) -> Path:

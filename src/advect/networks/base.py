@@ -26,6 +26,10 @@ class FlowNetwork(nn.Module):
     channels_last: ClassVar[bool] = False
     """Whether this memory format is faster."""
 
+    def check_size(self, shape: Sequence[int]) -> None:
+        """Raise UserError unless the network takes samples of ``shape`` beside those that it was made for."""
+        raise UserError(f"{type(self).__name__} takes samples of one size; leave the image size out, or train a DiT")
+
 
 class VelocityAndScore(nn.Module):
     """Two networks of the same inputs: their outputs (B, *S) one after the other on axis 1."""
@@ -33,6 +37,11 @@ class VelocityAndScore(nn.Module):
     def __init__(self, velocity: nn.Module, score: nn.Module) -> None:
         super().__init__()
         self.velocity, self.score = velocity, score
+
+    def check_size(self, shape: Sequence[int]) -> None:
+        """Raise UserError unless both networks take samples of ``shape``."""
+        for net in (self.velocity, self.score):
+            net.check_size(shape)  # pyright: ignore[reportCallIssue]
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
         return torch.cat([self.velocity(x_t, t, cond), self.score(x_t, t, cond)], 1)

@@ -150,6 +150,9 @@ class DiT(FlowNetwork):
         out = self.head(h, emb).transpose(1, 2).unflatten(2, patches.shape[2:])
         return F.pixel_shuffle(out, self.patch).to(x_t.dtype)
 
+    def check_size(self, shape: Sequence[int]) -> None:
+        _check_shape(shape, self.patch)
+
     def _places(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Coordinates of the rows (H,) and columns (W,) of patches (B, ., H, W)."""
         rows, columns = (

@@ -59,8 +59,6 @@ class MLP(FlowNetwork):
 
     part_examples = ({"width": 16}, {"width": 8, "depth": 2, "time_features": 0})
 
-    input_map: Tensor | None
-
     def __init__(
         self,
         dim: int,
@@ -104,8 +102,8 @@ class MLP(FlowNetwork):
 
     def _features(self, x_t: Tensor, t: Tensor) -> Tensor:
         t = t.to(x_t.dtype)[:, None]
-        mapped = x_t if self.input_map is None else x_t @ self.input_map.to(x_t.dtype).mT
-        columns = [mapped, t]
+        mix = self.input_map
+        columns = [x_t @ mix.to(x_t.dtype).mT if isinstance(mix, Tensor) else x_t, t]
         for k in range(1, self.time_features + 1):
             angle = t * (2 * math.pi * k)
             columns += [angle.cos(), angle.sin()]

@@ -24,7 +24,7 @@ class AffinePath(Path):
     Args:
         schedule: schedule of alpha and sigma.
         sigma_min: standard deviation >= 0 of an independent Gaussian jitter, constant in time and so absent from
-            u_t (Tong et al. 2024, "Improving and generalizing flow-based generative models", eq. 14 and 15).
+            u_t (Tong et al. 2024, "Improving and generalizing flow-based generative models").
         gaussian_source: whether x0 ~ N(0, I), independent of x1. Otherwise there is no law given x1 alone, no
             score without jitter, and no conversion of velocities to scores.
     """
@@ -81,7 +81,7 @@ class AffinePath(Path):
     def conditional_velocity(self, x: Tensor, t: Tensor, *, x1: Tensor, x0: Tensor | None = None) -> Tensor:
         """u_t(x | x1) = alpha' x1 + sigma' (x - alpha x1) / sigma, or alpha' x1 + sigma' x0 given both ends, (B, *S).
 
-        The first (Lipman et al. 2023, eq. 15) needs a Gaussian source and sigma > 0.
+        The first (Lipman et al. 2023) needs a Gaussian source and sigma > 0.
         """
         check_point(x, t, x1, x0)
         if x0 is not None:

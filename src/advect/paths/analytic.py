@@ -1,8 +1,8 @@
 """Data laws with closed-form marginals p_t, velocity and score under affine paths.
 
 With data ``sum_k w_k N(m_k, C_k)`` and a Gaussian source, ``p_t = sum_k w_k N(alpha m_k, alpha^2 C_k + sigma^2 I)``,
-and fields are posterior means of the conditional ones (Lipman et al. 2023, "Flow matching for generative modeling",
-eq. 8). Finite data are the case C_k = 0: perfect memorisation.
+and fields are posterior means of the conditional ones (Lipman et al. 2023, "Flow matching for generative modeling").
+Finite data are the case C_k = 0: perfect memorisation.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class BrownianBridge(Path):
     like 1 / sqrt(t), and its mean square over t diverges: keep times off both ends.
 
     Tong et al. 2024, "Improving and generalizing flow-based generative models", on SB-CFM; Tong et al. 2024,
-    "Simulation-free Schrödinger bridges via score and flow matching", eq. 8.
+    "Simulation-free Schrödinger bridges via score and flow matching".
     """
 
     width = "sigma"

@@ -12,7 +12,7 @@ Functions take ``(value, x, alpha, sigma, d_alpha, d_sigma)``, with value and x 
 over x (see ``core.types.expand_right``). They raise UserError where the result is undetermined: a score where sigma =
 0, data from noise where alpha = 0, a velocity where a derivative of the schedule is infinite.
 
-Ma et al. 2024, "SiT", eq. 9; Lipman et al. 2024, "Flow matching guide and code", Table 1.
+Ma et al. 2024, "SiT"; Lipman et al. 2024, "Flow matching guide and code", Table 1.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class InterpolantPath(Path):
     """``x_t = psi(x0, x1, t)`` for any differentiable psi, with ``u_t = d psi / dt`` by forward-mode differentiation.
 
     psi goes from x0 to x1, row by row, deterministically: there is no conditional score. Lipman et al. 2023, "Flow
-    matching for generative modeling", eq. 13 and 14, with psi of both ends as in Albergo & Vanden-Eijnden 2023,
+    matching for generative modeling", with psi of both ends as in Albergo & Vanden-Eijnden 2023,
     "Building normalizing flows with stochastic interpolants".
     """
 

@@ -77,7 +77,7 @@ def change_schedule(
     ``U_r(x) = (c' / c) x + c t' u_t(x / c)`` with (t, c) of :func:`schedule_map`; exact: the same noise gives the same
     samples, up to solver error.
 
-    Karras et al. 2022, "Elucidating the design space of diffusion-based generative models", eq. 4; Pokle et al. 2024,
+    Karras et al. 2022, "Elucidating the design space of diffusion-based generative models"; Pokle et al. 2024,
     "Training-free linear image inverses via flows"; Lipman et al. 2024, "Flow matching guide and code".
     """
     for name, schedule in (("old", old), ("new", new)):

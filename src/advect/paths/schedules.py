@@ -79,8 +79,8 @@ class Schedule(ABC):
 class CondOT(Schedule):
     """The straight line from noise to data at constant speed, alpha_t = t and sigma_t = 1 - t.
 
-    Lipman et al. 2023, "Flow matching for generative modeling", eq. 20 with sigma_min = 0; Liu et al. 2023, "Flow
-    straight and fast" (rectified flow), eq. 1.
+    Lipman et al. 2023, "Flow matching for generative modeling", with sigma_min = 0; Liu et al. 2023, "Flow
+    straight and fast" (rectified flow).
     """
 
     def coefficients(self, t: Tensor) -> Coefficients:
@@ -96,7 +96,7 @@ class CondOT(Schedule):
 class LipmanOT(Schedule):
     """The straight line with noise of width sigma_min left at the data, alpha_t = t, sigma_t = 1 - (1 - sigma_min) t.
 
-    Lipman et al. 2023, "Flow matching for generative modeling", eq. 20. sigma_min > 0 gives a score at t = 1.
+    Lipman et al. 2023, "Flow matching for generative modeling". sigma_min > 0 gives a score at t = 1.
     """
 
     width = "sigma_min"

@@ -42,7 +42,7 @@ class VariancePreserving(Schedule):
     ``d_alpha = -s s' / alpha`` is infinite unless s' = 0: with the default, linear s the velocity's mean square over t
     diverges, and times must stay off 0. Where s' = 0, d_alpha is its limit sqrt(-s'').
 
-    Lipman et al. 2023, "Flow matching for generative modeling", eq. 18 and 19.
+    Lipman et al. 2023, "Flow matching for generative modeling".
 
     Args:
         sigma: the noise level s: 1 - t, 1 - t^2 or cos(pi t / 2), the last two with a finite velocity at t = 0; or any
@@ -121,7 +121,7 @@ class Cosine(Schedule):
 
     ``alpha_t^2 = f(1 - t) / f(0)`` with ``f(u) = cos^2((u + offset) / (1 + offset) pi / 2)``; Trigonometric as
     offset -> 0. Finite at t = 0, without the paper's cap on beta; d_sigma is -inf at t = 1. Nichol & Dhariwal 2021,
-    "Improved denoising diffusion probabilistic models", eq. 17.
+    "Improved denoising diffusion probabilistic models".
 
     Args:
         offset: distance from Trigonometric, above 0.
@@ -155,7 +155,7 @@ class BetaLinear(Schedule):
     at t = 1.
 
     Ho et al. 2020, "Denoising diffusion probabilistic models", section 4; Song et al. 2021, "Score-based generative
-    modeling through stochastic differential equations", eq. 33.
+    modeling through stochastic differential equations".
 
     Args:
         beta_min: rate at the data.

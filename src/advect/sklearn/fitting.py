@@ -20,6 +20,7 @@ from advect.config.build import (
     label_dropout,
 )
 from advect.config.build_trainer import check_method, new_state, new_trainer
+from advect.config.config import TrainingConfig
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import Condition, DataSpec
@@ -212,28 +213,21 @@ def _train(given: _Given, train: np.ndarray, held_out: np.ndarray, steps: int) -
     if previous:
         previous.state.restore(state)
     start, every = state.progress.step, max(1, settings.steps // _EVALUATIONS)
-    curve, callbacks, stopping = LossCurve(), list[Callback](), None
+    curve, stopping = LossCurve(), None
     if len(held_out):
         stopping = EarlyStopping(dataset.held_out.fetch(np.arange(len(held_out))), loss, given.patience, seed)
-        callbacks.append(stopping)
-    if given.verbose:
-        callbacks.append(ProgressBar())
+    bar: list[Callback] = [ProgressBar()] if given.verbose else []
+    callbacks: list[Callback] = [curve, *([stopping] if stopping else []), *bar]
     trainer = new_trainer(
         context,
         training,
         state,
         loss,
         dataset.train,
-        rate=_DelayedLearningRate(
-            peak=training.learning_rate,
-            warmup=training.lr_warmup_steps,
-            total=settings.steps,
-            shape=training.lr_schedule,
-            start=start,
-        ),
+        rate=_rate(training, settings.steps, start),
         limits=StopCriteria(steps=start + steps, max_steps=training.max_steps, max_minutes=training.max_minutes),
         log_every=every,
-        callbacks=[curve, *callbacks],
+        callbacks=callbacks,
     )
     reason = trainer.run()
     weights, step = copied({**state.net.state_dict(), **(state.ema.shadow if state.ema else {})}), state.progress.step
@@ -315,6 +309,17 @@ class SavedState:
             state.ema.load({EMA_FILE: shadow}, updates)
         if state.extra is not None:
             state.extra.load_state_dict(self.extra)
+
+
+def _rate(training: TrainingConfig, steps: int, start: int) -> LearningRate:
+    """The schedule over ``steps`` steps from ``start`` on."""
+    return _DelayedLearningRate(
+        peak=training.learning_rate,
+        warmup=training.lr_warmup_steps,
+        total=steps,
+        schedule=training.build("lr_schedule"),
+        start=start,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

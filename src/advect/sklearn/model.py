@@ -198,7 +198,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         passes = settings.steps * settings.training.batch_size // len(rows)
         if few and not stopping and passes > PASSES:
             warnings.warn(
-                f"{len(rows)} rows are trained on {passes:,} times each and none is held out, so nothing tells whether "
+                f"{len(rows)} rows are trained on {passes:,} times each and none is held out, so nothing tells if "
                 "the model memorises; take early_stopping='auto'",
                 stacklevel=3,
             )

@@ -2,6 +2,7 @@
 
 from advect.solvers.adams_bashforth import AdamsBashforth2 as AdamsBashforth2
 from advect.solvers.base import Solver as Solver
+from advect.solvers.base import SolverError as SolverError
 from advect.solvers.base import Velocity as Velocity
 from advect.solvers.base import get_solver as get_solver
 from advect.solvers.diffusion_coefficients import DiffusionCoefficient as DiffusionCoefficient

@@ -18,7 +18,7 @@ class AdamsBashforth2(Solver):
     """Two-step Adams-Bashforth method: order 2 at one evaluation per step.
 
     ``x + h ((1 + r/2) u_n - r/2 u_(n-1))``, r the ratio of this step to the previous, on any grid (Hairer, Norsett &
-    Wanner 1993, III.5, eq. 5.2). Starts with a midpoint step.
+    Wanner 1993, III.5). Starts with a midpoint step.
     """
 
     order, evaluations = 2, 1

@@ -80,11 +80,24 @@ def all_finite(x: Tensor) -> bool:
     return math.isfinite(x.sum().item()) or bool(torch.isfinite(x).all())
 
 
-def not_finite(name: str, t: float) -> str:
-    """Error message for a non-finite state from t on."""
-    return (
-        f"the state of solver {name!r} is not finite from t = {t:.4g} on; "
-        "the network has diverged or the start is not finite: take an earlier checkpoint"
+class SolverError(UserError):
+    """A failure at a time, whose place in ``message`` is ``{t}``."""
+
+    def __init__(self, message: str, t: float = math.nan) -> None:
+        super().__init__(message.replace("{t}", f"{t:.4g}"))
+        self.message, self.t = message, t
+
+    def at(self, t: float) -> SolverError:
+        """The same at another time, for a solver whose own times are no one else's."""
+        return SolverError(self.message, t)
+
+
+def not_finite(name: str, t: float) -> SolverError:
+    """The error of a non-finite state from t on."""
+    return SolverError(
+        f"the state of solver {name!r} is not finite from t = {{t}} on; "
+        "the network has diverged or the start is not finite: take an earlier checkpoint",
+        t,
     )
 
 

@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
 import numpy as np
@@ -158,8 +159,14 @@ def bounded_diffusion(diffusion: Diffusion, schedule: Schedule) -> Diffusion:
     where = (g > lowered(t) + 1e-9).nonzero()
     if not len(where):
         return diffusion
-    logger.warning(
+    _warn(
         f"diffusion {diffusion} is lowered to sqrt({2 * BOUND:g} sigma_t) where it is larger, from t = "
         f"{t[where[0, 0]].item():.3g} on: the same law, but errors of the network are not multiplied"
     )
     return lowered
+
+
+@cache
+def _warn(message: str) -> None:
+    """Log a warning once, though every batch of an evaluation comes by."""
+    logger.warning(message)

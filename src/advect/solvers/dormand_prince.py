@@ -11,7 +11,7 @@ from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.registry import register
-from advect.solvers.base import Solver, Velocity, expanded_times, not_finite
+from advect.solvers.base import Solver, SolverError, Velocity, expanded_times, not_finite
 
 # Dormand & Prince 1980, RK5(4)7M; Hairer, Norsett & Wanner 1993, table II.5.2. The last row is the solution of
 # order 5, and its derivative is the first stage of the next step.
@@ -36,7 +36,7 @@ _DENSE = (
     -1453857185 / 822651844,
     69997945 / 29380423,
 )
-# The step's controller, with the constants of DOPRI5 (Hairer & Wanner 1996, IV.2, eq. 2.43c).
+# The step's controller, with the constants of DOPRI5 (Hairer & Wanner 1996, IV.2).
 _SAFETY, _SHRINK, _GROW, _BETA = 0.9, 0.2, 10.0, 0.04
 _EXPONENT = 1 / 5 - 0.75 * _BETA
 
@@ -112,16 +112,16 @@ class DormandPrince(Solver):
             factor = error**_EXPONENT / previous**_BETA / _SAFETY
             factor = min(1 / _SHRINK, max(1.0 if refused else 1 / _GROW, factor))
             x, k1, t, h, previous, refused = x_new, k[-1], after, h / factor, max(error, 1e-4), False
-        raise UserError(f"{self._at(t)} after max_steps = {self.max_steps}; raise max_steps, or rtol and atol")
+        raise self._stopped(t, f" after max_steps = {self.max_steps}; raise max_steps, or rtol and atol")
 
-    def _at(self, t: float) -> str:
-        return f"solver {self.name!r} stopped at t = {t:.4g}"
+    def _stopped(self, t: float, why: str) -> SolverError:
+        return SolverError(f"solver {self.name!r} stopped at t = {{t}}{why}", t)
 
     def _check_step(self, h: float, t: float, error: float) -> None:
         if error == math.inf and abs(h) < 1e-6:
-            raise UserError(not_finite(self.name, t))
+            raise not_finite(self.name, t)
         if abs(h) <= 4 * math.ulp(1.0):
-            raise UserError(f"{self._at(t)}, where its steps have shrunk to nothing; raise rtol and atol")
+            raise self._stopped(t, ", where its steps have shrunk to nothing; raise rtol and atol")
 
     def _scaled(self, error: Tensor, size: Tensor) -> float:
         """Norm of an error (B, *S); inf if not finite."""
@@ -139,7 +139,7 @@ class DormandPrince(Solver):
         """Initial step at one call of u (Hairer, Norsett & Wanner 1993, II.4, "starting step size")."""
         d0, d1 = self._scaled(x.clone(), x.abs()), self._scaled(k1.clone(), x.abs())
         if max(d0, d1) == math.inf:
-            raise UserError(not_finite(self.name, t))
+            raise not_finite(self.name, t)
         span = abs(end - t)
         h0 = min(span, 0.01 * d0 / d1 if min(d0, d1) >= 1e-5 else 1e-6)
         signed = math.copysign(h0, end - t)

@@ -19,8 +19,7 @@ from advect.solvers.time_grids import coefficients_on
 class DPMSolverPlusPlus2M(Solver):
     """DPM-Solver++(2M) for velocities of affine paths: order 2 at one evaluation per step.
 
-    Exact for a constant data prediction D. A step from t to t' (Lu et al. 2022, "DPM-Solver++", algorithm 2 and eq.
-    9):
+    Exact for a constant data prediction D. A step from t to t' (Lu et al. 2022, "DPM-Solver++", algorithm 2):
 
     ``x' = (sigma'/sigma) x + (alpha' - alpha sigma'/sigma) (D_n + r/2 (D_n - D_(n-1)))``
 

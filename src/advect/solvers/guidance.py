@@ -16,7 +16,7 @@ Interval = tuple[float, float]
 def guided_velocity(
     net: Network, cond: Conditions | None, scale: float = 1.0, *, interval: Interval | None = None
 ) -> Velocity:
-    """``u = u(x, t, null) + scale (u(x, t, cond) - u(x, t, null))``, Ho & Salimans 2022, eq. 6.
+    """``u = u(x, t, null) + scale (u(x, t, cond) - u(x, t, null))``, Ho & Salimans 2022.
 
     ``scale`` 1 is the conditional flow, 0 the unconditional one, each at one network call; other scales use one call
     at twice the batch. Outside ``interval`` the flow is conditional (Kynkaanniemi et al. 2024, "Applying guidance in a
@@ -44,7 +44,7 @@ def autoguided_velocity(
 ) -> Velocity:
     """``u = weak(x, t) + scale (velocity(x, t) - weak(x, t))``, autoguidance.
 
-    Karras et al. 2024, "Guiding a diffusion model with a bad version of itself", eq. 3. ``weak`` comes from a smaller
+    Karras et al. 2024, "Guiding a diffusion model with a bad version of itself". ``weak`` comes from a smaller
     or less trained network under the same conditions. ``scale`` 1 is ``velocity``, 0 ``weak``, each at one call; other
     scales call both. Outside ``interval`` the flow is ``velocity``. Raises UserError unless 0 <= lo < hi <= 1.
     """

@@ -11,7 +11,7 @@ from torch import Tensor
 from advect.core.errors import UserError
 from advect.core.types import check_floating
 from advect.paths import Schedule
-from advect.solvers.base import Solver, Velocity, all_finite, get_solver, not_finite
+from advect.solvers.base import Solver, SolverError, Velocity, all_finite, get_solver, not_finite
 from advect.solvers.time_grids import TimeGrid, check_interval, resolve_grid
 
 STEPS = 50
@@ -62,7 +62,7 @@ def solve(
             states.append(x)
     nfe = method.nfe(len(times) - 1)
     if not all_finite(x):
-        raise UserError(explain_divergence(velocity, x0, method, times))
+        raise explain_divergence(velocity, x0, method, times)
     return Solution(
         x, tuple(times), torch.stack(states) if trajectory else None, counted.calls if nfe is None else nfe
     )
@@ -146,7 +146,7 @@ class CountedVelocity:
         return self.velocity(x, t)
 
 
-def explain_divergence(velocity: Velocity, x0: Tensor, method: Solver, times: Sequence[float]) -> str:
+def explain_divergence(velocity: Velocity, x0: Tensor, method: Solver, times: Sequence[float]) -> SolverError:
     """Solve again, checking each state, to say where it stopped being finite."""
     if not torch.isfinite(x0).all():
         return not_finite(method.name, times[0])

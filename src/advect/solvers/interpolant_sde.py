@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from advect.core import random
-from advect.core.errors import UserError
 from advect.core.random import Generator
 from advect.core.registry import name_of
 from advect.paths import AffinePath, Path, Schedule
@@ -86,7 +85,7 @@ def integrate_interpolant(
             states.append(x)
     good = torch.stack(finite).tolist()
     if not all(good):
-        raise UserError(not_finite(name_of(solver), times[good.index(False)]))
+        raise not_finite(name_of(solver), times[good.index(False)])
     return torch.stack(states) if trajectory else x
 
 

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from advect.core import random
 from advect.core.errors import UserError, did_you_mean
 from advect.core.random import Generator
+from advect.core.types import check_floating
 from advect.solvers.base import Solver, Velocity, all_finite, get_solver
 from advect.solvers.dormand_prince import DormandPrince, worst_sample
 from advect.solvers.integrate import explain_divergence, solver_times
@@ -163,6 +164,7 @@ def log_prob(
     Uses unfused attention, which has a forward derivative. Raises UserError for an unknown name, an unused option, and
     a non-finite state.
     """
+    check_floating(x1=x1)
     method = get_solver(solver, rtol=rtol, atol=atol, max_steps=max_steps)
     if method.affine_only:
         raise UserError(f"solver {method.name!r} cannot integrate a divergence; take 'dopri5' or 'midpoint'")
@@ -215,7 +217,7 @@ def _solve_both(divergence: Divergence, x1: Tensor, method: Solver, times: list[
     start = torch.cat([x1.flatten(1), x1.new_zeros(len(x1), 1)], 1)
     *_, z = method.iterate(system, start, times)
     if not all_finite(z):
-        raise UserError(explain_divergence(system, start, method, times))
+        raise explain_divergence(system, start, method, times)
     return z[:, :-1].reshape(x1.shape), z[:, -1]
 
 
@@ -256,7 +258,7 @@ def dequantise(x: Tensor, *, bin_width: float = 1.0, generator: Generator = None
     """x (B, *S) plus uniform noise on [0, bin_width), for integer data.
 
     The expected log density plus the number of elements times log(bin_width) bounds the log probability from below
-    (Theis et al. 2016, "A note on the evaluation of generative models", eq. 4). Raises UserError unless bin_width > 0.
+    (Theis et al. 2016, "A note on the evaluation of generative models"). Raises UserError unless bin_width > 0.
     """
     _check_bin(bin_width)
     dtype = x.dtype if x.dtype.is_floating_point else torch.float32

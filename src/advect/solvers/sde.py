@@ -21,6 +21,7 @@ from advect.core import random
 from advect.core.errors import UserError, did_you_mean
 from advect.core.random import Generator
 from advect.core.registry import choices, get, name_of, register
+from advect.core.types import check_floating
 from advect.paths import CondOT, Schedule
 from advect.solvers.base import Solver, Velocity, not_finite, stage_times
 from advect.solvers.diffusion_coefficients import Diffusion, SigmaDiffusion, diffusion_on, relaxation
@@ -116,6 +117,7 @@ def integrate_sde(
     Raises UserError for an unknown name, an argument out of range, a ``schedule`` that nothing uses, a velocity that
     does not tell data from noise, and when a state stops being finite (it says at which t).
     """
+    check_floating(x0=x0)
     method = get_sde_solver(solver)
     if last_step not in LAST_STEPS:
         raise UserError(f"last_step {last_step!r} is not known{did_you_mean(str(last_step), LAST_STEPS)}")
@@ -142,7 +144,7 @@ def integrate_sde(
     bad = [n for n, ok in enumerate(torch.stack(finite).tolist()) if not ok]
     if bad:
         start = not torch.isfinite(x0).all()
-        raise UserError(not_finite(name_of(method), times[0] if start else times[bad[0] + 1]))
+        raise not_finite(name_of(method), times[0] if start else times[bad[0] + 1])
     return torch.stack(states) if trajectory else x
 
 

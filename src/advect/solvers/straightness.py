@@ -91,7 +91,7 @@ def deviations(
     start = torch.cat([x0.flatten(1), x0.new_zeros(len(x0), 1)], 1)
     z = deque(method.iterate(system, start, times), maxlen=1).pop()
     if not all_finite(z):
-        raise UserError(explain_divergence(system, start, method, times))
+        raise explain_divergence(system, start, method, times)
     mean = (z[:, :-1] - start[:, :-1]) / (t1 - t0)
     turned = (mean - first.flatten(1)).square().mean(1)
     return (z[:, -1] / (t1 - t0) - turned).clamp(min=0), mean.square().mean(1)

@@ -65,7 +65,7 @@ class CosineGrid(TimeGrid):
 @register("edm")
 @dataclass(frozen=True)
 class EDMGrid(TimeGrid):
-    """Times at which sigma/alpha of the straight path takes the noise levels of Karras et al. 2022, eq. 5.
+    """Times at which sigma/alpha of the straight path takes the noise levels of Karras et al. 2022.
 
     ``sigma_i^(1/rho)`` decreases linearly from sigma_max to sigma_min; t_i = 1 / (1 + sigma_i). The first time, 1 / (1
     + sigma_max), is moved to 0; the last is 1 (sigma = 0).
@@ -101,7 +101,7 @@ class EDMGrid(TimeGrid):
 class ShiftedGrid(TimeGrid):
     """More steps near the noise, t = s / (s + shift (1 - s)) for uniform s.
 
-    Resolution-dependent shift of Esser et al. 2024, "Scaling rectified flow transformers", eq. 23: shift = sqrt(m / n)
+    Resolution-dependent shift of Esser et al. 2024, "Scaling rectified flow transformers": shift = sqrt(m / n)
     for m pixels if n needed none.
 
     Args:

@@ -116,7 +116,7 @@ def _fixed_weight(decay: float, updates: int) -> float:
 
 
 def exponent(length: float) -> float:
-    """Exponent gamma of a length: the positive root of gamma + 1 = length^2 (gamma + 2)^2 (gamma + 3) (eq. 123).
+    """Exponent gamma of a length: the positive root of gamma + 1 = length^2 (gamma + 2)^2 (gamma + 3).
 
     Raises UserError for a length outside (0, LONGEST).
     """

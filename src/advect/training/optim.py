@@ -1,13 +1,12 @@
-"""Optimisers AdamW and Muon, learning rate, gradient clipping and loss scale."""
+"""Optimisers, gradient clipping and loss scale."""
 
 from __future__ import annotations
 
-import math
 import re
+from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +14,42 @@ from torch.optim.adamw import adamw
 
 from advect.core.device import has_fast_bfloat16
 from advect.core.errors import UserError
+from advect.core.registry import register
 from advect.distributed.parallel import gather_whole, local, local_rows
 
 
-class AdamW:
-    """AdamW (Loshchilov & Hutter 2019) by PyTorch's functional form, fused where available; faster than the class for
-    small networks.
+class Optimizer(ABC):
+    """Updates parameters from their gradients.
+
+    A run gives the constructor ``params`` by name, the names of the ``hidden`` matrices among them (see
+    :func:`hidden_matrices`) and ``weight_decay``, each if it takes it.
+    """
+
+    part_kind: ClassVar[str] = "optimizer"
+    part_given: ClassVar[tuple[str, ...]] = ("params", "hidden", "weight_decay")
+
+    @abstractmethod
+    def step(self, lr: float, bad: Tensor | None = None, /) -> None:
+        """Update the parameters and drop their gradients; no update if ``bad`` () is 1."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """State for a checkpoint, by name; moments are named KIND.PARAMETER."""
+
+    @abstractmethod
+    def load(self, tensors: dict[str, Tensor], step: int) -> None:
+        """Restore ``tensors``; ``step`` is the number of updates where they lack it."""
+
+
+@register("adamw")
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019).
+
+    PyTorch's functional form, fused where available; faster than the class for small networks.
+
+    Args:
+        betas: decays of the first and second moment.
+        eps: added to the root of the second moment.
     """
 
     def __init__(
@@ -33,6 +62,7 @@ class AdamW:
     ) -> None:
         if weight_decay < 0:
             raise UserError(f"weight_decay must be >= 0, got {weight_decay}; 0.01 is usual, 0 turns it off")
+        _check_moments(type(self).__name__, betas, eps)
         self.weight_decay, self.betas, self.eps = weight_decay, betas, eps
         self._params, self._local = list(params.values()), [local(p) for p in params.values()]
         self.exp_avg = {name: torch.zeros_like(p) for name, p in zip(params, self._local, strict=True)}
@@ -42,8 +72,7 @@ class AdamW:
         self._fused = all(p.device.type in ("cpu", "cuda") for p in self._local)
 
     @torch.no_grad()
-    def step(self, lr: float, bad: Tensor | None = None) -> None:
-        """Update the parameters and drop their gradients; no update if ``bad`` () is 1."""
+    def step(self, lr: float, bad: Tensor | None = None, /) -> None:
         pairs = zip(self._params, self._local, strict=True)
         grads = [torch.zeros_like(here) if p.grad is None else local(p.grad) for p, here in pairs]
         adamw(
@@ -66,18 +95,23 @@ class AdamW:
             p.grad = None
 
     def tensors(self) -> dict[str, Tensor]:
-        """State for a checkpoint, by name."""
         moments = {f"exp_avg.{name}": value for name, value in self.exp_avg.items()}
         moments |= {f"exp_avg_sq.{name}": value for name, value in self.exp_avg_sq.items()}
         return moments | ({"updates": self._steps[0]} if self._steps else {})
 
     def load(self, tensors: dict[str, Tensor], step: int) -> None:
-        """Restore ``tensors``; ``step`` is the number of updates where they lack it."""
         for name in self.exp_avg:
             self.exp_avg[name].copy_(tensors[f"exp_avg.{name}"])
             self.exp_avg_sq[name].copy_(tensors[f"exp_avg_sq.{name}"])
         for count in self._steps:
             count.fill_(float(tensors.get("updates", step)))
+
+
+def _check_moments(owner: str, betas: tuple[float, float], eps: float) -> None:
+    if not all(0 <= beta < 1 for beta in betas):
+        raise UserError(f"{owner}.betas must lie in [0, 1), got {betas[0]} {betas[1]}; 0.9 0.999 are usual")
+    if not eps > 0:
+        raise UserError(f"{owner}.eps must be > 0, got {eps}; 1e-8 is usual")
 
 
 @torch.no_grad()
@@ -93,19 +127,23 @@ def clip_gradients(grads: list[Tensor], max_norm: float, norm: Tensor) -> None:
         torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
 
 
-_OUTER = ("first", "stem", "conditions", "head", "last", "through")
-"""Names of input and output layers in the networks."""
+_APART = ("first", "stem", "time", "conditions", "head", "last", "through")
+"""Names of input and output layers and of embeddings in the networks."""
 
 
-def hidden_matrices(net: nn.Module) -> set[str]:
-    """Names of the weights for Muon: linear layers and convolutions, except input and output layers (Jordan et al.
-    2024).
+def hidden_matrices(net: nn.Module) -> dict[str, int]:
+    """Names of the weights for Muon, with the number of matrices that each stacks in its rows.
+
+    They are those of linear layers and convolutions, except input and output layers (Jordan et al. 2024), time
+    embeddings and modulations, whose inputs are nearly the same in all samples; fused queries, keys and values count
+    as one. Both by measurement, bench/muon.py.
     """
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     return {
-        f"{name}.weight" if name else "weight"
+        f"{name}.weight" if name else "weight": 1
         for name, module in net.named_modules()
-        if isinstance(module, kinds) and module.weight.requires_grad and _first_part(name) not in _OUTER
+        if isinstance(module, kinds) and module.weight.requires_grad
+        if not (_first_part(name) in _APART or name.split(".")[-1] == "modulation")
     }
 
 
@@ -136,98 +174,81 @@ def _matrix(x: Tensor, like: Tensor) -> Tensor:
     return x.flatten(1)
 
 
-class Muon:
-    """Orthogonalised Nesterov momentum for the matrices in ``hidden``, AdamW for the rest.
+@register("muon")
+class Muon(Optimizer):
+    """Orthogonalised Nesterov momentum for hidden matrices, AdamW for the rest.
 
-    A convolution's weight is the matrix (out, in * kernel). Updates of A x B matrices are scaled by 0.2 sqrt(max(A,
-    B)) to AdamW's size, sharing its learning rate and decay (Liu et al. 2025, "Muon is scalable for LLM training", eq.
-    4). Matrices of one shape are batched, in bfloat16 where fast; sharded ones are gathered on every process.
+    ``hidden`` has the number of matrices that a weight stacks in its rows, such as 3 for queries, keys and values. A
+    convolution's weight is the matrix (out, in * kernel). Updates of A x B matrices are scaled by 0.2 sqrt(max(A,
+    B)) to AdamW's size, sharing its learning rate and decay (Liu et al. 2025, "Muon is scalable for LLM training").
+    Matrices of one shape are batched, in bfloat16 where fast; sharded ones are gathered on every process.
 
-    Raises UserError for a name that is no parameter with two or more dimensions.
+    Raises UserError for a name in ``hidden`` that is no parameter with two or more dimensions.
+
+    Args:
+        momentum: decay of the mean gradient.
+        betas, eps: of AdamW for the rest.
     """
 
     def __init__(
         self,
         params: dict[str, Tensor],
-        hidden: Collection[str],
+        hidden: Mapping[str, int],
         *,
         weight_decay: float = 0.0,
         momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
     ) -> None:
         if not 0 <= momentum < 1:
-            raise UserError(f"momentum must lie in [0, 1), got {momentum}; 0.95 is usual")
+            raise UserError(f"Muon.momentum must lie in [0, 1), got {momentum}; 0.95 is usual")
+        _check_moments("Muon", betas, eps)
         for name in hidden:
-            if name not in params or params[name].ndim < 2:
+            if name not in params or params[name].ndim < 2 or len(params[name]) % hidden[name]:
                 raise UserError(f"Muon needs the names of matrices, and {name!r} is none; see hidden_matrices(net)")
         self.weight_decay, self.momentum = weight_decay, momentum
-        self.rest = AdamW({k: p for k, p in params.items() if k not in hidden}, weight_decay=weight_decay)
+        rest = {name: p for name, p in params.items() if name not in hidden}
+        self.rest = AdamW(rest, weight_decay=weight_decay, betas=betas, eps=eps)
         self._params = {name: p for name, p in params.items() if name in hidden}
         self.buffers = {name: torch.zeros_like(local(p)) for name, p in self._params.items()}
         self._bfloat16 = all(has_fast_bfloat16(p.device) for p in self._params.values())
-        self._groups: dict[tuple[int, int], list[str]] = defaultdict(list)
+        self._groups: dict[tuple[int, int, int], list[str]] = defaultdict(list)
         for name, p in self._params.items():
-            self._groups[p.shape[0], p[0].numel()].append(name)
+            self._groups[hidden[name], p.shape[0] // hidden[name], p[0].numel()].append(name)
 
     @torch.no_grad()
-    def step(self, lr: float, bad: Tensor | None = None) -> None:
-        """Update the parameters and drop their gradients; no update if ``bad`` () is 1."""
+    def step(self, lr: float, bad: Tensor | None = None, /) -> None:
         skip = bad is not None and bool(bad)  # waits for a GPU
-        for (rows, columns), names in self._groups.items():
+        for (parts, rows, columns), names in self._groups.items():
             params = [self._params[name] for name in names]
             if not skip:
-                self._move(params, [self.buffers[name] for name in names], lr, 0.2 * max(rows, columns) ** 0.5)
+                size = 0.2 * max(rows, columns) ** 0.5
+                self._move(params, [self.buffers[name] for name in names], parts, lr, size)
             for p in params:
                 p.grad = None
         self.rest.step(lr, bad)
 
-    def _move(self, params: list[Tensor], buffers: list[Tensor], lr: float, size: float) -> None:
+    def _move(self, params: list[Tensor], buffers: list[Tensor], parts: int, lr: float, size: float) -> None:
         here = [local(p) for p in params]
         grads = [torch.zeros_like(x) if p.grad is None else local(p.grad) for p, x in zip(params, here, strict=True)]
         torch._foreach_lerp_(buffers, grads, 1 - self.momentum)
         ahead = torch._foreach_lerp(grads, buffers, self.momentum)  # Nesterov
         whole = [gather_whole(u, p) for u, p in zip(ahead, params, strict=True)]
         stack = torch.stack([_matrix(u, p) for u, p in zip(whole, params, strict=True)])
-        updates = orthogonalise(stack.bfloat16() if self._bfloat16 else stack).to(here[0].dtype).unbind()
+        stack = stack.unflatten(1, (parts, -1)).flatten(0, 1)
+        moved = orthogonalise(stack.bfloat16() if self._bfloat16 else stack).to(here[0].dtype)
+        updates = moved.unflatten(0, (-1, parts)).flatten(1, 2).unbind()
         updates = [local_rows(u, p) for u, p in zip(updates, params, strict=True)]
         torch._foreach_mul_(here, 1 - lr * self.weight_decay)
         torch._foreach_add_([_matrix(x, x) for x in here], updates, alpha=-lr * size)
 
     def tensors(self) -> dict[str, Tensor]:
-        """State for a checkpoint, by name."""
         return self.rest.tensors() | {f"momentum.{name}": value for name, value in self.buffers.items()}
 
     def load(self, tensors: dict[str, Tensor], step: int) -> None:
-        """Restore ``tensors``."""
         for name, value in self.buffers.items():
             value.copy_(tensors[f"momentum.{name}"])
         self.rest.load(tensors, step)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LearningRate:
-    """Linear warm-up over ``warmup`` steps to ``peak``, then constant, or half a cosine to 0 at step ``total``."""
-
-    peak: float
-    warmup: int
-    total: int
-    shape: Literal["constant", "cosine"] = "constant"
-
-    def __post_init__(self) -> None:
-        if self.shape not in ("constant", "cosine"):
-            raise UserError(f"LearningRate.shape must be 'constant' or 'cosine', got {self.shape!r}")
-        if not self.peak > 0:
-            raise UserError(f"LearningRate.peak must be > 0, got {self.peak}; 2e-4 is usual")
-        if self.warmup < 0:
-            raise UserError(f"LearningRate.warmup must be >= 0 steps, got {self.warmup}")
-
-    def __call__(self, step: int) -> float:
-        """Rate of the update after ``step`` finished ones."""
-        if step < self.warmup:
-            return self.peak * (step + 1) / self.warmup
-        if self.shape == "constant":
-            return self.peak
-        progress = min(1.0, (step - self.warmup) / max(1, self.total - self.warmup))
-        return self.peak * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 _LEAST = 2.0**-14

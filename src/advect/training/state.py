@@ -19,7 +19,7 @@ from advect.distributed.comm import current
 from advect.distributed.parallel import Parallel, as_sharded, gather_whole, local
 from advect.training.ema import EMA
 from advect.training.ema import EMA_FILE as EMA_FILE
-from advect.training.optim import LossScaler
+from advect.training.optim import LossScaler, Optimizer
 
 MODEL, OPTIMIZER, DATA, PROGRESS = (
     "model.safetensors",
@@ -78,14 +78,6 @@ class Stateful(Protocol):
 
     def state_dict(self) -> dict[str, list[float]]: ...
     def load_state_dict(self, state: dict[str, list[float]]) -> None: ...
-
-
-class Optimizer(Protocol):
-    """Interface of optimisers; ``tensors`` are stored in checkpoints by name."""
-
-    def step(self, lr: float, bad: Tensor | None = None, /) -> None: ...
-    def tensors(self) -> dict[str, Tensor]: ...
-    def load(self, tensors: dict[str, Tensor], step: int) -> None: ...
 
 
 class TrainState:

@@ -18,8 +18,8 @@ from advect.core.random import Stream, stream_seed
 from advect.distributed.comm import current
 from advect.distributed.context import EVERY_RANK
 from advect.training.guards import StopCriteria, StopGuard, Watchdog, explain_oom, roll_back
+from advect.training.learning_rate import LearningRate
 from advect.training.loader import Loader, Prefetcher
-from advect.training.optim import LearningRate
 from advect.training.state import TrainState
 from advect.training.step import Loss, LossInput, Step, StepMetrics
 

@@ -10,12 +10,13 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from advect.core.errors import UserError, did_you_mean
+from advect.core.files import require_folder
 from advect.core.registry import register
 from advect.core.types import DataSpec
 from advect.data.base import Dataset, Detected, category
 from advect.data.images.decoding import Decoder
 from advect.data.images.folder import PIXELS, ImageSplit, Unreadable, files_fingerprint
-from advect.data.images.stores import ImageStore, open_store, require_folder
+from advect.data.images.stores import ImageStore, open_store
 
 PARTITION, ATTRIBUTES, IMAGES = "list_eval_partition", "list_attr_celeba", "img_align_celeba"
 PLACES = ("", "Eval", "Anno", "Img")

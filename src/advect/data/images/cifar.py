@@ -11,11 +11,11 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from advect.core.errors import UserError
+from advect.core.files import require_folder
 from advect.core.registry import register
 from advect.core.types import DataSpec
 from advect.data.base import ArraySplit, Dataset, Detected, Rows, category, fingerprint
 from advect.data.images.folder import PIXELS
-from advect.data.images.stores import require_folder
 
 
 class _RefusedError(Exception):

@@ -13,9 +13,9 @@ from typing import ClassVar
 import numpy as np
 
 from advect.core.errors import UserError
+from advect.core.files import require_folder
 from advect.core.registry import register
 from advect.data.base import ArrayDataset, Detected, Rows
-from advect.data.images.stores import require_folder
 from advect.data.transforms import PixelScale
 
 _AGAIN = "download it again"

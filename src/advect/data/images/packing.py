@@ -76,14 +76,7 @@ def pack(
     digests = content_digests(store, unreadable)
     classes = labels if isinstance(labels, Mapping) else _folder_classes(store, labels)
     folder = make_folder(Path(out_folder), "out_folder")
-    plan = {
-        "version": VERSION,
-        "shape": [len(store), *decoder.shape],
-        "block": max(1, _BLOCK_BYTES // int(np.prod(decoder.shape))),
-        "settings": settings_of(decoder),
-        "fingerprint": files_fingerprint(store, digests),
-        "conditions": {name: list(c.names) for name, c in classes.items()},
-    }
+    plan = _plan(store, decoder, digests, classes)
     if _is_whole(folder, plan):
         _tidy(folder)
         return folder
@@ -104,6 +97,18 @@ def pack(
             f"{error.filename or folder} cannot be written ({error.strerror}); make room and pack again, it will go on"
         ) from error
     return folder
+
+
+def _plan(store: ImageStore, decoder: Decoder, digests: list[bytes], classes: Mapping[str, Classes]) -> dict:
+    """What the manifest says before any pixel is written, which tells one pack from another."""
+    return {
+        "version": VERSION,
+        "shape": [len(store), *decoder.shape],
+        "block": max(1, _BLOCK_BYTES // int(np.prod(decoder.shape))),
+        "settings": settings_of(decoder),
+        "fingerprint": files_fingerprint(store, digests),
+        "conditions": {name: list(c.names) for name, c in classes.items()},
+    }
 
 
 def settings_of(decoder: Decoder) -> dict:

@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from advect.core.errors import UserError
+from advect.core.files import require_path
 from advect.data.splits import MIDDLE, file_digest, middle_of
 
 SUFFIXES = frozenset(
@@ -151,32 +152,6 @@ def holds_images(path: Path) -> bool:
     except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError):
         return True  # it is an archive, though a damaged one: whoever opens it says so
     return False
-
-
-def require_folder(data_dir: str | os.PathLike[str] | None, *, holding: str) -> Path:
-    """``data_dir`` as a path to an existing folder.
-
-    Args:
-        data_dir: user's path; "~" is the home folder.
-        holding: expected content, for the message.
-
-    Raises:
-        UserError: it is not given, does not exist, or is not a folder.
-    """
-    folder = require_path(data_dir, holding=holding)
-    if not folder.is_dir():
-        raise UserError(f"data_dir {str(data_dir)!r} is a file, not a folder; name the folder that holds {holding}")
-    return folder
-
-
-def require_path(data_dir: str | os.PathLike[str] | None, *, holding: str) -> Path:
-    """``data_dir`` as an existing file or folder. Raises UserError if not given or missing."""
-    if data_dir is None or not str(data_dir):
-        raise UserError(f"data_dir is not given; name the folder that holds {holding}")
-    path = Path(data_dir).expanduser()
-    if not path.exists():
-        raise UserError(f"data_dir {str(data_dir)!r} does not exist; name the folder that holds {holding}")
-    return path
 
 
 class FolderStore(ImageStore):

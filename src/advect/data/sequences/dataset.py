@@ -116,26 +116,15 @@ class Sequences(Dataset):
     ) -> None:
         if isinstance(conditions, str) or isinstance(value_columns, str):
             raise UserError("conditions and value_columns must be several names, got one text; write (name,)")
+        names = id_column, order_column, value_columns
         if is_table(data):
-            if id_column is None or lengths is not None:
-                raise UserError(
-                    "Sequences.id_column is not given; name the column of the table that tells sequences apart"
-                )
-            ragged = read_steps(
-                data,
-                id=id_column,
-                order=order_column,
-                values=value_columns,
-                conditions=tuple(conditions),
-                missing=missing or None,
-                decimal=decimal,
-                date_order=date_order,
+            words = {"missing": missing or None, "decimal": decimal, "date_order": date_order}
+            ragged = _read_table(data, lengths, *names, conditions, words)
+        elif id_column is not None or order_column is not None or value_columns:
+            raise UserError(
+                "id_column, order_column and value_columns are for tables of one row a step; leave them out"
             )
         else:
-            if id_column is not None or order_column is not None or value_columns:
-                raise UserError(
-                    "id_column, order_column and value_columns are for tables of one row a step; leave them out"
-                )
             ragged = read_arrays(data, lengths, labels or conditions)
         ragged, groups = _shorten(ragged, max_length, long)
         train, rest = split_groups(groups, held_out, seed=seed)
@@ -228,6 +217,22 @@ def _as_written(column: Column, x: np.ndarray) -> Any:
     elif isinstance(column, Categories):
         own = own.round().clamp(0, len(column.names) - 1)
     return column.to_text(own.numpy())
+
+
+def _read_table(
+    data: Any,
+    lengths: Any,
+    id_column: str | None,
+    order_column: str | None,
+    value_columns: Sequence[str],
+    conditions: Sequence[str],
+    words: dict[str, Any],
+) -> Ragged:
+    """Sequences of a table of one row a step; ``words`` say how its text is read."""
+    if id_column is None or lengths is not None:
+        raise UserError("Sequences.id_column is not given; name the column of the table that tells sequences apart")
+    columns = {"id": id_column, "order": order_column, "values": value_columns, "conditions": tuple(conditions)}
+    return read_steps(data, **columns, **words)
 
 
 def _shorten(ragged: Ragged, max_length: int | None, long: str) -> tuple[Ragged, np.ndarray]:

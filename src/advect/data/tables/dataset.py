@@ -109,24 +109,14 @@ class Table(Dataset):
             require_columns(frame, names, argument)
         told = [column for column in frame.columns if column in {*conditions, *continuous_conditions}]
 
+        condition = lambda c: {"categorical": c in categorical, "continuous": c in continuous_conditions}
+        feature = lambda c: {"categorical": c in categorical, "scaling": scaling, "date_order": date_order}
+
         def read(train: np.ndarray | None) -> dict[str, tuple[Column, np.ndarray]]:
             return {
-                c: read_condition(
-                    frame[c],
-                    train,
-                    categorical=c in categorical,
-                    continuous=c in continuous_conditions,
-                    form=forms.get(c),
-                )
+                c: read_condition(frame[c], train, form=forms.get(c), **condition(c))
                 if c in told
-                else read_column(
-                    frame[c],
-                    train,
-                    scaling=scaling,
-                    categorical=c in categorical,
-                    form=forms.get(c),
-                    date_order=date_order,
-                )
+                else read_column(frame[c], train, form=forms.get(c), **feature(c))
                 for c in frame.columns
             }
 
