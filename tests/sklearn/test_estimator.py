@@ -27,6 +27,8 @@ from advect.sklearn.adapters import Labels, label_condition
 from advect.sklearn.early_stopping import EarlyStopping
 from advect.sklearn.settings import resolve
 
+OTHER = np.random.default_rng(0).normal(size=(40, 2))
+
 
 def small(**arguments: Any) -> FlowModel:
     """A model that trains in a fraction of a second."""
@@ -296,3 +298,21 @@ def test_defaults_beat_a_gaussian_on_small_tables(name: str, gain: float) -> Non
     train, test = x[: len(x) * 7 // 10], x[len(x) * 7 // 10 :]
     gaussian = multivariate_normal.logpdf(test, train.mean(0), np.cov(train.T)).mean()  # type: ignore[arg-type]
     assert FlowModel(random_state=0, device="cpu").fit(train).score(test) > gaussian + gain
+
+
+def test_values_in_the_other_byte_order_are_read() -> None:
+    x = OTHER.astype(">f8")
+    assert np.isfinite(FlowModel(steps=2, random_state=0).fit(x).sample(3)).all()
+    frame = pd.DataFrame({"a": x[:, 0], "b": x[:, 1], "k": np.arange(len(x)).astype(">i4")})
+    assert FlowModel(steps=2, random_state=0).fit(frame).sample(3).notna().all(axis=None)
+
+
+@pytest.mark.parametrize("y", [[None, "a"], [np.nan, "a"], pd.array([1, None], "Int64")])
+def test_missing_labels_are_refused(y: Any) -> None:
+    with pytest.raises(UserError, match=r"y holds (missing labels|NaN)"):
+        FlowModel(steps=2).fit(OTHER[:2], y)
+
+
+def test_whole_numbers_that_float64_would_round_are_refused() -> None:
+    with pytest.raises(UserError, match=r"whole numbers beyond 2\^53"):
+        FlowModel(steps=2).fit(2**60 + np.arange(20).reshape(10, 2))

@@ -123,10 +123,19 @@ class ArrayFile(Dataset):
             decides = content_of_rows(x, digests) if vectors else digests
             train, rest = split_by_content(decides, 0.1 if held_out is None else held_out)
         low, high = (0, 255) if x.dtype == np.uint8 and value_range is None else _extent(file, x)
+        if vectors and x.dtype.kind in "iu" and float64_rounds(x):
+            raise UserError(
+                f"{file} has whole numbers beyond 2^53 that float64 does not hold; subtract the least, or divide them"
+            )
         transform = Standardize.fit(x[train]) if vectors else _scale(file, x.dtype, low, high, value_range)
         numbers, names = _classes(file, found.labels, len(x), labels)
         conditions = {name: category(numbers[name][train], names[name]) for name in names}
-        self._columns = found.columns
+        self._written: VectorMetadata = {}
+        if found.columns is not None:
+            self._written["column"], self._written["label"] = found.columns
+        if vectors and found.x.dtype.kind in "bui":
+            self._written["whole"] = found.x.dtype.name
+            self._written["low"], self._written["high"] = x.min(0).tolist(), x.max(0).tolist()
         super().__init__(
             name=file.stem,
             spec=DataSpec(shape=x.shape[1:], modality=array_modality(x.shape[1:]), conditions=dict(conditions)),
@@ -138,9 +147,7 @@ class ArrayFile(Dataset):
 
     @property
     def metadata(self) -> VectorMetadata:
-        if self._columns is None:
-            return {}
-        return {"column": self._columns[0], "label": self._columns[1]}
+        return self._written
 
 
 def _load(file: Path, column: str | None, labels: Sequence[str]) -> _Parts:
@@ -203,6 +210,14 @@ def _arranged(file: Path, x: np.ndarray, layout: str) -> np.ndarray:
         return np.moveaxis(x, 3, 1)
     why = "either axis may be the channels" if first else "no axis of 1, 3 or 4 can be the channels"
     raise UserError(f"{file} has shape {x.shape}, where {why}; say layout='channels_first' or 'channels_last'")
+
+
+def float64_rounds(x: np.ndarray) -> bool:
+    """Whether float64 changes whole numbers x."""
+    if x.dtype.itemsize < 8 or not x.size or (int(x.max()) < 2**53 and int(x.min()) > -(2**53)):
+        return False
+    top = np.nextafter(float(np.iinfo(x.dtype).max), 0)
+    return not np.array_equal(np.minimum(x.astype(np.float64), top).astype(x.dtype), x)
 
 
 def _extent(file: Path, x: np.ndarray) -> tuple[float, float]:

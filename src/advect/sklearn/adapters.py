@@ -15,6 +15,7 @@ from torch import Tensor
 from advect.core.errors import UserError
 from advect.core.types import Category
 from advect.data import Arrays, Cells, Table, TableTransform, Transform, frame_of
+from advect.data.array_files import float64_rounds
 from advect.data.base import array_modality, category
 from advect.data.cells.matrix import held_matrix
 from advect.data.tables.columns import Categories, Column, Number
@@ -66,7 +67,14 @@ def check_labels(y: Any, n: int) -> np.ndarray:
         raise UserError(f"y must have shape ({n},), a label a row, got {values.shape}")
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise UserError("y holds NaN or infinite values; remove those rows")
+    if values.dtype.kind in "OU":  # NumPy makes text of a NaN in a list of words
+        given = np.asarray(y, object).reshape(-1)
+        if any(value is None or (not isinstance(value, str) and str(value) in _MISSING) for value in given):
+            raise UserError("y holds missing labels; remove those rows")
     return np.array([str(value) for value in values]) if values.dtype.kind == "O" else values
+
+
+_MISSING = ("nan", "<NA>", "NaT")
 
 
 def label_condition(labels: Labels | None, y: Any, n: int) -> dict[str, Encoded]:
@@ -124,6 +132,10 @@ class ArrayAdapter(DataAdapter):
         if x.ndim == 4 and x.dtype != np.uint8 and "value_range" not in options:
             low, high = float(x.min()), float(x.max())
             options["value_range"] = (low, high if high > low else low + 1)
+        if x.ndim == 2 and x.dtype.kind in "iu" and float64_rounds(x):
+            raise UserError(
+                "X has whole numbers beyond 2^53 that float64 does not hold; subtract the least of each column"
+            )
         self.transform = Arrays(x, held_out=0.0, **options).transform
         self.dtype = x.dtype
 
@@ -133,7 +145,7 @@ class ArrayAdapter(DataAdapter):
 
     def to_tensor(self, data: np.ndarray) -> Tensor:
         own = data.dtype.kind == "f" and data.dtype.itemsize <= 8  # PyTorch has no long double
-        return torch.from_numpy(np.array(data, data.dtype if own else np.float64))
+        return torch.from_numpy(np.array(data, data.dtype.newbyteorder("=") if own else np.float64))
 
     def from_tensor(self, x: Tensor) -> np.ndarray:
         values = x.numpy()

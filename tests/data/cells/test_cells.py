@@ -310,8 +310,13 @@ def test_bad_files(tmp_path):
     with pytest.raises(UserError, match=r"stored by columns, and backed=True reads rows"):
         Cells(tmp_path / "columns.h5ad", backed=True)
     anndata.AnnData(obs=table().obs, var=table().var).write_h5ad(tmp_path / "empty.h5ad")
-    with pytest.raises(UserError, match=r"empty\.h5ad has no X; it has no cells"):
+    with pytest.raises(UserError, match=r"empty\.h5ad has no X, nor a layer; save counts in X"):
         Cells(tmp_path / "empty.h5ad")
+    for part, words in ((table()[:0], f"has 0 cells and {D} genes"), (table()[:, :0], f"has {N} cells and 0 genes")):
+        part.copy().write_h5ad(tmp_path / "none.h5ad")
+        for data in (part, tmp_path / "none.h5ad"):
+            with pytest.raises(UserError, match=words):
+                Cells(data)
 
 
 def test_an_empty_cell_stays_empty():

@@ -111,3 +111,34 @@ def test_columns_and_files_that_cannot_be_used_are_named(tmp_path):
     np.save(tmp_path / "a.npy", X)
     with pytest.raises(UserError, match=r"column is 'v', and .*a\.npy is no Parquet file; leave it out"):
         ArrayFile(tmp_path / "a.npy", vector_column="v")
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix"),
+    [("bool", ".npy"), ("uint8", ".npy"), ("uint64", ".npy"), ("int16", ".parquet"), ("int64", ".parquet")],
+)
+def test_whole_numbers_are_written_in_their_type_and_range(tmp_path, kind, suffix):
+    top = {"bool": 1, "int64": 2**53, "uint64": 2**53}.get(kind, 100)
+    x = np.array([[top - i % 2, i] for i in range(30)], object).astype(kind)
+    if suffix == ".npy":
+        np.save(tmp_path / "a.npy", x)
+    else:
+        saved(tmp_path, x.tolist(), pa.list_(getattr(pa, kind)()), y=np.arange(30) % 3)
+    data = ArrayFile(tmp_path / f"a{suffix}", held_out=0)
+    batch = data.train.fetch(np.arange(30))
+    spread = data.transform.inverse(batch.x1 * 3)
+    data.modality.write_data(spread, batch.cond or {}, tmp_path, 0)
+    if suffix == ".npy":
+        found = np.load(tmp_path / "samples.npz")["x"]
+    else:
+        again = read_vectors(tmp_path / "samples.parquet", column="v", labels=("y",))
+        found = again.x
+        assert again.labels.tolist() == (np.arange(30) % 3).tolist()
+    assert found.dtype == kind
+    assert (found.min(0) == x.min(0)).all() and (found.max(0) == x.max(0)).all()
+
+
+def test_whole_numbers_that_float64_would_round_are_refused(tmp_path):
+    np.save(tmp_path / "a.npy", np.uint64(2**64 - 1) - np.arange(60, dtype=np.uint64).reshape(30, 2))
+    with pytest.raises(UserError, match=r"whole numbers beyond 2\^53 that float64 does not hold"):
+        ArrayFile(tmp_path / "a.npy")

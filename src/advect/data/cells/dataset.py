@@ -225,7 +225,9 @@ def _read(
     if isinstance(path, str | os.PathLike):
         where, matrix, obs, var, has_raw = _open(Path(path), layer, backed=backed)
     elif all(hasattr(path, name) for name in ("X", "obs", "var", "layers")):
-        where, matrix, obs, var = "the AnnData object", held_matrix(path, layer), path.obs, path.var
+        where, obs, var = "the AnnData object", path.obs, path.var
+        _check_size(where, obs, var)
+        matrix = held_matrix(path, layer)
         has_raw = path.raw is not None
         if has_raw and is_raw(layer, path.layers):
             var = path.raw.var
@@ -256,10 +258,16 @@ def _open(path: Path, layer: str | None, *, backed: bool) -> tuple[str, CellMatr
         tables: list[Any] = [read_elem(cast(Any, file[name])) if name in file else None for name in ("obs", var)]
         if not all(isinstance(table, pd.DataFrame) for table in tables):
             raise UserError(f"{path} has no tables obs and var; write it with a recent AnnData.write_h5ad")
+        _check_size(where, *tables)
         return where, stored_matrix(file, layer, backed=backed, where=where), tables[0], tables[1], raw
     finally:
         if not backed:
             file.close()
+
+
+def _check_size(where: str, obs: pd.DataFrame, var: pd.DataFrame) -> None:
+    if not (len(obs) and len(var)):
+        raise UserError(f"{where} has {len(obs)} cells and {len(var)} genes; give at least one of each")
 
 
 def _check_names(genes: Any, where: str) -> None:

@@ -186,7 +186,9 @@ def is_raw(layer: str | None, layers: Iterable[str]) -> bool:
 def _no_matrix(where: str, layer: str | None, layers: list[str], *, raw: bool) -> str:
     layers = [*layers, *([RAW] if raw and RAW not in layers else [])]
     if layer is None:
-        return f"{where} has no X" + (f"; choose a layer from {', '.join(layers)}" if layers else "; it has no cells")
+        return f"{where} has no X" + (
+            f"; choose a layer from {', '.join(layers)}" if layers else ", nor a layer; save counts in X"
+        )
     fix = did_you_mean(layer, layers) if layers else "; it has none, leave layer out"
     return f"{where} has no layer {layer!r}{fix}"
 

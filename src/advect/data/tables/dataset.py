@@ -202,6 +202,9 @@ def _frame(data: Any, drop: Sequence[str], categorical: Sequence[str], words: di
         twice = frame.columns[frame.columns.duplicated()][0]
         raise UserError(f"the table has the column {twice!r} twice; rename one")
     require_columns(frame, drop, "drop")
+    # pandas cannot select rows of values in the other byte order, as FITS and HDF5 hold them.
+    swapped = {c: d.newbyteorder("=") for c, d in frame.dtypes.items() if isinstance(d, np.dtype) and not d.isnative}
+    frame = frame.astype(swapped) if swapped else frame
     frame = frame.drop(columns=list(drop))
     if not frame.size:
         raise UserError(f"the table is empty, its shape is {frame.shape}; give at least one row and one column")

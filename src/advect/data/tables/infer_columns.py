@@ -50,6 +50,8 @@ def read_column(
     if not isinstance(name, str):
         raise UserError(f"column {name!r} has a name that is not text; rename it, e.g. frame.columns.astype(str)")
     series = series.reset_index(drop=True)
+    if isinstance(series.dtype, np.dtype) and not series.dtype.isnative:
+        series = series.astype(series.dtype.newbyteorder("="))
     if isinstance(series.dtype, pd.SparseDtype):
         series = series.sparse.to_dense()
     if not isinstance(series.dtype, pd.CategoricalDtype):

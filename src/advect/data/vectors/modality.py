@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -14,7 +16,7 @@ from advect.core.errors import optional_import
 from advect.core.files import atomic_write
 from advect.core.registry import register
 from advect.core.types import Batch, Conditions
-from advect.data.modality import M, Modality, condition_columns, write_npz
+from advect.data.modality import M, Modality, condition_columns, labels_of, write_npz
 from advect.data.vectors.parquet import VectorMetadata, write_vectors
 from advect.data.vectors.plot import scatter_plot, vector_plot
 
@@ -39,7 +41,10 @@ class VectorPlots(Modality[M]):
 
 @register("vector")
 class Vectors(VectorPlots[VectorMetadata]):
-    """Vectors (D,): samples.parquet if read from such a column, else samples.npz with ``x`` and samples.csv."""
+    """Vectors (D,): samples.parquet if read from such a column, else samples.npz with ``x`` and samples.csv.
+
+    Whole numbers are written in their own type, rounded and within the range of the data.
+    """
 
     def describe(self, shape: Sequence[int]) -> str:
         return f"{shape[0]}-dimensional vectors"
@@ -51,14 +56,26 @@ class Vectors(VectorPlots[VectorMetadata]):
 
     def write_data(self, x: Tensor, conditions: Conditions, folder: Path, first: int) -> list[Path]:
         columns = condition_columns(conditions, self.spec)
+        x = self._whole(x)
         if "column" in self.metadata:
             files = [folder / "samples.parquet"]  # of one condition or none, which has its own name there
-            others = dict(zip([self.metadata.get("label") or "label"], columns.values(), strict=False))
+            labels = labels_of(conditions, self.spec)
+            others = dict(
+                zip([self.metadata.get("label") or "label"], (v.tolist() for v in labels.values()), strict=False)
+            )
             write_vectors(files[0], x.numpy(), column=self.metadata["column"], others=others)
         else:
             files = [write_npz(folder, {"x": x}, conditions, self.spec), folder / "samples.csv"]
             atomic_write(files[-1], lambda path: _write_csv(path, x, columns))
         return files
+
+    def _whole(self, x: Tensor) -> Tensor:
+        """Data units (n, D) as the whole numbers or booleans that the data are."""
+        kind, low, high = (self.metadata.get(key) for key in ("whole", "low", "high"))
+        if not (kind and low and high):
+            return x
+        near = np.rint(x.double().numpy())
+        return torch.from_numpy(np.clip(near, np.array(low, float), np.array(high, float)).astype(kind))
 
 
 def _write_csv(path: Path, x: Tensor, columns: dict[str, list[Any]]) -> None:

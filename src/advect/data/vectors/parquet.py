@@ -8,16 +8,22 @@ from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
-from advect.core.errors import UserError, did_you_mean, optional_import
+from advect.core.errors import UserError, did_you_mean, optional_import, quoted_flag
 from advect.core.files import atomic_write
 from advect.data.tables.files import parquet_fields
 
 
 class VectorMetadata(TypedDict, total=False):
-    """Names of the vector and label columns read, used again for samples."""
+    """What samples have of the data: names of the vector and label columns read, and types of whole numbers.
+
+    ``whole`` is the NumPy type of whole numbers or booleans, ``low`` and ``high`` their range in each feature.
+    """
 
     column: str
     label: str | None
+    whole: str
+    low: list[int]
+    high: list[int]
 
 
 class VectorColumn(NamedTuple):
@@ -85,7 +91,11 @@ def _chosen(file: Path, schema: Any, column: str | None) -> str:
         if len(names) == 1:
             return names[0]
         why = f"has the columns of vectors {', '.join(names)}" if names else "has no column of lists of numbers"
-        fix = "; name one" if names else f", but {', '.join(map(str, schema.names))}; write the vectors as such lists"
+        fix = (
+            f"; name one, {quoted_flag('vector-column', names[0])}"
+            if names
+            else f", but {', '.join(map(str, schema.names))}; write the vectors as such lists"
+        )
         raise UserError(f"{file} {why}{fix}")
     if column not in schema.names:
         raise UserError(f"{file} has no column {column!r}{did_you_mean(column, names or schema.names)}")
