@@ -8,6 +8,7 @@ import torch
 
 from advect.core.errors import UserError
 from advect.data import Identity, PixelScale, SequenceScale, Standardize, transform_from_config
+from advect.data.transforms import Whiten
 
 AWKWARD = Standardize([0.1, -1e-300, 1 / 3, 1e17], [1e-8, 2**-52, 0.3, 7.0])
 
@@ -118,3 +119,34 @@ def test_real_pixels_far_from_zero_keep_their_differences():
     scale = PixelScale(1e6, 1e6 + 1)
     x = 1e6 + torch.rand(50, dtype=torch.float64)
     assert float((scale.inverse(scale.forward(x)) - x).abs().max()) < 1e-6
+
+
+class TestWhiten:
+    def test_moments_round_trip_and_density(self) -> None:
+        rng = np.random.default_rng(0)
+        x = torch.from_numpy(rng.normal(size=(500, 3)) @ [[3, 1, 0], [0, 0.1, 0], [0, 5, 2]] + 40)
+        inner = Standardize.fit(x.numpy())
+        whiten = Whiten.fit(inner, inner.forward(x))
+        z = whiten.forward(x)
+        assert z.mean(0).abs().max() < 1e-5 and torch.allclose(z.T.cov(correction=0), torch.eye(3), atol=0.05)
+        assert torch.allclose(whiten.inverse(z).double(), x, rtol=1e-5)
+        jacobian = torch.func.jacfwd(lambda y: whiten.forward(y[None])[0].double())(x[0])
+        assert whiten.log_det(3) == pytest.approx(torch.linalg.slogdet(jacobian).logabsdet.item(), abs=1e-4)
+
+    def test_columns_that_are_constant_or_alike_have_finite_units(self) -> None:
+        x = torch.randn(50, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        x = torch.cat([x, 2 * x, torch.ones_like(x)], 1)
+        inner = Standardize.fit(x.numpy())
+        z = Whiten.fit(inner, inner.forward(x)).forward(x)
+        assert z.isfinite().all() and z.abs().max() < 10
+
+    def test_it_comes_back_from_its_configuration(self) -> None:
+        x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+        inner = Standardize.fit(x.numpy())
+        whiten = Whiten.fit(inner, inner.forward(x))
+        again = transform_from_config(json.loads(json.dumps(whiten.to_config())), whiten.tensors())
+        assert torch.equal(again.forward(x), whiten.forward(x))
+
+    def test_a_singular_root_is_refused(self) -> None:
+        with pytest.raises(UserError, match="lower triangle"):
+            Whiten(Identity(), torch.zeros(2), torch.zeros(2, 2))

@@ -9,7 +9,9 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+import sklearn.datasets
 import torch
+from scipy.stats import multivariate_normal
 from sklearn.base import clone
 from sklearn.datasets import make_moons
 from sklearn.model_selection import GridSearchCV
@@ -19,7 +21,10 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import advect
 from advect import FlowModel, UserError
+from advect.core.types import Batch
+from advect.losses import FlowMatching
 from advect.sklearn.adapters import Labels, label_condition
+from advect.sklearn.early_stopping import EarlyStopping
 from advect.sklearn.settings import resolve
 
 OTHER = np.random.default_rng(0).normal(size=(40, 2))
@@ -138,7 +143,7 @@ class TestLabels:
         assert (model.sample(20, "left")[:, 0] < 0).mean() > 0.9
         signs = model.sample(20, ["left", "right"] * 10)[:, 0] > 0
         assert (signs == ([False, True] * 10)).mean() > 0.9
-        assert model.score(x, y) > model.score(x, y[::-1]) + 5
+        assert model.score(x, y) > model.score_samples(x, y[::-1]).mean() + 5
 
     def test_an_unknown_label_is_refused(self, points: np.ndarray) -> None:
         model = small().fit(points, np.arange(80) % 2)
@@ -178,19 +183,49 @@ class TestTraining:
         assert not np.array_equal(a, small(random_state=1).fit(points).sample(5))
 
     def test_training_in_parts_keeps_the_optimiser(self, points: np.ndarray) -> None:
-        steady = {"lr_schedule": "constant", "lr_warmup_steps": 0}
-        whole = small(steps=20, options=steady).fit(points)
-        parts = small(steps=10, options=steady).fit(points)
+        steady: Any = {"options": {"lr_schedule": "constant", "lr_warmup_steps": 0}, "early_stopping": False}
+        whole = small(steps=20, **steady).fit(points)
+        parts = small(steps=10, **steady).fit(points)
         parts = pickle.loads(pickle.dumps(parts)).partial_fit(points)
         assert parts.n_iter_ == whole.n_iter_ == 20
         assert np.array_equal(parts.sample(5), whole.sample(5))
 
-    def test_early_stopping_takes_the_best_weights(self, points: np.ndarray) -> None:
-        model = small(steps=400, early_stopping=True, n_iter_no_change=3, learning_rate=1e-2, hidden=64).fit(points)
-        best = int(np.argmin(model.validation_curve_))
-        assert model.validation_loss_ == min(model.validation_curve_)
-        assert model.n_iter_ == 10 * (best + 1)
-        assert len(model.validation_curve_) == best + 1 + 3
+    def test_early_stopping_takes_the_best_weights(self) -> None:
+        x, _ = make_moons(300, noise=0.3, random_state=0)
+        model = small(steps=2000, n_iter_no_change=3, learning_rate=1e-2, hidden=64, options={"gain": 1.0}).fit(x)
+        curve, steps = model.validation_curve_, model._fitted.evaluated
+        best = int(np.argmin(curve))
+        assert model.validation_loss_ == min(curve) and model.n_iter_ == steps[best] < steps[-1] < 2000
+        assert len(curve) == len(steps) >= best + 1 + 3
+
+    def test_refitting_trains_on_all_rows_for_as_many_steps(self) -> None:
+        x = np.abs(np.random.default_rng(0).normal(size=(300, 2)))
+        steady: Any = {"options": {"lr_schedule": "constant", "lr_warmup_steps": 5}}
+        model = small(steps=100, **steady).fit(x)
+        whole = small(steps=model.n_iter_, early_stopping=False, **steady).fit(x)
+        assert 0 < model.n_iter_ <= 100
+        assert np.array_equal(model.sample(5), whole.sample(5))
+
+    def test_held_out_noise_is_the_same_at_each_evaluation(self, points: np.ndarray) -> None:
+        flow = small().fit(points).flow_
+        batch = Batch(torch.from_numpy(points[:10]).float())
+        losses = [EarlyStopping(batch, FlowMatching(), 3, 0).held_out_loss(flow.net) for _ in range(2)]
+        assert losses[0] == losses[1] != EarlyStopping(batch, FlowMatching(), 3, 1).held_out_loss(flow.net)
+
+    def test_before_training_it_is_the_gaussian_of_the_data(self, points: np.ndarray) -> None:
+        x = points @ [[1, 0.5, 0], [0, 1, 0], [0, 0.3, 1]]
+        model = small(steps=1, learning_rate=1e-12, early_stopping=False, options={"lr_warmup_steps": 0}).fit(x)
+        gaussian = multivariate_normal.logpdf(x, x.mean(0), np.cov(x.T, bias=True)).mean()  # type: ignore[arg-type]
+        assert model.score(x) == pytest.approx(gaussian, abs=0.05)
+
+    def test_memorising_is_told(self) -> None:
+        x, new = np.random.default_rng(0).normal(size=(2, 12, 3))
+        with pytest.warns(UserWarning, match="none is held out"):
+            model = small(steps=1500, hidden=64, learning_rate=1e-2, early_stopping=False, options={"gain": 1.0}).fit(
+                x
+            )
+        with pytest.warns(UserWarning, match="the model memorises"):
+            model.score(new)
 
     def test_pickles_and_joblib_files_give_the_same_samples(self, points: np.ndarray, tmp_path: Any) -> None:
         model = small().fit(points)
@@ -207,7 +242,7 @@ class TestTraining:
         assert clone(model).options == model.options
 
     def test_vectors_have_another_usual_rate_and_length_than_images(self) -> None:
-        unset: Any = {"hidden": None, "steps": None, "arguments": {"learning_rate": None}}
+        unset: Any = {"hidden": None, "steps": None, "rows": 5000, "arguments": {"learning_rate": None}}
         vectors, images = (
             resolve({}, modality=m, labelled=False, data_options=(), **unset) for m in ("vector", "image")
         )
@@ -226,6 +261,7 @@ class TestTraining:
             ({"hidden": (8, 16)}, "equal widths"),
             ({"coupling": "optimal"}, "coupling 'optimal'"),
             ({"early_stopping": True, "validation_fraction": 0}, "validation_fraction"),
+            ({"early_stopping": "always"}, "True, False or 'auto'"),
         ],
     )
     def test_a_mistake_is_told(self, points: np.ndarray, arguments: dict, words: str) -> None:
@@ -235,10 +271,10 @@ class TestTraining:
 
 class TestCompany:
     def test_a_pipeline_and_a_search(self) -> None:
-        x, _ = make_moons(90, noise=0.1, random_state=0)
-        pipe = make_pipeline(StandardScaler(), small())
-        search = GridSearchCV(pipe, {"flowmodel__steps": [1, 60], "flowmodel__learning_rate": [1e-2]}, cv=2).fit(x)
-        assert search.best_params_["flowmodel__steps"] == 60
+        x, _ = make_moons(300, noise=0.05, random_state=0)
+        pipe = make_pipeline(StandardScaler(), small(early_stopping=False, options={"gain": 1.0}))
+        search = GridSearchCV(pipe, {"flowmodel__steps": [1, 300], "flowmodel__learning_rate": [1e-2]}, cv=2).fit(x)
+        assert search.best_params_["flowmodel__steps"] == 300
 
     def test_importing_advect_does_not_import_it(self) -> None:
         import subprocess
@@ -252,6 +288,16 @@ class TestCompany:
         before = torch.get_rng_state()
         small().fit(points).sample(2)
         assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(("name", "gain"), [("iris", 0.4), ("diabetes", 1.0)])
+def test_defaults_beat_a_gaussian_on_small_tables(name: str, gain: float) -> None:
+    x = np.asarray(getattr(sklearn.datasets, f"load_{name}")().data)
+    x = x[np.random.default_rng(0).permutation(len(x))]
+    x = (x - x.mean(0)) / x.std(0)
+    train, test = x[: len(x) * 7 // 10], x[len(x) * 7 // 10 :]
+    gaussian = multivariate_normal.logpdf(test, train.mean(0), np.cov(train.T)).mean()  # type: ignore[arg-type]
+    assert FlowModel(random_state=0, device="cpu").fit(train).score(test) > gaussian + gain
 
 
 def test_values_in_the_other_byte_order_are_read() -> None:

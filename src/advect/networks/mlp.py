@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from advect.core.errors import UserError
 from advect.core.registry import register
 from advect.core.types import Conditions
 from advect.networks.base import FlowNetwork, check_at_least, check_choice, check_inputs, check_share
@@ -38,14 +39,18 @@ class MLP(FlowNetwork):
     """A multilayer perceptron for vectors.
 
     net(x_t (B, dim), t (B,), cond) -> (B, dim). The input is x_t, t, and cos(2 pi k t), sin(2 pi k t) for k = 1 ..
-    ``time_features``; embedded conditions are added before the first activation. Weights start with variance 2 /
-    fan_in.
+    ``time_features``; embedded conditions are added before the first activation. Weights start with variance
+    2 gain^2 / fan_in.
 
     Args:
         width: units in each hidden layer.
         depth: linear layers, the output included.
         activation: activation function.
         time_features: pairs of cos(2 pi k t) and sin(2 pi k t) beside t.
+        gain: above 0; less than 1 makes smooth functions, which few rows need.
+        zero_output: start with output 0.
+        input_map: multiply x_t by the buffer ``input_map`` (dim, dim), at first the identity; for whitened data the
+            root of their covariance, so that the network is smooth in the directions in which the data vary little.
 
     Raises UserError for an argument out of range and for inputs of another shape.
     """
@@ -62,6 +67,9 @@ class MLP(FlowNetwork):
         depth: int = 4,
         activation: Activation = "silu",
         time_features: int = 1,
+        gain: float = 1.0,
+        zero_output: bool = False,
+        input_map: bool = False,
         conditions: ConditionSizes | None = None,
         outputs: int = 1,
     ) -> None:
@@ -69,12 +77,20 @@ class MLP(FlowNetwork):
         check_at_least("MLP", 1, dim=dim, width=width)
         check_at_least("MLP", 2, depth=depth)
         check_at_least("MLP", 0, time_features=time_features)
+        if not 0 < gain < math.inf:
+            raise UserError(f"MLP.gain must be finite and > 0, got {gain}; 1 is usual")
         check_choice("MLP", "activation", activation, get_args(Activation))
         self.dim, self.time_features, self.activation = dim, time_features, activation
         self.first = _he_linear(dim + 1 + 2 * time_features, width)
         self.conditions = ConditionEmbedding(conditions or {}, width)
         self.hidden = nn.ModuleList(_he_linear(width, width) for _ in range(depth - 2))
         self.last = nn.Linear(width, outputs * dim)
+        self.register_buffer("input_map", torch.eye(dim) if input_map else None)
+        with torch.no_grad():
+            for layer in (self.first, *self.hidden):
+                layer.get_parameter("weight").mul_(gain)
+        if zero_output:
+            zeroed(self.last)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
         check_inputs("MLP", x_t, t, (self.dim,))
@@ -86,7 +102,8 @@ class MLP(FlowNetwork):
 
     def _features(self, x_t: Tensor, t: Tensor) -> Tensor:
         t = t.to(x_t.dtype)[:, None]
-        columns = [x_t, t]
+        mix = self.input_map
+        columns = [x_t @ mix.to(x_t.dtype).mT if isinstance(mix, Tensor) else x_t, t]
         for k in range(1, self.time_features + 1):
             angle = t * (2 * math.pi * k)
             columns += [angle.cos(), angle.sin()]

@@ -26,6 +26,10 @@ LABEL = "label"
 """Name of the condition y."""
 
 
+WIDEST = 256
+"""Most columns that are whitened."""
+
+
 @dataclass(frozen=True)
 class Labels:
     """Sorted distinct labels (K,); codes are indices."""
@@ -88,11 +92,13 @@ class DataAdapter(ABC):
 
     Attributes:
         transform: between data units and model units.
+        whiten: whether training decorrelates them.
         options: names of its options.
         label: name of the kind in messages, plural.
     """
 
     transform: Transform
+    whiten: bool = False
     options: tuple[str, ...] = ()
     label: str
 
@@ -115,13 +121,14 @@ class DataAdapter(ABC):
 
 
 class ArrayAdapter(DataAdapter):
-    """Arrays (N, D), or images (N, C, H, W), by default with the data's range as ``value_range``."""
+    """Arrays (N, D), whitened, or images (N, C, H, W), by default with the data's range as ``value_range``."""
 
     label = "arrays"
-    options = ("value_range",)
+    options = ("value_range", "whiten")
 
     def __init__(self, data: np.ndarray, options: Mapping[str, Any]) -> None:
         options, x = dict(options), data
+        self.whiten = options.pop("whiten", True) and x.ndim == 2 and x.shape[1] <= WIDEST
         if x.ndim == 4 and x.dtype != np.uint8 and "value_range" not in options:
             low, high = float(x.min()), float(x.max())
             options["value_range"] = (low, high if high > low else low + 1)
@@ -148,17 +155,19 @@ class ArrayAdapter(DataAdapter):
 class FrameAdapter(DataAdapter):
     """pandas data frames of any column types.
 
-    Frames of complete numbers are standardised, which keeps a density; others scaled by quantiles.
+    Frames of complete numbers are whitened, which keeps a density; others scaled by quantiles.
     """
 
     label = "frames"
-    options = ("scaling", "categorical")
+    options = ("scaling", "categorical", "whiten")
 
     def __init__(self, data: Any, options: Mapping[str, Any]) -> None:
         frame, self.names = data, list(data.columns)
         numeric = all(isinstance(d, np.dtype) and d.kind in "iuf" for d in frame.dtypes)
         plain = numeric and not frame.isna().any(axis=None)
         options = {"scaling": "standard" if plain else "quantile", **options}
+        usual = plain and options["scaling"] == "standard" and len(self.names) <= WIDEST
+        self.whiten = options.pop("whiten", usual)
         table = Table(_named(frame), held_out=0.0, **options)
         assert isinstance(table.transform, TableTransform)
         self.transform: TableTransform = table.transform

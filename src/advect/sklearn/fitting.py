@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -23,25 +23,34 @@ from advect.config.build_trainer import check_method, new_state, new_trainer
 from advect.config.config import TrainingConfig
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, Stream, stream_seed
-from advect.core.types import Batch, Condition, DataSpec
+from advect.core.types import Condition, DataSpec
 from advect.data import Dataset, Transform
 from advect.data.base import ArraySplit, array_modality, random_split
+from advect.data.transforms import Whiten
 from advect.distributed.comm import current
 from advect.distributed.context import RunContext, pick_device
-from advect.losses import Loss
 from advect.losses.flow_matching import Kind
 from advect.model.flow import Flow
-from advect.sklearn.adapters import LABEL, DataAdapter, Labels
+from advect.sklearn.adapters import LABEL, DataAdapter, Labels, label_condition
+from advect.sklearn.early_stopping import EarlyStopping, LossCurve, copied
 from advect.sklearn.settings import Settings
-from advect.training import Callback, LearningRate, StopCriteria, Trainer, TrainState
-from advect.training.callbacks import PeriodicCallback, ProgressBar
+from advect.training import Callback, LearningRate, StopCriteria, TrainState
+from advect.training.callbacks import ProgressBar
 from advect.training.state import EMA_FILE, Progress
 
 _EVALUATIONS = 40
 """Points of a loss curve."""
 
-_HELD_OUT_DRAWS = 2048
-"""Least number of draws of noise and time for a held-out loss."""
+REFITTED = 2000
+"""Most rows that are trained on once more, all of them, for the steps that held-out rows chose."""
+
+FOLDED = 200
+"""Most rows that are held out in five folds, one after the other, as a part would be too few to tell."""
+
+_FOLDS = 5
+
+_SCORED, _SCORE_STEPS, _WIDEST = 128, 16, 128
+"""Rows, Runge-Kutta steps and most elements of the densities that tell whether a model memorises."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,16 +58,22 @@ class FittedFlow:
     """Result of training, on the CPU, picklable.
 
     Attributes:
+        transform: of the adapter, with decorrelation if any.
         spec: of the data in model units, with the conditions of the first call.
         source: fitted parameters of the source distribution.
         state: state for further training.
         weights: EMA, or the best by early stopping.
+        rows: number of rows of the first call.
         losses, held_out_losses: of this call.
+        evaluated: steps of the held-out losses.
         step: training steps of ``weights``.
         stop_reason: reason of the trainer.
+        train_score: median log density of at most 128 training rows, None if there is none or it costs too much.
+        gap: by how much it exceeds that of held-out rows, of the training that left them out.
     """
 
     adapter: DataAdapter
+    transform: Transform
     labels: Labels | None
     seed: int
     settings: Settings
@@ -66,10 +81,25 @@ class FittedFlow:
     source: dict[str, Any]
     state: SavedState
     weights: dict[str, Tensor]
+    rows: int
     losses: list[float]
     held_out_losses: list[float]
+    evaluated: list[int]
     step: int
     stop_reason: str
+    train_score: float | None = None
+    gap: float | None = None
+
+    def score(self, x: Tensor, y: np.ndarray | None, rows: np.ndarray) -> float | None:
+        """Median log density of at most 128 of the ``rows`` of x (N, *S), given y (N,) if any; None without one."""
+        rows = rows[:: -(-len(rows) // _SCORED)] if len(rows) else rows
+        if not len(rows) or x[0].numel() > _WIDEST:
+            return None
+        cond = {} if y is None else label_condition(self.labels, y[rows], len(rows))
+        try:
+            return self.flow("cpu").log_prob(x[rows], cond=cond or None, steps=_SCORE_STEPS).median().item()
+        except UserError:
+            return None
 
     def flow(self, device: str) -> Flow:
         """Flow on a device, by name."""
@@ -80,7 +110,7 @@ class FittedFlow:
         return Flow(
             net.to(place).eval(),
             self.spec,
-            self.adapter.transform,
+            self.transform,
             path=build_path(method),
             source=build_source_distribution(self.source),
             prediction=method.prediction,
@@ -106,23 +136,88 @@ def fit_flow(
     """Train ``settings.steps`` steps on x (N, *S), in data units, with labels y (N,), from ``previous`` or anew.
 
     ``validation`` > 0 holds out that share; training ends after ``patience`` evaluations without improvement, with the
-    best weights. Raises UserError as the configuration does.
+    best weights. Few rows are then trained on anew, all of them, for as many steps. Raises UserError as the
+    configuration does.
     """
-    dataset = _dataset(adapter, labels, x, y, validation, seed, previous.spec.conditions if previous else None)
+    given = _Given(adapter, labels, settings, x, y, seed, patience, verbose, previous)
+    everything = np.arange(len(x))
+    if not validation:
+        fitted = _train(given, everything, everything[:0], settings.steps)
+        return replace(fitted, train_score=fitted.score(x, y, everything))
+    runs, gaps, again = [], [], previous is None and len(x) <= REFITTED
+    for train, held_out in _splits(len(x), validation, seed, folded=again and len(x) <= FOLDED):
+        fitted = _train(given, train, held_out, settings.steps)
+        scores = fitted.score(x, y, train), fitted.score(x, y, held_out)
+        gaps += [] if scores[0] is None or scores[1] is None else [scores[0] - scores[1]]
+        runs.append(fitted)
+        if fitted.stop_reason.startswith("SIG"):
+            break
+    gap, last = float(np.mean(gaps)) if gaps else None, runs[-1]
+    if not again or last.stop_reason.startswith("SIG"):
+        return replace(last, train_score=scores[0], gap=gap)
+    curve, step = _mean_curve(runs)
+    fitted = _train(given, everything, everything[:0], max(step, 1))
+    evaluated = max((run.evaluated for run in runs), key=len)
+    fitted = replace(fitted, losses=last.losses, held_out_losses=curve, evaluated=evaluated)
+    return replace(fitted, train_score=fitted.score(x, y, everything), gap=gap)
+
+
+def _splits(n: int, share: float, seed: int, *, folded: bool) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Training and held-out rows, once, or by five folds."""
+    train, held_out = random_split(n, share, seed=seed)
+    if not len(held_out):
+        raise UserError(f"early_stopping needs at least 2 rows, n_samples = {n}; leave it out")
+    if not folded:
+        return [(train, held_out)]
+    place = np.empty(n, np.int64)
+    place[CounterRng(stream_seed(seed, Stream.HELD_OUT), 0, n).permutation().numpy()] = np.arange(n) % min(_FOLDS, n)
+    return [((place != k).nonzero()[0], (place == k).nonzero()[0]) for k in range(min(_FOLDS, n))]
+
+
+def _mean_curve(runs: Sequence[FittedFlow]) -> tuple[list[float], int]:
+    """Mean held-out loss at each evaluation, the last of a run standing for those it did not make, and the step of the
+    lowest."""
+    longest = max(runs, key=lambda run: len(run.evaluated))
+    whole = [run.held_out_losses + run.held_out_losses[-1:] * len(longest.evaluated) for run in runs]
+    curve = [float(np.mean(losses)) for losses in zip(*whole, strict=False)][: len(longest.evaluated)]
+    return curve, longest.evaluated[int(np.argmin(curve))]
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Arguments of :func:`fit_flow`."""
+
+    adapter: DataAdapter
+    labels: Labels | None
+    settings: Settings
+    x: Tensor
+    y: np.ndarray | None
+    seed: int
+    patience: int
+    verbose: int
+    previous: FittedFlow | None
+
+
+def _train(given: _Given, train: np.ndarray, held_out: np.ndarray, steps: int) -> FittedFlow:
+    """Train at most ``steps`` steps of the schedule on the rows ``train``, watching ``held_out`` if any."""
+    settings, previous, seed = given.settings, given.previous, given.seed
+    dataset = _dataset(given, train, held_out)
     source = previous.source if previous else fit_source(settings.method, dataset)
     training = replace(settings.training, seed=seed)
     check_method(settings.method, training)
     loss = build_loss(settings.method, dataset.spec, source)
     context = RunContext(pick_device(training.device), current(), seed=seed)
     state = new_state(context, settings.network, training, dataset.spec, loss)
+    if isinstance(dataset.transform, Whiten) and getattr(state.net, "input_map", None) is not None:
+        state.net.input_map.copy_(dataset.transform.root)  # type: ignore[operator]
     if previous:
         previous.state.restore(state)
     start, every = state.progress.step, max(1, settings.steps // _EVALUATIONS)
     curve, stopping = LossCurve(), None
-    if len(dataset.held_out):
-        held_out = dataset.held_out.fetch(np.arange(len(dataset.held_out)))
-        stopping = EarlyStopping(held_out, loss, every=every, patience=patience, seed=seed)
-    callbacks: list[Callback] = [curve, *([stopping] if stopping else []), *([ProgressBar()] if verbose else [])]
+    if len(held_out):
+        stopping = EarlyStopping(dataset.held_out.fetch(np.arange(len(held_out))), loss, given.patience, seed)
+    bar: list[Callback] = [ProgressBar()] if given.verbose else []
+    callbacks: list[Callback] = [curve, *([stopping] if stopping else []), *bar]
     trainer = new_trainer(
         context,
         training,
@@ -130,56 +225,54 @@ def fit_flow(
         loss,
         dataset.train,
         rate=_rate(training, settings.steps, start),
-        limits=StopCriteria(
-            steps=start + settings.steps, max_steps=training.max_steps, max_minutes=training.max_minutes
-        ),
+        limits=StopCriteria(steps=start + steps, max_steps=training.max_steps, max_minutes=training.max_minutes),
         log_every=every,
         callbacks=callbacks,
     )
     reason = trainer.run()
-    weights, step = _copied({**state.net.state_dict(), **(state.ema.shadow if state.ema else {})}), state.progress.step
+    weights, step = copied({**state.net.state_dict(), **(state.ema.shadow if state.ema else {})}), state.progress.step
     if stopping:
         weights, step = stopping.best, stopping.best_step
     return FittedFlow(
-        adapter=adapter,
-        labels=labels,
+        adapter=given.adapter,
+        transform=dataset.transform,
+        labels=given.labels,
         seed=seed,
         settings=settings,
         spec=dataset.spec,
         source=source,
         state=SavedState.from_state(state),
         weights=weights,
+        rows=previous.rows if previous else len(given.x),
         losses=curve.losses,
         held_out_losses=stopping.losses if stopping else [],
+        evaluated=stopping.steps if stopping else [],
         step=step,
         stop_reason=reason,
     )
 
 
-def _dataset(
-    adapter: DataAdapter,
-    labels: Labels | None,
-    x: Tensor,
-    y: np.ndarray | None,
-    validation: float,
-    seed: int,
-    conditions: dict[str, Condition] | None,
-) -> Dataset:
-    """x and y as a data set, with the ``conditions`` of an earlier one."""
-    rows = adapter.transform.forward(x).numpy()
+def _dataset(given: _Given, train: np.ndarray, held_out: np.ndarray) -> Dataset:
+    """The rows as a data set, with the conditions of an earlier call, if any."""
+    labels, y, transform = given.labels, given.y, given.adapter.transform
+    if given.previous is not None:
+        transform = given.previous.transform
+    elif given.adapter.whiten:  # held-out rows have no part in it, else they tell too late when to stop
+        transform = Whiten.fit(transform, transform.forward(given.x[train]))
+    rows = transform.forward(given.x).numpy()
     cond: dict[str, np.ndarray] = {}
     if labels is not None and y is not None:
         cond[LABEL] = labels.codes(y)
-    if conditions is None:
-        conditions = {LABEL: labels.category(cond[LABEL])} if labels is not None and cond else {}
-    train, held_out = random_split(len(rows), validation, seed=seed)
-    if validation and not len(held_out):
-        raise UserError(f"early_stopping needs at least 2 rows, n_samples = {len(rows)}; leave it out")
+    conditions: dict[str, Condition] = {}
+    if given.previous is not None:
+        conditions = given.previous.spec.conditions
+    elif labels is not None and cond:
+        conditions[LABEL] = labels.category(cond[LABEL])
     splits = [ArraySplit(rows, cond, rows=i) for i in (train, held_out)]
     return Dataset(
         name="the data",
         spec=DataSpec(rows.shape[1:], array_modality(rows.shape[1:]), conditions),
-        transform=adapter.transform,
+        transform=transform,
         train=splits[0],
         held_out=splits[1],
         fingerprint="",
@@ -199,9 +292,9 @@ class SavedState:
     @classmethod
     def from_state(cls, state: TrainState) -> SavedState:
         return cls(
-            net=_copied(state.net.state_dict()),
-            optimizer=_copied(state.optimizer.tensors()),
-            ema=None if state.ema is None else (_copied(state.ema.shadow), state.ema.updates),
+            net=copied(state.net.state_dict()),
+            optimizer=copied(state.optimizer.tensors()),
+            ema=None if state.ema is None else (copied(state.ema.shadow), state.ema.updates),
             progress=copy.deepcopy(state.progress),
             extra=state.extra.state_dict() if state.extra else {},
         )
@@ -237,68 +330,6 @@ class _DelayedLearningRate(LearningRate):
 
     def __call__(self, step: int) -> float:
         return super().__call__(step - self.start)
-
-
-@dataclass
-class LossCurve(Callback):
-    """Collects the logged losses."""
-
-    losses: list[float] = field(default_factory=list)
-
-    def on_log(self, trainer: Trainer, row: dict) -> None:
-        self.losses.append(row["loss"])
-
-
-class EarlyStopping(PeriodicCallback):
-    """Evaluate the held-out loss every ``every`` steps; stop after ``patience`` evaluations without improvement.
-
-    Attributes:
-        losses: all held-out losses.
-        best, best_step: weights of the lowest, and their step.
-    """
-
-    def __init__(self, held_out: Batch, loss: Loss, *, every: int, patience: int, seed: int) -> None:
-        super().__init__(every)
-        self.batch = _repeated(held_out, -(-_HELD_OUT_DRAWS // len(held_out)))
-        self.loss = loss
-        self.patience = patience
-        self.seed = seed
-        self.losses: list[float] = []
-        self.best: dict[str, Tensor] = {}
-        self.best_step = 0
-
-    def on_start(self, trainer: Trainer) -> None:
-        self._trainer = trainer
-        self.batch = self.batch.to(trainer.device)
-        super().on_start(trainer)
-
-    def has_run(self, step: int) -> bool:
-        return True  # the step that training starts from belongs to the call before
-
-    def on_end(self, trainer: Trainer, reason: str) -> None:
-        if trainer.state.progress.step != self._seen:
-            self.run_now(trainer)
-
-    @torch.no_grad()
-    def run(self, step: int) -> None:
-        net = self._trainer.state.net
-        rng = CounterRng(stream_seed(self.seed, Stream.HELD_OUT_LOSS), 0, len(self.batch))
-        loss = self.loss(net, self.batch, rng).mean().item()
-        if not self.losses or loss < min(self.losses):
-            self.best, self.best_step = _copied(net.state_dict()), step
-        self.losses.append(loss)
-        if len(self.losses) - 1 - int(np.argmin(self.losses)) >= self.patience:
-            self._trainer.limits = replace(self._trainer.limits, max_steps=step)
-
-
-def _repeated(batch: Batch, times: int) -> Batch:
-    cond = {name: torch.cat([value] * times) for name, value in (batch.cond or {}).items()}
-    return Batch(torch.cat([batch.x1] * times), cond or None)
-
-
-def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU."""
-    return {name: value.detach().cpu().clone() for name, value in tensors.items()}
 
 
 def double_precision(flow: Flow) -> Flow:

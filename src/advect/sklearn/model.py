@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,15 @@ from advect.sklearn.settings import Settings, resolve
 
 _SEEDS = 2**31 - 1
 
+FEWEST, MOST = 10, 10_000
+"""Rows for which early stopping is on by default."""
+
+PASSES = 200
+"""Passes over few rows from which training that holds out none warns."""
+
+GAP = 1.0
+"""Nats an element by which memorised rows are likelier than others."""
+
 
 class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, BaseEstimator):
     """A scikit-learn estimator of the distribution of X, or of X given labels y.
@@ -39,14 +49,17 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
 
     Args:
         hidden: equal widths of the hidden layers, or one number for three of them; for images the channels at each
-            resolution of a U-Net. None is (256, 256, 256), or (32, 64) for images.
+            resolution of a U-Net. None is three of 256, of 128 for up to 1,000 rows, or (32, 64) for images.
         steps: training steps of :meth:`fit` and of each :meth:`partial_fit`. None is 8,000, or 2,000 for images.
         batch_size: rows per step.
         learning_rate: peak of warm-up and cosine decay. None is 4e-3, or 1e-3 for images.
         coupling: pairing of noise and data: "independent", "ot", "sinkhorn" or "conditional-ot" (with y).
         label_dropout: share of rows trained without their label, in [0, 1); needed to use the model without y.
-        early_stopping: hold out ``validation_fraction`` of the rows, stop after ``n_iter_no_change`` of 40 evaluations
-            without a lower held-out loss, and take the weights of the lowest.
+        early_stopping: hold out ``validation_fraction`` of the rows, or for up to 200 rows each fifth in turn, stop
+            after ``n_iter_no_change`` evaluations without a lower held-out loss of the averaged weights (at first
+            every 20 steps, then after a tenth more, and not before 500) and take those of the lowest; :meth:`fit`
+            then trains anew on up to 2,000 rows, all of them, for as many steps. "auto" does so for 10 to 10,000 rows
+            that are no images.
         validation_fraction: in (0, 1).
         n_iter_no_change: at least 1.
         solver: "euler", "midpoint", "heun", "rk4", "ab2", "dpmpp2m" or "dopri5", for :meth:`sample`.
@@ -55,7 +68,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1" ...
         options: other flags of ``advect train``, named with underscores, such as
             ``{"times": "logit-normal", "ema_decay": 0.99, "network": "resmlp"}``; of the data "value_range" (images),
-            "scaling" and "categorical" (frames), "pca" (AnnData).
+            "scaling" and "categorical" (frames), "whiten" (both), "pca" (AnnData).
         random_state: seed of training and of samples.
         verbose: 1 for a progress bar.
 
@@ -65,9 +78,11 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         n_iter_: training steps behind the weights.
         loss_curve_: mean training losses of the last call, at most 40.
         validation_curve_, validation_loss_: held-out losses of the last call, and the lowest or None.
+        train_score_: median log density of at most 128 training rows, or None.
         n_features_in_, feature_names_in_: as in scikit-learn.
 
-    Raises UserError, a ValueError, for unusable arguments, data or labels.
+    Raises UserError, a ValueError, for unusable arguments, data or labels. Warns, at :meth:`fit` and :meth:`score`,
+    where training rows are likelier than others by more than a nat a column: then the model memorises.
     """
 
     def __init__(
@@ -79,12 +94,12 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         learning_rate: float | None = None,
         coupling: str = "independent",
         label_dropout: float = 0.1,
-        early_stopping: bool = False,
-        validation_fraction: float = 0.1,
+        early_stopping: bool | str = "auto",
+        validation_fraction: float = 0.15,
         n_iter_no_change: int = 10,
         solver: str = "midpoint",
         sample_steps: int = 50,
-        density_steps: int = 50,
+        density_steps: int = 20,
         device: str = "auto",
         options: Mapping[str, Any] | None = None,
         random_state: int | np.random.RandomState | None = None,
@@ -104,7 +119,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         values = None if y is None else check_labels(y, len(x))
         labels = None if values is None else Labels.from_values(values)
         self.classes_: Any = None if labels is None else labels.classes
-        settings = self._settings(adapter.modality(x), adapter)
+        settings = self._settings(adapter.modality(x), adapter, len(x))
         seed = int(check_random_state(self.random_state).randint(_SEEDS))
         return self._train(adapter(x, settings.data), labels, settings, x, values, seed)
 
@@ -120,7 +135,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         if (y is None) != (self.classes_ is None):
             raise UserError("partial_fit needs y where fit had labels, and none where it had none")
         fitted = self._fitted
-        settings = self._settings(self.flow_.spec.modality, type(fitted.adapter))
+        settings = self._settings(self.flow_.spec.modality, type(fitted.adapter), fitted.rows)
         values = None if y is None else check_labels(y, len(x))
         return self._train(fitted.adapter, fitted.labels, settings, x, values, fitted.seed, fitted)
 
@@ -130,10 +145,12 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
                 raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if self.early_stopping not in (True, False, "auto"):
+            raise UserError(f"early_stopping must be True, False or 'auto', got {self.early_stopping!r}")
         if self.early_stopping and not 0 < self.validation_fraction < 1:
             raise UserError(f"validation_fraction must lie in (0, 1), got {self.validation_fraction}; 0.1 is usual")
 
-    def _settings(self, modality: str, adapter: type[DataAdapter]) -> Settings:
+    def _settings(self, modality: str, adapter: type[DataAdapter], rows: int) -> Settings:
         names = ("learning_rate", "batch_size", "coupling", "label_dropout", "device")
         return resolve(
             self.options,
@@ -141,6 +158,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
             hidden=self.hidden,
             labelled=self.classes_ is not None,
             steps=self.steps,
+            rows=rows,
             data_options=adapter.options,
             arguments={name: getattr(self, name) for name in names},
         )
@@ -155,14 +173,17 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         seed: int,
         previous: FittedFlow | None = None,
     ) -> FlowModel:
+        rows = adapter.to_tensor(x)
+        few = rows.ndim == 2 and FEWEST <= len(rows) <= MOST
+        stopping = few if self.early_stopping == "auto" else self.early_stopping
         fitted = fit_flow(
             adapter,
             labels,
             settings,
-            adapter.to_tensor(x),
+            rows,
             y,
             seed=seed,
-            validation=self.validation_fraction if self.early_stopping else 0.0,
+            validation=self.validation_fraction if stopping else 0.0,
             patience=int(self.n_iter_no_change),
             verbose=self.verbose,
             previous=previous,
@@ -172,6 +193,15 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         self.loss_curve_ = fitted.losses
         self.validation_curve_ = fitted.held_out_losses
         self.validation_loss_ = min(fitted.held_out_losses, default=None)
+        self.train_score_ = fitted.train_score
+        self._warn_of_memory(fitted.gap, "held-out rows")
+        passes = settings.steps * settings.training.batch_size // len(rows)
+        if few and not stopping and passes > PASSES:
+            warnings.warn(
+                f"{len(rows)} rows are trained on {passes:,} times each and none is held out, so nothing tells if "
+                "the model memorises; take early_stopping='auto'",
+                stacklevel=3,
+            )
         self._n_features_out = math.prod(fitted.spec.shape)
         self.flow_ = fitted.flow(self.device)
         if fitted.stop_reason.startswith("SIG"):  # training ended at the end of a step, so the model is usable
@@ -196,7 +226,20 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
     def score(self, X: Any, y: Any = None) -> float:
         """Mean of :meth:`score_samples`; y is ignored by a model without labels."""
         check_is_fitted(self)
-        return float(self.score_samples(X, y if self.classes_ is not None else None).mean())
+        labelled = self.classes_ is not None
+        scores = self.score_samples(X, y if labelled else None)
+        if self.train_score_ is not None and (y is not None or not labelled):
+            self._warn_of_memory(self.train_score_ - float(np.median(scores)), "X")
+        return float(scores.mean())
+
+    def _warn_of_memory(self, gap: float | None, what: str) -> None:
+        """Warn if training rows are likelier than others by ``gap`` of more than a nat an element."""
+        if gap is not None and gap > GAP * math.prod(self._fitted.spec.shape):
+            warnings.warn(
+                f"training rows are likelier than {what} by {gap:.1f} nats: the model memorises them, or the rows "
+                "differ in kind; take early_stopping='auto', a smaller hidden or more rows",
+                stacklevel=3,
+            )
 
     def transform(self, X: Any, y: Any = None) -> np.ndarray:
         """Latents, float64, shaped like X in model units: standard normal for a good fit."""

@@ -16,6 +16,13 @@ from advect.core.errors import UserError, did_you_mean
 DEFAULTS: dict[str, Any] = {"lr_schedule": "cosine", "ema_decay": 0.999, "lr_warmup_steps": 100}
 """Defaults that differ from the command line's."""
 
+STILL: dict[str, Any] = {"path": "trigonometric"}
+"""Defaults for vectors, which are whitened: on this path a Gaussian stands still, so a network of output 0, as which
+the MLP starts, is the Gaussian of the data."""
+
+FEW_ROWS = 1000
+"""Most rows for which the hidden layers of vectors have 128 units."""
+
 _ARGUMENTS = {"batch_size", "learning_rate", "device", "coupling", "label_dropout"}
 _ELSEWHERE = {"num_epochs": "steps", "max_steps": "steps", "seed": "random_state", "width": "hidden"}
 _ELSEWHERE |= {"depth": "hidden", "model_channels": "hidden", "channel_mult": "hidden"}
@@ -42,10 +49,11 @@ def resolve(
     hidden: int | Sequence[int] | None,
     labelled: bool,
     steps: int | None,
+    rows: int,
     data_options: Sequence[str],
     arguments: Mapping[str, Any],
 ) -> Settings:
-    """Settings of a fit to data of a modality.
+    """Settings of a fit to ``rows`` rows of a modality.
 
     ``arguments`` are the estimator's section fields, ``options`` further flags with underscores. Raises UserError for
     an unknown name or a value out of range.
@@ -61,6 +69,10 @@ def resolve(
     defaults = {**DEFAULTS, "lr_warmup_steps": min(DEFAULTS["lr_warmup_steps"], steps // 10)}
     if arguments["learning_rate"] is None:
         arguments = {**arguments, "learning_rate": usual.learning_rate}
+    if modality == "vector" and arguments.get("coupling", "independent") == "independent":
+        defaults |= STILL
+        if name == "mlp":
+            defaults |= {"zero_output": True, "input_map": True, "gain": 0.4 if rows <= FEW_ROWS else 1.0}
     values = {**defaults, **options, **arguments}
     for key in values:
         if key in options and (key in _ARGUMENTS or key in _ELSEWHERE):
@@ -81,7 +93,7 @@ def resolve(
         if key not in known:
             known = [k for k in (*known, *data_options, "network") if k not in _ELSEWHERE and k not in _ARGUMENTS]
             raise UserError(f"options has {key!r}, which is no option{did_you_mean(str(key), known)}")
-    values |= _sizes(sections[2].network, hidden) | ({} if labelled else {"label_dropout": 0.0})
+    values |= _sizes(sections[2].network, hidden, rows) | ({} if labelled else {"label_dropout": 0.0})
     method, training, net = (
         section.replaced(**{key: _value(key, values[key], names[key]) for key in names if key in values})
         for section, names in zip(sections, types, strict=True)
@@ -89,10 +101,10 @@ def resolve(
     return Settings(method, training, net, data, steps)  # pyright: ignore[reportArgumentType]
 
 
-def _sizes(network: str, hidden: int | Sequence[int] | None) -> dict[str, Any]:
+def _sizes(network: str, hidden: int | Sequence[int] | None, rows: int) -> dict[str, Any]:
     """Width and depth by the network's argument names."""
     if hidden is None:
-        hidden = {"mlp": (256, 256, 256), "unet": (32, 64)}.get(network)
+        hidden = {"mlp": (128 if rows <= FEW_ROWS else 256,) * 3, "unet": (32, 64)}.get(network)
         if hidden is None:
             return {}
     widths = (hidden,) * 3 if isinstance(hidden, int) else tuple(hidden)
