@@ -18,7 +18,7 @@ from advect.config.arguments import describe, parse_train
 from advect.config.presets import folded_unet
 from advect.core.errors import UserError
 from advect.core.types import LENGTH
-from advect.data import pack, write_table
+from advect.data import pack
 from advect.sources import Empirical
 from own_data import cells, table
 
@@ -277,20 +277,6 @@ def test_a_named_preset_wins_where_it_fits(tmp_path: Path) -> None:
         "images",
     )
     assert describe("s3://bucket/{000..009}.tar").flags[3] == "shards"
-
-
-@pytest.mark.parametrize("kind", ["csv", "csv.gz", "parquet"])
-def test_a_long_table_is_not_passed_over_a_thousand_times(tmp_path: Path, kind: str) -> None:
-    pd = pytest.importorskip("pandas")
-    frame, place = pd.DataFrame({"x": np.arange(10_000), "y": 0.5}), tmp_path / f"long.{kind}"
-    write_table(place, frame)
-    _, a = parse_train(["--data", str(place)])
-    training = a.settings.training
-    assert abs(training.num_epochs * len(frame) / training.batch_size - 3000) < 50
-    _, a = parse_train(["--data", str(place), "--num-epochs", "3"])
-    assert a.settings.training.num_epochs == 3
-    write_table(place, frame[:100])
-    assert describe(place).flags == ["--data-dir", str(place), "--data-format", "table"]
 
 
 def test_the_unet_follows_the_size_and_flags_win(tmp_path: Path) -> None:

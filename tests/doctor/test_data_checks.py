@@ -126,7 +126,7 @@ def test_a_folder_of_pictures_with_every_trouble(tmp_path: Path) -> None:
     assert titled(found, "grey").figures["without colour"] == unreadable.figures["looked at"] - 1  # type: ignore[operator]
     usual = examine_data(tmp_path)
     assert titled(usual, "as large as asked").figures["asked"] == "32x32"  # what advect train would take
-    assert "preset images with" in titled(usual, "It suggests").title
+    assert "Preset images would" in titled(usual, "would train").title
 
 
 def test_an_array_with_nan_and_copies(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_an_array_with_nan_and_copies(tmp_path: Path) -> None:
     found = examine_data(tmp_path / "x.npy")
     assert titled(found, "never change").figures["constant"] == 1
     assert titled(found, "more than once").level == "note"
-    assert titled(found, "It suggests").level == "ok"
+    assert titled(found, "would train").level == "ok"
     x[5, 0] = np.nan
     np.save(tmp_path / "y.npy", x)
     found = examine_data(tmp_path / "y.npy")
@@ -158,7 +158,7 @@ def test_a_table_with_ids_and_gaps(tmp_path: Path) -> None:
     assert titled(numbers, "types follow from all their values").figures == types
     assert titled(found, "another value in each row").advice == "--drop id"
     assert titled(found, "misses most").figures["most in"] == "town"
-    assert titled(found, "It suggests").figures["network"] == "resmlp"  # the column id was left out
+    assert titled(found, "would train").figures["network"] == "resmlp"  # the column id was left out
 
 
 def test_cells_that_are_logarithms(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_sequences_of_very_different_lengths(tmp_path: Path) -> None:
     spread = titled(found, "far longer") if any("far longer" in x.title for x in found) else None
     # The one long sequence may be among those held out, which training never sees.
     assert spread is None or spread.figures["longest"] == 40
-    assert titled(found, "It suggests").figures["network"] == "transformer"
+    assert titled(found, "would train").figures["network"] == "transformer"
 
 
 def test_a_preset_is_judged_with_its_flags() -> None:

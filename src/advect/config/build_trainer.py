@@ -205,12 +205,12 @@ def build_callbacks(
         }
         quality = [EvalCallback(evaluator, loss, checkpoints, **options)]
     elif t.early_stopping == "yes":
-        from advect.evaluation.callback import EarlyStopping
+        from advect.evaluation.callback import HeldOutLossCallback
 
         draws = max(min(len(source.held_out), most_draws(source.spec)), most_draws(source.spec) // 2)
         loss = lambda: held_out_loss(flow, loss_fn, source.held_out, context.seed, draws=draws)
         every = max(1, steps // EVALUATIONS)
-        quality = [EarlyStopping(loss, checkpoints, every=every, metrics=watch.metrics, loggers=loggers)]
+        quality = [HeldOutLossCallback(loss, checkpoints, every=every, metrics=watch.metrics, loggers=loggers)]
     shared = *snapshots, checkpoints, watch, *quality  # a checkpoint's snapshot is there before it
     return (metrics, *loggers, bar, *shared) if first else shared
 

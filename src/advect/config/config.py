@@ -226,6 +226,8 @@ class TrainingConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.num_epochs is not None and self.num_epochs == int(self.num_epochs):
+            object.__setattr__(self, "num_epochs", int(self.num_epochs))
         for name in ("init_from", "pairs"):
             if (place := getattr(self, name)) is not None:
                 object.__setattr__(self, name, place.expanduser().absolute())

@@ -197,7 +197,7 @@ class EvalCallback(BestCheckpoint):
         return f"step {self._row['step']:,}, against held-out data: {', '.join(words)}"
 
 
-class EarlyStopping(BestCheckpoint):
+class HeldOutLossCallback(BestCheckpoint):
     """Held-out loss of fixed noise and times; ends the run after ``patience`` measurements without a lower one."""
 
     def __init__(

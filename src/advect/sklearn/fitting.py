@@ -212,6 +212,7 @@ def _train(given: _Given, train: np.ndarray, held_out: np.ndarray, steps: int) -
         state.net.input_map.copy_(dataset.transform.root)  # type: ignore[operator]
     if previous:
         previous.state.restore(state)
+        state.progress.plans = []  # of an earlier call
     start, every = state.progress.step, max(1, settings.steps // _EVALUATIONS)
     curve, stopping = LossCurve(), None
     if len(held_out):
@@ -313,23 +314,13 @@ class SavedState:
 
 def _rate(training: TrainingConfig, steps: int, start: int) -> LearningRate:
     """The schedule over ``steps`` steps from ``start`` on."""
-    return _DelayedLearningRate(
+    return LearningRate(
         peak=training.learning_rate,
         warmup=training.lr_warmup_steps or 0,
-        total=steps,
+        total=start + steps,
         schedule=training.build("lr_schedule"),
-        start=start,
+        origin=start,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _DelayedLearningRate(LearningRate):
-    """A schedule that begins at step ``start``."""
-
-    start: int = 0
-
-    def __call__(self, step: int) -> float:
-        return super().__call__(step - self.start)
 
 
 def double_precision(flow: Flow) -> Flow:

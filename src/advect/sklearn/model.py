@@ -195,7 +195,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         self.validation_loss_ = min(fitted.held_out_losses, default=None)
         self.train_score_ = fitted.train_score
         self._warn_of_memory(fitted.gap, "held-out rows")
-        passes = settings.steps * settings.training.batch_size // len(rows)
+        passes = settings.steps * self.batch_size // len(rows)
         if few and not stopping and passes > PASSES:
             warnings.warn(
                 f"{len(rows)} rows are trained on {passes:,} times each and none is held out, so nothing tells if "

@@ -165,35 +165,43 @@ class TimePlan:
         fixed: whether the state's last decision holds.
     """
 
-    CHECKS = (0.04, 0.3, 0.6, 0.85)
-    """Shares of the time at which the last step is chosen."""
-    FIRST_STEPS = 5
-    """Steps that are not timed: allocation, caches, compilation."""
+    CHECKS = (0.04, 0.1, 0.3, 0.6, 0.85, 0.95)
+    """Shares of the time, or of the steps chosen, at which the last step is chosen."""
+    STEPS = 5
+    """Steps that are not timed (allocation, caches, compilation), and least number that are."""
 
     def __init__(self, minutes: float | None, progress: Progress) -> None:
         self.seconds = None if minutes is None else 60 * minutes
-        plans = progress.plans
-        self.fixed = minutes is not None and bool(plans) and progress.step < plans[-1][1]
+        self.fixed = minutes is not None and bool(progress.plans) and progress.step < progress.plans[-1][1]
         self._checks = [] if minutes is None or self.fixed else list(self.CHECKS)
         self._first: tuple[int, float] | None = None
-        self._start, self._last, self._longest = progress.step, 0.0, 0.0
+        self._chosen: int | None = None
+        self._start, self._clock, self._longest = progress.step, 0.0, 0.0
 
     def last_step(self, step: int, clock: float) -> int | None:
         """The new last step if it is to be chosen now, after ``step`` steps and ``clock`` seconds of this start."""
         if self.seconds is None or not self._checks:
             return None
-        self._longest, self._last = max(self._longest, clock - self._last), clock
+        self._longest, self._clock = max(self._longest, clock - self._clock), clock
+        hurry = clock > 0.2 * self.seconds  # few steps are better than none
         if self._first is None:
-            if step - self._start >= self.FIRST_STEPS or clock > self._checks[0] * self.seconds / 2:
+            if step - self._start >= self.STEPS or hurry:
                 self._first, self._longest = (step, clock), 0.0
             return None
-        if clock < self._checks[0] * self.seconds or step <= self._first[0]:
+        timed = step - self._first[0]
+        if timed < (1 if hurry else self.STEPS) or not self._due(step, clock):
             return None
-        while self._checks and clock >= self._checks[0] * self.seconds:
+        while self._checks and self._due(step, clock):
             del self._checks[0]
-        pace = (clock - self._first[1]) / (step - self._first[0])
+        pace = (clock - self._first[1]) / timed
         left = self.seconds - clock - 1.5 * self._longest  # the longest pause so far was a picture or a checkpoint
-        return step + max(1, int(left / pace))
+        self._chosen = step + max(1, int(left / max(pace, 1e-6)))
+        return self._chosen
+
+    def _due(self, step: int, clock: float) -> bool:
+        share = self._checks[0]
+        by_steps = self._chosen is not None and step - self._start >= share * (self._chosen - self._start)
+        return clock >= share * (self.seconds or 0.0) or by_steps
 
 
 LOWER_RATE = 0.3

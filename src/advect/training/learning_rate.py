@@ -51,7 +51,7 @@ class CosineDecay(RateSchedule):
 
 @dataclass(frozen=True, kw_only=True)
 class LearningRate:
-    """Linear warm-up over ``warmup`` steps to ``peak``, then ``schedule`` up to step ``total``.
+    """Linear warm-up to ``peak`` over ``warmup`` steps from ``origin``, then ``schedule`` up to step ``total``.
 
     After :meth:`replanned` the schedule goes on from its ``passed`` share at step ``start``.
     """
@@ -60,6 +60,7 @@ class LearningRate:
     warmup: int
     total: int
     schedule: RateSchedule = ConstantRate()
+    origin: int = 0
     start: int = 0
     passed: float = 0.0
 
@@ -71,13 +72,13 @@ class LearningRate:
 
     def __call__(self, step: int) -> float:
         """Rate of the update after ``step`` finished ones."""
-        if step < self.warmup:
-            return self.peak * (step + 1) / self.warmup
+        if step - self.origin < self.warmup:
+            return self.peak * (step - self.origin + 1) / self.warmup
         return self.peak * self.schedule(self.progress(step))
 
     def progress(self, step: int) -> float:
         """Share of the schedule that lies behind ``step``, from 0 to 1."""
-        start = max(self.start, self.warmup)
+        start = max(self.start, self.origin + self.warmup)
         share = (step - start) / max(1, self.total - start)
         return self.passed + (1 - self.passed) * min(1.0, max(0.0, share))
 
@@ -88,5 +89,5 @@ class LearningRate:
         run) goes back to its middle.
         """
         passed = self.progress(step)
-        warmup = min(self.warmup, max(step, total // 20))
+        warmup = min(self.warmup, max(step - self.origin, (total - self.origin) // 20))
         return replace(self, warmup=warmup, total=total, start=step, passed=passed if passed < 1 else REWARMED)

@@ -1,0 +1,122 @@
+"""Sizes of a run from its data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import advect as package
+from advect.checkpoint.manifest import find_weights, read_best
+from advect.config.config import TrainingConfig
+from advect.config.plan import WARMUP_SHARE, make_plan, recipe_of, resolve
+from advect.config.presets import PRESETS
+from advect.core import registry
+from advect.training import CosineDecay, LearningRate
+from runs import assert_same_end
+
+OPEN = TrainingConfig()
+SMALL = "--width 16 --depth 1 --num-samples 8"
+
+
+@pytest.mark.parametrize("rows", [3, 100, 1000, 10_000, 100_000, 10_000_000])
+@pytest.mark.parametrize("modality", registry.choices("modality"))
+def test_a_plan_learns_and_ends_whatever_the_rows(modality: str, rows: int) -> None:
+    recipe = recipe_of(modality)
+    for gpu, most in ((False, recipe.cpu_steps), (True, recipe.gpu_steps)):
+        plan = make_plan(OPEN, recipe, rows, gpu=gpu)
+        assert recipe.least_steps <= plan.steps <= most
+        assert plan.warmup * WARMUP_SHARE <= plan.steps
+        assert plan.batch <= max(rows // 4, 8) and plan.batch & (plan.batch - 1) == 0
+
+
+def test_what_is_given_stays_and_any_number_of_processes_follows_one_plan() -> None:
+    recipe = recipe_of("vector")
+    given = OPEN.replaced(batch_size=32, num_epochs=2.5, lr_warmup_steps=500)
+    plan = make_plan(given, recipe, 1000)
+    assert (plan.batch, plan.steps, plan.warmup) == (32, 79, 500)  # ceil(2.5 * 1000 / 32)
+    assert make_plan(given, recipe, 1000, world=2).steps == 40
+    one, four = (make_plan(OPEN, recipe, 5000, world=world) for world in (1, 4))
+    assert one == four
+    long = make_plan(OPEN.replaced(max_minutes=60), recipe, 10**7)
+    assert long.steps > recipe.cpu_steps  # the time ends it, not the default
+
+
+@pytest.mark.parametrize("rows", [7, 135, 999, 20_001])
+def test_a_resolved_configuration_has_the_same_plan(rows: int) -> None:
+    for name in ("arrays", "images", "table", "cells", "sequences"):
+        config = PRESETS[name].config
+        config = replace(config, training=config.training.replaced(max_steps=None))
+        modality = {"arrays": "vector", "images": "image", "sequences": "sequence"}.get(name, name)
+        found, plan = resolve(config, modality, rows, 10)
+        again, same = resolve(found, modality, rows, 10)
+        assert again == found and (same.batch, same.steps, same.warmup) == (plan.batch, plan.steps, plan.warmup)
+        assert found.training.early_stopping == ("yes" if rows <= 20_000 else "no")
+
+
+def test_presets_with_sizes_of_their_own_keep_them() -> None:
+    for name in ("digits", "moons", "fashion-mnist", "cifar10", "celeba64"):
+        t = PRESETS[name].config.training
+        found, _ = resolve(PRESETS[name].config, "image", 5000, 100)
+        assert found.training == t.replaced(early_stopping="no")
+    t = PRESETS["celeba64"].config.training
+    assert (t.batch_size, t.num_epochs, t.lr_warmup_steps, t.ema_decay) == (32, 100, 1000, 0.9999)
+
+
+def test_a_replanned_rate_is_continuous_and_ends_at_zero() -> None:
+    rate = LearningRate(peak=1.0, warmup=10, total=1000, schedule=CosineDecay())
+    shorter = rate.replanned(200, 400)
+    assert shorter(200) == pytest.approx(rate(200)) and shorter(400) == pytest.approx(0, abs=1e-12)
+    assert all(shorter(n) > shorter(n + 1) for n in range(200, 400))
+    twice = shorter.replanned(300, 900)
+    assert twice(300) == pytest.approx(shorter(300)) and twice(900) == pytest.approx(0, abs=1e-12)
+    again = shorter.replanned(400, 800)  # more time for a finished run
+    assert again(400) == pytest.approx(0.5) and again(800) == pytest.approx(0, abs=1e-12)
+    assert rate.replanned(0, 40).warmup == 2
+
+
+def data(folder: Path, rows: int = 120) -> Path:
+    np.save(folder / "x.npy", np.random.default_rng(0).normal(size=(rows, 3)).astype(np.float32))
+    return folder / "x.npy"
+
+
+def test_the_schedule_ends_with_the_minutes_and_a_resumed_run_keeps_to_it(
+    advect: Callable[..., None], tmp_path: Path
+) -> None:
+    words = f"train --data {data(tmp_path)} {SMALL} --num-epochs 1e6 --sample-every 0 --log-every 1"
+    advect(f"{words} --max-minutes 0.05 --save-every 20 --keep-last 0 --run-dir whole")
+    rows = [json.loads(line) for line in Path("whole/metrics.jsonl").read_text().splitlines()]
+    rates = [row["lr"] for row in rows if "lr" in row]
+    assert rates[-1] < 0.02 * max(rates)  # annealed, though the epochs would have taken hours
+    state = json.loads((sorted(Path("whole/checkpoints").glob("step-*"))[-1] / "state/run.json").read_text())
+    assert state["plans"] and state["plans"][-1][1] == state["step"]
+    decided = state["plans"][-1][0]
+    first = next(p for p in sorted(Path("whole/checkpoints").glob("step-*")) if int(p.name[5:]) > decided)
+    advect(f"train --resume-from {first} --run-dir resumed --max-minutes 0.05")
+    assert_same_end(Path("whole"), Path("resumed"), state["step"], since=int(first.name[5:]))
+
+
+def test_a_run_ends_when_the_held_out_loss_rises_and_its_best_checkpoint_is_taken(
+    advect: Callable[..., None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = "--width 128 --depth 4 --learning-rate 5e-3 --num-samples 8 --sample-every 0 --dropout 0"
+    advect(f"train --data {data(tmp_path, 40)} {words} --run-dir run")
+    kept = yaml.safe_load(Path("run/config.yaml").read_text())["training"]
+    assert kept["early_stopping"] == "yes" and kept["batch_size"] == 8
+    best = read_best(Path("run/checkpoints"))
+    losses = {
+        row["step"]: row["eval_held_out_loss"]
+        for row in map(json.loads, Path("run/metrics.jsonl").read_text().splitlines())
+        if "eval_held_out_loss" in row
+    }
+    assert best is not None and best.value == min(losses.values()) < losses[max(losses)]
+    assert max(losses) < 3000  # ten measurements after the lowest
+    assert find_weights(Path("run")).name == best.name
+    there, here = package.load("run/checkpoints/best"), package.load("run")
+    assert torch.equal(there.sample(2, seed=0).x, here.sample(2, seed=0).x)
