@@ -65,7 +65,7 @@ def test_its_choices_follow_from_the_class(chord: type[Modality]) -> None:
     assert registry.choices("modality") == ("cells", "image", "sequence", "table", "vector", "chord")
     assert usual_preset("chord") == "moons" and networks_for("chord") == networks_for("vector")
     unset: dict = {"hidden": None, "steps": None, "arguments": {"learning_rate": None}}
-    found = resolve({}, modality="chord", labelled=False, data_options=(), **unset)
+    found = resolve({}, modality="chord", rows=100, labelled=False, data_options=(), **unset)
     assert (found.network.network, found.steps, found.training.learning_rate) == ("resmlp", 70, 0.5)
     with pytest.raises(
         UserError, match=r"unet does not take chord data \(3,\); use --network mlp or --network resmlp"
