@@ -194,7 +194,8 @@ class TimePlan:
         while self._checks and self._due(step, clock):
             del self._checks[0]
         pace = (clock - self._first[1]) / timed
-        left = self.seconds - clock - 1.5 * self._longest  # the longest pause so far was a picture or a checkpoint
+        spare = 1.5 * self._longest + 0.01 * self.seconds  # the longest pause so far was a picture or a checkpoint
+        left = self.seconds - clock - spare
         self._chosen = step + max(1, int(left / max(pace, 1e-6)))
         return self._chosen
 
