@@ -60,6 +60,7 @@ def test_a_resolved_configuration_has_the_same_plan(rows: int) -> None:
         again, same = resolve(found, modality, rows, 10)
         assert again == found and (same.batch, same.steps, same.warmup) == (plan.batch, plan.steps, plan.warmup)
         assert found.training.early_stopping == ("yes" if rows <= 20_000 else "no")
+        assert resolve(config, modality, rows, 10, elements=65)[0].training.early_stopping == "no"
 
 
 def test_presets_with_sizes_of_their_own_keep_them() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shlex
 import signal
 import sys
@@ -201,7 +202,8 @@ def _new_trainer(
 def _planned(config: Config, source: Dataset, context: RunContext) -> tuple[Config, Plan]:
     """The configuration with the sizes that follow from the data, and the plan."""
     rows, held_out, gpu = len(source.train), len(source.held_out), context.device.type != "cpu"
-    return resolve(config, source.spec.modality, rows, held_out, world=context.env.world, gpu=gpu)
+    elements, world = math.prod(source.spec.shape), context.env.world
+    return resolve(config, source.spec.modality, rows, held_out, elements=elements, world=world, gpu=gpu)
 
 
 def _limits(config: Config, source: Dataset, world: int) -> tuple[StopCriteria, LearningRate]:

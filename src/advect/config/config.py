@@ -142,7 +142,7 @@ class TrainingConfig(Section):
     """End this start, its schedule included, after so many minutes, or earlier with the epochs."""
     early_stopping: Literal["auto", "yes", "no"] = "auto"
     """Watch the held-out loss, end the run when it no longer falls, and sample from the best checkpoint. auto: for up
-    to 20,000 rows, if --num-epochs is open.
+    to 20,000 rows of at most 64 numbers, if --num-epochs is open.
     """
     optimizer: str = part("optimizer", default="adamw")
     """Optimiser."""

@@ -19,6 +19,9 @@ WARMUP_SHARE = 20
 FEW = 20_000
 """Rows up to which a run is watched for overtraining by default."""
 
+FEW_ELEMENTS = 64
+"""Elements of a sample up to which the held-out loss tells when to stop."""
+
 EVALUATIONS = 40
 """Measurements of the held-out loss in a run."""
 
@@ -68,14 +71,19 @@ def make_plan(t: TrainingConfig, recipe: Recipe, rows: int, *, world: int = 1, g
 
 
 def resolve(
-    config: Config, modality: str, rows: int, held_out: int, *, world: int = 1, gpu: bool = False
+    config: Config, modality: str, rows: int, held_out: int, *, elements: int = 1, world: int = 1, gpu: bool = False
 ) -> tuple[Config, Plan]:
-    """The configuration with every open size filled in for ``world`` processes, and the plan."""
+    """The configuration with every open size filled in for ``world`` processes, and the plan.
+
+    ``elements`` are those of a sample: of many, as images and genes have, the held-out loss rises long before samples
+    are good.
+    """
     t = config.training
     plan = make_plan(t, recipe_of(modality), rows, world=world, gpu=gpu)
     early = t.early_stopping
     if early == "auto":
-        early = "yes" if t.num_epochs is None and held_out and rows <= FEW and not config.output.eval_every else "no"
+        watched = t.num_epochs is None and held_out and rows <= FEW and elements <= FEW_ELEMENTS
+        early = "yes" if watched and not config.output.eval_every else "no"
     filled = {
         "early_stopping": early,
         "batch_size": t.batch_size or max(1, plan.batch // world),
