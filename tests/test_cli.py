@@ -51,7 +51,7 @@ MISTAKES = [
     ("doctor --samples 9 nowhere", "nowhere does not exist"),
     ("train digits extra", "'extra' is one word too many"),
     ("train digits --batch-size 0", "--batch-size must be at least 1, got 0"),
-    ("train digits --learning-rate -1", "--learning-rate must be greater than 0, got -1.0"),
+    ("train digits --learning-rate -1", "--learning-rate must be finite and greater than 0, got -1.0"),
     ("train digits --dropout 1.5", "--dropout must be in [0, 1), got 1.5"),
     ("train digits --ema-decay 1", "--ema-decay must be at least 0 and below 1, got 1.0"),
     ("train digits --ema-also 0.9 1", "--ema-also must be at least 0 and below 1, got (0.9, 1.0)"),

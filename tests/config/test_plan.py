@@ -15,11 +15,12 @@ import torch
 import yaml
 
 import advect as package
-from advect.checkpoint.manifest import find_weights, read_best
+from advect.checkpoint.manifest import checkpoint_step, find_weights, named_checkpoint, read_best
 from advect.config.config import TrainingConfig
 from advect.config.plan import WARMUP_SHARE, make_plan, recipe_of, resolve
 from advect.config.presets import PRESETS
 from advect.core import registry
+from advect.core.errors import UserError
 from advect.training import CosineDecay, LearningRate
 from runs import assert_same_end
 
@@ -46,6 +47,10 @@ def test_what_is_given_stays_and_any_number_of_processes_follows_one_plan() -> N
     assert make_plan(given, recipe, 1000, world=2).steps == 40
     one, four = (make_plan(OPEN, recipe, 5000, world=world) for world in (1, 4))
     assert one == four
+    config = replace(PRESETS["arrays"].config, training=OPEN)
+    found, plan = resolve(config, "vector", 1000, 10, world=3)  # 3 does not divide 128
+    again, same = resolve(found, "vector", 1000, 10, world=3)
+    assert again == found and same.steps == plan.steps and plan.batch == 3 * (found.training.batch_size or 0)
     long = make_plan(OPEN.replaced(max_minutes=60), recipe, 10**7)
     assert long.steps > recipe.cpu_steps  # the time ends it, not the default
 
@@ -125,3 +130,28 @@ def test_a_run_ends_when_the_held_out_loss_rises_and_its_best_checkpoint_is_take
     assert find_weights(Path("run")).name == best.name
     there, here = package.load("run/checkpoints/best"), package.load("run")
     assert torch.equal(there.sample(2, seed=0).x, here.sample(2, seed=0).x)
+    last = named_checkpoint(Path("run"), "latest").name
+    assert checkpoint_step(Path(last)) == max(losses) > checkpoint_step(Path(best.name))
+    assert "--early-stopping no" in caplog.text
+    advect("report run --num-samples 20 --nfes 2")
+    assert json.loads(Path("run/evaluation/quality.json").read_text())["step"] == checkpoint_step(Path(best.name))
+    advect("reflow run --iterations 1 --num-pairs 64 --num-epochs 1 --no-measure --sample-every 0")
+    (flow,) = Path("run/reflow").glob("*-rectified")
+    assert yaml.safe_load((flow / "config.yaml").read_text())["training"]["early_stopping"] == "no"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--early-stopping yes --held-out 0", "needs held-out rows"),
+        ("--early-stopping yes --eval-every 10", "each keep a best checkpoint"),
+        ("--num-epochs inf", "--num-epochs must be finite"),
+        ("--max-minutes inf", "--max-minutes must be finite"),
+    ],
+)
+def test_what_cannot_be_planned_is_told_and_nothing_is_written(
+    advect: Callable[..., None], tmp_path: Path, words: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        advect(f"train --data {data(tmp_path)} {SMALL} {words} --run-dir run")
+    assert not Path("run").exists()

@@ -188,9 +188,11 @@ def named_checkpoint(run: Path, name: str | None) -> Path:
     if not (run / "checkpoints").is_dir():
         raise UserError(f"--checkpoint {name} is one of a run folder, and {run} is none; give one such as runs/digits")
     if name == _LATEST:
-        return run
+        return find_checkpoint(run)
     if name == BEST and not (run / "checkpoints" / BEST).is_file():
-        raise UserError(f"{run} has no best checkpoint; it is found by a training with --eval-every")
+        raise UserError(
+            f"{run} has no best checkpoint; it is found by a training with --eval-every or --early-stopping yes"
+        )
     if name != BEST and not _STEP.fullmatch(name) and not _EPOCH.fullmatch(name):
         raise UserError(f"--checkpoint {name} should be like epoch-50, step-1000, best or latest")
     return run / "checkpoints" / name
@@ -260,7 +262,7 @@ def find_weights(path: Path) -> Path:
     if path.is_file() and not names_checkpoint(path):
         return path
     best = read_best(path / "checkpoints") if path.is_dir() else None
-    if best is not None and best.metric == "held-out-loss" and (path / "checkpoints" / best.name).is_dir():
+    if best is not None and best.metric == HELD_OUT_LOSS and (path / "checkpoints" / best.name).is_dir():
         return path / "checkpoints" / best.name
     return find_checkpoint(path)
 
@@ -330,6 +332,9 @@ def verify_checkpoint(path: Path) -> dict:
 
 
 BEST = "best"
+
+HELD_OUT_LOSS = "held-out-loss"
+"""Metric of a best checkpoint that stands for its run."""
 
 
 @dataclass(frozen=True)

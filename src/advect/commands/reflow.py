@@ -150,6 +150,7 @@ def parse_reflow(run: Path | None, words: list[str]) -> tuple[str, ReflowArgumen
         ("--objective", "flow-matching", a.settings.method.objective),
         ("--init-from", None, a.settings.training.init_from),
         ("--pairs", None, a.settings.training.pairs),
+        ("--early-stopping", "no", a.settings.training.early_stopping),
     ):
         if there != here:
             raise UserError(f"{flag} {here} contradicts advect reflow, which needs {there}; leave it out")
@@ -173,7 +174,7 @@ def for_pairs(config: Config) -> Config:
     method = config.method.replaced(objective="flow-matching", path="cond-ot", sigma_min=0.0, coupling="pairs")
     if method.prediction in ("noise", "score"):
         method = method.replaced(prediction="velocity", loss_space="same", weight="uniform")
-    training = replace(config.training, max_steps=None, max_minutes=None, pair_ahead=False)
+    training = replace(config.training, max_steps=None, max_minutes=None, early_stopping="no", pair_ahead=False)
     return replace(config, method=method, training=training)
 
 

@@ -7,7 +7,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from advect.checkpoint.manifest import find_checkpoint, named_checkpoint
+from advect.checkpoint.manifest import find_weights, named_checkpoint
 from advect.config.flags import parse_words, split_place
 from advect.config.section import Section
 from advect.core.device import tune_process
@@ -73,15 +73,16 @@ def report(
 ) -> tuple[Path, dict]:
     """Measure a run and write its ``report.html``; return the file and the measurements.
 
-    ``checkpoint`` names the one that is measured, default the newest. With ``measure`` False the page uses existing
-    files. Raises UserError if ``run`` is no run folder with a checkpoint, or the data have moved or changed.
+    ``checkpoint`` names the one measured, default that of :func:`find_weights`. With ``measure`` False the page
+    uses existing files. Raises UserError if ``run`` is no run folder with a checkpoint, or the data have moved or
+    changed.
     """
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is not a run folder: it has no config.yaml; give one such as runs/digits")
     tune_process()
     results = run / "evaluation" / "quality.json"
     if measure:
-        place = find_checkpoint(named_checkpoint(run, checkpoint))
+        place = find_weights(named_checkpoint(run, checkpoint))
         _, flow, dataset, subject = open_run(run, place, True, device, data)
         options = {"samples": samples, "nfes": nfes or NFES, "seed": seed, "step": subject["step"]}
         measure_quality(flow, dataset, run / "evaluation", **options)

@@ -29,7 +29,7 @@ from advect.config.build import build_dataset, build_loss, fit_source
 from advect.config.build_trainer import build_callbacks, check_config, check_method, new_state, new_trainer
 from advect.config.config import Config
 from advect.config.flags import launch_processes
-from advect.config.plan import Plan, make_plan, recipe_of, resolve
+from advect.config.plan import Plan, resolve
 from advect.config.resume import check_folder, check_same_run, lock_run_dir, resolve_checkpoint, write_environment
 from advect.core import registry
 from advect.core.device import pick_precision
@@ -41,6 +41,7 @@ from advect.distributed.comm import broadcast_object, sync_errors
 from advect.distributed.context import RunContext, run_context
 from advect.model.load import ModelMetadata, build_flow, read_model_metadata, weight_file
 from advect.training import LearningRate, StopCriteria, Trainer
+from advect.training.guards import STOPPED_EARLY
 from advect.training.state import MODEL
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,12 @@ def run(words: list[str]) -> None:
     where = {"run_dir": a.run_dir, "resume_from": a.resume_from, "resume": a.resume}
     folder, reason = train(a.settings, preset, **where)
     typed = shlex.quote(str(folder))
-    if reason != "finished":
+    if reason == STOPPED_EARLY:
+        logger.info(
+            f"finished early, as the held-out loss no longer falls: {folder}; to go on all the same, type: "
+            f"advect train --resume-from {typed} --early-stopping no"
+        )
+    elif reason != "finished":
         more = f" --max-steps {2 * checkpoint_step(find_checkpoint(folder))}" if reason == "max-steps" else ""
         logger.info(f"stopped by {reason}; to go on, type: advect train --resume-from {typed}{more}")
     else:
@@ -122,7 +128,7 @@ def _train(config: Config, preset: str, context: RunContext, checkpoint: Path | 
                 check_same_run(read_model_metadata(checkpoint / MODEL), metadata, checkpoint)
             source.train.fetch(np.zeros(1, np.int64))  # unreadable data fail before there is a run folder
             weights = None if checkpoint else _first_weights(config)
-        trainer = _new_trainer(config, source, metadata, context, weights)
+        trainer = _new_trainer(config, plan, source, metadata, context, weights)
         if checkpoint:
             trainer.state.load(checkpoint)
         with sync_errors():
@@ -174,7 +180,12 @@ def _first_weights(config: Config) -> dict[str, Tensor] | None:
 
 
 def _new_trainer(
-    config: Config, source: Dataset, metadata: ModelMetadata, context: RunContext, weights: Mapping[str, Tensor] | None
+    config: Config,
+    plan: Plan,
+    source: Dataset,
+    metadata: ModelMetadata,
+    context: RunContext,
+    weights: Mapping[str, Tensor] | None,
 ) -> Trainer:
     """Trainer with network, loss, data and callbacks."""
     t = config.training
@@ -182,9 +193,11 @@ def _new_trainer(
     loss = build_loss(config.method, source.spec, metadata.noise, metadata.source_tensors)
     header = {"metadata": metadata.to_text(), "data": metadata.tensors}
     state = new_state(context, config.network, t, source.spec, loss, weights=weights, **header)
-    limits, rate = _limits(config, source, context.env.world)
+    limits = StopCriteria(steps=plan.steps, max_steps=t.max_steps, max_minutes=t.max_minutes)
+    schedule = t.build("lr_schedule")
+    rate = LearningRate(peak=t.learning_rate, warmup=plan.warmup, total=plan.steps, schedule=schedule)
     flow = build_flow(metadata, state.net, context.device)
-    callbacks = build_callbacks(context, config, flow, loss, source, limits.steps)
+    callbacks = build_callbacks(context, config, flow, loss, source, plan.steps)
     return new_trainer(
         context,
         t,
@@ -204,14 +217,6 @@ def _planned(config: Config, source: Dataset, context: RunContext) -> tuple[Conf
     rows, held_out, gpu = len(source.train), len(source.held_out), context.device.type != "cpu"
     elements, world = math.prod(source.spec.shape), context.env.world
     return resolve(config, source.spec.modality, rows, held_out, elements=elements, world=world, gpu=gpu)
-
-
-def _limits(config: Config, source: Dataset, world: int) -> tuple[StopCriteria, LearningRate]:
-    t = config.training
-    plan = make_plan(t, recipe_of(source.spec.modality), len(source.train), world=world)
-    limits = StopCriteria(steps=plan.steps, max_steps=t.max_steps, max_minutes=t.max_minutes)
-    schedule = t.build("lr_schedule")
-    return limits, LearningRate(peak=t.learning_rate, warmup=plan.warmup, total=plan.steps, schedule=schedule)
 
 
 def _announce(config: Config, preset: str, source: Dataset, trainer: Trainer, context: RunContext, plan: Plan) -> None:

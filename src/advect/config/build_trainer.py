@@ -57,7 +57,6 @@ def check_method(method: MethodConfig, t: TrainingConfig) -> None:
     for flag, asked in (("--pair-ahead", t.pair_ahead), ("--accumulate", t.accumulate > 1)):
         if asked and method.times == "importance":
             raise UserError(f"{flag} and --times importance contradict each other: times are learned from whole steps")
-    _ = build_optimizer(t, skip_init(nn.Linear, 1, 1)), t.build("lr_schedule")  # refuse bad arguments now
 
 
 def check_config(config: Config) -> None:
@@ -67,6 +66,7 @@ def check_config(config: Config) -> None:
     """
     method, t, place = config.method, config.training, config.data.data_dir
     check_method(method, t)
+    _ = build_optimizer(t, skip_init(nn.Linear, 1, 1)), t.build("lr_schedule")
     for part in ("solver", "grid"):
         config.output.build(part)
     if config.data.dataset.place is None or (place is not None and Path(place).exists()):

@@ -9,13 +9,11 @@ from typing import Any, Literal
 
 import yaml
 
+from advect.checkpoint.manifest import HELD_OUT_LOSS
 from advect.config.section import Section, aliased, named, part, plain
 from advect.core.errors import UserError
 from advect.data.base import Dataset
 from advect.data.remote import is_remote
-
-HELD_OUT_LOSS = "held-out-loss"
-"""Choice of --keep-best beside the metrics."""
 
 
 @dataclass(frozen=True, kw_only=True)

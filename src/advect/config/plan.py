@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from advect.config.config import Config, TrainingConfig
 from advect.core import registry
+from advect.core.errors import UserError
 from advect.data.modality import Recipe
 
 WARMUP_SHARE = 20
@@ -53,7 +54,7 @@ def make_plan(t: TrainingConfig, recipe: Recipe, rows: int, *, world: int = 1, g
     learning takes, nor more than a CPU or GPU does in reasonable time (no such bound with --max-minutes, which ends
     the schedule by the clock).
     """
-    batch = world * t.batch_size if t.batch_size else _planned_batch(recipe, rows)
+    batch = world * (t.batch_size or max(1, _planned_batch(recipe, rows) // world))
     if t.num_epochs is not None:
         steps, why = max(1, math.ceil(t.num_epochs * rows / batch - 1e-6)), f"{t.num_epochs:g} epochs"
     else:
@@ -76,17 +77,19 @@ def resolve(
     """The configuration with every open size filled in for ``world`` processes, and the plan.
 
     ``elements`` are those of a sample: of many, as images and genes have, the held-out loss rises long before samples
-    are good.
+    are good. Raises UserError for early stopping where nothing is held out, or the best is found in another way.
     """
-    t = config.training
+    t, evaluated = config.training, bool(config.output.eval_every)
     plan = make_plan(t, recipe_of(modality), rows, world=world, gpu=gpu)
-    early = t.early_stopping
-    if early == "auto":
-        watched = t.num_epochs is None and held_out and rows <= FEW and elements <= FEW_ELEMENTS
-        early = "yes" if watched and not config.output.eval_every else "no"
+    if t.early_stopping == "yes" and not held_out:
+        raise UserError("--early-stopping yes needs held-out rows, and there are none; give --held-out 0.1, say")
+    if t.early_stopping == "yes" and evaluated:
+        raise UserError("--early-stopping yes and --eval-every each keep a best checkpoint; give one of them")
+    few = t.num_epochs is None and held_out > 0 and rows <= FEW and elements <= FEW_ELEMENTS
+    early = t.early_stopping if t.early_stopping != "auto" else "yes" if few and not evaluated else "no"
     filled = {
         "early_stopping": early,
-        "batch_size": t.batch_size or max(1, plan.batch // world),
+        "batch_size": plan.batch // world,
         "num_epochs": t.num_epochs or plan.epochs,
         "lr_warmup_steps": plan.warmup,
     }

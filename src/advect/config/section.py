@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -86,8 +87,8 @@ class Section:
             if not all(v >= low for v in _each(getattr(self, name))):
                 raise UserError(f"{flag(name)} must be at least {low}, got {getattr(self, name)}")
         for name, low in self._above:
-            if not all(v > low for v in _each(getattr(self, name))):
-                raise UserError(f"{flag(name)} must be greater than {low}, got {getattr(self, name)}")
+            if not all(low < v < math.inf for v in _each(getattr(self, name))):
+                raise UserError(f"{flag(name)} must be finite and greater than {low}, got {getattr(self, name)}")
         for name in self._below_one:
             if not all(0 <= v < 1 for v in _each(getattr(self, name))):
                 raise UserError(f"{flag(name)} must be at least 0 and below 1, got {getattr(self, name)}")

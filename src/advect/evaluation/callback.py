@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from advect.checkpoint.manifest import Best, checkpoint_name, checkpoint_step, read_best, write_best
+from advect.checkpoint.manifest import HELD_OUT_LOSS, Best, checkpoint_name, checkpoint_step, read_best, write_best
 from advect.core.errors import UserError
 from advect.data import Dataset
 from advect.distributed.comm import broadcast_object, sync_errors
@@ -22,13 +22,11 @@ from advect.evaluation.workspace import MemoryWorkspace, open_cache
 from advect.metrics.base import find_metrics
 from advect.model.flow import Flow
 from advect.training.callbacks import CheckpointCallback, MetricsFile, PeriodicCallback
+from advect.training.guards import STOPPED_EARLY
 from advect.training.loggers import Logger
 from advect.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
-
-STOPPED_EARLY = "early-stopping"
-"""Reason of a run's end when the held-out loss no longer falls."""
 
 FEWEST = 20
 """Fewest rows of either split."""
@@ -180,7 +178,7 @@ class EvalCallback(BestCheckpoint):
 
     def measure(self) -> dict[str, float]:
         values = measure(self.evaluator, self._request)
-        return values | ({"held_out_loss": self.loss()} if self.keep == "held-out-loss" else {})
+        return values | ({"held_out_loss": self.loss()} if self.keep == HELD_OUT_LOSS else {})
 
     def measured(self, trainer: Trainer, better: bool) -> None:
         if self.metrics is not None:
@@ -203,7 +201,7 @@ class HeldOutLossCallback(BestCheckpoint):
     def __init__(
         self, loss: Callable[[], float], checkpoints: CheckpointCallback, *, patience: int = 10, **options
     ) -> None:
-        super().__init__(checkpoints, keep="held-out-loss", **options)
+        super().__init__(checkpoints, keep=HELD_OUT_LOSS, **options)
         self.loss, self.patience = loss, patience
 
     def measure(self) -> dict[str, float]:

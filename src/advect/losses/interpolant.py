@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.core.random import Generator
 from advect.core.registry import register
-from advect.core.types import Batch, Conditions, Network, PathSample
-from advect.couplings import Coupling, Independent
-from advect.losses.base import Loss, LossInput
-from advect.losses.flow_matching import FlowMatching, Kind, LossType
+from advect.core.types import Conditions, Network, PathSample
+from advect.losses.flow_matching import FlowMatching
 from advect.paths import AffinePath, Path
 from advect.paths.base import align
-from advect.sources import Gaussian, SourceDistribution
-from advect.times import Stratified, TimeDistribution
-from advect.weights import Weight
 
 Heads = Callable[[Tensor, Tensor, Conditions | None], Tensor]
 """``net(x_t (B, C, ...), t (B,), cond) -> (B, 2 C, ...)``: the prediction of the flow, then that of the noise z."""
@@ -55,7 +48,7 @@ def score_head(net: Heads, path: Path) -> Network:
 
 @register("stochastic-interpolant")
 @dataclass(frozen=True, kw_only=True)
-class StochasticInterpolantLoss(Loss):
+class StochasticInterpolantLoss(FlowMatching):
     """A regression of the velocity and of the score, for SDEs on any path with noise; needs --score-network.
 
     ``flow + score_weight E w(t) |eta - z|^2`` on ``x_t = alpha x1 + beta x0 + gamma z`` (Albergo et al. 2023,
@@ -72,56 +65,26 @@ class StochasticInterpolantLoss(Loss):
 
     learns_score: ClassVar[bool] = True
 
-    path: Path = field(default_factory=AffinePath)
-    source: SourceDistribution = field(default_factory=Gaussian)
-    coupling: Coupling = field(default_factory=Independent)
-    times: TimeDistribution = field(default_factory=Stratified)
-    weight: Weight | None = None
-    prediction: Kind = "velocity"
-    loss_space: Kind | None = None
-    loss_type: LossType = "squared"
-    t_eps: float = 1e-3
-    cond_dropout: float = 0.0
     score_weight: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.score_weight < math.inf:
             raise UserError(
                 f"StochasticInterpolantLoss.score_weight must be finite and >= 0, got {self.score_weight}; 1 is usual"
             )
-        plain = isinstance(self.source, Gaussian) and isinstance(self.coupling, Independent)
-        if isinstance(self.path, AffinePath) and self.path.gaussian_source and not plain:
+        if isinstance(self.path, AffinePath) and self.path.gaussian_source and not self._plain_noise():
             raise UserError(
                 "the source or coupling is not that of an AffinePath with gaussian_source=True; set it to False, and "
                 "sigma_min > 0"
             )
         self.path.interpolant(torch.tensor([0.5]))
-        _ = self.flow
-
-    @cached_property
-    def flow(self) -> FlowMatching:
-        """Loss of the first head."""
-        return FlowMatching(
-            path=self.path,
-            source=self.source,
-            coupling=self.coupling,
-            times=self.times,
-            weight=self.weight,
-            prediction=self.prediction,
-            loss_space=self.loss_space,
-            loss_type=self.loss_type,
-            t_eps=self.t_eps,
-            cond_dropout=self.cond_dropout,
-        )
-
-    def sample(self, batch: Batch, generator: Generator = None) -> LossInput:
-        return self.flow.sample(batch, generator)
 
     def compare(self, output: Tensor, sample: PathSample) -> Tensor:
         prediction, eta = split_heads(output, sample.x_t)
-        score = self.flow.weighted(eta - self.noise(sample), sample.t)
-        loss = self.flow.error(prediction, sample) + self.score_weight * score
-        return self.flow.importance_weight(sample.t, loss)
+        score = self.weighted(eta - self.noise(sample), sample.t)
+        loss = self.error(prediction, sample) + self.score_weight * score
+        return self.importance_weight(sample.t, loss)
 
     def noise(self, sample: PathSample) -> Tensor:
         """z (B, *S) of a path sample."""
@@ -130,9 +93,3 @@ class StochasticInterpolantLoss(Loss):
             return sample.x0
         alpha, beta, gamma, *_ = (align(c, sample.x_t) for c in path.interpolant(sample.t))
         return (sample.x_t - alpha * sample.x1 - beta * sample.x0) / gamma
-
-    def state_dict(self) -> dict[str, list[float]]:
-        return self.flow.state_dict()
-
-    def load_state_dict(self, state: dict[str, list[float]]) -> None:
-        self.flow.load_state_dict(state)

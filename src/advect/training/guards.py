@@ -71,7 +71,8 @@ class StopSignals:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
 
-MINUTES = "max-minutes"
+MINUTES, STOPPED_EARLY = "max-minutes", "early-stopping"
+"""Reasons of a run's end: the minutes are over, or the held-out loss no longer falls."""
 
 
 class StopConsensus:

@@ -161,9 +161,9 @@ class Trainer:
             callback.on_start(self)
         while True:
             reason = stop.reason(self.limits, self.state.progress.step, self._trouble()) or self._reason
-            if (last := time_plan.last_step(self.state.progress.step, self.clock)) is not None:
-                self._end_at(last)
             if reason is None:
+                if (last := time_plan.last_step(self.state.progress.step, self.clock)) is not None:
+                    self._end_at(last)
                 self._train_step()
                 self._after_step()
             elif self.flush():
@@ -231,7 +231,9 @@ class Trainer:
             if progress.bad_row >= self.max_bad_steps and bad.step == progress.step:
                 found = (callback.checkpoint_before(bad.step - progress.bad_row + 1) for callback in self.callbacks)
                 row = roll_back(self.state, next(filter(None, list(found)), None), bad)
+                last = self.limits.steps
                 self._start_from_state()
+                self._end_at(last)
                 for callback in self.callbacks:
                     callback.on_rollback(self, row)
                 return False
