@@ -85,4 +85,9 @@ class TestLoss:
         assert dropped == pytest.approx(loss.cond_dropout, abs=0.03)
 
     def test_the_state_comes_back(self, loss):
-        loss.load_state_dict(loss.state_dict())
+        state = loss.state_dict()
+        doubled = {name: [2 * value for value in values] for name, values in state.items()}
+        loss.load_state_dict(doubled)
+        assert loss.state_dict() == doubled
+        loss.load_state_dict(state)
+        assert loss.state_dict() == state

@@ -99,10 +99,12 @@ def _cards(run: RunFolder) -> Iterator[dict[str, str]]:
         )
         yield _card("training loss", number(sum(tail) / len(tail)), held_out)
         last = run.steps[-1]
-        yield _card("steps", f"{last['step']:,}", plural(int(last.get("epoch", 0)), "epoch"))
+        done = max(last["step"], *(row["step"] for row in run.held_out), 0)  # the last steps need not be logged
+        epochs = max(int(last.get("epoch", 0)), run.epochs)
+        yield _card("steps", f"{done:,}", plural(epochs, "epoch"))
         rates = [row["samples_per_s"] for row in run.steps if row.get("samples_per_s")]
         speed = f"{number(float(np.median(rates)))} a second" if rates else ""
-        yield _card("samples seen", f"{last.get('seen', 0):,}", speed)
+        yield _card("samples seen", f"{round(last.get('seen', 0) * done / last['step']):,}", speed)
         yield from _work_card(run)
         yield _card("training time", duration(last.get("seconds", 0.0)), str(run.environment.get("device", "")))
 
