@@ -238,7 +238,7 @@ def test_other_names_of_a_checkpoint(epochs):
     for name, message in {
         "epoch-4": "has no checkpoint of epoch 4; there are those of epochs 1-3, 50$",
         "step-1000": r"step-00001000 does not exist; whole checkpoints beside it: .*step-00005000$",
-        "best": "has no best checkpoint; it is found by a training with --eval-every$",
+        "best": "has no best checkpoint; it is found by a training with --eval-every or --early-stopping yes$",
         "../epoch-1": "--checkpoint ../epoch-1 should be like epoch-50, step-1000, best or latest$",
         "50": "--checkpoint 50 should be like epoch-50, step-1000, best or latest$",
     }.items():
