@@ -196,8 +196,8 @@ class TrainingConfig(Section):
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto takes a GPU if available."""
     threads: int | None = None
-    """PyTorch's threads on a CPU; by default the fastest in a short measurement, or OMP_NUM_THREADS. A resumed run keeps
-    its number, on which the last bits of sums depend.
+    """PyTorch's threads on a CPU; by default the fastest in a short measurement, or OMP_NUM_THREADS. A resumed run
+    keeps its number, on which the last bits of sums depend.
     """
 
     usual = frozenset(

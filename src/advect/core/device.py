@@ -18,7 +18,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 
 def tune_process() -> None:
-    """Make glibc keep freed memory, flush denormal numbers to zero, and take no more threads than cores, in this process.
+    """In this process make glibc keep freed memory, flush denormal numbers to zero, take no more threads than cores.
 
     Avoids page faults at each CPU step, and slow arithmetic with denormals, as in Adam's moments of zero gradients.
     """

@@ -108,8 +108,9 @@ def kept_threads() -> Iterator[None]:
 
 
 def measure_threads(work: Callable[[], object], times: float, seconds: float = math.inf) -> ThreadChoice:
-    """The fastest number of threads for ``times`` repetitions of ``work``, in at most ``seconds``, from PyTorch's present
-    one downwards by halves; sets it.
+    """The fastest number of threads for ``times`` repetitions of ``work``, in at most ``seconds``; sets it.
+
+    Tries PyTorch's present number and halves of it.
 
     Other programs, hyper-threads and small tensors can make fewer threads many times faster: a parallel region waits
     for its last thread. Work of less than :data:`SHORT` seconds is not worth a measurement.
