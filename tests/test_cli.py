@@ -76,7 +76,7 @@ MISTAKES = [
     ("train fashion-mnist", "--data-dir is not given"),
     ("train fashion-mnist --data-dir missing", "missing"),
     ("train celeba64 --data-dir empty", "empty"),
-    ("train celeba64 --data-dir faces --image-size 50", "50"),
+    ("train celeba64 --data-dir faces --image-size 50 --channel-mult 1 2 2 4", "50"),
     ("sample", "advect sample needs a run, such as"),
     ("sample nowhere", "nowhere does not exist"),
     ("report nowhere", "nowhere is not a run folder"),
@@ -250,7 +250,10 @@ def test_every_listed_flag_is_parsed_and_dry_run_prints_the_configuration(
         ("moons --grid shifted --grid-shift -1", "--grid-shift must be finite and > 0"),
         ("moons --objective score-matching", "--prediction must be 'score' or 'noise'"),
         ("images --data faces --crop 0", "--crop"),
-        ("celeba64 --data-dir later --image-size 30", "(3, 30, 30) must have a height divisible by 8"),
+        (
+            "celeba64 --data-dir later --image-size 30 --channel-mult 1 2 2 4",
+            "(3, 30, 30) must have a height divisible by 8",
+        ),
         ("arrays --data-dir later.npy --coupling sinkhorn --coupling-epsilon -1", "--coupling-epsilon"),
     ],
 )

@@ -9,6 +9,7 @@ from torch import nn
 from advect.core.errors import UserError
 from advect.core.types import NULL
 from advect.networks import UNet
+from advect.networks.unet import usual_channels
 
 SMALL: dict[str, Any] = {"model_channels": 16, "channel_mult": (1, 2), "attention_resolutions": (4,), "dropout": 0.0}
 
@@ -132,8 +133,12 @@ def test_compiles_to_one_graph() -> None:
 @pytest.mark.parametrize(
     ("shape", "arguments", "message"),
     [
-        ((3, 30, 32), {}, "height divisible by 8, since channel_mult has 4 levels, got 30; use 24 and 32"),
-        ((3, 32, 4), {}, "width divisible by 8, .* got 4; use 8, or fewer levels"),
+        (
+            (3, 30, 32),
+            {"channel_mult": (1, 2, 2, 4)},
+            "height divisible by 8, since channel_mult has 4 levels, got 30; use 24 and 32",
+        ),
+        ((3, 32, 4), {"channel_mult": (1, 2, 2, 4)}, "width divisible by 8, .* got 4; use 8, or fewer levels"),
         ((64,), {}, r"must be \(channels, height, width\), got \(64,\); for vectors use MLP"),
         ((3, 32, 32), {"attention_resolutions": (16, 7)}, "names 7, but the feature maps have sizes 32, 16, 8, 4"),
         ((3, 32, 32), {"channel_mult": ()}, "UNet.channel_mult must name a multiple"),
@@ -146,6 +151,20 @@ def test_compiles_to_one_graph() -> None:
 def test_arguments_out_of_range(shape: tuple[int, ...], arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         UNet(shape, **arguments)
+
+
+def test_defaults_fit_every_size() -> None:
+    """The defaults of 64 x 64 are those of the CelebA project, and a level is added at each doubling beyond."""
+    with torch.device("meta"):
+        for side in (8, 9, 16, 28, 48, 50, 96, 100, 128, 192, 250, 256):
+            net = UNet((3, side, side), model_channels=32)
+            assert net(torch.empty(1, 3, side, side), torch.empty(1)).shape == (1, 3, side, side)
+    same = {"channel_mult": (1, 2, 2, 4), "attention_resolutions": (16, 8)}
+    with torch.device("meta"):
+        for side in (32, 64):
+            names = UNet((3, side, side), model_channels=32).state_dict().keys()
+            assert names == UNet((3, side, side), model_channels=32, **same).state_dict().keys()
+    assert [len(usual_channels((3, side, side))) for side in (48, 96, 128, 256)] == [4, 5, 5, 6]
 
 
 def test_inputs_of_another_shape() -> None:

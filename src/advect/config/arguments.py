@@ -104,7 +104,7 @@ def _preview(cls: type[Dataset], path: str | Path) -> Preview:
 def _flags(first: Preview, preset: Preset) -> list[str]:
     """Flags that the data need."""
     options: dict[str, Any] = dict(first.options)
-    if preset.fit is None:
+    if preset.fit is None or preset.own_size:
         options.pop("image_size", None)
     return words_of(options)
 

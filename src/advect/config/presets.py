@@ -26,7 +26,7 @@ class Preset:
     """A named configuration, with one line about it.
 
     ``takes`` lists the data formats it trains on, none if it has its own data; ``fit`` adapts the configuration to an
-    image height and width.
+    image height and width, those of the data unless ``own_size``.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Preset:
     build: Callable[[], Config]
     takes: tuple[str, ...] = ()
     fit: Callable[[Config, int, int], Config] | None = None
+    own_size: bool = False
 
     @cached_property
     def config(self) -> Config:
@@ -42,13 +43,16 @@ class Preset:
 
 
 def preset(
-    about: str, takes: tuple[str, ...] = (), fit: Callable[[Config, int, int], Config] | None = None
+    about: str,
+    takes: tuple[str, ...] = (),
+    fit: Callable[[Config, int, int], Config] | None = None,
+    own_size: bool = False,
 ) -> Callable[[Callable[[], Config]], Callable[[], Config]]:
     """Add the decorated function's configuration to PRESETS, by the function's name with ``-`` for ``_``."""
 
     def add(build: Callable[[], Config]) -> Callable[[], Config]:
         name = build.__name__.replace("_", "-")
-        PRESETS[name] = Preset(name, about, build, takes, fit)
+        PRESETS[name] = Preset(name, about, build, takes, fit, own_size)
         return build
 
     return add
@@ -65,6 +69,11 @@ def fit_images(config: Config, height: int, width: int) -> Config:
     if net.options.get("patch_size", 1) >= 4:
         method = replace(method, prediction="data", loss_space="velocity", t_eps=0.05)
     return replace(config, network=net, method=method)
+
+
+def fit_unet(config: Config, height: int, width: int) -> Config:
+    """Configuration with the usual U-Net for another image size than the preset's."""
+    return config if height == width == 64 else replace(config, network=network("unet"))
 
 
 def has_gpu() -> bool:
@@ -219,11 +228,13 @@ def cifar10() -> Config:
 @preset(
     "64x64 colour images: CelebA in its official layout, or any folder (--data-dir): for a GPU",
     takes=("image-folder", "celeba", "packed", "shards", "parquet-images", "hub-images"),
+    fit=fit_unet,
+    own_size=True,
 )
 def celeba64() -> Config:
     return Config(
         data=data("image-folder"),
-        network=network("unet"),
+        network=network("unet", channel_mult=(1, 2, 2, 4), attention_resolutions=(16, 8)),
         method=MethodConfig(sigma_min=1e-4),
         training=TrainingConfig(
             batch_size=32,

@@ -16,7 +16,8 @@ from advect.distributed.env import DistEnv
 
 if TYPE_CHECKING:
     import torch
-    from tqdm import tqdm
+
+    from advect.core.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,8 @@ def only_warnings() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def progress_bar(total: int, title: str, unit: str) -> tqdm:
-    """Bar on the first process, if stderr is a terminal."""
-    from tqdm import tqdm
+def progress_bar(total: int, title: str, unit: str, *, leave: bool = True) -> Progress:
+    """Progress on the first process."""
+    from advect.core.progress import Progress
 
-    return tqdm(total=total, desc=title, unit=unit, disable=None if current().is_first else True)
+    return Progress(total, title, unit, show=current().is_first, leave=leave)

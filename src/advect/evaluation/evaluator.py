@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from advect.config.resume import versions
 from advect.data import Dataset, Split
+from advect.distributed.context import progress_bar
 from advect.evaluation.features import FeatureSpace
 from advect.evaluation.workspace import Fill, ReferenceCache, Tensors, Workspace, on_rank_zero
 from advect.metrics.base import EvalContext, FlowMetric, Metric, finite
@@ -140,8 +141,10 @@ class Evaluator:
         """Finite metrics of samples x against the reference; on the first process."""
         reference, values = self._reference(context), {}
         chosen = [name for name in self.compared if names is None or name in names]
-        for name in tqdm(chosen, desc="measure", unit="metric", disable=None, leave=False):
-            values |= self.compared[name].compare(x, reference, context)
+        with progress_bar(len(chosen), "measure", "metric", leave=False) as bar:
+            for name in chosen:
+                values |= self.compared[name].compare(x, reference, context)
+                bar.update()
         return finite(values)
 
     def measure_flow(self, options: Any, n: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from advect.core.device import contiguous_weights, full_precision
 from advect.core.errors import UserError
+from advect.core.progress import BatchProgress, Progress
 from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import LENGTH, Conditions, without_padding
 from advect.model.conditions import ConditionValue
@@ -93,9 +94,11 @@ class Flow(VelocityField):
         shape = self._shape(image_size)
         conditions = self.conditions(n, cond, seed, rows=rows)
         parts, evaluations = [], 0
-        for x0, part, rng in self._initial_states(n, rows, conditions, seed, batch_size, progress, shape):
+        calls = self.nfe(config) if progress is not False else None
+        states = self._initial_states(n, rows, conditions, seed, batch_size, progress, shape, calls)
+        for x0, part, rng, done in states:
             field = self._field(integrator.coordinates, part, guidance, guidance_interval, noise=noise)
-            field = CountedVelocity(field)
+            field = CountedVelocity(field, done.step)
             parts.append(integrator(field, x0, rng).float().cpu())
             evaluations += field.rows
         x, nfe = torch.cat(parts, dim=1 if trajectory else 0), evaluations / len(rows)
@@ -128,7 +131,7 @@ class Flow(VelocityField):
         self._check_guidance(guidance, guidance_interval)
         conditions, parts = self.conditions(n, cond, seed, rows=rows), []
         way, t0, t1 = self.coordinates, self.coordinates.low, self.coordinates.high
-        for x0, part, rng in self._initial_states(n, rows, conditions, seed, batch_size, progress):
+        for x0, part, rng, _ in self._initial_states(n, rows, conditions, seed, batch_size, progress):
             u = self.velocity(part, guidance=guidance, interval=guidance_interval)
             x0 = way.enter(self._field(way, part, guidance, guidance_interval), x0, rng) * way.scale(t0)
             inside: Velocity = lambda x, t, u=u, part=part: without_padding(u(x, t), part)
@@ -169,16 +172,25 @@ class Flow(VelocityField):
         batch_size: int,
         progress: bool | tqdm,
         shape: tuple[int, ...] | None = None,
-    ) -> Iterator[tuple[Tensor, Conditions, CounterRng]]:
-        """Batches of initial states (B, *S), conditions (B,) and random numbers for ``rows`` of n samples."""
-        with nullcontext(progress) if isinstance(progress, tqdm) else _sample_bar(len(rows), progress) as bar:
+        calls: int | None = None,
+    ) -> Iterator[tuple[Tensor, Conditions, CounterRng, BatchProgress]]:
+        """Batches of initial states (B, *S), conditions (B,) and random numbers for ``rows`` of n samples, each with
+        its progress in ``calls`` of the network.
+        """
+        with (
+            nullcontext(progress)
+            if isinstance(progress, tqdm)
+            else Progress(len(rows), "sample", "sample", show=progress) as bar
+        ):
             for first in rows[::batch_size]:
                 last = min(first + batch_size, rows.stop)
                 rng = noise_of(seed, range(first, last), n)
                 here = slice(first - rows.start, last - rows.start)
                 part = self._on_device({name: value[here] for name, value in conditions.items()})
-                yield self.initial_noise.sample(rng, shape or self.spec.shape, part, device=self.device), part, rng
-                bar.update(last - first)
+                batch = BatchProgress(bar, last - first, calls)
+                x0 = self.initial_noise.sample(rng, shape or self.spec.shape, part, device=self.device)
+                yield x0, part, rng, batch
+                batch.finish()
 
     def _takes_score(self, config: SamplerConfig) -> bool:
         """Whether the field is that of both heads, velocity and noise."""
@@ -342,8 +354,3 @@ def _rows(n: int, rows: range | None, batch_size: int) -> range:
     if rows is not None and not (0 <= rows.start < rows.stop <= n and rows.step == 1):
         raise UserError(f"rows must be a range within 0 .. {n}, not empty, of step 1, got {rows}")
     return range(n) if rows is None else rows
-
-
-def _sample_bar(total: int, show: bool) -> tqdm:
-    """Bar of samples, hidden unless ``show``."""
-    return tqdm(total=total, unit="sample", desc="sample", disable=not show)

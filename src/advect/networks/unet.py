@@ -119,8 +119,9 @@ class UNet(FlowNetwork):
     Args:
         model_channels: channels at the highest resolution.
         channel_mult: multiples of the channels, one for each resolution; each further one halves height and width.
+            Default 1 2 2 4, with more levels beyond 64 and 128 pixels, and fewer where sides cannot be halved.
         num_res_blocks: residual blocks at each resolution.
-        attention_resolutions: sizes of the feature maps that have self-attention.
+        attention_resolutions: sizes of the feature maps that have self-attention. Default those from 7 to 16.
         dropout: dropout probability inside the residual blocks.
         head_width: channels of an attention head.
         patch_size: pixels a side folded into channels first; 2 costs a quarter.
@@ -149,9 +150,9 @@ class UNet(FlowNetwork):
         shape: Sequence[int],
         *,
         model_channels: int = 128,
-        channel_mult: Sequence[int] = (1, 2, 2, 4),
+        channel_mult: Sequence[int] | None = None,
         num_res_blocks: int = 2,
-        attention_resolutions: Sequence[int] = (16, 8),
+        attention_resolutions: Sequence[int] | None = None,
         dropout: float = 0.1,
         head_width: int = 64,
         patch_size: int = 1,
@@ -170,9 +171,12 @@ class UNet(FlowNetwork):
             patch_size=patch_size,
         )
         check_share("UNet", dropout=dropout)
+        channel_mult = usual_channels(shape, patch_size) if channel_mult is None else channel_mult
         self.shape = _check_shape(shape, channel_mult, patch_size)
         self.patch, self.grad_checkpointing = patch_size, grad_checkpointing
         side, channels = max(self.shape[1:]) // patch_size, self.shape[0] * patch_size**2
+        if attention_resolutions is None:
+            attention_resolutions = [size for level in range(len(channel_mult)) if 7 <= (size := side >> level) <= 16]
         _check_attention(attention_resolutions, side, len(channel_mult))
 
         emb = 4 * model_channels
@@ -218,6 +222,17 @@ class UNet(FlowNetwork):
             h = checkpoint(stage, h, emb, skips.pop(), recompute=recompute)
         out = self.head(h)
         return (F.pixel_shuffle(out, self.patch) if self.patch > 1 else out).to(x_t.dtype)
+
+
+def usual_channels(shape: Sequence[int], patch: int = 1) -> tuple[int, ...]:
+    """Multiples of the channels for images (C, H, W): maps of 8 pixels at the lowest level of large ones."""
+    sides = [side // patch for side in shape[1:]]
+    halvings = 0
+    while sides and all(side % 2 ** (halvings + 1) == 0 and side >> halvings >= 4 for side in sides):
+        halvings += 1
+    most = 3 + sum(max(sides, default=0) > size for size in (64, 128))
+    mult = {4: (1, 1, 2, 2, 4), 5: (1, 1, 2, 2, 4, 4)}.get(min(most, halvings), (1, 2, 2, 4))
+    return mult[: halvings + 1]
 
 
 def _check_shape(shape: Sequence[int], channel_mult: Sequence[int], patch: int) -> tuple[int, int, int]:

@@ -13,6 +13,7 @@ from advect.core.types import Batch, Category
 from advect.data import Split
 from advect.data.figure import save_png
 from advect.distributed.comm import all_sum, current, gather_objects
+from advect.distributed.context import progress_bar
 from advect.losses import Loss
 from advect.model.conditions import CYCLE
 from advect.model.flow import Flow
@@ -101,5 +102,7 @@ class SampleGridCallback(PeriodicCallback):
         me = current()
         share = -(-self.samples // me.world)  # of a sharded network all must ask equally often
         rows = range(share * me.rank, share * (me.rank + 1))
-        parts = gather_objects(self.flow.sample(share * me.world, seed=self.seed, cond=self._cond, rows=rows))
+        with progress_bar(share, "pictures", "sample", leave=False) as bar:
+            options = {"seed": self.seed, "cond": self._cond, "rows": rows, "progress": bar}
+            parts = gather_objects(self.flow.sample(share * me.world, **options))
         return None if parts is None else Samples.concatenate(parts)[: self.samples]

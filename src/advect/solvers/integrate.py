@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -135,15 +135,17 @@ def solver_times(
 
 
 class CountedVelocity:
-    """Velocity that counts its ``calls``, and the ``rows`` evaluated in them."""
+    """Velocity that counts its ``calls``, and the ``rows`` evaluated in them; ``each()`` follows a call."""
 
-    def __init__(self, velocity: Velocity) -> None:
-        self.velocity, self.calls, self.rows = velocity, 0, 0
+    def __init__(self, velocity: Velocity, each: Callable[[], object] = lambda: None) -> None:
+        self.velocity, self.each, self.calls, self.rows = velocity, each, 0, 0
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         self.calls += 1
         self.rows += len(x)
-        return self.velocity(x, t)
+        u = self.velocity(x, t)
+        self.each()
+        return u
 
 
 def explain_divergence(velocity: Velocity, x0: Tensor, method: Solver, times: Sequence[float]) -> SolverError:

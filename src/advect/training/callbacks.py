@@ -17,6 +17,7 @@ from advect.checkpoint.async_writer import CheckpointWriter
 from advect.checkpoint.manifest import checkpoint_name, checkpoint_step, list_checkpoints
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text
+from advect.core.progress import DELAY, clock
 from advect.distributed.comm import broadcast_object, sync_errors
 from advect.training.state import Progress
 from advect.training.trainer import Callback, Trainer
@@ -98,11 +99,27 @@ class ProgressBar(Callback):
             dynamic_ncols=True,
             disable=not self._terminal,
         )
-        self._printed = -60.0
+        self._printed, self._began, self._first = -60.0, time.monotonic(), 0
 
     def on_step(self, trainer: Trainer) -> None:
-        self._bar.total = trainer.limits.last_step
+        step, last, passed = trainer.state.progress.step, trainer.limits.last_step, time.monotonic() - self._began
+        self._first = self._first or step
+        self._bar.total = last
         self._bar.update()
+        if not self._terminal and self._printed < 0 and passed >= DELAY and step < last:  # the first steps are slow
+            self._printed = trainer.state.progress.seconds
+            each = passed / (step - self._first + 1)
+            self._bar.write(
+                f"step {step:,}/{last:,}  {each:.3g} s a step  {clock(self._left(trainer, each))} left",
+                file=sys.stderr,
+            )
+
+    def _left(self, trainer: Trainer, each: float) -> float:
+        """Seconds to the end at ``each`` seconds a step."""
+        left = (trainer.limits.last_step - trainer.state.progress.step) * each
+        if trainer.limits.max_minutes is not None:
+            left = max(0.0, min(left, 60 * trainer.limits.max_minutes - trainer.clock))
+        return left
 
     def on_log(self, trainer: Trainer, row: dict) -> None:
         speed, work = row["samples_per_s"], _work(row)
@@ -110,12 +127,10 @@ class ProgressBar(Callback):
             self._bar.set_postfix_str(f"loss {row['loss']:.4f}, {speed:,.0f} samples/s{work}, epoch {row['epoch']}")
         elif row["seconds"] - self._printed >= 15 or row["step"] == trainer.limits.last_step:
             self._printed = row["seconds"]
-            left = (trainer.limits.last_step - row["step"]) * trainer.loader.global_batch / speed
-            if trainer.limits.max_minutes is not None:
-                left = max(0.0, min(left, 60 * trainer.limits.max_minutes - trainer.clock))
+            left = self._left(trainer, trainer.loader.global_batch / speed)
             self._bar.write(
                 f"step {row['step']:,}/{trainer.limits.last_step:,}  epoch {row['epoch']}  loss {row['loss']:.4f}  "
-                f"{speed:,.0f} samples/s{work}  {_clock(left)} left",
+                f"{speed:,.0f} samples/s{work}  {clock(left)} left",
                 file=sys.stderr,
             )
 
@@ -149,12 +164,6 @@ def _work(row: dict) -> str:
     rate = row["flops_per_s"]
     text = f", {rate / 1e12:.1f} TFLOP/s" if rate >= 1e12 else f", {rate / 1e9:.3g} GFLOP/s"
     return text + (f" ({row['mfu']:.0%} of peak)" if "mfu" in row else "")
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 SAVE_SECONDS, FIRST_SECONDS, EVERY_SECONDS = 120.0, 30.0, 60.0
