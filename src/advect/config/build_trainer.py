@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from advect.distributed.context import RunContext
 from advect.distributed.parallel import Parallel, local
 from advect.losses import Loss
 from advect.model.flow import Flow
-from advect.reporting.sample_grids import SampleGridCallback, held_out_loss
+from advect.reporting.sample_grids import SampleGridCallback
 from advect.training import (
     EMA,
     Callback,
@@ -190,34 +189,27 @@ def build_callbacks(
 
         snapshots = [Snapshots(run_dir / SNAPSHOTS, every=t.posthoc_every)]
     quality = []
-    if out.eval_every:
-        from advect.evaluation.callback import EvalCallback, online_evaluator
+    if out.eval_every or t.early_stopping == "yes":
+        from advect.evaluation.held_out import HeldOutLoss, RunStore, held_out_loss, watched_draws
 
-        evaluator = online_evaluator(flow, source.real, samples=out.eval_samples, features=out.eval_features)
-        loss = lambda: held_out_loss(flow, loss_fn, source.held_out, context.seed)
-        keep = kept_measure(out.keep_best, tuple(evaluator.metrics))
-        options = {
-            "every": out.eval_every,
-            "seed": context.seed,
-            "keep": keep,
-            "metrics": watch.metrics,
-            "loggers": loggers,
-        }
-        quality = [EvalCallback(evaluator, loss, checkpoints, **options)]
-    elif t.early_stopping == "yes":
-        from advect.evaluation.callback import HeldOutLossCallback
+        store = RunStore(checkpoints, watch.metrics, loggers)
+        rows, data = len(source.held_out), {"seed": context.seed, "device": context.device}
 
-        draws = max(min(len(source.held_out), most_draws(source.spec)), most_draws(source.spec) // 2)
-        loss = lambda: held_out_loss(flow, loss_fn, source.held_out, context.seed, draws=draws)
-        every = max(1, steps // EVALUATIONS)
-        quality = [HeldOutLossCallback(loss, checkpoints, every=every, metrics=watch.metrics, loggers=loggers)]
+        def loss(draws: int) -> float:
+            return held_out_loss(flow.output, loss_fn, source.held_out, draws=draws, **data)
+
+        if out.eval_every:
+            from advect.evaluation.callback import EvalCallback, online_evaluator
+
+            evaluator = online_evaluator(flow, source.real, samples=out.eval_samples, features=out.eval_features)
+            keep = kept_measure(out.keep_best, tuple(evaluator.metrics))
+            options = {"every": out.eval_every, "seed": context.seed, "keep": keep}
+            quality = [EvalCallback(evaluator, lambda: loss(min(rows, 2048)), store, **options)]
+        else:
+            draws = watched_draws(source.spec, rows)
+            quality = [HeldOutLoss(lambda: loss(draws), store, every=max(1, steps // EVALUATIONS))]
     shared = *snapshots, checkpoints, watch, *quality  # a checkpoint's snapshot is there before it
     return (metrics, *loggers, bar, *shared) if first else shared
-
-
-def most_draws(spec: DataSpec) -> int:
-    """Draws of noise and time for a held-out loss that is watched: fewer for images, whose elements average."""
-    return 4096 if math.prod(spec.shape) <= 256 else 512
 
 
 def _loggers(config: Config, run_dir: Path) -> tuple[Logger, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -29,12 +29,12 @@ from advect.data.base import ArraySplit, array_modality, random_split
 from advect.data.transforms import Whiten
 from advect.distributed.comm import current
 from advect.distributed.context import RunContext, pick_device
+from advect.evaluation.held_out import HeldOutLoss, MemoryStore, copied, held_out_loss, watched_draws
 from advect.losses.flow_matching import Kind
 from advect.model.flow import Flow
 from advect.sklearn.adapters import LABEL, DataAdapter, Labels, label_condition
-from advect.sklearn.early_stopping import EarlyStopping, LossCurve, copied
 from advect.sklearn.settings import Settings
-from advect.training import Callback, LearningRate, StopCriteria, TrainState
+from advect.training import Callback, LearningRate, StopCriteria, Trainer, TrainState
 from advect.training.callbacks import ProgressBar
 from advect.training.state import EMA_FILE, Progress
 
@@ -48,6 +48,9 @@ FOLDED = 200
 """Most rows that are held out in five folds, one after the other, as a part would be too few to tell."""
 
 _FOLDS = 5
+
+_LEAST = 500
+"""Steps before which held-out rows never end training: a network may need them to do better than its start."""
 
 _SCORED, _SCORE_STEPS, _WIDEST = 128, 16, 128
 """Rows, Runge-Kutta steps and most elements of the densities that tell whether a model memorises."""
@@ -214,9 +217,11 @@ def _train(given: _Given, train: np.ndarray, held_out: np.ndarray, steps: int) -
         previous.state.restore(state)
         state.progress.plans = []  # of an earlier call
     start, every = state.progress.step, max(1, settings.steps // _EVALUATIONS)
-    curve, stopping = LossCurve(), None
+    curve, store, stopping = LossCurve(), MemoryStore(), None
     if len(held_out):
-        stopping = EarlyStopping(dataset.held_out.fetch(np.arange(len(held_out))), loss, given.patience, seed)
+        draws, of = watched_draws(dataset.spec, len(held_out)), {"seed": seed, "device": context.device}
+        watched = lambda: held_out_loss(state.net, loss, dataset.held_out, draws=draws, **of)
+        stopping = HeldOutLoss(watched, store, every=None, patience=given.patience, least=_LEAST)
     bar: list[Callback] = [ProgressBar()] if given.verbose else []
     callbacks: list[Callback] = [curve, *([stopping] if stopping else []), *bar]
     trainer = new_trainer(
@@ -232,8 +237,8 @@ def _train(given: _Given, train: np.ndarray, held_out: np.ndarray, steps: int) -
     )
     reason = trainer.run()
     weights, step = copied({**state.net.state_dict(), **(state.ema.shadow if state.ema else {})}), state.progress.step
-    if stopping:
-        weights, step = stopping.best, stopping.best_step
+    if stopping and stopping.best is not None:
+        weights, step = store.weights, stopping.best_step
     return FittedFlow(
         adapter=given.adapter,
         transform=dataset.transform,
@@ -246,8 +251,8 @@ def _train(given: _Given, train: np.ndarray, held_out: np.ndarray, steps: int) -
         weights=weights,
         rows=previous.rows if previous else len(given.x),
         losses=curve.losses,
-        held_out_losses=stopping.losses if stopping else [],
-        evaluated=stopping.steps if stopping else [],
+        held_out_losses=[row["eval_held_out_loss"] for row in store.measured],
+        evaluated=[row["step"] for row in store.measured],
         step=step,
         stop_reason=reason,
     )
@@ -278,6 +283,16 @@ def _dataset(given: _Given, train: np.ndarray, held_out: np.ndarray) -> Dataset:
         held_out=splits[1],
         fingerprint="",
     )
+
+
+@dataclass
+class LossCurve(Callback):
+    """Collects the logged losses."""
+
+    losses: list[float] = field(default_factory=list)
+
+    def on_log(self, trainer: Trainer, row: dict) -> None:
+        self.losses.append(row["loss"])
 
 
 @dataclass
