@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import joblib
@@ -23,6 +25,7 @@ import advect
 from advect import FlowModel, UserError
 from advect.sklearn.adapters import Labels, label_condition
 from advect.sklearn.settings import resolve
+from advect.training import Trainer
 
 OTHER = np.random.default_rng(0).normal(size=(40, 2))
 
@@ -218,6 +221,41 @@ class TestTraining:
         with pytest.warns(UserWarning, match="the model memorises"):
             model.score(new)
 
+    def test_few_rows_are_told(self) -> None:
+        with pytest.warns(UserWarning, match="3 rows are too few"):
+            assert np.isfinite(small().fit(OTHER[:3]).sample(2)).all()
+
+    def test_the_warm_up_follows_the_plan(self) -> None:
+        unset: Any = {"hidden": None, "rows": 100, "data_options": (), "labelled": False}
+        for steps, options, warmup in ((100, {}, 5), (9000, {}, 100), (100, {"lr_warmup_steps": 7}, 7)):
+            given = {"learning_rate": None, "batch_size": 256}
+            found = resolve(options, modality="vector", steps=steps, arguments=given, **unset).training
+            assert (found.batch_size, found.lr_warmup_steps) == (256, warmup)
+
+    @pytest.mark.parametrize("folded", [False, True])
+    def test_the_minutes_end_the_schedules_of_all_trainings(
+        self, monkeypatch: pytest.MonkeyPatch, folded: bool
+    ) -> None:
+        ticks = count()  # every look at the clock moves it by two milliseconds
+        clock = SimpleNamespace(monotonic=lambda: 0.002 * next(ticks))
+        for module in ("advect.training.guards", "advect.sklearn.fitting"):
+            monkeypatch.setattr(f"{module}.time", clock)
+        rates: list[list[float]] = []
+        train = Trainer.run
+
+        def run(trainer: Trainer) -> str:
+            rates.append([])
+            step = trainer._train_step
+            trainer._train_step = lambda: rates[-1].append(trainer.learning_rate) or step()  # type: ignore[method-assign]
+            return train(trainer)
+
+        monkeypatch.setattr(Trainer, "run", run)
+        model = small(steps=10**6, max_minutes=0.05, early_stopping=folded).fit(OTHER)
+        assert 0.002 * next(ticks) <= 3
+        assert len(rates) == (6 if folded else 1) and 0 < model.n_iter_ <= len(rates[0]) < 1500
+        assert rates[0][-1] < 0.02 * max(rates[0])
+        assert all(abs(len(r) - len(rates[0])) <= 0.2 * len(rates[0]) for r in rates[:-1])
+
     def test_pickles_and_joblib_files_give_the_same_samples(self, points: np.ndarray, tmp_path: Any) -> None:
         model = small().fit(points)
         joblib.dump(model, tmp_path / "model.joblib")
@@ -252,6 +290,9 @@ class TestTraining:
             ({"hidden": (8, 16)}, "equal widths"),
             ({"coupling": "optimal"}, "coupling 'optimal'"),
             ({"early_stopping": True, "validation_fraction": 0}, "validation_fraction"),
+            ({"max_minutes": 0}, "max_minutes must be a finite number of minutes above 0, got 0"),
+            ({"max_minutes": float("nan")}, "max_minutes must be"),
+            ({"options": {"max_minutes": 1.0}}, "is an argument"),
             ({"early_stopping": "always"}, "True, False or 'auto'"),
         ],
     )

@@ -22,7 +22,7 @@ from advect.config.build import (
     source_tensors,
 )
 from advect.config.config import HELD_OUT_LOSS, Config, MethodConfig, NetworkConfig, TrainingConfig
-from advect.config.plan import EVALUATIONS
+from advect.config.plan import EVALUATIONS, Plan
 from advect.core import registry
 from advect.core.device import be_deterministic, pick_precision, use_tf32
 from advect.core.errors import UserError
@@ -46,7 +46,7 @@ from advect.training import (
     hidden_matrices,
     named_params,
 )
-from advect.training.callbacks import CheckpointCallback, MetricsFile, ProgressBar
+from advect.training.callbacks import CheckpointCallback, Forecast, MetricsFile, ProgressBar, Stopwatch
 from advect.training.loggers import Logger, TensorBoardLogger, WandbLogger
 from advect.training.state import on_meta
 
@@ -162,10 +162,45 @@ def new_trainer(
     )
 
 
+_PART, _PATIENCE = 8, 2.0
+"""Rows of a first trial step on a CPU, and seconds that trial steps of the whole batch may take."""
+
+
+def seconds_per_step(context: RunContext, config: Config, dataset: Dataset, *, seconds: float = 1.0) -> float:
+    """Seconds that a training step takes here, about: of a few real ones, of fewer rows where they take long."""
+    batch = config.training.batch_size
+    assert batch is not None
+    rows = batch if context.device.type != "cpu" else min(batch, _PART)
+    pace = _time_steps(context, config, dataset, rows, seconds)
+    if rows < batch:
+        whole = pace * batch / rows
+        pace = whole if whole > _PATIENCE else _time_steps(context, config, dataset, batch, seconds)
+    return pace
+
+
+def _time_steps(context: RunContext, config: Config, dataset: Dataset, rows: int, seconds: float) -> float:
+    """Seconds a step of ``rows`` rows takes, see :class:`Stopwatch`."""
+    t = config.training.replaced(batch_size=rows, compile_model=False, parallel="none", num_workers=0)
+    loss = build_loss(config.method, dataset.spec, fit_source(config.method, dataset), source_tensors(dataset))
+    watch = Stopwatch(seconds)
+    new_trainer(
+        context,
+        t,
+        new_state(context, config.network, t, dataset.spec, loss),
+        loss,
+        dataset.train,
+        rate=LearningRate(peak=t.learning_rate, warmup=0, total=1),
+        limits=StopCriteria(steps=1000),
+        log_every=1000,
+        callbacks=[watch],
+    ).run()
+    return watch.pace
+
+
 def build_callbacks(
-    context: RunContext, config: Config, flow: Flow, loss_fn: Loss, source: Dataset, steps: int
+    context: RunContext, config: Config, flow: Flow, loss_fn: Loss, source: Dataset, plan: Plan
 ) -> tuple[Callback, ...]:
-    """Callbacks of a run of ``steps``, in order; only the first process writes and prints."""
+    """Callbacks of a run, in order; only the first process writes and prints."""
     out, run_dir, first = config.output, context.run_dir, context.env.is_first
     metrics, loggers = MetricsFile(run_dir / "metrics.jsonl"), _loggers(config, run_dir) if first else ()
     watch = SampleGridCallback(
@@ -182,7 +217,7 @@ def build_callbacks(
     keep = {"keep_last": out.keep_last, "keep_every": out.keep_every, "keep_epochs": out.keep_epochs}
     writer = CheckpointWriter(run_dir / "checkpoints", **keep)
     checkpoints = CheckpointCallback(writer, every=out.save_every, every_epochs=out.save_epochs)
-    t, bar = config.training, ProgressBar()
+    t = config.training
     snapshots = []
     if t.posthoc_ema:
         from advect.training.posthoc_ema import SNAPSHOTS, Snapshots
@@ -207,9 +242,9 @@ def build_callbacks(
             quality = [EvalCallback(evaluator, lambda: loss(min(rows, 2048)), store, **options)]
         else:
             draws = watched_draws(source.spec, rows)
-            quality = [HeldOutLoss(lambda: loss(draws), store, every=max(1, steps // EVALUATIONS))]
+            quality = [HeldOutLoss(lambda: loss(draws), store, every=max(1, plan.steps // EVALUATIONS))]
     shared = *snapshots, checkpoints, watch, *quality  # a checkpoint's snapshot is there before it
-    return (metrics, *loggers, bar, *shared) if first else shared
+    return (metrics, *loggers, ProgressBar(), Forecast(plan.needed), *shared) if first else shared
 
 
 def _loggers(config: Config, run_dir: Path) -> tuple[Logger, ...]:

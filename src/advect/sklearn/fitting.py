@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -52,6 +53,9 @@ _FOLDS = 5
 _LEAST = 500
 """Steps before which held-out rows never end training: a network may need them to do better than its start."""
 
+_TRAINING_SHARE = 0.9
+"""Share of a fit's time for training; the rest is for scores."""
+
 _SCORED, _SCORE_STEPS, _WIDEST = 128, 16, 128
 """Rows, Runge-Kutta steps and most elements of the densities that tell whether a model memorises."""
 
@@ -70,6 +74,7 @@ class FittedFlow:
         losses, held_out_losses: of this call.
         evaluated: steps of the held-out losses.
         step: training steps of ``weights``.
+        planned: length of the schedule in steps, as many as asked for or as the minutes allowed.
         stop_reason: reason of the trainer.
         train_score: median log density of at most 128 training rows, None if there is none or it costs too much.
         gap: by how much it exceeds that of held-out rows, of the training that left them out.
@@ -89,6 +94,7 @@ class FittedFlow:
     held_out_losses: list[float]
     evaluated: list[int]
     step: int
+    planned: int
     stop_reason: str
     train_score: float | None = None
     gap: float | None = None
@@ -143,13 +149,15 @@ def fit_flow(
     configuration does.
     """
     given = _Given(adapter, labels, settings, x, y, seed, patience, verbose, previous)
-    everything = np.arange(len(x))
+    everything, budget = np.arange(len(x)), Budget(settings.training.max_minutes)
     if not validation:
-        fitted = _train(given, everything, everything[:0], settings.steps)
+        fitted = _train(given, everything, everything[:0], settings.steps, budget.share())
         return replace(fitted, train_score=fitted.score(x, y, everything))
     runs, gaps, again = [], [], previous is None and len(x) <= REFITTED
-    for train, held_out in _splits(len(x), validation, seed, folded=again and len(x) <= FOLDED):
-        fitted = _train(given, train, held_out, settings.steps)
+    splits = _splits(len(x), validation, seed, folded=again and len(x) <= FOLDED)
+    for i, (train, held_out) in enumerate(splits):
+        fitted = _train(given, train, held_out, given.settings.steps, budget.share(len(splits) - i + again))
+        given = replace(given, settings=replace(settings, steps=fitted.planned))  # the other schedules are as long
         scores = fitted.score(x, y, train), fitted.score(x, y, held_out)
         gaps += [] if scores[0] is None or scores[1] is None else [scores[0] - scores[1]]
         runs.append(fitted)
@@ -159,10 +167,21 @@ def fit_flow(
     if not again or last.stop_reason.startswith("SIG"):
         return replace(last, train_score=scores[0], gap=gap)
     curve, step = _mean_curve(runs)
-    fitted = _train(given, everything, everything[:0], max(step, 1))
+    fitted = _train(given, everything, everything[:0], max(step, 1), budget.share())
     evaluated = max((run.evaluated for run in runs), key=len)
     fitted = replace(fitted, losses=last.losses, held_out_losses=curve, evaluated=evaluated)
     return replace(fitted, train_score=fitted.score(x, y, everything), gap=gap)
+
+
+class Budget:
+    """Minutes of a fit, for several trainings."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self._end = None if minutes is None else time.monotonic() + 60 * _TRAINING_SHARE * minutes
+
+    def share(self, trainings: int = 1) -> float | None:
+        """Minutes for the next of so many."""
+        return None if self._end is None else max(self._end - time.monotonic(), 1e-3) / 60 / trainings
 
 
 def _splits(n: int, share: float, seed: int, *, folded: bool) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -201,8 +220,12 @@ class _Given:
     previous: FittedFlow | None
 
 
-def _train(given: _Given, train: np.ndarray, held_out: np.ndarray, steps: int) -> FittedFlow:
-    """Train at most ``steps`` steps of the schedule on the rows ``train``, watching ``held_out`` if any."""
+def _train(
+    given: _Given, train: np.ndarray, held_out: np.ndarray, steps: int, minutes: float | None = None
+) -> FittedFlow:
+    """Train at most ``steps`` steps of the schedule, and ``minutes``, on the rows ``train``, watching ``held_out`` if
+    any.
+    """
     settings, previous, seed = given.settings, given.previous, given.seed
     dataset = _dataset(given, train, held_out)
     source = previous.source if previous else fit_source(settings.method, dataset)
@@ -231,7 +254,7 @@ def _train(given: _Given, train: np.ndarray, held_out: np.ndarray, steps: int) -
         loss,
         dataset.train,
         rate=_rate(training, settings.steps, start),
-        limits=StopCriteria(steps=start + steps, max_steps=training.max_steps, max_minutes=training.max_minutes),
+        limits=StopCriteria(steps=start + steps, max_steps=training.max_steps, max_minutes=minutes),
         log_every=every,
         callbacks=callbacks,
     )
@@ -254,6 +277,7 @@ def _train(given: _Given, train: np.ndarray, held_out: np.ndarray, steps: int) -
         held_out_losses=[row["eval_held_out_loss"] for row in store.measured],
         evaluated=[row["step"] for row in store.measured],
         step=step,
+        planned=trainer.limits.steps - start if minutes is not None else settings.steps,
         stop_reason=reason,
     )
 
