@@ -17,14 +17,14 @@ from torch import Tensor
 from advect.core.errors import UserError, optional_import
 from advect.core.registry import register
 from advect.core.types import LENGTH, Condition, Conditions, DataSpec, Length
-from advect.data.arrays import array_header
+from advect.data.arrays import ArrayType, array_header
 from advect.data.base import ArraySplit, Dataset, Detected, Preview
 from advect.data.repeats import copied
 from advect.data.sequences.files import Ragged, is_sequence_array, is_table, read_arrays, read_steps, step_columns
 from advect.data.sequences.transform import SequenceScale
 from advect.data.splits import split_groups
 from advect.data.tables.columns import Categories, Column, Number, column_from_config
-from advect.data.tables.files import is_table_file
+from advect.data.tables.files import FileStyle, is_table_file
 from advect.data.tables.infer_columns import column_values, condition_of
 
 
@@ -32,7 +32,8 @@ class SequenceMetadata(TypedDict):
     """JSON that :func:`steps_of` needs to write tables without the data.
 
     Names of channels and of the columns of sequences (``id``) and steps (``order``); configurations of the channels'
-    columns, of the conditions' and of the order's, with its values if all sequences share them.
+    columns, of the conditions' and of the order's, with its values if all sequences share them. ``names`` are the
+    columns of a table in its order and ``style`` that of its file; ``type`` is that of arrays.
     """
 
     channels: list[str]
@@ -40,8 +41,11 @@ class SequenceMetadata(TypedDict):
     order_values: list[float] | None
     order_column: dict[str, Any] | None
     id: str
-    order: str
+    order: str | None
     conditions: list[dict[str, Any]]
+    names: list[str]
+    style: FileStyle | None
+    type: ArrayType
 
 
 @register("sequences")
@@ -132,7 +136,8 @@ class Sequences(Dataset):
         is_train[train] = True
 
         self._columns, self._order = ragged.columns, ragged.order
-        self._channels, self._keys = ragged.channels, (id_column or "id", order_column or "step")
+        self._channels, self._keys = ragged.channels, (id_column or "id", order_column)
+        self._names, self._style, self._type = ragged.names, ragged.style, ragged.kind
         self._told = [column for column, _ in ragged.conditions.values()]
         sizes = np.array([len(x) for x in ragged.steps], np.int64)
         transform = SequenceScale.fit(
@@ -159,27 +164,38 @@ class Sequences(Dataset):
             "id": self._keys[0],
             "order": self._keys[1],
             "conditions": [column.to_config() for column in self._told],
+            "names": list(self._names),
+            "style": self._style,
+            "type": self._type,
         }
 
 
-def sequences_of(x: Tensor, cond: Conditions | None) -> list[np.ndarray]:
+def sequences_of(x: Tensor | np.ndarray, cond: Conditions | None) -> list[np.ndarray]:
     """Samples (B, L, C) in data units as a list of (L_i, C), cut to the lengths in ``cond`` if given."""
-    whole = x.detach().cpu().numpy()
+    whole = x.detach().cpu().numpy() if isinstance(x, Tensor) else x
     if not cond or LENGTH not in cond:
         return list(whole)
     return [row[:length] for row, length in zip(whole, cond[LENGTH].tolist(), strict=True)]
 
 
-def steps_of(x: Tensor, cond: Conditions | None, facts: SequenceMetadata, *, first: int = 0) -> Any:
-    """Samples as a pandas DataFrame with one row per step: id from ``first``, order, conditions, channels.
+def steps_of(
+    x: Tensor | np.ndarray,
+    cond: Conditions | None,
+    facts: SequenceMetadata,
+    *,
+    first: int = 0,
+    text: bool = False,
+) -> Any:
+    """Samples as a pandas DataFrame with one row per step, and the table's columns in its order: id from ``first``.
 
     Channels have the table's types. So has the order if all sequences of the data share its values; else the column
-    ``step`` counts from 0.
+    ``step`` counts from 0 in its place, as it does for arrays.
 
     Args:
         x: (B, L, C) in data units.
         cond: as given to networks; null or absent conditions become missing values.
         facts: ``Sequences.metadata``.
+        text: write values as in the text file instead of restoring types.
 
     Raises:
         UserError: x has other channels, or pandas is not installed.
@@ -193,30 +209,33 @@ def steps_of(x: Tensor, cond: Conditions | None, facts: SequenceMetadata, *, fir
     place = np.repeat(np.arange(len(rows)), sizes)
     step = np.concatenate([np.arange(size) for size in sizes]) if sizes else place
     known = facts.get("order_values")
+    series = lambda column, values: column.to_text(values) if text else column.to_series(values)
     parts: list[Any] = [pd.DataFrame({facts["id"]: first + place})]
+    number = "step_number" if "step" in (*channels, *facts["names"]) else "step"
     if known and (config := facts.get("order_column")):
-        parts.append(column_from_config(config).to_text(np.array(known, np.float64)[step]))
-    else:
-        parts.append(pd.Series(step, name="step_number" if "step" in channels else "step"))
+        parts.append(series(column_from_config(config), np.array(known, np.float64)[step]))
+    elif facts["order"] is not None or not facts["names"]:
+        parts.append(pd.Series(step, name=number))
     for column in map(column_from_config, facts["conditions"]):
         given = (cond or {}).get(column.name)
         told = torch.full((len(x),), torch.nan) if given is None else column_values(column, given.detach().cpu())
-        parts.append(column.to_series(told.double().numpy()[place]))
+        parts.append(series(column, told.double().numpy()[place]))
     values = np.concatenate(rows) if rows else np.empty((0, len(channels)))
-    configs = facts.get("columns") or [None] * len(channels)
-    for name, config, own in zip(channels, configs, values.T, strict=True):
-        parts.append(pd.Series(own, name=name) if config is None else _as_written(column_from_config(config), own))
-    return pd.concat(parts, axis=1)
+    configs = [column_from_config(config) for config in facts["columns"]] or [None] * len(channels)
+    for name, column, own in zip(channels, configs, values.T, strict=True):
+        parts.append(pd.Series(own, name=name) if column is None else series(column, _possible(column, own)))
+    frame = pd.concat(parts, axis=1)
+    return frame[[name if name in frame else number for name in facts["names"]]] if facts["names"] else frame
 
 
-def _as_written(column: Column, x: np.ndarray) -> Any:
-    """Channel (S,) in table units as a Series of its type, rounded to possible values."""
+def _possible(column: Column, x: np.ndarray) -> np.ndarray:
+    """Channel (S,) in table units, rounded to values that the column can have."""
     own = torch.from_numpy(np.ascontiguousarray(x)).double()
     if isinstance(column, Number):
         own = column.rounded(own)
     elif isinstance(column, Categories):
         own = own.round().clamp(0, len(column.names) - 1)
-    return column.to_text(own.numpy())
+    return own.numpy()
 
 
 def _read_table(

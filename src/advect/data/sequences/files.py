@@ -8,7 +8,7 @@ import logging
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ import numpy as np
 from torch import Tensor
 
 from advect.core.errors import UserError, did_you_mean, optional_import
-from advect.data.arrays import array_header
+from advect.data.arrays import ArrayType, array_header, array_type, float64_rounds
 from advect.data.tables.columns import Categories, Column, Number
-from advect.data.tables.files import CSV, PARQUET, read_table
+from advect.data.tables.files import CSV, PARQUET, FileStyle, read_table, style_of
 from advect.data.tables.infer_columns import read_column, read_condition
 from advect.data.tables.scaling import StandardScaling
 
@@ -93,6 +93,12 @@ class Ragged:
     """Columns of a table's channels; empty for arrays."""
     order: tuple[Column, list[float]] | None = None
     """Order column and its values, if all sequences share them."""
+    kind: ArrayType = field(default_factory=lambda: ArrayType())
+    """Type of arrays."""
+    names: tuple[str, ...] = ()
+    """Columns of a table in its order."""
+    style: FileStyle | None = None
+    """Style of a table's file."""
 
 
 def read_arrays(data: Any, lengths: Any, conditions: Mapping[str, Any] | Sequence[str]) -> Ragged:
@@ -117,12 +123,13 @@ def read_arrays(data: Any, lengths: Any, conditions: Mapping[str, Any] | Sequenc
     if isinstance(data, list | tuple):
         if lengths is not None:
             raise UserError("lengths are for one array; the arrays of a list have their own, so leave lengths out")
-        steps = [_array(x, f"sequence {i}") for i, x in enumerate(data)]
+        own = [_array(x, f"sequence {i}") for i, x in enumerate(data)]
     else:
-        steps = _cut(_array(data, "the array"), lengths)
-    _check(steps)
-    channels = tuple(f"value_{i}" for i in range(steps[0].shape[1]))
-    return Ragged(steps, channels, {key: _label(key, values, len(steps)) for key, values in conditions.items()})
+        own = _cut(_array(data, "the array"), lengths)
+    _check(own)
+    channels = tuple(f"value_{i}" for i in range(own[0].shape[1]))
+    told = {key: _label(key, values, len(own)) for key, values in conditions.items()}
+    return Ragged([x.astype(np.float64) for x in own], channels, told, kind=array_type(np.concatenate(own)))
 
 
 def _open(file: Path, lengths: Any, conditions: Mapping[str, Any] | Sequence[str]) -> tuple[Any, Any, dict[str, Any]]:
@@ -152,7 +159,11 @@ def _array(x: Any, what: str) -> np.ndarray:
         raise UserError(f"{what} is ragged; give a list of arrays (L_i, C)") from error
     if x.dtype.kind not in "buif":
         raise UserError(f"{what} must hold real numbers, got dtype {x.dtype}; convert it")
-    return x.astype(np.float64)
+    if x.dtype.kind in "iu" and float64_rounds(x):
+        raise UserError(
+            f"{what} has whole numbers beyond 2^53 that float64 does not hold; subtract the least, or divide them"
+        )
+    return x
 
 
 def _cut(x: np.ndarray, lengths: Any) -> list[np.ndarray]:
@@ -274,7 +285,9 @@ def read_steps(
     if key is not None and common is None:
         logger.info("sequences differ in their %r, so that samples have the number of the step instead", order)
     kept = None if key is None or common is None else (key[0], common)
-    return Ragged(np.split(matrix[rows], starts[1:]), tuple(map(str, channels)), told, columns, kept)
+    used = [c for c in frame.columns if c in named or c in channels]
+    about = {"names": tuple(map(str, used)), "style": style_of(data, frame, used)}
+    return Ragged(np.split(matrix[rows], starts[1:]), tuple(map(str, channels)), told, columns, kept, **about)
 
 
 def _order(series: Any, form: Any, date_order: str) -> tuple[Column, np.ndarray]:

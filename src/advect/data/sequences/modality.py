@@ -14,10 +14,11 @@ from torch import Tensor
 from advect.core.errors import UserError
 from advect.core.registry import register
 from advect.core.types import LENGTH, Batch, Conditions
+from advect.data.arrays import in_type
 from advect.data.figure import ALARM, OTHERS, SAMPLES, TEXT, new_figure, style, to_image
 from advect.data.modality import Modality, write_npz
 from advect.data.sequences.dataset import SequenceMetadata, steps_of
-from advect.data.tables.files import write_table
+from advect.data.tables.files import write_in_style, write_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +30,10 @@ LINES: tuple[tuple[str, Any], ...] = ((SAMPLES, "-"), (OTHERS[0], "--"), (OTHERS
 
 @register("sequence")
 class SequencesModality(Modality[SequenceMetadata]):
-    """Sequences (L, C): samples.npz with ``values`` and ``lengths`` and, with pandas, samples.csv of steps."""
+    """Sequences (L, C): a table of steps if that was read, in its format; else samples.npz and samples.csv of steps.
+
+    samples.npz has ``values`` in the type of the data, and ``lengths``; samples.csv needs pandas.
+    """
 
     layout = "sequence"
     example_shape = (16, 4)
@@ -42,14 +46,20 @@ class SequencesModality(Modality[SequenceMetadata]):
         return f"sequences of up to {steps:,} steps in {channels:,} channel{'s' * (channels != 1)}"
 
     def write_data(self, x: Tensor, conditions: Conditions, folder: Path, first: int) -> list[Path]:
+        facts = self.metadata or _plain(x.shape[2])
+        if style := facts["style"]:
+            frame = steps_of(x, conditions, facts, first=first, text=style["suffix"] == ".csv")
+            return [write_in_style(folder, frame, style)]
         named = {name: value for name, value in conditions.items() if name != LENGTH}
-        arrays = {"values": x, **({"lengths": conditions[LENGTH]} if LENGTH in conditions else {})}
+        own = in_type(x, facts["type"])
+        if LENGTH in conditions:
+            own[np.arange(x.shape[1]) >= conditions[LENGTH].numpy()[:, None]] = 0
+        arrays = {"values": own, **({"lengths": conditions[LENGTH]} if LENGTH in conditions else {})}
         files = [write_npz(folder, arrays, named, self.spec)]
         if find_spec("pandas") is not None:
-            channels = [f"value_{i}" for i in range(x.shape[2])]
-            plain = {"channels": channels, "id": "id", "order": "step", "conditions": []}
             files.append(folder / "samples.csv")
-            write_table(files[-1], steps_of(x, conditions, self.metadata or plain, first=first))
+            shown = x.numpy() if own.dtype == np.float64 else own  # the digits that the model has
+            write_table(files[-1], steps_of(shown, conditions, facts, first=first))
         return files
 
     def plot(self, x: Tensor, conditions: Conditions, reference: Batch | None = None) -> Image.Image:
@@ -59,6 +69,22 @@ class SequencesModality(Modality[SequenceMetadata]):
             return series_plot(x, conditions.get(LENGTH), names=names)
         real = (reference.cond or {}).get(LENGTH)
         return series_plot(x, conditions.get(LENGTH), reference.x1, real, names=names)
+
+
+def _plain(channels: int) -> SequenceMetadata:
+    """Metadata of sequences that come from no data set."""
+    return {
+        "channels": [f"value_{i}" for i in range(channels)],
+        "columns": [],
+        "order_values": None,
+        "order_column": None,
+        "id": "id",
+        "order": None,
+        "conditions": [],
+        "names": [],
+        "style": None,
+        "type": {},
+    }
 
 
 def series_plot(

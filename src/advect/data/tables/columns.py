@@ -133,7 +133,7 @@ class Number(Column):
         """Nearest values that the column can have."""
         if self.decimals is not None:
             x = x.round(decimals=self.decimals)
-        return x.clamp(self.low, self.high)
+        return x.clamp(self.low, self.high) + 0.0  # -0.0 is written as such
 
     def to_series(self, x: np.ndarray) -> Any:
         pd = optional_import("pandas", "tables")

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -226,6 +226,37 @@ def write_table(
     separator = separator or ("\t" if ".tsv" in file.suffixes else ",")
     compression = "gzip" if name.endswith(".gz") else None
     atomic_write(file, lambda partial: frame.to_csv(partial, index=False, sep=separator, compression=compression))
+
+
+class FileStyle(TypedDict):
+    """What a file of samples has of the table read.
+
+    ``suffix``, Parquet ``index`` and CSV ``separator`` of the file, and columns ``unnamed`` there.
+    """
+
+    suffix: str
+    index: list[str]
+    separator: str | None
+    unnamed: list[str]
+
+
+def style_of(data: Any, frame: Any, columns: Collection[str]) -> FileStyle:
+    """Style of a path, or of a data frame, read as ``frame``, of which ``columns`` are used."""
+    path = os.fspath(data).lower() if isinstance(data, str | os.PathLike) else ""
+    return {
+        "suffix": ".parquet" if str(path).endswith(PARQUET) else ".csv",
+        "index": [name for name in frame.attrs.get("index", ()) if name in columns],
+        "separator": frame.attrs.get("separator"),
+        "unnamed": [name for name in frame.attrs.get("unnamed", ()) if name in columns],
+    }
+
+
+def write_in_style(folder: Path, frame: Any, style: FileStyle) -> Path:
+    """Write samples as samples.csv or samples.parquet; return the path."""
+    file = folder / ("samples" + style["suffix"])
+    frame = frame.rename(columns=dict.fromkeys(style["unnamed"], ""))
+    write_table(file, frame, index=style["index"], separator=style["separator"])
+    return file
 
 
 def require_columns(frame: Any, names: Collection[str], argument: str) -> None:
