@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import logging
 import os
 import zipfile
@@ -19,7 +18,16 @@ from torch import Tensor
 from advect.core.errors import UserError, did_you_mean, optional_import
 from advect.data.arrays import ArrayType, array_header, array_type, float64_rounds
 from advect.data.tables.columns import Categories, Column, Number
-from advect.data.tables.files import CSV, PARQUET, FileStyle, read_table, style_of
+from advect.data.tables.files import (
+    CSV,
+    PARQUET,
+    FileStyle,
+    csv_rows,
+    find_separator,
+    open_text,
+    read_table,
+    style_of,
+)
 from advect.data.tables.infer_columns import read_column, read_condition
 from advect.data.tables.scaling import StandardScaling
 
@@ -62,10 +70,8 @@ def is_sequence_array(path: Path) -> bool:
 
 
 def _csv_head(path: Path) -> tuple[list[str], list[list[str]]]:
-    with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as lines:
-        header = lines.readline()
-        lines.seek(0)
-        rows = csv.reader(lines, delimiter=max(",;\t|", key=header.count))
+    with open_text(path) as lines:
+        rows = (row for row, _ in csv_rows(lines, find_separator(lines)))
         return next(rows, []), list(islice(rows, _ROWS))
 
 

@@ -178,7 +178,7 @@ def frame_of(x: Tensor, cond: Conditions | None, facts: TableMetadata, *, text: 
 def _frame(data: Any, drop: Sequence[str], categorical: Sequence[str], words: dict[str, Any]) -> Any:
     pd = optional_import("pandas", "tables")
     if isinstance(data, str | os.PathLike):
-        frame = read_table(data, text=categorical, **words)
+        frame = read_table(data, text={*categorical, *drop}, **words)
     elif isinstance(data, pd.DataFrame):
         frame = data
         for argument in ("numeric", "missing"):
@@ -194,6 +194,9 @@ def _frame(data: Any, drop: Sequence[str], categorical: Sequence[str], words: di
     swapped = {c: d.newbyteorder("=") for c, d in frame.dtypes.items() if isinstance(d, np.dtype) and not d.isnative}
     frame = frame.astype(swapped) if swapped else frame
     frame = frame.drop(columns=list(drop))
+    doubts = frame.attrs.get("doubts", {})
+    if doubt := next((doubts[c] for c in frame.columns if c in doubts), None):
+        raise UserError(doubt)
     if not frame.size:
         raise UserError(f"the table is empty, its shape is {frame.shape}; give at least one row and one column")
     return frame
