@@ -127,7 +127,7 @@ class ArrayFile(Dataset):
             raise UserError(
                 f"{file} has whole numbers beyond 2^53 that float64 does not hold; subtract the least, or divide them"
             )
-        transform = Standardize.fit(x[train]) if vectors else _scale(file, x.dtype, low, high, value_range)
+        transform = Standardize.fit(x[train], x[rest]) if vectors else _scale(file, x.dtype, low, high, value_range)
         numbers, names = _classes(file, found.labels, len(x), labels)
         conditions = {name: category(numbers[name][train], names[name]) for name in names}
         self._written: VectorMetadata = {}

@@ -138,7 +138,7 @@ def _transform(
             raise UserError(
                 f"value_range is for images, but x {x.shape} are vectors, which are standardised; leave it out"
             )
-        return Standardize.fit(x[train])
+        return Standardize.fit(x[train], np.delete(x, train, 0))
     low, high = x.min(), x.max()
     if value_range is None:
         if x.dtype != np.uint8:

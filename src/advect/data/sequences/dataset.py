@@ -140,9 +140,8 @@ class Sequences(Dataset):
         self._names, self._style, self._type = ragged.names, ragged.style, ragged.kind
         self._told = [column for column, _ in ragged.conditions.values()]
         sizes = np.array([len(x) for x in ragged.steps], np.int64)
-        transform = SequenceScale.fit(
-            np.concatenate([ragged.steps[i] for i in train]), ragged=bool(sizes.min() < sizes.max())
-        )
+        parts = [np.concatenate([ragged.steps[i] for i in part]) for part in (train, rest) if len(part)]
+        transform = SequenceScale.fit(*parts, ragged=bool(sizes.min() < sizes.max()))
         specs, cond = _conditions(ragged, sizes, is_train)
         x = _padded(ragged.steps, int(sizes.max()), transform)
         super().__init__(

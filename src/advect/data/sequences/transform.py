@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.data.transforms import Standardize, Transform, needs_float64
+from advect.data.transforms import Standardize, Transform
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class SequenceScale(Transform):
         mean: (C,) in data units, over real steps.
         std: (C,) in data units, > 0, over real steps.
         ragged: whether lengths differ.
+        constant: constant channels, as of :class:`Standardize`.
 
     Raises:
         UserError: lengths of mean and std differ or are 0, a value is not finite, or a deviation not positive.
@@ -34,18 +35,22 @@ class SequenceScale(Transform):
     mean: Sequence[float]
     std: Sequence[float]
     ragged: bool = False
+    constant: Sequence[int] = ()
     kind: ClassVar[str] = "sequence_scale"
 
     def __post_init__(self) -> None:
-        checked = Standardize(self.mean, self.std)
-        object.__setattr__(self, "mean", checked.mean)
-        object.__setattr__(self, "std", checked.std)
+        for name in ("mean", "std", "constant"):
+            object.__setattr__(self, name, getattr(self._channels, name))
 
     @classmethod
-    def fit(cls, steps: np.ndarray, *, ragged: bool) -> SequenceScale:
-        """Fit to the real steps (S, C) of all sequences."""
-        fitted = Standardize.fit(steps)
-        return cls(fitted.mean, fitted.std, ragged)
+    def fit(cls, steps: np.ndarray, others: np.ndarray | None = None, *, ragged: bool) -> SequenceScale:
+        """Fit to the real steps (S, C) of all sequences; constant channels are so in ``others`` (T, C) too."""
+        fitted = Standardize.fit(steps, others)
+        return cls(fitted.mean, fitted.std, ragged, fitted.constant)
+
+    @cached_property
+    def _channels(self) -> Standardize:
+        return Standardize(self.mean, self.std, self.constant)
 
     @cached_property
     def _moments(self) -> Tensor:
@@ -55,7 +60,7 @@ class SequenceScale(Transform):
     @cached_property
     def wide(self) -> bool:
         """Whether data units are float64."""
-        return needs_float64(self.mean, self.std)
+        return self._channels.wide
 
     def forward(self, x: Tensor) -> Tensor:
         mean, std = self._moments.to(x.device)
@@ -63,9 +68,7 @@ class SequenceScale(Transform):
 
     def inverse(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Model units (B, L, C) to data units; steps from ``lengths`` (B,) on are 0 if given."""
-        dtype = torch.float64 if self.wide else torch.float32
-        mean, std = self._moments.to(x.device, dtype)
-        y = torch.addcmul(mean, x.to(dtype), std)
+        y = self._channels.inverse(x)
         if lengths is None:
             return y
         real = torch.arange(x.shape[1], device=x.device) < lengths.to(x.device)[:, None]
@@ -88,4 +91,4 @@ class SequenceScale(Transform):
         return -(elements // len(self.std)) * sum(math.log(std) for std in self.std)
 
     def to_config(self) -> dict[str, Any]:
-        return {"kind": self.kind, "mean": list(self.mean), "std": list(self.std), "ragged": self.ragged}
+        return {**self._channels.to_config(), "kind": self.kind, "ragged": self.ragged}
