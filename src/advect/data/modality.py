@@ -232,7 +232,7 @@ class Modality(ABC, Generic[M]):
 
     def feature_space(self, x: Tensor) -> Tensor:
         """Comparable samples (n, *S) as vectors (n, *K) with meaningful distances, also in float32."""
-        return self.transform.centred(x)
+        return self.transform.centred(x) / self.transform.unit
 
 
 def modality_of(spec: DataSpec, transform: Transform, metadata: Mapping[str, Any] | None = None) -> Modality:

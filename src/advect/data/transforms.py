@@ -49,6 +49,11 @@ class Transform(ABC):
         """Data units (B, *S), less a constant if float64, so that distances survive in float32."""
         return x
 
+    @property
+    def unit(self) -> float:
+        """Power of two by which centred data units are divided so that their squares fit float32; usually 1."""
+        return 1.0
+
     @abstractmethod
     def log_det(self, elements: int) -> float:
         """log |det d forward / dx| for samples of ``elements`` elements, added to log-densities in model units.
@@ -82,6 +87,11 @@ def needs_float64(mean: Sequence[float], std: Sequence[float]) -> bool:
         return not abs(m) <= 64 * s or abs(m) + 20 * s > 1e38 or s < 1e-30
 
     return any(wide(m, s) for m, s in zip(mean, std, strict=True))
+
+
+def plain_unit(size: float) -> float:
+    """The power of two below ``size``; 1 if that lies in 1e-12 to 1e12, or is 0."""
+    return 1.0 if size == 0 or 1e-12 <= size <= 1e12 else 2.0 ** math.floor(math.log2(size))
 
 
 @dataclass(frozen=True)
@@ -144,6 +154,10 @@ class PixelScale(Transform):
         if self.integer:
             y = y.round_()
         return y.clamp_(self.low, self.high)
+
+    @property
+    def unit(self) -> float:
+        return plain_unit(self.high / 2 - self.low / 2)
 
     def log_det(self, elements: int) -> float:
         return elements * math.log(2 / (self.high - self.low))
@@ -237,6 +251,10 @@ class Standardize(Transform):
     def centred(self, x: Tensor) -> Tensor:
         return x.double() - self._moments[0].to(x.device) if self.wide else x
 
+    @cached_property
+    def unit(self) -> float:
+        return plain_unit(max(self.scale.tolist()))
+
     def log_det(self, elements: int) -> float:
         return -sum(math.log(std) for std in self.std)
 
@@ -291,6 +309,10 @@ class Whiten(Transform):
 
     def centred(self, x: Tensor) -> Tensor:
         return self.inner.centred(x)
+
+    @property
+    def unit(self) -> float:
+        return self.inner.unit
 
     def log_det(self, elements: int) -> float:
         return self.inner.log_det(elements) - self.root.diagonal().log().sum().item()

@@ -15,7 +15,7 @@ from advect.core.errors import UserError
 from advect.core.registry import register
 from advect.core.types import LENGTH, Batch, Conditions
 from advect.data.arrays import in_type
-from advect.data.figure import ALARM, OTHERS, SAMPLES, TEXT, new_figure, style, to_image
+from advect.data.figure import ALARM, OTHERS, SAMPLES, TEXT, new_figure, plot_unit, style, to_image
 from advect.data.modality import Modality, write_npz
 from advect.data.sequences.dataset import SequenceMetadata, steps_of
 from advect.data.tables.files import write_in_style, write_table
@@ -106,6 +106,8 @@ def series_plot(
             raise UserError(f"{argument} must be sequences (N, L, C), got shape {tuple(value.shape)}")
     samples = _cut(x, lengths, ROWS * COLUMNS)
     data = [] if reference is None else _cut(reference, reference_lengths, ROWS * COLUMNS // 2)
+    unit = plot_unit(*samples, *data)
+    samples, data = [line / unit for line in samples], [line / unit for line in data]
     if data:
         samples = samples[: ROWS * COLUMNS // 2]
     half = COLUMNS // 2
@@ -118,7 +120,7 @@ def series_plot(
             _draw(axes, lines[i] if i < len(lines) else None)
     low, high = _range(data or samples)
     grid[0, 0].set(xlim=(0, max(x.shape[1] - 1, 1)), ylim=(low, high))
-    figure.supxlabel("step", fontsize=7, color=TEXT)
+    figure.supxlabel("step" + (f"; values in units of {unit:.3g}" if unit != 1 else ""), fontsize=7, color=TEXT)
     for places, title in ((own, "samples"), (real, "data")):
         if places.size:
             places[0, 0].set_title(title, fontsize=8, color=TEXT, loc="left", fontweight="bold")

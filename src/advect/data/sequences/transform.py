@@ -80,6 +80,10 @@ class SequenceScale(Transform):
             return x
         return torch.where((x == 0).all(-1, keepdim=True), 0.0, x.double() - self._moments[0].to(x.device))
 
+    @property
+    def unit(self) -> float:
+        return self._channels.unit
+
     def log_det(self, elements: int) -> float:
         """log |det d forward / dx| of a sample of ``elements`` elements, all steps real.
 
