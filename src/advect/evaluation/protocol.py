@@ -247,8 +247,9 @@ class Plan:
         if self.space.network is not None:
             self.space.data(reference, torch.zeros(1, dtype=torch.int64))
         if any(isinstance(metric, FlowMetric) and metric.held_out for metric in self.metrics.values()):
-            if not len(held_out):
-                raise UserError("--metrics likelihood needs held-out rows, and this run has none; leave it out")
+            if len(held_out) < 2:
+                there = len(held_out)
+                raise UserError(f"--metrics likelihood needs at least 2 held-out rows, not {there}; leave it out")
             if self.config.likelihood_samples < 2:
                 raise UserError(f"--likelihood-samples must be at least 2, got {self.config.likelihood_samples}")
             batch = held_out.fetch(np.zeros(1, np.int64))

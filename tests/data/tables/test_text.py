@@ -171,7 +171,11 @@ def test_flags_overrule_the_guess(tmp_path):
         ("x", ["12345678901234567890", "1"], "text (whole numbers of over 64 bits)"),
         ("x", ["1", "2", "x"], "text (words, as 'x' among numbers is none; missing with --missing x)"),
         ("x", ["a", "b"], "text (words)"),
-        ("x", ["1e3", "5"], "text (digits with a bare exponent, as '1e3', which codes have; numbers with --numeric x)"),
+        (
+            "x",
+            ["1e3", "5"],
+            "text (digits with a bare exponent, as '1e3', which codes have; numbers with --numeric x)",
+        ),
         ("x", ["1e+03", "5"], "number (numbers, some of them with exponents)"),
         ("x", ["1", "2,5"], "number (numbers with a decimal comma)"),
         ("x", ["1", "NA"], "number (whole numbers, 'NA' among them is a missing value)"),

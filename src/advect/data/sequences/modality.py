@@ -13,11 +13,12 @@ from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.registry import register
-from advect.core.types import LENGTH, Batch, Conditions
-from advect.data.arrays import in_type
+from advect.core.types import LENGTH, Batch, Conditions, without_padding
 from advect.data.figure import ALARM, OTHERS, SAMPLES, TEXT, new_figure, plot_unit, style, to_image
 from advect.data.modality import Modality, write_npz
 from advect.data.sequences.dataset import SequenceMetadata, steps_of
+from advect.data.sequences.transform import SequenceTransform
+from advect.data.tables.columns import Categories, Column, column_from_config
 from advect.data.tables.files import write_in_style, write_table
 
 if TYPE_CHECKING:
@@ -40,51 +41,53 @@ class SequencesModality(Modality[SequenceMetadata]):
     usual_preset = "sequences"
     shown = 3
     trajectories = 4
+    space = "the scaled channels"
 
     def describe(self, shape: Sequence[int]) -> str:
         steps, channels = shape
         return f"sequences of up to {steps:,} steps in {channels:,} channel{'s' * (channels != 1)}"
 
     def write_data(self, x: Tensor, conditions: Conditions, folder: Path, first: int) -> list[Path]:
-        facts = self.metadata or _plain(x.shape[2])
+        facts = self.metadata
         if style := facts["style"]:
             frame = steps_of(x, conditions, facts, first=first, text=style["suffix"] == ".csv")
             return [write_in_style(folder, frame, style)]
         named = {name: value for name, value in conditions.items() if name != LENGTH}
-        own = in_type(x, facts["type"])
+        values = _array(without_padding(x, conditions).numpy(), [column_from_config(c) for c in facts["columns"]])
         if LENGTH in conditions:
-            own[np.arange(x.shape[1]) >= conditions[LENGTH].numpy()[:, None]] = 0
-        arrays = {"values": own, **({"lengths": conditions[LENGTH]} if LENGTH in conditions else {})}
+            values[np.arange(x.shape[1]) >= conditions[LENGTH].numpy()[:, None]] = 0
+        arrays = {"values": values, **({"lengths": conditions[LENGTH]} if LENGTH in conditions else {})}
         files = [write_npz(folder, arrays, named, self.spec)]
         if find_spec("pandas") is not None:
             files.append(folder / "samples.csv")
-            shown = x.numpy() if own.dtype == np.float64 else own  # the digits that the model has
-            write_table(files[-1], steps_of(shown, conditions, facts, first=first))
+            write_table(files[-1], steps_of(x, conditions, facts, first=first))
         return files
+
+    def feature_space(self, x: Tensor) -> Tensor:
+        """Sequences (n, L, K) in table units as scaled channels (n, L, D), 0 after their ends."""
+        assert isinstance(self.transform, SequenceTransform)
+        return self.transform.features(x)
 
     def plot(self, x: Tensor, conditions: Conditions, reference: Batch | None = None) -> Image.Image:
         """Line plots of samples beside data."""
-        names = tuple(self.metadata.get("channels", ()))
+        columns = self.metadata["columns"]
+        numbers = [i for i, column in enumerate(columns) if column["kind"] == "number" and not column["unit"]]
+        numbers = numbers or list(range(len(columns)))
+        names = [columns[i]["name"] for i in numbers]
         if reference is None:
-            return series_plot(x, conditions.get(LENGTH), names=names)
+            return series_plot(x[..., numbers], conditions.get(LENGTH), names=names)
         real = (reference.cond or {}).get(LENGTH)
-        return series_plot(x, conditions.get(LENGTH), reference.x1, real, names=names)
+        return series_plot(x[..., numbers], conditions.get(LENGTH), reference.x1[..., numbers], real, names=names)
 
 
-def _plain(channels: int) -> SequenceMetadata:
-    """Metadata of sequences that come from no data set."""
-    return {
-        "channels": [f"value_{i}" for i in range(channels)],
-        "columns": [],
-        "order_values": None,
-        "order_column": None,
-        "id": "id",
-        "order": None,
-        "conditions": [],
-        "names": [],
-        "style": None,
-        "type": {},
-    }
+def _array(x: np.ndarray, columns: Sequence[Column]) -> np.ndarray:
+    """Table units (n, L, C) as the array that the columns are of: all of one type."""
+    parts = [
+        np.array(c.names)[x[..., i].astype(int)] if isinstance(c, Categories) else x[..., i]
+        for i, c in enumerate(columns)
+    ]
+    whole = np.stack(parts, -1)
+    return whole.astype(columns[0].dtype) if np.isfinite(whole).all() else whole
 
 
 def series_plot(

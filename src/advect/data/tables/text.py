@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -103,7 +103,9 @@ def _why_words(name: str, words: list[str]) -> str:
         return "codes, by its name" if CODES.search(name.lower()) else "whole numbers of over 64 bits"
     if all(re.fullmatch(_POWERED, w) for w in words):
         odd = next(w for w in words if not w.isdigit())
-        return f"digits with a bare exponent, as {odd!r}, which codes have; numbers with {quoted_flag('numeric', name)}"
+        return (
+            f"digits with a bare exponent, as {odd!r}, which codes have; numbers with {quoted_flag('numeric', name)}"
+        )
     if 2 * sum(numbers) > len(words) > sum(numbers):
         odd = words[numbers.index(False)]
         return f"words, as {odd!r} among numbers is none; missing with {quoted_flag('missing', odd)}"
@@ -334,5 +336,3 @@ def as_series(read: Read, name: str) -> Any:
     if read.kind == "number":
         return pd.Series([np.nan if v is None else v for v in read.values], name=name, dtype="float64")
     return pd.Series(read.values, name=name, dtype=object)
-
-

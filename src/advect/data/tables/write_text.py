@@ -61,12 +61,7 @@ def _with_exponent(value: float, form: Mapping[str, Any]) -> str:
     digits = digits[: form["least"]] + digits[form["least"] :].rstrip("0")
     sign = "-" if power[0] == "-" else "+" if form["power_plus"] else ""
     return (
-        whole
-        + (dot if digits else "")
-        + digits
-        + form["exponent"]
-        + sign
-        + power[1:].lstrip("0").zfill(form["width"])
+        whole + (dot if digits else "") + digits + form["exponent"] + sign + power[1:].lstrip("0").zfill(form["width"])
     )
 
 
