@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
 from advect.checkpoint.manifest import HELD_OUT_LOSS
 from advect.config.section import Section, aliased, named, part, plain
 from advect.core.errors import UserError
-from advect.data.base import Dataset
 from advect.data.remote import is_remote
+
+if TYPE_CHECKING:
+    from advect.data.base import Dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,18 +361,3 @@ class Config:
         A file is read by turning it into flags, so that it and the command line have one parser and one set of checks.
         """
         return yaml.safe_dump({"preset": preset, **self.to_dict()}, sort_keys=False)
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A named configuration, with one line about it.
-
-    ``takes`` lists the data formats it trains on, none if it has its own data; ``fit`` adapts the configuration to an
-    image height and width.
-    """
-
-    name: str
-    about: str
-    config: Config
-    takes: tuple[str, ...] = ()
-    fit: Callable[[Config, int, int], Config] | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from advect.core.types import Batch
 from advect.losses import Loss
 from advect.training import Callback, Trainer
 from advect.training.callbacks import PeriodicCallback
+from advect.training.guards import STOPPED_EARLY
 
 _HELD_OUT_DRAWS = 8192
 """Least number of draws of noise and time for a held-out loss of vectors; 2048 of images."""
@@ -82,7 +83,7 @@ class EarlyStopping(PeriodicCallback):
         self.losses.append(loss)
         self.steps.append(step)
         if len(self.losses) - 1 - int(np.argmin(self.losses)) >= self.patience and done >= _LEAST:
-            self._trainer.limits = replace(self._trainer.limits, max_steps=step)
+            self._trainer.stop(STOPPED_EARLY)
 
     def held_out_loss(self, net: torch.nn.Module) -> float:
         """Mean loss of ``net`` on the held-out rows."""
