@@ -215,9 +215,8 @@ def in_type(x: Tensor, kind: ArrayType) -> np.ndarray:
     if not np.isfinite(values).all():
         return values
     if "low" in kind and "high" in kind:
-        values = np.clip(
-            np.rint(values.astype(np.float64)), np.array(kind["low"], float), np.array(kind["high"], float)
-        )
+        low, high = np.array(kind["low"], float), np.array(kind["high"], float)
+        values = np.clip(np.rint(values.astype(np.float64)), low, high)
     elif dtype.itemsize < values.dtype.itemsize:
         values = values.clip(-float(np.finfo(dtype).max), float(np.finfo(dtype).max))
     return values.astype(dtype)
