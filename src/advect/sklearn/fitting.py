@@ -22,8 +22,10 @@ from advect.config.build import (
 )
 from advect.config.build_trainer import check_method, new_state, new_trainer
 from advect.config.config import TrainingConfig
+from advect.config.threads import choose_threads
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, Stream, stream_seed
+from advect.core.threads import kept_threads
 from advect.core.types import Condition, DataSpec
 from advect.data import Dataset, Transform
 from advect.data.base import ArraySplit, array_modality, random_split
@@ -149,7 +151,18 @@ def fit_flow(
     configuration does.
     """
     given = _Given(adapter, labels, settings, x, y, seed, patience, verbose, previous)
+<<<<<<< HEAD
     everything, budget = np.arange(len(x)), Budget(settings.training.max_minutes)
+=======
+    with kept_threads():
+        _set_threads(given)
+        return _fit(given, validation)
+
+
+def _fit(given: _Given, validation: float) -> FittedFlow:
+    settings, x, y, seed, previous = given.settings, given.x, given.y, given.seed, given.previous
+    everything = np.arange(len(x))
+>>>>>>> main
     if not validation:
         fitted = _train(given, everything, everything[:0], settings.steps, budget.share())
         return replace(fitted, train_score=fitted.score(x, y, everything))
@@ -220,12 +233,27 @@ class _Given:
     previous: FittedFlow | None
 
 
+<<<<<<< HEAD
 def _train(
     given: _Given, train: np.ndarray, held_out: np.ndarray, steps: int, minutes: float | None = None
 ) -> FittedFlow:
     """Train at most ``steps`` steps of the schedule, and ``minutes``, on the rows ``train``, watching ``held_out`` if
     any.
     """
+=======
+def _set_threads(given: _Given) -> None:
+    """The fastest number of PyTorch's threads for the steps of this fit, or options["threads"]."""
+    rows = np.arange(len(given.x))
+    settings, dataset = given.settings, _dataset(given, rows, rows[:0])
+    t, source = settings.training, given.previous.source if given.previous else fit_source(settings.method, dataset)
+    loss = build_loss(settings.method, dataset.spec, source)
+    context = RunContext(pick_device(t.device), current(), seed=given.seed)
+    choose_threads(context, settings.network, t, dataset.spec, loss, dataset.train, steps=settings.steps)
+
+
+def _train(given: _Given, train: np.ndarray, held_out: np.ndarray, steps: int) -> FittedFlow:
+    """Train at most ``steps`` steps of the schedule on the rows ``train``, watching ``held_out`` if any."""
+>>>>>>> main
     settings, previous, seed = given.settings, given.previous, given.seed
     dataset = _dataset(given, train, held_out)
     source = previous.source if previous else fit_source(settings.method, dataset)
