@@ -238,7 +238,7 @@ class TestTraining:
     ) -> None:
         ticks = count()  # every look at the clock moves it by two milliseconds
         clock = SimpleNamespace(monotonic=lambda: 0.002 * next(ticks))
-        for module in ("advect.training.guards", "advect.sklearn.fitting"):
+        for module in ("advect.training.guards", "advect.sklearn.held_out_rows"):
             monkeypatch.setattr(f"{module}.time", clock)
         rates: list[list[float]] = []
         train = Trainer.run

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from advect.training import StopCriteria
-from advect.training.callbacks import Forecast, Stopwatch, duration
+from advect.training.callbacks import Forecast, duration
 
 
 @pytest.mark.parametrize(
@@ -66,16 +66,3 @@ def test_minutes_too_short_to_learn_in_are_told_with_those_that_would_do(
     last = told(caplog, pace, 10**6, minutes, needed=3000)[-1]
     assert f"--max-minutes {minutes:g} is time for {steps}, and learning takes some 3,000" in last
     assert time in last
-
-
-def test_a_stopwatch_leaves_out_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([0.0, 5.0, 5.1, 5.2, 5.3])
-    monkeypatch.setattr("advect.training.callbacks.time", SimpleNamespace(monotonic=lambda: next(times)))
-    ended: list[str] = []
-    trainer: Any = SimpleNamespace(flush=lambda: True, stop=ended.append)
-    watch = Stopwatch(1.0)
-    watch._times = [next(times)]
-    for expected in ([], [], [], ["timed"]):
-        watch.on_step(trainer)
-        assert ended == expected
-    assert watch.pace == pytest.approx(0.1)

@@ -26,25 +26,13 @@ from advect.checkpoint.manifest import (
 )
 from advect.checkpoint.tensor_files import load_weights
 from advect.config.arguments import parse_train
-<<<<<<< HEAD
-from advect.config.build import build_dataset, build_loss, fit_source
-from advect.config.build_trainer import (
-    build_callbacks,
-    check_config,
-    check_method,
-    new_state,
-    new_trainer,
-    seconds_per_step,
-)
-=======
 from advect.config.build import build_dataset, build_loss, fit_source, source_tensors
 from advect.config.build_trainer import build_callbacks, check_config, check_method, new_state, new_trainer
->>>>>>> main
 from advect.config.config import Config
 from advect.config.flags import launch_processes
 from advect.config.plan import FEWEST, Plan, resolve
 from advect.config.resume import check_folder, check_same_run, lock_run_dir, resolve_checkpoint, write_environment
-from advect.config.threads import choose_threads, too_many
+from advect.config.threads import choose_threads, seconds_per_step, too_many
 from advect.core import registry
 from advect.core.device import pick_precision
 from advect.core.errors import UserError
@@ -239,7 +227,6 @@ def _planned(config: Config, source: Dataset, context: RunContext) -> tuple[Conf
     return resolve(config, source.spec.modality, rows, held_out, elements=elements, world=world, gpu=gpu)
 
 
-<<<<<<< HEAD
 def _dry_plan(config: Config) -> str:
     """The plan as a YAML comment, with the time that it would take here; empty if the data are not there."""
     place = config.data.data_dir
@@ -248,10 +235,11 @@ def _dry_plan(config: Config) -> str:
     with run_context(config.training.device, seed=config.training.seed) as context:
         source = build_dataset(config.data)
         config, plan = _planned(config, source, context)
-        pace = seconds_per_step(context, config, source)
+        pace = seconds_per_step(context, config, source, steps=plan.steps)
     t = config.training
     return f"\n# {plan.words(t)}; about {duration(60 * plan.minutes(pace, t))} on this machine"
-=======
+
+
 def _threads(
     config: Config,
     plan: Plan,
@@ -282,7 +270,6 @@ def _announce_threads(choice: ThreadChoice, trainer: Trainer) -> None:
     logger.info(f"threads: {choice}")
     if note := too_many(choice.threads):
         logger.info(f"note: {note}")
->>>>>>> main
 
 
 def _announce(config: Config, preset: str, source: Dataset, trainer: Trainer, context: RunContext, plan: Plan) -> None:

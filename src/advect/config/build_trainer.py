@@ -46,7 +46,7 @@ from advect.training import (
     hidden_matrices,
     named_params,
 )
-from advect.training.callbacks import CheckpointCallback, Forecast, MetricsFile, ProgressBar, Stopwatch
+from advect.training.callbacks import CheckpointCallback, Forecast, MetricsFile, ProgressBar
 from advect.training.loggers import Logger, TensorBoardLogger, WandbLogger
 from advect.training.state import on_meta
 
@@ -160,41 +160,6 @@ def new_trainer(
         device=device,
         callbacks=callbacks,
     )
-
-
-_PART, _PATIENCE = 8, 2.0
-"""Rows of a first trial step on a CPU, and seconds that trial steps of the whole batch may take."""
-
-
-def seconds_per_step(context: RunContext, config: Config, dataset: Dataset, *, seconds: float = 1.0) -> float:
-    """Seconds that a training step takes here, about: of a few real ones, of fewer rows where they take long."""
-    batch = config.training.batch_size
-    assert batch is not None
-    rows = batch if context.device.type != "cpu" else min(batch, _PART)
-    pace = _time_steps(context, config, dataset, rows, seconds)
-    if rows < batch:
-        whole = pace * batch / rows
-        pace = whole if whole > _PATIENCE else _time_steps(context, config, dataset, batch, seconds)
-    return pace
-
-
-def _time_steps(context: RunContext, config: Config, dataset: Dataset, rows: int, seconds: float) -> float:
-    """Seconds a step of ``rows`` rows takes, see :class:`Stopwatch`."""
-    t = config.training.replaced(batch_size=rows, compile_model=False, parallel="none", num_workers=0)
-    loss = build_loss(config.method, dataset.spec, fit_source(config.method, dataset), source_tensors(dataset))
-    watch = Stopwatch(seconds)
-    new_trainer(
-        context,
-        t,
-        new_state(context, config.network, t, dataset.spec, loss),
-        loss,
-        dataset.train,
-        rate=LearningRate(peak=t.learning_rate, warmup=0, total=1),
-        limits=StopCriteria(steps=1000),
-        log_every=1000,
-        callbacks=[watch],
-    ).run()
-    return watch.pace
 
 
 def build_callbacks(

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from advect.config.arguments import parse_train
 from advect.config.build import build_dataset, build_network
-from advect.config.build_trainer import seconds_per_step
 from advect.config.config import Config, NetworkConfig
 from advect.config.plan import Plan, resolve
+from advect.config.threads import seconds_per_step
 from advect.core.errors import UserError
 from advect.core.types import Category, Conditions, DataSpec, Length, Quantity
 from advect.data import Cells, Dataset, Table
@@ -201,7 +201,7 @@ def _minutes(config: Config, plan: Plan, dataset: Dataset, device: str) -> float
     """Minutes that the run would take here, from a few steps; None if they fail."""
     try:
         with run_context(device) as context:
-            return plan.minutes(seconds_per_step(context, config, dataset), config.training)
+            return plan.minutes(seconds_per_step(context, config, dataset, steps=plan.steps), config.training)
     except UserError:
         return None
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -24,11 +22,10 @@ from advect.config.build_trainer import check_method, new_state, new_trainer
 from advect.config.config import TrainingConfig
 from advect.config.threads import choose_threads
 from advect.core.errors import UserError
-from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.threads import kept_threads
 from advect.core.types import Condition, DataSpec
 from advect.data import Dataset, Transform
-from advect.data.base import ArraySplit, array_modality, random_split
+from advect.data.base import ArraySplit, array_modality
 from advect.data.transforms import Whiten
 from advect.distributed.comm import current
 from advect.distributed.context import RunContext, pick_device
@@ -36,6 +33,7 @@ from advect.evaluation.held_out import HeldOutLoss, MemoryStore, copied, held_ou
 from advect.losses.flow_matching import Kind
 from advect.model.flow import Flow
 from advect.sklearn.adapters import LABEL, DataAdapter, Labels, label_condition
+from advect.sklearn.held_out_rows import Budget, mean_curve, split_rows
 from advect.sklearn.settings import Settings
 from advect.training import Callback, LearningRate, StopCriteria, Trainer, TrainState
 from advect.training.callbacks import ProgressBar
@@ -50,13 +48,8 @@ REFITTED = 2000
 FOLDED = 200
 """Most rows that are held out in five folds, one after the other, as a part would be too few to tell."""
 
-_FOLDS = 5
-
 _LEAST = 500
 """Steps before which held-out rows never end training: a network may need them to do better than its start."""
-
-_TRAINING_SHARE = 0.9
-"""Share of a fit's time for training; the rest is for scores."""
 
 _SCORED, _SCORE_STEPS, _WIDEST = 128, 16, 128
 """Rows, Runge-Kutta steps and most elements of the densities that tell whether a model memorises."""
@@ -151,9 +144,6 @@ def fit_flow(
     configuration does.
     """
     given = _Given(adapter, labels, settings, x, y, seed, patience, verbose, previous)
-<<<<<<< HEAD
-    everything, budget = np.arange(len(x)), Budget(settings.training.max_minutes)
-=======
     with kept_threads():
         _set_threads(given)
         return _fit(given, validation)
@@ -161,13 +151,12 @@ def fit_flow(
 
 def _fit(given: _Given, validation: float) -> FittedFlow:
     settings, x, y, seed, previous = given.settings, given.x, given.y, given.seed, given.previous
-    everything = np.arange(len(x))
->>>>>>> main
+    everything, budget = np.arange(len(x)), Budget(settings.training.max_minutes)
     if not validation:
         fitted = _train(given, everything, everything[:0], settings.steps, budget.share())
         return replace(fitted, train_score=fitted.score(x, y, everything))
     runs, gaps, again = [], [], previous is None and len(x) <= REFITTED
-    splits = _splits(len(x), validation, seed, folded=again and len(x) <= FOLDED)
+    splits = split_rows(len(x), validation, seed, folded=again and len(x) <= FOLDED)
     for i, (train, held_out) in enumerate(splits):
         fitted = _train(given, train, held_out, given.settings.steps, budget.share(len(splits) - i + again))
         given = replace(given, settings=replace(settings, steps=fitted.planned))  # the other schedules are as long
@@ -179,43 +168,11 @@ def _fit(given: _Given, validation: float) -> FittedFlow:
     gap, last = float(np.mean(gaps)) if gaps else None, runs[-1]
     if not again or last.stop_reason.startswith("SIG"):
         return replace(last, train_score=scores[0], gap=gap)
-    curve, step = _mean_curve(runs)
+    curve, step = mean_curve([(run.evaluated, run.held_out_losses) for run in runs])
     fitted = _train(given, everything, everything[:0], max(step, 1), budget.share())
     evaluated = max((run.evaluated for run in runs), key=len)
     fitted = replace(fitted, losses=last.losses, held_out_losses=curve, evaluated=evaluated)
     return replace(fitted, train_score=fitted.score(x, y, everything), gap=gap)
-
-
-class Budget:
-    """Minutes of a fit, for several trainings."""
-
-    def __init__(self, minutes: float | None) -> None:
-        self._end = None if minutes is None else time.monotonic() + 60 * _TRAINING_SHARE * minutes
-
-    def share(self, trainings: int = 1) -> float | None:
-        """Minutes for the next of so many."""
-        return None if self._end is None else max(self._end - time.monotonic(), 1e-3) / 60 / trainings
-
-
-def _splits(n: int, share: float, seed: int, *, folded: bool) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Training and held-out rows, once, or by five folds."""
-    train, held_out = random_split(n, share, seed=seed)
-    if not len(held_out):
-        raise UserError(f"early_stopping needs at least 2 rows, n_samples = {n}; leave it out")
-    if not folded:
-        return [(train, held_out)]
-    place = np.empty(n, np.int64)
-    place[CounterRng(stream_seed(seed, Stream.HELD_OUT), 0, n).permutation().numpy()] = np.arange(n) % min(_FOLDS, n)
-    return [((place != k).nonzero()[0], (place == k).nonzero()[0]) for k in range(min(_FOLDS, n))]
-
-
-def _mean_curve(runs: Sequence[FittedFlow]) -> tuple[list[float], int]:
-    """Mean held-out loss at each evaluation, the last of a run standing for those it did not make, and the step of the
-    lowest."""
-    longest = max(runs, key=lambda run: len(run.evaluated))
-    whole = [run.held_out_losses + run.held_out_losses[-1:] * len(longest.evaluated) for run in runs]
-    curve = [float(np.mean(losses)) for losses in zip(*whole, strict=False)][: len(longest.evaluated)]
-    return curve, longest.evaluated[int(np.argmin(curve))]
 
 
 @dataclass(frozen=True)
@@ -233,14 +190,6 @@ class _Given:
     previous: FittedFlow | None
 
 
-<<<<<<< HEAD
-def _train(
-    given: _Given, train: np.ndarray, held_out: np.ndarray, steps: int, minutes: float | None = None
-) -> FittedFlow:
-    """Train at most ``steps`` steps of the schedule, and ``minutes``, on the rows ``train``, watching ``held_out`` if
-    any.
-    """
-=======
 def _set_threads(given: _Given) -> None:
     """The fastest number of PyTorch's threads for the steps of this fit, or options["threads"]."""
     rows = np.arange(len(given.x))
@@ -251,9 +200,12 @@ def _set_threads(given: _Given) -> None:
     choose_threads(context, settings.network, t, dataset.spec, loss, dataset.train, steps=settings.steps)
 
 
-def _train(given: _Given, train: np.ndarray, held_out: np.ndarray, steps: int) -> FittedFlow:
-    """Train at most ``steps`` steps of the schedule on the rows ``train``, watching ``held_out`` if any."""
->>>>>>> main
+def _train(
+    given: _Given, train: np.ndarray, held_out: np.ndarray, steps: int, minutes: float | None = None
+) -> FittedFlow:
+    """Train at most ``steps`` steps of the schedule, and ``minutes``, on the rows ``train``, watching ``held_out`` if
+    any.
+    """
     settings, previous, seed = given.settings, given.previous, given.seed
     dataset = _dataset(given, train, held_out)
     source = previous.source if previous else fit_source(settings.method, dataset)

@@ -83,29 +83,6 @@ def _row(line: str) -> dict:
     return row if isinstance(row, dict) else {}
 
 
-class Stopwatch(Callback):
-    """Time steps for some seconds, then end training: three at least after the first, or the first alone if it takes
-    ten times as long.
-
-    Attributes:
-        pace: seconds a step.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self.pace, self._times = seconds, 0.0, [0.0]
-
-    def on_start(self, trainer: Trainer) -> None:
-        self._times = [time.monotonic()]
-
-    def on_step(self, trainer: Trainer) -> None:
-        trainer.flush()  # waits for the device
-        self._times.append(time.monotonic())
-        first, timed, passed = self._times[1], len(self._times) - 2, self._times[-1] - self._times[0]
-        self.pace = (self._times[-1] - first) / timed if timed else passed
-        if passed >= 10 * self.seconds or (passed >= self.seconds and timed >= 3):
-            trainer.stop("timed")
-
-
 MEASURED = 5.0
 """Seconds from which the length of a run is foretold."""
 
