@@ -369,3 +369,9 @@ def test_missing_labels_are_refused(y: Any) -> None:
 def test_whole_numbers_that_float64_would_round_are_refused() -> None:
     with pytest.raises(UserError, match=r"whole numbers beyond 2\^53"):
         FlowModel(steps=2).fit(2**60 + np.arange(20).reshape(10, 2))
+
+
+def test_constant_columns_come_back_exactly(points: np.ndarray) -> None:
+    x = np.c_[points, np.full(len(points), 0.1), np.full(len(points), -3e7)]
+    made = small(steps=3).fit(x).sample(20)
+    assert (made[:, 2:] == x[0, 2:]).all() and made[:, 0].std() > 0
