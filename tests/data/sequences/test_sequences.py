@@ -8,7 +8,7 @@ import torch
 
 from advect.core.errors import UserError
 from advect.core.types import LENGTH, Category, Length, Quantity
-from advect.data import Sequences, SequenceScale, sequences_of, steps_of, transform_from_config
+from advect.data import Sequences, SequenceTransform, sequences_of, steps_of, transform_from_config
 
 RNG = np.random.default_rng(0)
 LENGTHS = RNG.integers(2, 8, 60)
@@ -40,8 +40,7 @@ def test_padding_is_zero_both_ways_and_real_steps_alone_are_standardised():
     steps = batch.x1[real].double()
     assert torch.allclose(steps.mean(0), torch.zeros(2, dtype=torch.double), atol=1e-5)
     assert torch.allclose(steps.std(0, unbiased=False), torch.ones(2, dtype=torch.double), atol=1e-5)
-    data = source.transform.inverse(batch.x1, batch.cond[LENGTH])
-    assert (data[~real] == 0).all()
+    data = source.transform.inverse(batch.x1)
     assert data[real][:, 1].mean().item() == pytest.approx(np.concatenate(RAGGED)[:, 1].mean(), rel=1e-4)
 
 
@@ -114,9 +113,9 @@ def test_equal_sequences_and_windows_of_one_stay_on_one_side():
 
 
 def test_log_det_is_that_of_the_jacobian():
-    scale = SequenceScale([1.0, 2.0], [0.5, 3.0])
+    scale = SequenceTransform.fit([RNG.normal([1, 2], [0.5, 3], (20, 2))], np.zeros(1, int))
     x = torch.randn(4, 2, dtype=torch.float64)
-    jacobian = torch.autograd.functional.jacobian(lambda x: scale.forward(x[None])[0], x).reshape(8, 8)
+    jacobian = torch.autograd.functional.jacobian(lambda x: scale.forward(x[None])[0], x).reshape(8, 8).double()
     assert scale.log_det(8) == pytest.approx(torch.linalg.slogdet(jacobian).logabsdet.item(), rel=1e-5)
     with pytest.raises(UserError, match="no common log_det"):
         Sequences(RAGGED).transform.log_det(16)
@@ -149,7 +148,7 @@ def test_a_table_of_steps_comes_back(tmp_path):
     facts = json.loads(json.dumps(source.metadata))
     found = steps_of(source.transform.inverse(batch.x1), batch.cond, facts)
     assert list(found) == ["who", "t", "group", "age", "u", "v"]
-    assert found["who"].tolist() == [int(who[1:]) for who in frame["who"]]
+    assert found["who"].tolist() == [f"p{60 + int(who[1:])}" for who in frame["who"]]
     assert found["group"].tolist() == frame["group"].tolist()
     rest = ["t", "age", "u", "v"]
     pd.testing.assert_frame_equal(found[rest], frame[rest], check_dtype=False, check_exact=False, rtol=1e-5, atol=1e-5)
@@ -183,13 +182,54 @@ def test_channels_and_the_order_of_a_table_come_back_in_their_own_type(tmp_path)
     assert back.drop(columns="who").to_csv(index=False) == frame.drop(columns="who").to_csv(index=False)
 
 
-def test_an_order_that_differs_between_sequences_comes_back_as_a_number(tmp_path):
+@pytest.mark.parametrize(("dates", "width"), [("D", 4), ("B", 5)])
+def test_an_order_that_differs_between_sequences_is_learned(tmp_path, dates, width):
+    """Days in a row need their first alone; working days also the gaps."""
     pd = pytest.importorskip("pandas")
-    visits(pd, ("2024-01-30", "2023-05-01")).to_csv(tmp_path / "visits.csv", index=False)
-    data = Sequences(tmp_path / "visits.csv", id_column="who", order_column="date", held_out=0)
-    batch = everything(data)
-    back = steps_of(data.transform.inverse(batch.x1), batch.cond, data.metadata)
-    assert list(back) == ["who", "step", "pulse", "ward", "grams"] and back["step"].tolist() == [0, 1, 2] * 2
+    days = pd.date_range("2024-01-30", periods=60, freq=dates).strftime("%Y-%m-%d")
+    rows = [
+        {"who": f"p-{i:02}", "date": days[6 * i + j], "u": round(RNG.normal(), 2), "kind": "abc"[(i + j) % 3]}
+        for i in range(10)
+        for j in range(6)
+    ]
+    frame = pd.DataFrame(rows).assign(n=RNG.integers(0, 40, 60))
+    frame.to_csv(tmp_path / "f.csv", index=False)
+    data = Sequences(tmp_path / "f.csv", id_column="who", order_column="date", value_columns=("u", "n"), held_out=0)
+    assert data.spec.shape == (6, width - 1)
+    z = everything(data).x1
+    back = steps_of(data.transform.inverse(z), None, json.loads(json.dumps(data.metadata)))
+    assert back[["date", "u", "n"]].to_csv(index=False) == frame[["date", "u", "n"]].to_csv(index=False)
+    assert back["who"].iloc[0] == "p-10" and back["who"].iloc[-1] == "p-19"
+    noisy = data.transform.inverse(z + 0.3 * torch.randn(z.shape, generator=torch.Generator().manual_seed(0)))
+    found = steps_of(noisy, None, data.metadata)
+    gaps = pd.to_datetime(found["date"]).groupby(found["who"], sort=False).diff().dropna().dt.days
+    assert set(gaps) == ({1} if dates == "D" else {1, 3}) and found["n"].between(0, 39).all()
+    with pytest.raises(UserError, match="differ in their times 'date'"):
+        data.transform.log_det(18)
+
+
+def test_zeros_decimals_and_types_come_back_from_noise():
+    """Of rain that is 0 in 56% of the steps, noise that moves the rest leaves the share of zeros."""
+    rain = np.where(RNG.random((200, 30)) < 0.56, 0, RNG.gamma(1, 5, (200, 30)) + 0.1).round(1)
+    data = Sequences(np.stack([rain, RNG.normal(20, 5, rain.shape).round(1)], -1).astype(np.float32), held_out=0)
+    assert [column.scaling.kind for column in data.transform.columns] == ["quantile", "standard"]
+    x = data.transform.inverse(torch.randn(500, 30, 2, generator=torch.Generator().manual_seed(0)))
+    zeros = float((x[..., 0] == 0).double().mean())
+    assert zeros == pytest.approx(0.56, abs=0.02) and float(x[..., 0].min()) == 0 and x.max() <= max(rain.max(), 45)
+    assert torch.equal(x, x.round(decimals=1))
+    whole = Sequences(RNG.integers(-3, 4, (20, 5, 2)).astype(np.int16), held_out=0)
+    batch = everything(whole)
+    assert torch.equal(whole.transform.inverse(batch.x1 + 0.01), whole.transform.inverse(batch.x1))
+    assert whole.metadata["columns"][0]["dtype"] == "int16"
+
+
+def test_words_that_change_are_a_channel(tmp_path):
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame({"id": np.repeat(range(8), 4), "sky": list("abca" * 8), "t": [0, 1, 2, 3] * 8})
+    data = Sequences(frame, id_column="id", order_column="t", held_out=0)
+    assert data.spec.shape == (4, 3)
+    back = steps_of(data.transform.inverse(everything(data).x1), None, data.metadata)
+    assert back["sky"].tolist() == frame["sky"].tolist() and back["id"].tolist() == (frame["id"] + 8).tolist()
 
 
 def test_an_order_of_other_dates_is_not_sorted_as_text(tmp_path):

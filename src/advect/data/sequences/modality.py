@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from advect.core.types import LENGTH, Batch, Conditions
 from advect.data.figure import ALARM, OTHERS, SAMPLES, TEXT, new_figure, style, to_image
 from advect.data.modality import Modality, write_npz
 from advect.data.sequences.dataset import SequenceMetadata, steps_of
+from advect.data.sequences.transform import SequenceTransform
 from advect.data.tables.files import write_table
 
 if TYPE_CHECKING:
@@ -25,6 +27,11 @@ if TYPE_CHECKING:
 ROWS, COLUMNS, CHANNELS = 4, 4, 4
 WIDTH, ROW, MARGIN = 1024, 165, 60
 LINES: tuple[tuple[str, Any], ...] = ((SAMPLES, "-"), (OTHERS[0], "--"), (OTHERS[1], "-."), (OTHERS[2], ":"))
+
+
+_REALS, _WHOLE = (torch.float32, torch.float16), (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_TYPES = {str(kind).removeprefix("torch."): kind for kind in (*_REALS, *_WHOLE, torch.bool)}
+"""Types in which arrays of numbers come back."""
 
 
 @register("sequence")
@@ -36,6 +43,7 @@ class SequencesModality(Modality[SequenceMetadata]):
     usual_preset = "sequences"
     shown = 3
     trajectories = 4
+    space = "the scaled channels"
 
     def describe(self, shape: Sequence[int]) -> str:
         steps, channels = shape
@@ -43,22 +51,31 @@ class SequencesModality(Modality[SequenceMetadata]):
 
     def write_data(self, x: Tensor, conditions: Conditions, folder: Path, first: int) -> list[Path]:
         named = {name: value for name, value in conditions.items() if name != LENGTH}
-        arrays = {"values": x, **({"lengths": conditions[LENGTH]} if LENGTH in conditions else {})}
+        kinds = {column["dtype"] for column in self.metadata["columns"]}
+        values = x[..., : len(self.metadata["columns"])]
+        values = values.to(_TYPES.get(kinds.pop(), torch.float64)) if len(kinds) == 1 else values
+        arrays = {"values": values, **({"lengths": conditions[LENGTH]} if LENGTH in conditions else {})}
         files = [write_npz(folder, arrays, named, self.spec)]
         if find_spec("pandas") is not None:
-            channels = [f"value_{i}" for i in range(x.shape[2])]
-            plain = {"channels": channels, "id": "id", "order": "step", "conditions": []}
             files.append(folder / "samples.csv")
-            write_table(files[-1], steps_of(x, conditions, self.metadata or plain, first=first))
+            write_table(files[-1], steps_of(x, conditions, self.metadata, first=first))
         return files
+
+    def feature_space(self, x: Tensor) -> Tensor:
+        """Sequences (n, L, K) in table units as scaled channels (n, L, D), 0 after their ends."""
+        assert isinstance(self.transform, SequenceTransform)
+        return self.transform.features(x)
 
     def plot(self, x: Tensor, conditions: Conditions, reference: Batch | None = None) -> Image.Image:
         """Line plots of samples beside data."""
-        names = tuple(self.metadata.get("channels", ()))
+        columns = self.metadata["columns"]
+        numbers = [i for i, column in enumerate(columns) if column["kind"] == "number" and not column["unit"]]
+        numbers = numbers or list(range(len(columns)))
+        names = [columns[i]["name"] for i in numbers]
         if reference is None:
-            return series_plot(x, conditions.get(LENGTH), names=names)
+            return series_plot(x[..., numbers], conditions.get(LENGTH), names=names)
         real = (reference.cond or {}).get(LENGTH)
-        return series_plot(x, conditions.get(LENGTH), reference.x1, real, names=names)
+        return series_plot(x[..., numbers], conditions.get(LENGTH), reference.x1[..., numbers], real, names=names)
 
 
 def series_plot(
