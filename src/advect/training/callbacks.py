@@ -44,7 +44,7 @@ class MetricsFile(Callback):
         self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, row: dict) -> None:
-        """Append and flush a row, unless it is one before the resumption: a call that a kill interrupted is repeated."""
+        """Append and flush a row, unless it was there at the start: a call that a kill interrupted is repeated."""
         if (line := json.dumps(row)) not in self._there:
             self._file.write(line + "\n")
             self._file.flush()
