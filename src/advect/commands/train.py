@@ -27,12 +27,19 @@ from advect.checkpoint.manifest import (
 from advect.checkpoint.tensor_files import load_weights
 from advect.config.arguments import parse_train
 from advect.config.build import build_dataset, build_loss, fit_source, source_tensors
-from advect.config.build_trainer import build_callbacks, check_config, check_method, new_state, new_trainer
+from advect.config.build_trainer import (
+    build_callbacks,
+    check_config,
+    check_method,
+    check_sizes,
+    new_state,
+    new_trainer,
+)
 from advect.config.config import Config
 from advect.config.flags import launch_processes
-from advect.config.plan import Plan, resolve
+from advect.config.plan import FEWEST, Plan, resolve
 from advect.config.resume import check_folder, check_same_run, lock_run_dir, resolve_checkpoint, write_environment
-from advect.config.threads import choose_threads, too_many
+from advect.config.threads import choose_threads, seconds_per_step, too_many
 from advect.core import registry
 from advect.core.device import pick_precision
 from advect.core.errors import UserError
@@ -44,6 +51,7 @@ from advect.distributed.comm import broadcast_object, sync_errors
 from advect.distributed.context import RunContext, run_context
 from advect.model.load import ModelMetadata, build_flow, read_model_metadata, weight_file
 from advect.training import LearningRate, StopCriteria, Trainer
+from advect.training.callbacks import duration
 from advect.training.guards import STOPPED_EARLY
 from advect.training.state import MODEL, PROGRESS
 
@@ -60,7 +68,8 @@ def run(words: list[str]) -> None:
     if a.dry_run:
         with sync_errors():
             check_config(a.settings)
-        logger.info(a.settings.to_yaml(preset).rstrip("\n"))
+            comment = _dry_plan(a.settings)
+        logger.info(a.settings.to_yaml(preset).rstrip("\n") + comment)
         return
     if a.nproc != 1:
         launch_processes("train", words, a.nproc, a.settings.training.device)
@@ -202,8 +211,9 @@ def _new_trainer(
     limits = StopCriteria(steps=plan.steps, max_steps=t.max_steps, max_minutes=t.max_minutes)
     schedule = t.build("lr_schedule")
     rate = LearningRate(peak=t.learning_rate, warmup=plan.warmup, total=plan.steps, schedule=schedule)
+    check_sizes(state.twin, source, config.method)
     flow = build_flow(metadata, state.net, context.device)
-    callbacks = build_callbacks(context, config, flow, loss, source, plan.steps)
+    callbacks = build_callbacks(context, config, flow, loss, source, plan)
     return new_trainer(
         context,
         t,
@@ -223,6 +233,19 @@ def _planned(config: Config, source: Dataset, context: RunContext) -> tuple[Conf
     rows, held_out, gpu = len(source.train), len(source.held_out), context.device.type != "cpu"
     elements, world = math.prod(source.spec.shape), context.env.world
     return resolve(config, source.spec.modality, rows, held_out, elements=elements, world=world, gpu=gpu)
+
+
+def _dry_plan(config: Config) -> str:
+    """The plan as a YAML comment, with the time that it would take here; empty if the data are not there."""
+    place = config.data.data_dir
+    if config.training.pairs is not None or (config.data.dataset.place and not (place and Path(place).exists())):
+        return ""
+    with run_context(config.training.device, seed=config.training.seed) as context:
+        source = build_dataset(config.data)
+        config, plan = _planned(config, source, context)
+        pace = seconds_per_step(context, config, source, steps=plan.steps)
+    t = config.training
+    return f"\n# {plan.words(t)}; about {duration(60 * plan.minutes(pace, t))} on this machine"
 
 
 def _threads(
@@ -273,7 +296,9 @@ def _announce(config: Config, preset: str, source: Dataset, trainer: Trainer, co
         )
     else:
         logger.info(f"{begin} to step {limits.last_step:,} in {context.run_dir}")
-        logger.info(_plan_words(config, plan))
+        logger.info(f"{plan.words(t)}; minutes are told once they are measured")
+    if len(source.train) < FEWEST:
+        logger.info(f"note: {len(source.train)} training rows are too few to learn from: samples will repeat them")
     _note_coupling(config, source)
     if t.lr_warmup_steps and 2 * t.lr_warmup_steps > limits.last_step and not step:
         logger.info(
@@ -301,17 +326,6 @@ def _announce(config: Config, preset: str, source: Dataset, trainer: Trainer, co
         )
     if trainer.loader.global_batch < 32:
         logger.info(f"note: a batch of {trainer.loader.global_batch} gives noisy gradients; 32 or more is usual")
-
-
-def _plan_words(config: Config, plan: Plan) -> str:
-    """The plan in a line."""
-    t = config.training
-    end = f"{plan.steps:,} steps"
-    if t.max_minutes is not None:
-        end = f"as many steps as {t.max_minutes:g} minutes allow, at most {plan.steps:,}"
-    parts = [f"batches of {plan.batch:,}", f"{t.lr_warmup_steps:,} of warm-up"]
-    parts += ["ends when the held-out loss no longer falls"] if t.early_stopping == "yes" else []
-    return f"plan: {end} ({plan.why}), {', '.join(parts)}; minutes are told once they are measured"
 
 
 def _note_coupling(config: Config, source: Dataset) -> None:

@@ -9,13 +9,21 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from advect.config.build import build_loss, fit_source, source_tensors
 from advect.config.build_trainer import new_state
-from advect.config.config import NetworkConfig, TrainingConfig
+from advect.config.config import Config, NetworkConfig, TrainingConfig
 from advect.core.device import pick_precision
 from advect.core.random import CounterRng, Stream, stream_seed
-from advect.core.threads import ThreadChoice, count_cores, given_by_environment, limit_threads, measure_threads
+from advect.core.threads import (
+    ThreadChoice,
+    count_cores,
+    given_by_environment,
+    kept_threads,
+    limit_threads,
+    measure_threads,
+)
 from advect.core.types import Batch, DataSpec
-from advect.data import Split
+from advect.data import Dataset, Split
 from advect.distributed.context import RunContext
 from advect.losses import Loss
 from advect.training.guards import explain_oom
@@ -23,6 +31,9 @@ from advect.training.step import Step
 
 ENOUGH = 0.1
 """Seconds of a step that are enough to compare numbers of threads by; a larger batch would cost more."""
+
+TIMED = 0.5
+"""Seconds of steps by which the length of a run is estimated."""
 
 
 def choose_threads(
@@ -78,6 +89,25 @@ def trial_step(
         step.take(loss_fn, loss_fn.sample(batch, rng), t.learning_rate)
 
     return take
+
+
+def seconds_per_step(context: RunContext, config: Config, dataset: Dataset, *, steps: int) -> float:
+    """Seconds that each of ``steps`` training steps takes here, about, with the threads that suit them: a few are
+    timed, of fewer rows where they take long.
+    """
+    t, spec, split = config.training, dataset.spec, dataset.train
+    loss = build_loss(config.method, spec, fit_source(config.method, dataset), source_tensors(dataset))
+    with explain_oom(), torch.random.fork_rng(), kept_threads():
+        choose_threads(context, config.network, t, spec, loss, split, steps=steps)
+        step, batch = trial_step(context, config.network, t, spec, loss, split), t.batch_size or 1
+        rows, taken = _enough_rows(step, batch), 0
+        began = time.perf_counter()
+        while taken < 3 or time.perf_counter() - began < TIMED:
+            step(rows)
+            taken += 1
+        if context.device.type == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - began) / taken * batch / rows
 
 
 def _enough_rows(step: Callable[[int], None], most: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import signal
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,8 +16,10 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
 
+from advect.config.plan import FEWEST
 from advect.core.errors import UserError
 from advect.model.conditions import Encoded
+from advect.model.flow import Flow
 from advect.sklearn.adapters import (
     LABEL,
     ArrayAdapter,
@@ -27,12 +30,13 @@ from advect.sklearn.adapters import (
     label_condition,
 )
 from advect.sklearn.fitting import FittedFlow, double_precision, fit_flow
+from advect.sklearn.mixture import mixed_log_prob, sample_mixture
 from advect.sklearn.settings import Settings, resolve
 
 _SEEDS = 2**31 - 1
 
-FEWEST, MOST = 10, 10_000
-"""Rows for which early stopping is on by default."""
+MOST = 10_000
+"""Rows up to which early stopping is on by default."""
 
 PASSES = 200
 """Passes over few rows from which training that holds out none warns."""
@@ -52,13 +56,15 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
             resolution of a U-Net. None is three of 256, of 128 for up to 1,000 rows, or (32, 64) for images.
         steps: training steps of :meth:`fit` and of each :meth:`partial_fit`. None is 8,000, or 2,000 for images.
         batch_size: rows per step.
+        max_minutes: time for :meth:`fit` or :meth:`partial_fit`, whose schedules end with it.
         learning_rate: peak of warm-up and cosine decay. None is 4e-3, or 1e-3 for images.
         coupling: pairing of noise and data: "independent", "ot", "sinkhorn" or "conditional-ot" (with y).
         label_dropout: share of rows trained without their label, in [0, 1); needed to use the model without y.
         early_stopping: hold out ``validation_fraction`` of the rows, or for up to 200 rows each fifth in turn, stop
             after ``n_iter_no_change`` evaluations without a lower held-out loss of the averaged weights (at first
             every 20 steps, then after a tenth more, and not before 500) and take those of the lowest; :meth:`fit`
-            then trains anew on up to 2,000 rows, all of them, for as many steps. "auto" does so for 10 to 10,000 rows
+            then trains anew on up to 2,000 rows, all of them, for as many steps. With folds, density and samples are
+            those of an equal mixture of the five flows and the last, ``flow_``. "auto" does so for 10 to 10,000 rows
             that are no images.
         validation_fraction: in (0, 1).
         n_iter_no_change: at least 1.
@@ -73,7 +79,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         verbose: 1 for a progress bar.
 
     Attributes:
-        flow_: the :class:`advect.Flow`, float32, on the device.
+        flow_: the :class:`advect.Flow` that was trained on all rows, float32, on the device; latents are its own.
         classes_: the distinct labels, or None.
         n_iter_: training steps behind the weights.
         loss_curve_: mean training losses of the last call, at most 40.
@@ -91,6 +97,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         hidden: int | Sequence[int] | None = None,
         steps: int | None = None,
         batch_size: int = 256,
+        max_minutes: float | None = None,
         learning_rate: float | None = None,
         coupling: str = "independent",
         label_dropout: float = 0.1,
@@ -108,6 +115,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         self.hidden, self.steps, self.batch_size, self.learning_rate = hidden, steps, batch_size, learning_rate
         self.coupling, self.label_dropout, self.early_stopping = coupling, label_dropout, early_stopping
         self.validation_fraction, self.n_iter_no_change = validation_fraction, n_iter_no_change
+        self.max_minutes = max_minutes
         self.solver, self.sample_steps, self.density_steps = solver, sample_steps, density_steps
         self.device, self.options, self.random_state, self.verbose = device, options, random_state, verbose
 
@@ -145,13 +153,16 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
                 raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
+        minutes = self.max_minutes
+        if minutes is not None and (not isinstance(minutes, numbers.Real) or not 0 < minutes < math.inf):
+            raise UserError(f"max_minutes must be a finite number of minutes above 0, got {minutes!r}; 5 is usual")
         if self.early_stopping not in (True, False, "auto"):
             raise UserError(f"early_stopping must be True, False or 'auto', got {self.early_stopping!r}")
         if self.early_stopping and not 0 < self.validation_fraction < 1:
             raise UserError(f"validation_fraction must lie in (0, 1), got {self.validation_fraction}; 0.1 is usual")
 
     def _settings(self, modality: str, adapter: type[DataAdapter], rows: int) -> Settings:
-        names = ("learning_rate", "batch_size", "coupling", "label_dropout", "device")
+        names = ("learning_rate", "batch_size", "max_minutes", "coupling", "label_dropout", "device")
         return resolve(
             self.options,
             modality=modality,
@@ -195,7 +206,13 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         self.validation_loss_ = min(fitted.held_out_losses, default=None)
         self.train_score_ = fitted.train_score
         self._warn_of_memory(fitted.gap, "held-out rows")
-        passes = settings.steps * self.batch_size // len(rows)
+        if len(rows) < FEWEST:
+            warnings.warn(
+                f"{len(rows)} rows are too few to learn a distribution from: the model repeats them; give {FEWEST} or "
+                "more",
+                stacklevel=3,
+            )
+        passes = self.n_iter_ * self.batch_size // len(rows)
         if few and not stopping and passes > PASSES:
             warnings.warn(
                 f"{len(rows)} rows are trained on {passes:,} times each and none is held out, so nothing tells if "
@@ -203,7 +220,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
                 stacklevel=3,
             )
         self._n_features_out = math.prod(fitted.spec.shape)
-        self.flow_ = fitted.flow(self.device)
+        self._build_flows()
         if fitted.stop_reason.startswith("SIG"):  # training ended at the end of a step, so the model is usable
             signal.raise_signal(getattr(signal, fitted.stop_reason))
         return self
@@ -212,16 +229,18 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         """Sample n samples of the kind of X, for y, one label or (n,), default by training frequencies."""
         check_is_fitted(self)
         steps = None if self.solver == "dopri5" else int(self.sample_steps)
-        seed = int(check_random_state(self.random_state).randint(_SEEDS))
+        rng = check_random_state(self.random_state)
         if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
             raise UserError(f"n must be a whole number of at least 1, got {n!r}")
-        cond = label_condition(self._fitted.labels, y, int(n)) or None
-        samples = self.flow_.sample(int(n), steps=steps, solver=self.solver, seed=seed, cond=cond)
-        return self._fitted.adapter.from_tensor(samples.x)
+        cond = label_condition(self._fitted.labels, y, int(n))
+        x = sample_mixture(self._flows, int(n), cond, rng, steps=steps, solver=self.solver)
+        return self._fitted.adapter.from_tensor(x)
 
     def score_samples(self, X: Any, y: Any = None) -> np.ndarray:
         """Exact log density (N,) of each row, in nats and data units; without y of X alone."""
-        return self._in_blocks("log_prob", self._tensor(X), y)
+        x = self._tensor(X)
+        scores = [self._in_blocks("log_prob", x, y, flow) for flow in self._flows]
+        return mixed_log_prob(scores).numpy()
 
     def score(self, X: Any, y: Any = None) -> float:
         """Mean of :meth:`score_samples`; y is ignored by a model without labels."""
@@ -243,23 +262,23 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
 
     def transform(self, X: Any, y: Any = None) -> np.ndarray:
         """Latents, float64, shaped like X in model units: standard normal for a good fit."""
-        return self._in_blocks("encode", self._tensor(X), y)
+        return self._in_blocks("encode", self._tensor(X), y, self.flow_).numpy()
 
     def inverse_transform(self, X: Any, y: Any = None) -> Any:
         """Data from latents, the inverse of :meth:`transform`."""
         check_is_fitted(self)
         z = torch.from_numpy(np.array(check_array(X, allow_nd=True), np.float64))
         self._check_shape(z.shape)
-        return self._fitted.adapter.from_tensor(torch.from_numpy(self._in_blocks("decode", z, y)))
+        return self._fitted.adapter.from_tensor(self._in_blocks("decode", z, y, self.flow_))
 
     def _check_shape(self, shape: Sequence[int]) -> None:
         expected = self.flow_.spec.shape
         if tuple(shape[1:]) != expected:
             raise UserError(f"X must have shape (n, {', '.join(map(str, expected))}), got {tuple(shape)}")
 
-    def _in_blocks(self, what: str, x: Tensor, y: Any) -> np.ndarray:
-        """Apply a method of the float64 flow to blocks of rows, which bounds memory."""
-        flow, cond = double_precision(self.flow_), label_condition(self._fitted.labels, y, len(x))
+    def _in_blocks(self, what: str, x: Tensor, y: Any, flow: Flow) -> Tensor:
+        """Apply a method of a flow, in float64, to blocks of rows, which bounds memory."""
+        flow, cond = double_precision(flow), label_condition(self._fitted.labels, y, len(x))
         if LABEL in self.flow_.spec.conditions and not cond and not self.flow_.null:
             raise UserError("the model was fitted with label_dropout=0, so it knows nothing without labels; give y")
         rows = 1024
@@ -269,7 +288,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
             part = {name: Encoded(value.values[block]) for name, value in cond.items()}
             options: dict[str, Any] = {"cond": part or None, "steps": int(self.density_steps), "solver": "rk4"}
             parts.append(getattr(flow, what)(x[block], **options))
-        return torch.cat(parts).numpy().astype(np.float64)
+        return torch.cat(parts).double()
 
     def _tensor(self, X: Any) -> Tensor:
         """X in data units, (N, *S)."""
@@ -291,14 +310,18 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
             self._check_shape(x.shape)
         return x
 
+    def _build_flows(self) -> None:
+        self._flows = self._fitted.flows(self.device)
+        self.flow_ = self._flows[0]
+
     def __getstate__(self) -> dict[str, Any]:
-        state: Any = super().__getstate__()  # the flow may lie on a device that the reader has not
-        return {name: value for name, value in state.items() if name != "flow_"}
+        state: Any = super().__getstate__()  # the flows may lie on a device that the reader has not
+        return {name: value for name, value in state.items() if name not in ("flow_", "_flows")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "_fitted" in state:
-            self.flow_ = self._fitted.flow(self.device)
+            self._build_flows()
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
