@@ -63,7 +63,17 @@ def test_standardised_columns_have_mean_0_and_deviation_1():
 
 def test_a_constant_column_stays_finite_where_the_held_out_rows_differ():
     transform = Standardize.fit(np.full((10, 1), 0.1))
-    assert transform.forward(torch.tensor([[0.1], [1.1]])).flatten().tolist() == pytest.approx([0, 1])
+    assert transform.forward(torch.tensor([[0.1], [1.1]])).flatten().tolist() == pytest.approx([0, 1], abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_constant_features_come_back_exactly_whatever_the_model_makes(dtype):
+    x = np.random.default_rng(0).normal(size=(20, 4)).astype(dtype)
+    x[:, 1], x[:, 2], x[:, 3] = 0.1, -1e5, np.arange(20) == 3
+    transform = transform_from_config(json.loads(json.dumps(Standardize.fit(x).to_config())))
+    assert (transform.inverse(torch.randn(50, 4)).numpy()[:, 1:3] == x[0, 1:3]).all()
+    assert Standardize.fit(x[4:], x[:4]).constant == (1, 2)  # the held-out part tells that the last one varies
+    assert Standardize.fit(x[4:]).constant == (1, 2, 3)
 
 
 @pytest.mark.parametrize(

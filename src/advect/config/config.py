@@ -195,6 +195,10 @@ class TrainingConfig(Section):
     """Seed of weights, data order, noise, times and dropout."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto takes a GPU if available."""
+    threads: int | None = None
+    """PyTorch's threads on a CPU; by default the fastest in a short measurement, or OMP_NUM_THREADS. A resumed run
+    keeps its number, on which the last bits of sums depend.
+    """
 
     usual = frozenset(
         {
@@ -219,6 +223,7 @@ class TrainingConfig(Section):
         ("accumulate", 1),
         ("num_workers", 0),
         ("posthoc_every", 1),
+        ("threads", 1),
     )
     _above = (("learning_rate", 0), ("num_epochs", 0), ("max_minutes", 0), ("posthoc_lengths", 0))
     _below_one = ("ema_decay", "ema_also", "posthoc_lengths")

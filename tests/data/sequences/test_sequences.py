@@ -147,7 +147,7 @@ def test_a_table_of_steps_comes_back(tmp_path):
     assert torch.equal(batch.x1, everything(Sequences(RAGGED, held_out=0)).x1)
     facts = json.loads(json.dumps(source.metadata))
     found = steps_of(source.transform.inverse(batch.x1), batch.cond, facts)
-    assert list(found) == ["who", "t", "group", "age", "u", "v"]
+    assert list(found) == list(frame)
     assert found["who"].tolist() == [f"p{60 + int(who[1:])}" for who in frame["who"]]
     assert found["group"].tolist() == frame["group"].tolist()
     rest = ["t", "age", "u", "v"]
@@ -263,6 +263,53 @@ def test_an_order_of_other_dates_is_not_sorted_as_text(tmp_path):
     frame.assign(date=["soon", "later", "last"] * 2).to_csv(tmp_path / "words.csv", index=False)
     with pytest.raises(UserError, match="date"):
         Sequences(tmp_path / "words.csv", id_column="who", order_column="date", value_columns=("pulse",))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("order", ["date", None])
+def test_steps_are_written_in_the_format_types_and_order_of_the_table(tmp_path, order, suffix):
+    pd = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    columns = {
+        "pulse": np.array([61, 62, 63] * 2, np.uint8),
+        "who": [0, 0, 0, 1, 1, 1],
+        "date": pd.to_datetime(["2024-01-01", "2024-02-01", "2024-03-01"] * 2),
+        "grams": np.arange(6, dtype=np.float32) / 4,
+    }
+    frame, path = pd.DataFrame(columns).drop(columns=[] if order else "date"), tmp_path / f"a{suffix}"
+    frame.to_parquet(path, index=False) if suffix == ".parquet" else frame.to_csv(path, index=False, sep=";")
+    data = Sequences(path, id_column="who", order_column=order, held_out=0)
+    x = data.transform.inverse(everything(data).x1)
+    files = data.modality.write_data(x, {}, tmp_path, -2)
+    assert [f.name for f in files] == [f"samples{suffix}"]
+    if suffix == ".csv":
+        assert files[0].read_text() == path.read_text()
+    else:
+        pd.testing.assert_frame_equal(pd.read_parquet(files[0]), frame)
+
+
+@pytest.mark.parametrize("kind", ["bool", "true", "uint8", "uint32", "int64", ">i2", "float16", "float64"])
+def test_arrays_are_written_in_their_type_and_range(tmp_path, kind):
+    x = np.arange(60).reshape(10, 3, 2) % 7 + 5
+    x[..., 1] = 7
+    x = x % 2 == 1 if kind == "bool" else x > -1 if kind == "true" else x.astype(kind)
+    x[0, 0, 0] = 0
+    np.savez(tmp_path / "a.npz", values=x, lengths=[1, 2, 3, 3, 3] * 2)
+    data = Sequences(tmp_path / "a.npz", held_out=0)
+    batch = everything(data)
+    data.modality.write_data(data.transform.inverse(batch.x1 * 3), batch.cond, tmp_path, 0)
+    found = np.load(tmp_path / "samples.npz")["values"]
+    real = np.arange(3) < batch.cond[LENGTH].numpy()[:, None]
+    assert found.dtype == x.dtype.newbyteorder("=")
+    assert not found[~real].any() and (found[real][:, 1] == x[0, 0, 1]).all()
+    assert found[real].min() >= x[real].min() and found[real].max() <= x[real].max()
+    pd = pytest.importorskip("pandas")
+    assert (pd.read_csv(tmp_path / "samples.csv")[["value_0", "value_1"]].to_numpy() == found[real]).all()
+
+
+def test_whole_numbers_that_float64_would_round_are_refused():
+    with pytest.raises(UserError, match=r"whole numbers beyond 2\^53 that float64 does not hold"):
+        Sequences(np.full((3, 2, 1), 2**62 + 1) + np.arange(3)[:, None, None])
 
 
 U = {"id_column": "who", "value_columns": ("u",)}

@@ -32,7 +32,7 @@ from advect.data.sequences.files import (
 from advect.data.sequences.transform import SequenceTransform
 from advect.data.splits import split_groups
 from advect.data.tables.columns import column_from_config
-from advect.data.tables.files import is_table_file
+from advect.data.tables.files import FileStyle, is_table_file
 from advect.data.tables.infer_columns import column_values, condition_of
 
 
@@ -41,7 +41,8 @@ class SequenceMetadata(TypedDict):
 
     Configurations of the columns of channels, of the order and of the conditions; the values of the order if all
     sequences share them, else it is the last column of samples if there is one. Names of the id column, and of
-    sequences after those of the data (:class:`SequenceIds`).
+    sequences after those of the data (:class:`SequenceIds`). Names of the columns of a table in its order, and the
+    style of its file.
     """
 
     columns: list[dict[str, Any]]
@@ -50,6 +51,8 @@ class SequenceMetadata(TypedDict):
     id: str
     ids: dict[str, Any]
     conditions: list[dict[str, Any]]
+    names: list[str]
+    style: FileStyle | None
 
 
 @register("sequences")
@@ -150,7 +153,7 @@ class Sequences(Dataset):
         self._key, self._order, self._times = id_column or "id", ragged.columns[-1] if ragged.timed else None, None
         if ragged.timed:
             ragged, self._times = _without_common_times(ragged)
-        self._columns = ragged.columns[: ragged.channels]
+        self._columns, self._names, self._style = ragged.columns[: ragged.channels], ragged.names, ragged.style
         transform = SequenceTransform.fit(ragged.steps, train, ragged.columns, scaling=scaling, timed=ragged.timed)
         x = _padded(ragged.steps, int(sizes.max()), transform)
         super().__init__(
@@ -171,6 +174,8 @@ class Sequences(Dataset):
             "id": self._key,
             "ids": asdict(self._ids),
             "conditions": [column.to_config() for column in self._told],
+            "names": list(self._names),
+            "style": self._style,
         }
 
 
@@ -182,17 +187,18 @@ def sequences_of(x: Tensor, cond: Conditions | None) -> list[np.ndarray]:
     return [row[:length] for row, length in zip(whole, cond[LENGTH].tolist(), strict=True)]
 
 
-def steps_of(x: Tensor, cond: Conditions | None, facts: SequenceMetadata, *, first: int = 0) -> Any:
-    """Samples as a pandas DataFrame with one row per step, in the types of the data.
+def steps_of(x: Tensor, cond: Conditions | None, facts: SequenceMetadata, *, first: int = 0, text: bool = True) -> Any:
+    """Samples as a pandas DataFrame with one row per step.
 
-    Columns are the id (names go on after those of the data, with ``first``), order, conditions and channels. Data
-    without an order have the number of the step, ``step``.
+    Columns are those of the table in its order, the names of sequences going on after those of the data, with
+    ``first``; for arrays the id, the number of the step, ``step``, conditions and channels.
 
     Args:
         x: (B, L, K) in table units, from the transform's ``inverse``.
         cond: as given to networks; null or absent conditions become missing values.
         facts: ``Sequences.metadata``.
         first: number of the first sample.
+        text: write text columns as they were written; else restore the types of the table read.
 
     Raises:
         UserError: x has other channels, or pandas is not installed.
@@ -208,18 +214,20 @@ def steps_of(x: Tensor, cond: Conditions | None, facts: SequenceMetadata, *, fir
     place = np.repeat(np.arange(len(rows)), sizes)
     step = np.concatenate([np.arange(size) for size in sizes]) if sizes else place
     values = np.ascontiguousarray(np.concatenate(rows).T, np.float64) if rows else np.empty((width, 0))
+    series = lambda column, own: column.to_text(own) if text else column.to_series(own)
     parts: list[Any] = [pd.Series(SequenceIds(**facts["ids"]).names(first + place), name=facts["id"])]
     if order is not None:
-        parts.append(order.to_text(values[-1] if known is None else np.array(known, np.float64)[step]))
-    else:
+        parts.append(series(order, values[-1] if known is None else np.array(known, np.float64)[step]))
+    elif not facts["names"]:
         taken = "step" in [column.name for column in columns]
         parts.append(pd.Series(step, name="step_number" if taken else "step"))
     for column in map(column_from_config, facts["conditions"]):
         given = (cond or {}).get(column.name)
         told = torch.full((len(x),), torch.nan) if given is None else column_values(column, given.detach().cpu())
-        parts.append(column.to_series(told.double().numpy()[place]))
-    parts += [column.to_text(own) for column, own in zip(columns, values, strict=False)]
-    return pd.concat(parts, axis=1)
+        parts.append(series(column, told.double().numpy()[place]))
+    parts += [series(column, own) for column, own in zip(columns, values, strict=False)]
+    frame = pd.concat(parts, axis=1)
+    return frame[facts["names"]] if facts["names"] else frame
 
 
 def _read_table(

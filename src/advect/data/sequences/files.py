@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import os
 import re
 import zipfile
@@ -17,9 +16,18 @@ import numpy as np
 from torch import Tensor
 
 from advect.core.errors import UserError, did_you_mean, optional_import
-from advect.data.arrays import array_header
+from advect.data.arrays import array_header, float64_rounds
 from advect.data.tables.columns import Categories, Column, Number
-from advect.data.tables.files import CSV, PARQUET, read_table
+from advect.data.tables.files import (
+    CSV,
+    PARQUET,
+    FileStyle,
+    csv_rows,
+    find_separator,
+    open_text,
+    read_table,
+    style_of,
+)
 from advect.data.tables.infer_columns import array_column, read_column, read_condition
 
 _IDS = ("sequence_id", "series_id", "trajectory_id", "unique_id", "seq_id", "sequence", "series", "trajectory", "id")
@@ -59,10 +67,8 @@ def is_sequence_array(path: Path) -> bool:
 
 
 def _csv_head(path: Path) -> tuple[list[str], list[list[str]]]:
-    with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as lines:
-        header = lines.readline()
-        lines.seek(0)
-        rows = csv.reader(lines, delimiter=max(",;\t|", key=header.count))
+    with open_text(path) as lines:
+        rows = (row for row, _ in csv_rows(lines, find_separator(lines)))
         return next(rows, []), list(islice(rows, _ROWS))
 
 
@@ -118,6 +124,10 @@ class Ragged:
     conditions: dict[str, tuple[Column, np.ndarray]]
     timed: bool = False
     ids: SequenceIds = SequenceIds()
+    names: tuple[str, ...] = ()
+    """Columns of a table in its order."""
+    style: FileStyle | None = None
+    """Style of a table's file."""
 
     @property
     def channels(self) -> int:
@@ -185,6 +195,10 @@ def _array(x: Any, what: str) -> np.ndarray:
         raise UserError(f"{what} is ragged; give a list of arrays (L_i, C)") from error
     if x.dtype.kind not in "buif":
         raise UserError(f"{what} must hold real numbers, got dtype {x.dtype}; convert it")
+    if x.dtype.kind in "iu" and float64_rounds(x):
+        raise UserError(
+            f"{what} has whole numbers beyond 2^53 that float64 does not hold; subtract the least, or divide them"
+        )
     return x.astype(x.dtype.newbyteorder("="))
 
 
@@ -301,7 +315,9 @@ def read_steps(
     told = {name: _constant(frame[name], places, rows[starts], id) for name in conditions}
     ids = SequenceIds.of(frame[id].iloc[rows[starts]].tolist())
     columns = tuple(column for column, _ in read)
-    return Ragged(np.split(matrix[rows], starts[1:]), columns, told, order is not None, ids)
+    used = tuple(c for c in frame.columns if c in named or c in channels)
+    style = style_of(data, frame, used)
+    return Ragged(np.split(matrix[rows], starts[1:]), columns, told, order is not None, ids, used, style)
 
 
 def _order(series: Any, form: Any, date_order: str) -> tuple[Column, np.ndarray]:

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.registry import register
-from advect.core.types import LENGTH, Batch, Conditions
-from advect.data.figure import ALARM, OTHERS, SAMPLES, TEXT, new_figure, style, to_image
+from advect.core.types import LENGTH, Batch, Conditions, without_padding
+from advect.data.figure import ALARM, OTHERS, SAMPLES, TEXT, new_figure, plot_unit, style, to_image
 from advect.data.modality import Modality, write_npz
 from advect.data.sequences.dataset import SequenceMetadata, steps_of
 from advect.data.sequences.transform import SequenceTransform
-from advect.data.tables.files import write_table
+from advect.data.tables.columns import Categories, Column, column_from_config
+from advect.data.tables.files import write_in_style, write_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,14 +29,12 @@ WIDTH, ROW, MARGIN = 1024, 165, 60
 LINES: tuple[tuple[str, Any], ...] = ((SAMPLES, "-"), (OTHERS[0], "--"), (OTHERS[1], "-."), (OTHERS[2], ":"))
 
 
-_REALS, _WHOLE = (torch.float32, torch.float16), (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-_TYPES = {str(kind).removeprefix("torch."): kind for kind in (*_REALS, *_WHOLE, torch.bool)}
-"""Types in which arrays of numbers come back."""
-
-
 @register("sequence")
 class SequencesModality(Modality[SequenceMetadata]):
-    """Sequences (L, C): samples.npz with ``values`` and ``lengths`` and, with pandas, samples.csv of steps."""
+    """Sequences (L, C): a table of steps if that was read, in its format; else samples.npz and samples.csv of steps.
+
+    samples.npz has ``values`` in the type of the data, and ``lengths``; samples.csv needs pandas.
+    """
 
     layout = "sequence"
     example_shape = (16, 4)
@@ -50,15 +48,19 @@ class SequencesModality(Modality[SequenceMetadata]):
         return f"sequences of up to {steps:,} steps in {channels:,} channel{'s' * (channels != 1)}"
 
     def write_data(self, x: Tensor, conditions: Conditions, folder: Path, first: int) -> list[Path]:
+        facts = self.metadata
+        if style := facts["style"]:
+            frame = steps_of(x, conditions, facts, first=first, text=style["suffix"] == ".csv")
+            return [write_in_style(folder, frame, style)]
         named = {name: value for name, value in conditions.items() if name != LENGTH}
-        kinds = {column["dtype"] for column in self.metadata["columns"]}
-        values = x[..., : len(self.metadata["columns"])]
-        values = values.to(_TYPES.get(kinds.pop(), torch.float64)) if len(kinds) == 1 else values
+        values = _array(without_padding(x, conditions).numpy(), [column_from_config(c) for c in facts["columns"]])
+        if LENGTH in conditions:
+            values[np.arange(x.shape[1]) >= conditions[LENGTH].numpy()[:, None]] = 0
         arrays = {"values": values, **({"lengths": conditions[LENGTH]} if LENGTH in conditions else {})}
         files = [write_npz(folder, arrays, named, self.spec)]
         if find_spec("pandas") is not None:
             files.append(folder / "samples.csv")
-            write_table(files[-1], steps_of(x, conditions, self.metadata, first=first))
+            write_table(files[-1], steps_of(x, conditions, facts, first=first))
         return files
 
     def feature_space(self, x: Tensor) -> Tensor:
@@ -76,6 +78,16 @@ class SequencesModality(Modality[SequenceMetadata]):
             return series_plot(x[..., numbers], conditions.get(LENGTH), names=names)
         real = (reference.cond or {}).get(LENGTH)
         return series_plot(x[..., numbers], conditions.get(LENGTH), reference.x1[..., numbers], real, names=names)
+
+
+def _array(x: np.ndarray, columns: Sequence[Column]) -> np.ndarray:
+    """Table units (n, L, C) as the array that the columns are of: all of one type."""
+    parts = [
+        np.array(c.names)[x[..., i].astype(int)] if isinstance(c, Categories) else x[..., i]
+        for i, c in enumerate(columns)
+    ]
+    whole = np.stack(parts, -1)
+    return whole.astype(columns[0].dtype) if np.isfinite(whole).all() else whole
 
 
 def series_plot(
@@ -97,6 +109,8 @@ def series_plot(
             raise UserError(f"{argument} must be sequences (N, L, C), got shape {tuple(value.shape)}")
     samples = _cut(x, lengths, ROWS * COLUMNS)
     data = [] if reference is None else _cut(reference, reference_lengths, ROWS * COLUMNS // 2)
+    unit = plot_unit(*samples, *data)
+    samples, data = [line / unit for line in samples], [line / unit for line in data]
     if data:
         samples = samples[: ROWS * COLUMNS // 2]
     half = COLUMNS // 2
@@ -109,7 +123,7 @@ def series_plot(
             _draw(axes, lines[i] if i < len(lines) else None)
     low, high = _range(data or samples)
     grid[0, 0].set(xlim=(0, max(x.shape[1] - 1, 1)), ylim=(low, high))
-    figure.supxlabel("step", fontsize=7, color=TEXT)
+    figure.supxlabel("step" + (f"; values in units of {unit:.3g}" if unit != 1 else ""), fontsize=7, color=TEXT)
     for places, title in ((own, "samples"), (real, "data")):
         if places.size:
             places[0, 0].set_title(title, fontsize=8, color=TEXT, loc="left", fontweight="bold")
