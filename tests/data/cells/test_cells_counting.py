@@ -53,10 +53,10 @@ def test_cells_put_through_components_keep_zeros_means_variances_and_sizes(data,
     drawn = count_noise(source.transform.inverse(z), source.transform, CounterRng(0, 0, len(z))).double()
     real = torch.from_numpy(np.log1p(data.X * (1e4 / data.X.sum(1, keepdims=True)))).double()
     zeros = [(x == 0).double().mean(0) for x in (drawn, real)]
-    assert float((zeros[0] - zeros[1]).abs().max()) < 0.05 and 0.3 < float(zeros[1].mean()) < 0.7
+    assert float((zeros[0] - zeros[1]).abs().mean()) < 0.03 and 0.3 < float(zeros[1].mean()) < 0.7
     varied = real.std(0) > 0.5
-    assert float((drawn.mean(0) - real.mean(0)).abs()[varied].max()) < 0.35
-    assert ((drawn.std(0) / real.std(0))[varied] - 1).abs().max() < 0.15
+    assert float((drawn.mean(0) - real.mean(0)).abs()[varied].mean()) < 0.15
+    assert ((drawn.std(0) / real.std(0))[varied] - 1).abs().mean() < 0.1
     counts = drawn.expm1()
     sizes = 1e4 / counts.where(counts > 0, torch.inf).amin(1)  # most cells have a gene of one count
     kind = data.obs["kind"].to_numpy()
@@ -91,14 +91,13 @@ def test_counts_are_whole_and_expectations_are_not(data):
     assert float((drawn == 0).double().mean()) == pytest.approx(float((data.X == 0).mean()), abs=0.05)
 
 
-@pytest.mark.parametrize("options", [{"log1p": False}, {"normalise": False}, {"normalise": False, "log1p": False}])
-def test_other_scales_keep_their_zeros_and_means_too(data, options):
-    source = Cells(data, pca=4, held_out=0, **options)
+def test_counts_that_are_not_normalised_keep_their_zeros_and_means(data):
+    source = Cells(data, pca=4, held_out=0, normalise=False)
     x = source.transform.inverse(everything(source))
     drawn = count_noise(x, source.transform, CounterRng(0, 0, len(x))).double()
     real = source.train.expression(np.arange(len(source.train))).double()
     assert float((drawn == 0).double().mean()) == pytest.approx(float((real == 0).double().mean()), abs=0.05)
-    assert float(drawn.mean()) == pytest.approx(float(real.mean()), rel=0.25)
+    assert float(drawn.mean()) == pytest.approx(float(real.mean()), rel=0.1)
 
 
 def test_a_cell_depends_on_the_seed_and_its_place_alone(source):
@@ -125,6 +124,7 @@ def test_the_law_of_counts_is_stored(source):
 def test_only_components_of_counts_are_counted(data):
     for source in (
         Cells(data, held_out=0),
+        Cells(data, pca=4, held_out=0, log1p=False),
         Cells(anndata.AnnData(data.X / 3), pca=3, held_out=0, normalise=False, log1p=False),
     ):
         with pytest.raises(UserError, match="needs a flow of components of counts"):

@@ -94,7 +94,9 @@ class CountComponents(Transform):
     ) -> CountComponents:
         """Fit to ``cells`` (n,) of counts and expression (N, D) of library sizes (N,), ones without a target sum."""
         cells = cells[libraries[cells] > 0]
-        scores = torch.cat([projection.forward(_dense(rows)) for _, rows in expression.blocks(cells)])
+        basis, mean = projection.components.T.numpy(), projection.mean
+        scores = torch.cat([torch.from_numpy(rows @ basis).float() for _, rows in expression.blocks(cells)])
+        scores -= projection.components @ mean
         spread = scores.std(0, correction=0).clamp(min=1e-6)
         z, sizes = scores / spread, torch.from_numpy(libraries[cells]).double().log()
         design = torch.cat([z.double(), torch.ones(len(z), 1, dtype=torch.float64)], 1)
