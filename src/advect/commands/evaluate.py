@@ -104,6 +104,7 @@ def evaluate(run: Path, config: EvalConfig) -> tuple[Path, dict[str, Any]]:
         place = broadcast_object(place)  # a run that still trains has newer ones by and by
         with sync_errors():
             plan, cache = Plan.make(run, place, config), open_cache()
+        plan = plan.with_features(cache)
         if config.num_samples is None and plan.samples < SAMPLES:
             logger.info(
                 f"note: {plan.samples:,} samples, as there are no more training rows for the floor; see --num-samples"

@@ -23,7 +23,9 @@ from advect.data import Dataset, Split
 from advect.data.repeats import COLUMNS, copied
 from advect.data.splits import equal_rows
 from advect.evaluation.evaluator import EvalRows, SampleRequest
-from advect.evaluation.features import FeatureConfig, FeatureSpace
+from advect.evaluation.feature_network import FeatureNetwork
+from advect.evaluation.features import LEARNED, PIXELS, FeatureConfig, FeatureSpace
+from advect.distributed.comm import sync_errors
 from advect.evaluation.workspace import ReferenceCache
 from advect.metrics.base import FlowMetric, Metric, check_rows, find_metrics
 from advect.metrics.statistics import subsample
@@ -197,6 +199,15 @@ class Plan:
         plan._check()
         return plan
 
+    def with_features(self, cache: ReferenceCache) -> Plan:
+        """With the features asked for, which may have to be learned. Collective."""
+        named = self.config.features.features
+        if named == PIXELS:
+            with sync_errors():
+                self.space.modality.check_features(f"--features {PIXELS}")
+            return self
+        return replace(self, space=self.space.learned(cache, named=named == LEARNED))
+
     def _without_needy(self) -> Plan:
         """Without the usual metrics that need more rows than the reference has, if others remain."""
         rows = len(self._splits[0])
@@ -244,7 +255,7 @@ class Plan:
                 few = replace(self.request(way, 0).sampler, steps=way.steps and 1)
                 cond, size = self.conditions, self.config.batch_size
                 self.flow.sample(self.samples, **few.arguments(), cond=cond, batch_size=size, rows=range(1))
-        if self.space.network is not None:
+        if isinstance(self.space.network, FeatureNetwork):
             self.space.data(reference, torch.zeros(1, dtype=torch.int64))
         if any(isinstance(metric, FlowMetric) and metric.held_out for metric in self.metrics.values()):
             if not len(held_out):
