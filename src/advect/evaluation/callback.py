@@ -35,8 +35,8 @@ FEWEST = 20
 def online_evaluator(flow: Flow, dataset: Dataset, *, samples: int, features: str | None) -> Evaluator:
     """Evaluator for training: the modality's two distances, in memory except for the cache.
 
-    ``features`` as in :class:`~advect.evaluation.features.FeatureConfig`. Collective. Raises UserError for too few rows, and unreadable or unsuitable
-    ``features``.
+    ``features`` as in :class:`~advect.evaluation.features.FeatureConfig`. Collective. Raises UserError for too few
+    rows, and unreadable or unsuitable ``features``.
     """
     for split, part in (("training", dataset.train), ("held-out", dataset.held_out)):
         if len(part) < FEWEST:
@@ -51,7 +51,7 @@ def online_evaluator(flow: Flow, dataset: Dataset, *, samples: int, features: st
         if features not in (None, LEARNED, PIXELS):
             space = FeatureSpace(flow, dataset, FeatureNetwork(features, device=flow.device))
             space.data(dataset.held_out, torch.zeros(1, dtype=torch.int64))
-        metrics = find_metrics(space.modality.online_metrics, (), (), space.modality.name)
+        metrics, _ = find_metrics(space.modality.online_metrics, (), (), space.modality.name)
         rows, cache = EvalRows.choose(dataset, samples), open_cache()
     if features != PIXELS:
         space = space.learned(cache, named=features == LEARNED)

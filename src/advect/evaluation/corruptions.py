@@ -38,7 +38,7 @@ def noise(x: Tensor, other: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def shuffle(x: Tensor, other: Tensor, rng: torch.Generator) -> Tensor:
-    """About half of GRID x GRID tiles in other places."""
+    """About half of GRID x GRID tiles replaced by others of the image."""
     n, c, h, _ = x.shape
     q = h // GRID
     tiles = x.reshape(n, c, GRID, q, GRID, q).permute(0, 2, 4, 1, 3, 5).reshape(n, GRID**2, c, q, q)

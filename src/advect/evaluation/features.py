@@ -44,8 +44,8 @@ class FeatureConfig:
     """Features of images: their network, and its preparation of images."""
 
     features: str | None = None
-    """File of a network, such as Inception (TorchScript runs the code in it); "learned": a small network trained on the
-    training data, the default for images; or "pixels": their values, or 128 components.
+    """File of a network, such as Inception (TorchScript runs the code in it); "learned": a small network trained on
+    the training data, the default for images; or "pixels": their values, or 128 components.
     """
 
     feature_size: int = SIDE
@@ -60,7 +60,7 @@ class FeatureConfig:
     def __post_init__(self) -> None:
         changed = [f.name for f in fields(self) if f.name != "features" and getattr(self, f.name) != f.default]
         if self.features in (None, LEARNED, PIXELS) and changed:
-            raise UserError(f"--{changed[0].replace('_', '-')} does nothing without a file in --features; give it, too")
+            raise UserError(f"--{changed[0].replace('_', '-')} does nothing without --features FILE; give it, too")
 
     def network(self, device: torch.device) -> FeatureNetwork | None:
         """Network of the file on a device, or None. Raises UserError for an unusable file or value."""

@@ -1,8 +1,8 @@
 """Features of images by a small network trained on the data's own training part.
 
-Principal components of pixels keep colours and rough layouts: a blur or a blend of two pictures lies among the real ones.
-A network that learns to tell real images from corrupted ones, their classes, and to redraw them coarsely, has features
-that see structure.
+Principal components of pixels keep colours and rough layouts: a blur or a blend of two pictures lies among the real
+ones. A network that learns to tell real images from corrupted ones, their classes, and to redraw them coarsely, has
+features that see structure.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ class Examples:
 class LearnedNetwork:
     """Map images (N, C, H, W) in data units to features (N, DIMENSIONS) of mean variance 1 over training images.
 
-    ``tensors`` are the encoder's state, and ``about.*``: side, range of values, standard deviations of the features, and
-    accuracies on held-out images.
+    ``tensors`` are the encoder's state, and ``about.*``: side, range of values, standard deviations of the features,
+    and accuracies on held-out images.
     """
 
     name = "a network trained on these data"
@@ -108,7 +108,8 @@ class LearnedNetwork:
         """Share of held-out images whose corruption is recognised."""
         self.classes = {k.removeprefix("classes."): float(v) for k, v in about.items() if k.startswith("classes.")}
         """Share of held-out images whose category is recognised, by condition."""
-        self._net = Encoder(tensors["body.0.weight"].shape[1], self.side)
+        with torch.random.fork_rng(devices=[]):
+            self._net = Encoder(tensors["body.0.weight"].shape[1], self.side)
         self._net.load_state_dict({k: v for k, v in tensors.items() if not k.startswith("about.")})
         self._net.eval().to(self.device)
         digest = hashlib.sha256(f"learned {VERSION} {self.side} {self.low} {self.high}".encode())
@@ -137,7 +138,7 @@ def resized(x: Tensor, side: int, low: float, high: float) -> Tensor:
 
 
 def learned_network(dataset: Dataset, cache: ReferenceCache, device: torch.device) -> LearnedNetwork | None:
-    """Network of the data, from the cache or trained (a minute at most on one core); None, and a note, if it does not serve.
+    """Network of the data, from the cache or trained (a minute at most on one core); None, and a note, if none serves.
 
     Collective. Training depends on the training part alone, and on no random state or number of threads.
     """

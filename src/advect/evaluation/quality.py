@@ -120,7 +120,7 @@ def _evaluator(flow: Flow, dataset: Dataset, samples: int) -> Evaluator:
     names = ["frechet", "memorisation"]
     names += ["class_accuracy"] if LABELS in space.offers else []
     names += ["marginals"] if len(shape) == 1 and shape[0] > 2 else []
-    metrics = find_metrics(names, (), space.offers, space.modality.name)
+    metrics, _ = find_metrics(names, (), space.offers, space.modality.name)
     needs = {need for metric in metrics.values() for need in metric.needs}
     space = FeatureSpace(flow, dataset, keep=needs).learned(cache)
     rows = EvalRows.choose(dataset, samples, reference=REFERENCE)
