@@ -16,9 +16,10 @@ from typing import Any
 from interleave import machine
 
 from advect.commands.evaluate import evaluate
+from advect.core.registry import choices
 from advect.evaluation.protocol import EvalConfig
 
-DIFFUSIONS = ("0.25", "0.5", "1", "2", "sigma", "ddpm")
+DIFFUSIONS = ("0.25", "0.5", "1", "2", *(name for name in choices("diffusion") if name != "constant"))
 
 
 def measure(run: Path, **options: Any) -> tuple[float, dict[str, Any]]:

@@ -44,7 +44,7 @@ from advect.training.optim import clip_gradients, gradient_norm
 
 RATE = LearningRate(peak=1e-4, warmup=100, total=10**6, schedule=CosineDecay())
 SHAPES = {"mlp": ((2,), 256), "unet": ((3, 32, 32), 4)}
-EvalWorkspace = Callable[[int], None]
+Work = Callable[[int], None]
 
 
 class Noise:
@@ -73,7 +73,7 @@ def new(name: str) -> tuple[TrainState, Loader]:
     return TrainState(net, AdamW(params), EMA(params, 0.999)), Loader(Noise(shape), batch)
 
 
-def engine(name: str, callbacks: tuple = ()) -> tuple[EvalWorkspace, Trainer]:
+def engine(name: str, callbacks: tuple = ()) -> tuple[Work, Trainer]:
     """The whole engine, and its work."""
     state, loader = new(name)
     limits = StopCriteria(steps=10**9)
@@ -86,7 +86,7 @@ def engine(name: str, callbacks: tuple = ()) -> tuple[EvalWorkspace, Trainer]:
     return work, trainer
 
 
-def bare(name: str) -> EvalWorkspace:
+def bare(name: str) -> Work:
     """The same work, and nothing around it."""
     state, loader = new(name)
     loss_fn, params, done = FlowMatching(), list(state.net.parameters()), 0
@@ -106,7 +106,7 @@ def bare(name: str) -> EvalWorkspace:
     return work
 
 
-def plain(name: str) -> EvalWorkspace:
+def plain(name: str) -> Work:
     """The same steps as PyTorch's manual has them."""
     state, loader = new(name)
     net, done = state.net, 0
@@ -133,7 +133,7 @@ def plain(name: str) -> EvalWorkspace:
     return work
 
 
-def turns(works: dict[str, EvalWorkspace], rounds: int, steps: int) -> dict[str, list[float]]:
+def turns(works: dict[str, Work], rounds: int, steps: int) -> dict[str, list[float]]:
     """Seconds a step of each in each round; every other round goes the other way round."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for work in works.values():
@@ -170,10 +170,10 @@ def blocked(rounds: int, steps: int) -> None:
             trainers[name] = engine("unet", (CheckpointCallback(writer, every=steps, every_epochs=0),))
             waits[name] = []
         trainers["none"] = engine("unet")
-        works: dict[str, EvalWorkspace] = {}
+        works: dict[str, Work] = {}
         for name, (work, trainer) in trainers.items():
 
-            def watched(n: int, work: EvalWorkspace = work, trainer: Trainer = trainer, name: str = name) -> None:
+            def watched(n: int, work: Work = work, trainer: Trainer = trainer, name: str = name) -> None:
                 work(n)
                 waits.get(name, []).append(trainer.metrics.blocked)
 

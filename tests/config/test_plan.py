@@ -140,6 +140,24 @@ def test_a_run_ends_when_the_held_out_loss_rises_and_its_best_checkpoint_is_take
     assert yaml.safe_load((flow / "config.yaml").read_text())["training"]["early_stopping"] == "no"
 
 
+def test_a_dry_run_and_the_doctor_tell_the_plan_and_the_time(
+    advect: Callable[..., None], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("advect.config.threads.trial_step", lambda *given: lambda rows: clock.append(0.02 * rows))
+    monkeypatch.setattr("advect.config.threads.time", SimpleNamespace(perf_counter=lambda: sum(clock)))
+    clock: list[float] = []
+    advect(f"train --data {data(tmp_path, 300)} {SMALL} --device cpu --dry-run")
+    *yaml_lines, line = caplog.messages[-1].splitlines()
+    assert line.startswith("# plan: 3,000 steps (the fewest that learning takes, for 269 rows), batches of 64")
+    assert line.endswith("about 64 minutes on this machine")  # 64 rows a step, 1.28 s
+    assert yaml.safe_load("\n".join(yaml_lines))["training"]["batch_size"] is None
+    assert not Path("runs").exists()
+    advect(f"train --data {tmp_path / 'x.npy'} {SMALL} --device cpu --dry-run --batch-size 1000 --max-minutes 5")
+    assert caplog.messages[-1].endswith("about 5.0 minutes on this machine")
+    advect(f"doctor --data {tmp_path / 'x.npy'} {SMALL} --device cpu")
+    assert "time here, about" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

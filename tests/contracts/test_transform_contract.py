@@ -13,7 +13,7 @@ from advect.data import (
     Expression,
     Identity,
     PixelScale,
-    SequenceScale,
+    SequenceTransform,
     Standardize,
     TableTransform,
     transform_from_config,
@@ -35,7 +35,7 @@ TRANSFORMS = [
     (Expression(space="counts", target_sum=100, library=70), torch.arange(12).reshape(3, 4)),
     (Components(TURN, torch.tensor([1.0, -2])), torch.tensor([[0.5, 3], [-1, 7]])),
     (Chain([Components(TURN, torch.zeros(2)), Standardize([1.0, 2], [3.0, 4])]), torch.tensor([[0.5, 3], [-1, 7]])),
-    (SequenceScale([1.0, -20], [0.5, 30], ragged=True), torch.linspace(-90, 90, 24).reshape(3, 4, 2)),
+    (SequenceTransform(COLUMNS, True), torch.tensor([[[-8.5, 1], [3, 0]], [[0.25, 1], [2, 1]]])),
     (TableTransform(COLUMNS), torch.tensor([[-8.5, 1], [3, 0], [0.25, 1]])),
 ]
 
@@ -47,7 +47,7 @@ class TestTransform:
         assert model.dtype == torch.float32 and len(model) == len(x)
         back = transform.inverse(model)
         # float32 has not the digits of dates, large whole numbers and values far from zero.
-        wide = isinstance(transform, TableTransform) or getattr(transform, "wide", False)
+        wide = isinstance(transform, TableTransform | SequenceTransform) or getattr(transform, "wide", False)
         assert back.dtype == (torch.float64 if wide else torch.float32) and back.shape == x.shape
         torch.testing.assert_close(back.float(), x.float(), rtol=1e-5, atol=1e-4)
 

@@ -24,3 +24,11 @@ def test_only_what_is_used_is_imported() -> None:
     code = "import advect, sys; advect.networks.MLP; print('advect.networks.unet' in sys.modules, advect.load)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.startswith("False <function load at")
+
+
+@pytest.mark.parametrize("word", ["--help", "presets"])
+def test_lists_are_printed_without_pytorch(word: str) -> None:
+    line = [sys.executable, "-X", "importtime", "-m", "advect", word]
+    ended = subprocess.run(line, capture_output=True, text=True, check=True)
+    imported = {each.rpartition("|")[2].strip() for each in ended.stderr.splitlines()}
+    assert "advect.cli" in imported and "torch" not in imported and "digits" in ended.stdout

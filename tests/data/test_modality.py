@@ -235,8 +235,12 @@ def test_each_kind_is_drawn_over_its_data_and_measured(tmp_path: Path, kind: str
     width, height = flow.modality.plot(x, conditions, flow.modality.reference(source.held_out)).size
     assert width == 1024 and 300 < height < 800
     found = measure_quality(flow, source, tmp_path, nfes=(1, 2))
-    features = {"table": "the table's scaled columns", "cells": "the flow's 3 components of expression"}
-    assert found["frechet"]["features"] == features.get(kind, "data space")
+    features = {
+        "sequences": "the scaled channels",
+        "table": "the table's scaled columns",
+        "cells": "the flow's 3 components of expression",
+    }
+    assert found["frechet"]["features"] == features[kind]
     assert set(found["marginals"]) >= (set() if kind == "sequences" else {"kolmogorov_smirnov", "correlation_error"})
     with np.load(tmp_path / "trajectories.npz") as saved:
         assert saved["x"].shape == ((10, 4, 5, 2) if kind == "sequences" else (10, 200, 2))

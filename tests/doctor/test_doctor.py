@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from advect import load
 from advect.core.errors import UserError
 
 SMALL = "--width 64 --batch-size 64 --log-every 10 --sample-every 50 --num-samples 20 --sample-steps 10"
@@ -98,6 +99,15 @@ def test_mistakes_exit_with_a_sentence(advect: Callable[..., None], tmp_path: Pa
         advect("doctor --colour red --data", tmp_path / "x.npy")
     with pytest.raises(UserError, match="--samples 9 is for a run"):
         advect("doctor moons --samples 9")
+
+
+def test_the_evaluations_of_a_runs_sampler_are_those_made(advect: Callable[..., None], doctor: Callable) -> None:
+    advect(
+        "train moons --run-dir r --max-steps 2 --path vp --solver euler --sample-steps 4",
+        "--width 16 --sample-every 0",
+    )
+    (few,) = [f for f in doctor("r")[1]["findings"] if "few evaluations" in f["title"]]
+    assert few["figures"]["evaluations"] == load("r").sample(2).nfe == 6
 
 
 def test_people_read_the_same_findings(advect: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from advect.config.config import network
+from advect.core.threads import ThreadChoice
 from advect.core.types import Category, DataSpec
 from advect.doctor import machine as m
 from advect.doctor.examine import MemoryNeeds, check_plan, measure_network
@@ -37,6 +38,7 @@ FINE = m.Machine(
     libraries={"pandas": ("2.2", "tables")},
 )
 CPU = {"gpus": 0, "device": "cpu"}
+BUSY = ThreadChoice(2, "measured", {8: 1.0, 4: 3.0, 2: 5.0, 1: 4.0})
 TROUBLE = {
     "old": (m.check_versions, {"torch": "2.5.1"}, "problem", "torch>=2.8"),
     "full GPU": (m.check_device, {"device_free": 10 * m.GIB}, "note", "--device"),
@@ -51,6 +53,7 @@ TROUBLE = {
     "small shm": (m.check_shared_memory, {"shm": 64 * 2**20}, "note", "--shm-size"),
     "threads": (m.check_threads, {"threads": 64}, "problem", "OMP_NUM_THREADS=8"),
     "idle cores": (m.check_threads, {**CPU, "threads": 1}, "note", "OMP_NUM_THREADS=8"),
+    "busy cores": (m.check_threads, {**CPU, "omp": "8", "fastest": BUSY}, "note", "--threads 2"),
     "missing": (m.check_libraries, {"libraries": {"anndata": (None, "cells")}}, "ok", "advect[cells]"),
 }
 
@@ -68,6 +71,8 @@ def test_a_fine_machine_is_found_fine() -> None:
     assert {f.level for f in run_checks(FINE, m.MACHINE_CHECKS)} == {"ok"}
     assert m.check_shared_memory(replace(FINE, shm=None)) is None
     assert m.check_precision(replace(FINE, chosen_half=None)).level == "ok"
+    busy = m.check_threads(replace(FINE, **CPU, fastest=BUSY))
+    assert busy.level == "ok" and "2 by a factor of 5.0" in busy.title and busy.title.endswith("training takes 2")
 
 
 def test_this_machine_is_measured() -> None:
@@ -75,6 +80,8 @@ def test_this_machine_is_measured() -> None:
     products = m.measure_products(cpu, torch.bfloat16)
     assert products.single_rate > 1e6 and products.half_rate > 1e6
     assert 1e-4 < products.half_error < 0.02  # bfloat16 rounds to 8 bits
+    fastest = m.fastest_threads()
+    assert 1 <= fastest.threads <= m.count_cores() and torch.get_num_threads() == 1
     total, free = m.device_memory(cpu)
     assert 0 < free <= total
 

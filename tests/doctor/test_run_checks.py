@@ -56,6 +56,7 @@ HEALTHY = RunFacts(
     epoch_step=4000,
     epochs=40,
     checkpoint=4000,
+    nfe=100,
     idle=3600.0,
     seconds=500.0,
     config=CONFIG,
@@ -145,7 +146,7 @@ SICK = {
     ),
     "rate": (losses.check_rate, with_options("training", learning_rate=1e6), "problem", "--learning-rate"),
     "slow rate": (losses.check_rate, with_options("training", learning_rate=1e-9), "note", "--learning-rate"),
-    "few evaluations": (check_solver, with_options("output", solver="euler", sample_steps=4), "note", "--num-steps"),
+    "few evaluations": (check_solver, replace(HEALTHY, nfe=6), "note", "--num-steps"),
 }
 
 
@@ -198,7 +199,7 @@ def quality(distance: float, share: float) -> RunFacts:
             "frechet": {
                 "floor": 0.1,
                 "samples": 1000,
-                "best": {"solver": "midpoint", "nfe": 200, "distance": distance},
+                "best": {"solver": "midpoint", "nfe": 200, "steps": 100, "distance": distance},
                 "curves": {"midpoint": {"nfe": [10, 100, 200], "distance": [5.0, 4 * distance, distance]}},
             },
             "memorisation": {"share_closer": share},
@@ -209,7 +210,7 @@ def quality(distance: float, share: float) -> RunFacts:
 def test_what_a_report_measured_is_judged() -> None:
     few = check_quality(quality(0.2, 0.01))
     assert few is not None and few.level == "note" and "--num-steps 100" in few.advice
-    at_best = replace(quality(0.2, 0.01), config={**CONFIG, "output": {"solver": "midpoint", "sample_steps": 100}})
+    at_best = replace(quality(0.2, 0.01), nfe=200)
     near = check_quality(at_best)
     assert near is not None and near.level == "ok"
     copies, none = check_copies(quality(0.2, 0.6)), check_copies(quality(0.2, 0.01))

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from advect.core.errors import UserError
+from advect.core.registry import choices
 from advect.core.types import DataSpec
 from advect.data import Identity
 from advect.model.flow import Flow
+from advect.model.sampler_config import SamplerConfig
 from advect.paths import (
     AffinePath,
     BetaLinear,
@@ -104,6 +106,31 @@ def test_the_ends_are_counted_and_seen():
     assert samples.times == pytest.approx((0, 0.001, 0.25, 0.5, 0.75, 0.999, 1))
     plain = flow_of(finite("cond-ot"), "velocity").sample(3, steps=4, solver="euler", trajectory=True)
     assert plain.nfe == 4 and plain.times == pytest.approx((0, 0.25, 0.5, 0.75, 1))
+
+
+WAYS = [*({"solver": s} for s in choices("solver")), *({"diffusion": 0.5, "solver": s} for s in choices("sde-solver"))]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: " ".join(map(str, way.values())))
+@pytest.mark.parametrize("path", [*PATHS, "bridge"])
+def test_the_evaluations_told_before_are_those_made(way, path):
+    """By every solver, on every grid, clear of the ends of time by less and by more than a step."""
+    ways = BrownianBridge(0.5) if path == "bridge" else AffinePath(PATHS[path])
+    heads = path == "bridge" and "diffusion" in way
+    if path == "bridge" and way["solver"] == "dpmpp2m":
+        pytest.skip("a bridge is not affine")
+    for kind, margin in (("velocity", 1e-3), ("velocity", 0.15), ("data", 0.15), ("noise", 0.15)):
+        if path == "bridge" and kind != "velocity":
+            continue
+        net = Exact(lambda x, t: torch.cat([-x, -x], 1) if heads else -x)
+        more = {"path": ways, "prediction": kind, "learned_score": heads, "t_eps": margin}
+        flow = Flow(net, DataSpec((2,), "vector", {}), Identity(), **more)
+        configs = [SamplerConfig(**way, steps=n, grid=grid) for n in (1, 2, 7) for grid in choices("grid")]
+        for config in [SamplerConfig(**way)] if way["solver"] == "dopri5" else configs:
+            net.times.clear()
+            samples = flow.sample(3, **config.arguments())
+            assert samples.nfe == len(net.times)
+            assert flow.nfe(config) == (None if config.adaptive else len(net.times))
 
 
 def mixture(path: str, **more) -> GaussianMixture:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import joblib
@@ -21,11 +23,9 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import advect
 from advect import FlowModel, UserError
-from advect.core.types import Batch
-from advect.losses import FlowMatching
 from advect.sklearn.adapters import Labels, label_condition
-from advect.sklearn.early_stopping import EarlyStopping
 from advect.sklearn.settings import resolve
+from advect.training import Trainer
 
 OTHER = np.random.default_rng(0).normal(size=(40, 2))
 
@@ -206,12 +206,6 @@ class TestTraining:
         assert 0 < model.n_iter_ <= 100
         assert np.array_equal(model.sample(5), whole.sample(5))
 
-    def test_held_out_noise_is_the_same_at_each_evaluation(self, points: np.ndarray) -> None:
-        flow = small().fit(points).flow_
-        batch = Batch(torch.from_numpy(points[:10]).float())
-        losses = [EarlyStopping(batch, FlowMatching(), 3, 0).held_out_loss(flow.net) for _ in range(2)]
-        assert losses[0] == losses[1] != EarlyStopping(batch, FlowMatching(), 3, 1).held_out_loss(flow.net)
-
     def test_before_training_it_is_the_gaussian_of_the_data(self, points: np.ndarray) -> None:
         x = points @ [[1, 0.5, 0], [0, 1, 0], [0, 0.3, 1]]
         model = small(steps=1, learning_rate=1e-12, early_stopping=False, options={"lr_warmup_steps": 0}).fit(x)
@@ -226,6 +220,41 @@ class TestTraining:
             )
         with pytest.warns(UserWarning, match="the model memorises"):
             model.score(new)
+
+    def test_few_rows_are_told(self) -> None:
+        with pytest.warns(UserWarning, match="3 rows are too few"):
+            assert np.isfinite(small().fit(OTHER[:3]).sample(2)).all()
+
+    def test_the_warm_up_follows_the_plan(self) -> None:
+        unset: Any = {"hidden": None, "rows": 100, "data_options": (), "labelled": False}
+        for steps, options, warmup in ((100, {}, 5), (9000, {}, 100), (100, {"lr_warmup_steps": 7}, 7)):
+            given = {"learning_rate": None, "batch_size": 256}
+            found = resolve(options, modality="vector", steps=steps, arguments=given, **unset).training
+            assert (found.batch_size, found.lr_warmup_steps) == (256, warmup)
+
+    @pytest.mark.parametrize("folded", [False, True])
+    def test_the_minutes_end_the_schedules_of_all_trainings(
+        self, monkeypatch: pytest.MonkeyPatch, folded: bool
+    ) -> None:
+        ticks = count()  # every look at the clock moves it by two milliseconds
+        clock = SimpleNamespace(monotonic=lambda: 0.002 * next(ticks))
+        for module in ("advect.training.guards", "advect.sklearn.held_out_rows"):
+            monkeypatch.setattr(f"{module}.time", clock)
+        rates: list[list[float]] = []
+        train = Trainer.run
+
+        def run(trainer: Trainer) -> str:
+            rates.append([])
+            step = trainer._train_step
+            trainer._train_step = lambda: rates[-1].append(trainer.learning_rate) or step()  # type: ignore[method-assign]
+            return train(trainer)
+
+        monkeypatch.setattr(Trainer, "run", run)
+        model = small(steps=10**6, max_minutes=0.05, early_stopping=folded).fit(OTHER)
+        assert 0.002 * next(ticks) <= 3
+        assert len(rates) == (6 if folded else 1) and 0 < model.n_iter_ <= len(rates[0]) < 1500
+        assert rates[0][-1] < 0.02 * max(rates[0])
+        assert all(abs(len(r) - len(rates[0])) <= 0.2 * len(rates[0]) for r in rates[:-1])
 
     def test_pickles_and_joblib_files_give_the_same_samples(self, points: np.ndarray, tmp_path: Any) -> None:
         model = small().fit(points)
@@ -261,6 +290,9 @@ class TestTraining:
             ({"hidden": (8, 16)}, "equal widths"),
             ({"coupling": "optimal"}, "coupling 'optimal'"),
             ({"early_stopping": True, "validation_fraction": 0}, "validation_fraction"),
+            ({"max_minutes": 0}, "max_minutes must be a finite number of minutes above 0, got 0"),
+            ({"max_minutes": float("nan")}, "max_minutes must be"),
+            ({"options": {"max_minutes": 1.0}}, "is an argument"),
             ({"early_stopping": "always"}, "True, False or 'auto'"),
         ],
     )
@@ -316,3 +348,9 @@ def test_missing_labels_are_refused(y: Any) -> None:
 def test_whole_numbers_that_float64_would_round_are_refused() -> None:
     with pytest.raises(UserError, match=r"whole numbers beyond 2\^53"):
         FlowModel(steps=2).fit(2**60 + np.arange(20).reshape(10, 2))
+
+
+def test_constant_columns_come_back_exactly(points: np.ndarray) -> None:
+    x = np.c_[points, np.full(len(points), 0.1), np.full(len(points), -3e7)]
+    made = small(steps=3).fit(x).sample(20)
+    assert (made[:, 2:] == x[0, 2:]).all() and made[:, 0].std() > 0

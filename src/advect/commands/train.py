@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import shlex
@@ -25,24 +26,27 @@ from advect.checkpoint.manifest import (
 )
 from advect.checkpoint.tensor_files import load_weights
 from advect.config.arguments import parse_train
-from advect.config.build import build_dataset, build_loss, fit_source
+from advect.config.build import build_dataset, build_loss, fit_source, source_tensors
 from advect.config.build_trainer import build_callbacks, check_config, check_method, new_state, new_trainer
 from advect.config.config import Config
 from advect.config.flags import launch_processes
-from advect.config.plan import Plan, resolve
+from advect.config.plan import FEWEST, Plan, resolve
 from advect.config.resume import check_folder, check_same_run, lock_run_dir, resolve_checkpoint, write_environment
+from advect.config.threads import choose_threads, seconds_per_step, too_many
 from advect.core import registry
 from advect.core.device import pick_precision
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, make_folder, remove_partial
+from advect.core.threads import ThreadChoice, kept_threads
 from advect.core.types import Length
 from advect.data import Dataset
 from advect.distributed.comm import broadcast_object, sync_errors
 from advect.distributed.context import RunContext, run_context
 from advect.model.load import ModelMetadata, build_flow, read_model_metadata, weight_file
 from advect.training import LearningRate, StopCriteria, Trainer
+from advect.training.callbacks import duration
 from advect.training.guards import STOPPED_EARLY
-from advect.training.state import MODEL
+from advect.training.state import MODEL, PROGRESS
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +61,8 @@ def run(words: list[str]) -> None:
     if a.dry_run:
         with sync_errors():
             check_config(a.settings)
-        logger.info(a.settings.to_yaml(preset).rstrip("\n"))
+            comment = _dry_plan(a.settings)
+        logger.info(a.settings.to_yaml(preset).rstrip("\n") + comment)
         return
     if a.nproc != 1:
         launch_processes("train", words, a.nproc, a.settings.training.device)
@@ -110,7 +115,7 @@ def train(
         begin = broadcast_object(begin)
         if run_dir is None and begin is not None:
             context = replace(context, run_dir=begin.parent.parent)
-        with explain_full_disk(context.run_dir):
+        with explain_full_disk(context.run_dir), kept_threads():
             return context.run_dir, _train(config, preset, context, begin, resume == "auto")
 
 
@@ -122,11 +127,13 @@ def _train(config: Config, preset: str, context: RunContext, checkpoint: Path | 
             if run_dir.is_dir():  # a folder in use is refused before the data are read
                 claims.enter_context(lock_run_dir(run_dir, checkpoint, again))
             source, noise = _open(config)
+            source.train.fetch(np.zeros(1, np.int64))  # unreadable data fail before there is a run folder
             config, plan = _planned(config, source, context)
+            threads = _threads(config, plan, source, noise, context, checkpoint)
+            config = replace(config, training=config.training.replaced(threads=threads.threads))
             metadata = ModelMetadata.from_run(config, preset, source, noise)
             if checkpoint:
                 check_same_run(read_model_metadata(checkpoint / MODEL), metadata, checkpoint)
-            source.train.fetch(np.zeros(1, np.int64))  # unreadable data fail before there is a run folder
             weights = None if checkpoint else _first_weights(config)
         trainer = _new_trainer(config, plan, source, metadata, context, weights)
         if checkpoint:
@@ -147,6 +154,7 @@ def _train(config: Config, preset: str, context: RunContext, checkpoint: Path | 
                 step = trainer.state.progress.step
                 write_environment(context, fingerprint=source.fingerprint, step=step)
         _announce(config, preset, source, trainer, context, plan)
+        _announce_threads(threads, trainer)
         reason = trainer.run()
     if unreadable := getattr(source, "unreadable", None):
         first, why = next(iter(unreadable.items()))
@@ -197,7 +205,7 @@ def _new_trainer(
     schedule = t.build("lr_schedule")
     rate = LearningRate(peak=t.learning_rate, warmup=plan.warmup, total=plan.steps, schedule=schedule)
     flow = build_flow(metadata, state.net, context.device)
-    callbacks = build_callbacks(context, config, flow, loss, source, plan.steps)
+    callbacks = build_callbacks(context, config, flow, loss, source, plan)
     return new_trainer(
         context,
         t,
@@ -219,6 +227,51 @@ def _planned(config: Config, source: Dataset, context: RunContext) -> tuple[Conf
     return resolve(config, source.spec.modality, rows, held_out, elements=elements, world=world, gpu=gpu)
 
 
+def _dry_plan(config: Config) -> str:
+    """The plan as a YAML comment, with the time that it would take here; empty if the data are not there."""
+    place = config.data.data_dir
+    if config.training.pairs is not None or (config.data.dataset.place and not (place and Path(place).exists())):
+        return ""
+    with run_context(config.training.device, seed=config.training.seed) as context:
+        source = build_dataset(config.data)
+        config, plan = _planned(config, source, context)
+        pace = seconds_per_step(context, config, source, steps=plan.steps)
+    t = config.training
+    return f"\n# {plan.words(t)}; about {duration(60 * plan.minutes(pace, t))} on this machine"
+
+
+def _threads(
+    config: Config,
+    plan: Plan,
+    source: Dataset,
+    noise: dict[str, Any],
+    context: RunContext,
+    checkpoint: Path | None,
+) -> ThreadChoice:
+    """PyTorch's threads, set in this process; a resumed run keeps its own, on as many processes as before."""
+    t, begun, step = config.training, None, 0
+    if checkpoint:
+        progress = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
+        there = read_model_metadata(checkpoint / MODEL).config["training"].get("threads")
+        begun, step = there if progress.get("world", 1) == context.env.world else None, progress["step"]
+        if None not in (t.threads, begun) and t.threads != begun:
+            logger.info(
+                f"note: --threads was {begun} there and is {t.threads} here, so that sums may differ in the last bits"
+            )
+    loss = build_loss(config.method, source.spec, noise, source_tensors(source))
+    steps = min(plan.steps, t.max_steps or plan.steps) - step
+    return choose_threads(context, config.network, t, source.spec, loss, source.train, steps=steps, begun=begun)
+
+
+def _announce_threads(choice: ThreadChoice, trainer: Trainer) -> None:
+    """The threads in a line, for a training on a CPU."""
+    if trainer.device.type != "cpu":
+        return
+    logger.info(f"threads: {choice}")
+    if note := too_many(choice.threads):
+        logger.info(f"note: {note}")
+
+
 def _announce(config: Config, preset: str, source: Dataset, trainer: Trainer, context: RunContext, plan: Plan) -> None:
     t, limits, step, net = config.training, trainer.limits, trainer.state.progress.step, trainer.state.twin
     params = sum(p.numel() for p in net.parameters())
@@ -235,7 +288,9 @@ def _announce(config: Config, preset: str, source: Dataset, trainer: Trainer, co
         )
     else:
         logger.info(f"{begin} to step {limits.last_step:,} in {context.run_dir}")
-        logger.info(_plan_words(config, plan))
+        logger.info(f"{plan.words(t)}; minutes are told once they are measured")
+    if len(source.train) < FEWEST:
+        logger.info(f"note: {len(source.train)} training rows are too few to learn from: samples will repeat them")
     _note_coupling(config, source)
     if t.lr_warmup_steps and 2 * t.lr_warmup_steps > limits.last_step and not step:
         logger.info(
@@ -263,17 +318,6 @@ def _announce(config: Config, preset: str, source: Dataset, trainer: Trainer, co
         )
     if trainer.loader.global_batch < 32:
         logger.info(f"note: a batch of {trainer.loader.global_batch} gives noisy gradients; 32 or more is usual")
-
-
-def _plan_words(config: Config, plan: Plan) -> str:
-    """The plan in a line."""
-    t = config.training
-    end = f"{plan.steps:,} steps"
-    if t.max_minutes is not None:
-        end = f"as many steps as {t.max_minutes:g} minutes allow, at most {plan.steps:,}"
-    parts = [f"batches of {plan.batch:,}", f"{t.lr_warmup_steps:,} of warm-up"]
-    parts += ["ends when the held-out loss no longer falls"] if t.early_stopping == "yes" else []
-    return f"plan: {end} ({plan.why}), {', '.join(parts)}; minutes are told once they are measured"
 
 
 def _note_coupling(config: Config, source: Dataset) -> None:

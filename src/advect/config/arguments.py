@@ -11,10 +11,10 @@ import yaml
 
 from advect.checkpoint.manifest import find_checkpoint
 from advect.config.build import layout_of
-from advect.config.config import Config, DataConfig, MethodConfig, OutputConfig, Preset, TrainingConfig
+from advect.config.config import Config, DataConfig, MethodConfig, OutputConfig, TrainingConfig
 from advect.config.config import data as data_section
 from advect.config.flags import kept, parse_sections, place_first, taken, typed_words, value_of, without_prefixed
-from advect.config.presets import DEFAULT, PRESETS, get_preset
+from advect.config.presets import DEFAULT, PRESETS, Preset, get_preset
 from advect.config.section import Section, flag
 from advect.core import registry
 from advect.core.errors import UserError, did_you_mean

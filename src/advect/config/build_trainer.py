@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from advect.config.build import (
     source_tensors,
 )
 from advect.config.config import HELD_OUT_LOSS, Config, MethodConfig, NetworkConfig, TrainingConfig
-from advect.config.plan import EVALUATIONS
+from advect.config.plan import EVALUATIONS, Plan
 from advect.core import registry
 from advect.core.device import be_deterministic, pick_precision, use_tf32
 from advect.core.errors import UserError
@@ -34,7 +33,7 @@ from advect.distributed.context import RunContext
 from advect.distributed.parallel import Parallel, local
 from advect.losses import Loss
 from advect.model.flow import Flow
-from advect.reporting.sample_grids import SampleGridCallback, held_out_loss
+from advect.reporting.sample_grids import SampleGridCallback
 from advect.training import (
     EMA,
     Callback,
@@ -47,7 +46,7 @@ from advect.training import (
     hidden_matrices,
     named_params,
 )
-from advect.training.callbacks import CheckpointCallback, MetricsFile, ProgressBar
+from advect.training.callbacks import CheckpointCallback, Forecast, MetricsFile, ProgressBar
 from advect.training.loggers import Logger, TensorBoardLogger, WandbLogger
 from advect.training.state import on_meta
 
@@ -164,9 +163,9 @@ def new_trainer(
 
 
 def build_callbacks(
-    context: RunContext, config: Config, flow: Flow, loss_fn: Loss, source: Dataset, steps: int
+    context: RunContext, config: Config, flow: Flow, loss_fn: Loss, source: Dataset, plan: Plan
 ) -> tuple[Callback, ...]:
-    """Callbacks of a run of ``steps``, in order; only the first process writes and prints."""
+    """Callbacks of a run, in order; only the first process writes and prints."""
     out, run_dir, first = config.output, context.run_dir, context.env.is_first
     metrics, loggers = MetricsFile(run_dir / "metrics.jsonl"), _loggers(config, run_dir) if first else ()
     watch = SampleGridCallback(
@@ -183,41 +182,34 @@ def build_callbacks(
     keep = {"keep_last": out.keep_last, "keep_every": out.keep_every, "keep_epochs": out.keep_epochs}
     writer = CheckpointWriter(run_dir / "checkpoints", **keep)
     checkpoints = CheckpointCallback(writer, every=out.save_every, every_epochs=out.save_epochs)
-    t, bar = config.training, ProgressBar()
+    t = config.training
     snapshots = []
     if t.posthoc_ema:
         from advect.training.posthoc_ema import SNAPSHOTS, Snapshots
 
         snapshots = [Snapshots(run_dir / SNAPSHOTS, every=t.posthoc_every)]
     quality = []
-    if out.eval_every:
-        from advect.evaluation.callback import EvalCallback, online_evaluator
+    if out.eval_every or t.early_stopping == "yes":
+        from advect.evaluation.held_out import HeldOutLoss, RunStore, held_out_loss, watched_draws
 
-        evaluator = online_evaluator(flow, source.real, samples=out.eval_samples, features=out.eval_features)
-        loss = lambda: held_out_loss(flow, loss_fn, source.held_out, context.seed)
-        keep = kept_measure(out.keep_best, tuple(evaluator.metrics))
-        options = {
-            "every": out.eval_every,
-            "seed": context.seed,
-            "keep": keep,
-            "metrics": watch.metrics,
-            "loggers": loggers,
-        }
-        quality = [EvalCallback(evaluator, loss, checkpoints, **options)]
-    elif t.early_stopping == "yes":
-        from advect.evaluation.callback import HeldOutLossCallback
+        store = RunStore(checkpoints, watch.metrics, loggers)
+        rows, data = len(source.held_out), {"seed": context.seed, "device": context.device}
 
-        draws = max(min(len(source.held_out), most_draws(source.spec)), most_draws(source.spec) // 2)
-        loss = lambda: held_out_loss(flow, loss_fn, source.held_out, context.seed, draws=draws)
-        every = max(1, steps // EVALUATIONS)
-        quality = [HeldOutLossCallback(loss, checkpoints, every=every, metrics=watch.metrics, loggers=loggers)]
+        def loss(draws: int) -> float:
+            return held_out_loss(flow.output, loss_fn, source.held_out, draws=draws, **data)
+
+        if out.eval_every:
+            from advect.evaluation.callback import EvalCallback, online_evaluator
+
+            evaluator = online_evaluator(flow, source.real, samples=out.eval_samples, features=out.eval_features)
+            keep = kept_measure(out.keep_best, tuple(evaluator.metrics))
+            options = {"every": out.eval_every, "seed": context.seed, "keep": keep}
+            quality = [EvalCallback(evaluator, lambda: loss(min(rows, 2048)), store, **options)]
+        else:
+            draws = watched_draws(source.spec, rows)
+            quality = [HeldOutLoss(lambda: loss(draws), store, every=max(1, plan.steps // EVALUATIONS))]
     shared = *snapshots, checkpoints, watch, *quality  # a checkpoint's snapshot is there before it
-    return (metrics, *loggers, bar, *shared) if first else shared
-
-
-def most_draws(spec: DataSpec) -> int:
-    """Draws of noise and time for a held-out loss that is watched: fewer for images, whose elements average."""
-    return 4096 if math.prod(spec.shape) <= 256 else 512
+    return (metrics, *loggers, ProgressBar(), Forecast(plan.needed), *shared) if first else shared
 
 
 def _loggers(config: Config, run_dir: Path) -> tuple[Logger, ...]:

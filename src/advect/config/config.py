@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
 from advect.checkpoint.manifest import HELD_OUT_LOSS
 from advect.config.section import Section, aliased, named, part, plain
 from advect.core.errors import UserError
-from advect.data.base import Dataset
 from advect.data.remote import is_remote
+
+if TYPE_CHECKING:
+    from advect.data.base import Dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +195,10 @@ class TrainingConfig(Section):
     """Seed of weights, data order, noise, times and dropout."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto takes a GPU if available."""
+    threads: int | None = None
+    """PyTorch's threads on a CPU; by default the fastest in a short measurement, or OMP_NUM_THREADS. A resumed run
+    keeps its number, on which the last bits of sums depend.
+    """
 
     usual = frozenset(
         {
@@ -218,6 +223,7 @@ class TrainingConfig(Section):
         ("accumulate", 1),
         ("num_workers", 0),
         ("posthoc_every", 1),
+        ("threads", 1),
     )
     _above = (("learning_rate", 0), ("num_epochs", 0), ("max_minutes", 0), ("posthoc_lengths", 0))
     _below_one = ("ema_decay", "ema_also", "posthoc_lengths")
@@ -362,18 +368,3 @@ class Config:
         A file is read by turning it into flags, so that it and the command line have one parser and one set of checks.
         """
         return yaml.safe_dump({"preset": preset, **self.to_dict()}, sort_keys=False)
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A named configuration, with one line about it.
-
-    ``takes`` lists the data formats it trains on, none if it has its own data; ``fit`` adapts the configuration to an
-    image height and width.
-    """
-
-    name: str
-    about: str
-    config: Config
-    takes: tuple[str, ...] = ()
-    fit: Callable[[Config, int, int], Config] | None = None

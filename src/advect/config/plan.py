@@ -17,6 +17,9 @@ from advect.data.modality import Recipe
 WARMUP_SHARE = 20
 """A planned warm-up takes at most one step in so many."""
 
+FEWEST = 10
+"""Rows below which a model does no more than repeat them."""
+
 FEW = 20_000
 """Rows up to which a run is watched for overtraining by default."""
 
@@ -33,29 +36,50 @@ _SMALLEST = 8
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes of a run on ``rows`` rows; ``batch`` is that of all processes together."""
+    """Sizes of a run on ``rows`` rows; ``batch`` is that of all processes together, and ``needed`` the fewest steps in
+    which anything is learned.
+    """
 
     rows: int
     batch: int
     steps: int
     warmup: int
     why: str
+    needed: int = 0
 
     @property
     def epochs(self) -> float:
         """Passes over the data."""
         return self.steps * self.batch / self.rows
 
+    def words(self, t: TrainingConfig) -> str:
+        """The plan in a line."""
+        end = f"{self.steps:,} steps"
+        if t.max_minutes is not None:
+            end = f"as many steps as {t.max_minutes:g} minutes allow, at most {self.steps:,}"
+        parts = [f"batches of {self.batch:,}", f"{self.warmup:,} of warm-up"]
+        parts += ["ends when the held-out loss no longer falls"] if t.early_stopping == "yes" else []
+        return f"plan: {end} ({self.why}), {', '.join(parts)}"
 
-def make_plan(t: TrainingConfig, recipe: Recipe, rows: int, *, world: int = 1, gpu: bool = False) -> Plan:
-    """Sizes for training on ``rows`` rows.
+    def minutes(self, pace: float, t: TrainingConfig) -> float:
+        """Length of the run at ``pace`` seconds a step."""
+        steps = self.steps if t.max_steps is None else min(self.steps, t.max_steps)
+        return min(steps * pace / 60, math.inf if t.max_minutes is None else t.max_minutes)
+
+
+def make_plan(
+    t: TrainingConfig, recipe: Recipe, rows: int, *, world: int = 1, gpu: bool = False, steps: int | None = None
+) -> Plan:
+    """Sizes for training on ``rows`` rows; ``steps`` is their number if given.
 
     A batch holds at most a quarter of the rows. The run takes ``recipe.epochs`` passes, but never fewer steps than
     learning takes, nor more than a CPU or GPU does in reasonable time (no such bound with --max-minutes, which ends
     the schedule by the clock).
     """
     batch = world * (t.batch_size or max(1, _planned_batch(recipe, rows) // world))
-    if t.num_epochs is not None:
+    if steps is not None:
+        why = "as given"
+    elif t.num_epochs is not None:
         steps, why = max(1, math.ceil(t.num_epochs * rows / batch - 1e-6)), f"{t.num_epochs:g} epochs"
     else:
         wanted = math.ceil(recipe.epochs * rows / batch)
@@ -68,7 +92,7 @@ def make_plan(t: TrainingConfig, recipe: Recipe, rows: int, *, world: int = 1, g
             steps, why = wanted, f"{recipe.epochs} passes over {rows:,} rows"
     given = t.lr_warmup_steps
     warmup = min(recipe.warmup, steps // WARMUP_SHARE) if given is None else given
-    return Plan(rows, batch, steps, warmup, why)
+    return Plan(rows, batch, steps, warmup, why, needed=min(steps, recipe.least_steps))
 
 
 def resolve(

@@ -2,19 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from advect.config.config import (
     Config,
     MethodConfig,
     NetworkConfig,
     OutputConfig,
-    Preset,
     TrainingConfig,
     data,
     network,
 )
 from advect.core.errors import UserError, did_you_mean
+
+PRESETS: dict[str, Preset] = {}
+DEFAULT = "digits"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named configuration, with one line about it.
+
+    ``takes`` lists the data formats it trains on, none if it has its own data; ``fit`` adapts the configuration to an
+    image height and width.
+    """
+
+    name: str
+    about: str
+    build: Callable[[], Config]
+    takes: tuple[str, ...] = ()
+    fit: Callable[[Config, int, int], Config] | None = None
+
+    @cached_property
+    def config(self) -> Config:
+        """The configuration; it imports the parts it names, which takes a second."""
+        return self.build()
+
+
+def preset(
+    about: str, takes: tuple[str, ...] = (), fit: Callable[[Config, int, int], Config] | None = None
+) -> Callable[[Callable[[], Config]], Callable[[], Config]]:
+    """Add the decorated function's configuration to PRESETS, by the function's name with ``-`` for ``_``."""
+
+    def add(build: Callable[[], Config]) -> Callable[[], Config]:
+        name = build.__name__.replace("_", "-")
+        PRESETS[name] = Preset(name, about, build, takes, fit)
+        return build
+
+    return add
 
 
 def fit_images(config: Config, height: int, width: int) -> Config:
@@ -75,93 +112,56 @@ def full_unet(height: int, width: int) -> NetworkConfig:
     )
 
 
-IMAGES = Preset(
-    "images",
-    "images of your own: a folder or archive, shards, Parquet, arrays; the U-Net follows their size and the device",
-    # Rate, warm-up and solver as found for fashion-mnist; runs of minutes on a CPU are in docs/experiments/images.md.
-    Config(
-        data=data("image-folder"),
-        network=full_unet(64, 64),
-        training=TrainingConfig(
-            optimizer="muon",
-            learning_rate=2e-3,
-            lr_schedule="cosine",
-            ema_decay=0.9995,
-            mixed_precision=True,
-            num_workers=2,
+def cifar_unet() -> NetworkConfig:
+    """U-Net of CIFAR-10 with attention at 16 pixels."""
+    return network("unet", channel_mult=(1, 2, 2, 2), attention_resolutions=(16,))
+
+
+@preset("8x8 handwritten digits by class, inside scikit-learn: about two minutes on two CPU cores")
+def digits() -> Config:
+    return Config(
+        data=data("digits"),
+        network=network(
+            "unet", model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(4,), dropout=0.1
         ),
-        output=OutputConfig(solver="dpmpp2m", sample_steps=20),
-    ),
-    takes=(
-        "image-folder",
-        "celeba",
-        "packed",
-        "shards",
-        "parquet-images",
-        "hub-images",
-        "array-file",
-        "mnist",
-        "cifar",
-    ),
-    fit=fit_images,
-)
-
-
-CELEBA64 = Preset(
-    "celeba64",
-    "64x64 colour images: CelebA in its official layout, or any folder (--data-dir): for a GPU",
-    Config(
-        data=data("image-folder"),
-        network=network("unet"),
-        method=MethodConfig(sigma_min=1e-4),
-        training=TrainingConfig(
-            batch_size=32,
-            num_epochs=100,
-            learning_rate=2e-4,
-            lr_schedule="cosine",
-            lr_warmup_steps=1000,
-            ema_decay=0.9999,
-            num_workers=4,
-        ),
-        output=OutputConfig(log_every=50, sample_every=1000, save_every=5000, save_epochs=1),
-    ),
-    takes=("image-folder", "celeba", "packed", "shards", "parquet-images", "hub-images"),
-)
-
-
-_FULL = network("unet", channel_mult=(1, 2, 2, 2), attention_resolutions=(16,))
-
-CIFAR10 = Preset(
-    "cifar10",
-    "32x32 colour pictures by class: CIFAR-10 or CIFAR-100, upstream's files in --data-dir; on a CPU --num-epochs 5",
-    Config(
-        data=data("cifar"),
-        network=_FULL,
         training=TrainingConfig(
             batch_size=128,
-            num_epochs=400,
-            optimizer="muon",
-            learning_rate=2e-3,
+            num_epochs=250,
+            learning_rate=1e-3,
             lr_schedule="cosine",
-            lr_warmup_steps=200,
-            ema_decay=0.9999,
-            mixed_precision=True,
-            num_workers=2,
+            lr_warmup_steps=100,
+            ema_decay=0.995,
+        ),
+        output=OutputConfig(log_every=20, sample_every=500, save_every=500, save_epochs=50, num_samples=100),
+    )
+
+
+@preset("two half moons in the plane, a small MLP: seconds")
+def moons() -> Config:
+    return Config(
+        data=data("moons"),
+        network=network("mlp", width=256, depth=4),
+        training=TrainingConfig(
+            batch_size=256,
+            num_epochs=100,
+            learning_rate=1e-3,
+            lr_schedule="cosine",
+            lr_warmup_steps=100,
+            ema_decay=0.999,
         ),
         output=OutputConfig(
-            log_every=50, sample_every=2000, save_every=5000, save_epochs=20, solver="dpmpp2m", sample_steps=20
+            log_every=100, sample_every=1000, save_every=2000, save_epochs=50, num_samples=2000, sample_steps=25
         ),
-    ),
-    takes=("cifar",),
-    fit=lambda config, height, width: replace(config, network=_FULL if has_gpu() else folded_unet(height, width)),
-)
+    )
 
 
-FASHION_MNIST = Preset(
-    "fashion-mnist",
+@preset(
     "28x28 grey pictures of clothes, from the upstream IDX files in --data-dir: six minutes on two CPU cores",
+    takes=("fashion-mnist",),
+)
+def fashion_mnist() -> Config:
     # Found by experiment, docs/experiments/time-to-quality.md; the epochs are what six minutes allow.
-    Config(
+    return Config(
         data=data("fashion-mnist"),
         network=network(
             "unet",
@@ -185,92 +185,98 @@ FASHION_MNIST = Preset(
         output=OutputConfig(
             log_every=50, sample_every=1000, save_every=1000, save_epochs=1, solver="dpmpp2m", sample_steps=20
         ),
+    )
+
+
+@preset(
+    "32x32 colour pictures by class: CIFAR-10 or CIFAR-100, upstream's files in --data-dir; on a CPU --num-epochs 5",
+    takes=("cifar",),
+    fit=lambda config, height, width: replace(
+        config, network=cifar_unet() if has_gpu() else folded_unet(height, width)
     ),
-    takes=("fashion-mnist",),
 )
-
-
-DIGITS = Preset(
-    "digits",
-    "8x8 handwritten digits by class, inside scikit-learn: about two minutes on two CPU cores",
-    Config(
-        data=data("digits"),
-        network=network(
-            "unet", model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(4,), dropout=0.1
-        ),
+def cifar10() -> Config:
+    return Config(
+        data=data("cifar"),
+        network=cifar_unet(),
         training=TrainingConfig(
             batch_size=128,
-            num_epochs=250,
-            learning_rate=1e-3,
+            num_epochs=400,
+            optimizer="muon",
+            learning_rate=2e-3,
             lr_schedule="cosine",
-            lr_warmup_steps=100,
-            ema_decay=0.995,
-        ),
-        output=OutputConfig(log_every=20, sample_every=500, save_every=500, save_epochs=50, num_samples=100),
-    ),
-)
-
-
-MOONS = Preset(
-    "moons",
-    "two half moons in the plane, a small MLP: seconds",
-    Config(
-        data=data("moons"),
-        network=network("mlp", width=256, depth=4),
-        training=TrainingConfig(
-            batch_size=256,
-            num_epochs=100,
-            learning_rate=1e-3,
-            lr_schedule="cosine",
-            lr_warmup_steps=100,
-            ema_decay=0.999,
+            lr_warmup_steps=200,
+            ema_decay=0.9999,
+            mixed_precision=True,
+            num_workers=2,
         ),
         output=OutputConfig(
-            log_every=100, sample_every=1000, save_every=2000, save_epochs=50, num_samples=2000, sample_steps=25
+            log_every=50, sample_every=2000, save_every=5000, save_epochs=20, solver="dpmpp2m", sample_steps=20
         ),
-    ),
+    )
+
+
+@preset(
+    "64x64 colour images: CelebA in its official layout, or any folder (--data-dir): for a GPU",
+    takes=("image-folder", "celeba", "packed", "shards", "parquet-images", "hub-images"),
 )
-
-
-ARRAYS = Preset(
-    "arrays",
-    "vectors of your own from a .npy, .npz or Parquet file (--data-dir), a residual MLP",
-    Config(
-        data=data("array-file"),
-        network=network("resmlp", width=256),
+def celeba64() -> Config:
+    return Config(
+        data=data("image-folder"),
+        network=network("unet"),
+        method=MethodConfig(sigma_min=1e-4),
         training=TrainingConfig(
-            learning_rate=1e-3,
+            batch_size=32,
+            num_epochs=100,
+            learning_rate=2e-4,
             lr_schedule="cosine",
-            ema_decay=0.999,
+            lr_warmup_steps=1000,
+            ema_decay=0.9999,
+            num_workers=4,
         ),
-        output=OutputConfig(num_samples=1000),
+        output=OutputConfig(log_every=50, sample_every=1000, save_every=5000, save_epochs=1),
+    )
+
+
+@preset(
+    "images of your own: a folder or archive, shards, Parquet, arrays; the U-Net follows their size and the device",
+    takes=(
+        "image-folder",
+        "celeba",
+        "packed",
+        "shards",
+        "parquet-images",
+        "hub-images",
+        "array-file",
+        "mnist",
+        "cifar",
     ),
-    takes=("array-file",),
+    fit=fit_images,
 )
-
-
-TABLE = Preset(
-    "table",
-    "a CSV or Parquet table of any column types (--data-dir), a residual MLP",
-    Config(
-        data=data("table"),
-        network=network("resmlp", width=256),
+def images() -> Config:
+    # Rate, warm-up and solver as found for fashion-mnist; runs of minutes on a CPU are in docs/experiments/images.md.
+    return Config(
+        data=data("image-folder"),
+        network=full_unet(64, 64),
         training=TrainingConfig(
-            learning_rate=1e-3,
+            optimizer="muon",
+            learning_rate=2e-3,
             lr_schedule="cosine",
-            ema_decay=0.999,
+            ema_decay=0.9995,
+            mixed_precision=True,
+            num_workers=2,
         ),
-        output=OutputConfig(num_samples=1000, sample_steps=25),
-    ),
-    takes=("table",),
-)
+        output=OutputConfig(solver="dpmpp2m", sample_steps=20),
+    )
 
 
-CELLS = Preset(
-    "cells",
+@preset(
     "single cells from an .h5ad file (--data-dir): genes or components, by columns of obs, a residual MLP",
+    takes=("cells",),
+)
+def cells() -> Config:
     # Found by experiment, docs/experiments/cells.md: without dropout the held-out loss rises after 150 epochs.
-    Config(
+    return Config(
         data=data("cells"),
         network=network("resmlp", width=256, depth=3, dropout=0.1),
         training=TrainingConfig(
@@ -279,15 +285,29 @@ CELLS = Preset(
             ema_decay=0.995,
         ),
         output=OutputConfig(num_samples=1000),
-    ),
-    takes=("cells",),
-)
+    )
 
 
-SEQUENCES = Preset(
-    "sequences",
+@preset("a CSV or Parquet table of any column types (--data-dir), a residual MLP", takes=("table",))
+def table() -> Config:
+    return Config(
+        data=data("table"),
+        network=network("resmlp", width=256),
+        training=TrainingConfig(
+            learning_rate=1e-3,
+            lr_schedule="cosine",
+            ema_decay=0.999,
+        ),
+        output=OutputConfig(num_samples=1000, sample_steps=25),
+    )
+
+
+@preset(
     "sequences (N, L, C), or of many lengths, or a table of one row a step (--data-dir), a transformer",
-    Config(
+    takes=("sequences",),
+)
+def sequences() -> Config:
+    return Config(
         data=data("sequences"),
         network=network("transformer", width=128, depth=4),
         training=TrainingConfig(
@@ -296,25 +316,21 @@ SEQUENCES = Preset(
             ema_decay=0.999,
         ),
         output=OutputConfig(num_samples=64),
-    ),
-    takes=("sequences",),
-)
+    )
 
 
-_PRESETS = (
-    DIGITS,
-    MOONS,
-    FASHION_MNIST,
-    CIFAR10,
-    CELEBA64,
-    IMAGES,
-    CELLS,
-    TABLE,
-    SEQUENCES,
-    ARRAYS,
-)
-PRESETS: dict[str, Preset] = {preset.name: preset for preset in _PRESETS}
-DEFAULT = "digits"
+@preset("vectors of your own from a .npy, .npz or Parquet file (--data-dir), a residual MLP", takes=("array-file",))
+def arrays() -> Config:
+    return Config(
+        data=data("array-file"),
+        network=network("resmlp", width=256),
+        training=TrainingConfig(
+            learning_rate=1e-3,
+            lr_schedule="cosine",
+            ema_decay=0.999,
+        ),
+        output=OutputConfig(num_samples=1000),
+    )
 
 
 def get_preset(name: str) -> Preset:

@@ -79,7 +79,7 @@ def check_same_run(there: ModelMetadata, here: ModelMetadata, checkpoint: Path) 
             f"leave out those flags, or train anew with --run-dir"
         )
     free = {"max_steps", "max_minutes", "num_workers", "pair_ahead", "grad_checkpointing", "device"}
-    free |= {"early_stopping", "parallel", "max_bad_steps", "posthoc_every", "init_from"}
+    free |= {"early_stopping", "parallel", "max_bad_steps", "posthoc_every", "init_from", "threads"}
     world = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8")).get("world", 1)
     if world * there.config["training"]["batch_size"] == current().world * here.config["training"]["batch_size"]:
         free.add("batch_size")

@@ -12,16 +12,18 @@ import torch
 from torch import nn
 
 from advect.core.errors import UserError
+from advect.core.threads import limit_threads
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 
 def tune_process() -> None:
-    """Make glibc keep freed memory, and flush denormal numbers to zero, in this process.
+    """In this process make glibc keep freed memory, flush denormal numbers to zero, take no more threads than cores.
 
     Avoids page faults at each CPU step, and slow arithmetic with denormals, as in Adam's moments of zero gradients.
     """
     torch.set_flush_denormal(True)
+    limit_threads()
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

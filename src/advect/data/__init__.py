@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from advect.data.sequences.dataset import Sequences as Sequences
     from advect.data.sequences.dataset import sequences_of as sequences_of
     from advect.data.sequences.dataset import steps_of as steps_of
-    from advect.data.sequences.transform import SequenceScale as SequenceScale
+    from advect.data.sequences.transform import SequenceTransform as SequenceTransform
     from advect.data.tables.dataset import Table as Table
     from advect.data.tables.dataset import frame_of as frame_of
     from advect.data.tables.files import read_table as read_table

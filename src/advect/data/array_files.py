@@ -15,7 +15,7 @@ from advect.core.errors import UserError, did_you_mean
 from advect.core.files import require_path
 from advect.core.registry import register
 from advect.core.types import DataSpec
-from advect.data.arrays import SAMPLES, array_header
+from advect.data.arrays import SAMPLES, array_header, array_type, float64_rounds
 from advect.data.base import ArraySplit, Dataset, Detected, Preview, array_modality, category, check_share
 from advect.data.repeats import content_of_rows
 from advect.data.splits import fingerprint_of, row_digests, split_by_content
@@ -127,15 +127,14 @@ class ArrayFile(Dataset):
             raise UserError(
                 f"{file} has whole numbers beyond 2^53 that float64 does not hold; subtract the least, or divide them"
             )
-        transform = Standardize.fit(x[train]) if vectors else _scale(file, x.dtype, low, high, value_range)
+        transform = Standardize.fit(x[train], x[rest]) if vectors else _scale(file, x.dtype, low, high, value_range)
         numbers, names = _classes(file, found.labels, len(x), labels)
         conditions = {name: category(numbers[name][train], names[name]) for name in names}
         self._written: VectorMetadata = {}
         if found.columns is not None:
             self._written["column"], self._written["label"] = found.columns
-        if vectors and found.x.dtype.kind in "bui":
-            self._written["whole"] = found.x.dtype.name
-            self._written["low"], self._written["high"] = x.min(0).tolist(), x.max(0).tolist()
+        if vectors:
+            self._written["type"] = array_type(found.x)
         super().__init__(
             name=file.stem,
             spec=DataSpec(shape=x.shape[1:], modality=array_modality(x.shape[1:]), conditions=dict(conditions)),
@@ -210,14 +209,6 @@ def _arranged(file: Path, x: np.ndarray, layout: str) -> np.ndarray:
         return np.moveaxis(x, 3, 1)
     why = "either axis may be the channels" if first else "no axis of 1, 3 or 4 can be the channels"
     raise UserError(f"{file} has shape {x.shape}, where {why}; say layout='channels_first' or 'channels_last'")
-
-
-def float64_rounds(x: np.ndarray) -> bool:
-    """Whether float64 changes whole numbers x."""
-    if x.dtype.itemsize < 8 or not x.size or (int(x.max()) < 2**53 and int(x.min()) > -(2**53)):
-        return False
-    top = np.nextafter(float(np.iinfo(x.dtype).max), 0)
-    return not np.array_equal(np.minimum(x.astype(np.float64), top).astype(x.dtype), x)
 
 
 def _extent(file: Path, x: np.ndarray) -> tuple[float, float]:

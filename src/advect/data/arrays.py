@@ -6,7 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypedDict
 
 import numpy as np
 from torch import Tensor
@@ -138,7 +138,7 @@ def _transform(
             raise UserError(
                 f"value_range is for images, but x {x.shape} are vectors, which are standardised; leave it out"
             )
-        return Standardize.fit(x[train])
+        return Standardize.fit(x[train], np.delete(x, train, 0))
     low, high = x.min(), x.max()
     if value_range is None:
         if x.dtype != np.uint8:
@@ -186,3 +186,45 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(file)
     return shape, dtype
+
+
+class ArrayType(TypedDict, total=False):
+    """NumPy type of the data, and the range (D,) of whole numbers and booleans along the last axis."""
+
+    dtype: str
+    low: list[int]
+    high: list[int]
+
+
+def array_type(x: np.ndarray) -> ArrayType:
+    """Type of x (..., D), of real numbers."""
+    if x.dtype.kind == "f":
+        return {"dtype": x.dtype.name if x.dtype.itemsize <= 8 else "float64"}
+    rows = x.reshape(-1, x.shape[-1])
+    low, high = ([int(v) for v in ends] for ends in (rows.min(0), rows.max(0)))
+    return {"dtype": x.dtype.name, "low": low, "high": high}
+
+
+def in_type(x: Tensor, kind: ArrayType) -> np.ndarray:
+    """Data units x (..., D) in the type of the data: whole numbers rounded and within the range of the data.
+
+    Values that are not finite stay as they are, as no whole number tells of them.
+    """
+    values = x.detach().cpu().numpy()
+    dtype = np.dtype(kind.get("dtype", values.dtype))
+    if not np.isfinite(values).all():
+        return values
+    if "low" in kind and "high" in kind:
+        low, high = np.array(kind["low"], float), np.array(kind["high"], float)
+        values = np.clip(np.rint(values.astype(np.float64)), low, high)
+    elif dtype.itemsize < values.dtype.itemsize:
+        values = values.clip(-float(np.finfo(dtype).max), float(np.finfo(dtype).max))
+    return values.astype(dtype)
+
+
+def float64_rounds(x: np.ndarray) -> bool:
+    """Whether float64 changes whole numbers x."""
+    if x.dtype.itemsize < 8 or not x.size or (int(x.max()) < 2**53 and int(x.min()) > -(2**53)):
+        return False
+    top = np.nextafter(float(np.iinfo(x.dtype).max), 0)
+    return not np.array_equal(np.minimum(x.astype(np.float64), top).astype(x.dtype), x)

@@ -29,6 +29,12 @@ def new_figure(width: int, height: int) -> Figure:
     return figure
 
 
+def plot_unit(*arrays: np.ndarray) -> float:
+    """Power of two by which values are divided so that their squares are finite and not 0; 1 where they are so."""
+    size = max((float(np.abs(x[np.isfinite(x)]).max(initial=0)) for x in arrays), default=0.0)
+    return 1.0 if size == 0 or 1e-100 < size < 1e100 else 2.0 ** np.floor(np.log2(size))
+
+
 def style(axes: Axes) -> None:
     """Apply thin grey axes with small tick labels."""
     axes.tick_params(labelsize=6, color=DATA, labelcolor=TEXT, length=2)

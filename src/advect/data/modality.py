@@ -232,7 +232,7 @@ class Modality(ABC, Generic[M]):
 
     def feature_space(self, x: Tensor) -> Tensor:
         """Comparable samples (n, *S) as vectors (n, *K) with meaningful distances, also in float32."""
-        return self.transform.centred(x)
+        return self.transform.centred(x) / self.transform.unit
 
 
 def modality_of(spec: DataSpec, transform: Transform, metadata: Mapping[str, Any] | None = None) -> Modality:
@@ -240,9 +240,9 @@ def modality_of(spec: DataSpec, transform: Transform, metadata: Mapping[str, Any
     return registry.get("modality", spec.modality)(spec, transform, metadata)
 
 
-def write_npz(folder: Path, arrays: Mapping[str, Tensor], conditions: Conditions, spec: DataSpec) -> Path:
+def write_npz(folder: Path, arrays: Mapping[str, Tensor | np.ndarray], conditions: Conditions, spec: DataSpec) -> Path:
     """Write samples.npz without pickle, with the conditions of :func:`labels_of`; return its path."""
-    plain = {name: value.numpy() for name, value in arrays.items()}
+    plain = {name: value.numpy() if isinstance(value, Tensor) else value for name, value in arrays.items()}
     for name, value in labels_of(conditions, spec).items():
         plain[f"condition_{name}" if name in arrays else name] = value
 

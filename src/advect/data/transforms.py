@@ -49,6 +49,11 @@ class Transform(ABC):
         """Data units (B, *S), less a constant if float64, so that distances survive in float32."""
         return x
 
+    @property
+    def unit(self) -> float:
+        """Power of two by which centred data units are divided so that their squares fit float32; usually 1."""
+        return 1.0
+
     @abstractmethod
     def log_det(self, elements: int) -> float:
         """log |det d forward / dx| for samples of ``elements`` elements, added to log-densities in model units.
@@ -71,8 +76,22 @@ class Transform(ABC):
 
 
 def needs_float64(mean: Sequence[float], std: Sequence[float]) -> bool:
-    """Whether float32 rounds data with these moments (D,) by more than 4e-6 deviations or overflows."""
-    return any(not abs(m) <= 64 * s or abs(m) + 20 * s > 1e38 or s < 1e-30 for m, s in zip(mean, std, strict=True))
+    """Whether float32 rounds data with these moments (D,) by more than 4e-6 deviations or overflows.
+
+    A deviation of 0 is of a constant, which float32 must hold exactly.
+    """
+
+    def wide(m: float, s: float) -> bool:
+        if s == 0:
+            return abs(m) > 1e38 or float(np.float32(m)) != m
+        return not abs(m) <= 64 * s or abs(m) + 20 * s > 1e38 or s < 1e-30
+
+    return any(wide(m, s) for m, s in zip(mean, std, strict=True))
+
+
+def plain_unit(size: float) -> float:
+    """The power of two below ``size``; 1 if that lies in 1e-12 to 1e12, or is 0."""
+    return 1.0 if size == 0 or 1e-12 <= size <= 1e12 else 2.0 ** math.floor(math.log2(size))
 
 
 @dataclass(frozen=True)
@@ -136,6 +155,10 @@ class PixelScale(Transform):
             y = y.round_()
         return y.clamp_(self.low, self.high)
 
+    @property
+    def unit(self) -> float:
+        return plain_unit(self.high / 2 - self.low / 2)
+
     def log_det(self, elements: int) -> float:
         return elements * math.log(2 / (self.high - self.low))
 
@@ -147,9 +170,12 @@ class PixelScale(Transform):
 class Standardize(Transform):
     """Subtract the mean and divide by the standard deviation, per feature of x (B, D).
 
+    The inverse of a constant feature is its value, whatever the model makes of it.
+
     Args:
         mean: (D,) in data units.
         std: (D,) in data units, > 0.
+        constant: constant features, 0 .. D - 1, whose value is the mean.
 
     Raises:
         UserError: lengths differ or are 0, or a value is not finite, or a deviation not positive.
@@ -157,11 +183,13 @@ class Standardize(Transform):
 
     mean: Sequence[float]
     std: Sequence[float]
+    constant: Sequence[int] = ()
     kind: ClassVar[str] = "standardize"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(float(v) for v in self.mean))
         object.__setattr__(self, "std", tuple(float(v) for v in self.std))
+        object.__setattr__(self, "constant", tuple(int(v) for v in self.constant))
         if not self.mean or len(self.mean) != len(self.std):
             raise UserError(
                 f"mean and std need one number a feature each, got {len(self.mean)} and {len(self.std)} numbers"
@@ -174,19 +202,24 @@ class Standardize(Transform):
                 )
 
     @classmethod
-    def fit(cls, x: np.ndarray) -> Standardize:
+    def fit(cls, x: np.ndarray, others: np.ndarray | None = None) -> Standardize:
         """Fit mean and deviation of x (N, D); the deviation is 1 where x is constant.
 
-        Values that differ only in the last bit of float64 count as constant.
+        Reals that differ only in the last bit of float64 count as constant, if those of ``others`` (M, D) are so too.
         """
         low, high = x.min(0).astype(np.float64), x.max(0).astype(np.float64)
-        constant = high - low <= np.finfo(np.float64).eps * np.maximum(np.abs(low), np.abs(high))
+        slack = np.finfo(np.float64).eps if x.dtype.kind == "f" else 0.0
+        constant = high - low <= slack * np.maximum(np.abs(low), np.abs(high))
+        kept = constant
+        if others is not None and len(others) and constant.any():
+            far = np.maximum(np.abs(others.min(0) - low), np.abs(others.max(0) - low))
+            kept = constant & (far <= slack * np.abs(low))
         # A power of two changes no digit, and squares of 1e200 and of 1e-200 stay in range.
         unit = np.exp2(np.floor(np.log2(np.where(constant, 1.0, high - low))))
         mean = unit * sum(_blocks(x, lambda part: (part / unit).sum(0))) / len(x)
         square = sum(_blocks(x, lambda part: (((part - mean) / unit) ** 2).sum(0)))
         std = np.where(constant, 1.0, unit * np.sqrt(square / len(x)))
-        return cls(np.where(constant, low, mean).tolist(), std.tolist())
+        return cls(np.where(constant, low, mean).tolist(), std.tolist(), np.flatnonzero(kept).tolist())
 
     @cached_property
     def _moments(self) -> Tensor:
@@ -194,9 +227,16 @@ class Standardize(Transform):
         return torch.tensor([self.mean, self.std], dtype=torch.float64)
 
     @cached_property
+    def scale(self) -> Tensor:
+        """Deviation of samples, (D,) float64: 0 for constant features."""
+        scale = self._moments[1].clone()
+        scale[list(self.constant)] = 0.0
+        return scale
+
+    @cached_property
     def wide(self) -> bool:
         """Whether data units are float64."""
-        return needs_float64(self.mean, self.std)
+        return needs_float64(self.mean, self.scale.tolist())
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = torch.float64 if self.wide or x.dtype in _WIDE else torch.float32
@@ -205,17 +245,22 @@ class Standardize(Transform):
 
     def inverse(self, x: Tensor) -> Tensor:
         dtype = torch.float64 if self.wide else torch.float32
-        mean, std = self._moments.to(x.device, dtype)
-        return torch.addcmul(mean, x.to(dtype), std)
+        mean, scale = self._moments[0].to(x.device, dtype), self.scale.to(x.device, dtype)
+        return torch.addcmul(mean, x.to(dtype), scale)
 
     def centred(self, x: Tensor) -> Tensor:
         return x.double() - self._moments[0].to(x.device) if self.wide else x
+
+    @cached_property
+    def unit(self) -> float:
+        return plain_unit(max(self.scale.tolist()))
 
     def log_det(self, elements: int) -> float:
         return -sum(math.log(std) for std in self.std)
 
     def to_config(self) -> dict[str, Any]:
-        return {"kind": self.kind, "mean": list(self.mean), "std": list(self.std)}
+        about = {"mean": list(self.mean), "std": list(self.std), "constant": list(self.constant)}
+        return {"kind": self.kind, **about}
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,6 +309,10 @@ class Whiten(Transform):
 
     def centred(self, x: Tensor) -> Tensor:
         return self.inner.centred(x)
+
+    @property
+    def unit(self) -> float:
+        return self.inner.unit
 
     def log_det(self, elements: int) -> float:
         return self.inner.log_det(elements) - self.root.diagonal().log().sum().item()

@@ -110,11 +110,6 @@ class DistEnv:
         )
 
 
-def count_cores() -> int:
-    """Number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def timeout_of(env: Mapping[str, str] | None = None) -> timedelta:
     """Seconds in ADVECT_TIMEOUT, else TIMEOUT. Raises UserError for an invalid value."""
     word = (os.environ if env is None else env).get("ADVECT_TIMEOUT")

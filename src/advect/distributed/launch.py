@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from typing import IO
 
 from advect.core.errors import UserError
+from advect.core.threads import count_cores
 from advect.distributed.comm import is_lost_peer, process_group
-from advect.distributed.env import STOPPING, DistEnv, count_cores
+from advect.distributed.env import STOPPING, DistEnv
 
 LOST_PEER = 75
 """Exit code of a process that failed because another one did."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,11 +13,12 @@ from torch import Tensor
 from advect.config.arguments import parse_train
 from advect.config.build import build_dataset, build_network
 from advect.config.config import Config, NetworkConfig
-from advect.config.plan import resolve
+from advect.config.plan import Plan, resolve
+from advect.config.threads import seconds_per_step
 from advect.core.errors import UserError
 from advect.core.types import Category, Conditions, DataSpec, Length, Quantity
 from advect.data import Cells, Dataset, Table
-from advect.distributed.context import pick_device
+from advect.distributed.context import pick_device, run_context
 from advect.doctor.data import (
     IMAGE_CHECKS,
     VALUE_CHECKS,
@@ -42,6 +43,7 @@ from advect.doctor.machine import MACHINE_CHECKS, device_memory, measure_machine
 from advect.doctor.report import Figure, Finding, run_checks
 from advect.doctor.run import RUN_CHECKS, read_facts
 from advect.doctor.samples import QUALITY_CHECKS, SAMPLE_CHECKS, gather_samples
+from advect.training.callbacks import duration
 
 STATE_BYTES = 20
 """Bytes a parameter in training: weight, gradient, two moments and EMA, in float32."""
@@ -169,7 +171,10 @@ def _examine_dataset(dataset: Dataset, look: int) -> Iterator[Finding]:
 def _suggest(data: ResolvedData, dataset: Dataset, free: int, device: str) -> Finding:
     network, held_out = data.settings.network, len(dataset.held_out)
     gpu = not device.startswith("cpu")
-    _, plan = resolve(data.settings, dataset.spec.modality, len(dataset.train), held_out, gpu=gpu)
+    elements = math.prod(dataset.spec.shape)
+    config, plan = resolve(
+        data.settings, dataset.spec.modality, len(dataset.train), held_out, elements=elements, gpu=gpu
+    )
     try:
         parameters, activations = measure_network(network, dataset.spec)
     except UserError as error:  # a preset's network may not take this shape
@@ -187,7 +192,18 @@ def _suggest(data: ResolvedData, dataset: Dataset, free: int, device: str) -> Fi
         why=plan.why,
         fixed=data.fixed_batch,
     )
+    if needs.usual <= needs.most:
+        needs = replace(needs, minutes=_minutes(config, plan, dataset, device))
     return check_plan(needs)
+
+
+def _minutes(config: Config, plan: Plan, dataset: Dataset, device: str) -> float | None:
+    """Minutes that the run would take here, from a few steps; None if they fail."""
+    try:
+        with run_context(device) as context:
+            return plan.minutes(seconds_per_step(context, config, dataset, steps=plan.steps), config.training)
+    except UserError:
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +218,7 @@ class MemoryNeeds:
         usual: batch size that advect train would take.
         steps, why: its number of steps, and the reason.
         fixed: whether it was given.
+        minutes: that the run would take here, if known.
     """
 
     network: str
@@ -215,6 +232,7 @@ class MemoryNeeds:
     steps: int
     why: str = ""
     fixed: bool = False
+    minutes: float | None = None
 
     def memory(self, batch: int) -> float:
         """Bytes of memory for training at this batch size."""
@@ -243,6 +261,8 @@ def check_plan(p: MemoryNeeds) -> Finding:
         "steps": p.steps,
         "because": p.why,
     }
+    if p.minutes is not None:
+        figures["time here, about"] = duration(60 * p.minutes)
     if p.most < (p.batch if p.fixed else 1):
         return Finding(
             "problem",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
@@ -22,8 +23,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from advect.core import device as devices
+from advect.core.threads import ThreadChoice, count_cores, count_physical_cores, kept_threads, measure_threads
 from advect.distributed.context import pick_device
-from advect.distributed.env import count_cores
 from advect.doctor.report import Figure, Finding
 
 OLDEST, KNOWN_GOOD = (2, 8), ("2.8", "2.11", "2.13")
@@ -68,6 +69,8 @@ class Machine:
         device, device_memory, device_free: of the device selected by "auto".
         built_for_gpu, gpu_driver: whether PyTorch is a GPU build; whether a GPU driver is installed.
         cores, threads, omp: usable cores, PyTorch's threads, OMP_NUM_THREADS.
+        physical: usable cores without their further hyper-threads, or None.
+        fastest: number of threads with which a small network trains fastest now, if measured.
         chosen_half: 16-bit type of --mixed-precision; None for float32.
         backend, distributed: backend of process groups, and its trial.
         folder, disk_free: folder of runs, and free space.
@@ -95,6 +98,8 @@ class Machine:
     disk_free: int
     shm: int | None
     libraries: dict[str, tuple[str | None, str]] = field(default_factory=dict)
+    physical: int | None = None
+    fastest: ThreadChoice | None = None
 
 
 def measure_machine(folder: Path = Path("runs"), device: str = "auto") -> Machine:
@@ -129,6 +134,8 @@ def measure_machine(folder: Path = Path("runs"), device: str = "auto") -> Machin
         disk_free=shutil.disk_usage(existing).free,
         shm=shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else None,
         libraries={name: (_version(name), extra) for name, extra in LIBRARIES.items()},
+        physical=count_physical_cores(),
+        fastest=fastest_threads() if place.type == "cpu" else None,
     )
 
 
@@ -154,6 +161,15 @@ def measure_products(device: torch.device, half: torch.dtype) -> Products:
     error = float((product.float() - exact).norm() / exact.norm())
     flops = 2.0 * n**3
     return Products(str(half).removeprefix("torch."), flops / single, flops / halved, error)
+
+
+def fastest_threads() -> ThreadChoice:
+    """Number of threads, up to one a core, with which a small convolutional network trains fastest."""
+    net = nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.GroupNorm(4, 32), nn.SiLU(), nn.Conv2d(32, 16, 3))
+    x = torch.randn(16, 16, 32, 32, generator=torch.Generator().manual_seed(0))
+    with kept_threads():
+        torch.set_num_threads(count_cores())
+        return measure_threads(lambda: net(x).square().mean().backward(), math.inf)
 
 
 def _timed(a: Tensor, device: torch.device) -> tuple[Tensor, float]:
@@ -331,15 +347,25 @@ def check_shared_memory(m: Machine) -> Finding | None:
 
 
 def check_threads(m: Machine) -> Finding:
-    """Check PyTorch's threads against the cores."""
+    """Check PyTorch's threads against the cores, and against the fastest number."""
     figures: dict[str, Figure] = {"threads": m.threads, "cores": m.cores, "OMP_NUM_THREADS": m.omp or "not set"}
+    if m.physical is not None and m.physical < m.cores:
+        figures |= {"without hyper-threads": m.physical}
+    fastest = m.fastest.rates if m.fastest is not None else {}
+    figures |= {f"steps a second with {n}": rate for n, rate in fastest.items()}
     if m.threads > m.cores:
         title = "PyTorch has more threads than there are cores, which is slow"
         return Finding("problem" if m.threads > 2 * m.cores else "note", title, figures, f"OMP_NUM_THREADS={m.cores}")
-    if m.gpus == 0 and m.threads * 2 <= m.cores:
+    if m.gpus == 0 and m.threads * 2 <= min(m.cores, m.fastest.threads if m.fastest else m.cores):
         title = "PyTorch uses less than all cores"
         return Finding("note", title, figures, f"OMP_NUM_THREADS={m.cores}, unless other programs need them")
-    return Finding("ok", "PyTorch's threads fit the cores", figures)
+    if m.fastest is None or m.fastest.threads >= m.threads or m.threads not in fastest:
+        return Finding("ok", "PyTorch's threads fit the cores", figures)
+    n, times = m.fastest.threads, fastest[m.fastest.threads] / fastest[m.threads]
+    title = f"Fewer threads than cores are faster now, {n} by a factor of {times:.1f}: other programs use the cores"
+    if m.omp is None:
+        return Finding("ok", f"{title}, and training takes {n}", figures)
+    return Finding("note", title, figures, f"leave OMP_NUM_THREADS={m.omp} out, or give --threads {n}")
 
 
 def check_libraries(m: Machine) -> Finding:

@@ -12,11 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from advect.checkpoint.manifest import find_checkpoint, verify_checkpoint
 from advect.core.errors import UserError
 from advect.doctor.report import Figure, Finding
+from advect.model.load import build_flow, read_model_metadata
+from advect.model.sampler_config import SamplerConfig
 from advect.reporting.run_folder import read_run
+from advect.training.state import MODEL
 
 Section = dict[str, Any]
 
@@ -37,6 +42,7 @@ class RunFacts:
         epoch_step, epochs: step of the last finished epoch, and number of epochs.
         checkpoint: step of the newest complete checkpoint, or None.
         damaged: damage of the newest checkpoint, or "".
+        nfe: network evaluations a sample of the run's own sampler; None without a checkpoint, and if it is adaptive.
         idle, seconds: seconds since the last row, and of training.
         config: sections of config.yaml.
         quality: evaluation/quality.json, or None.
@@ -57,6 +63,7 @@ class RunFacts:
     epochs: int = 0
     checkpoint: int | None = None
     damaged: str = ""
+    nfe: int | None = None
     idle: float = 0.0
     seconds: float = 0.0
     config: dict[str, Section] = field(default_factory=dict)
@@ -102,7 +109,7 @@ def read_facts(path: Path) -> RunFacts:
         )
     }
     infinite, epoch_step, idle = _rest_of_metrics(folder / "metrics.jsonl")
-    checkpoint, damaged = _newest(folder)
+    checkpoint, damaged, nfe = _newest(folder)
     last = run.steps[-1] if run.steps else {}
     return RunFacts(
         **columns,
@@ -114,6 +121,7 @@ def read_facts(path: Path) -> RunFacts:
         epochs=run.epochs,
         checkpoint=checkpoint,
         damaged=damaged,
+        nfe=nfe,
         idle=idle,
         seconds=float(last.get("seconds", 0.0)),
         config={name: values for name, values in run.config.items() if isinstance(values, dict)},
@@ -141,17 +149,19 @@ def _rest_of_metrics(file: Path) -> tuple[int, int, float]:
     return infinite, ended, max(time.time() - file.stat().st_mtime, 0.0)
 
 
-def _newest(folder: Path) -> tuple[int | None, str]:
-    """Step of the newest checkpoint, and its damage."""
+def _newest(folder: Path) -> tuple[int | None, str, int | None]:
+    """Step of the newest checkpoint, its damage, and the evaluations of its sampler."""
     try:
         checkpoint = find_checkpoint(folder)
     except UserError:
-        return None, ""
+        return None, "", None
     match = re.search(r"step-(\d+)", checkpoint.name)
     try:
-        return int(verify_checkpoint(checkpoint)["step"]), ""
+        step = int(verify_checkpoint(checkpoint)["step"])
+        flow = build_flow(read_model_metadata(checkpoint / MODEL), nn.Identity(), torch.device("cpu"))
     except UserError as error:
-        return int(match.group(1)) if match else None, str(error)
+        return int(match.group(1)) if match else None, str(error), None
+    return step, "", flow.nfe(SamplerConfig())
 
 
 def check_logged(run: RunFacts) -> Finding | None:

@@ -21,7 +21,6 @@ from advect.doctor.run import RunFacts
 from advect.evaluation.features import Projection
 from advect.evaluation.protocol import open_run
 from advect.metrics import ProbeClassifier, class_accuracy, memorisation, nearest_neighbours
-from advect.solvers import get_solver
 
 DATA_LIMIT, CLUSTERS = 5000, 10
 
@@ -290,12 +289,11 @@ def check_quality(run: RunFacts) -> Finding | None:
     }
     own = _own_distance(run, frechet["curves"])
     if own is not None and own[1] > 1.5 * best["distance"] and own[0] < best["nfe"]:
-        steps = best.get("steps", best["nfe"] // _cost(best["solver"]))
         return Finding(
             "note",
             "The run's own solver takes too few steps",
             {**figures, "evaluations of the run's own": own[0], "their distance": own[1]},
-            f"advect sample --solver {best['solver']} --num-steps {steps}",
+            f"advect sample --solver {best['solver']} --num-steps {best['steps']}",
         )
     if best["distance"] <= 5 * floor:
         return Finding("ok", "The samples' distance to held-out data is near that of real data", figures)
@@ -315,13 +313,13 @@ def check_copies(run: RunFacts) -> Finding | None:
 
 def check_solver(run: RunFacts) -> Finding | None:
     """Check for sample grids with too few evaluations."""
-    solver, steps = run.option("output", "solver"), run.option("output", "sample_steps")
-    if not solver or not steps or steps * _cost(solver) >= 16:
+    if run.nfe is None or run.nfe >= 16:
         return None
+    output = {name: run.option("output", name) for name in ("solver", "sample_steps")}
     return Finding(
         "note",
         "The run's samples are drawn with few evaluations of the network",
-        {"solver": solver, "sample_steps": steps, "evaluations": steps * _cost(solver)},
+        {**output, "evaluations": run.nfe},
         "--num-steps 50 of advect sample, before the samples are judged",
     )
 
@@ -331,17 +329,12 @@ def _section(run: RunFacts, name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _cost(solver: str) -> int:
-    return max(get_solver(solver).evaluations, 1) if solver != "dpmpp2m" else 1
-
-
 def _own_distance(run: RunFacts, curves: dict[str, Any]) -> tuple[int, float] | None:
-    """The run's number of evaluations, or the nearest measured, and its distance."""
-    curve, steps = curves.get(run.option("output", "solver", "")), run.option("output", "sample_steps")
-    if not curve or not steps:
+    """The measured number of evaluations nearest to those of the run's sampler, and its distance."""
+    curve, own = curves.get(run.option("output", "solver", "")), run.nfe
+    if not curve or own is None:
         return None
-    nfe = steps * _cost(run.option("output", "solver"))
-    place = min(range(len(curve["nfe"])), key=lambda i: abs(curve["nfe"][i] - nfe))
+    place = min(range(len(curve["nfe"])), key=lambda i: abs(curve["nfe"][i] - own))
     return int(curve["nfe"][place]), float(curve["distance"][place])
 
 

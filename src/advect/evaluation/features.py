@@ -229,7 +229,9 @@ class FeatureSpace:
         if size <= DIRECT_LIMIT:
             identity, exact = f"values of {size} dimensions", f"values of {size} dimensions, {self._exact()}"
             standardise = self.modality.marginals
-            return Features(self.modality.space, identity, exact, size, Projection(), standardise=standardise)
+            unit = self.modality.transform.unit
+            name = self.modality.space + (f" in units of {unit:.3g}" if unit != 1 else "")
+            return Features(name, identity, exact, size, Projection(), standardise=standardise)
         count = max(2 * COMPONENTS, min(FIT_ROWS, FIT_VALUES // size))
         fitted = Projection.fit(self.whole(train, subsample(len(train), count, 0).sort().values))
         k, digest = int(fitted.pca.n_components_), hashlib.sha256()
@@ -252,7 +254,7 @@ class FeatureSpace:
                 stored[VALUES] = flat
             else:
                 chosen = torch.linspace(0, flat.shape[1] - 1, min(MOST_VALUES, flat.shape[1])).round().long()
-                stored[VALUES] = flat[:, chosen]
+                stored[VALUES] = flat[:, chosen] / self.modality.transform.unit
         return stored | {CONDITION + name: cond[name] for name in self.categories}
 
     def _exact(self) -> str:

@@ -271,8 +271,8 @@ class Plan:
     def _check_density(self) -> None:
         """Raise UserError if held-out rows have no density."""
         held_out = self.dataset.held_out
-        if not len(held_out):
-            raise UserError("--metrics likelihood needs held-out rows, and this run has none; leave it out")
+        if len(held_out) < 2:
+            raise UserError(f"--metrics likelihood needs at least 2 held-out rows, not {len(held_out)}; leave it out")
         batch = held_out.fetch(np.zeros(1, np.int64))
         x = self.flow.transform.inverse(batch.x1)
         self.flow.log_prob(x, cond=encoded(batch.cond), steps=1, solver="euler", trace="hutchinson")

@@ -65,7 +65,7 @@ class Flow(VelocityField):
         model_units: bool = False,
         progress: bool | tqdm = False,
     ) -> Samples:
-        """Sample n samples (n, *S) in data units, on the CPU: float32, or float64 for tables.
+        """Sample n samples (n, *S) in data units, on the CPU: float32, for tables and sequences float64.
 
         Sample i depends on the seed and i alone. An empirical source starts from rows with the same categories, if
         any. Padding of sequences is zero.

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import Batch, Category
 from advect.data import Split
 from advect.data.figure import save_png
-from advect.distributed.comm import all_sum, current, gather_objects
+from advect.distributed.comm import current, gather_objects
+from advect.evaluation.held_out import held_out_loss
 from advect.losses import Loss
 from advect.model.conditions import CYCLE
 from advect.model.flow import Flow
@@ -20,26 +17,6 @@ from advect.model.samples import Samples
 from advect.training.callbacks import MetricsFile, PeriodicCallback
 from advect.training.loggers import Logger
 from advect.training.trainer import Trainer
-
-
-@torch.no_grad()
-def held_out_loss(
-    flow: Flow, loss_fn: Loss, split: Split, seed: int, limit: int = 2048, draws: int | None = None
-) -> float:
-    """Mean loss over the first ``limit`` held-out rows, with the same noise and times at each call; collective.
-
-    ``draws`` of noise and time, more than there are rows, take the rows in turn.
-    """
-    me, total = current(), torch.zeros((), dtype=torch.float64)
-    count = min(limit, len(split)) if draws is None else draws
-    for first in range(0, count, 256):
-        rows = min(256, count - first)
-        mine = me.share(rows)
-        span = mine or range(1)  # a process without a row computes one uncounted
-        batch = split.fetch(np.arange(first + span.start, first + span.stop) % len(split)).to(flow.device)
-        rng = CounterRng(stream_seed(seed, Stream.HELD_OUT_LOSS), first, len(span), start=span.start, total=rows)
-        total += loss_fn(flow.output, batch, rng).double().sum().cpu() * bool(mine)
-    return all_sum(total).item() / count
 
 
 class SampleGridCallback(PeriodicCallback):
@@ -82,7 +59,11 @@ class SampleGridCallback(PeriodicCallback):
 
     def run(self, step: int) -> None:
         samples = self._sample()
-        loss = held_out_loss(self.flow, self.loss_fn, self.held_out, self.seed) if len(self.held_out) else None
+        loss = None
+        if rows := min(len(self.held_out), 2048):
+            loss = held_out_loss(
+                self.flow.output, self.loss_fn, self.held_out, self.seed, device=self.flow.device, draws=rows
+            )
         if self.metrics is None or samples is None:
             return
         if self._reference is None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from advect.core.errors import UserError
 from advect.core.types import Category
 from advect.data import Arrays, Cells, Table, TableTransform, Transform, frame_of
-from advect.data.array_files import float64_rounds
+from advect.data.arrays import float64_rounds
 from advect.data.base import array_modality, category
 from advect.data.cells.matrix import held_matrix
 from advect.data.tables.columns import Categories, Column, Number

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -21,20 +20,22 @@ from advect.config.build import (
 )
 from advect.config.build_trainer import check_method, new_state, new_trainer
 from advect.config.config import TrainingConfig
+from advect.config.threads import choose_threads
 from advect.core.errors import UserError
-from advect.core.random import CounterRng, Stream, stream_seed
+from advect.core.threads import kept_threads
 from advect.core.types import Condition, DataSpec
 from advect.data import Dataset, Transform
-from advect.data.base import ArraySplit, array_modality, random_split
+from advect.data.base import ArraySplit, array_modality
 from advect.data.transforms import Whiten
 from advect.distributed.comm import current
 from advect.distributed.context import RunContext, pick_device
+from advect.evaluation.held_out import HeldOutLoss, MemoryStore, copied, held_out_loss, watched_draws
 from advect.losses.flow_matching import Kind
 from advect.model.flow import Flow
 from advect.sklearn.adapters import LABEL, DataAdapter, Labels, label_condition
-from advect.sklearn.early_stopping import EarlyStopping, LossCurve, copied
+from advect.sklearn.held_out_rows import Budget, mean_curve, split_rows
 from advect.sklearn.settings import Settings
-from advect.training import Callback, LearningRate, StopCriteria, TrainState
+from advect.training import Callback, LearningRate, StopCriteria, Trainer, TrainState
 from advect.training.callbacks import ProgressBar
 from advect.training.state import EMA_FILE, Progress
 
@@ -47,7 +48,8 @@ REFITTED = 2000
 FOLDED = 200
 """Most rows that are held out in five folds, one after the other, as a part would be too few to tell."""
 
-_FOLDS = 5
+_LEAST = 500
+"""Steps before which held-out rows never end training: a network may need them to do better than its start."""
 
 _SCORED, _SCORE_STEPS, _WIDEST = 128, 16, 128
 """Rows, Runge-Kutta steps and most elements of the densities that tell whether a model memorises."""
@@ -67,6 +69,7 @@ class FittedFlow:
         losses, held_out_losses: of this call.
         evaluated: steps of the held-out losses.
         step: training steps of ``weights``.
+        planned: length of the schedule in steps, as many as asked for or as the minutes allowed.
         stop_reason: reason of the trainer.
         train_score: median log density of at most 128 training rows, None if there is none or it costs too much.
         gap: by how much it exceeds that of held-out rows, of the training that left them out.
@@ -86,6 +89,7 @@ class FittedFlow:
     held_out_losses: list[float]
     evaluated: list[int]
     step: int
+    planned: int
     stop_reason: str
     train_score: float | None = None
     gap: float | None = None
@@ -140,13 +144,22 @@ def fit_flow(
     configuration does.
     """
     given = _Given(adapter, labels, settings, x, y, seed, patience, verbose, previous)
-    everything = np.arange(len(x))
+    with kept_threads():
+        _set_threads(given)
+        return _fit(given, validation)
+
+
+def _fit(given: _Given, validation: float) -> FittedFlow:
+    settings, x, y, seed, previous = given.settings, given.x, given.y, given.seed, given.previous
+    everything, budget = np.arange(len(x)), Budget(settings.training.max_minutes)
     if not validation:
-        fitted = _train(given, everything, everything[:0], settings.steps)
+        fitted = _train(given, everything, everything[:0], settings.steps, budget.share())
         return replace(fitted, train_score=fitted.score(x, y, everything))
     runs, gaps, again = [], [], previous is None and len(x) <= REFITTED
-    for train, held_out in _splits(len(x), validation, seed, folded=again and len(x) <= FOLDED):
-        fitted = _train(given, train, held_out, settings.steps)
+    splits = split_rows(len(x), validation, seed, folded=again and len(x) <= FOLDED)
+    for i, (train, held_out) in enumerate(splits):
+        fitted = _train(given, train, held_out, given.settings.steps, budget.share(len(splits) - i + again))
+        given = replace(given, settings=replace(settings, steps=fitted.planned))  # the other schedules are as long
         scores = fitted.score(x, y, train), fitted.score(x, y, held_out)
         gaps += [] if scores[0] is None or scores[1] is None else [scores[0] - scores[1]]
         runs.append(fitted)
@@ -155,32 +168,11 @@ def fit_flow(
     gap, last = float(np.mean(gaps)) if gaps else None, runs[-1]
     if not again or last.stop_reason.startswith("SIG"):
         return replace(last, train_score=scores[0], gap=gap)
-    curve, step = _mean_curve(runs)
-    fitted = _train(given, everything, everything[:0], max(step, 1))
+    curve, step = mean_curve([(run.evaluated, run.held_out_losses) for run in runs])
+    fitted = _train(given, everything, everything[:0], max(step, 1), budget.share())
     evaluated = max((run.evaluated for run in runs), key=len)
     fitted = replace(fitted, losses=last.losses, held_out_losses=curve, evaluated=evaluated)
     return replace(fitted, train_score=fitted.score(x, y, everything), gap=gap)
-
-
-def _splits(n: int, share: float, seed: int, *, folded: bool) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Training and held-out rows, once, or by five folds."""
-    train, held_out = random_split(n, share, seed=seed)
-    if not len(held_out):
-        raise UserError(f"early_stopping needs at least 2 rows, n_samples = {n}; leave it out")
-    if not folded:
-        return [(train, held_out)]
-    place = np.empty(n, np.int64)
-    place[CounterRng(stream_seed(seed, Stream.HELD_OUT), 0, n).permutation().numpy()] = np.arange(n) % min(_FOLDS, n)
-    return [((place != k).nonzero()[0], (place == k).nonzero()[0]) for k in range(min(_FOLDS, n))]
-
-
-def _mean_curve(runs: Sequence[FittedFlow]) -> tuple[list[float], int]:
-    """Mean held-out loss at each evaluation, the last of a run standing for those it did not make, and the step of the
-    lowest."""
-    longest = max(runs, key=lambda run: len(run.evaluated))
-    whole = [run.held_out_losses + run.held_out_losses[-1:] * len(longest.evaluated) for run in runs]
-    curve = [float(np.mean(losses)) for losses in zip(*whole, strict=False)][: len(longest.evaluated)]
-    return curve, longest.evaluated[int(np.argmin(curve))]
 
 
 @dataclass(frozen=True)
@@ -198,8 +190,22 @@ class _Given:
     previous: FittedFlow | None
 
 
-def _train(given: _Given, train: np.ndarray, held_out: np.ndarray, steps: int) -> FittedFlow:
-    """Train at most ``steps`` steps of the schedule on the rows ``train``, watching ``held_out`` if any."""
+def _set_threads(given: _Given) -> None:
+    """The fastest number of PyTorch's threads for the steps of this fit, or options["threads"]."""
+    rows = np.arange(len(given.x))
+    settings, dataset = given.settings, _dataset(given, rows, rows[:0])
+    t, source = settings.training, given.previous.source if given.previous else fit_source(settings.method, dataset)
+    loss = build_loss(settings.method, dataset.spec, source)
+    context = RunContext(pick_device(t.device), current(), seed=given.seed)
+    choose_threads(context, settings.network, t, dataset.spec, loss, dataset.train, steps=settings.steps)
+
+
+def _train(
+    given: _Given, train: np.ndarray, held_out: np.ndarray, steps: int, minutes: float | None = None
+) -> FittedFlow:
+    """Train at most ``steps`` steps of the schedule, and ``minutes``, on the rows ``train``, watching ``held_out`` if
+    any.
+    """
     settings, previous, seed = given.settings, given.previous, given.seed
     dataset = _dataset(given, train, held_out)
     source = previous.source if previous else fit_source(settings.method, dataset)
@@ -214,9 +220,11 @@ def _train(given: _Given, train: np.ndarray, held_out: np.ndarray, steps: int) -
         previous.state.restore(state)
         state.progress.plans = []  # of an earlier call
     start, every = state.progress.step, max(1, settings.steps // _EVALUATIONS)
-    curve, stopping = LossCurve(), None
+    curve, store, stopping = LossCurve(), MemoryStore(), None
     if len(held_out):
-        stopping = EarlyStopping(dataset.held_out.fetch(np.arange(len(held_out))), loss, given.patience, seed)
+        draws, of = watched_draws(dataset.spec, len(held_out)), {"seed": seed, "device": context.device}
+        watched = lambda: held_out_loss(state.net, loss, dataset.held_out, draws=draws, **of)
+        stopping = HeldOutLoss(watched, store, every=None, patience=given.patience, least=_LEAST)
     bar: list[Callback] = [ProgressBar()] if given.verbose else []
     callbacks: list[Callback] = [curve, *([stopping] if stopping else []), *bar]
     trainer = new_trainer(
@@ -226,14 +234,14 @@ def _train(given: _Given, train: np.ndarray, held_out: np.ndarray, steps: int) -
         loss,
         dataset.train,
         rate=_rate(training, settings.steps, start),
-        limits=StopCriteria(steps=start + steps, max_steps=training.max_steps, max_minutes=training.max_minutes),
+        limits=StopCriteria(steps=start + steps, max_steps=training.max_steps, max_minutes=minutes),
         log_every=every,
         callbacks=callbacks,
     )
     reason = trainer.run()
     weights, step = copied({**state.net.state_dict(), **(state.ema.shadow if state.ema else {})}), state.progress.step
-    if stopping:
-        weights, step = stopping.best, stopping.best_step
+    if stopping and stopping.best is not None:
+        weights, step = store.weights, stopping.best_step
     return FittedFlow(
         adapter=given.adapter,
         transform=dataset.transform,
@@ -246,9 +254,10 @@ def _train(given: _Given, train: np.ndarray, held_out: np.ndarray, steps: int) -
         weights=weights,
         rows=previous.rows if previous else len(given.x),
         losses=curve.losses,
-        held_out_losses=stopping.losses if stopping else [],
-        evaluated=stopping.steps if stopping else [],
+        held_out_losses=[row["eval_held_out_loss"] for row in store.measured],
+        evaluated=[row["step"] for row in store.measured],
         step=step,
+        planned=trainer.limits.steps - start if minutes is not None else settings.steps,
         stop_reason=reason,
     )
 
@@ -278,6 +287,16 @@ def _dataset(given: _Given, train: np.ndarray, held_out: np.ndarray) -> Dataset:
         held_out=splits[1],
         fingerprint="",
     )
+
+
+@dataclass
+class LossCurve(Callback):
+    """Collects the logged losses."""
+
+    losses: list[float] = field(default_factory=list)
+
+    def on_log(self, trainer: Trainer, row: dict) -> None:
+        self.losses.append(row["loss"])
 
 
 @dataclass

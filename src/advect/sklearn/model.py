@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import signal
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
 
+from advect.config.plan import FEWEST
 from advect.core.errors import UserError
 from advect.model.conditions import Encoded
 from advect.sklearn.adapters import (
@@ -31,8 +33,8 @@ from advect.sklearn.settings import Settings, resolve
 
 _SEEDS = 2**31 - 1
 
-FEWEST, MOST = 10, 10_000
-"""Rows for which early stopping is on by default."""
+MOST = 10_000
+"""Rows up to which early stopping is on by default."""
 
 PASSES = 200
 """Passes over few rows from which training that holds out none warns."""
@@ -52,6 +54,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
             resolution of a U-Net. None is three of 256, of 128 for up to 1,000 rows, or (32, 64) for images.
         steps: training steps of :meth:`fit` and of each :meth:`partial_fit`. None is 8,000, or 2,000 for images.
         batch_size: rows per step.
+        max_minutes: time for :meth:`fit` or :meth:`partial_fit`, whose schedules end with it.
         learning_rate: peak of warm-up and cosine decay. None is 4e-3, or 1e-3 for images.
         coupling: pairing of noise and data: "independent", "ot", "sinkhorn" or "conditional-ot" (with y).
         label_dropout: share of rows trained without their label, in [0, 1); needed to use the model without y.
@@ -91,6 +94,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         hidden: int | Sequence[int] | None = None,
         steps: int | None = None,
         batch_size: int = 256,
+        max_minutes: float | None = None,
         learning_rate: float | None = None,
         coupling: str = "independent",
         label_dropout: float = 0.1,
@@ -108,6 +112,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         self.hidden, self.steps, self.batch_size, self.learning_rate = hidden, steps, batch_size, learning_rate
         self.coupling, self.label_dropout, self.early_stopping = coupling, label_dropout, early_stopping
         self.validation_fraction, self.n_iter_no_change = validation_fraction, n_iter_no_change
+        self.max_minutes = max_minutes
         self.solver, self.sample_steps, self.density_steps = solver, sample_steps, density_steps
         self.device, self.options, self.random_state, self.verbose = device, options, random_state, verbose
 
@@ -145,13 +150,16 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
                 raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
+        minutes = self.max_minutes
+        if minutes is not None and (not isinstance(minutes, numbers.Real) or not 0 < minutes < math.inf):
+            raise UserError(f"max_minutes must be a finite number of minutes above 0, got {minutes!r}; 5 is usual")
         if self.early_stopping not in (True, False, "auto"):
             raise UserError(f"early_stopping must be True, False or 'auto', got {self.early_stopping!r}")
         if self.early_stopping and not 0 < self.validation_fraction < 1:
             raise UserError(f"validation_fraction must lie in (0, 1), got {self.validation_fraction}; 0.1 is usual")
 
     def _settings(self, modality: str, adapter: type[DataAdapter], rows: int) -> Settings:
-        names = ("learning_rate", "batch_size", "coupling", "label_dropout", "device")
+        names = ("learning_rate", "batch_size", "max_minutes", "coupling", "label_dropout", "device")
         return resolve(
             self.options,
             modality=modality,
@@ -195,7 +203,13 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         self.validation_loss_ = min(fitted.held_out_losses, default=None)
         self.train_score_ = fitted.train_score
         self._warn_of_memory(fitted.gap, "held-out rows")
-        passes = settings.steps * self.batch_size // len(rows)
+        if len(rows) < FEWEST:
+            warnings.warn(
+                f"{len(rows)} rows are too few to learn a distribution from: the model repeats them; give {FEWEST} or "
+                "more",
+                stacklevel=3,
+            )
+        passes = self.n_iter_ * self.batch_size // len(rows)
         if few and not stopping and passes > PASSES:
             warnings.warn(
                 f"{len(rows)} rows are trained on {passes:,} times each and none is held out, so nothing tells if "

@@ -9,11 +9,12 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from advect.config.build import networks_for
 from advect.config.config import MethodConfig, NetworkConfig, TrainingConfig, network
+from advect.config.plan import make_plan, recipe_of
 from advect.config.section import Section, value_types
 from advect.core import registry
 from advect.core.errors import UserError, did_you_mean
 
-DEFAULTS: dict[str, Any] = {"lr_schedule": "cosine", "ema_decay": 0.999, "lr_warmup_steps": 100}
+DEFAULTS: dict[str, Any] = {"lr_schedule": "cosine", "ema_decay": 0.999}
 """Defaults that differ from the command line's."""
 
 STILL: dict[str, Any] = {"path": "trigonometric"}
@@ -23,7 +24,7 @@ the MLP starts, is the Gaussian of the data."""
 FEW_ROWS = 1000
 """Most rows for which the hidden layers of vectors have 128 units."""
 
-_ARGUMENTS = {"batch_size", "learning_rate", "device", "coupling", "label_dropout"}
+_ARGUMENTS = {"batch_size", "learning_rate", "device", "coupling", "label_dropout", "max_minutes"}
 _ELSEWHERE = {"num_epochs": "steps", "max_steps": "steps", "seed": "random_state", "width": "hidden"}
 _ELSEWHERE |= {"depth": "hidden", "model_channels": "hidden", "channel_mult": "hidden"}
 
@@ -66,7 +67,7 @@ def resolve(
     data = {key: options.pop(key) for key in data_options if key in options}
     sections: tuple[Section, ...] = (MethodConfig(), TrainingConfig(), network(name))
     steps = usual.steps if steps is None else int(steps)
-    defaults = {**DEFAULTS, "lr_warmup_steps": min(DEFAULTS["lr_warmup_steps"], steps // 10)}
+    defaults = dict(DEFAULTS)
     if arguments["learning_rate"] is None:
         arguments = {**arguments, "learning_rate": usual.learning_rate}
     if modality == "vector" and arguments.get("coupling", "independent") == "independent":
@@ -98,6 +99,8 @@ def resolve(
         section.replaced(**{key: _value(key, values[key], names[key]) for key in names if key in values})
         for section, names in zip(sections, types, strict=True)
     )
+    plan = make_plan(training, recipe_of(modality), rows, steps=steps)  # pyright: ignore[reportArgumentType]
+    training = training.replaced(lr_warmup_steps=plan.warmup)
     return Settings(method, training, net, data, steps)  # pyright: ignore[reportArgumentType]
 
 

@@ -83,6 +83,71 @@ def _row(line: str) -> dict:
     return row if isinstance(row, dict) else {}
 
 
+MEASURED = 5.0
+"""Seconds from which the length of a run is foretold."""
+
+
+class Forecast(Callback):
+    """Tell once, from the first seconds, how long the run takes here.
+
+    ``needed`` are the steps that learning takes: minutes that allow fewer are told, with those that would do.
+    """
+
+    def __init__(self, needed: int = 0) -> None:
+        self.needed = needed
+
+    def on_start(self, trainer: Trainer) -> None:
+        self._begin, self._told = trainer.state.progress.step, False
+        self._from: tuple[int, float] | None = None
+        self._first = (self._begin, 0.0)
+
+    def on_step(self, trainer: Trainer) -> None:
+        if self._told:
+            return
+        step, clock = trainer.state.progress.step, trainer.clock
+        self._first = (step, clock) if step == self._begin + 1 else self._first
+        if self._from is None:  # the first steps allocate, and are not timed
+            self._from = (step, clock) if step - self._begin >= 5 or clock >= MEASURED else None
+        elif step > self._from[0] and clock - self._from[1] >= MEASURED:
+            self._told = True
+            self._tell(trainer, (clock - self._from[1]) / (step - self._from[0]))
+
+    def _tell(self, trainer: Trainer, pace: float) -> None:
+        step, clock, limits = trainer.state.progress.step, trainer.clock, trainer.limits
+        whole, rate = clock + pace * (limits.last_step - step), f"{1 / pace:.3g} steps a second"
+        minutes = math.inf if limits.max_minutes is None else limits.max_minutes
+        if whole <= 60 * minutes and self.needed <= limits.steps:
+            logger.info(f"this run takes about {duration(whole)} here, at {rate}")
+            return
+        last = step + int(max(0.0, 60 * minutes - clock) / pace)
+        logger.info(f"{minutes:g} minutes allow about {last:,} steps here, at {rate}")
+        if last < self.needed:
+            logger.warning(_too_short(minutes, last, self.needed, clock + pace * (self.needed - step)))
+
+    def on_end(self, trainer: Trainer, reason: str) -> None:
+        step, clock, minutes = trainer.state.progress.step, trainer.clock, trainer.limits.max_minutes
+        if self._told or minutes is None or clock < 0.9 * 60 * minutes or step >= self.needed:
+            return
+        timed = step - self._first[0]
+        whole = clock + (clock - self._first[1]) / timed * (self.needed - step) if timed else None
+        logger.warning(_too_short(minutes, step - self._begin, self.needed, whole))
+
+
+def _too_short(minutes: float, steps: int, needed: int, seconds: float | None) -> str:
+    fix = "; give more" if seconds is None else f", about {duration(seconds)} here"
+    count = f"{steps:,} step" + "s" * (steps != 1)
+    return f"--max-minutes {minutes:g} is time for {count}, and learning takes some {needed:,}{fix}"
+
+
+def duration(seconds: float) -> str:
+    """Words of a length of time."""
+    for limit, unit, size in ((90, "seconds", 1), (90 * 60, "minutes", 60), (48 * 3600, "hours", 3600)):
+        if seconds < limit:
+            number = seconds / size
+            return f"{max(number, 1):.0f} {unit}" if unit == "seconds" or number >= 10 else f"{number:.1f} {unit}"
+    return f"{seconds / 86400:.1f} days"
+
+
 class ProgressBar(Callback):
     """Progress bar with loss, samples a second and time left; plain lines without a terminal."""
 

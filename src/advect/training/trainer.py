@@ -89,7 +89,7 @@ class Trainer:
         if max_bad_steps < 1:
             raise UserError(f"max_bad_steps must be at least 1 step, got {max_bad_steps}; 10 is usual")
         self.state, self.loss, self.loader, self.rate, self.limits = state, loss, loader, rate, limits
-        self._usual_rate, self._usual_limits = rate, limits
+        self._usual_rate = rate
         self.seed, self.max_bad_steps = seed, max_bad_steps
         self.log_every, self.log_gradients = log_every, log_gradients
         self.device = device or torch.device("cpu")
@@ -106,6 +106,15 @@ class Trainer:
         )
         self._peak = device_peak(self.device, autocast)
         self._prefetcher = Prefetcher(self._sample) if prefetch_coupling else None
+
+    @property
+    def limits(self) -> StopCriteria:
+        """Where the run ends; its ``steps`` are those of the plan once ``max_minutes`` has set them."""
+        return self._limits
+
+    @limits.setter
+    def limits(self, limits: StopCriteria) -> None:
+        self._limits = self._usual_limits = limits
 
     @property
     def epoch(self) -> int:
@@ -258,11 +267,11 @@ class Trainer:
     def _follow(self, plans: Sequence[Sequence[int]]) -> None:
         for step, last in plans:
             self.rate = self.rate.replanned(step, last)
-            self.limits = replace(self.limits, steps=last)
+            self._limits = replace(self.limits, steps=last)
 
     def _start_from_state(self) -> None:
         progress = self.state.progress
-        self.rate, self.limits = self._usual_rate, self._usual_limits
+        self.rate, self._limits = self._usual_rate, self._usual_limits
         self._follow(progress.plans)
         self.metrics = StepMetrics(progress, scaled=self.state.loss_scaler is not None)
         self.loader.start_at(progress.step, progress.seen)

@@ -361,3 +361,16 @@ def test_raw_is_a_layer_with_genes_of_its_own(tmp_path, how):
     cells = Cells(path, layer="raw", backed=how == "on disk")
     assert cells.spec.shape == (D,) and cells.metadata["var"]["genes"] == GENES
     assert torch.equal(everything(cells.train).x1, everything(Cells(full).train).x1)
+
+
+@pytest.mark.parametrize("standardise", [True, False])
+def test_a_gene_that_no_cell_varies_in_comes_back_as_it_is(standardise):
+    x = counts() + 1.0
+    x[:, 3], x[:, 4], x[:, 5] = 0, 1.1, 0
+    options = {"normalise": False, "log1p": False, "standardise": standardise}
+    source = Cells(table(x), **options)
+    x[source.held_out.cells[0], 5] = 7  # a gene of the held-out cells alone is not constant
+    again = Cells(table(x), genes=[f"G{i}" for i in (3, 4, 5, 6)], **options)
+    back = again.transform.inverse(torch.rand(50, 4) + 1)
+    assert (back[:, 0] == 0).all() and (back[:, 1] == np.float32(1.1)).all()
+    assert back[:, 3].std() > 0

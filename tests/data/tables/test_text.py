@@ -50,6 +50,17 @@ def sent_back(path, folder, **options):
         (["12/31/2020", "1/2/2020"], "number", ","),
         (["2020-01-01 10:00:00", "2020-01-01 10:00:00.250000"], "number", ","),
         (["12345678901234567890", "12345678901234567891"], "categories", ","),
+        (["2E5", "3E7", "101"], "categories", ","),
+        (["1e3", "2e3"], "categories", ","),
+        (["1.50E+05", "2.25E-07", "-3.00E+00"], "number", ","),
+        (["1e+05", "2.5e-07", "1.25e+100"], "number", ","),
+        (["1.0e3", "2.5e10", "-1.25e-4"], "number", ","),
+        (["1,5e3", "2,5e10"], "number", ";"),
+        (["1e-05", "0.5", "1200"], "number", ","),
+        (["+1.50", "-2.25"], "number", ","),
+        ([".5", "-.25", "1.75"], "number", ","),
+        (["1.5", "22"], "number", " "),
+        (["a", "b c"], "categories", " "),
     ],
 )
 def test_text_comes_back_as_it_came(tmp_path, words, kind, separator):
@@ -64,7 +75,69 @@ def test_text_comes_back_as_it_came(tmp_path, words, kind, separator):
 def test_the_type_does_not_depend_on_where_the_odd_value_is(tmp_path):
     words = ["1"] * 300_000 + ["x"]
     (tmp_path / "a.csv").write_text("n\n" + "\n".join(words) + "\n")
-    assert Table(tmp_path / "a.csv").transform.columns[0].names == ("1", "x")
+    assert Table(tmp_path / "a.csv", categorical=("n",)).transform.columns[0].names == ("1", "x")
+    with pytest.raises(UserError, match=r"'n' has numbers but for 1 of 300,001 values, 'x'"):
+        Table(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["1.5"] * 20 + ["NA", "?", "n.d."], "numbers but for 2 of 22 values, '.', 'n.d.'.*--missing NA '[?]' n.d."),
+        (["1,234"] * 20 + ["x"], "numbers but for 1 of 21"),
+        (["2020-01-01", "2021-05-06"] * 10 + ["open"], "dates but for 1 of 21 values, 'open'"),
+        (["1"] * 18 + ["x", "y"], ""),
+        (["01067"] * 20 + ["x"], ""),
+        (["2E5"] * 20 + ["x"], ""),
+    ],
+)
+def test_a_few_words_among_numbers_or_dates_are_asked(tmp_path, words, told):
+    pd.DataFrame({"x": RNG.integers(0, 99, len(words)), "w": words}).to_csv(tmp_path / "a.csv", index=False)
+    if not told:
+        assert Table(tmp_path / "a.csv").transform.columns[1].kind == "categories"
+        return
+    with pytest.raises(UserError, match=told):
+        Table(tmp_path / "a.csv")
+    odd = [w for w in words if not w[0].isdigit()]
+    assert Table(tmp_path / "a.csv", missing=odd, decimal=".", drop=("x",)).transform.columns[0].missing
+    assert Table(tmp_path / "a.csv", categorical=("w",)).transform.columns[1].kind == "categories"
+    assert len(Table(tmp_path / "a.csv", drop=("w",)).transform.columns) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        ("x y\n1 2\n3 4\n5 6\n", ["x", "y"]),
+        ("# x y\n1.0e+00 2.5e+00\n3.0e+00 4.5e+00\n5.0e+00 6.5e+00\n", ["x", "y"]),
+        ("  x     y\n  1    20\n 30     4\n\n5 6\n", ["x", "y"]),
+        ("x\ty\n1\t2\n3\t4\n5\t6\n", ["x", "y"]),
+        ("x|y\n1|2\n3|4\n5|6\n", ["x", "y"]),
+        ('"x a" "y"\n1 2\n3 4\n5 6\n', ["x a", "y"]),
+        ('"x, cm";y\n1,5;2\n3,5;4\n5,5;6\n', ["x, cm", "y"]),
+        ("name\nMiller 5\nSmith 6\nMiller 5\n", ["name"]),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".txt", ".csv", ".dat"])
+def test_fields_are_separated_as_the_rows_say(tmp_path, text, columns, suffix):
+    (tmp_path / f"a{suffix}").write_text(text)
+    frame = read_table(tmp_path / f"a{suffix}")
+    assert list(frame.columns) == columns and len(frame) == 3
+    assert all(frame[c].dtype.kind in "if" for c in columns) or columns == ["name"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("1.0 2.0\n3.0 4.0\n", "begins with a row of numbers (1.0 2.0)"),
+        ("x y\n1 2 3\n", "line 2 has 3 fields, the header 2"),
+        ("x y\n1 2\n3\n", "line 3 has 1 fields, the header 2 (separator ' ')"),
+    ],
+)
+def test_blanks_that_do_not_fit_are_one_sentence(tmp_path, text, told):
+    (tmp_path / "a.txt").write_text(text)
+    with pytest.raises(UserError) as error:
+        Table(tmp_path / "a.txt")
+    assert told in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -96,8 +169,14 @@ def test_flags_overrule_the_guess(tmp_path):
         ("x", ["007", "12"], "text (digits after a 0 or a plus, which codes have)"),
         ("zip", ["107", "12"], "text (codes, by its name)"),
         ("x", ["12345678901234567890", "1"], "text (whole numbers of over 64 bits)"),
-        ("x", ["1", "2", "x"], "text (words, as 'x' among numbers is none)"),
+        ("x", ["1", "2", "x"], "text (words, as 'x' among numbers is none; missing with --missing x)"),
         ("x", ["a", "b"], "text (words)"),
+        (
+            "x",
+            ["1e3", "5"],
+            "text (digits with a bare exponent, as '1e3', which codes have; numbers with --numeric x)",
+        ),
+        ("x", ["1e+03", "5"], "number (numbers, some of them with exponents)"),
         ("x", ["1", "2,5"], "number (numbers with a decimal comma)"),
         ("x", ["1", "NA"], "number (whole numbers, 'NA' among them is a missing value)"),
     ],

@@ -51,7 +51,7 @@ def test_labels_are_read_beside_them_and_all_comes_back(tmp_path):
     assert source.spec.conditions["label"].names == ("high", "low")
     labels = source.train.fetch(np.arange(30)).cond["label"]
     assert [("high", "low")[i] for i in labels] == words.tolist()
-    assert source.metadata == {"column": "v", "label": "label"}
+    assert source.metadata == {"column": "v", "label": "label", "type": {"dtype": "float64"}}
     assert not ArrayFile(tmp_path / "a.parquet", labels="no").spec.conditions
     write_vectors(tmp_path / "b.parquet", X, column="v", others={"label": words})
     again = read_vectors(tmp_path / "b.parquet", column=None, labels=("y", "label"))

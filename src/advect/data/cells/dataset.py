@@ -142,7 +142,7 @@ class Cells(Dataset):
         linear = Normalised(matrix, found.libraries, target_sum=target, log1p=False)
         chosen = _choose(linear, var.index, genes, highly_variable, train)
         self._values = Normalised(matrix.columns(chosen), found.libraries, target_sum=target, log1p=log1p)
-        model = _fit(self._values, train, standardise=standardise, pca=pca, seed=seed)
+        model = _fit(self._values, train, rest, standardise=standardise, pca=pca, seed=seed)
         self._quantiles = _quantiles(found.libraries[cells]) if normalise else [1.0]
         middle = self._quantiles[len(self._quantiles) // 2]
         self._counted = pca is not None and found.whole and found.lowest >= 0
@@ -284,12 +284,15 @@ def _check_values(found: MatrixStats, where: str, scale: Expression, *, raw: boo
     """Raise UserError if the requested steps do not apply to the values."""
     asked = scale.target_sum is not None or scale.log1p
     off = "normalise=False, log1p=False (--no-normalise --no-log1p)"
+    unscaled = f", or layer={RAW!r} (--layer raw) for the values in .raw" if raw else ""
     if asked and found.lowest < 0:
-        raise UserError(f"{where} holds negative values, down to {found.lowest:.4g}, so it is not counts; give {off}")
+        raise UserError(
+            f"{where} holds negative values, down to {found.lowest:.4g}, so it is not counts; give {off}{unscaled}"
+        )
     if asked and not found.whole and found.highest <= LARGEST_LOG:
         raise UserError(
             f"{where} looks log-normalised already: its values are not whole, the largest is {found.highest:.4g};"
-            f" give {off}{', or layer=' + repr(RAW) + ' (--layer raw) for the counts in .raw' if raw else ''}"
+            f" give {off}{unscaled}"
         )
     if scale.space == "counts" and not (found.whole and found.lowest >= 0):
         raise UserError(f"space is 'counts', but {where} does not hold counts; give space='expression'")
@@ -315,9 +318,12 @@ def _choose(
     return chosen[most_variable(*moments(linear.columns(chosen), train), highly_variable)]
 
 
-def _fit(values: CellMatrix, train: np.ndarray, *, standardise: bool, pca: int | None, seed: int) -> list[Transform]:
+def _fit(
+    values: CellMatrix, train: np.ndarray, rest: np.ndarray, *, standardise: bool, pca: int | None, seed: int
+) -> list[Transform]:
     """Transforms from expression to model units, fitted on the training cells."""
     mean, variance = moments(values, train)
+    constant = [] if pca is not None else _constant(values, mean, variance, rest)
     parts: list[Transform] = []
     if pca is not None:
         components, variance = principal_components(values, train, mean, pca, seed=seed)
@@ -327,8 +333,22 @@ def _fit(values: CellMatrix, train: np.ndarray, *, standardise: bool, pca: int |
         # Expression is float32: a smaller deviation than its last bit is rounding.
         varies = np.sqrt(variance) > np.finfo(np.float32).eps * np.abs(mean)
         std = np.where(varies, np.sqrt(variance), 1.0)
-        parts.append(Standardize(mean.tolist(), std.tolist()))
+        parts.append(Standardize(np.where(varies, mean, mean.astype(np.float32)).tolist(), std.tolist(), constant))
+    elif constant:
+        kept = np.zeros_like(mean)
+        kept[constant] = mean[constant].astype(np.float32)
+        parts.append(Standardize(kept.tolist(), np.ones_like(mean).tolist(), constant))
     return parts or [Identity()]
+
+
+def _constant(values: CellMatrix, mean: np.ndarray, variance: np.ndarray, rest: np.ndarray) -> list[int]:
+    """Genes that are constant in the training cells and in the ``rest`` (n,)."""
+    genes = np.flatnonzero(np.sqrt(variance) <= np.finfo(np.float32).eps * np.abs(mean))
+    if not len(genes) or not len(rest):
+        return genes.tolist()
+    others, spread = moments(values.columns(genes), rest)
+    same = np.abs(others - mean[genes]) <= np.finfo(np.float32).eps * np.abs(mean[genes])
+    return genes[same & (np.sqrt(spread) <= np.finfo(np.float32).eps * np.abs(others))].tolist()
 
 
 def _quantiles(libraries: np.ndarray) -> list[float]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from advect.core.errors import UserError
 from advect.core.registry import register
 from advect.core.types import Batch, Category, Conditions
+from advect.data.arrays import ArrayType, in_type
 from advect.data.base import Split
 from advect.data.modality import FINE, EstimatorDefaults, Modality, Recipe, Verdict, write_npz
 
@@ -22,7 +24,7 @@ GAP, BACKGROUND = 2, 255
 
 @register("image")
 class Images(Modality):
-    """Images (C, H, W): samples.npz with ``x``, and a grid."""
+    """Images (C, H, W): samples.npz with ``x``, whole-numbered pixels in their type, and a grid."""
 
     layout = "image"
     example_shape = (3, 64, 64)
@@ -84,7 +86,16 @@ class Images(Modality):
         return Image.fromarray((pixels[0] if len(pixels) == 1 else pixels.movedim(0, 2)).numpy())
 
     def write_data(self, x: Tensor, conditions: Conditions, folder: Path, first: int) -> list[Path]:
-        return [write_npz(folder, {"x": x}, conditions, self.spec)]
+        return [write_npz(folder, {"x": in_type(x, self._type)}, conditions, self.spec)]
+
+    @property
+    def _type(self) -> ArrayType:
+        """Smallest type of whole-numbered pixels; empty for real ones."""
+        low, high = self.pixel_range or (0.5, 0.5)
+        if not getattr(self.transform, "integer", False) or low % 1 or high % 1:
+            return {}
+        ends = int(low), int(high)
+        return {"dtype": np.result_type(*map(np.min_scalar_type, ends)).name, "low": [ends[0]], "high": [ends[1]]}
 
     @property
     def pixel_range(self) -> tuple[float, float] | None:

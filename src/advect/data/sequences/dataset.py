@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypedDict
 
@@ -20,36 +20,49 @@ from advect.core.types import LENGTH, Condition, Conditions, DataSpec, Length
 from advect.data.arrays import array_header
 from advect.data.base import ArraySplit, Dataset, Detected, Preview
 from advect.data.repeats import copied
-from advect.data.sequences.files import Ragged, is_sequence_array, is_table, read_arrays, read_steps, step_columns
-from advect.data.sequences.transform import SequenceScale
+from advect.data.sequences.files import (
+    Ragged,
+    SequenceIds,
+    is_sequence_array,
+    is_table,
+    read_arrays,
+    read_steps,
+    step_columns,
+)
+from advect.data.sequences.transform import SequenceTransform
 from advect.data.splits import split_groups
-from advect.data.tables.columns import Categories, Column, Number, column_from_config
-from advect.data.tables.files import is_table_file
+from advect.data.tables.columns import column_from_config
+from advect.data.tables.files import FileStyle, is_table_file
 from advect.data.tables.infer_columns import column_values, condition_of
 
 
 class SequenceMetadata(TypedDict):
     """JSON that :func:`steps_of` needs to write tables without the data.
 
-    Names of channels and of the columns of sequences (``id``) and steps (``order``); configurations of the channels'
-    columns, of the conditions' and of the order's, with its values if all sequences share them.
+    Configurations of the columns of channels, of the order and of the conditions; the values of the order if all
+    sequences share them, else it is the last column of samples if there is one. Names of the id column, and of
+    sequences after those of the data (:class:`SequenceIds`). Names of the columns of a table in its order, and the
+    style of its file.
     """
 
-    channels: list[str]
     columns: list[dict[str, Any]]
+    order: dict[str, Any] | None
     order_values: list[float] | None
-    order_column: dict[str, Any] | None
     id: str
-    order: str
+    ids: dict[str, Any]
     conditions: list[dict[str, Any]]
+    names: list[str]
+    style: FileStyle | None
 
 
 @register("sequences")
 class Sequences(Dataset):
-    """Sequences (L, C), each channel standardised over real steps; padding is 0 in model units.
+    """Sequences (L, C), channels scaled as columns of a table over real steps; padding is 0 in model units.
 
-    If lengths differ, the condition ``LENGTH`` (B,) int64 in 1 .. L gives them. Copies of a sequence, and windows of
-    one, share a side of the split.
+    Ranges, common values such as zeros, decimal places, whole numbers, booleans and words come back. So do the times
+    of steps: if sequences differ in them, they are learned, see :class:`SequenceTransform`. If lengths differ, the
+    condition ``LENGTH`` (B,) int64 in 1 .. L gives them. Copies of a sequence, and windows of one, share a side of the
+    split.
 
     Args:
         data: array (N, L, C), list of (L_i, C), ``.npy`` or ``.npz`` file (``values``, and ``lengths`` if they
@@ -61,6 +74,8 @@ class Sequences(Dataset):
         labels: conditions of arrays by name, (N,) each.
         conditions: columns of a table, or names of arrays (N,) in an archive. Reals become a ``Quantity``, texts and
             whole numbers a ``Category``.
+        scaling: scaling of numbers, "quantile" (to standard normal), "standard" (mean 0, deviation 1), or "auto":
+            quantiles where one value has 5% of the steps or some lie 10 deviations from the mean.
         missing, decimal, date_order: reading of CSV, as for ``Table``.
         max_length: maximum length; None for no limit.
         long: treatment of longer sequences: "truncate" keeps the first steps, "window" cuts consecutive windows of
@@ -105,6 +120,7 @@ class Sequences(Dataset):
         order_column: str | None = None,
         value_columns: Sequence[str] = (),
         conditions: Sequence[str] = (),
+        scaling: Literal["auto", "quantile", "standard"] = "auto",
         missing: Sequence[str] = (),
         decimal: Literal["auto", ".", ","] = "auto",
         date_order: Literal["auto", "dmy", "mdy"] = "auto",
@@ -131,14 +147,14 @@ class Sequences(Dataset):
         is_train = np.zeros(len(groups), bool)
         is_train[train] = True
 
-        self._columns, self._order = ragged.columns, ragged.order
-        self._channels, self._keys = ragged.channels, (id_column or "id", order_column or "step")
-        self._told = [column for column, _ in ragged.conditions.values()]
         sizes = np.array([len(x) for x in ragged.steps], np.int64)
-        transform = SequenceScale.fit(
-            np.concatenate([ragged.steps[i] for i in train]), ragged=bool(sizes.min() < sizes.max())
-        )
         specs, cond = _conditions(ragged, sizes, is_train)
+        self._ids, self._told = ragged.ids, [column for column, _ in ragged.conditions.values()]
+        self._key, self._order, self._times = id_column or "id", ragged.columns[-1] if ragged.timed else None, None
+        if ragged.timed:
+            ragged, self._times = _without_common_times(ragged)
+        self._columns, self._names, self._style = ragged.columns[: ragged.channels], ragged.names, ragged.style
+        transform = SequenceTransform.fit(ragged.steps, train, ragged.columns, scaling=scaling, timed=ragged.timed)
         x = _padded(ragged.steps, int(sizes.max()), transform)
         super().__init__(
             name=name or (Path(data).name if isinstance(data, str | os.PathLike) else "sequences"),
@@ -146,19 +162,20 @@ class Sequences(Dataset):
             transform=transform,
             train=ArraySplit(x, cond, rows=train),
             held_out=ArraySplit(x, cond, rows=rest),
-            fingerprint=_fingerprint(ragged, train),
+            fingerprint=_fingerprint(ragged, train, scaling),
         )
 
     @property
     def metadata(self) -> SequenceMetadata:
         return {
-            "channels": list(self._channels),
             "columns": [column.to_config() for column in self._columns],
-            "order_values": None if self._order is None else self._order[1],
-            "order_column": None if self._order is None else self._order[0].to_config(),
-            "id": self._keys[0],
-            "order": self._keys[1],
+            "order": None if self._order is None else self._order.to_config(),
+            "order_values": self._times,
+            "id": self._key,
+            "ids": asdict(self._ids),
             "conditions": [column.to_config() for column in self._told],
+            "names": list(self._names),
+            "style": self._style,
         }
 
 
@@ -170,53 +187,47 @@ def sequences_of(x: Tensor, cond: Conditions | None) -> list[np.ndarray]:
     return [row[:length] for row, length in zip(whole, cond[LENGTH].tolist(), strict=True)]
 
 
-def steps_of(x: Tensor, cond: Conditions | None, facts: SequenceMetadata, *, first: int = 0) -> Any:
-    """Samples as a pandas DataFrame with one row per step: id from ``first``, order, conditions, channels.
+def steps_of(x: Tensor, cond: Conditions | None, facts: SequenceMetadata, *, first: int = 0, text: bool = True) -> Any:
+    """Samples as a pandas DataFrame with one row per step.
 
-    Channels have the table's types. So has the order if all sequences of the data share its values; else the column
-    ``step`` counts from 0.
+    Columns are those of the table in its order, the names of sequences going on after those of the data, with
+    ``first``; for arrays the id, the number of the step, ``step``, conditions and channels.
 
     Args:
-        x: (B, L, C) in data units.
+        x: (B, L, K) in table units, from the transform's ``inverse``.
         cond: as given to networks; null or absent conditions become missing values.
         facts: ``Sequences.metadata``.
+        first: number of the first sample.
+        text: write text columns as they were written; else restore the types of the table read.
 
     Raises:
         UserError: x has other channels, or pandas is not installed.
     """
     pd = optional_import("pandas", "tables")
-    channels = list(facts["channels"])
-    if x.ndim != 3 or x.shape[2] != len(channels):
-        raise UserError(f"x must be (B, L, {len(channels)}) in data units, got {tuple(x.shape)}; apply inverse")
+    columns, known = list(map(column_from_config, facts["columns"])), facts["order_values"]
+    order = None if facts["order"] is None else column_from_config(facts["order"])
+    width = len(columns) + (order is not None and known is None)
+    if x.ndim != 3 or x.shape[2] != width:
+        raise UserError(f"x must be (B, L, {width}) in table units, got {tuple(x.shape)}; apply inverse")
     rows = sequences_of(x, cond)
     sizes = [len(row) for row in rows]
     place = np.repeat(np.arange(len(rows)), sizes)
     step = np.concatenate([np.arange(size) for size in sizes]) if sizes else place
-    known = facts.get("order_values")
-    parts: list[Any] = [pd.DataFrame({facts["id"]: first + place})]
-    if known and (config := facts.get("order_column")):
-        parts.append(column_from_config(config).to_text(np.array(known, np.float64)[step]))
-    else:
-        parts.append(pd.Series(step, name="step_number" if "step" in channels else "step"))
+    values = np.ascontiguousarray(np.concatenate(rows).T, np.float64) if rows else np.empty((width, 0))
+    series = lambda column, own: column.to_text(own) if text else column.to_series(own)
+    parts: list[Any] = [pd.Series(SequenceIds(**facts["ids"]).names(first + place), name=facts["id"])]
+    if order is not None:
+        parts.append(series(order, values[-1] if known is None else np.array(known, np.float64)[step]))
+    elif not facts["names"]:
+        taken = "step" in [column.name for column in columns]
+        parts.append(pd.Series(step, name="step_number" if taken else "step"))
     for column in map(column_from_config, facts["conditions"]):
         given = (cond or {}).get(column.name)
         told = torch.full((len(x),), torch.nan) if given is None else column_values(column, given.detach().cpu())
-        parts.append(column.to_series(told.double().numpy()[place]))
-    values = np.concatenate(rows) if rows else np.empty((0, len(channels)))
-    configs = facts.get("columns") or [None] * len(channels)
-    for name, config, own in zip(channels, configs, values.T, strict=True):
-        parts.append(pd.Series(own, name=name) if config is None else _as_written(column_from_config(config), own))
-    return pd.concat(parts, axis=1)
-
-
-def _as_written(column: Column, x: np.ndarray) -> Any:
-    """Channel (S,) in table units as a Series of its type, rounded to possible values."""
-    own = torch.from_numpy(np.ascontiguousarray(x)).double()
-    if isinstance(column, Number):
-        own = column.rounded(own)
-    elif isinstance(column, Categories):
-        own = own.round().clamp(0, len(column.names) - 1)
-    return column.to_text(own.numpy())
+        parts.append(series(column, told.double().numpy()[place]))
+    parts += [series(column, own) for column, own in zip(columns, values, strict=False)]
+    frame = pd.concat(parts, axis=1)
+    return frame[facts["names"]] if facts["names"] else frame
 
 
 def _read_table(
@@ -243,10 +254,11 @@ def _shorten(ragged: Ragged, max_length: int | None, long: str) -> tuple[Ragged,
         raise UserError(f"max_length must be at least 1 step, got {max_length}; None cuts none")
     if max_length is not None and long == "truncate":
         ragged = replace(ragged, steps=[x[:max_length] for x in ragged.steps])
-    contents = [x.shape[0].to_bytes(8) + (x + 0.0).tobytes() for x in ragged.steps]
+    plain = [x[:, : ragged.channels] for x in ragged.steps]  # copies may have other times
+    contents = [x.shape[0].to_bytes(8) + (x + 0.0).tobytes() for x in plain]
     digests = [hashlib.sha256(content).hexdigest() for content in contents]
     groups = np.unique(digests, return_inverse=True)[1].reshape(-1)
-    groups = np.where(copied(_heads(ragged.steps), groups), groups, len(groups) + np.arange(len(groups)))
+    groups = np.where(copied(_heads(plain), groups), groups, len(groups) + np.arange(len(groups)))
     groups = np.unique(groups, return_inverse=True)[1].reshape(-1)
     if max_length is None or long == "truncate":
         return ragged, groups
@@ -278,18 +290,32 @@ def _conditions(
     return specs, cond
 
 
-def _padded(steps: list[np.ndarray], length: int, transform: SequenceScale) -> np.ndarray:
-    """Sequences in model units (N, length, C) float32."""
-    x = np.zeros((len(steps), length, steps[0].shape[1]), np.float32)
-    for row, values in zip(x, steps, strict=True):
-        row[: len(values)] = transform.forward(torch.from_numpy(values)[None])[0].numpy()
-    return x
+def _without_common_times(ragged: Ragged) -> tuple[Ragged, list[float] | None]:
+    """Sequences without times that all share (shorter ones their prefix), and these; None if they differ."""
+    longest = max(ragged.steps, key=len)[:, -1]
+    if not all((x[:, -1] == longest[: len(x)]).all() for x in ragged.steps):
+        return ragged, None
+    steps = [x[:, :-1] for x in ragged.steps]
+    return replace(ragged, steps=steps, columns=ragged.columns[:-1], timed=False), longest.tolist()
 
 
-def _fingerprint(ragged: Ragged, train: np.ndarray) -> str:
-    """sha256 (hex) of steps, conditions with names, and split."""
+def _padded(steps: list[np.ndarray], length: int, transform: SequenceTransform, rows: int = 1024) -> np.ndarray:
+    """Sequences in model units (N, length, D) float32."""
+    parts = []
+    for i in range(0, len(steps), rows):
+        some = steps[i : i + rows]
+        x = np.full((len(some), length, some[0].shape[1]), np.nan)
+        for row, values in zip(x, some, strict=True):
+            row[: len(values)] = values
+        parts.append(transform.forward(torch.from_numpy(x)).numpy())
+    return np.concatenate(parts)
+
+
+def _fingerprint(ragged: Ragged, train: np.ndarray, scaling: str) -> str:
+    """sha256 (hex) of steps and conditions with names, split and scaling."""
     columns = {key: getattr(column, "names", ()) for key, (column, _) in ragged.conditions.items()}
-    digest = hashlib.sha256(json.dumps([ragged.channels, columns]).encode())
+    channels = [[column.name, getattr(column, "names", ())] for column in ragged.columns]
+    digest = hashlib.sha256(json.dumps([channels, columns, scaling]).encode())
     for x in (*ragged.steps, *(values for _, values in ragged.conditions.values())):
         digest.update(repr(x.shape).encode() + (x + 0.0).tobytes())
     digest.update(train.tobytes())

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import csv
-import gzip
-import logging
 import os
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +16,19 @@ import numpy as np
 from torch import Tensor
 
 from advect.core.errors import UserError, did_you_mean, optional_import
-from advect.data.arrays import array_header
+from advect.data.arrays import array_header, float64_rounds
 from advect.data.tables.columns import Categories, Column, Number
-from advect.data.tables.files import CSV, PARQUET, read_table
-from advect.data.tables.infer_columns import read_column, read_condition
-from advect.data.tables.scaling import StandardScaling
-
-logger = logging.getLogger(__name__)
+from advect.data.tables.files import (
+    CSV,
+    PARQUET,
+    FileStyle,
+    csv_rows,
+    find_separator,
+    open_text,
+    read_table,
+    style_of,
+)
+from advect.data.tables.infer_columns import array_column, read_column, read_condition
 
 _IDS = ("sequence_id", "series_id", "trajectory_id", "unique_id", "seq_id", "sequence", "series", "trajectory", "id")
 _MORE_IDS = ("patient", "subject", "animal", "track", "individual", "unit")
@@ -62,10 +67,8 @@ def is_sequence_array(path: Path) -> bool:
 
 
 def _csv_head(path: Path) -> tuple[list[str], list[list[str]]]:
-    with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as lines:
-        header = lines.readline()
-        lines.seek(0)
-        rows = csv.reader(lines, delimiter=max(",;\t|", key=header.count))
+    with open_text(path) as lines:
+        rows = (row for row, _ in csv_rows(lines, find_separator(lines)))
         return next(rows, []), list(islice(rows, _ROWS))
 
 
@@ -80,19 +83,56 @@ def _parquet_head(path: Path) -> tuple[list[str], list[list[str]]]:
 
 
 @dataclass(frozen=True)
-class Ragged:
-    """Sequences (L_i, C) float64, channel names, and conditions.
+class SequenceIds:
+    """Names of sequences that go on after those of the data: numbers, or a prefix and a number of ``width`` digits."""
 
-    ``conditions`` maps names to a column and values (N,) in table units, NaN where missing.
+    first: int = 0
+    prefix: str | None = None
+    width: int = 0
+
+    @classmethod
+    def of(cls, ids: Sequence[Any]) -> SequenceIds:
+        """Names after these, one a sequence; "generated-0" and on after words without numbers at the end."""
+        if not all(isinstance(value, str) for value in ids):
+            whole = all(isinstance(value, int) for value in ids)
+            return cls(max(ids) + 1 if whole else 0)
+        found = [re.fullmatch(r"(.*?)(\d{1,15})", value) for value in ids]
+        heads = {match[1] for match in found if match}
+        if not all(found) or len(heads) != 1:
+            return cls(prefix="generated-")
+        tails = [match[2] for match in found if match]
+        widths = {len(tail) for tail in tails}
+        return cls(max(map(int, tails)) + 1, heads.pop(), widths.pop() if len(widths) == 1 else 0)
+
+    def names(self, places: np.ndarray) -> np.ndarray:
+        """Names of the generated sequences of these numbers (n,)."""
+        if self.prefix is None:
+            return places + self.first
+        return np.array([f"{self.prefix}{place + self.first:0{self.width}d}" for place in places.tolist()], object)
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Sequences (L_i, K) float64 in the table units of ``columns``, and conditions.
+
+    ``conditions`` maps names to a column and values (N,) in table units, NaN where missing. If ``timed``, the last
+    column is the time of each step.
     """
 
     steps: list[np.ndarray]
-    channels: tuple[str, ...]
+    columns: tuple[Column, ...]
     conditions: dict[str, tuple[Column, np.ndarray]]
-    columns: tuple[Column, ...] = ()
-    """Columns of a table's channels; empty for arrays."""
-    order: tuple[Column, list[float]] | None = None
-    """Order column and its values, if all sequences share them."""
+    timed: bool = False
+    ids: SequenceIds = SequenceIds()
+    names: tuple[str, ...] = ()
+    """Columns of a table in its order."""
+    style: FileStyle | None = None
+    """Style of a table's file."""
+
+    @property
+    def channels(self) -> int:
+        """Number of columns without the time."""
+        return len(self.columns) - self.timed
 
 
 def read_arrays(data: Any, lengths: Any, conditions: Mapping[str, Any] | Sequence[str]) -> Ragged:
@@ -121,8 +161,11 @@ def read_arrays(data: Any, lengths: Any, conditions: Mapping[str, Any] | Sequenc
     else:
         steps = _cut(_array(data, "the array"), lengths)
     _check(steps)
-    channels = tuple(f"value_{i}" for i in range(steps[0].shape[1]))
-    return Ragged(steps, channels, {key: _label(key, values, len(steps)) for key, values in conditions.items()})
+    every, kind = np.concatenate(steps), np.result_type(*{x.dtype for x in steps})
+    read = [array_column(f"value_{i}", x, kind) for i, x in enumerate(every.T)]
+    steps = np.split(np.stack([x for _, x in read], 1), np.cumsum([len(x) for x in steps])[:-1])
+    told = {key: _label(key, values, len(steps)) for key, values in conditions.items()}
+    return Ragged(steps, tuple(column for column, _ in read), told)
 
 
 def _open(file: Path, lengths: Any, conditions: Mapping[str, Any] | Sequence[str]) -> tuple[Any, Any, dict[str, Any]]:
@@ -152,7 +195,11 @@ def _array(x: Any, what: str) -> np.ndarray:
         raise UserError(f"{what} is ragged; give a list of arrays (L_i, C)") from error
     if x.dtype.kind not in "buif":
         raise UserError(f"{what} must hold real numbers, got dtype {x.dtype}; convert it")
-    return x.astype(np.float64)
+    if x.dtype.kind in "iu" and float64_rounds(x):
+        raise UserError(
+            f"{what} has whole numbers beyond 2^53 that float64 does not hold; subtract the least, or divide them"
+        )
+    return x.astype(x.dtype.newbyteorder("="))
 
 
 def _cut(x: np.ndarray, lengths: Any) -> list[np.ndarray]:
@@ -208,9 +255,7 @@ def _label(name: str, values: Any, count: int) -> tuple[Column, np.ndarray]:
     if array.dtype.kind == "f":
         if not np.isfinite(array).all():
             raise UserError(f"conditions[{name!r}] holds NaN or infinite values; leave those sequences out")
-        x = array.astype(np.float64)
-        scaling = StandardScaling.fit(x)
-        return Number(name=name, dtype="float64", scaling=scaling, low=float(x.min()), high=float(x.max())), x
+        return array_column(name, array)
     names, places = np.unique(array, return_inverse=True)
     dtype = "object" if array.dtype.kind == "U" else str(array.dtype)
     return Categories(name=name, dtype=dtype, names=names.tolist()), places.astype(np.float64)
@@ -261,20 +306,18 @@ def read_steps(
     for name in keys:
         _require_all(frame[name].isna().to_numpy(bool), name)
     date_order = words.get("date_order", "auto")
-    read = [_channel(frame[name], forms.get(name), date_order) for name in channels]
-    matrix = np.stack([x for _, x in read], 1)
     places = pd.factorize(frame[id])[0]
-    key = None if order is None else _order(frame[order], forms.get(order), date_order)
-    times = np.zeros(len(frame)) if key is None else key[1]
-    rows = np.lexsort((times, places))
+    read = [_channel(frame[name], forms.get(name), date_order, places) for name in channels]
+    read += [] if order is None else [_order(frame[order], forms.get(order), date_order)]
+    matrix = np.stack([x for _, x in read], 1)
+    rows = np.lexsort((matrix[:, -1] if order is not None else np.zeros(len(frame)), places))
     starts = np.flatnonzero(np.diff(places[rows], prepend=-1))
     told = {name: _constant(frame[name], places, rows[starts], id) for name in conditions}
+    ids = SequenceIds.of(frame[id].iloc[rows[starts]].tolist())
     columns = tuple(column for column, _ in read)
-    common = None if key is None else _common(np.split(times[rows], starts[1:]))
-    if key is not None and common is None:
-        logger.info("sequences differ in their %r, so that samples have the number of the step instead", order)
-    kept = None if key is None or common is None else (key[0], common)
-    return Ragged(np.split(matrix[rows], starts[1:]), tuple(map(str, channels)), told, columns, kept)
+    used = tuple(c for c in frame.columns if c in named or c in channels)
+    style = style_of(data, frame, used)
+    return Ragged(np.split(matrix[rows], starts[1:]), columns, told, order is not None, ids, used, style)
 
 
 def _order(series: Any, form: Any, date_order: str) -> tuple[Column, np.ndarray]:
@@ -295,20 +338,14 @@ def _order(series: Any, form: Any, date_order: str) -> tuple[Column, np.ndarray]
     return column, values
 
 
-def _common(times: list[np.ndarray]) -> list[float] | None:
-    """Order values that all sequences share (shorter ones their prefix); None if they differ."""
-    longest = max(times, key=len)
-    return longest.tolist() if all((x == longest[: len(x)]).all() for x in times) else None
-
-
 def _require_all(bad: np.ndarray, name: str) -> None:
     if bad.any():
         row = int(bad.argmax())
         raise UserError(f"column {name!r} misses a value in row {row}; fill it in or remove the row")
 
 
-def _channel(series: Any, form: Any, date_order: str) -> tuple[Column, np.ndarray]:
-    """Column of numbers, times or booleans, and its values (N,) in table units."""
+def _channel(series: Any, form: Any, date_order: str, places: np.ndarray) -> tuple[Column, np.ndarray]:
+    """Column of a channel, and its values (N,) in table units. Words must change within a sequence (``places``)."""
     types = optional_import("pandas", "tables").api.types
     _require_all(series.isna().to_numpy(bool), series.name)
     if types.is_numeric_dtype(series.dtype) and not types.is_complex_dtype(series.dtype):
@@ -323,7 +360,8 @@ def _channel(series: Any, form: Any, date_order: str) -> tuple[Column, np.ndarra
         if not types.is_object_dtype(series.dtype):
             raise
         column, values = None, np.empty(0)
-    if column is None or (isinstance(column, Categories) and not set(column.names) <= {True, False}):
+    words = isinstance(column, Categories) and not set(column.names) <= {True, False}
+    if column is None or (words and len(np.unique(np.stack([places, values]), axis=1).T) == places.max() + 1):
         raise UserError(
             f"column {series.name!r} has values of {series.dtype}, which no channel can be;"
             " name the channels with --value-columns, or give it to --conditions"

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.registry import register
-from advect.core.types import LENGTH, Batch, Conditions
-from advect.data.figure import ALARM, OTHERS, SAMPLES, TEXT, new_figure, style, to_image
+from advect.core.types import LENGTH, Batch, Conditions, without_padding
+from advect.data.figure import ALARM, OTHERS, SAMPLES, TEXT, new_figure, plot_unit, style, to_image
 from advect.data.modality import Modality, write_npz
 from advect.data.sequences.dataset import SequenceMetadata, steps_of
-from advect.data.tables.files import write_table
+from advect.data.sequences.transform import SequenceTransform
+from advect.data.tables.columns import Categories, Column, column_from_config
+from advect.data.tables.files import write_in_style, write_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,36 +31,63 @@ LINES: tuple[tuple[str, Any], ...] = ((SAMPLES, "-"), (OTHERS[0], "--"), (OTHERS
 
 @register("sequence")
 class SequencesModality(Modality[SequenceMetadata]):
-    """Sequences (L, C): samples.npz with ``values`` and ``lengths`` and, with pandas, samples.csv of steps."""
+    """Sequences (L, C): a table of steps if that was read, in its format; else samples.npz and samples.csv of steps.
+
+    samples.npz has ``values`` in the type of the data, and ``lengths``; samples.csv needs pandas.
+    """
 
     layout = "sequence"
     example_shape = (16, 4)
     usual_preset = "sequences"
     shown = 3
     trajectories = 4
+    space = "the scaled channels"
 
     def describe(self, shape: Sequence[int]) -> str:
         steps, channels = shape
         return f"sequences of up to {steps:,} steps in {channels:,} channel{'s' * (channels != 1)}"
 
     def write_data(self, x: Tensor, conditions: Conditions, folder: Path, first: int) -> list[Path]:
+        facts = self.metadata
+        if style := facts["style"]:
+            frame = steps_of(x, conditions, facts, first=first, text=style["suffix"] == ".csv")
+            return [write_in_style(folder, frame, style)]
         named = {name: value for name, value in conditions.items() if name != LENGTH}
-        arrays = {"values": x, **({"lengths": conditions[LENGTH]} if LENGTH in conditions else {})}
+        values = _array(without_padding(x, conditions).numpy(), [column_from_config(c) for c in facts["columns"]])
+        if LENGTH in conditions:
+            values[np.arange(x.shape[1]) >= conditions[LENGTH].numpy()[:, None]] = 0
+        arrays = {"values": values, **({"lengths": conditions[LENGTH]} if LENGTH in conditions else {})}
         files = [write_npz(folder, arrays, named, self.spec)]
         if find_spec("pandas") is not None:
-            channels = [f"value_{i}" for i in range(x.shape[2])]
-            plain = {"channels": channels, "id": "id", "order": "step", "conditions": []}
             files.append(folder / "samples.csv")
-            write_table(files[-1], steps_of(x, conditions, self.metadata or plain, first=first))
+            write_table(files[-1], steps_of(x, conditions, facts, first=first))
         return files
+
+    def feature_space(self, x: Tensor) -> Tensor:
+        """Sequences (n, L, K) in table units as scaled channels (n, L, D), 0 after their ends."""
+        assert isinstance(self.transform, SequenceTransform)
+        return self.transform.features(x)
 
     def plot(self, x: Tensor, conditions: Conditions, reference: Batch | None = None) -> Image.Image:
         """Line plots of samples beside data."""
-        names = tuple(self.metadata.get("channels", ()))
+        columns = self.metadata["columns"]
+        numbers = [i for i, column in enumerate(columns) if column["kind"] == "number" and not column["unit"]]
+        numbers = numbers or list(range(len(columns)))
+        names = [columns[i]["name"] for i in numbers]
         if reference is None:
-            return series_plot(x, conditions.get(LENGTH), names=names)
+            return series_plot(x[..., numbers], conditions.get(LENGTH), names=names)
         real = (reference.cond or {}).get(LENGTH)
-        return series_plot(x, conditions.get(LENGTH), reference.x1, real, names=names)
+        return series_plot(x[..., numbers], conditions.get(LENGTH), reference.x1[..., numbers], real, names=names)
+
+
+def _array(x: np.ndarray, columns: Sequence[Column]) -> np.ndarray:
+    """Table units (n, L, C) as the array that the columns are of: all of one type."""
+    parts = [
+        np.array(c.names)[x[..., i].astype(int)] if isinstance(c, Categories) else x[..., i]
+        for i, c in enumerate(columns)
+    ]
+    whole = np.stack(parts, -1)
+    return whole.astype(columns[0].dtype) if np.isfinite(whole).all() else whole
 
 
 def series_plot(
@@ -80,6 +109,8 @@ def series_plot(
             raise UserError(f"{argument} must be sequences (N, L, C), got shape {tuple(value.shape)}")
     samples = _cut(x, lengths, ROWS * COLUMNS)
     data = [] if reference is None else _cut(reference, reference_lengths, ROWS * COLUMNS // 2)
+    unit = plot_unit(*samples, *data)
+    samples, data = [line / unit for line in samples], [line / unit for line in data]
     if data:
         samples = samples[: ROWS * COLUMNS // 2]
     half = COLUMNS // 2
@@ -92,7 +123,7 @@ def series_plot(
             _draw(axes, lines[i] if i < len(lines) else None)
     low, high = _range(data or samples)
     grid[0, 0].set(xlim=(0, max(x.shape[1] - 1, 1)), ylim=(low, high))
-    figure.supxlabel("step", fontsize=7, color=TEXT)
+    figure.supxlabel("step" + (f"; values in units of {unit:.3g}" if unit != 1 else ""), fontsize=7, color=TEXT)
     for places, title in ((own, "samples"), (real, "data")):
         if places.size:
             places[0, 0].set_title(title, fontsize=8, color=TEXT, loc="left", fontweight="bold")

@@ -1,9 +1,8 @@
-"""Standardisation of padded sequences."""
+"""Columns of padded sequences to model units and back."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -13,79 +12,191 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.data.transforms import Standardize, Transform, needs_float64
+from advect.data.tables.arrow import arrow_time_unit
+from advect.data.tables.columns import Column, Number, column_from_config
+from advect.data.tables.infer_columns import array_column, fit_number
+from advect.data.tables.transform import TableTransform
+from advect.data.transforms import Transform
 
 
 @dataclass(frozen=True)
-class SequenceScale(Transform):
-    """Standardise each channel of sequences (B, L, C); padding is NaN in data units, 0 in model units.
+class SequenceTransform(Transform):
+    """Columns of sequences (B, L, K) in table units to (B, L, D), each step as a row of :class:`TableTransform`.
 
-    The inverse cannot tell padding from steps at the mean: without lengths it returns the mean there.
+    Padding is NaN in table units and 0 in model units. With ``start``, the last column is the time of each step: its
+    model units are the start, the same at every step, and the gap to the step before; one that is constant takes no
+    dimension. Of dates, cosine and sine of the start's place in the year, week and day follow, since seasons of a long
+    span are not to be seen in its scaled value. The inverse takes the mean start, moves it to the nearest of that
+    place, and adds up gaps that the data could have.
+
+    The inverse takes steps whose model units are all 0 for padding, and returns what 0 stands for there.
 
     Args:
-        mean: (C,) in data units, over real steps.
-        std: (C,) in data units, > 0, over real steps.
+        columns: of the channels, without the time; configurations are built.
         ragged: whether lengths differ.
+        start: time of a sequence's first step; None without times.
+        gap: time between steps; None without times.
+        periods: in which the start has a place, in table units, the longest first.
 
     Raises:
-        UserError: lengths of mean and std differ or are 0, a value is not finite, or a deviation not positive.
+        UserError: all columns are constant, or start is given without gap.
     """
 
-    mean: Sequence[float]
-    std: Sequence[float]
+    columns: Sequence[Column]
     ragged: bool = False
-    kind: ClassVar[str] = "sequence_scale"
+    start: Number | None = None
+    gap: Number | None = None
+    periods: Sequence[float] = ()
+    kind: ClassVar[str] = "sequence"
 
     def __post_init__(self) -> None:
-        checked = Standardize(self.mean, self.std)
-        object.__setattr__(self, "mean", checked.mean)
-        object.__setattr__(self, "std", checked.std)
+        build = lambda c: column_from_config(c) if isinstance(c, Mapping) else c
+        object.__setattr__(self, "columns", tuple(map(build, self.columns)))
+        for name in ("start", "gap"):
+            object.__setattr__(self, name, build(getattr(self, name)))
+        object.__setattr__(self, "periods", tuple(self.periods))
+        if (self.start is None) != (self.gap is None):
+            raise UserError("start and gap of the times belong together; give both or none")
+        _ = self._table
 
     @classmethod
-    def fit(cls, steps: np.ndarray, *, ragged: bool) -> SequenceScale:
-        """Fit to the real steps (S, C) of all sequences."""
-        fitted = Standardize.fit(steps)
-        return cls(fitted.mean, fitted.std, ragged)
+    def fit(
+        cls,
+        steps: Sequence[np.ndarray],
+        train: np.ndarray,
+        columns: Sequence[Column] | None = None,
+        *,
+        scaling: str = "auto",
+        timed: bool = False,
+    ) -> SequenceTransform:
+        """Fit scalings to the sequences (L_i, K) of indices ``train``.
+
+        Args:
+            steps: all sequences in table units.
+            train: indices of those that scalings are fitted to; ranges are those of all.
+            columns: of the channels, and last of the times if ``timed``; default those of plain numbers.
+            scaling: "auto", "quantile" or "standard", see :func:`fit_scaling`.
+            timed: whether the last column is the time of each step.
+        """
+        rows = np.concatenate([steps[i] for i in train])
+        if columns is None:
+            columns = [array_column(f"value_{i}", x)[0] for i, x in enumerate(np.concatenate(steps).T)]
+        built = [
+            fit_number(c, x, scaling) if isinstance(c, Number) else c for c, x in zip(columns, rows.T, strict=True)
+        ]
+        lengths = {len(x) for x in steps}
+        if not timed:
+            return cls(built, len(lengths) > 1)
+        time = columns[-1]
+        assert isinstance(time, Number)
+        starts, gaps = (lambda some: np.array([x[0, -1] for x in some])), _gaps
+        some = [steps[i] for i in train]
+        start = _part(time, starts(steps), starts(some), "quantile")
+        gap = _part(time, gaps(steps), gaps(some), scaling)
+        return cls(built[:-1], len(lengths) > 1, start, gap, _periods(time, start.high - start.low))
 
     @cached_property
-    def _moments(self) -> Tensor:
-        """Mean and deviation, (2, C) float64."""
-        return torch.tensor([self.mean, self.std], dtype=torch.float64)
-
-    @cached_property
-    def wide(self) -> bool:
-        """Whether data units are float64."""
-        return needs_float64(self.mean, self.std)
+    def _table(self) -> TableTransform:
+        times = () if self.start is None or self.gap is None else (self.start, self.gap)
+        return TableTransform((*self.columns, *times))
 
     def forward(self, x: Tensor) -> Tensor:
-        mean, std = self._moments.to(x.device)
-        return torch.nan_to_num((x.double() - mean) / std, nan=0.0).float()
+        x = x.double()
+        padding = x.isnan().any(-1)
+        if self.start is None:
+            z = self._rows(x)
+        else:
+            times, first = x[..., -1], x[:, :1, -1]
+            gaps = torch.cat([torch.full_like(first, torch.nan), times.diff(dim=1)], 1)
+            z = self._rows(torch.cat([x[..., :-1], torch.stack([first.expand_as(times), gaps], -1)], -1))
+            z = torch.cat([z, self._places(first).float().expand(*z.shape[:2], -1)], -1)
+        return torch.where(padding[..., None], 0.0, z)
 
-    def inverse(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Model units (B, L, C) to data units; steps from ``lengths`` (B,) on are 0 if given."""
-        dtype = torch.float64 if self.wide else torch.float32
-        mean, std = self._moments.to(x.device, dtype)
-        y = torch.addcmul(mean, x.to(dtype), std)
-        if lengths is None:
-            return y
-        real = torch.arange(x.shape[1], device=x.device) < lengths.to(x.device)[:, None]
-        return torch.where(real[..., None], y, 0.0)
+    def _rows(self, x: Tensor) -> Tensor:
+        return self._table.forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
-    def centred(self, x: Tensor) -> Tensor:
-        """Data units (B, L, C), less the mean if float64; steps of zeros (padding) stay."""
-        if not self.wide:
-            return x
-        return torch.where((x == 0).all(-1, keepdim=True), 0.0, x.double() - self._moments[0].to(x.device))
+    def _places(self, first: Tensor) -> Tensor:
+        """Cosines and sines (B, 1, 2 P) of starts (B, 1) in the P periods."""
+        angle = first[..., None] * (
+            2 * torch.pi / torch.tensor(self.periods, dtype=torch.float64, device=first.device)
+        )
+        return torch.cat([angle.cos(), angle.sin()], -1)
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """Model units (B, L, D) to table units (B, L, K) float64."""
+        width = sum(self._table.widths)
+        if self.start is None:
+            return self._steps(x)
+        real = (x != 0).any(-1)
+        real = torch.where(real.any(1, keepdim=True), real, True)[..., None]
+        mean = (x.double() * real).sum(1, keepdim=True) / real.sum(1, keepdim=True)
+        at = sum(column.width for column in self.columns)
+        first = self.start.inverse(mean[:, 0, at : at + self.start.width])
+        for period, cos, sin in zip(
+            self.periods, *mean[:, 0, width:].T.reshape(2, len(self.periods), -1), strict=True
+        ):
+            turns = torch.atan2(sin, cos) / (2 * torch.pi) - first / period
+            first = first + (turns - turns.round()) * period
+        y = self._steps(x[..., :width])
+        gaps = torch.cat([torch.zeros_like(y[:, :1, -1]), y[:, 1:, -1]], 1)
+        times = self.start.rounded(first)[:, None] + gaps.cumsum(1)
+        times = times if self.start.decimals is None else times.round(decimals=self.start.decimals)
+        return torch.cat([y[..., :-2], times[..., None]], -1)
+
+    def _steps(self, z: Tensor) -> Tensor:
+        return self._table.inverse(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+
+    def features(self, x: Tensor) -> Tensor:
+        """Model units of x (B, L, K), in which padding is 0: zeros at the end if lengths differ."""
+        if self.ragged:
+            last = (x == 0).all(-1).flip(1).cumprod(1).flip(1).bool()
+            x = torch.where(last[..., None], torch.nan, x.double())
+        return self.forward(x)
 
     def log_det(self, elements: int) -> float:
         """log |det d forward / dx| of a sample of ``elements`` elements, all steps real.
 
         Raises:
-            UserError: lengths differ.
+            UserError: lengths differ, times are learned, or as :meth:`TableTransform.log_det`.
         """
         if self.ragged:
             raise UserError("sequences of different lengths have no common log_det; train on those of one length")
-        return -(elements // len(self.std)) * sum(math.log(std) for std in self.std)
+        if self.start is not None:
+            raise UserError(
+                f"sequences differ in their times {self.start.name!r}, which have no density; leave --order-column out"
+            )
+        return elements // len(self.columns) * self._table.log_det(len(self.columns))
 
     def to_config(self) -> dict[str, Any]:
-        return {"kind": self.kind, "mean": list(self.mean), "std": list(self.std), "ragged": self.ragged}
+        own = {name: None if (c := getattr(self, name)) is None else c.to_config() for name in ("start", "gap")}
+        own |= {"columns": [c.to_config() for c in self.columns], "periods": list(self.periods)}
+        return {"kind": self.kind, "ragged": self.ragged, **own}
+
+
+def _gaps(steps: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.diff(x[:, -1]) for x in steps])
+
+
+def _periods(time: Number, span: float) -> list[float]:
+    """Year, week and day in the units of a column of dates or times, those of at most ``span``."""
+    unit = (arrow_time_unit(time.arrow) or "") if time.arrow else time.unit
+    if not unit:
+        return []
+    day = float(np.timedelta64(1, "D") / np.timedelta64(1, unit)) / time.step
+    return [days * day for days in (365.2425, 7.0, 1.0) if 1 < days * day <= span]
+
+
+def _part(time: Number, every: np.ndarray, train: np.ndarray, scaling: str) -> Number:
+    """Column of a part of the times: of all values (N,), fitted to those of training."""
+    every = every if len(every) else np.zeros(1)
+    if time.decimals is not None:
+        every, train = every.round(time.decimals), train.round(time.decimals)
+    column = Number(
+        name=time.name,
+        dtype="float64",
+        scaling=time.scaling,
+        low=float(every.min()),
+        high=float(every.max()),
+        decimals=time.decimals,
+    )
+    return fit_number(column, train if len(train) else every, scaling)

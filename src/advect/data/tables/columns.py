@@ -19,7 +19,7 @@ from torch import Tensor
 from advect.core.errors import UserError, did_you_mean, optional_import
 from advect.data.tables.arrow import arrow_series
 from advect.data.tables.scaling import Scaling, scaling_from_config
-from advect.data.tables.text import write_number, write_time
+from advect.data.tables.write_text import write_number, write_time
 
 ONE_HOT = 50
 """Maximum number of one-hot categories; more are encoded as bits."""
@@ -133,7 +133,7 @@ class Number(Column):
         """Nearest values that the column can have."""
         if self.decimals is not None:
             x = x.round(decimals=self.decimals)
-        return x.clamp(self.low, self.high)
+        return x.clamp(self.low, self.high) + 0.0  # -0.0 is written as such
 
     def to_series(self, x: np.ndarray) -> Any:
         pd = optional_import("pandas", "tables")

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypedDict
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -19,24 +19,19 @@ from advect.core.types import Conditions, DataSpec
 from advect.data.base import ArraySplit, Dataset, Detected, Preview
 from advect.data.repeats import split_rows
 from advect.data.tables.columns import Column, column_from_config
-from advect.data.tables.files import PARQUET, is_table_file, read_table, require_columns
+from advect.data.tables.files import FileStyle, is_table_file, read_table, require_columns, style_of
 from advect.data.tables.infer_columns import column_values, condition_of, read_column, read_condition
 from advect.data.tables.scaling import require_scaling
 from advect.data.tables.transform import TableTransform
 from advect.data.transforms import transform_from_config
 
 
-class TableMetadata(TypedDict):
+class TableMetadata(FileStyle):
     """JSON that :func:`frame_of` needs to make data frames without the data.
 
-    ``suffix``, Parquet ``index`` and CSV ``separator`` of the sample file, and columns ``unnamed`` there; ``order`` of
-    all columns; configurations of the transform and of the condition columns.
+    ``order`` of all columns; configurations of the transform and of the condition columns.
     """
 
-    suffix: str
-    index: list[str]
-    separator: str | None
-    unnamed: list[str]
     order: list[str]
     transform: dict[str, Any]
     conditions: list[dict[str, Any]]
@@ -127,12 +122,8 @@ class Table(Dataset):
         is_train[train] = True
         columns = read(is_train)
 
-        path = os.fspath(data) if isinstance(data, str | os.PathLike) else ""
-        self._suffix = ".parquet" if str(path).lower().endswith(PARQUET) else ".csv"
         self._order = list(columns)
-        self._index = [name for name in frame.attrs.get("index", ()) if name in columns]
-        self._unnamed = [name for name in frame.attrs.get("unnamed", ()) if name in columns]
-        self._separator = frame.attrs.get("separator")
+        self._style = style_of(data, frame, columns)
         self._told = [columns[c][0] for c in told]
         transform = TableTransform([column for c, (column, _) in columns.items() if c not in told])
         learned = [i for i, c in enumerate(columns) if c not in told]
@@ -151,10 +142,7 @@ class Table(Dataset):
     @property
     def metadata(self) -> TableMetadata:
         return {
-            "suffix": self._suffix,
-            "index": self._index,
-            "separator": self._separator,
-            "unnamed": self._unnamed,
+            **self._style,
             "order": self._order,
             "transform": self.transform.to_config(),
             "conditions": [column.to_config() for column in self._told],
@@ -190,7 +178,7 @@ def frame_of(x: Tensor, cond: Conditions | None, facts: TableMetadata, *, text: 
 def _frame(data: Any, drop: Sequence[str], categorical: Sequence[str], words: dict[str, Any]) -> Any:
     pd = optional_import("pandas", "tables")
     if isinstance(data, str | os.PathLike):
-        frame = read_table(data, text=categorical, **words)
+        frame = read_table(data, text={*categorical, *drop}, **words)
     elif isinstance(data, pd.DataFrame):
         frame = data
         for argument in ("numeric", "missing"):
@@ -206,6 +194,9 @@ def _frame(data: Any, drop: Sequence[str], categorical: Sequence[str], words: di
     swapped = {c: d.newbyteorder("=") for c, d in frame.dtypes.items() if isinstance(d, np.dtype) and not d.isnative}
     frame = frame.astype(swapped) if swapped else frame
     frame = frame.drop(columns=list(drop))
+    doubts = frame.attrs.get("doubts", {})
+    if doubt := next((doubts[c] for c in frame.columns if c in doubts), None):
+        raise UserError(doubt)
     if not frame.size:
         raise UserError(f"the table is empty, its shape is {frame.shape}; give at least one row and one column")
     return frame

@@ -7,9 +7,10 @@ import gzip
 import logging
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypedDict
 
 import numpy as np
 
@@ -20,7 +21,10 @@ from advect.data.tables.text import Read, as_series, infer_text, without_missing
 logger = logging.getLogger(__name__)
 
 PARQUET = (".parquet", ".pq")
-CSV = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
+CSV = (".csv", ".tsv", ".txt", ".dat", ".csv.gz", ".tsv.gz", ".txt.gz", ".dat.gz")
+
+_HEAD = 100
+"""Rows that tell the separator."""
 
 
 def read_table(
@@ -35,11 +39,13 @@ def read_table(
     """pandas DataFrame of a file; the suffix gives the format, the CSV separator is detected.
 
     Args:
-        path: ``.parquet`` or ``.pq``; or ``.csv``, ``.tsv`` or ``.txt``, plain or with ``.gz``.
+        path: ``.parquet`` or ``.pq``; or ``.csv``, ``.tsv``, ``.txt`` or ``.dat``, plain or with ``.gz``, whose fields
+            are separated by a comma, semicolon, tab, bar, or by blanks.
         text: CSV columns to read as text.
         numeric, missing, decimal, date_order: for CSV, see :func:`advect.data.tables.text.infer_text`.
 
     ``attrs["forms"]`` holds how CSV columns were written, ``attrs["why"]`` the reasons for their types,
+    ``attrs["doubts"]`` questions about words among numbers,
     ``attrs["unnamed"]`` the columns without a name, here "Unnamed: 0" and so on. Named index levels of Parquet become
     columns, listed in ``attrs["index"]``.
 
@@ -99,7 +105,9 @@ def _read_csv(pd: Any, file: Path, text: Collection[str], numeric: Collection[st
     try:
         frame = pd.read_csv(
             file,
-            sep=separator,
+            sep=r"\s+" if separator == " " else separator,
+            names=None if any(names) and "" in names else names,
+            header=0,
             dtype=str,
             keep_default_na=False,
             na_filter=False,
@@ -109,7 +117,7 @@ def _read_csv(pd: Any, file: Path, text: Collection[str], numeric: Collection[st
     except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError) as error:
         raise UserError(f"{file} is not a readable CSV file ({_line(error)}); mend or write it again") from error
     require_columns(frame, numeric, "numeric")
-    columns, forms, why = {}, {}, {}
+    columns, forms, why, doubts = {}, {}, {}, {}
     for column in frame.columns:
         values = frame[column].to_numpy(object)
         if column in text:
@@ -121,9 +129,11 @@ def _read_csv(pd: Any, file: Path, text: Collection[str], numeric: Collection[st
         why[column] = f"{read.kind} ({read.why})"
         if read.form:
             forms[column] = read.form
+        if read.doubt:
+            doubts[column] = read.doubt
     typed = pd.DataFrame(columns, columns=frame.columns)
     unnamed = [column for column, name in zip(frame.columns, names, strict=True) if not name]
-    typed.attrs = {"forms": forms, "why": why, "separator": separator, "unnamed": unnamed}
+    typed.attrs = {"forms": forms, "why": why, "doubts": doubts, "separator": separator, "unnamed": unnamed}
     logger.info("%s: %s", file.name, "; ".join(f"{column} is {reason}" for column, reason in why.items()))
     return typed
 
@@ -131,38 +141,88 @@ def _read_csv(pd: Any, file: Path, text: Collection[str], numeric: Collection[st
 def _check_csv(file: Path) -> tuple[str, list[str]]:
     """Separator and header of a CSV file. Raises UserError unless each row has as many fields as the header."""
     try:
-        with (gzip.open if file.suffix.lower() == ".gz" else open)(
-            file, "rt", encoding="utf-8-sig", newline=""
-        ) as lines:
-            header = lines.readline()
-            separator = max(",;\t|", key=header.count)
-            lines.seek(0)
-            rows = csv.reader(lines, delimiter=separator)
-            names = next(rows, [])
+        with open_text(file) as lines:
+            separator = find_separator(lines)
+            rows = csv_rows(lines, separator)
+            names, last = next(rows, (["", ""], 0))[0], 1
             if _is_data(names):
                 raise UserError(
                     f"{file} begins with a row of numbers ({separator.join(names[:3])}), which would be the columns'"
-                    " names; write names into a line before it"
+                    " names; write names into a line before it, or save the numbers as .npy"
                 )
             twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
             if twice is not None:
                 raise UserError(f"{file} names the column {twice!r} twice; rename one")
             if not any(names):
                 raise UserError(f"{file} has no header; write the columns' names into its first line")
-            for row in rows:
+            for row, last in rows:
                 if row and len(row) != len(names):  # an empty line is no row
                     raise UserError(
-                        f"{file} line {rows.line_num} has {len(row)} fields, the header {len(names)}"
-                        f" (separator {separator!r}); mend or remove that line"
+                        f"{file} line {last} has {len(row)} fields, the header {len(names)}"
+                        f" (separator {separator!r}); mend or remove that line, or complete the header"
                     )
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{file} is not a readable CSV file in UTF-8 ({_line(error)}); mend or convert it") from error
     return separator, names
 
 
+def open_text(file: Path) -> IO[str]:
+    """A CSV file, plain or with gzip, for reading."""
+    return (gzip.open if file.suffix.lower() == ".gz" else open)(file, "rt", encoding="utf-8-sig", newline="")  # type: ignore[return-value]
+
+
+_TOKEN = re.compile(r'"((?:[^"]|"")*)"|(\S+)')
+
+
+def csv_rows(lines: IO[str], separator: str) -> Iterator[tuple[list[str], int]]:
+    """Rows of a CSV file and the number of their last line; " " separates by blanks and tabs, however many.
+
+    A header after "#", as NumPy writes it, is without that.
+    """
+    if separator != " ":
+        rows = csv.reader(lines, delimiter=separator)
+        yield from ((row, rows.line_num) for row in rows)
+        return
+    for number, line in enumerate(lines, 1):
+        row = [token[1] or token[0].replace('""', '"') for token in _TOKEN.findall(line)]
+        yield row[1:] if number == 1 and row[:1] == ["#"] else row, number
+
+
+def find_separator(lines: IO[str]) -> str:
+    """Separator of a CSV file, from its first rows; " " for blanks and tabs. Leaves the file at its start.
+
+    The one that gives most fields, as many in each row; else the commonest of the header.
+    """
+
+    def head(separator: str) -> list[list[str]]:
+        lines.seek(0)
+        try:
+            return [row for row, _ in islice(csv_rows(lines, separator), _HEAD) if row]
+        except csv.Error:
+            return []
+
+    heads = {mark: head(mark) for mark in (*",;\t|", " ")}
+    widths = {mark: len(rows[0]) if len({*map(len, rows)}) == 1 else 0 for mark, rows in heads.items()}
+    lines.seek(0)
+    header = lines.readline()
+    lines.seek(0)
+    if max(widths[mark] for mark in ",;\t|") > 1:
+        return max(",;\t|", key=widths.__getitem__)
+    if any(mark in header for mark in ",;\t|"):
+        return max(",;\t|", key=header.count)
+    first, second = [*heads[" "], [], []][:2]
+    numbers = sum(map(_is_number, second or first))
+    alike = widths[" "] > 1 and 2 * numbers >= len(second or first)
+    return " " if alike or (len(first) > 1 and 1 < len(second) == numbers) else ","
+
+
+def _is_number(word: str) -> bool:
+    return bool(re.fullmatch(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?", word))
+
+
 def _is_data(names: list[str]) -> bool:
     """Whether a first row is numbers that are no names, as years and wavelengths in order are."""
-    if not names or not all(re.fullmatch(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?", name) for name in names):
+    if not names or not all(map(_is_number, names)):
         return False
     steps = np.diff([float(name.replace(",", ".")) for name in names])
     ordered = (steps > 0).all() or (steps < 0).all()
@@ -226,6 +286,37 @@ def write_table(
     separator = separator or ("\t" if ".tsv" in file.suffixes else ",")
     compression = "gzip" if name.endswith(".gz") else None
     atomic_write(file, lambda partial: frame.to_csv(partial, index=False, sep=separator, compression=compression))
+
+
+class FileStyle(TypedDict):
+    """What a file of samples has of the table read.
+
+    ``suffix``, Parquet ``index`` and CSV ``separator`` of the file, and columns ``unnamed`` there.
+    """
+
+    suffix: str
+    index: list[str]
+    separator: str | None
+    unnamed: list[str]
+
+
+def style_of(data: Any, frame: Any, columns: Collection[str]) -> FileStyle:
+    """Style of a path, or of a data frame, read as ``frame``, of which ``columns`` are used."""
+    path = os.fspath(data).lower() if isinstance(data, str | os.PathLike) else ""
+    return {
+        "suffix": ".parquet" if str(path).endswith(PARQUET) else ".csv",
+        "index": [name for name in frame.attrs.get("index", ()) if name in columns],
+        "separator": frame.attrs.get("separator"),
+        "unnamed": [name for name in frame.attrs.get("unnamed", ()) if name in columns],
+    }
+
+
+def write_in_style(folder: Path, frame: Any, style: FileStyle) -> Path:
+    """Write samples as samples.csv or samples.parquet; return the path."""
+    file = folder / ("samples" + style["suffix"])
+    frame = frame.rename(columns=dict.fromkeys(style["unnamed"], ""))
+    write_table(file, frame, index=style["index"], separator=style["separator"])
+    return file
 
 
 def require_columns(frame: Any, names: Collection[str], argument: str) -> None:

@@ -16,7 +16,7 @@ from advect.core.types import LENGTH, NULL, Category, Quantity
 from advect.data.base import category
 from advect.data.tables.arrow import arrow_array, arrow_text, arrow_time_unit, arrow_values
 from advect.data.tables.columns import Categories, Column, Number
-from advect.data.tables.scaling import StandardScaling, require_scaling
+from advect.data.tables.scaling import StandardScaling, choose_scaling, require_scaling
 from advect.data.tables.text import as_series, infer_text
 
 EXACT = 2**53
@@ -189,6 +189,36 @@ def _read_numbers(
         )
     decimals = 0 if whole else _decimals(values)
     return _number(series.name, str(series.dtype), values, train, scaling, decimals, **about), values
+
+
+def array_column(name: str, x: np.ndarray, dtype: np.dtype | None = None) -> tuple[Column, np.ndarray]:
+    """Column of an array, without pandas, under standard scaling, and its values (N,) in table units.
+
+    Args:
+        name: column name.
+        x: (N,) finite real numbers, whole numbers or booleans.
+        dtype: type in which x was given; default its own.
+    """
+    dtype = x.dtype if dtype is None else dtype
+    values = x.astype(np.float64)
+    if dtype.kind == "b":
+        names = [bool(value) for value in np.unique(values)]
+        return Categories(name=name, dtype="bool", names=names), values - float(names[0])
+    if dtype.itemsize < 8 and dtype.kind == "f":
+        # 0.1 of 32 bits stands for 0.1.
+        short = lambda places: np.round(values, places)
+        exact = lambda places: (short(places).astype(dtype) == values.astype(dtype)).all()
+        decimals = next((places for places in range(7) if exact(places)), None)
+        values = values if decimals is None else short(decimals)
+    else:
+        decimals = 0 if dtype.kind in "ui" else _decimals(values)
+    return _number(name, str(dtype), values, None, "standard", decimals), values
+
+
+def fit_number(column: Number, train: np.ndarray, scaling: str) -> Number:
+    """Column under another scaling, fitted to values (N,) in table units; see :func:`choose_scaling` for "auto"."""
+    kind = choose_scaling(train) if scaling == "auto" else scaling
+    return replace(column, scaling=require_scaling(kind).fit(train))
 
 
 def _number(

@@ -13,7 +13,7 @@ from advect.core.registry import register
 from advect.core.types import Conditions
 from advect.data.modality import DISTANCES, Modality
 from advect.data.tables.dataset import TableMetadata, frame_of
-from advect.data.tables.files import write_table
+from advect.data.tables.files import write_in_style
 from advect.data.vectors.modality import VectorPlots
 from advect.data.vectors.plot import vector_plot
 
@@ -41,12 +41,8 @@ class Tables(VectorPlots[TableMetadata]):
             optional_import("pyarrow", "tables")
 
     def write_data(self, x: Tensor, conditions: Conditions, folder: Path, first: int) -> list[Path]:
-        file = folder / ("samples" + self.metadata.get("suffix", ".csv"))
-        facts = self.metadata
-        frame = frame_of(x, conditions, facts, text=file.suffix == ".csv")
-        frame = frame.rename(columns=dict.fromkeys(facts.get("unnamed", ()), ""))
-        write_table(file, frame, index=facts.get("index", ()), separator=facts.get("separator"))
-        return [file]
+        frame = frame_of(x, conditions, self.metadata, text=self.metadata["suffix"] == ".csv")
+        return [write_in_style(folder, frame, self.metadata)]
 
     def plot_wide(self, x: Tensor, reference: Tensor | None) -> Image.Image:
         """Components of scaled columns (columns differ in unit or are codes); quantiles of numbers."""

@@ -150,6 +150,22 @@ def require_scaling(kind: str) -> type[StandardScaling] | type[QuantileScaling]:
     return SCALINGS[kind]
 
 
+ATOM, FAR = 0.05, 10.0
+"""Share of a repeated value, and deviations from the mean, from which on numbers are scaled by quantiles."""
+
+
+def choose_scaling(x: np.ndarray) -> str:
+    """Name of the scaling that suits numbers (N,): "quantile" if one value is common or some lie far out.
+
+    A common value, such as no rain, then owns an interval of model units and keeps its share. Of other numbers the
+    standard scaling keeps the shape, and so the density.
+    """
+    common = np.unique(x, return_counts=True)[1].max(initial=0)
+    standard = StandardScaling.fit(x)
+    far = np.abs(x - standard.mean).max(initial=0) > FAR * standard.std
+    return "quantile" if far or max(ATOM * len(x), 3) <= common < len(x) else "standard"
+
+
 def scaling_from_config(config: Mapping[str, Any]) -> Scaling:
     """Build the scaling that ``to_config`` describes, or raise UserError."""
     entries = dict(config)

@@ -1,15 +1,16 @@
-"""Type inference for text columns from all values (numbers, dates, words), and writing them back alike."""
+"""Type inference for text columns from all values: numbers, dates, words."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from advect.core.errors import UserError, quoted_flag
+from advect.data.tables.write_text import minutes_of, number_form
 
 MISSING = ("NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "NULL", "null", "None", "none", "-")
 """Missing values among numbers, dates and booleans; among words they are words."""
@@ -18,6 +19,7 @@ CODES = re.compile(r"(^|_)(zip|zip_?code|post_?code|postal_?code|plz|postleitzah
 """Names of columns whose digits are codes."""
 
 _INFINITE = r"[+-]?inf(inity)?"
+_POWERED = r"\d+([eE]\d+)?"
 _GROUPS = ((",", "."), (".", ","), ("'", "."), (" ", ","))
 _ISO = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)(?:([T ])(\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,9}))?)?(Z|[+-]\d\d:?\d\d)?)?", re.ASCII
@@ -26,12 +28,16 @@ _DAY = re.compile(r"(\d{1,4})([./-])(\d{1,2})\2(\d{1,4})(?: (\d\d):(\d\d)(?::(\d
 
 
 class Read(NamedTuple):
-    """Values of a text column (NaN or None where missing), how they are written, and the reason for the kind."""
+    """Values of a text column (NaN or None where missing), how they are written, and the reason for the kind.
+
+    ``doubt`` is the question to the person where the kind could be another.
+    """
 
     kind: Literal["number", "time", "bool", "text"]
     values: np.ndarray
     form: dict[str, Any]
     why: str
+    doubt: str = ""
 
 
 def infer_text(
@@ -65,8 +71,11 @@ def infer_text(
         raise _no_numbers(name, words[plain].tolist(), decimal)
     if found is None:
         gone = absent if missing is None else absent | marks
-        why = _why_words(name, words[plain].tolist()) if plain.any() else "no values"
-        return Read("text", *without_missing(words, gone), why)
+        if only_dates or not plain.any():
+            return Read("text", *without_missing(words, gone), "words" if plain.any() else "no values")
+        why = _why_words(name, words[plain].tolist())
+        doubt = _doubt(name, words[plain].tolist(), sorted(set(words[marks])), decimal, date_order)
+        return Read("text", *without_missing(words, gone), why, doubt)
     kind, values, form, why = found
     whole = np.full(len(words), None, object)
     whole[plain] = list(values)
@@ -87,15 +96,50 @@ def without_missing(words: np.ndarray, absent: np.ndarray) -> tuple[np.ndarray, 
 
 def _why_words(name: str, words: list[str]) -> str:
     """Why words that are not of one other kind are text."""
-    digits = [bool(re.fullmatch(r"[+-]?\d+", w)) for w in words]
-    numbers = [bool(re.fullmatch(_pattern("."), w) or re.fullmatch(_pattern(","), w)) for w in words]
-    if all(digits):
+    numbers = [_looks_numeric(w) for w in words]
+    if all(re.fullmatch(r"[+-]?\d+", w) for w in words):
         if any(re.match(r"\+|-?0\d", w) for w in words):
             return "digits after a 0 or a plus, which codes have"
         return "codes, by its name" if CODES.search(name.lower()) else "whole numbers of over 64 bits"
+    if all(re.fullmatch(_POWERED, w) for w in words):
+        odd = next(w for w in words if not w.isdigit())
+        return (
+            f"digits with a bare exponent, as {odd!r}, which codes have; numbers with {quoted_flag('numeric', name)}"
+        )
     if 2 * sum(numbers) > len(words) > sum(numbers):
-        return f"words, as {words[numbers.index(False)]!r} among numbers is none"
-    return "words"
+        odd = words[numbers.index(False)]
+        return f"words, as {odd!r} among numbers is none; missing with {quoted_flag('missing', odd)}"
+    return "numbers written in several ways" if all(numbers) else "words"
+
+
+def _looks_numeric(word: str) -> bool:
+    return any(re.fullmatch(p, word) for p in (_pattern("."), _pattern(","), *(_grouped(*g) for g in _GROUPS)))
+
+
+DOUBTFUL = 0.9
+"""Share of numbers or dates above which other words are likely meant to be missing."""
+
+
+def _doubt(name: str, words: list[str], marks: list[str], decimal: str, date_order: str) -> str:
+    """What to ask where more than ``DOUBTFUL`` of the words are numbers or dates; "" else."""
+    dates = lambda w: bool(_ISO.fullmatch(w) or _DAY.fullmatch(w))
+    for kind, fits in (("numbers", _looks_numeric), ("dates", dates)):
+        own = [w for w in words if fits(w)]
+        if not DOUBTFUL * len(words) < len(own) < len(words):
+            continue
+        try:
+            if _typed(name, own, decimal, date_order, False, kind == "dates") is None:
+                continue
+        except UserError:
+            pass  # asked next, once these words are missing
+        odd = sorted({w for w in words if not fits(w)})
+        shown = ", ".join(map(repr, odd[:5])) + (" and others" if len(odd) > 5 else "")
+        mend = f"--missing takes them as missing ({quoted_flag('missing', *marks, *odd[:5])})"
+        return (
+            f"column {name!r} has {kind} but for {len(words) - len(own):,} of {len(words):,} values, {shown}; {mend},"
+            f" {quoted_flag('categorical', name)} keeps all as words"
+        )
+    return ""
 
 
 def _commonest(words: Sequence[str]) -> str:
@@ -151,9 +195,11 @@ def _numbers(name: str, words: list[str], decimal: str, numeric: bool) -> Any:
         )
     group, mark = ("", fits[0]) if fits else grouped[0]
     plain = [w.replace(group, "") if group else w for w in words]
-    whole = all(re.fullmatch(r"-?\d+", w) for w in plain)
+    whole = all(re.fullmatch(r"[+-]?\d+", w) for w in plain)
     zeros = any(re.match(r"-?0\d", w) for w in plain)
-    if not numeric and not group and (zeros or any(w.startswith("+") for w in plain)):
+    if not numeric and not group and (zeros or (whole and any(w.startswith("+") for w in plain))):
+        return None
+    if not numeric and not whole and all(re.fullmatch(_POWERED, w) for w in plain):
         return None
     if not numeric and whole and CODES.search(name.lower()):
         return None
@@ -163,12 +209,10 @@ def _numbers(name: str, words: list[str], decimal: str, numeric: bool) -> Any:
             return None
         return "number", values, {"group": group} if group else {}, "whole numbers"
     values = [float(w.replace(mark, ".")) for w in plain]
-    places = {len(w.partition(mark)[2]) for w in plain}
-    form: dict[str, Any] = {"decimal": mark} if mark == "," else {}
+    form = number_form([w for w in plain if not re.fullmatch(_INFINITE, w, re.I)] or ["0"], mark)
     form |= {"group": group} if group else {}
-    if len(places) == 1 and not any("e" in w.lower() for w in plain) and not infinite:
-        form["places"] = places.pop()
-    return "number", values, form, "numbers" + (" with a decimal comma" if mark == "," else "")
+    told = "" if "places" in form or not any("e" in w.lower() for w in finite) else ", some of them with exponents"
+    return "number", values, form, "numbers" + (" with a decimal comma" if mark == "," else "") + told
 
 
 def _pattern(mark: str) -> str:
@@ -187,7 +231,7 @@ def read_iso(word: str) -> np.datetime64 | None:
         return None
     fields = match.groups()
     try:
-        return np.datetime64(_stamp(fields)) - np.timedelta64(_minutes(fields[8]), "m")
+        return np.datetime64(_stamp(fields)) - np.timedelta64(minutes_of(fields[8]), "m")
     except ValueError:
         return None
 
@@ -212,7 +256,7 @@ def _iso(words: list[str]) -> Any:
     form: dict[str, Any] = {"date": "iso", "separator": fields[0][3], "seconds": fields[0][6] is not None}
     form |= {"digits": max(digits), "trim": len(digits) > 1}
     if zones == {True}:
-        minutes = np.array([_minutes(f[8]) for f in fields])
+        minutes = np.array([minutes_of(f[8]) for f in fields])
         stamps = stamps - minutes.astype("m8[m]")
         form |= {"zones": _zones(stamps, [f[8] for f in fields])}
         return "time", stamps, form, "ISO times with offsets, which become UTC"
@@ -222,13 +266,6 @@ def _iso(words: list[str]) -> Any:
 def _stamp(f: tuple[str | None, ...]) -> str:
     day = f"{f[0]}-{f[1]}-{f[2]}"
     return day if f[3] is None else f"{day}T{f[4]}:{f[5]}:{f[6] or '00'}" + (f".{f[7]}" if f[7] else "")
-
-
-def _minutes(zone: str | None) -> int:
-    if zone in (None, "Z"):
-        return 0
-    sign = -1 if zone[0] == "-" else 1
-    return sign * (int(zone[1:3]) * 60 + int(zone[-2:]))
 
 
 def _zones(stamps: np.ndarray, zones: list[str]) -> list[list[Any]]:
@@ -299,47 +336,3 @@ def as_series(read: Read, name: str) -> Any:
     if read.kind == "number":
         return pd.Series([np.nan if v is None else v for v in read.values], name=name, dtype="float64")
     return pd.Series(read.values, name=name, dtype=object)
-
-
-def write_number(value: float, form: Mapping[str, Any]) -> str:
-    """Number written as in the column."""
-    group, mark = form.get("group", ""), form.get("decimal", "." if form.get("group") != "." else ",")
-    text = f"{value:.{form['places']}f}" if "places" in form else repr(value)
-    if not isinstance(value, int) and "places" not in form and text.endswith(".0"):
-        text = text[:-2]
-    if group:
-        head, dot, tail = text.partition(".")
-        text = f"{int(head):,}".replace(",", group) + (mark if dot else "") + tail
-        return "-" + text if head.startswith("-") and not text.startswith("-") else text
-    return text.replace(".", mark)
-
-
-def write_time(stamp: np.datetime64, form: Mapping[str, Any]) -> str:
-    """Time (UTC if offsets are known) written as in the column."""
-    zone, clock = "", form.get("clock", form.get("separator"))
-    digits = form.get("digits", 0)
-    stamp = stamp.astype(f"M8[{('s', 'ms', 'us', 'ns')[-(-digits // 3)]}]" if clock else "M8[D]")
-    if zones := form.get("zones"):
-        count = int(stamp.astype("M8[s]").astype(np.int64))
-        zone = next((z for start, z in reversed(zones) if start <= count), zones[0][1])
-        stamp = stamp + np.timedelta64(_minutes(zone), "m")
-    day, _, clock = str(stamp).partition("T")
-    if form["date"] == "iso":
-        if form["separator"] is None:
-            return day
-        clock, _, fraction = clock.partition(".")
-        fraction = fraction[: form["digits"]].ljust(form["digits"], "0")
-        keep = fraction and not (form["trim"] and not int(fraction))
-        return (
-            day
-            + form["separator"]
-            + (clock if form["seconds"] else clock[:5])
-            + (f".{fraction}" if keep else "")
-            + zone
-        )
-    year, month, date = day.split("-")
-    named = {"y": year, "m": month, "d": date}
-    if not form["padded"]:
-        named = {key: str(int(value)) for key, value in named.items()}
-    text = form["mark"].join(named[key] for key in form["date"])
-    return f"{text} {clock if form['seconds'] else clock[:5]}" if form["clock"] else text

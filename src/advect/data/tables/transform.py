@@ -37,7 +37,7 @@ class TableTransform(Transform):
         object.__setattr__(self, "columns", built)
         if not sum(self.widths):
             names = ", ".join(repr(column.name) for column in built) or "none"
-            raise UserError(f"the table has no column that varies, besides conditions (columns: {names}); give one")
+            raise UserError(f"the data have no column that varies, besides conditions (columns: {names}); give one")
 
     @property
     def widths(self) -> list[int]:
@@ -73,7 +73,7 @@ class TableTransform(Transform):
         for column in self.columns:
             if not (isinstance(column, Number) and not column.missing and column.value_width):
                 raise UserError(
-                    f"column {column.name!r} has categories, missing values or one value alone, so the table has no"
+                    f"column {column.name!r} has categories, missing values or one value alone, so the data have no"
                     " density; train on real numbers for one"
                 )
             if not isinstance(column.scaling, StandardScaling):

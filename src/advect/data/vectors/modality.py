@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from advect.core.errors import optional_import
 from advect.core.files import atomic_write
 from advect.core.registry import register
 from advect.core.types import Batch, Conditions
+from advect.data.arrays import in_type
 from advect.data.modality import M, Modality, condition_columns, labels_of, write_npz
 from advect.data.vectors.parquet import VectorMetadata, write_vectors
 from advect.data.vectors.plot import scatter_plot, vector_plot
@@ -43,7 +43,7 @@ class VectorPlots(Modality[M]):
 class Vectors(VectorPlots[VectorMetadata]):
     """Vectors (D,): samples.parquet if read from such a column, else samples.npz with ``x`` and samples.csv.
 
-    Whole numbers are written in their own type, rounded and within the range of the data.
+    Values are written in the type of the data, whole numbers rounded and within their range.
     """
 
     def describe(self, shape: Sequence[int]) -> str:
@@ -56,32 +56,25 @@ class Vectors(VectorPlots[VectorMetadata]):
 
     def write_data(self, x: Tensor, conditions: Conditions, folder: Path, first: int) -> list[Path]:
         columns = condition_columns(conditions, self.spec)
-        x = self._whole(x)
+        own = in_type(x, self.metadata.get("type", {}))
         if "column" in self.metadata:
             files = [folder / "samples.parquet"]  # of one condition or none, which has its own name there
             labels = labels_of(conditions, self.spec)
             others = dict(
                 zip([self.metadata.get("label") or "label"], (v.tolist() for v in labels.values()), strict=False)
             )
-            write_vectors(files[0], x.numpy(), column=self.metadata["column"], others=others)
+            write_vectors(files[0], own, column=self.metadata["column"], others=others)
         else:
-            files = [write_npz(folder, {"x": x}, conditions, self.spec), folder / "samples.csv"]
-            atomic_write(files[-1], lambda path: _write_csv(path, x, columns))
+            files = [write_npz(folder, {"x": own}, conditions, self.spec), folder / "samples.csv"]
+            shown = x.numpy() if own.dtype == np.float64 else own  # the digits that the model has
+            atomic_write(files[-1], lambda path: _write_csv(path, shown, columns))
         return files
 
-    def _whole(self, x: Tensor) -> Tensor:
-        """Data units (n, D) as the whole numbers or booleans that the data are."""
-        kind, low, high = (self.metadata.get(key) for key in ("whole", "low", "high"))
-        if not (kind and low and high):
-            return x
-        near = np.rint(x.double().numpy())
-        return torch.from_numpy(np.clip(near, np.array(low, float), np.array(high, float)).astype(kind))
 
-
-def _write_csv(path: Path, x: Tensor, columns: dict[str, list[Any]]) -> None:
+def _write_csv(path: Path, x: np.ndarray, columns: dict[str, list[Any]]) -> None:
     """Write x (n, D) as columns x1 to xD, then the other columns."""
     with path.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow([*(f"x{i + 1}" for i in range(x.shape[1])), *columns])
         # A float32 has its shortest digits as numpy's own scalar only.
-        rows.writerows([*map(str, row), *others] for row, *others in zip(x.numpy(), *columns.values(), strict=True))
+        rows.writerows([*map(str, row), *others] for row, *others in zip(x, *columns.values(), strict=True))

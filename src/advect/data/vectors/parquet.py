@@ -10,20 +10,16 @@ import numpy as np
 
 from advect.core.errors import UserError, did_you_mean, optional_import, quoted_flag
 from advect.core.files import atomic_write
+from advect.data.arrays import ArrayType
 from advect.data.tables.files import parquet_fields
 
 
 class VectorMetadata(TypedDict, total=False):
-    """What samples have of the data: names of the vector and label columns read, and types of whole numbers.
-
-    ``whole`` is the NumPy type of whole numbers or booleans, ``low`` and ``high`` their range in each feature.
-    """
+    """What samples have of the data: names of the vector and label columns read, and the type of the values."""
 
     column: str
     label: str | None
-    whole: str
-    low: list[int]
-    high: list[int]
+    type: ArrayType
 
 
 class VectorColumn(NamedTuple):

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.data.figure import ALARM, DATA, OTHERS, SAMPLES, TEXT, new_figure, style, to_image
+from advect.data.figure import ALARM, DATA, OTHERS, SAMPLES, TEXT, new_figure, plot_unit, style, to_image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +35,8 @@ def draw_scatter(axes: Axes, points: np.ndarray, behind: np.ndarray) -> None:
     """Draw :func:`scatter_plot` of rows (N, D) and (M, D), M = 0 without data, on axes."""
     finite = np.asarray(np.isfinite(points).all(axis=1))
     lost, points = int((~finite).sum()), points[finite]
-    wide = points.shape[1] > 2
+    wide, unit = points.shape[1] > 2, plot_unit(points, behind)
+    points, behind = points / unit, behind / unit
     points, behind = _flat(points, behind[np.isfinite(behind).all(axis=1)])
     style(axes)
     if points.shape[1] == 1:
@@ -51,6 +52,8 @@ def draw_scatter(axes: Axes, points: np.ndarray, behind: np.ndarray) -> None:
     if wide:
         axes.set_xlabel("first principal component", fontsize=6.5, color=TEXT)
         axes.set_ylabel("second principal component", fontsize=6.5, color=TEXT)
+    if unit != 1:
+        axes.set_xlabel(f"{axes.get_xlabel()} in units of {unit:.3g}".strip(), fontsize=6.5, color=TEXT)
     if len(behind):
         axes.legend(fontsize=6, frameon=False, loc="upper right", markerscale=1.5)
     if lost:
@@ -164,6 +167,8 @@ def draw_quantiles(axes: Axes, points: np.ndarray, behind: np.ndarray, names: li
 def _quantiles(own: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """Standardised percentiles of data and samples (99,); None if the data is constant."""
     own, real = own[np.isfinite(own)], real[np.isfinite(real)]
+    unit = plot_unit(real)
+    own, real = own / unit, real / unit
     if not len(own) or not len(real) or real.std() == 0:
         return None
     levels = np.linspace(0, 1, LEVELS + 2)[1:-1]
