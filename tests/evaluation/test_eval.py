@@ -90,7 +90,7 @@ def test_the_file_says_all_that_the_numbers_depend_on_and_nothing_else_is_left(
     assert result["subject"]["checkpoint"] == "step-00000012" and result["subject"]["step"] == 12
     assert result["subject"]["ema"] == 0.995 and len(result["subject"]["sha256"]) == 64
     assert result["made_with"].keys() >= {"advect", "torch", "numpy", "scikit-learn", "python", "device", "processes"}
-    names = {"frechet", "kernel", "kernel_se", "precision", "recall", "density", "coverage", "class_shares_label"}
+    names = {"frechet", "kernel", "precision", "recall", "density", "coverage", "class_shares_label"}
     assert result["floor"]["metrics"].keys() == names == result["points"][0]["metrics"].keys()
     assert result["flow"]["straightness"]["value"] > 0 and result["flow"]["straightness"]["samples"] == 100
     # Another protocol has another file, the same one the same.
