@@ -70,6 +70,7 @@ class Stream(IntEnum):
     CLASSIFIER_TWO_SAMPLE = 21
     FID_INFINITY = 22
     DOCTOR = 23
+    BUCKETS = 24  # order of batches of one image size each
 
 
 def stream_seed(seed: int, stream: Stream, *words: int) -> int:

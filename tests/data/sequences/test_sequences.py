@@ -182,9 +182,9 @@ def test_channels_and_the_order_of_a_table_come_back_in_their_own_type(tmp_path)
     assert back.drop(columns="who").to_csv(index=False) == frame.drop(columns="who").to_csv(index=False)
 
 
-@pytest.mark.parametrize(("dates", "width"), [("D", 4), ("B", 5)])
+@pytest.mark.parametrize(("dates", "width"), [("D", 5), ("B", 6)])
 def test_an_order_that_differs_between_sequences_is_learned(tmp_path, dates, width):
-    """Days in a row need their first alone; working days also the gaps."""
+    """Days in a row need their first, and its place in the week; working days also the gaps."""
     pd = pytest.importorskip("pandas")
     days = pd.date_range("2024-01-30", periods=60, freq=dates).strftime("%Y-%m-%d")
     rows = [
@@ -195,7 +195,7 @@ def test_an_order_that_differs_between_sequences_is_learned(tmp_path, dates, wid
     frame = pd.DataFrame(rows).assign(n=RNG.integers(0, 40, 60))
     frame.to_csv(tmp_path / "f.csv", index=False)
     data = Sequences(tmp_path / "f.csv", id_column="who", order_column="date", value_columns=("u", "n"), held_out=0)
-    assert data.spec.shape == (6, width - 1)
+    assert data.spec.shape == (6, width)
     z = everything(data).x1
     back = steps_of(data.transform.inverse(z), None, json.loads(json.dumps(data.metadata)))
     assert back[["date", "u", "n"]].to_csv(index=False) == frame[["date", "u", "n"]].to_csv(index=False)
@@ -206,6 +206,25 @@ def test_an_order_that_differs_between_sequences_is_learned(tmp_path, dates, wid
     assert set(gaps) == ({1} if dates == "D" else {1, 3}) and found["n"].between(0, 39).all()
     with pytest.raises(UserError, match="differ in their times 'date'"):
         data.transform.log_det(18)
+
+
+def test_a_start_moves_to_its_place_in_the_year_and_the_day():
+    """Starts of 20 years to the second: noise of a tenth of their deviation (7 months) keeps season and hour."""
+    pd = pytest.importorskip("pandas")
+    starts = pd.Timestamp("2000-01-01 06:00:00") + pd.to_timedelta(RNG.integers(0, 7300, 200), "D")
+    times = [start + pd.Timedelta(hours=hour) for start in starts for hour in range(3)]
+    frame = pd.DataFrame({"id": np.repeat(range(200), 3), "time": times, "u": RNG.normal(size=600)})
+    data = Sequences(frame, id_column="id", order_column="time", held_out=0)
+    z = everything(data).x1
+    assert [round(p / 3600) for p in data.transform.periods] == [round(365.2425 * 24), 168, 24][: len(z[0, 0]) // 2]
+    back = steps_of(data.transform.inverse(z), None, data.metadata)
+    assert (back["time"].to_numpy() == frame["time"].to_numpy()).all()
+    moved = z.clone()
+    moved[..., 1] += 0.1
+    found = steps_of(data.transform.inverse(moved), None, data.metadata)["time"]
+    days = (found.dt.dayofyear.to_numpy() - frame["time"].dt.dayofyear.to_numpy() + 183) % 365 - 183
+    assert (found.dt.year.to_numpy() != frame["time"].dt.year.to_numpy()).mean() > 0.3
+    assert np.abs(days).max() <= 4 and (found.dt.hour.to_numpy() == frame["time"].dt.hour.to_numpy()).all()
 
 
 def test_zeros_decimals_and_types_come_back_from_noise():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
+from advect.data.tables.arrow import arrow_time_unit
 from advect.data.tables.columns import Column, Number, column_from_config
 from advect.data.tables.infer_columns import array_column, fit_number
 from advect.data.tables.transform import TableTransform
@@ -23,8 +24,10 @@ class SequenceTransform(Transform):
     """Columns of sequences (B, L, K) in table units to (B, L, D), each step as a row of :class:`TableTransform`.
 
     Padding is NaN in table units and 0 in model units. With ``start``, the last column is the time of each step: its
-    model units are the time of the first step, the same at every step, and the gap to the step before; one that is
-    constant takes no dimension. The inverse takes the mean start, and adds up gaps that the data could have.
+    model units are the start, the same at every step, and the gap to the step before; one that is constant takes no
+    dimension. Of dates, cosine and sine of the start's place in the year, week and day follow, since seasons of a long
+    span are not to be seen in its scaled value. The inverse takes the mean start, moves it to the nearest of that
+    place, and adds up gaps that the data could have.
 
     The inverse takes steps whose model units are all 0 for padding, and returns what 0 stands for there.
 
@@ -33,6 +36,7 @@ class SequenceTransform(Transform):
         ragged: whether lengths differ.
         start: time of a sequence's first step; None without times.
         gap: time between steps; None without times.
+        periods: in which the start has a place, in table units, the longest first.
 
     Raises:
         UserError: all columns are constant, or start is given without gap.
@@ -42,6 +46,7 @@ class SequenceTransform(Transform):
     ragged: bool = False
     start: Number | None = None
     gap: Number | None = None
+    periods: Sequence[float] = ()
     kind: ClassVar[str] = "sequence"
 
     def __post_init__(self) -> None:
@@ -49,6 +54,7 @@ class SequenceTransform(Transform):
         object.__setattr__(self, "columns", tuple(map(build, self.columns)))
         for name in ("start", "gap"):
             object.__setattr__(self, name, build(getattr(self, name)))
+        object.__setattr__(self, "periods", tuple(self.periods))
         if (self.start is None) != (self.gap is None):
             raise UserError("start and gap of the times belong together; give both or none")
         _ = self._table
@@ -86,7 +92,8 @@ class SequenceTransform(Transform):
         starts, gaps = (lambda some: np.array([x[0, -1] for x in some])), _gaps
         some = [steps[i] for i in train]
         start = _part(time, starts(steps), starts(some), "quantile")
-        return cls(built[:-1], len(lengths) > 1, start, _part(time, gaps(steps), gaps(some), scaling))
+        gap = _part(time, gaps(steps), gaps(some), scaling)
+        return cls(built[:-1], len(lengths) > 1, start, gap, _periods(time, start.high - start.low))
 
     @cached_property
     def _table(self) -> TableTransform:
@@ -96,29 +103,48 @@ class SequenceTransform(Transform):
     def forward(self, x: Tensor) -> Tensor:
         x = x.double()
         padding = x.isnan().any(-1)
-        if self.start is not None:
+        if self.start is None:
+            z = self._rows(x)
+        else:
             times, first = x[..., -1], x[:, :1, -1]
             gaps = torch.cat([torch.full_like(first, torch.nan), times.diff(dim=1)], 1)
-            x = torch.cat([x[..., :-1], torch.stack([first.expand_as(times), gaps], -1)], -1)
-        z = self._table.forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+            z = self._rows(torch.cat([x[..., :-1], torch.stack([first.expand_as(times), gaps], -1)], -1))
+            z = torch.cat([z, self._places(first).float().expand(*z.shape[:2], -1)], -1)
         return torch.where(padding[..., None], 0.0, z)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        return self._table.forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+    def _places(self, first: Tensor) -> Tensor:
+        """Cosines and sines (B, 1, 2 P) of starts (B, 1) in the P periods."""
+        angle = first[..., None] * (
+            2 * torch.pi / torch.tensor(self.periods, dtype=torch.float64, device=first.device)
+        )
+        return torch.cat([angle.cos(), angle.sin()], -1)
 
     def inverse(self, x: Tensor) -> Tensor:
         """Model units (B, L, D) to table units (B, L, K) float64."""
-        if self.start is not None and self.start.width:
-            at = sum(column.width for column in self.columns)
-            real = (x != 0).any(-1)
-            real = torch.where(real.any(1, keepdim=True), real, True)
-            mean = (x[..., at] * real).sum(1) / real.sum(1)
-            x = torch.cat([x[..., :at], mean[:, None, None].expand(*x.shape[:2], 1), x[..., at + 1 :]], -1)
-        y = self._table.inverse(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        width = sum(self._table.widths)
         if self.start is None:
-            return y
+            return self._steps(x)
+        real = (x != 0).any(-1)
+        real = torch.where(real.any(1, keepdim=True), real, True)[..., None]
+        mean = (x.double() * real).sum(1, keepdim=True) / real.sum(1, keepdim=True)
+        at = sum(column.width for column in self.columns)
+        first = self.start.inverse(mean[:, 0, at : at + self.start.width])
+        for period, cos, sin in zip(
+            self.periods, *mean[:, 0, width:].T.reshape(2, len(self.periods), -1), strict=True
+        ):
+            turns = torch.atan2(sin, cos) / (2 * torch.pi) - first / period
+            first = first + (turns - turns.round()) * period
+        y = self._steps(x[..., :width])
         gaps = torch.cat([torch.zeros_like(y[:, :1, -1]), y[:, 1:, -1]], 1)
-        times = y[..., -2] + gaps.cumsum(1)
-        if self.start.decimals is not None:
-            times = times.round(decimals=self.start.decimals)
+        times = self.start.rounded(first)[:, None] + gaps.cumsum(1)
+        times = times if self.start.decimals is None else times.round(decimals=self.start.decimals)
         return torch.cat([y[..., :-2], times[..., None]], -1)
+
+    def _steps(self, z: Tensor) -> Tensor:
+        return self._table.inverse(z.flatten(0, 1)).unflatten(0, z.shape[:2])
 
     def features(self, x: Tensor) -> Tensor:
         """Model units of x (B, L, K), in which padding is 0: zeros at the end if lengths differ."""
@@ -142,12 +168,22 @@ class SequenceTransform(Transform):
         return elements // len(self.columns) * self._table.log_det(len(self.columns))
 
     def to_config(self) -> dict[str, Any]:
-        times = {name: None if (c := getattr(self, name)) is None else c.to_config() for name in ("start", "gap")}
-        return {"kind": self.kind, "columns": [c.to_config() for c in self.columns], "ragged": self.ragged, **times}
+        own = {name: None if (c := getattr(self, name)) is None else c.to_config() for name in ("start", "gap")}
+        own |= {"columns": [c.to_config() for c in self.columns], "periods": list(self.periods)}
+        return {"kind": self.kind, "ragged": self.ragged, **own}
 
 
 def _gaps(steps: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.diff(x[:, -1]) for x in steps])
+
+
+def _periods(time: Number, span: float) -> list[float]:
+    """Year, week and day in the units of a column of dates or times, those of at most ``span``."""
+    unit = (arrow_time_unit(time.arrow) or "") if time.arrow else time.unit
+    if not unit:
+        return []
+    day = float(np.timedelta64(1, "D") / np.timedelta64(1, unit)) / time.step
+    return [days * day for days in (365.2425, 7.0, 1.0) if 1 < days * day <= span]
 
 
 def _part(time: Number, every: np.ndarray, train: np.ndarray, scaling: str) -> Number:
