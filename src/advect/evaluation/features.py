@@ -263,7 +263,7 @@ class FeatureSpace:
         digest = hashlib.sha256(json.dumps(transform.to_config(), sort_keys=True).encode())
         for name, value in sorted(transform.tensors().items()):
             digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-        return f"units {digest.hexdigest()}"
+        return f"units {digest.hexdigest()}" + (f" by {transform.unit!r}" if transform.unit != 1 else "")
 
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
