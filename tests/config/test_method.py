@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from advect.model.load import read_model_metadata
 from advect.paths import AffinePath, GaussianMixture
 from advect.solvers import integrate
 from advect.training.state import MODEL
+from runs import end_of
 
 
 class Rows:
@@ -155,7 +157,7 @@ def test_the_networks_of_all_layouts_have_a_second_head(advect: Callable[..., No
         assert flow.sample(2, steps=3, diffusion="sigma", cond={"label": 3}, guidance=2.0).x.shape == (2, 1, 8, 8)
 
 
-def test_a_dit_draws_images_of_other_sizes_and_others_refuse(advect: Callable[..., None], moons_run: Path) -> None:
+def test_images_of_other_sizes_are_drawn_where_they_divide(advect: Callable[..., None], moons_run: Path) -> None:
     tiny = "--network dit --size None --width 16 --depth 1 --heads 2 --max-steps 2 --batch-size 8 --sample-every 0"
     advect("train digits --run-dir dit", tiny)
     flow = package.load("dit")
@@ -169,10 +171,44 @@ def test_a_dit_draws_images_of_other_sizes_and_others_refuse(advect: Callable[..
     with pytest.raises(UserError, match=r"must have a height divisible by 2, since patch_size is 2, got 9"):
         advect("sample dit --image-size 9 8 --output-dir odd")
     advect("train digits --run-dir unet --max-steps 1 --sample-every 0 --model-channels 8")
-    for run, message in (("unet", "UNet takes samples of one size"), (moons_run, "this flow makes vector data")):
+    assert package.load("unet").sample(2, steps=2, image_size=(12, 16)).x.shape == (2, 1, 12, 16)
+    for run, message in (("unet", "height divisible by 2"), (moons_run, "this flow makes vector data")):
         with pytest.raises(UserError, match=message):
-            advect("sample", run, "--image-size 12 12 --output-dir out")
+            advect("sample", run, "--image-size 11 12 --output-dir out")
     assert not Path("out").exists() and not Path("odd").exists()
+
+
+@pytest.mark.parametrize(
+    "net",
+    ["dit --size None --width 16 --depth 1 --heads 2", "unet --model-channels 8 --patch-size 1 --channel-mult 1 2"],
+)
+def test_images_of_several_sizes_are_trained_on_together_and_resumed(advect: Callable[..., None], net: str) -> None:
+    Path("data").mkdir()
+    for i, size in enumerate([(16, 16), (24, 16), (16, 32)] * 12):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (*size, 3), dtype=np.uint8)).save(f"data/{i}.png")
+    more = "--attention-resolutions" if "unet" in net else ""
+    flags = f"--image-size 24 --bucket-step 8 --batch-size 4 --sample-every 0 --num-workers 1 --network {net} {more}"
+    seen = []
+    original = FlowMatching.sample
+
+    def spied(self: FlowMatching, batch: Batch, generator: Any = None) -> Any:
+        seen.append(tuple(batch.x1.shape[1:]))
+        return original(self, batch, generator)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FlowMatching, "sample", spied)
+        advect("train images --data-dir data --run-dir whole --max-steps 12", flags)
+    assert set(seen) == {(3, 16, 16), (3, 24, 16), (3, 16, 32)}
+    advect("train images --data-dir data --run-dir half --max-steps 5", flags)
+    advect("train --resume-from half --max-steps 12")
+    ends = [end_of(Path(run)) for run in ("whole", "half")]
+    assert ends[0] == ends[1]
+    assert package.load("half").sample(2, steps=1, image_size=(16, 32)).x.shape == (2, 3, 16, 32)
+    with pytest.raises(UserError, match="--source matched has the size of the data, and --bucket-step many"):
+        advect("train images --data-dir data --run-dir other --source matched", flags)
+    with pytest.raises(UserError, match="must have a height divisible by 2, since"):
+        advect("train images --data-dir data --run-dir other", flags.replace("step 8", "step 3"))
+    assert not Path("other").exists()
 
 
 def test_conditional_transport_trains_on_labels(advect: Callable[..., None]) -> None:

@@ -150,7 +150,7 @@ def test_arguments_out_of_range(shape: tuple[int, ...], arguments: dict[str, Any
 
 def test_inputs_of_another_shape() -> None:
     net = UNet((1, 8, 8), **SMALL)
-    with pytest.raises(UserError, match=r"x_t of shape \(B, 1, 8, 8\), got \(2, 3, 8, 8\)"):
+    with pytest.raises(UserError, match=r"x_t of shape \(B, 1, H, W\), got \(2, 3, 8, 8\)"):
         net(torch.zeros(2, 3, 8, 8), torch.zeros(2))
     with pytest.raises(UserError, match=r"t must have shape \(2,\)"):
         net(torch.zeros(2, 1, 8, 8), torch.zeros(()))
@@ -163,5 +163,8 @@ def test_patches_become_channels_and_come_back() -> None:
     assert net(x, torch.rand(2)).shape == x.shape
     with pytest.raises(UserError, match="height divisible by 4, since channel_mult has 2 levels and patch_size is 2"):
         UNet((1, 6, 8), **SMALL, patch_size=2)
+    assert net(torch.randn(2, 3, 8, 20), torch.rand(2)).shape == (2, 3, 8, 20)
+    with pytest.raises(UserError, match="width divisible by 4"):
+        net(torch.randn(2, 3, 8, 10), torch.rand(2))
     with pytest.raises(UserError, match="names 8, but the feature maps have sizes 4, 2"):
         UNet((1, 8, 8), **{**SMALL, "attention_resolutions": (8,)}, patch_size=2)

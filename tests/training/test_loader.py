@@ -13,7 +13,7 @@ from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.core.types import Batch
 from advect.training import Loader
-from advect.training.loader import EpochSampler
+from advect.training.loader import BucketSampler, EpochSampler
 
 
 class Numbers:
@@ -166,3 +166,59 @@ def test_a_run_does_not_load_the_whole_data_ahead():
 def test_arguments_out_of_range(n, arguments, message):
     with pytest.raises(UserError, match=message):
         Loader(Numbers(n), **arguments)
+
+
+# --- Buckets ---
+
+BUCKETS = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 3], [37, 50, 3, 20]))
+
+
+class Sized(Numbers):
+    """Examples with a size, which a batch shows."""
+
+    buckets = BUCKETS
+
+    def fetch(self, indices, rng=None, bucket=None):
+        assert bucket is not None
+        batch = super().fetch(indices, rng)
+        return Batch(torch.cat([batch.x1, torch.full((len(indices), 1), float(bucket), dtype=torch.float64)], 1))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 30), min_size=1, max_size=4).filter(any),
+    batch=st.integers(1, 9),
+    start=st.integers(0, 8),
+    cuts=st.lists(st.integers(0, 200), max_size=4),
+)
+def test_each_epoch_of_buckets_is_a_permutation_however_it_is_cut(sizes, batch, start, cuts):
+    buckets = np.repeat(np.arange(len(sizes)), sizes)
+    n, order = len(buckets), BucketSampler(buckets, 5, batch, start=start % batch)
+    edges = [0, *sorted(cuts), 3 * n + 200]
+    whole = np.concatenate([order.indices(a, b - a) for a, b in pairwise(edges)])
+    for epoch in range(3):
+        assert sorted(whole[epoch * n : (epoch + 1) * n]) == list(range(n))
+    again = BucketSampler(buckets, 5, batch, start=start % batch)
+    assert (again.indices(0, len(whole)) == whole).all()
+
+
+@pytest.mark.parametrize("start", [0, 5])
+def test_batches_hold_one_bucket_but_for_the_rests(start):
+    size, order = 8, BucketSampler(BUCKETS, 3, 8, start=start)
+    batches = order.indices(start, 110 * size).reshape(-1, size)  # of eight epochs, none a whole number of batches
+    mixed = sum(len(set(BUCKETS[batch])) > 1 for batch in batches)
+    assert mixed <= 8 * 3  # of 110: 5, 2, 3 and 4 examples are over, and the batch across the ends
+    first, second = (order.indices(e * 110, 110).tolist() for e in (0, 1))
+    assert sorted(first) == sorted(second) and first != second
+
+
+def test_batches_of_buckets_are_a_function_of_their_step_and_continue():
+    whole = batches(Loader(Sized(110), 8, seed=1), range(40))
+    assert torch.equal(batches(Loader(Sized(110), 8, seed=1, workers=2), range(40)), whole)
+    later = Loader(Sized(110), 8, seed=1)
+    later.start_at(17, 17 * 8)
+    assert torch.equal(batches(later, range(17, 40)), whole[17:])
+    halves = [batches(Loader(Sized(110), 4, seed=1, rank=r, world=2), range(40)) for r in (0, 1)]
+    assert torch.equal(torch.cat(halves, 1), whole)
+    real = BUCKETS[whole[..., 0].long()]
+    assert (real == whole[..., 2].numpy()).mean() > 0.85 and (whole[..., 2] == whole[:, :1, 2]).all()

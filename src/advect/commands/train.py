@@ -27,7 +27,14 @@ from advect.checkpoint.manifest import (
 from advect.checkpoint.tensor_files import load_weights
 from advect.config.arguments import parse_train
 from advect.config.build import build_dataset, build_loss, fit_source, source_tensors
-from advect.config.build_trainer import build_callbacks, check_config, check_method, new_state, new_trainer
+from advect.config.build_trainer import (
+    build_callbacks,
+    check_config,
+    check_method,
+    check_sizes,
+    new_state,
+    new_trainer,
+)
 from advect.config.config import Config
 from advect.config.flags import launch_processes
 from advect.config.plan import FEWEST, Plan, resolve
@@ -204,6 +211,7 @@ def _new_trainer(
     limits = StopCriteria(steps=plan.steps, max_steps=t.max_steps, max_minutes=t.max_minutes)
     schedule = t.build("lr_schedule")
     rate = LearningRate(peak=t.learning_rate, warmup=plan.warmup, total=plan.steps, schedule=schedule)
+    check_sizes(state.twin, source, config.method)
     flow = build_flow(metadata, state.net, context.device)
     callbacks = build_callbacks(context, config, flow, loss, source, plan)
     return new_trainer(

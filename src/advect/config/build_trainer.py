@@ -68,6 +68,7 @@ def check_config(config: Config) -> None:
     _ = build_optimizer(t, skip_init(nn.Linear, 1, 1)), t.build("lr_schedule")
     for part in ("solver", "grid"):
         config.output.build(part)
+    dataset = None
     if config.data.dataset.place is None or (place is not None and Path(place).exists()):
         dataset = build_dataset(config.data)
         spec = dataset.spec
@@ -81,7 +82,17 @@ def check_config(config: Config) -> None:
         method.build("coupling")
         spec = _example_spec(config)
     with torch.device("meta"):
-        build_network(config.network, spec, grad_checkpointing=t.grad_checkpointing)
+        net = build_network(config.network, spec, grad_checkpointing=t.grad_checkpointing)
+    if dataset is not None:
+        check_sizes(net, dataset, method)
+
+
+def check_sizes(net: nn.Module, dataset: Dataset, method: MethodConfig) -> None:
+    """Raise UserError unless network and source take every shape of the training images."""
+    for shape in dataset.train.shapes:
+        net.check_size(shape)  # pyright: ignore[reportCallIssue]
+    if dataset.train.shapes and method.source != "gaussian":
+        raise UserError(f"--source {method.source} has the size of the data, and --bucket-step many; take gaussian")
 
 
 def _example_spec(config: Config) -> DataSpec:

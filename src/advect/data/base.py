@@ -32,9 +32,14 @@ class Split(ABC):
     Attributes:
         shards: sizes, summing to len, of runs of neighbouring samples, where random access is slow; training visits a
             few at a time. None otherwise.
+        buckets: (N,) number of the shape in ``shapes`` that each sample has in training; ``fetch`` then takes one as a
+            third argument, and without it samples have the shape of the data set. None for one shape.
+        shapes: shapes of the buckets.
     """
 
     shards: Sequence[int] | None = None
+    buckets: np.ndarray | None = None
+    shapes: Sequence[tuple[int, ...]] = ()
 
     @property
     def files(self) -> ImageSplit | None:

@@ -10,6 +10,9 @@ import numpy as np
 from advect.core.random import CounterRng, Stream, stream_seed
 from advect.data.base import check_share
 
+TRAIN = frozenset({"train", "training"})
+MEASURE = frozenset({"test", "testing", "val", "valid", "validation"})
+
 
 def split_groups(groups: np.ndarray, held_out: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Sorted training and held-out indices, with no group on both sides.
@@ -93,3 +96,21 @@ def fingerprint_of(digests: Sequence[bytes], about: str, labels: Mapping[str, np
     for name in sorted(labels):
         whole.update(name.encode() + np.ascontiguousarray(labels[name], np.int64).tobytes())
     return whole.hexdigest()
+
+
+def official_split(names: Sequence[str]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Indices below a folder "train" and below "test" or "val"; None for other layouts."""
+    tops = [parts[0].lower() if len(parts) > 1 else "" for parts in below_the_common(names)]
+    if not (set(tops) & TRAIN and set(tops) & MEASURE and set(tops) <= TRAIN | MEASURE):
+        return None
+    train = np.array([top in TRAIN for top in tops])
+    return np.flatnonzero(train), np.flatnonzero(~train)
+
+
+def below_the_common(names: Sequence[str]) -> list[list[str]]:
+    """Parts of each path without common leading folders, which archives often add."""
+    paths = [name.split("/") for name in names]
+    shared = 0
+    while all(len(parts) > shared + 1 and parts[shared] == paths[0][shared] for parts in paths):
+        shared += 1
+    return [parts[shared:] for parts in paths]

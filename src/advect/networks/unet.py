@@ -111,7 +111,8 @@ class Stage(nn.Module):
 class UNet(FlowNetwork):
     """A U-Net for images (Ronneberger et al. 2015; Ho et al. 2020).
 
-    net(x_t (B, C, H, W), t (B,), cond) -> (B, C, H, W), for ``shape`` (C, H, W). Level i has ``num_res_blocks``
+    net(x_t (B, C, H, W), t (B,), cond) -> (B, C, H, W), for ``shape`` (C, H, W); other heights and widths that can be
+    halved as often work too. Level i has ``num_res_blocks``
     residual blocks of ``model_channels * channel_mult[i]`` channels each way; levels halve height and width. Attention
     in the middle and at levels whose longer side is in ``attention_resolutions``. Time and conditions enter by FiLM.
     Outputs zero at initialisation.
@@ -170,8 +171,10 @@ class UNet(FlowNetwork):
             patch_size=patch_size,
         )
         check_share("UNet", dropout=dropout)
-        self.shape = _check_shape(shape, channel_mult, patch_size)
-        self.patch, self.grad_checkpointing = patch_size, grad_checkpointing
+        if not channel_mult or min(channel_mult) < 1:
+            raise UserError(f"UNet.channel_mult must name a multiple >= 1 for each level, got {tuple(channel_mult)}")
+        self.shape = _check_shape(shape, len(channel_mult), patch_size)
+        self.patch, self.levels, self.grad_checkpointing = patch_size, len(channel_mult), grad_checkpointing
         side, channels = max(self.shape[1:]) // patch_size, self.shape[0] * patch_size**2
         _check_attention(attention_resolutions, side, len(channel_mult))
 
@@ -204,7 +207,9 @@ class UNet(FlowNetwork):
         )
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
-        check_inputs("UNet", x_t, t, self.shape)
+        check_inputs("UNet", x_t, t, (self.shape[0], "H", "W"))
+        if x_t.shape[1:] != self.shape:
+            self.check_size(x_t.shape[1:])
         emb = F.silu(self.conditions(self.time(t), cond))
         recompute = self.grad_checkpointing
         h = self.stem(F.pixel_unshuffle(x_t, self.patch) if self.patch > 1 else x_t)
@@ -219,13 +224,13 @@ class UNet(FlowNetwork):
         out = self.head(h)
         return (F.pixel_shuffle(out, self.patch) if self.patch > 1 else out).to(x_t.dtype)
 
+    def check_size(self, shape: Sequence[int]) -> None:
+        _check_shape(shape, self.levels, self.patch)
 
-def _check_shape(shape: Sequence[int], channel_mult: Sequence[int], patch: int) -> tuple[int, int, int]:
-    if not channel_mult or min(channel_mult) < 1:
-        raise UserError(f"UNet.channel_mult must name a multiple >= 1 for each level, got {tuple(channel_mult)}")
+
+def _check_shape(shape: Sequence[int], levels: int, patch: int) -> tuple[int, int, int]:
     if len(shape) != 3 or min(shape) < 1:
         raise UserError(f"UNet.shape must be (channels, height, width), got {tuple(shape)}; for vectors use MLP")
-    levels = len(channel_mult)
     why = f"channel_mult has {levels} levels" + (f" and patch_size is {patch}" if patch > 1 else "")
     check_divisible("UNet", shape, patch * 2 ** (levels - 1), why, other="fewer levels")
     channels, height, width = shape

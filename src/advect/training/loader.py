@@ -92,6 +92,58 @@ class ShardSampler:
         ]
 
 
+class BucketSampler:
+    """Endless order of batches of one bucket each, such as an image size, but for the rests of buckets.
+
+    Each epoch permutes every bucket, cuts it into batches and shuffles these; rests fill batches with the buckets next
+    to theirs. Every example occurs once an epoch; a pure function of (seed, epoch, batch, start).
+
+    Args:
+        buckets: (N,) bucket of each example, from 0.
+        batch: examples of a batch, over all processes.
+        start: position of a batch, modulo ``batch``; not 0 after a run went on with other batches.
+    """
+
+    def __init__(self, buckets: np.ndarray, seed: int, batch: int, *, start: int = 0) -> None:
+        self.n, self._seed, self._buckets = len(buckets), seed, np.asarray(buckets)
+        self._batch, self._start = batch, start
+        self._order = lru_cache(maxsize=2)(self._arranged)
+
+    def bucket(self, indices: np.ndarray) -> int:
+        """The most frequent bucket of examples (n,)."""
+        return int(np.bincount(self._buckets[indices]).argmax())
+
+    def indices(self, first: int, count: int) -> np.ndarray:
+        """Indices (count,) at positions first, first + 1, ...; may span epochs."""
+        parts = [np.empty(0, np.int64)]
+        while count:
+            epoch, place = divmod(first, self.n)
+            parts.append(self._order(epoch)[place : place + count])
+            first, count = first + len(parts[-1]), count - len(parts[-1])
+        return np.concatenate(parts)
+
+    def _arranged(self, epoch: int) -> np.ndarray:
+        """The epoch's order (N,)."""
+        rows = CounterRng(stream_seed(self._seed, Stream.ORDER), epoch, self.n).permutation().numpy()
+        rows = rows[np.argsort(self._buckets[rows], kind="stable")]
+        batches, rests = [], []
+        for bucket in np.split(rows, np.cumsum(np.bincount(self._buckets))[:-1]):
+            whole = len(bucket) // self._batch * self._batch
+            batches += list(bucket[:whole].reshape(-1, self._batch))
+            rests.append(bucket[whole:])
+        rest = np.concatenate(rests)
+        head = min((self._start - epoch * self.n) % self._batch, self.n)  # of the batch that began an epoch before
+        while len(rest) < head:
+            rest = np.concatenate([rest, batches.pop()])
+        middle = rest[head:]
+        whole = len(middle) // self._batch * self._batch
+        batches += list(middle[:whole].reshape(-1, self._batch))
+        if batches:
+            rng = CounterRng(stream_seed(self._seed, Stream.BUCKETS), epoch, len(batches))
+            batches = [batches[i] for i in rng.permutation().tolist()]
+        return np.concatenate([rest[:head], *batches, middle[whole:]])
+
+
 T = TypeVar("T")
 
 
@@ -126,7 +178,8 @@ class Examples(Protocol):
 class Loader:
     """Batches of ``batch_size`` consecutive positions of the epoch order.
 
-    Examples with ``shards`` (sizes) are read through a :class:`ShardSampler`, others through an :class:`EpochSampler`.
+    Examples with ``shards`` (sizes) are read through a :class:`ShardSampler`, those with ``buckets`` (N,) through a
+    :class:`BucketSampler`, with the bucket of the batch given to ``fetch``, others through an :class:`EpochSampler`.
     Each of ``world`` processes takes ``batch_size`` rows of the global batch, in the order of ranks. ``workers``
     threads prepare later batches; their number does not change the batches.
     """
@@ -142,9 +195,8 @@ class Loader:
             raise UserError(f"num_workers must be >= 0, got {workers}; 0 loads in the training thread")
         self.examples, self.batch_size, self.global_batch = examples, batch_size, batch_size * world
         self.first_row = rank * batch_size
-        shards = getattr(examples, "shards", None)
-        self._order = EpochSampler(len(examples), seed) if shards is None else ShardSampler(shards, seed)
         self._seed = seed
+        self._order = self._sampler(0)
         self._workers = workers
         self._origin = (0, 0)
         self._pool: ThreadPoolExecutor | None = None
@@ -153,9 +205,16 @@ class Loader:
     def __len__(self) -> int:
         return len(self.examples)
 
+    def _sampler(self, start: int) -> EpochSampler | ShardSampler | BucketSampler:
+        shards, buckets = (getattr(self.examples, name, None) for name in ("shards", "buckets"))
+        if buckets is not None:
+            return BucketSampler(buckets, self._seed, self.global_batch, start=start)
+        return EpochSampler(len(self.examples), self._seed) if shards is None else ShardSampler(shards, self._seed)
+
     def start_at(self, step: int, seen: int) -> None:
         """Place the start of ``step`` at position ``seen`` of the order."""
         self._origin = (step, seen)
+        self._order = self._sampler(seen % self.global_batch)
         self._ahead.clear()
 
     def rng(self, stream: Stream, step: int) -> CounterRng:
@@ -173,8 +232,11 @@ class Loader:
         return self._order.indices(first + (step - first_step) * self.global_batch + first_row, rows)
 
     def _make(self, step: int) -> Batch:
-        indices = self._indices(step, self.first_row, self.batch_size)
-        return self.examples.fetch(indices, self.rng(Stream.AUGMENTATION, step))
+        indices, rng = self._indices(step, self.first_row, self.batch_size), self.rng(Stream.AUGMENTATION, step)
+        if isinstance(self._order, BucketSampler):
+            bucket = self._order.bucket(self.indices(step))
+            return self.examples.fetch(indices, rng, bucket)  # pyright: ignore[reportCallIssue]
+        return self.examples.fetch(indices, rng)
 
     def batch(self, step: int) -> Batch:
         """The batch of ``step``."""

@@ -15,9 +15,9 @@ from PIL import Image
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.data import ImageFolder
-from advect.data.images.decoding import Decoder
+from advect.data.images.decoding import Buckets, Decoder
 from advect.data.images.folder import ImageSplit
-from advect.data.images.stores import find_images, holds_images
+from advect.data.images.stores import find_images, holds_images, open_store
 from advect.data.splits import split_by_content
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -452,3 +452,50 @@ def test_grey_values_of_other_types_are_scaled_by_a_rule_or_refused(tmp_path, va
             decode((tmp_path / "x.tif").read_bytes())
     else:
         assert decode((tmp_path / "x.tif").read_bytes()).reshape(-1).tolist() == expected
+
+
+# --- sizes of their own ---
+
+
+def test_images_of_several_sizes_keep_their_shapes(tmp_path):
+    """Those within the area as they are, larger ones scaled to it; held out, and without a bucket, all of one size."""
+    shapes = {(16, 16): 4, (16, 24): 4, (32, 16): 4, (96, 48): 4}
+    for (height, width), count in shapes.items():
+        for i in range(count):
+            values = np.random.default_rng(i).integers(0, 256, (height, width, 3), dtype=np.uint8)
+            Image.fromarray(values).save(tmp_path / f"{height}x{width} {i}.png")
+    data = ImageFolder(tmp_path, image_size=24, bucket_step=8, horizontal_flip=False, held_out=0.0)
+    assert sorted(data.train.shapes) == [(3, 16, 16), (3, 16, 24), (3, 32, 16)]  # 96 x 48 is 34 x 17 of 24 x 24's area
+    for bucket, shape in enumerate(data.train.shapes):
+        rows = np.flatnonzero(data.train.buckets == bucket)
+        x = data.train.fetch(rows, bucket=bucket).x1
+        assert x.shape == (8 if shape == (3, 32, 16) else 4, *shape)
+        for row, image in zip(rows, x, strict=True):
+            name = data.train.names[row]
+            if not name.startswith("96"):
+                exact = np.asarray(Image.open(tmp_path / name)).transpose(2, 0, 1)
+                assert np.array_equal(data.transform.inverse(image[None])[0].round().numpy(), exact)
+    assert data.train.fetch(np.arange(3)).x1.shape == (3, 3, 24, 24) and data.spec.shape == (3, 24, 24)
+
+
+def test_buckets_follow_the_orientation_and_forgive_damage(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = TURNED
+    picture(tmp_path / "a.jpg", (24, 16), exif=exif)
+    picture(tmp_path / "b.jpg", (24, 16))
+    (tmp_path / "c.jpg").write_bytes((tmp_path / "b.jpg").read_bytes()[:20])
+    found = Buckets.of(open_store(tmp_path), np.arange(3), Decoder(image_size=24), 8)
+    assert [found.decoders[n].shape[1:] for n in found.numbers] == [(24, 16), (16, 24), (24, 24)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"bucket_step": 0}, "bucket_step must be between 1 and the sides of image_size, got 0"),
+        ({"bucket_step": 9}, "bucket_step must be between 1 and the sides of image_size, got 9"),
+        ({"bucket_step": 4, "crop": 8}, "bucket_step keeps the shapes of images, and crop cuts squares"),
+    ],
+)
+def test_wrong_buckets(folder, arguments, message):
+    with pytest.raises(UserError, match=message):
+        ImageFolder(folder, image_size=8, **arguments)

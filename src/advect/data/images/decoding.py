@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from PIL import Image, ImageColor, ImageOps
 
 from advect.core.errors import UserError, did_you_mean
 
+_ORIENTATION = 0x0112  # of EXIF; above 4 height and width change places
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -89,6 +94,57 @@ class Decoder:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, self.background), image)
         return image.convert(_MODES[self.channels])
+
+
+class Encoded(Protocol):
+    """Encoded images by index."""
+
+    def read(self, index: int) -> bytes: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Buckets:
+    """Sizes of images that keep their shape (aspect-ratio bucketing, Podell et al. 2024, "SDXL").
+
+    Args:
+        decoders: one a size, sorted by height over width.
+        numbers: (N,) decoder of each image.
+    """
+
+    decoders: Sequence[Decoder]
+    numbers: np.ndarray
+
+    @classmethod
+    def of(cls, images: Encoded, rows: np.ndarray, decoder: Decoder, step: int) -> Buckets:
+        """Sizes in multiples of ``step`` pixels for ``rows`` (N,), of at most about the pixels of ``decoder``.
+
+        Reads the header of every image; an unreadable one has the size of ``decoder``. Raises UserError for a step
+        below 1 or above a side of ``decoder``, and a window.
+        """
+        _, height, width = decoder.shape
+        if not 1 <= step <= min(height, width):
+            raise UserError(f"bucket_step must be between 1 and the sides of image_size, got {step}; 16 is usual")
+        if decoder.window is not None:
+            raise UserError("bucket_step keeps the shapes of images, and crop cuts squares; give one of them")
+
+        def size(row: int) -> tuple[int, int]:
+            try:
+                with Image.open(io.BytesIO(images.read(row))) as image:
+                    sides = (
+                        (image.width, image.height) if image.getexif().get(_ORIENTATION, 1) > 4 else image.size[::-1]
+                    )
+            except Exception:  # whatever a damaged file leads Pillow to; a fetch names it
+                sides = height, width
+            scale = min(1.0, math.sqrt(height * width / (sides[0] * sides[1])))
+            high, wide = (max(1, int(side * scale / step + 0.5)) * step for side in sides)
+            return high, wide
+
+        with ThreadPoolExecutor(8) as pool:
+            sizes = list(pool.map(size, rows.tolist()))
+        known = sorted(set(sizes), key=lambda size: (size[0] / size[1], size))
+        number = {size: i for i, size in enumerate(known)}
+        decoders = [replace(decoder, image_size=size) for size in known]
+        return cls(decoders, np.array([number[size] for size in sizes], np.int64))
 
 
 def _eight_bits(mode: str, image_format: str | None, values: np.ndarray) -> np.ndarray:

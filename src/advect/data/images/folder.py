@@ -24,13 +24,10 @@ from advect.core.random import Generator, uniform
 from advect.core.registry import arguments, register
 from advect.core.types import Batch, DataSpec
 from advect.data.base import Dataset, Detected, Preview, Split, category, check_share
-from advect.data.images.decoding import Decoder
+from advect.data.images.decoding import Buckets, Decoder
 from advect.data.images.stores import ImageStore, describe_left_out, holds_images, open_store, starts_like_image
-from advect.data.splits import split_by_content
+from advect.data.splits import below_the_common, official_split, split_by_content
 from advect.data.transforms import PixelScale
-
-TRAIN = frozenset({"train", "training"})
-MEASURE = frozenset({"test", "testing", "val", "valid", "validation"})
 
 
 @dataclass(frozen=True)
@@ -39,15 +36,6 @@ class Classes:
 
     labels: np.ndarray
     names: tuple[str, ...]
-
-
-def official_split(names: Sequence[str]) -> tuple[np.ndarray, np.ndarray] | None:
-    """Indices below a folder "train" and below "test" or "val"; None for other layouts."""
-    tops = [parts[0].lower() if len(parts) > 1 else "" for parts in _below_the_common(names)]
-    if not (set(tops) & TRAIN and set(tops) & MEASURE and set(tops) <= TRAIN | MEASURE):
-        return None
-    train = np.array([top in TRAIN for top in tops])
-    return np.flatnonzero(train), np.flatnonzero(~train)
 
 
 def sub_folder_classes(names: Sequence[str], wanted: Literal["auto", "yes", "no"]) -> Classes | None:
@@ -64,7 +52,7 @@ def sub_folder_classes(names: Sequence[str], wanted: Literal["auto", "yes", "no"
         raise UserError(f"labels must be 'auto', 'yes' or 'no', got {wanted!r}")
     if wanted == "no":
         return None
-    paths = _below_the_common(names)
+    paths = below_the_common(names)
     if official_split(names):
         paths = [parts[1:] for parts in paths]
     loose = [name for name, parts in zip(names, paths, strict=True) if len(parts) < 2]
@@ -76,15 +64,6 @@ def sub_folder_classes(names: Sequence[str], wanted: Literal["auto", "yes", "no"
         raise UserError(f"labels='yes' needs a sub-folder for each class, but {why}; sort them or give labels='no'")
     number = {name: i for i, name in enumerate(found)}
     return Classes(np.array([number[parts[0]] for parts in paths], np.int64), tuple(found))
-
-
-def _below_the_common(names: Sequence[str]) -> list[list[str]]:
-    """Parts of each path without common leading folders, which archives often add."""
-    paths = [name.split("/") for name in names]
-    shared = 0
-    while all(len(parts) > shared + 1 and parts[shared] == paths[0][shared] for parts in paths):
-        shared += 1
-    return [parts[shared:] for parts in paths]
 
 
 logger = logging.getLogger(__name__)
@@ -111,6 +90,9 @@ class ImageFolder(Dataset):
         channels: 3 for colour, 1 for grey, 4 for colour with alpha.
         crop: side in pixels of a central square to cut before scaling; None takes all.
         random_crop: crop the longer side of training images at random, not in the centre.
+        bucket_step: train on images of their own shapes, with heights and widths in multiples of this many pixels, at
+            most about as many pixels as image_size has, and one size a batch; for a DiT, or a U-Net that halves such
+            sizes. Held-out images have image_size.
         horizontal_flip: mirror half of the images at random while training.
         background: colour behind transparency: a name, "#rrggbb", or three numbers 0 to 255.
         labels: whether sub-folders are classes, the condition ``label``; "auto": if every image lies in one of at
@@ -150,7 +132,7 @@ class ImageFolder(Dataset):
         from advect.data.images.memmap_images import Packed, matching_pack
 
         asked = {a.name: options.get(a.name, a.default) for a in arguments(cls)}
-        if not Path(data_dir).exists() or asked["random_crop"] or asked["labels"] != "auto":
+        if not Path(data_dir).exists() or asked["random_crop"] or asked["bucket_step"] or asked["labels"] != "auto":
             return cls(data_dir, **options)
         decoder = Decoder(
             image_size=asked["image_size"],
@@ -172,6 +154,7 @@ class ImageFolder(Dataset):
         channels: Literal[1, 3, 4] = 3,
         crop: int | None = None,
         random_crop: bool = False,
+        bucket_step: int | None = None,
         horizontal_flip: bool = True,
         background: str | tuple[int, int, int] = "white",
         labels: Literal["auto", "yes", "no"] = "auto",
@@ -208,10 +191,16 @@ class ImageFolder(Dataset):
                 flip=horizontal_flip,
                 random_crop=random_crop,
                 unreadable=self.unreadable,
+                buckets=None if bucket_step is None else Buckets.of(store, train, decoder, bucket_step),
             ),
             held_out=ImageSplit(store, rest, values, decoder, unreadable=self.unreadable),
             fingerprint=files_fingerprint(store, digests),
         )
+        if shapes := self.train.shapes:
+            (_, *wide), (_, *tall) = shapes[0], shapes[-1]
+            logger.info(
+                f"training images have {len(shapes)} sizes, from {wide[0]} x {wide[1]} to {tall[0]} x {tall[1]}"
+            )
 
 
 def _usual_size(store: ImageStore) -> int:
@@ -260,6 +249,7 @@ class ImageSplit(Split):
         flip: mirror half of the images fetched with an rng.
         random_crop: crop those at random.
         unreadable: record of skipped images, each replaced by the next; None raises at the first.
+        buckets: sizes for batches of one size each, of the images at ``rows``.
     """
 
     def __init__(
@@ -272,9 +262,12 @@ class ImageSplit(Split):
         flip: bool = False,
         random_crop: bool = False,
         unreadable: Unreadable | None = None,
+        buckets: Buckets | None = None,
     ) -> None:
-        self.store, self.rows, self.decoder = store, rows, decoder
+        self.store, self.rows, self.decoder, self._sizes = store, rows, decoder, buckets
         self._labels = {name: np.ascontiguousarray(values[rows], np.int64) for name, values in labels.items()}
+        if buckets is not None:
+            self.buckets, self.shapes = buckets.numbers, [decoder.shape for decoder in buckets.decoders]
         self._flip, self._random_crop, self._unreadable = flip, random_crop, unreadable
 
     def __len__(self) -> int:
@@ -293,14 +286,15 @@ class ImageSplit(Split):
         """Names of the images inside the store."""
         return [self.store.names[int(row)] for row in self.rows]
 
-    def fetch(self, indices: np.ndarray, rng: Generator = None) -> Batch:
-        pixels = np.empty((len(indices), *self.decoder.shape), np.uint8)
+    def fetch(self, indices: np.ndarray, rng: Generator = None, bucket: int | None = None) -> Batch:
+        decoder = self.decoder if bucket is None or self._sizes is None else self._sizes.decoders[bucket]
+        pixels = np.empty((len(indices), *decoder.shape), np.uint8)
         places = [None] * len(indices)
         if self._random_crop and rng is not None:
             places = uniform((len(indices), 2), rng).tolist()
         taken = np.empty(len(indices), np.int64)
         for row, index in enumerate(indices):
-            pixels[row], taken[row] = self._decode(int(index), places[row])
+            pixels[row], taken[row] = self._decode(decoder, int(index), places[row])
         if self._flip and rng is not None:
             mirrored = uniform((len(indices),), rng).numpy() < 0.5
             pixels[mirrored] = pixels[mirrored, ..., ::-1]
@@ -322,13 +316,13 @@ class ImageSplit(Split):
             reasons = pool.map(reason, self.rows.tolist())
             return {self.store.title(row): why for row, why in zip(self.rows, reasons, strict=True) if why}
 
-    def _decode(self, index: int, place: tuple[float, float] | None) -> tuple[np.ndarray, int]:
+    def _decode(self, decoder: Decoder, index: int, place: tuple[float, float] | None) -> tuple[np.ndarray, int]:
         """Image at ``index`` and that index, or the next readable image and its index."""
         title = reason = ""
         for candidate in chain(range(index, len(self)), range(index)):
             row = self.rows[candidate]
             try:
-                return self.decoder(self.store.read(row), place), candidate
+                return decoder(self.store.read(row), place), candidate
             except Exception as error:  # a decoder raises whatever a damaged file leads it to
                 title, reason = self.store.title(row), one_line(error)
                 if self._unreadable is None:

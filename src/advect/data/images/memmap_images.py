@@ -17,10 +17,10 @@ from advect.core.registry import register
 from advect.core.types import DataSpec
 from advect.data.base import ArraySplit, Dataset, Detected, Preview, category, check_share
 from advect.data.images.decoding import Decoder
-from advect.data.images.folder import PIXELS, Unreadable, content_digests, files_fingerprint, official_split
+from advect.data.images.folder import PIXELS, Unreadable, content_digests, files_fingerprint
 from advect.data.images.packing import MANIFEST, PIXEL_FILE, read_manifest, settings_of
 from advect.data.images.stores import open_store
-from advect.data.splits import split_by_content
+from advect.data.splits import official_split, split_by_content
 
 logger = logging.getLogger(__name__)
 
