@@ -6,7 +6,8 @@
     python bench/metrics_order.py digits-1 digits-3 digits-10 digits-30 digits-100
 
 Runs in rising order of quality, of the same data. A line a metric: its value for each run, the floor, and whether each
-run is at least as good as the one before ("ordered"), or equal or only within both 95% intervals ("within"), or neither ("NO").
+run is better than the one before ("ordered"), or equal or worse only within both 95% intervals ("within"), or neither
+("NO").
 """
 
 from __future__ import annotations
