@@ -285,7 +285,8 @@ class Flow(VelocityField):
         It is that of :meth:`sample`'s law, in float32 whatever the precision of training, through the same coordinates
         and exact steps at the ends. ``trace``: "exact" costs a derivative per element, "hutchinson" one derivative,
         unbiased but for the determinants of those steps, with which the density is at most the exact one. Conditions
-        not in ``cond`` are null. Raises UserError unless the source has a density, sequences are of one length and the data have a density.
+        not in ``cond`` are null. Raises UserError unless the source has a density, sequences are of one length and the
+        data have a density.
         """
         x = self._checked(x, self.data_shape)
         log_det = self.transform.log_det(x[0].numel())
