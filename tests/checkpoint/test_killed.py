@@ -19,7 +19,7 @@ import pytest
 from advect.distributed.parallel import Kind
 from forked import advect_ranks, ranks
 from processes import advect_command, environment
-from runs import end_of, kill_at, newest_step
+from runs import die, end_of, kill_at, newest_step
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs forked processes")
 
@@ -73,6 +73,29 @@ def test_killed_at_each_place_and_resumed_equals_never_killed(
     advect_ranks(n, words, cwd=tmp_path)
     assert end_of(tmp_path / "run") == whole(n, kind)
     assert not [*(tmp_path / "run").rglob("*.partial"), *(tmp_path / "run").rglob("*.old")]
+
+
+def killed_before_a_picture(step: int) -> None:
+    """Have the process killed with the checkpoint and the metrics of a step written, and its picture not."""
+    from advect.reporting import sample_grids
+
+    real = sample_grids.save_png
+
+    def dying(image: object, path: Path) -> None:
+        if path.stem == f"step-{step:08d}":
+            while newest_step(path.parents[1]) < step:
+                time.sleep(0.01)
+            die()
+        real(image, path)
+
+    sample_grids.save_png = dying
+
+
+def test_killed_before_a_picture_and_resumed_no_row_is_there_twice(tmp_path: Path, whole: Callable) -> None:
+    words = f"{SMALL} --run-dir run --parallel none"
+    advect_ranks(1, words, cwd=tmp_path, before=killed_before_a_picture, arguments=(STEPS,), code=-signal.SIGKILL)
+    advect_ranks(1, words, cwd=tmp_path)
+    assert end_of(tmp_path / "run") == whole(1, "none")
 
 
 @slow

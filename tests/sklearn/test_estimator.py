@@ -206,6 +206,27 @@ class TestTraining:
         assert 0 < model.n_iter_ <= 100
         assert np.array_equal(model.sample(5), whole.sample(5))
 
+    def test_of_few_rows_density_and_samples_are_those_of_a_mixture(self) -> None:
+        x = OTHER @ [[1.0, 0.5], [0.0, 1.0]]
+        model = small(steps=200, hidden=32, learning_rate=1e-2, options={"gain": 1.0}).fit(x)
+        flows = model._flows
+        assert len(flows) == 6 and flows[0] is model.flow_
+        points = torch.from_numpy(x)
+        densities = torch.stack([flow.log_prob(points, steps=8).exp() for flow in flows])
+        assert np.allclose(np.exp(model.score_samples(x)), densities.mean(0), rtol=1e-3)
+        assert densities.std(0).max() > 0.01  # the flows differ
+        again = pickle.loads(pickle.dumps(model))
+        assert np.array_equal(again.sample(50), model.sample(50))
+        assert np.allclose(again.score_samples(x), model.score_samples(x))
+        assert len(small(steps=2).fit(np.tile(x, (6, 1)))._flows) == 1
+
+    def test_samples_of_a_mixture_keep_the_order_of_labels(self) -> None:
+        y = np.array(["left", "right"]).repeat(50)
+        x = np.random.default_rng(0).normal(size=(100, 2)) * 0.3 + np.where(y == "left", -5, 5)[:, None]
+        model = small(steps=300, batch_size=64, hidden=(32, 32), learning_rate=3e-3, sample_steps=10).fit(x, y)
+        signs = model.sample(40, ["left", "right"] * 20)[:, 0] > 0
+        assert len(model._flows) == 6 and (signs == ([False, True] * 20)).mean() > 0.9
+
     def test_before_training_it_is_the_gaussian_of_the_data(self, points: np.ndarray) -> None:
         x = points @ [[1, 0.5, 0], [0, 1, 0], [0, 0.3, 1]]
         model = small(steps=1, learning_rate=1e-12, early_stopping=False, options={"lr_warmup_steps": 0}).fit(x)

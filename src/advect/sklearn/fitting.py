@@ -34,6 +34,7 @@ from advect.losses.flow_matching import Kind
 from advect.model.flow import Flow
 from advect.sklearn.adapters import LABEL, DataAdapter, Labels, label_condition
 from advect.sklearn.held_out_rows import Budget, mean_curve, split_rows
+from advect.sklearn.mixture import mixed_log_prob
 from advect.sklearn.settings import Settings
 from advect.training import Callback, LearningRate, StopCriteria, Trainer, TrainState
 from advect.training.callbacks import ProgressBar
@@ -73,6 +74,7 @@ class FittedFlow:
         stop_reason: reason of the trainer.
         train_score: median log density of at most 128 training rows, None if there is none or it costs too much.
         gap: by how much it exceeds that of held-out rows, of the training that left them out.
+        others: transform and weights of each training that left out a fold.
     """
 
     adapter: DataAdapter
@@ -93,6 +95,7 @@ class FittedFlow:
     stop_reason: str
     train_score: float | None = None
     gap: float | None = None
+    others: tuple[tuple[Transform, dict[str, Tensor]], ...] = ()
 
     def score(self, x: Tensor, y: np.ndarray | None, rows: np.ndarray) -> float | None:
         """Median log density of at most 128 of the ``rows`` of x (N, *S), given y (N,) if any; None without one."""
@@ -101,9 +104,16 @@ class FittedFlow:
             return None
         cond = {} if y is None else label_condition(self.labels, y[rows], len(rows))
         try:
-            return self.flow("cpu").log_prob(x[rows], cond=cond or None, steps=_SCORE_STEPS).median().item()
+            flows = self.flows("cpu")
+            scores = [flow.log_prob(x[rows], cond=cond or None, steps=_SCORE_STEPS) for flow in flows]
+            return mixed_log_prob(scores).median().item()
         except UserError:
             return None
+
+    def flows(self, device: str) -> list[Flow]:
+        """The flow and those that left out a fold, an equal mixture of which is the density."""
+        others = [replace(self, transform=transform, weights=weights) for transform, weights in self.others]
+        return [fitted.flow(device) for fitted in (self, *others)]
 
     def flow(self, device: str) -> Flow:
         """Flow on a device, by name."""
@@ -171,7 +181,8 @@ def _fit(given: _Given, validation: float) -> FittedFlow:
     curve, step = mean_curve([(run.evaluated, run.held_out_losses) for run in runs])
     fitted = _train(given, everything, everything[:0], max(step, 1), budget.share())
     evaluated = max((run.evaluated for run in runs), key=len)
-    fitted = replace(fitted, losses=last.losses, held_out_losses=curve, evaluated=evaluated)
+    others = tuple((run.transform, run.weights) for run in runs) if len(runs) > 1 else ()
+    fitted = replace(fitted, losses=last.losses, held_out_losses=curve, evaluated=evaluated, others=others)
     return replace(fitted, train_score=fitted.score(x, y, everything), gap=gap)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from advect.config.plan import FEWEST
 from advect.core.errors import UserError
 from advect.model.conditions import Encoded
+from advect.model.flow import Flow
 from advect.sklearn.adapters import (
     LABEL,
     ArrayAdapter,
@@ -29,6 +30,7 @@ from advect.sklearn.adapters import (
     label_condition,
 )
 from advect.sklearn.fitting import FittedFlow, double_precision, fit_flow
+from advect.sklearn.mixture import mixed_log_prob, sample_mixture
 from advect.sklearn.settings import Settings, resolve
 
 _SEEDS = 2**31 - 1
@@ -61,7 +63,8 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         early_stopping: hold out ``validation_fraction`` of the rows, or for up to 200 rows each fifth in turn, stop
             after ``n_iter_no_change`` evaluations without a lower held-out loss of the averaged weights (at first
             every 20 steps, then after a tenth more, and not before 500) and take those of the lowest; :meth:`fit`
-            then trains anew on up to 2,000 rows, all of them, for as many steps. "auto" does so for 10 to 10,000 rows
+            then trains anew on up to 2,000 rows, all of them, for as many steps. With folds, density and samples are
+            those of an equal mixture of the five flows and the last, ``flow_``. "auto" does so for 10 to 10,000 rows
             that are no images.
         validation_fraction: in (0, 1).
         n_iter_no_change: at least 1.
@@ -76,7 +79,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         verbose: 1 for a progress bar.
 
     Attributes:
-        flow_: the :class:`advect.Flow`, float32, on the device.
+        flow_: the :class:`advect.Flow` that was trained on all rows, float32, on the device; latents are its own.
         classes_: the distinct labels, or None.
         n_iter_: training steps behind the weights.
         loss_curve_: mean training losses of the last call, at most 40.
@@ -217,7 +220,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
                 stacklevel=3,
             )
         self._n_features_out = math.prod(fitted.spec.shape)
-        self.flow_ = fitted.flow(self.device)
+        self._build_flows()
         if fitted.stop_reason.startswith("SIG"):  # training ended at the end of a step, so the model is usable
             signal.raise_signal(getattr(signal, fitted.stop_reason))
         return self
@@ -226,16 +229,18 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         """Sample n samples of the kind of X, for y, one label or (n,), default by training frequencies."""
         check_is_fitted(self)
         steps = None if self.solver == "dopri5" else int(self.sample_steps)
-        seed = int(check_random_state(self.random_state).randint(_SEEDS))
+        rng = check_random_state(self.random_state)
         if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
             raise UserError(f"n must be a whole number of at least 1, got {n!r}")
-        cond = label_condition(self._fitted.labels, y, int(n)) or None
-        samples = self.flow_.sample(int(n), steps=steps, solver=self.solver, seed=seed, cond=cond)
-        return self._fitted.adapter.from_tensor(samples.x)
+        cond = label_condition(self._fitted.labels, y, int(n))
+        x = sample_mixture(self._flows, int(n), cond, rng, steps=steps, solver=self.solver)
+        return self._fitted.adapter.from_tensor(x)
 
     def score_samples(self, X: Any, y: Any = None) -> np.ndarray:
         """Exact log density (N,) of each row, in nats and data units; without y of X alone."""
-        return self._in_blocks("log_prob", self._tensor(X), y)
+        x = self._tensor(X)
+        scores = [self._in_blocks("log_prob", x, y, flow) for flow in self._flows]
+        return mixed_log_prob(scores).numpy()
 
     def score(self, X: Any, y: Any = None) -> float:
         """Mean of :meth:`score_samples`; y is ignored by a model without labels."""
@@ -257,23 +262,23 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
 
     def transform(self, X: Any, y: Any = None) -> np.ndarray:
         """Latents, float64, shaped like X in model units: standard normal for a good fit."""
-        return self._in_blocks("encode", self._tensor(X), y)
+        return self._in_blocks("encode", self._tensor(X), y, self.flow_).numpy()
 
     def inverse_transform(self, X: Any, y: Any = None) -> Any:
         """Data from latents, the inverse of :meth:`transform`."""
         check_is_fitted(self)
         z = torch.from_numpy(np.array(check_array(X, allow_nd=True), np.float64))
         self._check_shape(z.shape)
-        return self._fitted.adapter.from_tensor(torch.from_numpy(self._in_blocks("decode", z, y)))
+        return self._fitted.adapter.from_tensor(self._in_blocks("decode", z, y, self.flow_))
 
     def _check_shape(self, shape: Sequence[int]) -> None:
         expected = self.flow_.spec.shape
         if tuple(shape[1:]) != expected:
             raise UserError(f"X must have shape (n, {', '.join(map(str, expected))}), got {tuple(shape)}")
 
-    def _in_blocks(self, what: str, x: Tensor, y: Any) -> np.ndarray:
-        """Apply a method of the float64 flow to blocks of rows, which bounds memory."""
-        flow, cond = double_precision(self.flow_), label_condition(self._fitted.labels, y, len(x))
+    def _in_blocks(self, what: str, x: Tensor, y: Any, flow: Flow) -> Tensor:
+        """Apply a method of a flow, in float64, to blocks of rows, which bounds memory."""
+        flow, cond = double_precision(flow), label_condition(self._fitted.labels, y, len(x))
         if LABEL in self.flow_.spec.conditions and not cond and not self.flow_.null:
             raise UserError("the model was fitted with label_dropout=0, so it knows nothing without labels; give y")
         rows = 1024
@@ -283,7 +288,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
             part = {name: Encoded(value.values[block]) for name, value in cond.items()}
             options: dict[str, Any] = {"cond": part or None, "steps": int(self.density_steps), "solver": "rk4"}
             parts.append(getattr(flow, what)(x[block], **options))
-        return torch.cat(parts).numpy().astype(np.float64)
+        return torch.cat(parts).double()
 
     def _tensor(self, X: Any) -> Tensor:
         """X in data units, (N, *S)."""
@@ -305,14 +310,18 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
             self._check_shape(x.shape)
         return x
 
+    def _build_flows(self) -> None:
+        self._flows = self._fitted.flows(self.device)
+        self.flow_ = self._flows[0]
+
     def __getstate__(self) -> dict[str, Any]:
-        state: Any = super().__getstate__()  # the flow may lie on a device that the reader has not
-        return {name: value for name, value in state.items() if name != "flow_"}
+        state: Any = super().__getstate__()  # the flows may lie on a device that the reader has not
+        return {name: value for name, value in state.items() if name not in ("flow_", "_flows")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "_fitted" in state:
-            self.flow_ = self._fitted.flow(self.device)
+            self._build_flows()
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

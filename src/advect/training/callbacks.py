@@ -30,7 +30,7 @@ class MetricsFile(Callback):
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self._there = path, frozenset[str]()
 
     def on_start(self, trainer: Trainer) -> None:
         self._open(trainer)
@@ -40,12 +40,14 @@ class MetricsFile(Callback):
             lines = self.path.read_text(encoding="utf-8").splitlines()
             resumed = _resumed_rows(lines, trainer.state.progress, keep)
             atomic_write_text(self.path, "".join(line + "\n" for line in resumed))
+            self._there = frozenset(resumed)
         self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, row: dict) -> None:
-        """Append and flush a row."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        """Append and flush a row, unless it was there at the start: a call that a kill interrupted is repeated."""
+        if (line := json.dumps(row)) not in self._there:
+            self._file.write(line + "\n")
+            self._file.flush()
 
     def on_log(self, trainer: Trainer, row: dict) -> None:
         self.write(row)
