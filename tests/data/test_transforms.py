@@ -106,6 +106,17 @@ def test_log_det_is_that_of_the_jacobian_by_differentiation(transform):
     assert transform.log_det(3) == pytest.approx(torch.linalg.slogdet(jacobian).logabsdet.item(), rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-300, 1e300, 8e307])
+def test_values_of_any_size_are_compared_in_units_whose_squares_fit(size):
+    x = size * np.random.default_rng(0).uniform(-1, 1, size=(200, 2))
+    transform = Standardize.fit(x)
+    back = transform.inverse(transform.forward(torch.from_numpy(x)))
+    near = (transform.centred(back) / transform.unit).float().numpy()
+    wanted = x / transform.unit
+    np.testing.assert_allclose(near - near.mean(0), wanted - wanted.mean(0), atol=2e-6)
+    assert 0.25 < near.std() < 2
+
+
 @pytest.mark.parametrize(("offset", "spread"), [(1.7e9, 1e3), (1e15, 3.0), (3.0, 1e-12), (0.0, 1e-12), (0.0, 1e200)])
 def test_a_spread_survives_any_offset(offset, spread):
     x = offset + spread * np.random.default_rng(0).normal(size=(200, 2))

@@ -93,7 +93,8 @@ def test_rows_and_curves_have_the_distances_and_their_floors(advect: Callable[..
     assert best("run")["metric"] == "energy"
     found = rows("run")
     assert list(found) == [4, 8, 10]  # and at the end
-    names = ["eval_frechet", "eval_energy", "eval_frechet_floor", "eval_energy_floor"]
+    names = ["eval_frechet", "eval_frechet_se", "eval_energy", "eval_energy_se"]
+    names += ["eval_frechet_floor", "eval_energy_floor"]
     for row in found.values():
         assert list(row) == ["step", *names, "eval_samples", "eval_features"]
         assert row["eval_samples"] == 200 and row["eval_features"] == "data space"

@@ -44,7 +44,8 @@ def test_digits_have_the_distances_of_their_samples_and_the_floor_of_their_data(
     digits_run: Path, tmp_path: Path
 ) -> None:
     names = ("frechet", "sliced_wasserstein")
-    result = measured(digits_run, tmp_path / "a.json", num_samples=700, num_steps=(3,), metrics=names, seed=5)
+    way = {"metrics": names, "features": FeatureConfig(features="pixels")}
+    result = measured(digits_run, tmp_path / "a.json", num_samples=700, num_steps=(3,), seed=5, **way)
     data = Digits()
     y = pixels(data.held_out)
     x = library.load(digits_run).sample(700, steps=3, seed=5).x
@@ -55,7 +56,7 @@ def test_digits_have_the_distances_of_their_samples_and_the_floor_of_their_data(
     assert (point["solver"], point["nfe"]) == ("midpoint", 6)
     assert point["samples_per_s"] == pytest.approx(700 / point["seconds"])
     assert result["floor"]["samples"] == 700
-    whole = measured(digits_run, tmp_path / "b.json", num_steps=(1,), metrics=("frechet",))
+    whole = measured(digits_run, tmp_path / "b.json", num_steps=(1,), **way)
     assert whole["protocol"]["samples"] == len(data.train) == whole["floor"]["samples"]
     assert whole["floor"]["metrics"]["frechet"] == pytest.approx(frechet_distance(pixels(data.train), y), rel=1e-5)
 
@@ -68,14 +69,15 @@ def test_the_file_says_all_that_the_numbers_depend_on_and_nothing_else_is_left(
     (file,) = Path("run/evaluation").iterdir()
     told, result = capsys.readouterr().out, json.loads(file.read_text())
     assert f"result: {file}\n" in told and "coverage" in told and "±" in told
-    assert list(result) == ["format", "protocol", "subject", "made_with", "floor", "flow", "points"]
+    assert list(result) == ["format", "protocol", "subject", "made_with", "floor", "flow", "points", "left_out"]
     protocol = result["protocol"]
+    assert protocol["features"].items() >= {"name": "a network trained on these data", "dimensions": 64}.items()
     assert protocol | {"rows_for_distances": {}} == {
         "data": "digits",
         "fingerprint": Digits().fingerprint,
         "split": "held-out",
         "reference": 898,
-        "features": {"name": "pixel space", "identity": "values of 64 dimensions", "dimensions": 64},
+        "features": protocol["features"],
         "samples": 100,
         "metrics": ["frechet", "kernel", "manifolds", "class_shares", "straightness"],
         "ways": [{"solver": "midpoint", "grid": "uniform", "steps": 1, "diffusion": None}],
@@ -88,7 +90,7 @@ def test_the_file_says_all_that_the_numbers_depend_on_and_nothing_else_is_left(
     assert result["subject"]["checkpoint"] == "step-00000012" and result["subject"]["step"] == 12
     assert result["subject"]["ema"] == 0.995 and len(result["subject"]["sha256"]) == 64
     assert result["made_with"].keys() >= {"advect", "torch", "numpy", "scikit-learn", "python", "device", "processes"}
-    names = {"frechet", "kernel", "kernel_se", "precision", "recall", "density", "coverage", "class_shares_label"}
+    names = {"frechet", "kernel", "precision", "recall", "density", "coverage", "class_shares_label"}
     assert result["floor"]["metrics"].keys() == names == result["points"][0]["metrics"].keys()
     assert result["flow"]["straightness"]["value"] > 0 and result["flow"]["straightness"]["samples"] == 100
     # Another protocol has another file, the same one the same.
@@ -126,10 +128,15 @@ def test_samples_of_one_class_are_compared_with_the_rows_of_that_class(
     digits_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "advect")
-    request = EvalConfig(
-        output=tmp_path / "a.json", num_samples=80, num_steps=(1,), metrics=("frechet",), cond=("label=7",)
+    result = measured(
+        digits_run,
+        tmp_path / "a.json",
+        num_samples=80,
+        num_steps=(1,),
+        metrics=("frechet",),
+        cond=("label=7",),
+        features=FeatureConfig(features="pixels"),
     )
-    _, result = evaluate(digits_run, request)
     data = Digits()
     batch = data.held_out.fetch(np.arange(len(data.held_out)))
     y = pixels(data.held_out)[(batch.cond or {})["label"] == 7]
@@ -203,7 +210,7 @@ def mistake(words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 MISTAKES = [
-    ("--num-samples 5", "--num-samples is 5, and manifolds needs 6 rows or more"),
+    ("--num-samples 5 --metrics manifolds", "--metrics manifolds needs 6 rows or more, and --num-samples is 5"),
     ("--metrics frechett", "--metrics frechett is not known; did you mean 'frechet'?"),
     ("--metrics columns", "--metrics columns is for table data"),
     ("--solver midpont", "solver 'midpont' is not known; did you mean 'midpoint'?"),
@@ -328,7 +335,7 @@ def test_a_reference_that_is_the_training_set_is_refused_unless_asked_for(
     assert "none has no held-out rows to compare with" in mistake("eval none", monkeypatch, capsys)
     advect("eval none --reference train --num-samples 50 --num-steps 1 --metrics frechet energy")
     (file,) = Path("none/evaluation").iterdir()
-    assert json.loads(file.read_text())["floor"] == {"samples": 0, "metrics": {}}
+    assert json.loads(file.read_text())["floor"] == {"samples": 0, "metrics": {}, "intervals": {}}
 
 
 def test_results_are_compared_by_the_command_line(
@@ -355,4 +362,5 @@ def test_usual_metrics_that_need_more_rows_than_are_held_out_are_left_out(
     capsys.readouterr()
     advect(f"eval {tmp_path / 'run'} --num-steps 1")
     told = capsys.readouterr().out
-    assert "note: without two_sample (20 rows), as there are" in told and "energy" in told
+    assert "left out: two_sample: needs 20 rows or more, and the number of reference rows is" in told
+    assert "energy" in told and "reference rows are few" in told

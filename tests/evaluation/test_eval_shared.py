@@ -16,8 +16,9 @@ import torch
 
 from advect.commands.evaluate import evaluate
 from advect.data import Moons
+from advect.data.repeats import LOOKED_AT
 from advect.evaluation import ReferenceCache
-from advect.evaluation.protocol import LOOKED_AT, EvalConfig
+from advect.evaluation.protocol import EvalConfig
 from advect.evaluation.workspace import open_workspace
 from advect.model.flow import Flow
 from forked import advect_ranks

@@ -65,7 +65,8 @@ def mixed(x: Tensor, limit: int) -> Tensor:
 def test_vectors_have_the_distances_of_the_samples_that_the_flow_draws(moons_run: Path) -> None:
     flow, source = opened(moons_run)
     found = online(moons_run)
-    assert found is not None and list(found) == ["frechet", "energy", "frechet_floor", "energy_floor"]
+    assert found is not None
+    assert [*found] == ["frechet", "frechet_se", "energy", "energy_se", "frechet_floor", "energy_floor"]
     x, real = flow.sample(300, seed=3).x, in_data_units(flow, source, "train", 300)
     held_out = in_data_units(flow, source, "held_out", 10_000)
     assert found["frechet"] == pytest.approx(frechet_distance(x, held_out), rel=1e-6)
@@ -107,7 +108,8 @@ def test_images_are_seen_in_0_to_255_by_a_network_of_ones_own(digits_run: Path, 
     flow, source = opened(digits_run)
     source.held_out = First(source.held_out, 60)
     found = numbers(online_evaluator(flow, source, samples=100, features=network))
-    assert found is not None and list(found) == ["frechet", "kernel", "kernel_se", "frechet_floor", "kernel_floor"]
+    assert found is not None
+    assert list(found) == ["frechet", "frechet_se", "kernel", "kernel_se", "frechet_floor", "kernel_floor"]
     see = lambda x: FeatureNetwork(network)((x * 255 / 16).round())
     x, real = (see(x) for x in (flow.sample(100, seed=3).x, in_data_units(flow, source, "train", 100)))
     held_out = see(in_data_units(flow, source, "held_out", len(source.held_out)))

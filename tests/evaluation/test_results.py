@@ -61,7 +61,7 @@ def test_results_of_one_protocol_stand_side_by_side(tmp_path: Path) -> None:
     files = write(tmp_path, RESULT, other(protocol_seeds=[5]))
     head, first, second, floor = compare(files, force=False)
     assert head.split() == ["run", "way", "NFE", "seconds", "frechet"]
-    assert first.split() == ["one", "step-00000010", "euler", "4", "uniform", "4", "1.5", "2", "±", "0.25"]
+    assert first.split() == ["one", "step-00000010", "euler", "4", "uniform", "4", "1.5", "2.00", "±", "0.25"]
     assert "floor, 90 rows" in floor and floor.endswith("0.5") and second.startswith("two step-00000010")
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from advect.data import repeats
 from advect.data.base import ArraySplit
-from advect.evaluation import protocol
-from advect.evaluation.protocol import shared_rows
+from advect.data.repeats import shared_rows
 
 
 def split(x: np.ndarray) -> ArraySplit:
@@ -29,5 +29,5 @@ def test_rows_of_few_values_are_equal_and_no_copies() -> None:
 
 def test_of_a_large_training_set_a_share_is_known(monkeypatch) -> None:
     x = np.random.default_rng(0).normal(size=(1000, 2))
-    monkeypatch.setattr(protocol, "LOOKED_AT", 100)
+    monkeypatch.setattr(repeats, "LOOKED_AT", 100)
     assert shared_rows(split(x), split(x[:100])) in range(8, 13)

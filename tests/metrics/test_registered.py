@@ -11,7 +11,7 @@ from advect.core.errors import UserError
 from advect.core.registry import choices, get, register, unregister
 from advect.core.types import Category
 from advect.metrics import energy_distance, wasserstein
-from advect.metrics.base import COLUMNS, LABELS, EvalContext, FeatureMetric, check_rows, find_metrics
+from advect.metrics.base import COLUMNS, LABELS, EvalContext, FeatureMetric, find_metrics, with_rows
 from advect.metrics.statistics import SAMPLES, VALUES, SampleStatistics
 
 THREE = Category(("a", "b", "c"), (0.5, 0.3, 0.2))
@@ -124,13 +124,14 @@ STRAIGHT = ("frechet", "energy", "class_shares", "straightness")
 
 @pytest.mark.parametrize("kind", OFFERS)
 def test_the_metrics_of_a_kind_are_the_usual_ones_and_then_the_others_it_allows(kind: str) -> None:
-    assert tuple(find_metrics((), STRAIGHT, OFFERS[kind], kind)) == STRAIGHT
-    assert tuple(find_metrics((), STRAIGHT, OFFERS[kind] - {LABELS}, kind)) == ("frechet", "energy", "straightness")
+    assert tuple(find_metrics((), STRAIGHT, OFFERS[kind], kind)[0]) == STRAIGHT
+    found, left_out = find_metrics((), STRAIGHT, OFFERS[kind] - {LABELS}, kind)
+    assert tuple(found) == ("frechet", "energy", "straightness") and list(left_out) == ["class_shares"]
     allowed = [
         name for name in choices("metric") if getattr(get("metric", name), "needs", frozenset()) <= OFFERS[kind]
     ]
     assert ("columns" in allowed, "marginals" in allowed) == (kind == "table", kind != "image")
-    found = tuple(find_metrics([*reversed(allowed)], STRAIGHT, OFFERS[kind], kind))
+    found = tuple(find_metrics([*reversed(allowed)], STRAIGHT, OFFERS[kind], kind)[0])
     assert found[:4] == STRAIGHT and sorted(found) == sorted(allowed)
 
 
@@ -149,13 +150,17 @@ def test_mistakes_are_told(names: list[str], message: str) -> None:
     assert str(told.value).startswith(message)
 
 
-def test_too_few_rows_are_told_by_the_set_that_has_them() -> None:
-    metrics = find_metrics(["frechet", "manifolds", "two_sample", "straightness"], ("manifolds",), set(), "image")
-    with pytest.raises(UserError, match="--num-samples is 5, and manifolds needs 6 rows or more"):
-        check_rows(metrics, {"--num-samples": 5, "reference rows": 100})
-    with pytest.raises(UserError, match="reference rows is 19, and two_sample needs 20"):
-        check_rows(metrics, {"--num-samples": 20, "reference rows": 19})
-    check_rows(metrics, {"--num-samples": 20, "reference rows": 20})
+def test_what_cannot_be_had_is_left_out_with_the_reason() -> None:
+    found, left_out = find_metrics(["columns", "frechet"], STRAIGHT, {SAMPLES}, "image")
+    assert list(found) == ["frechet"] and left_out == {"columns": "is for table data, and these are image data"}
+    metrics, _ = find_metrics(["frechet", "manifolds", "two_sample", "straightness"], ("manifolds",), set(), "image")
+    kept, left_out = with_rows(metrics, {"--num-samples": 5, "reference rows": 100})
+    assert list(kept) == ["straightness", "frechet"]
+    assert left_out["manifolds"] == "needs 6 rows or more, and --num-samples is 5" and len(left_out) == 2
+    assert with_rows(metrics, {"--num-samples": 20, "reference rows": 19})[1].keys() == {"two_sample"}
+    assert with_rows(metrics, {"--num-samples": 20, "reference rows": 20}) == (metrics, {})
+    with pytest.raises(UserError, match="--metrics two_sample needs 20 rows or more, and reference rows is 3"):
+        with_rows({"two_sample": metrics["two_sample"]}, {"--num-samples": 20, "reference rows": 3})
 
 
 def test_a_metric_of_a_test_is_a_metric_like_all_others() -> None:

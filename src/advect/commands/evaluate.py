@@ -104,6 +104,7 @@ def evaluate(run: Path, config: EvalConfig) -> tuple[Path, dict[str, Any]]:
         place = broadcast_object(place)  # a run that still trains has newer ones by and by
         with sync_errors():
             plan, cache = Plan.make(run, place, config), open_cache()
+        plan = plan.with_features(cache)
         if config.num_samples is None and plan.samples < SAMPLES:
             logger.info(
                 f"note: {plan.samples:,} samples, as there are no more training rows for the floor; see --num-samples"
@@ -111,6 +112,7 @@ def evaluate(run: Path, config: EvalConfig) -> tuple[Path, dict[str, Any]]:
         rows = broadcast_object(on_rank_zero(lambda: plan.choose_rows(cache)))
         assert rows is not None
         with sync_errors():
+            plan = plan.with_rows(rows)
             protocol = json.loads(json.dumps(plan.protocol(rows)))
             folder, name = plan.folder / "evaluation", f"eval-{_short_hash(protocol, plan.subject)}"
             output = config.output or folder / f"{name}.json"
@@ -129,35 +131,57 @@ def evaluate(run: Path, config: EvalConfig) -> tuple[Path, dict[str, Any]]:
 
 def _measure(plan: Plan, evaluator: Evaluator) -> dict[str, Any]:
     """Results on the first process: floor, flow, and a point for each sampler."""
-    points, floor, config = [], {}, plan.config
+    points, floor, config, left_out = [], {}, plan.config, dict(plan.left_out)
     if evaluator.compared:
         floor = evaluator.floor
         for i, way in enumerate(plan.sweep):
             found = [
-                evaluator.measure(plan.request(way, seed), name=f"way-{i}-seed-{seed}", title=f"{way}, seed {seed}")
+                evaluator.measure(
+                    plan.request(way, seed), full=True, name=f"way-{i}-seed-{seed}", title=f"{way}, seed {seed}"
+                )
                 for seed in config.seeds
             ]
             points.append(_point(way, [f for f in found if f is not None], plan.samples) if current().is_first else {})
+            for each in found:
+                left_out |= each["left_out"] if each is not None else {}
     of_flow = evaluator.measure_flow(config, plan.samples)
     made_with = {name: versions().get(name) for name in LIBRARIES}
     made_with |= {"device": device_name(plan.flow.device), "processes": current().world}
     floor_rows = len(evaluator.rows.floor) if evaluator.compared else 0
+    values, intervals = _with_intervals([floor or {}])
     return {
         "made_with": made_with,
-        "floor": {"samples": floor_rows, "metrics": floor},
+        "floor": {"samples": floor_rows, "metrics": {k: v[0] for k, v in values.items()}, "intervals": intervals},
         "flow": of_flow,
         "points": points,
+        "left_out": left_out,
     }
+
+
+def _with_intervals(found: Sequence[Mapping[str, float]]) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Numbers that all seeds have, by name, and their 95% intervals over the rows, the means of the seeds'."""
+    common = {name: [f[name] for f in found] for name in found[0] if all(name in f for f in found)}
+    ends = lambda name: [fmean(common[f"{name}_{end}"]) for end in ("low", "high")]
+    intervals = {
+        name.removesuffix("_low"): ends(name.removesuffix("_low"))
+        for name in common
+        if f"{name[:-4]}_high" in common and name.endswith("_low")
+    }
+    numbers = {
+        name: v
+        for name, v in common.items()
+        if name.rpartition("_")[0] not in intervals or name.rpartition("_")[2] not in ("low", "high")
+    }
+    return numbers, intervals
 
 
 def _point(way: SamplerConfig, found: Sequence[Mapping[str, Any]], n: int) -> dict[str, Any]:
     """A sampler's numbers over the seeds; incomplete ones are left out."""
     metrics = {}
-    for name in found[0]["metrics"]:
-        values = [f["metrics"][name] for f in found if name in f["metrics"]]
-        if len(values) == len(found):
-            spread = stdev(values) if len(values) > 1 else None
-            metrics[name] = {"mean": fmean(values), "std": spread, "values": values}
+    numbers, intervals = _with_intervals([f["metrics"] for f in found])
+    for name, values in numbers.items():
+        spread = stdev(values) if len(values) > 1 else None
+        metrics[name] = {"mean": fmean(values), "std": spread, "values": values, "interval": intervals.get(name)}
     seconds = fmean(f["seconds"] for f in found)
     nfe = fmean(f["nfe"] for f in found)
     return {

@@ -101,7 +101,7 @@ def summary(results: dict) -> list[str]:
     for name, facts in (results.get("fidelity") or {}).items():
         lines.append(
             f"{name} as asked for, by a classifier trained on held-out data: {facts['share']:.1%} of samples; "
-            f"it is right on {facts['classifier_accuracy']:.1%} of real training data"
+            f"it is right on {facts['classifier_accuracy']:.1%} of real held-out data that it was not fitted to"
         )
     memory = results["memorisation"]
     lines.append(

@@ -286,8 +286,10 @@ class OutputConfig(Section):
     """Steps between evaluations of samples against held-out data; 0 for none."""
     eval_samples: int = 2000
     """Samples of an evaluation, and of training data for the floor."""
-    eval_features: Path | None = None
-    """File of a feature network for images, such as the FID Inception; default pixels."""
+    eval_features: str | None = None
+    """Features of images, as advect eval --features: file of a network, such as the FID Inception, "learned" (default)
+    or "pixels".
+    """
 
     keep_best: str | None = named("metric", "auto", HELD_OUT_LOSS, default="auto")
     """With --eval-every, keep the checkpoint with the smallest value, named by checkpoints/best. auto: frechet for
@@ -308,8 +310,8 @@ class OutputConfig(Section):
             )
         if self.keep_epochs and not self.save_epochs:
             raise UserError("--keep-epochs does nothing with --save-epochs 0; give --save-epochs 1, or leave it out")
-        if self.eval_features is not None:
-            object.__setattr__(self, "eval_features", self.eval_features.expanduser().absolute())
+        if self.eval_features not in (None, "learned", "pixels"):
+            object.__setattr__(self, "eval_features", str(Path(self.eval_features).expanduser().absolute()))
         for name in ("eval_samples", "eval_features", "keep_best"):
             value = getattr(self, name)
             if not self.eval_every and value is not None and value != getattr(type(self), name):

@@ -71,6 +71,8 @@ class Stream(IntEnum):
     FID_INFINITY = 22
     DOCTOR = 23
     BUCKETS = 24  # order of batches of one image size each
+    FEATURE_NETWORK = 25  # training of the features of images
+    BOOTSTRAP = 26  # resampled rows of an interval
 
 
 def stream_seed(seed: int, stream: Stream, *words: int) -> int:

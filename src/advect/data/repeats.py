@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from advect.core.random import CounterRng, Stream, stream_seed, uniform
-from advect.data.base import check_share
+from advect.data.base import Split, check_share
 from advect.data.splits import equal_rows
 
 SAMPLED, COLUMNS = 2000, 256
@@ -148,3 +149,29 @@ def content_of_rows(x: np.ndarray, digests: Sequence[bytes]) -> list[bytes]:
         k, seen[group] = int(seen[group]), seen[group] + 1
         found.append(digest if copy or not k else hashlib.sha256(digest + k.to_bytes(8, "big")).digest())
     return found
+
+
+LOOKED_AT = 100_000
+"""Most training rows compared with held-out ones, evenly spaced."""
+
+
+def shared_rows(train: Split, held_out: Split) -> int:
+    """Number of held-out rows that are copies of one of at most LOOKED_AT training rows."""
+    known = set(_digests(train))
+    digests = list(_digests(held_out))
+    shared = np.array([digest in known for digest in digests], bool)
+    if not shared.any() or math.prod(held_out.fetch(np.zeros(1, np.int64)).x1.shape[1:]) > COLUMNS:
+        return int(shared.sum())
+    x = np.concatenate([row.reshape(1, -1) for split in (held_out, train) for row in _rows(split)])
+    return int((copied(x, equal_rows(x))[: len(shared)] & shared).sum())
+
+
+def _digests(split: Split) -> Iterator[bytes]:
+    return (hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in _rows(split))
+
+
+def _rows(split: Split) -> Iterator[np.ndarray]:
+    """Evenly spaced rows (D,), at most LOOKED_AT."""
+    places = np.linspace(0, len(split) - 1, min(len(split), LOOKED_AT)).round().astype(np.int64)
+    for i in range(0, len(places), 256):
+        yield from split.fetch(places[i : i + 256]).x1.flatten(1).numpy() + 0.0  # -0.0 equals 0.0

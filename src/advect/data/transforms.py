@@ -216,7 +216,7 @@ class Standardize(Transform):
             kept = constant & (far <= slack * np.abs(low))
         # A power of two changes no digit, and squares of 1e200 and of 1e-200 stay in range.
         unit = np.exp2(np.floor(np.log2(np.where(constant, 1.0, high - low))))
-        mean = unit * sum(_blocks(x, lambda part: (part / unit).sum(0))) / len(x)
+        mean = unit * (sum(_blocks(x, lambda part: (part / unit).sum(0))) / len(x))
         square = sum(_blocks(x, lambda part: (((part - mean) / unit) ** 2).sum(0)))
         std = np.where(constant, 1.0, unit * np.sqrt(square / len(x)))
         return cls(np.where(constant, low, mean).tolist(), std.tolist(), np.flatnonzero(kept).tolist())

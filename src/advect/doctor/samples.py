@@ -73,9 +73,9 @@ def compare(
             standardise = source.modality.marginals and features.pca is None
             real_labels = (features(held_out[0]), held_out[1][name])
             probe = ProbeClassifier.fit(real_labels, standardise=standardise, seed=seed)
-            seen_as = (features(x), asked[name]), (features(data), labels)
-            found = probe and class_accuracy(probe, *seen_as, category=category, seed=seed)
-            faithful = (found.share, found.classifier_accuracy) if found else None
+            if probe is not None and not probe.mistrust:
+                found = class_accuracy(probe, (features(x), asked[name]), category=category, seed=seed)
+                faithful = (found.share, found.classifier_accuracy) if found else None
     else:
         shares = _clusters(own, real, seed)
     return SampleFacts(

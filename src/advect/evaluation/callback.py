@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
@@ -13,7 +12,7 @@ from advect.data import Dataset
 from advect.distributed.comm import sync_errors
 from advect.evaluation.evaluator import EvalRows, Evaluator, SampleRequest
 from advect.evaluation.feature_network import FeatureNetwork
-from advect.evaluation.features import FeatureSpace
+from advect.evaluation.features import LEARNED, PIXELS, FeatureSpace
 from advect.evaluation.held_out import BestWeights, Store
 from advect.evaluation.workspace import MemoryWorkspace, open_cache
 from advect.metrics.base import find_metrics
@@ -24,11 +23,11 @@ FEWEST = 20
 """Fewest rows of either split."""
 
 
-def online_evaluator(flow: Flow, dataset: Dataset, *, samples: int, features: Path | None) -> Evaluator:
+def online_evaluator(flow: Flow, dataset: Dataset, *, samples: int, features: str | None) -> Evaluator:
     """Evaluator for training: the modality's two distances, in memory except for the cache.
 
-    ``features`` is a file with a network. Raises UserError for too few rows, and unreadable or unsuitable
-    ``features``.
+    ``features`` as in :class:`~advect.evaluation.features.FeatureConfig`. Collective. Raises UserError for too few
+    rows, and unreadable or unsuitable ``features``.
     """
     for split, part in (("training", dataset.train), ("held-out", dataset.held_out)):
         if len(part) < FEWEST:
@@ -40,10 +39,13 @@ def online_evaluator(flow: Flow, dataset: Dataset, *, samples: int, features: Pa
         space = FeatureSpace(flow, dataset)
         if features is not None:
             space.modality.check_features(f"--eval-features {features}")
+        if features not in (None, LEARNED, PIXELS):
             space = FeatureSpace(flow, dataset, FeatureNetwork(features, device=flow.device))
             space.data(dataset.held_out, torch.zeros(1, dtype=torch.int64))
-        metrics = find_metrics(space.modality.online_metrics, (), (), space.modality.name)
+        metrics, _ = find_metrics(space.modality.online_metrics, (), (), space.modality.name)
         rows, cache = EvalRows.choose(dataset, samples), open_cache()
+    if features != PIXELS:
+        space = space.learned(cache, named=features == LEARNED)
     return Evaluator(space, metrics, rows, MemoryWorkspace(show=False), cache)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from advect.config.resume import versions
+from advect.core.errors import UserError
 from advect.data import Dataset, Split
 from advect.evaluation.features import FeatureSpace
 from advect.evaluation.workspace import Fill, ReferenceCache, Tensors, Workspace, on_rank_zero
@@ -113,19 +114,20 @@ class Evaluator:
         self,
         request: SampleRequest,
         *,
-        names: Sequence[str] | None = None,
+        full: bool = False,
         name: str = "samples",
         title: str = "sample",
     ) -> dict[str, Any] | None:
-        """Metrics (default all) and cost of samples, stored as ``name`` in the workspace."""
+        """Metrics and cost of samples, stored as ``name`` in the workspace; ``full`` as in :meth:`compare`."""
         context = self.context
 
         def reduce(parts: Iterator[Tensors]) -> dict[str, Any]:
             assert context is not None
             samples, seconds, calls = _with_cost(parts, request.n)
             nfe = calls / request.n
-            metrics = self.compare(samples, context, names)
-            return {"metrics": metrics, "seconds": seconds, "nfe": int(nfe) if nfe.is_integer() else nfe}
+            metrics = self.compare(samples, context, full=full)
+            cost = {"seconds": seconds, "nfe": int(nfe) if nfe.is_integer() else nfe}
+            return {"metrics": metrics, "left_out": dict(context.left_out), **cost}
 
         return self.work.cached_json(name, request.n, self._sampler(request), reduce, title=title)
 
@@ -135,13 +137,25 @@ class Evaluator:
         return self.work.map_rows("samples", request.n, self._sampler(request), reduce, title=title)
 
     def compare(
-        self, x: SampleStatistics, context: EvalContext, names: Sequence[str] | None = None
+        self, x: SampleStatistics, context: EvalContext, names: Sequence[str] | None = None, *, full: bool = False
     ) -> dict[str, float]:
-        """Finite metrics of samples x against the reference; on the first process."""
+        """Finite metrics of samples x against the reference; on the first process.
+
+        ``full``: with 95% intervals, and metrics that fail are named in ``context.left_out``.
+        """
         reference, values = self._reference(context), {}
         chosen = [name for name in self.compared if names is None or name in names]
         for name in tqdm(chosen, desc="measure", unit="metric", disable=None, leave=False):
-            values |= self.compared[name].compare(x, reference, context)
+            metric = self.compared[name]
+            try:
+                found = metric.compare(x, reference, context)
+                if full:
+                    found = metric.bounded(found | metric.errors(x, reference, context))
+                values |= found
+            except UserError as error:
+                if not full:
+                    raise
+                context.left_out[name] = str(error)
         return finite(values)
 
     def measure_flow(self, options: Any, n: int) -> dict[str, Any]:
@@ -237,12 +251,16 @@ class Evaluator:
                 "split": self.rows.split,
                 "rows": " and ".join(self._described(*pair) for pair in described),
                 "features": self.space.features.exact,
-                "what": f"floor of {name}",
+                "what": f"floor of {name} with intervals",
                 "version": versions().get("advect", "unknown"),
             }
 
             def take(metric: Metric = metric) -> dict[str, Tensor]:
-                numbers = finite(metric.floor(other, reference, context))
+                try:
+                    found = metric.errors(other, reference, context) | metric.floor(other, reference, context)
+                except UserError:  # compare says why
+                    return {}
+                numbers = finite(metric.bounded(found))
                 return {what: torch.tensor(value, dtype=torch.float64) for what, value in numbers.items()}
 
             values |= {what: float(value) for what, value in sorted(self.cache.get(key, take).items())}

@@ -17,6 +17,8 @@ from advect.core.errors import UserError
 from advect.core.types import Category, Conditions
 from advect.data import Dataset, Split
 from advect.evaluation.feature_network import SIDE, FeatureNetwork
+from advect.evaluation.learned_network import LearnedNetwork, learned_network
+from advect.evaluation.workspace import ReferenceCache
 from advect.metrics.base import COLUMNS, LABELS
 from advect.metrics.statistics import CONDITION, FEATURES, SAMPLES, VALUES, subsample
 from advect.model.flow import Flow
@@ -33,12 +35,18 @@ MOST_VALUES = 1000
 BATCH = 256
 
 
+LEARNED, PIXELS = "learned", "pixels"
+"""Features that are named, not read from a file."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FeatureConfig:
-    """Network for the features of images, and their preparation."""
+    """Features of images: their network, and its preparation of images."""
 
-    features: Path | None = None
-    """File of the network, such as Inception; TorchScript runs the code in it. Default: values, or 128 components."""
+    features: str | None = None
+    """File of a network, such as Inception (TorchScript runs the code in it); "learned": a small network trained on
+    the training data, the default for images; or "pixels": their values, or 128 components.
+    """
 
     feature_size: int = SIDE
     """Input height and width; 224 for DINOv2."""
@@ -51,15 +59,15 @@ class FeatureConfig:
 
     def __post_init__(self) -> None:
         changed = [f.name for f in fields(self) if f.name != "features" and getattr(self, f.name) != f.default]
-        if self.features is None and changed:
-            raise UserError(f"--{changed[0].replace('_', '-')} does nothing without --features; give it, too")
+        if self.features in (None, LEARNED, PIXELS) and changed:
+            raise UserError(f"--{changed[0].replace('_', '-')} does nothing without --features FILE; give it, too")
 
     def network(self, device: torch.device) -> FeatureNetwork | None:
-        """Network on a device, or None. Raises UserError for an unusable file or value."""
-        if self.features is None:
+        """Network of the file on a device, or None. Raises UserError for an unusable file or value."""
+        if self.features in (None, LEARNED, PIXELS):
             return None
         return FeatureNetwork(
-            self.features,
+            Path(self.features),
             size=self.feature_size,
             mean=self.feature_mean,
             std=self.feature_std,
@@ -127,7 +135,7 @@ class FeatureSpace:
 
     Args:
         flow, dataset: a flow and its data.
-        network: feature network; default the modality's features, else values or principal components.
+        network: feature network of images; default the modality's features, else values or principal components.
         keep: tensors stored beside features: VALUES (all columns of a table, else at most MOST_VALUES), and
             SAMPLES (of samples only).
 
@@ -136,7 +144,12 @@ class FeatureSpace:
     """
 
     def __init__(
-        self, flow: Flow, dataset: Dataset, network: FeatureNetwork | None = None, *, keep: Iterable[str] = ()
+        self,
+        flow: Flow,
+        dataset: Dataset,
+        network: FeatureNetwork | LearnedNetwork | None = None,
+        *,
+        keep: Iterable[str] = (),
     ) -> None:
         self.flow, self.dataset, self.network, self.keep = flow, dataset, network, frozenset(keep)
         self.modality = flow.modality
@@ -185,10 +198,28 @@ class FeatureSpace:
             return Features(f"the flow's {k} components of expression", identity, self._exact(), k, components.forward)
         return self._of_data()
 
-    def _of_network(self, network: FeatureNetwork) -> Features:
+    def learned(self, cache: ReferenceCache, *, named: bool = False) -> FeatureSpace:
+        """With the features of a network trained on the data, where these are images that allow it; see
+        :func:`~advect.evaluation.learned_network.learned_network`. Collective.
+
+        Raises UserError if the features are ``named`` and cannot be had.
+        """
+        if named:
+            self.modality.check_features(f"--features {LEARNED}")
+        if not self.modality.feature_networks or self.network is not None:
+            return self
+        network = learned_network(self.dataset, cache, self.flow.device)
+        if named and network is None:
+            raise UserError(f"--features {LEARNED} cannot be had for these data; give --features {PIXELS}")
+        return FeatureSpace(self.flow, self.dataset, network, keep=self.keep)
+
+    def _of_network(self, network: FeatureNetwork | LearnedNetwork) -> Features:
+        exact = f"{network.identity}, {self._exact()}"
+        if isinstance(network, LearnedNetwork):
+            identity = f"learned {network.identity}"
+            return Features(network.name, identity, exact, len(network.scale), network)
         low, high = self.modality.pixel_range or (0.0, 255.0)
         to_bytes = lambda x: network((x - low) * (255 / (high - low)))
-        exact = f"{network.identity}, {self._exact()}"
         return Features(network.name, network.identity, exact, network.dimensions, to_bytes, network.sha256)
 
     def _of_data(self) -> Features:
@@ -232,7 +263,7 @@ class FeatureSpace:
         digest = hashlib.sha256(json.dumps(transform.to_config(), sort_keys=True).encode())
         for name, value in sorted(transform.tensors().items()):
             digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-        return f"units {digest.hexdigest()}"
+        return f"units {digest.hexdigest()}" + (f" by {transform.unit!r}" if transform.unit != 1 else "")
 
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

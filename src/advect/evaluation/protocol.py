@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -20,12 +18,13 @@ from advect.config.build import build_dataset
 from advect.config.section import Section
 from advect.core.errors import UserError
 from advect.data import Dataset, Split
-from advect.data.repeats import COLUMNS, copied
-from advect.data.splits import equal_rows
+from advect.data.repeats import LOOKED_AT, shared_rows
+from advect.distributed.comm import sync_errors
 from advect.evaluation.evaluator import EvalRows, SampleRequest
-from advect.evaluation.features import FeatureConfig, FeatureSpace
+from advect.evaluation.feature_network import FeatureNetwork
+from advect.evaluation.features import LEARNED, PIXELS, FeatureConfig, FeatureSpace
 from advect.evaluation.workspace import ReferenceCache
-from advect.metrics.base import FlowMetric, Metric, check_rows, find_metrics
+from advect.metrics.base import FlowMetric, Metric, find_metrics, with_rows
 from advect.metrics.statistics import subsample
 from advect.model.conditions import (
     ConditionValue,
@@ -173,6 +172,8 @@ class Plan:
     sweep: list[SamplerConfig]
     metrics: Mapping[str, Metric | FlowMetric]
     samples: int
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Why metrics are left out, by name."""
 
     @classmethod
     def make(cls, run: Path, place: Path, config: EvalConfig) -> Plan:
@@ -180,7 +181,7 @@ class Plan:
         folder, flow, dataset, subject = open_run(run, place, config.ema, config.device, config.data)
         network = config.features.network(flow.device)
         space = FeatureSpace(flow, dataset, network)
-        metrics = find_metrics(config.metrics, space.modality.metrics, space.offers, space.modality.name)
+        metrics, left_out = find_metrics(config.metrics, space.modality.metrics, space.offers, space.modality.name)
         needs = {need for metric in metrics.values() if isinstance(metric, Metric) for need in metric.needs}
         space = FeatureSpace(flow, dataset, network, keep=needs)
         sweep = plan_sweep(
@@ -193,20 +194,38 @@ class Plan:
             diffusion=number_or_name(config.diffusion),
         )
         samples = config.num_samples or min(SAMPLES, len(dataset.train))
-        plan = cls(config, folder, place, subject, space, sweep, metrics, samples)._without_needy()
+        plan = cls(config, folder, place, subject, space, sweep, metrics, samples, left_out)
         plan._check()
-        return plan
+        return plan._with_density()
 
-    def _without_needy(self) -> Plan:
-        """Without the usual metrics that need more rows than the reference has, if others remain."""
-        rows = len(self._splits[0])
-        least = {name: metric.at_least for name, metric in self.metrics.items() if isinstance(metric, Metric)}
-        needy = {name: n for name, n in least.items() if n > rows}
-        if self.config.metrics or not needy or len(needy) == len(least):
+    def with_features(self, cache: ReferenceCache) -> Plan:
+        """With the features asked for, which may have to be learned. Collective."""
+        named = self.config.features.features
+        if named == PIXELS:
+            with sync_errors():
+                self.space.modality.check_features(f"--features {PIXELS}")
             return self
-        names = ", ".join(f"{name} ({n} rows)" for name, n in needy.items())
-        logger.info(f"note: without {names}, as there are {rows} rows of the data to compare with")
-        return replace(self, metrics={name: m for name, m in self.metrics.items() if name not in needy})
+        return replace(self, space=self.space.learned(cache, named=named == LEARNED))
+
+    def with_rows(self, rows: EvalRows) -> Plan:
+        """Without the metrics that need more rows than there are. Raises UserError if none remains."""
+        sets = {"--num-samples": self.samples, "the number of reference rows": len(rows.reference)}
+        sets |= {"the number of rows for the floor": len(rows.floor)} if len(rows.floor) else {}
+        metrics, left_out = with_rows(self.metrics, sets)
+        return replace(self, metrics=metrics, left_out={**self.left_out, **left_out})
+
+    def _with_density(self) -> Plan:
+        """Without metrics of held-out rows' density, where there is none. Raises UserError if no metric remains."""
+        of_rows = [name for name, m in self.metrics.items() if isinstance(m, FlowMetric) and m.held_out]
+        try:
+            if of_rows:
+                self._check_density()
+        except UserError as error:
+            if len(of_rows) == len(self.metrics):
+                raise
+            metrics = {name: metric for name, metric in self.metrics.items() if name not in of_rows}
+            return replace(self, metrics=metrics, left_out={**self.left_out, **dict.fromkeys(of_rows, str(error))})
+        return self
 
     @property
     def flow(self) -> Flow:
@@ -231,7 +250,7 @@ class Plan:
 
     def _check(self) -> None:
         """Try solvers, features and density on a single sample."""
-        reference, held_out = self._splits[0], self.dataset.held_out
+        reference = self._splits[0]
         if not len(reference):
             raise UserError(
                 f"{self.folder} has no held-out rows to compare with; train with --held-out, or give"
@@ -244,17 +263,19 @@ class Plan:
                 few = replace(self.request(way, 0).sampler, steps=way.steps and 1)
                 cond, size = self.conditions, self.config.batch_size
                 self.flow.sample(self.samples, **few.arguments(), cond=cond, batch_size=size, rows=range(1))
-        if self.space.network is not None:
+        if isinstance(self.space.network, FeatureNetwork):
             self.space.data(reference, torch.zeros(1, dtype=torch.int64))
-        if any(isinstance(metric, FlowMetric) and metric.held_out for metric in self.metrics.values()):
-            if len(held_out) < 2:
-                there = len(held_out)
-                raise UserError(f"--metrics likelihood needs at least 2 held-out rows, not {there}; leave it out")
-            if self.config.likelihood_samples < 2:
-                raise UserError(f"--likelihood-samples must be at least 2, got {self.config.likelihood_samples}")
-            batch = held_out.fetch(np.zeros(1, np.int64))
-            x = self.flow.transform.inverse(batch.x1)
-            self.flow.log_prob(x, cond=encoded(batch.cond), steps=1, solver="euler", trace="hutchinson")
+        if self.config.likelihood_samples < 2:
+            raise UserError(f"--likelihood-samples must be at least 2, got {self.config.likelihood_samples}")
+
+    def _check_density(self) -> None:
+        """Raise UserError if held-out rows have no density."""
+        held_out = self.dataset.held_out
+        if len(held_out) < 2:
+            raise UserError(f"--metrics likelihood needs at least 2 held-out rows, not {len(held_out)}; leave it out")
+        batch = held_out.fetch(np.zeros(1, np.int64))
+        x = self.flow.transform.inverse(batch.x1)
+        self.flow.log_prob(x, cond=encoded(batch.cond), steps=1, solver="euler", trace="hutchinson")
 
     @property
     def _splits(self) -> tuple[Split, Split]:
@@ -265,7 +286,7 @@ class Plan:
     def choose_rows(self, cache: ReferenceCache) -> EvalRows:
         """Rows of the requested categories.
 
-        Raises UserError if held-out rows are training rows, or a metric has too few.
+        Raises UserError if held-out rows are training rows.
         """
         if self.config.reference == "held-out":
             self._check_apart(cache)
@@ -277,8 +298,6 @@ class Plan:
         if asked:
             logger.info(f"note: compared with the {len(reference):,} rows of {words}")
         floor = other[subsample(len(other), self.samples, 0).sort().values]
-        sets = {"--num-samples": self.samples, "the number of reference rows": len(reference)}
-        check_rows(self.metrics, sets | ({"the number of rows for the floor": len(floor)} if len(floor) else {}))
         if len(floor) < self.samples:
             logger.info(
                 f"note: the floor is of {len(floor):,} rows, as there are no more, beside {self.samples:,} samples"
@@ -369,29 +388,3 @@ def _matching(split: Split, asked: Mapping[str, int]) -> Tensor:
         cond = split.fetch(some.numpy()).cond or {}
         kept.append(some[torch.stack([cond[name] == code for name, code in asked.items()]).all(0)])
     return torch.cat(kept)
-
-
-LOOKED_AT = 100_000
-"""Most training rows compared with held-out ones, evenly spaced."""
-
-
-def shared_rows(train: Split, held_out: Split) -> int:
-    """Number of held-out rows that are copies of one of at most LOOKED_AT training rows; see ``data.repeats``."""
-    known = set(_digests(train))
-    digests = list(_digests(held_out))
-    shared = np.array([digest in known for digest in digests], bool)
-    if not shared.any() or math.prod(held_out.fetch(np.zeros(1, np.int64)).x1.shape[1:]) > COLUMNS:
-        return int(shared.sum())
-    x = np.concatenate([row.reshape(1, -1) for split in (held_out, train) for row in _rows(split)])
-    return int((copied(x, equal_rows(x))[: len(shared)] & shared).sum())
-
-
-def _digests(split: Split) -> Iterator[bytes]:
-    return (hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in _rows(split))
-
-
-def _rows(split: Split) -> Iterator[np.ndarray]:
-    """Evenly spaced rows (D,), at most LOOKED_AT."""
-    places = np.linspace(0, len(split) - 1, min(len(split), LOOKED_AT)).round().astype(np.int64)
-    for i in range(0, len(places), 256):
-        yield from split.fetch(places[i : i + 256]).x1.flatten(1).numpy() + 0.0  # -0.0 equals 0.0

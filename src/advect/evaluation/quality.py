@@ -115,15 +115,16 @@ def trajectories(space: FeatureSpace, context: EvalContext, *, seed: int = 0) ->
 
 
 def _evaluator(flow: Flow, dataset: Dataset, samples: int) -> Evaluator:
-    space = FeatureSpace(flow, dataset)
+    space, cache = FeatureSpace(flow, dataset), open_cache()
     shape = space.whole(dataset.train, torch.zeros(1, dtype=torch.int64)).shape[1:]
     names = ["frechet", "memorisation"]
     names += ["class_accuracy"] if LABELS in space.offers else []
     names += ["marginals"] if len(shape) == 1 and shape[0] > 2 else []
-    metrics = find_metrics(names, (), space.offers, space.modality.name)
-    space = FeatureSpace(flow, dataset, keep={need for metric in metrics.values() for need in metric.needs})
+    metrics, _ = find_metrics(names, (), space.offers, space.modality.name)
+    needs = {need for metric in metrics.values() for need in metric.needs}
+    space = FeatureSpace(flow, dataset, keep=needs).learned(cache)
     rows = EvalRows.choose(dataset, samples, reference=REFERENCE)
-    return Evaluator(space, metrics, rows, MemoryWorkspace(), open_cache())
+    return Evaluator(space, metrics, rows, MemoryWorkspace(), cache)
 
 
 def _describe_data(space: FeatureSpace, context: EvalContext) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,13 @@ def _name(result: Result) -> str:
 
 def table(result: Result) -> list[str]:
     """Table of one result, as lines."""
-    return _laid_out([*_points("", result), *_floor(result)])
+    lines = _laid_out([*_points("", result), *_floor(result)])
+    if any(metric.get("interval") for point in result["points"] for metric in point["metrics"].values()):
+        lines.append("[ ]: 95% interval over the rows of both sets")
+    rows = result["protocol"].get("reference", FEW)
+    if rows < FEW:
+        lines.append(f"note: {rows:,} reference rows are few: differences within the intervals say nothing")
+    return lines + [f"left out: {name}: {why}" for name, why in result.get("left_out", {}).items()]
 
 
 Row = dict[str, str]
@@ -124,7 +131,8 @@ def _points(name: str, result: Result) -> list[Row]:
 def _floor(result: Result) -> list[Row]:
     """Row of the floor, if any."""
     floor = result["floor"]
-    numbers = {metric: f"{value:.4g}" for metric, value in floor["metrics"].items()}
+    ends = floor.get("intervals", {})
+    numbers = {metric: figure(value, ends.get(metric)) for metric, value in floor["metrics"].items()}
     return [{"way": f"floor, {floor['samples']:,} rows", **numbers}] if numbers else []
 
 
@@ -137,10 +145,27 @@ def way_name(point: Mapping[str, Any]) -> str:
 
 
 def spread(metric: Mapping[str, Any]) -> str:
-    """Mean and standard deviation over the seeds."""
-    mean = f"{metric['mean']:.4g}"
-    return mean if metric["std"] is None else f"{mean} ± {metric['std']:.2g}"
+    """Mean, standard deviation over the seeds, and 95% interval over the rows."""
+    return figure(metric["mean"], metric.get("interval"), metric["std"])
 
+
+def figure(value: float, interval: Sequence[float] | None = None, std: float | None = None) -> str:
+    """A number to the digits that its interval or deviation supports: "12.3 [11.5, 13.1]", "0.412 ± 0.013"."""
+    if interval is None and std is None:
+        return f"{value:.4g}"
+    reach = (interval[1] - interval[0]) / 2 if interval else 0.0
+    scale = min((size for size in (reach, std or 0.0) if size > 0), default=abs(value) / 100)
+    digits = min(6, max(0, 1 - math.floor(math.log10(scale)))) if scale > 0 else 0
+    word = lambda v: f"{v:,.{digits}f}"
+    return (
+        word(value)
+        + ("" if std is None else f" ± {word(std)}")
+        + (f" [{word(interval[0])}, {word(interval[1])}]" if interval else "")
+    )
+
+
+FEW = 500
+"""Reference rows below which a table says so."""
 
 WIDE = 110
 """Width from which tables are transposed."""

@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
+import torch
 from torch import Tensor
 
 from advect.core import registry
 from advect.core.errors import UserError, did_you_mean
+from advect.core.random import Stream, stream_seed
 from advect.core.types import Category
 from advect.metrics.statistics import FEATURES, ROWS, SampleStatistics
 
@@ -23,6 +25,9 @@ T = TypeVar("T")
 
 PAIRS = 5000
 """Most rows of a set for all-pairs distances."""
+
+Z = 1.96
+"""Standard errors on either side of a 95% interval."""
 
 COLUMNS, LABELS = "columns", "labels"
 """Needs beyond the rows: columns of a table, a categorical condition."""
@@ -39,6 +44,7 @@ class EvalContext:
         standardise: whether features have different units.
         train_samples, held_out_samples: whole rows (N, *S), if a metric needs SAMPLES.
         cache: results computed once.
+        left_out: why, by name, for numbers that the data do not allow.
     """
 
     train: SampleStatistics
@@ -49,6 +55,7 @@ class EvalContext:
     train_samples: Tensor | None = None
     held_out_samples: Tensor | None = None
     cache: dict[str, Any] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def once(self, name: str, make: Callable[[], T]) -> T:
         """Cached result of ``make``."""
@@ -65,6 +72,9 @@ class Metric(ABC):
         at_least: fewest rows of either set.
         rows: most rows used of either set; None for all.
         better: direction of improvement.
+        bounds: least and greatest possible number.
+        resamples: for standard errors; 0 if :meth:`compare` gives them.
+        resampled_rows: most rows of a resample.
     """
 
     part_kind: ClassVar[str] = "metric"
@@ -72,10 +82,40 @@ class Metric(ABC):
     at_least: ClassVar[int] = 2
     rows: ClassVar[int | None] = ROWS
     better: ClassVar[Literal["lower", "higher"]] = "lower"
+    bounds: ClassVar[tuple[float, float]] = (0, math.inf)
+    resamples: ClassVar[int] = 25
+    resampled_rows: ClassVar[int] = 1000
 
     @abstractmethod
     def compare(self, x: SampleStatistics, y: SampleStatistics, context: EvalContext) -> dict[str, float]:
-        """Numbers of samples x by name, without undefined ones."""
+        """Numbers of samples x by name, without undefined ones; NAME_se is the standard error of NAME."""
+
+    def errors(self, x: SampleStatistics, y: SampleStatistics, context: EvalContext) -> dict[str, float]:
+        """Standard errors NAME_se over the rows of both sets, by the bootstrap (Efron 1979).
+
+        Of at most ``resampled_rows`` rows of each, scaled to all (m out of n; Bickel, Goetze & van Zwet 1997).
+        """
+        rng = torch.Generator().manual_seed(stream_seed(0, Stream.BOOTSTRAP) >> 1)
+        used = [min(len(s.rows[FEATURES]), self.rows or s.count) for s in (x, y)]
+        drawn = [min(n, self.resampled_rows) for n in used]
+        found: dict[str, list[float]] = {}
+        for _ in range(self.resamples):
+            places = (torch.randint(n, (m,), generator=rng) for n, m in zip(used, drawn, strict=True))
+            a, b = (s.at(some) for s, some in zip((x, y), places, strict=True))
+            for name, value in self.compare(a, b, context).items():
+                found.setdefault(name, []).append(value)
+        scale = max(m / n for m, n in zip(drawn, used, strict=True)) ** 0.5
+        return {f"{name}_se": scale * float(torch.tensor(v).double().std()) for name, v in found.items() if len(v) > 1}
+
+    def bounded(self, found: Mapping[str, float]) -> dict[str, float]:
+        """Numbers with the ends NAME_low and NAME_high of their 95% intervals instead of standard errors."""
+        values = {name: value for name, value in found.items() if not name.endswith("_se")}
+        ends = {}
+        for name in [name for name in values if math.isfinite(found.get(f"{name}_se", math.nan))]:
+            reach = Z * found[f"{name}_se"]
+            ends[f"{name}_low"] = max(min(self.bounds[0], values[name]), values[name] - reach)
+            ends[f"{name}_high"] = min(max(self.bounds[1], values[name]), values[name] + reach)
+        return values | ends
 
     def floor(self, x: SampleStatistics, y: SampleStatistics, context: EvalContext) -> dict[str, float]:
         """The same numbers for real rows x: those of a perfect flow."""
@@ -122,39 +162,50 @@ class FlowMetric(ABC):
         """Result, as JSON, of all parts in order."""
 
 
-def find_metrics(names: Sequence[str], usual: Sequence[str], offers: Iterable[str], kind: str) -> dict[str, Any]:
-    """Metrics by name; by default those of ``usual`` that the data allow.
+def find_metrics(
+    names: Sequence[str], usual: Sequence[str], offers: Iterable[str], kind: str
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Metrics by name, by default those of ``usual``, and why others are left out.
 
     ``offers`` is what the data provide of the metrics' needs, ``kind`` their name in messages. Raises UserError for an
-    unknown name, and a metric that the data do not allow.
+    unknown name, and if the data allow none of them.
     """
     offers, known = frozenset(offers), tuple(dict.fromkeys((*usual, *registry.choices("metric"))))
     for name in names:
         if name not in known:
             raise UserError(f"--metrics {name} is not known{did_you_mean(name, known)}")
-    metrics = {name: registry.get("metric", name)() for name in known if not names or name in names}
-    lacking = {name: getattr(metric, "needs", frozenset()) - offers for name, metric in metrics.items()}
-    if not names:
-        return {name: metrics[name] for name in usual if not lacking[name]}
-    for name, lacks in lacking.items():
-        if COLUMNS in lacks:
-            raise UserError(f"--metrics {name} is for table data, and these are {kind} data")
-        if LABELS in lacks:
-            raise UserError(f"--metrics {name} needs data with a categorical condition, and these have none")
-        if lacks:
-            raise UserError(f"--metrics {name} looks at {' and '.join(sorted(lacks))}, which {kind} data have not")
-    return metrics
-
-
-def check_rows(metrics: Mapping[str, Any], sets: Mapping[str, int]) -> None:
-    """Raise UserError if a metric needs more rows than a set, named by its argument, has."""
+    metrics = {name: registry.get("metric", name)() for name in known if name in (names or usual)}
+    left_out = {}
     for name, metric in metrics.items():
-        for what, count in sets.items():
-            if isinstance(metric, Metric) and count < metric.at_least:
-                raise UserError(
-                    f"{what} is {count}, and {name} needs {metric.at_least} rows or more; give more, or name other"
-                    " --metrics"
-                )
+        lacks = getattr(metric, "needs", frozenset()) - offers
+        if COLUMNS in lacks:
+            left_out[name] = f"is for table data, and these are {kind} data"
+        elif LABELS in lacks:
+            left_out[name] = "needs data with a categorical condition, and these have none"
+        elif lacks:
+            left_out[name] = f"looks at {' and '.join(sorted(lacks))}, which {kind} data have not"
+    return _kept(metrics, left_out), left_out
+
+
+def with_rows(metrics: Mapping[str, Any], sets: Mapping[str, int]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Metrics that need no more rows than each set, named by its argument, has, and why others are left out.
+
+    Raises UserError if none remains.
+    """
+    what, count = min(sets.items(), key=lambda each: each[1])
+    needs = {name: metric.at_least for name, metric in metrics.items() if isinstance(metric, Metric)}
+    needy = {name: n for name, n in needs.items() if n > count}
+    left_out = {name: f"needs {n} rows or more, and {what} is {count}" for name, n in needy.items()}
+    return _kept(metrics, left_out), left_out
+
+
+def _kept(metrics: Mapping[str, Any], left_out: Mapping[str, str]) -> dict[str, Any]:
+    """Metrics that are not left out. Raises UserError if none remains."""
+    kept = {name: metric for name, metric in metrics.items() if name not in left_out}
+    if not kept:
+        name, why = next(iter(left_out.items()))
+        raise UserError(f"--metrics {name} {why}; give more rows, or name other --metrics")
+    return kept
 
 
 def finite(numbers: Mapping[str, float]) -> dict[str, float]:

@@ -19,29 +19,56 @@ Labelled = tuple[Tensor, Tensor]
 """Features (N, D) and labels (N,), negative if missing."""
 
 
+SKILL = 0.5
+"""Least skill of a classifier that judges: 0 is always the most frequent class, 1 all real rows right."""
+
+FOLDS = 3
+
+
 @dataclass(frozen=True)
 class ProbeClassifier:
-    """Support vector classifier (RBF kernel) of features, fitted on ``fitted_on`` rows."""
+    """Support vector classifier (RBF kernel) of features, fitted on ``fitted_on`` rows.
+
+    Attributes:
+        accuracy: on these rows, each by a classifier of the other folds.
+        majority: share of the most frequent class.
+    """
 
     classifier: Any
     fitted_on: int
+    accuracy: float
+    majority: float
 
     @classmethod
     def fit(
         cls, data: Labelled, *, standardise: bool = False, limit: int = PAIRS, seed: int = 0
     ) -> ProbeClassifier | None:
         """Fit to at most ``limit`` labelled rows, scaled by feature if ``standardise``; None for a single class."""
+        from sklearn.model_selection import KFold
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
         from sklearn.svm import SVC  # takes a second to import
 
         x, y = labelled_rows(*data, limit, seed)
-        if len(y.unique()) < 2:
+        if len(y.unique()) < 2 or len(y) < 2 * FOLDS:
             return None
         scale = StandardScaler(with_mean=standardise, with_std=standardise)
         # gamma="scale" divides by the variance over all features, so that the unit of pixels does not matter.
         classifier = make_pipeline(scale, SVC(kernel="rbf", gamma="scale", C=10.0))
-        return cls(classifier.fit(x.numpy(), y.numpy()), len(y))
+        folds = [(a, b) for a, b in KFold(FOLDS, shuffle=True, random_state=0).split(x) if len(y[a].unique()) > 1]
+        right = [classifier.fit(x[a].numpy(), y[a].numpy()).predict(x[b].numpy()) == y[b].numpy() for a, b in folds]
+        accuracy = sum(int(r.sum()) for r in right) / len(y)
+        return cls(classifier.fit(x.numpy(), y.numpy()), len(y), accuracy, float(y.bincount().max()) / len(y))
+
+    @property
+    def mistrust(self) -> str:
+        """Why it cannot judge samples, or nothing."""
+        if self.accuracy - self.majority >= SKILL * (1 - self.majority):
+            return ""
+        return (
+            f"the classifier is right on {self.accuracy:.0%} of real held-out rows, and their most frequent class is "
+            f"{self.majority:.0%}: it cannot judge"
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         """Class (N,) int64 of features x (N, D)."""
@@ -60,9 +87,9 @@ class ClassAccuracy:
     """Share in [0, 1] of samples that a classifier of real data assigns to their condition.
 
     Attributes:
-        classifier_accuracy: accuracy of the classifier on training rows, not used to fit it.
+        classifier_accuracy: accuracy of the classifier on real rows, not used to fit it.
         by_class: name, number of samples and share of each class.
-        samples, fitted_on, checked_on: numbers of samples, held-out rows and training rows.
+        samples, fitted_on: numbers of samples and of real rows.
     """
 
     share: float
@@ -70,34 +97,28 @@ class ClassAccuracy:
     by_class: list[tuple[str, int, float]]
     samples: int
     fitted_on: int
-    checked_on: int
 
 
 def class_accuracy(
     probe: ProbeClassifier,
     samples: Labelled,
-    train: Labelled,
     *,
     category: Category,
-    limit: int = PAIRS,
     seed: int = 0,
 ) -> ClassAccuracy | None:
     """Accuracy of the labels of ``samples`` under ``probe``, a classifier fitted to held-out rows.
 
-    The classifier is checked on at most ``limit`` training rows. Unlabelled rows are left out; None if no row is left.
-    Raises UserError unless there is one class a sample.
+    Unlabelled rows are left out; None if no row is left. Raises UserError unless there is one class a sample.
     """
     if len(samples[0]) != len(samples[1]):
         raise UserError(f"samples must have one class each, got {len(samples[1])} for {len(samples[0])} samples")
-    x_check, y_check = labelled_rows(*train, limit, seed)
     x, y = labelled_rows(*samples, len(samples[0]), seed)
-    if not len(y) or not len(y_check):
+    if not len(y):
         return None
     right = probe(x) == y
-    accuracy = float((probe(x_check) == y_check).double().mean())
     present = [int(c) for c in y.unique()]
     by_class = [(category.names[c], int((y == c).sum()), float(right[y == c].double().mean())) for c in present]
-    return ClassAccuracy(float(right.double().mean()), accuracy, by_class, len(y), probe.fitted_on, len(y_check))
+    return ClassAccuracy(float(right.double().mean()), probe.accuracy, by_class, len(y), probe.fitted_on)
 
 
 @dataclass(frozen=True)
@@ -107,12 +128,14 @@ class ClassShares:
     Attributes:
         distance: total variation ``sum |x - y| / 2``, in [0, 1].
         floor: its mean for two sets of these sizes from one law.
+        error: standard error of the distance.
     """
 
     x: Tensor
     y: Tensor
     distance: float
     floor: float
+    error: float
 
 
 def class_shares(x: Tensor, y: Tensor, *, classes: int) -> ClassShares:
@@ -128,7 +151,10 @@ def class_shares(x: Tensor, y: Tensor, *, classes: int) -> ClassShares:
     n, m = (float(c.sum()) for c in counts)
     p, q, both = counts[0] / n, counts[1] / m, (counts[0] + counts[1]) / (n + m)
     error = (both * (1 - both) * (1 / n + 1 / m)).sqrt()
-    return ClassShares(p, q, float((p - q).abs().sum() / 2), float(error.sum() / math.sqrt(2 * math.pi)))
+    side = (p - q).sign() / 2  # the distance is the difference of this one's means
+    spread = [float((side**2 @ share - (side @ share) ** 2) / count) for share, count in ((p, n), (q, m))]
+    floor = float(error.sum() / math.sqrt(2 * math.pi))
+    return ClassShares(p, q, float((p - q).abs().sum() / 2), floor, sum(spread) ** 0.5)
 
 
 def _count(labels: Tensor, argument: str, classes: int) -> Tensor:
@@ -145,11 +171,15 @@ def _labelled(x: SampleStatistics, name: str) -> Labelled:
     return x.take(FEATURES, PAIRS), x.take(CONDITION + name, PAIRS)
 
 
-def _classifiers(context: EvalContext) -> dict[str, ProbeClassifier]:
-    """Classifiers of held-out rows for each categorical condition with two classes or more."""
+def _classifiers(context: EvalContext, metric: str) -> dict[str, ProbeClassifier]:
+    """Classifiers of held-out rows that can judge, by condition; notes why others are left out of ``metric``."""
     fit = lambda name: ProbeClassifier.fit(_labelled(context.held_out, name), standardise=context.standardise)
     found = context.once("classifiers", lambda: {name: fit(name) for name in context.categories})
-    return {name: probe for name, probe in found.items() if probe is not None}
+    for name, probe in found.items():
+        why = "the held-out rows have too few classes or rows to fit a classifier" if probe is None else probe.mistrust
+        if why:
+            context.left_out[f"{metric}_{name}"] = why
+    return {name: probe for name, probe in found.items() if probe is not None and not probe.mistrust}
 
 
 @register("class_shares")
@@ -161,9 +191,14 @@ class ClassSharesMetric(Metric):
 
     needs = frozenset({LABELS})
     rows = PAIRS
+    bounds = (0, 1)
+    resamples = 0
 
     def compare(self, x: SampleStatistics, y: SampleStatistics, context: EvalContext) -> dict[str, float]:
-        return {f"class_shares_{name}": found.distance for name, found in self._shares(x, context).items()}
+        values = {}
+        for name, found in self._shares(x, context).items():
+            values |= {f"class_shares_{name}": found.distance, f"class_shares_{name}_se": found.error}
+        return values
 
     def floor(self, x: SampleStatistics, y: SampleStatistics, context: EvalContext) -> dict[str, float]:
         found = self._shares(context.train, context)
@@ -171,7 +206,7 @@ class ClassSharesMetric(Metric):
 
     def _shares(self, x: SampleStatistics, context: EvalContext) -> dict[str, ClassShares]:
         found, train = {}, context.train.take(FEATURES, PAIRS)
-        for name, probe in _classifiers(context).items():
+        for name, probe in _classifiers(context, "class_shares").items():
             real = context.once(f"classes of {name}", lambda probe=probe: probe(train))
             seen = real if x is context.train else probe(x.take(FEATURES, PAIRS))
             found[name] = class_shares(seen, real, classes=len(context.categories[name].names))
@@ -182,26 +217,38 @@ class ClassSharesMetric(Metric):
 class ClassAccuracyMetric(Metric):
     """Share of samples whose class, under a classifier of held-out rows, matches their condition.
 
-    The floor is the classifier's accuracy on training rows.
+    The floor is the classifier's accuracy on real held-out rows that it was not fitted to.
     """
 
     needs = frozenset({LABELS})
     rows = PAIRS
+    bounds = (0, 1)
     better = "higher"
+    resamples = 0
 
     def details(self, x: SampleStatistics, context: EvalContext) -> dict[str, ClassAccuracy]:
         """Accuracy for each categorical condition."""
         found = {
-            name: class_accuracy(
-                probe, _labelled(x, name), _labelled(context.train, name), category=context.categories[name]
-            )
-            for name, probe in _classifiers(context).items()
+            name: class_accuracy(probe, _labelled(x, name), category=context.categories[name])
+            for name, probe in _classifiers(context, "class_accuracy").items()
         }
         return {name: accuracy for name, accuracy in found.items() if accuracy is not None}
 
     def compare(self, x: SampleStatistics, y: SampleStatistics, context: EvalContext) -> dict[str, float]:
-        return {f"class_accuracy_{name}": found.share for name, found in self.details(x, context).items()}
+        values = {}
+        for name, found in self.details(x, context).items():
+            values |= {f"class_accuracy_{name}": found.share}
+            values |= {f"class_accuracy_{name}_se": _binomial(found.share, found.samples)}
+        return values
 
     def floor(self, x: SampleStatistics, y: SampleStatistics, context: EvalContext) -> dict[str, float]:
-        found = self.details(context.train, context)
-        return {f"class_accuracy_{name}": accuracy.classifier_accuracy for name, accuracy in found.items()}
+        values = {}
+        for name, probe in _classifiers(context, "class_accuracy").items():
+            values |= {f"class_accuracy_{name}": probe.accuracy}
+            values |= {f"class_accuracy_{name}_se": _binomial(probe.accuracy, probe.fitted_on)}
+        return values
+
+
+def _binomial(share: float, rows: int) -> float:
+    """Standard error of a share."""
+    return (share * (1 - share) / rows) ** 0.5

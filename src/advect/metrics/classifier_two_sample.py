@@ -11,8 +11,8 @@ from torch import Tensor
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.registry import register
-from advect.metrics.base import PAIRS, FeatureMetric
-from advect.metrics.statistics import check_pair
+from advect.metrics.base import PAIRS, EvalContext, Metric
+from advect.metrics.statistics import FEATURES, SampleStatistics, check_pair
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,14 @@ def two_sample_test(
 
 
 @register("two_sample")
-class TwoSampleMetric(FeatureMetric):
+class TwoSampleMetric(Metric):
     """Accuracy of a classifier at telling samples from data; 1/2 is best."""
 
     at_least = 20
     rows = PAIRS
+    bounds = (0, 1)
+    resamples = 0
 
-    def distance(self, x: Tensor, y: Tensor) -> float:
-        return two_sample_test(x, y).accuracy
+    def compare(self, x: SampleStatistics, y: SampleStatistics, context: EvalContext) -> dict[str, float]:
+        found = two_sample_test(x.take(FEATURES, PAIRS), y.take(FEATURES, PAIRS))
+        return {"two_sample": found.accuracy, "two_sample_se": found.standard_error}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,14 +25,25 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
     return GaussianFit.from_samples(x, argument="x").distance(GaussianFit.from_samples(y, argument="y"))
 
 
+def frechet_error(x: SampleStatistics, y: SampleStatistics) -> float:
+    """Standard error of the squared Frechet distance over the rows of both sets, by the infinitesimal jackknife.
+
+    The bootstrap to first order, without its bias by repeated rows; up to 1.5 times too large for equal laws.
+    """
+    a, b = x.gaussian, y.gaussian
+    effects = a.influence(b, x.rows[FEATURES]), b.influence(a, y.rows[FEATURES])
+    return sum(float(e.var()) / s.count for e, s in zip(effects, (x, y), strict=True)) ** 0.5
+
+
 @register("frechet")
 class FrechetMetric(Metric):
     """Frechet distance of Gaussians fitted to the features."""
 
     rows = None
+    resamples = 0
 
     def compare(self, x: SampleStatistics, y: SampleStatistics, context: EvalContext) -> dict[str, float]:
-        return {"frechet": x.gaussian.distance(y.gaussian)}
+        return {"frechet": x.gaussian.distance(y.gaussian), "frechet_se": frechet_error(x, y)}
 
 
 BLOCK = 4096
@@ -112,6 +124,8 @@ class FrechetInfinityMetric(Metric):
     """Frechet distance extrapolated to infinitely many samples."""
 
     at_least = 17
+    bounds = (-math.inf, math.inf)
+    resamples = 0
 
     def compare(self, x: SampleStatistics, y: SampleStatistics, context: EvalContext) -> dict[str, float]:
         return {"frechet_infinity": frechet_at_infinity(x.rows[FEATURES], y.gaussian).value}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -101,6 +102,8 @@ class KernelMetric(Metric):
     """Unbiased kernel distance, and its standard error."""
 
     at_least = 4
+    bounds = (-math.inf, math.inf)
+    resamples = 0
 
     def compare(self, x: SampleStatistics, y: SampleStatistics, context: EvalContext) -> dict[str, float]:
         found = kernel_distance(x.rows[FEATURES], y.rows[FEATURES])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -93,6 +94,7 @@ class MarginalsMetric(Metric):
     """Each feature's distribution, mean, variance and zeros, and their correlations."""
 
     needs = frozenset({VALUES})
+    bounds = (-math.inf, 1)
 
     def compare(self, x: SampleStatistics, y: SampleStatistics, context: EvalContext) -> dict[str, float]:
         kept = FEATURES if context.categorical else VALUES  # a table's own columns are codes, too

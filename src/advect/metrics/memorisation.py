@@ -64,6 +64,7 @@ class MemorisationMetric(Metric):
     """
 
     needs = frozenset({SAMPLES})
+    resamples = 0
 
     def details(self, x: SampleStatistics, context: EvalContext) -> Memorisation:
         """All distances, and some samples with their neighbours."""
@@ -72,7 +73,12 @@ class MemorisationMetric(Metric):
 
     def compare(self, x: SampleStatistics, y: SampleStatistics, context: EvalContext) -> dict[str, float]:
         found = self.details(x, context)
-        return {"memorised": found.share_closer, "nearest_training": float(found.sample_distances.median())}
+        error = (found.share_closer * (1 - found.share_closer) / len(found.sample_distances)) ** 0.5
+        return {
+            "memorised": found.share_closer,
+            "memorised_se": error,
+            "nearest_training": float(found.sample_distances.median()),
+        }
 
     def floor(self, x: SampleStatistics, y: SampleStatistics, context: EvalContext) -> dict[str, float]:
         assert context.train_samples is not None and context.held_out_samples is not None

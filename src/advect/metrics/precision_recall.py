@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
+from advect.core.random import Stream, stream_seed
 from advect.core.registry import register
 from advect.metrics.base import EvalContext, Metric
 from advect.metrics.statistics import FEATURES, SampleStatistics, check_samples
@@ -94,14 +96,19 @@ class PrecisionRecall:
     density: float
     coverage: float
     k: int
+    errors: Mapping[str, float] = field(default_factory=dict)
+    """Standard errors by name, if asked for."""
 
 
 @torch.no_grad()
-def precision_recall(x: Tensor, y: Tensor, *, k: int = 5, memory_mb: int = 256) -> PrecisionRecall:
+def precision_recall(
+    x: Tensor, y: Tensor, *, k: int = 5, memory_mb: int = 256, resamples: int = 0, seed: int = 0
+) -> PrecisionRecall:
     """Compare samples x (N, *S) with data y (M, *S), N and M > k, in blocks of about ``memory_mb`` MB.
 
     Precision and recall: Kynkaanniemi et al. (2019; k = 3 at 50,000 samples). Density and coverage: Naeem
-    et al. (2020; k = 5). All depend on N, M and k. Raises UserError for k rows or fewer, different
+    et al. (2020; k = 5). All depend on N, M and k. Standard errors by ``resamples`` of the rows of both sets
+    (bootstrap), with the radii of the balls as they are. Raises UserError for k rows or fewer, different
     dimensions and non-finite values.
     """
     if k < 1:
@@ -114,19 +121,36 @@ def precision_recall(x: Tensor, y: Tensor, *, k: int = 5, memory_mb: int = 256) 
     # A set's first neighbour in itself is itself, or a copy of it at the same distance.
     reach_x, reach_y = (nearest_neighbours(v, v, k=k + 1, memory_mb=memory_mb).distances[:, k] for v in (x, y))
     centre = y.double().mean(0)
-    balls = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    recalled, covered = (torch.zeros(len(y), dtype=torch.bool, device=x.device) for _ in range(2))
+    w_x, w_y = _weights(len(x), len(y), resamples, seed, x.device)
+    balls, within = (torch.zeros(len(x), 1 + resamples, device=x.device) for _ in range(2))
+    recalled, covered = (torch.zeros(len(y), 1 + resamples, dtype=torch.bool, device=x.device) for _ in range(2))
     rows = block_rows(x.shape[1], memory_mb)
     for i in range(0, len(x), rows):
         a = x[i : i + rows].double() - centre
         for j in range(0, len(y), rows):
             nearer = _squares(a, y[j : j + rows].to(x.device).double() - centre)
-            inside = nearer <= reach_y[j : j + rows].square()
-            balls[i : i + rows] += inside.sum(1)
-            covered[j : j + rows] |= inside.any(0)
-            recalled[j : j + rows] |= (nearer <= reach_x[i : i + rows, None].square()).any(0)
-    share = lambda v: float(v.double().mean())
-    return PrecisionRecall(share(balls > 0), share(recalled), share(balls) / k, share(covered), k)
+            some, others = w_x[i : i + rows], w_y[j : j + rows]
+            inside = (nearer <= reach_y[j : j + rows].square()).float()
+            balls[i : i + rows] += inside @ others
+            within[i : i + rows] += inside @ (others > 0).float()
+            covered[j : j + rows] |= inside.T @ (some > 0).float() > 0
+            inside = (nearer <= reach_x[i : i + rows, None].square()).float()
+            recalled[j : j + rows] |= inside.T @ (some > 0).float() > 0
+    means = lambda v, weights: (v.double() * weights).mean(0)
+    found = {"precision": means(within > 0, w_x), "recall": means(recalled, w_y)}
+    found |= {"density": means(balls, w_x) / k, "coverage": means(covered, w_y)}
+    errors = {name: float(values[1:].std()) for name, values in found.items()} if resamples > 1 else {}
+    return PrecisionRecall(**{name: float(values[0]) for name, values in found.items()}, k=k, errors=errors)
+
+
+def _weights(n: int, m: int, resamples: int, seed: int, device: torch.device) -> list[Tensor]:
+    """How often each of n and m rows is drawn: (n, 1 + resamples) and (m, 1 + resamples), first once each."""
+    rng = torch.Generator().manual_seed(stream_seed(seed, Stream.BOOTSTRAP) >> 1)
+    found = []
+    for count in (n, m):
+        drawn = [torch.randint(count, (count,), generator=rng).bincount(minlength=count) for _ in range(resamples)]
+        found.append(torch.stack([torch.ones(count, dtype=torch.int64), *drawn], 1).float().to(device))
+    return found
 
 
 def _squares(a: Tensor, b: Tensor) -> Tensor:
@@ -154,7 +178,14 @@ class ManifoldMetric(Metric):
 
     at_least = 6
     better = "higher"
+    resamples = 0
 
     def compare(self, x: SampleStatistics, y: SampleStatistics, context: EvalContext) -> dict[str, float]:
-        found = precision_recall(x.rows[FEATURES], y.rows[FEATURES])
-        return {name: getattr(found, name) for name in ("precision", "recall", "density", "coverage")}
+        found = precision_recall(x.rows[FEATURES], y.rows[FEATURES], resamples=Metric.resamples)
+        values = {name: getattr(found, name) for name in ("precision", "recall", "density", "coverage")}
+        return values | {f"{name}_se": error for name, error in found.errors.items()}
+
+    def bounded(self, found: Mapping[str, float]) -> dict[str, float]:
+        values = super().bounded(found)  # of all but the density, shares
+        highs = {f"{name}_high" for name in ("precision", "recall", "coverage")} & values.keys()
+        return values | {name: min(1.0, values[name]) for name in highs}

@@ -158,6 +158,21 @@ class GaussianFit:
         """Gaussian of ``moments``. Raises UserError for fewer than 2 samples."""
         return cls.from_moments(moments.mean, moments.covariance)
 
+    def influence(self, other: GaussianFit, x: Tensor) -> Tensor:
+        """First-order effect (N,) on :meth:`distance` of more weight on each row of x (N, D), from this Gaussian.
+
+        ``2 z.(m_1 - m_2) + |z|^2 - z^T T z`` less its mean, for ``z = x - m_1`` and the linear optimal map T from this
+        Gaussian to the other, within the span of this covariance.
+        """
+        z = x.to(self.mean) - self.mean
+        u, s, _ = torch.linalg.svd(self.root, full_matrices=False)
+        kept = s > 1e-6 * s.max().clamp(min=torch.finfo(s.dtype).tiny)
+        u, s = u[:, kept], s[kept]
+        v, overlap, _ = torch.linalg.svd(s[:, None] * (u.T @ other.root), full_matrices=False)
+        moved = (((z @ u) / s) @ v).square() @ overlap
+        effect = 2 * z @ (self.mean - other.mean) + z.square().sum(1) - moved
+        return effect - effect.mean()
+
     def distance(self, other: GaussianFit) -> float:
         """``|m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2))`` (Dowson & Landau 1982, squared).
 
@@ -229,3 +244,8 @@ class SampleStatistics:
     def take(self, name: str, limit: int) -> Tensor:
         """First ``limit`` rows of a name."""
         return self.rows[name][:limit]
+
+    def at(self, places: Tensor) -> SampleStatistics:
+        """Statistics of the rows at ``places`` (m,), which may repeat."""
+        rows = {name: value[places] for name, value in self.rows.items()}
+        return SampleStatistics(len(places), Moments.from_samples(rows[FEATURES]), rows)

@@ -81,6 +81,7 @@ class WassersteinMetric(Metric):
     """Exact Wasserstein distance of equally many rows."""
 
     rows = PAIRED
+    resampled_rows = 500
 
     def compare(self, x: SampleStatistics, y: SampleStatistics, context: EvalContext) -> dict[str, float]:
         k = min(PAIRED, x.count, y.count)  # transport pairs each row with one

@@ -77,7 +77,7 @@ def _read_parquet(pd: Any, file: Path) -> Any:
         if pa.types.is_integer(kind):
             return pd.array([], dtype=str(kind).replace("uint", "UInt").replace("int", "Int")).dtype
         exact = pa.types.is_date(kind) or pa.types.is_time(kind) or pa.types.is_decimal(kind)
-        return pd.ArrowDtype(kind) if exact or pa.types.is_duration(kind) or pa.types.is_large_string(kind) else None
+        return pd.ArrowDtype(kind) if exact or pa.types.is_large_string(kind) else None
 
     try:
         table = parquet.ParquetFile(file).read()
