@@ -9,16 +9,18 @@ with several seeds, and the table shows mean and standard deviation over them:
 
 - training: real training cells, the floor. A row that is better than it has copied.
 - flow: what a run's flow gives. Of a flow of components that is the expected expression; "flow, counted" draws
-  molecules around it (``advect.data.count_noise``), as ``advect sample`` does.
+  counts around it (``advect.data.count_noise``), as ``advect sample`` does.
 - Gaussian per type: independent genes.
 - PCA and Gaussian per type: as many components as the run has, a covariance shrunk by Ledoit & Wolf's rule, and back.
-- PCA and Gaussian, counted: molecules drawn around those, as around the flow's. What of the flow's lead is the
-  flow's own shows here.
+- PCA and Gaussian, counted: counts drawn around those, as around the flow's. What of the flow's lead is the flow's
+  own shows here.
+- components of training cells, counted: what a perfect flow of these components would reach.
 
 Types of two training cells or fewer take the deviations that all types share. What is negative becomes 0 in all rows.
 Energy distance and MMD are unbiased, so that 0 is what equal laws have on average. Those "within" are means over types
 of ``--at-least`` held-out cells, each counting alike. ``copies`` is the share of cells whose nearest training cell is
 nearer than the 5th percentile of the held-out cells' distances to theirs, in 50 components: 5% is what new cells have.
+``AUC`` is that of a random forest that tells a set from the held-out cells, cross-validated: 0.5 if it cannot.
 """
 
 from __future__ import annotations
@@ -34,12 +36,16 @@ import numpy as np
 import torch
 from sklearn.covariance import ledoit_wolf
 from sklearn.decomposition import PCA
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import cross_val_predict
 from torch import Tensor
 
 import advect
 from advect.core.random import CounterRng
 from advect.data import Cells, Expression, count_noise
 from advect.data.cells.write import CellsMetadata
+from advect.data.transforms import Transform
 from advect.metrics import (
     energy_distance,
     mean_r2,
@@ -61,15 +67,22 @@ class Real:
     held_out: Tensor
     wanted: Tensor
     facts: CellsMetadata
+    scores: Tensor
+    transform: Transform
+    """Scores (N, k) of the training cells, and the transform from scores to expected expression."""
 
     @classmethod
-    def read(cls, path: Path, condition: str, genes: int, held_out: float) -> Real:
+    def read(cls, path: Path, condition: str, genes: int, held_out: float, components: int) -> Real:
         """The split that a run of the same file, genes, share and seed 0 has; without scaling, zeros stay exact."""
-        source = Cells(path, conditions=[condition], highly_variable=genes, held_out=held_out, standardise=False)
+        options = {"conditions": [condition], "highly_variable": genes, "held_out": held_out, "standardise": False}
+        source, reduced = Cells(path, **options), Cells(path, **options, pca=components)
+        scores = reduced.train.fetch(np.arange(len(reduced.train))).x1
         a, b = (split.fetch(np.arange(len(split))) for split in (source.train, source.held_out))
         assert a.cond is not None and b.cond is not None
         order = b.cond[condition].argsort(stable=True)
-        return cls(a.x1, a.cond[condition], b.x1[order], b.cond[condition][order], source.metadata)
+        return cls(
+            a.x1, a.cond[condition], b.x1[order], b.cond[condition][order], source.metadata, scores, reduced.transform
+        )
 
 
 Draw = Callable[[int], Tensor]
@@ -79,14 +92,16 @@ Draw = Callable[[int], Tensor]
 def training(real: Real) -> Draw:
     """Real cells, each once as long as there are enough of its type."""
 
-    def draw(seed: int) -> Tensor:
-        rng, places = np.random.default_rng(seed), np.empty(len(real.wanted), np.int64)
-        for kind in real.wanted.unique():
-            pool, asked = np.flatnonzero(real.types == kind), np.flatnonzero(real.wanted == kind)
-            places[asked] = rng.choice(pool, len(asked), replace=len(asked) > len(pool))
-        return real.train[torch.from_numpy(places)]
+    return lambda seed: real.train[places_of(real, seed)]
 
-    return draw
+
+def places_of(real: Real, seed: int) -> Tensor:
+    """Training cells (M,) of the types wanted."""
+    rng, places = np.random.default_rng(seed), np.empty(len(real.wanted), np.int64)
+    for kind in real.wanted.unique():
+        pool, asked = np.flatnonzero(real.types == kind), np.flatnonzero(real.wanted == kind)
+        places[asked] = rng.choice(pool, len(asked), replace=len(asked) > len(pool))
+    return torch.from_numpy(places)
 
 
 def gaussians(real: Real, x: np.ndarray, *, independent: bool) -> Draw:
@@ -113,35 +128,34 @@ def gaussians(real: Real, x: np.ndarray, *, independent: bool) -> Draw:
     return draw
 
 
-def flow_draw(run: Path, condition: str, real: Real) -> tuple[Draw, bool]:
-    """What a run's flow gives, in expression, and whether that is an expectation around which cells are counted."""
+def flow_draw(run: Path, condition: str, real: Real) -> tuple[Draw, Draw | None]:
+    """What a run's flow gives, in expression, and cells counted around it if that is an expectation."""
     flow = advect.load(run)
     if flow.facts.get("var", {}).get("genes") != real.facts["var"]["genes"]:
         sys.exit(f"{run} was trained on other genes; train it with the same file, --genes and --held-out")
-    cond = {condition: real.wanted}
-    return lambda seed: flow.sample(len(real.wanted), cond=cond, seed=seed).x, bool(flow.facts.get("counted"))
+    labels = real.facts["obs"][condition]["labels"]
+    cond = {condition: [labels[kind] for kind in real.wanted.tolist()]}
+    draw = lambda seed: flow.sample(len(real.wanted), cond=cond, seed=seed).x
+    counted = lambda seed: count_noise(draw(seed), flow.transform, CounterRng(seed, 1, len(real.wanted)))
+    return draw, counted if flow.facts.get("counted") else None
 
 
-def contestants(real: Real, runs: list[Path], condition: str, components: int) -> dict[str, Draw]:
+def contestants(real: Real, runs: list[Path], condition: str) -> dict[str, Draw]:
     """All rows of the table by name."""
-    expression = {**real.facts["expression"], "smallest": 0.0}
-    facts: CellsMetadata = {**real.facts, "counted": True, "expression": expression}
-    counted = lambda draw: lambda seed: count_noise(draw(seed), facts, CounterRng(seed, 1, len(real.wanted)))
+    count = lambda z, seed: count_noise(real.transform.inverse(z), real.transform, CounterRng(seed, 1, len(z)))
     rows: dict[str, Draw] = {"training": training(real)}
+    rows["components of training cells, counted"] = lambda seed: count(real.scores[places_of(real, seed)], seed)
     for run in runs:
-        draw, smooth = flow_draw(run, condition, real)
+        draw, counted = flow_draw(run, condition, real)
         name = "flow" if len(runs) == 1 else f"flow {run.name}"
-        rows |= {f"{name}, counted": counted(draw)} if smooth else {}
+        rows |= {f"{name}, counted": counted} if counted else {}
         rows[name] = draw
-    x = real.train.double().numpy()
-    pca = PCA(components, random_state=0).fit(x)
-    project = gaussians(real, pca.transform(x), independent=False)
+    project = gaussians(real, real.scores.double().numpy(), independent=False)
     end = Expression(smallest=0.0).inverse
-    plain = gaussians(real, x, independent=True)
-    back = lambda seed: end(torch.from_numpy(pca.inverse_transform(project(seed).numpy())))
+    plain = gaussians(real, real.train.double().numpy(), independent=True)
     rows["Gaussian per type"] = lambda seed: end(plain(seed))
-    rows["PCA and Gaussian per type"] = back
-    rows["PCA and Gaussian, counted"] = counted(back)
+    rows["PCA and Gaussian per type"] = lambda seed: real.transform.inverse(project(seed))
+    rows["PCA and Gaussian, counted"] = lambda seed: count(project(seed), seed)
     return rows
 
 
@@ -159,6 +173,13 @@ class Score:
         a, b = (torch.from_numpy(self.pca.transform(v.numpy())) for v in (x, self.real.train))
         return nearest_neighbours(a, b).distances[:, 0]
 
+    def _forest(self, x: Tensor) -> float:
+        both = np.concatenate([self.real.held_out.numpy(), x.numpy()])
+        which = np.repeat([0, 1], [len(self.real.held_out), len(x)])
+        forest = RandomForestClassifier(200, min_samples_leaf=2, random_state=0)
+        chance = np.asarray(cross_val_predict(forest, both, which, cv=5, method="predict_proba"))
+        return float(roc_auc_score(which, chance[:, 1]))
+
     def __call__(self, x: Tensor) -> dict[str, float]:
         y, kinds = self.real.held_out, self.real.wanted
         distance = lambda a, b: energy_distance(a, b, unbiased=True)
@@ -172,6 +193,7 @@ class Score:
             "R2 means within": inside(mean_r2),
             "R2 variances within": inside(variance_r2),
             "zeros": zero_share(x),
+            "AUC": self._forest(x),
             "copies": float((self._nearest(x) < self.near).double().mean()),
         }
 
@@ -196,7 +218,7 @@ def draw_picture(real: Real, rows: dict[str, Draw], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     (column,) = real.facts["obs"].values()
-    names = column["names"]
+    names = column["labels"]
     sets = {"held out": real.held_out, **{name: draw(0) for name, draw in rows.items()}}
     pca = PCA(2, random_state=0).fit(real.train.numpy())
     figure, axes = plt.subplots(1, len(sets), figsize=(3.2 * len(sets), 3.4), sharex=True, sharey=True)
@@ -239,9 +261,9 @@ def main() -> None:
     if not args.run and args.run_dir is None:
         parser.error("give --run, or --run-dir to train")
     runs = args.run or [train(args, sys.argv[at + 1 :])]
-    real = Real.read(args.cells, args.condition, args.genes, args.held_out)
-    rows = contestants(real, runs, args.condition, args.components)
-    names = real.facts["obs"][args.condition]["names"]
+    real = Real.read(args.cells, args.condition, args.genes, args.held_out, args.components)
+    rows = contestants(real, runs, args.condition)
+    names = real.facts["obs"][args.condition]["labels"]
     counts = {names[k]: int((real.wanted == k).sum()) for k in real.wanted.unique().tolist()}
     genes = real.train.shape[1]
     print(f"{len(real.train)} training and {len(real.held_out)} held-out cells of {genes} genes; held out: {counts}")

@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from advect.data.base import Dataset as Dataset
     from advect.data.base import Rows as Rows
     from advect.data.base import Split as Split
+    from advect.data.cells.counts import CountComponents as CountComponents
+    from advect.data.cells.counts import count_noise as count_noise
     from advect.data.cells.dataset import Cells as Cells
     from advect.data.cells.transform import Chain as Chain
     from advect.data.cells.transform import Components as Components
     from advect.data.cells.transform import Expression as Expression
-    from advect.data.cells.write import count_noise as count_noise
     from advect.data.cells.write import to_counts as to_counts
     from advect.data.cells.write import write_h5ad as write_h5ad
     from advect.data.images.celeba import CelebA as CelebA

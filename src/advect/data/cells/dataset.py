@@ -29,6 +29,7 @@ from advect.data.cells.conditions import (
     split_by_digest,
     split_control,
 )
+from advect.data.cells.counts import CountComponents
 from advect.data.cells.matrix import (
     RAW,
     CellMatrix,
@@ -52,6 +53,9 @@ if TYPE_CHECKING:
 
 VARIABLE, COMPONENTS = 2000, 50
 """Defaults for many cells, see docs/experiments/cells.md; ``--pca None`` takes the genes themselves."""
+
+COUNTED = 20_000
+"""Maximum number of cells to which the law of counts is fitted."""
 
 LARGEST_LOG = 20.0
 """Above any logarithm of a count: log(1 + 1e8) is 18.4."""
@@ -80,8 +84,8 @@ class Cells(Dataset):
         standardise: (x - mean) / std over the training cells; a deviation of 0 becomes 1.
         highly_variable: number of genes to keep, by dispersion (Zheng et al. 2017) over the training cells.
         genes: names of the genes to keep, in this order; ``highly_variable`` then selects among them.
-        pca: number of principal components; the inverse gives all genes as smooth expectations, from which
-            :func:`~advect.data.cells.write.count_noise` draws counts.
+        pca: number of principal components; the inverse gives the expected expression of all genes, of counts with
+            ``log1p`` by a regression (:class:`CountComponents`), around which :func:`count_noise` draws counts.
         control: "column=value" of the cells that the flow starts at.
         held_out: share of the cells held out, in [0, 1).
         seed: seed of the split and of the search for components.
@@ -144,8 +148,14 @@ class Cells(Dataset):
         self._values = Normalised(matrix.columns(chosen), found.libraries, target_sum=target, log1p=log1p)
         model = _fit(self._values, train, rest, standardise=standardise, pca=pca, seed=seed)
         self._quantiles = _quantiles(found.libraries[cells]) if normalise else [1.0]
+        self._counted = pca is not None and log1p and found.whole and found.lowest >= 0
+        if self._counted:
+            sizes = found.libraries if normalise else np.ones(len(found.libraries))
+            some = train[np.unique(np.linspace(0, len(train) - 1, min(len(train), COUNTED)).astype(np.int64))]
+            assert isinstance(model[0], Components)
+            counts = matrix.columns(chosen)
+            model[0] = CountComponents.fit(model[0], scale, counts, self._values, sizes, some, seed=seed)
         middle = self._quantiles[len(self._quantiles) // 2]
-        self._counted = pca is not None and found.whole and found.lowest >= 0
         whole = found.whole and not (self._counted and space == "counts")  # what is expected lies between counts
         smallest = least(self._values, train) if pca is None else 0.0
         self._expression = replace(

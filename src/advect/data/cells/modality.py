@@ -15,8 +15,9 @@ from advect.core.registry import register
 from advect.core.types import Conditions, DataSpec
 from advect.data.base import Split
 from advect.data.cells.conditions import CellSplit
+from advect.data.cells.counts import CountComponents, count_noise
 from advect.data.cells.transform import Chain, Components, Expression
-from advect.data.cells.write import CellsMetadata, count_noise, write_h5ad
+from advect.data.cells.write import CellsMetadata, write_h5ad
 from advect.data.modality import DISTANCES, Modality
 from advect.data.transforms import Transform
 from advect.data.vectors.modality import VectorPlots
@@ -39,7 +40,8 @@ class CellsModality(VectorPlots[CellsMetadata]):
     @property
     def components(self) -> Components | None:
         parts = self.transform.parts if isinstance(self.transform, Chain) else ()
-        return next((part for part in parts if isinstance(part, Components)), None)
+        found = next((part for part in parts if isinstance(part, Components | CountComponents)), None)
+        return found.projection if isinstance(found, CountComponents) else found
 
     def describe(self, shape: Sequence[int]) -> str:
         return f"cells with {shape[0]:,} genes"
@@ -66,16 +68,11 @@ class CellsModality(VectorPlots[CellsMetadata]):
         return self._expression.forward(x)
 
     def counted(self, x: Tensor, *, first: int = 0, seed: int = 0) -> Tensor:
-        """Cells with counts drawn around component expectations, see :func:`~advect.data.cells.write.count_noise`."""
-        return self._counted(x, self.metadata, first, seed)
+        """Cells with counts drawn around the expected ones, see :func:`~advect.data.cells.counts.count_noise`."""
+        if not self.metadata.get("counted"):
+            return x
+        return count_noise(x, self.transform, CounterRng(stream_seed(seed, Stream.COUNTS), 0, len(x), start=first))
 
     def measured(self, x: Tensor, *, first: int = 0, seed: int = 0) -> Tensor:
-        """Expression normalised by each cell's own library size, as in the data."""
-        expression = {**self.metadata["expression"], "space": "expression"}
-        return self._counted(self.comparable(x), {**self.metadata, "expression": expression}, first, seed)
-
-    def _counted(self, x: Tensor, metadata: CellsMetadata, first: int, seed: int) -> Tensor:
-        """Cells with drawn counts, if x is a component expectation."""
-        if not metadata.get("counted"):
-            return x
-        return count_noise(x, metadata, CounterRng(stream_seed(seed, Stream.COUNTS), 0, len(x), start=first))
+        """Expression of the cells as written."""
+        return self.comparable(self.counted(x, first=first, seed=seed))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from advect.core import random
@@ -23,7 +22,7 @@ from advect.data.cells.transform import Expression, Space
 class CellsMetadata(TypedDict):
     """JSON that :func:`write_h5ad` needs beside samples.
 
-    ``space`` is "expression" or "counts"; ``counted``: samples are expectations to draw counts from; ``expression``:
+    ``space`` is "expression" or "counts"; ``counted``: samples are expectations to draw counts around; ``expression``:
     arguments of :class:`Expression`; ``library_quantiles``: of training cells' library sizes; tables ``var`` and
     ``obs``.
     """
@@ -34,78 +33,6 @@ class CellsMetadata(TypedDict):
     library_quantiles: list[float]
     var: dict[str, Any]
     obs: dict[str, Any]
-
-
-def count_noise(x: Tensor, facts: CellsMetadata, generator: Generator = None) -> Tensor:
-    """Draw cells (B, D) with Poisson counts of expected expression x (B, D), both in ``facts["space"]``.
-
-    Components give smooth expectations; measured counts around them are close to Poisson (Sarkar & Stephens 2021,
-    "Separating measurement and expression models clarifies confusion in single-cell RNA sequencing analysis"). Each
-    cell draws one of the 101 stored percentiles as its library size. The rate makes the mean drawn expression equal x
-    (0 where x < 0); ``expm1(x)`` would not, since the logarithm is concave.
-
-    Library sizes are independent of x, so their dependence on the kind of cell is lost.
-
-    Args:
-        x: result of ``transform.inverse``.
-        facts: ``Cells.metadata`` for components of counts, with "counted" true.
-        generator: draws sizes and counts.
-
-    Raises:
-        UserError: the metadata is not for components of counts.
-    """
-    if not facts.get("counted"):
-        raise UserError("count_cells needs a flow of components of counts (--pca on whole numbers); take x as it is")
-    scale = Expression(**facts["expression"])
-    expected = scale.forward(x).detach().cpu().double().clamp(min=0).numpy()
-    u = random.uniform((len(x),), generator, dtype=torch.float64).numpy()
-    chance = random.uniform(x.shape, generator, dtype=torch.float64).numpy()
-    sizes = np.asarray(facts["library_quantiles"], np.float64)
-    steps = np.ones(1) if scale.target_sum is None else scale.target_sum / sizes
-    which = (u * len(steps)).astype(np.int64)
-    counts = np.empty_like(expected)
-    for i in np.unique(which):
-        cells = which == i
-        means = _rates(expected[cells], float(steps[i])) if scale.log1p else expected[cells] / steps[i]
-        counts[cells] = poisson_quantile(chance[cells], means)
-    if scale.space == "expression":
-        counts = counts * steps[which][:, None]
-        counts = np.log1p(counts) if scale.log1p else counts
-    return torch.from_numpy(counts).to(x)
-
-
-def mean_log(means: np.ndarray, step: float) -> np.ndarray:
-    """``E log(1 + step K)`` for Poisson counts K of ``means`` (n,) > 0.
-
-    Uses ``log(1 + y) = integral of (1 - e^(-y v)) e^(-v) / v`` over v > 0, whose mean over K is closed-form; with v =
-    e^w the trapezoidal rule converges exponentially.
-    """
-    low = -18 - np.log(max(1.0, float(means.max()) * step))
-    w = np.arange(low, 4, 0.1)
-    v = np.exp(w)
-    inside = -np.expm1(np.outer(means, np.expm1(-step * v)))
-    return 0.1 * (inside @ np.exp(-v))
-
-
-def _rates(expected: np.ndarray, step: float) -> np.ndarray:
-    """Poisson means for which ``E log(1 + step K)`` is ``expected`` (n, D) >= 0."""
-    last = max(float(expected.max()), 1.0)
-    grid = np.exp(np.linspace(-12, last + 1, 400)) / step
-    while mean_log(grid[-1:], step)[0] < last:  # few molecules: the logarithm's mean lies far below that of the mean
-        grid = np.append(grid, 2 * grid[-1])
-    grid = np.concatenate([[0.0], grid])
-    return np.interp(expected, np.concatenate([[0.0], mean_log(grid[1:], step)]), grid)
-
-
-def poisson_quantile(chance: np.ndarray, means: np.ndarray) -> np.ndarray:
-    """Smallest k with ``P(K <= k) >= chance`` for Poisson ``means`` >= 0; same shape, float64."""
-    from scipy.special import pdtr, pdtrik  # a tenth of a second to import
-
-    counts = np.zeros_like(means)
-    some = chance > np.exp(-means)  # most are none
-    found = np.ceil(pdtrik(chance[some], means[some]))
-    counts[some] = found - (pdtr(found - 1, means[some]) >= chance[some])  # the inverse is rounded
-    return counts
 
 
 def var_facts(var: Any) -> dict[str, Any]:
