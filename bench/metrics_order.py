@@ -6,7 +6,8 @@
     python bench/metrics_order.py digits-1 digits-3 digits-10 digits-30 digits-100
 
 Runs in rising order of quality, of the same data. A line a metric: its value for each run, the floor, and whether each
-run is at least as good as the one before ("ordered"), or only within both 95% intervals ("within"), or neither ("NO").
+run is better than the one before ("ordered"), or equal or worse only within both 95% intervals ("within"), or neither
+("NO").
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ HIGHER = ("precision", "recall", "density", "coverage", "class_accuracy", "mean_
 
 
 def verdict(metrics: Sequence[dict[str, Any]], higher: bool) -> str:
-    """How a metric orders runs of rising quality."""
+    """Whether a metric orders runs of rising quality; ties count as within."""
     sign = 1 if higher else -1
     gains = [sign * (b["mean"] - a["mean"]) for a, b in pairwise(metrics)]
     if all(gain > 0 for gain in gains):
         return "ordered"
     reach = lambda metric: (metric["interval"][1] - metric["interval"][0]) / 2 if metric["interval"] else 0.0
     slack = [reach(a) + reach(b) for a, b in pairwise(metrics)]
-    return "within" if all(gain > -allowed for gain, allowed in zip(gains, slack, strict=True)) else "NO"
+    return "within" if all(gain >= -allowed for gain, allowed in zip(gains, slack, strict=True)) else "NO"
 
 
 def main() -> None:

@@ -153,6 +153,26 @@ def test_the_density_is_that_of_the_law_and_encoding_is_undone(path, kind):
     torch.testing.assert_close(flow.decode(flow.encode(x)), x, atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("path", ["cond-ot", "vp", "cosine", "ddpm"])
+def test_directions_of_little_variance_are_encoded_and_have_their_density(path):
+    """A linear flow, whose last step to the predicted data shrinks one direction 20-fold and leaves the other."""
+    way, stds = AffinePath(PATHS[path]), torch.tensor([2.0, 0.02], dtype=torch.float64)
+
+    def data(x: Tensor, t: Tensor) -> Tensor:
+        c = way.coefficients(t.double())
+        alpha, sigma = c.alpha[:, None], c.sigma[:, None]
+        return (alpha * stds**2 / ((alpha * stds) ** 2 + sigma**2) * x).to(x.dtype)
+
+    flow = Flow(Exact(data), DataSpec((2,), "vector", {}), Identity(), path=way, prediction="data", t_eps=0.05)
+    z = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+    x, slopes = flow.decode(z), flow.decode(torch.eye(2)).diagonal()
+    torch.testing.assert_close(flow.encode(x), z, atol=1e-4, rtol=0)
+    exact = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(1) - slopes.abs().log().sum()
+    torch.testing.assert_close(flow.log_prob(x), exact, atol=5e-3, rtol=0)
+    estimated = torch.stack([flow.log_prob(x, trace="hutchinson", seed=i) for i in range(4)]).mean(0)
+    assert (estimated < exact + 1e-2).all()  # a bound
+
+
 @pytest.mark.parametrize("path", ["vp", "cosine", "ddpm"])
 def test_the_mean_is_exact_for_any_step(path):
     law = GaussianMixture(torch.tensor([[2.0]]), stds=0.5, path=AffinePath(PATHS[path]))

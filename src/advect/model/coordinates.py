@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -12,55 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from advect.core import random
 from advect.core.random import Generator
+from advect.model.end_step import EndStep, Field, Trace
 from advect.paths import BrownianBridge, CondOT, Schedule
 from advect.solvers import Solver, SolverError, Velocity, integrate, log_prob
 from advect.solvers.base import all_finite, not_finite
 from advect.solvers.diffusion_coefficients import Diffusion, diffusion_on
-from advect.solvers.likelihood import make_divergence
-
-Field = Callable[[Tensor], Tensor]
-
-_ITERATIONS = 4
-
-
-@dataclass(frozen=True)
-class EndStep:
-    """The map ``z = keep y + weight field(y)`` of states (B, *S), one step of a flow at an end of time."""
-
-    keep: float
-    weight: float
-    field: Field
-
-    def __call__(self, y: Tensor) -> Tensor:
-        return y.mul(self.keep).add_(self.field(y), alpha=self.weight)
-
-    def inverse(self, z: Tensor) -> Tensor:
-        """y, by a fixed-point iteration: the field moves y little."""
-        y = z / self.keep
-        for _ in range(_ITERATIONS):
-            y = (z - self.weight * self.field(y)) / self.keep
-        return y
-
-    def log_det(self, y: Tensor, divergence: Callable[[Field, Tensor], Tensor]) -> Tensor:
-        """log |det dz / dy| (B,), from the trace: exact for one element, and where all have the same slope."""
-        d = y[0].numel()
-        slope = self.weight / self.keep * divergence(self.field, y) / d
-        return d * (math.log(self.keep) + torch.log1p(slope.clamp(min=-0.999)))
-
-
-@dataclass(frozen=True)
-class Trace:
-    """The divergence (B,) of a field of y alone; ``options`` are those of :func:`advect.solvers.log_prob`."""
-
-    options: dict[str, Any]
-
-    def __call__(self, field: Field, y: Tensor) -> Tensor:
-        with sdpa_kernel(SDPBackend.MATH):
-            return make_divergence(lambda y, t: field(y), y, **self.options)(y, y.new_zeros(len(y)))[1]
 
 
 @dataclass(frozen=True)

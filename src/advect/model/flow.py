@@ -295,9 +295,10 @@ class Flow(VelocityField):
         """Log-density (n,) of data x (n, *S) per data unit, in nats, by change of variables.
 
         It is that of :meth:`sample`'s law, in float32 whatever the precision of training, through the same coordinates
-        and exact steps at the ends, the determinants of which are of their traces. ``trace``: "exact" costs a
-        derivative per element, "hutchinson" one derivative, unbiased. Conditions not in ``cond`` are null. Raises
-        UserError unless the source has a density, sequences are of one length and the data have a density.
+        and exact steps at the ends. ``trace``: "exact" costs a derivative per element, "hutchinson" one derivative,
+        unbiased but for the determinants of those steps, with which the density is at most the exact one. Conditions
+        not in ``cond`` are null. Raises UserError unless the source has a density, sequences are of one length and the
+        data have a density.
         """
         x = self._checked(x, self.data_shape)
         log_det = self.transform.log_det(x[0].numel())
