@@ -187,7 +187,8 @@ def test_images_of_several_sizes_are_trained_on_together_and_resumed(advect: Cal
     for i, size in enumerate([(16, 16), (24, 16), (16, 32)] * 12):
         Image.fromarray(np.random.default_rng(i).integers(0, 256, (*size, 3), dtype=np.uint8)).save(f"data/{i}.png")
     more = "--attention-resolutions" if "unet" in net else ""
-    flags = f"--image-size 24 --bucket-step 8 --batch-size 4 --sample-every 0 --num-workers 1 --network {net} {more}"
+    sizes = "--image-size 24 --bucket-step 8 --batch-size 4"
+    flags = f"--threads 1 {sizes} --sample-every 0 --num-workers 1 --network {net} {more}"
     seen = []
     original = FlowMatching.sample
 

@@ -141,7 +141,7 @@ def series(place: Path) -> Path:
         (cells, "--conditions type --width 8", "expression"),
         (cells, "--pca 4 --width 8", "the flow's 4 components of expression"),
         (cells, "--control drug=none --conditions drug --width 8", "expression"),
-        (series, "--width 8 --depth 1 --heads 2", "data space"),
+        (series, "--width 8 --depth 1 --heads 2", "the scaled channels"),
     ],
 )
 def test_data_of_each_kind_are_measured_in_units_that_can_be_compared(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -76,7 +75,7 @@ def trial_step(
     context: RunContext, network: NetworkConfig, t: TrainingConfig, spec: DataSpec, loss_fn: Loss, split: Split
 ) -> Callable[[int], None]:
     """A function that takes a training step on a number of rows, with weights of its own."""
-    state = new_state(context, network, replace(t, posthoc_ema=False), spec, loss_fn)
+    state = new_state(context, network, t, spec, loss_fn)
     half = pick_precision(t.mixed_precision, context.device, t.half)
     step = Step(state, device=context.device, grad_clip=t.grad_clip, autocast=half, accumulate=t.accumulate)
     one = split.fetch(np.zeros(1, np.int64))

@@ -139,7 +139,7 @@ class Flow(VelocityField):
         return Straightness.of(*torch.cat(parts, 1))
 
     def _check_guidance(self, guidance: float, interval: tuple[float, float] | None) -> None:
-        if guidance != 1 and not self.spec.conditions:
+        if guidance != 1 and not self.spec.conditions.keys() - {LENGTH}:
             raise UserError(f"guidance is {guidance}, but this flow has no conditions to guide by; leave it at 1")
         if guidance != 1 and not self.null:
             raise UserError(f"guidance is {guidance}, but the flow was trained with --label-dropout 0; leave it at 1")

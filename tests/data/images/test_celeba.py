@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from PIL import Image
 
 from advect.core.errors import UserError
 from advect.data import CelebA
+from advect.data.autodetect import autodetect
+from advect.data.images.celeba import _usual_parts
 
 NAMES = ["5_o_Clock_Shadow", "Male", "Smiling", "Young"]
 FILES = [f"{i:06}.jpg" for i in range(1, 11)]
@@ -129,6 +132,21 @@ def test_damaged_lists_are_named(folder, name, old, new, words):
     with pytest.raises(UserError) as error:
         CelebA(folder, attributes=["Male"])
     assert words in str(error.value) and str(folder / name) in str(error.value)
+
+
+def test_without_the_list_of_parts_it_is_still_celeba(folder, caplog):
+    (folder / "list_eval_partition.txt").unlink()
+    assert autodetect(folder)[0][0] is CelebA
+    with caplog.at_level("INFO"):
+        source = CelebA(folder, image_size=16, attributes=["Smiling"])
+    parts = [set(greys(split)) for split in (source.train, source.held_out)]
+    assert parts[1] and not parts[0] & parts[1] and "a tenth is held out by name" in caplog.text
+    assert source.spec.conditions["Smiling"].names == ("no", "yes")
+
+
+def test_the_numbers_of_all_images_are_upstreams_parts():
+    store = SimpleNamespace(names=[f"img_align_celeba/{i:06}.jpg" for i in range(1, 202_600)])
+    assert np.bincount(_usual_parts(store)).tolist() == [162_770, 19_867, 19_962]
 
 
 def test_what_is_missing_is_named(folder):

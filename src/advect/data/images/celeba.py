@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +19,17 @@ from advect.data.base import Dataset, Detected, category
 from advect.data.images.decoding import Decoder
 from advect.data.images.folder import PIXELS, ImageSplit, Unreadable, files_fingerprint
 from advect.data.images.stores import ImageStore, open_store
+from advect.data.splits import split_by_content
+
+logger = logging.getLogger(__name__)
 
 PARTITION, ATTRIBUTES, IMAGES = "list_eval_partition", "list_attr_celeba", "img_align_celeba"
 PLACES = ("", "Eval", "Anno", "Img")
 """Sub-folders of the lists and images upstream; "" for all in one folder."""
+
+LISTS = (".txt", ".csv")
+LAST = (162_770, 182_637, 202_599)
+"""Number of the last image of each part upstream."""
 
 _PARTS = {"train": 0, "valid": 1, "test": 2}
 _NO_YES = ("no", "yes")
@@ -32,7 +41,8 @@ class CelebA(Dataset):
 
     Args:
         data_dir: folder with ``img_align_celeba`` (a folder, or a zip or tar of it), ``list_eval_partition`` and, for
-            attributes, ``list_attr_celeba``; lists as upstream's ``.txt`` or mirrors' ``.csv``.
+            attributes, ``list_attr_celeba``; lists as upstream's ``.txt`` or mirrors' ``.csv``. Without the first list
+            the parts are upstream's by number, if all images are there, else a tenth each by their names.
         image_size: height and width in pixels, >= 1; one number for both.
         attributes: conditions out of the 40, such as "Smiling" and "Male", with values "no" and "yes".
         crop: side in pixels of the central square cut from the 178 x 218 images before scaling; 140 follows Tolstikhin
@@ -53,7 +63,7 @@ class CelebA(Dataset):
 
     @classmethod
     def recognises(cls, path: Path) -> Detected | None:
-        words = "CelebA in its official layout, img_align_celeba and list_eval_partition.txt"
+        words = "CelebA in its official layout, img_align_celeba with list_eval_partition or list_attr_celeba"
         return Detected(95, words) if find_celeba(path) else None
 
     def __init__(
@@ -72,7 +82,7 @@ class CelebA(Dataset):
         decoder = Decoder(image_size=image_size, window=crop)
         folder = require_folder(data_dir, holding=f"{IMAGES}, {PARTITION}.txt and {ATTRIBUTES}.txt")
         store = open_store(_find(folder, IMAGES, ("", ".zip", ".tar", ".tar.gz")))
-        parts = _parts(_find(folder, PARTITION, (".txt", ".csv")), store)
+        parts = _parts(_find(folder, PARTITION, LISTS), store) if has_list(folder, PARTITION) else _usual_parts(store)
         labels = _attributes(folder, attributes, store) if attributes else {}
         train, rest = (np.flatnonzero(parts == _PARTS[part]) for part in ("train", held_out))
         self.unreadable = Unreadable(len(store)) if skip_unreadable else None
@@ -96,8 +106,13 @@ def _sizes_and_parts(store: ImageStore, parts: np.ndarray) -> list[bytes]:
 
 
 def find_celeba(folder: Path) -> bool:
-    """Whether a folder holds CelebA's list of parts."""
-    return any((folder / place / f"{PARTITION}{suffix}").is_file() for place in PLACES for suffix in (".txt", ".csv"))
+    """Whether a folder holds a list of CelebA."""
+    return has_list(folder, PARTITION) or has_list(folder, ATTRIBUTES)
+
+
+def has_list(folder: Path, name: str) -> bool:
+    """Whether a folder holds a list, where upstream or mirrors have it."""
+    return any((folder / place / f"{name}{suffix}").is_file() for place in PLACES for suffix in LISTS)
 
 
 def _find(folder: Path, name: str, suffixes: Sequence[str]) -> Path:
@@ -120,9 +135,26 @@ def _parts(path: Path, store: ImageStore) -> np.ndarray:
     return _by_image(path, parts, store)
 
 
+def _usual_parts(store: ImageStore) -> np.ndarray:
+    """Part (0, 1 or 2) of every image without upstream's list."""
+    names = [name.rsplit("/", 1)[-1] for name in store.names]
+    if len(names) == LAST[-1] and {int(n[:-4]) for n in names if n[:-4].isdigit()} == set(range(1, LAST[-1] + 1)):
+        logger.info(f"there is no {PARTITION}.txt; the parts are upstream's, by the numbers of the images")
+        return np.searchsorted(LAST, [int(n[:-4]) for n in names])
+    digests = [hashlib.sha256(name.encode()).digest() for name in names]
+    parts = np.zeros(len(names), np.int64)
+    for part, share in ((2, 0.2), (1, 0.1)):
+        parts[split_by_content(digests, share)[1]] = part
+    logger.info(
+        f"there is no {PARTITION}.txt, and these are not all {LAST[-1]:,} images; a tenth is held out by name as"
+        ' "valid", and a tenth as "test"'
+    )
+    return parts
+
+
 def _attributes(folder: Path, wanted: Sequence[str], store: ImageStore) -> dict[str, np.ndarray]:
     """Wanted attributes: 0 (no) or 1 (yes) for every image in the store."""
-    path = _find(folder, ATTRIBUTES, (".txt", ".csv"))
+    path = _find(folder, ATTRIBUTES, LISTS)
     lines = _lines(path)
     if lines and lines[0][1].strip().isdigit():  # upstream begins with the number of images
         lines = lines[1:]
