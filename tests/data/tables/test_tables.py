@@ -15,7 +15,6 @@ from sklearn.datasets import load_diabetes, load_iris, load_wine  # noqa: E402
 from advect.core.types import Category, Quantity  # noqa: E402
 from advect.data import Table, frame_of, read_table, transform_from_config, write_table  # noqa: E402
 from advect.data.tables.columns import Categories  # noqa: E402
-from advect.data.tables.infer_columns import number_values, read_column  # noqa: E402
 from advect.data.tables.scaling import QuantileScaling  # noqa: E402
 
 N = 240
@@ -240,13 +239,3 @@ def test_log_det_is_that_of_the_jacobian_or_an_error_that_says_why():
         Table(load_iris(as_frame=True).data).transform.log_det(4)
     with pytest.raises(ValueError, match="'target' has categories"):
         Table(load_iris(as_frame=True).frame, scaling="standard", categorical=("target",)).transform.log_det(7)
-
-
-@pytest.mark.parametrize(("every", "zone"), [("h", None), ("15min", "Europe/Berlin"), ("7D", None)])
-def test_times_of_whole_hours_come_back_as_whole_hours(every: str, zone: str | None) -> None:
-    times = pd.Series(pd.date_range("2024-03-29", periods=60, freq=every, tz=zone), name="at")
-    column, values = read_column(times, None, scaling="standard", categorical=False)
-    between = np.linspace(values.min(), values.max(), 301)  # what a flow draws
-    drawn = column.to_series(column.rounded(torch.from_numpy(between)).numpy())
-    assert set(drawn) == set(times) and column.to_series(values).equals(times)
-    assert number_values(times[5:9], column).tolist() == values[5:9].tolist()

@@ -101,7 +101,7 @@ class Number(Column):
         decimals: decimal places of the inverse, 0 for whole numbers; None for no rounding.
         unit: for times, "D", "s", "ms", "us" or "ns", else "".
         origin: table unit 0: for times in units since 1970, for whole numbers beyond 2^53 the smallest value.
-        step: for times, their units per table unit, such as 3,600 of whole hours in seconds.
+        step: for times of Arrow types, their units per table unit.
     """
 
     scaling: Scaling
@@ -179,7 +179,7 @@ def nullable(dtype: str) -> str:
 
 
 def _times(pd: Any, x: np.ndarray, absent: np.ndarray, column: Number) -> Any:
-    counts = np.where(absent, 0, x).round().astype(np.int64) * column.step + column.origin
+    counts = np.where(absent, 0, x).round().astype(np.int64) + column.origin
     stamps = counts.astype(f"datetime64[{column.unit}]")
     stamps[absent] = np.datetime64("NaT")
     own = pd.api.types.pandas_dtype(column.dtype)

@@ -261,9 +261,8 @@ def _read_times(
     unit = next(u for u in ("D", "s", "ms", "us", "ns") if (stamps.astype(f"M8[{u}]") == stamps)[~absent].all())
     counts = stamps.astype(f"M8[{unit}]").astype(np.int64)
     origin = int(counts[~absent].min())
-    step = max(int(np.gcd.reduce(counts[~absent] - origin)), 1)  # hours stay whole
-    values = np.where(absent, np.nan, ((counts - origin) // step).astype(np.float64))
-    about: dict[str, Any] = {"unit": unit, "origin": origin, "step": step} | ({"form": form} if form else {})
+    values = np.where(absent, np.nan, (counts - origin).astype(np.float64))
+    about: dict[str, Any] = {"unit": unit, "origin": origin} | ({"form": form} if form else {})
     return _number(series.name, dtype, values, train, scaling, 0, **about), values
 
 
@@ -281,9 +280,9 @@ def number_values(series: Any, column: Number) -> np.ndarray:
     if not column.unit:
         return (values * own.step + (own.origin - column.origin)) / column.step
     absent = np.isnan(values)
-    counts = np.where(absent, 0, values).astype(np.int64) * own.step + own.origin
+    counts = np.where(absent, 0, values).astype(np.int64) + own.origin
     counts = counts.astype(f"M8[{own.unit}]").astype(f"M8[{column.unit}]").astype(np.int64) - column.origin
-    return np.where(absent, np.nan, counts / column.step)
+    return np.where(absent, np.nan, counts.astype(np.float64))
 
 
 FEW = 20
