@@ -104,7 +104,8 @@ class Snapshots(Callback):
 def _fill(folder: Path, state: TrainState, averages: dict[str, dict[str, Tensor]], due: bool) -> None:
     assert state.ema is not None
     for file, tensors in averages.items():
-        save_file(tensors, folder / file, metadata={"advect": state.metadata})
+        packed = {name: x.contiguous() for name, x in tensors.items()}  # a U-Net on a CPU is channels-last
+        save_file(packed, folder / file, metadata={"advect": state.metadata})
     rest = sorted(state.net.state_dict().keys() - state.ema.shadow.keys())
     facts = {"updates": state.ema.updates, "lengths": list(state.ema.lengths.values()), "rest": rest, "due": due}
     (folder / _FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")
