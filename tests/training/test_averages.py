@@ -21,6 +21,7 @@ from advect.core.errors import UserError
 from advect.model.load import read_average
 from advect.sklearn import FlowModel
 from advect.training import write_checkpoint
+from advect.training.ema import length_file
 from advect.training.state import EMA_FILE, MODEL
 from forked import ranks
 from runs import assert_same_end, wait_for_step
@@ -181,6 +182,16 @@ def test_a_run_of_a_data_transform_with_tensors_takes_them_along(
     (tmp_path / "out/state/data.safetensors").write_bytes(b"others")
     with pytest.raises(UserError, match="belongs to another run"):
         rebuild(tmp_path / "run", EmaArguments(length=(0.1,), output=tmp_path / "out/b.safetensors"))
+
+
+def test_a_unet_trained_on_a_cpu_has_snapshots(advect: Callable[..., None]) -> None:
+    """Its weights are channels-last in memory."""
+    net = "--model-channels 8 --channel-mult 1 --num-res-blocks 1 --attention-resolutions"
+    flags = "--batch-size 8 --max-steps 4 --sample-every 0 --posthoc-ema --posthoc-every 2"
+    advect("train digits --run-dir run", net, flags)
+    last = load_weights(Path("run/ema/step-00000004") / length_file(0.1))
+    kept = load_weights(Path("run/checkpoints/step-00000004") / POWERS[1])
+    assert last.keys() == kept.keys() and all(torch.equal(value, kept[name]) for name, value in last.items())
 
 
 def test_stopped_and_resumed_averages_equal_those_of_a_run_never_stopped(advect: Callable[..., None]) -> None:

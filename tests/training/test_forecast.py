@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
+from advect.core.progress import rough_duration
 from advect.training import StopCriteria
-from advect.training.callbacks import Forecast, duration
+from advect.training.callbacks import Forecast
 
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [
-        (0.2, "1 seconds"),
+        (0.2, "1 second"),
         (42.4, "42 seconds"),
         (100, "1.7 minutes"),
         (3000, "50 minutes"),
@@ -25,7 +26,7 @@ from advect.training.callbacks import Forecast, duration
     ],
 )
 def test_a_length_of_time_in_words(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
+    assert rough_duration(seconds) == words
 
 
 def told(

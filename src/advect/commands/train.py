@@ -44,6 +44,7 @@ from advect.core import registry
 from advect.core.device import pick_precision
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, make_folder, remove_partial
+from advect.core.progress import rough_duration
 from advect.core.threads import ThreadChoice, kept_threads
 from advect.core.types import Length
 from advect.data import Dataset
@@ -51,7 +52,6 @@ from advect.distributed.comm import broadcast_object, sync_errors
 from advect.distributed.context import RunContext, run_context
 from advect.model.load import ModelMetadata, build_flow, read_model_metadata, weight_file
 from advect.training import LearningRate, StopCriteria, Trainer
-from advect.training.callbacks import duration
 from advect.training.guards import STOPPED_EARLY
 from advect.training.state import MODEL, PROGRESS
 
@@ -245,7 +245,7 @@ def _dry_plan(config: Config) -> str:
         config, plan = _planned(config, source, context)
         pace = seconds_per_step(context, config, source, steps=plan.steps)
     t = config.training
-    return f"\n# {plan.words(t)}; about {duration(60 * plan.minutes(pace, t))} on this machine"
+    return f"\n# {plan.words(t)}; about {rough_duration(60 * plan.minutes(pace, t))} on this machine"
 
 
 def _threads(

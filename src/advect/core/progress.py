@@ -75,3 +75,14 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def rough_duration(seconds: float) -> str:
+    """An estimated length of time in words, to two digits."""
+    for limit, unit, size in ((90, "second", 1), (90 * 60, "minute", 60), (48 * 3600, "hour", 3600)):
+        if seconds < limit:
+            number = (
+                f"{max(seconds, 1):.0f}" if size == 1 else f"{seconds / size:.{0 if seconds >= 10 * size else 1}f}"
+            )
+            return f"{number} {unit}" + "s" * (number != "1")
+    return f"{seconds / 86400:.1f} days"

@@ -16,6 +16,7 @@ from advect.config.config import Config, NetworkConfig
 from advect.config.plan import Plan, resolve
 from advect.config.threads import seconds_per_step
 from advect.core.errors import UserError
+from advect.core.progress import rough_duration
 from advect.core.types import Category, Conditions, DataSpec, Length, Quantity
 from advect.data import Cells, Dataset, Table
 from advect.distributed.context import pick_device, run_context
@@ -43,7 +44,6 @@ from advect.doctor.machine import MACHINE_CHECKS, device_memory, measure_machine
 from advect.doctor.report import Figure, Finding, run_checks
 from advect.doctor.run import RUN_CHECKS, read_facts
 from advect.doctor.samples import QUALITY_CHECKS, SAMPLE_CHECKS, gather_samples
-from advect.training.callbacks import duration
 
 STATE_BYTES = 20
 """Bytes a parameter in training: weight, gradient, two moments and EMA, in float32."""
@@ -262,7 +262,7 @@ def check_plan(p: MemoryNeeds) -> Finding:
         "because": p.why,
     }
     if p.minutes is not None:
-        figures["time here, about"] = duration(60 * p.minutes)
+        figures["time here, about"] = rough_duration(60 * p.minutes)
     if p.most < (p.batch if p.fixed else 1):
         return Finding(
             "problem",

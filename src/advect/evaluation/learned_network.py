@@ -11,9 +11,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advect.core.random import Stream, stream_seed
+from advect.core.threads import kept_threads
 from advect.core.types import Category
 from advect.data import Dataset, Split
 from advect.distributed.comm import broadcast_object
@@ -201,7 +200,8 @@ def train(dataset: Dataset) -> dict[str, Tensor]:
     span = _span(dataset)
     examples = _examples(dataset, dataset.train, MOST_ROWS, side, span)
     rng = torch.Generator().manual_seed(stream_seed(0, Stream.FEATURE_NETWORK) >> 1)
-    with _one_thread(), torch.random.fork_rng(devices=[]):
+    with kept_threads(), torch.random.fork_rng(devices=[]):
+        torch.set_num_threads(1)  # threads change the order of sums
         torch.manual_seed(stream_seed(0, Stream.FEATURE_NETWORK, 1) >> 1)
         net = Encoder(dataset.spec.shape[0], side)
         heads = nn.ModuleDict({"kind": nn.Linear(DIMENSIONS, KINDS)})
@@ -286,14 +286,3 @@ def _described(
         if (codes >= 0).any():
             about[f"classes.{name}"] = right[codes >= 0].double().mean()
     return {**net.state_dict(), **{f"about.{name}": value for name, value in about.items()}}
-
-
-@contextmanager
-def _one_thread() -> Any:
-    """Threads change the order of sums."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

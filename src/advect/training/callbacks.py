@@ -17,7 +17,7 @@ from advect.checkpoint.async_writer import CheckpointWriter
 from advect.checkpoint.manifest import checkpoint_name, checkpoint_step, list_checkpoints
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text
-from advect.core.progress import DELAY, clock
+from advect.core.progress import DELAY, clock, rough_duration
 from advect.distributed.comm import broadcast_object, sync_errors
 from advect.training.state import Progress
 from advect.training.trainer import Callback, Trainer
@@ -41,11 +41,11 @@ class MetricsFile(Callback):
             lines = self.path.read_text(encoding="utf-8").splitlines()
             resumed = _resumed_rows(lines, trainer.state.progress, keep)
             atomic_write_text(self.path, "".join(line + "\n" for line in resumed))
-            self._there = frozenset(resumed)
+            self._there = frozenset(line for line in resumed if _row(line).get("step") == trainer.state.progress.step)
         self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, row: dict) -> None:
-        """Append and flush a row, unless it was there at the start: a call that a kill interrupted is repeated."""
+        """Append and flush a row, unless the first step has it: a call that a kill interrupted is repeated."""
         if (line := json.dumps(row)) not in self._there:
             self._file.write(line + "\n")
             self._file.flush()
@@ -107,48 +107,39 @@ class Forecast(Callback):
     def on_step(self, trainer: Trainer) -> None:
         if self._told:
             return
-        step, clock = trainer.state.progress.step, trainer.clock
-        self._first = (step, clock) if step == self._begin + 1 else self._first
+        step, passed = trainer.state.progress.step, trainer.clock
+        self._first = (step, passed) if step == self._begin + 1 else self._first
         if self._from is None:  # the first steps allocate, and are not timed
-            self._from = (step, clock) if step - self._begin >= 5 or clock >= MEASURED else None
-        elif step > self._from[0] and clock - self._from[1] >= MEASURED:
+            self._from = (step, passed) if step - self._begin >= 5 or passed >= MEASURED else None
+        elif step > self._from[0] and passed - self._from[1] >= MEASURED:
             self._told = True
-            self._tell(trainer, (clock - self._from[1]) / (step - self._from[0]))
+            self._tell(trainer, (passed - self._from[1]) / (step - self._from[0]))
 
     def _tell(self, trainer: Trainer, pace: float) -> None:
-        step, clock, limits = trainer.state.progress.step, trainer.clock, trainer.limits
-        whole, rate = clock + pace * (limits.last_step - step), f"{1 / pace:.3g} steps a second"
+        step, passed, limits = trainer.state.progress.step, trainer.clock, trainer.limits
+        whole, rate = passed + pace * (limits.last_step - step), f"{1 / pace:.3g} steps a second"
         minutes = math.inf if limits.max_minutes is None else limits.max_minutes
         if whole <= 60 * minutes and self.needed <= limits.steps:
-            logger.info(f"this run takes about {duration(whole)} here, at {rate}")
+            logger.info(f"this run takes about {rough_duration(whole)} here, at {rate}")
             return
-        last = step + int(max(0.0, 60 * minutes - clock) / pace)
+        last = step + int(max(0.0, 60 * minutes - passed) / pace)
         logger.info(f"{minutes:g} minutes allow about {last:,} steps here, at {rate}")
         if last < self.needed:
-            logger.warning(_too_short(minutes, last, self.needed, clock + pace * (self.needed - step)))
+            logger.warning(_too_short(minutes, last, self.needed, passed + pace * (self.needed - step)))
 
     def on_end(self, trainer: Trainer, reason: str) -> None:
-        step, clock, minutes = trainer.state.progress.step, trainer.clock, trainer.limits.max_minutes
-        if self._told or minutes is None or clock < 0.9 * 60 * minutes or step >= self.needed:
+        step, passed, minutes = trainer.state.progress.step, trainer.clock, trainer.limits.max_minutes
+        if self._told or minutes is None or passed < 0.9 * 60 * minutes or step >= self.needed:
             return
         timed = step - self._first[0]
-        whole = clock + (clock - self._first[1]) / timed * (self.needed - step) if timed else None
+        whole = passed + (passed - self._first[1]) / timed * (self.needed - step) if timed else None
         logger.warning(_too_short(minutes, step - self._begin, self.needed, whole))
 
 
 def _too_short(minutes: float, steps: int, needed: int, seconds: float | None) -> str:
-    fix = "; give more" if seconds is None else f", about {duration(seconds)} here"
+    fix = "; give more" if seconds is None else f", about {rough_duration(seconds)} here"
     count = f"{steps:,} step" + "s" * (steps != 1)
     return f"--max-minutes {minutes:g} is time for {count}, and learning takes some {needed:,}{fix}"
-
-
-def duration(seconds: float) -> str:
-    """Words of a length of time."""
-    for limit, unit, size in ((90, "seconds", 1), (90 * 60, "minutes", 60), (48 * 3600, "hours", 3600)):
-        if seconds < limit:
-            number = seconds / size
-            return f"{max(number, 1):.0f} {unit}" if unit == "seconds" or number >= 10 else f"{number:.1f} {unit}"
-    return f"{seconds / 86400:.1f} days"
 
 
 class ProgressBar(Callback):
