@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from advect.core.errors import UserError
-from advect.evaluation.results import compare, differences, read_result, table
+from advect.evaluation.results import compare, differences, figure, read_result, table
 
 RESULT: dict[str, Any] = {
     "format": 1,
@@ -139,3 +139,16 @@ def test_floors_that_differ_are_both_told(tmp_path: Path) -> None:
     changed["floor"] = {"samples": 80, "metrics": {"frechet": 0.7}}
     *_, one, two = compare(write(tmp_path, RESULT, changed), force=True)
     assert one.split() == ["floor,", "90", "rows", "0.5"] and two.split() == ["floor,", "80", "rows", "0.7"]
+
+
+@pytest.mark.parametrize(
+    ("value", "interval", "std", "words"),
+    [
+        (12.345, (11.5, 13.1), None, "12.35 [11.50, 13.10]"),
+        (3e-9, (2e-9, 4e-9), None, "3e-09 [2e-09, 4e-09]"),
+        (1e300, None, 1e299, "1e+300 ± 1e+299"),
+        (0.0, (0.0, 0.0), 0.0, "0 ± 0 [0, 0]"),
+    ],
+)
+def test_a_figure_has_the_digits_that_its_spread_supports(value, interval, std, words) -> None:
+    assert figure(value, interval, std) == words

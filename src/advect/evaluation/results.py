@@ -155,8 +155,9 @@ def figure(value: float, interval: Sequence[float] | None = None, std: float | N
         return f"{value:.4g}"
     reach = (interval[1] - interval[0]) / 2 if interval else 0.0
     scale = min((size for size in (reach, std or 0.0) if size > 0), default=abs(value) / 100)
-    digits = min(6, max(0, 1 - math.floor(math.log10(scale)))) if scale > 0 else 0
-    word = lambda v: f"{v:,.{digits}f}"
+    digits = max(0, 1 - math.floor(math.log10(scale))) if scale > 0 else 0
+    plain = digits <= 6 and abs(value) < 1e7
+    word = lambda v: f"{v:,.{digits}f}" if plain else f"{v:.4g}"
     return (
         word(value)
         + ("" if std is None else f" ± {word(std)}")
