@@ -104,7 +104,6 @@ def evaluate(run: Path, config: EvalConfig) -> tuple[Path, dict[str, Any]]:
         place = broadcast_object(place)  # a run that still trains has newer ones by and by
         with sync_errors():
             plan, cache = Plan.make(run, place, config), open_cache()
-        plan = plan.with_features(cache)
         if config.num_samples is None and plan.samples < SAMPLES:
             logger.info(
                 f"note: {plan.samples:,} samples, as there are no more training rows for the floor; see --num-samples"
@@ -113,6 +112,8 @@ def evaluate(run: Path, config: EvalConfig) -> tuple[Path, dict[str, Any]]:
         assert rows is not None
         with sync_errors():
             plan = plan.with_rows(rows)
+        plan = plan.with_features(cache)  # after the checks, as it may train a network
+        with sync_errors():
             protocol = json.loads(json.dumps(plan.protocol(rows)))
             folder, name = plan.folder / "evaluation", f"eval-{_short_hash(protocol, plan.subject)}"
             output = config.output or folder / f"{name}.json"
