@@ -11,6 +11,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
+from advect.core.bounds import Share
 from advect.core.errors import UserError, did_you_mean
 from advect.core.files import require_path
 from advect.core.registry import register
@@ -103,7 +104,7 @@ class ArrayFile(Dataset):
         layout: Literal["auto", "channels_first", "channels_last"] = "auto",
         vector_column: str | None = None,
         labels: Literal["auto", "yes", "no"] = "auto",
-        held_out: float | None = None,
+        held_out: Share | None = None,
         horizontal_flip: bool = False,
     ) -> None:
         check_share(held_out or 0)

@@ -9,12 +9,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 import numpy as np
 import torch
+from msgspec import Meta
 from torch import Tensor
 
+from advect.core.bounds import Count, Share
 from advect.core.errors import UserError, optional_import
 from advect.core.registry import register
 from advect.core.types import Category, Conditions, DataSpec
@@ -121,14 +123,14 @@ class Cells(Dataset):
         conditions: Sequence[str] = (),
         continuous: Sequence[str] = (),
         normalise: bool = True,
-        target_sum: float = 1e4,
+        target_sum: Annotated[float, Meta(gt=0, le=10**12)] = 1e4,
         log1p: bool = True,
         standardise: bool = True,
-        highly_variable: int | None = None,
+        highly_variable: Count | None = None,
         genes: Sequence[str] | None = None,
-        pca: int | None = None,
+        pca: Count | None = None,
         control: str | None = None,
-        held_out: float = 0.1,
+        held_out: Share = 0.1,
         seed: int = 0,
         space: Space = "expression",
         backed: bool = False,

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from advect.core.bounds import Share
 from advect.core.errors import UserError
 from advect.core.files import require_path
 from advect.core.registry import register
@@ -62,7 +63,7 @@ class Packed(Dataset):
         return height, width
 
     def __init__(
-        self, data_dir: str | os.PathLike[str], *, horizontal_flip: bool = True, held_out: float | None = None
+        self, data_dir: str | os.PathLike[str], *, horizontal_flip: bool = True, held_out: Share | None = None
     ) -> None:
         check_share(held_out or 0)
         self.folder = require_path(data_dir, holding="the packed images")

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from advect.core.bounds import Pixels, Share
 from advect.core.errors import UserError, did_you_mean, optional_import
 from advect.core.registry import register
 from advect.core.types import DataSpec
@@ -159,12 +160,12 @@ class ParquetImages(Dataset):
         *,
         image_column: str = "image",
         label_column: str | None = None,
-        image_size: int | tuple[int, int] = 64,
+        image_size: Pixels | tuple[Pixels, Pixels] = 64,
         channels: Literal[1, 3, 4] = 3,
         random_crop: bool = False,
         horizontal_flip: bool = True,
         background: str | tuple[int, int, int] = "white",
-        held_out: float = 0.05,
+        held_out: Share = 0.05,
         cache_dir: Path | str | None = None,
         skip_unreadable: bool = True,
     ) -> None:

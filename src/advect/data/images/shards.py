@@ -16,6 +16,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from tqdm import tqdm
 
+from advect.core.bounds import Pixels, Share
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, make_folder
 from advect.core.registry import register
@@ -249,12 +250,12 @@ class Shards(Dataset):
         self,
         data_dir: str | os.PathLike[str] | Sequence[str],
         *,
-        image_size: int | tuple[int, int] = 64,
+        image_size: Pixels | tuple[Pixels, Pixels] = 64,
         channels: Literal[1, 3, 4] = 3,
         random_crop: bool = False,
         horizontal_flip: bool = True,
         background: str | tuple[int, int, int] = "white",
-        held_out: float = 0.05,
+        held_out: Share = 0.05,
         cache_dir: Path | str | None = None,
         skip_unreadable: bool = True,
     ) -> None:
