@@ -229,7 +229,7 @@ def _join_sparse(parts: Sequence[Path], group: Any, shape: tuple[int, int], nonz
     indices, data = group.create_dataset("indices", (nonzero,), kind), group.create_dataset("data", (nonzero,), "f4")
     row = entry = 0
     for part in parts:
-        x = csr_matrix(_read(part, "X"))
+        x: Any = csr_matrix(_read(part, "X"))
         indptr[row + 1 : row + 1 + x.shape[0]] = x.indptr[1:].astype(kind) + entry
         indices[entry : entry + x.nnz], data[entry : entry + x.nnz] = x.indices, x.data
         row, entry = row + x.shape[0], entry + x.nnz
