@@ -205,7 +205,7 @@ def test_a_damaged_part_is_noted_and_drawn_anew(
     moons_run: Path, three: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left.*it goes on after the parts"):
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"No space left.*it goes on after the parts"):
         patch.setattr("advect.data.join_files._npz_forms", full_disk)
         parted(moons_run, out)
     caplog.set_level("INFO", "advect")

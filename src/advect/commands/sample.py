@@ -71,8 +71,8 @@ class SampleArguments(Section):
     """Samples drawn at once."""
 
     part_size: int | None = None
-    """Most samples in memory at once, default 10,000. Processes share such parts, a repeated call resumes after complete
-    ones, and all are joined to one file.
+    """Most samples in memory at once, default 10,000. Processes share such parts, a repeated call resumes after
+    complete ones, and all are joined to one file.
     """
 
     device: str = "auto"
