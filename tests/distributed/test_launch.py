@@ -216,10 +216,7 @@ def test_nproc_is_checked(monkeypatch):
 
 def test_a_mistake_of_all_is_told_once(tmp_path):
     first, second = advect_ranks(2, "train moons --batch-size 0", cwd=tmp_path, code=2)
-    assert (
-        first.err.startswith("advect: --batch-size must be at least 1 and")
-        and first.err.count("\n") == 1
-    )
+    assert first.err.startswith("advect: --batch-size must be at least 1 and") and first.err.count("\n") == 1
     assert second.err == ""
 
 

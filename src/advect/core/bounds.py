@@ -21,7 +21,7 @@ Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 """Number of things, at least one."""
 CountOrZero = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 """Number of things, or 0 for none."""
-SampleCount = Annotated[int, Meta(ge=1, le=10**9)]
+SampleCount = Annotated[int, Meta(ge=1, le=10**12)]
 """Samples of one call."""
 BatchSize = Annotated[int, Meta(ge=1, le=2**24)]
 """Samples held in memory at once."""

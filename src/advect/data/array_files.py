@@ -17,7 +17,7 @@ from advect.core.files import require_path
 from advect.core.registry import register
 from advect.core.types import DataSpec
 from advect.data.arrays import SAMPLES, array_header, array_type, float64_rounds
-from advect.data.base import ArraySplit, Dataset, Detected, Preview, array_modality, category, check_share
+from advect.data.base import ArraySplit, Dataset, Detected, Preview, array_modality, category
 from advect.data.repeats import content_of_rows
 from advect.data.splits import fingerprint_of, row_digests, split_by_content
 from advect.data.tables.files import PARQUET
@@ -107,7 +107,6 @@ class ArrayFile(Dataset):
         held_out: Share | None = None,
         horizontal_flip: bool = False,
     ) -> None:
-        check_share(held_out or 0)
         file = require_path(path, holding="the arrays")
         found = _load(file, vector_column, () if labels == "no" else LABELS)
         x = _arranged(file, found.x, layout)

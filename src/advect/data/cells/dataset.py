@@ -20,7 +20,7 @@ from advect.core.bounds import Count, Share
 from advect.core.errors import UserError, optional_import
 from advect.core.registry import register
 from advect.core.types import Category, Conditions, DataSpec
-from advect.data.base import Dataset, Detected, Preview, check_share
+from advect.data.base import Dataset, Detected, Preview
 from advect.data.cells.conditions import (
     CellSplit,
     Column,
@@ -135,7 +135,6 @@ class Cells(Dataset):
         space: Space = "expression",
         backed: bool = False,
     ) -> None:
-        check_share(held_out)
         target = target_sum if normalise else None
         scale = Expression(space=space, target_sum=target, log1p=log1p)  # refuses arguments before the file is read
         found, matrix, obs, var = _read(path, layer, scale, backed=backed)

@@ -24,7 +24,7 @@ from advect.core.errors import UserError
 from advect.core.random import Generator, uniform
 from advect.core.registry import arguments, register
 from advect.core.types import Batch, DataSpec
-from advect.data.base import Dataset, Detected, Preview, Split, category, check_share
+from advect.data.base import Dataset, Detected, Preview, Split, category
 from advect.data.images.decoding import Buckets, Decoder
 from advect.data.images.stores import ImageStore, describe_left_out, holds_images, open_store, starts_like_image
 from advect.data.splits import below_the_common, official_split, split_by_content
@@ -162,7 +162,6 @@ class ImageFolder(Dataset):
         held_out: Share | None = None,
         skip_unreadable: bool = True,
     ) -> None:
-        check_share(held_out or 0)
         decoder = Decoder(image_size=image_size, channels=channels, background=background, window=crop)
         store = open_store(data_dir)
         if not len(store):

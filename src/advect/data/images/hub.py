@@ -14,7 +14,7 @@ from advect.core.bounds import Pixels, Share
 from advect.core.errors import UserError, did_you_mean, optional_import
 from advect.core.registry import register
 from advect.core.types import NULL, Category, DataSpec
-from advect.data.base import Dataset, Detected, category, check_share
+from advect.data.base import Dataset, Detected, category
 from advect.data.images.decoding import Decoder
 from advect.data.images.folder import PIXELS, ImageSplit, Unreadable, content_digests, one_line
 from advect.data.images.stores import ImageStore
@@ -79,7 +79,6 @@ class HubImages(Dataset):
         held_out: Share | None = None,
         skip_unreadable: bool = True,
     ) -> None:
-        check_share(held_out or 0)
         decoder = Decoder(image_size=image_size, channels=channels, background=background, window=crop)
         title, splits = str(name), _open(str(name), configuration)
         own = next((part for part in _HELD_OUT if part in splits), None) if held_out is None else None

@@ -16,7 +16,7 @@ from advect.core.bounds import Pixels, Share
 from advect.core.errors import UserError, did_you_mean, optional_import
 from advect.core.registry import register
 from advect.core.types import DataSpec
-from advect.data.base import Dataset, Detected, Preview, category, check_share
+from advect.data.base import Dataset, Detected, Preview, category
 from advect.data.images.decoding import Decoder
 from advect.data.images.folder import (
     PIXELS,
@@ -169,7 +169,6 @@ class ParquetImages(Dataset):
         cache_dir: Path | str | None = None,
         skip_unreadable: bool = True,
     ) -> None:
-        check_share(held_out)
         decoder = Decoder(image_size=image_size, channels=channels, background=background)
         store = ParquetStore(data_dir, image=image_column, label=label_column, cache_dir=cache_dir)
         note_left_out(data_dir, store)

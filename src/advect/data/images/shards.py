@@ -21,7 +21,7 @@ from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, make_folder
 from advect.core.registry import register
 from advect.core.types import DataSpec
-from advect.data.base import Dataset, Detected, category, check_share
+from advect.data.base import Dataset, Detected, category
 from advect.data.images.decoding import Decoder
 from advect.data.images.folder import PIXELS, Classes, ImageSplit, Unreadable, files_fingerprint, note_left_out
 from advect.data.images.stores import START, ImageStore, is_image, is_tar, is_visible, starts_like_image
@@ -259,7 +259,6 @@ class Shards(Dataset):
         cache_dir: Path | str | None = None,
         skip_unreadable: bool = True,
     ) -> None:
-        check_share(held_out)
         decoder = Decoder(image_size=image_size, channels=channels, background=background)
         store = ShardStore(data_dir, cache_dir=cache_dir)
         note_left_out(data_dir, store)
