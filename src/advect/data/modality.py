@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, T
 import numpy as np
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from advect.core import registry
 from advect.core.errors import UserError
@@ -17,6 +18,7 @@ from advect.core.files import atomic_write
 from advect.core.types import NULL, Batch, Category, Conditions, DataSpec, Quantity, without_padding
 from advect.data.base import Split, as_asked, label_array
 from advect.data.figure import save_png
+from advect.data.join_files import JOINED
 from advect.data.transforms import Transform
 
 if TYPE_CHECKING:
@@ -195,6 +197,16 @@ class Modality(ABC, Generic[M]):
     @abstractmethod
     def write_data(self, x: Tensor, conditions: Conditions, folder: Path, first: int) -> list[Path]:
         """Write samples in the data's own format; return the files."""
+
+    def join(self, parts: Sequence[Path], path: Path, bar: tqdm) -> bool:
+        """Write files that :meth:`write_data` made of consecutive samples as one, counting them by ``bar``.
+
+        False for a format that cannot be joined.
+        """
+        join = JOINED.get(path.suffix)
+        if join is not None:
+            atomic_write(path, lambda partial: join(parts, partial, bar))
+        return join is not None
 
     @abstractmethod
     def plot(self, x: Tensor, conditions: Conditions, reference: Batch | None = None) -> Image.Image:
