@@ -286,10 +286,13 @@ def label_number(name: str) -> int | float | None:
     return None
 
 
-def asked_steps(x: np.ndarray, mean: np.ndarray | float) -> np.ndarray:
-    """Conditions x (...) in steps, whole where float32 of their distance to ``mean`` cannot tell them from whole."""
-    whole = x.round()
-    return np.where(np.abs(x - whole) <= 1e-6 + 2.0**-22 * np.abs(x - mean), whole, x)
+def as_asked(x: np.ndarray, mean: np.ndarray | float) -> np.ndarray:
+    """Conditions x (...) in data units, of the fewest decimals that float32 of their distance to ``mean`` holds."""
+    slack = 1e-12 * np.abs(x) + 2.0**-22 * np.abs(x - mean)
+    for places in range(7):
+        short = x.round(places)
+        x = np.where(np.abs(x - short) <= slack, short, x)
+    return x
 
 
 def label_array(names: Sequence[str], codes: np.ndarray) -> np.ndarray:
