@@ -103,11 +103,15 @@ def split_rows(x: np.ndarray, held_out: float, *, seed: int) -> tuple[np.ndarray
     n = len(x)
     if not held_out or n < 2:
         return np.arange(n), np.arange(0)
-    equal = equal_rows(x)
-    groups = np.where(copied(x, equal), equal, equal.max() + 1 + np.arange(n))
-    _, first, groups = np.unique(groups, return_index=True, return_inverse=True)
+    groups, stratum = equal_rows(x), _rarest(x)
+    copies = copied(x, groups)
+    if not copies.any():
+        return _stratified(stratum, held_out, seed=seed)
+    _, first, groups = np.unique(
+        np.where(copies, groups, groups.max() + 1 + np.arange(n)), return_index=True, return_inverse=True
+    )
     # Of copies one decides for all.
-    _, held = _stratified(_rarest(x)[first], held_out, seed=seed)
+    _, held = _stratified(stratum[first], held_out, seed=seed)
     rest = np.isin(groups.reshape(-1), held)
     return np.flatnonzero(~rest), np.flatnonzero(rest)
 
@@ -117,11 +121,16 @@ def _rarest(x: np.ndarray) -> np.ndarray:
     n = len(x)
     least, stratum = np.full(n, n + 1), np.zeros(n, np.int64)
     for column in range(x.shape[1]):
-        values, place, counts = np.unique(x[:, column], return_inverse=True, return_counts=True)
-        if len(values) > max(2, n**0.5):
+        few = max(2, n**0.5)
+        if len(np.unique(x[: 4 * int(few), column])) > few:
             continue  # a column of numbers
-        own = counts[place.reshape(-1)]
-        stratum = np.where(own < least, place.reshape(-1) * x.shape[1] + column + 1, stratum)
+        values = np.unique(x[:, column])
+        if len(values) > few:
+            continue
+        place = np.searchsorted(values, x[:, column])
+        counts = np.bincount(place)
+        own = counts[place]
+        stratum = np.where(own < least, place * x.shape[1] + column + 1, stratum)
         least = np.minimum(least, own)
     return stratum
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from advect.core.random import CounterRng, Stream, stream_seed
+from advect.core.random import CounterRng, Stream, mix_each, stream_seed
 from advect.data.base import check_share
 
 TRAIN = frozenset({"train", "training"})
@@ -43,10 +43,42 @@ def split_groups(groups: np.ndarray, held_out: float, *, seed: int) -> tuple[np.
 
 
 def equal_rows(x: np.ndarray) -> np.ndarray:
-    """Group (N,) of equal rows of x (N, K) float64; NaN equals NaN, -0.0 equals 0.0."""
-    same = np.where(np.isnan(x), np.nan, x) + 0.0
-    rows = np.ascontiguousarray(same).view(np.dtype((np.void, same.itemsize * same.shape[1]))).ravel()
-    return np.unique(rows, return_inverse=True)[1].reshape(-1)
+    """Group (N,) of equal rows of x (N, K) real, in order of appearance; NaN equals NaN, -0.0 equals 0.0."""
+    first, groups = _groups(row_hashes(x))
+    for column in range(x.shape[1]):
+        own = x[:, column]
+        other = own[first][groups]
+        if ((own != other) & ~((own != own) & (other != other))).any():  # two rows of one hash: once in 2^64 pairs
+            same = np.where(np.isnan(x), np.nan, x) + 0.0
+            rows = np.ascontiguousarray(same).view(np.dtype((np.void, same.itemsize * same.shape[1]))).ravel()
+            return _groups(np.unique(rows, return_inverse=True)[1].reshape(-1))[1]
+    return groups
+
+
+def _groups(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First places (G,) of distinct keys (N,) in order of appearance, and the group (N,) of each."""
+    _, first, groups = np.unique(keys, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    return first[order], place[groups.reshape(-1)]
+
+
+def row_hashes(x: np.ndarray) -> np.ndarray:
+    """64-bit hash (N,) uint64 of the values of each row of x (N, *S), real; equal rows (NaN, -0.0 too) have one.
+
+    Columns are taken one after the other, so that memory stays that of a few.
+    """
+    columns = x.reshape(len(x), -1)
+    hashes = np.zeros(len(x), np.uint64)
+    for column in range(columns.shape[1]):
+        if x.dtype.kind == "f":
+            values = columns[:, column].astype(np.float64) + 0.0
+            values[np.isnan(values)] = np.nan
+        else:
+            values = columns[:, column].astype(np.uint64 if x.dtype.kind == "u" else np.int64)
+        hashes = mix_each(hashes, values.view(np.uint64))
+    return hashes
 
 
 MIDDLE = 8192
