@@ -7,10 +7,14 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta
 
 from advect.checkpoint.manifest import find_weights, named_checkpoint
 from advect.config.flags import parse_words, split_place
 from advect.config.section import Section
+from advect.core.bounds import Evaluations, Positive, Seed
 from advect.core.device import tune_process
 from advect.core.errors import UserError
 from advect.evaluation.budget import Clock, budget_seconds, describe_limits
@@ -31,17 +35,17 @@ class ReportArguments(Section):
 
     data: str | None = None
     """The data's place if they have moved since the training."""
-    minutes: float | None = None
+    minutes: Positive | None = None
     """Most minutes; default a tenth of the training, 20 seconds to two minutes. What is smaller for it is told."""
     full: bool = False
     """Take the time that all measurements take."""
-    num_samples: int | None = None
+    num_samples: Annotated[int, Meta(ge=2, le=10**12)] | None = None
     """Samples a point of the quality curve, at most the number of training samples; default 1000, fewer if time is
     short.
     """
-    nfes: tuple[int, ...] | None = None
+    nfes: tuple[Evaluations, ...] | None = None
     """Numbers of network evaluations to measure; default 1 2 4 8 16 32 64, fewer if time is short."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the samples."""
     measure: bool = True
     """Measure; --no-measure uses what the run folder holds."""
@@ -79,10 +83,6 @@ def parse_report(flags: list[str]) -> ReportArguments:
     if a.minutes is not None and (a.full or (a.nfes and a.num_samples)):
         other = "--full" if a.full else "--nfes and --num-samples"
         raise UserError(f"--minutes {a.minutes:g} bounds nothing beside {other}; leave one out")
-    if a.minutes is not None and not a.minutes > 0:
-        raise UserError(f"--minutes must be above 0, got {a.minutes:g}; --no-measure takes no time")
-    if a.num_samples is not None and a.num_samples < 2:
-        raise UserError(f"--num-samples must be at least 2, got {a.num_samples}")
     return a
 
 
@@ -90,8 +90,8 @@ def report(
     run: Path,
     *,
     samples: int | None = None,
-    nfes: tuple[int, ...] | None = None,
-    seed: int = 0,
+    nfes: tuple[Evaluations, ...] | None = None,
+    seed: Seed = 0,
     device: str = "auto",
     measure: bool = True,
     data: str | None = None,
