@@ -203,7 +203,11 @@ def differences(scope: Scope, whole: Scope, space: FeatureSpace) -> list[str]:
     if not scope.steps:
         return [*lines, "no trajectories"]
     fewer = [f"{scope.count} trajectories instead of {whole.count}"] if scope.count < whole.count else []
-    return [*lines, *fewer, *([f"their {scope.steps} steps instead of {STEPS}"] if scope.steps < STEPS else [])]
+    return [
+        *lines,
+        *fewer,
+        *([f"trajectories of {scope.steps} steps instead of {STEPS}"] if scope.steps < STEPS else []),
+    ]
 
 
 def describe_limits(result: Mapping[str, Any], run: Path) -> list[str]:
