@@ -228,7 +228,7 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
         examine_data(tmp_path)
     with pytest.raises(UserError, match="add --data-dir"):
         examine_words(["celeba64"])
-    with pytest.raises(UserError, match="--look must be at least 2"):
+    with pytest.raises(UserError, match="look must be at least 2"):
         examine_words(["moons"], look=1)
 
 
