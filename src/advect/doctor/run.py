@@ -20,6 +20,7 @@ from advect.config.plan import recipe_of
 from advect.core.errors import UserError
 from advect.data.modality import Recipe
 from advect.doctor.report import Figure, Finding, Seconds, Share
+from advect.evaluation.held_out import PATIENCE
 from advect.model.load import build_flow, read_model_metadata
 from advect.model.sampler_config import SamplerConfig
 from advect.reporting.run_folder import read_run
@@ -196,7 +197,7 @@ def check_logged(run: RunFacts) -> Finding | None:
     return Finding(
         "note" if started else "problem",
         "The run has logged no step yet" if started else "The run ended before it logged a step",
-        {"log_every": every, "learning_rate": rate, "checkpoint at step": run.checkpoint or "none"},
+        {"log_every": every or "by time", "learning_rate": rate, "checkpoint at step": run.checkpoint or "none"},
         "train again in a new --run-dir and read its message; if the loss stops being finite, lower --learning-rate "
         "(1e-3 for small networks, 2e-4 for large ones); if it ends too early, lower --log-every",
     )
@@ -212,6 +213,10 @@ def check_progress(run: RunFacts) -> Finding | None:
         if run.option("training", "max_steps") == planned:
             figures["max_steps"] = planned
         return Finding("ok", "The run did all the steps that it was given", figures)
+    waited = int((run.held_step > run.best).sum()) if run.best is not None else 0
+    if run.option("training", "early_stopping") == "yes" and waited >= PATIENCE:
+        figures |= {"lowest held-out loss at step": run.best or 0}
+        return Finding("ok", "The run ended early, as the held-out loss no longer fell", figures)
     each = run.seconds / max(len(run.step), 1)
     if run.idle < max(60.0, 5 * each):
         return Finding("ok", "The run wrote to its metrics a moment ago, and may still be at work", figures)
