@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from advect.config.section import Section
 from advect.core.bounds import Evaluations, SampleCount, Seed
 from advect.core.device import tune_process
 from advect.core.errors import UserError
+from advect.core.records import find_object
 from advect.evaluation.protocol import open_run
 from advect.evaluation.quality import NFES, measure_quality
 from advect.reporting import write_report
@@ -88,7 +88,7 @@ def report(
         options = {"samples": samples, "nfes": nfes or NFES, "seed": seed, "step": subject["step"]}
         measure_quality(flow, dataset, run / "evaluation", **options)
     page = write_report(run)
-    return page, json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
+    return page, find_object(results) or {}
 
 
 def summary(results: dict) -> list[str]:

@@ -40,6 +40,14 @@ def read_record(path: Path, kind: type[T], fix: str = "") -> T:
     return parse_record(read_bytes(path, LARGEST, fix), kind, path, fix)
 
 
+def find_object(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None where it is missing, damaged or something else."""
+    try:
+        return read_record(path, dict[str, Any])
+    except UserError:
+        return None
+
+
 def read_bytes(path: Path, most: int, fix: str = "", what: str = "") -> bytes:
     """Content of a regular file of at most ``most`` bytes. Raises UserError that begins with ``what``, or the path."""
     what = what or str(path)
@@ -111,9 +119,13 @@ def _inside(value: Any) -> Iterator[Any]:
 
 def read_yaml(path: Path, what: str) -> Any:
     """Plain values of a YAML file, without aliases and tags. Raises UserError that begins with ``what``."""
-    content = read_bytes(path, LARGEST_YAML, "give a run's config.yaml", what)
+    return parse_yaml(read_bytes(path, LARGEST_YAML, "give a run's config.yaml", what), what)
+
+
+def parse_yaml(content: str | bytes, what: str) -> Any:
+    """:func:`read_yaml` of a text."""
     try:
-        values = yaml.load(content.decode(), _PlainLoader)
+        values = yaml.load(content if isinstance(content, str) else content.decode(), _PlainLoader)
     except RecursionError:
         raise UserError(f"{what} has lists or sections of more than {DEEPEST} levels") from None
     except (yaml.YAMLError, ValueError) as error:

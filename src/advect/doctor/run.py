@@ -17,6 +17,7 @@ from torch import nn
 
 from advect.checkpoint.manifest import find_checkpoint, verify_checkpoint
 from advect.core.errors import UserError
+from advect.core.files import read_file
 from advect.doctor.report import Figure, Finding
 from advect.model.load import build_flow, read_model_metadata
 from advect.model.sampler_config import SamplerConfig
@@ -139,7 +140,7 @@ def _rest_of_metrics(file: Path) -> tuple[int, int, float]:
     if not file.is_file():
         return 0, 0, math.inf
     infinite, ended = 0, 0
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_file(file).decode(errors="replace").splitlines():
         try:
             row = json.loads(line)
             infinite += any(not math.isfinite(row[key]) for key in ("loss", "grad_norm") if key in row)
