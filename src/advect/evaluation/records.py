@@ -177,6 +177,7 @@ class QualityRecord(OpenRecord):
     fidelity: dict[str, FidelityRecord]
     marginals: dict[str, dict[str, float]]
     memorisation: MemorisationRecord
+    limits: dict[str, Any] = field(default_factory=dict)
 
 
 class MetricsRow(OpenRecord):
