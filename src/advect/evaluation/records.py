@@ -104,7 +104,7 @@ class CurveRecord(OpenRecord):
     """Distances of one solver."""
 
     nfe: Annotated[list[Annotated[float, Meta(gt=0)]], Meta(min_length=1)]
-    steps: list[int | None]
+    steps: list[int | None] = field(default_factory=list)
     distance: Annotated[list[float], Meta(min_length=1)]
 
 
@@ -171,11 +171,11 @@ class QualityRecord(OpenRecord):
 
     format: int
     seed: int
-    step: Step | None
+    step: Step | None = None
     data: DataRecord
     frechet: FrechetRecord
     fidelity: dict[str, FidelityRecord]
-    marginals: dict[str, dict[str, float]]
+    marginals: dict[str, dict[str, float]] = field(default_factory=dict)
     memorisation: MemorisationRecord
     limits: dict[str, Any] = field(default_factory=dict)
 
