@@ -10,7 +10,6 @@ from pathlib import Path
 from advect.checkpoint.manifest import find_weights, named_checkpoint
 from advect.config.flags import parse_words, split_place
 from advect.config.section import Section
-from advect.core.device import tune_process
 from advect.core.errors import UserError
 from advect.evaluation.protocol import open_run
 from advect.evaluation.quality import NFES, measure_quality
@@ -79,7 +78,6 @@ def report(
     """
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is not a run folder: it has no config.yaml; give one such as runs/digits")
-    tune_process()
     results = run / "evaluation" / "quality.json"
     if measure:
         place = find_weights(named_checkpoint(run, checkpoint))

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advect.core.random import Stream, stream_seed
+from advect.core.random import LayerRng, Stream, stream_seed
 from advect.core.threads import kept_threads
 from advect.core.types import Category
 from advect.data import Dataset, Split
@@ -107,7 +107,7 @@ class LearnedNetwork:
         """Share of held-out images whose corruption is recognised."""
         self.classes = {k.removeprefix("classes."): float(v) for k, v in about.items() if k.startswith("classes.")}
         """Share of held-out images whose category is recognised, by condition."""
-        with torch.random.fork_rng(devices=[]):
+        with LayerRng().used():
             self._net = Encoder(tensors["body.0.weight"].shape[1], self.side)
         self._net.load_state_dict({k: v for k, v in tensors.items() if not k.startswith("about.")})
         self._net.eval().to(self.device)
@@ -200,15 +200,15 @@ def train(dataset: Dataset) -> dict[str, Tensor]:
     span = _span(dataset)
     examples = _examples(dataset, dataset.train, MOST_ROWS, side, span)
     rng = torch.Generator().manual_seed(stream_seed(0, Stream.FEATURE_NETWORK) >> 1)
-    with kept_threads(), torch.random.fork_rng(devices=[]):
-        torch.set_num_threads(1)  # threads change the order of sums
-        torch.manual_seed(stream_seed(0, Stream.FEATURE_NETWORK, 1) >> 1)
+    labels = {name: f"label{i}" for i, name in enumerate(examples.labels)}
+    with LayerRng(stream_seed(0, Stream.FEATURE_NETWORK, 1) >> 1).used():
         net = Encoder(dataset.spec.shape[0], side)
         heads = nn.ModuleDict({"kind": nn.Linear(DIMENSIONS, KINDS)})
         heads["coarse"] = nn.Linear(DIMENSIONS, dataset.spec.shape[0] * COARSE**2)
-        labels = {name: f"label{i}" for i, name in enumerate(examples.labels)}
         for name, head in labels.items():
             heads[head] = nn.Linear(DIMENSIONS, _categories(dataset)[name])
+    with kept_threads():
+        torch.set_num_threads(1)  # threads change the order of sums
         steps = min(600, max(200, len(examples)))
         optimiser = torch.optim.AdamW([*net.parameters(), *heads.parameters()], lr=RATE, weight_decay=0.05)
         with progress_bar(steps, "train the features", "step") as bar:

@@ -75,7 +75,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         options: other flags of ``advect train``, named with underscores, such as
             ``{"times": "logit-normal", "ema_decay": 0.99, "network": "resmlp"}``; of the data "value_range" (images),
             "scaling" and "categorical" (frames), "whiten" (both), "pca" (AnnData).
-        random_state: seed of training and of samples.
+        random_state: seed of training and of samples; None draws new ones, never from NumPy's global generator.
         verbose: 1 for a progress bar.
 
     Attributes:
@@ -128,7 +128,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         labels = None if values is None else Labels.from_values(values)
         self.classes_: Any = None if labels is None else labels.classes
         settings = self._settings(adapter.modality(x), adapter, len(x))
-        seed = int(check_random_state(self.random_state).randint(_SEEDS))
+        seed = int(self._generator().randint(_SEEDS))
         return self._train(adapter(x, settings.data), labels, settings, x, values, seed)
 
     def partial_fit(self, X: Any, y: Any = None) -> FlowModel:
@@ -146,6 +146,12 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         settings = self._settings(self.flow_.spec.modality, type(fitted.adapter), fitted.rows)
         values = None if y is None else check_labels(y, len(x))
         return self._train(fitted.adapter, fitted.labels, settings, x, values, fitted.seed, fitted)
+
+    def _generator(self) -> np.random.RandomState:
+        """That of ``random_state``; for None a new one, and not NumPy's global one, which other threads may draw
+        from.
+        """
+        return np.random.RandomState() if self.random_state is None else check_random_state(self.random_state)
 
     def _check_arguments(self) -> None:
         counts = ("n_iter_no_change", "sample_steps", "density_steps")
@@ -229,7 +235,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         """Sample n samples of the kind of X, for y, one label or (n,), default by training frequencies."""
         check_is_fitted(self)
         steps = None if self.solver == "dopri5" else int(self.sample_steps)
-        rng = check_random_state(self.random_state)
+        rng = self._generator()
         if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
             raise UserError(f"n must be a whole number of at least 1, got {n!r}")
         cond = label_condition(self._fitted.labels, y, int(n))
