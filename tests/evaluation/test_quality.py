@@ -86,6 +86,6 @@ def test_vectors_have_marginals_and_no_more_samples_than_training_rows(advect: A
 def test_numbers_of_evaluations_that_a_solver_cannot_meet_are_told(moons_run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds none that midpoint can meet, at 2 a step"):
         report(moons_run, tmp_path / "out", nfes=(1,))
-    with pytest.raises(UserError, match="must be at least 1, got 0"):
+    with pytest.raises(UserError, match="must be at least 1 and at most 10,000, got 0"):
         report(moons_run, tmp_path / "out", nfes=(0,))
     assert not (tmp_path / "out").exists()

@@ -6,11 +6,15 @@ import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta
 
 from advect.config.arguments import TrainArguments
 from advect.config.flags import parse_words, place_first
 from advect.config.presets import PRESETS
 from advect.config.section import Section
+from advect.core.bounds import CountOrZero, Seed
 from advect.core.errors import UserError
 from advect.distributed.context import only_warnings
 from advect.doctor.examine import examine_data, examine_machine, examine_run
@@ -28,11 +32,11 @@ class DoctorArguments(Section):
     RUN, where its data are now, for --samples.
     """
 
-    samples: int = 0
+    samples: CountOrZero = 0
     """Of a run: number of samples to compare with the data; 500 is usual, 0 is none."""
-    look: int = 2000
+    look: Annotated[int, Meta(ge=2, le=10**9)] = 2000
     """Of data: most samples examined, evenly spaced."""
-    seed: int = 0
+    seed: Seed = 0
     """Of a run: seed of the samples."""
     run_dir: Path = Path("runs")
     """Of the machine: folder of runs."""

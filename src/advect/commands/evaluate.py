@@ -17,7 +17,7 @@ from advect.config.resume import device_name, versions
 from advect.config.section import Section
 from advect.core import registry
 from advect.core.errors import UserError
-from advect.core.files import atomic_write_text, make_folder
+from advect.core.files import atomic_write_text, check_name, make_folder
 from advect.distributed.comm import broadcast_object, current, sync_errors
 from advect.distributed.context import run_context
 from advect.evaluation import results
@@ -202,6 +202,7 @@ def _short_hash(protocol: Mapping[str, Any], subject: Mapping[str, Any]) -> str:
 
 def _check_output(output: Path) -> None:
     """Raise UserError if a file cannot be written; remove leftovers of a killed call."""
+    check_name(output, "--output")
     if output.is_dir():
         raise UserError(f"--output {output} is a folder; name a file, such as {output / 'eval.json'}")
     there = next(folder for folder in output.absolute().parents if folder.exists())

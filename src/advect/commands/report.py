@@ -10,6 +10,7 @@ from pathlib import Path
 from advect.checkpoint.manifest import find_weights, named_checkpoint
 from advect.config.flags import parse_words, split_place
 from advect.config.section import Section
+from advect.core.bounds import Evaluations, SampleCount, Seed
 from advect.core.errors import UserError
 from advect.evaluation.protocol import open_run
 from advect.evaluation.quality import NFES, measure_quality
@@ -27,11 +28,11 @@ class ReportArguments(Section):
 
     data: str | None = None
     """The data's place if they have moved since the training."""
-    num_samples: int = 1000
+    num_samples: SampleCount = 1000
     """Samples a point of the quality curve, at most the number of training samples."""
-    nfes: tuple[int, ...] | None = None
+    nfes: tuple[Evaluations, ...] | None = None
     """Numbers of network evaluations to measure."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the samples."""
     measure: bool = True
     """Measure; --no-measure uses what the run folder holds."""
@@ -63,8 +64,8 @@ def report(
     run: Path,
     *,
     samples: int = 1000,
-    nfes: tuple[int, ...] | None = None,
-    seed: int = 0,
+    nfes: tuple[Evaluations, ...] | None = None,
+    seed: Seed = 0,
     device: str = "auto",
     measure: bool = True,
     data: str | None = None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import shlex
@@ -53,7 +52,7 @@ from advect.distributed.context import RunContext, run_context
 from advect.model.load import ModelMetadata, build_flow, read_model_metadata, weight_file
 from advect.training import LearningRate, StopCriteria, Trainer
 from advect.training.guards import STOPPED_EARLY
-from advect.training.state import MODEL, PROGRESS
+from advect.training.state import MODEL, read_progress
 
 logger = logging.getLogger(__name__)
 
@@ -259,9 +258,9 @@ def _threads(
     """PyTorch's threads, set in this process; a resumed run keeps its own, on as many processes as before."""
     t, begun, step = config.training, None, 0
     if checkpoint:
-        progress = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
+        progress, facts = read_progress(checkpoint)
         there = read_model_metadata(checkpoint / MODEL).config["training"].get("threads")
-        begun, step = there if progress.get("world", 1) == context.env.world else None, progress["step"]
+        begun, step = there if facts.world == context.env.world else None, progress.step
         if None not in (t.threads, begun) and t.threads != begun:
             logger.info(
                 f"note: --threads was {begun} there and is {t.threads} here, so that sums may differ in the last bits"

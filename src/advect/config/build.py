@@ -86,10 +86,10 @@ def _sizes(spec: DataSpec) -> dict[str, int | Vector]:
 def build_path(method: MethodConfig, source: Mapping[str, Any] | None = None) -> Path:
     """Path to data from the source of :func:`fit_source`. Raises UserError for a bridge without width."""
     cls: Any = method.part("path")
-    given, jitter = {}, method.sigma_min
+    given, jitter = {}, method.sigma_min or 0.0
     if cls.width is not None:
-        if method.sigma_min > 0:
-            given, jitter = {cls.width: method.sigma_min}, 0.0
+        if jitter:
+            given, jitter = {cls.width: jitter}, 0.0
         elif registry.parameters(cls)[cls.width].default is registry.REQUIRED:
             raise UserError(f"--path {method.path} needs its width: give --sigma-min, 0.5 say, in model units")
     part = method.build("path", **given)

@@ -6,13 +6,33 @@ import errno
 import logging
 import os
 import socket
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from advect.core.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a regular file for reading, by whatever links; OSError for pipes, sockets and devices, which may never end.
+
+    The file is opened without waiting, and looked at once it is open, so that nothing can take its place.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    try:
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "it is a pipe, socket or device, not a file", str(path))
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
 
 
 def sync_folder(folder: Path) -> None:
@@ -56,6 +76,7 @@ def remove_partial(folder: Path) -> None:
 
 def make_folder(path: Path, argument: str) -> Path:
     """Create a folder; UserError naming the argument if it cannot be written to."""
+    check_name(path, argument)
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".writable-{os.getpid()}"
@@ -66,6 +87,19 @@ def make_folder(path: Path, argument: str) -> Path:
             f"{argument} {path} cannot be written to ({error.strerror}); choose a folder of your own"
         ) from error
     return path
+
+
+LONGEST_NAME = 200
+"""Bytes of a file's name: file systems take 255, and a file that is not whole yet has a longer one."""
+
+
+def check_name(path: Path, argument: str) -> None:
+    """Raise UserError naming the argument if a file's name is too long for the disk."""
+    length = len(os.fsencode(path.name))
+    if length > LONGEST_NAME:
+        raise UserError(
+            f"{argument} {path.name[:20]}... is a name of {length} bytes; give one of up to {LONGEST_NAME}"
+        )
 
 
 try:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from advect.core import registry
+from advect.core.bounds import Share, bounds_of, check_bounds
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, Generator, Stream, stream_seed, uniform
 from advect.core.types import NULL, Batch, Category, Conditions, DataSpec
@@ -285,6 +286,15 @@ def label_number(name: str) -> int | float | None:
     return None
 
 
+def as_asked(x: np.ndarray, mean: np.ndarray | float) -> np.ndarray:
+    """Conditions x (...) in data units, of the fewest decimals that float32 of their distance to ``mean`` holds."""
+    slack = 1e-12 * np.abs(x) + 2.0**-22 * np.abs(x - mean)
+    for places in range(7):
+        short = x.round(places)
+        x = np.where(np.abs(x - short) <= slack, short, x)
+    return x
+
+
 def label_array(names: Sequence[str], codes: np.ndarray) -> np.ndarray:
     """Labels (n,) for codes (n,): integers, reals or booleans if all names are such, else text.
 
@@ -313,8 +323,7 @@ def fingerprint(train: Rows, held_out: Rows, names: Mapping[str, Sequence[str]])
 
 def check_share(held_out: float) -> None:
     """Raise UserError unless ``held_out`` is in [0, 1)."""
-    if not 0 <= held_out < 1:
-        raise UserError(f"held_out must be a share in [0, 1), got {held_out}; 0.1 keeps a tenth for measuring")
+    check_bounds("held_out", held_out, bounds_of(Share), 0.1)
 
 
 def random_split(n: int, held_out: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:

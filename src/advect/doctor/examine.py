@@ -6,8 +6,10 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from advect.config.arguments import parse_train
@@ -15,7 +17,9 @@ from advect.config.build import build_dataset, build_network
 from advect.config.config import Config, NetworkConfig
 from advect.config.plan import Plan, resolve
 from advect.config.threads import seconds_per_step
+from advect.core.bounds import bounded
 from advect.core.errors import UserError
+from advect.core.memory import device_memory
 from advect.core.progress import rough_duration
 from advect.core.types import Category, Conditions, DataSpec, Length, Quantity
 from advect.data import Cells, Dataset, Table
@@ -40,7 +44,7 @@ from advect.doctor.formats import (
     sequence_lengths,
 )
 from advect.doctor.losses import LOSS_CHECKS
-from advect.doctor.machine import MACHINE_CHECKS, device_memory, measure_machine
+from advect.doctor.machine import MACHINE_CHECKS, measure_machine
 from advect.doctor.report import Figure, Finding, run_checks
 from advect.doctor.run import RUN_CHECKS, read_facts
 from advect.doctor.samples import QUALITY_CHECKS, SAMPLE_CHECKS, gather_samples
@@ -93,13 +97,14 @@ class ResolvedData:
         return build_dataset(data)
 
 
-def examine_data(words: Sequence[str], *, look: int = 2000, device: str = "auto") -> list[Finding]:
+@bounded
+def examine_data(
+    words: Sequence[str], *, look: Annotated[int, Meta(ge=2)] = 2000, device: str = "auto"
+) -> list[Finding]:
     """Examine at most ``look`` samples of the data named by the words after ``advect train``.
 
     Raises UserError for mistakes in the words, and unknown data.
     """
-    if look < 2:
-        raise UserError(f"--look must be at least 2 samples, got {look}; 2000 is usual")
     data, place = ResolvedData.from_words(words), pick_device(device)
     findings: list[Finding] = []
     without = _examine_file(data, look, findings)

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from advect.core import device as devices
+from advect.core.memory import device_memory
 from advect.core.threads import ThreadChoice, count_cores, count_physical_cores, kept_threads, measure_threads
 from advect.distributed.context import pick_device
 from advect.doctor.report import Figure, Finding
@@ -137,19 +138,6 @@ def measure_machine(folder: Path = Path("runs"), device: str = "auto") -> Machin
         physical=count_physical_cores(),
         fastest=fastest_threads() if place.type == "cpu" else None,
     )
-
-
-def device_memory(device: torch.device) -> tuple[int, int]:
-    """Total and free memory of a device in bytes; of the machine for the CPU."""
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return total, free
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        return total, int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):  # not Linux
-        return total, total
 
 
 def measure_products(device: torch.device, half: torch.dtype) -> Products:

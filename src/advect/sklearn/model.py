@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
 
 from advect.config.plan import FEWEST
+from advect.core.bounds import Count, SampleCount, Steps, bounds_of, check_bounds
 from advect.core.errors import UserError
 from advect.model.conditions import Encoded
 from advect.model.flow import Flow
@@ -43,6 +44,15 @@ PASSES = 200
 
 GAP = 1.0
 """Nats an element by which memorised rows are likelier than others."""
+
+
+_COUNTS: dict[str, Any] = {"steps": Count, "n_iter_no_change": Count, "sample_steps": Steps, "density_steps": Steps}
+
+
+def _check_whole(name: str, value: Any, bounds: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise UserError(f"{name} must be a whole number, got {value!r}")
+    check_bounds(name, value, bounds_of(bounds))
 
 
 class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, BaseEstimator):
@@ -154,11 +164,10 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         return np.random.RandomState() if self.random_state is None else check_random_state(self.random_state)
 
     def _check_arguments(self) -> None:
-        counts = ("n_iter_no_change", "sample_steps", "density_steps")
-        for name in counts if self.steps is None else ("steps", *counts):
+        for name, bounds in _COUNTS.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-                raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
+            if name != "steps" or value is not None:
+                _check_whole(name, value, bounds)
         minutes = self.max_minutes
         if minutes is not None and (not isinstance(minutes, numbers.Real) or not 0 < minutes < math.inf):
             raise UserError(f"max_minutes must be a finite number of minutes above 0, got {minutes!r}; 5 is usual")
@@ -236,8 +245,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         check_is_fitted(self)
         steps = None if self.solver == "dopri5" else int(self.sample_steps)
         rng = self._generator()
-        if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
-            raise UserError(f"n must be a whole number of at least 1, got {n!r}")
+        _check_whole("n", n, SampleCount)
         cond = label_condition(self._fitted.labels, y, int(n))
         x = sample_mixture(self._flows, int(n), cond, rng, steps=steps, solver=self.solver)
         return self._fitted.adapter.from_tensor(x)

@@ -216,7 +216,7 @@ def test_a_start_moves_to_its_place_in_the_year_and_the_day():
     frame = pd.DataFrame({"id": np.repeat(range(200), 3), "time": times, "u": RNG.normal(size=600)})
     data = Sequences(frame, id_column="id", order_column="time", held_out=0)
     z = everything(data).x1
-    assert [round(p / 3600) for p in data.transform.periods] == [round(365.2425 * 24), 168, 24][: len(z[0, 0]) // 2]
+    assert [round(p) for p in data.transform.periods] == [round(365.2425 * 24), 168, 24][: len(z[0, 0]) // 2]
     back = steps_of(data.transform.inverse(z), None, data.metadata)
     assert (back["time"].to_numpy() == frame["time"].to_numpy()).all()
     moved = z.clone()
@@ -365,7 +365,7 @@ def test_bad_tables_of_steps(change, arguments, words):
         (np.zeros((2, 3, 1)), {"labels": {"a": [1, 2, 3]}}, "conditions['a'] must be (2,)"),
         (np.zeros((2, 3, 1)), {"conditions": ("a",)}, "conditions must map names to arrays"),
         (np.zeros((2, 3, 1)), {"labels": {"length": [1, 2]}}, "cannot be called 'length'"),
-        (np.zeros((2, 3, 1)), {"max_length": 0}, "max_length must be at least 1 step, got 0"),
+        (np.zeros((2, 3, 1)), {"max_length": 0}, "max_length must be at least 1 and at most 2,147,483,647, got 0"),
         (np.zeros((2, 3, 1)), {"long": "cut"}, "long must be 'truncate' or 'window', got 'cut'"),
         (np.zeros((2, 3, 1)), {"id_column": "a"}, "id_column, order_column and value_columns are for tables"),
         (np.array([["a"]]), {}, "must hold real numbers"),

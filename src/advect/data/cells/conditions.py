@@ -106,7 +106,7 @@ def _quantity(values: Any, used: np.ndarray, train: np.ndarray) -> Column:
     mean, std = float(known.mean()), float(known.std()) or 1.0
     picks = known[np.linspace(0, len(known) - 1, min(len(known), EXAMPLES)).astype(int)]
     quantity = Quantity((str(values.name),), (mean,), (std,), tuple((float(v),) for v in picks))
-    return Column(quantity, ((numbers - mean) / std).astype(np.float32)[:, None])
+    return Column(quantity, ((numbers - mean) / std).astype(np.float32)[:, None], dtype=str(values.dtype))
 
 
 def split_control(control: str, columns: Any) -> tuple[str, str]:

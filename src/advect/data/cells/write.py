@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 from torch import Tensor
+from tqdm import tqdm
 
 from advect.core import random
 from advect.core.errors import UserError, optional_import
 from advect.core.files import atomic_write
 from advect.core.random import Generator
 from advect.core.types import NULL, Category, Conditions, Quantity
+from advect.data.base import as_asked
 from advect.data.cells.conditions import Column
 from advect.data.cells.transform import Expression, Space
+from advect.data.tables.columns import nullable
 
 
 class CellsMetadata(TypedDict):
@@ -70,11 +73,11 @@ def var_table(facts: Mapping[str, Any]) -> Any:
 
 
 def obs_facts(columns: Mapping[str, Column]) -> dict[str, Any]:
-    """Categories and their type, and means and deviations of numbers, to restore columns of ``obs``."""
+    """Categories, or mean and deviation of numbers, and their type, to restore columns of ``obs``."""
     return {
         name: {"labels": list(c.labels), "dtype": c.dtype, "ordered": c.ordered}
         if isinstance(c.condition, Category)
-        else {"mean": c.condition.mean[0], "std": c.condition.std[0]}
+        else {"mean": c.condition.mean[0], "std": c.condition.std[0], "dtype": c.dtype}
         for name, c in columns.items()
         if isinstance(c.condition, Category | Quantity)
     }
@@ -97,7 +100,7 @@ def obs_table(facts: Mapping[str, Any], conditions: Conditions, count: int, *, f
         if "labels" in entry:
             columns[name] = _labels(np.where(array == NULL, -1, array).astype(np.int64), entry)
         else:
-            columns[name] = array.astype(np.float64).reshape(count) * entry["std"] + entry["mean"]
+            columns[name] = _numbers(array.astype(np.float64).reshape(count), entry)
     return pd.DataFrame(columns, index=pd.Index([f"generated-{first + i}" for i in range(count)]))
 
 
@@ -109,9 +112,24 @@ def _labels(codes: np.ndarray, entry: Mapping[str, Any]) -> Any:
     if dtype != "category" and isinstance(labels[0], int | float):  # booleans too
         values = pd.Series([None if code < 0 else labels[code] for code in codes], dtype=object)
         plain = isinstance(labels[0], float) or not (codes < 0).any()
-        nullable = "boolean" if isinstance(labels[0], bool) else dtype.replace("uint", "UInt").replace("int", "Int")
-        return values.astype(dtype if plain else nullable).array
+        return values.astype(dtype if plain else "boolean" if isinstance(labels[0], bool) else nullable(dtype)).array
     return pd.Categorical.from_codes(codes.tolist(), categories=pd.Index(labels), ordered=entry["ordered"])
+
+
+def _numbers(z: np.ndarray, entry: Mapping[str, Any]) -> Any:
+    """Standardised numbers (n,) in the type of ``obs``; float64 where that holds whole numbers and z is not."""
+    import pandas as pd
+
+    x, dtype = as_asked(z * entry["std"] + entry["mean"], entry["mean"]), entry["dtype"]
+    absent = np.isnan(x)
+    if "float" in dtype.lower():
+        return pd.Series(x).astype(dtype).array
+    if not dtype.lower().startswith(("int", "uint")) or (x % 1)[~absent].any():
+        return x
+    range_ = np.iinfo(dtype.lower())
+    if ((x < range_.min) | (x > range_.max)).any():
+        return x
+    return pd.Series(x).astype(nullable(dtype) if absent.any() else dtype).array
 
 
 def to_counts(x: Tensor, facts: CellsMetadata, generator: Generator = None) -> Tensor:
@@ -181,3 +199,66 @@ def write_h5ad(
         uns={"advect": uns},
     )
     atomic_write(Path(path), cells.write_h5ad)
+
+
+def join_h5ad(parts: Sequence[Path], path: Path, bar: tqdm) -> None:
+    """Cells of files of :func:`write_h5ad` one after the other; X is read and written a part at a time."""
+    import h5py
+    import pandas as pd
+    from anndata.io import write_elem
+
+    shapes, nonzero = [], 0
+    for part in parts:
+        x = _read(part, "X")
+        shapes.append(x.shape)
+        nonzero += x.nnz if hasattr(x, "nnz") else int(np.count_nonzero(x))
+    shape = (sum(n for n, _ in shapes), shapes[0][1])
+    with h5py.File(path, "w") as whole:
+        with h5py.File(parts[0]) as first:
+            whole.attrs.update(first.attrs)
+            for name in first:
+                if name not in ("X", "obs"):
+                    first.copy(name, whole)
+        write_elem(whole, "obs", pd.concat([_read(part, "obs") for part in parts]))
+        if 2 * nonzero < shape[0] * shape[1]:
+            _join_sparse(parts, whole.create_group("X"), shape, nonzero, bar)
+        else:
+            _join_dense(parts, whole.create_dataset("X", shape, np.float32), bar)
+
+
+def _read(path: Path, name: str) -> Any:
+    """One element of an .h5ad file."""
+    import h5py
+    from anndata.io import read_elem
+
+    with h5py.File(path) as file:
+        element: Any = file[name]
+        return read_elem(element)
+
+
+def _join_sparse(parts: Sequence[Path], group: Any, shape: tuple[int, int], nonzero: int, bar: tqdm) -> None:
+    """X as compressed rows."""
+    from scipy.sparse import csr_matrix
+
+    group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": shape})
+    kind = np.int32 if max(nonzero, *shape) < 2**31 else np.int64
+    indptr = group.create_dataset("indptr", (shape[0] + 1,), kind)
+    indices, data = group.create_dataset("indices", (nonzero,), kind), group.create_dataset("data", (nonzero,), "f4")
+    row = entry = 0
+    for part in parts:
+        x: Any = csr_matrix(_read(part, "X"))
+        indptr[row + 1 : row + 1 + x.shape[0]] = x.indptr[1:].astype(kind) + entry
+        indices[entry : entry + x.nnz], data[entry : entry + x.nnz] = x.indices, x.data
+        row, entry = row + x.shape[0], entry + x.nnz
+        bar.update()
+
+
+def _join_dense(parts: Sequence[Path], data: Any, bar: tqdm) -> None:
+    """X as an array."""
+    data.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    row = 0
+    for part in parts:
+        x = _read(part, "X")
+        data[row : row + x.shape[0]] = x.toarray() if hasattr(x, "toarray") else x
+        row += x.shape[0]
+        bar.update()
