@@ -36,6 +36,8 @@ class DoctorArguments(Section):
     """Of a run: number of samples to compare with the data; 500 is usual, 0 is none."""
     look: Annotated[int, Meta(ge=2, le=10**9)] = 2000
     """Of data: most samples examined, evenly spaced."""
+    copies: Path | None = None
+    """Of data: write the list of all copies to this CSV file."""
     seed: Seed = 0
     """Of a run: seed of the samples."""
     run_dir: Path = Path("runs")
@@ -46,7 +48,8 @@ class DoctorArguments(Section):
     """cpu, cuda, cuda:1 ...; auto takes a GPU if available."""
 
 
-_BESIDE_DATA = {"--look": 1, "--json": 0, "--device": 1, "--samples": 1, "--help": 0, "--help-all": 0, "-h": 0}
+_BESIDE_DATA = {name: 1 for name in ("--look", "--device", "--samples", "--copies")}
+_BESIDE_DATA |= {name: 0 for name in ("--json", "--help", "--help-all", "-h")}
 """Own flags among those of ``advect train``, with their numbers of values."""
 
 
@@ -71,11 +74,13 @@ def doctor(words: list[str]) -> tuple[str, bool]:
     a = parse_words(DoctorArguments, own, prog=prog, description="Say what is wrong, and what to try.")
     if a.samples and (what is None or of_data):
         raise UserError(f"--samples {a.samples} is for a run; name one: advect doctor runs/digits --samples 500")
+    if a.copies and not of_data:
+        raise UserError(f"--copies {a.copies} is for data; name them: advect doctor --data PATH --copies {a.copies}")
     if what and a.data and not of_data and not a.samples:
         raise UserError(f"--data {a.data} of a run is where its data are now, for --samples 500; give both or neither")
     with only_warnings():
         if of_data:
-            findings = examine_data(training, look=a.look, device=a.device)
+            findings = examine_data(training, look=a.look, device=a.device, copies=a.copies)
         elif what:
             findings = examine_run(Path(what), samples=a.samples, seed=a.seed, device=a.device, data=a.data)
         else:

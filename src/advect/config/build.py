@@ -16,7 +16,7 @@ from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.random import LayerRng
 from advect.core.types import DataSpec, Length, Quantity
-from advect.data import Dataset
+from advect.data import Dataset, without_copies
 from advect.losses import Loss
 from advect.networks import Vector
 from advect.networks.base import VelocityAndScore
@@ -32,7 +32,8 @@ def build_dataset(config: DataConfig) -> Dataset:
     if cls.place is not None and config.data_dir is None:
         raise UserError(f"--data-dir is not given; name {cls.place}")
     try:
-        return cls.open(*([] if cls.place is None else [config.data_dir]), **options)
+        dataset = cls.open(*([] if cls.place is None else [config.data_dir]), **options)
+        return without_copies(dataset) if config.drop_copies else dataset
     except UserError as error:
         words = with_flags(str(error), cls, {name: flag(name) for name in options})
         first = words.split(" ", 1)[0]
