@@ -14,7 +14,6 @@ from advect.checkpoint.manifest import find_weights, named_checkpoint
 from advect.config.flags import parse_words, split_place
 from advect.config.section import Section
 from advect.core.bounds import Evaluations, Positive, Seed
-from advect.core.device import tune_process
 from advect.core.errors import UserError
 from advect.core.records import find_object
 from advect.evaluation.budget import Clock, budget_seconds, describe_limits
@@ -106,7 +105,6 @@ def report(
     """
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is not a run folder: it has no config.yaml; give one such as runs/digits")
-    tune_process()
     if not measure:
         page, file = write_report(run), run / "evaluation" / "quality.json"
         return page, find_object(file) or {}
