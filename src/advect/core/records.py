@@ -27,11 +27,11 @@ DEEPEST = 64
 T = TypeVar("T")
 
 
-class Record(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class Record(msgspec.Struct, forbid_unknown_fields=True):
     """Base of records without other entries than its own."""
 
 
-class OpenRecord(msgspec.Struct, kw_only=True):
+class OpenRecord(msgspec.Struct):
     """Base of records beside whose entries there may be others."""
 
 

@@ -104,8 +104,8 @@ class CurveRecord(OpenRecord):
     """Distances of one solver."""
 
     nfe: Annotated[list[Annotated[float, Meta(gt=0)]], Meta(min_length=1)]
-    steps: list[int | None] = field(default_factory=list)
     distance: Annotated[list[float], Meta(min_length=1)]
+    steps: list[int | None] = field(default_factory=list)
 
 
 class BestRecord(OpenRecord):
@@ -171,12 +171,12 @@ class QualityRecord(OpenRecord):
 
     format: int
     seed: int
-    step: Step | None = None
     data: DataRecord
     frechet: FrechetRecord
     fidelity: dict[str, FidelityRecord]
-    marginals: dict[str, dict[str, float]] = field(default_factory=dict)
     memorisation: MemorisationRecord
+    step: Step | None = None
+    marginals: dict[str, dict[str, float]] = field(default_factory=dict)
     limits: dict[str, Any] = field(default_factory=dict)
 
 
