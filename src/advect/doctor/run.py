@@ -18,6 +18,7 @@ from torch import nn
 from advect.checkpoint.manifest import HELD_OUT_LOSS, checkpoint_step, find_checkpoint, read_best, verify_checkpoint
 from advect.config.plan import recipe_of
 from advect.core.errors import UserError
+from advect.core.files import read_file
 from advect.data.modality import Recipe
 from advect.doctor.report import Figure, Finding, Seconds, Share
 from advect.evaluation.held_out import PATIENCE
@@ -160,7 +161,7 @@ def _rest_of_metrics(file: Path) -> tuple[int, int, float, dict[float, float]]:
     if not file.is_file():
         return 0, 0, math.inf, {}
     infinite, ended, watched = 0, 0, {}
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_file(file).decode(errors="replace").splitlines():
         try:
             row = json.loads(line)
             infinite += any(not math.isfinite(row[key]) for key in ("loss", "grad_norm") if key in row)
