@@ -36,7 +36,7 @@ from advect.config.build_trainer import (
 )
 from advect.config.config import Config
 from advect.config.flags import launch_processes
-from advect.config.plan import FEWEST, Plan, resolve
+from advect.config.plan import FEWEST, Plan, find_rare, find_troubles, resolve
 from advect.config.resume import check_folder, check_same_run, lock_run_dir, resolve_checkpoint, write_environment
 from advect.config.threads import choose_threads, seconds_per_step, too_many
 from advect.core import registry
@@ -57,6 +57,9 @@ from advect.training.state import MODEL, read_progress
 logger = logging.getLogger(__name__)
 
 SHARED = True
+
+COPIES = "copies.csv"
+"""File of a run folder that lists the samples left out."""
 
 
 def run(words: list[str]) -> None:
@@ -157,6 +160,8 @@ def _train(config: Config, preset: str, context: RunContext, checkpoint: Path | 
 
                     bring(checkpoint.parent.parent / SNAPSHOTS, run_dir / SNAPSHOTS)
                 atomic_write_text(run_dir / "config.yaml", config.to_yaml(preset))
+                if source.real.copies is not None:
+                    atomic_write_text(run_dir / COPIES, source.real.copies.to_csv())
                 step = trainer.state.progress.step
                 write_environment(context, fingerprint=source.fingerprint, step=step)
         _announce(config, preset, source, trainer, context, plan)
@@ -235,7 +240,7 @@ def _planned(config: Config, source: Dataset, context: RunContext) -> tuple[Conf
 
 
 def _dry_plan(config: Config) -> str:
-    """The plan as a YAML comment, with the time that it would take here; empty if the data are not there."""
+    """The plan as a YAML comment, with what will go wrong and the time here; empty if the data are not there."""
     place = config.data.data_dir
     if config.training.pairs is not None or (config.data.dataset.place and not (place and Path(place).exists())):
         return ""
@@ -244,7 +249,9 @@ def _dry_plan(config: Config) -> str:
         config, plan = _planned(config, source, context)
         pace = seconds_per_step(context, config, source, steps=plan.steps)
     t = config.training
-    return f"\n# {plan.words(t)}; about {rough_duration(60 * plan.minutes(pace, t))} on this machine"
+    troubles = *find_troubles(plan, t, pace), *find_rare(source.spec, len(source.train))
+    notes = "".join(f"\n# note: {trouble}" for trouble in troubles)
+    return f"{notes}\n# {plan.words(t)}; about {rough_duration(60 * plan.minutes(pace, t))} on this machine"
 
 
 def _threads(
@@ -296,14 +303,17 @@ def _announce(config: Config, preset: str, source: Dataset, trainer: Trainer, co
     else:
         logger.info(f"{begin} to step {limits.last_step:,} in {context.run_dir}")
         logger.info(f"{plan.words(t)}; minutes are told once they are measured")
+    if (copies := source.real.copies) is not None:
+        left_out = f"{copies.words()} and left out, see {COPIES}" if len(copies) else "no sample is a copy"
+        logger.info(f"--drop-copies: {left_out}")
     if len(source.train) < FEWEST:
         logger.info(f"note: {len(source.train)} training rows are too few to learn from: samples will repeat them")
     _note_coupling(config, source)
-    if t.lr_warmup_steps and 2 * t.lr_warmup_steps > limits.last_step and not step:
-        logger.info(
-            f"note: the warm-up takes {t.lr_warmup_steps:,} of {limits.last_step:,} steps, so that little is learned; "
-            "lower --lr-warmup-steps to a twentieth of the run, or train longer"
-        )
+    pace = None
+    if t.max_minutes is not None and not step and context.env.world == 1:
+        pace = seconds_per_step(context, config, source, steps=plan.steps)
+    for trouble in () if step else (*find_troubles(plan, t, pace), *find_rare(source.spec, len(source.train))):
+        logger.info(f"note: {trouble}")
     if limits.max_steps is not None and limits.max_steps > limits.steps:
         logger.info(
             f"note: --max-steps {limits.max_steps:,} lies beyond the {limits.steps:,} steps of --num-epochs "
@@ -323,8 +333,8 @@ def _announce(config: Config, preset: str, source: Dataset, trainer: Trainer, co
         logger.info(
             f"note: --eval-samples {out.eval_samples:,} is more than there are training samples; taking {rows:,}"
         )
-    if trainer.loader.global_batch < 32:
-        logger.info(f"note: a batch of {trainer.loader.global_batch} gives noisy gradients; 32 or more is usual")
+    if plan.batch < min(32, plan.usual):
+        logger.info(f"note: a batch of {plan.batch} gives noisy gradients; {plan.usual} is planned for such data")
 
 
 def _note_coupling(config: Config, source: Dataset) -> None:

@@ -27,6 +27,10 @@ class DataConfig(Section):
     """Format of --data or --data-dir, if ambiguous; such as sequences for a CSV file."""
     data_dir: str | Path | None = None
     """File or folder; for some formats a URL, a pattern, or a name on the hub."""
+    drop_copies: bool = False
+    """Leave out samples that repeat an earlier one in values and conditions beyond coincidence, and held-out samples
+    that repeat one to train on; RUN/copies.csv lists them. All data are read for it.
+    """
 
     usual = frozenset({"data_dir"})
 

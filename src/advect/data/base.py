@@ -25,6 +25,7 @@ from advect.data.transforms import Transform
 if TYPE_CHECKING:
     from advect.data.images.folder import ImageSplit
     from advect.data.modality import Modality
+    from advect.data.repeats import Copies
 
 
 class Split(ABC):
@@ -57,6 +58,41 @@ class Split(ABC):
 
         ``rng`` with B rows, one per index, drives augmentation; None disables it.
         """
+
+    def origin(self, indices: np.ndarray) -> tuple[Split, np.ndarray]:
+        """Split that the samples at ``indices`` (B,) are read from, and their places there."""
+        return self, indices
+
+    def row_names(self, indices: np.ndarray) -> list[str]:
+        """File names, or numbers of rows in the data from 0 on, of the samples at ``indices`` (B,)."""
+        return [f"row {i}" for i in indices.tolist()]
+
+
+class Subset(Split):
+    """Samples of another split at increasing ``places`` (n,)."""
+
+    def __init__(self, split: Split, places: np.ndarray) -> None:
+        self._split, self._places = split, places
+        self.shapes, self.buckets = split.shapes, None if split.buckets is None else split.buckets[places]
+        if split.shards is not None:
+            self.shards = np.diff(np.searchsorted(places, np.cumsum(split.shards)), prepend=0).tolist()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @property
+    def files(self) -> ImageSplit | None:
+        files = self._split.files
+        return None if files is None else files.at(files.rows[self._places])
+
+    def fetch(self, indices: np.ndarray, rng: Generator = None, *bucket: int | None) -> Batch:
+        return self._split.fetch(self._places[indices], rng, *bucket)
+
+    def origin(self, indices: np.ndarray) -> tuple[Split, np.ndarray]:
+        return self._split.origin(self._places[indices])
+
+    def row_names(self, indices: np.ndarray) -> list[str]:
+        return self._split.row_names(self._places[indices])
 
 
 class Detected(NamedTuple):
@@ -91,10 +127,13 @@ class Dataset:
         train: training samples.
         held_out: evaluation samples, disjoint from ``train``; may be empty.
         fingerprint: sha256 (hex) of the data; equal in every process.
+        copies: what :func:`~advect.data.repeats.without_copies` left out; None if nothing was looked for.
 
     Raises:
         UserError: there are no training samples.
     """
+
+    copies: Copies | None = None
 
     part_kind: ClassVar[str] = "data-format"
     place: ClassVar[str | None] = None
@@ -158,13 +197,15 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Rows:
-    """Samples x (N, *S) in data units, with labels (N,) int64 for each condition."""
+    """Samples x (N, *S) in data units, labels (N,) int64 for each condition, and numbers (N,) in the data."""
 
     x: np.ndarray
     labels: Mapping[str, np.ndarray] = field(default_factory=dict)
+    numbers: np.ndarray | None = None
 
     def __getitem__(self, indices: np.ndarray) -> Rows:
-        return Rows(self.x[indices], {key: labels[indices] for key, labels in self.labels.items()})
+        labels = {key: labels[indices] for key, labels in self.labels.items()}
+        return Rows(self.x[indices], labels, indices if self.numbers is None else self.numbers[indices])
 
 
 class ArraySplit(Split):
@@ -175,6 +216,7 @@ class ArraySplit(Split):
         cond: conditions, each with N rows of the type networks take.
         transform: from data units to model units.
         rows: (n,) rows of x in this split; default all.
+        numbers: (N,) numbers of the rows in the data; default 0 .. N - 1.
         flip: mirror half of the images (C, H, W) fetched with an rng.
 
     Raises:
@@ -188,10 +230,11 @@ class ArraySplit(Split):
         transform: Transform | None = None,
         *,
         rows: np.ndarray | None = None,
+        numbers: np.ndarray | None = None,
         flip: bool = False,
     ) -> None:
         self._x = np.ascontiguousarray(x, np.float32) if transform is None else np.asarray(x)
-        self._transform, self._rows, self._flip = transform, rows, flip
+        self._transform, self._rows, self._numbers, self._flip = transform, rows, numbers, flip
         self._plain = self._x.flags.carray and self._x.dtype.isnative
         self._cond: dict[str, np.ndarray] = {}
         for name, values in (cond or {}).items():
@@ -202,6 +245,10 @@ class ArraySplit(Split):
 
     def __len__(self) -> int:
         return len(self._x if self._rows is None else self._rows)
+
+    def row_names(self, indices: np.ndarray) -> list[str]:
+        places = indices if self._rows is None else self._rows[indices]
+        return super().row_names(places if self._numbers is None else self._numbers[places])
 
     def fetch(self, indices: np.ndarray, rng: Generator = None) -> Batch:
         places = indices if self._rows is None else self._rows[indices]
@@ -225,8 +272,8 @@ class ArraySplit(Split):
 def _split(rows: Rows, transform: Transform) -> ArraySplit:
     """Split of 8-bit samples, converted at each fetch, or of others in model units."""
     if rows.x.dtype == np.uint8:
-        return ArraySplit(rows.x, rows.labels, transform)
-    return ArraySplit(transform.forward(torch.from_numpy(rows.x)).numpy(), rows.labels)
+        return ArraySplit(rows.x, rows.labels, transform, numbers=rows.numbers)
+    return ArraySplit(transform.forward(torch.from_numpy(rows.x)).numpy(), rows.labels, numbers=rows.numbers)
 
 
 class ArrayDataset(Dataset):

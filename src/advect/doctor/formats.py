@@ -12,8 +12,9 @@ from advect.core.errors import UserError, optional_import, quoted_flag
 from advect.core.types import LENGTH, Length
 from advect.data import Dataset, read_table
 from advect.data.cells.matrix import CellMatrix, stored_matrix
-from advect.doctor.data import evenly_spaced
-from advect.doctor.report import Figure, Finding
+from advect.data.numpy_files import DAMAGED, check_arrays
+from advect.data.repeats import evenly_spaced
+from advect.doctor.report import Figure, Finding, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +91,9 @@ def measure_array(path: Path, look: int) -> ArrayStats | None:
     if path.suffix.lower() != ".npy":
         return None
     try:
+        check_arrays(path, mapped=True)
         x = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    except DAMAGED:
         return None  # building the data set reports it
     if x.ndim < 2 or x.dtype.kind != "f" or not x.size:
         return None
@@ -284,7 +286,7 @@ def check_missing(columns: list[ColumnStats]) -> Finding | None:
     figures: dict[str, Figure] = {
         "columns with missing values": sum(c.missing > 0 for c in columns),
         "most in": worst.name,
-        "its share": worst.missing,
+        "its share": Share(worst.missing),
     }
     if gone:
         words = ", ".join(gone[:5])

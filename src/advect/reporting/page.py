@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from markupsafe import Markup
 
 from advect.core.files import atomic_write_text
+from advect.evaluation.budget import describe_limits
 from advect.reporting import plots
 from advect.reporting.evaluations import evaluated, measured
 from advect.reporting.plots import evenly, file_uri, strip_uri, tile_uri
@@ -19,13 +20,14 @@ from advect.reporting.run_folder import RunFolder, read_run
 from advect.reporting.style import duration, number, percent, plural
 
 
-def write_report(run_dir: Path | str) -> Path:
-    """Write ``run_dir``/report.html, self-contained, atomically; return its path.
+def write_report(run_dir: Path | str, *, notes: Sequence[str] = ()) -> Path:
+    """Write ``run_dir``/report.html, self-contained, with ``notes``, atomically; return its path.
 
     Missing parts are named with the command that makes them, damaged ones noted. Raises UserError if ``run_dir`` is no
     run folder.
     """
     run = read_run(Path(run_dir))
+    run.notes += [*describe_limits(run.quality or {}, run.path), *notes]
     return write_page(run.path / "report.html", "template.html", describe(run))
 
 
@@ -41,6 +43,8 @@ def write_page(path: Path, template: str, values: dict[str, Any]) -> Path:
     return path
 
 
+T = TypeVar("T")
+
 GRIDS, GRID_BYTES = 12, 100_000
 
 
@@ -49,20 +53,29 @@ def describe(run: RunFolder) -> dict[str, Any]:
     return {
         "title": run.path.resolve().name,
         "subtitle": _subtitle(run),
-        "notes": run.notes,
-        "cards": list(_cards(run)),
+        "notes": run.notes,  # to which the sections add
+        "cards": _shown(run, "metrics.jsonl", lambda run: list(_cards(run))) or [],
         "grids": _grids(run),
-        "trajectories": _trajectories(run),
-        "quality": _quality(run),
-        "evaluations": evaluated(run),
-        "fidelity": _fidelity(run),
-        "memorisation": _memorisation(run),
-        "training": _training(run),
+        "trajectories": _shown(run, "evaluation/trajectories.npz", _trajectories),
+        "quality": _shown(run, "evaluation/quality.json", _quality),
+        "evaluations": _shown(run, "evaluation/eval-*.json", evaluated) or [],
+        "fidelity": _shown(run, "evaluation/quality.json", _fidelity) or [],
+        "memorisation": _shown(run, "evaluation/neighbours.npz", _memorisation),
+        "training": _shown(run, "metrics.jsonl", _training),
         "config": _config(run),
         "config_text": run.config_text,
         "environment": list(_flatten(run.environment)),
         "commands": _commands(run),
     }
+
+
+def _shown(run: RunFolder, name: str, section: Callable[[RunFolder], T]) -> T | None:
+    """A section; None, with a note, where a file's numbers are of a form that it cannot show."""
+    try:
+        return section(run)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
+        run.notes.append(f"{name} cannot be shown and is left out ({type(error).__name__}).")
+        return None
 
 
 def _subtitle(run: RunFolder) -> str:
@@ -104,7 +117,7 @@ def _cards(run: RunFolder) -> Iterator[dict[str, str]]:
         yield _card("steps", f"{done:,}", plural(epochs, "epoch"))
         rates = [row["samples_per_s"] for row in run.steps if row.get("samples_per_s")]
         speed = f"{number(float(np.median(rates)))} a second" if rates else ""
-        yield _card("samples seen", f"{round(last.get('seen', 0) * done / last['step']):,}", speed)
+        yield _card("samples seen", f"{round(last.get('seen', 0) * done / max(1, last['step'])):,}", speed)
         yield from _work_card(run)
         yield _card("training time", duration(last.get("seconds", 0.0)), str(run.environment.get("device", "")))
 
@@ -219,6 +232,7 @@ def _memorisation(run: RunFolder) -> dict[str, Any] | None:
     expected, share, n = numbers["percentile"], numbers["share_closer"], len(arrays["sample_distances"])
     suspicious = share > 2 * expected and share > expected + 3 * (expected * (1 - expected) / n) ** 0.5
     own, real = numbers["median_sample"], numbers["median_held_out"]
+    searched, rows = numbers.get("train"), run.quality["data"]["train"]
     pairs, x = [], arrays["samples"]
     if x.ndim == 4:
         low, high = _range(run, arrays["neighbours"])
@@ -230,6 +244,8 @@ def _memorisation(run: RunFolder) -> dict[str, Any] | None:
         "svg": Markup(chart),
         "share": percent(share),
         "expected": percent(expected),
+        "searched": f"{searched:,} of {rows:,}" if searched and searched < rows else None,
+        "samples": f"{n:,}",
         "verdict": "copies" if suspicious else "near" if own < 0.7 * real else "new",
         "medians": (number(own), number(real)),
         "pairs": pairs,

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from advect.core.files import open_regular, read_file
 from advect.data.images.modality import image_grid, to_bytes
 from advect.reporting.style import (
     FIRST,
@@ -117,13 +118,16 @@ def step_chart(series: Series, name: str, label: str, *, mean: bool = True) -> s
 
 
 def quality_chart(
-    curves: dict[str, dict[str, list[float]]],
+    curves: dict[str, dict[str, list]],
     floor: float,
     *,
     label: str = "Frechet distance to held-out data",
     name: str = "quality",
 ) -> str:
-    """Distance to held-out data by network evaluations, a line a solver or flow; ``name`` is the SVG's id."""
+    """Distance to held-out data by network evaluations, a line a solver or flow; ``name`` is the SVG's id.
+
+    A curve has "nfe", "distance" and, to draw them, the ends of an "interval" of each.
+    """
     from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
     figure, axes = new_chart(9, 3.4, x="network evaluations a sample", y=label)
@@ -134,6 +138,9 @@ def quality_chart(
         axes.plot(
             curve["nfe"], curve["distance"], color=colour, linewidth=1.8, marker=marker, markersize=4.5, label=line
         )
+        ends = np.reshape(curve.get("interval", []), (-1, 2))
+        if (ends[:, 0] < ends[:, 1]).any():
+            axes.vlines(curve["nfe"], ends[:, 0], ends[:, 1], color=colour, linewidth=1.2)
         ticks |= set(curve["nfe"])
     values = [d for c in curves.values() for d in c["distance"]]
     if floor > 0 or min(values) <= 0:
@@ -228,10 +235,10 @@ def data_uri(image: Image.Image, limit: int) -> str:
 def file_uri(file: Path, limit: int) -> str | None:
     """Picture of a file, or None if damaged."""
     try:
-        with Image.open(file) as image:
+        with open_regular(file) as content, Image.open(content) as image:
             image.load()
             if image.format == "PNG" and file.stat().st_size <= limit:
-                return _uri(file.read_bytes(), "png")
+                return _uri(read_file(file), "png")
             return data_uri(image if image.mode in ("L", "RGB") else image.convert("RGB"), limit)
     except (OSError, ValueError, SyntaxError):
         return None

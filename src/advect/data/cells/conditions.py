@@ -208,6 +208,9 @@ class CellSplit(Split):
         cond = {name: torch.from_numpy(values[indices]) for name, values in self._columns.items()}
         return Batch(self.rows(self.cells[indices]), cond or None, x0)
 
+    def row_names(self, indices: np.ndarray) -> list[str]:
+        return super().row_names(self.cells[indices])
+
     def rows(self, cells: np.ndarray) -> torch.Tensor:
         """Cells (B,) of the matrix in model units (B, *S)."""
         return self._to_model.forward(torch.from_numpy(self._matrix.rows(cells).toarray()))

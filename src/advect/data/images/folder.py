@@ -286,6 +286,9 @@ class ImageSplit(Split):
         """Names of the images inside the store."""
         return [self.store.names[int(row)] for row in self.rows]
 
+    def row_names(self, indices: np.ndarray) -> list[str]:
+        return [self.store.names[int(row)] for row in self.rows[indices]]
+
     def fetch(self, indices: np.ndarray, rng: Generator = None, bucket: int | None = None) -> Batch:
         decoder = self.decoder if bucket is None or self._sizes is None else self._sizes.decoders[bucket]
         pixels = np.empty((len(indices), *decoder.shape), np.uint8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -19,6 +19,7 @@ from advect.core.registry import register
 from advect.core.types import Conditions, DataSpec
 from advect.data.base import ArraySplit, Dataset, Detected, Preview
 from advect.data.repeats import split_rows
+from advect.data.splits import row_blocks
 from advect.data.tables.columns import Column, Number, column_from_config
 from advect.data.tables.files import FileStyle, is_table_file, read_table, require_columns, style_of
 from advect.data.tables.infer_columns import column_values, condition_of, fit_number, read_column, read_condition
@@ -128,7 +129,7 @@ class Table(Dataset):
         learned = [i for i, c in enumerate(columns) if c not in told]
         transform = TableTransform([columns[self._order[i]] for i in learned])
         x = np.empty((len(values), sum(transform.widths)), np.float32)
-        for block in blocks(len(values)):
+        for block in row_blocks(values):
             x[block] = transform.forward(torch.from_numpy(values[block, learned])).numpy()
         specs = {c: condition_of(columns[c], values[:, self._order.index(c)], is_train) for c in told}
         cond = {c: v for c, (_, v) in specs.items()}
@@ -205,11 +206,6 @@ def _frame(data: Any, drop: Sequence[str], categorical: Sequence[str], words: di
     return frame
 
 
-def blocks(n: int, size: int = 1 << 16) -> Iterator[slice]:
-    """Consecutive slices of n rows."""
-    return (slice(i, min(i + size, n)) for i in range(0, n, size))
-
-
 def _fingerprint(values: np.ndarray, train: np.ndarray, transform: TableTransform, told: list[Column]) -> str:
     """sha256 (hex) of values, split and columns, but not their pandas types."""
     meanings = [column.to_config() for column in (*transform.columns, *told)]
@@ -218,7 +214,7 @@ def _fingerprint(values: np.ndarray, train: np.ndarray, transform: TableTransfor
             meaning.pop(key, None)
     digest = hashlib.sha256(json.dumps(meanings, sort_keys=True).encode())
     digest.update(repr(values.shape).encode())
-    for block in blocks(len(values)):
-        digest.update(np.ascontiguousarray(values[block] + 0.0))
-    digest.update(train)
+    for block in row_blocks(values):
+        digest.update(np.ascontiguousarray(values[block] + 0.0).tobytes())
+    digest.update(train.tobytes())
     return digest.hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import logging
 import os
 import re
@@ -19,6 +18,8 @@ from advect.core.errors import UserError, did_you_mean, optional_import
 from advect.core.files import atomic_write
 from advect.data.tables.text import as_series, as_text, infer_text
 from advect.data.tables.words import among, text_of
+from advect.data.text_files import open_bytes
+from advect.data.text_files import open_text as open_text
 
 logger = logging.getLogger(__name__)
 
@@ -203,14 +204,14 @@ def _arrow_fields(file: Path, separator: str, count: int) -> list[Any]:
         pool = arrow.jemalloc_memory_pool()
     except NotImplementedError:
         pool = arrow.default_memory_pool()
-    with reader.open_csv(file, **options, memory_pool=pool) as blocks:
+    with open_bytes(file) as content, reader.open_csv(content, **options, memory_pool=pool) as blocks:
         return blocks.read_all().columns
 
 
 def _odd_quotes(file: Path, separator: str) -> bool:
     """Refuse a file that ends in a quoted field, as one that was cut off does; else whether its quotes are odd."""
     with _readable(file):
-        with (gzip.open if file.suffix.lower() == ".gz" else open)(file, "rb") as content:
+        with open_bytes(file) as content:
             if not sum(block.count(b'"') for block in iter(lambda: content.read(_BLOCK), b"")) % 2:
                 return False
         with open_text(file) as lines:
@@ -223,11 +224,6 @@ def _odd_quotes(file: Path, separator: str) -> bool:
                         f"{file} ends within a field in quotes, as if it were cut off; mend or write it again"
                     ) from None
     return True
-
-
-def open_text(file: Path) -> IO[str]:
-    """A CSV file, plain or with gzip, for reading."""
-    return (gzip.open if file.suffix.lower() == ".gz" else open)(file, "rt", encoding="utf-8-sig", newline="")  # type: ignore[return-value]
 
 
 _TOKEN = re.compile(r'"((?:[^"]|"")*)"|(\S+)')
