@@ -134,15 +134,14 @@ class ArrayFile(Dataset):
             self._written["column"], self._written["label"] = found.columns
         if vectors:
             self._written["type"] = array_type(found.x)
+        about = repr((x.dtype.str, x.shape, found.train, names))
         super().__init__(
             name=file.stem,
             spec=DataSpec(shape=x.shape[1:], modality=array_modality(x.shape[1:]), conditions=dict(conditions)),
             transform=transform,
             train=ArraySplit(x, numbers, transform, rows=train, flip=horizontal_flip),
             held_out=ArraySplit(x, numbers, transform, rows=rest),
-            fingerprint=fingerprint_of(
-                digests or _bytes(x), repr((x.dtype.str, x.shape, found.train, names)), numbers
-            ),
+            fingerprint=fingerprint_of(digests or _bytes(x), about, numbers),
         )
 
     @property

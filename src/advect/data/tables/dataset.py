@@ -107,14 +107,17 @@ class Table(Dataset):
         told = [column for column in frame.columns if column in {*conditions, *continuous_conditions}]
 
         self._style = style_of(data, frame, list(frame.columns))
-        values = np.empty((len(frame), frame.shape[1]), order="F")
+        frame.attrs = {}  # which pandas copies with each column
+        series = {c: frame[c] for c in frame.columns}
+        values = np.empty((len(frame), len(series)), order="F")
+        del frame
         columns: dict[str, Column] = {}
-        for i, c in enumerate(list(frame.columns)):
+        for i, c in enumerate(list(series)):
             how = {"categorical": c in categorical, "form": forms.get(c)}
             columns[c], values[:, i] = (
-                read_condition(frame.pop(c), continuous=c in continuous_conditions, **how)
+                read_condition(series.pop(c), continuous=c in continuous_conditions, **how)
                 if c in told
-                else read_column(frame.pop(c), date_order=date_order, **how)
+                else read_column(series.pop(c), date_order=date_order, **how)
             )
         # The split needs the values and the scalings need the split.
         train, rest = split_rows(values, held_out, seed=seed)
@@ -183,7 +186,7 @@ def _frame(data: Any, drop: Sequence[str], categorical: Sequence[str], words: di
     if isinstance(data, str | os.PathLike):
         frame = read_table(data, text={*categorical, *drop}, **words)
     elif isinstance(data, pd.DataFrame):
-        frame = data.copy(deep=False)  # columns are taken out as they are read
+        frame = data.copy(deep=False)
         for argument in ("numeric", "missing"):
             if words[argument]:
                 raise UserError(f"{argument} is for CSV files, and the table is a DataFrame; leave it out")

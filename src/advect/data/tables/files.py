@@ -6,6 +6,7 @@ import csv
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -148,7 +149,7 @@ def _header(file: Path, lines: IO[str], separator: str) -> list[str]:
             f"{file} begins with a row of numbers ({separator.join(names[:3])}), which would be the columns'"
             " names; write names into a line before it, or save the numbers as .npy"
         )
-    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
         raise UserError(f"{file} names the column {twice!r} twice; rename one")
     if not any(names):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -335,7 +335,7 @@ def condition_of(column: Column, values: np.ndarray, train: np.ndarray) -> tuple
             " seconds"
         )
     moments = (scaling.mean,), (scaling.std,), tuple((float(v),) for v in some)
-    spec = Quantity((column.name,), *moments, unit=unit, origin=column.origin, step=column.step)
+    spec = Quantity((column.name,), *moments, unit=cast(Any, unit), origin=column.origin, step=column.step)
     return spec, ((values - scaling.mean) / scaling.std).astype(np.float32)[:, None]
 
 
