@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from advect.core.errors import UserError, did_you_mean
+from advect.core.files import explain_disk_errors
 from advect.distributed.context import log_to_console
 from advect.distributed.env import DistEnv
 
@@ -69,7 +70,7 @@ def main() -> None:
 
 
 def run(words: list[str]) -> None:
-    """Run one command; ``words`` are those after ``advect``. Raises UserError for a mistake.
+    """Run one command; ``words`` are those after ``advect``. Raises UserError for a mistake, and errors of the disk.
 
     Among several processes, commands that are ``SHARED`` run on all of them, the others on the first one alone.
     """
@@ -86,12 +87,13 @@ def run(words: list[str]) -> None:
     if words[0] not in commands:
         raise UserError(f"command {words[0]!r} is not known{did_you_mean(words[0], commands)}")
     env, command = DistEnv.from_environment(), importlib.import_module(commands[words[0]].module)
-    if env.world > 1 and getattr(command, "SHARED", False):
-        from advect.distributed.launch import run_shared
+    with explain_disk_errors():
+        if env.world > 1 and getattr(command, "SHARED", False):
+            from advect.distributed.launch import run_shared
 
-        run_shared(lambda: command.run(words[1:]))
-    elif env.is_first:
-        command.run(words[1:])
+            run_shared(lambda: command.run(words[1:]))
+        elif env.is_first:
+            command.run(words[1:])
 
 
 def _without_local_rank(words: list[str]) -> list[str]:

@@ -85,7 +85,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_those_before_whole(tmp_path: Path
     whole = list_checkpoints(place / "run/checkpoints")
     told = the_sentence(first.err)
     last = whole[-1].relative_to(tmp_path)
-    assert f"not be written to disk/run/checkpoints: the disk is full; the last whole one is {last}; free" in told
+    assert f"not be written to disk/run/checkpoints: the disk is full; the last whole checkpoint is {last}; free" in told
     assert told.endswith("free some space, or lower --keep-last, and go on with --resume-from disk/run")
     assert all(rank.err == "" for rank in others)
     assert whole and [verify_checkpoint(path)["step"] for path in whole] == list(range(2, 2 * len(whole) + 1, 2))
@@ -117,8 +117,8 @@ def test_a_disk_that_is_full_for_a_row_of_metrics_ends_the_run_in_a_sentence(tmp
         assert (first.code, second.code) == (2, 75)
         told = the_sentence(first.err)
     assert told == (
-        "advect: the disk of disk/run is full; the last whole checkpoint is disk/run/checkpoints/step-00000010; free"
-        " some space, and go on with --run-dir disk/run --resume auto"
+        "advect: disk/run/metrics.jsonl could not be written: the disk is full; the last whole checkpoint is"
+        " disk/run/checkpoints/step-00000010; free some space, and go on with --run-dir disk/run --resume auto"
     )
     assert leftovers(place) == []
     for path in list_checkpoints(place / "run/checkpoints"):
@@ -136,8 +136,8 @@ def test_a_disk_that_is_full_from_the_start_is_told_in_a_sentence(
     fill()
     (ended,) = advect_ranks(1, SMALL, cwd=tmp_path, code=2)
     assert the_sentence(ended.err) == (
-        "advect: the disk of disk/run is full; there is no checkpoint; free some space, and go on with --run-dir"
-        " disk/run --resume auto"
+        "advect: disk/run/config.yaml could not be written: the disk is full; there is no checkpoint; free some space,"
+        " and go on with --run-dir disk/run --resume auto"
     )
 
 

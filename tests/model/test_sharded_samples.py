@@ -123,7 +123,7 @@ for kill in kills:
         draw()
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL, kill
-    print(*sorted(os.listdir(folder)) if os.path.exists(folder) else (), flush=True)
+    print(*sorted({*os.listdir(folder)} - {".lock"}) if os.path.exists(folder) else (), flush=True)
 """
 
 

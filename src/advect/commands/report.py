@@ -7,11 +7,12 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from advect.checkpoint.manifest import find_weights, named_checkpoint
+from advect.checkpoint.manifest import find_weights, named_checkpoint, read_newest
 from advect.config.flags import parse_words, split_place
 from advect.config.section import Section
 from advect.core.device import tune_process
 from advect.core.errors import UserError
+from advect.core.files import claim_folder
 from advect.evaluation.protocol import open_run
 from advect.evaluation.quality import NFES, measure_quality
 from advect.reporting import write_report
@@ -36,6 +37,8 @@ class ReportArguments(Section):
     """Seed of the samples."""
     measure: bool = True
     """Measure; --no-measure uses what the run folder holds."""
+    output_dir: Path | None = None
+    """Folder for the report and its measurements; default RUN."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto takes a GPU if available."""
 
@@ -45,7 +48,7 @@ def run(words: list[str]) -> None:
     place, flags = split_place(words, "advect report", ReportArguments)
     a = parse_report(flags)
     options = {"samples": a.num_samples, "nfes": a.nfes, "seed": a.seed, "measure": a.measure, "data": a.data}
-    page, results = report(place, device=a.device, checkpoint=a.checkpoint, **options)
+    page, results = report(place, device=a.device, checkpoint=a.checkpoint, output_dir=a.output_dir, **options)
     for line in summary(results) if results else []:
         logger.info(line)
     logger.info(f"report: {page}")
@@ -70,8 +73,9 @@ def report(
     measure: bool = True,
     data: str | None = None,
     checkpoint: str | None = None,
+    output_dir: Path | None = None,
 ) -> tuple[Path, dict]:
-    """Measure a run and write its ``report.html``; return the file and the measurements.
+    """Measure a run and write its ``report.html``, in ``output_dir`` or the run; return the file and the measurements.
 
     ``checkpoint`` names the one measured, default that of :func:`find_weights`. With ``measure`` False the page
     uses existing files. Raises UserError if ``run`` is no run folder with a checkpoint, or the data have moved or
@@ -80,13 +84,16 @@ def report(
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is not a run folder: it has no config.yaml; give one such as runs/digits")
     tune_process()
-    results = run / "evaluation" / "quality.json"
-    if measure:
-        place = find_weights(named_checkpoint(run, checkpoint))
-        _, flow, dataset, subject = open_run(run, place, True, device, data)
-        options = {"samples": samples, "nfes": nfes or NFES, "seed": seed, "step": subject["step"]}
-        measure_quality(flow, dataset, run / "evaluation", **options)
-    page = write_report(run)
+    output_dir = output_dir or run
+    results = output_dir / "evaluation" / "quality.json"
+    with claim_folder(output_dir, "--output-dir", ".report.lock"):
+        if measure:
+            find = lambda run: find_weights(named_checkpoint(run, checkpoint))
+            read = lambda place: open_run(run, place, True, device, data)
+            _, flow, dataset, subject = read_newest(run, read, find)
+            options = {"samples": samples, "nfes": nfes or NFES, "seed": seed, "step": subject["step"]}
+            measure_quality(flow, dataset, results.parent, **options)
+        page = write_report(run, output_dir)
     return page, json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -114,6 +115,8 @@ def words_of(options: Mapping[str, Any]) -> list[str]:
     return [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
+logger = logging.getLogger(__name__)
+
 S = TypeVar("S", bound=Section)
 
 
@@ -218,11 +221,30 @@ def parse_config(path: Path) -> tuple[str, Config]:
 
 
 def _recorded(path: Path) -> tuple[str, list[str]]:
-    """Preset and flags of a ``config.yaml``; the format defaults to the preset's."""
-    name, flags = read_flags(path)
+    """Preset and flags of a ``config.yaml``, or of the checkpoints beside it where it cannot be read; the format
+    defaults to the preset's.
+    """
+    try:
+        name, flags = read_flags(path)
+    except UserError as error:
+        name, flags = _of_checkpoint(path, error)
     if value_of("--data-format", flags) is None:
         flags += ["--data-format", get_preset(name).config.data.data_format]
     return name, flags
+
+
+def _of_checkpoint(file: Path, trouble: UserError) -> tuple[str, list[str]]:
+    """Preset and flags of the newest checkpoint beside a ``config.yaml``, told; raises ``trouble`` without one."""
+    from advect.model.load import read_model_metadata
+    from advect.training.state import MODEL
+
+    try:
+        checkpoint = find_checkpoint(file.parent)
+        metadata = read_model_metadata(checkpoint / MODEL)
+    except (UserError, ValueError, KeyError):
+        raise trouble from None
+    logger.warning(f"{file} cannot be read; going by what {checkpoint} says of it")
+    return metadata.preset, _flags_of_sections(metadata.config, file)
 
 
 def parse_settings(run: S, words: Sequence[str], *, prog: str, description: str) -> S:
@@ -285,6 +307,10 @@ def read_flags(path: Path) -> tuple[str, list[str]]:
         raise UserError(f"--config {path} is not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict) or not isinstance(values.get("preset"), str):
         raise UserError(f"--config {path} does not name its preset; its first line should be like 'preset: digits'")
+    return values["preset"], _flags_of_sections(values, path)
+
+
+def _flags_of_sections(values: Mapping[str, Any], path: Path) -> list[str]:
     flags: list[str] = []
     for name, section in values.items():
         if name == "preset":
@@ -293,7 +319,7 @@ def read_flags(path: Path) -> tuple[str, list[str]]:
             raise UserError(f"--config {path}: {name} should be a section of names and values, got {section!r}")
         for key, value in section.items():
             flags += _flags_of(str(key), value)
-    return values["preset"], flags
+    return flags
 
 
 def _flags_of(key: str, value: object) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from advect.checkpoint.manifest import find_checkpoint, verify_checkpoint
+from advect.checkpoint.manifest import find_checkpoint, read_newest, verify_checkpoint
 from advect.core.errors import UserError
 from advect.doctor.report import Figure, Finding
 from advect.model.load import build_flow, read_model_metadata
@@ -151,17 +151,21 @@ def _rest_of_metrics(file: Path) -> tuple[int, int, float]:
 
 def _newest(folder: Path) -> tuple[int | None, str, int | None]:
     """Step of the newest checkpoint, its damage, and the evaluations of its sampler."""
+
+    def read(checkpoint: Path) -> tuple[int, str, int | None]:
+        step = int(verify_checkpoint(checkpoint)["step"])
+        flow = build_flow(read_model_metadata(checkpoint / MODEL), nn.Identity(), torch.device("cpu"))
+        return step, "", flow.nfe(SamplerConfig())
+
     try:
         checkpoint = find_checkpoint(folder)
     except UserError:
         return None, "", None
     match = re.search(r"step-(\d+)", checkpoint.name)
     try:
-        step = int(verify_checkpoint(checkpoint)["step"])
-        flow = build_flow(read_model_metadata(checkpoint / MODEL), nn.Identity(), torch.device("cpu"))
+        return read_newest(folder, read)
     except UserError as error:
         return int(match.group(1)) if match else None, str(error), None
-    return step, "", flow.nfe(SamplerConfig())
 
 
 def check_logged(run: RunFacts) -> Finding | None:

@@ -1,8 +1,11 @@
-"""Samples in shards: folders of contiguous rows, written atomically by any number of processes.
+"""Samples whole or in shards: folders of contiguous rows, written atomically by any number of processes.
 
-OUTPUT/plan.json               request and number of shards; written first
+OUTPUT/plan.json               request and number of shards; written first, and removed at the end of a single one
 OUTPUT/part-00000-of-00005/    files of its rows, and part.json with sizes and SHA-256
 OUTPUT/samples.json            written last: the plan and all shards
+
+A single shard is written in a hidden folder, and its files are then moved beside plan.json: until samples.json is
+there, and plan.json gone, they are no set.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +25,7 @@ from tqdm import tqdm
 
 from advect.checkpoint.manifest import sum_files
 from advect.core.errors import UserError
-from advect.core.files import atomic_write, atomic_write_text, sync_folder
+from advect.core.files import atomic_write, atomic_write_text, disk_sentence, sync_folder
 from advect.distributed.comm import current, gather_objects, sync_errors, without_timeout
 from advect.distributed.context import progress_bar
 
@@ -33,7 +37,7 @@ PART_SIZE = 10_000
 PLAN, PART = "plan.json", "part.json"
 
 _OURS = re.compile(r"part-\d{5,}-of-\d{5,}|samples\.(npz|csv|parquet|h5ad|png|json)|sample-\d{6,}\.png")
-_LEFT = re.compile(rf"\.({_OURS.pattern}|plan\.json)\.\d+\.partial")
+_LEFT = re.compile(rf"\.({_OURS.pattern}|plan\.json|samples)\.\d+\.partial")
 
 
 def count_shards(n: int, size: int | None, world: int) -> int:
@@ -67,12 +71,13 @@ def _remove(folder: Path, names: re.Pattern[str]) -> None:
 
 
 def open_plan(folder: Path, plan: Mapping[str, Any], *, fixed: bool, overwrite: bool) -> int:
-    """Write ``plan`` if it has several shards; return their number.
+    """Write ``plan``; return its number of shards. The folder is locked by the caller.
 
-    A folder with the same plan is continued, with its number of shards unless ``fixed``. Raises UserError if it holds
-    other samples, unless ``overwrite``.
+    A folder with the same plan is continued, with its number of shards unless ``fixed``; an unfinished single one is
+    removed. Raises UserError if it holds other samples, unless ``overwrite``.
     """
     plan = json.loads(json.dumps(plan))
+    _end_single(folder)
     if (folder / PLAN).is_file():
         old = read_plan(folder)
         there = plan["parts"] if fixed else old.get("parts", plan["parts"])
@@ -91,9 +96,17 @@ def open_plan(folder: Path, plan: Mapping[str, Any], *, fixed: bool, overwrite: 
     if overwrite:
         _remove(folder, _OURS)
         (folder / PLAN).unlink(missing_ok=True)  # last, so that files left by a kill belong to a plan
-    if plan["parts"] > 1:
-        atomic_write_text(folder / PLAN, json.dumps(plan, indent=1) + "\n")
+    atomic_write_text(folder / PLAN, json.dumps(plan, indent=1) + "\n")
     return plan["parts"]
+
+
+def _end_single(folder: Path) -> None:
+    """End a call in a single shard that was killed: remove its files, or the plan of a set that is whole."""
+    if read_plan(folder).get("parts") != 1:
+        return
+    if not (folder / "samples.json").is_file():
+        _remove(folder, _OURS)
+    (folder / PLAN).unlink(missing_ok=True)
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
@@ -153,7 +166,8 @@ class SampleShards:
         place, rows = self.place(k), self.rows(k)
         partial = self.folder / f".{place.name}.{os.getpid()}.partial"
         try:
-            shutil.rmtree(place, ignore_errors=True)  # damaged, if there at all
+            if place.exists():
+                shutil.rmtree(place)  # damaged
             partial.mkdir()
             files = fill(partial)
             facts = {"rows": [rows.start, rows.stop], "files": sum_files(partial, files)}
@@ -161,13 +175,35 @@ class SampleShards:
             partial.rename(place)
             sync_folder(self.folder)
         except OSError as error:
-            raise UserError(
-                f"{place} could not be written ({error.strerror or error}); mend that, such as by freeing some space,"
-                " and repeat the command: it goes on after the parts that are whole"
-            ) from error
+            then = "repeat the command: it goes on after the parts that are whole"
+            raise UserError(disk_sentence(error, then, file=place)) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return facts
+
+    def write_single(self, fill: Callable[[Path], list[Path]], facts: Mapping[str, Any]) -> list[Path]:
+        """Write the only shard from the files that ``fill`` writes, and samples.json; return them.
+
+        Nothing is left of a call that fails; one that is killed leaves its plan.
+        """
+        partial, moved = self.folder / f".samples.{os.getpid()}.partial", []
+        try:
+            partial.mkdir()
+            files = fill(partial)
+            listed = partial / "samples.json"
+            atomic_write_text(listed, json.dumps({**facts, "files": [f.name for f in files]}, indent=1) + "\n")
+            for file in (*files, listed):
+                moved.append(file.rename(self.folder / file.name))
+            sync_folder(self.folder)
+            (self.folder / PLAN).unlink()
+        except BaseException:
+            for file in (*moved, self.folder / PLAN):
+                with suppress(OSError):
+                    file.unlink()
+            raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return moved
 
     def finish(self, facts: Mapping[str, Any], written: Mapping[int, dict[str, Any]]) -> list[Path]:
         """Write samples.json, of ``facts`` and ``written`` shards, and the first shard's picture."""

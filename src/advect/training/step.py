@@ -57,7 +57,7 @@ class Step:
         self.net: Network = torch.compile(self._wrapped) if compile_model else self._wrapped
         self.grad_clip, self.autocast, self.accumulate = grad_clip, autocast, accumulate
         self.flops: int | None = None
-        self._counted = False
+        self._counted = self.moving = False
         self._params = [p for p in state.net.parameters() if p.requires_grad]
         if autocast is torch.float16 and state.loss_scaler is None:
             state.loss_scaler = LossScaler()
@@ -81,6 +81,7 @@ class Step:
         skip, bad = self._bad(norm)
         if skip:
             return mean, norm
+        self.moving = True
         if self.grad_clip > 0:
             clip_gradients(grads, self.grad_clip, norm)
         self.state.optimizer.step(lr, bad)
