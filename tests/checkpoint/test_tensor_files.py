@@ -24,7 +24,11 @@ SHARED = torch.arange(6.0)
         {"every other": WHOLE[:, ::2], "expanded": torch.ones(1, 3).expand(4, 3)},
         {"tied": SHARED, "to": SHARED, "view": SHARED.reshape(2, 3), "part": SHARED[2:4], "strided part": SHARED[::2]},
         {"none": torch.empty(0, 3), "none too": torch.empty(0), "scalar": torch.tensor(2.5)},
-        {"needs a gradient": torch.nn.Parameter(WHOLE.clone()), "half": WHOLE.bfloat16(), "whole numbers": WHOLE.long()},
+        {
+            "needs a gradient": torch.nn.Parameter(WHOLE.clone()),
+            "half": WHOLE.bfloat16(),
+            "whole numbers": WHOLE.long(),
+        },
     ],
     ids=lambda tensors: ", ".join(tensors),
 )

@@ -64,7 +64,7 @@ def test_hangups_end_a_run_with_a_checkpoint_however_many(tmp_path: Path, times:
         (ended,) = run.wait()
     assert ended.code == 128 + signal.SIGHUP
     step = newest_step(tmp_path / "run")
-    assert f"stopped by SIGHUP; to go on, type: advect train --resume-from run" in ended.out and step >= 20
+    assert "stopped by SIGHUP; to go on, type: advect train --resume-from run" in ended.out and step >= 20
 
 
 def test_under_nohup_a_closed_terminal_is_nothing(tmp_path: Path) -> None:

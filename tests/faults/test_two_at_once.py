@@ -62,7 +62,12 @@ def test_of_two_samplings_into_one_folder_one_works_and_the_other_tells(advect, 
     [
         ("sample {run} --num-steps 2 --output-dir out", "out", ".lock", "--output-dir"),
         ("report {run} --no-measure --output-dir out", "out", ".report.lock", "--output-dir"),
-        ("eval {run} --num-samples 50 --nfe 2 --metrics energy --output out/a.json", "out", ".a.json.lock", "--output"),
+        (
+            "eval {run} --num-samples 50 --nfe 2 --metrics energy --output out/a.json",
+            "out",
+            ".a.json.lock",
+            "--output",
+        ),
         ("reflow {run} --output-dir out --num-pairs 20 --no-measure", "out", ".lock", "--output-dir"),
         ("train moons --run-dir out", "out", ".lock", "--run-dir"),
     ],

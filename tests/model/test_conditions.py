@@ -17,6 +17,7 @@ from advect.core.errors import UserError
 from advect.core.types import LENGTH, NULL, Category, Conditions, DataSpec, Length, Quantity
 from advect.data import Identity, Moons, Table
 from advect.data.modality import labels_of
+from advect.data.tables.dataset import frame_of
 from advect.model.conditions import CYCLE, Encoded, parse_conditions, resolve_conditions
 from advect.model.flow import Flow
 from advect.model.load import ModelMetadata
@@ -297,6 +298,28 @@ def test_dates_and_large_numbers_are_named_as_in_the_data(tmp_path, suffix) -> N
     assert (labels_of(given, data.spec)["id"] - 2**60).tolist() == [0, 59_000]
     with pytest.raises(UserError, match="needs an ISO date such as 2024-01-31 or 2024-01-31T10:00; got '5'"):
         resolve_conditions(data.spec, 2, {"at": "5"}, 0)
+
+
+@pytest.mark.parametrize("dtype", ["datetime64[ns]", "timestamp[us][pyarrow]", "text"])
+def test_times_are_drawn_in_the_steps_of_the_data_and_told_as_asked(dtype) -> None:
+    """Whole half-hours are drawn; a condition between two is neither moved in what is told nor in what is written."""
+    pd = pytest.importorskip("pandas")
+    times = pd.Series(pd.date_range("2020-01-01 00:30", periods=4000, freq="90min"))
+    times = times.dt.strftime("%Y-%m-%d %H:%M:%S") if dtype == "text" else times.astype(dtype)
+    data = Table(pd.DataFrame({"x": np.arange(4000.0), "at": times, "seen": times}), conditions=("at",), held_out=0.0)
+    noisy = data.transform.inverse(
+        torch.randn(500, sum(data.transform.widths), generator=torch.Generator().manual_seed(0))
+    )
+    begin = pd.Timestamp("2020-01-01 00:30")
+    for when, slack in ((np.datetime64("2020-05-10T14:10:00"), 2), (np.datetime64("2020-05-10T14:00:00"), 0)):
+        cond = resolve_conditions(data.spec, 500, {"at": str(when)}, 0)
+        told = labels_of(cond, data.spec)["at"]
+        assert abs(told - when).max() <= np.timedelta64(slack, "s"), when
+        frame = frame_of(noisy, cond, data.metadata)
+        written, seen = pd.to_datetime(frame["at"]), pd.to_datetime(frame["seen"])
+        assert (written.to_numpy() == told).all()
+        assert ((seen - begin) % pd.Timedelta("90min") == pd.Timedelta(0)).all()
+        assert seen.nunique() > 100
 
 
 def test_durations_are_refused_as_conditions() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -22,7 +23,7 @@ from advect.cli import run as command
 from advect.core.errors import UserError
 from advect.model.sampler_config import SamplerConfig
 from advect.model.sampling import sample_run
-from advect.model.sharded_samples import SampleShards, count_shards, open_plan
+from advect.model.sharded_samples import SampleShards, count_shards, open_plan, write_shards
 from forked import ranks, run_ranks
 from processes import environment
 
@@ -51,27 +52,33 @@ def three(moons_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_parts_hold_the_samples_of_one_draw_and_the_manifest_their_bytes(moons_run: Path, three: Path) -> None:
-    facts = json.loads((three / "samples.json").read_text())
-    assert [part["rows"] for part in facts["parts"]] == [[0, 16], [16, 33], [33, 50]]
-    listed, arrays = {"plan.json", "samples.json", "samples.png"}, []
-    for part in facts["parts"]:
-        folder = three / part["folder"]
-        for name, told in part["files"].items():
-            data = (folder / name).read_bytes()
-            assert told == {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        assert part["files"].keys() == {"samples.npz", "samples.csv", "samples.png"}
-        assert json.loads((folder / "part.json").read_text()) == {"rows": part["rows"], "files": part["files"]}
-        listed |= {f"{part['folder']}/{name}" for name in (*part["files"], "part.json")}
-        arrays.append(np.load(folder / "samples.npz")["x"])
-    assert content(three).keys() == listed
-    x = advect.load(moons_run).sample(50, steps=2, seed=4).x
-    np.testing.assert_allclose(np.concatenate(arrays), x.numpy(), rtol=1e-5, atol=1e-6)
+NAMES = {"samples.npz", "samples.csv", "samples.png"}
+
+
+def test_the_parts_of_one_draw_are_found_as_one_file_of_each_kind(moons_run: Path, three: Path) -> None:
+    facts, x = json.loads((three / "samples.json").read_text()), advect.load(moons_run).sample(50, steps=2, seed=4).x
+    assert content(three).keys() == {*NAMES, "samples.json"} and facts["sums"].keys() == set(facts["files"]) == NAMES
+    for name, told in facts["sums"].items():
+        data = (three / name).read_bytes()
+        assert told == {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    with np.load(three / "samples.npz") as arrays:
+        np.testing.assert_allclose(arrays["x"], x.numpy(), rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(
+            np.loadtxt(three / "samples.csv", np.float32, delimiter=",", skiprows=1), arrays["x"]
+        )
     assert facts["n"] == 50 and facts["nfe"] == 4 and facts["ema"] is True and facts["run"] == str(moons_run)
+    assert facts["parts"] == 3
     assert (
         facts["sha256"]
         == hashlib.sha256((moons_run / "checkpoints/step-00000040/ema.safetensors").read_bytes()).hexdigest()
     )
+
+
+def test_whole_batches_in_parts_are_the_bytes_of_one_file(moons_run: Path, tmp_path: Path) -> None:
+    parted(moons_run, tmp_path / "whole", ask(48, steps=2, batch_size=8), part_size=None)
+    parted(moons_run, tmp_path / "parts", ask(48, steps=2, batch_size=8), part_size=16)
+    for name in ("samples.npz", "samples.csv"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
 
 
 def shared(run: str, folder: str) -> list:
@@ -94,7 +101,8 @@ def test_two_processes_share_the_parts_and_write_the_bytes_of_one(moons_run: Pat
     two = tmp_path / "two"
     (first, told), (second, silent) = run_ranks(2, shared, str(moons_run), str(two))
     assert (first, second, silent) == ([0, 2, 4], [1, 3], [])
-    assert told == [f"picture: {two}/samples.png", f"facts:   {two}/samples.json", f"parts:   {two}/part-* (5)"]
+    names = {"arrays: ": "npz", "table:  ": "csv", "picture:": "png", "facts:  ": "json"}
+    assert told == [f"{title} {two}/samples.{suffix}" for title, suffix in names.items()]
     assert content(two) == content(tmp_path / "one")
 
 
@@ -143,22 +151,31 @@ def test_a_call_killed_again_and_again_ends_with_the_bytes_of_one_that_was_not(
         ("os.rename", r"/part-00001-"),  # the part is written, but not in its place
         ("open", r"\.part-00001-.*part\.json"),
         ("os.mkdir", r"\.part-00002-"),
-        ("open", r"\.samples\.json"),
+        ("os.rename", r"out/samples\.npz"),  # the parts are joined, but not in their place
+        ("os.rename", r"out/samples\.csv"),
+        ("open", r"out/\.samples\.json"),
+        ("shutil.rmtree", r"part-00001-of-00003"),
+        ("os.remove", r"out/plan\.json"),
     ]
     words = program(moons_run, out, ASK, kills, part_size=20)
     done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=True)
     seen = [re.sub(r"\.\d+\.partial|-of-00003", "", line).split() for line in done.stdout.splitlines()]
+    parts = ["part-00000", "part-00001", "part-00002", "plan.json"]
     assert seen == [
         [".plan.json"],
         [".part-00000", "plan.json"],
         [".part-00001", "part-00000", "plan.json"],
         [".part-00001", "part-00000", "plan.json"],
         ["part-00000", "part-00001", "plan.json"],
-        ["part-00000", "part-00001", "part-00002", "plan.json", "samples.png"],
+        [".samples.npz", *parts],
+        [".samples.csv", *parts, "samples.npz"],
+        [*parts, "samples.csv", "samples.npz", "samples.png"],
+        ["part-00001", "part-00002", "plan.json", *sorted(NAMES | {"samples.json"})],
+        ["plan.json", *sorted(NAMES | {"samples.json"})],
     ]
-    before = {path: path.stat().st_ino for path in out.glob("part-*/*")}
+    before = {path: path.stat().st_ino for path in out.glob("samples.*")}
     parted(moons_run, out)
-    assert {path: path.stat().st_ino for path in out.glob("part-*/*")} == before
+    assert {path: path.stat().st_ino for path in out.glob("samples.*")} == before
     assert content(out) == content(three)
 
 
@@ -179,24 +196,35 @@ def test_one_process_goes_on_where_one_of_two_was_killed(moons_run: Path, tmp_pa
         first, second = run.wait()
     assert second.code == -9 and first.code == 75 and "lost the others" in first.err
     assert [path.name for path in out.glob("part-*")] == ["part-00000-of-00002"]
-    files = parted(moons_run, out, asked, part_size=None)  # by itself it would have made no parts
-    assert [file.name for file in files][:2] == ["part-00000-of-00002", "part-00001-of-00002"]
+    parted(moons_run, out, asked, part_size=None)  # by itself it would have made no parts
     parted(moons_run, tmp_path / "other", asked)
     assert content(out) == content(tmp_path / "other")
 
 
 def test_a_damaged_part_is_noted_and_drawn_anew(
-    moons_run: Path, three: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    moons_run: Path, three: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    parted(moons_run, out)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"No space left.*it goes on after the parts"):
+        patch.setattr("advect.data.join_files._npz_forms", full_disk)
+        parted(moons_run, out)
     caplog.set_level("INFO", "advect")
     for name, change in (("samples.npz", lambda data: data[:-1] + b"x"), ("part.json", lambda data: data[:20])):
         file = out / "part-00001-of-00003" / name
         file.write_bytes(change(file.read_bytes()))
-        parted(moons_run, out)
-        assert content(out) == content(three)
+        with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left"):
+            patch.setattr("advect.data.join_files._npz_forms", full_disk)
+            parted(moons_run, out)
     assert caplog.messages == [f"note: {out}/part-00001-of-00003 was damaged, and has been drawn anew"] * 2
+    parted(moons_run, out)
+    assert content(out) == content(three)
+    (out / "samples.csv").write_bytes(b"lost")
+    parted(moons_run, out)
+    assert content(out) == content(three)
+
+
+def full_disk(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_another_calls_samples_are_kept_unless_they_may_be_overwritten(moons_run: Path, tmp_path: Path) -> None:
@@ -216,7 +244,7 @@ def test_another_calls_samples_are_kept_unless_they_may_be_overwritten(moons_run
             parted(run, out, asked, **options)
         assert content(out) == whole
     parted(moons_run, out, part_size=25, overwrite=True)
-    assert sorted(path.name for path in out.glob("part-*")) == ["part-00000-of-00002", "part-00001-of-00002"]
+    assert json.loads((out / "samples.json").read_text())["parts"] == 2
     sample_run(moons_run, **ask(3, steps=2), output_dir=out, overwrite=True)
     names = {"samples.npz", "samples.csv", "samples.png", "samples.json", "notes.txt"}
     assert content(out).keys() == names and json.loads((out / "samples.json").read_text())["n"] == 3
@@ -236,12 +264,25 @@ def test_mistakes_are_told_before_anything_is_written(moons_run: Path, tmp_path:
     assert not (tmp_path / "out").exists()
 
 
-def test_single_images_have_one_number_each_in_all_parts(digits_run: Path, tmp_path: Path) -> None:
-    parted(digits_run, tmp_path, ask(5, steps=1), part_size=2, save_individual=True)
-    names = [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.glob("part-*/sample-*.png"))]
-    assert names == [
-        f"part-{part:05d}-of-00003/sample-{i:06d}.png" for part, i in ((0, 0), (1, 1), (1, 2), (2, 3), (2, 4))
-    ]
+def test_single_images_of_all_parts_lie_in_one_folder(digits_run: Path, tmp_path: Path) -> None:
+    files = parted(digits_run, tmp_path, ask(5, steps=1), part_size=2, save_individual=True)
+    names = {f"sample-{i:06d}.png" for i in range(5)} | {"samples.npz", "samples.png", "samples.json"}
+    assert {file.name for file in files} == content(tmp_path).keys() == names
+
+
+def test_files_of_another_format_get_the_number_of_their_part(tmp_path: Path) -> None:
+    def fill(rows: range, folder: Path, bar: object) -> list[Path]:
+        (folder / "samples.txt").write_text(f"{rows.start} to {rows.stop}")
+        return [folder / "samples.txt"]
+
+    parts = SampleShards(folder=tmp_path, n=5, count=2)
+    open_plan(tmp_path, {"n": 5, "parts": 2}, fixed=True, overwrite=False)
+    parts.finish({"parts": 2}, write_shards(parts, fill) or {}, lambda places, whole, bar: False)
+    left = {name: data.decode() for name, data in content(tmp_path).items() if name != "samples.json"}
+    assert left == {"samples-00000-of-00002.txt": "0 to 2", "samples-00001-of-00002.txt": "2 to 5"}
+    assert parts.finished() is not None
+    open_plan(tmp_path, {"n": 6, "parts": 1}, fixed=True, overwrite=True)
+    assert not content(tmp_path)
 
 
 def test_parts_are_at_most_as_large_as_asked_and_leave_no_process_idle(tmp_path: Path) -> None:

@@ -71,7 +71,9 @@ class SampleArguments(Section):
     """Samples drawn at once."""
 
     part_size: int | None = None
-    """Most samples a part, default 10,000; processes share parts, and a repeated call resumes after complete ones."""
+    """Most samples in memory at once, default 10,000. Processes share such parts, a repeated call resumes after
+    complete ones, and all are joined to one file.
+    """
 
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto takes a GPU if available."""

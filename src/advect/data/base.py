@@ -285,6 +285,12 @@ def label_number(name: str) -> int | float | None:
     return None
 
 
+def asked_steps(x: np.ndarray, mean: np.ndarray | float) -> np.ndarray:
+    """Conditions x (...) in steps, whole where float32 of their distance to ``mean`` cannot tell them from whole."""
+    whole = x.round()
+    return np.where(np.abs(x - whole) <= 1e-6 + 2.0**-22 * np.abs(x - mean), whole, x)
+
+
 def label_array(names: Sequence[str], codes: np.ndarray) -> np.ndarray:
     """Labels (n,) for codes (n,): integers, reals or booleans if all names are such, else text.
 

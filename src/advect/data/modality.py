@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, T
 import numpy as np
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.files import atomic_write
 from advect.core.types import NULL, Batch, Category, Conditions, DataSpec, Quantity, without_padding
-from advect.data.base import Split, label_array
+from advect.data.base import Split, asked_steps, label_array
 from advect.data.figure import save_png
+from advect.data.join_files import JOINED
 from advect.data.transforms import Transform
 
 if TYPE_CHECKING:
@@ -196,6 +198,16 @@ class Modality(ABC, Generic[M]):
     def write_data(self, x: Tensor, conditions: Conditions, folder: Path, first: int) -> list[Path]:
         """Write samples in the data's own format; return the files."""
 
+    def join(self, parts: Sequence[Path], path: Path, bar: tqdm) -> bool:
+        """Write files that :meth:`write_data` made of consecutive samples as one, counting them by ``bar``.
+
+        False for a format that cannot be joined.
+        """
+        join = JOINED.get(path.suffix)
+        if join is not None:
+            atomic_write(path, lambda partial: join(parts, partial, bar))
+        return join is not None
+
     @abstractmethod
     def plot(self, x: Tensor, conditions: Conditions, reference: Batch | None = None) -> Image.Image:
         """Plot samples x (n, *S) with conditions (n, ...) beside held-out data, all in data units."""
@@ -278,7 +290,9 @@ def quantity_values(x: Tensor, kind: Quantity) -> np.ndarray:
     absent = np.isnan(own)
     if not kind.unit and (not kind.origin or absent.any()):
         return own * kind.step + kind.origin
-    counts = np.where(absent, 0, own).round().astype(np.int64) * kind.step + kind.origin
+    own = asked_steps(np.where(absent, 0, own), np.asarray(kind.mean))
+    whole = np.floor(own)  # exact also where own * step is beyond 2^53
+    counts = whole.astype(np.int64) * kind.step + ((own - whole) * kind.step).round().astype(np.int64) + kind.origin
     return np.where(absent, np.datetime64("NaT"), counts.astype(f"M8[{kind.unit}]")) if kind.unit else counts
 
 

@@ -25,14 +25,14 @@ from advect.checkpoint.manifest import (
 )
 from advect.core.files import claim_folder
 from advect.core.types import Conditions
-from advect.distributed.comm import broadcast_object, sync_errors
-from advect.distributed.context import progress_bar, run_context
+from advect.distributed.comm import broadcast_object, sync_errors, without_timeout
+from advect.distributed.context import run_context
 from advect.distributed.env import DistEnv
 from advect.model.conditions import ConditionValue, Encoded, parse_conditions
 from advect.model.flow import Flow
 from advect.model.load import load, read_average, weight_file
 from advect.model.sampler_config import SamplerConfig
-from advect.model.sharded_samples import SampleShards, count_shards, open_plan, write_shards
+from advect.model.sharded_samples import Join, SampleShards, count_shards, open_plan, write_shards
 from advect.training.state import EMA_FILE, MODEL
 
 logger = logging.getLogger(__name__)
@@ -57,8 +57,8 @@ def sample_run(
 
     ``cond`` has values by name, or words NAME=VALUE.
 
-    More than ``part_size`` (10,000) samples, or several processes, make shards (see ``sharded_samples``); the first
-    process returns their folders, samples.png and samples.json, others []. Resumable after complete shards. Raises
+    More than ``part_size`` (10,000) samples, or several processes, make shards, which are joined (see
+    ``sharded_samples``); only the first process returns the files. Resumable after complete shards. Raises
     UserError for a bad argument, before writing, and if ``output_dir`` cannot be written to or holds other samples,
     unless ``overwrite``.
     """
@@ -88,7 +88,7 @@ def sample_run(
                 plan = {**identity, **facts, "individual": save_individual, "parts": count}
                 count = open_plan(folder, plan, fixed=part_size is not None, overwrite=overwrite)
                 named = {"checkpoint": place.name} if place.is_dir() else {}
-                facts = {"run": str(run), **named, **(plan if count > 1 else facts)}
+                facts = {"run": str(run), **named, **plan, "parts": count}
 
         def fill(rows: range, folder: Path, bar: tqdm) -> list[Path]:
             options = {"batch_size": batch_size, "rows": rows, "progress": bar}
@@ -97,23 +97,26 @@ def sample_run(
             return flow.modality.write(samples.x, samples.encoded, folder, **options)
 
         parts = SampleShards(folder=folder, n=n, count=broadcast_object(count))
-        return _write(parts, fill, facts, me)
+        return _write(parts, fill, facts, me, flow.modality.join)
 
 
 def _write(
-    parts: SampleShards, fill: Callable[[range, Path, tqdm], list[Path]], facts: dict[str, object], me: DistEnv
+    parts: SampleShards,
+    fill: Callable[[range, Path, tqdm], list[Path]],
+    facts: dict[str, object],
+    me: DistEnv,
+    join: Join,
 ) -> list[Path]:
-    """Fill one folder or all shards, and write samples.json with the ``facts``; return the files."""
-    if parts.count > 1:
-        if me.is_first and me.world > parts.count:
-            idle = me.world - parts.count
-            logger.info(f"note: {parts.count} parts leave {idle} of {me.world} processes idle; see --part-size")
-        written = write_shards(parts, fill)
-        return [] if written is None else parts.finish(facts, written)
-    if not me.is_first:
-        return []
-    with progress_bar(parts.n, "sample", "sample") as bar:
-        return parts.write_single(lambda folder: fill(range(parts.n), folder, bar), facts)
+    """Fill all shards and join them, and write samples.json with the ``facts``; return the files."""
+    files = parts.finished() if me.is_first else None
+    if broadcast_object(files is not None):
+        return files or []
+    if me.is_first and me.world > parts.count:
+        idle = me.world - parts.count
+        logger.info(f"note: {parts.count} parts leave {idle} of {me.world} processes idle; see --part-size")
+    written = write_shards(parts, fill)
+    with without_timeout():
+        return [] if written is None else parts.finish(facts, written, join)
 
 
 _KINDS = {
@@ -129,13 +132,8 @@ _KINDS = {
 
 def describe_files(files: Sequence[Path], *, individual: bool) -> list[str]:
     """Lines describing the files of :func:`sample_run`."""
-    lines = [f"{_KINDS[f.suffix]:8} {f}" for f in files if f.suffix and not f.stem.startswith("sample-")]
-    parts = [file for file in files if not file.suffix]
-    if parts:
-        lines.append(f"parts:   {parts[0].parent / 'part-*'} ({len(parts)})")
-    if files and individual:
-        lines.append(f"images:  {(parts[0].parent / 'part-*' if parts else files[0].parent) / 'sample-*.png'}")
-    return lines
+    lines = [f"{_KINDS.get(f.suffix, 'samples:'):8} {f}" for f in files if not f.stem.startswith("sample-")]
+    return lines + ([f"images:  {files[0].parent / 'sample-*.png'}"] if files and individual else [])
 
 
 class _Still(nn.Module):

@@ -1,11 +1,9 @@
-"""Samples whole or in shards: folders of contiguous rows, written atomically by any number of processes.
+"""Samples in shards: folders of contiguous rows, written atomically by any number of processes, and joined at the end.
 
-OUTPUT/plan.json               request and number of shards; written first, and removed at the end of a single one
-OUTPUT/part-00000-of-00005/    files of its rows, and part.json with sizes and SHA-256
-OUTPUT/samples.json            written last: the plan and all shards
-
-A single shard is written in a hidden folder, and its files are then moved beside plan.json: until samples.json is
-there, and plan.json gone, they are no set.
+OUTPUT/plan.json               request and number of shards; written first, removed last
+OUTPUT/part-00000-of-00005/    files of its rows, and part.json with sizes and SHA-256; removed when all are joined
+OUTPUT/samples.npz, ...        the joined files
+OUTPUT/samples.json            written after these: the plan, and their sizes and SHA-256
 """
 
 from __future__ import annotations
@@ -15,8 +13,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,10 +31,12 @@ logger = logging.getLogger(__name__)
 PART_SIZE = 10_000
 """Default maximum of samples in a shard."""
 
-PLAN, PART = "plan.json", "part.json"
+PLAN, PART, FACTS = "plan.json", "part.json", "samples.json"
 
-_OURS = re.compile(r"part-\d{5,}-of-\d{5,}|samples\.(npz|csv|parquet|h5ad|png|json)|sample-\d{6,}\.png")
-_LEFT = re.compile(rf"\.({_OURS.pattern}|plan\.json|samples)\.\d+\.partial")
+_OURS = re.compile(
+    r"part-\d{5,}-of-\d{5,}|samples-\d{5,}-of-\d{5,}\.\w+|samples\.(npz|csv|parquet|h5ad|png|json)|sample-\d{6,}\.png"
+)
+_LEFT = re.compile(rf"\.({_OURS.pattern}|plan\.json)\.\d+\.partial")
 
 
 def count_shards(n: int, size: int | None, world: int) -> int:
@@ -55,7 +54,7 @@ def count_shards(n: int, size: int | None, world: int) -> int:
 
 def holds_samples(folder: Path) -> bool:
     """Whether a folder holds samples or shards."""
-    return any(folder.glob("samples.*")) or any(folder.glob("part-*-of-*"))
+    return any(folder.glob("samples.*")) or any(folder.glob("*-*-of-*"))
 
 
 def remove_partial_parts(folder: Path) -> None:
@@ -71,20 +70,22 @@ def _remove(folder: Path, names: re.Pattern[str]) -> None:
 
 
 def open_plan(folder: Path, plan: Mapping[str, Any], *, fixed: bool, overwrite: bool) -> int:
-    """Write ``plan``; return its number of shards. The folder is locked by the caller.
+    """Write ``plan``; return its number of shards. The caller holds the folder's lock.
 
-    A folder with the same plan is continued, with its number of shards unless ``fixed``; an unfinished single one is
-    removed. Raises UserError if it holds other samples, unless ``overwrite``.
+    A folder with the same plan is continued, with its number of shards unless ``fixed``. Raises UserError if it holds
+    other samples, unless ``overwrite``; an unfinished single shard is none.
     """
     plan = json.loads(json.dumps(plan))
-    _end_single(folder)
-    if (folder / PLAN).is_file():
-        old = read_plan(folder)
+    old = read_plan(folder)
+    if old or (folder / PLAN).is_file():
         there = plan["parts"] if fixed else old.get("parts", plan["parts"])
-        difference = plan_difference(old, {**plan, "parts": there})
+        same = {**plan, "parts": there}
+        difference = plan_difference(old, same)
         if difference is None:
             remove_partial_parts(folder)
+            atomic_write_text(folder / PLAN, json.dumps(same, indent=1) + "\n")
             return there
+        overwrite = overwrite or (old.get("parts") == 1 and not (folder / FACTS).exists())
         if not overwrite:
             raise UserError(
                 f"--output-dir {folder} holds samples of another call: {difference}; repeat that call to go on with"
@@ -100,18 +101,10 @@ def open_plan(folder: Path, plan: Mapping[str, Any], *, fixed: bool, overwrite: 
     return plan["parts"]
 
 
-def _end_single(folder: Path) -> None:
-    """End a call in a single shard that was killed: remove its files, or the plan of a set that is whole."""
-    if read_plan(folder).get("parts") != 1:
-        return
-    if not (folder / "samples.json").is_file():
-        _remove(folder, _OURS)
-    (folder / PLAN).unlink(missing_ok=True)
-
-
 def read_plan(folder: Path) -> dict[str, Any]:
-    """The plan of a folder; empty where damaged."""
-    return _read(folder / PLAN)
+    """The plan of a folder, also of joined shards; empty where damaged or missing."""
+    joined = _read(folder / FACTS)
+    return _read(folder / PLAN) or (joined if "sums" in joined else {})
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -130,6 +123,10 @@ def plan_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | 
             name = "weights" if name == "sha256" else name
             return f"{name} was {there.get(name)} there and is {here[name]} here"
     return None
+
+
+Join = Callable[[Sequence[Path], Path, tqdm], bool]
+"""As ``Modality.join``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,44 +172,70 @@ class SampleShards:
             partial.rename(place)
             sync_folder(self.folder)
         except OSError as error:
-            then = "repeat the command: it goes on after the parts that are whole"
-            raise UserError(disk_sentence(error, then, file=place)) from error
+            raise self._unwritten(place, error) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return facts
 
-    def write_single(self, fill: Callable[[Path], list[Path]], facts: Mapping[str, Any]) -> list[Path]:
-        """Write the only shard from the files that ``fill`` writes, and samples.json; return them.
+    def finish(self, facts: Mapping[str, Any], written: Mapping[int, dict[str, Any]], join: Join) -> list[Path]:
+        """Join the files of all shards, write samples.json with ``facts``, and remove the shards; return the files.
 
-        Nothing is left of a call that fails; one that is killed leaves its plan.
+        A file that a single shard has stays as it is, samples.png is the first one, and what cannot be joined gets the
+        number of its shard. Raises UserError if the disk is full or not writable; the shards stay.
         """
-        partial, moved = self.folder / f".samples.{os.getpid()}.partial", []
-        try:
-            partial.mkdir()
-            files = fill(partial)
-            listed = partial / "samples.json"
-            atomic_write_text(listed, json.dumps({**facts, "files": [f.name for f in files]}, indent=1) + "\n")
-            for file in (*files, listed):
-                moved.append(file.rename(self.folder / file.name))
-            sync_folder(self.folder)
-            (self.folder / PLAN).unlink()
-        except BaseException:
-            for file in (*moved, self.folder / PLAN):
-                with suppress(OSError):
-                    file.unlink()
-            raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-        return moved
+        names = list(dict.fromkeys(name for k in range(self.count) for name in written[k]["files"]))
+        files: list[Path] = []
+        count = sum(len(facts["files"]) for facts in written.values())
+        with progress_bar(count, "join", "file", leave=False) as bar:
+            for name in names:
+                places = [self.place(k) / name for k in range(self.count) if name in written[k]["files"]]
+                try:
+                    files += self._join(places, join, bar)
+                except OSError as error:
+                    raise self._unwritten(self.folder / name, error) from error
+        sums = sum_files(self.folder, files)
+        facts = {**facts, "files": [file.name for file in files], "sums": sums}
+        atomic_write_text(self.folder / FACTS, json.dumps(facts, indent=1) + "\n")
+        self._remove()
+        return [*files, self.folder / FACTS]
 
-    def finish(self, facts: Mapping[str, Any], written: Mapping[int, dict[str, Any]]) -> list[Path]:
-        """Write samples.json, of ``facts`` and ``written`` shards, and the first shard's picture."""
-        picture, listed = self.folder / "samples.png", self.folder / "samples.json"
-        atomic_write(picture, lambda partial: shutil.copyfile(self.place(0) / picture.name, partial))
-        parts = [{"folder": self.place(k).name, **written[k]} for k in range(self.count)]
-        text = json.dumps({**facts, "files": [picture.name], "parts": parts}, indent=1)
-        atomic_write_text(listed, text + "\n")
-        return [*map(self.place, range(self.count)), picture, listed]
+    def _join(self, places: list[Path], join: Join, bar: tqdm) -> list[Path]:
+        """One file of those of the shards at ``places``."""
+        whole = self.folder / places[0].name
+        if len(places) == 1 or whole.suffix == ".png":
+            atomic_write(whole, lambda partial: shutil.copyfile(places[0], partial))
+            bar.update(len(places))
+            return [whole]
+        if join(places, whole, bar):
+            return [whole]
+        numbered = [whole.with_name(f"{whole.stem}{place.parent.name[4:]}{whole.suffix}") for place in places]
+        for place, own in zip(places, numbered, strict=True):
+            atomic_write(own, lambda partial, place=place: shutil.copyfile(place, partial))
+            bar.update()
+        return numbered
+
+    def finished(self) -> list[Path] | None:
+        """Verified files of a call that is complete; its shards are removed. None for others."""
+        found = _read(self.folder / FACTS)
+        try:
+            files = [self.folder / name for name in found["files"]]
+            whole = found["parts"] == self.count and found["sums"] == sum_files(self.folder, files)
+        except (OSError, KeyError, TypeError):
+            return None
+        if not whole:
+            return None
+        self._remove()
+        return [*files, self.folder / FACTS]
+
+    def _remove(self) -> None:
+        """Remove the shards and their plan."""
+        for k in range(self.count):
+            shutil.rmtree(self.place(k), ignore_errors=True)
+        (self.folder / PLAN).unlink(missing_ok=True)
+
+    def _unwritten(self, path: Path, error: OSError) -> UserError:
+        then = "repeat the command: it goes on after the parts that are whole"
+        return UserError(disk_sentence(error, then, file=path))
 
 
 def write_shards(

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
 anndata = pytest.importorskip("anndata")
 pd = pytest.importorskip("pandas")
@@ -13,6 +14,7 @@ from advect.core.errors import UserError  # noqa: E402
 from advect.core.random import CounterRng  # noqa: E402
 from advect.core.types import NULL  # noqa: E402
 from advect.data import Cells, to_counts, write_h5ad  # noqa: E402
+from advect.data.cells.write import join_h5ad  # noqa: E402
 
 N, D = 80, 9
 
@@ -96,6 +98,30 @@ def test_mostly_zero_cells_are_written_sparse(tmp_path, source):
     new = written(tmp_path, x, source.metadata)
     assert issparse(new.X)
     assert np.array_equal(new.to_df().to_numpy(), x.numpy())
+
+
+@pytest.mark.parametrize("shares", [(0.2, 0.4, 0.1), (0.9, 0.1, 0.95), (0.9, 0.8, 0.7)])
+def test_files_of_parts_are_joined_to_that_of_all_cells(tmp_path, source, shares):
+    x = torch.cat([torch.rand(30, D) * (torch.rand(30, D) < share) for share in shares])
+    dose = torch.randn(90, 1)
+    dose[3] = torch.nan
+    cond = {"type": torch.arange(90) % 3 - 1, "dose": dose}
+    whole = written(tmp_path, x, source.metadata, conditions=cond, notes={"seed": 3})
+    parts = [tmp_path / f"{first}.h5ad" for first in (0, 30, 60)]
+    for first, path in zip((0, 30, 60), parts, strict=True):
+        rows = slice(first, first + 30)
+        own = {name: value[rows] for name, value in cond.items()}
+        write_h5ad(path, x[rows], source.metadata, conditions=own, notes={"seed": 3}, first=first)
+    join_h5ad(parts, tmp_path / "joined.h5ad", tqdm(disable=True))
+    joined = anndata.read_h5ad(tmp_path / "joined.h5ad")
+    assert type(joined.X) is type(whole.X) and joined.X.dtype == whole.X.dtype == np.float32
+    for name in ("indptr", "indices", "data") if sum(shares) < 1.5 else ():
+        assert getattr(joined.X, name).dtype == getattr(whole.X, name).dtype
+        assert np.array_equal(getattr(joined.X, name), getattr(whole.X, name))
+    assert np.array_equal(joined.to_df(), x.numpy())
+    pd.testing.assert_frame_equal(joined.obs, whole.obs)
+    pd.testing.assert_frame_equal(joined.var, whole.var)
+    assert joined.uns["advect"] == whole.uns["advect"]
 
 
 @pytest.mark.parametrize(

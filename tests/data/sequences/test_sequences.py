@@ -216,7 +216,7 @@ def test_a_start_moves_to_its_place_in_the_year_and_the_day():
     frame = pd.DataFrame({"id": np.repeat(range(200), 3), "time": times, "u": RNG.normal(size=600)})
     data = Sequences(frame, id_column="id", order_column="time", held_out=0)
     z = everything(data).x1
-    assert [round(p / 3600) for p in data.transform.periods] == [round(365.2425 * 24), 168, 24][: len(z[0, 0]) // 2]
+    assert [round(p) for p in data.transform.periods] == [round(365.2425 * 24), 168, 24][: len(z[0, 0]) // 2]
     back = steps_of(data.transform.inverse(z), None, data.metadata)
     assert (back["time"].to_numpy() == frame["time"].to_numpy()).all()
     moved = z.clone()

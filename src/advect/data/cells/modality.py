@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from advect.core.errors import optional_import
+from advect.core.files import atomic_write
 from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.registry import register
 from advect.core.types import Conditions, DataSpec
@@ -17,7 +19,7 @@ from advect.data.base import Split
 from advect.data.cells.conditions import CellSplit
 from advect.data.cells.counts import CountComponents, count_noise
 from advect.data.cells.transform import Chain, Components, Expression
-from advect.data.cells.write import CellsMetadata, write_h5ad
+from advect.data.cells.write import CellsMetadata, join_h5ad, write_h5ad
 from advect.data.modality import DISTANCES, Modality
 from advect.data.transforms import Transform
 from advect.data.vectors.modality import VectorPlots
@@ -53,6 +55,10 @@ class CellsModality(VectorPlots[CellsMetadata]):
     def write_data(self, x: Tensor, conditions: Conditions, folder: Path, first: int) -> list[Path]:
         write_h5ad(folder / "samples.h5ad", x, self.metadata, conditions=conditions, first=first)
         return [folder / "samples.h5ad"]
+
+    def join(self, parts: Sequence[Path], path: Path, bar: tqdm) -> bool:
+        atomic_write(path, lambda partial: join_h5ad(parts, partial, bar))
+        return True
 
     def plot_wide(self, x: Tensor, reference: Tensor | None) -> Image.Image:
         """Principal components, and quantiles of named genes."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 from torch import Tensor
+from tqdm import tqdm
 
 from advect.core import random
 from advect.core.errors import UserError, optional_import
@@ -181,3 +182,66 @@ def write_h5ad(
         uns={"advect": uns},
     )
     atomic_write(Path(path), cells.write_h5ad)
+
+
+def join_h5ad(parts: Sequence[Path], path: Path, bar: tqdm) -> None:
+    """Cells of files of :func:`write_h5ad` one after the other; X is read and written a part at a time."""
+    import h5py
+    import pandas as pd
+    from anndata.io import write_elem
+
+    shapes, nonzero = [], 0
+    for part in parts:
+        x = _read(part, "X")
+        shapes.append(x.shape)
+        nonzero += x.nnz if hasattr(x, "nnz") else int(np.count_nonzero(x))
+    shape = (sum(n for n, _ in shapes), shapes[0][1])
+    with h5py.File(path, "w") as whole:
+        with h5py.File(parts[0]) as first:
+            whole.attrs.update(first.attrs)
+            for name in first:
+                if name not in ("X", "obs"):
+                    first.copy(name, whole)
+        write_elem(whole, "obs", pd.concat([_read(part, "obs") for part in parts]))
+        if 2 * nonzero < shape[0] * shape[1]:
+            _join_sparse(parts, whole.create_group("X"), shape, nonzero, bar)
+        else:
+            _join_dense(parts, whole.create_dataset("X", shape, np.float32), bar)
+
+
+def _read(path: Path, name: str) -> Any:
+    """One element of an .h5ad file."""
+    import h5py
+    from anndata.io import read_elem
+
+    with h5py.File(path) as file:
+        element: Any = file[name]
+        return read_elem(element)
+
+
+def _join_sparse(parts: Sequence[Path], group: Any, shape: tuple[int, int], nonzero: int, bar: tqdm) -> None:
+    """X as compressed rows."""
+    from scipy.sparse import csr_matrix
+
+    group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": shape})
+    kind = np.int32 if max(nonzero, *shape) < 2**31 else np.int64
+    indptr = group.create_dataset("indptr", (shape[0] + 1,), kind)
+    indices, data = group.create_dataset("indices", (nonzero,), kind), group.create_dataset("data", (nonzero,), "f4")
+    row = entry = 0
+    for part in parts:
+        x: Any = csr_matrix(_read(part, "X"))
+        indptr[row + 1 : row + 1 + x.shape[0]] = x.indptr[1:].astype(kind) + entry
+        indices[entry : entry + x.nnz], data[entry : entry + x.nnz] = x.indices, x.data
+        row, entry = row + x.shape[0], entry + x.nnz
+        bar.update()
+
+
+def _join_dense(parts: Sequence[Path], data: Any, bar: tqdm) -> None:
+    """X as an array."""
+    data.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    row = 0
+    for part in parts:
+        x = _read(part, "X")
+        data[row : row + x.shape[0]] = x.toarray() if hasattr(x, "toarray") else x
+        row += x.shape[0]
+        bar.update()

@@ -101,7 +101,7 @@ class Number(Column):
         decimals: decimal places of the inverse, 0 for whole numbers; None for no rounding.
         unit: for times, "D", "s", "ms", "us" or "ns", else "".
         origin: table unit 0: for times in units since 1970, for whole numbers beyond 2^53 the smallest value.
-        step: for times of Arrow types, their units per table unit.
+        step: for times, their units per table unit: the largest that divides all gaps.
     """
 
     scaling: Scaling
@@ -157,7 +157,9 @@ class Number(Column):
         """Values (B,) as Python numbers, exact for whole ones; None where missing."""
         if self.decimals != 0 or self.dtype.lower().startswith(("float", "double")):
             return [None if a else float(v) for v, a in zip(x, absent, strict=True)]
-        return [None if a else round(v) * self.step + self.origin for v, a in zip(x.tolist(), absent, strict=True)]
+        step = self.step  # a time asked for may lie between two steps
+        counts = (round(v * step) if v % 1 else int(v) * step for v in np.where(absent, 0.0, x).tolist())
+        return [None if a else v + self.origin for v, a in zip(counts, absent, strict=True)]
 
     def _words(self, x: np.ndarray, missing: str | None) -> list[str | None]:
         """Values (B,) in table units as originally written."""
@@ -179,7 +181,7 @@ def nullable(dtype: str) -> str:
 
 
 def _times(pd: Any, x: np.ndarray, absent: np.ndarray, column: Number) -> Any:
-    counts = np.where(absent, 0, x).round().astype(np.int64) + column.origin
+    counts = np.array([0 if v is None else v for v in column._exact(x, absent)], np.int64)
     stamps = counts.astype(f"datetime64[{column.unit}]")
     stamps[absent] = np.datetime64("NaT")
     own = pd.api.types.pandas_dtype(column.dtype)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from advect.core.errors import UserError, optional_import, quoted_flag
 from advect.core.types import LENGTH, NULL, Category, Quantity
-from advect.data.base import category
+from advect.data.base import asked_steps, category
 from advect.data.tables.arrow import arrow_array, arrow_text, arrow_time_unit, arrow_values
 from advect.data.tables.columns import Categories, Column, Number
 from advect.data.tables.scaling import StandardScaling, choose_scaling, require_scaling
@@ -261,8 +261,9 @@ def _read_times(
     unit = next(u for u in ("D", "s", "ms", "us", "ns") if (stamps.astype(f"M8[{u}]") == stamps)[~absent].all())
     counts = stamps.astype(f"M8[{unit}]").astype(np.int64)
     origin = int(counts[~absent].min())
-    values = np.where(absent, np.nan, (counts - origin).astype(np.float64))
-    about: dict[str, Any] = {"unit": unit, "origin": origin} | ({"form": form} if form else {})
+    step = max(int(np.gcd.reduce(counts[~absent] - origin)), 1)
+    values = np.where(absent, np.nan, ((counts - origin) // step).astype(np.float64))
+    about: dict[str, Any] = {"unit": unit, "origin": origin, "step": step} | ({"form": form} if form else {})
     return _number(series.name, dtype, values, train, scaling, 0, **about), values
 
 
@@ -280,9 +281,9 @@ def number_values(series: Any, column: Number) -> np.ndarray:
     if not column.unit:
         return (values * own.step + (own.origin - column.origin)) / column.step
     absent = np.isnan(values)
-    counts = np.where(absent, 0, values).astype(np.int64) + own.origin
+    counts = np.where(absent, 0, values).astype(np.int64) * own.step + own.origin
     counts = counts.astype(f"M8[{own.unit}]").astype(f"M8[{column.unit}]").astype(np.int64) - column.origin
-    return np.where(absent, np.nan, counts.astype(np.float64))
+    return np.where(absent, np.nan, counts.astype(np.float64) / column.step)
 
 
 FEW = 20
@@ -356,5 +357,9 @@ def condition_of(column: Column, values: np.ndarray, train: np.ndarray) -> tuple
 def column_values(column: Column, cond: Tensor) -> Tensor:
     """Condition values (B,) or (B, 1) to table units (B,) float64, NaN where null."""
     if isinstance(column, Number):
-        return column.rounded(column.scaling.inverse(cond.double().reshape(-1)))
+        x = column.scaling.inverse(cond.double().reshape(-1))
+        if not column.unit and column.step == 1:
+            return column.rounded(x)
+        assert isinstance(column.scaling, StandardScaling)
+        return torch.from_numpy(asked_steps(x.numpy(), column.scaling.mean))
     return torch.where(cond < 0, torch.nan, cond.double())
