@@ -27,7 +27,7 @@ SHARED = torch.arange(6.0)
         {
             "needs a gradient": torch.nn.Parameter(WHOLE.clone()),
             "half": WHOLE.bfloat16(),
-            "whole numbers": WHOLE.long(),
+            "integers": WHOLE.long(),
         },
     ],
     ids=lambda tensors: ", ".join(tensors),

@@ -4,8 +4,8 @@ with FaultyDisk(tmp_path, errno.ENOSPC, nth=3) as disk:      # nth=0: count alon
     advect("sample run")                                     # raises UserError, or the layer under it was not asked
 disk.writes                                                  # how many writes there were: the next nth to try
 
-A write is: a file opened for writing, a rename, a folder made, a file synced, and tensors written by safetensors, whose
-file then is half there. From the n-th on all fail, as on a disk that stays full, or with ``once`` that one alone.
+A write is: a file opened for writing, a rename, a folder made, a file synced, and tensors written by safetensors,
+whose file then is half there. From the n-th on all fail, as on a disk that stays full, or with ``once`` that alone.
 Python's own audit events carry it, so that no code under test is replaced but ``os.fsync`` and safetensors' writer.
 """
 

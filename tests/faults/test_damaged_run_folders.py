@@ -1,4 +1,4 @@
-"""What a power cut leaves of the files beside whole checkpoints: the run goes on all the same, or says why in a line."""
+"""What a power cut leaves of the files beside whole checkpoints: the run goes on, or says why in a line."""
 
 from __future__ import annotations
 

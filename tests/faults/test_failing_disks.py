@@ -1,4 +1,4 @@
-"""Every command that writes, on a disk that fails at its n-th write: a sentence, nothing that looks whole, a repeat."""
+"""Every command that writes, on a disk that fails at its n-th write: a sentence, nothing that looks whole."""
 
 from __future__ import annotations
 

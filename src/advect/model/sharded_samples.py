@@ -88,8 +88,8 @@ def open_plan(folder: Path, plan: Mapping[str, Any], *, fixed: bool, overwrite: 
         overwrite = overwrite or (old.get("parts") == 1 and not (folder / FACTS).exists())
         if not overwrite:
             raise UserError(
-                f"--output-dir {folder} holds samples of another call: {difference}; repeat that call to go on with"
-                " it, name another folder, or give --overwrite"
+                f"--output-dir {folder} already holds samples of another call: {difference}; repeat that call to go "
+                "on with it, name another folder, or give --overwrite"
             )
     elif holds_samples(folder) and not overwrite:
         raise UserError(f"--output-dir {folder} already holds samples; name another folder, or give --overwrite")

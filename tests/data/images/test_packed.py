@@ -178,7 +178,7 @@ def test_a_full_disk_is_named(images, tmp_path, blocks_of_four, monkeypatch):
 
     monkeypatch.setattr(packing, "_flush", full)
     with pytest.raises(
-        UserError, match=r"p/data.u8 could not be written: the disk is full; free some space, and pack again"
+        UserError, match=r"p/data.u8 could not be written: the disk is full; free some space, and pack"
     ):
         pack(images, tmp_path / "p", **SETTINGS)
     with pytest.raises(UserError, match="is an unfinished pack"):
