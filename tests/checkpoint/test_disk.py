@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,25 +18,6 @@ SMALL = (
     "train moons --width 128 --batch-size 32 --lr-warmup-steps 4 --sample-every 0 --num-epochs 100 --max-steps 24"
     " --keep-last 0 --run-dir disk/run --resume auto"
 )
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """``disk("size=2m")`` mounts a file system with such options at ``disk``, or mounts it again with others."""
-    folder, mounted = tmp_path / "disk", []
-    folder.mkdir()
-
-    def mount(options: str) -> Path:
-        again = ["-o", f"remount,{options}"] if mounted else ["-t", "tmpfs", "-o", options, "tmpfs"]
-        done = subprocess.run(["mount", *again, str(folder)], capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"cannot mount here: {done.stderr.strip()}")
-        mounted.append(options)
-        return folder
-
-    yield mount
-    if mounted:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def fill() -> None:

@@ -173,8 +173,8 @@ def make_folder(path: Path, argument: str) -> Path:
 
 def _unwritable(folder: Path, argument: str, error: OSError) -> UserError:
     fault = DiskFault.of(error)
-    elsewhere = fault is None or error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EIO, errno.ENAMETOOLONG)
-    fix = "choose a folder of your own" if elsewhere else fault.fix
+    here = fault is not None and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EIO, errno.ENAMETOOLONG)
+    fix = fault.fix if here else "choose a folder of your own"
     return UserError(f"{argument} {folder} cannot be written to ({error.strerror}); {fix}")
 
 
