@@ -135,13 +135,16 @@ def test_constant_is_constant():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Constant(1.5), r"Constant\.t must lie in \[0, 1\], got 1\.5"),
-        (lambda: LogitNormal(std=0.0), r"LogitNormal\.std must be > 0, got 0\.0; .*times\.Constant"),
-        (lambda: UShaped(a=0.0), r"UShaped\.a must be in \(0, 80\], got 0\.0; 4 is usual"),
-        (lambda: Shifted(shift=-1.0), r"Shifted\.shift must be finite and > 0, got -1\.0; 1 changes nothing"),
-        (lambda: Importance(bins=1), r"Importance\.bins must be at least 2, got 1; 32 is usual"),
-        (lambda: Importance(momentum=1.0), r"Importance\.momentum must lie in \[0, 1\), got 1\.0; 0\.99 is usual"),
-        (lambda: Importance(floor=0.0), r"Importance\.floor must lie in \(0, 1\], got 0\.0; 0\.2 is usual"),
+        (lambda: Constant(1.5), r"Constant\.t must be at least 0 and at most 1, got 1\.5"),
+        (lambda: LogitNormal(std=0.0), r"LogitNormal\.std must be above 0 and at most 100, got 0\.0; 1\.0 is usual"),
+        (lambda: UShaped(a=0.0), r"UShaped\.a must be above 0 and at most 80, got 0\.0; 4\.0 is usual"),
+        (lambda: Shifted(shift=-1.0), r"Shifted\.shift must be above 0 and at most 1,000, got -1\.0"),
+        (lambda: Importance(bins=1), r"Importance\.bins must be at least 2 and at most 65,536, got 1; 32 is usual"),
+        (
+            lambda: Importance(momentum=1.0),
+            r"Importance\.momentum must be at least 0 and below 1, got 1\.0; ",
+        ),
+        (lambda: Importance(floor=0.0), r"Importance\.floor must be above 0 and at most 1, got 0\.0; 0\.2 is usual"),
     ],
 )
 def test_settings_are_checked(make, message):

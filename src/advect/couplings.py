@@ -6,12 +6,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from advect.core import random
+from advect.core.bounds import NonNegative, Positive
 from advect.core.errors import UserError
 from advect.core.random import Generator
 from advect.core.registry import register
@@ -180,24 +182,15 @@ class ConditionalOT(Coupling):
     UserError for a negative price, and without conditions.
 
     Args:
-        penalty: price of a partner of another category, relative to the mean distance.
+        penalty: price of a partner of another category, relative to the mean distance; 0 ignores categories.
         continuous: price of a mean squared difference of a continuous condition, relative to the mean distance; 30
             moves the noise's mean by less than 0.02 deviations a deviation of the condition.
     """
 
     needs_conditions = True
 
-    penalty: float = math.inf
-    continuous: float = 30.0
-
-    def __post_init__(self) -> None:
-        if not self.penalty >= 0:
-            raise UserError(f"ConditionalOT.penalty must be >= 0, got {self.penalty}; 0 ignores categories")
-        if not 0 <= self.continuous < math.inf:
-            raise UserError(
-                f"ConditionalOT.continuous must be finite and >= 0, got {self.continuous}; 0 ignores continuous "
-                "conditions, 30 is usual"
-            )
+    penalty: Annotated[float, Meta(ge=0)] = math.inf
+    continuous: NonNegative = 30.0
 
     def pair(
         self, x0: Tensor, x1: Tensor, cond: Conditions | None = None, generator: Generator = None
@@ -243,20 +236,14 @@ class Sinkhorn(Coupling):
     Draws with replacement: each row of x0 is used once in expectation. Gains little in many dimensions.
 
     Args:
-        epsilon: regularisation > 0, relative to the mean squared distance; smaller is closer to exact and needs
+        epsilon: regularisation, relative to the mean squared distance; smaller is closer to exact and needs
             more iterations.
         iterations: number of fixed-point iterations.
     """
 
     across_conditions = True
-    epsilon: float = 0.05
-    iterations: int = 100
-
-    def __post_init__(self) -> None:
-        if not 0 < self.epsilon < math.inf:
-            raise UserError(f"Sinkhorn.epsilon must be finite and > 0, got {self.epsilon}; 0.05 is usual")
-        if self.iterations < 1:
-            raise UserError(f"Sinkhorn.iterations must be at least 1, got {self.iterations}; 100 is usual")
+    epsilon: Positive = 0.05
+    iterations: Annotated[int, Meta(ge=1, le=100_000)] = 100
 
     def log_plan(self, x0: Tensor, x1: Tensor, real: Tensor | None = None) -> Tensor:
         """Logarithm of the plan (B, B), rows for x1; rows sum to one, columns nearly so."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from advect.core import random
+from advect.core.bounds import Share
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, Generator, Stream, stream_seed
 from advect.core.registry import register
@@ -158,11 +159,7 @@ class SparseGaussian(SourceDistribution):
         dropout: probability that an element is 0.
     """
 
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"SparseGaussian.dropout must lie in [0, 1), got {self.dropout}; 0.1 is usual")
+    dropout: Share = 0.1
 
     def _draw(self, shape: Shape, generator: Generator, device: torch.device | None, dtype: torch.dtype) -> Tensor:
         z = random.normal(shape, generator, device=device, dtype=dtype)

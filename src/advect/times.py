@@ -9,12 +9,14 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from advect.core import random
+from advect.core.bounds import Share, Time
 from advect.core.errors import UserError
 from advect.core.random import Generator
 from advect.core.registry import get, register
@@ -145,11 +147,7 @@ class Constant(TimeDistribution):
 
     stratify = False
 
-    t: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.t <= 1:
-            raise UserError(f"Constant.t must lie in [0, 1], got {self.t}")
+    t: Time = 0.0
 
     def quantile(self, u: Tensor) -> Tensor:
         return torch.full_like(u, self.t)
@@ -171,12 +169,8 @@ class LogitNormal(TimeDistribution):
         std: standard deviation of logit(t), > 0.
     """
 
-    mean: float = 0.0
-    std: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.std < math.inf:
-            raise UserError(f"LogitNormal.std must be > 0, got {self.std}; for a fixed time use times.Constant(t)")
+    mean: Annotated[float, Meta(ge=-100, le=100)] = 0.0
+    std: Annotated[float, Meta(gt=0, le=100)] = 1.0
 
     def quantile(self, u: Tensor) -> Tensor:
         normal = torch.special.ndtri(u.double().clamp(min=2.0**-54))
@@ -196,14 +190,10 @@ class UShaped(TimeDistribution):
     For reflowed pairs (Lee et al. 2024, "Improving the training of rectified flows").
 
     Args:
-        a: concentration at the ends, in (0, 80].
+        a: concentration at the ends; towards 0 it is uniform.
     """
 
-    a: float = 4.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.a <= 80:
-            raise UserError(f"UShaped.a must be in (0, 80], got {self.a}; 4 is usual, and towards 0 it is uniform")
+    a: Annotated[float, Meta(gt=0, le=80)] = 4.0
 
     def quantile(self, u: Tensor) -> Tensor:
         return (0.5 + torch.asinh((2 * u - 1) * math.sinh(self.a / 2)) / self.a).clamp(0, 1)
@@ -221,15 +211,13 @@ class Shifted(TimeDistribution):
 
     Args:
         base: distribution of s, another one's name.
-        shift: > 1 favours the noise.
+        shift: above 1 favours the noise; 1 changes nothing.
     """
 
     base: str | TimeDistribution = "uniform"
-    shift: float = 3.0
+    shift: Annotated[float, Meta(gt=0, le=1000)] = 3.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.shift < math.inf:
-            raise UserError(f"Shifted.shift must be finite and > 0, got {self.shift}; 1 changes nothing, 3 is usual")
         _ = self._law
 
     @cached_property
@@ -260,21 +248,21 @@ class Importance(TimeDistribution):
 
     Each of ``bins`` equal parts of [0, 1] has a probability mixing its running mean loss with a share ``floor`` of
     uniform; losses are divided by the density (Kahn & Marshall 1953). Only training losses update the means, which are
-    the state. Raises UserError for bins < 2, momentum outside [0, 1) or floor outside (0, 1].
+    the state.
 
     Args:
         bins: equal parts of [0, 1].
         momentum: momentum of the running mean losses.
-        floor: share of uniform times.
+        floor: share of uniform times; 1 is uniform.
     """
 
-    def __init__(self, *, bins: int = 32, momentum: float = 0.99, floor: float = 0.2) -> None:
-        if bins < 2:
-            raise UserError(f"Importance.bins must be at least 2, got {bins}; 32 is usual")
-        if not 0 <= momentum < 1:
-            raise UserError(f"Importance.momentum must lie in [0, 1), got {momentum}; 0.99 is usual")
-        if not 0 < floor <= 1:
-            raise UserError(f"Importance.floor must lie in (0, 1], got {floor}; 0.2 is usual, and 1 is uniform")
+    def __init__(
+        self,
+        *,
+        bins: Annotated[int, Meta(ge=2, le=65_536)] = 32,
+        momentum: Share = 0.99,
+        floor: Annotated[float, Meta(gt=0, le=1)] = 0.2,
+    ) -> None:
         self.bins, self.momentum, self.floor = bins, momentum, floor
         self._loss = torch.ones(bins, dtype=torch.float64)
 

@@ -6,7 +6,6 @@ None, uniform.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import ClassVar, Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
+from advect.core.bounds import Positive
 from advect.core.errors import UserError, did_you_mean
 from advect.core.registry import register
 
@@ -124,11 +124,7 @@ class InverseSNR(SNRWeight):
 
     prediction: Prediction = "noise"
     of: Literal["loss", "data", "noise", "velocity", "score"] = "noise"
-    limit: float = 1e3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_above_zero("InverseSNR.limit", self.limit)
+    limit: Positive = 1e3
 
     def of_snr(self, snr: Tensor) -> Tensor:
         return (1 / snr).clamp(max=self.limit)
@@ -146,16 +142,7 @@ class MinSNR(SNRWeight):
         gamma: largest weight.
     """
 
-    gamma: float = 5.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_above_zero("MinSNR.gamma", self.gamma)
+    gamma: Positive = 5.0
 
     def of_snr(self, snr: Tensor) -> Tensor:
         return snr.clamp(max=self.gamma)
-
-
-def _check_above_zero(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise UserError(f"{name} must be finite and > 0, got {value}; the default is usual")

@@ -193,7 +193,7 @@ def test_mistakes_are_told_and_nothing_is_written(
     advect: Callable[..., None], moons_run: Path, digits_run: Path, tmp_path: Path
 ) -> None:
     for run, words, told in (
-        (moons_run, "--num-pairs 19", "--num-pairs must be at least 20, got 19"),
+        (moons_run, "--num-pairs 19", "--num-pairs must be at least 20 and at most 1,000,000,000, got 19"),
         (moons_run, "--iterations 0", "--iterations must be at least 1"),
         (moons_run, "--guidance 2", "no conditions|trained with"),
         (digits_run, "--guidance 2 --real-share 0.5", "--real-share 0.5 and --guidance 2.0 contradict"),

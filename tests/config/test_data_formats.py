@@ -66,7 +66,7 @@ def test_its_arguments_are_in_the_help_and_its_errors_name_flags(
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "--columns" in text and "how many columns to take" in text and "Numbers in a text file" in text
     _, a = parse_train(["--data", str(place), "--held-out", "2"])
-    with pytest.raises(UserError, match=r"^--held-out must be a share"):
+    with pytest.raises(UserError, match=r"^--held-out must be at least 0 and below 1"):
         build_dataset(a.settings.data)
     with pytest.raises(UserError, match="--columns is not a flag of advect train moons; it goes with --data-format"):
         parse_train(["moons", "--columns", "3"])

@@ -299,7 +299,7 @@ def test_pairing_ahead_changes_nothing(advect: Callable[..., None]) -> None:
         ),
         (
             f"moons {SCORE} --score-network head --objective-score-weight -1",
-            "--objective-score-weight must be finite and >= 0, got -1",
+            "--objective-score-weight must be at least 0 and at most 1,000,000, got -1",
         ),
     ],
 )

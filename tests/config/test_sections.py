@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
+from msgspec import Meta
 
 from advect.config.config import TrainingConfig
 from advect.config.flags import parse_sections
@@ -73,13 +74,12 @@ class Car(Section):
     """What it rolls on."""
     engine: str | None = part("engine", default=None, prefix="")
     """What drives it."""
-    doors: int = 4
+    doors: Annotated[int, Meta(ge=1)] = 4
     """How many
     doors."""
     colour: Literal["red", "blue"] = "red"
 
     usual = frozenset({"wheel", "engine"})
-    _at_least = (("doors", 1),)
 
 
 def parse(words: str) -> Car:

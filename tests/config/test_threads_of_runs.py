@@ -35,7 +35,7 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("number", [0, -1])
 def test_a_number_below_one_is_refused(advect: Callable[..., None], number: int) -> None:
-    with pytest.raises(UserError, match=f"--threads must be at least 1, got {number}"):
+    with pytest.raises(UserError, match=f"--threads must be at least 1 and at most 1,024, got {number}"):
         advect("train moons --threads", number)
 
 
@@ -95,5 +95,5 @@ def test_an_estimator_takes_the_option_and_puts_the_threads_back(monkeypatch: py
     x = np.random.default_rng(0).normal(size=(64, 2))
     library.FlowModel(steps=3, hidden=8, early_stopping=False, options={"threads": 2}).fit(x)
     assert set(seen) == {2} and torch.get_num_threads() == 1
-    with pytest.raises(UserError, match="threads must be at least 1, got 0"):
+    with pytest.raises(UserError, match="threads must be at least 1 and at most 1,024, got 0"):
         library.FlowModel(steps=3, options={"threads": 0}).fit(x)

@@ -30,7 +30,7 @@ class TestGrid:
         torch.testing.assert_close(there, 0.25 + 0.5 * t_grid(9, grid))
 
     def test_too_few_steps_are_refused(self, grid):
-        with pytest.raises(UserError, match="steps must be at least 1, got 0; 50 is usual"):
+        with pytest.raises(UserError, match="steps must be at least 1 and at most 100,000, got 0"):
             t_grid(0, grid)
 
 

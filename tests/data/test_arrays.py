@@ -143,7 +143,7 @@ GOOD = np.arange(6.0).reshape(3, 2)
         (GOOD, {"conditions": {"c": [0.5, 1.0, 0.0]}}, "whole numbers, got dtype float64"),
         (GOOD, {"conditions": {"c": [0, 1, 2]}, "names": {"c": ["x", "y"]}}, "has label 2 but names['c'] only 2"),
         (GOOD, {"names": {"c": ["x", "y"]}}, "names has 'c', which conditions has not"),
-        (GOOD, {"held_out": 1.0}, "held_out must be a share in [0, 1), got 1.0"),
+        (GOOD, {"held_out": 1.0}, "held_out must be at least 0 and below 1, got 1.0"),
         (GOOD, {"held_out": float("nan")}, "got nan"),
         (GOOD, {"value_range": (0, 5)}, "value_range is for images"),
         (np.ones((2, 1, 2, 2)), {}, "value_range must be given for images of float64"),

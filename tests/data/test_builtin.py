@@ -96,7 +96,7 @@ def test_moons_splits_are_independent_draws_that_the_seed_decides():
     ("arguments", "words"),
     [
         ({"n": 1}, "n must be at least 2"),
-        ({"noise": -0.1}, "noise must be a finite number >= 0, got -0.1"),
+        ({"noise": -0.1}, "noise must be at least 0 and at most 1,000,000, got -0.1"),
         ({"noise": float("nan")}, "got nan"),
     ],
 )

@@ -204,7 +204,7 @@ def test_nproc_is_checked(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     check_nproc(2, "auto")
     check_nproc(8, "cpu")
-    with pytest.raises(UserError, match="--nproc must be at least 1, got 0"):
+    with pytest.raises(UserError, match="--nproc must be at least 1 and at most 1,024, got 0"):
         check_nproc(0, "auto")
     with pytest.raises(UserError, match="--nproc 3 is more than the GPUs here, 2; use --nproc 2, or --device cpu"):
         check_nproc(3, "auto")
@@ -216,7 +216,7 @@ def test_nproc_is_checked(monkeypatch):
 
 def test_a_mistake_of_all_is_told_once(tmp_path):
     first, second = advect_ranks(2, "train moons --batch-size 0", cwd=tmp_path, code=2)
-    assert first.err.startswith("advect: --batch-size must be at least 1, got 0") and first.err.count("\n") == 1
+    assert first.err.startswith("advect: --batch-size must be at least 1 and") and first.err.count("\n") == 1
     assert second.err == ""
 
 
@@ -273,5 +273,5 @@ def test_nproc_runs_the_same_words_without_it(advect, monkeypatch, flag):
         ([*before, "train", "moons", "--width", "16", "--device", "cpu"], 2),
         ([*before, "sample", "runs/moons", "--device", "cpu"], 2),
     ]
-    with pytest.raises(UserError, match="--nproc must be at least 1, got -1"):
+    with pytest.raises(UserError, match="--nproc must be at least 1 and at most 1,024, got -1"):
         advect("train moons --nproc -1")

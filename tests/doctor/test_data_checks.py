@@ -11,6 +11,7 @@ from PIL import Image
 
 from advect.core.errors import UserError
 from advect.data.images.modality import Images
+from advect.data.repeats import Copies
 from advect.data.vectors.modality import Vectors
 from advect.doctor import Finding
 from advect.doctor import data as d
@@ -46,6 +47,22 @@ CELLS = f.CellStats(
 AGE = f.ColumnStats(name="age", type="Int64", rows=100, missing=0.0, distinct=60, named=False)
 TOWN = f.ColumnStats(name="town", type="string", rows=100, missing=0.0, distinct=5, named=True)
 
+
+def copies(count: int) -> Copies:
+    names = [f"row {i}" for i in range(count)]
+    places = np.arange(count)
+    return Copies(
+        looked=2000,
+        equal=count,
+        otherwise=[],
+        train=2000,
+        places=places,
+        first=places,
+        names=names,
+        first_names=names,
+    )
+
+
 TROUBLE = {
     "few": (d.check_count, replace(VALUES, train=100), "note", "--dropout"),
     "nothing held out": (d.check_held_out, replace(VALUES, held_out=0), "note", "held out"),
@@ -55,9 +72,22 @@ TROUBLE = {
     "dark": (d.check_range, replace(VALUES, modality=Images, deviation=0.01), "problem", "--value-range"),
     "unscaled": (d.check_range, replace(VALUES, deviation=15.0, extreme=19.0), "problem", "standardise"),
     "constant": (d.check_constant, replace(VALUES, constant=2), "note", "leave them out"),
-    "copies": (d.check_copies, replace(VALUES, copies=1500), "problem", "copies"),
-    "some copies": (d.check_copies, replace(VALUES, copies=100), "note", "copies"),
-    "rare": (d.check_classes, d.ClassShares(name="l", shares={"a": 0.998, "b": 0.002}, train=5000), "note", "more"),
+    "copies": (d.check_copies, copies(1500), "problem", "--drop-copies"),
+    "some copies": (d.check_copies, copies(100), "note", "--copies FILE"),
+    "labels": (d.check_conditions, replace(copies(0), otherwise=["row 3"]), "note", "labelled wrongly"),
+    "rare": (d.check_classes, d.ClassShares(name="l", shares={"a": 0.998, "b": 0.002}, train=7500), "note", "more"),
+    "rarest": (
+        d.check_classes,
+        d.ClassShares(name="l", shares={"a": 0.9998, "b": 2e-4}, train=5000),
+        "problem",
+        "join",
+    ),
+    "not held out": (
+        d.check_classes,
+        d.ClassShares(name="l", shares={"a": 0.9, "b": 0.1}, train=500, held_out={"a": 9, "b": 0}),
+        "problem",
+        "--held-out",
+    ),
     "uneven": (d.check_classes, d.ClassShares(name="l", shares={"a": 0.98, "b": 0.02}, train=5000), "note", "--cond"),
     "one class": (d.check_classes, d.ClassShares(name="l", shares={"a": 1.0}, train=5000), "note", "leave"),
     "unreadable": (d.check_unreadable, replace(PICTURES, unreadable={"a": "x", "b": "y"}), "problem", "repair"),
@@ -92,7 +122,7 @@ def test_trouble_is_told(name: str) -> None:
 
 
 def test_good_data_are_found_good() -> None:
-    found = [d.check_count(VALUES), d.check_range(VALUES), d.check_copies(VALUES), d.check_held_out(VALUES)]
+    found = [d.check_count(VALUES), d.check_range(VALUES), d.check_copies(copies(0)), d.check_held_out(VALUES)]
     found += [d.check_unreadable(PICTURES), d.check_sizes(PICTURES), d.check_grey(PICTURES)]
     found += [f.check_units(CELLS), f.check_genes(CELLS), f.check_libraries(CELLS)]
     columns = [AGE, TOWN]
@@ -198,7 +228,7 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
         examine_data(tmp_path)
     with pytest.raises(UserError, match="add --data-dir"):
         examine_words(["celeba64"])
-    with pytest.raises(UserError, match="--look must be at least 2"):
+    with pytest.raises(UserError, match="look must be at least 2"):
         examine_words(["moons"], look=1)
 
 

@@ -36,7 +36,10 @@ def titles(found: dict, level: str) -> str:
 
 
 def test_a_healthy_run_is_found_healthy(advect: Callable[..., None], doctor: Callable) -> None:
-    advect("train moons --max-steps 800 --run-dir well --width 128 --log-every 20 --sample-every 200 --num-samples 20")
+    advect(
+        "train moons --max-steps 800 --run-dir well --width 128 --log-every 20 --sample-every 200 --num-samples 20",
+        "--ema-decay 0.99",
+    )
     code, found = doctor("well", "--samples", 1000)
     assert code == 0 and found["healthy"], titles(found, "problem")
     said = titles(found, "ok")

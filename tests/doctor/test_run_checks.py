@@ -137,7 +137,21 @@ SICK = {
         "problem",
         "--dropout",
     ),
-    "average": (losses.check_average, with_options("training", ema_decay=0.9999), "note", "--ema-decay"),
+    "gap": (losses.check_gap, replace(HEALTHY, held_loss=np.full(8, 1.3)), "note", "--early-stopping yes"),
+    "by heart": (losses.check_gap, replace(HEALTHY, held_loss=np.full(8, 2.0)), "problem", "more data"),
+    "stopped in warm-up": (
+        losses.check_warmup,
+        replace(HEALTHY, step=STEPS[:1], loss=HEALTHY.loss[:1], epoch_step=100, epochs=1, checkpoint=100),
+        "problem",
+        "--resume-from RUN",
+    ),
+    "warm-up": (
+        losses.check_warmup,
+        with_options("training", lr_warmup_steps=3000),
+        "problem",
+        "--lr-warmup-steps 200",
+    ),
+    "average": (losses.check_average, with_options("training", ema_decay=0.9999), "problem", "--ema-decay 0.9975"),
     "short": (
         losses.check_length,
         replace(HEALTHY, step=STEPS[:3], epoch_step=0, checkpoint=300),
@@ -186,6 +200,17 @@ def test_both_losses_rising_are_no_over_fitting_and_an_over_fitting_run_is_not_t
     assert losses.check_still_falling(replace(falling, held_loss=rising)) is None
     assert losses.check_length(replace(falling, **short)) is not None
     assert losses.check_length(replace(falling, **short, held_loss=rising)) is None
+
+
+def test_the_best_checkpoint_is_judged_where_samples_come_from_it() -> None:
+    rising = np.array([1.4, 1.2, 1.05, 1.2, 1.4, 1.8, 2.2, 2.4])
+    run = replace(HEALTHY, held_loss=rising)
+    assert losses.check_gap(run).level == "problem"  # type: ignore[union-attr]
+    best = replace(run, best=int(HEALTHY.held_step[2]))
+    assert losses.check_gap(best) is None
+    fits = losses.check_over_fitting(best)
+    assert fits is not None and fits.level == "ok" and "whose checkpoint" in fits.title
+    assert losses.over_fits(best) and losses.over_fits(run) and not losses.over_fits(HEALTHY)
 
 
 def test_a_few_skips_by_which_the_loss_scale_is_found_are_no_matter() -> None:

@@ -220,15 +220,15 @@ MISTAKES = [
     ("--cond labl=7", "condition 'labl' is not known; did you mean 'label'?"),
     ("--cond label=17", "condition 'label' has no value '17'"),
     ("--guidance-interval 0.2 0.8", "guidance_interval is given, but guidance is 1"),
-    ("--repeat 0", "--repeat must be at least 1, got 0"),
-    ("--num-samples 0", "--num-samples must be at least 1, got 0"),
+    ("--repeat 0", "--repeat must be at least 1 and at most 10,000, got 0"),
+    ("--num-samples 0", "--num-samples must be at least 1 and at most 1,000,000,000,000, got 0"),
     ("--likelihood-samples 9", "--likelihood-samples does nothing without --metrics likelihood"),
     ("--ema-decay 0.5", "has no average of decay 0.5"),
     ("--no-use-ema --ema-decay 0.9", "contradict each other"),
     ("--output folder", "--output folder is a folder; name a file"),
     ("--nfe 1 --solver heun", "--nfe 1 holds none that heun can meet"),
     ("--reference test", "'test'"),
-    ("--batch-size 0", "batch_size must be at least 1, got 0"),
+    ("--batch-size 0", "--batch-size must be at least 1 and at most 16,777,216, got 0"),
 ]  # fmt: skip
 
 

@@ -251,5 +251,5 @@ def test_unknown_weightings_are_told() -> None:
         ScoreMatching(weighting="unifrom")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="must be 'score' or 'noise', got 'data'"):
         ScoreMatching(prediction="data")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="must be finite and >= 0, got -1"):
+    with pytest.raises(UserError, match="score_weight must be at least 0 and at most 1,000,000, got -1"):
         StochasticInterpolantLoss(score_weight=-1)

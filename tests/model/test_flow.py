@@ -106,7 +106,7 @@ def test_a_weight_file_alone_can_be_sampled_from(digits_run: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n": 0}, "number of samples must be at least 1, got 0"),
+        ({"n": 0}, "n must be at least 1 and at most 1,000,000,000,000, got 0"),
         ({"n": 2, "steps": 0}, "steps must be at least 1"),
         ({"n": 2, "solver": "midpont"}, "did you mean 'midpoint'"),
         ({"n": 2, "batch_size": 0}, "batch_size must be at least 1"),
@@ -190,7 +190,7 @@ def test_straightness_is_that_of_the_conditions_and_the_guidance(digits_run: Pat
     assert ask(cond={"label": 7}, guidance=2.0) != ask(cond={"label": 7})
     for arguments, message in (
         ({"guidance_interval": (0.1, 0.9)}, "guidance is 1"),
-        ({"n": 0}, "number of samples must be at least 1, got 0"),
+        ({"n": 0}, "n must be at least 1 and at most 1,000,000,000,000, got 0"),
         ({"cond": {"lable": 3}}, "condition 'lable' is not known"),
         ({"solver": "dopri5"}, "cannot integrate a deviation"),
     ):

@@ -51,7 +51,7 @@ def test_the_stochastic_equation_has_its_own_solvers_steps_and_costs() -> None:
         ({"solvers": ["midpont"]}, "solver 'midpont' is not known; did you mean 'midpoint'?"),
         ({"grids": ["unifrom"]}, "grid 'unifrom' is not known; did you mean 'uniform'?"),
         ({"nfes": [4], "steps": [4]}, "--nfe and --num-steps contradict each other"),
-        ({"steps": [4, 0]}, "--num-steps must be at least 1, got 0"),
+        ({"steps": [4, 0]}, "steps must be at least 1 and at most 100,000, got 4 0"),
         (
             {"solvers": ["rk4"], "nfes": [2, 3]},
             "--nfe 2 3 holds none that rk4 can meet, at 4 a step and at least 4 in all; add another",

@@ -254,7 +254,7 @@ def test_another_calls_samples_are_kept_unless_they_may_be_overwritten(moons_run
 
 def test_mistakes_are_told_before_anything_is_written(moons_run: Path, tmp_path: Path) -> None:
     for message, asked, size in (
-        ("--part-size must be at least 1, got 0", ASK, 0),
+        ("size must be at least 1 and at most 2,147,483,647, got 0", ASK, 0),
         ("did you mean 'midpoint'", ask(50, solver="midpont"), 20),
         ("steps must be", ask(50, steps=0), 20),
         ("guidance is 2", ask(50, guidance=2), 20),

@@ -68,8 +68,8 @@ def test_bfloat16_autocast_is_close() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"width": 0}, "MLP.width must be at least 1, got 0"),
-        ({"depth": 1}, "MLP.depth must be at least 2, got 1"),
+        ({"width": 0}, "MLP.width must be at least 1 and at most 65,536, got 0"),
+        ({"depth": 1}, "MLP.depth must be at least 2 and at most 1,000, got 1"),
         ({"time_features": -1}, "MLP.time_features must be at least 0"),
         ({"activation": "sillu"}, "'sillu'; did you mean 'silu'"),
     ],

@@ -26,10 +26,10 @@ def test_what_does_not_fit_through_the_width_passes_beside_it() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dim": 0}, "ResidualMLP.dim must be at least 1, got 0"),
+        ({"dim": 0}, "ResidualMLP.dim must be at least 1 and at most 2,147,483,647, got 0"),
         ({"dim": 2, "depth": 0}, "ResidualMLP.depth must be at least 1"),
         ({"dim": 2, "expansion": 0}, "ResidualMLP.expansion must be at least 1"),
-        ({"dim": 2, "dropout": -0.1}, r"ResidualMLP.dropout must be in \[0, 1\)"),
+        ({"dim": 2, "dropout": -0.1}, r"ResidualMLP.dropout must be at least 0 and below 1"),
     ],
 )
 def test_arguments_out_of_range(arguments: dict, message: str) -> None:

@@ -142,10 +142,10 @@ def test_compiles_to_one_graph() -> None:
         ((64,), {}, r"must be \(channels, height, width\), got \(64,\); for vectors use MLP"),
         ((3, 32, 32), {"attention_resolutions": (16, 7)}, "names 7, but the feature maps have sizes 32, 16, 8, 4"),
         ((3, 32, 32), {"channel_mult": ()}, "UNet.channel_mult must name a multiple"),
-        ((3, 32, 32), {"dropout": 1.0}, r"UNet.dropout must be in \[0, 1\), got 1.0"),
-        ((3, 32, 32), {"num_res_blocks": 0}, "UNet.num_res_blocks must be at least 1, got 0"),
-        ((3, 32, 32), {"model_channels": 0}, "UNet.model_channels must be at least 1, got 0"),
-        ((3, 32, 32), {"head_width": 0}, "UNet.head_width must be at least 1, got 0"),
+        ((3, 32, 32), {"dropout": 1.0}, r"UNet.dropout must be at least 0 and below 1, got 1.0; 0.1 is usual"),
+        ((3, 32, 32), {"num_res_blocks": 0}, "UNet.num_res_blocks must be at least 1 and at most 100, got 0"),
+        ((3, 32, 32), {"model_channels": 0}, "UNet.model_channels must be at least 1 and at most 65,536, got 0"),
+        ((3, 32, 32), {"head_width": 0}, "UNet.head_width must be at least 1 and at most 65,536, got 0"),
     ],
 )
 def test_arguments_out_of_range(shape: tuple[int, ...], arguments: dict[str, Any], message: str) -> None:

@@ -129,12 +129,15 @@ def test_coefficients_carry_a_gradient(schedule):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LipmanOT(sigma_min=1), r"LipmanOT\.sigma_min must lie in \[0, 1\), got 1; 1e-4 is usual"),
-        (lambda: LipmanOT(sigma_min=float("nan")), r"LipmanOT\.sigma_min must lie in \[0, 1\)"),
-        (lambda: Polynomial(0.5), r"Polynomial\.n must be finite and >= 1, got 0\.5; 1 is the straight line"),
-        (lambda: Cosine(0), r"Cosine\.offset must be finite and > 0, got 0; for 0 use Trigonometric\(\)"),
+        (
+            lambda: LipmanOT(sigma_min=1),
+            r"LipmanOT\.sigma_min must be at least 0 and below 1, got 1; ",
+        ),
+        (lambda: LipmanOT(sigma_min=float("nan")), r"LipmanOT\.sigma_min must be finite and at least 0 and below 1"),
+        (lambda: Polynomial(0.5), r"Polynomial\.n must be at least 1 and at most 100, got 0\.5"),
+        (lambda: Cosine(0), r"Cosine\.offset must be above 0 and at most 1,000, got 0; 0\.008 is usual"),
         (lambda: BetaLinear(beta_min=3, beta_max=2), "BetaLinear needs 0 < beta_min <= beta_max, got 3 and 2"),
-        (lambda: BetaLinear(beta_min=0), "BetaLinear needs 0 < beta_min"),
+        (lambda: BetaLinear(beta_min=0), r"BetaLinear\.beta_min must be above 0"),
         (lambda: VariancePreserving(lambda t: t), r"sigma must fall from at most 1 at t = 0 to 0.*got 0 at 0"),
         (lambda: VariancePreserving(lambda t: 2 - 2 * t), "sigma must fall from at most 1 at t = 0"),
         (lambda: VariancePreserving(lambda t: 1 - t / 2), "sigma must fall .* 0.5 at 1; the linear one is 1 - t"),

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from advect.core.errors import UserError
+from advect.evaluation.results import table
 from advect.reporting import write_report
 from advect.reporting.plots import quality_chart
 from advect.reporting.reflow_page import write_reflow
@@ -33,7 +34,13 @@ def result(distances: dict[int, float], *, floor: float = 0.5, std: float | None
         "floor": {"samples": 800, "metrics": {"frechet": floor}},
         "flow": {"straightness": {"value": 0.5, "relative": 0.25}},
         "points": [
-            {**way, "steps": n, "nfe": n, "metrics": {"frechet": {"mean": d, "std": std, "values": [d]}}}
+            {
+                **way,
+                "steps": n,
+                "nfe": n,
+                "seconds": 1.0,
+                "metrics": {"frechet": {"mean": d, "std": std, "values": [d]}},
+            }
             for n, d in distances.items()
         ],
     }
@@ -48,11 +55,29 @@ def test_a_report_has_the_newest_evaluations_with_spread_and_floor(run: Path) ->
         os.utime(file, (i, i))
     (folder / "eval-damaged.json").write_text("{")
     page = write_report(run).read_text()
-    places = [page.find(f"<td>{10 + i} ± 0.25</td>") for i in range(8)]
+    places = [page.find(f"<td>{10 + i}.00 ± 0.25</td>") for i in range(8)]
     assert places[:2] == [-1, -1] and min(places[2:]) > 0 and places[2:] == sorted(places[2:], reverse=True)
     assert page.count("<td>floor: 800 real training rows</td><td></td><td>0.5</td>") == 6
     assert page.count('aria-label="eval-') == 6 and "1,234 samples" in page and "seeds 0 1. Straightness 0.25" in page
     assert "evaluation/eval-damaged.json is damaged" in page
+
+
+def test_intervals_are_in_table_and_chart_as_they_were_printed(run: Path) -> None:
+    found = result({1: 10.0, 2: 5.0, 4: 2.0})
+    for point, ends in zip(found["points"], ([8.5, 11.5], [4, 6], [1.5, 2.5]), strict=True):
+        point["metrics"]["frechet"]["interval"] = ends
+    found["floor"]["intervals"] = {"frechet": [0.25, 0.75]}
+    found["left_out"] = {"precision": "needs 6 rows or more"}
+    found["protocol"]["reference"] = 90
+    (run / "evaluation").mkdir(exist_ok=True)
+    before = write_report(run).read_text()
+    (run / "evaluation/eval-0.json").write_text(json.dumps(found))
+    page, lines = write_report(run).read_text(), table(found)
+    for words in ("10.0 [8.5, 11.5]", "5.0 [4.0, 6.0]", "2.00 [1.50, 2.50]", "0.50 [0.25, 0.75]"):
+        assert f"<td>{words}</td>" in page and any(words in line for line in lines)
+    for note in lines[-3:]:
+        assert note in page and note not in before
+    assert "LineCollection" in page.split('aria-label="eval-0"')[1].split("</svg>")[0]
 
 
 def test_a_floor_below_zero_leaves_the_logarithm_to_the_others() -> None:

@@ -79,6 +79,11 @@ def test_smoothing_keeps_a_line_and_removes_noise():
     assert plots.smooth([7.0]).tolist() == [7.0]
 
 
+def test_numbers_near_one_are_not_shown_as_one():
+    values = (0.9995, 0.99954321, 0.99996, 0.999999, 0.9876, 1.0004, 0.5, 1e-5)
+    assert [number(v) for v in values] == ["0.9995", "0.99954", "0.99996", "0.999999", "0.988", "1", "0.5", "1e-05"]
+
+
 def test_numbers_read_well():
     assert [number(v) for v in (0, 0.01234, 4.5678, 123.4, 12345.6, 6.789e6, 1.2e-7, float("nan"))] == [
         *("0", "0.0123", "4.57", "123", "12,346", "6.79 M", "1.2e-07", "nan")

@@ -105,11 +105,11 @@ def test_a_parameter_without_gradient_stays_and_the_others_move_as_torchs_own():
 
 
 def test_arguments_are_validated():
-    with pytest.raises(UserError, match=r"weight_decay must be >= 0, got -0\.1; 0\.01 is usual"):
+    with pytest.raises(UserError, match=r"weight_decay must be at least 0 and at most 1,000,000, got -0\.1"):
         AdamW({}, weight_decay=-0.1)
-    with pytest.raises(UserError, match=r"AdamW\.betas must lie in \[0, 1\), got 0\.9 1\.5"):
+    with pytest.raises(UserError, match=r"AdamW\.betas must be at least 0 and below 1, got 0\.9 1\.5"):
         AdamW({}, betas=(0.9, 1.5))
-    with pytest.raises(UserError, match=r"AdamW\.eps must be > 0, got 0\.0"):
+    with pytest.raises(UserError, match=r"AdamW\.eps must be above 0 and at most 1, got 0\.0"):
         AdamW({}, eps=0.0)
 
 

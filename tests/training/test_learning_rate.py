@@ -40,9 +40,9 @@ def test_a_run_shorter_than_its_warm_up_never_stops_rising(schedule):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"peak": 0.0}, r"LearningRate\.peak must be > 0, got 0\.0; 2e-4 is usual"),
-        ({"peak": float("nan")}, r"LearningRate\.peak must be > 0, got nan"),
-        ({"warmup": -1}, r"LearningRate\.warmup must be >= 0 steps, got -1"),
+        ({"peak": 0.0}, r"LearningRate\.peak must be above 0, got 0\.0"),
+        ({"peak": float("nan")}, r"LearningRate\.peak must be finite and above 0, got nan"),
+        ({"warmup": -1}, r"LearningRate\.warmup must be at least 0, got -1"),
     ],
 )
 def test_arguments_out_of_range(arguments, message):

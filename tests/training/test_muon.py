@@ -123,5 +123,5 @@ def test_mistakes_are_told() -> None:
         Muon(p, {"b": 1})
     with pytest.raises(UserError, match="'nothing' is none"):
         Muon(p, {"nothing": 1})
-    with pytest.raises(UserError, match=r"momentum must lie in \[0, 1\), got 1"):
+    with pytest.raises(UserError, match=r"momentum must be at least 0 and below 1, got 1"):
         Muon(p, {"w": 1}, momentum=1.0)

@@ -26,7 +26,7 @@ from advect.distributed.comm import broadcast_object, current, sync_errors
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-_MANIFEST, _LATEST = "manifest.json", "latest"
+_MANIFEST, _LATEST, BEST = "manifest.json", "latest", "best"
 _NAME = re.compile(r"step-\d{8,}")
 _STEP = re.compile(r"step-(\d+)")
 _EPOCH = re.compile(r"(?:checkpoint[-_])?epoch[-_](\d+)(?:\.pth?)?")
@@ -357,8 +357,6 @@ def verify_checkpoint(path: Path) -> dict:
             raise UserError(f"checkpoint {path} is damaged: the content of {name} has changed{_siblings(path)}")
     return manifest
 
-
-BEST = "best"
 
 HELD_OUT_LOSS = "held-out-loss"
 """Metric of a best checkpoint that stands for its run."""

@@ -6,10 +6,13 @@ import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from advect.config.flags import asks_help, parse_words, split_place
 from advect.config.section import Section
+from advect.core.bounds import Pixels
 from advect.core.errors import UserError, did_you_mean
 from advect.data import Packed, pack, packed_path
 from advect.data.images.decoding import Decoder
@@ -23,13 +26,13 @@ class PackArguments(Section):
 
     output: Path | None = None
     """Output folder; default beside PATH, where training finds it."""
-    image_size: int = 64
+    image_size: Pixels = 64
     """Height and width in pixels, by resizing the shorter side and centre-cropping."""
     channels: Literal[1, 3, 4] = 3
     """3 for colour, 1 for grey, 4 for colour with its alpha."""
     background: str = "white"
     """Colour behind transparent images: a name, or #rrggbb."""
-    workers: int = 2
+    workers: Annotated[int, Meta(ge=1, le=1024)] = 2
     """Decoding threads."""
 
 

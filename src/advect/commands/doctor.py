@@ -6,11 +6,15 @@ import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta
 
 from advect.config.arguments import TrainArguments
 from advect.config.flags import parse_words, place_first
 from advect.config.presets import PRESETS
 from advect.config.section import Section
+from advect.core.bounds import CountOrZero, Seed
 from advect.core.device import tune_process
 from advect.core.errors import UserError
 from advect.distributed.context import only_warnings
@@ -29,11 +33,13 @@ class DoctorArguments(Section):
     RUN, where its data are now, for --samples.
     """
 
-    samples: int = 0
+    samples: CountOrZero = 0
     """Of a run: number of samples to compare with the data; 500 is usual, 0 is none."""
-    look: int = 2000
+    look: Annotated[int, Meta(ge=2, le=10**9)] = 2000
     """Of data: most samples examined, evenly spaced."""
-    seed: int = 0
+    copies: Path | None = None
+    """Of data: write the list of all copies to this CSV file."""
+    seed: Seed = 0
     """Of a run: seed of the samples."""
     run_dir: Path = Path("runs")
     """Of the machine: folder of runs."""
@@ -43,7 +49,8 @@ class DoctorArguments(Section):
     """cpu, cuda, cuda:1 ...; auto takes a GPU if available."""
 
 
-_BESIDE_DATA = {"--look": 1, "--json": 0, "--device": 1, "--samples": 1, "--help": 0, "--help-all": 0, "-h": 0}
+_BESIDE_DATA = {name: 1 for name in ("--look", "--device", "--samples", "--copies")}
+_BESIDE_DATA |= {name: 0 for name in ("--json", "--help", "--help-all", "-h")}
 """Own flags among those of ``advect train``, with their numbers of values."""
 
 
@@ -68,12 +75,14 @@ def doctor(words: list[str]) -> tuple[str, bool]:
     a = parse_words(DoctorArguments, own, prog=prog, description="Say what is wrong, and what to try.")
     if a.samples and (what is None or of_data):
         raise UserError(f"--samples {a.samples} is for a run; name one: advect doctor runs/digits --samples 500")
+    if a.copies and not of_data:
+        raise UserError(f"--copies {a.copies} is for data; name them: advect doctor --data PATH --copies {a.copies}")
     if what and a.data and not of_data and not a.samples:
         raise UserError(f"--data {a.data} of a run is where its data are now, for --samples 500; give both or neither")
     tune_process()
     with only_warnings():
         if of_data:
-            findings = examine_data(training, look=a.look, device=a.device)
+            findings = examine_data(training, look=a.look, device=a.device, copies=a.copies)
         elif what:
             findings = examine_run(Path(what), samples=a.samples, seed=a.seed, device=a.device, data=a.data)
         else:

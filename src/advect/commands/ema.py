@@ -8,7 +8,9 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from msgspec import Meta
 from torch import Tensor
 
 from advect.checkpoint.manifest import checkpoint_step, named_checkpoint, read_newest
@@ -16,7 +18,7 @@ from advect.checkpoint.tensor_files import save_tensors
 from advect.config.flags import parse_words, split_place
 from advect.config.section import Section
 from advect.core.errors import UserError
-from advect.core.files import atomic_write, claim_folder
+from advect.core.files import atomic_write, check_name, claim_folder
 from advect.model.load import AVERAGE, METADATA, ModelMetadata, read_model_metadata
 from advect.training import find_checkpoint
 from advect.training.ema import LONGEST
@@ -36,12 +38,12 @@ class EmaArguments(Section):
     checkpoint: str | None = None
     """Checkpoint of the run: epoch-50, step-1000, best or latest; averages end at its step"""
 
-    length: tuple[float, ...] = ()
+    length: tuple[Annotated[float, Meta(gt=0, lt=LONGEST)], ...] = ()
     """Lengths of the averages: standard deviation of their weights in time, as a share of the run; 0.05 averages over
     about the last tenth.
     """
 
-    step: int | None = None
+    step: Annotated[int, Meta(ge=0)] | None = None
     """Step of a snapshot in RUN/ema at which averages end; default the newest."""
     output: Path | None = None
     """Output file, for one length; default RUN/ema/length-LENGTH-step-STEP.safetensors."""
@@ -76,6 +78,8 @@ def rebuild(run: Path, a: EmaArguments) -> list[AverageFile]:
     Raises UserError, before writing, for a length out of reach, a missing or damaged snapshot, and an existing file.
     """
     _check(a)
+    if a.output is not None:
+        check_name(a.output, "--output")
     folder = run if (run / SNAPSHOTS).is_dir() else find_checkpoint(run).parent.parent
     end = a.step
     if a.checkpoint is not None:
@@ -106,8 +110,6 @@ def _check(a: EmaArguments) -> None:
     if not a.length or len(set(a.length)) < len(a.length):
         got = " ".join(map(str, a.length)) or "none"
         raise UserError(f"--length needs one or more different lengths, such as 0.05 0.1, got {got}")
-    if bad := [length for length in a.length if not 0 < length < LONGEST]:
-        raise UserError(f"--length must be above 0 and below {LONGEST:.3f}, the plain mean of all steps, got {bad[0]}")
     if a.step is not None and a.checkpoint is not None:
         raise UserError(f"--step {a.step} and --checkpoint {a.checkpoint} both name the end; give one of them")
     if a.output is None:

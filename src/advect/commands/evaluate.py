@@ -18,7 +18,7 @@ from advect.config.resume import device_name, versions
 from advect.config.section import Section
 from advect.core import registry
 from advect.core.errors import UserError
-from advect.core.files import atomic_write_text, claim_folder
+from advect.core.files import atomic_write_text, check_name, claim_folder
 from advect.distributed.comm import broadcast_object, current, sync_errors
 from advect.distributed.context import run_context
 from advect.evaluation import results
@@ -204,6 +204,7 @@ def _claimed(output: Path) -> Iterator[None]:
     """Context that holds the folder of a file against other calls for that file; raises UserError if it cannot be
     written. Leftovers of a killed call are removed.
     """
+    check_name(output, "--output")
     if output.is_dir():
         raise UserError(f"--output {output} is a folder; name a file, such as {output / 'eval.json'}")
     with claim_folder(output.parent, "--output", f".{output.name}.lock"):

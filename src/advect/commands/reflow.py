@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from msgspec import Meta
 
 from advect.checkpoint.manifest import find_checkpoint
 from advect.commands.evaluate import evaluate
@@ -22,6 +23,7 @@ from advect.config.config import Config
 from advect.config.flags import asks_help, launch_processes, split_place
 from advect.config.presets import DEFAULT, get_preset
 from advect.config.section import Section, part
+from advect.core.bounds import Evaluations, GuidanceScale, Processes, Share, Steps, Time
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, claim_folder, make_folder
 from advect.core.random import Stream, stream_seed
@@ -52,25 +54,25 @@ class ReflowArguments(Section):
 
     settings: Config = field(metadata={"flag": False})
 
-    iterations: int = 2
+    iterations: Annotated[int, Meta(ge=1, le=100)] = 2
     """Number of rounds of pairs and training."""
     distill: bool = False
     """Train a last flow on pairs at t = 0 only, for one-step sampling."""
-    num_pairs: int | None = None
+    num_pairs: Annotated[int, Meta(ge=20, le=10**9)] | None = None
     """Pairs for each flow; default the number of training samples."""
     pair_solver: str | None = part("solver", default=None)
     """Solver for the pairs; default that of the run's sample grids."""
-    pair_steps: int | None = None
+    pair_steps: Steps | None = None
     """Its steps; default those of the run's sample grids."""
     pair_grid: str | None = part("grid", default=None)
     """Its time grid."""
 
-    guidance: float = 1.0
+    guidance: GuidanceScale = 1.0
     """Scale of classifier-free guidance for the first flow's pairs; later flows learn it."""
 
-    guidance_interval: tuple[float, float] | None = None
+    guidance_interval: tuple[Time, Time] | None = None
     """Times LO HI between which guidance acts; default all."""
-    real_share: float = 0.0
+    real_share: Share = 0.0
     """Share of pairs that are real data carried back to noise (Lee, Lin & Fanti 2024)."""
     store: Literal["auto", "float32", "bf16", "uint8"] = "auto"
     """Storage type of samples; auto: bf16 for images, else float32."""
@@ -80,28 +82,24 @@ class ReflowArguments(Section):
     measure: bool = True
     """Measure all flows at the end, and write the report."""
     features: FeatureConfig = field(default_factory=FeatureConfig)
-    measure_samples: int = 2000
+    measure_samples: Annotated[int, Meta(ge=20, le=10**9)] = 2000
     """Samples for each measured point."""
-    nfes: tuple[int, ...] = NFES
+    nfes: tuple[Evaluations, ...] = NFES
     """Numbers of network evaluations for measurements, by Euler's method."""
-    nproc: int = 1
+    nproc: Processes = 1
     """Local processes, one a GPU if there are any, as by torchrun --nproc_per_node."""
 
     usual = frozenset({"iterations", "distill", "num_pairs", "guidance", "output_dir", "measure", "nproc"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.iterations < 1:
-            raise UserError(f"--iterations must be at least 1, got {self.iterations}; 1 or 2 is usual")
         adaptive = self.pair_solver is not None and self.part("pair_solver").adaptive  # pyright: ignore
         if adaptive and (self.pair_steps or self.pair_grid):
             raise UserError(
                 f"--pair-solver {self.pair_solver} chooses its own steps; leave --pair-steps and --pair-grid out"
             )
-        if not self.nfes or min(self.nfes) < 1:
-            raise UserError(f"--nfes must be whole numbers of at least 1, got {list(self.nfes)}; such as 1 4 20")
-        if self.measure_samples < 20:
-            raise UserError(f"--measure-samples must be at least 20, got {self.measure_samples}; 2000 is usual")
+        if not self.nfes:
+            raise UserError("--nfes needs one or more whole numbers, such as 1 4 20")
         asked = self.features.features or self.nfes != NFES or self.measure_samples != type(self).measure_samples
         if asked and not self.measure:
             raise UserError("--no-measure measures nothing; leave --features, --nfes and --measure-samples out")
@@ -172,7 +170,7 @@ def for_pairs(config: Config) -> Config:
             f"advect reflow trains no score, and the run has --score-network {config.network.score_network}; take a "
             "run without"
         )
-    method = config.method.replaced(objective="flow-matching", path="cond-ot", sigma_min=0.0, coupling="pairs")
+    method = config.method.replaced(objective="flow-matching", path="cond-ot", sigma_min=None, coupling="pairs")
     if method.prediction in ("noise", "score"):
         method = method.replaced(prediction="velocity", loss_space="same", weight="uniform")
     training = replace(config.training, max_steps=None, max_minutes=None, early_stopping="no", pair_ahead=False)

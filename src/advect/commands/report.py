@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta
 
 from advect.checkpoint.manifest import find_weights, named_checkpoint, read_newest
 from advect.config.flags import parse_words, split_place
 from advect.config.section import Section
+from advect.core.bounds import Evaluations, Positive, Seed
 from advect.core.device import tune_process
 from advect.core.errors import UserError
 from advect.core.files import claim_folder
+from advect.evaluation.budget import Clock, budget_seconds, describe_limits
 from advect.evaluation.protocol import open_run
-from advect.evaluation.quality import NFES, measure_quality
+from advect.evaluation.quality import measure_quality
 from advect.reporting import write_report
+from advect.reporting.run_folder import training_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +36,17 @@ class ReportArguments(Section):
 
     data: str | None = None
     """The data's place if they have moved since the training."""
-    num_samples: int = 1000
-    """Samples a point of the quality curve, at most the number of training samples."""
-    nfes: tuple[int, ...] | None = None
-    """Numbers of network evaluations to measure."""
-    seed: int = 0
+    minutes: Positive | None = None
+    """Most minutes; default a tenth of the training, 20 seconds to two minutes. What is smaller for it is told."""
+    full: bool = False
+    """Take the time that all measurements take."""
+    num_samples: Annotated[int, Meta(ge=2, le=10**12)] | None = None
+    """Samples a point of the quality curve, at most the number of training samples; default 1000, fewer if time is
+    short.
+    """
+    nfes: tuple[Evaluations, ...] | None = None
+    """Numbers of network evaluations to measure; default 1 2 4 8 16 32 64, fewer if time is short."""
+    seed: Seed = 0
     """Seed of the samples."""
     measure: bool = True
     """Measure; --no-measure uses what the run folder holds."""
@@ -48,8 +61,10 @@ def run(words: list[str]) -> None:
     place, flags = split_place(words, "advect report", ReportArguments)
     a = parse_report(flags)
     options = {"samples": a.num_samples, "nfes": a.nfes, "seed": a.seed, "measure": a.measure, "data": a.data}
-    page, results = report(place, device=a.device, checkpoint=a.checkpoint, output_dir=a.output_dir, **options)
-    for line in summary(results) if results else []:
+    seconds = math.inf if a.full or (a.num_samples and a.nfes) else a.minutes and 60 * a.minutes
+    options |= {"checkpoint": a.checkpoint, "output_dir": a.output_dir, "seconds": seconds}
+    page, results = report(place, device=a.device, **options)
+    for line in [*summary(results), *describe_limits(results, place)]:
         logger.info(line)
     logger.info(f"report: {page}")
 
@@ -58,47 +73,65 @@ def parse_report(flags: list[str]) -> ReportArguments:
     """Parse the words after ``advect report RUN``. Raises UserError."""
     about = "Measure a run and write a report."
     a = parse_words(ReportArguments, flags, prog="advect report RUN", description=about)
-    if not a.measure and (a.nfes or a.data or a.checkpoint or a.num_samples != ReportArguments.num_samples):
-        raise UserError("--no-measure measures nothing; leave --nfes, --num-samples, --checkpoint and --data out")
+    limits = {"--full": a.full, "--minutes": a.minutes is not None}
+    asked = {
+        "--nfes": a.nfes,
+        "--num-samples": a.num_samples,
+        "--checkpoint": a.checkpoint,
+        "--data": a.data,
+        **limits,
+    }
+    given = [flag for flag, value in asked.items() if value]
+    if not a.measure and given:
+        raise UserError(f"--no-measure measures nothing; leave {' and '.join(given)} out")
+    if a.minutes is not None and (a.full or (a.nfes and a.num_samples)):
+        other = "--full" if a.full else "--nfes and --num-samples"
+        raise UserError(f"--minutes {a.minutes:g} bounds nothing beside {other}; leave one out")
     return a
 
 
 def report(
     run: Path,
     *,
-    samples: int = 1000,
-    nfes: tuple[int, ...] | None = None,
-    seed: int = 0,
+    samples: int | None = None,
+    nfes: tuple[Evaluations, ...] | None = None,
+    seed: Seed = 0,
     device: str = "auto",
     measure: bool = True,
     data: str | None = None,
     checkpoint: str | None = None,
     output_dir: Path | None = None,
+    seconds: float | None = math.inf,
 ) -> tuple[Path, dict]:
     """Measure a run and write its ``report.html``, in ``output_dir`` or the run; return the file and the measurements.
 
     ``checkpoint`` names the one measured, default that of :func:`find_weights`. With ``measure`` False the page
-    uses existing files. Raises UserError if ``run`` is no run folder with a checkpoint, or the data have moved or
-    changed.
+    uses existing files. ``seconds`` bounds the time, None by that of the training. Raises UserError if ``run`` is no
+    run folder with a checkpoint, or the data have moved or changed.
     """
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is not a run folder: it has no config.yaml; give one such as runs/digits")
     tune_process()
     output_dir = output_dir or run
-    results = output_dir / "evaluation" / "quality.json"
+    file = output_dir / "evaluation" / "quality.json"
     with claim_folder(output_dir, "--output-dir", ".report.lock"):
-        if measure:
-            find = lambda run: find_weights(named_checkpoint(run, checkpoint))
-            read = lambda place: open_run(run, place, True, device, data)
-            _, flow, dataset, subject = read_newest(run, read, find)
-            options = {"samples": samples, "nfes": nfes or NFES, "seed": seed, "step": subject["step"]}
-            measure_quality(flow, dataset, results.parent, **options)
-        page = write_report(run, output_dir)
-    return page, json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
+        if not measure:
+            page = write_report(run, output_dir)
+            return page, json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        clock = Clock(budget_seconds(training_seconds(run)) if seconds is None else seconds)
+        find = lambda run: find_weights(named_checkpoint(run, checkpoint))
+        read = lambda place: open_run(run, place, True, device, data)
+        _, flow, dataset, subject = read_newest(run, read, find)
+        options = {"samples": samples, "nfes": nfes, "seed": seed, "step": subject["step"], "clock": clock}
+        result = measure_quality(flow, dataset, file.parent, **options)
+        notes = [] if "frechet" in result else describe_limits(result, run)
+        return write_report(run, output_dir, notes=notes), result
 
 
 def summary(results: dict) -> list[str]:
-    """Main figures of the measurements, as lines."""
+    """Main figures of the measurements, as lines; none if there are none."""
+    if "frechet" not in results:
+        return []
     frechet = results["frechet"]
     best = frechet["best"]
     lines = [

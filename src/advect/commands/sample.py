@@ -10,6 +10,18 @@ from typing import ClassVar
 from advect.checkpoint.manifest import named_checkpoint
 from advect.config.flags import launch_processes, parse_words, split_place
 from advect.config.section import Section, part
+from advect.core.bounds import (
+    BatchSize,
+    Count,
+    GuidanceScale,
+    Pixels,
+    Processes,
+    SampleCount,
+    Seed,
+    Share,
+    Steps,
+    Time,
+)
 from advect.core.errors import UserError
 from advect.distributed.comm import sync_errors
 from advect.model.conditions import parse_conditions
@@ -28,9 +40,9 @@ class SampleArguments(Section):
     checkpoint: str | None = None
     """Checkpoint of the run: epoch-50, step-1000, best or latest, the default."""
 
-    num_samples: int = 64
+    num_samples: SampleCount = 64
     """Number of samples."""
-    num_steps: int | None = None
+    num_steps: Steps | None = None
     """Solver steps; default those of the run's sample grids."""
 
     solver: str | None = part("solver", "sde-solver", default=None)
@@ -43,7 +55,7 @@ class SampleArguments(Section):
     need more steps.
     """
 
-    seed: int = 0
+    seed: Seed = 0
     """The same seed gives the same samples."""
 
     cond: tuple[str, ...] = ()
@@ -51,15 +63,15 @@ class SampleArguments(Section):
     none; others follow the data's frequencies.
     """
 
-    guidance: float = 1.0
+    guidance: GuidanceScale = 1.0
     """Scale of classifier-free guidance: 1 is none, 2 or 3 follows the condition more closely."""
-    guidance_interval: tuple[float, float] | None = None
+    guidance_interval: tuple[Time, Time] | None = None
     """Times LO HI between which guidance acts; default all."""
-    image_size: tuple[int, int] | None = None
+    image_size: tuple[Pixels, Pixels] | None = None
     """Height and width of the images, if other than those of training; a DiT takes them, in multiples of its patch."""
     use_ema: bool = True
     """Use the averaged weights."""
-    ema_decay: float | None = None
+    ema_decay: Share | None = None
     """Use the average of this decay, one of the run's."""
     save_individual: bool = False
     """Also write each image to a file of its own."""
@@ -67,17 +79,17 @@ class SampleArguments(Section):
     """Output folder; default RUN/generated/seed-SEED."""
     overwrite: bool = False
     """Replace other samples."""
-    batch_size: int = 256
+    batch_size: BatchSize = 256
     """Samples drawn at once."""
 
-    part_size: int | None = None
+    part_size: Count | None = None
     """Most samples in memory at once, default 10,000. Processes share such parts, a repeated call resumes after
     complete ones, and all are joined to one file.
     """
 
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto takes a GPU if available."""
-    nproc: int = 1
+    nproc: Processes = 1
     """Local processes, one a GPU if there are any, as by torchrun --nproc_per_node."""
 
     groups: ClassVar = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import shlex
@@ -38,7 +37,7 @@ from advect.config.build_trainer import (
 )
 from advect.config.config import Config
 from advect.config.flags import launch_processes
-from advect.config.plan import FEWEST, Plan, resolve
+from advect.config.plan import FEWEST, Plan, find_rare, find_troubles, resolve
 from advect.config.resume import check_folder, check_same_run, lock_run_dir, resolve_checkpoint, write_environment
 from advect.config.threads import choose_threads, seconds_per_step, too_many
 from advect.core import registry
@@ -54,11 +53,14 @@ from advect.distributed.context import RunContext, run_context
 from advect.model.load import ModelMetadata, build_flow, read_model_metadata, weight_file
 from advect.training import LearningRate, StopCriteria, Trainer
 from advect.training.guards import STOPPED_EARLY
-from advect.training.state import MODEL, PROGRESS
+from advect.training.state import MODEL, read_progress
 
 logger = logging.getLogger(__name__)
 
 SHARED = True
+
+COPIES = "copies.csv"
+"""File of a run folder that lists the samples left out."""
 
 
 def run(words: list[str]) -> None:
@@ -159,6 +161,8 @@ def _train(config: Config, preset: str, context: RunContext, checkpoint: Path | 
 
                     bring(checkpoint.parent.parent / SNAPSHOTS, run_dir / SNAPSHOTS)
                 atomic_write_text(run_dir / "config.yaml", config.to_yaml(preset))
+                if source.real.copies is not None:
+                    atomic_write_text(run_dir / COPIES, source.real.copies.to_csv())
                 step = trainer.state.progress.step
                 write_environment(context, fingerprint=source.fingerprint, step=step)
         _announce(config, preset, source, trainer, context, plan)
@@ -265,9 +269,9 @@ def _threads(
     """PyTorch's threads, set in this process; a resumed run keeps its own, on as many processes as before."""
     t, begun, step = config.training, None, 0
     if checkpoint:
-        progress = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
+        progress, facts = read_progress(checkpoint)
         there = read_model_metadata(checkpoint / MODEL).config["training"].get("threads")
-        begun, step = there if progress.get("world", 1) == context.env.world else None, progress["step"]
+        begun, step = there if facts.world == context.env.world else None, progress.step
         if None not in (t.threads, begun) and t.threads != begun:
             logger.info(
                 f"note: --threads was {begun} there and is {t.threads} here, so that sums may differ in the last bits"
@@ -303,14 +307,17 @@ def _announce(config: Config, preset: str, source: Dataset, trainer: Trainer, co
     else:
         logger.info(f"{begin} to step {limits.last_step:,} in {context.run_dir}")
         logger.info(f"{plan.words(t)}; minutes are told once they are measured")
+    if (copies := source.real.copies) is not None:
+        left_out = f"{copies.words()} and left out, see {COPIES}" if len(copies) else "no sample is a copy"
+        logger.info(f"--drop-copies: {left_out}")
     if len(source.train) < FEWEST:
         logger.info(f"note: {len(source.train)} training rows are too few to learn from: samples will repeat them")
     _note_coupling(config, source)
-    if t.lr_warmup_steps and 2 * t.lr_warmup_steps > limits.last_step and not step:
-        logger.info(
-            f"note: the warm-up takes {t.lr_warmup_steps:,} of {limits.last_step:,} steps, so that little is learned; "
-            "lower --lr-warmup-steps to a twentieth of the run, or train longer"
-        )
+    pace = None
+    if t.max_minutes is not None and not step and context.env.world == 1:
+        pace = seconds_per_step(context, config, source, steps=plan.steps)
+    for trouble in () if step else (*find_troubles(plan, t, pace), *find_rare(source.spec, len(source.train))):
+        logger.info(f"note: {trouble}")
     if limits.max_steps is not None and limits.max_steps > limits.steps:
         logger.info(
             f"note: --max-steps {limits.max_steps:,} lies beyond the {limits.steps:,} steps of --num-epochs "

@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
-
-import yaml
 
 from advect.checkpoint.manifest import find_checkpoint
 from advect.config.build import layout_of
@@ -18,7 +17,9 @@ from advect.config.flags import kept, parse_sections, place_first, taken, typed_
 from advect.config.presets import DEFAULT, PRESETS, Preset, get_preset
 from advect.config.section import Section, flag
 from advect.core import registry
+from advect.core.bounds import Processes
 from advect.core.errors import UserError, did_you_mean
+from advect.core.records import read_yaml
 from advect.data.autodetect import FORMAT, autodetect
 from advect.data.base import Dataset, Detected, Preview
 
@@ -135,7 +136,7 @@ class TrainArguments(Section):
     """auto: continue from the newest undamaged checkpoint in the run folder, or begin if there is none."""
     config: Path | None = None
     """A run's config.yaml to repeat; flags override it."""
-    nproc: int = 1
+    nproc: Processes = 1
     """Local processes, one a GPU if there are any, as by torchrun --nproc_per_node."""
     dry_run: bool = False
     """Build all parts and the network, print the resolved configuration and stop."""
@@ -299,12 +300,7 @@ def run_folder(path: Path) -> Path:
 
 def read_flags(path: Path) -> tuple[str, list[str]]:
     """Read a ``config.yaml``: name of the preset, and flags for all values."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--config {path} cannot be read ({error.strerror}); give a run's config.yaml") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is not YAML ({' '.join(str(error).split())})") from error
+    values = read_yaml(path, f"--config {path}")
     if not isinstance(values, dict) or not isinstance(values.get("preset"), str):
         raise UserError(f"--config {path} does not name its preset; its first line should be like 'preset: digits'")
     return values["preset"], _flags_of_sections(values, path)
@@ -316,10 +312,17 @@ def _flags_of_sections(values: Mapping[str, Any], path: Path) -> list[str]:
         if name == "preset":
             continue
         if not isinstance(section, dict):
-            raise UserError(f"--config {path}: {name} should be a section of names and values, got {section!r}")
+            raise UserError(f"--config {path}: {name} should be a section of names and values, got {section!r:.40}")
         for key, value in section.items():
+            if not _is_plain(value):
+                raise UserError(f"--config {path}: {key} should be a value or a list of values, got {value!r:.40}")
             flags += _flags_of(str(key), value)
     return flags
+
+
+def _is_plain(value: object) -> bool:
+    inner = value if isinstance(value, list) else [value]
+    return all(isinstance(one, bool | int | float | str | date | None) for one in inner)
 
 
 def _flags_of(key: str, value: object) -> list[str]:

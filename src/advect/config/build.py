@@ -15,7 +15,7 @@ from advect.config.section import flag, with_flags
 from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.types import DataSpec, Length, Quantity
-from advect.data import Dataset
+from advect.data import Dataset, without_copies
 from advect.losses import Loss
 from advect.networks import Vector
 from advect.networks.base import VelocityAndScore
@@ -31,7 +31,8 @@ def build_dataset(config: DataConfig) -> Dataset:
     if cls.place is not None and config.data_dir is None:
         raise UserError(f"--data-dir is not given; name {cls.place}")
     try:
-        return cls.open(*([] if cls.place is None else [config.data_dir]), **options)
+        dataset = cls.open(*([] if cls.place is None else [config.data_dir]), **options)
+        return without_copies(dataset) if config.drop_copies else dataset
     except UserError as error:
         words = with_flags(str(error), cls, {name: flag(name) for name in options})
         first = words.split(" ", 1)[0]
@@ -79,10 +80,10 @@ def _sizes(spec: DataSpec) -> dict[str, int | Vector]:
 def build_path(method: MethodConfig, source: Mapping[str, Any] | None = None) -> Path:
     """Path to data from the source of :func:`fit_source`. Raises UserError for a bridge without width."""
     cls: Any = method.part("path")
-    given, jitter = {}, method.sigma_min
+    given, jitter = {}, method.sigma_min or 0.0
     if cls.width is not None:
-        if method.sigma_min > 0:
-            given, jitter = {cls.width: method.sigma_min}, 0.0
+        if jitter:
+            given, jitter = {cls.width: jitter}, 0.0
         elif registry.parameters(cls)[cls.width].default is registry.REQUIRED:
             raise UserError(f"--path {method.path} needs its width: give --sigma-min, 0.5 say, in model units")
     part = method.build("path", **given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from advect.config.plan import EVALUATIONS, Plan
 from advect.core import registry
 from advect.core.device import be_deterministic, pick_precision, use_tf32
 from advect.core.errors import UserError
+from advect.core.memory import BATCH_COPIES, check_memory
 from advect.core.random import Stream, stream_seed
 from advect.core.types import DataSpec
 from advect.data import Dataset, Split
@@ -53,6 +55,11 @@ from advect.training.state import on_meta
 
 def check_method(method: MethodConfig, t: TrainingConfig) -> None:
     """Raise UserError if method and training contradict each other."""
+    if method.sigma_min == 0 and method.part("path").width is not None:  # pyright: ignore[reportAttributeAccessIssue]
+        raise UserError(
+            f"--path {method.path} has a width, and --sigma-min is 0; leave that out for the path's own width, or take"
+            " --path cond-ot"
+        )
     for flag, asked in (("--pair-ahead", t.pair_ahead), ("--accumulate", t.accumulate > 1)):
         if asked and method.times == "importance":
             raise UserError(f"{flag} and --times importance contradict each other: times are learned from whole steps")
@@ -114,6 +121,7 @@ def new_state(
 ) -> TrainState:
     """Initial state on the context's device, from ``weights`` or the seed; ``options`` are passed to it."""
     device = context.device
+    check_training_memory(network, t, spec, device)
     if t.deterministic:
         be_deterministic(device)
     with torch.random.fork_rng():
@@ -128,6 +136,21 @@ def new_state(
     lengths, parts = t.posthoc_lengths if t.posthoc_ema else (), {name: local(p) for name, p in params.items()}
     ema = EMA(parts, t.ema_decay, also=t.ema_also, lengths=lengths) if t.use_ema else None
     return TrainState(net, optimizer, ema, extra=loss_fn, parallel=parallel, twin=twin, **options)
+
+
+def check_training_memory(network: NetworkConfig, t: TrainingConfig, spec: DataSpec, device: torch.device) -> None:
+    """Raise UserError if the weights with their gradients, moments and averages, and a batch, exceed the memory."""
+    with torch.device("meta"):
+        net = build_network(network, spec, grad_checkpointing=t.grad_checkpointing)
+    count = sum(p.numel() for p in net.parameters())
+    averages = len(t.ema_also) + 1 + (len(t.posthoc_lengths) if t.posthoc_ema else 0) if t.use_ema else 0
+    copies = 1 if t.parallel == "fsdp" else 4 + averages
+    check_memory(
+        f"training a network of {count:,} parameters takes", 4 * count * copies, "take a smaller network", device
+    )
+    batch = 4 * BATCH_COPIES * (t.batch_size or 1) * math.prod(spec.shape) / t.accumulate
+    what = f"a step on batches of {t.batch_size:,} samples of shape {spec.shape} takes" if t.batch_size else "a step"
+    check_memory(what, batch, "lower --batch-size or the size of a sample, or raise --accumulate", device)
 
 
 def build_optimizer(t: TrainingConfig, net: nn.Module) -> Optimizer:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
+from msgspec import Meta
 
 from advect.checkpoint.manifest import HELD_OUT_LOSS
 from advect.config.section import Section, aliased, named, part, plain
+from advect.core.bounds import BatchSize, Count, CountOrZero, Seed, Share, Steps
 from advect.core.errors import UserError
 from advect.data.remote import is_remote
 
@@ -25,6 +27,10 @@ class DataConfig(Section):
     """Format of --data or --data-dir, if ambiguous; such as sequences for a CSV file."""
     data_dir: str | Path | None = None
     """File or folder; for some formats a URL, a pattern, or a name on the hub."""
+    drop_copies: bool = False
+    """Leave out samples that repeat an earlier one in values and conditions beyond coincidence, and held-out samples
+    that repeat one to train on; RUN/copies.csv lists them. All data are read for it.
+    """
 
     usual = frozenset({"data_dir"})
 
@@ -88,8 +94,8 @@ class MethodConfig(Section):
     """Loss."""
     path: str = part("path", default="cond-ot")
     """Probability path from noise to data."""
-    sigma_min: float = 0.0
-    """Standard deviation of extra noise on the path; the sigma of lipman-ot and bridge."""
+    sigma_min: Annotated[float, Meta(ge=0, le=1)] | None = None
+    """Standard deviation of extra noise on the path; the sigma of lipman-ot, default 1e-4, and of bridge."""
     source: str = part("source", default="gaussian")
     """Distribution at t = 0."""
     coupling: str = part("coupling", default="independent")
@@ -104,25 +110,23 @@ class MethodConfig(Section):
     """Space of the loss; same as the prediction by default."""
     loss_type: Literal["squared", "pseudo-huber"] = aliased("squared", "penalty")
     """Function of a sample's residual; pseudo-huber, for reflow, is about its norm."""
-    t_eps: float = aliased(1e-3, "margin")
+    t_eps: Annotated[float, Meta(ge=0, lt=0.5)] = aliased(1e-3, "margin")
     """Distance from t = 0 and 1 at which an infinite target, or factor of --loss-space, is cut; 0.05 for --prediction
     data with --loss-space velocity.
     """
-    label_dropout: float | None = None
+    label_dropout: Share | None = None
     """Share of samples trained without conditions, for guidance; each of several is also dropped on its own in this
     share; default 0.1 if the data have conditions.
     """
 
     usual = frozenset({"path", "source", "coupling", "times", "prediction", "label_dropout"})
-    _at_least = (("sigma_min", 0), ("t_eps", 0))
-    _below_one = ("label_dropout",)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingConfig(Section):
     """Optimisation."""
 
-    batch_size: int | None = None
+    batch_size: BatchSize | None = None
     """Samples a step and process; by default those of the data's kind, and at most a quarter of the rows."""
     init_from: Path | None = None
     """Start from the averaged weights of this run, checkpoint or weight file, of the same network."""
@@ -133,11 +137,11 @@ class TrainingConfig(Section):
     """Parallelism. ddp: replicas. fsdp: shards of weights, moments and averages, for networks too large for one
     device. auto: none for one process, else ddp, or fsdp where ddp would fill half of a GPU's memory.
     """
-    num_epochs: float | None = None
+    num_epochs: Annotated[float, Meta(gt=0, le=10**9)] | None = None
     """Passes over the data: length of the run, and of a cosine schedule; by default as many as the data need."""
-    max_steps: int | None = None
+    max_steps: Annotated[int, Meta(ge=1, le=10**12)] | None = None
     """Stop after this many steps in all; the schedule stays that of the epochs."""
-    max_minutes: float | None = None
+    max_minutes: Annotated[float, Meta(gt=0, le=10**7)] | None = None
     """End this start, its schedule included, after so many minutes, or earlier with the epochs."""
     early_stopping: Literal["auto", "yes", "no"] = "auto"
     """Watch the held-out loss, end the run when it no longer falls, and sample from the best checkpoint. auto: for up
@@ -145,30 +149,30 @@ class TrainingConfig(Section):
     """
     optimizer: str = part("optimizer", default="adamw")
     """Optimiser."""
-    learning_rate: float = 2e-4
+    learning_rate: Annotated[float, Meta(gt=0, le=1000)] = 2e-4
     """Peak learning rate; AdamW's suits muon too."""
     lr_schedule: str = part("lr-schedule", default="constant")
     """Schedule after the warm-up."""
-    lr_warmup_steps: int | None = None
+    lr_warmup_steps: Annotated[int, Meta(ge=0, le=10**12)] | None = None
     """Steps of linear warm-up; by default a twentieth of the run, up to 100."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, Meta(ge=0, le=1000)] = 0.0
     """Decoupled weight decay."""
-    grad_clip: float = 1.0
+    grad_clip: Annotated[float, Meta(ge=0, le=10**9)] = 1.0
     """Largest gradient norm; 0 turns clipping off."""
     use_ema: bool = True
     """Average the weights (EMA), and sample with the average."""
-    ema_decay: float = 0.9999
+    ema_decay: Share = 0.9999
     """Decay of the average; warmed up."""
-    ema_also: tuple[float, ...] = ()
+    ema_also: tuple[Share, ...] = ()
     """Decays of further averages, for `advect sample RUN --ema-decay`."""
 
     posthoc_ema: bool = False
     """Store power-function averages (Karras et al. 2024), from which `advect ema RUN` rebuilds any length: 16 to 31
     snapshots in RUN/ema, each of 4 bytes a parameter for each of --posthoc-lengths.
     """
-    posthoc_lengths: tuple[float, ...] = (0.05, 0.1)
+    posthoc_lengths: tuple[Annotated[float, Meta(gt=0, lt=1)], ...] = (0.05, 0.1)
     """Their lengths, standard deviations in time as shares of the run; each also takes memory."""
-    posthoc_every: int | None = None
+    posthoc_every: Count | None = None
     """Steps between snapshots, all kept; by default they are thinned out as the run grows."""
 
     mixed_precision: bool = False
@@ -179,9 +183,9 @@ class TrainingConfig(Section):
     """Bitwise reproducible on a GPU, with slower kernels; a CPU always is."""
     tf32: bool = True
     """Multiply float32 as TF32 (10-bit mantissa) on a GPU."""
-    max_bad_steps: int = 10
+    max_bad_steps: Count = 10
     """After so many non-finite steps in a row, return once to a checkpoint with a lower rate; then stop."""
-    accumulate: int = 1
+    accumulate: BatchSize = 1
     """Compute each batch in so many parts: the same step in less memory."""
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more arithmetic."""
@@ -189,13 +193,13 @@ class TrainingConfig(Section):
     """Compile the network with torch.compile."""
     pair_ahead: bool = False
     """Draw and pair the next step's noise in a thread; for --coupling ot and similar."""
-    num_workers: int = 0
+    num_workers: Annotated[int, Meta(ge=0, le=1024)] = 0
     """Threads that prepare batches ahead."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of weights, data order, noise, times and dropout."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto takes a GPU if available."""
-    threads: int | None = None
+    threads: Annotated[int, Meta(ge=1, le=1024)] | None = None
     """PyTorch's threads on a CPU; by default the fastest in a short measurement, or OMP_NUM_THREADS. A resumed run
     keeps its number, on which the last bits of sums depend.
     """
@@ -213,20 +217,6 @@ class TrainingConfig(Section):
             "device",
         }
     )
-    _at_least = (
-        ("batch_size", 1),
-        ("max_steps", 1),
-        ("lr_warmup_steps", 0),
-        ("weight_decay", 0),
-        ("grad_clip", 0),
-        ("max_bad_steps", 1),
-        ("accumulate", 1),
-        ("num_workers", 0),
-        ("posthoc_every", 1),
-        ("threads", 1),
-    )
-    _above = (("learning_rate", 0), ("num_epochs", 0), ("max_minutes", 0), ("posthoc_lengths", 0))
-    _below_one = ("ema_decay", "ema_also", "posthoc_lengths")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -236,6 +226,11 @@ class TrainingConfig(Section):
             if (place := getattr(self, name)) is not None:
                 object.__setattr__(self, name, place.expanduser().absolute())
         lengths = type(self).posthoc_lengths
+        if self.batch_size is not None and self.accumulate > self.batch_size:
+            raise UserError(
+                f"--accumulate {self.accumulate} is more than the samples of a batch, {self.batch_size}; lower it, or"
+                " raise --batch-size"
+            )
         if not self.posthoc_ema and (self.posthoc_every is not None or self.posthoc_lengths != lengths):
             raise UserError("--posthoc-every and --posthoc-lengths do nothing without --posthoc-ema; give it, too")
         if not self.use_ema and (self.ema_also or self.posthoc_ema):
@@ -256,35 +251,35 @@ def _words(values: tuple[float, ...]) -> str:
 class OutputConfig(Section):
     """Outputs of the run."""
 
-    log_every: int | None = None
+    log_every: Count | None = None
     """Steps between rows of metrics.jsonl; by default a few hundred rows, and one at least every ten seconds."""
-    log_gradients: int = 0
+    log_gradients: CountOrZero = 0
     """Steps between histograms of the gradients by layer, before clipping, in TensorBoard and W&B; 0 for none."""
-    sample_every: int | None = None
+    sample_every: CountOrZero | None = None
     """Steps between sample grids, with the held-out loss; 0 for none; by default one after half a minute, then every
     minute.
     """
-    save_every: int | None = None
+    save_every: CountOrZero | None = None
     """Steps between checkpoints; 0 for none but those at epochs and the end; by default every two minutes."""
-    save_epochs: int = 0
+    save_epochs: CountOrZero = 0
     """Epochs between checkpoints; 0 for none."""
-    keep_last: int = 3
+    keep_last: CountOrZero = 3
     """Number of newest checkpoints kept; 0 keeps all."""
-    keep_every: int = 0
+    keep_every: CountOrZero = 0
     """Also keep those of every so many steps; 0 for none."""
     keep_epochs: bool = False
     """Also keep all those of epochs (--save-epochs); --checkpoint epoch-50 finds that of epoch 50."""
-    num_samples: int = 64
+    num_samples: Annotated[int, Meta(ge=1, le=10_000)] = 64
     """Samples in a grid."""
-    sample_steps: int = 50
+    sample_steps: Steps = 50
     """Solver steps for a grid; an adaptive solver chooses its own."""
     solver: str = part("solver", default="midpoint")
     """Solver for a grid, and the default of advect sample."""
     grid: str = part("grid", default="uniform")
     """Placement of the solver's steps."""
-    eval_every: int = 0
+    eval_every: CountOrZero = 0
     """Steps between evaluations of samples against held-out data; 0 for none."""
-    eval_samples: int = 2000
+    eval_samples: Annotated[int, Meta(ge=20, le=10**9)] = 2000
     """Samples of an evaluation, and of training data for the floor."""
     eval_features: str | None = None
     """Features of images, as advect eval --features: file of a network, such as the FID Inception, "learned" (default)
@@ -319,19 +314,6 @@ class OutputConfig(Section):
                 raise UserError(f"{flag} {value} does nothing without --eval-every; give it, too, such as 1000")
 
     usual = frozenset({"sample_every", "save_every", "num_samples", "solver", "eval_every"})
-    _at_least = (
-        ("log_every", 1),
-        ("log_gradients", 0),
-        ("sample_every", 0),
-        ("save_every", 0),
-        ("save_epochs", 0),
-        ("keep_last", 0),
-        ("keep_every", 0),
-        ("num_samples", 1),
-        ("sample_steps", 1),
-        ("eval_every", 0),
-        ("eval_samples", 20),
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

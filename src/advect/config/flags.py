@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
+from msgspec import Meta
 
 from advect.config.section import Choice, Section, field_docs, flag
 from advect.core import registry
+from advect.core.bounds import interval
 from advect.core.errors import UserError, did_you_mean
 from advect.distributed.comm import sync_errors
 
@@ -48,10 +50,13 @@ def parse_sections(sections: Sections, words: Sequence[str], *, prog: str, descr
         description += "\n\n" + (some if owners.keys() - shown else "These are all flags.")
     values = vars(_run_tyro(parser, words, sections, prog=prog, description=description))
     flat = {name: value for group in values.values() for name, value in vars(group).items()}
-    return {
+    made = {
         key: section.replaced(**{name: flat[name] for name, owner in owners.items() if owner == key})
         for key, section in sections.items()
     }
+    for section in made.values():
+        section.values()  # raises for an argument of a part that is out of range
+    return made
 
 
 def _chosen(section: Section, words: Sequence[str]) -> Section:
@@ -114,13 +119,15 @@ def _parser(
                 help_ = _choices_help(help_, choice)
             _claim(owners, f.name, key)
             if f.name in usual:
+                help_ = _with_range(help_, section.bounds().get(f.name))
                 groups[title].add(f.name, type_, default, help_, f.metadata.get("aliases", ()))
             if choice is not None and default is not None:
                 group = _part_group(groups, section, choice, title)
                 for a in registry.arguments(section.part(f.name)):
                     _claim(owners, choice.prefix + a.name, key)
                     if not brief or value_of(flag(f.name), words) is not None:
-                        group.add(choice.prefix + a.name, a.type, section.arguments(f.name)[a.name], a.help)
+                        value, words_ = section.arguments(f.name)[a.name], _with_range(a.help, a.bounds)
+                        group.add(choice.prefix + a.name, a.type, value, words_)
     made = [(title.replace("-", "_").replace(" ", "_"), group) for title, group in groups.items() if group.fields]
     types = [(name, cls := group.dataclass(name), field(default_factory=cls)) for name, group in made]
     return make_dataclass("Flags", types, kw_only=True), owners
@@ -138,6 +145,10 @@ def _claim(owners: dict[str, str], name: str, key: str) -> None:
     if name in owners:
         raise UserError(f"an argument of a part makes {flag(name)}, which is a flag already; rename that argument")
     owners[name] = key
+
+
+def _with_range(words: str, bounds: Meta | None) -> str:
+    return words if bounds is None else f"{words.rstrip('.')}; {interval(bounds)}."
 
 
 def _choices_help(words: str, choice: Choice) -> str:

@@ -7,11 +7,14 @@ of rows, the modality and the device. Whatever is given stays.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from advect.config.config import Config, TrainingConfig
 from advect.core import registry
 from advect.core.errors import UserError
+from advect.core.types import Category, DataSpec
 from advect.data.modality import Recipe
 
 WARMUP_SHARE = 20
@@ -36,8 +39,8 @@ _SMALLEST = 8
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes of a run on ``rows`` rows; ``batch`` is that of all processes together, and ``needed`` the fewest steps in
-    which anything is learned.
+    """Sizes of a run on ``rows`` rows; ``batch`` is that of all processes together, ``least`` the steps that learning
+    takes on such data, and ``needed`` those of this run, which may be shorter by its epochs.
     """
 
     rows: int
@@ -45,12 +48,21 @@ class Plan:
     steps: int
     warmup: int
     why: str
-    needed: int = 0
+    least: int = 0
+
+    @property
+    def needed(self) -> int:
+        """Steps without which a run ends before it learned what it could."""
+        return min(self.steps, self.least)
 
     @property
     def epochs(self) -> float:
         """Passes over the data."""
         return self.steps * self.batch / self.rows
+
+    def last_step(self, t: TrainingConfig) -> int:
+        """Last step, minutes aside."""
+        return self.steps if t.max_steps is None else min(self.steps, t.max_steps)
 
     def words(self, t: TrainingConfig) -> str:
         """The plan in a line."""
@@ -63,8 +75,7 @@ class Plan:
 
     def minutes(self, pace: float, t: TrainingConfig) -> float:
         """Length of the run at ``pace`` seconds a step."""
-        steps = self.steps if t.max_steps is None else min(self.steps, t.max_steps)
-        return min(steps * pace / 60, math.inf if t.max_minutes is None else t.max_minutes)
+        return min(self.last_step(t) * pace / 60, math.inf if t.max_minutes is None else t.max_minutes)
 
 
 def make_plan(
@@ -92,7 +103,7 @@ def make_plan(
             steps, why = wanted, f"{recipe.epochs} passes over {rows:,} rows"
     given = t.lr_warmup_steps
     warmup = min(recipe.warmup, steps // WARMUP_SHARE) if given is None else given
-    return Plan(rows, batch, steps, warmup, why, needed=min(steps, recipe.least_steps))
+    return Plan(rows, batch, steps, warmup, why, least=recipe.least_steps)
 
 
 def resolve(
@@ -118,6 +129,100 @@ def resolve(
         "lr_warmup_steps": plan.warmup,
     }
     return replace(config, training=t.replaced(**filled)), plan
+
+
+class Trouble(NamedTuple):
+    """What will go wrong with a run, a sentence, and the flags that mend it."""
+
+    title: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.title[0].lower()}{self.title[1:]}; {self.fix}"
+
+
+def find_troubles(plan: Plan, t: TrainingConfig, pace: float | None = None) -> list[Trouble]:
+    """What will go wrong with a run of this plan, told by ``advect train`` before it starts, and by the doctor.
+
+    ``pace`` is the length of a step here in seconds, if known.
+    """
+    last = plan.last_step(t)
+    found = [short_run(last, plan.least), long_warmup(last, plan.warmup)]
+    if t.use_ema and t.max_minutes is None:
+        found.append(long_average(last, t.ema_decay))
+    if t.max_minutes is not None and pace is not None:
+        found.append(short_time(t.max_minutes, pace, min(plan.needed, last)))
+    return [trouble for trouble in found if trouble is not None]
+
+
+def find_rare(spec: DataSpec, rows: int) -> list[Trouble]:
+    """Values of conditions that have too few of the ``rows`` training rows."""
+    found = []
+    for name, c in spec.conditions.items():
+        if isinstance(c, Category):
+            counts = {value: round(share * rows) for value, share in zip(c.names, c.frequencies, strict=True)}
+            found.append(rare_values(name, counts))
+    return [trouble for trouble in found if trouble is not None]
+
+
+def short_run(last: int, least: int) -> Trouble | None:
+    """Whether ``last`` steps are less than a tenth of the ``least`` that are planned."""
+    if 10 * last >= least:
+        return None
+    steps = "1 step is" if last == 1 else f"{last:,} steps are"
+    return Trouble(
+        f"{steps} too few to learn from such data: {least:,} are planned at least",
+        "give a larger --max-steps or --num-epochs, or leave them out",
+    )
+
+
+def short_time(minutes: float, pace: float, needed: int) -> Trouble | None:
+    """Whether so many minutes, at ``pace`` seconds a step, are too few."""
+    steps = int(60 * minutes / pace)
+    if steps >= needed:
+        return None
+    return Trouble(
+        f"{minutes:g} minutes allow about {steps:,} steps here, and learning takes some {needed:,}",
+        f"give --max-minutes {math.ceil(needed * pace / 6) / 10:g} or more",
+    )
+
+
+def long_warmup(last: int, warmup: int) -> Trouble | None:
+    """Whether a warm-up fills more than half of a run of ``last`` steps."""
+    if not warmup or 2 * warmup <= last:
+        return None
+    return Trouble(
+        f"The warm-up takes {warmup:,} of {last:,} steps, so that little is learned",
+        f"give --lr-warmup-steps {last // WARMUP_SHARE}, a {WARMUP_SHARE}th of the run, or train longer",
+    )
+
+
+def long_average(last: int, decay: float) -> Trouble | None:
+    """Whether the EMA's horizon, 1 / (1 - decay), is longer than a run of ``last`` steps; it is warmed up
+    (:class:`advect.training.EMA`), so the average then spans a ninth of the run, whatever the decay.
+    """
+    horizon = 1 / (1 - decay)
+    if horizon <= last + 0.5:
+        return None
+    fitting = max(round(1 - 10 / last, len(str(last))), 0.0)
+    return Trouble(
+        f"The average of the weights would reach back {horizon:,.0f} steps, more than the {last:,} of the run",
+        f"give --ema-decay {fitting:g}, which reaches back a tenth of them, or train longer",
+    )
+
+
+def rare_values(name: str, counts: Mapping[str, int]) -> Trouble | None:
+    """Values of a condition with too few training rows to be learned."""
+    rare = sorted((value for value, count in counts.items() if count < FEWEST), key=lambda value: counts[value])
+    if not rare:
+        return None
+    some = ", ".join(f"{value} ({counts[value]})" for value in rare[:5]) + ", ..." * (len(rare) > 5)
+    values = "1 value" if len(rare) == 1 else f"{len(rare):,} values"
+    return Trouble(
+        f"{values} of {name} {'has' if len(rare) == 1 else 'have'} fewer than {FEWEST} training rows, which samples "
+        f"given {'it' if len(rare) == 1 else 'them'} will repeat: {some}",
+        "bring more of their rows, join them with others, or leave them out",
+    )
 
 
 def recipe_of(modality: str) -> Recipe:

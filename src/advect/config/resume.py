@@ -25,7 +25,7 @@ from advect.distributed.comm import current
 from advect.distributed.context import RunContext
 from advect.model.load import ModelMetadata
 from advect.training import find_checkpoint, verify_checkpoint
-from advect.training.state import PROGRESS
+from advect.training.state import read_progress
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def check_same_run(there: ModelMetadata, here: ModelMetadata, checkpoint: Path) 
         )
     free = {"max_steps", "max_minutes", "num_workers", "pair_ahead", "grad_checkpointing", "device"}
     free |= {"early_stopping", "parallel", "max_bad_steps", "posthoc_every", "init_from", "threads"}
-    world = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8")).get("world", 1)
+    world = read_progress(checkpoint)[1].world
     if world * there.config["training"]["batch_size"] == current().world * here.config["training"]["batch_size"]:
         free.add("batch_size")
     free |= {"data_dir", "cache_dir", "backed", "skip_unreadable"}  # the fingerprint tells whether data differ

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import ast
 import inspect
-import math
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, get_type_hints
 
+from msgspec import Meta
+
 from advect.core import registry
+from advect.core.bounds import bounds_of, check_bounds
 from advect.core.errors import UserError, did_you_mean
 
 
@@ -78,20 +80,10 @@ class Section:
     """Fields shown by ``--help``; ``--help-all`` shows all. Empty: all are usual."""
     groups: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Fields by the title that the help gives them; others stand under the section's own."""
-    _at_least: ClassVar[tuple[tuple[str, float], ...]] = ()
-    _above: ClassVar[tuple[tuple[str, float], ...]] = ()
-    _below_one: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        for name, low in self._at_least:
-            if not all(v >= low for v in _each(getattr(self, name))):
-                raise UserError(f"{flag(name)} must be at least {low}, got {getattr(self, name)}")
-        for name, low in self._above:
-            if not all(low < v < math.inf for v in _each(getattr(self, name))):
-                raise UserError(f"{flag(name)} must be finite and greater than {low}, got {getattr(self, name)}")
-        for name in self._below_one:
-            if not all(0 <= v < 1 for v in _each(getattr(self, name))):
-                raise UserError(f"{flag(name)} must be at least 0 and below 1, got {getattr(self, name)}")
+        for name, bounds in self.bounds().items():
+            check_bounds(flag(name), getattr(self, name), bounds, getattr(type(self), name, None))
         for name, known in self.names().items():
             if (value := getattr(self, name)) is not None and value not in known:
                 raise UserError(f"{flag(name)} {value} is not known{did_you_mean(str(value), known)}")
@@ -120,6 +112,13 @@ class Section:
             )
         object.__setattr__(self, choice.field, name)
         object.__setattr__(self, "options", {**self.options, option: number})
+
+    @classmethod
+    @cache
+    def bounds(cls) -> dict[str, Meta]:
+        """Ranges of the fields that have one."""
+        hints = get_type_hints(cls, include_extras=True)
+        return {f.name: bounds for f in fields(cls) if (bounds := bounds_of(hints[f.name])) is not None}
 
     @classmethod
     def choices(cls) -> tuple[Choice, ...]:
@@ -152,7 +151,10 @@ class Section:
         return self.choice(name).get(getattr(self, name))
 
     def arguments(self, name: str) -> dict[str, Any]:
-        """Arguments of the part chosen by field ``name``, with defaults. Raises UserError for an unknown option."""
+        """Arguments of the part chosen by field ``name``, with defaults.
+
+        Raises UserError for an unknown option, and a number out of range.
+        """
         cls, choice = self.part(name), self.choice(name)
         known = registry.arguments(cls)
         for option in self.options:
@@ -160,7 +162,10 @@ class Section:
                 near = did_you_mean(flag(option), [flag(choice.prefix + a.name) for a in known])
                 fix = near if known else "; leave it out"
                 raise UserError(f"{flag(option)} does not go with {flag(name)} {getattr(self, name)}{fix}")
-        return {a.name: self.options.get(choice.prefix + a.name, a.default) for a in known}
+        found = {a.name: self.options.get(choice.prefix + a.name, a.default) for a in known}
+        for a in known:
+            check_bounds(flag(choice.prefix + a.name), found[a.name], a.bounds, a.default)
+        return found
 
     def build(self, name: str, **given: Any) -> Any:
         """Build the part chosen by field ``name``, with the ``given`` arguments it takes.
@@ -249,10 +254,6 @@ def as_number(value: Any) -> float | None:
         return None if value is None else float(value)
     except (TypeError, ValueError):
         return None
-
-
-def _each(value: Any) -> Iterator[Any]:
-    return iter(() if value is None else value if isinstance(value, tuple) else (value,))
 
 
 def _tuples(value: Any) -> Any:

@@ -7,14 +7,33 @@ import logging
 import os
 import re
 import socket
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from advect.core.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a regular file for reading, by whatever links; OSError for pipes, sockets and devices, which may never end.
+
+    The file is opened without waiting, and looked at once it is open, so that nothing can take its place.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    try:
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "it is a pipe, socket or device, not a file", str(path))
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
 
 
 def sync_folder(folder: Path) -> None:
@@ -161,6 +180,7 @@ def disk_sentence(error: Exception, then: str, *, file: Path | None = None, left
 
 def make_folder(path: Path, argument: str) -> Path:
     """Create a folder; UserError naming the argument if it cannot be written to."""
+    check_name(path, argument)
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".writable-{os.getpid()}"
@@ -173,9 +193,22 @@ def make_folder(path: Path, argument: str) -> Path:
 
 def _unwritable(folder: Path, argument: str, error: OSError) -> UserError:
     fault = DiskFault.of(error)
-    here = fault is not None and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EIO, errno.ENAMETOOLONG)
-    fix = fault.fix if here else "choose a folder of your own"
+    here = (errno.ENOSPC, errno.EFBIG, errno.EIO, errno.ENAMETOOLONG)
+    fix = fault.fix if fault is not None and error.errno in here else "choose a folder of your own"
     return UserError(f"{argument} {folder} cannot be written to ({error.strerror}); {fix}")
+
+
+LONGEST_NAME = 200
+"""Bytes of a file's name: file systems take 255, and a file that is not whole yet has a longer one."""
+
+
+def check_name(path: Path, argument: str) -> None:
+    """Raise UserError naming the argument if a file's name is too long for the disk."""
+    length = len(os.fsencode(path.name))
+    if length > LONGEST_NAME:
+        raise UserError(
+            f"{argument} {path.name[:20]}... is a name of {length} bytes; give one of up to {LONGEST_NAME}"
+        )
 
 
 try:

@@ -2,6 +2,7 @@
 
 The base class sets ``part_kind``. The constructor is the configuration: plain arguments (numbers, text, paths,
 choices, tuples of these) with a default become flags, with their entry under "Args:" in the class docstring as help.
+Numbers are checked against the range in their annotation (``core.bounds``).
 ``part_given`` names arguments that a run sets; ``part_builder`` a method whose arguments are taken instead of the
 constructor's; ``part_examples`` (dicts of arguments) serve the contract tests.
 
@@ -22,8 +23,11 @@ import types
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
+from msgspec import Meta
+
+from advect.core.bounds import annotation_of, bounded, bounds_of
 from advect.core.errors import UserError, did_you_mean
 
 HOMES = {
@@ -84,6 +88,7 @@ def register(name: str) -> Callable[[C], C]:
         taken = _place(other) if other is not None else seen and seen.module
         if taken not in (None, place, cls.__module__):
             raise UserError(f"{kind} {name!r} is registered by {taken} and by {place}; rename one of them")
+        bounded(cls)
         cls.part_name = name
         _parts.setdefault(kind, {})[name] = cls
         return cls
@@ -127,6 +132,7 @@ class Argument(NamedTuple):
     type: Any
     default: Any
     help: str
+    bounds: Meta | None = None
 
 
 def arguments(cls: type) -> tuple[Argument, ...]:
@@ -135,11 +141,12 @@ def arguments(cls: type) -> tuple[Argument, ...]:
     found = []
     builder = getattr(cls, "part_builder", None)
     for name, parameter in parameters(getattr(cls, builder) if builder else cls).items():
-        plain = None if name in given else _plain(_annotation(cls, name, parameter.annotation))
+        type_ = annotation_of(cls, name, parameter.annotation, builder or "__init__")
+        plain = None if name in given else _plain(type_)
         if plain is not None and parameter.default is not REQUIRED:
             default = parameter.default
             default = tuple(default) if isinstance(default, list) else default
-            found.append(Argument(name, plain, default, docs.get(name, "")))
+            found.append(Argument(name, plain, default, docs.get(name, ""), bounds_of(type_)))
     return tuple(found)
 
 
@@ -243,21 +250,6 @@ def _load_entry_points() -> None:
             )
 
 
-def _annotation(cls: type, name: str, annotation: Any) -> Any:
-    """Annotation of an argument as a type; None if it does not resolve."""
-    if not isinstance(annotation, str):
-        return annotation
-    for base in cls.__mro__:
-        init = base.__dict__.get(getattr(cls, "part_builder", "__init__"))
-        fields = inspect.get_annotations(base)
-        if name in fields or name in getattr(init, "__annotations__", {}):
-            try:
-                return eval(fields.get(name, annotation), vars(sys.modules[base.__module__]))
-            except NameError:
-                return None
-    return None
-
-
 def _plain(type_: Any) -> Any:
     """The type, sequences as tuples, if a flag can give it, else None; of a union without functions and parts."""
     if type_ in (bool, int, float, str, Path, type(None)):
@@ -265,6 +257,8 @@ def _plain(type_: Any) -> Any:
     origin, inner = get_origin(type_), get_args(type_)
     if origin is Literal:
         return type_
+    if origin is Annotated:
+        return _plain(inner[0])
     if origin in (Union, types.UnionType):
         in_python = [get_origin(part) is Callable or hasattr(part, "part_kind") for part in inner]
         parts = [_plain(part) for part, only in zip(inner, in_python, strict=True) if not only]

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Literal, Protocol
 
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from advect.core import random
@@ -74,6 +75,10 @@ class PathSample:
     x1: Tensor
 
 
+Frequencies = tuple[Annotated[float, Meta(ge=0, le=1)], ...]
+"""Shares of values, of sum one."""
+
+
 @dataclass(frozen=True)
 class Category:
     """Categorical condition with values ``0 .. len(names) - 1``, or ``NULL``.
@@ -83,8 +88,15 @@ class Category:
     """
 
     names: tuple[str, ...]
-    frequencies: tuple[float, ...]
+    frequencies: Frequencies
     numbers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        sizes = len(self.names), len(self.frequencies), len(self.numbers) or len(self.names)
+        if len(set(sizes)) > 1:
+            raise UserError(
+                f"a category has {' and '.join(map(str, sizes))} names, frequencies and numbers; give one of each"
+            )
 
 
 @dataclass(frozen=True)
@@ -102,16 +114,21 @@ class Quantity:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     examples: tuple[tuple[float, ...], ...]
-    unit: str = ""
+    unit: Literal["", "D", "s", "ms", "us", "ns"] = ""
     origin: int = 0
     step: int = 1
+
+    def __post_init__(self) -> None:
+        sizes = {len(self.names), len(self.mean), len(self.std), *map(len, self.examples)}
+        if len(sizes) > 1:
+            raise UserError(f"a quantity has names, moments and examples of {sorted(sizes)} numbers; give d of each")
 
 
 @dataclass(frozen=True)
 class Length:
     """Condition ``LENGTH``: 1 .. len(frequencies) real steps, with their shares in the training data."""
 
-    frequencies: tuple[float, ...]
+    frequencies: Frequencies
 
 
 Condition = Category | Quantity | Length

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from advect.data.images.parquet import ParquetStore as ParquetStore
     from advect.data.images.shards import Shards as Shards
     from advect.data.images.shards import ShardStore as ShardStore
+    from advect.data.repeats import Copies as Copies
+    from advect.data.repeats import find_copies as find_copies
+    from advect.data.repeats import without_copies as without_copies
     from advect.data.sequences.dataset import Sequences as Sequences
     from advect.data.sequences.dataset import sequences_of as sequences_of
     from advect.data.sequences.dataset import steps_of as steps_of

@@ -11,12 +11,13 @@ from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
+from advect.core.bounds import Share
 from advect.core.errors import UserError, did_you_mean
 from advect.core.files import require_path
 from advect.core.registry import register
 from advect.core.types import DataSpec
 from advect.data.arrays import SAMPLES, array_header, array_type, float64_rounds
-from advect.data.base import ArraySplit, Dataset, Detected, Preview, array_modality, category, check_share
+from advect.data.base import ArraySplit, Dataset, Detected, Preview, array_modality, category
 from advect.data.repeats import content_of_rows
 from advect.data.splits import fingerprint_of, row_digests, split_by_content
 from advect.data.tables.files import PARQUET
@@ -103,10 +104,9 @@ class ArrayFile(Dataset):
         layout: Literal["auto", "channels_first", "channels_last"] = "auto",
         vector_column: str | None = None,
         labels: Literal["auto", "yes", "no"] = "auto",
-        held_out: float | None = None,
+        held_out: Share | None = None,
         horizontal_flip: bool = False,
     ) -> None:
-        check_share(held_out or 0)
         file = require_path(path, holding="the arrays")
         found = _load(file, vector_column, () if labels == "no" else LABELS)
         x = _arranged(file, found.x, layout)

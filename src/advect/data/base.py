@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from advect.core import registry
+from advect.core.bounds import Share, bounds_of, check_bounds
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, Generator, Stream, stream_seed, uniform
 from advect.core.types import NULL, Batch, Category, Conditions, DataSpec
@@ -24,6 +25,7 @@ from advect.data.transforms import Transform
 if TYPE_CHECKING:
     from advect.data.images.folder import ImageSplit
     from advect.data.modality import Modality
+    from advect.data.repeats import Copies
 
 
 class Split(ABC):
@@ -56,6 +58,41 @@ class Split(ABC):
 
         ``rng`` with B rows, one per index, drives augmentation; None disables it.
         """
+
+    def origin(self, indices: np.ndarray) -> tuple[Split, np.ndarray]:
+        """Split that the samples at ``indices`` (B,) are read from, and their places there."""
+        return self, indices
+
+    def row_names(self, indices: np.ndarray) -> list[str]:
+        """File names, or numbers of rows in the data from 0 on, of the samples at ``indices`` (B,)."""
+        return [f"row {i}" for i in indices.tolist()]
+
+
+class Subset(Split):
+    """Samples of another split at increasing ``places`` (n,)."""
+
+    def __init__(self, split: Split, places: np.ndarray) -> None:
+        self._split, self._places = split, places
+        self.shapes, self.buckets = split.shapes, None if split.buckets is None else split.buckets[places]
+        if split.shards is not None:
+            self.shards = np.diff(np.searchsorted(places, np.cumsum(split.shards)), prepend=0).tolist()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @property
+    def files(self) -> ImageSplit | None:
+        files = self._split.files
+        return None if files is None else files.at(files.rows[self._places])
+
+    def fetch(self, indices: np.ndarray, rng: Generator = None, *bucket: int | None) -> Batch:
+        return self._split.fetch(self._places[indices], rng, *bucket)
+
+    def origin(self, indices: np.ndarray) -> tuple[Split, np.ndarray]:
+        return self._split.origin(self._places[indices])
+
+    def row_names(self, indices: np.ndarray) -> list[str]:
+        return self._split.row_names(self._places[indices])
 
 
 class Detected(NamedTuple):
@@ -90,10 +127,13 @@ class Dataset:
         train: training samples.
         held_out: evaluation samples, disjoint from ``train``; may be empty.
         fingerprint: sha256 (hex) of the data; equal in every process.
+        copies: what :func:`~advect.data.repeats.without_copies` left out; None if nothing was looked for.
 
     Raises:
         UserError: there are no training samples.
     """
+
+    copies: Copies | None = None
 
     part_kind: ClassVar[str] = "data-format"
     place: ClassVar[str | None] = None
@@ -157,13 +197,15 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Rows:
-    """Samples x (N, *S) in data units, with labels (N,) int64 for each condition."""
+    """Samples x (N, *S) in data units, labels (N,) int64 for each condition, and numbers (N,) in the data."""
 
     x: np.ndarray
     labels: Mapping[str, np.ndarray] = field(default_factory=dict)
+    numbers: np.ndarray | None = None
 
     def __getitem__(self, indices: np.ndarray) -> Rows:
-        return Rows(self.x[indices], {key: labels[indices] for key, labels in self.labels.items()})
+        labels = {key: labels[indices] for key, labels in self.labels.items()}
+        return Rows(self.x[indices], labels, indices if self.numbers is None else self.numbers[indices])
 
 
 class ArraySplit(Split):
@@ -174,6 +216,7 @@ class ArraySplit(Split):
         cond: conditions, each with N rows of the type networks take.
         transform: from data units to model units.
         rows: (n,) rows of x in this split; default all.
+        numbers: (N,) numbers of the rows in the data; default 0 .. N - 1.
         flip: mirror half of the images (C, H, W) fetched with an rng.
 
     Raises:
@@ -187,10 +230,11 @@ class ArraySplit(Split):
         transform: Transform | None = None,
         *,
         rows: np.ndarray | None = None,
+        numbers: np.ndarray | None = None,
         flip: bool = False,
     ) -> None:
         self._x = np.ascontiguousarray(x, np.float32) if transform is None else np.asarray(x)
-        self._transform, self._rows, self._flip = transform, rows, flip
+        self._transform, self._rows, self._numbers, self._flip = transform, rows, numbers, flip
         self._plain = self._x.flags.carray and self._x.dtype.isnative
         self._cond: dict[str, np.ndarray] = {}
         for name, values in (cond or {}).items():
@@ -201,6 +245,10 @@ class ArraySplit(Split):
 
     def __len__(self) -> int:
         return len(self._x if self._rows is None else self._rows)
+
+    def row_names(self, indices: np.ndarray) -> list[str]:
+        places = indices if self._rows is None else self._rows[indices]
+        return super().row_names(places if self._numbers is None else self._numbers[places])
 
     def fetch(self, indices: np.ndarray, rng: Generator = None) -> Batch:
         places = indices if self._rows is None else self._rows[indices]
@@ -224,8 +272,8 @@ class ArraySplit(Split):
 def _split(rows: Rows, transform: Transform) -> ArraySplit:
     """Split of 8-bit samples, converted at each fetch, or of others in model units."""
     if rows.x.dtype == np.uint8:
-        return ArraySplit(rows.x, rows.labels, transform)
-    return ArraySplit(transform.forward(torch.from_numpy(rows.x)).numpy(), rows.labels)
+        return ArraySplit(rows.x, rows.labels, transform, numbers=rows.numbers)
+    return ArraySplit(transform.forward(torch.from_numpy(rows.x)).numpy(), rows.labels, numbers=rows.numbers)
 
 
 class ArrayDataset(Dataset):
@@ -285,10 +333,13 @@ def label_number(name: str) -> int | float | None:
     return None
 
 
-def asked_steps(x: np.ndarray, mean: np.ndarray | float) -> np.ndarray:
-    """Conditions x (...) in steps, whole where float32 of their distance to ``mean`` cannot tell them from whole."""
-    whole = x.round()
-    return np.where(np.abs(x - whole) <= 1e-6 + 2.0**-22 * np.abs(x - mean), whole, x)
+def as_asked(x: np.ndarray, mean: np.ndarray | float) -> np.ndarray:
+    """Conditions x (...) in data units, of the fewest decimals that float32 of their distance to ``mean`` holds."""
+    slack = 1e-12 * np.abs(x) + 2.0**-22 * np.abs(x - mean)
+    for places in range(7):
+        short = x.round(places)
+        x = np.where(np.abs(x - short) <= slack, short, x)
+    return x
 
 
 def label_array(names: Sequence[str], codes: np.ndarray) -> np.ndarray:
@@ -319,8 +370,7 @@ def fingerprint(train: Rows, held_out: Rows, names: Mapping[str, Sequence[str]])
 
 def check_share(held_out: float) -> None:
     """Raise UserError unless ``held_out`` is in [0, 1)."""
-    if not 0 <= held_out < 1:
-        raise UserError(f"held_out must be a share in [0, 1), got {held_out}; 0.1 keeps a tenth for measuring")
+    check_bounds("held_out", held_out, bounds_of(Share), 0.1)
 
 
 def random_split(n: int, held_out: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.files import atomic_write
 from advect.core.types import NULL, Batch, Category, Conditions, DataSpec, Quantity, without_padding
-from advect.data.base import Split, asked_steps, label_array
+from advect.data.base import Split, as_asked, label_array
 from advect.data.figure import save_png
 from advect.data.join_files import JOINED
 from advect.data.transforms import Transform
@@ -287,10 +287,10 @@ def labels_of(conditions: Conditions, spec: DataSpec) -> dict[str, np.ndarray]:
 def quantity_values(x: Tensor, kind: Quantity) -> np.ndarray:
     """Standardised x (n, d) in data units; dates and times are datetime64, whole numbers beyond 2^53 int64."""
     own = x.detach().cpu().double().numpy() * np.asarray(kind.std) + np.asarray(kind.mean)
-    absent = np.isnan(own)
+    own, absent = as_asked(own, np.asarray(kind.mean)), np.isnan(own)
     if not kind.unit and (not kind.origin or absent.any()):
         return own * kind.step + kind.origin
-    own = asked_steps(np.where(absent, 0, own), np.asarray(kind.mean))
+    own = np.where(absent, 0, own)
     whole = np.floor(own)  # exact also where own * step is beyond 2^53
     counts = whole.astype(np.int64) * kind.step + ((own - whole) * kind.step).round().astype(np.int64) + kind.origin
     return np.where(absent, np.datetime64("NaT"), counts.astype(f"M8[{kind.unit}]")) if kind.unit else counts

@@ -6,7 +6,8 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -60,12 +61,28 @@ def _list_local(pattern: str, suffix: str) -> list[str]:
 
 
 def _list_remote(pattern: str, suffix: str) -> list[str]:
-    system, path = optional_import("fsspec", "remote").core.url_to_fs(pattern)
-    if system.isdir(path):
-        found = [name for name in system.ls(path, detail=False) if name.endswith(suffix)]
-    else:
-        found = system.glob(path) if glob.has_magic(path) else [path] * system.isfile(path)
-    return sorted(system.unstrip_protocol(name) for name in found)
+    with _explained(pattern):
+        system, path = optional_import("fsspec", "remote").core.url_to_fs(pattern)
+        if system.isdir(path):
+            found = [name for name in system.ls(path, detail=False) if name.endswith(suffix)]
+        else:
+            found = system.glob(path) if glob.has_magic(path) else [path] * system.isfile(path)
+        return sorted(system.unstrip_protocol(name) for name in found)
+
+
+@contextmanager
+def _explained(address: str) -> Iterator[None]:
+    """Turn an error of a file, or of any kind from a remote file system, into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{address} cannot be opened ({error.strerror or error}); see that it is there") from error
+    except Exception as error:  # each file system raises its own
+        if not is_remote(address):
+            raise
+        raise UserError(f"{address} cannot be opened ({' '.join(str(error).split())}); see the address") from error
 
 
 class File:
@@ -81,15 +98,13 @@ class File:
 
     def __init__(self, address: str, *, cache_dir: str | os.PathLike[str] | None = None) -> None:
         self.address, self._system, self._path = address, None, address
-        try:
+        with _explained(address):
             if is_remote(address):
                 self._system, self._path = optional_import("fsspec", "remote").core.url_to_fs(address)
                 if cache_dir is not None:
                     self._copy(Path(cache_dir))
             self._local = None if self._system is not None else Path(self._path).open("rb")  # noqa: SIM115
             self.size = int(self._system.size(self._path) if self._system else os.fstat(self._fileno()).st_size)
-        except OSError as error:
-            raise UserError(f"{address} cannot be opened ({error.strerror or error}); see that it is there") from error
 
     def _fileno(self) -> int:
         assert self._local is not None

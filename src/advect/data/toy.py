@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
+from msgspec import Meta
 
-from advect.core.errors import UserError
+from advect.core.bounds import NonNegative, Seed
 from advect.core.random import mix
 from advect.core.registry import register
 from advect.data.base import ArrayDataset, Rows
@@ -46,8 +46,8 @@ class Moons(ArrayDataset):
     """Points (2,) on two half circles of radius 1, without conditions, standardised for the model.
 
     Args:
-        n: points per split, >= 2; the splits are drawn independently.
-        noise: standard deviation of Gaussian noise on both coordinates, >= 0.
+        n: points per split; the splits are drawn independently.
+        noise: standard deviation of Gaussian noise on both coordinates.
         seed: seed of both draws.
 
     Raises:
@@ -56,11 +56,9 @@ class Moons(ArrayDataset):
 
     part_given: ClassVar[tuple[str, ...]] = ("n", "seed")
 
-    def __init__(self, *, n: int = 10_000, noise: float = 0.05, seed: int = 0) -> None:
-        if n < 2:
-            raise UserError(f"n must be at least 2, a point for each moon, got {n}; 10000 is usual")
-        if not (math.isfinite(noise) and noise >= 0):
-            raise UserError(f"noise must be a finite number >= 0, got {noise}; 0.05 is usual")
+    def __init__(
+        self, *, n: Annotated[int, Meta(ge=2, le=10**8)] = 10_000, noise: NonNegative = 0.05, seed: Seed = 0
+    ) -> None:
         # Here and not above: scikit-learn takes most of a second to import.
         from sklearn.datasets import make_moons
 

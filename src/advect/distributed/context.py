@@ -56,7 +56,7 @@ def pick_device(name: str | torch.device) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = current().device(torch.device(name))
-        torch.empty(0, device=device)
+        torch.ones(1, device=device).item()  # "meta" holds no numbers
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name} cannot be used here; cpu always can") from error
     if device.type == "cuda" and current().world > 1:

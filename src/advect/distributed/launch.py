@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO
 
+from advect.core.bounds import Processes, bounds_of, check_bounds
 from advect.core.errors import UserError
 from advect.core.threads import count_cores
 from advect.distributed.comm import is_lost_peer, process_group
@@ -32,19 +33,19 @@ _WARNING = "warning: "
 def check_nproc(nproc: int, device: str) -> None:
     """Raise UserError if ``nproc`` processes cannot be started, or a launcher started this one."""
     world = DistEnv.from_environment().world
-    if nproc < 1:
-        raise UserError(f"--nproc must be at least 1, got {nproc}")
+    check_bounds("--nproc", nproc, bounds_of(Processes))
     if nproc == 1:
         return
     if world > 1:
         raise UserError(f"--nproc {nproc} is given to one of {world} processes of a launcher; leave one of them out")
     if os.name != "posix":
         raise UserError(f"--nproc {nproc} needs Linux or macOS; use torchrun")
-    if device == "cpu":
-        return
     import torch
 
-    if device == "auto" and not torch.cuda.is_available():
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        most = max(8, 4 * count_cores())
+        if nproc > most:
+            raise UserError(f"--nproc {nproc} is too many for {count_cores()} processor cores; use at most {most}")
         return
     gpus = torch.cuda.device_count()
     if nproc > gpus:

@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from advect.config.plan import rare_values
 from advect.core.registry import name_of
 from advect.core.types import LENGTH, NULL, Category, Conditions
 from advect.data import Dataset, Split
 from advect.data.modality import Modality
-from advect.data.repeats import copied
-from advect.doctor.report import Figure, Finding, Level
+from advect.data.repeats import Copies, evenly_spaced
+from advect.doctor.report import Figure, Finding, Level, Share
 
 FEW, FEW_HELD_OUT, FEW_OF_A_CLASS = 500, 50, 20
 
@@ -32,8 +33,6 @@ class ValueStats:
         mean, deviation, extreme: mean, standard deviation and largest absolute value in model units.
         constant, features: number of constant features, and of all.
         infinite: samples with NaN or infinite values.
-        copies: samples equal to an earlier one that are no coincidence.
-        repeats: samples equal to an earlier one.
         offset: largest ratio of a feature's distance from zero to its deviation.
         farthest: that feature.
         coarse: features whose values all lie on float32's grid, though that is coarse beside their deviation.
@@ -52,8 +51,6 @@ class ValueStats:
     constant: int = 0
     features: int = 1
     infinite: int = 0
-    copies: int = 0
-    repeats: int = 0
     offset: float = 0.0
     farthest: int = 0
     coarse: int = 0
@@ -61,11 +58,14 @@ class ValueStats:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassShares:
-    """Shares of a categorical condition's values in ``train`` samples."""
+    """Shares of a categorical condition's values in ``train`` samples, and their numbers of held-out samples, if all
+    of these were looked at.
+    """
 
     name: str
     shares: dict[str, float]
     train: int
+    held_out: dict[str, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,21 +91,14 @@ class ImageStats:
     channels: int = 3
 
 
-def evenly_spaced(n: int, look: int) -> np.ndarray:
-    """At most ``look`` evenly spaced integers in 0 .. n - 1, (k,) int64."""
-    return np.unique(np.linspace(0, n - 1, min(n, look)).round().astype(np.int64)) if n else np.arange(0)
-
-
 def measure_values(dataset: Dataset, look: int) -> ValueStats:
     """Statistics of at most ``look`` training samples. Raises UserError if one is unreadable."""
     x, cond = _fetch(dataset.train, evenly_spaced(len(dataset.train), look))
     real = _real_values(x, cond)
-    data = dataset.transform.inverse(x).flatten(1)  # columns of a table, not their codes
+    data = dataset.transform.inverse(x)
     flat = x.flatten(1)
     infinite = ~torch.isfinite(flat).all(1)
     fine = real[torch.isfinite(real)].double()
-    rows = flat.numpy()
-    groups = np.unique([row.tobytes() for row in rows], return_inverse=True)[1].reshape(-1)
     shown = data[torch.isfinite(data)]
     offset, farthest, coarse = _offsets(dataset.transform.inverse(x[~infinite]), cond)
     return ValueStats(
@@ -122,17 +115,10 @@ def measure_values(dataset: Dataset, look: int) -> ValueStats:
         constant=int((flat.amax(0) == flat.amin(0)).sum()) if len(x) > 1 else 0,
         features=flat.shape[1],
         infinite=int(infinite.sum()),
-        copies=_extra(groups[copied(data.double().cpu().numpy(), groups)]),
-        repeats=_extra(groups),
         offset=offset,
         farthest=farthest,
         coarse=coarse,
     )
-
-
-def _extra(groups: np.ndarray) -> int:
-    """The rows that are not the first of their group (n,)."""
-    return len(groups) - len(np.unique(groups))
 
 
 def _offsets(data: Tensor, cond: Conditions) -> tuple[float, int, int]:
@@ -150,13 +136,19 @@ def _offsets(data: Tensor, cond: Conditions) -> tuple[float, int, int]:
     return float(ratio.max()), int(ratio.argmax()), int((on_grid & (std > 0) & (std < 2**9 * grid)).sum())
 
 
-def class_shares(dataset: Dataset) -> list[ClassShares]:
+def class_shares(dataset: Dataset, look: int) -> list[ClassShares]:
     """Class shares of each categorical condition."""
-    return [
-        ClassShares(name=name, shares=dict(zip(c.names, c.frequencies, strict=True)), train=len(dataset.train))
-        for name, c in dataset.spec.conditions.items()
-        if isinstance(c, Category)
-    ]
+    n, kinds = len(dataset.held_out), {k: c for k, c in dataset.spec.conditions.items() if isinstance(c, Category)}
+    seen = _fetch(dataset.held_out, np.arange(n))[1] if kinds and 0 < n <= look else {}
+    found = []
+    for name, c in kinds.items():
+        codes = seen[name][seen[name] != NULL] if name in seen else None
+        counts = (
+            None if codes is None else dict(zip(c.names, codes.bincount(minlength=len(c.names)).tolist(), strict=True))
+        )
+        shares = dict(zip(c.names, c.frequencies, strict=True))
+        found.append(ClassShares(name=name, shares=shares, train=len(dataset.train), held_out=counts))
+    return found
 
 
 def measure_images(dataset: Dataset, look: int) -> ImageStats | None:
@@ -224,7 +216,7 @@ def check_count(v: ValueStats) -> Finding:
             "note",
             "There are few samples, which a network soon knows by heart",
             figures,
-            "more data; a small network, --dropout and few --num-epochs; watch the held-out loss",
+            "more data; a smaller network with more --dropout; the plan says whether the held-out loss ends training",
         )
     return Finding("ok", "There are samples enough to train on", figures)
 
@@ -235,7 +227,7 @@ def check_held_out(v: ValueStats) -> Finding | None:
         return None
     figures: dict[str, Figure] = {"held out": v.held_out, "training samples": v.train}
     title = "Too little is held out to measure with: over-fitting would not be seen"
-    return Finding("note", title, figures, "a larger share held out, or more data")
+    return Finding("note", title, figures, "a larger share held out, such as --held-out 0.2, or more data")
 
 
 def check_infinite(v: ValueStats) -> Finding | None:
@@ -252,7 +244,7 @@ def check_range(v: ValueStats) -> Finding:
         "from": v.low,
         "to": v.high,
         "deviation in model units": v.deviation,
-        "mean": v.mean,
+        "mean": round(v.mean, 4),
         "largest in model units": v.extreme,
     }
     if v.low == v.high:
@@ -283,18 +275,34 @@ def check_constant(v: ValueStats) -> Finding | None:
     return Finding(found.level, found.title, figures, found.fix)
 
 
-def check_copies(v: ValueStats) -> Finding | None:
-    """Check for duplicate samples."""
-    share = v.copies / max(v.looked, 1)
-    figures: dict[str, Figure] = {"copies": v.copies, "looked at": v.looked, "share": share}
-    if not v.copies and v.repeats:
-        figures = {"equal to another": v.repeats, "looked at": v.looked}
-        return Finding("ok", "Some rows are equal, as rows of few or of usual values are: they are no copies", figures)
-    if not v.copies:
-        return Finding("ok", "No sample comes twice", figures)
+def check_copies(c: Copies) -> Finding:
+    """Check for samples that come more than once."""
+    share = len(c) / max(c.looked, 1)
+    figures: dict[str, Figure] = {"copies": len(c), "samples compared": c.looked, "share": Share(share)}
+    if not len(c):
+        if c.equal <= len(c.otherwise):
+            return Finding("ok", "No sample comes twice", {"samples compared": c.looked})
+        title = "Some rows are equal, as rows of few or of usual values are: they are no copies"
+        return Finding("ok", title, {"equal to another": c.equal - len(c.otherwise), "samples compared": c.looked})
     level: Level = "problem" if share > 0.5 else "note" if share > 0.01 else "ok"
-    advice = "take the copies out: they are learned by heart first" if level != "ok" else ""
-    return Finding(level, "Some samples come more than once", figures, advice)
+    advice = f"--drop-copies leaves {'it' if len(c) == 1 else 'them'} out; --copies FILE writes the whole list"
+    return Finding(level, "Some samples come more than once", figures | {"such as": c.examples()}, advice)
+
+
+def check_conditions(c: Copies) -> Finding | None:
+    """Check for equal samples with different conditions."""
+    if not c.otherwise:
+        return None
+    figures: dict[str, Figure] = {"equal, but for conditions": len(c.otherwise), "such as": ", ".join(c.otherwise[:3])}
+    title = "Some samples equal an earlier one but have other conditions"
+    return Finding("note", title, figures, "see whether they are labelled wrongly; --drop-copies keeps them")
+
+
+def check_dropped(c: Copies) -> Finding:
+    """Tell the copies that --drop-copies leaves out."""
+    figures: dict[str, Figure] = {"left out": len(c), "of": c.looked}
+    figures |= {"such as": c.examples()} if len(c) else {}
+    return Finding("ok", "The copies are left out" if len(c) else "There are no copies to leave out", figures)
 
 
 def check_classes(c: ClassShares) -> Finding | None:
@@ -309,9 +317,15 @@ def check_classes(c: ClassShares) -> Finding | None:
         f"most ({commonest})": counts[commonest],
         f"fewest ({rarest})": counts[rarest],
     }
-    rare = [name for name, count in counts.items() if count < FEW_OF_A_CLASS]
     if len(counts) == 1:
         return Finding("note", "A condition has one value alone", figures, "leave it out: it says nothing")
+    if trouble := rare_values(c.name, counts):
+        return Finding("problem", trouble.title, figures, trouble.fix)
+    if lost := [name for name, count in (c.held_out or {}).items() if not count]:
+        figures |= {"classes without": len(lost), "among them": ", ".join(lost[:5])}
+        title = "Some classes have no held-out sample, so that theirs cannot be judged"
+        return Finding("problem", title, figures, "a larger --held-out, or more of their samples")
+    rare = [name for name, count in counts.items() if count < FEW_OF_A_CLASS]
     if rare:
         return Finding(
             "note",
@@ -339,7 +353,7 @@ def check_unreadable(p: ImageStats) -> Finding:
     return Finding(
         "problem" if share == 1 or len(p.unreadable) > max(1, 0.01 * p.looked) else "note",  # training's own limit
         "Some images cannot be read",
-        {**figures, "share": share, "the first": name, "why": why},
+        {**figures, "share": Share(share), "the first": name, "why": why},
         "repair them or take them out; more than 1% end a run",
     )
 
@@ -370,5 +384,5 @@ def check_grey(p: ImageStats) -> Finding | None:
     return Finding("note", title, figures, "--channels 1 costs less and cannot give coloured samples")
 
 
-VALUE_CHECKS = (check_count, check_held_out, check_infinite, check_range, check_offset, check_constant, check_copies)
+VALUE_CHECKS = (check_count, check_held_out, check_infinite, check_range, check_offset, check_constant)
 IMAGE_CHECKS = (check_unreadable, check_sizes, check_grey)

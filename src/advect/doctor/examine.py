@@ -6,24 +6,32 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from advect.config.arguments import parse_train
 from advect.config.build import build_dataset, build_network
 from advect.config.config import Config, NetworkConfig
-from advect.config.plan import Plan, resolve
+from advect.config.plan import Plan, find_troubles, resolve
 from advect.config.threads import seconds_per_step
+from advect.core.bounds import bounded
 from advect.core.errors import UserError
+from advect.core.files import atomic_write_text, make_folder
+from advect.core.memory import device_memory
 from advect.core.progress import rough_duration
 from advect.core.types import Category, Conditions, DataSpec, Length, Quantity
-from advect.data import Cells, Dataset, Table
+from advect.data import Cells, Dataset, Table, find_copies
 from advect.distributed.context import pick_device, run_context
 from advect.doctor.data import (
     IMAGE_CHECKS,
     VALUE_CHECKS,
     check_classes,
+    check_conditions,
+    check_copies,
+    check_dropped,
     class_shares,
     measure_images,
     measure_values,
@@ -40,8 +48,8 @@ from advect.doctor.formats import (
     sequence_lengths,
 )
 from advect.doctor.losses import LOSS_CHECKS
-from advect.doctor.machine import MACHINE_CHECKS, device_memory, measure_machine
-from advect.doctor.report import Figure, Finding, run_checks
+from advect.doctor.machine import MACHINE_CHECKS, measure_machine
+from advect.doctor.report import Bytes, Figure, Finding, run_checks
 from advect.doctor.run import RUN_CHECKS, read_facts
 from advect.doctor.samples import QUALITY_CHECKS, SAMPLE_CHECKS, gather_samples
 
@@ -50,6 +58,9 @@ STATE_BYTES = 20
 
 SHARE = 0.6
 """Share of free memory to use."""
+
+COMPARED = 2 * 10**8
+"""Numbers, of samples that need no decoding, that are searched for copies in seconds."""
 
 
 @dataclass(frozen=True)
@@ -93,22 +104,28 @@ class ResolvedData:
         return build_dataset(data)
 
 
-def examine_data(words: Sequence[str], *, look: int = 2000, device: str = "auto") -> list[Finding]:
+@bounded
+def examine_data(
+    words: Sequence[str],
+    *,
+    look: Annotated[int, Meta(ge=2)] = 2000,
+    device: str = "auto",
+    copies: Path | None = None,
+) -> list[Finding]:
     """Examine at most ``look`` samples of the data named by the words after ``advect train``.
 
-    Raises UserError for mistakes in the words, and unknown data.
+    ``copies`` is a file to write the list of all copies to. Raises UserError for mistakes in the words, and unknown
+    data.
     """
-    if look < 2:
-        raise UserError(f"--look must be at least 2 samples, got {look}; 2000 is usual")
     data, place = ResolvedData.from_words(words), pick_device(device)
     findings: list[Finding] = []
     without = _examine_file(data, look, findings)
     try:
         dataset = data.build(without)
-        findings.extend(_examine_dataset(dataset, look))
+        findings.extend(_examine_dataset(dataset, look, copies))
     except UserError as error:
         return [*findings, Finding("problem", "The data cannot be used as they are", {"why": str(error)})]
-    return [*findings, _suggest(data, dataset, device_memory(place)[1], str(place))]
+    return [*findings, *_suggest(data, dataset, device_memory(place)[1], str(place))]
 
 
 def examine_machine(folder: Path = Path("runs"), *, device: str = "auto") -> list[Finding]:
@@ -153,7 +170,7 @@ def _examine_file(data: ResolvedData, look: int, findings: list[Finding]) -> lis
     return []
 
 
-def _examine_dataset(dataset: Dataset, look: int) -> Iterator[Finding]:
+def _examine_dataset(dataset: Dataset, look: int, copies: Path | None) -> Iterator[Finding]:
     """Findings in turn, so that those before unreadable data are reported."""
     images = measure_images(dataset, look)
     if images is not None:
@@ -161,14 +178,28 @@ def _examine_dataset(dataset: Dataset, look: int) -> Iterator[Finding]:
         if len(images.unreadable) == images.looked:
             return
     yield from run_checks(measure_values(dataset, look), VALUE_CHECKS)
-    for shares in class_shares(dataset):
+    yield from _examine_copies(dataset, look, copies)
+    for shares in class_shares(dataset, look):
         yield from run_checks(shares, [check_classes])
     lengths = sequence_lengths(dataset)
     if lengths is not None:
         yield check_lengths(lengths)
 
 
-def _suggest(data: ResolvedData, dataset: Dataset, free: int, device: str) -> Finding:
+def _examine_copies(dataset: Dataset, look: int, file: Path | None) -> list[Finding]:
+    """Copies among all samples if these are few or to be listed in a file, else among ``look``."""
+    if (found := dataset.copies) is None:
+        size = (len(dataset.train) + len(dataset.held_out)) * math.prod(dataset.spec.shape)
+        whole = file is not None or (size <= COMPARED and dataset.train.files is None)
+        found = find_copies(dataset, None if whole else look)
+    if file is not None:
+        make_folder(file.parent, "--copies")
+        atomic_write_text(file, found.to_csv())
+    return run_checks(found, (check_copies if dataset.copies is None else check_dropped, check_conditions))
+
+
+def _suggest(data: ResolvedData, dataset: Dataset, free: int, device: str) -> Iterator[Finding]:
+    """Findings about the plan, the one that sums it up last."""
     network, held_out = data.settings.network, len(dataset.held_out)
     gpu = not device.startswith("cpu")
     elements = math.prod(dataset.spec.shape)
@@ -178,7 +209,9 @@ def _suggest(data: ResolvedData, dataset: Dataset, free: int, device: str) -> Fi
     try:
         parameters, activations = measure_network(network, dataset.spec)
     except UserError as error:  # a preset's network may not take this shape
-        return Finding("note", "The network of the preset does not fit the data", {"why": str(error)})
+        yield Finding("note", "The network of the preset does not fit the data", {"why": str(error)})
+        return
+    t, pace = config.training, None
     needs = MemoryNeeds(
         network=network.network,
         preset=data.preset,
@@ -188,20 +221,24 @@ def _suggest(data: ResolvedData, dataset: Dataset, free: int, device: str) -> Fi
         device=device,
         train=len(dataset.train),
         usual=plan.batch,
-        steps=plan.steps,
+        steps=plan.last_step(t),
         why=plan.why,
         fixed=data.fixed_batch,
+        early=t.early_stopping == "yes",
     )
     if needs.usual <= needs.most:
-        needs = replace(needs, minutes=_minutes(config, plan, dataset, device))
-    return check_plan(needs)
+        pace = _pace(config, plan, dataset, device)
+        needs = replace(needs, minutes=None if pace is None else plan.minutes(pace, t))
+    for trouble in find_troubles(plan, t, pace):
+        yield Finding("problem", trouble.title, {"steps": needs.steps}, trouble.fix)
+    yield check_plan(needs)
 
 
-def _minutes(config: Config, plan: Plan, dataset: Dataset, device: str) -> float | None:
-    """Minutes that the run would take here, from a few steps; None if they fail."""
+def _pace(config: Config, plan: Plan, dataset: Dataset, device: str) -> float | None:
+    """Seconds of a step here, from a few; None if they fail."""
     try:
         with run_context(device) as context:
-            return plan.minutes(seconds_per_step(context, config, dataset, steps=plan.steps), config.training)
+            return seconds_per_step(context, config, dataset, steps=plan.steps)
     except UserError:
         return None
 
@@ -218,6 +255,7 @@ class MemoryNeeds:
         usual: batch size that advect train would take.
         steps, why: its number of steps, and the reason.
         fixed: whether it was given.
+        early: whether the held-out loss ends the run earlier.
         minutes: that the run would take here, if known.
     """
 
@@ -232,6 +270,7 @@ class MemoryNeeds:
     steps: int
     why: str = ""
     fixed: bool = False
+    early: bool = False
     minutes: float | None = None
 
     def memory(self, batch: int) -> float:
@@ -255,12 +294,14 @@ def check_plan(p: MemoryNeeds) -> Finding:
         "network": p.network,
         "parameters": p.parameters,
         "batch size": p.batch,
-        "memory for it (GiB)": p.memory(p.batch) / 2**30,
-        f"free on {p.device} (GiB)": p.free / 2**30,
+        "memory for it": Bytes(p.memory(p.batch)),
+        f"free on {p.device}": Bytes(p.free),
         "largest batch that fits": p.most,
         "steps": p.steps,
         "because": p.why,
     }
+    if p.early:
+        figures["ends earlier"] = "when the held-out loss no longer falls"
     if p.minutes is not None:
         figures["time here, about"] = rough_duration(60 * p.minutes)
     if p.most < (p.batch if p.fixed else 1):

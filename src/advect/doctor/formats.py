@@ -12,8 +12,8 @@ from advect.core.errors import UserError, optional_import, quoted_flag
 from advect.core.types import LENGTH, Length
 from advect.data import Dataset, read_table
 from advect.data.cells.matrix import CellMatrix, stored_matrix
-from advect.doctor.data import evenly_spaced
-from advect.doctor.report import Figure, Finding
+from advect.data.repeats import evenly_spaced
+from advect.doctor.report import Figure, Finding, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,7 +284,7 @@ def check_missing(columns: list[ColumnStats]) -> Finding | None:
     figures: dict[str, Figure] = {
         "columns with missing values": sum(c.missing > 0 for c in columns),
         "most in": worst.name,
-        "its share": worst.missing,
+        "its share": Share(worst.missing),
     }
     if gone:
         words = ", ".join(gone[:5])

@@ -7,11 +7,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-from advect.doctor.report import Figure, Finding
+from advect.config.plan import long_average, long_warmup, short_run
+from advect.doctor.report import Figure, Finding, Share
 from advect.doctor.run import FEW_ROWS, RunFacts
 
 CERTAIN = 3.0
 """Standard errors of a significant difference."""
+
+NOTABLE, MEMORISES = 0.25, 0.5
+"""Parts of the training loss by which the held-out loss lies above it: to be told, and a problem."""
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:
@@ -131,7 +135,7 @@ def check_skipped(run: RunFacts) -> Finding | None:
     return Finding(
         "problem" if share > 0.1 else "note",
         "float16 skipped steps whose gradients overflowed",
-        {"skipped": run.skipped, "steps": run.last_step, "share": share},
+        {"skipped": run.skipped, "steps": run.last_step, "share": Share(share)},
         "--half bf16 where the GPU has it, else a lower --learning-rate or --no-mixed-precision",
     )
 
@@ -157,53 +161,80 @@ def check_over_fitting(run: RunFacts) -> Finding | None:
         return Finding("ok", "No over-fitting: the held-out loss has not risen", figures)
     if train > near:  # both have risen
         return None
+    if run.best is not None and abs(run.best - steps[best]) < 1:
+        title = "The held-out loss rises after its lowest, whose checkpoint samples and reports use"
+        return Finding("ok", title, figures)
     return Finding(
         "problem" if last - lowest > 0.1 * abs(lowest) else "note",
         "The run over-fits: the held-out loss rises while the training loss falls",
         figures,
-        f"more data; fewer steps (a checkpoint near step {int(steps[best]):,}, kept with --keep-last 0); a smaller "
-        "network; more --dropout or --weight-decay; --horizontal-flip for images",
+        "--early-stopping yes takes the checkpoint of the lowest; more data; a smaller network; more --dropout or "
+        "--weight-decay; --horizontal-flip for images",
+    )
+
+
+def check_gap(run: RunFacts) -> Finding | None:
+    """Check for weights, those that samples come from, with a held-out loss far above the training loss."""
+    if not len(run.held_loss) or len(run.loss) < FEW_ROWS:
+        return None
+    step = run.last_step if run.best is None else run.best
+    held = float(run.held_loss[np.abs(run.held_step - step).argmin()])
+    near = run.loss[np.abs(run.step - step).argsort()[:5]]
+    train, error = mean_and_error(near)
+    gap = held - train
+    if gap < NOTABLE * abs(train) or gap < CERTAIN * error:
+        return None
+    figures: dict[str, Figure] = {"held-out loss": held, "training loss": train, "at step": step}
+    return Finding(
+        "problem" if gap > MEMORISES * abs(train) else "note",
+        "The held-out loss is far above the training loss: the network knows its training rows by heart",
+        figures,
+        "more data; a smaller network; more --dropout; fewer steps"
+        + ("" if run.best is not None else ", by --early-stopping yes"),
     )
 
 
 def over_fits(run: RunFacts) -> bool:
-    """Whether the run over-fits, so that longer training is not advised."""
+    """Whether longer training would make it worse."""
     finding = check_over_fitting(run)
-    return finding is not None and finding.level != "ok"
+    return finding is not None and not finding.title.startswith("No over-fitting")
+
+
+def check_warmup(run: RunFacts) -> Finding | None:
+    """Check for a run that ended, or was stopped, within its warm-up, or whose warm-up is most of it."""
+    warmup, n = run.option("training", "lr_warmup_steps", 0), run.last_step
+    if not n or not warmup:
+        return None
+    if n <= warmup and run.length > n:
+        figures: dict[str, Figure] = {"steps": n, "lr_warmup_steps": warmup, "steps planned": run.length}
+        advice = f"advect train --resume-from {run.path} goes on"
+        return Finding("problem", "The run stopped within its warm-up, before it learned", figures, advice)
+    trouble = long_warmup(run.length, warmup)
+    return None if trouble is None else Finding("problem", trouble.title, {"steps": n}, trouble.fix)
 
 
 def check_average(run: RunFacts) -> Finding | None:
     """Check that the EMA's horizon is shorter than the run; see :class:`advect.training.EMA`."""
     if not run.last_step or not run.option("training", "use_ema", False):
         return None
-    decay, n = float(run.option("training", "ema_decay", 0.0)), run.last_step
-    horizon = 1 / (1 - decay)
-    if horizon <= n:
-        return None
-    return Finding(
-        "note",
-        "The averaged weights have a horizon longer than the run, and follow their warm-up alone",
-        {
-            "ema_decay": decay,
-            "horizon in steps": horizon,
-            "steps trained": n,
-            "averaged over by warm-up": (10 + n) / 9,
-        },
-        f"more steps, or --ema-decay {max(1 - 10 / n, 0.0):.3g}",
-    )
+    decay = float(run.option("training", "ema_decay", 0.0))
+    trouble = long_average(run.length, decay)
+    figures: dict[str, Figure] = {"ema_decay": decay, "steps planned": run.length}
+    return None if trouble is None else Finding("problem", trouble.title, figures, trouble.fix)
 
 
 def check_length(run: RunFacts) -> Finding | None:
     """Check for too few steps."""
-    least = 500 if run.option("network", "network") == "mlp" else 2000
-    if not run.last_step or run.last_step >= least or over_fits(run):
+    n = run.last_step
+    if not n or over_fits(run) or (run.best is not None and run.best < n):
         return None
-    return Finding(
-        "note",
-        "So few steps seldom make good samples",
-        {"steps": run.last_step, "usual at least": least, "epochs ended": run.epochs},
-        "train longer: a larger --num-epochs or --max-steps",
-    )
+    figures: dict[str, Figure] = {"steps": n, "epochs ended": run.epochs, "planned at least": run.least}
+    if trouble := short_run(n, run.least):
+        return Finding("problem", trouble.title, figures, trouble.fix)
+    if n >= min(run.whole or run.least, run.least):
+        return None
+    advice = "train longer: a larger --num-epochs or --max-steps"
+    return Finding("note", "So few steps seldom make good samples", figures, advice)
 
 
 def check_rate(run: RunFacts) -> Finding | None:
@@ -226,6 +257,8 @@ LOSS_CHECKS: tuple[Callable[[RunFacts], Finding | None], ...] = (
     check_gradients,
     check_skipped,
     check_over_fitting,
+    check_gap,
+    check_warmup,
     check_average,
     check_length,
     check_rate,

@@ -23,9 +23,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from advect.core import device as devices
+from advect.core.memory import device_memory
 from advect.core.threads import ThreadChoice, count_cores, count_physical_cores, kept_threads, measure_threads
 from advect.distributed.context import pick_device
-from advect.doctor.report import Figure, Finding
+from advect.doctor.report import Bytes, Figure, Finding, Seconds
 
 OLDEST, KNOWN_GOOD = (2, 8), ("2.8", "2.11", "2.13")
 """Oldest supported PyTorch, and tested versions."""
@@ -139,19 +140,6 @@ def measure_machine(folder: Path = Path("runs"), device: str = "auto") -> Machin
     )
 
 
-def device_memory(device: torch.device) -> tuple[int, int]:
-    """Total and free memory of a device in bytes; of the machine for the CPU."""
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return total, free
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        return total, int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):  # not Linux
-        return total, total
-
-
 def measure_products(device: torch.device, half: torch.dtype) -> Products:
     """Time square matrix products in float32 and in ``half``, the fastest of five."""
     n = 4096 if device.type == "cuda" else 384
@@ -173,19 +161,15 @@ def fastest_threads() -> ThreadChoice:
 
 
 def _timed(a: Tensor, device: torch.device) -> tuple[Tensor, float]:
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda _: None
     best, product = float("inf"), a @ a
     for _ in range(5):
-        _wait(device)
+        wait(device)
         began = time.perf_counter()
         product = a @ a
-        _wait(device)
+        wait(device)
         best = min(best, time.perf_counter() - began)
     return product, best
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _version(name: str) -> str | None:
@@ -240,11 +224,10 @@ def _group(backend: str) -> None:
 def check_versions(m: Machine) -> Finding:
     """Check the versions of Python and PyTorch."""
     figures: dict[str, Figure] = {"torch": m.torch, "python": m.python}
-    found = re.match(r"(\d+)\.(\d+)", m.torch)
-    version = (int(found[1]), int(found[2])) if found else (0, 0)
+    version = tuple(map(int, re.findall(r"\d+", m.torch)[:2]))
     if version < OLDEST:
         return Finding("problem", "This PyTorch is too old", figures, "pip install 'torch>=2.8'")
-    if f"{version[0]}.{version[1]}" in KNOWN_GOOD:
+    if ".".join(map(str, version)) in KNOWN_GOOD:
         return Finding("ok", "PyTorch is of a version that advect is tested with", figures)
     known = ", ".join(KNOWN_GOOD)
     return Finding("ok", "PyTorch is new enough, though not of a tested version", {**figures, "tested": known})
@@ -254,8 +237,8 @@ def check_device(m: Machine) -> Finding:
     """Check the device, and for a GPU unseen by PyTorch."""
     figures: dict[str, Figure] = {
         "device": m.device,
-        "memory (GiB)": m.device_memory / GIB,
-        "free (GiB)": m.device_free / GIB,
+        "memory": Bytes(m.device_memory),
+        "free": Bytes(m.device_free),
     }
     if m.gpus:
         free = m.device_free / max(m.device_memory, 1)
@@ -299,7 +282,7 @@ def check_precision(m: Machine) -> Finding:
 def check_compiler(m: Machine) -> Finding:
     """Check torch.compile."""
     if m.compiler.seconds is not None:
-        figures: dict[str, Figure] = {"seconds for a small network": m.compiler.seconds}
+        figures: dict[str, Figure] = {"time for a small network": Seconds(m.compiler.seconds)}
         return Finding("ok", "torch.compile works", figures, "--compile-model for long runs")
     return Finding(
         "note",
@@ -312,7 +295,7 @@ def check_compiler(m: Machine) -> Finding:
 def check_distributed(m: Machine) -> Finding:
     """Check that a process group starts."""
     if m.distributed.seconds is not None:
-        return Finding("ok", f"A process group starts with {m.backend}", {"seconds": m.distributed.seconds})
+        return Finding("ok", f"A process group starts with {m.backend}", {"time": Seconds(m.distributed.seconds)})
     return Finding(
         "note",
         f"No process group can be started with {m.backend}, so that training is on one process",
@@ -323,7 +306,7 @@ def check_distributed(m: Machine) -> Finding:
 
 def check_disk(m: Machine) -> Finding:
     """Check the disk space for checkpoints."""
-    figures: dict[str, Figure] = {"folder": m.folder, "free (GiB)": m.disk_free / GIB}
+    figures: dict[str, Figure] = {"folder": m.folder, "free": Bytes(m.disk_free)}
     if m.disk_free < GIB:
         return Finding("problem", "The disk is nearly full", figures, "--run-dir on another disk, or --keep-last 1")
     if m.disk_free < 10 * GIB:
@@ -335,7 +318,7 @@ def check_shared_memory(m: Machine) -> Finding | None:
     """Check /dev/shm, which processes share tensors through."""
     if m.shm is None:
         return None
-    figures: dict[str, Figure] = {"/dev/shm (MiB)": m.shm / 2**20}
+    figures: dict[str, Figure] = {"/dev/shm": Bytes(m.shm)}
     if m.shm >= 512 * 2**20:
         return Finding("ok", "There is enough shared memory", figures)
     return Finding(

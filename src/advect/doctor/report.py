@@ -8,11 +8,23 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
-from advect.reporting.style import number
+from advect.reporting.style import duration, number, percent, plural
 
 T = TypeVar("T")
 Figure = float | int | str
 Level = Literal["ok", "note", "problem"]
+
+
+class Share(float):
+    """A share in [0, 1], shown in percent."""
+
+
+class Seconds(float):
+    """A length of time, shown in its usual units."""
+
+
+class Bytes(float):
+    """An amount of memory, shown in its usual units."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,7 @@ def show(findings: Sequence[Finding]) -> str:
         if finding.advice:
             lines.append(" " * 9 + f"try: {finding.advice}")
     counts = {level: sum(f.level == level for f in findings) for level in order}
-    verdict = f"{counts['problem']} problems, {counts['note']} notes, {counts['ok']} fine"
+    verdict = f"{plural(counts['problem'], 'problem')}, {plural(counts['note'], 'note')}, {counts['ok']} fine"
     return "\n".join([*lines, "", f"nothing is wrong: {verdict}" if not counts["problem"] else verdict])
 
 
@@ -67,7 +79,18 @@ def is_healthy(findings: Sequence[Finding]) -> bool:
 
 
 def _text(value: Figure) -> str:
-    return value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else number(value)
+    match value:
+        case str():
+            return value
+        case int():
+            return f"{value:,}"
+        case Share() if math.isfinite(value):
+            return percent(value)
+        case Seconds() if math.isfinite(value):
+            return duration(value)
+        case Bytes() if math.isfinite(value):
+            return f"{number(value / 2**30)} GiB" if value >= 2**30 else f"{number(value / 2**20)} MiB"
+    return number(value)
 
 
 def run_checks(facts: T, checks: Iterable[Callable[[T], Finding | None]]) -> list[Finding]:

@@ -15,9 +15,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from advect.checkpoint.manifest import find_checkpoint, read_newest, verify_checkpoint
+from advect.checkpoint.manifest import (
+    HELD_OUT_LOSS,
+    checkpoint_step,
+    find_checkpoint,
+    read_best,
+    read_newest,
+    verify_checkpoint,
+)
+from advect.config.plan import recipe_of
 from advect.core.errors import UserError
-from advect.doctor.report import Figure, Finding
+from advect.data.modality import Recipe
+from advect.doctor.report import Figure, Finding, Seconds, Share
 from advect.model.load import build_flow, read_model_metadata
 from advect.model.sampler_config import SamplerConfig
 from advect.reporting.run_folder import read_run
@@ -36,13 +45,15 @@ class RunFacts:
     Attributes:
         step, loss, grad_norm, rate, speed, wait: (R,) step, mean loss, mean gradient norm, learning rate, samples
             a second, and share of time waiting for data, by logged row; NaN if missing.
-        held_step, held_loss: (H,) steps and values of the held-out loss.
+        held_step, held_loss: (H,) steps and values of the watched held-out loss, else of that with pictures.
+        best: step of the checkpoint that samples come from, if it is not the last.
         infinite: rows with a non-finite loss or norm.
         skipped: steps skipped by float16 loss scaling.
         epoch_step, epochs: step of the last finished epoch, and number of epochs.
         checkpoint: step of the newest complete checkpoint, or None.
         damaged: damage of the newest checkpoint, or "".
         nfe: network evaluations a sample of the run's own sampler; None without a checkpoint, and if it is adaptive.
+        least: steps that learning takes on data of this kind.
         idle, seconds: seconds since the last row, and of training.
         config: sections of config.yaml.
         quality: evaluation/quality.json, or None.
@@ -57,6 +68,7 @@ class RunFacts:
     wait: np.ndarray
     held_step: np.ndarray = field(default_factory=lambda: np.zeros(0))
     held_loss: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    best: int | None = None
     infinite: int = 0
     skipped: int = 0
     epoch_step: int = 0
@@ -64,6 +76,7 @@ class RunFacts:
     checkpoint: int | None = None
     damaged: str = ""
     nfe: int | None = None
+    least: int = Recipe().least_steps
     idle: float = 0.0
     seconds: float = 0.0
     config: dict[str, Section] = field(default_factory=dict)
@@ -76,13 +89,22 @@ class RunFacts:
         return max(int(self.step[-1]) if len(self.step) else 0, self.epoch_step, self.checkpoint or 0)
 
     @property
+    def whole(self) -> int | None:
+        """Steps of all epochs, or None before the end of the first."""
+        epochs = self.option("training", "num_epochs")
+        return math.ceil(self.epoch_step / self.epochs * epochs) if self.epochs and epochs else None
+
+    @property
     def planned(self) -> int | None:
-        """Final step by the configuration, or None before the end of the first epoch."""
-        t = self.config.get("training", {})
-        limits = [t["max_steps"]] if t.get("max_steps") else []
-        if self.epochs and t.get("num_epochs"):
-            limits.append(math.ceil(self.epoch_step / self.epochs * t["num_epochs"]))
+        """Final step by the configuration, minutes aside; None if unknown."""
+        limits = [steps for steps in (self.option("training", "max_steps"), self.whole) if steps]
         return min(limits) if limits else None
+
+    @property
+    def length(self) -> int:
+        """Steps that the run was to take: as planned, or as many as its minutes allowed."""
+        timed = self.option("training", "max_minutes") is not None
+        return self.last_step if timed else max(self.planned or 0, self.last_step)
 
     def option(self, section: str, name: str, default: Any = None) -> Any:
         """Setting of config.yaml, or the default."""
@@ -108,13 +130,15 @@ def read_facts(path: Path) -> RunFacts:
             ("wait", "data_wait"),
         )
     }
-    infinite, epoch_step, idle = _rest_of_metrics(folder / "metrics.jsonl")
-    checkpoint, damaged, nfe = _newest(folder)
-    last = run.steps[-1] if run.steps else {}
+    infinite, epoch_step, idle, watched = _rest_of_metrics(folder / "metrics.jsonl")
+    held_out = watched or {float(row["step"]): float(row["held_out_loss"]) for row in run.held_out}
+    checkpoint, damaged, nfe, least = _newest(folder)
+    last, best = run.steps[-1] if run.steps else {}, read_best(folder / "checkpoints")
     return RunFacts(
         **columns,
-        held_step=np.array([float(row["step"]) for row in run.held_out]),
-        held_loss=np.array([float(row["held_out_loss"]) for row in run.held_out]),
+        held_step=np.array(list(held_out)),
+        held_loss=np.array(list(held_out.values())),
+        best=checkpoint_step(Path(best.name)) if best and best.metric == HELD_OUT_LOSS else None,
         infinite=infinite,
         skipped=int(last.get("skipped_steps", 0)),
         epoch_step=epoch_step,
@@ -122,6 +146,7 @@ def read_facts(path: Path) -> RunFacts:
         checkpoint=checkpoint,
         damaged=damaged,
         nfe=nfe,
+        least=least,
         idle=idle,
         seconds=float(last.get("seconds", 0.0)),
         config={name: values for name, values in run.config.items() if isinstance(values, dict)},
@@ -134,38 +159,43 @@ def _number(value: object) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def _rest_of_metrics(file: Path) -> tuple[int, int, float]:
-    """Number of non-finite rows, step of the last epoch's end, and seconds since the last write."""
+def _rest_of_metrics(file: Path) -> tuple[int, int, float, dict[float, float]]:
+    """Number of non-finite rows, step of the last epoch's end, seconds since the last write, and the held-out losses
+    that were watched, by step.
+    """
     if not file.is_file():
-        return 0, 0, math.inf
-    infinite, ended = 0, 0
+        return 0, 0, math.inf, {}
+    infinite, ended, watched = 0, 0, {}
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
             infinite += any(not math.isfinite(row[key]) for key in ("loss", "grad_norm") if key in row)
             ended = max(ended, int(row["step"])) if "epoch_loss" in row else ended
+            if math.isfinite(row.get("eval_held_out_loss", math.nan)):
+                watched[float(row["step"])] = float(row["eval_held_out_loss"])
         except (ValueError, KeyError, TypeError):  # a killed run may leave half a line
             continue
-    return infinite, ended, max(time.time() - file.stat().st_mtime, 0.0)
+    return infinite, ended, max(time.time() - file.stat().st_mtime, 0.0), dict(sorted(watched.items()))
 
 
-def _newest(folder: Path) -> tuple[int | None, str, int | None]:
-    """Step of the newest checkpoint, its damage, and the evaluations of its sampler."""
+def _newest(folder: Path) -> tuple[int | None, str, int | None, int]:
+    """Step of the newest checkpoint, its damage, the evaluations of its sampler, and the steps that its data take."""
+    least = Recipe().least_steps
 
-    def read(checkpoint: Path) -> tuple[int, str, int | None]:
-        step = int(verify_checkpoint(checkpoint)["step"])
-        flow = build_flow(read_model_metadata(checkpoint / MODEL), nn.Identity(), torch.device("cpu"))
-        return step, "", flow.nfe(SamplerConfig())
+    def read(checkpoint: Path) -> tuple[int, str, int | None, int]:
+        step, metadata = int(verify_checkpoint(checkpoint)["step"]), read_model_metadata(checkpoint / MODEL)
+        flow = build_flow(metadata, nn.Identity(), torch.device("cpu"))
+        return step, "", flow.nfe(SamplerConfig()), recipe_of(metadata.spec.modality).least_steps
 
     try:
         checkpoint = find_checkpoint(folder)
     except UserError:
-        return None, "", None
+        return None, "", None, least
     match = re.search(r"step-(\d+)", checkpoint.name)
     try:
         return read_newest(folder, read)
     except UserError as error:
-        return int(match.group(1)) if match else None, str(error), None
+        return int(match.group(1)) if match else None, str(error), None, least
 
 
 def check_logged(run: RunFacts) -> Finding | None:
@@ -206,7 +236,7 @@ def check_progress(run: RunFacts) -> Finding | None:
     return Finding(
         "note",
         "The run stopped before its end",
-        {**figures, "minutes since": run.idle / 60},
+        {**figures, "time since": Seconds(run.idle)},
         f"advect train --resume-from {run.path} continues it bit for bit",
     )
 
@@ -229,7 +259,7 @@ def check_data_wait(run: RunFacts) -> Finding | None:
     if len(wait) < 2:
         return None
     share, workers = float(np.median(wait[len(wait) // 2 :])), run.option("training", "num_workers", 0)
-    figures = {"share of time waiting": share, "num_workers": workers}
+    figures = {"share of time waiting": Share(share), "num_workers": workers}
     if share < 0.25:
         return Finding("ok", "The steps do not wait for their data", figures)
     more = f"--num-workers {max(2 * workers, 2)}; for images, decode them once into a packed store (advect.data.pack)"

@@ -16,7 +16,7 @@ from advect.core.errors import UserError
 from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import NULL, Category, Conditions
 from advect.data import Dataset, Split
-from advect.doctor.report import Figure, Finding
+from advect.doctor.report import Figure, Finding, Share
 from advect.doctor.run import RunFacts
 from advect.evaluation.features import Projection
 from advect.evaluation.protocol import open_run
@@ -206,14 +206,17 @@ def check_shares(facts: SampleFacts) -> Finding | None:
     missing = [name for name, (a, b) in facts.shares.items() if a * facts.samples >= 8 and b < a / 4]
     figures: dict[str, Figure] = {
         "groups": f"{len(facts.shares)} {facts.groups}",
-        "share elsewhere": away,
+        "share elsewhere": Share(away),
         "by chance": chance,
         "samples": facts.samples,
     }
     if missing:
         worst = missing[0]
         figures |= {"nearly missing": ", ".join(missing[:5])}
-        figures |= {f"{worst} in data": facts.shares[worst][0], f"{worst} in samples": facts.shares[worst][1]}
+        figures |= {
+            f"{worst} in {what}": Share(share)
+            for what, share in zip(("data", "samples"), facts.shares[worst], strict=True)
+        }
         return Finding(
             "problem",
             "Mode collapse: the samples nearly leave out groups of the data",
@@ -235,7 +238,8 @@ def check_faithful(facts: SampleFacts) -> Finding | None:
     if facts.faithful is None:
         return None
     share, accuracy = facts.faithful
-    figures: dict[str, Figure] = {"as asked for": share, "classifier on real data": accuracy, "samples": facts.samples}
+    figures: dict[str, Figure] = {"as asked for": Share(share), "classifier on real data": Share(accuracy)}
+    figures |= {"samples": facts.samples}
     if share < 0.75 * accuracy:
         return Finding(
             "problem" if share < 0.4 * accuracy else "note",
@@ -255,7 +259,7 @@ def check_memorisation(facts: SampleFacts) -> Finding | None:
 
 def memorised(share: float, figures: dict[str, Figure]) -> Finding:
     """Finding on the share of samples nearer to training data than 99% of held-out data."""
-    figures = {"closer to a training row than 99% of held-out rows": share, "expected": 0.01, **figures}
+    figures = {"closer to a training row than 99% of held-out rows": Share(share), "expected": Share(0.01), **figures}
     if share <= 0.1:
         return Finding("ok", "The samples are no copies of the training data", figures)
     return Finding(

@@ -26,7 +26,7 @@ from advect.model.flow import Flow
 from advect.model.sampler_config import SamplerConfig
 
 NEIGHBOURS = 20_000
-"""Most training rows for nearest neighbours, evenly spaced."""
+"""Default number of training rows for nearest neighbours, evenly spaced."""
 
 _COST = "cost"
 
@@ -72,6 +72,10 @@ class Evaluator:
     rows: EvalRows
     work: Workspace
     cache: ReferenceCache
+    neighbours: int = NEIGHBOURS
+    """Most training rows among which nearest neighbours are searched."""
+    held_out: int = ROWS
+    """Most held-out rows that are compared whole."""
 
     @property
     def flow(self) -> Flow:
@@ -96,8 +100,8 @@ class Evaluator:
         reference = self._statistics("reference", split, self.rows.reference)
         real = self._statistics("floor", other, self.rows.floor) if len(self.rows.floor) else reference
         whole = any(SAMPLES in metric.needs for metric in self.compared.values())
-        train = self._whole("training rows", self.space.dataset.train, NEIGHBOURS) if whole else None
-        held_out = self._whole("held-out rows", self.space.dataset.held_out, ROWS) if whole else None
+        train = self._whole("training rows", self.space.dataset.train, self.neighbours) if whole else None
+        held_out = self._whole("held-out rows", self.space.dataset.held_out, self.held_out) if whole else None
         if reference is None or real is None:
             return None
         sides = (real, reference) if self.rows.split == "held-out" else (reference, real)
@@ -241,6 +245,11 @@ class Evaluator:
         """Number and categories of rows of a split."""
         return f"{len(places)} of {len(split)}" + (f" where {self.rows.where}" if self.rows.where else "")
 
+    def _whole_rows(self, metric: Metric) -> str:
+        """Numbers of whole rows, if the metric looks at fewer than usual."""
+        fewer = SAMPLES in metric.needs and (self.neighbours, self.held_out) != (NEIGHBOURS, ROWS)
+        return f", {self.held_out} held-out rows among {self.neighbours}" if fewer else ""
+
     def _floor(self, context: EvalContext) -> dict[str, float]:
         reference = self._reference(context)
         other = context.train if reference is context.held_out else context.held_out
@@ -254,7 +263,7 @@ class Evaluator:
                 "split": self.rows.split,
                 "rows": " and ".join(self._described(*pair) for pair in described),
                 "features": self.space.features.exact,
-                "what": f"floor of {name} with intervals",
+                "what": f"floor of {name} with intervals" + self._whole_rows(metric),
                 "version": versions().get("advect", "unknown"),
             }
 

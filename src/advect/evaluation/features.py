@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -198,9 +199,9 @@ class FeatureSpace:
             return Features(f"the flow's {k} components of expression", identity, self._exact(), k, components.forward)
         return self._of_data()
 
-    def learned(self, cache: ReferenceCache, *, named: bool = False) -> FeatureSpace:
-        """With the features of a network trained on the data, where these are images that allow it; see
-        :func:`~advect.evaluation.learned_network.learned_network`. Collective.
+    def learned(self, cache: ReferenceCache, *, named: bool = False, seconds: float = math.inf) -> FeatureSpace:
+        """With the features of a network trained on the data, where these are images that allow it, in at most so
+        many seconds; see :func:`~advect.evaluation.learned_network.learned_network`. Collective.
 
         Raises UserError if the features are ``named`` and cannot be had.
         """
@@ -208,7 +209,7 @@ class FeatureSpace:
             self.modality.check_features(f"--features {LEARNED}")
         if not self.modality.feature_networks or self.network is not None:
             return self
-        network = learned_network(self.dataset, cache, self.flow.device)
+        network = learned_network(self.dataset, cache, self.flow.device, seconds)
         if named and network is None:
             raise UserError(f"--features {LEARNED} cannot be had for these data; give --features {PIXELS}")
         return FeatureSpace(self.flow, self.dataset, network, keep=self.keep)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +43,13 @@ GOOD_ENOUGH = 0.5
 WIDTH, DIMENSIONS, COARSE, BATCH, RATE = 16, 64, 8, 64, 4e-3
 VERSION = 1
 """Of the training, for the cache."""
+
+TIMED, DESCRIBED = 3, 80
+"""Steps that are timed, and as many as take the time of the features of all rows."""
+
+
+class TooSlow(Exception):
+    """Training takes more time than there is."""
 
 
 class Residual(nn.Module):
@@ -136,8 +145,12 @@ def resized(x: Tensor, side: int, low: float, high: float) -> Tensor:
     return x.clamp(0, 255).round().to(torch.uint8)
 
 
-def learned_network(dataset: Dataset, cache: ReferenceCache, device: torch.device) -> LearnedNetwork | None:
+def learned_network(
+    dataset: Dataset, cache: ReferenceCache, device: torch.device, seconds: float = math.inf
+) -> LearnedNetwork | None:
     """Network of the data, from the cache or trained (a minute at most on one core); None, and a note, if none serves.
+
+    Raises TooSlow if its training would take more than so many seconds.
 
     Collective. Training depends on the training part alone, and on no random state or number of threads.
     """
@@ -151,8 +164,16 @@ def learned_network(dataset: Dataset, cache: ReferenceCache, device: torch.devic
         "shape": " ".join(map(str, dataset.spec.shape)),
         "conditions": " ".join(sorted(_categories(dataset))) or "none",
     }
-    tensors = broadcast_object(on_rank_zero(lambda: cache.get(key, lambda: train(dataset))))
-    assert tensors is not None
+
+    def made() -> dict[str, Tensor] | None:
+        found = cache.load(key)
+        if found is None and seconds < math.inf and foretold(dataset) > seconds:
+            return None
+        return found or cache.get(key, lambda: train(dataset))
+
+    tensors = broadcast_object(on_rank_zero(made))
+    if tensors is None:
+        raise TooSlow
     network = LearnedNetwork(tensors, device)
     if network.good_enough:
         return network
@@ -195,32 +216,69 @@ def _examples(dataset: Dataset, split: Split, limit: int, side: int, span: tuple
 
 def train(dataset: Dataset) -> dict[str, Tensor]:
     """Tensors of the :class:`LearnedNetwork` of a data set."""
-    side = 2 ** math.ceil(math.log2(max(dataset.spec.shape[1:])))
-    side = min(MOST_SIDE, max(LEAST_SIDE, side))
-    span = _span(dataset)
+    side, span = _side(dataset), _span(dataset)
     examples = _examples(dataset, dataset.train, MOST_ROWS, side, span)
-    rng = torch.Generator().manual_seed(stream_seed(0, Stream.FEATURE_NETWORK) >> 1)
-    with kept_threads(), torch.random.fork_rng(devices=[]):
-        torch.set_num_threads(1)  # threads change the order of sums
-        torch.manual_seed(stream_seed(0, Stream.FEATURE_NETWORK, 1) >> 1)
-        net = Encoder(dataset.spec.shape[0], side)
-        heads = nn.ModuleDict({"kind": nn.Linear(DIMENSIONS, KINDS)})
-        heads["coarse"] = nn.Linear(DIMENSIONS, dataset.spec.shape[0] * COARSE**2)
-        labels = {name: f"label{i}" for i, name in enumerate(examples.labels)}
-        for name, head in labels.items():
-            heads[head] = nn.Linear(DIMENSIONS, _categories(dataset)[name])
-        steps = min(600, max(200, len(examples)))
-        optimiser = torch.optim.AdamW([*net.parameters(), *heads.parameters()], lr=RATE, weight_decay=0.05)
+    steps = min(600, max(200, len(examples)))
+    with _reproducible():
+        training = _training(dataset, examples, side, steps)
+        net, heads, labels = next(training)
         with progress_bar(steps, "train the features", "step") as bar:
-            for step in range(steps):
-                optimiser.param_groups[0]["lr"] = RATE * min(1, (step + 1) / 50) * (1 - step / steps)
-                loss = _loss(net, heads, labels, examples, rng)
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
+            bar.update()
+            for _ in training:
                 bar.update()
         net.eval()
         return _described(net, heads, labels, examples, _examples(dataset, dataset.held_out, 1000, side, span), span)
+
+
+def foretold(dataset: Dataset) -> float:
+    """Seconds that :func:`train` takes here, from some rows and steps."""
+    side, span, began = _side(dataset), _span(dataset), time.monotonic()
+    few = _examples(dataset, dataset.train, BATCH, side, span)
+    row, rows = (time.monotonic() - began) / len(few), min(MOST_ROWS, len(dataset.train))
+    steps = min(600, max(200, rows))
+    with _reproducible():
+        training = _training(dataset, few, side, steps)
+        next(training)
+        began = time.monotonic()
+        for _ in range(TIMED):
+            next(training)
+        each = (time.monotonic() - began) / TIMED
+    return row * (rows + min(1000, len(dataset.held_out))) + each * (steps + DESCRIBED)
+
+
+@contextmanager
+def _reproducible() -> Iterator[None]:
+    """Random numbers of their own, and one thread, as threads change the order of sums."""
+    with kept_threads(), torch.random.fork_rng(devices=[]):
+        torch.set_num_threads(1)
+        torch.manual_seed(stream_seed(0, Stream.FEATURE_NETWORK, 1) >> 1)
+        yield
+
+
+def _training(
+    dataset: Dataset, examples: Examples, side: int, steps: int
+) -> Iterator[tuple[nn.Module, nn.ModuleDict, dict[str, str]]]:
+    """Encoder, heads, and the heads' names by condition, after each step."""
+    rng = torch.Generator().manual_seed(stream_seed(0, Stream.FEATURE_NETWORK) >> 1)
+    net = Encoder(dataset.spec.shape[0], side)
+    heads = nn.ModuleDict({"kind": nn.Linear(DIMENSIONS, KINDS)})
+    heads["coarse"] = nn.Linear(DIMENSIONS, dataset.spec.shape[0] * COARSE**2)
+    labels = {name: f"label{i}" for i, name in enumerate(examples.labels)}
+    for name, head in labels.items():
+        heads[head] = nn.Linear(DIMENSIONS, _categories(dataset)[name])
+    optimiser = torch.optim.AdamW([*net.parameters(), *heads.parameters()], lr=RATE, weight_decay=0.05)
+    for step in range(steps):
+        optimiser.param_groups[0]["lr"] = RATE * min(1, (step + 1) / 50) * (1 - step / steps)
+        loss = _loss(net, heads, labels, examples, rng)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        yield net, heads, labels
+
+
+def _side(dataset: Dataset) -> int:
+    """Side of the images in the network."""
+    return min(MOST_SIDE, max(LEAST_SIDE, 2 ** math.ceil(math.log2(max(dataset.spec.shape[1:])))))
 
 
 def _span(dataset: Dataset) -> tuple[float, float]:

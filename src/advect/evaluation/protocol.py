@@ -6,16 +6,18 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from advect.checkpoint.manifest import checkpoint_step
 from advect.config.arguments import data_of
 from advect.config.build import build_dataset
-from advect.config.section import Section
+from advect.config.section import Section, part
+from advect.core.bounds import BatchSize, Evaluations, GuidanceScale, Processes, SampleCount, Seed, Share, Steps, Time
 from advect.core.errors import UserError
 from advect.data import Dataset, Split
 from advect.data.repeats import LOOKED_AT, shared_rows
@@ -30,7 +32,6 @@ from advect.model.conditions import (
     ConditionValue,
     encoded,
     is_one_label,
-    number_or_name,
     parse_conditions,
     resolve_conditions,
 )
@@ -58,7 +59,7 @@ class EvalConfig(Section):
 
     data: str | None = None
     """The data's place if they have moved since the training."""
-    num_samples: int | None = None
+    num_samples: SampleCount | None = None
     """Samples a point; default 10,000, at most the number of training rows, which the floor needs."""
 
     reference: Literal["held-out", "train"] = "held-out"
@@ -69,15 +70,15 @@ class EvalConfig(Section):
     """Solvers; default the run's."""
     grid: tuple[str, ...] = ()
     """Time grids; default the run's."""
-    nfe: tuple[int, ...] = ()
+    nfe: tuple[Evaluations, ...] = ()
     """Numbers of network evaluations; each solver takes those it can meet."""
-    num_steps: tuple[int, ...] = ()
+    num_steps: tuple[Steps, ...] = ()
     """Numbers of solver steps; default the run's."""
-    diffusion: str | None = None
+    diffusion: str | None = part("diffusion", default=None, number=("constant", "scale"))
     """Sample the SDE with this g(t), a number or a name, by euler-maruyama or heun."""
-    guidance: float = 1.0
+    guidance: GuidanceScale = 1.0
     """Scale of classifier-free guidance; 1 is none."""
-    guidance_interval: tuple[float, float] | None = None
+    guidance_interval: tuple[Time, Time] | None = None
     """Times LO HI between which guidance acts; default all."""
 
     cond: tuple[str, ...] = ()
@@ -85,23 +86,23 @@ class EvalConfig(Section):
     frequencies.
     """
 
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the samples, the first one with --repeat."""
-    repeat: int = 1
+    repeat: Annotated[int, Meta(ge=1, le=10_000)] = 1
     """Number of seeds, for mean and spread."""
     use_ema: bool = True
     """Use the averaged weights."""
-    ema_decay: float | None = None
+    ema_decay: Share | None = None
     """Use the average of this decay, one of the run's."""
-    batch_size: int = 256
+    batch_size: BatchSize = 256
     """Samples drawn at once."""
-    likelihood_samples: int = 256
+    likelihood_samples: Annotated[int, Meta(ge=2, le=10**9)] = 256
     """Held-out rows for --metrics likelihood."""
     output: Path | None = None
     """Result file; default RUN/evaluation/eval-HASH.json."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto takes a GPU if available."""
-    nproc: int = 1
+    nproc: Processes = 1
     """Local processes, one a GPU if there are any, as by torchrun --nproc_per_node."""
 
     groups: ClassVar = {
@@ -137,9 +138,6 @@ class EvalConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for flag, value in (("--repeat", self.repeat), ("--num-samples", self.num_samples)):
-            if value is not None and value < 1:
-                raise UserError(f"{flag} must be at least 1, got {value}")
         if self.ema_decay is not None and not self.use_ema:
             raise UserError("--no-use-ema and --ema-decay contradict each other; give one of them")
         if self.likelihood_samples != EvalConfig.likelihood_samples and "likelihood" not in self.metrics:
@@ -191,7 +189,7 @@ class Plan:
             grids=config.grid,
             nfes=config.nfe,
             steps=config.num_steps,
-            diffusion=number_or_name(config.diffusion),
+            diffusion=config.chosen("diffusion"),
         )
         samples = config.num_samples or min(SAMPLES, len(dataset.train))
         plan = cls(config, folder, place, subject, space, sweep, metrics, samples, left_out)
@@ -265,8 +263,6 @@ class Plan:
                 self.flow.sample(self.samples, **few.arguments(), cond=cond, batch_size=size, rows=range(1))
         if isinstance(self.space.network, FeatureNetwork):
             self.space.data(reference, torch.zeros(1, dtype=torch.int64))
-        if self.config.likelihood_samples < 2:
-            raise UserError(f"--likelihood-samples must be at least 2, got {self.config.likelihood_samples}")
 
     def _check_density(self) -> None:
         """Raise UserError if held-out rows have no density."""

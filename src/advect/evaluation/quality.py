@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +17,34 @@ from torch import Tensor
 from advect.core.errors import UserError
 from advect.core.files import atomic_write, atomic_write_text, make_folder
 from advect.data import Dataset
+from advect.evaluation.budget import (
+    FEATURES,
+    NFES,
+    SAMPLES,
+    SOLVERS,
+    STEPS,
+    Clock,
+    Scope,
+    Speed,
+    Sweep,
+    choose_scope,
+    differences,
+    plan_points,
+)
 from advect.evaluation.evaluator import EvalRows, Evaluator, SampleRequest
 from advect.evaluation.features import FIT_ROWS, FeatureSpace
+from advect.evaluation.learned_network import TooSlow
 from advect.evaluation.workspace import MemoryWorkspace, open_cache
-from advect.metrics.base import LABELS, EvalContext, find_metrics
+from advect.metrics.base import LABELS, EvalContext, Metric, find_metrics
 from advect.metrics.class_accuracy import ClassAccuracyMetric
 from advect.metrics.marginals import MEASURES
 from advect.metrics.memorisation import PERCENTILE, Memorisation, MemorisationMetric
 from advect.metrics.statistics import SampleStatistics, subsample
 from advect.model.flow import Flow
-from advect.model.sampler_config import plan_sweep
-
-NFES = (1, 2, 4, 8, 16, 32, 64)
-SOLVERS = ("euler", "midpoint")
-
-REFERENCE = 10_000
-"""Most held-out rows for comparison."""
 
 FORMAT = 1
-TIMES, STEPS = 10, 36
-"""Stored times of trajectories, and their steps of the midpoint method."""
+TIMES = 10
+"""Stored times of trajectories."""
 
 
 def measure_quality(
@@ -41,96 +52,152 @@ def measure_quality(
     dataset: Dataset,
     out_dir: Path,
     *,
-    samples: int = 1000,
-    nfes: Sequence[int] = NFES,
+    samples: int | None = None,
+    nfes: Sequence[int] | None = None,
     seed: int = 0,
     step: int | None = None,
+    clock: Clock | None = None,
 ) -> dict[str, Any]:
     """Measure a flow against its data; write quality.json, neighbours.npz and trajectories.npz to ``out_dir``.
 
     Frechet distance for each solver and number of network evaluations (NFE), of at most ``samples`` samples, at most
     the number of training rows, from the same noise. Classes, memorisation and, for vectors in three dimensions or
     more, marginals use the last point's samples. ``step`` is the flow's, for the record. Files are written atomically,
-    quality.json last; returns its content. Raises UserError for fewer than two rows of a split, and NFEs that a solver
-    cannot meet.
+    quality.json last; returns its content. With a ``clock`` samples and NFEs that are not given are fewer, if its time
+    asks for it, as "limits" tells, which is all there is, without a file, if the time is too short for anything.
+    Raises UserError for fewer than two rows of a split, and NFEs that a solver cannot meet.
     """
     if min(len(dataset.held_out), len(dataset.train)) < 2:
         raise UserError(
             f"{dataset.name} has {len(dataset.train)} training and {len(dataset.held_out)} held-out samples, too few"
             " to measure with; give more data, or --no-measure"
         )
-    sweep = plan_sweep(flow.sampler, flow.nfe, solvers=SOLVERS, nfes=nfes)
-    evaluator = _evaluator(flow, dataset, samples)
-    n, folder = len(evaluator.rows.floor), make_folder(out_dir, "out_dir")
-    context, floor, final = evaluator.context, evaluator.floor, None
-    assert context is not None and floor is not None
-    curves: dict[str, dict[str, list]] = {solver: {"nfe": [], "steps": [], "distance": []} for solver in SOLVERS}
-    for sampler in sweep:
-        final = evaluator.sample(SampleRequest(n=n, sampler=sampler, seed=seed), title=str(sampler))
-        assert final is not None
-        curve = curves[str(sampler.solver)]
-        curve["nfe"].append(flow.nfe(sampler))
-        curve["steps"].append(sampler.steps)
-        curve["distance"].append(evaluator.compare(final, context, ("frechet",))["frechet"])
-    assert final is not None
-    numbers = evaluator.compare(final, context)
-    memory = MemorisationMetric().details(final, context)
-    _write_arrays(folder / "neighbours.npz", {k: v for k, v in vars(memory).items() if isinstance(v, Tensor)})
-    t, x = trajectories(evaluator.space, context, seed=seed)
-    _write_arrays(folder / "trajectories.npz", {"t": t, "x": x})
-    result = {
-        "format": FORMAT,
-        "seed": seed,
-        "step": step,
-        "data": _describe_data(evaluator.space, context),
-        "frechet": _describe_curves(evaluator, context, curves, floor["frechet"], n),
-        "samples_by": {"solver": SOLVERS[-1], "nfe": curves[SOLVERS[-1]]["nfe"][-1]},
-        "fidelity": _describe_classes(evaluator, final, context),
-        "marginals": _describe_marginals(numbers, floor),
-        "memorisation": _describe_memorisation(memory),
-    }
+    clock = clock or Clock()
+    whole = Scope(samples or SAMPLES, tuple(nfes or NFES), count=flow.modality.trajectories)
+    sweep = plan_points(flow, whole.nfes)  # raises before anything is measured
+    space, left_out = _feature_space(flow, dataset, clock)
+    scope, limits = whole, {}
+    if math.isfinite(clock.seconds):
+        speed = Speed.measure(space, clock.now)
+        scope = choose_scope(space, speed, sweep, clock.left, samples, nfes)
+        limits = {"seconds": clock.seconds, "whole_seconds": whole.seconds(space, speed, sweep)}
+    if scope is None:
+        return {"limits": {**limits, "left_out": ["all measurements"]}}
+    folder = make_folder(out_dir, "out_dir")
+    found = _measure(space, scope, scope.points(sweep), clock, seed, folder)
+    nfes = [nfe for nfe in scope.nfes if nfe <= max(found["frechet"]["curves"][SOLVERS[0]]["nfe"])]
+    left_out += differences(replace(scope, nfes=tuple(nfes)), whole, space)
+    limits = {**limits, "left_out": left_out, "nfes": nfes} if left_out else {}
+    result = {"format": FORMAT, "seed": seed, "step": step, "limits": limits, **found}
     atomic_write_text(folder / "quality.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
     return result
 
 
-def trajectories(space: FeatureSpace, context: EvalContext, *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Trajectories of some samples from noise (t = 0) to data (t = 1).
+def _measure(
+    space: FeatureSpace, scope: Scope, points: Sweep, clock: Clock, seed: int, folder: Path
+) -> dict[str, Any]:
+    """All measurements; writes neighbours.npz and trajectories.npz to a folder."""
+    rows, work = EvalRows.choose(space.dataset, scope.samples, reference=scope.reference), MemoryWorkspace()
+    limits = {"neighbours": scope.neighbours, "held_out": scope.reference}
+    evaluator = Evaluator(space, _metrics(space), rows, work, open_cache(), **limits)
+    context, floor = evaluator.context, evaluator.floor
+    assert context is not None and floor is not None
+    curves, final = _measure_curves(evaluator, points, scope.paths, clock, seed)
+    numbers = evaluator.compare(final, context, [name for name in ("marginals",) if name in evaluator.compared])
+    memory = MemorisationMetric().details(final, context)
+    _write_arrays(folder / "neighbours.npz", {k: v for k, v in vars(memory).items() if isinstance(v, Tensor)})
+    (folder / "trajectories.npz").unlink(missing_ok=True)
+    if scope.steps:
+        t, x = trajectories(space, context, steps=scope.steps, count=scope.count, seed=seed)
+        _write_arrays(folder / "trajectories.npz", {"t": t, "x": x})
+    return {
+        "data": _describe_data(space, context),
+        "frechet": _describe_curves(evaluator, context, curves, floor["frechet"], len(rows.floor)),
+        "samples_by": {"solver": SOLVERS[-1], "nfe": curves[SOLVERS[-1]]["nfe"][-1]},
+        "fidelity": _describe_classes(evaluator, final, context),
+        "marginals": _describe_marginals(numbers, floor),
+        "memorisation": {**_describe_memorisation(memory), "train": len(_train(context))},
+    }
+
+
+def _measure_curves(
+    evaluator: Evaluator, points: Sweep, paths: float, clock: Clock, seed: int
+) -> tuple[dict[str, dict[str, list]], SampleStatistics]:
+    """NFE, steps and distances of each solver, and the samples of the last one's most evaluations.
+
+    Numbers of evaluations for which the time does not last, at the speed so far, are left out; ``paths`` evaluations a
+    sample are still to come.
+    """
+    context, final, calls = evaluator.context, None, 0
+    assert context is not None
+    curves: dict[str, dict[str, list]] = {solver: {"nfe": [], "steps": [], "distance": []} for solver in SOLVERS}
+    began = clock.now()
+    for nfe, group in groupby(points, key=lambda point: point[0]):
+        ways = [way for _, way in group]
+        next_calls = len(ways) * nfe
+        if final is not None and (clock.now() - began) / calls * (next_calls + paths) > clock.left:
+            break
+        for way in ways:
+            x = evaluator.sample(SampleRequest(n=len(evaluator.rows.floor), sampler=way, seed=seed), title=str(way))
+            assert x is not None
+            final = x if str(way.solver) == SOLVERS[-1] else final
+            curve = curves[str(way.solver)]
+            curve["nfe"].append(nfe)
+            curve["steps"].append(way.steps)
+            curve["distance"].append(evaluator.compare(x, context, ("frechet",))["frechet"])
+        calls += next_calls
+    assert final is not None
+    return curves, final
+
+
+def _feature_space(flow: Flow, dataset: Dataset, clock: Clock) -> tuple[FeatureSpace, list[str]]:
+    """Features of the data, and what the metrics of a report need; what the time does not last for, as text."""
+    space, cache = FeatureSpace(flow, dataset), open_cache()
+    needs = {need for metric in _metrics(space).values() for need in metric.needs}
+    space = FeatureSpace(flow, dataset, keep=needs)
+    try:
+        return space.learned(cache, seconds=FEATURES * clock.left), []
+    except TooSlow:
+        return space, ["pixels instead of the features of a network trained on these data"]
+
+
+def _metrics(space: FeatureSpace) -> dict[str, Metric]:
+    shape = space.whole(space.dataset.train, torch.zeros(1, dtype=torch.int64)).shape[1:]
+    names = ["frechet", "memorisation"]
+    names += ["class_accuracy"] if LABELS in space.offers else []
+    names += ["marginals"] if len(shape) == 1 and shape[0] > 2 else []
+    return find_metrics(names, (), space.offers, space.modality.name)[0]
+
+
+def trajectories(
+    space: FeatureSpace, context: EvalContext, *, steps: int = STEPS, count: int, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Trajectories of ``count`` samples from noise (t = 0) to data (t = 1), by so many midpoint steps.
 
     Returns times t (T,) and states (T, n, *S) in data units, model units for tables; vectors in three dimensions or
     more as the first two principal components of training rows.
     """
-    flow = space.flow
-    count = flow.modality.trajectories
-    states = flow.sample(count, steps=STEPS, solver="midpoint", seed=seed, trajectory=True).x
-    places = torch.linspace(0, STEPS, TIMES).round().long()
+    states = space.flow.sample(count, steps=steps, solver="midpoint", seed=seed, trajectory=True).x
+    places = torch.linspace(0, steps, TIMES).round().long()
     x = torch.stack([space.states(state) for state in states[places]])
     if x.ndim == 3 and x.shape[2] > 2:
         from sklearn.decomposition import PCA  # takes a second to import
 
-        train = context.train_samples
-        assert train is not None
+        train = _train(context)
         pca = PCA(2, random_state=0).fit(train[subsample(len(train), FIT_ROWS, seed)].double().numpy())
         x = torch.from_numpy(pca.transform(x.flatten(0, 1).double().numpy())).float().reshape(*x.shape[:2], 2)
-    return places / STEPS, x
+    return places / steps, x
 
 
-def _evaluator(flow: Flow, dataset: Dataset, samples: int) -> Evaluator:
-    space, cache = FeatureSpace(flow, dataset), open_cache()
-    shape = space.whole(dataset.train, torch.zeros(1, dtype=torch.int64)).shape[1:]
-    names = ["frechet", "memorisation"]
-    names += ["class_accuracy"] if LABELS in space.offers else []
-    names += ["marginals"] if len(shape) == 1 and shape[0] > 2 else []
-    metrics, _ = find_metrics(names, (), space.offers, space.modality.name)
-    needs = {need for metric in metrics.values() for need in metric.needs}
-    space = FeatureSpace(flow, dataset, keep=needs).learned(cache)
-    rows = EvalRows.choose(dataset, samples, reference=REFERENCE)
-    return Evaluator(space, metrics, rows, MemoryWorkspace(), cache)
+def _train(context: EvalContext) -> Tensor:
+    """Whole training rows."""
+    assert context.train_samples is not None
+    return context.train_samples
 
 
 def _describe_data(space: FeatureSpace, context: EvalContext) -> dict[str, Any]:
     """Shape of the data in words and numbers, and the range of the training values, for pictures."""
-    train = context.train_samples
-    assert train is not None
+    train = _train(context)
     return {
         "modality": space.modality.name,
         "words": space.modality.describe(train.shape[1:]),

@@ -105,7 +105,12 @@ def _name(result: Result) -> str:
 
 def table(result: Result) -> list[str]:
     """Table of one result, as lines."""
-    lines = _laid_out([*_points("", result), *_floor(result)])
+    return _laid_out([*_points("", result), *_floor(result)]) + notes(result)
+
+
+def notes(result: Result) -> list[str]:
+    """What the intervals of a table are, and what is left out, as lines."""
+    lines = []
     if any(metric.get("interval") for point in result["points"] for metric in point["metrics"].values()):
         lines.append("[ ]: 95% interval over the rows of both sets")
     rows = result["protocol"].get("reference", FEW)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from advect.core.bounds import NonNegative
 from advect.core.errors import UserError
 from advect.core.registry import register
 from advect.core.types import Conditions, Network, PathSample
@@ -65,14 +65,10 @@ class StochasticInterpolantLoss(FlowMatching):
 
     learns_score: ClassVar[bool] = True
 
-    score_weight: float = 1.0
+    score_weight: NonNegative = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.score_weight < math.inf:
-            raise UserError(
-                f"StochasticInterpolantLoss.score_weight must be finite and >= 0, got {self.score_weight}; 1 is usual"
-            )
         if isinstance(self.path, AffinePath) and self.path.gaussian_source and not self._plain_noise():
             raise UserError(
                 "the source or coupling is not that of an AffinePath with gaussian_source=True; set it to False, and "

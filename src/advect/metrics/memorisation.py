@@ -37,10 +37,12 @@ class Memorisation:
     indices: Tensor
 
 
-def memorisation(samples: Tensor, train: Tensor, held_out: Tensor, *, shown: int = 12, k: int = 3) -> Memorisation:
-    """Compare the distances of samples (n, *S) and held_out (M, *S) to train (N, *S)."""
+def memorisation(
+    samples: Tensor, train: Tensor, held_out: Tensor, *, shown: int = 12, k: int = 3, real: Tensor | None = None
+) -> Memorisation:
+    """Compare the distances of samples (n, *S) and held_out (M, *S), those ``real`` if known, to train (N, *S)."""
     near = nearest_neighbours(samples, train, k=min(k, len(train)))
-    real = nearest_neighbours(held_out, train).distances[:, 0]
+    real = nearest_neighbours(held_out, train).distances[:, 0] if real is None else real
     own = near.distances[:, 0]
     threshold = float(torch.quantile(real, PERCENTILE))
     places = own.argsort()[torch.linspace(0, len(own) - 1, min(shown, len(own))).round().long()]
@@ -69,7 +71,8 @@ class MemorisationMetric(Metric):
     def details(self, x: SampleStatistics, context: EvalContext) -> Memorisation:
         """All distances, and some samples with their neighbours."""
         assert context.train_samples is not None and context.held_out_samples is not None
-        return memorisation(x.rows[SAMPLES], context.train_samples, context.held_out_samples)
+        own = x.rows[SAMPLES]
+        return memorisation(own, context.train_samples, context.held_out_samples, real=_real_distances(context))
 
     def compare(self, x: SampleStatistics, y: SampleStatistics, context: EvalContext) -> dict[str, float]:
         found = self.details(x, context)
@@ -81,6 +84,12 @@ class MemorisationMetric(Metric):
         }
 
     def floor(self, x: SampleStatistics, y: SampleStatistics, context: EvalContext) -> dict[str, float]:
-        assert context.train_samples is not None and context.held_out_samples is not None
-        real = nearest_neighbours(context.held_out_samples, context.train_samples).distances[:, 0]
-        return {"memorised": PERCENTILE, "nearest_training": float(real.median())}
+        return {"memorised": PERCENTILE, "nearest_training": float(_real_distances(context).median())}
+
+
+def _real_distances(context: EvalContext) -> Tensor:
+    """Distances of held-out rows to the nearest training row."""
+    train, held_out = context.train_samples, context.held_out_samples
+    assert train is not None and held_out is not None
+    near = lambda: nearest_neighbours(held_out, train).distances[:, 0]
+    return context.once("distances of held-out rows to the nearest training row", near)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
@@ -10,8 +11,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from advect.core.bounds import (
+    BatchSize,
+    DiffusionScale,
+    GuidanceScale,
+    Pixels,
+    SampleCount,
+    Seed,
+    Steps,
+    Time,
+    bounded,
+)
 from advect.core.device import contiguous_weights, full_precision
 from advect.core.errors import UserError
+from advect.core.memory import BATCH_COPIES, check_memory
 from advect.core.progress import BatchProgress, Progress
 from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import LENGTH, Conditions, without_padding
@@ -46,22 +59,23 @@ from advect.sources import InitialNoise, noise_of
 class Flow(VelocityField):
     """A trained network with the ways to use it: samples, latents, densities; arguments as :class:`VelocityField`."""
 
+    @bounded
     @torch.no_grad()
     def sample(
         self,
-        n: int,
+        n: SampleCount,
         *,
-        steps: int | None = None,
+        steps: Steps | None = None,
         solver: str | Solver | SDESolver | None = None,
         grid: str | TimeGrid | None = None,
-        diffusion: float | str | DiffusionCoefficient | None = None,
-        seed: int = 0,
+        diffusion: DiffusionScale | str | DiffusionCoefficient | None = None,
+        seed: Seed = 0,
         cond: Mapping[str, ConditionValue] | Sequence[str] | None = None,
-        guidance: float = 1.0,
-        guidance_interval: tuple[float, float] | None = None,
-        image_size: tuple[int, int] | None = None,
+        guidance: GuidanceScale = 1.0,
+        guidance_interval: tuple[Time, Time] | None = None,
+        image_size: tuple[Pixels, Pixels] | None = None,
         trajectory: bool = False,
-        batch_size: int = 256,
+        batch_size: BatchSize = 256,
         rows: range | None = None,
         model_units: bool = False,
         progress: bool | tqdm = False,
@@ -92,6 +106,7 @@ class Flow(VelocityField):
         rows = _rows(n, rows, batch_size)
         self._check_guidance(guidance, guidance_interval)
         shape = self._shape(image_size)
+        self._check_memory(len(rows), min(batch_size, len(rows)), shape)
         conditions = self.conditions(n, cond, seed, rows=rows)
         parts, evaluations = [], 0
         calls = self.nfe(config) if progress is not False else None
@@ -108,18 +123,19 @@ class Flow(VelocityField):
         nfe = int(nfe) if nfe.is_integer() else nfe
         return Samples(x, conditions, nfe, self.spec, integrator.times if trajectory else None)
 
+    @bounded
     @torch.no_grad()
     def straightness(
         self,
-        n: int = 1000,
+        n: SampleCount = 1000,
         *,
-        steps: int = 100,
+        steps: Steps = 100,
         solver: str = "euler",
-        seed: int = 0,
+        seed: Seed = 0,
         cond: Mapping[str, ConditionValue] | Sequence[str] | None = None,
-        guidance: float = 1.0,
+        guidance: GuidanceScale = 1.0,
         guidance_interval: tuple[float, float] | None = None,
-        batch_size: int = 256,
+        batch_size: BatchSize = 256,
         rows: range | None = None,
         progress: bool | tqdm = False,
     ) -> Straightness:
@@ -145,6 +161,13 @@ class Flow(VelocityField):
             raise UserError(f"guidance is {guidance}, but the flow was trained with --label-dropout 0; leave it at 1")
         if guidance == 1 and interval is not None:
             raise UserError("guidance_interval is given, but guidance is 1, which is none; give a guidance such as 2")
+
+    def _check_memory(self, n: int, batch: int, shape: tuple[int, ...]) -> None:
+        """Raise UserError if n samples of this shape, or a batch of them, exceed the memory."""
+        size = 4 * math.prod(shape)
+        check_memory(f"{n:,} samples of shape {shape} take", n * size, "draw fewer at a time")
+        what = f"a batch of {batch:,} samples of shape {shape} takes"
+        check_memory(what, BATCH_COPIES * batch * size, "lower batch_size", self.device)
 
     def _shape(self, image_size: tuple[int, int] | None) -> tuple[int, ...]:
         """Shape of a sample in model units. Raises UserError for a size that network or source do not take."""
@@ -218,16 +241,17 @@ class Flow(VelocityField):
         """Distribution at t = 0: source and jitter."""
         return InitialNoise(self.source, self.path.sigma_min if isinstance(self.path, AffinePath) else 0.0)
 
+    @bounded
     @torch.no_grad()
     def encode(
         self,
         x: Tensor,
         *,
         cond: Mapping[str, ConditionValue] | None = None,
-        steps: int = 50,
+        steps: Steps = 50,
         solver: str = "rk4",
-        guidance: float = 1.0,
-        guidance_interval: tuple[float, float] | None = None,
+        guidance: GuidanceScale = 1.0,
+        guidance_interval: tuple[Time, Time] | None = None,
     ) -> Tensor:
         """Integrate data x (n, *S) to noise z (n, *S) at t = 0; inverse of :meth:`decode` of the same guidance."""
         self._check_guidance(guidance, guidance_interval)
@@ -260,16 +284,17 @@ class Flow(VelocityField):
         times = [0.0, 1.0] if method.adaptive else resolve_grid("uniform", steps, 50, t0=0.0, t1=1.0)
         return self.coordinates if method.adaptive else self.coordinates.until_last(times), times, method
 
+    @bounded
     @torch.no_grad()
     def decode(
         self,
         z: Tensor,
         *,
         cond: Mapping[str, ConditionValue] | None = None,
-        steps: int = 50,
+        steps: Steps = 50,
         solver: str = "rk4",
-        guidance: float = 1.0,
-        guidance_interval: tuple[float, float] | None = None,
+        guidance: GuidanceScale = 1.0,
+        guidance_interval: tuple[Time, Time] | None = None,
     ) -> Tensor:
         """Integrate noise z (n, *S) to data (n, *S) in data units, guided as in :meth:`sample` if asked."""
         self._check_guidance(guidance, guidance_interval)
@@ -282,15 +307,16 @@ class Flow(VelocityField):
             x = way.finish(field, way.solve(field, way.enter(field, x0, rng), method, times)[-1])
         return without_padding(self.transform.inverse(x.float().cpu()), given)
 
+    @bounded
     def log_prob(
         self,
         x: Tensor,
         *,
         cond: Mapping[str, ConditionValue] | None = None,
-        steps: int = 50,
+        steps: Steps = 50,
         solver: str = "rk4",
         trace: Literal["exact", "hutchinson"] = "exact",
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> Tensor:
         """Log-density (n,) of data x (n, *S) per data unit, in nats, by change of variables.
 
@@ -348,10 +374,6 @@ class Flow(VelocityField):
 
 def _rows(n: int, rows: range | None, batch_size: int) -> range:
     """Requested rows of n samples, default all."""
-    if n < 1:
-        raise UserError(f"the number of samples must be at least 1, got {n}")
-    if batch_size < 1:
-        raise UserError(f"batch_size must be at least 1, got {batch_size}; 256 is usual")
     if rows is not None and not (0 <= rows.start < rows.stop <= n and rows.step == 1):
         raise UserError(f"rows must be a range within 0 .. {n}, not empty, of step 1, got {rows}")
     return range(n) if rows is None else rows

@@ -6,9 +6,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
+from msgspec import Meta
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -17,8 +19,10 @@ from advect.checkpoint.tensor_files import check_same_shapes, load_weights, read
 from advect.config.build import build_network, build_path, build_source_distribution, label_dropout, source_tensors
 from advect.config.config import Config, MethodConfig, NetworkConfig, OutputConfig
 from advect.core import registry
+from advect.core.bounds import Count
 from advect.core.device import pick_precision
 from advect.core.errors import UserError
+from advect.core.records import OpenRecord, Record, as_record, guarded, parse_record
 from advect.core.types import Category, Condition, DataSpec, Length, Quantity
 from advect.data import Dataset, Transform, transform_from_config
 from advect.distributed.context import pick_device
@@ -98,31 +102,19 @@ class ModelMetadata:
         """Read metadata. Raises UserError if missing, of another format, or without its tensors."""
         if text is None:
             raise UserError(f"{where} was not written by advect: its header has no metadata")
-        values = json.loads(text)
-        if values["format"] != FORMAT:
+        version = parse_record(text, _Format, where).format
+        if version != FORMAT:
             raise UserError(
-                f"{where} has model format {values['format']}, and this advect reads {FORMAT}; "
-                + ("install a newer one" if values["format"] > FORMAT else "train it again, or use the advect of then")
+                f"{where} has model format {version}, and this advect reads {FORMAT}; "
+                + ("install a newer one" if version > FORMAT else "train it again, or use the advect of then")
             )
-        tensors = dict(tensors or {})
-        if missing := set(values.get("tensors", ())) - tensors.keys():
+        card, tensors = parse_record(text, _Card, where), dict(tensors or {})
+        if missing := set(card.tensors) - tensors.keys():
             raise UserError(
                 f"{where} cannot be used apart from its checkpoint, which holds {min(missing)!r} for it; give the "
                 "checkpoint's folder, such as runs/cells/checkpoints/step-00001000"
             )
-        registry.get("modality", values["spec"]["modality"])  # its module registers the transforms of such data
-        conditions = {name: _read(facts) for name, facts in values["spec"]["conditions"].items()}
-        return ModelMetadata(
-            preset=values["preset"],
-            config=values["config"],
-            network=NetworkConfig.of(values["config"]["network"]),
-            spec=DataSpec(tuple(values["spec"]["shape"]), values["spec"]["modality"], conditions),
-            transform=transform_from_config(values["transform"], _without("transform.", tensors)),
-            noise=values["noise"],
-            fingerprint=values["fingerprint"],
-            facts=values.get("facts", {}),
-            tensors=tensors,
-        )
+        return guarded(lambda: _built(card, tensors, where), where)
 
 
 def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -133,18 +125,60 @@ def _without(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
+class _Format(OpenRecord):
+    """The entry that says how to read the others."""
+
+    format: int
+
+
+class _Spec(Record):
+    shape: Annotated[tuple[Count, ...], Meta(min_length=1, max_length=8)]
+    modality: str
+    conditions: dict[str, dict[str, Any]]
+
+
+class _Card(Record):
+    """The text of :meth:`ModelMetadata.to_text`."""
+
+    format: int
+    preset: str
+    config: dict[str, dict[str, Any]]
+    spec: _Spec
+    transform: dict[str, Any]
+    noise: dict[str, Any]
+    fingerprint: str
+    facts: dict[str, Any] = msgspec.field(default_factory=dict)
+    tensors: tuple[str, ...] = ()
+
+
+def _built(card: _Card, tensors: dict[str, Tensor], where: Path | str) -> ModelMetadata:
+    registry.get("modality", card.spec.modality)  # its module registers the transforms of such data
+    conditions = {name: _read(facts, f"{where}: condition {name!r}") for name, facts in card.spec.conditions.items()}
+    if missing := {"data", "network", "method", "training", "output"} - card.config.keys():
+        raise UserError(f"its configuration has no section {min(missing)!r}")
+    return ModelMetadata(
+        preset=card.preset,
+        config=card.config,
+        network=NetworkConfig.of(card.config["network"]),
+        spec=DataSpec(card.spec.shape, card.spec.modality, conditions),
+        transform=transform_from_config(card.transform, _without("transform.", tensors)),
+        noise=card.noise,
+        fingerprint=card.fingerprint,
+        facts=card.facts,
+        tensors=tensors,
+    )
+
+
 def _written(condition: Condition) -> dict[str, Any]:
     kind = next(name for name, cls in _CONDITIONS.items() if isinstance(condition, cls))
     return {"kind": kind, **asdict(condition)}
 
 
-def _read(facts: dict[str, Any]) -> Condition:
-    cls = _CONDITIONS[facts.get("kind", "category")]
-    return cls(**{name: _tuples(value) for name, value in facts.items() if name != "kind"})
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def _read(facts: dict[str, Any], where: str) -> Condition:
+    kind = str(facts.get("kind", "category"))
+    if kind not in _CONDITIONS:
+        raise UserError(f"{where} is of a kind {kind[:40]!r}, which this advect does not know")
+    return as_record({name: value for name, value in facts.items() if name != "kind"}, _CONDITIONS[kind], where)
 
 
 METADATA, AVERAGE = "advect", "average"
@@ -171,12 +205,21 @@ def _load(source: Path, ema: bool | float, device: str | torch.device) -> Flow:
     else:
         verify_checkpoint(source)
         file = weight_file(source, ema=ema)
-    metadata = read_model_metadata(file)
-    place = pick_device(device)
+    metadata, place = read_model_metadata(file), pick_device(device)
+    check_weights(metadata, file)
     net = build_network(metadata.network, metadata.spec)
-    check_same_shapes(read_shapes(file), net.state_dict(), file)
     net.load_state_dict(load_weights(file))
-    return build_flow(metadata, net.to(place).eval(), place)
+    return guarded(lambda: build_flow(metadata, net.to(place).eval(), place), file)
+
+
+def check_weights(metadata: ModelMetadata, file: Path) -> None:
+    """Raise UserError unless the tensors of a file are those of its network, which is not built for it."""
+
+    def claimed() -> Mapping[str, Tensor]:
+        with torch.device("meta"):
+            return build_network(metadata.network, metadata.spec).state_dict()
+
+    check_same_shapes(read_shapes(file), guarded(claimed, file), file)
 
 
 def _check_file(file: Path, ema: bool | float) -> None:
@@ -244,7 +287,7 @@ def read_model_metadata(file: Path) -> ModelMetadata:
 def read_average(file: Path) -> dict[str, float] | None:
     """Length, step and error of an average by ``advect ema``; None for other weight files."""
     text = _header(file).get(AVERAGE)
-    return None if text is None else json.loads(text)
+    return None if text is None else parse_record(text, dict[str, float], file)
 
 
 def _header(file: Path) -> dict[str, str]:

@@ -12,13 +12,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from msgspec import Meta
 from tqdm import tqdm
 
 from advect.config.build import build_source_distribution, source_tensors
+from advect.core.bounds import BatchSize, Share, bounded
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, make_folder
 from advect.core.random import CounterRng, Stream, stream_seed
@@ -44,6 +46,7 @@ from advect.sources import InitialNoise
 FORMAT, FACTS, PART = 1, "pairs.json", 2048
 
 
+@bounded
 @dataclass(frozen=True, kw_only=True)
 class PairConfig:
     """Settings of pairs; ``real_share`` of them are real data carried back to noise.
@@ -51,20 +54,14 @@ class PairConfig:
     ``store`` "auto" is bf16 for images, else float32.
     """
 
-    num_pairs: int
+    num_pairs: Annotated[int, Meta(ge=20, le=10**9)]
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    real_share: float = 0.0
+    real_share: Share = 0.0
     store: Literal["auto", "float32", "bf16", "uint8"] = "auto"
     seed: int = 0
-    batch_size: int = 256
+    batch_size: BatchSize = 256
 
     def __post_init__(self) -> None:
-        if self.num_pairs < 20:
-            raise UserError(
-                f"--num-pairs must be at least 20, got {self.num_pairs}; as many as the training data is usual"
-            )
-        if not 0 <= self.real_share < 1:
-            raise UserError(f"--real-share must be at least 0 and below 1, got {self.real_share}; 0.3 is usual")
         if self.real_share and self.sampler.guidance != 1:
             raise UserError(
                 f"--real-share {self.real_share} and --guidance {self.sampler.guidance} contradict each other: real "

@@ -8,11 +8,13 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from advect.core import registry
+from advect.core.bounds import DiffusionScale, Evaluations, GuidanceScale, Pixels, Steps, Time, bounded
 from advect.core.errors import UserError
 from advect.solvers import DiffusionCoefficient, SDESolver, Solver, TimeGrid, get_sde_solver, get_solver
 from advect.solvers.sde import STEPS as SDE_STEPS
 
 
+@bounded
 @dataclass(frozen=True)
 class SamplerConfig:
     """Arguments of :meth:`Flow.sample`: solver, steps, grid, g(t) of the SDE, guidance, image size.
@@ -21,12 +23,12 @@ class SamplerConfig:
     """
 
     solver: str | Solver | SDESolver | None = None
-    steps: int | None = None
+    steps: Steps | None = None
     grid: str | TimeGrid | None = None
-    diffusion: float | str | DiffusionCoefficient | None = None
-    guidance: float = 1.0
-    guidance_interval: tuple[float, float] | None = None
-    image_size: tuple[int, int] | None = None
+    diffusion: DiffusionScale | str | DiffusionCoefficient | None = None
+    guidance: GuidanceScale = 1.0
+    guidance_interval: tuple[Time, Time] | None = None
+    image_size: tuple[Pixels, Pixels] | None = None
 
     @property
     def adaptive(self) -> bool:
@@ -96,14 +98,15 @@ Cost = Callable[[SamplerConfig], int | None]
 """Evaluations a sample; None if known only afterwards. See :meth:`advect.model.flow.Flow.nfe`."""
 
 
+@bounded
 def plan_sweep(
     own: SamplerConfig,
     cost: Cost,
     *,
     solvers: Sequence[str | Solver | SDESolver] = (),
     grids: Sequence[str | TimeGrid] = (),
-    nfes: Sequence[int] = (),
-    steps: Sequence[int] = (),
+    nfes: Sequence[Evaluations] = (),
+    steps: Sequence[Steps] = (),
     diffusion: float | str | DiffusionCoefficient | None = None,
 ) -> list[SamplerConfig]:
     """All combinations of solvers, grids, and numbers of steps or of at most so many evaluations.
@@ -113,9 +116,6 @@ def plan_sweep(
     """
     if nfes and steps:
         raise UserError("--nfe and --num-steps contradict each other; give one of them")
-    for flag, numbers in (("--nfe", nfes), ("--num-steps", steps)):
-        if any(n < 1 for n in numbers):
-            raise UserError(f"{flag} must be at least 1, got {min(numbers)}")
     for grid in grids:
         if isinstance(grid, str):
             registry.get("grid", grid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import copy
@@ -24,6 +25,7 @@ from advect.checkpoint.manifest import (
     sum_files,
 )
 from advect.core.files import claim_folder
+from advect.core.memory import check_disk
 from advect.core.types import Conditions
 from advect.distributed.comm import broadcast_object, sync_errors, without_timeout
 from advect.distributed.context import run_context
@@ -82,6 +84,8 @@ def sample_run(
             if me.is_first:
                 stack.enter_context(claim_folder(folder, "--output-dir"))  # now, as sampling may take an hour
             check_sampler(flow, sampler, cond, n=n, batch_size=batch_size)
+            size, shape = n * math.prod(flow.spec.shape), flow.spec.shape
+            check_disk(f"{n:,} samples of shape {shape} take", size, folder, "draw fewer, or see --output-dir")
             if me.is_first:
                 how = {"n": n, **_resolved(sampler, flow), "seed": seed, "batch_size": batch_size}
                 facts = {"ema": mean, **how, "conditions": conditions_to_dict(cond)}

@@ -21,6 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from advect.checkpoint.manifest import sum_files
+from advect.core.bounds import Count, bounded
 from advect.core.errors import UserError
 from advect.core.files import atomic_write, atomic_write_text, disk_sentence, sync_folder
 from advect.distributed.comm import current, gather_objects, sync_errors, without_timeout
@@ -39,13 +40,12 @@ _OURS = re.compile(
 _LEFT = re.compile(rf"\.({_OURS.pattern}|plan\.json)\.\d+\.partial")
 
 
-def count_shards(n: int, size: int | None, world: int) -> int:
+@bounded
+def count_shards(n: int, size: Count | None, world: int) -> int:
     """Number of shards of n samples, at most ``size`` each, for ``world`` processes.
 
     Equal for all processes if ``size`` is None, or would give a single shard.
     """
-    if size is not None and size < 1:
-        raise UserError(f"--part-size must be at least 1, got {size}; {PART_SIZE} is usual")
     count = -(-n // (size or PART_SIZE))
     if size is None or count == 1:
         count = min(-(-count // world) * world, n)

@@ -58,20 +58,6 @@ def check_inputs(net: str, x_t: Tensor, t: Tensor, shape: Sequence[int | str]) -
         raise UserError(f"t must have shape ({len(x_t)},), one time a sample, got {tuple(t.shape)}")
 
 
-def check_at_least(net: str, bound: int, **values: int) -> None:
-    """Raise UserError for the first value below ``bound``."""
-    for name, value in values.items():
-        if value < bound:
-            raise UserError(f"{net}.{name} must be at least {bound}, got {value}")
-
-
-def check_share(net: str, **values: float) -> None:
-    """Raise UserError for the first value outside [0, 1)."""
-    for name, value in values.items():
-        if not 0 <= value < 1:
-            raise UserError(f"{net}.{name} must be in [0, 1), got {value}")
-
-
 def check_choice(net: str, name: str, value: str, choices: Sequence[str]) -> None:
     """Raise UserError unless ``value`` is one of ``choices``."""
     if value not in choices:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from advect.core.bounds import Depth, Share, Width
 from advect.core.errors import UserError
 from advect.core.registry import register
 from advect.core.types import Conditions
-from advect.networks.base import FlowNetwork, check_at_least, check_choice, check_divisible, check_inputs
+from advect.networks.base import FlowNetwork, check_choice, check_divisible, check_inputs
 from advect.networks.embeddings import (
     ConditionEmbedding,
     ConditionSizes,
@@ -89,17 +91,17 @@ class DiT(FlowNetwork):
         shape: Sequence[int],
         *,
         size: Size | None = "S",
-        depth: int | None = None,
-        width: int | None = None,
-        heads: int | None = None,
-        patch_size: int = 2,
+        depth: Depth | None = None,
+        width: Width | None = None,
+        heads: Annotated[int, Meta(ge=1, le=1024)] | None = None,
+        patch_size: Annotated[int, Meta(ge=1, le=1024)] = 2,
         norm: Norm = "layer",
         mlp: MlpKind = "gelu",
         positions: Positions = "sincos",
         resize: Resize | None = None,
         qk_norm: bool = False,
-        registers: int = 0,
-        dropout: float = 0.0,
+        registers: Annotated[int, Meta(ge=0, le=1024)] = 0,
+        dropout: Share = 0.0,
         time_embedding: TimeKind = "sinusoidal",
         conditions: ConditionSizes | None = None,
         grad_checkpointing: bool = False,
@@ -107,8 +109,6 @@ class DiT(FlowNetwork):
     ) -> None:
         super().__init__()
         depth, width, heads = _resolve(size, depth, width, heads)
-        check_at_least("DiT", 1, depth=depth, patch_size=patch_size)
-        check_at_least("DiT", 0, registers=registers)
         check_choice("DiT", "positions", positions, get_args(Positions))
         self.resize: Resize = resize or ("interpolate" if positions == "sincos" else "extrapolate")
         check_choice("DiT", "resize", self.resize, get_args(Resize))

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from advect.core.errors import UserError
+from advect.core.bounds import Count, Depth, Share, Width
 from advect.core.registry import register
 from advect.core.types import Conditions
-from advect.networks.base import FlowNetwork, check_at_least, check_choice, check_inputs, check_share
+from advect.networks.base import FlowNetwork, check_choice, check_inputs
 from advect.networks.embeddings import ConditionEmbedding, ConditionSizes, TimeEmbedding, TimeKind
 from advect.networks.layers import Head, checkpoint, dropout, modulate, plain_norm, start_adaln_zero, zeroed
 
@@ -61,24 +62,19 @@ class MLP(FlowNetwork):
 
     def __init__(
         self,
-        dim: int,
+        dim: Count,
         *,
-        width: int = 256,
-        depth: int = 4,
+        width: Width = 256,
+        depth: Annotated[int, Meta(ge=2, le=1000)] = 4,
         activation: Activation = "silu",
-        time_features: int = 1,
-        gain: float = 1.0,
+        time_features: Annotated[int, Meta(ge=0, le=1000)] = 1,
+        gain: Annotated[float, Meta(gt=0, le=100)] = 1.0,
         zero_output: bool = False,
         input_map: bool = False,
         conditions: ConditionSizes | None = None,
         outputs: int = 1,
     ) -> None:
         super().__init__()
-        check_at_least("MLP", 1, dim=dim, width=width)
-        check_at_least("MLP", 2, depth=depth)
-        check_at_least("MLP", 0, time_features=time_features)
-        if not 0 < gain < math.inf:
-            raise UserError(f"MLP.gain must be finite and > 0, got {gain}; 1 is usual")
         check_choice("MLP", "activation", activation, get_args(Activation))
         self.dim, self.time_features, self.activation = dim, time_features, activation
         self.first = _he_linear(dim + 1 + 2 * time_features, width)
@@ -151,20 +147,18 @@ class ResidualMLP(FlowNetwork):
 
     def __init__(
         self,
-        dim: int,
+        dim: Count,
         *,
-        width: int = 512,
-        depth: int = 4,
-        expansion: int = 2,
-        dropout: float = 0.0,
+        width: Width = 512,
+        depth: Depth = 4,
+        expansion: Annotated[int, Meta(ge=1, le=64)] = 2,
+        dropout: Share = 0.0,
         time_embedding: TimeKind = "sinusoidal",
         conditions: ConditionSizes | None = None,
         grad_checkpointing: bool = False,
         outputs: int = 1,
     ) -> None:
         super().__init__()
-        check_at_least("ResidualMLP", 1, dim=dim, width=width, depth=depth, expansion=expansion)
-        check_share("ResidualMLP", dropout=dropout)
         self.dim, self.outputs, self.grad_checkpointing = dim, outputs, grad_checkpointing
         self.time = TimeEmbedding(min(width, 256), width, kind=time_embedding)
         self.conditions = ConditionEmbedding(conditions or {}, width)

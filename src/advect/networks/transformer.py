@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from advect.core.bounds import Depth, Share, Width
 from advect.core.errors import UserError
 from advect.core.registry import register
 from advect.core.types import LENGTH, Conditions, real_steps
-from advect.networks.base import FlowNetwork, check_at_least, check_choice, check_inputs, check_share
+from advect.networks.base import FlowNetwork, check_choice, check_inputs
 from advect.networks.embeddings import (
     ConditionEmbedding,
     ConditionSizes,
@@ -51,8 +53,6 @@ class BlockOptions:
 
     def check(self, net: str, *, pairs: int) -> None:
         """Raise UserError for a value out of range, or if head widths are no multiple of ``pairs``."""
-        check_at_least(net, 1, width=self.width, heads=self.heads)
-        check_share(net, dropout=self.dropout)
         check_choice(net, "norm", self.norm, get_args(Norm))
         check_choice(net, "mlp", self.mlp, get_args(MlpKind))
         if self.width % (pairs * self.heads):
@@ -163,13 +163,13 @@ class SequenceTransformer(FlowNetwork):
         self,
         shape: Sequence[int],
         *,
-        width: int = 256,
-        depth: int = 6,
-        heads: int = 4,
+        width: Width = 256,
+        depth: Depth = 6,
+        heads: Annotated[int, Meta(ge=1, le=1024)] = 4,
         norm: Norm = "layer",
         mlp: MlpKind = "gelu",
         qk_norm: bool = False,
-        dropout: float = 0.0,
+        dropout: Share = 0.0,
         time_embedding: TimeKind = "sinusoidal",
         conditions: ConditionSizes | None = None,
         grad_checkpointing: bool = False,
@@ -180,7 +180,6 @@ class SequenceTransformer(FlowNetwork):
             raise UserError(
                 f"SequenceTransformer.shape must be (steps, channels), got {tuple(shape)}; for images use DiT"
             )
-        check_at_least("SequenceTransformer", 1, depth=depth)
         options = BlockOptions(width=width, heads=heads, norm=norm, mlp=mlp, qk_norm=qk_norm, dropout=dropout)
         options.check("SequenceTransformer", pairs=2)
         if conditions and LENGTH in conditions:

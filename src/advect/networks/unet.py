@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from advect.core.bounds import Pixels, Share, Width
 from advect.core.errors import UserError
 from advect.core.registry import register
 from advect.core.types import Conditions
-from advect.networks.base import FlowNetwork, check_at_least, check_divisible, check_inputs, check_share
+from advect.networks.base import FlowNetwork, check_divisible, check_inputs
 from advect.networks.embeddings import ConditionEmbedding, ConditionSizes, TimeEmbedding, TimeKind
 from advect.networks.layers import attend, checkpoint, dropout, zeroed
 
@@ -150,30 +153,21 @@ class UNet(FlowNetwork):
         self,
         shape: Sequence[int],
         *,
-        model_channels: int = 128,
-        channel_mult: Sequence[int] | None = None,
-        num_res_blocks: int = 2,
-        attention_resolutions: Sequence[int] | None = None,
-        dropout: float = 0.1,
-        head_width: int = 64,
-        patch_size: int = 1,
+        model_channels: Width = 128,
+        channel_mult: Sequence[Annotated[int, Meta(ge=1, le=1024)]] | None = None,
+        num_res_blocks: Annotated[int, Meta(ge=1, le=100)] = 2,
+        attention_resolutions: Sequence[Pixels] | None = None,
+        dropout: Share = 0.1,
+        head_width: Width = 64,
+        patch_size: Annotated[int, Meta(ge=1, le=1024)] = 1,
         time_embedding: TimeKind = "sinusoidal",
         conditions: ConditionSizes | None = None,
         grad_checkpointing: bool = False,
         outputs: int = 1,
     ) -> None:
         super().__init__()
-        check_at_least(
-            "UNet",
-            1,
-            model_channels=model_channels,
-            num_res_blocks=num_res_blocks,
-            head_width=head_width,
-            patch_size=patch_size,
-        )
-        check_share("UNet", dropout=dropout)
         channel_mult = usual_channels(shape, patch_size) if channel_mult is None else channel_mult
-        if not channel_mult or min(channel_mult) < 1:
+        if not channel_mult:
             raise UserError(f"UNet.channel_mult must name a multiple >= 1 for each level, got {tuple(channel_mult)}")
         self.shape = _check_shape(shape, len(channel_mult), patch_size)
         self.patch, self.levels, self.grad_checkpointing = patch_size, len(channel_mult), grad_checkpointing

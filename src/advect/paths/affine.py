@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from advect.core import random
+from advect.core.bounds import NonNegative, bounded
 from advect.core.errors import UserError
 from advect.core.random import Generator
 from advect.core.types import PathSample
@@ -17,6 +17,7 @@ from advect.paths.convert import convert
 from advect.paths.schedules import Coefficients, CondOT, Schedule
 
 
+@bounded
 @dataclass(frozen=True)
 class AffinePath(Path):
     """``x_t = alpha_t x_1 + sigma_t x_0 + sigma_min eps`` with the velocity ``u_t = alpha_t' x_1 + sigma_t' x_0``.
@@ -30,14 +31,8 @@ class AffinePath(Path):
     """
 
     schedule: Schedule = field(default_factory=CondOT)
-    sigma_min: float = 0.0
+    sigma_min: NonNegative = 0.0
     gaussian_source: bool = True
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.sigma_min < math.inf:
-            raise UserError(
-                f"AffinePath.sigma_min must be finite and >= 0, got {self.sigma_min}; 0 turns the jitter off"
-            )
 
     def sample(self, x0: Tensor, x1: Tensor, t: Tensor, generator: Generator = None) -> PathSample:
         check_ends(x0, x1, t)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from advect.core import random
-from advect.core.errors import UserError
+from advect.core.bounds import Positive
 from advect.core.random import Generator
 from advect.core.registry import register
 from advect.core.types import PathSample
@@ -38,11 +37,7 @@ class BrownianBridge(Path):
     part_given = ("sigma",)
     part_examples = ({"sigma": 0.5},)
 
-    sigma: float
-
-    def __post_init__(self) -> None:
-        if not 0 < self.sigma < math.inf:
-            raise UserError(f"BrownianBridge.sigma must be finite and > 0, got {self.sigma}; for 0 use AffinePath()")
+    sigma: Positive
 
     def sample(self, x0: Tensor, x1: Tensor, t: Tensor, generator: Generator = None) -> PathSample:
         check_ends(x0, x1, t)

@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import torch
+from msgspec import Meta
 from torch import Tensor
 from torch.func import jvp
 
@@ -124,14 +125,10 @@ class Cosine(Schedule):
     "Improved denoising diffusion probabilistic models".
 
     Args:
-        offset: distance from Trigonometric, above 0.
+        offset: distance from Trigonometric.
     """
 
-    offset: float = 0.008
-
-    def __post_init__(self) -> None:
-        if not 0 < self.offset < math.inf:
-            raise UserError(f"Cosine.offset must be finite and > 0, got {self.offset}; for 0 use Trigonometric()")
+    offset: Annotated[float, Meta(gt=0, le=1000)] = 0.008
 
     def coefficients(self, t: Tensor) -> Coefficients:
         w = math.pi / (2 * (1 + self.offset))
@@ -162,11 +159,11 @@ class BetaLinear(Schedule):
         beta_max: rate at the noise.
     """
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
+    beta_min: Annotated[float, Meta(gt=0, le=1000)] = 0.1
+    beta_max: Annotated[float, Meta(gt=0, le=1000)] = 20.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.beta_min <= self.beta_max < math.inf:
+        if not self.beta_min <= self.beta_max:
             raise UserError(
                 f"BetaLinear needs 0 < beta_min <= beta_max, got {self.beta_min} and {self.beta_max}; "
                 "0.1 and 20 are usual"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from advect.evaluation import results
 from advect.reporting import plots
 from advect.reporting.run_folder import RunFolder
 from advect.reporting.style import number
@@ -26,9 +27,11 @@ def evaluated(run: RunFolder) -> list[dict[str, Any]]:
 def _result(run: RunFolder, i: int, result: Result) -> dict[str, Any]:
     protocol, points, floor = result["protocol"], result["points"], result["floor"]
     metrics = list(dict.fromkeys(name for point in points for name in point["metrics"]))
-    rows = [[_way(p), f"{p['nfe']:.6g}", *(_spread(p["metrics"].get(m)) for m in metrics)] for p in points]
+    cell = lambda found: "" if found is None else results.spread(found)
+    rows = [[_way(p), f"{p['nfe']:.6g}", *(cell(p["metrics"].get(m)) for m in metrics)] for p in points]
     if floor["metrics"]:
-        floors = [number(floor["metrics"][m]) if m in floor["metrics"] else "" for m in metrics]
+        ends = floor.get("intervals", {})
+        floors = [results.figure(floor["metrics"][m], ends.get(m)) if m in floor["metrics"] else "" for m in metrics]
         rows.append([f"floor: {floor['samples']:,} real training rows", "", *floors])
     return {
         "title": f"{result['subject']['checkpoint']}, {protocol['samples']:,} samples",
@@ -36,6 +39,7 @@ def _result(run: RunFolder, i: int, result: Result) -> dict[str, Any]:
         f"guidance {protocol['guidance']:g}; seeds {' '.join(map(str, protocol['seeds']))}.{_of_flow(result['flow'])}",
         "head": ["", "evaluations", *(m.replace("_", " ") for m in metrics)],
         "rows": rows,
+        "notes": results.notes(result),
         "svg": _chart(i, result, metrics),
     }
 
@@ -43,12 +47,6 @@ def _result(run: RunFolder, i: int, result: Result) -> dict[str, Any]:
 def _way(point: Result) -> str:
     steps = "" if point["steps"] is None else f", {point['steps']} steps, {point['grid']}"
     return f"{point['solver']}{steps}" + ("" if point["diffusion"] is None else f", g {point['diffusion']}")
-
-
-def _spread(metric: Result | None) -> str:
-    if metric is None:
-        return ""
-    return number(metric["mean"]) + ("" if metric["std"] is None else f" ± {number(metric['std'])}")
 
 
 def _of_flow(flow: Result) -> str:
@@ -64,12 +62,15 @@ def _of_flow(flow: Result) -> str:
 def _chart(i: int, result: Result, metrics: list[str]) -> Markup | None:
     """Chart of the first metric against evaluations, if a solver has three points."""
     metric = metrics[0] if metrics else None
-    curves: dict[str, dict[str, list[float]]] = {}
+    curves: dict[str, dict[str, list]] = {}
     for point in sorted(result["points"], key=lambda p: p["nfe"]):
         if metric in point["metrics"] and point["diffusion"] is None and point["steps"] is not None:
-            curve = curves.setdefault(f"{point['solver']} {point['grid']}", {"nfe": [], "distance": []})
+            curve = curves.setdefault(
+                f"{point['solver']} {point['grid']}", {"nfe": [], "distance": [], "interval": []}
+            )
             curve["nfe"].append(point["nfe"])
-            curve["distance"].append(point["metrics"][metric]["mean"])
+            curve["distance"].append(mean := point["metrics"][metric]["mean"])
+            curve["interval"].append(point["metrics"][metric].get("interval") or [mean, mean])
     floor = result["floor"]["metrics"].get(metric)
     if floor is None or max((len(c["nfe"]) for c in curves.values()), default=0) < 3:
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from advect.core.files import atomic_write_text
+from advect.evaluation.budget import describe_limits
 from advect.reporting import plots
 from advect.reporting.evaluations import evaluated, measured
 from advect.reporting.plots import evenly, file_uri, strip_uri, tile_uri
@@ -19,8 +20,9 @@ from advect.reporting.run_folder import RunFolder, read_run
 from advect.reporting.style import duration, number, percent, plural
 
 
-def write_report(run_dir: Path | str, output_dir: Path | None = None) -> Path:
-    """Write report.html in ``output_dir``, default ``run_dir``, self-contained, atomically; return its path.
+def write_report(run_dir: Path | str, output_dir: Path | None = None, *, notes: Sequence[str] = ()) -> Path:
+    """Write report.html in ``output_dir``, default ``run_dir``, self-contained, with ``notes``, atomically; return its
+    path.
 
     Measurements are those in ``output_dir``, else the run's.
 
@@ -28,6 +30,7 @@ def write_report(run_dir: Path | str, output_dir: Path | None = None) -> Path:
     run folder.
     """
     run = read_run(Path(run_dir), output_dir)
+    run.notes += [*describe_limits(run.quality or {}, run.path), *notes]
     return write_page((output_dir or run.path) / "report.html", "template.html", describe(run))
 
 
@@ -221,6 +224,7 @@ def _memorisation(run: RunFolder) -> dict[str, Any] | None:
     expected, share, n = numbers["percentile"], numbers["share_closer"], len(arrays["sample_distances"])
     suspicious = share > 2 * expected and share > expected + 3 * (expected * (1 - expected) / n) ** 0.5
     own, real = numbers["median_sample"], numbers["median_held_out"]
+    searched, rows = numbers.get("train"), run.quality["data"]["train"]
     pairs, x = [], arrays["samples"]
     if x.ndim == 4:
         low, high = _range(run, arrays["neighbours"])
@@ -232,6 +236,8 @@ def _memorisation(run: RunFolder) -> dict[str, Any] | None:
         "svg": Markup(chart),
         "share": percent(share),
         "expected": percent(expected),
+        "searched": f"{searched:,} of {rows:,}" if searched and searched < rows else None,
+        "samples": f"{n:,}",
         "verdict": "copies" if suspicious else "near" if own < 0.7 * real else "new",
         "medians": (number(own), number(real)),
         "pairs": pairs,

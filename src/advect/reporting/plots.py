@@ -117,13 +117,16 @@ def step_chart(series: Series, name: str, label: str, *, mean: bool = True) -> s
 
 
 def quality_chart(
-    curves: dict[str, dict[str, list[float]]],
+    curves: dict[str, dict[str, list]],
     floor: float,
     *,
     label: str = "Frechet distance to held-out data",
     name: str = "quality",
 ) -> str:
-    """Distance to held-out data by network evaluations, a line a solver or flow; ``name`` is the SVG's id."""
+    """Distance to held-out data by network evaluations, a line a solver or flow; ``name`` is the SVG's id.
+
+    A curve has "nfe", "distance" and, to draw them, the ends of an "interval" of each.
+    """
     from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
     figure, axes = new_chart(9, 3.4, x="network evaluations a sample", y=label)
@@ -134,6 +137,9 @@ def quality_chart(
         axes.plot(
             curve["nfe"], curve["distance"], color=colour, linewidth=1.8, marker=marker, markersize=4.5, label=line
         )
+        ends = np.reshape(curve.get("interval", []), (-1, 2))
+        if (ends[:, 0] < ends[:, 1]).any():
+            axes.vlines(curve["nfe"], ends[:, 0], ends[:, 1], color=colour, linewidth=1.2)
         ticks |= set(curve["nfe"])
     values = [d for c in curves.values() for d in c["distance"]]
     if floor > 0 or min(values) <= 0:

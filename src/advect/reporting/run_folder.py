@@ -83,6 +83,13 @@ def read_run(path: Path, measured: Path | None = None) -> RunFolder:
     return run
 
 
+def training_seconds(path: Path) -> float:
+    """Seconds that the training of a run took, 0 if not known."""
+    run = RunFolder(path)
+    _read_metrics(run)
+    return max((row["seconds"] for row in run.steps if _is_number(row.get("seconds"))), default=0.0)
+
+
 def _step(file: Path) -> int:
     found = _NUMBER.search(file.stem)
     return int(found.group(1)) if found else -1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +13,15 @@ if TYPE_CHECKING:
 
 
 def number(value: float) -> str:
-    """Three significant digits: 0.0123, 4.56, 12,345, 6.79 M."""
+    """Three significant digits: 0.0123, 4.56, 12,345, 6.79 M; of what nears 1, two of its distance: 0.9995."""
     if value != value or abs(value) == float("inf"):
         return str(value)
     if abs(value) >= 1e6:
         return f"{value / 1e6:.3g} M" if abs(value) < 1e9 else f"{value:.3g}"
     if abs(value) >= 1000:
         return f"{round(value):,}"
-    text = f"{value:.3g}"
+    digits = min(max(3, math.ceil(1 - math.log10(1 - value))), 6) if 0 < value < 1 else 3
+    text = f"{value:.{digits}g}"
     return text if "e" not in text or abs(value) < 1e-4 else f"{float(text):g}"
 
 

@@ -24,7 +24,7 @@ from advect.config.threads import choose_threads
 from advect.core.errors import UserError
 from advect.core.threads import kept_threads
 from advect.core.types import Condition, DataSpec
-from advect.data import Dataset, Transform
+from advect.data import Dataset, Transform, find_copies
 from advect.data.base import ArraySplit, array_modality
 from advect.data.transforms import Whiten
 from advect.distributed.comm import current
@@ -75,6 +75,7 @@ class FittedFlow:
         train_score: median log density of at most 128 training rows, None if there is none or it costs too much.
         gap: by how much it exceeds that of held-out rows, of the training that left them out.
         others: transform and weights of each training that left out a fold.
+        copies: rows that repeat an earlier one and were left out; None unless asked for.
     """
 
     adapter: DataAdapter
@@ -96,6 +97,7 @@ class FittedFlow:
     train_score: float | None = None
     gap: float | None = None
     others: tuple[tuple[Transform, dict[str, Tensor]], ...] = ()
+    copies: np.ndarray | None = None
 
     def score(self, x: Tensor, y: np.ndarray | None, rows: np.ndarray) -> float | None:
         """Median log density of at most 128 of the ``rows`` of x (N, *S), given y (N,) if any; None without one."""
@@ -154,9 +156,13 @@ def fit_flow(
     configuration does.
     """
     given = _Given(adapter, labels, settings, x, y, seed, patience, verbose, previous)
+    copies = _copies(given) if settings.drop_copies else None
+    if copies is not None:
+        kept = np.delete(np.arange(len(x)), copies)
+        given = replace(given, x=x[kept], y=None if y is None else y[kept])
     with kept_threads():
         _set_threads(given)
-        return _fit(given, validation)
+        return replace(_fit(given, validation), copies=copies)
 
 
 def _fit(given: _Given, validation: float) -> FittedFlow:
@@ -199,6 +205,12 @@ class _Given:
     patience: int
     verbose: int
     previous: FittedFlow | None
+
+
+def _copies(given: _Given) -> np.ndarray:
+    """Rows (K,) that repeat an earlier one, see :func:`advect.data.find_copies`."""
+    rows = np.arange(len(given.x))
+    return find_copies(_dataset(given, rows, rows[:0])).places
 
 
 def _set_threads(given: _Given) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import numbers
+import re
 import signal
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +18,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
 
-from advect.config.plan import FEWEST
+from advect.config.plan import FEWEST, long_average, long_warmup, rare_values
+from advect.core.bounds import Count, SampleCount, Steps, bounds_of, check_bounds
 from advect.core.errors import UserError
 from advect.model.conditions import Encoded
 from advect.model.flow import Flow
@@ -43,6 +46,15 @@ PASSES = 200
 
 GAP = 1.0
 """Nats an element by which memorised rows are likelier than others."""
+
+
+_COUNTS: dict[str, Any] = {"steps": Count, "n_iter_no_change": Count, "sample_steps": Steps, "density_steps": Steps}
+
+
+def _check_whole(name: str, value: Any, bounds: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise UserError(f"{name} must be a whole number, got {value!r}")
+    check_bounds(name, value, bounds_of(bounds))
 
 
 class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, BaseEstimator):
@@ -74,7 +86,8 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1" ...
         options: other flags of ``advect train``, named with underscores, such as
             ``{"times": "logit-normal", "ema_decay": 0.99, "network": "resmlp"}``; of the data "value_range" (images),
-            "scaling" and "categorical" (frames), "whiten" (both), "pca" (AnnData).
+            "scaling" and "categorical" (frames), "whiten" (both), "pca" (AnnData), and "drop_copies" (True leaves out
+            rows that repeat an earlier one, with its label, beyond coincidence).
         random_state: seed of training and of samples.
         verbose: 1 for a progress bar.
 
@@ -84,6 +97,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         n_iter_: training steps behind the weights.
         loss_curve_: mean training losses of the last call, at most 40.
         validation_curve_, validation_loss_: held-out losses of the last call, and the lowest or None.
+        copies_: rows of X that the last call left out with "drop_copies", or None.
         train_score_: median log density of at most 128 training rows, or None.
         n_features_in_, feature_names_in_: as in scikit-learn.
 
@@ -148,11 +162,10 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         return self._train(fitted.adapter, fitted.labels, settings, x, values, fitted.seed, fitted)
 
     def _check_arguments(self) -> None:
-        counts = ("n_iter_no_change", "sample_steps", "density_steps")
-        for name in counts if self.steps is None else ("steps", *counts):
+        for name, bounds in _COUNTS.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-                raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
+            if name != "steps" or value is not None:
+                _check_whole(name, value, bounds)
         minutes = self.max_minutes
         if minutes is not None and (not isinstance(minutes, numbers.Real) or not 0 < minutes < math.inf):
             raise UserError(f"max_minutes must be a finite number of minutes above 0, got {minutes!r}; 5 is usual")
@@ -185,6 +198,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         previous: FittedFlow | None = None,
     ) -> FlowModel:
         rows = adapter.to_tensor(x)
+        self._warn_of_settings(settings, y)
         few = rows.ndim == 2 and FEWEST <= len(rows) <= MOST
         stopping = few if self.early_stopping == "auto" else self.early_stopping
         fitted = fit_flow(
@@ -204,20 +218,18 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         self.loss_curve_ = fitted.losses
         self.validation_curve_ = fitted.held_out_losses
         self.validation_loss_ = min(fitted.held_out_losses, default=None)
-        self.train_score_ = fitted.train_score
+        self.train_score_, self.copies_ = fitted.train_score, fitted.copies
         self._warn_of_memory(fitted.gap, "held-out rows")
         if len(rows) < FEWEST:
-            warnings.warn(
+            _warn(
                 f"{len(rows)} rows are too few to learn a distribution from: the model repeats them; give {FEWEST} or "
-                "more",
-                stacklevel=3,
+                "more"
             )
         passes = self.n_iter_ * self.batch_size // len(rows)
         if few and not stopping and passes > PASSES:
-            warnings.warn(
+            _warn(
                 f"{len(rows)} rows are trained on {passes:,} times each and none is held out, so nothing tells if "
-                "the model memorises; take early_stopping='auto'",
-                stacklevel=3,
+                "the model memorises; take early_stopping='auto'"
             )
         self._n_features_out = math.prod(fitted.spec.shape)
         self._build_flows()
@@ -230,8 +242,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         check_is_fitted(self)
         steps = None if self.solver == "dopri5" else int(self.sample_steps)
         rng = check_random_state(self.random_state)
-        if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
-            raise UserError(f"n must be a whole number of at least 1, got {n!r}")
+        _check_whole("n", n, SampleCount)
         cond = label_condition(self._fitted.labels, y, int(n))
         x = sample_mixture(self._flows, int(n), cond, rng, steps=steps, solver=self.solver)
         return self._fitted.adapter.from_tensor(x)
@@ -251,13 +262,25 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
             self._warn_of_memory(self.train_score_ - float(np.median(scores)), "X")
         return float(scores.mean())
 
+    def _warn_of_settings(self, settings: Settings, y: np.ndarray | None) -> None:
+        """Warn of options that keep training from learning, and of labels with too few rows."""
+        t, given = settings.training, dict(self.options or {})
+        found = [long_warmup(settings.steps, t.lr_warmup_steps or 0)]
+        found += [long_average(settings.steps, t.ema_decay)] if "ema_decay" in given and t.use_ema else []
+        if y is not None:
+            values, counts = np.unique(y, return_counts=True)
+            found.append(rare_values("y", dict(zip(map(str, values), counts.tolist(), strict=True))))
+        for trouble in found:
+            if trouble is not None:
+                words = re.sub("--([a-z-]+)", lambda found: found[1].replace("-", "_"), str(trouble))
+                _warn(words)
+
     def _warn_of_memory(self, gap: float | None, what: str) -> None:
         """Warn if training rows are likelier than others by ``gap`` of more than a nat an element."""
         if gap is not None and gap > GAP * math.prod(self._fitted.spec.shape):
-            warnings.warn(
+            _warn(
                 f"training rows are likelier than {what} by {gap:.1f} nats: the model memorises them, or the rows "
-                "differ in kind; take early_stopping='auto', a smaller hidden or more rows",
-                stacklevel=3,
+                "differ in kind; take early_stopping='auto', a smaller hidden or more rows"
             )
 
     def transform(self, X: Any, y: Any = None) -> np.ndarray:
@@ -327,3 +350,11 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64"]
         return tags
+
+
+def _warn(words: str) -> None:
+    """Warn at the line outside the package that led here."""
+    frame, level = sys._getframe(1), 2
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("advect."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(words, stacklevel=level)

@@ -41,6 +41,7 @@ class Settings:
     network: NetworkConfig
     data: dict[str, Any]
     steps: int
+    drop_copies: bool = False
 
 
 def resolve(
@@ -65,6 +66,7 @@ def resolve(
         fitting = " or ".join(networks_for(modality))
         raise UserError(f"options['network'] is {name!r}, and the data are {modality}s; take {fitting}")
     data = {key: options.pop(key) for key in data_options if key in options}
+    drop_copies = _value("drop_copies", options.pop("drop_copies", False), bool)
     sections: tuple[Section, ...] = (MethodConfig(), TrainingConfig(), network(name))
     steps = usual.steps if steps is None else int(steps)
     defaults = dict(DEFAULTS)
@@ -92,7 +94,11 @@ def resolve(
     known = [key for names in types for key in names]
     for key in values:
         if key not in known:
-            known = [k for k in (*known, *data_options, "network") if k not in _ELSEWHERE and k not in _ARGUMENTS]
+            known = [
+                k
+                for k in (*known, *data_options, "drop_copies", "network")
+                if k not in _ELSEWHERE and k not in _ARGUMENTS
+            ]
             raise UserError(f"options has {key!r}, which is no option{did_you_mean(str(key), known)}")
     values |= _sizes(sections[2].network, hidden, rows) | ({} if labelled else {"label_dropout": 0.0})
     method, training, net = (
@@ -101,7 +107,7 @@ def resolve(
     )
     plan = make_plan(training, recipe_of(modality), rows, steps=steps)  # pyright: ignore[reportArgumentType]
     training = training.replaced(lr_warmup_steps=plan.warmup)
-    return Settings(method, training, net, data, steps)  # pyright: ignore[reportArgumentType]
+    return Settings(method, training, net, data, steps, drop_copies)  # pyright: ignore[reportArgumentType]
 
 
 def _sizes(network: str, hidden: int | Sequence[int] | None, rows: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from advect.core.bounds import DiffusionScale
 from advect.core.errors import UserError
 from advect.core.registry import get, register
 from advect.paths import Schedule
@@ -29,16 +30,12 @@ class DiffusionCoefficient(ABC):
     """g(t) = ``scale`` times a shape.
 
     Args:
-        scale: factor, finite and >= 0.
+        scale: factor.
     """
 
     part_kind: ClassVar[str] = "diffusion"
 
-    scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.scale < math.inf:
-            raise UserError(f"{type(self).__name__}.scale must be finite and >= 0, got {self.scale}; 1 is usual")
+    scale: DiffusionScale = 1.0
 
     @abstractmethod
     def shape(self, t: Tensor, schedule: Schedule) -> Tensor:

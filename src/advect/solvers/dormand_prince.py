@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from msgspec import Meta
 from torch import Tensor
 
+from advect.core.bounds import NonNegative, Steps
 from advect.core.errors import UserError
 from advect.core.registry import register
 from advect.solvers.base import Solver, SolverError, Velocity, expanded_times, not_finite
@@ -71,19 +74,14 @@ class DormandPrince(Solver):
 
     order, evaluations, adaptive = 5, 6, True
 
-    rtol: float = 1e-5
-    atol: float = 1e-5
-    max_steps: int = 1000
+    rtol: Annotated[float, Meta(ge=0, le=1)] = 1e-5
+    atol: NonNegative = 1e-5
+    max_steps: Steps = 1000
     norm: Norm = worst_sample
 
     def __post_init__(self) -> None:
-        for name, value in (("rtol", self.rtol), ("atol", self.atol)):
-            if not 0 <= value < math.inf:
-                raise UserError(f"DormandPrince.{name} must be finite and >= 0, got {value}; 1e-5 is usual")
         if self.rtol == self.atol == 0:
             raise UserError("rtol and atol are both 0, which no step can meet; 1e-5 is usual for both")
-        if self.max_steps < 1:
-            raise UserError(f"max_steps must be at least 1, got {self.max_steps}; 1000 is usual")
 
     def iterate(self, u: Velocity, x: Tensor, grid: Sequence[float]) -> Iterator[Tensor]:
         t, end = grid[0], grid[-1]

@@ -6,20 +6,21 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from msgspec import Meta
 from torch import Tensor
 
+from advect.core.bounds import Positive, Steps, bounded
 from advect.core.errors import UserError
 from advect.core.registry import get, register
 from advect.paths import Schedule
 
 
-def check_steps(steps: int) -> None:
-    """Raise UserError unless steps >= 1."""
-    if steps < 1:
-        raise UserError(f"steps must be at least 1, got {steps}; 50 is usual")
+@bounded
+def check_steps(steps: Steps) -> None:
+    """Raise UserError for a number of steps out of range."""
 
 
 def _unit(steps: int) -> Tensor:
@@ -76,14 +77,12 @@ class EDMGrid(TimeGrid):
         sigma_max: highest noise level.
     """
 
-    rho: float = 7.0
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
+    rho: Annotated[float, Meta(gt=0, le=1000)] = 7.0
+    sigma_min: Positive = 0.002
+    sigma_max: Positive = 80.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.rho < math.inf:
-            raise UserError(f"EDMGrid.rho must be finite and > 0, got {self.rho}; Karras et al. take 7")
-        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+        if not self.sigma_min < self.sigma_max:
             raise UserError(f"EDMGrid needs 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}")
 
     def __call__(self, steps: int) -> Tensor:
@@ -108,13 +107,7 @@ class ShiftedGrid(TimeGrid):
         shift: 1 gives the uniform grid.
     """
 
-    shift: float = 3.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.shift < math.inf:
-            raise UserError(
-                f"ShiftedGrid.shift must be finite and > 0, got {self.shift}; 1 is the uniform grid, 3 is usual"
-            )
+    shift: Annotated[float, Meta(gt=0, le=1000)] = 3.0
 
     def __call__(self, steps: int) -> Tensor:
         s = _unit(steps)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from advect.checkpoint.async_writer import CheckpointWriter
 from advect.checkpoint.manifest import checkpoint_name, checkpoint_step, last_checkpoint, list_checkpoints
 from advect.core.errors import UserError
-from advect.core.files import atomic_write_text, naming
+from advect.core.files import atomic_write_text, naming, open_regular
 from advect.core.progress import DELAY, clock, rough_duration
 from advect.distributed.comm import broadcast_object, sync_errors
 from advect.training.guards import Spared
@@ -48,8 +48,8 @@ class MetricsFile(Callback):
 
     def _whole_lines(self) -> list[str]:
         """Lines that are rows; the others, but for a last one that a kill has cut, are told."""
-        with naming(self.path):
-            text = self.path.read_text(encoding="utf-8", errors="replace")
+        with naming(self.path), open_regular(self.path) as file:
+            text = file.read().decode("utf-8", errors="replace")
         lines = text.split("\n")
         cut = lines.pop()  # "", or half a row
         whole = [line for line in lines if _row(line)]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from advect.core.errors import UserError
+from msgspec import Meta
+
+from advect.core.bounds import bounded
 from advect.core.registry import register
 
 REWARMED = 0.5
@@ -49,6 +51,7 @@ class CosineDecay(RateSchedule):
         return 0.5 * (1 + math.cos(math.pi * progress))
 
 
+@bounded
 @dataclass(frozen=True, kw_only=True)
 class LearningRate:
     """Linear warm-up to ``peak`` over ``warmup`` steps from ``origin``, then ``schedule`` up to step ``total``.
@@ -56,19 +59,13 @@ class LearningRate:
     After :meth:`replanned` the schedule goes on from its ``passed`` share at step ``start``.
     """
 
-    peak: float
-    warmup: int
+    peak: Annotated[float, Meta(gt=0)]
+    warmup: Annotated[int, Meta(ge=0)]
     total: int
     schedule: RateSchedule = ConstantRate()
     origin: int = 0
     start: int = 0
     passed: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not self.peak > 0:
-            raise UserError(f"LearningRate.peak must be > 0, got {self.peak}; 2e-4 is usual")
-        if self.warmup < 0:
-            raise UserError(f"LearningRate.warmup must be >= 0 steps, got {self.warmup}")
 
     def __call__(self, step: int) -> float:
         """Rate of the update after ``step`` finished ones."""

@@ -6,12 +6,14 @@ import re
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from advect.core.bounds import NonNegative, Share
 from advect.core.device import has_fast_bfloat16
 from advect.core.errors import UserError
 from advect.core.registry import register
@@ -56,13 +58,10 @@ class AdamW(Optimizer):
         self,
         params: dict[str, Tensor],
         *,
-        weight_decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
+        weight_decay: NonNegative = 0.0,
+        betas: tuple[Share, Share] = (0.9, 0.999),
+        eps: Annotated[float, Meta(gt=0, le=1)] = 1e-8,
     ) -> None:
-        if weight_decay < 0:
-            raise UserError(f"weight_decay must be >= 0, got {weight_decay}; 0.01 is usual, 0 turns it off")
-        _check_moments(type(self).__name__, betas, eps)
         self.weight_decay, self.betas, self.eps = weight_decay, betas, eps
         self._params, self._local = list(params.values()), [local(p) for p in params.values()]
         self.exp_avg = {name: torch.zeros_like(p) for name, p in zip(params, self._local, strict=True)}
@@ -105,13 +104,6 @@ class AdamW(Optimizer):
             self.exp_avg_sq[name].copy_(tensors[f"exp_avg_sq.{name}"])
         for count in self._steps:
             count.fill_(float(tensors.get("updates", step)))
-
-
-def _check_moments(owner: str, betas: tuple[float, float], eps: float) -> None:
-    if not all(0 <= beta < 1 for beta in betas):
-        raise UserError(f"{owner}.betas must lie in [0, 1), got {betas[0]} {betas[1]}; 0.9 0.999 are usual")
-    if not eps > 0:
-        raise UserError(f"{owner}.eps must be > 0, got {eps}; 1e-8 is usual")
 
 
 @torch.no_grad()
@@ -195,14 +187,11 @@ class Muon(Optimizer):
         params: dict[str, Tensor],
         hidden: Mapping[str, int],
         *,
-        weight_decay: float = 0.0,
-        momentum: float = 0.95,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
+        weight_decay: NonNegative = 0.0,
+        momentum: Share = 0.95,
+        betas: tuple[Share, Share] = (0.9, 0.999),
+        eps: Annotated[float, Meta(gt=0, le=1)] = 1e-8,
     ) -> None:
-        if not 0 <= momentum < 1:
-            raise UserError(f"Muon.momentum must lie in [0, 1), got {momentum}; 0.95 is usual")
-        _check_moments("Muon", betas, eps)
         for name in hidden:
             if name not in params or params[name].ndim < 2 or len(params[name]) % hidden[name]:
                 raise UserError(f"Muon needs the names of matrices, and {name!r} is none; see hidden_matrices(net)")

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
 from advect.checkpoint.async_writer import Stage, StateSnapshot
 from advect.checkpoint.tensor_files import SHARDS, check_same_shapes, load_part, load_shards, load_weights, read_shapes
+from advect.core.bounds import Count, CountOrZero
 from advect.core.errors import UserError
+from advect.core.records import OpenRecord, as_record, read_record
 from advect.distributed.comm import current
 from advect.distributed.parallel import Parallel, as_sharded, gather_whole, local
 from advect.training.ema import EMA
 from advect.training.ema import EMA_FILE as EMA_FILE
 from advect.training.optim import LossScaler, Optimizer
+
+logger = logging.getLogger(__name__)
 
 MODEL, OPTIMIZER, DATA, PROGRESS = (
     "model.safetensors",
@@ -66,12 +72,22 @@ class Progress:
     rate: float = 1.0
     plans: list[list[int]] = field(default_factory=list)
 
-    @staticmethod
-    def from_dict(values: dict) -> Progress:
-        progress = Progress(**{f.name: values[f.name] for f in fields(Progress) if f.name in values})
-        for name in ("loss", "grad_norm", "epoch_loss"):
-            setattr(progress, name, Mean(**values[name]))
-        return progress
+
+class RunFacts(OpenRecord):
+    """What a checkpoint's run.json holds beside :class:`Progress`."""
+
+    ema_updates: CountOrZero
+    world: Count = 1
+    extra: dict[str, list[float]] = msgspec.field(default_factory=dict)
+    loss_scale: dict[str, float] | None = None
+
+
+def read_progress(folder: Path) -> tuple[Progress, RunFacts]:
+    """Content of a checkpoint's run.json. Raises UserError if it is missing or of another form."""
+    file, fix = folder / PROGRESS, "take another checkpoint"
+    values = read_record(file, dict[str, Any], fix)
+    own = {f.name: values[f.name] for f in fields(Progress) if f.name in values}
+    return as_record(own, Progress, file, fix), as_record(values, RunFacts, file, fix)
 
 
 class Stateful(Protocol):
@@ -169,19 +185,31 @@ class TrainState:
 
         Raises UserError if it is of another network or optimiser.
         """
-        values = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
-        updates, extra, scale = values.pop("ema_updates"), values.pop("extra", {}), values.pop("loss_scale", None)
+        progress, facts = read_progress(folder)
         if self.ema is not None:
             self.ema.check_files(folder)
         self._load_weights(folder)
-        self._load_optimizer(folder, values["step"])
+        self._load_optimizer(folder, progress.step)
         if self.ema is not None:
-            self.ema.load({file: self._read(folder / file) for file in self.ema.shadows}, updates)
-        if self.extra is not None and self.extra.state_dict().keys() == extra.keys():
-            self.extra.load_state_dict(extra)
-        self.progress = Progress.from_dict(values)
-        if self.loss_scaler is not None and scale is not None:
-            self.loss_scaler.load_state_dict(scale)
+            self.ema.load({file: self._read(folder / file) for file in self.ema.shadows}, facts.ema_updates)
+        self._load_extra(folder, facts.extra)
+        self.progress = progress
+        if self.loss_scaler is not None and facts.loss_scale is not None:
+            self.loss_scaler.load_state_dict(facts.loss_scale)
+
+    def _load_extra(self, folder: Path, state: dict) -> None:
+        here = self.extra.state_dict() if self.extra is not None else {}
+        if here and state and here.keys() != state.keys():
+            there, mine = ", ".join(sorted(state)), ", ".join(sorted(here))
+            raise UserError(
+                f"checkpoint {folder} holds the state of other training times, {there}, and this run has {mine};"
+                " resume it with the --times in its config.yaml"
+            )
+        if here.keys() != state.keys():
+            what = "is left out" if state else "begins anew"
+            logger.info(f"note: the state of the training times {what}, as the checkpoint has other times")
+        elif self.extra is not None:
+            self.extra.load_state_dict(state)
 
     def _load_weights(self, folder: Path) -> None:
         here = self.net.state_dict()

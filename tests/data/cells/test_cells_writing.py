@@ -79,6 +79,20 @@ def test_what_is_not_given_is_empty_in_obs(tmp_path, source):
     assert new.uns["advect"]["seed"] == 3
 
 
+@pytest.mark.parametrize("dtype", ["int64", "uint8", "Int16", "float32", "float64"])
+def test_numbers_of_obs_come_back_in_their_type(tmp_path, data, dtype):
+    data.obs["age"] = pd.Series(20 + 3 * np.arange(N) % 50, index=data.obs.index).astype(dtype)
+    source = Cells(data, continuous=["age"], held_out=0)
+    batch = source.train.fetch(np.arange(N))
+    new = written(tmp_path, torch.rand(N, D), source.metadata, conditions=batch.cond)
+    pd.testing.assert_series_equal(new.obs["age"], data.obs["age"], check_index=False)
+    quantity = source.spec.conditions["age"]
+    half = torch.tensor([[(25.5 - quantity.mean[0]) / quantity.std[0]]])
+    assert written(tmp_path, torch.rand(1, D), source.metadata, conditions={"age": half}).obs["age"].iloc[0] == 25.5
+    past = torch.tensor([[(300.0 - quantity.mean[0]) / quantity.std[0]]])
+    assert written(tmp_path, torch.rand(1, D), source.metadata, conditions={"age": past}).obs["age"].iloc[0] == 300
+
+
 def test_counts_are_whole_and_of_the_sizes_of_the_training_cells(tmp_path, data, source):
     x = source.transform.inverse(source.train.fetch(np.arange(N)).x1)
     new = written(tmp_path, x, source.metadata, space="counts")

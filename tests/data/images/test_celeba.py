@@ -109,7 +109,7 @@ def test_lists_that_disagree_with_the_images_are_told(folder):
         ({"attributes": ["smiling"]}, "CelebA has no attribute 'smiling'; did you mean 'Smiling'?"),
         ({"attributes": ["qqq"]}, "; choose from 5_o_Clock_Shadow, Male, Smiling, Young"),
         ({"held_out": "tests"}, "did you mean 'test'?"),
-        ({"crop": 0}, "crop must be at least 1 pixel, got 0"),
+        ({"crop": 0}, "crop must be at least 1 and at most 16,384, got 0"),
     ],
 )
 def test_bad_arguments(folder, arguments, words):

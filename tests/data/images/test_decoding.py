@@ -98,7 +98,7 @@ def test_an_image_turned_by_exif_is_cropped_after_it_is_turned():
     ("arguments", "words"),
     [
         ({"image_size": (1, 2, 3)}, "image_size must be one number or (height, width), got (1, 2, 3)"),
-        ({"window": 0}, "crop must be at least 1 pixel, got 0"),
+        ({"window": 0}, "window must be at least 1 and at most 16,384, got 0"),
         ({"background": (1, 2)}, "background must be three numbers"),
     ],
 )

@@ -107,7 +107,7 @@ def test_bad_names_are_told(tmp_path):
         ({"conditions": ["smiling"]}, "has no column 'smiling'; did you mean 'Smiling'?"),
         ({"image_column": "pictures"}, "has no column 'pictures'; did you mean 'picture'?"),
         ({"image_column": "word"}, "the column 'word' of"),
-        ({"held_out": 1.0}, "held_out must be a share in [0, 1), got 1.0"),
+        ({"held_out": 1.0}, "held_out must be at least 0 and below 1, got 1.0"),
     ):
         with pytest.raises(UserError) as error:
             HubImages(path, **arguments)

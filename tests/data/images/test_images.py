@@ -378,15 +378,15 @@ def test_a_jpeg_cut_short_is_an_error_and_not_half_grey(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"image_size": 0}, "image_size must be at least 1 pixel, got 0"),
+        ({"image_size": 0}, "image_size must be at least 1 and at most 16,384, got 0"),
         ({"channels": 2}, "channels must be 1 (grey), 3 (colour) or 4 (with alpha), got 2"),
-        ({"image_size": (8, 0)}, "image_size must be at least 1 pixel, got (8, 0)"),
-        ({"crop": 0}, "crop must be at least 1 pixel, got 0"),
+        ({"image_size": (8, 0)}, "image_size must be at least 1 and at most 16,384, got 8 0"),
+        ({"crop": 0}, "crop must be at least 1 and at most 16,384, got 0"),
         ({"background": "whyte"}, "background 'whyte' is no colour; did you mean 'white'?"),
         ({"background": (0, 0, 256)}, "background must be three numbers from 0 to 255, got (0, 0, 256)"),
         ({"labels": "yes"}, "labels='yes' needs a sub-folder for each class, but 0.png lies in none"),
         ({"labels": True}, "labels must be 'auto', 'yes' or 'no', got True"),
-        ({"held_out": 1}, "held_out must be a share in [0, 1), got 1"),
+        ({"held_out": 1}, "held_out must be at least 0 and below 1, got 1"),
         ({"held_out": -0.1}, "got -0.1"),
         ({"data_dir": "nowhere"}, "data_dir 'nowhere' does not exist; name the folder that holds the images"),
         ({"data_dir": None}, "data_dir is not given"),
@@ -491,7 +491,7 @@ def test_buckets_follow_the_orientation_and_forgive_damage(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"bucket_step": 0}, "bucket_step must be between 1 and the sides of image_size, got 0"),
+        ({"bucket_step": 0}, "bucket_step must be at least 1 and at most 16,384, got 0"),
         ({"bucket_step": 9}, "bucket_step must be between 1 and the sides of image_size, got 9"),
         ({"bucket_step": 4, "crop": 8}, "bucket_step keeps the shapes of images, and crop cuts squares"),
     ],

@@ -365,7 +365,7 @@ def test_bad_tables_of_steps(change, arguments, words):
         (np.zeros((2, 3, 1)), {"labels": {"a": [1, 2, 3]}}, "conditions['a'] must be (2,)"),
         (np.zeros((2, 3, 1)), {"conditions": ("a",)}, "conditions must map names to arrays"),
         (np.zeros((2, 3, 1)), {"labels": {"length": [1, 2]}}, "cannot be called 'length'"),
-        (np.zeros((2, 3, 1)), {"max_length": 0}, "max_length must be at least 1 step, got 0"),
+        (np.zeros((2, 3, 1)), {"max_length": 0}, "max_length must be at least 1 and at most 2,147,483,647, got 0"),
         (np.zeros((2, 3, 1)), {"long": "cut"}, "long must be 'truncate' or 'window', got 'cut'"),
         (np.zeros((2, 3, 1)), {"id_column": "a"}, "id_column, order_column and value_columns are for tables"),
         (np.array([["a"]]), {}, "must hold real numbers"),

@@ -45,7 +45,7 @@ def refused(data, **arguments) -> str:
         (GOOD, {"categorical": ("aa",)}, "categorical has 'aa', which is no column"),
         (GOOD, {"continuous_conditions": ("c",)}, "continuous_conditions has 'c'"),
         (GOOD, {"scaling": "quantiles"}, "did you mean 'quantile'?"),
-        (GOOD, {"held_out": 1.0}, "held_out must be a share in [0, 1), got 1.0"),
+        (GOOD, {"held_out": 1.0}, "held_out must be at least 0 and below 1, got 1.0"),
         (GOOD.rename(columns={"c": "length"}), {"conditions": ("length",)}, "cannot be called 'length'"),
         ([[1, 2]], {}, "got list"),
     ],

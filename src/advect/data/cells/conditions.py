@@ -106,7 +106,7 @@ def _quantity(values: Any, used: np.ndarray, train: np.ndarray) -> Column:
     mean, std = float(known.mean()), float(known.std()) or 1.0
     picks = known[np.linspace(0, len(known) - 1, min(len(known), EXAMPLES)).astype(int)]
     quantity = Quantity((str(values.name),), (mean,), (std,), tuple((float(v),) for v in picks))
-    return Column(quantity, ((numbers - mean) / std).astype(np.float32)[:, None])
+    return Column(quantity, ((numbers - mean) / std).astype(np.float32)[:, None], dtype=str(values.dtype))
 
 
 def split_control(control: str, columns: Any) -> tuple[str, str]:
@@ -207,6 +207,9 @@ class CellSplit(Split):
         x0 = None if self._starts is None else self.rows(self._starts.draw(indices, rng))
         cond = {name: torch.from_numpy(values[indices]) for name, values in self._columns.items()}
         return Batch(self.rows(self.cells[indices]), cond or None, x0)
+
+    def row_names(self, indices: np.ndarray) -> list[str]:
+        return super().row_names(self.cells[indices])
 
     def rows(self, cells: np.ndarray) -> torch.Tensor:
         """Cells (B,) of the matrix in model units (B, *S)."""

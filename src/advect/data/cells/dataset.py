@@ -9,16 +9,18 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 import numpy as np
 import torch
+from msgspec import Meta
 from torch import Tensor
 
+from advect.core.bounds import Count, Share
 from advect.core.errors import UserError, optional_import
 from advect.core.registry import register
 from advect.core.types import Category, Conditions, DataSpec
-from advect.data.base import Dataset, Detected, Preview, check_share
+from advect.data.base import Dataset, Detected, Preview
 from advect.data.cells.conditions import (
     CellSplit,
     Column,
@@ -121,19 +123,18 @@ class Cells(Dataset):
         conditions: Sequence[str] = (),
         continuous: Sequence[str] = (),
         normalise: bool = True,
-        target_sum: float = 1e4,
+        target_sum: Annotated[float, Meta(gt=0, le=10**12)] = 1e4,
         log1p: bool = True,
         standardise: bool = True,
-        highly_variable: int | None = None,
+        highly_variable: Count | None = None,
         genes: Sequence[str] | None = None,
-        pca: int | None = None,
+        pca: Count | None = None,
         control: str | None = None,
-        held_out: float = 0.1,
+        held_out: Share = 0.1,
         seed: int = 0,
         space: Space = "expression",
         backed: bool = False,
     ) -> None:
-        check_share(held_out)
         target = target_sum if normalise else None
         scale = Expression(space=space, target_sum=target, log1p=log1p)  # refuses arguments before the file is read
         found, matrix, obs, var = _read(path, layer, scale, backed=backed)

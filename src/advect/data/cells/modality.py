@@ -67,6 +67,7 @@ class CellsModality(VectorPlots[CellsMetadata]):
     def data(self, split: Split, indices: np.ndarray) -> tuple[Tensor, Conditions]:
         """Measured expression (n, D), zeros included."""
         batch, cond = super().data(split, indices)
+        split, indices = split.origin(indices)
         return (split.expression(indices) if isinstance(split, CellSplit) else self.comparable(batch)), cond
 
     def comparable(self, x: Tensor) -> Tensor:

@@ -16,8 +16,10 @@ from advect.core.errors import UserError, optional_import
 from advect.core.files import atomic_write
 from advect.core.random import Generator
 from advect.core.types import NULL, Category, Conditions, Quantity
+from advect.data.base import as_asked
 from advect.data.cells.conditions import Column
 from advect.data.cells.transform import Expression, Space
+from advect.data.tables.columns import nullable
 
 
 class CellsMetadata(TypedDict):
@@ -71,11 +73,11 @@ def var_table(facts: Mapping[str, Any]) -> Any:
 
 
 def obs_facts(columns: Mapping[str, Column]) -> dict[str, Any]:
-    """Categories and their type, and means and deviations of numbers, to restore columns of ``obs``."""
+    """Categories, or mean and deviation of numbers, and their type, to restore columns of ``obs``."""
     return {
         name: {"labels": list(c.labels), "dtype": c.dtype, "ordered": c.ordered}
         if isinstance(c.condition, Category)
-        else {"mean": c.condition.mean[0], "std": c.condition.std[0]}
+        else {"mean": c.condition.mean[0], "std": c.condition.std[0], "dtype": c.dtype}
         for name, c in columns.items()
         if isinstance(c.condition, Category | Quantity)
     }
@@ -98,7 +100,7 @@ def obs_table(facts: Mapping[str, Any], conditions: Conditions, count: int, *, f
         if "labels" in entry:
             columns[name] = _labels(np.where(array == NULL, -1, array).astype(np.int64), entry)
         else:
-            columns[name] = array.astype(np.float64).reshape(count) * entry["std"] + entry["mean"]
+            columns[name] = _numbers(array.astype(np.float64).reshape(count), entry)
     return pd.DataFrame(columns, index=pd.Index([f"generated-{first + i}" for i in range(count)]))
 
 
@@ -110,9 +112,24 @@ def _labels(codes: np.ndarray, entry: Mapping[str, Any]) -> Any:
     if dtype != "category" and isinstance(labels[0], int | float):  # booleans too
         values = pd.Series([None if code < 0 else labels[code] for code in codes], dtype=object)
         plain = isinstance(labels[0], float) or not (codes < 0).any()
-        nullable = "boolean" if isinstance(labels[0], bool) else dtype.replace("uint", "UInt").replace("int", "Int")
-        return values.astype(dtype if plain else nullable).array
+        return values.astype(dtype if plain else "boolean" if isinstance(labels[0], bool) else nullable(dtype)).array
     return pd.Categorical.from_codes(codes.tolist(), categories=pd.Index(labels), ordered=entry["ordered"])
+
+
+def _numbers(z: np.ndarray, entry: Mapping[str, Any]) -> Any:
+    """Standardised numbers (n,) in the type of ``obs``; float64 where that holds whole numbers and z is not."""
+    import pandas as pd
+
+    x, dtype = as_asked(z * entry["std"] + entry["mean"], entry["mean"]), entry["dtype"]
+    absent = np.isnan(x)
+    if "float" in dtype.lower():
+        return pd.Series(x).astype(dtype).array
+    if not dtype.lower().startswith(("int", "uint")) or (x % 1)[~absent].any():
+        return x
+    range_ = np.iinfo(dtype.lower())
+    if ((x < range_.min) | (x > range_.max)).any():
+        return x
+    return pd.Series(x).astype(nullable(dtype) if absent.any() else dtype).array
 
 
 def to_counts(x: Tensor, facts: CellsMetadata, generator: Generator = None) -> Tensor:

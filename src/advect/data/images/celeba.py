@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from advect.core.bounds import Pixels
 from advect.core.errors import UserError, did_you_mean
 from advect.core.files import require_folder
 from advect.core.registry import register
@@ -43,7 +44,7 @@ class CelebA(Dataset):
         data_dir: folder with ``img_align_celeba`` (a folder, or a zip or tar of it), ``list_eval_partition`` and, for
             attributes, ``list_attr_celeba``; lists as upstream's ``.txt`` or mirrors' ``.csv``. Without the first list
             the parts are upstream's by number, if all images are there, else a tenth each by their names.
-        image_size: height and width in pixels, >= 1; one number for both.
+        image_size: height and width in pixels; one number for both.
         attributes: conditions out of the 40, such as "Smiling" and "Male", with values "no" and "yes".
         crop: side in pixels of the central square cut from the 178 x 218 images before scaling; 140 follows Tolstikhin
             et al. 2018. None cuts the largest, 178.
@@ -70,9 +71,9 @@ class CelebA(Dataset):
         self,
         data_dir: str | os.PathLike[str],
         *,
-        image_size: int | tuple[int, int] = 64,
+        image_size: Pixels | tuple[Pixels, Pixels] = 64,
         attributes: Sequence[str] = (),
-        crop: int | None = 140,
+        crop: Pixels | None = 140,
         held_out: Literal["valid", "test"] = "valid",
         horizontal_flip: bool = True,
         skip_unreadable: bool = True,

@@ -12,12 +12,14 @@ from typing import Protocol
 import numpy as np
 from PIL import Image, ImageColor, ImageOps
 
+from advect.core.bounds import Pixels, bounded
 from advect.core.errors import UserError, did_you_mean
 
 _ORIENTATION = 0x0112  # of EXIF; above 4 height and width change places
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
+@bounded
 @dataclass(frozen=True, kw_only=True)
 class Decoder:
     """Decode images to (channels, H, W) uint8 with Pillow; thread-safe. Takes the first of several frames.
@@ -37,23 +39,19 @@ class Decoder:
         UserError: an argument is out of range.
     """
 
-    image_size: int | tuple[int, int] = 64
+    image_size: Pixels | tuple[Pixels, Pixels] = 64
     channels: int = 3
     background: str | tuple[int, int, int] = "white"
-    window: int | None = None
+    window: Pixels | None = None
 
     def __post_init__(self) -> None:
         size = self.image_size
         if not isinstance(size, int) and len(size) != 2:
             raise UserError(f"image_size must be one number or (height, width), got {size}")
         height, width = (size, size) if isinstance(size, int) else size
-        if min(height, width) < 1:
-            raise UserError(f"image_size must be at least 1 pixel, got {size}; 64 is usual")
         object.__setattr__(self, "image_size", (int(height), int(width)))
         if self.channels not in _MODES:
             raise UserError(f"channels must be 1 (grey), 3 (colour) or 4 (with alpha), got {self.channels}")
-        if self.window is not None and self.window < 1:
-            raise UserError(f"crop must be at least 1 pixel, got {self.window}; None takes the whole image")
         object.__setattr__(self, "background", colour(self.background))
         Image.preinit()  # the usual formats come first in Pillow's list, and are so the first that it tries
         Image.init()  # Pillow loads its decoders at the first use, which several threads should not do at once

@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from advect.core.bounds import Pixels, Share
 from advect.core.errors import UserError
 from advect.core.random import Generator, uniform
 from advect.core.registry import arguments, register
 from advect.core.types import Batch, DataSpec
-from advect.data.base import Dataset, Detected, Preview, Split, category, check_share
+from advect.data.base import Dataset, Detected, Preview, Split, category
 from advect.data.images.decoding import Buckets, Decoder
 from advect.data.images.stores import ImageStore, describe_left_out, holds_images, open_store, starts_like_image
 from advect.data.splits import below_the_common, official_split, split_by_content
@@ -86,7 +87,7 @@ class ImageFolder(Dataset):
     Args:
         data_dir: folder or archive. Images are recognised by suffix (any case) or first bytes; other files are counted
             and left out.
-        image_size: height and width in pixels, >= 1; one number for both.
+        image_size: height and width in pixels; one number for both.
         channels: 3 for colour, 1 for grey, 4 for colour with alpha.
         crop: side in pixels of a central square to cut before scaling; None takes all.
         random_crop: crop the longer side of training images at random, not in the centre.
@@ -150,18 +151,17 @@ class ImageFolder(Dataset):
         self,
         data_dir: str | os.PathLike[str],
         *,
-        image_size: int | tuple[int, int] = 64,
+        image_size: Pixels | tuple[Pixels, Pixels] = 64,
         channels: Literal[1, 3, 4] = 3,
-        crop: int | None = None,
+        crop: Pixels | None = None,
         random_crop: bool = False,
-        bucket_step: int | None = None,
+        bucket_step: Pixels | None = None,
         horizontal_flip: bool = True,
         background: str | tuple[int, int, int] = "white",
         labels: Literal["auto", "yes", "no"] = "auto",
-        held_out: float | None = None,
+        held_out: Share | None = None,
         skip_unreadable: bool = True,
     ) -> None:
-        check_share(held_out or 0)
         decoder = Decoder(image_size=image_size, channels=channels, background=background, window=crop)
         store = open_store(data_dir)
         if not len(store):
@@ -285,6 +285,9 @@ class ImageSplit(Split):
     def names(self) -> list[str]:
         """Names of the images inside the store."""
         return [self.store.names[int(row)] for row in self.rows]
+
+    def row_names(self, indices: np.ndarray) -> list[str]:
+        return [self.store.names[int(row)] for row in self.rows[indices]]
 
     def fetch(self, indices: np.ndarray, rng: Generator = None, bucket: int | None = None) -> Batch:
         decoder = self.decoder if bucket is None or self._sizes is None else self._sizes.decoders[bucket]

@@ -10,10 +10,11 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from advect.core.bounds import Pixels, Share
 from advect.core.errors import UserError, did_you_mean, optional_import
 from advect.core.registry import register
 from advect.core.types import NULL, Category, DataSpec
-from advect.data.base import Dataset, Detected, category, check_share
+from advect.data.base import Dataset, Detected, category
 from advect.data.images.decoding import Decoder
 from advect.data.images.folder import PIXELS, ImageSplit, Unreadable, content_digests, one_line
 from advect.data.images.stores import ImageStore
@@ -30,7 +31,7 @@ class HubImages(Dataset):
     Args:
         name: hub name such as "uoft-cs/cifar10", a ``.parquet`` file, a folder of them, or a ``save_to_disk`` folder.
         configuration: configuration of a hub dataset.
-        image_size: height and width in pixels, >= 1; one number for both.
+        image_size: height and width in pixels; one number for both.
         channels: 3 for colour, 1 for grey, 4 for colour with alpha.
         crop: side in pixels of a central square to cut before scaling; None takes all.
         horizontal_flip: mirror half of the images at random while training.
@@ -68,17 +69,16 @@ class HubImages(Dataset):
         name: str | os.PathLike[str],
         *,
         configuration: str | None = None,
-        image_size: int | tuple[int, int] = 64,
+        image_size: Pixels | tuple[Pixels, Pixels] = 64,
         channels: Literal[1, 3, 4] = 3,
-        crop: int | None = None,
+        crop: Pixels | None = None,
         horizontal_flip: bool = True,
         background: str | tuple[int, int, int] = "white",
         image_column: str | None = None,
         conditions: Sequence[str] | None = None,
-        held_out: float | None = None,
+        held_out: Share | None = None,
         skip_unreadable: bool = True,
     ) -> None:
-        check_share(held_out or 0)
         decoder = Decoder(image_size=image_size, channels=channels, background=background, window=crop)
         title, splits = str(name), _open(str(name), configuration)
         own = next((part for part in _HELD_OUT if part in splits), None) if held_out is None else None

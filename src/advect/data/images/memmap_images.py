@@ -11,11 +11,12 @@ from typing import ClassVar
 
 import numpy as np
 
+from advect.core.bounds import Share
 from advect.core.errors import UserError
 from advect.core.files import require_path
 from advect.core.registry import register
 from advect.core.types import DataSpec
-from advect.data.base import ArraySplit, Dataset, Detected, Preview, category, check_share
+from advect.data.base import ArraySplit, Dataset, Detected, Preview, category
 from advect.data.images.decoding import Decoder
 from advect.data.images.folder import PIXELS, Unreadable, content_digests, files_fingerprint
 from advect.data.images.packing import MANIFEST, PIXEL_FILE, is_begun, read_manifest, settings_of
@@ -63,9 +64,8 @@ class Packed(Dataset):
         return height, width
 
     def __init__(
-        self, data_dir: str | os.PathLike[str], *, horizontal_flip: bool = True, held_out: float | None = None
+        self, data_dir: str | os.PathLike[str], *, horizontal_flip: bool = True, held_out: Share | None = None
     ) -> None:
-        check_share(held_out or 0)
         self.folder = require_path(data_dir, holding="the packed images")
         manifest = self._manifest = _whole_manifest(self.folder)
         names = json.loads((self.folder / "names.json").read_text(encoding="utf-8"))

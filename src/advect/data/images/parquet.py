@@ -12,10 +12,11 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from advect.core.bounds import Pixels, Share
 from advect.core.errors import UserError, did_you_mean, optional_import
 from advect.core.registry import register
 from advect.core.types import DataSpec
-from advect.data.base import Dataset, Detected, Preview, category, check_share
+from advect.data.base import Dataset, Detected, Preview, category
 from advect.data.images.decoding import Decoder
 from advect.data.images.folder import (
     PIXELS,
@@ -159,16 +160,15 @@ class ParquetImages(Dataset):
         *,
         image_column: str = "image",
         label_column: str | None = None,
-        image_size: int | tuple[int, int] = 64,
+        image_size: Pixels | tuple[Pixels, Pixels] = 64,
         channels: Literal[1, 3, 4] = 3,
         random_crop: bool = False,
         horizontal_flip: bool = True,
         background: str | tuple[int, int, int] = "white",
-        held_out: float = 0.05,
+        held_out: Share = 0.05,
         cache_dir: Path | str | None = None,
         skip_unreadable: bool = True,
     ) -> None:
-        check_share(held_out)
         decoder = Decoder(image_size=image_size, channels=channels, background=background)
         store = ParquetStore(data_dir, image=image_column, label=label_column, cache_dir=cache_dir)
         note_left_out(data_dir, store)

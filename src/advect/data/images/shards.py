@@ -16,11 +16,12 @@ from typing import ClassVar, Literal
 import numpy as np
 from tqdm import tqdm
 
+from advect.core.bounds import Pixels, Share
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, make_folder
 from advect.core.registry import register
 from advect.core.types import DataSpec
-from advect.data.base import Dataset, Detected, category, check_share
+from advect.data.base import Dataset, Detected, category
 from advect.data.images.decoding import Decoder
 from advect.data.images.folder import PIXELS, Classes, ImageSplit, Unreadable, files_fingerprint, note_left_out
 from advect.data.images.stores import START, ImageStore, is_image, is_tar, is_visible, starts_like_image
@@ -249,16 +250,15 @@ class Shards(Dataset):
         self,
         data_dir: str | os.PathLike[str] | Sequence[str],
         *,
-        image_size: int | tuple[int, int] = 64,
+        image_size: Pixels | tuple[Pixels, Pixels] = 64,
         channels: Literal[1, 3, 4] = 3,
         random_crop: bool = False,
         horizontal_flip: bool = True,
         background: str | tuple[int, int, int] = "white",
-        held_out: float = 0.05,
+        held_out: Share = 0.05,
         cache_dir: Path | str | None = None,
         skip_unreadable: bool = True,
     ) -> None:
-        check_share(held_out)
         decoder = Decoder(image_size=image_size, channels=channels, background=background)
         store = ShardStore(data_dir, cache_dir=cache_dir)
         note_left_out(data_dir, store)

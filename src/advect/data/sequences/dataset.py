@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from advect.core.bounds import Count, Share
 from advect.core.errors import UserError, optional_import
 from advect.core.registry import register
 from advect.core.types import LENGTH, Condition, Conditions, DataSpec, Length
@@ -124,9 +125,9 @@ class Sequences(Dataset):
         missing: Sequence[str] = (),
         decimal: Literal["auto", ".", ","] = "auto",
         date_order: Literal["auto", "dmy", "mdy"] = "auto",
-        max_length: int | None = None,
+        max_length: Count | None = None,
         long: Literal["truncate", "window"] = "truncate",
-        held_out: float = 0.1,
+        held_out: Share = 0.1,
         seed: int = 0,
         name: str | None = None,
     ) -> None:

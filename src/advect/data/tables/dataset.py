@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from advect.core.bounds import Share
 from advect.core.errors import UserError, optional_import
 from advect.core.registry import register
 from advect.core.types import Conditions, DataSpec
@@ -91,7 +92,7 @@ class Table(Dataset):
         missing: Sequence[str] = (),
         decimal: Literal["auto", ".", ","] = "auto",
         date_order: Literal["auto", "dmy", "mdy"] = "auto",
-        held_out: float = 0.1,
+        held_out: Share = 0.1,
         seed: int = 0,
         name: str | None = None,
     ) -> None:

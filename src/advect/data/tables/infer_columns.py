@@ -13,7 +13,7 @@ from torch import Tensor
 
 from advect.core.errors import UserError, optional_import, quoted_flag
 from advect.core.types import LENGTH, NULL, Category, Quantity
-from advect.data.base import asked_steps, category
+from advect.data.base import as_asked, category
 from advect.data.tables.arrow import arrow_array, arrow_text, arrow_time_unit, arrow_values
 from advect.data.tables.columns import Categories, Column, Number
 from advect.data.tables.scaling import StandardScaling, choose_scaling, require_scaling
@@ -361,5 +361,5 @@ def column_values(column: Column, cond: Tensor) -> Tensor:
         if not column.unit and column.step == 1:
             return column.rounded(x)
         assert isinstance(column.scaling, StandardScaling)
-        return torch.from_numpy(asked_steps(x.numpy(), column.scaling.mean))
+        return torch.from_numpy(as_asked(x.numpy(), column.scaling.mean))
     return torch.where(cond < 0, torch.nan, cond.double())

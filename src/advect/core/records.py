@@ -1,0 +1,149 @@
+"""Reading what others may have written: JSON, YAML and the headers of weight files, as typed records.
+
+Size and depth are limited, every value has a type and, where declared, a range (``core.bounds``), entries that a
+record does not know are named, and each mistake is one sentence about the file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import yaml
+
+from advect.core.errors import UserError
+from advect.core.files import open_regular
+
+LARGEST = 2**28
+"""Most bytes of JSON: those of the weight files of wide tables."""
+LARGEST_YAML = 2**20
+DEEPEST = 64
+"""Most lists and objects within one another."""
+
+T = TypeVar("T")
+
+
+class Record(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Base of records without other entries than its own."""
+
+
+class OpenRecord(msgspec.Struct, kw_only=True):
+    """Base of records beside whose entries there may be others."""
+
+
+def read_record(path: Path, kind: type[T], fix: str = "") -> T:
+    """Content of a JSON file as a ``kind``. Raises UserError, with a ``fix``, if unreadable or of another form."""
+    return parse_record(read_bytes(path, LARGEST, fix), kind, path, fix)
+
+
+def read_bytes(path: Path, most: int, fix: str = "", what: str = "") -> bytes:
+    """Content of a regular file of at most ``most`` bytes. Raises UserError that begins with ``what``, or the path."""
+    what = what or str(path)
+    try:
+        with open_regular(path) as file:
+            content = file.read(most + 1)
+    except OSError as error:
+        raise UserError(f"{what} cannot be read ({error.strerror or error}){_end(fix)}") from error
+    if len(content) > most:
+        raise UserError(f"{what} has more than {most:,} bytes, the most that is read of such a file{_end(fix)}")
+    return content
+
+
+def parse_record(text: str | bytes, kind: type[T], where: Path | str, fix: str = "") -> T:
+    """JSON text as a ``kind``: a record, a dataclass, or dicts and lists. Raises UserError naming ``where``."""
+    if len(text) > LARGEST:
+        raise UserError(f"{where} has more than {LARGEST:,} characters of JSON{_end(fix)}")
+    try:
+        values = json.loads(text)  # and not msgspec, which refuses the infinities that configurations may hold
+    except RecursionError:
+        raise UserError(f"{where} is JSON of more than {DEEPEST} levels{_end(fix)}") from None
+    except ValueError as error:
+        raise UserError(f"{where} is not whole JSON ({' '.join(str(error).split())}){_end(fix)}") from error
+    return as_record(values, kind, where, fix)
+
+
+def as_record(values: Any, kind: type[T], where: Path | str, fix: str = "") -> T:
+    """Plain values as a ``kind``. Raises UserError naming ``where`` and the entry."""
+    check_depth(values, where)
+    names = {f.name for f in fields(kind)} if is_dataclass(kind) else set()
+    if names and isinstance(values, Mapping) and (unknown := values.keys() - names):
+        raise UserError(_unknown(where, str(min(unknown, key=str))))
+    try:
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError as error:
+        words, _, place = str(error).partition(" - at ")
+        if "unknown field" in words:
+            raise UserError(_unknown(where, words.split("`")[1])) from error
+        place = place.strip("`").removeprefix("$").lstrip(".") or "the whole"
+        words = words[:1].lower() + words[1:].replace("`", "")
+        raise UserError(f"{where} is not what advect writes: {place}: {words}{_end(fix)}") from error
+
+
+def _unknown(where: Path | str, name: str) -> str:
+    return (
+        f"{where} has an entry {name[:40]!r}, which this advect does not know; install the newer one that wrote it, or"
+        " take another file"
+    )
+
+
+def _end(fix: str) -> str:
+    return f"; {fix}" if fix else ""
+
+
+def check_depth(values: Any, where: Path | str) -> None:
+    """Raise UserError unless lists and dicts are at most ``DEEPEST`` within one another."""
+    level = [values]
+    for _ in range(DEEPEST):
+        level = [inner for value in level for inner in _inside(value)]
+        if not level:
+            return
+    raise UserError(f"{where} has lists or objects of more than {DEEPEST} levels")
+
+
+def _inside(value: Any) -> Iterator[Any]:
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return (inner for inner in values if isinstance(inner, dict | list))
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """Plain values of a YAML file, without aliases and tags. Raises UserError that begins with ``what``."""
+    content = read_bytes(path, LARGEST_YAML, "give a run's config.yaml", what)
+    try:
+        values = yaml.load(content.decode(), _PlainLoader)
+    except RecursionError:
+        raise UserError(f"{what} has lists or sections of more than {DEEPEST} levels") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{what} is not YAML ({' '.join(str(error).split())})") from error
+    return values
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases, which multiply or contain themselves, and of limited depth."""
+
+    _level = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has an alias (*name), and advect reads plain values only")
+        self._level += 1
+        if self._level > DEEPEST:
+            raise yaml.YAMLError(f"it has more than {DEEPEST} levels")
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._level -= 1
+
+
+def guarded(build: Callable[[], T], where: Path | str) -> T:
+    """Result of ``build`` from a file's values; UserError for what they do to code that trusts them."""
+    try:
+        return build()
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError, RuntimeError) as error:
+        words = " ".join(str(error).split())
+        raise UserError(f"{where} is not what advect writes ({type(error).__name__}: {words[:200]})") from error
