@@ -9,7 +9,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from advect.checkpoint.manifest import find_checkpoint
+from advect.checkpoint.manifest import find_checkpoint, read_newest
 from advect.config.build import layout_of
 from advect.config.config import Config, DataConfig, MethodConfig, OutputConfig, TrainingConfig
 from advect.config.config import data as data_section
@@ -164,8 +164,8 @@ def parse_train(words: list[str], notes: list[str] | None = None) -> tuple[str, 
     if name:
         found, given = name, []
     elif config or resume:
-        file = Path(config) if config else run_folder(Path(resume or "")) / "config.yaml"
-        found, given = _recorded(file)
+        run = None if config else run_folder(Path(resume or ""))
+        found, given = _recorded(Path(config or "")) if run is None else _of_run(run / "config.yaml")
     else:
         found, given = None, []
     for name in ("--network", "--data-format"):
@@ -216,36 +216,51 @@ def data_of(folder: Path, data: str | Path | None = None) -> DataConfig:
 
 
 def parse_config(path: Path) -> tuple[str, Config]:
-    """Read a ``config.yaml``: name of the preset, and configuration. Raises UserError."""
-    name, flags = _recorded(path)
+    """Read the ``config.yaml`` of a run: name of the preset, and configuration. Raises UserError."""
+    name, flags = _of_run(path)
     return name, _parse(get_preset(name), flags).settings
 
 
 def _recorded(path: Path) -> tuple[str, list[str]]:
-    """Preset and flags of a ``config.yaml``, or of the checkpoints beside it where it cannot be read; the format
-    defaults to the preset's.
-    """
-    try:
-        name, flags = read_flags(path)
-    except UserError as error:
-        name, flags = _of_checkpoint(path, error)
+    """Preset and flags of a ``config.yaml``; the format defaults to the preset's."""
+    name, flags = read_flags(path)
     if value_of("--data-format", flags) is None:
         flags += ["--data-format", get_preset(name).config.data.data_format]
     return name, flags
 
 
-def _of_checkpoint(file: Path, trouble: UserError) -> tuple[str, list[str]]:
-    """Preset and flags of the newest checkpoint beside a ``config.yaml``, told; raises ``trouble`` without one."""
-    from advect.model.load import read_model_metadata
+def _of_run(path: Path) -> tuple[str, list[str]]:
+    """The same of a run's own file; where it is damaged or ends early, of the newest checkpoint, which is told."""
+    trouble, name, flags = None, "", []
+    try:
+        name, flags = _recorded(path)
+    except UserError as error:
+        trouble = error
+    there = _of_checkpoint(path)
+    if there is None or (trouble is None and _has(there[1][-1], flags)):
+        if trouble is not None:
+            raise trouble
+        return name, flags
+    logger.warning(f"{path} is damaged; its values are taken from the newest checkpoint")
+    return there[0], [word for flag in there[1] for word in flag]
+
+
+def _has(flag: list[str], flags: list[str]) -> bool:
+    bare = lambda word: word.removeprefix("--no-").removeprefix("--")
+    return bare(flag[0]) in {bare(word) for word in flags if word.startswith("--")}
+
+
+def _of_checkpoint(file: Path) -> tuple[str, list[list[str]]] | None:
+    """Preset and flags, each with its words, of the newest checkpoint beside a ``config.yaml``; None without one."""
+    from advect.model.load import read_recorded_config
     from advect.training.state import MODEL
 
     try:
-        checkpoint = find_checkpoint(file.parent)
-        metadata = read_model_metadata(checkpoint / MODEL)
-    except (UserError, ValueError, KeyError):
-        raise trouble from None
-    logger.warning(f"{file} cannot be read; going by what {checkpoint} says of it")
-    return metadata.preset, _flags_of_sections(metadata.config, file)
+        name, config = read_newest(file.parent, lambda checkpoint: read_recorded_config(checkpoint / MODEL))
+    except UserError:
+        return None
+    flags = [_flags_of(key, value) for section in config.values() for key, value in section.items()]
+    return (name, flags) if flags else None
 
 
 def parse_settings(run: S, words: Sequence[str], *, prog: str, description: str) -> S:
@@ -303,10 +318,6 @@ def read_flags(path: Path) -> tuple[str, list[str]]:
     values = read_yaml(path, f"--config {path}")
     if not isinstance(values, dict) or not isinstance(values.get("preset"), str):
         raise UserError(f"--config {path} does not name its preset; its first line should be like 'preset: digits'")
-    return values["preset"], _flags_of_sections(values, path)
-
-
-def _flags_of_sections(values: Mapping[str, Any], path: Path) -> list[str]:
     flags: list[str] = []
     for name, section in values.items():
         if name == "preset":
@@ -317,7 +328,7 @@ def _flags_of_sections(values: Mapping[str, Any], path: Path) -> list[str]:
             if not _is_plain(value):
                 raise UserError(f"--config {path}: {key} should be a value or a list of values, got {value!r:.40}")
             flags += _flags_of(str(key), value)
-    return flags
+    return values["preset"], flags
 
 
 def _is_plain(value: object) -> bool:

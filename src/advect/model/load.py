@@ -284,6 +284,12 @@ def read_model_metadata(file: Path) -> ModelMetadata:
     return ModelMetadata.from_text(_header(file).get(METADATA), file, tensors)
 
 
+def read_recorded_config(file: Path) -> tuple[str, dict[str, dict]]:
+    """Preset and configuration of the run that wrote a weight file. Raises UserError."""
+    card = parse_record(_header(file).get(METADATA, ""), _Card, file)
+    return card.preset, card.config
+
+
 def read_average(file: Path) -> dict[str, float] | None:
     """Length, step and error of an average by ``advect ema``; None for other weight files."""
     text = _header(file).get(AVERAGE)
