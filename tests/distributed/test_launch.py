@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from advect.cli import main
 from advect.core.errors import UserError
 from advect.distributed.launch import check_nproc
 from forked import advect_ranks
@@ -253,10 +254,11 @@ def test_processes_that_torchrun_starts_anew_meet_again(tmp_path):
     assert (done.returncode, done.stdout) == (0, "together at 1 1\n"), done.stderr
 
 
-def test_the_place_that_a_launcher_puts_before_all_words_is_taken(advect, monkeypatch, capsys):
+def test_the_place_that_a_launcher_puts_before_all_words_is_taken(monkeypatch, capsys):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    advect("--local-rank=3 presets")
+    monkeypatch.setattr(sys, "argv", ["advect", "--local-rank=3", "presets"])
+    main()
     assert os.environ["LOCAL_RANK"] == "3" and "digits" in capsys.readouterr().out
 
 

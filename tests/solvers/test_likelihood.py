@@ -14,7 +14,6 @@ from advect.solvers import bits_per_dim, dequantise, elementwise_log_det, integr
 from advect.solvers.likelihood import (
     ExactDivergence,
     HutchinsonDivergence,
-    QuadraticForms,
     draw_probes,
 )
 
@@ -153,34 +152,25 @@ def test_the_density_of_the_data_before_a_scaling():
 
 
 @pytest.mark.parametrize("net", [small_net(4), Attention()], ids=["mlp", "attention"])
-@pytest.mark.parametrize("mode", ["forward", "reverse"])
 @pytest.mark.parametrize("graph", [False, True])
-def test_both_modes_find_the_trace(net, mode, graph):
+def test_the_trace_is_that_of_the_jacobian(net, graph):
     shape = (3, 5, 4) if isinstance(net, Attention) else (3, 4)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     t = torch.rand(3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    forms = QuadraticForms(net, create_graph=graph)
-    forms.forward_mode = mode == "forward"
-    u, trace = ExactDivergence(forms, 7)(x, t)
+    u, trace = ExactDivergence(net, 7, create_graph=graph)(x, t)
     torch.testing.assert_close(u, net(x, t))
     torch.testing.assert_close(trace, jacobian_trace(net, x, t))
-    assert trace.requires_grad == graph or not graph
+    assert trace.requires_grad == graph
 
 
-def test_fused_attention_falls_back_to_reverse_mode_and_log_prob_needs_not():
-    x, t = torch.randn(2, 3, 4, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-    forms = QuadraticForms(Attention())
-    ExactDivergence(forms, 12)(x, t)
-    assert not forms.forward_mode
-    calls = []
-    net = Attention()
-
-    def counted(x, t):
-        calls.append(1)
-        return net(x, t)
-
-    log_prob(counted, x, solver="euler", steps=3, chunk=12)
-    assert len(calls) == 3  # in reverse mode the first call would have been made twice
+def test_a_velocity_without_gradient_in_x_is_refused_unless_it_is_the_same_everywhere():
+    x = torch.randn(4, 2)
+    still = log_prob(lambda x, t: torch.ones_like(x), x, solver="euler", steps=2)
+    torch.testing.assert_close(still, log_prob(lambda x, t: 0 * x, x - 1, solver="euler", steps=2))
+    other = torch.ones(2, requires_grad=True)
+    torch.testing.assert_close(log_prob(lambda x, t: other.expand(4, 2), x, solver="euler", steps=2), still)
+    with pytest.raises(UserError, match="no gradient in x, as a density needs; compute it without torch"):
+        log_prob(torch.no_grad()(lambda x, t: -x), x, solver="euler", steps=2)
 
 
 @pytest.mark.parametrize("noise", ["rademacher", "gaussian"])
@@ -189,7 +179,7 @@ def test_hutchinsons_estimate_is_unbiased(noise):
     x = torch.tensor([[0.3, -0.5, 1.0]], dtype=torch.float64).expand(n, 3)
     t = torch.full((n,), 0.4, dtype=torch.float64)
     net.requires_grad_(False)
-    estimate = HutchinsonDivergence(QuadraticForms(net), draw_probes(x, 1, noise, CounterRng(0, 0, n)))(x, t)[1]
+    estimate = HutchinsonDivergence(net, draw_probes(x, 1, noise, CounterRng(0, 0, n)))(x, t)[1]
     exact = float(jacobian_trace(net, x[:1], t[:1]))
     assert float(estimate.std()) > 1e-3
     assert abs(float(estimate.mean()) - exact) < 4 * float(estimate.std()) / math.sqrt(n)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from advect.core import device
-from advect.core.device import pick_precision, use_tf32
+from advect.core.device import cuda_kernels, pick_precision
 from advect.core.errors import UserError
 from advect.reporting.page import describe
 from advect.reporting.run_folder import read_run
@@ -53,17 +54,19 @@ def test_accumulation_does_not_go_with_learned_times(advect: Callable[..., None]
         advect("train moons --run-dir run --accumulate 2 --times importance", TINY)
 
 
-def test_tf32_is_set_for_a_gpu_alone_and_can_be_turned_off() -> None:
-    matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    try:
-        use_tf32(CPU, True)
-        assert torch.get_float32_matmul_precision() == matmul
-        for on, expected in ((True, "high"), (False, "highest")):
-            use_tf32(torch.device("cuda"), on)
-            assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == (expected, on)
-    finally:
-        torch.set_float32_matmul_precision(matmul)
-        torch.backends.cudnn.allow_tf32 = cudnn
+def test_kernels_are_chosen_for_a_gpu_alone_and_given_back_by_the_last_thread() -> None:
+    settings = lambda: (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, dict(os.environ))
+    before, gpu = settings(), torch.device("cuda")
+    with cuda_kernels(CPU, tf32=True, deterministic=True):
+        assert settings() == before and not torch.are_deterministic_algorithms_enabled()
+    first, second = cuda_kernels(gpu, tf32=True, deterministic=True), cuda_kernels(gpu, tf32=False)
+    first.__enter__()
+    assert settings()[:2] == ("high", True) and torch.are_deterministic_algorithms_enabled()
+    second.__enter__()
+    assert settings()[:2] == ("highest", False)
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert settings() == before and not torch.are_deterministic_algorithms_enabled()
 
 
 def test_metrics_tell_the_arithmetic_a_second_and_the_report_shows_it(advect: Callable[..., None]) -> None:

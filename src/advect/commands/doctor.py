@@ -15,7 +15,6 @@ from advect.config.flags import parse_words, place_first
 from advect.config.presets import PRESETS
 from advect.config.section import Section
 from advect.core.bounds import CountOrZero, Seed
-from advect.core.device import tune_process
 from advect.core.errors import UserError
 from advect.distributed.context import only_warnings
 from advect.doctor.examine import examine_data, examine_machine, examine_run
@@ -79,7 +78,6 @@ def doctor(words: list[str]) -> tuple[str, bool]:
         raise UserError(f"--copies {a.copies} is for data; name them: advect doctor --data PATH --copies {a.copies}")
     if what and a.data and not of_data and not a.samples:
         raise UserError(f"--data {a.data} of a run is where its data are now, for --samples 500; give both or neither")
-    tune_process()
     with only_warnings():
         if of_data:
             findings = examine_data(training, look=a.look, device=a.device, copies=a.copies)

@@ -15,7 +15,6 @@ from advect.checkpoint.manifest import find_weights, named_checkpoint, read_newe
 from advect.config.flags import parse_words, split_place
 from advect.config.section import Section
 from advect.core.bounds import Evaluations, Positive, Seed
-from advect.core.device import tune_process
 from advect.core.errors import UserError
 from advect.core.files import claim_folder
 from advect.evaluation.budget import Clock, budget_seconds, describe_limits
@@ -111,7 +110,6 @@ def report(
     """
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is not a run folder: it has no config.yaml; give one such as runs/digits")
-    tune_process()
     output_dir = output_dir or run
     file = output_dir / "evaluation" / "quality.json"
     with claim_folder(output_dir, "--output-dir", ".report.lock"):

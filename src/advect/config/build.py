@@ -14,6 +14,7 @@ from advect.config.config import DataConfig, MethodConfig, NetworkConfig
 from advect.config.section import flag, with_flags
 from advect.core import registry
 from advect.core.errors import UserError
+from advect.core.random import LayerRng
 from advect.core.types import DataSpec, Length, Quantity
 from advect.data import Dataset, without_copies
 from advect.losses import Loss
@@ -39,8 +40,13 @@ def build_dataset(config: DataConfig) -> Dataset:
         raise UserError(flag(first) + words[len(first) :] if first in options else words) from error
 
 
-def build_network(config: NetworkConfig, spec: DataSpec, *, grad_checkpointing: bool = False) -> nn.Module:
-    """Network for data of this shape and these conditions. Raises UserError if they do not fit."""
+def build_network(
+    config: NetworkConfig, spec: DataSpec, *, grad_checkpointing: bool = False, seed: int = 0
+) -> nn.Module:
+    """Network for data of this shape and these conditions, with weights of the ``seed``.
+
+    Draws from no global generator, whatever the network's code says. Raises UserError if they do not fit.
+    """
     cls: Any = config.part("network")
     if cls.takes != layout_of(spec.modality):
         usual = " or ".join(f"--network {name}" for name in networks_for(spec.modality))
@@ -51,9 +57,10 @@ def build_network(config: NetworkConfig, spec: DataSpec, *, grad_checkpointing: 
         raise UserError(f"--network {config.network} has one output; take --score-network separate")
     options = {"shape": spec.shape, "dim": spec.shape[0], "conditions": _sizes(spec)}
     options |= {"grad_checkpointing": grad_checkpointing, "outputs": 2 if config.score_network == "head" else 1}
-    net = config.build("network", **options)
-    if config.score_network == "separate":
-        net = VelocityAndScore(net, config.build("network", **options))
+    with LayerRng(seed).used():
+        net = config.build("network", **options)
+        if config.score_network == "separate":
+            net = VelocityAndScore(net, config.build("network", **options))
     return net.to(memory_format=torch.channels_last) if cls.channels_last else net  # pyright: ignore[reportCallIssue]
 
 

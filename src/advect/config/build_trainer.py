@@ -25,7 +25,7 @@ from advect.config.build import (
 from advect.config.config import HELD_OUT_LOSS, Config, MethodConfig, NetworkConfig, TrainingConfig
 from advect.config.plan import EVALUATIONS, Plan
 from advect.core import registry
-from advect.core.device import be_deterministic, pick_precision, use_tf32
+from advect.core.device import pick_precision
 from advect.core.errors import UserError
 from advect.core.memory import BATCH_COPIES, check_memory
 from advect.core.random import Stream, stream_seed
@@ -122,11 +122,8 @@ def new_state(
     """Initial state on the context's device, from ``weights`` or the seed; ``options`` are passed to it."""
     device = context.device
     check_training_memory(network, t, spec, device)
-    if t.deterministic:
-        be_deterministic(device)
-    with torch.random.fork_rng():
-        torch.manual_seed(stream_seed(context.seed, Stream.INIT))
-        net = build_network(network, spec, grad_checkpointing=t.grad_checkpointing)
+    seed = stream_seed(context.seed, Stream.INIT)
+    net = build_network(network, spec, grad_checkpointing=t.grad_checkpointing, seed=seed)
     if weights is not None:
         net.load_state_dict(weights)
     parallel, twin = Parallel.choose(t.parallel, net, device), on_meta(net)
@@ -175,7 +172,6 @@ def new_trainer(
     """Trainer of ``state`` on ``split``."""
     device, env = context.device, context.env
     assert t.batch_size is not None  # resolved from the data
-    use_tf32(device, t.tf32)
     return Trainer(
         state,
         loss_fn,
@@ -185,6 +181,8 @@ def new_trainer(
         grad_clip=t.grad_clip,
         autocast=pick_precision(t.mixed_precision, device, t.half),
         accumulate=t.accumulate,
+        tf32=t.tf32,
+        deterministic=t.deterministic,
         compile_model=t.compile_model,
         prefetch_coupling=t.pair_ahead,
         max_bad_steps=t.max_bad_steps,

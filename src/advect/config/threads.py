@@ -61,7 +61,7 @@ def choose_threads(
         return ThreadChoice(now, variable)
     if context.env.world > 1 or context.device.type != "cpu":
         return ThreadChoice(now, "not measured, for " + ("a GPU" if context.env.world == 1 else "several processes"))
-    with explain_oom(), torch.random.fork_rng():
+    with explain_oom():
         kept = loss_fn.state_dict()  # learned times
         step, rows = trial_step(context, network, t, spec, loss_fn, split), t.batch_size or 1
         part = _enough_rows(step, rows)
@@ -96,7 +96,7 @@ def seconds_per_step(context: RunContext, config: Config, dataset: Dataset, *, s
     """
     t, spec, split = config.training, dataset.spec, dataset.train
     loss = build_loss(config.method, spec, fit_source(config.method, dataset), source_tensors(dataset))
-    with explain_oom(), torch.random.fork_rng(), kept_threads():
+    with explain_oom(), kept_threads():
         choose_threads(context, config.network, t, spec, loss, split, steps=steps)
         step, batch = trial_step(context, config.network, t, spec, loss, split), t.batch_size or 1
         rows, taken = _enough_rows(step, batch), 0

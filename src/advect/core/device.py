@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,7 +20,8 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 
 def tune_process() -> None:
-    """In this process make glibc keep freed memory, flush denormal numbers to zero, take no more threads than cores.
+    """In a process of our own make glibc keep freed memory, flush denormal numbers to zero, take no more threads than
+    cores.
 
     Avoids page faults at each CPU step, and slow arithmetic with denormals, as in Adam's moments of zero gradients.
     """
@@ -33,46 +36,69 @@ def tune_process() -> None:
         mallopt(_M_TOP_PAD, 64 << 20)
 
 
-def use_tf32(device: torch.device, on: bool) -> None:
-    """Enable or disable TF32 (10-bit mantissa) float32 products on CUDA in this process."""
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high" if on else "highest")
-        torch.backends.cudnn.allow_tf32 = on
+@contextmanager
+def cuda_kernels(device: torch.device, *, tf32: bool, deterministic: bool = False) -> Iterator[None]:
+    """Context of CUDA kernels with or without TF32 (10-bit mantissa) in float32 products, deterministic ones if asked.
+
+    PyTorch keeps these settings for the whole process; they are those of before once no context is left. Other
+    devices have none: a CPU is deterministic at a fixed number of threads.
+    """
+    global _contexts, _before
+    if device.type != "cuda":
+        yield
+        return
+    with _changing:
+        if _contexts == 0:
+            _before = _cuda_settings()
+        _contexts += 1
+        own = _cuda_settings()
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = tf32
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+            torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        with _changing:
+            _contexts -= 1
+            _restore(_before if _contexts == 0 else own)
+
+
+_changing = threading.Lock()
+_contexts, _before = 0, ("", False, False, False, False, False)
+
+
+def _cuda_settings() -> tuple[str, bool, bool, bool, bool, bool]:
+    precision, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn
+    strict, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    return precision, cudnn.allow_tf32, cudnn.benchmark, strict, warn_only, "CUBLAS_WORKSPACE_CONFIG" in os.environ
+
+
+def _restore(settings: tuple[str, bool, bool, bool, bool, bool]) -> None:
+    precision, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark, strict, warn_only, given = settings
+    torch.set_float32_matmul_precision(precision)
+    torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+    if not given:
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Context of float32 without autocast and TF32."""
-    flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = flags
-
-
-@contextmanager
-def contiguous_weights(net: nn.Module) -> Iterator[None]:
-    """Context without channels-last weights, for which group normalisation has no forward derivative."""
-    last = any(p.ndim == 4 and not p.is_contiguous() for p in net.parameters())
-    try:
-        net.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue] - not in the stub
+    with cuda_kernels(device, tf32=False), torch.autocast(device.type, enabled=False):
         yield
-    finally:
-        if last:
-            net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
-def be_deterministic(device: torch.device) -> None:
-    """Restrict CUDA to deterministic kernels in this process; call before the first product on the device.
-
-    A CPU is deterministic at a fixed number of threads.
-    """
-    if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
+def contiguous(net: nn.Module) -> nn.Module:
+    """The network, or a copy without channels-last weights, whose derivatives PyTorch cannot batch."""
+    if all(p.is_contiguous() or hasattr(p, "to_local") for p in net.parameters()):
+        return net
+    return copy.deepcopy(net).to(memory_format=torch.contiguous_format)  # pyright: ignore - not in the stub
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

@@ -4,19 +4,23 @@ No state is stored: a resumed run draws the same numbers, and so do the rows of 
 al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). The hash is the finaliser of SplitMix64 (Steele, Lea & Flood
 2014), keyed before and inside, in int64 tensor operations: the same bits on every device.
 
-A ``generator`` argument is a :class:`CounterRng`, a ``torch.Generator``, or None for PyTorch's global state.
+A ``generator`` argument is a :class:`CounterRng`, a ``torch.Generator``, or None for PyTorch's global state. Weights
+and layers, which take none, draw from a :class:`LayerRng`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import IntEnum, unique
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mode
 
 from advect.core.errors import UserError
 
@@ -223,3 +227,129 @@ def permutation(n: int, generator: Generator = None, *, device: torch.device | N
     if isinstance(generator, CounterRng):
         return generator.permutation(device=device), generator.total
     return torch.randperm(n, generator=generator, device=device), n
+
+
+class LayerRng:
+    """Random numbers for what takes no generator, the initialisation of a network and layers such as dropout.
+
+    Within :meth:`used`, in the thread that enters it, PyTorch's random functions draw from generators of one seed,
+    one a device, in place of the global ones: the same numbers on a CPU as after ``torch.manual_seed``.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self._generators: dict[torch.device, torch.Generator] = {}
+        self.seed(seed)
+
+    def seed(self, seed: int) -> None:
+        """Start again at ``seed``, of 64 bits."""
+        self._seed = seed
+        for generator in self._generators.values():
+            generator.manual_seed(seed)
+
+    def on(self, device: torch.device) -> torch.Generator:
+        """The generator of ``device``."""
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device).manual_seed(self._seed)
+        return self._generators[device]
+
+    def copy(self) -> LayerRng:
+        """Another that draws the same numbers from here on."""
+        twin = LayerRng(self._seed)
+        twin._generators = {device: generator.clone_state() for device, generator in self._generators.items()}
+        return twin
+
+    @contextmanager
+    def used(self, *, by_all: bool = True) -> Iterator[LayerRng]:
+        """Context in which layers draw from it: all random functions, or without ``by_all`` those that ask for
+        :func:`layer_rng`, at no cost to others.
+        """
+        before = _of_thread.__dict__.get("rng"), _of_thread.__dict__.get("by_all", False)
+        _of_thread.rng, _of_thread.by_all = self, by_all
+        mode = _Redirect(self) if by_all else None
+        try:
+            if mode is None:
+                yield self
+            else:
+                with mode:
+                    yield self
+        finally:
+            _of_thread.rng, _of_thread.by_all = before
+
+
+_of_thread = threading.local()
+
+
+def layer_rng() -> tuple[LayerRng | None, bool]:
+    """The :class:`LayerRng` in use in this thread, if any, and whether by all random functions."""
+    return _of_thread.__dict__.get("rng"), _of_thread.__dict__.get("by_all", False)
+
+
+class RandomOps(TorchDispatchMode):
+    """Context of this thread that counts the operators of PyTorch that draw from a global generator.
+
+    Entered without the flags that PyTorch's modes set for the whole process, which threads would leave set.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __enter__(self) -> Self:
+        _push_mode(self)
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        _pop_mode()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += self.draws(func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+    @staticmethod
+    def draws(func: Any, args: Any, kwargs: Any) -> bool:
+        """Whether a call draws from a global generator; attention does if it drops out."""
+        if torch.Tag.nondeterministic_seeded not in func.tags or kwargs.get("generator") is not None:
+            return False
+        for place, argument in enumerate(func._schema.arguments):
+            if argument.name in ("dropout_p", "dropout"):
+                return bool(args[place] if place < len(args) else kwargs.get(argument.name, argument.default_value))
+        return True
+
+
+class _Redirect(RandomOps):
+    """Gives the random operators of this thread a generator."""
+
+    def __init__(self, rng: LayerRng) -> None:
+        super().__init__()
+        self._rng = rng
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not self.draws(func, args, kwargs):
+            return func(*args, **kwargs)
+        device = torch.device(kwargs.get("device") or next((x.device for x in args if isinstance(x, Tensor)), "cpu"))
+        if device.type == "meta":
+            return func(*args, **kwargs)
+        generator = self._rng.on(device)
+        if func is torch.ops.aten.native_dropout.default:
+            return _dropout(*args, generator=generator)
+        return _with_generator(func)(*args, **kwargs, generator=generator)
+
+
+def _dropout(x: Tensor, p: float, train: bool | None, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Output and mask of ``native_dropout``."""
+    keep = torch.empty_like(x, dtype=torch.bool)
+    if train is False:
+        return x.clone(), keep.fill_(True)
+    keep.bernoulli_(1 - p, generator=generator)
+    return x * keep * (0.0 if p == 1 else 1 / (1 - p)), keep
+
+
+def _with_generator(func: Any) -> Any:
+    """The overload of a random operator that takes a generator. Raises UserError if there is none."""
+    packet, name = func.overloadpacket, func._overloadname
+    names = (name, {"default": "generator"}.get(name, ""), f"{name}_generator", "low_generator_dtype")
+    for overload in (getattr(packet, n) for n in names if n in packet.overloads()):
+        if any(a.name == "generator" for a in overload._schema.arguments):
+            return overload
+    raise UserError(f"a layer of the network draws by {func}, which takes no generator; use dropout or torch.rand")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -95,16 +96,30 @@ def limit_threads() -> None:
         torch.set_num_threads(count_cores())
 
 
+_changing = threading.Lock()
+_contexts, _usual = 0, 0
+
+
 @contextmanager
 def kept_threads() -> Iterator[None]:
-    """Context after which PyTorch has as many threads as before."""
+    """Context after which PyTorch has as many threads as before.
+
+    PyTorch keeps a number for each thread of Python and one for new ones, which is that of before once no context is
+    left.
+    """
     import torch
 
+    global _contexts, _usual
     before = torch.get_num_threads()
+    with _changing:
+        _usual = before if _contexts == 0 else _usual
+        _contexts += 1
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        with _changing:
+            _contexts -= 1
+            torch.set_num_threads(before if _contexts else _usual)
 
 
 def measure_threads(work: Callable[[], object], times: float, seconds: float = math.inf) -> ThreadChoice:

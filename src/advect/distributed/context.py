@@ -32,12 +32,7 @@ class RunContext:
 
 @contextmanager
 def run_context(device: str, *, run_dir: Path = Path(), seed: int = 0) -> Iterator[RunContext]:
-    """Context with a tuned process, its device, and the process group; see :func:`pick_device` and
-    :func:`process_group`.
-    """
-    from advect.core.device import tune_process
-
-    tune_process()
+    """Context with the device and the process group; see :func:`pick_device` and :func:`process_group`."""
     place = pick_device(device)
     with process_group(place) as env:
         yield RunContext(place, env, run_dir, seed)

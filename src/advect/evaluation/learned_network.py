@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advect.core.random import Stream, stream_seed
+from advect.core.random import LayerRng, Stream, stream_seed
 from advect.core.threads import kept_threads
 from advect.core.types import Category
 from advect.data import Dataset, Split
@@ -116,7 +116,7 @@ class LearnedNetwork:
         """Share of held-out images whose corruption is recognised."""
         self.classes = {k.removeprefix("classes."): float(v) for k, v in about.items() if k.startswith("classes.")}
         """Share of held-out images whose category is recognised, by condition."""
-        with torch.random.fork_rng(devices=[]):
+        with LayerRng().used():
             self._net = Encoder(tensors["body.0.weight"].shape[1], self.side)
         self._net.load_state_dict({k: v for k, v in tensors.items() if not k.startswith("about.")})
         self._net.eval().to(self.device)
@@ -219,7 +219,7 @@ def train(dataset: Dataset) -> dict[str, Tensor]:
     side, span = _side(dataset), _span(dataset)
     examples = _examples(dataset, dataset.train, MOST_ROWS, side, span)
     steps = min(600, max(200, len(examples)))
-    with _reproducible():
+    with _one_thread():
         training = _training(dataset, examples, side, steps)
         net, heads, labels = next(training)
         with progress_bar(steps, "train the features", "step") as bar:
@@ -236,7 +236,7 @@ def foretold(dataset: Dataset) -> float:
     few = _examples(dataset, dataset.train, BATCH, side, span)
     row, rows = (time.monotonic() - began) / len(few), min(MOST_ROWS, len(dataset.train))
     steps = min(600, max(200, rows))
-    with _reproducible():
+    with _one_thread():
         training = _training(dataset, few, side, steps)
         next(training)
         began = time.monotonic()
@@ -247,11 +247,10 @@ def foretold(dataset: Dataset) -> float:
 
 
 @contextmanager
-def _reproducible() -> Iterator[None]:
-    """Random numbers of their own, and one thread, as threads change the order of sums."""
-    with kept_threads(), torch.random.fork_rng(devices=[]):
+def _one_thread() -> Iterator[None]:
+    """Context of one thread, as threads change the order of sums."""
+    with kept_threads():
         torch.set_num_threads(1)
-        torch.manual_seed(stream_seed(0, Stream.FEATURE_NETWORK, 1) >> 1)
         yield
 
 
@@ -260,12 +259,13 @@ def _training(
 ) -> Iterator[tuple[nn.Module, nn.ModuleDict, dict[str, str]]]:
     """Encoder, heads, and the heads' names by condition, after each step."""
     rng = torch.Generator().manual_seed(stream_seed(0, Stream.FEATURE_NETWORK) >> 1)
-    net = Encoder(dataset.spec.shape[0], side)
-    heads = nn.ModuleDict({"kind": nn.Linear(DIMENSIONS, KINDS)})
-    heads["coarse"] = nn.Linear(DIMENSIONS, dataset.spec.shape[0] * COARSE**2)
     labels = {name: f"label{i}" for i, name in enumerate(examples.labels)}
-    for name, head in labels.items():
-        heads[head] = nn.Linear(DIMENSIONS, _categories(dataset)[name])
+    with LayerRng(stream_seed(0, Stream.FEATURE_NETWORK, 1) >> 1).used():
+        net = Encoder(dataset.spec.shape[0], side)
+        heads = nn.ModuleDict({"kind": nn.Linear(DIMENSIONS, KINDS)})
+        heads["coarse"] = nn.Linear(DIMENSIONS, dataset.spec.shape[0] * COARSE**2)
+        for name, head in labels.items():
+            heads[head] = nn.Linear(DIMENSIONS, _categories(dataset)[name])
     optimiser = torch.optim.AdamW([*net.parameters(), *heads.parameters()], lr=RATE, weight_decay=0.05)
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = RATE * min(1, (step + 1) / 50) * (1 - step / steps)

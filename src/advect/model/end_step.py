@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from advect.core.types import expand_right
-from advect.solvers.likelihood import make_divergence
+from advect.solvers.likelihood import CHUNK, Linearised, make_divergence
 
 Field = Callable[[Tensor], Tensor]
 
@@ -76,14 +75,13 @@ def _accelerated(ys: Sequence[Tensor], rests: Sequence[Tensor]) -> Tensor:
 
 
 def jacobian_log_det(field: Field, y: Tensor) -> Tensor:
-    """log |det| (B,) of the Jacobian at y (B, *S) of a field whose rows are apart; a backward pass an element."""
+    """log |det| (B,) of the Jacobian at y (B, *S) of a field whose rows are apart; it costs a backward pass an
+    element.
+    """
     d, parts = y[0].numel(), []
     for some in y.split(max(1, _JACOBIAN // d**2)):
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-            at = some.detach().requires_grad_()
-            z = field(at).flatten(1)
-            rows = [torch.autograd.grad(z[:, i].sum(), at, retain_graph=True)[0].flatten(1) for i in range(d)]
-        parts.append(torch.linalg.slogdet(torch.stack(rows, 1).double())[1])
+        rows = [rows for _, rows in Linearised(lambda y, t: field(y), some, some.new_zeros(len(some))).rows(CHUNK)]
+        parts.append(torch.linalg.slogdet(torch.cat(rows).movedim(0, 1).double())[1])
     return torch.cat(parts).to(y.dtype)
 
 
@@ -94,5 +92,4 @@ class Trace:
     options: dict[str, Any]
 
     def __call__(self, field: Field, y: Tensor) -> Tensor:
-        with sdpa_kernel(SDPBackend.MATH):
-            return make_divergence(lambda y, t: field(y), y, **self.options)(y, y.new_zeros(len(y)))[1]
+        return make_divergence(lambda y, t: field(y), y, **self.options)(y, y.new_zeros(len(y)))[1]

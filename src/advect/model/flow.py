@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -22,7 +23,7 @@ from advect.core.bounds import (
     Time,
     bounded,
 )
-from advect.core.device import contiguous_weights, full_precision
+from advect.core.device import contiguous, full_precision
 from advect.core.errors import UserError
 from advect.core.memory import BATCH_COPIES, check_memory
 from advect.core.progress import BatchProgress, Progress
@@ -273,8 +274,8 @@ class Flow(VelocityField):
     ) -> Tensor:
         """Integrate x1 (n, *S), in model units, back to noise (n, *S) at t = 0, in float32."""
         way, times, method = self._way(solver, steps)
-        with self._full_precision():
-            field = self._field(way, cond, guidance, interval)
+        with self._full_precision() as exact:
+            field = exact._field(way, cond, guidance, interval)
             y = way.back(field, without_padding(x1, cond).to(self.device), method, times)
         return without_padding(y.float().cpu(), cond)
 
@@ -301,8 +302,8 @@ class Flow(VelocityField):
         given = self._given(len(z), cond)
         way, times, method = self._way(solver, steps)
         x0 = without_padding(self._checked(z, self.spec.shape), given).to(self.device)
-        with self._full_precision():
-            field = self._field(way, given, guidance, guidance_interval)
+        with self._full_precision() as exact:
+            field = exact._field(way, given, guidance, guidance_interval)
             rng = CounterRng(stream_seed(0, Stream.INITIAL_NOISE), 1, len(z))
             x = way.finish(field, way.solve(field, way.enter(field, x0, rng), method, times)[-1])
         return without_padding(self.transform.inverse(x.float().cpu()), given)
@@ -340,19 +341,18 @@ class Flow(VelocityField):
         way, times, method = self._way(solver, steps)
         jitter = self.path.sigma_min if isinstance(self.path, AffinePath) else 0.0
         start = lambda x0: self.source.log_prob(x0, jitter=jitter)
-        with contiguous_weights(self.net), self._full_precision():
-            value = way.log_prob(self._field(way, self._given(len(x), cond)), model, start, method, times, options)
+        with self._full_precision() as exact:
+            exact.net = contiguous(self.net)
+            value = way.log_prob(exact._field(way, self._given(len(x), cond)), model, start, method, times, options)
         return (value + log_det).float().cpu()
 
     @contextmanager
-    def _full_precision(self) -> Iterator[None]:
-        """Within the block networks run in float32: densities and encodings need derivatives and inverses."""
-        autocast, self.autocast = self.autocast, None
-        try:
-            with full_precision(self.device):
-                yield
-        finally:
-            self.autocast = autocast
+    def _full_precision(self) -> Iterator[Flow]:
+        """This flow with its network in float32: densities and encodings need derivatives and inverses."""
+        exact = copy.copy(self)  # other threads sample in the precision of training
+        exact.autocast = None
+        with full_precision(self.device):
+            yield exact
 
     def bits_per_dim(self, x: Tensor, *, seed: int = 0, **options) -> Tensor:
         """``-log2 p(x) / D`` (n,), with the options of :meth:`log_prob`.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import checkpoint as torch_checkpoint
+
+from advect.core.random import layer_rng
 
 M = TypeVar("M", nn.Conv2d, nn.Linear)
 Norm = Literal["layer", "rms"]
@@ -18,9 +21,23 @@ def checkpoint(block: nn.Module, *inputs: Tensor | tuple[Tensor, Tensor] | None,
     """``block(*inputs)``; ``recompute`` recomputes activations in the backward pass. Gradients are equal bit for
     bit.
     """
-    if recompute and block.training:
-        return torch_checkpoint.checkpoint(block, *inputs, use_reentrant=False)  # pyright: ignore[reportReturnType]
-    return block(*inputs)
+    if not (recompute and block.training):
+        return block(*inputs)
+    if torch.compiler.is_compiling() and any(getattr(module, "dropout", 0) for module in block.modules()):
+        return _checkpoint_eagerly(block, *inputs)
+    return _checkpoint(block, *inputs)
+
+
+def _checkpoint(block: nn.Module, *inputs: Any) -> Tensor:
+    options: dict[str, Any] = {}
+    rng, by_all = (None, False) if torch.compiler.is_compiling() else layer_rng()
+    if rng is not None:  # the same numbers once more, whatever the thread of the backward pass
+        again = rng.copy()
+        options = {"preserve_rng_state": False, "context_fn": lambda: (nullcontext(), again.used(by_all=by_all))}
+    return torch_checkpoint.checkpoint(block, *inputs, use_reentrant=False, **options)  # pyright: ignore
+
+
+_checkpoint_eagerly = torch._disable_dynamo(_checkpoint)
 
 
 _LEVELS = 1 << 16
@@ -29,17 +46,31 @@ _LEVELS = 1 << 16
 def dropout(h: Tensor, p: float) -> Tensor:
     """Zero each element of h with probability p in [0, 1), and divide the others by 1 - p (Srivastava et al. 2014).
 
-    On CPUs, where ``F.dropout`` in bfloat16 takes as long as a 3x3 convolution, 64 random bits serve four elements,
-    and p is rounded to a multiple of 2^-16.
+    From :func:`layer_rng`, if one is in use, else PyTorch's global generator. On CPUs, where ``F.dropout`` in bfloat16
+    takes as long as a 3x3 convolution, 64 random bits serve four elements, and p is rounded to a multiple of 2^-16.
     """
-    if h.device.type != "cpu" or torch.compiler.is_compiling():
-        return F.dropout(h, p)
+    return _drop_eagerly(h, p) if torch.compiler.is_compiling() else _drop(h, p)
+
+
+def _drop(h: Tensor, p: float) -> Tensor:
+    rng = layer_rng()[0]
+    if h.device.type == "meta":
+        return h.clone()
+    if h.device.type != "cpu":
+        if rng is None:
+            return F.dropout(h, p)
+        return h * torch.empty_like(h).bernoulli_(1 - p, generator=rng.on(h.device)).div_(1 - p)
+    generator = None if rng is None else rng.on(h.device)
     dropped = min(round(p * _LEVELS), _LEVELS - 1)
-    words = torch.empty(-(-h.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    words = torch.empty(-(-h.numel() // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
     strides = torch.empty_like(h, device="meta").stride()  # h's memory order, without gaps
     keep = words.view(torch.int16)[: h.numel()].as_strided(h.shape, strides)
     keep.ge_(dropped - _LEVELS // 2)  # in place: a mask of booleans takes ten times as long
     return h * keep.to(h.dtype) * (_LEVELS / (_LEVELS - dropped))
+
+
+_drop_eagerly = torch._disable_dynamo(_drop)
+"""Outside the compiled graphs, which would draw from a global generator."""
 
 
 _LINEAR = 2 * math.sqrt(2 / math.pi)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import jvp
 
 from advect.core.errors import UserError
 from advect.core.random import Generator
@@ -20,7 +19,7 @@ Psi = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class InterpolantPath(Path):
-    """``x_t = psi(x0, x1, t)`` for any differentiable psi, with ``u_t = d psi / dt`` by forward-mode differentiation.
+    """``x_t = psi(x0, x1, t)`` for any differentiable psi, with ``u_t = d psi / dt`` by differentiation.
 
     psi goes from x0 to x1, row by row, deterministically: there is no conditional score. Lipman et al. 2023, "Flow
     matching for generative modeling", with psi of both ends as in Albergo & Vanden-Eijnden 2023,
@@ -49,10 +48,24 @@ class InterpolantPath(Path):
 
     def _point(self, x0: Tensor, x1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         check_ends(x0, x1, t)
-        time = expand_right(t, x1).to(x1.dtype).contiguous()  # an expanded t has no room for tangents
-        x_t, u_t = jvp(lambda s: self.psi(x0, x1, s), (time,), (torch.ones_like(time),))[:2]
+        time = expand_right(t, x1).to(x1.dtype)
+        x_t = self.psi(x0, x1, time)
         if x_t.shape != x1.shape:
             raise UserError(
                 f"InterpolantPath.psi must return the shape of x0 and x1, {tuple(x1.shape)}, got {tuple(x_t.shape)}"
             )
-        return x_t, u_t
+        return x_t, self._slope(x0, x1, time, keep_graph=x_t.requires_grad)
+
+    def _slope(self, x0: Tensor, x1: Tensor, time: Tensor, *, keep_graph: bool) -> Tensor:
+        """d psi / dt (B, *S), as the gradient of ``sum w d psi / dt``, linear in w, with respect to w."""
+        with torch.inference_mode(False), torch.enable_grad():
+            at = time if time.requires_grad else time.clone().requires_grad_()
+            x_t = self.psi(x0, x1, at)
+            w = torch.zeros_like(x_t, requires_grad=True)
+            if not x_t.requires_grad:
+                return torch.zeros_like(x_t)
+            (pulled,) = torch.autograd.grad(x_t, at, w, create_graph=True, allow_unused=True)
+            if pulled is None:
+                return torch.zeros_like(x_t)
+            (slope,) = torch.autograd.grad(pulled.sum(), w, create_graph=keep_graph)
+        return slope if keep_graph else slope.detach()

@@ -11,7 +11,6 @@ from typing import Annotated, Literal, get_args
 import torch
 from msgspec import Meta
 from torch import Tensor
-from torch.func import jvp
 
 from advect.core.errors import UserError, did_you_mean
 from advect.core.registry import register
@@ -30,8 +29,18 @@ LEVELS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def _slope(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Derivative of an elementwise function, in forward mode."""
-    return lambda t: jvp(f, (t.contiguous(),), (torch.ones(t.shape, dtype=t.dtype, device=t.device),))[1]
+    """Derivative of an elementwise function; itself differentiable."""
+
+    def slope(t: Tensor) -> Tensor:
+        with torch.inference_mode(False), torch.enable_grad():
+            at = t if t.requires_grad else t.clone().requires_grad_()
+            value = f(at).sum()
+            if not value.requires_grad:
+                return torch.zeros_like(t)
+            found = torch.autograd.grad(value, at, create_graph=True)[0]
+        return found if t.requires_grad else found.detach()
+
+    return slope
 
 
 @register("vp")
@@ -39,7 +48,7 @@ def _slope(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 class VariancePreserving(Schedule):
     """A path of unit variance by a noise level s(t) from 1 to 0, sigma_t = s(t) and alpha_t = sqrt(1 - s(t)^2).
 
-    A function s is elementwise in PyTorch, and differentiated in forward mode in float64. Where s = 1 (t = 0),
+    A function s is elementwise in PyTorch, and differentiated in float64. Where s = 1 (t = 0),
     ``d_alpha = -s s' / alpha`` is infinite unless s' = 0: with the default, linear s the velocity's mean square over t
     diverges, and times must stay off 0. Where s' = 0, d_alpha is its limit sqrt(-s'').
 

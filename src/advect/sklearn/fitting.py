@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
+import threading
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from advect.config.build import (
@@ -120,8 +120,7 @@ class FittedFlow:
     def flow(self, device: str) -> Flow:
         """Flow on a device, by name."""
         place, method = pick_device(device), self.settings.method
-        with torch.random.fork_rng():
-            net = build_network(self.settings.network, self.spec)
+        net = build_network(self.settings.network, self.spec)
         net.load_state_dict(self.weights)
         return Flow(
             net.to(place).eval(),
@@ -214,7 +213,13 @@ def _copies(given: _Given) -> np.ndarray:
 
 
 def _set_threads(given: _Given) -> None:
-    """The fastest number of PyTorch's threads for the steps of this fit, or options["threads"]."""
+    """The fastest number of PyTorch's threads for the steps of this fit, or options["threads"].
+
+    Beside other threads of Python nothing is measured: the number is the caller's, and so are the bits.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main and given.settings.training.threads is None:
+        return
     rows = np.arange(len(given.x))
     settings, dataset = given.settings, _dataset(given, rows, rows[:0])
     t, source = settings.training, given.previous.source if given.previous else fit_source(settings.method, dataset)

@@ -88,7 +88,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
             ``{"times": "logit-normal", "ema_decay": 0.99, "network": "resmlp"}``; of the data "value_range" (images),
             "scaling" and "categorical" (frames), "whiten" (both), "pca" (AnnData), and "drop_copies" (True leaves out
             rows that repeat an earlier one, with its label, beyond coincidence).
-        random_state: seed of training and of samples.
+        random_state: seed of training and of samples; None draws new ones, never from NumPy's global generator.
         verbose: 1 for a progress bar.
 
     Attributes:
@@ -142,7 +142,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         labels = None if values is None else Labels.from_values(values)
         self.classes_: Any = None if labels is None else labels.classes
         settings = self._settings(adapter.modality(x), adapter, len(x))
-        seed = int(check_random_state(self.random_state).randint(_SEEDS))
+        seed = int(self._generator().randint(_SEEDS))
         return self._train(adapter(x, settings.data), labels, settings, x, values, seed)
 
     def partial_fit(self, X: Any, y: Any = None) -> FlowModel:
@@ -160,6 +160,12 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         settings = self._settings(self.flow_.spec.modality, type(fitted.adapter), fitted.rows)
         values = None if y is None else check_labels(y, len(x))
         return self._train(fitted.adapter, fitted.labels, settings, x, values, fitted.seed, fitted)
+
+    def _generator(self) -> np.random.RandomState:
+        """That of ``random_state``; for None a new one, and not NumPy's global one, which other threads may draw
+        from.
+        """
+        return np.random.RandomState() if self.random_state is None else check_random_state(self.random_state)
 
     def _check_arguments(self) -> None:
         for name, bounds in _COUNTS.items():
@@ -241,7 +247,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         """Sample n samples of the kind of X, for y, one label or (n,), default by training frequencies."""
         check_is_fitted(self)
         steps = None if self.solver == "dopri5" else int(self.sample_steps)
-        rng = check_random_state(self.random_state)
+        rng = self._generator()
         _check_whole("n", n, SampleCount)
         cond = label_condition(self._fitted.labels, y, int(n))
         x = sample_mixture(self._flows, int(n), cond, rng, steps=steps, solver=self.solver)

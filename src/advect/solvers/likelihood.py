@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.func import jvp, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from advect.core import random
 from advect.core.errors import UserError, did_you_mean
@@ -22,65 +22,84 @@ from advect.solvers.integrate import explain_divergence, solver_times
 
 NOISES = ("rademacher", "gaussian")
 
+CHUNK = 32
+"""Rows of a Jacobian at once."""
 
-class QuadraticForms:
-    """``v^T J v`` by sample, for vectors v and the Jacobian J of ``velocity`` in x.
 
-    Forward mode over all vectors at once; reverse mode, one by one, once an operator has no forward derivative. Row i
-    of the velocity must depend on row i of x only.
+class UnfusedAttention(TorchFunctionMode):
+    """Context of this thread in which attention is its formula, which has derivatives of all orders."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return torch.ops.aten._scaled_dot_product_attention_math(*args, **(kwargs or {}))[0]
+        return func(*args, **(kwargs or {}))
+
+
+class Linearised:
+    """``velocity`` near x (B, *S) at t (B,): its value, and the Jacobian J in x, by row, from the left.
+
+    Row i of the velocity must depend on row i of x only. Reverse mode: PyTorch's forward mode is one for all threads
+    of a process.
+
+    Attributes:
+        u: the velocity (B, *S).
+        batched: whether vectors are pulled all at once, unless an operator has no rule for it.
     """
 
-    def __init__(self, velocity: Velocity, *, create_graph: bool = False) -> None:
-        self.velocity, self.create_graph, self.forward_mode = velocity, create_graph, True
+    def __init__(
+        self, velocity: Velocity, x: Tensor, t: Tensor, *, create_graph: bool = False, batched: bool = True
+    ) -> None:
+        self.create_graph, self.batched = create_graph, batched
+        self._at = x if create_graph and x.requires_grad else x.detach().requires_grad_()
+        with torch.enable_grad(), UnfusedAttention():
+            self._u = velocity(self._at, t)
+            if not self._u.requires_grad and not torch.equal(velocity(self._at + 0.1, t), self._u):
+                raise UserError(
+                    "velocity has no gradient in x, as a density needs; compute it without torch.no_grad and detach"
+                )
+        self.u = self._u if create_graph else self._u.detach()
 
-    def __call__(self, x: Tensor, t: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Velocity (B, *S) at x (B, *S), t (B,), and forms (K, B) of vectors (K, B, *S)."""
-        if self.forward_mode:
+    def pull(self, vectors: Tensor) -> Tensor:
+        """``J^T v`` (K, B, *S) for vectors v (K, B, *S)."""
+        if not self._u.requires_grad:  # the same everywhere
+            return torch.zeros_like(vectors)
+        if self.batched and len(vectors) > 1:
             try:
-                return self._forward(x, t, vectors)
-            except NotImplementedError:
-                self.forward_mode = False
-        return self._reverse(x, t, vectors)
+                return self._pull(vectors, together=True)
+            except RuntimeError:  # such as of channels-last convolutions
+                self.batched = False
+        return torch.stack([self._pull(v, together=False) for v in vectors])
 
-    def _forward(self, x: Tensor, t: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        x = x.contiguous()  # dual numbers cannot be made of memory that elements share
+    def _pull(self, vectors: Tensor, *, together: bool) -> Tensor:
+        options: dict[str, Any] = {"retain_graph": True, "create_graph": self.create_graph, "allow_unused": True}
+        (pulled,) = torch.autograd.grad(self._u, self._at, vectors, is_grads_batched=together, **options)
+        return torch.zeros_like(vectors) if pulled is None else pulled
 
-        def form(v: Tensor) -> tuple[Tensor, Tensor]:
-            u, moved = jvp(lambda y: self.velocity(y, t), (x,), (v,))[:2]
-            return u, (moved * v).flatten(1).sum(1)
-
-        u, forms = vmap(form, out_dims=(None, 0), randomness="same")(vectors)  # type: ignore[arg-type]
-        return u, forms
-
-    @torch.enable_grad()
-    def _reverse(self, x: Tensor, t: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        at = x if self.create_graph and x.requires_grad else x.detach().requires_grad_()
-        u = self.velocity(at, t)
-        forms = []
-        for v in vectors:
-            (pulled,) = torch.autograd.grad(u, at, v, retain_graph=True, create_graph=self.create_graph)
-            forms.append((pulled * v).flatten(1).sum(1))
-        return (u if self.create_graph else u.detach()), torch.stack(forms)
+    def rows(self, chunk: int) -> Iterator[tuple[int, Tensor]]:
+        """Rows of J for the elements of u, ``chunk`` at once: (K, B, D) with the first of the K elements."""
+        size = math.prod(self.u.shape[1:])
+        for first in range(0, size, chunk):
+            elements = torch.arange(first, min(first + chunk, size), device=self.u.device)
+            basis = F.one_hot(elements, size).to(self.u.dtype).view(-1, 1, *self.u.shape[1:])
+            yield first, self.pull(basis.expand(-1, *self.u.shape)).flatten(2)
 
 
 class ExactDivergence:
     """Trace by one basis vector an element of x, ``chunk`` at once."""
 
-    def __init__(self, forms: QuadraticForms, chunk: int) -> None:
+    def __init__(self, velocity: Velocity, chunk: int, *, create_graph: bool = False) -> None:
         if chunk < 1:
             raise UserError(f"chunk must be at least 1, got {chunk}; 32 is usual")
-        self.forms, self.chunk = forms, chunk
+        self.velocity, self.chunk, self.create_graph, self._batched = velocity, chunk, create_graph, True
 
     def __call__(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Velocity (B, *S) and divergence (B,) at x (B, *S), t (B,)."""
-        size = math.prod(x.shape[1:])
-        u, total = x, x.new_zeros(len(x))
-        for first in range(0, size, self.chunk):
-            elements = torch.arange(first, min(first + self.chunk, size), device=x.device)
-            basis = torch.nn.functional.one_hot(elements, size).to(x.dtype).view(-1, 1, *x.shape[1:])
-            u, forms = self.forms(x, t, basis.expand(-1, *x.shape))
-            total = total + forms.sum(0)
-        return u, total
+        near = Linearised(self.velocity, x, t, create_graph=self.create_graph, batched=self._batched)
+        total = x.new_zeros(len(x))
+        for first, rows in near.rows(self.chunk):
+            total = total + rows.diagonal(first, 0, 2).sum(1)
+        self._batched = near.batched
+        return near.u, total
 
 
 class HutchinsonDivergence:
@@ -89,13 +108,13 @@ class HutchinsonDivergence:
     The probes are fixed along a solution (Grathwohl et al. 2019, "FFJORD", section 3.1).
     """
 
-    def __init__(self, forms: QuadraticForms, probes: Tensor) -> None:
-        self.forms, self.probes = forms, probes
+    def __init__(self, velocity: Velocity, probes: Tensor, *, create_graph: bool = False) -> None:
+        self.velocity, self.probes, self.create_graph = velocity, probes, create_graph
 
     def __call__(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Velocity (B, *S) and estimated divergence (B,) at x (B, *S), t (B,)."""
-        u, forms = self.forms(x, t, self.probes)
-        return u, forms.mean(0)
+        near = Linearised(self.velocity, x, t, create_graph=self.create_graph)
+        return near.u, (near.pull(self.probes) * self.probes).flatten(2).sum(2).mean(0)
 
 
 def draw_probes(x: Tensor, count: int, noise: str, generator: Generator = None) -> Tensor:
@@ -161,7 +180,7 @@ def log_prob(
             :func:`elementwise_log_det`.
         create_graph: make the density differentiable in x1 and the parameters.
 
-    Uses unfused attention, which has a forward derivative. Raises UserError for an unknown name, an unused option, and
+    Uses unfused attention. Raises UserError for an unknown name, an unused option, and
     a non-finite state.
     """
     check_floating(x1=x1)
@@ -181,7 +200,7 @@ def log_prob(
         generator=generator,
         create_graph=create_graph,
     )
-    with torch.set_grad_enabled(create_graph), sdpa_kernel(SDPBackend.MATH):
+    with torch.set_grad_enabled(create_graph):
         x0, change = _solve_both(divergence, x1, method, times)
         return source(x0) + change + log_det
 
@@ -199,12 +218,10 @@ def make_divergence(
 ) -> Divergence:
     """The divergence of ``velocity`` at states like x (B, *S), with the arguments of :func:`log_prob`."""
     _check_trace(trace, chunk=chunk, probes=probes, noise=noise, generator=generator)
-    forms = QuadraticForms(velocity, create_graph=create_graph)
     if trace == "exact":
-        return ExactDivergence(forms, 32 if chunk is None else chunk)
-    return HutchinsonDivergence(
-        forms, draw_probes(x, 1 if probes is None else probes, noise or "rademacher", generator)
-    )
+        return ExactDivergence(velocity, CHUNK if chunk is None else chunk, create_graph=create_graph)
+    probe = draw_probes(x, 1 if probes is None else probes, noise or "rademacher", generator)
+    return HutchinsonDivergence(velocity, probe, create_graph=create_graph)
 
 
 def _solve_both(divergence: Divergence, x1: Tensor, method: Solver, times: list[float]) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from advect.core.errors import UserError
-from advect.core.random import CounterRng
+from advect.core.random import CounterRng, LayerRng, RandomOps
 from advect.core.types import Batch, Conditions, Network, PathSample
 from advect.distributed.comm import all_sum, current
 from advect.distributed.parallel import gather_whole, local
@@ -35,7 +36,8 @@ class Step:
 
     ``accumulate`` N splits a batch into N parts. A loss or gradient that is not finite on any process leaves weights
     and moments unchanged on all; the returned norm is then not finite. Only float16 waits for the GPU; otherwise a
-    skipped step on a GPU still updates the EMA. ``flops`` is the network's arithmetic per step, known after the first.
+    skipped step on a GPU still updates the EMA. ``flops`` is the network's arithmetic per step, known after the first;
+    ``layers`` are the random numbers of dropout and the like.
     """
 
     def __init__(
@@ -56,8 +58,10 @@ class Step:
         self._wrapped = self.parallel.wrap(state.net)
         self.net: Network = torch.compile(self._wrapped) if compile_model else self._wrapped
         self.grad_clip, self.autocast, self.accumulate = grad_clip, autocast, accumulate
+        self.layers = LayerRng()
         self.flops: int | None = None
-        self._counted = self.moving = False
+        self._looked, self._draws_itself, self._compiled = False, False, compile_model
+        self.moving = False
         self._params = [p for p in state.net.parameters() if p.requires_grad]
         if autocast is torch.float16 and state.loss_scaler is None:
             state.loss_scaler = LossScaler()
@@ -70,7 +74,7 @@ class Step:
         ``observe`` gets the gradient of the mean loss by parameter, whole and before clipping, if it is finite; it is
         given on all processes or none, and synchronises with the device.
         """
-        self._count_flops(inputs)
+        self._look_over_network(inputs)
         mean = self._gradient(loss, inputs)
         grads = [local(p.grad) for p in self._params if p.grad is not None]
         if self.state.loss_scaler is not None:
@@ -96,7 +100,7 @@ class Step:
         total: Tensor | None = None
         for sample, cond in parts:
             with self.parallel.gradient_sync(self._wrapped, sample is parts[-1][0]):
-                with self._precision():
+                with self._precision(), self.layers.used(by_all=self._draws_itself):
                     output = self.net(sample.x_t, sample.t, cond)
                 losses = loss.compare(output, sample)
                 mean = losses.mean() if self.accumulate == 1 else losses.sum() / rows
@@ -131,11 +135,19 @@ class Step:
                 p.grad = None
         return not finite, None
 
-    def _count_flops(self, inputs: LossInput) -> None:
-        if not self._counted:
-            self._counted = True
-            sample, cond = inputs
-            self.flops = step_flops(self.state.twin, sample.x_t, sample.t, cond)
+    def _look_over_network(self, inputs: LossInput) -> None:
+        """Count its arithmetic, and find out whether its layers draw by PyTorch's own functions."""
+        if self._looked:
+            return
+        self._looked = True
+        sample, cond = inputs
+        self.flops = step_flops(self.state.twin, sample.x_t, sample.t, cond)
+        self._draws_itself = draws_itself(self.state.twin, sample.x_t, sample.t, cond)
+        if self._compiled and self._draws_itself:
+            raise UserError(
+                "--compile-model cannot seed the random layers of this network; make them of "
+                "advect.networks.layers.dropout, or train with --no-compile-model"
+            )
 
 
 def split_rows(inputs: LossInput, parts: int) -> list[LossInput]:
@@ -224,11 +236,30 @@ def step_flops(twin: nn.Module, x_t: Tensor, t: Tensor, cond: Conditions | None 
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    x, times = torch.empty_like(x_t, device="meta"), torch.empty_like(t, device="meta")
-    given = cond and {name: torch.empty_like(value, device="meta") for name, value in cond.items()}
     try:
-        with FlopCounterMode(display=False) as counter, torch.enable_grad():
-            twin(x, times, given).sum().backward()
+        with _COUNTING, FlopCounterMode(display=False) as counter, torch.enable_grad():
+            twin(*_on_meta(x_t, t, cond)).sum().backward()
     except (NotImplementedError, RuntimeError):  # a network that looks at values
         return None
     return counter.get_total_flops()
+
+
+_COUNTING = threading.Lock()
+"""The counter sets flags of the whole process, which threads would leave set."""
+
+
+def draws_itself(twin: nn.Module, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> bool:
+    """Whether ``twin(x_t, t, cond)``, made by ``on_meta``, draws random numbers by PyTorch's functions, without
+    :func:`layer_rng`; also if the network needs the values of tensors.
+    """
+    try:
+        with RandomOps() as random, torch.no_grad():
+            twin(*_on_meta(x_t, t, cond))
+    except (NotImplementedError, RuntimeError):
+        return True
+    return random.count > 0
+
+
+def _on_meta(x_t: Tensor, t: Tensor, cond: Conditions | None) -> tuple[Tensor, Tensor, Conditions | None]:
+    x, times = torch.empty_like(x_t, device="meta"), torch.empty_like(t, device="meta")
+    return x, times, cond and {name: torch.empty_like(value, device="meta") for name, value in cond.items()}

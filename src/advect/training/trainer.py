@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from advect.core.device import check_compiler, device_peak
+from advect.core.device import check_compiler, cuda_kernels, device_peak
 from advect.core.errors import UserError
 from advect.core.random import Stream, stream_seed
 from advect.distributed.comm import current
@@ -65,7 +65,8 @@ class Trainer:
 
     Randomness is a function of (seed, step, row of the global batch); layers such as dropout also depend on the rank.
     ``log_gradients`` N hands the gradients of every N-th step to the callbacks (0: never).
-    ``prefetch_coupling`` samples source, coupling, times and path of the next step in a thread.
+    ``prefetch_coupling`` samples source, coupling, times and path of the next step in a thread. ``tf32`` and
+    ``deterministic`` choose kernels, see :func:`cuda_kernels`.
     """
 
     def __init__(
@@ -79,6 +80,8 @@ class Trainer:
         grad_clip: float = 1.0,
         autocast: torch.dtype | None = None,
         accumulate: int = 1,
+        tf32: bool = False,
+        deterministic: bool = False,
         compile_model: bool = False,
         prefetch_coupling: bool = False,
         max_bad_steps: int = 10,
@@ -95,6 +98,7 @@ class Trainer:
         self.state, self.loss, self.loader, self.rate, self.limits = state, loss, loader, rate, limits
         self._usual_rate = rate
         self.seed, self.max_bad_steps = seed, max_bad_steps
+        self.tf32, self.deterministic = tf32, deterministic
         self.log_every, self.log_gradients = log_every, log_gradients
         self.device = device or torch.device("cpu")
         self.callbacks = callbacks
@@ -143,7 +147,7 @@ class Trainer:
         """
         with ExitStack() as cleanup:
             stop = cleanup.enter_context(StopGuard())
-            cleanup.enter_context(torch.random.fork_rng())
+            cleanup.enter_context(cuda_kernels(self.device, tf32=self.tf32, deterministic=self.deterministic))
             for callback in self.callbacks:
                 cleanup.callback(callback.close)
             cleanup.callback(self.loader.close)
@@ -321,12 +325,9 @@ class Trainer:
         return next((callback.trouble for callback in self.callbacks if callback.trouble is not None), None)
 
     def _seed_layers(self, step: int) -> None:
-        """Seed PyTorch's global generators, for layers such as dropout."""
+        """Seed the random numbers of layers such as dropout."""
         rank = current().rank
-        seed = stream_seed(self.seed, Stream.LAYERS, step, *([rank] if rank else []))
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
+        self.step.layers.seed(stream_seed(self.seed, Stream.LAYERS, step, *([rank] if rank else [])))
 
     def _wait_for(self, get: Callable[[int], T], step: int) -> T:
         """``get(step)``, timed as waiting for data."""
