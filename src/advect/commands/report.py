@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from advect.config.section import Section
 from advect.core.bounds import Evaluations, Positive, Seed
 from advect.core.errors import UserError
 from advect.core.files import claim_folder
+from advect.core.records import find_object
 from advect.evaluation.budget import Clock, budget_seconds, describe_limits
 from advect.evaluation.protocol import open_run
 from advect.evaluation.quality import measure_quality
@@ -115,7 +115,7 @@ def report(
     with claim_folder(output_dir, "--output-dir", ".report.lock"):
         if not measure:
             page = write_report(run, output_dir)
-            return page, json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+            return page, find_object(file) or {}
         clock = Clock(budget_seconds(training_seconds(run)) if seconds is None else seconds)
         find = lambda run: find_weights(named_checkpoint(run, checkpoint))
         read = lambda place: open_run(run, place, True, device, data)
