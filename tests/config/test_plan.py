@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
@@ -17,7 +18,7 @@ import yaml
 import advect as package
 from advect.checkpoint.manifest import checkpoint_step, find_weights, named_checkpoint, read_best
 from advect.config.config import TrainingConfig
-from advect.config.plan import WARMUP_SHARE, make_plan, recipe_of, resolve
+from advect.config.plan import WARMUP_SHARE, find_troubles, make_plan, recipe_of, resolve
 from advect.config.presets import PRESETS
 from advect.core import registry
 from advect.core.errors import UserError
@@ -156,6 +157,52 @@ def test_a_dry_run_and_the_doctor_tell_the_plan_and_the_time(
     assert caplog.messages[-1].endswith("about 5.0 minutes on this machine")
     advect(f"doctor --data {tmp_path / 'x.npy'} {SMALL} --device cpu")
     assert "time here, about" in caplog.text
+
+
+TROUBLES = {
+    "few steps": ({"max_steps": 20}, "20 steps are too few to learn from such data: 3,000 are planned at least"),
+    "within the warm-up": (
+        {"max_steps": 90, "lr_warmup_steps": 100},
+        "and 100 are warm-up; give a larger --max-steps",
+    ),
+    "warm-up": ({"lr_warmup_steps": 1600}, "takes 1,600 of 3,000 steps.*--lr-warmup-steps 150"),
+    "average": ({"ema_decay": 0.9999}, "reach back 10,000 steps, more than the 3,000 .*--ema-decay 0.9967"),
+    "batch": (
+        {"batch_size": 2000},
+        "A batch of 2,000 holds each of the 1,000 training rows 2 times; give --batch-size 128",
+    ),
+    "minutes": ({"max_minutes": 1.0}, "1 minutes allow about 600 steps here.*--max-minutes 5 or more"),
+}
+
+
+@pytest.mark.parametrize("name", TROUBLES)
+def test_a_plan_that_flags_contradict_is_told(name: str) -> None:
+    given, words = TROUBLES[name]
+    t = OPEN.replaced(**{"ema_decay": 0.999, **given})
+    recipe = recipe_of("vector")
+    epochs = {"batch_size": "num_epochs"}.get(next(iter(given)))
+    t = t.replaced(num_epochs=6000) if epochs else t  # 3,000 steps, whatever the batch
+    found = find_troubles(make_plan(t, recipe, 1000), t, pace=0.1)
+    assert len(found) == 1 and re.search(words, f"{found[0].title}; {found[0].fix}"), found
+
+
+@pytest.mark.parametrize("rows", [3, 150, 20_000])
+def test_a_plan_by_default_has_no_trouble(rows: int) -> None:
+    for name in ("arrays", "images", "table", "cells", "sequences"):
+        config = PRESETS[name].config
+        modality = {"arrays": "vector", "images": "image", "sequences": "sequence"}.get(name, name)
+        found, plan = resolve(config, modality, rows, 10)
+        assert find_troubles(plan, found.training, pace=1.0) == []
+
+
+def test_rare_values_are_told_before_a_run(advect: Callable[..., None], caplog: pytest.LogCaptureFixture) -> None:
+    rows = [
+        f"{x:.4f},{'lone' if i == 5 else 'ab'[i % 2]}" for i, x in enumerate(np.random.default_rng(0).normal(size=60))
+    ]
+    Path("t.csv").write_text("\n".join(["x,kind", *rows]))
+    advect(f"train --data t.csv --conditions kind --held-out 0 {SMALL} --device cpu --dry-run")
+    note = "# note: 1 value of kind has fewer than 10 training rows, too few to learn from: lone (1); bring more"
+    assert note in caplog.messages[-1]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from advect.doctor import losses
 from advect.doctor import run as checks
-from advect.doctor.report import run_checks
+from advect.doctor.report import Bytes, Finding, Seconds, Share, run_checks, show
 from advect.doctor.run import RunFacts
 from advect.doctor.samples import (
     QUALITY_CHECKS,
@@ -179,6 +179,20 @@ def test_a_run_that_wrote_a_moment_ago_is_not_said_to_have_stopped() -> None:
     assert found is not None and found.level == "ok"
 
 
+def test_a_run_that_the_held_out_loss_ended_is_finished() -> None:
+    early = with_options("training", early_stopping="yes", num_epochs=400)
+    early = replace(early, held_step=STEPS, held_loss=1 + np.abs(STEPS - 2000) / 4000, best=2000)
+    found = checks.check_progress(early)
+    assert found is not None and found.level == "ok" and "ended early" in found.title
+    assert checks.check_progress(replace(early, best=3500)).level == "note"  # type: ignore[union-attr]
+
+
+def test_a_run_without_a_step_is_told_in_words() -> None:
+    none = replace(with_options("output", log_every=None), step=EMPTY, loss=EMPTY, checkpoint=None, epochs=0)
+    found = checks.check_logged(none)
+    assert found is not None and found.figures["log_every"] == "by time" and "log_every by time" in show([found])
+
+
 def test_the_end_of_a_run_follows_from_its_epochs_or_its_largest_step() -> None:
     assert HEALTHY.planned == 4000
     assert with_options("training", max_steps=500).planned == 500
@@ -273,3 +287,11 @@ def test_bad_samples_are_found_bad(name: str) -> None:
 
 def test_good_samples_are_found_good() -> None:
     assert {f.level for f in run_checks(GOOD, SAMPLE_CHECKS)} == {"ok"}
+
+
+def test_figures_are_shown_in_words_people_use() -> None:
+    figures = {"decay": 0.9995, "part": Share(0.0523), "time": Seconds(3725.0), "free": Bytes(3 * 2**29), "n": 12345}
+    figures |= {"small": Bytes(2**22), "none": Share(float("nan"))}
+    text = show([Finding("ok", "Fine", figures)])  # pyright: ignore[reportArgumentType]
+    line = "decay 0.9995; part 5.2%; time 1 h 2 min; free 1.5 GiB; n 12,345; small 4 MiB; none nan"
+    assert line in text and text.endswith("nothing is wrong: 0 problems, 0 notes, 1 fine")

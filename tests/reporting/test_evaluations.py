@@ -30,7 +30,8 @@ def result(distances: dict[int, float], *, floor: float = 0.5, std: float | None
             "guidance": 1.0,
             "seeds": [0, 1],
         },
-        "subject": {"checkpoint": "step-00000007", "step": 7},
+        "subject": {"run": "runs/toy", "checkpoint": "step-00000007", "step": 7},
+        "made_with": {},
         "floor": {"samples": 800, "metrics": {"frechet": floor}},
         "flow": {"straightness": {"value": 0.5, "relative": 0.25}},
         "points": [

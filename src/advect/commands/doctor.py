@@ -6,7 +6,7 @@ import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from msgspec import Meta
 
@@ -25,28 +25,38 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DoctorArguments(Section):
-    """Flags of ``advect doctor``."""
+    """Device and output."""
 
     data: str | None = None
-    """File or folder of your data, read as by advect train --data; its flags may follow, also after a PRESET. With a
-    RUN, where its data are now, for --samples.
-    """
-
-    samples: CountOrZero = 0
-    """Of a run: number of samples to compare with the data; 500 is usual, 0 is none."""
+    """File or folder of your data, read as by advect train --data; with a RUN and --samples, where its data are."""
     look: Annotated[int, Meta(ge=2, le=10**9)] = 2000
-    """Of data: most samples examined, evenly spaced."""
+    """Most samples examined, evenly spaced."""
     copies: Path | None = None
-    """Of data: write the list of all copies to this CSV file."""
+    """Write the list of all samples that repeat an earlier one to this CSV file; --drop-copies leaves them out."""
+    samples: CountOrZero = 0
+    """Samples to draw and compare with the data; 500 is usual, 0 is none."""
     seed: Seed = 0
-    """Of a run: seed of the samples."""
+    """Seed of these samples."""
     run_dir: Path = Path("runs")
-    """Of the machine: folder of runs."""
+    """Folder of runs, for the room on its disk."""
     json: bool = False
     """Print the findings as JSON."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto takes a GPU if available."""
 
+    groups: ClassVar = {"data": ("data", "look", "copies"), "run": ("samples", "seed"), "machine": ("run_dir",)}
+
+
+ABOUT = """\
+Say what is wrong, and what to try.
+
+  advect doctor                      this machine
+  advect doctor --data PATH          your data, and the plan of advect train for them
+  advect doctor PRESET               a preset's data and plan
+  advect doctor RUN                  a run, finished or not; --samples 500 also judges its samples
+
+Flags of advect train may follow --data PATH or a PRESET, such as --conditions or --batch-size, and are judged too.
+Exits with 1 if there is a problem."""
 
 _BESIDE_DATA = {name: 1 for name in ("--look", "--device", "--samples", "--copies")}
 _BESIDE_DATA |= {name: 0 for name in ("--json", "--help", "--help-all", "-h")}
@@ -71,7 +81,7 @@ def doctor(words: list[str]) -> tuple[str, bool]:
     if of_data:
         own, training = _split_flags(words, _BESIDE_DATA)
     prog = "advect doctor [PRESET | RUN]"
-    a = parse_words(DoctorArguments, own, prog=prog, description="Say what is wrong, and what to try.")
+    a = parse_words(DoctorArguments, own, prog=prog, description=ABOUT)
     if a.samples and (what is None or of_data):
         raise UserError(f"--samples {a.samples} is for a run; name one: advect doctor runs/digits --samples 500")
     if a.copies and not of_data:

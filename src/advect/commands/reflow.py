@@ -35,7 +35,7 @@ from advect.evaluation.features import FeatureConfig
 from advect.evaluation.protocol import EvalConfig
 from advect.model.conditions import CYCLE
 from advect.model.load import load, read_model_metadata, weight_file
-from advect.model.pairs import FACTS, PairConfig, make_pairs
+from advect.model.pairs import FACTS, PairConfig, make_pairs, read_facts
 from advect.model.sampler_config import SamplerConfig, plan_sweep
 from advect.model.sampling import weights_identity
 from advect.reporting.reflow_page import FORMAT, REFLOW, write_reflow
@@ -233,7 +233,7 @@ def _about(run: Path, i: int, result: dict[str, Any]) -> str:
         return f"The run itself, at step {step:,}."
     _, config = parse_config(run / "config.yaml")
     assert config.training.pairs is not None
-    facts = json.loads((config.training.pairs / FACTS).read_text(encoding="utf-8"))
+    facts = read_facts(config.training.pairs)
     way = f"{facts['solver']} in {facts['steps']} steps" if facts["steps"] else facts["solver"]
     real = f" and {facts['inverted']:,} of real data carried back" if facts["inverted"] else ""
     at = " at t = 0 alone" if config.method.times == "start" else ""

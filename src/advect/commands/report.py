@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from advect.config.flags import parse_words, split_place
 from advect.config.section import Section
 from advect.core.bounds import Evaluations, Positive, Seed
 from advect.core.errors import UserError
+from advect.core.records import find_object
 from advect.evaluation.budget import Clock, budget_seconds, describe_limits
 from advect.evaluation.protocol import open_run
 from advect.evaluation.quality import measure_quality
@@ -107,7 +107,7 @@ def report(
         raise UserError(f"{run} is not a run folder: it has no config.yaml; give one such as runs/digits")
     if not measure:
         page, file = write_report(run), run / "evaluation" / "quality.json"
-        return page, json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return page, find_object(file) or {}
     clock = Clock(budget_seconds(training_seconds(run)) if seconds is None else seconds)
     place = find_weights(named_checkpoint(run, checkpoint))
     _, flow, dataset, subject = open_run(run, place, True, device, data)

@@ -240,7 +240,7 @@ def _planned(config: Config, source: Dataset, context: RunContext) -> tuple[Conf
 
 
 def _dry_plan(config: Config) -> str:
-    """The plan as a YAML comment, with the time that it would take here; empty if the data are not there."""
+    """The plan as a YAML comment, with what will go wrong and the time here; empty if the data are not there."""
     place = config.data.data_dir
     if config.training.pairs is not None or (config.data.dataset.place and not (place and Path(place).exists())):
         return ""
@@ -249,7 +249,9 @@ def _dry_plan(config: Config) -> str:
         config, plan = _planned(config, source, context)
         pace = seconds_per_step(context, config, source, steps=plan.steps)
     t = config.training
-    return f"\n# {plan.words(t)}; about {rough_duration(60 * plan.minutes(pace, t))} on this machine"
+    troubles = *find_troubles(plan, t, pace), *find_rare(source.spec, len(source.train))
+    notes = "".join(f"\n# note: {trouble}" for trouble in troubles)
+    return f"{notes}\n# {plan.words(t)}; about {rough_duration(60 * plan.minutes(pace, t))} on this machine"
 
 
 def _threads(
@@ -331,8 +333,8 @@ def _announce(config: Config, preset: str, source: Dataset, trainer: Trainer, co
         logger.info(
             f"note: --eval-samples {out.eval_samples:,} is more than there are training samples; taking {rows:,}"
         )
-    if trainer.loader.global_batch < 32:
-        logger.info(f"note: a batch of {trainer.loader.global_batch} gives noisy gradients; 32 or more is usual")
+    if plan.batch < min(32, plan.usual):
+        logger.info(f"note: a batch of {plan.batch} gives noisy gradients; {plan.usual} is planned for such data")
 
 
 def _note_coupling(config: Config, source: Dataset) -> None:

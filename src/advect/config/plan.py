@@ -40,7 +40,8 @@ _SMALLEST = 8
 @dataclass(frozen=True)
 class Plan:
     """Sizes of a run on ``rows`` rows; ``batch`` is that of all processes together, ``least`` the steps that learning
-    takes on such data, and ``needed`` those of this run, which may be shorter by its epochs.
+    takes on such data, ``needed`` those of this run, which may be shorter by its epochs, and ``usual`` the batch size
+    where none is given.
     """
 
     rows: int
@@ -49,6 +50,7 @@ class Plan:
     warmup: int
     why: str
     least: int = 0
+    usual: int = 0
 
     @property
     def needed(self) -> int:
@@ -87,7 +89,8 @@ def make_plan(
     learning takes, nor more than a CPU or GPU does in reasonable time (no such bound with --max-minutes, which ends
     the schedule by the clock).
     """
-    batch = world * (t.batch_size or max(1, _planned_batch(recipe, rows) // world))
+    usual = _planned_batch(recipe, rows)
+    batch = world * (t.batch_size or max(1, usual // world))
     if steps is not None:
         why = "as given"
     elif t.num_epochs is not None:
@@ -103,7 +106,7 @@ def make_plan(
             steps, why = wanted, f"{recipe.epochs} passes over {rows:,} rows"
     given = t.lr_warmup_steps
     warmup = min(recipe.warmup, steps // WARMUP_SHARE) if given is None else given
-    return Plan(rows, batch, steps, warmup, why, least=recipe.least_steps)
+    return Plan(rows, batch, steps, warmup, why, least=recipe.least_steps, usual=usual)
 
 
 def resolve(
@@ -147,9 +150,10 @@ def find_troubles(plan: Plan, t: TrainingConfig, pace: float | None = None) -> l
     ``pace`` is the length of a step here in seconds, if known.
     """
     last = plan.last_step(t)
-    found = [short_run(last, plan.least), long_warmup(last, plan.warmup)]
-    if t.use_ema and t.max_minutes is None:
-        found.append(long_average(last, t.ema_decay))
+    found = [large_batch(plan), short_run(last, plan.least, plan.warmup)]
+    if found[-1] is None:  # else the rest follows from it
+        found.append(long_warmup(last, plan.warmup))
+        found.append(long_average(last, t.ema_decay) if t.use_ema and t.max_minutes is None else None)
     if t.max_minutes is not None and pace is not None:
         found.append(short_time(t.max_minutes, pace, min(plan.needed, last)))
     return [trouble for trouble in found if trouble is not None]
@@ -165,13 +169,24 @@ def find_rare(spec: DataSpec, rows: int) -> list[Trouble]:
     return [trouble for trouble in found if trouble is not None]
 
 
-def short_run(last: int, least: int) -> Trouble | None:
+def large_batch(plan: Plan) -> Trouble | None:
+    """Whether a batch holds every row more than once, other than of a few rows."""
+    if plan.batch <= max(plan.rows, plan.usual):
+        return None
+    return Trouble(
+        f"A batch of {plan.batch:,} holds each of the {plan.rows:,} training rows {plan.batch / plan.rows:.2g} times",
+        f"give --batch-size {plan.usual}, as planned, or leave it out",
+    )
+
+
+def short_run(last: int, least: int, warmup: int = 0) -> Trouble | None:
     """Whether ``last`` steps are less than a tenth of the ``least`` that are planned."""
     if 10 * last >= least:
         return None
     steps = "1 step is" if last == 1 else f"{last:,} steps are"
     return Trouble(
-        f"{steps} too few to learn from such data: {least:,} are planned at least",
+        f"{steps} too few to learn from such data: {least:,} are planned at least"
+        + (f", and {warmup:,} are warm-up" if 2 * warmup > last else ""),
         "give a larger --max-steps or --num-epochs, or leave them out",
     )
 
@@ -182,7 +197,7 @@ def short_time(minutes: float, pace: float, needed: int) -> Trouble | None:
     if steps >= needed:
         return None
     return Trouble(
-        f"{minutes:g} minutes allow about {steps:,} steps here, and learning takes some {needed:,}",
+        f"{minutes:g} minutes allow about {steps:,} step{'s' * (steps != 1)} here, and learning takes some {needed:,}",
         f"give --max-minutes {math.ceil(needed * pace / 6) / 10:g} or more",
     )
 
@@ -219,8 +234,8 @@ def rare_values(name: str, counts: Mapping[str, int]) -> Trouble | None:
     some = ", ".join(f"{value} ({counts[value]})" for value in rare[:5]) + ", ..." * (len(rare) > 5)
     values = "1 value" if len(rare) == 1 else f"{len(rare):,} values"
     return Trouble(
-        f"{values} of {name} {'has' if len(rare) == 1 else 'have'} fewer than {FEWEST} training rows, which samples "
-        f"given {'it' if len(rare) == 1 else 'them'} will repeat: {some}",
+        f"{values} of {name} {'has' if len(rare) == 1 else 'have'} fewer than {FEWEST} training rows, too few to "
+        f"learn from: {some}",
         "bring more of their rows, join them with others, or leave them out",
     )
 

@@ -9,15 +9,15 @@ import socket
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from advect.core.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     """Open a regular file for reading, by whatever links; OSError for pipes, sockets and devices, which may never end.
 
     The file is opened without waiting, and looked at once it is open, so that nothing can take its place.
@@ -33,6 +33,18 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     except BaseException:
         os.close(handle)
         raise
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """Content of a regular file, see :func:`open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def check_regular(path: Path, argument: str) -> None:
+    """Raise UserError naming the argument for a pipe, socket or device."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{argument} {path} is a pipe, socket or device; give a file or folder")
 
 
 def sync_folder(folder: Path) -> None:
@@ -177,4 +189,5 @@ def require_path(data_dir: str | os.PathLike[str] | None, *, holding: str) -> Pa
     path = Path(data_dir).expanduser()
     if not path.exists():
         raise UserError(f"data_dir {str(data_dir)!r} does not exist; name the folder that holds {holding}")
+    check_regular(path, "data_dir")
     return path

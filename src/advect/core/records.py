@@ -27,17 +27,25 @@ DEEPEST = 64
 T = TypeVar("T")
 
 
-class Record(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class Record(msgspec.Struct, forbid_unknown_fields=True):
     """Base of records without other entries than its own."""
 
 
-class OpenRecord(msgspec.Struct, kw_only=True):
+class OpenRecord(msgspec.Struct):
     """Base of records beside whose entries there may be others."""
 
 
 def read_record(path: Path, kind: type[T], fix: str = "") -> T:
     """Content of a JSON file as a ``kind``. Raises UserError, with a ``fix``, if unreadable or of another form."""
     return parse_record(read_bytes(path, LARGEST, fix), kind, path, fix)
+
+
+def find_object(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None where it is missing, damaged or something else."""
+    try:
+        return read_record(path, dict[str, Any])
+    except UserError:
+        return None
 
 
 def read_bytes(path: Path, most: int, fix: str = "", what: str = "") -> bytes:
@@ -111,9 +119,13 @@ def _inside(value: Any) -> Iterator[Any]:
 
 def read_yaml(path: Path, what: str) -> Any:
     """Plain values of a YAML file, without aliases and tags. Raises UserError that begins with ``what``."""
-    content = read_bytes(path, LARGEST_YAML, "give a run's config.yaml", what)
+    return parse_yaml(read_bytes(path, LARGEST_YAML, "give a run's config.yaml", what), what)
+
+
+def parse_yaml(content: str | bytes, what: str) -> Any:
+    """:func:`read_yaml` of a text."""
     try:
-        values = yaml.load(content.decode(), _PlainLoader)
+        values = yaml.load(content if isinstance(content, str) else content.decode(), _PlainLoader)
     except RecursionError:
         raise UserError(f"{what} has lists or sections of more than {DEEPEST} levels") from None
     except (yaml.YAMLError, ValueError) as error:

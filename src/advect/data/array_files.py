@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
@@ -18,6 +16,7 @@ from advect.core.registry import register
 from advect.core.types import DataSpec
 from advect.data.arrays import SAMPLES, array_header, array_type, float64_rounds
 from advect.data.base import ArraySplit, Dataset, Detected, Preview, array_modality, category
+from advect.data.numpy_files import DAMAGED, check_arrays
 from advect.data.repeats import content_of_rows
 from advect.data.splits import fingerprint_of, row_digests, split_by_content
 from advect.data.tables.files import PARQUET
@@ -157,6 +156,7 @@ def _load(file: Path, column: str | None, labels: Sequence[str]) -> _Parts:
     if column is not None:
         raise UserError(f"vector_column is {column!r}, and {file} is no Parquet file; leave it out")
     try:
+        check_arrays(file, mapped=True)
         content = np.load(file, mmap_mode="r", allow_pickle=False)
         if isinstance(content, np.ndarray):
             return _Parts(content, None, None)
@@ -164,7 +164,7 @@ def _load(file: Path, column: str | None, labels: Sequence[str]) -> _Parts:
             return _members(file, content)
     except UserError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except DAMAGED as error:
         objects = "allow_pickle" in str(error) or "Python objects" in str(error)
         why = "it holds Python objects, not numbers" if objects else str(error)
         raise UserError(f"{file} cannot be read as NumPy's .npy or .npz ({why}); save it again, as numbers") from error

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 from torch import Tensor
 
 from advect.core.errors import UserError
+from advect.core.files import open_regular
 from advect.data.base import ArrayDataset, Rows, random_split
+from advect.data.numpy_files import DAMAGED, read_header
 from advect.data.transforms import PixelScale, Standardize, Transform
 
 SAMPLES = ("x", "images", "data", "samples", "X", "arr_0")
@@ -165,27 +166,20 @@ def array_header(path: Path) -> ArrayHeader | None:
     """Header of the samples in a ``.npy`` or ``.npz``; None if there are none."""
     try:
         if path.suffix.lower() == ".npy":
-            with path.open("rb") as file:
-                return ArrayHeader("values", *_header(file))
+            with open_regular(path) as file:
+                return ArrayHeader("values", *read_header(file))
         if path.suffix.lower() != ".npz":
             return None
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as whole, zipfile.ZipFile(whole) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
             wanted = ("values", *SAMPLES, "x_train", names[0] if len(names) == 1 else "")
             name = next((name for name in wanted if name in names), None)
             if name is None:
                 return None
             with archive.open(f"{name}.npy") as file:
-                return ArrayHeader(name, *_header(file))
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+                return ArrayHeader(name, *read_header(file))
+    except DAMAGED:
         return None
-
-
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
-    return shape, dtype
 
 
 class ArrayType(TypedDict, total=False):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from advect.core import registry
 from advect.core.errors import UserError
+from advect.core.files import check_regular
 from advect.data.base import Dataset, Detected
 from advect.data.remote import is_remote
 
@@ -43,6 +44,7 @@ def autodetect(path: str | os.PathLike[str]) -> list[tuple[type[Dataset], Detect
         return [(cls, Detected(0, registry.summary(cls)))]
     if not place.exists():
         raise UserError(f"{text!r} does not exist; name a file or folder of data")
+    check_regular(place, "--data")
     found = [(cls, seen) for cls in formats() if (seen := cls.recognises(place)) is not None]
     if found:
         return sorted(found, key=lambda pair: -pair[1].priority)

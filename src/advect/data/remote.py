@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from advect.core.errors import UserError, optional_import
-from advect.core.files import atomic_write, make_folder
+from advect.core.files import atomic_write, make_folder, open_regular
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
@@ -103,7 +103,7 @@ class File:
                 self._system, self._path = optional_import("fsspec", "remote").core.url_to_fs(address)
                 if cache_dir is not None:
                     self._copy(Path(cache_dir))
-            self._local = None if self._system is not None else Path(self._path).open("rb")  # noqa: SIM115
+            self._local = None if self._system is not None else open_regular(self._path)
             self.size = int(self._system.size(self._path) if self._system else os.fstat(self._fileno()).st_size)
 
     def _fileno(self) -> int:
@@ -131,4 +131,4 @@ class File:
 
     def open(self) -> BinaryIO:
         """Stream with its own position."""
-        return cast(BinaryIO, self._system.open(self._path, "rb") if self._system else Path(self._path).open("rb"))
+        return cast(BinaryIO, self._system.open(self._path, "rb") if self._system else open_regular(self._path))

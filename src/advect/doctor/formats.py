@@ -12,6 +12,7 @@ from advect.core.errors import UserError, optional_import, quoted_flag
 from advect.core.types import LENGTH, Length
 from advect.data import Dataset, read_table
 from advect.data.cells.matrix import CellMatrix, stored_matrix
+from advect.data.numpy_files import DAMAGED, check_arrays
 from advect.data.repeats import evenly_spaced
 from advect.doctor.report import Figure, Finding, Share
 
@@ -90,8 +91,9 @@ def measure_array(path: Path, look: int) -> ArrayStats | None:
     if path.suffix.lower() != ".npy":
         return None
     try:
+        check_arrays(path, mapped=True)
         x = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    except DAMAGED:
         return None  # building the data set reports it
     if x.ndim < 2 or x.dtype.kind != "f" or not x.size:
         return None

@@ -185,9 +185,12 @@ def check_gap(run: RunFacts) -> Finding | None:
     if gap < NOTABLE * abs(train) or gap < CERTAIN * error:
         return None
     figures: dict[str, Figure] = {"held-out loss": held, "training loss": train, "at step": step}
+    knows = gap > MEMORISES * abs(train)
     return Finding(
-        "problem" if gap > MEMORISES * abs(train) else "note",
-        "The held-out loss is far above the training loss: the network knows its training rows by heart",
+        "problem" if knows else "note",
+        "The held-out loss is far above the training loss: the network knows its training rows by heart"
+        if knows
+        else "The held-out loss is above the training loss: the network begins to know its training rows by heart",
         figures,
         "more data; a smaller network; more --dropout; fewer steps"
         + ("" if run.best is not None else ", by --early-stopping yes"),

@@ -18,8 +18,10 @@ from torch import nn
 from advect.checkpoint.manifest import HELD_OUT_LOSS, checkpoint_step, find_checkpoint, read_best, verify_checkpoint
 from advect.config.plan import recipe_of
 from advect.core.errors import UserError
+from advect.core.files import read_file
 from advect.data.modality import Recipe
 from advect.doctor.report import Figure, Finding, Seconds, Share
+from advect.evaluation.held_out import PATIENCE
 from advect.model.load import build_flow, read_model_metadata
 from advect.model.sampler_config import SamplerConfig
 from advect.reporting.run_folder import read_run
@@ -159,7 +161,7 @@ def _rest_of_metrics(file: Path) -> tuple[int, int, float, dict[float, float]]:
     if not file.is_file():
         return 0, 0, math.inf, {}
     infinite, ended, watched = 0, 0, {}
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_file(file).decode(errors="replace").splitlines():
         try:
             row = json.loads(line)
             infinite += any(not math.isfinite(row[key]) for key in ("loss", "grad_norm") if key in row)
@@ -196,7 +198,7 @@ def check_logged(run: RunFacts) -> Finding | None:
     return Finding(
         "note" if started else "problem",
         "The run has logged no step yet" if started else "The run ended before it logged a step",
-        {"log_every": every, "learning_rate": rate, "checkpoint at step": run.checkpoint or "none"},
+        {"log_every": every or "by time", "learning_rate": rate, "checkpoint at step": run.checkpoint or "none"},
         "train again in a new --run-dir and read its message; if the loss stops being finite, lower --learning-rate "
         "(1e-3 for small networks, 2e-4 for large ones); if it ends too early, lower --log-every",
     )
@@ -212,6 +214,10 @@ def check_progress(run: RunFacts) -> Finding | None:
         if run.option("training", "max_steps") == planned:
             figures["max_steps"] = planned
         return Finding("ok", "The run did all the steps that it was given", figures)
+    waited = int((run.held_step > run.best).sum()) if run.best is not None else 0
+    if run.option("training", "early_stopping") == "yes" and waited >= PATIENCE:
+        figures |= {"lowest held-out loss at step": run.best or 0}
+        return Finding("ok", "The run ended early, as the held-out loss no longer fell", figures)
     each = run.seconds / max(len(run.step), 1)
     if run.idle < max(60.0, 5 * each):
         return Finding("ok", "The run wrote to its metrics a moment ago, and may still be at work", figures)

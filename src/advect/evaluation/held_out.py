@@ -30,6 +30,9 @@ from advect.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
+PATIENCE = 10
+"""Measurements without a lower loss that end a training, by default."""
+
 FEW_ELEMENTS = 256
 """Elements of a sample above which its own elements average the loss."""
 
@@ -249,7 +252,7 @@ class HeldOutLoss(BestWeights):
     """
 
     def __init__(
-        self, loss: Callable[[], float], store: Store, *, every: int | None, patience: int = 10, least: int = 0
+        self, loss: Callable[[], float], store: Store, *, every: int | None, patience: int = PATIENCE, least: int = 0
     ) -> None:
         super().__init__(store, every=every, keep=HELD_OUT_LOSS)
         self.loss, self.patience, self.least = loss, patience, least

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from advect.core.errors import UserError
+from advect.core.records import as_record, read_record
+from advect.evaluation.records import ResultRecord
 
 FORMAT = 1
 
@@ -23,18 +25,14 @@ Result = Mapping[str, Any]
 
 def read_result(path: Path) -> dict[str, Any]:
     """Content of a result file. Raises UserError for another file or a newer format."""
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give a file that advect eval wrote") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON; give a file that advect eval wrote") from error
-    if not isinstance(result, dict) or any(part not in result for part in _PARTS):
+    result = read_record(path, dict[str, Any], "give a file that advect eval wrote")
+    if any(part not in result for part in _PARTS):
         raise UserError(f"{path} is no result of advect eval; give a file such as runs/digits/evaluation/eval-*.json")
     if result.get("format") != FORMAT:
         raise UserError(
             f"{path} has format {result.get('format')}, and this advect reads {FORMAT}; install the one that wrote it"
         )
+    as_record(result, ResultRecord, path)
     return result
 
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from advect.core.errors import UserError
 from advect.core.files import atomic_write, atomic_write_text, lock_folder, make_folder, sync_file
+from advect.core.records import find_object
 from advect.distributed.comm import broadcast_object, current, gather_objects, sync_errors, without_timeout
 from advect.distributed.context import progress_bar
 from advect.model.sharded_samples import PLAN, SampleShards, write_shards
@@ -237,11 +238,8 @@ class FolderWorkspace(Workspace):
         file = self.folder / f"{name}.json"
 
         def load() -> Any:
-            try:
-                found = json.loads(file.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                return None
-            return found["value"] if found["stamp"] == self.stamp else None
+            found = find_object(file) or {}
+            return found.get("value") if found.get("stamp") == self.stamp else None
 
         def keep(parts: Iterator[Tensors]) -> Any:
             value = reduce(parts)
@@ -258,7 +256,7 @@ class FolderWorkspace(Workspace):
             if current().is_first:
                 file = parts.folder / PLAN
                 try:
-                    if not file.is_file() or json.loads(file.read_text(encoding="utf-8")) != plan:
+                    if find_object(file) != plan:
                         shutil.rmtree(parts.folder, ignore_errors=True)
                         parts.folder.mkdir()
                         atomic_write_text(file, json.dumps(plan) + "\n")

@@ -20,10 +20,11 @@ from msgspec import Meta
 from tqdm import tqdm
 
 from advect.config.build import build_source_distribution, source_tensors
-from advect.core.bounds import BatchSize, Share, bounded
+from advect.core.bounds import BatchSize, CountOrZero, NonNegative, Share, bounded
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, make_folder
 from advect.core.random import CounterRng, Stream, stream_seed
+from advect.core.records import OpenRecord, as_record, find_object
 from advect.core.types import Conditions
 from advect.data import Dataset
 from advect.data.modality import Modality
@@ -177,12 +178,7 @@ def open_pairs(folder: Path, source: Dataset) -> tuple[PairedDataset, dict[str, 
 
     Raises UserError for missing or incomplete pairs, and other data.
     """
-    try:
-        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--pairs {folder} holds no complete pairs; make them with advect reflow, and repeat it where it was ended"
-        ) from error
+    facts = read_facts(folder)
     if facts["data"] != source.fingerprint:
         raise UserError(f"--pairs {folder} were made for other data than these; give the data of the run they are of")
     start = InitialNoise(build_source_distribution(facts["noise"], source_tensors(source)), facts["jitter"])
@@ -200,6 +196,30 @@ def open_pairs(folder: Path, source: Dataset) -> tuple[PairedDataset, dict[str, 
             folders.append(whole.place(k))
     pairs = Pairs(folders, n, starts, facts["store"])
     return PairedDataset(source, pairs, n), start_facts(facts["noise"], facts["jitter"])
+
+
+class PairFacts(OpenRecord):
+    """What pairs.json says of the pairs beside it."""
+
+    data: str
+    noise: dict[str, Any]
+    jitter: NonNegative
+    generated: CountOrZero
+    inverted: CountOrZero
+    seed: int
+    store: str
+    parts: dict[str, list[Any]]
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Content of a folder's pairs.json. Raises UserError unless the pairs are complete."""
+    facts = find_object(folder / FACTS)
+    if facts is None:
+        raise UserError(
+            f"--pairs {folder} holds no complete pairs; make them with advect reflow, and repeat it where it was ended"
+        )
+    as_record(facts, PairFacts, folder / FACTS)
+    return facts
 
 
 def start_facts(noise: Mapping[str, Any], jitter: float) -> dict[str, Any]:

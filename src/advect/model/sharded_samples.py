@@ -24,6 +24,7 @@ from advect.checkpoint.manifest import sum_files
 from advect.core.bounds import Count, bounded
 from advect.core.errors import UserError
 from advect.core.files import atomic_write, atomic_write_text, sync_folder
+from advect.core.records import find_object
 from advect.distributed.comm import current, gather_objects, sync_errors, without_timeout
 from advect.distributed.context import progress_bar
 
@@ -109,11 +110,7 @@ def read_plan(folder: Path) -> dict[str, Any]:
 
 def _read(file: Path) -> dict[str, Any]:
     """The object in a JSON file; empty where damaged."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    return find_object(file) or {}
 
 
 def plan_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from markupsafe import Markup
@@ -43,6 +43,8 @@ def write_page(path: Path, template: str, values: dict[str, Any]) -> Path:
     return path
 
 
+T = TypeVar("T")
+
 GRIDS, GRID_BYTES = 12, 100_000
 
 
@@ -51,20 +53,29 @@ def describe(run: RunFolder) -> dict[str, Any]:
     return {
         "title": run.path.resolve().name,
         "subtitle": _subtitle(run),
-        "notes": run.notes,
-        "cards": list(_cards(run)),
+        "notes": run.notes,  # to which the sections add
+        "cards": _shown(run, "metrics.jsonl", lambda run: list(_cards(run))) or [],
         "grids": _grids(run),
-        "trajectories": _trajectories(run),
-        "quality": _quality(run),
-        "evaluations": evaluated(run),
-        "fidelity": _fidelity(run),
-        "memorisation": _memorisation(run),
-        "training": _training(run),
+        "trajectories": _shown(run, "evaluation/trajectories.npz", _trajectories),
+        "quality": _shown(run, "evaluation/quality.json", _quality),
+        "evaluations": _shown(run, "evaluation/eval-*.json", evaluated) or [],
+        "fidelity": _shown(run, "evaluation/quality.json", _fidelity) or [],
+        "memorisation": _shown(run, "evaluation/neighbours.npz", _memorisation),
+        "training": _shown(run, "metrics.jsonl", _training),
         "config": _config(run),
         "config_text": run.config_text,
         "environment": list(_flatten(run.environment)),
         "commands": _commands(run),
     }
+
+
+def _shown(run: RunFolder, name: str, section: Callable[[RunFolder], T]) -> T | None:
+    """A section; None, with a note, where a file's numbers are of a form that it cannot show."""
+    try:
+        return section(run)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
+        run.notes.append(f"{name} cannot be shown and is left out ({type(error).__name__}).")
+        return None
 
 
 def _subtitle(run: RunFolder) -> str:
@@ -106,7 +117,7 @@ def _cards(run: RunFolder) -> Iterator[dict[str, str]]:
         yield _card("steps", f"{done:,}", plural(epochs, "epoch"))
         rates = [row["samples_per_s"] for row in run.steps if row.get("samples_per_s")]
         speed = f"{number(float(np.median(rates)))} a second" if rates else ""
-        yield _card("samples seen", f"{round(last.get('seen', 0) * done / last['step']):,}", speed)
+        yield _card("samples seen", f"{round(last.get('seen', 0) * done / max(1, last['step'])):,}", speed)
         yield from _work_card(run)
         yield _card("training time", duration(last.get("seconds", 0.0)), str(run.environment.get("device", "")))
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from advect.core.files import open_regular, read_file
 from advect.data.images.modality import image_grid, to_bytes
 from advect.reporting.style import (
     FIRST,
@@ -234,10 +235,10 @@ def data_uri(image: Image.Image, limit: int) -> str:
 def file_uri(file: Path, limit: int) -> str | None:
     """Picture of a file, or None if damaged."""
     try:
-        with Image.open(file) as image:
+        with open_regular(file) as content, Image.open(content) as image:
             image.load()
             if image.format == "PNG" and file.stat().st_size <= limit:
-                return _uri(file.read_bytes(), "png")
+                return _uri(read_file(file), "png")
             return data_uri(image if image.mode in ("L", "RGB") else image.convert("RGB"), limit)
     except (OSError, ValueError, SyntaxError):
         return None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from advect.core.errors import UserError
+from advect.core.records import find_object, guarded
 from advect.reporting import plots
 from advect.reporting.page import write_page
 from advect.reporting.plots import file_uri
@@ -22,13 +22,13 @@ def write_reflow(folder: Path) -> Path:
 
     Raises UserError without a valid reflow.json of this version.
     """
-    try:
-        content = json.loads((folder / REFLOW).read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise UserError(f"{folder / REFLOW} is of another version of advect; repeat advect reflow")
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder / REFLOW} is missing or damaged; repeat advect reflow, which writes it") from error
-    return write_page(folder / "report.html", "reflow.html", _describe(folder, content))
+    content = find_object(folder / REFLOW)
+    if content is None or "format" not in content:
+        raise UserError(f"{folder / REFLOW} is missing or damaged; repeat advect reflow, which writes it")
+    if content["format"] != FORMAT:
+        raise UserError(f"{folder / REFLOW} is of another version of advect; repeat advect reflow")
+    values = guarded(lambda: _describe(folder, content), folder / REFLOW)
+    return write_page(folder / "report.html", "reflow.html", values)
 
 
 def curve(flow: dict[str, Any], metric: str) -> dict[str, list[Any]]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from advect.core.errors import UserError
+from advect.core.files import read_file
+from advect.core.records import as_record, parse_record, parse_yaml
+from advect.data.numpy_files import DAMAGED, check_arrays
+from advect.evaluation.records import MetricsRow, QualityRecord, ResultRecord
 
 QUALITY_FORMAT = RESULT_FORMAT = 1
 _NUMBER = re.compile(r"(\d+)\D*$")
@@ -60,10 +61,10 @@ def read_run(path: Path) -> RunFolder:
     run = RunFolder(path)
     run.config_text = _text(run, "config.yaml")
     try:
-        values = yaml.safe_load(run.config_text) if run.config_text else {}
+        values = parse_yaml(run.config_text, "config.yaml") if run.config_text else {}
         run.config = values if isinstance(values, dict) else {}
-    except yaml.YAMLError:
-        run.notes.append("config.yaml is not YAML, and is shown as it is.")
+    except UserError as error:
+        run.notes.append(f"{error}; it is shown as it is.")
     run.environment = _json(run, "environment.json") or {}
     _read_metrics(run)
     run.best = _json(run, "checkpoints/best")
@@ -72,9 +73,11 @@ def read_run(path: Path) -> RunFolder:
     if run.quality is not None and run.quality.get("format") != QUALITY_FORMAT:
         run.notes.append("evaluation/quality.json is of another version of advect; run advect report again.")
         run.quality = None
+    run.quality = _checked(run, "evaluation/quality.json", run.quality, QualityRecord)
     files = sorted((path / "evaluation").glob("eval-*.json"), key=lambda file: file.stat().st_mtime)
-    found = [_json(run, file.relative_to(path).as_posix()) for file in files]
-    run.results = [result for result in found if result is not None and result.get("format") == RESULT_FORMAT]
+    found = {name: _json(run, name) for name in (file.relative_to(path).as_posix() for file in files)}
+    here = {name: result for name, result in found.items() if result and result.get("format") == RESULT_FORMAT}
+    run.results = [result for name in here if (result := _checked(run, name, here[name], ResultRecord)) is not None]
     run.trajectories = _arrays(run, "evaluation/trajectories.npz", {"t", "x"})
     wanted = {"samples", "neighbours", "distances", "sample_distances", "held_out_distances"}
     run.neighbours = _arrays(run, "evaluation/neighbours.npz", wanted)
@@ -96,7 +99,7 @@ def _step(file: Path) -> int:
 def _text(run: RunFolder, name: str) -> str:
     file = run.path / name
     try:
-        return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+        return read_file(file).decode(errors="replace") if file.exists() else ""
     except OSError as error:
         run.notes.append(f"{name} cannot be read ({error.strerror}).")
         return ""
@@ -107,13 +110,19 @@ def _json(run: RunFolder, name: str) -> dict[str, Any] | None:
     if not text:
         return None
     try:
-        values = json.loads(text)
-    except ValueError:
-        values = None
-    if not isinstance(values, dict):
+        return parse_record(text, dict[str, Any], name)
+    except UserError:
         run.notes.append(f"{name} is damaged and left out.")
         return None
-    return values
+
+
+def _checked(run: RunFolder, name: str, values: dict[str, Any] | None, kind: type) -> dict[str, Any] | None:
+    """The values of a file if they are what advect writes; else None, with a note."""
+    try:
+        return values if values is None or as_record(values, kind, name) else None
+    except UserError as error:
+        run.notes.append(f"{error}; it is left out.")
+        return None
 
 
 def _arrays(run: RunFolder, name: str, wanted: set[str]) -> dict[str, np.ndarray] | None:
@@ -121,9 +130,10 @@ def _arrays(run: RunFolder, name: str, wanted: set[str]) -> dict[str, np.ndarray
     if not file.exists():
         return None
     try:
+        check_arrays(file)
         with np.load(file, allow_pickle=False) as saved:
             return {key: saved[key] for key in wanted}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (UserError, KeyError, *DAMAGED):
         run.notes.append(f"{name} is damaged and left out; run advect report again.")
         return None
 
@@ -135,9 +145,9 @@ def _read_metrics(run: RunFolder) -> None:
     lines = _text(run, "metrics.jsonl").splitlines()
     for i, line in enumerate(lines):
         try:
-            row = json.loads(line)
-            step = int(row["step"])
-        except (ValueError, KeyError, TypeError):
+            row = parse_record(line, dict[str, Any], "metrics.jsonl")
+            step = as_record(row, MetricsRow, "metrics.jsonl").step
+        except UserError:
             broken.append(i)
             continue
         for kind, found in rows.items():

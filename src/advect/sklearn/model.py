@@ -18,7 +18,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
 
-from advect.config.plan import FEWEST, long_average, long_warmup, rare_values
+from advect.config.plan import FEWEST, long_average, long_warmup, rare_values, recipe_of, short_run
 from advect.core.bounds import Count, SampleCount, Steps, bounds_of, check_bounds
 from advect.core.errors import UserError
 from advect.model.conditions import Encoded
@@ -231,6 +231,8 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
                 f"{len(rows)} rows are too few to learn a distribution from: the model repeats them; give {FEWEST} or "
                 "more"
             )
+        if previous is None:
+            self._warn_of_time(max(fitted.evaluated, default=fitted.state.progress.step))
         passes = self.n_iter_ * self.batch_size // len(rows)
         if few and not stopping and passes > PASSES:
             _warn(
@@ -280,6 +282,13 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
             if trouble is not None:
                 words = re.sub("--([a-z-]+)", lambda found: found[1].replace("-", "_"), str(trouble))
                 _warn(words)
+
+    def _warn_of_time(self, steps: int) -> None:
+        """Warn of minutes that allowed too few ``steps``."""
+        least, minutes = recipe_of("vector").least_steps, self.max_minutes
+        if minutes is not None and short_run(steps, least):
+            more = f"about {float(minutes) * least / steps:.2g}" if steps else "more"
+            _warn(f"max_minutes={minutes} is time for {steps:,} steps, too few to learn from; {least:,} take {more}")
 
     def _warn_of_memory(self, gap: float | None, what: str) -> None:
         """Warn if training rows are likelier than others by ``gap`` of more than a nat an element."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from advect.core.bounds import Pixels
 from advect.core.errors import UserError, did_you_mean
-from advect.core.files import require_folder
+from advect.core.files import read_file, require_folder
 from advect.core.registry import register
 from advect.core.types import DataSpec
 from advect.data.base import Dataset, Detected, category
@@ -199,7 +199,7 @@ def _words(line: str) -> list[str]:
 def _lines(path: Path) -> list[tuple[int, str]]:
     """Non-empty lines with their numbers from 1."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}); download it again") from error
     return [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from advect.core.errors import UserError
-from advect.core.files import require_folder
+from advect.core.files import read_file, require_folder
 from advect.core.registry import register
 from advect.core.types import DataSpec
 from advect.data.base import ArraySplit, Dataset, Detected, Rows, category, fingerprint
@@ -59,7 +59,7 @@ def read_plain_pickle(path: Path) -> Any:
         UserError: the file is unreadable, no pickle, or needs anything else.
     """
     try:
-        return _PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+        return _PlainUnpickler(io.BytesIO(read_file(path)), encoding="latin1").load()
     except _RefusedError as error:
         raise UserError(
             f"{path} is not a pickle of plain arrays and was refused ({error}); do not trust it, download it again"
@@ -230,7 +230,7 @@ def _names(folder: Path, layout: _Layout, label: str) -> tuple[str, ...]:
         counts = {"label": 10 if layout.labels == ("label",) else 100, "superclass": 20}
         return tuple(str(i) for i in range(counts[label]))
     if layout.kind.startswith("binary"):
-        return tuple(path.read_text(encoding="utf-8").split())
+        return tuple(read_file(path).decode().split())
     names = _entry(path, read_plain_pickle(path), _NAME_KEYS[label])
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path} holds no list of names; download it again")

@@ -13,7 +13,8 @@ from typing import ClassVar
 import numpy as np
 
 from advect.core.errors import UserError
-from advect.core.files import require_folder
+from advect.core.files import open_regular, require_folder
+from advect.core.memory import check_memory
 from advect.core.registry import register
 from advect.data.base import ArrayDataset, Detected, Rows
 from advect.data.transforms import PixelScale
@@ -29,8 +30,8 @@ def read_idx(path: Path, *, ndim: int) -> np.ndarray:
     Raises:
         UserError: the file is unreadable, not IDX, or has the wrong number of bytes.
     """
-    content = _read(path)
     magic, header = bytes([0, 0, 8, ndim]), 4 + 4 * ndim
+    content = _read(path, header)
     if content[:4] != magic:
         raise UserError(
             f"{path} starts with the bytes {content[:4].hex(' ') or '(none)'}, not with {magic.hex(' ')}, so it is not"
@@ -47,15 +48,23 @@ def read_idx(path: Path, *, ndim: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, header: int) -> bytes:
+    """Header and content, of a packed file at most a byte more than the header announces."""
     try:
-        content = path.read_bytes()
+        file = open_regular(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check its name and permissions") from error
-    if content[:2] != b"\x1f\x8b":
-        return content
     try:
-        return gzip.decompress(content)
+        with file:
+            if file.read(2) != b"\x1f\x8b":
+                file.seek(0)
+                return file.read()
+            file.seek(0)
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                start = unpacked.read(header)
+                announced = math.prod(int(size) for size in np.frombuffer(start[4:], ">u4", len(start[4:]) // 4))
+                check_memory(f"{path} takes", announced, "give fewer images")
+                return start + unpacked.read(announced + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} is a damaged gzip file ({error}); {_AGAIN}") from error
 
@@ -137,7 +146,7 @@ def is_idx(folder: Path) -> bool:
 def idx_image_size(folder: Path) -> tuple[int, int]:
     """Height and width from the header of the training images."""
     file = next(folder.glob(f"{find_parts(folder)[0]}train-images-idx3-ubyte*"))
-    with file.open("rb") as start:
+    with open_regular(file) as start:
         opener = gzip.open if start.read(2) == b"\x1f\x8b" else open
     with opener(file, "rb") as content:
         height, width = np.frombuffer(content.read(16), ">u4")[2:].tolist()

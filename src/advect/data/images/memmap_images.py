@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from pathlib import Path
@@ -13,7 +12,8 @@ import numpy as np
 
 from advect.core.bounds import Share
 from advect.core.errors import UserError
-from advect.core.files import require_path
+from advect.core.files import open_regular, read_file, require_path
+from advect.core.records import read_record
 from advect.core.registry import register
 from advect.core.types import DataSpec
 from advect.data.base import ArraySplit, Dataset, Detected, Preview, category
@@ -67,12 +67,12 @@ class Packed(Dataset):
     ) -> None:
         self.folder = require_path(data_dir, holding="the packed images")
         manifest = self._manifest = _whole_manifest(self.folder)
-        names = json.loads((self.folder / "names.json").read_text(encoding="utf-8"))
+        names = read_record(self.folder / "names.json", list[str], "pack again")
         table = np.fromfile(self.folder / "labels.i64", "<i8").reshape(len(names), -1)
         self.left_out = [names[row] for row in manifest.get("unreadable", [])]
         conditions = manifest["conditions"]
         labels = {name: table[:, i].astype(np.int64) for i, name in enumerate(conditions)}
-        content = (self.folder / "digests.u8").read_bytes()
+        content = read_file(self.folder / "digests.u8")
         digests = [content[i : i + 32] for i in range(0, len(content), 32)]
         own = official_split(names) if held_out is None else None
         train, rest = own or split_by_content(digests, 0.05 if held_out is None else held_out)
@@ -95,13 +95,13 @@ class Packed(Dataset):
     def verify(self) -> None:
         """Read every byte. Raises UserError with the file and the changed images."""
         for name, entry in self._manifest["files"].items():
-            if hashlib.sha256((self.folder / name).read_bytes()).hexdigest() != entry["sha256"]:
+            if hashlib.sha256(read_file(self.folder / name)).hexdigest() != entry["sha256"]:
                 raise UserError(
                     f"{self.folder / name} has changed since it was packed; remove the folder and pack again"
                 )
         total, *shape = self._manifest["shape"]
         block, size = self._manifest["block"], int(np.prod(shape))
-        with (self.folder / PIXEL_FILE).open("rb") as file:
+        with open_regular(self.folder / PIXEL_FILE) as file:
             for number, digest in enumerate(self._manifest["blocks"]):
                 if hashlib.sha256(file.read(block * size)).hexdigest() != digest:
                     last = min((number + 1) * block, total) - 1

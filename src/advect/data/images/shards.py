@@ -11,14 +11,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+from msgspec import Meta
 from tqdm import tqdm
 
 from advect.core.bounds import Pixels, Share
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, make_folder
+from advect.core.records import Record, read_record
 from advect.core.registry import register
 from advect.core.types import DataSpec
 from advect.data.base import Dataset, Detected, category
@@ -37,10 +39,16 @@ class Member:
     """Image in a shard: name, byte offset and size, digest (hex), label."""
 
     name: str
-    offset: int
-    size: int
+    offset: Annotated[int, Meta(ge=0)]
+    size: Annotated[int, Meta(ge=0)]
     digest: str
     label: str | None
+
+
+class _KeptIndex(Record):
+    stamp: list[int]
+    members: list[Member]
+    left_out: dict[str, int]
 
 
 def read_index(
@@ -68,10 +76,10 @@ def _index(file: File, cache_dir: Path | None) -> tuple[list[Member], Counter[st
         places.append(make_folder(cache_dir, "cache_dir") / f"{key}.index.json")
     for place in places:
         try:
-            kept = json.loads(place.read_text(encoding="utf-8"))
-            if kept["stamp"] == stamp:
-                return [Member(**member) for member in kept["members"]], Counter(kept["left_out"])
-        except (OSError, ValueError, KeyError, TypeError):
+            kept = read_record(place, _KeptIndex)
+            if kept.stamp == stamp:
+                return kept.members, Counter(kept.left_out)
+        except UserError:
             continue
     members, left_out = scan(file)
     text = json.dumps({"stamp": stamp, "members": [asdict(m) for m in members], "left_out": left_out})

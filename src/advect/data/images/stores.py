@@ -7,7 +7,6 @@ import gzip
 import lzma
 import os
 import posixpath
-import shutil
 import struct
 import tarfile
 import tempfile
@@ -20,7 +19,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from advect.core.errors import UserError
-from advect.core.files import require_path
+from advect.core.files import open_regular, read_file, require_path
+from advect.core.memory import check_disk
 from advect.data.splits import MIDDLE, file_digest, middle_of
 
 SUFFIXES = frozenset(
@@ -168,19 +168,19 @@ class FolderStore(ImageStore):
         return (self.root / self.names[index]).stat().st_size
 
     def read(self, index: int) -> bytes:
-        return (self.root / self.names[index]).read_bytes()
+        return read_file(self.root / self.names[index])
 
     def start(self, index: int) -> bytes:
         return _start(self.root / self.names[index])
 
     def digest(self, index: int) -> bytes:
-        with (self.root / self.names[index]).open("rb", buffering=0) as file:
+        with open_regular(self.root / self.names[index]) as file:
             size = os.fstat(file.fileno()).st_size
             return file_digest(size, os.pread(file.fileno(), MIDDLE, middle_of(size)))
 
 
 def _start(path: Path) -> bytes:
-    with path.open("rb", buffering=0) as file:
+    with open_regular(path) as file:
         return file.read(START)
 
 
@@ -209,6 +209,8 @@ def find_images(root: Path) -> tuple[list[str], Counter[str]]:
 
 
 _COMPRESSED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+_MARGIN = 2**29
+"""Bytes of the disk that unpacking leaves free."""
 _HEADER = 30  # bytes of a zip member's own header, before its name and its extra fields
 
 
@@ -255,7 +257,7 @@ class ZipStore(ImageStore):
             if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 how = "encrypted" if member.flag_bits & 1 else "compressed in a way other than deflate"
                 raise UserError(f"{path} has {member.filename!r} {how}; unpack it and zip it again without that")
-        self._file = path.open("rb")
+        self._file = open_regular(path)
 
     def title(self, index: int) -> str:
         return f"{self._path}: {self.names[index]}"
@@ -334,7 +336,7 @@ def _zip_start(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
 
 def _plain(path: Path) -> IO[bytes]:
     """Archive without its compression."""
-    file = path.open("rb")
+    file = open_regular(path)
     start = file.read(6)
     opener = next((opener for magic, opener in _COMPRESSED.items() if start.startswith(magic)), None)
     file.seek(0)
@@ -342,7 +344,11 @@ def _plain(path: Path) -> IO[bytes]:
         return file
     spool = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the store)
     with file, opener(file) as content:
-        shutil.copyfileobj(content, spool, 1 << 20)
+        while block := content.read(1 << 24):
+            check_disk(
+                f"{path} unpacks to more, which takes", _MARGIN, Path(tempfile.gettempdir()), "unpack it yourself"
+            )
+            spool.write(block)
     spool.seek(0)
     return spool
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from advect.core.errors import UserError, did_you_mean, optional_import
 from advect.data.arrays import array_header, float64_rounds
+from advect.data.numpy_files import DAMAGED, check_arrays
 from advect.data.tables.columns import Categories, Column, Number
 from advect.data.tables.files import (
     CSV,
@@ -170,9 +171,12 @@ def read_arrays(data: Any, lengths: Any, conditions: Mapping[str, Any] | Sequenc
 
 def _open(file: Path, lengths: Any, conditions: Mapping[str, Any] | Sequence[str]) -> tuple[Any, Any, dict[str, Any]]:
     try:
+        check_arrays(file)
         content = np.load(file, allow_pickle=False)
         arrays = dict(content) if isinstance(content, np.lib.npyio.NpzFile) else {"values": content}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except UserError:
+        raise
+    except DAMAGED as error:
         raise UserError(f"{file} is not a readable .npy or .npz file ({error}); check it or write it again") from error
     if len(arrays) == 1:
         arrays = {"values": next(iter(arrays.values()))}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import logging
 import os
 import re
@@ -17,6 +16,7 @@ import numpy as np
 from advect.core.errors import UserError, did_you_mean, optional_import
 from advect.core.files import atomic_write
 from advect.data.tables.text import Read, as_series, infer_text, without_missing
+from advect.data.text_files import open_text as open_text
 
 logger = logging.getLogger(__name__)
 
@@ -164,11 +164,6 @@ def _check_csv(file: Path) -> tuple[str, list[str]]:
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{file} is not a readable CSV file in UTF-8 ({_line(error)}); mend or convert it") from error
     return separator, names
-
-
-def open_text(file: Path) -> IO[str]:
-    """A CSV file, plain or with gzip, for reading."""
-    return (gzip.open if file.suffix.lower() == ".gz" else open)(file, "rt", encoding="utf-8-sig", newline="")  # type: ignore[return-value]
 
 
 _TOKEN = re.compile(r'"((?:[^"]|"")*)"|(\S+)')

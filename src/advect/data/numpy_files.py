@@ -1,0 +1,60 @@
+"""NumPy files of others, whose headers are compared with the bytes behind them before an array is made."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from advect.core.errors import UserError
+from advect.core.files import open_regular
+from advect.core.memory import check_memory
+
+DAMAGED = (OSError, ValueError, EOFError, RecursionError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+"""Errors of reading a NumPy file that is damaged or none."""
+
+
+def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of the array that follows in an open ``.npy``. Raises one of ``DAMAGED``."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    return shape, dtype
+
+
+def check_arrays(path: Path, *, mapped: bool = False) -> None:
+    """Check a ``.npy`` or ``.npz`` before it is loaded; ``mapped``: a ``.npy`` is not read into memory.
+
+    Raises UserError for a header that claims another size than the file has and arrays that exceed the memory, OSError
+    and the others of ``DAMAGED`` for what is no such file.
+    """
+    with open_regular(path) as file:
+        if file.read(4) != b"PK\x03\x04":
+            file.seek(0)
+            size = _bytes_of(path, file, path.stat().st_size)
+            total = 0 if mapped else size
+        else:
+            file.seek(0)
+            total = 0
+            with zipfile.ZipFile(file) as archive:
+                for info in archive.infolist():
+                    if info.filename.endswith(".npy"):
+                        with archive.open(info) as member:
+                            total += _bytes_of(path, member, info.file_size, info.filename)
+    check_memory(f"{path} holds arrays, which take", total, "give fewer rows, or a .npy file, which is not read whole")
+
+
+def _bytes_of(path: Path, file: IO[bytes], size: int, name: str = "") -> int:
+    """Bytes of an array, from its header. Raises UserError unless they are those of a file of ``size`` bytes."""
+    shape, dtype = read_header(file)
+    claimed, rest = math.prod(shape) * dtype.itemsize, size - file.tell()
+    if not dtype.hasobject and claimed != rest:
+        what = f"the array {name.removesuffix('.npy')!r} of {path}" if name else str(path)
+        raise UserError(
+            f"{what} claims {claimed:,} bytes for its shape {shape}, and the file has {rest:,} for it; save it again"
+        )
+    return claimed
