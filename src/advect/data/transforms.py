@@ -38,7 +38,7 @@ class Transform(ABC):
     def __init_subclass__(cls) -> None:
         _KINDS[cls.kind] = cls
         if "inverse" in cls.__dict__:
-            cls.inverse = _within_range(cls.inverse)
+            cls.inverse = _within_range(cls.inverse)  # pyright: ignore[reportAttributeAccessIssue]
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
