@@ -352,7 +352,8 @@ def condition_of(column: Column, values: np.ndarray, train: np.ndarray) -> tuple
             " seconds"
         )
     moments = (scaling.mean,), (scaling.std,), tuple((float(v),) for v in some)
-    spec = Quantity((column.name,), *moments, unit=unit, origin=column.origin, step=column.step)
+    place: Any = {"unit": unit, "origin": column.origin, "step": column.step}
+    spec = Quantity((column.name,), *moments, **place)
     return spec, ((values - scaling.mean) / scaling.std).astype(np.float32)[:, None]
 
 
