@@ -44,6 +44,7 @@ class RunFacts:
         best: step of the checkpoint that samples come from, if it is not the last.
         infinite: rows with a non-finite loss or norm.
         skipped: steps skipped by float16 loss scaling.
+        total: steps of all epochs as planned, or None.
         epoch_step, epochs: step of the last finished epoch, and number of epochs.
         checkpoint: step of the newest complete checkpoint, or None.
         damaged: damage of the newest checkpoint, or "".
@@ -66,6 +67,7 @@ class RunFacts:
     best: int | None = None
     infinite: int = 0
     skipped: int = 0
+    total: int | None = None
     epoch_step: int = 0
     epochs: int = 0
     checkpoint: int | None = None
@@ -85,9 +87,10 @@ class RunFacts:
 
     @property
     def whole(self) -> int | None:
-        """Steps of all epochs, or None before the end of the first."""
+        """Steps of all epochs; estimated, and None before the end of the first, for runs that did not write it."""
         epochs = self.option("training", "num_epochs")
-        return math.ceil(self.epoch_step / self.epochs * epochs) if self.epochs and epochs else None
+        estimate = round(self.epoch_step / self.epochs * epochs) if self.epochs and epochs else None
+        return self.total or estimate
 
     @property
     def planned(self) -> int | None:
@@ -136,6 +139,7 @@ def read_facts(path: Path) -> RunFacts:
         best=checkpoint_step(Path(best.name)) if best and best.metric == HELD_OUT_LOSS else None,
         infinite=infinite,
         skipped=int(last.get("skipped_steps", 0)),
+        total=_planned_steps(run.environment),
         epoch_step=epoch_step,
         epochs=run.epochs,
         checkpoint=checkpoint,
@@ -148,6 +152,12 @@ def read_facts(path: Path) -> RunFacts:
         quality=run.quality,
         path=str(folder),
     )
+
+
+def _planned_steps(environment: dict[str, Any]) -> int | None:
+    """Steps of all epochs, of the last start."""
+    starts = [environment, *environment.get("resumed", [])]
+    return next((int(s["planned_steps"]) for s in reversed(starts) if "planned_steps" in s), None)
 
 
 def _number(value: object) -> float:
