@@ -74,7 +74,7 @@ def test_a_run_without_a_useful_learning_rate_is_found_flat(advect: Callable[...
 
 def test_a_run_that_blows_up_is_found_out(advect: Callable[..., None], doctor: Callable) -> None:
     with pytest.raises(UserError, match="not finite"):
-        advect(f"train moons --max-steps 200 --run-dir wild --learning-rate 1e6 --lr-warmup-steps 0 {SMALL}")
+        advect(f"train moons --max-steps 200 --run-dir wild --learning-rate 1000 --lr-warmup-steps 0 {SMALL}")
     code, found = doctor("wild")
     assert code == 1
     assert "learning rate is far too high" in titles(found, "problem")

@@ -163,8 +163,10 @@ def read_facts(path: Path) -> RunFacts:
 
 def _planned_steps(environment: dict[str, Any]) -> int | None:
     """Steps of all epochs, of the last start."""
-    starts = [environment, *environment.get("resumed", [])]
-    return next((int(s["planned_steps"]) for s in reversed(starts) if "planned_steps" in s), None)
+    later = environment.get("resumed")
+    starts = [environment, *(later if isinstance(later, list) else ())]
+    found = [start.get("planned_steps") for start in starts if isinstance(start, dict)]
+    return next((steps for steps in reversed(found) if isinstance(steps, int) and steps > 0), None)
 
 
 def _number(value: object) -> float:
