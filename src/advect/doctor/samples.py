@@ -208,7 +208,7 @@ def check_shares(facts: SampleFacts) -> Finding | None:
     figures: dict[str, Figure] = {
         "groups": f"{len(facts.shares)} {facts.groups}",
         "share elsewhere": Share(away),
-        "by chance": chance,
+        "by chance": Share(chance),
         "samples": facts.samples,
     }
     if missing:
