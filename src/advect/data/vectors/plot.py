@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.data.figure import ALARM, DATA, OTHERS, SAMPLES, TEXT, new_figure, plot_unit, style, to_image
+from advect.data.figure import ALARM, DATA, OTHERS, SAMPLES, TEXT, caption, new_figure, plot_unit, style, to_image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -151,7 +151,7 @@ def draw_quantiles(axes: Axes, points: np.ndarray, behind: np.ndarray, names: li
         if i not in worst:
             axes.plot(real, own, color=SAMPLES, linewidth=0.7, alpha=max(0.15, 0.7 * len(lines) ** -0.3))
     for i, colour, dash in zip(worst, OTHERS, ("-", "--", "-."), strict=False):
-        axes.plot(*lines[i], color=colour, linewidth=1.3, linestyle=dash, label=_short(names[i]))
+        axes.plot(*lines[i], color=colour, linewidth=1.3, linestyle=dash, label=caption(names[i]))
     reach = max([3.0, *(float(np.abs(real).max()) for real, _ in lines.values())])
     reach = min(reach, 6.0)
     axes.plot([-reach, reach], [-reach, reach], color=DATA, linewidth=1, zorder=0)
@@ -175,7 +175,3 @@ def _quantiles(own: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, np.ndarra
     found = (np.quantile(values, levels) for values in (real, own))
     real_line, own_line = ((line - real.mean()) / real.std() for line in found)
     return real_line, own_line
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 24 else name[:23] + "…"
