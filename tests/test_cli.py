@@ -115,7 +115,7 @@ MISTAKES = [
     ("data pakc faces", "advect data pakc is not known; did you mean 'pack'?"),
     ("data pack", "advect data pack needs a PATH, such as"),
     ("data pack empty", "empty holds no image to pack"),
-    ("data verify faces", "faces is no whole pack"),
+    ("data verify faces", "faces is no pack, it has no manifest.json"),
     ("data verify faces --deep", "advect data verify takes a PATH alone"),
     ("data pack faces --image-size 0", "--image-size must be at least 1 and at most 16,384, got 0"),
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from advect.core.errors import UserError, did_you_mean, printable
+from advect.core.files import explain_disk_errors
 from advect.distributed.context import log_to_console
 from advect.distributed.env import DistEnv
 
@@ -69,7 +70,7 @@ def main() -> None:
 
 
 def run(words: list[str], *, own_process: bool = False) -> None:
-    """Run one command; ``words`` are those after ``advect``. Raises UserError for a mistake.
+    """Run one command; ``words`` are those after ``advect``. Raises UserError for a mistake, and errors of the disk.
 
     Among several processes, commands that are ``SHARED`` run on all of them, the others on the first one alone.
     In a process of its own a command makes PyTorch faster for all of it, see :func:`tune_process`.
@@ -91,12 +92,13 @@ def run(words: list[str], *, own_process: bool = False) -> None:
         from advect.core.device import tune_process
 
         tune_process()
-    if env.world > 1 and getattr(command, "SHARED", False):
-        from advect.distributed.launch import run_shared
+    with explain_disk_errors():
+        if env.world > 1 and getattr(command, "SHARED", False):
+            from advect.distributed.launch import run_shared
 
-        run_shared(lambda: command.run(words[1:]))
-    elif env.is_first:
-        command.run(words[1:])
+            run_shared(lambda: command.run(words[1:]))
+        elif env.is_first:
+            command.run(words[1:])
 
 
 def _without_local_rank(words: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,12 +11,33 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from advect.core.errors import UserError
+from advect.core.files import error_number
 from advect.distributed.comm import background_group, control_group, current
 from advect.distributed.parallel import local, local_range
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file: the one writer of weights, averages, states and cached tensors.
+
+    Takes tensors of any device, strides and shared memory. Raises OSError naming ``path``.
+    """
+    written, seen = {}, set[int]()
+    for name, tensor in tensors.items():
+        whole = tensor.detach().cpu().contiguous()
+        place = whole.untyped_storage().data_ptr()
+        written[name] = whole.clone() if whole.numel() and place in seen else whole
+        seen.add(place)
+    try:
+        save_file(written, path, metadata=None if header is None else dict(header))
+    except SafetensorError as error:
+        number = error_number(error)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from advect.checkpoint.async_writer import explain_run_error
 from advect.checkpoint.manifest import (
     checkpoint_step,
-    explain_full_disk,
     find_checkpoint,
     find_weights,
+    read_newest,
     remove_leftovers,
 )
 from advect.checkpoint.tensor_files import load_weights
@@ -125,7 +126,7 @@ def train(
         begin = broadcast_object(begin)
         if run_dir is None and begin is not None:
             context = replace(context, run_dir=begin.parent.parent)
-        with explain_full_disk(context.run_dir), kept_threads():
+        with explain_run_error(context.run_dir), kept_threads():
             return context.run_dir, _train(config, preset, context, begin, resume == "auto")
 
 
@@ -192,11 +193,16 @@ def _first_weights(config: Config) -> dict[str, Tensor] | None:
     begin = config.training.init_from
     if begin is None:
         return None
-    place = find_weights(begin)
-    file = place if place.is_file() else weight_file(place, ema=True)
-    if read_model_metadata(file).network != config.network:
-        raise UserError(f"--init-from {begin} has another network than this run; train it with --config of that run")
-    return load_weights(file)
+
+    def read(place: Path) -> dict[str, Tensor]:
+        file = place if place.is_file() else weight_file(place, ema=True)
+        if read_model_metadata(file).network != config.network:
+            raise UserError(
+                f"--init-from {begin} has another network than this run; train it with --config of that run"
+            )
+        return load_weights(file)
+
+    return read_newest(begin, read, find_weights)
 
 
 def _new_trainer(

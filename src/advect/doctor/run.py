@@ -15,7 +15,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from advect.checkpoint.manifest import HELD_OUT_LOSS, checkpoint_step, find_checkpoint, read_best, verify_checkpoint
+from advect.checkpoint.manifest import (
+    HELD_OUT_LOSS,
+    checkpoint_step,
+    find_checkpoint,
+    read_best,
+    read_newest,
+    verify_checkpoint,
+)
 from advect.config.plan import recipe_of
 from advect.core.errors import UserError
 from advect.core.files import read_file
@@ -176,17 +183,21 @@ def _rest_of_metrics(file: Path) -> tuple[int, int, float, dict[float, float]]:
 def _newest(folder: Path) -> tuple[int | None, str, int | None, int]:
     """Step of the newest checkpoint, its damage, the evaluations of its sampler, and the steps that its data take."""
     least = Recipe().least_steps
+
+    def read(checkpoint: Path) -> tuple[int, str, int | None, int]:
+        step, metadata = int(verify_checkpoint(checkpoint)["step"]), read_model_metadata(checkpoint / MODEL)
+        flow = build_flow(metadata, nn.Identity(), torch.device("cpu"))
+        return step, "", flow.nfe(SamplerConfig()), recipe_of(metadata.spec.modality).least_steps
+
     try:
         checkpoint = find_checkpoint(folder)
     except UserError:
         return None, "", None, least
     match = re.search(r"step-(\d+)", checkpoint.name)
     try:
-        step, metadata = int(verify_checkpoint(checkpoint)["step"]), read_model_metadata(checkpoint / MODEL)
-        flow = build_flow(metadata, nn.Identity(), torch.device("cpu"))
+        return read_newest(folder, read)
     except UserError as error:
         return int(match.group(1)) if match else None, str(error), None, least
-    return step, "", flow.nfe(SamplerConfig()), recipe_of(metadata.spec.modality).least_steps
 
 
 def check_logged(run: RunFacts) -> Finding | None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advect.checkpoint.manifest import find_weights
+from advect.checkpoint.manifest import find_weights, read_newest
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import NULL, Category, Conditions
@@ -34,7 +34,7 @@ def gather_samples(
     """
     if samples < 16:
         raise UserError(f"--samples must be at least 16, got {samples}; 500 is usual")
-    _, flow, source, _ = open_run(run, find_weights(run), True, device, data)
+    _, flow, source, _ = read_newest(run, lambda place: open_run(run, place, True, device, data), find_weights)
     train, held_out = rows_of(source, source.train, DATA_LIMIT), rows_of(source, source.held_out, DATA_LIMIT)
     made = flow.sample(samples, seed=seed)
     return compare(made.x, made.encoded, train, held_out, source, seed=seed)

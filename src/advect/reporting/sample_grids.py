@@ -26,6 +26,8 @@ class SampleGridCallback(PeriodicCallback):
     Processes share the sampling; the first, which has ``metrics``, writes.
     """
 
+    watches = "the picture of samples"
+
     def __init__(
         self,
         flow: Flow,
@@ -59,23 +61,26 @@ class SampleGridCallback(PeriodicCallback):
         return self.folder / f"step-{step:08d}.png"
 
     def run(self, step: int) -> None:
-        samples = self._sample()
         loss = None
         if rows := min(len(self.held_out), 2048):
             loss = held_out_loss(
                 self.flow.output, self.loss_fn, self.held_out, self.seed, device=self.flow.device, draws=rows
             )
-        if self.metrics is None or samples is None:
-            return
+        if self.metrics is not None and loss is not None:
+            self.metrics.write({"step": step, "held_out_loss": loss})
+            for tracker in self.loggers:
+                tracker.scalars({"held_out/loss": loss}, step)
+        samples = self._sample()
+        if self.metrics is not None and samples is not None:
+            with self.spared():
+                self._draw(samples, step)
+
+    def _draw(self, samples: Samples, step: int) -> None:
         if self._reference is None:
             self._reference = self.flow.modality.reference(self.held_out)
         image = self.flow.modality.plot(samples.x, samples.encoded, self._reference)
         for tracker in self.loggers:
             tracker.picture("samples", image, step)
-        if loss is not None:
-            self.metrics.write({"step": step, "held_out_loss": loss})
-            for tracker in self.loggers:
-                tracker.scalars({"held_out/loss": loss}, step)
         save_png(image, self._picture(step))
 
     def _sample(self) -> Samples | None:

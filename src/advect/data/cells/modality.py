@@ -16,6 +16,7 @@ from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.registry import register
 from advect.core.types import Conditions, DataSpec
 from advect.data.base import Split
+from advect.data.captions import Colouring
 from advect.data.cells.conditions import CellSplit
 from advect.data.cells.counts import CountComponents, count_noise
 from advect.data.cells.transform import Chain, Components, Expression
@@ -60,9 +61,9 @@ class CellsModality(VectorPlots[CellsMetadata]):
         atomic_write(path, lambda partial: join_h5ad(parts, partial, bar))
         return True
 
-    def plot_wide(self, x: Tensor, reference: Tensor | None) -> Image.Image:
+    def plot_wide(self, x: Tensor, reference: Tensor | None, colours: Colouring | None) -> Image.Image:
         """Principal components, and quantiles of named genes."""
-        return vector_plot(x, reference, names=self.metadata["var"]["genes"])
+        return vector_plot(x, reference, names=self.metadata["var"]["genes"], colours=colours)
 
     def data(self, split: Split, indices: np.ndarray) -> tuple[Tensor, Conditions]:
         """Measured expression (n, D), zeros included."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageColor, ImageDraw
 from torch import Tensor
 
 from advect.core.errors import UserError
@@ -16,10 +16,15 @@ from advect.core.registry import register
 from advect.core.types import Batch, Category, Conditions
 from advect.data.arrays import ArrayType, in_type
 from advect.data.base import Split
-from advect.data.modality import FINE, EstimatorDefaults, Modality, Recipe, Verdict, write_npz
+from advect.data.captions import condition_words, fit, font
+from advect.data.figure import TEXT
+from advect.data.modality import FINE, EstimatorDefaults, Modality, Recipe, Verdict, condition_columns, write_npz
 
 GAP, BACKGROUND = 2, 255
 """Grid: pixels between images and their grey level."""
+
+LETTER, LINE = 10, 13
+"""Pixels of letters and lines of captions."""
 
 
 @register("image")
@@ -70,13 +75,15 @@ class Images(Modality):
         return None
 
     def plot(self, x: Tensor, conditions: Conditions, reference: Batch | None = None) -> Image.Image:
-        """Grid with a column per value of the first category if it has 2 to 16, else 8 columns.
+        """Grid with a column per value of the first category if it has 2 to 16, else 8 columns, and captions.
 
         Black and white are the transform's ``low`` and ``high``, else the range of x.
         """
         values = next((len(c.names) for c in self.spec.conditions.values() if isinstance(c, Category)), 0)
         low, high = self.pixel_range or _range(x)
-        return image_grid(x, low, high, columns=values if 2 <= values <= 16 else 8)
+        title, words = condition_words(condition_columns(conditions, self.spec))
+        columns = values if 2 <= values <= 16 else 8
+        return image_grid(x, low, high, columns=columns, captions=words, title=title)
 
     def picture(self, x: Tensor) -> Image.Image:
         low, high = self.pixel_range or _range(x)
@@ -119,11 +126,20 @@ def to_bytes(x: Tensor, low: float, high: float) -> Tensor:
 
 
 def image_grid(
-    x: Tensor, low: float, high: float, *, columns: int = 8, rows: int | None = None, min_pixels: int = 48
+    x: Tensor,
+    low: float,
+    high: float,
+    *,
+    columns: int = 8,
+    rows: int | None = None,
+    min_pixels: int = 48,
+    captions: Sequence[str] = (),
+    title: str = "",
 ) -> Image.Image:
     """Arrange x (N, C, H, W) in data units row by row, black at ``low``, white at ``high``.
 
     Images with a longer side under ``min_pixels`` are enlarged by a whole factor. ``rows`` bounds the number of rows.
+    ``captions`` (N,), in lines, stand below the images, or once above a column that shares them, under a ``title``.
     One channel is grey, three are colour, others are shown side by side. Raises UserError for another shape, no image,
     or sizes below 1.
     """
@@ -139,9 +155,40 @@ def image_grid(
     y = y.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     n, c, h, w = y.shape
     columns = min(columns, n)
-    rows = math.ceil(n / columns)
-    canvas = torch.full((rows * (h + GAP) + GAP, columns * (w + GAP) + GAP, c), BACKGROUND, dtype=torch.uint8)
-    for i, image in enumerate(y):
-        top, left = GAP + (i // columns) * (h + GAP), GAP + (i % columns) * (w + GAP)
-        canvas[top : top + h, left : left + w] = image.movedim(0, 2)
-    return Image.fromarray((canvas[..., 0] if c == 1 else canvas).numpy())
+    lines = [fit(words, w, LETTER) for words in captions[:n]]
+    above = [lines[i] for i in range(columns)] if _shared(lines, columns) else []
+    strip = LINE * max(map(len, lines), default=0)
+    top = (LINE if lines else 0) + (strip if above else 0)
+    pitch = h + GAP + (0 if above else strip)
+    canvas = torch.full(
+        (top + math.ceil(n / columns) * pitch + GAP, columns * (w + GAP) + GAP, c), BACKGROUND, dtype=torch.uint8
+    )
+    places = [(GAP + (i % columns) * (w + GAP), top + GAP + (i // columns) * pitch) for i in range(n)]
+    for image, (left, up) in zip(y, places, strict=True):
+        canvas[up : up + h, left : left + w] = image.movedim(0, 2)
+    grid = Image.fromarray((canvas[..., 0] if c == 1 else canvas).numpy())
+    if lines:
+        words = [(GAP, 0, fit(title, grid.width - 2 * GAP, LETTER)[:1])]
+        words += [
+            (left, LINE if above else up + h, own) for (left, up), own in zip(places, above or lines, strict=False)
+        ]
+        _write(grid, words)
+    return grid
+
+
+def _shared(lines: Sequence[Sequence[str]], columns: int) -> bool:
+    """Whether each column of two rows or more has one caption."""
+    return len(lines) > columns and all(own == lines[i % columns] for i, own in enumerate(lines))
+
+
+def _write(grid: Image.Image, words: Sequence[tuple[int, int, Sequence[str]]]) -> None:
+    """Write lines at places (left, top)."""
+    draw = ImageDraw.Draw(grid)
+    for left, top, lines in words:
+        for i, line in enumerate(lines):
+            draw.text(
+                (left, top + i * LINE),
+                line,
+                fill=TEXT if grid.mode == "RGB" else ImageColor.getrgb(TEXT)[0],
+                font=font(LETTER),
+            )

@@ -14,8 +14,9 @@ from torch import Tensor
 from advect.core.errors import UserError
 from advect.core.registry import register
 from advect.core.types import LENGTH, Batch, Conditions, without_padding
+from advect.data.captions import condition_words, fit
 from advect.data.figure import ALARM, OTHERS, SAMPLES, TEXT, caption, new_figure, plot_unit, style, to_image
-from advect.data.modality import Modality, write_npz
+from advect.data.modality import Modality, condition_columns, write_npz
 from advect.data.sequences.dataset import SequenceMetadata, steps_of
 from advect.data.sequences.transform import SequenceTransform
 from advect.data.tables.columns import Categories, Column, column_from_config
@@ -74,10 +75,21 @@ class SequencesModality(Modality[SequenceMetadata]):
         numbers = [i for i, column in enumerate(columns) if column["kind"] == "number" and not column["unit"]]
         numbers = numbers or list(range(len(columns)))
         names = [columns[i]["name"] for i in numbers]
+        words: dict[str, Any] = {"names": names, "captions": self._captions(conditions)}
         if reference is None:
-            return series_plot(x[..., numbers], conditions.get(LENGTH), names=names)
-        real = (reference.cond or {}).get(LENGTH)
-        return series_plot(x[..., numbers], conditions.get(LENGTH), reference.x1[..., numbers], real, names=names)
+            return series_plot(x[..., numbers], conditions.get(LENGTH), **words)
+        cond = reference.cond or {}
+        words["reference_captions"] = self._captions(cond)
+        return series_plot(
+            x[..., numbers], conditions.get(LENGTH), reference.x1[..., numbers], cond.get(LENGTH), **words
+        )
+
+    def _captions(self, conditions: Conditions) -> list[str]:
+        """Conditions other than the length, in a line each for the plots."""
+        some = {name: value[: ROWS * COLUMNS] for name, value in conditions.items() if name != LENGTH}
+        title, words = condition_words(condition_columns(some, self.spec))
+        alone = f"{title} " if len(some) == 1 else ""
+        return [alone + own.replace("\n", ", ") for own in words]
 
 
 def _array(x: np.ndarray, columns: Sequence[Column]) -> np.ndarray:
@@ -97,12 +109,14 @@ def series_plot(
     reference_lengths: Tensor | None = None,
     *,
     names: Sequence[str] = (),
+    captions: Sequence[str] = (),
+    reference_captions: Sequence[str] = (),
 ) -> Image.Image:
     """Draw the first sequences x (N, L, C) on the left, beside the first of ``reference`` (M, L, C).
 
     All plots share axes that span the data, or the samples if there is none. Draws up to eight of each, or sixteen
-    samples without data, and the first four channels, named by ``names`` (C). Steps from ``lengths`` (N,) on are
-    padding. Raises UserError for another shape.
+    samples without data, and the first four channels, named by ``names`` (C), under their captions. Steps from
+    ``lengths`` (N,) on are padding. Raises UserError for another shape.
     """
     for value, argument in ((x, "x"), (reference, "reference")):
         if value is not None and (value.ndim != 3 or not value.numel()):
@@ -118,9 +132,11 @@ def series_plot(
     figure = new_figure(WIDTH, ROW * rows + MARGIN)
     grid = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False)
     own, real = (grid[:, :half], grid[:, half:]) if data else (grid, grid[:, :0])
-    for places, lines in ((own, samples), (real, data)):
+    for places, lines, words in ((own, samples, captions), (real, data, reference_captions)):
         for i, axes in enumerate(places.flat):
             _draw(axes, lines[i] if i < len(lines) else None)
+            if i < min(len(lines), len(words)):
+                axes.set_title(" ".join(fit(words[i], 170, 8)), fontsize=6.5, color=TEXT, loc="right", pad=2)
     low, high = _range(data or samples)
     grid[0, 0].set(xlim=(0, max(x.shape[1] - 1, 1)), ylim=(low, high))
     figure.supxlabel("step" + (f"; values in units of {unit:.3g}" if unit != 1 else ""), fontsize=7, color=TEXT)

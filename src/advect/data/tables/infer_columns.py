@@ -18,6 +18,7 @@ from advect.data.tables.arrow import arrow_array, arrow_text, arrow_time_unit, a
 from advect.data.tables.columns import Categories, Column, Number
 from advect.data.tables.scaling import StandardScaling, choose_scaling, require_scaling
 from advect.data.tables.text import as_series, infer_text
+from advect.data.transforms import check_span
 
 EXACT = 2**53
 """float64 represents all whole numbers up to this."""
@@ -232,6 +233,7 @@ def _number(
 ) -> Number:
     absent = np.isnan(values)
     present = values[~absent]
+    check_span([present.min()], [present.max()], f"column {name!r}")
     fitted = present if train is None else values[train & ~absent]
     return Number(
         name=name,
@@ -350,7 +352,8 @@ def condition_of(column: Column, values: np.ndarray, train: np.ndarray) -> tuple
             " seconds"
         )
     moments = (scaling.mean,), (scaling.std,), tuple((float(v),) for v in some)
-    spec = Quantity((column.name,), *moments, unit=unit, origin=column.origin, step=column.step)
+    place: Any = {"unit": unit, "origin": column.origin, "step": column.step}
+    spec = Quantity((column.name,), *moments, **place)
     return spec, ((values - scaling.mean) / scaling.std).astype(np.float32)[:, None]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from advect.core.errors import optional_import
 from advect.core.registry import register
 from advect.core.types import Conditions
+from advect.data.captions import Colouring
 from advect.data.modality import DISTANCES, Modality
 from advect.data.tables.dataset import TableMetadata, frame_of
 from advect.data.tables.files import write_in_style
@@ -44,12 +45,12 @@ class Tables(VectorPlots[TableMetadata]):
         frame = frame_of(x, conditions, self.metadata, text=self.metadata["suffix"] == ".csv")
         return [write_in_style(folder, frame, self.metadata)]
 
-    def plot_wide(self, x: Tensor, reference: Tensor | None) -> Image.Image:
+    def plot_wide(self, x: Tensor, reference: Tensor | None, colours: Colouring | None) -> Image.Image:
         """Components of scaled columns (columns differ in unit or are codes); quantiles of numbers."""
         columns = self.metadata["transform"]["columns"]
         numbers = [i for i, column in enumerate(columns) if column["kind"] == "number"]
         names = [column["name"] for column in columns]
-        return vector_plot(x, reference, names=names, features=numbers, embed=self.transform.forward)
+        return vector_plot(x, reference, names=names, features=numbers, embed=self.transform.forward, colours=colours)
 
     def feature_space(self, x: Tensor) -> Tensor:
         """Rows (n, D) in table units as scaled columns (n, K)."""

@@ -16,6 +16,7 @@ from advect.core.files import atomic_write
 from advect.core.registry import register
 from advect.core.types import Batch, Conditions
 from advect.data.arrays import in_type
+from advect.data.captions import Colouring, colouring
 from advect.data.modality import M, Modality, condition_columns, labels_of, write_npz
 from advect.data.vectors.parquet import VectorMetadata, write_vectors
 from advect.data.vectors.plot import scatter_plot, vector_plot
@@ -28,15 +29,18 @@ class VectorPlots(Modality[M]):
     trajectories = 200
 
     def plot(self, x: Tensor, conditions: Conditions, reference: Batch | None = None) -> Image.Image:
-        """Scatter plot over the data for D <= 2; else two principal components and quantiles per feature."""
-        behind = None if reference is None else reference.x1
-        if max(x.shape[1], self.spec.shape[0]) <= 2:
-            return scatter_plot(x, behind)
-        return self.plot_wide(x, behind)
+        """Scatter plot over the data for D <= 2; else two principal components and quantiles per feature.
 
-    def plot_wide(self, x: Tensor, reference: Tensor | None) -> Image.Image:
+        Samples are coloured by a condition.
+        """
+        behind, colours = None if reference is None else reference.x1, colouring(conditions, self.spec)
+        if max(x.shape[1], self.spec.shape[0]) <= 2:
+            return scatter_plot(x, behind, colours)
+        return self.plot_wide(x, behind, colours)
+
+    def plot_wide(self, x: Tensor, reference: Tensor | None, colours: Colouring | None) -> Image.Image:
         """Plot of more than two dimensions."""
-        return vector_plot(x, reference)
+        return vector_plot(x, reference, colours=colours)
 
 
 @register("vector")

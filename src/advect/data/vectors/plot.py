@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from advect.core.errors import UserError
+from advect.data.captions import Colouring
 from advect.data.figure import ALARM, DATA, OTHERS, SAMPLES, TEXT, caption, new_figure, plot_unit, style, to_image
 
 if TYPE_CHECKING:
@@ -19,21 +20,22 @@ if TYPE_CHECKING:
 SIZE, POINTS = 512, 2000
 
 
-def scatter_plot(x: Tensor, reference: Tensor | None = None) -> Image.Image:
+def scatter_plot(x: Tensor, reference: Tensor | None = None, colours: Colouring | None = None) -> Image.Image:
     """Plot x (N, D) over ``reference`` (M, D), at most 2,000 points each, in 512 x 512 pixels.
 
     D = 1 gives histograms; D > 2 the first two principal components of the reference, or of x without one. Axes span
-    the reference and the middle 98% of x. Non-finite samples are omitted and counted in the title. Raises UserError
-    for another shape.
+    the reference and the middle 98% of x. Non-finite samples are omitted and counted in the title. ``colours`` are of
+    the samples. Raises UserError for another shape.
     """
     figure = new_figure(SIZE, SIZE)
-    draw_scatter(figure.subplots(), rows(x, "x"), reference_rows(x, reference))
+    draw_scatter(figure.subplots(), rows(x, "x"), reference_rows(x, reference), colours)
     return to_image(figure)
 
 
-def draw_scatter(axes: Axes, points: np.ndarray, behind: np.ndarray) -> None:
+def draw_scatter(axes: Axes, points: np.ndarray, behind: np.ndarray, colours: Colouring | None = None) -> None:
     """Draw :func:`scatter_plot` of rows (N, D) and (M, D), M = 0 without data, on axes."""
     finite = np.asarray(np.isfinite(points).all(axis=1))
+    shown = np.flatnonzero(finite)
     lost, points = int((~finite).sum()), points[finite]
     wide, unit = points.shape[1] > 2, plot_unit(points, behind)
     points, behind = points / unit, behind / unit
@@ -43,21 +45,62 @@ def draw_scatter(axes: Axes, points: np.ndarray, behind: np.ndarray) -> None:
         bins = np.histogram_bin_edges(np.concatenate([points, behind])[:, 0], 60).tolist()
         if len(behind):
             axes.hist(behind[:, 0], bins=bins, density=True, color=DATA, label="data")
-        if len(points):
+        groups = colours.groups(shown) if colours is not None and colours.names else []
+        if len(points) and groups:
+            share = 1 / (len(points) * np.diff(bins).mean())
+            for (name, places), colour in zip(groups, _palette(groups), strict=True):
+                own = points[places, 0]
+                weights = np.full(len(own), share)
+                axes.hist(own, bins=bins, weights=weights, histtype="step", color=colour, label=name)
+        elif len(points):
             axes.hist(points[:, 0], bins=bins, density=True, histtype="step", color=SAMPLES, label="samples")
     else:
         axes.scatter(*behind.T, s=4, c=DATA, linewidths=0, label="data")
-        axes.scatter(*points.T, s=5, c=SAMPLES, linewidths=0, alpha=0.8, label="samples")
+        _draw_points(axes, points, colours, shown)
         _limit(axes, points, behind)
     if wide:
         axes.set_xlabel("first principal component", fontsize=6.5, color=TEXT)
         axes.set_ylabel("second principal component", fontsize=6.5, color=TEXT)
     if unit != 1:
         axes.set_xlabel(f"{axes.get_xlabel()} in units of {unit:.3g}".strip(), fontsize=6.5, color=TEXT)
-    if len(behind):
+    if colours is not None and colours.names and len(points):
+        axes.figure.legend(
+            *axes.get_legend_handles_labels(), title=caption(colours.title, 80), title_fontsize=6.5, fontsize=6, frameon=False,
+            loc="outside lower left", ncols=6, markerscale=2, alignment="left", labelcolor=TEXT,
+        )  # fmt: skip
+    elif len(behind):
         axes.legend(fontsize=6, frameon=False, loc="upper right", markerscale=1.5)
     if lost:
         axes.set_title(f"{lost} of {len(finite)} samples are not finite", fontsize=7, color=ALARM)
+
+
+def _draw_points(axes: Axes, points: np.ndarray, colours: Colouring | None, shown: np.ndarray) -> None:
+    """Samples (N, 2), the ``shown`` ones, in one colour or those of a condition."""
+    look: dict[str, Any] = {"s": 5, "linewidths": 0, "alpha": 0.8}
+    if colours is None or not len(points):
+        axes.scatter(*points.T, c=SAMPLES, label="samples", **look)
+    elif colours.names:
+        groups = colours.groups(shown)
+        for (name, places), colour in zip(groups, _palette(groups), strict=True):
+            axes.scatter(*points[places].T, color=colour, label=caption(name), **look)
+    else:
+        drawn = axes.scatter(*points.T, c=colours.values[shown], cmap="viridis", label="samples", **look)
+        bar = axes.figure.colorbar(drawn, ax=axes, shrink=0.6, pad=0.01)
+        bar.set_label(caption(colours.title, 80), fontsize=6.5, color=TEXT)
+        bar.ax.tick_params(labelsize=6, labelcolor=TEXT, length=2)
+        if colours.unit:
+            from matplotlib.ticker import FuncFormatter
+
+            date = lambda value, _: str(np.array(int(value), f"M8[{colours.unit}]")).replace("T00:00:00", "")
+            bar.ax.yaxis.set_major_formatter(FuncFormatter(date))
+
+
+def _palette(groups: Sequence[tuple[str, np.ndarray]]) -> list[Any]:
+    """A colour for each group; others and none are grey."""
+    from matplotlib import colormaps
+
+    own = [colour for i, colour in enumerate(colormaps["tab10"].colors) if i != 7]  # type: ignore[attr-defined] - grey
+    return [TEXT if name in ("others", "none") else own[i % len(own)] for i, (name, _) in enumerate(groups)]
 
 
 def rows(x: Tensor, argument: str) -> np.ndarray:
@@ -110,6 +153,7 @@ def vector_plot(
     names: Sequence[str] = (),
     features: Sequence[int] | None = None,
     embed: Callable[[Tensor], Tensor] | None = None,
+    colours: Colouring | None = None,
 ) -> Image.Image:
     """Draw x (N, D) over ``reference`` (M, D): principal components and quantiles of each feature.
 
@@ -122,6 +166,7 @@ def vector_plot(
         names: feature names (D); default x1 to xD.
         features: features with quantiles, such as numbers but not codes; default all.
         embed: maps (n, D) -> (n, K) before the components; default the identity.
+        colours: of the samples in the first part.
 
     Raises:
         UserError: another shape.
@@ -130,12 +175,12 @@ def vector_plot(
     places = embed or (lambda rows: rows)
     chosen = list(range(x.shape[1])) if features is None else list(features)
     if reference is None:
-        return scatter_plot(places(x))
+        return scatter_plot(places(x), colours=colours)
     if not chosen:
-        return scatter_plot(places(x), places(reference))
+        return scatter_plot(places(x), places(reference), colours)
     figure = new_figure(2 * SIZE, SIZE)
     left, right = figure.subplots(1, 2)
-    draw_scatter(left, rows(places(x), "x"), rows(places(reference), "reference"))
+    draw_scatter(left, rows(places(x), "x"), rows(places(reference), "reference"), colours)
     titles = [names[i] if names else f"x{i + 1}" for i in chosen]
     draw_quantiles(right, rows(x, "x")[:, chosen], behind[:, chosen], titles)
     return to_image(figure)
