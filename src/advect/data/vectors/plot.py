@@ -65,8 +65,8 @@ def draw_scatter(axes: Axes, points: np.ndarray, behind: np.ndarray, colours: Co
         axes.set_xlabel(f"{axes.get_xlabel()} in units of {unit:.3g}".strip(), fontsize=6.5, color=TEXT)
     if colours is not None and colours.names and len(points):
         axes.figure.legend(
-            *axes.get_legend_handles_labels(), title=caption(colours.title, 80), title_fontsize=6.5, fontsize=6, frameon=False,
-            loc="outside lower left", ncols=6, markerscale=2, alignment="left", labelcolor=TEXT,
+            *axes.get_legend_handles_labels(), title=caption(colours.title, 80), title_fontsize=6.5, fontsize=6,
+            frameon=False, loc="outside lower left", ncols=6, markerscale=2, alignment="left", labelcolor=TEXT,
         )  # fmt: skip
     elif len(behind):
         axes.legend(fontsize=6, frameon=False, loc="upper right", markerscale=1.5)
