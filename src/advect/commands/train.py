@@ -165,7 +165,7 @@ def _train(config: Config, preset: str, context: RunContext, checkpoint: Path | 
                 if source.real.copies is not None:
                     atomic_write_text(run_dir / COPIES, source.real.copies.to_csv())
                 step = trainer.state.progress.step
-                write_environment(context, fingerprint=source.fingerprint, step=step)
+                write_environment(context, fingerprint=source.fingerprint, step=step, steps=plan.steps)
         _announce(config, preset, source, trainer, context, plan)
         _announce_threads(threads, trainer)
         reason = trainer.run()

@@ -125,7 +125,8 @@ def _flat(points: np.ndarray, behind: np.ndarray) -> tuple[np.ndarray, np.ndarra
         return points[:, :2], behind[:, :2]
     from sklearn.decomposition import PCA
 
-    pca = PCA(2, random_state=0).fit(basis)
+    with np.errstate(invalid="ignore", divide="ignore"):  # constant data have no variance to share out
+        pca = PCA(2, random_state=0).fit(basis)
     return (pca.transform(points) if len(points) else points[:, :2]), (
         pca.transform(behind) if len(behind) else behind[:, :2]
     )
