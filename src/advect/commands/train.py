@@ -72,7 +72,8 @@ def run(words: list[str]) -> None:
         with sync_errors():
             check_config(a.settings)
             comment = _dry_plan(a.settings)
-        logger.info(a.settings.to_yaml(preset).rstrip("\n") + comment)
+        for line in (a.settings.to_yaml(preset).rstrip("\n") + comment).split("\n"):
+            logger.info(line)
         return
     if a.nproc != 1:
         launch_processes("train", words, a.nproc, a.settings.training.device)
@@ -164,7 +165,7 @@ def _train(config: Config, preset: str, context: RunContext, checkpoint: Path | 
                 if source.real.copies is not None:
                     atomic_write_text(run_dir / COPIES, source.real.copies.to_csv())
                 step = trainer.state.progress.step
-                write_environment(context, fingerprint=source.fingerprint, step=step)
+                write_environment(context, fingerprint=source.fingerprint, step=step, steps=plan.steps)
         _announce(config, preset, source, trainer, context, plan)
         _announce_threads(threads, trainer)
         reason = trainer.run()

@@ -113,13 +113,14 @@ def _differences(there: dict, here: dict) -> list[tuple[str, str]]:
 _LIBRARIES = ("advect", "torch", "numpy", "safetensors", "scikit-learn", "pillow", "tyro")
 
 
-def write_environment(context: RunContext, *, fingerprint: str, step: int) -> None:
-    """Write the file, or append a resumption; a damaged one begins anew."""
+def write_environment(context: RunContext, *, fingerprint: str, step: int, steps: int) -> None:
+    """Write the file, or append a resumption, at ``step`` of the ``steps`` planned; a damaged one begins anew."""
     path = context.run_dir / "environment.json"
     start = {
         "command": command_line(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "step": step,
+        "planned_steps": steps,
         "device": device_name(context.device),
         "processes": context.env.world,
         "threads": torch.get_num_threads(),

@@ -51,6 +51,7 @@ class RunFacts:
         best: step of the checkpoint that samples come from, if it is not the last.
         infinite: rows with a non-finite loss or norm.
         skipped: steps skipped by float16 loss scaling.
+        total: steps of all epochs as planned, or None.
         epoch_step, epochs: step of the last finished epoch, and number of epochs.
         checkpoint: step of the newest complete checkpoint, or None.
         damaged: damage of the newest checkpoint, or "".
@@ -73,6 +74,7 @@ class RunFacts:
     best: int | None = None
     infinite: int = 0
     skipped: int = 0
+    total: int | None = None
     epoch_step: int = 0
     epochs: int = 0
     checkpoint: int | None = None
@@ -92,9 +94,10 @@ class RunFacts:
 
     @property
     def whole(self) -> int | None:
-        """Steps of all epochs, or None before the end of the first."""
+        """Steps of all epochs; estimated, and None before the end of the first, for runs that did not write it."""
         epochs = self.option("training", "num_epochs")
-        return math.ceil(self.epoch_step / self.epochs * epochs) if self.epochs and epochs else None
+        estimate = round(self.epoch_step / self.epochs * epochs) if self.epochs and epochs else None
+        return self.total or estimate
 
     @property
     def planned(self) -> int | None:
@@ -143,6 +146,7 @@ def read_facts(path: Path) -> RunFacts:
         best=checkpoint_step(Path(best.name)) if best and best.metric == HELD_OUT_LOSS else None,
         infinite=infinite,
         skipped=int(last.get("skipped_steps", 0)),
+        total=_planned_steps(run.environment),
         epoch_step=epoch_step,
         epochs=run.epochs,
         checkpoint=checkpoint,
@@ -155,6 +159,14 @@ def read_facts(path: Path) -> RunFacts:
         quality=run.quality,
         path=str(folder),
     )
+
+
+def _planned_steps(environment: dict[str, Any]) -> int | None:
+    """Steps of all epochs, of the last start."""
+    later = environment.get("resumed")
+    starts = [environment, *(later if isinstance(later, list) else ())]
+    found = [start.get("planned_steps") for start in starts if isinstance(start, dict)]
+    return next((steps for steps in reversed(found) if isinstance(steps, int) and steps > 0), None)
 
 
 def _number(value: object) -> float:
