@@ -1,4 +1,4 @@
-"""Commands killed at each of their writes, and repeated: the same bytes as never killed, and nothing half looks whole."""
+"""Commands killed at each of their writes, and repeated: the same bytes as never killed, nothing half looks whole."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    "nths", [(4, 9, 14, 19, 23), pytest.param(tuple(range(1, 40)), marks=pytest.mark.slow)], ids=["some", "all"]
+    "nths", [(9, 19), pytest.param(tuple(range(1, 40)), marks=pytest.mark.slow)], ids=["some", "all"]
 )
 def test_a_sampling_killed_at_a_write_is_no_set_and_is_repeated(moons_run: Path, tmp_path: Path, nths) -> None:
     call = f"sample {moons_run} --num-samples 20 --num-steps 2 --output-dir out"
