@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -357,3 +358,25 @@ def test_importing_advect_and_help_load_nothing_heavy() -> None:
         program = f"{code}; import sys; print('LOADED', *sorted(sys.modules))"
         out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
         assert not heavy & set(out.split("LOADED")[1].split())
+
+
+def test_warnings_of_libraries_are_not_shown_unless_asked_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    def noisy(words: list[str]) -> None:
+        for kind in (DeprecationWarning, FutureWarning, RuntimeWarning, UserWarning):
+            warnings.warn_explicit(f"old {kind.__name__}", kind, "library.py", 7)
+        assert warnings.filters == filters
+
+    filters = list(warnings.filters)
+    before = warnings.showwarning
+    monkeypatch.setattr("advect.commands.presets.run", noisy)
+    monkeypatch.setattr(sys, "warnoptions", [])
+    with caplog.at_level("DEBUG", "advect"):
+        monkeypatch.setattr("advect.cli.log_to_console", lambda: None)  # which sets the level
+        cli.run(["presets"])
+    assert not recwarn and "library.py:7: FutureWarning: old FutureWarning" in caplog.messages
+    assert (warnings.filters, warnings.showwarning) == (filters, before)
+    monkeypatch.setattr(sys, "warnoptions", ["default"])
+    cli.run(["presets"])
+    assert "old UserWarning" in [str(found.message) for found in recwarn]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from advect.checkpoint.manifest import find_weights, read_newest
+from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import NULL, Category, Conditions
@@ -297,7 +298,7 @@ def check_quality(run: RunFacts) -> Finding | None:
             "note",
             "The run's own solver takes too few steps",
             {**figures, "evaluations of the run's own": own[0], "their distance": own[1]},
-            f"advect sample --solver {best['solver']} --num-steps {best['steps']}",
+            _sampler_flags(best),
         )
     if best["distance"] <= 5 * floor:
         return Finding("ok", "The samples' distance to held-out data is near that of real data", figures)
@@ -307,6 +308,14 @@ def check_quality(run: RunFacts) -> Finding | None:
         figures,
         "train longer, a larger network, more data; or another --times, --weight or --coupling",
     )
+
+
+def _sampler_flags(best: Mapping[str, Any]) -> str:
+    """Flags of a report's best point; older ones do not tell its steps."""
+    solver, steps = str(best["solver"]), best.get("steps")
+    if steps is None and solver in registry.choices("solver"):
+        steps = max(1, round(best["nfe"] / registry.get("solver", solver).evaluations))  # pyright: ignore[reportAttributeAccessIssue]
+    return f"advect sample --solver {solver}" + (f" --num-steps {steps}" if steps else "")
 
 
 def check_copies(run: RunFacts) -> Finding | None:
