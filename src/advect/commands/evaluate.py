@@ -49,7 +49,8 @@ def run(words: list[str]) -> None:
         with sync_errors():
             c = parse_compare(words)
             lines = results.compare(c.compare, force=c.force)
-        logger.info("\n".join(lines))
+        for line in lines:
+            logger.info(line)
         return
     place, flags = split_place(words, "advect eval", EvalConfig)
     with sync_errors():
@@ -57,7 +58,8 @@ def run(words: list[str]) -> None:
     if a.nproc != 1:
         launch_processes("eval", words, a.nproc, a.device)
     file, result = evaluate(place, a)
-    logger.info("\n".join([*results.table(result), *results.flow_lines(result), f"result: {file}"]))
+    for line in (*results.table(result), *results.flow_lines(result), f"result: {file}"):
+        logger.info(line)
 
 
 def parse_eval(flags: list[str]) -> EvalConfig:

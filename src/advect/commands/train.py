@@ -72,7 +72,8 @@ def run(words: list[str]) -> None:
         with sync_errors():
             check_config(a.settings)
             comment = _dry_plan(a.settings)
-        logger.info(a.settings.to_yaml(preset).rstrip("\n") + comment)
+        for line in (a.settings.to_yaml(preset).rstrip("\n") + comment).split("\n"):
+            logger.info(line)
         return
     if a.nproc != 1:
         launch_processes("train", words, a.nproc, a.settings.training.device)

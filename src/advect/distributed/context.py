@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advect.core.errors import UserError
+from advect.core.errors import UserError, printable
 from advect.distributed.comm import current, process_group
 from advect.distributed.env import DistEnv
 
@@ -75,7 +75,8 @@ class ConsoleHandler(logging.Handler):
 
         warning = record.levelno >= logging.WARNING
         file = sys.stderr if warning else sys.stdout
-        tqdm.write(f"warning: {self.format(record)}" if warning else self.format(record), file=file)
+        text = printable(self.format(record), lines=bool(record.exc_info))
+        tqdm.write(f"warning: {text}" if warning else text, file=file)
         file.flush()
 
 

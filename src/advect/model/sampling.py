@@ -27,6 +27,7 @@ from advect.checkpoint.manifest import (
 from advect.core.files import claim_folder
 from advect.core.memory import check_disk
 from advect.core.types import Conditions
+from advect.data.tables.files import quote_formulas
 from advect.distributed.comm import broadcast_object, sync_errors, without_timeout
 from advect.distributed.context import run_context
 from advect.distributed.env import DistEnv
@@ -52,12 +53,13 @@ def sample_run(
     save_individual: bool = False,
     output_dir: Path | None = None,
     overwrite: bool = False,
+    safe_csv: bool = False,
     part_size: int | None = None,
     device: str = "auto",
 ) -> list[Path]:
     """Sample a run into a folder; return the files of ``Modality.write``, and samples.json.
 
-    ``cond`` has values by name, or words NAME=VALUE.
+    ``cond`` has values by name, or words NAME=VALUE. ``safe_csv``: see :func:`quote_formulas`.
 
     More than ``part_size`` (10,000) samples, or several processes, make shards, which are joined (see
     ``sharded_samples``); only the first process returns the files. Resumable after complete shards. Raises
@@ -88,6 +90,7 @@ def sample_run(
             check_disk(f"{n:,} samples of shape {shape} take", size, folder, "draw fewer, or see --output-dir")
             if me.is_first:
                 how = {"n": n, **_resolved(sampler, flow), "seed": seed, "batch_size": batch_size}
+                how |= {"safe_csv": True} if safe_csv else {}
                 facts = {"ema": mean, **how, "conditions": conditions_to_dict(cond)}
                 plan = {**identity, **facts, "individual": save_individual, "parts": count}
                 count = open_plan(folder, plan, fixed=part_size is not None, overwrite=overwrite)
@@ -98,7 +101,11 @@ def sample_run(
             options = {"batch_size": batch_size, "rows": rows, "progress": bar}
             samples = flow.sample(n, seed=seed, cond=cond, **sampler.arguments(), **options)
             options = {"individual": save_individual, "first": rows.start, "seed": seed}
-            return flow.modality.write(samples.x, samples.encoded, folder, **options)
+            files = flow.modality.write(samples.x, samples.encoded, folder, **options)
+            for file in files if safe_csv else ():
+                if file.suffix == ".csv":
+                    quote_formulas(file)
+            return files
 
         parts = SampleShards(folder=folder, n=n, count=broadcast_object(count))
         return _write(parts, fill, facts, me, flow.modality.join)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from markupsafe import Markup
 
+from advect.core.errors import printable
 from advect.core.files import atomic_write_text
 from advect.evaluation.budget import describe_limits
 from advect.reporting import plots
@@ -40,10 +41,16 @@ def write_page(path: Path, template: str, values: dict[str, Any]) -> Path:
     from markupsafe import Markup
 
     here = files("advect.reporting") / "templates"
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    options: dict[str, Any] = {"autoescape": True, "undefined": StrictUndefined, "finalize": _printed}
+    page = Environment(trim_blocks=True, lstrip_blocks=True, **options)
     text = page.from_string(here.joinpath(template).read_text(encoding="utf-8"))
     atomic_write_text(path, text.render(values, style=Markup(here.joinpath("page.css").read_text(encoding="utf-8"))))
     return path
+
+
+def _printed(value: Any) -> Any:
+    """A value of the template, text without control characters."""
+    return printable(value, lines=True) if type(value) is str else value
 
 
 T = TypeVar("T")
