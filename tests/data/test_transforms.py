@@ -1,13 +1,25 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from advect.core.errors import UserError
-from advect.data import Identity, PixelScale, SequenceTransform, Standardize, transform_from_config
+from advect.data import (
+    Arrays,
+    Cells,
+    Identity,
+    PixelScale,
+    SequenceTransform,
+    Standardize,
+    Table,
+    transform_from_config,
+)
+from advect.data.arrays import in_type
 from advect.data.transforms import Whiten
 
 AWKWARD = Standardize([0.1, -1e-300, 1 / 3, 1e17], [1e-8, 2**-52, 0.3, 7.0])
@@ -171,3 +183,39 @@ class TestWhiten:
     def test_a_singular_root_is_refused(self) -> None:
         with pytest.raises(UserError, match="lower triangle"):
             Whiten(Identity(), torch.zeros(2), torch.zeros(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype"), [(3.3e38, np.float32), (3e38, np.float64), (6e4, np.float16), (8e307, np.float64)]
+)
+@pytest.mark.parametrize("kind", ["vectors", "images", "table", "cells"])
+def test_nothing_infinite_comes_out_of_columns_of_any_size(kind: str, size: float, dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    x = np.stack([rng.permutation(np.linspace(-size, size, 64)), rng.normal(size=64)], 1).astype(dtype)
+    if kind == "cells":
+        if dtype != np.float32:
+            pytest.skip("counts are float32")
+        anndata = pytest.importorskip("anndata")
+        transform: Any = Cells(anndata.AnnData(abs(x)), normalise=False, log1p=False, held_out=0.0).transform
+    elif kind == "table":
+        transform = Table(pd.DataFrame(x, columns=["a", "b"]), held_out=0.0).transform
+    else:
+        pixels = {"value_range": (-size, size)} if kind == "images" else {}
+        transform = Arrays(x if kind == "vectors" else x.reshape(8, 1, 4, 4), held_out=0.0, **pixels).transform
+    far = torch.tensor([-60.0, -9.0, -1.0, 0.0, 1.0, 9.0, 60.0])
+    shape = (1, 4, 4) if kind == "images" else (2,)
+    y = transform.inverse(far.view(-1, *[1] * len(shape)).expand(-1, *shape))
+    assert torch.isfinite(y).all()
+    first = y.flatten(1)[:, 0]
+    assert (first.diff() >= 0).all() and first[-1] > size / 2
+    told = in_type(y, {"dtype": np.dtype(dtype).name})
+    assert told.dtype == dtype and np.isfinite(told).all()
+
+
+@pytest.mark.parametrize("build", [Arrays, lambda x, **given: Table(pd.DataFrame(x, columns=["a", "b"]), **given)])
+def test_columns_wider_than_float64_are_refused(build: Any) -> None:
+    x = np.array([[-1e308, 0.0], [1e308, 1.0], [0.0, 2.0]])
+    with pytest.raises(UserError, match=r"(feature 0|column 'a') lies from -1e.308 to 1e.308, further apart"):
+        build(x, held_out=0.0)
+    with pytest.raises(UserError, match=r"the pixel range lies from -1e.308 to 1e.308"):
+        PixelScale(-1e308, 1e308)

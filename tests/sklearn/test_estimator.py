@@ -375,3 +375,10 @@ def test_constant_columns_come_back_exactly(points: np.ndarray) -> None:
     x = np.c_[points, np.full(len(points), 0.1), np.full(len(points), -3e7)]
     made = small(steps=3).fit(x).sample(20)
     assert (made[:, 3:] == x[0, 3:]).all() and made[:, 0].std() > 0
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(3.3e38, np.float32), (6e4, np.float16), (8e307, np.float64)])
+def test_samples_are_finite_whatever_the_size_of_a_column(size: float, dtype: type) -> None:
+    x = np.stack([np.linspace(-size, size, 40), np.linspace(0, 1, 40)], 1).astype(dtype)
+    new = FlowModel(steps=3, hidden=4, early_stopping=False, random_state=0).fit(x).sample(3000)
+    assert new.dtype == dtype and np.isfinite(new).all() and np.abs(new[:, 0].astype(float)).max() > size / 2

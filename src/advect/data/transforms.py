@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,13 +29,16 @@ _KINDS: dict[str, type[Transform]] = {}
 class Transform(ABC):
     """Map between data units and model units, on its argument's device.
 
-    Model units are float32. Data units are float64 if :func:`needs_float64`, else float32.
+    Model units are float32. Data units are float64 if :func:`needs_float64`, else float32; what lies beyond the range
+    of their type, as samples of columns near its end may, becomes its largest number.
     """
 
     kind: ClassVar[str]
 
     def __init_subclass__(cls) -> None:
         _KINDS[cls.kind] = cls
+        if "inverse" in cls.__dict__:
+            cls.inverse = _within_range(cls.inverse)  # pyright: ignore[reportAttributeAccessIssue]
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -73,6 +76,28 @@ class Transform(ABC):
     def from_config(cls, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> Transform:
         """Build from :meth:`to_config` without its kind, and :meth:`tensors`. Raises TypeError if they do not fit."""
         return cls(**config, **tensors)
+
+
+def _within_range(inverse: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    """``inverse`` with the largest number of its type for each infinite one."""
+
+    @wraps(inverse)
+    def finite(self: Any, x: Tensor) -> Tensor:
+        y = inverse(self, x)
+        limit = torch.finfo(y.dtype).max
+        return y.clamp(-limit, limit)
+
+    return finite
+
+
+def check_span(low: Sequence[float], high: Sequence[float], name: str | None = None) -> None:
+    """Raise UserError unless float64 holds the differences of the ends (D,) of all features, or of the one named."""
+    for feature, (a, b) in enumerate(zip(low, high, strict=True)):
+        if math.isinf(float(b) - float(a)):
+            raise UserError(
+                f"{name or f'feature {feature}'} lies from {a:.6g} to {b:.6g}, further apart than float64 holds; "
+                "divide it by 1e10"
+            )
 
 
 def needs_float64(mean: Sequence[float], std: Sequence[float]) -> bool:
@@ -139,6 +164,7 @@ class PixelScale(Transform):
                 f"the pixel range needs finite low < high, got [{self.low}, {self.high}];"
                 " for 8-bit images give [0, 255]"
             )
+        check_span([self.low], [self.high], "the pixel range")
 
     @cached_property
     def _dtype(self) -> torch.dtype:
@@ -146,7 +172,8 @@ class PixelScale(Transform):
         return torch.float64 if wide else torch.float32
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x.to(self._dtype if x.dtype in _WIDE else torch.float32) - self.low
+        wide = x.dtype in _WIDE or abs(self.low) + abs(self.high) > 1e38
+        y = x.to(self._dtype if wide else torch.float32) - self.low
         return y.mul_(2 / (self.high - self.low)).sub_(1).to(torch.float32)
 
     def inverse(self, x: Tensor) -> Tensor:
@@ -208,6 +235,9 @@ class Standardize(Transform):
         Reals that differ only in the last bit of float64 count as constant, if those of ``others`` (M, D) are so too.
         """
         low, high = x.min(0).astype(np.float64), x.max(0).astype(np.float64)
+        rest = x[:1] if others is None or not len(others) else others
+        ends = np.minimum(low, rest.min(0).astype(np.float64)), np.maximum(high, rest.max(0).astype(np.float64))
+        check_span(*(end.tolist() for end in ends))
         slack = np.finfo(np.float64).eps if x.dtype.kind == "f" else 0.0
         constant = high - low <= slack * np.maximum(np.abs(low), np.abs(high))
         kept = constant

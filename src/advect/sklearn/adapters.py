@@ -15,7 +15,7 @@ from torch import Tensor
 from advect.core.errors import UserError
 from advect.core.types import Category
 from advect.data import Arrays, Cells, Table, TableTransform, Transform, frame_of
-from advect.data.arrays import float64_rounds
+from advect.data.arrays import float64_rounds, in_type
 from advect.data.base import array_modality, category
 from advect.data.cells.matrix import held_matrix
 from advect.data.tables.columns import Categories, Column, Number
@@ -148,8 +148,9 @@ class ArrayAdapter(DataAdapter):
         return torch.from_numpy(np.array(data, data.dtype.newbyteorder("=") if own else np.float64))
 
     def from_tensor(self, x: Tensor) -> np.ndarray:
-        values = x.numpy()
-        return values.astype(self.dtype if self.dtype.kind == "f" or values.ndim == 4 else np.float64)
+        if x.ndim == 4:
+            return x.numpy().astype(self.dtype)
+        return in_type(x, {"dtype": self.dtype.name if self.dtype.kind == "f" else "float64"})
 
 
 class FrameAdapter(DataAdapter):

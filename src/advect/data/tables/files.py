@@ -383,3 +383,27 @@ def require_columns(frame: Any, names: Collection[str], argument: str) -> None:
             raise UserError(
                 f"{argument} has {name!r}, which is no column{did_you_mean(name, map(str, frame.columns))}"
             )
+
+
+def quote_formulas(file: Path) -> None:
+    """Put "'" before the cells of a CSV file that a spreadsheet would run as formulas: text after =, +, -, @ or a tab.
+
+    Numbers stay as they are; the names of columns are cells, too.
+    """
+    with open_text(file) as lines:
+        separator = find_separator(lines)
+        rows = [list(map(_unlike_formula, row)) for row in csv.reader(lines, delimiter=separator)]
+
+    def write(partial: Path) -> None:
+        with partial.open("w", encoding="utf-8", newline="") as out:
+            csv.writer(out, delimiter=separator, lineterminator="\n").writerows(rows)
+
+    atomic_write(file, write)
+
+
+_PLAIN_NUMBER = re.compile(r"[+-]?[\d.,\s]*\d[\d.,]*([eE][+-]?\d+)?%?|[+-]?(inf|nan)", re.IGNORECASE)
+
+
+def _unlike_formula(cell: str) -> str:
+    formula = cell.startswith(("=", "+", "-", "@", "\t", "\r")) and not _PLAIN_NUMBER.fullmatch(cell.strip())
+    return f"'{cell}" if formula else cell

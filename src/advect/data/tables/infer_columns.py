@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from advect.data.tables.columns import Categories, Column, Number
 from advect.data.tables.scaling import StandardScaling, choose_scaling, require_scaling
 from advect.data.tables.text import as_series, infer_text
 from advect.data.tables.words import text_of
+from advect.data.transforms import check_span
 
 EXACT = 2**53
 """float64 represents all whole numbers up to this."""
@@ -222,6 +223,7 @@ def _number(
 ) -> Number:
     absent = np.isnan(values)
     present = values[~absent]
+    check_span([present.min()], [present.max()], f"column {name!r}")
     return Number(
         name=name,
         dtype=dtype,
@@ -335,7 +337,8 @@ def condition_of(column: Column, values: np.ndarray, train: np.ndarray) -> tuple
             " seconds"
         )
     moments = (scaling.mean,), (scaling.std,), tuple((float(v),) for v in some)
-    spec = Quantity((column.name,), *moments, unit=cast(Any, unit), origin=column.origin, step=column.step)
+    place: Any = {"unit": unit, "origin": column.origin, "step": column.step}
+    spec = Quantity((column.name,), *moments, **place)
     return spec, ((values - scaling.mean) / scaling.std).astype(np.float32)[:, None]
 
 
