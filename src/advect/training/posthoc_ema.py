@@ -166,6 +166,8 @@ def read_snapshots(folder: Path, step: int | None = None) -> list[Snapshot]:
             verify_checkpoint(path)
             facts = json.loads((path / _FACTS).read_text(encoding="utf-8"))
         except (UserError, OSError, ValueError) as error:
+            if not path.exists():  # a living run has thinned them out meanwhile
+                continue
             raise UserError(f"{error}; remove that folder to go without it") from error
         found.append(Snapshot(path, number, facts["updates"], tuple(facts["lengths"]), tuple(facts["rest"])))
     return found

@@ -19,17 +19,10 @@ from advect.core.errors import UserError, did_you_mean, optional_import
 from advect.data.arrays import array_header, float64_rounds
 from advect.data.numpy_files import DAMAGED, check_arrays
 from advect.data.tables.columns import Categories, Column, Number
-from advect.data.tables.files import (
-    CSV,
-    PARQUET,
-    FileStyle,
-    csv_rows,
-    find_separator,
-    open_text,
-    read_table,
-    style_of,
-)
+from advect.data.tables.csv_files import csv_rows, find_separator
+from advect.data.tables.files import CSV, PARQUET, FileStyle, read_table, style_of
 from advect.data.tables.infer_columns import array_column, read_column, read_condition
+from advect.data.text_files import open_text
 
 _IDS = ("sequence_id", "series_id", "trajectory_id", "unique_id", "seq_id", "sequence", "series", "trajectory", "id")
 _MORE_IDS = ("patient", "subject", "animal", "track", "individual", "unit")
@@ -327,9 +320,7 @@ def read_steps(
 def _order(series: Any, form: Any, date_order: str) -> tuple[Column, np.ndarray]:
     """Order column and its values (N,), numbers or times. Raises UserError for text, which would sort by letters."""
     try:
-        column, values = read_column(
-            series, None, scaling="standard", categorical=False, form=form, date_order=date_order
-        )
+        column, values = read_column(series, categorical=False, form=form, date_order=date_order)
     except UserError:
         if not optional_import("pandas", "tables").api.types.is_object_dtype(series.dtype):
             raise
@@ -357,9 +348,7 @@ def _channel(series: Any, form: Any, date_order: str, places: np.ndarray) -> tup
         if infinite.any():
             raise UserError(f"column {series.name!r} is infinite in row {int(infinite.argmax())}; mend that row")
     try:
-        column, values = read_column(
-            series, None, scaling="standard", categorical=False, form=form, date_order=date_order
-        )
+        column, values = read_column(series, categorical=False, form=form, date_order=date_order)
     except UserError:
         if not types.is_object_dtype(series.dtype):
             raise
@@ -382,4 +371,4 @@ def _constant(series: Any, places: np.ndarray, firsts: np.ndarray, id: str) -> t
     if not same.all():
         row = int((~same).argmax())
         raise UserError(f"column {series.name!r} changes within a sequence of {id!r}, in row {row}; make it a value")
-    return read_condition(own, None)
+    return read_condition(own)
