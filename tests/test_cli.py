@@ -84,7 +84,7 @@ MISTAKES = [
     ("eval", "advect eval needs a run, such as"),
     ("eval nowhere", "nowhere does not exist"),
     ("eval --compare notes/a.png", "--compare needs two files or more, got 1"),
-    ("eval --compare notes/a.png notes/a.png", "notes/a.png is not JSON; give a file that advect eval wrote"),
+    ("eval --compare notes/a.png notes/a.png", "notes/a.png is not whole JSON"),
     ("eval nowhere --compare notes/a.png", "'nowhere' is one word too many"),
     ("train digits --optimizer-betas 0.9 1.5", "--optimizer-betas must be at least 0 and below 1, got 0.9 1.5"),
     ("train digits --optimizer muon --optimizer-eps 0", "--optimizer-eps must be above 0 and at most 1, got 0"),
