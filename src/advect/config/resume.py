@@ -21,6 +21,7 @@ from advect.checkpoint.manifest import newest_whole
 from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.files import LOCK, atomic_write_text, is_partial, lock_folder
+from advect.core.records import find_object
 from advect.distributed.comm import current
 from advect.distributed.context import RunContext
 from advect.model.load import ModelMetadata
@@ -137,11 +138,8 @@ def write_environment(context: RunContext, *, fingerprint: str, step: int, steps
 
 def _environment(path: Path) -> dict[str, Any]:
     """Content of the file; empty where damaged, which is told."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        values = None
-    if not isinstance(values, dict):
+    values = find_object(path)
+    if values is None:
         logger.warning(f"{path} is damaged, and begins anew with this start")
         return {}
     return values
