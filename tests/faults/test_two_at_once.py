@@ -132,3 +132,57 @@ def test_damage_is_told_at_once(moons_run, tmp_path):
     with pytest.raises(UserError, match="it is damaged"):
         read_newest(run, read)
     assert tried == ["step-00000040"]
+
+
+def test_a_file_that_another_process_removed_is_told_as_that(advect, moons_run, tmp_path, monkeypatch):
+    from advect.data import modality
+
+    real = modality.Modality.write
+
+    def removed_meanwhile(self, x, encoded, folder, **options):
+        files = real(self, x, encoded, folder, **options)
+        shutil.rmtree(folder)
+        return files
+
+    for cls in (modality.Modality, *modality.Modality.__subclasses__()):
+        if "write" in vars(cls):
+            monkeypatch.setattr(cls, "write", removed_meanwhile)
+    with pytest.raises(UserError, match="it is not there, and may have been removed by another process") as caught:
+        advect("sample", moons_run, "--num-samples 8 --num-steps 1 --output-dir out")
+    assert "space" not in str(caught.value)
+
+
+def test_averages_hold_their_folder_and_take_what_a_living_run_has_not_thinned_out(advect, tmp_path, monkeypatch):
+    from advect.commands import ema
+
+    advect("train moons --width 16 --batch-size 32 --max-steps 40 --sample-every 0 --posthoc-ema --run-dir run")
+    with claim_folder(tmp_path / "run/ema", "--output", ".ema.lock"), pytest.raises(UserError, match="is in use by"):
+        advect("ema run --length 0.1")
+    real, seen = ema.combine, []
+
+    def thinned_meanwhile(snapshots, factors):
+        seen.append(len(snapshots))
+        if len(seen) == 1:
+            shutil.rmtree(snapshots[0].path)
+        return real(snapshots, factors)
+
+    monkeypatch.setattr(ema, "combine", thinned_meanwhile)
+    advect("ema run --length 0.1")
+    assert seen[1:] == [seen[0] - 1]
+    assert len(list((tmp_path / "run/ema").glob("length-0.1-*.safetensors"))) == 1
+
+
+@linux
+def test_a_run_that_keeps_one_checkpoint_can_be_loaded_all_the_time(tmp_path):
+    import advect
+
+    words = (
+        "train moons --width 16 --batch-size 32 --num-epochs 100000 --max-steps 100000 --sample-every 0 --save-every 1"
+        " --keep-last 1 --run-dir run"
+    )
+    with ranks(1, words, cwd=tmp_path) as run:
+        while run.alive() and not list((tmp_path / "run/checkpoints").glob("step-*")):
+            time.sleep(0.01)
+        for _ in range(10):
+            assert advect.load(tmp_path / "run").spec.shape == (2,)
+        assert run.alive(), run.said(0)

@@ -19,6 +19,9 @@ from advect.core.files import error_number
 from advect.distributed.comm import background_group, control_group, current
 from advect.distributed.parallel import local, local_range
 
+UNREADABLE = (SafetensorError, OSError, RuntimeError)
+"""What safetensors raises of a file that is damaged, closed to this user, or gone."""
+
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file: the one writer of weights, averages, states and cached tensors.
@@ -44,7 +47,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     """Load a safetensors file. Raises UserError if it is damaged."""
     try:
         return load_file(path)
-    except (SafetensorError, OSError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path} is not a whole safetensors file ({error}); take another checkpoint") from error
 
 
@@ -53,7 +56,7 @@ def load_part(path: Path, owners: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     ``owners`` are parameters by name; a tensor may carry a prefix before the parameter's name.
     """
-    with _opened(path) as file:
+    with open_tensors(path) as file:
         part = {}
         for name in file.keys():  # noqa: SIM118
             owner = owners.get(name, owners.get(name.partition(".")[2]))
@@ -64,16 +67,17 @@ def load_part(path: Path, owners: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors of a safetensors file."""
-    with _opened(path) as file:
+    with open_tensors(path) as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def open_tensors(path: Path) -> Iterator[Any]:
+    """Context with an open safetensors file. Raises UserError if it cannot be read."""
     try:
         with safe_open(path, framework="pt") as file:
             yield file
-    except (SafetensorError, OSError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path} is not a whole safetensors file ({error}); take another checkpoint") from error
 
 

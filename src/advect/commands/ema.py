@@ -84,7 +84,18 @@ def rebuild(run: Path, a: EmaArguments) -> list[AverageFile]:
     end = a.step
     if a.checkpoint is not None:
         end = checkpoint_step(find_checkpoint(named_checkpoint(folder, a.checkpoint)))
-    snapshots = read_snapshots(folder / SNAPSHOTS, end)
+    for last in (False, False, True):
+        snapshots = read_snapshots(folder / SNAPSHOTS, end)
+        try:
+            return _rebuild(folder, snapshots, a)
+        except UserError:
+            if last or all(snapshot.path.is_dir() for snapshot in snapshots):
+                raise
+            # else a living run has thinned them out meanwhile
+    raise AssertionError
+
+
+def _rebuild(folder: Path, snapshots: Sequence[Snapshot], a: EmaArguments) -> list[AverageFile]:
     step = snapshots[-1].step
     fits = _fit(snapshots, a.length)
     metadata, beside = read_newest(folder, _facts)

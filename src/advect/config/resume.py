@@ -141,8 +141,7 @@ def _environment(path: Path) -> dict[str, Any]:
     values = find_object(path)
     if values is None:
         logger.warning(f"{path} is damaged, and begins anew with this start")
-        return {}
-    return values
+    return values or {}
 
 
 def command_line() -> str:

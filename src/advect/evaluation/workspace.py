@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from advect.checkpoint.tensor_files import save_tensors
+from advect.checkpoint.tensor_files import UNREADABLE, load_weights, save_tensors
 from advect.core.errors import UserError
 from advect.core.files import atomic_write, atomic_write_text, lock_folder, make_folder, sync_file
 from advect.core.records import find_object
@@ -57,7 +56,7 @@ class ReferenceCache:
                 if (file.metadata() or {}).get("key") != _text(key):
                     return None
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-        except (OSError, SafetensorError):
+        except UNREADABLE:
             return None
 
     def save(self, key: Key, tensors: Mapping[str, Tensor]) -> None:
@@ -227,7 +226,7 @@ class FolderWorkspace(Workspace):
         write_shards(parts, write, title=title)
 
         def stream() -> T:
-            value = reduce(load_file(parts.place(k) / _FILE) for k in range(parts.count))
+            value = reduce(load_weights(parts.place(k) / _FILE) for k in range(parts.count))
             shutil.rmtree(parts.folder)
             return value
 

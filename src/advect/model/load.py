@@ -12,11 +12,10 @@ from typing import Annotated, Any
 import msgspec
 import torch
 from msgspec import Meta
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from advect.checkpoint.manifest import find_weights, read_newest, verify_checkpoint
-from advect.checkpoint.tensor_files import check_same_shapes, load_weights, read_shapes
+from advect.checkpoint.tensor_files import check_same_shapes, load_weights, open_tensors, read_shapes
 from advect.config.build import build_network, build_path, build_source_distribution, label_dropout, source_tensors
 from advect.config.config import Config, MethodConfig, NetworkConfig, OutputConfig
 from advect.core import registry
@@ -308,8 +307,5 @@ def read_average(file: Path) -> dict[str, float] | None:
 
 
 def _header(file: Path) -> dict[str, str]:
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            return tensors.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is not a whole safetensors file ({error}); take another checkpoint") from error
+    with open_tensors(file) as tensors:
+        return tensors.metadata() or {}

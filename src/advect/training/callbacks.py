@@ -246,8 +246,10 @@ def _work(row: dict) -> str:
     return text + (f" ({row['mfu']:.0%} of peak)" if "mfu" in row else "")
 
 
-SAVE_SECONDS, FIRST_SECONDS, EVERY_SECONDS = 120.0, 30.0, 60.0
+SAVE_SECONDS, FIRST_SECONDS, EVERY_SECONDS = 120.0, 20.0, 60.0
 """Between checkpoints, before the first picture, and between pictures, where no number of steps is given."""
+LATEST_SECONDS = 40.0
+"""Before the first picture where a step takes long."""
 
 
 class CheckpointCallback(Callback):
@@ -331,7 +333,7 @@ class PeriodicCallback(Callback):
     """What it does if it only watches: an error of :meth:`run` is then told, once, and the run goes on."""
 
     def __init__(self, every: int | None) -> None:
-        self.every, self._seen, self._due = every, -1, FIRST_SECONDS
+        self.every, self._seen, self._due, self._calls = every, -1, FIRST_SECONDS, 0
         self.spared = Spared(self.watches)
 
     @abstractmethod
@@ -351,9 +353,15 @@ class PeriodicCallback(Callback):
 
     def on_step(self, trainer: Trainer) -> None:
         step = trainer.state.progress.step
-        due = trainer.clock >= self._due if self.every is None else self.every and step % self.every == 0
+        due = self._is_due(trainer) if self.every is None else self.every and step % self.every == 0
         if due and step != self._seen:  # seen: the step was rolled back
             self.run_now(trainer)
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        """Whether it is time; for the first call, if the next step may end too late."""
+        self._calls += 1
+        late = self._due == FIRST_SECONDS and trainer.clock * (1 + 1 / self._calls) >= LATEST_SECONDS
+        return trainer.clock >= self._due or late
 
     def on_end(self, trainer: Trainer, reason: str) -> None:
         if self.every != 0 and not reason.startswith("SIG") and trainer.state.progress.step != self._seen:

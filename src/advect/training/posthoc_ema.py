@@ -170,6 +170,8 @@ def read_snapshots(folder: Path, step: int | None = None) -> list[Snapshot]:
             verify_checkpoint(path)
             facts = read_record(path / _FACTS, _Facts)
         except UserError as error:
+            if not path.exists():  # a living run has thinned them out meanwhile
+                continue
             raise UserError(f"{error}; remove that folder to go without it") from error
         found.append(Snapshot(path, number, facts.updates, facts.lengths, facts.rest))
     return found

@@ -185,6 +185,22 @@ def test_a_full_disk_is_named(images, tmp_path, blocks_of_four, monkeypatch):
         Packed(tmp_path / "p")
 
 
+def test_an_unfinished_pack_is_named_so_wherever_it_is_given(images, tmp_path, blocks_of_four, monkeypatch):
+    from advect.cli import run
+    from advect.data.autodetect import autodetect
+
+    def full(file, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(packing, "_flush", full)
+    with pytest.raises(UserError, match="disk is full"):
+        pack(images, tmp_path / "p", **SETTINGS)
+    assert autodetect(tmp_path / "p")[0][1].words == "an unfinished pack of images"
+    for words in (["train", "--data"], ["data", "verify"]):
+        with pytest.raises(UserError, match="is an unfinished pack, it has no manifest"):
+            run([*words, str(tmp_path / "p")])
+
+
 def test_a_folder_with_another_pack_is_left_alone(images, tmp_path):
     before = contents(pack(images, tmp_path / "p", **SETTINGS))
     with pytest.raises(UserError, match="holds a pack of other images or sizes"):
