@@ -257,7 +257,7 @@ def _solve_apart(
     weight_at = dict(zip((middle + half * points).tolist(), (half * weights).tolist(), strict=True))
     step, grid = abs(times[-1] - times[0]) / (len(times) - 1), times[:1]
     for t in (*weight_at, times[-1]):
-        grid += np.linspace(grid[-1], t, math.ceil(abs(t - grid[-1]) / step - 1e-9) + 1).tolist()[1:-1] + [t]
+        grid += [*np.linspace(grid[-1], t, math.ceil(abs(t - grid[-1]) / step - 1e-9) + 1).tolist()[1:-1], t]
     x, change = x1, x1.new_zeros(len(x1))
     for t, x in zip(grid[1:], method.iterate(divergence.velocity, x1, grid), strict=True):
         if t in weight_at:
