@@ -1,9 +1,16 @@
-"""Images a second that a loader hands out: packed, tar shards and a folder of PNGs, 64 x 64, batches of 128."""
+"""What data cost: images a second that a loader hands out, and reading files of tables and vectors.
+
+Images are packed, tar shards and a folder of PNGs, 64 x 64, in batches of 128. Files (``--files``): a table of six
+real and two whole columns, one of words and one of dates; one of 10,000 columns; and an array of ten columns. Each is
+read in a process of its own, by advect up to the split and scaled rows, and by pandas or NumPy as they come;
+CPU-seconds and the greatest memory over the file's size, less that of the libraries.
+"""
 
 from __future__ import annotations
 
 import argparse
 import io
+import subprocess
 import sys
 import tarfile
 import tempfile
@@ -65,6 +72,56 @@ def contestant(kind: str, folder: Path, workers: int) -> None:
     serve(work)
 
 
+def write_files(folder: Path, rows: int) -> None:
+    """table.csv and array.npy of ``rows`` rows, and wide.csv."""
+    import numpy as np
+    import pandas as pd
+
+    rng = np.random.default_rng(0)
+    days = pd.Timestamp("2000-01-01") + pd.to_timedelta(rng.integers(0, 9000, rows), "D")
+    frame = pd.DataFrame({f"a{i}": rng.normal(size=rows).round(6) for i in range(6)})
+    frame["k"], frame["n"] = rng.integers(0, 1000, rows), rng.integers(0, 10**9, rows)
+    frame["town"], frame["day"] = rng.choice(["Oslo", "Rome", "Bonn", "Nice"], rows), days.strftime("%Y-%m-%d")
+    frame.to_csv(folder / "table.csv", index=False)
+    wide = pd.DataFrame(rng.normal(size=(300, 10_000)).round(6)).add_prefix("c")
+    wide.to_csv(folder / "wide.csv", index=False)
+    np.save(folder / "array.npy", rng.normal(size=(rows, 10)))
+
+
+def read(reader: str, file: Path) -> None:
+    """Print CPU-seconds and MiB to read a file."""
+    import resource
+    import time
+
+    import numpy as np
+    import pandas as pd
+    import pyarrow  # noqa: F401
+
+    from advect.data import ArrayFile, Table
+
+    table = file.suffix == ".csv"
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    if reader == "advect":
+        (Table if table else ArrayFile)(file)
+    else:
+        (pd.read_csv if table else np.load)(file)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(time.process_time() - start, grown / 1024)
+
+
+def files(rows: int) -> None:
+    """Print the table of files."""
+    print(f"{machine()}\n\n| file | MiB | read by | CPU-seconds | memory over its size |\n|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as name:
+        write_files(Path(name), rows)
+        for file in sorted(Path(name).iterdir()):
+            size = file.stat().st_size / 2**20
+            for reader in ("advect", "pandas" if file.suffix == ".csv" else "NumPy"):
+                command = [sys.executable, __file__, "--read", reader, str(file)]
+                seconds, grown = map(float, subprocess.check_output(command, text=True).split())
+                print(f"| {file.name} | {size:.0f} | {reader} | {seconds:.1f} | {grown / size:.2f} |", flush=True)
+
+
 def main() -> None:
     """Race the three and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -73,7 +130,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--units", type=int, default=4096, help="images a round")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--files", type=int, metavar="ROWS", help="time reading files of that many rows instead")
+    parser.add_argument("--read", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.read:
+        read(args.read[0], Path(args.read[1]))
+        return
+    if args.files:
+        files(args.files)
+        return
     if args.contestant:
         contestant(args.contestant[0], Path(args.contestant[1]), args.workers)
         return

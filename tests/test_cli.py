@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,7 +84,7 @@ MISTAKES = [
     ("eval", "advect eval needs a run, such as"),
     ("eval nowhere", "nowhere does not exist"),
     ("eval --compare notes/a.png", "--compare needs two files or more, got 1"),
-    ("eval --compare notes/a.png notes/a.png", "notes/a.png is not JSON; give a file that advect eval wrote"),
+    ("eval --compare notes/a.png notes/a.png", "notes/a.png is not whole JSON"),
     ("eval nowhere --compare notes/a.png", "'nowhere' is one word too many"),
     ("train digits --optimizer-betas 0.9 1.5", "--optimizer-betas must be at least 0 and below 1, got 0.9 1.5"),
     ("train digits --optimizer muon --optimizer-eps 0", "--optimizer-eps must be above 0 and at most 1, got 0"),
@@ -115,7 +116,7 @@ MISTAKES = [
     ("data pakc faces", "advect data pakc is not known; did you mean 'pack'?"),
     ("data pack", "advect data pack needs a PATH, such as"),
     ("data pack empty", "empty holds no image to pack"),
-    ("data verify faces", "faces is no whole pack"),
+    ("data verify faces", "faces is no pack, it has no manifest.json"),
     ("data verify faces --deep", "advect data verify takes a PATH alone"),
     ("data pack faces --image-size 0", "--image-size must be at least 1 and at most 16,384, got 0"),
 ]  # fmt: skip
@@ -357,3 +358,25 @@ def test_importing_advect_and_help_load_nothing_heavy() -> None:
         program = f"{code}; import sys; print('LOADED', *sorted(sys.modules))"
         out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
         assert not heavy & set(out.split("LOADED")[1].split())
+
+
+def test_warnings_of_libraries_are_not_shown_unless_asked_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    def noisy(words: list[str]) -> None:
+        for kind in (DeprecationWarning, FutureWarning, RuntimeWarning, UserWarning):
+            warnings.warn_explicit(f"old {kind.__name__}", kind, "library.py", 7)
+        assert warnings.filters == filters
+
+    filters = list(warnings.filters)
+    before = warnings.showwarning
+    monkeypatch.setattr("advect.commands.presets.run", noisy)
+    monkeypatch.setattr(sys, "warnoptions", [])
+    with caplog.at_level("DEBUG", "advect"):
+        monkeypatch.setattr("advect.cli.log_to_console", lambda: None)  # which sets the level
+        cli.run(["presets"])
+    assert not recwarn and "library.py:7: FutureWarning: old FutureWarning" in caplog.messages
+    assert (warnings.filters, warnings.showwarning) == (filters, before)
+    monkeypatch.setattr(sys, "warnoptions", ["default"])
+    cli.run(["presets"])
+    assert "old UserWarning" in [str(found.message) for found in recwarn]

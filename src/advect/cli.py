@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from advect.core.errors import UserError, did_you_mean
-from advect.distributed.context import log_to_console
+from advect.core.errors import UserError, did_you_mean, printable
+from advect.core.files import explain_disk_errors
+from advect.distributed.context import log_to_console, without_library_warnings
 from advect.distributed.env import DistEnv
 
 USAGE = """\
@@ -58,7 +59,7 @@ def main() -> None:
     try:
         run(_without_local_rank(sys.argv[1:]), own_process=True)
     except UserError as error:
-        print(f"advect: {error}", file=sys.stderr)
+        print(f"advect: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("advect: interrupted", file=sys.stderr)
@@ -69,7 +70,7 @@ def main() -> None:
 
 
 def run(words: list[str], *, own_process: bool = False) -> None:
-    """Run one command; ``words`` are those after ``advect``. Raises UserError for a mistake.
+    """Run one command; ``words`` are those after ``advect``. Raises UserError for a mistake, and errors of the disk.
 
     Among several processes, commands that are ``SHARED`` run on all of them, the others on the first one alone.
     In a process of its own a command makes PyTorch faster for all of it, see :func:`tune_process`.
@@ -86,17 +87,24 @@ def run(words: list[str], *, own_process: bool = False) -> None:
         return
     if words[0] not in commands:
         raise UserError(f"command {words[0]!r} is not known{did_you_mean(words[0], commands)}")
-    env, command = DistEnv.from_environment(), importlib.import_module(commands[words[0]].module)
+    with without_library_warnings():
+        _run(commands[words[0]].module, words[1:], own_process=own_process)
+
+
+def _run(module: str, words: list[str], *, own_process: bool) -> None:
+    """Run the command of a module."""
+    env, command = DistEnv.from_environment(), importlib.import_module(module)
     if own_process and "torch" in sys.modules:
         from advect.core.device import tune_process
 
         tune_process()
-    if env.world > 1 and getattr(command, "SHARED", False):
-        from advect.distributed.launch import run_shared
+    with explain_disk_errors():
+        if env.world > 1 and getattr(command, "SHARED", False):
+            from advect.distributed.launch import run_shared
 
-        run_shared(lambda: command.run(words[1:]))
-    elif env.is_first:
-        command.run(words[1:])
+            run_shared(lambda: command.run(words))
+        elif env.is_first:
+            command.run(words)
 
 
 def _without_local_rank(words: list[str]) -> list[str]:

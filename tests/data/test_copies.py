@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 from advect.core.errors import UserError
-from advect.core.random import CounterRng
-from advect.core.types import LENGTH
-from advect.data import ArrayFile, Arrays, Cells, Dataset, Digits, ImageFolder, Sequences, Table, find_copies
+from advect.core.random import CounterRng, Generator
+from advect.core.types import LENGTH, Batch
+from advect.data import ArrayFile, Arrays, Cells, Dataset, Digits, ImageFolder, Sequences, Split, Table, find_copies
+from advect.data.base import Subset
 from advect.data.repeats import without_copies
 from runs import assert_same_end
 
@@ -135,6 +136,27 @@ def test_a_run_without_copies_resumes_to_the_bit_and_is_judged_on_the_same_rows(
     advect("eval whole --num-samples 20 --metrics energy")
     (file,) = Path("whole/evaluation").glob("eval-*.json")
     assert own in file.read_text()
+
+
+class Shards(Split):
+    """Samples in runs of 3, 0, 4 and 2, of two shapes; rows tell their number and the bucket asked for."""
+
+    shards, buckets, shapes = (3, 0, 4, 2), np.arange(9) % 2, ((1,), (2,))
+
+    def __len__(self) -> int:
+        return 9
+
+    def fetch(self, indices: np.ndarray, rng: Generator = None, bucket: int | None = None) -> Batch:
+        return Batch(torch.tensor([[float(i), float(bucket or 0)] for i in indices]))
+
+
+def test_a_subset_keeps_shards_and_buckets() -> None:
+    some = Subset(Subset(Shards(), np.array([0, 2, 3, 5, 6, 8])), np.array([1, 2, 4, 5]))
+    assert len(some) == 4 and some.shards == [1, 0, 2, 1] and some.buckets is not None
+    assert some.buckets.tolist() == [0, 1, 0, 0] and some.shapes == Shards.shapes
+    assert some.fetch(np.array([3, 0]), None, 1).x1.tolist() == [[8, 1], [2, 1]]
+    split, places = some.origin(np.array([1, 2]))
+    assert isinstance(split, Shards) and places.tolist() == [3, 6] and some.row_names(np.array([3])) == ["row 8"]
 
 
 def test_an_estimator_leaves_them_out() -> None:

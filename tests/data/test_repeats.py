@@ -3,9 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from advect.data import splits
 from advect.data.array_files import ArrayFile
 from advect.data.repeats import copied, split_rows
-from advect.data.splits import equal_rows
+from advect.data.splits import equal_rows, row_hashes
 
 RNG = np.random.default_rng(0)
 
@@ -64,3 +65,20 @@ def test_zeros_of_an_array_file_are_trained_on(tmp_path):
     back = dataset.transform.inverse(dataset.train.fetch(np.arange(len(dataset.train))).x1).numpy()
     share = (np.abs(back) < 1e-6).all(1).mean()
     assert share == pytest.approx((x == 0).all(1).mean(), abs=0.03)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int64, np.uint8, bool])
+def test_hashes_tell_rows_apart_and_equal_rows_are_numbered_as_they_come(dtype):
+    x = np.random.default_rng(0).integers(0, 3, (500, 4)).astype(dtype)
+    if x.dtype.kind == "f":
+        x[x == 2] = np.nan
+        x[::2] *= -1  # -0.0 is 0.0
+    numbers: dict[tuple, int] = {}
+    keys = [tuple(None if v != v else v + 0 for v in row.tolist()) for row in x]
+    assert equal_rows(x).tolist() == [numbers.setdefault(key, len(numbers)) for key in keys]
+    assert len(np.unique(row_hashes(x))) == len(numbers)
+
+
+def test_rows_of_one_hash_are_compared_by_value(monkeypatch):
+    monkeypatch.setattr(splits, "row_hashes", lambda x: np.zeros(len(x), np.uint64))
+    assert equal_rows(np.array([[3.0], [1.0], [3.0], [2.0]])).tolist() == [0, 1, 0, 2]

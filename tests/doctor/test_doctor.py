@@ -11,6 +11,7 @@ import pytest
 
 from advect import load
 from advect.core.errors import UserError
+from advect.doctor.run import read_facts
 
 SMALL = "--width 64 --batch-size 64 --log-every 10 --sample-every 50 --num-samples 20 --sample-steps 10"
 
@@ -47,6 +48,21 @@ def test_a_healthy_run_is_found_healthy(advect: Callable[..., None], doctor: Cal
     assert "as varied as the data" in said
 
 
+def test_a_run_of_planned_steps_is_not_said_to_have_stopped(advect: Callable[..., None], doctor: Callable) -> None:
+    np.save("x.npy", np.random.default_rng(0).normal(size=(117, 2)))
+    words = "--width 8 --depth 1 --sample-every 0 --early-stopping no --batch-size 8"
+    advect(f"train --data x.npy --run-dir done --num-epochs 23.0093 {words}")  # 302 steps, of 13 to 14 an epoch
+    state = json.loads(Path("done/environment.json").read_text())
+    assert state["planned_steps"] == int((Path("done/checkpoints/latest").read_text())[5:])
+    assert "did all the steps" in titles(doctor("done")[1], "ok")
+    advect(f"train --data x.npy --run-dir cut --num-epochs 50 --max-steps 20 {words}")
+    (Path("cut/config.yaml")).write_text(
+        Path("cut/config.yaml").read_text().replace("max_steps: 20", "max_steps: null")
+    )
+    facts = json.loads(Path("cut/environment.json").read_text())
+    assert read_facts(Path("cut")).planned == facts["planned_steps"] > 600
+
+
 def test_a_run_without_a_useful_learning_rate_is_found_flat(advect: Callable[..., None], doctor: Callable) -> None:
     advect(f"train moons --max-steps 300 --run-dir flat --learning-rate 1e-12 {SMALL}")
     code, found = doctor("flat")
@@ -58,7 +74,7 @@ def test_a_run_without_a_useful_learning_rate_is_found_flat(advect: Callable[...
 
 def test_a_run_that_blows_up_is_found_out(advect: Callable[..., None], doctor: Callable) -> None:
     with pytest.raises(UserError, match="not finite"):
-        advect(f"train moons --max-steps 200 --run-dir wild --learning-rate 1e6 --lr-warmup-steps 0 {SMALL}")
+        advect(f"train moons --max-steps 200 --run-dir wild --learning-rate 1000 --lr-warmup-steps 0 {SMALL}")
     code, found = doctor("wild")
     assert code == 1
     assert "learning rate is far too high" in titles(found, "problem")

@@ -249,6 +249,14 @@ def quality(distance: float, share: float) -> RunFacts:
 def test_what_a_report_measured_is_judged() -> None:
     few = check_quality(quality(0.2, 0.01))
     assert few is not None and few.level == "note" and "--num-steps 100" in few.advice
+    older = quality(0.2, 0.01)
+    assert older.quality is not None
+    del older.quality["frechet"]["best"]["steps"]  # as reports were before they told them
+    few = check_quality(older)
+    assert few is not None and few.advice == "advect sample --solver midpoint --num-steps 100"
+    older.quality["frechet"]["best"]["solver"] = "of another package"
+    few = check_quality(older)
+    assert few is not None and few.advice == "advect sample --solver of another package"
     at_best = replace(quality(0.2, 0.01), nfe=200)
     near = check_quality(at_best)
     assert near is not None and near.level == "ok"

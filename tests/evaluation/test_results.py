@@ -18,6 +18,9 @@ RESULT: dict[str, Any] = {
         "fingerprint": "f00",
         "features": {"name": "pixels", "identity": "values"},
         "samples": 100,
+        "reference": 1000,
+        "split": "held-out",
+        "guidance": 1.0,
         "seeds": [0, 1],
         "conditions": {},
     },
@@ -115,8 +118,8 @@ def test_a_wide_table_stands_on_its_side() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "is not JSON"),
-        ("[]", "is no result of advect eval"),
+        ("{", "is not whole JSON"),
+        ("[]", "is not what advect writes"),
         ('{"format": 1}', "is no result of advect eval"),
         (json.dumps({**RESULT, "format": 9}), "has format 9, and this advect reads 1"),
     ],

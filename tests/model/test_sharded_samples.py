@@ -131,7 +131,7 @@ for kill in kills:
         draw()
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL, kill
-    print(*sorted(os.listdir(folder)) if os.path.exists(folder) else (), flush=True)
+    print(*sorted({*os.listdir(folder)} - {".lock"}) if os.path.exists(folder) else (), flush=True)
 """
 
 
@@ -205,14 +205,14 @@ def test_a_damaged_part_is_noted_and_drawn_anew(
     moons_run: Path, three: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"No space left.*it goes on after the parts"):
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"the disk is full.* goes on after the parts"):
         patch.setattr("advect.data.join_files._npz_forms", full_disk)
         parted(moons_run, out)
     caplog.set_level("INFO", "advect")
     for name, change in (("samples.npz", lambda data: data[:-1] + b"x"), ("part.json", lambda data: data[:20])):
         file = out / "part-00001-of-00003" / name
         file.write_bytes(change(file.read_bytes()))
-        with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left"):
+        with monkeypatch.context() as patch, pytest.raises(UserError, match="the disk is full"):
             patch.setattr("advect.data.join_files._npz_forms", full_disk)
             parted(moons_run, out)
     assert caplog.messages == [f"note: {out}/part-00001-of-00003 was damaged, and has been drawn anew"] * 2
@@ -248,7 +248,7 @@ def test_another_calls_samples_are_kept_unless_they_may_be_overwritten(moons_run
     sample_run(moons_run, **ask(3, steps=2), output_dir=out, overwrite=True)
     names = {"samples.npz", "samples.csv", "samples.png", "samples.json", "notes.txt"}
     assert content(out).keys() == names and json.loads((out / "samples.json").read_text())["n"] == 3
-    with pytest.raises(UserError, match="already holds samples; name another folder, or give --overwrite"):
+    with pytest.raises(UserError, match=r"already holds samples of another call: n was 3 .*, or give --overwrite"):
         parted(moons_run, out)
 
 
@@ -256,7 +256,6 @@ def test_mistakes_are_told_before_anything_is_written(moons_run: Path, tmp_path:
     for message, asked, size in (
         ("size must be at least 1 and at most 2,147,483,647, got 0", ASK, 0),
         ("did you mean 'midpoint'", ask(50, solver="midpont"), 20),
-        ("steps must be", ask(50, steps=0), 20),
         ("guidance is 2", ask(50, guidance=2), 20),
     ):
         with pytest.raises(UserError, match=message):
@@ -282,7 +281,7 @@ def test_files_of_another_format_get_the_number_of_their_part(tmp_path: Path) ->
     assert left == {"samples-00000-of-00002.txt": "0 to 2", "samples-00001-of-00002.txt": "2 to 5"}
     assert parts.finished() is not None
     open_plan(tmp_path, {"n": 6, "parts": 1}, fixed=True, overwrite=True)
-    assert not content(tmp_path)
+    assert content(tmp_path).keys() == {"plan.json"}
 
 
 def test_parts_are_at_most_as_large_as_asked_and_leave_no_process_idle(tmp_path: Path) -> None:

@@ -128,3 +128,15 @@ def test_results_to_compare_are_refused_in_one_sentence(tmp_path: Path, text: st
     with pytest.raises(UserError, match=r"a\.json") as error:
         read_result(tmp_path / "a.json")
     assert "\n" not in str(error.value)
+
+
+def test_a_page_has_no_control_characters_and_no_markup_of_the_data(run: Path) -> None:
+    quality = json.loads(json.dumps(QUALITY))
+    classes = [{"name": "<script>alert(1)</script>\x1b[2J\u202e", "samples": 5, "share": 1.0}]
+    label = {"share": 1.0, "classifier_accuracy": 1.0, "fitted_on": 5, "checked_on": 5, "samples": 5}
+    quality["fidelity"] = {"\x1b]0;x\x07": {**label, "by_class": classes}}
+    (run / "evaluation" / "quality.json").write_text(json.dumps(quality))
+    (run / "environment.json").write_text(json.dumps({"command": "advect \x1b[31m<b>", "device": "cpu\u202e"}))
+    page = write_report(run).read_text()
+    assert "\x1b" not in page and "\u202e" not in page and "\x07" not in page
+    assert "<script>alert" not in page and "&lt;script&gt;alert" in page and "<b>" not in page

@@ -1,19 +1,18 @@
-"""Asynchronous writing of checkpoints."""
+"""Asynchronous writing of checkpoints, and what its errors mean."""
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from advect.checkpoint.manifest import (
@@ -21,17 +20,16 @@ from advect.checkpoint.manifest import (
     Sums,
     checkpoint_step,
     close_checkpoint,
-    explain_disk_error,
-    is_full,
+    last_checkpoint,
     open_checkpoint,
     retain,
     sum_files,
     write_best,
     write_checkpoint,
 )
-from advect.checkpoint.tensor_files import SHARDS, assemble, save_shards
+from advect.checkpoint.tensor_files import SHARDS, assemble, save_shards, save_tensors
 from advect.core.errors import UserError
-from advect.core.files import sync_file
+from advect.core.files import DiskFault, disk_sentence, error_number, sync_file
 from advect.distributed.comm import background_objects, current
 from advect.distributed.parallel import as_sharded, local
 
@@ -61,7 +59,7 @@ class StateSnapshot:
     def write_tensors(self, path: Path, name: str, tensors: dict[str, Tensor]) -> None:
         """Write one file, with the header of ``name``."""
         path.parent.mkdir(exist_ok=True)
-        save_file(tensors, path, metadata=self.headers.get(name))
+        save_tensors(path, tensors, self.headers.get(name))
 
 
 class Stage:
@@ -206,10 +204,36 @@ def _together(work: Callable[[], T]) -> list[T]:
         result = work()
     except (OSError, SafetensorError, RuntimeError) as error:
         cause = error
-        full = is_full(error) or "No space left" in str(error)  # as PyTorch's checkpoints tell it
-        failure = errno.ENOSPC if full else getattr(error, "errno", None), str(error)
+        failure = error_number(error), str(error)
     outcomes = background_objects((result, failure))
     for _, trouble in outcomes:
         if trouble is not None:
-            raise OSError(trouble[0] or errno.EIO, os.strerror(trouble[0]) if trouble[0] else trouble[1]) from cause
+            number, text = trouble
+            raise (OSError(text) if number is None else OSError(number, os.strerror(number))) from cause
     return [value for value, _ in outcomes]  # type: ignore[misc]
+
+
+@contextmanager
+def explain_disk_error(folder: Path, step: int) -> Iterator[None]:
+    """Turn a failed write of a checkpoint into a UserError naming the last complete one."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        fault = DiskFault.of(error) or DiskFault(str(error), "see that the folder can be written to")
+        fix = f"{fault.fix}, or lower --keep-last" if fault.writing and "space" in fault.fix else fault.fix
+        raise UserError(
+            f"the checkpoint of step {step:,} could not be written to {folder}: {fault.why}; "
+            f"{last_checkpoint(folder)}; {fix}, and go on with --resume-from {folder.parent}"
+        ) from error
+
+
+@contextmanager
+def explain_run_error(run: Path) -> Iterator[None]:
+    """Turn errors of the file system during the training in ``run`` into a UserError naming the last checkpoint."""
+    try:
+        yield
+    except OSError as error:
+        if DiskFault.of(error) is None:
+            raise
+        left, then = last_checkpoint(run / "checkpoints"), f"go on with --run-dir {run} --resume auto"
+        raise UserError(disk_sentence(error, then, left=left)) from error

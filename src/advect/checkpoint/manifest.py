@@ -7,22 +7,21 @@ newest checkpoint, ``best`` the best.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-from safetensors import SafetensorError
+from typing import TypeVar
 
 from advect.core.errors import UserError
-from advect.core.files import atomic_write_text, remove_partial, sync_file, sync_folder
+from advect.core.files import atomic_write_text, explain_disk_errors, remove_partial, sync_file, sync_folder
+from advect.distributed.comm import broadcast_object, current, sync_errors
 
 logger = logging.getLogger(__name__)
 
@@ -267,6 +266,34 @@ def find_weights(path: Path) -> Path:
     return find_checkpoint(path)
 
 
+T = TypeVar("T")
+
+_TRIES = 10
+"""Checkpoints of a living run that are tried in turn."""
+
+
+def read_newest(
+    run: Path, read: Callable[[Path], T], find: Callable[[Path], Path] = find_checkpoint, *, together: bool = False
+) -> T:
+    """``read`` of the checkpoint that ``find`` names in ``run``; of the next one where a living run has removed it
+    meanwhile.
+
+    ``together``: all processes read that of the first one, and raise its errors; collective.
+    """
+    share, agree = (broadcast_object, sync_errors) if together else (lambda value: value, nullcontext)
+    for left in reversed(range(_TRIES)):
+        with agree():
+            place = find(run) if not together or current().is_first else run
+        place = share(place)
+        try:
+            with agree(), explain_disk_errors():
+                return read(place)
+        except UserError:
+            if share(place.exists()) or not left:
+                raise
+    raise AssertionError
+
+
 def _siblings(path: Path) -> str:
     others = [p.name for p in list_checkpoints(path.parent) if p != path] if path.parent.is_dir() else []
     return f"; whole checkpoints beside it: {', '.join(others[-3:])}" if others else "; no other is beside it"
@@ -361,39 +388,9 @@ def write_best(folder: Path, best: Best | None) -> None:
         (folder / BEST).unlink(missing_ok=True)
 
 
-@contextmanager
-def explain_disk_error(folder: Path, step: int) -> Iterator[None]:
-    """Turn a failed write of a checkpoint into a UserError naming the last complete one."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        whole = list_checkpoints(folder)
-        last = f"the last whole one is {whole[-1]}" if whole else "there is none before it"
-        full = is_full(error)
-        why = "the disk is full" if full else str(error)
-        fix = "free some space, or lower --keep-last" if full else "see that the folder can be written to"
-        raise UserError(
-            f"the checkpoint of step {step:,} could not be written to {folder}: {why}; {last}; {fix}, and go on "
-            f"with --resume-from {folder.parent}"
-        ) from error
-
-
-@contextmanager
-def explain_full_disk(run: Path) -> Iterator[None]:
-    """Turn errors of a full disk, anywhere in the folder ``run``, into a UserError."""
-    try:
-        yield
-    except OSError as error:
-        if not is_full(error):
-            raise
-        whole = list_checkpoints(run / "checkpoints")
-        last = f"the last whole checkpoint is {whole[-1]}" if whole else "there is no checkpoint"
-        raise UserError(
-            f"the disk of {run} is full; {last}; free some space, and go on with --run-dir {run} --resume auto"
-        ) from error
-
-
-def is_full(error: Exception) -> bool:
-    """Whether an error, also one of safetensors, means a full disk or quota."""
-    full = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
-    return getattr(error, "errno", None) in full or any(f"os error {n})" in str(error).lower() for n in full)
+def last_checkpoint(folder: Path) -> str:
+    """Words on the newest complete checkpoint in ``folder``."""
+    whole = {path.name: path for path in list_checkpoints(folder)}
+    if not whole:
+        return "there is no checkpoint"
+    return f"the last whole checkpoint is {whole.get(_latest(folder)) or whole[max(whole)]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,19 +11,43 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from advect.core.errors import UserError
+from advect.core.files import error_number
 from advect.distributed.comm import background_group, control_group, current
 from advect.distributed.parallel import local, local_range
+
+UNREADABLE = (SafetensorError, OSError, RuntimeError)
+"""What safetensors raises of a file that is damaged, closed to this user, or gone."""
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file: the one writer of weights, averages, states and cached tensors.
+
+    Takes tensors of any device, strides and shared memory. Raises OSError naming ``path``.
+    """
+    written, seen = {}, set[int]()
+    for name, tensor in tensors.items():
+        whole = tensor.detach().cpu().contiguous()
+        place = whole.untyped_storage().data_ptr()
+        written[name] = whole.clone() if whole.numel() and place in seen else whole
+        seen.add(place)
+    try:
+        save_file(written, path, metadata=None if header is None else dict(header))
+    except SafetensorError as error:
+        number = error_number(error)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
     """Load a safetensors file. Raises UserError if it is damaged."""
     try:
         return load_file(path)
-    except (SafetensorError, OSError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path} is not a whole safetensors file ({error}); take another checkpoint") from error
 
 
@@ -31,7 +56,7 @@ def load_part(path: Path, owners: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     ``owners`` are parameters by name; a tensor may carry a prefix before the parameter's name.
     """
-    with _opened(path) as file:
+    with open_tensors(path) as file:
         part = {}
         for name in file.keys():  # noqa: SIM118
             owner = owners.get(name, owners.get(name.partition(".")[2]))
@@ -42,16 +67,17 @@ def load_part(path: Path, owners: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors of a safetensors file."""
-    with _opened(path) as file:
+    with open_tensors(path) as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def open_tensors(path: Path) -> Iterator[Any]:
+    """Context with an open safetensors file. Raises UserError if it cannot be read."""
     try:
         with safe_open(path, framework="pt") as file:
             yield file
-    except (SafetensorError, OSError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path} is not a whole safetensors file ({error}); take another checkpoint") from error
 
 

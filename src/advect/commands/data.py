@@ -45,7 +45,8 @@ JOBS = {
 def run(words: list[str]) -> None:
     """Run ``advect data`` with the words after it. Raises UserError."""
     if words and asks_help(words[:1]):
-        logger.info("\n".join(f"advect data {job} PATH [flags]   {about}" for job, about in JOBS.items()))
+        for job, about in JOBS.items():
+            logger.info(f"advect data {job} PATH [flags]   {about}")
         return
     if not words:
         raise UserError(f"advect data needs one of {', '.join(JOBS)}, such as: advect data pack faces")

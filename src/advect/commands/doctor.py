@@ -66,7 +66,8 @@ _BESIDE_DATA |= {name: 0 for name in ("--json", "--help", "--help-all", "-h")}
 def run(words: list[str]) -> None:
     """Run ``advect doctor``; exit with 1 if there is a problem. Raises UserError."""
     text, healthy = doctor(words)
-    logger.info(text)
+    for line in text.split("\n"):
+        logger.info(line)
     if not healthy:
         sys.exit(1)
 

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Annotated
 
 from msgspec import Meta
-from safetensors.torch import save_file
 from torch import Tensor
 
-from advect.checkpoint.manifest import checkpoint_step, named_checkpoint
+from advect.checkpoint.manifest import checkpoint_step, named_checkpoint, read_newest
+from advect.checkpoint.tensor_files import save_tensors
 from advect.config.flags import parse_words, split_place
 from advect.config.section import Section
 from advect.core.errors import UserError
-from advect.core.files import atomic_write, check_name, make_folder
+from advect.core.files import atomic_write, check_name, claim_folder
 from advect.model.load import AVERAGE, METADATA, ModelMetadata, read_model_metadata
 from advect.training import find_checkpoint
 from advect.training.ema import LONGEST
@@ -84,20 +84,37 @@ def rebuild(run: Path, a: EmaArguments) -> list[AverageFile]:
     end = a.step
     if a.checkpoint is not None:
         end = checkpoint_step(find_checkpoint(named_checkpoint(folder, a.checkpoint)))
-    snapshots = read_snapshots(folder / SNAPSHOTS, end)
+    for last in (False, False, True):
+        snapshots = read_snapshots(folder / SNAPSHOTS, end)
+        try:
+            return _rebuild(folder, snapshots, a)
+        except UserError:
+            if last or all(snapshot.path.is_dir() for snapshot in snapshots):
+                raise
+            # else a living run has thinned them out meanwhile
+    raise AssertionError
+
+
+def _rebuild(folder: Path, snapshots: Sequence[Snapshot], a: EmaArguments) -> list[AverageFile]:
     step = snapshots[-1].step
     fits = _fit(snapshots, a.length)
-    checkpoint = find_checkpoint(folder)
-    metadata = read_model_metadata(checkpoint / MODEL)
+    metadata, beside = read_newest(folder, _facts)
     places = [a.output or folder / SNAPSHOTS / f"length-{length}-step-{step:08d}.safetensors" for length in a.length]
-    make_folder(places[0].parent, "--output")
-    _write_beside(metadata, checkpoint, places[0].parent)
     written = []
-    averages = combine(snapshots, [fit.factors for fit in fits])
-    for file, length, fit, weights in zip(places, a.length, fits, averages, strict=True):
-        written.append(AverageFile(file, length, step, fit.error))
-        _write(file, weights, metadata, {"length": length, "step": step, "error": fit.error})
+    with claim_folder(places[0].parent, "--output", ".ema.lock"):
+        _check(a)  # again, as another call may have written meanwhile
+        _write_beside(beside, places[0].parent)
+        averages = combine(snapshots, [fit.factors for fit in fits])
+        for file, length, fit, weights in zip(places, a.length, fits, averages, strict=True):
+            written.append(AverageFile(file, length, step, fit.error))
+            _write(file, weights, metadata, {"length": length, "step": step, "error": fit.error})
     return written
+
+
+def _facts(checkpoint: Path) -> tuple[ModelMetadata, bytes | None]:
+    """Metadata of a checkpoint, and the file of its tensors, if it has any."""
+    metadata = read_model_metadata(checkpoint / MODEL)
+    return metadata, (checkpoint / DATA).read_bytes() if metadata.tensors else None
 
 
 def _check(a: EmaArguments) -> None:
@@ -133,11 +150,11 @@ def _fit(snapshots: Sequence[Snapshot], lengths: Sequence[float]) -> list[Fit]:
     return fits
 
 
-def _write_beside(metadata: ModelMetadata, checkpoint: Path, folder: Path) -> None:
+def _write_beside(content: bytes | None, folder: Path) -> None:
     """Write the metadata's tensors beside the weights. Raises UserError if another run's are there."""
-    if not metadata.tensors:
+    if content is None:
         return
-    there, content = folder / DATA, (checkpoint / DATA).read_bytes()
+    there = folder / DATA
     if there.is_file() and there.read_bytes() != content:
         raise UserError(f"{there} belongs to another run; name a file in another folder with --output")
     there.parent.mkdir(exist_ok=True)
@@ -146,4 +163,4 @@ def _write_beside(metadata: ModelMetadata, checkpoint: Path, folder: Path) -> No
 
 def _write(file: Path, weights: dict[str, Tensor], metadata: ModelMetadata, average: dict[str, float]) -> None:
     note = {METADATA: metadata.to_text(), AVERAGE: json.dumps(average)}
-    atomic_write(file, lambda path: save_file(weights, path, metadata=note))
+    atomic_write(file, lambda path: save_tensors(path, weights, note))

@@ -5,19 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from advect.checkpoint.manifest import find_weights, named_checkpoint
+from advect.checkpoint.manifest import find_weights, named_checkpoint, read_newest
 from advect.config.flags import asks_help, launch_processes, parse_words, split_place
 from advect.config.resume import device_name, versions
 from advect.config.section import Section
 from advect.core import registry
 from advect.core.errors import UserError
-from advect.core.files import atomic_write_text, check_name, make_folder
+from advect.core.files import atomic_write_text, check_name, claim_folder
 from advect.distributed.comm import broadcast_object, current, sync_errors
 from advect.distributed.context import run_context
 from advect.evaluation import results
@@ -48,7 +49,8 @@ def run(words: list[str]) -> None:
         with sync_errors():
             c = parse_compare(words)
             lines = results.compare(c.compare, force=c.force)
-        logger.info("\n".join(lines))
+        for line in lines:
+            logger.info(line)
         return
     place, flags = split_place(words, "advect eval", EvalConfig)
     with sync_errors():
@@ -56,7 +58,8 @@ def run(words: list[str]) -> None:
     if a.nproc != 1:
         launch_processes("eval", words, a.nproc, a.device)
     file, result = evaluate(place, a)
-    logger.info("\n".join([*results.table(result), *results.flow_lines(result), f"result: {file}"]))
+    for line in (*results.table(result), *results.flow_lines(result), f"result: {file}"):
+        logger.info(line)
 
 
 def parse_eval(flags: list[str]) -> EvalConfig:
@@ -98,12 +101,11 @@ def evaluate(run: Path, config: EvalConfig) -> tuple[Path, dict[str, Any]]:
     memory is bounded, and a repeated call resumes with the same numbers, on any number of processes. Raises UserError
     for a bad request, before writing, moved or changed data, and failed writes.
     """
-    with run_context(config.device) as context:
+    with run_context(config.device) as context, ExitStack() as claims:
+        find = lambda run: find_weights(named_checkpoint(run, config.checkpoint))
+        plan = read_newest(run, lambda place: Plan.make(run, place, config), find, together=True)
         with sync_errors():
-            place = find_weights(named_checkpoint(run, config.checkpoint)) if context.env.is_first else run
-        place = broadcast_object(place)  # a run that still trains has newer ones by and by
-        with sync_errors():
-            plan, cache = Plan.make(run, place, config), open_cache()
+            cache = open_cache()
         if config.num_samples is None and plan.samples < SAMPLES:
             logger.info(
                 f"note: {plan.samples:,} samples, as there are no more training rows for the floor; see --num-samples"
@@ -115,17 +117,16 @@ def evaluate(run: Path, config: EvalConfig) -> tuple[Path, dict[str, Any]]:
         plan = plan.with_features(cache)  # after the checks, as it may train a network
         with sync_errors():
             protocol = json.loads(json.dumps(plan.protocol(rows)))
-            folder, name = plan.folder / "evaluation", f"eval-{_short_hash(protocol, plan.subject)}"
-            output = config.output or folder / f"{name}.json"
+            name = f"eval-{_short_hash(protocol, plan.subject)}"
+            output = config.output or plan.folder / "evaluation" / f"{name}.json"
             if context.env.is_first:
-                _check_output(output)
+                claims.enter_context(_claimed(output))
             stamp = f"{plan.space.features.exact}, advect {versions().get('advect')}"
-        with open_workspace(folder / f"{name}.parts", stamp=stamp) as work:
+        with open_workspace(output.parent / f"{name}.parts", stamp=stamp) as work:
             found = _measure(plan, Evaluator(plan.space, plan.metrics, rows, work, cache))
             result = {"format": FORMAT, "protocol": protocol, "subject": plan.subject, **found}
             with sync_errors():
                 if context.env.is_first:
-                    output.parent.mkdir(parents=True, exist_ok=True)
                     atomic_write_text(output, json.dumps(result, indent=1, allow_nan=False) + "\n")
         return output, broadcast_object(result)
 
@@ -200,12 +201,15 @@ def _short_hash(protocol: Mapping[str, Any], subject: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _check_output(output: Path) -> None:
-    """Raise UserError if a file cannot be written; remove leftovers of a killed call."""
+@contextmanager
+def _claimed(output: Path) -> Iterator[None]:
+    """Context that holds the folder of a file against other calls for that file; raises UserError if it cannot be
+    written. Leftovers of a killed call are removed.
+    """
     check_name(output, "--output")
     if output.is_dir():
         raise UserError(f"--output {output} is a folder; name a file, such as {output / 'eval.json'}")
-    there = next(folder for folder in output.absolute().parents if folder.exists())
-    make_folder(there, "--output")
-    for partial in output.parent.glob(f".{output.name}.*.partial"):
-        partial.unlink(missing_ok=True)
+    with claim_folder(output.parent, "--output", f".{output.name}.lock"):
+        for partial in output.parent.glob(f".{output.name}.*.partial"):
+            partial.unlink(missing_ok=True)
+        yield

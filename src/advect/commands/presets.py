@@ -17,4 +17,5 @@ def run(words: list[str]) -> None:
         raise UserError(f"advect presets takes no arguments, got {words[0]!r}")
     for preset in PRESETS.values():
         logger.info(f"{preset.name:<15} {preset.about}")
-    logger.info("\nadvect train PRESET --dry-run   prints its whole configuration")
+    logger.info("")
+    logger.info("advect train PRESET --dry-run   prints its whole configuration")

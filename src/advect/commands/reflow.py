@@ -6,6 +6,7 @@ import json
 import logging
 import shlex
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,7 +25,7 @@ from advect.config.presets import DEFAULT, get_preset
 from advect.config.section import Section, part
 from advect.core.bounds import Evaluations, GuidanceScale, Processes, Share, Steps, Time
 from advect.core.errors import UserError
-from advect.core.files import atomic_write_text, make_folder
+from advect.core.files import atomic_write_text, claim_folder, make_folder
 from advect.core.random import Stream, stream_seed
 from advect.core.types import Category
 from advect.data import Dataset
@@ -276,8 +277,10 @@ def reflow(run: Path, preset: str, a: ReflowArguments) -> ReflowResult:
     alg. 1). Raises UserError for unsuitable arguments, and a folder of another call.
     """
     folder = (a.output_dir or run_folder(run) / "reflow").absolute()
-    with run_context(a.settings.training.device, run_dir=folder) as context:
+    with run_context(a.settings.training.device, run_dir=folder) as context, ExitStack() as claims:
         with sync_errors():
+            if context.env.is_first:
+                claims.enter_context(claim_folder(folder, "--output-dir"))
             source = build_dataset(a.settings.data)
             place = find_checkpoint(run) if context.env.is_first else run
             if a.measure:  # what would fail after the training fails before it

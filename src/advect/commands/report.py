@@ -10,11 +10,12 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from advect.checkpoint.manifest import find_weights, named_checkpoint
+from advect.checkpoint.manifest import find_weights, named_checkpoint, read_newest
 from advect.config.flags import parse_words, split_place
 from advect.config.section import Section
 from advect.core.bounds import Evaluations, Positive, Seed
 from advect.core.errors import UserError
+from advect.core.files import claim_folder
 from advect.core.records import find_object
 from advect.evaluation.budget import Clock, budget_seconds, describe_limits
 from advect.evaluation.protocol import open_run
@@ -48,6 +49,8 @@ class ReportArguments(Section):
     """Seed of the samples."""
     measure: bool = True
     """Measure; --no-measure uses what the run folder holds."""
+    output_dir: Path | None = None
+    """Folder for the report and its measurements; default RUN."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto takes a GPU if available."""
 
@@ -58,7 +61,8 @@ def run(words: list[str]) -> None:
     a = parse_report(flags)
     options = {"samples": a.num_samples, "nfes": a.nfes, "seed": a.seed, "measure": a.measure, "data": a.data}
     seconds = math.inf if a.full or (a.num_samples and a.nfes) else a.minutes and 60 * a.minutes
-    page, results = report(place, device=a.device, checkpoint=a.checkpoint, seconds=seconds, **options)
+    options |= {"checkpoint": a.checkpoint, "output_dir": a.output_dir, "seconds": seconds}
+    page, results = report(place, device=a.device, **options)
     for line in [*summary(results), *describe_limits(results, place)]:
         logger.info(line)
     logger.info(f"report: {page}")
@@ -95,9 +99,10 @@ def report(
     measure: bool = True,
     data: str | None = None,
     checkpoint: str | None = None,
+    output_dir: Path | None = None,
     seconds: float | None = math.inf,
 ) -> tuple[Path, dict]:
-    """Measure a run and write its ``report.html``; return the file and the measurements.
+    """Measure a run and write its ``report.html``, in ``output_dir`` or the run; return the file and the measurements.
 
     ``checkpoint`` names the one measured, default that of :func:`find_weights`. With ``measure`` False the page
     uses existing files. ``seconds`` bounds the time, None by that of the training. Raises UserError if ``run`` is no
@@ -105,15 +110,20 @@ def report(
     """
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is not a run folder: it has no config.yaml; give one such as runs/digits")
-    if not measure:
-        page, file = write_report(run), run / "evaluation" / "quality.json"
-        return page, find_object(file) or {}
-    clock = Clock(budget_seconds(training_seconds(run)) if seconds is None else seconds)
-    place = find_weights(named_checkpoint(run, checkpoint))
-    _, flow, dataset, subject = open_run(run, place, True, device, data)
-    options = {"samples": samples, "nfes": nfes, "seed": seed, "step": subject["step"], "clock": clock}
-    result = measure_quality(flow, dataset, run / "evaluation", **options)
-    return write_report(run, notes=[] if "frechet" in result else describe_limits(result, run)), result
+    output_dir = output_dir or run
+    file = output_dir / "evaluation" / "quality.json"
+    with claim_folder(output_dir, "--output-dir", ".report.lock"):
+        if not measure:
+            page = write_report(run, output_dir)
+            return page, find_object(file) or {}
+        clock = Clock(budget_seconds(training_seconds(run)) if seconds is None else seconds)
+        find = lambda run: find_weights(named_checkpoint(run, checkpoint))
+        read = lambda place: open_run(run, place, True, device, data)
+        _, flow, dataset, subject = read_newest(run, read, find)
+        options = {"samples": samples, "nfes": nfes, "seed": seed, "step": subject["step"], "clock": clock}
+        result = measure_quality(flow, dataset, file.parent, **options)
+        notes = [] if "frechet" in result else describe_limits(result, run)
+        return write_report(run, output_dir, notes=notes), result
 
 
 def summary(results: dict) -> list[str]:

@@ -79,6 +79,8 @@ class SampleArguments(Section):
     """Output folder; default RUN/generated/seed-SEED."""
     overwrite: bool = False
     """Replace other samples."""
+    safe_csv: bool = False
+    """In samples.csv, put ' before text that a spreadsheet would run as a formula, such as =cmd."""
     batch_size: BatchSize = 256
     """Samples drawn at once."""
 
@@ -96,7 +98,7 @@ class SampleArguments(Section):
         "samples": ("num_samples", "seed", "cond", "guidance", "guidance_interval"),
         "solver": ("solver", "num_steps", "grid", "diffusion"),
         "weights": ("checkpoint", "use_ema", "ema_decay"),
-        "output": ("output_dir", "save_individual", "overwrite"),
+        "output": ("output_dir", "save_individual", "overwrite", "safe_csv"),
         "processes": ("batch_size", "part_size", "device", "nproc"),
     }
 
@@ -132,6 +134,7 @@ def run(words: list[str]) -> None:
         save_individual=a.save_individual,
         output_dir=a.output_dir,
         overwrite=a.overwrite,
+        safe_csv=a.safe_csv,
         part_size=a.part_size,
         device=a.device,
     )

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from advect.checkpoint.async_writer import explain_run_error
 from advect.checkpoint.manifest import (
     checkpoint_step,
-    explain_full_disk,
     find_checkpoint,
     find_weights,
+    read_newest,
     remove_leftovers,
 )
 from advect.checkpoint.tensor_files import load_weights
@@ -71,7 +72,8 @@ def run(words: list[str]) -> None:
         with sync_errors():
             check_config(a.settings)
             comment = _dry_plan(a.settings)
-        logger.info(a.settings.to_yaml(preset).rstrip("\n") + comment)
+        for line in (a.settings.to_yaml(preset).rstrip("\n") + comment).split("\n"):
+            logger.info(line)
         return
     if a.nproc != 1:
         launch_processes("train", words, a.nproc, a.settings.training.device)
@@ -124,7 +126,7 @@ def train(
         begin = broadcast_object(begin)
         if run_dir is None and begin is not None:
             context = replace(context, run_dir=begin.parent.parent)
-        with explain_full_disk(context.run_dir), kept_threads():
+        with explain_run_error(context.run_dir), kept_threads():
             return context.run_dir, _train(config, preset, context, begin, resume == "auto")
 
 
@@ -163,7 +165,7 @@ def _train(config: Config, preset: str, context: RunContext, checkpoint: Path | 
                 if source.real.copies is not None:
                     atomic_write_text(run_dir / COPIES, source.real.copies.to_csv())
                 step = trainer.state.progress.step
-                write_environment(context, fingerprint=source.fingerprint, step=step)
+                write_environment(context, fingerprint=source.fingerprint, step=step, steps=plan.steps)
         _announce(config, preset, source, trainer, context, plan)
         _announce_threads(threads, trainer)
         reason = trainer.run()
@@ -191,11 +193,16 @@ def _first_weights(config: Config) -> dict[str, Tensor] | None:
     begin = config.training.init_from
     if begin is None:
         return None
-    place = find_weights(begin)
-    file = place if place.is_file() else weight_file(place, ema=True)
-    if read_model_metadata(file).network != config.network:
-        raise UserError(f"--init-from {begin} has another network than this run; train it with --config of that run")
-    return load_weights(file)
+
+    def read(place: Path) -> dict[str, Tensor]:
+        file = place if place.is_file() else weight_file(place, ema=True)
+        if read_model_metadata(file).network != config.network:
+            raise UserError(
+                f"--init-from {begin} has another network than this run; train it with --config of that run"
+            )
+        return load_weights(file)
+
+    return read_newest(begin, read, find_weights)
 
 
 def _new_trainer(

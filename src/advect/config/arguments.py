@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import date
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from advect.checkpoint.manifest import find_checkpoint
+from advect.checkpoint.manifest import find_checkpoint, read_newest
 from advect.config.build import layout_of
 from advect.config.config import Config, DataConfig, MethodConfig, OutputConfig, TrainingConfig
 from advect.config.config import data as data_section
@@ -115,6 +116,8 @@ def words_of(options: Mapping[str, Any]) -> list[str]:
     return [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
+logger = logging.getLogger(__name__)
+
 S = TypeVar("S", bound=Section)
 
 
@@ -161,8 +164,8 @@ def parse_train(words: list[str], notes: list[str] | None = None) -> tuple[str, 
     if name:
         found, given = name, []
     elif config or resume:
-        file = Path(config) if config else run_folder(Path(resume or "")) / "config.yaml"
-        found, given = _recorded(file)
+        run = None if config else run_folder(Path(resume or ""))
+        found, given = _recorded(Path(config or "")) if run is None else _of_run(run / "config.yaml")
     else:
         found, given = None, []
     for name in ("--network", "--data-format"):
@@ -213,8 +216,8 @@ def data_of(folder: Path, data: str | Path | None = None) -> DataConfig:
 
 
 def parse_config(path: Path) -> tuple[str, Config]:
-    """Read a ``config.yaml``: name of the preset, and configuration. Raises UserError."""
-    name, flags = _recorded(path)
+    """Read the ``config.yaml`` of a run: name of the preset, and configuration. Raises UserError."""
+    name, flags = _of_run(path)
     return name, _parse(get_preset(name), flags).settings
 
 
@@ -224,6 +227,40 @@ def _recorded(path: Path) -> tuple[str, list[str]]:
     if value_of("--data-format", flags) is None:
         flags += ["--data-format", get_preset(name).config.data.data_format]
     return name, flags
+
+
+def _of_run(path: Path) -> tuple[str, list[str]]:
+    """The same of a run's own file; where it is damaged or ends early, of the newest checkpoint, which is told."""
+    trouble, name, flags = None, "", []
+    try:
+        name, flags = _recorded(path)
+    except UserError as error:
+        trouble = error
+    there = _of_checkpoint(path)
+    if there is None or (trouble is None and _has(there[1][-1], flags)):
+        if trouble is not None:
+            raise trouble
+        return name, flags
+    logger.warning(f"{path} is damaged; its values are taken from the newest checkpoint")
+    return there[0], [word for flag in there[1] for word in flag]
+
+
+def _has(flag: list[str], flags: list[str]) -> bool:
+    bare = lambda word: word.removeprefix("--no-").removeprefix("--")
+    return bare(flag[0]) in {bare(word) for word in flags if word.startswith("--")}
+
+
+def _of_checkpoint(file: Path) -> tuple[str, list[list[str]]] | None:
+    """Preset and flags, each with its words, of the newest checkpoint beside a ``config.yaml``; None without one."""
+    from advect.model.load import read_recorded_config
+    from advect.training.state import MODEL
+
+    try:
+        name, config = read_newest(file.parent, lambda checkpoint: read_recorded_config(checkpoint / MODEL))
+    except UserError:
+        return None
+    flags = [_flags_of(key, value) for section in config.values() for key, value in section.items()]
+    return (name, flags) if flags else None
 
 
 def parse_settings(run: S, words: Sequence[str], *, prog: str, description: str) -> S:

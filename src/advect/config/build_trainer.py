@@ -49,7 +49,7 @@ from advect.training import (
     named_params,
 )
 from advect.training.callbacks import CheckpointCallback, Forecast, MetricsFile, ProgressBar
-from advect.training.loggers import Logger, TensorBoardLogger, WandbLogger
+from advect.training.loggers import Logger, SparedLogger, TensorBoardLogger, WandbLogger
 from advect.training.state import on_meta
 
 
@@ -245,12 +245,12 @@ def build_callbacks(
 
 
 def _loggers(config: Config, run_dir: Path) -> tuple[Logger, ...]:
-    out, tensorboard = config.output, TensorBoardLogger(run_dir / "tensorboard")
+    out, tensorboard = config.output, SparedLogger(TensorBoardLogger(run_dir / "tensorboard"), "TensorBoard")
     if out.wandb == "none":
         return (tensorboard,)
     project, name = out.wandb_project or "advect", run_dir.resolve().name
     shared = WandbLogger(run_dir / "wandb", mode=out.wandb, project=project, name=name, config=config.to_dict())
-    return tensorboard, shared
+    return tensorboard, SparedLogger(shared, "Weights & Biases")
 
 
 def kept_measure(asked: str | None, measured: tuple[str, ...]) -> str | None:

@@ -256,7 +256,7 @@ class OutputConfig(Section):
     log_gradients: CountOrZero = 0
     """Steps between histograms of the gradients by layer, before clipping, in TensorBoard and W&B; 0 for none."""
     sample_every: CountOrZero | None = None
-    """Steps between sample grids, with the held-out loss; 0 for none; by default one after half a minute, then every
+    """Steps between sample grids, with the held-out loss; 0 for none; by default one after 20 seconds, then every
     minute.
     """
     save_every: CountOrZero | None = None

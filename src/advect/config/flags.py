@@ -167,11 +167,9 @@ def _run_tyro(parser: type[A], words: Sequence[str], sections: Sections, *, prog
             raise
         raise UserError(f"{_one_sentence(errors.getvalue())}; see {prog} --help") from None
     if unknown:
-        text = io.StringIO()
-        with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-            tyro.cli(parser, args=["--help"], **options)
-        flags = sorted(set(re.findall(r"--[a-z][a-z0-9-]*", re.sub(r"\x1b\[[0-9;]*m", "", text.getvalue()))))
-        raise UserError(_unknown(unknown[0], flags, sections, prog))
+        known = flag_types(parser)
+        negated = [name.replace("--", "--no-", 1) for name, type_ in known.items() if type_ is bool]
+        raise UserError(_unknown(unknown[0], sorted([*known, *negated]), sections, prog))
     return _plain(value)
 
 

@@ -13,13 +13,15 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from advect.checkpoint.manifest import newest_whole
 from advect.core import registry
 from advect.core.errors import UserError
-from advect.core.files import LOCK, atomic_write_text, lock_folder
+from advect.core.files import LOCK, atomic_write_text, is_partial, lock_folder
+from advect.core.records import find_object
 from advect.distributed.comm import current
 from advect.distributed.context import RunContext
 from advect.model.load import ModelMetadata
@@ -45,9 +47,14 @@ def check_folder(run_dir: Path, checkpoint: Path | None, again: bool) -> None:
         raise UserError(f"--run-dir {run_dir} is a file; name a folder")
     resumed = checkpoint is not None and checkpoint.parent.parent.resolve() == run_dir.resolve()
     resumed = resumed or (again and (run_dir / "config.yaml").is_file())
-    if not resumed and run_dir.is_dir() and any(path.name != LOCK for path in run_dir.iterdir()):
+    if not resumed and run_dir.is_dir() and any(not _is_nothing(path) for path in run_dir.iterdir()):
         resume = f", or continue it with --resume-from {run_dir}" if (run_dir / "checkpoints").is_dir() else ""
         raise UserError(f"--run-dir {run_dir} is not empty; name a new folder with --run-dir{resume}")
+
+
+def _is_nothing(path: Path) -> bool:
+    """Whether a path is a lock, or what a start left that was killed before it wrote a file."""
+    return path.name == LOCK or is_partial(path)
 
 
 @contextmanager
@@ -106,13 +113,14 @@ def _differences(there: dict, here: dict) -> list[tuple[str, str]]:
 _LIBRARIES = ("advect", "torch", "numpy", "safetensors", "scikit-learn", "pillow", "tyro")
 
 
-def write_environment(context: RunContext, *, fingerprint: str, step: int) -> None:
-    """Write the file, or append a resumption."""
+def write_environment(context: RunContext, *, fingerprint: str, step: int, steps: int) -> None:
+    """Write the file, or append a resumption, at ``step`` of the ``steps`` planned; a damaged one begins anew."""
     path = context.run_dir / "environment.json"
     start = {
         "command": command_line(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "step": step,
+        "planned_steps": steps,
         "device": device_name(context.device),
         "processes": context.env.world,
         "threads": torch.get_num_threads(),
@@ -122,9 +130,18 @@ def write_environment(context: RunContext, *, fingerprint: str, step: int) -> No
     }
     values = start
     if path.exists() and step > 0:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        values.setdefault("resumed", []).append(start)
+        there = _environment(path)
+        before = there.get("resumed", [])
+        values = {**there, "resumed": [*(before if isinstance(before, list) else []), start]} if there else start
     atomic_write_text(path, json.dumps(values, indent=1) + "\n")
+
+
+def _environment(path: Path) -> dict[str, Any]:
+    """Content of the file; empty where damaged, which is told."""
+    values = find_object(path)
+    if values is None:
+        logger.warning(f"{path} is damaged, and begins anew with this start")
+    return values or {}
 
 
 def command_line() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 import shlex
 from collections.abc import Iterable
 from types import ModuleType
@@ -16,11 +17,33 @@ class UserError(ValueError):
     """Whether all processes raise it with the same message; see :func:`advect.distributed.comm.sync_errors`."""
 
 
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f"  # control characters: newlines, tabs, the escape that begins a terminal's commands
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # that reverse the order of what follows
+    "\u2028\u2029\ufeff\ud800-\udfff\ue000]"  # line separators, halves of characters, a mark of our own
+)
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """Text without characters that command a terminal, break a line or reverse its order: escaped, as ``\\x1b``.
+
+    With ``lines``, newlines and tabs stay. All that is printed, logged or shown in a page passes here, as names and
+    values of data may hold anything.
+    """
+    kept = "\n\t" if lines else ""
+    return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in kept else ascii(found[0])[1:-1], text)
+
+
+MOST_CHOICES = 30
+"""Options that an error lists."""
+
+
 def did_you_mean(value: str, options: Iterable[str]) -> str:
     """ "; did you mean 'x'?" for the nearest option, else the list of options."""
     options = list(options)
     near = difflib.get_close_matches(value, options, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else f"; choose from {', '.join(options)}"
+    more = f" and {len(options) - MOST_CHOICES:,} more" if len(options) > MOST_CHOICES else ""
+    return f"; did you mean {near[0]!r}?" if near else f"; choose from {', '.join(options[:MOST_CHOICES])}{more}"
 
 
 def quoted_flag(name: str, *values: str) -> str:

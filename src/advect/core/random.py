@@ -46,6 +46,17 @@ def mix(*words: int) -> int:
     return h
 
 
+def mix_each(h: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """:func:`mix` one more word into each hash: h and words (N,) uint64; h is overwritten."""
+    h += words
+    h += np.uint64(_GOLDEN)
+    for shift, factor in ((30, _M1), (27, _M2)):
+        h ^= h >> np.uint64(shift)
+        h *= np.uint64(factor)
+    h ^= h >> np.uint64(31)
+    return h
+
+
 @unique
 class Stream(IntEnum):
     """Independent streams of random numbers, see :func:`stream_seed`; numbers are permanent."""

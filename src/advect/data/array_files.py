@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
@@ -17,8 +17,8 @@ from advect.core.types import DataSpec
 from advect.data.arrays import SAMPLES, array_header, array_type, float64_rounds
 from advect.data.base import ArraySplit, Dataset, Detected, Preview, array_modality, category
 from advect.data.numpy_files import DAMAGED, check_arrays
-from advect.data.repeats import content_of_rows
-from advect.data.splits import fingerprint_of, row_digests, split_by_content
+from advect.data.repeats import split_vectors
+from advect.data.splits import fingerprint_of, row_blocks, row_digests, split_by_content
 from advect.data.tables.files import PARQUET
 from advect.data.transforms import PixelScale, Standardize, Transform
 from advect.data.vectors.parquet import VectorMetadata, read_vectors, vector_columns
@@ -115,12 +115,12 @@ class ArrayFile(Dataset):
             raise UserError(f"{file} holds vectors {x.shape}, which have no {option}")
         if found.x.dtype == bool and not vectors:
             value_range = value_range or (0, 1)
-        digests = row_digests(x)
+        digests = [] if vectors else row_digests(x)
         if found.train is not None and held_out is None:
             train, rest = np.arange(found.train), np.arange(found.train, len(x))
         else:
-            decides = content_of_rows(x, digests) if vectors else digests
-            train, rest = split_by_content(decides, 0.1 if held_out is None else held_out)
+            share = 0.1 if held_out is None else held_out
+            train, rest = split_vectors(x, share) if vectors else split_by_content(digests, share)
         low, high = (0, 255) if x.dtype == np.uint8 and value_range is None else _extent(file, x)
         if vectors and x.dtype.kind in "iu" and float64_rounds(x):
             raise UserError(
@@ -134,18 +134,23 @@ class ArrayFile(Dataset):
             self._written["column"], self._written["label"] = found.columns
         if vectors:
             self._written["type"] = array_type(found.x)
+        about = repr((x.dtype.str, x.shape, found.train, names))
         super().__init__(
             name=file.stem,
             spec=DataSpec(shape=x.shape[1:], modality=array_modality(x.shape[1:]), conditions=dict(conditions)),
             transform=transform,
             train=ArraySplit(x, numbers, transform, rows=train, flip=horizontal_flip),
             held_out=ArraySplit(x, numbers, transform, rows=rest),
-            fingerprint=fingerprint_of(digests, repr((x.dtype.str, x.shape, found.train, names)), numbers),
+            fingerprint=fingerprint_of(digests or _bytes(x), about, numbers),
         )
 
     @property
     def metadata(self) -> VectorMetadata:
         return self._written
+
+
+def _bytes(x: np.ndarray) -> Iterator[bytes]:
+    return (np.ascontiguousarray(x[block]).tobytes() for block in row_blocks(x))
 
 
 def _load(file: Path, column: str | None, labels: Sequence[str]) -> _Parts:
@@ -214,10 +219,12 @@ def _arranged(file: Path, x: np.ndarray, layout: str) -> np.ndarray:
 def _extent(file: Path, x: np.ndarray) -> tuple[float, float]:
     """Lowest and highest value. Raises UserError unless all are finite."""
     lows, highs = [], []
-    for row, sample in enumerate(x):
-        lows.append(sample.min())
-        highs.append(sample.max())
+    for block in row_blocks(x):
+        part = x[block]
+        lows.append(part.min())
+        highs.append(part.max())
         if not (np.isfinite(lows[-1]) and np.isfinite(highs[-1])):
+            row = block.start + int((~np.isfinite(part)).reshape(len(part), -1).any(1).argmax())
             raise UserError(f"{file} has NaN or an infinite value in row {row}; remove such rows or fill them in")
     return float(min(lows)), float(max(highs))
 

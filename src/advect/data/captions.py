@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from advect.core.errors import printable
 from advect.core.types import LENGTH, NULL, Category, Conditions, DataSpec, Quantity
 
 if TYPE_CHECKING:
@@ -27,11 +28,11 @@ def condition_words(columns: dict[str, list[Any]]) -> tuple[str, list[str]]:
 
     The names stand in every caption if there are several: "7", or "label 7" over "angle 0.25".
     """
-    names = list(columns)
+    names = list(map(printable, columns))
     shown = names[:MOST]
     left = f" and {len(names) - MOST} more" if len(names) > MOST else ""
     title = ", ".join(shown) + left
-    rows = zip(*(columns[name] for name in shown), strict=True)
+    rows = zip(*list(columns.values())[:MOST], strict=True)
     prefix = [f"{name} " if len(names) > 1 else "" for name in shown]
     words = ["\n".join(p + _word(v) for p, v in zip(prefix, row, strict=True)) for row in rows]
     return title, words if names else []
@@ -41,7 +42,7 @@ def _word(value: Any) -> str:
     """One value as text: four digits, days without a clock."""
     if isinstance(value, float):
         return f"{value:.4g}"
-    text = str(value)
+    text = printable(str(value))
     return text.removesuffix("T00:00:00") if text else "none"
 
 

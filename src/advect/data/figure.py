@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from advect.core.errors import printable
 from advect.core.files import atomic_write
 
 if TYPE_CHECKING:
@@ -27,6 +28,13 @@ def new_figure(width: int, height: int) -> Figure:
     figure = Figure(figsize=(width / 128, height / 128), dpi=128, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def caption(name: str, longest: int = 24) -> str:
+    """Name of the data as Matplotlib shows it: short, without control characters, "$" a letter as any other."""
+    text = printable(name)
+    text = text if len(text) <= longest else text[: longest - 1] + "…"
+    return text.replace("$", r"\$")
 
 
 def plot_unit(*arrays: np.ndarray) -> float:

@@ -14,10 +14,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from advect.core.random import CounterRng, Stream, stream_seed, uniform
+from advect.core.random import CounterRng, Stream, mix_each, stream_seed, uniform
 from advect.core.types import NULL, Category, Condition, Length
 from advect.data.base import Dataset, Split, Subset, check_share
-from advect.data.splits import equal_rows
+from advect.data.splits import equal_rows, row_hashes, split_by_places
 from advect.distributed.context import progress_bar
 
 D = TypeVar("D", bound=Dataset)
@@ -309,11 +309,15 @@ def split_rows(x: np.ndarray, held_out: float, *, seed: int) -> tuple[np.ndarray
     n = len(x)
     if not held_out or n < 2:
         return np.arange(n), np.arange(0)
-    equal = equal_rows(x)
-    groups = np.where(copied(x, equal), equal, equal.max() + 1 + np.arange(n))
-    _, first, groups = np.unique(groups, return_index=True, return_inverse=True)
+    groups, stratum = equal_rows(x), _rarest(x)
+    copies = copied(x, groups)
+    if not copies.any():
+        return _stratified(stratum, held_out, seed=seed)
+    _, first, groups = np.unique(
+        np.where(copies, groups, groups.max() + 1 + np.arange(n)), return_index=True, return_inverse=True
+    )
     # Of copies one decides for all.
-    _, held = _stratified(_rarest(x)[first], held_out, seed=seed)
+    _, held = _stratified(stratum[first], held_out, seed=seed)
     rest = np.isin(groups.reshape(-1), held)
     return np.flatnonzero(~rest), np.flatnonzero(rest)
 
@@ -323,11 +327,16 @@ def _rarest(x: np.ndarray) -> np.ndarray:
     n = len(x)
     least, stratum = np.full(n, n + 1), np.zeros(n, np.int64)
     for column in range(x.shape[1]):
-        values, place, counts = np.unique(x[:, column], return_inverse=True, return_counts=True)
-        if len(values) > max(2, n**0.5):
+        few = max(2, n**0.5)
+        if len(np.unique(x[: 4 * int(few), column])) > few:
             continue  # a column of numbers
-        own = counts[place.reshape(-1)]
-        stratum = np.where(own < least, place.reshape(-1) * x.shape[1] + column + 1, stratum)
+        values = np.unique(x[:, column])
+        if len(values) > few:
+            continue
+        place = np.searchsorted(values, x[:, column])
+        counts = np.bincount(place)
+        own = counts[place]
+        stratum = np.where(own < least, place * x.shape[1] + column + 1, stratum)
         least = np.minimum(least, own)
     return stratum
 
@@ -346,15 +355,21 @@ def _stratified(stratum: np.ndarray, held_out: float, *, seed: int) -> tuple[np.
     return np.flatnonzero(~rest), np.flatnonzero(rest)
 
 
-def content_of_rows(x: np.ndarray, digests: Sequence[bytes]) -> list[bytes]:
-    """Per-row key for a split by content of x (N, D): the digest, shared by copies only."""
-    groups = np.unique(np.array(digests), return_inverse=True)[1].reshape(-1)
-    together, seen = copied(x, groups), np.zeros(len(groups), np.int64)
-    found = []
-    for digest, group, again in zip(digests, groups.tolist(), together.tolist(), strict=True):
-        k, seen[group] = int(seen[group]), seen[group] + 1
-        found.append(digest if again or not k else hashlib.sha256(digest + k.to_bytes(8, "big")).digest())
-    return found
+def split_vectors(x: np.ndarray, held_out: float) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted training and held-out rows of x (N, D), by a hash of each; of equal rows only copies share a side.
+
+    New rows move no old one, as in :func:`~advect.data.splits.split_by_content`.
+    """
+    places = row_hashes(x)
+    if len(np.unique(places)) < len(places):
+        groups = equal_rows(x)
+        order = np.argsort(groups, kind="stable")
+        starts = np.cumsum(np.bincount(groups)) - np.bincount(groups)
+        again = np.empty_like(places)
+        again[order] = np.arange(len(x)) - starts[groups[order]]
+        moved = ~copied(x, groups) & (again > 0)
+        places[moved] = mix_each(places[moved], again[moved])
+    return split_by_places(places, held_out)
 
 
 LOOKED_AT = 100_000

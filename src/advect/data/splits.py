@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from advect.core.random import CounterRng, Stream, stream_seed
+from advect.core.random import CounterRng, Stream, mix_each, stream_seed
 from advect.data.base import check_share
 
 TRAIN = frozenset({"train", "training"})
@@ -43,10 +43,46 @@ def split_groups(groups: np.ndarray, held_out: float, *, seed: int) -> tuple[np.
 
 
 def equal_rows(x: np.ndarray) -> np.ndarray:
-    """Group (N,) of equal rows of x (N, K) float64; NaN equals NaN, -0.0 equals 0.0."""
-    same = np.where(np.isnan(x), np.nan, x) + 0.0
-    rows = np.ascontiguousarray(same).view(np.dtype((np.void, same.itemsize * same.shape[1]))).ravel()
-    return np.unique(rows, return_inverse=True)[1].reshape(-1)
+    """Group (N,) of equal rows of x (N, K) real, in order of appearance; NaN equals NaN, -0.0 equals 0.0."""
+    first, groups = _groups(row_hashes(x))
+    for column in range(x.shape[1]):
+        own = x[:, column]
+        other = own[first][groups]
+        if ((own != other) & ~((own != own) & (other != other))).any():  # two rows of one hash: once in 2^64 pairs
+            same = np.where(np.isnan(x), np.nan, x) + 0.0
+            rows = np.ascontiguousarray(same).view(np.dtype((np.void, same.itemsize * same.shape[1]))).ravel()
+            return _groups(np.unique(rows, return_inverse=True)[1].reshape(-1))[1]
+    return groups
+
+
+def _groups(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First places (G,) of distinct keys (N,) in order of appearance, and the group (N,) of each."""
+    _, first, groups = np.unique(keys, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    return first[order], place[groups.reshape(-1)]
+
+
+def row_hashes(x: np.ndarray) -> np.ndarray:
+    """64-bit hash (N,) uint64 of the values of each row of x (N, *S), real; equal rows (NaN, -0.0 too) have one."""
+    hashes = np.zeros(len(x), np.uint64)
+    for block in row_blocks(x):
+        rows = x[block].reshape(block.stop - block.start, -1)
+        if x.dtype.kind == "f":
+            rows = rows.astype(np.float64) + 0.0
+            rows[np.isnan(rows)] = np.nan
+        else:
+            rows = rows.astype(np.uint64 if x.dtype.kind == "u" else np.int64)
+        for column in rows.view(np.uint64).T:
+            mix_each(hashes[block], column)
+    return hashes
+
+
+def row_blocks(x: np.ndarray, size: int = 1 << 20) -> Iterator[slice]:
+    """Consecutive slices of the rows of x (N, *S), of about ``size`` values each."""
+    rows = max(size // max(x[:1].size, 1), 1)
+    return (slice(i, min(i + rows, len(x))) for i in range(0, len(x), rows))
 
 
 MIDDLE = 8192
@@ -81,18 +117,22 @@ def split_by_content(digests: Sequence[bytes], held_out: float) -> tuple[np.ndar
         digests: one per sample, of 8 bytes or more.
         held_out: share held out, in [0, 1).
     """
-    places = np.array([int.from_bytes(digest[:8], "big") for digest in digests], np.uint64)
+    return split_by_places(np.array([int.from_bytes(digest[:8], "big") for digest in digests], np.uint64), held_out)
+
+
+def split_by_places(places: np.ndarray, held_out: float) -> tuple[np.ndarray, np.ndarray]:
+    """As :func:`split_by_content`, by numbers (N,) uint64."""
     if not held_out or len(places) < 2 or (low := places.min()) == (high := places.max()):
         return np.arange(len(places)), np.arange(0)
     rest = (places == low) | ((places.astype(np.float64) < held_out * 2.0**64) & (places != high))
     return np.flatnonzero(~rest), np.flatnonzero(rest)
 
 
-def fingerprint_of(digests: Sequence[bytes], about: str, labels: Mapping[str, np.ndarray]) -> str:
-    """sha256 (hex) of the samples' digests, labels (N,) and the text ``about``."""
+def fingerprint_of(parts: Iterable[bytes], about: str, labels: Mapping[str, np.ndarray]) -> str:
+    """sha256 (hex) of the samples' digests or bytes, labels (N,) and the text ``about``."""
     whole = hashlib.sha256(about.encode())
-    for digest in digests:
-        whole.update(digest)
+    for part in parts:
+        whole.update(part)
     for name in sorted(labels):
         whole.update(name.encode() + np.ascontiguousarray(labels[name], np.int64).tobytes())
     return whole.hexdigest()

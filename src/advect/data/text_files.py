@@ -19,14 +19,18 @@ _CHECKED = 2**28
 
 
 def open_text(path: Path) -> IO[str]:
-    """A text file in UTF-8 for reading, with ``.gz`` unpacked; UserError for a line or a content that is too long.
+    """As :func:`open_bytes`, decoded from UTF-8."""
+    return io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="")
+
+
+def open_bytes(path: Path) -> io.BufferedReader:
+    """A text file for reading, with ``.gz`` unpacked; UserError for a line or a content that is too long.
 
     Raises OSError for pipes and devices.
     """
     file: Any = open_regular(path)
     packed = path.suffix.lower() == ".gz"
-    limited = io.BufferedReader(_Limited(gzip.GzipFile(fileobj=file) if packed else file, path, packed), 2**16)
-    return io.TextIOWrapper(limited, encoding="utf-8-sig", newline="")
+    return io.BufferedReader(_Limited(gzip.GzipFile(fileobj=file) if packed else file, path, packed), 2**16)
 
 
 class _Limited(io.RawIOBase):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from advect.core.errors import UserError
+from advect.core.errors import UserError, printable
 from advect.distributed.comm import current, process_group
 from advect.distributed.env import DistEnv
 
@@ -74,7 +75,8 @@ class ConsoleHandler(logging.Handler):
 
         warning = record.levelno >= logging.WARNING
         file = sys.stderr if warning else sys.stdout
-        tqdm.write(f"warning: {self.format(record)}" if warning else self.format(record), file=file)
+        text = printable(self.format(record), lines=bool(record.exc_info))
+        tqdm.write(f"warning: {text}" if warning else text, file=file)
         file.flush()
 
 
@@ -96,6 +98,25 @@ def only_warnings() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def without_library_warnings() -> Iterator[None]:
+    """Context in which Python's warnings, which only libraries give, are messages of level debug.
+
+    Filters stay as they are, and so does everything if Python was asked for warnings (``-W``, PYTHONWARNINGS).
+    """
+    if sys.warnoptions:
+        yield
+        return
+    logger = logging.getLogger("advect")
+
+    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any) -> None:
+        logger.debug(f"{filename}:{lineno}: {category.__name__}: {message}")
+
+    with warnings.catch_warnings():  # which restores the function, too
+        warnings.showwarning = show
+        yield
 
 
 def progress_bar(total: int, title: str, unit: str, *, leave: bool = True) -> Progress:

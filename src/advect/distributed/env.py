@@ -17,8 +17,30 @@ if TYPE_CHECKING:
     import torch
 
 
-STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-"""Signals that end a run: Ctrl+C, termination, and preemption (not on Windows)."""
+_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+STOPPING = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+"""Signals that end a run: Ctrl+C, termination, preemption, and a closed terminal (the last two not on Windows)."""
+
+
+def handled_signals() -> tuple[signal.Signals, ...]:
+    """Those of :data:`STOPPING` to be handled: all but a SIGHUP that ``nohup`` has this process ignore."""
+    ignored = [s for s in STOPPING if s.name == "SIGHUP" and signal.getsignal(s) == signal.SIG_IGN]
+    return tuple(s for s in STOPPING if s not in ignored)
+
+
+class Terminal:
+    """Standard output and error where they are a terminal; :meth:`leave` once it is closed."""
+
+    def __init__(self) -> None:
+        self._handles = [handle for handle in (1, 2) if os.isatty(handle)]
+
+    def leave(self) -> None:
+        """Send what is printed from now on nowhere if the terminal is gone: printing would fail."""
+        for handle in self._handles:
+            if not os.isatty(handle):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, handle)
+                os.close(nowhere)
 
 
 TIMEOUT = timedelta(minutes=10)

@@ -20,7 +20,7 @@ from advect.core.bounds import Processes, bounds_of, check_bounds
 from advect.core.errors import UserError
 from advect.core.threads import count_cores
 from advect.distributed.comm import is_lost_peer, process_group
-from advect.distributed.env import STOPPING, DistEnv
+from advect.distributed.env import DistEnv, Terminal, handled_signals
 
 LOST_PEER = 75
 """Exit code of a process that failed because another one did."""
@@ -139,13 +139,17 @@ def _free_port() -> int:
 def _forwarding_signals(children: Sequence[_Child]) -> Iterator[list[int]]:
     """Forward signals to all children; yields the list of those received."""
     passed: list[int] = []
+    terminal = Terminal()
 
     def pass_on(number: int, frame: object) -> None:
+        terminal.leave()
+        if signal.Signals(number).name == "SIGHUP" and number in passed:
+            return  # a closed terminal and its shell both send it
         passed.append(number)
         for child in children:
             child.send(number)
 
-    before = {number: signal.signal(number, pass_on) for number in STOPPING}
+    before = {number: signal.signal(number, pass_on) for number in handled_signals()}
     try:
         yield passed
     finally:

@@ -335,7 +335,7 @@ def check_threads(m: Machine) -> Finding:
     if m.physical is not None and m.physical < m.cores:
         figures |= {"without hyper-threads": m.physical}
     fastest = m.fastest.rates if m.fastest is not None else {}
-    figures |= {f"steps a second with {n}": rate for n, rate in fastest.items()}
+    figures |= {f"steps a second ({n} thread{'s' * (n != 1)})": rate for n, rate in fastest.items()}
     if m.threads > m.cores:
         title = "PyTorch has more threads than there are cores, which is slow"
         return Finding("problem" if m.threads > 2 * m.cores else "note", title, figures, f"OMP_NUM_THREADS={m.cores}")

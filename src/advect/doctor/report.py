@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
+from advect.core.errors import printable
 from advect.reporting.style import duration, number, percent, plural
 
 T = TypeVar("T")
@@ -56,7 +57,9 @@ def show(findings: Sequence[Finding]) -> str:
             lines.append(" " * 9 + f"try: {finding.advice}")
     counts = {level: sum(f.level == level for f in findings) for level in order}
     verdict = f"{plural(counts['problem'], 'problem')}, {plural(counts['note'], 'note')}, {counts['ok']} fine"
-    return "\n".join([*lines, "", f"nothing is wrong: {verdict}" if not counts["problem"] else verdict])
+    return "\n".join(
+        [*map(printable, lines), "", f"nothing is wrong: {verdict}" if not counts["problem"] else verdict]
+    )
 
 
 def to_json(findings: Sequence[Finding]) -> str:

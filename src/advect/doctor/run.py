@@ -15,7 +15,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from advect.checkpoint.manifest import HELD_OUT_LOSS, checkpoint_step, find_checkpoint, read_best, verify_checkpoint
+from advect.checkpoint.manifest import (
+    HELD_OUT_LOSS,
+    checkpoint_step,
+    find_checkpoint,
+    read_best,
+    read_newest,
+    verify_checkpoint,
+)
 from advect.config.plan import recipe_of
 from advect.core.errors import UserError
 from advect.core.files import read_file
@@ -44,6 +51,7 @@ class RunFacts:
         best: step of the checkpoint that samples come from, if it is not the last.
         infinite: rows with a non-finite loss or norm.
         skipped: steps skipped by float16 loss scaling.
+        total: steps of all epochs as planned, or None.
         epoch_step, epochs: step of the last finished epoch, and number of epochs.
         checkpoint: step of the newest complete checkpoint, or None.
         damaged: damage of the newest checkpoint, or "".
@@ -66,6 +74,7 @@ class RunFacts:
     best: int | None = None
     infinite: int = 0
     skipped: int = 0
+    total: int | None = None
     epoch_step: int = 0
     epochs: int = 0
     checkpoint: int | None = None
@@ -85,9 +94,10 @@ class RunFacts:
 
     @property
     def whole(self) -> int | None:
-        """Steps of all epochs, or None before the end of the first."""
+        """Steps of all epochs; estimated, and None before the end of the first, for runs that did not write it."""
         epochs = self.option("training", "num_epochs")
-        return math.ceil(self.epoch_step / self.epochs * epochs) if self.epochs and epochs else None
+        estimate = round(self.epoch_step / self.epochs * epochs) if self.epochs and epochs else None
+        return self.total or estimate
 
     @property
     def planned(self) -> int | None:
@@ -136,6 +146,7 @@ def read_facts(path: Path) -> RunFacts:
         best=checkpoint_step(Path(best.name)) if best and best.metric == HELD_OUT_LOSS else None,
         infinite=infinite,
         skipped=int(last.get("skipped_steps", 0)),
+        total=_planned_steps(run.environment),
         epoch_step=epoch_step,
         epochs=run.epochs,
         checkpoint=checkpoint,
@@ -148,6 +159,14 @@ def read_facts(path: Path) -> RunFacts:
         quality=run.quality,
         path=str(folder),
     )
+
+
+def _planned_steps(environment: dict[str, Any]) -> int | None:
+    """Steps of all epochs, of the last start."""
+    later = environment.get("resumed")
+    starts = [environment, *(later if isinstance(later, list) else ())]
+    found = [start.get("planned_steps") for start in starts if isinstance(start, dict)]
+    return next((steps for steps in reversed(found) if isinstance(steps, int) and steps > 0), None)
 
 
 def _number(value: object) -> float:
@@ -176,17 +195,21 @@ def _rest_of_metrics(file: Path) -> tuple[int, int, float, dict[float, float]]:
 def _newest(folder: Path) -> tuple[int | None, str, int | None, int]:
     """Step of the newest checkpoint, its damage, the evaluations of its sampler, and the steps that its data take."""
     least = Recipe().least_steps
+
+    def read(checkpoint: Path) -> tuple[int, str, int | None, int]:
+        step, metadata = int(verify_checkpoint(checkpoint)["step"]), read_model_metadata(checkpoint / MODEL)
+        flow = build_flow(metadata, nn.Identity(), torch.device("cpu"))
+        return step, "", flow.nfe(SamplerConfig()), recipe_of(metadata.spec.modality).least_steps
+
     try:
         checkpoint = find_checkpoint(folder)
     except UserError:
         return None, "", None, least
     match = re.search(r"step-(\d+)", checkpoint.name)
     try:
-        step, metadata = int(verify_checkpoint(checkpoint)["step"]), read_model_metadata(checkpoint / MODEL)
-        flow = build_flow(metadata, nn.Identity(), torch.device("cpu"))
+        return read_newest(folder, read)
     except UserError as error:
         return int(match.group(1)) if match else None, str(error), None, least
-    return step, "", flow.nfe(SamplerConfig()), recipe_of(metadata.spec.modality).least_steps
 
 
 def check_logged(run: RunFacts) -> Finding | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advect.checkpoint.manifest import find_weights
+from advect.checkpoint.manifest import find_weights, read_newest
+from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import NULL, Category, Conditions
@@ -34,7 +35,7 @@ def gather_samples(
     """
     if samples < 16:
         raise UserError(f"--samples must be at least 16, got {samples}; 500 is usual")
-    _, flow, source, _ = open_run(run, find_weights(run), True, device, data)
+    _, flow, source, _ = read_newest(run, lambda place: open_run(run, place, True, device, data), find_weights)
     train, held_out = rows_of(source, source.train, DATA_LIMIT), rows_of(source, source.held_out, DATA_LIMIT)
     made = flow.sample(samples, seed=seed)
     return compare(made.x, made.encoded, train, held_out, source, seed=seed)
@@ -207,7 +208,7 @@ def check_shares(facts: SampleFacts) -> Finding | None:
     figures: dict[str, Figure] = {
         "groups": f"{len(facts.shares)} {facts.groups}",
         "share elsewhere": Share(away),
-        "by chance": chance,
+        "by chance": Share(chance),
         "samples": facts.samples,
     }
     if missing:
@@ -297,7 +298,7 @@ def check_quality(run: RunFacts) -> Finding | None:
             "note",
             "The run's own solver takes too few steps",
             {**figures, "evaluations of the run's own": own[0], "their distance": own[1]},
-            f"advect sample --solver {best['solver']} --num-steps {best['steps']}",
+            _sampler_flags(best),
         )
     if best["distance"] <= 5 * floor:
         return Finding("ok", "The samples' distance to held-out data is near that of real data", figures)
@@ -307,6 +308,14 @@ def check_quality(run: RunFacts) -> Finding | None:
         figures,
         "train longer, a larger network, more data; or another --times, --weight or --coupling",
     )
+
+
+def _sampler_flags(best: Mapping[str, Any]) -> str:
+    """Flags of a report's best point; older ones do not tell its steps."""
+    solver, steps = str(best["solver"]), best.get("steps")
+    if steps is None and solver in registry.choices("solver"):
+        steps = max(1, round(best["nfe"] / registry.get("solver", solver).evaluations))  # pyright: ignore[reportAttributeAccessIssue]
+    return f"advect sample --solver {solver}" + (f" --num-steps {steps}" if steps else "")
 
 
 def check_copies(run: RunFacts) -> Finding | None:

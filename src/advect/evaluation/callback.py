@@ -60,6 +60,8 @@ def measure(evaluator: Evaluator, request: SampleRequest) -> dict[str, float]:
 class EvalCallback(BestWeights):
     """Metrics of samples, which use the same noise each time; ``loss`` computes the held-out loss."""
 
+    watches = "the evaluation"
+
     def __init__(self, evaluator: Evaluator, loss: Callable[[], float], store: Store, *, seed: int, **options) -> None:
         super().__init__(store, **options)
         self.evaluator, self.loss, self.samples = evaluator, loss, len(evaluator.rows.floor)

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -120,7 +121,7 @@ class Projection:
         from threadpoolctl import threadpool_limits
 
         chosen = train[subsample(len(train), FIT_ROWS, seed).sort().values].flatten(1).float().numpy()
-        with threadpool_limits(1):
+        with threadpool_limits(1), np.errstate(invalid="ignore", divide="ignore"):  # constant data have no variance
             return cls(PCA(min(COMPONENTS, len(chosen) - 1), random_state=seed % 2**32).fit(chosen))
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ to stop.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from abc import ABC, abstractmethod
@@ -132,9 +131,7 @@ class RunStore(Store):
     loggers: Sequence[Logger] = ()
 
     def rows(self) -> list[dict]:
-        if self.metrics is None or not self.metrics.path.exists():
-            return []
-        return [json.loads(line) for line in self.metrics.path.read_text(encoding="utf-8").splitlines()]
+        return [] if self.metrics is None else self.metrics.rows()
 
     def write(self, row: dict) -> None:
         if self.metrics is not None:
@@ -198,7 +195,11 @@ class BestWeights(PeriodicCallback):
 
     def rows(self) -> list[dict]:
         """Comparable rows up to now; on the first process."""
-        return [row for row in self.store.rows() if self.protocol.items() <= row.items() and self.metric in row]
+        return [row for row in self.store.rows() if self._comparable(row)]
+
+    def _comparable(self, row: dict) -> bool:
+        alike = all(row.get(name) == value for name, value in self.protocol.items())
+        return alike and isinstance(row.get(self.metric), float | int)
 
     def on_start(self, trainer: Trainer) -> None:
         self._trainer = trainer

@@ -184,7 +184,9 @@ def trajectories(
         from sklearn.decomposition import PCA  # takes a second to import
 
         train = _train(context)
-        pca = PCA(2, random_state=0).fit(train[subsample(len(train), FIT_ROWS, seed)].double().numpy())
+        chosen = train[subsample(len(train), FIT_ROWS, seed)].double().numpy()
+        with np.errstate(invalid="ignore", divide="ignore"):  # constant data have no variance to share out
+            pca = PCA(2, random_state=0).fit(chosen)
         x = torch.from_numpy(pca.transform(x.flatten(0, 1).double().numpy())).float().reshape(*x.shape[:2], 2)
     return places / steps, x
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
+from advect.checkpoint.tensor_files import UNREADABLE, load_weights, save_tensors
 from advect.core.errors import UserError
 from advect.core.files import atomic_write, atomic_write_text, lock_folder, make_folder, sync_file
 from advect.core.records import find_object
@@ -56,13 +56,12 @@ class ReferenceCache:
                 if (file.metadata() or {}).get("key") != _text(key):
                     return None
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-        except (OSError, SafetensorError):
+        except UNREADABLE:
             return None
 
     def save(self, key: Key, tensors: Mapping[str, Tensor]) -> None:
         """Write the tensors of a key atomically."""
-        whole = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
-        atomic_write(self.path(key), lambda partial: save_file(whole, partial, metadata={"key": _text(key)}))
+        atomic_write(self.path(key), lambda partial: save_tensors(partial, tensors, {"key": _text(key)}))
 
     def get(self, key: Key, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Tensors of a key, made and saved if missing."""
@@ -220,15 +219,14 @@ class FolderWorkspace(Workspace):
         parts = self._shards(name, n)
 
         def write(rows: range, folder: Path, bar: tqdm) -> list[Path]:
-            tensors = {key: value.contiguous() for key, value in fill(rows, bar).items()}
-            save_file(tensors, folder / _FILE)
+            save_tensors(folder / _FILE, fill(rows, bar))
             sync_file(folder / _FILE)
             return [folder / _FILE]
 
         write_shards(parts, write, title=title)
 
         def stream() -> T:
-            value = reduce(load_file(parts.place(k) / _FILE) for k in range(parts.count))
+            value = reduce(load_weights(parts.place(k) / _FILE) for k in range(parts.count))
             shutil.rmtree(parts.folder)
             return value
 

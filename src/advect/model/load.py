@@ -11,11 +11,10 @@ from typing import Annotated, Any
 import msgspec
 import torch
 from msgspec import Meta
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from advect.checkpoint.manifest import find_weights, verify_checkpoint
-from advect.checkpoint.tensor_files import check_same_shapes, load_weights, read_shapes
+from advect.checkpoint.manifest import find_weights, read_newest, verify_checkpoint
+from advect.checkpoint.tensor_files import check_same_shapes, load_weights, open_tensors, read_shapes
 from advect.config.build import build_network, build_path, build_source_distribution, label_dropout, source_tensors
 from advect.config.config import Config, MethodConfig, NetworkConfig, OutputConfig
 from advect.core import registry
@@ -195,7 +194,11 @@ def load(path: str | Path, *, ema: bool | float = True, device: str | torch.devi
 
     Raises UserError if missing, damaged or of a newer format.
     """
-    file = source = find_weights(Path(path))
+    return read_newest(Path(path), lambda source: _load(source, ema, device), find_weights)
+
+
+def _load(source: Path, ema: bool | float, device: str | torch.device) -> Flow:
+    file = source
     if source.is_file():
         _check_file(source, ema)
     else:
@@ -280,6 +283,12 @@ def read_model_metadata(file: Path) -> ModelMetadata:
     return ModelMetadata.from_text(_header(file).get(METADATA), file, tensors)
 
 
+def read_recorded_config(file: Path) -> tuple[str, dict[str, dict]]:
+    """Preset and configuration of the run that wrote a weight file. Raises UserError."""
+    card = parse_record(_header(file).get(METADATA, ""), _Card, file)
+    return card.preset, card.config
+
+
 def read_average(file: Path) -> dict[str, float] | None:
     """Length, step and error of an average by ``advect ema``; None for other weight files."""
     text = _header(file).get(AVERAGE)
@@ -287,8 +296,5 @@ def read_average(file: Path) -> dict[str, float] | None:
 
 
 def _header(file: Path) -> dict[str, str]:
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            return tensors.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is not a whole safetensors file ({error}); take another checkpoint") from error
+    with open_tensors(file) as tensors:
+        return tensors.metadata() or {}

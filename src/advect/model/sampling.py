@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,15 @@ from advect.checkpoint.manifest import (
     find_checkpoint,
     find_weights,
     names_checkpoint,
+    read_newest,
     sum_files,
 )
-from advect.core.files import atomic_write_text, make_folder
+from advect.core.files import claim_folder
 from advect.core.memory import check_disk
 from advect.core.types import Conditions
+from advect.data.tables.files import quote_formulas
 from advect.distributed.comm import broadcast_object, sync_errors, without_timeout
-from advect.distributed.context import progress_bar, run_context
+from advect.distributed.context import run_context
 from advect.distributed.env import DistEnv
 from advect.model.conditions import ConditionValue, Encoded, parse_conditions
 from advect.model.flow import Flow
@@ -52,12 +53,13 @@ def sample_run(
     save_individual: bool = False,
     output_dir: Path | None = None,
     overwrite: bool = False,
+    safe_csv: bool = False,
     part_size: int | None = None,
     device: str = "auto",
 ) -> list[Path]:
     """Sample a run into a folder; return the files of ``Modality.write``, and samples.json.
 
-    ``cond`` has values by name, or words NAME=VALUE.
+    ``cond`` has values by name, or words NAME=VALUE. ``safe_csv``: see :func:`quote_formulas`.
 
     More than ``part_size`` (10,000) samples, or several processes, make shards, which are joined (see
     ``sharded_samples``); only the first process returns the files. Resumable after complete shards. Raises
@@ -68,35 +70,42 @@ def sample_run(
     folder = output_dir or _default_folder(run, seed)
     with run_context(device, run_dir=folder, seed=seed) as context, ExitStack() as stack:
         me = context.env
-        with sync_errors():
-            place = find_weights(run) if me.is_first else run
-        place = broadcast_object(place)  # a run that still trains has newer ones by and by
+
+        def read(place: Path) -> tuple[Path, Flow, dict[str, object], object]:
+            flow, first = load(place, ema=ema, device=context.device), me.is_first
+            return place, flow, weights_identity(place, ema) if first else {}, averaged(place, ema) if first else None
+
+        place, flow, identity, mean = read_newest(run, read, find_weights, together=True)
         if me.is_first and names_checkpoint(run):
             logger.info(f"{run} is the checkpoint of step {checkpoint_step(place):,}")
         facts: dict[str, object] = {}
         with sync_errors():
-            flow = load(place, ema=ema, device=context.device)
             flow.modality.check_output(individual=save_individual)
             cond = cond if cond is None or isinstance(cond, Mapping) else parse_conditions(cond, flow.spec)
             count = count_shards(n, part_size, me.world)
             if me.is_first:
-                stack.enter_context(_new_folder(folder))  # now, as sampling may take an hour
+                stack.enter_context(claim_folder(folder, "--output-dir"))  # now, as sampling may take an hour
             check_sampler(flow, sampler, cond, n=n, batch_size=batch_size)
             size, shape = n * math.prod(flow.spec.shape), flow.spec.shape
             check_disk(f"{n:,} samples of shape {shape} take", size, folder, "draw fewer, or see --output-dir")
             if me.is_first:
                 how = {"n": n, **_resolved(sampler, flow), "seed": seed, "batch_size": batch_size}
-                facts = {"ema": averaged(place, ema), **how, "conditions": conditions_to_dict(cond)}
-                plan = {**weights_identity(place, ema), **facts, "individual": save_individual, "parts": count}
+                how |= {"safe_csv": True} if safe_csv else {}
+                facts = {"ema": mean, **how, "conditions": conditions_to_dict(cond)}
+                plan = {**identity, **facts, "individual": save_individual, "parts": count}
                 count = open_plan(folder, plan, fixed=part_size is not None, overwrite=overwrite)
                 named = {"checkpoint": place.name} if place.is_dir() else {}
-                facts = {"run": str(run), **named, **({**plan, "parts": count} if count > 1 else facts)}
+                facts = {"run": str(run), **named, **plan, "parts": count}
 
         def fill(rows: range, folder: Path, bar: tqdm) -> list[Path]:
             options = {"batch_size": batch_size, "rows": rows, "progress": bar}
             samples = flow.sample(n, seed=seed, cond=cond, **sampler.arguments(), **options)
             options = {"individual": save_individual, "first": rows.start, "seed": seed}
-            return flow.modality.write(samples.x, samples.encoded, folder, **options)
+            files = flow.modality.write(samples.x, samples.encoded, folder, **options)
+            for file in files if safe_csv else ():
+                if file.suffix == ".csv":
+                    quote_formulas(file)
+            return files
 
         parts = SampleShards(folder=folder, n=n, count=broadcast_object(count))
         return _write(parts, fill, facts, me, flow.modality.join)
@@ -109,24 +118,16 @@ def _write(
     me: DistEnv,
     join: Join,
 ) -> list[Path]:
-    """Fill one folder, or all shards and join them, and write samples.json with the ``facts``; return the files."""
-    if parts.count > 1:
-        files = parts.finished() if me.is_first else None
-        if broadcast_object(files is not None):
-            return files or []
-        if me.is_first and me.world > parts.count:
-            idle = me.world - parts.count
-            logger.info(f"note: {parts.count} parts leave {idle} of {me.world} processes idle; see --part-size")
-        written = write_shards(parts, fill)
-        with without_timeout():
-            return [] if written is None else parts.finish(facts, written, join)
-    if not me.is_first:
-        return []
-    with progress_bar(parts.n, "sample", "sample") as bar:
-        files = fill(range(parts.n), parts.folder, bar)
-    facts = {**facts, "files": [file.name for file in files]}
-    atomic_write_text(parts.folder / "samples.json", json.dumps(facts, indent=1) + "\n")
-    return [*files, parts.folder / "samples.json"]
+    """Fill all shards and join them, and write samples.json with the ``facts``; return the files."""
+    files = parts.finished() if me.is_first else None
+    if broadcast_object(files is not None):
+        return files or []
+    if me.is_first and me.world > parts.count:
+        idle = me.world - parts.count
+        logger.info(f"note: {parts.count} parts leave {idle} of {me.world} processes idle; see --part-size")
+    written = write_shards(parts, fill)
+    with without_timeout():
+        return [] if written is None else parts.finish(facts, written, join)
 
 
 _KINDS = {
@@ -169,19 +170,6 @@ def check_sampler(
     trial = copy(flow)
     trial.net = _Still(flow.net, 2 if flow.learned_score else 1)
     trial.sample(n, cond=cond, batch_size=batch_size, rows=range(1), **sampler.arguments())
-
-
-@contextmanager
-def _new_folder(folder: Path) -> Iterator[None]:
-    """Create a folder; remove it on failure if new and empty."""
-    new = not folder.exists()
-    make_folder(folder, "--output-dir")
-    try:
-        yield
-    except BaseException:
-        if new and not any(folder.iterdir()):
-            folder.rmdir()
-        raise
 
 
 def weights_identity(place: Path, ema: bool | float) -> dict[str, object]:

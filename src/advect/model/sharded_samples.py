@@ -23,7 +23,7 @@ from tqdm import tqdm
 from advect.checkpoint.manifest import sum_files
 from advect.core.bounds import Count, bounded
 from advect.core.errors import UserError
-from advect.core.files import atomic_write, atomic_write_text, sync_folder
+from advect.core.files import atomic_write, atomic_write_text, disk_sentence, sync_folder
 from advect.core.records import find_object
 from advect.distributed.comm import current, gather_objects, sync_errors, without_timeout
 from advect.distributed.context import progress_bar
@@ -71,10 +71,10 @@ def _remove(folder: Path, names: re.Pattern[str]) -> None:
 
 
 def open_plan(folder: Path, plan: Mapping[str, Any], *, fixed: bool, overwrite: bool) -> int:
-    """Write ``plan`` if it has several shards; return their number.
+    """Write ``plan``; return its number of shards. The caller holds the folder's lock.
 
     A folder with the same plan is continued, with its number of shards unless ``fixed``. Raises UserError if it holds
-    other samples, unless ``overwrite``.
+    other samples, unless ``overwrite``; an unfinished single shard is none.
     """
     plan = json.loads(json.dumps(plan))
     old = read_plan(folder)
@@ -86,10 +86,11 @@ def open_plan(folder: Path, plan: Mapping[str, Any], *, fixed: bool, overwrite: 
             remove_partial_parts(folder)
             atomic_write_text(folder / PLAN, json.dumps(same, indent=1) + "\n")
             return there
+        overwrite = overwrite or (old.get("parts") == 1 and not (folder / FACTS).exists())
         if not overwrite:
             raise UserError(
-                f"--output-dir {folder} holds samples of another call: {difference}; repeat that call to go on with"
-                " it, name another folder, or give --overwrite"
+                f"--output-dir {folder} already holds samples of another call: {difference}; repeat that call to go "
+                "on with it, name another folder, or give --overwrite"
             )
     elif holds_samples(folder) and not overwrite:
         raise UserError(f"--output-dir {folder} already holds samples; name another folder, or give --overwrite")
@@ -97,8 +98,7 @@ def open_plan(folder: Path, plan: Mapping[str, Any], *, fixed: bool, overwrite: 
     if overwrite:
         _remove(folder, _OURS)
         (folder / PLAN).unlink(missing_ok=True)  # last, so that files left by a kill belong to a plan
-    if plan["parts"] > 1:
-        atomic_write_text(folder / PLAN, json.dumps(plan, indent=1) + "\n")
+    atomic_write_text(folder / PLAN, json.dumps(plan, indent=1) + "\n")
     return plan["parts"]
 
 
@@ -160,7 +160,8 @@ class SampleShards:
         place, rows = self.place(k), self.rows(k)
         partial = self.folder / f".{place.name}.{os.getpid()}.partial"
         try:
-            shutil.rmtree(place, ignore_errors=True)  # damaged, if there at all
+            if place.exists():
+                shutil.rmtree(place)  # damaged
             partial.mkdir()
             files = fill(partial)
             facts = {"rows": [rows.start, rows.stop], "files": sum_files(partial, files)}
@@ -230,10 +231,8 @@ class SampleShards:
         (self.folder / PLAN).unlink(missing_ok=True)
 
     def _unwritten(self, path: Path, error: OSError) -> UserError:
-        return UserError(
-            f"{path} could not be written ({error.strerror or error}); mend that, such as by freeing some space,"
-            " and repeat the command: it goes on after the parts that are whole"
-        )
+        then = "repeat the command: it goes on after the parts that are whole"
+        return UserError(disk_sentence(error, then, file=path))
 
 
 def write_shards(

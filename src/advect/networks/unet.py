@@ -166,15 +166,11 @@ class UNet(FlowNetwork):
         outputs: int = 1,
     ) -> None:
         super().__init__()
-        channel_mult = usual_channels(shape, patch_size) if channel_mult is None else channel_mult
-        if not channel_mult:
-            raise UserError(f"UNet.channel_mult must name a multiple >= 1 for each level, got {tuple(channel_mult)}")
+        channel_mult = usual_channels(shape, patch_size) if channel_mult is None else _not_empty(channel_mult)
         self.shape = _check_shape(shape, len(channel_mult), patch_size)
         self.patch, self.levels, self.grad_checkpointing = patch_size, len(channel_mult), grad_checkpointing
         side, channels = max(self.shape[1:]) // patch_size, self.shape[0] * patch_size**2
-        if attention_resolutions is None:
-            attention_resolutions = [size for level in range(len(channel_mult)) if 7 <= (size := side >> level) <= 16]
-        _check_attention(attention_resolutions, side, len(channel_mult))
+        attention_resolutions = _attention(attention_resolutions, side, len(channel_mult))
 
         emb = 4 * model_channels
         self.time = TimeEmbedding(model_channels, kind=time_embedding)
@@ -237,6 +233,12 @@ def usual_channels(shape: Sequence[int], patch: int = 1) -> tuple[int, ...]:
     return mult[: halvings + 1]
 
 
+def _not_empty(multiples: Sequence[int]) -> Sequence[int]:
+    if not multiples:
+        raise UserError("UNet.channel_mult must name a multiple >= 1 for each level, got none; 1 2 2 4 is usual")
+    return multiples
+
+
 def _check_shape(shape: Sequence[int], levels: int, patch: int) -> tuple[int, int, int]:
     if len(shape) != 3 or min(shape) < 1:
         raise UserError(f"UNet.shape must be (channels, height, width), got {tuple(shape)}; for vectors use MLP")
@@ -246,11 +248,15 @@ def _check_shape(shape: Sequence[int], levels: int, patch: int) -> tuple[int, in
     return channels, height, width
 
 
-def _check_attention(resolutions: Sequence[int], side: int, levels: int) -> None:
+def _attention(resolutions: Sequence[int] | None, side: int, levels: int) -> Sequence[int]:
+    """Sizes of the maps with attention, by default from 7 to 16."""
     sizes = [side >> level for level in range(levels)]
+    if resolutions is None:
+        return [size for size in sizes if 7 <= size <= 16]
     for resolution in resolutions:
         if resolution not in sizes:
             raise UserError(
                 f"UNet.attention_resolutions names {resolution}, but the feature maps have sizes "
                 f"{', '.join(map(str, sizes))}; choose from these, or none"
             )
+    return resolutions

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from markupsafe import Markup
 
+from advect.core.errors import printable
 from advect.core.files import atomic_write_text
 from advect.evaluation.budget import describe_limits
 from advect.reporting import plots
@@ -20,15 +21,18 @@ from advect.reporting.run_folder import RunFolder, read_run
 from advect.reporting.style import duration, number, percent, plural
 
 
-def write_report(run_dir: Path | str, *, notes: Sequence[str] = ()) -> Path:
-    """Write ``run_dir``/report.html, self-contained, with ``notes``, atomically; return its path.
+def write_report(run_dir: Path | str, output_dir: Path | None = None, *, notes: Sequence[str] = ()) -> Path:
+    """Write report.html in ``output_dir``, default ``run_dir``, self-contained, with ``notes``, atomically; return its
+    path.
+
+    Measurements are those in ``output_dir``, else the run's.
 
     Missing parts are named with the command that makes them, damaged ones noted. Raises UserError if ``run_dir`` is no
     run folder.
     """
-    run = read_run(Path(run_dir))
+    run = read_run(Path(run_dir), output_dir)
     run.notes += [*describe_limits(run.quality or {}, run.path), *notes]
-    return write_page(run.path / "report.html", "template.html", describe(run))
+    return write_page((output_dir or run.path) / "report.html", "template.html", describe(run))
 
 
 def write_page(path: Path, template: str, values: dict[str, Any]) -> Path:
@@ -37,10 +41,16 @@ def write_page(path: Path, template: str, values: dict[str, Any]) -> Path:
     from markupsafe import Markup
 
     here = files("advect.reporting") / "templates"
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    options: dict[str, Any] = {"autoescape": True, "undefined": StrictUndefined, "finalize": _printed}
+    page = Environment(trim_blocks=True, lstrip_blocks=True, **options)
     text = page.from_string(here.joinpath(template).read_text(encoding="utf-8"))
     atomic_write_text(path, text.render(values, style=Markup(here.joinpath("page.css").read_text(encoding="utf-8"))))
     return path
+
+
+def _printed(value: Any) -> Any:
+    """A value of the template, text without control characters."""
+    return printable(value, lines=True) if type(value) is str else value
 
 
 T = TypeVar("T")

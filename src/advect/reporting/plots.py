@@ -240,7 +240,7 @@ def file_uri(file: Path, limit: int) -> str | None:
             if image.format == "PNG" and file.stat().st_size <= limit:
                 return _uri(read_file(file), "png")
             return data_uri(image if image.mode in ("L", "RGB") else image.convert("RGB"), limit)
-    except (OSError, ValueError, SyntaxError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
 
 

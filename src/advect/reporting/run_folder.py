@@ -35,9 +35,11 @@ class RunFolder:
         quality, results: evaluation/quality.json, and evaluation/eval-*.json, newest last.
         trajectories, neighbours: arrays of these files.
         notes: unreadable parts.
+        measured: folder whose files come before those of ``path``, if any.
     """
 
     path: Path
+    measured: Path | None = None
     config_text: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
@@ -54,11 +56,11 @@ class RunFolder:
     notes: list[str] = field(default_factory=list)
 
 
-def read_run(path: Path) -> RunFolder:
-    """Read all parts of a run folder. Raises UserError if it is none."""
+def read_run(path: Path, measured: Path | None = None) -> RunFolder:
+    """Read all parts of a run folder, first those in ``measured``. Raises UserError if it is none."""
     if not any((path / name).exists() for name in ("config.yaml", "environment.json", "metrics.jsonl")):
         raise UserError(f"{path} is not a run folder: it has no config.yaml; give a folder that advect train wrote")
-    run = RunFolder(path)
+    run = RunFolder(path, measured)
     run.config_text = _text(run, "config.yaml")
     try:
         values = parse_yaml(run.config_text, "config.yaml") if run.config_text else {}
@@ -96,8 +98,13 @@ def _step(file: Path) -> int:
     return int(found.group(1)) if found else -1
 
 
+def _place(run: RunFolder, name: str) -> Path:
+    other = None if run.measured is None else run.measured / name
+    return other if other is not None and other.exists() else run.path / name
+
+
 def _text(run: RunFolder, name: str) -> str:
-    file = run.path / name
+    file = _place(run, name)
     try:
         return read_file(file).decode(errors="replace") if file.exists() else ""
     except OSError as error:
@@ -126,7 +133,7 @@ def _checked(run: RunFolder, name: str, values: dict[str, Any] | None, kind: typ
 
 
 def _arrays(run: RunFolder, name: str, wanted: set[str]) -> dict[str, np.ndarray] | None:
-    file = run.path / name
+    file = _place(run, name)
     if not file.exists():
         return None
     try:

@@ -155,9 +155,10 @@ def fit_flow(
     configuration does.
     """
     given = _Given(adapter, labels, settings, x, y, seed, patience, verbose, previous)
-    copies = _copies(given) if settings.drop_copies else None
-    if copies is not None:
-        kept = np.delete(np.arange(len(x)), copies)
+    rows, copies = np.arange(len(x)), None
+    if settings.drop_copies:
+        copies = find_copies(_dataset(given, rows, rows[:0])).places
+        kept = np.delete(rows, copies)
         given = replace(given, x=x[kept], y=None if y is None else y[kept])
     with kept_threads():
         _set_threads(given)
@@ -204,12 +205,6 @@ class _Given:
     patience: int
     verbose: int
     previous: FittedFlow | None
-
-
-def _copies(given: _Given) -> np.ndarray:
-    """Rows (K,) that repeat an earlier one, see :func:`advect.data.find_copies`."""
-    rows = np.arange(len(given.x))
-    return find_copies(_dataset(given, rows, rows[:0])).places
 
 
 def _set_threads(given: _Given) -> None:

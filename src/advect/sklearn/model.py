@@ -204,7 +204,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         previous: FittedFlow | None = None,
     ) -> FlowModel:
         rows = adapter.to_tensor(x)
-        self._warn_of_settings(settings, y)
+        self._warn_of_settings(settings, len(rows), y)
         few = rows.ndim == 2 and FEWEST <= len(rows) <= MOST
         stopping = few if self.early_stopping == "auto" else self.early_stopping
         fitted = fit_flow(
@@ -226,11 +226,6 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         self.validation_loss_ = min(fitted.held_out_losses, default=None)
         self.train_score_, self.copies_ = fitted.train_score, fitted.copies
         self._warn_of_memory(fitted.gap, "held-out rows")
-        if len(rows) < FEWEST:
-            _warn(
-                f"{len(rows)} rows are too few to learn a distribution from: the model repeats them; give {FEWEST} or "
-                "more"
-            )
         if previous is None:
             self._warn_of_time(max(fitted.evaluated, default=fitted.state.progress.step))
         passes = self.n_iter_ * self.batch_size // len(rows)
@@ -270,8 +265,11 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
             self._warn_of_memory(self.train_score_ - float(np.median(scores)), "X")
         return float(scores.mean())
 
-    def _warn_of_settings(self, settings: Settings, y: np.ndarray | None) -> None:
-        """Warn of options that keep training from learning, and of labels with too few rows."""
+    def _warn_of_settings(self, settings: Settings, rows: int, y: np.ndarray | None) -> None:
+        """Warn of too few rows, in all or of a label, and of options that keep training from learning."""
+        if rows < FEWEST:
+            number = "1 row is" if rows == 1 else f"{rows} rows are"
+            _warn(f"{number} too few to learn a distribution from: the model repeats them; give {FEWEST} or more")
         t, given = settings.training, dict(self.options or {})
         found = [long_warmup(settings.steps, t.lr_warmup_steps or 0)]
         found += [long_average(settings.steps, t.ema_decay)] if "ema_decay" in given and t.use_ema else []

@@ -69,19 +69,15 @@ def resolve(
     drop_copies = _value("drop_copies", options.pop("drop_copies", False), bool)
     sections: tuple[Section, ...] = (MethodConfig(), TrainingConfig(), network(name))
     steps = usual.steps if steps is None else int(steps)
-    defaults = dict(DEFAULTS)
     if arguments["learning_rate"] is None:
         arguments = {**arguments, "learning_rate": usual.learning_rate}
-    if modality == "vector" and arguments.get("coupling", "independent") == "independent":
-        defaults |= STILL
-        if name == "mlp":
-            defaults |= {"zero_output": True, "input_map": True, "gain": 0.4 if rows <= FEW_ROWS else 1.0}
-    values = {**defaults, **options, **arguments}
-    for key in values:
-        if key in options and (key in _ARGUMENTS or key in _ELSEWHERE):
+    for key in options:
+        if key in _ARGUMENTS or key in _ELSEWHERE:
             raise UserError(f"options has {key!r}, which is an argument; give {_ELSEWHERE.get(key, key)}=...")
         if key in _OF_RUNS:
             raise UserError(f"options has {key!r}, which writes to a run folder; train with advect train for it")
+    independent = arguments.get("coupling", "independent") == "independent"
+    values = {**_defaults(modality, name, rows, independent=independent), **options, **arguments}
     chosen = {c.field: str(values[c.field]) for s in sections for c in s.choices() if c.field in values}
     for choice in (choice for section in sections for choice in section.choices()):
         name = values.get(choice.field)
@@ -108,6 +104,15 @@ def resolve(
     plan = make_plan(training, recipe_of(modality), rows, steps=steps)  # pyright: ignore[reportArgumentType]
     training = training.replaced(lr_warmup_steps=plan.warmup)
     return Settings(method, training, net, data, steps, drop_copies)  # pyright: ignore[reportArgumentType]
+
+
+def _defaults(modality: str, network: str, rows: int, *, independent: bool) -> dict[str, Any]:
+    """Defaults that differ from those of the command line, for a coupling that is ``independent`` or not."""
+    if modality != "vector" or not independent:
+        return DEFAULTS
+    if network != "mlp":
+        return DEFAULTS | STILL
+    return DEFAULTS | STILL | {"zero_output": True, "input_map": True, "gain": 0.4 if rows <= FEW_ROWS else 1.0}
 
 
 def _sizes(network: str, hidden: int | Sequence[int] | None, rows: int) -> dict[str, Any]:

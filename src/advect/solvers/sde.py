@@ -121,19 +121,10 @@ def integrate_sde(
     method = get_sde_solver(solver)
     if last_step not in LAST_STEPS:
         raise UserError(f"last_step {last_step!r} is not known{did_you_mean(str(last_step), LAST_STEPS)}")
-    times = resolve_grid(grid, steps, STEPS, t0=t0, t1=t1)
-    of_path = diffusion == "sigma" or isinstance(diffusion, SigmaDiffusion)
-    if schedule is not None and score is not None and not of_path and last_step != "tweedie":
-        raise UserError("schedule is given, but score, diffusion and last_step do not use it; leave it out")
     if last_step == "tweedie" and t1 != 1:
         raise UserError(f"last_step 'tweedie' predicts the data, at t = 1, but t1 is {t1}; take 'mean'")
-    path = coefficients_on(schedule or CondOT(), times) if score is None or last_step == "tweedie" else None
-    if score is None and path is not None:
-        rates = relaxation(diffusion, schedule or CondOT(), times)
-        step = _Exponential(velocity, path, rates, times, method, generator)
-    else:
-        g = diffusion_on(diffusion, schedule or CondOT(), times)
-        step = _Explicit(velocity, score, path, g, times, method, generator)
+    times = resolve_grid(grid, steps, STEPS, t0=t0, t1=t1)
+    step = _make_step(velocity, score, diffusion, schedule, times, last_step, method, generator)
     x, states, finite = x0, [x0], []
     stages = stage_times(times, (0.0, 1.0), x)
     for n, t in enumerate(stages):
@@ -146,6 +137,27 @@ def integrate_sde(
         start = not torch.isfinite(x0).all()
         raise not_finite(name_of(method), times[0] if start else times[bad[0] + 1])
     return torch.stack(states) if trajectory else x
+
+
+def _make_step(
+    velocity: Velocity,
+    score: Velocity | None,
+    diffusion: Diffusion,
+    schedule: Schedule | None,
+    times: Sequence[float],
+    last_step: LastStep,
+    method: SDESolver,
+    generator: Generator,
+) -> _Exponential | _Explicit:
+    """Steps on a grid of times, by the arguments of :func:`integrate_sde`."""
+    of_path = diffusion == "sigma" or isinstance(diffusion, SigmaDiffusion)
+    if schedule is not None and score is not None and not of_path and last_step != "tweedie":
+        raise UserError("schedule is given, but score, diffusion and last_step do not use it; leave it out")
+    schedule = schedule or CondOT()
+    path = coefficients_on(schedule, times) if score is None or last_step == "tweedie" else None
+    if score is None and path is not None:
+        return _Exponential(velocity, path, relaxation(diffusion, schedule, times), times, method, generator)
+    return _Explicit(velocity, score, path, diffusion_on(diffusion, schedule, times), times, method, generator)
 
 
 class _Exponential:

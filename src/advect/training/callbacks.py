@@ -8,17 +8,18 @@ import math
 import sys
 import time
 from abc import abstractmethod
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from tqdm import tqdm
 
 from advect.checkpoint.async_writer import CheckpointWriter
-from advect.checkpoint.manifest import checkpoint_name, checkpoint_step, list_checkpoints
+from advect.checkpoint.manifest import checkpoint_name, checkpoint_step, last_checkpoint, list_checkpoints
 from advect.core.errors import UserError
-from advect.core.files import atomic_write_text
+from advect.core.files import atomic_write_text, naming, open_regular
 from advect.core.progress import DELAY, clock, rough_duration
 from advect.distributed.comm import broadcast_object, sync_errors
+from advect.training.guards import Spared
 from advect.training.state import Progress
 from advect.training.trainer import Callback, Trainer
 
@@ -26,8 +27,8 @@ logger = logging.getLogger(__name__)
 
 
 class MetricsFile(Callback):
-    """``metrics.jsonl``: one JSON object a logged step. Resumption drops the rows after the checkpoint; a rollback
-    keeps its bad steps.
+    """``metrics.jsonl``: one JSON object a logged step. Resumption drops the rows after the checkpoint, and lines that
+    are none; a rollback keeps its bad steps.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,17 +39,34 @@ class MetricsFile(Callback):
 
     def _open(self, trainer: Trainer, *, keep: str = "") -> None:
         if self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines()
+            lines = self._whole_lines()
             resumed = _resumed_rows(lines, trainer.state.progress, keep)
             atomic_write_text(self.path, "".join(line + "\n" for line in resumed))
             self._there = frozenset(line for line in resumed if _row(line).get("step") == trainer.state.progress.step)
-        self._file = self.path.open("a", encoding="utf-8")
+        with naming(self.path):
+            self._file = self.path.open("a", encoding="utf-8")
+
+    def _whole_lines(self) -> list[str]:
+        """Lines that are rows; the others, but for a last one that a kill has cut, are told."""
+        with naming(self.path), open_regular(self.path) as file:
+            text = file.read().decode("utf-8", errors="replace")
+        lines = text.split("\n")
+        cut = lines.pop()  # "", or half a row
+        whole = [line for line in lines if _row(line)]
+        if lost := len(lines) - len(whole) + (cut.strip() != "" and not cut.startswith("{")):
+            logger.warning(f"{self.path} is damaged: {lost:,} of its lines are no rows, and left out")
+        return whole
+
+    def rows(self) -> list[dict]:
+        """All rows of the file."""
+        return [_row(line) for line in self._whole_lines()] if self.path.exists() else []
 
     def write(self, row: dict) -> None:
         """Append and flush a row, unless the first step has it: a call that a kill interrupted is repeated."""
         if (line := json.dumps(row)) not in self._there:
-            self._file.write(line + "\n")
-            self._file.flush()
+            with naming(self.path):
+                self._file.write(line + "\n")
+                self._file.flush()
 
     def on_log(self, trainer: Trainer, row: dict) -> None:
         self.write(row)
@@ -66,7 +84,8 @@ class MetricsFile(Callback):
 
     def close(self) -> None:
         if hasattr(self, "_file"):
-            self._file.close()
+            with suppress(OSError):  # told when the row was written
+                self._file.close()
 
 
 def _resumed_rows(lines: list[str], progress: Progress, keep: str) -> list[str]:
@@ -79,11 +98,12 @@ def _resumed_rows(lines: list[str], progress: Progress, keep: str) -> list[str]:
 
 
 def _row(line: str) -> dict:
+    """The object of a line; empty unless it has a step."""
     try:
         row = json.loads(line)
-    except ValueError:  # cut off by a kill
+    except (ValueError, RecursionError):  # cut off by a kill
         return {}
-    return row if isinstance(row, dict) else {}
+    return row if isinstance(row, dict) and type(row.get("step")) is int else {}
 
 
 MEASURED = 5.0
@@ -224,8 +244,10 @@ def _work(row: dict) -> str:
     return text + (f" ({row['mfu']:.0%} of peak)" if "mfu" in row else "")
 
 
-SAVE_SECONDS, FIRST_SECONDS, EVERY_SECONDS = 120.0, 30.0, 60.0
+SAVE_SECONDS, FIRST_SECONDS, EVERY_SECONDS = 120.0, 20.0, 60.0
 """Between checkpoints, before the first picture, and between pictures, where no number of steps is given."""
+LATEST_SECONDS = 40.0
+"""Before the first picture where a step takes long."""
 
 
 class CheckpointCallback(Callback):
@@ -237,7 +259,7 @@ class CheckpointCallback(Callback):
     def __init__(self, writer: CheckpointWriter, *, every: int | None, every_epochs: int) -> None:
         self.writer, self.every, self.every_epochs = writer, every, every_epochs
         self._saved_step, self._saved_at = -1, 0.0
-        self._epoch_due = False
+        self._epoch_due = self._started = False
 
     @property
     def trouble(self) -> UserError | None:  # type: ignore[override]
@@ -247,6 +269,7 @@ class CheckpointCallback(Callback):
     def on_start(self, trainer: Trainer) -> None:
         step = trainer.state.progress.step
         self._saved_step = step if (self.writer.folder / checkpoint_name(step)).exists() else -1
+        self._started = True
 
     def on_epoch(self, trainer: Trainer, loss: float) -> None:
         self._epoch_due = bool(self.every_epochs) and trainer.epoch % self.every_epochs == 0
@@ -265,9 +288,13 @@ class CheckpointCallback(Callback):
         with sync_errors():
             self.writer.wait()
 
-    def on_bad_data(self, trainer: Trainer) -> None:
-        if trainer.state.progress.step:
-            self.on_end(trainer, "data")
+    def on_error(self, trainer: Trainer) -> None:
+        progress = trainer.state.progress
+        if self._started and self.trouble is None and progress.step and not progress.bad_row:
+            self.on_end(trainer, "error")
+
+    def kept(self) -> str:
+        return last_checkpoint(self.writer.folder)
 
     def checkpoint_before(self, step: int) -> Path | None:
         with sync_errors():
@@ -300,8 +327,12 @@ class PeriodicCallback(Callback):
     interrupted by a kill is repeated on resumption.
     """
 
+    watches = ""
+    """What it does if it only watches: an error of :meth:`run` is then told, once, and the run goes on."""
+
     def __init__(self, every: int | None) -> None:
-        self.every, self._seen, self._due = every, -1, FIRST_SECONDS
+        self.every, self._seen, self._due, self._calls = every, -1, FIRST_SECONDS, 0
+        self.spared = Spared(self.watches)
 
     @abstractmethod
     def run(self, step: int) -> None:
@@ -320,9 +351,15 @@ class PeriodicCallback(Callback):
 
     def on_step(self, trainer: Trainer) -> None:
         step = trainer.state.progress.step
-        due = trainer.clock >= self._due if self.every is None else self.every and step % self.every == 0
+        due = self._is_due(trainer) if self.every is None else self.every and step % self.every == 0
         if due and step != self._seen:  # seen: the step was rolled back
             self.run_now(trainer)
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        """Whether it is time; for the first call, if the next step may end too late."""
+        self._calls += 1
+        late = self._due == FIRST_SECONDS and trainer.clock * (1 + 1 / self._calls) >= LATEST_SECONDS
+        return trainer.clock >= self._due or late
 
     def on_end(self, trainer: Trainer, reason: str) -> None:
         if self.every != 0 and not reason.startswith("SIG") and trainer.state.progress.step != self._seen:
@@ -339,7 +376,10 @@ class PeriodicCallback(Callback):
         self._seen = trainer.state.progress.step
         net.eval()
         try:
-            with nullcontext() if ema is None else ema.applied():
+            with (
+                self.spared(collective=True) if self.watches else nullcontext(),
+                nullcontext() if ema is None else ema.applied(),
+            ):
                 self.run(self._seen)
         finally:
             net.train()

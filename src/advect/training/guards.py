@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 import time
@@ -14,10 +15,13 @@ from types import FrameType, TracebackType
 import torch
 
 from advect.core.errors import UserError
-from advect.distributed.comm import control_group, sync_errors
-from advect.distributed.env import STOPPING
+from advect.core.files import DiskFault
+from advect.distributed.comm import control_group, current, sync_errors
+from advect.distributed.env import Terminal, handled_signals
 from advect.training.state import Progress, TrainState
 from advect.training.step import BadStep
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +50,8 @@ class StopCriteria:
 
 
 class StopSignals:
-    """Context in which the first signal of STOPPING sets :attr:`received`; a second one interrupts at once.
+    """Context in which the first of :func:`handled_signals` sets :attr:`received`; a second one, SIGHUP apart,
+    interrupts at once.
 
     No effect outside the main thread.
     """
@@ -54,15 +59,18 @@ class StopSignals:
     def __init__(self) -> None:
         self.received: str | None = None
         self._before: dict[signal.Signals, object] = {}
+        self._terminal = Terminal()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        self._terminal.leave()
+        name = signal.Signals(number).name
+        if self.received is not None and name != "SIGHUP":  # a closed terminal and its shell both send that
             raise KeyboardInterrupt
-        self.received = signal.Signals(number).name
+        self.received = self.received or name
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for number in STOPPING:
+            for number in handled_signals():
                 self._before[number] = signal.signal(number, self._receive)
         return self
 
@@ -223,7 +231,7 @@ def explain_oom() -> Iterator[None]:
             raise
         first = str(error).strip().splitlines()[0] if str(error).strip() else "no more to be had"
         raise UserError(
-            f"out of memory ({first}); the last checkpoint is whole; in this order try --mixed-precision, "
+            f"out of memory ({first}); in this order try --mixed-precision, "
             "--accumulate 2 or more (the same step in parts), --grad-checkpointing, a smaller --batch-size, fewer "
             "channels, --parallel fsdp where there are several GPUs, and fewer --num-samples if it drew samples"
         ) from error
@@ -231,14 +239,47 @@ def explain_oom() -> Iterator[None]:
 
 def divergence_error(bad: int, loss: float, norm: float, step: int, *, rolled_back: bool) -> UserError:
     """Error of a run with ``bad`` non-finite steps in a row, the last being ``step``."""
-    tried = "also after going back to a checkpoint with a lower rate" if rolled_back else "and there is no checkpoint"
+    tried = ", also after going back to a checkpoint with a lower rate" if rolled_back else ""
     error = UserError(
         f"the loss or its gradient was not finite in {bad} steps in a row, the last of them step {step:,} (loss "
-        f"{loss:g}, gradient norm {norm:g}), {tried}; lower --learning-rate, keep --grad-clip at 1, train with "
-        "--no-mixed-precision, and look at the rows that metrics.jsonl names with advect doctor; checkpoints are whole"
+        f"{loss:g}, gradient norm {norm:g}){tried}; lower --learning-rate, keep --grad-clip at 1, train with "
+        "--no-mixed-precision, and look at the rows that metrics.jsonl names with advect doctor"
     )
     error.agreed = True  # as loss and norm are those of all processes
     return error
+
+
+class Spared:
+    """A context for ``what`` only watches a run, such as its pictures: the first error is told, and the run goes on.
+
+    Errors within ``collective`` work of several processes are raised, as the others wait for this one.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what, self.failed = what, False
+
+    @contextmanager
+    def __call__(self, *, collective: bool = False) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if collective and current().world > 1:
+                raise
+            if not self.failed:
+                logger.warning(f"{self.what} failed ({in_words(error)}); the run goes on, and tells this once")
+            self.failed = True
+
+
+def in_words(error: Exception) -> str:
+    """An error in a line: what is wrong with the disk, a user's mistake, or its type and first line."""
+    text = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    if isinstance(error, UserError):
+        return text
+    fault = DiskFault.of(error)
+    if fault is not None:
+        place = getattr(error, "filename", None)
+        return f"{place}: {fault.why}" if place else fault.why
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 class Watchdog:

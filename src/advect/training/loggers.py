@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from advect.core.errors import UserError, optional_import
 from advect.core.files import atomic_write_text
+from advect.training.guards import Spared
 from advect.training.trainer import Callback, Trainer
 
 _NO_CURVES = ("step", "seen", "seconds")
@@ -45,6 +47,47 @@ class Logger(Callback):
         self.scalars({"train/epoch_loss": loss}, trainer.state.progress.step)
 
 
+class SparedLogger(Logger):
+    """A logger whose errors are told once, and do not end the run; a UserError at its start does."""
+
+    def __init__(self, inner: Logger, name: str) -> None:
+        self.inner, self.spared = inner, Spared(name)
+
+    def on_start(self, trainer: Trainer) -> None:
+        mistake = None
+        with self.spared():
+            try:
+                self.inner.on_start(trainer)
+            except UserError as error:
+                mistake = error
+        if mistake is not None:
+            raise mistake
+
+    def on_rollback(self, trainer: Trainer, row: dict) -> None:
+        with self.spared():
+            self.inner.on_rollback(trainer, row)
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        with self.spared():
+            self.inner.scalars(values, step)
+
+    def histogram(self, name: str, values: np.ndarray, step: int) -> None:
+        with self.spared():
+            self.inner.histogram(name, values, step)
+
+    def picture(self, name: str, image: Image.Image, step: int) -> None:
+        with self.spared():
+            self.inner.picture(name, image, step)
+
+    def on_end(self, trainer: Trainer, reason: str) -> None:
+        with self.spared():
+            self.inner.on_end(trainer, reason)
+
+    def close(self) -> None:
+        with self.spared():
+            self.inner.close()
+
+
 class TensorBoardLogger(Logger):
     """Event files in a folder. Resumption purges those after the checkpoint."""
 
@@ -54,10 +97,12 @@ class TensorBoardLogger(Logger):
     def on_start(self, trainer: Trainer) -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
+        self._hook = threading.excepthook
+        threading.excepthook = self._without_its_thread
         self._writer = SummaryWriter(str(self.folder), purge_step=trainer.state.progress.step + 1)
 
     def on_rollback(self, trainer: Trainer, row: dict) -> None:
-        self._writer.close()
+        self.close()
         self.on_start(trainer)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
@@ -70,9 +115,18 @@ class TensorBoardLogger(Logger):
     def picture(self, name: str, image: Image.Image, step: int) -> None:
         self._writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
+    def _without_its_thread(self, failure: threading.ExceptHookArgs) -> None:
+        """Print no traceback of the writing thread: its error is raised by the next call, too."""
+        if type(failure.thread).__name__ != "_AsyncWriterThread":
+            self._hook(failure)
+
     def close(self) -> None:
-        if hasattr(self, "_writer"):
-            self._writer.close()
+        try:
+            if hasattr(self, "_writer"):
+                self._writer.close()
+        finally:
+            if hasattr(self, "_hook"):
+                threading.excepthook = self._hook
 
 
 class WandbLogger(Logger):

@@ -275,7 +275,7 @@ class LossScaler:
             if self.scale < _LEAST:
                 error = UserError(
                     f"the gradient in float16 is not finite even with the loss scaled by {2 * self.scale:g}; lower "
-                    "--learning-rate, or train with --no-mixed-precision; the last checkpoint is whole"
+                    "--learning-rate, or train with --no-mixed-precision"
                 )
                 error.agreed = True  # as the norm is that of all processes
                 raise error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,19 +16,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from advect.checkpoint.async_writer import explain_disk_error
 from advect.checkpoint.manifest import (
     checkpoint_name,
     checkpoint_step,
-    explain_disk_error,
     list_checkpoints,
     remove_leftovers,
     verify_checkpoint,
     write_checkpoint,
 )
-from advect.checkpoint.tensor_files import load_weights
+from advect.checkpoint.tensor_files import load_weights, save_tensors
 from advect.core.errors import UserError
 from advect.distributed.comm import broadcast_object, current, sync_errors
 from advect.training.ema import LONGEST, exponent, length_file, length_of
@@ -77,6 +77,10 @@ class Snapshots(Callback):
     def on_end(self, trainer: Trainer, reason: str) -> None:
         self.save(trainer, due=False)
 
+    def on_error(self, trainer: Trainer) -> None:
+        if trainer.state.progress.step and not trainer.state.progress.bad_row:
+            self.save(trainer, due=False)
+
     def save(self, trainer: Trainer, *, due: bool) -> None:
         """Store the averages of the last step, unless stored or empty."""
         state, step = trainer.state, trainer.state.progress.step
@@ -104,8 +108,7 @@ class Snapshots(Callback):
 def _fill(folder: Path, state: TrainState, averages: dict[str, dict[str, Tensor]], due: bool) -> None:
     assert state.ema is not None
     for file, tensors in averages.items():
-        packed = {name: x.contiguous() for name, x in tensors.items()}  # a U-Net on a CPU is channels-last
-        save_file(packed, folder / file, metadata={"advect": state.metadata})
+        save_tensors(folder / file, tensors, {"advect": state.metadata})
     rest = sorted(state.net.state_dict().keys() - state.ema.shadow.keys())
     facts = {"updates": state.ema.updates, "lengths": list(state.ema.lengths.values()), "rest": rest, "due": due}
     (folder / _FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")
@@ -122,7 +125,14 @@ def _remove(path: Path) -> None:
 def bring(folder: Path, to: Path) -> None:
     """Copy the snapshots of the run that another continues."""
     if folder.is_dir() and not to.exists():
-        shutil.copytree(folder, to)
+        for left in to.parent.glob(f".{to.name}.*.partial"):
+            shutil.rmtree(left, ignore_errors=True)
+        partial = to.with_name(f".{to.name}.{os.getpid()}.partial")
+        try:
+            shutil.copytree(folder, partial, ignore=shutil.ignore_patterns(".*"))
+            partial.rename(to)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -156,6 +166,8 @@ def read_snapshots(folder: Path, step: int | None = None) -> list[Snapshot]:
             verify_checkpoint(path)
             facts = json.loads((path / _FACTS).read_text(encoding="utf-8"))
         except (UserError, OSError, ValueError) as error:
+            if not path.exists():  # a living run has thinned them out meanwhile
+                continue
             raise UserError(f"{error}; remove that folder to go without it") from error
         found.append(Snapshot(path, number, facts["updates"], tuple(facts["lengths"]), tuple(facts["rest"])))
     return found

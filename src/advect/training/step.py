@@ -61,6 +61,7 @@ class Step:
         self.layers = LayerRng()
         self.flops: int | None = None
         self._looked, self._draws_itself, self._compiled = False, False, compile_model
+        self.moving = False
         self._params = [p for p in state.net.parameters() if p.requires_grad]
         if autocast is torch.float16 and state.loss_scaler is None:
             state.loss_scaler = LossScaler()
@@ -84,6 +85,7 @@ class Step:
         skip, bad = self._bad(norm)
         if skip:
             return mean, norm
+        self.moving = True
         if self.grad_clip > 0:
             clip_gradients(grads, self.grad_clip, norm)
         self.state.optimizer.step(lr, bad)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -49,8 +49,12 @@ class Callback:
     def on_bad_step(self, trainer: Trainer, row: dict) -> None: ...
     def on_rollback(self, trainer: Trainer, row: dict) -> None: ...
     def on_end(self, trainer: Trainer, reason: str) -> None: ...
-    def on_bad_data(self, trainer: Trainer) -> None: ...
+    def on_error(self, trainer: Trainer) -> None: ...
     def close(self) -> None: ...
+
+    def kept(self) -> str:
+        """Words on what is left of the run, to end the sentence of an error."""
+        return ""
 
     def checkpoint_before(self, step: int) -> Path | None:
         """Newest complete checkpoint with fewer than ``step`` finished steps."""
@@ -144,7 +148,6 @@ class Trainer:
         with ExitStack() as cleanup:
             stop = cleanup.enter_context(StopGuard())
             cleanup.enter_context(cuda_kernels(self.device, tf32=self.tf32, deterministic=self.deterministic))
-            cleanup.enter_context(explain_oom())
             for callback in self.callbacks:
                 cleanup.callback(callback.close)
             cleanup.callback(self.loader.close)
@@ -152,7 +155,25 @@ class Trainer:
                 cleanup.callback(self._prefetcher.close)
             self._watchdog = Watchdog(self._report_stall)
             cleanup.callback(self._watchdog.close)
-            return self._loop(stop)
+            with self._keeping(), explain_oom():
+                return self._loop(stop)
+
+    @contextmanager
+    def _keeping(self) -> Iterator[None]:
+        """At an error have the callbacks keep what was learned, and a UserError tell what is there."""
+        try:
+            yield
+        except Exception as error:
+            if current().world == 1 and not self.step.moving:  # else the others wait, or the weights are half moved
+                for callback in self.callbacks:
+                    with suppress(Exception):  # the first error is the one to tell
+                        callback.on_error(self)
+            words = "; ".join(filter(None, (callback.kept() for callback in self.callbacks)))
+            if isinstance(error, UserError) and words not in str(error):
+                told = UserError(f"{error}; {words}")
+                told.agreed = error.agreed
+                raise told from error
+            raise
 
     def stop(self, reason: str) -> None:
         """End the run after this step; call on all processes."""
@@ -189,20 +210,14 @@ class Trainer:
     def _train_step(self) -> None:
         progress = self.state.progress
         self._seed_layers(progress.step)
-        try:
-            inputs = self._inputs(progress.step)
-        except UserError:  # of the data, such as too many damaged images: what was learned is kept
-            if current().world == 1:
-                for callback in self.callbacks:
-                    callback.on_bad_data(self)
-            raise
-        observe = None
+        inputs, observe = self._inputs(progress.step), None
         if self.log_gradients and (progress.step + 1) % self.log_gradients == 0:
             observe = self._show_gradients
         loss, norm = self.step.take(self.loss, inputs, self.learning_rate, observe)
         self.metrics.add(loss, norm)
         progress.step += 1
         progress.seen += self.loader.global_batch
+        self.step.moving = False
 
     def _show_gradients(self, grads: dict[str, Tensor]) -> None:
         for callback in self.callbacks:

@@ -78,7 +78,7 @@ def test_killed_anywhere_it_ends_in_the_same_bytes(images, tmp_path, blocks_of_f
     broken = tmp_path / "broken"
     args = [sys.executable, "-c", _KILLED, str(images), str(broken), str(stop), where]
     assert subprocess.run(args, env=os.environ).returncode == -signal.SIGKILL
-    with pytest.raises(UserError, match="is no whole pack"):
+    with pytest.raises(UserError, match="is an unfinished pack"):
         Packed(broken)
     assert contents(pack(images, broken, **SETTINGS, progress=False)) == unbroken
 
@@ -154,7 +154,7 @@ def test_an_unreadable_image_is_left_out_and_named(images, tmp_path, blocks_of_f
             flush(file, content)
 
         monkeypatch.setattr(packing, "_flush", stop)
-        with pytest.raises(UserError, match="make room"):
+        with pytest.raises(UserError, match="free some space, and pack again"):
             pack(images, tmp_path / "p", **SETTINGS)
         monkeypatch.setattr(packing, "_flush", flush)
     source = Packed(pack(images, tmp_path / "p", **SETTINGS), held_out=0)
@@ -168,7 +168,7 @@ def test_an_unreadable_image_is_left_out_and_named(images, tmp_path, blocks_of_f
     (images / "a" / "00.png").write_bytes(b"text")
     with pytest.raises(UserError, match=r"2 images cannot be read, more than 1%, among them .*\.png"):
         pack(images, tmp_path / "q", **SETTINGS)
-    with pytest.raises(UserError, match="is no whole pack"):
+    with pytest.raises(UserError, match="is an unfinished pack"):
         Packed(tmp_path / "q")
 
 
@@ -177,10 +177,28 @@ def test_a_full_disk_is_named(images, tmp_path, blocks_of_four, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(packing, "_flush", full)
-    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); make room"):
+    with pytest.raises(
+        UserError, match=r"p/data.u8 could not be written: the disk is full; free some space, and pack"
+    ):
         pack(images, tmp_path / "p", **SETTINGS)
-    with pytest.raises(UserError, match="is no whole pack"):
+    with pytest.raises(UserError, match="is an unfinished pack"):
         Packed(tmp_path / "p")
+
+
+def test_an_unfinished_pack_is_named_so_wherever_it_is_given(images, tmp_path, blocks_of_four, monkeypatch):
+    from advect.cli import run
+    from advect.data.autodetect import autodetect
+
+    def full(file, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(packing, "_flush", full)
+    with pytest.raises(UserError, match="disk is full"):
+        pack(images, tmp_path / "p", **SETTINGS)
+    assert autodetect(tmp_path / "p")[0][1].words == "an unfinished pack of images"
+    for words in (["train", "--data"], ["data", "verify"]):
+        with pytest.raises(UserError, match="is an unfinished pack, it has no manifest"):
+            run([*words, str(tmp_path / "p")])
 
 
 def test_a_folder_with_another_pack_is_left_alone(images, tmp_path):

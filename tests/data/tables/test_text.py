@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import csv
 import datetime as dt
 import json
+import random
 from decimal import Decimal
 
 import numpy as np
@@ -251,3 +253,27 @@ def test_python_objects_come_back(value):
     table = Table(frame, held_out=0.0)
     back = frame_of(table.transform.inverse(table.train.fetch(np.arange(N)).x1), None, table.metadata)
     assert back.v.tolist() == values
+
+
+@pytest.mark.parametrize("tail", ['3,"cut', '3,"cut\n', '3,"cut\n4,x\n'])
+def test_a_file_cut_within_quotes_is_refused(tmp_path, tail):
+    (tmp_path / "a.csv").write_text('n,word\n1,one\n2,"t""wo"\n' + tail)
+    with pytest.raises(UserError, match="ends within a field in quotes, as if it were cut off"):
+        read_table(tmp_path / "a.csv")
+
+
+def test_a_quote_within_a_word_is_part_of_it(tmp_path):
+    (tmp_path / "a.csv").write_text('n,size\n1,5"\n2,7in\n')
+    assert read_table(tmp_path / "a.csv")["size"].tolist() == ['5"', "7in"]
+
+
+def test_fields_are_read_as_the_csv_module_does(tmp_path):
+    """Quotes, line breaks and separators in fields, empty lines, both line ends, and fields longer than a block."""
+    rng, alphabet = random.Random(0), ['"', ",", "\n", "\r\n", "a", "7", ".", " ", "é", "x" * 70_000]
+    rows = [[str(i), "w" + "".join(rng.choices(alphabet, k=rng.randrange(6)))] for i in range(300)]
+    for ends in ("\n", "\r\n"):
+        with (tmp_path / "a.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator=ends).writerows([["n", "word"], *rows[:150], [], *rows[150:]])
+        found = read_table(tmp_path / "a.csv", text=["word"])
+        assert found["n"].tolist() == list(range(300))
+        assert found["word"].tolist() == [word for _, word in rows]

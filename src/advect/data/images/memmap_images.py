@@ -19,7 +19,7 @@ from advect.core.types import DataSpec
 from advect.data.base import ArraySplit, Dataset, Detected, Preview, category
 from advect.data.images.decoding import Decoder
 from advect.data.images.folder import PIXELS, Unreadable, content_digests, files_fingerprint
-from advect.data.images.packing import MANIFEST, PIXEL_FILE, read_manifest, settings_of
+from advect.data.images.packing import MANIFEST, PIXEL_FILE, is_begun, read_manifest, settings_of
 from advect.data.images.stores import open_store
 from advect.data.splits import official_split, split_by_content
 
@@ -49,8 +49,9 @@ class Packed(Dataset):
 
     @classmethod
     def recognises(cls, path: Path) -> Detected | None:
-        whole = (path / MANIFEST).is_file() and (path / PIXEL_FILE).is_file()
-        return Detected(100, "a folder that advect data pack wrote") if whole else None
+        if (path / MANIFEST).is_file() and (path / PIXEL_FILE).is_file():
+            return Detected(100, "a folder that advect data pack wrote")
+        return Detected(100, "an unfinished pack of images") if is_begun(path) else None
 
     @classmethod
     def preview(cls, path: Path) -> Preview:
@@ -151,7 +152,9 @@ def _whole_manifest(folder: Path) -> dict:
     manifest = read_manifest(folder)
     if manifest is None:
         raise UserError(
-            f"data_dir {folder} is no whole pack, it has no {MANIFEST}; pack the images again to finish it"
+            f"data_dir {folder} is an unfinished pack, it has no {MANIFEST}; pack the images again to finish it"
+            if is_begun(folder)
+            else f"data_dir {folder} is no pack, it has no {MANIFEST}; name a folder that advect data pack wrote"
         )
     sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
     for name, size in {**sizes, PIXEL_FILE: int(np.prod(manifest["shape"]))}.items():

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from advect.core.errors import UserError
-from advect.core.files import atomic_write, atomic_write_text, make_folder, sync_folder
+from advect.core.files import atomic_write, atomic_write_text, claim_folder, explain_disk_errors, naming, sync_folder
 from advect.data.images.decoding import Decoder
 from advect.data.images.folder import (
     Classes,
@@ -75,27 +75,20 @@ def pack(
     unreadable = Unreadable(len(store))
     digests = content_digests(store, unreadable)
     classes = labels if isinstance(labels, Mapping) else _folder_classes(store, labels)
-    folder = make_folder(Path(out_folder), "out_folder")
     plan = _plan(store, decoder, digests, classes)
-    if _is_whole(folder, plan):
+    with claim_folder(Path(out_folder), "out_folder") as folder, explain_disk_errors("pack again, it will go on"):
+        if not _is_whole(folder, plan):
+            _begin(folder, plan)
+            side = _write_sides(folder, store, digests, classes)
+            blocks = _write_blocks(folder, plan, store, decoder, unreadable, workers=workers, progress=progress)
+            lost = [row for block in blocks for row in block.lost]
+            if len(lost) == len(store):
+                raise UserError(
+                    f"no image of {images} can be read, {store.title(0)} among them; repair them or name others"
+                )
+            manifest = {**plan, "files": side, "blocks": [block.digest for block in blocks], "unreadable": lost}
+            atomic_write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
         _tidy(folder)
-        return folder
-    try:
-        _begin(folder, plan)
-        side = _write_sides(folder, store, digests, classes)
-        blocks = _write_blocks(folder, plan, store, decoder, unreadable, workers=workers, progress=progress)
-        lost = [row for block in blocks for row in block.lost]
-        if len(lost) == len(store):
-            raise UserError(
-                f"no image of {images} can be read, {store.title(0)} among them; repair them or name others"
-            )
-        manifest = {**plan, "files": side, "blocks": [block.digest for block in blocks], "unreadable": lost}
-        atomic_write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
-        _tidy(folder)
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or folder} cannot be written ({error.strerror}); make room and pack again, it will go on"
-        ) from error
     return folder
 
 
@@ -129,6 +122,15 @@ def read_manifest(folder: Path) -> dict | None:
             f"{folder / MANIFEST} cannot be read ({one_line(error)}); remove the folder and pack again"
         ) from error
     return None
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether a folder is an unfinished pack."""
+    try:
+        plan = json.loads((folder / _PLAN).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(plan, dict) and {"version", "shape", "block", "settings"} <= plan.keys()
 
 
 def _folder_classes(store: ImageStore, labels: Literal["auto", "yes", "no"]) -> dict[str, Classes]:
@@ -216,6 +218,7 @@ def _write_blocks(
         unreadable.add(store.title(row), "as before")
     first = min(len(done) * block, total)
     with (
+        naming(path),
         path.open("r+b") as pixels,
         journal.open("a", encoding="ascii") as notes,
         ThreadPoolExecutor(workers) as pool,

@@ -327,9 +327,7 @@ def read_steps(
 def _order(series: Any, form: Any, date_order: str) -> tuple[Column, np.ndarray]:
     """Order column and its values (N,), numbers or times. Raises UserError for text, which would sort by letters."""
     try:
-        column, values = read_column(
-            series, None, scaling="standard", categorical=False, form=form, date_order=date_order
-        )
+        column, values = read_column(series, categorical=False, form=form, date_order=date_order)
     except UserError:
         if not optional_import("pandas", "tables").api.types.is_object_dtype(series.dtype):
             raise
@@ -357,9 +355,7 @@ def _channel(series: Any, form: Any, date_order: str, places: np.ndarray) -> tup
         if infinite.any():
             raise UserError(f"column {series.name!r} is infinite in row {int(infinite.argmax())}; mend that row")
     try:
-        column, values = read_column(
-            series, None, scaling="standard", categorical=False, form=form, date_order=date_order
-        )
+        column, values = read_column(series, categorical=False, form=form, date_order=date_order)
     except UserError:
         if not types.is_object_dtype(series.dtype):
             raise
@@ -382,4 +378,4 @@ def _constant(series: Any, places: np.ndarray, firsts: np.ndarray, id: str) -> t
     if not same.all():
         row = int((~same).argmax())
         raise UserError(f"column {series.name!r} changes within a sequence of {id!r}, in row {row}; make it a value")
-    return read_condition(own, None)
+    return read_condition(own)

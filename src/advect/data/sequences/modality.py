@@ -15,7 +15,7 @@ from advect.core.errors import UserError
 from advect.core.registry import register
 from advect.core.types import LENGTH, Batch, Conditions, without_padding
 from advect.data.captions import condition_words, fit
-from advect.data.figure import ALARM, OTHERS, SAMPLES, TEXT, new_figure, plot_unit, style, to_image
+from advect.data.figure import ALARM, OTHERS, SAMPLES, TEXT, caption, new_figure, plot_unit, style, to_image
 from advect.data.modality import Modality, condition_columns, write_npz
 from advect.data.sequences.dataset import SequenceMetadata, steps_of
 from advect.data.sequences.transform import SequenceTransform
@@ -155,7 +155,7 @@ def _legend(figure, channels: int, names: Sequence[str]) -> None:
 
     if channels == 1:
         return
-    shown = list(names or [f"channel {i + 1}" for i in range(channels)])[:CHANNELS]
+    shown = [caption(name) for name in names or [f"channel {i + 1}" for i in range(channels)]][:CHANNELS]
     lines = [Line2D([], [], color=c, linestyle=s, linewidth=1.2) for c, s in LINES[: len(shown)]]
     title = f"the first {CHANNELS} of {channels} channels:" if channels > CHANNELS else None
     figure.legend(

@@ -19,9 +19,10 @@ from advect.core.registry import register
 from advect.core.types import Conditions, DataSpec
 from advect.data.base import ArraySplit, Dataset, Detected, Preview
 from advect.data.repeats import split_rows
-from advect.data.tables.columns import Column, column_from_config
+from advect.data.splits import row_blocks
+from advect.data.tables.columns import Column, Number, column_from_config
 from advect.data.tables.files import FileStyle, is_table_file, read_table, require_columns, style_of
-from advect.data.tables.infer_columns import column_values, condition_of, read_column, read_condition
+from advect.data.tables.infer_columns import column_values, condition_of, fit_number, read_column, read_condition
 from advect.data.tables.scaling import require_scaling
 from advect.data.tables.transform import TableTransform
 from advect.data.transforms import transform_from_config
@@ -105,31 +106,35 @@ class Table(Dataset):
             require_columns(frame, names, argument)
         told = [column for column in frame.columns if column in {*conditions, *continuous_conditions}]
 
-        condition = lambda c: {"categorical": c in categorical, "continuous": c in continuous_conditions}
-        feature = lambda c: {"categorical": c in categorical, "scaling": scaling, "date_order": date_order}
-
-        def read(train: np.ndarray | None) -> dict[str, tuple[Column, np.ndarray]]:
-            return {
-                c: read_condition(frame[c], train, form=forms.get(c), **condition(c))
+        self._style = style_of(data, frame, list(frame.columns))
+        frame.attrs = {}  # which pandas copies with each column
+        series = {c: frame[c] for c in frame.columns}
+        values = np.empty((len(frame), len(series)), order="F")
+        del frame
+        columns: dict[str, Column] = {}
+        for i, c in enumerate(list(series)):
+            how = {"categorical": c in categorical, "form": forms.get(c)}
+            columns[c], values[:, i] = (
+                read_condition(series.pop(c), continuous=c in continuous_conditions, **how)
                 if c in told
-                else read_column(frame[c], train, form=forms.get(c), **feature(c))
-                for c in frame.columns
-            }
-
+                else read_column(series.pop(c), date_order=date_order, **how)
+            )
         # The split needs the values and the scalings need the split.
-        values = np.stack([v for _, v in read(None).values()], 1)
         train, rest = split_rows(values, held_out, seed=seed)
         is_train = np.zeros(len(values), bool)
         is_train[train] = True
-        columns = read(is_train)
+        for (c, column), own in zip(columns.items(), values.T, strict=True):
+            if isinstance(column, Number):
+                columns[c] = fit_number(column, own[is_train], "standard" if c in told else scaling)
 
         self._order = list(columns)
-        self._style = style_of(data, frame, columns)
-        self._told = [columns[c][0] for c in told]
-        transform = TableTransform([column for c, (column, _) in columns.items() if c not in told])
+        self._told = [columns[c] for c in told]
         learned = [i for i, c in enumerate(columns) if c not in told]
-        x = transform.forward(torch.from_numpy(values[:, learned])).numpy()
-        specs = {c: condition_of(*columns[c], is_train) for c in told}
+        transform = TableTransform([columns[self._order[i]] for i in learned])
+        x = np.empty((len(values), sum(transform.widths)), np.float32)
+        for block in row_blocks(values):
+            x[block] = transform.forward(torch.from_numpy(values[block, learned])).numpy()
+        specs = {c: condition_of(columns[c], values[:, self._order.index(c)], is_train) for c in told}
         cond = {c: v for c, (_, v) in specs.items()}
         super().__init__(
             name=name or (Path(data).name if isinstance(data, str | os.PathLike) else "table"),
@@ -181,7 +186,7 @@ def _frame(data: Any, drop: Sequence[str], categorical: Sequence[str], words: di
     if isinstance(data, str | os.PathLike):
         frame = read_table(data, text={*categorical, *drop}, **words)
     elif isinstance(data, pd.DataFrame):
-        frame = data
+        frame = data.copy(deep=False)
         for argument in ("numeric", "missing"):
             if words[argument]:
                 raise UserError(f"{argument} is for CSV files, and the table is a DataFrame; leave it out")
@@ -194,7 +199,8 @@ def _frame(data: Any, drop: Sequence[str], categorical: Sequence[str], words: di
     # pandas cannot select rows of values in the other byte order, as FITS and HDF5 hold them.
     swapped = {c: d.newbyteorder("=") for c, d in frame.dtypes.items() if isinstance(d, np.dtype) and not d.isnative}
     frame = frame.astype(swapped) if swapped else frame
-    frame = frame.drop(columns=list(drop))
+    for column in dict.fromkeys(drop):
+        del frame[column]
     doubts = frame.attrs.get("doubts", {})
     if doubt := next((doubts[c] for c in frame.columns if c in doubts), None):
         raise UserError(doubt)
@@ -210,5 +216,8 @@ def _fingerprint(values: np.ndarray, train: np.ndarray, transform: TableTransfor
         for key in ("dtype", "category_dtype", "form", "arrow"):
             meaning.pop(key, None)
     digest = hashlib.sha256(json.dumps(meanings, sort_keys=True).encode())
-    digest.update(repr(values.shape).encode() + np.ascontiguousarray(values + 0.0).tobytes() + train.tobytes())
+    digest.update(repr(values.shape).encode())
+    for block in row_blocks(values):
+        digest.update(np.ascontiguousarray(values[block] + 0.0).tobytes())
+    digest.update(train.tobytes())
     return digest.hexdigest()

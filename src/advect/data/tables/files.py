@@ -6,7 +6,9 @@ import csv
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, TypedDict
@@ -15,7 +17,9 @@ import numpy as np
 
 from advect.core.errors import UserError, did_you_mean, optional_import
 from advect.core.files import atomic_write
-from advect.data.tables.text import Read, as_series, infer_text, without_missing
+from advect.data.tables.text import as_series, as_text, infer_text
+from advect.data.tables.words import among, text_of
+from advect.data.text_files import open_bytes
 from advect.data.text_files import open_text as open_text
 
 logger = logging.getLogger(__name__)
@@ -101,69 +105,126 @@ def _read_parquet(pd: Any, file: Path) -> Any:
 
 
 def _read_csv(pd: Any, file: Path, text: Collection[str], numeric: Collection[str], words: dict[str, Any]) -> Any:
-    separator, names = _check_csv(file)
-    try:
-        frame = pd.read_csv(
-            file,
-            sep=r"\s+" if separator == " " else separator,
-            names=None if any(names) and "" in names else names,
-            header=0,
-            dtype=str,
-            keep_default_na=False,
-            na_filter=False,
-            encoding="utf-8-sig",
-            index_col=False,
-        )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError) as error:
-        raise UserError(f"{file} is not a readable CSV file ({_line(error)}); mend or write it again") from error
-    require_columns(frame, numeric, "numeric")
+    with _readable(file), open_text(file) as lines:
+        separator = find_separator(lines)
+        names = _header(file, lines, separator)
+    fields = _fields(file, separator, names)
+    titles = _titles(names)
+    require_columns(pd.DataFrame(columns=titles), numeric, "numeric")
     columns, forms, why, doubts = {}, {}, {}, {}
-    for column in frame.columns:
-        values = frame[column].to_numpy(object)
+    for column in titles:
+        own = fields.pop(0)  # freed as soon as it is typed
         if column in text:
-            left, form = without_missing(values, np.isin(values, ["", *(words["missing"] or ())]))
-            read = Read("text", left, form, "as asked")
+            read = as_text(own, among(own, ["", *(words["missing"] or ())]), "as asked")
         else:
-            read = infer_text(column, values, numeric=column in numeric, **words)
+            read = infer_text(column, own, numeric=column in numeric, **words)
+        del own
         columns[column] = as_series(read, column)
         why[column] = f"{read.kind} ({read.why})"
         if read.form:
             forms[column] = read.form
         if read.doubt:
             doubts[column] = read.doubt
-    typed = pd.DataFrame(columns, columns=frame.columns)
-    unnamed = [column for column, name in zip(frame.columns, names, strict=True) if not name]
+    typed = pd.DataFrame(columns, columns=titles, copy=False)
+    unnamed = [column for column, name in zip(titles, names, strict=True) if not name]
     typed.attrs = {"forms": forms, "why": why, "doubts": doubts, "separator": separator, "unnamed": unnamed}
     logger.info("%s: %s", file.name, "; ".join(f"{column} is {reason}" for column, reason in why.items()))
     return typed
 
 
-def _check_csv(file: Path) -> tuple[str, list[str]]:
-    """Separator and header of a CSV file. Raises UserError unless each row has as many fields as the header."""
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """Name the file in errors of reading it."""
     try:
-        with open_text(file) as lines:
-            separator = find_separator(lines)
-            rows = csv_rows(lines, separator)
-            names, last = next(rows, (["", ""], 0))[0], 1
-            if _is_data(names):
-                raise UserError(
-                    f"{file} begins with a row of numbers ({separator.join(names[:3])}), which would be the columns'"
-                    " names; write names into a line before it, or save the numbers as .npy"
-                )
-            twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
-            if twice is not None:
-                raise UserError(f"{file} names the column {twice!r} twice; rename one")
-            if not any(names):
-                raise UserError(f"{file} has no header; write the columns' names into its first line")
-            for row, last in rows:
-                if row and len(row) != len(names):  # an empty line is no row
-                    raise UserError(
-                        f"{file} line {last} has {len(row)} fields, the header {len(names)}"
-                        f" (separator {separator!r}); mend or remove that line, or complete the header"
-                    )
+        yield
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{file} is not a readable CSV file in UTF-8 ({_line(error)}); mend or convert it") from error
-    return separator, names
+
+
+def _header(file: Path, lines: IO[str], separator: str) -> list[str]:
+    """Names of the columns. Raises UserError where the first row has none, or one twice."""
+    names = next(csv_rows(lines, separator), (["", ""], 0))[0]
+    if _is_data(names):
+        raise UserError(
+            f"{file} begins with a row of numbers ({separator.join(names[:3])}), which would be the columns'"
+            " names; write names into a line before it, or save the numbers as .npy"
+        )
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise UserError(f"{file} names the column {twice!r} twice; rename one")
+    if not any(names):
+        raise UserError(f"{file} has no header; write the columns' names into its first line")
+    return names
+
+
+def _titles(names: list[str]) -> list[str]:
+    """Names of columns; the column i without one is "Unnamed: i"."""
+    return [name or f"Unnamed: {i}" for i, name in enumerate(names)]
+
+
+def _fields(file: Path, separator: str, names: list[str]) -> list[Any]:
+    """Fields of each column, Arrow ``ChunkedArray`` (N,) of strings. Raises UserError unless all rows are as long."""
+    arrow = optional_import("pyarrow", "tables")
+    if separator != " " and not _odd_quotes(file, separator):
+        try:
+            return _arrow_fields(file, separator, len(names))
+        except (OSError, arrow.ArrowInvalid):
+            pass  # what is wrong is told below, with its line
+    columns: list[list[str]] = [[] for _ in names]
+    with _readable(file), open_text(file) as lines:
+        rows = csv_rows(lines, separator)
+        next(rows)
+        for row, last in rows:
+            if row and len(row) != len(names):  # an empty line is no row
+                raise UserError(
+                    f"{file} line {last} has {len(row)} fields, the header {len(names)}"
+                    f" (separator {separator!r}); mend or remove that line, or complete the header"
+                )
+            for column, word in zip(columns, row, strict=False):
+                column.append(word)
+    return [text_of(column) for column in columns]
+
+
+_BLOCK = 1 << 22
+
+
+def _arrow_fields(file: Path, separator: str, count: int) -> list[Any]:
+    arrow, reader = optional_import("pyarrow", "tables"), optional_import("pyarrow.csv", "tables")
+    titles = [str(i) for i in range(count)]
+    block = min(max(_BLOCK, 200 * count), 2**31 - 1)
+    options = {
+        "read_options": reader.ReadOptions(
+            use_threads=False, block_size=block, skip_rows_after_names=1, column_names=titles
+        ),
+        "parse_options": reader.ParseOptions(delimiter=separator, newlines_in_values=True),
+        "convert_options": reader.ConvertOptions(
+            column_types=dict.fromkeys(titles, arrow.string()), strings_can_be_null=False
+        ),
+    }
+    try:  # it gives memory back column by column, which others keep
+        pool = arrow.jemalloc_memory_pool()
+    except NotImplementedError:
+        pool = arrow.default_memory_pool()
+    with open_bytes(file) as content, reader.open_csv(content, **options, memory_pool=pool) as blocks:
+        return blocks.read_all().columns
+
+
+def _odd_quotes(file: Path, separator: str) -> bool:
+    """Refuse a file that ends in a quoted field, as one that was cut off does; else whether its quotes are odd."""
+    with _readable(file):
+        with open_bytes(file) as content:
+            if not sum(block.count(b'"') for block in iter(lambda: content.read(_BLOCK), b"")) % 2:
+                return False
+        with open_text(file) as lines:
+            try:
+                for _ in csv.reader(lines, delimiter=separator, strict=True):
+                    pass
+            except csv.Error as error:
+                if "unexpected end" in str(error):
+                    raise UserError(
+                        f"{file} ends within a field in quotes, as if it were cut off; mend or write it again"
+                    ) from None
+    return True
 
 
 _TOKEN = re.compile(r'"((?:[^"]|"")*)"|(\S+)')
@@ -322,3 +383,27 @@ def require_columns(frame: Any, names: Collection[str], argument: str) -> None:
             raise UserError(
                 f"{argument} has {name!r}, which is no column{did_you_mean(name, map(str, frame.columns))}"
             )
+
+
+def quote_formulas(file: Path) -> None:
+    """Put "'" before the cells of a CSV file that a spreadsheet would run as formulas: text after =, +, -, @ or a tab.
+
+    Numbers stay as they are; the names of columns are cells, too.
+    """
+    with open_text(file) as lines:
+        separator = find_separator(lines)
+        rows = [list(map(_unlike_formula, row)) for row in csv.reader(lines, delimiter=separator)]
+
+    def write(partial: Path) -> None:
+        with partial.open("w", encoding="utf-8", newline="") as out:
+            csv.writer(out, delimiter=separator, lineterminator="\n").writerows(rows)
+
+    atomic_write(file, write)
+
+
+_PLAIN_NUMBER = re.compile(r"[+-]?[\d.,\s]*\d[\d.,]*([eE][+-]?\d+)?%?|[+-]?(inf|nan)", re.IGNORECASE)
+
+
+def _unlike_formula(cell: str) -> str:
+    formula = cell.startswith(("=", "+", "-", "@", "\t", "\r")) and not _PLAIN_NUMBER.fullmatch(cell.strip())
+    return f"'{cell}" if formula else cell

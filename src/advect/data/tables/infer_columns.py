@@ -18,6 +18,7 @@ from advect.data.tables.arrow import arrow_array, arrow_text, arrow_time_unit, a
 from advect.data.tables.columns import Categories, Column, Number
 from advect.data.tables.scaling import StandardScaling, choose_scaling, require_scaling
 from advect.data.tables.text import as_series, infer_text
+from advect.data.tables.words import text_of
 from advect.data.transforms import check_span
 
 EXACT = 2**53
@@ -26,19 +27,15 @@ EXACT = 2**53
 
 def read_column(
     series: Any,
-    train: np.ndarray | None,
     *,
-    scaling: str,
     categorical: bool,
     form: Mapping[str, Any] | None = None,
     date_order: str = "auto",
 ) -> tuple[Column, np.ndarray]:
-    """Column of a series, and its values (N,) in table units, float64, NaN where missing.
+    """Column of a series under standard scaling, and its values (N,) in table units, float64, NaN where missing.
 
     Args:
         series: numbers, booleans, text, categories or times.
-        train: (N,) bool, rows to fit the scaling to; None for all. Names, range and decimals use all rows.
-        scaling: "quantile" or "standard".
         categorical: treat numbers as categories.
         form: how the values were written in a text file.
         date_order: see :func:`advect.data.tables.text.infer_text`.
@@ -63,19 +60,15 @@ def read_column(
         )
     types = pd.api.types
     if (array := arrow_array(series)) is not None:
-        return _read_arrow(pd, series, array, train, scaling, categorical, date_order)
+        return _read_arrow(pd, series, array, categorical, date_order)
     if types.is_datetime64_any_dtype(series.dtype):
-        return _read_times(series, train, scaling, str(series.dtype), form)
+        return _read_times(series, str(series.dtype), form)
     if types.is_bool_dtype(series.dtype) or isinstance(series.dtype, pd.CategoricalDtype):
         return _read_categories(series, str(series.dtype), form)
     if types.is_numeric_dtype(series.dtype) and not types.is_complex_dtype(series.dtype):
-        return (
-            _read_categories(series, str(series.dtype), form)
-            if categorical
-            else _read_numbers(series, train, scaling, form)
-        )
+        return _read_categories(series, str(series.dtype), form) if categorical else _read_numbers(series, form)
     if types.is_object_dtype(series.dtype) or types.is_string_dtype(series.dtype):
-        return _read_objects(series, train, scaling, categorical, date_order, form)
+        return _read_objects(series, categorical, date_order, form)
     raise UserError(f"column {name!r} has the type {series.dtype}, which a table cannot hold; drop or convert it")
 
 
@@ -83,8 +76,6 @@ def _read_arrow(
     pd: Any,
     series: Any,
     array: Any,
-    train: np.ndarray | None,
-    scaling: str,
     categorical: bool,
     date_order: str,
 ) -> tuple[Column, np.ndarray]:
@@ -94,7 +85,7 @@ def _read_arrow(
     if kind == "text" or (categorical and kind == "number" and not step):
         plain = pd.Series(values, name=series.name, dtype=object)
         if kind == "text":
-            column, found = _read_objects(plain, train, scaling, categorical, date_order)
+            column, found = _read_objects(plain, categorical, date_order)
         else:
             column, found = _read_categories(plain, "object")
         if isinstance(column, Number):
@@ -103,7 +94,7 @@ def _read_arrow(
     if kind == "real":
         numbers = np.array([np.nan if v is None else v for v in values], np.float64)
         places = _decimals(numbers) if decimals is None else decimals
-        return _number(series.name, str(series.dtype), numbers, train, scaling, places, **about), numbers
+        return _number(series.name, str(series.dtype), numbers, places, **about), numbers
     there = [v for v in values if v is not None]
     origin = min(there) if step or max(map(abs, there)) >= EXACT else 0
     step = max(math.gcd(*(v - origin for v in there)), 1) if step else 1
@@ -111,13 +102,11 @@ def _read_arrow(
     if np.nanmax(np.abs(numbers)) >= EXACT:
         raise UserError(f"column {series.name!r} spans more than 2^53 units, which no float64 holds; make it coarser")
     about |= {"origin": origin, "step": step}
-    return _number(series.name, str(series.dtype), numbers, train, scaling, 0, **about), numbers
+    return _number(series.name, str(series.dtype), numbers, 0, **about), numbers
 
 
 def _read_objects(
     series: Any,
-    train: np.ndarray | None,
-    scaling: str,
     categorical: bool,
     date_order: str,
     form: Mapping[str, Any] | None = None,
@@ -129,10 +118,10 @@ def _read_objects(
     if kinds != ["str"]:
         raise UserError(f"column {series.name!r} holds {' and '.join(kinds)} among its values; make them one type")
     if not categorical:
-        words = np.array([None if a else v for v, a in zip(series, series.isna(), strict=True)], object)
-        read = infer_text(series.name, words, date_order=date_order, only_dates=True, missing=())
+        words = [None if a else v for v, a in zip(series, series.isna(), strict=True)]
+        read = infer_text(series.name, text_of(words), date_order=date_order, only_dates=True, missing=())
         if read.kind == "time":
-            return _read_times(as_series(read, series.name), train, scaling, str(series.dtype), read.form)
+            return _read_times(as_series(read, series.name), str(series.dtype), read.form)
         if len(present) > 2 and present.nunique() == len(present):
             raise UserError(
                 f"column {series.name!r} has another text in each of its {len(present)} rows, as a name or an id has;"
@@ -161,9 +150,7 @@ def _read_categories(series: Any, dtype: str, form: Mapping[str, Any] | None = N
     return Categories(name=series.name, dtype=dtype, missing=bool(absent.any()), names=names, **extra), values
 
 
-def _read_numbers(
-    series: Any, train: np.ndarray | None, scaling: str, form: Mapping[str, Any] | None
-) -> tuple[Column, np.ndarray]:
+def _read_numbers(series: Any, form: Mapping[str, Any] | None) -> tuple[Column, np.ndarray]:
     narrow = {"float16": np.float16, "float32": np.float32}.get(str(series.dtype).lower())
     values = series.to_numpy(narrow or np.float64, na_value=np.nan)
     if narrow:
@@ -189,7 +176,7 @@ def _read_numbers(
             f" leave it out with drop=({series.name!r},), {quoted_flag('drop', series.name)}, or make it text"
         )
     decimals = 0 if whole else _decimals(values)
-    return _number(series.name, str(series.dtype), values, train, scaling, decimals, **about), values
+    return _number(series.name, str(series.dtype), values, decimals, **about), values
 
 
 def array_column(name: str, x: np.ndarray, dtype: np.dtype | None = None) -> tuple[Column, np.ndarray]:
@@ -213,11 +200,16 @@ def array_column(name: str, x: np.ndarray, dtype: np.dtype | None = None) -> tup
         values = values if decimals is None else short(decimals)
     else:
         decimals = 0 if dtype.kind in "ui" else _decimals(values)
-    return _number(name, str(dtype), values, None, "standard", decimals), values
+    return _number(name, str(dtype), values, decimals), values
 
 
 def fit_number(column: Number, train: np.ndarray, scaling: str) -> Number:
-    """Column under another scaling, fitted to values (N,) in table units; see :func:`choose_scaling` for "auto"."""
+    """Column under another scaling, fitted to values (N,) in table units, NaN where missing; see
+    :func:`choose_scaling` for "auto". Without any value it keeps its own.
+    """
+    train = train[~np.isnan(train)]
+    if not len(train):
+        return column
     kind = choose_scaling(train) if scaling == "auto" else scaling
     return replace(column, scaling=require_scaling(kind).fit(train))
 
@@ -226,20 +218,17 @@ def _number(
     name: str,
     dtype: str,
     values: np.ndarray,
-    train: np.ndarray | None,
-    scaling: str,
     decimals: int | None,
     **extra: Any,
 ) -> Number:
     absent = np.isnan(values)
     present = values[~absent]
     check_span([present.min()], [present.max()], f"column {name!r}")
-    fitted = present if train is None else values[train & ~absent]
     return Number(
         name=name,
         dtype=dtype,
         missing=bool(absent.any()),
-        scaling=require_scaling(scaling).fit(fitted if len(fitted) else present),
+        scaling=StandardScaling.fit(present),
         low=float(present.min()),
         high=float(present.max()),
         decimals=decimals,
@@ -253,9 +242,7 @@ def _decimals(values: np.ndarray) -> int | None:
     return next((places for places in range(7) if (np.round(present, places) == present).all()), None)
 
 
-def _read_times(
-    series: Any, train: np.ndarray | None, scaling: str, dtype: str, form: Mapping[str, Any] | None
-) -> tuple[Column, np.ndarray]:
+def _read_times(series: Any, dtype: str, form: Mapping[str, Any] | None) -> tuple[Column, np.ndarray]:
     absent = series.isna().to_numpy(bool)
     plain = series if getattr(series.dtype, "tz", None) is None else series.dt.tz_convert("UTC").dt.tz_localize(None)
     stamps = plain.to_numpy()
@@ -266,7 +253,7 @@ def _read_times(
     step = max(int(np.gcd.reduce(counts[~absent] - origin)), 1)
     values = np.where(absent, np.nan, ((counts - origin) // step).astype(np.float64))
     about: dict[str, Any] = {"unit": unit, "origin": origin, "step": step} | ({"form": form} if form else {})
-    return _number(series.name, dtype, values, train, scaling, 0, **about), values
+    return _number(series.name, dtype, values, 0, **about), values
 
 
 def number_values(series: Any, column: Number) -> np.ndarray:
@@ -277,7 +264,7 @@ def number_values(series: Any, column: Number) -> np.ndarray:
     """
     if not series.notna().any():
         return np.full(len(series), np.nan)
-    own, values = read_column(series, None, scaling="standard", categorical=False)
+    own, values = read_column(series, categorical=False)
     if not isinstance(own, Number) or bool(own.unit) != bool(column.unit) or bool(own.arrow) != bool(column.arrow):
         raise UserError(f"column {column.name!r} holds {series.dtype} here, and {column.dtype} in the data fitted")
     if not column.unit:
@@ -297,7 +284,6 @@ EXAMPLES = 64
 
 def read_condition(
     series: Any,
-    train: np.ndarray | None,
     *,
     categorical: bool = False,
     continuous: bool = False,
@@ -307,7 +293,6 @@ def read_condition(
 
     Args:
         series: the values.
-        train: (N,) bool, rows to fit the scaling to; None for all.
         categorical: treat numbers as categories, the default for whole numbers of at most ``FEW`` values.
         continuous: treat numbers as numbers, however few.
         form: how the values were written in a text file.
@@ -320,7 +305,7 @@ def read_condition(
         raise UserError(f"continuous_conditions has {series.name!r}, whose values are {series.dtype}; use conditions")
     few = types.is_integer_dtype(series.dtype) and series.nunique() <= FEW
     names = categorical or (few and not continuous)
-    return read_column(series, train, scaling="standard", categorical=names, form=form)
+    return read_column(series, categorical=names, form=form)
 
 
 def condition_of(column: Column, values: np.ndarray, train: np.ndarray) -> tuple[Category | Quantity, np.ndarray]:

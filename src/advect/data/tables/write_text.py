@@ -3,36 +3,41 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from advect.data.tables.words import HEAD, compute, every, some
+
 _EXPONENT = r"[+-]?(\d?)(?:[.,](\d*))?([eE])([+-]?)(\d+)"
 
 
-def number_form(words: Sequence[str], mark: str) -> dict[str, Any]:
-    """How real numbers are written, by their words with the decimal ``mark``, without thousands; for
+def number_form(words: Any, mark: str) -> dict[str, Any]:
+    """How real numbers are written, by their words (N,) with the decimal ``mark``, without thousands; for
     :func:`write_number`.
 
     Places are told where all have as many, exponents where all have them after a single digit, and else whether whole
-    numbers are without a point.
+    numbers are without a point. ``words`` is an Arrow ``ChunkedArray`` of strings.
     """
+    pc = compute()
     form: dict[str, Any] = {"decimal": mark} if mark == "," else {}
-    if all(w[0] in "+-" for w in words) and any(w[0] == "+" for w in words):
+    if every(words, "[+-].*") and some(words, r"\+"):
         form["plus"] = True
-    if any(re.match(r"[+-]?[.,]", w) for w in words) and not any(re.match(r"[+-]?0+[.,]", w) for w in words):
+    if some(words, "[+-]?[.,]") and not some(words, "[+-]?0+[.,]"):
         form["bare"] = True
-    powers = [re.fullmatch(_EXPONENT, w) for w in words]
-    if all(powers):
-        parts = [p.groups() for p in powers if p]
-        places = [len(p[1] or "") for p in parts]
-        form |= {"exponent": parts[0][2], "places": max(places), "least": min(places)}
-        return form | {"power_plus": any(p[3] == "+" for p in parts), "width": min(len(p[4]) for p in parts)}
-    counts = {len(w.partition(mark)[2]) for w in words}
-    if len(counts) == 1 and not any("e" in w.lower() for w in words):
-        return form | {"places": counts.pop()}
-    return form | ({"whole": True} if any(re.fullmatch(r"[+-]?\d+([eE].*)?", w) for w in words) else {})
+    lengths = lambda pattern, own=words: pc.utf8_length(pc.replace_substring_regex(own, pattern, ""))
+    if every(words, _EXPONENT):
+        places, power = lengths(r"^[^.,]*[.,]|^[^.,]*$|[eE].*$"), lengths("^.*[eE][+-]?")
+        form |= {"exponent": "e" if "e" in words[0].as_py() else "E"}
+        form |= {"places": pc.max(places).as_py(), "least": pc.min(places).as_py()}
+        return form | {"power_plus": some(words, r".*[eE]\+"), "width": pc.min(power).as_py()}
+    before = rf"^[^{mark}]*{re.escape(mark)}?"
+    if len(pc.unique(lengths(before, words[:HEAD]))) == 1 and not some(words, ".*[eE]"):
+        counts = pc.unique(lengths(before))
+        if len(counts) == 1:
+            return form | {"places": counts[0].as_py()}
+    return form | ({"whole": True} if some(words, r"[+-]?\d+([eE].*)?$") else {})
 
 
 def write_number(value: float, form: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.data.captions import Colouring
-from advect.data.figure import ALARM, DATA, OTHERS, SAMPLES, TEXT, new_figure, plot_unit, style, to_image
+from advect.data.figure import ALARM, DATA, OTHERS, SAMPLES, TEXT, caption, new_figure, plot_unit, style, to_image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,8 +65,8 @@ def draw_scatter(axes: Axes, points: np.ndarray, behind: np.ndarray, colours: Co
         axes.set_xlabel(f"{axes.get_xlabel()} in units of {unit:.3g}".strip(), fontsize=6.5, color=TEXT)
     if colours is not None and colours.names and len(points):
         axes.figure.legend(
-            *axes.get_legend_handles_labels(), title=colours.title, title_fontsize=6.5, fontsize=6, frameon=False,
-            loc="outside lower left", ncols=6, markerscale=2, alignment="left", labelcolor=TEXT,
+            *axes.get_legend_handles_labels(), title=caption(colours.title, 80), title_fontsize=6.5, fontsize=6,
+            frameon=False, loc="outside lower left", ncols=6, markerscale=2, alignment="left", labelcolor=TEXT,
         )  # fmt: skip
     elif len(behind):
         axes.legend(fontsize=6, frameon=False, loc="upper right", markerscale=1.5)
@@ -82,11 +82,11 @@ def _draw_points(axes: Axes, points: np.ndarray, colours: Colouring | None, show
     elif colours.names:
         groups = colours.groups(shown)
         for (name, places), colour in zip(groups, _palette(groups), strict=True):
-            axes.scatter(*points[places].T, color=colour, label=name, **look)
+            axes.scatter(*points[places].T, color=colour, label=caption(name), **look)
     else:
         drawn = axes.scatter(*points.T, c=colours.values[shown], cmap="viridis", label="samples", **look)
         bar = axes.figure.colorbar(drawn, ax=axes, shrink=0.6, pad=0.01)
-        bar.set_label(colours.title, fontsize=6.5, color=TEXT)
+        bar.set_label(caption(colours.title, 80), fontsize=6.5, color=TEXT)
         bar.ax.tick_params(labelsize=6, labelcolor=TEXT, length=2)
         if colours.unit:
             from matplotlib.ticker import FuncFormatter
@@ -125,7 +125,8 @@ def _flat(points: np.ndarray, behind: np.ndarray) -> tuple[np.ndarray, np.ndarra
         return points[:, :2], behind[:, :2]
     from sklearn.decomposition import PCA
 
-    pca = PCA(2, random_state=0).fit(basis)
+    with np.errstate(invalid="ignore", divide="ignore"):  # constant data have no variance to share out
+        pca = PCA(2, random_state=0).fit(basis)
     return (pca.transform(points) if len(points) else points[:, :2]), (
         pca.transform(behind) if len(behind) else behind[:, :2]
     )
@@ -196,7 +197,7 @@ def draw_quantiles(axes: Axes, points: np.ndarray, behind: np.ndarray, names: li
         if i not in worst:
             axes.plot(real, own, color=SAMPLES, linewidth=0.7, alpha=max(0.15, 0.7 * len(lines) ** -0.3))
     for i, colour, dash in zip(worst, OTHERS, ("-", "--", "-."), strict=False):
-        axes.plot(*lines[i], color=colour, linewidth=1.3, linestyle=dash, label=_short(names[i]))
+        axes.plot(*lines[i], color=colour, linewidth=1.3, linestyle=dash, label=caption(names[i]))
     reach = max([3.0, *(float(np.abs(real).max()) for real, _ in lines.values())])
     reach = min(reach, 6.0)
     axes.plot([-reach, reach], [-reach, reach], color=DATA, linewidth=1, zorder=0)
@@ -220,7 +221,3 @@ def _quantiles(own: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, np.ndarra
     found = (np.quantile(values, levels) for values in (real, own))
     real_line, own_line = ((line - real.mean()) / real.std() for line in found)
     return real_line, own_line
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 24 else name[:23] + "…"

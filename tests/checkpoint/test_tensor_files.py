@@ -1,0 +1,51 @@
+"""The one writer of weights: what is read is what was given, whatever its strides, memory and device."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from advect.checkpoint.tensor_files import load_weights, save_tensors
+from faults.disk import FaultyDisk
+
+WHOLE = torch.arange(24.0).reshape(2, 3, 4)
+SHARED = torch.arange(6.0)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"transposed": WHOLE.permute(2, 0, 1)},
+        {"channels last": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)},
+        {"every other": WHOLE[:, ::2], "expanded": torch.ones(1, 3).expand(4, 3)},
+        {"tied": SHARED, "to": SHARED, "view": SHARED.reshape(2, 3), "part": SHARED[2:4], "strided part": SHARED[::2]},
+        {"none": torch.empty(0, 3), "none too": torch.empty(0), "scalar": torch.tensor(2.5)},
+        {
+            "needs a gradient": torch.nn.Parameter(WHOLE.clone()),
+            "half": WHOLE.bfloat16(),
+            "integers": WHOLE.long(),
+        },
+    ],
+    ids=lambda tensors: ", ".join(tensors),
+)
+def test_any_tensors_come_back_equal(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    file = tmp_path / "a.safetensors"
+    save_tensors(file, tensors, {"advect": "{}"})
+    back = load_weights(file)
+    assert back.keys() == tensors.keys()
+    for name, value in tensors.items():
+        assert back[name].dtype == value.dtype
+        assert torch.equal(back[name], value), name
+    with safe_open(file, framework="pt") as opened:
+        assert opened.metadata() == {"advect": "{}"}
+
+
+def test_a_full_disk_is_an_error_of_the_file_system_that_names_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    with FaultyDisk(tmp_path, errno.ENOSPC, 1), pytest.raises(OSError) as caught:
+        save_tensors(file, {"x": WHOLE})
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(file))
