@@ -95,7 +95,7 @@ class Snapshots(Callback):
         averages = {file: state.whole_average(file) for file in state.ema.lengths}
         with sync_errors():
             if current().is_first:
-                with explain_disk_error(self.folder, step):
+                with explain_disk_error(self.folder, step, what="averages"):
                     write_checkpoint(self.folder, step, lambda folder: _fill(folder, state, averages, due))
                     self._thin(step)
         self._saved_step = step
