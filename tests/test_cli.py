@@ -374,9 +374,9 @@ def test_warnings_of_libraries_are_not_shown_unless_asked_for(
     monkeypatch.setattr(sys, "warnoptions", [])
     with caplog.at_level("DEBUG", "advect"):
         monkeypatch.setattr("advect.cli.log_to_console", lambda: None)  # which sets the level
-        cli.run(["presets"])
+        cli.run(["presets"], own_process=True)
     assert not recwarn and "library.py:7: FutureWarning: old FutureWarning" in caplog.messages
     assert (warnings.filters, warnings.showwarning) == (filters, before)
     monkeypatch.setattr(sys, "warnoptions", ["default"])
-    cli.run(["presets"])
+    cli.run(["presets"], own_process=True)
     assert "old UserWarning" in [str(found.message) for found in recwarn]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,7 +74,8 @@ def run(words: list[str], *, own_process: bool = False) -> None:
     """Run one command; ``words`` are those after ``advect``. Raises UserError for a mistake, and errors of the disk.
 
     Among several processes, commands that are ``SHARED`` run on all of them, the others on the first one alone.
-    In a process of its own a command makes PyTorch faster for all of it, see :func:`tune_process`.
+    In a process of its own a command makes PyTorch faster for all of it, see :func:`tune_process`, and keeps warnings
+    of libraries from the terminal.
     """
     log_to_console()
     commands = find_commands()
@@ -87,7 +89,7 @@ def run(words: list[str], *, own_process: bool = False) -> None:
         return
     if words[0] not in commands:
         raise UserError(f"command {words[0]!r} is not known{did_you_mean(words[0], commands)}")
-    with without_library_warnings():
+    with without_library_warnings() if own_process else nullcontext():
         _run(commands[words[0]].module, words[1:], own_process=own_process)
 
 

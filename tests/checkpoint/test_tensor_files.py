@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 
-from advect.checkpoint.tensor_files import load_weights, save_tensors
+from advect.checkpoint.tensor_files import load_part, load_weights, read_shapes, save_tensors
+from advect.core.errors import UserError
 from faults.disk import FaultyDisk
 
 WHOLE = torch.arange(24.0).reshape(2, 3, 4)
@@ -49,3 +51,12 @@ def test_a_full_disk_is_an_error_of_the_file_system_that_names_the_file(tmp_path
     with FaultyDisk(tmp_path, errno.ENOSPC, 1), pytest.raises(OSError) as caught:
         save_tensors(file, {"x": WHOLE})
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(file))
+
+
+@pytest.mark.parametrize("read", [load_weights, read_shapes, lambda file: load_part(file, {})])
+def test_a_file_that_is_gone_or_none_is_told(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    """safetensors raises RuntimeError of a file that is removed between two calls, as beside a living run."""
+    (tmp_path / "text.safetensors").write_text("no tensors")
+    for name in ("gone", "text"):
+        with pytest.raises(UserError, match=rf"{name}\.safetensors is not a whole safetensors file"):
+            read(tmp_path / f"{name}.safetensors")

@@ -203,7 +203,7 @@ def test_mistakes_are_told_and_nothing_is_written(
         (moons_run, "--pair-solver eulr", "--pair-solver"),
         (moons_run, "--width 7", "its network must stay"),
         (moons_run, "--path vp", "--path vp contradicts advect reflow"),
-        (moons_run, "--nfes 0", "--nfes must be whole numbers of at least 1"),
+        (moons_run, "--nfes 0", "--nfes must be at least 1"),
         (moons_run, "--no-measure --nfes 3", "--no-measure measures nothing"),
         (moons_run, "--features nowhere.pt", "--features is for images"),
         (digits_run, "--features nowhere.pt", "features nowhere.pt is no file"),

@@ -49,7 +49,7 @@ class FaultyDisk:
         self.writes += 1
         self.log.append(f"{what} {os.path.relpath(path, self.folder)}")
         if self.nth and (self.writes == self.nth or (self.writes > self.nth and not self.once)):
-            raise OSError(self.number, os.strerror(self.number), path)
+            raise OSError(self.number, os.strerror(self.number), *([] if what == "sync" else [path]))
 
 
 def _write(what: str, path: Any) -> None:

@@ -170,19 +170,3 @@ def test_averages_hold_their_folder_and_take_what_a_living_run_has_not_thinned_o
     advect("ema run --length 0.1")
     assert seen[1:] == [seen[0] - 1]
     assert len(list((tmp_path / "run/ema").glob("length-0.1-*.safetensors"))) == 1
-
-
-@linux
-def test_a_run_that_keeps_one_checkpoint_can_be_loaded_all_the_time(tmp_path):
-    import advect
-
-    words = (
-        "train moons --width 16 --batch-size 32 --num-epochs 100000 --max-steps 100000 --sample-every 0 --save-every 1"
-        " --keep-last 1 --run-dir run"
-    )
-    with ranks(1, words, cwd=tmp_path) as run:
-        while run.alive() and not list((tmp_path / "run/checkpoints").glob("step-*")):
-            time.sleep(0.01)
-        for _ in range(10):
-            assert advect.load(tmp_path / "run").spec.shape == (2,)
-        assert run.alive(), run.said(0)

@@ -97,6 +97,10 @@ CHANGES = {
     "a transform with more": put("transform", "gamma", 2),
     "another noise": put("noise", "kind", "brown"),
     "noise of nothing": put("noise", {}),
+    "a transform of another size": put(
+        "transform", {"kind": "standardize", "mean": [0.0] * 3, "std": [1.0] * 3, "constant": []}
+    ),
+    "images of a million pixels a side": put("spec", "shape", [1, 2**31 - 1, 2**31 - 1]),
     "tensors that are not there": put("tensors", ["transform.mean"]),
 }
 

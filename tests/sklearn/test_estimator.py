@@ -382,3 +382,25 @@ def test_samples_are_finite_whatever_the_size_of_a_column(size: float, dtype: ty
     x = np.stack([np.linspace(-size, size, 40), np.linspace(0, 1, 40)], 1).astype(dtype)
     new = FlowModel(steps=3, hidden=4, early_stopping=False, random_state=0).fit(x).sample(3000)
     assert new.dtype == dtype and np.isfinite(new).all() and np.abs(new[:, 0].astype(float)).max() > size / 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "y", "words"),
+    [
+        ({"options": {"lr_warmup_steps": 50}}, None, "warm-up takes 50 of 20 steps.* give lr_warmup_steps 1"),
+        (
+            {"options": {"ema_decay": 0.999}},
+            None,
+            "would reach back 1,000 steps, more than the 20 of the run; give ema",
+        ),
+        ({}, ["a"] * 39 + ["b"], r"1 value of y has fewer than 10 training rows, too few to learn from: b \(1\)"),
+        ({"max_minutes": 1e-6}, None, "max_minutes=1e-06 is time for .* too few to learn from; 3,000 take"),
+    ],
+)
+def test_what_keeps_a_fit_from_learning_is_told_at_the_callers_line(arguments: dict, y: Any, words: str) -> None:
+    with pytest.warns(UserWarning, match=words) as told:
+        small(early_stopping=False, **arguments).fit(OTHER, y)
+    assert {warning.filename for warning in told if issubclass(warning.category, UserWarning)} == {__file__}
+    with pytest.warns(UserWarning, match="9 rows are too few") as told:
+        small(early_stopping=False).partial_fit(OTHER[:9])
+    assert {warning.filename for warning in told if issubclass(warning.category, UserWarning)} == {__file__}

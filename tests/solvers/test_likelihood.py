@@ -107,6 +107,27 @@ def test_the_density_integrates_to_one():
     assert float(mass) == pytest.approx(1, abs=1e-3)
 
 
+def test_quadrature_over_the_states_is_exact_with_a_quarter_of_the_traces():
+    x = torch.linspace(0, 4, 9, dtype=torch.float64)[:, None].expand(-1, 3)
+    exact, traced = torch.distributions.Normal(2 * ONE, 0.5 * ONE).log_prob(x).sum(1), []
+
+    def error(steps, **nodes):
+        return (log_prob(gaussian_flow, x, solver="rk4", steps=steps, **nodes) - exact).abs().max().item()
+
+    for steps in (10, 20):
+        assert error(steps, nodes=steps) < error(steps)
+    assert error(40, nodes=40) < 1e-6
+    assert error(40, nodes=2) > 1e-3  # two nodes are too few
+    net = small_net()
+    counted = lambda x, t: (traced.append(x.requires_grad), net(x, t))[1]
+    z = torch.randn(5, 3, dtype=torch.float64)
+    few = log_prob(counted, z, solver="midpoint", steps=30, nodes=7)
+    assert sum(traced) == 7
+    torch.testing.assert_close(few, log_prob(net, z, solver="midpoint", steps=300), rtol=0, atol=1e-4)
+    with pytest.raises(UserError, match="nodes is 5, and must be at least 1 for a solver of fixed steps"):
+        log_prob(net, z, solver="dopri5", nodes=5)
+
+
 def test_encoding_changes_volume_by_its_own_jacobian():
     net, x1 = small_net(), torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     encode = lambda x: integrate_with_graph(net, x, steps=40)

@@ -143,7 +143,7 @@ def test_what_is_made_samples_anywhere_and_says_what_it_is(
 MISTAKES = [
     ("", "--length needs one or more different lengths, such as 0.05 0.1, got none"),
     ("--length 0.1 0.1", "--length needs one or more different lengths, such as 0.05 0.1, got 0.1 0.1"),
-    ("--length 0.5", "--length must be above 0 and below 0.289, the plain mean of all steps, got 0.5"),
+    ("--length 0.5", "--length must be above 0 and below 0.288675, got 0.5"),
     ("--length 0.05 0.005", r"--length 0.005 cannot be rebuilt .* \d\d% off; they reach from 0.0[12]\d* to 0.2"),
     ("--length 0.05 --step 257", "--step 257 has no snapshot in .*; the nearest are of steps 240, 256, 272, 288"),
     ("--length 0.05 0.1 --output a.safetensors", "is one file for 2 lengths"),

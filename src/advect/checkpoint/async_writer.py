@@ -214,16 +214,19 @@ def _together(work: Callable[[], T]) -> list[T]:
 
 
 @contextmanager
-def explain_disk_error(folder: Path, step: int) -> Iterator[None]:
-    """Turn a failed write of a checkpoint into a UserError naming the last complete one."""
+def explain_disk_error(folder: Path, step: int, *, what: str = "checkpoint") -> Iterator[None]:
+    """Turn a failed write of a checkpoint into a UserError naming the last complete one; of ``what`` else, naming
+    none.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
         fault = DiskFault.of(error) or DiskFault(str(error), "see that the folder can be written to")
-        fix = f"{fault.fix}, or lower --keep-last" if fault.writing and "space" in fault.fix else fault.fix
+        fix, last = fault.fix, "" if what != "checkpoint" else f"{last_checkpoint(folder)}; "
+        fix += ", or lower --keep-last" if last and fault.fix == "free some space" else ""
         raise UserError(
-            f"the checkpoint of step {step:,} could not be written to {folder}: {fault.why}; "
-            f"{last_checkpoint(folder)}; {fix}, and go on with --resume-from {folder.parent}"
+            f"the {what} of step {step:,} could not be written to {folder}: {fault.why}; {last}{fix}, and go on with "
+            f"--resume-from {folder.parent}"
         ) from error
 
 

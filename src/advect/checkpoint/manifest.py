@@ -21,6 +21,7 @@ from typing import TypeVar
 
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, explain_disk_errors, remove_partial, sync_file, sync_folder
+from advect.core.records import as_record, find_object, read_record
 from advect.distributed.comm import broadcast_object, current, sync_errors
 
 logger = logging.getLogger(__name__)
@@ -67,10 +68,7 @@ def checkpoint_step(path: Path) -> int:
 
 def checkpoint_epoch(path: Path) -> int | None:
     """The epoch at whose end a checkpoint was written, None for others; not verified."""
-    try:
-        epoch = json.loads((path / _MANIFEST).read_text(encoding="utf-8")).get("epoch")
-    except (OSError, ValueError, AttributeError):
-        return None
+    epoch = (find_object(path / _MANIFEST) or {}).get("epoch")
     return epoch if isinstance(epoch, int) else None
 
 
@@ -327,19 +325,19 @@ def verify_checkpoint(path: Path) -> dict:
 
     Raises UserError if the checkpoint is damaged, incomplete, or of a newer format.
     """
-    try:
-        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-        version, sealed, files = int(manifest["format"]), manifest["sha256"], dict(manifest["files"])
-    except FileNotFoundError:
-        raise UserError(f"checkpoint {path} is incomplete: it has no {_MANIFEST}{_siblings(path)}") from None
-    except (ValueError, KeyError, TypeError, OverflowError, OSError):
-        raise UserError(f"checkpoint {path} is damaged: {_MANIFEST} cannot be read{_siblings(path)}") from None
-    if version > FORMAT:
+    if not (path / _MANIFEST).exists():
+        raise UserError(f"checkpoint {path} is incomplete: it has no {_MANIFEST}{_siblings(path)}")
+    manifest = find_object(path / _MANIFEST) or {}
+    if type(version := manifest.get("format")) is int and version > FORMAT:
         raise UserError(
             f"checkpoint {path} has format {version}, and this advect reads up to {FORMAT}; "
             "install the newer advect that wrote it"
         )
-    if sealed != _seal(manifest):
+    try:
+        files = as_record(manifest.get("files"), Sums, path / _MANIFEST)
+    except UserError:
+        raise UserError(f"checkpoint {path} is damaged: {_MANIFEST} cannot be read{_siblings(path)}") from None
+    if manifest.get("sha256") != _seal(manifest):
         raise UserError(f"checkpoint {path} is damaged: {_MANIFEST} does not match its own sum{_siblings(path)}")
     extra = {p.relative_to(path).as_posix() for p in _files(path)} - files.keys() - {_MANIFEST}
     if extra:
@@ -348,12 +346,12 @@ def verify_checkpoint(path: Path) -> dict:
         file = path / name
         if not file.is_file():
             raise UserError(f"checkpoint {path} is damaged: {name} is missing{_siblings(path)}")
-        if file.stat().st_size != facts["size"]:
+        if file.stat().st_size != facts.get("size"):
             raise UserError(
                 f"checkpoint {path} is damaged: {name} has {file.stat().st_size} bytes "
-                f"instead of {facts['size']}{_siblings(path)}"
+                f"instead of {facts.get('size')}{_siblings(path)}"
             )
-        if _digest(file) != facts["sha256"]:
+        if _digest(file) != facts.get("sha256"):
             raise UserError(f"checkpoint {path} is damaged: the content of {name} has changed{_siblings(path)}")
     return manifest
 
@@ -374,9 +372,8 @@ class Best:
 def read_best(folder: Path) -> Best | None:
     """Content of ``best`` in a folder of checkpoints; None if absent or damaged."""
     try:
-        values = json.loads((folder / BEST).read_text(encoding="utf-8"))
-        return Best(str(values["name"]), str(values["metric"]), float(values["value"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_record(folder / BEST, Best)
+    except UserError:
         return None
 
 

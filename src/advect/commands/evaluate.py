@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -145,8 +146,10 @@ def _measure(plan: Plan, evaluator: Evaluator) -> dict[str, Any]:
             ]
             points.append(_point(way, [f for f in found if f is not None], plan.samples) if current().is_first else {})
             for each in found:
-                left_out |= each["left_out"] if each is not None else {}
-    of_flow = evaluator.measure_flow(config, plan.samples)
+                left_out |= {**each["left_out"], **infinite(each["metrics"])} if each is not None else {}
+    of_flow = evaluator.measure_flow(config, plan.samples) or {}
+    left_out |= {**infinite(floor or {}), **infinite(of_flow)}
+    of_flow = {name: value for name, value in of_flow.items() if name not in left_out}
     made_with = {name: versions().get(name) for name in LIBRARIES}
     made_with |= {"device": device_name(plan.flow.device), "processes": current().world}
     floor_rows = len(evaluator.rows.floor) if evaluator.compared else 0
@@ -160,9 +163,21 @@ def _measure(plan: Plan, evaluator: Evaluator) -> dict[str, Any]:
     }
 
 
+def infinite(found: Mapping[str, Any]) -> dict[str, str]:
+    """Why the numbers that are not finite are left out, by name: JSON has none, and they say nothing."""
+    return {name: "is not finite for these rows" for name, value in found.items() if not _is_finite(value)}
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_is_finite, value.values()))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
 def _with_intervals(found: Sequence[Mapping[str, float]]) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Numbers that all seeds have, by name, and their 95% intervals over the rows, the means of the seeds'."""
-    common = {name: [f[name] for f in found] for name in found[0] if all(name in f for f in found)}
+    lost = {name for f in found for name in infinite(f)}
+    common = {n: [f[n] for f in found] for n in found[0] if n not in lost and all(n in f for f in found)}
     ends = lambda name: [fmean(common[f"{name}_{end}"]) for end in ("low", "high")]
     intervals = {
         name.removesuffix("_low"): ends(name.removesuffix("_low"))

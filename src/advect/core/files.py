@@ -134,7 +134,7 @@ _FULL, _PLACE = "free some space", "name another place"
 _FAULTS = {
     errno.ENOSPC: DiskFault("the disk is full", _FULL, True),
     getattr(errno, "EDQUOT", errno.ENOSPC): DiskFault("the quota of the disk is used up", _FULL, True),
-    errno.EFBIG: DiskFault("files may not become that large here (see ulimit -f)", "raise that limit", True),
+    errno.EFBIG: DiskFault("files may not become that large here (see ulimit -f)", "raise the limit", True),
     errno.EROFS: DiskFault("the disk is read-only", _PLACE, True),
     errno.EIO: DiskFault("the disk reports an error (EIO)", "see that it is sound"),
     errno.EACCES: DiskFault("permission is denied", "see to its permissions"),

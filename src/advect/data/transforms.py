@@ -29,8 +29,7 @@ _KINDS: dict[str, type[Transform]] = {}
 class Transform(ABC):
     """Map between data units and model units, on its argument's device.
 
-    Model units are float32. Data units are float64 if :func:`needs_float64`, else float32; what lies beyond the range
-    of their type, as samples of columns near its end may, becomes its largest number.
+    Model units are float32. Data units are float64 if :func:`needs_float64`, else float32, and finite.
     """
 
     kind: ClassVar[str]
@@ -147,8 +146,7 @@ class PixelScale(Transform):
         high: largest value of the data, white.
         integer: whether the inverse rounds to whole numbers.
 
-    Raises:
-        UserError: low and high are not finite with low < high.
+    Raises UserError unless low and high are finite with low < high.
     """
 
     low: float
@@ -204,8 +202,7 @@ class Standardize(Transform):
         std: (D,) in data units, > 0.
         constant: constant features, 0 .. D - 1, whose value is the mean.
 
-    Raises:
-        UserError: lengths differ or are 0, or a value is not finite, or a deviation not positive.
+    Raises UserError if lengths differ or are 0, a value is not finite, or a deviation not positive.
     """
 
     mean: Sequence[float]
@@ -236,8 +233,7 @@ class Standardize(Transform):
         """
         low, high = x.min(0).astype(np.float64), x.max(0).astype(np.float64)
         rest = x[:1] if others is None or not len(others) else others
-        ends = np.minimum(low, rest.min(0).astype(np.float64)), np.maximum(high, rest.max(0).astype(np.float64))
-        check_span(*(end.tolist() for end in ends))
+        check_span(np.minimum(low, rest.min(0)).tolist(), np.maximum(high, rest.max(0)).tolist())
         slack = np.finfo(np.float64).eps if x.dtype.kind == "f" else 0.0
         constant = high - low <= slack * np.maximum(np.abs(low), np.abs(high))
         kept = constant
@@ -289,8 +285,7 @@ class Standardize(Transform):
         return -sum(math.log(std) for std in self.std)
 
     def to_config(self) -> dict[str, Any]:
-        about = {"mean": list(self.mean), "std": list(self.std), "constant": list(self.constant)}
-        return {"kind": self.kind, **about}
+        return {"kind": self.kind, **{name: list(getattr(self, name)) for name in ("mean", "std", "constant")}}
 
 
 @dataclass(frozen=True, eq=False)
@@ -302,8 +297,7 @@ class Whiten(Transform):
         mean: (D,) float64, of y.
         root: (D, D) float64, lower triangle of positive diagonal: the Cholesky factor of the covariance of y.
 
-    Raises:
-        UserError: root is no such matrix, or mean of another length.
+    Raises UserError if root is no such matrix, or mean of another length.
     """
 
     inner: Transform
@@ -394,11 +388,7 @@ def _blocks(x: np.ndarray, of: Callable[[np.ndarray], np.ndarray]) -> Iterator[n
 
 
 def transform_from_config(config: dict[str, Any], tensors: Mapping[str, Tensor] | None = None) -> Transform:
-    """Build the transform that ``to_config`` and ``tensors`` describe.
-
-    Raises:
-        UserError: unknown kind, or missing or unexpected entries or tensors.
-    """
+    """Build the transform that ``to_config`` and ``tensors`` describe. Raises UserError if they do not fit."""
     entries = dict(config)
     kind = entries.pop("kind", None)
     if kind not in _KINDS:

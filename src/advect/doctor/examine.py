@@ -59,8 +59,8 @@ STATE_BYTES = 20
 SHARE = 0.6
 """Share of free memory to use."""
 
-COMPARED = 2 * 10**8
-"""Numbers, of samples that need no decoding, that are searched for copies in seconds."""
+COMPARED = 10**8
+"""Numbers, and 64 a sample besides, of samples that need no decoding, that are searched for copies in seconds."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def _examine_dataset(dataset: Dataset, look: int, copies: Path | None) -> Iterat
 def _examine_copies(dataset: Dataset, look: int, file: Path | None) -> list[Finding]:
     """Copies among all samples if these are few or to be listed in a file, else among ``look``."""
     if (found := dataset.copies) is None:
-        size = (len(dataset.train) + len(dataset.held_out)) * math.prod(dataset.spec.shape)
+        size = (len(dataset.train) + len(dataset.held_out)) * (64 + math.prod(dataset.spec.shape))
         whole = file is not None or (size <= COMPARED and dataset.train.files is None)
         found = find_copies(dataset, None if whole else look)
     if file is not None:

@@ -72,8 +72,8 @@ def check_loss(run: RunFacts) -> Finding | None:
 
 
 def _flat_advice(rate: float, warmup: int, steps: int) -> str:
-    if steps <= 2 * warmup:
-        return f"train longer: --lr-warmup-steps {warmup} takes up most of the {steps} steps, so lower it as well"
+    if trouble := long_warmup(steps, warmup):
+        return trouble.fix
     if rate < 1e-5:
         return "raise --learning-rate: 1e-3 for small networks and 2e-4 for large ones are usual"
     return (

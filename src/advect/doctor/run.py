@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import time
@@ -26,6 +25,7 @@ from advect.checkpoint.manifest import (
 from advect.config.plan import recipe_of
 from advect.core.errors import UserError
 from advect.core.files import read_file
+from advect.core.records import parse_record
 from advect.data.modality import Recipe
 from advect.doctor.report import Figure, Finding, Seconds, Share
 from advect.evaluation.held_out import PATIENCE
@@ -182,7 +182,7 @@ def _rest_of_metrics(file: Path) -> tuple[int, int, float, dict[float, float]]:
     infinite, ended, watched = 0, 0, {}
     for line in read_file(file).decode(errors="replace").splitlines():
         try:
-            row = json.loads(line)
+            row = parse_record(line, dict[str, Any], file)
             infinite += any(not math.isfinite(row[key]) for key in ("loss", "grad_norm") if key in row)
             ended = max(ended, int(row["step"])) if "epoch_loss" in row else ended
             if math.isfinite(row.get("eval_held_out_loss", math.nan)):

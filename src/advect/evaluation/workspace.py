@@ -241,7 +241,7 @@ class FolderWorkspace(Workspace):
 
         def keep(parts: Iterator[Tensors]) -> Any:
             value = reduce(parts)
-            atomic_write_text(file, json.dumps({"stamp": self.stamp, "value": value}, allow_nan=False) + "\n")
+            atomic_write_text(file, json.dumps({"stamp": self.stamp, "value": value}) + "\n")
             return value
 
         return self.map_rows(name, n, fill, keep, title=title, load=load)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from advect.core import registry
 from advect.core.bounds import Count
 from advect.core.device import pick_precision
 from advect.core.errors import UserError
+from advect.core.memory import check_memory
 from advect.core.records import OpenRecord, Record, as_record, guarded, parse_record
 from advect.core.types import Category, Condition, DataSpec, Length, Quantity
 from advect.data import Dataset, Transform, transform_from_config
@@ -208,7 +210,16 @@ def _load(source: Path, ema: bool | float, device: str | torch.device) -> Flow:
     check_weights(metadata, file)
     net = build_network(metadata.network, metadata.spec)
     net.load_state_dict(load_weights(file))
-    return guarded(lambda: build_flow(metadata, net.to(place).eval(), place), file)
+    flow = guarded(lambda: build_flow(metadata, net.to(place).eval(), place), file)
+    guarded(lambda: _try_transform(flow), file)
+    return flow
+
+
+def _try_transform(flow: Flow) -> None:
+    """Bring a sample of zeros to data units, which fails where the card's sizes contradict each other."""
+    shape = flow.spec.shape
+    check_memory(f"a sample of shape {shape} takes", 4 * math.prod(shape), "take another file")
+    flow.transform.inverse(torch.zeros(1, *shape))
 
 
 def check_weights(metadata: ModelMetadata, file: Path) -> None:

@@ -10,6 +10,7 @@ import time
 from abc import abstractmethod
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -18,6 +19,7 @@ from advect.checkpoint.manifest import checkpoint_name, checkpoint_step, last_ch
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, naming, open_regular
 from advect.core.progress import DELAY, clock, rough_duration
+from advect.core.records import parse_record
 from advect.distributed.comm import broadcast_object, sync_errors
 from advect.training.guards import Spared
 from advect.training.state import Progress
@@ -100,10 +102,10 @@ def _resumed_rows(lines: list[str], progress: Progress, keep: str) -> list[str]:
 def _row(line: str) -> dict:
     """The object of a line; empty unless it has a step."""
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):  # cut off by a kill
+        row = parse_record(line, dict[str, Any], "metrics.jsonl")
+    except UserError:  # cut off by a kill
         return {}
-    return row if isinstance(row, dict) and type(row.get("step")) is int else {}
+    return row if type(row.get("step")) is int else {}
 
 
 MEASURED = 5.0

@@ -13,9 +13,11 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from advect.checkpoint.async_writer import explain_disk_error
@@ -28,7 +30,9 @@ from advect.checkpoint.manifest import (
     write_checkpoint,
 )
 from advect.checkpoint.tensor_files import load_weights, save_tensors
+from advect.core.bounds import CountOrZero
 from advect.core.errors import UserError
+from advect.core.records import OpenRecord, find_object, read_record
 from advect.distributed.comm import broadcast_object, current, sync_errors
 from advect.training.ema import LONGEST, exponent, length_file, length_of
 from advect.training.state import TrainState
@@ -91,7 +95,7 @@ class Snapshots(Callback):
         averages = {file: state.whole_average(file) for file in state.ema.lengths}
         with sync_errors():
             if current().is_first:
-                with explain_disk_error(self.folder, step):
+                with explain_disk_error(self.folder, step, what="averages"):
                     write_checkpoint(self.folder, step, lambda folder: _fill(folder, state, averages, due))
                     self._thin(step)
         self._saved_step = step
@@ -164,13 +168,19 @@ def read_snapshots(folder: Path, step: int | None = None) -> list[Snapshot]:
             break
         try:
             verify_checkpoint(path)
-            facts = json.loads((path / _FACTS).read_text(encoding="utf-8"))
-        except (UserError, OSError, ValueError) as error:
+            facts = read_record(path / _FACTS, _Facts)
+        except UserError as error:
             if not path.exists():  # a living run has thinned them out meanwhile
                 continue
             raise UserError(f"{error}; remove that folder to go without it") from error
-        found.append(Snapshot(path, number, facts["updates"], tuple(facts["lengths"]), tuple(facts["rest"])))
+        found.append(Snapshot(path, number, facts.updates, facts.lengths, facts.rest))
     return found
+
+
+class _Facts(OpenRecord):
+    updates: CountOrZero
+    lengths: Annotated[tuple[Annotated[float, Meta(gt=0, lt=1)], ...], Meta(min_length=1)]
+    rest: tuple[str, ...]
 
 
 def combine(snapshots: Sequence[Snapshot], factors: Sequence[np.ndarray]) -> list[dict[str, Tensor]]:
@@ -194,10 +204,7 @@ def combine(snapshots: Sequence[Snapshot], factors: Sequence[np.ndarray]) -> lis
 
 
 def _read_facts(path: Path) -> dict:
-    try:
-        return json.loads((path / _FACTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    return find_object(path / _FACTS) or {}
 
 
 _NOTHING = 1e-12

@@ -12,6 +12,7 @@ import numpy as np
 
 from advect.core.bounds import Pixels, Share
 from advect.core.errors import UserError, did_you_mean, optional_import
+from advect.core.files import read_file
 from advect.core.registry import register
 from advect.core.types import NULL, Category, DataSpec
 from advect.data.base import Dataset, Detected, category
@@ -137,7 +138,7 @@ class HubStore(ImageStore):
             raise ValueError("the image is missing")
         if image["bytes"] is None and not image["path"]:
             raise ValueError("the image is missing")
-        return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+        return image["bytes"] if image["bytes"] is not None else read_file(image["path"])
 
 
 def is_saved_dataset(path: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 from pathlib import Path
 from typing import ClassVar
@@ -157,7 +158,7 @@ def _whole_manifest(folder: Path) -> dict:
             else f"data_dir {folder} is no pack, it has no {MANIFEST}; name a folder that advect data pack wrote"
         )
     sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
-    for name, size in {**sizes, PIXEL_FILE: int(np.prod(manifest["shape"]))}.items():
+    for name, size in {**sizes, PIXEL_FILE: math.prod(manifest["shape"])}.items():
         path = folder / name
         there = path.stat().st_size if path.exists() else 0
         if there != size:

@@ -9,13 +9,16 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import Annotated, Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
+from msgspec import Meta
 from tqdm import tqdm
 
+from advect.core.bounds import Count, CountOrZero, Pixels
 from advect.core.errors import UserError
 from advect.core.files import atomic_write, atomic_write_text, claim_folder, explain_disk_errors, naming, sync_folder
+from advect.core.records import OpenRecord, as_record, find_object, read_record
 from advect.data.images.decoding import Decoder
 from advect.data.images.folder import (
     Classes,
@@ -111,26 +114,39 @@ def settings_of(decoder: Decoder) -> dict:
 
 def read_manifest(folder: Path) -> dict | None:
     """Manifest of a complete pack, or None. Raises UserError if it is damaged."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if isinstance(manifest, dict) and manifest.get("version") == VERSION and "settings" in manifest:
-            return manifest
-    except (FileNotFoundError, NotADirectoryError):
+    if not (folder / MANIFEST).exists():
         return None
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder / MANIFEST} cannot be read ({one_line(error)}); remove the folder and pack again"
-        ) from error
-    return None
+    manifest = read_record(folder / MANIFEST, dict[str, Any], "remove the folder and pack again")
+    if manifest.get("version") != VERSION or "settings" not in manifest:
+        return None
+    as_record(manifest, PackRecord, folder / MANIFEST, "remove the folder and pack again")
+    return manifest
+
+
+class PackFile(OpenRecord):
+    """Size and sum of a file."""
+
+    bytes: CountOrZero
+    sha256: str
+
+
+class PackRecord(OpenRecord):
+    """The manifest of a pack: images of ``shape[1:]``, their classes, sums of its files and of blocks of images."""
+
+    shape: tuple[CountOrZero, Annotated[int, Meta(ge=1, le=4)], Pixels, Pixels]
+    block: Count
+    settings: dict[str, Any]
+    fingerprint: str
+    conditions: dict[str, list[str]]
+    files: dict[str, PackFile]
+    blocks: list[str]
+    unreadable: list[CountOrZero]
 
 
 def is_begun(folder: Path) -> bool:
     """Whether a folder is an unfinished pack."""
-    try:
-        plan = json.loads((folder / _PLAN).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(plan, dict) and {"version", "shape", "block", "settings"} <= plan.keys()
+    plan = find_object(folder / _PLAN)
+    return plan is not None and {"version", "shape", "block", "settings"} <= plan.keys()
 
 
 def _folder_classes(store: ImageStore, labels: Literal["auto", "yes", "no"]) -> dict[str, Classes]:
@@ -158,10 +174,7 @@ def _tidy(folder: Path) -> None:
 
 def _begin(folder: Path, plan: dict) -> None:
     """Keep the blocks of an earlier call with the same plan; discard those of another."""
-    try:
-        before = json.loads((folder / _PLAN).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        before = None
+    before = find_object(folder / _PLAN)
     if before != plan:
         if (folder / PIXEL_FILE).exists() and before is None:
             raise UserError(f"out_folder {folder} holds a {PIXEL_FILE} that is no begun pack; name a new folder")

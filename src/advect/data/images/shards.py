@@ -150,7 +150,10 @@ def _label(suffix: str, content: bytes) -> str | None:
     text = content.decode("utf-8").strip()
     if suffix == "cls":
         return text
-    value = json.loads(text)
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"its .{suffix} has too many levels") from error
     label = value.get("label") if isinstance(value, dict) else None
     return None if label is None else str(label)
 

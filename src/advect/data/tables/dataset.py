@@ -21,7 +21,8 @@ from advect.data.base import ArraySplit, Dataset, Detected, Preview
 from advect.data.repeats import split_rows
 from advect.data.splits import row_blocks
 from advect.data.tables.columns import Column, Number, column_from_config
-from advect.data.tables.files import FileStyle, is_table_file, read_table, require_columns, style_of
+from advect.data.tables.csv_files import require_columns
+from advect.data.tables.files import FileStyle, is_table_file, read_table, style_of
 from advect.data.tables.infer_columns import column_values, condition_of, fit_number, read_column, read_condition
 from advect.data.tables.scaling import require_scaling
 from advect.data.tables.transform import TableTransform
