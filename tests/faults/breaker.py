@@ -31,7 +31,7 @@ from forked import server
 
 ROUND = 40
 """Examples of one run of Hypothesis."""
-CASES_OF_A_WORKER = 400
+CASES_OF_A_WORKER = 120
 """Cases after which a worker makes room for a fresh one, as libraries leak."""
 MEMORY = 4 * 2**30
 """Bytes that a case may take beyond what the worker has."""
