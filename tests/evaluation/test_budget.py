@@ -65,6 +65,8 @@ def test_the_chosen_scope_fits_and_a_slower_flow_has_less(space: FeatureSpace) -
         before = scope
     assert choose_scope(space, Speed(1e-6, 1e-5, 1e-9), sweep, 60, None, None) == Scope(1000, NFES)
     assert choose_scope(space, Speed(10, 1e-5, 1e-9), sweep, 60, None, None) is None
+    least = choose_scope(space, Speed(1e-3, 1e-5, 1e-9), sweep, -5, None, None)  # the data took all the time
+    assert least is not None and least.samples == 50 and least.steps == 0
 
 
 def test_what_is_asked_for_is_kept_and_the_rest_is_smaller(space: FeatureSpace) -> None:

@@ -59,8 +59,9 @@ def test_files_hold_what_a_report_needs_and_are_the_same_again(digits_run: Path,
     flow = library.load(digits_run)
     with np.load(tmp_path / "a/trajectories.npz") as saved:
         assert saved["x"].shape == (10, 8, 1, 8, 8) and saved["t"] == pytest.approx(np.arange(10) / 9)
-        end = flow.sample(8, steps=36, solver="midpoint").x.numpy()
-        assert np.array_equal(saved["x"][-1], end)
+        end = flow.sample(8, steps=36, solver="midpoint")
+        assert np.array_equal(saved["x"][-1], end.x.numpy())
+    assert result["captions"] == [f"label {label}" for label in end.cond["label"]]
     with np.load(tmp_path / "a/neighbours.npz") as saved:
         assert saved["samples"].shape == (12, 1, 8, 8) and saved["neighbours"].shape == (12, 3, 1, 8, 8)
         assert saved["sample_distances"].shape == (120,) and saved["held_out_distances"].shape == (898,)

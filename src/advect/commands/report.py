@@ -6,7 +6,7 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from msgspec import Meta
 
@@ -22,6 +22,7 @@ from advect.evaluation.protocol import open_run
 from advect.evaluation.quality import measure_quality
 from advect.reporting import write_report
 from advect.reporting.run_folder import training_seconds
+from advect.reporting.style import plural
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,12 @@ class ReportArguments(Section):
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto takes a GPU if available."""
 
+    groups: ClassVar = {
+        "time": ("minutes", "full", "measure"),
+        "samples": ("num_samples", "nfes", "seed"),
+        "run": ("checkpoint", "data", "output_dir", "device"),
+    }
+
 
 def run(words: list[str]) -> None:
     """Run ``advect report`` with the words after it. Raises UserError."""
@@ -70,7 +77,11 @@ def run(words: list[str]) -> None:
 
 def parse_report(flags: list[str]) -> ReportArguments:
     """Parse the words after ``advect report RUN``. Raises UserError."""
-    about = "Measure a run and write a report."
+    about = (
+        "Measure a run and write RUN/report.html: samples through training, quality against cost, classes, copies of"
+        " training data, losses, and the results of advect eval.\n\n"
+        "advect report runs/digits --full"
+    )
     a = parse_words(ReportArguments, flags, prog="advect report RUN", description=about)
     limits = {"--full": a.full, "--minutes": a.minutes is not None}
     asked = {
@@ -133,8 +144,9 @@ def summary(results: dict) -> list[str]:
     frechet = results["frechet"]
     best = frechet["best"]
     lines = [
-        f"Frechet distance to held-out data ({frechet['features']}): {best['distance']:.4g} with {best['solver']} at "
-        f"{best['nfe']} evaluations; the floor, real training data, is {frechet['floor']:.4g}"
+        f"Frechet distance of {frechet['samples']:,} samples to {frechet['held_out']:,} held-out rows"
+        f" ({frechet['features']}): {best['distance']:.4g} with {best['solver']} at"
+        f" {plural(best['nfe'], 'evaluation')}; the floor, real training data, is {frechet['floor']:.4g}"
     ]
     for name, facts in (results.get("fidelity") or {}).items():
         lines.append(

@@ -95,7 +95,7 @@ class SampleArguments(Section):
     """Local processes, one a GPU if there are any, as by torchrun --nproc_per_node."""
 
     groups: ClassVar = {
-        "samples": ("num_samples", "seed", "cond", "guidance", "guidance_interval"),
+        "samples": ("num_samples", "seed", "cond", "guidance", "guidance_interval", "image_size"),
         "solver": ("solver", "num_steps", "grid", "diffusion"),
         "weights": ("checkpoint", "use_ema", "ema_decay"),
         "output": ("output_dir", "save_individual", "overwrite", "safe_csv"),
@@ -144,7 +144,12 @@ def run(words: list[str]) -> None:
 
 def parse_sample(flags: list[str]) -> SampleArguments:
     """Parse the words after ``advect sample RUN``. Raises UserError."""
-    a = parse_words(SampleArguments, flags, prog="advect sample RUN", description="Draw samples from a trained flow.")
+    about = (
+        "Draw samples from a trained flow: one file in the form of the data, a picture, and samples.json with what was"
+        " asked for, in RUN/generated/seed-SEED.\n\n"
+        "advect sample runs/digits --num-samples 100 --cond label=7 --guidance 2"
+    )
+    a = parse_words(SampleArguments, flags, prog="advect sample RUN", description=about)
     parse_conditions(a.cond)
     if a.ema_decay is not None and not a.use_ema:
         raise UserError("--no-use-ema and --ema-decay contradict each other; give one of them")

@@ -27,6 +27,9 @@ SHARE, LEAST, MOST = 0.1, 20.0, 120.0
 USED, FEATURES, PATHS = 0.8, 0.4, 0.15
 """Shares of the time left that are planned, and of these given to training features and to trajectories."""
 
+FEW_SECONDS = 10.0
+"""Seconds that the least measurements may take even where the data took all the time."""
+
 SAMPLES = 1000
 NFES = (1, 2, 4, 8, 16, 32, 64)
 SOLVERS = ("euler", "midpoint")
@@ -169,9 +172,9 @@ def choose_scope(
 ) -> Scope | None:
     """The best scope that takes at most the planned share of ``left`` seconds, with the samples or evaluations given.
 
-    None if none does and neither is given.
+    None if none does, neither is given, and the least takes more than a few seconds.
     """
-    planned, least = USED * left, None
+    planned, least, few = USED * left, None, False
     count = space.modality.trajectories
     ways = ((STEPS, count), (FEW_STEPS, count), (FEW_STEPS, -(-count // 2)), (0, 0))
     steps, count = next(way for way in ways if 2 * speed.evaluation * way[0] * way[1] <= PATHS * max(planned, 0))
@@ -180,10 +183,11 @@ def choose_scope(
         solvers = {str(sampler.solver) for _, sampler in scope.points(sweep)}
         if len(solvers) < len(SOLVERS):  # one takes more evaluations
             continue
-        if scope.seconds(space, speed, sweep) <= planned:
+        seconds = scope.seconds(space, speed, sweep)
+        if seconds <= planned:
             return scope
-        least = scope
-    return least if samples or nfes else None
+        least, few = scope, seconds <= FEW_SECONDS
+    return least if samples or nfes or few else None
 
 
 def differences(scope: Scope, whole: Scope, space: FeatureSpace) -> list[str]:

@@ -16,7 +16,10 @@ from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.files import atomic_write, atomic_write_text, make_folder
+from advect.core.types import LENGTH
 from advect.data import Dataset
+from advect.data.captions import condition_words
+from advect.data.modality import condition_columns
 from advect.evaluation.budget import (
     FEATURES,
     NFES,
@@ -107,8 +110,9 @@ def _measure(
     memory = MemorisationMetric().details(final, context)
     _write_arrays(folder / "neighbours.npz", {k: v for k, v in vars(memory).items() if isinstance(v, Tensor)})
     (folder / "trajectories.npz").unlink(missing_ok=True)
+    words: list[str] = []
     if scope.steps:
-        t, x = trajectories(space, context, steps=scope.steps, count=scope.count, seed=seed)
+        t, x, words = trajectories(space, context, steps=scope.steps, count=scope.count, seed=seed)
         _write_arrays(folder / "trajectories.npz", {"t": t, "x": x})
     return {
         "data": _describe_data(space, context),
@@ -117,6 +121,7 @@ def _measure(
         "fidelity": _describe_classes(evaluator, final, context),
         "marginals": _describe_marginals(numbers, floor),
         "memorisation": {**_describe_memorisation(memory), "train": len(_train(context))},
+        "captions": words,
     }
 
 
@@ -171,15 +176,18 @@ def _metrics(space: FeatureSpace) -> dict[str, Metric]:
 
 def trajectories(
     space: FeatureSpace, context: EvalContext, *, steps: int = STEPS, count: int, seed: int = 0
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, list[str]]:
     """Trajectories of ``count`` samples from noise (t = 0) to data (t = 1), by so many midpoint steps.
 
-    Returns times t (T,) and states (T, n, *S) in data units, model units for tables; vectors in three dimensions or
-    more as the first two principal components of training rows.
+    Returns times t (T,), states (T, n, *S) in data units, model units for tables, vectors in three dimensions or
+    more as the first two principal components of training rows; and of images and sequences the conditions in words.
     """
-    states = space.flow.sample(count, steps=steps, solver="midpoint", seed=seed, trajectory=True).x
+    made = space.flow.sample(count, steps=steps, solver="midpoint", seed=seed, trajectory=True)
     places = torch.linspace(0, steps, TIMES).round().long()
-    x = torch.stack([space.states(state) for state in states[places]])
+    x = torch.stack([space.states(state) for state in made.x[places]])
+    named = {name: value for name, value in made.encoded.items() if name != LENGTH}
+    title, words = condition_words(condition_columns(named, space.flow.spec))
+    words = [f"{title} {own}" if len(named) == 1 else own for own in words if x.ndim > 3]
     if x.ndim == 3 and x.shape[2] > 2:
         from sklearn.decomposition import PCA  # takes a second to import
 
@@ -188,7 +196,7 @@ def trajectories(
         with np.errstate(invalid="ignore", divide="ignore"):  # constant data have no variance to share out
             pca = PCA(2, random_state=0).fit(chosen)
         x = torch.from_numpy(pca.transform(x.flatten(0, 1).double().numpy())).float().reshape(*x.shape[:2], 2)
-    return places / steps, x
+    return places / steps, x, words
 
 
 def _train(context: EvalContext) -> Tensor:

@@ -178,6 +178,7 @@ class QualityRecord(OpenRecord):
     step: Step | None = None
     marginals: dict[str, dict[str, float]] = field(default_factory=dict)
     limits: dict[str, Any] = field(default_factory=dict)
+    captions: list[str] = field(default_factory=list)
 
 
 class MetricsRow(OpenRecord):

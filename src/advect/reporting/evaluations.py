@@ -38,7 +38,7 @@ def _result(run: RunFolder, i: int, result: Result) -> dict[str, Any]:
         "said": f"Against {protocol['reference']:,} {protocol['split']} rows, in {protocol['features']['name']}; "
         f"guidance {protocol['guidance']:g}; seeds {' '.join(map(str, protocol['seeds']))}.{_of_flow(result['flow'])}",
         "head": ["", "evaluations", *(m.replace("_", " ") for m in metrics)],
-        "rows": rows,
+        "rows": [[way, *(cell.replace(", ", ",\u00a0") for cell in cells)] for way, *cells in rows],
         "notes": results.notes(result),
         "svg": _chart(i, result, metrics),
     }

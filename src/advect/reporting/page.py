@@ -167,10 +167,11 @@ def _trajectories(run: RunFolder) -> dict[str, Any] | None:
     if run.trajectories is None:
         return None
     t, x = run.trajectories["t"], run.trajectories["x"]
+    words = (run.quality or {}).get("captions", [])
     if x.ndim == 5:
-        return {"uri": strip_uri(x, *_range(run, x[-1])), "times": [f"{v:.2f}" for v in t]}
+        return {"uri": strip_uri(x, *_range(run, x[-1]), words), "times": [f"{v:.2f}" for v in t]}
     if x.ndim == 4:
-        return {"svg": Markup(plots.series_chart(t, x)), "rows": True}
+        return {"svg": Markup(plots.series_chart(t, x, words)), "rows": True}
     wide = (run.quality or {}).get("data", {}).get("shape", [0])[0] > 2
     return {"svg": Markup(plots.trajectory_chart(x, components=wide and x.shape[2] == 2))}
 

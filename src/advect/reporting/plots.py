@@ -193,10 +193,10 @@ def trajectory_chart(x: np.ndarray, *, components: bool = False) -> str:
     return to_svg(figure, "trajectories")
 
 
-def series_chart(t: np.ndarray, x: np.ndarray) -> str:
+def series_chart(t: np.ndarray, x: np.ndarray, words: Sequence[str] = ()) -> str:
     """Trajectories (T, N, L, C) of sequences: at most three samples (rows), five times (columns), four channels.
 
-    Steps that are zero to the end of the last state are padding.
+    Steps that are zero to the end of the last state are padding; ``words`` (N,) stand beside the samples.
     """
     places = np.unique(np.linspace(0, len(t) - 1, min(5, len(t))).round().astype(int))
     count = min(3, x.shape[1])
@@ -205,6 +205,8 @@ def series_chart(t: np.ndarray, x: np.ndarray) -> str:
     for i in range(count):
         real = np.flatnonzero((x[-1, i] != 0).any(1))
         end = int(real[-1]) + 1 if len(real) else 1
+        if i < len(words):
+            grid[i, 0].set_ylabel(words[i], fontsize=7.5, color=MUTED)
         for j, place in enumerate(places):
             for channel, colour in zip(x[place, i, :end].T, (FIRST, SECOND, THIRD, INK), strict=False):
                 grid[i, j].plot(channel, color=colour, linewidth=1.2, marker="." if end == 1 else None)
@@ -251,11 +253,12 @@ def tile_uri(x: np.ndarray, low: float, high: float) -> str:
     return data_uri(Image.fromarray(np.ascontiguousarray(plain)), 6_000)
 
 
-def strip_uri(x: np.ndarray, low: float, high: float) -> str:
-    """States (T, N, C, H, W) as a grid of samples by times, at most 250 KB."""
+def strip_uri(x: np.ndarray, low: float, high: float, words: Sequence[str] = ()) -> str:
+    """States (T, N, C, H, W) as a grid of samples by times, with a caption (N,) each, at most 250 KB."""
     t, n = x.shape[:2]
     rows = torch.from_numpy(x).transpose(0, 1).reshape(t * n, *x.shape[2:])
-    return data_uri(image_grid(rows, low, high, columns=t, min_pixels=72), 250_000)
+    captions = [own for caption in words for own in (caption, *[""] * (t - 1))]
+    return data_uri(image_grid(rows, low, high, columns=t, min_pixels=72, captions=captions), 250_000)
 
 
 def evenly(items: Sequence, count: int) -> list:

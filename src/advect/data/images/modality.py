@@ -158,7 +158,8 @@ def image_grid(
     lines = [fit(words, w, LETTER) for words in captions[:n]]
     above = [lines[i] for i in range(columns)] if _shared(lines, columns) else []
     strip = LINE * max(map(len, lines), default=0)
-    top = (LINE if lines else 0) + (strip if above else 0)
+    head = LINE if lines and title else 0
+    top = head + (strip if above else 0)
     pitch = h + GAP + (0 if above else strip)
     canvas = torch.full(
         (top + math.ceil(n / columns) * pitch + GAP, columns * (w + GAP) + GAP, c), BACKGROUND, dtype=torch.uint8
@@ -168,9 +169,9 @@ def image_grid(
         canvas[up : up + h, left : left + w] = image.movedim(0, 2)
     grid = Image.fromarray((canvas[..., 0] if c == 1 else canvas).numpy())
     if lines:
-        words = [(GAP, 0, fit(title, grid.width - 2 * GAP, LETTER)[:1])]
+        words = [(GAP, 0, fit(title, grid.width - 2 * GAP, LETTER)[:1])] if title else []
         words += [
-            (left, LINE if above else up + h, own) for (left, up), own in zip(places, above or lines, strict=False)
+            (left, head if above else up + h, own) for (left, up), own in zip(places, above or lines, strict=False)
         ]
         _write(grid, words)
     return grid

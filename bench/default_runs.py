@@ -1,0 +1,118 @@
+"""What ``advect train --data PATH`` learns with no other flag than time and condition, beside flags set by hand.
+
+    python bench/default_runs.py power.npy adult.csv:income cells.h5ad:cell_type faces/ --rows 100 1000 --minutes 2 5
+
+A data set is PATH or PATH:CONDITION; of arrays (.npy), tables (.csv), cells (.h5ad) and folders of images the first N
+rows or files after a fixed shuffle are taken, "all" takes all. A line a run: steps, minutes promised and taken,
+seconds to the first picture, the headline distance to held-out rows beside its floor (as many real rows), classes
+asked for that a classifier finds beside those it finds on held-out rows, and the held-out loss less the training loss
+of the last tenth. ``--by-hand FLAGS`` adds a run of the same minutes with these flags for each, as often as given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from interleave import machine
+
+DISTANCES = ("frechet", "energy", "sliced_wasserstein", "mmd")
+ADVECT = [sys.executable, "-m", "advect"]
+SAMPLES = "1000"
+
+
+def subset(path: Path, rows: str, folder: Path) -> Path:
+    """The first rows of a file, or files of a folder, after a shuffle of seed 0."""
+    if rows == "all":
+        return path
+    count, rng = int(rows), np.random.default_rng(0)
+    chosen = lambda n: np.sort(rng.permutation(n)[:count])
+    target = folder / f"{path.stem}-{rows}{path.suffix}"
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        for i in chosen(len(files)):
+            place = target / files[i].relative_to(path)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(files[i], place)
+    elif path.suffix == ".npy":
+        x = np.load(path, mmap_mode="r")
+        np.save(target, x[chosen(len(x))])
+    elif path.suffix == ".csv":
+        head, *lines = path.read_text().splitlines(keepends=True)
+        target.write_text(head + "".join(lines[i] for i in chosen(len(lines))))
+    elif path.suffix == ".h5ad":
+        import anndata
+
+        cells = anndata.read_h5ad(path)
+        cells[chosen(cells.n_obs)].copy().write_h5ad(target)
+    else:
+        sys.exit(f"{path} is no .npy, .csv, .h5ad or folder, of which rows can be taken; give --rows all")
+    return target
+
+
+def run(data: Path, condition: str, minutes: float, flags: list[str], folder: Path) -> dict[str, Any]:
+    """Train, then evaluate; figures of both."""
+    start = time.time()
+    words = ["train", "--data", str(data), "--max-minutes", f"{minutes:g}", "--run-dir", str(folder), *flags]
+    words += ["--conditions", condition] if condition else []
+    subprocess.run([*ADVECT, *words], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    taken = (time.time() - start) / 60
+    pictures = [p.stat().st_mtime for p in (folder / "samples").rglob("*.png")]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses, held_out = ([row[key] for row in rows if key in row] for key in ("loss", "eval_held_out_loss"))
+    output = folder / "evaluation.json"
+    words = ["eval", str(folder), "--num-samples", SAMPLES, "--output", str(output)]
+    done = subprocess.run([*ADVECT, *words], capture_output=True, text=True)
+    found = json.loads(output.read_text()) if done.returncode == 0 else {"points": [], "floor": {"metrics": {}}}
+    return {
+        "steps": max(row["step"] for row in rows),
+        "minutes": taken,
+        "picture": min(pictures, default=np.nan) - start,
+        "gap": held_out[-1] - float(np.mean(losses[-max(len(losses) // 10, 1) :])) if held_out else np.nan,
+        "metrics": {k: v["mean"] for k, v in found["points"][0]["metrics"].items()} if found["points"] else {},
+        "floor": found["floor"]["metrics"],
+        "told": done.stderr.strip().splitlines()[-1:] if done.returncode else [],
+    }
+
+
+def line(name: str, minutes: float, flags: str, got: dict[str, Any]) -> str:
+    metrics, floor = got["metrics"], got["floor"]
+    key = next((key for key in DISTANCES if key in metrics), None)
+    distance = f"{key} {metrics[key]:.3g} ({floor.get(key, np.nan):.3g})" if key else "; ".join(got["told"])
+    right = f"{metrics['class_accuracy']:.3f}" if "class_accuracy" in metrics else ""
+    right += f" ({floor['class_accuracy']:.3f})" if right and "class_accuracy" in floor else ""
+    figures = f"{got['minutes']:.2f} | {got['picture']:.0f} | {distance} | {right} | {got['gap']:+.3f}"
+    return f"| {name} | {flags or 'defaults'} | {got['steps']:,} | {minutes:g} | {figures} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="+", help="PATH or PATH:CONDITION")
+    parser.add_argument("--rows", nargs="+", default=["all"])
+    parser.add_argument("--minutes", nargs="+", type=float, default=[2.0])
+    parser.add_argument("--by-hand", action="append", default=[], metavar="FLAGS", help='such as "--batch-size 8"')
+    a = parser.parse_args()
+    print(f"{machine()}\n\n| data | flags | steps | minutes | taken | first picture, s | distance (floor) ", end="")
+    print("| class right (real) | held-out less training loss |\n|---|---|---|---|---|---|---|---|---|", flush=True)
+    for given in a.data:
+        path, _, condition = given.partition(":")
+        for rows in a.rows:
+            for minutes in a.minutes:
+                for flags in ("", *a.by_hand):
+                    with tempfile.TemporaryDirectory() as folder:
+                        data = subset(Path(path), rows, Path(folder))
+                        got = run(data, condition, minutes, shlex.split(flags), Path(folder) / "run")
+                    print(line(f"{Path(path).stem} {rows}", minutes, flags, got), flush=True)
+
+
+if __name__ == "__main__":
+    main()
