@@ -171,7 +171,7 @@ TROUBLES = {
         {"batch_size": 2000},
         "A batch of 2,000 holds each of the 1,000 training rows 2 times; give --batch-size 128",
     ),
-    "minutes": ({"max_minutes": 1.0}, "1 minutes allow about 600 steps here.*--max-minutes 5 or more"),
+    "minutes": ({"max_minutes": 1.0}, "--max-minutes 1 is time for about 600 steps here.*--max-minutes 5 or more"),
 }
 
 

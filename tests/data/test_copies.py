@@ -17,7 +17,7 @@ from advect.core.random import CounterRng, Generator
 from advect.core.types import LENGTH, Batch
 from advect.data import ArrayFile, Arrays, Cells, Dataset, Digits, ImageFolder, Sequences, Split, Table, find_copies
 from advect.data.base import Subset
-from advect.data.repeats import without_copies
+from advect.data.copies import without_copies
 from runs import assert_same_end
 
 RNG = np.random.default_rng(0)
@@ -159,12 +159,20 @@ def test_a_subset_keeps_shards_and_buckets() -> None:
     assert isinstance(split, Shards) and places.tolist() == [3, 6] and some.row_names(np.array([3])) == ["row 8"]
 
 
+def test_an_unreadable_file_is_no_copy_of_the_one_that_stands_in(tmp_path: Path) -> None:
+    images(tmp_path)
+    (tmp_path / "04a.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    dataset = ImageFolder(tmp_path, image_size=8)
+    told = find_copies(dataset)
+    assert told.names == [f"{row}.png" for row in AGAIN] and dataset.unreadable
+
+
 def test_an_estimator_leaves_them_out() -> None:
     from advect import FlowModel
 
     x = repeated(RNG.normal(size=(80, 3)))
     model = FlowModel(steps=4, hidden=8, early_stopping=False, options={"drop_copies": True}, random_state=0).fit(x)
-    assert model.copies_.tolist() == sorted(AGAIN)
+    assert model.copies_ is not None and model.copies_.tolist() == sorted(AGAIN)
     alone = FlowModel(steps=4, hidden=8, early_stopping=False, random_state=0).fit(np.delete(x, sorted(AGAIN), 0))
     assert alone.copies_ is None and alone.loss_curve_ == pytest.approx(model.loss_curve_, rel=0.2)
     with pytest.raises(UserError, match="drop_copies must be True or False"):

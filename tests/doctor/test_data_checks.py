@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from advect.core.errors import UserError
+from advect.data.copies import Copies
 from advect.data.images.modality import Images
-from advect.data.repeats import Copies
 from advect.data.vectors.modality import Vectors
 from advect.doctor import Finding
 from advect.doctor import data as d

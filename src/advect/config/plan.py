@@ -197,7 +197,8 @@ def short_time(minutes: float, pace: float, needed: int) -> Trouble | None:
     if steps >= needed:
         return None
     return Trouble(
-        f"{minutes:g} minutes allow about {steps:,} step{'s' * (steps != 1)} here, and learning takes some {needed:,}",
+        f"--max-minutes {minutes:g} is time for about {steps:,} step{'s' * (steps != 1)} here, and learning takes "
+        f"some {needed:,}",
         f"give --max-minutes {math.ceil(needed * pace / 6) / 10:g} or more",
     )
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from advect.data.cells.transform import Expression as Expression
     from advect.data.cells.write import to_counts as to_counts
     from advect.data.cells.write import write_h5ad as write_h5ad
+    from advect.data.copies import Copies as Copies
+    from advect.data.copies import find_copies as find_copies
+    from advect.data.copies import without_copies as without_copies
     from advect.data.images.celeba import CelebA as CelebA
     from advect.data.images.cifar import Cifar as Cifar
     from advect.data.images.folder import ImageFolder as ImageFolder
@@ -36,9 +39,6 @@ if TYPE_CHECKING:
     from advect.data.images.parquet import ParquetStore as ParquetStore
     from advect.data.images.shards import Shards as Shards
     from advect.data.images.shards import ShardStore as ShardStore
-    from advect.data.repeats import Copies as Copies
-    from advect.data.repeats import find_copies as find_copies
-    from advect.data.repeats import without_copies as without_copies
     from advect.data.sequences.dataset import Sequences as Sequences
     from advect.data.sequences.dataset import sequences_of as sequences_of
     from advect.data.sequences.dataset import steps_of as steps_of

@@ -23,9 +23,9 @@ from advect.core.types import NULL, Batch, Category, Conditions, DataSpec
 from advect.data.transforms import Transform
 
 if TYPE_CHECKING:
+    from advect.data.copies import Copies
     from advect.data.images.folder import ImageSplit
     from advect.data.modality import Modality
-    from advect.data.repeats import Copies
 
 
 class Split(ABC):
@@ -127,7 +127,7 @@ class Dataset:
         train: training samples.
         held_out: evaluation samples, disjoint from ``train``; may be empty.
         fingerprint: sha256 (hex) of the data; equal in every process.
-        copies: what :func:`~advect.data.repeats.without_copies` left out; None if nothing was looked for.
+        copies: what :func:`~advect.data.copies.without_copies` left out; None if nothing was looked for.
 
     Raises:
         UserError: there are no training samples.

@@ -15,8 +15,9 @@ from advect.config.plan import rare_values
 from advect.core.registry import name_of
 from advect.core.types import LENGTH, NULL, Category, Conditions
 from advect.data import Dataset, Split
+from advect.data.copies import Copies
 from advect.data.modality import Modality
-from advect.data.repeats import Copies, evenly_spaced
+from advect.data.repeats import evenly_spaced
 from advect.doctor.report import Figure, Finding, Level, Share
 
 FEW, FEW_HELD_OUT, FEW_OF_A_CLASS = 500, 50, 20
