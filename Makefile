@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 RUN ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 DEMO_FLAGS ?=
 JOBS ?= 2
+MINUTES ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format bench bench-peers
+.PHONY: help setup demo test test-all break lint format bench bench-peers
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +35,9 @@ test: setup  ## the test suite
 
 test-all: setup  ## the test suite with its slow tests
 	$(BIN)/python -m pytest -n $(JOBS) -m ''
+
+break: setup  ## try to break every command and file format for MINUTES
+	PYTHONPATH=tests $(BIN)/python -m faults.breaker --minutes $(MINUTES) --jobs $(JOBS)
 
 lint: setup  ## style, format, types and import contracts; then the source's size, as information
 	$(BIN)/ruff check .

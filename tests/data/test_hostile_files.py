@@ -164,3 +164,13 @@ def test_regular_files_and_links_to_them_open(tmp_path: Path) -> None:
     for place in ("/dev/zero", "/dev/null", str(tmp_path)):
         with pytest.raises(OSError):
             open_regular(place)
+
+
+@pytest.mark.parametrize("place", range(20, 200, 20))
+def test_a_damaged_gzip_table_is_named(tmp_path: Path, place: int) -> None:
+    rng = np.random.default_rng(0)
+    packed = bytearray(gzip.compress(b"a,b\n" + b"".join(b"%f,%f\n" % tuple(x) for x in rng.normal(size=(50, 2)))))
+    packed[place] ^= 0xFF
+    (tmp_path / "t.csv.gz").write_bytes(packed)
+    with pytest.raises(UserError, match=r"t\.csv\.gz"):
+        read_table(tmp_path / "t.csv.gz")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -15,16 +16,27 @@ BATCH_COPIES = 4
 
 
 def device_memory(device: torch.device) -> tuple[int, int]:
-    """Total and free memory of a device in bytes; of the machine for the CPU."""
+    """Total and free memory of a device in bytes; for the CPU those of the machine, or what ``ulimit`` leaves free."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return total, free
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        return total, int(lines["MemAvailable"].split()[0]) * 1024
+        return total, min(int(lines["MemAvailable"].split()[0]) * 1024, _left_by_limits())
     except (OSError, KeyError, ValueError):  # not Linux
         return total, total
+
+
+def _left_by_limits() -> int:
+    """Bytes that ``ulimit -v`` and ``-d`` still let this process take, on Linux."""
+    import resource
+
+    pages = Path("/proc/self/statm").read_text().split()
+    taken = {resource.RLIMIT_AS: int(pages[0]), resource.RLIMIT_DATA: int(pages[5])}
+    soft = {limit: resource.getrlimit(limit)[0] for limit in taken}
+    room = [soft[limit] - taken[limit] * resource.getpagesize() for limit in taken if soft[limit] >= 0]
+    return max(0, min(room, default=sys.maxsize))
 
 
 def check_memory(what: str, need: float, fix: str, device: torch.device | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import zlib
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,7 +27,7 @@ def open_text(path: Path) -> IO[str]:
 def open_bytes(path: Path) -> io.BufferedReader:
     """A text file for reading, with ``.gz`` unpacked; UserError for a line or a content that is too long.
 
-    Raises OSError for pipes and devices.
+    Raises OSError for pipes, devices and damaged gzip files.
     """
     file: Any = open_regular(path)
     packed = path.suffix.lower() == ".gz"
@@ -54,7 +55,10 @@ class _Limited(io.RawIOBase):
         return self._file.tell()
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        content = self._file.read(len(buffer))
+        try:
+            content = self._file.read(len(buffer))
+        except zlib.error as error:  # within a gzip file; a damaged header or end is an OSError or EOFError already
+            raise gzip.BadGzipFile(str(error)) from error
         buffer[: len(content)] = content
         end = content.rfind(b"\n")
         self._line = self._line + len(content) if end < 0 else len(content) - end - 1
