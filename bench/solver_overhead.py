@@ -117,7 +117,7 @@ def densities(units: int, rounds: int, rows: int = 256) -> list[str]:
     ways: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
         "one system, forward mode": lambda: _solve_both(forward_mode(velocity), x, method, grid(20)),  # pyright: ignore
         "one system, reverse mode": lambda: _solve_both(exact, x, method, grid(20)),
-        "quadrature, reverse mode": lambda: _solve_apart(exact, x, method, grid(20), 25),
+        "quadrature, reverse mode": lambda: _solve_apart(exact, x, method, grid(20), 21),
     }
     density = lambda found: standard_normal_log_prob(found[0]) + found[1]
     with torch.no_grad():

@@ -147,3 +147,15 @@ def test_memory_is_told_before_it_is_taken() -> None:
     assert [in_bytes(n) for n in (5, 1500, 999.6e6, 1.5e12)] == ["5 bytes", "1.5 kB", "1 GB", "1.5 TB"]
     with pytest.raises(UserError, match=r"^training a network of [0-9,]+ parameters takes at least .* GB"):
         advect.FlowModel(hidden=(60_000, 60_000, 60_000), steps=1).fit(torch.randn(32, 2).numpy())
+
+
+@pytest.mark.parametrize("value", ["x", -1, 1e30, None, [], {}, True])
+@pytest.mark.parametrize("name", ["sigma_min", "prediction", "t_eps", "label_dropout", "path"])
+def test_values_of_a_recorded_method_have_their_type(weights: Path, tmp_path: Path, name: str, value: Any) -> None:
+    file = crafted(weights, tmp_path / "m.safetensors", put("config", "method", name, value))
+    if value is None and name in ("sigma_min", "label_dropout"):
+        assert advect.load(file, device="cpu").sample(1, steps=1).x.isfinite().all()
+        return
+    with pytest.raises(UserError) as error:
+        advect.load(file, device="cpu")
+    assert str(file) in str(error.value) and "\n" not in str(error.value)

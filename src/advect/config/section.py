@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self, get_type_hints
+from types import UnionType
+from typing import Any, ClassVar, NamedTuple, Self, Union, get_args, get_origin, get_type_hints
 
-from msgspec import Meta
+from msgspec import Meta, ValidationError, convert
 
 from advect.core import registry
 from advect.core.bounds import bounds_of, check_bounds
@@ -206,11 +207,15 @@ class Section:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """Section with these :meth:`values`; lists become tuples."""
+        """Section with these :meth:`values`; lists become tuples. Raises UserError for a value of another type."""
         names = {f.name for f in fields(cls)}
         plain = {name: _tuples(value) for name, value in values.items()}
         options = {name: value for name, value in plain.items() if name not in names}
-        return cls(options=options, **{name: value for name, value in plain.items() if name in names})
+        made = cls(options=options, **{name: value for name, value in plain.items() if name in names})
+        for name, type_ in value_types(made).items():
+            if name in plain:
+                check_type(flag(name), plain[name], type_)
+        return made
 
     def replaced(self, **values: Any) -> Self:
         """Copy with other values; newly chosen parts have their own defaults."""
@@ -265,6 +270,22 @@ def plain(value: object) -> object:
     if isinstance(value, Path):
         return str(value)
     return list(value) if isinstance(value, tuple) else value
+
+
+def check_type(label: str, value: Any, type_: Any) -> None:
+    """Raise UserError naming ``label`` unless a plain value is of the type of a flag; paths are text."""
+    try:
+        convert(plain(value), _plain_type(type_))
+    except ValidationError as error:
+        raise UserError(f"{label} is not of its type: {str(error).replace('`', '').lower()}") from error
+
+
+def _plain_type(type_: Any) -> Any:
+    if type_ is Path:
+        return str
+    if get_origin(type_) in (Union, UnionType):
+        return Union[tuple(map(_plain_type, get_args(type_)))]  # noqa: UP007
+    return type_
 
 
 def value_types(section: Section) -> dict[str, Any]:

@@ -162,7 +162,7 @@ class Coordinates(ABC):
         grid = None if method.adaptive else torch.tensor(taus, dtype=torch.float64)
         start = lambda y: at_low(y.detach())
         apart = not method.adaptive and method.evaluations > 1  # more nodes where a trace is cheap
-        nodes = round((len(taus) - 1) * (1 + 8 / max(d, 8))) if apart else None
+        nodes = round((len(taus) - 1) * (1 + (8 / max(d, 8)) ** 2)) if apart else None
         way: dict[str, Any] = {"solver": method, "grid": grid, "nodes": nodes, "t0": taus[0], "t1": taus[-1]}
         with self.user_times():
             value = log_prob(self.velocity(field), y, source=start, **way, **options)

@@ -29,7 +29,7 @@ from advect.core.memory import check_disk
 from advect.core.types import Conditions
 from advect.data.tables.files import quote_formulas
 from advect.distributed.comm import broadcast_object, sync_errors, without_timeout
-from advect.distributed.context import run_context
+from advect.distributed.context import RunContext, run_context
 from advect.distributed.env import DistEnv
 from advect.model.conditions import ConditionValue, Encoded, parse_conditions
 from advect.model.flow import Flow
@@ -70,12 +70,7 @@ def sample_run(
     folder = output_dir or _default_folder(run, seed)
     with run_context(device, run_dir=folder, seed=seed) as context, ExitStack() as stack:
         me = context.env
-
-        def read(place: Path) -> tuple[Path, Flow, dict[str, object], object]:
-            flow, first = load(place, ema=ema, device=context.device), me.is_first
-            return place, flow, weights_identity(place, ema) if first else {}, averaged(place, ema) if first else None
-
-        place, flow, identity, mean = read_newest(run, read, find_weights, together=True)
+        place, flow, identity, mean = _open(run, ema, context)
         if me.is_first and names_checkpoint(run):
             logger.info(f"{run} is the checkpoint of step {checkpoint_step(place):,}")
         facts: dict[str, object] = {}
@@ -97,18 +92,39 @@ def sample_run(
                 named = {"checkpoint": place.name} if place.is_dir() else {}
                 facts = {"run": str(run), **named, **plan, "parts": count}
 
-        def fill(rows: range, folder: Path, bar: tqdm) -> list[Path]:
-            options = {"batch_size": batch_size, "rows": rows, "progress": bar}
-            samples = flow.sample(n, seed=seed, cond=cond, **sampler.arguments(), **options)
-            options = {"individual": save_individual, "first": rows.start, "seed": seed}
-            files = flow.modality.write(samples.x, samples.encoded, folder, **options)
-            for file in files if safe_csv else ():
-                if file.suffix == ".csv":
-                    quote_formulas(file)
-            return files
-
+        draw = {"seed": seed, "cond": cond, "batch_size": batch_size, **sampler.arguments()}
+        fill = _filling(flow, n, draw, individual=save_individual, safe_csv=safe_csv)
         parts = SampleShards(folder=folder, n=n, count=broadcast_object(count))
         return _write(parts, fill, facts, me, flow.modality.join)
+
+
+def _open(run: Path, ema: bool | float, context: RunContext) -> tuple[Path, Flow, dict[str, object], object]:
+    """Place of the weights and their flow; on the first process also what identifies them, and their average."""
+
+    def read(place: Path) -> tuple[Path, Flow, dict[str, object], object]:
+        flow = load(place, ema=ema, device=context.device)
+        if not context.env.is_first:
+            return place, flow, {}, None
+        return place, flow, weights_identity(place, ema), averaged(place, ema)
+
+    return read_newest(run, read, find_weights, together=True)
+
+
+def _filling(
+    flow: Flow, n: int, draw: Mapping[str, Any], *, individual: bool, safe_csv: bool
+) -> Callable[[range, Path, tqdm], list[Path]]:
+    """Function that draws some rows of n samples, and writes them into a folder."""
+
+    def fill(rows: range, folder: Path, bar: tqdm) -> list[Path]:
+        samples = flow.sample(n, **draw, rows=rows, progress=bar)
+        options = {"individual": individual, "first": rows.start, "seed": draw["seed"]}
+        files = flow.modality.write(samples.x, samples.encoded, folder, **options)
+        for file in files if safe_csv else ():
+            if file.suffix == ".csv":
+                quote_formulas(file)
+        return files
+
+    return fill
 
 
 def _write(
