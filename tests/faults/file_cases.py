@@ -23,10 +23,11 @@ from faults.flag_cases import TINY, flag, flags_of, sections_of
 
 SAMPLE = "sample PLACE --num-samples 20 --num-steps 2 --device cpu --output-dir out"
 EVAL = "eval PLACE --num-samples 20 --num-steps 1 --metrics energy --device cpu --output out/eval.json"
+RESUME = "train moons --width 8 --depth 2 --batch-size 64 --max-steps 5 --resume auto --run-dir PLACE"
 READERS = {
     "run": (
         *(SAMPLE, EVAL, "report PLACE --no-measure --output-dir out", "doctor PLACE", "doctor PLACE --samples 20"),
-        *("train --resume-from PLACE --max-steps 5", "train --resume auto --max-steps 5 --run-dir PLACE"),
+        *("train --resume-from PLACE --max-steps 5", RESUME),
         "ema PLACE --length 0.1 --output out/average.safetensors",
         "report PLACE --num-samples 20 --nfes 2 --device cpu --output-dir out",
     ),

@@ -39,10 +39,11 @@ CALLS = {
 """How commands are called on the files of ``file_cases.build``; others as ``COMMAND run``."""
 
 TINY: dict[str, str] = {
-    **dict.fromkeys(("max_steps", "num_steps", "sample_steps", "pair_steps", "nfe", "nfes"), "2"),
+    **dict.fromkeys(("sample_steps", "pair_steps", "num_steps", "nfes"), "2"),
+    "max_steps": "6",
     **dict.fromkeys(("iterations", "threads", "num_res_blocks"), "1"),
     **dict.fromkeys(("batch_size", "width", "model_channels", "hidden"), "8"),
-    **dict.fromkeys(("measure_samples", "num_pairs", "eval_samples", "look", "likelihood_samples"), "20"),
+    **dict.fromkeys(("measure_samples", "num_pairs", "look"), "20"),
     "num_samples": "20",
     "depth": "2",
     "sample_every": "0",
@@ -92,8 +93,12 @@ class _Seen(BaseException):
 def sections_of(call: str) -> Mapping[str, Section]:
     """The sections behind ``advect CALL --help``; none for a command without flags."""
 
-    def seen(sections: Mapping[str, Section], *_: Any, **__: Any) -> None:
-        raise _Seen(sections)
+    parser = flags._parser
+
+    def seen(sections: Mapping[str, Section], words: list[str], **options: Any) -> Any:
+        if flags.asks_help(words):  # not the configuration of a run on the way
+            raise _Seen(sections)
+        return parser(sections, words, **options)
 
     try:
         with patch.object(flags, "_parser", seen):

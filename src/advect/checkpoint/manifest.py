@@ -334,6 +334,7 @@ def verify_checkpoint(path: Path) -> dict:
             "install the newer advect that wrote it"
         )
     try:
+        as_record(version, int, path / _MANIFEST)
         files = as_record(manifest.get("files"), Sums, path / _MANIFEST)
     except UserError:
         raise UserError(f"checkpoint {path} is damaged: {_MANIFEST} cannot be read{_siblings(path)}") from None
