@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from advect.cli import run
+from advect.config.presets import PRESETS
 from advect.core import registry
 from contracts import data_files
 from faults.damage import KINDS
@@ -105,9 +106,18 @@ def _place(name: str, folder: Path) -> Path:
     return folder
 
 
+def _preset(name: str) -> str:
+    """The preset of a format's own name, with a space, which some formats need."""
+    return f"{name} " if name in PRESETS else ""
+
+
 def _tiny(name: str, place: str) -> str:
     """Flags that keep a training on a format small."""
-    known = {one.name for s in sections_of(f"train --data {place} --data-format {name}").values() for one in _plain(s)}
+    known = {
+        one.name
+        for s in sections_of(f"train {_preset(name)}--data {place} --data-format {name}").values()
+        for one in _plain(s)
+    }
     small = {key: value for key, value in TINY.items() if key in known and key not in ("depth", "num_res_blocks")}
     sized = {key: "8" for key in ("image_size",) if key in known}
     return " ".join(f"{flag(key)} {value}" for key, value in (small | sized).items())
@@ -123,8 +133,8 @@ def readers(home: Path) -> dict[str, tuple[str, ...]]:
     """Commands by the file or folder that they read."""
     found = dict(READERS)
     for name, (place, tiny) in json.loads((home / "formats.json").read_text()).items():
-        train = f"train --data PLACE --data-format {name}"
-        found[place] = (f"doctor --data PLACE --data-format {name}", f"{train} --dry-run", f"{train} {tiny}")
+        train = f"train {_preset(name)}--data PLACE --data-format {name}"
+        found[place] = (train.replace("train", "doctor", 1), f"{train} --dry-run", f"{train} {tiny}")
     return found
 
 

@@ -41,6 +41,7 @@ def home(tmp_path_factory) -> Path:
     os.chdir(folder)
     try:
         file_cases.build(folder)
+        calls(folder)
     finally:
         os.chdir(here)
     return folder

@@ -271,6 +271,10 @@ def _open(path: Path, layer: str | None, *, backed: bool) -> tuple[str, CellMatr
             raise UserError(f"{path} has no tables obs and var; write it with a recent AnnData.write_h5ad")
         _check_size(where, *tables)
         return where, stored_matrix(file, layer, backed=backed, where=where), tables[0], tables[1], raw
+    except UserError:
+        raise
+    except Exception as error:  # h5py and anndata raise many kinds
+        raise UserError(f"{path} is a damaged .h5ad file ({error}); write it again") from error
     finally:
         if not backed:
             file.close()
