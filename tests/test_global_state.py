@@ -171,7 +171,7 @@ def test_a_call_leaves_no_trace_in_the_process(name: str, model: advect.FlowMode
         "train moons --run-dir drops --max-steps 3 --network resmlp --width 8 --dropout 0.2 --grad-checkpointing",
         "train moons --dry-run",
         "sample RUN --num-samples 4 --output-dir out",
-        "eval RUN --num-samples 60 --metrics sliced_wasserstein --repeat 2",
+        "eval RUN --num-samples 60 --metrics marginals",
         "report RUN --num-samples 60 --nfes 2",
         "doctor RUN --samples 60",
         "presets",

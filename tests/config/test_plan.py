@@ -22,6 +22,7 @@ from advect.config.plan import WARMUP_SHARE, find_troubles, make_plan, recipe_of
 from advect.config.presets import PRESETS
 from advect.core import registry
 from advect.core.errors import UserError
+from advect.data import ArrayFile
 from advect.training import CosineDecay, LearningRate
 from runs import assert_same_end
 
@@ -149,7 +150,8 @@ def test_a_dry_run_and_the_doctor_tell_the_plan_and_the_time(
     clock: list[float] = []
     advect(f"train --data {data(tmp_path, 300)} {SMALL} --device cpu --dry-run")
     *yaml_lines, line = caplog.messages
-    assert line.startswith("# plan: 3,000 steps (the fewest that learning takes, for 269 rows), batches of 64")
+    rows = len(ArrayFile(tmp_path / "x.npy").train)
+    assert line.startswith(f"# plan: 3,000 steps (the fewest that learning takes, for {rows} rows), batches of 64")
     assert line.endswith("about 64 minutes on this machine")  # 64 rows a step, 1.28 s
     assert yaml.safe_load("\n".join(yaml_lines))["training"]["batch_size"] is None
     assert not Path("runs").exists()

@@ -321,7 +321,7 @@ def test_two_processes_measure_what_one_does(tmp_path: Path, kind: str) -> None:
         ("moons --eval-every 5 --eval-samples 19", "--eval-samples must be at least 20"),
         ("digits --eval-every 5 --eval-features net.pt", r"features .*net\.pt is no file"),
         ("moons --eval-every 5 --eval-features net.pt", "is for images, and these are vector data"),
-        ("--data few.npy --eval-every 5", "compares with 20 held-out samples or more, and these data have 12"),
+        ("--data few.npy --eval-every 5", "compares with 20 held-out samples or more, and these data have 9"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_written(advect: Callable[..., None], flags: str, message: str) -> None:

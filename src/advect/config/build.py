@@ -16,7 +16,7 @@ from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.random import LayerRng
 from advect.core.types import DataSpec, Length, Quantity
-from advect.data import Dataset, without_copies
+from advect.data import Dataset
 from advect.losses import Loss
 from advect.networks import Vector
 from advect.networks.base import VelocityAndScore
@@ -33,7 +33,11 @@ def build_dataset(config: DataConfig) -> Dataset:
         raise UserError(f"--data-dir is not given; name {cls.place}")
     try:
         dataset = cls.open(*([] if cls.place is None else [config.data_dir]), **options)
-        return without_copies(dataset) if config.drop_copies else dataset
+        if not config.drop_copies:
+            return dataset
+        from advect.data.copies import without_copies
+
+        return without_copies(dataset)
     except UserError as error:
         words = with_flags(str(error), cls, {name: flag(name) for name in options})
         first = words.split(" ", 1)[0]

@@ -83,13 +83,46 @@ class _Group:
         if is_dataclass(type_):  # its fields stand in this group
             typed = Annotated[type_, tyro.conf.arg(name="")]
         else:
-            typed = Annotated[type_, tyro.conf.arg(help=words, aliases=[flag(alias) for alias in aliases] or None)]
+            given = {
+                "help": words,
+                "aliases": [flag(alias) for alias in aliases] or None,
+                "metavar": _metavar(type_),
+                "help_behavior_hint": _default,
+            }
+            typed = Annotated[type_, tyro.conf.arg(**given)]
         self.fields.append((name, typed, field(default=default)))
 
     def dataclass(self, title: str) -> type:
         made = make_dataclass(title.title().replace(" ", ""), self.fields, kw_only=True)
         made.__doc__ = self.about
         return made
+
+
+def _default(value: str) -> str:
+    """End of a flag's help; what None or nothing does is in its words."""
+    return "" if value in ("None", "") else f"(default: {value})"
+
+
+def _metavar(type_: Any) -> str | None:
+    """What stands for the value of a flag that may be None, which is not said; None for tyro's own words."""
+    kinds = [kind for kind in get_args(type_) if kind is not type(None)]
+    words = [_value_word(kind) for kind in kinds]
+    return "|".join(words) if type(None) in get_args(type_) and all(words) else None  # pyright: ignore
+
+
+def _value_word(type_: Any) -> str | None:
+    origin, inner = get_origin(type_), get_args(type_)
+    if origin is Annotated:
+        return _value_word(inner[0])
+    if origin is Literal:
+        return "{" + ",".join(map(str, inner)) + "}"
+    if origin is tuple and Ellipsis not in inner:
+        words = [_value_word(kind) for kind in inner]
+        return " ".join(words) if all(words) else None  # pyright: ignore
+    if inner and isinstance(origin, type) and issubclass(origin, Sequence):
+        word = _value_word(inner[0])
+        return word and f"[{word} [{word} ...]]"
+    return type_.__name__.upper() if isinstance(type_, type) and origin is None and type_ is not bool else None
 
 
 def _parser(
