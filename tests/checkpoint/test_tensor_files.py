@@ -60,3 +60,13 @@ def test_a_file_that_is_gone_or_none_is_told(tmp_path: Path, read: Callable[[Pat
     for name in ("gone", "text"):
         with pytest.raises(UserError, match=rf"{name}\.safetensors is not a whole safetensors file"):
             read(tmp_path / f"{name}.safetensors")
+
+
+def test_the_same_content_makes_the_same_bytes(tmp_path: Path) -> None:
+    header = {name: f'{name}\u00e9\n\x1f\x7f"/' for name in "qwertyuiop"}
+    tensors = {"b": torch.arange(6.0), "a": torch.zeros(2, 3, dtype=torch.int8)}
+    for i in range(4):
+        save_tensors(tmp_path / str(i), tensors, header)
+    assert len({(tmp_path / str(i)).read_bytes() for i in range(4)}) == 1
+    with safe_open(tmp_path / "0", "pt") as file:
+        assert file.metadata() == header and list(file.get_tensor("b")) == [0, 1, 2, 3, 4, 5]

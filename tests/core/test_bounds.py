@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from advect.config.arguments import parse_train
 from advect.config.config import MethodConfig, TrainingConfig
-from advect.core.bounds import Seed, Share, bounded, bounds_of, check_bounds, in_words, interval
+from advect.core.bounds import Count, Seed, Share, bounded, bounds_of, check_bounds, in_words, interval
 from advect.core.errors import UserError
 from advect.couplings import ConditionalOT
 from advect.model.sampler_config import SamplerConfig, plan_sweep
@@ -146,3 +146,8 @@ def test_help_shows_the_range(capsys: pytest.CaptureFixture[str]) -> None:
 def test_more_parts_of_a_batch_than_samples_are_refused() -> None:
     with pytest.raises(UserError, match="--accumulate 64 is more than the samples of a batch, 32"):
         TrainingConfig(batch_size=32, accumulate=64)
+
+
+def test_whole_numbers_beyond_floats_are_refused_as_others() -> None:
+    with pytest.raises(UserError, match="--n must be at least 1 and at most 2,147,483,647, got 9999"):
+        check_bounds("--n", 10**400 - 1, bounds_of(Count))

@@ -174,3 +174,13 @@ def test_a_damaged_gzip_table_is_named(tmp_path: Path, place: int) -> None:
     (tmp_path / "t.csv.gz").write_bytes(packed)
     with pytest.raises(UserError, match=r"t\.csv\.gz"):
         read_table(tmp_path / "t.csv.gz")
+
+
+@pytest.mark.parametrize(
+    "header", [b"{'descr': '<f8', 'fortran_order': False, 'shape': (3,", b"'" * 3, b"{'a': 1}", b"("]
+)
+def test_a_header_that_is_no_python_is_named(tmp_path: Path, header: bytes) -> None:
+    content = header.ljust(117) + b"\n"
+    (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(content)) + content + bytes(24))
+    with pytest.raises(UserError, match=r"x\.npy"):
+        ArrayFile(tmp_path / "x.npy")

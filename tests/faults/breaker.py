@@ -14,6 +14,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -30,7 +31,7 @@ from forked import server
 
 ROUND = 40
 """Examples of one run of Hypothesis."""
-CASES_OF_A_WORKER = 400
+CASES_OF_A_WORKER = 120
 """Cases after which a worker makes room for a fresh one, as libraries leak."""
 MEMORY = 4 * 2**30
 """Bytes that a case may take beyond what the worker has."""
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10, help="how long to try")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="workers")
     parser.add_argument("--seed", type=int, default=None, help="seed of the cases; default the time")
-    parser.add_argument("--limit", type=float, default=60, help="most seconds of a case")
+    parser.add_argument("--limit", type=float, default=60, help="most seconds of processor time of a case")
     parser.add_argument("--only", default="", help="fuzz only what has this in its name, such as doctor or data/table")
     parser.add_argument("--save", type=Path, default=Path("runs/broken"), help="folder for the cases that break")
     parser.add_argument("--replay", type=Path, help="repeat the case in this file")
@@ -150,10 +151,10 @@ class Pool:
             wait([worker.pipe for worker in workers], timeout=1)
             for worker in list(workers):
                 self._read(worker)
-                late = worker.case is not None and time.monotonic() - worker.since > self.limit
+                late = worker.case is not None and worker.is_late(self.limit)
                 if late or not worker.process.is_alive():
                     if late:
-                        worker.process.kill()
+                        worker.end()
                     worker.process.join()
                     self._read(worker)
                     if worker.case is not None:
@@ -173,7 +174,7 @@ class Pool:
         with contextlib.suppress(EOFError, OSError):
             while worker.pipe.poll():
                 text, outcome = worker.pipe.recv()
-                worker.since = time.monotonic()
+                worker.since, worker.used = time.monotonic(), worker.processor_seconds()
                 worker.case = Case.of(text) if outcome is None else None
                 if outcome is not None:
                     self.table.add(Case.of(text), outcome)
@@ -183,24 +184,41 @@ class Worker:
     """A process that draws cases and does them, and the case that it is at."""
 
     def __init__(self, work: Path, pool: Pool) -> None:
-        self.work, self.case, self.since = work, None, time.monotonic()
+        self.work, self.since, self.used = work, time.monotonic(), 0.0
         self.case: Case | None = None
         self.stack = work.with_suffix(".stack")
         self.pipe, end = server().Pipe(duplex=False)
-        given = (end, pool.home, work, pool.until, pool.limit, pool.seed * 1000 + pool.started, pool.only)
+        given = (end, pool.home, work, pool.until, pool.seed * 1000 + pool.started, pool.only)
         self.process = server().Process(target=draw_cases, args=given, daemon=True)  # type: ignore[attr-defined]
         self.process.start()
         end.close()
 
+    def processor_seconds(self) -> float:
+        with contextlib.suppress(OSError):
+            user, system = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]
+            return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+        return self.used
 
-def draw_cases(pipe: Connection, home: Path, work: Path, until: float, limit: float, seed: int, only: str) -> None:
+    def is_late(self, limit: float) -> bool:
+        """Whether the case has taken its processor time, or on any machine waits for what does not come."""
+        return self.processor_seconds() - self.used > limit or time.monotonic() - self.since > 10 * limit
+
+    def end(self) -> None:
+        """Have the process write where it is, and kill it."""
+        if self.process.pid is not None and self.process.is_alive():
+            os.kill(self.process.pid, signal.SIGUSR1)
+            time.sleep(0.5)
+        self.process.kill()
+
+
+def draw_cases(pipe: Connection, home: Path, work: Path, until: float, seed: int, only: str) -> None:
     """What a worker does: rounds of examples, each announced and then told with its outcome."""
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import seed as seeded
     from hypothesis import strategies as st
 
     os.environ.update(HOME=str(work / "user"), ADVECT_CACHE=str(work.parent / "cache"), OMP_NUM_THREADS="1")
-    signal_stack = work.with_suffix(".stack").open("w")
+    faulthandler.register(signal.SIGUSR1, file=work.with_suffix(".stack").open("w"))
     nothing = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):  # what libraries write past Python
         os.dup2(nothing, stream)
@@ -224,10 +242,7 @@ def draw_cases(pipe: Connection, home: Path, work: Path, until: float, limit: fl
                 return
             left -= 1
             pipe.send((case.to_text(), None))
-            faulthandler.dump_traceback_later(0.9 * limit, file=signal_stack)
-            outcome = perform(case, home, work)
-            faulthandler.cancel_dump_traceback_later()
-            pipe.send((case.to_text(), outcome))
+            pipe.send((case.to_text(), perform(case, home, work)))
 
         try_case()
 

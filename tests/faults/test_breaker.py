@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from faults import file_cases, oracle
 from faults.damage import CHANGES, damage
 from faults.flag_cases import calls, command_words
 from faults.oracle import BROKE, HELD, REFUSED, Case, perform
+from faults.process_cases import READS_ONLY, WRITERS, cases
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="makes pipes and odd names")
 
@@ -89,6 +91,18 @@ def test_every_command_and_format_has_cases(home):
     assert (
         len([p for p in file_cases.readers(home) if p.startswith("data/")]) > len(registry.choices("data-format")) - 4
     )
+
+
+def test_every_command_that_writes_is_killed_and_called_twice():
+    from advect.cli import find_commands
+
+    assert {name.split()[0] for name in WRITERS} | READS_ONLY == set(find_commands())
+
+
+@pytest.mark.slow
+def test_commands_are_killed_and_called_two_at_once(home, tmp_path):
+    for name, outcome in itertools.islice(cases(tmp_path / "work", home, 0, ""), 2 * len(WRITERS)):
+        assert outcome.what != BROKE, f"{name}: {outcome.why}\n{outcome.said}"
 
 
 BREAKS = {

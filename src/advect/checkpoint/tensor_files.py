@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Collection, Iterator, Mapping
@@ -26,7 +27,8 @@ UNREADABLE = (SafetensorError, OSError, RuntimeError)
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file: the one writer of weights, averages, states and cached tensors.
 
-    Takes tensors of any device, strides and shared memory. Raises OSError naming ``path``.
+    Takes tensors of any device, strides and shared memory. The same content makes the same bytes. Raises OSError
+    naming ``path``.
     """
     written, seen = {}, set[int]()
     for name, tensor in tensors.items():
@@ -41,6 +43,20 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
         if number is None:
             raise
         raise OSError(number, os.strerror(number), str(path)) from error
+    if header is not None and len(header) > 1:
+        _sort_entries(path)
+
+
+def _sort_entries(path: Path) -> None:
+    """Put the entries of a header, which safetensors writes in random order, into that of their names."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        content = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(size)
+        if len(content) == size:
+            file.seek(8)
+            file.write(content)
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

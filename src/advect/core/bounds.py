@@ -75,7 +75,7 @@ def check_bounds(label: str, value: Any, bounds: Meta | None, default: Any = Non
 
 def in_words(bounds: Meta, number: float = 0) -> str:
     """The range after "must be"; that a ``number`` has to be finite only where it is not."""
-    words = ("finite" * (not math.isfinite(number)), _low(bounds), _high(bounds))
+    words = ("finite" * (not _finite(number)), _low(bounds), _high(bounds))
     return " and ".join(word for word in words if word)
 
 
@@ -104,9 +104,13 @@ def _limit(high: float) -> str:
     return "2^63" if high == 2**63 else f"{high:,}" if isinstance(high, int) else f"{high:,g}"
 
 
+def _finite(number: float) -> bool:
+    return isinstance(number, numbers.Integral) or math.isfinite(number)
+
+
 def _within(number: float, bounds: Meta) -> bool:
     return (
-        not math.isnan(number)
+        number == number  # not NaN; whole numbers may be beyond floats
         and (bounds.ge is None or number >= bounds.ge)
         and (bounds.gt is None or number > bounds.gt)
         and (bounds.le is None or number <= bounds.le)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -22,7 +23,10 @@ def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and type of the array that follows in an open ``.npy``. Raises one of ``DAMAGED``."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
+    try:
+        shape, _, dtype = read(file)
+    except (tokenize.TokenError, SyntaxError, KeyError, TypeError) as error:  # it is Python text
+        raise ValueError(f"its header is damaged: {error}") from error
     return shape, dtype
 
 
