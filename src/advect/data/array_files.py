@@ -17,11 +17,11 @@ from advect.core.types import DataSpec
 from advect.data.arrays import SAMPLES, array_header, array_type, float64_rounds
 from advect.data.base import ArraySplit, Dataset, Detected, Preview, array_modality, category
 from advect.data.numpy_files import DAMAGED, check_arrays
+from advect.data.parquet_columns import PARQUET, vector_columns
 from advect.data.repeats import split_vectors
 from advect.data.splits import fingerprint_of, row_blocks, row_digests, split_by_content
-from advect.data.tables.files import PARQUET
 from advect.data.transforms import PixelScale, Standardize, Transform
-from advect.data.vectors.parquet import VectorMetadata, read_vectors, vector_columns
+from advect.data.vectors.parquet import VectorMetadata, read_vectors
 
 LABELS = ("y", "labels", "label", "targets", "Y", "arr_1")
 _TRAIN, _TEST = ("x_train", "y_train"), ("x_test", "y_test")

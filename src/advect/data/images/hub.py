@@ -19,8 +19,8 @@ from advect.data.base import Dataset, Detected, category
 from advect.data.images.decoding import Decoder
 from advect.data.images.folder import PIXELS, ImageSplit, Unreadable, content_digests, one_line
 from advect.data.images.stores import ImageStore
+from advect.data.parquet_columns import parquet_fields
 from advect.data.splits import fingerprint_of, split_by_content
-from advect.data.tables.files import parquet_fields
 
 _HELD_OUT = ("test", "validation", "valid", "val")
 

@@ -28,9 +28,9 @@ from advect.data.images.folder import (
     one_line,
 )
 from advect.data.images.stores import ImageStore
+from advect.data.parquet_columns import image_columns
 from advect.data.remote import File, list_files
 from advect.data.splits import split_by_content
-from advect.data.tables.files import image_columns
 
 _KEPT = 10  # row groups in memory: those that training mixes, and the next ones
 

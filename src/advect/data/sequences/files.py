@@ -18,9 +18,10 @@ from torch import Tensor
 from advect.core.errors import UserError, did_you_mean, optional_import
 from advect.data.arrays import array_header, float64_rounds
 from advect.data.numpy_files import DAMAGED, check_arrays
+from advect.data.parquet_columns import PARQUET
 from advect.data.tables.columns import Categories, Column, Number
 from advect.data.tables.csv_files import csv_rows, find_separator
-from advect.data.tables.files import CSV, PARQUET, FileStyle, read_table, style_of
+from advect.data.tables.files import CSV, FileStyle, read_table, style_of
 from advect.data.tables.infer_columns import array_column, read_column, read_condition
 from advect.data.text_files import open_text
 

@@ -12,12 +12,12 @@ from typing import Any, TypedDict
 
 from advect.core.errors import UserError, optional_import
 from advect.core.files import atomic_write
+from advect.data.parquet_columns import PARQUET, image_columns
 from advect.data.tables.csv_files import find_separator, one_line, read_csv
 from advect.data.text_files import open_text
 
 logger = logging.getLogger(__name__)
 
-PARQUET = (".parquet", ".pq")
 CSV = (".csv", ".tsv", ".txt", ".dat", ".csv.gz", ".tsv.gz", ".txt.gz", ".dat.gz")
 
 
@@ -97,28 +97,6 @@ def _read_parquet(pd: Any, file: Path) -> Any:
 def is_table_file(path: Path) -> bool:
     """Whether a path is a CSV or Parquet file without images."""
     return path.is_file() and path.name.lower().endswith((*CSV, *PARQUET)) and not image_columns(path)
-
-
-def parquet_fields(path: Path) -> list[Any]:
-    """Fields of a Parquet file, or of the first in a folder; empty if there is none."""
-    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))[:1]
-    if not files or not files[0].name.lower().endswith(PARQUET):
-        return []
-    try:
-        import pyarrow.parquet
-
-        return list(pyarrow.parquet.read_schema(files[0]))
-    except (ImportError, OSError, ValueError):
-        return []
-
-
-def image_columns(path: Path) -> list[str]:
-    """Columns of Parquet files that can hold images: bytes, or a struct with ``bytes``."""
-    return [
-        field.name
-        for field in parquet_fields(path)
-        if str(field.type) in ("binary", "large_binary") or f"{field.name}.bytes" in {c.name for c in field.flatten()}
-    ]
 
 
 def write_table(

@@ -11,7 +11,7 @@ import numpy as np
 from advect.core.errors import UserError, did_you_mean, optional_import, quoted_flag
 from advect.core.files import atomic_write
 from advect.data.arrays import ArrayType
-from advect.data.tables.files import parquet_fields
+from advect.data.parquet_columns import is_vector_type
 
 
 class VectorMetadata(TypedDict, total=False):
@@ -29,19 +29,6 @@ class VectorColumn(NamedTuple):
     x: np.ndarray
     label: str | None
     labels: np.ndarray | None
-
-
-def is_vector_type(kind: Any) -> bool:
-    """Whether an Arrow type is lists of real numbers, of fixed length or not."""
-    types = optional_import("pyarrow", "tables").types
-    if not (types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)):
-        return False
-    return types.is_integer(kind.value_type) or types.is_floating(kind.value_type)
-
-
-def vector_columns(path: Path) -> list[str]:
-    """Columns of a Parquet file that hold lists of numbers."""
-    return [field.name for field in parquet_fields(path) if is_vector_type(field.type)] if path.is_file() else []
 
 
 def read_vectors(file: Path, *, column: str | None, labels: Collection[str]) -> VectorColumn:
