@@ -242,7 +242,7 @@ def command_words(draw: st.DrawFn, home: Path, call: str | None = None) -> list[
     known, chosen = calls(home)[call], {}
     count = draw(st.integers(0, 4)) if known else 0
     for one in [draw(st.sampled_from(known)) for _ in range(count)]:
-        absurd = draw(st.integers(0, 3)) == 0
+        absurd = draw(st.integers(0, 7)) == 0
         words = draw(values(one, absurd=absurd))
         name = flag(one.name)
         if one.type is bool:
