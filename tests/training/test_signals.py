@@ -13,6 +13,15 @@ from advect.training.guards import StopSignals
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 
 
+@pytest.fixture(autouse=True)
+def usual_signals():
+    """Whatever the tests run under: nohup ignores SIGHUP, and so does what it starts."""
+    before = {n: signal.signal(n, signal.SIG_DFL) for n in STOPPING if n != signal.SIGINT}
+    yield
+    for n, handler in before.items():
+        signal.signal(n, handler)
+
+
 @pytest.mark.parametrize("number", STOPPING)
 def test_the_first_signal_is_noted_and_the_second_interrupts(number):
     before = [signal.getsignal(n) for n in STOPPING]
