@@ -6,7 +6,8 @@ A data set is PATH or PATH:CONDITION; of arrays (.npy), tables (.csv), cells (.h
 rows or files after a fixed shuffle are taken, "all" takes all. A line a run: steps, minutes promised and taken,
 seconds to the first picture, the headline distance to held-out rows beside its floor (as many real rows), classes
 asked for that a classifier finds beside those it finds on held-out rows, and the held-out loss less the training loss
-of the last tenth. ``--by-hand FLAGS`` adds a run of the same minutes with these flags for each, as often as given.
+of the last tenth, where it was watched. ``--by-hand FLAGS`` adds a run of the same minutes with these flags for each,
+as often as given.
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ def line(name: str, minutes: float, flags: str, got: dict[str, Any]) -> str:
     distance = f"{key} {metrics[key]:.3g} ({floor.get(key, np.nan):.3g})" if key else "; ".join(got["told"])
     right = f"{metrics['class_accuracy']:.3f}" if "class_accuracy" in metrics else ""
     right += f" ({floor['class_accuracy']:.3f})" if right and "class_accuracy" in floor else ""
-    figures = f"{got['minutes']:.2f} | {got['picture']:.0f} | {distance} | {right} | {got['gap']:+.3f}"
+    gap = "" if np.isnan(got["gap"]) else f"{got['gap']:+.3f}"
+    figures = f"{got['minutes']:.2f} | {got['picture']:.0f} | {distance} | {right} | {gap}"
     return f"| {name} | {flags or 'defaults'} | {got['steps']:,} | {minutes:g} | {figures} |"
 
 
