@@ -83,13 +83,8 @@ class _Group:
         if is_dataclass(type_):  # its fields stand in this group
             typed = Annotated[type_, tyro.conf.arg(name="")]
         else:
-            given = {
-                "help": words,
-                "aliases": [flag(alias) for alias in aliases] or None,
-                "metavar": _metavar(type_),
-                "help_behavior_hint": _default,
-            }
-            typed = Annotated[type_, tyro.conf.arg(**given)]
+            about = {"help": words, "metavar": _metavar(type_), "help_behavior_hint": _default}
+            typed = Annotated[type_, tyro.conf.arg(aliases=[flag(alias) for alias in aliases] or None, **about)]
         self.fields.append((name, typed, field(default=default)))
 
     def dataclass(self, title: str) -> type:
@@ -116,12 +111,11 @@ def _value_word(type_: Any) -> str | None:
         return _value_word(inner[0])
     if origin is Literal:
         return "{" + ",".join(map(str, inner)) + "}"
+    words = [_value_word(kind) or "" for kind in inner if kind is not Ellipsis]
     if origin is tuple and Ellipsis not in inner:
-        words = [_value_word(kind) for kind in inner]
-        return " ".join(words) if all(words) else None  # pyright: ignore
+        return " ".join(words) if all(words) else None
     if inner and isinstance(origin, type) and issubclass(origin, Sequence):
-        word = _value_word(inner[0])
-        return word and f"[{word} [{word} ...]]"
+        return words[0] and f"[{words[0]} [{words[0]} ...]]"
     return type_.__name__.upper() if isinstance(type_, type) and origin is None and type_ is not bool else None
 
 
