@@ -154,6 +154,19 @@ def test_a_flipped_byte_in_a_zip_is_found_by_the_checksum(folder):
     assert f"{path}: {store.names[5]} cannot be read (its checksum in the archive is another)" in str(error.value)
 
 
+def test_a_deflated_member_that_does_not_unpack_is_named(tmp_path):
+    path = tmp_path / "deflated.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", bytes(4000))
+        member = archive.getinfo("a.png")
+    store = ZipStore(path)
+    with path.open("r+b") as file:
+        file.seek(member.header_offset + 30 + len("a.png"))
+        file.write(b"\xff" * member.compress_size)
+    with pytest.raises(ValueError, match="does not unpack: Error -3"):
+        store.read(0)
+
+
 def test_zips_that_cannot_be_read_in_place_say_so(folder):
     path = folder.parent / "a.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:

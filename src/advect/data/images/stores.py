@@ -274,7 +274,10 @@ class ZipStore(ImageStore):
         content = _read_at(self._file, member.header_offset + _HEADER + skip, member.compress_size)
         if member.compress_type == zipfile.ZIP_DEFLATED:
             # Bounded, for a member that unpacks to more than it says; the checksum then finds it out.
-            content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, member.file_size + 1)
+            try:
+                content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, member.file_size + 1)
+            except zlib.error as error:
+                raise ValueError(f"it does not unpack: {error}") from error
         if len(content) != member.file_size or zlib.crc32(content) != member.CRC:
             raise ValueError("its checksum in the archive is another")
         return content
