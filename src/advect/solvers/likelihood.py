@@ -110,12 +110,14 @@ class HutchinsonDivergence:
     """
 
     def __init__(self, velocity: Velocity, probes: Tensor, *, create_graph: bool = False) -> None:
-        self.velocity, self.probes, self.create_graph = velocity, probes, create_graph
+        self.velocity, self.probes, self.create_graph, self._batched = velocity, probes, create_graph, True
 
     def __call__(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Velocity (B, *S) and estimated divergence (B,) at x (B, *S), t (B,)."""
-        near = Linearised(self.velocity, x, t, create_graph=self.create_graph)
-        return near.u, (near.pull(self.probes) * self.probes).flatten(2).sum(2).mean(0)
+        near = Linearised(self.velocity, x, t, create_graph=self.create_graph, batched=self._batched)
+        total = (near.pull(self.probes) * self.probes).flatten(2).sum(2).mean(0)
+        self._batched = near.batched
+        return near.u, total
 
 
 def draw_probes(x: Tensor, count: int, noise: str, generator: Generator = None) -> Tensor:

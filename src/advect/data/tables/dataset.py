@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -108,18 +108,11 @@ class Table(Dataset):
         told = [column for column in frame.columns if column in {*conditions, *continuous_conditions}]
 
         self._style = style_of(data, frame, list(frame.columns))
-        frame.attrs = {}  # which pandas copies with each column
-        series = {c: frame[c] for c in frame.columns}
-        values = np.empty((len(frame), len(series)), order="F")
+        how = {c: {"categorical": c in categorical, "form": forms.get(c)} for c in frame.columns}
+        for c in frame.columns:
+            how[c] |= {"continuous": c in continuous_conditions} if c in told else {"date_order": date_order}
+        columns, values = _read(frame, told, how)
         del frame
-        columns: dict[str, Column] = {}
-        for i, c in enumerate(list(series)):
-            how = {"categorical": c in categorical, "form": forms.get(c)}
-            columns[c], values[:, i] = (
-                read_condition(series.pop(c), continuous=c in continuous_conditions, **how)
-                if c in told
-                else read_column(series.pop(c), date_order=date_order, **how)
-            )
         # The split needs the values and the scalings need the split.
         train, rest = split_rows(values, held_out, seed=seed)
         is_train = np.zeros(len(values), bool)
@@ -208,6 +201,18 @@ def _frame(data: Any, drop: Sequence[str], categorical: Sequence[str], words: di
     if not frame.size:
         raise UserError(f"the table is empty, its shape is {frame.shape}; give at least one row and one column")
     return frame
+
+
+def _read(frame: Any, told: Sequence[str], how: Mapping[str, Any]) -> tuple[dict[str, Column], np.ndarray]:
+    """Columns, conditions among them, and their values (N, K) in table units; each is read with the words ``how``."""
+    frame.attrs = {}  # which pandas copies with each column
+    series = {c: frame[c] for c in frame.columns}
+    values, columns = np.empty(frame.shape, order="F"), {}
+    del frame
+    for i, c in enumerate(list(series)):
+        read = read_condition if c in told else read_column
+        columns[c], values[:, i] = read(series.pop(c), **how[c])  # freed as soon as it is read
+    return columns, values
 
 
 def _fingerprint(values: np.ndarray, train: np.ndarray, transform: TableTransform, told: list[Column]) -> str:
