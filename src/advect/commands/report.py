@@ -16,12 +16,11 @@ from advect.config.section import Section
 from advect.core.bounds import Evaluations, Positive, Seed
 from advect.core.errors import UserError
 from advect.core.files import claim_folder
-from advect.core.records import find_object
 from advect.evaluation.budget import Clock, budget_seconds, describe_limits
 from advect.evaluation.protocol import open_run
 from advect.evaluation.quality import measure_quality
 from advect.reporting import write_report
-from advect.reporting.run_folder import training_seconds
+from advect.reporting.run_folder import read_run, training_seconds
 from advect.reporting.style import plural
 
 logger = logging.getLogger(__name__)
@@ -125,8 +124,7 @@ def report(
     file = output_dir / "evaluation" / "quality.json"
     with claim_folder(output_dir, "--output-dir", ".report.lock"):
         if not measure:
-            page = write_report(run, output_dir)
-            return page, find_object(file) or {}
+            return write_report(run, output_dir), read_run(run, output_dir).quality or {}
         clock = Clock(budget_seconds(training_seconds(run)) if seconds is None else seconds)
         find = lambda run: find_weights(named_checkpoint(run, checkpoint))
         read = lambda place: open_run(run, place, True, device, data)

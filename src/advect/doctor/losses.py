@@ -178,7 +178,8 @@ def check_gap(run: RunFacts) -> Finding | None:
     if not len(run.held_loss) or len(run.loss) < FEW_ROWS:
         return None
     step = run.last_step if run.best is None else run.best
-    held = float(run.held_loss[np.abs(run.held_step - step).argmin()])
+    at = int(np.abs(run.held_step - step).argmin())  # a training loss of later steps would be lower by itself
+    held, step = float(run.held_loss[at]), int(run.held_step[at])
     near = run.loss[np.abs(run.step - step).argsort()[:5]]
     train, error = mean_and_error(near)
     gap = held - train

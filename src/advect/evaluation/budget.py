@@ -1,12 +1,14 @@
 """What a report measures in the time it has: samples, evaluations and rows, from measured speed.
 
 A report takes a tenth of its run's training, 20 seconds at least and two minutes at most. All that is chosen follows
-from two numbers, samples a point and evaluations, so that a call that names them repeats the figures.
+from two numbers, samples a point and evaluations, so that a call that names them repeats the figures in the same
+features.
 """
 
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +28,8 @@ SHARE, LEAST, MOST = 0.1, 20.0, 120.0
 
 USED, FEATURES, PATHS = 0.8, 0.4, 0.15
 """Shares of the time left that are planned, and of these given to training features and to trajectories."""
+
+PIXELS_ALONE = "pixels instead of the features of a network trained on these data"
 
 FEW_SECONDS = 10.0
 """Seconds that the least measurements may take even where the data took all the time."""
@@ -219,9 +223,13 @@ def describe_limits(result: Mapping[str, Any], run: Path) -> list[str]:
     limits = result.get("limits")
     if not limits:
         return []
-    whole = f"all of it takes about {rough_duration(limits['whole_seconds'])} here: advect report {run} --full"
+    again = f"advect report {shlex.quote(str(run))}"
+    whole = f"all of it takes about {rough_duration(limits['whole_seconds'])} here: {again} --full"
     said = f"To take at most {limits['seconds']:.0f} seconds, this report has {'; '.join(limits['left_out'])}"
     if "frechet" not in result:
         return [f"{limits['seconds']:.0f} seconds are too short to measure this flow in; {whole}"]
+    if PIXELS_ALONE in limits["left_out"]:  # without a bound on the time the network is trained
+        return [f"{said}; {whole}"]
     numbers = f"--num-samples {result['frechet']['samples']} --nfes {' '.join(map(str, limits['nfes']))}"
-    return [f"{said}; {whole}", f"These figures again: advect report {run} {numbers}"]
+    numbers += f" --seed {result['seed']}" if result.get("seed") else ""
+    return [f"{said}; {whole}", f"These figures again: {again} {numbers}"]

@@ -23,6 +23,7 @@ from advect.data.modality import condition_columns
 from advect.evaluation.budget import (
     FEATURES,
     NFES,
+    PIXELS_ALONE,
     SAMPLES,
     SOLVERS,
     STEPS,
@@ -163,7 +164,7 @@ def _feature_space(flow: Flow, dataset: Dataset, clock: Clock) -> tuple[FeatureS
     try:
         return space.learned(cache, seconds=FEATURES * clock.left), []
     except TooSlow:
-        return space, ["pixels instead of the features of a network trained on these data"]
+        return space, [PIXELS_ALONE]
 
 
 def _metrics(space: FeatureSpace) -> dict[str, Metric]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
@@ -19,6 +20,8 @@ from advect.reporting.evaluations import evaluated, measured
 from advect.reporting.plots import evenly, file_uri, strip_uri, tile_uri
 from advect.reporting.run_folder import RunFolder, read_run
 from advect.reporting.style import duration, number, percent, plural
+
+logger = logging.getLogger(__name__)
 
 
 def write_report(run_dir: Path | str, output_dir: Path | None = None, *, notes: Sequence[str] = ()) -> Path:
@@ -84,7 +87,8 @@ def _shown(run: RunFolder, name: str, section: Callable[[RunFolder], T]) -> T | 
     try:
         return section(run)
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
-        run.notes.append(f"{name} cannot be shown and is left out ({type(error).__name__}).")
+        logger.debug(f"{name} of {run.path}", exc_info=True)
+        run.notes.append(f"{name} cannot be shown and is left out ({type(error).__name__}: {error}).")
         return None
 
 

@@ -35,7 +35,7 @@ class RunFolder:
         quality, results: evaluation/quality.json, and evaluation/eval-*.json, newest last.
         trajectories, neighbours: arrays of these files.
         notes: unreadable parts.
-        measured: folder whose files come before those of ``path``, if any.
+        measured: folder with a measurement of the run, if not its own.
     """
 
     path: Path
@@ -57,7 +57,7 @@ class RunFolder:
 
 
 def read_run(path: Path, measured: Path | None = None) -> RunFolder:
-    """Read all parts of a run folder, first those in ``measured``. Raises UserError if it is none."""
+    """Read all parts of a run folder; ``measured`` may hold its measurements. Raises UserError if it is none."""
     if not any((path / name).exists() for name in ("config.yaml", "environment.json", "metrics.jsonl")):
         raise UserError(f"{path} is not a run folder: it has no config.yaml; give a folder that advect train wrote")
     run = RunFolder(path, measured)
@@ -98,9 +98,15 @@ def _step(file: Path) -> int:
     return int(found.group(1)) if found else -1
 
 
+_QUALITY = "evaluation/quality.json"
+_MEASURED = (_QUALITY, "evaluation/trajectories.npz", "evaluation/neighbours.npz")
+
+
 def _place(run: RunFolder, name: str) -> Path:
-    other = None if run.measured is None else run.measured / name
-    return other if other is not None and other.exists() else run.path / name
+    """A file of a run; those of a measurement, which belong together, from ``measured`` if it has one."""
+    if run.measured is not None and name in _MEASURED and (run.measured / _QUALITY).exists():
+        return run.measured / name
+    return run.path / name
 
 
 def _text(run: RunFolder, name: str) -> str:
