@@ -127,7 +127,10 @@ def _numbers(value: Any) -> Iterator[Any]:
 
 
 def _as_text(value: Any) -> str:
-    text = " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    try:
+        text = " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    except ValueError:  # Python writes no whole numbers of over 4,300 digits
+        return "a number of thousands of digits"
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 

@@ -335,7 +335,7 @@ def label_number(name: str) -> int | float | None:
 
 def as_asked(x: np.ndarray, mean: np.ndarray | float) -> np.ndarray:
     """Conditions x (...) in data units, of the fewest decimals that float32 of their distance to ``mean`` holds."""
-    slack = 1e-12 * np.abs(x) + 2.0**-22 * np.abs(x - mean)
+    slack = 2.0**-50 * np.abs(x) + 2.0**-22 * np.abs(x - mean)
     with np.errstate(over="ignore", invalid="ignore"):  # huge numbers have no decimals, and stay
         for places in range(7):
             short = x.round(places)

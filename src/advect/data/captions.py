@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -70,7 +71,7 @@ def fit(caption: str, width: int, size: int) -> list[str]:
 def _longest(text: str, width: int, size: int, mark: str = "") -> int:
     """Number of letters that fit, at least one, with a ``mark`` after them."""
     own = font(size)
-    return next((n for n in range(len(text), 1, -1) if own.getlength(text[:n] + mark) <= width), 1)
+    return max(1, bisect_right(range(1, len(text) + 1), width, key=lambda n: own.getlength(text[:n] + mark)))
 
 
 def _shortened(line: str, width: int, size: int) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from advect.core.errors import optional_import
+from advect.data.numpy_files import read_header
 
 
 def join_npz(parts: Sequence[Path], path: Path, bar: tqdm) -> None:
@@ -44,10 +45,7 @@ def _npz_forms(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
             with archive.open(name) as member:
-                version = np.lib.format.read_magic(member)
-                read = np.lib.format.read_array_header_1_0
-                shape, _, dtype = (read if version == (1, 0) else np.lib.format.read_array_header_2_0)(member)
-            forms[name.removesuffix(".npy")] = shape, dtype
+                forms[name.removesuffix(".npy")] = read_header(member)
     return forms
 
 

@@ -203,6 +203,8 @@ def _is_data(names: list[str]) -> bool:
     if not names or not all(map(_is_number, names)):
         return False
     steps = np.diff([float(name.replace(",", ".")) for name in names])
+    if len(names) == 1:
+        return names != ["0"]  # as pandas names a column without a name
     ordered = (steps > 0).all() or (steps < 0).all()
     return not (ordered and (len(names) > 7 or all(name.isdecimal() for name in names)))
 

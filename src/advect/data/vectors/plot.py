@@ -51,7 +51,7 @@ def draw_scatter(axes: Axes, points: np.ndarray, behind: np.ndarray, colours: Co
             for (name, places), colour in zip(groups, _palette(groups), strict=True):
                 own = points[places, 0]
                 weights = np.full(len(own), share)
-                axes.hist(own, bins=bins, weights=weights, histtype="step", color=colour, label=name)
+                axes.hist(own, bins=bins, weights=weights, histtype="step", color=colour, label=caption(name))
         elif len(points):
             axes.hist(points[:, 0], bins=bins, density=True, histtype="step", color=SAMPLES, label="samples")
     else:
