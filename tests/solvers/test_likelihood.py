@@ -344,3 +344,13 @@ def test_a_velocity_that_breaks_is_found_where_it_does():
 def test_wrong_numbers(call):
     with pytest.raises(UserError, match=r"dims must be at least 1|bin_width must be finite and > 0"):
         call()
+
+
+def test_attention_of_pytorch_has_gradients_of_densities() -> None:
+    torch.manual_seed(0)
+    attention = torch.nn.MultiheadAttention(4, 2, batch_first=True).double()
+    x = torch.randn(3, 5, 4, dtype=torch.float64)
+    velocity = lambda x, t: attention(x, x, x, need_weights=False)[0]
+    value = log_prob(velocity, x, solver="euler", steps=2, create_graph=True)
+    value.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in attention.parameters())

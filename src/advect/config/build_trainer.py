@@ -31,6 +31,7 @@ from advect.core.memory import BATCH_COPIES, check_memory
 from advect.core.random import Stream, stream_seed
 from advect.core.types import DataSpec
 from advect.data import Dataset, Split
+from advect.distributed.comm import current
 from advect.distributed.context import RunContext
 from advect.distributed.parallel import Parallel, local
 from advect.losses import Loss
@@ -141,7 +142,8 @@ def check_training_memory(network: NetworkConfig, t: TrainingConfig, spec: DataS
         net = build_network(network, spec, grad_checkpointing=t.grad_checkpointing)
     count = sum(p.numel() for p in net.parameters())
     averages = len(t.ema_also) + 1 + (len(t.posthoc_lengths) if t.posthoc_ema else 0) if t.use_ema else 0
-    copies = 1 if t.parallel == "fsdp" else 4 + averages
+    shards = current().world if Parallel.choose(t.parallel, net, device).kind == "fsdp" else 1
+    copies = (4 + averages) / shards
     check_memory(
         f"training a network of {count:,} parameters takes", 4 * count * copies, "take a smaller network", device
     )

@@ -19,7 +19,7 @@ def device_memory(device: torch.device) -> tuple[int, int]:
     """Total and free memory of a device in bytes; for the CPU those of the machine, or what ``ulimit`` leaves free."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        return total, free
+        return total, free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())

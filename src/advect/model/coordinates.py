@@ -159,11 +159,14 @@ class Coordinates(ABC):
                 change = change - step.log_det(y, trace)
             if len(taus) == 1:
                 return at_low(y) + change + gain
-        grid = None if method.adaptive else torch.tensor(taus, dtype=torch.float64)
         start = lambda y: at_low(y.detach())
         apart = not method.adaptive and method.evaluations > 1  # more nodes where a trace is cheap
         nodes = round((len(taus) - 1) * (1 + (8 / max(d, 8)) ** 2)) if apart else None
-        way: dict[str, Any] = {"solver": method, "grid": grid, "nodes": nodes, "t0": taus[0], "t1": taus[-1]}
+        way: dict[str, Any] = {"solver": method, "nodes": nodes, "t0": taus[0], "t1": taus[-1]}
+        if apart:
+            way["steps"] = len(taus) - 1
+        elif not method.adaptive:
+            way["grid"] = torch.tensor(taus, dtype=torch.float64)
         with self.user_times():
             value = log_prob(self.velocity(field), y, source=start, **way, **options)
         return value + change + gain

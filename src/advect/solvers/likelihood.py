@@ -31,6 +31,10 @@ class UnfusedAttention(TorchFunctionMode):
     """Context of this thread in which attention is its formula, which has derivatives of all orders."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.multi_head_attention_forward:  # its own attention is out of this context's sight
+            given = kwargs or {}
+            out, weights = func(*args, **{**given, "need_weights": True})
+            return out, weights if given.get("need_weights", True) else None
         if func is F.scaled_dot_product_attention:
             return torch.ops.aten._scaled_dot_product_attention_math(*args, **(kwargs or {}))[0]
         return func(*args, **(kwargs or {}))
@@ -67,6 +71,8 @@ class Linearised:
         if self.batched and len(vectors) > 1:
             try:
                 return self._pull(vectors, together=True)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError:  # such as of channels-last convolutions
                 self.batched = False
         return torch.stack([self._pull(v, together=False) for v in vectors])
@@ -198,6 +204,8 @@ def log_prob(
         method = replace(method, norm=_state_and_integral)
     if nodes is not None and (method.adaptive or nodes < 1):
         raise UserError(f"nodes is {nodes}, and must be at least 1 for a solver of fixed steps, None for 'dopri5'")
+    if nodes is not None and grid is not None:
+        raise UserError("grid is given, and nodes place the steps; leave one of them out")
     times = solver_times(method, steps, grid, t0=t1, t1=t0, trajectory=False)
     divergence = make_divergence(
         velocity,

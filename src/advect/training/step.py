@@ -145,8 +145,9 @@ class Step:
         self._draws_itself = draws_itself(self.state.twin, sample.x_t, sample.t, cond)
         if self._compiled and self._draws_itself:
             raise UserError(
-                "--compile-model cannot seed the random layers of this network; make them of "
-                "advect.networks.layers.dropout, or train with --no-compile-model"
+                "--compile-model cannot seed random layers of this network that are not of "
+                "advect.networks.layers.dropout, or cannot tell whether it has any, as it reads the values of "
+                "tensors; train with --no-compile-model"
             )
 
 
@@ -239,7 +240,7 @@ def step_flops(twin: nn.Module, x_t: Tensor, t: Tensor, cond: Conditions | None 
     try:
         with _COUNTING, FlopCounterMode(display=False) as counter, torch.enable_grad():
             twin(*_on_meta(x_t, t, cond)).sum().backward()
-    except (NotImplementedError, RuntimeError):  # a network that looks at values
+    except (NotImplementedError, RuntimeError, TypeError):  # it reads values; a mistake shows in the real pass
         return None
     return counter.get_total_flops()
 
@@ -255,7 +256,7 @@ def draws_itself(twin: nn.Module, x_t: Tensor, t: Tensor, cond: Conditions | Non
     try:
         with RandomOps() as random, torch.no_grad():
             twin(*_on_meta(x_t, t, cond))
-    except (NotImplementedError, RuntimeError):
+    except (NotImplementedError, RuntimeError, TypeError):
         return True
     return random.count > 0
 
