@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,16 @@ def test_under_the_launcher_the_error_alone_is_seen(tmp_path: Path):
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.endswith("TypeError: a bug\n")
     assert done.stderr.count("advect: ") + done.stderr.count("Traceback") == 1
+
+
+def own_clock() -> None:
+    """The second process counts time five times as fast, so that it alone would take fewer steps to measure one."""
+    real, factor = time.perf_counter, 1 + 4 * int(os.environ["RANK"])
+    time.perf_counter = lambda: factor * real()
+
+
+def test_processes_of_different_speed_measure_a_step_together(tmp_path):
+    with ranks(2, "train moons --dry-run --device cpu", cwd=tmp_path, before=own_clock) as run:
+        first, second = run.wait(60)
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    assert "on this machine" in first.out and not second.out

@@ -23,6 +23,7 @@ from advect.core.threads import (
 )
 from advect.core.types import Batch, DataSpec
 from advect.data import Dataset, Split
+from advect.distributed.comm import broadcast_object
 from advect.distributed.context import RunContext
 from advect.losses import Loss
 from advect.training.guards import explain_oom
@@ -100,13 +101,18 @@ def seconds_per_step(context: RunContext, config: Config, dataset: Dataset, *, s
         choose_threads(context, config.network, t, spec, loss, split, steps=steps)
         step, batch = trial_step(context, config.network, t, spec, loss, split), t.batch_size or 1
         rows, taken = _enough_rows(step, batch), 0
-        began = time.perf_counter()
-        while taken < 3 or time.perf_counter() - began < TIMED:
+        began = _now()
+        while taken < 3 or _now() - began < TIMED:
             step(rows)
             taken += 1
         if context.device.type == "cuda":
             torch.cuda.synchronize()
-        return (time.perf_counter() - began) / taken * batch / rows
+        return (_now() - began) / taken * batch / rows
+
+
+def _now() -> float:
+    """The first process's clock in seconds, as steps are taken together: all must end with the same one."""
+    return broadcast_object(time.perf_counter())
 
 
 def _enough_rows(step: Callable[[int], None], most: int) -> int:
@@ -114,9 +120,9 @@ def _enough_rows(step: Callable[[int], None], most: int) -> int:
     rows = min(most, 8)
     step(rows)
     while True:
-        began = time.perf_counter()
+        began = _now()
         step(rows)
-        if rows == most or time.perf_counter() - began >= ENOUGH:
+        if rows == most or _now() - began >= ENOUGH:
             return rows
         rows = min(most, 4 * rows)
 
