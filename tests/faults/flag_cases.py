@@ -271,9 +271,9 @@ def command_words(draw: st.DrawFn, home: Path, call: str | None = None) -> list[
     count = draw(st.integers(0, 4)) if known else 0
     loose = draw(st.integers(0, 7)) == 7  # any flags, whether they go together or not
     for one in [draw(st.sampled_from(known)) for _ in range(count)]:
-        if not loose and one.part is not None and not _fits(one, call, chosen):
-            if one.part[0] in chosen or not _may_choose(*one.part, call):
-                continue
+        strange = one.part is not None and not _fits(one, call, chosen)
+        if not loose and strange and (one.part[0] in chosen or not _may_choose(*one.part, call)):
+            continue
         absurd = draw(st.integers(0, 15)) == 15
         words = draw(values(one, absurd=absurd))
         choice = one.name if one.names and one.part is None else ""
