@@ -35,7 +35,14 @@ from forked import server
 
 ROUND = 16
 """Examples of one run of Hypothesis, all of one command or file."""
-SLOW = {"doctor": 1, "reflow run": 1, "doctor digits": 2, "doctor run": 4, "report run": 4}
+SLOW = {
+    "doctor": 1,
+    "doctor --data table.csv": 4,
+    "reflow run": 1,
+    "doctor digits": 2,
+    "doctor run": 4,
+    "report run": 4,
+}
 """Examples of a round of calls that take seconds each: the machine's doctor compiles a network."""
 TRAININGS = 4
 """Examples of a round of each call of train, which take half a second each, and of a reflow."""

@@ -95,7 +95,7 @@ class Snapshots(Callback):
             return
         if not trainer.flush():
             return
-        averages = {file: state.whole_average(file) for file in state.ema.lengths}
+        averages, due = {file: state.whole_average(file) for file in state.ema.lengths}, self._is_due(step)
         with sync_errors():
             if current().is_first:
                 with explain_disk_error(self.folder, step, what="averages"):
