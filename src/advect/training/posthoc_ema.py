@@ -99,9 +99,7 @@ class Snapshots(Callback):
         with sync_errors():
             if current().is_first:
                 with explain_disk_error(self.folder, step, what="averages"):
-                    write_checkpoint(
-                        self.folder, step, lambda folder: _fill(folder, state, averages, self._is_due(step))
-                    )
+                    write_checkpoint(self.folder, step, lambda folder: _fill(folder, state, averages, due))
                     self._thin(step)
         self._saved_step = step
 
