@@ -254,7 +254,9 @@ class GaussianMixture(AnalyticMarginals):
                 f"{tuple(y.shape)} and {noise}"
             )
         eye = torch.eye(means.shape[1], dtype=a.dtype, device=a.device)
-        covariances = self._stds.square()[:, None, None] * eye if self.covariances is None else self.covariances.double()
+        covariances = (
+            self._stds.square()[:, None, None] * eye if self.covariances is None else self.covariances.double()
+        )
         across = covariances @ a.mT
         law = torch.distributions.MultivariateNormal(
             means @ a.mT, a @ across + noise**2 * torch.eye(len(a), dtype=a.dtype, device=a.device)

@@ -53,18 +53,18 @@ class Observation:
             raise UserError(f"noise is the deviation of the measurement's noise and must be >= 0, got {self.noise}")
 
     @classmethod
-    def of(cls, measurement: Any, y: Any, noise: float, n: int, shape: Sequence[int], device: torch.device) -> Observation:
+    def of(
+        cls, measurement: Any, y: Any, noise: float, n: int, shape: Sequence[int], device: torch.device
+    ) -> Observation:
         """Observation of n samples of ``shape``; y is (*M), the same for all, or (n, *M).
 
-        Raises UserError for a measurement or y that does not fit, and y that is not finite.
+        Raises UserError for a measurement or y that does not fit, y that is not finite, and a measurement without
+        derivative.
         """
         a = as_measurement(measurement)
         y = torch.as_tensor(y, device=device)
         y = y if y.is_floating_point() else y.float()
-        with torch.no_grad():
-            out = a.rows(slice(0, 1), shape)(torch.zeros(1, *shape, device=device))
-        if out.shape[:1] != (1,):
-            raise UserError(f"A must map samples (B, *S) to (B, *M), but one sample gives {tuple(out.shape)}")
+        out = _tried(a.rows(slice(0, 1), shape), shape, device)
         if y.shape == out.shape[1:]:
             y = y.expand(n, *y.shape)
         if y.shape != (n, *out.shape[1:]):
@@ -83,6 +83,20 @@ class Observation:
         """Residual ``y - A(x1)`` (B, *M), and A near x1 (B, *S)."""
         tangent = self.measurement.near(x1)
         return self.y.to(tangent.value.dtype) - tangent.value, tangent
+
+
+def _tried(a: Measurement, shape: Sequence[int], device: torch.device) -> Tensor:
+    """A(x) (1, *M) of a random sample. Raises UserError for a shape without the batch, and if A does not change."""
+    x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    tangent = a.near(x)
+    if tangent.value.shape[:1] != (1,):
+        raise UserError(f"A must map samples (B, *S) to (B, *M), but one sample gives {tuple(tangent.value.shape)}")
+    probe = torch.randn(tangent.value.shape, generator=torch.Generator().manual_seed(1)).to(tangent.value)
+    if not tangent.pull(probe).any():
+        raise UserError(
+            "A(x) does not change with x, so that y tells nothing; leave out what rounds, and masks of False"
+        )
+    return tangent.value
 
 
 class Reward(NamedTuple):
@@ -122,16 +136,14 @@ class PosteriorMethod(ABC):
     asks: ClassVar[type] = Observation
 
     @abstractmethod
-    def sample(
-        self, denoiser: Denoiser, x: Tensor, ask: Any, times: Times, generator: Generator
-    ) -> Tensor:
+    def sample(self, denoiser: Denoiser, x: Tensor, ask: Any, times: Times, generator: Generator) -> Tensor:
         """x_1 (B, *S) of noise x (B, *S) at ``times[0]``."""
 
     def check(self, ask: Observation | Reward) -> None:
         """Raise UserError for what the method cannot be asked."""
         if not isinstance(ask, self.asks):
             fix = "give a log-reward" if self.asks is Reward else "'reward' takes a log-reward"
-            raise UserError(f"posterior {name_of(self)!r} does not take a {type(ask).__name__.lower()}; {fix}")
+            raise UserError(f"posterior {name_of(self)!r} takes no {type(ask).__name__.lower()}; {fix}")
 
     def nfe(self, steps: int) -> int:
         """Predictions of the data in ``steps`` steps."""
@@ -141,7 +153,7 @@ class PosteriorMethod(ABC):
 class Times:
     """A grid of times with alpha and sigma, and the times ``at`` which the denoiser is asked, inside (low, high).
 
-    The first is moved half a step inside, as C = sigma^2 / alpha dD/dx magnifies the errors of a network as alpha -> 0.
+    The first is moved half a step inside, as C = sigma^2 / alpha dD/dx magnifies a network's errors as alpha -> 0.
     """
 
     def __init__(self, schedule: Schedule, times: Sequence[float], inside: tuple[float, float], x: Tensor) -> None:
@@ -227,7 +239,9 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     return expand_right((a * b).flatten(1).sum(1), a)
 
 
-def conjugate_gradients(matrix: Callable[[Tensor], Tensor], b: Tensor, iterations: int, tolerance: float = 1e-5) -> Tensor:
+def conjugate_gradients(
+    matrix: Callable[[Tensor], Tensor], b: Tensor, iterations: int, tolerance: float = 1e-5
+) -> Tensor:
     """v (B, *M) with ``matrix(v) = b``, row by row, to a residual of ``tolerance`` |b| if reached (Hestenes & Stiefel
     1952).
 

@@ -75,7 +75,9 @@ class LinearMeasurement(Measurement):
         with torch.enable_grad():
             value = self(at)
             if not value.requires_grad:
-                raise UserError(f"{type(self).__name__} has no gradient in x; give its adjoint, or compute it by PyTorch")
+                raise UserError(
+                    f"{type(self).__name__} has no gradient in x; give its adjoint, or compute it by PyTorch"
+                )
             return torch.autograd.grad(value, at, v.to(value.dtype), materialize_grads=True)[0]
 
     def near(self, x: Tensor) -> Tangent:
@@ -83,7 +85,7 @@ class LinearMeasurement(Measurement):
 
 
 class Linear(LinearMeasurement):
-    """A matrix (M, D), dense or sparse, of the D elements of a sample; or a linear function, with its adjoint if known.
+    """A matrix (M, D), dense or sparse, of the D elements of a sample; or a linear function, with any adjoint.
 
     ``adjoint(v (B, *M)) -> (B, *S)``. Whether a function is linear is taken on trust.
     """
@@ -189,7 +191,7 @@ class Downsample(LinearMeasurement):
 
 
 class ColumnSums(LinearMeasurement):
-    """Sums of columns of vectors (B, D): one number for each of ``groups``, lists of columns such as [[0, 1], [2, 5]]."""
+    """Sums of columns of vectors (B, D): one for each of ``groups``, lists of columns such as [[0, 1], [2, 5]]."""
 
     def __init__(self, groups: Sequence[Sequence[int]]) -> None:
         if not groups or any(len(group) == 0 or min(group) < 0 for group in groups):

@@ -35,9 +35,9 @@ class DPS(GuidedMethod):
     """Diffusion posterior sampling, for any differentiable A: p(y | x_t) is taken for p(y | x_1 = D).
 
     Chung et al. 2023, "Diffusion posterior sampling for general noisy inverse problems". Biased: C is left out of
-    p(y | x_t), so that samples follow y too closely and spread too little. Here ``v = scale r / noise^2``, r = y - A(D),
-    but never so large that the estimate passes y, which takes the place of the paper's step size, as that
-    depends on the number of steps.
+    p(y | x_t), so that samples follow y too closely and spread too little. Here ``v = scale r / noise^2`` of the
+    residual r = y - A(D), but never so large that the estimate passes y, which takes the place of the paper's step
+    size, as that depends on the number of steps.
 
     Args:
         scale: factor of the gradient.
@@ -85,8 +85,8 @@ class MMPS(GuidedMethod):
     """Moment matching: C = sigma^2 / alpha dD/dx, the covariance of x_1 given x_t, by conjugate gradients.
 
     Rozet et al. 2024, "Learning diffusion priors from observations by expectation maximization". Exact for Gaussian
-    data and a linear A, up to the steps; biased where x_1 given x_t is not Gaussian. An iteration costs a derivative of
-    the network.
+    data and a linear A, up to the steps; biased where x_1 given x_t is not Gaussian. An iteration costs a derivative
+    of the network.
 
     Args:
         iterations: of conjugate gradients, at most.
@@ -107,8 +107,8 @@ class MMPS(GuidedMethod):
 class RewardGuidance(GuidedMethod):
     """Guidance by a log-reward or a classifier's log-probability: v is its gradient at D.
 
-    Samples are of about ``p(x_1) exp(scale r(x_1))``; DPS with another likelihood. Exact for Gaussian data and a linear
-    r. A steep r needs more steps.
+    Samples are of about ``p(x_1) exp(scale r(x_1))``; DPS with another likelihood. Exact for Gaussian data and a
+    linear r. A steep r needs more steps.
 
     Args:
         scale: factor of the log-reward.

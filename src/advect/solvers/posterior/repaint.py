@@ -42,8 +42,8 @@ class RePaint(PosteriorMethod):
         super().check(ask)
         if isinstance(ask, Observation) and not isinstance(ask.measurement, Masked):
             raise UserError(
-                f"posterior 'repaint' takes known elements only, Masked(mask), got {type(ask.measurement).__name__}; "
-                "take 'mmps' or 'pigdm'"
+                "posterior 'repaint' takes known elements alone, Masked(mask), with any noise in model units, got "
+                f"{type(ask.measurement).__name__}; take 'mmps' or 'pigdm'"
             )
 
     def nfe(self, steps: int) -> int:
@@ -51,27 +51,31 @@ class RePaint(PosteriorMethod):
 
     def sample(self, denoiser: Denoiser, x: Tensor, ask: Observation, times: Times, generator: Generator) -> Tensor:
         assert isinstance(ask.measurement, Masked)
-        known = ask.measurement.mask.to(x.device)
-        y = ask.y.to(x.device, x.dtype)
-        for n, to in self._moves(len(times) - 1):
+        known, y = ask.measurement.mask.to(x.device), ask.y.to(x.device, x.dtype)
+        # The variance of x_t around alpha y that y does not have itself.
+        spread = [s**2 - (a * ask.noise) ** 2 for a, s in zip(times.alpha, times.sigma, strict=True)]
+        free = next((n for n, left in enumerate(spread) if left < 0), len(times))
+        for n, to in self._moves(len(times) - 1, free):
             if to < n:
                 x = self._noised(x, times, n, to, generator)
-                continue
-            data = denoiser(x, times.at[n])
-            x = times.step(x, data, n, 1.0, generator)
-            spread = times.sigma[to] ** 2 - (times.alpha[to] * ask.noise) ** 2  # what noise y lacks
-            if spread >= 0:
+            else:
+                x = times.step(x, denoiser(x, times.at[n]), n, 1.0, generator)
+            if spread[to] >= 0:
                 xi = random.normal(x.shape, generator, device=x.device, dtype=x.dtype)
-                x = torch.where(known, times.alpha[to] * y + math.sqrt(spread) * xi, x)
+                x = torch.where(known, times.alpha[to] * y + math.sqrt(spread[to]) * xi, x)
             if not all_finite(x):
                 raise times.not_finite(self, to)
         return x
 
-    def _moves(self, steps: int) -> Iterator[tuple[int, int]]:
-        """Moves from one time to another, by number: single steps forward, and jumps back."""
+    def _moves(self, steps: int, free: int | None = None) -> Iterator[tuple[int, int]]:
+        """Moves from one time to another, by number: single steps forward, and jumps back.
+
+        From ``free`` on nothing holds the known elements, and at t = 0 there is nothing to keep: no way is repeated.
+        """
         for first in range(0, steps, self.jump):
             last = min(first + self.jump, steps)
-            for again in range(self.resamples if first > 0 else 1):  # at t = 0 there is nothing to keep
+            repeats = 0 < first < (steps if free is None else free)
+            for again in range(self.resamples if repeats else 1):
                 if again > 0:
                     yield last, first
                 yield from ((n, n + 1) for n in range(first, last))
