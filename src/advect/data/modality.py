@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -15,7 +17,7 @@ from tqdm import tqdm
 from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.files import atomic_write
-from advect.core.types import NULL, Batch, Category, Conditions, DataSpec, Quantity, without_padding
+from advect.core.types import NULL, Batch, Category, Conditions, DataSpec, Entries, Quantity, without_padding
 from advect.data.base import Split, as_asked, label_array
 from advect.data.figure import save_png
 from advect.data.join_files import JOINED
@@ -149,6 +151,37 @@ class Modality(ABC, Generic[M]):
     def categorical(self) -> tuple[bool, ...]:
         """Whether each column of a table is categorical."""
         return ()
+
+    @property
+    def entries(self) -> Entries:
+        """What is known or drawn as a whole. Raises UserError where model units mix what is asked for."""
+        if self.transform.mixes:
+            raise UserError(
+                f"single entries of these data are not known, as they are {self.transform.mixes}; train on them as "
+                "they are, or ask a flow trained without --mask by --posterior"
+            )
+        return Entries(self.groups, self.entry_names)
+
+    @property
+    def groups(self) -> Tensor:
+        """Number of the entry of each element, int64 (*S); by default each is one, and each pixel of images."""
+        shape = self.spec.shape
+        if self.layout == "image":
+            return torch.arange(math.prod(shape[1:])).reshape(1, *shape[1:]).expand(shape)
+        return torch.arange(math.prod(shape)).reshape(shape)
+
+    @property
+    def entry_names(self) -> tuple[str, ...]:
+        """Names of the entries, if they are columns with names."""
+        return ()
+
+    def given_rows(self, given: Any) -> Tensor:
+        """What a user knows of one sample or of n, in data units, float64, NaN where entries are asked for."""
+        return torch.as_tensor(np.asarray(given, np.float64))
+
+    def given(self, x: Tensor) -> Tensor:
+        """Values x (n, *S) in data units, NaN where they are asked for, in model units."""
+        return self.transform.forward(x)
 
     @property
     def components(self) -> Components | None:
