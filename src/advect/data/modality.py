@@ -164,14 +164,6 @@ class Modality(ABC, Generic[M]):
         return Entries(self.groups, self.entry_names)
 
     @property
-    def groups(self) -> Tensor:
-        """Number of the entry of each element, int64 (*S); by default each is one, and each pixel of images."""
-        shape = self.spec.shape
-        if self.layout == "image":
-            return torch.arange(math.prod(shape[1:])).reshape(1, *shape[1:]).expand(shape)
-        return torch.arange(math.prod(shape)).reshape(shape)
-
-    @property
     def entry_names(self) -> tuple[str, ...]:
         """Names of the entries, if they are columns with names."""
         return ()
@@ -179,10 +171,6 @@ class Modality(ABC, Generic[M]):
     def given_rows(self, given: Any) -> Tensor:
         """What a user knows of one sample or of n, in data units, float64, NaN where entries are asked for."""
         return torch.as_tensor(np.asarray(given, np.float64))
-
-    def given(self, x: Tensor) -> Tensor:
-        """Values x (n, *S) in data units, NaN where they are asked for, in model units."""
-        return self.transform.forward(x)
 
     @property
     def components(self) -> Components | None:

@@ -42,8 +42,7 @@ class Given:
 def read_given(flow: Flow, given: Any, n: int) -> Given:
     """What a user gives of n samples: one sample or n of them in data units, NaN where they are asked for.
 
-    Raises UserError for a flow that was not trained for it, another shape, infinite values, nothing asked, and an
-    entry of which only a part is known.
+    Raises UserError for a flow that was not trained for it, another number of samples, and as ``Modality.given``.
     """
     if not flow.masked:
         raise UserError(
@@ -58,26 +57,9 @@ def read_given(flow: Flow, given: Any, n: int) -> Given:
             f"given must have shape {shape}, or {(n, *shape)} with a row a sample, NaN where it is asked for; got "
             f"{tuple(own.shape)}"
         )
-    if bool(own.isinf().any()):
-        raise UserError("given holds an infinite value; give finite numbers, and NaN where they are asked for")
-    if not bool(own.isnan().any()):
-        raise UserError("given holds no NaN, so that nothing is asked; put NaN where entries are to be drawn")
+    _ = flow.modality.entries  # tells where there are none
     model = flow.modality.given(own).float()
-    _check_whole(flow, model.isnan())
     return Given(model, own)
-
-
-def _check_whole(flow: Flow, asked: Tensor) -> None:
-    """Raise UserError where some elements of an entry are ``asked`` (n, *S) for and others are not."""
-    entries = flow.modality.entries
-    groups = entries.of(flow.spec.shape).flatten()
-    counts = torch.zeros(len(asked), entries.count()).index_add_(1, groups, asked.flatten(1).float())
-    sizes = torch.zeros(entries.count()).index_add_(0, groups, torch.ones(len(groups)))
-    parts = (counts > 0) & (counts < sizes)
-    if bool(parts.any()):
-        row, entry = parts.nonzero()[0].tolist()
-        name = entries.names[entry] if entries.names else f"{entry}"
-        raise UserError(f"given knows a part of entry {name} of row {row}; give all of it, or NaN")
 
 
 def still(field: Velocity, given: Tensor) -> Velocity:
@@ -87,8 +69,7 @@ def still(field: Velocity, given: Tensor) -> Velocity:
     def moving(x: Tensor, t: Tensor) -> Tensor:
         u = field(x, t)
         heads = u.shape[1] // asked.shape[1]
-        mask = asked if heads == 1 else torch.cat([asked] * heads, 1)
-        return torch.where(mask, u, 0.0)
+        return torch.where(asked if heads == 1 else torch.cat([asked] * heads, 1), u, 0.0)
 
     return moving
 
