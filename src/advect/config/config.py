@@ -122,7 +122,7 @@ class MethodConfig(Section):
     mask: str = part("mask", default="none")
     """Entries that the flow is given in training, so that it answers questions: see advect sample --given."""
 
-    usual = frozenset({"path", "source", "coupling", "times", "prediction", "label_dropout", "mask"})
+    usual = frozenset({"path", "source", "coupling", "prediction", "label_dropout", "mask"})
 
     @property
     def masked(self) -> bool:
