@@ -2,10 +2,10 @@
 
     python bench/questions.py --seeds 2 --steps 8000
 
-A row a question: which entries are given, the accuracy of a classifier (trees, cross-fitted by halves) at telling 2,000
-draws of the flow from 2,000 of the exact conditional law (1/2 is best), and the mean absolute error of the conditional
-log-density. The last rows are plain samples of that flow, and of one trained as long without a mask; and the seconds
-of 1,000 questions beside those of 1,000 plain samples.
+A row a question: which entries are given, the accuracy of a classifier (trees, fitted to half of the rows) at telling
+2,000 draws of the flow from 2,000 of the exact conditional law (1/2 is best), and the mean absolute error of the
+conditional log-density. The last rows are plain samples of that flow, and of one trained as long without a mask; and
+the seconds of 1,000 questions beside those of 1,000 plain samples.
 """
 
 from __future__ import annotations
