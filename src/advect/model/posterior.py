@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from advect.core.errors import UserError
 from advect.core.types import without_padding
 from advect.data.given import check_given
 from advect.model.conditions import ConditionValue
+from advect.model.given import Given, known_entries
 from advect.model.samples import Samples, checked_rows
 from advect.paths import AffinePath
 from advect.solvers import TimeGrid
@@ -44,7 +45,7 @@ def sample_posterior(
     *,
     measurement: Measurement | Tensor | np.ndarray | Callable[[Tensor], Tensor] | None = None,
     y: Tensor | np.ndarray | Sequence | None = None,
-    given: Tensor | np.ndarray | None = None,
+    given: Any = None,
     reward: Callable[[Tensor], Tensor] | None = None,
     noise: float = 0.0,
     method: str | PosteriorMethod | None = None,
@@ -67,8 +68,8 @@ def sample_posterior(
         measurement: A of ``y = A(x) + N(0, noise^2)``, differentiable: a matrix, a function A(x (B, *S)) -> (B, *M),
             or a part such as ``Blur`` of :mod:`advect.solvers.posterior`; of samples in data units, not rounded.
         y: (*M), or one each (n, *M), with the deviation ``noise``.
-        given: samples (*S) or (n, *S) in data units, NaN where asked for; without noise what is known comes back
-            exactly. Here noise is in model units.
+        given: known entries as for :meth:`sample`; without noise they come back exactly. Here noise is in model
+            units.
         reward: r(x (B, *S)) -> (B,): samples of about p(x) exp(r(x)); of x as for ``measurement``.
         method: a registered posterior or its name, by default "mmps", or "reward".
         steps: default the method's.
@@ -108,11 +109,11 @@ def sample_posterior(
         parts.append(x.float().cpu())
         evaluations, first = evaluations + field.rows, first + len(x0)
     x, nfe = torch.cat(parts), evaluations / len(rows)
+    known = known.rows(rows) if known is not None and noise == 0 else None
+    x = x if known is None else known.put(x)
     if not model_units:
         x = self.transform.inverse(x)
-    if known is not None and noise == 0:
-        exactly = (known.model if model_units else known.data)[rows.start : rows.stop].to(x.dtype)
-        x = torch.where(exactly.isnan(), x, exactly)
+        x = x if known is None else known.restore(x)
     return Samples(without_padding(x, conditions), conditions, int(nfe) if nfe.is_integer() else nfe, self.spec)
 
 
@@ -128,24 +129,16 @@ def _path(flow: Flow) -> AffinePath:
     )
 
 
-class _Known(NamedTuple):
-    """Known entries of n samples, NaN where asked for, in data units (n, *S') and in model units (n, *S)."""
-
-    data: Tensor
-    model: Tensor
-
-
-def _known(flow: Flow, given: Tensor | np.ndarray, n: int, model_units: bool) -> _Known:
+def _known(flow: Flow, given: Any, n: int, model_units: bool) -> Given:
     """Known entries. Raises UserError for another shape, and if none or all are known."""
-    x = torch.as_tensor(given)
-    x = x if x.is_floating_point() else x.double()
-    shape = flow.spec.shape if model_units else flow.data_shape
+    if not model_units:
+        return known_entries(flow, given, n)
+    x, shape = torch.as_tensor(given, dtype=torch.float32), flow.spec.shape
     x = x.expand(n, *shape) if x.shape == shape else x
     if x.shape != (n, *shape):
         raise UserError(f"given must have shape {shape}, or {(n, *shape)} for {n} samples, got {tuple(x.shape)}")
-    if model_units:
-        check_given(x, shape)
-    return _Known(x, x.float() if model_units else flow.modality.given(x))
+    check_given(x, shape)
+    return Given(x, x)
 
 
 def _question(
@@ -153,7 +146,7 @@ def _question(
     n: int,
     measurement: Any,
     y: Any,
-    known: _Known | None,
+    known: Given | None,
     reward: Callable[[Tensor], Tensor] | None,
     noise: float,
     model_units: bool,
