@@ -13,7 +13,8 @@ from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.types import DataSpec
 from advect.data import Identity
-from advect.data.transforms import Standardize
+from advect.data.transforms import Standardize, Transform
+from advect.losses.flow_matching import Kind
 from advect.model.flow import Flow
 from advect.paths import AffinePath, BrownianBridge, LipmanOT, Schedule
 from advect.paths.analytic import GaussianMixture
@@ -36,7 +37,7 @@ class Exact(nn.Module):
 
 
 def exact_flow(
-    path: AffinePath, prediction: str = "velocity", transform: object = None
+    path: AffinePath, prediction: Kind = "velocity", transform: Transform | None = None
 ) -> tuple[Flow, GaussianMixture]:
     law = GaussianMixture(torch.tensor([[1.0, -0.5]]), covariances=COVARIANCE, path=path)
     spec = DataSpec((2,), "vector", {})
@@ -52,7 +53,7 @@ def assert_posterior(x: Tensor, law: GaussianMixture, tolerance: float = 0.06) -
 
 @pytest.mark.parametrize("prediction", ["velocity", "data", "noise", "score"])
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.part_name)
-def test_the_exact_posterior_by_any_path_and_prediction(schedule: type[Schedule], prediction: str) -> None:
+def test_the_exact_posterior_by_any_path_and_prediction(schedule: type[Schedule], prediction: Kind) -> None:
     flow, law = exact_flow(AffinePath(schedule()), prediction)
     drawn = flow.sample_posterior(1500, measurement=SUMS, y=Y, noise=NOISE, batch_size=1500)
     assert drawn.nfe == 100
