@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -18,6 +20,7 @@ from advect.core.files import atomic_write
 from advect.core.types import NULL, Batch, Category, Conditions, DataSpec, Quantity, without_padding
 from advect.data.base import Split, as_asked, label_array
 from advect.data.figure import save_png
+from advect.data.given import GivenRows, check_given, whole_entries
 from advect.data.join_files import JOINED
 from advect.data.transforms import Transform
 
@@ -237,6 +240,34 @@ class Modality(ABC, Generic[M]):
     def counted(self, x: Tensor, *, first: int = 0, seed: int = 0) -> Tensor:
         """Samples x (n, *S) in data units as written: expected expression becomes counts."""
         return x
+
+    @property
+    def groups(self) -> Tensor:
+        """Number (*S) int64 of the entry of the data, such as a column or pixel, that an element belongs to.
+
+        An entry is known or asked for as a whole.
+        """
+        return torch.arange(math.prod(self.spec.shape)).reshape(self.spec.shape)
+
+    def given(self, x: Tensor) -> Tensor:
+        """Samples x (n, *data shape) in data units, NaN where asked for, in model units, NaN where asked for.
+
+        Raises UserError if the shape does not fit, a value is infinite, an entry is known in part, or none is known or
+        asked for.
+        """
+        check_given(x, self.transform.inverse(torch.zeros(1, *self.spec.shape)).shape[1:])
+        return whole_entries(self.transform.forward(x), self.groups)
+
+    def read_given(self, path: Path) -> GivenRows:
+        """Samples of a file whose empty, NaN or transparent entries are asked for. Raises UserError."""
+        raise UserError(f"{path} is given, and {self.name} data have no files with unknown entries; use Flow.sample")
+
+    def write_given(self, x: Tensor, conditions: Conditions, rows: GivenRows, draws: int, folder: Path) -> list[Path]:
+        """Write x (n * draws, *S) in data units, the draws of a row one after another; return the files.
+
+        Entries that were known stand as in the file read.
+        """
+        return self.write(x, conditions, folder)
 
     def measured(self, x: Tensor, *, first: int = 0, seed: int = 0) -> Tensor:
         """Samples x (n, *S) in data units, as written, in the units of :meth:`data`."""

@@ -96,6 +96,12 @@ class Images(Modality):
         return [write_npz(folder, {"x": in_type(x, self._type)}, conditions, self.spec)]
 
     @property
+    def groups(self) -> Tensor:
+        """A pixel over all channels is an entry."""
+        channels, height, width = self.spec.shape
+        return torch.arange(height * width).reshape(1, height, width).expand(channels, -1, -1)
+
+    @property
     def _type(self) -> ArrayType:
         """Smallest type of whole-numbered pixels; empty for real ones."""
         low, high = self.pixel_range or (0.5, 0.5)
