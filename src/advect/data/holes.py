@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,6 +17,8 @@ from advect.data.base import Split, Subset
 
 if TYPE_CHECKING:
     from advect.data.base import Dataset
+
+logger = logging.getLogger(__name__)
 
 D = TypeVar("D", bound="Dataset")
 
@@ -43,20 +46,20 @@ class Holes:
 
         Raises UserError for a sample without any entry, and an entry that no training sample has.
         """
-        groups = dataset.modality.groups
+        numbers, groups = dataset.modality.groups.unique(return_inverse=True)  # a constant column has no element
         train, held_out = (_lost(split, groups) for split in (dataset.train, dataset.held_out))
         for split, lost in ((dataset.train, train), (dataset.held_out, held_out)):
-            if lost.all(1).any():
-                row = split.row_names(lost.all(1).nonzero()[0][:1])[0]
+            if len(empty := np.flatnonzero(lost.all(1))):
+                row = split.row_names(empty[:1])[0]
                 raise UserError(f"{row} of {dataset.name} has no value at all; remove such rows")
         if train.all(0).any():
-            entry = dataset.modality.entry_name(int(train.all(0).argmax()))
-            raise UserError(f"no training row of {dataset.name} has a value of {entry}; leave it out, or hold out less")
+            entry = dataset.modality.entry_name(int(numbers[int(train.all(0).argmax())]))
+            raise UserError(f"no training row of {dataset.name} has a value of {entry}; leave it out")
         both = np.concatenate([train, held_out])
         if not both.any():
             return None
         complete = [np.flatnonzero(~lost.any(1)) for lost in (train, held_out)]
-        return cls(*complete, int(both.any(1).sum()), int(both.sum()), *both.shape[:1], both.size)
+        return cls(complete[0], complete[1], int(both.any(1).sum()), int(both.sum()), len(both), both.size)
 
     def words(self) -> str:
         """How many there are."""
@@ -71,6 +74,21 @@ class Holes:
         return made
 
 
+def complete_rows(dataset: D) -> D:
+    """``dataset.real`` of data with holes, saying so, else the data set. Raises UserError without complete rows."""
+    if dataset.holes is None:
+        return dataset
+    made = dataset.holes.complete(dataset)
+    if not len(made.train):
+        raise UserError(f"{dataset.name} has {dataset.holes.words()}, and no complete row to compare samples with")
+    logger.info(
+        f"note: the data have {dataset.holes.words()}; samples are compared with complete rows alone,"
+        f" {len(made.held_out):,} of {len(dataset.held_out):,} held out, {len(made.train):,} of"
+        f" {len(dataset.train):,} to train on"
+    )
+    return made
+
+
 def _lost(split: Split, groups: Tensor) -> np.ndarray:
     """Whether each sample of a split lacks each entry, (N, G) bool."""
     flat, count = groups.flatten(), int(groups.max()) + 1
@@ -78,11 +96,4 @@ def _lost(split: Split, groups: Tensor) -> np.ndarray:
     for first in range(0, len(split), 1024):
         lost = split.fetch(np.arange(first, min(first + 1024, len(split)))).x1.flatten(1).isnan()
         parts.append(torch.zeros(len(lost), count).index_add_(1, flat, lost.float()).bool().numpy())
-    whole = np.concatenate(parts)
-    whole[:, np.bincount(flat.numpy(), minlength=count) == 0] = False
-    return whole
-
-
-def is_complete(x1: Tensor) -> Tensor:
-    """Whether samples x1 (B, *S) in model units, (B,), have no holes."""
-    return ~x1.flatten(1).isnan().any(1)
+    return np.concatenate(parts)

@@ -291,7 +291,7 @@ class Standardize(Transform):
 
 
 def _ends(x: np.ndarray, default: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Least and largest value, not NaN, of each feature of x (N, D), float64; ``default`` (D,), or NaN, without one."""
+    """Least and largest value of each feature of x (N, D), float64, without NaN; ``default`` or NaN if all are."""
     low, high = np.fmin.reduce(x, 0).astype(np.float64), np.fmax.reduce(x, 0).astype(np.float64)
     lost = np.isnan(low)
     return (low, high) if default is None else (np.where(lost, default, low), np.where(lost, default, high))
