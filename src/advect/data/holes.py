@@ -53,8 +53,8 @@ class Holes:
                 row = split.row_names(empty[:1])[0]
                 raise UserError(f"{row} of {dataset.name} has no value at all; remove such rows")
         if train.all(0).any():
-            entry = dataset.modality.entry_name(int(numbers[int(train.all(0).argmax())]))
-            raise UserError(f"no training row of {dataset.name} has a value of {entry}; leave it out")
+            entry, names = int(numbers[int(train.all(0).argmax())]), dataset.modality.entry_names
+            raise UserError(f"no training row of {dataset.name} has {names[entry] if names else f'entry {entry}'!r}")
         both = np.concatenate([train, held_out])
         if not both.any():
             return None

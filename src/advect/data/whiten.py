@@ -35,6 +35,7 @@ class Whiten(Transform):
     mean: Tensor
     root: Tensor
     kind: ClassVar[str] = "whiten"
+    mixes: ClassVar[str] = "whitened"
 
     def __post_init__(self) -> None:
         root = self.root

@@ -60,8 +60,9 @@ class Tables(VectorPlots[TableMetadata]):
         widths = torch.tensor(self._columns.widths)
         return torch.arange(len(widths)).repeat_interleave(widths)
 
-    def entry_name(self, entry: int) -> str:
-        return f"column {self._columns.columns[entry].name!r}"
+    @property
+    def entry_names(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self._columns.columns)
 
     def given(self, x: Tensor) -> Tensor:
         """Rows (n, K) in table units, NaN where asked for, in model units (n, D).

@@ -53,9 +53,6 @@ class Vectors(VectorPlots[VectorMetadata]):
     def describe(self, shape: Sequence[int]) -> str:
         return f"{shape[0]}-dimensional vectors"
 
-    def entry_name(self, entry: int) -> str:
-        return f"feature {entry}"
-
     def check_output(self, *, individual: bool = False) -> None:
         Modality.check_output(self, individual=individual)
         if "column" in self.metadata:
