@@ -153,6 +153,10 @@ class SequenceTransform(Transform):
             x = torch.where(last[..., None], torch.nan, x.double())
         return self.forward(x)
 
+    def log_slopes(self, shape: Sequence[int]) -> Tensor:
+        self.log_det(1)
+        return self._table.log_slopes(()).expand(tuple(shape))
+
     def log_det(self, elements: int) -> float:
         """log |det d forward / dx| of a sample of ``elements`` elements, all steps real.
 
