@@ -13,7 +13,12 @@ from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.types import DataSpec
 from advect.data import Identity
+from advect.data.cells.transform import Components
+from advect.data.tables.columns import Categories, Number
+from advect.data.tables.scaling import StandardScaling
+from advect.data.tables.transform import TableTransform
 from advect.data.transforms import Standardize, Transform
+from advect.data.whiten import Whiten
 from advect.losses.flow_matching import Kind
 from advect.model.flow import Flow
 from advect.paths import AffinePath, BrownianBridge, LipmanOT, Schedule
@@ -150,3 +155,46 @@ def test_other_paths_are_refused() -> None:
         flow.path = path
         with pytest.raises(UserError, match="posterior sampling needs an affine path from Gaussian noise"):
             flow.sample_posterior(2, given=[1.0, torch.nan])
+
+
+def test_known_entries_of_whitened_data() -> None:
+    root = torch.linalg.cholesky(torch.tensor([[2.0, 1.0], [1.0, 2.0]], dtype=torch.float64))
+    whiten = Whiten(
+        Standardize(mean=[10.0, -5.0], std=[4.0, 2.0]), torch.tensor([0.5, 0.0], dtype=torch.float64), root
+    )
+    law = GaussianMixture(torch.zeros(1, 2), stds=1.0)
+    flow = Flow(Exact(law, "velocity"), DataSpec((2,), "vector", {}), whiten)
+    x = flow.sample_posterior(1500, given=[12.0, torch.nan], batch_size=1500).x.double()
+    mean, scale = torch.tensor([10.0 + 4 * 0.5, -5.0]), torch.tensor([[4.0, 0], [0, 2]]).double()
+    cov = scale @ root @ root.T @ scale
+    assert (x[:, 0] == 12).all()
+    assert abs(x[:, 1].mean() - (mean[1] + cov[0, 1] / cov[0, 0] * (12 - mean[0]))) < 0.25
+    assert abs(x[:, 1].var() / (cov[1, 1] - cov[0, 1] ** 2 / cov[0, 0]) - 1) < 0.15
+
+
+def test_known_genes_of_components_need_a_noise() -> None:
+    v = torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.5, -0.5, 0.5, -0.5]])
+    genes = Components(v, torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    flow = Flow(Exact(GaussianMixture(torch.zeros(1, 2), stds=1.0), "velocity"), DataSpec((2,), "vector", {}), genes)
+    given = torch.tensor([2.0, 2.0, 4.0, torch.nan])  # of components 1.5 and 1.5, but for noise
+    with pytest.raises(UserError, match="3 entries, which the 2 principal components"):
+        flow.sample_posterior(2, given=given)
+    x = flow.sample_posterior(500, given=given, noise=0.1).x
+    near = GaussianMixture(torch.zeros(1, 2), stds=1.0).given(v.T[:3], given[:3] - genes.mean[:3], 0.1)
+    torch.testing.assert_close(x.mean(0), genes.inverse(near.means)[0], rtol=0, atol=0.03)
+
+
+def test_numbers_of_a_table_are_measured_before_they_are_rounded(tmp_path: File) -> None:
+    columns = [
+        Number(name="a", dtype="int64", low=0.0, high=9.0, decimals=0, scaling=StandardScaling(4.0, 2.0)),
+        Number(name="b", dtype="int64", low=0.0, high=9.0, decimals=0, scaling=StandardScaling(4.0, 2.0)),
+        Categories(name="c", dtype="object", names=("x", "y")),
+    ]
+    law = GaussianMixture(torch.zeros(1, sum(c.width for c in columns)), stds=1.0)
+    flow = Flow(Exact(law, "velocity"), DataSpec(law.shape, "table", {}), TableTransform(columns))
+    x = flow.sample_posterior(200, measurement=ColumnSums([[0, 1]]), y=[12.0], noise=0.1).x
+    assert (x == x.round()).all() and abs(x[:, :2].sum(1).mean() - 12) < 0.2 and x[:, :2].sum(1).std() < 1.2
+    with pytest.raises(UserError, match="the log-reward does not change with x"):
+        flow.sample_posterior(2, reward=lambda x: x[:, 2])
+    with pytest.raises(UserError, match="does not change with x"):
+        flow.sample_posterior(2, measurement=torch.tensor([[0.0, 0, 1]]), y=[1.0])

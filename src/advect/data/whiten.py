@@ -61,7 +61,13 @@ class Whiten(Transform):
         return torch.linalg.solve_triangular(self.root.to(y.device), y.mT, upper=False).mT.contiguous().float()
 
     def inverse(self, x: Tensor) -> Tensor:
-        return self.inner.inverse((x.double() @ self.root.to(x.device).mT + self.mean.to(x.device)).float())
+        return self.inner.inverse(self._coloured(x))
+
+    def unrounded(self, x: Tensor) -> Tensor:
+        return self.inner.unrounded(self._coloured(x))
+
+    def _coloured(self, x: Tensor) -> Tensor:
+        return (x.double() @ self.root.to(x.device).mT + self.mean.to(x.device)).float()
 
     def centred(self, x: Tensor) -> Tensor:
         return self.inner.centred(x)

@@ -54,6 +54,13 @@ def known_entries(flow: Flow, given: Any, n: int) -> Given:
 
     Raises UserError for another number of samples, and as ``Modality.given``.
     """
+    own = given_values(flow, given, n)
+    _ = flow.modality.entries  # tells where there are none
+    return Given(flow.modality.given(own).float(), own)
+
+
+def given_values(flow: Flow, given: Any, n: int) -> Tensor:
+    """Values (n, *data shape) of n samples, NaN where asked for. Raises UserError for another number of samples."""
     own, shape = flow.modality.given_rows(given), flow.data_shape
     if own.shape == shape:
         own = own.expand(n, *shape)
@@ -62,9 +69,7 @@ def known_entries(flow: Flow, given: Any, n: int) -> Given:
             f"given must have shape {shape}, or {(n, *shape)} with a row a sample, NaN where it is asked for; got "
             f"{tuple(own.shape)}"
         )
-    _ = flow.modality.entries  # tells where there are none
-    model = flow.modality.given(own).float()
-    return Given(model, own)
+    return own
 
 
 def still(field: Velocity, given: Tensor) -> Velocity:

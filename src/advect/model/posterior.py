@@ -15,7 +15,7 @@ from advect.core.errors import UserError
 from advect.core.types import without_padding
 from advect.data.given import check_given
 from advect.model.conditions import ConditionValue
-from advect.model.given import Given, known_entries
+from advect.model.given import Given, given_values, known_entries
 from advect.model.samples import Samples, checked_rows
 from advect.paths import AffinePath
 from advect.solvers import TimeGrid
@@ -69,7 +69,7 @@ def sample_posterior(
             or a part such as ``Blur`` of :mod:`advect.solvers.posterior`; of samples in data units, not rounded.
         y: (*M), or one each (n, *M), with the deviation ``noise``.
         given: known entries as for :meth:`sample`; without noise they come back exactly. Here noise is in model
-            units.
+            units, but of whitened data and of components in data units.
         reward: r(x (B, *S)) -> (B,): samples of about p(x) exp(r(x)); of x as for ``measurement``.
         method: a registered posterior or its name, by default "mmps", or "reward".
         steps: default the method's.
@@ -130,7 +130,13 @@ def _path(flow: Flow) -> AffinePath:
 
 
 def _known(flow: Flow, given: Any, n: int, model_units: bool) -> Given:
-    """Known entries. Raises UserError for another shape, and if none or all are known."""
+    """Known entries; none in model units that mix them. Raises UserError for another shape, and if none or all are
+    known.
+    """
+    if not model_units and flow.transform.mixes:
+        own = given_values(flow, given, n)
+        check_given(own, flow.data_shape)
+        return Given(own.new_full((n, *flow.spec.shape), torch.nan), own)
     if not model_units:
         return known_entries(flow, given, n)
     x, shape = torch.as_tensor(given, dtype=torch.float32), flow.spec.shape
@@ -158,11 +164,22 @@ def _question(
         raise UserError("measurement and y belong together; give both, or neither")
     shape, device = flow.spec.shape, flow.device
     if known is not None:
+        if not model_units and (mixes := flow.transform.mixes):
+            most, size = int((~known.own.isnan()).flatten(1).sum(1).max()), known.model[0].numel()
+            if most > size and noise == 0:
+                raise UserError(
+                    f"given knows {most} entries, which the {size} {mixes} of these data cannot meet exactly; give "
+                    "noise, their deviation from the data"
+                )
+            inside = Through(Masked(~known.own.isnan()), flow.transform.unrounded)
+            return Observation.of(inside, known.own, noise, n, shape, device)
         return Observation.of(Masked(~known.model.isnan()), known.model, noise, n, shape, device)
     unrounded = (lambda x: x) if model_units else flow.transform.unrounded
     if reward is not None:
         if noise != 0:
             raise UserError(f"noise is {noise}, but a reward has none; leave it out")
-        return Reward(lambda x: reward(unrounded(x)))
+        asked = Reward(lambda x: reward(unrounded(x)))
+        asked.check(shape, device)
+        return asked
     a = as_measurement(measurement)
     return Observation.of(a if model_units else Through(a, unrounded), y, noise, n, shape, device)

@@ -66,14 +66,21 @@ class Expression(Transform):
         x = x.to(torch.float32)
         return torch.where(x < self.smallest / 2, 0.0, x.clamp(min=0)) if self.non_negative else x
 
+    def unrounded(self, x: Tensor) -> Tensor:
+        return x.to(torch.float32) if self.space == "expression" else self._scaled(x)
+
     def counts(self, x: Tensor, library: Tensor | None = None) -> Tensor:
         """Counts (B, D) of expression x (B, D) for library sizes (B,), default ``library``."""
-        x = x.to(torch.float32)
-        x = (x.expm1() if self.log1p else x).clamp(min=0)
-        if self.target_sum is not None:
-            sizes = torch.full_like(x[:, 0], self.library) if library is None else library.to(x)
-            x = x * (sizes / self.target_sum)[:, None]
+        x = self._scaled(x, library).clamp(min=0)
         return x.round() if self.integer else x
+
+    def _scaled(self, x: Tensor, library: Tensor | None = None) -> Tensor:
+        x = x.to(torch.float32)
+        x = x.expm1() if self.log1p else x
+        if self.target_sum is None:
+            return x
+        sizes = torch.full_like(x[:, 0], self.library) if library is None else library.to(x)
+        return x * (sizes / self.target_sum)[:, None]
 
     def log_det(self, elements: int) -> float:
         if self.space == "counts":
@@ -159,6 +166,11 @@ class Chain(Transform):
     def inverse(self, x: Tensor) -> Tensor:
         for part in reversed(self.parts):
             x = part.inverse(x)
+        return x
+
+    def unrounded(self, x: Tensor) -> Tensor:
+        for part in reversed(self.parts):
+            x = part.unrounded(x)
         return x
 
     def log_slopes(self, shape: Sequence[int]) -> Tensor:

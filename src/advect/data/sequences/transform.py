@@ -143,6 +143,14 @@ class SequenceTransform(Transform):
         times = times if self.start.decimals is None else times.round(decimals=self.start.decimals)
         return torch.cat([y[..., :-2], times[..., None]], -1)
 
+    def unrounded(self, x: Tensor) -> Tensor:
+        """Times have no derivative."""
+        if self.start is None:
+            return self._table.unrounded(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        own = x[..., : sum(self._table.widths)].flatten(0, 1)
+        channels = self._table.unrounded(own).unflatten(0, x.shape[:2])[..., :-2]
+        return torch.cat([channels, self.inverse(x.detach())[..., -1:]], -1)
+
     def _steps(self, z: Tensor) -> Tensor:
         return self._table.inverse(z.flatten(0, 1)).unflatten(0, z.shape[:2])
 

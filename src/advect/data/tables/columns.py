@@ -72,6 +72,10 @@ class Column(ABC):
         x = torch.where(unknown, torch.nan, x)
         return torch.where(z[:, -1] > 0, torch.nan, x) if self.missing else x
 
+    def unrounded(self, z: Tensor) -> Tensor:
+        """:meth:`inverse`, for numbers without rounding and range; none is missing."""
+        return self._decode(z[:, : self.value_width].double())
+
     @abstractmethod
     def _encode(self, x: Tensor) -> Tensor:
         """Table units (B,) without NaN to (B, value_width) float64."""
@@ -136,7 +140,10 @@ class Number(Column):
         return self.scaling.forward(x)[:, None] if self.value_width else x.new_zeros((len(x), 0))
 
     def _decode(self, z: Tensor) -> Tensor:
-        return self.rounded(self.scaling.inverse(z[:, 0])) if self.value_width else z.new_full((len(z),), self.low)
+        return self.rounded(self.unrounded(z))
+
+    def unrounded(self, z: Tensor) -> Tensor:
+        return self.scaling.inverse(z[:, 0]) if self.value_width else z.new_full((len(z),), self.low).double()
 
     def rounded(self, x: Tensor) -> Tensor:
         """Nearest values that the column can have."""

@@ -52,6 +52,10 @@ class TableTransform(Transform):
         parts = zip(self.columns, x.split(self.widths, 1), strict=True)
         return torch.stack([column.inverse(part) for column, part in parts], 1)
 
+    def unrounded(self, x: Tensor) -> Tensor:
+        parts = zip(self.columns, x.split(self.widths, 1), strict=True)
+        return torch.stack([column.unrounded(part) for column, part in parts], 1)
+
     def to_frame(self, x: Tensor, *, text: bool = False) -> Any:
         """Table units (B, K) as a pandas DataFrame with the columns' types, names and order, or as text.
 

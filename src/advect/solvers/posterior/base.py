@@ -104,6 +104,24 @@ class Reward(NamedTuple):
 
     function: Callable[[Tensor], Tensor]
 
+    def slope(self, x1: Tensor) -> Tensor:
+        """Gradient of r at x1 (B, *S). Raises UserError for another shape than (B,), and without gradient."""
+        at = x1.detach().requires_grad_()
+        with torch.enable_grad():
+            value = self.function(at)
+            if value.shape != at.shape[:1] or not value.requires_grad:
+                raise UserError(
+                    f"a log-reward must be one number a sample, ({len(at)},), with a gradient in x, got shape "
+                    f"{tuple(value.shape)}{'' if value.requires_grad else ' without a gradient'}"
+                )
+            return torch.autograd.grad(value.sum(), at, materialize_grads=True)[0]
+
+    def check(self, shape: Sequence[int], device: torch.device) -> None:
+        """Raise UserError if it does not change with x."""
+        x = torch.randn(16, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+        if not self.slope(x).any():
+            raise UserError("the log-reward does not change with x; leave out what rounds, as categories do")
+
 
 class LocalDenoiser:
     """The prediction D of the data at x (B, *S), t (B,), with the covariance of x_1 given x_t.

@@ -14,7 +14,6 @@ from msgspec import Meta
 from torch import Tensor
 
 from advect.core.bounds import NonNegative, Positive, bounded
-from advect.core.errors import UserError
 from advect.core.registry import register
 from advect.solvers.posterior.base import (
     GuidedMethod,
@@ -118,16 +117,7 @@ class RewardGuidance(GuidedMethod):
     scale: NonNegative = 1.0
 
     def estimate(self, near: LocalDenoiser, ask: Reward) -> Tensor:
-        at = near.data.detach().requires_grad_()
-        with torch.enable_grad():
-            value = ask.function(at)
-            if value.shape != at.shape[:1] or not value.requires_grad:
-                raise UserError(
-                    f"a log-reward must be one number a sample, ({len(at)},), with a gradient in x, got shape "
-                    f"{tuple(value.shape)}{'' if value.requires_grad else ' without a gradient'}"
-                )
-            (slope,) = torch.autograd.grad(value.sum(), at)
-        return near.data + self.scale * near.covariance(slope)
+        return near.data + self.scale * near.covariance(ask.slope(near.data))
 
 
 def _aligned(scalar: Tensor, x: Tensor) -> Tensor:
