@@ -147,7 +147,14 @@ def read_arrays(
         UserError: the arrays do not fit together or hold other than finite real numbers.
     """
     if isinstance(data, str | os.PathLike):
-        data, lengths, conditions = _open(Path(data).expanduser(), lengths, conditions)
+        file = Path(data).expanduser()
+        arrays = open_arrays(file)
+        data, lengths = arrays["values"], arrays.get("lengths") if lengths is None else lengths
+        for name in () if isinstance(conditions, Mapping) else conditions:
+            if name not in arrays:
+                raise UserError(f"conditions has {name!r}, which {file} has not{did_you_mean(name, arrays)}")
+        if not isinstance(conditions, Mapping):
+            conditions = {name: arrays[name] for name in conditions}
     elif not isinstance(conditions, Mapping):
         if conditions:
             raise UserError(f"conditions must map names to arrays for arrays, got {list(conditions)}")
@@ -169,7 +176,8 @@ def read_arrays(
     return Ragged(steps, tuple(replace(column, missing=False) for column, _ in read), told)
 
 
-def _open(file: Path, lengths: Any, conditions: Mapping[str, Any] | Sequence[str]) -> tuple[Any, Any, dict[str, Any]]:
+def open_arrays(file: Path) -> dict[str, np.ndarray]:
+    """Arrays of a ``.npy`` or ``.npz`` file by name; the sequences are called "values". Raises UserError."""
     try:
         check_arrays(file)
         content = np.load(file, allow_pickle=False)
@@ -182,14 +190,7 @@ def _open(file: Path, lengths: Any, conditions: Mapping[str, Any] | Sequence[str
         arrays = {"values": next(iter(arrays.values()))}
     if "values" not in arrays:
         raise UserError(f"{file} has the arrays {', '.join(arrays)}, none called 'values'; name the sequences so")
-    if lengths is None:
-        lengths = arrays.get("lengths")
-    if isinstance(conditions, Mapping):
-        return arrays["values"], lengths, dict(conditions)
-    for name in conditions:
-        if name not in arrays:
-            raise UserError(f"conditions has {name!r}, which {file} has not{did_you_mean(name, arrays)}")
-    return arrays["values"], lengths, {name: arrays[name] for name in conditions}
+    return arrays
 
 
 def _array(x: Any, what: str) -> np.ndarray:
