@@ -216,7 +216,7 @@ def _new_trainer(
     """Trainer with network, loss, data and callbacks."""
     t = config.training
     check_method(config.method, t)
-    loss = build_loss(config.method, source.spec, metadata.noise, metadata.source_tensors)
+    loss = build_loss(config.method, source, metadata.noise, metadata.source_tensors)
     header = {"metadata": metadata.to_text(), "data": metadata.tensors}
     state = new_state(context, config.network, t, source.spec, loss, weights=weights, **header)
     limits = StopCriteria(steps=plan.steps, max_steps=t.max_steps, max_minutes=t.max_minutes)
@@ -279,7 +279,7 @@ def _threads(
             logger.info(
                 f"note: --threads was {begun} there and is {t.threads} here, so that sums may differ in the last bits"
             )
-    loss = build_loss(config.method, source.spec, noise, source_tensors(source))
+    loss = build_loss(config.method, source, noise, source_tensors(source))
     steps = min(plan.steps, t.max_steps or plan.steps) - step
     return choose_threads(context, config.network, t, source.spec, loss, source.train, steps=steps, begun=begun)
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.files import atomic_write
-from advect.core.types import NULL, Batch, Category, Conditions, DataSpec, Quantity, without_padding
+from advect.core.types import NULL, Batch, Category, Conditions, DataSpec, Entries, Quantity, without_padding
 from advect.data.base import Split, as_asked, label_array
 from advect.data.figure import save_png
 from advect.data.given import GivenRows, check_given, whole_entries
@@ -152,6 +152,25 @@ class Modality(ABC, Generic[M]):
     def categorical(self) -> tuple[bool, ...]:
         """Whether each column of a table is categorical."""
         return ()
+
+    @property
+    def entries(self) -> Entries:
+        """What is known or drawn as a whole. Raises UserError where model units mix what is asked for."""
+        if self.transform.mixes:
+            raise UserError(
+                f"single entries of these data are not known, as they are {self.transform.mixes}; train on them as "
+                "they are, or ask a flow trained without --mask by --posterior"
+            )
+        return Entries(self.groups, self.entry_names)
+
+    @property
+    def entry_names(self) -> tuple[str, ...]:
+        """Names of the entries, if they are columns with names."""
+        return ()
+
+    def given_rows(self, given: Any) -> Tensor:
+        """What a user knows of one sample or of n, in data units, float64, NaN where entries are asked for."""
+        return torch.as_tensor(np.asarray(given, np.float64))
 
     @property
     def components(self) -> Components | None:

@@ -33,6 +33,8 @@ class Transform(ABC):
     """
 
     kind: ClassVar[str]
+    mixes: ClassVar[str] = ""
+    """How an element in model units mixes entries of the data, so that none is known alone; empty if it does not."""
 
     def __init_subclass__(cls) -> None:
         _KINDS[cls.kind] = cls
@@ -62,6 +64,10 @@ class Transform(ABC):
 
         Constant for all transforms; clamping and rounding in ``inverse`` are ignored.
         """
+
+    def log_slopes(self, shape: Sequence[int]) -> Tensor:
+        """log |d forward / dx| of each element of a sample, (*S) float64; their sum is :meth:`log_det`."""
+        raise UserError("entries of these data have no density of their own; ask for that of whole samples")
 
     @abstractmethod
     def to_config(self) -> dict[str, Any]:
@@ -130,6 +136,9 @@ class Identity(Transform):
     def inverse(self, x: Tensor) -> Tensor:
         return x.to(torch.float32)
 
+    def log_slopes(self, shape: Sequence[int]) -> Tensor:
+        return torch.zeros(tuple(shape), dtype=torch.float64)
+
     def log_det(self, elements: int) -> float:
         return 0.0
 
@@ -183,6 +192,9 @@ class PixelScale(Transform):
     @property
     def unit(self) -> float:
         return plain_unit(self.high / 2 - self.low / 2)
+
+    def log_slopes(self, shape: Sequence[int]) -> Tensor:
+        return torch.full(tuple(shape), self.log_det(1), dtype=torch.float64)
 
     def log_det(self, elements: int) -> float:
         return elements * math.log(2 / (self.high - self.low))
@@ -281,6 +293,9 @@ class Standardize(Transform):
     def unit(self) -> float:
         return plain_unit(max(self.scale.tolist()))
 
+    def log_slopes(self, shape: Sequence[int]) -> Tensor:
+        return -self._moments[1].log()
+
     def log_det(self, elements: int) -> float:
         return -sum(math.log(std) for std in self.std)
 
@@ -304,6 +319,7 @@ class Whiten(Transform):
     mean: Tensor
     root: Tensor
     kind: ClassVar[str] = "whiten"
+    mixes: ClassVar[str] = "whitened"
 
     def __post_init__(self) -> None:
         root = self.root

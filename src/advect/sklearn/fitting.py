@@ -120,7 +120,7 @@ class FittedFlow:
     def flow(self, device: str) -> Flow:
         """Flow on a device, by name."""
         place, method = pick_device(device), self.settings.method
-        net = build_network(self.settings.network, self.spec)
+        net = build_network(self.settings.network, self.spec, masked=method.masked)
         net.load_state_dict(self.weights)
         return Flow(
             net.to(place).eval(),
@@ -131,6 +131,7 @@ class FittedFlow:
             prediction=method.prediction,
             t_eps=method.t_eps,
             null=label_dropout(method, self.spec) > 0,
+            masked=method.masked,
             device=place,
         )
 
@@ -218,7 +219,7 @@ def _set_threads(given: _Given) -> None:
     rows = np.arange(len(given.x))
     settings, dataset = given.settings, _dataset(given, rows, rows[:0])
     t, source = settings.training, given.previous.source if given.previous else fit_source(settings.method, dataset)
-    loss = build_loss(settings.method, dataset.spec, source)
+    loss = build_loss(settings.method, dataset, source)
     context = RunContext(pick_device(t.device), current(), seed=given.seed)
     choose_threads(context, settings.network, t, dataset.spec, loss, dataset.train, steps=settings.steps)
 
@@ -234,7 +235,7 @@ def _train(
     source = previous.source if previous else fit_source(settings.method, dataset)
     training = replace(settings.training, seed=seed)
     check_method(settings.method, training)
-    loss = build_loss(settings.method, dataset.spec, source)
+    loss = build_loss(settings.method, dataset, source)
     context = RunContext(pick_device(training.device), current(), seed=seed)
     state = new_state(context, settings.network, training, dataset.spec, loss)
     if isinstance(dataset.transform, Whiten) and getattr(state.net, "input_map", None) is not None:
@@ -376,6 +377,7 @@ def double_precision(flow: Flow) -> Flow:
         prediction=cast(Kind, flow.prediction),
         t_eps=flow.t_eps,
         null=flow.null,
+        masked=flow.masked,
         device=flow.device,
     )
 

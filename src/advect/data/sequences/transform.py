@@ -175,6 +175,10 @@ class SequenceTransform(Transform):
         last = (x == 0).all(-1) & self.ragged
         return self.encode(x, last.flip(1).cumprod(1).flip(1).bool())
 
+    def log_slopes(self, shape: Sequence[int]) -> Tensor:
+        self.log_det(1)
+        return self._table.log_slopes(()).expand(tuple(shape))
+
     def log_det(self, elements: int) -> float:
         """log |det d forward / dx| of a sample of ``elements`` elements, all steps real.
 
