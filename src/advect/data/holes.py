@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,6 +17,8 @@ from advect.data.base import Split, Subset
 
 if TYPE_CHECKING:
     from advect.data.base import Dataset
+
+logger = logging.getLogger(__name__)
 
 D = TypeVar("D", bound="Dataset")
 
@@ -46,12 +49,12 @@ class Holes:
         numbers, groups = dataset.modality.groups.unique(return_inverse=True)  # a constant column has no element
         train, held_out = (_lost(split, groups) for split in (dataset.train, dataset.held_out))
         for split, lost in ((dataset.train, train), (dataset.held_out, held_out)):
-            if lost.all(1).any():
-                row = split.row_names(lost.all(1).nonzero()[0][:1])[0]
+            if len(empty := np.flatnonzero(lost.all(1))):
+                row = split.row_names(empty[:1])[0]
                 raise UserError(f"{row} of {dataset.name} has no value at all; remove such rows")
         if train.all(0).any():
-            entry = dataset.modality.entry_name(int(numbers[int(train.all(0).argmax())]))
-            raise UserError(f"no training row of {dataset.name} has a value of {entry}; leave it out")
+            entry, names = int(numbers[int(train.all(0).argmax())]), dataset.modality.entry_names
+            raise UserError(f"no training row of {dataset.name} has {names[entry] if names else f'entry {entry}'!r}")
         both = np.concatenate([train, held_out])
         if not both.any():
             return None
@@ -69,6 +72,21 @@ class Holes:
         made.train, made.held_out = Subset(dataset.train, self.train), Subset(dataset.held_out, self.held_out)
         made.fingerprint = hashlib.sha256(f"{dataset.fingerprint} without holes".encode()).hexdigest()
         return made
+
+
+def complete_rows(dataset: D) -> D:
+    """``dataset.real`` of data with holes, saying so, else the data set. Raises UserError without complete rows."""
+    if dataset.holes is None:
+        return dataset
+    made = dataset.holes.complete(dataset)
+    if not len(made.train):
+        raise UserError(f"{dataset.name} has {dataset.holes.words()}, and no complete row to compare samples with")
+    logger.info(
+        f"note: the data have {dataset.holes.words()}; samples are compared with complete rows alone,"
+        f" {len(made.held_out):,} of {len(dataset.held_out):,} held out, {len(made.train):,} of"
+        f" {len(dataset.train):,} to train on"
+    )
+    return made
 
 
 def _lost(split: Split, groups: Tensor) -> np.ndarray:
