@@ -3,10 +3,10 @@
     python ../shared/data/get.py series
     python bench/forecast.py SERIES/ETTh.csv --minutes 15
 
-96 hours of 7 columns are given and 24 drawn, in the usual split of 12, 4 and 4 months (Zhou et al. 2021), in deviations
-of the training months. Every window of the test months counts, or each ``--stride``-th. CRPS is that of an ensemble
-without bias (Ferro 2014); of a point forecast it is the absolute error. Baselines are also made distributions by adding
-errors that they made on training windows.
+96 hours of 7 columns are given and 24 drawn, in the usual split of 12, 4 and 4 months (Zhou et al. 2021), in
+deviations of the training months. Every window of the test months counts, or each ``--stride``-th. CRPS is that of an
+ensemble without bias (Ferro 2014); of a point forecast it is the absolute error. Baselines are also made distributions
+by adding errors that they made on training windows.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--run", type=Path, default=Path("runs/etth"), help="trained there unless it exists")
-    parser.add_argument("--relative", choices=("mean", "ridge"), default="mean", help="see docs/experiments/forecast.md")
+    parser.add_argument(
+        "--relative", choices=("mean", "ridge"), default="mean", help="see docs/experiments/forecast.md"
+    )
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--draws", type=int, default=100)
     parser.add_argument("--num-steps", type=int, default=20)

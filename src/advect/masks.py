@@ -72,7 +72,7 @@ class Mask(ABC):
         return known[:, self.entries.of(x1.shape[1:]).to(x1.device)]
 
     def _whole(self, known: Tensor) -> Tensor:
-        """Entries of ``known`` (B, *S) as their first element is: the start of a sequence's times lies in all steps."""
+        """Entries of ``known`` (B, *S) as their first element is: all steps have the start of a sequence's times."""
         return known.flatten(1)[:, self.entries.first.to(known.device)].reshape(known.shape)
 
     def _draw(self, n: int, x1: Tensor, generator: Generator) -> Tensor:

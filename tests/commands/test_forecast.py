@@ -65,7 +65,9 @@ def test_draws_and_quantiles_continue_each_series_in_its_own_types(hourly_run: P
 def test_a_parquet_file_without_an_id_is_one_series(hourly_run: Path, tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     hours(1, sensors=1).drop(columns="sensor").to_csv(tmp_path / "one.csv", index=False)
-    run(f"forecast {hourly_run} {tmp_path}/one.csv --horizon 3 --draws 2 --num-steps 1 --output-dir {tmp_path}/o".split())
+    run(
+        f"forecast {hourly_run} {tmp_path}/one.csv --horizon 3 --draws 2 --num-steps 1 --output-dir {tmp_path}/o".split()
+    )
     draws = pd.read_csv(tmp_path / "o/draws.csv")
     assert list(draws.columns) == ["time", "load", "n", "draw"]
     assert draws["time"].tolist() == [f"2024-03-02 0{h}:00:00" for _ in range(2) for h in range(3)]
@@ -76,8 +78,16 @@ def test_a_parquet_file_without_an_id_is_one_series(hourly_run: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("flags", "change", "words"),
     [
-        ("--horizon 36", {}, "--horizon 36 leaves no known step in the 36 that the flow was trained on; give at most 35"),
-        ("--horizon 20 --history 20", {}, "--history 20 and --horizon 20 are 40 steps, and the flow was trained on 36"),
+        (
+            "--horizon 36",
+            {},
+            "--horizon 36 leaves no known step in the 36 that the flow was trained on",
+        ),
+        (
+            "--horizon 20 --history 20",
+            {},
+            "--history 20 and --horizon 20 are 40 steps, and the flow was trained on 36",
+        ),
         ("", {"n": 3.5}, "has 3.5 in row 0, step 0 of 'n': the data have whole numbers"),
         ("", {"load": 999.0}, "has 999 in row 0, step 0 of 'load': the data lie in"),
         ("", {"load": "much"}, "column 'load' holds"),
@@ -96,7 +106,10 @@ def test_what_cannot_be_forecast_is_told_and_leaves_nothing(
 def test_other_flows_and_files_are_refused(hourly_run: Path, moons_run: Path, tmp_path: Path) -> None:
     hours(2).drop(columns="load").rename(columns={"n": "loda"}).to_csv(tmp_path / "now.csv", index=False)
     for words, match in (
-        (f"{hourly_run} {tmp_path}/now.csv", "has no column 'load', which the flow was trained on; did you mean 'loda'"),
+        (
+            f"{hourly_run} {tmp_path}/now.csv",
+            "has no column 'load', which the flow was trained on; did you mean 'loda'",
+        ),
         (f"{moons_run} {tmp_path}/now.csv", "advect forecast is for sequences, and this flow makes vector data"),
         (f"{hourly_run} {tmp_path}/none.csv", "does not exist"),
         (f"{hourly_run}", "needs a run and a file of series"),

@@ -117,8 +117,8 @@ def _places(words: list[str]) -> tuple[list[Path], list[str]]:
 def parse_forecast(flags: list[str]) -> ForecastArguments:
     """Parse the words after ``advect forecast RUN FILE``. Raises UserError."""
     about = (
-        "Draw the next steps of each series in a CSV, Parquet or NumPy file, in the form of the training data, by a flow"
-        " of sequences trained with --mask prefix: all draws, their quantiles and a picture, in"
+        "Draw the next steps of each series in a CSV, Parquet or NumPy file, in the form of the training data, by a"
+        " flow of sequences trained with --mask prefix: all draws, their quantiles and a picture, in"
         " RUN/forecasts/seed-SEED.\n\n"
         "advect forecast runs/load load.csv --horizon 24 --draws 100"
     )

@@ -112,7 +112,7 @@ def test_windows_of_one_series_overlap_and_the_last_are_held_out() -> None:
     first = source.transform.inverse(source.held_out.fetch(np.arange(1)).x1)[0, 0, -1]
     assert values[-1, -1, -1] == first - 1  # hours: no step on both sides
     assert torch.equal(values[3, :, 0], torch.tensor(frame["load"].to_numpy()[18:66]))
-    with pytest.raises(UserError, match="id_column is not given; .* windows of one series by --max-length"):
+    with pytest.raises(UserError, match=r"id_column is not given; .* windows of one series by --max-length"):
         Sequences(frame, order_column="time")
     with pytest.raises(UserError, match="stride is 49"):
         Sequences(frame, order_column="time", max_length=48, long="window", stride=49)

@@ -350,9 +350,7 @@ def _require_all(bad: np.ndarray, name: str, fix: str) -> None:
         raise UserError(f"column {name!r} misses a value in row {int(bad.argmax())}; {fix}")
 
 
-def _channel(
-    series: Any, form: Any, date_order: str, places: np.ndarray, holes: bool
-) -> tuple[Column, np.ndarray]:
+def _channel(series: Any, form: Any, date_order: str, places: np.ndarray, holes: bool) -> tuple[Column, np.ndarray]:
     """Column of a channel, and its values (N,) in table units, NaN if missing where ``holes``.
 
     Words must change within a sequence (``places``).

@@ -95,7 +95,9 @@ class SequencesModality(Modality[SequenceMetadata]):
         if steps.start is not None and steps.gap is not None:
             times = x[..., -1].double()
             if bool((times.isnan()[:, :-1] & ~times.isnan()[:, 1:]).any()):
-                raise UserError(f"given has times {steps.start.name!r} after unknown ones; give them from the first on")
+                raise UserError(
+                    f"given has times {steps.start.name!r} after unknown ones; give them from the first on"
+                )
             known.append((steps.gap, times.diff(dim=1)))
         for column, values in known:
             if unfit := column.unfit(values.flatten().numpy()):
