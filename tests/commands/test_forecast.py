@@ -62,12 +62,10 @@ def test_draws_and_quantiles_continue_each_series_in_its_own_types(hourly_run: P
         run([*words.split(), "--draws", "8"])
 
 
-def test_a_parquet_file_without_an_id_is_one_series(hourly_run: Path, tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow")
+def test_a_file_without_an_id_is_one_series(hourly_run: Path, tmp_path: Path) -> None:
     hours(1, sensors=1).drop(columns="sensor").to_csv(tmp_path / "one.csv", index=False)
-    run(
-        f"forecast {hourly_run} {tmp_path}/one.csv --horizon 3 --draws 2 --num-steps 1 --output-dir {tmp_path}/o".split()
-    )
+    words = f"forecast {hourly_run} {tmp_path}/one.csv --horizon 3 --draws 2 --num-steps 1 --output-dir {tmp_path}/o"
+    run(words.split())
     draws = pd.read_csv(tmp_path / "o/draws.csv")
     assert list(draws.columns) == ["time", "load", "n", "draw"]
     assert draws["time"].tolist() == [f"2024-03-02 0{h}:00:00" for _ in range(2) for h in range(3)]
