@@ -58,6 +58,11 @@ class Tables(VectorPlots[TableMetadata]):
         assert isinstance(self.transform, TableTransform)
         return self.transform
 
+    @cached_property
+    def _learned(self) -> np.ndarray:
+        """Which columns of the data (K,) are no conditions."""
+        return np.array([name not in self.spec.conditions for name in self.metadata["order"]])
+
     @property
     def groups(self) -> Tensor:
         """The columns, of which those of one value have no element."""
@@ -82,6 +87,8 @@ class Tables(VectorPlots[TableMetadata]):
 
     def given_rows(self, given: Any) -> Tensor:
         """Also a data frame, or a dict of columns or of one row's values; columns that it lacks are asked for."""
+        if isinstance(given, GivenRows):
+            return torch.from_numpy(given.own.values[:, self._learned])
         if isinstance(given, Mapping) or hasattr(given, "columns"):
             return torch.from_numpy(frame_units(given, self._columns.columns))
         return super().given_rows(given)
@@ -91,14 +98,13 @@ class Tables(VectorPlots[TableMetadata]):
         by_name = {column.name: column for column in self._columns.columns}
         told = {c["name"]: column_from_config(c) for c in self.metadata["conditions"]}
         question = read_question(path, [(by_name | told)[name] for name in self.metadata["order"]])
-        learned = np.array([name in by_name for name in self.metadata["order"]])
-        check_asked(str(path), np.isnan(question.values[:, learned]))
+        check_asked(str(path), np.isnan(question.values[:, self._learned]))
         conditions = {c.name: v for c, v in zip(question.columns, question.values.T, strict=True) if c.name in told}
         for name, values in conditions.items():
             if np.isnan(values).any():
                 row = int(np.isnan(values).argmax())
                 raise UserError(f"{path} has nothing in row {row} of column {name!r}, a condition; fill it in")
-        x = torch.from_numpy(question.values[:, learned])
+        x = torch.from_numpy(question.values[:, self._learned])
         values = torch.where(x.isnan()[:, self.groups], torch.nan, self.transform.forward(x))
         own = {name: told[name].told(v) for name, v in conditions.items()}
         return GivenRows(values, own, question)
@@ -106,8 +112,7 @@ class Tables(VectorPlots[TableMetadata]):
     def write_given(self, x: Tensor, conditions: Conditions, rows: GivenRows, draws: int, folder: Path) -> list[Path]:
         """A file for each draw, draw-1 and so on, as the one read with its empty entries filled."""
         question, files = rows.own, []
-        learned = np.array([name not in self.spec.conditions for name in self.metadata["order"]])
-        known = torch.from_numpy(question.values[:, learned])
+        known = self.given_rows(rows)
         for k in range(draws):
             cond = {name: value[k::draws] for name, value in conditions.items()}
             whole = torch.where(known.isnan(), x[k::draws].double(), known)

@@ -21,6 +21,7 @@ from advect.data.tables.raw_csv import RawCsv, read_raw
 from advect.data.tables.text import MISSING
 from advect.data.vectors.parquet import read_vectors, write_vectors
 
+
 @dataclass(frozen=True, eq=False)
 class VectorQuestion:
     """Vectors x (n, D), NaN where they are asked for, as a file has them.

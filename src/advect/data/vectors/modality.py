@@ -89,6 +89,9 @@ class Vectors(VectorPlots[VectorMetadata]):
         x = torch.from_numpy(question.x.astype(np.float64))
         return GivenRows(self.transform.forward(x), dict(question.conditions), question)
 
+    def given_rows(self, given: Any) -> Tensor:
+        return super().given_rows(given.own.x if isinstance(given, GivenRows) else given)
+
     def write_given(self, x: Tensor, conditions: Conditions, rows: GivenRows, draws: int, folder: Path) -> list[Path]:
         """A file for each draw, draw-1 and so on, as the one read with its NaN filled."""
         own = in_type(x, self.metadata.get("type", {}))
