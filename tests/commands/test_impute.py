@@ -79,9 +79,7 @@ def test_parts_are_gone_on_with_and_give_the_same_bytes(
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in whole]
     assert answer_run(masked_run, given, 5, TWO, output_dir=tmp_path / "b", part_size=7) == again
     assert len(calls) == 4
-    with pytest.raises(
-        UserError, match="already holds samples of another call: n was 20 there and is 16 here"
-    ):
+    with pytest.raises(UserError, match="already holds samples of another call: n was 20 there and is 16 here"):
         answer_run(masked_run, given, 4, TWO, output_dir=tmp_path / "b")
     assert len(answer_run(masked_run, given, 1, TWO, output_dir=tmp_path / "b", overwrite=True)) == 2
     assert [path.name for path in (tmp_path / "b").glob("draw-*")] == ["draw-1.csv"]
