@@ -79,7 +79,7 @@ def test_the_file_says_all_that_the_numbers_depend_on_and_nothing_else_is_left(
         "reference": 898,
         "features": protocol["features"],
         "samples": 100,
-        "metrics": ["frechet", "kernel", "manifolds", "class_shares", "straightness"],
+        "metrics": ["frechet", "kernel", "manifolds", "class_shares", "class_accuracy", "straightness"],
         "ways": [{"solver": "midpoint", "grid": "uniform", "steps": 1, "diffusion": None}],
         "guidance": 2.0,
         "guidance_interval": [0.1, 0.9],
@@ -91,6 +91,7 @@ def test_the_file_says_all_that_the_numbers_depend_on_and_nothing_else_is_left(
     assert result["subject"]["ema"] == 0.995 and len(result["subject"]["sha256"]) == 64
     assert result["made_with"].keys() >= {"advect", "torch", "numpy", "scikit-learn", "python", "device", "processes"}
     names = {"frechet", "kernel", "precision", "recall", "density", "coverage", "class_shares_label"}
+    names |= {"class_accuracy_label"}
     assert result["floor"]["metrics"].keys() == names == result["points"][0]["metrics"].keys()
     assert result["flow"]["straightness"]["value"] > 0 and result["flow"]["straightness"]["samples"] == 100
     # Another protocol has another file, the same one the same.
