@@ -76,8 +76,8 @@ class ProbeClassifier:
         if self.accuracy - self.majority >= SKILL * (1 - self.majority):
             return ""
         return (
-            f"the classifier is right on {self.accuracy:.0%} of real rows of other folds, and their most frequent class is "
-            f"{self.majority:.0%}: it cannot judge"
+            f"the classifier is right on {self.accuracy:.0%} of real rows of other folds, and the most frequent class"
+            f" is {self.majority:.0%}: it cannot judge"
         )
 
     def __call__(self, x: Tensor) -> Tensor:
