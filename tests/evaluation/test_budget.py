@@ -147,7 +147,7 @@ def test_features_that_take_too_long_are_left_out_and_told(
         library.load(digits_run), dataset, tmp_path / "out", clock=Clock(30, lambda: 0.0), **options
     )
     assert found["limits"]["left_out"][0] == "pixels instead of the features of a network trained on these data"
-    assert found["frechet"]["features"] == "pixel space"
+    assert found["frechet"]["features"] == "pixel space, black 0 and white 1"
 
 
 def test_no_clock_is_no_limit() -> None:

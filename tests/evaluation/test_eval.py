@@ -51,14 +51,15 @@ def test_digits_have_the_distances_of_their_samples_and_the_floor_of_their_data(
     x = library.load(digits_run).sample(700, steps=3, seed=5).x
     (point,) = result["points"]
     value = lambda name: point["metrics"][name]["mean"]
-    assert value("frechet") == pytest.approx(frechet_distance(x, y), rel=1e-5)
-    assert value("sliced_wasserstein") == pytest.approx(sliced_wasserstein(x, y), rel=1e-5)
+    assert value("frechet") == pytest.approx(frechet_distance(x / 16, y / 16), rel=1e-5)
+    assert value("sliced_wasserstein") == pytest.approx(sliced_wasserstein(x / 16, y / 16), rel=1e-5)
     assert (point["solver"], point["nfe"]) == ("midpoint", 6)
     assert point["samples_per_s"] == pytest.approx(700 / point["seconds"])
     assert result["floor"]["samples"] == 700
     whole = measured(digits_run, tmp_path / "b.json", num_steps=(1,), **way)
     assert whole["protocol"]["samples"] == len(data.train) == whole["floor"]["samples"]
-    assert whole["floor"]["metrics"]["frechet"] == pytest.approx(frechet_distance(pixels(data.train), y), rel=1e-5)
+    floor = frechet_distance(pixels(data.train) / 16, y / 16)  # black 0 and white 1
+    assert whole["floor"]["metrics"]["frechet"] == pytest.approx(floor, rel=1e-5)
 
 
 def test_the_file_says_all_that_the_numbers_depend_on_and_nothing_else_is_left(
@@ -142,7 +143,8 @@ def test_samples_of_one_class_are_compared_with_the_rows_of_that_class(
     batch = data.held_out.fetch(np.arange(len(data.held_out)))
     y = pixels(data.held_out)[(batch.cond or {})["label"] == 7]
     x = library.load(digits_run).sample(80, steps=1, cond={"label": 7}).x
-    assert result["points"][0]["metrics"]["frechet"]["mean"] == pytest.approx(frechet_distance(x, y), rel=1e-5)
+    expected = frechet_distance(x / 16, y / 16)
+    assert result["points"][0]["metrics"]["frechet"]["mean"] == pytest.approx(expected, rel=1e-5)
     assert result["protocol"]["reference"] == len(y) and result["protocol"]["conditions"] == {"label": "7"}
     assert f"note: compared with the {len(y)} rows of label=7" in caplog.messages
 
