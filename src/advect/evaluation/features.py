@@ -246,10 +246,11 @@ class FeatureSpace:
         rows = subsample(len(train), count, 0).sort().values
         fitted = replace(Projection.fit(self.whole(train, rows)), scale=scale)
         k, digest = int(fitted.pca.n_components_), hashlib.sha256()
+        values = self.modality.value_name + words
         for array in (fitted.pca.mean_, fitted.pca.components_):
             digest.update(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
         return Features(
-            name=f"the first {k} principal components of the training data's {size:,} {self.modality.value_name}{words}",
+            name=f"the first {k} principal components of the training data's {size:,} {values}",
             identity=f"{k} principal components of training data {self.dataset.fingerprint}{words}",
             exact=f"principal components {digest.hexdigest()}, {self._exact()}{words}",
             dimensions=k,
