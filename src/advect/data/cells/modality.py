@@ -36,7 +36,7 @@ class CellsModality(VectorPlots[CellsMetadata]):
     """Cells, compared as expression: samples.h5ad, in counts or expression as trained."""
 
     usual_preset = "cells"
-    metrics = (*DISTANCES, "marginals", "energy_within", "straightness")
+    metrics = (*DISTANCES, "marginals", "energy_within", "class_accuracy", "straightness")
 
     space = "expression"
 
