@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
-from advect.core.types import NULL, Batch, null_conditions
+from advect.core.types import GIVEN, NULL, Batch, null_conditions
 from advect.losses import FlowMatching
 from advect.networks import Vector
+from advect.networks.base import WithGiven
 from advect.solvers import guided_velocity, integrate
 
 CONDITIONS = {"label": 4, "cell.line": 3, "dose": Vector(2)}
@@ -213,3 +214,20 @@ def test_bfloat16_autocast_is_close(made):
     with torch.autocast("cpu", torch.bfloat16):
         low = net(*inputs(shape))
     assert low.dtype == torch.float32 and (low - exact).norm() < 0.05 * exact.norm()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_is_given_is_seen_and_the_state_there_is_not(name):
+    make, shape = NETWORKS[name]
+    net = alive(WithGiven(make(conditions=CONDITIONS, inputs=3), make.func.takes))
+    x, t, cond = inputs(shape)
+    known = torch.rand(x.shape, generator=torch.Generator().manual_seed(2)) < 0.5
+    absent = ~known & (torch.rand(x.shape, generator=torch.Generator().manual_seed(3)) < 0.3)
+    given = torch.where(known, x.cos(), torch.nan)
+    given = torch.where(absent, torch.inf, given)
+    out = net(x, t, {**cond, GIVEN: given})
+    assert out.shape == x.shape and out.isfinite().all()
+    close(net(torch.where(known | absent, 1e6, x), t, {**cond, GIVEN: given}), out)
+    for other in (torch.where(known, given + 1, given), torch.where(absent, torch.nan, given)):
+        assert not torch.allclose(net(x, t, {**cond, GIVEN: other}), out)
+    close(net(x, t, {**cond, GIVEN: torch.full_like(x, torch.nan)}), net(x, t, cond))

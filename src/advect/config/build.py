@@ -18,8 +18,9 @@ from advect.core.random import LayerRng
 from advect.core.types import DataSpec, Length, Quantity
 from advect.data import Dataset
 from advect.losses import Loss
+from advect.masks import Mask
 from advect.networks import Vector
-from advect.networks.base import VelocityAndScore
+from advect.networks.base import VelocityAndScore, WithGiven
 from advect.paths import AffinePath, Path
 from advect.sources import Empirical, SourceDistribution
 from advect.times import Stratified, TimeDistribution
@@ -45,9 +46,9 @@ def build_dataset(config: DataConfig) -> Dataset:
 
 
 def build_network(
-    config: NetworkConfig, spec: DataSpec, *, grad_checkpointing: bool = False, seed: int = 0
+    config: NetworkConfig, spec: DataSpec, *, grad_checkpointing: bool = False, masked: bool = False, seed: int = 0
 ) -> nn.Module:
-    """Network for data of this shape and these conditions, with weights of the ``seed``.
+    """Network for data of this shape and these conditions, with weights of the ``seed``; ``masked``: see WithGiven.
 
     Draws from no global generator, whatever the network's code says. Raises UserError if they do not fit.
     """
@@ -59,13 +60,17 @@ def build_network(
         raise UserError(f"--grad-checkpointing does nothing for --network {config.network}; leave it out")
     if config.score_network == "head" and "outputs" not in registry.parameters(cls):
         raise UserError(f"--network {config.network} has one output; take --score-network separate")
+    if masked and "inputs" not in registry.parameters(cls):
+        raise UserError(f"--network {config.network} takes no masks; leave --mask out, or take another network")
     options = {"shape": spec.shape, "dim": spec.shape[0], "conditions": _sizes(spec)}
-    options |= {"grad_checkpointing": grad_checkpointing, "outputs": 2 if config.score_network == "head" else 1}
+    options |= {"grad_checkpointing": grad_checkpointing, "inputs": 3 if masked else 1}
+    options |= {"outputs": 2 if config.score_network == "head" else 1}
     with LayerRng(seed).used():
         net = config.build("network", **options)
         if config.score_network == "separate":
             net = VelocityAndScore(net, config.build("network", **options))
-    return net.to(memory_format=torch.channels_last) if cls.channels_last else net  # pyright: ignore[reportCallIssue]
+    net = net.to(memory_format=torch.channels_last) if cls.channels_last else net  # pyright: ignore[reportCallIssue]
+    return WithGiven(net, cls.takes) if masked else net
 
 
 def networks_for(modality: str) -> list[str]:
@@ -186,9 +191,10 @@ def label_dropout(method: MethodConfig, spec: DataSpec) -> float:
 
 
 def build_loss(
-    method: MethodConfig, spec: DataSpec, source: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
+    method: MethodConfig, dataset: Dataset, source: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
 ) -> Loss:
     """Loss of a configuration. Raises UserError for contradictory or unsuitable settings."""
+    spec = dataset.spec
     dropout = label_dropout(method, spec)
     if method.part("coupling").needs_conditions and not spec.conditions:  # pyright: ignore[reportAttributeAccessIssue]
         raise UserError(f"--coupling {method.coupling} needs labels, and the data have none; take --coupling ot")
@@ -220,7 +226,20 @@ def build_loss(
         loss_type=method.loss_type,
         t_eps=method.t_eps,
         cond_dropout=dropout,
+        mask=_build_mask(method, dataset),
     )
+
+
+def _build_mask(method: MethodConfig, dataset: Dataset) -> Mask | None:
+    """Law of what is known; None for nothing."""
+    if not method.masked:
+        return None
+    if not method.part("coupling").independent:  # pyright: ignore[reportAttributeAccessIssue]
+        raise UserError(
+            f"--mask {method.mask} and --coupling {method.coupling} contradict each other: questions start from noise "
+            "drawn apart from the data; leave one out"
+        )
+    return method.build("mask", entries=dataset.modality.entries)
 
 
 def _check_used(method: MethodConfig) -> None:

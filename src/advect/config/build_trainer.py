@@ -81,7 +81,7 @@ def check_config(config: Config) -> None:
         dataset = build_dataset(config.data)
         spec = dataset.spec
         if t.pairs is None:
-            build_loss(method, spec, fit_source(method, dataset), source_tensors(dataset))
+            build_loss(method, dataset, fit_source(method, dataset), source_tensors(dataset))
     else:
         path = build_path(method)
         space = method.prediction if method.loss_space == "same" else method.loss_space
@@ -90,7 +90,7 @@ def check_config(config: Config) -> None:
         method.build("coupling")
         spec = _example_spec(config)
     with torch.device("meta"):
-        net = build_network(config.network, spec, grad_checkpointing=t.grad_checkpointing)
+        net = build_network(config.network, spec, grad_checkpointing=t.grad_checkpointing, masked=method.masked)
     if dataset is not None:
         check_sizes(net, dataset, method)
 
@@ -122,9 +122,10 @@ def new_state(
 ) -> TrainState:
     """Initial state on the context's device, from ``weights`` or the seed; ``options`` are passed to it."""
     device = context.device
-    check_training_memory(network, t, spec, device)
+    masked = loss_fn.mask is not None
+    check_training_memory(network, t, spec, device, masked=masked)
     seed = stream_seed(context.seed, Stream.INIT)
-    net = build_network(network, spec, grad_checkpointing=t.grad_checkpointing, seed=seed)
+    net = build_network(network, spec, grad_checkpointing=t.grad_checkpointing, masked=masked, seed=seed)
     if weights is not None:
         net.load_state_dict(weights)
     parallel, twin = Parallel.choose(t.parallel, net, device), on_meta(net)
@@ -136,10 +137,12 @@ def new_state(
     return TrainState(net, optimizer, ema, extra=loss_fn, parallel=parallel, twin=twin, **options)
 
 
-def check_training_memory(network: NetworkConfig, t: TrainingConfig, spec: DataSpec, device: torch.device) -> None:
+def check_training_memory(
+    network: NetworkConfig, t: TrainingConfig, spec: DataSpec, device: torch.device, *, masked: bool = False
+) -> None:
     """Raise UserError if the weights with their gradients, moments and averages, and a batch, exceed the memory."""
     with torch.device("meta"):
-        net = build_network(network, spec, grad_checkpointing=t.grad_checkpointing)
+        net = build_network(network, spec, grad_checkpointing=t.grad_checkpointing, masked=masked)
     count = sum(p.numel() for p in net.parameters())
     averages = len(t.ema_also) + 1 + (len(t.posthoc_lengths) if t.posthoc_ema else 0) if t.use_ema else 0
     shards = current().world if Parallel.choose(t.parallel, net, device).kind == "fsdp" else 1

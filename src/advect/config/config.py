@@ -119,7 +119,15 @@ class MethodConfig(Section):
     share; default 0.1 if the data have conditions.
     """
 
-    usual = frozenset({"path", "source", "coupling", "times", "prediction", "label_dropout"})
+    mask: str = part("mask", default="none")
+    """Entries that the flow is given in training, so that it answers questions: see advect sample --given."""
+
+    usual = frozenset({"path", "source", "coupling", "prediction", "label_dropout", "mask"})
+
+    @property
+    def masked(self) -> bool:
+        """Whether the flow is given anything."""
+        return self.mask != type(self).mask
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -96,7 +96,7 @@ def seconds_per_step(context: RunContext, config: Config, dataset: Dataset, *, s
     timed, of fewer rows where they take long.
     """
     t, spec, split = config.training, dataset.spec, dataset.train
-    loss = build_loss(config.method, spec, fit_source(config.method, dataset), source_tensors(dataset))
+    loss = build_loss(config.method, dataset, fit_source(config.method, dataset), source_tensors(dataset))
     with explain_oom(), kept_threads():
         choose_threads(context, config.network, t, spec, loss, split, steps=steps)
         step, batch = trial_step(context, config.network, t, spec, loss, split), t.batch_size or 1

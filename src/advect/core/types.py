@@ -13,7 +13,9 @@ Names in code: ``x0, x1, t, x_t, u_t, alpha, sigma, d_alpha, d_sigma``. The batc
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Literal, Protocol
 
 import torch
@@ -31,6 +33,14 @@ NULL = -1
 
 LENGTH = "length"
 """Condition (B,) with the number of real steps of a sequence (L, C); never dropped."""
+
+GIVEN = "given"
+"""Condition (B, *S) in model units of a flow that answers questions, never dropped: an entry's known value, NaN where
+it is to be drawn, or infinity where the training data lack it, so that it is neither known nor learned.
+"""
+
+RESERVED = (LENGTH, GIVEN)
+"""Conditions that are no labels."""
 
 
 class Network(Protocol):
@@ -66,13 +76,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class PathSample:
-    """Sample of a conditional path: ``x_t, u_t, x0, x1 (B, *S)`` and ``t (B,)``."""
+    """Sample of a conditional path: ``x_t, u_t, x0, x1 (B, *S)`` and ``t (B,)``.
+
+    ``target`` (B, *S) marks the elements that a loss counts, by default all.
+    """
 
     x_t: Tensor
     t: Tensor
     u_t: Tensor
     x0: Tensor
     x1: Tensor
+    target: Tensor | None = None
 
 
 Frequencies = tuple[Annotated[float, Meta(ge=0, le=1)], ...]
@@ -147,6 +161,37 @@ class DataSpec:
     conditions: dict[str, Condition]
 
 
+@dataclass(frozen=True)
+class Entries:
+    """The entries of a sample (*S), each known or not as a whole.
+
+    ``groups`` (*S) int64 numbers the entry of each element from 0 on: a column of a table, a pixel of an image, a
+    channel at a step. ``names`` are those of columns, if they have any.
+    """
+
+    groups: Tensor
+    names: tuple[str, ...] = ()
+
+    def of(self, shape: Sequence[int]) -> Tensor:
+        """The groups of samples of this shape; images may have another size than the data set's."""
+        if tuple(shape) == tuple(self.groups.shape):
+            return self.groups
+        channels, height, width = shape
+        return torch.arange(height * width).reshape(1, height, width).expand(channels, height, width)
+
+    @cached_property
+    def first(self) -> Tensor:
+        """Place in a flattened sample of the first element of each element's entry, (D,) int64."""
+        places = self.groups.flatten()
+        firsts = torch.full((int(places.max()) + 1,), len(places))
+        return firsts.scatter_reduce(0, places, torch.arange(len(places)), "amin")[places]
+
+    def count(self, shape: Sequence[int] | None = None) -> int:
+        """Number of entries."""
+        groups = self.groups if shape is None else self.of(shape)
+        return int(groups.max()) + 1
+
+
 def expand_right(t: Tensor, x: Tensor) -> Tensor:
     """Reshape t (B,) to (B, 1, ..., 1) to broadcast over x (B, *S)."""
     return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
@@ -175,9 +220,9 @@ def drop_conditions(cond: Conditions | None, probability: float, generator: Gene
 
     All together is what classifier-free guidance needs (Ho & Salimans 2022, alg. 1). Of K > 1 conditions each is then
     missing with the same probability p by itself too, so that the network learns every subset: a subset of m < K is
-    missing in a share (1 - p) p^m (1 - p)^(K - m) of the samples. A length is never dropped.
+    missing in a share (1 - p) p^m (1 - p)^(K - m) of the samples. Lengths and given entries are never dropped.
     """
-    names = [name for name in cond or {} if name != LENGTH]
+    names = [name for name in cond or {} if name not in RESERVED]
     if not cond or not names or probability == 0:
         return cond
     first = cond[names[0]]
@@ -191,9 +236,9 @@ def drop_conditions(cond: Conditions | None, probability: float, generator: Gene
 
 
 def null_conditions(cond: Conditions) -> Conditions:
-    """Null values for all conditions: NULL for integers, NaN for floats; lengths stay."""
+    """Null values for all conditions: NULL for integers, NaN for floats; the reserved ones stay."""
     return {
-        name: value if name == LENGTH else torch.full_like(value, math.nan if value.is_floating_point() else NULL)
+        name: value if name in RESERVED else torch.full_like(value, math.nan if value.is_floating_point() else NULL)
         for name, value in cond.items()
     }
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -15,9 +17,10 @@ from tqdm import tqdm
 from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.files import atomic_write
-from advect.core.types import NULL, Batch, Category, Conditions, DataSpec, Quantity, without_padding
+from advect.core.types import NULL, Batch, Category, Conditions, DataSpec, Entries, Quantity, without_padding
 from advect.data.base import Split, as_asked, label_array
 from advect.data.figure import save_png
+from advect.data.given import GivenRows, check_given, whole_entries
 from advect.data.join_files import JOINED
 from advect.data.transforms import Transform
 
@@ -151,6 +154,25 @@ class Modality(ABC, Generic[M]):
         return ()
 
     @property
+    def entries(self) -> Entries:
+        """What is known or drawn as a whole. Raises UserError where model units mix what is asked for."""
+        if self.transform.mixes:
+            raise UserError(
+                f"single entries of these data are not known, as they are {self.transform.mixes}; train on them as "
+                "they are, or ask a flow trained without --mask by --posterior"
+            )
+        return Entries(self.groups, self.entry_names)
+
+    @property
+    def entry_names(self) -> tuple[str, ...]:
+        """Names of the entries, if they are columns with names."""
+        return ()
+
+    def given_rows(self, given: Any) -> Tensor:
+        """What a user knows of one sample or of n, in data units, float64, NaN where entries are asked for."""
+        return torch.as_tensor(np.asarray(given, np.float64))
+
+    @property
     def components(self) -> Components | None:
         """The transform's principal components, in which samples are compared; None if it has none."""
         return None
@@ -221,12 +243,19 @@ class Modality(ABC, Generic[M]):
         if len(held_out) == 0:
             return None
         batch = held_out.fetch(np.arange(min(HELD_OUT, len(held_out))))
-        cond = batch.cond or {}
-        return Batch(without_padding(self.transform.inverse(batch.x1), cond), cond)
+        whole = ~batch.x1.flatten(1).isnan().any(1)  # others have holes
+        cond = {name: value[whole] for name, value in (batch.cond or {}).items()}
+        x = without_padding(self.transform.inverse(batch.x1[whole]), cond)
+        return Batch(x, cond) if len(x) else None
 
     def data(self, split: Split, indices: np.ndarray) -> tuple[Tensor, Conditions]:
-        """Samples of a split at ``indices`` (n,) in comparison units, (n, *S), and their conditions."""
+        """Samples of a split at ``indices`` (n,) in comparison units, (n, *S), and their conditions.
+
+        Raises UserError for samples with holes, which are not compared.
+        """
         batch = split.fetch(indices)
+        if bool(batch.x1.isnan().any()):
+            raise UserError("rows with holes are not compared with samples; take the data set's ``real`` rows")
         cond = batch.cond or {}
         return without_padding(self.transform.inverse(batch.x1), cond), cond
 
@@ -237,6 +266,34 @@ class Modality(ABC, Generic[M]):
     def counted(self, x: Tensor, *, first: int = 0, seed: int = 0) -> Tensor:
         """Samples x (n, *S) in data units as written: expected expression becomes counts."""
         return x
+
+    @property
+    def groups(self) -> Tensor:
+        """Number (*S) int64 of the entry of the data, such as a column or pixel, that an element belongs to.
+
+        An entry is known or asked for as a whole.
+        """
+        return torch.arange(math.prod(self.spec.shape)).reshape(self.spec.shape)
+
+    def given(self, x: Tensor) -> Tensor:
+        """Samples x (n, *data shape) in data units, NaN where asked for, in model units, NaN where asked for.
+
+        Raises UserError if the shape does not fit, a value is infinite, an entry is known in part, or none is known or
+        asked for.
+        """
+        check_given(x, self.transform.inverse(torch.zeros(1, *self.spec.shape)).shape[1:])
+        return whole_entries(self.transform.forward(x), self.groups)
+
+    def read_given(self, path: Path) -> GivenRows:
+        """Samples of a file whose empty, NaN or transparent entries are asked for. Raises UserError."""
+        raise UserError(f"{path} is given, and {self.name} data have no files with unknown entries; use Flow.sample")
+
+    def write_given(self, x: Tensor, conditions: Conditions, rows: GivenRows, draws: int, folder: Path) -> list[Path]:
+        """Write x (n * draws, *S) in data units, the draws of a row one after another; return the files.
+
+        Entries that were known stand as in the file read.
+        """
+        return self.write(x, conditions, folder)
 
     def measured(self, x: Tensor, *, first: int = 0, seed: int = 0) -> Tensor:
         """Samples x (n, *S) in data units, as written, in the units of :meth:`data`."""

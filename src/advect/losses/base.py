@@ -9,6 +9,7 @@ from torch import Tensor
 
 from advect.core.random import Generator
 from advect.core.types import Batch, Conditions, Network, PathSample
+from advect.masks import Mask
 
 LossInput = tuple[PathSample, Conditions | None]
 """A path sample (B rows) and the network's conditions."""
@@ -32,10 +33,14 @@ class Loss(ABC):
         "loss_type",
         "t_eps",
         "cond_dropout",
+        "mask",
     )
 
     learns_score: ClassVar[bool] = False
     """Whether the network has a second output, for the score; see ``StochasticInterpolantLoss``."""
+
+    mask: Mask | None = None
+    """Law of what the network is given of a sample; None for nothing."""
 
     @abstractmethod
     def sample(self, batch: Batch, generator: Generator = None) -> LossInput:

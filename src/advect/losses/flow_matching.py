@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, get_args
 
@@ -12,9 +12,10 @@ from torch import Tensor
 from advect.core.errors import UserError, did_you_mean
 from advect.core.random import Generator
 from advect.core.registry import register
-from advect.core.types import Batch, PathSample, drop_conditions, expand_right, real_steps
+from advect.core.types import GIVEN, LENGTH, Batch, PathSample, drop_conditions, expand_right, real_steps
 from advect.couplings import Coupling, Independent
 from advect.losses.base import Loss, LossInput
+from advect.masks import Mask
 from advect.paths import AffinePath, BrownianBridge, CondOT, Path
 from advect.sources import Gaussian, SourceDistribution
 from advect.times import Stratified, TimeDistribution
@@ -45,6 +46,8 @@ class FlowMatching(Loss):
             ``prediction`` and another ``loss_space`` is: it is taken at the t inside, and every t is trained.
         cond_dropout: share in [0, 1] of samples without conditions, for classifier-free guidance (Ho & Salimans
             2022).
+        mask: law of the entries that the network is given. They, and those that the data lack (NaN in x1), cost
+            nothing.
         loss_type: of a sample's mean squared residual m: m, or the pseudo-Huber sqrt(m + c^2) - c (Song & Dhariwal
             2023, "Improved techniques for training consistency models", section 3.3), biased unless x_t nearly
             determines the target, as in reflow (Lee, Lin & Fanti 2024, "Improving the training of rectified
@@ -64,6 +67,7 @@ class FlowMatching(Loss):
     loss_type: LossType = "squared"
     t_eps: float = 1e-3
     cond_dropout: float = 0.0
+    mask: Mask | None = None
 
     def __post_init__(self) -> None:
         names = {"prediction": Kind, "loss_space": Kind, "loss_type": LossType}
@@ -75,6 +79,11 @@ class FlowMatching(Loss):
             raise UserError(f"FlowMatching.cond_dropout must lie in [0, 1], got {self.cond_dropout}; 0.1 is usual")
         if not 0 <= self.t_eps < 0.5:
             raise UserError(f"FlowMatching.t_eps must lie in [0, 0.5), got {self.t_eps}; 0.001 is usual")
+        if self.mask is not None and not isinstance(self.coupling, Independent):
+            raise UserError(
+                f"a mask needs noise drawn apart from the data, as questions start from it, got coupling "
+                f"{type(self.coupling).__name__}; take Independent"
+            )
         kinds = {self.prediction, self.space}
         if not isinstance(self.path, AffinePath):
             if len(kinds) > 1 or kinds & {"data", "noise"}:
@@ -117,8 +126,13 @@ class FlowMatching(Loss):
         if real is not None:  # padding is zero in noise, data and velocity, so that it adds nothing to the loss
             x0 = x0 * real[:, :, None]
         t = self._times.sample(len(x1), generator, x1.device)
-        sample = self.path.sample(x0, x1, t, generator)
-        return sample, drop_conditions(cond, self.cond_dropout, generator)
+        if self.mask is None:
+            sample = self.path.sample(x0, x1, t, generator)
+            return sample, drop_conditions(cond, self.cond_dropout, generator)
+        sample = self.path.sample(x0, x1.nan_to_num(0.0), t, generator)
+        given = self.mask.given(x1, (cond or {}).get(LENGTH), generator)
+        cond = drop_conditions(cond, self.cond_dropout, generator) or {}
+        return replace(sample, target=given.isnan()), {**cond, GIVEN: given}
 
     def compare(self, output: Tensor, sample: PathSample) -> Tensor:
         return self.importance_weight(sample.t, self.error(output, sample))
@@ -135,15 +149,17 @@ class FlowMatching(Loss):
             # Conversions are affine, so that their linear part takes one residual to another.
             inside = sample.t.clamp(self.t_eps, 1 - self.t_eps)
             residual = self.path.convert(residual, torch.zeros_like(residual), inside, self.prediction, self.space)
-        return self.weighted(residual, sample.t)
+        return self.weighted(residual, sample)
 
-    def weighted(self, residual: Tensor, t: Tensor) -> Tensor:
-        """The loss (B,) of residuals (B, *S) at t (B,)."""
+    def weighted(self, residual: Tensor, sample: PathSample) -> Tensor:
+        """The loss (B,) of residuals (B, *S) at a path sample, 0 for elements that are no target."""
+        if sample.target is not None:
+            residual = residual * sample.target
         loss = residual.square().flatten(1).mean(1)
         if self.loss_type == "pseudo-huber":
             loss = loss / (torch.sqrt(loss + C**2) + C)  # sqrt(m + c^2) - c, which would cancel
         if self.weight is not None:
-            loss = loss * self.weight(t).to(loss.dtype)
+            loss = loss * self.weight(sample.t).to(loss.dtype)
         return loss
 
     def target(self, sample: PathSample) -> Tensor:

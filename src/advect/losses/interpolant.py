@@ -78,7 +78,7 @@ class StochasticInterpolantLoss(FlowMatching):
 
     def compare(self, output: Tensor, sample: PathSample) -> Tensor:
         prediction, eta = split_heads(output, sample.x_t)
-        score = self.weighted(eta - self.noise(sample), sample.t)
+        score = self.weighted(eta - self.noise(sample), sample)
         loss = self.error(prediction, sample) + self.score_weight * score
         return self.importance_weight(sample.t, loss)
 

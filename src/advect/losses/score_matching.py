@@ -15,6 +15,7 @@ from advect.core.registry import register
 from advect.core.types import Batch, PathSample
 from advect.losses.base import Loss, LossInput
 from advect.losses.flow_matching import FlowMatching
+from advect.masks import Mask
 from advect.paths import AffinePath
 from advect.times import Stratified, TimeDistribution
 
@@ -46,6 +47,7 @@ class ScoreMatching(Loss):
     prediction: Literal["score", "noise"] = "score"
     t_eps: float = 1e-3
     cond_dropout: float = 0.0
+    mask: Mask | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.weighting, str) and self.weighting not in get_args(Weighting):
@@ -71,6 +73,7 @@ class ScoreMatching(Loss):
             loss_space="noise",
             t_eps=self.t_eps,
             cond_dropout=self.cond_dropout,
+            mask=self.mask,
         )
 
     def _weight(self, t: Tensor) -> Tensor:

@@ -28,16 +28,18 @@ from advect.core.errors import UserError
 from advect.core.memory import BATCH_COPIES, check_memory
 from advect.core.progress import BatchProgress, Progress
 from advect.core.random import CounterRng, Stream, stream_seed
-from advect.core.types import LENGTH, Conditions, without_padding
+from advect.core.types import GIVEN, LENGTH, Conditions, without_padding
 from advect.model.conditions import ConditionValue
 from advect.model.coordinates import Coordinates
+from advect.model.given import questions, read_given
 from advect.model.integrators import (
     Integrator,
     make_integrator,
     make_interpolant_integrator,
 )
+from advect.model.posterior import sample_posterior
 from advect.model.sampler_config import SamplerConfig
-from advect.model.samples import Samples
+from advect.model.samples import Samples, checked_rows
 from advect.model.velocity_field import VelocityField
 from advect.paths import AffinePath
 from advect.solvers import (
@@ -75,6 +77,7 @@ class Flow(VelocityField):
         guidance: GuidanceScale = 1.0,
         guidance_interval: tuple[Time, Time] | None = None,
         image_size: tuple[Pixels, Pixels] | None = None,
+        given: Any = None,
         trajectory: bool = False,
         batch_size: BatchSize = 256,
         rows: range | None = None,
@@ -93,6 +96,8 @@ class Flow(VelocityField):
                 ``ConditionValue``; others follow the training frequencies.
             guidance: scale of classifier-free guidance, within ``guidance_interval`` of t if given.
             image_size: height and width of images by a network that takes others than it was trained on, a DiT.
+            given: known entries of one sample, or of each of n, in data units, NaN where they are asked for; they come
+                back as they are. For flows trained with --mask.
             trajectory: return the states at ``times``, (len(times), n, *S): those of the grid and of the
                 exact steps at the ends (see :class:`Coordinates`).
             rows: a range within 0 .. n, to sample a share.
@@ -104,25 +109,31 @@ class Flow(VelocityField):
         config = SamplerConfig(solver, steps, grid, diffusion, guidance, guidance_interval, image_size)
         config = config.resolve(self.sampler, trajectory=trajectory)
         noise, integrator = self._takes_score(config), self._integrator(config, trajectory)
-        rows = _rows(n, rows, batch_size)
+        rows = checked_rows(n, rows)
         self._check_guidance(guidance, guidance_interval)
         shape = self._shape(image_size)
         self._check_memory(len(rows), min(batch_size, len(rows)), shape)
         conditions = self.conditions(n, cond, seed, rows=rows)
+        known = None if given is None else read_given(self, given, n).rows(rows)
         parts, evaluations = [], 0
         calls = self.nfe(config) if progress is not False else None
-        states = self._initial_states(n, rows, conditions, seed, batch_size, progress, shape, calls)
+        all_given = conditions if known is None else {**conditions, GIVEN: known.model}
+        states = self._initial_states(n, rows, all_given, seed, batch_size, progress, shape, calls)
         for x0, part, rng, done in states:
             field = self._field(integrator.coordinates, part, guidance, guidance_interval, noise=noise)
             field = CountedVelocity(field, done.step)
             parts.append(integrator(field, x0, rng).float().cpu())
             evaluations += field.rows
         x, nfe = torch.cat(parts, dim=1 if trajectory else 0), evaluations / len(rows)
+        x = x if known is None else known.put(x)
         if not model_units:
             inverse = lambda state: without_padding(self.transform.inverse(state), conditions)
             x = torch.stack([inverse(state) for state in x]) if trajectory else inverse(x)
+            x = x if known is None else known.restore(x)
         nfe = int(nfe) if nfe.is_integer() else nfe
         return Samples(x, conditions, nfe, self.spec, integrator.times if trajectory else None)
+
+    sample_posterior = sample_posterior
 
     @bounded
     @torch.no_grad()
@@ -144,7 +155,7 @@ class Flow(VelocityField):
 
         Zero padding counts as elements.
         """
-        rows = _rows(n, rows, batch_size)
+        rows = checked_rows(n, rows)
         self._check_guidance(guidance, guidance_interval)
         conditions, parts = self.conditions(n, cond, seed, rows=rows), []
         way, t0, t1 = self.coordinates, self.coordinates.low, self.coordinates.high
@@ -314,6 +325,7 @@ class Flow(VelocityField):
         x: Tensor,
         *,
         cond: Mapping[str, ConditionValue] | None = None,
+        given: Any = None,
         steps: Steps = 50,
         solver: str = "rk4",
         trace: Literal["exact", "hutchinson"] = "exact",
@@ -324,11 +336,12 @@ class Flow(VelocityField):
         It is that of :meth:`sample`'s law, in float32 whatever the precision of training, through the same coordinates
         and exact steps at the ends. ``trace``: "exact" costs a derivative per element, "hutchinson" one derivative,
         unbiased but for the determinants of those steps, with which the density is at most the exact one. Conditions
-        not in ``cond`` are null. Raises UserError unless the source has a density, sequences are of one length and the
-        data have a density.
+        not in ``cond`` are null. With ``given``, values as in :meth:`sample` or True where an entry is known, it is
+        the conditional density of the other entries. Raises UserError unless the source has a density, sequences are
+        of one length and the data have a density.
         """
         x = self._checked(x, self.data_shape)
-        log_det = self.transform.log_det(x[0].numel())
+        log_det = self.transform.log_det(x[0].numel()) if given is None else 0.0
         if not self.source.has_density:
             raise UserError(
                 f"log_prob needs a source with a density, and this flow starts from {type(self.source).__name__}"
@@ -341,10 +354,20 @@ class Flow(VelocityField):
         way, times, method = self._way(solver, steps)
         jitter = self.path.sigma_min if isinstance(self.path, AffinePath) else 0.0
         start = lambda x0: self.source.log_prob(x0, jitter=jitter)
+        conditions = self._given(len(x), cond)
         with self._full_precision() as exact:
             exact.net = contiguous(self.net)
-            value = way.log_prob(exact._field(way, self._given(len(x), cond)), model, start, method, times, options)
-        return (value + log_det).float().cpu()
+            if given is None:
+                value = way.log_prob(exact._field(way, conditions), model, start, method, times, options)
+                return (value + log_det).float().cpu()
+            value = torch.zeros(len(x), dtype=torch.float64)
+            for question in questions(self, x, given):
+                rows, y = question.rows, question.asked_of(model)
+                field = question.field(exact, way, conditions, model)
+                if trace == "hutchinson":
+                    options["generator"] = CounterRng.at(stream_seed(seed, Stream.LOG_PROB), 0, rows, total=len(x))
+                value[rows] = way.log_prob(field, y, start, method, times, options).double().cpu() + question.log_det
+            return value.float()
 
     @contextmanager
     def _full_precision(self) -> Iterator[Flow]:
@@ -370,10 +393,3 @@ class Flow(VelocityField):
         if x.shape[1:] != shape or len(x) == 0:
             raise UserError(f"x must have shape (n, {', '.join(map(str, shape))}), got {tuple(x.shape)}")
         return x
-
-
-def _rows(n: int, rows: range | None, batch_size: int) -> range:
-    """Requested rows of n samples, default all."""
-    if rows is not None and not (0 <= rows.start < rows.stop <= n and rows.step == 1):
-        raise UserError(f"rows must be a range within 0 .. {n}, not empty, of step 1, got {rows}")
-    return range(n) if rows is None else rows

@@ -208,7 +208,7 @@ def _load(source: Path, ema: bool | float, device: str | torch.device) -> Flow:
         file = weight_file(source, ema=ema)
     metadata, place = read_model_metadata(file), pick_device(device)
     check_weights(metadata, file)
-    net = build_network(metadata.network, metadata.spec)
+    net = build_network(metadata.network, metadata.spec, masked=metadata.method.masked)
     net.load_state_dict(load_weights(file))
     flow = guarded(lambda: build_flow(metadata, net.to(place).eval(), place), file)
     guarded(lambda: _try_transform(flow), file)
@@ -227,7 +227,7 @@ def check_weights(metadata: ModelMetadata, file: Path) -> None:
 
     def claimed() -> Mapping[str, Tensor]:
         with torch.device("meta"):
-            return build_network(metadata.network, metadata.spec).state_dict()
+            return build_network(metadata.network, metadata.spec, masked=metadata.method.masked).state_dict()
 
     check_same_shapes(read_shapes(file), guarded(claimed, file), file)
 
@@ -273,6 +273,7 @@ def build_flow(metadata: ModelMetadata, net: nn.Module, place: torch.device) -> 
         learned_score=metadata.network.score_network != "none",
         t_eps=metadata.method.t_eps,
         null=label_dropout(metadata.method, metadata.spec) > 0,
+        masked=metadata.method.masked,
         facts=metadata.facts,
         sampler=_sampler(output),
         device=place,

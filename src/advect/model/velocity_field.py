@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from advect.core.errors import UserError
-from advect.core.types import Conditions, DataSpec, is_null
+from advect.core.types import GIVEN, Conditions, DataSpec, is_null
 from advect.data import Transform
 from advect.data.modality import Modality, modality_of
 from advect.losses.flow_matching import Kind
 from advect.losses.interpolant import split_heads
 from advect.model.conditions import ConditionValue, resolve_conditions
 from advect.model.coordinates import Coordinates, Rectified
+from advect.model.given import still
 from advect.model.integrators import (
     coordinates_of,
     with_score,
@@ -38,7 +39,8 @@ class VelocityField:
 
     The network gives the ``prediction`` in model units and, with ``learned_score``, after it on axis 1 the noise of
     the path (see ``StochasticInterpolantLoss``). ``t_eps`` keeps t from 0 and 1 as in the loss. ``null``: whether
-    conditions were dropped in training, as guidance needs. ``facts``: ``Dataset.metadata``.
+    conditions were dropped in training, as guidance needs. ``masked``: whether entries were given in training.
+    ``facts``: ``Dataset.metadata``.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class VelocityField:
         learned_score: bool = False,
         t_eps: float = 1e-3,
         null: bool = True,
+        masked: bool = False,
         sampler: SamplerConfig | None = None,
         device: torch.device | None = None,
         autocast: torch.dtype | None = None,
@@ -61,6 +64,7 @@ class VelocityField:
         self.net, self.spec, self.transform = net, spec, transform
         self.path, self.source, self.prediction = path or AffinePath(), source or Gaussian(), prediction
         self.learned_score, self.t_eps, self.null, self.facts = learned_score, t_eps, null, facts or {}
+        self.masked = masked
         self.sampler, self.device, self.autocast = sampler or DEFAULT, device or torch.device("cpu"), autocast
 
     @cached_property
@@ -96,6 +100,22 @@ class VelocityField:
         if not self.learned_score:
             with_score("the score", self.path, self.source)
         return guided_velocity(self._score, cond, guidance, interval=interval)
+
+    def denoiser(
+        self, cond: Conditions | None = None, *, guidance: float = 1.0, interval: tuple[float, float] | None = None
+    ) -> Velocity:
+        """E[x_1 | x_t] (B, *S) of x (B, *S), t (B,) in model units, like :meth:`velocity`, clear of both ends of time.
+
+        Raises UserError for a path that is not affine.
+        """
+        self.net.eval()
+        if not isinstance(self.path, AffinePath):
+            raise UserError(f"E[x_1 | x_t] follows from the velocity on an affine path, and this flow has {self.path}")
+        return guided_velocity(self._denoised, cond, guidance, interval=interval)
+
+    def _denoised(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
+        inside = t.clamp(self._t_eps, 1 - self._t_eps)
+        return self._converted(self._predicted(x_t, inside, cond), x_t, inside, "data")
 
     def _score(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
         inside = t.clamp(self._t_eps, 1 - self._t_eps)
@@ -180,4 +200,6 @@ class VelocityField:
         self.net.eval()
         net = self._rectified_velocity if isinstance(coordinates, Rectified) else self._velocity
         net = self._velocity_and_noise if noise else net
-        return guided_velocity(net, self._on_device(cond), guidance, interval=interval)
+        cond = self._on_device(cond)
+        field = guided_velocity(net, cond, guidance, interval=interval)
+        return still(field, cond[GIVEN]) if GIVEN in cond else field

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from advect.core.errors import UserError, did_you_mean
-from advect.core.types import Conditions
+from advect.core.types import GIVEN, Conditions
 
 
 class FlowNetwork(nn.Module):
     """``net(x_t (B, *S), t (B,), cond) -> (B, *S)``.
 
     A run sets ``shape`` S or ``dim``, ``conditions``, ``grad_checkpointing`` and ``outputs``; other arguments are
-    flags. With ``outputs`` 2, a velocity and a score, the result has both one after the other on axis 1.
+    flags. With ``outputs`` 2, a velocity and a score, the result has both one after the other on axis 1. With
+    ``inputs`` 3, the channels of x_t are followed by as many of each mask (see :class:`WithGiven`).
     """
 
     part_kind: ClassVar[str] = "network"
-    part_given: ClassVar[tuple[str, ...]] = ("shape", "dim", "conditions", "grad_checkpointing", "outputs")
+    part_given: ClassVar[tuple[str, ...]] = (
+        "shape",
+        "dim",
+        "conditions",
+        "grad_checkpointing",
+        "inputs",
+        "outputs",
+    )
     takes: ClassVar[Literal["vector", "image", "sequence"]]
     """Kind of data: S is (D,), (C, H, W) or (L, C)."""
     channels_last: ClassVar[bool] = False
@@ -45,6 +53,32 @@ class VelocityAndScore(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
         return torch.cat([self.velocity(x_t, t, cond), self.score(x_t, t, cond)], 1)
+
+
+class WithGiven(nn.Module):
+    """``net`` of three inputs, told which entries of x_t (B, *S) are known, ``cond["given"]`` (B, *S); see ``GIVEN``.
+
+    The network sees the known values without noise, never x_t there, and 0 where the data lack a value, each marked by
+    a mask beside it on the axis of the channels. Without the condition all of x_t is to be drawn.
+    """
+
+    def __init__(self, net: Any, takes: str) -> None:
+        super().__init__()
+        self.net, self.axis = net, -1 if takes == "sequence" else 1
+
+    def check_size(self, shape: Sequence[int]) -> None:
+        """Raise UserError unless the network takes samples of ``shape``."""
+        self.net.check_size(shape)
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
+        given = (cond or {}).get(GIVEN)
+        rest = {name: value for name, value in (cond or {}).items() if name != GIVEN} or None
+        if given is None:
+            known = absent = torch.zeros_like(x_t)
+        else:
+            known, absent = given.isfinite(), given.isinf()
+            x_t = torch.where(known, given.to(x_t.dtype), torch.where(absent, 0.0, x_t))
+        return self.net(torch.cat([x_t, known.to(x_t.dtype), absent.to(x_t.dtype)], self.axis), t, rest)
 
 
 def check_inputs(net: str, x_t: Tensor, t: Tensor, shape: Sequence[int | str]) -> None:

@@ -105,6 +105,7 @@ class DiT(FlowNetwork):
         time_embedding: TimeKind = "sinusoidal",
         conditions: ConditionSizes | None = None,
         grad_checkpointing: bool = False,
+        inputs: int = 1,
         outputs: int = 1,
     ) -> None:
         super().__init__()
@@ -114,7 +115,7 @@ class DiT(FlowNetwork):
         check_choice("DiT", "resize", self.resize, get_args(Resize))
         options = BlockOptions(width=width, heads=heads, norm=norm, mlp=mlp, qk_norm=qk_norm, dropout=dropout)
         options.check("DiT", pairs=4)
-        self.shape, self.patch = _check_shape(shape, patch_size), patch_size
+        self.shape, self.patch, self.inputs = _check_shape(shape, patch_size), patch_size, inputs
         self.rotary, self.head_width, self.grad_checkpointing = (
             positions == "rotary",
             width // heads,
@@ -123,16 +124,16 @@ class DiT(FlowNetwork):
 
         self.time = TimeEmbedding(256, width, kind=time_embedding)
         self.conditions = ConditionEmbedding(conditions or {}, width)
-        self.stem = nn.Linear(self.shape[0] * patch_size**2, width)
+        self.stem = nn.Linear(inputs * self.shape[0] * patch_size**2, width)
         self.blocks = nn.ModuleList(TransformerBlock(options, width) for _ in range(depth))
         self.head = Head(norm, width, width, outputs * self.shape[0] * patch_size**2)
         start_adaln_zero(self)
         self.registers = nn.Parameter(0.02 * torch.randn(registers, width)) if registers else None
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
-        check_inputs("DiT", x_t, t, (self.shape[0], "H", "W"))
-        if x_t.shape[1:] != self.shape:
-            _check_shape(x_t.shape[1:], self.patch)
+        check_inputs("DiT", x_t, t, (self.inputs * self.shape[0], "H", "W"))
+        if x_t.shape[2:] != self.shape[1:]:
+            _check_shape((self.shape[0], *x_t.shape[2:]), self.patch)
         emb = F.silu(self.conditions(self.time(t), cond))
         patches = F.pixel_unshuffle(x_t, self.patch)
         h = self.stem(patches.flatten(2).transpose(1, 2))  # (B, tokens, width)

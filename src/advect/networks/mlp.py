@@ -72,12 +72,13 @@ class MLP(FlowNetwork):
         zero_output: bool = False,
         input_map: bool = False,
         conditions: ConditionSizes | None = None,
+        inputs: int = 1,
         outputs: int = 1,
     ) -> None:
         super().__init__()
         check_choice("MLP", "activation", activation, get_args(Activation))
-        self.dim, self.time_features, self.activation = dim, time_features, activation
-        self.first = _he_linear(dim + 1 + 2 * time_features, width)
+        self.dim, self.inputs, self.time_features, self.activation = dim, inputs, time_features, activation
+        self.first = _he_linear(inputs * dim + 1 + 2 * time_features, width)
         self.conditions = ConditionEmbedding(conditions or {}, width)
         self.hidden = nn.ModuleList(_he_linear(width, width) for _ in range(depth - 2))
         self.last = nn.Linear(width, outputs * dim)
@@ -89,7 +90,7 @@ class MLP(FlowNetwork):
             zeroed(self.last)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
-        check_inputs("MLP", x_t, t, (self.dim,))
+        check_inputs("MLP", x_t, t, (self.inputs * self.dim,))
         activation = _ACTIVATIONS[self.activation]
         h = self.conditions(self.first(self._features(x_t, t)), cond)
         for layer in self.hidden:
@@ -99,7 +100,9 @@ class MLP(FlowNetwork):
     def _features(self, x_t: Tensor, t: Tensor) -> Tensor:
         t = t.to(x_t.dtype)[:, None]
         mix = self.input_map
-        columns = [x_t @ mix.to(x_t.dtype).mT if isinstance(mix, Tensor) else x_t, t]
+        columns = [x_t, t]
+        if isinstance(mix, Tensor):
+            columns = [x_t[:, : self.dim] @ mix.to(x_t.dtype).mT, x_t[:, self.dim :], t]
         for k in range(1, self.time_features + 1):
             angle = t * (2 * math.pi * k)
             columns += [angle.cos(), angle.sin()]
@@ -156,13 +159,14 @@ class ResidualMLP(FlowNetwork):
         time_embedding: TimeKind = "sinusoidal",
         conditions: ConditionSizes | None = None,
         grad_checkpointing: bool = False,
+        inputs: int = 1,
         outputs: int = 1,
     ) -> None:
         super().__init__()
-        self.dim, self.outputs, self.grad_checkpointing = dim, outputs, grad_checkpointing
+        self.dim, self.inputs, self.outputs, self.grad_checkpointing = dim, inputs, outputs, grad_checkpointing
         self.time = TimeEmbedding(min(width, 256), width, kind=time_embedding)
         self.conditions = ConditionEmbedding(conditions or {}, width)
-        self.stem = nn.Linear(dim, width)
+        self.stem = nn.Linear(inputs * dim, width)
         self.blocks = nn.ModuleList(ResidualBlock(width, expansion * width, width, dropout) for _ in range(depth))
         self.head = Head("layer", width, width, outputs * dim)
         self.through = nn.Linear(width, outputs * dim)
@@ -170,10 +174,11 @@ class ResidualMLP(FlowNetwork):
         zeroed(self.through)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
-        check_inputs("ResidualMLP", x_t, t, (self.dim,))
+        check_inputs("ResidualMLP", x_t, t, (self.inputs * self.dim,))
         emb = F.silu(self.conditions(self.time(t), cond))
         h = self.stem(x_t)
         for block in self.blocks:
             h = checkpoint(block, h, emb, recompute=self.grad_checkpointing)
-        x = x_t if self.outputs == 1 else x_t.repeat(1, self.outputs)
+        x = x_t[:, : self.dim]
+        x = x if self.outputs == 1 else x.repeat(1, self.outputs)
         return torch.addcmul(self.head(h, emb).to(x_t.dtype), self.through(emb).to(x_t.dtype), x)

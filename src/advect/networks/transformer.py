@@ -173,6 +173,7 @@ class SequenceTransformer(FlowNetwork):
         time_embedding: TimeKind = "sinusoidal",
         conditions: ConditionSizes | None = None,
         grad_checkpointing: bool = False,
+        inputs: int = 1,
         outputs: int = 1,
     ) -> None:
         super().__init__()
@@ -185,16 +186,16 @@ class SequenceTransformer(FlowNetwork):
         if conditions and LENGTH in conditions:
             raise UserError(f"the condition {LENGTH!r} is known to SequenceTransformer; leave it out of conditions")
         self.channels, self.head_width, self.grad_checkpointing = shape[1], width // heads, grad_checkpointing
-        self.outputs = outputs
+        self.inputs, self.outputs = inputs, outputs
         self.time = TimeEmbedding(256, width, kind=time_embedding)
         self.conditions = ConditionEmbedding(conditions or {}, width)
-        self.stem = nn.Linear(self.channels, width)
+        self.stem = nn.Linear(inputs * self.channels, width)
         self.blocks = nn.ModuleList(TransformerBlock(options, width) for _ in range(depth))
         self.head = Head(norm, width, width, outputs * self.channels)
         start_adaln_zero(self)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
-        check_inputs("SequenceTransformer", x_t, t, ("L", self.channels))
+        check_inputs("SequenceTransformer", x_t, t, ("L", self.inputs * self.channels))
         cond = cond or {}
         if LENGTH in cond and cond[LENGTH].shape != t.shape:
             raise UserError(f"{LENGTH!r} must have shape ({len(t)},), one a sample, got {tuple(cond[LENGTH].shape)}")

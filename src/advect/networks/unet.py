@@ -163,12 +163,14 @@ class UNet(FlowNetwork):
         time_embedding: TimeKind = "sinusoidal",
         conditions: ConditionSizes | None = None,
         grad_checkpointing: bool = False,
+        inputs: int = 1,
         outputs: int = 1,
     ) -> None:
         super().__init__()
         channel_mult = usual_channels(shape, patch_size) if channel_mult is None else _not_empty(channel_mult)
         self.shape = _check_shape(shape, len(channel_mult), patch_size)
         self.patch, self.levels, self.grad_checkpointing = patch_size, len(channel_mult), grad_checkpointing
+        self.inputs = inputs
         side, channels = max(self.shape[1:]) // patch_size, self.shape[0] * patch_size**2
         attention_resolutions = _attention(attention_resolutions, side, len(channel_mult))
 
@@ -182,7 +184,7 @@ class UNet(FlowNetwork):
             block = ResidualBlock(c_in, c_out, emb, dropout)
             return Stage(resample, block, SelfAttention(c_out, head_width) if attention else None)
 
-        self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.stem = nn.Conv2d(inputs * channels, widths[0], 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         last = widths[0]
         for level, (width, attention) in enumerate(zip(widths, attends, strict=True)):
@@ -201,9 +203,9 @@ class UNet(FlowNetwork):
         )
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
-        check_inputs("UNet", x_t, t, (self.shape[0], "H", "W"))
-        if x_t.shape[1:] != self.shape:
-            self.check_size(x_t.shape[1:])
+        check_inputs("UNet", x_t, t, (self.inputs * self.shape[0], "H", "W"))
+        if x_t.shape[2:] != self.shape[1:]:
+            self.check_size((self.shape[0], *x_t.shape[2:]))
         emb = F.silu(self.conditions(self.time(t), cond))
         recompute = self.grad_checkpointing
         h = self.stem(F.pixel_unshuffle(x_t, self.patch) if self.patch > 1 else x_t)

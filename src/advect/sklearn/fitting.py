@@ -27,7 +27,7 @@ from advect.core.threads import kept_threads
 from advect.core.types import Condition, DataSpec
 from advect.data import Dataset, Transform, find_copies
 from advect.data.base import ArraySplit, array_modality
-from advect.data.transforms import Whiten
+from advect.data.whiten import Whiten
 from advect.distributed.comm import current
 from advect.distributed.context import RunContext, pick_device
 from advect.evaluation.held_out import HeldOutLoss, MemoryStore, copied, held_out_loss, watched_draws
@@ -120,7 +120,7 @@ class FittedFlow:
     def flow(self, device: str) -> Flow:
         """Flow on a device, by name."""
         place, method = pick_device(device), self.settings.method
-        net = build_network(self.settings.network, self.spec)
+        net = build_network(self.settings.network, self.spec, masked=method.masked)
         net.load_state_dict(self.weights)
         return Flow(
             net.to(place).eval(),
@@ -131,6 +131,7 @@ class FittedFlow:
             prediction=method.prediction,
             t_eps=method.t_eps,
             null=label_dropout(method, self.spec) > 0,
+            masked=method.masked,
             device=place,
         )
 
@@ -237,7 +238,7 @@ def _trial(given: _Given) -> dict[str, Any]:
     rows, settings, training = np.arange(len(given.x)), given.settings, given.settings.training
     dataset = _dataset(given, rows, rows[:0])
     source = given.previous.source if given.previous else fit_source(settings.method, dataset)
-    loss = build_loss(settings.method, dataset.spec, source)
+    loss = build_loss(settings.method, dataset, source)
     context = RunContext(pick_device(training.device), current(), seed=given.seed)
     of_data = {"spec": dataset.spec, "loss_fn": loss, "split": dataset.train}
     return {"context": context, "network": settings.network, "t": training, **of_data}
@@ -254,7 +255,7 @@ def _train(
     source = previous.source if previous else fit_source(settings.method, dataset)
     training = replace(settings.training, seed=seed)
     check_method(settings.method, training)
-    loss = build_loss(settings.method, dataset.spec, source)
+    loss = build_loss(settings.method, dataset, source)
     context = RunContext(pick_device(training.device), current(), seed=seed)
     state = new_state(context, settings.network, training, dataset.spec, loss)
     if isinstance(dataset.transform, Whiten) and getattr(state.net, "input_map", None) is not None:

@@ -51,6 +51,7 @@ def double_precision(flow: Flow) -> Flow:
         prediction=cast(Kind, flow.prediction),
         t_eps=flow.t_eps,
         null=flow.null,
+        masked=flow.masked,
         device=flow.device,
     )
 

@@ -156,7 +156,8 @@ def split_rows(inputs: LossInput, parts: int) -> list[LossInput]:
     sample, cond = inputs
     if parts == 1:
         return [inputs]
-    columns = {f.name: getattr(sample, f.name).tensor_split(parts) for f in fields(sample)}
+    there = {f.name: value for f in fields(sample) if (value := getattr(sample, f.name)) is not None}
+    columns = {name: value.tensor_split(parts) for name, value in there.items()}
     samples = [PathSample(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
     conds: list[Conditions | None] = [None] * parts
     if cond is not None:

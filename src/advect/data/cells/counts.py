@@ -57,6 +57,7 @@ class CountComponents(Transform):
     target_sum: float | None = 1e4
     log1p: bool = True
     kind: ClassVar[str] = "count_components"
+    mixes: ClassVar[str] = "principal components"
 
     def __post_init__(self) -> None:
         d, k = len(self.mean), len(self.components)

@@ -102,6 +102,7 @@ class Components(Transform):
     components: Tensor = field(repr=False)
     mean: Tensor = field(repr=False)
     kind: ClassVar[str] = "components"
+    mixes: ClassVar[str] = "principal components"
 
     def __post_init__(self) -> None:
         if self.components.ndim != 2 or self.mean.shape != self.components.shape[1:]:
@@ -160,8 +161,15 @@ class Chain(Transform):
             x = part.inverse(x)
         return x
 
+    def log_slopes(self, shape: Sequence[int]) -> Tensor:
+        return torch.stack([part.log_slopes(shape) for part in self.parts]).sum(0)
+
     def log_det(self, elements: int) -> float:
         return sum(part.log_det(elements) for part in self.parts)
+
+    @property
+    def mixes(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return next((part.mixes for part in self.parts if part.mixes), "")
 
     def to_config(self) -> dict[str, Any]:
         return {"kind": self.kind, "parts": [part.to_config() for part in self.parts]}

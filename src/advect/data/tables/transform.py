@@ -64,12 +64,16 @@ class TableTransform(Transform):
         return pd.concat([c.to_text(v) if text else c.to_series(v) for c, v in pairs], axis=1)
 
     def log_det(self, elements: int) -> float:
-        """Constant log-determinant of reals under standard scaling.
+        """Constant log-determinant of reals under standard scaling; raises UserError as :meth:`log_slopes`."""
+        return self.log_slopes(()).sum().item()
+
+    def log_slopes(self, shape: Sequence[int]) -> Tensor:
+        """log |d forward / dx| of each column, (D,).
 
         Raises:
             UserError: a column has no density, or its scaling is not linear.
         """
-        total = 0.0
+        slopes = []
         for column in self.columns:
             if not (isinstance(column, Number) and not column.missing and column.value_width):
                 raise UserError(
@@ -81,8 +85,8 @@ class TableTransform(Transform):
                     f"column {column.name!r} is scaled by quantiles, whose log_det depends on the value;"
                     " train with scaling='standard' for a density"
                 )
-            total -= float(np.log(column.scaling.std))
-        return total
+            slopes.append(-float(np.log(column.scaling.std)))
+        return torch.tensor(slopes, dtype=torch.float64)
 
     def to_config(self) -> dict[str, Any]:
         return {"kind": self.kind, "columns": [column.to_config() for column in self.columns]}
