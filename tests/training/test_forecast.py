@@ -30,7 +30,12 @@ def test_a_length_of_time_in_words(seconds: float, words: str) -> None:
 
 
 def told(
-    caplog: pytest.LogCaptureFixture, pace: float, steps: int, minutes: float | None = None, needed: int = 100, early: bool = False
+    caplog: pytest.LogCaptureFixture,
+    pace: float,
+    steps: int,
+    minutes: float | None = None,
+    needed: int = 100,
+    early: bool = False,
 ) -> list[str]:
     """What is told of a run of ``pace`` seconds a step, whose first step takes 3 seconds more."""
     trainer: Any = SimpleNamespace(
