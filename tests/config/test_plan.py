@@ -195,6 +195,12 @@ def test_a_run_goes_on_with_the_batch_that_its_minutes_allowed(
     assert yaml.safe_load(Path("other/config.yaml").read_text())["training"]["batch_size"] == 48
 
 
+@pytest.mark.parametrize("preset", ["cifar10", "fashion-mnist", "images", "arrays", "cells", "table", "sequences"])
+def test_pictures_rows_and_checkpoints_come_by_time(preset: str) -> None:
+    out = PRESETS[preset].config.output
+    assert (out.log_every, out.sample_every, out.save_every) == (None, None, None)
+
+
 TROUBLES = {
     "few steps": ({"max_steps": 20}, "20 steps are too few to learn from such data: 3,000 are planned at least"),
     "within the warm-up": (
