@@ -170,6 +170,8 @@ class Modality(ABC, Generic[M]):
 
     def given_rows(self, given: Any) -> Tensor:
         """What a user knows of one sample or of n, in data units, float64, NaN where entries are asked for."""
+        if isinstance(given, GivenRows):
+            return self.transform.inverse(given.values).double()
         return torch.as_tensor(np.asarray(given, np.float64))
 
     @property
