@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,6 +19,7 @@ from advect.core.errors import UserError, optional_import
 from advect.core.registry import register
 from advect.core.types import Conditions, DataSpec
 from advect.data.base import ArraySplit, Dataset, Detected, Preview
+from advect.data.holes import Holes
 from advect.data.repeats import split_rows
 from advect.data.splits import row_blocks
 from advect.data.tables.columns import Column, Number, column_from_config
@@ -61,6 +63,8 @@ class Table(Dataset):
             and booleans, not among words; empty fields always.
         decimal: decimal mark of CSV, "." or ","; "auto" infers it from all values of a column.
         date_order: order of text dates such as 03/04/2020, "dmy" or "mdy"; "auto" infers it from all values.
+        holes: missing values are unknown ones of the same law: never learned or drawn. Otherwise being missing is
+            itself learned, and drawn as often.
         held_out: share of the rows held out at random, in [0, 1).
         seed: seed of the split.
         name: name in reports; default the file's name.
@@ -94,6 +98,7 @@ class Table(Dataset):
         missing: Sequence[str] = (),
         decimal: Literal["auto", ".", ","] = "auto",
         date_order: Literal["auto", "dmy", "mdy"] = "auto",
+        holes: bool = False,
         held_out: Share = 0.1,
         seed: int = 0,
         name: str | None = None,
@@ -120,6 +125,8 @@ class Table(Dataset):
         for (c, column), own in zip(columns.items(), values.T, strict=True):
             if isinstance(column, Number):
                 columns[c] = fit_number(column, own[is_train], "standard" if c in told else scaling)
+            if holes and c not in told:
+                columns[c] = replace(columns[c], missing=False)
 
         self._order = list(columns)
         self._told = [columns[c] for c in told]
@@ -138,6 +145,7 @@ class Table(Dataset):
             held_out=ArraySplit(x, cond, rows=rest),
             fingerprint=_fingerprint(values, train, transform, self._told),
         )
+        self.holes = Holes.find(self) if holes else None
 
     @property
     def metadata(self) -> TableMetadata:
