@@ -10,7 +10,6 @@ from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from advect.core.bounds import Count
-from advect.core.errors import UserError
 from advect.sklearn.model import FlowModel, check_whole
 
 
@@ -20,8 +19,8 @@ class FlowImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     The flow is trained on rows as they are, with their holes: a random part of what is there is given, and the rest
     learned (see :class:`~advect.masks.RandomMask`). Missing at random is assumed, as by other imputers.
 
-    ``transform`` gives each missing number the mean of ``draws`` draws, each category the most frequent; ``sample`` gives
-    the draws, for multiple imputation, whose spread tells how sure they are.
+    ``transform`` gives each missing number the mean of ``draws`` draws, each category the most frequent; ``sample``
+    gives the draws, for multiple imputation, whose spread tells how sure they are.
 
     Args:
         draws: draws behind each value of :meth:`transform`, and of :meth:`sample` by default.
@@ -66,7 +65,7 @@ class FlowImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         shared = self.get_params(deep=False)
         del shared["draws"]
         shared["options"] = {"mask": "random", "holes": True, **(self.options or {})}
-        self.model_ = FlowModel(**shared).fit(X)
+        self.model_ = FlowModel(**shared).fit(_with_values(X))
         for name in ("n_features_in_", "feature_names_in_"):
             if hasattr(self.model_, name):
                 setattr(self, name, getattr(self.model_, name))
@@ -118,6 +117,17 @@ class FlowImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         tags.input_tags.allow_nan = True
         tags.transformer_tags.preserves_dtype = ["float64"]
         return tags
+
+
+def _with_values(x: Any) -> Any:
+    """The rows of x that have a value at all; what is no array or frame as it is."""
+    if hasattr(x, "isna") and hasattr(x, "columns"):
+        return x[~x.isna().all(axis=1)]
+    own = np.asarray(x) if isinstance(x, np.ndarray | list | tuple) else None
+    if own is None or own.ndim != 2 or own.dtype.kind != "f":
+        return x
+    empty = np.isnan(own).all(1)
+    return own[~empty] if empty.any() and not empty.all() else x
 
 
 def _repeated(x: Any, number: int) -> Any:

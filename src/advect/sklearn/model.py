@@ -244,8 +244,8 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
     def sample(self, n: int = 1, y: Any = None, *, given: Any = None) -> Any:
         """Sample n samples of the kind of X, for y, one label or (n,), default by training frequencies.
 
-        A model with options={"mask": "random"} takes ``given``, one row or n of the kind of X, NaN or missing where they
-        are asked for; what is given comes back as it is.
+        A model with options={"mask": "random"} takes ``given``, one row or n of the kind of X, NaN or missing where
+        they are asked for; what is given comes back as it is.
         """
         check_is_fitted(self)
         known = None if given is None else self._fitted.adapter.given(self.check_given(given))
