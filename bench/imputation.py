@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import sklearn.datasets as toy
@@ -40,8 +41,8 @@ def flow(x: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def iterative(x: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Its point estimate, and draws of its posterior."""
-    point = IterativeImputer(random_state=seed, max_iter=20).fit_transform(x)
-    some = [
+    point: Any = IterativeImputer(random_state=seed, max_iter=20).fit_transform(x)
+    some: Any = [
         IterativeImputer(random_state=seed + k, sample_posterior=True, max_iter=10).fit_transform(x)
         for k in range(MANY)
     ]
@@ -57,7 +58,7 @@ def single(imputer) -> Draws:
 
 
 def forest(x: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    from ForestDiffusion import ForestDiffusionModel
+    from ForestDiffusion import ForestDiffusionModel  # pyright: ignore[reportMissingImports]
 
     model = ForestDiffusionModel(x, n_t=50, duplicate_K=100, bin_indexes=[], cat_indexes=[], int_indexes=[],
                                  diffusion_type="vp", n_jobs=1, seed=seed)  # fmt: skip
@@ -80,15 +81,15 @@ def data(name: str) -> tuple[np.ndarray, np.ndarray]:
         import pandas as pd
 
         frame = pd.read_csv(name).sample(3000, random_state=0)
-        label = frame.columns[-1]
-        numbers = frame.drop(columns=label).select_dtypes("number")
+        label = str(frame.columns[-1])
+        numbers = frame.drop(columns=[label]).select_dtypes("number")
         return numbers.to_numpy(float), frame[label].astype("category").cat.codes.to_numpy()
     return getattr(toy, f"load_{name}")(return_X_y=True)
 
 
 def measure(impute: Draws, x: np.ndarray, y: np.ndarray, seed: int) -> dict[str, float]:
     rng = np.random.default_rng(seed)
-    x, rest, y, y_rest = train_test_split(x, y, test_size=0.2, random_state=seed, stratify=y)
+    x, rest, y, y_rest = cast(Any, train_test_split(x, y, test_size=0.2, random_state=seed, stratify=y))
     low, span = x.min(0), np.where(np.ptp(x, 0) > 0, np.ptp(x, 0), 1)
     x, rest = (x - low) / span, (rest - low) / span
     holes = rng.random(x.shape) < 0.2

@@ -35,6 +35,7 @@ def frame() -> pd.DataFrame:
     kind = rng.choice(["red", "blue"], 200)
     x = pd.DataFrame({"kind": kind, "size": np.where(kind == "red", 1.5, -1.5) + 0.25 * rng.integers(0, 3, 200)})
     x["count"] = rng.integers(3, 9, 200)
+    x["day"] = np.datetime64("2024-01-01") + rng.integers(0, 300, 200).astype("m8[D]")
     holes = rng.random(x.shape) < 0.2
     return x.mask(pd.DataFrame(holes, columns=x.columns)).astype({"count": "Int64"})
 
@@ -90,7 +91,9 @@ def test_frames_keep_their_types_and_what_is_there() -> None:
 
 def test_a_column_tells_the_category_that_goes_with_it() -> None:
     imputer = FlowImputer(steps=600, hidden=64, sample_steps=10, draws=15, random_state=0).fit(frame())
-    asked = pd.DataFrame({"kind": [None, None], "size": [1.75, -1.25], "count": pd.array([4, 4], "Int64")})
+    asked = pd.DataFrame(
+        {"kind": [None, None], "size": [1.75, -1.25], "count": pd.array([4, 4], "Int64"), "day": pd.NaT}
+    )
     assert imputer.transform(asked)["kind"].tolist() == ["red", "blue"]
 
 
@@ -123,7 +126,7 @@ def test_arguments_are_checked() -> None:
         imputer.sample(known, 0)
     unknown = frame()
     with pytest.raises(UserError, match="'green'"):
-        small().fit(unknown).transform(pd.DataFrame({"kind": ["green"], "size": [None], "count": [4]}))
+        small().fit(unknown).transform(unknown.head(3).assign(kind="green", size=[1.0, None, None]))
 
 
 def test_a_model_with_a_mask_draws_given_some() -> None:

@@ -96,18 +96,20 @@ class FlowImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         return self.model_.check_given(X)
 
     def _typical(self, x: Any, filled: Sequence[Any]) -> Any:
-        """The frame with the mean of numbers and times, in their type, and the most frequent of other values."""
+        """The frame with the mean of numbers, the middle of times, and the most frequent of other values."""
         import pandas as pd
 
         found = filled[0].copy()
         for name in x.columns[x.isna().any()]:
             holes = x[name].isna()
-            each = pd.concat([frame.loc[holes, name].reset_index(drop=True) for frame in filled], axis=1)
-            plain = pd.api.types.is_numeric_dtype(x[name].dtype) and not pd.api.types.is_bool_dtype(x[name].dtype)
-            if plain:
+            each: Any = pd.concat([frame.loc[holes, name].reset_index(drop=True) for frame in filled], axis=1)
+            is_, kind = pd.api.types, x[name].dtype
+            if is_.is_numeric_dtype(kind) and not is_.is_bool_dtype(kind):
                 values = each.astype(float).mean(axis=1)
-                whole = pd.api.types.is_integer_dtype(found[name].dtype)
+                whole = is_.is_integer_dtype(found[name].dtype)
                 found.loc[holes, name] = (values.round() if whole else values).astype(found[name].dtype).to_numpy()
+            elif is_.is_datetime64_any_dtype(kind) or is_.is_timedelta64_dtype(kind):
+                found.loc[holes, name] = each.apply(lambda row: sorted(row)[len(row) // 2], axis=1).to_numpy()
             else:
                 found.loc[holes, name] = each.mode(axis=1)[0].to_numpy()
         return found
