@@ -32,7 +32,7 @@ class Tables(VectorPlots[TableMetadata]):
     """Table rows: samples.csv, or .parquet if that was read. Distances use scaled columns."""
 
     usual_preset = "table"
-    metrics = (*DISTANCES, "columns", "straightness")
+    metrics = (*DISTANCES, "columns", "class_accuracy", "straightness")
 
     space = "the table's scaled columns"
 
