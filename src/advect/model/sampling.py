@@ -185,7 +185,7 @@ def check_sampler(
     """Raise UserError for an impossible sampler, by a trial of one sample without the network."""
     trial = copy(flow)
     trial.net = _Still(flow.net, 2 if flow.learned_score else 1)
-    trial.sample(n, cond=cond, batch_size=batch_size, rows=range(1), **sampler.arguments())
+    trial.sample(n, cond=cond, batch_size=batch_size, rows=range(1), model_units=True, **sampler.arguments())
 
 
 def weights_identity(place: Path, ema: bool | float) -> dict[str, object]:
