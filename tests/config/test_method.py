@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -49,9 +50,10 @@ def test_a_matched_source_reads_all_rows() -> None:
     assert found["std"] == pytest.approx((10_000 / 12_000 + 100 * 2_000 / 12_000) ** 0.5)
 
 
-PLANE = DataSpec((2,), "vector", {})
+PLANE: Any = SimpleNamespace(spec=DataSpec((2,), "vector", {}))  # what a loss without a mask asks a data set for
 SMALL = "--width 16 --batch-size 64 --log-every 5 --sample-every 0 --max-steps 10"
 CHOICES = [
+    "--mask random",
     "--path lipman-ot",
     "--path vp",
     "--path vp --path-sigma quadratic",
@@ -417,11 +419,10 @@ def test_bad_samplers_are_told(moons_run: Path, arguments: dict, message: str) -
 
 
 def test_min_snr_is_told_the_space_of_the_loss() -> None:
-    spec = DataSpec((2,), "vector", {})
     for prediction, loss, space in (
         ("velocity", "same", "velocity"),
         ("data", "same", "data"),
         ("data", "noise", "noise"),
     ):
         method = MethodConfig(weight="min-snr", prediction=prediction, loss_space=loss, label_dropout=0)  # type: ignore[arg-type]
-        assert build_loss(method, spec, {"kind": "gaussian"}).weight.prediction == space  # type: ignore[attr-defined]
+        assert build_loss(method, PLANE, {"kind": "gaussian"}).weight.prediction == space  # type: ignore[attr-defined]

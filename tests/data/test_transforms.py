@@ -20,7 +20,7 @@ from advect.data import (
     transform_from_config,
 )
 from advect.data.arrays import in_type
-from advect.data.transforms import Whiten
+from advect.data.whiten import Whiten
 
 AWKWARD = Standardize([0.1, -1e-300, 1 / 3, 1e17], [1e-8, 2**-52, 0.3, 7.0])
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from advect.core.errors import UserError
 from advect.core.types import GIVEN, Conditions, DataSpec
-from advect.data.transforms import Standardize, Whiten
+from advect.data.transforms import Standardize
+from advect.data.whiten import Whiten
 from advect.model.flow import Flow
 from advect.solvers import Velocity
 from advect.sources import MatchedGaussian

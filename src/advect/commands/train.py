@@ -179,6 +179,8 @@ def _train(config: Config, preset: str, context: RunContext, checkpoint: Path | 
 def _open(config: Config) -> tuple[Dataset, dict[str, Any]]:
     """Training data, and arguments of their source distribution."""
     source, pairs = build_dataset(config.data), config.training.pairs
+    if source.holes is not None and not config.method.masked:
+        raise UserError(f"{source.name} has {source.holes.words()}, and --mask none knows none; give --mask random")
     if (config.method.coupling == "pairs") != (pairs is not None):
         raise UserError("--coupling pairs and --pairs PATH go together; give both, as advect reflow does, or neither")
     if pairs is not None:
@@ -313,6 +315,8 @@ def _announce(config: Config, preset: str, source: Dataset, trainer: Trainer, co
     if (copies := source.real.copies) is not None:
         left_out = f"{copies.words()} and left out, see {COPIES}" if len(copies) else "no sample is a copy"
         logger.info(f"--drop-copies: {left_out}")
+    if source.holes is not None:
+        logger.info(f"--holes: {source.holes.words()}; pictures and metrics compare with complete rows alone")
     if len(source.train) < FEWEST:
         logger.info(f"note: {len(source.train)} training rows are too few to learn from: samples will repeat them")
     _note_coupling(config, source)

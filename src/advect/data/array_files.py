@@ -16,6 +16,7 @@ from advect.core.registry import register
 from advect.core.types import DataSpec
 from advect.data.arrays import SAMPLES, array_header, array_type, float64_rounds
 from advect.data.base import ArraySplit, Dataset, Detected, Preview, array_modality, category
+from advect.data.holes import Holes
 from advect.data.numpy_files import DAMAGED, check_arrays
 from advect.data.parquet_columns import PARQUET, vector_columns
 from advect.data.repeats import split_vectors
@@ -63,6 +64,8 @@ class ArrayFile(Dataset):
         held_out: share held out, in [0, 1), chosen by a hash of each row's bytes: copies share a side, vectors equal
             by coincidence (such as zeros) do not. None is the file's own split, else 0.1.
         horizontal_flip: mirror half of the images at random while training.
+        holes: NaN of vectors, and missing numbers in lists of Parquet, are unknown values of the same law; otherwise
+            they are refused.
 
     Raises:
         UserError: the file is unreadable or unsuitable, or its range is unknown.
@@ -105,14 +108,17 @@ class ArrayFile(Dataset):
         labels: Literal["auto", "yes", "no"] = "auto",
         held_out: Share | None = None,
         horizontal_flip: bool = False,
+        holes: bool = False,
     ) -> None:
         file = require_path(path, holding="the arrays")
-        found = _load(file, vector_column, () if labels == "no" else LABELS)
+        found = _load(file, vector_column, () if labels == "no" else LABELS, holes)
         x = _arranged(file, found.x, layout)
         vectors = x.ndim == 2
         if vectors and (horizontal_flip or value_range is not None):
             option = "horizontal_flip" if horizontal_flip else "value_range"
             raise UserError(f"{file} holds vectors {x.shape}, which have no {option}")
+        if holes and not vectors:
+            raise UserError(f"{file} holds images {x.shape}, whose unknown pixels are not for --holes; leave it out")
         if found.x.dtype == bool and not vectors:
             value_range = value_range or (0, 1)
         digests = [] if vectors else row_digests(x)
@@ -121,7 +127,7 @@ class ArrayFile(Dataset):
         else:
             share = 0.1 if held_out is None else held_out
             train, rest = split_vectors(x, share) if vectors else split_by_content(digests, share)
-        low, high = (0, 255) if x.dtype == np.uint8 and value_range is None else _extent(file, x)
+        low, high = (0, 255) if x.dtype == np.uint8 and value_range is None else _extent(file, x, holes)
         if vectors and x.dtype.kind in "iu" and float64_rounds(x):
             raise UserError(
                 f"{file} has whole numbers beyond 2^53 that float64 does not hold; subtract the least, or divide them"
@@ -143,6 +149,7 @@ class ArrayFile(Dataset):
             held_out=ArraySplit(x, numbers, transform, rows=rest),
             fingerprint=fingerprint_of(digests or _bytes(x), about, numbers),
         )
+        self.holes = Holes.find(self) if holes else None
 
     @property
     def metadata(self) -> VectorMetadata:
@@ -153,10 +160,10 @@ def _bytes(x: np.ndarray) -> Iterator[bytes]:
     return (np.ascontiguousarray(x[block]).tobytes() for block in row_blocks(x))
 
 
-def _load(file: Path, column: str | None, labels: Sequence[str]) -> _Parts:
+def _load(file: Path, column: str | None, labels: Sequence[str], holes: bool = False) -> _Parts:
     """Arrays of a file, never unpickled; Parquet labels come from the first column named in ``labels``."""
     if file.name.lower().endswith(PARQUET):
-        found = read_vectors(file, column=column, labels=labels)
+        found = read_vectors(file, column=column, labels=labels, holes=holes)
         return _Parts(found.x, found.labels, None, (found.name, found.label))
     if column is not None:
         raise UserError(f"vector_column is {column!r}, and {file} is no Parquet file; leave it out")
@@ -216,17 +223,21 @@ def _arranged(file: Path, x: np.ndarray, layout: str) -> np.ndarray:
     raise UserError(f"{file} has shape {x.shape}, where {why}; say layout='channels_first' or 'channels_last'")
 
 
-def _extent(file: Path, x: np.ndarray) -> tuple[float, float]:
-    """Lowest and highest value. Raises UserError unless all are finite."""
+def _extent(file: Path, x: np.ndarray, holes: bool) -> tuple[float, float]:
+    """Lowest and highest value. Raises UserError unless all are finite, or NaN where ``holes``."""
     lows, highs = [], []
     for block in row_blocks(x):
         part = x[block]
-        lows.append(part.min())
-        highs.append(part.max())
+        lows.append(np.fmin.reduce(part, None) if holes else part.min())
+        highs.append(np.fmax.reduce(part, None) if holes else part.max())
         if not (np.isfinite(lows[-1]) and np.isfinite(highs[-1])):
-            row = block.start + int((~np.isfinite(part)).reshape(len(part), -1).any(1).argmax())
-            raise UserError(f"{file} has NaN or an infinite value in row {row}; remove such rows or fill them in")
-    return float(min(lows)), float(max(highs))
+            bad = (np.isinf(part) if holes else ~np.isfinite(part)).reshape(len(part), -1).any(1)
+            if not bad.any():  # none but holes
+                continue
+            row, what = block.start + int(bad.argmax()), "an infinite value" if holes else "NaN or an infinite value"
+            unknown = ", or take NaN for unknown by --holes" if x.ndim == 2 and not holes else ""
+            raise UserError(f"{file} has {what} in row {row}; remove such rows or fill them in{unknown}")
+    return float(np.nanmin(lows)), float(np.nanmax(highs))
 
 
 def _scale(file: Path, dtype: np.dtype, low: float, high: float, value_range: tuple[float, float] | None) -> Transform:

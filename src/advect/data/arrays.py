@@ -13,6 +13,7 @@ from torch import Tensor
 from advect.core.errors import UserError
 from advect.core.files import open_regular
 from advect.data.base import ArrayDataset, Rows, random_split
+from advect.data.holes import Holes
 from advect.data.numpy_files import DAMAGED, read_header
 from advect.data.transforms import PixelScale, Standardize, Transform
 
@@ -24,11 +25,12 @@ class Arrays(ArrayDataset):
     """Arrays as a data set: vectors are standardised, images scaled from their range to [-1, 1].
 
     Args:
-        x: (N, D) vectors or (N, C, H, W) images; anything ``np.asarray`` takes; real and finite.
+        x: (N, D) vectors or (N, C, H, W) images; anything ``np.asarray`` takes; real and finite, but for ``holes``.
         conditions: labels (N,) by name, whole numbers >= 0.
         names: value names 0, 1, ... by condition; default "0" to the largest label.
         held_out: share of the rows held out at random, in [0, 1).
         value_range: lowest and highest pixel value; optional for 8-bit images.
+        holes: take NaN of vectors for unknown values.
         seed: seed of the split.
         name: name in reports.
 
@@ -44,10 +46,11 @@ class Arrays(ArrayDataset):
         names: Mapping[str, Sequence[str]] | None = None,
         held_out: float = 0.1,
         value_range: tuple[float, float] | None = None,
+        holes: bool = False,
         seed: int = 0,
         name: str = "arrays",
     ) -> None:
-        samples, whole_numbers = _samples(x)
+        samples, whole_numbers = _samples(x, holes)
         labels = {key: _labels(key, values, len(samples)) for key, values in (conditions or {}).items()}
         rows = Rows(samples, labels)
         train, rest = random_split(len(samples), held_out, seed=seed)
@@ -58,9 +61,10 @@ class Arrays(ArrayDataset):
             transform=_transform(samples, train, value_range, whole_numbers),
             names=_names(labels, names or {}),
         )
+        self.holes = Holes.find(self) if holes else None
 
 
-def _samples(x: Any) -> tuple[np.ndarray, bool]:
+def _samples(x: Any, holes: bool) -> tuple[np.ndarray, bool]:
     """x as uint8, float32 or float64, and whether it held whole numbers."""
     if isinstance(x, Tensor):
         x = x.detach().cpu()
@@ -76,22 +80,25 @@ def _samples(x: Any) -> tuple[np.ndarray, bool]:
         raise UserError(f"x must be (N, D) vectors or (N, C, H, W) images, got shape {x.shape}{fix}")
     if not x.size:
         raise UserError(f"x is empty, its shape is {x.shape}; give at least one row and one column")
-    _check_finite(x)
+    _check_finite(x, holes and x.ndim == 2)
     if x.dtype == np.uint8:
         return x, True
     narrow = x.dtype.kind == "f" and x.dtype.itemsize <= 4
     return x.astype(np.float32 if narrow else np.float64, copy=False), x.dtype.kind != "f"
 
 
-def _check_finite(x: np.ndarray) -> None:
-    bad = ~np.isfinite(x)
+def _check_finite(x: np.ndarray, holes: bool) -> None:
+    """Raise UserError unless x (N, *S) is finite, or NaN where ``holes``."""
+    bad = np.isinf(x) if holes else ~np.isfinite(x)
     if not bad.any():
         return
     row, *rest = (int(i) for i in np.unravel_index(bad.argmax(), x.shape))
     where = f"column {rest[0]}" if len(rest) == 1 else f"channel {rest[0]}, pixel ({rest[1]}, {rest[2]})"
+    rows, kind = int(bad.any(tuple(range(1, x.ndim))).sum()), "infinite" if holes else "NaN or infinite"
+    unknown = ", or take NaN for unknown by holes=True" if x.ndim == 2 and not holes and np.isnan(x).any() else ""
     raise UserError(
-        f"x holds {int(bad.sum())} NaN or infinite values in {int(bad.any(tuple(range(1, x.ndim))).sum())} of"
-        f" {len(x)} rows, the first ({x[row, *rest]}) in row {row}, {where}; remove those rows or fill them in"
+        f"x holds {int(bad.sum())} {kind} values in {rows} of {len(x)} rows, the first ({x[row, *rest]}) in row"
+        f" {row}, {where}; remove those rows or fill them in{unknown}"
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from advect.core.types import NULL, Category, Condition, Length
 from advect.data.base import Dataset, Split, Subset
+from advect.data.holes import Holes
 from advect.data.repeats import COLUMNS, beyond_chance, evenly_spaced, repeated_rows
 from advect.distributed.context import progress_bar
 
@@ -93,6 +94,7 @@ def without_copies(dataset: D) -> D:
     made.spec = replace(dataset.spec, conditions=conditions)
     told = f"{dataset.fingerprint} without {copies.places.tolist()}"
     made.fingerprint = hashlib.sha256(told.encode()).hexdigest()
+    made.holes = None if dataset.holes is None else Holes.find(made)
     return made
 
 

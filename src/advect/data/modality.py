@@ -243,12 +243,19 @@ class Modality(ABC, Generic[M]):
         if len(held_out) == 0:
             return None
         batch = held_out.fetch(np.arange(min(HELD_OUT, len(held_out))))
-        cond = batch.cond or {}
-        return Batch(without_padding(self.transform.inverse(batch.x1), cond), cond)
+        whole = ~batch.x1.flatten(1).isnan().any(1)  # others have holes
+        cond = {name: value[whole] for name, value in (batch.cond or {}).items()}
+        x = without_padding(self.transform.inverse(batch.x1[whole]), cond)
+        return Batch(x, cond) if len(x) else None
 
     def data(self, split: Split, indices: np.ndarray) -> tuple[Tensor, Conditions]:
-        """Samples of a split at ``indices`` (n,) in comparison units, (n, *S), and their conditions."""
+        """Samples of a split at ``indices`` (n,) in comparison units, (n, *S), and their conditions.
+
+        Raises UserError for samples with holes, which are not compared.
+        """
         batch = split.fetch(indices)
+        if bool(batch.x1.isnan().any()):
+            raise UserError("rows with holes are not compared with samples; take the data set's ``real`` rows")
         cond = batch.cond or {}
         return without_padding(self.transform.inverse(batch.x1), cond), cond
 

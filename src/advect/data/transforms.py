@@ -247,24 +247,26 @@ class Standardize(Transform):
 
     @classmethod
     def fit(cls, x: np.ndarray, others: np.ndarray | None = None) -> Standardize:
-        """Fit mean and deviation of x (N, D); the deviation is 1 where x is constant.
+        """Fit mean and deviation of the values, not NaN, of x (N, D); the deviation is 1 where x is constant.
 
         Reals that differ only in the last bit of float64 count as constant, if those of ``others`` (M, D) are so too.
+        Raises UserError for a feature without values.
         """
-        low, high = x.min(0).astype(np.float64), x.max(0).astype(np.float64)
-        rest = x[:1] if others is None or not len(others) else others
-        check_span(np.minimum(low, rest.min(0)).tolist(), np.maximum(high, rest.max(0)).tolist())
+        low, high = _ends(x, None)
+        rest_low, rest_high = (low, high) if others is None or not len(others) else _ends(others, low)
+        if np.isnan(low).any():
+            raise UserError(f"feature {int(np.isnan(low).argmax())} has no value to train on; leave it out")
+        check_span(np.fmin(low, rest_low).tolist(), np.fmax(high, rest_high).tolist())
         slack = np.finfo(np.float64).eps if x.dtype.kind == "f" else 0.0
         constant = high - low <= slack * np.maximum(np.abs(low), np.abs(high))
-        kept = constant
-        if others is not None and len(others) and constant.any():
-            far = np.maximum(np.abs(others.min(0) - low), np.abs(others.max(0) - low))
-            kept = constant & (far <= slack * np.abs(low))
+        far = np.maximum(np.abs(rest_low - low), np.abs(rest_high - low))
+        kept = constant if others is None or not len(others) else constant & (far <= slack * np.abs(low))
         # A power of two changes no digit, and squares of 1e200 and of 1e-200 stay in range.
         unit = np.exp2(np.floor(np.log2(np.where(constant, 1.0, high - low))))
-        mean = unit * (sum(_blocks(x, lambda part: (part / unit).sum(0))) / len(x))
-        square = sum(_blocks(x, lambda part: (((part - mean) / unit) ** 2).sum(0)))
-        std = np.where(constant, 1.0, unit * np.sqrt(square / len(x)))
+        count = len(x) - sum(_blocks(x, lambda part: np.isnan(part).sum(0)))
+        mean = unit * (sum(_blocks(x, lambda part: _total(part / unit))) / count)
+        square = sum(_blocks(x, lambda part: _total(((part - mean) / unit) ** 2)))
+        std = np.where(constant, 1.0, unit * np.sqrt(square / count))
         return cls(np.where(constant, low, mean).tolist(), std.tolist(), np.flatnonzero(kept).tolist())
 
     @cached_property
@@ -311,99 +313,16 @@ class Standardize(Transform):
         return {"kind": self.kind, **{name: list(getattr(self, name)) for name in ("mean", "std", "constant")}}
 
 
-@dataclass(frozen=True, eq=False)
-class Whiten(Transform):
-    """``inner``, then ``z = root^-1 (y - mean)`` of its model units y (B, D), so that z has mean 0 and covariance 1.
-
-    Args:
-        inner: a transform to model units.
-        mean: (D,) float64, of y.
-        root: (D, D) float64, lower triangle of positive diagonal: the Cholesky factor of the covariance of y.
-
-    Raises UserError if root is no such matrix, or mean of another length.
-    """
-
-    inner: Transform
-    mean: Tensor
-    root: Tensor
-    kind: ClassVar[str] = "whiten"
-    mixes: ClassVar[str] = "whitened"
-
-    def __post_init__(self) -> None:
-        root = self.root
-        fits = root.shape == (*self.mean.shape, len(self.mean)) and bool((root.diagonal() > 0).all())
-        if not fits or not bool(torch.isfinite(root).all()) or bool(root.triu(1).any()):
-            raise UserError(f"root must be a finite lower triangle with a positive diagonal, got {tuple(root.shape)}")
-
-    @classmethod
-    def fit(cls, inner: Transform, y: Tensor) -> Whiten:
-        """Fit mean and covariance of y (N, D), in the model units of ``inner``.
-
-        Its off-diagonal part is shrunk by the share, of a few, that makes held-out rows of five folds likeliest, and
-        ``FLOOR`` is added to each variance, as in scikit-learn's GaussianMixture.
-        """
-        some = y[:_FOLDED].double()
-        share = max(_SHRINKAGE, key=lambda share: _gaussian_score(some, share)) if len(some) > _FOLDS else 1.0
-        mean = y.mean(0, dtype=torch.float64)
-        covariance = torch.stack([(z := part - mean).mT @ z for part in y.split(4096)]).sum(0) / len(y)
-        return cls(inner, mean, torch.linalg.cholesky(_shrunk(covariance, share)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.inner.forward(x) - self.mean.to(x.device)
-        return torch.linalg.solve_triangular(self.root.to(y.device), y.mT, upper=False).mT.contiguous().float()
-
-    def inverse(self, x: Tensor) -> Tensor:
-        return self.inner.inverse((x.double() @ self.root.to(x.device).mT + self.mean.to(x.device)).float())
-
-    def centred(self, x: Tensor) -> Tensor:
-        return self.inner.centred(x)
-
-    @property
-    def unit(self) -> float:
-        return self.inner.unit
-
-    def log_det(self, elements: int) -> float:
-        return self.inner.log_det(elements) - self.root.diagonal().log().sum().item()
-
-    def to_config(self) -> dict[str, Any]:
-        return {"kind": self.kind, "inner": self.inner.to_config()}
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {
-            "mean": self.mean,
-            "root": self.root,
-            **{f"inner.{name}": value for name, value in self.inner.tensors().items()},
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> Transform:
-        inner = {name.removeprefix("inner."): value for name, value in tensors.items() if name.startswith("inner.")}
-        return cls(transform_from_config(config["inner"], inner), tensors["mean"], tensors["root"])
+def _ends(x: np.ndarray, default: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Least and largest value of each feature of x (N, D), float64, without NaN; ``default`` or NaN if all are."""
+    low, high = np.fmin.reduce(x, 0).astype(np.float64), np.fmax.reduce(x, 0).astype(np.float64)
+    lost = np.isnan(low)
+    return (low, high) if default is None else (np.where(lost, default, low), np.where(lost, default, high))
 
 
-FLOOR = 1e-6
-"""Variance added to each element before whitening, in standard deviations squared."""
-
-_SHRINKAGE = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
-_FOLDS, _FOLDED = 5, 5000
-
-
-def _shrunk(covariance: Tensor, share: float) -> Tensor:
-    """Covariance (D, D), its off-diagonal part less ``share``, plus the floor; 1 for a constant element."""
-    variance = covariance.diagonal()
-    return covariance * (1 - share) + torch.diag(share * variance + torch.where(variance > 1e-12, FLOOR, 1.0))
-
-
-def _gaussian_score(y: Tensor, share: float) -> float:
-    """Mean held-out log density, up to a constant, of Gaussians of the shrunk covariance of y (N, D)."""
-    total, fold = 0.0, torch.arange(len(y)) % _FOLDS
-    for k in range(_FOLDS):
-        rest = y[fold != k]
-        mean, centred = rest.mean(0), rest - rest.mean(0)
-        root = torch.linalg.cholesky(_shrunk(centred.mT @ centred / len(rest), share))
-        z = torch.linalg.solve_triangular(root, (y[fold == k] - mean).mT, upper=False)
-        total -= z.square().sum().item() / 2 + root.diagonal().log().sum().item() * z.shape[1]
-    return total / len(y)
+def _total(part: np.ndarray) -> np.ndarray:
+    """Sum (D,) of a block (n, D) without its NaN."""
+    return part.sum(0, where=~np.isnan(part)) if np.isnan(part).any() else part.sum(0)
 
 
 def _blocks(x: np.ndarray, of: Callable[[np.ndarray], np.ndarray]) -> Iterator[np.ndarray]:

@@ -33,7 +33,8 @@ class ValueStats:
         low, high: range in data units.
         mean, deviation, extreme: mean, standard deviation and largest absolute value in model units.
         constant, features: number of constant features, and of all.
-        infinite: samples with NaN or infinite values.
+        infinite: samples with infinite values, or NaN that are no holes.
+        holes: words on the holes of the whole data set; "" without any.
         offset: largest ratio of a feature's distance from zero to its deviation.
         farthest: that feature.
         coarse: features whose values all lie on float32's grid, though that is coarse beside their deviation.
@@ -52,6 +53,7 @@ class ValueStats:
     constant: int = 0
     features: int = 1
     infinite: int = 0
+    holes: str = ""
     offset: float = 0.0
     farthest: int = 0
     coarse: int = 0
@@ -98,10 +100,11 @@ def measure_values(dataset: Dataset, look: int) -> ValueStats:
     real = _real_values(x, cond)
     data = dataset.transform.inverse(x)
     flat = x.flatten(1)
-    infinite = ~torch.isfinite(flat).all(1)
+    known = flat if dataset.holes is None else torch.where(flat.isnan(), 0.0, flat)
+    infinite = ~torch.isfinite(known).all(1)
     fine = real[torch.isfinite(real)].double()
     shown = data[torch.isfinite(data)]
-    offset, farthest, coarse = _offsets(dataset.transform.inverse(x[~infinite]), cond)
+    offset, farthest, coarse = _offsets(dataset.transform.inverse(x[torch.isfinite(flat).all(1)]), cond)
     return ValueStats(
         train=len(dataset.train),
         held_out=len(dataset.held_out),
@@ -113,13 +116,19 @@ def measure_values(dataset: Dataset, look: int) -> ValueStats:
         mean=float(fine.mean()) if len(fine) else 0.0,
         deviation=float(fine.std(correction=0)) if len(fine) else 0.0,
         extreme=float(fine.abs().max()) if len(fine) else 0.0,
-        constant=int((flat.amax(0) == flat.amin(0)).sum()) if len(x) > 1 else 0,
+        constant=int((_least(flat) == -_least(-flat)).sum()) if len(x) > 1 else 0,
         features=flat.shape[1],
         infinite=int(infinite.sum()),
+        holes="" if dataset.holes is None else dataset.holes.words(),
         offset=offset,
         farthest=farthest,
         coarse=coarse,
     )
+
+
+def _least(x: Tensor) -> Tensor:
+    """Least value (K,) of each feature of x (N, K), holes apart."""
+    return torch.where(x.isnan(), torch.inf, x).amin(0)
 
 
 def _offsets(data: Tensor, cond: Conditions) -> tuple[float, int, int]:
@@ -211,7 +220,7 @@ def check_count(v: ValueStats) -> Finding:
         "shape": "x".join(map(str, v.shape)),
         "kind": name_of(v.modality),
         "looked at": v.looked,
-    }
+    } | ({"with": v.holes} if v.holes else {})
     if v.train < FEW:
         return Finding(
             "note",

@@ -197,7 +197,7 @@ def check_array(a: ArrayStats) -> Finding:
         "not finite": a.infinite,
     }
     if a.infinite:
-        advice = "remove those rows or fill them in"
+        advice = "remove those rows or fill them in; --holes takes NaN of vectors for unknown"
         return Finding("problem", "The array has NaN or infinite values", figures, advice)
     return Finding("ok", "The array is finite", figures)
 

@@ -29,6 +29,7 @@ def online_evaluator(flow: Flow, dataset: Dataset, *, samples: int, features: st
     ``features`` as in :class:`~advect.evaluation.features.FeatureConfig`. Collective. Raises UserError for too few
     rows, and unreadable or unsuitable ``features``.
     """
+    dataset = dataset.real
     for split, part in (("training", dataset.train), ("held-out", dataset.held_out)):
         if len(part) < FEWEST:
             raise UserError(

@@ -20,6 +20,7 @@ from advect.config.section import Section, part
 from advect.core.bounds import BatchSize, Evaluations, GuidanceScale, Processes, SampleCount, Seed, Share, Steps, Time
 from advect.core.errors import UserError
 from advect.data import Dataset, Split
+from advect.data.holes import complete_rows
 from advect.data.repeats import LOOKED_AT, shared_rows
 from advect.distributed.comm import sync_errors
 from advect.evaluation.evaluator import EvalRows, SampleRequest
@@ -371,7 +372,7 @@ def open_run(
         "sha256": weights_identity(place, ema)["sha256"],
         "ema": metadata.config["training"]["ema_decay"] if average is True else average,
     }
-    return folder, load(place, ema=ema, device=device), dataset, subject
+    return folder, load(place, ema=ema, device=device), complete_rows(dataset), subject
 
 
 def _matching(split: Split, asked: Mapping[str, int]) -> Tensor:

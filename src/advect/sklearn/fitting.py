@@ -26,7 +26,7 @@ from advect.core.threads import kept_threads
 from advect.core.types import Condition, DataSpec
 from advect.data import Dataset, Transform, find_copies
 from advect.data.base import ArraySplit, array_modality
-from advect.data.transforms import Whiten
+from advect.data.whiten import Whiten
 from advect.distributed.comm import current
 from advect.distributed.context import RunContext, pick_device
 from advect.evaluation.held_out import HeldOutLoss, MemoryStore, copied, held_out_loss, watched_draws

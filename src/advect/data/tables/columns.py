@@ -55,16 +55,21 @@ class Column(ABC):
         return self.value_width + self.missing
 
     def forward(self, x: Tensor) -> Tensor:
-        """Table units (B,) to model units (B, width) float32; a missing value is 0 with indicator 1."""
+        """Table units (B,) to model units (B, width) float32.
+
+        A missing value is 0 with indicator 1, and NaN in a column whose values are not missing as such but unknown.
+        """
         absent = x.isnan()
         z = self._encode(torch.where(absent, torch.zeros_like(x), x))
-        z = torch.where(absent[:, None], 0.0, z)
+        z = torch.where(absent[:, None], 0.0 if self.missing else torch.nan, z)
         indicator = absent[:, None].double() * 2 - 1
         return (torch.cat([z, indicator], 1) if self.missing else z).float()
 
     def inverse(self, z: Tensor) -> Tensor:
-        """Model units (B, width) to table units (B,) float64, restricted to values the column can have."""
-        x = self._decode(z[:, : self.value_width].double())
+        """Model units (B, width) to table units (B,) float64, restricted to values the column can have; NaN stays."""
+        unknown = z.isnan().any(1)
+        x = self._decode(torch.where(unknown[:, None], 0.0, z)[:, : self.value_width].double())
+        x = torch.where(unknown, torch.nan, x)
         return torch.where(z[:, -1] > 0, torch.nan, x) if self.missing else x
 
     @abstractmethod
@@ -74,6 +79,10 @@ class Column(ABC):
     @abstractmethod
     def _decode(self, z: Tensor) -> Tensor:
         """Inverse of :meth:`_encode`."""
+
+    @abstractmethod
+    def unfit(self, x: np.ndarray) -> tuple[int, str] | None:
+        """Place of the first of the table units (B,), NaN where missing, that is no value of this column, and why."""
 
     @abstractmethod
     def to_series(self, x: np.ndarray) -> Any:
@@ -134,6 +143,19 @@ class Number(Column):
         if self.decimals is not None:
             x = x.round(decimals=self.decimals)
         return x.clamp(self.low, self.high) + 0.0  # -0.0 is written as such
+
+    def unfit(self, x: np.ndarray) -> tuple[int, str] | None:
+        reach = self.high - self.low
+        far = (x < self.low - reach) | (x > self.high + reach)
+        broken = (x % 1 != 0) & ~np.isnan(x) if self.dtype.lower().startswith(("int", "uint")) else np.zeros_like(far)
+        if not (far | broken).any():
+            return None
+        place = int((far | broken).argmax())
+        if broken[place]:
+            return place, "the data have whole numbers; round it"
+        low, high = self.to_text(np.array([self.low, self.high])).tolist()
+        here = f"the data lie in {low} to {high}" if reach else f"the data have {low} alone"
+        return place, f"{here}; mend it, or leave it empty to have it drawn"
 
     def to_series(self, x: np.ndarray) -> Any:
         pd = optional_import("pandas", "tables")
@@ -236,6 +258,10 @@ class Categories(Column):
         codes = self._codes.to(z.device)
         # All codes have one length, so the nearest has the largest product; in blocks, as there may be many codes.
         return torch.cat([(part @ codes.T).argmax(1) for part in z.split(1024)]).double() if len(z) else z.sum(1)
+
+    def unfit(self, x: np.ndarray) -> tuple[int, str] | None:
+        bad = ~np.isnan(x) & ~np.isin(x, np.arange(len(self.names)))
+        return (int(bad.argmax()), f"there are categories 0 to {len(self.names) - 1}") if bad.any() else None
 
     def to_series(self, x: np.ndarray) -> Any:
         pd = optional_import("pandas", "tables")

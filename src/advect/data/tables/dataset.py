@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,6 +19,7 @@ from advect.core.errors import UserError, optional_import
 from advect.core.registry import register
 from advect.core.types import Conditions, DataSpec
 from advect.data.base import ArraySplit, Dataset, Detected, Preview
+from advect.data.holes import Holes
 from advect.data.repeats import split_rows
 from advect.data.splits import row_blocks
 from advect.data.tables.columns import Column, Number, column_from_config
@@ -62,6 +64,8 @@ class Table(Dataset):
             and booleans, not among words; empty fields always.
         decimal: decimal mark of CSV, "." or ","; "auto" infers it from all values of a column.
         date_order: order of text dates such as 03/04/2020, "dmy" or "mdy"; "auto" infers it from all values.
+        holes: missing values are unknown ones of the same law: never learned or drawn. Otherwise being missing is
+            itself learned, and drawn as often.
         rule: what always holds among columns, such as "total == a + b", "0 <= low <= high" or "code == f(name)";
             columns that follow from others are put in, and rows that break a comparison are drawn anew.
         held_out: share of the rows held out at random, in [0, 1).
@@ -97,6 +101,7 @@ class Table(Dataset):
         missing: Sequence[str] = (),
         decimal: Literal["auto", ".", ","] = "auto",
         date_order: Literal["auto", "dmy", "mdy"] = "auto",
+        holes: bool = False,
         rule: Sequence[str] = (),
         held_out: Share = 0.1,
         seed: int = 0,
@@ -119,7 +124,7 @@ class Table(Dataset):
         learned = [i for i, c in enumerate(columns) if c not in told]
         del frame
         drawn = [column for c, column in columns.items() if c not in told]
-        rules = learn_rules(rule, drawn, values[:, learned], conditions=told) if rule else ()
+        rules = learn_rules(rule, drawn, values[:, learned], conditions=told, unknown=holes) if rule else ()
         # The split needs the values and the scalings need the split.
         train, rest = split_rows(values, held_out, seed=seed)
         is_train = np.zeros(len(values), bool)
@@ -127,6 +132,8 @@ class Table(Dataset):
         for (c, column), own in zip(columns.items(), values.T, strict=True):
             if isinstance(column, Number):
                 columns[c] = fit_number(column, own[is_train], "standard" if c in told else scaling)
+            if holes and c not in told:
+                columns[c] = replace(columns[c], missing=False)
 
         self._order = list(columns)
         self._told = [columns[c] for c in told]
@@ -144,6 +151,7 @@ class Table(Dataset):
             held_out=ArraySplit(x, cond, rows=rest),
             fingerprint=_fingerprint(values, train, transform, self._told),
         )
+        self.holes = Holes.find(self) if holes else None
 
     @property
     def metadata(self) -> TableMetadata:

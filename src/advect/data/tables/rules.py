@@ -157,7 +157,8 @@ class Mapped:
 
     def value(self, x: Tensor) -> Tensor:
         """The target (N,) of rows (N, K)."""
-        return self._look_up(x)[0]
+        value, defined = self._look_up(x)
+        return torch.where(x[:, list(self.arguments)].isnan().any(1) & ~defined, torch.nan, value)
 
 
 Constraint = Compared | Summed | Mapped

@@ -31,12 +31,13 @@ class VectorColumn(NamedTuple):
     labels: np.ndarray | None
 
 
-def read_vectors(file: Path, *, column: str | None, labels: Collection[str]) -> VectorColumn:
+def read_vectors(file: Path, *, column: str | None, labels: Collection[str], holes: bool = False) -> VectorColumn:
     """Vectors of a Parquet file, with labels from the first column it has out of ``labels``.
 
     Args:
         file: Parquet file.
         column: column of lists; None takes the only one.
+        holes: take missing numbers in a list as NaN.
 
     Raises:
         UserError: the file is damaged, the column is missing or ambiguous, or its lists are incomplete or differ in
@@ -51,7 +52,7 @@ def read_vectors(file: Path, *, column: str | None, labels: Collection[str]) -> 
         for group in range(table.num_row_groups):
             content = table.read_row_group(group, columns=[name, *([label] if label else [])])
             for chunk in content.column(name).chunks:
-                parts.append(_matrix(file, name, chunk, parts))
+                parts.append(_matrix(file, name, chunk, parts, holes))
             told += content.column(label).to_pylist() if label else []
     except UserError:
         raise
@@ -89,7 +90,7 @@ def _chosen(file: Path, schema: Any, column: str | None) -> str:
     return column
 
 
-def _matrix(file: Path, name: str, chunk: Any, before: Sequence[np.ndarray]) -> np.ndarray:
+def _matrix(file: Path, name: str, chunk: Any, before: Sequence[np.ndarray], holes: bool) -> np.ndarray:
     """Lists of an Arrow array as (n, D); ``before`` holds the preceding rows."""
     compute = optional_import("pyarrow.compute", "tables")
     first = sum(map(len, before))
@@ -107,9 +108,12 @@ def _matrix(file: Path, name: str, chunk: Any, before: Sequence[np.ndarray]) -> 
             " make all of its lists equally long"
         )
     values = chunk.flatten()
-    if values.null_count:
+    if values.null_count and not holes:
         row = first + values.is_null().to_pylist().index(True) // width
-        raise UserError(f"{file} lacks a number in row {row} of column {name!r}; remove such rows or fill them in")
+        raise UserError(
+            f"{file} lacks a number in row {row} of column {name!r}; remove such rows, fill them in or"
+            " take such numbers for unknown by --holes"
+        )
     return values.to_numpy(zero_copy_only=False).reshape(len(chunk), width)
 
 
