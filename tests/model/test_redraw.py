@@ -50,12 +50,12 @@ def test_the_law_given_a_rule_is_that_of_the_flow_on_what_obeys():
 
 def test_a_row_depends_on_the_seed_and_its_place_alone():
     flow = square("a <= b", "d == a + b", "d <= 1.2")
-    whole = flow.sample(90, steps=6, seed=3).x
-    assert torch.equal(flow.sample(90, steps=6, seed=3, rows=range(40, 90)).x, whole[40:])
-    torch.testing.assert_close(flow.sample(90, steps=6, seed=3, batch_size=7).x, whole, rtol=0, atol=2e-4)
-    assert not torch.equal(flow.sample(90, steps=6, seed=4).x, whole)
-    assert torch.equal(flow.sample(90, steps=6, seed=3, trajectory=True).x[-1], whole)
-    free = square().sample(90, steps=6, seed=3).x
+    whole = flow.sample(40, steps=6, seed=3).x
+    assert torch.equal(flow.sample(40, steps=6, seed=3, rows=range(30, 40)).x, whole[30:])
+    torch.testing.assert_close(flow.sample(40, steps=6, seed=3, batch_size=7).x, whole, rtol=0, atol=2e-4)
+    assert not torch.equal(flow.sample(40, steps=6, seed=4).x, whole)
+    assert torch.equal(flow.sample(40, steps=6, seed=3, trajectory=True).x[-1], whole)
+    free = square().sample(40, steps=6, seed=3).x
     kept = (free[:, 0] <= free[:, 1]) & (free.sum(1) <= 1.2)
     assert torch.equal(whole[kept, :2], free[kept])  # rows that obey at once are those of the flow without rules
 

@@ -42,8 +42,8 @@ def made(frame: pd.DataFrame, *rules: str, n: int = 2000, **options) -> pd.DataF
 
 
 def obeying(frame: pd.DataFrame, *rules: str) -> np.ndarray:
-    """Which rows of the frame obey rules that were learned from it."""
-    table = Table(FRAME, rule=rules)
+    """Which of the rows of :func:`made` obey the rules."""
+    table = Table(frame, rule=rules)
     z = torch.randn(2000, *table.spec.shape, generator=torch.Generator().manual_seed(0))
     assert table.transform.constraints is not None
     return ~table.transform.constraints.broken(table.transform.inverse(z)).any(1).numpy()
@@ -101,18 +101,19 @@ def test_rules_may_build_on_each_other_in_any_order():
         ("low <= high", lambda f: f["low"] <= f["high"]),
         ("-5 < low <= high", lambda f: (f["low"] > -5) & (f["low"] <= f["high"])),
         ("a + b >= a / 2", lambda f: f["a"] + f["b"] >= f["a"] / 2),
+        ("a * (b - 3) == 0", lambda f: (f["a"] == 0) | (f["b"] == 3)),
         ("begun < ended", lambda f: f["begun"] < f["ended"]),
     ],
 )
 def test_comparisons_tell_the_rows_that_break_them(rule, check):
-    rows = made(FRAME, rule)
-    assert (obeying(FRAME, rule) == check(rows)).all()
+    frame = FRAME[check(FRAME)]
+    assert (obeying(frame, rule) == check(made(frame, rule))).all()
 
 
 def test_names_are_compared_with_names():
     frame = pd.DataFrame({"from": RNG.choice(["A", "B"], N), "to": "C", "big": RNG.random(N) < 0.5})
     frame.loc[::3, "to"] = np.where(frame["from"] == "A", "B", "A")[::3]
-    table = Table(frame, rule=["'from' != to", "to != 'D'"] if "D" in set(frame["to"]) else ["`from` != to"])
+    table = Table(frame, rule=["`from` != to"])
     assert table.transform.constraints is not None
     a, b, c = 0.0, 1.0, 2.0
     rows = torch.tensor([[a, a, 0], [a, b, 0], [b, c, 1], [b, b, 1]]).double()
@@ -172,7 +173,7 @@ def test_a_function_of_two_columns_knows_which_values_occur_together():
         ("a <= True", "has more than columns"),
         ("1 <= 2", "numbers alone"),
         ("a <= 'bb'", "the text 'bb', which is no column"),
-        ("b <= a", r"broken by \d+ of 240 rows of the data, first by row \d+ with b = \d+ and a = \d+"),
+        ("b <= a", r"broken by \d+ of 240 rows of the data, first by row \d+ with a = \d+ and b = \d+; take these"),
         ("b == f(a)", "where f is"),
         ("total <= b", "is broken by"),
     ],

@@ -181,7 +181,7 @@ class _Reader:
         if len(self.text) > LONGEST or "#" in plain:
             raise self.refused(f"has # or over {LONGEST} characters; {_FORMS}")
         try:
-            return ast.parse(_QUOTED.sub(self._stand_in, self.text.strip()), mode="eval").body
+            return ast.parse(_QUOTED.sub(self._stand_in, self.text).strip(), mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             single = re.search(r"(?<![=<>!])=(?!=)", plain)
             raise self.refused("has =; write == for equality" if single else f"is no rule; {_FORMS}") from None
@@ -271,10 +271,12 @@ class _Reader:
                 return Arithmetic(_ARITHMETIC[type(op)], (self._arithmetic(left), self._arithmetic(right)))
         raise self.refused(f"has more than columns, numbers and + - * /; {_FORMS}")
 
-    def _equality(self, left: _Side, right: _Side) -> Equality:
+    def _equality(self, left: _Side, right: _Side) -> Equality | tuple[Comparison, ...]:
         if left.value.place is None:
             left, right = right, left
         target, expression = left.value.place, right.value
+        if target is None and not (left.value.places and right.value.places):  # a * b == 0
+            return (self._comparison(left, "==", right),)
         if target is None:
             raise self.refused("has no column alone on one side of ==; write it as 'a == b + c'")
         if target in expression.places:

@@ -79,7 +79,7 @@ class Summed:
         value, size = self.expression(x)
         own, places = x[:, self.target], self.column.decimals
         slack = size * (ROUNDING if places is None else 1e-12) + (0.0 if places is None else 0.5 * 10.0**-places)
-        near = (own - value).abs() <= slack
+        near = value.isfinite() & ((own - value).abs() <= slack)
         return torch.where(self._absent(x), own.isnan(), near)
 
     def value(self, x: Tensor) -> Tensor:
