@@ -1,17 +1,21 @@
 """``make break MINUTES=60``: break advect for as long as it is told, and print tried, held, refused and broke.
 
-Workers draw command lines (``flag_cases``) and damaged files (``file_cases``) without end and judge each call
-(``oracle``), within a time and a memory limit; beside them commands are killed and repeated, and called two at once
-(``process_cases``). A case that breaks is written to --save, and repeated by --replay FILE. Exits with 1 if any broke.
+Workers draw command lines (``flag_cases``), damaged files (``file_cases``) and failing disks (``disk_cases``) without
+end, each command and file in its turn, and judge each call (``oracle``), within a time and a memory limit; beside them
+commands are killed and repeated, and called two at once (``process_cases``). No worker does a case twice. A case that
+breaks is written to --save, and repeated by --replay FILE. Exits with 1 if any broke.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import faulthandler
+import itertools
 import json
 import os
+import random
 import resource
 import shutil
 import signal
@@ -24,17 +28,28 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from faults import file_cases
+from faults import disk_cases, file_cases, oracle, process_cases
 from faults.flag_cases import calls, command_words
-from faults.oracle import BROKE, HELD, REFUSED, Case, Outcome, perform
+from faults.oracle import BROKE, HELD, REFUSED, Case, Outcome
 from forked import server
 
-ROUND = 40
-"""Examples of one run of Hypothesis."""
-CASES_OF_A_WORKER = 120
+ROUND = 16
+"""Examples of one run of Hypothesis, all of one command or file."""
+SLOW = {
+    "doctor": 1,
+    "doctor --data table.csv": 4,
+    "reflow run": 1,
+    "doctor digits": 2,
+    "doctor run": 4,
+    "report run": 4,
+}
+"""Examples of a round of calls that take seconds each: the machine's doctor compiles a network."""
+TRAININGS = 4
+"""Examples of a round of each call of train, which take half a second each, and of a reflow."""
+CASES_OF_A_WORKER = 1000
 """Cases after which a worker makes room for a fresh one, as libraries leak."""
-MEMORY = 4 * 2**30
-"""Bytes that a case may take beyond what the worker has."""
+MEMORY, KEPT = 2 * 2**30, 3 * 2**29
+"""Bytes that a case may take beyond what the worker has, and that a worker may keep after a case."""
 
 
 def main() -> None:
@@ -50,12 +65,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="advect-break-") as place:
         home = prepare(Path(place))
         if a.replay:
-            outcome = perform(Case.of(a.replay.read_text()), home, Path(place, "work"))
+            outcome = perform_any(Case.of(a.replay.read_text()), home, Path(place, "work"))
             print(f"{outcome.what}: {outcome.why}\n{outcome.said}")
             sys.exit(outcome.what == BROKE)
         seed = int(time.time()) if a.seed is None else a.seed
         print(f"seed {seed}, {a.jobs} workers, {a.minutes:g} minutes", flush=True)
         table = Table(a.save)
+        for words in disk_cases.WRITERS.values():  # for all workers
+            disk_cases.whole(words, home, Path(place, "undisturbed"))
         until = time.monotonic() + 60 * a.minutes
         processes = threading.Thread(target=try_processes, args=(table, Path(place), home, until, seed, a.only))
         processes.start()
@@ -78,12 +95,24 @@ def prepare(place: Path) -> Path:
     return home
 
 
+def perform_any(case: Case, home: Path, work: Path) -> Outcome:
+    """Do a case of any kind."""
+    if case.kind in ("kill", "two"):
+        return process_cases.perform(case, home, work)
+    return (disk_cases if case.kind.startswith("disk ") else oracle).perform(case, home, work)
+
+
+def kind_of(case: Case) -> str:
+    """What is done to a call, for the table."""
+    if case.kind in ("kill", "two"):
+        return {"kill": "killed and repeated", "two": "two at once"}[case.kind]
+    return "failing disks" if case.kind.startswith("disk ") else "damaged files" if case.file else "command lines"
+
+
 def try_processes(table: Table, place: Path, home: Path, until: float, seed: int, only: str) -> None:
     """Kills, and two at once, until the time is up."""
-    from faults.process_cases import cases
-
-    for name, outcome in cases(place / "processes", home, seed, only):
-        table.add(Case(name, ()), outcome)
+    for case, outcome in process_cases.cases(place / "processes", home, seed, only):
+        table.add(case, outcome)
         if time.monotonic() > until:
             return
 
@@ -93,13 +122,17 @@ class Table:
 
     def __init__(self, save: Path) -> None:
         self.save, self.began = save, time.monotonic()
-        self.counts: dict[str, Counter[str]] = defaultdict(Counter)
+        self.counts: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
+        self.distinct: set[int] = set()
+        self.largest: list[tuple[int, str]] = []
         self.broken: dict[str, list[Path]] = defaultdict(list)
         self.lock = threading.Lock()
 
-    def add(self, case: Case, outcome: Outcome) -> None:
+    def add(self, case: Case, outcome: Outcome, memory: int = 0) -> None:
         with self.lock:
-            self.counts[case.name][outcome.what] += 1
+            self.counts[kind_of(case)][case.name][outcome.what] += 1
+            self.distinct.add(hash(case))
+            self.largest = sorted([*self.largest, (memory, " ".join(map(repr, case.words))[:300])])[-3:]
             if outcome.what != BROKE:
                 return
             key = f"{case.name.split()[0]}: {outcome.why[:120]}"
@@ -113,22 +146,30 @@ class Table:
             file.with_suffix(".txt").write_text(f"{outcome.why}\n{outcome.said}\n")
             self.broken[key].append(file)
 
+    def total(self, kind: str | None = None) -> Counter[str]:
+        """Outcomes of a kind, or of all."""
+        kinds = list(self.counts) if kind is None else [kind]
+        return sum((counts for one in kinds for counts in list(self.counts[one].values())), Counter())
+
     def line(self) -> str:
         """Counts up to now."""
-        total = sum(self.counts.copy().values(), Counter())
-        minutes = (time.monotonic() - self.began) / 60
+        total, minutes = self.total(), (time.monotonic() - self.began) / 60
         return f"{minutes:.0f} minutes: " + ", ".join(f"{total[what]} {what}" for what in (HELD, REFUSED, BROKE))
 
     def __str__(self) -> str:
         rows = [("", "tried", "held", "refused", "broke")]
-        for name, counts in sorted(self.counts.items()):
-            rows.append((name, *(str(n) for n in (counts.total(), *(counts[w] for w in (HELD, REFUSED, BROKE))))))
-        total = sum(self.counts.values(), Counter())
+        for kind in sorted(self.counts):
+            some = sorted(self.counts[kind].items())
+            for name, counts in [(f"{kind}:", self.total(kind)), *((f"  {name}", counts) for name, counts in some)]:
+                rows.append((name, *(str(n) for n in (counts.total(), *(counts[w] for w in (HELD, REFUSED, BROKE))))))
+        total = self.total()
         rows.append(("all", *(str(n) for n in (total.total(), *(total[w] for w in (HELD, REFUSED, BROKE))))))
         width = max(len(row[0]) for row in rows)
         lines = [f"{row[0]:<{width}}" + "".join(f"{cell:>9}" for cell in row[1:]) for row in rows]
-        lines.append(f"{(time.monotonic() - self.began) / 60:.1f} minutes; {len(self.broken)} kinds of breaks")
+        minutes = (time.monotonic() - self.began) / 60
+        lines.append(f"{minutes:.1f} minutes; {len(self.distinct)} distinct cases; {len(self.broken)} kinds of breaks")
         lines += [f"  {len(files)} x {key}; --replay {files[0]}" for key, files in self.broken.items()]
+        lines += [f"  {size / 2**20:.0f} MiB: {words}" for size, words in reversed(self.largest)]
         return "\n".join(lines)
 
 
@@ -173,11 +214,11 @@ class Pool:
     def _read(self, worker: Worker) -> None:
         with contextlib.suppress(EOFError, OSError):
             while worker.pipe.poll():
-                text, outcome = worker.pipe.recv()
+                text, outcome, memory = worker.pipe.recv()
                 worker.since, worker.used = time.monotonic(), worker.processor_seconds()
                 worker.case = Case.of(text) if outcome is None else None
                 if outcome is not None:
-                    self.table.add(Case.of(text), outcome)
+                    self.table.add(Case.of(text), outcome, memory)
 
 
 class Worker:
@@ -215,7 +256,6 @@ def draw_cases(pipe: Connection, home: Path, work: Path, until: float, seed: int
     """What a worker does: rounds of examples, each announced and then told with its outcome."""
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import seed as seeded
-    from hypothesis import strategies as st
 
     os.environ.update(HOME=str(work / "user"), ADVECT_CACHE=str(work.parent / "cache"), OMP_NUM_THREADS="1")
     faulthandler.register(signal.SIGUSR1, file=work.with_suffix(".stack").open("w"))
@@ -223,49 +263,58 @@ def draw_cases(pipe: Connection, home: Path, work: Path, until: float, seed: int
     for stream in (0, 1, 2):  # what libraries write past Python
         os.dup2(nothing, stream)
     limit_memory()
-    drawn = strategies(home, only)
-    left = CASES_OF_A_WORKER
-    for number in range(CASES_OF_A_WORKER // ROUND):
+    rounds, seen, left = strategies(home, work, only), set[Case](), CASES_OF_A_WORKER
+    order = random.Random(seed)
+    order.shuffle(rounds)
+    for number, (most, strategy) in enumerate(itertools.cycle(rounds)):
 
-        @seeded(seed * 100 + number)
+        @seeded(seed * 100_000 + number)
         @settings(
-            max_examples=ROUND,
+            max_examples=most,
             database=None,
             deadline=None,
             phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
         )
-        @given(st.one_of(drawn))
+        @given(strategy)
         def try_case(case: Case) -> None:
             nonlocal left
-            if time.monotonic() > until or left <= 0:
+            if case in seen or time.monotonic() > until:
                 return
+            seen.add(case)
             left -= 1
-            pipe.send((case.to_text(), None))
-            pipe.send((case.to_text(), perform(case, home, work)))
+            pipe.send((case.to_text(), None, 0))
+            forget_peak()
+            outcome = perform_any(case, home, work)
+            pipe.send((case.to_text(), outcome, memory("VmHWM")))
 
         try_case()
+        give_memory_back()
+        if left <= 0 or time.monotonic() > until or memory("VmRSS") > KEPT:
+            return
 
 
-def strategies(home: Path, only: str) -> list[Any]:
-    """Half command lines, half damaged files; those whose name has ``only`` in it."""
+def strategies(home: Path, work: Path, only: str) -> list[tuple[int, Any]]:
+    """Examples of a round, and what they are drawn from, for each call, each place of files, and failing disks."""
     from hypothesis import strategies as st
 
-    names = sorted({call.split()[0] for call in calls(home)})
-    places = sorted(file_cases.readers(home))
-    chosen = [name for name in names if only in name], [place for place in places if only in place]
-    found: list[Any] = []
-    if chosen[0]:
-        some = [call for call in sorted(calls(home)) if call.split()[0] in chosen[0]]
-        words = st.sampled_from(some).flatmap(lambda call: command_words(home, call))
-        again = st.integers(0, 4).map(lambda n: n == 0)
-        name = lambda w: w[0] if w and w[0] in names else "any words"
-        found.append(st.builds(lambda w, again: Case(name(w), tuple(w), repeat=again), words, again))
-    if chosen[1]:
-        files = st.sampled_from(chosen[1]).flatmap(lambda place: file_cases.damaged_files(home, place))
-        found.append(files.map(lambda d: Case(d[0], tuple(d[1]), d[2], d[3], d[4])))
+    found: list[tuple[int, Any]] = []
+    names, places = sorted({call.split()[0] for call in calls(home)}), sorted(file_cases.readers(home))
+    name = lambda words: words[0] if words and words[0] in names else "any words"
+    again = st.integers(0, 4).map(lambda n: n == 4)
+    for call in sorted(calls(home)):
+        if only in call.split()[0]:
+            case = lambda words, again: Case(name(words), tuple(words), repeat=again)
+            usual = TRAININGS if call.startswith(("train", "reflow")) else ROUND
+            found.append((SLOW.get(call, usual), st.builds(case, command_words(home, call), again)))
+    damaged = lambda d: Case(d[0], tuple(d[1]), d[2], d[3], d[4])
+    for place in places:
+        if only in place:
+            found.append((ROUND, file_cases.damaged_files(home, place).map(damaged)))
+    if only in "disk":
+        found += [(ROUND // 2, disk_cases.failing_writes(home, work.with_name("undisturbed")))] * 4
     if not found:
-        raise SystemExit(f"--only {only} is in no name; choose from {json.dumps(names + places)}")
+        raise SystemExit(f"--only {only} is in no name; choose from {json.dumps([*names, *places, 'disk'])}")
     return found
 
 
@@ -274,6 +323,25 @@ def limit_memory() -> None:
     with contextlib.suppress(OSError, ValueError, IndexError):
         pages = int(Path("/proc/self/statm").read_text().split()[5])
         resource.setrlimit(resource.RLIMIT_DATA, (pages * resource.getpagesize() + MEMORY,) * 2)
+
+
+def memory(what: str) -> int:
+    """Bytes of memory that this process has (VmRSS), or had at most (VmHWM); 0 where the system does not tell."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith(f"{what}:")).split()[1])
+    return 0
+
+
+def forget_peak() -> None:
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def give_memory_back() -> None:
+    """To the system, as the allocator keeps what one large case has taken."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 if __name__ == "__main__":

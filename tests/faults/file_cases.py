@@ -32,8 +32,14 @@ READERS = {
         "ema PLACE --length 0.1 --output out/average.safetensors",
         "report PLACE --num-samples 20 --nfes 2 --device cpu --output-dir out",
     ),
+    "run/checkpoints": (
+        "load run",
+        "load run no",
+        "load run/checkpoints/step-00000002",
+        SAMPLE.replace("PLACE", "run"),
+    ),
     "pack": ("data verify PLACE", "train --data PLACE --dry-run", "doctor --data PLACE"),
-    "average.safetensors": (SAMPLE,),
+    "average.safetensors": (SAMPLE, "load PLACE"),
     "weights.safetensors": (SAMPLE, "train moons --width 8 --depth 2 --max-steps 2 --init-from PLACE --run-dir out"),
     "one.json": ("eval --compare PLACE two.json",),
     "config.yaml": ("train --config PLACE --max-steps 2 --run-dir out", "train --config PLACE --dry-run"),
@@ -118,7 +124,7 @@ def _tiny(name: str, place: str) -> str:
         for s in sections_of(f"train {_preset(name)}--data {place} --data-format {name}").values()
         for one in _plain(s)
     }
-    small = {key: value for key, value in TINY.items() if key in known and key not in ("depth", "num_res_blocks")}
+    small = {key: value for key, value in TINY.items() if key in known and key != "depth"}
     sized = {key: "8" for key in ("image_size",) if key in known}
     return " ".join(f"{flag(key)} {value}" for key, value in (small | sized).items())
 
@@ -134,7 +140,9 @@ def readers(home: Path) -> dict[str, tuple[str, ...]]:
     found = dict(READERS)
     for name, (place, tiny) in json.loads((home / "formats.json").read_text()).items():
         train = f"train {_preset(name)}--data PLACE --data-format {name}"
-        found[place] = (train.replace("train", "doctor", 1), f"{train} --dry-run", f"{train} {tiny}")
+        sized = tiny.replace("--run-dir out", "").replace("--device cpu", "")
+        doctor = f"{train.replace('train', 'doctor', 1)} {sized}"
+        found[place] = (doctor, f"{train} {sized} --dry-run", f"{train} {tiny}")
     return found
 
 

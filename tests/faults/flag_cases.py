@@ -30,6 +30,7 @@ CALLS = {
         *("train moons", "train digits", "train moons --dry-run", "train digits --dry-run"),
         *("train --data table.csv", "train --data images --dry-run", "train --resume-from run"),
     ),
+    "reflow": ("reflow run", "reflow run --no-measure"),
     "data": ("data pack images", "data verify pack"),
     "eval": ("eval run", "eval --compare one.json two.json"),
     "report": ("report run", "report run --no-measure"),
@@ -53,10 +54,22 @@ TINY: dict[str, str] = {
     "run_dir": "out",
     "output_dir": "out",
 }
+DATA = {
+    "moons": ("mlp", "moons", "vector"),
+    "digits": ("unet", "digits", "image"),
+    "table.csv": ("mlp", "table", "vector"),
+    "images": ("unet", "image-folder", "image"),
+    "run": ("mlp", "moons", "vector"),
+}
+"""By a word of a call: the network and the format of its data, and what a network must take."""
+
 OUTPUT = {"eval": "out/eval.json", "ema": "out/average.safetensors", "data": "out"}
 
 LONG = {"compile_model", "full", "wandb", "minutes", "features", "eval_features", "json"}
 """Flags that compile, wait or train networks of their own for minutes, and are not drawn."""
+
+NEEDY = {"pairs", "conditional-ot", "stochastic-interpolant", "score-matching", "bridge", "min-snr"}
+"""Parts that need others beside them."""
 
 TEXTS = (
     *("", " ", "x", "None", "nan", "latest", "best", "epoch-1", "step-2", "step-99", "run", "images", "table.csv"),
@@ -154,11 +167,10 @@ def words_for(home: Path, call: str, chosen: Mapping[str, list[str]] | None = No
     command = call.split()[0]
     small = TINY | ({"output": OUTPUT[command]} if command in OUTPUT else {})
     given = set(call.replace("-", "_").split())
-    parts = {chosen[name][1] for name in chosen if len(chosen[name]) > 1}
     words = call.split()
     for name, value in small.items():
         one = known.get(name)
-        if one is None or name in chosen or f"__{name}" in given or (one.part and not _chosen(one, call, parts)):
+        if one is None or name in chosen or f"__{name}" in given or not _fits(one, call, chosen):
             continue
         words += [flag(name), value]
     if command == "data":
@@ -169,11 +181,27 @@ def words_for(home: Path, call: str, chosen: Mapping[str, list[str]] | None = No
     return words + [word for some in chosen.values() for word in some]
 
 
-def _chosen(one: Flag, call: str, parts: set[str]) -> bool:
-    """Whether the part of a flag is that of the call, as far as it can be told from its name."""
-    assert one.part is not None
-    usual = {"moons": "mlp", "digits": "unet", "table.csv": "mlp", "images": "unet"}
-    return one.part[1] in parts or any(usual.get(word) == one.part[1] for word in call.split())
+def _fits(one: Flag, call: str, chosen: Mapping[str, list[str]]) -> bool:
+    """Whether a flag goes with the parts of a call, as far as they are known; those ``chosen`` come before its own."""
+    if one.part is None:
+        return True
+    choice, name = one.part
+    if choice in chosen:
+        return len(chosen[choice]) > 1 and chosen[choice][1] == name
+    network, data_format, _ = next((DATA[word] for word in call.split() if word in DATA), DATA["moons"])
+    return {"network": network, "data_format": data_format}.get(choice) == name
+
+
+def _may_choose(choice: str, name: str, call: str) -> bool:
+    """Whether a call can take a part, as far as it can be told."""
+    _, data_format, takes = next((DATA[word] for word in call.split() if word in DATA), DATA["moons"])
+    if choice == "data_format":
+        return name == data_format
+    if choice == "network":
+        if "run" in call.split():
+            return False  # a run keeps its own
+        return getattr(registry.get("network", name), "takes", takes) == takes
+    return name not in NEEDY
 
 
 def _without(words: list[str], name: str) -> list[str]:
@@ -241,23 +269,30 @@ def command_words(draw: st.DrawFn, home: Path, call: str | None = None) -> list[
     call = draw(st.sampled_from(sorted(calls(home)))) if call is None else call
     known, chosen = calls(home)[call], {}
     count = draw(st.integers(0, 4)) if known else 0
+    loose = draw(st.integers(0, 7)) == 7  # any flags, whether they go together or not
     for one in [draw(st.sampled_from(known)) for _ in range(count)]:
-        absurd = draw(st.integers(0, 7)) == 0
+        strange = one.part is not None and not _fits(one, call, chosen)
+        if not loose and strange and (one.part[0] in chosen or not _may_choose(*one.part, call)):
+            continue
+        absurd = draw(st.integers(0, 15)) == 15
         words = draw(values(one, absurd=absurd))
+        choice = one.name if one.names and one.part is None else ""
+        if not loose and choice and not absurd and not _may_choose(choice, words[0], call):
+            continue
+        if one.part is not None and (not loose or draw(st.integers(0, 7))):
+            chosen[one.part[0]] = [flag(one.part[0]), one.part[1]]
         name = flag(one.name)
         if one.type is bool:
             name = draw(st.sampled_from((name, name.replace("--", "--no-", 1))))
-        if one.part is not None and draw(st.integers(0, 7)):
-            chosen[one.part[0]] = [flag(one.part[0]), one.part[1]]
         joined = len(words) == 1 and (words[0].startswith("-") or draw(st.booleans()))
-        chosen[one.name] = [f"{name}={words[0]}"] if joined else [name, *words]
+        chosen[one.name] = [f"{name}={words[0]}"] if joined and not choice else [name, *words]
     words = words_for(home, call, chosen)
-    how = draw(st.integers(0, 39))
-    if how == 0:
+    how = draw(st.integers(0, 59))
+    if how == 59:
         words.insert(draw(st.integers(0, len(words))), draw(st.sampled_from(TEXTS)))
-    elif how == 1:
+    elif how == 58:
         del words[draw(st.integers(0, len(words) - 1))]
-    elif how == 2:
+    elif how == 57:
         place = draw(st.integers(0, len(words) - 1))
         words.insert(place, words[place])
     return words

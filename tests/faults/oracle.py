@@ -2,7 +2,8 @@
 
 Exit 0 leaves whole files of finite numbers, the same ones when it is repeated; exit 2 one sentence on stderr, no file
 that looks whole, and what was there as it was. ``advect doctor`` may exit with 1, as it finds problems. All else is a
-break: a traceback, other codes, a partial file left, a warning of a library on the way out.
+break: a traceback, other codes, a partial file left, a warning of a library on the way out. What is made from a
+damaged checkpoint is what the sound one makes, or the one before it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import re
 import shutil
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +27,9 @@ from advect.core.errors import UserError, printable
 from faults.damage import damage
 
 HELD, REFUSED, BROKE = "held", "refused", "broke"
+
+CHECKPOINTS = ("run/checkpoints/", "run/ema/")
+"""Where a damage may not change what is made."""
 
 MARKS = ("samples.json", "report.html", "eval.json", "manifest.json", "average.safetensors")
 """Files of an output folder that a refused call must not leave new."""
@@ -75,7 +80,7 @@ def call(words: tuple[str, ...]) -> Ended:
     out, err, code, trace = io.StringIO(), io.StringIO(), 0, ""
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            run(list(words))
+            load(*words[1:]) if words[:1] == ("load",) else run(list(words))
         except UserError as error:
             print(f"advect: {printable(str(error))}", file=sys.stderr)
             code = 2
@@ -95,16 +100,31 @@ def _place(error: BaseException) -> str:
     return f"{type(error).__name__} at {where}: {printable(text)[:160]}"
 
 
-def perform(case: Case, home: Path, work: Path) -> Outcome:
-    """Do a case on a copy of ``home`` in ``work``, which is emptied; judge it."""
+def load(path: str, ema: str = "yes") -> None:
+    """Weights as Python code loads them, written where they can be compared; called as ``load PATH [no]``."""
+    import advect
+
+    flow = advect.load(path, ema=ema == "yes", device="cpu")
+    Path("out").mkdir()
+    np.savez("out/loaded.npz", **{name: x.numpy() for name, x in flow.net.state_dict().items()})
+
+
+Around = Callable[[Case, Path], contextlib.AbstractContextManager[None]]
+
+
+def perform(case: Case, home: Path, work: Path, around: Around | None = None) -> Outcome:
+    """Do a case on a copy of ``home`` in ``work``, which is emptied; judge it. The call alone is within ``around``."""
     here, folder = Path.cwd(), work / "a" / "b" / "c"  # so that ../beside stays within
     shutil.rmtree(work, ignore_errors=True)
     copy(home, folder, case)
     before = contents(folder)
     os.chdir(folder)
     try:
-        ended = call(case.words)
+        with around(case, folder) if around else contextlib.nullcontext():
+            ended = call(case.words)
         why = judge(case, ended, before, folder)
+        if not why and ended.code == 0 and case.file.startswith(CHECKPOINTS):
+            why = other_bits(case, made(before, folder), home, work.with_name(f"{work.name}-sound"))
         if not why and ended.code == 0 and case.repeat:
             why = repeated(case, home, folder, work / "again" / "b" / "c")
     finally:
@@ -220,6 +240,42 @@ def _wrong(file: Path, content: bytes) -> str:
 
 def _fail(why: str) -> None:
     raise ValueError(why)
+
+
+def made(before: dict[str, bytes], folder: Path) -> dict[str, bytes]:
+    """New and changed files that are the same each time."""
+    found = contents(folder).items()
+    return {n: x for n, x in found if Path(n).suffix in BITS and "evaluation/" not in n and before.get(n) != x}
+
+
+_sound: dict[tuple[str, ...], list[dict[str, bytes]]] = {}
+
+
+def other_bits(case: Case, found: dict[str, bytes], home: Path, work: Path) -> str:
+    """Why what was made of a damaged checkpoint is neither what the sound one makes, nor the one before it."""
+    if case.words not in _sound:
+        _sound[case.words] = [_made_of(case.words, home, work, older) for older in (False, True)]
+    if any(found == wanted for wanted in _sound[case.words]):
+        return ""
+    wanted = _sound[case.words][0]
+    names = sorted(n for n in found.keys() | wanted.keys() if found.get(n) != wanted.get(n))
+    return f"exit 0 on a damaged checkpoint, and another {names[0] if names else 'set of files'}"
+
+
+def _made_of(words: tuple[str, ...], home: Path, work: Path, older: bool) -> dict[str, bytes]:
+    here = Path.cwd()
+    shutil.rmtree(work, ignore_errors=True)
+    copy(home, work, Case("sound", words))
+    if older:
+        newest = max((work / "run/checkpoints").glob("step-*"))
+        shutil.rmtree(newest)
+    before = contents(work)
+    os.chdir(work)
+    try:
+        ended = call(words)
+    finally:
+        os.chdir(here)
+    return made(before, work) if ended.code == 0 else {"refused": b""}
 
 
 def repeated(case: Case, home: Path, first: Path, again: Path) -> str:

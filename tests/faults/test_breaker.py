@@ -17,9 +17,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from advect.core.errors import UserError
 from faults import file_cases, oracle
 from faults.damage import CHANGES, damage
+from faults.disk_cases import READS_ONLY, WRITERS
 from faults.flag_cases import calls, command_words
 from faults.oracle import BROKE, HELD, REFUSED, Case, perform
-from faults.process_cases import READS_ONLY, WRITERS, cases
+from faults.process_cases import cases
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="makes pipes and odd names")
 
@@ -102,8 +103,8 @@ def test_every_command_that_writes_is_killed_and_called_twice():
 
 @pytest.mark.slow
 def test_commands_are_killed_and_called_two_at_once(home, tmp_path):
-    for name, outcome in itertools.islice(cases(tmp_path / "work", home, 0, ""), 2 * len(WRITERS)):
-        assert outcome.what != BROKE, f"{name}: {outcome.why}\n{outcome.said}"
+    for case, outcome in itertools.islice(cases(tmp_path / "work", home, 0, ""), 2 * len(WRITERS)):
+        assert outcome.what != BROKE, f"{case}: {outcome.why}\n{outcome.said}"
 
 
 BREAKS = {

@@ -190,7 +190,9 @@ def test_a_velocity_without_gradient_in_x_is_refused_unless_it_is_the_same_every
     torch.testing.assert_close(still, log_prob(lambda x, t: 0 * x, x - 1, solver="euler", steps=2))
     other = torch.ones(2, requires_grad=True)
     torch.testing.assert_close(log_prob(lambda x, t: other.expand(4, 2), x, solver="euler", steps=2), still)
-    with pytest.raises(UserError, match="no gradient in x, as a density needs; compute it without torch"):
+    with pytest.raises(
+        UserError, match="no gradient in x, as densities and posteriors need; compute it without torch"
+    ):
         log_prob(torch.no_grad()(lambda x, t: -x), x, solver="euler", steps=2)
 
 

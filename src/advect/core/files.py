@@ -94,8 +94,10 @@ def is_partial(path: Path) -> bool:
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove leftovers of a killed :func:`atomic_write`, not the files that a living process writes."""
-    for partial in folder.glob(".*.partial"):
+    """Remove leftovers of a killed :func:`atomic_write` in ``folder`` and the folders in it, not the files that a
+    living process writes.
+    """
+    for partial in (*folder.glob(".*.partial"), *folder.glob("[!.]*/.*.partial")):
         if partial.is_file() and is_partial(partial):
             partial.unlink(missing_ok=True)
 
@@ -234,11 +236,15 @@ LOCK = ".lock"
 
 @contextmanager
 def claim_folder(folder: Path, argument: str, name: str = LOCK) -> Iterator[Path]:
-    """Create ``folder`` and lock it, see :func:`lock_folder`; removed again on failure if it is new and empty."""
+    """Create ``folder`` and lock it, see :func:`lock_folder`; removed again on failure if it is new and empty.
+
+    What killed writers have left in it is removed.
+    """
     new = not folder.exists()
     try:
         make_folder(folder, argument)
         with lock_folder(folder, argument, name):
+            remove_partial(folder)
             yield folder
     except BaseException:
         if new:

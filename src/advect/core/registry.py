@@ -42,6 +42,7 @@ HOMES = {
     "sde-solver": "advect.solvers.sde",
     "grid": "advect.solvers.time_grids",
     "diffusion": "advect.solvers.diffusion_coefficients",
+    "posterior": "advect.solvers.posterior.*",
     "optimizer": "advect.training.optim",
     "lr-schedule": "advect.training.learning_rate",
     "data-format": "advect.data",

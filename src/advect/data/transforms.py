@@ -52,6 +52,10 @@ class Transform(ABC):
     def inverse(self, x: Tensor) -> Tensor:
         """Model units (B, *S) to data units (B, *S)."""
 
+    def unrounded(self, x: Tensor) -> Tensor:
+        """:meth:`inverse` without the rounding and clamping to a range that leave no derivative."""
+        return self.inverse(x)
+
     def centred(self, x: Tensor) -> Tensor:
         """Data units (B, *S), less a constant if float64, so that distances survive in float32."""
         return x
@@ -192,10 +196,13 @@ class PixelScale(Transform):
         return y.mul_(2 / (self.high - self.low)).sub_(1).to(torch.float32)
 
     def inverse(self, x: Tensor) -> Tensor:
-        y = (x.to(self._dtype) + 1).mul_((self.high - self.low) / 2).add_(self.low)
+        y = self.unrounded(x)
         if self.integer:
             y = y.round_()
         return y.clamp_(self.low, self.high)
+
+    def unrounded(self, x: Tensor) -> Tensor:
+        return (x.to(self._dtype) + 1).mul_((self.high - self.low) / 2).add_(self.low)
 
     @property
     def unit(self) -> float:

@@ -33,9 +33,10 @@ from advect.model.conditions import ConditionValue
 from advect.model.coordinates import Coordinates
 from advect.model.given import questions, read_given
 from advect.model.integrators import Integrator, make_integrator, make_interpolant_integrator
+from advect.model.posterior import sample_posterior
 from advect.model.redraw import Redraw, ToData
 from advect.model.sampler_config import SamplerConfig
-from advect.model.samples import Samples
+from advect.model.samples import Samples, checked_rows
 from advect.model.velocity_field import VelocityField
 from advect.paths import AffinePath
 from advect.solvers import (
@@ -105,7 +106,7 @@ class Flow(VelocityField):
         config = SamplerConfig(solver, steps, grid, diffusion, guidance, guidance_interval, image_size)
         config = config.resolve(self.sampler, trajectory=trajectory)
         noise, integrator = self._takes_score(config), self._integrator(config, trajectory)
-        rows = _rows(n, rows, batch_size)
+        rows = checked_rows(n, rows)
         self._check_guidance(guidance, guidance_interval)
         shape = self._shape(image_size)
         self._check_memory(len(rows), min(batch_size, len(rows)), shape)
@@ -133,6 +134,8 @@ class Flow(VelocityField):
         nfe = int(nfe) if nfe.is_integer() else nfe
         return Samples(x, conditions, nfe, self.spec, integrator.times if trajectory else None)
 
+    sample_posterior = sample_posterior
+
     @bounded
     @torch.no_grad()
     def straightness(
@@ -153,7 +156,7 @@ class Flow(VelocityField):
 
         Zero padding counts as elements.
         """
-        rows = _rows(n, rows, batch_size)
+        rows = checked_rows(n, rows)
         self._check_guidance(guidance, guidance_interval)
         conditions, parts = self.conditions(n, cond, seed, rows=rows), []
         way, t0, t1 = self.coordinates, self.coordinates.low, self.coordinates.high
@@ -391,10 +394,3 @@ class Flow(VelocityField):
         if x.shape[1:] != shape or len(x) == 0:
             raise UserError(f"x must have shape (n, {', '.join(map(str, shape))}), got {tuple(x.shape)}")
         return x
-
-
-def _rows(n: int, rows: range | None, batch_size: int) -> range:
-    """Requested rows of n samples, default all."""
-    if rows is not None and not (0 <= rows.start < rows.stop <= n and rows.step == 1):
-        raise UserError(f"rows must be a range within 0 .. {n}, not empty, of step 1, got {rows}")
-    return range(n) if rows is None else rows

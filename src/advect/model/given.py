@@ -41,15 +41,20 @@ class Given:
 
 
 def read_given(flow: Flow, given: Any, n: int) -> Given:
-    """What a user gives of n samples: one sample or n of them in data units, NaN where they are asked for.
-
-    Raises UserError for a flow that was not trained for it, another number of samples, and as ``Modality.given``.
-    """
+    """:func:`known_entries` for a flow that was trained for it. Raises UserError for another."""
     if not flow.masked:
         raise UserError(
             "given needs a flow that was given entries in training; train with --mask random, say, or take "
             "flow.sample_posterior (--posterior pigdm)"
         )
+    return known_entries(flow, given, n)
+
+
+def known_entries(flow: Flow, given: Any, n: int) -> Given:
+    """What a user gives of n samples: one sample or n of them in data units, NaN where they are asked for.
+
+    Raises UserError for another number of samples, and as ``Modality.given``.
+    """
     own, shape = flow.modality.given_rows(given), flow.data_shape
     if own.shape == shape:
         own = own.expand(n, *shape)

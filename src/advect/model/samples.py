@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from advect.core.errors import UserError
 from advect.core.types import Conditions, DataSpec
 from advect.data.modality import labels_of
 
@@ -69,3 +70,10 @@ class Samples:
         cond = {name: torch.cat([part.encoded[name] for part in parts]) for name in parts[0].encoded}
         nfe = sum(part.nfe * len(part.x) for part in parts) / sum(len(part.x) for part in parts)
         return Samples(torch.cat([part.x for part in parts]), cond, nfe, parts[0].spec)
+
+
+def checked_rows(n: int, rows: range | None) -> range:
+    """Requested rows of n samples, default all."""
+    if rows is not None and not (0 <= rows.start < rows.stop <= n and rows.step == 1):
+        raise UserError(f"rows must be a range within 0 .. {n}, not empty, of step 1, got {rows}")
+    return range(n) if rows is None else rows

@@ -67,7 +67,7 @@ def sample_run(
     unless ``overwrite``.
     """
     sampler = sampler or SamplerConfig()
-    folder = output_dir or _default_folder(run, seed)
+    folder = output_dir or default_folder(run, "generated", seed)
     with run_context(device, run_dir=folder, seed=seed) as context, ExitStack() as stack:
         me = context.env
         place, flow, identity, mean = _open(run, ema, context)
@@ -223,9 +223,9 @@ def _resolved(sampler: SamplerConfig, flow: Flow) -> dict[str, Any]:
     return config.facts() | ({} if (nfe := flow.nfe(config)) is None else {"nfe": nfe})
 
 
-def _default_folder(run: Path, seed: int) -> Path:
-    """``RUN/generated/seed-N``, or ``generated/seed-N`` outside a run."""
+def default_folder(run: Path, name: str, seed: int) -> Path:
+    """``RUN/NAME/seed-N``, or ``NAME/seed-N`` outside a run."""
     for folder in (run, *run.absolute().parents):
         if (folder / "config.yaml").is_file():
-            return folder / "generated" / f"seed-{seed}"
-    return Path("generated") / f"seed-{seed}"
+            return folder / name / f"seed-{seed}"
+    return Path(name) / f"seed-{seed}"

@@ -101,6 +101,22 @@ class VelocityField:
             with_score("the score", self.path, self.source)
         return guided_velocity(self._score, cond, guidance, interval=interval)
 
+    def denoiser(
+        self, cond: Conditions | None = None, *, guidance: float = 1.0, interval: tuple[float, float] | None = None
+    ) -> Velocity:
+        """E[x_1 | x_t] (B, *S) of x (B, *S), t (B,) in model units, like :meth:`velocity`, clear of both ends of time.
+
+        Raises UserError for a path that is not affine.
+        """
+        self.net.eval()
+        if not isinstance(self.path, AffinePath):
+            raise UserError(f"E[x_1 | x_t] follows from the velocity on an affine path, and this flow has {self.path}")
+        return guided_velocity(self._denoised, cond, guidance, interval=interval)
+
+    def _denoised(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
+        inside = t.clamp(self._t_eps, 1 - self._t_eps)
+        return self._converted(self._predicted(x_t, inside, cond), x_t, inside, "data")
+
     def _score(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
         inside = t.clamp(self._t_eps, 1 - self._t_eps)
         if self.learned_score:

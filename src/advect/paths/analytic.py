@@ -242,6 +242,35 @@ class GaussianMixture(AnalyticMarginals):
         roots = (vectors * values.sqrt()[:, None]).to(z.dtype)
         return self.means[k] + torch.einsum("bde,be->bd", roots[k], z.flatten(1)).view_as(z)
 
+    def given(self, matrix: Tensor, y: Tensor, noise: float) -> GaussianMixture:
+        """The law of x_1 given ``y = matrix x_1 + N(0, noise^2 I)``, matrix (M, D) and y (M,): a mixture, too.
+
+        Raises UserError unless noise > 0 and both fit.
+        """
+        a, means = matrix.double(), self.means.flatten(1).double()
+        if a.ndim != 2 or a.shape[1] != means.shape[1] or y.shape != a.shape[:1] or not noise > 0:
+            raise UserError(
+                f"given needs a matrix (M, {means.shape[1]}), y (M,) and noise > 0, got {tuple(matrix.shape)}, "
+                f"{tuple(y.shape)} and {noise}"
+            )
+        eye = torch.eye(means.shape[1], dtype=a.dtype, device=a.device)
+        covariances = (
+            self._stds.square()[:, None, None] * eye if self.covariances is None else self.covariances.double()
+        )
+        across = covariances @ a.mT
+        law = torch.distributions.MultivariateNormal(
+            means @ a.mT, a @ across + noise**2 * torch.eye(len(a), dtype=a.dtype, device=a.device)
+        )
+        gain = torch.linalg.solve(law.covariance_matrix, across, left=False)
+        log_weights = self._shares.log() + law.log_prob(y.double())
+        left = covariances - gain @ across.mT
+        return GaussianMixture(
+            (means + (gain @ (y.double() - law.mean)[:, :, None])[:, :, 0]).view_as(self.means).to(self.means.dtype),
+            covariances=(left + left.mT) / 2,
+            weights=(log_weights - log_weights.max()).exp().clamp(min=1e-300),
+            path=self.path,
+        )
+
     def _posterior(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Posterior:
         means, log_weights = self.means.flatten(1).double(), self._shares.log()
         if self.covariances is not None:

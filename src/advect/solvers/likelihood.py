@@ -60,7 +60,8 @@ class Linearised:
             self._u = velocity(self._at, t)
             if not self._u.requires_grad and not torch.equal(velocity(self._at + 0.1, t), self._u):
                 raise UserError(
-                    "velocity has no gradient in x, as a density needs; compute it without torch.no_grad and detach"
+                    "velocity has no gradient in x, as densities and posteriors need; compute it without "
+                    "torch.no_grad and detach"
                 )
         self.u = self._u if create_graph else self._u.detach()
 

@@ -75,24 +75,27 @@ class Snapshots(Callback):
 
     def on_step(self, trainer: Trainer) -> None:
         step = trainer.state.progress.step
-        if step % (self.every or spacing(step)) == 0:
-            self.save(trainer, due=True)
+        if self._is_due(step):
+            self.save(trainer)
 
     def on_end(self, trainer: Trainer, reason: str) -> None:
-        self.save(trainer, due=False)
+        self.save(trainer)
 
     def on_error(self, trainer: Trainer) -> None:
         if trainer.state.progress.step and not trainer.state.progress.bad_row:
-            self.save(trainer, due=False)
+            self.save(trainer)
 
-    def save(self, trainer: Trainer, *, due: bool) -> None:
+    def _is_due(self, step: int) -> bool:
+        return step % (self.every or spacing(step)) == 0
+
+    def save(self, trainer: Trainer) -> None:
         """Store the averages of the last step, unless stored or empty."""
         state, step = trainer.state, trainer.state.progress.step
         if step == self._saved_step or state.ema is None or state.ema.updates == 0:
             return
         if not trainer.flush():
             return
-        averages = {file: state.whole_average(file) for file in state.ema.lengths}
+        averages, due = {file: state.whole_average(file) for file in state.ema.lengths}, self._is_due(step)
         with sync_errors():
             if current().is_first:
                 with explain_disk_error(self.folder, step, what="averages"):

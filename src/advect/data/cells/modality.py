@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from advect.core.errors import optional_import
+from advect.core.errors import UserError, optional_import
 from advect.core.files import atomic_write
 from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.registry import register
@@ -45,6 +45,18 @@ class CellsModality(VectorPlots[CellsMetadata]):
         parts = self.transform.parts if isinstance(self.transform, Chain) else ()
         found = next((part for part in parts if isinstance(part, Components | CountComponents)), None)
         return found.projection if isinstance(found, CountComponents) else found
+
+    def given(self, x: Tensor) -> Tensor:
+        """Cells (n, D) in data units, NaN for genes that are asked for, in model units.
+
+        Raises UserError as :meth:`Modality.given`, and on components, of which a gene is a linear measurement.
+        """
+        if self.components is not None:
+            raise UserError(
+                "this flow makes principal components, of which a given gene is a measurement and not an entry; ask it"
+                " by posterior sampling (--posterior mmps), or train on genes (--pca None) with --mask genes"
+            )
+        return super().given(x)
 
     def describe(self, shape: Sequence[int]) -> str:
         return f"cells with {shape[0]:,} genes"
