@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
@@ -155,3 +158,12 @@ def _value(key: str, value: Any, hint: Any) -> Any:
 def _words(kinds: Sequence[Any]) -> str:
     names = {bool: "True or False", int: "a whole number", float: "a number", str: "text", NoneType: "None"}
     return " or ".join(names.get(kind, str(kind)) for kind in kinds)
+
+
+def warn(trouble: object) -> None:
+    """Warn of it, with arguments for flags, at the line outside the package that led here."""
+    words = re.sub("--([a-z-]+)", lambda found: found[1].replace("-", "_"), str(trouble))
+    frame, level = sys._getframe(1), 2
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("advect."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(words, stacklevel=level)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from advect.core.errors import UserError
 from advect.core.types import LENGTH
 from advect.data import Sequences
+from advect.data.tables.files import read_table
 
 NAN = float("nan")
 RNG = np.random.default_rng(0)
@@ -116,3 +119,73 @@ def test_windows_of_one_series_overlap_and_the_last_are_held_out() -> None:
         Sequences(frame, order_column="time")
     with pytest.raises(UserError, match="stride is 49"):
         Sequences(frame, order_column="time", max_length=48, long="window", stride=49)
+
+
+def written(frame, path: Path) -> Path:
+    if path.suffix == ".csv":
+        frame.to_csv(path, index=False)
+    else:
+        frame.to_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_answers_have_what_was_known_as_it_stood_and_the_rest_in_its_types(tmp_path: Path, suffix: str) -> None:
+    pytest.importorskip("pyarrow")
+    data = written(steps(), tmp_path / f"data{suffix}")
+    source = Sequences(data, id_column="sensor", order_column="time", held_out=0)
+    modality = source.modality
+    frame = steps(days=2).query("sensor < 3").iloc[::-1].reset_index(drop=True)  # fewer steps, the last first
+    whole = frame.copy()
+    lost = RNG.random((len(frame), 3)) < 0.3
+    frame["load"] = frame["load"].mask(lost[:, 0])
+    frame["state"] = frame["state"].mask(lost[:, 1])
+    frame["n"] = frame["n"].astype("Int64").mask(lost[:, 2])
+    rows = modality.read_given(written(frame, tmp_path / f"asked{suffix}"))
+    assert rows.values.shape == (3, 72, 10)
+    values = modality.given_rows(rows)
+    assert np.isnan(values[:, :48, :3].numpy()).sum() == lost.sum() and values[:, 48:].isnan().all()
+    x = source.transform.inverse(stored(source)[:6])
+    files = modality.write_given(x, {}, rows, 2, tmp_path)
+    assert [f.name for f in files] == [f"draw-1{suffix}", f"draw-2{suffix}", "samples.png"]
+    for k, file in enumerate(files[:2]):
+        found = read_table(file)
+        assert list(found.columns) == list(frame.columns) and (found.dtypes == read_table(data).dtypes).all()
+        for c, name in enumerate(("load", "state", "n")):
+            assert (found[name][~lost[:, c]] == whole[name][~lost[:, c]]).all()
+        sensors = [sensor for sensor in (2, 1, 0)]
+        for i, sensor in enumerate(sensors):
+            own = found[found["sensor"] == sensor].sort_values("time")
+            asked = lost[own.index, 0]
+            assert np.array_equal(own["load"].to_numpy()[asked], x[2 * i + k, :48, 0].numpy()[asked])
+    if suffix == ".csv":
+        old, new = ((tmp_path / name).read_text().splitlines() for name in ("asked.csv", "draw-1.csv"))
+        for before, after in zip(old, new, strict=True):
+            assert all(a == b for a, b in zip(before.split(","), after.split(","), strict=True) if a)
+
+
+def test_arrays_are_filled_in_place(tmp_path: Path) -> None:
+    data = [RNG.normal(size=(n, 2)).astype(np.float32) for n in (5, 3, 4, 5)]
+    source = Sequences(data, held_out=0)
+    x = np.full((2, 4, 2), 0.5, np.float32)
+    x[0, 1, 0] = x[1, 2] = np.nan
+    np.savez(tmp_path / "asked.npz", values=x, lengths=np.array([3, 4]))
+    rows = source.modality.read_given(tmp_path / "asked.npz")
+    assert rows.conditions == {LENGTH: [3, 4]} and rows.values.shape == (2, 5, 2)
+    drawn = torch.full((2, 5, 2), 9.0, dtype=torch.float64)
+    files = source.modality.write_given(drawn, {LENGTH: torch.tensor([3, 4])}, rows, 1, tmp_path)
+    with np.load(files[0]) as found:
+        assert found["values"].dtype == np.float32 and found["lengths"].tolist() == [3, 4]
+        assert np.array_equal(found["values"], np.where(np.isnan(x), np.float32(9), x))
+
+
+def test_files_that_ask_for_nothing_or_have_more_steps_are_refused(tmp_path: Path) -> None:
+    source = Sequences(steps(), id_column="sensor", order_column="time", held_out=0)
+    for frame, words in (
+        (steps(days=2).query("sensor < 2"), "asks for nothing"),
+        (steps(days=4).query("sensor < 2"), "has 96 steps of sensor 0, and the flow was trained on 72"),
+        (steps(days=2).assign(state="hihg"), "column 'state' has 'hihg' in row 0, .* did you mean 'high'"),
+        (steps(days=2).assign(load=None, state=None, n=None), "knows nothing"),
+    ):
+        with pytest.raises(UserError, match=words):
+            source.modality.read_given(written(frame, tmp_path / "asked.csv"))

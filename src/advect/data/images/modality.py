@@ -40,7 +40,7 @@ class Images(Modality):
     layout = "image"
     example_shape = (3, 64, 64)
     usual_preset = "images"
-    metrics = ("frechet", "kernel", "manifolds", "class_shares", "straightness")
+    metrics = ("frechet", "kernel", "manifolds", "class_shares", "class_accuracy", "straightness")
     online_metrics = ("frechet", "kernel")
     reflow_metrics = ("frechet", "kernel")
     pair_stores = ("bf16", "float32", "uint8")

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from advect.core.errors import UserError, did_you_mean, optional_import
+from advect.core.files import atomic_write, atomic_write_text
 from advect.data.sequences.dataset import SequenceMetadata
 from advect.data.sequences.files import is_table, open_arrays
 from advect.data.tables.columns import Categories, Column, Number, column_from_config
-from advect.data.tables.csv_files import csv_rows, find_separator
-from advect.data.tables.files import CSV, read_table
+from advect.data.tables.files import CSV, read_table, write_table
 from advect.data.tables.infer_columns import number_values
-from advect.data.text_files import open_text
+from advect.data.tables.raw_csv import RawCsv, content, raw_rows, read_raw
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,24 @@ class StepFile:
         steps: (L_i, K) float64 each in the table units of the channels, and last of the order if the data have one;
             NaN where empty.
         conditions: a value for each sequence, None where missing, of those that the file has.
+        suffix: of the file, which its answers have too.
         frame: the rows, sorted as ``steps``, with text as it stands in a CSV file; None for arrays.
         rows: (R,) row of the file that each row of ``frame`` is.
         id: column of ``frame`` that tells sequences apart; None for one series and for arrays.
+        raw: the fields of a CSV file.
+        index: columns that form the index of a Parquet file.
+        arrays: those of a NumPy file.
     """
 
     steps: list[np.ndarray]
     conditions: dict[str, list[Any]]
+    suffix: str = ""
     frame: Any = None
     rows: np.ndarray | None = None
     id: str | None = None
+    raw: RawCsv | None = None
+    index: Sequence[str] = ()
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def starts(self) -> np.ndarray:
@@ -50,6 +58,52 @@ class StepFile:
         if self.id is None:
             return [f"sequence {i}" for i in range(len(self.steps))]
         return [f"{self.id} {value}" for value in self.frame[self.id].iloc[self.starts]]
+
+    def answer(self, drawn: Sequence[np.ndarray], columns: Sequence[Column], path: Path) -> Path:
+        """Write the file with empty channels from ``drawn`` (L_i, C) in the table units of ``columns``.
+
+        The suffix of the file is appended to ``path``. What was known stands as it was.
+        """
+        file = path.with_name(path.name + self.suffix)
+        if self.frame is None:
+            self._answer_arrays(drawn, columns, file)
+            return file
+        assert self.rows is not None
+        pd, new = optional_import("pandas", "tables"), np.concatenate(list(drawn))
+        asked = np.isnan(np.concatenate(self.steps)[:, : len(columns)])
+        if self.raw is not None:
+            rows = [list(row) for row in self.raw.rows]
+            for column, values, lost in zip(columns, new.T, asked.T, strict=True):
+                words = raw_rows(column.to_text(np.ascontiguousarray(values)).to_frame(), self.raw.separator)
+                place = self.raw.names.index(column.name)
+                for i in np.flatnonzero(lost).tolist():
+                    rows[self.rows[i]][place] = words[i][0]
+            atomic_write_text(file, self.raw.text(rows))
+            return file
+        frame = self.frame.reset_index(drop=True)
+        for column, values, lost in zip(columns, new.T, asked.T, strict=True):
+            filled = column.to_series(np.ascontiguousarray(values))
+            own = [a if here else b for a, b, here in zip(filled, frame[column.name], lost, strict=True)]
+            frame[column.name] = pd.Series(own, dtype=filled.dtype)
+        write_table(file, frame.iloc[np.argsort(self.rows)], index=self.index)
+        return file
+
+    def _answer_arrays(self, drawn: Sequence[np.ndarray], columns: Sequence[Column], file: Path) -> None:
+        own = self.arrays["values"]
+        whole = own.copy()
+        rows = whole.reshape(len(drawn), -1, len(columns)) if len(whole) else whole
+        for row, new in zip(rows, drawn, strict=True):
+            filled = np.stack([_in_array(v, c) for v, c in zip(new.T, columns, strict=True)], 1)
+            row[: len(new)] = np.where(np.isnan(row[: len(new)]), filled, row[: len(new)])
+
+        def write(partial: Path) -> None:
+            with partial.open("wb") as out:
+                if self.suffix == ".npy":
+                    np.save(out, whole, allow_pickle=False)
+                else:
+                    np.savez(out, allow_pickle=False, **{**self.arrays, "values": whole})
+
+        atomic_write(file, write)
 
 
 def read_step_file(path: Path, facts: SequenceMetadata) -> StepFile:
@@ -85,16 +139,14 @@ def _table(path: Path, facts: SequenceMetadata) -> StepFile:
     rows = np.lexsort((np.zeros(len(frame)) if order is None else values[:, -1], places))
     starts = np.flatnonzero(np.diff(places[rows], prepend=-1))
     conditions = {c.name: _of_sequences(frame, c.name, places, rows[starts], path) for c in told if c.name in frame}
+    raw, index = None, frame.attrs.get("index", ())
     if path.name.lower().endswith(CSV):
-        frame = _as_written(path, frame)
-    return StepFile(np.split(values[rows], starts[1:]), conditions, frame.iloc[rows], rows, key)
-
-
-def _as_written(path: Path, frame: Any) -> Any:
-    """Text of a CSV file that was read as ``frame``."""
-    with open_text(path) as lines:
-        rows = [row for row, _ in csv_rows(lines, find_separator(lines)) if row]
-    return optional_import("pandas", "tables").DataFrame(rows[1:], columns=frame.columns, dtype=object)
+        raw = read_raw(path)
+        words = [[content(word) for word in row] for row in raw.rows]
+        frame = optional_import("pandas", "tables").DataFrame(words, columns=frame.columns, dtype=object)
+    suffix = ".parquet" if raw is None else ".tsv" if raw.separator == "\t" else ".csv"
+    steps = np.split(values[rows], starts[1:])
+    return StepFile(steps, conditions, suffix, frame.iloc[rows], rows, key, raw, index)
 
 
 def in_units(series: Any, column: Column, where: Path) -> np.ndarray:
@@ -146,7 +198,8 @@ def _arrays(path: Path, facts: SequenceMetadata) -> StepFile:
     sizes = np.full(len(x), x.shape[1]) if lengths is None else np.asarray(lengths)
     own = np.stack([_channel(x[..., i].astype(np.float64), column) for i, column in enumerate(columns)], -1)
     conditions = {name: list(arrays[name]) for name in names if name in arrays}
-    return StepFile([row[:size] for row, size in zip(own, sizes.tolist(), strict=True)], conditions)
+    steps = [row[:size] for row, size in zip(own, sizes.tolist(), strict=True)]
+    return StepFile(steps, conditions, path.suffix.lower(), arrays=arrays)
 
 
 def _channel(x: np.ndarray, column: Column) -> np.ndarray:
@@ -157,12 +210,6 @@ def _channel(x: np.ndarray, column: Column) -> np.ndarray:
     return np.where(np.isnan(x), np.nan, x - float(column.names[0]))
 
 
-def series_of(column: Column, values: np.ndarray, *, text: bool) -> Any:
-    """Table units (R,) as a pandas Series, written as in the file if ``text``."""
-    own = np.ascontiguousarray(values, np.float64)
-    return column.to_text(own) if text else column.to_series(own)
-
-
-def numbers_of(columns: Sequence[Column]) -> list[int]:
-    """Places of the columns of plain numbers."""
-    return [i for i, column in enumerate(columns) if isinstance(column, Number) and not column.unit]
+def _in_array(x: np.ndarray, column: Column) -> np.ndarray:
+    """Table units as the values of an array."""
+    return x + float(column.names[0]) if isinstance(column, Categories) else x

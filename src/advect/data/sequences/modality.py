@@ -17,10 +17,22 @@ from advect.core.errors import UserError
 from advect.core.registry import register
 from advect.core.types import LENGTH, Batch, Conditions, without_padding
 from advect.data.captions import condition_words, fit
-from advect.data.figure import ALARM, OTHERS, SAMPLES, TEXT, caption, new_figure, plot_unit, style, to_image
-from advect.data.given import check_given
+from advect.data.figure import (
+    ALARM,
+    OTHERS,
+    SAMPLES,
+    TEXT,
+    caption,
+    new_figure,
+    plot_unit,
+    save_png,
+    style,
+    to_image,
+)
+from advect.data.given import GivenRows, check_given
 from advect.data.modality import Modality, condition_columns, write_npz
 from advect.data.sequences.dataset import SequenceMetadata, steps_of
+from advect.data.sequences.given import read_step_file
 from advect.data.sequences.transform import SequenceTransform
 from advect.data.tables.columns import Categories, Column, column_from_config
 from advect.data.tables.files import write_in_style, write_table
@@ -105,6 +117,38 @@ class SequencesModality(Modality[SequenceMetadata]):
                 row, step = divmod(place, values.shape[1])
                 raise UserError(f"given has {values[row, step]:g} in row {row}, step {step} of {column.name!r}: {why}")
         return steps.encode(x, torch.zeros(x.shape[:2], dtype=torch.bool))
+
+    def given_rows(self, given: Any) -> Tensor:
+        return torch.from_numpy(given.own[1]) if isinstance(given, GivenRows) else super().given_rows(given)
+
+    def read_given(self, path: Path) -> GivenRows:
+        """Sequences of a file in the form of the data, whose empty values, and steps after its last, are asked for."""
+        file, length = read_step_file(path, self.metadata), self.spec.shape[0]
+        steps, channels = self._steps, len(self._steps.columns)
+        width = channels + (steps.start is not None)
+        x = np.full((len(file.steps), length, width), np.nan)
+        for row, own, name in zip(x, file.steps, file.names(), strict=True):
+            if len(own) > length:
+                of = f" of {name}" if name else ""
+                raise UserError(f"{path} has {len(own)} steps{of}, and the flow was trained on {length}; give fewer")
+            row[: len(own)] = own[:, :width]
+        empty = np.isnan(np.concatenate(file.steps)[:, :channels])
+        if not empty.any() or empty.all():
+            what = "knows nothing: all values" if empty.any() else "asks for nothing: none of its values"
+            raise UserError(f"{path} {what} are empty; leave empty what is to be drawn, and nothing else")
+        told: dict[str, Any] = dict(file.conditions)
+        if LENGTH in self.spec.conditions:
+            told[LENGTH] = [len(own) for own in file.steps]
+        return GivenRows(self.given(torch.from_numpy(x)), told, (file, x))
+
+    def write_given(self, x: Tensor, conditions: Conditions, rows: GivenRows, draws: int, folder: Path) -> list[Path]:
+        """A file for each draw, draw-1 and so on, as the one read with its empty values filled, and line plots."""
+        file, files, columns = rows.own[0], [], list(self._steps.columns)
+        for k in range(draws):
+            pairs = zip(x[k::draws, :, : len(columns)].double().numpy(), file.steps, strict=True)
+            files.append(file.answer([row[: len(own)] for row, own in pairs], columns, folder / f"draw-{k + 1}"))
+        save_png(self.plot(x, conditions), folder / "samples.png")
+        return [*files, folder / "samples.png"]
 
     def feature_space(self, x: Tensor) -> Tensor:
         """Sequences (n, L, K) in table units as scaled channels (n, L, D), 0 after their ends."""
