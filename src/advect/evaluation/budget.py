@@ -82,7 +82,7 @@ class Speed:
 
         def sample(count: int) -> float:
             began = now()
-            made = flow.sample(count, steps=1, solver="euler")
+            made = flow.sample(count, steps=1, solver="euler", model_units=True)
             return (now() - began) / (count * made.nfe)
 
         def load(count: int) -> float:

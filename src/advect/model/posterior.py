@@ -118,8 +118,13 @@ def sample_posterior(
 
 
 def _path(flow: Flow) -> AffinePath:
-    """The path, if p(x_t | x_1) is Gaussian on it."""
+    """The path, if p(x_t | x_1) is Gaussian on it, and the data have no rules."""
     path = flow.path
+    if flow.transform.constraints is not None:
+        raise UserError(
+            "posterior sampling does not keep the rules of a table, and this flow has some; train with --mask, and give "
+            "known entries to Flow.sample, or without --rule"
+        )
     if isinstance(path, AffinePath) and path.gaussian_source and isinstance(flow.source, Gaussian):
         return path
     raise UserError(

@@ -185,7 +185,8 @@ def check_sampler(
     """Raise UserError for an impossible sampler or question, by a trial of one sample without the network."""
     trial = copy(flow)
     trial.net = _Still(flow.net, 2 if flow.learned_score else 1)
-    trial.sample(n, cond=cond, given=given, batch_size=batch_size, rows=range(1), **sampler.arguments())
+    how = {"cond": cond, "given": given, "batch_size": batch_size, "model_units": True}  # which draws nothing anew
+    trial.sample(n, rows=range(1), **how, **sampler.arguments())
 
 
 def weights_identity(place: Path, ema: bool | float) -> dict[str, object]:
