@@ -122,8 +122,8 @@ def _path(flow: Flow) -> AffinePath:
     path = flow.path
     if flow.transform.constraints is not None:
         raise UserError(
-            "posterior sampling does not keep the rules of a table, and this flow has some; train with --mask, and give "
-            "known entries to Flow.sample, or without --rule"
+            "posterior sampling does not keep the rules of a table, and this flow has some; train with --mask, and "
+            "give known entries to Flow.sample, or without --rule"
         )
     if isinstance(path, AffinePath) and path.gaussian_source and isinstance(flow.source, Gaussian):
         return path
