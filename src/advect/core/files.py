@@ -19,6 +19,9 @@ from advect.core.errors import UserError
 logger = logging.getLogger(__name__)
 
 
+_IRREGULAR = "it is a pipe, socket or device, not a file"
+
+
 def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     """Open a regular file for reading, by whatever links; OSError for pipes, sockets and devices, which may never end.
 
@@ -30,7 +33,7 @@ def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(mode):
-            raise OSError(errno.EINVAL, "it is a pipe, socket or device, not a file", str(path))
+            raise OSError(errno.EINVAL, _IRREGULAR, str(path))
         return os.fdopen(handle, "rb")
     except BaseException:
         os.close(handle)
@@ -129,6 +132,8 @@ class DiskFault(NamedTuple):
         number = error_number(error)
         if number is None or isinstance(error, (ConnectionError, TimeoutError, socket.gaierror)):
             return None
+        if number == errno.EINVAL and getattr(error, "strerror", None) == _IRREGULAR:
+            return DiskFault(_IRREGULAR, "move it away")
         return _FAULTS.get(number, DiskFault(os.strerror(number), "see that it can be read and written"))
 
 
