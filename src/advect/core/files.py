@@ -96,12 +96,12 @@ def is_partial(path: Path) -> bool:
     return found is not None and not _lives(int(found[1]))
 
 
-def remove_partial(folder: Path) -> None:
+def remove_partial(folder: Path, *, own: bool = True) -> None:
     """Remove leftovers of a killed :func:`atomic_write` in ``folder`` and the folders in it, not the files that a
-    living process writes.
+    living process writes; nor, without ``own``, another thread of this one.
     """
     for partial in (*folder.glob(".*.partial"), *folder.glob("[!.]*/.*.partial")):
-        if partial.is_file() and is_partial(partial):
+        if partial.is_file() and is_partial(partial) and (own or f".{os.getpid()}." not in partial.name):
             partial.unlink(missing_ok=True)
 
 
@@ -249,7 +249,7 @@ def claim_folder(folder: Path, argument: str, name: str = LOCK) -> Iterator[Path
     try:
         make_folder(folder, argument)
         with lock_folder(folder, argument, name):
-            remove_partial(folder)
+            remove_partial(folder, own=False)
             yield folder
     except BaseException:
         if new:
