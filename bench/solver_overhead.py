@@ -28,7 +28,7 @@ from advect import FlowModel
 from advect.core.device import tune_process
 from advect.core.registry import choices
 from advect.networks import MLP
-from advect.sklearn.fitting import double_precision
+from advect.sklearn.mixture import double_precision
 from advect.solvers import Solution, Solver, Velocity, get_solver, solve
 from advect.solvers.likelihood import ExactDivergence, _solve_apart, _solve_both, standard_normal_log_prob
 

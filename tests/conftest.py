@@ -50,6 +50,15 @@ def moons_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def masked_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on moons that was given entries."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("runs") / "masked"
+    run(["train", "moons", "--mask", "random", "--max-steps", "20", "--run-dir", str(folder), *MOONS])
+    return folder
+
+
+@pytest.fixture(scope="session")
 def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run on digits, by class."""
     torch.set_num_threads(1)

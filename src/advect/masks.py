@@ -71,6 +71,10 @@ class Mask(ABC):
         """Whether each element of x1 (B, *S) is known, of its entries ``known`` (B, entries)."""
         return known[:, self.entries.of(x1.shape[1:]).to(x1.device)]
 
+    def _whole(self, known: Tensor) -> Tensor:
+        """Entries of ``known`` (B, *S) as their first element is: all steps have the start of a sequence's times."""
+        return known.flatten(1)[:, self.entries.first.to(known.device)].reshape(known.shape)
+
     def _draw(self, n: int, x1: Tensor, generator: Generator) -> Tensor:
         """Uniform numbers (B, n)."""
         return uniform((len(x1), n), generator, device=x1.device)
@@ -171,7 +175,7 @@ class PrefixMask(Mask):
         drawn = low + (self._draw(1, x1, generator) * (high - low + 1)).long()
         last = torch.full_like(drawn, steps) if lengths is None else lengths[:, None].to(drawn)
         known = torch.arange(steps, device=x1.device) < last - drawn
-        return known[:, :, None].expand_as(x1)
+        return self._whole(known[:, :, None].expand_as(x1))
 
 
 @register("blocks")
@@ -195,7 +199,7 @@ class BlocksMask(Mask):
         first = (u[:, 1::2] * (steps - size + 1)).floor()
         place = torch.arange(x1.shape[1], device=x1.device)[:, None]
         drawn = (place >= first[:, None]) & (place < (first + size)[:, None])
-        return ~drawn.any(2)[:, :, None].expand_as(x1)
+        return self._whole(~drawn.any(2)[:, :, None].expand_as(x1))
 
 
 @register("boxes")

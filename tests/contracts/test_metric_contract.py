@@ -31,7 +31,7 @@ def rows(n: int, seed: int, shift: float = 0.0) -> SampleStatistics:
 def context() -> EvalContext:
     train, held_out = rows(600, 0), rows(500, 1)
     whole = (train.rows["samples"], held_out.rows["samples"])
-    return EvalContext(train, held_out, {"kind": KIND}, (False, False, False, True), False, *whole)
+    return EvalContext(train, held_out, {"kind": KIND}, (False, False, False, True), False, False, *whole)
 
 
 @pytest.mark.parametrize("name", REGISTERED)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from advect.core.errors import UserError
 from advect.core.types import DataSpec
+from advect.data import Cells
 from advect.data.images.modality import Images
 from advect.data.transforms import PixelScale
 
@@ -40,3 +42,15 @@ def test_what_is_no_question_is_refused(value: float, words: str) -> None:
         images().given(x)
     with pytest.raises(UserError, match=r"given must have shape \(n, 2, 1, 3\), got \(2, 3\)"):
         images().given(torch.zeros(2, 3))
+
+
+def test_genes_are_given_but_no_components() -> None:
+    anndata = pytest.importorskip("anndata")
+    counts = np.random.default_rng(0).poisson(3.0, (50, 6)).astype(np.float32)
+    genes = Cells(anndata.AnnData(counts)).modality
+    x = genes.transform.inverse(torch.zeros(2, 6))
+    x[0, 2:] = NAN
+    z = genes.given(x)
+    assert torch.equal(z.isnan(), x.isnan()) and z[~x.isnan()].abs().max() < 1e-5
+    with pytest.raises(UserError, match=r"--posterior mmps.*, or train on genes \(--pca None\)"):
+        Cells(anndata.AnnData(counts), pca=2).modality.given(x)

@@ -122,7 +122,7 @@ def test_a_report_says_what_it_left_out_and_how_to_have_it(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(digits_run, run)
-    monkeypatch.setattr("advect.commands.report.Clock", lambda seconds: Clock(seconds, lambda: 0.0))
+    monkeypatch.setattr("advect.commands.report.Clock", lambda seconds, spent: Clock(seconds, lambda: 0.0))
     monkeypatch.setattr(quality.Speed, "measure", lambda space, now: Speed(0.02, 1e-5, 1e-9))
     command(["report", str(run)])
     told, page = capsys.readouterr().out, (run / "report.html").read_text()
@@ -156,7 +156,7 @@ def test_features_that_take_too_long_are_left_out_and_told(
         library.load(digits_run), dataset, tmp_path / "out", clock=Clock(30, lambda: 0.0), **options
     )
     assert found["limits"]["left_out"][0] == "pixels instead of the features of a network trained on these data"
-    assert found["frechet"]["features"] == "pixel space"
+    assert found["frechet"]["features"] == "pixel space, black 0 and white 1"
 
 
 def test_no_clock_is_no_limit() -> None:
@@ -172,3 +172,7 @@ def test_a_report_is_repeated_with_its_checkpoint_and_data(tmp_path):
     assert f"{again} --full" in said[0]
     assert said[1] == f"These figures again: {again} --num-samples 50 --nfes 1 2 --seed 3"
     assert "--data" not in " ".join(describe_limits(found, tmp_path / "run", dict.fromkeys(given)))
+
+
+def test_the_start_counts() -> None:
+    assert Clock(20, lambda: 100.0, spent=6.0).left == 14.0

@@ -51,14 +51,15 @@ def test_digits_have_the_distances_of_their_samples_and_the_floor_of_their_data(
     x = library.load(digits_run).sample(700, steps=3, seed=5).x
     (point,) = result["points"]
     value = lambda name: point["metrics"][name]["mean"]
-    assert value("frechet") == pytest.approx(frechet_distance(x, y), rel=1e-5)
-    assert value("sliced_wasserstein") == pytest.approx(sliced_wasserstein(x, y), rel=1e-5)
+    assert value("frechet") == pytest.approx(frechet_distance(x / 16, y / 16), rel=1e-5)
+    assert value("sliced_wasserstein") == pytest.approx(sliced_wasserstein(x / 16, y / 16), rel=1e-5)
     assert (point["solver"], point["nfe"]) == ("midpoint", 6)
     assert point["samples_per_s"] == pytest.approx(700 / point["seconds"])
     assert result["floor"]["samples"] == 700
     whole = measured(digits_run, tmp_path / "b.json", num_steps=(1,), **way)
     assert whole["protocol"]["samples"] == len(data.train) == whole["floor"]["samples"]
-    assert whole["floor"]["metrics"]["frechet"] == pytest.approx(frechet_distance(pixels(data.train), y), rel=1e-5)
+    floor = frechet_distance(pixels(data.train) / 16, y / 16)  # black 0 and white 1
+    assert whole["floor"]["metrics"]["frechet"] == pytest.approx(floor, rel=1e-5)
 
 
 def test_the_file_says_all_that_the_numbers_depend_on_and_nothing_else_is_left(
@@ -79,7 +80,7 @@ def test_the_file_says_all_that_the_numbers_depend_on_and_nothing_else_is_left(
         "reference": 898,
         "features": protocol["features"],
         "samples": 100,
-        "metrics": ["frechet", "kernel", "manifolds", "class_shares", "straightness"],
+        "metrics": ["frechet", "kernel", "manifolds", "class_shares", "class_accuracy", "straightness"],
         "ways": [{"solver": "midpoint", "grid": "uniform", "steps": 1, "diffusion": None}],
         "guidance": 2.0,
         "guidance_interval": [0.1, 0.9],
@@ -91,6 +92,7 @@ def test_the_file_says_all_that_the_numbers_depend_on_and_nothing_else_is_left(
     assert result["subject"]["ema"] == 0.995 and len(result["subject"]["sha256"]) == 64
     assert result["made_with"].keys() >= {"advect", "torch", "numpy", "scikit-learn", "python", "device", "processes"}
     names = {"frechet", "kernel", "precision", "recall", "density", "coverage", "class_shares_label"}
+    names |= {"class_accuracy_label"}
     assert result["floor"]["metrics"].keys() == names == result["points"][0]["metrics"].keys()
     assert result["flow"]["straightness"]["value"] > 0 and result["flow"]["straightness"]["samples"] == 100
     # Another protocol has another file, the same one the same.
@@ -141,7 +143,8 @@ def test_samples_of_one_class_are_compared_with_the_rows_of_that_class(
     batch = data.held_out.fetch(np.arange(len(data.held_out)))
     y = pixels(data.held_out)[(batch.cond or {})["label"] == 7]
     x = library.load(digits_run).sample(80, steps=1, cond={"label": 7}).x
-    assert result["points"][0]["metrics"]["frechet"]["mean"] == pytest.approx(frechet_distance(x, y), rel=1e-5)
+    expected = frechet_distance(x / 16, y / 16)
+    assert result["points"][0]["metrics"]["frechet"]["mean"] == pytest.approx(expected, rel=1e-5)
     assert result["protocol"]["reference"] == len(y) and result["protocol"]["conditions"] == {"label": "7"}
     assert f"note: compared with the {len(y)} rows of label=7" in caplog.messages
 

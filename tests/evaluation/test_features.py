@@ -34,7 +34,7 @@ def test_two_flows_to_the_same_units_share_their_features_and_others_do_not(moon
     open_space = lambda run: FeatureSpace(library.load(run), build_dataset(parse_config(run / "config.yaml")[1].data))
     moons, again, digits = (open_space(run).features for run in (moons_run, moons_run, digits_run))
     assert moons.exact == again.exact != digits.exact
-    assert (moons.name, digits.name) == ("data space", "pixel space")
+    assert (moons.name, digits.name) == ("data space", "pixel space, black 0 and white 1")
     assert moons.standardise and not digits.standardise
     space = open_space(moons_run)
     with pytest.raises(UserError, match=r"--features net\.pt is for images, and these are vector data"):

@@ -23,6 +23,7 @@ from faults.damage import KINDS
 from faults.flag_cases import TINY, flag, flags_of, sections_of
 
 SAMPLE = "sample PLACE --num-samples 20 --num-steps 2 --device cpu --output-dir out"
+IMPUTE = "masked given.csv --draws 2 --num-steps 2 --device cpu --output-dir out"
 EVAL = "eval PLACE --num-samples 20 --num-steps 1 --metrics energy --device cpu --output out/eval.json"
 RESUME = "train moons --width 8 --depth 2 --batch-size 64 --max-steps 5 --resume auto --run-dir PLACE"
 READERS = {
@@ -31,6 +32,11 @@ READERS = {
         *("train --resume-from PLACE --max-steps 5", RESUME),
         "ema PLACE --length 0.1 --output out/average.safetensors",
         "report PLACE --num-samples 20 --nfes 2 --device cpu --output-dir out",
+    ),
+    "masked": (f"impute {IMPUTE}".replace("masked", "PLACE"),),
+    "given.csv": (
+        f"impute {IMPUTE}".replace("given.csv", "PLACE"),
+        f"sample {IMPUTE.replace('given.csv', '--given PLACE')}",
     ),
     "run/checkpoints": (
         "load run",
@@ -56,6 +62,9 @@ def build(home: Path) -> None:
     """Make the sound files in ``home``, which is the current folder."""
     words = "train moons --width 8 --depth 2 --batch-size 64 --max-steps 4 --save-every 2 --log-every 1 --threads 1"
     run([*words.split(), "--sample-every=0", "--posthoc-ema", "--posthoc-every=1", "--run-dir=run", "--device=cpu"])
+    masked = words.replace("moons", "moons --mask random").replace(" --save-every 2", "")
+    run([*masked.split(), "--sample-every=0", "--run-dir=masked", "--device=cpu"])
+    (home / "given.csv").write_text("x1,x2\n0.5,\n,-0.25\n1,0\n,\n")
     for name in ("one", "two"):
         run(EVAL.replace("PLACE", "run").replace("out/eval", name).split())
     run(SAMPLE.replace("PLACE", "run").replace(" out", " run/generated/seed-0").split())

@@ -35,6 +35,7 @@ CALLS = {
     "eval": ("eval run", "eval --compare one.json two.json"),
     "report": ("report run", "report run --no-measure"),
     "doctor": ("doctor", "doctor run", "doctor --data table.csv", "doctor digits"),
+    "impute": ("impute masked given.csv",),
     "presets": ("presets",),
 }
 """How commands are called on the files of ``file_cases.build``; others as ``COMMAND run``."""
@@ -46,6 +47,7 @@ TINY: dict[str, str] = {
     **dict.fromkeys(("batch_size", "width", "model_channels", "hidden"), "8"),
     **dict.fromkeys(("measure_samples", "num_pairs", "look"), "20"),
     "num_samples": "20",
+    "draws": "2",
     "depth": "2",
     "sample_every": "0",
     "metrics": "energy",

@@ -83,6 +83,14 @@ def test_parts_that_fail_at_any_write_are_gone_on_with(advect, moons_run, tmp_pa
 
 
 @thorough
+def test_draws_that_fail_at_any_write_are_gone_on_with(advect, masked_run, tmp_path, every):
+    out, given = tmp_path / "made" / "out", tmp_path / "given.csv"
+    given.write_text("x1,x2\n" + "0.5,\n,0.25\n" * 5)
+    call = lambda: advect(f"impute {masked_run} {given} --draws 2 --num-steps 2 --part-size 10 --output-dir {out}")
+    break_writes(call, out.parent, out, "samples.json", every)
+
+
+@thorough
 def test_a_pack_that_fails_at_any_write_is_named_so_and_gone_on_with(advect, tmp_path, every):
     images, out = tmp_path / "images", tmp_path / "made" / "pack"
     images.mkdir()

@@ -67,7 +67,7 @@ def test_a_classifier_near_chance_says_so_and_does_not_judge(digits):
     noise = torch.randn(flat.shape, generator=torch.Generator().manual_seed(0))
     blind = ProbeClassifier.fit((noise, labels[:600]))
     assert blind is not None and blind.accuracy < 0.2
-    assert blind.mistrust.startswith(f"the classifier is right on {blind.accuracy:.0%} of real held-out rows")
+    assert blind.mistrust.startswith(f"the classifier is right on {blind.accuracy:.0%} of real rows of other folds")
     rare = (torch.arange(600) % 10 == 0).long()  # right on 90% by a constant answer
     assert ProbeClassifier.fit((noise, rare)).mistrust
 

@@ -90,6 +90,22 @@ def test_classes_are_told_by_a_classifier_of_held_out_rows() -> None:
     assert accuracy.floor(train, held_out, here)["class_accuracy_kind"] > 0.97
 
 
+def test_training_rows_help_a_classifier_of_few_held_out_rows_unless_features_know_their_labels() -> None:
+    names, kinds = tuple("abcdefghijk"), torch.arange(11)
+    centres = 8.0 * torch.stack([kinds % 3, kinds // 3 % 3, kinds // 9, 0 * kinds], 1)
+    rows = lambda n, seed: (centres[torch.arange(n) % 11] + normal(n, seed), torch.arange(n) % 11)
+    train, held_out = (summary(x, **{"cond.kind": y}) for x, y in (rows(132, 0), rows(14, 1)))
+    x, asked = rows(300, 2)
+    samples, accuracy = summary(x, **{"cond.kind": asked}), get("metric", "class_accuracy")()
+    categories = {"kind": Category(names, (1 / 11,) * 11)}
+    here = EvalContext(train, held_out, categories)
+    found = accuracy.compare(samples, held_out, here)
+    assert found.get("class_accuracy_kind", 0) > 0.95, here.left_out
+    assert accuracy.floor(train, held_out, here)["class_accuracy_kind"] > 0.95
+    alone = EvalContext(train, held_out, categories, labels_seen=True)
+    assert not accuracy.compare(samples, held_out, alone) and "cannot judge" in alone.left_out["class_accuracy_kind"]
+
+
 def test_within_conditions_cells_of_the_wrong_type_are_far_though_all_of_them_are_right() -> None:
     labels = torch.arange(200) % 2
     x = normal(200, 0) + 5 * labels[:, None]
@@ -126,7 +142,7 @@ STRAIGHT = ("frechet", "energy", "class_shares", "straightness")
 def test_the_metrics_of_a_kind_are_the_usual_ones_and_then_the_others_it_allows(kind: str) -> None:
     assert tuple(find_metrics((), STRAIGHT, OFFERS[kind], kind)[0]) == STRAIGHT
     found, left_out = find_metrics((), STRAIGHT, OFFERS[kind] - {LABELS}, kind)
-    assert tuple(found) == ("frechet", "energy", "straightness") and list(left_out) == ["class_shares"]
+    assert tuple(found) == ("frechet", "energy", "straightness") and not left_out
     allowed = [
         name for name in choices("metric") if getattr(get("metric", name), "needs", frozenset()) <= OFFERS[kind]
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from itertools import count
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import advect
 from advect import FlowModel, UserError
+from advect.sklearn import fitting
 from advect.sklearn.adapters import Labels, label_condition
 from advect.sklearn.settings import resolve
 from advect.training import Trainer
@@ -384,6 +386,13 @@ def test_samples_are_finite_whatever_the_size_of_a_column(size: float, dtype: ty
     assert new.dtype == dtype and np.isfinite(new).all() and np.abs(new[:, 0].astype(float)).max() > size / 2
 
 
+def test_minutes_too_few_to_learn_are_told_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "_train", lambda *_: pytest.fail("trained before it warned"))
+    with warnings.catch_warnings(), pytest.raises(UserWarning, match="max_minutes=1e-06 is time for about 0 steps"):
+        warnings.simplefilter("error", UserWarning)
+        small(max_minutes=1e-6).fit(OTHER)
+
+
 @pytest.mark.parametrize(
     ("arguments", "y", "words"),
     [
@@ -394,6 +403,11 @@ def test_samples_are_finite_whatever_the_size_of_a_column(size: float, dtype: ty
             "would reach back 1,000 steps, more than the 20 of the run; give ema",
         ),
         ({}, ["a"] * 39 + ["b"], r"1 value of y has fewer than 10 training rows, too few to learn from: b \(1\)"),
+        (
+            {"batch_size": 512},
+            None,
+            "batch of 512 holds each of the 40 training rows 13 times; give batch_size 256",
+        ),
         ({"max_minutes": 1e-6}, None, "max_minutes=1e-06 is time for .* too few to learn from; 3,000 take"),
     ],
 )

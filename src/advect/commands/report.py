@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -16,6 +17,7 @@ from advect.config.section import Section
 from advect.core.bounds import Evaluations, Positive, Seed
 from advect.core.errors import UserError
 from advect.core.files import claim_folder
+from advect.distributed.context import LOADED
 from advect.evaluation.budget import Clock, budget_seconds, describe_limits
 from advect.evaluation.protocol import open_run
 from advect.evaluation.quality import measure_quality
@@ -68,7 +70,7 @@ def run(words: list[str]) -> None:
     options = {"samples": a.num_samples, "nfes": a.nfes, "seed": a.seed, "measure": a.measure, "data": a.data}
     seconds = math.inf if a.full or (a.num_samples and a.nfes) else a.minutes and 60 * a.minutes
     options |= {"checkpoint": a.checkpoint, "output_dir": a.output_dir, "seconds": seconds}
-    page, results = report(place, device=a.device, **options)
+    page, results = report(place, device=a.device, spent=time.monotonic() - LOADED, **options)
     given = {"--checkpoint": a.checkpoint, "--data": a.data}
     for line in [*summary(results), *describe_limits(results, place, given)]:
         logger.info(line)
@@ -112,12 +114,13 @@ def report(
     checkpoint: str | None = None,
     output_dir: Path | None = None,
     seconds: float | None = math.inf,
+    spent: float = 0.0,
 ) -> tuple[Path, dict]:
     """Measure a run and write its ``report.html``, in ``output_dir`` or the run; return the file and the measurements.
 
     ``checkpoint`` names the one measured, default that of :func:`find_weights`. With ``measure`` False the page
-    uses existing files. ``seconds`` bounds the time, None by that of the training. Raises UserError if ``run`` is no
-    run folder with a checkpoint, or the data have moved or changed.
+    uses existing files. ``seconds`` bounds the time, None by that of the training, with the ``spent`` ones before.
+    Raises UserError if ``run`` is no run folder with a checkpoint, or the data have moved or changed.
     """
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is not a run folder: it has no config.yaml; give one such as runs/digits")
@@ -126,7 +129,7 @@ def report(
     with claim_folder(output_dir, "--output-dir", ".report.lock"):
         if not measure:
             return write_report(run, output_dir), read_run(run, output_dir).quality or {}
-        clock = Clock(budget_seconds(training_seconds(run)) if seconds is None else seconds)
+        clock = Clock(budget_seconds(training_seconds(run)) if seconds is None else seconds, spent=spent)
         find = lambda run: find_weights(named_checkpoint(run, checkpoint))
         read = lambda place: open_run(run, place, True, device, data)
         _, flow, dataset, subject = read_newest(run, read, find)

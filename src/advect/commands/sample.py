@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from advect.checkpoint.manifest import named_checkpoint
 from advect.config.flags import launch_processes, parse_words, split_place
@@ -24,6 +24,7 @@ from advect.core.bounds import (
 )
 from advect.core.errors import UserError
 from advect.distributed.comm import sync_errors
+from advect.model.answers import answer_run
 from advect.model.conditions import parse_conditions
 from advect.model.sampler_config import SamplerConfig
 from advect.model.sampling import describe_files, sample_run
@@ -42,6 +43,12 @@ class SampleArguments(Section):
 
     num_samples: SampleCount = 64
     """Number of samples."""
+    given: Path | None = None
+    """File in the form of the data whose empty, NaN or transparent entries are drawn, the others being known, instead
+    of --num-samples: see advect impute. For flows trained with --mask.
+    """
+    draws: Count = 1
+    """Draws of each row of --given."""
     num_steps: Steps | None = None
     """Solver steps; default those of the run's sample grids."""
 
@@ -53,6 +60,11 @@ class SampleArguments(Section):
     diffusion: str | None = part("diffusion", default=None, number=("constant", "scale"))
     """Sample the SDE with this g(t): a number such as 0.5, or a name such as sigma; larger values forget errors and
     need more steps.
+    """
+
+    posterior: str | None = part("posterior", default=None)
+    """Posterior sampling of what --given asks for, for flows trained without --mask, with its own steps: pigdm or
+    mmps, say.
     """
 
     seed: Seed = 0
@@ -95,8 +107,8 @@ class SampleArguments(Section):
     """Local processes, one a GPU if there are any, as by torchrun --nproc_per_node."""
 
     groups: ClassVar = {
-        "samples": ("num_samples", "seed", "cond", "guidance", "guidance_interval", "image_size"),
-        "solver": ("solver", "num_steps", "grid", "diffusion"),
+        "samples": ("num_samples", "given", "draws", "seed", "cond", "guidance", "guidance_interval", "image_size"),
+        "solver": ("solver", "num_steps", "grid", "diffusion", "posterior"),
         "weights": ("checkpoint", "use_ema", "ema_decay"),
         "output": ("output_dir", "save_individual", "overwrite", "safe_csv"),
         "processes": ("batch_size", "part_size", "device", "nproc"),
@@ -123,21 +135,22 @@ def run(words: list[str]) -> None:
         a = parse_sample(flags)
     if a.nproc != 1:
         launch_processes("sample", words, a.nproc, a.device)
-    files = sample_run(
-        named_checkpoint(place, a.checkpoint),
-        a.num_samples,
-        a.sampler,
-        seed=a.seed,
-        batch_size=a.batch_size,
-        cond=a.cond,
-        ema=a.use_ema if a.ema_decay is None else a.ema_decay,
-        save_individual=a.save_individual,
-        output_dir=a.output_dir,
-        overwrite=a.overwrite,
-        safe_csv=a.safe_csv,
-        part_size=a.part_size,
-        device=a.device,
-    )
+    common: Any = {
+        "seed": a.seed,
+        "batch_size": a.batch_size,
+        "cond": a.cond,
+        "ema": a.use_ema if a.ema_decay is None else a.ema_decay,
+        "output_dir": a.output_dir,
+        "overwrite": a.overwrite,
+        "part_size": a.part_size,
+        "device": a.device,
+    }
+    source = named_checkpoint(place, a.checkpoint)
+    if a.given is not None:
+        files = answer_run(source, a.given, a.draws, a.sampler, posterior=a.chosen("posterior"), **common)
+    else:
+        own: Any = {"save_individual": a.save_individual, "safe_csv": a.safe_csv}
+        files = sample_run(source, a.num_samples, a.sampler, **common, **own)
     for line in describe_files(files, individual=a.save_individual):
         logger.info(line)
 
@@ -151,6 +164,13 @@ def parse_sample(flags: list[str]) -> SampleArguments:
     )
     a = parse_words(SampleArguments, flags, prog="advect sample RUN", description=about)
     parse_conditions(a.cond)
+    alone = {"--num-samples": a.num_samples != SampleArguments.num_samples, "--save-individual": a.save_individual}
+    alone |= {"--safe-csv": a.safe_csv, "--image-size": a.image_size is not None}
+    if a.given is not None and (other := next((flag for flag, there in alone.items() if there), None)):
+        raise UserError(f"{other} and --given contradict each other, as the file says what is drawn; leave one out")
+    if a.given is None and (a.draws != 1 or a.posterior is not None):
+        flag = "--draws" if a.draws != 1 else "--posterior"
+        raise UserError(f"{flag} is of each row of --given FILE; give one, or leave it out")
     if a.ema_decay is not None and not a.use_ema:
         raise UserError("--no-use-ema and --ema-decay contradict each other; give one of them")
     return a

@@ -250,7 +250,7 @@ def typed_words(words: Sequence[str]) -> list[str]:
     """Words with dashed flags. ``--flag=--name`` gives a value that begins with dashes; repeated, it gives several."""
     words = [dashed(word) for word in words]
     split = [word.partition("=") for word in words]
-    repeatable = {"--cond", *(n for n, _, value in split if n.startswith("--") and kept(value) != value)}
+    repeatable = {"--cond", "--rule", *(n for n, _, value in split if n.startswith("--") and kept(value) != value)}
     found: list[str] = []
     values: dict[str, list[str]] = {}
     owner = found

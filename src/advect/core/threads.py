@@ -136,7 +136,7 @@ def measure_threads(work: Callable[[], object], times: float, seconds: float = m
     if most == 1:
         return ThreadChoice(1, "there is no other")
     work()
-    once = _seconds(work, 0.0)
+    once = timed(work, 0.0)
     if min(once * times, seconds) < SHORT:
         return ThreadChoice(most, "not measured, as the work is short")
     trials: dict[int, list[float]] = {}
@@ -145,7 +145,7 @@ def measure_threads(work: Callable[[], object], times: float, seconds: float = m
             for n in [most >> k for k in range(most.bit_length())]:
                 torch.set_num_threads(n)
                 work()  # the pool of threads changes
-                trials.setdefault(n, []).append(_seconds(work, TRIAL))
+                trials.setdefault(n, []).append(timed(work, TRIAL))
                 best = min(trials, key=lambda n: sum(trials[n]) / len(trials[n]))
                 if n < best and trials[n][-1] > 1.5 * trials[best][-1]:  # still fewer are still slower
                     break
@@ -162,7 +162,7 @@ def _compared(ratio: float) -> str:
     return "are no faster" if ratio < 1.05 else f"would take {ratio:.1f} times as long"
 
 
-def _seconds(work: Callable[[], object], least: float) -> float:
+def timed(work: Callable[[], object], least: float) -> float:
     """Mean seconds of ``work``, repeated for at least so long."""
     began, count = time.perf_counter(), 0
     while True:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Literal, Protocol
 
 import torch
@@ -177,6 +178,13 @@ class Entries:
             return self.groups
         channels, height, width = shape
         return torch.arange(height * width).reshape(1, height, width).expand(channels, height, width)
+
+    @cached_property
+    def first(self) -> Tensor:
+        """Place in a flattened sample of the first element of each element's entry, (D,) int64."""
+        places = self.groups.flatten()
+        firsts = torch.full((int(places.max()) + 1,), len(places))
+        return firsts.scatter_reduce(0, places, torch.arange(len(places)), "amin")[places]
 
     def count(self, shape: Sequence[int] | None = None) -> int:
         """Number of entries."""

@@ -89,7 +89,7 @@ class Modality(ABC, Generic[M]):
     example_shape: ClassVar[tuple[int, ...]] = (16,)
     """Shape on which a network is tried before the data are there."""
     usual_preset: ClassVar[str] = "arrays"
-    metrics: ClassVar[tuple[str, ...]] = (*DISTANCES, "marginals", "straightness")
+    metrics: ClassVar[tuple[str, ...]] = (*DISTANCES, "marginals", "class_accuracy", "straightness")
     """Default metrics, in table order."""
     online_metrics: ClassVar[tuple[str, ...]] = ("frechet", "energy")
     """Metrics measured during training."""
@@ -170,6 +170,8 @@ class Modality(ABC, Generic[M]):
 
     def given_rows(self, given: Any) -> Tensor:
         """What a user knows of one sample or of n, in data units, float64, NaN where entries are asked for."""
+        if isinstance(given, GivenRows):
+            return self.transform.inverse(given.values).double()
         return torch.as_tensor(np.asarray(given, np.float64))
 
     @property

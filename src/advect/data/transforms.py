@@ -11,13 +11,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from advect.core.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from advect.data.tables.rules import Constraints
 
 _WIDE = (torch.float64, torch.int32, torch.int64)
 """Types that float32 cannot represent exactly."""
@@ -61,6 +64,11 @@ class Transform(ABC):
     def unit(self) -> float:
         """Power of two by which centred data units are divided so that their squares fit float32; usually 1."""
         return 1.0
+
+    @property
+    def constraints(self) -> Constraints | None:
+        """Rules that samples in data units obey; None without any."""
+        return None
 
     @abstractmethod
     def log_det(self, elements: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     import torch
 
     from advect.core.progress import Progress
+
+LOADED = time.monotonic()
+"""When a command began, about: PyTorch, which takes seconds to load, comes later."""
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,9 @@ def compare(
         groups, shares = f"classes of {name}", _shares(labels, seen, list(category.names))
         if held_out[1] and len(held_out[0]) > 1:
             standardise = source.modality.marginals and features.pca is None
-            real_labels = (features(held_out[0]), held_out[1][name])
-            probe = ProbeClassifier.fit(real_labels, standardise=standardise, seed=seed)
+            apart = (features(held_out[0]), held_out[1][name])
+            seen = (features(data), labels)
+            probe = ProbeClassifier.of_data(apart, seen, standardise=standardise, seed=seed)
             if probe is not None and not probe.mistrust:
                 found = class_accuracy(probe, (features(x), asked[name]), category=category, seed=seed)
                 faithful = (found.share, found.classifier_accuracy) if found else None

@@ -51,14 +51,15 @@ def budget_seconds(training: float) -> float:
 
 @dataclass(frozen=True)
 class Clock:
-    """Time of a report: ``seconds`` in all, infinite for no limit, since its making."""
+    """Time of a report: ``seconds`` in all, infinite for no limit, of which ``spent`` had gone when this was made."""
 
     seconds: float = math.inf
     now: Callable[[], float] = time.monotonic
+    spent: float = 0.0
     began: float = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "began", self.now())
+        object.__setattr__(self, "began", self.now() - self.spent)
 
     @property
     def left(self) -> float:
@@ -81,7 +82,7 @@ class Speed:
 
         def sample(count: int) -> float:
             began = now()
-            made = flow.sample(count, steps=1, solver="euler")
+            made = flow.sample(count, steps=1, solver="euler", model_units=True)
             return (now() - began) / (count * made.nfe)
 
         def load(count: int) -> float:

@@ -18,6 +18,7 @@ from advect.core.errors import UserError
 from advect.data import Dataset, Split
 from advect.distributed.context import progress_bar
 from advect.evaluation.features import FeatureSpace
+from advect.evaluation.learned_network import LearnedNetwork
 from advect.evaluation.workspace import Fill, ReferenceCache, Tensors, Workspace, on_rank_zero
 from advect.metrics.base import EvalContext, FlowMetric, Metric, finite
 from advect.metrics.statistics import ROWS, SAMPLES, SampleStatistics, subsample
@@ -106,8 +107,9 @@ class Evaluator:
             return None
         sides = (real, reference) if self.rows.split == "held-out" else (reference, real)
         space = self.space
-        standardise = space.features.standardise
-        return EvalContext(*sides, space.categories, space.modality.categorical, standardise, train, held_out)
+        seen = isinstance(space.network, LearnedNetwork)
+        scale = space.features.standardise
+        return EvalContext(*sides, space.categories, space.modality.categorical, scale, seen, train, held_out)
 
     @cached_property
     def floor(self) -> dict[str, float] | None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,9 @@ BATCH = 256
 
 LEARNED, PIXELS = "learned", "pixels"
 """Features that are named, not read from a file."""
+
+PIXEL_UNITS = ", black 0 and white 1"
+"""Units of pixels that are compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +111,10 @@ class Features:
 
 @dataclass(frozen=True)
 class Projection:
-    """Map x (N, *S) to (N, d): the values, or principal components beyond DIRECT_LIMIT."""
+    """Map x (N, *S) to (N, d): the values, or principal components beyond DIRECT_LIMIT, times ``scale``."""
 
     pca: Any = None
+    scale: float = 1.0
 
     @classmethod
     def fit(cls, train: Tensor, *, seed: int = 0) -> Projection:
@@ -126,7 +130,8 @@ class Projection:
 
     def __call__(self, x: Tensor) -> Tensor:
         flat = x.flatten(1).float()
-        return flat if self.pca is None else torch.from_numpy(self.pca.transform(flat.numpy()))
+        found = flat if self.pca is None else torch.from_numpy(self.pca.transform(flat.numpy()))
+        return found * self.scale
 
 
 class FeatureSpace:
@@ -225,24 +230,29 @@ class FeatureSpace:
         return Features(network.name, network.identity, exact, network.dimensions, to_bytes, network.sha256)
 
     def _of_data(self) -> Features:
-        """The values, or principal components of training rows."""
-        train = self.dataset.train
+        """The values, or principal components of training rows; of pixels in a range, as shares of it."""
+        train, ends, words, scale = self.dataset.train, self.modality.pixel_range, "", 1.0
+        if ends is not None:
+            words, scale = PIXEL_UNITS, self.modality.transform.unit / (ends[1] - ends[0])
         size = self.whole(train, torch.zeros(1, dtype=torch.int64))[0].numel()
         if size <= DIRECT_LIMIT:
             identity, exact = f"values of {size} dimensions", f"values of {size} dimensions, {self._exact()}"
             standardise = self.modality.marginals
             unit = self.modality.transform.unit
-            name = self.modality.space + (f" in units of {unit:.3g}" if unit != 1 else "")
-            return Features(name, identity, exact, size, Projection(), standardise=standardise)
+            name = self.modality.space + (words or (f" in units of {unit:.3g}" if unit != 1 else ""))
+            scaled = Projection(scale=scale)
+            return Features(name, identity + words, exact + words, size, scaled, standardise=standardise)
         count = max(2 * COMPONENTS, min(FIT_ROWS, FIT_VALUES // size))
-        fitted = Projection.fit(self.whole(train, subsample(len(train), count, 0).sort().values))
+        rows = subsample(len(train), count, 0).sort().values
+        fitted = replace(Projection.fit(self.whole(train, rows)), scale=scale)
         k, digest = int(fitted.pca.n_components_), hashlib.sha256()
+        values = self.modality.value_name + words
         for array in (fitted.pca.mean_, fitted.pca.components_):
             digest.update(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
         return Features(
-            name=f"the first {k} principal components of the training data's {size:,} {self.modality.value_name}",
-            identity=f"{k} principal components of training data {self.dataset.fingerprint}",
-            exact=f"principal components {digest.hexdigest()}, {self._exact()}",
+            name=f"the first {k} principal components of the training data's {size:,} {values}",
+            identity=f"{k} principal components of training data {self.dataset.fingerprint}{words}",
+            exact=f"principal components {digest.hexdigest()}, {self._exact()}{words}",
             dimensions=k,
             map=fitted,
             variance_kept=float(fitted.pca.explained_variance_ratio_.sum()),

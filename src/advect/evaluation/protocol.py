@@ -260,8 +260,8 @@ class Plan:
             if way.solver not in tried:
                 tried.add(way.solver)
                 few = replace(self.request(way, 0).sampler, steps=way.steps and 1)
-                cond, size = self.conditions, self.config.batch_size
-                self.flow.sample(self.samples, **few.arguments(), cond=cond, batch_size=size, rows=range(1))
+                how = {"cond": self.conditions, "batch_size": self.config.batch_size, "model_units": True}
+                self.flow.sample(self.samples, **few.arguments(), **how, rows=range(1))
         if isinstance(self.space.network, FeatureNetwork):
             self.space.data(reference, torch.zeros(1, dtype=torch.int64))
 

@@ -42,6 +42,7 @@ class EvalContext:
         categories: categorical conditions of the data.
         categorical: of a table, whether each column is categorical; else empty.
         standardise: whether features have different units.
+        labels_seen: whether features were learned from the labels of training rows, which then judge nothing.
         train_samples, held_out_samples: whole rows (N, *S), if a metric needs SAMPLES.
         cache: results computed once.
         left_out: why, by name, for numbers that the data do not allow.
@@ -52,6 +53,7 @@ class EvalContext:
     categories: Mapping[str, Category] = field(default_factory=dict)
     categorical: Sequence[bool] = ()
     standardise: bool = False
+    labels_seen: bool = False
     train_samples: Tensor | None = None
     held_out_samples: Tensor | None = None
     cache: dict[str, Any] = field(default_factory=dict)
@@ -167,6 +169,8 @@ def find_metrics(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Metrics by name, by default those of ``usual``, and why others are left out.
 
+    Usual metrics of classes are passed over where there are none.
+
     ``offers`` is what the data provide of the metrics' needs, ``kind`` their name in messages. Raises UserError for an
     unknown name, and if the data allow none of them.
     """
@@ -176,8 +180,11 @@ def find_metrics(
             raise UserError(f"--metrics {name} is not known{did_you_mean(name, known)}")
     metrics = {name: registry.get("metric", name)() for name in known if name in (names or usual)}
     left_out = {}
-    for name, metric in metrics.items():
-        lacks = getattr(metric, "needs", frozenset()) - offers
+    lacking = {name: getattr(metric, "needs", frozenset()) - offers for name, metric in metrics.items()}
+    if not names:
+        metrics = {name: metric for name, metric in metrics.items() if LABELS not in lacking[name]}
+    for name in metrics:
+        lacks = lacking[name]
         if COLUMNS in lacks:
             left_out[name] = f"is for table data, and these are {kind} data"
         elif LABELS in lacks:

@@ -24,6 +24,9 @@ SKILL = 0.5
 
 FOLDS = 3
 
+FEW = 500
+"""Labelled held-out rows below which training rows help to fit a classifier."""
+
 
 @dataclass(frozen=True)
 class ProbeClassifier:
@@ -60,14 +63,21 @@ class ProbeClassifier:
         accuracy = sum(int(r.sum()) for r in right) / len(y)
         return cls(classifier.fit(x.numpy(), y.numpy()), len(y), accuracy, float(y.bincount().max()) / len(y))
 
+    @classmethod
+    def of_data(cls, held_out: Labelled, train: Labelled | None, **options: Any) -> ProbeClassifier | None:
+        """:meth:`fit` to held-out rows, and to ``train`` as well, if given, where held-out rows are few."""
+        if train is not None and int((held_out[1] >= 0).sum()) < FEW:
+            held_out = (torch.cat([held_out[0], train[0]]), torch.cat([held_out[1], train[1]]))
+        return cls.fit(held_out, **options)
+
     @property
     def mistrust(self) -> str:
         """Why it cannot judge samples, or nothing."""
         if self.accuracy - self.majority >= SKILL * (1 - self.majority):
             return ""
         return (
-            f"the classifier is right on {self.accuracy:.0%} of real held-out rows, and their most frequent class is "
-            f"{self.majority:.0%}: it cannot judge"
+            f"the classifier is right on {self.accuracy:.0%} of real rows of other folds, and the most frequent class"
+            f" is {self.majority:.0%}: it cannot judge"
         )
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -106,7 +116,7 @@ def class_accuracy(
     category: Category,
     seed: int = 0,
 ) -> ClassAccuracy | None:
-    """Accuracy of the labels of ``samples`` under ``probe``, a classifier fitted to held-out rows.
+    """Accuracy of the labels of ``samples`` under ``probe``, a classifier fitted to real rows.
 
     Unlabelled rows are left out; None if no row is left. Raises UserError unless there is one class a sample.
     """
@@ -172,11 +182,15 @@ def _labelled(x: SampleStatistics, name: str) -> Labelled:
 
 
 def _classifiers(context: EvalContext, metric: str) -> dict[str, ProbeClassifier]:
-    """Classifiers of held-out rows that can judge, by condition; notes why others are left out of ``metric``."""
-    fit = lambda name: ProbeClassifier.fit(_labelled(context.held_out, name), standardise=context.standardise)
+    """Classifiers of real rows that can judge, by condition; notes why others are left out of ``metric``."""
+
+    def fit(name: str) -> ProbeClassifier | None:
+        train = None if context.labels_seen else _labelled(context.train, name)
+        return ProbeClassifier.of_data(_labelled(context.held_out, name), train, standardise=context.standardise)
+
     found = context.once("classifiers", lambda: {name: fit(name) for name in context.categories})
     for name, probe in found.items():
-        why = "the held-out rows have too few classes or rows to fit a classifier" if probe is None else probe.mistrust
+        why = "the rows have too few classes, or are too few, to fit a classifier" if probe is None else probe.mistrust
         if why:
             context.left_out[f"{metric}_{name}"] = why
     return {name: probe for name, probe in found.items() if probe is not None and not probe.mistrust}
@@ -184,7 +198,7 @@ def _classifiers(context: EvalContext, metric: str) -> dict[str, ProbeClassifier
 
 @register("class_shares")
 class ClassSharesMetric(Metric):
-    """Distance between the class shares of samples and training data, under a classifier of held-out rows.
+    """Distance between the class shares of samples and training data, under a classifier of real rows.
 
     The floor is the distance expected by chance.
     """
@@ -215,9 +229,10 @@ class ClassSharesMetric(Metric):
 
 @register("class_accuracy")
 class ClassAccuracyMetric(Metric):
-    """Share of samples whose class, under a classifier of held-out rows, matches their condition.
+    """Share of samples whose class, under a classifier of real rows, matches their condition.
 
-    The floor is the classifier's accuracy on real held-out rows that it was not fitted to.
+    The classifier is fitted to held-out rows, and where these are few to training rows as well. The floor is its
+    accuracy on real rows that it was not fitted to.
     """
 
     needs = frozenset({LABELS})

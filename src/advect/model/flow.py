@@ -32,12 +32,9 @@ from advect.core.types import GIVEN, LENGTH, Conditions, without_padding
 from advect.model.conditions import ConditionValue
 from advect.model.coordinates import Coordinates
 from advect.model.given import questions, read_given
-from advect.model.integrators import (
-    Integrator,
-    make_integrator,
-    make_interpolant_integrator,
-)
+from advect.model.integrators import Integrator, make_integrator, make_interpolant_integrator
 from advect.model.posterior import sample_posterior
+from advect.model.redraw import Redraw, ToData
 from advect.model.sampler_config import SamplerConfig
 from advect.model.samples import Samples, checked_rows
 from advect.model.velocity_field import VelocityField
@@ -86,8 +83,8 @@ class Flow(VelocityField):
     ) -> Samples:
         """Sample n samples (n, *S) in data units, on the CPU: float32, for tables and sequences float64.
 
-        Sample i depends on the seed and i alone. An empirical source starts from rows with the same categories, if
-        any. Padding of sequences is zero.
+        Sample i depends on the seed and i alone; rows of a table that break its rules are drawn anew. An empirical
+        source starts from rows with the same categories, if any. Padding of sequences is zero.
 
         Args:
             steps, solver, grid: default those of the run's sample grids; "dopri5" is adaptive.
@@ -101,7 +98,7 @@ class Flow(VelocityField):
             trajectory: return the states at ``times``, (len(times), n, *S): those of the grid and of the
                 exact steps at the ends (see :class:`Coordinates`).
             rows: a range within 0 .. n, to sample a share.
-            model_units: skip the transform to data units.
+            model_units: skip the transform to data units, and its rules.
             progress: show a bar, or update one.
 
         Raises UserError for a bad argument.
@@ -119,17 +116,21 @@ class Flow(VelocityField):
         calls = self.nfe(config) if progress is not False else None
         all_given = conditions if known is None else {**conditions, GIVEN: known.model}
         states = self._initial_states(n, rows, all_given, seed, batch_size, progress, shape, calls)
+        field_of = lambda part: self._field(integrator.coordinates, part, guidance, guidance_interval, noise=noise)
         for x0, part, rng, done in states:
-            field = self._field(integrator.coordinates, part, guidance, guidance_interval, noise=noise)
-            field = CountedVelocity(field, done.step)
+            field = CountedVelocity(field_of(part), done.step)
             parts.append(integrator(field, x0, rng).float().cpu())
             evaluations += field.rows
-        x, nfe = torch.cat(parts, dim=1 if trajectory else 0), evaluations / len(rows)
+        x = torch.cat(parts, dim=1 if trajectory else 0)
         x = x if known is None else known.put(x)
         if not model_units:
-            inverse = lambda state: without_padding(self.transform.inverse(state), conditions)
-            x = torch.stack([inverse(state) for state in x]) if trajectory else inverse(x)
-            x = x if known is None else known.restore(x)
+            to_data = ToData(self.transform, conditions, known, trajectory)
+            x = to_data(x)
+            if self.transform.constraints is not None:
+                redraw = Redraw(self, integrator, field_of, all_given, to_data, n, rows, seed, batch_size)
+                x, more = redraw(x)
+                evaluations += more
+        nfe = evaluations / len(rows)
         nfe = int(nfe) if nfe.is_integer() else nfe
         return Samples(x, conditions, nfe, self.spec, integrator.times if trajectory else None)
 

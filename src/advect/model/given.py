@@ -26,9 +26,10 @@ class Given:
     model: Tensor
     own: Tensor
 
-    def rows(self, rows: range) -> Given:
+    def rows(self, rows: range | slice | Tensor) -> Given:
         """That of some rows."""
-        return Given(self.model[rows.start : rows.stop], self.own[rows.start : rows.stop])
+        at = slice(rows.start, rows.stop) if isinstance(rows, range) else rows
+        return Given(self.model[at], self.own[at])
 
     def put(self, x: Tensor) -> Tensor:
         """x (..., n, *S) in model units with the known entries in place."""
@@ -63,6 +64,8 @@ def known_entries(flow: Flow, given: Any, n: int) -> Given:
             f"{tuple(own.shape)}"
         )
     _ = flow.modality.entries  # tells where there are none
+    if flow.transform.constraints is not None:
+        flow.transform.constraints.check_known(own)
     model = flow.modality.given(own).float()
     return Given(model, own)
 

@@ -35,7 +35,7 @@ from advect.model.conditions import ConditionValue, Encoded, parse_conditions
 from advect.model.flow import Flow
 from advect.model.load import load, read_average, weight_file
 from advect.model.sampler_config import SamplerConfig
-from advect.model.sharded_samples import Join, SampleShards, count_shards, open_plan, write_shards
+from advect.model.sharded_samples import SampleShards, count_shards, open_plan, write_shards
 from advect.training.state import EMA_FILE, MODEL
 
 logger = logging.getLogger(__name__)
@@ -67,10 +67,10 @@ def sample_run(
     unless ``overwrite``.
     """
     sampler = sampler or SamplerConfig()
-    folder = output_dir or _default_folder(run, seed)
+    folder = output_dir or default_folder(run, "generated", seed)
     with run_context(device, run_dir=folder, seed=seed) as context, ExitStack() as stack:
         me = context.env
-        place, flow, identity, mean = _open(run, ema, context)
+        place, flow, identity, mean = open_flow(run, ema, context)
         if me.is_first and names_checkpoint(run):
             logger.info(f"{run} is the checkpoint of step {checkpoint_step(place):,}")
         facts: dict[str, object] = {}
@@ -84,7 +84,7 @@ def sample_run(
             size, shape = n * math.prod(flow.spec.shape), flow.spec.shape
             check_disk(f"{n:,} samples of shape {shape} take", size, folder, "draw fewer, or see --output-dir")
             if me.is_first:
-                how = {"n": n, **_resolved(sampler, flow), "seed": seed, "batch_size": batch_size}
+                how = {"n": n, **resolved(sampler, flow), "seed": seed, "batch_size": batch_size}
                 how |= {"safe_csv": True} if safe_csv else {}
                 facts = {"ema": mean, **how, "conditions": conditions_to_dict(cond)}
                 plan = {**identity, **facts, "individual": save_individual, "parts": count}
@@ -95,10 +95,10 @@ def sample_run(
         draw = {"seed": seed, "cond": cond, "batch_size": batch_size, **sampler.arguments()}
         fill = _filling(flow, n, draw, individual=save_individual, safe_csv=safe_csv)
         parts = SampleShards(folder=folder, n=n, count=broadcast_object(count))
-        return _write(parts, fill, facts, me, flow.modality.join)
+        return write_all(parts, fill, me, lambda written: parts.finish(facts, written, flow.modality.join))
 
 
-def _open(run: Path, ema: bool | float, context: RunContext) -> tuple[Path, Flow, dict[str, object], object]:
+def open_flow(run: Path, ema: bool | float, context: RunContext) -> tuple[Path, Flow, dict[str, object], object]:
     """Place of the weights and their flow; on the first process also what identifies them, and their average."""
 
     def read(place: Path) -> tuple[Path, Flow, dict[str, object], object]:
@@ -127,14 +127,13 @@ def _filling(
     return fill
 
 
-def _write(
+def write_all(
     parts: SampleShards,
     fill: Callable[[range, Path, tqdm], list[Path]],
-    facts: dict[str, object],
     me: DistEnv,
-    join: Join,
+    finish: Callable[[dict[int, dict]], list[Path]],
 ) -> list[Path]:
-    """Fill all shards and join them, and write samples.json with the ``facts``; return the files."""
+    """Fill all shards, and ``finish`` them on the first process; return its files."""
     files = parts.finished() if me.is_first else None
     if broadcast_object(files is not None):
         return files or []
@@ -143,7 +142,7 @@ def _write(
         logger.info(f"note: {parts.count} parts leave {idle} of {me.world} processes idle; see --part-size")
     written = write_shards(parts, fill)
     with without_timeout():
-        return [] if written is None else parts.finish(facts, written, join)
+        return [] if written is None else finish(written)
 
 
 _KINDS = {
@@ -181,11 +180,13 @@ def check_sampler(
     *,
     n: int = 1,
     batch_size: int = 256,
+    given: Tensor | None = None,
 ) -> None:
-    """Raise UserError for an impossible sampler, by a trial of one sample without the network."""
+    """Raise UserError for an impossible sampler or question, by a trial of one sample without the network."""
     trial = copy(flow)
     trial.net = _Still(flow.net, 2 if flow.learned_score else 1)
-    trial.sample(n, cond=cond, batch_size=batch_size, rows=range(1), **sampler.arguments())
+    how = {"cond": cond, "given": given, "batch_size": batch_size, "model_units": True}  # which draws nothing anew
+    trial.sample(n, rows=range(1), **how, **sampler.arguments())
 
 
 def weights_identity(place: Path, ema: bool | float) -> dict[str, object]:
@@ -217,15 +218,15 @@ def averaged(run: Path, ema: bool | float) -> bool | float | dict[str, float] | 
     return ema and (find_checkpoint(run) / EMA_FILE).is_file() if isinstance(ema, bool) else ema
 
 
-def _resolved(sampler: SamplerConfig, flow: Flow) -> dict[str, Any]:
+def resolved(sampler: SamplerConfig, flow: Flow) -> dict[str, Any]:
     """Resolved sampler, with its cost."""
     config = sampler.resolve(flow.sampler)
     return config.facts() | ({} if (nfe := flow.nfe(config)) is None else {"nfe": nfe})
 
 
-def _default_folder(run: Path, seed: int) -> Path:
-    """``RUN/generated/seed-N``, or ``generated/seed-N`` outside a run."""
+def default_folder(run: Path, name: str, seed: int) -> Path:
+    """``RUN/NAME/seed-N``, or ``NAME/seed-N`` outside a run."""
     for folder in (run, *run.absolute().parents):
         if (folder / "config.yaml").is_file():
-            return folder / "generated" / f"seed-{seed}"
-    return Path("generated") / f"seed-{seed}"
+            return folder / name / f"seed-{seed}"
+    return Path(name) / f"seed-{seed}"

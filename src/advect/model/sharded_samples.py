@@ -37,6 +37,7 @@ PLAN, PART, FACTS = "plan.json", "part.json", "samples.json"
 
 _OURS = re.compile(
     r"part-\d{5,}-of-\d{5,}|samples-\d{5,}-of-\d{5,}\.\w+|samples\.(npz|csv|parquet|h5ad|png|json)|sample-\d{6,}\.png"
+    r"|draw-\d+\.\w+"
 )
 _LEFT = re.compile(rf"\.({_OURS.pattern}|plan\.json)\.\d+\.partial")
 
@@ -55,7 +56,7 @@ def count_shards(n: int, size: Count | None, world: int) -> int:
 
 def holds_samples(folder: Path) -> bool:
     """Whether a folder holds samples or shards."""
-    return any(folder.glob("samples.*")) or any(folder.glob("*-*-of-*"))
+    return any(any(folder.glob(name)) for name in ("samples.*", "*-*-of-*", "draw-[0-9]*.*"))
 
 
 def remove_partial_parts(folder: Path) -> None:
@@ -190,6 +191,18 @@ class SampleShards:
                     files += self._join(places, join, bar)
                 except OSError as error:
                     raise self._unwritten(self.folder / name, error) from error
+        return self._finished(facts, files)
+
+    def finish_as(self, facts: Mapping[str, Any], write: Callable[[list[Path]], list[Path]]) -> list[Path]:
+        """As :meth:`finish`, with the files that ``write`` makes of the folders of all shards."""
+        try:
+            files = write([self.place(k) for k in range(self.count)])
+        except OSError as error:
+            raise self._unwritten(self.folder, error) from error
+        return self._finished(facts, files)
+
+    def _finished(self, facts: Mapping[str, Any], files: list[Path]) -> list[Path]:
+        """Write samples.json of the files, and remove the shards; return all files."""
         sums = sum_files(self.folder, files)
         facts = {**facts, "files": [file.name for file in files], "sums": sums}
         atomic_write_text(self.folder / FACTS, json.dumps(facts, indent=1) + "\n")

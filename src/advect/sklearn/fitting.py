@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -20,7 +20,8 @@ from advect.config.build import (
 )
 from advect.config.build_trainer import check_method, new_state, new_trainer
 from advect.config.config import TrainingConfig
-from advect.config.threads import choose_threads
+from advect.config.plan import recipe_of, short_run
+from advect.config.threads import choose_threads, trial_step
 from advect.core.errors import UserError
 from advect.core.threads import kept_threads
 from advect.core.types import Condition, DataSpec
@@ -30,12 +31,11 @@ from advect.data.whiten import Whiten
 from advect.distributed.comm import current
 from advect.distributed.context import RunContext, pick_device
 from advect.evaluation.held_out import HeldOutLoss, MemoryStore, copied, held_out_loss, watched_draws
-from advect.losses.flow_matching import Kind
 from advect.model.flow import Flow
 from advect.sklearn.adapters import LABEL, DataAdapter, Labels, label_condition
 from advect.sklearn.held_out_rows import Budget, mean_curve, split_rows
 from advect.sklearn.mixture import mixed_log_prob
-from advect.sklearn.settings import Settings
+from advect.sklearn.settings import Settings, warn
 from advect.training import Callback, LearningRate, StopCriteria, Trainer, TrainState
 from advect.training.callbacks import ProgressBar
 from advect.training.state import EMA_FILE, Progress
@@ -101,6 +101,7 @@ class FittedFlow:
 
     def score(self, x: Tensor, y: np.ndarray | None, rows: np.ndarray) -> float | None:
         """Median log density of at most 128 of the ``rows`` of x (N, *S), given y (N,) if any; None without one."""
+        rows = rows[~x[rows].flatten(1).isnan().any(1).numpy()]  # those that are complete
         rows = rows[:: -(-len(rows) // _SCORED)] if len(rows) else rows
         if not len(rows) or x[0].numel() > _WIDEST:
             return None
@@ -169,11 +170,13 @@ def fit_flow(
 def _fit(given: _Given, validation: float) -> FittedFlow:
     settings, x, y, seed, previous = given.settings, given.x, given.y, given.seed, given.previous
     everything, budget = np.arange(len(x)), Budget(settings.training.max_minutes)
+    again = previous is None and len(x) <= REFITTED
+    splits = split_rows(len(x), validation, seed, folded=again and len(x) <= FOLDED) if validation else []
+    _warn_of_time(given, budget, len(splits) + again if validation else 1)
     if not validation:
         fitted = _train(given, everything, everything[:0], settings.steps, budget.share())
         return replace(fitted, train_score=fitted.score(x, y, everything))
-    runs, gaps, again = [], [], previous is None and len(x) <= REFITTED
-    splits = split_rows(len(x), validation, seed, folded=again and len(x) <= FOLDED)
+    runs, gaps = [], []
     for i, (train, held_out) in enumerate(splits):
         fitted = _train(given, train, held_out, given.settings.steps, budget.share(len(splits) - i + again))
         given = replace(given, settings=replace(settings, steps=fitted.planned))  # the other schedules are as long
@@ -214,14 +217,32 @@ def _set_threads(given: _Given) -> None:
     Beside other threads of Python nothing is measured: the number is the caller's, and so are the bits.
     """
     main = threading.current_thread() is threading.main_thread()
-    if not main and given.settings.training.threads is None:
+    if main or given.settings.training.threads is not None:
+        choose_threads(**_trial(given), steps=given.settings.steps)
+
+
+def _warn_of_time(given: _Given, budget: Budget, trainings: int) -> None:
+    """Warn if the minutes are too few for trainings from the start to learn, by some steps that are thrown away."""
+    training, minutes = given.settings.training, given.settings.training.max_minutes
+    if minutes is None or given.previous is not None:
         return
-    rows = np.arange(len(given.x))
-    settings, dataset = given.settings, _dataset(given, rows, rows[:0])
-    t, source = settings.training, given.previous.source if given.previous else fit_source(settings.method, dataset)
+    trial = _trial(given)
+    take, least = trial_step(**trial), recipe_of(trial["spec"].modality).least_steps
+    steps = budget.steps(lambda: take(training.batch_size or 1), trainings)
+    if steps < given.settings.steps and short_run(steps, least):
+        more = f"about {float(minutes) * least / steps:.2g}" if steps else "more"
+        warn(f"max_minutes={minutes} is time for about {steps:,} steps, too few to learn from; {least:,} take {more}")
+
+
+def _trial(given: _Given) -> dict[str, Any]:
+    """Arguments of trial steps."""
+    rows, settings, training = np.arange(len(given.x)), given.settings, given.settings.training
+    dataset = _dataset(given, rows, rows[:0])
+    source = given.previous.source if given.previous else fit_source(settings.method, dataset)
     loss = build_loss(settings.method, dataset, source)
-    context = RunContext(pick_device(t.device), current(), seed=given.seed)
-    choose_threads(context, settings.network, t, dataset.spec, loss, dataset.train, steps=settings.steps)
+    context = RunContext(pick_device(training.device), current(), seed=given.seed)
+    of_data = {"spec": dataset.spec, "loss_fn": loss, "split": dataset.train}
+    return {"context": context, "network": settings.network, "t": training, **of_data}
 
 
 def _train(
@@ -364,35 +385,3 @@ def _rate(training: TrainingConfig, steps: int, start: int) -> LearningRate:
         schedule=training.build("lr_schedule"),
         origin=start,
     )
-
-
-def double_precision(flow: Flow) -> Flow:
-    """``flow`` in float64, as float32 sums depend on the number of rows by more than scikit-learn's checks allow."""
-    return Flow(
-        copy.deepcopy(flow.net).double(),
-        flow.spec,
-        cast(Transform, _Float64Transform(flow.transform)),
-        path=flow.path,
-        source=flow.source,
-        prediction=cast(Kind, flow.prediction),
-        t_eps=flow.t_eps,
-        null=flow.null,
-        masked=flow.masked,
-        device=flow.device,
-    )
-
-
-class _Float64Transform:
-    """A transform whose model units are float64."""
-
-    def __init__(self, inner: Transform) -> None:
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner.forward(x).double()
-
-    def inverse(self, x: Tensor) -> Tensor:
-        return self.inner.inverse(x)
-
-    def log_det(self, elements: int) -> float:
-        return self.inner.log_det(elements)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, Stream, stream_seed
+from advect.core.threads import timed
 from advect.data.base import random_split
 
 _FOLDS = 5
 
 _TRAINING_SHARE = 0.9
 """Share of a fit's time for training; the rest is for scores."""
+
+_TIMED = 0.2
+"""Seconds of steps by which their number is estimated."""
 
 
 class Budget:
@@ -26,6 +30,12 @@ class Budget:
     def share(self, trainings: int = 1) -> float | None:
         """Minutes for the next of so many."""
         return None if self._end is None else max(self._end - time.monotonic(), 1e-3) / 60 / trainings
+
+    def steps(self, take: Callable[[], object], trainings: int) -> int:
+        """Steps, about, that each of so many trainings has time for, by some of them, which ``take`` takes."""
+        take()  # the first is slower
+        left = 60 * (self.share(trainings) or float("inf"))
+        return int(left / timed(take, min(_TIMED, left / 20)))
 
 
 def split_rows(n: int, share: float, seed: int, *, folded: bool) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-import re
 import signal
-import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +15,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
 
-from advect.config.plan import FEWEST, long_average, long_warmup, rare_values, recipe_of, short_run
+from advect.config.plan import FEWEST, Plan, large_batch, long_average, long_warmup, rare_values
 from advect.core.bounds import Count, SampleCount, Steps, bounds_of, check_bounds
 from advect.core.errors import UserError
 from advect.model.conditions import Encoded
@@ -32,9 +29,9 @@ from advect.sklearn.adapters import (
     check_labels,
     label_condition,
 )
-from advect.sklearn.fitting import FittedFlow, double_precision, fit_flow
-from advect.sklearn.mixture import mixed_log_prob, sample_mixture
-from advect.sklearn.settings import Settings, resolve
+from advect.sklearn.fitting import FittedFlow, fit_flow
+from advect.sklearn.mixture import double_precision, mixed_log_prob, sample_mixture
+from advect.sklearn.settings import Settings, resolve, warn
 
 _SEEDS = 2**31 - 1
 
@@ -44,6 +41,9 @@ MOST = 10_000
 PASSES = 200
 """Passes over few rows from which training that holds out none warns."""
 
+BATCH = 256
+"""Batch size by default, also of fewer rows: each is then seen with several draws of noise and time."""
+
 GAP = 1.0
 """Nats an element by which memorised rows are likelier than others."""
 
@@ -51,7 +51,8 @@ GAP = 1.0
 _COUNTS: dict[str, Any] = {"steps": Count, "n_iter_no_change": Count, "sample_steps": Steps, "density_steps": Steps}
 
 
-def _check_whole(name: str, value: Any, bounds: Any) -> None:
+def check_whole(name: str, value: Any, bounds: Any) -> None:
+    """Raise UserError unless an argument is a whole number within bounds."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise UserError(f"{name} must be a whole number, got {value!r}")
     check_bounds(name, value, bounds_of(bounds))
@@ -110,7 +111,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         *,
         hidden: int | Sequence[int] | None = None,
         steps: int | None = None,
-        batch_size: int = 256,
+        batch_size: int = BATCH,
         max_minutes: float | None = None,
         learning_rate: float | None = None,
         coupling: str = "independent",
@@ -171,7 +172,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         for name, bounds in _COUNTS.items():
             value = getattr(self, name)
             if name != "steps" or value is not None:
-                _check_whole(name, value, bounds)
+                check_whole(name, value, bounds)
         minutes = self.max_minutes
         if minutes is not None and (not isinstance(minutes, numbers.Real) or not 0 < minutes < math.inf):
             raise UserError(f"max_minutes must be a finite number of minutes above 0, got {minutes!r}; 5 is usual")
@@ -226,11 +227,9 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         self.validation_loss_ = min(fitted.held_out_losses, default=None)
         self.train_score_, self.copies_ = fitted.train_score, fitted.copies
         self._warn_of_memory(fitted.gap, "held-out rows")
-        if previous is None:
-            self._warn_of_time(max(fitted.evaluated, default=fitted.state.progress.step))
         passes = self.n_iter_ * self.batch_size // len(rows)
         if few and not stopping and passes > PASSES:
-            _warn(
+            warn(
                 f"{len(rows)} rows are trained on {passes:,} times each and none is held out, so nothing tells if "
                 "the model memorises; take early_stopping='auto'"
             )
@@ -240,14 +239,21 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
             signal.raise_signal(getattr(signal, fitted.stop_reason))
         return self
 
-    def sample(self, n: int = 1, y: Any = None) -> Any:
-        """Sample n samples of the kind of X, for y, one label or (n,), default by training frequencies."""
+    def sample(self, n: int = 1, y: Any = None, *, given: Any = None) -> Any:
+        """Sample n samples of the kind of X, for y, one label or (n,), default by training frequencies.
+
+        A model with options={"mask": "random"} takes ``given``, one row or n of the kind of X, NaN or missing where
+        they are asked for; what is given comes back as it is.
+        """
         check_is_fitted(self)
+        known = None if given is None else self._fitted.adapter.given(self.check_given(given))
         steps = None if self.solver == "dopri5" else int(self.sample_steps)
         rng = self._generator()
-        _check_whole("n", n, SampleCount)
+        check_whole("n", n, SampleCount)
         cond = label_condition(self._fitted.labels, y, int(n))
-        x = sample_mixture(self._flows, int(n), cond, rng, steps=steps, solver=self.solver)
+        if known is not None and len(known) not in (1, n):
+            raise UserError(f"given must have one row, or the {n:,} that are asked for, got {len(known):,}")
+        x = sample_mixture(self._flows, int(n), cond, rng, given=known, steps=steps, solver=self.solver)
         return self._fitted.adapter.from_tensor(x)
 
     def score_samples(self, X: Any, y: Any = None) -> np.ndarray:
@@ -269,29 +275,23 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         """Warn of too few rows, in all or of a label, and of options that keep training from learning."""
         if rows < FEWEST:
             number = "1 row is" if rows == 1 else f"{rows} rows are"
-            _warn(f"{number} too few to learn a distribution from: the model repeats them; give {FEWEST} or more")
+            warn(f"{number} too few to learn a distribution from: the model repeats them; give {FEWEST} or more")
         t, given = settings.training, dict(self.options or {})
-        found = [long_warmup(settings.steps, t.lr_warmup_steps or 0)]
+        batch, warmup = t.batch_size or BATCH, t.lr_warmup_steps or 0
+        found = [large_batch(Plan(rows, batch, settings.steps, warmup, "", usual=BATCH))]
+        found.append(long_warmup(settings.steps, warmup))
         found += [long_average(settings.steps, t.ema_decay)] if "ema_decay" in given and t.use_ema else []
         if y is not None:
             values, counts = np.unique(y, return_counts=True)
             found.append(rare_values("y", dict(zip(map(str, values), counts.tolist(), strict=True))))
         for trouble in found:
             if trouble is not None:
-                words = re.sub("--([a-z-]+)", lambda found: found[1].replace("-", "_"), str(trouble))
-                _warn(words)
-
-    def _warn_of_time(self, steps: int) -> None:
-        """Warn of minutes that allowed too few ``steps``."""
-        least, minutes = recipe_of("vector").least_steps, self.max_minutes
-        if minutes is not None and short_run(steps, least):
-            more = f"about {float(minutes) * least / steps:.2g}" if steps else "more"
-            _warn(f"max_minutes={minutes} is time for {steps:,} steps, too few to learn from; {least:,} take {more}")
+                warn(trouble)
 
     def _warn_of_memory(self, gap: float | None, what: str) -> None:
         """Warn if training rows are likelier than others by ``gap`` of more than a nat an element."""
         if gap is not None and gap > GAP * math.prod(self._fitted.spec.shape):
-            _warn(
+            warn(
                 f"training rows are likelier than {what} by {gap:.1f} nats: the model memorises them, or the rows "
                 "differ in kind; take early_stopping='auto', a smaller hidden or more rows"
             )
@@ -331,8 +331,12 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         check_is_fitted(self)
         return self._fitted.adapter.to_tensor(self._check_data(X, reset=False))
 
-    def _check_data(self, X: Any, *, reset: bool) -> Any:
-        """Validate X, with the features of the fit unless ``reset``."""
+    def check_given(self, X: Any) -> Any:
+        """X, of the kind and with the features fitted, whose missing values are asked for."""
+        return self._check_data(X, reset=False, holes=True)
+
+    def _check_data(self, X: Any, *, reset: bool, holes: bool = False) -> Any:
+        """Validate X, with the features of the fit unless ``reset``, and with ``holes`` if they are allowed."""
         adapter = adapter_class(X)
         if not reset and adapter is not type(self._fitted.adapter):
             raise UserError(f"X is another kind of data than the one fitted, {self._fitted.adapter.label}")
@@ -341,7 +345,8 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
             validate_data(self, X=named, reset=reset, skip_check_array=True)
             return X
         images = getattr(X, "ndim", 2) == 4
-        x: Any = validate_data(self, X=X, reset=reset, dtype="numeric", allow_nd=images)
+        finite: Any = "allow-nan" if holes or dict(self.options or {}).get("holes") else True
+        x: Any = validate_data(self, X=X, reset=reset, dtype="numeric", allow_nd=images, ensure_all_finite=finite)
         if images and not reset:
             self._check_shape(x.shape)
         return x
@@ -363,11 +368,3 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64"]
         return tags
-
-
-def _warn(words: str) -> None:
-    """Warn at the line outside the package that led here."""
-    frame, level = sys._getframe(1), 2
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("advect."):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(words, stacklevel=level)

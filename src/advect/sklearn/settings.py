@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
@@ -101,6 +104,8 @@ def resolve(
         section.replaced(**{key: _value(key, values[key], names[key]) for key in names if key in values})
         for section, names in zip(sections, types, strict=True)
     )
+    if method.masked and "whiten" in data_options:  # pyright: ignore[reportAttributeAccessIssue]
+        data = {"whiten": False, **data}
     plan = make_plan(training, recipe_of(modality), rows, steps=steps)  # pyright: ignore[reportArgumentType]
     training = training.replaced(lr_warmup_steps=plan.warmup)
     return Settings(method, training, net, data, steps, drop_copies)  # pyright: ignore[reportArgumentType]
@@ -155,3 +160,12 @@ def _value(key: str, value: Any, hint: Any) -> Any:
 def _words(kinds: Sequence[Any]) -> str:
     names = {bool: "True or False", int: "a whole number", float: "a number", str: "text", NoneType: "None"}
     return " or ".join(names.get(kind, str(kind)) for kind in kinds)
+
+
+def warn(trouble: object) -> None:
+    """Warn of it, with arguments for flags, at the line outside the package that led here."""
+    words = re.sub("--([a-z-]+)", lambda found: found[1].replace("-", "_"), str(trouble))
+    frame, level = sys._getframe(1), 2
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("advect."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(words, stacklevel=level)

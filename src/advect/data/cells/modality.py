@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from advect.core.errors import optional_import
+from advect.core.errors import UserError, optional_import
 from advect.core.files import atomic_write
 from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.registry import register
@@ -19,8 +20,11 @@ from advect.data.base import Split
 from advect.data.captions import Colouring
 from advect.data.cells.conditions import CellSplit
 from advect.data.cells.counts import CountComponents, count_noise
+from advect.data.cells.given import read_cells
 from advect.data.cells.transform import Chain, Components, Expression
 from advect.data.cells.write import CellsMetadata, join_h5ad, write_h5ad
+from advect.data.figure import save_png
+from advect.data.given import GivenRows
 from advect.data.modality import DISTANCES, Modality
 from advect.data.transforms import Transform
 from advect.data.vectors.modality import VectorPlots
@@ -32,7 +36,7 @@ class CellsModality(VectorPlots[CellsMetadata]):
     """Cells, compared as expression: samples.h5ad, in counts or expression as trained."""
 
     usual_preset = "cells"
-    metrics = (*DISTANCES, "marginals", "energy_within", "straightness")
+    metrics = (*DISTANCES, "marginals", "energy_within", "class_accuracy", "straightness")
 
     space = "expression"
 
@@ -45,6 +49,38 @@ class CellsModality(VectorPlots[CellsMetadata]):
         parts = self.transform.parts if isinstance(self.transform, Chain) else ()
         found = next((part for part in parts if isinstance(part, Components | CountComponents)), None)
         return found.projection if isinstance(found, CountComponents) else found
+
+    def given(self, x: Tensor) -> Tensor:
+        """Cells (n, D) in data units, NaN for genes that are asked for, in model units.
+
+        Raises UserError as :meth:`Modality.given`, and on components, of which a gene is a linear measurement.
+        """
+        self._check_genes()
+        return super().given(x)
+
+    def _check_genes(self) -> None:
+        if self.components is not None:
+            raise UserError(
+                "this flow makes principal components, of which a given gene is a measurement and not an entry; ask it"
+                " by posterior sampling (--posterior mmps), or train on genes (--pca None) with --mask genes"
+            )
+
+    def given_rows(self, given: Any) -> Tensor:
+        return given.own.values() if isinstance(given, GivenRows) else super().given_rows(given)
+
+    def read_given(self, path: Path) -> GivenRows:
+        """Cells of an .h5ad file; genes that it lacks, or that are NaN, are asked for."""
+        self._check_genes()
+        question = read_cells(path, self.metadata)
+        return GivenRows(self.given(question.values()), question.conditions, question)
+
+    def write_given(self, x: Tensor, conditions: Conditions, rows: GivenRows, draws: int, folder: Path) -> list[Path]:
+        """A file for each draw, draw-1 and so on, with the flow's genes in the units of the one read."""
+        expression, files = self._expression.forward(x), []
+        for k in range(draws):
+            files.append(rows.own.answer(expression[k::draws], folder / f"draw-{k + 1}"))
+        save_png(self.plot(x, conditions), folder / "samples.png")
+        return [*files, folder / "samples.png"]
 
     def describe(self, shape: Sequence[int]) -> str:
         return f"cells with {shape[0]:,} genes"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +18,16 @@ from advect.core.types import Batch, Category, Conditions
 from advect.data.arrays import ArrayType, in_type
 from advect.data.base import Split
 from advect.data.captions import condition_words, fit, font
-from advect.data.figure import TEXT
+from advect.data.figure import TEXT, save_png
+from advect.data.given import GivenRows
+from advect.data.images.given import read_images
 from advect.data.modality import FINE, EstimatorDefaults, Modality, Recipe, Verdict, condition_columns, write_npz
 
 GAP, BACKGROUND = 2, 255
 """Grid: pixels between images and their grey level."""
+
+COLUMNS, MOST = 9, 100
+"""Images in a row of a grid of answers, the question first, and in all."""
 
 LETTER, LINE = 10, 13
 """Pixels of letters and lines of captions."""
@@ -34,7 +40,7 @@ class Images(Modality):
     layout = "image"
     example_shape = (3, 64, 64)
     usual_preset = "images"
-    metrics = ("frechet", "kernel", "manifolds", "class_shares", "straightness")
+    metrics = ("frechet", "kernel", "manifolds", "class_shares", "class_accuracy", "straightness")
     online_metrics = ("frechet", "kernel")
     reflow_metrics = ("frechet", "kernel")
     pair_stores = ("bf16", "float32", "uint8")
@@ -100,6 +106,29 @@ class Images(Modality):
         """A pixel over all channels is an entry."""
         channels, height, width = self.spec.shape
         return torch.arange(height * width).reshape(1, height, width).expand(channels, -1, -1)
+
+    def given_rows(self, given: Any) -> Tensor:
+        return torch.from_numpy(given.own.x) if isinstance(given, GivenRows) else super().given_rows(given)
+
+    def read_given(self, path: Path) -> GivenRows:
+        """Images of a PNG file, whose transparent pixels are asked for, or of an .npy or .npz file with NaN."""
+        found = read_images(path, self.spec.shape, self.pixel_range, self.spec.conditions)
+        return GivenRows(self.given(torch.from_numpy(found.x)), dict(found.conditions), found)
+
+    def write_given(self, x: Tensor, conditions: Conditions, rows: GivenRows, draws: int, folder: Path) -> list[Path]:
+        """A file for each draw, draw-1 and so on, as the one read with its pixels filled, and a grid of all."""
+        question, files = rows.own, []
+        low, high = self.pixel_range or _range(x)
+        for k in range(draws):
+            own = x[k::draws]
+            pixels = to_bytes(own, low, high) if question.suffix == ".png" else own
+            files.append(question.answer(pixels.numpy(), folder / f"draw-{k + 1}"))
+        known = torch.from_numpy(question.x).nan_to_num((low + high) / 2)  # grey where asked for
+        shown = torch.cat([known[:, None], x.reshape(-1, draws, *x.shape[1:]).to(known)], 1)[:, :COLUMNS].flatten(0, 1)
+        rows_shown = max(MOST // min(draws + 1, COLUMNS), 1)
+        grid = image_grid(shown, low, high, columns=min(draws + 1, COLUMNS), rows=rows_shown)
+        save_png(grid, folder / "samples.png")
+        return [*files, folder / "samples.png"]
 
     @property
     def _type(self) -> ArrayType:

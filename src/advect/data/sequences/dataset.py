@@ -20,7 +20,7 @@ from advect.core.registry import register
 from advect.core.types import LENGTH, Condition, Conditions, DataSpec, Length
 from advect.data.arrays import array_header
 from advect.data.base import ArraySplit, Dataset, Detected, Preview
-from advect.data.repeats import copied
+from advect.data.holes import Holes
 from advect.data.sequences.files import (
     Ragged,
     SequenceIds,
@@ -31,6 +31,7 @@ from advect.data.sequences.files import (
     step_columns,
 )
 from advect.data.sequences.transform import SequenceTransform
+from advect.data.sequences.windows import shorten, split_in_time
 from advect.data.splits import split_groups
 from advect.data.tables.columns import column_from_config
 from advect.data.tables.files import FileStyle, is_table_file
@@ -69,7 +70,7 @@ class Sequences(Dataset):
         data: array (N, L, C), list of (L_i, C), ``.npy`` or ``.npz`` file (``values``, and ``lengths`` if they
             differ), or a table with one row per step: CSV or Parquet file or pandas DataFrame.
         lengths: real steps of each sequence in one array (see :func:`read_arrays`).
-        id_column: table column that identifies sequences.
+        id_column: table column that identifies sequences; without it the rows are one series, for windows.
         order_column: table column that orders steps, such as a time.
         value_columns: table columns of the channels; default all others.
         labels: conditions of arrays by name, (N,) each.
@@ -81,7 +82,10 @@ class Sequences(Dataset):
         max_length: maximum length; None for no limit.
         long: treatment of longer sequences: "truncate" keeps the first steps, "window" cuts consecutive windows of
             ``max_length`` steps and the rest.
-        held_out: share of the sequences held out at random, in [0, 1).
+        stride: steps from the start of a window to that of the next, which then overlap; without the rest.
+        holes: missing values, NaN in arrays, are unknown ones of the same law: never learned, and not filled in.
+            Otherwise they are refused.
+        held_out: share of the sequences held out at random, of windows of one series the last, in [0, 1).
         seed: seed of the split.
         name: name in reports; default the file's name.
 
@@ -127,34 +131,47 @@ class Sequences(Dataset):
         date_order: Literal["auto", "dmy", "mdy"] = "auto",
         max_length: Count | None = None,
         long: Literal["truncate", "window"] = "truncate",
+        stride: Count | None = None,
+        holes: bool = False,
         held_out: Share = 0.1,
         seed: int = 0,
         name: str | None = None,
     ) -> None:
         if isinstance(conditions, str) or isinstance(value_columns, str):
             raise UserError("conditions and value_columns must be several names, got one text; write (name,)")
-        names = id_column, order_column, value_columns
         if is_table(data):
             words = {"missing": missing or None, "decimal": decimal, "date_order": date_order}
-            ragged = _read_table(data, lengths, *names, conditions, words)
+            if lengths is not None or (id_column is None and (max_length is None or long != "window")):
+                raise UserError(
+                    "Sequences.id_column is not given; name the column of the table that tells sequences apart, or "
+                    "take windows of one series by --max-length and --long window"
+                )
+            columns = {"id": id_column, "order": order_column, "values": value_columns, "conditions": conditions}
+            ragged = read_steps(data, holes=holes, **columns, **words)
         elif id_column is not None or order_column is not None or value_columns:
             raise UserError(
                 "id_column, order_column and value_columns are for tables of one row a step; leave them out"
             )
         else:
-            ragged = read_arrays(data, lengths, labels or conditions)
-        ragged, groups = _shorten(ragged, max_length, long)
-        train, rest = split_groups(groups, held_out, seed=seed)
+            ragged = read_arrays(data, lengths, labels or conditions, holes=holes)
+        series = len(ragged.steps)
+        ragged, groups = shorten(ragged, max_length, long, stride)
+        if series == 1 and max_length:
+            train, rest = split_in_time(len(groups), -(-max_length // (stride or max_length)) - 1, held_out)
+        else:
+            train, rest = split_groups(groups, held_out, seed=seed)
         is_train = np.zeros(len(groups), bool)
         is_train[train] = True
 
         sizes = np.array([len(x) for x in ragged.steps], np.int64)
         specs, cond = _conditions(ragged, sizes, is_train)
         self._ids, self._told = ragged.ids, [column for column, _ in ragged.conditions.values()]
-        self._key, self._order, self._times = id_column or "id", ragged.columns[-1] if ragged.timed else None, None
+        self._key = id_column or next(name for name in ("id", "series", "window") if name not in ragged.names)
+        self._order, self._times = ragged.columns[-1] if ragged.timed else None, None
         if ragged.timed:
             ragged, self._times = _without_common_times(ragged)
-        self._columns, self._names, self._style = ragged.columns[: ragged.channels], ragged.names, ragged.style
+        self._columns, self._style = ragged.columns[: ragged.channels], ragged.style
+        self._names = ragged.names if id_column or not ragged.names else (self._key, *ragged.names)
         transform = SequenceTransform.fit(ragged.steps, train, ragged.columns, scaling=scaling, timed=ragged.timed)
         x = _padded(ragged.steps, int(sizes.max()), transform)
         super().__init__(
@@ -165,6 +182,7 @@ class Sequences(Dataset):
             held_out=ArraySplit(x, cond, rows=rest),
             fingerprint=_fingerprint(ragged, train, scaling),
         )
+        self.holes = Holes.find(self) if holes else None
 
     @property
     def metadata(self) -> SequenceMetadata:
@@ -231,53 +249,6 @@ def steps_of(x: Tensor, cond: Conditions | None, facts: SequenceMetadata, *, fir
     return frame[facts["names"]] if facts["names"] else frame
 
 
-def _read_table(
-    data: Any,
-    lengths: Any,
-    id_column: str | None,
-    order_column: str | None,
-    value_columns: Sequence[str],
-    conditions: Sequence[str],
-    words: dict[str, Any],
-) -> Ragged:
-    """Sequences of a table of one row a step; ``words`` say how its text is read."""
-    if id_column is None or lengths is not None:
-        raise UserError("Sequences.id_column is not given; name the column of the table that tells sequences apart")
-    columns = {"id": id_column, "order": order_column, "values": value_columns, "conditions": tuple(conditions)}
-    return read_steps(data, **columns, **words)
-
-
-def _shorten(ragged: Ragged, max_length: int | None, long: str) -> tuple[Ragged, np.ndarray]:
-    """Sequences cut to ``max_length``, and the group (N,) of each that a split must keep together."""
-    if long not in ("truncate", "window"):
-        raise UserError(f"long must be 'truncate' or 'window', got {long!r}")
-    if max_length is not None and max_length < 1:
-        raise UserError(f"max_length must be at least 1 step, got {max_length}; None cuts none")
-    if max_length is not None and long == "truncate":
-        ragged = replace(ragged, steps=[x[:max_length] for x in ragged.steps])
-    plain = [x[:, : ragged.channels] for x in ragged.steps]  # copies may have other times
-    contents = [x.shape[0].to_bytes(8) + (x + 0.0).tobytes() for x in plain]
-    digests = [hashlib.sha256(content).hexdigest() for content in contents]
-    groups = np.unique(digests, return_inverse=True)[1].reshape(-1)
-    groups = np.where(copied(_heads(plain), groups), groups, len(groups) + np.arange(len(groups)))
-    groups = np.unique(groups, return_inverse=True)[1].reshape(-1)
-    if max_length is None or long == "truncate":
-        return ragged, groups
-    owner = np.repeat(np.arange(len(ragged.steps)), [-(-len(x) // max_length) for x in ragged.steps])
-    steps = [x[i : i + max_length] for x in ragged.steps for i in range(0, len(x), max_length)]
-    conditions = {key: (column, values[owner]) for key, (column, values) in ragged.conditions.items()}
-    return replace(ragged, steps=steps, conditions=conditions), groups[owner]
-
-
-def _heads(steps: list[np.ndarray], values: int = 256) -> np.ndarray:
-    """First values of each sequence (N, K), NaN after its end."""
-    width = min(max(x.size for x in steps), values)
-    heads = np.full((len(steps), width), np.nan)
-    for row, x in zip(heads, steps, strict=True):
-        row[: x.size] = x.reshape(-1)[:width]
-    return heads
-
-
 def _conditions(
     ragged: Ragged, sizes: np.ndarray, is_train: np.ndarray
 ) -> tuple[dict[str, Condition], dict[str, np.ndarray]]:
@@ -308,7 +279,8 @@ def _padded(steps: list[np.ndarray], length: int, transform: SequenceTransform, 
         x = np.full((len(some), length, some[0].shape[1]), np.nan)
         for row, values in zip(x, some, strict=True):
             row[: len(values)] = values
-        parts.append(transform.forward(torch.from_numpy(x)).numpy())
+        padding = np.arange(length) >= np.array([len(values) for values in some])[:, None]
+        parts.append(transform.encode(torch.from_numpy(x), torch.from_numpy(padding)).numpy())
     return np.concatenate(parts)
 
 

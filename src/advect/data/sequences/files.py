@@ -7,7 +7,7 @@ import os
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,9 @@ class Ragged:
         return len(self.columns) - self.timed
 
 
-def read_arrays(data: Any, lengths: Any, conditions: Mapping[str, Any] | Sequence[str]) -> Ragged:
+def read_arrays(
+    data: Any, lengths: Any, conditions: Mapping[str, Any] | Sequence[str], *, holes: bool = False
+) -> Ragged:
     """Sequences from arrays.
 
     Args:
@@ -139,12 +141,20 @@ def read_arrays(data: Any, lengths: Any, conditions: Mapping[str, Any] | Sequenc
         lengths: (N,) whole numbers: leading real steps in (N, L, C), or lengths of consecutive pieces of values (S,
             C). None if all steps are real.
         conditions: texts, whole numbers or reals (N,) by name; or names of arrays in an archive.
+        holes: take NaN as an unknown value.
 
     Raises:
         UserError: the arrays do not fit together or hold other than finite real numbers.
     """
     if isinstance(data, str | os.PathLike):
-        data, lengths, conditions = _open(Path(data).expanduser(), lengths, conditions)
+        file = Path(data).expanduser()
+        arrays = open_arrays(file)
+        data, lengths = arrays["values"], arrays.get("lengths") if lengths is None else lengths
+        for name in () if isinstance(conditions, Mapping) else conditions:
+            if name not in arrays:
+                raise UserError(f"conditions has {name!r}, which {file} has not{did_you_mean(name, arrays)}")
+        if not isinstance(conditions, Mapping):
+            conditions = {name: arrays[name] for name in conditions}
     elif not isinstance(conditions, Mapping):
         if conditions:
             raise UserError(f"conditions must map names to arrays for arrays, got {list(conditions)}")
@@ -155,15 +165,19 @@ def read_arrays(data: Any, lengths: Any, conditions: Mapping[str, Any] | Sequenc
         steps = [_array(x, f"sequence {i}") for i, x in enumerate(data)]
     else:
         steps = _cut(_array(data, "the array"), lengths)
-    _check(steps)
+    _check(steps, holes)
     every, kind = np.concatenate(steps), np.result_type(*{x.dtype for x in steps})
+    for channel, values in enumerate(every.T):
+        if np.isnan(values).all():
+            raise UserError(f"channel {channel} has no values; leave it out")
     read = [array_column(f"value_{i}", x, kind) for i, x in enumerate(every.T)]
     steps = np.split(np.stack([x for _, x in read], 1), np.cumsum([len(x) for x in steps])[:-1])
     told = {key: _label(key, values, len(steps)) for key, values in conditions.items()}
-    return Ragged(steps, tuple(column for column, _ in read), told)
+    return Ragged(steps, tuple(replace(column, missing=False) for column, _ in read), told)
 
 
-def _open(file: Path, lengths: Any, conditions: Mapping[str, Any] | Sequence[str]) -> tuple[Any, Any, dict[str, Any]]:
+def open_arrays(file: Path) -> dict[str, np.ndarray]:
+    """Arrays of a ``.npy`` or ``.npz`` file by name; the sequences are called "values". Raises UserError."""
     try:
         check_arrays(file)
         content = np.load(file, allow_pickle=False)
@@ -176,14 +190,7 @@ def _open(file: Path, lengths: Any, conditions: Mapping[str, Any] | Sequence[str
         arrays = {"values": next(iter(arrays.values()))}
     if "values" not in arrays:
         raise UserError(f"{file} has the arrays {', '.join(arrays)}, none called 'values'; name the sequences so")
-    if lengths is None:
-        lengths = arrays.get("lengths")
-    if isinstance(conditions, Mapping):
-        return arrays["values"], lengths, dict(conditions)
-    for name in conditions:
-        if name not in arrays:
-            raise UserError(f"conditions has {name!r}, which {file} has not{did_you_mean(name, arrays)}")
-    return arrays["values"], lengths, {name: arrays[name] for name in conditions}
+    return arrays
 
 
 def _array(x: Any, what: str) -> np.ndarray:
@@ -225,7 +232,7 @@ def _cut(x: np.ndarray, lengths: Any) -> list[np.ndarray]:
     return [row[:length] for row, length in zip(x, lengths, strict=True)]
 
 
-def _check(steps: list[np.ndarray]) -> None:
+def _check(steps: list[np.ndarray], holes: bool) -> None:
     if not steps:
         raise UserError("there are no sequences; give at least one")
     for i, x in enumerate(steps):
@@ -234,11 +241,13 @@ def _check(steps: list[np.ndarray]) -> None:
                 f"sequence {i} has shape {x.shape}, the first {steps[0].shape};"
                 " each must be (L, C), L >= 1, of the same C >= 1"
             )
-        bad = ~np.isfinite(x)
+        bad = np.isinf(x) if holes else ~np.isfinite(x)
         if bad.any():
             step, channel = (int(v) for v in np.argwhere(bad)[0])
+            unknown = ", or take NaN for unknown by holes=True (--holes)" if np.isnan(x[step, channel]) else ""
             raise UserError(
                 f"sequence {i} holds {x[step, channel]} at step {step}, channel {channel}; fill it in or leave it out"
+                + unknown
             )
 
 
@@ -269,20 +278,22 @@ def is_table(data: Any) -> bool:
 def read_steps(
     data: Any,
     *,
-    id: str,
+    id: str | None,
     order: str | None = None,
     values: Sequence[str] = (),
     conditions: Sequence[str] = (),
+    holes: bool = False,
     **words: Any,
 ) -> Ragged:
     """Sequences from a table with one row per step.
 
     Args:
         data: CSV or Parquet file, or pandas DataFrame.
-        id: column that identifies sequences, kept in order of first appearance.
+        id: column that identifies sequences, kept in order of first appearance; None for one series.
         order: column that orders a sequence's rows; None keeps the table's order.
         values: columns of the channels, in table order; default all others.
         conditions: columns constant within each sequence.
+        holes: take missing values of the channels as unknown ones.
         words: for CSV, ``missing``, ``decimal`` and ``date_order`` of :func:`read_table`.
 
     Raises:
@@ -291,7 +302,7 @@ def read_steps(
     pd = optional_import("pandas", "tables")
     frame = read_table(data, **words) if isinstance(data, str | os.PathLike) else data.reset_index(drop=True)
     forms = frame.attrs.get("forms", {})
-    keys = [id] if order is None else [id, order]
+    keys = [name for name in (id, order) if name is not None]
     named = [*keys, *conditions]
     for name in (*named, *values):
         if name not in frame.columns:
@@ -302,16 +313,16 @@ def read_steps(
             f"the table has {len(frame)} rows and {len(channels)} value columns; give at least one of each"
         )
     for name in keys:
-        _require_all(frame[name].isna().to_numpy(bool), name)
+        _require_all(frame[name].isna().to_numpy(bool), name, "fill it in or remove the row")
     date_order = words.get("date_order", "auto")
-    places = pd.factorize(frame[id])[0]
-    read = [_channel(frame[name], forms.get(name), date_order, places) for name in channels]
+    places = np.zeros(len(frame), np.int64) if id is None else pd.factorize(frame[id])[0]
+    read = [_channel(frame[name], forms.get(name), date_order, places, holes) for name in channels]
     read += [] if order is None else [_order(frame[order], forms.get(order), date_order)]
     matrix = np.stack([x for _, x in read], 1)
     rows = np.lexsort((matrix[:, -1] if order is not None else np.zeros(len(frame)), places))
     starts = np.flatnonzero(np.diff(places[rows], prepend=-1))
-    told = {name: _constant(frame[name], places, rows[starts], id) for name in conditions}
-    ids = SequenceIds.of(frame[id].iloc[rows[starts]].tolist())
+    told = {name: _constant(frame[name], places, rows[starts], id or "the table") for name in conditions}
+    ids = SequenceIds() if id is None else SequenceIds.of(frame[id].iloc[rows[starts]].tolist())
     columns = tuple(column for column, _ in read)
     used = tuple(c for c in frame.columns if c in named or c in channels)
     style = style_of(data, frame, used)
@@ -334,16 +345,20 @@ def _order(series: Any, form: Any, date_order: str) -> tuple[Column, np.ndarray]
     return column, values
 
 
-def _require_all(bad: np.ndarray, name: str) -> None:
+def _require_all(bad: np.ndarray, name: str, fix: str) -> None:
     if bad.any():
-        row = int(bad.argmax())
-        raise UserError(f"column {name!r} misses a value in row {row}; fill it in or remove the row")
+        raise UserError(f"column {name!r} misses a value in row {int(bad.argmax())}; {fix}")
 
 
-def _channel(series: Any, form: Any, date_order: str, places: np.ndarray) -> tuple[Column, np.ndarray]:
-    """Column of a channel, and its values (N,) in table units. Words must change within a sequence (``places``)."""
+def _channel(series: Any, form: Any, date_order: str, places: np.ndarray, holes: bool) -> tuple[Column, np.ndarray]:
+    """Column of a channel, and its values (N,) in table units, NaN if missing where ``holes``.
+
+    Words must change within a sequence (``places``).
+    """
     types = optional_import("pandas", "tables").api.types
-    _require_all(series.isna().to_numpy(bool), series.name)
+    if not holes:
+        fix = "fill it in, remove the row, or take such values for unknown by --holes"
+        _require_all(series.isna().to_numpy(bool), series.name, fix)
     if types.is_numeric_dtype(series.dtype) and not types.is_complex_dtype(series.dtype):
         infinite = np.isinf(series.to_numpy(np.float64, na_value=np.nan))
         if infinite.any():
@@ -354,13 +369,18 @@ def _channel(series: Any, form: Any, date_order: str, places: np.ndarray) -> tup
         if not types.is_object_dtype(series.dtype):
             raise
         column, values = None, np.empty(0)
-    words = isinstance(column, Categories) and not set(column.names) <= {True, False}
-    if column is None or (words and len(np.unique(np.stack([places, values]), axis=1).T) == places.max() + 1):
+    words, there = isinstance(column, Categories) and not set(column.names) <= {True, False}, ~np.isnan(values)
+    if column is None or (words and _constant_within(places[there], values[there])):
         raise UserError(
             f"column {series.name!r} has values of {series.dtype}, which no channel can be;"
             " name the channels with --value-columns, or give it to --conditions"
         )
-    return column, values
+    return replace(column, missing=False), values
+
+
+def _constant_within(places: np.ndarray, values: np.ndarray) -> bool:
+    """Whether values (N,) are the same within each sequence (``places``)."""
+    return len(np.unique(np.stack([places, values]), axis=1).T) == len(np.unique(places))
 
 
 def _constant(series: Any, places: np.ndarray, firsts: np.ndarray, id: str) -> tuple[Column, np.ndarray]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -15,9 +17,22 @@ from advect.core.errors import UserError
 from advect.core.registry import register
 from advect.core.types import LENGTH, Batch, Conditions, without_padding
 from advect.data.captions import condition_words, fit
-from advect.data.figure import ALARM, OTHERS, SAMPLES, TEXT, caption, new_figure, plot_unit, style, to_image
+from advect.data.figure import (
+    ALARM,
+    OTHERS,
+    SAMPLES,
+    TEXT,
+    caption,
+    new_figure,
+    plot_unit,
+    save_png,
+    style,
+    to_image,
+)
+from advect.data.given import GivenRows, check_given
 from advect.data.modality import Modality, condition_columns, write_npz
 from advect.data.sequences.dataset import SequenceMetadata, steps_of
+from advect.data.sequences.given import read_step_file
 from advect.data.sequences.transform import SequenceTransform
 from advect.data.tables.columns import Categories, Column, column_from_config
 from advect.data.tables.files import write_in_style, write_table
@@ -64,10 +79,80 @@ class SequencesModality(Modality[SequenceMetadata]):
             write_table(files[-1], steps_of(x, conditions, facts, first=first))
         return files
 
+    @cached_property
+    def _steps(self) -> SequenceTransform:
+        assert isinstance(self.transform, SequenceTransform)
+        return self.transform
+
+    @property
+    def groups(self) -> Tensor:
+        """A channel, or the time, of a step is an entry; without a number where it is constant."""
+        return self._steps.groups(self.spec.shape[0])
+
+    def entry_name(self, entry: int) -> str:
+        names = [column.name for column in self._steps.columns]
+        names += [] if self._steps.start is None else [self._steps.start.name]
+        step, column = divmod(entry, len(names))
+        return f"{names[column]!r} at step {step}"
+
+    def given(self, x: Tensor) -> Tensor:
+        """Sequences (n, L, K) in table units, NaN where asked for, in model units (n, L, D), NaN where asked for.
+
+        Raises UserError as :meth:`Modality.given`, and for values that a channel cannot have and times known after one
+        that is asked for, which no gap tells.
+        """
+        steps = self._steps
+        check_given(x, (self.spec.shape[0], len(steps.columns) + (steps.start is not None)))
+        known = list(zip(steps.columns, x.double().unbind(2), strict=False))
+        if steps.start is not None and steps.gap is not None:
+            times = x[..., -1].double()
+            if bool((times.isnan()[:, :-1] & ~times.isnan()[:, 1:]).any()):
+                raise UserError(
+                    f"given has times {steps.start.name!r} after unknown ones; give them from the first on"
+                )
+            known.append((steps.gap, times.diff(dim=1)))
+        for column, values in known:
+            if unfit := column.unfit(values.flatten().numpy()):
+                place, why = unfit
+                row, step = divmod(place, values.shape[1])
+                raise UserError(f"given has {values[row, step]:g} in row {row}, step {step} of {column.name!r}: {why}")
+        return steps.encode(x, torch.zeros(x.shape[:2], dtype=torch.bool))
+
+    def given_rows(self, given: Any) -> Tensor:
+        return torch.from_numpy(given.own[1]) if isinstance(given, GivenRows) else super().given_rows(given)
+
+    def read_given(self, path: Path) -> GivenRows:
+        """Sequences of a file in the form of the data, whose empty values, and steps after its last, are asked for."""
+        file, length = read_step_file(path, self.metadata), self.spec.shape[0]
+        steps, channels = self._steps, len(self._steps.columns)
+        width = channels + (steps.start is not None)
+        x = np.full((len(file.steps), length, width), np.nan)
+        for row, own, name in zip(x, file.steps, file.names(), strict=True):
+            if len(own) > length:
+                of = f" of {name}" if name else ""
+                raise UserError(f"{path} has {len(own)} steps{of}, and the flow was trained on {length}; give fewer")
+            row[: len(own)] = own[:, :width]
+        empty = np.isnan(np.concatenate(file.steps)[:, :channels])
+        if not empty.any() or empty.all():
+            what = "knows nothing: all values" if empty.any() else "asks for nothing: none of its values"
+            raise UserError(f"{path} {what} are empty; leave empty what is to be drawn, and nothing else")
+        told: dict[str, Any] = dict(file.conditions)
+        if LENGTH in self.spec.conditions:
+            told[LENGTH] = [len(own) for own in file.steps]
+        return GivenRows(self.given(torch.from_numpy(x)), told, (file, x))
+
+    def write_given(self, x: Tensor, conditions: Conditions, rows: GivenRows, draws: int, folder: Path) -> list[Path]:
+        """A file for each draw, draw-1 and so on, as the one read with its empty values filled, and line plots."""
+        file, files, columns = rows.own[0], [], list(self._steps.columns)
+        for k in range(draws):
+            pairs = zip(x[k::draws, :, : len(columns)].double().numpy(), file.steps, strict=True)
+            files.append(file.answer([row[: len(own)] for row, own in pairs], columns, folder / f"draw-{k + 1}"))
+        save_png(self.plot(x, conditions), folder / "samples.png")
+        return [*files, folder / "samples.png"]
+
     def feature_space(self, x: Tensor) -> Tensor:
         """Sequences (n, L, K) in table units as scaled channels (n, L, D), 0 after their ends."""
-        assert isinstance(self.transform, SequenceTransform)
-        return self.transform.features(x)
+        return self._steps.features(x)
 
     def plot(self, x: Tensor, conditions: Conditions, reference: Batch | None = None) -> Image.Image:
         """Line plots of samples beside data."""

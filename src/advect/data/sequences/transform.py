@@ -23,11 +23,12 @@ from advect.data.transforms import Transform
 class SequenceTransform(Transform):
     """Columns of sequences (B, L, K) in table units to (B, L, D), each step as a row of :class:`TableTransform`.
 
-    Padding is NaN in table units and 0 in model units. With ``start``, the last column is the time of each step: its
-    model units are the start, the same at every step, and the gap to the step before; one that is constant takes no
-    dimension. Of dates, cosine and sine of the start's place in the year, week and day follow, since seasons of a long
-    span are not to be seen in its scaled value. The inverse takes the mean start, moves it to the nearest of that
-    place, and adds up gaps that the data could have.
+    Padding is NaN in table units and 0 in model units; other NaN, of unknown values, stay. With ``start``, the last
+    column is the time of each step: its model units are the start, the same at every step, and the gap to the step
+    before; one that is constant takes no dimension. Of dates, cosine and sine of the start's place in the year, week
+    and day follow, since seasons of a long span are not to be seen in its scaled value. A start outside those of the
+    data is encoded as the nearest of them, at its own place. The inverse takes the mean start, moves it to the nearest
+    of that place, and adds up gaps that the data could have.
 
     The inverse takes steps whose model units are all 0 for padding, and returns what 0 stands for there.
 
@@ -101,16 +102,39 @@ class SequenceTransform(Transform):
         return TableTransform((*self.columns, *times))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Table units (B, L, K) to model units (B, L, D); where lengths differ, empty steps at the end are padding."""
+        empty = x.isnan().all(-1) & self.ragged
+        return self.encode(x, empty.flip(1).cumprod(1).flip(1).bool())
+
+    def encode(self, x: Tensor, padding: Tensor) -> Tensor:
+        """Table units (B, L, K) to model units (B, L, D): 0 in steps of ``padding`` (B, L), NaN for unknown values."""
         x = x.double()
-        padding = x.isnan().any(-1)
         if self.start is None:
             z = self._rows(x)
         else:
             times, first = x[..., -1], x[:, :1, -1]
+            start = first.clamp(self.start.low, self.start.high)
             gaps = torch.cat([torch.full_like(first, torch.nan), times.diff(dim=1)], 1)
-            z = self._rows(torch.cat([x[..., :-1], torch.stack([first.expand_as(times), gaps], -1)], -1))
+            z = self._rows(torch.cat([x[..., :-1], torch.stack([start.expand_as(times), gaps], -1)], -1))
+            gap = sum(column.width for column in (*self.columns, self.start))
+            z[:, 0, gap:] = torch.where(first.isnan(), torch.nan, 0.0).to(z)
             z = torch.cat([z, self._places(first).float().expand(*z.shape[:2], -1)], -1)
         return torch.where(padding[..., None], 0.0, z)
+
+    def groups(self, steps: int) -> Tensor:
+        """Number (L, D) int64, step * K + column, of the value of L steps in K columns that each element is of.
+
+        Start and places of all steps are of the time of the first step.
+        """
+        widths = [column.width for column in self.columns]
+        time = len(widths)
+        column = torch.arange(time).repeat_interleave(torch.tensor(widths, dtype=torch.long))
+        if self.start is None or self.gap is None:
+            return torch.arange(steps)[:, None] * time + column
+        shared = torch.tensor([True] * self.start.width + [False] * self.gap.width + [True] * 2 * len(self.periods))
+        column = torch.cat([column, torch.full_like(shared, time, dtype=torch.long)])
+        step = torch.arange(steps)[:, None] * ~torch.cat([torch.zeros(sum(widths), dtype=torch.bool), shared])
+        return step * (time + 1) + column
 
     def _rows(self, x: Tensor) -> Tensor:
         return self._table.forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
@@ -148,10 +172,8 @@ class SequenceTransform(Transform):
 
     def features(self, x: Tensor) -> Tensor:
         """Model units of x (B, L, K), in which padding is 0: zeros at the end if lengths differ."""
-        if self.ragged:
-            last = (x == 0).all(-1).flip(1).cumprod(1).flip(1).bool()
-            x = torch.where(last[..., None], torch.nan, x.double())
-        return self.forward(x)
+        last = (x == 0).all(-1) & self.ragged
+        return self.encode(x, last.flip(1).cumprod(1).flip(1).bool())
 
     def log_slopes(self, shape: Sequence[int]) -> Tensor:
         self.log_det(1)

@@ -88,6 +88,10 @@ class Column(ABC):
     def to_series(self, x: np.ndarray) -> Any:
         """Table units (B,), NaN where missing, as a pandas Series of the column's type and name."""
 
+    @abstractmethod
+    def told(self, x: np.ndarray) -> list[Any]:
+        """Table units (B,), none missing, as values of a condition: labels, numbers or ISO times."""
+
     def to_text(self, x: np.ndarray) -> Any:
         """As :meth:`to_series`, but written as in the file if the values were text."""
         return self.to_series(x)
@@ -182,6 +186,10 @@ class Number(Column):
         step = self.step  # a time asked for may lie between two steps
         counts = (round(v * step) if v % 1 else int(v) * step for v in np.where(absent, 0.0, x).tolist())
         return [None if a else v + self.origin for v, a in zip(counts, absent, strict=True)]
+
+    def told(self, x: np.ndarray) -> list[Any]:
+        exact = self._exact(x, np.zeros(len(x), bool))
+        return [str(np.datetime64(v, self.unit)) if self.unit else v for v in exact]
 
     def _words(self, x: np.ndarray, missing: str | None) -> list[str | None]:
         """Values (B,) in table units as originally written."""
@@ -279,6 +287,9 @@ class Categories(Column):
             return pd.Series(values, name=self.name, dtype="boolean")
         dtype = nullable(self.dtype) if absent.any() and "int" in self.dtype else self.dtype
         return pd.Series(values, name=self.name, dtype=dtype)
+
+    def told(self, x: np.ndarray) -> list[Any]:
+        return [str(self.names[int(place)]) for place in x]
 
     def to_text(self, x: np.ndarray) -> Any:
         series = self.to_series(x)

@@ -26,11 +26,11 @@ _HEAD = 100
 
 
 def read_csv(pd: Any, file: Path, text: Collection[str], numeric: Collection[str], words: dict[str, Any]) -> Any:
-    with _readable(file), open_text(file) as lines:
+    with readable(file), open_text(file) as lines:
         separator = find_separator(lines)
         names = _header(file, lines, separator)
     fields = _fields(file, separator, names)
-    titles = _titles(names)
+    titles = titles_of(names)
     require_columns(pd.DataFrame(columns=titles), numeric, "numeric")
     columns, forms, why, doubts = {}, {}, {}, {}
     for column in titles:
@@ -54,7 +54,7 @@ def read_csv(pd: Any, file: Path, text: Collection[str], numeric: Collection[str
 
 
 @contextmanager
-def _readable(file: Path) -> Iterator[None]:
+def readable(file: Path) -> Iterator[None]:
     """Name the file in errors of reading it."""
     try:
         yield
@@ -79,7 +79,7 @@ def _header(file: Path, lines: IO[str], separator: str) -> list[str]:
     return names
 
 
-def _titles(names: list[str]) -> list[str]:
+def titles_of(names: list[str]) -> list[str]:
     """Names of columns; the column i without one is "Unnamed: i"."""
     return [name or f"Unnamed: {i}" for i, name in enumerate(names)]
 
@@ -87,13 +87,13 @@ def _titles(names: list[str]) -> list[str]:
 def _fields(file: Path, separator: str, names: list[str]) -> list[Any]:
     """Fields of each column, Arrow ``ChunkedArray`` (N,) of strings. Raises UserError unless all rows are as long."""
     arrow = optional_import("pyarrow", "tables")
-    if separator != " " and not _odd_quotes(file, separator):
+    if separator != " " and not odd_quotes(file, separator):
         try:
             return _arrow_fields(file, separator, len(names))
         except (OSError, arrow.ArrowInvalid):
             pass  # what is wrong is told below, with its line
     columns: list[list[str]] = [[] for _ in names]
-    with _readable(file), open_text(file) as lines:
+    with readable(file), open_text(file) as lines:
         rows = csv_rows(lines, separator)
         next(rows)
         for row, last in rows:
@@ -131,9 +131,9 @@ def _arrow_fields(file: Path, separator: str, count: int) -> list[Any]:
         return blocks.read_all().columns
 
 
-def _odd_quotes(file: Path, separator: str) -> bool:
+def odd_quotes(file: Path, separator: str) -> bool:
     """Refuse a file that ends in a quoted field, as one that was cut off does; else whether its quotes are odd."""
-    with _readable(file):
+    with readable(file):
         with open_bytes(file) as content:
             if not sum(block.count(b'"') for block in iter(lambda: content.read(_BLOCK), b"")) % 2:
                 return False

@@ -26,6 +26,7 @@ from advect.data.tables.columns import Column, Number, column_from_config
 from advect.data.tables.csv_files import require_columns
 from advect.data.tables.files import FileStyle, is_table_file, read_table, style_of
 from advect.data.tables.infer_columns import column_values, condition_of, fit_number, read_column, read_condition
+from advect.data.tables.rules import learn_rules
 from advect.data.tables.scaling import require_scaling
 from advect.data.tables.transform import TableTransform
 from advect.data.transforms import transform_from_config
@@ -65,6 +66,8 @@ class Table(Dataset):
         date_order: order of text dates such as 03/04/2020, "dmy" or "mdy"; "auto" infers it from all values.
         holes: missing values are unknown ones of the same law: never learned or drawn. Otherwise being missing is
             itself learned, and drawn as often.
+        rule: what always holds among columns, such as "total == a + b", "0 <= low <= high" or "code == f(name)";
+            columns that follow from others are put in, and rows that break a comparison are drawn anew.
         held_out: share of the rows held out at random, in [0, 1).
         seed: seed of the split.
         name: name in reports; default the file's name.
@@ -99,6 +102,7 @@ class Table(Dataset):
         decimal: Literal["auto", ".", ","] = "auto",
         date_order: Literal["auto", "dmy", "mdy"] = "auto",
         holes: bool = False,
+        rule: Sequence[str] = (),
         held_out: Share = 0.1,
         seed: int = 0,
         name: str | None = None,
@@ -117,7 +121,10 @@ class Table(Dataset):
         for c in frame.columns:
             how[c] |= {"continuous": c in continuous_conditions} if c in told else {"date_order": date_order}
         columns, values = _read(frame, told, how)
+        learned = [i for i, c in enumerate(columns) if c not in told]
         del frame
+        drawn = [column for c, column in columns.items() if c not in told]
+        rules = learn_rules(rule, drawn, values[:, learned], conditions=told, unknown=holes) if rule else ()
         # The split needs the values and the scalings need the split.
         train, rest = split_rows(values, held_out, seed=seed)
         is_train = np.zeros(len(values), bool)
@@ -130,8 +137,7 @@ class Table(Dataset):
 
         self._order = list(columns)
         self._told = [columns[c] for c in told]
-        learned = [i for i, c in enumerate(columns) if c not in told]
-        transform = TableTransform([columns[self._order[i]] for i in learned])
+        transform = TableTransform([columns[self._order[i]] for i in learned], rules)
         x = np.empty((len(values), sum(transform.widths)), np.float32)
         for block in row_blocks(values):
             x[block] = transform.forward(torch.from_numpy(values[block, learned])).numpy()
@@ -229,6 +235,7 @@ def _fingerprint(values: np.ndarray, train: np.ndarray, transform: TableTransfor
     for meaning in meanings:
         for key in ("dtype", "category_dtype", "form", "arrow"):
             meaning.pop(key, None)
+    meanings += [rule.to_config() for rule in transform.rules]
     digest = hashlib.sha256(json.dumps(meanings, sort_keys=True).encode())
     digest.update(repr(values.shape).encode())
     for block in row_blocks(values):

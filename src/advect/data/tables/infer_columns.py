@@ -184,7 +184,7 @@ def array_column(name: str, x: np.ndarray, dtype: np.dtype | None = None) -> tup
 
     Args:
         name: column name.
-        x: (N,) finite real numbers, whole numbers or booleans.
+        x: (N,) real numbers, finite or NaN, whole numbers or booleans.
         dtype: type in which x was given; default its own.
     """
     dtype = x.dtype if dtype is None else dtype
@@ -195,7 +195,7 @@ def array_column(name: str, x: np.ndarray, dtype: np.dtype | None = None) -> tup
     if dtype.itemsize < 8 and dtype.kind == "f":
         # 0.1 of 32 bits stands for 0.1.
         short = lambda places: np.round(values, places)
-        exact = lambda places: (short(places).astype(dtype) == values.astype(dtype)).all()
+        exact = lambda places: np.array_equal(short(places).astype(dtype), values.astype(dtype), equal_nan=True)
         decimals = next((places for places in range(7) if exact(places)), None)
         values = values if decimals is None else short(decimals)
     else:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -14,10 +16,12 @@ from advect.core.errors import UserError, optional_import
 from advect.core.registry import register
 from advect.core.types import Conditions
 from advect.data.captions import Colouring
-from advect.data.given import check_given
+from advect.data.given import GivenRows, check_given
 from advect.data.modality import DISTANCES, Modality
+from advect.data.tables.columns import column_from_config
 from advect.data.tables.dataset import TableMetadata, frame_of
 from advect.data.tables.files import write_in_style
+from advect.data.tables.given import check_asked, frame_units, read_question
 from advect.data.tables.transform import TableTransform
 from advect.data.vectors.modality import VectorPlots
 from advect.data.vectors.plot import vector_plot
@@ -28,7 +32,7 @@ class Tables(VectorPlots[TableMetadata]):
     """Table rows: samples.csv, or .parquet if that was read. Distances use scaled columns."""
 
     usual_preset = "table"
-    metrics = (*DISTANCES, "columns", "straightness")
+    metrics = (*DISTANCES, "columns", "class_accuracy", "straightness")
 
     space = "the table's scaled columns"
 
@@ -54,6 +58,11 @@ class Tables(VectorPlots[TableMetadata]):
         assert isinstance(self.transform, TableTransform)
         return self.transform
 
+    @cached_property
+    def _learned(self) -> np.ndarray:
+        """Which columns of the data (K,) are no conditions."""
+        return np.array([name not in self.spec.conditions for name in self.metadata["order"]])
+
     @property
     def groups(self) -> Tensor:
         """The columns, of which those of one value have no element."""
@@ -75,6 +84,44 @@ class Tables(VectorPlots[TableMetadata]):
                 place, why = unfit
                 raise UserError(f"given has {values[place]:g} in row {place} of column {column.name!r}, and {why}")
         return torch.where(x.isnan()[:, self.groups], torch.nan, self.transform.forward(x))
+
+    def given_rows(self, given: Any) -> Tensor:
+        """Also a data frame, or a dict of columns or of one row's values; columns that it lacks are asked for."""
+        if isinstance(given, GivenRows):
+            return torch.from_numpy(given.own.values[:, self._learned])
+        if isinstance(given, Mapping) or hasattr(given, "columns"):
+            return torch.from_numpy(frame_units(given, self._columns.columns))
+        return super().given_rows(given)
+
+    def read_given(self, path: Path) -> GivenRows:
+        """Rows of a CSV or Parquet file with the columns of the data; the conditions' have to be filled."""
+        by_name = {column.name: column for column in self._columns.columns}
+        told = {c["name"]: column_from_config(c) for c in self.metadata["conditions"]}
+        question = read_question(path, [(by_name | told)[name] for name in self.metadata["order"]])
+        check_asked(str(path), np.isnan(question.values[:, self._learned]))
+        conditions = {c.name: v for c, v in zip(question.columns, question.values.T, strict=True) if c.name in told}
+        for name, values in conditions.items():
+            if np.isnan(values).any():
+                row = int(np.isnan(values).argmax())
+                raise UserError(f"{path} has nothing in row {row} of column {name!r}, a condition; fill it in")
+        x = torch.from_numpy(question.values[:, self._learned])
+        values = torch.where(x.isnan()[:, self.groups], torch.nan, self.transform.forward(x))
+        own = {name: told[name].told(v) for name, v in conditions.items()}
+        return GivenRows(values, own, question)
+
+    def write_given(self, x: Tensor, conditions: Conditions, rows: GivenRows, draws: int, folder: Path) -> list[Path]:
+        """A file for each draw, draw-1 and so on, as the one read with its empty entries filled."""
+        question, files = rows.own, []
+        known = self.given_rows(rows)
+        for k in range(draws):
+            cond = {name: value[k::draws] for name, value in conditions.items()}
+            whole = torch.where(known.isnan(), x[k::draws].double(), known)
+            frame = frame_of(whole, cond, self.metadata, text=question.raw is not None)
+            for column, values in zip(question.columns, question.values.T, strict=True):
+                if column.name in self.spec.conditions and question.raw is None:
+                    frame[column.name] = column.to_series(values)  # exactly, which a network's input is not
+            files.append(question.answer(frame, folder / f"draw-{k + 1}", index=self.metadata["index"]))
+        return files
 
     def plot_wide(self, x: Tensor, reference: Tensor | None, colours: Colouring | None) -> Image.Image:
         """Components of scaled columns (columns differ in unit or are codes); quantiles of numbers."""

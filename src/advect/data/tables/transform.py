@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from advect.core.errors import UserError, optional_import
 from advect.data.tables.columns import Column, Number, column_from_config
+from advect.data.tables.rules import Constraints, Rule
 from advect.data.tables.scaling import StandardScaling
 from advect.data.transforms import Transform
 
@@ -22,35 +24,55 @@ class TableTransform(Transform):
 
     Table units are float64: float32 lacks digits for dates and large whole numbers.
 
+    Columns that follow from others by ``rules`` have no dimension, and are put in by :meth:`inverse`.
+
     Args:
         columns: one or more, in table order; configurations are built.
+        rules: among the columns; configurations are built.
 
     Raises:
         UserError: all columns are constant.
     """
 
     columns: Sequence[Column]
+    rules: Sequence[Rule] = ()
     kind: ClassVar[str] = "table"
 
     def __post_init__(self) -> None:
         built = tuple(column_from_config(c) if isinstance(c, Mapping) else c for c in self.columns)
         object.__setattr__(self, "columns", built)
+        given: Sequence[Any] = self.rules
+        rules = tuple(Rule(**rule) if isinstance(rule, Mapping) else rule for rule in given)
+        object.__setattr__(self, "rules", rules)
         if not sum(self.widths):
             names = ", ".join(repr(column.name) for column in built) or "none"
             raise UserError(f"the data have no column that varies, besides conditions (columns: {names}); give one")
 
+    @cached_property
+    def constraints(self) -> Constraints | None:
+        return Constraints(tuple(self.columns), tuple(self.rules)) if self.rules else None
+
+    @cached_property
+    def derived(self) -> frozenset[int]:
+        """Places of the columns that follow from others."""
+        return frozenset() if self.constraints is None else self.constraints.targets
+
     @property
     def widths(self) -> list[int]:
         """Dimensions of each column in model units; they sum to D."""
-        return [column.width for column in self.columns]
+        return [0 if i in self.derived else column.width for i, column in enumerate(self.columns)]
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([c.forward(part) for c, part in zip(self.columns, x.double().unbind(1), strict=True)], 1)
+        parts = zip(self.columns, x.double().unbind(1), strict=True)
+        return torch.cat([c.forward(part) for i, (c, part) in enumerate(parts) if i not in self.derived], 1)
 
     def inverse(self, x: Tensor) -> Tensor:
         """Model units (B, D) to table units (B, K) float64; NaN is missing."""
         parts = zip(self.columns, x.split(self.widths, 1), strict=True)
-        return torch.stack([column.inverse(part) for column, part in parts], 1)
+        missing = x.new_full((len(x),), torch.nan, dtype=torch.float64)
+        y = [missing if i in self.derived else column.inverse(part) for i, (column, part) in enumerate(parts)]
+        rows = torch.stack(y, 1)
+        return rows if self.constraints is None else self.constraints.derived(rows)
 
     def to_frame(self, x: Tensor, *, text: bool = False) -> Any:
         """Table units (B, K) as a pandas DataFrame with the columns' types, names and order, or as text.
@@ -71,8 +93,12 @@ class TableTransform(Transform):
         """log |d forward / dx| of each column, (D,).
 
         Raises:
-            UserError: a column has no density, or its scaling is not linear.
+            UserError: a column has no density, its scaling is not linear, or there are rules.
         """
+        if self.rules:
+            raise UserError(
+                "rows that obey --rule have no density, or one that is known up to a factor; train without it for one"
+            )
         slopes = []
         for column in self.columns:
             if not (isinstance(column, Number) and not column.missing and column.value_width):
@@ -89,4 +115,5 @@ class TableTransform(Transform):
         return torch.tensor(slopes, dtype=torch.float64)
 
     def to_config(self) -> dict[str, Any]:
-        return {"kind": self.kind, "columns": [column.to_config() for column in self.columns]}
+        rules = {"rules": [rule.to_config() for rule in self.rules]} if self.rules else {}
+        return {"kind": self.kind, "columns": [column.to_config() for column in self.columns], **rules}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from advect.core.registry import register
 from advect.core.types import Batch, Conditions
 from advect.data.arrays import in_type
 from advect.data.captions import Colouring, colouring
+from advect.data.given import GivenRows
 from advect.data.modality import M, Modality, condition_columns, labels_of, write_npz
 from advect.data.vectors.parquet import VectorMetadata, write_vectors
 from advect.data.vectors.plot import scatter_plot, vector_plot
@@ -73,6 +75,27 @@ class Vectors(VectorPlots[VectorMetadata]):
             shown = x.numpy() if own.dtype == np.float64 else own  # the digits that the model has
             atomic_write(files[-1], lambda path: _write_csv(path, shown, columns))
         return files
+
+    def read_given(self, path: Path) -> GivenRows:
+        """Vectors of a .npy, .npz, Parquet or CSV file, with NaN or nothing where they are asked for."""
+        from advect.data.tables.given import check_asked
+        from advect.data.vectors.given import read_vector_question
+
+        names, about = list(self.spec.conditions), self.metadata
+        question = read_vector_question(
+            path, self.spec.shape[0], names, column=about.get("column"), label=about.get("label")
+        )
+        check_asked(str(path), np.isnan(question.x))
+        x = torch.from_numpy(question.x.astype(np.float64))
+        return GivenRows(self.transform.forward(x), dict(question.conditions), question)
+
+    def given_rows(self, given: Any) -> Tensor:
+        return super().given_rows(given.own.x if isinstance(given, GivenRows) else given)
+
+    def write_given(self, x: Tensor, conditions: Conditions, rows: GivenRows, draws: int, folder: Path) -> list[Path]:
+        """A file for each draw, draw-1 and so on, as the one read with its NaN filled."""
+        own = in_type(x, self.metadata.get("type", {}))
+        return [rows.own.answer(own[k::draws], folder / f"draw-{k + 1}") for k in range(draws)]
 
 
 def _write_csv(path: Path, x: np.ndarray, columns: dict[str, list[Any]]) -> None:

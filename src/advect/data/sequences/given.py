@@ -1,0 +1,218 @@
+"""Files of sequences in the form of the training data, some of whose values are empty."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from advect.core.errors import UserError, did_you_mean, optional_import
+from advect.core.files import atomic_write, atomic_write_text
+from advect.data.sequences.dataset import SequenceMetadata
+from advect.data.sequences.files import is_table, open_arrays
+from advect.data.tables.columns import Categories, Column, Number, column_from_config
+from advect.data.tables.files import CSV, read_table, write_table
+from advect.data.tables.infer_columns import number_values
+from advect.data.tables.raw_csv import RawCsv, content, raw_rows, read_raw
+
+
+@dataclass(frozen=True)
+class StepFile:
+    """Sequences of a file.
+
+    Attributes:
+        steps: (L_i, K) float64 each in the table units of the channels, and last of the order if the data have one;
+            NaN where empty.
+        conditions: a value for each sequence, None where missing, of those that the file has.
+        suffix: of the file, which its answers have too.
+        frame: the rows, sorted as ``steps``, with text as it stands in a CSV file; None for arrays.
+        rows: (R,) row of the file that each row of ``frame`` is.
+        id: column of ``frame`` that tells sequences apart; None for one series and for arrays.
+        raw: the fields of a CSV file.
+        index: columns that form the index of a Parquet file.
+        arrays: those of a NumPy file.
+    """
+
+    steps: list[np.ndarray]
+    conditions: dict[str, list[Any]]
+    suffix: str = ""
+    frame: Any = None
+    rows: np.ndarray | None = None
+    id: str | None = None
+    raw: RawCsv | None = None
+    index: Sequence[str] = ()
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def starts(self) -> np.ndarray:
+        """Row of ``frame`` at which each sequence starts, (N,)."""
+        return np.cumsum([0, *map(len, self.steps)])[:-1]
+
+    def names(self) -> list[str]:
+        """Name of each sequence in messages and pictures; empty for a single one."""
+        if len(self.steps) == 1:
+            return [""]
+        if self.id is None:
+            return [f"sequence {i}" for i in range(len(self.steps))]
+        return [f"{self.id} {value}" for value in self.frame[self.id].iloc[self.starts]]
+
+    def answer(self, drawn: Sequence[np.ndarray], columns: Sequence[Column], path: Path) -> Path:
+        """Write the file with empty channels from ``drawn`` (L_i, C) in the table units of ``columns``.
+
+        The suffix of the file is appended to ``path``. What was known stands as it was.
+        """
+        file = path.with_name(path.name + self.suffix)
+        if self.frame is None:
+            self._answer_arrays(drawn, columns, file)
+            return file
+        assert self.rows is not None
+        pd, new = optional_import("pandas", "tables"), np.concatenate(list(drawn))
+        asked = np.isnan(np.concatenate(self.steps)[:, : len(columns)])
+        if self.raw is not None:
+            rows = [list(row) for row in self.raw.rows]
+            for column, values, lost in zip(columns, new.T, asked.T, strict=True):
+                words = raw_rows(column.to_text(np.ascontiguousarray(values)).to_frame(), self.raw.separator)
+                place = self.raw.names.index(column.name)
+                for i in np.flatnonzero(lost).tolist():
+                    rows[self.rows[i]][place] = words[i][0]
+            atomic_write_text(file, self.raw.text(rows))
+            return file
+        frame = self.frame.reset_index(drop=True)
+        for column, values, lost in zip(columns, new.T, asked.T, strict=True):
+            filled = column.to_series(np.ascontiguousarray(values))
+            own = [a if here else b for a, b, here in zip(filled, frame[column.name], lost, strict=True)]
+            frame[column.name] = pd.Series(own, dtype=filled.dtype)
+        write_table(file, frame.iloc[np.argsort(self.rows)], index=self.index)
+        return file
+
+    def _answer_arrays(self, drawn: Sequence[np.ndarray], columns: Sequence[Column], file: Path) -> None:
+        own = self.arrays["values"]
+        whole = own.copy()
+        rows = whole.reshape(len(drawn), -1, len(columns)) if len(whole) else whole
+        for row, new in zip(rows, drawn, strict=True):
+            filled = np.stack([_in_array(v, c) for v, c in zip(new.T, columns, strict=True)], 1)
+            row[: len(new)] = np.where(np.isnan(row[: len(new)]), filled, row[: len(new)])
+
+        def write(partial: Path) -> None:
+            with partial.open("wb") as out:
+                if self.suffix == ".npy":
+                    np.save(out, whole, allow_pickle=False)
+                else:
+                    np.savez(out, allow_pickle=False, **{**self.arrays, "values": whole})
+
+        atomic_write(file, write)
+
+
+def read_step_file(path: Path, facts: SequenceMetadata) -> StepFile:
+    """Sequences of a file with the columns, or the channels, of the data.
+
+    Raises UserError if it cannot be read, lacks a column, or holds a value that a column cannot have.
+    """
+    return _table(path, facts) if is_table(path) else _arrays(path, facts)
+
+
+def _table(path: Path, facts: SequenceMetadata) -> StepFile:
+    channels, order = list(map(column_from_config, facts["columns"])), facts["order"]
+    columns = channels if order is None else [*channels, column_from_config(order)]
+    told = [column for column in map(column_from_config, facts["conditions"])]
+    forms = [column.form for column in (*columns, *told)]
+    dates = {form["date"] for form in forms if form.get("date") in ("dmy", "mdy")}
+    words = {form["missing"] for form in forms if form.get("missing")}
+    options = {"missing": sorted(words) or None, "date_order": dates.pop() if len(dates) == 1 else "auto"}
+    frame = read_table(path, **options)
+    for column in columns:
+        if column.name not in frame.columns:
+            near = did_you_mean(column.name, map(str, frame.columns))
+            raise UserError(f"{path} has no column {column.name!r}, which the flow was trained on{near}")
+    if not len(frame):
+        raise UserError(f"{path} has no rows; give the steps that are known")
+    values = np.stack([in_units(frame[column.name], column, path) for column in columns], 1)
+    if order is not None and np.isnan(values[:, -1]).any():
+        row = int(np.isnan(values[:, -1]).argmax())
+        raise UserError(f"{path} misses the time {columns[-1].name!r} in row {row}; fill it in")
+    key = facts["id"] if facts["id"] in frame.columns else None
+    places = np.zeros(len(frame), np.int64)
+    if key is not None:
+        if frame[key].isna().any():
+            raise UserError(f"{path} misses {key!r} in row {int(frame[key].isna().argmax())}; fill it in")
+        places = optional_import("pandas", "tables").factorize(frame[key])[0]
+    rows = np.lexsort((np.zeros(len(frame)) if order is None else values[:, -1], places))
+    starts = np.flatnonzero(np.diff(places[rows], prepend=-1))
+    conditions = {c.name: _of_sequences(frame, c.name, places, rows[starts], path) for c in told if c.name in frame}
+    raw, index = None, frame.attrs.get("index", ())
+    if path.name.lower().endswith(CSV):
+        raw = read_raw(path)
+        words = [[content(word) for word in row] for row in raw.rows]
+        frame = optional_import("pandas", "tables").DataFrame(words, columns=frame.columns, dtype=object)
+    suffix = ".parquet" if raw is None else ".tsv" if raw.separator == "\t" else ".csv"
+    steps = np.split(values[rows], starts[1:])
+    return StepFile(steps, conditions, suffix, frame.iloc[rows], rows, key, raw, index)
+
+
+def in_units(series: Any, column: Column, where: Path) -> np.ndarray:
+    """A series as (N,) float64 in the units of ``column``, NaN where empty.
+
+    Raises UserError for a category that the data have not, naming the nearest, and for values of another kind.
+    """
+    if isinstance(column, Number):
+        try:
+            return number_values(series, column)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+    assert isinstance(column, Categories)
+    places, absent = {name: i for i, name in enumerate(column.names)}, series.isna().to_numpy(bool)
+    found = [np.nan if a else places.get(v, -1) for v, a in zip(series.tolist(), absent, strict=True)]
+    if -1 in found:
+        row = found.index(-1)
+        value, names = series.iloc[row], list(map(str, column.names))
+        raise UserError(
+            f"{where}: column {column.name!r} has {value!r} in row {row}, which the data have not"
+            f"{did_you_mean(str(value), names)}"
+        )
+    return np.array(found, np.float64)
+
+
+def _of_sequences(frame: Any, name: str, places: np.ndarray, firsts: np.ndarray, where: Path) -> list[Any]:
+    """Value of a condition in the first row of each sequence, None where missing."""
+    own = frame[name].iloc[firsts]
+    there, series = own.iloc[places].reset_index(drop=True), frame[name]
+    same = (series == there).fillna(False).to_numpy(bool) | (series.isna() & there.isna()).to_numpy(bool)
+    if not same.all():
+        row = int((~same).argmax())
+        raise UserError(f"{where}: condition {name!r} changes within a sequence in row {row}; give one value for each")
+    return [None if a else v for v, a in zip(own.tolist(), own.isna(), strict=True)]
+
+
+def _arrays(path: Path, facts: SequenceMetadata) -> StepFile:
+    if facts["order"] is not None:
+        raise UserError(f"{path} is an array, and the flow was trained on a table of steps in time; give such a table")
+    columns = list(map(column_from_config, facts["columns"]))
+    names = [config["name"] for config in facts["conditions"]]
+    arrays = open_arrays(path)
+    x, lengths = arrays["values"], arrays.get("lengths")
+    x = x[None] if x.ndim == 2 and lengths is None else x
+    if x.ndim != 3 or x.shape[2] != len(columns) or x.dtype.kind not in "buif":
+        raise UserError(f"{path} must hold numbers (N, L, {len(columns)}), got {x.dtype} of shape {x.shape}")
+    if not x.size:
+        raise UserError(f"{path} is empty, its shape is {x.shape}; give the steps that are known")
+    sizes = np.full(len(x), x.shape[1]) if lengths is None else np.asarray(lengths)
+    own = np.stack([_channel(x[..., i].astype(np.float64), column) for i, column in enumerate(columns)], -1)
+    conditions = {name: list(arrays[name]) for name in names if name in arrays}
+    steps = [row[:size] for row, size in zip(own, sizes.tolist(), strict=True)]
+    return StepFile(steps, conditions, path.suffix.lower(), arrays=arrays)
+
+
+def _channel(x: np.ndarray, column: Column) -> np.ndarray:
+    """Array values in the units of ``column``."""
+    if isinstance(column, Number):
+        return x if column.decimals is None else x.round(column.decimals)
+    assert isinstance(column, Categories)  # booleans
+    return np.where(np.isnan(x), np.nan, x - float(column.names[0]))
+
+
+def _in_array(x: np.ndarray, column: Column) -> np.ndarray:
+    """Table units as the values of an array."""
+    return x + float(column.names[0]) if isinstance(column, Categories) else x
