@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from advect import data as data
     from advect import evaluation as evaluation
     from advect import losses as losses
+    from advect import masks as masks
     from advect import metrics as metrics
     from advect import networks as networks
     from advect import paths as paths
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from advect.core.errors import UserError as UserError
     from advect.model.flow import Flow as Flow
     from advect.model.load import load as load
+    from advect.sklearn import FlowImputer as FlowImputer
     from advect.sklearn import FlowModel as FlowModel
 else:
     __getattr__, __dir__ = lazy_imports(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -35,9 +35,9 @@ def little_memory(rank: int) -> None:
             limit = pages * resource.getpagesize() + 300 * 2**20
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
             rows = 10_000_000  # 640 MB in the first layer of 16 channels
-            parts = {f.name: getattr(inputs[0], f.name)[:1] for f in fields(inputs[0])}
-            large = {name: x.expand(rows, *x.shape[1:]) for name, x in parts.items()}
-            inputs = type(inputs[0])(**large), inputs[1]
+            parts = {f.name: getattr(inputs[0], f.name) for f in fields(inputs[0])}
+            large = {name: x[:1].expand(rows, *x.shape[1:]) for name, x in parts.items() if x is not None}
+            inputs = replace(inputs[0], **large), inputs[1]
         return real(self, loss, inputs, lr, observe)
 
     Step.take = take

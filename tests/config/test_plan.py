@@ -18,7 +18,15 @@ import yaml
 import advect as package
 from advect.checkpoint.manifest import checkpoint_step, find_weights, named_checkpoint, read_best
 from advect.config.config import TrainingConfig
-from advect.config.plan import WARMUP_SHARE, find_troubles, make_plan, recipe_of, resolve
+from advect.config.plan import (
+    FEW_ELEMENTS,
+    WARMUP_SHARE,
+    batch_for,
+    find_troubles,
+    make_plan,
+    recipe_of,
+    resolve,
+)
 from advect.config.presets import PRESETS
 from advect.core import registry
 from advect.core.errors import UserError
@@ -157,8 +165,40 @@ def test_a_dry_run_and_the_doctor_tell_the_plan_and_the_time(
     assert not Path("runs").exists()
     advect(f"train --data {tmp_path / 'x.npy'} {SMALL} --device cpu --dry-run --batch-size 1000 --max-minutes 5")
     assert caplog.messages[-1].endswith("about 5.0 minutes on this machine")
+    advect(f"train --data {tmp_path / 'x.npy'} {SMALL} --device cpu --dry-run --max-minutes 5")
+    assert "batches of 16 rather than 64, as time is short" in caplog.messages[-1]
     advect(f"doctor --data {tmp_path / 'x.npy'} {SMALL} --device cpu")
     assert "time here, about" in caplog.text
+
+
+def test_few_large_samples_have_small_batches_and_short_minutes_smaller_ones() -> None:
+    recipe = recipe_of("vector")
+    assert [make_plan(OPEN, recipe, 653, elements=n).batch for n in (FEW_ELEMENTS, FEW_ELEMENTS + 1)] == [128, 32]
+    plan = make_plan(OPEN, recipe, 10_000)  # 256, 7,813 steps, of which learning takes 3,000
+    assert [batch_for(plan, minutes, 0.2) for minutes in (10, 5, 2.5, 0.01)] == [256, 128, 64, 16]
+
+
+def test_a_run_goes_on_with_the_batch_that_its_minutes_allowed(
+    advect: Callable[..., None], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO", "advect")
+    monkeypatch.setattr("advect.commands.train.seconds_per_step", lambda *_, **__: 1.0)
+    monkeypatch.setattr("advect.commands.train.SLOWER", 100.0)
+    line = f"train --data {data(tmp_path, 300)} {SMALL} --device cpu --run-dir run --sample-every 0 --max-minutes 20"
+    advect(f"{line} --max-steps 4")
+    assert "batches of 32 rather than 64, as time is short" in caplog.text
+    monkeypatch.setattr("advect.commands.train.seconds_per_step", lambda *_, **__: 1e-6)
+    advect(f"{line} --max-steps 6 --resume auto")
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["training"]["batch_size"] == 32
+    assert json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])["step"] == 6
+    advect(f"{line.replace('run-dir run', 'run-dir other')} --max-steps 2 --batch-size 48")
+    assert yaml.safe_load(Path("other/config.yaml").read_text())["training"]["batch_size"] == 48
+
+
+@pytest.mark.parametrize("preset", ["cifar10", "fashion-mnist", "images", "arrays", "cells", "table", "sequences"])
+def test_pictures_rows_and_checkpoints_come_by_time(preset: str) -> None:
+    out = PRESETS[preset].config.output
+    assert (out.log_every, out.sample_every, out.save_every) == (None, None, None)
 
 
 TROUBLES = {

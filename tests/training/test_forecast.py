@@ -30,7 +30,12 @@ def test_a_length_of_time_in_words(seconds: float, words: str) -> None:
 
 
 def told(
-    caplog: pytest.LogCaptureFixture, pace: float, steps: int, minutes: float | None = None, needed: int = 100
+    caplog: pytest.LogCaptureFixture,
+    pace: float,
+    steps: int,
+    minutes: float | None = None,
+    needed: int = 100,
+    early: bool = False,
 ) -> list[str]:
     """What is told of a run of ``pace`` seconds a step, whose first step takes 3 seconds more."""
     trainer: Any = SimpleNamespace(
@@ -39,7 +44,7 @@ def told(
         limits=StopCriteria(steps=steps, max_minutes=minutes),
     )
     caplog.set_level(logging.INFO)
-    watch = Forecast(needed)
+    watch = Forecast(needed, early=early)
     watch.on_start(trainer)
     while trainer.state.progress.step < steps and trainer.clock < 60 * (minutes or 1e9):
         trainer.state.progress.step += 1
@@ -51,6 +56,11 @@ def told(
 
 def test_the_length_is_told_once_without_the_first_steps(caplog: pytest.LogCaptureFixture) -> None:
     assert told(caplog, 0.1, 5970) == ["this run takes about 10 minutes here, at 10 steps a second"]
+
+
+def test_a_run_that_may_end_early_takes_at_most_that(caplog: pytest.LogCaptureFixture) -> None:
+    found = told(caplog, 0.1, 5970, early=True)
+    assert found == ["this run takes at most about 10 minutes here, at 10 steps a second"]
 
 
 def test_the_steps_that_minutes_allow_are_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -37,7 +37,7 @@ from advect.config.build_trainer import (
 )
 from advect.config.config import Config
 from advect.config.flags import launch_processes
-from advect.config.plan import FEWEST, Plan, find_rare, find_troubles, resolve
+from advect.config.plan import FEWEST, SLOWER, Plan, batch_for, find_rare, find_troubles, resolve
 from advect.config.resume import check_folder, check_same_run, lock_run_dir, resolve_checkpoint, write_environment
 from advect.config.threads import choose_threads, seconds_per_step, too_many
 from advect.core import registry
@@ -139,7 +139,7 @@ def _train(config: Config, preset: str, context: RunContext, checkpoint: Path | 
                 claims.enter_context(lock_run_dir(run_dir, checkpoint, again))
             source, noise = _open(config)
             source.train.fetch(np.zeros(1, np.int64))  # unreadable data fail before there is a run folder
-            config, plan = _planned(config, source, context)
+            config, plan, pace = _plan_minutes(_as_begun(config, context, checkpoint), source, context, checkpoint)
             threads = _threads(config, plan, source, noise, context, checkpoint)
             config = replace(config, training=config.training.replaced(threads=threads.threads))
             metadata = ModelMetadata.from_run(config, preset, source, noise)
@@ -166,7 +166,7 @@ def _train(config: Config, preset: str, context: RunContext, checkpoint: Path | 
                     atomic_write_text(run_dir / COPIES, source.real.copies.to_csv())
                 step = trainer.state.progress.step
                 write_environment(context, fingerprint=source.fingerprint, step=step, steps=plan.steps)
-        _announce(config, preset, source, trainer, context, plan)
+        _announce(config, preset, source, trainer, context, plan, pace)
         _announce_threads(threads, trainer)
         reason = trainer.run()
     if unreadable := getattr(source, "unreadable", None):
@@ -248,6 +248,40 @@ def _planned(config: Config, source: Dataset, context: RunContext) -> tuple[Conf
     return resolve(config, source.spec.modality, rows, held_out, elements=elements, world=world, gpu=gpu)
 
 
+def _plan_minutes(
+    config: Config, source: Dataset, context: RunContext, checkpoint: Path | None = None
+) -> tuple[Config, Plan, float | None]:
+    """:func:`_planned`, and seconds of a step here where minutes are given to a new run in a single process.
+
+    Where they are too few for the steps that learning takes, the batch is smaller, unless it is given or smaller ones
+    take far longer by the row.
+    """
+    t = config.training
+    filled, plan = _planned(config, source, context)
+    if t.max_minutes is None or checkpoint is not None or context.env.world > 1:
+        return filled, plan, None
+    pace = seconds_per_step(context, filled, source, steps=plan.steps)
+    batch = batch_for(plan, t.max_minutes, pace)
+    if t.batch_size is not None or batch == plan.batch:
+        return filled, plan, pace
+    other, smaller = _planned(replace(config, training=t.replaced(batch_size=batch)), source, context)
+    quick = seconds_per_step(context, other, source, steps=smaller.steps)
+    if quick * plan.batch > SLOWER * pace * batch:
+        return filled, plan, pace
+    return other, replace(smaller, short=True), quick
+
+
+def _as_begun(config: Config, context: RunContext, checkpoint: Path | None) -> Config:
+    """With the batch of the run to go on, which may have followed from its time, unless one is given."""
+    if checkpoint is None or config.training.batch_size is not None:
+        return config
+    each = read_model_metadata(checkpoint / MODEL).config["training"].get("batch_size")
+    batch = (each or 0) * read_progress(checkpoint)[1].world
+    if not batch or batch % context.env.world:
+        return config
+    return replace(config, training=config.training.replaced(batch_size=batch // context.env.world))
+
+
 def _dry_plan(config: Config) -> str:
     """The plan as a YAML comment, with what will go wrong and the time here; empty if the data are not there."""
     place = config.data.data_dir
@@ -255,8 +289,8 @@ def _dry_plan(config: Config) -> str:
         return ""
     with run_context(config.training.device, seed=config.training.seed) as context:
         source = build_dataset(config.data)
-        config, plan = _planned(config, source, context)
-        pace = seconds_per_step(context, config, source, steps=plan.steps)
+        config, plan, pace = _plan_minutes(config, source, context)
+        pace = pace or seconds_per_step(context, config, source, steps=plan.steps)
     t = config.training
     troubles = *find_troubles(plan, t, pace), *find_rare(source.spec, len(source.train))
     notes = "".join(f"\n# note: {trouble}" for trouble in troubles)
@@ -295,7 +329,15 @@ def _announce_threads(choice: ThreadChoice, trainer: Trainer) -> None:
         logger.info(f"note: {note}")
 
 
-def _announce(config: Config, preset: str, source: Dataset, trainer: Trainer, context: RunContext, plan: Plan) -> None:
+def _announce(
+    config: Config,
+    preset: str,
+    source: Dataset,
+    trainer: Trainer,
+    context: RunContext,
+    plan: Plan,
+    pace: float | None,
+) -> None:
     t, limits, step, net = config.training, trainer.limits, trainer.state.progress.step, trainer.state.twin
     params = sum(p.numel() for p in net.parameters())
     logger.info(
@@ -320,9 +362,6 @@ def _announce(config: Config, preset: str, source: Dataset, trainer: Trainer, co
     if len(source.train) < FEWEST:
         logger.info(f"note: {len(source.train)} training rows are too few to learn from: samples will repeat them")
     _note_coupling(config, source)
-    pace = None
-    if t.max_minutes is not None and not step and context.env.world == 1:
-        pace = seconds_per_step(context, config, source, steps=plan.steps)
     for trouble in () if step else (*find_troubles(plan, t, pace), *find_rare(source.spec, len(source.train))):
         logger.info(f"note: {trouble}")
     if limits.max_steps is not None and limits.max_steps > limits.steps:
@@ -344,7 +383,7 @@ def _announce(config: Config, preset: str, source: Dataset, trainer: Trainer, co
         logger.info(
             f"note: --eval-samples {out.eval_samples:,} is more than there are training samples; taking {rows:,}"
         )
-    if plan.batch < min(32, plan.usual):
+    if plan.batch < min(32, plan.usual) and not plan.short:
         logger.info(f"note: a batch of {plan.batch} gives noisy gradients; {plan.usual} is planned for such data")
 
 

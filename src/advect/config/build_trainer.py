@@ -246,7 +246,8 @@ def build_callbacks(
             draws = watched_draws(source.spec, rows)
             quality = [HeldOutLoss(lambda: loss(draws), store, every=max(1, plan.steps // EVALUATIONS))]
     shared = *snapshots, checkpoints, watch, *quality  # a checkpoint's snapshot is there before it
-    return (metrics, *loggers, ProgressBar(), Forecast(plan.needed), *shared) if first else shared
+    forecast = Forecast(plan.needed, early=t.early_stopping == "yes")
+    return (metrics, *loggers, ProgressBar(), forecast, *shared) if first else shared
 
 
 def _loggers(config: Config, run_dir: Path) -> tuple[Logger, ...]:

@@ -29,19 +29,24 @@ FEW = 20_000
 FEW_ELEMENTS = 64
 """Elements of a sample up to which the held-out loss tells when to stop."""
 
+SLOWER = 1.5
+"""A smaller batch may take so many times the time by the row to save time."""
+
 EVALUATIONS = 40
 """Measurements of the held-out loss in a run."""
 
-_FEW_ROWS = 4
-"""A planned batch takes at most one row in so many."""
-_SMALLEST = 8
+_FEW_ROWS, _FEW_LARGE_ROWS = 4, 16
+"""A planned batch takes at most one row in so many, and of samples of many elements, which no held-out loss watches
+and whose steps take time by the row; see docs/experiments/defaults.md.
+"""
+_SMALLEST, _SMALLEST_TIMED = 8, 16
 
 
 @dataclass(frozen=True)
 class Plan:
     """Sizes of a run on ``rows`` rows; ``batch`` is that of all processes together, ``least`` the steps that learning
     takes on such data, ``needed`` those of this run, which may be shorter by its epochs, and ``usual`` the batch size
-    where none is given.
+    where none is given and time is enough; ``short`` if it is not, so that the batch is smaller.
     """
 
     rows: int
@@ -51,6 +56,7 @@ class Plan:
     why: str
     least: int = 0
     usual: int = 0
+    short: bool = False
 
     @property
     def needed(self) -> int:
@@ -71,7 +77,8 @@ class Plan:
         end = f"{self.steps:,} steps"
         if t.max_minutes is not None:
             end = f"as many steps as {t.max_minutes:g} minutes allow, at most {self.steps:,}"
-        parts = [f"batches of {self.batch:,}", f"{self.warmup:,} of warm-up"]
+        rather = f" rather than {self.usual:,}, as time is short" if self.short else ""
+        parts = [f"batches of {self.batch:,}{rather}", f"{self.warmup:,} of warm-up"]
         parts += ["ends when the held-out loss no longer falls"] if t.early_stopping == "yes" else []
         return f"plan: {end} ({self.why}), {', '.join(parts)}"
 
@@ -81,15 +88,22 @@ class Plan:
 
 
 def make_plan(
-    t: TrainingConfig, recipe: Recipe, rows: int, *, world: int = 1, gpu: bool = False, steps: int | None = None
+    t: TrainingConfig,
+    recipe: Recipe,
+    rows: int,
+    *,
+    elements: int = 1,
+    world: int = 1,
+    gpu: bool = False,
+    steps: int | None = None,
 ) -> Plan:
     """Sizes for training on ``rows`` rows; ``steps`` is their number if given.
 
-    A batch holds at most a quarter of the rows. The run takes ``recipe.epochs`` passes, but never fewer steps than
-    learning takes, nor more than a CPU or GPU does in reasonable time (no such bound with --max-minutes, which ends
-    the schedule by the clock).
+    A batch holds at most a quarter of the rows, a sixteenth of samples of more than :data:`FEW_ELEMENTS` elements. The
+    run takes ``recipe.epochs`` passes, but never fewer steps than learning takes, nor more than a CPU or GPU does in
+    reasonable time (no such bound with --max-minutes, which ends the schedule by the clock).
     """
-    usual = _planned_batch(recipe, rows)
+    usual = _planned_batch(recipe, rows, _FEW_ROWS if elements <= FEW_ELEMENTS else _FEW_LARGE_ROWS)
     batch = world * (t.batch_size or max(1, usual // world))
     if steps is not None:
         why = "as given"
@@ -118,7 +132,7 @@ def resolve(
     are good. Raises UserError for early stopping where nothing is held out, or the best is found in another way.
     """
     t, evaluated = config.training, bool(config.output.eval_every)
-    plan = make_plan(t, recipe_of(modality), rows, world=world, gpu=gpu)
+    plan = make_plan(t, recipe_of(modality), rows, elements=elements, world=world, gpu=gpu)
     if t.early_stopping == "yes" and not held_out:
         raise UserError("--early-stopping yes needs held-out rows, and there are none; give --held-out 0.1, say")
     if t.early_stopping == "yes" and evaluated:
@@ -246,7 +260,17 @@ def recipe_of(modality: str) -> Recipe:
     return registry.get("modality", modality).recipe  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _planned_batch(recipe: Recipe, rows: int) -> int:
-    """Largest power of two up to the recipe's and to a quarter of the rows."""
-    most = max(_SMALLEST, rows // _FEW_ROWS)
+def batch_for(plan: Plan, minutes: float, pace: float) -> int:
+    """A batch, at most the planned one, of which ``minutes`` allow as many steps as learning takes, if those of the
+    planned one take ``pace`` seconds and others time by the row; at least :data:`_SMALLEST_TIMED`.
+    """
+    share = 60 * minutes / (pace * max(plan.needed, 1))
+    if share >= 1:
+        return plan.batch
+    return min(plan.batch, max(_SMALLEST_TIMED, 2 ** round(math.log2(plan.batch * share))))
+
+
+def _planned_batch(recipe: Recipe, rows: int, few: int) -> int:
+    """Largest power of two up to the recipe's and to one row in ``few``."""
+    most = max(_SMALLEST, rows // few)
     return min(recipe.batch_size, 2 ** (most.bit_length() - 1))

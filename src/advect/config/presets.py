@@ -191,9 +191,7 @@ def fashion_mnist() -> Config:
             ema_decay=0.9995,
             mixed_precision=True,
         ),
-        output=OutputConfig(
-            log_every=50, sample_every=1000, save_every=1000, save_epochs=1, solver="dpmpp2m", sample_steps=20
-        ),
+        output=OutputConfig(save_epochs=1, solver="dpmpp2m", sample_steps=20),
     )
 
 
@@ -219,9 +217,7 @@ def cifar10() -> Config:
             mixed_precision=True,
             num_workers=2,
         ),
-        output=OutputConfig(
-            log_every=50, sample_every=2000, save_every=5000, save_epochs=20, solver="dpmpp2m", sample_steps=20
-        ),
+        output=OutputConfig(save_epochs=20, solver="dpmpp2m", sample_steps=20),
     )
 
 

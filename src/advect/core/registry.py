@@ -36,6 +36,7 @@ HOMES = {
     "coupling": "advect.couplings",
     "times": "advect.times",
     "weight": "advect.weights",
+    "mask": "advect.masks",
     "loss": "advect.losses",
     "network": "advect.networks",
     "solver": "advect.solvers",

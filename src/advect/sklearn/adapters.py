@@ -115,6 +115,10 @@ class DataAdapter(ABC):
     def to_tensor(self, data: Any) -> Tensor:
         """Data as (N, *S) in data units. Raises UserError for values unknown to the transform."""
 
+    def given(self, data: Any) -> Tensor:
+        """Data whose missing values are asked for, as :meth:`to_tensor`, NaN there."""
+        return self.to_tensor(data)
+
     @abstractmethod
     def from_tensor(self, x: Tensor) -> Any:
         """Data of this kind from (N, *S) in data units."""
@@ -124,11 +128,13 @@ class ArrayAdapter(DataAdapter):
     """Arrays (N, D), whitened, or images (N, C, H, W), by default with the data's range as ``value_range``."""
 
     label = "arrays"
-    options = ("value_range", "whiten")
+    options = ("value_range", "whiten", "holes")
 
     def __init__(self, data: np.ndarray, options: Mapping[str, Any]) -> None:
         options, x = dict(options), data
         self.whiten = options.pop("whiten", True) and x.ndim == 2 and x.shape[1] <= WIDEST
+        if options.get("holes") and x.ndim == 4:
+            raise UserError("X holds images, whose unknown pixels are not for holes; leave it out")
         if x.ndim == 4 and x.dtype != np.uint8 and "value_range" not in options:
             low, high = float(x.min()), float(x.max())
             options["value_range"] = (low, high if high > low else low + 1)
@@ -160,12 +166,13 @@ class FrameAdapter(DataAdapter):
     """
 
     label = "frames"
-    options = ("scaling", "categorical", "whiten")
+    options = ("scaling", "categorical", "whiten", "holes")
 
     def __init__(self, data: Any, options: Mapping[str, Any]) -> None:
         frame, self.names = data, list(data.columns)
         numeric = all(isinstance(d, np.dtype) and d.kind in "iuf" for d in frame.dtypes)
-        plain = numeric and not frame.isna().any(axis=None)
+        self.holes = bool(options.get("holes"))
+        plain = numeric and (self.holes or not frame.isna().any(axis=None))
         options = {"scaling": "standard" if plain else "quantile", **options}
         usual = plain and options["scaling"] == "standard" and len(self.names) <= WIDEST
         self.whiten = options.pop("whiten", usual)
@@ -175,8 +182,15 @@ class FrameAdapter(DataAdapter):
         self.facts = table.metadata
 
     def to_tensor(self, data: Any) -> Tensor:
+        return self._tensor(data, self.holes)
+
+    def given(self, data: Any) -> Tensor:
+        return self._tensor(data, True)
+
+    def _tensor(self, data: Any, holes: bool) -> Tensor:
         frame = _named(data)
-        return torch.from_numpy(np.stack([_values(frame[c.name], c) for c in self.transform.columns], 1))
+        columns = self.transform.columns
+        return torch.from_numpy(np.stack([_values(frame[c.name], c, holes=holes) for c in columns], 1))
 
     def from_tensor(self, x: Tensor) -> Any:
         frame = frame_of(x, None, self.facts)
@@ -189,10 +203,10 @@ def _named(frame: Any) -> Any:
     return frame if all(isinstance(c, str) for c in frame.columns) else frame.set_axis(map(str, frame.columns), axis=1)
 
 
-def _values(series: Any, column: Column) -> np.ndarray:
-    """A series as (N,) float64 in the units of ``column``, NaN where missing."""
+def _values(series: Any, column: Column, *, holes: bool) -> np.ndarray:
+    """A series as (N,) float64 in the units of ``column``, NaN where missing, in any with ``holes``."""
     absent = series.isna().to_numpy(bool)
-    if absent.any() and not column.missing:
+    if absent.any() and not column.missing and not holes:
         raise UserError(f"column {column.name!r} has missing values, and had none in the data fitted; fill them in")
     if isinstance(column, Categories):
         places = {name: i for i, name in enumerate(column.names)}

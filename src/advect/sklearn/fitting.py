@@ -101,6 +101,7 @@ class FittedFlow:
 
     def score(self, x: Tensor, y: np.ndarray | None, rows: np.ndarray) -> float | None:
         """Median log density of at most 128 of the ``rows`` of x (N, *S), given y (N,) if any; None without one."""
+        rows = rows[~x[rows].flatten(1).isnan().any(1).numpy()]  # those that are complete
         rows = rows[:: -(-len(rows) // _SCORED)] if len(rows) else rows
         if not len(rows) or x[0].numel() > _WIDEST:
             return None

@@ -23,12 +23,21 @@ def mixed_log_prob(values: Sequence[Tensor]) -> Tensor:
 
 
 def sample_mixture(
-    flows: Sequence[Flow], n: int, cond: Mapping[str, Encoded], rng: np.random.RandomState, **options: Any
+    flows: Sequence[Flow],
+    n: int,
+    cond: Mapping[str, Encoded],
+    rng: np.random.RandomState,
+    *,
+    given: Tensor | None = None,
+    **options: Any,
 ) -> Tensor:
-    """n samples (n, *S), in data units, each of a flow drawn at random, given ``cond`` (n, ...) if any."""
+    """n samples (n, *S), in data units, each of a flow drawn at random, under ``cond`` (n, ...) if any, and ``given``
+    entries (1 or n, *S), NaN where asked for.
+    """
+    known = None if given is None or given.isnan().all() else given.expand(n, *given.shape[1:])
     seed = int(rng.randint(2**31 - 1))
     if len(flows) == 1:
-        return flows[0].sample(n, seed=seed, cond=cond or None, **options).x
+        return flows[0].sample(n, seed=seed, cond=cond or None, given=known, **options).x
     drawn = torch.from_numpy(rng.randint(len(flows), size=n))
     order = torch.argsort(drawn, stable=True)
     parts = []
@@ -36,7 +45,8 @@ def sample_mixture(
         rows = order[drawn[order] == k]
         if len(rows):
             part = {name: Encoded(value.values[rows]) for name, value in cond.items()}
-            parts.append(flow.sample(len(rows), seed=(seed + k) % 2**31, cond=part or None, **options).x)
+            own = None if known is None else known[rows]
+            parts.append(flow.sample(len(rows), seed=(seed + k) % 2**31, cond=part or None, given=own, **options).x)
     return torch.cat(parts)[torch.argsort(order)]
 
 

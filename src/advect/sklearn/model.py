@@ -51,7 +51,8 @@ GAP = 1.0
 _COUNTS: dict[str, Any] = {"steps": Count, "n_iter_no_change": Count, "sample_steps": Steps, "density_steps": Steps}
 
 
-def _check_whole(name: str, value: Any, bounds: Any) -> None:
+def check_whole(name: str, value: Any, bounds: Any) -> None:
+    """Raise UserError unless an argument is a whole number within bounds."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise UserError(f"{name} must be a whole number, got {value!r}")
     check_bounds(name, value, bounds_of(bounds))
@@ -171,7 +172,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         for name, bounds in _COUNTS.items():
             value = getattr(self, name)
             if name != "steps" or value is not None:
-                _check_whole(name, value, bounds)
+                check_whole(name, value, bounds)
         minutes = self.max_minutes
         if minutes is not None and (not isinstance(minutes, numbers.Real) or not 0 < minutes < math.inf):
             raise UserError(f"max_minutes must be a finite number of minutes above 0, got {minutes!r}; 5 is usual")
@@ -238,14 +239,21 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
             signal.raise_signal(getattr(signal, fitted.stop_reason))
         return self
 
-    def sample(self, n: int = 1, y: Any = None) -> Any:
-        """Sample n samples of the kind of X, for y, one label or (n,), default by training frequencies."""
+    def sample(self, n: int = 1, y: Any = None, *, given: Any = None) -> Any:
+        """Sample n samples of the kind of X, for y, one label or (n,), default by training frequencies.
+
+        A model with options={"mask": "random"} takes ``given``, one row or n of the kind of X, NaN or missing where
+        they are asked for; what is given comes back as it is.
+        """
         check_is_fitted(self)
+        known = None if given is None else self._fitted.adapter.given(self.check_given(given))
         steps = None if self.solver == "dopri5" else int(self.sample_steps)
         rng = self._generator()
-        _check_whole("n", n, SampleCount)
+        check_whole("n", n, SampleCount)
         cond = label_condition(self._fitted.labels, y, int(n))
-        x = sample_mixture(self._flows, int(n), cond, rng, steps=steps, solver=self.solver)
+        if known is not None and len(known) not in (1, n):
+            raise UserError(f"given must have one row, or the {n:,} that are asked for, got {len(known):,}")
+        x = sample_mixture(self._flows, int(n), cond, rng, given=known, steps=steps, solver=self.solver)
         return self._fitted.adapter.from_tensor(x)
 
     def score_samples(self, X: Any, y: Any = None) -> np.ndarray:
@@ -323,8 +331,12 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         check_is_fitted(self)
         return self._fitted.adapter.to_tensor(self._check_data(X, reset=False))
 
-    def _check_data(self, X: Any, *, reset: bool) -> Any:
-        """Validate X, with the features of the fit unless ``reset``."""
+    def check_given(self, X: Any) -> Any:
+        """X, of the kind and with the features fitted, whose missing values are asked for."""
+        return self._check_data(X, reset=False, holes=True)
+
+    def _check_data(self, X: Any, *, reset: bool, holes: bool = False) -> Any:
+        """Validate X, with the features of the fit unless ``reset``, and with ``holes`` if they are allowed."""
         adapter = adapter_class(X)
         if not reset and adapter is not type(self._fitted.adapter):
             raise UserError(f"X is another kind of data than the one fitted, {self._fitted.adapter.label}")
@@ -333,7 +345,8 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
             validate_data(self, X=named, reset=reset, skip_check_array=True)
             return X
         images = getattr(X, "ndim", 2) == 4
-        x: Any = validate_data(self, X=X, reset=reset, dtype="numeric", allow_nd=images)
+        finite: Any = "allow-nan" if holes or dict(self.options or {}).get("holes") else True
+        x: Any = validate_data(self, X=X, reset=reset, dtype="numeric", allow_nd=images, ensure_all_finite=finite)
         if images and not reset:
             self._check_shape(x.shape)
         return x

@@ -104,6 +104,8 @@ def resolve(
         section.replaced(**{key: _value(key, values[key], names[key]) for key in names if key in values})
         for section, names in zip(sections, types, strict=True)
     )
+    if method.masked and "whiten" in data_options:  # pyright: ignore[reportAttributeAccessIssue]
+        data = {"whiten": False, **data}
     plan = make_plan(training, recipe_of(modality), rows, steps=steps)  # pyright: ignore[reportArgumentType]
     training = training.replaced(lr_warmup_steps=plan.warmup)
     return Settings(method, training, net, data, steps, drop_copies)  # pyright: ignore[reportArgumentType]

@@ -116,10 +116,11 @@ class Forecast(Callback):
     """Tell once, from the first seconds, how long the run takes here.
 
     ``needed`` are the steps that learning takes: minutes that allow fewer are told, with those that would do.
+    ``early`` runs may end before.
     """
 
-    def __init__(self, needed: int = 0) -> None:
-        self.needed = needed
+    def __init__(self, needed: int = 0, *, early: bool = False) -> None:
+        self.needed, self.early = needed, early
 
     def on_start(self, trainer: Trainer) -> None:
         self._begin, self._told = trainer.state.progress.step, False
@@ -142,7 +143,8 @@ class Forecast(Callback):
         whole, rate = passed + pace * (limits.last_step - step), f"{1 / pace:.3g} steps a second"
         minutes = math.inf if limits.max_minutes is None else limits.max_minutes
         if whole <= 60 * minutes and self.needed <= limits.steps:
-            logger.info(f"this run takes about {rough_duration(whole)} here, at {rate}")
+            most = "at most about" if self.early else "about"
+            logger.info(f"this run takes {most} {rough_duration(whole)} here, at {rate}")
             return
         last = step + int(max(0.0, 60 * minutes - passed) / pace)
         logger.info(f"{minutes:g} minutes allow about {last:,} steps here, at {rate}")
