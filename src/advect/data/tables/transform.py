@@ -75,8 +75,14 @@ class TableTransform(Transform):
         return rows if self.constraints is None else self.constraints.derived(rows)
 
     def unrounded(self, x: Tensor) -> Tensor:
+        """Columns that rules derive have no derivative."""
         parts = zip(self.columns, x.split(self.widths, 1), strict=True)
-        return torch.stack([column.unrounded(part) for column, part in parts], 1)
+        missing = x.new_full((len(x),), torch.nan, dtype=torch.float64)
+        y = [missing if i in self.derived else column.unrounded(part) for i, (column, part) in enumerate(parts)]
+        rows = torch.stack(y, 1)
+        if self.constraints is None:
+            return rows
+        return torch.where(rows.isnan(), self.constraints.derived(rows.detach()), rows)
 
     def to_frame(self, x: Tensor, *, text: bool = False) -> Any:
         """Table units (B, K) as a pandas DataFrame with the columns' types, names and order, or as text.
