@@ -91,6 +91,18 @@ def test_a_flow_that_was_given_nothing_says_what_helps(moons_run: Path, given: P
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("method", ["dps", "pigdm", "mmps", "repaint"])
+def test_posterior_sampling_asks_a_flow_that_was_given_nothing(
+    advect: Callable[..., None], moons_run: Path, given: Path, tmp_path: Path, method: str
+) -> None:
+    out = tmp_path / "out"
+    advect(f"impute {moons_run} {given} --posterior {method} --num-steps 2 --draws 2 --output-dir {out}")
+    lines = (out / "draw-2.csv").read_text().splitlines()
+    assert lines[1].startswith("0.5,")
+    assert lines[2].endswith(",0.250")
+    assert method.upper()[0] in json.loads((out / "samples.json").read_text())["posterior"].upper()
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -100,6 +112,9 @@ def test_a_flow_that_was_given_nothing_says_what_helps(moons_run: Path, given: P
         ("sample RUN --given GIVEN --num-samples 3", "--num-samples and --given contradict each other"),
         ("sample RUN --given GIVEN --safe-csv", "--safe-csv and --given contradict each other"),
         ("sample RUN --draws 3", "--draws is of each row of --given"),
+        ("sample RUN --posterior pigdm", "--posterior is of each row of --given"),
+        ("impute RUN GIVEN --posterior pigdm --solver euler", "--solver and --posterior contradict each other"),
+        ("impute RUN GIVEN --posterior reward", "reward"),
         ("sample RUN --given GIVEN --draws 0", "draws"),
     ],
 )

@@ -19,6 +19,7 @@ from advect.core.files import open_regular
 from advect.data import numpy_files, text_files
 from advect.data.array_files import ArrayFile
 from advect.data.autodetect import autodetect
+from advect.data.images import cifar
 from advect.data.images.folder import ImageFolder
 from advect.data.images.idx import read_idx
 from advect.data.numpy_files import check_arrays
@@ -143,6 +144,20 @@ def test_readers_refuse_pipes_themselves(tmp_path: Path, open_it: Callable[[Path
     os.mkfifo(tmp_path / "x.csv")
     with pytest.raises(UserError, match=r"pipe, socket or device|is not a file"):
         open_it(tmp_path / "x.csv")
+
+
+def test_a_pipe_in_the_place_of_a_file_of_a_data_set_is_never_waited_for(tmp_path: Path, advect) -> None:
+    (tmp_path / "images").mkdir()
+    for i in range(4):
+        Image.new("RGB", (8, 8), (20 * i, 0, 0)).save(tmp_path / f"images/{i}.png")
+    advect("data pack images --image-size 8 --output pack")
+    (tmp_path / "pack/labels.i64").unlink()
+    os.mkfifo(tmp_path / "pack/labels.i64")
+    with pytest.raises(UserError, match=r"it is a pipe, socket or device, not a file"):
+        advect("train --data pack --dry-run")
+    os.mkfifo(tmp_path / "data_batch_1.bin")
+    with pytest.raises(OSError, match="it is a pipe, socket or device"):
+        cifar._read_binary(tmp_path / "data_batch_1.bin", cifar.LAYOUTS[0])
 
 
 def test_pipes_and_devices_among_images_are_unreadable_images(tmp_path: Path) -> None:

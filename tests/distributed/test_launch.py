@@ -24,7 +24,8 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="--nproc needs POSIX"
 
 # Each rank runs CASE in its own words; the launcher is a process too, as it takes over signals.
 LAUNCHER = """
-import sys
+import signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever started the tests may have it ignored
 from advect.distributed.launch import launch
 sys.exit(launch([sys.executable, "-c", sys.argv[1]], int(sys.argv[2])))
 """
@@ -43,7 +44,7 @@ def wait_for(name):
 """
 STOPPED_BY_SIGNAL = """
 got = []
-for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
     signal.signal(number, lambda number, frame: got.append(signal.Signals(number).name))
 note("up ")
 while not got:
@@ -158,7 +159,7 @@ time.sleep(600)
     assert rest == "note: unheard\nnote: unheard\nthe cause\n" and process.returncode == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_reaches_each_process_once(tmp_path, number):
     with launcher(tmp_path, STOPPED_BY_SIGNAL) as process:
         wait_until(lambda: all((tmp_path / f"rank{rank}").exists() for rank in range(2)))
@@ -166,6 +167,20 @@ def test_a_signal_reaches_each_process_once(tmp_path, number):
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (128 + number, "", "")
     assert [(tmp_path / f"rank{rank}").read_text() for rank in range(2)] == [f"up {number.name}"] * 2
+
+
+def test_a_second_hangup_is_not_passed_on(tmp_path):
+    """A closed terminal and its shell both send one, and a second signal ends a rank at once."""
+    case = "heard = []\nsignal.signal(signal.SIGHUP, lambda *_: (heard.append(1), note(' hangup')))\nnote('up')\n"
+    case += "while not heard:\n    time.sleep(0.01)\nwait_for('sent')\ntime.sleep(0.2)\nsys.exit(129)"
+    with launcher(tmp_path, case) as process:
+        wait_until(lambda: all((tmp_path / f"rank{rank}").exists() for rank in range(2)))
+        process.send_signal(signal.SIGHUP)
+        wait_until(lambda: all("hangup" in (tmp_path / f"rank{rank}").read_text() for rank in range(2)))
+        process.send_signal(signal.SIGHUP)
+        (tmp_path / "sent").touch()
+        assert process.wait(60) == 129
+    assert [(tmp_path / f"rank{rank}").read_text() for rank in range(2)] == ["up hangup"] * 2
 
 
 def test_ctrl_c_in_a_terminal_reaches_each_process_once(tmp_path):

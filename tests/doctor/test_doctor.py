@@ -36,6 +36,19 @@ def titles(found: dict, level: str) -> str:
     return " ".join(f["title"] for f in found["findings"] if f["level"] == level)
 
 
+def test_a_damaged_file_of_cells_is_told_whatever_its_libraries_raise(tmp_path, monkeypatch) -> None:
+    h5py, cells = pytest.importorskip("h5py"), pytest.importorskip("advect.doctor.formats")
+    with h5py.File(tmp_path / "a.h5ad", "w") as file:
+        file["X"] = np.ones((2, 2), np.float32)
+
+    def damaged(*_: object, **__: object) -> None:
+        raise RuntimeError("Unable to synchronously check link existence (bad heap free list)")
+
+    monkeypatch.setattr(cells, "stored_matrix", damaged)
+    with pytest.raises(UserError, match=r"a\.h5ad is not an \.h5ad file, or a damaged one \(Unable .*free list\)"):
+        cells.read_cells(tmp_path / "a.h5ad", 10)
+
+
 def test_a_healthy_run_is_found_healthy(advect: Callable[..., None], doctor: Callable) -> None:
     advect(
         "train moons --max-steps 800 --run-dir well --width 128 --log-every 20 --sample-every 200 --num-samples 20",

@@ -86,6 +86,25 @@ def test_this_machine_is_measured() -> None:
     assert 0 < free <= total
 
 
+def test_without_sysconf_windows_is_asked(monkeypatch) -> None:
+    import ctypes
+    import os
+    from types import SimpleNamespace
+
+    from advect.core import memory
+
+    def tell(pointer: object) -> int:
+        status = pointer._obj  # pyright: ignore[reportAttributeAccessIssue]
+        assert status.size == 64  # sizeof(MEMORYSTATUSEX)
+        status.total, status.free = 7, 5
+        return 1
+
+    monkeypatch.delattr(os, "sysconf")
+    windows = SimpleNamespace(kernel32=SimpleNamespace(GlobalMemoryStatusEx=tell))
+    monkeypatch.setattr(ctypes, "windll", windows, raising=False)
+    assert memory.device_memory(torch.device("cpu")) == (7, 5)
+
+
 def test_a_group_of_one_process_starts_with_gloo() -> None:
     assert m.run_probe("group", "gloo", timeout=300).seconds is not None
 

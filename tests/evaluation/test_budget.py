@@ -17,7 +17,16 @@ from advect.config.arguments import parse_config
 from advect.config.build import build_dataset
 from advect.core.errors import UserError
 from advect.evaluation import budget, quality
-from advect.evaluation.budget import NFES, Clock, Scope, Speed, budget_seconds, choose_scope, plan_points
+from advect.evaluation.budget import (
+    NFES,
+    Clock,
+    Scope,
+    Speed,
+    budget_seconds,
+    choose_scope,
+    describe_limits,
+    plan_points,
+)
 from advect.evaluation.features import FeatureSpace
 from advect.evaluation.quality import measure_quality
 
@@ -152,6 +161,17 @@ def test_features_that_take_too_long_are_left_out_and_told(
 
 def test_no_clock_is_no_limit() -> None:
     assert Clock().left == math.inf
+
+
+def test_a_report_is_repeated_with_its_checkpoint_and_data(tmp_path):
+    limits = {"seconds": 20, "whole_seconds": 60, "left_out": ["fewer samples"], "nfes": [1, 2]}
+    found = {"limits": limits, "frechet": {"samples": 50}, "seed": 3}
+    given = {"--checkpoint": "epoch-2", "--data": "my data.csv"}
+    said = describe_limits(found, tmp_path / "run", given)
+    again = f"advect report {tmp_path / 'run'} --checkpoint epoch-2 --data 'my data.csv'"
+    assert f"{again} --full" in said[0]
+    assert said[1] == f"These figures again: {again} --num-samples 50 --nfes 1 2 --seed 3"
+    assert "--data" not in " ".join(describe_limits(found, tmp_path / "run", dict.fromkeys(given)))
 
 
 def test_the_start_counts() -> None:

@@ -70,14 +70,19 @@ def main() -> None:
             sys.exit(outcome.what == BROKE)
         seed = int(time.time()) if a.seed is None else a.seed
         print(f"seed {seed}, {a.jobs} workers, {a.minutes:g} minutes", flush=True)
-        table = Table(a.save)
         for words in disk_cases.WRITERS.values():  # for all workers
             disk_cases.whole(words, home, Path(place, "undisturbed"))
+        table = Table(a.save)
         until = time.monotonic() + 60 * a.minutes
-        processes = threading.Thread(target=try_processes, args=(table, Path(place), home, until, seed, a.only))
+        processes = threading.Thread(
+            target=try_processes, args=(table, Path(place), home, until, seed, a.only), daemon=True
+        )
         processes.start()
-        Pool(table, Path(place), home, until, a.limit, seed, a.only).run(a.jobs)
-        processes.join()
+        try:
+            Pool(table, Path(place), home, until, a.limit, seed, a.only).run(a.jobs)
+            processes.join()
+        except KeyboardInterrupt:
+            print("stopped before its time")
         print(table)
         sys.exit(bool(table.broken))
 

@@ -24,6 +24,7 @@ from faults.flag_cases import TINY, flag, flags_of, sections_of
 
 SAMPLE = "sample PLACE --num-samples 20 --num-steps 2 --device cpu --output-dir out"
 IMPUTE = "masked given.csv --draws 2 --num-steps 2 --device cpu --output-dir out"
+FORECAST = "series series.csv --horizon 2 --draws 3 --num-steps 2 --device cpu --output-dir out"
 EVAL = "eval PLACE --num-samples 20 --num-steps 1 --metrics energy --device cpu --output out/eval.json"
 RESUME = "train moons --width 8 --depth 2 --batch-size 64 --max-steps 5 --resume auto --run-dir PLACE"
 READERS = {
@@ -33,6 +34,8 @@ READERS = {
         "ema PLACE --length 0.1 --output out/average.safetensors",
         "report PLACE --num-samples 20 --nfes 2 --device cpu --output-dir out",
     ),
+    "series": (f"forecast {FORECAST}".replace("series ", "PLACE "),),
+    "series.csv": (f"forecast {FORECAST}".replace("series.csv", "PLACE"),),
     "masked": (f"impute {IMPUTE}".replace("masked", "PLACE"),),
     "given.csv": (
         f"impute {IMPUTE}".replace("given.csv", "PLACE"),
@@ -65,6 +68,11 @@ def build(home: Path) -> None:
     masked = words.replace("moons", "moons --mask random").replace(" --save-every 2", "")
     run([*masked.split(), "--sample-every=0", "--run-dir=masked", "--device=cpu"])
     (home / "given.csv").write_text("x1,x2\n0.5,\n,-0.25\n1,0\n,\n")
+    rows = "".join(f"{i // 9},{i % 9},{i % 7 / 4}\n" for i in range(90))
+    (home / "series.csv").write_text(f"who,step,value\n{rows}")
+    words = "train sequences --data-dir series.csv --id-column who --order-column step --mask prefix --max-steps 2"
+    words += " --width 8 --depth 1 --heads 2 --batch-size 8 --sample-every 0 --threads 1 --run-dir series --device cpu"
+    run(words.split())
     for name in ("one", "two"):
         run(EVAL.replace("PLACE", "run").replace("out/eval", name).split())
     run(SAMPLE.replace("PLACE", "run").replace(" out", " run/generated/seed-0").split())

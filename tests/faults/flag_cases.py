@@ -35,6 +35,7 @@ CALLS = {
     "eval": ("eval run", "eval --compare one.json two.json"),
     "report": ("report run", "report run --no-measure"),
     "doctor": ("doctor", "doctor run", "doctor --data table.csv", "doctor digits"),
+    "forecast": ("forecast series series.csv",),
     "impute": ("impute masked given.csv",),
     "presets": ("presets",),
 }

@@ -68,9 +68,12 @@ def _pair_case(one: str, other: str, work: Path, home: Path, rng: random.Random)
 
 def perform(case: Case, home: Path, work: Path) -> Outcome:
     """Do a case of ``cases``."""
-    if case.kind == "two":
-        return both((case.words[0], case.words[1]), work, home, case.seed)
-    return kill(" ".join(case.words), work, home, case.seed)
+    try:
+        if case.kind == "two":
+            return both((case.words[0], case.words[1]), work, home, case.seed)
+        return kill(" ".join(case.words), work, home, case.seed)
+    except AssertionError as error:  # of Run.wait
+        return Outcome(BROKE, f"no end in {LIMIT} s", str(error))
 
 
 def kill(words: str, work: Path, home: Path, nth: int) -> Outcome:
@@ -102,10 +105,7 @@ def both(calls: tuple[str, str], work: Path, home: Path, nth: int) -> Outcome:
         with ranks(1, calls[1], cwd=work) as other:
             other.processes[0].join(10)
             one.signal(signal.SIGCONT)
-            try:
-                ended = [*one.wait(LIMIT), *other.wait(LIMIT)]
-            except AssertionError as error:
-                return Outcome(BROKE, f"no end in {LIMIT} s", str(error))
+            ended = [*one.wait(LIMIT), *other.wait(LIMIT)]
     for call, end in zip(calls, ended, strict=True):
         why = one_sentence(end.err) if end.code == 2 else f"exit code {end.code}" if end.code else ""
         if why:

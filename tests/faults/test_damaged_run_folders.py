@@ -77,6 +77,27 @@ def test_what_a_start_left_that_was_killed_at_its_first_write_stops_none(tmp_pat
     assert not list(run.glob(".*"))
 
 
+def test_what_a_killed_writer_left_goes_with_the_next_call(tmp_path):
+    from advect.core.files import claim_folder
+
+    dead, mine = 4_194_305, os.getpid()  # the first beyond the largest process number of Linux
+    (tmp_path / "evaluation").mkdir()
+    for pid in (dead, mine):
+        (tmp_path / f".eval.json.{pid}.partial").touch()
+        (tmp_path / f"evaluation/.neighbours.npz.{pid}.partial").touch()
+    with claim_folder(tmp_path, "--output-dir"):
+        left = sorted(path.name for path in tmp_path.rglob("*.partial"))
+    assert left == [f".eval.json.{mine}.partial", f".neighbours.npz.{mine}.partial"]  # of another thread
+
+
+def test_a_pipe_for_metrics_is_told(moons_run, tmp_path, advect):
+    shutil.copytree(moons_run, tmp_path / "run")
+    (tmp_path / "run/metrics.jsonl").unlink()
+    os.mkfifo(tmp_path / "run/metrics.jsonl")
+    with pytest.raises(UserError, match=r"run/metrics.jsonl could not .*: it is a pipe, socket or device, not a file"):
+        advect("train --resume-from run --max-steps 1000")
+
+
 def test_a_living_process_keeps_its_partial_files(tmp_path):
     from advect.core.files import is_partial, remove_partial
 

@@ -87,3 +87,12 @@ def test_a_given_column_that_follows_from_others_must_agree():
     some = Flow(Exact(), table.spec, table.transform, masked=True, facts=table.metadata)
     x = some.sample(300, given=[NAN, 1.0, NAN], steps=4).x
     assert set(x[:, 0].tolist()) == {2.0, 3.0} and bool((x[:, 1] == 1).all())
+
+
+def test_posterior_samples_obey_too():
+    flow = square("a <= b", "d == a + b")
+    x = flow.sample_posterior(40, given=[0.6, NAN, NAN], method="pigdm", steps=8).x
+    assert bool((x[:, 0] == 0.6).all()) and bool((x[:, 1] >= 0.6).all())
+    assert torch.equal(x[:, 2], (x[:, 0] + x[:, 1]).round(decimals=4))
+    again = flow.sample_posterior(40, given=[0.6, NAN, NAN], method="pigdm", steps=8, rows=range(20, 40)).x
+    torch.testing.assert_close(again, x[20:], rtol=0, atol=2e-4)

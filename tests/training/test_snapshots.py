@@ -154,3 +154,20 @@ def test_a_step_without_a_snapshot_names_its_neighbours(tmp_path: Path) -> None:
     FakeTrainer(Snapshots(tmp_path, every=10)).run(80)
     with pytest.raises(UserError, match=r"--step 35 has no snapshot in .*; the nearest are of steps 20, 30, 40, 50"):
         read_snapshots(tmp_path, 35)
+
+
+def test_a_snapshot_that_its_step_could_not_write_is_due_where_the_error_writes_it(tmp_path, monkeypatch) -> None:
+    """As for one that the disk took at last: a resumption at that step keeps it."""
+    fake = FakeTrainer(Snapshots(tmp_path, every=2)).run(3, end=False)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk, pytest.raises(UserError, match="the disk is full"):
+        disk.setattr("advect.training.posthoc_ema._fill", full)
+        fake.run(4, end=False)
+    trainer = cast(Trainer, fake)
+    trainer.state.progress.bad_row = None
+    fake.hook.on_error(trainer)
+    Snapshots(tmp_path, every=2).on_start(trainer)
+    assert steps(tmp_path) == [2, 4]

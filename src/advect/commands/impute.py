@@ -41,6 +41,9 @@ class ImputeArguments(Section):
     diffusion: str | None = part("diffusion", default=None, number=("constant", "scale"))
     """Sample the SDE with this g(t): a number such as 0.5, or a name such as sigma."""
 
+    posterior: str | None = part("posterior", default=None)
+    """Posterior sampling, for flows trained without --mask, with its own steps: pigdm or mmps, say."""
+
     seed: Seed = 0
     """The same seed gives the same draws."""
     cond: tuple[str, ...] = ()
@@ -69,7 +72,7 @@ class ImputeArguments(Section):
 
     groups: ClassVar = {
         "draws": ("draws", "seed", "cond", "guidance", "guidance_interval"),
-        "solver": ("solver", "num_steps", "grid", "diffusion"),
+        "solver": ("solver", "num_steps", "grid", "diffusion", "posterior"),
         "weights": ("checkpoint", "use_ema", "ema_decay"),
         "output": ("output_dir", "overwrite"),
         "processes": ("batch_size", "part_size", "device", "nproc"),
@@ -107,6 +110,7 @@ def run(words: list[str]) -> None:
         output_dir=a.output_dir,
         overwrite=a.overwrite,
         part_size=a.part_size,
+        posterior=a.chosen("posterior"),
         device=a.device,
     )
     for line in describe_files(files, individual=False):

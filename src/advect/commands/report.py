@@ -71,7 +71,8 @@ def run(words: list[str]) -> None:
     seconds = math.inf if a.full or (a.num_samples and a.nfes) else a.minutes and 60 * a.minutes
     options |= {"checkpoint": a.checkpoint, "output_dir": a.output_dir, "seconds": seconds}
     page, results = report(place, device=a.device, spent=time.monotonic() - LOADED, **options)
-    for line in [*summary(results), *describe_limits(results, place)]:
+    given = {"--checkpoint": a.checkpoint, "--data": a.data}
+    for line in [*summary(results), *describe_limits(results, place, given)]:
         logger.info(line)
     logger.info(f"report: {page}")
 
@@ -134,7 +135,9 @@ def report(
         _, flow, dataset, subject = read_newest(run, read, find)
         options = {"samples": samples, "nfes": nfes, "seed": seed, "step": subject["step"], "clock": clock}
         result = measure_quality(flow, dataset, file.parent, **options)
-        notes = [] if "frechet" in result else describe_limits(result, run)
+        notes = (
+            [] if "frechet" in result else describe_limits(result, run, {"--checkpoint": checkpoint, "--data": data})
+        )
         return write_report(run, output_dir, notes=notes), result
 
 

@@ -62,6 +62,11 @@ class SampleArguments(Section):
     need more steps.
     """
 
+    posterior: str | None = part("posterior", default=None)
+    """Posterior sampling of what --given asks for, for flows trained without --mask, with its own steps: pigdm or
+    mmps, say.
+    """
+
     seed: Seed = 0
     """The same seed gives the same samples."""
 
@@ -103,7 +108,7 @@ class SampleArguments(Section):
 
     groups: ClassVar = {
         "samples": ("num_samples", "given", "draws", "seed", "cond", "guidance", "guidance_interval", "image_size"),
-        "solver": ("solver", "num_steps", "grid", "diffusion"),
+        "solver": ("solver", "num_steps", "grid", "diffusion", "posterior"),
         "weights": ("checkpoint", "use_ema", "ema_decay"),
         "output": ("output_dir", "save_individual", "overwrite", "safe_csv"),
         "processes": ("batch_size", "part_size", "device", "nproc"),
@@ -142,7 +147,7 @@ def run(words: list[str]) -> None:
     }
     source = named_checkpoint(place, a.checkpoint)
     if a.given is not None:
-        files = answer_run(source, a.given, a.draws, a.sampler, **common)
+        files = answer_run(source, a.given, a.draws, a.sampler, posterior=a.chosen("posterior"), **common)
     else:
         own: Any = {"save_individual": a.save_individual, "safe_csv": a.safe_csv}
         files = sample_run(source, a.num_samples, a.sampler, **common, **own)
@@ -163,8 +168,9 @@ def parse_sample(flags: list[str]) -> SampleArguments:
     alone |= {"--safe-csv": a.safe_csv, "--image-size": a.image_size is not None}
     if a.given is not None and (other := next((flag for flag, there in alone.items() if there), None)):
         raise UserError(f"{other} and --given contradict each other, as the file says what is drawn; leave one out")
-    if a.given is None and a.draws != 1:
-        raise UserError("--draws is of each row of --given FILE; give one, or --num-samples")
+    if a.given is None and (a.draws != 1 or a.posterior is not None):
+        flag = "--draws" if a.draws != 1 else "--posterior"
+        raise UserError(f"{flag} is of each row of --given FILE; give one, or leave it out")
     if a.ema_decay is not None and not a.use_ema:
         raise UserError("--no-use-ema and --ema-decay contradict each other; give one of them")
     return a

@@ -19,6 +19,9 @@ from advect.core.errors import UserError
 logger = logging.getLogger(__name__)
 
 
+_IRREGULAR = "it is a pipe, socket or device, not a file"
+
+
 def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     """Open a regular file for reading, by whatever links; OSError for pipes, sockets and devices, which may never end.
 
@@ -30,7 +33,7 @@ def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(mode):
-            raise OSError(errno.EINVAL, "it is a pipe, socket or device, not a file", str(path))
+            raise OSError(errno.EINVAL, _IRREGULAR, str(path))
         return os.fdopen(handle, "rb")
     except BaseException:
         os.close(handle)
@@ -93,12 +96,12 @@ def is_partial(path: Path) -> bool:
     return found is not None and not _lives(int(found[1]))
 
 
-def remove_partial(folder: Path) -> None:
+def remove_partial(folder: Path, *, own: bool = True) -> None:
     """Remove leftovers of a killed :func:`atomic_write` in ``folder`` and the folders in it, not the files that a
-    living process writes.
+    living process writes; nor, without ``own``, another thread of this one.
     """
     for partial in (*folder.glob(".*.partial"), *folder.glob("[!.]*/.*.partial")):
-        if partial.is_file() and is_partial(partial):
+        if partial.is_file() and is_partial(partial) and (own or f".{os.getpid()}." not in partial.name):
             partial.unlink(missing_ok=True)
 
 
@@ -129,6 +132,8 @@ class DiskFault(NamedTuple):
         number = error_number(error)
         if number is None or isinstance(error, (ConnectionError, TimeoutError, socket.gaierror)):
             return None
+        if number == errno.EINVAL and getattr(error, "strerror", None) == _IRREGULAR:
+            return DiskFault(_IRREGULAR, "move it away")
         return _FAULTS.get(number, DiskFault(os.strerror(number), "see that it can be read and written"))
 
 
@@ -244,7 +249,7 @@ def claim_folder(folder: Path, argument: str, name: str = LOCK) -> Iterator[Path
     try:
         make_folder(folder, argument)
         with lock_folder(folder, argument, name):
-            remove_partial(folder)
+            remove_partial(folder, own=False)
             yield folder
     except BaseException:
         if new:

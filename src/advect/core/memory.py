@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any, ClassVar, cast
 
 import torch
 
@@ -20,12 +22,29 @@ def device_memory(device: torch.device) -> tuple[int, int]:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return total, free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if not hasattr(os, "sysconf"):
+        return _windows_memory()
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         return total, min(int(lines["MemAvailable"].split()[0]) * 1024, _left_by_limits())
     except (OSError, KeyError, ValueError):  # not Linux
         return total, total
+
+
+class _WindowsStatus(ctypes.Structure):
+    """MEMORYSTATUSEX of Windows."""
+
+    _fields_: ClassVar = [("size", ctypes.c_uint32), ("load", ctypes.c_uint32)] + [
+        (name, ctypes.c_uint64) for name in ("total", "free", "paged", "paged_free", "virtual", "virtual_free", "more")
+    ]
+
+
+def _windows_memory() -> tuple[int, int]:
+    status = _WindowsStatus(size=ctypes.sizeof(_WindowsStatus))
+    if not cast(Any, ctypes).windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):
+        return sys.maxsize, sys.maxsize  # unknown: nothing is refused
+    return status.total, status.free
 
 
 def _left_by_limits() -> int:

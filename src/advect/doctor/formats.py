@@ -11,7 +11,7 @@ import numpy as np
 from advect.core.errors import UserError, optional_import, quoted_flag
 from advect.core.types import LENGTH, Length
 from advect.data import Dataset, read_table
-from advect.data.cells.matrix import CellMatrix, stored_matrix
+from advect.data.cells.matrix import CellMatrix, reading_h5ad, stored_matrix
 from advect.data.numpy_files import DAMAGED, check_arrays
 from advect.data.repeats import evenly_spaced
 from advect.doctor.report import Figure, Finding, Share
@@ -106,11 +106,7 @@ def read_cells(path: Path, look: int, layer: str | None = None) -> CellStats:
     """Statistics of at most ``look`` cells of X or a layer of an ``.h5ad``. Raises UserError if unreadable."""
     h5py = optional_import("h5py", "cells")
     optional_import("anndata", "cells")
-    try:
-        file = h5py.File(path)
-    except OSError as error:
-        raise UserError(f"{path} is not an .h5ad file, or a damaged one ({error}); write it again") from error
-    with file:
+    with reading_h5ad(path), h5py.File(path) as file:
         try:
             matrix = stored_matrix(file, layer, backed=True, where=path.name)
         except UserError:  # stored by columns

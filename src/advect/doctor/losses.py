@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -140,8 +141,19 @@ def check_skipped(run: RunFacts) -> Finding | None:
     )
 
 
-def check_over_fitting(run: RunFacts) -> Finding | None:
-    """Check for a held-out loss that rises while the training loss falls."""
+class HeldOut(NamedTuple):
+    """How the held-out loss ended: "flat", or it "rises" while the training loss falls, or that with its lowest
+    "kept" as the checkpoint in use.
+    """
+
+    kind: Literal["flat", "rises", "kept"]
+    figures: dict[str, Figure]
+    rise: float
+    """Relative to the lowest."""
+
+
+def held_out(run: RunFacts) -> HeldOut | None:
+    """None where too little is recorded, or both losses have risen."""
     held, steps = run.held_loss, run.held_step
     if len(held) < 3 or len(run.loss) < FEW_ROWS:
         return None
@@ -150,24 +162,36 @@ def check_over_fitting(run: RunFacts) -> Finding | None:
     noise = float(np.median(np.abs(np.diff(held, n=2)))) / math.sqrt(6)
     near = float(run.loss[np.abs(run.step - steps[best]).argsort()[:3]].mean())
     train = float(run.loss[-3:].mean())
-    figures = {
+    figures: dict[str, Figure] = {
         "lowest held-out loss": lowest,
         "at step": int(steps[best]),
         "held-out loss at the end": last,
         "training loss then": near,
         "training loss at the end": train,
     }
+    rise = (last - lowest) / abs(lowest) if lowest else math.inf
     if last - lowest <= max(0.03 * abs(lowest), CERTAIN * noise):
-        return Finding("ok", "No over-fitting: the held-out loss has not risen", figures)
-    if train > near:  # both have risen
+        return HeldOut("flat", figures, rise)
+    if train > near:
         return None
-    if run.best is not None and abs(run.best - steps[best]) < 1:
+    kept = run.best is not None and abs(run.best - steps[best]) < 1
+    return HeldOut("kept" if kept else "rises", figures, rise)
+
+
+def check_over_fitting(run: RunFacts) -> Finding | None:
+    """Check for a held-out loss that rises while the training loss falls."""
+    found = held_out(run)
+    if found is None:
+        return None
+    if found.kind == "flat":
+        return Finding("ok", "No over-fitting: the held-out loss has not risen", found.figures)
+    if found.kind == "kept":
         title = "The held-out loss rises after its lowest, whose checkpoint samples and reports use"
-        return Finding("ok", title, figures)
+        return Finding("ok", title, found.figures)
     return Finding(
-        "problem" if last - lowest > 0.1 * abs(lowest) else "note",
+        "problem" if found.rise > 0.1 else "note",
         "The run over-fits: the held-out loss rises while the training loss falls",
-        figures,
+        found.figures,
         "--early-stopping yes takes the checkpoint of the lowest; more data; a smaller network; more --dropout or "
         "--weight-decay; --horizontal-flip for images",
     )
@@ -200,8 +224,8 @@ def check_gap(run: RunFacts) -> Finding | None:
 
 def over_fits(run: RunFacts) -> bool:
     """Whether longer training would make it worse."""
-    finding = check_over_fitting(run)
-    return finding is not None and not finding.title.startswith("No over-fitting")
+    found = held_out(run)
+    return found is not None and found.kind != "flat"
 
 
 def check_warmup(run: RunFacts) -> Finding | None:

@@ -219,12 +219,16 @@ def differences(scope: Scope, whole: Scope, space: FeatureSpace) -> list[str]:
     ]
 
 
-def describe_limits(result: Mapping[str, Any], run: Path) -> list[str]:
-    """What a report left out, and how to have it, as sentences; none if it is whole."""
+def describe_limits(result: Mapping[str, Any], run: Path, given: Mapping[str, object] | None = None) -> list[str]:
+    """What a report left out, and how to have it, as sentences; none if it is whole.
+
+    ``given``: flags of the report that its repetition needs, by name; those that are None were not.
+    """
     limits = result.get("limits")
     if not limits:
         return []
-    again = f"advect report {shlex.quote(str(run))}"
+    flags = [str(word) for name, value in (given or {}).items() if value is not None for word in (name, value)]
+    again = shlex.join(["advect", "report", str(run), *flags])
     whole = f"all of it takes about {rough_duration(limits['whole_seconds'])} here: {again} --full"
     said = f"To take at most {limits['seconds']:.0f} seconds, this report has {'; '.join(limits['left_out'])}"
     if "frechet" not in result:

@@ -34,6 +34,7 @@ from advect.model.sampling import (
     write_all,
 )
 from advect.model.sharded_samples import SampleShards, count_shards, open_plan
+from advect.solvers.posterior import PosteriorMethod, get_posterior
 
 logger = logging.getLogger(__name__)
 
@@ -54,11 +55,13 @@ def answer_run(
     output_dir: Path | None = None,
     overwrite: bool = False,
     part_size: int | None = None,
+    posterior: str | PosteriorMethod | None = None,
     device: str = "auto",
 ) -> list[Path]:
     """Draw what is empty in a file ``draws`` times; return the files of ``Modality.write_given``, and samples.json.
 
-    ``cond`` has words NAME=VALUE for the conditions that the file lacks. Works in parts as
+    ``cond`` has words NAME=VALUE for the conditions that the file lacks. ``posterior`` asks flows that were trained
+    without a mask, see :meth:`Flow.sample_posterior`. Works in parts as
     :func:`advect.model.sampling.sample_run`: resumable, on any number of processes. Raises UserError for a bad
     argument or file, before writing.
     """
@@ -74,7 +77,11 @@ def answer_run(
             given = flow.modality.given_rows(rows).repeat_interleave(draws, 0)
             n, told = len(given), _conditions(flow, file, rows, draws, cond)
             count = count_shards(n, part_size, me.world)
-            check_sampler(flow, sampler, told, n=n, batch_size=batch_size, given=given)
+            if posterior is None:
+                check_sampler(flow, sampler, told, n=n, batch_size=batch_size, given=given)
+            else:
+                how = _posterior_options(posterior, sampler)
+                flow.sample_posterior(n, given=given, cond=told, rows=range(1), **{**how, "steps": 2})
             if me.is_first:
                 stack.enter_context(claim_folder(folder, "--output-dir"))
             size = 2 * n * math.prod(flow.spec.shape)
@@ -82,7 +89,9 @@ def answer_run(
             if me.is_first:
                 logger.info(f"{file.name}: {_asked(flow, rows)}, drawn {draws} times")
                 data = sum_files(file.absolute().parent, [file.absolute()])[file.name]["sha256"]
-                how = {"n": n, "draws": draws, **resolved(sampler, flow), "seed": seed, "batch_size": batch_size}
+                how = resolved(sampler, flow) if posterior is None else {"posterior": repr(get_posterior(posterior))}
+                how = {"n": n, "draws": draws, **how, "seed": seed, "batch_size": batch_size}
+                how |= {} if posterior is None else {"steps": sampler.steps, "grid": sampler.grid}
                 facts = {"ema": mean, **how, "conditions": conditions_to_dict(told), "given": file.name, "data": data}
                 plan = {**identity, **facts, "parts": count}
                 count = open_plan(folder, plan, fixed=part_size is not None, overwrite=overwrite)
@@ -90,8 +99,11 @@ def answer_run(
                 facts = {"run": str(run), **named, **plan, "parts": count}
 
         def fill(part: range, folder: Path, bar: tqdm) -> list[Path]:
-            options = {"seed": seed, "batch_size": batch_size, "progress": bar, **sampler.arguments()}
-            made = flow.sample(n, given=given, cond=told, rows=part, **options)
+            options = {"given": given, "cond": told, "seed": seed, "batch_size": batch_size, "progress": bar}
+            if posterior is None:
+                made = flow.sample(n, rows=part, **options, **sampler.arguments())
+            else:
+                made = flow.sample_posterior(n, rows=part, **options, **_posterior_options(posterior, sampler))
             save_tensors(folder / _ROWS, {"x": made.x, **{f"cond.{k}": v for k, v in made.encoded.items()}})
             sync_file(folder / _ROWS)
             return [folder / _ROWS]
@@ -105,6 +117,17 @@ def answer_run(
 
         parts = SampleShards(folder=folder, n=n, count=broadcast_object(count))
         return write_all(parts, fill, me, lambda _: parts.finish_as(facts, write))
+
+
+def _posterior_options(method: str | PosteriorMethod, sampler: SamplerConfig) -> dict[str, Any]:
+    """Arguments of ``Flow.sample_posterior``. Raises UserError for those of other samplers."""
+    if sampler.solver is not None or sampler.diffusion is not None:
+        flag = "--solver" if sampler.solver is not None else "--diffusion"
+        raise UserError(
+            f"{flag} and --posterior contradict each other, as a posterior has its own steps; leave one out"
+        )
+    guidance = {"guidance": sampler.guidance, "guidance_interval": sampler.guidance_interval}
+    return {"method": method, "steps": sampler.steps, "grid": sampler.grid or "uniform", **guidance}
 
 
 def _conditions(

@@ -34,7 +34,7 @@ from advect.model.coordinates import Coordinates
 from advect.model.given import questions, read_given
 from advect.model.integrators import Integrator, make_integrator, make_interpolant_integrator
 from advect.model.posterior import sample_posterior
-from advect.model.redraw import Redraw, ToData
+from advect.model.redraw import Integrate, Redraw, ToData
 from advect.model.sampler_config import SamplerConfig
 from advect.model.samples import Samples, checked_rows
 from advect.model.velocity_field import VelocityField
@@ -127,7 +127,7 @@ class Flow(VelocityField):
             to_data = ToData(self.transform, conditions, known, trajectory)
             x = to_data(x)
             if self.transform.constraints is not None:
-                redraw = Redraw(self, integrator, field_of, all_given, to_data, n, rows, seed, batch_size)
+                redraw = Redraw(self, Integrate(integrator, field_of), all_given, to_data, n, rows, seed, batch_size)
                 x, more = redraw(x)
                 evaluations += more
         nfe = evaluations / len(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,10 +13,12 @@ from tqdm import tqdm
 
 from advect.core.bounds import BatchSize, GuidanceScale, SampleCount, Seed, Steps, Time, bounded
 from advect.core.errors import UserError
-from advect.core.types import without_padding
+from advect.core.random import CounterRng
+from advect.core.types import Conditions, without_padding
 from advect.data.given import check_given
 from advect.model.conditions import ConditionValue
 from advect.model.given import Given, known_entries
+from advect.model.redraw import Redraw, ToData
 from advect.model.samples import Samples, checked_rows
 from advect.paths import AffinePath
 from advect.solvers import TimeGrid
@@ -77,7 +80,8 @@ def sample_posterior(
 
     Raises UserError for a bad argument, such as A(x) of another shape than y, and for another path or source.
     """
-    path, shape = _path(self), self.spec.shape
+    _path(self)
+    shape = self.spec.shape
     if isinstance(measurement, Masked) and y is not None and noise == 0:
         y = torch.as_tensor(y)
         y = y if y.is_floating_point() else y.double()
@@ -90,31 +94,57 @@ def sample_posterior(
     method = get_posterior(method or ("reward" if isinstance(ask, Reward) else "mmps"))
     method.check(ask)
     conditions, parts, evaluations = self.conditions(n, cond, seed, rows=rows), [], 0
-    calls, first = method.nfe(steps or method.steps) if progress is not False else None, rows.start
+    calls, first = method.nfe(steps or method.steps) if progress is not False else None, 0
+    solve = _Solve(self, ask, method, steps, grid, guidance, guidance_interval, rows.start)
     for x0, part, rng, done in self._initial_states(n, rows, conditions, seed, batch_size, progress, shape, calls):
-        with self._full_precision() as exact:
-            field = exact.denoiser(part, guidance=guidance, interval=guidance_interval)
-            field = CountedVelocity(lambda x, t, u=field, part=part: without_padding(u(x, t), part), done.step)
-            x = posterior_sample(
-                field,
-                x0,
-                ask if isinstance(ask, Reward) else ask.rows(slice(first, first + len(x0)), shape),
-                method=method,
-                schedule=path.effective_schedule,
-                steps=steps,
-                grid=grid,
-                inside=(self._t_eps, 1 - self._t_eps),
-                generator=rng,
-            )
-        parts.append(x.float().cpu())
-        evaluations, first = evaluations + field.rows, first + len(x0)
-    x, nfe = torch.cat(parts), evaluations / len(rows)
+        x, cost = solve(x0, part, rng, torch.arange(first, first + len(x0)), done.step)
+        parts.append(x)
+        evaluations, first = evaluations + cost, first + len(x0)
+    x = torch.cat(parts)
     known = known.rows(rows) if known is not None and noise == 0 else None
     x = x if known is None else known.put(x)
     if not model_units:
-        x = self.transform.inverse(x)
-        x = x if known is None else known.restore(x)
+        to_data = ToData(self.transform, conditions, known)
+        x = to_data(x)
+        if self.transform.constraints is not None:
+            x, more = Redraw(self, solve, conditions, to_data, n, rows, seed, batch_size)(x)
+            evaluations += more
+    nfe = evaluations / len(rows)
     return Samples(without_padding(x, conditions), conditions, int(nfe) if nfe.is_integer() else nfe, self.spec)
+
+
+@dataclass(frozen=True)
+class _Solve:
+    """How rows are drawn, those of :class:`Redraw` too, from row ``first`` of all on."""
+
+    flow: Flow
+    ask: Observation | Reward
+    method: PosteriorMethod
+    steps: int | None
+    grid: str | TimeGrid
+    guidance: float
+    interval: tuple[float, float] | None
+    first: int
+
+    def __call__(
+        self, x0: Tensor, part: Conditions, rng: CounterRng, at: Tensor, each: Callable[[], object] = lambda: None
+    ) -> tuple[Tensor, int]:
+        flow, ask = self.flow, self.ask
+        with flow._full_precision() as exact:
+            denoised = exact.denoiser(part, guidance=self.guidance, interval=self.interval)
+            field = CountedVelocity(lambda x, t: without_padding(denoised(x, t), part), each)
+            x = posterior_sample(
+                field,
+                x0,
+                ask if isinstance(ask, Reward) else ask.rows(self.first + at, flow.spec.shape),
+                method=self.method,
+                schedule=_path(flow).effective_schedule,
+                steps=self.steps,
+                grid=self.grid,
+                inside=(flow._t_eps, 1 - flow._t_eps),
+                generator=rng,
+            )
+        return x.float().cpu(), field.rows
 
 
 def _path(flow: Flow) -> AffinePath:

@@ -38,7 +38,7 @@ class ToData:
     transform: Transform
     conditions: Conditions
     known: Given | None
-    trajectory: bool
+    trajectory: bool = False
 
     def __call__(self, x: Tensor, at: Rows = slice(None)) -> Tensor:
         """States x (..., b, *S) in model units of the rows ``at``."""
@@ -53,13 +53,28 @@ class ToData:
         return without_padding(self.transform.inverse(x), {name: v[at] for name, v in self.conditions.items()})
 
 
+Solve = Callable[[Tensor, Conditions, CounterRng, Tensor], tuple[Tensor, int]]
+"""Final states, or trajectories, of initial states (b, *S) under conditions (b,), of rows (b,); and evaluations."""
+
+
+@dataclass(frozen=True)
+class Integrate:
+    """A :data:`Solve` by an integrator along the field of some conditions."""
+
+    integrator: Integrator
+    field: Callable[[Conditions], Velocity]
+
+    def __call__(self, x0: Tensor, part: Conditions, rng: CounterRng, at: Tensor) -> tuple[Tensor, int]:
+        field = CountedVelocity(self.field(part))
+        return self.integrator(field, x0, rng).float().cpu(), field.rows
+
+
 @dataclass(frozen=True)
 class Redraw:
     """How the rows of one call of ``Flow.sample`` are drawn: ``rows`` of n, under ``conditions`` (len(rows), ...)."""
 
     flow: Flow
-    integrator: Integrator
-    field: Callable[[Conditions], Velocity]
+    solve: Solve
     conditions: Conditions
     to_data: ToData
     n: int
@@ -108,12 +123,11 @@ class Redraw:
         seed = stream_seed(self.seed, Stream.INITIAL_NOISE, 1)
         rng = CounterRng.at(seed, 0, places.numpy(), total=self.n * ATTEMPTS * 2)
         part = flow._on_device({name: value[at] for name, value in self.conditions.items()})
-        field = CountedVelocity(self.field(part))
         x0 = flow.initial_noise.sample(rng, flow.spec.shape, part, device=flow.device)
-        x = self.integrator(field, x0, rng).float().cpu()
+        x, evaluations = self.solve(x0, part, rng, at)
         known = self.to_data.known
         x = x if known is None else known.rows(at).put(x)
-        return self.to_data(x, at), field.rows
+        return self.to_data(x, at), evaluations
 
     def _any(self, count: int) -> bool:
         """Whether there are any; of a sharded network, which all processes call equally often, on any process."""

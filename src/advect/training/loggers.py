@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from advect.core.errors import UserError, optional_import
-from advect.core.files import atomic_write_text
+from advect.core.files import atomic_write_text, read_file
 from advect.training.guards import Spared
 from advect.training.trainer import Callback, Trainer
 
@@ -177,7 +177,7 @@ class WandbLogger(Logger):
         if not file.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             atomic_write_text(file, secrets.token_hex(4) + "\n")
-        return file.read_text(encoding="utf-8").strip()
+        return read_file(file).decode().strip()
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         self._run.log(dict(values), step=step)

@@ -186,6 +186,7 @@ def test_files_that_ask_for_nothing_or_have_more_steps_are_refused(tmp_path: Pat
         (steps(days=4).query("sensor < 2"), "has 96 steps of sensor 0, and the flow was trained on 72"),
         (steps(days=2).assign(state="hihg"), "column 'state' has 'hihg' in row 0, .* did you mean 'high'"),
         (steps(days=2).assign(load=None, state=None, n=None), "knows nothing"),
+        (steps(days=2).assign(time=lambda f: f["time"].mask(f.index == 7)), "misses the time 'time' in row 7"),
     ):
         with pytest.raises(UserError, match=words):
             source.modality.read_given(written(frame, tmp_path / "asked.csv"))

@@ -43,6 +43,7 @@ from advect.data.cells.matrix import (
     moments,
     most_variable,
     principal_components,
+    reading_h5ad,
     stored_matrix,
     survey,
 )
@@ -259,22 +260,17 @@ def _open(path: Path, layer: str | None, *, backed: bool) -> tuple[str, CellMatr
     if not path.is_file():
         raise UserError(f"path {str(path)!r} is not a file; give the .h5ad file")
     where = path.name + (f", layer {layer!r}" if layer else "")
-    try:
+    with reading_h5ad(path):
         file = h5py.File(path)
-    except OSError as error:
-        raise UserError(f"{path} is not an .h5ad file, or a damaged one ({error}); write it again") from error
     try:
-        raw, layers = "raw/X" in file, list(cast(Any, file["layers"])) if "layers" in file else []
-        var = "raw/var" if raw and is_raw(layer, layers) else "var"
-        tables: list[Any] = [read_elem(cast(Any, file[name])) if name in file else None for name in ("obs", var)]
-        if not all(isinstance(table, pd.DataFrame) for table in tables):
-            raise UserError(f"{path} has no tables obs and var; write it with a recent AnnData.write_h5ad")
-        _check_size(where, *tables)
-        return where, stored_matrix(file, layer, backed=backed, where=where), tables[0], tables[1], raw
-    except UserError:
-        raise
-    except Exception as error:  # h5py and anndata raise many kinds
-        raise UserError(f"{path} is a damaged .h5ad file ({error}); write it again") from error
+        with reading_h5ad(path):
+            raw, layers = "raw/X" in file, list(cast(Any, file["layers"])) if "layers" in file else []
+            var = "raw/var" if raw and is_raw(layer, layers) else "var"
+            tables: list[Any] = [read_elem(cast(Any, file[name])) if name in file else None for name in ("obs", var)]
+            if not all(isinstance(table, pd.DataFrame) for table in tables):
+                raise UserError(f"{path} has no tables obs and var; write it with a recent AnnData.write_h5ad")
+            _check_size(where, *tables)
+            return where, stored_matrix(file, layer, backed=backed, where=where), tables[0], tables[1], raw
     finally:
         if not backed:
             file.close()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -134,6 +136,18 @@ def as_rows(matrix: Any, *, copy: bool = True) -> InMemory:
         return InMemory(_canonical(csr_matrix(matrix, dtype=np.float32, copy=copy)))
     parts = [csr_matrix(np.asarray(matrix[i : i + BLOCK], np.float32)) for i in range(0, len(matrix), BLOCK)]
     return InMemory(_canonical(vstack(parts, format="csr")))
+
+
+@contextmanager
+def reading_h5ad(path: Path) -> Iterator[None]:
+    """Context in which what h5py and anndata raise on a damaged file, errors of many kinds, is a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        why = " ".join(str(error).split())[:300]
+        raise UserError(f"{path} is not an .h5ad file, or a damaged one ({why}); write it again") from error
 
 
 def stored_matrix(file: Any, layer: str | None, *, backed: bool, where: str) -> CellMatrix:

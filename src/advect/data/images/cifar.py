@@ -195,7 +195,7 @@ def _read(path: Path, layout: _Layout, names: dict[str, tuple[str, ...]]) -> Row
 def _read_binary(path: Path, layout: _Layout) -> Rows:
     """Read records of one byte per label, then 3,072 bytes in red, green and blue planes."""
     width = len(layout.labels) + _PIXELS
-    content = np.fromfile(path, np.uint8)
+    content = np.frombuffer(read_file(path), np.uint8)
     if not len(content) or len(content) % width:
         raise UserError(f"{path} has {len(content)} bytes, not images of {width} bytes each; download it again")
     table = content.reshape(-1, width)

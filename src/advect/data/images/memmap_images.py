@@ -70,7 +70,7 @@ class Packed(Dataset):
         self.folder = require_path(data_dir, holding="the packed images")
         manifest = self._manifest = _whole_manifest(self.folder)
         names = read_record(self.folder / "names.json", list[str], "pack again")
-        table = np.fromfile(self.folder / "labels.i64", "<i8").reshape(len(names), -1)
+        table = np.frombuffer(read_file(self.folder / "labels.i64"), "<i8").reshape(len(names), -1)
         self.left_out = [names[row] for row in manifest.get("unreadable", [])]
         conditions = manifest["conditions"]
         labels = {name: table[:, i].astype(np.int64) for i, name in enumerate(conditions)}

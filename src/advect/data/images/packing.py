@@ -17,7 +17,15 @@ from tqdm import tqdm
 
 from advect.core.bounds import Count, CountOrZero, Pixels
 from advect.core.errors import UserError
-from advect.core.files import atomic_write, atomic_write_text, claim_folder, explain_disk_errors, naming, sync_folder
+from advect.core.files import (
+    atomic_write,
+    atomic_write_text,
+    claim_folder,
+    explain_disk_errors,
+    naming,
+    open_regular,
+    sync_folder,
+)
 from advect.core.records import OpenRecord, as_record, find_object, read_record
 from advect.data.images.decoding import Decoder
 from advect.data.images.folder import (
@@ -263,8 +271,8 @@ def _flush(file: BinaryIO, content: bytes) -> None:
 
 def _verified(path: Path, journal: Path, *, block: int, total: int) -> Iterator[_Block]:
     """Leading blocks that match the journal."""
-    noted = journal.read_text(encoding="ascii", errors="replace").split("\n")[:-1] if journal.exists() else []
-    with path.open("rb") as file:
+    noted = journal.read_text(encoding="ascii", errors="replace").split("\n")[:-1] if journal.is_file() else []
+    with open_regular(path) as file:
         for number, written in enumerate(map(_Block.parse, filter(str.strip, noted))):
             content = file.read(min(block, total - number * block))
             if not content or hashlib.sha256(content).hexdigest() != written.digest:

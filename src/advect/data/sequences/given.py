@@ -130,6 +130,9 @@ def _table(path: Path, facts: SequenceMetadata) -> StepFile:
     if not len(frame):
         raise UserError(f"{path} has no rows; give the steps that are known")
     values = np.stack([in_units(frame[column.name], column, path) for column in columns], 1)
+    if order is not None and np.isnan(values[:, -1]).any():
+        row = int(np.isnan(values[:, -1]).argmax())
+        raise UserError(f"{path} misses the time {columns[-1].name!r} in row {row}; fill it in")
     key = facts["id"] if facts["id"] in frame.columns else None
     places = np.zeros(len(frame), np.int64)
     if key is not None:

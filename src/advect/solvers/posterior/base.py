@@ -75,7 +75,7 @@ class Observation:
             raise UserError("y must be finite; leave out what was not measured, by Masked(mask)")
         return cls(a, y, noise)
 
-    def rows(self, rows: slice, shape: Sequence[int]) -> Observation:
+    def rows(self, rows: slice | Tensor, shape: Sequence[int]) -> Observation:
         """That of some of the samples."""
         return Observation(self.measurement.rows(rows, shape), self.y[rows], self.noise)
 

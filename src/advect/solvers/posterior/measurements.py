@@ -57,7 +57,7 @@ class Measurement(ABC):
 
         return Tangent(value.detach(), push, pull)
 
-    def rows(self, rows: slice, shape: Sequence[int]) -> Measurement:
+    def rows(self, rows: slice | Tensor, shape: Sequence[int]) -> Measurement:
         """The measurement of these samples of ``shape`` S, of one that differs by sample."""
         return self
 
@@ -142,7 +142,7 @@ class Masked(LinearMeasurement):
     def adjoint(self, v: Tensor, like: Tensor) -> Tensor:
         return self(v)
 
-    def rows(self, rows: slice, shape: Sequence[int]) -> Masked:
+    def rows(self, rows: slice | Tensor, shape: Sequence[int]) -> Masked:
         return self if self.mask.ndim == len(shape) else Masked(self.mask[rows])
 
     def observed(self, y: Tensor) -> Tensor:
@@ -217,7 +217,7 @@ class Through(Measurement):
     def __call__(self, x: Tensor) -> Tensor:
         return self.inner(self.inverse(x))
 
-    def rows(self, rows: slice, shape: Sequence[int]) -> Through:
+    def rows(self, rows: slice | Tensor, shape: Sequence[int]) -> Through:
         return Through(self.inner.rows(rows, shape), self.inverse)
 
     def observed(self, y: Tensor) -> Tensor:
