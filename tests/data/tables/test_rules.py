@@ -213,3 +213,11 @@ def test_decimals_and_dates_of_arrow_obey_too():
     frame["all"] = [a + b for a, b in zip(frame["net"], frame["fee"], strict=True)]
     rows = made(frame, "all == net + fee", n=50)
     assert all(row["all"] == row["net"] + row["fee"] for _, row in rows.iterrows())
+
+
+def test_a_file_of_questions_that_contradicts_a_rule_is_refused_by_its_row(tmp_path):
+    table = Table(FRAME[["education", "a", "b", "total"]], rule=["total == a + b"])
+    rows = pd.DataFrame({"education": ["BA", None], "a": [1, 2], "b": [5, 6], "total": [6, 9]})
+    rows.to_csv(tmp_path / "q.csv", index=False)
+    with pytest.raises(UserError, match=r"1 of 2 rows of q\.csv, first by row 1 with total = 9 and a = 2 and b = 6"):
+        table.modality.read_given(tmp_path / "q.csv")

@@ -105,6 +105,8 @@ class Tables(VectorPlots[TableMetadata]):
                 row = int(np.isnan(values).argmax())
                 raise UserError(f"{path} has nothing in row {row} of column {name!r}, a condition; fill it in")
         x = torch.from_numpy(question.values[:, self._learned])
+        if self.transform.constraints is not None:
+            self.transform.constraints.check_known(x, path.name)
         values = torch.where(x.isnan()[:, self.groups], torch.nan, self.transform.forward(x))
         own = {name: told[name].told(v) for name, v in conditions.items()}
         return GivenRows(values, own, question)

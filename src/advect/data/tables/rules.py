@@ -254,9 +254,9 @@ class Constraints:
             return "nothing"
         return str(self.columns[place].to_text(np.array([float(value)])).iloc[0])
 
-    def check_known(self, x: Tensor) -> None:
+    def check_known(self, x: Tensor, what: str = "given") -> None:
         """Raise UserError for rows (N, K), NaN where not known, that break a rule whatever the rest is."""
-        self.refuse(x.double(), "given", "mend them, or leave one of these entries open", unknown=True)
+        self.refuse(x.double(), what, "mend them, or leave one of these entries open", unknown=True)
 
 
 def _constraint(parsed: Parsed, rule: Rule, columns: Sequence[Column]) -> Constraint:
