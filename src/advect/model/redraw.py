@@ -120,8 +120,8 @@ class Redraw:
     def _draw(self, at: Tensor, numbers: Tensor) -> tuple[Tensor, int]:
         """Attempts ``numbers`` (b,) of the rows ``at`` (b,) of this call, and the velocity evaluations."""
         places, flow = (self.rows.start + at) * ATTEMPTS * 2 + numbers, self.flow
-        seed = stream_seed(self.seed, Stream.INITIAL_NOISE, 1)
-        rng = CounterRng.at(seed, 0, places.numpy(), total=self.n * ATTEMPTS * 2)
+        total = self.n * ATTEMPTS * 2
+        rng = CounterRng.at(stream_seed(self.seed, Stream.INITIAL_NOISE, 1), 0, places.numpy(), total=total)
         part = flow._on_device({name: value[at] for name, value in self.conditions.items()})
         x0 = flow.initial_noise.sample(rng, flow.spec.shape, part, device=flow.device)
         x, evaluations = self.solve(x0, part, rng, at)
