@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
-from advect.core.errors import UserError, did_you_mean, printable
+from advect.core.errors import UserError, did_you_mean, printable, shortened
 from advect.core.files import explain_disk_errors
 from advect.distributed.context import log_to_console, without_library_warnings
 from advect.distributed.env import DistEnv
@@ -60,7 +60,7 @@ def main() -> None:
     try:
         run(_without_local_rank(sys.argv[1:]), own_process=True)
     except UserError as error:
-        print(f"advect: {printable(str(error))}", file=sys.stderr)
+        print(f"advect: {shortened(printable(str(error)))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("advect: interrupted", file=sys.stderr)

@@ -10,7 +10,7 @@ import pytest
 
 from advect import cli
 from advect.cli import run
-from advect.core.errors import UserError, did_you_mean, printable
+from advect.core.errors import UserError, did_you_mean, printable, shortened
 from advect.data.figure import caption, new_figure, to_image
 from advect.data.tables.files import quote_formulas, read_table
 from advect.distributed.context import ConsoleHandler
@@ -98,3 +98,9 @@ def test_sample_quotes_formulas_if_asked(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(plain.columns) == ["=size", "kind"] and list(safe.columns) == ["'=size", "kind"]
     assert set(safe["kind"]) == {"'=cmd", "plain"} and set(plain["kind"]) == {"=cmd", "plain"}
     assert plain["=size"].tolist() == safe["'=size"].tolist()
+
+
+def test_a_name_of_thousands_of_letters_loses_its_middle() -> None:
+    words = shortened(f"the column {'a' * 5000!r}, which the data have not")
+    assert words == f"the column '{'a' * 199}...{'a' * 38}', which the data have not"
+    assert shortened(f"/tmp/{'b' * 250}/c is missing") == f"/tmp/{'b' * 250}/c is missing"

@@ -14,7 +14,7 @@ from msgspec import Meta
 from advect.config.arguments import read_flags
 from advect.core import records
 from advect.core.errors import UserError
-from advect.core.records import Record, as_record, find_object, parse_record, read_record, read_yaml
+from advect.core.records import Record, as_record, find_object, parse_record, read_bytes, read_record, read_yaml
 
 
 class Point(Record):
@@ -108,3 +108,15 @@ def test_plain_yaml_is_read(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("preset: moons\ntraining:\n  seed: 3\n  ema_also: [0.9, 0.99]\n")
     assert read_yaml(tmp_path / "c.yaml", "c") == {"preset": "moons", "training": {"seed": 3, "ema_also": [0.9, 0.99]}}
     assert read_flags(tmp_path / "c.yaml") == ("moons", ["--seed", "3", "--ema-also", "0.9", "0.99"])
+
+
+def test_a_small_file_takes_no_memory_of_the_largest(tmp_path: Path) -> None:
+    import tracemalloc
+
+    (tmp_path / "small.json").write_text('{"a": 1}')
+    tracemalloc.start()
+    try:
+        assert read_bytes(tmp_path / "small.json", 2**28) == b'{"a": 1}'
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()

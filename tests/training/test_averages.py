@@ -241,3 +241,11 @@ def test_an_average_cannot_begin_in_the_middle_but_may_end_there(advect: Callabl
 def test_the_estimator_refuses_what_needs_a_run_folder() -> None:
     with pytest.raises(UserError, match="options has 'posthoc_ema', which writes to a run folder"):
         FlowModel(options={"posthoc_ema": True}).fit(np.zeros((20, 2)))
+
+
+def test_an_average_that_tells_of_no_number_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"w": torch.zeros(1)}, tmp_path / "a.safetensors", {"average": '{"length": NaN, "step": 1}'})
+    with pytest.raises(UserError, match="numbers are not finite"):
+        read_average(tmp_path / "a.safetensors")

@@ -34,6 +34,15 @@ def printable(text: str, *, lines: bool = False) -> str:
     return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in kept else ascii(found[0])[1:-1], text)
 
 
+LONGEST = 500
+"""Letters without a blank that a message shows; the path of a file is rarely longer."""
+
+
+def shortened(text: str) -> str:
+    """A message in which what is longer than ``LONGEST`` letters without a blank, such as a name, loses its middle."""
+    return re.sub(rf"\S{{{LONGEST + 1},}}", lambda found: f"{found[0][:200]}...{found[0][-40:]}", text)
+
+
 MOST_CHOICES = 30
 """Options that an error lists."""
 

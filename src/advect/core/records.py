@@ -7,6 +7,7 @@ record does not know are named, and each mistake is one sentence about the file.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -53,7 +54,10 @@ def read_bytes(path: Path, most: int, fix: str = "", what: str = "") -> bytes:
     what = what or str(path)
     try:
         with open_regular(path) as file:
-            content = file.read(most + 1)
+            size = min(os.fstat(file.fileno()).st_size, most)
+            content = file.read(size + 1)  # Python takes the memory of all that is asked for
+            if size < len(content) <= most:  # it has grown
+                content += file.read(most + 1 - len(content))
     except OSError as error:
         raise UserError(f"{what} cannot be read ({error.strerror or error}){_end(fix)}") from error
     if len(content) > most:

@@ -91,7 +91,7 @@ def answer_run(
                 data = sum_files(file.absolute().parent, [file.absolute()])[file.name]["sha256"]
                 how = resolved(sampler, flow) if posterior is None else {"posterior": repr(get_posterior(posterior))}
                 how = {"n": n, "draws": draws, **how, "seed": seed, "batch_size": batch_size}
-                how |= {} if posterior is None else {"steps": sampler.steps, "grid": sampler.grid}
+                how |= {} if posterior is None else {"steps": sampler.steps, "grid": _named(sampler.grid)}
                 facts = {"ema": mean, **how, "conditions": conditions_to_dict(told), "given": file.name, "data": data}
                 plan = {**identity, **facts, "parts": count}
                 count = open_plan(folder, plan, fixed=part_size is not None, overwrite=overwrite)
@@ -117,6 +117,11 @@ def answer_run(
 
         parts = SampleShards(folder=folder, n=n, count=broadcast_object(count))
         return write_all(parts, fill, me, lambda _: parts.finish_as(facts, write))
+
+
+def _named(grid: object) -> str | None:
+    """A grid by name, or with its options, for JSON."""
+    return grid if grid is None or isinstance(grid, str) else repr(grid)
 
 
 def _posterior_options(method: str | PosteriorMethod, sampler: SamplerConfig) -> dict[str, Any]:

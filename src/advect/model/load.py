@@ -304,7 +304,12 @@ def read_recorded_config(file: Path) -> tuple[str, dict[str, dict]]:
 def read_average(file: Path) -> dict[str, float] | None:
     """Length, step and error of an average by ``advect ema``; None for other weight files."""
     text = _header(file).get(AVERAGE)
-    return None if text is None else parse_record(text, dict[str, float], file)
+    if text is None:
+        return None
+    found = parse_record(text, dict[str, float], file)
+    if not all(map(math.isfinite, found.values())):
+        raise UserError(f"{file} tells of an average whose numbers are not finite; make it anew by advect ema")
+    return found
 
 
 def _header(file: Path) -> dict[str, str]:
