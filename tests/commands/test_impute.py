@@ -96,9 +96,8 @@ def test_posterior_sampling_asks_a_flow_that_was_given_nothing(
     advect: Callable[..., None], moons_run: Path, given: Path, tmp_path: Path, method: str
 ) -> None:
     out = tmp_path / "out"
-    advect(
-        f"impute {moons_run} {given} --posterior {method} --num-steps 2 --grid edm --grid-rho 5 --draws 2 --output-dir {out}"
-    )
+    way = f"--posterior {method} --num-steps 2 --grid edm --grid-rho 5"
+    advect(f"impute {moons_run} {given} {way} --draws 2 --output-dir {out}")
     lines = (out / "draw-2.csv").read_text().splitlines()
     assert lines[1].startswith("0.5,")
     assert lines[2].endswith(",0.250")

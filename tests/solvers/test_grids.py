@@ -30,7 +30,7 @@ def test_edm_takes_the_noise_levels_of_karras():
     ("arguments", "message"),
     [
         (("edn",), r"grid 'edn' is not known; did you mean 'edm'\?"),
-        (("edm", {"rho": 0.0}), "rho must be above 0 and at most 1,000, got 0.0"),
+        (("edm", {"rho": 0.0}), "rho must be at least 0.1 and at most 1,000, got 0.0"),
         (("edm", {"sigma_min": 90.0}), "0 < sigma_min < sigma_max, got 90.0 and 80.0"),
         (("shifted", {"shift": -1.0}), "shift must be above 0 and at most 1,000, got -1.0"),
         (("cosine", {"shift": 3.0}), "grid 'cosine' does not take shift"),

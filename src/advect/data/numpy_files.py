@@ -25,6 +25,8 @@ def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     try:
         shape, _, dtype = read(file)
+    except MemoryError as error:
+        raise ValueError("its header claims more than the memory") from error
     except (tokenize.TokenError, SyntaxError, KeyError, TypeError) as error:  # it is Python text
         raise ValueError(f"its header is damaged: {error}") from error
     return shape, dtype

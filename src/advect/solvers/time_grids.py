@@ -77,7 +77,7 @@ class EDMGrid(TimeGrid):
         sigma_max: highest noise level.
     """
 
-    rho: Annotated[float, Meta(gt=0, le=1000)] = 7.0
+    rho: Annotated[float, Meta(ge=0.1, le=1000)] = 7.0
     sigma_min: Positive = 0.002
     sigma_max: Positive = 80.0
 
