@@ -220,7 +220,7 @@ def test_sequences_one_after_another_come_back_so_and_lengths_have_to_fit(tmp_pa
     written = source.modality.write_given(drawn, {LENGTH: torch.tensor(lengths)}, rows, 1, tmp_path)[0]
     with np.load(written) as found:
         assert np.array_equal(found["values"], np.nan_to_num(x, nan=9)) and np.array_equal(found["lengths"], lengths)
-    for wrong in ([3, 3], [5], [4.0, 1.0]):
+    for wrong in ([3, 3], [5, 0], [4.0, 1.0]):
         np.savez(file, values=x, lengths=np.array(wrong))
         with pytest.raises(UserError, match="lengths"):
             source.modality.read_given(file)
