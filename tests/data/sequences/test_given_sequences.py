@@ -184,9 +184,26 @@ def test_files_that_ask_for_nothing_or_have_more_steps_are_refused(tmp_path: Pat
     for frame, words in (
         (steps(days=2).query("sensor < 2"), "asks for nothing"),
         (steps(days=4).query("sensor < 2"), "has 96 steps of sensor 0, and the flow was trained on 72"),
-        (steps(days=2).assign(state="hihg"), "column 'state' has 'hihg' in row 0, .* did you mean 'high'"),
+        (steps(days=2).assign(state="hihg"), "line 2 has 'hihg' in column 'state', .* did you mean 'high'"),
         (steps(days=2).assign(load=None, state=None, n=None), "knows nothing"),
         (steps(days=2).assign(time=lambda f: f["time"].mask(f.index == 7)), "misses the time 'time' in row 7"),
     ):
         with pytest.raises(UserError, match=words):
             source.modality.read_given(written(frame, tmp_path / "asked.csv"))
+
+
+def test_the_words_of_a_question_are_read_as_those_of_the_data(tmp_path: Path) -> None:
+    """Whatever its own words are: codes of digits alone are names, and 3,123 is what a decimal comma makes of it."""
+    data = ["id;step;code;load"]
+    data += [
+        f"{i};{s};{'12A'[(i + s) % 3]};{RNG.normal(3000, 500):.3f}".replace(".", ",")
+        for i in range(20)
+        for s in range(4)
+    ]
+    (tmp_path / "data.csv").write_text("\n".join(data))
+    source = Sequences(tmp_path / "data.csv", id_column="id", order_column="step", held_out=0)
+    (tmp_path / "asked.csv").write_text("id;step;code;load\n07;0;1;3,123\n07;1;2;\n07;2;;2,5\n07;3;1;\n")
+    rows = source.modality.read_given(tmp_path / "asked.csv")
+    known = rows.own[1][0]
+    assert np.array_equal(known, [[0, 3.123], [1, NAN], [NAN, 2.5], [0, NAN]], equal_nan=True)
+    assert rows.own[0].frame["id"].tolist() == ["07"] * 4

@@ -184,3 +184,9 @@ def test_values_in_table_units_are_checked(tables: Tables) -> None:
         tables.given(x)
     with pytest.raises(UserError, match="given knows nothing"):
         tables.given(torch.full((2, 6), torch.nan))
+
+
+def test_a_question_that_names_a_column_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "asked.csv").write_text("a,b,a\n1,,2\n")
+    with pytest.raises(UserError, match="names the column 'a' twice"):
+        read_raw(tmp_path / "asked.csv")

@@ -11,11 +11,12 @@ import numpy as np
 
 from advect.core.errors import UserError, did_you_mean, optional_import
 from advect.core.files import atomic_write, atomic_write_text
+from advect.data.parquet_columns import PARQUET
 from advect.data.sequences.dataset import SequenceMetadata
 from advect.data.sequences.files import is_table, open_arrays
 from advect.data.tables.columns import Categories, Column, Number, column_from_config
-from advect.data.tables.files import CSV, read_table, write_table
-from advect.data.tables.infer_columns import number_values
+from advect.data.tables.files import read_table, write_table
+from advect.data.tables.given import series_units, word_units
 from advect.data.tables.raw_csv import RawCsv, content, raw_rows, read_raw
 
 
@@ -115,75 +116,57 @@ def read_step_file(path: Path, facts: SequenceMetadata) -> StepFile:
 
 
 def _table(path: Path, facts: SequenceMetadata) -> StepFile:
+    pd = optional_import("pandas", "tables")
     channels, order = list(map(column_from_config, facts["columns"])), facts["order"]
     columns = channels if order is None else [*channels, column_from_config(order)]
-    told = [column for column in map(column_from_config, facts["conditions"])]
-    forms = [column.form for column in (*columns, *told)]
-    dates = {form["date"] for form in forms if form.get("date") in ("dmy", "mdy")}
-    words = {form["missing"] for form in forms if form.get("missing")}
-    options = {"missing": sorted(words) or None, "date_order": dates.pop() if len(dates) == 1 else "auto"}
-    frame = read_table(path, **options)
+    raw = None if path.name.lower().endswith(PARQUET) else read_raw(path)
+    if raw is None:
+        frame, suffix = read_table(path), ".parquet"
+    else:
+        frame = pd.DataFrame([list(map(content, row)) for row in raw.rows], columns=raw.names, dtype=object)
+        suffix = ".tsv" if raw.separator == "\t" else ".csv"
     for column in columns:
         if column.name not in frame.columns:
             near = did_you_mean(column.name, map(str, frame.columns))
             raise UserError(f"{path} has no column {column.name!r}, which the flow was trained on{near}")
     if not len(frame):
         raise UserError(f"{path} has no rows; give the steps that are known")
-    values = np.stack([in_units(frame[column.name], column, path) for column in columns], 1)
+
+    def units(column: Column) -> np.ndarray:
+        if raw is not None:
+            return word_units(raw, column, beyond=True)
+        return series_units(str(path), frame[column.name], column, beyond=True)
+
+    values = np.stack(list(map(units, columns)), 1)
     if order is not None and np.isnan(values[:, -1]).any():
         row = int(np.isnan(values[:, -1]).argmax())
         raise UserError(f"{path} misses the time {columns[-1].name!r} in row {row}; fill it in")
     key = facts["id"] if facts["id"] in frame.columns else None
     places = np.zeros(len(frame), np.int64)
     if key is not None:
-        if frame[key].isna().any():
-            raise UserError(f"{path} misses {key!r} in row {int(frame[key].isna().argmax())}; fill it in")
-        places = optional_import("pandas", "tables").factorize(frame[key])[0]
+        lost = frame[key].isna() if raw is None else frame[key] == ""
+        if lost.any():
+            raise UserError(f"{path} misses {key!r} in row {int(lost.argmax())}; fill it in")
+        places = pd.factorize(frame[key])[0]
     rows = np.lexsort((np.zeros(len(frame)) if order is None else values[:, -1], places))
     starts = np.flatnonzero(np.diff(places[rows], prepend=-1))
-    conditions = {c.name: _of_sequences(frame, c.name, places, rows[starts], path) for c in told if c.name in frame}
-    raw, index = None, frame.attrs.get("index", ())
-    if path.name.lower().endswith(CSV):
-        raw = read_raw(path)
-        words = [[content(word) for word in row] for row in raw.rows]
-        frame = optional_import("pandas", "tables").DataFrame(words, columns=frame.columns, dtype=object)
-    suffix = ".parquet" if raw is None else ".tsv" if raw.separator == "\t" else ".csv"
-    steps = np.split(values[rows], starts[1:])
+    told = [column for column in map(column_from_config, facts["conditions"]) if column.name in frame]
+    conditions = {c.name: _of_sequences(units(c), c, places, rows[starts], path) for c in told}
+    steps, index = np.split(values[rows], starts[1:]), frame.attrs.get("index", ())
     return StepFile(steps, conditions, suffix, frame.iloc[rows], rows, key, raw, index)
 
 
-def in_units(series: Any, column: Column, where: Path) -> np.ndarray:
-    """A series as (N,) float64 in the units of ``column``, NaN where empty.
-
-    Raises UserError for a category that the data have not, naming the nearest, and for values of another kind.
-    """
-    if isinstance(column, Number):
-        try:
-            return number_values(series, column)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from error
-    assert isinstance(column, Categories)
-    places, absent = {name: i for i, name in enumerate(column.names)}, series.isna().to_numpy(bool)
-    found = [np.nan if a else places.get(v, -1) for v, a in zip(series.tolist(), absent, strict=True)]
-    if -1 in found:
-        row = found.index(-1)
-        value, names = series.iloc[row], list(map(str, column.names))
-        raise UserError(
-            f"{where}: column {column.name!r} has {value!r} in row {row}, which the data have not"
-            f"{did_you_mean(str(value), names)}"
-        )
-    return np.array(found, np.float64)
-
-
-def _of_sequences(frame: Any, name: str, places: np.ndarray, firsts: np.ndarray, where: Path) -> list[Any]:
-    """Value of a condition in the first row of each sequence, None where missing."""
-    own = frame[name].iloc[firsts]
-    there, series = own.iloc[places].reset_index(drop=True), frame[name]
-    same = (series == there).fillna(False).to_numpy(bool) | (series.isna() & there.isna()).to_numpy(bool)
+def _of_sequences(x: np.ndarray, column: Column, places: np.ndarray, firsts: np.ndarray, where: Path) -> list[Any]:
+    """Value of a condition, x (R,) in table units, in the first row of each sequence, None where missing."""
+    own = x[firsts]
+    same = (x == own[places]) | (np.isnan(x) & np.isnan(own[places]))
     if not same.all():
         row = int((~same).argmax())
-        raise UserError(f"{where}: condition {name!r} changes within a sequence in row {row}; give one value for each")
-    return [None if a else v for v, a in zip(own.tolist(), own.isna(), strict=True)]
+        raise UserError(
+            f"{where}: condition {column.name!r} changes within a sequence in row {row}; give one value for each"
+        )
+    values = iter(column.told(own[~np.isnan(own)]))
+    return [None if np.isnan(v) else next(values) for v in own]
 
 
 def _arrays(path: Path, facts: SequenceMetadata) -> StepFile:

@@ -64,8 +64,14 @@ def readable(file: Path) -> Iterator[None]:
 
 
 def _header(file: Path, lines: IO[str], separator: str) -> list[str]:
-    """Names of the columns. Raises UserError where the first row has none, or one twice."""
+    """Names of the columns. Raises UserError as :func:`check_header`."""
     names = next(csv_rows(lines, separator), (["", ""], 0))[0]
+    check_header(file, names, separator)
+    return names
+
+
+def check_header(file: Path, names: list[str], separator: str) -> None:
+    """Raise UserError where the first row has no names, or one twice."""
     if _is_data(names):
         raise UserError(
             f"{file} begins with a row of numbers ({separator.join(names[:3])}), which would be the columns'"
@@ -76,7 +82,6 @@ def _header(file: Path, lines: IO[str], separator: str) -> list[str]:
         raise UserError(f"{file} names the column {twice!r} twice; rename one")
     if not any(names):
         raise UserError(f"{file} has no header; write the columns' names into its first line")
-    return names
 
 
 def titles_of(names: list[str]) -> list[str]:

@@ -46,20 +46,24 @@ def read_table(
     Raises:
         UserError: the file is missing, empty, damaged, ragged, of another kind, or repeats a column name.
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise UserError(f"the table {str(path)!r} does not exist or is not a file; check its name")
-    pd = optional_import("pandas", "tables")
-    name = file.name.lower()
-    if not name.endswith(PARQUET + CSV):
-        raise UserError(f"the table {str(path)!r} is neither CSV nor Parquet by its name; end it in .csv or .parquet")
-    if not file.stat().st_size:
-        raise UserError(f"{file} is empty; give a file with a header and rows")
-    if name.endswith(PARQUET):
+    file, pd = table_file(path), optional_import("pandas", "tables")
+    if file.name.lower().endswith(PARQUET):
         optional_import("pyarrow", "tables")
         return _read_parquet(pd, file)
     words = {"missing": missing, "decimal": decimal, "date_order": date_order}
     return read_csv(pd, file, text, numeric, words)
+
+
+def table_file(path: str | os.PathLike[str]) -> Path:
+    """A CSV or Parquet file by its name. Raises UserError unless it is there and holds something."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f"the table {str(path)!r} does not exist or is not a file; check its name")
+    if not file.name.lower().endswith(PARQUET + CSV):
+        raise UserError(f"the table {str(path)!r} is neither CSV nor Parquet by its name; end it in .csv or .parquet")
+    if not file.stat().st_size:
+        raise UserError(f"{file} is empty; give a file with a header and rows")
+    return file
 
 
 def _read_parquet(pd: Any, file: Path) -> Any:

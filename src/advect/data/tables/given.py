@@ -66,21 +66,13 @@ def read_question(path: Path, columns: Sequence[Column]) -> TableQuestion:
         values = [series_units(f"{path}", own, c) for own, c in zip(series, columns, strict=True)]
         found = TableQuestion(columns, np.stack(values, 1))
     else:
-        raw = _raw(path)
+        raw = read_raw(path)
         check_names(str(path), raw.names, names)
         if not raw.rows:
             raise UserError(f"{path} has no rows; give at least one")
-        units = [_word_units(raw, raw.column(c.name), c) for c in columns]
+        units = [word_units(raw, c) for c in columns]
         found = TableQuestion(columns, np.stack(units, 1), raw.ordered(names))
     return found
-
-
-def _raw(path: Path) -> RawCsv:
-    """A CSV file; one that is none is refused as in training."""
-    file = path.expanduser()
-    if not file.is_file() or not file.stat().st_size:
-        read_table(path)  # says what is wrong
-    return read_raw(file)
 
 
 def check_names(what: str, there: Sequence[str], names: Sequence[str]) -> None:
@@ -122,14 +114,14 @@ def _several(value: Any) -> bool:
     return not isinstance(value, str | bytes) and hasattr(value, "__len__")
 
 
-def series_units(what: str, series: Any, column: Column) -> np.ndarray:
+def series_units(what: str, series: Any, column: Column, *, beyond: bool = False) -> np.ndarray:
     """A pandas series (n,) in the table units of a column, NaN where missing.
 
-    Raises UserError, naming row and column, for values that the column cannot have.
+    Raises UserError, naming row and column, for values that the column cannot have; ``beyond`` its range it may.
     """
     absent = series.isna().to_numpy(bool)
     values = np.full(len(series), np.nan)
-    where = lambda place: f"{what} has {series.iloc[place]!r} in row {place} of column {column.name!r}"
+    where = lambda place: f"{what} has {series.tolist()[place]!r} in row {place} of column {column.name!r}"
     if isinstance(column, Categories):
         places = {name: i for i, name in enumerate(column.names)}
         for i in np.flatnonzero(~absent).tolist():
@@ -140,14 +132,21 @@ def series_units(what: str, series: Any, column: Column) -> np.ndarray:
         return values
     assert isinstance(column, Number)
     if not absent.all():
-        values = number_values(series, column)
-    if unfit := column.unfit(values):
+        try:
+            values = number_values(series, column)
+        except UserError as error:
+            raise UserError(f"{what}: {error}") from error
+    if not beyond and (unfit := column.unfit(values)):
         raise UserError(f"{where(unfit[0])}, and {unfit[1]}")
     return values
 
 
-def _word_units(raw: RawCsv, words: Sequence[str], column: Column) -> np.ndarray:
-    """Words (n,) of a column of a CSV file in its table units, NaN where they are asked for."""
+def word_units(raw: RawCsv, column: Column, *, beyond: bool = False) -> np.ndarray:
+    """Words (n,) of a CSV file in the table units of a column, NaN where they are asked for, as the data write them.
+
+    Raises UserError as :func:`series_units`.
+    """
+    words = raw.column(column.name)
     where = lambda place: f"{raw.file} line {raw.lines[place]} has {words[place]!r} in column {column.name!r}"
     empty = {"", column.form.get("missing", "")}
     if isinstance(column, Categories):
@@ -170,7 +169,7 @@ def _word_units(raw: RawCsv, words: Sequence[str], column: Column) -> np.ndarray
             like = column.to_text(np.array([column.low])).tolist()[0]
             raise UserError(f"{where(words.index(bad))}, no {kind} as the data write it, such as {str(like)!r}")
         values[~absent] = found
-    if unfit := column.unfit(values):
+    if not beyond and (unfit := column.unfit(values)):
         raise UserError(f"{where(unfit[0])}, and {unfit[1]}")
     return values
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from advect.core.errors import UserError
-from advect.data.tables.csv_files import find_separator, odd_quotes, readable, titles_of
+from advect.data.tables.csv_files import check_header, find_separator, odd_quotes, readable, titles_of
+from advect.data.tables.files import table_file
 from advect.data.text_files import open_text
 
 _TOKEN = re.compile(r'"(?:[^"]|"")*"|\S+')
@@ -43,8 +44,9 @@ class RawCsv(NamedTuple):
         return "".join(self.separator.join(row) + self.newline for row in (self.header, *rows))
 
 
-def read_raw(file: Path) -> RawCsv:
-    """Read a CSV file. Raises UserError unless all rows have as many fields."""
+def read_raw(path: Path) -> RawCsv:
+    """Read a CSV file. Raises UserError as in training: for what is none, and unless all rows have as many fields."""
+    file = table_file(path)
     with readable(file), open_text(file) as lines:
         separator = find_separator(lines)
         text = lines.read()
@@ -57,8 +59,9 @@ def read_raw(file: Path) -> RawCsv:
     for row, line in zip(rows[1:], starts[1:], strict=True):
         if len(row) != len(header):
             raise UserError(f"{file} line {line} has {len(row)} fields, the header {len(header)}; mend that line")
-    names = titles_of([content(field) for field in header])
-    return RawCsv(file, names, header, rows[1:], starts[1:], separator, newline)
+    names = [content(field) for field in header]
+    check_header(file, names, separator)
+    return RawCsv(file, titles_of(names), header, rows[1:], starts[1:], separator, newline)
 
 
 def _fields(text: str, separator: str) -> tuple[list[list[str]], list[int], str]:
