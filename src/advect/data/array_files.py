@@ -14,17 +14,16 @@ from advect.core.errors import UserError, did_you_mean
 from advect.core.files import require_path
 from advect.core.registry import register
 from advect.core.types import DataSpec
-from advect.data.arrays import SAMPLES, array_header, array_type, float64_rounds
+from advect.data.arrays import LABELS, SAMPLES, array_header, array_type, float64_rounds
 from advect.data.base import ArraySplit, Dataset, Detected, Preview, array_modality, category
 from advect.data.holes import Holes
-from advect.data.numpy_files import DAMAGED, check_arrays
+from advect.data.numpy_files import check_arrays, reading_arrays
 from advect.data.parquet_columns import PARQUET, vector_columns
 from advect.data.repeats import split_vectors
 from advect.data.splits import fingerprint_of, row_blocks, row_digests, split_by_content
 from advect.data.transforms import PixelScale, Standardize, Transform
 from advect.data.vectors.parquet import VectorMetadata, read_vectors
 
-LABELS = ("y", "labels", "label", "targets", "Y", "arr_1")
 _TRAIN, _TEST = ("x_train", "y_train"), ("x_test", "y_test")
 _CHANNELS = (1, 3, 4)
 _RANGES = {"u": ((0, 255),), "f": ((0, 1), (-1, 1))}
@@ -167,19 +166,13 @@ def _load(file: Path, column: str | None, labels: Sequence[str], holes: bool = F
         return _Parts(found.x, found.labels, None, (found.name, found.label))
     if column is not None:
         raise UserError(f"vector_column is {column!r}, and {file} is no Parquet file; leave it out")
-    try:
+    with reading_arrays(file):
         check_arrays(file, mapped=True)
         content = np.load(file, mmap_mode="r", allow_pickle=False)
         if isinstance(content, np.ndarray):
             return _Parts(content, None, None)
         with content:
             return _members(file, content)
-    except UserError:
-        raise
-    except DAMAGED as error:
-        objects = "allow_pickle" in str(error) or "Python objects" in str(error)
-        why = "it holds Python objects, not numbers" if objects else str(error)
-        raise UserError(f"{file} cannot be read as NumPy's .npy or .npz ({why}); save it again, as numbers") from error
 
 
 def _members(file: Path, content: Mapping[str, np.ndarray]) -> _Parts:

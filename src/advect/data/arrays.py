@@ -20,6 +20,9 @@ from advect.data.transforms import PixelScale, Standardize, Transform
 SAMPLES = ("x", "images", "data", "samples", "X", "arr_0")
 """Accepted names of the samples in an ``.npz``."""
 
+LABELS = ("y", "labels", "label", "targets", "Y", "arr_1")
+"""Accepted names of their labels."""
+
 
 class Arrays(ArrayDataset):
     """Arrays as a data set: vectors are standardised, images scaled from their range to [-1, 1].

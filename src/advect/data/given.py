@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
+from advect.data.arrays import LABELS, SAMPLES
 
 
 class GivenRows(NamedTuple):
@@ -21,6 +24,35 @@ class GivenRows(NamedTuple):
     values: Tensor
     conditions: dict[str, Any]
     own: Any = None
+
+
+def samples_name(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
+    """Name of the samples among the arrays of a file. Raises UserError where none is one."""
+    names = [name for name in ("", *SAMPLES, *(arrays if len(arrays) == 1 else ())) if name in arrays]
+    if not names:
+        raise UserError(f"{path} has {', '.join(arrays) or 'no arrays'}; call the samples x")
+    return names[0]
+
+
+def array_conditions(
+    path: Path, arrays: Mapping[str, np.ndarray], names: Iterable[str], count: int
+) -> dict[str, list[Any]]:
+    """Values of the conditions called ``names`` that a file has, by its usual names for "label".
+
+    Raises UserError unless there are ``count`` of each.
+    """
+    found = {}
+    for name in names:
+        key = next((key for key in (name, *(LABELS if name == "label" else ())) if key in arrays), None)
+        if key is None:
+            continue
+        values = arrays[key].reshape(-1) if arrays[key].size == count else arrays[key]
+        if len(np.atleast_1d(values)) != count:
+            raise UserError(
+                f"{path} has an array {key!r} of shape {arrays[key].shape} for {count} samples; give one value each"
+            )
+        found[name] = values.tolist()
+    return found
 
 
 def check_given(x: Tensor, shape: Sequence[int], what: str = "given") -> None:

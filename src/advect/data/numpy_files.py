@@ -6,13 +6,15 @@ import math
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
 from advect.core.errors import UserError
-from advect.core.files import open_regular
+from advect.core.files import atomic_write, open_regular
 from advect.core.memory import check_memory
 
 DAMAGED = (OSError, ValueError, EOFError, RecursionError, zipfile.BadZipFile, zlib.error, NotImplementedError)
@@ -30,6 +32,43 @@ def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     except (tokenize.TokenError, SyntaxError, KeyError, TypeError) as error:  # it is Python text
         raise ValueError(f"its header is damaged: {error}") from error
     return shape, dtype
+
+
+@contextmanager
+def reading_arrays(path: Path) -> Iterator[None]:
+    """Context in which the errors of a NumPy file that is damaged or none are UserErrors."""
+    try:
+        yield
+    except UserError:
+        raise
+    except DAMAGED as error:
+        objects = "allow_pickle" in str(error) or "Python objects" in str(error)
+        why = "it holds Python objects, not numbers" if objects else str(error)
+        raise UserError(f"{path} cannot be read as NumPy's .npy or .npz ({why}); save it again, as numbers") from error
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Arrays of a ``.npz`` by name; that of a ``.npy`` is called "". Raises UserError."""
+    with reading_arrays(path):
+        check_arrays(path)
+        content = np.load(path, allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            return {"": content}
+        with content:
+            return dict(content)
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays as :func:`load_arrays` has them, atomically and without pickle."""
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            if "" in arrays:
+                np.save(file, arrays[""], allow_pickle=False)
+            else:
+                np.savez_compressed(file, allow_pickle=False, **arrays)
+
+    atomic_write(path, write)
 
 
 def check_arrays(path: Path, *, mapped: bool = False) -> None:

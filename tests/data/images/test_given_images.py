@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 
 from advect.core.errors import UserError
 from advect.core.types import DataSpec
+from advect.data.base import category
 from advect.data.images.modality import Images
 from advect.data.transforms import PixelScale
 
@@ -85,3 +88,31 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
             np.save(file, value) if file.suffix == ".npy" else Image.fromarray(value).save(file)
         with pytest.raises(UserError, match=words):
             modality(channels).read_given(file)
+
+
+def test_pixels_of_sixteen_bits_are_refused_rather_than_cut_to_eight(tmp_path: Path) -> None:
+    lines = b"".join(b"\0" + struct.pack(">4H", 1000, 2000, 3000, 65535) * 5 for _ in range(6))
+    header = struct.pack(">IIBBBBB", 5, 6, 16, 6, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
+    chunk = lambda k, d: struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d))
+    (tmp_path / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*own) for own in chunks))
+    with pytest.raises(UserError, match=r"mode RGBA;16B\), .* of 8 bits a channel"):
+        modality().read_given(tmp_path / "deep.png")
+
+
+def test_labels_of_an_archive_are_taken_by_their_usual_names_one_for_each_image(tmp_path: Path) -> None:
+    x = np.where(MASK, np.nan, np.zeros((2, 3, 6, 5)))
+    spec = DataSpec((3, 6, 5), "image", {"label": category(np.array([0, 1]), ["a", "b"])})
+    images = Images(spec, PixelScale(0, 1))
+    np.savez(tmp_path / "half.npz", images=x, y=np.array(["b", "a"]))
+    assert images.read_given(tmp_path / "half.npz").conditions == {"label": ["b", "a"]}
+    np.savez(tmp_path / "half.npz", images=x, y=np.array(["b"]))
+    with pytest.raises(UserError, match=r"array 'y' of shape \(1,\) for 2 samples"):
+        images.read_given(tmp_path / "half.npz")
+
+
+def test_a_cut_array_is_told_once(tmp_path: Path) -> None:
+    np.save(tmp_path / "half.npy", np.full((3, 6, 5), np.nan))
+    (tmp_path / "half.npy").write_bytes((tmp_path / "half.npy").read_bytes()[:-8])
+    with pytest.raises(UserError, match=r"half.npy claims 720 bytes .* and the file has 712 for it; save it again$"):
+        modality().read_given(tmp_path / "half.npy")

@@ -207,3 +207,20 @@ def test_the_words_of_a_question_are_read_as_those_of_the_data(tmp_path: Path) -
     known = rows.own[1][0]
     assert np.array_equal(known, [[0, 3.123], [1, NAN], [NAN, 2.5], [0, NAN]], equal_nan=True)
     assert rows.own[0].frame["id"].tolist() == ["07"] * 4
+
+
+def test_sequences_one_after_another_come_back_so_and_lengths_have_to_fit(tmp_path: Path) -> None:
+    source = Sequences([RNG.normal(size=(n, 2)) for n in (3, 5, 4, 5)], held_out=0)
+    x, lengths, file = np.arange(10.0).reshape(5, 2) / 10, np.array([3, 2]), tmp_path / "asked.npz"
+    x[1, 1] = x[4, 0] = NAN
+    np.savez(file, values=x, lengths=lengths)
+    rows = source.modality.read_given(file)
+    assert [own.tolist() for own in np.isnan(rows.own[0].steps[1])] == [[False, False], [True, False]]
+    drawn = torch.full((2, 5, 2), 9.0, dtype=torch.float64)
+    written = source.modality.write_given(drawn, {LENGTH: torch.tensor(lengths)}, rows, 1, tmp_path)[0]
+    with np.load(written) as found:
+        assert np.array_equal(found["values"], np.nan_to_num(x, nan=9)) and np.array_equal(found["lengths"], lengths)
+    for wrong in ([3, 3], [5], [4.0, 1.0]):
+        np.savez(file, values=x, lengths=np.array(wrong))
+        with pytest.raises(UserError, match="lengths"):
+            source.modality.read_given(file)

@@ -369,7 +369,7 @@ def test_bad_tables_of_steps(change, arguments, words):
         (np.zeros((2, 3, 1)), {"long": "cut"}, "long must be 'truncate' or 'window', got 'cut'"),
         (np.zeros((2, 3, 1)), {"id_column": "a"}, "id_column, order_column and value_columns are for tables"),
         (np.array([["a"]]), {}, "must hold real numbers"),
-        ("missing.npz", {}, "not a readable .npy or .npz file"),
+        ("missing.npz", {}, "cannot be read as NumPy"),
     ],
 )
 def test_bad_arrays(data, arguments, words):

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from advect.core.errors import UserError
 from advect.core.files import atomic_write, open_regular
-from advect.data.arrays import SAMPLES
-from advect.data.numpy_files import DAMAGED, check_arrays
+from advect.data.given import array_conditions, samples_name
+from advect.data.numpy_files import load_arrays, save_arrays
 
 _MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 
@@ -26,8 +26,8 @@ class ImageQuestion:
         x: (n, C, H, W) in data units, NaN where asked for.
         own: the pixels as they stand, bytes of a PNG file.
         last: whether channels are the last axis there.
-        name: of the images in an .npz.
-        arrays: all of an .npz.
+        name: of the images in a NumPy file.
+        arrays: all of a NumPy file.
         conditions: n values each by name.
     """
 
@@ -48,17 +48,11 @@ class ImageQuestion:
         asked, drawn = (np.moveaxis(v, 1, -1) if self.last else v for v in (np.isnan(self.x), drawn))
         shape = self.own.shape
         whole = np.where(asked.reshape(shape), drawn.reshape(shape).astype(self.own.dtype), self.own)
-
-        def write(partial: Path) -> None:
-            with partial.open("wb") as out:
-                if self.suffix == ".png":
-                    Image.fromarray(whole).save(out, format="PNG", optimize=True)
-                elif self.suffix == ".npy":
-                    np.save(out, whole, allow_pickle=False)
-                else:
-                    np.savez(out, allow_pickle=False, **{**self.arrays, self.name: whole})
-
-        atomic_write(file, write)
+        if self.suffix == ".png":
+            picture = Image.fromarray(whole)
+            atomic_write(file, lambda partial: picture.save(partial, format="PNG", optimize=True))
+        else:
+            save_arrays(file, {**self.arrays, self.name: whole})
         return file
 
 
@@ -84,13 +78,16 @@ def _read_png(path: Path, shape: Sequence[int], pixel_range: tuple[float, float]
         raise UserError(f"{path} is a PNG file, and the flow's images {tuple(shape)} are none; give an .npy with NaN")
     try:
         with open_regular(path) as file, Image.open(file, formats=("PNG",)) as image:
-            if image.size != (width, height) or image.mode not in _MODES:
+            kind = str(image.tile[0][3])  # "RGB;16B", which Pillow cuts to 8 bits
+            if image.size != (width, height) or image.mode not in _MODES or "16" in kind:
                 raise UserError(
-                    f"{path} is of {image.width} x {image.height} pixels (mode {image.mode}), and the flow's images"
+                    f"{path} is of {image.width} x {image.height} pixels (mode {kind}), and the flow's images"
                     f" of {width} x {height}, of 8 bits a channel; convert it"
                 )
             rgba = np.asarray(image.convert("RGBA"))
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
+    except UserError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is not a readable PNG file ({error}); check it or write it again") from error
     asked = rgba[..., 3] == 0
     if ((rgba[..., 3] < 255) & ~asked).any():
@@ -111,16 +108,8 @@ def _read_arrays(
     pixel_range: tuple[float, float] | None,
     conditions: Collection[str],
 ) -> ImageQuestion:
-    try:
-        check_arrays(path)
-        content = np.load(path, allow_pickle=False)
-        arrays = dict(content) if isinstance(content, np.lib.npyio.NpzFile) else {"": content}
-    except DAMAGED as error:
-        raise UserError(f"{path} is not a readable NumPy file ({error}); check it or write it again") from error
-    names = (name for name in ("", *SAMPLES, *(arrays if len(arrays) == 1 else ())) if name in arrays)
-    name = next(names, None)
-    if name is None:
-        raise UserError(f"{path} has the arrays {', '.join(arrays)}, and none called 'x'; name the images so")
+    arrays = load_arrays(path)
+    name = samples_name(path, arrays)
     own, (channels, height, width) = arrays[name], shape
     first, last = own.shape[-3:] == tuple(shape), own.shape[-3:] == (height, width, channels)
     grey = channels == 1 and own.shape[-2:] == (height, width) and own.ndim < 4
@@ -134,5 +123,5 @@ def _read_arrays(
     low, high = pixel_range or (-np.inf, np.inf)
     if (x < low).any() or (x > high).any():
         raise UserError(f"{path} has pixels outside {low:g} to {high:g}, where those of the data lie; scale them so")
-    told = {key: arrays[key].tolist() for key in conditions if key in arrays and len(arrays[key]) == len(x)}
+    told = array_conditions(path, arrays, conditions, len(x))
     return ImageQuestion(suffix, x, own, last and not first, name, arrays, told)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from advect.core.errors import UserError, did_you_mean, optional_import
 from advect.data.arrays import array_header, float64_rounds
-from advect.data.numpy_files import DAMAGED, check_arrays
+from advect.data.numpy_files import load_arrays
 from advect.data.parquet_columns import PARQUET
 from advect.data.tables.columns import Categories, Column, Number
 from advect.data.tables.csv_files import csv_rows, find_separator
@@ -164,7 +164,7 @@ def read_arrays(
             raise UserError("lengths are for one array; the arrays of a list have their own, so leave lengths out")
         steps = [_array(x, f"sequence {i}") for i, x in enumerate(data)]
     else:
-        steps = _cut(_array(data, "the array"), lengths)
+        steps = cut(_array(data, "the array"), lengths)
     _check(steps, holes)
     every, kind = np.concatenate(steps), np.result_type(*{x.dtype for x in steps})
     for channel, values in enumerate(every.T):
@@ -178,14 +178,7 @@ def read_arrays(
 
 def open_arrays(file: Path) -> dict[str, np.ndarray]:
     """Arrays of a ``.npy`` or ``.npz`` file by name; the sequences are called "values". Raises UserError."""
-    try:
-        check_arrays(file)
-        content = np.load(file, allow_pickle=False)
-        arrays = dict(content) if isinstance(content, np.lib.npyio.NpzFile) else {"values": content}
-    except UserError:
-        raise
-    except DAMAGED as error:
-        raise UserError(f"{file} is not a readable .npy or .npz file ({error}); check it or write it again") from error
+    arrays = load_arrays(file)
     if len(arrays) == 1:
         arrays = {"values": next(iter(arrays.values()))}
     if "values" not in arrays:
@@ -207,7 +200,8 @@ def _array(x: Any, what: str) -> np.ndarray:
     return x.astype(x.dtype.newbyteorder("="))
 
 
-def _cut(x: np.ndarray, lengths: Any) -> list[np.ndarray]:
+def cut(x: np.ndarray, lengths: Any) -> list[np.ndarray]:
+    """Views (L_i, C) of the sequences in x, with ``lengths`` as in :func:`read_arrays`. Raises UserError."""
     if x.ndim not in (2, 3) or (x.ndim == 2 and lengths is None):
         raise UserError(
             f"sequences must be (N, L, C), got shape {x.shape}; for one channel give x[..., None],"

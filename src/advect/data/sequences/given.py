@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from advect.core.errors import UserError, did_you_mean, optional_import
-from advect.core.files import atomic_write, atomic_write_text
+from advect.core.files import atomic_write_text
+from advect.data.given import array_conditions
+from advect.data.numpy_files import save_arrays
 from advect.data.parquet_columns import PARQUET
 from advect.data.sequences.dataset import SequenceMetadata
-from advect.data.sequences.files import is_table, open_arrays
+from advect.data.sequences.files import cut, is_table, open_arrays
 from advect.data.tables.columns import Categories, Column, Number, column_from_config
 from advect.data.tables.files import read_table, write_table
 from advect.data.tables.given import series_units, word_units
@@ -90,21 +92,11 @@ class StepFile:
         return file
 
     def _answer_arrays(self, drawn: Sequence[np.ndarray], columns: Sequence[Column], file: Path) -> None:
-        own = self.arrays["values"]
-        whole = own.copy()
-        rows = whole.reshape(len(drawn), -1, len(columns)) if len(whole) else whole
-        for row, new in zip(rows, drawn, strict=True):
+        arrays = {**self.arrays, "values": self.arrays["values"].copy()}
+        for row, new in zip(_sequences(arrays), drawn, strict=True):
             filled = np.stack([_in_array(v, c) for v, c in zip(new.T, columns, strict=True)], 1)
-            row[: len(new)] = np.where(np.isnan(row[: len(new)]), filled, row[: len(new)])
-
-        def write(partial: Path) -> None:
-            with partial.open("wb") as out:
-                if self.suffix == ".npy":
-                    np.save(out, whole, allow_pickle=False)
-                else:
-                    np.savez(out, allow_pickle=False, **{**self.arrays, "values": whole})
-
-        atomic_write(file, write)
+            row[:] = np.where(np.isnan(row), filled, row)
+        save_arrays(file, arrays if self.suffix == ".npz" else {"": arrays["values"]})
 
 
 def read_step_file(path: Path, facts: SequenceMetadata) -> StepFile:
@@ -175,17 +167,21 @@ def _arrays(path: Path, facts: SequenceMetadata) -> StepFile:
     columns = list(map(column_from_config, facts["columns"]))
     names = [config["name"] for config in facts["conditions"]]
     arrays = open_arrays(path)
-    x, lengths = arrays["values"], arrays.get("lengths")
-    x = x[None] if x.ndim == 2 and lengths is None else x
-    if x.ndim != 3 or x.shape[2] != len(columns) or x.dtype.kind not in "buif":
+    x = arrays["values"]
+    if x.ndim not in (2, 3) or x.shape[-1] != len(columns) or x.dtype.kind not in "buif":
         raise UserError(f"{path} must hold numbers (N, L, {len(columns)}), got {x.dtype} of shape {x.shape}")
     if not x.size:
         raise UserError(f"{path} is empty, its shape is {x.shape}; give the steps that are known")
-    sizes = np.full(len(x), x.shape[1]) if lengths is None else np.asarray(lengths)
     own = np.stack([_channel(x[..., i].astype(np.float64), column) for i, column in enumerate(columns)], -1)
-    conditions = {name: list(arrays[name]) for name in names if name in arrays}
-    steps = [row[:size] for row, size in zip(own, sizes.tolist(), strict=True)]
+    steps = _sequences({**arrays, "values": own})
+    conditions = array_conditions(path, arrays, names, len(steps))
     return StepFile(steps, conditions, path.suffix.lower(), arrays=arrays)
+
+
+def _sequences(arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Views (L_i, C) of the sequences of a file; values (L, C) without lengths are one."""
+    x, lengths = arrays["values"], arrays.get("lengths")
+    return cut(x[None] if x.ndim == 2 and lengths is None else x, lengths)
 
 
 def _channel(x: np.ndarray, column: Column) -> np.ndarray:

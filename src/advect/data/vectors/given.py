@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from advect.core.errors import UserError
-from advect.core.files import atomic_write, atomic_write_text, require_path
-from advect.data.array_files import LABELS
-from advect.data.arrays import SAMPLES
-from advect.data.numpy_files import DAMAGED, check_arrays
+from advect.core.files import atomic_write_text, require_path
+from advect.data.arrays import LABELS
+from advect.data.given import array_conditions, samples_name
+from advect.data.numpy_files import load_arrays, save_arrays
 from advect.data.parquet_columns import PARQUET
 from advect.data.tables.files import CSV
 from advect.data.tables.given import check_names
@@ -28,8 +28,8 @@ class VectorQuestion:
 
     Attributes:
         conditions: n values each by name.
-        name: of the vectors in an .npz or Parquet file; "" in .npy and CSV.
-        arrays: all of an .npz, or the other columns of a Parquet file.
+        name: of the vectors in a NumPy or Parquet file.
+        arrays: all of a NumPy file, or the other columns of a Parquet file.
         raw: the fields of a CSV file.
     """
 
@@ -58,14 +58,8 @@ class VectorQuestion:
         if self.suffix == ".parquet":
             others = {name: values.tolist() for name, values in self.arrays.items()}
             write_vectors(file, whole, column=self.name, others=others)
-            return file
-        arrays = {**self.arrays, self.name: whole}
-
-        def write(partial: Path) -> None:
-            with partial.open("wb") as out:
-                np.savez_compressed(out, **arrays) if self.name else np.save(out, whole)  # pyright: ignore[reportArgumentType]
-
-        atomic_write(file, write)
+        else:
+            save_arrays(file, {**self.arrays, self.name: whole})
         return file
 
 
@@ -112,23 +106,10 @@ def _of_parquet(file: Path, conditions: Sequence[str], column: str | None, label
 
 
 def _of_numpy(file: Path, conditions: Sequence[str]) -> VectorQuestion:
-    try:
-        check_arrays(file)
-        content = np.load(file, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            return VectorQuestion(".npy", content)
-        with content:
-            arrays = {name: content[name] for name in content}
-    except DAMAGED as error:
-        raise UserError(f"{file} cannot be read as NumPy's .npy or .npz ({error}); save it again") from error
-    key = next((key for key in SAMPLES if key in arrays), next(iter(arrays)) if len(arrays) == 1 else None)
-    if key is None:
-        raise UserError(f"{file} has {', '.join(arrays) or 'no arrays'}; call the vectors x")
-    told = {}
-    for name in conditions:
-        there = next((key for key in (name, *(LABELS if name == "label" else ())) if key in arrays), None)
-        told |= {} if there is None else {name: arrays[there].reshape(-1)}
-    return VectorQuestion(".npz", arrays[key], told, key, arrays)
+    arrays = load_arrays(file)
+    name = samples_name(file, arrays)
+    told = array_conditions(file, arrays, conditions, len(np.atleast_1d(arrays[name])))
+    return VectorQuestion(".npz" if name else ".npy", arrays[name], told, name, arrays)
 
 
 def _of_csv(file: Path, dim: int, conditions: Sequence[str]) -> VectorQuestion:
