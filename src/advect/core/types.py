@@ -188,8 +188,9 @@ class Entries:
 
     def count(self, shape: Sequence[int] | None = None) -> int:
         """Number of entries."""
-        same = shape is None or tuple(shape) == tuple(self.groups.shape)
-        return self._count if same else math.prod(shape[1:])
+        if shape is None or tuple(shape) == tuple(self.groups.shape):
+            return self._count
+        return math.prod(shape[1:])
 
     @cached_property
     def _count(self) -> int:
