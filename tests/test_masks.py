@@ -44,6 +44,12 @@ def test_named_columns_are_known_with_all_their_elements():
     assert known.tolist() == [[True, True, False, True, True, True]] * 3
 
 
+def test_a_column_without_elements_may_be_named():
+    entries = Entries(torch.tensor([0, 0, 1]), ("age", "sex", "country"))
+    known = drawn(ColumnsMask(entries=entries, known_columns=["age", "country"]), 2)
+    assert known.tolist() == [[True, True, False]] * 2
+
+
 @pytest.mark.parametrize(("horizon", "low", "high"), [((5,), 5, 5), ((3, 7), 3, 7), ((), 1, 19)])
 def test_a_forecast_knows_all_but_the_last_steps(horizon, low, high):
     known = drawn(PrefixMask(entries=STEPS, horizon=horizon))

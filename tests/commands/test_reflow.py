@@ -220,6 +220,8 @@ def test_mistakes_are_told_and_nothing_is_written(
         advect("train moons --coupling pairs --pairs nowhere --run-dir out")
     with pytest.raises(UserError, match=r"--init-from .* has another network"):
         advect("train moons --width 9 --init-from", moons_run, "--run-dir out")
+    with pytest.raises(UserError, match=r"belongs to another network: net\.first"):
+        advect("train moons --width 16 --mask random --init-from", moons_run, "--run-dir out")
     assert not (tmp_path / "out").exists()
 
 
@@ -253,3 +255,10 @@ def test_fewer_pairs_than_a_batch_are_learned(advect: Callable[..., None], tmp_p
     advect("train --data", tmp_path / "small.npy", "--run-dir s --max-steps 2 --width 16 --sample-every 0")
     advect("reflow s --max-steps 2 --no-measure --pair-steps 1 --sample-every 0 --num-pairs 30")
     assert (Path("s") / "reflow" / "2-rectified" / "checkpoints").is_dir()
+
+
+def test_a_flow_that_answers_questions_is_refused_before_pairs_are_made(advect: Callable[..., None]) -> None:
+    advect("train moons --width 16 --mask random --max-steps 2 --sample-every 0 --run-dir masked")
+    with pytest.raises(UserError, match="was trained with --mask random"):
+        advect("reflow masked --num-pairs 20 --max-steps 2")
+    assert not Path("masked/reflow").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path as File
 
 import pytest
@@ -96,6 +97,14 @@ def test_known_entries_come_back_exactly() -> None:
     same = flow.sample_posterior(3, given=given[0]).x
     masked = flow.sample_posterior(3, measurement=Masked([True, False]), y=[12.3, 0.0]).x
     assert (same[:, 0] == 12.3).all() and torch.equal(same, masked)
+
+
+def test_a_row_of_which_nothing_is_known_is_drawn_beside_others(moons_run: File) -> None:
+    flow = advect.load(moons_run)
+    given = [[math.nan, math.nan], [0.5, math.nan], [math.nan, math.nan]]
+    for method in ("dps", "pigdm", "mmps", "repaint"):
+        x = flow.sample_posterior(3, given=given, method=method, steps=4).x
+        assert x[1, 0] == 0.5 and bool(torch.isfinite(x).all())
 
 
 def test_a_row_depends_on_the_seed_and_its_place_alone(moons_run: File) -> None:

@@ -74,6 +74,15 @@ def test_a_row_of_which_nothing_is_known_is_drawn_whole() -> None:
     assert np.isfinite(filled[0]).all() and not np.array_equal(*filled)
 
 
+def test_few_rows_are_drawn_by_flows_of_folds_whatever_each_is_asked() -> None:
+    _, known = correlated(60, 0.3)
+    model = small(early_stopping=True).fit(known).model_
+    assert len(model._flows) > 1
+    given = np.array([[np.nan, np.nan]] * 4 + [[100.0, np.nan]] * 4 + [[100.0, -3.0]] * 4)
+    drawn = model.sample(12, given=given)
+    assert np.isfinite(drawn).all() and np.array_equal(drawn[8:], given[8:]) and (drawn[4:, 0] == 100).all()
+
+
 def test_frames_keep_their_types_and_what_is_there() -> None:
     x = frame()
     before, imputer = x.copy(), small(draws=3)

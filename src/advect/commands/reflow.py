@@ -132,6 +132,11 @@ def parse_reflow(run: Path | None, words: list[str]) -> tuple[str, ReflowArgumen
         preset, config = DEFAULT, get_preset(DEFAULT).config
     else:
         preset, config = parse_config(run_folder(run) / "config.yaml")
+    if config.method.masked:
+        raise UserError(
+            f"advect reflow straightens flows of whole samples, and {run} was trained with --mask "
+            f"{config.method.mask}, whose questions start from other noise; train a run without --mask"
+        )
     config = for_pairs(config)
     a = parse_settings(
         ReflowArguments(settings=config),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from advect.checkpoint.async_writer import explain_run_error
@@ -24,9 +25,9 @@ from advect.checkpoint.manifest import (
     read_newest,
     remove_leftovers,
 )
-from advect.checkpoint.tensor_files import load_weights
+from advect.checkpoint.tensor_files import check_same_shapes, load_weights, read_shapes
 from advect.config.arguments import parse_train
-from advect.config.build import build_dataset, build_loss, fit_source, source_tensors
+from advect.config.build import build_dataset, build_loss, build_network, fit_source, source_tensors
 from advect.config.build_trainer import (
     build_callbacks,
     check_config,
@@ -145,7 +146,7 @@ def _train(config: Config, preset: str, context: RunContext, checkpoint: Path | 
             metadata = ModelMetadata.from_run(config, preset, source, noise)
             if checkpoint:
                 check_same_run(read_model_metadata(checkpoint / MODEL), metadata, checkpoint)
-            weights = None if checkpoint else _first_weights(config)
+            weights = None if checkpoint else _first_weights(config, source)
         trainer = _new_trainer(config, plan, source, metadata, context, weights)
         if checkpoint:
             trainer.state.load(checkpoint)
@@ -190,7 +191,7 @@ def _open(config: Config) -> tuple[Dataset, dict[str, Any]]:
     return source, fit_source(config.method, source)
 
 
-def _first_weights(config: Config) -> dict[str, Tensor] | None:
+def _first_weights(config: Config, source: Dataset) -> dict[str, Tensor] | None:
     """Initial weights; None for random ones."""
     begin = config.training.init_from
     if begin is None:
@@ -202,6 +203,9 @@ def _first_weights(config: Config) -> dict[str, Tensor] | None:
             raise UserError(
                 f"--init-from {begin} has another network than this run; train it with --config of that run"
             )
+        with torch.device("meta"):  # which other conditions and masks change
+            net = build_network(config.network, source.spec, masked=config.method.masked)
+        check_same_shapes(read_shapes(file), net.state_dict(), file)
         return load_weights(file)
 
     return read_newest(begin, read, find_weights)

@@ -188,8 +188,13 @@ class Entries:
 
     def count(self, shape: Sequence[int] | None = None) -> int:
         """Number of entries."""
-        groups = self.groups if shape is None else self.of(shape)
-        return int(groups.max()) + 1
+        if shape is None or tuple(shape) == tuple(self.groups.shape):
+            return self._count
+        return math.prod(shape[1:])
+
+    @cached_property
+    def _count(self) -> int:
+        return max(int(self.groups.max()) + 1, len(self.names))  # a column of one value has no element
 
 
 def expand_right(t: Tensor, x: Tensor) -> Tensor:

@@ -111,6 +111,8 @@ class Flow(VelocityField):
         shape = self._shape(image_size)
         self._check_memory(len(rows), min(batch_size, len(rows)), shape)
         conditions = self.conditions(n, cond, seed, rows=rows)
+        if given is not None and shape != self.spec.shape:
+            raise UserError(f"image_size is {image_size}, but given has the size of the data; leave one of them out")
         known = None if given is None else read_given(self, given, n).rows(rows)
         parts, evaluations = [], 0
         calls = self.nfe(config) if progress is not False else None

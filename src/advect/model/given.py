@@ -41,7 +41,12 @@ class Given:
 
 
 def read_given(flow: Flow, given: Any, n: int) -> Given:
-    """:func:`known_entries` for a flow that was trained for it. Raises UserError for another."""
+    """:func:`known_entries` for a flow that was trained for it; those read before are n rows of them.
+
+    Raises UserError for another flow.
+    """
+    if isinstance(given, Given):
+        return given
     if not flow.masked:
         raise UserError(
             "given needs a flow that was given entries in training; train with --mask random, say, or take "

@@ -15,6 +15,7 @@ from advect.data import Transform
 from advect.losses.flow_matching import Kind
 from advect.model.conditions import Encoded
 from advect.model.flow import Flow
+from advect.model.given import read_given
 
 
 def mixed_log_prob(values: Sequence[Tensor]) -> Tensor:
@@ -34,7 +35,9 @@ def sample_mixture(
     """n samples (n, *S), in data units, each of a flow drawn at random, under ``cond`` (n, ...) if any, and ``given``
     entries (1 or n, *S), NaN where asked for.
     """
-    known = None if given is None or given.isnan().all() else given.expand(n, *given.shape[1:])
+    known = (
+        None if given is None or given.isnan().all() else read_given(flows[0], given.expand(n, *given.shape[1:]), n)
+    )
     seed = int(rng.randint(2**31 - 1))
     if len(flows) == 1:
         return flows[0].sample(n, seed=seed, cond=cond or None, given=known, **options).x
@@ -45,7 +48,7 @@ def sample_mixture(
         rows = order[drawn[order] == k]
         if len(rows):
             part = {name: Encoded(value.values[rows]) for name, value in cond.items()}
-            own = None if known is None else known[rows]
+            own = None if known is None else known.rows(rows)
             parts.append(flow.sample(len(rows), seed=(seed + k) % 2**31, cond=part or None, given=own, **options).x)
     return torch.cat(parts)[torch.argsort(order)]
 

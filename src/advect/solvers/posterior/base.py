@@ -64,7 +64,8 @@ class Observation:
         a = as_measurement(measurement)
         y = torch.as_tensor(y, device=device)
         y = y if y.is_floating_point() else y.float()
-        out = _tried(a.rows(slice(0, 1), shape), shape, device)
+        first = a.fullest(shape)  # some samples may have nothing known
+        out = _tried(a.rows(slice(first, first + 1), shape), shape, device)
         if y.shape == out.shape[1:]:
             y = y.expand(n, *y.shape)
         if y.shape != (n, *out.shape[1:]):

@@ -65,6 +65,10 @@ class Measurement(ABC):
         """y with zeros where the measurement says nothing."""
         return y
 
+    def fullest(self, shape: Sequence[int]) -> int:
+        """Which sample of ``shape`` S it says most of, of one that differs by sample."""
+        return 0
+
 
 class LinearMeasurement(Measurement):
     """A linear A; its adjoint is PyTorch's unless it has one."""
@@ -148,6 +152,9 @@ class Masked(LinearMeasurement):
     def observed(self, y: Tensor) -> Tensor:
         return torch.where(self.mask.to(y.device), y, 0.0)
 
+    def fullest(self, shape: Sequence[int]) -> int:
+        return 0 if self.mask.ndim == len(shape) else int(self.mask.flatten(1).sum(1).argmax())
+
 
 @bounded
 class Blur(LinearMeasurement):
@@ -222,6 +229,9 @@ class Through(Measurement):
 
     def observed(self, y: Tensor) -> Tensor:
         return self.inner.observed(y)
+
+    def fullest(self, shape: Sequence[int]) -> int:
+        return self.inner.fullest(shape)
 
 
 def as_measurement(a: Measurement | Tensor | np.ndarray | Map) -> Measurement:
