@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
+from advect.core.types import without_padding
 from advect.data.base import Split, Subset
 
 if TYPE_CHECKING:
@@ -47,19 +48,20 @@ class Holes:
         Raises UserError for a sample without any entry, and an entry that no training sample has.
         """
         numbers, groups = dataset.modality.groups.unique(return_inverse=True)  # a constant column has no element
-        train, held_out = (_lost(split, groups) for split in (dataset.train, dataset.held_out))
-        for split, lost in ((dataset.train, train), (dataset.held_out, held_out)):
-            if len(empty := np.flatnonzero(lost.all(1))):
+        (train, own), (held_out, others) = (_lost(split, groups) for split in (dataset.train, dataset.held_out))
+        for split, lost, real in ((dataset.train, train, own), (dataset.held_out, held_out, others)):
+            if len(empty := np.flatnonzero((lost | ~real).all(1))):
                 row = split.row_names(empty[:1])[0]
                 raise UserError(f"{row} of {dataset.name} has no value at all; remove such rows")
         if train.all(0).any():
-            entry, names = int(numbers[int(train.all(0).argmax())]), dataset.modality.entry_names
-            raise UserError(f"no training row of {dataset.name} has {names[entry] if names else f'entry {entry}'!r}")
+            entry = dataset.modality.entry_name(int(numbers[int(train.all(0).argmax())]))
+            raise UserError(f"no training row of {dataset.name} has {entry}; leave it out, or give rows that have it")
         both = np.concatenate([train, held_out])
         if not both.any():
             return None
         complete = [np.flatnonzero(~lost.any(1)) for lost in (train, held_out)]
-        return cls(complete[0], complete[1], int(both.any(1).sum()), int(both.sum()), len(both), both.size)
+        count = int(own.sum() + others.sum())
+        return cls(complete[0], complete[1], int(both.any(1).sum()), int(both.sum()), len(both), count)
 
     def words(self) -> str:
         """How many there are."""
@@ -89,11 +91,13 @@ def complete_rows(dataset: D) -> D:
     return made
 
 
-def _lost(split: Split, groups: Tensor) -> np.ndarray:
-    """Whether each sample of a split lacks each entry, (N, G) bool."""
+def _lost(split: Split, groups: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each sample of a split lacks each entry, and whether it is no padding, both (N, G) bool."""
     flat, count = groups.flatten(), int(groups.max()) + 1
-    parts = [np.zeros((0, count), bool)]
+    any_of = lambda x: torch.zeros(len(x), count).index_add_(1, flat, x.flatten(1).float()).bool().numpy()
+    parts = [(np.zeros((0, count), bool),) * 2]
     for first in range(0, len(split), 1024):
-        lost = split.fetch(np.arange(first, min(first + 1024, len(split)))).x1.flatten(1).isnan()
-        parts.append(torch.zeros(len(lost), count).index_add_(1, flat, lost.float()).bool().numpy())
-    return np.concatenate(parts)
+        batch = split.fetch(np.arange(first, min(first + 1024, len(split))))
+        parts.append((any_of(batch.x1.isnan()), any_of(without_padding(torch.ones_like(batch.x1), batch.cond or {}))))
+    lost, real = zip(*parts, strict=True)
+    return np.concatenate(lost), np.concatenate(real)

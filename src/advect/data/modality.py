@@ -168,6 +168,10 @@ class Modality(ABC, Generic[M]):
         """Names of the entries, if they are columns with names."""
         return ()
 
+    def entry_name(self, entry: int) -> str:
+        """Entry of this number in messages."""
+        return repr(self.entry_names[entry]) if self.entry_names else f"entry {entry}"
+
     def given_rows(self, given: Any) -> Tensor:
         """What a user knows of one sample or of n, in data units, float64, NaN where entries are asked for."""
         if isinstance(given, GivenRows):

@@ -50,6 +50,11 @@ def test_holes_of_ragged_sequences_are_not_padding_even_at_the_end() -> None:
     for z, own in zip(batch.x1, x, strict=True):
         assert torch.equal(z[: len(own)].isnan(), torch.from_numpy(np.isnan(own)))
         assert (z[len(own) :] == 0).all()
+    assert source.holes is not None
+    assert source.holes.words() == "holes in 2 of 4 rows, 3 of 34 entries"  # padding is no entry
+    x[0][:] = NAN
+    with pytest.raises(UserError, match="has no value at all"):
+        Sequences(x, holes=True, held_out=0)
 
 
 def steps(days: int = 3, first: str = "2024-01-01"):
@@ -224,3 +229,10 @@ def test_sequences_one_after_another_come_back_so_and_lengths_have_to_fit(tmp_pa
         np.savez(file, values=x, lengths=np.array(wrong))
         with pytest.raises(UserError, match="lengths"):
             source.modality.read_given(file)
+
+
+def test_a_step_of_a_channel_that_no_sequence_has_is_named() -> None:
+    x = RNG.normal(size=(6, 4, 2))
+    x[:, 2, 1] = NAN
+    with pytest.raises(UserError, match="no training row of sequences has 'value_1' at step 2"):
+        Sequences(x, holes=True, held_out=0)
