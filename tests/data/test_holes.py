@@ -162,6 +162,8 @@ def test_images_with_unknown_pixels_and_rows_without_values_are_refused(tmp_path
     np.save(tmp_path / "x.npy", np.full((4, 5, 5, 1), 0.5, np.float32))
     with pytest.raises(UserError, match="holds images"):
         ArrayFile(tmp_path / "x.npy", holes=True)
+    with pytest.raises(UserError, match="holds images"):
+        Arrays(np.zeros((4, 1, 5, 5), np.uint8), holes=True)
     with pytest.raises(UserError, match="row 3 of table has no value at all"):
         Table(pd.DataFrame({"a": [1.0, 2.0, 3.0, NAN], "b": [2.0, NAN, 1.0, NAN]}), holes=True, held_out=0.0)
 

@@ -230,7 +230,7 @@ def _extent(file: Path, x: np.ndarray, holes: bool) -> tuple[float, float]:
             row, what = block.start + int(bad.argmax()), "an infinite value" if holes else "NaN or an infinite value"
             unknown = ", or take NaN for unknown by --holes" if x.ndim == 2 and not holes else ""
             raise UserError(f"{file} has {what} in row {row}; remove such rows or fill them in{unknown}")
-    return float(np.nanmin(lows)), float(np.nanmax(highs))
+    return float(np.fmin.reduce(lows)), float(np.fmax.reduce(highs))
 
 
 def _scale(file: Path, dtype: np.dtype, low: float, high: float, value_range: tuple[float, float] | None) -> Transform:

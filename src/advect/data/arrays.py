@@ -54,6 +54,8 @@ class Arrays(ArrayDataset):
         name: str = "arrays",
     ) -> None:
         samples, whole_numbers = _samples(x, holes)
+        if holes and samples.ndim != 2:
+            raise UserError(f"x holds images {samples.shape}, whose unknown pixels are not for holes; leave it out")
         labels = {key: _labels(key, values, len(samples)) for key, values in (conditions or {}).items()}
         rows = Rows(samples, labels)
         train, rest = random_split(len(samples), held_out, seed=seed)

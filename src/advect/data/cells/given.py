@@ -11,6 +11,7 @@ import torch
 
 from advect.core.errors import UserError, optional_import
 from advect.core.files import atomic_write, open_regular
+from advect.data.cells.matrix import reading_h5ad
 from advect.data.cells.transform import Expression
 from advect.data.cells.write import CellsMetadata, var_table
 
@@ -75,7 +76,10 @@ def read_cells(path: Path, facts: CellsMetadata) -> CellQuestion:
     Whole numbers are counts, others expression. Raises UserError for a file that is none, has no gene of the flow or
     negative counts, and for counts without the totals that normalising needs.
     """
-    cells = _open(path)
+    anndata = optional_import("anndata", "cells")
+    with reading_h5ad(path):
+        open_regular(path).close()
+        cells = anndata.read_h5ad(path)
     genes = {gene: i for i, gene in enumerate(facts["var"]["genes"])}
     names = [str(name) for name in cells.var_names]
     places = [i for i, name in enumerate(names) if name in genes]
@@ -103,16 +107,6 @@ def read_cells(path: Path, facts: CellsMetadata) -> CellQuestion:
     needed = counts and scale.target_sum is not None
     told = {name: _values(cells.obs[name]) for name in facts["obs"] if name in cells.obs}
     return CellQuestion(facts, cells.obs, own, totals if needed else None, counts, told)
-
-
-def _open(path: Path) -> Any:
-    anndata = optional_import("anndata", "cells")
-    try:
-        with open_regular(path):
-            pass
-        return anndata.read_h5ad(path)
-    except Exception as error:  # h5py and anndata raise many kinds
-        raise UserError(f"{path} is not a readable .h5ad file ({error}); check it or write it again") from error
 
 
 def _values(series: Any) -> list[Any]:
