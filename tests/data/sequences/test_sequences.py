@@ -342,6 +342,7 @@ U = {"id_column": "who", "value_columns": ("u",)}
             "column 'who' misses a value in row 0",
         ),
         (lambda f: f, {"id_column": "who", "value_columns": "u"}, "got one text"),
+        (lambda f: f, {**U, "labels": {"a": [1]}}, "labels are for arrays, and the sequences are a table"),
     ],
 )
 def test_bad_tables_of_steps(change, arguments, words):

@@ -137,23 +137,14 @@ class Sequences(Dataset):
         seed: int = 0,
         name: str | None = None,
     ) -> None:
-        if isinstance(conditions, str) or isinstance(value_columns, str):
-            raise UserError("conditions and value_columns must be several names, got one text; write (name,)")
-        if is_table(data):
-            words = {"missing": missing or None, "decimal": decimal, "date_order": date_order}
-            if lengths is not None or (id_column is None and (max_length is None or long != "window")):
-                raise UserError(
-                    "Sequences.id_column is not given; name the column of the table that tells sequences apart, or "
-                    "take windows of one series by --max-length and --long window"
-                )
-            columns = {"id": id_column, "order": order_column, "values": value_columns, "conditions": conditions}
-            ragged = read_steps(data, holes=holes, **columns, **words)
-        elif id_column is not None or order_column is not None or value_columns:
+        if is_table(data) and id_column is None and (max_length is None or long != "window"):
             raise UserError(
-                "id_column, order_column and value_columns are for tables of one row a step; leave them out"
+                "Sequences.id_column is not given; name the column of the table that tells sequences apart, or "
+                "take windows of one series by --max-length and --long window"
             )
-        else:
-            ragged = read_arrays(data, lengths, labels or conditions, holes=holes)
+        columns = {"id": id_column, "order": order_column, "values": value_columns, "conditions": conditions}
+        words = {"missing": missing or None, "decimal": decimal, "date_order": date_order}
+        ragged = _read(data, {"lengths": lengths, "labels": labels}, columns, words, holes)
         series = len(ragged.steps)
         ragged, groups = shorten(ragged, max_length, long, stride)
         if series == 1 and max_length:
@@ -196,6 +187,21 @@ class Sequences(Dataset):
             "names": list(self._names),
             "style": self._style,
         }
+
+
+def _read(
+    data: Any, arrays: Mapping[str, Any], columns: Mapping[str, Any], words: Mapping[str, Any], holes: bool
+) -> Ragged:
+    """Sequences from a table by its ``columns``, else with the ``arrays`` of lengths and labels."""
+    if isinstance(columns["conditions"], str) or isinstance(columns["values"], str):
+        raise UserError("conditions and value_columns must be several names, got one text; write (name,)")
+    if is_table(data):
+        if extra := [name for name, value in arrays.items() if value is not None]:
+            raise UserError(f"{' and '.join(extra)} are for arrays, and the sequences are a table; leave them out")
+        return read_steps(data, holes=holes, **columns, **words)
+    if columns["id"] is not None or columns["order"] is not None or columns["values"]:
+        raise UserError("id_column, order_column and value_columns are for tables of one row a step; leave them out")
+    return read_arrays(data, arrays["lengths"], arrays["labels"] or columns["conditions"], holes=holes)
 
 
 def sequences_of(x: Tensor, cond: Conditions | None) -> list[np.ndarray]:
