@@ -12,7 +12,6 @@ from advect.config.flags import asks_help, parse_words, place_first
 from advect.config.section import Section, part
 from advect.core.bounds import BatchSize, Count, GuidanceScale, Seed, Share, Steps
 from advect.core.errors import UserError
-from advect.model.conditions import parse_conditions
 from advect.model.forecast import forecast_run
 from advect.model.sampler_config import SamplerConfig
 
@@ -89,7 +88,7 @@ def run(words: list[str]) -> None:
         ),
         seed=a.seed,
         batch_size=a.batch_size,
-        cond=parse_conditions(a.cond),
+        cond=a.cond,
         ema=a.use_ema if a.ema_decay is None else a.ema_decay,
         output_dir=a.output_dir,
         overwrite=a.overwrite,
