@@ -139,7 +139,7 @@ def test_conditions_that_a_file_lacks_are_asked_for(
         UserError, match=r"q.npy has no 'label', a condition, .* give --cond label=VALUE, or label=none"
     ):
         advect("impute run q.npy --num-steps 1")
-    advect("impute run q.npy --cond label=1 --num-steps 1 --draws 2")
+    advect("impute --cond label=1 run q.npy --num-steps 1 --draws 2")
     found = np.load("run/imputed/seed-0/draw-2.npy")
     assert found[0, [0, 2]].tolist() == [1.0, 2.0]
     assert np.isfinite(found).all()
