@@ -60,6 +60,14 @@ def test_draws_and_quantiles_continue_each_series_in_its_own_types(hourly_run: P
     assert before == {f: f.read_bytes() for f in (tmp_path / "out").iterdir()}
     with pytest.raises(UserError, match="already holds another forecast: draws was 7 there and is 8 here"):
         run([*words.split(), "--draws", "8"])
+    with pytest.raises(UserError, match=r"guidance is 2\.0, but this flow has no conditions"):
+        run([*words.split(), "--guidance", "2", "--overwrite"])
+    assert before == {f: f.read_bytes() for f in (tmp_path / "out").iterdir()}  # a mistake costs nothing
+    (tmp_path / "out/forecast.json").unlink()
+    with pytest.raises(UserError, match=r"already holds draws\.csv, of which forecast\.json tells nothing"):
+        run(words.split())
+    run([*words.split(), "--overwrite"])
+    assert before == {f: f.read_bytes() for f in (tmp_path / "out").iterdir()}
 
 
 def test_a_file_without_an_id_is_one_series(hourly_run: Path, tmp_path: Path) -> None:
@@ -88,7 +96,7 @@ def test_a_file_without_an_id_is_one_series(hourly_run: Path, tmp_path: Path) ->
         ),
         ("", {"n": 3.5}, "has 3.5 in row 0, step 0 of 'n': the data have whole numbers"),
         ("", {"load": 999.0}, "has 999 in row 0, step 0 of 'load': the data lie in"),
-        ("", {"load": "much"}, "column 'load' holds"),
+        ("", {"load": "much"}, "has 'much' in column 'load', no number"),
         ("", {"load": np.nan, "n": np.nan}, "the last 12 steps of sensor s00 have no value"),
     ],
 )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from advect.core.errors import UserError
-from advect.model.answers import answer_run
+from advect.model.answers import answer_run, file_conditions
 from advect.model.flow import Flow
 from advect.model.load import load
 from advect.model.sampler_config import SamplerConfig
@@ -139,7 +139,19 @@ def test_conditions_that_a_file_lacks_are_asked_for(
         UserError, match=r"q.npy has no 'label', a condition, .* give --cond label=VALUE, or label=none"
     ):
         advect("impute run q.npy --num-steps 1")
-    advect("impute run q.npy --num-steps 1 --cond label=1 --draws 2")
+    advect("impute --cond label=1 run q.npy --num-steps 1 --draws 2")
     found = np.load("run/imputed/seed-0/draw-2.npy")
     assert found[0, [0, 2]].tolist() == [1.0, 2.0]
     assert np.isfinite(found).all()
+    advect(f"train --data x.npz {small.replace('run-dir run', 'run-dir plain')}")
+    again = "impute plain q.npy --posterior pigdm --num-steps 2 --cond label=1"
+    advect(again)
+    with pytest.raises(UserError, match=r"another call: guidance was 1\.0 there and is 3\.0 here"):
+        advect(f"{again} --guidance 3")
+
+
+def test_a_condition_is_of_the_file_or_of_the_words() -> None:
+    values = {"k": ["p", "q"]}
+    assert file_conditions(Path("a.csv"), values, 2, {"j": 3}) == {"j": 3, "k": ["p", "p", "q", "q"]}
+    with pytest.raises(UserError, match=r"--cond k=p, and a\.csv has the values of 'k'; leave one out"):
+        file_conditions(Path("a.csv"), values, 2, {"k": "p"})

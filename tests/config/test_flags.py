@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from advect.commands.impute import ImputeArguments
 from advect.commands.sample import parse_sample
 from advect.config.arguments import TrainArguments, parse_config, parse_train
-from advect.config.flags import kept, place_first, typed_words
+from advect.config.flags import kept, typed_words
+from advect.config.places import place_first, split_places
 
 
 def test_a_name_that_begins_with_dashes_is_a_value_after_an_equals_sign(tmp_path: Path) -> None:
@@ -45,3 +49,16 @@ def test_flags_may_stand_before_the_preset() -> None:
     )
     assert (preset, a.run_dir, a.settings.training.max_steps) == ("moons", Path("digits"), 3)
     assert place_first(["--conditions", "label", "digits"], TrainArguments)[0] == "--conditions"  # two conditions
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["RUN FILE", "--draws 2 RUN FILE", "RUN --draws 2 FILE", "--cond a=1 RUN FILE", "--cond a=1 RUN --draws 2 FILE"],
+)
+def test_run_and_file_keep_their_order_among_flags_and_after_those_of_many_values(words: str, tmp_path: Path) -> None:
+    run, file = tmp_path / "z", tmp_path / "a.csv"
+    for place in (run, file):
+        place.touch()
+    said = words.replace("RUN", str(run)).replace("FILE", str(file)).split()
+    found, flags = split_places(said, "advect impute", ImputeArguments, ("run", "file"), "")
+    assert found == [run, file] and flags == words.replace("RUN", "").replace("FILE", "").split()

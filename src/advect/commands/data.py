@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from advect.config.flags import asks_help, parse_words, split_place
+from advect.config.flags import asks_help, parse_words
+from advect.config.places import split_place
 from advect.config.section import Section
 from advect.core.bounds import Pixels
 from advect.core.errors import UserError, did_you_mean

@@ -11,7 +11,8 @@ from typing import Annotated, ClassVar
 from msgspec import Meta
 
 from advect.config.arguments import TrainArguments
-from advect.config.flags import parse_words, place_first
+from advect.config.flags import parse_words
+from advect.config.places import place_first
 from advect.config.presets import PRESETS
 from advect.config.section import Section
 from advect.core.bounds import CountOrZero, Seed

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from advect.checkpoint.manifest import checkpoint_step, named_checkpoint, read_newest
 from advect.checkpoint.tensor_files import save_tensors
-from advect.config.flags import parse_words, split_place
+from advect.config.flags import parse_words
+from advect.config.places import split_place
 from advect.config.section import Section
 from advect.core.errors import UserError
 from advect.core.files import atomic_write, check_name, claim_folder

@@ -14,7 +14,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from advect.checkpoint.manifest import find_weights, named_checkpoint, read_newest
-from advect.config.flags import asks_help, launch_processes, parse_words, split_place
+from advect.config.flags import asks_help, launch_processes, parse_words
+from advect.config.places import split_place
 from advect.config.resume import device_name, versions
 from advect.config.section import Section
 from advect.core import registry

@@ -20,7 +20,8 @@ from advect.commands.train import exit_by_signal, train
 from advect.config.arguments import parse_config, parse_settings, run_folder
 from advect.config.build import build_dataset
 from advect.config.config import Config
-from advect.config.flags import asks_help, launch_processes, split_place
+from advect.config.flags import asks_help, launch_processes
+from advect.config.places import split_place
 from advect.config.presets import DEFAULT, get_preset
 from advect.config.section import Section, part
 from advect.core.bounds import Evaluations, GuidanceScale, Processes, Share, Steps, Time

@@ -12,7 +12,8 @@ from typing import Annotated, ClassVar
 from msgspec import Meta
 
 from advect.checkpoint.manifest import find_weights, named_checkpoint, read_newest
-from advect.config.flags import parse_words, split_place
+from advect.config.flags import parse_words
+from advect.config.places import split_place
 from advect.config.section import Section
 from advect.core.bounds import Evaluations, Positive, Seed
 from advect.core.errors import UserError

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from advect.checkpoint.manifest import named_checkpoint
-from advect.config.flags import launch_processes, parse_words, split_place
-from advect.config.section import Section, part
-from advect.core.bounds import (
-    BatchSize,
-    Count,
-    GuidanceScale,
-    Pixels,
-    Processes,
-    SampleCount,
-    Seed,
-    Share,
-    Steps,
-    Time,
-)
+from advect.config.draw_arguments import DrawArguments
+from advect.config.flags import launch_processes, parse_words
+from advect.config.places import split_place
+from advect.config.section import part
+from advect.core.bounds import Count, Pixels, Processes, SampleCount
 from advect.core.errors import UserError
 from advect.distributed.comm import sync_errors
 from advect.model.answers import answer_run
-from advect.model.conditions import parse_conditions
 from advect.model.sampler_config import SamplerConfig
 from advect.model.sampling import describe_files, sample_run
 
@@ -35,11 +25,8 @@ SHARED = True
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class SampleArguments(Section):
+class SampleArguments(DrawArguments):
     """Flags of ``advect sample``."""
-
-    checkpoint: str | None = None
-    """Checkpoint of the run: epoch-50, step-1000, best or latest, the default."""
 
     num_samples: SampleCount = 64
     """Number of samples."""
@@ -49,67 +36,29 @@ class SampleArguments(Section):
     """
     draws: Count = 1
     """Draws of each row of --given."""
-    num_steps: Steps | None = None
-    """Solver steps; default those of the run's sample grids."""
-
-    solver: str | None = part("solver", "sde-solver", default=None)
-    """Solver; default that of the run's sample grids. With --diffusion: ab2, the default, euler-maruyama or heun."""
-    grid: str | None = part("grid", default=None)
-    """Placement of the steps; default that of the run's sample grids."""
-
-    diffusion: str | None = part("diffusion", default=None, number=("constant", "scale"))
-    """Sample the SDE with this g(t): a number such as 0.5, or a name such as sigma; larger values forget errors and
-    need more steps.
-    """
-
     posterior: str | None = part("posterior", default=None)
     """Posterior sampling of what --given asks for, for flows trained without --mask, with its own steps: pigdm or
     mmps, say.
     """
-
-    seed: Seed = 0
-    """The same seed gives the same samples."""
-
-    cond: tuple[str, ...] = ()
-    """Conditions as NAME=VALUE, such as label=7, the label in the data. NAME=cycle takes each value in turn, NAME=none
-    none; others follow the data's frequencies.
-    """
-
-    guidance: GuidanceScale = 1.0
-    """Scale of classifier-free guidance: 1 is none, 2 or 3 follows the condition more closely."""
-    guidance_interval: tuple[Time, Time] | None = None
-    """Times LO HI between which guidance acts; default all."""
     image_size: tuple[Pixels, Pixels] | None = None
     """Height and width of the images, if other than those of training; a DiT takes them, in multiples of its patch."""
-    use_ema: bool = True
-    """Use the averaged weights."""
-    ema_decay: Share | None = None
-    """Use the average of this decay, one of the run's."""
-    save_individual: bool = False
-    """Also write each image to a file of its own."""
     output_dir: Path | None = None
     """Output folder; default RUN/generated/seed-SEED."""
-    overwrite: bool = False
-    """Replace other samples."""
+    save_individual: bool = False
+    """Also write each image to a file of its own."""
     safe_csv: bool = False
     """In samples.csv, put ' before text that a spreadsheet would run as a formula, such as =cmd."""
-    batch_size: BatchSize = 256
-    """Samples drawn at once."""
-
     part_size: Count | None = None
     """Most samples in memory at once, default 10,000. Processes share such parts, a repeated call resumes after
     complete ones, and all are joined to one file.
     """
-
-    device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto takes a GPU if available."""
     nproc: Processes = 1
     """Local processes, one a GPU if there are any, as by torchrun --nproc_per_node."""
 
     groups: ClassVar = {
         "samples": ("num_samples", "given", "draws", "seed", "cond", "guidance", "guidance_interval", "image_size"),
-        "solver": ("solver", "num_steps", "grid", "diffusion", "posterior"),
-        "weights": ("checkpoint", "use_ema", "ema_decay"),
+        **DrawArguments.groups,
+        "solver": (*DrawArguments.groups["solver"], "posterior"),
         "output": ("output_dir", "save_individual", "overwrite", "safe_csv"),
         "processes": ("batch_size", "part_size", "device", "nproc"),
     }
@@ -117,15 +66,7 @@ class SampleArguments(Section):
     @property
     def sampler(self) -> SamplerConfig:
         """How to sample."""
-        return SamplerConfig(
-            steps=self.num_steps,
-            solver=self.chosen("solver"),
-            grid=self.chosen("grid"),
-            diffusion=self.chosen("diffusion"),
-            guidance=self.guidance,
-            guidance_interval=self.guidance_interval,
-            image_size=self.image_size,
-        )
+        return replace(super().sampler, image_size=self.image_size)
 
 
 def run(words: list[str]) -> None:
@@ -135,17 +76,7 @@ def run(words: list[str]) -> None:
         a = parse_sample(flags)
     if a.nproc != 1:
         launch_processes("sample", words, a.nproc, a.device)
-    common: Any = {
-        "seed": a.seed,
-        "batch_size": a.batch_size,
-        "cond": a.cond,
-        "ema": a.use_ema if a.ema_decay is None else a.ema_decay,
-        "output_dir": a.output_dir,
-        "overwrite": a.overwrite,
-        "part_size": a.part_size,
-        "device": a.device,
-    }
-    source = named_checkpoint(place, a.checkpoint)
+    source, common = named_checkpoint(place, a.checkpoint), {"part_size": a.part_size, **a.common}
     if a.given is not None:
         files = answer_run(source, a.given, a.draws, a.sampler, posterior=a.chosen("posterior"), **common)
     else:
@@ -163,7 +94,6 @@ def parse_sample(flags: list[str]) -> SampleArguments:
         "advect sample runs/digits --num-samples 100 --cond label=7 --guidance 2"
     )
     a = parse_words(SampleArguments, flags, prog="advect sample RUN", description=about)
-    parse_conditions(a.cond)
     alone = {"--num-samples": a.num_samples != SampleArguments.num_samples, "--save-individual": a.save_individual}
     alone |= {"--safe-csv": a.safe_csv, "--image-size": a.image_size is not None}
     if a.given is not None and (other := next((flag for flag, there in alone.items() if there), None)):
@@ -171,6 +101,4 @@ def parse_sample(flags: list[str]) -> SampleArguments:
     if a.given is None and (a.draws != 1 or a.posterior is not None):
         flag = "--draws" if a.draws != 1 else "--posterior"
         raise UserError(f"{flag} is of each row of --given FILE; give one, or leave it out")
-    if a.ema_decay is not None and not a.use_ema:
-        raise UserError("--no-use-ema and --ema-decay contradict each other; give one of them")
     return a

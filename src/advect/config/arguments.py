@@ -13,7 +13,8 @@ from advect.checkpoint.manifest import find_checkpoint, read_newest
 from advect.config.build import layout_of
 from advect.config.config import Config, DataConfig, MethodConfig, OutputConfig, TrainingConfig
 from advect.config.config import data as data_section
-from advect.config.flags import kept, parse_sections, place_first, taken, typed_words, value_of, without_prefixed
+from advect.config.flags import kept, parse_sections, taken, typed_words, value_of, without_prefixed
+from advect.config.places import place_first
 from advect.config.presets import DEFAULT, PRESETS, Preset, get_preset
 from advect.config.section import Section, flag
 from advect.core import registry

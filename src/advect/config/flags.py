@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import field, fields, is_dataclass, make_dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
@@ -131,7 +130,8 @@ def _parser(
         titles = {name: title for title, names in section.groups.items() for name in names}
         groups[key] = _Group(registry.summary(type(section)) + ".")
         groups |= {title: _Group() for title in section.groups}
-        for f in fields(section):
+        order = {name: i for i, name in enumerate(titles)}
+        for f in sorted(fields(section), key=lambda f: order.get(f.name, -1)):
             if f.name == "options" or not f.metadata.get("flag", True):
                 continue
             title = titles.get(f.name, key)
@@ -329,66 +329,6 @@ def flag_types(kind: type) -> dict[str, Any]:
         for part in map(choice.get, choice.names()):
             found = {flag(choice.prefix + a.name): a.type for a in registry.arguments(part)} | found
     return found
-
-
-def _values(type_: Any, words: Sequence[str]) -> tuple[int, bool]:
-    """How many of the words after a flag are its values, and whether it would take any text."""
-    given = next((i for i, word in enumerate(words) if word.startswith("--") or word == "-h"), len(words))
-    choices = [t for t in get_args(type_) if t is not type(None)]
-    if len(choices) == 1 and type(None) in get_args(type_):
-        return _values(choices[0], words)
-    if type_ is bool:
-        return 0, False
-    if get_origin(type_) is not tuple:
-        return min(1, given), False
-    of, *rest = get_args(type_)
-    if rest != [...]:
-        return min(len(get_args(type_)), given), False
-    if of in (int, float):
-        return next((i for i, word in enumerate(words[:given]) if not _is_number(word)), given), False
-    return given, True
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
-
-
-def place_first(words: Sequence[str], *kinds: type, required: bool = False) -> list[str]:
-    """Words with the positional one first: the first that is no flag of ``kinds`` and no value of one.
-
-    ``required``: if all are, the last value of a flag that takes any number, where that is a path that exists.
-    """
-    types: dict[str, Any] = {}
-    for kind in kinds:
-        types |= flag_types(kind)
-    words, i, spare = list(words), 0, None
-    while i < len(words):
-        if not words[i].startswith("-"):
-            return [words[i], *words[:i], *words[i + 1 :]]
-        name, equals, _ = dashed(words[i]).partition("=")
-        i += 1
-        type_ = bool if name in ("-h", "--help", "--help-all") else types.get(name.replace("--no-", "--"), str)
-        count, open_ended = (0, False) if equals else _values(type_, words[i:])
-        i += count
-        spare = i - 1 if open_ended and count > 1 and Path(words[i - 1]).exists() else spare
-    return [words[spare], *words[:spare], *words[spare + 1 :]] if required and spare is not None else words
-
-
-def split_place(
-    words: list[str], command: str, kind: type, *, what: str = "run", example: str = "runs/digits"
-) -> tuple[Path, list[str]]:
-    """Split RUN, anywhere among the flags of ``kind``, from these; --help needs none."""
-    if words and words[0].startswith("-"):
-        words = place_first(words, kind, required=True)
-    if words and not words[0].startswith("-"):
-        return Path(words[0]), words[1:]
-    if asks_help(words):
-        return Path(), words
-    raise UserError(f"{command} needs a {what}, such as: {command} {example}")
 
 
 def launch_processes(command: str, words: list[str], nproc: int, device: str) -> NoReturn:

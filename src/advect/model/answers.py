@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,17 @@ from advect.distributed.context import run_context
 from advect.model.conditions import ConditionValue, parse_conditions
 from advect.model.flow import Flow
 from advect.model.sampler_config import SamplerConfig
+from advect.model.samples import Samples
 from advect.model.sampling import (
     check_sampler,
     conditions_to_dict,
     default_folder,
+    open_call,
     open_flow,
     resolved,
     write_all,
 )
-from advect.model.sharded_samples import SampleShards, count_shards, open_plan
+from advect.model.sharded_samples import SampleShards
 from advect.solvers.posterior import PosteriorMethod, get_posterior
 
 logger = logging.getLogger(__name__)
@@ -76,12 +79,8 @@ def answer_run(
             rows = flow.modality.read_given(file)
             given = flow.modality.given_rows(rows).repeat_interleave(draws, 0)
             n, told = len(given), _conditions(flow, file, rows, draws, cond)
-            count = count_shards(n, part_size, me.world)
-            if posterior is None:
-                check_sampler(flow, sampler, told, n=n, batch_size=batch_size, given=given)
-            else:
-                how = _posterior_options(posterior, sampler)
-                flow.sample_posterior(n, given=given, cond=told, rows=range(1), **{**how, "steps": 2})
+            ask = _Ask(flow, given, told, sampler, posterior, seed, batch_size)
+            ask.check()
             if me.is_first:
                 stack.enter_context(claim_folder(folder, "--output-dir"))
             size = 2 * n * math.prod(flow.spec.shape)
@@ -89,21 +88,12 @@ def answer_run(
             if me.is_first:
                 logger.info(f"{file.name}: {_asked(flow, rows)}, drawn {draws} times")
                 data = sum_files(file.absolute().parent, [file.absolute()])[file.name]["sha256"]
-                how = resolved(sampler, flow) if posterior is None else {"posterior": repr(get_posterior(posterior))}
-                how = {"n": n, "draws": draws, **how, "seed": seed, "batch_size": batch_size}
-                how |= {} if posterior is None else {"steps": sampler.steps, "grid": _named(sampler.grid)}
-                facts = {"ema": mean, **how, "conditions": conditions_to_dict(told), "given": file.name, "data": data}
-                plan = {**identity, **facts, "parts": count}
-                count = open_plan(folder, plan, fixed=part_size is not None, overwrite=overwrite)
-                named = {"checkpoint": place.name} if place.is_dir() else {}
-                facts = {"run": str(run), **named, **plan, "parts": count}
+                how = {"n": n, "draws": draws, **ask.facts(), "conditions": conditions_to_dict(told)}
+                plan = {**identity, "ema": mean, **how, "given": file.name, "data": data}
+                facts = open_call(folder, run, place, plan, part_size=part_size, world=me.world, overwrite=overwrite)
 
         def fill(part: range, folder: Path, bar: tqdm) -> list[Path]:
-            options = {"given": given, "cond": told, "seed": seed, "batch_size": batch_size, "progress": bar}
-            if posterior is None:
-                made = flow.sample(n, rows=part, **options, **sampler.arguments())
-            else:
-                made = flow.sample_posterior(n, rows=part, **options, **_posterior_options(posterior, sampler))
+            made = ask.draw(part, progress=bar)
             save_tensors(folder / _ROWS, {"x": made.x, **{f"cond.{k}": v for k, v in made.encoded.items()}})
             sync_file(folder / _ROWS)
             return [folder / _ROWS]
@@ -115,35 +105,67 @@ def answer_run(
             encoded = {name.removeprefix("cond."): value for name, value in whole.items()}
             return flow.modality.write_given(x, encoded, rows, draws, folder)
 
-        parts = SampleShards(folder=folder, n=n, count=broadcast_object(count))
+        parts = SampleShards(folder=folder, n=n, count=broadcast_object(facts.get("parts", 0)))
         return write_all(parts, fill, me, lambda _: parts.finish_as(facts, write))
 
 
-def _named(grid: object) -> str | None:
-    """A grid by name, or with its options, for JSON."""
-    return grid if grid is None or isinstance(grid, str) else repr(grid)
+@dataclass(frozen=True)
+class _Ask:
+    """The samples (n, *data shape) whose entries are ``given``, NaN where asked for, under conditions of n values,
+    and how they are drawn: by a sampler, or a posterior with the sampler's steps, grid and guidance.
+    """
 
+    flow: Flow
+    given: Any
+    told: Mapping[str, ConditionValue]
+    sampler: SamplerConfig
+    posterior: str | PosteriorMethod | None
+    seed: int
+    batch_size: int
 
-def _posterior_options(method: str | PosteriorMethod, sampler: SamplerConfig) -> dict[str, Any]:
-    """Arguments of ``Flow.sample_posterior``. Raises UserError for those of other samplers."""
-    if sampler.solver is not None or sampler.diffusion is not None:
-        flag = "--solver" if sampler.solver is not None else "--diffusion"
-        raise UserError(
-            f"{flag} and --posterior contradict each other, as a posterior has its own steps; leave one out"
-        )
-    guidance = {"guidance": sampler.guidance, "guidance_interval": sampler.guidance_interval}
-    return {"method": method, "steps": sampler.steps, "grid": sampler.grid or "uniform", **guidance}
+    def draw(self, rows: range, **options: Any) -> Samples:
+        """Some rows of the samples."""
+        n, how = len(self.given), {"given": self.given, "cond": self.told, "rows": rows}
+        how |= {"seed": self.seed, "batch_size": self.batch_size, **options}
+        if self.posterior is None:
+            return self.flow.sample(n, **how, **self.sampler.arguments())
+        return self.flow.sample_posterior(n, **{**self._posterior_options(), **how})
+
+    def check(self) -> None:
+        """Raise UserError for what cannot be drawn, by a trial of one row."""
+        if self.posterior is not None:
+            self.draw(range(1), steps=2)
+            return
+        n, size = len(self.given), self.batch_size
+        check_sampler(self.flow, self.sampler, self.told, n=n, batch_size=size, given=self.given)
+
+    def facts(self) -> dict[str, Any]:
+        """How they are drawn, as JSON."""
+        after = {"seed": self.seed, "batch_size": self.batch_size}
+        if self.posterior is None:
+            return {**resolved(self.sampler, self.flow), **after}
+        method, grid = get_posterior(self.posterior), self.sampler.grid or "uniform"
+        how = replace(self.sampler, steps=self.sampler.steps or method.steps, grid=grid).facts()
+        names = ("steps", "grid", "guidance", "guidance_interval")
+        return {"posterior": repr(method), **{name: how[name] for name in names}, **after}
+
+    def _posterior_options(self) -> dict[str, Any]:
+        """Arguments of ``Flow.sample_posterior``. Raises UserError for those of other samplers."""
+        s = self.sampler
+        if s.solver is not None or s.diffusion is not None:
+            flag = "--solver" if s.solver is not None else "--diffusion"
+            raise UserError(
+                f"{flag} and --posterior contradict each other, as a posterior has its own steps; leave one out"
+            )
+        guidance = {"guidance": s.guidance, "guidance_interval": s.guidance_interval}
+        return {"method": self.posterior, "steps": s.steps, "grid": s.grid or "uniform", **guidance}
 
 
 def _conditions(
     flow: Flow, file: Path, rows: GivenRows, draws: int, cond: Sequence[str]
 ) -> Mapping[str, ConditionValue]:
-    """Conditions of all draws, by name: those of the file, and others as words. Raises UserError for one missing."""
-    told: dict[str, Any] = parse_conditions(cond, flow.spec)
-    for name, values in rows.conditions.items():
-        if name in told:
-            raise UserError(f"--cond {name}={told[name]}, and {file} has the values of {name!r}; leave one out")
-        told[name] = [value for value in values for _ in range(draws)]
+    """:func:`file_conditions` of all draws. Raises UserError for one missing."""
+    told = file_conditions(file, rows.conditions, draws, parse_conditions(cond, flow.spec))
     for name in flow.spec.conditions:
         if name not in told and name != LENGTH:
             raise UserError(
@@ -151,6 +173,18 @@ def _conditions(
                 f" {name}=none if it is not known"
             )
     return told
+
+
+def file_conditions(
+    file: Path, values: Mapping[str, Iterable[Any]], draws: int, cond: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Conditions by name: a file's ``values`` of its rows, each ``draws`` times, and those of ``cond`` for all.
+
+    Raises UserError for one that both have.
+    """
+    for name in values.keys() & cond.keys():
+        raise UserError(f"--cond {name}={cond[name]}, and {file} has the values of {name!r}; leave one out")
+    return {**cond, **{name: [value for value in some for _ in range(draws)] for name, some in values.items()}}
 
 
 def _asked(flow: Flow, rows: GivenRows) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from advect.checkpoint.manifest import find_weights, read_newest, sum_files
+from advect.checkpoint.manifest import sum_files
 from advect.core.bounds import Count, bounded
 from advect.core.errors import UserError
-from advect.core.files import atomic_write_text, claim_folder, remove_partial
+from advect.core.files import atomic_write_text, claim_folder
 from advect.core.records import find_object
 from advect.core.types import LENGTH
 from advect.data.figure import save_png
@@ -23,12 +23,15 @@ from advect.data.sequences.given import read_step_file
 from advect.data.sequences.modality import SequencesModality
 from advect.data.tables.files import write_table
 from advect.distributed.context import run_context
+from advect.model.answers import file_conditions
+from advect.model.conditions import parse_conditions
 from advect.model.flow import Flow
-from advect.model.load import load
 from advect.model.sampler_config import SamplerConfig
-from advect.model.sampling import default_folder, weights_identity
+from advect.model.sampling import conditions_to_dict, default_folder, open_flow, resolved
+from advect.model.sharded_samples import plan_difference
 
 FACTS = "forecast.json"
+DRAWS, QUANTILES, PICTURE = "draws", "quantiles", "forecast"
 
 
 @bounded
@@ -42,7 +45,7 @@ def forecast_run(
     sampler: SamplerConfig | None = None,
     seed: int = 0,
     batch_size: int = 256,
-    cond: Mapping[str, Any] | None = None,
+    cond: Sequence[str] = (),
     ema: bool | float = True,
     output_dir: Path | None = None,
     overwrite: bool = False,
@@ -50,22 +53,26 @@ def forecast_run(
 ) -> list[Path]:
     """Draw the next ``horizon`` steps of each series in a file; return draws, quantiles, picture and forecast.json.
 
-    The last ``history`` steps are known, by default as many as the sequences of training leave. A repeated call gives
-    what is there. Raises UserError for a flow that makes no sequences or was not trained with a mask, a file that does
-    not fit, and a folder that holds another forecast, unless ``overwrite``.
+    The last ``history`` steps are known, by default as many as the sequences of training leave. ``cond`` has words
+    NAME=VALUE for conditions that the file lacks. A repeated call gives what is there. Raises UserError for a flow
+    that makes no sequences or was not trained with a mask, a file that does not fit, and a folder that holds another
+    forecast, unless ``overwrite``.
     """
     folder = output_dir or default_folder(run, "forecasts", seed)
     sampler = sampler or SamplerConfig()
     with run_context(device, run_dir=folder, seed=seed) as context, ExitStack() as stack:
-        place, flow = read_newest(run, lambda p: (p, load(p, ema=ema, device=context.device)), find_weights)
+        _, flow, identity, mean = open_flow(run, ema, context)
         question = forecast_question(flow, file, horizon, history)
+        told = file_conditions(file, question.file.conditions, draws, parse_conditions(cond, flow.spec))
         stack.enter_context(claim_folder(folder, "--output-dir"))
-        plan = _plan(place, ema, file, flow, sampler, seed=seed, cond=cond)
-        plan |= {"horizon": horizon, "history": history, "draws": draws, "batch_size": batch_size}
+        data = sum_files(file.absolute().parent, [file.absolute()])[file.name]["sha256"]
+        plan = {**identity, "ema": mean, "file": file.name, "data": data, **resolved(sampler, flow)}
+        plan |= {"seed": seed, "batch_size": batch_size, "conditions": conditions_to_dict(told)}
+        plan |= {"horizon": horizon, "history": history, "draws": draws}
         if there := _finished(folder, plan, overwrite):
             return there
         options = {"seed": seed, "batch_size": batch_size, "progress": True, **sampler.arguments()}
-        answer = draw_forecast(flow, question, draws, cond=cond, **options)
+        answer = draw_forecast(flow, question, draws, cond=told, **options)
         return _write(folder, answer, plan)
 
 
@@ -84,33 +91,17 @@ def forecast_question(flow: Flow, file: Path, horizon: int, history: int | None 
 
 
 def draw_forecast(
-    flow: Flow, question: ForecastQuestion, draws: int, *, cond: Mapping[str, Any] | None = None, **options: Any
+    flow: Flow, question: ForecastQuestion, draws: int, *, cond: Mapping[str, Any], **options: Any
 ) -> ForecastDraws:
-    """Draw the steps after each series; ``options`` are those of ``Flow.sample``, and the file's conditions go before
-    those of ``cond``.
-    """
+    """Draw the steps after each series; ``cond`` and ``options`` are those of ``Flow.sample``."""
     given = torch.from_numpy(question.given()).repeat_interleave(draws, 0)
-    told: dict[str, Any] = dict(cond or {})
-    for name, values in question.file.conditions.items():
-        told[name] = [value for value in values for _ in range(draws)]
-    if LENGTH in flow.spec.conditions:
-        told[LENGTH] = np.repeat(question.lengths(), draws)
-    z = flow.sample(len(given), given=given, cond=told, model_units=True, **options).x
+    lengths = {LENGTH: np.repeat(question.lengths(), draws)} if LENGTH in flow.spec.conditions else {}
+    z = flow.sample(len(given), given=given, cond={**cond, **lengths}, model_units=True, **options).x
     return question.answer(flow.transform.inverse(z).double().numpy())  # with gaps apart from the file's times
 
 
-def _plan(
-    place: Path, ema: bool | float, file: Path, flow: Flow, sampler: SamplerConfig, *, seed: int, cond: Any
-) -> dict[str, Any]:
-    """What a forecast is of, as JSON."""
-    data = sum_files(file.absolute().parent, [file.absolute()])[file.name]["sha256"]
-    how = sampler.resolve(flow.sampler).facts()
-    return {**weights_identity(place, ema), "file": str(file), "data": data, **how, "seed": seed, "conditions": cond}
-
-
 def _finished(folder: Path, plan: dict[str, Any], overwrite: bool) -> list[Path] | None:
-    """Verified files of the same forecast. Raises UserError for another one, unless ``overwrite``."""
-    remove_partial(folder)
+    """Verified files of the same forecast, if whole. Raises UserError for other files, unless ``overwrite``."""
     found = find_object(folder / FACTS) or {}
     try:
         files = [folder / name for name in found["files"]]
@@ -118,24 +109,31 @@ def _finished(folder: Path, plan: dict[str, Any], overwrite: bool) -> list[Path]
     except (OSError, KeyError, TypeError):
         files, whole = [], False
     here = json.loads(json.dumps(plan))
-    other = next((name for name, value in here.items() if found.get(name) != value), None)
-    if whole and other is None:
+    difference = plan_difference(found, here)
+    if whole and difference is None:
         return [*files, folder / FACTS]
-    if not overwrite and found and other is not None:
+    if difference is None or overwrite:
+        return None
+    if found:
         raise UserError(
-            f"--output-dir {folder} already holds another forecast: {other} was {found.get(other)} there and is"
-            f" {here[other]} here; name another folder, or give --overwrite"
+            f"--output-dir {folder} already holds another forecast: {difference}; name another folder, or give"
+            " --overwrite"
         )
-    (folder / FACTS).unlink(missing_ok=True)  # what follows replaces its files one by one
+    if there := [path.name for path in folder.iterdir() if path.stem in (DRAWS, QUANTILES, PICTURE)]:
+        raise UserError(
+            f"--output-dir {folder} already holds {min(there)}, of which {FACTS} tells nothing; name another folder, "
+            "or give --overwrite"
+        )
     return None
 
 
 def _write(folder: Path, answer: ForecastDraws, plan: dict[str, Any]) -> list[Path]:
-    """Write draws, quantiles and the fan plot, and last what they are of."""
+    """Write draws, quantiles and the fan plot; before them what they will be of, and after them their sums."""
+    atomic_write_text(folder / FACTS, json.dumps(plan, indent=1) + "\n")
     facts = answer.question.facts
     suffix, separator = (facts["style"]["suffix"], facts["style"]["separator"]) if facts["style"] else (".csv", None)
     text = suffix == ".csv"
-    files = [folder / f"draws{suffix}", folder / f"quantiles{suffix}", folder / "forecast.png"]
+    files = [folder / f"{DRAWS}{suffix}", folder / f"{QUANTILES}{suffix}", folder / f"{PICTURE}.png"]
     write_table(files[0], answer.frame(text=text), separator=separator)
     write_table(files[1], answer.quantiles(text=text), separator=separator)
     save_png(fan_plot(answer), files[2])

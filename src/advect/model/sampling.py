@@ -73,11 +73,10 @@ def sample_run(
         place, flow, identity, mean = open_flow(run, ema, context)
         if me.is_first and names_checkpoint(run):
             logger.info(f"{run} is the checkpoint of step {checkpoint_step(place):,}")
-        facts: dict[str, object] = {}
+        facts: dict[str, Any] = {}
         with sync_errors():
             flow.modality.check_output(individual=save_individual)
             cond = cond if cond is None or isinstance(cond, Mapping) else parse_conditions(cond, flow.spec)
-            count = count_shards(n, part_size, me.world)
             if me.is_first:
                 stack.enter_context(claim_folder(folder, "--output-dir"))  # now, as sampling may take an hour
             check_sampler(flow, sampler, cond, n=n, batch_size=batch_size)
@@ -86,15 +85,13 @@ def sample_run(
             if me.is_first:
                 how = {"n": n, **resolved(sampler, flow), "seed": seed, "batch_size": batch_size}
                 how |= {"safe_csv": True} if safe_csv else {}
-                facts = {"ema": mean, **how, "conditions": conditions_to_dict(cond)}
-                plan = {**identity, **facts, "individual": save_individual, "parts": count}
-                count = open_plan(folder, plan, fixed=part_size is not None, overwrite=overwrite)
-                named = {"checkpoint": place.name} if place.is_dir() else {}
-                facts = {"run": str(run), **named, **plan, "parts": count}
+                how |= {"conditions": conditions_to_dict(cond), "individual": save_individual}
+                plan = {**identity, "ema": mean, **how}
+                facts = open_call(folder, run, place, plan, part_size=part_size, world=me.world, overwrite=overwrite)
 
         draw = {"seed": seed, "cond": cond, "batch_size": batch_size, **sampler.arguments()}
         fill = _filling(flow, n, draw, individual=save_individual, safe_csv=safe_csv)
-        parts = SampleShards(folder=folder, n=n, count=broadcast_object(count))
+        parts = SampleShards(folder=folder, n=n, count=broadcast_object(facts.get("parts", 0)))
         return write_all(parts, fill, me, lambda written: parts.finish(facts, written, flow.modality.join))
 
 
@@ -108,6 +105,26 @@ def open_flow(run: Path, ema: bool | float, context: RunContext) -> tuple[Path, 
         return place, flow, weights_identity(place, ema), averaged(place, ema)
 
     return read_newest(run, read, find_weights, together=True)
+
+
+def open_call(
+    folder: Path,
+    run: Path,
+    place: Path,
+    plan: Mapping[str, Any],
+    *,
+    part_size: int | None,
+    world: int,
+    overwrite: bool,
+) -> dict[str, Any]:
+    """Begin or go on with the ``plan`` of ``plan["n"]`` samples in ``folder``, see :func:`open_plan`.
+
+    Returns the facts of samples.json, with the number of ``parts``.
+    """
+    plan = {**plan, "parts": count_shards(plan["n"], part_size, world)}
+    count = open_plan(folder, plan, fixed=part_size is not None, overwrite=overwrite)
+    named = {"checkpoint": place.name} if place.is_dir() else {}
+    return {"run": str(run), **named, **plan, "parts": count}
 
 
 def _filling(
