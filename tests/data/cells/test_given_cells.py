@@ -78,5 +78,5 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=words):
             source.modality.read_given(tmp_path / "panel.h5ad")
     (tmp_path / "text.h5ad").write_text("no")
-    with pytest.raises(UserError, match="is not an .h5ad file, or a damaged one"):
+    with pytest.raises(UserError, match=r"is not an \.h5ad file, or a damaged one"):
         cells().modality.read_given(tmp_path / "text.h5ad")
