@@ -180,6 +180,12 @@ class TestWhiten:
         again = transform_from_config(json.loads(json.dumps(whiten.to_config())), whiten.tensors())
         assert torch.equal(again.forward(x), whiten.forward(x))
 
+
+def test_rows_with_holes_are_not_whitened():
+    y = torch.tensor([[0.0, 1.0], [torch.nan, 2.0], [1.0, 0.0]])
+    with pytest.raises(UserError, match="rows with holes are not whitened"):
+        Whiten.fit(Identity(), y)
+
     def test_a_singular_root_is_refused(self) -> None:
         with pytest.raises(UserError, match="lower triangle"):
             Whiten(Identity(), torch.zeros(2), torch.zeros(2, 2))

@@ -147,3 +147,8 @@ def test_a_model_with_a_mask_draws_given_some() -> None:
         model.sample(3, given=x[:2])
     with pytest.raises(UserError, match="--mask random"):
         FlowModel(steps=5, hidden=8, early_stopping=False).fit(x).sample(1, given=[[104.0, np.nan]])
+
+
+def test_holes_need_a_mask() -> None:
+    with pytest.raises(UserError, match=r"holes=True, .* add mask="):
+        FlowModel(options={"holes": True}).fit(np.array([[1.0, np.nan], [2.0, 1.0], [3.0, 2.0]]))

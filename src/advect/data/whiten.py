@@ -48,8 +48,10 @@ class Whiten(Transform):
         """Fit mean and covariance of y (N, D), in the model units of ``inner``.
 
         Its off-diagonal part is shrunk by the share, of a few, that makes held-out rows of five folds likeliest, and
-        ``FLOOR`` is added to each variance, as in scikit-learn's GaussianMixture.
+        ``FLOOR`` is added to each variance, as in scikit-learn's GaussianMixture. Raises UserError for rows with holes.
         """
+        if bool(y.isnan().any()):
+            raise UserError("rows with holes are not whitened, which mixes their entries; give whiten=False")
         some = y[:_FOLDED].double()
         share = max(_SHRINKAGE, key=lambda share: _gaussian_score(some, share)) if len(some) > _FOLDS else 1.0
         mean = y.mean(0, dtype=torch.float64)

@@ -106,6 +106,8 @@ def resolve(
     )
     if method.masked and "whiten" in data_options:  # pyright: ignore[reportAttributeAccessIssue]
         data = {"whiten": False, **data}
+    if data.get("holes") and not method.masked:  # pyright: ignore[reportAttributeAccessIssue]
+        raise UserError('options has holes=True, which a flow without a mask cannot train on; add mask="random"')
     plan = make_plan(training, recipe_of(modality), rows, steps=steps)  # pyright: ignore[reportArgumentType]
     training = training.replaced(lr_warmup_steps=plan.warmup)
     return Settings(method, training, net, data, steps, drop_copies)  # pyright: ignore[reportArgumentType]
