@@ -48,7 +48,9 @@ class Whiten(Transform):
         """Fit mean and covariance of y (N, D), in the model units of ``inner``.
 
         Its off-diagonal part is shrunk by the share, of a few, that makes held-out rows of five folds likeliest, and
-        ``FLOOR`` is added to each variance, as in scikit-learn's GaussianMixture. Raises UserError for rows with holes.
+        ``FLOOR`` is added to each variance, as in scikit-learn's GaussianMixture.
+
+        Raises UserError for rows with holes.
         """
         if bool(y.isnan().any()):
             raise UserError("rows with holes are not whitened, which mixes their entries; give whiten=False")

@@ -307,6 +307,17 @@ def test_arrays_are_written_in_their_type_and_range(tmp_path, kind):
     assert (pd.read_csv(tmp_path / "samples.csv")[["value_0", "value_1"]].to_numpy() == found[real]).all()
 
 
+def test_times_that_are_plain_numbers_come_back():
+    """They have no place in a year, a week or a day."""
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame(
+        {"who": np.repeat(range(6), 4), "t": np.repeat([0, 5, 3] * 2, 4) + [0, 1, 3, 4] * 6, "u": RNG.normal(size=24)}
+    )
+    data = Sequences(frame, id_column="who", order_column="t", held_out=0)
+    back = data.transform.inverse(data.train.fetch(np.arange(6)).x1)
+    assert np.array_equal(back[..., 1].numpy(), frame["t"].to_numpy().reshape(6, 4))
+
+
 def test_whole_numbers_that_float64_would_round_are_refused():
     with pytest.raises(UserError, match=r"whole numbers beyond 2\^53 that float64 does not hold"):
         Sequences(np.full((3, 2, 1), 2**62 + 1) + np.arange(3)[:, None, None])

@@ -156,9 +156,8 @@ class SequenceTransform(Transform):
         mean = (x.double() * real).sum(1, keepdim=True) / real.sum(1, keepdim=True)
         at = sum(column.width for column in self.columns)
         first = self.start.inverse(mean[:, 0, at : at + self.start.width])
-        for period, cos, sin in zip(
-            self.periods, *mean[:, 0, width:].T.reshape(2, len(self.periods), -1), strict=True
-        ):
+        places = mean[:, 0, width:].T.reshape(2, len(self.periods), len(x))
+        for period, cos, sin in zip(self.periods, *places, strict=True):
             turns = torch.atan2(sin, cos) / (2 * torch.pi) - first / period
             first = first + (turns - turns.round()) * period
         y = self._steps(x[..., :width])
