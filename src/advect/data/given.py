@@ -69,6 +69,14 @@ def check_given(x: Tensor, shape: Sequence[int], what: str = "given") -> None:
         raise UserError(f"{what} knows nothing: all of its values are NaN; sample without it")
 
 
+def check_asked(what: str, asked: np.ndarray) -> None:
+    """Raise UserError unless some entries (n, K) of a file are asked for, and some known."""
+    if not asked.any():
+        raise UserError(f"{what} asks for nothing: no entry is empty; leave empty what is to be drawn")
+    if asked.all():
+        raise UserError(f"{what} knows nothing: all of its entries are empty; sample without it")
+
+
 def whole_entries(z: Tensor, groups: Tensor) -> Tensor:
     """Model units z (n, *S), NaN where asked for. Raises UserError unless entries (*S) are known or not as a whole."""
     asked, place = z.isnan().flatten(1).long(), groups.flatten().to(z.device)

@@ -123,11 +123,12 @@ class Images(Modality):
             own = x[k::draws]
             pixels = to_bytes(own, low, high) if question.suffix == ".png" else own
             files.append(question.answer(pixels.numpy(), folder / f"draw-{k + 1}"))
-        known = torch.from_numpy(question.x).nan_to_num((low + high) / 2)  # grey where asked for
-        shown = torch.cat([known[:, None], x.reshape(-1, draws, *x.shape[1:]).to(known)], 1)[:, :COLUMNS].flatten(0, 1)
-        rows_shown = max(MOST // min(draws + 1, COLUMNS), 1)
-        grid = image_grid(shown, low, high, columns=min(draws + 1, COLUMNS), rows=rows_shown)
-        save_png(grid, folder / "samples.png")
+        columns = min(draws + 1, COLUMNS)
+        first = slice(max(MOST // columns, 1))
+        known = torch.from_numpy(question.x[first]).nan_to_num((low + high) / 2)  # grey where asked for
+        drawn = x.reshape(-1, draws, *x.shape[1:])[first, : columns - 1]
+        shown = torch.cat([known[:, None], drawn.to(known)], 1).flatten(0, 1)
+        save_png(image_grid(shown, low, high, columns=columns), folder / "samples.png")
         return [*files, folder / "samples.png"]
 
     @property

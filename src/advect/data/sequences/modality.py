@@ -29,7 +29,7 @@ from advect.data.figure import (
     style,
     to_image,
 )
-from advect.data.given import GivenRows, check_given
+from advect.data.given import GivenRows, check_asked, check_given
 from advect.data.modality import Modality, condition_columns, write_npz
 from advect.data.sequences.dataset import SequenceMetadata, steps_of
 from advect.data.sequences.given import read_step_file
@@ -132,10 +132,7 @@ class SequencesModality(Modality[SequenceMetadata]):
                 of = f" of {name}" if name else ""
                 raise UserError(f"{path} has {len(own)} steps{of}, and the flow was trained on {length}; give fewer")
             row[: len(own)] = own[:, :width]
-        empty = np.isnan(np.concatenate(file.steps)[:, :channels])
-        if not empty.any() or empty.all():
-            what = "knows nothing: all values" if empty.any() else "asks for nothing: none of its values"
-            raise UserError(f"{path} {what} are empty; leave empty what is to be drawn, and nothing else")
+        check_asked(str(path), np.isnan(np.concatenate(file.steps)[:, :channels]))
         told: dict[str, Any] = dict(file.conditions)
         if LENGTH in self.spec.conditions:
             told[LENGTH] = [len(own) for own in file.steps]

@@ -85,14 +85,6 @@ def check_names(what: str, there: Sequence[str], names: Sequence[str]) -> None:
             raise UserError(f"{what} lacks the column {name!r}; add it, empty where it is asked for")
 
 
-def check_asked(what: str, asked: np.ndarray) -> None:
-    """Raise UserError unless some entries (n, K) are asked for, and some known."""
-    if not asked.any():
-        raise UserError(f"{what} asks for nothing: no entry is empty; leave empty what is to be drawn")
-    if asked.all():
-        raise UserError(f"{what} knows nothing: all of its entries are empty; sample without it")
-
-
 def frame_units(data: Any, columns: Sequence[Column]) -> np.ndarray:
     """A data frame, or a dict of columns or of one row's values, in table units (n, K), NaN where asked for.
 

@@ -16,12 +16,12 @@ from advect.core.errors import UserError, optional_import
 from advect.core.registry import register
 from advect.core.types import Conditions
 from advect.data.captions import Colouring
-from advect.data.given import GivenRows, check_given
+from advect.data.given import GivenRows, check_asked, check_given
 from advect.data.modality import DISTANCES, Modality
 from advect.data.tables.columns import column_from_config
 from advect.data.tables.dataset import TableMetadata, frame_of
 from advect.data.tables.files import write_in_style
-from advect.data.tables.given import check_asked, frame_units, read_question
+from advect.data.tables.given import frame_units, read_question
 from advect.data.tables.transform import TableTransform
 from advect.data.vectors.modality import VectorPlots
 from advect.data.vectors.plot import vector_plot

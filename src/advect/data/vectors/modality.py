@@ -18,7 +18,7 @@ from advect.core.registry import register
 from advect.core.types import Batch, Conditions
 from advect.data.arrays import in_type
 from advect.data.captions import Colouring, colouring
-from advect.data.given import GivenRows
+from advect.data.given import GivenRows, check_asked
 from advect.data.modality import M, Modality, condition_columns, labels_of, write_npz
 from advect.data.vectors.parquet import VectorMetadata, write_vectors
 from advect.data.vectors.plot import scatter_plot, vector_plot
@@ -78,7 +78,6 @@ class Vectors(VectorPlots[VectorMetadata]):
 
     def read_given(self, path: Path) -> GivenRows:
         """Vectors of a .npy, .npz, Parquet or CSV file, with NaN or nothing where they are asked for."""
-        from advect.data.tables.given import check_asked
         from advect.data.vectors.given import read_vector_question
 
         names, about = list(self.spec.conditions), self.metadata
