@@ -76,6 +76,8 @@ def answer_run(
         facts: dict[str, Any] = {}
         with sync_errors():
             flow.modality.check_output()
+            if not file.is_file():
+                raise UserError(f"{file} is no file; give one in the form of the training data")
             rows = flow.modality.read_given(file)
             given = flow.modality.given_rows(rows).repeat_interleave(draws, 0)
             n, told = len(given), _conditions(flow, file, rows, draws, cond)
@@ -86,7 +88,7 @@ def answer_run(
             size = 2 * n * math.prod(flow.spec.shape)
             check_disk(f"{draws:,} draws of {n // draws:,} rows take", size, folder, "draw fewer, or see --output-dir")
             if me.is_first:
-                logger.info(f"{file.name}: {_asked(flow, rows)}, drawn {draws} times")
+                logger.info(f"{file.name}: {_asked(flow, rows)}, drawn {'once' if draws == 1 else f'{draws:,} times'}")
                 data = sum_files(file.absolute().parent, [file.absolute()])[file.name]["sha256"]
                 how = {"n": n, "draws": draws, **ask.facts(), "conditions": conditions_to_dict(told)}
                 plan = {**identity, "ema": mean, **how, "given": file.name, "data": data}
