@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from advect.core.errors import UserError
-from advect.model.answers import answer_run, file_conditions
+from advect.data import Sequences
+from advect.model.answers import answer_run, file_conditions, how_much
 from advect.model.flow import Flow
 from advect.model.load import load
 from advect.model.sampler_config import SamplerConfig
@@ -46,6 +47,15 @@ def test_a_file_for_each_draw_keeps_what_was_known(
     x = np.repeat([[0.5, np.nan], [np.nan, 0.25], [1, 0], [np.nan, np.nan]], 2, 0)
     same = load(masked_run).sample(8, given=x, steps=2).x.numpy()
     np.testing.assert_allclose(np.array(drawn).reshape(2, 4, 2), same.reshape(4, 2, 2).swapaxes(0, 1), rtol=1e-6)
+
+
+def test_padding_is_not_asked_for(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    modality = Sequences([rng.normal(size=(n, 2)) for n in (3, 5, 4, 5)], held_out=0).modality
+    x = np.zeros((2, 4, 2))
+    x[0, 1] = x[0, 2, 0] = np.nan
+    np.savez(tmp_path / "asked.npz", values=x, lengths=[3, 4])
+    assert how_much(modality, modality.read_given(tmp_path / "asked.npz")) == "1 of 2 rows ask for 3 entries"
 
 
 def test_sampling_with_a_file_is_the_same(

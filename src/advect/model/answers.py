@@ -19,8 +19,9 @@ from advect.core.bounds import Count, bounded
 from advect.core.errors import UserError
 from advect.core.files import claim_folder, sync_file
 from advect.core.memory import check_disk
-from advect.core.types import LENGTH
+from advect.core.types import LENGTH, without_padding
 from advect.data.given import GivenRows
+from advect.data.modality import Modality
 from advect.distributed.comm import broadcast_object, sync_errors
 from advect.distributed.context import run_context
 from advect.model.conditions import ConditionValue, parse_conditions
@@ -88,7 +89,8 @@ def answer_run(
             size = 2 * n * math.prod(flow.spec.shape)
             check_disk(f"{draws:,} draws of {n // draws:,} rows take", size, folder, "draw fewer, or see --output-dir")
             if me.is_first:
-                logger.info(f"{file.name}: {_asked(flow, rows)}, drawn {'once' if draws == 1 else f'{draws:,} times'}")
+                times = "once" if draws == 1 else f"{draws:,} times"
+                logger.info(f"{file.name}: {how_much(flow.modality, rows)}, drawn {times}")
                 data = sum_files(file.absolute().parent, [file.absolute()])[file.name]["sha256"]
                 how = {"n": n, "draws": draws, **ask.facts(), "conditions": conditions_to_dict(told)}
                 plan = {**identity, "ema": mean, **how, "given": file.name, "data": data}
@@ -189,9 +191,10 @@ def file_conditions(
     return {**cond, **{name: [value for value in some for _ in range(draws)] for name, some in values.items()}}
 
 
-def _asked(flow: Flow, rows: GivenRows) -> str:
-    """How much is asked for."""
-    asked, groups = rows.values.flatten(1).isnan(), flow.modality.groups.flatten()
+def how_much(modality: Modality, rows: GivenRows) -> str:
+    """How much is asked for, padding apart."""
+    lengths = {name: torch.as_tensor(value) for name, value in rows.conditions.items() if name == LENGTH}
+    asked, groups = without_padding(rows.values.isnan(), lengths).flatten(1), modality.groups.flatten()
     first = torch.from_numpy(groups.unique(return_inverse=True)[1].numpy())
     entries = torch.zeros(len(asked), int(first.max()) + 1).index_add_(1, first, asked.float()) > 0
     return f"{int(entries.any(1).sum()):,} of {len(entries):,} rows ask for {int(entries.sum()):,} entries"
