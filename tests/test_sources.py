@@ -56,6 +56,14 @@ def test_batches_have_the_moments_of_the_whole(per_feature):
     std, mean = torch.std_mean(x, 0 if per_feature else (0, 1, 2), correction=0)
     torch.testing.assert_close(torch.as_tensor(found.std).double(), std, rtol=1e-6, atol=0)
     torch.testing.assert_close(torch.as_tensor(found.mean).double(), mean, rtol=1e-6, atol=0)
+    holes = torch.where(torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) < 0.3, torch.nan, x)
+    mean = holes.nanmean(0 if per_feature else (0, 1, 2))
+    std = (holes - mean).square().nanmean(0 if per_feature else (0, 1, 2)).sqrt()
+    found = MatchedGaussian.from_data(holes.split(64), per_feature=per_feature, centre=True)
+    torch.testing.assert_close(torch.as_tensor(found.std).double(), std, rtol=1e-6, atol=0)
+    torch.testing.assert_close(torch.as_tensor(found.mean).double(), mean, rtol=1e-6, atol=0)
+    with pytest.raises(UserError, match="needs a value of each element"):
+        MatchedGaussian.from_data(torch.full((3, 2), torch.nan), per_feature=per_feature)
     whole_numbers = torch.arange(10).reshape(5, 2)
     assert MatchedGaussian.from_data(whole_numbers).std == pytest.approx(8.25**0.5)
 

@@ -116,21 +116,20 @@ class MatchedGaussian(SourceDistribution):
     def from_data(x: Tensor | Iterable[Tensor], *, per_feature: bool = False, centre: bool = False) -> MatchedGaussian:
         """Match x (N, *S), whole or in batches, in float64.
 
-        Takes the overall deviation, or that of each element if ``per_feature``; and the mean if ``centre``. Raises
-        UserError where x is empty.
+        Takes the overall deviation, or that of each element if ``per_feature``; and the mean if ``centre``. NaN, which
+        are holes, do not count. Raises UserError where there is nothing to match.
         """
-        count, mean, square = 0, torch.zeros(()), torch.zeros(())
+        count, mean, square = torch.zeros(()), torch.zeros(()), torch.zeros(())
         for batch in [x] if isinstance(x, Tensor) else x:
             rows = batch.double() if per_feature else batch.double().flatten()
-            if not len(rows):
-                continue
             # Moments of the batches join by Chan, Golub & LeVeque 1983.
-            n, centre_here = len(rows), rows.mean(0)
-            gap, total = centre_here - mean, count + len(rows)
-            square = square + (rows - centre_here).square().sum(0) + gap.square() * (count * n / total)
-            mean, count = mean + gap * (n / total), total
-        if count == 0:
-            raise UserError("MatchedGaussian.from_data needs at least one row, got none")
+            n = (~rows.isnan()).sum(0).double()
+            centre_here, total = rows.nansum(0) / n.clamp(min=1), count + n
+            gap, share = centre_here - mean, n / total.clamp(min=1)
+            square = square + (rows - centre_here).square().nansum(0) + gap.square() * (count * share)
+            mean, count = mean + gap * share, total
+        if not bool(count.all()):
+            raise UserError("MatchedGaussian.from_data needs a value of each element, or one in all, got none")
         std = (square / count).sqrt()
         if not per_feature:
             return MatchedGaussian(float(std), float(mean) if centre else 0.0)

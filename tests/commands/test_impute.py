@@ -118,7 +118,7 @@ def test_posterior_sampling_asks_a_flow_that_was_given_nothing(
     ("words", "told"),
     [
         ("impute RUN", "needs a run and a file, such as"),
-        ("impute RUN nowhere.csv", "nowhere.csv"),
+        ("impute RUN nowhere.csv", "nowhere.csv is no file; give one in the form of the training data"),
         ("impute RUN GIVEN --cond label=1", "condition 'label' is not known"),
         ("sample RUN --given GIVEN --num-samples 3", "--num-samples and --given contradict each other"),
         ("sample RUN --given GIVEN --safe-csv", "--safe-csv and --given contradict each other"),

@@ -77,6 +77,8 @@ def answer_run(
         facts: dict[str, Any] = {}
         with sync_errors():
             flow.modality.check_output()
+            if not file.is_file():
+                raise UserError(f"{file} is no file; give one in the form of the training data")
             rows = flow.modality.read_given(file)
             given = flow.modality.given_rows(rows).repeat_interleave(draws, 0)
             n, told = len(given), _conditions(flow, file, rows, draws, cond)
@@ -87,7 +89,8 @@ def answer_run(
             size = 2 * n * math.prod(flow.spec.shape)
             check_disk(f"{draws:,} draws of {n // draws:,} rows take", size, folder, "draw fewer, or see --output-dir")
             if me.is_first:
-                logger.info(f"{file.name}: {how_much(flow.modality, rows)}, drawn {draws} times")
+                times = "once" if draws == 1 else f"{draws:,} times"
+                logger.info(f"{file.name}: {how_much(flow.modality, rows)}, drawn {times}")
                 data = sum_files(file.absolute().parent, [file.absolute()])[file.name]["sha256"]
                 how = {"n": n, "draws": draws, **ask.facts(), "conditions": conditions_to_dict(told)}
                 plan = {**identity, "ema": mean, **how, "given": file.name, "data": data}
