@@ -221,3 +221,14 @@ def test_a_file_of_questions_that_contradicts_a_rule_is_refused_by_its_row(tmp_p
     rows.to_csv(tmp_path / "q.csv", index=False)
     with pytest.raises(UserError, match=r"1 of 2 rows of q\.csv, first by row 1 with total = 9 and a = 2 and b = 6"):
         table.modality.read_given(tmp_path / "q.csv")
+
+
+def test_a_function_of_more_values_than_whole_numbers_count_is_refused() -> None:
+    """3^45, two names and nothing in each column, is beyond 2^63."""
+    names = [f"c{i}" for i in range(45)]
+    frame = pd.DataFrame(RNG.choice(["yes", "no"], (50, 45)), columns=names).assign(
+        t=lambda f: f["c0"], u=RNG.normal(size=50)
+    )
+    with pytest.raises(UserError, match="takes too many columns of too many values"):
+        Table(frame, rule=[f"t == f({', '.join(names)})"])
+    assert len(Table(frame, rule=[f"t == f({', '.join(names[:39])})"]).train) == 45

@@ -322,7 +322,7 @@ def _learned(rule: Rule, function: Function, columns: Sequence[Column], values: 
     codes, levels = np.zeros(len(own), np.int64), 1
     for column in own[:, :-1].T:
         found, place = np.unique(column, return_inverse=True)
-        codes, levels = codes * len(found) + place.reshape(-1), levels * len(found)
+        codes, levels = codes * len(found) + place.reshape(-1), levels * (len(found) + 1)  # one for what is missing
         if levels >= 2**62:
             raise refusal(rule.text, "takes too many columns of too many values; give fewer")
     _, first, of = np.unique(codes, return_index=True, return_inverse=True)
