@@ -223,7 +223,7 @@ def test_flags_have_a_second_spelling() -> None:
     old, new = (
         parse_train(["moons", *words.split()])[1].settings.method
         for words in (
-            "--margin 0.05 --penalty=pseudo-huber --loss data",
+            "--margin 0.05 --penalty=pseudo-huber --loss-space data",
             "--t-eps 0.05 --loss-type pseudo-huber --loss_space data",
         )
     )

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from advect.core import registry
+from advect.core.derivatives import derivative_along
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
-from advect.core.types import GIVEN, NULL, Batch, null_conditions
+from advect.core.types import GIVEN, NULL, STEP, Batch, null_conditions
 from advect.losses import FlowMatching
 from advect.networks import Vector
-from advect.networks.base import WithGiven
+from advect.networks.base import TwoTimes, WithGiven
 from advect.solvers import guided_velocity, integrate
 
 CONDITIONS = {"label": 4, "cell.line": 3, "dose": Vector(2)}
@@ -231,3 +232,53 @@ def test_what_is_given_is_seen_and_the_state_there_is_not(name):
     for other in (torch.where(known, given + 1, given), torch.where(absent, torch.nan, given)):
         assert not torch.allclose(net(x, t, {**cond, GIVEN: other}), out)
     close(net(x, t, {**cond, GIVEN: torch.full_like(x, torch.nan)}), net(x, t, cond))
+
+
+def two_times(name: str, **options: Any) -> tuple[TwoTimes, tuple[int, ...]]:
+    make, shape = NETWORKS[name]
+    return TwoTimes(alive(make(conditions={**CONDITIONS, STEP: Vector(1)}, **options))), shape
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_of_two_times_the_end_matters_and_one_time_is_a_step_of_no_length(name):
+    net, shape = two_times(name)
+    x, t, cond = inputs(shape)
+    t = t / 2
+    whole = net(x, torch.stack([t, (1 + t) / 2], 1), cond)
+    assert whole.shape == x.shape
+    assert ((net(x, torch.stack([t, torch.ones(5)], 1), cond) - whole).flatten(1).abs().amax(1) > 1e-5).all()
+    assert torch.equal(net(x, torch.stack([t, t], 1), cond), net(x, t, cond))
+
+
+@pytest.mark.parametrize("way", ["plain", "channels last", "checkpointed", "bfloat16"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_forward_mode_gives_the_difference_quotient_along_state_and_times(name, way):
+    if way == "checkpointed" and name not in CHECKPOINTED:
+        pytest.skip("it has no activations to recompute")
+    net, shape = two_times(name, **({"grad_checkpointing": True} if way == "checkpointed" else {}))
+    if way == "channels last":
+        net = net.to(memory_format=torch.channels_last)
+    net = net.train(way == "checkpointed").double() if way != "bfloat16" else net
+    for module in net.modules():
+        if hasattr(module, "dropout"):
+            module.dropout = 0.0
+    x, t, cond = inputs(shape)
+    dtype = torch.float32 if way == "bfloat16" else torch.float64
+    x, t, cond = x.to(dtype), t.to(dtype) / 2, {**cond, "dose": cond["dose"].to(dtype)}
+    towards = torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=dtype)
+    times, rates = torch.stack([t, t + 0.4], 1), torch.tensor([[1.0, 0.3]], dtype=dtype).expand(5, 2)
+
+    def f(x: Tensor, times: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=way == "bfloat16"):
+            return net(x, times, cond)
+
+    value, slope = derivative_along(f, (x, times), (towards, rates))
+    h = 1e-7  # the networks see 1000 t
+    with torch.no_grad():
+        torch.testing.assert_close(value, f(x, times))
+        if way == "bfloat16":  # against the derivative in full precision
+            exact = derivative_along(lambda x, times: net(x, times, cond), (x, times), (towards, rates))[1]
+            assert (slope - exact).square().mean().sqrt() < 0.05 * exact.square().mean().sqrt()
+            return
+        quotient = (f(x + h * towards, times + h * rates) - f(x - h * towards, times - h * rates)) / (2 * h)
+    torch.testing.assert_close(slope, quotient, rtol=1e-4, atol=1e-5)

@@ -14,20 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from advect.checkpoint.async_writer import explain_run_error
 from advect.checkpoint.manifest import (
     checkpoint_step,
     find_checkpoint,
-    find_weights,
-    read_newest,
     remove_leftovers,
 )
-from advect.checkpoint.tensor_files import check_same_shapes, load_weights, read_shapes
 from advect.config.arguments import parse_train
-from advect.config.build import build_dataset, build_loss, build_network, fit_source, source_tensors
+from advect.config.build import build_dataset, build_loss, fit_source, source_tensors
 from advect.config.build_trainer import (
     build_callbacks,
     check_config,
@@ -51,7 +47,7 @@ from advect.core.types import Length
 from advect.data import Dataset
 from advect.distributed.comm import broadcast_object, sync_errors
 from advect.distributed.context import RunContext, run_context
-from advect.model.load import ModelMetadata, build_flow, read_model_metadata, weight_file
+from advect.model.load import ModelMetadata, build_flow, initial_weights, read_model_metadata
 from advect.training import LearningRate, StopCriteria, Trainer
 from advect.training.guards import STOPPED_EARLY
 from advect.training.state import MODEL, read_progress
@@ -146,7 +142,8 @@ def _train(config: Config, preset: str, context: RunContext, checkpoint: Path | 
             metadata = ModelMetadata.from_run(config, preset, source, noise)
             if checkpoint:
                 check_same_run(read_model_metadata(checkpoint / MODEL), metadata, checkpoint)
-            weights = None if checkpoint else _first_weights(config, source)
+            begin = None if checkpoint else config.training.init_from
+            weights = begin and initial_weights(begin, config.network, config.method, source.spec)
         trainer = _new_trainer(config, plan, source, metadata, context, weights)
         if checkpoint:
             trainer.state.load(checkpoint)
@@ -189,26 +186,6 @@ def _open(config: Config) -> tuple[Dataset, dict[str, Any]]:
 
         return open_pairs(pairs, source)
     return source, fit_source(config.method, source)
-
-
-def _first_weights(config: Config, source: Dataset) -> dict[str, Tensor] | None:
-    """Initial weights; None for random ones."""
-    begin = config.training.init_from
-    if begin is None:
-        return None
-
-    def read(place: Path) -> dict[str, Tensor]:
-        file = place if place.is_file() else weight_file(place, ema=True)
-        if read_model_metadata(file).network != config.network:
-            raise UserError(
-                f"--init-from {begin} has another network than this run; train it with --config of that run"
-            )
-        with torch.device("meta"):  # which other conditions and masks change
-            net = build_network(config.network, source.spec, masked=config.method.masked)
-        check_same_shapes(read_shapes(file), net.state_dict(), file)
-        return load_weights(file)
-
-    return read_newest(begin, read, find_weights)
 
 
 def _new_trainer(
@@ -342,11 +319,11 @@ def _announce(
     plan: Plan,
     pace: float | None,
 ) -> None:
-    t, limits, step, net = config.training, trainer.limits, trainer.state.progress.step, trainer.state.twin
-    params = sum(p.numel() for p in net.parameters())
+    t, limits, step, net = config.training, trainer.limits, trainer.state.progress.step, config.network.part("network")
+    params = sum(p.numel() for p in trainer.state.twin.parameters())
     logger.info(
         f"{preset}: {len(source.train):,} training and {len(source.held_out):,} held-out samples of shape "
-        f"{tuple(source.spec.shape)}; {type(net).__name__} with {params:,} parameters on {trainer.device}"
+        f"{tuple(source.spec.shape)}; {net.__name__} with {params:,} parameters on {trainer.device}"
     )
     begin = f"resuming at step {step:,}" if step else "training"
     if step >= limits.last_step:

@@ -293,6 +293,7 @@ def _with_data(preset: Preset, flags: list[str]) -> Config:
         raise UserError(f"--data-format {data_format} is none that preset {preset.name} takes{fix}")
     if data_format != config.data.data_format:
         config = replace(config, data=data_section(data_format))
+    config = few_steps(config, value_of("--objective", flags))
     if preset.fit is not None:
         side = value_of("--image-size", flags)
         size = image_size(data_format, Path(place).expanduser()) if place else None
@@ -302,6 +303,17 @@ def _with_data(preset: Preset, flags: list[str]) -> Config:
         size = size or (usual and (usual, usual))
         config = config if size is None else preset.fit(config, *size)
     return config
+
+
+FEW = {"solver": "flow-map", "sample_steps": 4}
+"""Values of OutputConfig for flow maps."""
+
+
+def few_steps(config: Config, objective: str | None) -> Config:
+    """The configuration, whose samples are drawn in few steps if an ``objective`` is given that learns such."""
+    if objective not in registry.choices("loss") or not registry.get("loss", objective).two_times:
+        return config
+    return replace(config, output=config.output.replaced(**FEW))
 
 
 def _about(preset: Preset) -> str:

@@ -15,12 +15,14 @@ from advect.config.section import flag, with_flags
 from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.random import LayerRng
-from advect.core.types import DataSpec, Length, Quantity
+from advect.core.types import STEP, DataSpec, Length, Quantity
 from advect.data import Dataset
 from advect.losses import Loss
 from advect.masks import Mask
 from advect.networks import Vector
-from advect.networks.base import VelocityAndScore, WithGiven
+from advect.networks.base import TwoTimes, VelocityAndScore, WithGiven
+from advect.networks.embeddings import ConditionEmbedding
+from advect.networks.layers import zeroed
 from advect.paths import AffinePath, Path
 from advect.sources import Empirical, SourceDistribution
 from advect.times import Stratified, TimeDistribution
@@ -46,10 +48,17 @@ def build_dataset(config: DataConfig) -> Dataset:
 
 
 def build_network(
-    config: NetworkConfig, spec: DataSpec, *, grad_checkpointing: bool = False, masked: bool = False, seed: int = 0
+    config: NetworkConfig,
+    spec: DataSpec,
+    *,
+    grad_checkpointing: bool = False,
+    masked: bool = False,
+    two_times: bool = False,
+    seed: int = 0,
 ) -> nn.Module:
-    """Network for data of this shape and these conditions, with weights of the ``seed``; ``masked``: see WithGiven.
+    """Network for data of this shape and these conditions, with weights of the ``seed``.
 
+    ``masked``: see :class:`WithGiven`; ``two_times``: see :class:`TwoTimes`.
     Draws from no global generator, whatever the network's code says. Raises UserError if they do not fit.
     """
     cls: Any = config.part("network")
@@ -62,7 +71,10 @@ def build_network(
         raise UserError(f"--network {config.network} has one output; take --score-network separate")
     if masked and "inputs" not in registry.parameters(cls):
         raise UserError(f"--network {config.network} takes no masks; leave --mask out, or take another network")
-    options = {"shape": spec.shape, "dim": spec.shape[0], "conditions": _sizes(spec)}
+    if two_times and "conditions" not in registry.parameters(cls):
+        raise UserError(f"--network {config.network} takes one time; take another, or --objective flow-matching")
+    step = {STEP: Vector(1)} if two_times else {}
+    options = {"shape": spec.shape, "dim": spec.shape[0], "conditions": _sizes(spec) | step}
     options |= {"grad_checkpointing": grad_checkpointing, "inputs": 3 if masked else 1}
     options |= {"outputs": 2 if config.score_network == "head" else 1}
     with LayerRng(seed).used():
@@ -70,6 +82,10 @@ def build_network(
         if config.score_network == "separate":
             net = VelocityAndScore(net, config.build("network", **options))
     net = net.to(memory_format=torch.channels_last) if cls.channels_last else net  # pyright: ignore[reportCallIssue]
+    if two_times:
+        for embedding in (module for module in net.modules() if isinstance(module, ConditionEmbedding)):
+            zeroed(embedding.maps[-1][-1])  # pyright: ignore[reportIndexIssue, reportArgumentType]
+        net = TwoTimes(net)
     return WithGiven(net, cls.takes) if masked else net
 
 

@@ -90,7 +90,7 @@ def check_config(config: Config) -> None:
         method.build("coupling")
         spec = _example_spec(config)
     with torch.device("meta"):
-        net = build_network(config.network, spec, grad_checkpointing=t.grad_checkpointing, masked=method.masked)
+        net = build_network(config.network, spec, grad_checkpointing=t.grad_checkpointing, **method.form)
     if dataset is not None:
         check_sizes(net, dataset, method)
 
@@ -122,12 +122,11 @@ def new_state(
 ) -> TrainState:
     """Initial state on the context's device, from ``weights`` or the seed; ``options`` are passed to it."""
     device = context.device
-    masked = loss_fn.mask is not None
-    check_training_memory(network, t, spec, device, masked=masked)
+    check_training_memory(network, t, spec, device, **loss_fn.form)
     seed = stream_seed(context.seed, Stream.INIT)
-    net = build_network(network, spec, grad_checkpointing=t.grad_checkpointing, masked=masked, seed=seed)
+    net = build_network(network, spec, grad_checkpointing=t.grad_checkpointing, seed=seed, **loss_fn.form)
     if weights is not None:
-        net.load_state_dict(weights)
+        net.load_state_dict({**net.state_dict(), **weights})  # what a flow's network lacks starts anew
     parallel, twin = Parallel.choose(t.parallel, net, device), on_meta(net)
     net = parallel.place(net, device, pick_precision(t.mixed_precision, device, t.half))
     params = named_params(net)
@@ -138,11 +137,11 @@ def new_state(
 
 
 def check_training_memory(
-    network: NetworkConfig, t: TrainingConfig, spec: DataSpec, device: torch.device, *, masked: bool = False
+    network: NetworkConfig, t: TrainingConfig, spec: DataSpec, device: torch.device, **form: bool
 ) -> None:
     """Raise UserError if the weights with their gradients, moments and averages, and a batch, exceed the memory."""
     with torch.device("meta"):
-        net = build_network(network, spec, grad_checkpointing=t.grad_checkpointing, masked=masked)
+        net = build_network(network, spec, grad_checkpointing=t.grad_checkpointing, **form)
     count = sum(p.numel() for p in net.parameters())
     averages = len(t.ema_also) + 1 + (len(t.posthoc_lengths) if t.posthoc_ema else 0) if t.use_ema else 0
     shards = current().world if Parallel.choose(t.parallel, net, device).kind == "fsdp" else 1

@@ -106,7 +106,7 @@ class MethodConfig(Section):
     """Weight of time in the loss."""
     prediction: Literal["velocity", "data", "noise", "score"] = "velocity"
     """Meaning of the network's output; sampling converts it."""
-    loss_space: Literal["same", "velocity", "data", "noise", "score"] = aliased("same", "loss")
+    loss_space: Literal["same", "velocity", "data", "noise", "score"] = "same"
     """Space of the loss; same as the prediction by default."""
     loss_type: Literal["squared", "pseudo-huber"] = aliased("squared", "penalty")
     """Function of a sample's residual; pseudo-huber, for reflow, is about its norm."""
@@ -128,6 +128,16 @@ class MethodConfig(Section):
     def masked(self) -> bool:
         """Whether the flow is given anything."""
         return self.mask != type(self).mask
+
+    @property
+    def two_times(self) -> bool:
+        """Whether the network takes start and end of a step."""
+        return self.part("objective").two_times  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def form(self) -> dict[str, bool]:
+        """What the network takes beside a sample and a time: arguments of ``build_network`` and of a flow."""
+        return {"masked": self.masked, "two_times": self.two_times}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -247,8 +247,11 @@ def kept(value: str) -> str:
 
 
 def typed_words(words: Sequence[str]) -> list[str]:
-    """Words with dashed flags. ``--flag=--name`` gives a value that begins with dashes; repeated, it gives several."""
-    words = [dashed(word) for word in words]
+    """Words with dashed flags. ``--flag=--name`` gives a value that begins with dashes; repeated, it gives several.
+
+    ``--loss`` is another name of ``--objective``.
+    """
+    words = [re.sub(r"^--loss(?==|$)", "--objective", dashed(word)) for word in words]
     split = [word.partition("=") for word in words]
     repeatable = {"--cond", "--rule", *(n for n, _, value in split if n.startswith("--") and kept(value) != value)}
     found: list[str] = []

@@ -39,12 +39,18 @@ GIVEN = "given"
 it is to be drawn, or infinity where the training data lack it, so that it is neither known nor learned.
 """
 
-RESERVED = (LENGTH, GIVEN)
+STEP = "length of the step"
+"""Condition (B, 1) of networks of two times, made from these by ``TwoTimes``; no name of data."""
+
+RESERVED = (LENGTH, GIVEN, STEP)
 """Conditions that are no labels."""
 
 
 class Network(Protocol):
-    """Interface of networks: ``net(x_t (B, *S), t (B,), cond) -> (B, *S)``."""
+    """Interface of networks: ``net(x_t (B, *S), t (B,), cond) -> (B, *S)``.
+
+    Networks of two times take t (B, 2) too, the start and end of a step, and put out the average velocity over it.
+    """
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor: ...
 
@@ -78,7 +84,8 @@ class Batch:
 class PathSample:
     """Sample of a conditional path: ``x_t, u_t, x0, x1 (B, *S)`` and ``t (B,)``.
 
-    ``target`` (B, *S) marks the elements that a loss counts, by default all.
+    For networks of two times t is (B, 2): x_t lies at the first. ``target`` (B, *S) marks the elements that a loss
+    counts, by default all.
     """
 
     x_t: Tensor

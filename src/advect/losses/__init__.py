@@ -6,6 +6,13 @@ from advect.core.lazy_imports import lazy_imports
 
 if TYPE_CHECKING:
     from advect.losses.base import Loss as Loss
+    from advect.losses.flow_map import Consistency as Consistency
+    from advect.losses.flow_map import Eulerian as Eulerian
+    from advect.losses.flow_map import ImprovedMeanFlow as ImprovedMeanFlow
+    from advect.losses.flow_map import Lagrangian as Lagrangian
+    from advect.losses.flow_map import MeanFlow as MeanFlow
+    from advect.losses.flow_map import Progressive as Progressive
+    from advect.losses.flow_map import Shortcut as Shortcut
     from advect.losses.flow_matching import FlowMatching as FlowMatching
     from advect.losses.flow_matching import rectified_flow as rectified_flow
     from advect.losses.interpolant import StochasticInterpolantLoss as StochasticInterpolantLoss

@@ -39,12 +39,27 @@ class Loss(ABC):
     learns_score: ClassVar[bool] = False
     """Whether the network has a second output, for the score; see ``StochasticInterpolantLoss``."""
 
+    two_times: ClassVar[bool] = False
+    """Whether the network takes the start and end of a step, see ``TwoTimes``."""
+
     mask: Mask | None = None
     """Law of what the network is given of a sample; None for nothing."""
+
+    @property
+    def form(self) -> dict[str, bool]:
+        """What the network takes beside a sample and a time."""
+        return {"masked": self.mask is not None, "two_times": self.two_times}
 
     @abstractmethod
     def sample(self, batch: Batch, generator: Generator = None) -> LossInput:
         """Sample source, coupling, times and path for ``batch``, and drop conditions."""
+
+    def aim(self, net: Network, sample: PathSample, cond: Conditions | None) -> PathSample:
+        """The path sample with the targets that the network itself is asked for, without gradients; by default as is.
+
+        ``net`` has no dropout here.
+        """
+        return sample
 
     @abstractmethod
     def compare(self, output: Tensor, sample: PathSample) -> Tensor:
@@ -53,6 +68,7 @@ class Loss(ABC):
     def __call__(self, net: Network, batch: Batch, generator: Generator = None) -> Tensor:
         """Loss (B,) of ``net`` on ``batch``."""
         sample, cond = self.sample(batch, generator)
+        sample = self.aim(net, sample, cond)
         return self.compare(net(sample.x_t, sample.t, cond), sample)
 
     def state_dict(self) -> dict[str, list[float]]:

@@ -125,14 +125,19 @@ class FlowMatching(Loss):
         real = real_steps(cond, x1)
         if real is not None:  # padding is zero in noise, data and velocity, so that it adds nothing to the loss
             x0 = x0 * real[:, :, None]
-        t = self._times.sample(len(x1), generator, x1.device)
+        t = self.draw_times(len(x1), generator, x1.device)
+        start = t if t.ndim == 1 else t[:, 0]
         if self.mask is None:
-            sample = self.path.sample(x0, x1, t, generator)
+            sample = replace(self.path.sample(x0, x1, start, generator), t=t)
             return sample, drop_conditions(cond, self.cond_dropout, generator)
-        sample = self.path.sample(x0, x1.nan_to_num(0.0), t, generator)
+        sample = replace(self.path.sample(x0, x1.nan_to_num(0.0), start, generator), t=t)
         given = self.mask.given(x1, (cond or {}).get(LENGTH), generator)
         cond = drop_conditions(cond, self.cond_dropout, generator) or {}
         return replace(sample, target=given.isnan()), {**cond, GIVEN: given}
+
+    def draw_times(self, n: int, generator: Generator, device: torch.device) -> Tensor:
+        """Times (n,) of the path samples, or (n, 2) those and the ends of steps."""
+        return self._times.sample(n, generator, device)
 
     def compare(self, output: Tensor, sample: PathSample) -> Tensor:
         return self.importance_weight(sample.t, self.error(output, sample))

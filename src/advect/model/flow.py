@@ -237,6 +237,11 @@ class Flow(VelocityField):
     def _integrator(self, config: SamplerConfig, trajectory: bool) -> Integrator:
         if self._takes_score(config):
             return make_interpolant_integrator(config, self._t_eps, self.path, self.source, trajectory=trajectory)
+        if config.diffusion is None and config.ode_solver.two_times and not self.two_times:
+            raise UserError(
+                f"solver {config.ode_solver.name!r} needs a flow that was trained for steps of any length, such as by "
+                "advect distill; take 'midpoint'"
+            )
         return make_integrator(config, self.coordinates, self.path, self.source, trajectory=trajectory)
 
     def nfe(self, config: SamplerConfig) -> int | None:
@@ -296,6 +301,8 @@ class Flow(VelocityField):
     def _way(self, solver: str | Solver, steps: int) -> tuple[Coordinates, list[float], Solver]:
         """Coordinates, times t and solver for encodings and densities; an adaptive solver chooses its own steps."""
         method = get_solver(solver)
+        if method.two_times:
+            raise UserError(f"solver {method.name!r} leads from noise to samples alone, without a density; take 'rk4'")
         times = [0.0, 1.0] if method.adaptive else resolve_grid("uniform", steps, 50, t0=0.0, t1=1.0)
         return self.coordinates if method.adaptive else self.coordinates.until_last(times), times, method
 

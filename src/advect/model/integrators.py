@@ -15,7 +15,7 @@ from advect.losses.interpolant import split_heads
 from advect.model.coordinates import Angle, Coordinates, Plain, Rectified
 from advect.model.sampler_config import SamplerConfig
 from advect.paths import AffinePath, BrownianBridge, CondOT, LipmanOT, Path, Schedule
-from advect.solvers import SDESolver, Solver, Velocity, integrate_sde
+from advect.solvers import FlowMap, SDESolver, Solver, Velocity, integrate_sde
 from advect.solvers.diffusion_coefficients import Diffusion, bounded_diffusion
 from advect.solvers.integrate import solver_times
 from advect.solvers.interpolant_sde import integrate_interpolant
@@ -84,9 +84,11 @@ class ODEIntegrator(Integrator):
         return self.coordinates.all_times(self.grid)
 
     def __call__(self, field: Velocity, x0: Tensor, rng: Generator) -> Tensor:
-        way = self.coordinates
+        way, solver = self.coordinates, self.solver
+        if isinstance(solver, FlowMap):
+            solver = replace(solver, generator=rng)
         y = way.enter(field, x0, rng)
-        states = way.solve(field, y, self.solver, self.grid, trajectory=self.trajectory)
+        states = way.solve(field, y, solver, self.grid, trajectory=self.trajectory)
         return way.trajectory(field, x0, states, self.grid) if self.trajectory else way.finish(field, states[-1])
 
 
@@ -173,7 +175,11 @@ def make_integrator(
     if config.diffusion is not None:
         return _make_sde(config, coordinates, path, source, trajectory)
     solver = config.ode_solver
-    if "schedule" in {f.name for f in fields(solver)}:
+    if isinstance(solver, FlowMap):
+        coordinates = Plain()  # the learned map is of x itself
+        if solver.noise:
+            solver = replace(solver, schedule=with_score("noise of flow-map", path, source).effective_schedule)
+    elif "schedule" in {f.name for f in fields(solver)}:
         schedule = _affine(solver.name, path).effective_schedule
         solver = replace(solver, schedule=CondOT() if isinstance(coordinates, Rectified) else schedule)
     grid = solver_times(solver, config.steps, config.grid, t0=0.0, t1=1.0, trajectory=trajectory)

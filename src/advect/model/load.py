@@ -208,7 +208,7 @@ def _load(source: Path, ema: bool | float, device: str | torch.device) -> Flow:
         file = weight_file(source, ema=ema)
     metadata, place = read_model_metadata(file), pick_device(device)
     check_weights(metadata, file)
-    net = build_network(metadata.network, metadata.spec, masked=metadata.method.masked)
+    net = build_network(metadata.network, metadata.spec, **metadata.method.form)
     net.load_state_dict(load_weights(file))
     flow = guarded(lambda: build_flow(metadata, net.to(place).eval(), place), file)
     guarded(lambda: _try_transform(flow), file)
@@ -222,12 +222,39 @@ def _try_transform(flow: Flow) -> None:
     flow.transform.inverse(torch.zeros(1, *shape))
 
 
+def initial_weights(begin: Path, network: NetworkConfig, method: MethodConfig, spec: DataSpec) -> dict[str, Tensor]:
+    """Averaged weights of a run, checkpoint or weight file, to start a training of ``network`` by ``method`` from.
+
+    Those of a flow lack what one of steps of any length has more. Raises UserError for another network.
+    """
+
+    def read(place: Path) -> dict[str, Tensor]:
+        file = place if place.is_file() else weight_file(place, ema=True)
+        theirs = read_model_metadata(file)
+        if theirs.network != network:
+            raise UserError(
+                f"--init-from {begin} has another network than this run; train it with --config of that run"
+            )
+        if theirs.method.two_times and not method.two_times:
+            raise UserError(
+                f"--init-from {begin} has learned steps of any length; train it with --objective "
+                f"{theirs.method.objective}"
+            )
+        with torch.device("meta"):  # which other conditions and masks change
+            net = build_network(network, spec, **{**method.form, "two_times": theirs.method.two_times})
+        check_same_shapes(read_shapes(file), net.state_dict(), file)
+        added = "net." if method.two_times and not theirs.method.two_times else ""
+        return {f"{added}{name}": value for name, value in load_weights(file).items()}
+
+    return read_newest(begin, read, find_weights)
+
+
 def check_weights(metadata: ModelMetadata, file: Path) -> None:
     """Raise UserError unless the tensors of a file are those of its network, which is not built for it."""
 
     def claimed() -> Mapping[str, Tensor]:
         with torch.device("meta"):
-            return build_network(metadata.network, metadata.spec, masked=metadata.method.masked).state_dict()
+            return build_network(metadata.network, metadata.spec, **metadata.method.form).state_dict()
 
     check_same_shapes(read_shapes(file), guarded(claimed, file), file)
 
@@ -273,7 +300,7 @@ def build_flow(metadata: ModelMetadata, net: nn.Module, place: torch.device) -> 
         learned_score=metadata.network.score_network != "none",
         t_eps=metadata.method.t_eps,
         null=label_dropout(metadata.method, metadata.spec) > 0,
-        masked=metadata.method.masked,
+        **metadata.method.form,
         facts=metadata.facts,
         sampler=_sampler(output),
         device=place,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from advect.core.errors import UserError, did_you_mean
-from advect.core.types import GIVEN, Conditions
+from advect.core.types import GIVEN, STEP, Conditions
 
 
 class FlowNetwork(nn.Module):
@@ -79,6 +79,27 @@ class WithGiven(nn.Module):
             known, absent = given.isfinite(), given.isinf()
             x_t = torch.where(known, given.to(x_t.dtype), torch.where(absent, 0.0, x_t))
         return self.net(torch.cat([x_t, known.to(x_t.dtype), absent.to(x_t.dtype)], self.axis), t, rest)
+
+
+class TwoTimes(nn.Module):
+    """``net`` told where a step ends, for the average velocity over it: t (B, 2) are its start and end.
+
+    t (B,) are steps of no length, so that the output is the velocity there. ``net`` sees the start as its time and the
+    length as the condition ``STEP``, a number: of waves, losses with derivatives in time grow without bound. The
+    condition starts without effect, so that the weights of a flow are a start.
+    """
+
+    def __init__(self, net: Any) -> None:
+        super().__init__()
+        self.net = net
+
+    def check_size(self, shape: Sequence[int]) -> None:
+        """Raise UserError unless the network takes samples of ``shape``."""
+        self.net.check_size(shape)
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
+        start, length = (t, torch.zeros_like(t)) if t.ndim == 1 else (t[:, 0], t[:, 1] - t[:, 0])
+        return self.net(x_t, start, {**(cond or {}), STEP: length[:, None]})
 
 
 def check_inputs(net: str, x_t: Tensor, t: Tensor, shape: Sequence[int | str]) -> None:

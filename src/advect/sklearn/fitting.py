@@ -121,7 +121,7 @@ class FittedFlow:
     def flow(self, device: str) -> Flow:
         """Flow on a device, by name."""
         place, method = pick_device(device), self.settings.method
-        net = build_network(self.settings.network, self.spec, masked=method.masked)
+        net = build_network(self.settings.network, self.spec, **method.form)
         net.load_state_dict(self.weights)
         return Flow(
             net.to(place).eval(),
@@ -132,7 +132,7 @@ class FittedFlow:
             prediction=method.prediction,
             t_eps=method.t_eps,
             null=label_dropout(method, self.spec) > 0,
-            masked=method.masked,
+            **method.form,
             device=place,
         )
 

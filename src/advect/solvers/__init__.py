@@ -8,6 +8,7 @@ from advect.solvers.base import get_solver as get_solver
 from advect.solvers.diffusion_coefficients import DiffusionCoefficient as DiffusionCoefficient
 from advect.solvers.dormand_prince import DormandPrince as DormandPrince
 from advect.solvers.dpm_solver import DPMSolverPlusPlus2M as DPMSolverPlusPlus2M
+from advect.solvers.flow_map import FlowMap as FlowMap
 from advect.solvers.guidance import autoguided_velocity as autoguided_velocity
 from advect.solvers.guidance import guided_velocity as guided_velocity
 from advect.solvers.integrate import Solution as Solution

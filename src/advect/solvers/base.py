@@ -28,6 +28,7 @@ class Solver(ABC):
         evaluations: calls of u per step.
         adaptive: whether it chooses its own steps; calls are then known only afterwards.
         affine_only: whether it requires the velocity of an affine path.
+        two_times: whether u takes the start and end of a step, (B, 2), and is the average velocity over it.
     """
 
     part_kind: ClassVar[str] = "solver"
@@ -35,6 +36,7 @@ class Solver(ABC):
     evaluations: ClassVar[int]
     adaptive: ClassVar[bool] = False
     affine_only: ClassVar[bool] = False
+    two_times: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

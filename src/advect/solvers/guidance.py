@@ -63,7 +63,8 @@ def _within(interval: Interval | None, inside: Velocity, outside: Velocity) -> V
     low, high = interval
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
-        here = (t >= low) & (t <= high)
+        start = t if t.ndim == 1 else t[:, 0]
+        here = (start >= low) & (start <= high)
         if not here.any():
             return outside(x, t)
         if here.all():

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from advect.core import random
+from advect.core.derivatives import UnfusedAttention
 from advect.core.errors import UserError, did_you_mean
 from advect.core.random import Generator
 from advect.core.types import check_floating
@@ -25,19 +25,6 @@ NOISES = ("rademacher", "gaussian")
 
 CHUNK = 32
 """Rows of a Jacobian at once."""
-
-
-class UnfusedAttention(TorchFunctionMode):
-    """Context of this thread in which attention is its formula, which has derivatives of all orders."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.multi_head_attention_forward:  # its own attention is out of this context's sight
-            given = kwargs or {}
-            out, weights = func(*args, **{**given, "need_weights": True})
-            return out, weights if given.get("need_weights", True) else None
-        if func is F.scaled_dot_product_attention:
-            return torch.ops.aten._scaled_dot_product_attention_math(*args, **(kwargs or {}))[0]
-        return func(*args, **(kwargs or {}))
 
 
 class Linearised:
@@ -199,7 +186,7 @@ def log_prob(
     """
     check_floating(x1=x1)
     method = get_solver(solver, rtol=rtol, atol=atol, max_steps=max_steps)
-    if method.affine_only:
+    if method.affine_only or method.two_times:
         raise UserError(f"solver {method.name!r} cannot integrate a divergence; take 'dopri5' or 'midpoint'")
     if isinstance(method, DormandPrince) and method.norm is worst_sample:
         method = replace(method, norm=_state_and_integral)

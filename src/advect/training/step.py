@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,12 @@ LossInput = tuple[PathSample, Conditions | None]
 
 
 class Loss(Protocol):
-    """A loss in two parts; ``sample`` needs no network."""
+    """A loss in parts; ``sample`` needs no network, and ``aim`` one without gradients, if the loss is of two times."""
+
+    two_times: ClassVar[bool]
 
     def sample(self, batch: Batch, generator: CounterRng, /) -> LossInput: ...
+    def aim(self, net: Network, sample: PathSample, cond: Conditions | None, /) -> PathSample: ...
     def compare(self, output: Tensor, sample: PathSample, /) -> Tensor: ...
 
 
@@ -100,6 +103,8 @@ class Step:
         total: Tensor | None = None
         for sample, cond in parts:
             with self.parallel.gradient_sync(self._wrapped, sample is parts[-1][0]):
+                if loss.two_times:
+                    sample = self._aimed(loss, sample, cond)
                 with self._precision(), self.layers.used(by_all=self._draws_itself):
                     output = self.net(sample.x_t, sample.t, cond)
                 losses = loss.compare(output, sample)
@@ -108,6 +113,16 @@ class Step:
             total = mean.detach() if total is None else total + mean.detach()
         assert total is not None
         return total
+
+    def _aimed(self, loss: Loss, sample: PathSample, cond: Conditions | None) -> PathSample:
+        """The path sample with the targets that the loss asks the network itself for, without dropout."""
+        net = self.state.net
+        net.eval()
+        try:
+            with self._precision():
+                return loss.aim(net, sample, cond)
+        finally:
+            net.train()
 
     def _whole_gradients(self) -> dict[str, Tensor]:
         """Gradients by parameter name; collective for a sharded network."""
