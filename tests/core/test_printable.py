@@ -104,3 +104,6 @@ def test_a_name_of_thousands_of_letters_loses_its_middle() -> None:
     words = shortened(f"the column {'a' * 5000!r}, which the data have not")
     assert words == f"the column '{'a' * 199}...{'a' * 38}', which the data have not"
     assert shortened(f"/tmp/{'b' * 250}/c is missing") == f"/tmp/{'b' * 250}/c is missing"
+    words = shortened(f"the column {'a b ' * 5000!r}, which the data have not")
+    assert words.startswith("the column 'a b a b") and words.endswith("a b ', which the data have not")
+    assert len(words) <= 3000

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from advect.cli import run
-from advect.core.errors import UserError, printable
+from advect.core.errors import UserError, printable, shortened
 from faults.damage import damage
 
 HELD, REFUSED, BROKE = "held", "refused", "broke"
@@ -82,7 +82,7 @@ def call(words: tuple[str, ...]) -> Ended:
         try:
             load(*words[1:]) if words[:1] == ("load",) else run(list(words))
         except UserError as error:
-            print(f"advect: {printable(str(error))}", file=sys.stderr)
+            print(f"advect: {shortened(printable(str(error)))}", file=sys.stderr)
             code = 2
         except SystemExit as stop:
             code = int(stop.code or 0)

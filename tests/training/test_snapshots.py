@@ -148,6 +148,15 @@ def test_a_flipped_byte_is_found_and_the_others_serve_without_it(tmp_path: Path)
     assert [s.step for s in read_snapshots(tmp_path)] == [10, 30]
 
 
+def test_one_without_a_manifest_is_not_passed_over(tmp_path: Path) -> None:
+    FakeTrainer(Snapshots(tmp_path, every=5)).run(20)
+    (tmp_path / "step-00000010/manifest.json").unlink()
+    with pytest.raises(UserError, match=r"step-00000010 is incomplete: it has no manifest.json.* to go without it"):
+        read_snapshots(tmp_path)
+    shutil.rmtree(tmp_path / "step-00000010")
+    assert [found.step for found in read_snapshots(tmp_path)] == [5, 15, 20]
+
+
 def test_a_step_without_a_snapshot_names_its_neighbours(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no snapshots of averages; train with --posthoc-ema"):
         read_snapshots(tmp_path / "none")

@@ -144,9 +144,14 @@ def remove_leftovers(folder: Path) -> None:
     remove_partial(folder)
 
 
+def named_checkpoints(folder: Path) -> list[Path]:
+    """What has a checkpoint's name in ``folder``, whole or not, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if _NAME.fullmatch(p.name))
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints in ``folder``, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if _NAME.fullmatch(p.name) and (p / _MANIFEST).is_file())
+    return [p for p in named_checkpoints(folder) if (p / _MANIFEST).is_file()]
 
 
 def _latest(folder: Path) -> str:

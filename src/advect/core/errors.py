@@ -39,9 +39,16 @@ LONGEST = 500
 """Letters without a blank that a message shows; the path of a file is rarely longer."""
 
 
+MESSAGE = 3000
+"""Letters that a message shows."""
+
+
 def shortened(text: str) -> str:
-    """A message in which what is longer than ``LONGEST`` letters without a blank, such as a name, loses its middle."""
-    return re.sub(rf"\S{{{LONGEST + 1},}}", lambda found: f"{found[0][:200]}...{found[0][-40:]}", text)
+    """A message in which what is longer than ``LONGEST`` letters without a blank, such as a name, loses its middle, as
+    does the whole beyond ``MESSAGE`` letters.
+    """
+    text = re.sub(rf"\S{{{LONGEST + 1},}}", lambda found: f"{found[0][:200]}...{found[0][-40:]}", text)
+    return text if len(text) <= MESSAGE else f"{text[: MESSAGE - 1000]}...{text[-900:]}"
 
 
 MOST_CHOICES = 30

@@ -25,6 +25,7 @@ from advect.checkpoint.manifest import (
     checkpoint_name,
     checkpoint_step,
     list_checkpoints,
+    named_checkpoints,
     remove_leftovers,
     verify_checkpoint,
     write_checkpoint,
@@ -158,7 +159,7 @@ def read_snapshots(folder: Path, step: int | None = None) -> list[Snapshot]:
 
     Raises UserError if there is none, none of that step, or one is damaged.
     """
-    paths = {checkpoint_step(path): path for path in list_checkpoints(folder)}
+    paths = {checkpoint_step(path): path for path in named_checkpoints(folder)}  # a damaged one is not passed over
     if not paths:
         raise UserError(f"{folder} holds no snapshots of averages; train with --posthoc-ema")
     last = max(paths) if step is None else step

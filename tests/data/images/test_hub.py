@@ -120,3 +120,17 @@ def test_bad_names_are_told(tmp_path):
         with pytest.raises(UserError) as error:
             HubImages(name)
         assert f"{name} cannot be opened as a dataset (" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_offsets_that_arrow_would_follow_out_of_the_file_are_refused(tmp_path):
+    images = datasets.Dataset.from_dict({"image": [Image.fromarray(x) for x in PIXELS[:5]]})
+    images.save_to_disk(str(tmp_path / "set"))
+    (file,) = (tmp_path / "set").glob("*.arrow")
+    encoded = datasets.load_from_disk(str(tmp_path / "set")).cast_column("image", datasets.Image(decode=False))
+    offsets = np.cumsum([0, *(len(x["bytes"]) for x in encoded["image"])]).astype("<i4")
+    content, moved = file.read_bytes(), offsets.copy()
+    moved[1] = -5
+    assert content.count(offsets.tobytes()) == 1
+    file.write_bytes(content.replace(offsets.tobytes(), moved.tobytes()))
+    with pytest.raises(UserError, match=r"cannot be opened as a dataset .*offset"):
+        HubImages(tmp_path / "set")

@@ -161,11 +161,13 @@ def _open(name: str, configuration: str | None) -> dict[str, Any]:
             found = datasets.load_dataset("parquet", data_dir=str(path))
         else:
             found = datasets.load_dataset(name, configuration)
+        splits = dict(found) if isinstance(found, dict) else {"train": found}
+        for table in splits.values():  # offsets beyond the file, which Arrow believes, end the process
+            table.data.validate(full=True)
     except Exception as error:  # of the hub, of the network, of Arrow
         raise UserError(
             f"{name} cannot be opened as a dataset ({one_line(error)}); give a hub name, or a path that exists"
         ) from error
-    splits = dict(found) if isinstance(found, dict) else {"train": found}
     if not any(len(table) for table in splits.values()):
         raise UserError(f"{name} has no rows; give a dataset that has some")
     return splits
