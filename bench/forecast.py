@@ -8,7 +8,8 @@ deviations of the training months. Every window of the test months counts, or ea
 ensemble without bias (Ferro 2014); of a point forecast it is the absolute error. Baselines are also made distributions
 by adding errors that they made on training windows. With ``--alone`` the flow is one of vectors, each the hours of one
 column, told which, and its held-out rows are the windows of the validation months; else one of sequences, all columns
-together.
+together. What the flow learns is less the mean of the known hours, by the flow itself ("own", --mask-relative) or by
+this program ("mean"), or the errors of the ridge regression ("ridge").
 """
 
 from __future__ import annotations
@@ -91,9 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--run", type=Path, default=Path("runs/etth"), help="trained there unless it exists")
-    parser.add_argument(
-        "--relative", choices=("mean", "ridge"), default="mean", help="see docs/experiments/forecast.md"
-    )
+    parser.add_argument("--relative", choices=("own", "mean", "ridge"), help="see docs/experiments/forecast.md")
     parser.add_argument("--alone", action="store_true", help="learn and draw each column alone")
     parser.add_argument("--minutes", type=float, default=15, help="of training")
     parser.add_argument("--max-steps", type=int)
@@ -102,7 +101,7 @@ def main() -> None:
     parser.add_argument("--num-steps", type=int, default=20)
     parser.add_argument("--stride", type=int, default=1)
     parser.add_argument("--part", choices=("val", "test"), default="test")
-    parser.add_argument("flags", nargs="*", help="of advect train, after --")
+    parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="of advect train, to the end")
     a = parser.parse_args()
     x = np.genfromtxt(a.file, delimiter=",", skip_header=1)[:, 1:]
     mean, std = x[: 12 * MONTH].mean(0), x[: 12 * MONTH].std(0)
@@ -119,16 +118,22 @@ def main() -> None:
         errors = train[:, GIVEN:] - point(train[:, :GIVEN])
         rows[f"{name} with its errors"] = measure(with_errors(point(known), errors, a.draws, rng), truth)
     began = time.monotonic()
-    base = linear if a.relative == "ridge" else lambda known: known.mean(1, keepdims=True).repeat(HORIZON, 1)
+    how = a.relative or ("mean" if a.alone else "own")
+    if how == "own" and a.alone:
+        parser.error("--relative own is of sequences (--mask-relative); take mean or ridge with --alone")
+    base = linear if how == "ridge" else lambda known: known.mean(1, keepdims=True).repeat(HORIZON, 1)
+    prepare, level = (lambda w: relative(w, base)), base(known)[:, None]
+    if how == "own":
+        prepare, level, a.flags = (lambda w: w), 0.0, ["--mask-relative", *a.flags]
     flags = ["--max-minutes", a.minutes, *(["--max-steps", a.max_steps] if a.max_steps else []), *a.flags]
     if not a.run.exists():
-        train_flow(a.run, relative(train, base), relative(val, base), flags, alone=a.alone)
+        train_flow(a.run, prepare(train), prepare(val), flags, alone=a.alone)
         print(f"trained for {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
     began = time.monotonic()
     answer = draw_alone if a.alone else draw
-    draws = base(known)[:, None] + answer(a.run, relative(test, base)[:, :GIVEN], a.draws, a.num_steps)
+    draws = level + answer(a.run, prepare(test)[:, :GIVEN], a.draws, a.num_steps)
     seconds = time.monotonic() - began
-    rows[f"flow ({a.relative}{', alone' if a.alone else ''})"] = measure(draws, truth)
+    rows[f"flow ({how}{', alone' if a.alone else ''})"] = measure(draws, truth)
     print(f"{len(test):,} windows of {a.part}, {a.draws} draws each; drawn in {seconds:.0f} s")
     for name, row in rows.items():
         print(f"{name:28} " + "  ".join(f"{key} {value:.4f}" for key, value in row.items()))

@@ -13,6 +13,7 @@ from advect.cli import run
 from advect.core.errors import UserError
 from advect.model import forecast
 from advect.model.flow import Flow
+from advect.model.load import load
 from forked import ranks
 
 pd = pytest.importorskip("pandas")
@@ -71,6 +72,22 @@ def test_draws_and_quantiles_continue_each_series_in_its_own_types(hourly_run: P
         run(words.split())
     run([*words.split(), "--overwrite"])
     assert before == {f: f.read_bytes() for f in (tmp_path / "out").iterdir()}
+
+
+def test_a_flow_relative_to_what_is_known_follows_the_level_of_a_series(tmp_path: Path) -> None:
+    frame = hours(8, sensors=4)[["sensor", "time", "load"]]
+    frame["load"] += frame.groupby("sensor").ngroup() * 100.0
+    frame.to_csv(tmp_path / "load.csv", index=False)
+    words = f"""train sequences --data-dir {tmp_path}/load.csv --id-column sensor --order-column time --max-length 24
+        --long window --mask prefix --mask-relative --mask-horizon 4 --width 16 --depth 1 --heads 2 --max-steps 3
+        --sample-every 0 --scaling standard --run-dir {tmp_path}/run --batch-size 8"""
+    run(words.split())
+    flow = load(tmp_path / "run")
+    assert flow.relative
+    run(f"forecast {tmp_path}/run {tmp_path}/load.csv --horizon 4 --draws 9 --output-dir {tmp_path}/out".split())
+    drawn = pd.read_csv(tmp_path / "out/draws.csv").groupby("sensor")["load"].mean()
+    own = frame.groupby("sensor")["load"].apply(lambda x: x[-20:].mean())
+    assert (drawn - own).abs().max() < 100 < own.max() - own.min()  # though the network knows nothing yet
 
 
 def test_a_file_without_an_id_is_one_series(hourly_run: Path, tmp_path: Path) -> None:

@@ -129,6 +129,11 @@ class MethodConfig(Section):
         """Whether the flow is given anything."""
         return self.mask != type(self).mask
 
+    @property
+    def relative(self) -> bool:
+        """Whether samples are learned less the level of what is given."""
+        return bool(self.arguments("mask").get("relative"))
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingConfig(Section):

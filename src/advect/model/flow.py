@@ -107,12 +107,15 @@ class Flow(VelocityField):
         config = config.resolve(self.sampler, trajectory=trajectory)
         noise, integrator = self._takes_score(config), self._integrator(config, trajectory)
         rows = checked_rows(n, rows)
+        if trajectory and given is not None and self.relative:
+            raise UserError("trajectory is True, but states of a flow of --mask-relative have no level; leave it out")
         self._check_guidance(guidance, guidance_interval)
         shape = self._shape(image_size, given)
         self._check_memory(len(rows), min(batch_size, len(rows)), shape)
         conditions = self.conditions(n, cond, seed, rows=rows)
         known = None if given is None else read_given(self, given, n).rows(rows)
-        all_given = conditions if known is None else {**conditions, GIVEN: known.model}
+        known = known.relative(conditions) if known is not None and self.relative else known
+        all_given = conditions if known is None else {**conditions, GIVEN: known.condition}
         field_of = lambda part: self._field(integrator.coordinates, part, guidance, guidance_interval, noise=noise)
         to_data = ToData(self.transform, conditions, known, trajectory)
         draw = Draw(self, Integrate(integrator, field_of), all_given, to_data, n, rows, seed, batch_size)

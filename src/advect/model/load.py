@@ -274,6 +274,7 @@ def build_flow(metadata: ModelMetadata, net: nn.Module, place: torch.device) -> 
         t_eps=metadata.method.t_eps,
         null=label_dropout(metadata.method, metadata.spec) > 0,
         masked=metadata.method.masked,
+        relative=metadata.method.relative,
         facts=metadata.facts,
         sampler=_sampler(output),
         device=place,
