@@ -246,7 +246,8 @@ def _new_trainer(
 
 
 def _planned(config: Config, source: Dataset, context: RunContext) -> tuple[Config, Plan]:
-    """The configuration with the sizes that follow from the data, and the plan."""
+    """The configuration with what follows from the data, and the plan."""
+    config = replace(config, data=config.data.replaced(augment=source.real.augmentation))
     rows, held_out, gpu = len(source.train), len(source.held_out), context.device.type != "cpu"
     elements, world = math.prod(source.spec.shape), context.env.world
     return resolve(config, source.spec.modality, rows, held_out, elements=elements, world=world, gpu=gpu)
@@ -394,6 +395,11 @@ def _announce(
 def _note_coupling(config: Config, source: Dataset) -> None:
     """Say where a coupling biases samples given conditions."""
     across = registry.get("coupling", config.method.coupling).across_conditions  # pyright: ignore[reportAttributeAccessIssue]
+    if across and source.spec.augmentation:
+        logger.info(
+            f"note: --coupling {config.method.coupling} pairs noise with changed and unchanged images alike, which "
+            "biases samples; take --augment none, or --coupling conditional-ot where the data have labels"
+        )
     if across and any(not isinstance(kind, Length) for kind in source.spec.conditions.values()):
         logger.info(
             f"note: --coupling {config.method.coupling} pairs noise with data whatever their conditions, which biases "
