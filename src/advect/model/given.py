@@ -62,9 +62,13 @@ def known_entries(flow: Flow, given: Any, n: int) -> Given:
     """
     own = given_values(flow, given, n)
     _ = flow.modality.entries  # tells where there are none
-    if flow.transform.constraints is not None:
-        flow.transform.constraints.check_known(own)
-    return Given(flow.modality.given(own).float(), own)
+    rules = flow.transform.constraints
+    if rules is None:
+        return Given(flow.modality.given(own).float(), own)
+    known = rules.known(own)
+    _ = flow.modality.given(own)  # raises for what cannot be asked
+    model = torch.where(known.isnan()[:, flow.modality.groups], torch.nan, flow.transform.forward(known))
+    return Given(model.float(), known)
 
 
 def given_values(flow: Flow, given: Any, n: int) -> Tensor:
