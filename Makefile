@@ -8,7 +8,7 @@ JOBS ?= 2
 MINUTES ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all break lint format bench bench-peers
+.PHONY: help setup demo test test-all break lint format bench bench-peers bench-gpu
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -66,3 +66,6 @@ bench: setup bench-peers  ## measure, and print the tables of bench/RESULTS.md
 	$(BIN)/python bench/solver_overhead.py
 	$(BIN)/python bench/coupling.py
 	$(BIN)/python bench/compare_numbers.py
+
+bench-gpu: setup  ## check and measure on a GPU in 12 minutes; without one, try that at tiny sizes
+	PYTHON=$(BIN)/python bench/gpu.sh

@@ -3,13 +3,15 @@
 Images are packed, tar shards and a folder of PNGs, 64 x 64, in batches of 128. Files (``--files``): a table of six
 real and two whole columns, one of words and one of dates; one of 10,000 columns; and an array of ten columns. Each is
 read in a process of its own, by advect up to the split and scaled rows, and by pandas or NumPy as they come;
-CPU-seconds and the greatest memory over the file's size, less that of the libraries.
+CPU-seconds and the greatest memory over the file's size, less those of the libraries and of a file of 20 rows.
+``--before SRC`` reads them with another version of advect, too.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import os
 import subprocess
 import sys
 import tarfile
@@ -86,6 +88,10 @@ def write_files(folder: Path, rows: int) -> None:
     wide = pd.DataFrame(rng.normal(size=(300, 10_000)).round(6)).add_prefix("c")
     wide.to_csv(folder / "wide.csv", index=False)
     np.save(folder / "array.npy", rng.normal(size=(rows, 10)))
+    (folder / "small").mkdir()
+    for name in ("table.csv", "wide.csv"):
+        frame[:20].to_csv(folder / "small" / name, index=False)
+    np.save(folder / "small" / "array.npy", rng.normal(size=(20, 10)))
 
 
 def read(reader: str, file: Path) -> None:
@@ -104,24 +110,27 @@ def read(reader: str, file: Path) -> None:
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
     table = file.suffix == ".csv"
+    own, other = (Table, pd.read_csv) if table else (ArrayFile, np.load)
+    open_file = own if reader.startswith("advect") else other
+    open_file(file.parent / "small" / file.name)  # what the libraries load and keep at their first use
     before, start = most(), time.process_time()
-    if reader == "advect":
-        (Table if table else ArrayFile)(file)
-    else:
-        (pd.read_csv if table else np.load)(file)
-    print(time.process_time() - start, (most() - before) / 1024)
+    kept = open_file(file)
+    print(time.process_time() - start, (most() - before) / 1024, type(kept).__name__)
 
 
-def files(rows: int) -> None:
-    """Print the table of files."""
+def files(rows: int, before: str | None) -> None:
+    """Print the table of files; ``before`` is the folder of another version's source."""
     print(f"{machine()}\n\n| file | MiB | read by | CPU-seconds | memory over its size |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         write_files(Path(name), rows)
-        for file in sorted(Path(name).iterdir()):
+        for file in sorted(file for file in Path(name).iterdir() if file.is_file()):
             size = file.stat().st_size / 2**20
-            for reader in ("advect", "pandas" if file.suffix == ".csv" else "NumPy"):
+            other = "pandas" if file.suffix == ".csv" else "NumPy"
+            for reader in ("advect", "advect before", other) if before else ("advect", other):
                 command = [sys.executable, __file__, "--read", reader, str(file)]
-                seconds, grown = map(float, subprocess.check_output(command, text=True).split())
+                there = {"PYTHONPATH": before} if before and reader == "advect before" else {}
+                output = subprocess.check_output(command, text=True, env=os.environ | there)
+                seconds, grown = map(float, output.split()[:2])
                 print(f"| {file.name} | {size:.0f} | {reader} | {seconds:.1f} | {grown / size:.2f} |", flush=True)
 
 
@@ -134,13 +143,14 @@ def main() -> None:
     parser.add_argument("--units", type=int, default=4096, help="images a round")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--files", type=int, metavar="ROWS", help="time reading files of that many rows instead")
+    parser.add_argument("--before", metavar="SRC", help="source of another version, whose reading is timed, too")
     parser.add_argument("--read", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.read:
         read(args.read[0], Path(args.read[1]))
         return
     if args.files:
-        files(args.files)
+        files(args.files, args.before)
         return
     if args.contestant:
         contestant(args.contestant[0], Path(args.contestant[1]), args.workers)

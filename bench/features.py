@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=2000)
     parser.add_argument("--noise", type=float, nargs="*", default=[10, 25])
     args = parser.parse_args()
-    source = Cifar(args.data, horizontal_flip=False)
+    source = Cifar(args.data)
     sets = image_sets(source, args.n, args.noise)
     table(
         args.features.name, features_of(args.features, sets, ReferenceCache(args.cache), source.fingerprint), unit=1000

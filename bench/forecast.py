@@ -6,7 +6,10 @@
 96 hours of 7 columns are given and 24 drawn, in the usual split of 12, 4 and 4 months (Zhou et al. 2021), in
 deviations of the training months. Every window of the test months counts, or each ``--stride``-th. CRPS is that of an
 ensemble without bias (Ferro 2014); of a point forecast it is the absolute error. Baselines are also made distributions
-by adding errors that they made on training windows.
+by adding errors that they made on training windows. With ``--alone`` the flow is one of vectors, each the hours of one
+column, told which, and its held-out rows are the windows of the validation months; else one of sequences, all columns
+together. What the flow learns is less the mean of the known hours, by the flow itself ("own", --mask-relative) or by
+this program ("mean"), or the errors of the ridge regression ("ridge").
 """
 
 from __future__ import annotations
@@ -89,20 +92,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--run", type=Path, default=Path("runs/etth"), help="trained there unless it exists")
-    parser.add_argument(
-        "--relative", choices=("mean", "ridge"), default="mean", help="see docs/experiments/forecast.md"
-    )
-    parser.add_argument("--minutes", type=float, default=15)
+    parser.add_argument("--relative", choices=("own", "mean", "ridge"), help="see docs/experiments/forecast.md")
+    parser.add_argument("--alone", action="store_true", help="learn and draw each column alone")
+    parser.add_argument("--minutes", type=float, default=15, help="of training")
+    parser.add_argument("--max-steps", type=int)
+    parser.add_argument("--rows", type=int, help="most windows measured, spread evenly")
     parser.add_argument("--draws", type=int, default=100)
     parser.add_argument("--num-steps", type=int, default=20)
     parser.add_argument("--stride", type=int, default=1)
     parser.add_argument("--part", choices=("val", "test"), default="test")
-    parser.add_argument("flags", nargs="*", help="of advect train, after --")
+    parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="of advect train, to the end")
     a = parser.parse_args()
     x = np.genfromtxt(a.file, delimiter=",", skip_header=1)[:, 1:]
     mean, std = x[: 12 * MONTH].mean(0), x[: 12 * MONTH].std(0)
     z = (x - mean) / std
     train, val, test = windows(z, "train"), windows(z, "val"), windows(z, a.part, a.stride)
+    test = test[np.linspace(0, len(test) - 1, min(a.rows or len(test), len(test))).round().astype(int)]
     known, truth = test[:, :GIVEN], test[:, GIVEN:]
     error = lambda penalty: np.square(ridge(train, penalty)(val[:, :GIVEN]) - val[:, GIVEN:]).mean()
     linear = ridge(train, min((1.0, 10.0, 100.0, 1000.0), key=error))
@@ -113,14 +118,22 @@ def main() -> None:
         errors = train[:, GIVEN:] - point(train[:, :GIVEN])
         rows[f"{name} with its errors"] = measure(with_errors(point(known), errors, a.draws, rng), truth)
     began = time.monotonic()
-    base = linear if a.relative == "ridge" else lambda known: known.mean(1, keepdims=True).repeat(HORIZON, 1)
+    how = a.relative or ("mean" if a.alone else "own")
+    if how == "own" and a.alone:
+        parser.error("--relative own is of sequences (--mask-relative); take mean or ridge with --alone")
+    base = linear if how == "ridge" else lambda known: known.mean(1, keepdims=True).repeat(HORIZON, 1)
+    prepare, level = (lambda w: relative(w, base)), base(known)[:, None]
+    if how == "own":
+        prepare, level, a.flags = (lambda w: w), 0.0, ["--mask-relative", *a.flags]
+    flags = ["--max-minutes", a.minutes, *(["--max-steps", a.max_steps] if a.max_steps else []), *a.flags]
     if not a.run.exists():
-        train_flow(a.run, relative(train, base), a.minutes, a.flags)
+        train_flow(a.run, prepare(train), prepare(val), flags, alone=a.alone)
         print(f"trained for {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
     began = time.monotonic()
-    draws = base(known)[:, None] + draw(a.run, relative(test, base)[:, :GIVEN], a.draws, a.num_steps)
+    answer = draw_alone if a.alone else draw
+    draws = level + answer(a.run, prepare(test)[:, :GIVEN], a.draws, a.num_steps)
     seconds = time.monotonic() - began
-    rows[f"flow ({a.relative})"] = measure(draws, truth)
+    rows[f"flow ({how}{', alone' if a.alone else ''})"] = measure(draws, truth)
     print(f"{len(test):,} windows of {a.part}, {a.draws} draws each; drawn in {seconds:.0f} s")
     for name, row in rows.items():
         print(f"{name:28} " + "  ".join(f"{key} {value:.4f}" for key, value in row.items()))
@@ -133,14 +146,38 @@ def relative(w: np.ndarray, base: Point) -> np.ndarray:
     return np.concatenate([known - known.mean(1, keepdims=True), w[:, GIVEN:] - base(known)], 1)
 
 
-def train_flow(run: Path, w: np.ndarray, minutes: float, flags: list[str]) -> None:
+def train_flow(run: Path, w: np.ndarray, held_out: np.ndarray, flags: list, *, alone: bool) -> None:
     """Train a flow of these windows by ``advect train``."""
     run.parent.mkdir(parents=True, exist_ok=True)
     file = run.parent / f"{run.name}-windows.npz"
-    np.savez(file, values=w.astype(np.float32))
-    words = ["train", "sequences", "--data-dir", file, "--held-out", 0, "--run-dir", run, "--sample-every", 0]
-    words += ["--mask", "prefix", "--mask-horizon", HORIZON, "--max-minutes", minutes, *flags]
+    if alone:
+        (x_train, y_train), (x_test, y_test) = columns(w), columns(held_out)
+        np.savez(file, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+        words = ["train", "arrays", "--mask", "columns", "--mask-known-columns", *range(GIVEN), "--label-dropout", 0]
+    else:
+        np.savez(file, values=w.astype(np.float32))
+        words = ["train", "sequences", "--held-out", 0, "--mask", "prefix", "--mask-horizon", HORIZON]
+    words += ["--data-dir", file, "--run-dir", run, "--sample-every", 0, *flags]
     subprocess.run([sys.executable, "-m", "advect", *map(str, words)], check=True)
+
+
+def columns(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Windows (n, H, C) as vectors (n C, H), and the number of each one's column."""
+    return w.transpose(0, 2, 1).reshape(-1, w.shape[1]).astype(np.float32), np.tile(np.arange(w.shape[2]), len(w))
+
+
+def draw_alone(run: Path, known: np.ndarray, draws: int, steps: int) -> np.ndarray:
+    """:func:`draw` by a flow of single columns."""
+    import advect
+
+    flow, found = advect.load(run), []
+    for block in np.array_split(known, max(known.shape[0] * known.shape[2] * draws // 100_000, 1)):
+        x, of = columns(block)
+        given = np.concatenate([x, np.full((len(x), HORIZON), np.nan)], 1).repeat(draws, 0)
+        cond = {"label": of.repeat(draws)}
+        z = flow.sample(len(given), given=given, cond=cond, steps=steps, batch_size=4096, progress=True).x
+        found.append(z[:, GIVEN:].numpy().reshape(len(block), known.shape[2], draws, HORIZON).transpose(0, 2, 3, 1))
+    return np.concatenate(found)
 
 
 def draw(run: Path, known: np.ndarray, draws: int, steps: int) -> np.ndarray:

@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--num-steps", type=int, default=20)
     parser.add_argument("--top", type=int, default=200)
-    parser.add_argument("flags", nargs="*", help="of advect train, after --")
+    parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="of advect train, to the end")
     a = parser.parse_args()
     print(machine())
     if not a.run.exists():

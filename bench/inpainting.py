@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--num-steps", type=int, default=10)
     parser.add_argument("--picture", type=Path, help="PNG file of some completions")
-    parser.add_argument("flags", nargs="*", help="of advect train, after --")
+    parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="of advect train, to the end")
     a = parser.parse_args()
     print(machine())
     if not a.run.exists():

@@ -11,11 +11,18 @@ from pathlib import Path
 
 
 class Contestant:
-    """A program that answers each line "N" on its input with the seconds that N units of work took."""
+    """A program that answers each line "N" on its input with the seconds that N units of work took.
 
-    def __init__(self, name: str, python: Path | str, script: Path, *args: str, threads: int) -> None:
+    ``packages`` is a folder of packages that it finds after its own.
+    """
+
+    def __init__(
+        self, name: str, python: Path | str, script: Path, *args: str, threads: int, packages: Path | None = None
+    ) -> None:
         self.name = name
-        env = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        paths = [os.environ.get("PYTHONPATH"), packages and str(packages)]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        env |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         self._process = subprocess.Popen(
             [str(python), str(script), *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
         )

@@ -13,12 +13,19 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from interleave import Contestant, machine, race, serve
 
+if TYPE_CHECKING:  # the race itself needs neither
+    import numpy as np
+    import torch
+    from torch import nn
+
+    from advect.training import Trainer
+
 HERE = Path(__file__).resolve().parent
 PEER = HERE / "peers" / "train_step.py"
-BATCH = 32
 PEERS = {
     "unet": {
         "torchcfm 1.0.7 UNetModel, fp32": ["torchcfm"],
@@ -58,16 +65,14 @@ def count(args: argparse.Namespace) -> str:
 
     net = network(args.contestant, args.dropout)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        net(torch.randn(BATCH, *net.shape), torch.rand(BATCH)).sum().backward()
+        net(torch.randn(args.batch, *net.shape), torch.rand(args.batch)).sum().backward()
     return f"{sum(p.numel() for p in net.parameters())} {counter.get_total_flops()}"
 
 
-def contestant(args: argparse.Namespace) -> None:
-    """Run advect's engine and answer the protocol."""
-    import numpy as np
+def training(net: nn.Module, batch: int, *, device: torch.device, half: torch.dtype | None, compiled: bool) -> Trainer:
+    """advect's engine as `advect train` has it, with ``net`` and 1,024 random images in memory."""
     import torch
 
-    from advect.core.device import tune_process
     from advect.core.types import Batch
     from advect.losses import FlowMatching
     from advect.training import (
@@ -83,9 +88,7 @@ def contestant(args: argparse.Namespace) -> None:
     )
 
     class Noise:
-        """1,024 random images in memory."""
-
-        images = torch.randn(1024, *((3, 32, 32) if args.contestant == "unet" else (4, 32, 32)))
+        images = torch.randn(1024, *net.shape)  # pyright: ignore
 
         def __len__(self) -> int:
             return len(self.images)
@@ -93,35 +96,49 @@ def contestant(args: argparse.Namespace) -> None:
         def fetch(self, indices: np.ndarray, rng: object = None) -> Batch:
             return Batch(self.images[torch.from_numpy(indices)])
 
+    params = named_params(net)
+    return Trainer(
+        TrainState(net, AdamW(params), EMA(params, 0.9999)),
+        FlowMatching(),
+        Loader(Noise(), batch),
+        rate=LearningRate(peak=1e-4, warmup=100, total=100_000, schedule=CosineDecay()),
+        limits=StopCriteria(steps=10**9),
+        autocast=half,
+        compile_model=compiled,
+        tf32=True,
+        device=device,
+    )
+
+
+def steps(trainer: Trainer, n: int) -> None:
+    """Take ``n`` more; the run ends by reading the losses, so a GPU has finished."""
+    from advect.training import StopCriteria
+
+    trainer.limits = StopCriteria(steps=10**9, max_steps=trainer.state.progress.step + n)
+    trainer.run()
+
+
+def contestant(args: argparse.Namespace) -> None:
+    """Run advect's engine and answer the protocol."""
+    import torch
+
+    from advect.core.device import tune_process
+
     tune_process()
     torch.manual_seed(0)
     device = torch.device(args.device)
     net = network(args.contestant, args.dropout).to(device)
     if not args.fp32:
         net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    params = named_params(net)
-    state = TrainState(net, AdamW(params), EMA(params, 0.9999))
-    trainer = Trainer(
-        state,
-        FlowMatching(),
-        Loader(Noise(), BATCH),
-        rate=LearningRate(peak=1e-4, warmup=100, total=100_000, schedule=CosineDecay()),
-        limits=StopCriteria(steps=10**9),
-        autocast=None if args.fp32 else torch.bfloat16,
-        compile_model=args.compile,
-        device=device,
-    )
-
-    def work(n: int) -> None:
-        trainer.limits = StopCriteria(steps=10**9, max_steps=state.progress.step + n)
-        trainer.run()  # it ends by reading the losses, so a GPU has finished
-
-    serve(work, args.clock)
+    half = None if args.fp32 else torch.bfloat16
+    trainer = training(net, args.batch, device=device, half=half, compiled=args.compile)
+    serve(lambda n: steps(trainer, n), args.clock)
 
 
 def race_of(network: str, peers: Path, args: argparse.Namespace) -> str:
     """Race advect's ``network`` against its peers, the first of which is the measure of all; return the table."""
     pace = ["--device", args.device, "--dropout", str(args.dropout), "--clock", args.clock]
+    pace += ["--batch", str(args.batch)]
     pace += ["--compile"] if args.compile else []
     rivals: list[tuple[str, Path | str, Path, list[str]]] = [
         (name, peers, PEER, arguments) for name, arguments in PEERS[network].items()
@@ -131,14 +148,19 @@ def race_of(network: str, peers: Path, args: argparse.Namespace) -> str:
         rivals.append(("advect, fp32", sys.executable, Path(__file__), ["--contestant", network, "--fp32"]))
     counts = []
     for _, python, script, arguments in rivals:
-        out = subprocess.run([python, script, *arguments, "--count"], check=True, stdout=subprocess.PIPE, text=True)
+        out = subprocess.run(
+            [python, script, *arguments, "--count", "--batch", str(args.batch)],
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         counts.append(tuple(int(n) for n in out.stdout.split()))
     runners = [Contestant(name, python, script, *a, *pace, threads=args.threads) for name, python, script, a in rivals]
     race(runners, rounds=args.rounds, units=args.steps, warmup=args.warmup)
-    return table(runners, counts, args.steps)
+    return table(runners, counts, args.steps, args.batch)
 
 
-def table(runners: list[Contestant], counts: list[tuple[int, ...]], steps: int) -> str:
+def table(runners: list[Contestant], counts: list[tuple[int, ...]], steps: int, batch: int) -> str:
     """Medians of each, and the median over the rounds of how many times as fast as the first it was."""
     lines = [
         "| | M parameters | GFLOP/step | ms/step | samples/s | GFLOP/s | times the first | least to most |",
@@ -148,7 +170,7 @@ def table(runners: list[Contestant], counts: list[tuple[int, ...]], steps: int) 
     for c, (parameters, flops) in zip(runners, counts, strict=True):
         seconds = statistics.median(c.seconds) / steps
         ratios = [b / s for b, s in zip(base, c.seconds, strict=True)]
-        rate = f"{1e3 * seconds:,.0f} | {BATCH / seconds:,.1f} | {flops / seconds / 1e9:,.0f}"
+        rate = f"{1e3 * seconds:,.0f} | {batch / seconds:,.1f} | {flops / seconds / 1e9:,.0f}"
         spread = f"{statistics.median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f}"
         lines.append(f"| {c.name} | {parameters / 1e6:.1f} | {flops / 1e9:.0f} | {rate} | {spread} |")
     return "\n".join(lines)
@@ -164,6 +186,7 @@ def main() -> None:
     parser.add_argument("--peers", default=".venv-peers/bin/python", help="Python with the peers: make bench-peers")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--warmup", type=int, default=2, help="steps before the first round")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: on a busy machine, one thread")

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
-from advect.core.types import GIVEN, Batch, Entries
+from advect.core.types import GIVEN, LENGTH, Batch, Entries
 from advect.losses import FlowMatching
 from advect.losses.score_matching import ScoreMatching
 from advect.masks import (
@@ -164,3 +164,23 @@ def test_a_coupling_of_noise_and_data_is_refused_with_a_mask():
 
     with pytest.raises(UserError, match="drawn apart from the data"):
         FlowMatching(mask=RandomMask(entries=COLUMNS), coupling=ExactOT())
+
+
+def test_a_forecast_relative_to_what_is_known_learns_no_level():
+    x1 = torch.randn(6, 8, 2, generator=torch.Generator().manual_seed(0))
+    lengths = torch.tensor([8, 8, 5, 8, 6, 8])
+    x1 = x1 * (torch.arange(8) < lengths[:, None])[..., None]
+    shift = torch.tensor([100.0, -3.0]) * (torch.arange(8) < lengths[:, None])[..., None]
+    mask = PrefixMask(entries=Entries(torch.arange(16).reshape(8, 2)), horizon=(2,), relative=True, unconditional=0.0)
+    loss, found = FlowMatching(mask=mask), []
+    for x in (x1, x1 + shift):
+        sample, cond = loss.sample(Batch(x, {LENGTH: lengths}), CounterRng(0, 0, 6))
+        found.append((sample.x_t, sample.u_t, cond[GIVEN]))
+        known = cond[GIVEN].isfinite()
+        assert torch.where(known, cond[GIVEN], 0.0).sum(1).abs().max() < 1e-4
+        assert (sample.x_t[2, 5:] == 0).all() and (sample.u_t[2, 5:] == 0).all()  # padding stays
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-5, equal_nan=True)
+    free = PrefixMask(entries=mask.entries, horizon=(2,), relative=True, unconditional=0.999)
+    sample, cond = FlowMatching(mask=free).sample(Batch(x1 + shift, {LENGTH: lengths}), CounterRng(0, 0, 6))
+    assert cond[GIVEN].isnan().all() and torch.equal(sample.x1, x1 + shift)  # with nothing known there is no level

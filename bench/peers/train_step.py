@@ -1,7 +1,7 @@
 """One training step of another library's network; answers the protocol of bench/interleave.py.
 
 python train_step.py NETWORK [--autocast] [--device cuda] [--compile] [--dropout P] [--clock cpu]
-    [--count]
+    [--count] [--batch N]
 
 A step is what these libraries' own image examples do, on PyTorch's tools: a point of the straight path, forward,
 backward, clipping, AdamW, and an average of the weights. ``--autocast`` adds bfloat16 autocast and channels_last.
@@ -18,8 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-
-BATCH = 32
 
 
 class Torchcfm(nn.Module):
@@ -119,10 +117,10 @@ NETWORKS = {
 }
 
 
-def count(net: nn.Module) -> str:
+def count(net: nn.Module, batch: int) -> str:
     """Parameters, and operations of a forward and backward pass with attention's products counted too."""
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        net(torch.randn(BATCH, *net.shape), torch.rand(BATCH)).sum().backward()
+        net(torch.randn(batch, *net.shape), torch.rand(batch)).sum().backward()
     return f"{sum(p.numel() for p in net.parameters())} {counter.get_total_flops()}"
 
 
@@ -131,7 +129,7 @@ class Training:
 
     def __init__(self, args: argparse.Namespace) -> None:
         torch.manual_seed(0)
-        self.device, self.autocast = args.device, args.autocast
+        self.device, self.autocast, self.batch = args.device, args.autocast, args.batch
         kind = NETWORKS[args.network]
         self.net, self.average = kind(args.dropout).to(self.device), kind(args.dropout).to(self.device)
         self.average.load_state_dict(self.net.state_dict())
@@ -142,7 +140,7 @@ class Training:
         self.data = torch.randn(1024, *kind.shape)
 
     def step(self) -> None:
-        x1 = self.data[torch.randint(0, len(self.data), (BATCH,))].to(self.device)
+        x1 = self.data[torch.randint(0, len(self.data), (self.batch,))].to(self.device)
         x0, t = torch.randn_like(x1), torch.rand(len(x1), device=self.device)
         time_ = t[:, None, None, None]
         x_t, u_t = time_ * x1 + (1 - time_) * x0, x1 - x0
@@ -172,10 +170,11 @@ parser.add_argument("--device", default="cpu")
 parser.add_argument("--compile", action="store_true")
 parser.add_argument("--dropout", type=float, default=0.1)
 parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+parser.add_argument("--batch", type=int, default=32)
 parser.add_argument("--count", action="store_true")
 args = parser.parse_args()
 if args.count:
-    print(count(NETWORKS[args.network](args.dropout)))
+    print(count(NETWORKS[args.network](args.dropout), args.batch))
     sys.exit()
 training = Training(args)
 now = time.process_time if args.clock == "cpu" else time.perf_counter

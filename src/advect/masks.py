@@ -23,7 +23,7 @@ from advect.core.bounds import Count, Share
 from advect.core.errors import UserError, did_you_mean
 from advect.core.random import Generator, uniform
 from advect.core.registry import register
-from advect.core.types import Entries
+from advect.core.types import LENGTH, Entries, without_padding
 
 Ratio = Annotated[float, Meta(ge=0, le=1)]
 
@@ -66,6 +66,10 @@ class Mask(ABC):
         """The condition ``GIVEN`` (B, *S) of a draw of the mask; NaN in x1 are entries that the data lack."""
         given = torch.where(self.sample(x1, lengths, generator), x1, math.nan)
         return torch.where(x1.isnan(), math.inf, given)
+
+    def relate(self, x1: Tensor, given: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x1 and the condition ``given`` (B, *S) as the flow learns them."""
+        return x1, given
 
     def _spread(self, known: Tensor, x1: Tensor) -> Tensor:
         """Whether each element of x1 (B, *S) is known, of its entries ``known`` (B, entries)."""
@@ -153,9 +157,12 @@ class PrefixMask(Mask):
 
     Args:
         horizon: steps to draw, one number or the smallest and largest; default from one to all but the first.
+        relative: learn and draw sequences less the mean of the known steps of each channel, as the levels of many
+            series drift (an instance normalisation: Kim et al. 2022, "Reversible instance normalization").
     """
 
     horizon: Sequence[Count] = ()
+    relative: bool = False
     layout: ClassVar[tuple[int, str] | None] = (2, "sequences (steps, channels)")
 
     def __post_init__(self) -> None:
@@ -176,6 +183,22 @@ class PrefixMask(Mask):
         last = torch.full_like(drawn, steps) if lengths is None else lengths[:, None].to(drawn)
         known = torch.arange(steps, device=x1.device) < last - drawn
         return self._whole(known[:, :, None].expand_as(x1))
+
+    def relate(self, x1: Tensor, given: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if not self.relative:
+            return x1, given
+        level = known_level(given, lengths)
+        return x1 - level, given - level
+
+
+def known_level(given: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """Mean (B, L, C) of the known steps of each channel in the condition ``given`` (B, L, C); 0 where none is known,
+    and in the padding of sequences of ``lengths`` (B,).
+    """
+    known = given.isfinite()
+    mean = torch.where(known, given, 0.0).sum(1, keepdim=True) / known.sum(1, keepdim=True).clamp(min=1)
+    cond = {} if lengths is None else {LENGTH: lengths}
+    return without_padding(mean.expand_as(given), cond)
 
 
 @register("blocks")

@@ -11,6 +11,10 @@ from PIL import Image
 
 from advect.cli import run
 from advect.core.errors import UserError
+from advect.model import forecast
+from advect.model.flow import Flow
+from advect.model.load import load
+from forked import ranks
 
 pd = pytest.importorskip("pandas")
 
@@ -41,7 +45,7 @@ def test_draws_and_quantiles_continue_each_series_in_its_own_types(hourly_run: P
     frame.iloc[::-1].to_csv(tmp_path / "now.csv", index=False)
     words = f"forecast {hourly_run} {tmp_path}/now.csv --horizon 6 --draws 7 --num-steps 2 --output-dir {tmp_path}/out"
     run(words.split())
-    names = ["draws.csv", "forecast.json", "forecast.png", "quantiles.csv"]
+    names = ["draws.csv", "forecast.png", "quantiles.csv", "samples.json"]
     assert sorted(f.name for f in (tmp_path / "out").iterdir()) == names
     draws = pd.read_csv(tmp_path / "out/draws.csv", dtype=str)
     assert list(draws.columns) == ["sensor", "time", "load", "n", "draw"] and len(draws) == 2 * 7 * 6
@@ -58,16 +62,32 @@ def test_draws_and_quantiles_continue_each_series_in_its_own_types(hourly_run: P
     before = {f: f.read_bytes() for f in (tmp_path / "out").iterdir()}
     run(words.split())
     assert before == {f: f.read_bytes() for f in (tmp_path / "out").iterdir()}
-    with pytest.raises(UserError, match="already holds another forecast: draws was 7 there and is 8 here"):
+    with pytest.raises(UserError, match="already holds samples of another call: n was 14 there and is 16 here"):
         run([*words.split(), "--draws", "8"])
     with pytest.raises(UserError, match=r"guidance is 2\.0, but this flow has no conditions"):
         run([*words.split(), "--guidance", "2", "--overwrite"])
     assert before == {f: f.read_bytes() for f in (tmp_path / "out").iterdir()}  # a mistake costs nothing
-    (tmp_path / "out/forecast.json").unlink()
-    with pytest.raises(UserError, match=r"already holds draws\.csv, of which forecast\.json tells nothing"):
+    (tmp_path / "out/samples.json").unlink()
+    with pytest.raises(UserError, match="already holds samples; name another folder, or give --overwrite"):
         run(words.split())
     run([*words.split(), "--overwrite"])
     assert before == {f: f.read_bytes() for f in (tmp_path / "out").iterdir()}
+
+
+def test_a_flow_relative_to_what_is_known_follows_the_level_of_a_series(tmp_path: Path) -> None:
+    frame = hours(8, sensors=4)[["sensor", "time", "load"]]
+    frame["load"] += frame.groupby("sensor").ngroup() * 100.0
+    frame.to_csv(tmp_path / "load.csv", index=False)
+    words = f"""train sequences --data-dir {tmp_path}/load.csv --id-column sensor --order-column time --max-length 24
+        --long window --mask prefix --mask-relative --mask-horizon 4 --width 16 --depth 1 --heads 2 --max-steps 3
+        --sample-every 0 --scaling standard --run-dir {tmp_path}/run --batch-size 8"""
+    run(words.split())
+    flow = load(tmp_path / "run")
+    assert flow.relative
+    run(f"forecast {tmp_path}/run {tmp_path}/load.csv --horizon 4 --draws 9 --output-dir {tmp_path}/out".split())
+    drawn = pd.read_csv(tmp_path / "out/draws.csv").groupby("sensor")["load"].mean()
+    own = frame.groupby("sensor")["load"].apply(lambda x: x[-20:].mean())
+    assert (drawn - own).abs().max() < 100 < own.max() - own.min()  # though the network knows nothing yet
 
 
 def test_a_file_without_an_id_is_one_series(hourly_run: Path, tmp_path: Path) -> None:
@@ -77,7 +97,7 @@ def test_a_file_without_an_id_is_one_series(hourly_run: Path, tmp_path: Path) ->
     draws = pd.read_csv(tmp_path / "o/draws.csv")
     assert list(draws.columns) == ["time", "load", "n", "draw"]
     assert draws["time"].tolist() == [f"2024-03-02 0{h}:00:00" for _ in range(2) for h in range(3)]
-    facts = json.loads((tmp_path / "o/forecast.json").read_text())
+    facts = json.loads((tmp_path / "o/samples.json").read_text())
     assert (facts["horizon"], facts["draws"], facts["files"][0]) == (3, 2, "draws.csv")
 
 
@@ -122,3 +142,40 @@ def test_other_flows_and_files_are_refused(hourly_run: Path, moons_run: Path, tm
     ):
         with pytest.raises(UserError, match=match):
             run(["forecast", *words.split()])
+
+
+def test_two_processes_and_a_call_that_was_killed_leave_the_bytes_of_one(
+    hourly_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hours(2).to_csv(tmp_path / "now.csv", index=False)
+    words = f"forecast {hourly_run} {tmp_path}/now.csv --horizon 3 --draws 7 --num-steps 2 --part-size 7 --device cpu"
+    contents = lambda name: {f.name: f.read_bytes() for f in sorted((tmp_path / name).iterdir())}
+    run(f"{words} --output-dir {tmp_path}/one".split())
+    one = contents("one")
+    with ranks(2, f"{words} --output-dir {tmp_path}/two", cwd=tmp_path) as both:
+        assert [rank.code for rank in both.wait(120)] == [0, 0]
+    assert contents("two") == one and len(one) == 4
+
+    sample, parts = Flow.sample, []
+
+    def interrupted(self: Flow, n: int, **options):
+        if options["rows"] != range(1):
+            parts.append(options["rows"])
+            if len(parts) == 2:
+                raise KeyboardInterrupt
+        return sample(self, n, **options)
+
+    def nothing(*_):
+        raise KeyboardInterrupt
+
+    again = f"{words} --output-dir {tmp_path}/again".split()
+    monkeypatch.setattr(Flow, "sample", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(again)
+    assert not list((tmp_path / "again").glob("*.csv"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(forecast, "save_png", nothing)
+        run(again)
+    assert not (tmp_path / "again/samples.json").exists()
+    run(again)
+    assert contents("again") == one and parts == [range(0, 7), range(7, 14), range(7, 14)]

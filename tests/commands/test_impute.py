@@ -15,6 +15,7 @@ from advect.model.answers import answer_run, file_conditions, how_much
 from advect.model.flow import Flow
 from advect.model.load import load
 from advect.model.sampler_config import SamplerConfig
+from forked import ranks
 
 ROWS = ["0.5,", ",0.250", "1.,0", ","]
 TWO = SamplerConfig(steps=2)
@@ -93,6 +94,17 @@ def test_parts_are_gone_on_with_and_give_the_same_bytes(
         answer_run(masked_run, given, 4, TWO, output_dir=tmp_path / "b")
     assert len(answer_run(masked_run, given, 1, TWO, output_dir=tmp_path / "b", overwrite=True)) == 2
     assert [path.name for path in (tmp_path / "b").glob("draw-*")] == ["draw-1.csv"]
+
+
+def test_two_processes_leave_the_bytes_of_one(
+    advect: Callable[..., None], masked_run: Path, given: Path, tmp_path: Path
+) -> None:
+    words = f"impute {masked_run} {given} --draws 3 --num-steps 2 --part-size 6 --device cpu --output-dir {tmp_path}"
+    advect(f"{words}/one")
+    with ranks(2, f"{words}/two", cwd=tmp_path) as both:
+        assert [rank.code for rank in both.wait(120)] == [0, 0]
+    one, two = ({f.name: f.read_bytes() for f in (tmp_path / name).iterdir()} for name in ("one", "two"))
+    assert one == two and len(one) == 4
 
 
 def test_a_flow_that_was_given_nothing_says_what_helps(moons_run: Path, given: Path, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def mnist(folder: Path) -> Mnist:
 
 def array_file(folder: Path) -> ArrayFile:
     np.save(folder / "images.npy", np.random.default_rng(2).integers(0, 256, (20, 5, 4, 3), dtype=np.uint8))
-    return ArrayFile(folder / "images.npy", held_out=0.3, horizontal_flip=True)
+    return ArrayFile(folder / "images.npy", held_out=0.3)
 
 
 def vector_file(folder: Path) -> ArrayFile:

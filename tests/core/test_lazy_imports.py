@@ -32,3 +32,15 @@ def test_lists_are_printed_without_pytorch(word: str) -> None:
     ended = subprocess.run(line, capture_output=True, text=True, check=True)
     imported = {each.rpartition("|")[2].strip() for each in ended.stderr.splitlines()}
     assert "advect.cli" in imported and "torch" not in imported and "digits" in ended.stdout
+
+
+def test_a_lazy_method_is_the_function_with_its_signature() -> None:
+    code = """
+import sys
+from advect.model.flow import Flow
+assert "advect.model.posterior" not in sys.modules
+from advect.model.posterior import sample_posterior
+assert Flow.sample_posterior is sample_posterior
+assert Flow.__new__(Flow).sample_posterior.__func__ is sample_posterior
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

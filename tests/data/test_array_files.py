@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from advect.core.errors import UserError
-from advect.core.random import CounterRng
 from advect.data import ArrayFile
 
 RNG = np.random.default_rng(0)
@@ -108,15 +107,6 @@ def test_vectors_are_standardised_by_their_training_rows(tmp_path):
     torch.testing.assert_close(rows.std(0, correction=0), torch.ones(2), atol=1e-5, rtol=0)
 
 
-def test_only_training_images_are_mirrored(tmp_path):
-    path = saved(tmp_path / "a.npy", COLOUR)
-    source = ArrayFile(path, horizontal_flip=True)
-    n = np.arange(len(source.train))
-    plain, drawn = source.train.fetch(n).x1, source.train.fetch(n, CounterRng(0, 0, len(n))).x1
-    same = (plain == drawn).flatten(1).all(1)
-    assert 0 < same.sum() < len(n) and torch.equal(drawn[~same], plain[~same].flip(3))
-
-
 class Payload:
     def __reduce__(self):
         return open, ("ran", "w")
@@ -160,7 +150,7 @@ def test_files_that_are_something_else(tmp_path):
     np.savez(tmp_path / "c.npz", x=COLOUR, y=np.arange(5))
     with pytest.raises(UserError, match=r"has labels \(5,\) int64, not a whole number or a word for each of 12"):
         ArrayFile(tmp_path / "c.npz")
-    with pytest.raises(UserError, match=r"holds vectors .* which have no horizontal_flip"):
-        ArrayFile(saved(tmp_path / "d.npy", np.eye(3)), horizontal_flip=True)
+    with pytest.raises(UserError, match=r"holds vectors .* which have no value_range"):
+        ArrayFile(saved(tmp_path / "d.npy", np.eye(3)), value_range=(0, 1))
     with pytest.raises(UserError, match="has no labels; save them as y"):
         ArrayFile(saved(tmp_path / "d.npy", np.eye(3)), labels="yes")

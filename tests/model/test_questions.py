@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from advect.core.errors import UserError
 from advect.core.types import GIVEN, Conditions, DataSpec
+from advect.data.sequences.transform import SequenceTransform
+from advect.data.tables.columns import Number
+from advect.data.tables.scaling import StandardScaling
 from advect.data.transforms import Standardize
 from advect.data.whiten import Whiten
 from advect.model.flow import Flow
@@ -134,3 +137,33 @@ def test_no_field_moves_what_is_known():
     field: Velocity = flow()._field(flow().coordinates, {GIVEN: torch.tensor([[0.3, NAN, NAN]])})
     u = field(torch.ones(1, 3), torch.full((1,), 0.5))
     assert u[0, 0] == 0 and (u[0, 1:] != 0).all()
+
+
+class Walk(nn.Module):
+    """u_t(x) on the straight path to x_1 ~ N(0, 2), of a last step less the known ones'; it must see these less it."""
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
+        given = (cond or {})[GIVEN]
+        known = given.isfinite()
+        assert torch.allclose(torch.where(known, given, 0.0).sum(1), torch.zeros(()), atol=1e-4)
+        s = t[:, None, None]
+        return (3 * s - 1) / (2 * s**2 + (1 - s) ** 2) * x_t
+
+
+def test_a_flow_of_samples_relative_to_what_is_known_adds_their_level():
+    scaled = Number(name="v", dtype="float64", low=-1e3, high=1e3, scaling=StandardScaling(0.0, 2.0))
+    spec, facts = DataSpec((3, 1), "sequence", {}), {"columns": [scaled.to_config()]}
+    walk = Flow(Walk(), spec, SequenceTransform([scaled]), masked=True, relative=True, facts=facts)
+    given = torch.tensor([[[100.0], [104.0], [NAN]], [[-7.0], [-7.0], [NAN]]], dtype=torch.float64)
+    x = walk.sample(2000, given=given.repeat_interleave(1000, 0), steps=30).x.double()
+    assert torch.equal(x[:, :2], given.repeat_interleave(1000, 0)[:, :2])
+    for part, level in ((x[:1000, 2], 102.0), (x[1000:, 2], -7.0)):
+        assert part.mean().item() == pytest.approx(level, abs=0.35)
+        assert part.std().item() == pytest.approx(8**0.5, rel=0.08)  # of deviations of 2, twice the variance
+    some = x[[0, 1500]]
+    law = torch.distributions.Normal(torch.tensor([102.0, -7.0]), 8**0.5)
+    torch.testing.assert_close(
+        walk.log_prob(some.float(), given=given), law.log_prob(some[:, 2, 0]).float(), atol=2e-3, rtol=0
+    )
+    with pytest.raises(UserError, match="have no level"):
+        walk.sample(2, given=given, trajectory=True)

@@ -81,12 +81,29 @@ def test_a_given_column_that_follows_from_others_must_agree():
     with pytest.raises(UserError, match=r"given, first by row 1 with d = 0\.9\d* and a = 0.2\d* and b = 0.3"):
         flow.sample(2, given=[[0.2, NAN, 0.9], [0.2, 0.3, 0.9]], steps=4)
     with pytest.raises(UserError, match="only 0 of"):  # no draw of reals has this very sum
-        flow.sample(2, given=[0.2, NAN, 0.9], steps=4)
+        flow.sample(2, given=[NAN, NAN, 0.9], steps=4)
     kinds = pd.DataFrame({"kind": list("abcd") * 9, "half": list("xxyy") * 9, "v": range(36)})
     table = Table(kinds, rule=["half == f(kind)"], held_out=0)
     some = Flow(Exact(), table.spec, table.transform, masked=True, facts=table.metadata)
     x = some.sample(300, given=[NAN, 1.0, NAN], steps=4).x
     assert set(x[:, 0].tolist()) == {2.0, 3.0} and bool((x[:, 1] == 1).all())
+
+
+def test_the_last_unknown_term_of_a_known_sum_follows_from_it():
+    x = square("d == a + b", masked=True).sample(2, given=[[0.2, NAN, 0.9], [NAN, 0.25, 0.5]], steps=4).x
+    torch.testing.assert_close(x, torch.tensor([[0.2, 0.7, 0.9], [0.25, 0.25, 0.5]], dtype=x.dtype))
+    columns = square("d == a + b").transform.columns
+    for text, row, b in (
+        ("d == 2 * a - 4 * b", [1.0, NAN, 0.4], 0.4),
+        ("d == a / b", [0.4, NAN, 0.5], NAN),  # not linear
+        ("d == a * b", [0.0, NAN, 0.0], NAN),  # any b
+        ("d == b * 3", [0.0, NAN, 0.5], NAN),  # 0.1667 * 3 is not 0.5
+    ):
+        found = TableTransform(columns, [Rule(text)]).constraints.known(torch.tensor([row], dtype=torch.float64))
+        torch.testing.assert_close(found[0, 1], torch.tensor(b, dtype=torch.float64), equal_nan=True)
+    with pytest.raises(UserError, match="given, first by row 0"):
+        flow = square("a <= b", "d == a + b", masked=True)
+        flow.sample(1, given=[0.6, NAN, 0.9], steps=4)
 
 
 def test_posterior_samples_obey_too():

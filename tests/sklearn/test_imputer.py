@@ -152,3 +152,58 @@ def test_a_model_with_a_mask_draws_given_some() -> None:
 def test_holes_need_a_mask() -> None:
     with pytest.raises(UserError, match=r"holes=True, .* add mask="):
         FlowModel(options={"holes": True}).fit(np.array([[1.0, np.nan], [2.0, 1.0], [3.0, 2.0]]))
+
+
+def ruled(n: int) -> pd.DataFrame:
+    """Rows with low <= high, total = low + high, and a code of each size."""
+    rng = np.random.default_rng(3)
+    low, high = np.sort(rng.integers(0, 40, (n, 2)), 1).T
+    size = rng.choice(["S", "M", "L"], n)
+    code = pd.Series(size).map({"S": 1, "M": 2, "L": 3})
+    return pd.DataFrame({"low": low, "high": high, "total": low + high, "size": size, "code": code})
+
+
+RULES = ["low <= high", "total == low + high", "code == f(size)"]
+
+
+def obeys(x: pd.DataFrame) -> bool:
+    same = x["code"].astype(int) == x["size"].map({"S": 1, "M": 2, "L": 3})
+    return bool(((x["low"] <= x["high"]) & (x["total"] == x["low"] + x["high"]) & same).all())
+
+
+@pytest.mark.parametrize("columns", [["low", "high", "total"], ["low", "high", "total", "size", "code"]])
+def test_samples_of_a_model_with_rules_obey_them_whitened_or_not(columns: list[str]) -> None:
+    x = ruled(200)[columns]
+    rules = [rule for rule in RULES if "code" in columns or "code" not in rule]
+    model = FlowModel(steps=30, hidden=16, sample_steps=4, options={"rule": rules}, random_state=0).fit(x)
+    drawn = model.sample(300)
+    pd.testing.assert_series_equal(drawn.dtypes, x.dtypes)
+    assert obeys(drawn.assign(size=drawn.get("size", "S"), code=drawn.get("code", 1)))
+    with pytest.raises(UserError, match="no density"):
+        model.score_samples(x)
+    with pytest.raises(UserError, match="'low <= high' is broken by 1 of 2 rows of X"):
+        model.transform(x.head(2).assign(low=[50, 0], total=x["high"].head(2).add([50, 0])))
+
+
+def test_imputed_rows_obey_the_rules_and_keep_what_is_there() -> None:
+    whole = ruled(150)
+    holes = np.random.default_rng(4).random(whole.shape) < 0.2
+    holes[holes[:, :3].sum(1) > 1, :3] = False  # the total leaves one of the others open
+    x = whole.mask(pd.DataFrame(holes, columns=whole.columns)).astype({"low": "Int64", "high": "Int64"})
+    x = x.astype({"total": "Int64", "code": "Int64"})
+    imputer = small(options={"rule": RULES}).fit(x)
+    for filled in (imputer.transform(x), *imputer.sample(x, 2)):
+        assert obeys(filled)
+        for name in x.columns:
+            assert filled.loc[x[name].notna(), name].tolist() == x.loc[x[name].notna(), name].tolist()
+        numbers = filled[["low", "high", "total"]].to_numpy(int)
+        assert (numbers == whole[["low", "high", "total"]].to_numpy(int)).all()  # each follows from the two others
+
+
+def test_options_of_other_data_are_refused() -> None:
+    with pytest.raises(UserError, match="'rule', which is for frames, not for arrays"):
+        FlowModel(options={"rule": ["a <= b"]}).fit(np.zeros((20, 2)))
+    with pytest.raises(UserError, match="must be text"):
+        FlowModel(options={"rule": [1]}).fit(ruled(20))
+    with pytest.raises(UserError, match="'total == low' is broken by"):
+        FlowModel(options={"rule": "total == low"}).fit(ruled(20))

@@ -9,12 +9,16 @@ from typing import ClassVar
 
 from advect.checkpoint.manifest import named_checkpoint
 from advect.config.draw_arguments import DrawArguments
-from advect.config.flags import parse_words
+from advect.config.flags import launch_processes, parse_words
 from advect.config.places import split_places
 from advect.core.bounds import Count
+from advect.distributed.comm import sync_errors
 from advect.model.forecast import forecast_run
+from advect.model.sampling import describe_files
 
 logger = logging.getLogger(__name__)
+
+SHARED = True
 
 EXAMPLE = "runs/load load.csv --horizon 24 --draws 100"
 
@@ -37,20 +41,23 @@ class ForecastArguments(DrawArguments):
     groups: ClassVar = {
         "forecast": ("horizon", "history", "draws", "seed", "cond", "guidance", "guidance_interval"),
         **DrawArguments.groups,
-        "output": ("output_dir", "overwrite", "batch_size", "device"),
+        "output": ("output_dir", "overwrite"),
     }
 
 
 def run(words: list[str]) -> None:
     """Run ``advect forecast`` with the words after it. Raises UserError."""
-    (place, file), flags = split_places(
-        words, "advect forecast", ForecastArguments, ("run", "file of series"), EXAMPLE
-    )
-    a = parse_forecast(flags)
+    with sync_errors():
+        (place, file), flags = split_places(
+            words, "advect forecast", ForecastArguments, ("run", "file of series"), EXAMPLE
+        )
+        a = parse_forecast(flags)
+    if a.nproc != 1:
+        launch_processes("forecast", words, a.nproc, a.device)
     options = {"draws": a.draws, "history": a.history, "sampler": a.sampler, **a.common}
     files = forecast_run(named_checkpoint(place, a.checkpoint), file, a.horizon, **options)
-    for name, path in zip(("draws", "quantiles", "picture", "facts"), files, strict=True):
-        logger.info(f"{name + ':':10} {path}")
+    for line in describe_files(files, individual=False):
+        logger.info(line)
 
 
 def parse_forecast(flags: list[str]) -> ForecastArguments:

@@ -12,7 +12,7 @@ from advect.config.draw_arguments import DrawArguments
 from advect.config.flags import launch_processes, parse_words
 from advect.config.places import split_places
 from advect.config.section import part
-from advect.core.bounds import Count, Processes
+from advect.core.bounds import Count
 from advect.distributed.comm import sync_errors
 from advect.model.answers import answer_run
 from advect.model.sampling import describe_files
@@ -36,17 +36,12 @@ class ImputeArguments(DrawArguments):
     """Posterior sampling, for flows trained without --mask, with its own steps: pigdm or mmps, say."""
     output_dir: Path | None = None
     """Output folder; default RUN/imputed/seed-SEED."""
-    part_size: Count | None = None
-    """Most rows in a part, default 10,000. Processes share parts, and a repeated call resumes after complete ones."""
-    nproc: Processes = 1
-    """Local processes, one a GPU if there are any, as by torchrun --nproc_per_node."""
 
     groups: ClassVar = {
         "draws": ("draws", "seed", "cond", "guidance", "guidance_interval"),
         **DrawArguments.groups,
         "solver": (*DrawArguments.groups["solver"], "posterior"),
         "output": ("output_dir", "overwrite"),
-        "processes": ("batch_size", "part_size", "device", "nproc"),
     }
 
 
@@ -58,7 +53,7 @@ def run(words: list[str]) -> None:
     if a.nproc != 1:
         launch_processes("impute", words, a.nproc, a.device)
     source, posterior = named_checkpoint(place, a.checkpoint), a.chosen("posterior")
-    files = answer_run(source, file, a.draws, a.sampler, part_size=a.part_size, posterior=posterior, **a.common)
+    files = answer_run(source, file, a.draws, a.sampler, posterior=posterior, **a.common)
     for line in describe_files(files, individual=False):
         logger.info(line)
 

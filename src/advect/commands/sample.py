@@ -12,7 +12,7 @@ from advect.config.draw_arguments import DrawArguments
 from advect.config.flags import launch_processes, parse_words
 from advect.config.places import split_place
 from advect.config.section import part
-from advect.core.bounds import Count, Pixels, Processes, SampleCount
+from advect.core.bounds import Count, Pixels, SampleCount
 from advect.core.errors import UserError
 from advect.distributed.comm import sync_errors
 from advect.model.answers import answer_run
@@ -48,19 +48,12 @@ class SampleArguments(DrawArguments):
     """Also write each image to a file of its own."""
     safe_csv: bool = False
     """In samples.csv, put ' before text that a spreadsheet would run as a formula, such as =cmd."""
-    part_size: Count | None = None
-    """Most samples in memory at once, default 10,000. Processes share such parts, a repeated call resumes after
-    complete ones, and all are joined to one file.
-    """
-    nproc: Processes = 1
-    """Local processes, one a GPU if there are any, as by torchrun --nproc_per_node."""
 
     groups: ClassVar = {
         "samples": ("num_samples", "given", "draws", "seed", "cond", "guidance", "guidance_interval", "image_size"),
         **DrawArguments.groups,
         "solver": (*DrawArguments.groups["solver"], "posterior"),
         "output": ("output_dir", "save_individual", "overwrite", "safe_csv"),
-        "processes": ("batch_size", "part_size", "device", "nproc"),
     }
 
     @property
@@ -76,7 +69,7 @@ def run(words: list[str]) -> None:
         a = parse_sample(flags)
     if a.nproc != 1:
         launch_processes("sample", words, a.nproc, a.device)
-    source, common = named_checkpoint(place, a.checkpoint), {"part_size": a.part_size, **a.common}
+    source, common = named_checkpoint(place, a.checkpoint), a.common
     if a.given is not None:
         files = answer_run(source, a.given, a.draws, a.sampler, posterior=a.chosen("posterior"), **common)
     else:

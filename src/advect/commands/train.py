@@ -34,16 +34,14 @@ from advect.config.build_trainer import (
 )
 from advect.config.config import Config
 from advect.config.flags import launch_processes
-from advect.config.plan import FEWEST, SLOWER, Plan, batch_for, find_rare, find_troubles, resolve
+from advect.config.plan import FEWEST, SLOWER, Plan, batch_for, find_biases, find_rare, find_troubles, resolve
 from advect.config.resume import check_folder, check_same_run, lock_run_dir, resolve_checkpoint, write_environment
 from advect.config.threads import choose_threads, seconds_per_step, too_many
-from advect.core import registry
 from advect.core.device import pick_precision
 from advect.core.errors import UserError
 from advect.core.files import atomic_write_text, make_folder, remove_partial
 from advect.core.progress import rough_duration
 from advect.core.threads import ThreadChoice, kept_threads
-from advect.core.types import Length
 from advect.data import Dataset
 from advect.distributed.comm import broadcast_object, sync_errors
 from advect.distributed.context import RunContext, run_context
@@ -223,7 +221,8 @@ def _new_trainer(
 
 
 def _planned(config: Config, source: Dataset, context: RunContext) -> tuple[Config, Plan]:
-    """The configuration with the sizes that follow from the data, and the plan."""
+    """The configuration with what follows from the data, and the plan."""
+    config = replace(config, data=config.data.replaced(augment=source.real.augmentation))
     rows, held_out, gpu = len(source.train), len(source.held_out), context.device.type != "cpu"
     elements, world = math.prod(source.spec.shape), context.env.world
     return resolve(config, source.spec.modality, rows, held_out, elements=elements, world=world, gpu=gpu)
@@ -342,8 +341,8 @@ def _announce(
         logger.info(f"--holes: {source.holes.words()}; pictures and metrics compare with complete rows alone")
     if len(source.train) < FEWEST:
         logger.info(f"note: {len(source.train)} training rows are too few to learn from: samples will repeat them")
-    _note_coupling(config, source)
-    for trouble in () if step else (*find_troubles(plan, t, pace), *find_rare(source.spec, len(source.train))):
+    plain = () if step else (*find_troubles(plan, t, pace), *find_rare(source.spec, len(source.train)))
+    for trouble in (*find_biases(config.method, source.spec), *plain):
         logger.info(f"note: {trouble}")
     if limits.max_steps is not None and limits.max_steps > limits.steps:
         logger.info(
@@ -366,13 +365,3 @@ def _announce(
         )
     if plan.batch < min(32, plan.usual) and not plan.short:
         logger.info(f"note: a batch of {plan.batch} gives noisy gradients; {plan.usual} is planned for such data")
-
-
-def _note_coupling(config: Config, source: Dataset) -> None:
-    """Say where a coupling biases samples given conditions."""
-    across = registry.get("coupling", config.method.coupling).across_conditions  # pyright: ignore[reportAttributeAccessIssue]
-    if across and any(not isinstance(kind, Length) for kind in source.spec.conditions.values()):
-        logger.info(
-            f"note: --coupling {config.method.coupling} pairs noise with data whatever their conditions, which biases "
-            "samples given a condition; --coupling conditional-ot does not"
-        )

@@ -15,7 +15,7 @@ from advect.config.section import flag, with_flags
 from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.random import LayerRng
-from advect.core.types import STEP, DataSpec, Length, Quantity
+from advect.core.types import AUGMENTATION, STEP, DataSpec, Length, Quantity
 from advect.data import Dataset
 from advect.losses import Loss
 from advect.masks import Mask
@@ -36,15 +36,25 @@ def build_dataset(config: DataConfig) -> Dataset:
         raise UserError(f"--data-dir is not given; name {cls.place}")
     try:
         dataset = cls.open(*([] if cls.place is None else [config.data_dir]), **options)
-        if not config.drop_copies:
-            return dataset
-        from advect.data.copies import without_copies
+        if config.drop_copies:
+            from advect.data.copies import without_copies
 
-        return without_copies(dataset)
+            dataset = without_copies(dataset)
     except UserError as error:
         words = with_flags(str(error), cls, {name: flag(name) for name in options})
         first = words.split(" ", 1)[0]
         raise UserError(flag(first) + words[len(first) :] if first in options else words) from error
+    return _augmented(dataset, config)
+
+
+def _augmented(dataset: Dataset, config: DataConfig) -> Dataset:
+    """The data with the augmentation asked for, or that of such data."""
+    if config.augment is None and not dataset.photographs:
+        return dataset
+    from advect.data.images.augmentation import augmented, usual_augmentation
+
+    name = config.augment or usual_augmentation(type(dataset), len(dataset.train))
+    return augmented(dataset, config.replaced(augment=name).build("augment"))
 
 
 def build_network(
@@ -102,11 +112,12 @@ def layout_of(modality: str) -> str:
 
 def _sizes(spec: DataSpec) -> dict[str, int | Vector]:
     """Sizes of the embedded conditions; lengths are not embedded."""
-    return {
+    sizes: dict[str, int | Vector] = {
         name: Vector(len(condition.mean)) if isinstance(condition, Quantity) else len(condition.names)
         for name, condition in spec.conditions.items()
         if not isinstance(condition, Length)
     }
+    return sizes | ({AUGMENTATION: Vector(spec.augmentation)} if spec.augmentation else {})
 
 
 def build_path(method: MethodConfig, source: Mapping[str, Any] | None = None) -> Path:

@@ -32,6 +32,11 @@ class DataConfig(Section):
     that repeat one to train on; RUN/copies.csv lists them. All data are read for it.
     """
 
+    augment: str | None = part("augmentation", default=None)
+    """Random changes of training images, of which the network is told, so that samples look like unchanged ones; by
+    default flip for photographs, geometric for up to 5,000, and none for other images.
+    """
+
     usual = frozenset({"data_dir"})
 
     def __post_init__(self) -> None:
@@ -61,9 +66,9 @@ class DataConfig(Section):
         return found
 
 
-def data(data_format: str, **options: Any) -> DataConfig:
+def data(data_format: str, *, augment: str | None = None, **options: Any) -> DataConfig:
     """Data of a format, with arguments that differ from the defaults."""
-    return DataConfig(data_format=data_format, options=options)
+    return DataConfig(data_format=data_format, augment=augment, options=options)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -128,6 +133,11 @@ class MethodConfig(Section):
     def masked(self) -> bool:
         """Whether the flow is given anything."""
         return self.mask != type(self).mask
+
+    @property
+    def relative(self) -> bool:
+        """Whether samples are learned less the level of what is given."""
+        return bool(self.arguments("mask").get("relative"))
 
     @property
     def two_times(self) -> bool:

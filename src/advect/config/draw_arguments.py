@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from advect.config.section import Section, part
-from advect.core.bounds import BatchSize, GuidanceScale, Seed, Share, Steps, Time
+from advect.core.bounds import BatchSize, Count, GuidanceScale, Processes, Seed, Share, Steps, Time
 from advect.core.errors import UserError
 from advect.model.conditions import parse_conditions
 from advect.model.sampler_config import SamplerConfig
@@ -52,12 +52,19 @@ class DrawArguments(Section):
     """Replace what another call has drawn."""
     batch_size: BatchSize = 256
     """Samples drawn at once."""
+    part_size: Count | None = None
+    """Most samples in memory at once, default 10,000. Processes share such parts, and a repeated call resumes after
+    complete ones.
+    """
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto takes a GPU if available."""
+    nproc: Processes = 1
+    """Local processes, one a GPU if there are any, as by torchrun --nproc_per_node."""
 
     groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "solver": ("solver", "num_steps", "grid", "diffusion"),
         "weights": ("checkpoint", "use_ema", "ema_decay"),
+        "processes": ("batch_size", "part_size", "device", "nproc"),
     }
 
     def __post_init__(self) -> None:
@@ -88,5 +95,6 @@ class DrawArguments(Section):
             "ema": self.use_ema if self.ema_decay is None else self.ema_decay,
             "output_dir": self.output_dir,
             "overwrite": self.overwrite,
+            "part_size": self.part_size,
             "device": self.device,
         }

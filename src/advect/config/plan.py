@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from advect.config.config import Config, TrainingConfig
+from advect.config.config import Config, MethodConfig, TrainingConfig
 from advect.core import registry
 from advect.core.errors import UserError
-from advect.core.types import Category, DataSpec
+from advect.core.types import Category, DataSpec, Length
 from advect.data.modality import Recipe
 
 WARMUP_SHARE = 20
@@ -181,6 +181,20 @@ def find_rare(spec: DataSpec, rows: int) -> list[Trouble]:
             counts = {value: round(share * rows) for value, share in zip(c.names, c.frequencies, strict=True)}
             found.append(rare_values(name, counts))
     return [trouble for trouble in found if trouble is not None]
+
+
+def find_biases(method: MethodConfig, spec: DataSpec) -> list[Trouble]:
+    """Where a coupling makes the noise depend on what the network is told, which noise to sample from does not."""
+    if not method.part("coupling").across_conditions:  # pyright: ignore[reportAttributeAccessIssue]
+        return []
+    found, pairs = [], f"--coupling {method.coupling} pairs noise with"
+    if spec.augmentation:
+        title = f"{pairs} changed and unchanged images alike, which biases samples"
+        found.append(Trouble(title, "take --augment none, or --coupling conditional-ot where the data have labels"))
+    if any(not isinstance(kind, Length) for kind in spec.conditions.values()):
+        title = f"{pairs} data whatever their conditions, which biases samples given a condition"
+        found.append(Trouble(title, "--coupling conditional-ot does not"))
+    return found
 
 
 def large_batch(plan: Plan) -> Trouble | None:

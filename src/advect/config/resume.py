@@ -76,6 +76,12 @@ def check_same_run(there: ModelMetadata, here: ModelMetadata, checkpoint: Path) 
             f"{sorted(there.spec.conditions)}, and these have shape {here.spec.shape} with conditions "
             f"{sorted(here.spec.conditions)}; resume with the data it was trained on"
         )
+    if there.spec.augmentation != here.spec.augmentation:
+        before = there.config["data"].get("augment", "none")
+        raise UserError(
+            f"checkpoint {checkpoint} was trained with --augment {before}, and this run has --augment "
+            f"{here.config['data']['augment']}, of which the network is told; give --augment {before}"
+        )
     differs = _differences(there.config, here.config)
     of_network = [text for section, text in differs if section == "network"]
     if there.network.network != here.network.network:

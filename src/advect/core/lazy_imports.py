@@ -1,4 +1,4 @@
-"""Lazy imports of a package's names."""
+"""Lazy imports of a package's names, and of methods."""
 
 from __future__ import annotations
 
@@ -31,3 +31,18 @@ def lazy_imports(package: str) -> tuple[Callable[[str], object], Callable[[], li
         return value
 
     return load, lambda: sorted({*vars(module), *places})
+
+
+class LazyMethod:
+    """A method that is the function of its name in ``module``, imported when it is first asked for."""
+
+    def __init__(self, module: str) -> None:
+        self.module = module
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.owner, self.name = owner, name
+
+    def __get__(self, instance: object, owner: type | None = None) -> object:
+        function = getattr(importlib.import_module(self.module), self.name)
+        setattr(self.owner, self.name, function)
+        return function.__get__(instance, owner)

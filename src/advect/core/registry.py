@@ -48,6 +48,7 @@ HOMES = {
     "lr-schedule": "advect.training.learning_rate",
     "data-format": "advect.data",
     "modality": "advect.data.*.modality",
+    "augmentation": "advect.data.images.augmentation",
     "metric": "advect.metrics",
 }
 """Module, package or pattern of modules of each kind of part; nested homes are searched for their own kind only."""

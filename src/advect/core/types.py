@@ -42,7 +42,12 @@ it is to be drawn, or infinity where the training data lack it, so that it is ne
 STEP = "length of the step"
 """Condition (B, 1) of networks of two times, made from these by ``TwoTimes``; no name of data."""
 
-RESERVED = (LENGTH, GIVEN, STEP)
+AUGMENTATION = "augmentation"
+"""Condition (B, k) of how training images were changed, never dropped; a row of NaN, or its absence as in sampling,
+says that they were not.
+"""
+
+RESERVED = (LENGTH, GIVEN, AUGMENTATION, STEP)
 """Conditions that are no labels."""
 
 
@@ -161,11 +166,18 @@ class DataSpec:
 
     ``modality`` is a registered name: ``"image"`` (C, H, W), ``"vector"``, ``"table"`` and ``"cells"`` (D,),
     ``"sequence"`` (L, C), ...; sequences with the condition ``LENGTH`` are zero after their last real step.
+    ``augmentation`` is the size of the condition ``AUGMENTATION`` of training samples, 0 for none.
     """
 
     shape: tuple[int, ...]
     modality: str
     conditions: dict[str, Condition]
+    augmentation: int = 0
+
+    def __post_init__(self) -> None:
+        for name in RESERVED:
+            if name in self.conditions and not isinstance(self.conditions[name], Length):
+                raise UserError(f"a condition cannot be called {name!r}, which has a meaning of its own; rename it")
 
 
 @dataclass(frozen=True)
@@ -232,7 +244,7 @@ def drop_conditions(cond: Conditions | None, probability: float, generator: Gene
 
     All together is what classifier-free guidance needs (Ho & Salimans 2022, alg. 1). Of K > 1 conditions each is then
     missing with the same probability p by itself too, so that the network learns every subset: a subset of m < K is
-    missing in a share (1 - p) p^m (1 - p)^(K - m) of the samples. Lengths and given entries are never dropped.
+    missing in a share (1 - p) p^m (1 - p)^(K - m) of the samples. The reserved ones are never dropped.
     """
     names = [name for name in cond or {} if name not in RESERVED]
     if not cond or not names or probability == 0:

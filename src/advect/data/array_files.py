@@ -62,7 +62,6 @@ class ArrayFile(Dataset):
         labels: whether labels in an ``.npz`` or Parquet file become the condition ``label``; "auto": if present.
         held_out: share held out, in [0, 1), chosen by a hash of each row's bytes: copies share a side, vectors equal
             by coincidence (such as zeros) do not. None is the file's own split, else 0.1.
-        horizontal_flip: mirror half of the images at random while training.
         holes: NaN of vectors, and missing numbers in lists of Parquet, are unknown values of the same law; otherwise
             they are refused.
 
@@ -106,16 +105,14 @@ class ArrayFile(Dataset):
         vector_column: str | None = None,
         labels: Literal["auto", "yes", "no"] = "auto",
         held_out: Share | None = None,
-        horizontal_flip: bool = False,
         holes: bool = False,
     ) -> None:
         file = require_path(path, holding="the arrays")
         found = _load(file, vector_column, () if labels == "no" else LABELS, holes)
         x = _arranged(file, found.x, layout)
         vectors = x.ndim == 2
-        if vectors and (horizontal_flip or value_range is not None):
-            option = "horizontal_flip" if horizontal_flip else "value_range"
-            raise UserError(f"{file} holds vectors {x.shape}, which have no {option}")
+        if vectors and value_range is not None:
+            raise UserError(f"{file} holds vectors {x.shape}, which have no value_range")
         if holes and not vectors:
             raise UserError(f"{file} holds images {x.shape}, whose unknown pixels are not for --holes; leave it out")
         if found.x.dtype == bool and not vectors:
@@ -144,7 +141,7 @@ class ArrayFile(Dataset):
             name=file.stem,
             spec=DataSpec(shape=x.shape[1:], modality=array_modality(x.shape[1:]), conditions=dict(conditions)),
             transform=transform,
-            train=ArraySplit(x, numbers, transform, rows=train, flip=horizontal_flip),
+            train=ArraySplit(x, numbers, transform, rows=train),
             held_out=ArraySplit(x, numbers, transform, rows=rest),
             fingerprint=fingerprint_of(digests or _bytes(x), about, numbers),
         )

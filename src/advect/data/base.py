@@ -18,7 +18,7 @@ from torch import Tensor
 from advect.core import registry
 from advect.core.bounds import Share, bounds_of, check_bounds
 from advect.core.errors import UserError
-from advect.core.random import CounterRng, Generator, Stream, stream_seed, uniform
+from advect.core.random import CounterRng, Generator, Stream, stream_seed
 from advect.core.types import NULL, Batch, Category, Conditions, DataSpec
 from advect.data.transforms import Transform
 
@@ -130,6 +130,7 @@ class Dataset:
         fingerprint: sha256 (hex) of the data; equal in every process.
         copies: what :func:`~advect.data.copies.without_copies` left out; None if nothing was looked for.
         holes: entries that samples lack; None without any.
+        augmentation: name of the augmentation of training images.
 
     Raises:
         UserError: there are no training samples.
@@ -137,12 +138,15 @@ class Dataset:
 
     copies: Copies | None = None
     holes: Holes | None = None
+    augmentation: str = "none"
 
     part_kind: ClassVar[str] = "data-format"
     place: ClassVar[str | None] = None
     """Description of the first argument, for messages; None where a library provides the data."""
     remote: ClassVar[bool] = False
     """Whether the first argument may be a URL, a pattern or a hub name."""
+    photographs: ClassVar[bool] = False
+    """Whether samples are mostly pictures of the world, which the default of --augment changes."""
     usual_preset: ClassVar[str | None] = None
     """Preset for these data; None: those that name this format, or if none does, that of the modality."""
 
@@ -222,7 +226,6 @@ class ArraySplit(Split):
         transform: from data units to model units.
         rows: (n,) rows of x in this split; default all.
         numbers: (N,) numbers of the rows in the data; default 0 .. N - 1.
-        flip: mirror half of the images (C, H, W) fetched with an rng.
 
     Raises:
         ValueError: a condition does not have N rows.
@@ -236,10 +239,9 @@ class ArraySplit(Split):
         *,
         rows: np.ndarray | None = None,
         numbers: np.ndarray | None = None,
-        flip: bool = False,
     ) -> None:
         self._x = np.ascontiguousarray(x, np.float32) if transform is None else np.asarray(x)
-        self._transform, self._rows, self._numbers, self._flip = transform, rows, numbers, flip
+        self._transform, self._rows, self._numbers = transform, rows, numbers
         self._plain = self._x.flags.carray and self._x.dtype.isnative
         self._cond: dict[str, np.ndarray] = {}
         for name, values in (cond or {}).items():
@@ -260,9 +262,6 @@ class ArraySplit(Split):
         # A toy network steps in a millisecond or two: NumPy's take costs a sixth of PyTorch's index_select. It copies
         # an array that is mapped or strided as a whole, of which indexing reads these rows alone.
         x = self._x.take(places, axis=0) if self._plain else np.array(self._x[places])
-        if self._flip and rng is not None:
-            mirrored = uniform((len(indices),), rng).numpy() < 0.5
-            x[mirrored] = x[mirrored, ..., ::-1]
         if x.dtype != np.uint8:  # PyTorch takes neither every width of whole numbers nor every order of bytes
             wide = x.dtype.itemsize > 4 or (x.dtype.kind in "iu" and x.dtype.itemsize == 4)
             x = x.astype(np.float64 if wide else np.float32, copy=False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from advect.core.files import sync_file
 from advect.core.random import Generator
-from advect.core.types import Batch, Conditions
+from advect.core.types import AUGMENTATION, Batch, Conditions
 from advect.data.base import Dataset, Split
 
 ImageStore = Literal["float32", "bf16", "uint8"]
@@ -100,16 +102,21 @@ class Pairs:
 
 
 class PairSplit(Split):
-    """Pairs first .. last - 1."""
+    """Pairs first .. last - 1, none of which is augmented: what tells so has ``augmentation`` numbers."""
 
-    def __init__(self, pairs: Pairs, first: int, last: int) -> None:
-        self._pairs, self._first, self._last = pairs, first, last
+    def __init__(self, pairs: Pairs, first: int, last: int, augmentation: int = 0) -> None:
+        self._pairs, self._first, self._last, self._augmentation = pairs, first, last, augmentation
 
     def __len__(self) -> int:
         return self._last - self._first
 
     def fetch(self, indices: np.ndarray, rng: Generator = None) -> Batch:
-        return self._pairs.at(np.asarray(indices) + self._first)
+        batch = self._pairs.at(np.asarray(indices) + self._first)
+        if not self._augmentation:
+            return batch
+        # Not left out, as DDP waits for the gradients of what embeds it.
+        unchanged = torch.full((len(batch), self._augmentation), math.nan)
+        return replace(batch, cond={**(batch.cond or {}), AUGMENTATION: unchanged})
 
 
 class PairedDataset(Dataset):
@@ -124,8 +131,8 @@ class PairedDataset(Dataset):
             name=f"pairs for {data.name}",
             spec=data.spec,
             transform=data.transform,
-            train=PairSplit(pairs, kept, len(pairs)),
-            held_out=PairSplit(pairs, 0, kept),
+            train=PairSplit(pairs, kept, len(pairs), data.spec.augmentation),
+            held_out=PairSplit(pairs, 0, kept, data.spec.augmentation),
             fingerprint=data.fingerprint,
         )
         self._data = data

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.data.transforms import Transform, transform_from_config
+
+if TYPE_CHECKING:
+    from advect.data.tables.rules import Constraints
 
 FLOOR = 1e-6
 """Variance added to each element before whitening, in standard deviations squared."""
@@ -79,6 +82,10 @@ class Whiten(Transform):
     @property
     def unit(self) -> float:
         return self.inner.unit
+
+    @property
+    def constraints(self) -> Constraints | None:
+        return self.inner.constraints
 
     def log_det(self, elements: int) -> float:
         return self.inner.log_det(elements) - self.root.diagonal().log().sum().item()

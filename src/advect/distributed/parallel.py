@@ -77,7 +77,7 @@ class Parallel:
         world = current().world
         if self.kind == "none" and world > 1:
             raise UserError(f"--parallel none would train {world} networks apart; use --parallel auto, ddp or fsdp")
-        if self.kind != "none" and world == 1:
+        if self.kind != "none" and world == 1 and not torch.distributed.is_initialized():
             raise UserError(f"--parallel {self.kind} needs several processes; add --nproc 2, or start with torchrun")
 
     @classmethod

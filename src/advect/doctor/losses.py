@@ -193,7 +193,7 @@ def check_over_fitting(run: RunFacts) -> Finding | None:
         "The run over-fits: the held-out loss rises while the training loss falls",
         found.figures,
         "--early-stopping yes takes the checkpoint of the lowest; more data; a smaller network; more --dropout or "
-        "--weight-decay; --horizontal-flip for images",
+        "--weight-decay; --augment geometric for images",
     )
 
 

@@ -268,7 +268,7 @@ def memorised(share: float, figures: dict[str, Figure]) -> Finding:
         "problem" if share > 0.3 else "note",
         "The run memorises: samples lie closer to training data than new data do",
         figures,
-        "fewer epochs, more data, a smaller network, more --dropout, --horizontal-flip for images",
+        "fewer epochs, more data, a smaller network, more --dropout, --augment geometric for images",
     )
 
 

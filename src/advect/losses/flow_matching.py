@@ -130,8 +130,9 @@ class FlowMatching(Loss):
         if self.mask is None:
             sample = replace(self.path.sample(x0, x1, start, generator), t=t)
             return sample, drop_conditions(cond, self.cond_dropout, generator)
+        lengths = (cond or {}).get(LENGTH)
+        x1, given = self.mask.relate(x1, self.mask.given(x1, lengths, generator), lengths)
         sample = replace(self.path.sample(x0, x1.nan_to_num(0.0), start, generator), t=t)
-        given = self.mask.given(x1, (cond or {}).get(LENGTH), generator)
         cond = drop_conditions(cond, self.cond_dropout, generator) or {}
         return replace(sample, target=given.isnan()), {**cond, GIVEN: given}
 

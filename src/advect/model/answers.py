@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from advect.checkpoint.manifest import sum_files
@@ -19,7 +20,7 @@ from advect.core.bounds import Count, bounded
 from advect.core.errors import UserError
 from advect.core.files import claim_folder, sync_file
 from advect.core.memory import check_disk
-from advect.core.types import LENGTH, without_padding
+from advect.core.types import LENGTH, Conditions, without_padding
 from advect.data.given import GivenRows
 from advect.data.modality import Modality
 from advect.distributed.comm import broadcast_object, sync_errors
@@ -55,45 +56,65 @@ def answer_run(
     seed: int = 0,
     batch_size: int = 256,
     cond: Sequence[str] = (),
-    ema: bool | float = True,
     output_dir: Path | None = None,
-    overwrite: bool = False,
-    part_size: int | None = None,
     posterior: str | PosteriorMethod | None = None,
-    device: str = "auto",
+    **how: Any,
 ) -> list[Path]:
     """Draw what is empty in a file ``draws`` times; return the files of ``Modality.write_given``, and samples.json.
 
     ``cond`` has words NAME=VALUE for the conditions that the file lacks. ``posterior`` asks flows that were trained
-    without a mask, see :meth:`Flow.sample_posterior`. Works in parts as
-    :func:`advect.model.sampling.sample_run`: resumable, on any number of processes. Raises UserError for a bad
-    argument or file, before writing.
+    without a mask, see :meth:`Flow.sample_posterior`. ``how`` are the other arguments of :func:`answer`. Raises
+    UserError for a bad argument or file, before writing.
     """
-    sampler = sampler or SamplerConfig()
-    folder = output_dir or default_folder(run, "imputed", seed)
-    with run_context(device, run_dir=folder, seed=seed) as context, ExitStack() as stack:
+
+    def question(flow: Flow) -> Question:
+        flow.modality.check_output()
+        if not file.is_file():
+            raise UserError(f"{file} is no file; give one in the form of the training data")
+        rows = flow.modality.read_given(file)
+        given = flow.modality.given_rows(rows).repeat_interleave(draws, 0)
+        told = _conditions(flow, file, rows, draws, cond)
+        ask = Ask(flow, given, told, sampler or SamplerConfig(), posterior, seed, batch_size)
+        times = "once" if draws == 1 else f"{draws:,} times"
+        write = lambda x, encoded, folder: flow.modality.write_given(x, encoded, rows, draws, folder)
+        says = f"{file.name}: {how_much(flow.modality, rows)}, drawn {times}"
+        return Question(ask, {"draws": draws, "given": file.name, "data": digest(file)}, write, says)
+
+    return answer(run, question, output_dir or default_folder(run, "imputed", seed), **how)
+
+
+def answer(
+    run: Path,
+    question: Callable[[Flow], Question],
+    folder: Path,
+    *,
+    ema: bool | float = True,
+    overwrite: bool = False,
+    part_size: int | None = None,
+    device: str = "auto",
+) -> list[Path]:
+    """Draw the answers to a run's question into a folder; return the files written, and samples.json.
+
+    Works in parts as :func:`advect.model.sampling.sample_run`: resumable, on any number of processes. Raises
+    UserError for a bad question, before writing.
+    """
+    with run_context(device, run_dir=folder) as context, ExitStack() as stack:
         me = context.env
         place, flow, identity, mean = open_flow(run, ema, context)
         facts: dict[str, Any] = {}
         with sync_errors():
-            flow.modality.check_output()
-            if not file.is_file():
-                raise UserError(f"{file} is no file; give one in the form of the training data")
-            rows = flow.modality.read_given(file)
-            given = flow.modality.given_rows(rows).repeat_interleave(draws, 0)
-            n, told = len(given), _conditions(flow, file, rows, draws, cond)
-            ask = _Ask(flow, given, told, sampler, posterior, seed, batch_size)
+            asked = question(flow)
+            ask, n = asked.ask, len(asked.ask.given)
             ask.check()
             if me.is_first:
                 stack.enter_context(claim_folder(folder, "--output-dir"))
             size = 2 * n * math.prod(flow.spec.shape)
-            check_disk(f"{draws:,} draws of {n // draws:,} rows take", size, folder, "draw fewer, or see --output-dir")
+            check_disk(f"{n:,} draws take", size, folder, "draw fewer, or see --output-dir")
             if me.is_first:
-                times = "once" if draws == 1 else f"{draws:,} times"
-                logger.info(f"{file.name}: {how_much(flow.modality, rows)}, drawn {times}")
-                data = sum_files(file.absolute().parent, [file.absolute()])[file.name]["sha256"]
-                how = {"n": n, "draws": draws, **ask.facts(), "conditions": conditions_to_dict(told)}
-                plan = {**identity, "ema": mean, **how, "given": file.name, "data": data}
+                if asked.says:
+                    logger.info(asked.says)
+                told = {"conditions": conditions_to_dict(ask.told)}
+                plan = {**identity, "ema": mean, "n": n, **ask.facts(), **told, **asked.plan}
                 facts = open_call(folder, run, place, plan, part_size=part_size, world=me.world, overwrite=overwrite)
 
         def fill(part: range, folder: Path, bar: tqdm) -> list[Path]:
@@ -106,15 +127,29 @@ def answer_run(
             parts = [load_weights(place / _ROWS) for place in places]
             whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
             x = whole.pop("x")
-            encoded = {name.removeprefix("cond."): value for name, value in whole.items()}
-            return flow.modality.write_given(x, encoded, rows, draws, folder)
+            return asked.write(x, {name.removeprefix("cond."): value for name, value in whole.items()}, folder)
 
         parts = SampleShards(folder=folder, n=n, count=broadcast_object(facts.get("parts", 0)))
         return write_all(parts, fill, me, lambda _: parts.finish_as(facts, write))
 
 
+def digest(file: Path) -> str:
+    """SHA-256 of a file."""
+    return str(sum_files(file.absolute().parent, [file.absolute()])[file.name]["sha256"])
+
+
 @dataclass(frozen=True)
-class _Ask:
+class Question:
+    """What is drawn, what identifies it beside how, and what writes samples with their conditions into a folder."""
+
+    ask: Ask
+    plan: Mapping[str, Any]
+    write: Callable[[Tensor, Conditions, Path], list[Path]]
+    says: str = ""
+
+
+@dataclass(frozen=True)
+class Ask:
     """The samples (n, *data shape) whose entries are ``given``, NaN where asked for, under conditions of n values,
     and how they are drawn: by a sampler, or a posterior with the sampler's steps, grid and guidance.
     """
@@ -126,11 +161,12 @@ class _Ask:
     posterior: str | PosteriorMethod | None
     seed: int
     batch_size: int
+    model_units: bool = False
 
     def draw(self, rows: range, **options: Any) -> Samples:
         """Some rows of the samples."""
         n, how = len(self.given), {"given": self.given, "cond": self.told, "rows": rows}
-        how |= {"seed": self.seed, "batch_size": self.batch_size, **options}
+        how |= {"seed": self.seed, "batch_size": self.batch_size, "model_units": self.model_units, **options}
         if self.posterior is None:
             return self.flow.sample(n, **how, **self.sampler.arguments())
         return self.flow.sample_posterior(n, **{**self._posterior_options(), **how})

@@ -15,7 +15,6 @@ from advect.core.errors import UserError, did_you_mean
 from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import NULL, Category, Condition, Conditions, DataSpec, Length, Quantity
 from advect.data.base import label_number
-from advect.data.tables.text import read_iso
 
 
 @dataclass(frozen=True)
@@ -268,6 +267,8 @@ def _time(name: str, value: Any, quantity: Quantity) -> float:
     if isinstance(value, float) and math.isnan(value):
         return value
     text = value if isinstance(value, str) else getattr(value, "isoformat", lambda: str(value))()
+    from advect.data.tables.text import read_iso  # tables are not loaded for other data
+
     stamp = read_iso(text)
     if stamp is None:
         raise UserError(f"condition {name!r} needs an ISO date such as 2024-01-31 or 2024-01-31T10:00; got {value!r}")

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from advect.core.bounds import (
 )
 from advect.core.device import contiguous, full_precision
 from advect.core.errors import UserError
+from advect.core.lazy_imports import LazyMethod
 from advect.core.memory import BATCH_COPIES, check_memory
 from advect.core.progress import BatchProgress, Progress
 from advect.core.random import CounterRng, Stream, stream_seed
@@ -33,8 +34,7 @@ from advect.model.conditions import ConditionValue
 from advect.model.coordinates import Coordinates
 from advect.model.given import questions, read_given
 from advect.model.integrators import Integrator, make_integrator, make_interpolant_integrator
-from advect.model.posterior import sample_posterior
-from advect.model.redraw import Integrate, Redraw, ToData
+from advect.model.redraw import Draw, Integrate, ToData
 from advect.model.sampler_config import SamplerConfig
 from advect.model.samples import Samples, checked_rows
 from advect.model.velocity_field import VelocityField
@@ -107,36 +107,26 @@ class Flow(VelocityField):
         config = config.resolve(self.sampler, trajectory=trajectory)
         noise, integrator = self._takes_score(config), self._integrator(config, trajectory)
         rows = checked_rows(n, rows)
+        if trajectory and given is not None and self.relative:
+            raise UserError("trajectory is True, but states of a flow of --mask-relative have no level; leave it out")
         self._check_guidance(guidance, guidance_interval)
-        shape = self._shape(image_size)
+        shape = self._shape(image_size, given)
         self._check_memory(len(rows), min(batch_size, len(rows)), shape)
         conditions = self.conditions(n, cond, seed, rows=rows)
-        if given is not None and shape != self.spec.shape:
-            raise UserError(f"image_size is {image_size}, but given has the size of the data; leave one of them out")
         known = None if given is None else read_given(self, given, n).rows(rows)
-        parts, evaluations = [], 0
-        calls = self.nfe(config) if progress is not False else None
-        all_given = conditions if known is None else {**conditions, GIVEN: known.model}
-        states = self._initial_states(n, rows, all_given, seed, batch_size, progress, shape, calls)
+        known = known.relative(conditions) if known is not None and self.relative else known
+        all_given = conditions if known is None else {**conditions, GIVEN: known.condition}
         field_of = lambda part: self._field(integrator.coordinates, part, guidance, guidance_interval, noise=noise)
-        for x0, part, rng, done in states:
-            field = CountedVelocity(field_of(part), done.step)
-            parts.append(integrator(field, x0, rng).float().cpu())
-            evaluations += field.rows
-        x = torch.cat(parts, dim=1 if trajectory else 0)
-        x = x if known is None else known.put(x)
-        if not model_units:
-            to_data = ToData(self.transform, conditions, known, trajectory)
-            x = to_data(x)
-            if self.transform.constraints is not None:
-                redraw = Redraw(self, Integrate(integrator, field_of), all_given, to_data, n, rows, seed, batch_size)
-                x, more = redraw(x)
-                evaluations += more
-        nfe = evaluations / len(rows)
-        nfe = int(nfe) if nfe.is_integer() else nfe
+        to_data = ToData(self.transform, conditions, known, trajectory)
+        draw = Draw(self, Integrate(integrator, field_of), all_given, to_data, n, rows, seed, batch_size)
+        calls = self.nfe(config) if progress is not False else None
+        x, nfe = draw(shape, model_units=model_units, progress=progress, calls=calls)
         return Samples(x, conditions, nfe, self.spec, integrator.times if trajectory else None)
 
-    sample_posterior = sample_posterior
+    if TYPE_CHECKING:
+        from advect.model.posterior import sample_posterior as sample_posterior
+    else:
+        sample_posterior = LazyMethod("advect.model.posterior")
 
     @bounded
     @torch.no_grad()
@@ -184,8 +174,10 @@ class Flow(VelocityField):
         what = f"a batch of {batch:,} samples of shape {shape} takes"
         check_memory(what, BATCH_COPIES * batch * size, "lower batch_size", self.device)
 
-    def _shape(self, image_size: tuple[int, int] | None) -> tuple[int, ...]:
-        """Shape of a sample in model units. Raises UserError for a size that network or source do not take."""
+    def _shape(self, image_size: tuple[int, int] | None, given: Any = None) -> tuple[int, ...]:
+        """Shape of a sample in model units. Raises UserError for a size that network, source or ``given`` entries do
+        not take.
+        """
         if image_size is None or image_size == self.spec.shape[1:]:
             return self.spec.shape
         if self.modality.layout != "image":
@@ -199,6 +191,8 @@ class Flow(VelocityField):
             raise UserError(
                 f"image_size is {image_size}, but {type(self.source).__name__} has the size of the data; leave it out"
             )
+        if given is not None:
+            raise UserError(f"image_size is {image_size}, but given has the size of the data; leave one of them out")
         return shape
 
     def _initial_states(

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.core.types import GIVEN, Conditions
+from advect.core.types import GIVEN, LENGTH, Conditions
+from advect.masks import known_level
 from advect.model.coordinates import Coordinates
 from advect.solvers import Velocity
 
@@ -21,18 +22,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Given:
-    """What is known of n samples: ``model`` (n, *S) in model units and ``own`` (n, *data shape), NaN where asked."""
+    """What is known of n samples: ``model`` (n, *S) in model units and ``own`` (n, *data shape), NaN where asked.
+
+    ``level`` (n, *S) is what the flow's samples are less than those, if any.
+    """
 
     model: Tensor
     own: Tensor
+    level: Tensor | None = None
 
     def rows(self, rows: range | slice | Tensor) -> Given:
         """That of some rows."""
         at = slice(rows.start, rows.stop) if isinstance(rows, range) else rows
-        return Given(self.model[at], self.own[at])
+        return Given(self.model[at], self.own[at], None if self.level is None else self.level[at])
+
+    def relative(self, conditions: Conditions) -> Given:
+        """That of a flow of samples relative to what is known, under conditions (n,)."""
+        return Given(self.model, self.own, known_level(self.model, conditions.get(LENGTH)))
+
+    @property
+    def condition(self) -> Tensor:
+        """The condition ``GIVEN`` (n, *S) of the network."""
+        return self.model if self.level is None else self.model - self.level
 
     def put(self, x: Tensor) -> Tensor:
-        """x (..., n, *S) in model units with the known entries in place."""
+        """Samples x (..., n, *S) of the flow in model units with the known entries in place."""
+        x = x if self.level is None else x + self.level
         return torch.where(self.model.isnan(), x, self.model.to(x.dtype))
 
     def restore(self, x: Tensor) -> Tensor:
@@ -62,9 +77,13 @@ def known_entries(flow: Flow, given: Any, n: int) -> Given:
     """
     own = given_values(flow, given, n)
     _ = flow.modality.entries  # tells where there are none
-    if flow.transform.constraints is not None:
-        flow.transform.constraints.check_known(own)
-    return Given(flow.modality.given(own).float(), own)
+    rules = flow.transform.constraints
+    if rules is None:
+        return Given(flow.modality.given(own).float(), own)
+    known = rules.known(own)
+    _ = flow.modality.given(own)  # raises for what cannot be asked
+    model = torch.where(known.isnan()[:, flow.modality.groups], torch.nan, flow.transform.forward(known))
+    return Given(model.float(), known)
 
 
 def given_values(flow: Flow, given: Any, n: int) -> Tensor:
@@ -96,20 +115,26 @@ def still(field: Velocity, given: Tensor) -> Velocity:
 class Question:
     """Rows (b,) of n samples in which the same elements (k,) of flattened samples are asked for.
 
-    ``log_det`` is that of the transform of these elements.
+    ``log_det`` is that of the transform of these elements, ``level`` (b, *S) what the flow's samples are less.
     """
 
     rows: np.ndarray
     asked: Tensor
     log_det: float
+    level: Tensor | None = None
 
     def asked_of(self, model: Tensor) -> Tensor:
-        """The elements asked for (b, k), of all samples (n, *S)."""
-        return model[self.rows].flatten(1)[:, self.asked.to(model.device)]
+        """The elements asked for (b, k), of all samples (n, *S), as the flow has them."""
+        return self._whole(model).flatten(1)[:, self.asked.to(model.device)]
+
+    def _whole(self, model: Tensor) -> Tensor:
+        """These rows of all samples (n, *S), as the flow has them."""
+        own = model[self.rows]
+        return own if self.level is None else own - self.level.to(own)
 
     def field(self, flow: Flow, way: Coordinates, conditions: Conditions, model: Tensor) -> Velocity:
         """The field of the elements asked for (b, k), the others being those of the samples ``model`` (n, *S)."""
-        whole, asked = model[self.rows], self.asked.to(model.device)
+        whole, asked = self._whole(model), self.asked.to(model.device)
         known = whole.flatten(1).index_fill(1, asked, torch.nan).reshape(whole.shape)
         cond = {name: value[self.rows] for name, value in conditions.items()} | {GIVEN: known}
         field = flow._field(way, cond)
@@ -140,5 +165,6 @@ def questions(flow: Flow, x: Tensor, given: Any) -> Iterator[Question]:
         raise UserError("given holds values that x has not; give those of x, or a mask of True where they are known")
     patterns, of = found.model.isnan().flatten(1).unique(dim=0, return_inverse=True)
     for i, pattern in enumerate(patterns):
-        asked = pattern.nonzero()[:, 0]
-        yield Question((of == i).nonzero()[:, 0].numpy(), asked, slopes[asked].sum().item())
+        asked, rows = pattern.nonzero()[:, 0], (of == i).nonzero()[:, 0]
+        level = known_level(found.model[rows]) if flow.relative else None
+        yield Question(rows.numpy(), asked, slopes[asked].sum().item(), level)

@@ -89,6 +89,7 @@ class ModelMetadata:
                 "shape": self.spec.shape,
                 "modality": self.spec.modality,
                 "conditions": {name: _written(condition) for name, condition in self.spec.conditions.items()},
+                "augmentation": self.spec.augmentation,
             },
             "transform": self.transform.to_config(),
             "noise": self.noise,
@@ -136,6 +137,7 @@ class _Spec(Record):
     shape: Annotated[tuple[Count, ...], Meta(min_length=1, max_length=8)]
     modality: str
     conditions: dict[str, dict[str, Any]]
+    augmentation: Annotated[int, Meta(ge=0, le=1000)] = 0
 
 
 class _Card(Record):
@@ -161,7 +163,7 @@ def _built(card: _Card, tensors: dict[str, Tensor], where: Path | str) -> ModelM
         preset=card.preset,
         config=card.config,
         network=NetworkConfig.of(card.config["network"]),
-        spec=DataSpec(card.spec.shape, card.spec.modality, conditions),
+        spec=DataSpec(card.spec.shape, card.spec.modality, conditions, card.spec.augmentation),
         transform=transform_from_config(card.transform, _without("transform.", tensors)),
         noise=card.noise,
         fingerprint=card.fingerprint,
@@ -301,6 +303,7 @@ def build_flow(metadata: ModelMetadata, net: nn.Module, place: torch.device) -> 
         t_eps=metadata.method.t_eps,
         null=label_dropout(metadata.method, metadata.spec) > 0,
         **metadata.method.form,
+        relative=metadata.method.relative,
         facts=metadata.facts,
         sampler=_sampler(output),
         device=place,

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from advect.core.bounds import BatchSize, GuidanceScale, SampleCount, Seed, Steps, Time, bounded
+from advect.core.bounds import BatchSize, GuidanceScale, Pixels, SampleCount, Seed, Steps, Time, bounded
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.core.types import Conditions, without_padding
 from advect.data.given import check_given
 from advect.model.conditions import ConditionValue
 from advect.model.given import Given, given_values, known_entries
-from advect.model.redraw import Redraw, ToData
+from advect.model.redraw import Draw, ToData
 from advect.model.samples import Samples, checked_rows
 from advect.paths import AffinePath
 from advect.solvers import TimeGrid
@@ -58,6 +58,7 @@ def sample_posterior(
     cond: Mapping[str, ConditionValue] | Sequence[str] | None = None,
     guidance: GuidanceScale = 1.0,
     guidance_interval: tuple[Time, Time] | None = None,
+    image_size: tuple[Pixels, Pixels] | None = None,
     batch_size: BatchSize = 256,
     rows: range | None = None,
     model_units: bool = False,
@@ -76,49 +77,39 @@ def sample_posterior(
         reward: r(x (B, *S)) -> (B,): samples of about p(x) exp(r(x)); of x as for ``measurement``.
         method: a registered posterior or its name, by default "mmps", or "reward".
         steps: default the method's.
+        image_size: as of :meth:`sample`; measurement, y and reward are of images of this size.
         model_units: measurement, y, noise, known entries, reward and samples are in model units.
 
     Raises UserError for a bad argument, such as A(x) of another shape than y, and for another path or source.
     """
     _path(self)
-    shape = self.spec.shape
     if isinstance(measurement, Masked) and y is not None and noise == 0:
         y = torch.as_tensor(y)
         y = y if y.is_floating_point() else y.double()
         given, measurement, y = torch.where(measurement.mask, y, torch.nan), None, None
-    rows = checked_rows(n, rows)
+    rows, shape = checked_rows(n, rows), self._shape(image_size, given)
     self._check_guidance(guidance, guidance_interval)
     self._check_memory(len(rows), min(batch_size, len(rows)), shape)
     known = None if given is None else _known(self, given, n, model_units)
-    ask = _question(self, n, measurement, y, known, reward, noise, model_units)
+    ask = _question(self, n, shape, measurement, y, known, reward, noise, model_units)
     method = get_posterior(method or ("reward" if isinstance(ask, Reward) else "mmps"))
     method.check(ask)
-    conditions, parts, evaluations = self.conditions(n, cond, seed, rows=rows), [], 0
-    calls, first = method.nfe(steps or method.steps) if progress is not False else None, 0
-    solve = _Solve(self, ask, method, steps, grid, guidance, guidance_interval, rows.start)
-    for x0, part, rng, done in self._initial_states(n, rows, conditions, seed, batch_size, progress, shape, calls):
-        x, cost = solve(x0, part, rng, torch.arange(first, first + len(x0)), done.step)
-        parts.append(x)
-        evaluations, first = evaluations + cost, first + len(x0)
-    x = torch.cat(parts)
-    known = known.rows(rows) if known is not None and noise == 0 else None
-    x = x if known is None else known.put(x)
-    if not model_units:
-        to_data = ToData(self.transform, conditions, known)
-        x = to_data(x)
-        if self.transform.constraints is not None:
-            x, more = Redraw(self, solve, conditions, to_data, n, rows, seed, batch_size)(x)
-            evaluations += more
-    nfe = evaluations / len(rows)
-    return Samples(without_padding(x, conditions), conditions, int(nfe) if nfe.is_integer() else nfe, self.spec)
+    conditions = self.conditions(n, cond, seed, rows=rows)
+    solve = _Solve(self, ask, shape, method, steps, grid, guidance, guidance_interval, rows.start)
+    to_data = ToData(self.transform, conditions, known.rows(rows) if known is not None and noise == 0 else None)
+    draw = Draw(self, solve, conditions, to_data, n, rows, seed, batch_size)
+    calls = method.nfe(steps or method.steps) if progress is not False else None
+    x, nfe = draw(shape, model_units=model_units, progress=progress, calls=calls)
+    return Samples(without_padding(x, conditions), conditions, nfe, self.spec)
 
 
 @dataclass(frozen=True)
 class _Solve:
-    """How rows are drawn, those of :class:`Redraw` too, from row ``first`` of all on."""
+    """How rows are drawn, those drawn anew too, from row ``first`` of all on."""
 
     flow: Flow
     ask: Observation | Reward
+    shape: tuple[int, ...]
     method: PosteriorMethod
     steps: int | None
     grid: str | TimeGrid
@@ -127,7 +118,7 @@ class _Solve:
     first: int
 
     def __call__(
-        self, x0: Tensor, part: Conditions, rng: CounterRng, at: Tensor, each: Callable[[], object] = lambda: None
+        self, x0: Tensor, part: Conditions, rng: CounterRng, at: Tensor, each: Callable[[], object]
     ) -> tuple[Tensor, int]:
         flow, ask = self.flow, self.ask
         with flow._full_precision() as exact:
@@ -136,7 +127,7 @@ class _Solve:
             x = posterior_sample(
                 field,
                 x0,
-                ask if isinstance(ask, Reward) else ask.rows(self.first + at, flow.spec.shape),
+                ask if isinstance(ask, Reward) else ask.rows(self.first + at, self.shape),
                 method=self.method,
                 schedule=_path(flow).effective_schedule,
                 steps=self.steps,
@@ -180,6 +171,7 @@ def _known(flow: Flow, given: Any, n: int, model_units: bool) -> Given:
 def _question(
     flow: Flow,
     n: int,
+    shape: tuple[int, ...],
     measurement: Any,
     y: Any,
     known: Given | None,
@@ -192,7 +184,7 @@ def _question(
         raise UserError("give one of measurement (with y), given and reward")
     if (y is None) != (measurement is None):
         raise UserError("measurement and y belong together; give both, or neither")
-    shape, device = flow.spec.shape, flow.device
+    device = flow.device
     if known is not None:
         if not model_units and (mixes := flow.transform.mixes):
             most, size = int((~known.own.isnan()).flatten(1).sum(1).max()), known.model[0].numel()

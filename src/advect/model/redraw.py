@@ -1,4 +1,7 @@
-"""Rows that break rules of the data are drawn anew, which gives exactly the flow's law given the rules."""
+"""Rows of one call, drawn batch by batch; those that break rules of the data are drawn anew.
+
+Drawing anew gives exactly the flow's law given the rules.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, Stream, stream_seed
@@ -53,8 +57,10 @@ class ToData:
         return without_padding(self.transform.inverse(x), {name: v[at] for name, v in self.conditions.items()})
 
 
-Solve = Callable[[Tensor, Conditions, CounterRng, Tensor], tuple[Tensor, int]]
-"""Final states, or trajectories, of initial states (b, *S) under conditions (b,), of rows (b,); and evaluations."""
+Solve = Callable[[Tensor, Conditions, CounterRng, Tensor, Callable[[], object]], tuple[Tensor, int]]
+"""Final states, or trajectories, of initial states (b, *S) under conditions (b,), of rows (b,); and evaluations, each
+of which is told.
+"""
 
 
 @dataclass(frozen=True)
@@ -64,13 +70,15 @@ class Integrate:
     integrator: Integrator
     field: Callable[[Conditions], Velocity]
 
-    def __call__(self, x0: Tensor, part: Conditions, rng: CounterRng, at: Tensor) -> tuple[Tensor, int]:
-        field = CountedVelocity(self.field(part))
+    def __call__(
+        self, x0: Tensor, part: Conditions, rng: CounterRng, at: Tensor, each: Callable[[], object]
+    ) -> tuple[Tensor, int]:
+        field = CountedVelocity(self.field(part), each)
         return self.integrator(field, x0, rng).float().cpu(), field.rows
 
 
 @dataclass(frozen=True)
-class Redraw:
+class Draw:
     """How the rows of one call of ``Flow.sample`` are drawn: ``rows`` of n, under ``conditions`` (len(rows), ...)."""
 
     flow: Flow
@@ -82,7 +90,31 @@ class Redraw:
     seed: int
     batch_size: int
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, int]:
+    def __call__(
+        self, shape: tuple[int, ...], *, model_units: bool, progress: bool | tqdm, calls: int | None
+    ) -> tuple[Tensor, int | float]:
+        """Samples (len(rows), *S), or trajectories, of ``shape`` in model units, and evaluations a sample.
+
+        In data units unless ``model_units``; ``calls`` of the network are expected.
+        """
+        parts, evaluations, first, known = [], 0, 0, self.to_data.known
+        conditions, seed, size = self.conditions, self.seed, self.batch_size
+        states = self.flow._initial_states(self.n, self.rows, conditions, seed, size, progress, shape, calls)
+        for x0, part, rng, done in states:
+            x, cost = self.solve(x0, part, rng, torch.arange(first, first + len(x0)), done.step)
+            parts.append(x)
+            evaluations, first = evaluations + cost, first + len(x0)
+        x = torch.cat(parts, dim=1 if self.to_data.trajectory else 0)
+        x = x if known is None else known.put(x)
+        if not model_units:
+            x = self.to_data(x)
+            if self.flow.transform.constraints is not None:
+                x, more = self._redrawn(x)
+                evaluations += more
+        nfe = evaluations / len(self.rows)
+        return x, int(nfe) if nfe.is_integer() else nfe
+
+    def _redrawn(self, x: Tensor) -> tuple[Tensor, int]:
         """Rows x (len(rows), K), or trajectories, in data units, with those drawn anew that break a rule.
 
         Also the number of velocity evaluations. Row i becomes the first of its attempts that obeys, each a function of
@@ -124,7 +156,7 @@ class Redraw:
         rng = CounterRng.at(stream_seed(self.seed, Stream.INITIAL_NOISE, 1), 0, places.numpy(), total=total)
         part = flow._on_device({name: value[at] for name, value in self.conditions.items()})
         x0 = flow.initial_noise.sample(rng, flow.spec.shape, part, device=flow.device)
-        x, evaluations = self.solve(x0, part, rng, at)
+        x, evaluations = self.solve(x0, part, rng, at, lambda: None)
         known = self.to_data.known
         x = x if known is None else known.rows(at).put(x)
         return self.to_data(x, at), evaluations

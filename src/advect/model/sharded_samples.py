@@ -37,8 +37,9 @@ PLAN, PART, FACTS = "plan.json", "part.json", "samples.json"
 
 _OURS = re.compile(
     r"part-\d{5,}-of-\d{5,}|samples-\d{5,}-of-\d{5,}\.\w+|samples\.(npz|csv|parquet|h5ad|png|json)|sample-\d{6,}\.png"
-    r"|draw-\d+\.\w+"
+    r"|draw-\d+\.\w+|(draws|quantiles)\.\w+|forecast\.png"
 )
+_THERE = ("samples.*", "*-*-of-*", "draw-[0-9]*.*", "draws.*", "quantiles.*", "forecast.png")
 _LEFT = re.compile(rf"\.({_OURS.pattern}|plan\.json)\.\d+\.partial")
 
 
@@ -56,7 +57,7 @@ def count_shards(n: int, size: Count | None, world: int) -> int:
 
 def holds_samples(folder: Path) -> bool:
     """Whether a folder holds samples or shards."""
-    return any(any(folder.glob(name)) for name in ("samples.*", "*-*-of-*", "draw-[0-9]*.*"))
+    return any(any(folder.glob(name)) for name in _THERE)
 
 
 def remove_partial_parts(folder: Path) -> None:

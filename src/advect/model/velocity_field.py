@@ -39,9 +39,9 @@ class VelocityField:
 
     The network gives the ``prediction`` in model units and, with ``learned_score``, after it on axis 1 the noise of
     the path (see ``StochasticInterpolantLoss``). ``t_eps`` keeps t from 0 and 1 as in the loss. ``null``: whether
-    conditions were dropped in training, as guidance needs. ``masked``: whether entries were given in training;
-    ``two_times``: whether the network takes start and end of a step, as ``flow-map`` needs. ``facts``:
-    ``Dataset.metadata``.
+    conditions were dropped in training, as guidance needs. ``masked``: whether entries were given in training,
+    and ``relative`` to which samples were learned, see ``PrefixMask``; ``two_times``: whether the network takes start
+    and end of a step, as ``flow-map`` needs. ``facts``: ``Dataset.metadata``.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class VelocityField:
         null: bool = True,
         masked: bool = False,
         two_times: bool = False,
+        relative: bool = False,
         sampler: SamplerConfig | None = None,
         device: torch.device | None = None,
         autocast: torch.dtype | None = None,
@@ -66,7 +67,7 @@ class VelocityField:
         self.net, self.spec, self.transform = net, spec, transform
         self.path, self.source, self.prediction = path or AffinePath(), source or Gaussian(), prediction
         self.learned_score, self.t_eps, self.null, self.facts = learned_score, t_eps, null, facts or {}
-        self.masked, self.two_times = masked, two_times
+        self.masked, self.relative, self.two_times = masked, relative, two_times
         self.sampler, self.device, self.autocast = sampler or DEFAULT, device or torch.device("cpu"), autocast
 
     @cached_property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,6 +123,12 @@ class DataAdapter(ABC):
     def from_tensor(self, x: Tensor) -> Any:
         """Data of this kind from (N, *S) in data units."""
 
+    def obeying(self, known: Any, filled: Any, drawn: Sequence[Any]) -> Any:
+        """Data ``filled`` with what follows by rules from its columns, unless ``known``; and of a row that still
+        breaks one the nearest of those ``drawn``, which obey.
+        """
+        return filled
+
 
 class ArrayAdapter(DataAdapter):
     """Arrays (N, D), whitened, or images (N, C, H, W), by default with the data's range as ``value_range``."""
@@ -162,18 +168,23 @@ class ArrayAdapter(DataAdapter):
 class FrameAdapter(DataAdapter):
     """pandas data frames of any column types.
 
-    Frames of complete numbers are whitened, which keeps a density; others scaled by quantiles.
+    Frames of complete numbers are whitened, which keeps a density; others scaled by quantiles. Samples obey ``rule``,
+    text or several, as of ``advect train --rule``.
     """
 
     label = "frames"
-    options = ("scaling", "categorical", "whiten", "holes")
+    options = ("scaling", "categorical", "whiten", "holes", "rule")
 
     def __init__(self, data: Any, options: Mapping[str, Any]) -> None:
         frame, self.names = data, list(data.columns)
         numeric = all(isinstance(d, np.dtype) and d.kind in "iuf" for d in frame.dtypes)
         self.holes = bool(options.get("holes"))
         plain = numeric and (self.holes or not frame.isna().any(axis=None))
-        options = {"scaling": "standard" if plain else "quantile", **options}
+        rule = options.get("rule", ())
+        rules = [rule] if isinstance(rule, str) else list(rule)
+        if not all(isinstance(text, str) for text in rules):
+            raise UserError(f"options['rule'] must be text such as 'total == a + b', or several, got {rule!r}")
+        options = {"scaling": "standard" if plain else "quantile", **options, "rule": rules}
         usual = plain and options["scaling"] == "standard" and len(self.names) <= WIDEST
         self.whiten = options.pop("whiten", usual)
         table = Table(_named(frame), held_out=0.0, **options)
@@ -182,7 +193,10 @@ class FrameAdapter(DataAdapter):
         self.facts = table.metadata
 
     def to_tensor(self, data: Any) -> Tensor:
-        return self._tensor(data, self.holes)
+        x, rules = self._tensor(data, self.holes), self.transform.constraints
+        if rules is not None:
+            rules.refuse(x, "X", "mend them, or fit without the rule", unknown=self.holes)
+        return x
 
     def given(self, data: Any) -> Tensor:
         return self._tensor(data, True)
@@ -191,6 +205,20 @@ class FrameAdapter(DataAdapter):
         frame = _named(data)
         columns = self.transform.columns
         return torch.from_numpy(np.stack([_values(frame[c.name], c, holes=holes) for c in columns], 1))
+
+    def obeying(self, known: Any, filled: Any, drawn: Sequence[Any]) -> Any:
+        rules = self.transform.constraints
+        if rules is None:
+            return filled
+        own, x = self.given(known), self.given(filled)
+        x = torch.where(own.isnan(), rules.derived(x), own)
+        bad = rules.broken(x).any(1).nonzero()[:, 0]
+        if len(bad):
+            some = torch.stack([self.given(frame.iloc[bad.numpy()]) for frame in drawn])
+            near = self.transform.forward(x[bad])
+            far = torch.stack([(self.transform.forward(rows) - near).square().nansum(1) for rows in some])
+            x[bad] = some[far.argmin(0), torch.arange(len(bad))]
+        return self.from_tensor(x)
 
     def from_tensor(self, x: Tensor) -> Any:
         frame = frame_of(x, None, self.facts)
@@ -240,6 +268,19 @@ class CellsAdapter(DataAdapter):
         import anndata
 
         return anndata.AnnData(x.numpy(), var=self.var.copy())
+
+
+_ADAPTERS: tuple[type[DataAdapter], ...] = (ArrayAdapter, FrameAdapter, CellsAdapter)
+
+
+def check_options(options: Iterable[str], adapter: type[DataAdapter]) -> None:
+    """Raise UserError for an option of another kind of data."""
+    for key in options:
+        kinds = [a.label for a in _ADAPTERS if key in a.options]
+        if kinds and key not in adapter.options:
+            raise UserError(
+                f"options has {key!r}, which is for {' and '.join(kinds)}, not for {adapter.label}; leave it out"
+            )
 
 
 def adapter_class(data: Any) -> type[DataAdapter]:

@@ -20,7 +20,8 @@ class FlowImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     learned (see :class:`~advect.masks.RandomMask`). Missing at random is assumed, as by other imputers.
 
     ``transform`` gives each missing number the mean of ``draws`` draws, each category the most frequent; ``sample``
-    gives the draws, for multiple imputation, whose spread tells how sure they are.
+    gives the draws, for multiple imputation, whose spread tells how sure they are. With ``options={"rule": ...}`` both
+    obey rules among the columns of frames: where the typical values break one, the nearest draw is taken.
 
     Args:
         draws: draws behind each value of :meth:`transform`, and of :meth:`sample` by default.
@@ -73,10 +74,13 @@ class FlowImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
     def transform(self, X: Any) -> Any:
         """X, of the kind fitted, with its missing values filled in; what is there stays as it is."""
-        filled = self.sample(X)
+        filled, x = self.sample(X), self._checked(X)
         if isinstance(filled[0], np.ndarray):
-            return np.where(np.isnan(X := self._checked(X)), np.mean(filled, 0), X)
-        return self._typical(self._checked(X), filled)
+            return np.where(np.isnan(x), np.mean(filled, 0), x)
+        typical, holes = self._typical(x, filled), x.isna().to_numpy()
+        obeying = self.model_._fitted.adapter.obeying(x, typical, filled)
+        rows = np.flatnonzero(holes.any(1))
+        return typical if obeying is typical else _filled(x, rows, holes, obeying.iloc[rows])
 
     def sample(self, X: Any, draws: int | None = None) -> list[Any]:
         """``draws`` copies of X, each with its missing values drawn anew, given the others of their rows."""

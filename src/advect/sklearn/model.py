@@ -27,6 +27,7 @@ from advect.sklearn.adapters import (
     Labels,
     adapter_class,
     check_labels,
+    check_options,
     label_condition,
 )
 from advect.sklearn.fitting import FittedFlow, fit_flow
@@ -87,8 +88,9 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1" ...
         options: other flags of ``advect train``, named with underscores, such as
             ``{"times": "logit-normal", "ema_decay": 0.99, "network": "resmlp"}``; of the data "value_range" (images),
-            "scaling" and "categorical" (frames), "whiten" (both), "pca" (AnnData), and "drop_copies" (True leaves out
-            rows that repeat an earlier one, with its label, beyond coincidence).
+            "scaling", "categorical" and "rule" (frames: ``{"rule": ["low <= high"]}``), "whiten" (both), "pca"
+            (AnnData), and "drop_copies" (True leaves out rows that repeat an earlier one, with its label, beyond
+            coincidence).
         random_state: seed of training and of samples; None draws new ones, never from NumPy's global generator.
         verbose: 1 for a progress bar.
 
@@ -182,6 +184,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
             raise UserError(f"validation_fraction must lie in (0, 1), got {self.validation_fraction}; 0.1 is usual")
 
     def _settings(self, modality: str, adapter: type[DataAdapter], rows: int) -> Settings:
+        check_options(self.options or {}, adapter)
         names = ("learning_rate", "batch_size", "max_minutes", "coupling", "label_dropout", "device")
         return resolve(
             self.options,

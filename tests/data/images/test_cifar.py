@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from advect.core.errors import UserError
-from advect.core.random import CounterRng
 from advect.data import Cifar
 from advect.data.images.cifar import read_plain_pickle
 
@@ -107,14 +106,6 @@ def test_both_layouts_of_cifar_100_are_the_same(tmp_path):
 def test_the_folder_around_upstreams_will_do(tmp_path):
     binary_10(tmp_path / "cifar-10-batches-bin")
     assert len(Cifar(tmp_path).train) == 30
-
-
-def test_only_training_images_are_mirrored_and_the_generator_decides(tmp_path):
-    source = Cifar(binary_10(tmp_path / "b"))
-    plain, drawn = source.train.fetch(np.arange(30)), source.train.fetch(np.arange(30), CounterRng(0, 1, 30))
-    same = (plain.x1 == drawn.x1).flatten(1).all(1)
-    assert 5 < same.sum() < 25 and torch.equal(drawn.x1[~same], plain.x1[~same].flip(3))
-    assert torch.equal(source.held_out.fetch(np.arange(3), CounterRng(0, 1, 3)).x1, everything(source.held_out).x1)
 
 
 class Payload:

@@ -210,41 +210,7 @@ def test_a_large_jpeg_is_decoded_to_what_it_shows(tmp_path):
     assert abs(row - centre).max() < 3
 
 
-# --- augmentation ---
-
-
-def test_no_generator_and_no_held_out_image_is_ever_flipped(folder):
-    source = ImageFolder(folder, image_size=16, held_out=0.5)
-    for split in (source.train, source.held_out):
-        plain = [decode_image(folder / name, size=16, channels=3) for name in split.names]
-        assert torch.equal(source.transform.inverse(fetch(split, range(len(split)))), torch.tensor(np.stack(plain)))
-    n = len(source.held_out)
-    for seed in range(5):
-        assert torch.equal(fetch(source.held_out, range(n), CounterRng(seed, 0, n)), fetch(source.held_out, range(n)))
-    still = ImageFolder(folder, image_size=16, horizontal_flip=False).train
-    assert torch.equal(fetch(still, [0, 1], CounterRng(3, 1, 2)), fetch(still, [0, 1]))
-
-
-def test_half_of_the_images_are_mirrored_and_the_seed_and_step_decide_which(folder):
-    split = ImageFolder(folder, image_size=16).train
-    indices = np.arange(200) % len(split)
-    plain, flipped = fetch(split, indices), fetch(split, indices, CounterRng(0, 5, 200))
-    same = (plain == flipped).flatten(1).all(1)
-    assert 65 <= same.sum() <= 135  # 100 expected, 7 the deviation
-    assert torch.equal(flipped[~same], plain[~same].flip(3))
-    assert torch.equal(flipped, fetch(split, indices, CounterRng(0, 5, 200)))
-    assert not torch.equal(flipped, fetch(split, indices, CounterRng(0, 6, 200)))
-
-
-def test_a_row_depends_on_its_place_in_the_whole_batch_only(folder):
-    split = ImageFolder(folder, image_size=16).train
-    indices = np.arange(60) % len(split)
-    whole = fetch(split, indices, CounterRng(1, 2, 60))
-    parts = [
-        fetch(split, indices[start:stop], CounterRng(1, 2, stop - start, start=start, total=60))
-        for start, stop in ((0, 7), (7, 40), (40, 60))
-    ]
-    assert torch.equal(torch.cat(parts), whole)
+# --- fetching ---
 
 
 def test_threads_fetch_what_one_thread_fetches(folder):
@@ -259,7 +225,7 @@ def test_random_crops_come_from_the_generator_alone(tmp_path):
     for i in range(4):
         ramp = np.broadcast_to(np.arange(40, dtype=np.uint8) + 40 * i, (8, 40)).copy()
         Image.fromarray(ramp).save(tmp_path / f"{i}.png")
-    options = {"image_size": 8, "channels": 1, "horizontal_flip": False, "held_out": 0.4}
+    options = {"image_size": 8, "channels": 1, "held_out": 0.4}
     source, centred = ImageFolder(tmp_path, random_crop=True, **options), ImageFolder(tmp_path, **options)
     indices = np.arange(100) % len(source.train)
     plain = fetch(source.train, indices)
@@ -464,7 +430,7 @@ def test_images_of_several_sizes_keep_their_shapes(tmp_path):
         for i in range(count):
             values = np.random.default_rng(i).integers(0, 256, (height, width, 3), dtype=np.uint8)
             Image.fromarray(values).save(tmp_path / f"{height}x{width} {i}.png")
-    data = ImageFolder(tmp_path, image_size=24, bucket_step=8, horizontal_flip=False, held_out=0.0)
+    data = ImageFolder(tmp_path, image_size=24, bucket_step=8, held_out=0.0)
     assert sorted(data.train.shapes) == [(3, 16, 16), (3, 16, 24), (3, 32, 16)]  # 96 x 48 is 34 x 17 of 24 x 24's area
     for bucket, shape in enumerate(data.train.shapes):
         rows = np.flatnonzero(data.train.buckets == bucket)

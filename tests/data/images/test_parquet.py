@@ -46,7 +46,7 @@ def test_rows_come_in_any_order_with_few_groups_in_memory(folder, column):
 
 
 def test_an_epoch_decodes_each_row_group_once(folder, monkeypatch):
-    split = ParquetImages(folder, image_size=8, held_out=0, horizontal_flip=False).train
+    split = ParquetImages(folder, image_size=8, held_out=0).train
     decoded, decode = [], ParquetStore._decode
     monkeypatch.setattr(ParquetStore, "_decode", lambda self, group: decoded.append(group) or decode(self, group))
     loader = Loader(split, 10, seed=0)

@@ -81,7 +81,7 @@ def test_the_index_is_kept_and_made_again_when_the_shard_changes(folder, monkeyp
 
 
 def test_an_epoch_visits_every_image_once_from_few_shards_at_a_time(folder):
-    split = Shards(folder, image_size=8, horizontal_flip=False, held_out=0.2).train
+    split = Shards(folder, image_size=8, held_out=0.2).train
     assert sum(split.shards) == len(split)
     whole = {row.numpy().tobytes() for row in split.fetch(np.arange(len(split))).x1}
     loader = Loader(split, len(split), seed=1)

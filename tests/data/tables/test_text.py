@@ -267,6 +267,23 @@ def test_a_quote_within_a_word_is_part_of_it(tmp_path):
     assert read_table(tmp_path / "a.csv")["size"].tolist() == ['5"', "7in"]
 
 
+def test_wide_files_are_read_as_narrow_ones(tmp_path):
+    """Past a thousand columns, where fields are read by rows: numbers, dates, words, holes, quotes; and bad rows."""
+    kinds = [["1.50", "-2.25", ""], ["2024-01-31", "2024-02-29", "2023-12-01"], ["a", 'b "c", d', ""], ["7", "8", "9"]]
+    names = [f"c{i}" for i in range(1030)]
+    rows = [[kinds[i % 4][row] for i in range(1030)] for row in range(3)]
+    for name, width in (("wide.csv", 1030), ("narrow.csv", 4)):
+        with (tmp_path / name).open("w", newline="") as file:
+            csv.writer(file).writerows([names[:width], *(row[:width] for row in rows)])
+    wide, narrow = read_table(tmp_path / "wide.csv"), read_table(tmp_path / "narrow.csv")
+    for i in (*range(4), *range(254, 260), *range(1026, 1030)):
+        pd.testing.assert_series_equal(wide[f"c{i}"], narrow[f"c{i % 4}"], check_names=False)
+        assert wide.attrs["forms"].get(f"c{i}") == narrow.attrs["forms"].get(f"c{i % 4}")
+    (tmp_path / "ragged.csv").write_text((tmp_path / "wide.csv").read_text() + "1,2\n")
+    with pytest.raises(UserError, match="line 5 has 2 fields, the header 1030"):
+        Table(tmp_path / "ragged.csv")
+
+
 def test_fields_are_read_as_the_csv_module_does(tmp_path):
     """Quotes, line breaks and separators in fields, empty lines, both line ends, and fields longer than a block."""
     rng, alphabet = random.Random(0), ['"', ",", "\n", "\r\n", "a", "7", ".", " ", "é", "x" * 70_000]

@@ -49,7 +49,6 @@ class CelebA(Dataset):
         crop: side in pixels of the central square cut from the 178 x 218 images before scaling; 140 follows Tolstikhin
             et al. 2018. None cuts the largest, 178.
         held_out: upstream part held out, "valid" (19,867) or "test" (19,962).
-        horizontal_flip: mirror half of the images at random while training.
         skip_unreadable: skip and list unreadable images; more than 1% are an error.
 
     Attributes:
@@ -59,6 +58,7 @@ class CelebA(Dataset):
         UserError: a file is missing or damaged, lists and images disagree, or an attribute is unknown.
     """
 
+    photographs = True
     place: ClassVar[str | None] = "the folder with img_align_celeba and list_eval_partition.txt"
     usual_preset: ClassVar[str | None] = "celeba64"
 
@@ -75,7 +75,6 @@ class CelebA(Dataset):
         attributes: Sequence[str] = (),
         crop: Pixels | None = 140,
         held_out: Literal["valid", "test"] = "valid",
-        horizontal_flip: bool = True,
         skip_unreadable: bool = True,
     ) -> None:
         if held_out not in ("valid", "test"):
@@ -92,7 +91,7 @@ class CelebA(Dataset):
             name="celeba",
             spec=DataSpec(shape=decoder.shape, modality="image", conditions=dict(conditions)),
             transform=PIXELS,
-            train=ImageSplit(store, train, labels, decoder, flip=horizontal_flip, unreadable=self.unreadable),
+            train=ImageSplit(store, train, labels, decoder, unreadable=self.unreadable),
             held_out=ImageSplit(store, rest, labels, decoder, unreadable=self.unreadable),
             fingerprint=files_fingerprint(store, _sizes_and_parts(store, parts)),
         )

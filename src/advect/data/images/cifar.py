@@ -111,12 +111,12 @@ class Cifar(Dataset):
         data_dir: folder with upstream's files, such as ``data_batch_1.bin``, or its parent.
         labels: whether to add the condition ``label``, one of 10 or 100 classes.
         superclasses: whether to add CIFAR-100's 20 coarse classes as the condition ``superclass``.
-        horizontal_flip: mirror half of the images at random while training.
 
     Raises:
         UserError: a file is missing or damaged, or CIFAR-10 is asked for superclasses.
     """
 
+    photographs = True
     place: ClassVar[str | None] = "the folder with the files of CIFAR-10 or CIFAR-100"
     usual_preset: ClassVar[str | None] = "cifar10"
 
@@ -134,7 +134,6 @@ class Cifar(Dataset):
         *,
         labels: bool = True,
         superclasses: bool = False,
-        horizontal_flip: bool = True,
     ) -> None:
         folder = require_folder(data_dir, holding="the files of CIFAR-10 or CIFAR-100, such as data_batch_1.bin")
         found = find_layout(folder)
@@ -155,7 +154,7 @@ class Cifar(Dataset):
             name="cifar10" if layout.labels == ("label",) else "cifar100",
             spec=DataSpec(shape=(3, 32, 32), modality="image", conditions=dict(conditions)),
             transform=PIXELS,
-            train=ArraySplit(train.x, train.labels, PIXELS, flip=horizontal_flip),
+            train=ArraySplit(train.x, train.labels, PIXELS),
             held_out=ArraySplit(test.x, test.labels, PIXELS),
             fingerprint=fingerprint(train, test, names),
         )

@@ -94,7 +94,6 @@ class ImageFolder(Dataset):
         bucket_step: train on images of their own shapes, with heights and widths in multiples of this many pixels, at
             most about as many pixels as image_size has, and one size a batch; for a DiT, or a U-Net that halves such
             sizes. Held-out images have image_size.
-        horizontal_flip: mirror half of the images at random while training.
         background: colour behind transparency: a name, "#rrggbb", or three numbers 0 to 255.
         labels: whether sub-folders are classes, the condition ``label``; "auto": if every image lies in one of at
             least two sub-folders.
@@ -110,6 +109,7 @@ class ImageFolder(Dataset):
             image, or more than 1%, is unreadable.
     """
 
+    photographs = True
     place: ClassVar[str | None] = "the folder or archive with images"
 
     @classmethod
@@ -145,7 +145,7 @@ class ImageFolder(Dataset):
         if pack is None:
             return cls(data_dir, **options)
         logger.info(f"reading the images packed in {pack}")
-        return Packed(pack, horizontal_flip=asked["horizontal_flip"], held_out=asked["held_out"])
+        return Packed(pack, held_out=asked["held_out"])
 
     def __init__(
         self,
@@ -156,7 +156,6 @@ class ImageFolder(Dataset):
         crop: Pixels | None = None,
         random_crop: bool = False,
         bucket_step: Pixels | None = None,
-        horizontal_flip: bool = True,
         background: str | tuple[int, int, int] = "white",
         labels: Literal["auto", "yes", "no"] = "auto",
         held_out: Share | None = None,
@@ -188,7 +187,6 @@ class ImageFolder(Dataset):
                 train,
                 values,
                 decoder,
-                flip=horizontal_flip,
                 random_crop=random_crop,
                 unreadable=self.unreadable,
                 buckets=None if bucket_step is None else Buckets.of(store, train, decoder, bucket_step),
@@ -246,7 +244,6 @@ class ImageSplit(Split):
         rows: (N,) indices into the store.
         labels: for each condition, a whole number (len(store),) per image of the store.
         decoder: image decoder.
-        flip: mirror half of the images fetched with an rng.
         random_crop: crop those at random.
         unreadable: record of skipped images, each replaced by the next; None raises at the first.
         buckets: sizes for batches of one size each, of the images at ``rows``.
@@ -259,7 +256,6 @@ class ImageSplit(Split):
         labels: Mapping[str, np.ndarray],
         decoder: Decoder,
         *,
-        flip: bool = False,
         random_crop: bool = False,
         unreadable: Unreadable | None = None,
         buckets: Buckets | None = None,
@@ -268,7 +264,7 @@ class ImageSplit(Split):
         self._labels = {name: np.ascontiguousarray(values[rows], np.int64) for name, values in labels.items()}
         if buckets is not None:
             self.buckets, self.shapes = buckets.numbers, [decoder.shape for decoder in buckets.decoders]
-        self._flip, self._random_crop, self._unreadable = flip, random_crop, unreadable
+        self._random_crop, self._unreadable = random_crop, unreadable
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -298,9 +294,6 @@ class ImageSplit(Split):
         taken = np.empty(len(indices), np.int64)
         for row, index in enumerate(indices):
             pixels[row], taken[row] = self._decode(decoder, int(index), places[row])
-        if self._flip and rng is not None:
-            mirrored = uniform((len(indices),), rng).numpy() < 0.5
-            pixels[mirrored] = pixels[mirrored, ..., ::-1]
         x = PIXELS.forward(torch.from_numpy(pixels))
         if not self._labels:
             return Batch(x)

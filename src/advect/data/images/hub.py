@@ -35,7 +35,6 @@ class HubImages(Dataset):
         image_size: height and width in pixels; one number for both.
         channels: 3 for colour, 1 for grey, 4 for colour with alpha.
         crop: side in pixels of a central square to cut before scaling; None takes all.
-        horizontal_flip: mirror half of the images at random while training.
         background: colour behind transparency: a name, "#rrggbb", or three numbers 0 to 255.
         image_column: None is the first column of images.
         conditions: columns of classes, booleans, whole numbers or words, under their own names. None is the first
@@ -51,6 +50,7 @@ class HubImages(Dataset):
         UserError: ``datasets`` is not installed, the dataset cannot be opened, or a column is missing.
     """
 
+    photographs = True
     place: ClassVar[str | None] = "a dataset of the hub, or the folder of one"
     remote: ClassVar[bool] = True
 
@@ -73,7 +73,6 @@ class HubImages(Dataset):
         image_size: Pixels | tuple[Pixels, Pixels] = 64,
         channels: Literal[1, 3, 4] = 3,
         crop: Pixels | None = None,
-        horizontal_flip: bool = True,
         background: str | tuple[int, int, int] = "white",
         image_column: str | None = None,
         conditions: Sequence[str] | None = None,
@@ -107,7 +106,7 @@ class HubImages(Dataset):
             name=Path(title).name,
             spec=DataSpec(shape=decoder.shape, modality="image", conditions=dict(specs)),
             transform=PIXELS,
-            train=ImageSplit(store, train, labels, decoder, flip=horizontal_flip, unreadable=self.unreadable),
+            train=ImageSplit(store, train, labels, decoder, unreadable=self.unreadable),
             held_out=ImageSplit(store, rest, labels, decoder, unreadable=self.unreadable),
             fingerprint=fingerprint_of(digests, repr((count, names)), labels),
         )

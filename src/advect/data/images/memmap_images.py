@@ -36,7 +36,6 @@ class Packed(Dataset):
 
     Args:
         data_dir: packed folder.
-        horizontal_flip: mirror half of the images at random while training.
         held_out: share held out, in [0, 1), as for ``ImageFolder``.
 
     Raises:
@@ -46,6 +45,7 @@ class Packed(Dataset):
         left_out: names of unreadable images.
     """
 
+    photographs = True
     place: ClassVar[str | None] = "the folder that advect data pack wrote"
 
     @classmethod
@@ -64,9 +64,7 @@ class Packed(Dataset):
         height, width = (read_manifest(path) or {})["shape"][2:]
         return height, width
 
-    def __init__(
-        self, data_dir: str | os.PathLike[str], *, horizontal_flip: bool = True, held_out: Share | None = None
-    ) -> None:
+    def __init__(self, data_dir: str | os.PathLike[str], *, held_out: Share | None = None) -> None:
         self.folder = require_path(data_dir, holding="the packed images")
         manifest = self._manifest = _whole_manifest(self.folder)
         names = read_record(self.folder / "names.json", list[str], "pack again")
@@ -89,7 +87,7 @@ class Packed(Dataset):
                 conditions={name: category(labels[name][train], values) for name, values in conditions.items()},
             ),
             transform=PIXELS,
-            train=ArraySplit(pixels, labels, PIXELS, rows=train, flip=horizontal_flip),
+            train=ArraySplit(pixels, labels, PIXELS, rows=train),
             held_out=ArraySplit(pixels, labels, PIXELS, rows=rest),
             fingerprint=manifest["fingerprint"],
         )

@@ -130,7 +130,6 @@ class ParquetImages(Dataset):
         image_size: height and width in pixels; one number for both.
         channels: 3 for colour, 1 for grey, 4 for colour with alpha.
         random_crop: crop the longer side of training images at random, not in the centre.
-        horizontal_flip: mirror half of the images at random while training.
         background: colour behind transparency.
         held_out: share held out, in [0, 1), chosen by each image's content.
         cache_dir: folder for full copies of remote files.
@@ -143,6 +142,7 @@ class ParquetImages(Dataset):
         UserError: see :class:`ParquetStore`; or an argument is out of range.
     """
 
+    photographs = True
     place: ClassVar[str | None] = "the Parquet files or the folder with them"
     remote: ClassVar[bool] = True
 
@@ -163,7 +163,6 @@ class ParquetImages(Dataset):
         image_size: Pixels | tuple[Pixels, Pixels] = 64,
         channels: Literal[1, 3, 4] = 3,
         random_crop: bool = False,
-        horizontal_flip: bool = True,
         background: str | tuple[int, int, int] = "white",
         held_out: Share = 0.05,
         cache_dir: Path | str | None = None,
@@ -181,7 +180,6 @@ class ParquetImages(Dataset):
             train,
             values,
             decoder,
-            flip=horizontal_flip,
             random_crop=random_crop,
             unreadable=self.unreadable,
         )

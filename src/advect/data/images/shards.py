@@ -237,7 +237,6 @@ class Shards(Dataset):
         image_size: height and width in pixels; one number for both.
         channels: 3 for colour, 1 for grey, 4 for colour with alpha.
         random_crop: crop the longer side of training images at random, not in the centre.
-        horizontal_flip: mirror half of the images at random while training.
         background: colour behind transparency.
         held_out: share held out, in [0, 1), chosen by each image's content.
         cache_dir: see :class:`ShardStore`.
@@ -250,6 +249,7 @@ class Shards(Dataset):
         UserError: see :class:`ShardStore`; or an argument is out of range.
     """
 
+    photographs = True
     place: ClassVar[str | None] = "the tar shards or the folder with them"
     remote: ClassVar[bool] = True
 
@@ -264,7 +264,6 @@ class Shards(Dataset):
         image_size: Pixels | tuple[Pixels, Pixels] = 64,
         channels: Literal[1, 3, 4] = 3,
         random_crop: bool = False,
-        horizontal_flip: bool = True,
         background: str | tuple[int, int, int] = "white",
         held_out: Share = 0.05,
         cache_dir: Path | str | None = None,
@@ -282,7 +281,6 @@ class Shards(Dataset):
             train,
             values,
             decoder,
-            flip=horizontal_flip,
             random_crop=random_crop,
             unreadable=self.unreadable,
         )

@@ -319,7 +319,7 @@ def read_steps(
     ids = SequenceIds() if id is None else SequenceIds.of(frame[id].iloc[rows[starts]].tolist())
     columns = tuple(column for column, _ in read)
     used = tuple(c for c in frame.columns if c in named or c in channels)
-    style = style_of(data, frame, used)
+    style = style_of(data, frame.attrs, used)
     return Ragged(np.split(matrix[rows], starts[1:]), columns, told, order is not None, ids, used, style)
 
 

@@ -54,6 +54,8 @@ class ForecastQuestion:
                 f"--history {self.history} and --horizon {self.horizon} are {self.history + self.horizon} steps, and"
                 f" the flow was trained on {self.steps}; give fewer, or {fix}"
             )
+        if not any(isinstance(column, Number) for column in self.columns):
+            raise UserError("the flow's channels are categories, which have no quantiles; see advect impute")
         for name, x in zip(self.file.names(), self.known(), strict=True):
             if np.isnan(x[:, : len(self.columns)]).all():
                 of = f" of {name}" if name else ""
@@ -128,8 +130,6 @@ class ForecastDraws:
         """A row for each of ``QUANTILES`` and step, of the columns of numbers; times are their medians."""
         columns = self.question.columns
         numbers = [i for i, column in enumerate(columns) if isinstance(column, Number)]
-        if not numbers:
-            raise UserError("the flow's channels are categories, which have no quantiles")
         x = np.moveaxis(np.quantile(self.x[..., numbers], QUANTILES, axis=1), 0, 1)
         times = None if self.times is None else np.repeat(np.median(self.times, 1, keepdims=True), len(QUANTILES), 1)
         kept = [columns[i] for i in numbers]

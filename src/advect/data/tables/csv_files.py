@@ -6,17 +6,17 @@ import csv
 import logging
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from advect.core.errors import UserError, did_you_mean, optional_import
-from advect.data.tables.text import as_series, as_text, infer_text
-from advect.data.tables.words import among, text_of
+from advect.data.tables.text import Read, as_series, as_text, infer_text
+from advect.data.tables.words import among
 from advect.data.text_files import open_bytes, open_text
 
 logger = logging.getLogger(__name__)
@@ -25,31 +25,55 @@ _HEAD = 100
 """Rows that tell the separator."""
 
 
-def read_csv(pd: Any, file: Path, text: Collection[str], numeric: Collection[str], words: dict[str, Any]) -> Any:
+class CsvTable(NamedTuple):
+    """A CSV file: names of its columns, its separator, names given to columns without one, and its columns.
+
+    ``columns`` gives pairs of a Series and how it was read, in order, once; what is taken is freed here.
+    """
+
+    names: list[str]
+    separator: str
+    unnamed: list[str]
+    columns: Iterator[tuple[Any, Read]]
+
+
+def open_csv(file: Path, text: Collection[str], numeric: Collection[str], words: Mapping[str, Any]) -> CsvTable:
+    """Read a CSV file; arguments and errors as those of :func:`advect.data.tables.files.read_table`."""
     with readable(file), open_text(file) as lines:
         separator = find_separator(lines)
-        names = _header(file, lines, separator)
-    fields = _fields(file, separator, names)
-    titles = titles_of(names)
-    require_columns(pd.DataFrame(columns=titles), numeric, "numeric")
+        header = _header(file, lines, separator)
+    names = titles_of(header)
+    require_columns(names, numeric, "numeric")
+    fields = _fields(file, separator, header)
+
+    def columns() -> Iterator[tuple[Any, Read]]:
+        why = []
+        for column in names:
+            own = next(fields)
+            if column in text:
+                read = as_text(own, among(own, ["", *(words["missing"] or ())]), "as asked")
+            else:
+                read = infer_text(column, own, numeric=column in numeric, **words)
+            del own
+            why.append(f"{column} is {read.told}")
+            yield as_series(read, column), read
+        logger.info("%s: %s", file.name, "; ".join(why))
+
+    return CsvTable(names, separator, [name for name, own in zip(names, header, strict=True) if not own], columns())
+
+
+def read_csv(pd: Any, table: CsvTable) -> Any:
+    """DataFrame of a CSV file, its attributes as :func:`advect.data.tables.files.read_table` tells them."""
     columns, forms, why, doubts = {}, {}, {}, {}
-    for column in titles:
-        own = fields.pop(0)  # freed as soon as it is typed
-        if column in text:
-            read = as_text(own, among(own, ["", *(words["missing"] or ())]), "as asked")
-        else:
-            read = infer_text(column, own, numeric=column in numeric, **words)
-        del own
-        columns[column] = as_series(read, column)
-        why[column] = f"{read.kind} ({read.why})"
+    for series, read in table.columns:
+        columns[series.name], why[series.name] = series, read.told
         if read.form:
-            forms[column] = read.form
+            forms[series.name] = read.form
         if read.doubt:
-            doubts[column] = read.doubt
-    typed = pd.DataFrame(columns, columns=titles, copy=False)
-    unnamed = [column for column, name in zip(titles, names, strict=True) if not name]
-    typed.attrs = {"forms": forms, "why": why, "doubts": doubts, "separator": separator, "unnamed": unnamed}
-    logger.info("%s: %s", file.name, "; ".join(f"{column} is {reason}" for column, reason in why.items()))
+            doubts[series.name] = read.doubt
+    typed = pd.DataFrame(columns, columns=table.names, copy=False)
+    typed.attrs = {"forms": forms, "why": why, "doubts": doubts}
+    typed.attrs |= {"separator": table.separator, "unnamed": table.unnamed}
     return typed
 
 
@@ -89,27 +113,74 @@ def titles_of(names: list[str]) -> list[str]:
     return [name or f"Unnamed: {i}" for i, name in enumerate(names)]
 
 
-def _fields(file: Path, separator: str, names: list[str]) -> list[Any]:
+_WIDE = 1000
+"""Columns from which Arrow, which holds some 20 kB of each, takes more memory than reading by rows."""
+
+
+def _fields(file: Path, separator: str, names: list[str]) -> Iterator[Any]:
     """Fields of each column, Arrow ``ChunkedArray`` (N,) of strings. Raises UserError unless all rows are as long."""
     arrow = optional_import("pyarrow", "tables")
-    if separator != " " and not odd_quotes(file, separator):
+    if separator != " " and not odd_quotes(file, separator) and len(names) <= _WIDE:
         try:
-            return _arrow_fields(file, separator, len(names))
+            return _each_once(_arrow_fields(file, separator, len(names)))
         except (OSError, arrow.ArrowInvalid):
             pass  # what is wrong is told below, with its line
-    columns: list[list[str]] = [[] for _ in names]
+    groups = [slice(i, i + _GROUP) for i in range(0, len(names), _GROUP)]
+    blocks: list[list[Any]] = [[] for _ in groups]
     with readable(file), open_text(file) as lines:
-        rows = csv_rows(lines, separator)
-        next(rows)
-        for row, last in rows:
-            if row and len(row) != len(names):  # an empty line is no row
-                raise UserError(
-                    f"{file} line {last} has {len(row)} fields, the header {len(names)}"
-                    f" (separator {separator!r}); mend or remove that line, or complete the header"
-                )
-            for column, word in zip(columns, row, strict=False):
-                column.append(word)
-    return [text_of(column) for column in columns]
+        rows = _whole_rows(file, lines, separator, len(names))
+        while some := list(islice(rows, max(_FIELDS // len(names), 1))):
+            for group, own in zip(groups, blocks, strict=True):
+                words = [word for row in some for word in row[group]]
+                own.append(arrow.array(words, arrow.string(), memory_pool=_pool()))
+    return _columns_of(blocks, [len(names[group]) for group in groups])
+
+
+_GROUP, _FIELDS = 256, 1 << 16
+"""Columns whose fields lie together, row by row, and fields that are read before they do."""
+
+
+def _whole_rows(file: Path, lines: IO[str], separator: str, count: int) -> Iterator[list[str]]:
+    """Rows below the header. Raises UserError unless each has ``count`` fields."""
+    rows = csv_rows(lines, separator)
+    next(rows)
+    for row, last in rows:
+        if row and len(row) != count:  # an empty line is no row
+            raise UserError(
+                f"{file} line {last} has {len(row)} fields, the header {count}"
+                f" (separator {separator!r}); mend or remove that line, or complete the header"
+            )
+        if row:
+            yield row
+
+
+def _each_once(columns: list[Any]) -> Iterator[Any]:
+    columns.reverse()
+    while columns:
+        yield columns.pop()
+
+
+def _columns_of(blocks: list[list[Any]], widths: list[int]) -> Iterator[Any]:
+    """Columns, Arrow ``ChunkedArray`` (N,), of blocks of rows of each group of ``widths`` columns."""
+    arrow = optional_import("pyarrow", "tables")
+    for own, width in zip(_each_once(blocks), widths, strict=True):
+        parts = _joined(own)
+        own.clear()
+        places = [np.arange(0, len(part), width) for part in parts]
+        for i in range(width):
+            columns = [part.take(arrow.array(place + i)) for part, place in zip(parts, places, strict=True)]
+            yield arrow.chunked_array(columns, arrow.string())
+
+
+def _joined(blocks: list[Any]) -> list[Any]:
+    """Arrays of strings as fewer ones, of less than the 2 GiB that one can hold."""
+    ends = np.cumsum([block.nbytes for block in blocks]) // _JOINED
+    cuts = [0, *(np.flatnonzero(np.diff(ends)) + 1), len(blocks)]
+    concat = optional_import("pyarrow", "tables").concat_arrays
+    return [concat(blocks[i:j], memory_pool=_pool()) for i, j in pairwise(cuts) if j > i]
+
+
+_JOINED = 1 << 28
 
 
 _BLOCK = 1 << 22
@@ -128,12 +199,17 @@ def _arrow_fields(file: Path, separator: str, count: int) -> list[Any]:
             column_types=dict.fromkeys(titles, arrow.string()), strings_can_be_null=False
         ),
     }
-    try:  # it gives memory back column by column, which others keep
-        pool = arrow.jemalloc_memory_pool()
-    except NotImplementedError:
-        pool = arrow.default_memory_pool()
-    with open_bytes(file) as content, reader.open_csv(content, **options, memory_pool=pool) as blocks:
+    with open_bytes(file) as content, reader.open_csv(content, **options, memory_pool=_pool()) as blocks:
         return blocks.read_all().columns
+
+
+def _pool() -> Any:
+    """Arrow's pool that gives memory back as columns are freed, which others keep."""
+    arrow = optional_import("pyarrow", "tables")
+    try:
+        return arrow.jemalloc_memory_pool()
+    except NotImplementedError:
+        return arrow.default_memory_pool()
 
 
 def odd_quotes(file: Path, separator: str) -> bool:
@@ -177,15 +253,20 @@ def find_separator(lines: IO[str]) -> str:
     The one that gives most fields, as many in each row; else the commonest of the header.
     """
 
-    def head(separator: str) -> list[list[str]]:
+    def head(separator: str) -> tuple[int, list[list[str]]]:
+        """Number of fields, 0 unless that of all rows, and the first two rows."""
         lines.seek(0)
+        counts, first = set(), []
         try:
-            return [row for row, _ in islice(csv_rows(lines, separator), _HEAD) if row]
+            for row in filter(None, (row for row, _ in islice(csv_rows(lines, separator), _HEAD))):
+                counts.add(len(row))
+                first += [row] if len(first) < 2 else []
         except csv.Error:
-            return []
+            return 0, []
+        return counts.pop() if len(counts) == 1 else 0, first
 
-    heads = {mark: head(mark) for mark in (*",;\t|", " ")}
-    widths = {mark: len(rows[0]) if len({*map(len, rows)}) == 1 else 0 for mark, rows in heads.items()}
+    widths = {mark: head(mark)[0] for mark in ",;\t|"}
+    widths[" "], blanks = head(" ")
     lines.seek(0)
     header = lines.readline()
     lines.seek(0)
@@ -193,7 +274,7 @@ def find_separator(lines: IO[str]) -> str:
         return max(",;\t|", key=widths.__getitem__)
     if any(mark in header for mark in ",;\t|"):
         return max(",;\t|", key=header.count)
-    first, second = [*heads[" "], [], []][:2]
+    first, second = [*blanks, [], []][:2]
     numbers = sum(map(_is_number, second or first))
     alike = widths[" "] > 1 and 2 * numbers >= len(second or first)
     return " " if alike or (len(first) > 1 and 1 < len(second) == numbers) else ","
@@ -218,11 +299,10 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def require_columns(frame: Any, names: Collection[str], argument: str) -> None:
+def require_columns(columns: Collection[Any], names: Collection[str], argument: str) -> None:
+    """Raise UserError unless all ``names`` are among the columns'."""
     if isinstance(names, str):
         raise UserError(f"{argument} must be several names, got the text {names!r}; give ({names!r},)")
     for name in names:
-        if name not in frame.columns:
-            raise UserError(
-                f"{argument} has {name!r}, which is no column{did_you_mean(name, map(str, frame.columns))}"
-            )
+        if name not in columns:
+            raise UserError(f"{argument} has {name!r}, which is no column{did_you_mean(name, map(str, columns))}")

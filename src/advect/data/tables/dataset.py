@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,11 +23,12 @@ from advect.data.holes import Holes
 from advect.data.repeats import split_rows
 from advect.data.splits import row_blocks
 from advect.data.tables.columns import Column, Number, column_from_config
-from advect.data.tables.csv_files import require_columns
-from advect.data.tables.files import FileStyle, is_table_file, read_table, style_of
+from advect.data.tables.csv_files import open_csv, require_columns
+from advect.data.tables.files import CSV, FileStyle, is_table_file, read_table, style_of, table_file
 from advect.data.tables.infer_columns import column_values, condition_of, fit_number, read_column, read_condition
 from advect.data.tables.rules import learn_rules
 from advect.data.tables.scaling import require_scaling
+from advect.data.tables.text import Read
 from advect.data.tables.transform import TableTransform
 from advect.data.transforms import transform_from_config
 
@@ -109,20 +110,19 @@ class Table(Dataset):
     ) -> None:
         require_scaling(scaling)
         words = {"numeric": numeric, "missing": missing or None, "decimal": decimal, "date_order": date_order}
-        frame = _frame(data, drop, categorical, words)
-        forms = frame.attrs.get("forms", {})
+        given = _opened(data, drop, categorical, words)
+        names = given.names
         wanted = {"conditions": conditions, "continuous_conditions": continuous_conditions, "categorical": categorical}
-        for argument, names in wanted.items():
-            require_columns(frame, names, argument)
-        told = [column for column in frame.columns if column in {*conditions, *continuous_conditions}]
+        for argument, some in wanted.items():
+            require_columns(names, some, argument)
+        told = [column for column in names if column in {*conditions, *continuous_conditions}]
 
-        self._style = style_of(data, frame, list(frame.columns))
-        how = {c: {"categorical": c in categorical, "form": forms.get(c)} for c in frame.columns}
-        for c in frame.columns:
+        self._style = style_of(data, given.attrs, names)
+        how: dict[str, dict[str, Any]] = {c: {"categorical": c in categorical} for c in names}
+        for c in names:
             how[c] |= {"continuous": c in continuous_conditions} if c in told else {"date_order": date_order}
-        columns, values = _read(frame, told, how)
+        columns, values = _read(given, told, how)
         learned = [i for i, c in enumerate(columns) if c not in told]
-        del frame
         drawn = [column for c, column in columns.items() if c not in told]
         rules = learn_rules(rule, drawn, values[:, learned], conditions=told, unknown=holes) if rule else ()
         # The split needs the values and the scalings need the split.
@@ -139,8 +139,10 @@ class Table(Dataset):
         self._told = [columns[c] for c in told]
         transform = TableTransform([columns[self._order[i]] for i in learned], rules)
         x = np.empty((len(values), sum(transform.widths)), np.float32)
-        for block in row_blocks(values):
-            x[block] = transform.forward(torch.from_numpy(values[block, learned])).numpy()
+        ends = np.cumsum([0, *transform.widths])
+        for i, column, start, end in zip(learned, transform.columns, ends, ends[1:], strict=False):
+            for block in row_blocks(values[:, i]) if end > start else ():
+                x[block, start:end] = column.forward(torch.from_numpy(values[block, i])).numpy()
         specs = {c: condition_of(columns[c], values[:, self._order.index(c)], is_train) for c in told}
         cond = {c: v for c, (_, v) in specs.items()}
         super().__init__(
@@ -189,10 +191,25 @@ def frame_of(x: Tensor, cond: Conditions | None, facts: TableMetadata, *, text: 
     return pd.concat(parts, axis=1)[list(facts["order"])]
 
 
-def _frame(data: Any, drop: Sequence[str], categorical: Sequence[str], words: dict[str, Any]) -> Any:
+class _Opened(NamedTuple):
+    """Names of the columns of a table, the attributes it was read with, and its columns, of which none is kept."""
+
+    names: list[str]
+    attrs: Mapping[str, Any]
+    columns: Iterator[tuple[Any, Mapping[str, Any]]]
+    """Series, and how they were written."""
+
+
+def _opened(data: Any, drop: Sequence[str], categorical: Sequence[str], words: dict[str, Any]) -> _Opened:
     pd = optional_import("pandas", "tables")
+    if isinstance(data, str | os.PathLike) and table_file(data).name.lower().endswith(CSV):
+        numeric = words.pop("numeric")
+        table = open_csv(table_file(data), {*categorical, *drop}, numeric, words)
+        require_columns(table.names, drop, "drop")
+        attrs = {"separator": table.separator, "unnamed": table.unnamed}
+        return _Opened([c for c in table.names if c not in drop], attrs, _certain(table.columns, drop))
     if isinstance(data, str | os.PathLike):
-        frame = read_table(data, text={*categorical, *drop}, **words)
+        frame = read_table(data)
     elif isinstance(data, pd.DataFrame):
         frame = data.copy(deep=False)
         for argument in ("numeric", "missing"):
@@ -203,42 +220,64 @@ def _frame(data: Any, drop: Sequence[str], categorical: Sequence[str], words: di
     if frame.columns.has_duplicates:
         twice = frame.columns[frame.columns.duplicated()][0]
         raise UserError(f"the table has the column {twice!r} twice; rename one")
-    require_columns(frame, drop, "drop")
+    require_columns(frame.columns, drop, "drop")
     # pandas cannot select rows of values in the other byte order, as FITS and HDF5 hold them.
     swapped = {c: d.newbyteorder("=") for c, d in frame.dtypes.items() if isinstance(d, np.dtype) and not d.isnative}
     frame = frame.astype(swapped) if swapped else frame
     for column in dict.fromkeys(drop):
         del frame[column]
-    doubts = frame.attrs.get("doubts", {})
-    if doubt := next((doubts[c] for c in frame.columns if c in doubts), None):
-        raise UserError(doubt)
     if not frame.size:
-        raise UserError(f"the table is empty, its shape is {frame.shape}; give at least one row and one column")
-    return frame
+        raise _empty(frame.shape)
+    attrs, frame.attrs = frame.attrs, {}  # which pandas copies with each column
+    columns = {c: frame[c] for c in frame.columns}
+    return _Opened(list(columns), attrs, ((columns.pop(c), {}) for c in list(columns)))
 
 
-def _read(frame: Any, told: Sequence[str], how: Mapping[str, Any]) -> tuple[dict[str, Column], np.ndarray]:
+def _certain(columns: Iterator[tuple[Any, Read]], drop: Sequence[str]) -> Iterator[tuple[Any, Mapping[str, Any]]]:
+    """Columns but those to drop. Raises UserError for one of doubtful type and without any row."""
+    kept = rows = 0
+    for series, read in columns:
+        rows = len(series)
+        if series.name in drop:
+            continue
+        if read.doubt:
+            raise UserError(read.doubt)
+        if not rows:
+            break
+        kept += 1
+        yield series, read.form
+    if not kept:
+        raise _empty((rows, 0))
+
+
+def _empty(shape: Sequence[int]) -> UserError:
+    return UserError(f"the table is empty, its shape is {tuple(shape)}; give at least one row and one column")
+
+
+def _read(given: _Opened, told: Sequence[str], how: Mapping[str, Any]) -> tuple[dict[str, Column], np.ndarray]:
     """Columns, conditions among them, and their values (N, K) in table units; each is read with the words ``how``."""
-    frame.attrs = {}  # which pandas copies with each column
-    series = {c: frame[c] for c in frame.columns}
-    values, columns = np.empty(frame.shape, order="F"), {}
-    del frame
-    for i, c in enumerate(list(series)):
-        read = read_condition if c in told else read_column
-        columns[c], values[:, i] = read(series.pop(c), **how[c])  # freed as soon as it is read
+    values, columns = np.empty((0, 0)), {}
+    for i, (series, form) in enumerate(given.columns):
+        c, read = series.name, read_condition if series.name in told else read_column
+        if not i:
+            values = np.empty((len(series), len(given.names)), order="F")
+        columns[c], values[:, i] = read(series, form=form or None, **how[c])
+        del series  # freed before the next is read
     return columns, values
 
 
 def _fingerprint(values: np.ndarray, train: np.ndarray, transform: TableTransform, told: list[Column]) -> str:
     """sha256 (hex) of values, split and columns, but not their pandas types."""
-    meanings = [column.to_config() for column in (*transform.columns, *told)]
-    for meaning in meanings:
+    digest = hashlib.sha256()
+    # One by one, as the text of all columns of a wide table is long.
+    for i, part in enumerate((*transform.columns, *told, *transform.rules)):
+        meaning = part.to_config()
         for key in ("dtype", "category_dtype", "form", "arrow"):
             meaning.pop(key, None)
-    meanings += [rule.to_config() for rule in transform.rules]
-    digest = hashlib.sha256(json.dumps(meanings, sort_keys=True).encode())
+        digest.update((", " if i else "[").encode() + json.dumps(meaning, sort_keys=True).encode())
+    digest.update(b"]")
     digest.update(repr(values.shape).encode())
-    for block in row_blocks(values):
+    for block in row_blocks(values, 1 << 17):
         digest.update(np.ascontiguousarray(values[block] + 0.0).tobytes())
     digest.update(train.tobytes())
     return digest.hexdigest()

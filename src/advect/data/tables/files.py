@@ -6,14 +6,14 @@ import csv
 import logging
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
 from advect.core.errors import UserError, optional_import
 from advect.core.files import atomic_write
 from advect.data.parquet_columns import PARQUET, image_columns
-from advect.data.tables.csv_files import find_separator, one_line, read_csv
+from advect.data.tables.csv_files import find_separator, one_line, open_csv, read_csv
 from advect.data.text_files import open_text
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def read_table(
         optional_import("pyarrow", "tables")
         return _read_parquet(pd, file)
     words = {"missing": missing, "decimal": decimal, "date_order": date_order}
-    return read_csv(pd, file, text, numeric, words)
+    return read_csv(pd, open_csv(file, text, numeric, words))
 
 
 def table_file(path: str | os.PathLike[str]) -> Path:
@@ -143,14 +143,14 @@ class FileStyle(TypedDict):
     unnamed: list[str]
 
 
-def style_of(data: Any, frame: Any, columns: Collection[str]) -> FileStyle:
-    """Style of a path, or of a data frame, read as ``frame``, of which ``columns`` are used."""
+def style_of(data: Any, attrs: Mapping[str, Any], columns: Collection[str]) -> FileStyle:
+    """Style of a path, or of a data frame, read with ``attrs`` as by :func:`read_table`; ``columns`` are used."""
     path = os.fspath(data).lower() if isinstance(data, str | os.PathLike) else ""
     return {
         "suffix": ".parquet" if str(path).endswith(PARQUET) else ".csv",
-        "index": [name for name in frame.attrs.get("index", ()) if name in columns],
-        "separator": frame.attrs.get("separator"),
-        "unnamed": [name for name in frame.attrs.get("unnamed", ()) if name in columns],
+        "index": [name for name in attrs.get("index", ()) if name in columns],
+        "separator": attrs.get("separator"),
+        "unnamed": [name for name in attrs.get("unnamed", ()) if name in columns],
     }
 
 

@@ -106,7 +106,7 @@ class Tables(VectorPlots[TableMetadata]):
                 raise UserError(f"{path} has nothing in row {row} of column {name!r}, a condition; fill it in")
         x = torch.from_numpy(question.values[:, self._learned])
         if self.transform.constraints is not None:
-            self.transform.constraints.check_known(x, path.name)
+            _ = self.transform.constraints.known(x, path.name)  # raises for rows that break them
         values = torch.where(x.isnan()[:, self.groups], torch.nan, self.transform.forward(x))
         own = {name: told[name].told(v) for name, v in conditions.items()}
         return GivenRows(values, own, question)

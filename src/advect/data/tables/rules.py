@@ -90,8 +90,37 @@ class Summed:
         value = value.nan_to_num(low).clamp(low, high) + 0.0  # rows without a finite value do not hold
         return torch.where(self._absent(x), torch.nan, value)
 
+    def solved(self, x: Tensor, columns: Sequence[Column]) -> Tensor:
+        """Rows (N, K), NaN where unknown, with the one unknown number of the expression where the target is known.
+
+        It stays unknown where the expression is not linear in it, or its rounded value does not hold.
+        """
+        x = x.clone()
+        places = list(self.expression.places)
+        alone = ~x[:, self.target].isnan() & (x[:, places].isnan().sum(1) == 1)
+        for place in places:
+            column, rows = columns[place], (alone & x[:, place].isnan()).nonzero()[:, 0]
+            if not len(rows) or not isinstance(column, Number):
+                continue
+            some = x[rows]
+            at = lambda value, some=some, place=place: self.expression(_put(some, place, value))[0]
+            slope = at(1.0) - at(0.0)
+            value = (some[:, self.target] - at(0.0)) / slope
+            value = value if column.decimals is None else value.round(decimals=column.decimals)
+            found = _put(some, place, value + 0.0)
+            linear = (at(2.0) - at(1.0) - slope).abs() <= 1e-9 * slope.abs()
+            x[rows, place] = torch.where(linear & value.isfinite() & self.holds(found), found[:, place], torch.nan)
+        return x
+
     def _absent(self, x: Tensor) -> Tensor:
         return x[:, list(self.expression.places)].isnan().any(1)
+
+
+def _put(x: Tensor, place: int, value: Tensor | float) -> Tensor:
+    """Rows (N, K) with another value at a place."""
+    x = x.clone()
+    x[:, place] = value
+    return x
 
 
 def _limits(column: Number) -> tuple[float, float]:
@@ -254,9 +283,17 @@ class Constraints:
             return "nothing"
         return str(self.columns[place].to_text(np.array([float(value)])).iloc[0])
 
-    def check_known(self, x: Tensor, what: str = "given") -> None:
-        """Raise UserError for rows (N, K), NaN where not known, that break a rule whatever the rest is."""
-        self.refuse(x.double(), what, "mend them, or leave one of these entries open", unknown=True)
+    def known(self, x: Tensor, what: str = "given") -> Tensor:
+        """Rows (N, K), NaN where not known, with the last unknown term of each known sum, which follows from it.
+
+        Raises UserError for rows that break a rule whatever the rest is.
+        """
+        x = x.double()
+        for constraint in self._order:
+            if isinstance(constraint, Summed):
+                x = constraint.solved(x, self.columns)
+        self.refuse(x, what, "mend them, or leave one of these entries open", unknown=True)
+        return x
 
 
 def _constraint(parsed: Parsed, rule: Rule, columns: Sequence[Column]) -> Constraint:

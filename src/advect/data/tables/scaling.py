@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -86,7 +87,7 @@ class QuantileScaling(Scaling):
     kind: ClassVar[str] = "quantile"
 
     def __post_init__(self) -> None:
-        values = tuple(float(v) for v in self.values)
+        values = array("d", self.values)  # 8 bytes a number: a wide table has as many of these as values
         object.__setattr__(self, "values", values)
         if not 1 <= len(values) <= self.count:
             raise UserError(f"quantile scaling needs 1 to {self.count} values, got {len(values)}")
@@ -98,15 +99,14 @@ class QuantileScaling(Scaling):
         """Fit the map of x (N,), N >= 1, to standard normal."""
         return cls(len(x), np.sort(x)[_ranks(len(x), min(len(x), KNOTS))].tolist())
 
-    @cached_property
-    def _knots(self) -> Tensor:
-        """Stored values, their levels in (0, 1) and normal quantiles, (3, K) float64."""
-        levels = torch.from_numpy((_ranks(self.count, len(self.values)) + 0.5) / self.count)
-        return torch.stack([torch.tensor(self.values, dtype=torch.float64), levels, torch.special.ndtri(levels)])
+    def _knots(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Stored values, their levels in (0, 1) and normal quantiles, each (K,) float64."""
+        levels, normal = _levels(self.count, len(self.values))
+        return torch.tensor(np.asarray(self.values), device=device), levels.to(device), normal.to(device)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.double().contiguous()
-        values, levels, normal = (row.contiguous() for row in self._knots.to(x.device))
+        values, levels, normal = self._knots(x.device)
         first, after = torch.searchsorted(values, x), torch.searchsorted(values, x, right=True)
         last = len(values) - 1
         middle = (levels[first.clamp(max=last)] + levels[(after - 1).clamp(min=0)]) / 2
@@ -114,11 +114,18 @@ class QuantileScaling(Scaling):
 
     def inverse(self, z: Tensor) -> Tensor:
         z = z.double().contiguous()
-        values, _, normal = (row.contiguous() for row in self._knots.to(z.device))
+        values, _, normal = self._knots(z.device)
         return _lines(z, normal, values)
 
     def to_config(self) -> dict[str, Any]:
         return {"kind": self.kind, "count": self.count, "values": list(self.values)}
+
+
+@lru_cache(maxsize=64)
+def _levels(count: int, knots: int) -> tuple[Tensor, Tensor]:
+    """Levels of ``knots`` order statistics of ``count`` numbers and their normal quantiles, each (K,) float64."""
+    levels = torch.from_numpy((_ranks(count, knots) + 0.5) / count)
+    return levels, torch.special.ndtri(levels)
 
 
 def _ranks(count: int, knots: int) -> np.ndarray:

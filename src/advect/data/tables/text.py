@@ -54,6 +54,11 @@ class Read(NamedTuple):
     why: str
     doubt: str = ""
 
+    @property
+    def told(self) -> str:
+        """Kind and why, for logs."""
+        return f"{self.kind} ({self.why})"
+
 
 def infer_text(
     name: str,

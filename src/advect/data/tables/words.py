@@ -32,7 +32,9 @@ def fits(words: Any, pattern: str, *, start: bool = False) -> Any:
 
 def every(words: Any, pattern: str, *, start: bool = False) -> bool:
     """Whether :func:`fits` holds for all words; most patterns fail within the first few."""
-    return all_of(fits(words[:HEAD], pattern, start=start)) and all_of(fits(words, pattern, start=start))
+    if len(words) > HEAD and not all_of(fits(words[:HEAD], pattern, start=start)):
+        return False
+    return all_of(fits(words, pattern, start=start))
 
 
 def some(words: Any, pattern: str) -> bool:
