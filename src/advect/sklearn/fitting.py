@@ -132,7 +132,8 @@ class FittedFlow:
             prediction=method.prediction,
             t_eps=method.t_eps,
             null=label_dropout(method, self.spec) > 0,
-            **method.form,
+            masked=method.masked,
+            two_times=method.two_times,
             device=place,
         )
 
