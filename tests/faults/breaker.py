@@ -310,7 +310,7 @@ def strategies(home: Path, work: Path, only: str) -> list[tuple[int, Any]]:
     for call in sorted(calls(home)):
         if only in call.split()[0]:
             case = lambda words, again: Case(name(words), tuple(words), repeat=again)
-            usual = TRAININGS if call.startswith(("train", "reflow")) else ROUND
+            usual = TRAININGS if call.startswith(("train", "reflow", "distill")) else ROUND
             found.append((SLOW.get(call, usual), st.builds(case, command_words(home, call), again)))
     damaged = lambda d: Case(d[0], tuple(d[1]), d[2], d[3], d[4])
     for place in places:

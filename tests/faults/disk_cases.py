@@ -35,6 +35,7 @@ WRITERS = {
     "report": "report run --num-samples 20 --nfes 2 --device cpu --output-dir out",
     "ema": "ema run --length 0.1",
     "data pack": "data pack images --image-size 8 --output out",
+    "distill": "distill run --max-steps 4 --sample-every 0 --threads 1 --output-dir out",
     "reflow": "reflow run --num-pairs 20 --iterations 1 --max-steps 4 --no-measure --threads 1 --output-dir out",
 }
 """One call of each command that writes; a test holds the list against the commands' own."""

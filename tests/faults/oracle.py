@@ -187,7 +187,11 @@ def one_sentence(err: str) -> str:
 
 def _untouched(case: Case, before: dict[str, bytes], after: dict[str, bytes]) -> str:
     """Whether a refused call changed what was there, or left what looks whole."""
-    resumes = any(word.startswith("--resume") for word in case.words) or case.words[0] in ("reflow", "train")
+    resumes = any(word.startswith("--resume") for word in case.words) or case.words[0] in (
+        "distill",
+        "reflow",
+        "train",
+    )
     gone = [name for name, x in before.items() if after.get(name) != x]
     gone = [name for name in gone if not name.endswith(".lock") and not (resumes and "checkpoints/" not in name)]
     if gone:

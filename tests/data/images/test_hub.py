@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -133,4 +134,15 @@ def test_offsets_that_arrow_would_follow_out_of_the_file_are_refused(tmp_path):
     assert content.count(offsets.tobytes()) == 1
     file.write_bytes(content.replace(offsets.tobytes(), moved.tobytes()))
     with pytest.raises(UserError, match=r"cannot be opened as a dataset .*offset"):
+        HubImages(tmp_path / "set")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_among_the_files_is_no_wait(tmp_path):
+    images = datasets.Dataset.from_dict({"image": [Image.fromarray(x) for x in PIXELS[:5]]})
+    images.save_to_disk(str(tmp_path / "set"))
+    (file,) = (tmp_path / "set").glob("*.arrow")
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(UserError, match="is a pipe, socket or device"):
         HubImages(tmp_path / "set")

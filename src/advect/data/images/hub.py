@@ -12,7 +12,7 @@ import numpy as np
 
 from advect.core.bounds import Pixels, Share
 from advect.core.errors import UserError, did_you_mean, optional_import
-from advect.core.files import read_file
+from advect.core.files import check_regular, read_file
 from advect.core.registry import register
 from advect.core.types import NULL, Category, DataSpec
 from advect.data.base import Dataset, Detected, category
@@ -151,6 +151,9 @@ def _open(name: str, configuration: str | None) -> dict[str, Any]:
     """Splits of a dataset by name."""
     datasets = optional_import("datasets", "images")
     path = Path(name).expanduser()
+    for file in path.rglob("*") if path.is_dir() else [path] if path.exists() else []:
+        if file.suffix in (".arrow", ".json", ".parquet", ".pq"):  # Arrow would wait for a pipe for ever
+            check_regular(file, "path")
     try:
         if is_saved_dataset(path):
             found = datasets.load_from_disk(str(path))
