@@ -267,15 +267,15 @@ def draw_cases(pipe: Connection, home: Path, work: Path, until: float, seed: int
     nothing = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):  # what libraries write past Python
         os.dup2(nothing, stream)
-    limit_memory()
+    most = limit_memory()
     rounds, seen, left = strategies(home, work, only), set[Case](), CASES_OF_A_WORKER
     order = random.Random(seed)
     order.shuffle(rounds)
-    for number, (most, strategy) in enumerate(itertools.cycle(rounds)):
+    for number, (examples, strategy) in enumerate(itertools.cycle(rounds)):
 
         @seeded(seed * 100_000 + number)
         @settings(
-            max_examples=most,
+            max_examples=examples,
             database=None,
             deadline=None,
             phases=[Phase.generate],
@@ -295,7 +295,8 @@ def draw_cases(pipe: Connection, home: Path, work: Path, until: float, seed: int
 
         try_case()
         give_memory_back()
-        if left <= 0 or time.monotonic() > until or memory("VmRSS") > KEPT:
+        # what libraries keep, threads' stacks above all, leaves the next case too little
+        if left <= 0 or time.monotonic() > until or memory("VmRSS") > KEPT or memory("VmData") > most - MEMORY // 2:
             return
 
 
@@ -323,11 +324,12 @@ def strategies(home: Path, work: Path, only: str) -> list[tuple[int, Any]]:
     return found
 
 
-def limit_memory() -> None:
-    """Have allocations fail beyond MEMORY, where the system knows such a limit."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        pages = int(Path("/proc/self/statm").read_text().split()[5])
-        resource.setrlimit(resource.RLIMIT_DATA, (pages * resource.getpagesize() + MEMORY,) * 2)
+def limit_memory() -> int:
+    """Have allocations fail beyond MEMORY, where the system knows such a limit; the data that may be had by a case."""
+    data = memory("VmData")
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_DATA, (data + MEMORY,) * 2)
+    return data + MEMORY
 
 
 def memory(what: str) -> int:
