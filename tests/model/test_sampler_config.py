@@ -95,7 +95,8 @@ class Toward(nn.Module):
 
 def samplers() -> list[SamplerConfig]:
     """Every solver on every grid, in one step and in more, and the stochastic ones."""
-    solvers = [name for name in registry.choices("solver") if not registry.get("solver", name).adaptive]
+    found = {name: registry.get("solver", name) for name in registry.choices("solver")}
+    solvers = [name for name, solver in found.items() if not (solver.adaptive or solver.two_times)]
     return [
         SamplerConfig(solver, steps, grid, g)
         for grid in registry.choices("grid")

@@ -13,7 +13,7 @@ from advect.paths import CondOT
 from advect.solvers import get_solver, integrate, solve, t_grid
 
 MEAN, SPREAD = 2.0, 0.5
-METHODS = sorted(name for name in choices("solver") if not get_solver(name).adaptive)
+METHODS = sorted(n for n in choices("solver") if not (get_solver(n).adaptive or get_solver(n).two_times))
 
 
 def gaussian_flow(x: Tensor, t: Tensor) -> Tensor:
@@ -216,7 +216,7 @@ def test_a_named_grid_is_the_given_times(grid, t0, t1):
         ({"grid": torch.tensor([0.0])}, "at least"),
         ({"t0": 0.5, "t1": 0.5}, "t0 and t1 are both 0.5"),
         ({"rtol": 1e-3}, r"solver 'midpoint' does not use rtol; leave it out \(it is an option of dopri5\)"),
-        ({"schedule": CondOT()}, r"does not use schedule; leave it out \(it is an option of dpmpp2m\)"),
+        ({"schedule": CondOT()}, r"does not use schedule; leave it out \(it is an option of dpmpp2m and flow-map\)"),
     ],
 )
 def test_wrong_arguments(arguments, message):

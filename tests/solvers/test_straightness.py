@@ -16,7 +16,8 @@ from advect.paths.analytic import GaussianMixture
 from advect.solvers import deviations, get_solver, integrate, straightness
 
 MEAN, SPREAD, TURN = 2.0, 0.5, 1.3
-METHODS = sorted(n for n in choices("solver") if not (get_solver(n).adaptive or get_solver(n).affine_only))
+REFUSED = ("adaptive", "affine_only", "two_times")
+METHODS = sorted(n for n in choices("solver") if not any(getattr(get_solver(n), kind) for kind in REFUSED))
 
 
 def start(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
