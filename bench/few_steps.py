@@ -21,7 +21,7 @@ from advect.core.types import Batch, DataSpec
 from advect.metrics import energy_distance
 from advect.solvers import integrate
 
-LOSSES = ("flow-matching", *(name for name in registry.choices("loss") if registry.get("loss", name).two_times))
+LOSSES = ("flow-matching", *(name for name in registry.choices("loss") if registry.get("loss", name).learns_steps))
 SAMPLES = 4000
 
 
@@ -35,7 +35,7 @@ def run(name: str, steps: int, seed: int) -> list[float]:
     """Energy distances of 1, 2, 4 steps and 50 of the midpoint rule, and CPU-seconds of the training."""
     loss = registry.get("loss", name)()  # pyright: ignore[reportCallIssue]
     spec = DataSpec((2,), "vector", {})
-    net = build_network(network("mlp", width=128, depth=4), spec, two_times=loss.two_times, seed=seed)
+    net = build_network(network("mlp", width=128, depth=4), spec, two_times=loss.learns_steps is not None, seed=seed)
     optimizer, generator = torch.optim.Adam(net.parameters(), 2e-3), torch.Generator().manual_seed(seed)
     began = time.process_time()
     for step in range(steps):
@@ -46,7 +46,7 @@ def run(name: str, steps: int, seed: int) -> list[float]:
         optimizer.step()
     seconds = time.process_time() - began
     z, reference = torch.randn(SAMPLES, 2, generator=generator), data(SAMPLES, generator)
-    few = "flow-map" if loss.two_times else "euler"
+    few = "flow-map" if loss.learns_steps else "euler"
     ways = [(few, 1), (few, 2), (few, 4), ("midpoint", 50)]
     with torch.no_grad():
         ends = [integrate(net, z, solver=solver, steps=n) for solver, n in ways]

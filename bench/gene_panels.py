@@ -13,13 +13,11 @@ another training cell.
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
-from interleave import machine
+from interleave import machine, train_run
 
 import advect
 from advect.data import Cells
@@ -67,14 +65,11 @@ def measure(drawn: np.ndarray, truth: np.ndarray, point: np.ndarray, std: np.nda
     return [r[varied].mean(), float(np.median(r[varied])), r[top & varied].mean(), mse, (drawn[0] <= 0).mean(), cover]
 
 
-def train_run(run: Path, a: argparse.Namespace) -> None:
-    """Train the preset ``cells`` on genes, given panels of 200."""
-    words = ["train", "cells", "--data-dir", a.file, "--highly-variable", a.genes, "--held-out", 0.2, "--run-dir", run]
-    words += ["--mask", "genes", "--mask-panel", a.panel, "--max-minutes", a.minutes, "--sample-every", 0, *a.flags]
-    words += ["--max-steps", a.max_steps] if a.max_steps else []
-    began = time.monotonic()
-    subprocess.run([sys.executable, "-m", "advect", *map(str, words)], check=True)
-    print(f"trained for {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
+def training(a: argparse.Namespace) -> list[object]:
+    """Words for the preset ``cells`` on genes, given panels of 200."""
+    words = ["cells", "--data-dir", a.file, "--highly-variable", a.genes, "--held-out", 0.2, "--mask", "genes"]
+    words += ["--mask-panel", a.panel, "--max-minutes", a.minutes]
+    return [*words, *(["--max-steps", a.max_steps] if a.max_steps else []), *a.flags]
 
 
 def main() -> None:
@@ -93,8 +88,7 @@ def main() -> None:
     parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="of advect train, to the end")
     a = parser.parse_args()
     print(machine())
-    if not a.run.exists():
-        train_run(a.run, a)
+    train_run(a.run, training(a))
     train, rest = expression(a.file, a.genes)
     rest, flow, rows = rest[: a.rows], advect.load(a.run), {}
     std, rng, seconds = np.where(train.std(0) > 0, train.std(0), 1), np.random.default_rng(0), 0.0

@@ -17,15 +17,13 @@ is, or the mean of ten. Distances of a few thousand pictures depend on their num
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from interleave import machine
+from interleave import machine, train_run
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
@@ -82,14 +80,10 @@ def grid(x: Tensor, known: Tensor, drawn: Tensor, columns: int, scale: int = 2) 
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
-def train_run(run: Path, data: Path, a: argparse.Namespace) -> None:
-    """Train the preset ``fashion-mnist``, without labels, given halves."""
-    words = ["train", "fashion-mnist", "--data-dir", data, "--no-labels", "--mask", "half", "--run-dir", run]
-    words += ["--max-minutes", a.minutes, "--sample-every", 0, *a.flags]
-    words += ["--max-steps", a.max_steps] if a.max_steps else []
-    began = time.monotonic()
-    subprocess.run([sys.executable, "-m", "advect", *map(str, words)], check=True)
-    print(f"trained for {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
+def training(a: argparse.Namespace) -> list[object]:
+    """Words for the preset ``fashion-mnist``, without labels, given halves."""
+    words = ["fashion-mnist", "--data-dir", a.data, "--no-labels", "--mask", "half", "--max-minutes", a.minutes]
+    return [*words, *(["--max-steps", a.max_steps] if a.max_steps else []), *a.flags]
 
 
 def main() -> None:
@@ -105,8 +99,7 @@ def main() -> None:
     parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="of advect train, to the end")
     a = parser.parse_args()
     print(machine())
-    if not a.run.exists():
-        train_run(a.run, a.data, a)
+    train_run(a.run, training(a))
     data = FashionMnist(a.data)
     network = learned_network(data, open_cache(), torch.device("cpu"))
     assert network is not None

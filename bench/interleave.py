@@ -7,6 +7,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 
@@ -75,6 +76,15 @@ def machine() -> str:
         names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
     return f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}"
+
+
+def train_run(run: Path, words: list[object]) -> None:
+    """``advect train`` with these words, into a folder, unless it is there; says how long it took."""
+    if run.exists():
+        return
+    began, call = time.monotonic(), ["train", *words, "--run-dir", run, "--sample-every", 0]
+    subprocess.run([sys.executable, "-m", "advect", *map(str, call)], check=True)
+    print(f"trained for {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
 
 
 def serve(work, clock: str = "wall") -> None:

@@ -33,7 +33,7 @@ def content(run: Path) -> dict[str, bytes]:
 def test_it_begins_as_the_flow_for_steps_of_any_length(advect: Callable, moons_run: Path, tmp_path: Path) -> None:
     advect("distill", moons_run, LEAN, "--max-steps 1 --learning-rate 1e-12 --output-dir few --no-use-ema")
     plain, few = package.load(moons_run), package.load(tmp_path / "few")
-    assert few.two_times and not plain.two_times and few.sampler.solver == "flow-map" and few.sampler.steps == 4
+    assert few.learns_steps and not plain.learns_steps and few.sampler.solver == "flow-map" and few.sampler.steps == 4
     x, t = torch.randn(6, 2), torch.full((6,), 0.3)
     for end in (0.3, 0.7, 1.0):
         both = torch.stack([t, torch.full((6,), end)], 1)
@@ -84,6 +84,8 @@ def test_two_processes_learn_what_one_does(parallel: str, advect: Callable, moon
         ("--width 8", "its network must stay"),
         ("--init-from x", "--init-from contradicts advect distill"),
         ("--max-steps 0", "--max-steps"),
+        ("--loss shortcut --sample-steps 3", "take 1, 2, 4 ... uniform steps"),
+        ("--solver midpoint --loss flow-matching", "flow-matching learns no steps"),
         ("--loss mean-flow --objective-guided 2", "no sample is trained without its conditions"),
     ],
 )
@@ -103,3 +105,24 @@ def test_a_run_whose_data_are_gone_says_so(advect: Callable, tmp_path: Path) -> 
         advect("distill r --max-steps 2", LEAN)
     advect("distill r --max-steps 2 --data y.npy", LEAN)
     assert parse_config(tmp_path / "r/distilled/config.yaml")[1].data.data_dir == tmp_path / "y.npy"
+
+
+def test_a_solver_of_steps_needs_a_loss_that_learns_them_before_anything_is_written(
+    advect: Callable, tmp_path: Path
+) -> None:
+    for words in ("--dry-run", "--max-steps 1"):
+        with pytest.raises(UserError, match="--solver flow-map takes steps that --objective flow-matching does not"):
+            advect("train moons --solver flow-map --run-dir out", words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_each_loss_is_drawn_by_steps_that_it_learns(advect: Callable, moons_run: Path, tmp_path: Path) -> None:
+    for loss, steps in (("consistency", 1), ("shortcut", 4)):
+        advect("distill", moons_run, LEAN, f"--max-steps 1 --loss {loss} --output-dir {loss}")
+        assert package.load(tmp_path / loss).sampler.steps == steps
+    advect("sample consistency --num-samples 3 --num-steps 4 --solver flow-map --solver-noise 1 --output-dir four")
+    with pytest.raises(UserError, match="steps to t = 1 alone"):
+        advect("sample consistency --num-samples 3 --num-steps 4 --output-dir other")
+    assert package.load(tmp_path / "shortcut").sample(2, solver="midpoint").nfe == 100
+    with pytest.raises(UserError, match="advect reflow straightens flows for few steps"):
+        advect("reflow shortcut --num-pairs 20 --no-measure")

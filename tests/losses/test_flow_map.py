@@ -21,7 +21,7 @@ from advect.paths import BrownianBridge
 from advect.solvers import integrate
 from advect.times import Importance
 
-FEW = [name for name in registry.choices("loss") if registry.get("loss", name).two_times]
+FEW = [name for name in registry.choices("loss") if registry.get("loss", name).learns_steps]
 MEAN, STD = torch.tensor([1.0, -0.5], dtype=torch.float64), torch.tensor([0.3, 2.0], dtype=torch.float64)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
+from advect.core.types import StepKind
 from advect.solvers import FlowMap, get_solver, guided_velocity, integrate, log_prob, solve
 
 STD = 0.5
@@ -73,3 +74,28 @@ def test_it_goes_one_way_and_has_no_density() -> None:
     with pytest.raises(UserError, match="cannot integrate a divergence"):
         log_prob(exact, x, solver="flow-map", steps=2)
     assert get_solver("flow-map").nfe(3) == 3 and math.isclose(FlowMap().noise, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("learned", "steps", "noise", "words"),
+    [
+        (None, 4, 0.0, "needs a flow that was trained for steps of any length"),
+        ("any", 3, 0.5, ""),
+        ("halves", 4, 0.0, ""),
+        ("halves", 3, 0.0, "take 1, 2, 4 ... uniform steps"),
+        ("halves", 4, 1.0, "without noise put back"),
+        ("to-data", 1, 0.0, ""),
+        ("to-data", 4, 1.0, ""),
+        ("to-data", 2, 0.0, "has learned steps to t = 1 alone"),
+        ("to-data", 2, 0.9, "has learned steps to t = 1 alone"),
+    ],
+)
+def test_steps_that_were_not_learned_are_refused(
+    learned: StepKind | None, steps: int, noise: float, words: str
+) -> None:
+    grid = torch.linspace(0, 1, steps + 1).tolist()
+    if not words:
+        FlowMap(noise=noise).check(grid, learned)
+        return
+    with pytest.raises(UserError, match=words):
+        FlowMap(noise=noise).check(grid, learned)

@@ -17,16 +17,16 @@ from advect.config.presets import DEFAULT, get_preset
 from advect.config.section import Section
 from advect.core.bounds import Processes
 from advect.core.errors import UserError
-from advect.core.files import make_folder
 from advect.distributed.comm import broadcast_object, sync_errors
 from advect.distributed.context import run_context
+from advect.training.guards import STOPPED_EARLY
 
 logger = logging.getLogger(__name__)
 
 SHARED = True
 
 USUAL = "lagrangian"
-"""The loss that needs no derivative in the state; see docs/experiments/few-steps.md."""
+"""The loss that needs no derivative in the state; see bench/RESULTS.md."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,7 +54,7 @@ def run(words: list[str]) -> None:
         launch_processes("distill", words, a.nproc, a.settings.training.device)
     folder, reason = distill(place, preset, a)
     typed = shlex.quote(str(folder))
-    if reason not in ("finished", "max-steps", "early-stopping"):
+    if reason not in ("finished", "max-steps", STOPPED_EARLY):
         logger.info(f"stopped by {reason}; to go on, type: {shlex.join(['advect', 'distill', *words])}")
     logger.info(f"next: advect sample {typed} --num-steps 1   advect report {typed}")
     exit_by_signal(reason)
@@ -72,14 +72,14 @@ def parse_distill(run: Path | None, words: list[str]) -> tuple[str, DistillArgum
         where = value_of("--data", typed_words(words))
         config = replace(config, data=data_of(run_folder(run), where))
     method = config.method
-    if not method.two_times and (method.prediction != "velocity" or method.objective != "flow-matching"):
+    if not method.learns_steps and (method.prediction != "velocity" or method.objective != "flow-matching"):
         raise UserError(
             f"advect distill begins from a flow of velocities, and {run} was trained with --objective "
             f"{method.objective} --prediction {method.prediction}; train one with --objective flow-matching"
         )
     config = replace(config, training=replace(config.training, max_steps=None, max_minutes=None))
-    if not method.two_times:
-        config = few_steps(replace(config, method=method.replaced(objective=USUAL)), USUAL)
+    usual = method.objective if method.learns_steps else USUAL
+    config = few_steps(config, value_of("--objective", typed_words(words)) or usual)
     a = parse_settings(
         DistillArguments(settings=config),
         words,
@@ -90,7 +90,7 @@ def parse_distill(run: Path | None, words: list[str]) -> tuple[str, DistillArgum
     )
     if a.settings.network != config.network:
         raise UserError("advect distill goes on from the weights of the run, so its network must stay; leave that out")
-    if not a.settings.method.two_times:
+    if not a.settings.method.learns_steps:
         raise UserError(
             f"--objective {a.settings.method.objective} learns no steps of any length; take {USUAL} or mean-flow, say"
         )
@@ -107,8 +107,6 @@ def distill(run: Path, preset: str, a: DistillArguments) -> tuple[Path, str]:
     folder = (a.output_dir or run_folder(run) / "distilled").absolute()
     with run_context(a.settings.training.device, run_dir=folder) as context, sync_errors():
         place = find_checkpoint(run) if context.env.is_first else run
-        if context.env.is_first:
-            make_folder(folder.parent, "--output-dir")
     place = broadcast_object(place)
     config = replace(a.settings, training=replace(a.settings.training, init_from=place))
     return train(config, preset, run_dir=folder, resume="auto")

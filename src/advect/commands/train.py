@@ -205,6 +205,7 @@ def _new_trainer(
     rate = LearningRate(peak=t.learning_rate, warmup=plan.warmup, total=plan.steps, schedule=schedule)
     check_sizes(state.twin, source, config.method)
     flow = build_flow(metadata, state.net, context.device)
+    flow.nfe(flow.sampler)  # raises for steps that such a flow cannot take
     callbacks = build_callbacks(context, config, flow, loss, source, plan)
     return new_trainer(
         context,

@@ -305,15 +305,13 @@ def _with_data(preset: Preset, flags: list[str]) -> Config:
     return config
 
 
-FEW = {"solver": "flow-map", "sample_steps": 4}
-"""Values of OutputConfig for flow maps."""
-
-
 def few_steps(config: Config, objective: str | None) -> Config:
     """The configuration, whose samples are drawn in few steps if an ``objective`` is given that learns such."""
-    if objective not in registry.choices("loss") or not registry.get("loss", objective).two_times:
+    learned = registry.get("loss", objective).learns_steps if objective in registry.choices("loss") else None
+    if learned is None:
         return config
-    return replace(config, output=config.output.replaced(**FEW))
+    method, steps = config.method.replaced(objective=objective), 1 if learned == "to-data" else 4
+    return replace(config, method=method, output=config.output.replaced(solver="flow-map", sample_steps=steps))
 
 
 def _about(preset: Preset) -> str:

@@ -13,6 +13,7 @@ from advect.checkpoint.manifest import HELD_OUT_LOSS
 from advect.config.section import Section, aliased, named, part, plain
 from advect.core.bounds import BatchSize, Count, CountOrZero, Seed, Share, Steps
 from advect.core.errors import UserError
+from advect.core.types import StepKind
 from advect.data.remote import is_remote
 
 if TYPE_CHECKING:
@@ -140,14 +141,14 @@ class MethodConfig(Section):
         return bool(self.arguments("mask").get("relative"))
 
     @property
-    def two_times(self) -> bool:
-        """Whether the network takes start and end of a step."""
-        return self.part("objective").two_times  # pyright: ignore[reportAttributeAccessIssue]
+    def learns_steps(self) -> StepKind | None:
+        """Steps that the network learns, taking their start and end; None for none."""
+        return self.part("objective").learns_steps  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
     def form(self) -> dict[str, bool]:
-        """What the network takes beside a sample and a time: arguments of ``build_network`` and of a flow."""
-        return {"masked": self.masked, "two_times": self.two_times}
+        """What the network takes beside a sample and a time: arguments of ``build_network``."""
+        return {"masked": self.masked, "two_times": self.learns_steps is not None}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -356,6 +357,11 @@ class Config:
 
     def __post_init__(self) -> None:
         objective, second = self.method.objective, self.network.score_network
+        if self.output.part("solver").two_times and not self.method.learns_steps:  # pyright: ignore[reportAttributeAccessIssue]
+            raise UserError(
+                f"--solver {self.output.solver} takes steps that --objective {objective} does not learn; give "
+                "--objective lagrangian, say, or take midpoint"
+            )
         if second == "none" and objective == MethodConfig.objective:
             return
         learns_score = self.method.part("objective").learns_score  # pyright: ignore[reportAttributeAccessIssue]

@@ -51,6 +51,12 @@ RESERVED = (LENGTH, GIVEN, AUGMENTATION, STEP)
 """Conditions that are no labels."""
 
 
+StepKind = Literal["any", "halves", "to-data"]
+"""Steps that a network of two times has learned: from any time to any later one; [0, 1], its halves, their halves and
+so on; or those to t = 1.
+"""
+
+
 class Network(Protocol):
     """Interface of networks: ``net(x_t (B, *S), t (B,), cond) -> (B, *S)``.
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from advect.core.random import Generator
-from advect.core.types import Batch, Conditions, Network, PathSample
+from advect.core.types import Batch, Conditions, Network, PathSample, StepKind
 from advect.masks import Mask
 
 LossInput = tuple[PathSample, Conditions | None]
@@ -39,8 +39,8 @@ class Loss(ABC):
     learns_score: ClassVar[bool] = False
     """Whether the network has a second output, for the score; see ``StochasticInterpolantLoss``."""
 
-    two_times: ClassVar[bool] = False
-    """Whether the network takes the start and end of a step, see ``TwoTimes``."""
+    learns_steps: ClassVar[StepKind | None] = None
+    """Steps whose average velocity the network learns, with their starts and ends as its times; None for none."""
 
     mask: Mask | None = None
     """Law of what the network is given of a sample; None for nothing."""
@@ -48,7 +48,7 @@ class Loss(ABC):
     @property
     def form(self) -> dict[str, bool]:
         """What the network takes beside a sample and a time."""
-        return {"masked": self.mask is not None, "two_times": self.two_times}
+        return {"masked": self.mask is not None, "two_times": self.learns_steps is not None}
 
     @abstractmethod
     def sample(self, batch: Batch, generator: Generator = None) -> LossInput:

@@ -22,7 +22,16 @@ from advect.core.derivatives import derivative_along
 from advect.core.errors import UserError
 from advect.core.random import Generator
 from advect.core.registry import register
-from advect.core.types import RESERVED, Conditions, Network, PathSample, expand_right, is_null, null_conditions
+from advect.core.types import (
+    RESERVED,
+    Conditions,
+    Network,
+    PathSample,
+    StepKind,
+    expand_right,
+    is_null,
+    null_conditions,
+)
 from advect.losses.flow_matching import FlowMatching
 
 ADAPTIVE = 1e-3
@@ -48,6 +57,11 @@ class StepBatch:
         """e - s (B, 1, ...)."""
         return expand_right(self.end - self.start, self.x)
 
+    @cached_property
+    def own(self) -> Tensor:
+        """The network's velocity (B, *S) at the start."""
+        return self.average(self.x, self.start, self.start)
+
     def average(self, x: Tensor, start: Tensor, end: Tensor) -> Tensor:
         """The network's average velocity (B, *S) of other steps under the same conditions."""
         return self.net(x, torch.stack([start, end], 1), self.cond)
@@ -68,10 +82,10 @@ class StepBatch:
 class FlowMapLoss(FlowMatching):
     """A loss of average velocities; what :class:`FlowMatching` says of its arguments holds here.
 
-    Attributes:
+    Args:
         diagonal: share of the samples with e = s, which learn the velocity by flow matching.
-        adaptive: a sample's loss m is divided by (m + 0.001)^adaptive, without gradient; 1 keeps large targets from
-            ruling images, and above 0 the minimiser is no longer the mean where the target is noisy.
+        adaptive: a sample's loss m is divided by (m + 0.001)^adaptive; 1 keeps large targets from ruling images, and
+            above 0 the minimiser is not the mean where targets are noisy.
         guided: scale of a classifier-free guidance that the flow map itself learns, 1 for none; samples are then drawn
             with guidance 1.
 
@@ -79,7 +93,7 @@ class FlowMapLoss(FlowMatching):
     importance.
     """
 
-    two_times: ClassVar[bool] = True
+    learns_steps: ClassVar[StepKind | None] = "any"
 
     diagonal: Share = 0.75
     adaptive: NonNegative = 0.0
@@ -104,9 +118,13 @@ class FlowMapLoss(FlowMatching):
 
     def draw_times(self, n: int, generator: Generator, device: torch.device) -> Tensor:
         a, b = (self._times.sample(n, generator, device) for _ in range(2))
-        places, total = random.permutation(n, generator, device=device)
-        far = places >= self.diagonal * total
+        far = self._far(n, generator, device)
         return torch.stack([torch.where(far, torch.minimum(a, b), a), torch.where(far, torch.maximum(a, b), a)], 1)
+
+    def _far(self, n: int, generator: Generator, device: torch.device) -> Tensor:
+        """Which samples (n,) take steps of positive length: exactly the share of the whole batch."""
+        places, total = random.permutation(n, generator, device=device)
+        return places >= self.diagonal * total
 
     @torch.no_grad()
     def aim(self, net: Network, sample: PathSample, cond: Conditions | None) -> PathSample:
@@ -148,11 +166,6 @@ class MeanFlow(FlowMapLoss):
 
     ``u = u_t + (e - s) (d_s u + u_t . grad u)``, whose mean over x_t is the identity for the flow's own velocity. One
     Jacobian-vector product for each step of positive length.
-
-    Args:
-        diagonal: share of samples that learn the velocity, e = s.
-        adaptive: power of the adaptive weight; 0 for none, 1 for images.
-        guided: scale of guidance that the flow map learns; 1 for none.
     """
 
     def average_of(self, steps: StepBatch) -> Tensor:
@@ -166,16 +179,10 @@ class ImprovedMeanFlow(FlowMapLoss):
     "Improved mean flows").
 
     ``u = u_t + (e - s) (d_s u + v . grad u)``, one evaluation more than ``mean-flow`` and less variance.
-
-    Args:
-        diagonal: share of samples that learn the velocity, e = s.
-        adaptive: power of the adaptive weight; 0 for none, 1 for images.
-        guided: scale of guidance that the flow map learns; 1 for none.
     """
 
     def average_of(self, steps: StepBatch) -> Tensor:
-        own = steps.average(steps.x, steps.start, steps.start)
-        return steps.velocity + steps.length * steps.along_path(own)
+        return steps.velocity + steps.length * steps.along_path(steps.own)
 
 
 @register("eulerian")
@@ -185,16 +192,10 @@ class Eulerian(FlowMapLoss):
     consistency model").
 
     ``u = v + (e - s) (d_s u + v . grad u)``, with the network's own v throughout.
-
-    Args:
-        diagonal: share of samples that learn the velocity, e = s.
-        adaptive: power of the adaptive weight; 0 for none, 1 for images.
-        guided: scale of guidance that the flow map learns; 1 for none.
     """
 
     def average_of(self, steps: StepBatch) -> Tensor:
-        own = steps.average(steps.x, steps.start, steps.start)
-        return own + steps.length * steps.along_path(own)
+        return steps.own + steps.length * steps.along_path(steps.own)
 
 
 @register("lagrangian")
@@ -205,11 +206,6 @@ class Lagrangian(FlowMapLoss):
 
     ``u = v(X(x, s, e), e) - (e - s) d_e u``: no derivative in the state, nor in a time that
     the network embeds finely.
-
-    Args:
-        diagonal: share of samples that learn the velocity, e = s.
-        adaptive: power of the adaptive weight; 0 for none, 1 for images.
-        guided: scale of guidance that the flow map learns; 1 for none.
     """
 
     def average_of(self, steps: StepBatch) -> Tensor:
@@ -225,11 +221,6 @@ class Progressive(FlowMapLoss):
     consistency model").
 
     ``u(x, s, e) = (u(x, s, m) + u(X(x, s, m), m, e)) / 2`` with m = (s + e) / 2: no derivatives.
-
-    Args:
-        diagonal: share of samples that learn the velocity, e = s.
-        adaptive: power of the adaptive weight; 0 for none, 1 for images.
-        guided: scale of guidance that the flow map learns; 1 for none.
     """
 
     def average_of(self, steps: StepBatch) -> Tensor:
@@ -245,14 +236,13 @@ class Shortcut(Progressive):
     """Shortcut models: steps of lengths 1, 1/2, ... 1 / ``finest`` alone, each learned from two of half its length
     (Frans et al. 2024, "One step diffusion via shortcut models").
 
-    Draw with a power of two of uniform steps: no other was learned.
+    Drawn with a power of two of uniform steps: no other is learned.
 
     Args:
         finest: number of the shortest steps; they learn from two of the velocity.
-        diagonal: share of samples that learn the velocity, e = s.
-        adaptive: power of the adaptive weight; 0 for none, 1 for images.
-        guided: scale of guidance that the flow map learns; 1 for none.
     """
+
+    learns_steps: ClassVar[StepKind | None] = "halves"
 
     finest: Annotated[int, Meta(ge=2, le=2**16)] = 64
 
@@ -262,12 +252,10 @@ class Shortcut(Progressive):
             raise UserError(f"Shortcut.finest must be a power of two, got {self.finest}; take 64")
 
     def draw_times(self, n: int, generator: Generator, device: torch.device) -> Tensor:
-        t = self._times.sample(n, generator, device)
-        places, total = random.permutation(n, generator, device=device)
+        t, far = self._times.sample(n, generator, device), self._far(n, generator, device)
         levels = random.uniform((n, 2), generator, device=device)
         counts = 2 ** (levels[:, 0] * self.finest.bit_length()).floor()  # 1, 2, ... finest steps in all
         start = (levels[:, 1] * counts).floor() / counts
-        far = places >= self.diagonal * total
         return torch.stack([torch.where(far, start, t), torch.where(far, start + 1 / counts, t)], 1)
 
     def average_of(self, steps: StepBatch) -> Tensor:
@@ -281,18 +269,15 @@ class Shortcut(Progressive):
 
 @register("consistency")
 @dataclass(frozen=True, kw_only=True)
-class Consistency(FlowMapLoss):
+class Consistency(Eulerian):
     """A consistency model in continuous time: steps to the data alone, e = 1 (Song et al. 2023, "Consistency models";
     Lu & Song 2025, "Simplifying, stabilizing and scaling continuous-time consistency models").
 
     The equation of :class:`Eulerian` at e = 1, its error r normalised to r / (|r| + 0.1), |r| the root mean square.
-    Steps that end elsewhere are not learned: draw with one step, or with ``noise`` 1.
-
-    Args:
-        diagonal: share of samples that learn the velocity, which the others follow.
-        adaptive: power of the adaptive weight; 0 for none.
-        guided: scale of guidance that the flow map learns; 1 for none.
+    Drawn with one step, or with ``noise`` 1.
     """
+
+    learns_steps: ClassVar[StepKind | None] = "to-data"
 
     diagonal: Share = 0.5
 
@@ -300,12 +285,10 @@ class Consistency(FlowMapLoss):
 
     def draw_times(self, n: int, generator: Generator, device: torch.device) -> Tensor:
         t = self._times.sample(n, generator, device)
-        places, total = random.permutation(n, generator, device=device)
-        return torch.stack([t, torch.where(places >= self.diagonal * total, 1.0, t)], 1)
+        return torch.stack([t, torch.where(self._far(n, generator, device), 1.0, t)], 1)
 
     def average_of(self, steps: StepBatch) -> Tensor:
-        own = steps.average(steps.x, steps.start, steps.start)
         u = steps.average(steps.x, steps.start, steps.end)
-        error = own + steps.length * steps.along_path(own) - u
+        error = super().average_of(steps) - u
         size = error.flatten(1).square().mean(1).sqrt()
         return u + error / expand_right(size + self.NORM, error)

@@ -231,12 +231,8 @@ class Flow(VelocityField):
     def _integrator(self, config: SamplerConfig, trajectory: bool) -> Integrator:
         if self._takes_score(config):
             return make_interpolant_integrator(config, self._t_eps, self.path, self.source, trajectory=trajectory)
-        if config.diffusion is None and config.ode_solver.two_times and not self.two_times:
-            raise UserError(
-                f"solver {config.ode_solver.name!r} needs a flow that was trained for steps of any length, such as by "
-                "advect distill; take 'midpoint'"
-            )
-        return make_integrator(config, self.coordinates, self.path, self.source, trajectory=trajectory)
+        steps = self.learns_steps
+        return make_integrator(config, self.coordinates, self.path, self.source, trajectory=trajectory, steps=steps)
 
     def nfe(self, config: SamplerConfig) -> int | None:
         """Evaluations a sample by ``config``, those of the exact steps at the ends included; None if adaptive.

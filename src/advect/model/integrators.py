@@ -11,6 +11,7 @@ from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.random import Generator
+from advect.core.types import StepKind
 from advect.losses.interpolant import split_heads
 from advect.model.coordinates import Angle, Coordinates, Plain, Rectified
 from advect.model.sampler_config import SamplerConfig
@@ -166,11 +167,18 @@ class InterpolantIntegrator(Integrator):
 
 
 def make_integrator(
-    config: SamplerConfig, coordinates: Coordinates, path: Path, source: SourceDistribution, *, trajectory: bool
+    config: SamplerConfig,
+    coordinates: Coordinates,
+    path: Path,
+    source: SourceDistribution,
+    *,
+    trajectory: bool,
+    steps: StepKind | None = None,
 ) -> Integrator:
     """Integrator by a resolved configuration: of the SDE if it has a diffusion, else of the ODE.
 
-    Raises UserError for a path or source that the solver cannot take, and bad steps and grids.
+    ``steps`` are those that the network has learned. Raises UserError for a path or source that the solver cannot
+    take, steps that the network does not know, and bad steps and grids.
     """
     if config.diffusion is not None:
         return _make_sde(config, coordinates, path, source, trajectory)
@@ -183,6 +191,8 @@ def make_integrator(
         schedule = _affine(solver.name, path).effective_schedule
         solver = replace(solver, schedule=CondOT() if isinstance(coordinates, Rectified) else schedule)
     grid = solver_times(solver, config.steps, config.grid, t0=0.0, t1=1.0, trajectory=trajectory)
+    if isinstance(solver, FlowMap):
+        solver.check(grid, steps)
     way = coordinates if solver.adaptive and not trajectory else coordinates.until_last(grid)
     return ODEIntegrator(way, trajectory, solver, tuple(grid))
 

@@ -237,15 +237,15 @@ def initial_weights(begin: Path, network: NetworkConfig, method: MethodConfig, s
             raise UserError(
                 f"--init-from {begin} has another network than this run; train it with --config of that run"
             )
-        if theirs.method.two_times and not method.two_times:
+        if theirs.method.learns_steps and not method.learns_steps:
             raise UserError(
                 f"--init-from {begin} has learned steps of any length; train it with --objective "
                 f"{theirs.method.objective}"
             )
         with torch.device("meta"):  # which other conditions and masks change
-            net = build_network(network, spec, **{**method.form, "two_times": theirs.method.two_times})
+            net = build_network(network, spec, **{**method.form, "two_times": theirs.method.form["two_times"]})
         check_same_shapes(read_shapes(file), net.state_dict(), file)
-        added = "net." if method.two_times and not theirs.method.two_times else ""
+        added = "net." if method.learns_steps and not theirs.method.learns_steps else ""
         return {f"{added}{name}": value for name, value in load_weights(file).items()}
 
     return read_newest(begin, read, find_weights)
@@ -302,7 +302,8 @@ def build_flow(metadata: ModelMetadata, net: nn.Module, place: torch.device) -> 
         learned_score=metadata.network.score_network != "none",
         t_eps=metadata.method.t_eps,
         null=label_dropout(metadata.method, metadata.spec) > 0,
-        **metadata.method.form,
+        masked=metadata.method.masked,
+        learns_steps=metadata.method.learns_steps,
         relative=metadata.method.relative,
         facts=metadata.facts,
         sampler=_sampler(output),

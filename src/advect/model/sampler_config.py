@@ -36,6 +36,11 @@ class SamplerConfig:
         return self.diffusion is None and self.solver is not None and self.ode_solver.adaptive
 
     @property
+    def few(self) -> bool:
+        """Whether the solver takes the steps of a flow map."""
+        return self.diffusion is None and self.solver is not None and self.ode_solver.two_times
+
+    @property
     def ode_solver(self) -> Solver:
         """The solver of the ODE. Raises UserError for one of the SDE, and an unknown name."""
         solver = self.solver
@@ -57,6 +62,8 @@ class SamplerConfig:
         With ``trajectory`` adaptive solvers also get steps and grid, as output times.
         """
         usual = own if self.diffusion is None else replace(own, solver="ab2", steps=SDE_STEPS)
+        if self.solver is not None and self.diffusion is None and own.few and not self.few:
+            usual = DEFAULT  # a flow map's steps are too few for another solver
         config = replace(self, solver=self.solver or usual.solver)
         if config.adaptive and not trajectory:
             return config

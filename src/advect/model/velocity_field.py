@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from advect.core.errors import UserError
-from advect.core.types import GIVEN, Conditions, DataSpec, is_null
+from advect.core.types import GIVEN, Conditions, DataSpec, StepKind, is_null
 from advect.data import Transform
 from advect.data.modality import Modality, modality_of
 from advect.losses.flow_matching import Kind
@@ -40,8 +40,8 @@ class VelocityField:
     The network gives the ``prediction`` in model units and, with ``learned_score``, after it on axis 1 the noise of
     the path (see ``StochasticInterpolantLoss``). ``t_eps`` keeps t from 0 and 1 as in the loss. ``null``: whether
     conditions were dropped in training, as guidance needs. ``masked``: whether entries were given in training,
-    and ``relative`` to which samples were learned, see ``PrefixMask``; ``two_times``: whether the network takes start
-    and end of a step, as ``flow-map`` needs. ``facts``: ``Dataset.metadata``.
+    and ``relative`` to which samples were learned, see ``PrefixMask``; ``learns_steps``: the steps that the
+    network knows, for ``flow-map``. ``facts``: ``Dataset.metadata``.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class VelocityField:
         t_eps: float = 1e-3,
         null: bool = True,
         masked: bool = False,
-        two_times: bool = False,
+        learns_steps: StepKind | None = None,
         relative: bool = False,
         sampler: SamplerConfig | None = None,
         device: torch.device | None = None,
@@ -67,7 +67,7 @@ class VelocityField:
         self.net, self.spec, self.transform = net, spec, transform
         self.path, self.source, self.prediction = path or AffinePath(), source or Gaussian(), prediction
         self.learned_score, self.t_eps, self.null, self.facts = learned_score, t_eps, null, facts or {}
-        self.masked, self.relative, self.two_times = masked, relative, two_times
+        self.masked, self.relative, self.learns_steps = masked, relative, learns_steps
         self.sampler, self.device, self.autocast = sampler or DEFAULT, device or torch.device("cpu"), autocast
 
     @cached_property

@@ -133,7 +133,7 @@ class FittedFlow:
             t_eps=method.t_eps,
             null=label_dropout(method, self.spec) > 0,
             masked=method.masked,
-            two_times=method.two_times,
+            learns_steps=method.learns_steps,
             device=place,
         )
 

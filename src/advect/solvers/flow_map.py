@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -15,6 +16,7 @@ from advect.core import random
 from advect.core.errors import UserError
 from advect.core.random import Generator
 from advect.core.registry import register
+from advect.core.types import StepKind
 from advect.paths import CondOT, Schedule
 from advect.solvers.base import Solver, Velocity, expanded_times
 
@@ -51,6 +53,25 @@ class FlowMap(Solver):
                 x = x.mul(keep).add_(noise, alpha=spread)
             yield x
 
+    def check(self, grid: Sequence[float], learned: StepKind | None) -> None:
+        """Raise UserError unless a network has ``learned`` the steps of a grid; None for a flow without any."""
+        if learned is None:
+            raise UserError(
+                "solver 'flow-map' needs a flow that was trained for steps of any length, such as by advect distill; "
+                "take 'midpoint'"
+            )
+        taken = [(a, self._beyond(b)[0]) for a, b in pairwise(grid)]
+        if learned == "to-data" and any(end < 1 for _, end in taken):
+            raise UserError(
+                "this flow has learned steps to t = 1 alone; take one step, or solver_noise 1 (--solver flow-map "
+                "--solver-noise 1), which puts noise back"
+            )
+        if learned == "halves" and not all(map(_is_half, taken)):
+            raise UserError(
+                "this flow has learned steps of 1, 1/2, 1/4 and so on alone; take 1, 2, 4 ... uniform steps, without "
+                "noise put back"
+            )
+
     def _beyond(self, b: float) -> tuple[float, float, float]:
         """Where a step to b ends before noise is put back, and the factors of that state and of the noise."""
         if not self.noise or b >= 1:
@@ -62,3 +83,10 @@ class FlowMap(Solver):
         beyond = self.schedule.time_of(*(torch.tensor(c, dtype=torch.float64) for c in (alpha, near)))
         keep = alpha / self.schedule.coefficients(beyond)[0].item()
         return beyond.item(), keep, self.noise * sigma
+
+
+def _is_half(step: tuple[float, float]) -> bool:
+    """Whether a step is one of [0, 1], its halves, their halves and so on."""
+    count = 1 / (step[1] - step[0])
+    places = (math.log2(count), step[0] * count)
+    return all(abs(place - round(place)) < 1e-6 for place in places)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, LayerRng, RandomOps
-from advect.core.types import Batch, Conditions, Network, PathSample
+from advect.core.types import Batch, Conditions, Network, PathSample, StepKind
 from advect.distributed.comm import all_sum, current
 from advect.distributed.parallel import gather_whole, local
 from advect.training.optim import LossScaler, clip_gradients, gradient_norm
@@ -25,9 +25,9 @@ LossInput = tuple[PathSample, Conditions | None]
 
 
 class Loss(Protocol):
-    """A loss in parts; ``sample`` needs no network, and ``aim`` one without gradients, if the loss is of two times."""
+    """A loss in parts; ``sample`` needs no network, and ``aim`` one without gradients, if the loss learns steps."""
 
-    two_times: ClassVar[bool]
+    learns_steps: ClassVar[StepKind | None]
 
     def sample(self, batch: Batch, generator: CounterRng, /) -> LossInput: ...
     def aim(self, net: Network, sample: PathSample, cond: Conditions | None, /) -> PathSample: ...
@@ -39,8 +39,8 @@ class Step:
 
     ``accumulate`` N splits a batch into N parts. A loss or gradient that is not finite on any process leaves weights
     and moments unchanged on all; the returned norm is then not finite. Only float16 waits for the GPU; otherwise a
-    skipped step on a GPU still updates the EMA. ``flops`` is the network's arithmetic per step, known after the first;
-    ``layers`` are the random numbers of dropout and the like.
+    skipped step on a GPU still updates the EMA. ``flops`` is the network's arithmetic per step, known after the first
+    if the loss asks the network once; ``layers`` are the random numbers of dropout and the like.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Step:
         ``observe`` gets the gradient of the mean loss by parameter, whole and before clipping, if it is finite; it is
         given on all processes or none, and synchronises with the device.
         """
-        self._look_over_network(inputs)
+        self._look_over_network(inputs, counted=loss.learns_steps is None)
         mean = self._gradient(loss, inputs)
         grads = [local(p.grad) for p in self._params if p.grad is not None]
         if self.state.loss_scaler is not None:
@@ -103,7 +103,7 @@ class Step:
         total: Tensor | None = None
         for sample, cond in parts:
             with self.parallel.gradient_sync(self._wrapped, sample is parts[-1][0]):
-                if loss.two_times:
+                if loss.learns_steps:
                     sample = self._aimed(loss, sample, cond)
                 with self._precision(), self.layers.used(by_all=self._draws_itself):
                     output = self.net(sample.x_t, sample.t, cond)
@@ -150,13 +150,13 @@ class Step:
                 p.grad = None
         return not finite, None
 
-    def _look_over_network(self, inputs: LossInput) -> None:
-        """Count its arithmetic, and find out whether its layers draw by PyTorch's own functions."""
+    def _look_over_network(self, inputs: LossInput, *, counted: bool) -> None:
+        """Find out whether its layers draw by PyTorch's own functions, and if ``counted`` how much it computes."""
         if self._looked:
             return
         self._looked = True
         sample, cond = inputs
-        self.flops = step_flops(self.state.twin, sample.x_t, sample.t, cond)
+        self.flops = step_flops(self.state.twin, sample.x_t, sample.t, cond) if counted else None
         self._draws_itself = draws_itself(self.state.twin, sample.x_t, sample.t, cond)
         if self._compiled and self._draws_itself:
             raise UserError(
