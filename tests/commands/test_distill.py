@@ -13,6 +13,8 @@ import torch
 
 import advect as package
 from advect.checkpoint.tensor_files import load_weights
+from advect.commands.distill import parse_distill
+from advect.commands.reflow import parse_reflow
 from advect.config.arguments import parse_config
 from advect.core.errors import UserError
 from forked import advect_ranks
@@ -38,6 +40,14 @@ def test_it_begins_as_the_flow_for_steps_of_any_length(advect: Callable, moons_r
     for end in (0.3, 0.7, 1.0):
         both = torch.stack([t, torch.full((6,), end)], 1)
         torch.testing.assert_close(few.output(x, both), plain.output(x, t), rtol=1e-4, atol=1e-5)
+
+
+def test_threads_are_measured_anew(moons_run: Path) -> None:
+    """Those of the run suited the machine and the load of its day."""
+    assert parse_config(moons_run / "config.yaml")[1].training.threads is not None
+    assert parse_distill(moons_run, [])[1].settings.training.threads is None
+    assert parse_reflow(moons_run, [])[1].settings.training.threads is None
+    assert parse_distill(moons_run, ["--threads", "2"])[1].settings.training.threads == 2
 
 
 def test_resumed_is_uninterrupted_to_the_bit(advect: Callable, moons_run: Path, tmp_path: Path) -> None:

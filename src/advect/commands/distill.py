@@ -77,7 +77,8 @@ def parse_distill(run: Path | None, words: list[str]) -> tuple[str, DistillArgum
             f"advect distill begins from a flow of velocities, and {run} was trained with --objective "
             f"{method.objective} --prediction {method.prediction}; train one with --objective flow-matching"
         )
-    config = replace(config, training=replace(config.training, max_steps=None, max_minutes=None))
+    training = config.training.replaced(max_steps=None, max_minutes=None, threads=None)  # measured anew
+    config = replace(config, training=training)
     usual = method.objective if method.learns_steps else USUAL
     config = few_steps(config, value_of("--objective", typed_words(words)) or usual)
     a = parse_settings(

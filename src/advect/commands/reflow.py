@@ -184,7 +184,8 @@ def for_pairs(config: Config) -> Config:
     method = config.method.replaced(objective="flow-matching", path="cond-ot", sigma_min=None, coupling="pairs")
     if method.prediction in ("noise", "score"):
         method = method.replaced(prediction="velocity", loss_space="same", weight="uniform")
-    training = replace(config.training, max_steps=None, max_minutes=None, early_stopping="no", pair_ahead=False)
+    training = {"max_steps": None, "max_minutes": None, "early_stopping": "no", "pair_ahead": False}
+    training = config.training.replaced(**training, threads=None)  # measured anew
     return replace(config, method=method, training=training)
 
 
