@@ -67,7 +67,8 @@ class VelocityField:
         self.net, self.spec, self.transform = net, spec, transform
         self.path, self.source, self.prediction = path or AffinePath(), source or Gaussian(), prediction
         self.learned_score, self.t_eps, self.null, self.facts = learned_score, t_eps, null, facts or {}
-        self.masked, self.relative, self.learns_steps = masked, relative, learns_steps
+        self.masked, self.relative = masked, relative
+        self.learns_steps: StepKind | None = learns_steps
         self.sampler, self.device, self.autocast = sampler or DEFAULT, device or torch.device("cpu"), autocast
 
     @cached_property
