@@ -74,8 +74,12 @@ def check_config(config: Config) -> None:
     method, t, place = config.method, config.training, config.data.data_dir
     check_method(method, t)
     _ = build_optimizer(t, skip_init(nn.Linear, 1, 1)), t.build("lr_schedule")
-    for part in ("solver", "grid"):
-        config.output.build(part)
+    solver, _ = config.output.build("solver"), config.output.build("grid")
+    if solver.two_times and not method.learns_steps:
+        raise UserError(
+            f"--solver {config.output.solver} takes steps that --objective {method.objective} does not learn; give "
+            "--objective lagrangian, say, or take midpoint"
+        )
     dataset = None
     if config.data.dataset.place is None or (place is not None and Path(place).exists()):
         dataset = build_dataset(config.data)

@@ -357,11 +357,6 @@ class Config:
 
     def __post_init__(self) -> None:
         objective, second = self.method.objective, self.network.score_network
-        if self.output.part("solver").two_times and not self.method.learns_steps:  # pyright: ignore[reportAttributeAccessIssue]
-            raise UserError(
-                f"--solver {self.output.solver} takes steps that --objective {objective} does not learn; give "
-                "--objective lagrangian, say, or take midpoint"
-            )
         if second == "none" and objective == MethodConfig.objective:
             return
         learns_score = self.method.part("objective").learns_score  # pyright: ignore[reportAttributeAccessIssue]
