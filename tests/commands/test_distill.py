@@ -121,7 +121,7 @@ def test_a_solver_of_steps_needs_a_loss_that_learns_them_before_anything_is_writ
     advect: Callable, tmp_path: Path
 ) -> None:
     for words in ("--dry-run", "--max-steps 1"):
-        with pytest.raises(UserError, match="does not learn|needs a flow that was trained for steps"):
+        with pytest.raises(UserError, match=r"does not learn|needs a flow that was trained for steps"):
             advect("train moons --solver flow-map --run-dir out", words)
     assert not (tmp_path / "out").exists()
 

@@ -173,14 +173,15 @@ def test_a_second_hangup_is_not_passed_on(tmp_path):
     """A closed terminal and its shell both send one, and a second signal ends a rank at once."""
     case = "heard = []\nsignal.signal(signal.SIGHUP, lambda *_: (heard.append(1), note(' hangup')))\nnote('up')\n"
     case += "while not heard:\n    time.sleep(0.01)\nwait_for('sent')\ntime.sleep(0.2)\nsys.exit(129)"
+    read = lambda rank: (tmp_path / f"rank{rank}").read_text() if (tmp_path / f"rank{rank}").exists() else ""
     with launcher(tmp_path, case) as process:
-        wait_until(lambda: all((tmp_path / f"rank{rank}").exists() for rank in range(2)))
+        wait_until(lambda: all(read(rank) == "up" for rank in range(2)))  # a file is there before its text
         process.send_signal(signal.SIGHUP)
-        wait_until(lambda: all("hangup" in (tmp_path / f"rank{rank}").read_text() for rank in range(2)))
+        wait_until(lambda: all("hangup" in read(rank) for rank in range(2)))
         process.send_signal(signal.SIGHUP)
         (tmp_path / "sent").touch()
         assert process.wait(60) == 129
-    assert [(tmp_path / f"rank{rank}").read_text() for rank in range(2)] == ["up hangup"] * 2
+    assert [read(rank) for rank in range(2)] == ["up hangup"] * 2
 
 
 def test_ctrl_c_in_a_terminal_reaches_each_process_once(tmp_path):

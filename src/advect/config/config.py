@@ -13,10 +13,10 @@ from advect.checkpoint.manifest import HELD_OUT_LOSS
 from advect.config.section import Section, aliased, named, part, plain
 from advect.core.bounds import BatchSize, Count, CountOrZero, Seed, Share, Steps
 from advect.core.errors import UserError
-from advect.core.types import StepKind
 from advect.data.remote import is_remote
 
 if TYPE_CHECKING:
+    from advect.core.types import StepKind
     from advect.data.base import Dataset
 
 
