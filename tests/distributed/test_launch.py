@@ -80,6 +80,12 @@ def wait_until(condition) -> None:
         time.sleep(0.02)
 
 
+def said(folder: Path, rank: int) -> str:
+    """What a rank has noted; a file is there before its text."""
+    file = folder / f"rank{rank}"
+    return file.read_text() if file.exists() else ""
+
+
 def test_each_process_knows_its_place_and_only_the_first_is_heard(tmp_path):
     case = """
 names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "OMP_NUM_THREADS")
@@ -162,7 +168,7 @@ time.sleep(600)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_reaches_each_process_once(tmp_path, number):
     with launcher(tmp_path, STOPPED_BY_SIGNAL) as process:
-        wait_until(lambda: all((tmp_path / f"rank{rank}").exists() for rank in range(2)))
+        wait_until(lambda: all(said(tmp_path, rank) for rank in range(2)))
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (128 + number, "", "")
@@ -173,22 +179,21 @@ def test_a_second_hangup_is_not_passed_on(tmp_path):
     """A closed terminal and its shell both send one, and a second signal ends a rank at once."""
     case = "heard = []\nsignal.signal(signal.SIGHUP, lambda *_: (heard.append(1), note(' hangup')))\nnote('up')\n"
     case += "while not heard:\n    time.sleep(0.01)\nwait_for('sent')\ntime.sleep(0.2)\nsys.exit(129)"
-    read = lambda rank: (tmp_path / f"rank{rank}").read_text() if (tmp_path / f"rank{rank}").exists() else ""
     with launcher(tmp_path, case) as process:
-        wait_until(lambda: all(read(rank) == "up" for rank in range(2)))  # a file is there before its text
+        wait_until(lambda: all(said(tmp_path, rank) for rank in range(2)))
         process.send_signal(signal.SIGHUP)
-        wait_until(lambda: all("hangup" in read(rank) for rank in range(2)))
+        wait_until(lambda: all("hangup" in said(tmp_path, rank) for rank in range(2)))
         process.send_signal(signal.SIGHUP)
         (tmp_path / "sent").touch()
         assert process.wait(60) == 129
-    assert [read(rank) for rank in range(2)] == ["up hangup"] * 2
+    assert [said(tmp_path, rank) for rank in range(2)] == ["up hangup"] * 2
 
 
 def test_ctrl_c_in_a_terminal_reaches_each_process_once(tmp_path):
     """The terminal signals the whole foreground group; a new session stands for it."""
     words = [sys.executable, "-c", LAUNCHER, RANK + STOPPED_BY_SIGNAL, "2"]
     process = subprocess.Popen(words, cwd=tmp_path, env=environment(), start_new_session=True)
-    wait_until(lambda: all((tmp_path / f"rank{rank}").exists() for rank in range(2)))
+    wait_until(lambda: all(said(tmp_path, rank) for rank in range(2)))
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=60) == 130
     assert [(tmp_path / f"rank{rank}").read_text() for rank in range(2)] == ["up SIGINT"] * 2
