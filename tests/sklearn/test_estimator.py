@@ -25,7 +25,6 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import advect
 from advect import FlowModel, UserError
 from advect.sklearn import fitting
-from advect.sklearn.adapters import Labels, label_condition
 from advect.sklearn.settings import resolve
 from advect.training import Trainer
 
@@ -133,44 +132,6 @@ class TestForms:
     def test_another_kind_than_the_fitted_is_refused(self, points: np.ndarray) -> None:
         with pytest.raises(UserError, match="another kind"):
             small().fit(points).score(pd.DataFrame(points, columns=list("abc")))
-
-
-class TestLabels:
-    def test_samples_follow_their_label(self) -> None:
-        rng = np.random.default_rng(0)
-        y = np.array(["left", "right"]).repeat(100)
-        x = rng.normal(size=(200, 2)) * 0.3 + np.where(y == "left", -5, 5)[:, None]
-        model = small(steps=300, batch_size=64, hidden=(32, 32), learning_rate=3e-3, sample_steps=20).fit(x, y)
-        assert model.classes_.tolist() == ["left", "right"]
-        assert (model.sample(20, "left")[:, 0] < 0).mean() > 0.9
-        signs = model.sample(20, ["left", "right"] * 10)[:, 0] > 0
-        assert (signs == ([False, True] * 10)).mean() > 0.9
-        assert model.score(x, y) > model.score_samples(x, y[::-1]).mean() + 5
-
-    def test_an_unknown_label_is_refused(self, points: np.ndarray) -> None:
-        model = small().fit(points, np.arange(80) % 2)
-        with pytest.raises(UserError, match="not among the labels"):
-            model.sample(3, 7)
-        with pytest.raises(UserError, match="without labels"):
-            small().fit(points).sample(3, 0)
-
-    def test_a_label_is_equal_by_its_number_or_text(self) -> None:
-        labels = Labels.from_values(np.array([30, 10, 20, 10]))
-        for y in (20, "20", 20.0, np.int8(20), [20, "20"], torch.tensor([20, 20])):
-            assert label_condition(labels, y, 2)["label"].values.tolist() == [1, 1]
-        with pytest.raises(UserError, match="y has 1, which is not among"):
-            label_condition(labels, 1, 2)
-
-    def test_real_numbers_are_no_labels(self, points: np.ndarray) -> None:
-        with pytest.raises(UserError, match="no labels"):
-            small().fit(points, points[:, 0])
-
-    def test_without_dropout_labels_are_needed(self, points: np.ndarray) -> None:
-        y = np.arange(80) % 2
-        model = small(label_dropout=0.0).fit(points, y)
-        assert np.isfinite(model.score(points, y))
-        with pytest.raises(UserError, match="give y"):
-            model.score(points)
 
 
 class TestTraining:

@@ -4,87 +4,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.utils.multiclass import type_of_target
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.core.types import Category
 from advect.data import Arrays, Cells, Table, TableTransform, Transform, frame_of
 from advect.data.arrays import float64_rounds, in_type
-from advect.data.base import array_modality, category
+from advect.data.base import array_modality
 from advect.data.cells.matrix import held_matrix
 from advect.data.tables.columns import Categories, Column, Number
 from advect.data.tables.infer_columns import number_values
-from advect.model.conditions import Encoded, label_place
-
-LABEL = "label"
-"""Name of the condition y."""
-
 
 WIDEST = 256
 """Most columns that are whitened."""
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Sorted distinct labels (K,); codes are indices."""
-
-    classes: np.ndarray
-
-    @classmethod
-    def from_values(cls, values: np.ndarray) -> Labels:
-        """Labels of values (n,). Raises UserError for real numbers."""
-        if type_of_target(values) == "continuous":
-            raise UserError("y holds real numbers, which are no labels; leave it out, or make it a column of X")
-        return cls(np.unique(values))
-
-    def codes(self, values: np.ndarray) -> np.ndarray:
-        """Codes (n,) int64 of values (n,), matched as conditions are. Raises UserError for an unknown label."""
-        distinct, which = np.unique(values, return_inverse=True)
-        known = self.category(np.zeros(0, np.int64))
-        codes = [label_place(value, known) for value in distinct.tolist()]
-        if None in codes:
-            value = distinct.tolist()[codes.index(None)]
-            raise UserError(f"y has {value!r}, which is not among the labels fitted: {self.classes}")
-        return np.array(codes, np.int64)[which.reshape(-1)]
-
-    def category(self, codes: np.ndarray) -> Category:
-        """Condition of data with these codes (n,)."""
-        return category(codes, [str(value) for value in self.classes])
-
-
-def check_labels(y: Any, n: int) -> np.ndarray:
-    """y as an array (n,) of numbers or text. Raises UserError for another shape and NaN."""
-    values = np.asarray(y)
-    if values.shape == (n, 1):
-        values = values[:, 0]
-    if values.shape != (n,):
-        raise UserError(f"y must have shape ({n},), a label a row, got {values.shape}")
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise UserError("y holds NaN or infinite values; remove those rows")
-    if values.dtype.kind in "OU":  # NumPy makes text of a NaN in a list of words
-        given = np.asarray(y, object).reshape(-1)
-        if any(value is None or (not isinstance(value, str) and str(value) in _MISSING) for value in given):
-            raise UserError("y holds missing labels; remove those rows")
-    return np.array([str(value) for value in values]) if values.dtype.kind == "O" else values
-
-
-_MISSING = ("nan", "<NA>", "NaT")
-
-
-def label_condition(labels: Labels | None, y: Any, n: int) -> dict[str, Encoded]:
-    """Condition of y, one label or (n,); empty for None. Raises UserError if unsuitable."""
-    if y is None:
-        return {}
-    if labels is None:
-        raise UserError("y is given, but the model was fitted without labels; leave it out, or fit with y")
-    values = np.full(n, y) if np.ndim(y) == 0 else check_labels(y, n)
-    return {LABEL: Encoded(torch.from_numpy(labels.codes(values)))}
 
 
 class DataAdapter(ABC):

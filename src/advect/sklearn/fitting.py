@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,8 +32,10 @@ from advect.data.whiten import Whiten
 from advect.distributed.comm import current
 from advect.distributed.context import RunContext, pick_device
 from advect.evaluation.held_out import HeldOutLoss, MemoryStore, copied, held_out_loss, watched_draws
+from advect.model.conditions import Encoded
 from advect.model.flow import Flow
-from advect.sklearn.adapters import LABEL, DataAdapter, Labels, label_condition
+from advect.sklearn.adapters import DataAdapter
+from advect.sklearn.conditioning import taken
 from advect.sklearn.held_out_rows import Budget, mean_curve, split_rows
 from advect.sklearn.mixture import mixed_log_prob
 from advect.sklearn.settings import Settings, warn
@@ -80,7 +83,6 @@ class FittedFlow:
 
     adapter: DataAdapter
     transform: Transform
-    labels: Labels | None
     seed: int
     settings: Settings
     spec: DataSpec
@@ -99,16 +101,16 @@ class FittedFlow:
     others: tuple[tuple[Transform, dict[str, Tensor]], ...] = ()
     copies: np.ndarray | None = None
 
-    def score(self, x: Tensor, y: np.ndarray | None, rows: np.ndarray) -> float | None:
-        """Median log density of at most 128 of the ``rows`` of x (N, *S), given y (N,) if any; None without one."""
+    def score(self, x: Tensor, cond: Mapping[str, Tensor], rows: np.ndarray) -> float | None:
+        """Median log density of at most 128 of the ``rows`` of x (N, *S), given ``cond``; None without one."""
         rows = rows[~x[rows].flatten(1).isnan().any(1).numpy()]  # those that are complete
         rows = rows[:: -(-len(rows) // _SCORED)] if len(rows) else rows
         if not len(rows) or x[0].numel() > _WIDEST:
             return None
-        cond = {} if y is None else label_condition(self.labels, y[rows], len(rows))
+        given = {name: Encoded(value) for name, value in taken(cond, rows).items()}
         try:
             flows = self.flows("cpu")
-            scores = [flow.log_prob(x[rows], cond=cond or None, steps=_SCORE_STEPS) for flow in flows]
+            scores = [flow.log_prob(x[rows], cond=given or None, steps=_SCORE_STEPS) for flow in flows]
             return mixed_log_prob(scores).median().item()
         except UserError:
             return None
@@ -140,10 +142,10 @@ class FittedFlow:
 
 def fit_flow(
     adapter: DataAdapter,
-    labels: Labels | None,
     settings: Settings,
     x: Tensor,
-    y: np.ndarray | None,
+    cond: Mapping[str, Tensor],
+    conditions: Mapping[str, Condition],
     *,
     seed: int,
     validation: float,
@@ -151,37 +153,39 @@ def fit_flow(
     verbose: int,
     previous: FittedFlow | None = None,
 ) -> FittedFlow:
-    """Train ``settings.steps`` steps on x (N, *S), in data units, with labels y (N,), from ``previous`` or anew.
+    """Train ``settings.steps`` steps on x (N, *S), in data units, from ``previous`` or anew.
+
+    ``cond`` (N, ...) has the rows of ``conditions``, as a network takes them.
 
     ``validation`` > 0 holds out that share; training ends after ``patience`` evaluations without improvement, with the
     best weights. Few rows are then trained on anew, all of them, for as many steps. Raises UserError as the
     configuration does.
     """
-    given = _Given(adapter, labels, settings, x, y, seed, patience, verbose, previous)
+    given = _Given(adapter, settings, x, dict(cond), dict(conditions), seed, patience, verbose, previous)
     rows, copies = np.arange(len(x)), None
     if settings.drop_copies:
         copies = find_copies(_dataset(given, rows, rows[:0])).places
         kept = np.delete(rows, copies)
-        given = replace(given, x=x[kept], y=None if y is None else y[kept])
+        given = replace(given, x=x[kept], cond=taken(cond, kept))
     with kept_threads():
         _set_threads(given)
         return replace(_fit(given, validation), copies=copies)
 
 
 def _fit(given: _Given, validation: float) -> FittedFlow:
-    settings, x, y, seed, previous = given.settings, given.x, given.y, given.seed, given.previous
+    settings, x, cond, seed, previous = given.settings, given.x, given.cond, given.seed, given.previous
     everything, budget = np.arange(len(x)), Budget(settings.training.max_minutes)
     again = previous is None and len(x) <= REFITTED
     splits = split_rows(len(x), validation, seed, folded=again and len(x) <= FOLDED) if validation else []
     _warn_of_time(given, budget, len(splits) + again if validation else 1)
     if not validation:
         fitted = _train(given, everything, everything[:0], settings.steps, budget.share())
-        return replace(fitted, train_score=fitted.score(x, y, everything))
+        return replace(fitted, train_score=fitted.score(x, cond, everything))
     runs, gaps = [], []
     for i, (train, held_out) in enumerate(splits):
         fitted = _train(given, train, held_out, given.settings.steps, budget.share(len(splits) - i + again))
         given = replace(given, settings=replace(settings, steps=fitted.planned))  # the other schedules are as long
-        scores = fitted.score(x, y, train), fitted.score(x, y, held_out)
+        scores = fitted.score(x, cond, train), fitted.score(x, cond, held_out)
         gaps += [] if scores[0] is None or scores[1] is None else [scores[0] - scores[1]]
         runs.append(fitted)
         if fitted.stop_reason.startswith("SIG"):
@@ -194,7 +198,7 @@ def _fit(given: _Given, validation: float) -> FittedFlow:
     evaluated = max((run.evaluated for run in runs), key=len)
     others = tuple((run.transform, run.weights) for run in runs) if len(runs) > 1 else ()
     fitted = replace(fitted, losses=last.losses, held_out_losses=curve, evaluated=evaluated, others=others)
-    return replace(fitted, train_score=fitted.score(x, y, everything), gap=gap)
+    return replace(fitted, train_score=fitted.score(x, cond, everything), gap=gap)
 
 
 @dataclass(frozen=True)
@@ -202,10 +206,10 @@ class _Given:
     """Arguments of :func:`fit_flow`."""
 
     adapter: DataAdapter
-    labels: Labels | None
     settings: Settings
     x: Tensor
-    y: np.ndarray | None
+    cond: dict[str, Tensor]
+    conditions: dict[str, Condition]
     seed: int
     patience: int
     verbose: int
@@ -291,7 +295,6 @@ def _train(
     return FittedFlow(
         adapter=given.adapter,
         transform=dataset.transform,
-        labels=given.labels,
         seed=seed,
         settings=settings,
         spec=dataset.spec,
@@ -310,20 +313,15 @@ def _train(
 
 def _dataset(given: _Given, train: np.ndarray, held_out: np.ndarray) -> Dataset:
     """The rows as a data set, with the conditions of an earlier call, if any."""
-    labels, y, transform = given.labels, given.y, given.adapter.transform
+    transform, conditions = given.adapter.transform, given.conditions
     if given.previous is not None:
         transform = given.previous.transform
     elif given.adapter.whiten:  # held-out rows have no part in it, else they tell too late when to stop
         transform = Whiten.fit(transform, transform.forward(given.x[train]))
     rows = transform.forward(given.x).numpy()
-    cond: dict[str, np.ndarray] = {}
-    if labels is not None and y is not None:
-        cond[LABEL] = labels.codes(y)
-    conditions: dict[str, Condition] = {}
     if given.previous is not None:
         conditions = given.previous.spec.conditions
-    elif labels is not None and cond:
-        conditions[LABEL] = labels.category(cond[LABEL])
+    cond = {name: value.numpy() for name, value in given.cond.items()}
     splits = [ArraySplit(rows, cond, rows=i) for i in (train, held_out)]
     return Dataset(
         name="the data",

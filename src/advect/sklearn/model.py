@@ -20,16 +20,8 @@ from advect.core.bounds import Count, SampleCount, Steps, bounds_of, check_bound
 from advect.core.errors import UserError
 from advect.model.conditions import Encoded
 from advect.model.flow import Flow
-from advect.sklearn.adapters import (
-    LABEL,
-    ArrayAdapter,
-    DataAdapter,
-    Labels,
-    adapter_class,
-    check_labels,
-    check_options,
-    label_condition,
-)
+from advect.sklearn.adapters import ArrayAdapter, DataAdapter, adapter_class, check_options
+from advect.sklearn.conditioning import Conditioning, Labels, conditioning_of, label_condition
 from advect.sklearn.fitting import FittedFlow, fit_flow
 from advect.sklearn.mixture import double_precision, mixed_log_prob, sample_mixture
 from advect.sklearn.settings import Settings, resolve, warn
@@ -60,7 +52,7 @@ def check_whole(name: str, value: Any, bounds: Any) -> None:
 
 
 class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, BaseEstimator):
-    """A scikit-learn estimator of the distribution of X, or of X given labels y.
+    """A scikit-learn estimator of the distribution of X, or of X given y: labels, real numbers or columns of a frame.
 
     X is an array (N, D), a pandas data frame with columns of any types, an AnnData object (its X as it is), or images
     (N, C, H, W). Samples have the same form; densities are in the data's units.
@@ -137,16 +129,15 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         self.device, self.options, self.random_state, self.verbose = device, options, random_state, verbose
 
     def fit(self, X: Any, y: Any = None) -> FlowModel:
-        """Fit the distribution of X, given labels y (N,), numbers or text, if any."""
+        """Fit the distribution of X, given y, if any: labels (N,), real numbers (N,) or (N, d), or a frame's columns."""
         self._check_arguments()
         x = self._check_data(X, reset=True)
         adapter = adapter_class(X)
-        values = None if y is None else check_labels(y, len(x))
-        labels = None if values is None else Labels.from_values(values)
-        self.classes_: Any = None if labels is None else labels.classes
-        settings = self._settings(adapter.modality(x), adapter, len(x))
+        given = None if y is None else conditioning_of(y, len(x))
+        self.classes_: Any = given.classes if isinstance(given, Labels) else None
+        settings = self._settings(adapter.modality(x), adapter, len(x), given is not None)
         seed = int(self._generator().randint(_SEEDS))
-        return self._train(adapter(x, settings.data), labels, settings, x, values, seed)
+        return self._train(adapter(x, settings.data), given, settings, x, y, seed)
 
     def partial_fit(self, X: Any, y: Any = None) -> FlowModel:
         """Train ``steps`` more steps on X, with the optimiser's state; the first call is :meth:`fit`.
@@ -157,12 +148,11 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
             return self.fit(X, y)
         self._check_arguments()
         x = self._check_data(X, reset=False)
-        if (y is None) != (self.classes_ is None):
+        if (y is None) != (self._conditioning is None):
             raise UserError("partial_fit needs y where fit had labels, and none where it had none")
         fitted = self._fitted
-        settings = self._settings(self.flow_.spec.modality, type(fitted.adapter), fitted.rows)
-        values = None if y is None else check_labels(y, len(x))
-        return self._train(fitted.adapter, fitted.labels, settings, x, values, fitted.seed, fitted)
+        settings = self._settings(self.flow_.spec.modality, type(fitted.adapter), fitted.rows, y is not None)
+        return self._train(fitted.adapter, self._conditioning, settings, x, y, fitted.seed, fitted)
 
     def _generator(self) -> np.random.RandomState:
         """That of ``random_state``; for None a new one, and not NumPy's global one, which other threads may draw
@@ -183,14 +173,14 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         if self.early_stopping and not 0 < self.validation_fraction < 1:
             raise UserError(f"validation_fraction must lie in (0, 1), got {self.validation_fraction}; 0.1 is usual")
 
-    def _settings(self, modality: str, adapter: type[DataAdapter], rows: int) -> Settings:
+    def _settings(self, modality: str, adapter: type[DataAdapter], rows: int, labelled: bool) -> Settings:
         check_options(self.options or {}, adapter)
         names = ("learning_rate", "batch_size", "max_minutes", "coupling", "label_dropout", "device")
         return resolve(
             self.options,
             modality=modality,
             hidden=self.hidden,
-            labelled=self.classes_ is not None,
+            labelled=labelled,
             steps=self.steps,
             rows=rows,
             data_options=adapter.options,
@@ -200,30 +190,31 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
     def _train(
         self,
         adapter: DataAdapter,
-        labels: Labels | None,
+        conditioning: Conditioning | None,
         settings: Settings,
         x: Any,
-        y: np.ndarray | None,
+        y: Any,
         seed: int,
         previous: FittedFlow | None = None,
     ) -> FlowModel:
         rows = adapter.to_tensor(x)
-        self._warn_of_settings(settings, len(rows), y)
+        cond = {} if conditioning is None else conditioning.rows(y, len(rows))
+        self._warn_of_settings(settings, len(rows), np.asarray(y) if isinstance(conditioning, Labels) else None)
         few = rows.ndim == 2 and FEWEST <= len(rows) <= MOST
         stopping = few if self.early_stopping == "auto" else self.early_stopping
         fitted = fit_flow(
             adapter,
-            labels,
             settings,
             rows,
-            y,
+            cond,
+            {} if conditioning is None else conditioning.conditions,
             seed=seed,
             validation=self.validation_fraction if stopping else 0.0,
             patience=int(self.n_iter_no_change),
             verbose=self.verbose,
             previous=previous,
         )
-        self._fitted = fitted
+        self._fitted, self._conditioning = fitted, conditioning
         self.n_iter_ = fitted.step
         self.loss_curve_ = fitted.losses
         self.validation_curve_ = fitted.held_out_losses
@@ -243,7 +234,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         return self
 
     def sample(self, n: int = 1, y: Any = None, *, given: Any = None) -> Any:
-        """Sample n samples of the kind of X, for y, one label or (n,), default by training frequencies.
+        """Sample n samples of the kind of X, for y, one for all or n, default by training frequencies.
 
         A model with options={"mask": "random"} takes ``given``, one row or n of the kind of X, NaN or missing where
         they are asked for; what is given comes back as it is.
@@ -253,7 +244,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         steps = None if self.solver == "dopri5" else int(self.sample_steps)
         rng = self._generator()
         check_whole("n", n, SampleCount)
-        cond = label_condition(self._fitted.labels, y, int(n))
+        cond = label_condition(self._conditioning, y, int(n))
         if known is not None and len(known) not in (1, n):
             raise UserError(f"given must have one row, or the {n:,} that are asked for, got {len(known):,}")
         x = sample_mixture(self._flows, int(n), cond, rng, given=known, steps=steps, solver=self.solver)
@@ -268,7 +259,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
     def score(self, X: Any, y: Any = None) -> float:
         """Mean of :meth:`score_samples`; y is ignored by a model without labels."""
         check_is_fitted(self)
-        labelled = self.classes_ is not None
+        labelled = self._conditioning is not None
         scores = self.score_samples(X, y if labelled else None)
         if self.train_score_ is not None and (y is not None or not labelled):
             self._warn_of_memory(self.train_score_ - float(np.median(scores)), "X")
@@ -317,8 +308,8 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
 
     def _in_blocks(self, what: str, x: Tensor, y: Any, flow: Flow) -> Tensor:
         """Apply a method of a flow, in float64, to blocks of rows, which bounds memory."""
-        flow, cond = double_precision(flow), label_condition(self._fitted.labels, y, len(x))
-        if LABEL in self.flow_.spec.conditions and not cond and not self.flow_.null:
+        flow, cond = double_precision(flow), label_condition(self._conditioning, y, len(x))
+        if self._conditioning is not None and not cond and not self.flow_.null:
             raise UserError("the model was fitted with label_dropout=0, so it knows nothing without labels; give y")
         rows = 1024
         parts = []
