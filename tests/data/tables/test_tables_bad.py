@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 pd = pytest.importorskip("pandas")
-pytest.importorskip("pyarrow")
+pa = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
 
 from advect.core.errors import UserError  # noqa: E402
-from advect.data import Table, write_table  # noqa: E402
+from advect.data import Table, read_table, write_table  # noqa: E402
 
 GOOD = pd.DataFrame({"a": np.arange(6.0), "b": [1, 2, 3, 1, 2, 3], "c": list("xyxyxy")})
 
@@ -94,3 +95,14 @@ def test_an_empty_line_is_no_row_and_a_constant_column_is_no_dimension(tmp_path)
 def test_nothing_of_this_needs_pandas_before_it_is_used():
     code = "import sys, advect.data; sys.exit('pandas' in sys.modules or 'pyarrow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("old, new", [("float64", "floet64"), ('"columns"', '"columnz"'), ('"pandas_type"', '"x"')])
+def test_notes_of_pandas_that_are_damaged_are_one_sentence_or_ignored(tmp_path, old, new):
+    table = pa.Table.from_pandas(pd.DataFrame({"a": [1.5, 2.5], "b": ["x", "y"]}))
+    notes = {b"pandas": table.schema.metadata[b"pandas"].replace(old.encode(), new.encode())}
+    parquet.write_table(table.replace_schema_metadata(notes), tmp_path / "t.parquet")
+    try:
+        assert read_table(tmp_path / "t.parquet")["a"].tolist() == [1.5, 2.5]
+    except UserError as error:
+        assert "is not a readable Parquet file" in str(error)

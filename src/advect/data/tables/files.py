@@ -80,14 +80,14 @@ def _read_parquet(pd: Any, file: Path) -> Any:
     try:
         table = parquet.ParquetFile(file).read()
         frame = table.to_pandas(types_mapper=own)
-    except (OSError, ValueError) as error:
+        about = (table.schema.pandas_metadata or {}).get("columns", ())
+        backed = {column["name"] for column in about if str(column["numpy_type"]).endswith("[pyarrow]")}
+    except Exception as error:  # pandas' notes in the file are believed by Arrow, which fails on others in any way
         raise UserError(f"{file} is not a readable Parquet file ({one_line(error)}); write it again") from error
     names = [name for name in frame.index.names if name is not None]
     if not names and not isinstance(frame.index, pd.RangeIndex):
         logger.info("%s has an index without a name, which is left out", file.name)
     frame = frame.reset_index(names) if names else frame
-    about = (table.schema.pandas_metadata or {}).get("columns", ())
-    backed = {column["name"] for column in about if str(column["numpy_type"]).endswith("[pyarrow]")}
     for column in frame.columns if not frame.columns.has_duplicates else ():
         dtype = str(frame[column].dtype)
         if column in backed:
