@@ -129,7 +129,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         self.device, self.options, self.random_state, self.verbose = device, options, random_state, verbose
 
     def fit(self, X: Any, y: Any = None) -> FlowModel:
-        """Fit the distribution of X, given y, if any: labels (N,), real numbers (N,) or (N, d), or a frame's columns."""
+        """Fit the distribution of X, given y, if any: labels (N,), reals (N,) or (N, d), or a frame's columns."""
         self._check_arguments()
         x = self._check_data(X, reset=True)
         adapter = adapter_class(X)
