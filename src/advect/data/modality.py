@@ -154,6 +154,11 @@ class Modality(ABC, Generic[M]):
         return ()
 
     @property
+    def separator(self) -> str:
+        """Separator of the fields of samples.csv, if that is written."""
+        return ","
+
+    @property
     def entries(self) -> Entries:
         """What is known or drawn as a whole. Raises UserError where model units mix what is asked for."""
         if self.transform.mixes:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,6 +34,18 @@ def open_bytes(path: Path) -> io.BufferedReader:
     file: Any = open_regular(path)
     packed = path.suffix.lower() == ".gz"
     return io.BufferedReader(_Limited(gzip.GzipFile(fileobj=file) if packed else file, path, packed), 2**16)
+
+
+def write_rows(path: Path, rows: Iterable[Sequence[str]], *, separator: str = ",", quoted: bool = False) -> None:
+    """Write CSV whose lines end in "\\n", with every cell quoted if ``quoted``, as :func:`has_returns` asks for."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        quoting = csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL
+        csv.writer(file, delimiter=separator, lineterminator="\n", quoting=quoting).writerows(rows)
+
+
+def has_returns(words: Iterable[object]) -> bool:
+    """Whether there is a carriage return, which ends a row too, but is not quoted by Python where "\\n" is the end."""
+    return any("\r" in word for word in words if isinstance(word, str))
 
 
 class _Limited(io.RawIOBase):

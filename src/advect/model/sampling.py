@@ -138,7 +138,7 @@ def _filling(
         files = flow.modality.write(samples.x, samples.encoded, folder, **options)
         for file in files if safe_csv else ():
             if file.suffix == ".csv":
-                quote_formulas(file)
+                quote_formulas(file, flow.modality.separator)
         return files
 
     return fill

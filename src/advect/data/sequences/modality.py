@@ -63,6 +63,11 @@ class SequencesModality(Modality[SequenceMetadata]):
         steps, channels = shape
         return f"sequences of up to {steps:,} steps in {channels:,} channel{'s' * (channels != 1)}"
 
+    @property
+    def separator(self) -> str:
+        style = self.metadata["style"]
+        return style["separator"] or "," if style else ","
+
     def write_data(self, x: Tensor, conditions: Conditions, folder: Path, first: int) -> list[Path]:
         facts = self.metadata
         if style := facts["style"]:

@@ -6,15 +6,15 @@ import csv
 import logging
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
 from advect.core.errors import UserError, optional_import
 from advect.core.files import atomic_write
 from advect.data.parquet_columns import PARQUET, image_columns
-from advect.data.tables.csv_files import find_separator, one_line, open_csv, read_csv
-from advect.data.text_files import open_text
+from advect.data.tables.csv_files import one_line, open_csv, read_csv
+from advect.data.text_files import has_returns, open_text, write_rows
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +128,19 @@ def write_table(
         return
     separator = separator or ("\t" if ".tsv" in file.suffixes else ",")
     compression = "gzip" if name.endswith(".gz") else None
-    atomic_write(file, lambda partial: frame.to_csv(partial, index=False, sep=separator, compression=compression))
+    quoting = csv.QUOTE_NONNUMERIC if has_returns(_texts(frame)) else csv.QUOTE_MINIMAL
+
+    def write(partial: Path) -> None:
+        frame.to_csv(partial, index=False, sep=separator, compression=compression, quoting=quoting)
+
+    atomic_write(file, write)
+
+
+def _texts(frame: Any) -> Iterator[object]:
+    """Names of the columns of a data frame, and the values of those that may be text."""
+    yield from frame.columns
+    for name, dtype in frame.dtypes.items():
+        yield from frame[name].unique() if dtype.kind not in "biufmM" else ()
 
 
 class FileStyle(TypedDict):
@@ -162,25 +174,31 @@ def write_in_style(folder: Path, frame: Any, style: FileStyle) -> Path:
     return file
 
 
-def quote_formulas(file: Path) -> None:
-    """Put "'" before the cells of a CSV file that a spreadsheet would run as formulas: text after =, +, -, @ or a tab.
+def quote_formulas(file: Path, separator: str) -> None:
+    """Put "'" before text that a spreadsheet would run as a formula, in the cells of a CSV file with that separator.
 
-    Numbers stay as they are; the names of columns are cells, too.
+    Such text begins with =, +, -, @, a tab or a carriage return; also within a cell, after a mark that another
+    separator may be: a spreadsheet may split by its own. Numbers stay as they are; the names of columns are cells, too.
     """
     with open_text(file) as lines:
-        separator = find_separator(lines)
         rows = [list(map(_unlike_formula, row)) for row in csv.reader(lines, delimiter=separator)]
-
-    def write(partial: Path) -> None:
-        with partial.open("w", encoding="utf-8", newline="") as out:
-            csv.writer(out, delimiter=separator, lineterminator="\n").writerows(rows)
-
-    atomic_write(file, write)
+    quoted = any(map(has_returns, rows))
+    atomic_write(file, lambda partial: write_rows(partial, rows, separator=separator, quoted=quoted))
 
 
 _PLAIN_NUMBER = re.compile(r"[+-]?[\d.,\s]*\d[\d.,]*([eE][+-]?\d+)?%?|[+-]?(inf|nan)", re.IGNORECASE)
+_ENDS_CELL = re.compile(r"([,;|\t\r\n])")
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four as wide letters
 
 
 def _unlike_formula(cell: str) -> str:
-    formula = cell.startswith(("=", "+", "-", "@", "\t", "\r")) and not _PLAIN_NUMBER.fullmatch(cell.strip())
-    return f"'{cell}" if formula else cell
+    if _is_plain(cell):
+        return cell
+    parts = (
+        f"'{part}" if part.startswith(_FORMULA) and not _is_plain(part) else part for part in _ENDS_CELL.split(cell)
+    )
+    return "'" * cell.startswith(("\t", "\r")) + "".join(parts)
+
+
+def _is_plain(cell: str) -> bool:
+    return bool(_PLAIN_NUMBER.fullmatch(cell.strip()))

@@ -40,6 +40,10 @@ class Tables(VectorPlots[TableMetadata]):
     def categorical(self) -> tuple[bool, ...]:
         return tuple(column["kind"] != "number" for column in self.metadata["transform"]["columns"])
 
+    @property
+    def separator(self) -> str:
+        return self.metadata["separator"] or ","
+
     def describe(self, shape: Sequence[int]) -> str:
         return f"rows of {len(self.metadata['transform']['columns']):,} columns"
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from advect.data.arrays import in_type
 from advect.data.captions import Colouring, colouring
 from advect.data.given import GivenRows, check_asked
 from advect.data.modality import M, Modality, condition_columns, labels_of, write_npz
+from advect.data.text_files import has_returns, write_rows
 from advect.data.vectors.parquet import VectorMetadata, write_vectors
 from advect.data.vectors.plot import scatter_plot, vector_plot
 
@@ -99,8 +100,7 @@ class Vectors(VectorPlots[VectorMetadata]):
 
 def _write_csv(path: Path, x: np.ndarray, columns: dict[str, list[Any]]) -> None:
     """Write x (n, D) as columns x1 to xD, then the other columns."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow([*(f"x{i + 1}" for i in range(x.shape[1])), *columns])
-        # A float32 has its shortest digits as numpy's own scalar only.
-        rows.writerows([*map(str, row), *others] for row, *others in zip(x, *columns.values(), strict=True))
+    names = [*(f"x{i + 1}" for i in range(x.shape[1])), *columns]
+    # A float32 has its shortest digits as numpy's own scalar only.
+    rows = ([*map(str, row), *others] for row, *others in zip(x, *columns.values(), strict=True))
+    write_rows(path, chain([names], rows), quoted=has_returns(chain(columns, *columns.values())))
