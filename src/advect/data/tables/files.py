@@ -178,7 +178,7 @@ def quote_formulas(file: Path, separator: str) -> None:
     """Put "'" before text that a spreadsheet would run as a formula, in the cells of a CSV file with that separator.
 
     Such text begins with =, +, -, @, a tab or a carriage return; also within a cell, after a mark that another
-    separator may be: a spreadsheet may split by its own. Numbers stay as they are; the names of columns are cells, too.
+    separator may be: a spreadsheet may split by its own. Numbers stay as they are; names of columns are cells, too.
     """
     with open_text(file) as lines:
         rows = [list(map(_unlike_formula, row)) for row in csv.reader(lines, delimiter=separator)]
