@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import random
 import warnings
@@ -22,8 +23,10 @@ from torch import Tensor, nn
 from torch.utils import _python_dispatch
 
 import advect
+from advect.checkpoint.tensor_files import assemble
 from advect.core.errors import UserError
 from advect.core.random import LayerRng, RandomOps, _with_generator, layer_rng
+from advect.evaluation.feature_network import FeatureNetwork
 from advect.networks.layers import checkpoint, dropout
 from advect.paths import AffinePath, InterpolantPath, VariancePreserving
 from advect.training.state import on_meta
@@ -133,6 +136,40 @@ def test_scikit_learns_searches_score_in_threads_as_in_one() -> None:
         found = scores(4)
     for together, each in zip(found, alone, strict=True):
         assert np.isfinite(each).all() and np.array_equal(together, each)
+
+
+def test_no_code_changes_the_filters_of_warnings() -> None:
+    """They are those of all threads: what one hides or restores, another loses."""
+    words = ("catch_warnings", "simplefilter", "filterwarnings", "captureWarnings")
+    for file in Path(advect.__file__).parent.rglob("*.py"):
+        calls = [node.func for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+        names = {getattr(call, "attr", getattr(call, "id", "")) for call in calls}
+        assert not names & set(words), file
+
+
+def test_networks_and_shards_are_read_in_threads_without_a_warning_or_a_filter(tmp_path: Path) -> None:
+    from torch.distributed.checkpoint import HuggingFaceStorageWriter, save
+
+    torch.jit.script(nn.Flatten()).save(str(tmp_path / "net.pt"))
+    tensors = {"model.w": torch.randn(5, 3), "model.b": torch.arange(4.0), "ema.w": torch.zeros(2)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns of being alone
+        save(tensors, storage_writer=HuggingFaceStorageWriter(str(tmp_path / "shards"), save_distributed=True))
+    told: list[tuple[Any, ...]] = []
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda *found, **_: told.append(found)
+        filters = warnings.filters
+
+        def read(i: int) -> bool:
+            features = FeatureNetwork(tmp_path / "net.pt", size=2, mean=0, std=1)(torch.zeros(1, 3, 2, 2))
+            own = assemble(tmp_path / "shards", ["model"])
+            whole = own.keys() == {"w", "b"} and torch.equal(own["w"], tensors["model.w"])
+            return whole and features.shape == (1, 12) and warnings.filters is filters
+
+        with nothing_left():
+            assert all(in_threads(read, rounds=2))
+    # Python itself hides that a library finds another part of it old.
+    assert [message for message, kind, *_ in told if kind is not DeprecationWarning] == []
 
 
 # --- What a call leaves behind. ---

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -52,11 +51,7 @@ def script(folder: Path, net: nn.Module, name: str = "net.pt") -> Path:
 
 
 def test_a_script_gets_prepared_images(tmp_path: Path) -> None:
-    file, filters = script(tmp_path, Corners()), list(warnings.filters)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        features = FeatureNetwork(file, batch=2)
-    assert warnings.filters == filters
+    features = FeatureNetwork(script(tmp_path, Corners()), batch=2)
     x = torch.zeros(5, 3, 8, 8)
     x[:, 0], x[:, 1], x[:, 2] = 0, 128, 255.4
     x[4] = 300

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -120,18 +119,14 @@ SHARDS = "state/shards"
 
 @contextmanager
 def _exchange() -> Iterator[None]:
-    """Re-raise the first process's error from PyTorch's CheckpointException; silence its warnings about local
-    reads.
-    """
+    """Re-raise the first process's error from PyTorch's CheckpointException."""
     from torch.distributed.checkpoint.api import CheckpointException
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        except CheckpointException as failed:
-            error, _ = next(iter(failed.failures.values()))
-            raise error from failed
+    try:
+        yield
+    except CheckpointException as failed:
+        error, _ = next(iter(failed.failures.values()))
+        raise error from failed
 
 
 def save_shards(folder: Path, tensors: dict[str, Tensor]) -> list[Path]:
@@ -148,18 +143,23 @@ def load_shards(folder: Path, like: Mapping[str, Tensor], group: str) -> tuple[d
     """Load ``group``.NAME for each NAME in ``like``, sharded as ``like`` is; return local shards and missing names.
     Collective.
     """
-    from torch.distributed.checkpoint import HuggingFaceStorageReader, load
-
     there = names(folder, group)
     missing = like.keys() - there - {"updates"}
     if missing:
         return {}, missing
     wanted = {f"{group}.{name}": torch.empty_like(tensor) for name, tensor in like.items() if name in there}
-    with _exchange():
-        alone = not any(hasattr(x, "to_local") for x in wanted.values())
-        reader = HuggingFaceStorageReader(str(folder))
-        load(wanted, storage_reader=reader, process_group=control_group(), no_dist=alone)
+    _read(folder, wanted, alone=not any(hasattr(x, "to_local") for x in wanted.values()))
     return {name.removeprefix(f"{group}."): local(tensor) for name, tensor in wanted.items()}, ()
+
+
+def _read(folder: Path, wanted: dict[str, Tensor], *, alone: bool) -> None:
+    """Read shards into the tensors ``wanted``; collective unless ``alone``."""
+    from torch.distributed.checkpoint import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import _load_state_dict  # `load` warns where it is alone
+
+    with _exchange():
+        group = None if alone else control_group()
+        _load_state_dict(wanted, HuggingFaceStorageReader(str(folder)), group, no_dist=alone)  # pyright: ignore
 
 
 def names(folder: Path, group: str) -> set[str]:
@@ -173,14 +173,14 @@ def names(folder: Path, group: str) -> set[str]:
 
 def assemble(folder: Path, groups: Collection[str]) -> dict[str, Tensor]:
     """Load the whole tensors of ``groups``, without the prefix; later groups win. For one process."""
-    from torch.distributed.checkpoint import HuggingFaceStorageReader, load
+    from torch.distributed.checkpoint import HuggingFaceStorageReader
 
     with _exchange():
         metadata = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
-        wanted: dict[str, Tensor] = {}
-        for group in groups:
-            for name in (name for name in metadata if name.startswith(f"{group}.")):
-                facts = metadata[name]
-                wanted[name] = torch.empty(facts.size, dtype=facts.properties.dtype)  # type: ignore[union-attr]
-        load(wanted, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+    wanted: dict[str, Tensor] = {}
+    for group in groups:
+        for name in (name for name in metadata if name.startswith(f"{group}.")):
+            facts = metadata[name]
+            wanted[name] = torch.empty(facts.size, dtype=facts.properties.dtype)  # type: ignore[union-attr]
+    _read(folder, wanted, alone=True)
     return {name.partition(".")[2]: tensor for name, tensor in wanted.items()}

@@ -118,9 +118,12 @@ def without_library_warnings() -> Iterator[None]:
     def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any) -> None:
         logger.debug(f"{filename}:{lineno}: {category.__name__}: {message}")
 
-    with warnings.catch_warnings():  # which restores the function, too
-        warnings.showwarning = show
+    # Once in a process of our own, before it has threads; ``catch_warnings`` would also replace the filters.
+    shown, warnings.showwarning = warnings.showwarning, show
+    try:
         yield
+    finally:
+        warnings.showwarning = shown
 
 
 def progress_bar(total: int, title: str, unit: str, *, leave: bool = True) -> Progress:

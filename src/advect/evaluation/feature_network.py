@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
-import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -264,9 +263,7 @@ def _load(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
     """Network of a file, by content and not by name."""
     try:
         if _is_script(path):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # the format is deprecated, its files are not
-                net = torch.jit.load(str(path), map_location=device)
+            net = torch.jit.load(str(path), map_location=device)
             # One well-known file gives class probabilities unless it is asked otherwise.
             if "return_features" in str(net.forward.schema):
                 raise UserError(
