@@ -88,6 +88,8 @@ class Stream(IntEnum):
     BUCKETS = 24  # order of batches of one image size each
     FEATURE_NETWORK = 25  # training of the features of images
     BOOTSTRAP = 26  # resampled rows of an interval
+    PRIOR = 27  # parameters of simulations
+    SIMULATION = 28  # seeds of simulators
     CALIBRATION = 29  # ties of ranks, reference points, bands
     CALIBRATION_DRAWS = 30  # draws given a held-out row's condition
 

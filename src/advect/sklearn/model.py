@@ -51,6 +51,17 @@ def check_whole(name: str, value: Any, bounds: Any) -> None:
     check_bounds(name, value, bounds_of(bounds))
 
 
+def check_minutes(minutes: Any) -> None:
+    """Raise UserError unless ``minutes`` is None or a finite number above 0."""
+    if minutes is not None and (not isinstance(minutes, numbers.Real) or not 0 < float(minutes) < math.inf):
+        raise UserError(f"max_minutes must be a finite number of minutes above 0, got {minutes!r}; 5 is usual")
+
+
+def own_generator(random_state: Any) -> np.random.RandomState:
+    """That of ``random_state``; for None a new one, and not NumPy's global one, which other threads may draw from."""
+    return np.random.RandomState() if random_state is None else check_random_state(random_state)
+
+
 class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, BaseEstimator):
     """A scikit-learn estimator of the distribution of X, or of X given y: labels, real numbers or columns of a frame.
 
@@ -155,19 +166,14 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         return self._train(fitted.adapter, self._conditioning, settings, x, y, fitted.seed, fitted)
 
     def _generator(self) -> np.random.RandomState:
-        """That of ``random_state``; for None a new one, and not NumPy's global one, which other threads may draw
-        from.
-        """
-        return np.random.RandomState() if self.random_state is None else check_random_state(self.random_state)
+        return own_generator(self.random_state)
 
     def _check_arguments(self) -> None:
         for name, bounds in _COUNTS.items():
             value = getattr(self, name)
             if name != "steps" or value is not None:
                 check_whole(name, value, bounds)
-        minutes = self.max_minutes
-        if minutes is not None and (not isinstance(minutes, numbers.Real) or not 0 < minutes < math.inf):
-            raise UserError(f"max_minutes must be a finite number of minutes above 0, got {minutes!r}; 5 is usual")
+        check_minutes(self.max_minutes)
         if self.early_stopping not in (True, False, "auto"):
             raise UserError(f"early_stopping must be True, False or 'auto', got {self.early_stopping!r}")
         if self.early_stopping and not 0 < self.validation_fraction < 1:

@@ -1,0 +1,80 @@
+"""Observations of simulators as the condition of a flow, and how far they are from those simulated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advect.core.errors import UserError
+from advect.core.types import Condition
+from advect.sklearn.conditioning import LABEL, Conditioning, Reals
+from advect.sklearn.settings import warn
+
+KEPT, NUMBERS = 2000, 2_000_000
+"""Most simulations, and numbers in them, that a fit keeps to tell how far an observation is."""
+
+_FAR = 2.0
+"""Ratio of distances to the nearest simulation, of an observation and of simulations at most, that is warned of."""
+
+
+class Observed(Conditioning):
+    """Observations (*shape), as numbers scaled by the moments of the simulations."""
+
+    def __init__(self, x: np.ndarray) -> None:
+        """Of simulations (N, *shape)."""
+        self.shape = x.shape[1:]
+        flat = x.reshape(len(x), -1)
+        self._reals = Reals.fit(flat, [f"x{i}" for i in range(flat.shape[1])])
+        some = flat[np.linspace(0, len(flat) - 1, max(2, min(len(flat), KEPT, NUMBERS // flat.shape[1]))).astype(int)]
+        self._near = self._scaled(some)
+        own = torch.cdist(self._near, self._near).fill_diagonal_(float("inf")).amin(1)
+        self._usual = float(own.max())
+
+    @property
+    def conditions(self) -> dict[str, Condition]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._reals.conditions
+
+    def _scaled(self, flat: np.ndarray) -> Tensor:
+        """Rows (n, d) as a network takes them, over sqrt(d)."""
+        return self._reals.rows(flat, len(flat))[LABEL] / flat.shape[1] ** 0.5
+
+    def rows(self, y: Any, n: int) -> dict[str, Tensor]:
+        return self._reals.rows(np.asarray(y).reshape(n, -1), n)
+
+    def read(self, x_obs: Any, name: str = "x_obs") -> tuple[np.ndarray, bool]:
+        """Observations (B, *shape), and whether it is one alone. Raises UserError for other shapes and NaN."""
+        x = as_numbers(x_obs, name)
+        single = x.shape == self.shape or (self.shape == (1,) and x.ndim == 0)
+        x = x.reshape(1, *self.shape) if single else x
+        x = x[:, None] if x.ndim == 1 and self.shape == (1,) else x
+        if x.shape[1:] != self.shape or not len(x):
+            shape = ", ".join(map(str, self.shape))
+            raise UserError(
+                f"{name} must have shape ({shape}), as the simulations fitted, or (B, {shape}), got {np.shape(x_obs)}"
+            )
+        if not np.isfinite(x).all():
+            raise UserError(f"{name} holds NaN or infinite values, for which no posterior was learned")
+        return x, single
+
+    def warn_if_far(self, x: np.ndarray) -> None:
+        """Warn of observations (B, *shape) far outside the simulations, with the largest distance."""
+        nearest = torch.cdist(self._scaled(x.reshape(len(x), -1)), self._near).amin(1)
+        far = nearest > _FAR * self._usual + 1e-6
+        if bool(far.any()):
+            warn(
+                f"{int(far.sum())} of {len(x)} observations are far outside the simulations: the nearest one is "
+                f"{float(nearest.max()):.3g} standard deviations a number away, among simulations at most "
+                f"{self._usual:.3g}; the posterior is extrapolated there, so check the simulator or the observation"
+            )
+
+
+def as_numbers(values: Any, name: str) -> np.ndarray:
+    """Arrays, tensors and frames as float64. Raises UserError for text."""
+    values = values.detach().cpu() if isinstance(values, Tensor) else values
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise UserError(f"{name} must be numbers, an array of one shape a row, got {type(values).__name__}") from None

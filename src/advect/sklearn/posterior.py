@@ -1,0 +1,271 @@
+"""Posteriors of the parameters of simulators, learned from simulations."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from advect.config.plan import FEWEST
+from advect.core.bounds import Count, SampleCount, Steps
+from advect.core.errors import UserError
+from advect.model.conditions import Encoded
+from advect.sklearn.adapters import ArrayAdapter, check_options
+from advect.sklearn.fitting import FittedFlow, fit_flow
+from advect.sklearn.mixture import double_precision, mixed_log_prob, sample_mixture
+from advect.sklearn.model import BATCH, check_minutes, check_whole, own_generator
+from advect.sklearn.observations import Observed, as_numbers
+from advect.sklearn.prior_laws import prior_of
+from advect.sklearn.priors import Prior
+from advect.sklearn.settings import Settings, resolve
+
+_SEEDS = 2**31 - 1
+
+_ROWS = 1024
+"""Rows of a block of densities, and of a batch of samples, which bounds memory."""
+
+STEPS, ROWS = 8000, 10_000
+"""Training steps by default, for so many simulations."""
+
+_COUNTS: dict[str, Any] = {"steps": Count, "n_iter_no_change": Count, "sample_steps": Steps, "density_steps": Steps}
+
+
+class FlowPosterior(BaseEstimator):
+    """The posterior p(theta | x) of a simulator's parameters, learned from pairs of parameters and simulations.
+
+    A conditional flow (Wildberger et al. 2023, "Flow matching for scalable simulation-based inference") in
+    coordinates in which the prior, if its parameters are independent, is N(0, I): no draw ever leaves the prior.
+
+    Args:
+        hidden: equal widths of the hidden layers, or one number for three of them. None is three of 256, of 128
+            for up to 1,000 simulations.
+        steps: most training steps. None is 8,000 for up to 10,000 simulations, and more by the root of their number.
+        batch_size: rows per step.
+        max_minutes: time for :meth:`fit`, whose schedule ends with it.
+        learning_rate: peak of warm-up and cosine decay. None is 4e-3.
+        early_stopping: hold out ``validation_fraction`` of the simulations, stop after ``n_iter_no_change``
+            evaluations without a lower held-out loss of the averaged weights, and take those of the lowest.
+        validation_fraction: in (0, 1).
+        n_iter_no_change: at least 1.
+        solver: "euler", "midpoint", "heun", "rk4", "ab2", "dpmpp2m" or "dopri5", for :meth:`sample`.
+        sample_steps: its steps.
+        density_steps: steps of "rk4" for densities.
+        device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1" ...
+        options: other flags of ``advect train``, named with underscores, such as
+            ``{"network": "resmlp", "dropout": 0.1, "weight_decay": 0.5}``, which memorises less.
+        random_state: seed of training and of draws; None takes new ones, never from NumPy's global generator.
+        verbose: 1 for a progress bar.
+
+    Attributes:
+        flow_: the :class:`advect.Flow` of the parameters' coordinates.
+        n_iter_: training steps behind the weights.
+        loss_curve_, validation_curve_: mean training losses, and held-out losses.
+        n_parameters_: D.
+
+    Raises UserError, a ValueError, for unusable arguments or data.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden: int | Sequence[int] | None = None,
+        steps: int | None = None,
+        batch_size: int = BATCH,
+        max_minutes: float | None = None,
+        learning_rate: float | None = None,
+        early_stopping: bool = True,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 10,
+        solver: str = "midpoint",
+        sample_steps: int = 50,
+        density_steps: int = 20,
+        device: str = "auto",
+        options: Mapping[str, Any] | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+    ) -> None:
+        self.hidden, self.steps, self.batch_size, self.max_minutes = hidden, steps, batch_size, max_minutes
+        self.learning_rate, self.early_stopping = learning_rate, early_stopping
+        self.validation_fraction, self.n_iter_no_change = validation_fraction, n_iter_no_change
+        self.solver, self.sample_steps, self.density_steps = solver, sample_steps, density_steps
+        self.device, self.options, self.random_state, self.verbose = device, options, random_state, verbose
+
+    def fit(self, theta: Any, x: Any, prior: Any = None) -> FlowPosterior:
+        """Learn from parameters theta (N, D), drawn from the prior, and their simulations x (N,) or (N, d).
+
+        ``prior``: a torch distribution, a list of independent ones, (low, high), "positive", "simplex", or None for
+        all real numbers. Finite (low, high) are a uniform law; with infinite ones, and by name, only the support is
+        known, and the prior is that of theta. Raises UserError for theta outside.
+        """
+        self._check_arguments()
+        theta, x = _read_pairs(theta, x)
+        law = prior_of(prior, theta.shape[1])
+        _check_inside(theta, law)
+        z, _ = law.to_latent(theta)
+        if (constant := np.ptp(theta, 0) == 0).any():
+            raise UserError(
+                f"column {int(constant.argmax())} of theta is constant, so nothing is to be learned; drop it"
+            )
+        adapter, observed = ArrayAdapter(z, {}), Observed(x)
+        fitted = fit_flow(
+            adapter,
+            self._settings(len(z)),
+            torch.from_numpy(z),
+            observed.rows(x, len(x)),
+            observed.conditions,
+            seed=int(own_generator(self.random_state).randint(_SEEDS)),
+            validation=self.validation_fraction if self.early_stopping else 0.0,
+            patience=int(self.n_iter_no_change),
+            verbose=self.verbose,
+        )
+        self._fitted: FittedFlow = fitted
+        self._prior: Prior = law
+        self._observed = observed
+        self.n_iter_, self.n_parameters_ = fitted.step, theta.shape[1]
+        self.loss_curve_, self.validation_curve_ = fitted.losses, fitted.held_out_losses
+        self._build_flows()
+        if fitted.stop_reason.startswith("SIG"):  # training ended at the end of a step, so the posterior is usable
+            signal.raise_signal(getattr(signal, fitted.stop_reason))
+        return self
+
+    def _settings(self, rows: int) -> Settings:
+        check_options(self.options or {}, ArrayAdapter)
+        steps = int(STEPS * max(1.0, rows / ROWS) ** 0.5) if self.steps is None else self.steps
+        return resolve(
+            self.options,
+            modality="vector",
+            hidden=self.hidden,
+            labelled=True,
+            steps=steps,
+            rows=rows,
+            data_options=(),
+            arguments={
+                "batch_size": self.batch_size,
+                "max_minutes": self.max_minutes,
+                "device": self.device,
+                "learning_rate": self.learning_rate,
+                "coupling": "independent",
+                "label_dropout": 0.0,
+            },
+        )
+
+    def _check_arguments(self) -> None:
+        for name, bounds in _COUNTS.items():
+            value = getattr(self, name)
+            if name != "steps" or value is not None:
+                check_whole(name, value, bounds)
+        check_minutes(self.max_minutes)
+        if not isinstance(self.early_stopping, bool | np.bool_):
+            raise UserError(f"early_stopping must be True or False, got {self.early_stopping!r}")
+        if self.early_stopping and not 0 < self.validation_fraction < 1:
+            raise UserError(f"validation_fraction must lie in (0, 1), got {self.validation_fraction}; 0.1 is usual")
+
+    def sample(self, x_obs: Any, n: int = 1000) -> np.ndarray:
+        """n draws (n, D) given one observation, or (B, n, D) given B of them, float64, all inside the prior."""
+        check_is_fitted(self)
+        check_whole("n", n, SampleCount)
+        x, single = self._observed.read(x_obs)
+        self._observed.warn_if_far(x)
+        theta = self._prior.to_theta(self._draw_latents(x, int(n)))
+        return theta if single else theta.reshape(len(x), int(n), -1)
+
+    def _draw_latents(self, x: np.ndarray, n: int) -> np.ndarray:
+        """Latents (B n, d) of n draws for each observation of x (B, *shape). Raises UserError if any is NaN."""
+        cond = {name: Encoded(value.repeat_interleave(n, 0)) for name, value in self._observed.rows(x, len(x)).items()}
+        steps = None if self.solver == "dopri5" else int(self.sample_steps)
+        rng = own_generator(self.random_state)
+        options: dict[str, Any] = {"steps": steps, "solver": self.solver, "batch_size": _ROWS}
+        z = sample_mixture(self._flows, len(x) * n, cond, rng, **options).double().numpy()
+        if np.isnan(z).any():
+            raise UserError("the flow's draws are no numbers; take a lower learning_rate, or more sample_steps")
+        return z
+
+    def log_prob(self, theta: Any, x_obs: Any) -> np.ndarray:
+        """Normalised log posterior densities, in nats and the units of theta, -inf outside the prior.
+
+        (n,) of theta (n, D) given one observation, or n, a row each; (B, n) of theta (B, n, D) given B observations.
+        On a simplex the density is per unit of all parameters but the last.
+        """
+        check_is_fitted(self)
+        x, single = self._observed.read(x_obs)
+        self._observed.warn_if_far(x)
+        values = as_numbers(theta, "theta")
+        values = values[:, None] if values.ndim == 1 and self.n_parameters_ == 1 else values
+        shape = values.shape[:-1]
+        each = len(shape) == 2 and not single
+        if (
+            values.ndim not in (2, 3)
+            or values.shape[-1] != self.n_parameters_
+            or not ((len(shape) == 1 and (single or len(values) == len(x))) or (each and len(values) == len(x)))
+        ):
+            raise UserError(
+                f"theta must have shape (n, {self.n_parameters_}), for one observation or n of them, or (B, n, "
+                f"{self.n_parameters_}) for B, got {np.shape(theta)} for {len(x)}"
+            )
+        flat = values.reshape(-1, self.n_parameters_)
+        places = np.repeat(np.arange(len(x)), len(flat) // len(x)) if len(flat) else np.zeros(0, int)
+        inside, found = self._prior.contains(flat), np.full(len(flat), -np.inf)
+        z, log_det = self._prior.to_latent(flat[inside])
+        found[inside] = log_det + self._latent_log_prob(z, x, places[inside])
+        return found.reshape(shape)
+
+    def _latent_log_prob(self, z: np.ndarray, x: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Log densities (n,) of latents z (n, d), row i given the observation x[places[i]]."""
+        rows, parts = self._observed.rows(x, len(x)), [np.zeros(0)]
+        options: dict[str, Any] = {"steps": int(self.density_steps), "solver": "rk4"}
+        for first in range(0, len(z), _ROWS):
+            some = slice(first, first + _ROWS)
+            cond = {name: Encoded(value[places[some]]) for name, value in rows.items()}
+            block: Tensor = torch.from_numpy(z[some])
+            each = [flow.log_prob(block, cond=cond, **options).double() for flow in self._exact]
+            parts.append(mixed_log_prob(each).numpy())
+        return np.concatenate(parts)
+
+    def _build_flows(self) -> None:
+        self._flows = self._fitted.flows(self.device)
+        self._exact = [double_precision(flow) for flow in self._flows]
+        self.flow_ = self._flows[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: Any = super().__getstate__()  # the flows may lie on a device that the reader has not
+        return {name: value for name, value in state.items() if name not in ("flow_", "_flows", "_exact")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "_fitted" in state:
+            self._build_flows()
+
+
+def _read_pairs(theta: Any, x: Any) -> tuple[np.ndarray, np.ndarray]:
+    """theta (N, D) and x (N, *S) as finite float64. Raises UserError otherwise, and for too few rows."""
+    theta, x = as_numbers(theta, "theta"), as_numbers(x, "x")
+    theta = theta[:, None] if theta.ndim == 1 else theta
+    x = x[:, None] if x.ndim == 1 else x
+    if theta.ndim != 2 or not theta.shape[1]:
+        raise UserError(f"theta must have shape (N, D), a row of parameters each, got {theta.shape}")
+    if x.ndim < 2 or len(x) != len(theta) or 0 in x.shape[1:]:
+        raise UserError(f"x must have a simulation for each of the {len(theta):,} rows of theta, got shape {x.shape}")
+    if len(theta) < FEWEST:
+        raise UserError(f"{len(theta)} simulations are too few to learn a posterior from; give {FEWEST} or more")
+    if not np.isfinite(theta).all():
+        raise UserError("theta holds NaN or infinite values; leave those rows out")
+    failed = ~np.isfinite(x.reshape(len(x), -1)).all(1)
+    if failed.any():
+        raise UserError(f"{int(failed.sum()):,} rows of x hold NaN or infinite values; leave failed simulations out")
+    return theta, x
+
+
+def _check_inside(theta: np.ndarray, prior: Prior) -> None:
+    """Raise UserError for rows of theta outside the prior."""
+    outside = np.flatnonzero(~prior.contains(theta))
+    if len(outside):
+        raise UserError(
+            f"{len(outside):,} rows of theta lie outside the prior, the first is row {outside[0]}: "
+            f"{np.array2string(theta[outside[0]], precision=4)}; give the prior that they were drawn from"
+        )
