@@ -84,6 +84,25 @@ def test_densities_of_batches_are_those_of_each_observation(gaussian):
     assert gaussian.log_prob(np.zeros((0, 2)), x[0]).shape == (0,)
 
 
+def test_several_observations_compose_to_the_posterior_given_all(gaussian):
+    x = np.array([[0.7, -0.4], [0.2, 0.5], [0.9, 0.1]])
+    precision = 1 + len(x) / NOISE**2
+    mean, std = (x.sum(0) / NOISE**2) / precision, precision**-0.5
+    drawn = gaussian.sample_iid(x, 2000)
+    assert np.abs((drawn.mean(0) - mean) / std).max() < 0.2 and np.abs(drawn.std(0) / std - 1).max() < 0.15
+    theta = mean + std * np.random.default_rng(3).standard_normal((200, 2))
+    truth = -0.5 * (((theta - mean) / std) ** 2).sum(1) - np.log(2 * np.pi * std.prod())
+    assert np.abs(gaussian.log_prob_iid(theta, x) - truth).mean() < 0.15
+    one = gaussian.log_prob_iid(theta, x[0]) - gaussian.log_prob(theta, x[0])
+    assert np.abs(one).max() < 0.1  # of one observation it is the posterior, but for the constant's error
+
+
+def test_composition_needs_the_density_of_the_prior():
+    model = FlowPosterior(**FAST | {"steps": 20, "early_stopping": False}).fit(*pairs(50))
+    with pytest.raises(UserError, match="support alone, without a density"):
+        model.sample_iid(np.zeros((2, 2)), 5)
+
+
 def test_pickled_gives_the_same_numbers(gaussian):
     again, x = pickle.loads(pickle.dumps(gaussian)), np.array([0.3, 0.3])
     assert np.array_equal(again.sample(x, 20), gaussian.sample(x, 20))

@@ -17,6 +17,7 @@ from advect.core.bounds import Count, SampleCount, Steps
 from advect.core.errors import UserError
 from advect.model.conditions import Encoded
 from advect.sklearn.adapters import ArrayAdapter, check_options
+from advect.sklearn.composition import compose, product_law
 from advect.sklearn.fitting import FittedFlow, fit_flow
 from advect.sklearn.mixture import double_precision, mixed_log_prob, sample_mixture
 from advect.sklearn.model import BATCH, check_minutes, check_whole, own_generator
@@ -32,6 +33,9 @@ _ROWS = 1024
 
 STEPS, ROWS = 8000, 10_000
 """Training steps by default, for so many simulations."""
+
+_MOMENTS = 500
+"""Draws of each posterior by which several are composed."""
 
 _COUNTS: dict[str, Any] = {"steps": Count, "n_iter_no_change": Count, "sample_steps": Steps, "density_steps": Steps}
 
@@ -214,6 +218,46 @@ class FlowPosterior(BaseEstimator):
         z, log_det = self._prior.to_latent(flat[inside])
         found[inside] = log_det + self._latent_log_prob(z, x, places[inside])
         return found.reshape(shape)
+
+    def sample_iid(self, x_obs: Any, n: int = 1000) -> np.ndarray:
+        """n draws (n, D) given all of x_obs (k, *S), independent observations of one theta; needs a prior with a law.
+
+        By importance resampling of p(theta)^(1 - k) prod_i p(theta | x_i), with a warning where few proposals count.
+        """
+        check_whole("n", n, SampleCount)
+        return self._prior.to_theta(self._composed(x_obs, int(n))[0])
+
+    def log_prob_iid(self, theta: Any, x_obs: Any) -> np.ndarray:
+        """Log densities (n,) of theta (n, D) given all of x_obs (k, *S), as :meth:`sample_iid`; the constant that
+        normalises them is estimated by its proposals.
+        """
+        _, log_integral, x = self._composed(x_obs, 1)
+        values = as_numbers(theta, "theta")
+        if values.ndim != 2 or values.shape[1] != self.n_parameters_:
+            raise UserError(f"theta must have shape (n, {self.n_parameters_}), got {values.shape}")
+        inside, found = self._prior.contains(values), np.full(len(values), -np.inf)
+        z, log_det = self._prior.to_latent(values[inside])
+        found[inside] = self._log_product(z, x) + log_det - log_integral
+        return found
+
+    def _composed(self, x_obs: Any, n: int) -> tuple[np.ndarray, float, np.ndarray]:
+        """n latents given all observations, the log integral of their unnormalised density, and the observations."""
+        check_is_fitted(self)
+        x, _ = self._observed.read(x_obs)
+        self._observed.warn_if_far(x)
+        rng = own_generator(self.random_state)
+        self._prior.check_law("a density, which several observations need")
+        prior, _ = self._prior.to_latent(self._prior.sample(_MOMENTS, int(rng.randint(_SEEDS))))
+        each = self._draw_latents(x, _MOMENTS).reshape(len(x), _MOMENTS, -1)
+        z, log_integral = compose(lambda z: self._log_product(z, x), product_law(each, prior), n, rng)
+        return z, log_integral, x
+
+    def _log_product(self, z: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """log p(z)^(1 - k) prod_i p(z | x_i) (n,) of latents z (n, d) and observations x (k, *S)."""
+        places = np.repeat(np.arange(len(x)), len(z))
+        total = self._latent_log_prob(np.tile(z, (len(x), 1)), x, places).reshape(len(x), -1).sum(0)
+        theta = self._prior.to_theta(z)
+        return total + (1 - len(x)) * (self._prior.log_prob(theta) - self._prior.to_latent(theta)[1])
 
     def _latent_log_prob(self, z: np.ndarray, x: np.ndarray, places: np.ndarray) -> np.ndarray:
         """Log densities (n,) of latents z (n, d), row i given the observation x[places[i]]."""
