@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from advect.sklearn import FlowImputer as FlowImputer
     from advect.sklearn import FlowModel as FlowModel
     from advect.sklearn import FlowPosterior as FlowPosterior
+    from advect.sklearn import FlowRegressor as FlowRegressor
     from advect.sklearn import from_simulator as from_simulator
 else:
     __getattr__, __dir__ = lazy_imports(__name__)

@@ -152,14 +152,15 @@ def fit_flow(
     patience: int,
     verbose: int,
     previous: FittedFlow | None = None,
+    folded: int = FOLDED,
 ) -> FittedFlow:
     """Train ``settings.steps`` steps on x (N, *S), in data units, from ``previous`` or anew.
 
     ``cond`` (N, ...) has the rows of ``conditions``, as a network takes them.
 
     ``validation`` > 0 holds out that share; training ends after ``patience`` evaluations without improvement, with the
-    best weights. Few rows are then trained on anew, all of them, for as many steps. Raises UserError as the
-    configuration does.
+    best weights. Few rows are then trained on anew, all of them, for as many steps; of up to ``folded`` rows each
+    fifth is held out in turn. Raises UserError as the configuration does.
     """
     given = _Given(adapter, settings, x, dict(cond), dict(conditions), seed, patience, verbose, previous)
     rows, copies = np.arange(len(x)), None
@@ -169,14 +170,14 @@ def fit_flow(
         given = replace(given, x=x[kept], cond=taken(cond, kept))
     with kept_threads():
         _set_threads(given)
-        return replace(_fit(given, validation), copies=copies)
+        return replace(_fit(given, validation, folded), copies=copies)
 
 
-def _fit(given: _Given, validation: float) -> FittedFlow:
+def _fit(given: _Given, validation: float, folded: int) -> FittedFlow:
     settings, x, cond, seed, previous = given.settings, given.x, given.cond, given.seed, given.previous
     everything, budget = np.arange(len(x)), Budget(settings.training.max_minutes)
-    again = previous is None and len(x) <= REFITTED
-    splits = split_rows(len(x), validation, seed, folded=again and len(x) <= FOLDED) if validation else []
+    again = previous is None and len(x) <= max(REFITTED, folded)
+    splits = split_rows(len(x), validation, seed, folded=again and len(x) <= folded) if validation else []
     _warn_of_time(given, budget, len(splits) + again if validation else 1)
     if not validation:
         fitted = _train(given, everything, everything[:0], settings.steps, budget.share())
