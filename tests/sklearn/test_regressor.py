@@ -95,7 +95,7 @@ class TestLaws:
         found = model.predict_interval(x[1500:], 0.8)
         inside = (found[:, 0] <= y[1500:]) & (y[1500:] <= found[:, 1])
         assert inside.mean() == pytest.approx(0.8, abs=0.04)  # three deviations of 1,500 rows after 1,000
-        with pytest.raises(UserError, match=r"8 rows are too few to recalibrate intervals of 0\.9; give 9 or more"):
+        with pytest.raises(UserError, match=r"8 rows are too few to recalibrate intervals of 0\.9: give 9 or more"):
             model.recalibrate(x[:8], y[:8], 0.9)
 
     def test_rounded_responses_come_back_rounded(self) -> None:
