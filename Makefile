@@ -6,6 +6,7 @@ RUN ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 DEMO_FLAGS ?=
 JOBS ?= 2
 MINUTES ?= 10
+CARDS ?= 300
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all break lint format bench bench-peers bench-gpu
@@ -36,8 +37,9 @@ test: setup  ## the test suite
 test-all: setup  ## the test suite with its slow tests
 	$(BIN)/python -m pytest -n $(JOBS) -m ''
 
-break: setup  ## try to break every command and file format for MINUTES
+break: setup  ## try to break every command and file format for MINUTES, and CARDS cards of each modality
 	PYTHONPATH=tests $(BIN)/python -m faults.breaker --minutes $(MINUTES) --jobs $(JOBS)
+	PYTHONPATH=tests $(BIN)/python -m faults.card_cases --cases $(CARDS)
 
 lint: setup  ## style, format, types and import contracts; then the source's size, as information
 	$(BIN)/ruff check .

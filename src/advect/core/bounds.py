@@ -47,6 +47,8 @@ GuidanceScale = Annotated[float, Meta(ge=0, le=1000)]
 """Scale of classifier-free guidance."""
 DiffusionScale = Annotated[float, Meta(ge=0, le=1000)]
 """Scale of g(t) in the SDE."""
+Finite = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
+"""Any number but NaN and the infinite ones."""
 Time = Annotated[float, Meta(ge=0, le=1)]
 """Time from the noise, 0, to the data, 1."""
 Processes = Annotated[int, Meta(ge=1, le=1024)]

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, is_typeddict
 
 import msgspec
 import yaml
@@ -78,14 +78,23 @@ def parse_record(text: str | bytes, kind: type[T], where: Path | str, fix: str =
     return as_record(values, kind, where, fix)
 
 
-def as_record(values: Any, kind: type[T], where: Path | str, fix: str = "") -> T:
-    """Plain values as a ``kind``. Raises UserError naming ``where`` and the entry."""
+def as_record(
+    values: Any,
+    kind: type[T],
+    where: Path | str,
+    fix: str = "",
+    build: Callable[[type, Any], Any] | None = None,
+) -> T:
+    """Plain values as a ``kind``: a record, a dataclass, a TypedDict, or dicts and lists.
+
+    ``build`` makes values of types that are none of these. Raises UserError naming ``where`` and the entry.
+    """
     check_depth(values, where)
-    names = {f.name for f in fields(kind)} if is_dataclass(kind) else set()
-    if names and isinstance(values, Mapping) and (unknown := values.keys() - names):
+    known = {f.name for f in fields(kind)} if is_dataclass(kind) else None
+    if known is not None and isinstance(values, Mapping) and (unknown := values.keys() - known):
         raise UserError(_unknown(where, str(min(unknown, key=str))))
     try:
-        return msgspec.convert(values, kind)
+        made = msgspec.convert(values, kind, dec_hook=build)
     except msgspec.ValidationError as error:
         words, _, place = str(error).partition(" - at ")
         if "unknown field" in words:
@@ -93,6 +102,22 @@ def as_record(values: Any, kind: type[T], where: Path | str, fix: str = "") -> T
         place = place.strip("`").removeprefix("$").lstrip(".") or "the whole"
         words = words[:1].lower() + words[1:].replace("`", "")
         raise UserError(f"{where} is not what advect writes: {place}: {words}{_end(fix)}") from error
+    if is_typeddict(kind) and (left := _left_out(values, made)) is not None:
+        raise UserError(_unknown(where, left))
+    return made
+
+
+def _left_out(values: Any, made: Any) -> str | None:
+    """An entry of the values that a TypedDict, at any depth, does not know."""
+    if isinstance(values, dict) and isinstance(made, dict):
+        if unknown := values.keys() - made.keys():
+            return str(min(unknown, key=str))
+        pairs: Iterator[tuple[Any, Any]] = ((values[name], made[name]) for name in values)
+    elif isinstance(values, list) and isinstance(made, list):
+        pairs = zip(values, made, strict=True)
+    else:
+        return None
+    return next((found for pair in pairs if (found := _left_out(*pair)) is not None), None)
 
 
 def _unknown(where: Path | str, name: str) -> str:

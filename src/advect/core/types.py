@@ -13,6 +13,7 @@ Names in code: ``x0, x1, t, x_t, u_t, alpha, sigma, d_alpha, d_sigma``. The batc
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,7 @@ from msgspec import Meta
 from torch import Tensor
 
 from advect.core import random
+from advect.core.bounds import Finite
 from advect.core.errors import UserError
 from advect.core.random import Generator
 
@@ -119,7 +121,7 @@ class Category:
     data, as text; where the data have numbers, and names for these, ``numbers`` are those.
     """
 
-    names: tuple[str, ...]
+    names: Annotated[tuple[str, ...], Meta(min_length=1)]
     frequencies: Frequencies
     numbers: tuple[int, ...] = ()
 
@@ -143,24 +145,26 @@ class Quantity:
     """
 
     names: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    examples: tuple[tuple[float, ...], ...]
+    mean: tuple[Finite, ...]
+    std: tuple[Annotated[float, Meta(gt=0, le=sys.float_info.max)], ...]
+    examples: Annotated[tuple[tuple[Finite, ...], ...], Meta(min_length=1)]
     unit: Literal["", "D", "s", "ms", "us", "ns"] = ""
-    origin: int = 0
-    step: int = 1
+    origin: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] = 0
+    step: Annotated[int, Meta(ge=1, le=2**63 - 1)] = 1
 
     def __post_init__(self) -> None:
         sizes = {len(self.names), len(self.mean), len(self.std), *map(len, self.examples)}
         if len(sizes) > 1:
             raise UserError(f"a quantity has names, moments and examples of {sorted(sizes)} numbers; give d of each")
+        if not self.examples:
+            raise UserError("a quantity has no examples to sample where no value is asked for; give a row at least")
 
 
 @dataclass(frozen=True)
 class Length:
     """Condition ``LENGTH``: 1 .. len(frequencies) real steps, with their shares in the training data."""
 
-    frequencies: Frequencies
+    frequencies: Annotated[Frequencies, Meta(min_length=1)]
 
 
 Condition = Category | Quantity | Length

@@ -5,9 +5,10 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Annotated, Any, NamedTuple, TypedDict
 
 import numpy as np
+from msgspec import Meta
 from torch import Tensor
 
 from advect.core.errors import UserError
@@ -194,12 +195,15 @@ def array_header(path: Path) -> ArrayHeader | None:
         return None
 
 
+Whole = Annotated[int, Meta(ge=-(2**63))]
+
+
 class ArrayType(TypedDict, total=False):
     """NumPy type of the data, and the range (D,) of whole numbers and booleans along the last axis."""
 
-    dtype: str
-    low: list[int]
-    high: list[int]
+    dtype: Annotated[str, Meta(pattern=r"^(bool|u?int(8|16|32|64)|float(16|32|64))$")]
+    low: list[Whole]
+    high: list[Whole]
 
 
 def array_type(x: np.ndarray) -> ArrayType:

@@ -84,6 +84,8 @@ class Modality(ABC, Generic[M]):
     """
 
     part_kind: ClassVar[str] = "modality"
+    record: ClassVar[Any] = dict[str, Any]
+    """Type of the metadata, as ``core.records`` reads it from a card; a TypedDict names what it does not know."""
     layout: ClassVar[str]
     """Axes of a sample, as in ``FlowNetwork.takes``: "vector" (D,), "sequence" (L, C) or "image" (C, H, W)."""
     example_shape: ClassVar[tuple[int, ...]] = (16,)
@@ -152,6 +154,9 @@ class Modality(ABC, Generic[M]):
     def categorical(self) -> tuple[bool, ...]:
         """Whether each column of a table is categorical."""
         return ()
+
+    def check_facts(self) -> None:
+        """Raise UserError unless metadata of a card fit its spec and transform."""
 
     @property
     def separator(self) -> str:

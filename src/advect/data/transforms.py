@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from advect.core.bounds import CountOrZero, Finite
 from advect.core.errors import UserError, did_you_mean
+from advect.core.records import as_record
 
 if TYPE_CHECKING:
     from advect.data.tables.rules import Constraints
@@ -91,8 +93,12 @@ class Transform(ABC):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> Transform:
-        """Build from :meth:`to_config` without its kind, and :meth:`tensors`. Raises TypeError if they do not fit."""
-        return cls(**config, **tensors)
+        """Build from :meth:`to_config` without its kind, and :meth:`tensors`.
+
+        By default a transform is a dataclass without tensors, whose annotations say what its entries may be. Raises
+        UserError, TypeError or KeyError if they do not fit.
+        """
+        return as_record({**config, **tensors}, cls, f"the {cls.kind} transform")
 
 
 def _within_range(inverse: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
@@ -170,8 +176,8 @@ class PixelScale(Transform):
     Raises UserError unless low and high are finite with low < high.
     """
 
-    low: float
-    high: float
+    low: Finite
+    high: Finite
     integer: bool = False
     kind: ClassVar[str] = "pixel_scale"
 
@@ -232,9 +238,9 @@ class Standardize(Transform):
     Raises UserError if lengths differ or are 0, a value is not finite, or a deviation not positive.
     """
 
-    mean: Sequence[float]
-    std: Sequence[float]
-    constant: Sequence[int] = ()
+    mean: Sequence[Finite]
+    std: Sequence[Finite]
+    constant: Sequence[CountOrZero] = ()
     kind: ClassVar[str] = "standardize"
 
     def __post_init__(self) -> None:
@@ -245,6 +251,8 @@ class Standardize(Transform):
             raise UserError(
                 f"mean and std need one number a feature each, got {len(self.mean)} and {len(self.std)} numbers"
             )
+        if self.constant and not 0 <= min(self.constant) <= max(self.constant) < len(self.mean):
+            raise UserError(f"constant features must lie in 0 to {len(self.mean) - 1}, got {list(self.constant)[:9]}")
         for feature, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
             if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
                 raise UserError(
@@ -335,6 +343,16 @@ def _total(part: np.ndarray) -> np.ndarray:
 def _blocks(x: np.ndarray, of: Callable[[np.ndarray], np.ndarray]) -> Iterator[np.ndarray]:
     """Apply ``of`` to float64 blocks of x (N, D), which may exceed memory as a whole."""
     return (of(x[i : i + 4096].astype(np.float64)) for i in range(0, len(x), 4096))
+
+
+def check_entries(kind: str, config: Mapping[str, Any], *lists: str) -> None:
+    """Raise UserError unless the entries of a transform are ``lists`` of objects, and no others."""
+    as_record(dict(config), dict[str, list[dict[str, Any]]], f"the {kind} transform")
+    for name in {*config, *lists}:
+        if name not in config:
+            raise UserError(f"the {kind} transform has no {name}; take another file")
+        if name not in lists:
+            raise UserError(f"the {kind} transform has an entry {name[:40]!r}, which this advect does not know")
 
 
 def transform_from_config(config: dict[str, Any], tensors: Mapping[str, Tensor] | None = None) -> Transform:

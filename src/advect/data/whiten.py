@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
+from advect.core.records import as_record
 from advect.data.transforms import Transform, transform_from_config
 
 if TYPE_CHECKING:
@@ -103,7 +104,8 @@ class Whiten(Transform):
     @classmethod
     def from_config(cls, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> Transform:
         inner = {name.removeprefix("inner."): value for name, value in tensors.items() if name.startswith("inner.")}
-        return cls(transform_from_config(config["inner"], inner), tensors["mean"], tensors["root"])
+        own = as_record(config, dict[str, dict[str, Any]], "the whiten transform")
+        return cls(transform_from_config(own["inner"], inner), tensors["mean"], tensors["root"])
 
 
 def _shrunk(covariance: Tensor, share: float) -> Tensor:

@@ -155,7 +155,7 @@ class _Card(Record):
 
 
 def _built(card: _Card, tensors: dict[str, Tensor], where: Path | str) -> ModelMetadata:
-    registry.get("modality", card.spec.modality)  # its module registers the transforms of such data
+    modality = registry.get("modality", card.spec.modality)  # its module registers the transforms of such data
     conditions = {name: _read(facts, f"{where}: condition {name!r}") for name, facts in card.spec.conditions.items()}
     if missing := {"data", "network", "method", "training", "output"} - card.config.keys():
         raise UserError(f"its configuration has no section {min(missing)!r}")
@@ -167,7 +167,7 @@ def _built(card: _Card, tensors: dict[str, Tensor], where: Path | str) -> ModelM
         transform=transform_from_config(card.transform, _without("transform.", tensors)),
         noise=card.noise,
         fingerprint=card.fingerprint,
-        facts=card.facts,
+        facts=card.facts and as_record(card.facts, modality.record, "the facts of the data"),
         tensors=tensors,
     )
 
@@ -222,6 +222,7 @@ def _try_transform(flow: Flow) -> None:
     shape = flow.spec.shape
     check_memory(f"a sample of shape {shape} takes", 4 * math.prod(shape), "take another file")
     flow.transform.inverse(torch.zeros(1, *shape))
+    flow.modality.check_facts()
 
 
 def initial_weights(begin: Path, network: NetworkConfig, method: MethodConfig, spec: DataSpec) -> dict[str, Tensor]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from advect.core import random
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, Generator, Stream, stream_seed
+from advect.core.records import Record, as_record
 from advect.data.cells.matrix import CellMatrix
 from advect.data.cells.transform import Chain, Components, Expression
 from advect.data.transforms import Transform
@@ -25,6 +27,11 @@ PRIOR = 3.0
 
 LOWEST, HIGHEST = -60.0, 16.0
 """Smallest and largest logarithm of a rate."""
+
+
+class _Units(Record):
+    target_sum: Annotated[float, Meta(gt=0, le=10**12)] | None
+    log1p: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +165,8 @@ class CountComponents(Transform):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> CountComponents:
-        return cls(**{**config, **tensors})
+        own = as_record(config, _Units, f"the {cls.kind} transform")
+        return cls(**tensors, target_sum=own.target_sum, log1p=own.log1p)
 
 
 def count_noise(x: Tensor, transform: Transform, generator: Generator = None) -> Tensor:

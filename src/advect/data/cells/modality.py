@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -14,15 +16,16 @@ from tqdm import tqdm
 from advect.core.errors import UserError, optional_import
 from advect.core.files import atomic_write
 from advect.core.random import CounterRng, Stream, stream_seed
+from advect.core.records import as_record
 from advect.core.registry import register
-from advect.core.types import Conditions, DataSpec
+from advect.core.types import Category, Conditions, DataSpec, Length, Quantity
 from advect.data.base import Split
 from advect.data.captions import Colouring
 from advect.data.cells.conditions import CellSplit
 from advect.data.cells.counts import CountComponents, count_noise
 from advect.data.cells.given import read_cells
 from advect.data.cells.transform import Chain, Components, Expression
-from advect.data.cells.write import CellsMetadata, join_h5ad, write_h5ad
+from advect.data.cells.write import CellsMetadata, check_tables, join_h5ad, write_h5ad
 from advect.data.figure import save_png
 from advect.data.given import GivenRows
 from advect.data.modality import DISTANCES, Modality
@@ -35,6 +38,7 @@ from advect.data.vectors.plot import vector_plot
 class CellsModality(VectorPlots[CellsMetadata]):
     """Cells, compared as expression: samples.h5ad, in counts or expression as trained."""
 
+    record = CellsMetadata
     usual_preset = "cells"
     metrics = (*DISTANCES, "marginals", "energy_within", "class_accuracy", "straightness")
 
@@ -42,7 +46,7 @@ class CellsModality(VectorPlots[CellsMetadata]):
 
     def __init__(self, spec: DataSpec, transform: Transform, metadata: CellsMetadata | None = None) -> None:
         super().__init__(spec, transform, metadata)
-        self._expression = Expression(**self.metadata["expression"])
+        self._expression = as_record(dict(self.metadata["expression"]), Expression, "the expression of the cells")
 
     @property
     def components(self) -> Components | None:
@@ -88,6 +92,31 @@ class CellsModality(VectorPlots[CellsMetadata]):
     def check_output(self, *, individual: bool = False) -> None:
         Modality.check_output(self, individual=individual)
         optional_import("anndata", "cells")
+        _ = self._written
+
+    @cached_property
+    def _written(self) -> None:
+        """Raise UserError unless the tables of genes and cells can be written, once."""
+        check_tables(self.metadata, self.spec.conditions)
+
+    def check_facts(self) -> None:
+        facts, parts = self.metadata, self.transform.parts if isinstance(self.transform, Chain) else (self.transform,)
+        genes, width = facts["var"]["genes"], self.transform.inverse(torch.zeros(1, *self.spec.shape)).shape[-1]
+        if len(genes) != width or any(len(one["values"]) != width for one in facts["var"]["columns"].values()):
+            raise UserError(f"the table of genes must have {width:,} of them, got {len(genes):,}; take another file")
+        own = {name: c for name, c in self.spec.conditions.items() if not isinstance(c, Length)}
+        if own.keys() != facts["obs"].keys():
+            raise UserError(f"the conditions {sorted(own)[:9]} are not the columns of the cells; take another file")
+        for name, one in own.items():
+            entry = facts["obs"][name]
+            fits = isinstance(one, Category) and "ordered" in entry and len(entry.get("labels", ())) == len(one.names)
+            fits |= isinstance(one, Quantity) and {"mean", "std"} <= entry.keys() and len(one.mean) == 1
+            if not fits:
+                raise UserError(f"the condition {name!r} is not that of its column of cells; take another file")
+        if facts["space"] != self._expression.space:
+            raise UserError("the cells' space is not that of their expression; take another file")
+        if facts.get("counted") and not any(isinstance(part, CountComponents) for part in parts):
+            raise UserError("the cells' counts are drawn around components of counts, which they have not")
 
     def write_data(self, x: Tensor, conditions: Conditions, folder: Path, first: int) -> list[Path]:
         write_h5ad(folder / "samples.h5ad", x, self.metadata, conditions=conditions, first=first)

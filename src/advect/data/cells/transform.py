@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from msgspec import Meta
 from torch import Tensor
 
+from advect.core.bounds import Finite
 from advect.core.errors import UserError
-from advect.data.transforms import Transform, transform_from_config
+from advect.data.transforms import Transform, check_entries, transform_from_config
 
 Space = Literal["expression", "counts"]
 
@@ -38,12 +40,12 @@ class Expression(Transform):
     """
 
     space: Space = "expression"
-    target_sum: float | None = 1e4
+    target_sum: Finite | None = 1e4
     log1p: bool = True
-    library: float = 1e4
+    library: Finite = 1e4
     non_negative: bool = True
     integer: bool = True
-    smallest: float = 0.0
+    smallest: Annotated[float, Meta(ge=0, le=1e30)] = 0.0
     kind: ClassVar[str] = "expression"
 
     def __post_init__(self) -> None:
@@ -142,6 +144,11 @@ class Components(Transform):
     def to_config(self) -> dict[str, Any]:
         return {"kind": self.kind}
 
+    @classmethod
+    def from_config(cls, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> Components:
+        check_entries(cls.kind, config)
+        return cls(**tensors)
+
     def tensors(self) -> dict[str, Tensor]:
         return {"components": self.components, "mean": self.mean}
 
@@ -192,6 +199,7 @@ class Chain(Transform):
     @classmethod
     def from_config(cls, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> Chain:
         """Build the parts, each with the ``tensors`` whose names start with its index."""
+        check_entries(cls.kind, config, "parts")
         return cls(
             [
                 transform_from_config(

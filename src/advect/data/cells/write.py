@@ -5,21 +5,65 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
+from msgspec import Meta
 from torch import Tensor
 from tqdm import tqdm
 
 from advect.core import random
+from advect.core.bounds import Finite
 from advect.core.errors import UserError, optional_import
 from advect.core.files import atomic_write
 from advect.core.random import Generator
-from advect.core.types import NULL, Category, Conditions, Quantity
+from advect.core.records import guarded
+from advect.core.types import NULL, Category, Condition, Conditions, Quantity
 from advect.data.base import as_asked
 from advect.data.cells.conditions import Column
 from advect.data.cells.transform import Expression, Space
 from advect.data.tables.columns import nullable
+
+Value = str | bool | int | float | None
+
+
+class ExpressionEntries(TypedDict):
+    """Arguments of :class:`Expression`, which checks them."""
+
+    space: Space
+    target_sum: Finite | None
+    log1p: bool
+    library: NotRequired[Finite]
+    non_negative: NotRequired[bool]
+    integer: NotRequired[bool]
+    smallest: NotRequired[Finite]
+
+
+class VarColumn(TypedDict):
+    """Type and values of a column of ``var``, and of categories all of them."""
+
+    dtype: str
+    values: list[Value]
+    categories: NotRequired[list[Value]]
+    ordered: NotRequired[bool]
+
+
+class Var(TypedDict):
+    """Genes and columns of ``var``."""
+
+    genes: Annotated[list[str], Meta(min_length=1)]
+    index_name: str | None
+    columns: dict[str, VarColumn]
+
+
+class ObsColumn(TypedDict):
+    """Type of a column of ``obs``, and labels of categories, or mean and deviation of numbers."""
+
+    dtype: str
+    labels: NotRequired[Annotated[list[str | bool | int | float], Meta(min_length=1)]]
+    ordered: NotRequired[bool]
+    mean: NotRequired[Finite]
+    std: NotRequired[Finite]
 
 
 class CellsMetadata(TypedDict):
@@ -31,11 +75,11 @@ class CellsMetadata(TypedDict):
     """
 
     space: Space
-    counted: bool
-    expression: dict[str, Any]
-    library_quantiles: list[float]
-    var: dict[str, Any]
-    obs: dict[str, Any]
+    counted: NotRequired[bool]
+    expression: ExpressionEntries
+    library_quantiles: Annotated[list[Annotated[float, Meta(ge=0, le=1e30)]], Meta(min_length=1)]
+    var: Var
+    obs: dict[str, ObsColumn]
 
 
 def var_facts(var: Any) -> dict[str, Any]:
@@ -130,6 +174,28 @@ def _numbers(z: np.ndarray, entry: Mapping[str, Any]) -> Any:
     if ((x < range_.min) | (x > range_.max)).any():
         return x
     return pd.Series(x).astype(nullable(dtype) if absent.any() else dtype).array
+
+
+def check_tables(facts: CellsMetadata, conditions: Mapping[str, Condition]) -> None:
+    """Raise UserError unless ``var``, and ``obs`` of any ``conditions``, can be written; a card's may be at odds.
+
+    Both are written to memory, which takes a moment.
+    """
+    import h5py
+    import torch
+    from anndata.io import write_elem
+
+    sizes = {name: len(c.names) if isinstance(c, Category) else 1 for name, c in conditions.items()}
+    codes = {name: torch.arange(-1, max(sizes.values())).clamp(max=size - 1) for name, size in sizes.items()}
+    count = max(sizes.values(), default=0) + 1
+
+    def write() -> None:
+        with h5py.File("cells", "w", driver="core", backing_store=False) as file:
+            write_elem(file, "var", var_table(facts["var"]))
+            write_elem(file, "obs", obs_table(facts["obs"], codes, count))
+            write_elem(file, "whole", obs_table(facts["obs"], {name: v[1:] for name, v in codes.items()}, count - 1))
+
+    guarded(write, "the tables of genes and cells")
 
 
 def to_counts(x: Tensor, facts: CellsMetadata, generator: Generator = None) -> Tensor:

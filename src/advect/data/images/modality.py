@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -33,10 +33,15 @@ LETTER, LINE = 10, 13
 """Pixels of letters and lines of captions."""
 
 
+class NoMetadata(TypedDict):
+    """Images have none: spec and transform tell all."""
+
+
 @register("image")
 class Images(Modality):
     """Images (C, H, W): samples.npz with ``x``, whole-numbered pixels in their type, and a grid."""
 
+    record = NoMetadata
     layout = "image"
     example_shape = (3, 64, 64)
     usual_preset = "images"

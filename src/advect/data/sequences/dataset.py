@@ -6,15 +6,16 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypedDict
+from typing import Annotated, Any, ClassVar, Literal, TypedDict
 
 import numpy as np
 import torch
+from msgspec import Meta
 from torch import Tensor
 
-from advect.core.bounds import Count, Share
+from advect.core.bounds import Count, Finite, Share
 from advect.core.errors import UserError, optional_import
 from advect.core.registry import register
 from advect.core.types import LENGTH, Condition, Conditions, DataSpec, Length
@@ -38,6 +39,14 @@ from advect.data.tables.files import FileStyle, is_table_file
 from advect.data.tables.infer_columns import column_values, condition_of
 
 
+class IdEntries(TypedDict):
+    """Arguments of :class:`SequenceIds`."""
+
+    first: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+    prefix: str | None
+    width: Annotated[int, Meta(ge=0, le=15)]
+
+
 class SequenceMetadata(TypedDict):
     """JSON that :func:`steps_of` needs to write tables without the data.
 
@@ -49,9 +58,9 @@ class SequenceMetadata(TypedDict):
 
     columns: list[dict[str, Any]]
     order: dict[str, Any] | None
-    order_values: list[float] | None
+    order_values: list[Finite] | None
     id: str
-    ids: dict[str, Any]
+    ids: IdEntries
     conditions: list[dict[str, Any]]
     names: list[str]
     style: FileStyle | None
@@ -182,7 +191,7 @@ class Sequences(Dataset):
             "order": None if self._order is None else self._order.to_config(),
             "order_values": self._times,
             "id": self._key,
-            "ids": asdict(self._ids),
+            "ids": {"first": self._ids.first, "prefix": self._ids.prefix, "width": self._ids.width},
             "conditions": [column.to_config() for column in self._told],
             "names": list(self._names),
             "style": self._style,

@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from advect.core.errors import UserError
+from advect.core.records import guarded
 from advect.core.registry import register
-from advect.core.types import LENGTH, Batch, Conditions, without_padding
+from advect.core.types import LENGTH, Batch, Conditions, Length, without_padding
 from advect.data.captions import condition_words, fit
 from advect.data.figure import (
     ALARM,
@@ -36,6 +37,7 @@ from advect.data.sequences.given import read_step_file
 from advect.data.sequences.transform import SequenceTransform
 from advect.data.tables.columns import Categories, Column, column_from_config
 from advect.data.tables.files import write_in_style, write_table
+from advect.data.tables.infer_columns import check_told
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,6 +56,7 @@ class SequencesModality(Modality[SequenceMetadata]):
 
     layout = "sequence"
     example_shape = (16, 4)
+    record = SequenceMetadata
     usual_preset = "sequences"
     shown = 3
     trajectories = 4
@@ -71,7 +74,10 @@ class SequencesModality(Modality[SequenceMetadata]):
     def write_data(self, x: Tensor, conditions: Conditions, folder: Path, first: int) -> list[Path]:
         facts = self.metadata
         if style := facts["style"]:
-            frame = steps_of(x, conditions, facts, first=first, text=style["suffix"] == ".csv")
+            text = style["suffix"] == ".csv"  # sums of gaps may lie beyond what the type of times holds
+            frame = guarded(
+                lambda: steps_of(x, conditions, facts, first=first, text=text), "the times of these samples"
+            )
             return [write_in_style(folder, frame, style)]
         named = {name: value for name, value in conditions.items() if name != LENGTH}
         values = _array(without_padding(x, conditions).numpy(), [column_from_config(c) for c in facts["columns"]])
@@ -83,6 +89,60 @@ class SequencesModality(Modality[SequenceMetadata]):
             files.append(folder / "samples.csv")
             write_table(files[-1], steps_of(x, conditions, facts, first=first))
         return files
+
+    def check_output(self, *, individual: bool = False) -> None:
+        super().check_output(individual=individual)
+        _ = self._written
+
+    @cached_property
+    def _written(self) -> None:
+        """Raise UserError unless what the columns can have can be written, once."""
+        style = self.metadata["style"]
+        if style or find_spec("pandas") is not None:
+            text = style is None or style["suffix"] == ".csv"
+            start = self._steps.start
+            for column, own in zip(self._channels, self._steps.columns, strict=True):
+                column.check_written(text=text, others=own.ends.tolist())
+            for column in self._order:
+                column.check_written(text=text, others=() if start is None else start.ends.tolist())
+            for column in self._told:
+                column.check_written(text=text)
+
+    @cached_property
+    def _channels(self) -> list[Column]:
+        return list(map(column_from_config, self.metadata["columns"]))
+
+    @cached_property
+    def _order(self) -> list[Column]:
+        """The column of the order, if there is one."""
+        order = self.metadata["order"]
+        return [] if order is None else [column_from_config(order)]
+
+    @cached_property
+    def _told(self) -> list[Column]:
+        """The columns of the conditions."""
+        return list(map(column_from_config, self.metadata["conditions"]))
+
+    def check_facts(self) -> None:
+        facts, own = self.metadata, self._steps
+        pairs = zip(self._channels, own.columns, strict=False)
+        alike = (a.name == b.name and a.kind == b.kind and len(a.ends) == len(b.ends) for a, b in pairs)
+        if len(self._channels) != len(own.columns) or not all(alike):
+            raise UserError("the channels of samples and those of their file differ; take another file")
+        times, timed = facts["order_values"], own.start is not None
+        if timed != (bool(self._order) and times is None) or (times is not None and not self._order):
+            raise UserError("the times of steps are not those of their column; take another file")
+        if times is not None and len(times) < self.spec.shape[0]:
+            raise UserError(f"{self.spec.shape[0]} steps must have a time each, got {len(times)}; take another file")
+        names = [facts["id"], *(c.name for c in (*self._order, *self._told, *self._channels))]
+        if facts["names"] and (len(set(names)) < len(names) or not set(facts["names"]) <= set(names)):
+            raise UserError("the names of the table are not those of its columns; take another file")
+        if (style := facts["style"]) and not {*style["index"], *style["unnamed"]} <= set(facts["names"]):
+            raise UserError("the index has columns that the table has not; take another file")
+        lengths = self.spec.conditions.get(LENGTH)
+        if isinstance(lengths, Length) and len(lengths.frequencies) != self.spec.shape[0]:
+            raise UserError(f"lengths must be 1 to {self.spec.shape[0]}, got shares of {len(lengths.frequencies)}")
+        check_told(self._told, self.spec.conditions)
 
     @cached_property
     def _steps(self) -> SequenceTransform:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from advect.core.errors import UserError
+from advect.core.records import Record, as_record
 from advect.data.tables.arrow import arrow_time_unit
 from advect.data.tables.columns import Column, Number, column_from_config
 from advect.data.tables.infer_columns import array_column, fit_number
@@ -33,7 +35,7 @@ class SequenceTransform(Transform):
     The inverse takes steps whose model units are all 0 for padding, and returns what 0 stands for there.
 
     Args:
-        columns: of the channels, without the time; configurations are built.
+        columns: of the channels, without the time.
         ragged: whether lengths differ.
         start: time of a sequence's first step; None without times.
         gap: time between steps; None without times.
@@ -51,10 +53,7 @@ class SequenceTransform(Transform):
     kind: ClassVar[str] = "sequence"
 
     def __post_init__(self) -> None:
-        build = lambda c: column_from_config(c) if isinstance(c, Mapping) else c
-        object.__setattr__(self, "columns", tuple(map(build, self.columns)))
-        for name in ("start", "gap"):
-            object.__setattr__(self, name, build(getattr(self, name)))
+        object.__setattr__(self, "columns", tuple(self.columns))
         object.__setattr__(self, "periods", tuple(self.periods))
         if (self.start is None) != (self.gap is None):
             raise UserError("start and gap of the times belong together; give both or none")
@@ -204,6 +203,22 @@ class SequenceTransform(Transform):
         own = {name: None if (c := getattr(self, name)) is None else c.to_config() for name in ("start", "gap")}
         own |= {"columns": [c.to_config() for c in self.columns], "periods": list(self.periods)}
         return {"kind": self.kind, "ragged": self.ragged, **own}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> SequenceTransform:
+        own = as_record({**config, **tensors}, _Entries, "the sequence transform")
+        times = [None if one is None else column_from_config(one) for one in (own.start, own.gap)]
+        if not all(time is None or isinstance(time, Number) for time in times):
+            raise UserError("the start and gap of the times must be numbers; take another file")
+        return cls(list(map(column_from_config, own.columns)), own.ragged, *times, own.periods)  # pyright: ignore
+
+
+class _Entries(Record):
+    columns: Annotated[list[dict[str, Any]], Meta(min_length=1)]
+    ragged: bool = False
+    start: dict[str, Any] | None = None
+    gap: dict[str, Any] | None = None
+    periods: tuple[Annotated[float, Meta(gt=0, le=1e30)], ...] = ()
 
 
 def _gaps(steps: Sequence[np.ndarray]) -> np.ndarray:

@@ -10,16 +10,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from msgspec import Meta
 from torch import Tensor
 
+from advect.core.bounds import Finite
 from advect.core.errors import UserError, did_you_mean, optional_import
+from advect.core.records import as_record, guarded
 from advect.data.tables.arrow import arrow_series
 from advect.data.tables.scaling import Scaling, scaling_from_config
-from advect.data.tables.write_text import write_number, write_time
+from advect.data.tables.write_text import Form, TimeForm, write_number, write_time
+
+Value = str | bool | int | float
+"""A category in the data."""
 
 ONE_HOT = 50
 """Maximum number of one-hot categories; more are encoded as bits."""
@@ -100,6 +106,16 @@ class Column(ABC):
         """As :meth:`to_series`, but written as in the file if the values were text."""
         return self.to_series(x)
 
+    @property
+    @abstractmethod
+    def ends(self) -> np.ndarray:
+        """Table units that stand for all that samples have, the outermost, and NaN if values can be missing."""
+
+    def check_written(self, *, text: bool, others: Sequence[float] = ()) -> None:
+        """Raise UserError unless the ends, and ``others``, can be written: in a file they may contradict the type."""
+        values = np.array([*self.ends, *others, *[np.nan] * self.missing])
+        guarded(lambda: self.to_text(values) if text else self.to_series(values), f"column {self.name[:40]!r}")
+
     def to_config(self) -> dict[str, Any]:
         """JSON object from which :func:`column_from_config` builds an equal column."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -113,7 +129,7 @@ class Number(Column):
     """Reals, whole numbers and times.
 
     Args:
-        scaling: to model units and back; configurations are built.
+        scaling: to model units and back.
         low, high: range of values, to which the inverse is clamped; equal for a constant.
         decimals: decimal places of the inverse, 0 for whole numbers; None for no rounding.
         unit: for times, "D", "s", "ms", "us" or "ns", else "".
@@ -122,23 +138,27 @@ class Number(Column):
     """
 
     scaling: Scaling
-    low: float
-    high: float
-    decimals: int | None = None
-    unit: str = ""
-    origin: int = 0
-    step: int = 1
+    low: Finite
+    high: Finite
+    decimals: Annotated[int, Meta(ge=0, le=100)] | None = None
+    unit: Literal["", "D", "s", "ms", "us", "ns"] = ""
+    origin: Annotated[int, Meta(ge=-(2**63))] = 0
+    step: Annotated[int, Meta(ge=1, le=2**63 - 1)] = 1
     kind: ClassVar[str] = "number"
 
     def __post_init__(self) -> None:
-        if isinstance(self.scaling, Mapping):
-            object.__setattr__(self, "scaling", scaling_from_config(self.scaling))
+        if self.origin >= 2**64:
+            raise UserError(f"column {self.name!r} begins beyond 64 bits; take another file")
         if not self.low <= self.high:
             raise UserError(f"column {self.name!r} has the range [{self.low}, {self.high}]; give low <= high")
 
     @property
     def value_width(self) -> int:
         return int(self.low < self.high)
+
+    @property
+    def ends(self) -> np.ndarray:
+        return np.array([self.low, self.high])
 
     def _encode(self, x: Tensor) -> Tensor:
         return self.scaling.forward(x)[:, None] if self.value_width else x.new_zeros((len(x), 0))
@@ -241,8 +261,8 @@ class Categories(Column):
         category_dtype: type of its categories.
     """
 
-    names: Sequence[Any]
-    categories: Sequence[Any] = ()
+    names: Sequence[Value]
+    categories: Sequence[Value] = ()
     ordered: bool = False
     category_dtype: str = ""
     kind: ClassVar[str] = "categories"
@@ -250,12 +270,18 @@ class Categories(Column):
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
         object.__setattr__(self, "categories", tuple(self.categories))
+        if len(set(self.names)) < len(self.names) or len(set(self.categories)) < len(self.categories):
+            raise UserError(f"column {self.name!r} has a category twice; give each once")
         if not self.names:
             raise UserError(f"column {self.name!r} has no categories; give at least one")
 
     @property
     def value_width(self) -> int:
         return self._codes.shape[1]
+
+    @property
+    def ends(self) -> np.ndarray:
+        return np.arange(len(self.names), dtype=np.float64)
 
     @cached_property
     def _codes(self) -> Tensor:
@@ -321,7 +347,16 @@ def column_from_config(config: Mapping[str, Any]) -> Column:
     kind = str(entries.pop("kind", None))
     if kind not in _KINDS:
         raise UserError(f"unknown column kind {kind!r}{did_you_mean(kind, _KINDS)}")
-    try:
-        return _KINDS[kind](**entries)
-    except TypeError as error:
-        raise UserError(f"the entries of a {kind!r} column do not fit: {error}; got {sorted(entries)}") from error
+    where = f"column {str(entries.get('name'))[:40]!r}"
+    column = as_record(entries, _KINDS[kind], where, build=_scaling)
+    as_record(dict(column.form), TimeForm if "date" in column.form else Form, f"the form of {where}")
+    return column
+
+
+def _scaling(kind: type, value: Any) -> Scaling:
+    """Scaling of an entry of a column."""
+    if isinstance(value, Scaling):
+        return value
+    if kind is not Scaling or not isinstance(value, Mapping):
+        raise UserError(f"a column has a scaling {str(value)[:40]!r}, and not its entries; take another file")
+    return scaling_from_config(value)

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from advect.core.errors import UserError, optional_import
 from advect.core.files import atomic_write
@@ -149,9 +149,9 @@ class FileStyle(TypedDict):
     ``suffix``, Parquet ``index`` and CSV ``separator`` of the file, and columns ``unnamed`` there.
     """
 
-    suffix: str
+    suffix: Literal[".csv", ".parquet"]
     index: list[str]
-    separator: str | None
+    separator: Literal[",", ";", "\t", "|", " "] | None
     unnamed: list[str]
 
 

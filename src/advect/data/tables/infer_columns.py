@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError, optional_import, quoted_flag
-from advect.core.types import LENGTH, NULL, Category, Quantity
+from advect.core.types import LENGTH, NULL, Category, Condition, Length, Quantity
 from advect.data.base import as_asked, category
 from advect.data.tables.arrow import arrow_array, arrow_text, arrow_time_unit, arrow_values
 from advect.data.tables.columns import Categories, Column, Number
@@ -340,6 +340,22 @@ def condition_of(column: Column, values: np.ndarray, train: np.ndarray) -> tuple
     place: Any = {"unit": unit, "origin": column.origin, "step": column.step}
     spec = Quantity((column.name,), *moments, **place)
     return spec, ((values - scaling.mean) / scaling.std).astype(np.float32)[:, None]
+
+
+def check_told(columns: Sequence[Column], conditions: Mapping[str, Condition]) -> None:
+    """Raise UserError unless the conditions of a card, but lengths, are those of its columns."""
+    own = {name: one for name, one in conditions.items() if not isinstance(one, Length)}
+    if len(columns) != len(own) or {column.name for column in columns} != own.keys():
+        raise UserError(f"the conditions {sorted(own)[:9]} are not those of the columns; take another file")
+    for column in columns:
+        one = own[column.name]
+        if isinstance(column, Categories):
+            fits = isinstance(one, Category) and len(one.names) == len(column.names)
+        else:
+            fits = isinstance(one, Quantity) and len(one.mean) == 1
+            fits = fits and isinstance(column, Number) and isinstance(column.scaling, StandardScaling)
+        if not fits:
+            raise UserError(f"the condition {column.name!r} is not that of its column; take another file")
 
 
 def column_values(column: Column, cond: Tensor) -> Tensor:

@@ -18,11 +18,13 @@ from advect.core.types import Conditions
 from advect.data.captions import Colouring
 from advect.data.given import GivenRows, check_asked, check_given
 from advect.data.modality import DISTANCES, Modality
-from advect.data.tables.columns import column_from_config
+from advect.data.tables.columns import Column, column_from_config
 from advect.data.tables.dataset import TableMetadata, frame_of
 from advect.data.tables.files import write_in_style
 from advect.data.tables.given import frame_units, read_question
+from advect.data.tables.infer_columns import check_told
 from advect.data.tables.transform import TableTransform
+from advect.data.transforms import transform_from_config
 from advect.data.vectors.modality import VectorPlots
 from advect.data.vectors.plot import vector_plot
 
@@ -31,6 +33,7 @@ from advect.data.vectors.plot import vector_plot
 class Tables(VectorPlots[TableMetadata]):
     """Table rows: samples.csv, or .parquet if that was read. Distances use scaled columns."""
 
+    record = TableMetadata
     usual_preset = "table"
     metrics = (*DISTANCES, "columns", "class_accuracy", "straightness")
 
@@ -52,6 +55,30 @@ class Tables(VectorPlots[TableMetadata]):
         optional_import("pandas", "tables")
         if self.metadata.get("suffix") == ".parquet":
             optional_import("pyarrow", "tables")
+        _ = self._written
+
+    @cached_property
+    def _written(self) -> None:
+        """Raise UserError unless what the columns can have can be written, once."""
+        text = self.metadata.get("suffix") == ".csv"
+        self._columns.check_written(text=text)
+        for column in self._told:
+            column.check_written(text=text)
+
+    @cached_property
+    def _told(self) -> list[Column]:
+        """The columns of the conditions."""
+        return list(map(column_from_config, self.metadata["conditions"]))
+
+    def check_facts(self) -> None:
+        names = [column.name for column in (*self._columns.columns, *self._told)]
+        if len(set(names)) < len(names) or sorted(self.metadata["order"]) != sorted(names):
+            raise UserError("the order of the columns has not each of them once; take another file")
+        if transform_from_config(self.metadata["transform"]) != self.transform:
+            raise UserError("the columns of samples and those of their file differ; take another file")
+        if not set(self.metadata["index"]) <= set(names) or not set(self.metadata["unnamed"]) <= set(names):
+            raise UserError("the index has columns that the table has not; take another file")
+        check_told(self._told, self.spec.conditions)
 
     def write_data(self, x: Tensor, conditions: Conditions, folder: Path, first: int) -> list[Path]:
         frame = frame_of(x, conditions, self.metadata, text=self.metadata["suffix"] == ".csv")

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from advect.core.bounds import Finite
 from advect.core.errors import UserError
 from advect.data.tables.columns import Categories, Column, Number
 from advect.data.tables.rule_syntax import Arithmetic, Comparison, Equality, Function, Parsed, parse_rule, refusal
@@ -35,8 +36,8 @@ class Rule:
     """
 
     text: str
-    keys: Sequence[Sequence[float | None]] = ()
-    values: Sequence[float | None] = ()
+    keys: Sequence[Sequence[Finite | None]] = ()
+    values: Sequence[Finite | None] = ()
 
     def to_config(self) -> dict[str, Any]:
         """JSON object of the arguments."""

@@ -8,13 +8,16 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
+from msgspec import Meta
 from torch import Tensor
 
+from advect.core.bounds import Finite
 from advect.core.errors import UserError, did_you_mean
+from advect.core.records import as_record
 from advect.data.transforms import Standardize
 
 KNOTS = 1000
@@ -43,8 +46,8 @@ class Scaling(ABC):
 class StandardScaling(Scaling):
     """Subtract the mean and divide by the standard deviation, > 0."""
 
-    mean: float
-    std: float
+    mean: Finite
+    std: Finite
     kind: ClassVar[str] = "standard"
 
     def __post_init__(self) -> None:
@@ -82,8 +85,8 @@ class QuantileScaling(Scaling):
         UserError: values are none, more than ``count``, not finite or not sorted.
     """
 
-    count: int
-    values: Sequence[float]
+    count: Annotated[int, Meta(ge=1, lt=2**53)]
+    values: Sequence[Finite]
     kind: ClassVar[str] = "quantile"
 
     def __post_init__(self) -> None:
@@ -176,4 +179,5 @@ def choose_scaling(x: np.ndarray) -> str:
 def scaling_from_config(config: Mapping[str, Any]) -> Scaling:
     """Build the scaling that ``to_config`` describes, or raise UserError."""
     entries = dict(config)
-    return require_scaling(str(entries.pop("kind", None)))(**entries)
+    kind = require_scaling(str(entries.pop("kind", None)))
+    return as_record(entries, kind, f"the {kind.kind} scaling of a column")

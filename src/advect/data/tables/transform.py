@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from advect.core.errors import UserError, optional_import
+from advect.core.records import Record, as_record
 from advect.data.tables.columns import Column, Number, column_from_config
-from advect.data.tables.rules import Constraints, Rule
+from advect.data.tables.rules import Constraints, Mapped, Rule
 from advect.data.tables.scaling import StandardScaling
 from advect.data.transforms import Transform
 
@@ -27,8 +29,8 @@ class TableTransform(Transform):
     Columns that follow from others by ``rules`` have no dimension, and are put in by :meth:`inverse`.
 
     Args:
-        columns: one or more, in table order; configurations are built.
-        rules: among the columns; configurations are built.
+        columns: one or more, in table order.
+        rules: among the columns.
 
     Raises:
         UserError: all columns are constant.
@@ -39,11 +41,9 @@ class TableTransform(Transform):
     kind: ClassVar[str] = "table"
 
     def __post_init__(self) -> None:
-        built = tuple(column_from_config(c) if isinstance(c, Mapping) else c for c in self.columns)
+        built = tuple(self.columns)
         object.__setattr__(self, "columns", built)
-        given: Sequence[Any] = self.rules
-        rules = tuple(Rule(**rule) if isinstance(rule, Mapping) else rule for rule in given)
-        object.__setattr__(self, "rules", rules)
+        object.__setattr__(self, "rules", tuple(self.rules))
         if not sum(self.widths):
             names = ", ".join(repr(column.name) for column in built) or "none"
             raise UserError(f"the data have no column that varies, besides conditions (columns: {names}); give one")
@@ -127,3 +127,20 @@ class TableTransform(Transform):
     def to_config(self) -> dict[str, Any]:
         rules = {"rules": [rule.to_config() for rule in self.rules]} if self.rules else {}
         return {"kind": self.kind, "columns": [column.to_config() for column in self.columns], **rules}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> TableTransform:
+        own = as_record({**config, **tensors}, _Entries, "the table transform")
+        return cls(list(map(column_from_config, own.columns)), own.rules)
+
+    def check_written(self, *, text: bool) -> None:
+        """Raise UserError unless the values that the columns can have can be written."""
+        for i, column in enumerate(self.columns):
+            followed = [rule for rule in (self.constraints.all if self.constraints else ()) if rule.places[0] == i]
+            others = [v for rule in followed if isinstance(rule, Mapped) for v in rule.rule.values if v is not None]
+            column.check_written(text=text, others=others)
+
+
+class _Entries(Record):
+    columns: Annotated[list[dict[str, Any]], Meta(min_length=1)]
+    rules: tuple[Rule, ...] = ()

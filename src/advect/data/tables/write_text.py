@@ -4,11 +4,57 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from msgspec import UNSET, Meta, UnsetType
 
+from advect.core.errors import UserError
+from advect.core.records import Record
 from advect.data.tables.words import HEAD, compute, every, some
+
+Digits = Annotated[int, Meta(ge=0, le=400)]
+Mark = Annotated[str, Meta(max_length=8)]
+
+
+class Form(Record):
+    """How the words of a column of numbers, or of categories, were written: see :func:`number_form`."""
+
+    decimal: Literal[".", ","] | UnsetType = UNSET
+    group: Mark = ""
+    plus: bool = False
+    bare: bool = False
+    whole: bool = False
+    places: Digits | UnsetType = UNSET
+    exponent: Literal["e", "E"] | UnsetType = UNSET
+    least: Digits = 0
+    power_plus: bool = False
+    width: Digits = 0
+    missing: str = ""
+
+    def __post_init__(self) -> None:
+        if self.exponent is not UNSET and self.places is UNSET:
+            raise UserError("numbers with exponents have no places; take another file")
+
+
+class TimeForm(Record):
+    """How the words of a column of dates or times were written, ISO ones or others: see :func:`write_time`."""
+
+    date: Literal["iso", "dmy", "mdy", "ymd"]
+    seconds: bool
+    separator: Mark | None = None
+    digits: Annotated[int, Meta(ge=0, le=9)] = 0
+    trim: bool = False
+    zones: tuple[tuple[int, Annotated[str, Meta(pattern=r"^(Z|[+-]\d\d:?\d\d)$")]], ...] = ()
+    mark: Mark | UnsetType = UNSET
+    padded: bool | UnsetType = UNSET
+    clock: Mark | bool | None = None
+    missing: str = ""
+
+    def __post_init__(self) -> None:
+        if self.date != "iso" and (self.mark is UNSET or self.padded is UNSET):
+            raise UserError("dates have no mark between their parts; take another file")
+
 
 _EXPONENT = r"[+-]?(\d?)(?:[.,](\d*))?([eE])([+-]?)(\d+)"
 

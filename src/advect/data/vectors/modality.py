@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from advect.core.errors import optional_import
+from advect.core.errors import UserError, optional_import
 from advect.core.files import atomic_write
 from advect.core.registry import register
 from advect.core.types import Batch, Conditions
@@ -53,6 +54,24 @@ class Vectors(VectorPlots[VectorMetadata]):
     Values are written in the type of the data, whole numbers rounded and within their range.
     """
 
+    record = VectorMetadata
+
+    def check_facts(self) -> None:
+        type_, d = self.metadata.get("type", {}), math.prod(self.spec.shape)
+        name, low, high = type_.get("dtype", "float"), type_.get("low", []), type_.get("high", [])
+        if {len(low), len(high)} != {0 if name.startswith("float") else d}:
+            raise UserError(f"the type {name} has {len(low)} and {len(high)} ends of ranges; take another file")
+        if low:
+            least, most = (0, 1) if name == "bool" else (np.iinfo(name).min, np.iinfo(name).max)
+            if not all(least <= a <= b <= most for a, b in zip(low, high, strict=True)):
+                raise UserError(f"the ranges of whole numbers do not fit the type {name}; take another file")
+        if "column" in self.metadata and self.metadata["column"] == self._label:
+            raise UserError(f"vectors and labels are both called {self._label!r}; take another file")
+
+    @property
+    def _label(self) -> str:
+        return self.metadata.get("label") or "label"
+
     def describe(self, shape: Sequence[int]) -> str:
         return f"{shape[0]}-dimensional vectors"
 
@@ -67,9 +86,7 @@ class Vectors(VectorPlots[VectorMetadata]):
         if "column" in self.metadata:
             files = [folder / "samples.parquet"]  # of one condition or none, which has its own name there
             labels = labels_of(conditions, self.spec)
-            others = dict(
-                zip([self.metadata.get("label") or "label"], (v.tolist() for v in labels.values()), strict=False)
-            )
+            others = dict(zip([self._label], (v.tolist() for v in labels.values()), strict=False))
             write_vectors(files[0], own, column=self.metadata["column"], others=others)
         else:
             files = [write_npz(folder, {"x": own}, conditions, self.spec), folder / "samples.csv"]
