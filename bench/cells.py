@@ -44,7 +44,6 @@ from torch import Tensor
 import advect
 from advect.core.random import CounterRng
 from advect.data import Cells, Expression, count_noise
-from advect.data.cells.write import CellsMetadata
 from advect.data.transforms import Transform
 from advect.metrics import (
     energy_distance,
@@ -66,7 +65,7 @@ class Real:
     types: Tensor
     held_out: Tensor
     wanted: Tensor
-    facts: CellsMetadata
+    facts: Any
     scores: Tensor
     transform: Transform
     """Scores (N, k) of the training cells, and the transform from scores to expected expression."""

@@ -50,12 +50,13 @@ def gaussian(mean: np.ndarray, std: np.ndarray, y: np.ndarray) -> Law:
 
 
 def ngboost(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray, seed: int) -> Law:
-    from ngboost import NGBRegressor
+    from ngboost import NGBRegressor  # pyright: ignore[reportMissingImports]
 
     rows = np.random.default_rng(seed).permutation(len(x))
     held_out, train = rows[: len(x) // 5], rows[len(x) // 5 :]
     options: dict[str, Any] = {"n_estimators": 2000, "learning_rate": 0.01, "verbose": False, "random_state": seed}
-    first = NGBRegressor(early_stopping_rounds=50, **options).fit(x[train], y[train], x[held_out], y[held_out])
+    first = NGBRegressor(early_stopping_rounds=50, **options)
+    first.fit(x[train], y[train], x[held_out], y[held_out])
     best = max(int(first.best_val_loss_itr or 2000), 1)
     law = NGBRegressor(**{**options, "n_estimators": best}).fit(x, y).pred_dist(x_test)
     return gaussian(law.loc, law.scale, y_test)
@@ -72,9 +73,11 @@ def boosted_quantiles(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: 
 
 
 def process(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray, seed: int) -> Law:
-    scaler, kernel = StandardScaler().fit(x), ConstantKernel() * RBF(np.ones(x.shape[1])) + WhiteKernel(0.1)
+    lengths: Any = np.ones(x.shape[1])
+    scaler, kernel = StandardScaler().fit(x), ConstantKernel() * RBF(lengths) + WhiteKernel(0.1)
     model = GaussianProcessRegressor(kernel, normalize_y=True, random_state=seed).fit(scaler.transform(x), y)
-    return gaussian(*model.predict(scaler.transform(x_test), return_std=True), y_test)
+    mean, std = model.predict(scaler.transform(x_test), return_std=True)[:2]
+    return gaussian(np.asarray(mean), np.asarray(std), y_test)
 
 
 METHODS: dict[str, Callable[..., Law]] = {

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections import Counter, defaultdict
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -290,7 +291,10 @@ def draw_cases(pipe: Connection, home: Path, work: Path, until: float, seed: int
             left -= 1
             pipe.send((case.to_text(), None, 0))
             forget_peak()
-            outcome = perform_any(case, home, work)
+            try:
+                outcome = perform_any(case, home, work)
+            except Exception as error:  # of the judge, whose own words go nowhere
+                outcome = Outcome(BROKE, f"the judge failed: {type(error).__name__}", traceback.format_exc())
             pipe.send((case.to_text(), outcome, memory("VmHWM")))
 
         try_case()

@@ -214,7 +214,7 @@ class Cells(Dataset):
             "counted": self._counted,
             "expression": {k: v for k, v in self._expression.to_config().items() if k != "kind"},
             "library_quantiles": self._quantiles,
-            "var": self._var,
+            "var": cast("Any", self._var),
             "obs": obs_facts(self._columns),
         }
 
