@@ -209,14 +209,15 @@ class Cells(Dataset):
 
     @property
     def metadata(self) -> CellsMetadata:
-        return {
+        facts: Any = {
             "space": self._expression.space,
             "counted": self._counted,
             "expression": {k: v for k, v in self._expression.to_config().items() if k != "kind"},
             "library_quantiles": self._quantiles,
-            "var": cast("Any", self._var),
+            "var": self._var,
             "obs": obs_facts(self._columns),
         }
+        return facts
 
 
 def cell_counts(path: Path) -> tuple[int, int]:
