@@ -18,7 +18,7 @@ from torch import Tensor
 
 from advect.core.bounds import Count, SampleCount, Steps
 from advect.core.errors import UserError
-from advect.core.random import CounterRng
+from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import Quantity
 from advect.metrics import ConformalIntervals, crps
 from advect.model.conditions import Encoded
@@ -249,7 +249,7 @@ class FlowRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         if k == 1:
             z = torch.from_numpy(_NODES)[None, :, None].expand(len(center), -1, -1)
         else:
-            rng = CounterRng(self._fitted.seed, 0, 1)
+            rng = CounterRng(stream_seed(self._fitted.seed, Stream.INITIAL_NOISE), 0, 1)
             z = rng.normal((1, int(self.draws), k), dtype=torch.float64).expand(len(center), -1, -1)
         parts = [self._moved(z, condition, flow) for flow in self._flows]
         if k == 1:
