@@ -25,6 +25,7 @@ from advect.core.progress import rough_duration
 from advect.core.types import Category, Conditions, DataSpec, Length, Quantity
 from advect.data import Cells, Dataset, Table, find_copies
 from advect.distributed.context import pick_device, run_context
+from advect.doctor.calibration import CALIBRATION_CHECKS
 from advect.doctor.data import (
     IMAGE_CHECKS,
     VALUE_CHECKS,
@@ -141,7 +142,7 @@ def examine_run(
     Raises UserError without a run at ``path``, or if it cannot be sampled.
     """
     facts = read_facts(path)
-    findings = run_checks(facts, (*RUN_CHECKS, *LOSS_CHECKS, *QUALITY_CHECKS))
+    findings = run_checks(facts, (*RUN_CHECKS, *LOSS_CHECKS, *QUALITY_CHECKS, *CALIBRATION_CHECKS))
     if not samples:
         return findings
     if facts.checkpoint is None:

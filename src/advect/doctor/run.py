@@ -60,6 +60,7 @@ class RunFacts:
         idle, seconds: seconds since the last row, and of training.
         config: sections of config.yaml.
         quality: evaluation/quality.json, or None.
+        calibration: that of the report or of ``advect eval``, or None.
         path: run folder as typed.
     """
 
@@ -85,6 +86,7 @@ class RunFacts:
     seconds: float = 0.0
     config: dict[str, Section] = field(default_factory=dict)
     quality: dict[str, Any] | None = None
+    calibration: dict[str, Any] | None = None
     path: str = "RUN"
 
     @property
@@ -157,6 +159,7 @@ def read_facts(path: Path) -> RunFacts:
         seconds=float(last.get("seconds", 0.0)),
         config={name: values for name, values in run.config.items() if isinstance(values, dict)},
         quality=run.quality,
+        calibration=run.calibration,
         path=str(folder),
     )
 

@@ -17,8 +17,10 @@ from typing import Any
 
 import torch
 
+from advect.core.errors import UserError
 from advect.core.progress import rough_duration
 from advect.evaluation.features import FeatureSpace
+from advect.metrics.flow_calibration import DRAWS, HELD_OUT, CalibrationMetric
 from advect.metrics.precision_recall import nearest_neighbours
 from advect.model.flow import Flow
 from advect.model.sampler_config import SamplerConfig, plan_sweep
@@ -37,6 +39,15 @@ FEW_SECONDS = 10.0
 SAMPLES = 1000
 NFES = (1, 2, 4, 8, 16, 32, 64)
 SOLVERS = ("euler", "midpoint")
+CALIBRATION = 0.3
+"""Share of the time left for calibration."""
+
+CALIBRATION_NFE = 16
+"""Most evaluations of a draw for calibration."""
+
+_ROWS_AND_DRAWS = ((HELD_OUT, DRAWS), (200, DRAWS), (200, 19), (100, 19), (0, DRAWS))
+"""Held-out rows and draws for calibration, from the best."""
+
 STEPS, FEW_STEPS = 36, 9
 """Steps of trajectories."""
 
@@ -128,12 +139,16 @@ class Scope:
         nfes: numbers of evaluations.
         steps: of the trajectories; 0 for none.
         count: number of trajectories.
+        calibration: held-out rows whose conditions are drawn for; 0 for none.
+        draws: for each of them.
     """
 
     samples: int
     nfes: tuple[int, ...]
     steps: int = STEPS
     count: int = 8
+    calibration: int = HELD_OUT
+    draws: int = DRAWS
 
     @property
     def reference(self) -> int:
@@ -160,7 +175,25 @@ class Scope:
         n, near, real = min(self.samples, train), min(self.neighbours, train), min(self.reference, held_out)
         rows = n + near + 2 * real
         calls = n * sum(nfe for nfe, _ in self.points(sweep)) + 2 * self.count * self.steps
+        calls += self.calibration_calls(space)
         return speed.evaluation * calls + speed.row * rows + speed.pair * (n + real) * near
+
+    def calibration_calls(self, space: FeatureSpace) -> float:
+        """Evaluations for calibration, 0 where there is none."""
+        if not CalibrationMetric.needs <= space.offers:
+            return 0.0
+        rows = min(self.calibration, len(space.dataset.held_out))
+        return rows * self.draws * CALIBRATION_NFE
+
+
+def calibration_sampler(flow: Flow) -> SamplerConfig:
+    """The run's sampler if it takes at most 16 evaluations, else midpoint steps of as many if it can."""
+    if (flow.nfe(flow.sampler) or math.inf) <= CALIBRATION_NFE:
+        return flow.sampler
+    try:
+        return plan_sweep(flow.sampler, flow.nfe, solvers=SOLVERS[-1:], nfes=(CALIBRATION_NFE,))[0]
+    except UserError:  # exact steps at the ends take one more
+        return plan_sweep(flow.sampler, flow.nfe, solvers=SOLVERS[:1], nfes=(CALIBRATION_NFE,))[0]
 
 
 def plan_points(flow: Flow, nfes: Sequence[int]) -> Sweep:
@@ -183,8 +216,11 @@ def choose_scope(
     count = space.modality.trajectories
     ways = ((STEPS, count), (FEW_STEPS, count), (FEW_STEPS, -(-count // 2)), (0, 0))
     steps, count = next(way for way in ways if 2 * speed.evaluation * way[0] * way[1] <= PATHS * max(planned, 0))
+    rows, draws = next(
+        way for way in _ROWS_AND_DRAWS if _calibration_seconds(space, speed, *way) <= CALIBRATION * max(planned, 0)
+    )
     for n, top in _LADDER:
-        scope = Scope(samples or n, tuple(nfes or [nfe for nfe in NFES if nfe <= top]), steps, count)
+        scope = Scope(samples or n, tuple(nfes or [nfe for nfe in NFES if nfe <= top]), steps, count, rows, draws)
         solvers = {str(sampler.solver) for _, sampler in scope.points(sweep)}
         if len(solvers) < len(SOLVERS):  # one takes more evaluations
             continue
@@ -193,6 +229,10 @@ def choose_scope(
             return scope
         least, few = scope, seconds <= FEW_SECONDS
     return least if samples or nfes or few else None
+
+
+def _calibration_seconds(space: FeatureSpace, speed: Speed, rows: int, draws: int) -> float:
+    return speed.evaluation * Scope(1, (1,), calibration=rows, draws=draws).calibration_calls(space)
 
 
 def differences(scope: Scope, whole: Scope, space: FeatureSpace) -> list[str]:
@@ -209,6 +249,7 @@ def differences(scope: Scope, whole: Scope, space: FeatureSpace) -> list[str]:
         ),
     )
     lines = [words.format(own, all_) for own, all_, words in pairs if own < all_]
+    lines += _calibration_differences(scope, whole, space)
     if not scope.steps:
         return [*lines, "no trajectories"]
     fewer = [f"{scope.count} trajectories instead of {whole.count}"] if scope.count < whole.count else []
@@ -217,6 +258,17 @@ def differences(scope: Scope, whole: Scope, space: FeatureSpace) -> list[str]:
         *fewer,
         *([f"trajectories of {scope.steps} steps instead of {STEPS}"] if scope.steps < STEPS else []),
     ]
+
+
+def _calibration_differences(scope: Scope, whole: Scope, space: FeatureSpace) -> list[str]:
+    """How calibration is measured with less."""
+    if not whole.calibration_calls(space):
+        return []
+    if not scope.calibration:
+        return ["no calibration"]
+    rows = len(space.dataset.held_out)
+    own, all_ = (f"{min(s.calibration, rows)} rows and {s.draws} draws" for s in (scope, whole))
+    return [f"calibration by {own} instead of {all_}"] if own != all_ else []
 
 
 def describe_limits(result: Mapping[str, Any], run: Path, given: Mapping[str, object] | None = None) -> list[str]:

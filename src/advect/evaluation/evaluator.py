@@ -177,7 +177,8 @@ class Evaluator:
 
     def _measure_flow(self, name: str, metric: FlowMetric, options: Any, n: int) -> Any:
         held_out = self.space.dataset.held_out
-        places = subsample(len(held_out), options.likelihood_samples, 0) if metric.held_out else torch.arange(0)
+        limit = metric.held_out_rows or options.likelihood_samples if metric.held_out else 0
+        places = subsample(len(held_out), limit, 0)
         n = len(places) if metric.held_out else min(metric.samples, n)
 
         def data(rows: range) -> tuple[Tensor, dict[str, ConditionValue]]:

@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.core.types import Category, Conditions
+from advect.core.types import Category, Conditions, Quantity
 from advect.data import Dataset, Split
 from advect.evaluation.feature_network import SIDE, FeatureNetwork
 from advect.evaluation.learned_network import LearnedNetwork, learned_network
 from advect.evaluation.workspace import ReferenceCache
-from advect.metrics.base import COLUMNS, LABELS
+from advect.metrics import calibration, flow_calibration
+from advect.metrics.base import CALIBRATED_ROWS, COLUMNS, LABELS, QUANTITIES
+from advect.metrics.flow_calibration import numeric_columns
 from advect.metrics.statistics import CONDITION, FEATURES, SAMPLES, VALUES, subsample
 from advect.model.flow import Flow
 
@@ -169,7 +171,20 @@ class FeatureSpace:
         """What the data provide of the metrics' needs."""
         labels = {LABELS} if self.categories and len(self.dataset.held_out) else set()
         columns = {COLUMNS} if self.modality.categorical else set()
-        return {SAMPLES} | labels | columns | ({VALUES} if self.modality.marginals else set())
+        found = {SAMPLES} | labels | columns | ({VALUES} if self.modality.marginals else set())
+        if any(isinstance(c, Quantity) for c in self.dataset.spec.conditions.values()):
+            found.add(QUANTITIES)
+            found |= {CALIBRATED_ROWS} if self._calibrated else set()
+        return found
+
+    @cached_property
+    def _calibrated(self) -> bool:
+        """Whether the held-out rows are enough, and have few columns of numbers, for a claim of calibration."""
+        held_out = self.dataset.held_out
+        if len(held_out) < calibration.ROWS or len(self.dataset.spec.shape) != 1:
+            return False
+        row = self.dataset.transform.inverse(held_out.fetch(np.zeros(1, np.int64)).x1)
+        return 1 <= len(numeric_columns(self.modality, row.shape[1])) <= flow_calibration.COLUMNS
 
     def samples(self, x: Tensor, cond: Conditions, *, first: int, seed: int) -> dict[str, Tensor]:
         """Stored tensors of samples x (n, *S), the first having index ``first``."""

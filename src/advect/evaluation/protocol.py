@@ -215,7 +215,7 @@ class Plan:
 
     def _with_density(self) -> Plan:
         """Without metrics of held-out rows' density, where there is none. Raises UserError if no metric remains."""
-        of_rows = [name for name, m in self.metrics.items() if isinstance(m, FlowMetric) and m.held_out]
+        of_rows = [name for name, m in self.metrics.items() if isinstance(m, FlowMetric) and m.density]
         try:
             if of_rows:
                 self._check_density()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from advect.core.errors import UserError
 from advect.core.files import atomic_write, atomic_write_text, make_folder
@@ -31,6 +32,7 @@ from advect.evaluation.budget import (
     Scope,
     Speed,
     Sweep,
+    calibration_sampler,
     choose_scope,
     differences,
     plan_points,
@@ -41,9 +43,11 @@ from advect.evaluation.learned_network import TooSlow
 from advect.evaluation.workspace import MemoryWorkspace, open_cache
 from advect.metrics.base import LABELS, EvalContext, Metric, find_metrics
 from advect.metrics.class_accuracy import ClassAccuracyMetric
+from advect.metrics.flow_calibration import CalibrationMetric, draws_given
 from advect.metrics.marginals import MEASURES
 from advect.metrics.memorisation import PERCENTILE, Memorisation, MemorisationMetric
 from advect.metrics.statistics import SampleStatistics, subsample
+from advect.model.conditions import encoded
 from advect.model.flow import Flow
 
 FORMAT = 1
@@ -104,6 +108,7 @@ def _measure(
     rows, work = EvalRows.choose(space.dataset, scope.samples, reference=scope.reference), MemoryWorkspace()
     limits = {"neighbours": scope.neighbours, "held_out": scope.reference}
     evaluator = Evaluator(space, _metrics(space), rows, work, open_cache(), **limits)
+    calibrated = _measure_calibration(space, scope, seed)
     context, floor = evaluator.context, evaluator.floor
     assert context is not None and floor is not None
     curves, final = _measure_curves(evaluator, points, scope.paths, clock, seed)
@@ -123,7 +128,30 @@ def _measure(
         "marginals": _describe_marginals(numbers, floor),
         "memorisation": {**_describe_memorisation(memory), "train": len(_train(context))},
         "captions": words,
+        **({"calibration": calibrated} if calibrated else {}),
     }
+
+
+def _measure_calibration(space: FeatureSpace, scope: Scope, seed: int) -> dict[str, Any] | None:
+    """Calibration given the conditions of held-out rows by a sampler of few evaluations; None where there is none."""
+    n = min(scope.calibration, len(space.dataset.held_out))
+    if not n or not CalibrationMetric.needs <= space.offers:
+        return None
+    flow, held_out, sampler = space.flow, space.dataset.held_out, calibration_sampler(space.flow)
+    places = subsample(len(held_out), n, 0)
+
+    def data(rows: range) -> tuple[Tensor, dict[str, Any]]:
+        batch = held_out.fetch(places[rows.start : rows.stop].numpy())
+        return flow.transform.inverse(batch.x1), encoded(batch.cond)
+
+    def fill(rows: range, bar: tqdm) -> dict[str, Tensor]:
+        found = draws_given(flow, n, rows, data, draws=scope.draws, seed=seed, **sampler.arguments())
+        bar.update(len(rows))
+        return found
+
+    by = f"{sampler.solver}, {flow.nfe(sampler) or 'adaptive'} evaluations a draw"
+    reduce = lambda parts: {**CalibrationMetric().reduce(parts, flow), "by": by}
+    return MemoryWorkspace().map_rows("calibration", n, fill, reduce, title="calibration")
 
 
 def _measure_curves(

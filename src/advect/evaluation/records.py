@@ -80,11 +80,59 @@ class BitsRecord(OpenRecord):
     samples: Count
 
 
+Numbers = list[float]
+
+
+class CalibrationCurves(OpenRecord):
+    """Distribution functions of ranks and of central levels, a line a column, with their band."""
+
+    at: Annotated[Numbers, Meta(min_length=1)]
+    low: Numbers
+    high: Numbers
+    ranks: list[Numbers]
+    central: list[Numbers]
+
+    def __post_init__(self) -> None:
+        """Raises ValueError unless all lines have the points of ``at``."""
+        if {len(line) for line in (self.low, self.high, *self.ranks, *self.central)} != {len(self.at)}:
+            raise ValueError("curves are not of equal length")
+
+
+class CalibrationRecord(OpenRecord):
+    """Calibration of draws given the conditions of held-out rows; figures are by column."""
+
+    rows: Count
+    draws: Count
+    level: float
+    columns: list[str]
+    left_out: list[str]
+    kind: str
+    sentence: str
+    advice: str
+    by: str = ""
+    coverage: Numbers = field(default_factory=list)
+    coverage_error: float = 0.0
+    crps: Numbers = field(default_factory=list)
+    crps_error: Numbers = field(default_factory=list)
+    sharpness: Numbers = field(default_factory=list)
+    p_value: float | None = None
+    column: Count = 0
+    curves: CalibrationCurves | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError unless each column has its figures."""
+        lines = (self.curves.ranks, self.curves.central) if self.curves else ()
+        figures = (self.coverage, self.crps, self.crps_error, self.sharpness, *lines)
+        if {len(of) for of in figures} != {len(self.columns)} or self.column > max(len(self.columns) - 1, 0):
+            raise ValueError("figures are not those of the columns")
+
+
 class FlowRecord(OpenRecord):
     """The metrics of the flow itself."""
 
     straightness: StraightnessRecord | None = None
     bits_per_dim: BitsRecord | None = None
+    calibration: CalibrationRecord | None = None
 
 
 class ResultRecord(OpenRecord):
@@ -179,6 +227,7 @@ class QualityRecord(OpenRecord):
     marginals: dict[str, dict[str, float]] = field(default_factory=dict)
     limits: dict[str, Any] = field(default_factory=dict)
     captions: list[str] = field(default_factory=list)
+    calibration: CalibrationRecord | None = None
 
 
 class MetricsRow(OpenRecord):

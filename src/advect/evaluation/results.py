@@ -205,4 +205,20 @@ def flow_lines(result: Result) -> list[str]:
             f"bits per dimension of {found['samples']:,} held-out rows: {found['mean']:.4f} ±"
             f" {found['standard_error']:.2g} (standard error)"
         )
-    return lines
+    return lines + calibration_lines(flow.get("calibration"))
+
+
+def calibration_lines(found: Mapping[str, Any] | None) -> list[str]:
+    """Calibration as lines: the verdict, the columns, and what to try."""
+    if not found:
+        return []
+    lines = [f"calibration, {found['draws']} draws a row: {found['sentence']}"]
+    if found["left_out"]:
+        lines.append(f"  without {', '.join(found['left_out'])}, which have missing or infinite values")
+    for i, name in enumerate(found["columns"]):
+        lines.append(
+            f"  {name}: CRPS {found['crps'][i]:.4g} ± {found['crps_error'][i]:.2g}, {found['level']:.0%} intervals"
+            f" {found['sharpness'][i]:.4g} wide on average cover {found['coverage'][i]:.1%} ±"
+            f" {found['coverage_error']:.1%}"
+        )
+    return lines + ([f"  try: {found['advice']}"] if found["advice"] else [])

@@ -32,6 +32,9 @@ Z = 1.96
 COLUMNS, LABELS = "columns", "labels"
 """Needs beyond the rows: columns of a table, a categorical condition."""
 
+QUANTITIES, CALIBRATED_ROWS = "quantities", "rows to calibrate"
+"""More of them: a real-valued condition, and few columns of many held-out rows."""
+
 
 @dataclass(frozen=True)
 class EvalContext:
@@ -145,12 +148,18 @@ class FlowMetric(ABC):
         key: name in results.
         samples: most samples used.
         held_out: whether held-out rows are used instead of samples.
+        held_out_rows: most of them; None for --likelihood-samples.
+        density: whether held-out rows must have a density.
+        needs: QUANTITIES, CALIBRATED_ROWS.
     """
 
     part_kind: ClassVar[str] = "metric"
     key: ClassVar[str]
     samples: ClassVar[int] = 256
     held_out: ClassVar[bool] = False
+    held_out_rows: ClassVar[int | None] = None
+    density: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def measure(self, flow: Any, n: int, rows: range, data: Callable[[range], Any], options: Any) -> dict[str, Tensor]:
@@ -189,6 +198,10 @@ def find_metrics(
             left_out[name] = f"is for table data, and these are {kind} data"
         elif LABELS in lacks:
             left_out[name] = "needs data with a categorical condition, and these have none"
+        elif QUANTITIES in lacks:
+            left_out[name] = "needs data with a real-valued condition, and these have none"
+        elif CALIBRATED_ROWS in lacks:
+            left_out[name] = "needs vectors or tables of 1 to 32 columns of numbers, and 100 held-out rows or more"
         elif lacks:
             left_out[name] = f"looks at {' and '.join(sorted(lacks))}, which {kind} data have not"
     return _kept(metrics, left_out), left_out

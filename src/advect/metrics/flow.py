@@ -48,7 +48,7 @@ class LikelihoodMetric(FlowMetric):
     """
 
     key = "bits_per_dim"
-    held_out = True
+    held_out = density = True
 
     def measure(self, flow: Any, n: int, rows: range, data: Callable[[range], Any], options: Any) -> dict[str, Tensor]:
         found, size = [], min(options.batch_size, 64)

@@ -16,6 +16,7 @@ from advect.core.errors import printable
 from advect.core.files import atomic_write_text
 from advect.evaluation.budget import describe_limits
 from advect.reporting import plots
+from advect.reporting.calibration import calibrated
 from advect.reporting.evaluations import evaluated, measured
 from advect.reporting.plots import evenly, file_uri, strip_uri, tile_uri
 from advect.reporting.run_folder import RunFolder, read_run
@@ -72,6 +73,7 @@ def describe(run: RunFolder) -> dict[str, Any]:
         "trajectories": _shown(run, "evaluation/trajectories.npz", _trajectories),
         "quality": _shown(run, "evaluation/quality.json", _quality),
         "evaluations": _shown(run, "evaluation/eval-*.json", evaluated) or [],
+        "calibration": _shown(run, "the calibration of evaluation/*.json", calibrated),
         "fidelity": _shown(run, "evaluation/quality.json", _fidelity) or [],
         "memorisation": _shown(run, "evaluation/neighbours.npz", _memorisation),
         "training": _shown(run, "metrics.jsonl", _training),

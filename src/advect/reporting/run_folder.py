@@ -55,6 +55,15 @@ class RunFolder:
     neighbours: dict[str, np.ndarray] | None = None
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def calibration(self) -> dict[str, Any] | None:
+        """Calibration by the report, else by the newest result of ``advect eval`` that has it; "by" tells which."""
+        found = (self.quality or {}).get("calibration")
+        if found:
+            return {**found, "by": f"advect report, by {found['by']}" if found.get("by") else "advect report"}
+        all_ = (result["flow"].get("calibration") for result in reversed(self.results))
+        return next(({**found, "by": "advect eval"} for found in all_ if found), None)
+
 
 def read_run(path: Path, measured: Path | None = None) -> RunFolder:
     """Read all parts of a run folder; ``measured`` may hold its measurements. Raises UserError if it is none."""
