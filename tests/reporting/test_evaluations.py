@@ -63,6 +63,17 @@ def test_a_report_has_the_newest_evaluations_with_spread_and_floor(run: Path) ->
     assert "evaluation/eval-damaged.json is damaged" in page
 
 
+def test_calibration_alone_is_told_without_an_empty_table(run: Path) -> None:
+    (run / "evaluation").mkdir(exist_ok=True)
+    for file in (run / "evaluation").glob("eval-*.json"):
+        file.unlink()
+    found = result({})
+    found["floor"], found["flow"] = {"samples": 0, "metrics": {}}, {"calibration": {"sentence": "Over-confident: y"}}
+    (run / "evaluation" / "eval-1.json").write_text(json.dumps(found))
+    page = write_report(run).read_text()
+    assert "Over-confident: y." in page and "<th>evaluations</th>" not in page
+
+
 def test_intervals_are_in_table_and_chart_as_they_were_printed(run: Path) -> None:
     found = result({1: 10.0, 2: 5.0, 4: 2.0})
     for point, ends in zip(found["points"], ([8.5, 11.5], [4, 6], [1.5, 2.5]), strict=True):

@@ -50,12 +50,14 @@ def _way(point: Result) -> str:
 
 
 def _of_flow(flow: Result) -> str:
-    """Straightness and likelihood, if measured."""
+    """Straightness, likelihood and calibration, if measured."""
     words = ""
     if "straightness" in flow:
         words += f" Straightness {number(flow['straightness']['relative'])} of the paths' mean square."
     if "bits_per_dim" in flow:
         words += f" {number(flow['bits_per_dim']['mean'])} bits per dimension of held-out rows."
+    if "calibration" in flow:
+        words += f" {flow['calibration']['sentence']}."
     return words
 
 
