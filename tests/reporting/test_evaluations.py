@@ -47,6 +47,22 @@ def result(distances: dict[int, float], *, floor: float = 0.5, std: float | None
     }
 
 
+OVER_CONFIDENT = {
+    "rows": 100,
+    "draws": 9,
+    "level": 0.9,
+    "columns": ["y"],
+    "left_out": [],
+    "kind": "over-confident",
+    "sentence": "Over-confident: y",
+    "advice": "",
+    "coverage": [0.5],
+    "crps": [1.0],
+    "crps_error": [0.1],
+    "sharpness": [1.0],
+}
+
+
 def test_a_report_has_the_newest_evaluations_with_spread_and_floor(run: Path) -> None:
     folder = run / "evaluation"
     folder.mkdir(exist_ok=True)
@@ -68,10 +84,11 @@ def test_calibration_alone_is_told_without_an_empty_table(run: Path) -> None:
     for file in (run / "evaluation").glob("eval-*.json"):
         file.unlink()
     found = result({})
-    found["floor"], found["flow"] = {"samples": 0, "metrics": {}}, {"calibration": {"sentence": "Over-confident: y"}}
+    found["floor"] = {"samples": 0, "metrics": {}}
+    found["flow"] = {"calibration": OVER_CONFIDENT}
     (run / "evaluation" / "eval-1.json").write_text(json.dumps(found))
     page = write_report(run).read_text()
-    assert "Over-confident: y." in page and "<th>evaluations</th>" not in page
+    assert "seeds 0 1. Over-confident: y." in page and "<th>evaluations</th>" not in page
 
 
 def test_intervals_are_in_table_and_chart_as_they_were_printed(run: Path) -> None:
