@@ -10,7 +10,7 @@ from scipy import stats
 from torch import distributions as laws
 
 from advect.core.errors import UserError
-from advect.sklearn.priors import Bounds, Correlated, Mapped, Marginals, Prior, Product, Simplex
+from advect.sklearn.priors import Bounds, Correlated, Mapped, Marginals, Prior, Product, Simplex, beta
 
 
 def prior_of(prior: Any, size: int | None = None) -> Prior:
@@ -68,7 +68,7 @@ _UNIVARIATE: dict[type, Callable[[Any, Callable[[Any], np.ndarray]], Any]] = {
     laws.LogNormal: lambda p, of: stats.lognorm(of(p.scale), scale=np.exp(of(p.loc))),
     laws.Gamma: lambda p, of: stats.gamma(of(p.concentration), scale=1 / of(p.rate)),
     laws.InverseGamma: lambda p, of: stats.invgamma(of(p.concentration), scale=of(p.rate)),
-    laws.Beta: lambda p, of: stats.beta(of(p.concentration1), of(p.concentration0)),
+    laws.Beta: lambda p, of: beta(of(p.concentration1), of(p.concentration0)),
     laws.Exponential: lambda p, of: stats.expon(scale=1 / of(p.rate)),
     laws.Laplace: lambda p, of: stats.laplace(of(p.loc), of(p.scale)),
     laws.Cauchy: lambda p, of: stats.cauchy(of(p.loc), of(p.scale)),

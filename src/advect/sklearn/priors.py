@@ -7,7 +7,6 @@ the observation adds.
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import stats
-from scipy.special import ndtr, ndtri
+from scipy.special import betainccinv, betaincinv, ndtr, ndtri
 from torch import distributions as laws
 
 from advect.core.errors import UserError
@@ -29,6 +28,19 @@ _SUM = 1e-6
 
 _FAR = 500.0
 """Most that a latent of :class:`Mapped` may be away from 0, as exp overflows beyond 709."""
+
+
+class _Beta(type(stats.beta)):
+    """SciPy's law, with inverses that answer NaN in tails too thin for them, where SciPy's own warn."""
+
+    def _ppf(self, q: Any, a: Any, b: Any) -> Any:
+        return betaincinv(a, b, q)
+
+    def _isf(self, x: Any, a: Any, b: Any) -> Any:
+        return betainccinv(a, b, x)
+
+
+beta = _Beta(a=0.0, b=1.0, name="beta")
 
 
 class Prior(ABC):
@@ -104,8 +116,7 @@ class Marginals(Prior):
 
     def to_theta(self, z: np.ndarray) -> np.ndarray:
         edge = np.where(z < 0, self._low, self._high)
-        with np.errstate(all="ignore"), warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # of tails too thin for SciPy, which are the edge
+        with np.errstate(all="ignore"):  # of tails too thin for SciPy, which are the edge
             theta = np.where(z < 0, self._law.ppf(ndtr(z)), self._law.isf(ndtr(-z)))
         return np.clip(np.where(np.isnan(theta), edge, theta), self._low, self._high)
 
@@ -142,7 +153,7 @@ class Simplex(Prior):
         after = np.cumsum(concentration[::-1])[::-1][1:]
         self._share: Any
         self._rest: Any
-        self._share, self._rest = stats.beta(concentration[:-1], after), stats.beta(after, concentration[:-1])
+        self._share, self._rest = beta(concentration[:-1], after), beta(after, concentration[:-1])
         self.size, self.latent, self.law = len(concentration), len(concentration) - 1, law
 
     def contains(self, theta: np.ndarray) -> np.ndarray:
@@ -157,8 +168,7 @@ class Simplex(Prior):
         return z, (self._share.logpdf(inside) - np.log(left[:, :-1]) - _log_phi(z)).sum(1)
 
     def to_theta(self, z: np.ndarray) -> np.ndarray:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # of tails too thin for SciPy, which are the edge
+        with np.errstate(all="ignore"):  # of tails too thin for SciPy, which are the edge
             share, rest = (np.nan_to_num(x) for x in (self._share.ppf(ndtr(z)), self._rest.ppf(ndtr(-z))))
         share, rest = np.maximum(share, _TINY), np.maximum(rest, _TINY)
         left = np.cumsum(np.log(rest), 1)
