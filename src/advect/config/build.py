@@ -22,6 +22,7 @@ from advect.masks import Mask
 from advect.networks import Vector
 from advect.networks.base import TwoTimes, VelocityAndScore, WithGiven
 from advect.networks.embeddings import ConditionEmbedding
+from advect.networks.encoders import Encoder
 from advect.networks.layers import zeroed
 from advect.paths import AffinePath, Path
 from advect.sources import Empirical, SourceDistribution
@@ -65,10 +66,11 @@ def build_network(
     masked: bool = False,
     two_times: bool = False,
     seed: int = 0,
+    encoders: Mapping[str, Encoder] | None = None,
 ) -> nn.Module:
     """Network for data of this shape and these conditions, with weights of the ``seed``.
 
-    ``masked``: see :class:`WithGiven`; ``two_times``: see :class:`TwoTimes`.
+    ``masked``: see :class:`WithGiven`; ``two_times``: see :class:`TwoTimes`; ``encoders`` of conditions by name.
     Draws from no global generator, whatever the network's code says. Raises UserError if they do not fit.
     """
     cls: Any = config.part("network")
@@ -84,7 +86,7 @@ def build_network(
     if two_times and "conditions" not in registry.parameters(cls):
         raise UserError(f"--network {config.network} takes one time; take another, or --objective flow-matching")
     step = {STEP: Vector(1)} if two_times else {}
-    options = {"shape": spec.shape, "dim": spec.shape[0], "conditions": _sizes(spec) | step}
+    options = {"shape": spec.shape, "dim": spec.shape[0], "conditions": _sizes(spec, encoders or {}) | step}
     options |= {"grad_checkpointing": grad_checkpointing, "inputs": 3 if masked else 1}
     options |= {"outputs": 2 if config.score_network == "head" else 1}
     with LayerRng(seed).used():
@@ -110,10 +112,12 @@ def layout_of(modality: str) -> str:
     return registry.get("modality", modality).layout  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _sizes(spec: DataSpec) -> dict[str, int | Vector]:
+def _sizes(spec: DataSpec, encoders: Mapping[str, Encoder]) -> dict[str, int | Vector]:
     """Sizes of the embedded conditions; lengths are not embedded."""
     sizes: dict[str, int | Vector] = {
-        name: Vector(len(condition.mean)) if isinstance(condition, Quantity) else len(condition.names)
+        name: Vector(len(condition.mean), encoders.get(name))
+        if isinstance(condition, Quantity)
+        else len(condition.names)
         for name, condition in spec.conditions.items()
         if not isinstance(condition, Length)
     }

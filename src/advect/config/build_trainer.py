@@ -36,6 +36,7 @@ from advect.distributed.context import RunContext
 from advect.distributed.parallel import Parallel, local
 from advect.losses import Loss
 from advect.model.flow import Flow
+from advect.networks.encoders import Encoder
 from advect.reporting.sample_grids import SampleGridCallback
 from advect.training import (
     EMA,
@@ -122,13 +123,18 @@ def new_state(
     loss_fn: Loss,
     *,
     weights: Mapping[str, Tensor] | None = None,
+    encoders: Mapping[str, Encoder] | None = None,
     **options,
 ) -> TrainState:
-    """Initial state on the context's device, from ``weights`` or the seed; ``options`` are passed to it."""
+    """Initial state on the context's device, from ``weights`` or the seed; ``options`` are passed to it.
+
+    ``encoders`` are those of conditions, by name.
+    """
     device = context.device
     check_training_memory(network, t, spec, device, **loss_fn.form)
     seed = stream_seed(context.seed, Stream.INIT)
-    net = build_network(network, spec, grad_checkpointing=t.grad_checkpointing, seed=seed, **loss_fn.form)
+    of_net: dict[str, Any] = {"grad_checkpointing": t.grad_checkpointing, "seed": seed, "encoders": encoders}
+    net = build_network(network, spec, **of_net, **loss_fn.form)
     if weights is not None:
         net.load_state_dict({**net.state_dict(), **weights})  # what a flow's network lacks starts anew
     parallel, twin = Parallel.choose(t.parallel, net, device), on_meta(net)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from advect.data import Dataset, Split
 from advect.distributed.comm import broadcast_object
 from advect.distributed.context import RunContext
 from advect.losses import Loss
+from advect.networks.encoders import Encoder
 from advect.training.guards import explain_oom
 from advect.training.step import Step
 
@@ -46,6 +47,7 @@ def choose_threads(
     *,
     steps: int,
     begun: int | None = None,
+    encoders: Mapping[str, Encoder] | None = None,
 ) -> ThreadChoice:
     """Choose and set PyTorch's threads in this process.
 
@@ -64,7 +66,7 @@ def choose_threads(
         return ThreadChoice(now, "not measured, for " + ("a GPU" if context.env.world == 1 else "several processes"))
     with explain_oom():
         kept = loss_fn.state_dict()  # learned times
-        step, rows = trial_step(context, network, t, spec, loss_fn, split), t.batch_size or 1
+        step, rows = trial_step(context, network, t, spec, loss_fn, split, encoders), t.batch_size or 1
         part = _enough_rows(step, rows)
         seconds = 60 * t.max_minutes if t.max_minutes else float("inf")
         choice = measure_threads(lambda: step(part), times=rows / part * steps, seconds=seconds)
@@ -73,10 +75,16 @@ def choose_threads(
 
 
 def trial_step(
-    context: RunContext, network: NetworkConfig, t: TrainingConfig, spec: DataSpec, loss_fn: Loss, split: Split
+    context: RunContext,
+    network: NetworkConfig,
+    t: TrainingConfig,
+    spec: DataSpec,
+    loss_fn: Loss,
+    split: Split,
+    encoders: Mapping[str, Encoder] | None = None,
 ) -> Callable[[int], None]:
     """A function that takes a training step on a number of rows, with weights of its own."""
-    state = new_state(context, network, t, spec, loss_fn)
+    state = new_state(context, network, t, spec, loss_fn, encoders=encoders)
     half = pick_precision(t.mixed_precision, context.device, t.half)
     step = Step(state, device=context.device, grad_clip=t.grad_clip, autocast=half, accumulate=t.accumulate)
     one = split.fetch(np.zeros(1, np.int64))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from advect.core.errors import UserError, did_you_mean
 from advect.core.types import Conditions, is_null
 from advect.networks.base import check_choice
+from advect.networks.encoders import Encoder
 
 Positions = Literal["sincos", "rotary"]
 Resize = Literal["interpolate", "extrapolate"]
@@ -88,9 +90,13 @@ TimeKind = Literal["sinusoidal", "fourier"]
 
 @dataclass(frozen=True)
 class Vector:
-    """Continuous condition of ``size`` standardised numbers; a row of NaN if not given."""
+    """Continuous condition of ``size`` standardised numbers; a row of NaN if not given.
+
+    They are embedded as they are, or by what an ``encoder`` makes of them, of which each network has a copy.
+    """
 
     size: int
+    encoder: Encoder | None = None
 
 
 ConditionSizes = Mapping[str, int | Vector]
@@ -166,10 +172,7 @@ class ConditionEmbedding(nn.Module):
         # Lists, as a ParameterDict would refuse names such as "cell.line".
         rows = (1 if isinstance(size, Vector) else size + 1 for size in sizes.values())
         self.tables = nn.ParameterList(torch.randn(n, dim) for n in rows)
-        vectors = (size for size in sizes.values() if isinstance(size, Vector))
-        self.maps = nn.ModuleList(
-            nn.Sequential(nn.Linear(vector.size, dim), nn.SiLU(), nn.Linear(dim, dim)) for vector in vectors
-        )
+        self.maps = nn.ModuleList(_vector_map(size, dim) for size in sizes.values() if isinstance(size, Vector))
 
     def forward(self, h: Tensor, cond: Conditions | None = None) -> Tensor:
         cond = cond or {}
@@ -196,6 +199,13 @@ class ConditionEmbedding(nn.Module):
             raise UserError(
                 f"the condition {name!r} must have shape {shape}, one {what} a sample, got {tuple(value.shape)}"
             )
+
+
+def _vector_map(vector: Vector, dim: int) -> nn.Sequential:
+    """An MLP (B, size) -> (B, dim), of what the encoder finds, if any."""
+    first = [] if vector.encoder is None else [copy.deepcopy(vector.encoder)]
+    features = vector.size if vector.encoder is None else vector.encoder.features
+    return nn.Sequential(*first, nn.Linear(features, dim), nn.SiLU(), nn.Linear(dim, dim))
 
 
 def _embed_vectors(value: Tensor, embed: nn.Module, null: Tensor) -> Tensor:

@@ -22,8 +22,8 @@ from advect.sklearn.adapters import FrameAdapter
 LABEL = "label"
 """Name of the condition y of one column."""
 
-EXAMPLES = 1000
-"""Most rows of a real-valued condition that a model keeps, to sample by if none are asked for."""
+EXAMPLES, NUMBERS = 1000, 200_000
+"""Most rows of a real-valued condition, and numbers in them, that a model keeps, to sample by if none are asked for."""
 
 _MISSING = ("nan", "<NA>", "NaT")
 
@@ -165,7 +165,7 @@ def quantity_of(values: np.ndarray, names: Sequence[str]) -> Quantity:
     x = values.astype(np.float64)
     mean, std = x.mean(0), x.std(0)
     std = np.where(std > 1e-12 * np.abs(mean), std, 1.0)
-    some = x[np.linspace(0, len(x) - 1, min(len(x), EXAMPLES)).astype(int)]
+    some = x[np.linspace(0, len(x) - 1, min(len(x), EXAMPLES, max(1, NUMBERS // x.shape[1]))).astype(int)]
     return Quantity(tuple(names), tuple(mean.tolist()), tuple(std.tolist()), tuple(map(tuple, some.tolist())))
 
 

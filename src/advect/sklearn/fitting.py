@@ -34,6 +34,7 @@ from advect.distributed.context import RunContext, pick_device
 from advect.evaluation.held_out import HeldOutLoss, MemoryStore, copied, held_out_loss, watched_draws
 from advect.model.conditions import Encoded
 from advect.model.flow import Flow
+from advect.networks.encoders import Encoder
 from advect.sklearn.adapters import DataAdapter
 from advect.sklearn.conditioning import taken
 from advect.sklearn.held_out_rows import Budget, mean_curve, split_rows
@@ -79,6 +80,7 @@ class FittedFlow:
         gap: by how much it exceeds that of held-out rows, of the training that left them out.
         others: transform and weights of each training that left out a fold.
         copies: rows that repeat an earlier one and were left out; None unless asked for.
+        encoders: of conditions by name, untrained.
     """
 
     adapter: DataAdapter
@@ -100,6 +102,7 @@ class FittedFlow:
     gap: float | None = None
     others: tuple[tuple[Transform, dict[str, Tensor]], ...] = ()
     copies: np.ndarray | None = None
+    encoders: Mapping[str, Encoder] = field(default_factory=dict)
 
     def score(self, x: Tensor, cond: Mapping[str, Tensor], rows: np.ndarray) -> float | None:
         """Median log density of at most 128 of the ``rows`` of x (N, *S), given ``cond``; None without one."""
@@ -123,7 +126,7 @@ class FittedFlow:
     def flow(self, device: str) -> Flow:
         """Flow on a device, by name."""
         place, method = pick_device(device), self.settings.method
-        net = build_network(self.settings.network, self.spec, **method.form)
+        net = build_network(self.settings.network, self.spec, encoders=self.encoders, **method.form)
         net.load_state_dict(self.weights)
         return Flow(
             net.to(place).eval(),
@@ -153,16 +156,17 @@ def fit_flow(
     verbose: int,
     previous: FittedFlow | None = None,
     folded: int = FOLDED,
+    encoders: Mapping[str, Encoder] | None = None,
 ) -> FittedFlow:
     """Train ``settings.steps`` steps on x (N, *S), in data units, from ``previous`` or anew.
 
-    ``cond`` (N, ...) has the rows of ``conditions``, as a network takes them.
+    ``cond`` (N, ...) has the rows of ``conditions``, as a network takes them; ``encoders``, by name, are trained too.
 
     ``validation`` > 0 holds out that share; training ends after ``patience`` evaluations without improvement, with the
     best weights. Few rows are then trained on anew, all of them, for as many steps; of up to ``folded`` rows each
     fifth is held out in turn. Raises UserError as the configuration does.
     """
-    given = _Given(adapter, settings, x, dict(cond), dict(conditions), seed, patience, verbose, previous)
+    given = _Given(adapter, settings, x, dict(cond), dict(conditions), seed, patience, verbose, previous, encoders or {})
     rows, copies = np.arange(len(x)), None
     if settings.drop_copies:
         copies = find_copies(_dataset(given, rows, rows[:0])).places
@@ -215,6 +219,7 @@ class _Given:
     patience: int
     verbose: int
     previous: FittedFlow | None
+    encoders: Mapping[str, Encoder]
 
 
 def _set_threads(given: _Given) -> None:
@@ -247,7 +252,7 @@ def _trial(given: _Given) -> dict[str, Any]:
     source = given.previous.source if given.previous else fit_source(settings.method, dataset)
     loss = build_loss(settings.method, dataset, source)
     context = RunContext(pick_device(training.device), current(), seed=given.seed)
-    of_data = {"spec": dataset.spec, "loss_fn": loss, "split": dataset.train}
+    of_data = {"spec": dataset.spec, "loss_fn": loss, "split": dataset.train, "encoders": given.encoders}
     return {"context": context, "network": settings.network, "t": training, **of_data}
 
 
@@ -264,7 +269,7 @@ def _train(
     check_method(settings.method, training)
     loss = build_loss(settings.method, dataset, source)
     context = RunContext(pick_device(training.device), current(), seed=seed)
-    state = new_state(context, settings.network, training, dataset.spec, loss)
+    state = new_state(context, settings.network, training, dataset.spec, loss, encoders=given.encoders)
     if isinstance(dataset.transform, Whiten) and getattr(state.net, "input_map", None) is not None:
         state.net.input_map.copy_(dataset.transform.root)  # type: ignore[operator]
     if previous:
@@ -309,6 +314,7 @@ def _train(
         step=step,
         planned=trainer.limits.steps - start if minutes is not None else settings.steps,
         stop_reason=reason,
+        encoders=given.encoders,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from advect.core.errors import UserError
 from advect.core.types import Condition
-from advect.sklearn.conditioning import LABEL, Conditioning, Reals
+from advect.networks.encoders import Encoder
+from advect.sklearn.conditioning import LABEL, Conditioning, Reals, quantity_of
+from advect.sklearn.embedding import channel_moments
 from advect.sklearn.settings import warn
 
 KEPT, NUMBERS = 2000, 2_000_000
@@ -21,13 +24,22 @@ _FAR = 2.0
 
 
 class Observed(Conditioning):
-    """Observations (*shape), as numbers scaled by the moments of the simulations."""
+    """Observations (*shape), as numbers scaled by the moments of the simulations.
 
-    def __init__(self, x: np.ndarray) -> None:
+    Attributes:
+        encoders: of the condition's name, what makes features of the numbers, if any.
+    """
+
+    def __init__(self, x: np.ndarray, encoder: Encoder | None = None) -> None:
         """Of simulations (N, *shape)."""
         self.shape = x.shape[1:]
+        self.encoders = {} if encoder is None else {LABEL: encoder}
         flat = x.reshape(len(x), -1)
-        self._reals = Reals.fit(flat, [f"x{i}" for i in range(flat.shape[1])])
+        quantity = quantity_of(flat, [f"x{i}" for i in range(flat.shape[1])])
+        if encoder is not None and x.ndim in (3, 4):  # networks treat all steps and pixels alike
+            mean, std = channel_moments(x)
+            quantity = replace(quantity, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+        self._reals = Reals(quantity)
         some = flat[np.linspace(0, len(flat) - 1, max(2, min(len(flat), KEPT, NUMBERS // flat.shape[1]))).astype(int)]
         self._near = self._scaled(some)
         own = torch.cdist(self._near, self._near).fill_diagonal_(float("inf")).amin(1)

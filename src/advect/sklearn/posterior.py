@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor
+from torch import Tensor, nn
 
 from advect.config.plan import FEWEST
 from advect.core.bounds import Count, SampleCount, Steps
@@ -18,6 +18,7 @@ from advect.core.errors import UserError
 from advect.model.conditions import Encoded
 from advect.sklearn.adapters import ArrayAdapter, check_options
 from advect.sklearn.composition import compose, product_law
+from advect.sklearn.embedding import embedding_of
 from advect.sklearn.fitting import FittedFlow, fit_flow
 from advect.sklearn.mixture import double_precision, mixed_log_prob, sample_mixture
 from advect.sklearn.model import BATCH, check_minutes, check_whole, own_generator
@@ -60,6 +61,9 @@ class FlowPosterior(BaseEstimator):
         solver: "euler", "midpoint", "heun", "rk4", "ab2", "dpmpp2m" or "dopri5", for :meth:`sample`.
         sample_steps: its steps.
         density_steps: steps of "rk4" for densities.
+        embedding: what makes features of x and is trained with the flow: "auto", a transformer for series (T, C) and a
+            U-Net for images (C, H, W); the name of a registered network; a module (B, *S) -> (B, k), of which a copy
+            is trained; None takes all numbers as they are.
         device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1" ...
         options: other flags of ``advect train``, named with underscores, such as
             ``{"network": "resmlp", "dropout": 0.1, "weight_decay": 0.5}``, which memorises less.
@@ -90,6 +94,7 @@ class FlowPosterior(BaseEstimator):
         sample_steps: int = 50,
         density_steps: int = 20,
         device: str = "auto",
+        embedding: str | nn.Module | None = "auto",
         options: Mapping[str, Any] | None = None,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
@@ -98,10 +103,11 @@ class FlowPosterior(BaseEstimator):
         self.learning_rate, self.early_stopping = learning_rate, early_stopping
         self.validation_fraction, self.n_iter_no_change = validation_fraction, n_iter_no_change
         self.solver, self.sample_steps, self.density_steps = solver, sample_steps, density_steps
+        self.embedding = embedding
         self.device, self.options, self.random_state, self.verbose = device, options, random_state, verbose
 
     def fit(self, theta: Any, x: Any, prior: Any = None) -> FlowPosterior:
-        """Learn from parameters theta (N, D), drawn from the prior, and their simulations x (N,) or (N, d).
+        """Learn from parameters theta (N, D), drawn from the prior, and their simulations x (N,), (N, d) or (N, *S).
 
         ``prior``: a torch distribution, a list of independent ones, (low, high), "positive", "simplex", or None for
         all real numbers. Finite (low, high) are a uniform law; with infinite ones, and by name, only the support is
@@ -116,17 +122,19 @@ class FlowPosterior(BaseEstimator):
             raise UserError(
                 f"column {int(constant.argmax())} of theta is constant, so nothing is to be learned; drop it"
             )
-        adapter, observed = ArrayAdapter(z, {}), Observed(x)
+        seed = int(own_generator(self.random_state).randint(_SEEDS))
+        adapter, observed = ArrayAdapter(z, {}), Observed(x, embedding_of(self.embedding, x.shape[1:], seed))
         fitted = fit_flow(
             adapter,
             self._settings(len(z)),
             torch.from_numpy(z),
             observed.rows(x, len(x)),
             observed.conditions,
-            seed=int(own_generator(self.random_state).randint(_SEEDS)),
+            seed=seed,
             validation=self.validation_fraction if self.early_stopping else 0.0,
             patience=int(self.n_iter_no_change),
             verbose=self.verbose,
+            encoders=observed.encoders,
         )
         self._fitted: FittedFlow = fitted
         self._prior: Prior = law
