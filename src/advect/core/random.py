@@ -92,6 +92,7 @@ class Stream(IntEnum):
     SIMULATION = 28  # seeds of simulators
     CALIBRATION = 29  # ties of ranks, reference points, bands
     CALIBRATION_DRAWS = 30  # draws given a held-out row's condition
+    ROUNDS = 31  # parameters of later rounds of simulations
 
 
 def stream_seed(seed: int, stream: Stream, *words: int) -> int:

@@ -23,7 +23,9 @@ LABEL = "label"
 """Name of the condition y of one column."""
 
 EXAMPLES, NUMBERS = 1000, 200_000
-"""Most rows of a real-valued condition, and numbers in them, that a model keeps, to sample by if none are asked for."""
+"""Most rows of a real-valued condition, and numbers in them, that a model keeps, to sample by if none are asked
+for.
+"""
 
 _MISSING = ("nan", "<NA>", "NaT")
 

@@ -166,7 +166,9 @@ def fit_flow(
     best weights. Few rows are then trained on anew, all of them, for as many steps; of up to ``folded`` rows each
     fifth is held out in turn. Raises UserError as the configuration does.
     """
-    given = _Given(adapter, settings, x, dict(cond), dict(conditions), seed, patience, verbose, previous, encoders or {})
+    given = _Given(
+        adapter, settings, x, dict(cond), dict(conditions), seed, patience, verbose, previous, encoders or {}
+    )
     rows, copies = np.arange(len(x)), None
     if settings.drop_copies:
         copies = find_copies(_dataset(given, rows, rows[:0])).places

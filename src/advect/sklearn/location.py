@@ -27,6 +27,10 @@ _SLOW = 20_000
 """Rows up to which all trees are grown to their ends."""
 
 
+WIDEST, ROWS_EACH = 512, 10
+"""Most numbers of x, and rows for each, of a linear model alone."""
+
+
 class Location:
     """A non-negative combination of regressors, for each column of y (n, k).
 
@@ -64,6 +68,22 @@ class Location:
             if model is not None:
                 found += weight * model.predict(x)
         return found * self._scale + self._center
+
+
+class LinearLocation:
+    """Ridge regression of y (n, k) on x (n, d), its strength by generalised cross-validation; nothing, 0, where x has
+    more than one number for each ``ROWS_EACH`` rows, or more than ``WIDEST``.
+    """
+
+    def __init__(self, x: np.ndarray, y: np.ndarray) -> None:
+        self.used = x.shape[1] <= min(WIDEST, len(x) // ROWS_EACH)
+        self._size = y.shape[1]
+        if self.used:
+            self._model = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-3, 5, 17))).fit(x, y)
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """Predictions (n, k) for x (n, d)."""
+        return self._model.predict(x).reshape(len(x), -1) if self.used else np.zeros((len(x), self._size))
 
 
 def _regressors(n: int, seed: int) -> dict[str, Any]:

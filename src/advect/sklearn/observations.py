@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from advect.config.plan import FEWEST
 from advect.core.errors import UserError
 from advect.core.types import Condition
 from advect.networks.encoders import Encoder
 from advect.sklearn.conditioning import LABEL, Conditioning, Reals, quantity_of
 from advect.sklearn.embedding import channel_moments
+from advect.sklearn.priors import Prior
 from advect.sklearn.settings import warn
 
 KEPT, NUMBERS = 2000, 2_000_000
@@ -90,3 +92,32 @@ def as_numbers(values: Any, name: str) -> np.ndarray:
         return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
         raise UserError(f"{name} must be numbers, an array of one shape a row, got {type(values).__name__}") from None
+
+
+def read_pairs(theta: Any, x: Any) -> tuple[np.ndarray, np.ndarray]:
+    """theta (N, D) and x (N, *S) as finite float64. Raises UserError otherwise, and for too few rows."""
+    theta, x = as_numbers(theta, "theta"), as_numbers(x, "x")
+    theta = theta[:, None] if theta.ndim == 1 else theta
+    x = x[:, None] if x.ndim == 1 else x
+    if theta.ndim != 2 or not theta.shape[1]:
+        raise UserError(f"theta must have shape (N, D), a row of parameters each, got {theta.shape}")
+    if x.ndim < 2 or len(x) != len(theta) or 0 in x.shape[1:]:
+        raise UserError(f"x must have a simulation for each of the {len(theta):,} rows of theta, got shape {x.shape}")
+    if len(theta) < FEWEST:
+        raise UserError(f"{len(theta)} simulations are too few to learn a posterior from; give {FEWEST} or more")
+    if not np.isfinite(theta).all():
+        raise UserError("theta holds NaN or infinite values; leave those rows out")
+    failed = ~np.isfinite(x.reshape(len(x), -1)).all(1)
+    if failed.any():
+        raise UserError(f"{int(failed.sum()):,} rows of x hold NaN or infinite values; leave failed simulations out")
+    return theta, x
+
+
+def check_inside(theta: np.ndarray, prior: Prior) -> None:
+    """Raise UserError for rows of theta outside the prior."""
+    outside = np.flatnonzero(~prior.contains(theta))
+    if len(outside):
+        raise UserError(
+            f"{len(outside):,} rows of theta lie outside the prior, the first is row {outside[0]}: "
+            f"{np.array2string(theta[outside[0]], precision=4)}; give the prior that they were drawn from"
+        )

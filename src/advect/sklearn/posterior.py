@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,20 +13,24 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from advect.config.plan import FEWEST
 from advect.core.bounds import Count, SampleCount, Steps
 from advect.core.errors import UserError
+from advect.core.random import Stream, stream_seed
 from advect.model.conditions import Encoded
+from advect.model.flow import Flow
 from advect.sklearn.adapters import ArrayAdapter, check_options
 from advect.sklearn.composition import compose, product_law
 from advect.sklearn.embedding import embedding_of
 from advect.sklearn.fitting import FittedFlow, fit_flow
+from advect.sklearn.location import LinearLocation
 from advect.sklearn.mixture import double_precision, mixed_log_prob, sample_mixture
 from advect.sklearn.model import BATCH, check_minutes, check_whole, own_generator
-from advect.sklearn.observations import Observed, as_numbers
+from advect.sklearn.observations import Observed, as_numbers, check_inside, read_pairs
 from advect.sklearn.prior_laws import prior_of
 from advect.sklearn.priors import Prior
-from advect.sklearn.settings import Settings, resolve
+from advect.sklearn.rounds import DRAWS, KeptRounds, Proposals, Region, joined, truncated_draws
+from advect.sklearn.settings import Settings, resolve, warn
+from advect.sklearn.simulate import Simulations, Simulator, simulate
 
 _SEEDS = 2**31 - 1
 
@@ -37,6 +42,15 @@ STEPS, ROWS = 8000, 10_000
 
 _MOMENTS = 500
 """Draws of each posterior by which several are composed."""
+
+_OF_SIMULATOR: dict[str, Any] = {
+    "batch_size": None,
+    "workers": 1,
+    "parallel": "processes",
+    "failures": (),
+    "progress": True,
+}
+"""Arguments of simulations by default."""
 
 _COUNTS: dict[str, Any] = {"steps": Count, "n_iter_no_change": Count, "sample_steps": Steps, "density_steps": Steps}
 
@@ -61,6 +75,8 @@ class FlowPosterior(BaseEstimator):
         solver: "euler", "midpoint", "heun", "rk4", "ab2", "dpmpp2m" or "dopri5", for :meth:`sample`.
         sample_steps: its steps.
         density_steps: steps of "rk4" for densities.
+        location: "linear", a ridge regression of the parameters' coordinates on x, what is left of which the flow
+            learns; or None.
         embedding: what makes features of x and is trained with the flow: "auto", a transformer for series (T, C) and a
             U-Net for images (C, H, W); the name of a registered network; a module (B, *S) -> (B, k), of which a copy
             is trained; None takes all numbers as they are.
@@ -94,6 +110,7 @@ class FlowPosterior(BaseEstimator):
         sample_steps: int = 50,
         density_steps: int = 20,
         device: str = "auto",
+        location: str | None = "linear",
         embedding: str | nn.Module | None = "auto",
         options: Mapping[str, Any] | None = None,
         random_state: int | np.random.RandomState | None = None,
@@ -103,7 +120,7 @@ class FlowPosterior(BaseEstimator):
         self.learning_rate, self.early_stopping = learning_rate, early_stopping
         self.validation_fraction, self.n_iter_no_change = validation_fraction, n_iter_no_change
         self.solver, self.sample_steps, self.density_steps = solver, sample_steps, density_steps
-        self.embedding = embedding
+        self.location, self.embedding = location, embedding
         self.device, self.options, self.random_state, self.verbose = device, options, random_state, verbose
 
     def fit(self, theta: Any, x: Any, prior: Any = None) -> FlowPosterior:
@@ -114,20 +131,24 @@ class FlowPosterior(BaseEstimator):
         known, and the prior is that of theta. Raises UserError for theta outside.
         """
         self._check_arguments()
-        theta, x = _read_pairs(theta, x)
+        theta, x = read_pairs(theta, x)
+        self._refined: np.ndarray | None = None
         law = prior_of(prior, theta.shape[1])
-        _check_inside(theta, law)
+        check_inside(theta, law)
         z, _ = law.to_latent(theta)
         if (constant := np.ptp(theta, 0) == 0).any():
             raise UserError(
                 f"column {int(constant.argmax())} of theta is constant, so nothing is to be learned; drop it"
             )
         seed = int(own_generator(self.random_state).randint(_SEEDS))
-        adapter, observed = ArrayAdapter(z, {}), Observed(x, embedding_of(self.embedding, x.shape[1:], seed))
+        observed = Observed(x, embedding_of(self.embedding, x.shape[1:], seed))
+        location = LinearLocation(x.reshape(len(x), -1), z) if self.location == "linear" else None
+        rest = z if location is None else z - location.predict(x.reshape(len(x), -1))
+        adapter = ArrayAdapter(rest, {})
         fitted = fit_flow(
             adapter,
             self._settings(len(z)),
-            torch.from_numpy(z),
+            torch.from_numpy(rest),
             observed.rows(x, len(x)),
             observed.conditions,
             seed=seed,
@@ -138,13 +159,89 @@ class FlowPosterior(BaseEstimator):
         )
         self._fitted: FittedFlow = fitted
         self._prior: Prior = law
-        self._observed = observed
+        self._observed, self._location = observed, location
         self.n_iter_, self.n_parameters_ = fitted.step, theta.shape[1]
         self.loss_curve_, self.validation_curve_ = fitted.losses, fitted.held_out_losses
         self._build_flows()
         if fitted.stop_reason.startswith("SIG"):  # training ended at the end of a step, so the posterior is usable
             signal.raise_signal(getattr(signal, fitted.stop_reason))
         return self
+
+    def fit_rounds(
+        self,
+        simulator: Simulator,
+        prior: Any,
+        x_obs: Any,
+        simulations: int = 1000,
+        rounds: int = 3,
+        *,
+        folder: str | os.PathLike[str] | None = None,
+        seed: int = 0,
+        **of_simulator: Any,
+    ) -> FlowPosterior:
+        """Learn the posterior given one observation x_obs (*S) in rounds of so many simulations each.
+
+        Those after the first are of the prior where the posterior up to then has all but 1e-4 of its mass
+        (:mod:`~advect.sklearn.rounds`), and each fit is to all simulations there. ``folder`` keeps them: the same call
+        again goes on from it. ``of_simulator`` are further arguments of :func:`from_simulator`, batch_size, workers,
+        parallel, failures and progress. Asked of another observation, the posterior warns. Raises UserError as
+        :meth:`fit` and :func:`from_simulator` do.
+        """
+        self._check_arguments()
+        for name, value in (("simulations", simulations), ("rounds", rounds)):
+            check_whole(name, value, Count)
+        law, observed = prior_of(prior), as_numbers(x_obs, "x_obs")
+        if not np.isfinite(observed).all():
+            raise UserError("x_obs holds NaN or infinite values, for which no posterior is learned")
+        first = law.sample(int(simulations), seed)
+        kept, found = KeptRounds(folder, first, observed), None
+        for number in range(1, int(rounds) + 1):
+            if found is None:
+                given = Proposals(first, np.zeros(0, bool))
+            else:
+                there = kept.read(number)
+                given = self._proposals(law, found, observed, len(first), (seed, number)) if there is None else there
+                kept.keep(number, given)
+            own = {"seed": stream_seed(seed, Stream.ROUNDS, number), "folder": kept.place(number)}
+            new = simulate(simulator, given.theta, **_OF_SIMULATOR | of_simulator | own)
+            found = new if found is None else joined(found, given.inside, new)
+        assert found is not None
+        self._fit_round(law, found, observed)
+        return self
+
+    def _fit_round(self, law: Prior, found: Simulations, x_obs: np.ndarray) -> np.ndarray:
+        """Fit to simulations, and return the observation (1, *S)."""
+        self.fit(found.theta, found.x, law)
+        x, _ = self._observed.read(x_obs)
+        if len(x) > 1:
+            raise UserError(f"x_obs must be one observation, got {len(x)}; compose several by sample_iid after fit")
+        self._refined = x
+        return x
+
+    def _proposals(
+        self, law: Prior, found: Simulations, x_obs: np.ndarray, n: int, seed: tuple[int, int]
+    ) -> Proposals:
+        """n parameters of a later round of a number, by the simulations found."""
+        x = self._fit_round(law, found, x_obs)
+        rng = np.random.default_rng(stream_seed(seed[0], Stream.ROUNDS, seed[1], 1))
+        rough = [self.flow_]
+        log_density = lambda z: self._latent_log_prob(z, x, np.zeros(len(z), int), rough)
+        draw = lambda m: self._draw_latents(x, m)
+        region = Region(log_density, draw(DRAWS))
+        theta = law.to_theta(truncated_draws(law, region, draw, n, rng))
+        return Proposals(theta, region.contains(law.to_latent(found.theta)[0]))
+
+    def _read(self, x_obs: Any) -> tuple[np.ndarray, bool]:
+        """Observations (B, *S), and whether it is one alone; warns of those that the posterior was not learned for."""
+        x, single = self._observed.read(x_obs)
+        self._observed.warn_if_far(x)
+        refined = getattr(self, "_refined", None)
+        if refined is not None and (x != refined).any():
+            warn(
+                "this posterior was refined for one observation and is asked of another, for which it had few "
+                "simulations; fit_rounds for that one, or fit for all"
+            )
+        return x, single
 
     def _settings(self, rows: int) -> Settings:
         check_options(self.options or {}, ArrayAdapter)
@@ -173,6 +270,8 @@ class FlowPosterior(BaseEstimator):
             if name != "steps" or value is not None:
                 check_whole(name, value, bounds)
         check_minutes(self.max_minutes)
+        if self.location not in ("linear", None):
+            raise UserError(f"location must be 'linear' or None, got {self.location!r}")
         if not isinstance(self.early_stopping, bool | np.bool_):
             raise UserError(f"early_stopping must be True or False, got {self.early_stopping!r}")
         if self.early_stopping and not 0 < self.validation_fraction < 1:
@@ -182,8 +281,7 @@ class FlowPosterior(BaseEstimator):
         """n draws (n, D) given one observation, or (B, n, D) given B of them, float64, all inside the prior."""
         check_is_fitted(self)
         check_whole("n", n, SampleCount)
-        x, single = self._observed.read(x_obs)
-        self._observed.warn_if_far(x)
+        x, single = self._read(x_obs)
         theta = self._prior.to_theta(self._draw_latents(x, int(n)))
         return theta if single else theta.reshape(len(x), int(n), -1)
 
@@ -196,7 +294,13 @@ class FlowPosterior(BaseEstimator):
         z = sample_mixture(self._flows, len(x) * n, cond, rng, **options).double().numpy()
         if np.isnan(z).any():
             raise UserError("the flow's draws are no numbers; take a lower learning_rate, or more sample_steps")
-        return z
+        return z + self._center(x).repeat(n, 0)
+
+    def _center(self, x: np.ndarray) -> np.ndarray:
+        """Where the latents (B, d) lie given observations x (B, *S), by the regression, or 0."""
+        if self._location is None:
+            return np.zeros((len(x), self._prior.latent))
+        return self._location.predict(x.reshape(len(x), -1))
 
     def log_prob(self, theta: Any, x_obs: Any) -> np.ndarray:
         """Normalised log posterior densities, in nats and the units of theta, -inf outside the prior.
@@ -205,8 +309,7 @@ class FlowPosterior(BaseEstimator):
         On a simplex the density is per unit of all parameters but the last.
         """
         check_is_fitted(self)
-        x, single = self._observed.read(x_obs)
-        self._observed.warn_if_far(x)
+        x, single = self._read(x_obs)
         values = as_numbers(theta, "theta")
         values = values[:, None] if values.ndim == 1 and self.n_parameters_ == 1 else values
         shape = values.shape[:-1]
@@ -251,8 +354,7 @@ class FlowPosterior(BaseEstimator):
     def _composed(self, x_obs: Any, n: int) -> tuple[np.ndarray, float, np.ndarray]:
         """n latents given all observations, the log integral of their unnormalised density, and the observations."""
         check_is_fitted(self)
-        x, _ = self._observed.read(x_obs)
-        self._observed.warn_if_far(x)
+        x, _ = self._read(x_obs)
         rng = own_generator(self.random_state)
         self._prior.check_law("a density, which several observations need")
         prior, _ = self._prior.to_latent(self._prior.sample(_MOMENTS, int(rng.randint(_SEEDS))))
@@ -267,15 +369,19 @@ class FlowPosterior(BaseEstimator):
         theta = self._prior.to_theta(z)
         return total + (1 - len(x)) * (self._prior.log_prob(theta) - self._prior.to_latent(theta)[1])
 
-    def _latent_log_prob(self, z: np.ndarray, x: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """Log densities (n,) of latents z (n, d), row i given the observation x[places[i]]."""
-        rows, parts = self._observed.rows(x, len(x)), [np.zeros(0)]
+    def _latent_log_prob(
+        self, z: np.ndarray, x: np.ndarray, places: np.ndarray, flows: Sequence[Flow] = ()
+    ) -> np.ndarray:
+        """Log densities (n,) of latents z (n, d), row i given the observation x[places[i]], by default of all flows in
+        float64.
+        """
+        rows, parts, z = self._observed.rows(x, len(x)), [np.zeros(0)], z - self._center(x)[places]
         options: dict[str, Any] = {"steps": int(self.density_steps), "solver": "rk4"}
         for first in range(0, len(z), _ROWS):
             some = slice(first, first + _ROWS)
             cond = {name: Encoded(value[places[some]]) for name, value in rows.items()}
             block: Tensor = torch.from_numpy(z[some])
-            each = [flow.log_prob(block, cond=cond, **options).double() for flow in self._exact]
+            each = [flow.log_prob(block, cond=cond, **options).double() for flow in flows or self._exact]
             parts.append(mixed_log_prob(each).numpy())
         return np.concatenate(parts)
 
@@ -292,32 +398,3 @@ class FlowPosterior(BaseEstimator):
         super().__setstate__(state)
         if "_fitted" in state:
             self._build_flows()
-
-
-def _read_pairs(theta: Any, x: Any) -> tuple[np.ndarray, np.ndarray]:
-    """theta (N, D) and x (N, *S) as finite float64. Raises UserError otherwise, and for too few rows."""
-    theta, x = as_numbers(theta, "theta"), as_numbers(x, "x")
-    theta = theta[:, None] if theta.ndim == 1 else theta
-    x = x[:, None] if x.ndim == 1 else x
-    if theta.ndim != 2 or not theta.shape[1]:
-        raise UserError(f"theta must have shape (N, D), a row of parameters each, got {theta.shape}")
-    if x.ndim < 2 or len(x) != len(theta) or 0 in x.shape[1:]:
-        raise UserError(f"x must have a simulation for each of the {len(theta):,} rows of theta, got shape {x.shape}")
-    if len(theta) < FEWEST:
-        raise UserError(f"{len(theta)} simulations are too few to learn a posterior from; give {FEWEST} or more")
-    if not np.isfinite(theta).all():
-        raise UserError("theta holds NaN or infinite values; leave those rows out")
-    failed = ~np.isfinite(x.reshape(len(x), -1)).all(1)
-    if failed.any():
-        raise UserError(f"{int(failed.sum()):,} rows of x hold NaN or infinite values; leave failed simulations out")
-    return theta, x
-
-
-def _check_inside(theta: np.ndarray, prior: Prior) -> None:
-    """Raise UserError for rows of theta outside the prior."""
-    outside = np.flatnonzero(~prior.contains(theta))
-    if len(outside):
-        raise UserError(
-            f"{len(outside):,} rows of theta lie outside the prior, the first is row {outside[0]}: "
-            f"{np.array2string(theta[outside[0]], precision=4)}; give the prior that they were drawn from"
-        )

@@ -50,11 +50,13 @@ class Prior(ABC):
         size: D.
         latent: d, less than D on a simplex, where densities are per unit of all parameters but the last.
         law: whether there is a law, with samples and a density, beside the support.
+        normal: whether latents are N(0, I) under it.
     """
 
     size: int
     latent: int
     law: bool = True
+    normal: bool = True
 
     @abstractmethod
     def contains(self, theta: np.ndarray) -> np.ndarray:
@@ -180,6 +182,8 @@ class Simplex(Prior):
 class Mapped(Prior):
     """Any law of torch, by the bijection that torch has for its support (``biject_to``)."""
 
+    normal = False
+
     def __init__(self, law: laws.Distribution) -> None:
         self._law, self._support = law, _support(law)
         self.size = int(np.prod(law.batch_shape + law.event_shape, dtype=int))
@@ -229,7 +233,7 @@ class Mapped(Prior):
 class Bounds(Prior):
     """A support without a law: each parameter between its bounds, any of which is infinite."""
 
-    law = False
+    law = normal = False
 
     def __init__(self, low: np.ndarray, high: np.ndarray) -> None:
         self.size = self.latent = len(low)
@@ -274,7 +278,7 @@ class Product(Prior):
     def __init__(self, parts: Sequence[Prior]) -> None:
         self._parts = tuple(parts)
         self.size, self.latent = sum(p.size for p in parts), sum(p.latent for p in parts)
-        self.law = all(p.law for p in parts)
+        self.law, self.normal = all(p.law for p in parts), all(p.normal for p in parts)
 
     def _split(self, x: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
         return np.split(x, np.cumsum(sizes)[:-1], axis=1)

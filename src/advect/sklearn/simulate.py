@@ -71,10 +71,7 @@ def from_simulator(
     Warns of the share of failed simulations. Raises UserError for a prior without samples, for simulations of several
     shapes, for a folder of other simulations, and if all failed.
     """
-    for name, value in (("n", n), ("workers", workers), ("batch_size", 1 if batch_size is None else batch_size)):
-        check_whole(name, value, Count)
-    if parallel not in ("processes", "threads"):
-        raise UserError(f"parallel must be 'processes' or 'threads', got {parallel!r}")
+    check_whole("n", n, Count)
     law = prior_of(prior)
     return simulate(
         simulator,
@@ -102,6 +99,10 @@ def simulate(
     progress: bool,
 ) -> Simulations:
     """Simulations of given parameters theta (n, D); arguments of :func:`from_simulator`."""
+    for name, value in (("workers", workers), ("batch_size", 1 if batch_size is None else batch_size)):
+        check_whole(name, value, Count)
+    if parallel not in ("processes", "threads"):
+        raise UserError(f"parallel must be 'processes' or 'threads', got {parallel!r}")
     job = _Job(simulator, batch_size, failures, seed)
     size = batch_size or 1
     rows = size * math.ceil(len(theta) / (size * _PARTS))
