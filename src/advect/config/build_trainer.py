@@ -133,8 +133,8 @@ def new_state(
     device = context.device
     check_training_memory(network, t, spec, device, **loss_fn.form)
     seed = stream_seed(context.seed, Stream.INIT)
-    of_net: dict[str, Any] = {"grad_checkpointing": t.grad_checkpointing, "seed": seed, "encoders": encoders}
-    net = build_network(network, spec, **of_net, **loss_fn.form)
+    form = {**loss_fn.form, "encoders": encoders}
+    net = build_network(network, spec, grad_checkpointing=t.grad_checkpointing, seed=seed, **form)
     if weights is not None:
         net.load_state_dict({**net.state_dict(), **weights})  # what a flow's network lacks starts anew
     parallel, twin = Parallel.choose(t.parallel, net, device), on_meta(net)
@@ -147,7 +147,7 @@ def new_state(
 
 
 def check_training_memory(
-    network: NetworkConfig, t: TrainingConfig, spec: DataSpec, device: torch.device, **form: bool
+    network: NetworkConfig, t: TrainingConfig, spec: DataSpec, device: torch.device, **form: Any
 ) -> None:
     """Raise UserError if the weights with their gradients, moments and averages, and a batch, exceed the memory."""
     with torch.device("meta"):

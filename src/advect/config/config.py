@@ -146,7 +146,7 @@ class MethodConfig(Section):
         return self.part("objective").learns_steps  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
-    def form(self) -> dict[str, bool]:
+    def form(self) -> dict[str, Any]:
         """What the network takes beside a sample and a time: arguments of ``build_network``."""
         return {"masked": self.masked, "two_times": self.learns_steps is not None}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -46,7 +46,7 @@ class Loss(ABC):
     """Law of what the network is given of a sample; None for nothing."""
 
     @property
-    def form(self) -> dict[str, bool]:
+    def form(self) -> dict[str, Any]:
         """What the network takes beside a sample and a time."""
         return {"masked": self.mask is not None, "two_times": self.learns_steps is not None}
 

@@ -30,6 +30,9 @@ _SLOW = 20_000
 WIDEST, ROWS_EACH = 512, 10
 """Most numbers of x, and rows for each, of a linear model alone."""
 
+EXPLAINED = 0.9
+"""Share of the variance that it has to explain where there is an edge."""
+
 
 class Location:
     """A non-negative combination of regressors, for each column of y (n, k).
@@ -71,19 +74,25 @@ class Location:
 
 
 class LinearLocation:
-    """Ridge regression of y (n, k) on x (n, d), its strength by generalised cross-validation; nothing, 0, where x has
-    more than one number for each ``ROWS_EACH`` rows, or more than ``WIDEST``.
+    """Ridge regression of y (n, k) on x (n, d), its strength by generalised cross-validation.
+
+    It is 0 for columns that have an ``edge`` (k,), unless it explains ``EXPLAINED`` of their variance: a law against
+    an edge is better learned from where it is. It is 0 where x has more than ``WIDEST`` numbers, or more than one for
+    each ``ROWS_EACH`` rows.
     """
 
-    def __init__(self, x: np.ndarray, y: np.ndarray) -> None:
-        self.used = x.shape[1] <= min(WIDEST, len(x) // ROWS_EACH)
-        self._size = y.shape[1]
-        if self.used:
+    def __init__(self, x: np.ndarray, y: np.ndarray, edge: np.ndarray) -> None:
+        self.used = np.zeros(y.shape[1], bool)
+        if x.shape[1] <= min(WIDEST, len(x) // ROWS_EACH):
             self._model = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-3, 5, 17))).fit(x, y)
+            rest = (y - self._model.predict(x).reshape(y.shape)).var(0)
+            self.used = ~edge | (rest < (1 - EXPLAINED) * y.var(0))
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Predictions (n, k) for x (n, d)."""
-        return self._model.predict(x).reshape(len(x), -1) if self.used else np.zeros((len(x), self._size))
+        if not self.used.any():
+            return np.zeros((len(x), len(self.used)))
+        return np.where(self.used, self._model.predict(x).reshape(len(x), -1), 0.0)
 
 
 def _regressors(n: int, seed: int) -> dict[str, Any]:

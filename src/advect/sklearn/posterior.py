@@ -75,8 +75,8 @@ class FlowPosterior(BaseEstimator):
         solver: "euler", "midpoint", "heun", "rk4", "ab2", "dpmpp2m" or "dopri5", for :meth:`sample`.
         sample_steps: its steps.
         density_steps: steps of "rk4" for densities.
-        location: "linear", a ridge regression of the parameters' coordinates on x, what is left of which the flow
-            learns; or None.
+        location: "linear", a ridge regression on x, what is left of which the flow learns, of parameters without
+            edges and those that it tells nearly all of; or None.
         embedding: what makes features of x and is trained with the flow: "auto", a transformer for series (T, C) and a
             U-Net for images (C, H, W); the name of a registered network; a module (B, *S) -> (B, k), of which a copy
             is trained; None takes all numbers as they are.
@@ -142,7 +142,7 @@ class FlowPosterior(BaseEstimator):
             )
         seed = int(own_generator(self.random_state).randint(_SEEDS))
         observed = Observed(x, embedding_of(self.embedding, x.shape[1:], seed))
-        location = LinearLocation(x.reshape(len(x), -1), z) if self.location == "linear" else None
+        location = LinearLocation(x.reshape(len(x), -1), z, law.edges) if self.location == "linear" else None
         rest = z if location is None else z - location.predict(x.reshape(len(x), -1))
         adapter = ArrayAdapter(rest, {})
         fitted = fit_flow(

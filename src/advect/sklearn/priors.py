@@ -58,6 +58,11 @@ class Prior(ABC):
     law: bool = True
     normal: bool = True
 
+    @property
+    def edges(self) -> np.ndarray:
+        """Mask (d,) of latents of parameters whose support may end."""
+        return np.ones(self.latent, bool)
+
     @abstractmethod
     def contains(self, theta: np.ndarray) -> np.ndarray:
         """Mask (n,) of rows in the closed support."""
@@ -106,6 +111,10 @@ class Marginals(Prior):
         if not (self._low <= self._high).all():
             raise UserError(f"a parameter of the prior lies between {low.max()} and {high.min()}: nothing is between")
 
+    @property
+    def edges(self) -> np.ndarray:
+        return np.isfinite(self._closed[0]) | np.isfinite(self._closed[1])
+
     def contains(self, theta: np.ndarray) -> np.ndarray:
         return np.all(np.isfinite(theta) & (theta >= self._closed[0]) & (theta <= self._closed[1]), axis=1)
 
@@ -130,6 +139,10 @@ class Correlated(Prior):
         self._mean = law.mean.detach().double().numpy()
         self._root = torch.linalg.cholesky(law.covariance_matrix.detach().double()).numpy()
         self.size = self.latent = len(self._mean)
+
+    @property
+    def edges(self) -> np.ndarray:
+        return np.zeros(self.latent, bool)
 
     def contains(self, theta: np.ndarray) -> np.ndarray:
         return np.all(np.isfinite(theta), axis=1)
@@ -241,6 +254,10 @@ class Bounds(Prior):
         self._kinds = np.isfinite(low) * 1 + np.isfinite(high) * 2
         self._inner = np.nextafter(low, np.inf), np.nextafter(high, -np.inf)
 
+    @property
+    def edges(self) -> np.ndarray:
+        return self._kinds > 0
+
     def contains(self, theta: np.ndarray) -> np.ndarray:
         return np.all(np.isfinite(theta) & (theta >= self._low) & (theta <= self._high), axis=1)
 
@@ -279,6 +296,10 @@ class Product(Prior):
         self._parts = tuple(parts)
         self.size, self.latent = sum(p.size for p in parts), sum(p.latent for p in parts)
         self.law, self.normal = all(p.law for p in parts), all(p.normal for p in parts)
+
+    @property
+    def edges(self) -> np.ndarray:
+        return np.concatenate([part.edges for part in self._parts])
 
     def _split(self, x: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
         return np.split(x, np.cumsum(sizes)[:-1], axis=1)
