@@ -105,8 +105,8 @@ def test_eval_has_the_figures_of_the_flow_and_the_page_shows_them(run: Path) -> 
         true[r.start : r.stop],
         encoded({name: value[r.start : r.stop] for name, value in (rows.cond or {}).items()}),
     )
-    # Drawn in parts, rows are the same.
-    parts = [draws_given(flow, 160, range(i, i + 40), each) for i in range(0, 160, 40)]
+    # By the sampler asked for, not the run's; drawn in parts, rows are the same.
+    parts = [draws_given(flow, 160, range(i, i + 40), each, steps=1) for i in range(0, 160, 40)]
     y, draws = (np.concatenate([part[name].numpy() for part in parts]) for name in ("true", "draws"))
     assert np.array_equal(y, true[:, [0, 2]].double().numpy())
     assert found["crps"] == pytest.approx(crps(y, draws).mean(0), rel=1e-5)
@@ -118,6 +118,11 @@ def test_eval_has_the_figures_of_the_flow_and_the_page_shows_them(run: Path) -> 
     assert '<section id="calibration">' in page and "160 held-out rows, 39 draws" in page
     assert "cannot be shown" not in page
     assert found["sentence"] in page and page.count('aria-label="calibration"') == 1
+
+
+def test_a_condition_of_all_draws_contradicts_those_of_the_rows(run: Path) -> None:
+    with pytest.raises(UserError, match="leave --cond out"):
+        measured(run, metrics=("calibration",), cond=("x=1",))
 
 
 def test_each_row_is_drawn_given_its_own_condition() -> None:

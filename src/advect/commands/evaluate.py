@@ -148,7 +148,7 @@ def _measure(plan: Plan, evaluator: Evaluator) -> dict[str, Any]:
             points.append(_point(way, [f for f in found if f is not None], plan.samples) if current().is_first else {})
             for each in found:
                 left_out |= {**each["left_out"], **infinite(each["metrics"])} if each is not None else {}
-    of_flow = evaluator.measure_flow(config, plan.samples) or {}
+    of_flow = evaluator.measure_flow(plan.request(plan.sweep[0], config.seed), config.likelihood_samples) or {}
     left_out |= {**infinite(floor or {}), **infinite(of_flow)}
     of_flow = {name: value for name, value in of_flow.items() if name not in left_out}
     made_with = {name: versions().get(name) for name in LIBRARIES}

@@ -167,26 +167,26 @@ class Evaluator:
                 bar.update()
         return finite(values)
 
-    def measure_flow(self, options: Any, n: int) -> dict[str, Any]:
-        """Metrics of the flow itself, by key, from at most ``n`` samples."""
+    def measure_flow(self, request: SampleRequest, likelihood_samples: int) -> dict[str, Any]:
+        """Metrics of the flow itself, by key, from at most ``request.n`` samples."""
         return {
-            metric.key: self._measure_flow(name, metric, options, n)
+            metric.key: self._measure_flow(name, metric, request, likelihood_samples)
             for name, metric in self.metrics.items()
             if isinstance(metric, FlowMetric)
         }
 
-    def _measure_flow(self, name: str, metric: FlowMetric, options: Any, n: int) -> Any:
+    def _measure_flow(self, name: str, metric: FlowMetric, request: SampleRequest, likelihood_samples: int) -> Any:
         held_out = self.space.dataset.held_out
-        limit = metric.held_out_rows or options.likelihood_samples if metric.held_out else 0
+        limit = metric.held_out_rows or likelihood_samples if metric.held_out else 0
         places = subsample(len(held_out), limit, 0)
-        n = len(places) if metric.held_out else min(metric.samples, n)
+        n = len(places) if metric.held_out else min(metric.samples, request.n)
 
         def data(rows: range) -> tuple[Tensor, dict[str, ConditionValue]]:
             batch = held_out.fetch(places[rows.start : rows.stop].numpy())
             return self.flow.transform.inverse(batch.x1), encoded(batch.cond)
 
         def fill(rows: range, bar: tqdm) -> Tensors:
-            sums = metric.measure(self.flow, n, rows, data, options)
+            sums = metric.measure(self.flow, n, rows, data, request)
             bar.update(len(rows))
             return sums
 

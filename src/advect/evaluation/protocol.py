@@ -249,6 +249,8 @@ class Plan:
 
     def _check(self) -> None:
         """Try solvers, features and density on a single sample."""
+        if "calibration" in self.metrics and self.config.cond:
+            raise UserError("--metrics calibration draws given the condition of each held-out row; leave --cond out")
         reference = self._splits[0]
         if not len(reference):
             raise UserError(

@@ -142,7 +142,7 @@ class FeatureMetric(Metric):
 
 
 class FlowMetric(ABC):
-    """A property of the flow itself, independent of the solver.
+    """A property of the flow itself, measured once, whatever the number of samplers.
 
     Attributes:
         key: name in results.
@@ -165,7 +165,8 @@ class FlowMetric(ABC):
     def measure(self, flow: Any, n: int, rows: range, data: Callable[[range], Any], options: Any) -> dict[str, Tensor]:
         """Tensors of ``rows`` of n samples, or of the held-out rows and conditions ``data(rows)``.
 
-        ``flow`` is an advect.model.flow.Flow, ``options`` an advect.evaluation.protocol.EvalConfig.
+        ``flow`` is an advect.model.flow.Flow, ``options`` the advect.evaluation.evaluator.SampleRequest of the first
+        sampler and seed.
         """
 
     @abstractmethod

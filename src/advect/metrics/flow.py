@@ -28,8 +28,8 @@ class StraightnessMetric(FlowMetric):
             n,
             seed=options.seed,
             cond=options.cond,
-            guidance=options.guidance,
-            guidance_interval=options.guidance_interval,
+            guidance=options.sampler.guidance,
+            guidance_interval=options.sampler.guidance_interval,
             batch_size=options.batch_size,
             rows=rows,
         )

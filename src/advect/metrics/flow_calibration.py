@@ -30,9 +30,9 @@ LEVEL = 0.9
 
 @register("calibration")
 class CalibrationMetric(FlowMetric):
-    """Calibration, CRPS and sharpness of draws given the conditions of held-out rows, by the run's sampler.
+    """Calibration, CRPS and sharpness of draws given the conditions of held-out rows.
 
-    Of at most 500 rows and 39 draws for each; of tables, the columns of numbers.
+    By the first of the samplers that are compared, of at most 500 rows and 39 draws for each; of tables, the columns of numbers.
     """
 
     key = "calibration"
@@ -41,8 +41,8 @@ class CalibrationMetric(FlowMetric):
     held_out_rows = HELD_OUT
 
     def measure(self, flow: Any, n: int, rows: range, data: Callable[[range], Any], options: Any) -> dict[str, Tensor]:
-        how = {"guidance": options.guidance, "guidance_interval": options.guidance_interval}
-        return draws_given(flow, n, rows, data, seed=options.seed, batch_size=options.batch_size, **how)
+        how = {**options.sampler.arguments(), "seed": options.seed, "batch_size": options.batch_size}
+        return draws_given(flow, n, rows, data, **how)
 
     def reduce(self, parts: Iterator[dict[str, Tensor]], flow: Any) -> dict[str, Any]:
         found = list(parts)
