@@ -32,7 +32,8 @@ LEVEL = 0.9
 class CalibrationMetric(FlowMetric):
     """Calibration, CRPS and sharpness of draws given the conditions of held-out rows.
 
-    By the first of the samplers that are compared, of at most 500 rows and 39 draws for each; of tables, the columns of numbers.
+    By the first of the samplers that are compared; of at most 500 rows and 39 draws for each, of tables the columns
+    of numbers.
     """
 
     key = "calibration"
