@@ -40,17 +40,11 @@ _ROWS = 1024
 STEPS, ROWS = 8000, 10_000
 """Training steps by default, for so many simulations."""
 
+FOLDED = 10_000
+"""Most simulations of which each fifth is held out in turn, so that the density is that of six flows."""
+
 _MOMENTS = 500
 """Draws of each posterior by which several are composed."""
-
-_OF_SIMULATOR: dict[str, Any] = {
-    "batch_size": None,
-    "workers": 1,
-    "parallel": "processes",
-    "failures": (),
-    "progress": True,
-}
-"""Arguments of simulations by default."""
 
 _COUNTS: dict[str, Any] = {"steps": Count, "n_iter_no_change": Count, "sample_steps": Steps, "density_steps": Steps}
 
@@ -68,8 +62,9 @@ class FlowPosterior(BaseEstimator):
         batch_size: rows per step.
         max_minutes: time for :meth:`fit`, whose schedule ends with it.
         learning_rate: peak of warm-up and cosine decay. None is 4e-3.
-        early_stopping: hold out ``validation_fraction`` of the simulations, stop after ``n_iter_no_change``
-            evaluations without a lower held-out loss of the averaged weights, and take those of the lowest.
+        early_stopping: hold out each fifth of up to 10,000 simulations in turn, ``validation_fraction`` of more, stop
+            after ``n_iter_no_change`` evaluations without a lower held-out loss of the averaged weights, and take
+            those of the lowest. The posterior is then an equal mixture of these flows, and one of all simulations.
         validation_fraction: in (0, 1).
         n_iter_no_change: at least 1.
         solver: "euler", "midpoint", "heun", "rk4", "ab2", "dpmpp2m" or "dopri5", for :meth:`sample`.
@@ -156,6 +151,7 @@ class FlowPosterior(BaseEstimator):
             patience=int(self.n_iter_no_change),
             verbose=self.verbose,
             encoders=observed.encoders,
+            folded=FOLDED,
         )
         self._fitted: FittedFlow = fitted
         self._prior: Prior = law
@@ -203,7 +199,7 @@ class FlowPosterior(BaseEstimator):
                 given = self._proposals(law, found, observed, len(first), (seed, number)) if there is None else there
                 kept.keep(number, given)
             own = {"seed": stream_seed(seed, Stream.ROUNDS, number), "folder": kept.place(number)}
-            new = simulate(simulator, given.theta, **_OF_SIMULATOR | of_simulator | own)
+            new = simulate(simulator, given.theta, **of_simulator | own)
             found = new if found is None else joined(found, given.inside, new)
         assert found is not None
         self._fit_round(law, found, observed)

@@ -90,13 +90,13 @@ def simulate(
     simulator: Simulator,
     theta: np.ndarray,
     *,
-    batch_size: int | None,
-    workers: int,
-    parallel: str,
-    folder: str | os.PathLike[str] | None,
-    failures: type[Exception] | tuple[type[Exception], ...],
-    seed: int,
-    progress: bool,
+    batch_size: int | None = None,
+    workers: int = 1,
+    parallel: str = "processes",
+    folder: str | os.PathLike[str] | None = None,
+    failures: type[Exception] | tuple[type[Exception], ...] = (),
+    seed: int = 0,
+    progress: bool = True,
 ) -> Simulations:
     """Simulations of given parameters theta (n, D); arguments of :func:`from_simulator`."""
     for name, value in (("workers", workers), ("batch_size", 1 if batch_size is None else batch_size)):
