@@ -213,6 +213,7 @@ def test_unusable_data_and_arguments_are_refused_in_a_sentence():
     _refused("early_stopping", early_stopping="auto")
     _refused("validation_fraction", validation_fraction=1.5)
     _refused("steps", steps=0)
+    _refused("location must be 'linear' or None", location="stack")
     _refused("whiten", options={"whiten": False})
 
 

@@ -64,7 +64,7 @@ class FlowPosterior(BaseEstimator):
         learning_rate: peak of warm-up and cosine decay. None is 4e-3.
         early_stopping: hold out each fifth of up to 10,000 simulations in turn, ``validation_fraction`` of more, stop
             after ``n_iter_no_change`` evaluations without a lower held-out loss of the averaged weights, and take
-            those of the lowest. The posterior is then an equal mixture of these flows, and one of all simulations.
+            those of the lowest. Of fifths the posterior is an equal mixture of their flows and one of all simulations.
         validation_fraction: in (0, 1).
         n_iter_no_change: at least 1.
         solver: "euler", "midpoint", "heun", "rk4", "ab2", "dpmpp2m" or "dopri5", for :meth:`sample`.
@@ -82,7 +82,7 @@ class FlowPosterior(BaseEstimator):
         verbose: 1 for a progress bar.
 
     Attributes:
-        flow_: the :class:`advect.Flow` of the parameters' coordinates.
+        flow_: the :class:`advect.Flow` of what is left of the parameters' coordinates, of all simulations.
         n_iter_: training steps behind the weights.
         loss_curve_, validation_curve_: mean training losses, and held-out losses.
         n_parameters_: D.
