@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from advect.core import registry
 from advect.core.derivatives import derivative_along
@@ -16,7 +17,7 @@ from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.core.types import GIVEN, NULL, STEP, Batch, null_conditions
 from advect.losses import FlowMatching
-from advect.networks import Vector
+from advect.networks import Vector, layers
 from advect.networks.base import TwoTimes, WithGiven
 from advect.solvers import guided_velocity, integrate
 
@@ -250,14 +251,29 @@ def test_of_two_times_the_end_matters_and_one_time_is_a_step_of_no_length(name):
     assert torch.equal(net(x, torch.stack([t, t], 1), cond), net(x, t, cond))
 
 
-@pytest.mark.parametrize("way", ["plain", "channels last", "checkpointed", "bfloat16"])
-@pytest.mark.parametrize("name", NETWORKS)
-def test_forward_mode_gives_the_difference_quotient_along_state_and_times(name, way):
+def without_tangents(graph: Any, _: Any) -> Callable[..., Any]:
+    """A compiler whose code, like that of PyTorch's own, sees no derivatives along."""
+    primal = lambda value: forward_ad.unpack_dual(value).primal if isinstance(value, Tensor) else value
+    return lambda *values: graph(*map(primal, values))
+
+
+WAYS = ["plain", "fused attention", "channels last", "checkpointed", "bfloat16", "compiled"]
+FORWARD_MODE = [
+    pytest.param(name, way, marks=[pytest.mark.slow] if way == "compiled" and name != "mlp" else [])
+    for name in NETWORKS
+    for way in WAYS
+]
+
+
+@pytest.mark.parametrize(("name", "way"), FORWARD_MODE)
+def test_forward_mode_gives_the_difference_quotient_along_state_and_times(name, way, monkeypatch):
     if way == "checkpointed" and name not in CHECKPOINTED:
         pytest.skip("it has no activations to recompute")
     net, shape = two_times(name, **({"grad_checkpointing": True} if way == "checkpointed" else {}))
     if way == "channels last":
         net = net.to(memory_format=torch.channels_last)
+    if way == "fused attention":
+        monkeypatch.setattr(layers, "PLAIN_TOKENS", 0)
     net = net.train(way == "checkpointed").double() if way != "bfloat16" else net
     for module in net.modules():
         if hasattr(module, "dropout"):
@@ -268,9 +284,11 @@ def test_forward_mode_gives_the_difference_quotient_along_state_and_times(name, 
     towards = torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=dtype)
     times, rates = torch.stack([t, t + 0.4], 1), torch.tensor([[1.0, 0.3]], dtype=dtype).expand(5, 2)
 
+    run = torch.compile(net, backend=without_tangents) if way == "compiled" else net
+
     def f(x: Tensor, times: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=way == "bfloat16"):
-            return net(x, times, cond)
+            return run(x, times, cond)
 
     value, slope = derivative_along(f, (x, times), (towards, rates))
     h = 1e-7  # the networks see 1000 t

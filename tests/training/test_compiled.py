@@ -11,7 +11,12 @@ import torch
 from advect.checkpoint.tensor_files import load_weights
 from advect.core.device import check_compiler
 from advect.core.errors import UserError
-from advect.networks import MLP
+from advect.core.random import CounterRng
+from advect.core.types import STEP, Batch
+from advect.losses import Consistency, Eulerian, ImprovedMeanFlow, Lagrangian, MeanFlow
+from advect.losses.flow_map import FlowMapLoss
+from advect.networks import MLP, Vector
+from advect.networks.base import TwoTimes
 from advect.training.state import EMA_FILE, MODEL, OPTIMIZER
 
 TINY = "--width 8 --depth 2 --batch-size 32 --num-samples 4 --sample-every 4 --num-epochs 5"
@@ -31,9 +36,23 @@ def test_compiled_gradients_are_those_of_the_plain_network() -> None:
 
 
 @pytest.mark.slow
-def test_checkpoints_of_a_compiled_run_are_those_of_a_plain_one(advect: Callable[..., None]) -> None:
-    advect("train moons --run-dir plain --max-steps 6", TINY)
-    advect("train moons --run-dir compiled --max-steps 6 --compile-model", TINY)
+@pytest.mark.parametrize("loss", [MeanFlow, ImprovedMeanFlow, Lagrangian, Eulerian, Consistency])
+def test_a_compiled_network_has_the_loss_of_the_plain_one_with_derivatives_along_it(loss: type[FlowMapLoss]) -> None:
+    net = TwoTimes(MLP(3, width=16, depth=3, conditions={STEP: Vector(1)}))
+    batch, found = Batch(torch.randn(8, 3)), []
+    for run in (net, torch.compile(net)):
+        net.zero_grad()
+        value = loss(diagonal=0.25)(run, batch, CounterRng(0, 0, 8))
+        value.mean().backward()
+        found.append([value.detach(), *(p.grad.clone() for p in net.parameters() if p.grad is not None)])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["flow-matching", "mean-flow"])
+def test_checkpoints_of_a_compiled_run_are_those_of_a_plain_one(advect: Callable[..., None], objective: str) -> None:
+    advect(f"train moons --objective {objective} --run-dir plain --max-steps 6", TINY)
+    advect(f"train moons --objective {objective} --run-dir compiled --max-steps 6 --compile-model", TINY)
     for name in (MODEL, EMA_FILE, OPTIMIZER):
         one, other = (load_weights(Path(r) / "checkpoints/step-00000006" / name) for r in ("plain", "compiled"))
         assert one.keys() == other.keys()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -45,15 +47,24 @@ _FORWARD_MODE = threading.Lock()
 """PyTorch's levels of forward mode are those of the process, not of a thread."""
 
 
+def _as_written() -> AbstractContextManager:
+    """Context in which what ``torch.compile`` made runs as its plain code."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and its import takes a second
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
+
+
+@torch._disable_dynamo
 @torch.no_grad()
 def derivative_along(
     f: Callable[..., Tensor], at: Sequence[Tensor], direction: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """f(*at), and its derivative along ``direction``, tensors like ``at``: one Jacobian-vector product.
 
-    In forward mode, at the cost of about two calls, without a graph for reverse mode. Threads take turns.
+    In forward mode, at the cost of about two calls, without a graph for reverse mode. Threads take turns. What
+    ``torch.compile`` made runs as written: compiled code takes no derivative along, and would say 0.
     """
-    with _FORWARD_MODE, ForwardMode(), forward_ad.dual_level():
+    with _FORWARD_MODE, _as_written(), ForwardMode(), forward_ad.dual_level():
         dual = f(*(forward_ad.make_dual(x, v) for x, v in zip(at, direction, strict=True)))
         value, slope = forward_ad.unpack_dual(dual)
         return value, torch.zeros_like(value) if slope is None else slope
