@@ -15,7 +15,8 @@ import advect as package
 from advect.checkpoint.tensor_files import load_weights
 from advect.commands.distill import parse_distill
 from advect.commands.reflow import parse_reflow
-from advect.config.arguments import parse_config
+from advect.config.arguments import parse_config, parse_train
+from advect.config.plan import find_fast_times
 from advect.core.errors import UserError
 from forked import advect_ranks
 
@@ -136,3 +137,26 @@ def test_each_loss_is_drawn_by_steps_that_it_learns(advect: Callable, moons_run:
     assert package.load(tmp_path / "shortcut").sample(2, solver="midpoint").nfe == 100
     with pytest.raises(UserError, match="advect reflow straightens flows for few steps"):
         advect("reflow shortcut --num-pairs 20 --no-measure")
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind"),
+    [
+        ("--objective mean-flow", "smooth"),
+        ("--loss consistency --network dit", "smooth"),
+        ("--loss eulerian --time-embedding fourier", "fourier"),
+        ("--loss lagrangian", "sinusoidal"),
+        ("--loss flow-matching", "sinusoidal"),
+    ],
+)
+def test_losses_with_derivatives_in_time_embed_it_smoothly_unless_told(flags: str, kind: str) -> None:
+    config = parse_train(["digits", *flags.split()])[1].settings
+    assert config.network.options.get("time_embedding", "sinusoidal") == kind
+    assert bool(find_fast_times(config.method, config.network)) == (kind == "fourier")
+
+
+def test_a_run_that_is_begun_from_keeps_its_network(tmp_path: Path) -> None:
+    config = parse_train(["digits", "--loss", "mean-flow", "--init-from", str(tmp_path)])[1].settings
+    assert config.network.options.get("time_embedding", "sinusoidal") == "sinusoidal"
+    (told,) = find_fast_times(config.method, config.network)
+    assert "derivatives in time" in str(told)

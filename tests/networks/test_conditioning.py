@@ -13,6 +13,7 @@ from advect.networks.embeddings import (
     TimeEmbedding,
     Vector,
     sinusoids,
+    smooth_sinusoids,
 )
 
 
@@ -44,6 +45,18 @@ def test_null_is_the_same_as_missing_and_values_differ() -> None:
     assert torch.equal(embed(h, {}), embed(h, {"type": null, "label": null}))
     rows = embed(torch.zeros(4, 8), {"label": torch.tensor([NULL, 0, 1, 2])})
     assert len(torch.unique(rows, dim=0)) == 4
+
+
+def test_smooth_times_differ_and_change_slowly() -> None:
+    t = torch.linspace(0, 1, 101, dtype=torch.float64)
+    one, other = smooth_sinusoids(t, 33), sinusoids(t, 33)
+    assert one.shape == other.shape == (101, 33)
+    assert 10 < (one.diff(dim=0) / 0.01).abs().max() <= 16  # frequencies are 1 to 16
+    assert torch.cdist(one, one).add(10 * torch.eye(101)).min() > 0.01
+    torch.testing.assert_close(smooth_sinusoids(t, 1), t.cos()[:, None])
+    embed = TimeEmbedding(32, kind="smooth")
+    assert embed.state_dict().keys() == TimeEmbedding(32).state_dict().keys()
+    assert not torch.equal(embed(t.float()), TimeEmbedding(32)(t.float()))
 
 
 def test_conditions_add_up() -> None:

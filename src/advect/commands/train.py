@@ -34,7 +34,17 @@ from advect.config.build_trainer import (
 )
 from advect.config.config import Config
 from advect.config.flags import launch_processes
-from advect.config.plan import FEWEST, SLOWER, Plan, batch_for, find_biases, find_rare, find_troubles, resolve
+from advect.config.plan import (
+    FEWEST,
+    SLOWER,
+    Plan,
+    batch_for,
+    find_biases,
+    find_fast_times,
+    find_rare,
+    find_troubles,
+    resolve,
+)
 from advect.config.resume import check_folder, check_same_run, lock_run_dir, resolve_checkpoint, write_environment
 from advect.config.threads import choose_threads, seconds_per_step, too_many
 from advect.core.device import pick_precision
@@ -343,7 +353,8 @@ def _announce(
     if len(source.train) < FEWEST:
         logger.info(f"note: {len(source.train)} training rows are too few to learn from: samples will repeat them")
     plain = () if step else (*find_troubles(plan, t, pace), *find_rare(source.spec, len(source.train)))
-    for trouble in (*find_biases(config.method, source.spec), *plain):
+    fast = find_fast_times(config.method, config.network)
+    for trouble in (*find_biases(config.method, source.spec), *fast, *plain):
         logger.info(f"note: {trouble}")
     if limits.max_steps is not None and limits.max_steps > limits.steps:
         logger.info(

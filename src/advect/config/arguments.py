@@ -302,7 +302,7 @@ def _with_data(preset: Preset, flags: list[str]) -> Config:
         usual = getattr(config.data, "image_size", None)
         size = size or (usual and (usual, usual))
         config = config if size is None else preset.fit(config, *size)
-    return config
+    return smooth_times(config, flags)
 
 
 def few_steps(config: Config, objective: str | None) -> Config:
@@ -312,6 +312,22 @@ def few_steps(config: Config, objective: str | None) -> Config:
         return config
     method, steps = config.method.replaced(objective=objective), 1 if learned == "to-data" else 4
     return replace(config, method=method, output=config.output.replaced(solver="flow-map", sample_steps=steps))
+
+
+def smooth_times(config: Config, flags: list[str]) -> Config:
+    """The configuration, with times embedded smoothly by default if the loss has derivatives in them.
+
+    Not for a run with ``--init-from``, whose network is another's.
+    """
+    objective = value_of("--objective", flags)
+    name = value_of("--network", flags) or config.network.network
+    known = objective in registry.choices("loss") and name in registry.choices("network")
+    if not known or value_of("--init-from", flags) or not registry.get("loss", objective).derives_time:
+        return config
+    chosen = config.network if name == config.network.network else config.network.replaced(network=name)
+    if "time_embedding" not in registry.parameters(chosen.part("network")):
+        return config
+    return replace(config, network=chosen.replaced(time_embedding="smooth"))
 
 
 def _about(preset: Preset) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from advect.config.config import Config, MethodConfig, TrainingConfig
+from advect.config.config import Config, MethodConfig, NetworkConfig, TrainingConfig
 from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.types import Category, DataSpec, Length
@@ -195,6 +195,16 @@ def find_biases(method: MethodConfig, spec: DataSpec) -> list[Trouble]:
         title = f"{pairs} data whatever their conditions, which biases samples given a condition"
         found.append(Trouble(title, "--coupling conditional-ot does not"))
     return found
+
+
+def find_fast_times(method: MethodConfig, network: NetworkConfig) -> list[Trouble]:
+    """Where a loss with derivatives in time meets a network that embeds it by fast waves."""
+    kind = network.options.get("time_embedding", "sinusoidal")
+    takes = "time_embedding" in registry.parameters(network.part("network"))
+    if not method.part("objective").derives_time or not takes or kind == "smooth":  # pyright: ignore[reportAttributeAccessIssue]
+        return []
+    title = f"--objective {method.objective} takes derivatives in time, which --time-embedding {kind} makes large"
+    return [Trouble(f"{title}: it may diverge", "train from nothing with --time-embedding smooth, or take lagrangian")]
 
 
 def large_batch(plan: Plan) -> Trouble | None:

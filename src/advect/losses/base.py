@@ -42,6 +42,9 @@ class Loss(ABC):
     learns_steps: ClassVar[StepKind | None] = None
     """Steps whose average velocity the network learns, with their starts and ends as its times; None for none."""
 
+    derives_time: ClassVar[bool] = False
+    """Whether targets hold a derivative of the network in its time, which must then be embedded smoothly."""
+
     mask: Mask | None = None
     """Law of what the network is given of a sample; None for nothing."""
 

@@ -168,6 +168,8 @@ class MeanFlow(FlowMapLoss):
     Jacobian-vector product for each step of positive length.
     """
 
+    derives_time: ClassVar[bool] = True
+
     def average_of(self, steps: StepBatch) -> Tensor:
         return steps.velocity + steps.length * steps.along_path(steps.velocity)
 
@@ -181,6 +183,8 @@ class ImprovedMeanFlow(FlowMapLoss):
     ``u = u_t + (e - s) (d_s u + v . grad u)``, one evaluation more than ``mean-flow`` and less variance.
     """
 
+    derives_time: ClassVar[bool] = True
+
     def average_of(self, steps: StepBatch) -> Tensor:
         return steps.velocity + steps.length * steps.along_path(steps.own)
 
@@ -193,6 +197,8 @@ class Eulerian(FlowMapLoss):
 
     ``u = v + (e - s) (d_s u + v . grad u)``, with the network's own v throughout.
     """
+
+    derives_time: ClassVar[bool] = True
 
     def average_of(self, steps: StepBatch) -> Tensor:
         return steps.own + steps.length * steps.along_path(steps.own)

@@ -64,7 +64,8 @@ class DiT(FlowNetwork):
         qk_norm: normalise queries and keys; stabilises large networks and bfloat16.
         registers: learned tokens beside those of the image.
         dropout: dropout probability at the end of each branch.
-        time_embedding: sinusoids of 1000 t, or of random frequencies.
+        time_embedding: sinusoids of 1000 t, of random frequencies, or of low ones (smooth), for losses with
+            derivatives in t.
 
     Raises UserError for an argument out of range, a size not divisible by the patch, and inputs of another shape.
     """

@@ -85,7 +85,7 @@ def prepend_identity(rotation: Rotation, count: int) -> Rotation:
     )
 
 
-TimeKind = Literal["sinusoidal", "fourier"]
+TimeKind = Literal["sinusoidal", "fourier", "smooth"]
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,22 @@ def sinusoids(t: Tensor, features: int) -> Tensor:
     t = t.to(torch.promote_types(t.dtype, torch.float32))
     octave = torch.arange(half, device=t.device, dtype=t.dtype) / half
     angles = 1000.0 * t[:, None] * torch.exp(-math.log(10_000.0) * octave)
+    return torch.cat([angles.cos(), angles.sin()], 1)[:, :features]
+
+
+FASTEST = 16.0
+"""Highest frequency of :func:`smooth_sinusoids`, the largest derivative of one in t."""
+
+
+def smooth_sinusoids(t: Tensor, features: int) -> Tensor:
+    """Sines and cosines (B, features) of w t, t (B,) in [0, 1], with w from 1 to ``FASTEST`` by equal ratios.
+
+    For losses with derivatives in t, which those of 1000 t make so large that training diverges (Lu & Song 2025,
+    "Simplifying, stabilizing and scaling continuous-time consistency models", section 4).
+    """
+    half = (features + 1) // 2
+    t = t.to(torch.promote_types(t.dtype, torch.float32))
+    angles = t[:, None] * FASTEST ** torch.linspace(0, 1, half, device=t.device, dtype=t.dtype)
     return torch.cat([angles.cos(), angles.sin()], 1)[:, :features]
 
 
@@ -144,11 +160,12 @@ class TimeEmbedding(nn.Module):
         dim = dim or 4 * width
         self.width = width
         self.fourier = FourierFeatures(width) if kind == "fourier" else None
+        self.sinusoids = smooth_sinusoids if kind == "smooth" else sinusoids
         self.widen = nn.Linear(width, dim)
         self.mix = nn.Linear(dim, dim)
 
     def forward(self, t: Tensor) -> Tensor:
-        features = sinusoids(t, self.width) if self.fourier is None else self.fourier(t)
+        features = self.sinusoids(t, self.width) if self.fourier is None else self.fourier(t)
         return self.mix(F.silu(self.widen(features.to(self.widen.weight.dtype))))
 
 

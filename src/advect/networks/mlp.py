@@ -139,7 +139,8 @@ class ResidualMLP(FlowNetwork):
         depth: residual blocks.
         expansion: ratio of a block's hidden width to ``width``.
         dropout: dropout probability inside the blocks.
-        time_embedding: sinusoids of 1000 t, or of random frequencies.
+        time_embedding: sinusoids of 1000 t, of random frequencies, or of low ones (smooth), for losses with
+            derivatives in t.
 
     Raises UserError for an argument out of range and for inputs of another shape.
     """

@@ -150,14 +150,15 @@ class SequenceTransformer(FlowNetwork):
         mlp: activation in the blocks' MLP.
         qk_norm: normalise queries and keys; stabilises large networks and bfloat16.
         dropout: dropout probability at the end of each branch.
-        time_embedding: sinusoids of 1000 t, or of random frequencies.
+        time_embedding: sinusoids of 1000 t, of random frequencies, or of low ones (smooth), for losses with
+            derivatives in t.
 
     Raises UserError for an argument out of range and for inputs of another shape.
     """
 
     takes = "sequence"
 
-    part_examples = ({"width": 16, "depth": 2, "heads": 2},)
+    part_examples = ({"width": 16, "depth": 2, "heads": 2, "time_embedding": "smooth"},)
 
     def __init__(
         self,

@@ -129,7 +129,8 @@ class UNet(FlowNetwork):
         dropout: dropout probability inside the residual blocks.
         head_width: channels of an attention head.
         patch_size: pixels a side folded into channels first; 2 costs a quarter.
-        time_embedding: sinusoids of 1000 t, or of random frequencies.
+        time_embedding: sinusoids of 1000 t, of random frequencies, or of low ones (smooth), for losses with
+            derivatives in t.
 
     Raises UserError for an argument out of range, a size that cannot be halved so often, an attention resolution that
     no level has, and inputs of another shape.
