@@ -321,8 +321,9 @@ def smooth_times(config: Config, flags: list[str]) -> Config:
     """
     objective = value_of("--objective", flags)
     name = value_of("--network", flags) or config.network.network
-    known = objective in registry.choices("loss") and name in registry.choices("network")
-    if not known or value_of("--init-from", flags) or not registry.get("loss", objective).derives_time:
+    if objective not in registry.choices("loss") or name not in registry.choices("network"):
+        return config
+    if objective is None or value_of("--init-from", flags) or not registry.get("loss", objective).derives_time:
         return config
     chosen = config.network if name == config.network.network else config.network.replaced(network=name)
     if "time_embedding" not in registry.parameters(chosen.part("network")):
