@@ -254,6 +254,9 @@ class Worker:
         """Have the process write where it is, and kill it."""
         if self.process.pid is not None and self.process.is_alive():
             os.kill(self.process.pid, signal.SIGUSR1)
+            until = time.monotonic() + 20  # on a busy machine it does so late
+            while not (self.stack.exists() and self.stack.stat().st_size) and time.monotonic() < until:
+                time.sleep(0.1)
             time.sleep(0.5)
         self.process.kill()
 
