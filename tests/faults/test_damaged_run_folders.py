@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from advect.checkpoint.manifest import find_checkpoint
 from advect.core.errors import UserError
 from runs import end_of
 
@@ -96,6 +99,39 @@ def test_a_pipe_for_metrics_is_told(moons_run, tmp_path, advect):
     os.mkfifo(tmp_path / "run/metrics.jsonl")
     with pytest.raises(UserError, match=r"run/metrics.jsonl could not .*: it is a pipe, socket or device, not a file"):
         advect("train --resume-from run --max-steps 1000")
+
+
+def test_pipes_in_the_place_of_files_are_never_waited_for(moons_run, tmp_path):
+    whole = shutil.copytree(moons_run, tmp_path / "whole")
+    newest = find_checkpoint(whole)
+    files = [f for f in (*whole.glob("*.*"), *newest.rglob("*")) if f.is_file()]
+    assert newest / "model.safetensors" in files and len(files) > 6
+    words = f"import sys; sys.path[:0] = {sys.path!r}\n" + PIPES.format(run=str(whole), files=[*map(str, files)])
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, timeout=540)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+PIPES = """
+import faulthandler, os, shutil
+from advect.cli import run
+from advect.core.errors import UserError
+faulthandler.dump_traceback_later(500, exit=True)
+CALLS = [word.split() for word in (
+    "train --max-steps 1 --resume-from {run}", "sample --num-samples 2 --overwrite {run}"
+)]
+for words in CALLS:  # of the whole run
+    run(words)
+for file in {files}:
+    os.rename(file, file + "-whole")
+    os.mkfifo(file)
+    for words in CALLS:
+        try:
+            run(words)
+        except UserError as error:
+            assert str(error), file
+    os.remove(file)
+    os.rename(file + "-whole", file)
+"""
 
 
 def test_a_living_process_keeps_its_partial_files(tmp_path):

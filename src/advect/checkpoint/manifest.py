@@ -20,7 +20,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from advect.core.errors import UserError
-from advect.core.files import atomic_write_text, explain_disk_errors, remove_partial, sync_file, sync_folder
+from advect.core.files import (
+    atomic_write_text,
+    explain_disk_errors,
+    open_regular,
+    remove_partial,
+    sync_file,
+    sync_folder,
+)
 from advect.core.records import as_record, find_object, read_record
 from advect.distributed.comm import broadcast_object, current, sync_errors
 
@@ -34,7 +41,7 @@ _EPOCH = re.compile(r"(?:checkpoint[-_])?epoch[-_](\d+)(?:\.pth?)?")
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

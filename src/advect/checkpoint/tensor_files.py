@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from advect.core.errors import UserError
-from advect.core.files import error_number
+from advect.core.files import error_number, regular
 from advect.distributed.comm import background_group, control_group, current
 from advect.distributed.parallel import local, local_range
 
@@ -61,7 +61,7 @@ def _sort_entries(path: Path) -> None:
 def load_weights(path: Path) -> dict[str, Tensor]:
     """Load a safetensors file. Raises UserError if it is damaged."""
     try:
-        return load_file(path)
+        return load_file(regular(path))
     except UNREADABLE as error:
         raise UserError(f"{path} is not a whole safetensors file ({error}); take another checkpoint") from error
 
@@ -90,7 +90,7 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 def open_tensors(path: Path) -> Iterator[Any]:
     """Context with an open safetensors file. Raises UserError if it cannot be read."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(regular(path), framework="pt") as file:
             yield file
     except UNREADABLE as error:
         raise UserError(f"{path} is not a whole safetensors file ({error}); take another checkpoint") from error
@@ -166,7 +166,7 @@ def names(folder: Path, group: str) -> set[str]:
     """Names of the tensors of a group."""
     found: set[str] = set()
     for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as tensors:
+        with safe_open(regular(file), framework="pt") as tensors:
             found |= {name.removeprefix(f"{group}.") for name in tensors.keys() if name.startswith(f"{group}.")}  # noqa: SIM118
     return found
 
@@ -175,6 +175,8 @@ def assemble(folder: Path, groups: Collection[str]) -> dict[str, Tensor]:
     """Load the whole tensors of ``groups``, without the prefix; later groups win. For one process."""
     from torch.distributed.checkpoint import HuggingFaceStorageReader
 
+    for file in folder.glob("*.safetensors"):
+        regular(file)  # as PyTorch does not look
     with _exchange():
         metadata = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     wanted: dict[str, Tensor] = {}

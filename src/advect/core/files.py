@@ -46,6 +46,12 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         return file.read()
 
 
+def regular(path: Path) -> Path:
+    """The path of a regular file, for a library that opens it: OSError as of :func:`open_regular`."""
+    open_regular(path).close()
+    return path
+
+
 def check_regular(path: Path, argument: str) -> None:
     """Raise UserError naming the argument for a pipe, socket or device."""
     if path.exists() and not path.is_file() and not path.is_dir():

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advect.core.files import sync_file
+from advect.core.files import regular, sync_file
 from advect.core.random import Generator
 from advect.core.types import AUGMENTATION, Batch, Conditions
 from advect.data.base import Dataset, Split
@@ -66,11 +66,13 @@ class Pairs:
     def __init__(self, folders: Sequence[Path], generated: int, starts: Starts, store: ImageStore) -> None:
         self._generated, self._starts = generated, starts
         self._store: ImageStore = store
-        self._x1 = [np.load(folder / X1, mmap_mode="r", allow_pickle=False) for folder in folders]
+        self._x1 = [np.load(regular(folder / X1), mmap_mode="r", allow_pickle=False) for folder in folders]
         self._first = np.cumsum([0, *map(len, self._x1)])
         names = sorted(path.name for path in folders[0].glob(f"{COND}*.npy"))
         self._cond = {
-            name[len(COND) : -len(".npy")]: np.concatenate([np.load(f / name, allow_pickle=False) for f in folders])
+            name[len(COND) : -len(".npy")]: np.concatenate(
+                [np.load(regular(f / name), allow_pickle=False) for f in folders]
+            )
             for name in names
         }
         self._x0 = {

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from advect.checkpoint.tensor_files import UNREADABLE, load_weights, save_tensors
 from advect.core.errors import UserError
-from advect.core.files import atomic_write, atomic_write_text, lock_folder, make_folder, sync_file
+from advect.core.files import atomic_write, atomic_write_text, lock_folder, make_folder, regular, sync_file
 from advect.core.records import find_object
 from advect.distributed.comm import broadcast_object, current, gather_objects, sync_errors, without_timeout
 from advect.distributed.context import progress_bar
@@ -52,7 +52,7 @@ class ReferenceCache:
         """Tensors of a key by name, on the CPU, or None."""
         path = self.path(key)
         try:
-            with safe_open(path, framework="pt") as file:
+            with safe_open(regular(path), framework="pt") as file:
                 if (file.metadata() or {}).get("key") != _text(key):
                     return None
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict

@@ -17,7 +17,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from advect.core.errors import UserError
-from advect.core.files import atomic_write, claim_folder, explain_disk_errors
+from advect.core.files import atomic_write, claim_folder, explain_disk_errors, regular
 from advect.sklearn.priors import Prior
 from advect.sklearn.settings import warn
 from advect.sklearn.simulate import Simulations
@@ -160,7 +160,7 @@ class KeptRounds:
         if not path.exists():
             return None
         try:
-            return np.load(path, allow_pickle=False)
+            return np.load(regular(path), allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:
             raise UserError(f"{path} is damaged ({error}); delete it and the later rounds") from error
 

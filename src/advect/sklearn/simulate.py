@@ -16,7 +16,7 @@ from torch import Tensor
 
 from advect.core.bounds import Count
 from advect.core.errors import UserError
-from advect.core.files import atomic_write, claim_folder, explain_disk_errors
+from advect.core.files import atomic_write, claim_folder, explain_disk_errors, read_file, regular
 from advect.core.progress import Progress
 from advect.core.random import Stream, stream_seed
 from advect.sklearn.model import check_whole
@@ -181,7 +181,7 @@ class _Kept:
         name = f"{job.batch_size} {job.seed} {theta.shape}".encode()
         self.folder, self._sign = folder, hashlib.sha256(name + theta.tobytes()).hexdigest()
         sign = folder / "simulations.txt"
-        if sign.exists() and sign.read_text().strip() != self._sign:
+        if sign.exists() and read_file(sign).decode(errors="replace").strip() != self._sign:
             raise UserError(f"folder {folder} holds simulations of another prior, n, seed or batch_size; take another")
         with explain_disk_errors("repeat the call"):
             atomic_write(sign, lambda path: path.write_text(self._sign + "\n"))
@@ -195,7 +195,7 @@ class _Kept:
         if not path.exists():
             return None
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(regular(path), allow_pickle=False) as file:
                 good, x = file["good"], file["x"]
             if good.shape != (rows,) or len(x) != good.sum() or not np.isfinite(x).all():
                 raise ValueError("of another size")
